@@ -1,0 +1,59 @@
+"""The errors that sere raises: each says what was expected, what came and what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class SereError(Exception):
+    """Base of every error that sere raises on purpose."""
+
+
+class InputError(SereError, ValueError):
+    """An argument has a wrong shape, dtype, device or value."""
+
+
+class ConfigError(InputError):
+    """A setting is unknown or out of range."""
+
+
+class BackendUnavailable(SereError, RuntimeError):
+    """A backend was named and cannot run here; the text says why."""
+
+
+class TableError(SereError):
+    """A similarity table is missing, damaged or makes no sense."""
+
+
+class TableMismatch(TableError):
+    """A similarity table belongs to another model than the one at hand."""
+
+
+class UnsupportedModel(SereError):
+    """The model has no experts modules that can be calibrated or re-routed; the text says why."""
+
+
+class DataError(SereError):
+    """Calibration or evaluation texts are missing, unreadable or too few."""
+
+
+class AlreadyApplied(SereError, RuntimeError):
+    """Re-routing is already active on this model."""
+
+
+class MissingDependency(SereError, ImportError):
+    """An optional package is needed for what was asked; the text gives the install line."""
+
+
+def did_you_mean(name: str, valid: Iterable[str]) -> str:
+    """Return ``"; did you mean 'x'?"`` followed by all valid names, for the end of an error text.
+
+    Args:
+        name: What came.
+        valid: The names that would have been accepted.
+    """
+    names = sorted(valid)
+    close = get_close_matches(name, names, n=1, cutoff=0.5)
+    hint = f"; did you mean {close[0]!r}?" if close else ""
+    return f"{hint} (valid: {', '.join(names)})"

@@ -1,0 +1,80 @@
+"""One layer's similarities: the unit that calibration makes, a table holds and re-routing takes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sere.errors import InputError
+
+# Sums in float32 may leave a similarity this far outside [0, 1], or a diagonal this far from 1.
+TOLERANCE = 1e-4
+
+
+@dataclass(frozen=True, eq=False)
+class LayerSimilarity:
+    """How well one expert of a layer replaces another.
+
+    Attributes:
+        similarity: ``[E, E]``, float32; row e, column p: how well p replaces e, in [0, 1]; diagonal 1.
+        scale: ``[E, E]``, float32, or None; the factor α that fits p's output to e's best.
+
+    Raises:
+        InputError: A shape, dtype or value is wrong; the text gives what was expected and what came.
+
+    Source: METHOD.md section 3.
+    """
+
+    similarity: Tensor
+    scale: Tensor | None = None
+    prepared: dict[Any, Any] = field(default_factory=dict, repr=False, init=False)
+
+    def __post_init__(self) -> None:
+        check_similarity(self.similarity)
+        if self.scale is not None:
+            check_scale(self.scale, self.E)
+
+    @property
+    def E(self) -> int:  # noqa: N802 - the method's symbol
+        """Number of experts of the layer."""
+        return int(self.similarity.shape[0])
+
+
+def check_similarity(similarity: Tensor) -> None:
+    """Refuse what cannot be a similarity matrix.
+
+    Raises:
+        InputError: Not square, not float32, not finite, outside [0, 1], or the diagonal is not 1.
+    """
+    if similarity.ndim != 2 or similarity.shape[0] != similarity.shape[1] or similarity.shape[0] == 0:
+        raise InputError(f"similarity: expected a square [E, E] matrix, got shape {list(similarity.shape)}")
+    if similarity.dtype != torch.float32:
+        raise InputError(
+            f"similarity: expected float32 (16-bit similarities change choices), got {similarity.dtype}; "
+            "keep the values that calibration computed"
+        )
+    if not bool(torch.isfinite(similarity).all()):
+        raise InputError("similarity: expected finite values, got NaN or infinity; calibrate again")
+    low, high = float(similarity.min()), float(similarity.max())
+    if low < -TOLERANCE or high > 1 + TOLERANCE:
+        raise InputError(f"similarity: expected values in [0, 1], got {low:.4g} to {high:.4g}")
+    worst = float((similarity.diagonal() - 1).abs().max())
+    if worst > TOLERANCE:
+        raise InputError(f"similarity: expected a diagonal of 1, got one off by {worst:.3g}")
+
+
+def check_scale(scale: Tensor, E: int) -> None:
+    """Refuse what cannot be the factors of a layer with ``E`` experts.
+
+    Raises:
+        InputError: Shape, dtype or a value is wrong.
+    """
+    if tuple(scale.shape) != (E, E):
+        raise InputError(f"scale: expected shape [{E}, {E}] like the similarity, got {list(scale.shape)}")
+    if scale.dtype != torch.float32:
+        raise InputError(f"scale: expected float32, got {scale.dtype}")
+    if not bool(torch.isfinite(scale).all()):
+        raise InputError("scale: expected finite values, got NaN or infinity; calibrate again")

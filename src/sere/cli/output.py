@@ -1,0 +1,61 @@
+"""What commands print: one JSON value on stdout with ``--json``, else a rendering for people."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar
+
+from tabulate import tabulate
+
+_T = TypeVar("_T")
+
+
+def add_json_flag(parser: argparse.ArgumentParser) -> None:
+    """Add ``--json``: the result as JSON on stdout and nothing else there."""
+    parser.add_argument("--json", action="store_true", help="print the result as JSON on stdout")
+
+
+def emit(args: argparse.Namespace, value: _T, render: Callable[[_T], str]) -> None:
+    """Print a command's result on stdout.
+
+    Args:
+        args: The command's arguments; ``args.json`` decides the form.
+        value: The result; JSON-ready.
+        render: Turns the result into the text for people.
+    """
+    json_wanted = bool(getattr(args, "json", False))
+    print(json.dumps(value, allow_nan=False) if json_wanted else render(value))
+
+
+def say(text: str) -> None:
+    """Print a line for people on stderr, which ``--json`` leaves free."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def table(rows: Iterable[Sequence[Any]], headers: Sequence[str]) -> str:
+    """Return an aligned text table.
+
+    Args:
+        rows: One sequence a row, as many cells as ``headers``; None shows as ``-``. Texts stay as they are.
+        headers: The column titles.
+    """
+    cells = [list(row) for row in rows]
+    return str(
+        tabulate(cells, headers=list(headers), tablefmt="simple", missingval="-", disable_numparse=True,
+                 colalign=_alignment(cells, len(headers)))
+    )  # fmt: skip
+
+
+def _alignment(rows: list[list[Any]], width: int) -> list[str]:
+    """Align a column right where all its cells begin like a number, else left."""
+    if not rows:
+        return ["left"] * width
+    return ["right" if all(_numeric(row[i]) for row in rows) else "left" for i in range(width)]
+
+
+def _numeric(cell: Any) -> bool:
+    text = str(cell).lstrip("+-±")
+    return cell is None or text == "" or text[0].isdigit()

@@ -1,0 +1,309 @@
+"""Find a model's experts modules, and say which model it is, by structure: no list of class names."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from sere.errors import UnsupportedModel
+
+_EXPERTS_NAMES = (
+    "num_experts",
+    "num_local_experts",
+    "num_routed_experts",
+    "n_routed_experts",
+    "moe_num_experts",
+)
+_TOP_K_NAMES = (
+    "top_k",
+    "num_experts_per_tok",
+    "num_experts_per_token",
+    "top_k_experts",
+    "moe_topk",
+    "moe_top_k",
+    "moe_k",
+)
+# What makes two models the same for a table. Values are read through aliases, so that a renamed key in
+# another release, a quantised copy or a grown vocabulary does not make another model of it.
+_IDENTITY_KEYS: Mapping[str, tuple[str, ...]] = {
+    "model_type": ("model_type",),
+    "hidden_size": ("hidden_size", "d_model", "n_embd"),
+    "layers": ("num_hidden_layers", "num_layers", "n_layers", "n_layer"),
+    "expert_width": (
+        "moe_intermediate_size",
+        "expert_ffn_hidden_size",
+        "ffn_hidden_size",
+        "intermediate_size",
+    ),
+}
+_OTHER_TOWERS = re.compile(r"vision|visual|image|audio|speech|code2wav", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class ModelIdentity:
+    """Which model a similarity table was made for.
+
+    Attributes:
+        name: What people call it: a hub id, or the last part of a path; for error texts only.
+        digest: Hex digest of the architecture: model type, hidden size, layers, expert width, E, K.
+        E: Experts of a layer (the largest, where layers differ).
+        K: Routed slots per token (the largest, where layers differ).
+        layer_names: Module name of the experts by decoder-layer index.
+    """
+
+    name: str
+    digest: str
+    E: int
+    K: int
+    layer_names: Mapping[int, str]
+
+
+@dataclass(frozen=True, eq=False)
+class ExpertsLayer:
+    """One experts module: called with hidden states, expert ids and gate weights.
+
+    Attributes:
+        index: Decoder-layer index, parsed from the module's name.
+        name: The module's name within the model, e.g. ``model.layers.3.mlp.experts``.
+        module: The experts module itself.
+        E: Its routed experts; ids from E on (zero experts, sentinels) are none of them.
+        K: Routed slots per token.
+    """
+
+    index: int
+    name: str
+    module: nn.Module
+    E: int
+    K: int
+
+
+def find_experts(model: nn.Module) -> list[ExpertsLayer]:
+    """Find the experts module of each MoE layer, in layer order.
+
+    An experts module is one whose class's ``forward`` takes hidden states, expert ids and gate weights,
+    in this order, and which holds one set of weights per expert. Shared experts, dense MLPs and the
+    vision and audio towers of a model do not match.
+
+    Args:
+        model: A causal language model, or a model that contains one.
+
+    Returns:
+        One entry per MoE layer, ascending by index.
+
+    Raises:
+        UnsupportedModel: There is no such module, or one that cannot be re-routed; the text names the
+            module and the reason.
+
+    Source: METHOD.md section 4 for what is passed on; ENGINES.md section 10 for the forms found.
+    """
+    _refuse_encoder_decoder(model)
+    parents = dict(model.named_modules())
+    layers: list[ExpertsLayer] = []
+    for name, module in parents.items():
+        if _OTHER_TOWERS.search(name):
+            continue
+        if takes_routing(type(module)) and holds_experts(module):
+            parent = parents[name.rpartition(".")[0]]
+            layers.append(_describe(name, module, parent, text_config(model)))
+        elif (reason := _why_not(name, module)) is not None:
+            raise UnsupportedModel(f"{name} ({type(module).__name__}): {reason}")
+    if not layers:
+        raise UnsupportedModel(
+            f"{type(model).__name__}: no experts module found; expected modules whose forward takes "
+            "(hidden_states, top_k_index, top_k_weights), as in the Mixture-of-Experts models of "
+            "Transformers v5. A dense model has none and nothing to re-route"
+        )
+    return _in_order(layers, model)
+
+
+def identify(model: nn.Module) -> ModelIdentity:
+    """Say which model this is, from its experts modules and a fixed list of its config's values.
+
+    Args:
+        model: As for `find_experts`. It may be on the meta device.
+
+    Returns:
+        The identity that a table carries; equal for quantised copies and other library releases.
+
+    Raises:
+        UnsupportedModel: As `find_experts`.
+    """
+    return identity_of(model, find_experts(model))
+
+
+def identity_of(model: nn.Module, layers: list[ExpertsLayer]) -> ModelIdentity:
+    """Say which model this is, from layers that were found already; see `identify`."""
+    E, K = max(layer.E for layer in layers), max(layer.K for layer in layers)
+    return ModelIdentity(
+        name=_model_name(model),
+        digest=architecture_digest(text_config(model), E=E, K=K),
+        E=E,
+        K=K,
+        layer_names={layer.index: layer.name for layer in layers},
+    )
+
+
+def architecture_digest(config: object, *, E: int, K: int) -> str:
+    """Return the hex digest over the architecture keys of a text config.
+
+    Args:
+        config: The text config, or None for a model without one.
+        E: Experts of a layer.
+        K: Routed slots per token.
+
+    Returns:
+        64 hex digits, independent of library versions, dtype and quantisation.
+    """
+    values: dict[str, Any] = {key: _first(config, names) for key, names in _IDENTITY_KEYS.items()}
+    values |= {"E": E, "K": K}
+    return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def text_config(model: nn.Module) -> object:
+    """Return the config of the language model within ``model``, or None if it has no config."""
+    config = getattr(model, "config", None)
+    getter = getattr(config, "get_text_config", None)
+    return getter() if callable(getter) else config
+
+
+def takes_routing(kind: type) -> bool:
+    """Whether a module class's ``forward`` takes (hidden_states, expert ids, gate weights)."""
+    names = _parameters(kind)
+    return (
+        len(names) == 3
+        and names[0].startswith("hidden")
+        and re.search(r"ind(ex|ices)|experts|ids", names[1]) is not None
+        and re.search(r"weight|prob|score", names[2]) is not None
+    )
+
+
+def holds_experts(module: nn.Module) -> bool:
+    """Whether a module holds one set of weights per expert, stacked or as a list."""
+    return _count_experts(module) is not None
+
+
+def _parameters(kind: type) -> list[str]:
+    """Names of the positional parameters of a class's ``forward`` besides self; a ``*`` counts as one."""
+    try:
+        parameters = list(inspect.signature(kind.forward).parameters.values())[1:]  # type: ignore[attr-defined]
+    except (AttributeError, TypeError, ValueError):
+        return []
+    return [
+        ("*" if p.kind is p.VAR_POSITIONAL else p.name) for p in parameters if p.kind is not p.KEYWORD_ONLY
+    ]
+
+
+def _count_experts(module: nn.Module) -> int | None:
+    """E, from the weights; a module that names more experts than it has weights for has zero experts."""
+    stacked = [p.shape[0] for p in module.parameters() if p.ndim == 3]
+    if stacked:
+        return int(min(stacked))
+    lists = [len(child) for child in module.children() if isinstance(child, nn.ModuleList)]
+    if isinstance(module, nn.ModuleList | nn.ModuleDict):
+        lists.append(len(module))
+    if lists and max(lists) > 1:
+        return max(lists)
+    # Weights of all experts in one flat matrix (DBRX), or packed by quantisation.
+    named = _first(module, _EXPERTS_NAMES)
+    return int(named) if isinstance(named, int) and next(module.parameters(), None) is not None else None
+
+
+def _describe(name: str, module: nn.Module, parent: nn.Module, config: object) -> ExpertsLayer:
+    if getattr(module, "_is_expert_parallel", False):
+        raise UnsupportedModel(
+            f"{name}: the model is expert-parallel, so this rank sees local expert ids only and the ranks "
+            "cannot agree on one primary set; load it without expert parallelism"
+        )
+    index = re.search(r"(?:^|\.)(\d+)(?:\.|$)", name)
+    if index is None:
+        raise UnsupportedModel(f"{name}: expected a decoder-layer index in the module's name, found none")
+    E, K = _count_experts(module), _routed_slots(module, parent, config, int(index.group(1)))
+    if E is None or K is None:
+        raise UnsupportedModel(
+            f"{name}: the number of routed slots per token is not known; expected one of "
+            f"{', '.join(_TOP_K_NAMES)} on the router, the MoE block or the config"
+        )
+    return ExpertsLayer(index=int(index.group(1)), name=name, module=module, E=E, K=min(K, E))
+
+
+def _routed_slots(module: nn.Module, parent: nn.Module, config: object, index: int) -> int | None:
+    """K, from what stands nearest to the experts: the MoE block, its router, the config."""
+    siblings = [child for child in parent.children() if child is not module]
+    for place in (parent, *siblings, getattr(module, "config", None), config):
+        found = _first(place, _TOP_K_NAMES)
+        if isinstance(found, list | tuple) and index < len(found):
+            found = found[index]
+        if isinstance(found, int) and found > 0:
+            return found
+    return None
+
+
+def _why_not(name: str, module: nn.Module) -> str | None:
+    """Why a module that looks like routed experts cannot be re-routed, or None if it does not look so."""
+    last = name.rpartition(".")[2]
+    kind = type(module).__name__
+    if not (last == "experts" or kind.endswith("Experts")) or re.search(
+        "shared", f"{last} {kind}", re.IGNORECASE
+    ):
+        return None
+    names = _parameters(type(module))
+    if "routing_data" in names:
+        return (
+            "its MXFP4 kernel takes routing data that it has packed already; load the model with "
+            "Mxfp4Config(dequantize=True)"
+        )
+    if names == ["hidden_states"]:
+        return "it computes every expert for every token, so fewer distinct experts save nothing"
+    if not names or next(module.parameters(), None) is None:
+        return None
+    return (
+        f"its forward takes ({', '.join(names)}); expected (hidden_states, top_k_index, top_k_weights), "
+        "because re-routing changes the ids and weights on their way in"
+    )
+
+
+def _refuse_encoder_decoder(model: nn.Module) -> None:
+    if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+        raise UnsupportedModel(
+            f"{type(model).__name__}: an encoder-decoder model; expected a causal language model, because "
+            "its one or two experts per token leave nothing to re-route and its layers come in two stacks"
+        )
+
+
+def _in_order(layers: list[ExpertsLayer], model: nn.Module) -> list[ExpertsLayer]:
+    """Sort by index; refuse two experts modules with one index, as a model of two language models has."""
+    by_index: dict[int, ExpertsLayer] = {}
+    for layer in layers:
+        other = by_index.setdefault(layer.index, layer)
+        if other is not layer:
+            raise UnsupportedModel(
+                f"{type(model).__name__}: {other.name} and {layer.name} are both layer {layer.index}; "
+                f"pass the one language model that is to be re-routed, e.g. model.{layer.name.split('.')[0]}"
+            )
+    return [by_index[index] for index in sorted(by_index)]
+
+
+def _model_name(model: nn.Module) -> str:
+    """Return a hub id as it is, but a path's last part only: a table must not carry paths."""
+    named = str(getattr(getattr(model, "config", None), "_name_or_path", "") or "")
+    if named.count("/") > 1 or Path(named).is_absolute() or Path(named).exists():
+        named = Path(named).name
+    return named or type(model).__name__
+
+
+def _first(place: object, names: tuple[str, ...]) -> Any:
+    """Return the first of these attributes that is there and not None, else None."""
+    for holder in (place, getattr(place, "ffn_config", None)):
+        for name in names:
+            value = getattr(holder, name, None)
+            if value is not None:
+                return value
+    return None

@@ -1,0 +1,84 @@
+"""SERE: secondary experts are replaced by the most similar expert that the batch needs anyway.
+
+Source: SERE (ICLR 2026, arXiv 2602.07616); METHOD.md section 4.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from sere.config import RerouteConfig
+from sere.errors import ConfigError, TableError
+from sere.policies.base import Policy
+from sere.reroute import Plan, Routing, make_plan
+from sere.similarity.layer import LayerSimilarity
+
+
+class Sere(Policy):
+    """Similarity-based re-routing with one configuration for all layers.
+
+    Args:
+        layers: Similarities by index of the decoder layer: ``table.layers``.
+        config: The settings.
+
+    Raises:
+        ConfigError: ``config.keep`` names a layer without similarities, or ``use_scale`` asks for factors
+            that the layers do not have.
+    """
+
+    name: ClassVar[str] = "sere"
+
+    def __init__(self, layers: Mapping[int, LayerSimilarity], config: RerouteConfig) -> None:
+        unknown = sorted(set(config.keep) - set(layers))
+        if unknown:
+            raise ConfigError(f"keep: layer {unknown[0]} has no similarities; the table has {sorted(layers)}")
+        if config.use_scale and any(layer.scale is None for layer in layers.values()):
+            raise ConfigError("use_scale: the table has no scale; calibrate with metric='projection'")
+        self.layers = dict(layers)
+        self.config = config
+        self._plans: dict[tuple[int, torch.device], Plan] = {}
+
+    def describe(self) -> dict[str, Any]:
+        """Return the settings, JSON-ready."""
+        return {"policy": self.name} | self.config.to_mapping()
+
+    def plan(self, layer: int, device: torch.device) -> Plan:
+        """Return the prepared layer on a device, preparing it at the first call.
+
+        Raises:
+            TableError: The table has no such layer.
+        """
+        found = self._plans.get((layer, device))
+        if found is None:
+            if layer not in self.layers:
+                raise TableError(f"no similarities for layer {layer}; the table has {sorted(self.layers)}")
+            similarity = self.layers[layer]
+            found = make_plan(
+                similarity,
+                self.config,
+                keep=self.config.keep.get(layer, ()),
+                scale=similarity.scale if self.config.use_scale else None,
+                device=device,
+            )
+            self._plans[layer, device] = found
+        return found
+
+    def route(
+        self,
+        layer: int,
+        topk_ids: Tensor,
+        topk_weights: Tensor,
+        *,
+        row_budget: Tensor | None = None,
+        num_tokens: Tensor | int | None = None,
+        scores: Tensor | None = None,  # noqa: ARG002 - other policies need them
+        counters: Tensor | None = None,
+    ) -> Routing:
+        """Route one step of one layer; see ``Policy.route``."""
+        return self.plan(layer, topk_ids.device).route(
+            topk_ids, topk_weights, row_budget=row_budget, num_tokens=num_tokens, counters=counters
+        )

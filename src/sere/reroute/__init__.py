@@ -1,0 +1,112 @@
+"""Re-routing: tensors in, tensors out (METHOD.md section 4)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from sere.config import Backend, Merge, RerouteConfig, Targets
+from sere.reroute.backends import BACKENDS, BackendRecord, select
+from sere.reroute.plan import Plan, make_plan
+from sere.reroute.types import COUNTERS, Neighbours, Routing
+from sere.similarity.layer import LayerSimilarity
+
+__all__ = [
+    "BACKENDS",
+    "COUNTERS",
+    "BackendRecord",
+    "Neighbours",
+    "Plan",
+    "Routing",
+    "make_plan",
+    "reroute",
+    "select",
+]
+
+
+def reroute(
+    topk_ids: Tensor,
+    topk_weights: Tensor,
+    similarity: Tensor | LayerSimilarity,
+    *,
+    select_top_k: int,
+    threshold: float = 0.0,
+    row_budget: Tensor | Sequence[int] | None = None,
+    num_tokens: Tensor | int | None = None,
+    min_active: int = 0,
+    keep: Sequence[int] = (),
+    targets: Targets = "primary",
+    scale: Tensor | None = None,
+    merge: Merge = "none",
+    sentinel: int | None = None,
+    counters: Tensor | None = None,
+    backend: Backend = "auto",
+) -> Routing:
+    """Replace each secondary expert by the most similar expert that the batch needs anyway.
+
+    Args:
+        topk_ids: Expert ids, ``[T, K]``, int32 or int64, slots in any order. Not modified. Ids outside
+            [0, E) pass through untouched.
+        topk_weights: Gate weights, ``[T, K]``, floating point, finite. Not modified. Slots of weight 0
+            pass through untouched.
+        similarity: ``[E, E]``, float32, or a layer of a table. A layer is prepared once for each
+            combination of settings and remembers it; a plain tensor is prepared anew at every call.
+        select_top_k: S, slots per row that are primary: its heaviest.
+        threshold: ρ, least similarity at which an expert may be replaced.
+        row_budget: ``[T]``, int32 or int64, or None: b_t for each row instead of ``select_top_k``. K or more
+            protects the row; a negative number marks it as padding, wherever it stands.
+        num_tokens: N, an integer or a tensor with one; rows from N on are padding. N = 0 changes nothing.
+        min_active: Least size of the primary set.
+        keep: Experts of this layer that are never replaced.
+        targets: ``"primary"`` (the paper) or ``"active"``: critical experts, too, may take over slots.
+        scale: ``[E, E]``, float32: multiplies the weight of a re-routed slot.
+        merge: What to do with an expert that occurs twice in a row.
+        sentinel: The id of freed slots with ``merge="sentinel"``.
+        counters: int64, one entry per name in ``COUNTERS``; incremented in place unless no expert is
+            primary. None counts nothing.
+        backend: ``"reference"``, ``"torch"``, ``"cpu"``, or ``"auto"`` for the fastest on the device.
+
+    Returns:
+        New ids and weights; same shapes, dtypes and device.
+
+    Raises:
+        InputError: A shape, dtype or bound is wrong; the text gives what was expected and what came.
+        BackendUnavailable: ``backend`` was named and cannot run here; the text says why.
+
+    Source: SERE (ICLR 2026, arXiv 2602.07616); METHOD.md section 4.
+    """
+    layer = similarity if isinstance(similarity, LayerSimilarity) else LayerSimilarity(similarity)
+    # The scale's identity stands for its contents: a plan holds its own copy and the tensor alive.
+    settings = (
+        select_top_k, threshold, min_active, tuple(keep), targets, id(scale), merge, sentinel, backend,
+        topk_ids.device,
+    )  # fmt: skip
+    cached = layer.prepared.get(settings)
+    if cached is None:
+        cached = _prepare(layer, settings, scale)
+    plan: Plan = cached[0]
+    return plan.route(topk_ids, topk_weights, row_budget=row_budget, num_tokens=num_tokens, counters=counters)
+
+
+def _prepare(
+    layer: LayerSimilarity, settings: tuple[object, ...], scale: Tensor | None
+) -> tuple[Plan, Tensor | None]:
+    select_top_k, threshold, min_active, keep, targets, _, merge, sentinel, backend, device = settings
+    config = RerouteConfig.from_mapping(
+        {
+            "select_top_k": select_top_k,
+            "threshold": threshold,
+            "min_active": min_active,
+            "targets": targets,
+            "merge": merge,
+            "sentinel": sentinel,
+            "backend": backend,
+        }
+    )
+    assert isinstance(keep, tuple)
+    assert isinstance(device, torch.device)
+    plan = make_plan(layer, config, keep=keep, scale=scale, device=device)
+    layer.prepared[settings] = (plan, scale)
+    return layer.prepared[settings]  # type: ignore[no-any-return]

@@ -1,0 +1,108 @@
+"""Which implementations there are, and which one runs."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib.util import find_spec
+from types import MappingProxyType
+
+from torch import Tensor
+
+from sere.errors import BackendUnavailable, ConfigError, did_you_mean
+from sere.reroute.types import Neighbours, Rules
+
+logger = logging.getLogger("sere")
+
+Run = Callable[
+    [Tensor, Tensor, Neighbours, Rules, Tensor | None, Tensor | int | None, Tensor | None],
+    tuple[Tensor, Tensor],
+]
+
+
+@dataclass(frozen=True, slots=True)
+class BackendRecord:
+    """One implementation of the operation.
+
+    Attributes:
+        name: What ``backend=`` calls it.
+        module: Where its ``run`` lives; imported at first use.
+        devices: Device types it runs on; empty for any.
+        needs: An optional package, or None.
+        install: The line that installs that package.
+    """
+
+    name: str
+    module: str
+    devices: tuple[str, ...] = ()
+    needs: str | None = None
+    install: str = ""
+
+    def why_not(self, device_type: str) -> str | None:
+        """Return why this backend cannot run on the device, or None if it can."""
+        if self.devices and device_type not in self.devices:
+            return f"it runs on {' or '.join(self.devices)} tensors, these are on {device_type}"
+        if self.needs is not None and not _installed(self.needs):
+            return f"the package {self.needs} is not installed; {self.install}"
+        return None
+
+
+BACKENDS: Mapping[str, BackendRecord] = MappingProxyType(
+    {
+        record.name: record
+        for record in (
+            BackendRecord("reference", "sere.reroute.reference"),
+            BackendRecord("torch", "sere.reroute.vectorised"),
+            BackendRecord(
+                "cpu",
+                "sere.reroute.cpu",
+                ("cpu",),
+                needs="numba",
+                install="install it with: pip install 'sere[cpu]'",
+            ),
+        )
+    }
+)
+
+
+@cache
+def select(backend: str, device_type: str) -> str:
+    """Return the name of the backend that runs on a device.
+
+    Args:
+        backend: A name, or ``"auto"``, which falls back and says why in one log line.
+        device_type: Such as ``"cpu"`` or ``"cuda"``.
+
+    Raises:
+        ConfigError: No backend has this name.
+        BackendUnavailable: The named backend cannot run here; the text says why.
+    """
+    if backend == "auto":
+        if device_type != "cpu":
+            return "torch"
+        reason = BACKENDS["cpu"].why_not(device_type)
+        if reason is None:
+            return "cpu"
+        logger.warning("sere: re-routing with the torch backend instead of cpu: %s", reason)
+        return "torch"
+    if backend not in BACKENDS:
+        raise ConfigError(f"backend: got {backend!r}{did_you_mean(backend, ['auto', *BACKENDS])}")
+    reason = BACKENDS[backend].why_not(device_type)
+    if reason is not None:
+        raise BackendUnavailable(f"backend {backend!r} cannot run here: {reason}")
+    return backend
+
+
+@cache
+def implementation(name: str) -> Run:
+    """Import a backend and return its ``run``."""
+    run: Run = importlib.import_module(BACKENDS[name].module).run
+    return run
+
+
+@cache
+def _installed(package: str) -> bool:
+    return find_spec(package) is not None

@@ -1,0 +1,49 @@
+"""What rows and slots of a batch count, as tensors; shapes depend on T, K and E only."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def real_rows(topk_ids: Tensor, row_budget: Tensor | None, num_tokens: Tensor | int | None) -> Tensor:
+    """Return which rows are real, ``[T]`` bool, without host synchronisation."""
+    T = topk_ids.shape[0]
+    real = torch.ones(T, dtype=torch.bool, device=topk_ids.device)
+    if num_tokens is not None:
+        real = real & (torch.arange(T, device=topk_ids.device) < num_tokens)
+    if row_budget is not None:
+        real = real & (row_budget >= 0)
+    return real
+
+
+def members(ids: Tensor, slots: Tensor, E: int) -> Tensor:
+    """Return the set of ids in the chosen slots.
+
+    Args:
+        ids: ``[T, K]``, integers.
+        slots: ``[T, K]``, bool; ids outside [0, E) must not be chosen.
+        E: Number of experts.
+
+    Returns:
+        ``[E]``, bool.
+    """
+    spare = torch.zeros(E + 1, dtype=torch.bool, device=ids.device)
+    index = torch.where(slots, ids.long(), E).flatten()
+    return spare.scatter(0, index, torch.ones_like(index, dtype=torch.bool))[:E]
+
+
+def weight_ranks(weights: Tensor, valid: Tensor) -> Tensor:
+    """Return each slot's rank among its row's valid slots: weights descending, ties to the lower slot.
+
+    Args:
+        weights: ``[T, K]``, floating point.
+        valid: ``[T, K]``, bool: slots that count.
+
+    Returns:
+        ``[T, K]``, int64; 0 for the heaviest.
+    """
+    mine, other = weights[:, :, None], weights[:, None, :]
+    slot = torch.arange(weights.shape[1], device=weights.device)
+    before = (other > mine) | ((other == mine) & (slot[None, :] < slot[:, None]))
+    return (before & valid[:, None, :]).sum(dim=2)

@@ -1,0 +1,87 @@
+"""The ``cpu`` backend: one compiled function a call, through raw pointers.
+
+Numba compiles it at first use and keeps the result on disk. It is called through ctypes: handing numpy
+arrays to a numba dispatcher would cost more than the work itself.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import numba
+import torch
+from numba import types
+from torch import Tensor
+
+from sere.reroute import cpu_kernel
+from sere.reroute.types import Neighbours, Rules
+
+_IDS = {torch.int32: types.int32, torch.int64: types.int64}
+_WEIGHTS = {torch.float32: types.float32, torch.float64: types.float64}
+
+
+def run(
+    topk_ids: Tensor,
+    topk_weights: Tensor,
+    neighbours: Neighbours,
+    rules: Rules,
+    row_budget: Tensor | None,
+    num_tokens: Tensor | int | None,
+    counters: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """Re-route with a compiled loop; arguments and result as in the reference backend.
+
+    Source: METHOD.md section 4.
+    """
+    T, K = topk_ids.shape
+    dtype = topk_weights.dtype
+    wide = topk_weights if dtype in _WEIGHTS else topk_weights.float()
+    ids, weights = topk_ids.contiguous(), wide.contiguous()
+    new_ids = torch.empty_like(ids)
+    new_weights = torch.empty_like(weights)
+    if row_budget is not None:
+        row_budget = row_budget.to(torch.int32).contiguous()
+    scale = neighbours.scale
+    given = (
+        (0 if scale is None else cpu_kernel.SCALE)
+        | (0 if row_budget is None else cpu_kernel.BUDGET)
+        | (0 if counters is None else cpu_kernel.COUNTERS)
+    )
+    _compiled(ids.dtype, weights.dtype)(
+        ids.data_ptr(),
+        weights.data_ptr(),
+        new_ids.data_ptr(),
+        new_weights.data_ptr(),
+        neighbours.order.data_ptr(),
+        neighbours.count.data_ptr(),
+        neighbours.keep.data_ptr(),
+        0 if scale is None else scale.data_ptr(),
+        0 if row_budget is None else row_budget.data_ptr(),
+        0 if counters is None else counters.data_ptr(),
+        T,
+        K,
+        neighbours.keep.shape[0],
+        T if num_tokens is None else int(num_tokens),
+        rules.select_top_k,
+        rules.min_active,
+        rules.active_targets,
+        rules.merge,
+        rules.sentinel,
+        given,
+    )
+    return new_ids, new_weights if new_weights.dtype == dtype else new_weights.to(dtype)
+
+
+@cache
+def _compiled(ids_dtype: torch.dtype, weights_dtype: torch.dtype) -> Callable[..., None]:
+    ids, weights = types.CPointer(_IDS[ids_dtype]), types.CPointer(_WEIGHTS[weights_dtype])
+    int32s, flags = types.CPointer(types.int32), types.CPointer(types.uint8)
+    pointers = (ids, weights, ids, weights, int32s, int32s, flags)
+    optional = (types.CPointer(types.float32), int32s, types.CPointer(types.int64))
+    signature = types.void(*pointers, *optional, *[types.int64] * 10)
+    compiled: Any = numba.cfunc(signature, cache=True)(cpu_kernel.reroute)
+    prototype = ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * 10, *[ctypes.c_int64] * 10)
+    return prototype(compiled.address)

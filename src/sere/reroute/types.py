@@ -1,0 +1,111 @@
+"""What goes into a backend and what comes out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sere.errors import InputError
+from sere.similarity.layer import LayerSimilarity
+
+# What each entry of a counters tensor adds up, over the calls with at least one real row.
+COUNTERS = ("steps", "rows", "before", "after", "slots", "moved", "critical")
+
+MERGE_MODES = ("none", "same", "distinct", "sentinel")
+
+
+@dataclass(frozen=True, slots=True)
+class Routing:
+    """The result of re-routing: the engine's expert kernel runs on it unchanged.
+
+    Attributes:
+        ids: Expert ids, ``[T, K]``, dtype and device of the ids that came.
+        weights: Gate weights, ``[T, K]``, dtype and device of the weights that came.
+    """
+
+    ids: Tensor
+    weights: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """The settings that do not change from step to step, as plain numbers."""
+
+    select_top_k: int
+    min_active: int
+    active_targets: bool
+    merge: int
+    sentinel: int
+
+
+@dataclass(frozen=True, slots=True)
+class Neighbours:
+    """One layer's similarities, prepared once per threshold and device.
+
+    Attributes:
+        order: ``[E, E]``, int32; row e lists the other experts, most similar first (ties: lower id), e last.
+        count: ``[E]``, int32; how many of ``order[e]`` have a similarity of at least the threshold.
+        position: ``[E, E]``, int32; where p stands in ``order[e]``, or E beyond the cut.
+        scale: ``[E, E]``, float32, or None.
+        keep: ``[E]``, bool; experts that are never replaced.
+    """
+
+    order: Tensor
+    count: Tensor
+    position: Tensor
+    scale: Tensor | None
+    keep: Tensor
+
+
+def prepare_neighbours(
+    layer: LayerSimilarity,
+    *,
+    threshold: float,
+    keep: Sequence[int] = (),
+    scale: Tensor | None = None,
+    device: torch.device | str = "cpu",
+) -> Neighbours:
+    """Sort each expert's neighbours by similarity and cut the lists at the threshold.
+
+    Args:
+        layer: Similarities, ``[E, E]``.
+        threshold: ρ; compared in float32, like the similarities.
+        keep: Experts of this layer that are never replaced.
+        scale: ``[E, E]``, float32: factors for the weights of re-routed slots.
+        device: Where the prepared tensors are to live.
+
+    Raises:
+        InputError: ``keep`` names an expert outside [0, E).
+
+    Source: METHOD.md section 4, steps 3 and 4.
+    """
+    E = layer.E
+    similarity = layer.similarity.detach().to("cpu", torch.float32).clone()
+    similarity.fill_diagonal_(-math.inf)
+    sorted_similarity, order = torch.sort(similarity, dim=1, descending=True, stable=True)
+    count = (sorted_similarity >= torch.tensor(threshold, dtype=torch.float32)).sum(dim=1)
+    # A threshold of -inf or below the smallest similarity must still never name the expert itself.
+    count = count.clamp(max=E - 1)
+    ranks = torch.arange(E).expand(E, E)
+    position = torch.empty_like(order).scatter_(1, order, ranks)
+    position = torch.where(position < count[:, None], position, E)
+    return Neighbours(
+        order=order.to(device, torch.int32).contiguous(),
+        count=count.to(device, torch.int32),
+        position=position.to(device, torch.int32).contiguous(),
+        scale=None if scale is None else scale.detach().to(device, torch.float32).contiguous(),
+        keep=_keep_mask(keep, E).to(device),
+    )
+
+
+def _keep_mask(keep: Sequence[int], E: int) -> Tensor:
+    mask = torch.zeros(E, dtype=torch.bool)
+    for expert in keep:
+        if not 0 <= expert < E:
+            raise InputError(f"keep: expected expert ids in [0, {E}), got {expert}")
+        mask[expert] = True
+    return mask

@@ -1,0 +1,1 @@
+"""Measure what re-routing costs in answers: tasks, decoding in steps of B rows, scores, intervals."""

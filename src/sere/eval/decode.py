@@ -1,0 +1,188 @@
+"""Greedy decoding of many prompts in steps of B rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from sere.errors import InputError
+from sere.eval.prefill import prefill
+from sere.eval.rows import Job, run_rows, supports_rows
+
+Loop = Literal["rows", "generate"]
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """What decoding gave.
+
+    Attributes:
+        tokens: Per prompt the new tokens, without the end token.
+        step_ms: Time of each decode step in ms, prefill excluded.
+        rows: Rows of every step (``"rows"``) or of the first (``"generate"``).
+        loop: ``"rows"``: every step has the same number of rows. ``"generate"``: groups that wait for their
+            longest answer, because the model's cache is not one of plain full attention; rows that have
+            ended stay in the step.
+    """
+
+    tokens: list[list[int]]
+    step_ms: list[float]
+    rows: int
+    loop: Loop
+
+
+def stop_ids(model: Any, tokenizer: Any = None) -> frozenset[int]:
+    """Return the ids that end a text: those of the generation settings, else the tokenizer's end token."""
+    given = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    if given is None and tokenizer is not None:
+        given = tokenizer.eos_token_id
+    if given is None:
+        return frozenset()
+    return frozenset([given] if isinstance(given, int) else given)
+
+
+def decode(
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    *,
+    batch_size: int,
+    max_new_tokens: int,
+    stop: frozenset[int],
+    on_finished: Callable[[], object] = lambda: None,
+) -> Decoded:
+    """Continue each prompt greedily; every step decodes ``batch_size`` rows.
+
+    When the prompts run out, the batch is kept full with prompts from the beginning, whose second
+    answers are thrown away: so every step, and what re-routing sees in it, has the same number of rows.
+    With fewer prompts than ``batch_size``, a step has as many rows as there are prompts.
+
+    Args:
+        model: A causal language model of Transformers.
+        prompts: Token ids, at least one each.
+        batch_size: Rows of a step.
+        max_new_tokens: Most tokens an answer may have.
+        stop: Ids that end an answer.
+        on_finished: Called after each answer, for progress.
+
+    Raises:
+        InputError: A size is not positive or a prompt is empty.
+
+    Source: METHOD.md section 7 (decode rows grouped into steps of B rows).
+    """
+    _check(prompts, batch_size, max_new_tokens)
+    B = min(batch_size, len(prompts))
+    if not prompts:
+        return Decoded([], [], 0, "rows")
+    if not supports_rows(model):
+        return _generate(model, prompts, B, max_new_tokens, stop, on_finished)
+    answers: list[list[int]] = [[] for _ in prompts]
+
+    def finished(job: Job) -> None:
+        answers[job.index] = job.tokens
+        on_finished()
+
+    greedy = _Greedy(stop, max_new_tokens)
+    jobs = _jobs(model, prompts, greedy, finished)
+    step_ms = run_rows(model, jobs, greedy.choose, B=B, finished=finished)
+    return Decoded(answers, step_ms, B, "rows")
+
+
+@dataclass(frozen=True, slots=True)
+class _Greedy:
+    stop: frozenset[int]
+    limit: int
+
+    def choose(self, jobs: Sequence[Job], logits: Tensor) -> list[int | None]:
+        return [self.accept(job, token) for job, token in zip(jobs, logits.argmax(-1).tolist(), strict=True)]
+
+    def accept(self, job: Job, token: int) -> int | None:
+        """Add ``token`` to the job's answer; None if the answer has ended."""
+        if token in self.stop:
+            return None
+        job.tokens.append(token)
+        return None if len(job.tokens) >= self.limit else token
+
+
+def _jobs(
+    model: Any, prompts: Sequence[Sequence[int]], greedy: _Greedy, finished: Callable[[Job], None]
+) -> Iterator[Job]:
+    """Yield a job a prompt, then fillers without end; answers that end with their first token get no row."""
+    filler = False
+    while True:
+        started = False
+        for read in prefill(model, prompts):
+            job = Job(read.index, 0, read.cache, filler)
+            token = greedy.accept(job, int(read.logits[-1].argmax()))
+            if token is not None:
+                started = True
+                job.token = token
+                yield job
+            elif not filler:
+                finished(job)
+        if filler and not started:
+            return
+        filler = True
+
+
+def _generate(
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    B: int,
+    max_new_tokens: int,
+    stop: frozenset[int],
+    on_finished: Callable[[], object],
+) -> Decoded:
+    """Decode groups of B prompts with the model's own ``generate``."""
+    tokens: list[list[int]] = []
+    step_ms: list[float] = []
+    for first in range(0, len(prompts), B):
+        group = prompts[first : first + B]
+        clock = _Clock()
+        width = max(len(prompt) for prompt in group)
+        ids = torch.tensor([[0] * (width - len(prompt)) + list(prompt) for prompt in group])
+        mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in group])
+        output = model.generate(
+            input_ids=ids.to(model.device),
+            attention_mask=mask.to(model.device),
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            eos_token_id=sorted(stop) or None,
+            pad_token_id=min(stop, default=0),
+            stopping_criteria=[clock],
+        )
+        step_ms += clock.step_ms
+        for row in output[:, width:].tolist():
+            ends = [place for place, token in enumerate(row) if token in stop]
+            tokens.append(row[: ends[0]] if ends else row)
+            on_finished()
+    return Decoded(tokens, step_ms, B, "generate")
+
+
+class _Clock:
+    """A stopping criterion that never stops: called once a step, it takes the time between calls."""
+
+    def __init__(self) -> None:
+        self.last: float | None = None
+        self.step_ms: list[float] = []
+
+    def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:
+        now = perf_counter()
+        if self.last is not None:
+            self.step_ms.append((now - self.last) * 1e3)
+        self.last = now
+        return torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
+
+
+def _check(prompts: Sequence[Sequence[int]], batch_size: int, max_new_tokens: int) -> None:
+    if batch_size < 1:
+        raise InputError(f"batch_size: expected at least 1, got {batch_size}")
+    if max_new_tokens < 1:
+        raise InputError(f"max_new_tokens: expected at least 1, got {max_new_tokens}")
+    empty = next((place for place, prompt in enumerate(prompts) if not len(prompt)), None)
+    if empty is not None:
+        raise InputError(f"prompts: number {empty} has no tokens; every prompt needs at least one")

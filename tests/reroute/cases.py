@@ -1,0 +1,113 @@
+"""Batches for the re-routing tests: what engines really send, and what they could."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from hypothesis import strategies as st
+from torch import Tensor
+
+from sere.reroute import COUNTERS, Routing, reroute
+
+BACKENDS = ("reference", "torch", "cpu")
+
+
+@dataclass
+class Case:
+    """One call: the batch, the similarity and the options."""
+
+    ids: Tensor
+    weights: Tensor
+    similarity: Tensor
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def run(self, backend: str, **changes: Any) -> tuple[Routing, Tensor]:
+        """Route; return the routing and the counters."""
+        counters = torch.zeros(len(COUNTERS), dtype=torch.int64)
+        options = {"counters": counters, "backend": backend} | self.options | changes
+        return reroute(self.ids, self.weights, self.similarity, **options), counters
+
+
+def similarity_matrix(E: int, seed: int, *, levels: int | None = None) -> Tensor:
+    """A similarity matrix; with ``levels``, values repeat, so that ties are broken all the time."""
+    generator = torch.Generator().manual_seed(seed)
+    matrix = torch.rand(E, E, generator=generator)
+    if levels is not None:
+        matrix = (matrix * levels).floor() / levels
+    return matrix.fill_diagonal_(1.0)
+
+
+def batch(
+    T: int,
+    K: int,
+    E: int,
+    seed: int,
+    *,
+    order: str = "router",
+    ties: bool = False,
+    dtype: torch.dtype = torch.float32,
+) -> tuple[Tensor, Tensor]:
+    """Distinct ids a row and positive weights, descending (``router``), shuffled or ascending."""
+    generator = torch.Generator().manual_seed(seed)
+    # Some experts are more popular, as in a trained router: batches overlap.
+    logits = torch.randn(T, E, generator=generator) + 1.5 * torch.randn(E, generator=generator)
+    weights, ids = logits.softmax(dim=1).topk(K, dim=1)
+    if ties:
+        weights = (weights * 4).ceil() / 4
+    if order == "ascending":
+        ids, weights = ids.flip(1), weights.flip(1)
+    elif order == "shuffled":
+        shuffle = torch.rand(T, K, generator=generator).argsort(dim=1)
+        ids, weights = ids.gather(1, shuffle), weights.gather(1, shuffle)
+    return ids.to(torch.int32), weights.to(dtype)
+
+
+@st.composite
+def cases(draw: st.DrawFn, *, dtypes: tuple[torch.dtype, ...] = (torch.float32,)) -> Case:
+    """Any legal call: every option, padding, sentinels, zero experts, shared columns, ties."""
+    E = draw(st.integers(1, 24))
+    K = draw(st.integers(1, min(E, 6)))
+    T = draw(st.integers(0, 12))
+    seed = draw(st.integers(0, 2**16))
+    ids, weights = batch(
+        T, K, E, seed, order=draw(st.sampled_from(["router", "shuffled", "ascending"])),
+        ties=draw(st.booleans()), dtype=draw(st.sampled_from(dtypes)),
+    )  # fmt: skip
+    if draw(st.booleans()):
+        ids = ids.long()
+    if T and draw(st.booleans()):
+        _disturb(draw, ids, weights, E)
+    similarity = similarity_matrix(E, seed, levels=draw(st.sampled_from([None, 3])))
+    merge = draw(st.sampled_from(["none", "same", "distinct", "sentinel"]))
+    options: dict[str, Any] = {
+        "select_top_k": draw(st.integers(1, K + 1)),
+        "threshold": draw(st.sampled_from([0.0, 0.3, 0.5, 0.9, 1.5])),
+        "min_active": draw(st.integers(0, E + 1)) if draw(st.booleans()) else 0,
+        "keep": tuple(draw(st.lists(st.integers(0, E - 1), max_size=3))),
+        "targets": draw(st.sampled_from(["primary", "active"])),
+        "merge": merge,
+        "sentinel": -1 if merge == "sentinel" else None,
+    }
+    if draw(st.booleans()):
+        options["num_tokens"] = draw(st.integers(0, T))
+    if draw(st.booleans()):
+        options["row_budget"] = torch.tensor(
+            [draw(st.integers(-1, K + 1)) for _ in range(T)], dtype=torch.int32
+        )
+    if draw(st.booleans()):
+        options["scale"] = torch.rand(E, E, generator=torch.Generator().manual_seed(seed)) + 0.5
+    return Case(ids, weights, similarity, options)
+
+
+def _disturb(draw: st.DrawFn, ids: Tensor, weights: Tensor, E: int) -> None:
+    """Put sentinels, fused shared experts and zero experts into some slots, in place."""
+    T, K = ids.shape
+    for _ in range(draw(st.integers(0, 4))):
+        t, k = draw(st.integers(0, T - 1)), draw(st.integers(0, K - 1))
+        kind = draw(st.sampled_from(["sentinel", "shared", "zero"]))
+        if kind == "zero":
+            ids[t, k], weights[t, k] = 0, 0.0
+        else:
+            ids[t, k] = -1 if kind == "sentinel" else E + 1

@@ -1,0 +1,124 @@
+"""Every backend gives what the plain loops give."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from torch import Tensor
+
+from sere.reroute import reroute
+from sere.similarity.layer import LayerSimilarity
+
+from .cases import BACKENDS, Case, batch, cases, similarity_matrix
+
+FAST = [backend for backend in BACKENDS if backend != "reference"]
+WEIGHT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+SHAPES = [
+    pytest.param(1, 8, 128, id="one row: nothing to share"),
+    pytest.param(2, 1, 4, id="K=1: no secondary slots at S=1"),
+    pytest.param(4, 4, 4, id="K=E: every expert in every row"),
+    pytest.param(16, 8, 64, id="Qwen3-like, E=64"),
+    pytest.param(64, 8, 128, id="Qwen3-30B-A3B at 64 rows"),
+    pytest.param(33, 4, 60, id="Qwen1.5-MoE: E is no power of two, odd T"),
+    pytest.param(256, 8, 256, id="DeepSeek-V3: E beyond one byte"),
+    pytest.param(7, 10, 512, id="Qwen3-Next: K=10, E=512"),
+    pytest.param(0, 4, 16, id="no rows at all"),
+]
+
+
+def assert_same(case: Case, backend: str, **changes: object) -> None:
+    """Ids and counters equal exactly, weights to one rounding of their dtype."""
+    expected, expected_counters = case.run("reference", **changes)
+    actual, counters = case.run(backend, **changes)
+    assert actual.ids.dtype == case.ids.dtype
+    assert actual.weights.dtype == case.weights.dtype
+    assert torch.equal(actual.ids, expected.ids)
+    assert counters.tolist() == expected_counters.tolist()
+    step = torch.finfo(case.weights.dtype).eps
+    torch.testing.assert_close(actual.weights, expected.weights, rtol=step, atol=0)
+
+
+@pytest.mark.parametrize("order", ["router", "shuffled", "ascending"])
+@pytest.mark.parametrize(("T", "K", "E"), SHAPES)
+@pytest.mark.parametrize("backend", FAST)
+def test_shapes_and_slot_orders(backend: str, T: int, K: int, E: int, order: str) -> None:
+    """Ids equal the reference exactly for every shape and in any slot order."""
+    ids, weights = batch(T, K, E, seed=T + E, order=order)
+    for select_top_k, threshold in [(1, 0.0), (2, 0.6), (1, 0.95)]:
+        case = Case(
+            ids, weights, similarity_matrix(E, E), {"select_top_k": select_top_k, "threshold": threshold}
+        )
+        assert_same(case, backend)
+
+
+@given(case=cases(dtypes=WEIGHT_DTYPES))
+@settings(max_examples=400)
+def test_any_call(case: Case) -> None:
+    """Any combination of options, padding and strange slots equals the reference, in every dtype."""
+    for backend in FAST:
+        assert_same(case, backend)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("ids_dtype", [torch.int32, torch.int64])
+@pytest.mark.parametrize("weights_dtype", WEIGHT_DTYPES)
+def test_dtypes_are_kept(backend: str, ids_dtype: torch.dtype, weights_dtype: torch.dtype) -> None:
+    """What comes as int32 and bfloat16 goes as int32 and bfloat16; unmerged weights keep their bits."""
+    ids, weights = batch(8, 4, 16, seed=1, dtype=weights_dtype)
+    routing = reroute(ids.to(ids_dtype), weights, similarity_matrix(16, 1), select_top_k=1, backend=backend)
+    assert routing.ids.dtype == ids_dtype
+    assert torch.equal(routing.weights, weights)
+    assert routing.weights.dtype == weights_dtype
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_strided_input(backend: str) -> None:
+    """Slices of larger tensors are read where they lie, not as if they were contiguous."""
+    ids, weights = batch(8, 6, 16, seed=2)
+    case = Case(ids[::2, 1:5], weights[::2, 1:5], similarity_matrix(16, 2), {"select_top_k": 1})
+    expected, _ = Case(case.ids.contiguous(), case.weights.contiguous(), case.similarity, case.options).run(
+        "reference"
+    )
+    assert torch.equal(case.run(backend)[0].ids, expected.ids)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_every_output_is_written(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Poisoned output memory never shows: every slot is written, padding rows too."""
+    real_empty = torch.empty_like
+
+    def poisoned(tensor: Tensor, **options: object) -> Tensor:
+        return real_empty(tensor, **options).fill_(77)  # type: ignore[call-overload, no-any-return]
+
+    ids, weights = batch(6, 4, 16, seed=3)
+    case = Case(ids, weights, similarity_matrix(16, 3), {"select_top_k": 1, "num_tokens": 4})
+    expected, _ = case.run(backend)
+    monkeypatch.setattr(torch, "empty_like", poisoned)
+    actual, _ = case.run(backend)
+    assert torch.equal(actual.ids, expected.ids)
+    assert torch.equal(actual.weights, expected.weights)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_device_scalars(backend: str) -> None:
+    """``num_tokens`` as a tensor or as a number, and budgets as a list or a tensor, give the same."""
+    ids, weights = batch(6, 4, 16, seed=4)
+    case = Case(ids, weights, similarity_matrix(16, 4), {"select_top_k": 1, "threshold": 0.4})
+    plain, _ = case.run(backend, num_tokens=4, row_budget=[1, 2, -1, 4, 1, 1])
+    for num_tokens in (torch.tensor(4), torch.tensor([4], dtype=torch.int32)):
+        budget = torch.tensor([1, 2, -1, 4, 1, 1])
+        tensors, _ = case.run(backend, num_tokens=num_tokens, row_budget=budget)
+        assert torch.equal(tensors.ids, plain.ids)
+        assert torch.equal(tensors.weights, plain.weights)
+
+
+def test_a_layer_is_prepared_once() -> None:
+    """Neighbours are sorted at the first call with some settings, not at every step."""
+    layer = LayerSimilarity(similarity_matrix(16, 5))
+    ids, weights = batch(4, 4, 16, seed=5)
+    for _ in range(3):
+        reroute(ids, weights, layer, select_top_k=1)
+        reroute(ids, weights, layer, select_top_k=2)
+    assert len(layer.prepared) == 2

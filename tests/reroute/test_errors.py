@@ -1,0 +1,82 @@
+"""Wrong input is refused with what was expected, what came and what to do."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from sere.errors import BackendUnavailable, ConfigError, InputError
+from sere.reroute import backends, reroute, select
+
+from .cases import batch, similarity_matrix
+
+IDS, WEIGHTS = batch(4, 2, 8, seed=0)
+SIMILARITY = similarity_matrix(8, 0)
+
+WRONG: list[Any] = [
+    ({"topk_ids": IDS[0]}, r"one shape \[T, K\], got \[2\] and \[4, 2\]"),
+    ({"topk_weights": WEIGHTS[:2]}, r"one shape \[T, K\], got \[4, 2\] and \[2, 2\]"),
+    ({"topk_ids": IDS.float()}, "topk_ids: expected int32 or int64, got torch.float32"),
+    ({"topk_weights": WEIGHTS.int()}, "topk_weights: expected a floating-point dtype, got torch.int32"),
+    ({"similarity": SIMILARITY[:4]}, r"square \[E, E\] matrix, got shape \[4, 8\]"),
+    ({"similarity": SIMILARITY.bfloat16()}, "expected float32 .* got torch.bfloat16"),
+    ({"similarity": SIMILARITY * torch.nan}, "expected finite values"),
+    ({"similarity": SIMILARITY * 2}, r"expected values in \[0, 1\], got .* to 2"),
+    ({"similarity": torch.zeros(8, 8)}, "expected a diagonal of 1, got one off by 1"),
+    ({"select_top_k": 0}, "select_top_k: expected an integer of at least 1, got 0"),
+    ({"select_top_k": 1.5}, "select_top_k: expected an integer of at least 1, got 1.5"),
+    ({"threshold": -0.1}, "threshold: expected a number of at least 0"),
+    ({"threshold": float("nan")}, "threshold: expected a number of at least 0"),
+    ({"min_active": -1}, "min_active: expected an integer of at least 0, got -1"),
+    ({"keep": (8,)}, r"keep: expected expert ids in \[0, 8\), got 8"),
+    ({"targets": "primry"}, "targets: got 'primry'; did you mean 'primary'"),
+    ({"merge": "distnct"}, "merge: got 'distnct'; did you mean 'distinct'"),
+    ({"merge": "sentinel"}, "merge='sentinel' needs the id for freed slots"),
+    ({"sentinel": -1}, "sentinel: given .* but merge is 'none'"),
+    ({"row_budget": [1, 1]}, r"row_budget: expected 4 integers .* got torch.int32 of shape \[2\]"),
+    ({"row_budget": torch.ones(4)}, "row_budget: expected 4 integers .* got torch.float32"),
+    ({"num_tokens": 5}, r"num_tokens: expected 0 to 4 \(the rows\), got 5"),
+    ({"num_tokens": torch.ones(2)}, "num_tokens: expected one integer, got torch.float32"),
+    ({"counters": torch.zeros(3)}, r"counters: expected int64 of shape \[7\], got torch.float32 of \[3\]"),
+    ({"backend": "tritn"}, "backend: got 'tritn'"),
+]
+
+
+@pytest.mark.parametrize(("change", "text"), WRONG)
+def test_wrong_input(change: dict[str, Any], text: str) -> None:
+    """Each wrong argument has its own text."""
+    arguments: dict[str, Any] = {
+        "topk_ids": IDS, "topk_weights": WEIGHTS, "similarity": SIMILARITY, "select_top_k": 1
+    }  # fmt: skip
+    with pytest.raises(InputError, match=text):
+        reroute(**arguments | change)
+
+
+def test_a_named_backend_that_cannot_run_raises(monkeypatch: pytest.MonkeyPatch) -> None:
+    """``cpu`` on another device, or without numba, is refused with the reason and the install line."""
+    with pytest.raises(
+        BackendUnavailable, match="'cpu' cannot run here: it runs on cpu tensors, these are on cuda"
+    ):
+        select("cpu", "cuda")
+    monkeypatch.setattr(backends, "_installed", lambda package: package != "numba")
+    with pytest.raises(BackendUnavailable, match=r"numba is not installed; .* pip install 'sere\[cpu\]'"):
+        select.__wrapped__("cpu", "cpu")
+
+
+def test_automatic_choice_falls_back_and_says_why(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Without numba the torch backend runs, with one log line; on other devices it is the choice anyway."""
+    assert select("auto", "cpu") == "cpu"
+    assert select("auto", "cuda") == "torch"
+    monkeypatch.setattr(backends, "_installed", lambda package: package != "numba")
+    assert select.__wrapped__("auto", "cpu") == "torch"
+    assert "numba is not installed" in caplog.text
+
+
+def test_unknown_backend() -> None:
+    """The nearest valid name is suggested."""
+    with pytest.raises(ConfigError, match="got 'referense'; did you mean 'reference'"):
+        select("referense", "cpu")

@@ -1,0 +1,83 @@
+"""The operation inside compiled graphs."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from sere.config import RerouteConfig
+from sere.reroute import COUNTERS, Plan, make_plan, reroute
+from sere.similarity.layer import LayerSimilarity
+
+from .cases import BACKENDS, batch, similarity_matrix
+
+LAYER = LayerSimilarity(similarity_matrix(16, 0))
+
+
+def plan(backend: str, **settings: object) -> Plan:
+    config = RerouteConfig.from_mapping({"select_top_k": 1, "threshold": 0.4, "backend": backend} | settings)
+    return make_plan(LAYER, config)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_operator_is_registered_properly(backend: str) -> None:
+    """Torch's own checks of schema, aliasing and the fake implementation pass."""
+    ids, weights = batch(5, 4, 16, seed=1)
+    prepared = plan(backend)
+    n, rules = prepared.neighbours, prepared.rules
+    counters = torch.zeros(len(COUNTERS), dtype=torch.int64)
+    arguments = (
+        ids, weights, n.order, n.count, n.position, n.keep, n.scale, None, torch.tensor(4), counters,
+        rules.select_top_k, rules.min_active, rules.active_targets, rules.merge, rules.sentinel, backend,
+    )  # fmt: skip
+    tests = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
+    torch.library.opcheck(torch.ops.sere.reroute.default, arguments, test_utils=tests)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_compiles_whole(backend: str) -> None:
+    """Under ``torch.compile(fullgraph=True)`` a plan gives the eager result and counts, step after step."""
+    prepared = plan(backend, merge="distinct", min_active=3, targets="active")
+    counters = torch.zeros(len(COUNTERS), dtype=torch.int64)
+
+    def step(ids: Tensor, weights: Tensor, num_tokens: Tensor) -> tuple[Tensor, Tensor]:
+        routing = prepared.route(ids, weights, num_tokens=num_tokens, counters=counters)
+        return routing.ids * 1, routing.weights * 2
+
+    compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
+    for seed, n in [(1, 6), (2, 3), (3, 0)]:
+        ids, weights = batch(6, 4, 16, seed=seed)
+        num_tokens = torch.tensor(n)
+        counters.zero_()
+        expected_ids, expected_weights = step(ids, weights, num_tokens)
+        expected_counters = counters.tolist()
+        counters.zero_()
+        actual_ids, actual_weights = compiled(ids, weights, num_tokens)
+        assert torch.equal(actual_ids, expected_ids)
+        assert torch.equal(actual_weights, expected_weights)
+        assert counters.tolist() == expected_counters
+
+
+def test_public_call_compiles_whole() -> None:
+    """``sere.reroute`` itself compiles without a graph break once its layer is prepared."""
+    ids, weights = batch(6, 4, 16, seed=1)
+
+    def step(ids: Tensor, weights: Tensor) -> Tensor:
+        return reroute(ids, weights, LAYER, select_top_k=1, threshold=0.4, backend="torch").ids
+
+    expected = step(ids, weights)
+    assert torch.equal(torch.compile(step, fullgraph=True, backend="aot_eager")(ids, weights), expected)
+
+
+def test_no_data_dependent_shapes_or_values() -> None:
+    """The torch backend runs on fake tensors: nothing reads a value, so nothing synchronises a device."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    ids, weights = batch(6, 4, 16, seed=1)
+    prepared = plan("torch", merge="distinct", min_active=3, targets="active")
+    budget, num_tokens = torch.ones(6, dtype=torch.int32), torch.tensor(4)
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        fakes = [mode.from_tensor(tensor) for tensor in (ids, weights, budget, num_tokens)]
+        routing = prepared.route(fakes[0], fakes[1], row_budget=fakes[2], num_tokens=fakes[3])
+    assert routing.ids.shape == ids.shape

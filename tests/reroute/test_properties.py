@@ -1,0 +1,224 @@
+"""What must hold for every backend (METHOD.md section 4)."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from sere.reroute import COUNTERS
+from sere.reroute.batch import members, real_rows, weight_ranks
+
+from .cases import BACKENDS, Case, cases
+
+backends = pytest.mark.parametrize("backend", BACKENDS)
+few = settings(max_examples=60)
+
+
+def valid_slots(case: Case) -> Tensor:
+    """Real rows' slots that count."""
+    E = case.similarity.shape[0]
+    real = real_rows(case.ids, budgets(case), case.options.get("num_tokens"))
+    return (case.ids >= 0) & (case.ids < E) & (case.weights != 0) & real[:, None]
+
+
+def budgets(case: Case) -> Tensor:
+    """b_t of every row."""
+    given_budgets = case.options.get("row_budget")
+    return (
+        torch.full((len(case.ids),), case.options["select_top_k"]) if given_budgets is None else given_budgets
+    )
+
+
+def without(case: Case, *names: str) -> Case:
+    return dataclasses.replace(case, options={k: v for k, v in case.options.items() if k not in names})
+
+
+@backends
+@given(case=cases())
+@few
+def test_full_budget_changes_nothing(backend: str, case: Case) -> None:
+    """``select_top_k >= K`` is the identity, bit for bit."""
+    case = without(case, "num_tokens", "row_budget")
+    routing, _ = case.run(backend, select_top_k=case.ids.shape[1])
+    assert torch.equal(routing.ids, case.ids)
+    assert torch.equal(routing.weights, case.weights)
+
+
+@backends
+@given(case=cases())
+@few
+def test_unreachable_threshold_changes_nothing(backend: str, case: Case) -> None:
+    """A threshold above every similarity is the identity, bit for bit."""
+    case = without(case, "num_tokens", "row_budget")
+    routing, _ = case.run(backend, threshold=1.01)
+    assert torch.equal(routing.ids, case.ids)
+    assert torch.equal(routing.weights, case.weights)
+
+
+@backends
+@given(case=cases())
+@few
+def test_heaviest_slots_never_change(backend: str, case: Case) -> None:
+    """The b_t heaviest slots of each row keep their id, and inputs are not modified."""
+    ids, weights = case.ids.clone(), case.weights.clone()
+    routing, _ = case.run(backend, merge="none", sentinel=None)
+    kept = valid_slots(case) & (weight_ranks(case.weights, valid_slots(case)) < budgets(case)[:, None])
+    assert torch.equal(routing.ids[kept], case.ids[kept])
+    assert torch.equal(case.ids, ids)
+    assert torch.equal(case.weights, weights)
+
+
+@backends
+@given(case=cases())
+@few
+def test_active_set(backend: str, case: Case) -> None:
+    """The active set never grows, and its size is |P ∪ C| as counted; ``targets`` does not change it."""
+    E = case.similarity.shape[0]
+    slots = valid_slots(case)
+    before = members(case.ids, slots, E)
+    sets = []
+    for targets in ("primary", "active"):
+        routing, counters = case.run(backend, merge="none", sentinel=None, targets=targets)
+        after = members(routing.ids, slots, E)
+        counted = dict(zip(COUNTERS, counters.tolist(), strict=True))
+        if counted["steps"]:
+            assert counted["before"] == int(before.sum())
+            assert counted["after"] == int(after.sum())
+        assert not bool((after & ~before).any())
+        sets.append(after)
+    assert torch.equal(*sets)
+
+
+@backends
+@given(case=cases())
+@few
+def test_active_targets_are_at_least_as_similar(backend: str, case: Case) -> None:
+    """Allowing critical experts as targets can only raise a moved slot's similarity."""
+    moved_to: list[Tensor] = []
+    for targets in ("primary", "active"):
+        routing, _ = case.run(backend, merge="none", sentinel=None, targets=targets)
+        moved_to.append(routing.ids)
+    slots = valid_slots(case) & (moved_to[0] != case.ids)
+    source = case.ids[slots].long()
+    primary, active = (case.similarity[source, ids[slots].long()] for ids in moved_to)
+    assert bool((active >= primary).all())
+    assert bool((primary >= torch.tensor(case.options["threshold"])).all())
+
+
+@backends
+@given(case=cases(), seed=st.integers(0, 1000))
+@few
+def test_row_order_does_not_matter(backend: str, case: Case, seed: int) -> None:
+    """Permuting the rows permutes the result."""
+    case = without(case, "num_tokens")
+    shuffle = torch.randperm(len(case.ids), generator=torch.Generator().manual_seed(seed))
+    expected, _ = case.run(backend)
+    shuffled = dataclasses.replace(case, ids=case.ids[shuffle], weights=case.weights[shuffle])
+    changes: dict[str, Any] = {}
+    if "row_budget" in case.options:
+        changes["row_budget"] = case.options["row_budget"][shuffle]
+    actual, _ = shuffled.run(backend, **changes)
+    assert torch.equal(actual.ids, expected.ids[shuffle])
+    assert torch.equal(actual.weights, expected.weights[shuffle])
+
+
+@backends
+@given(case=cases(), seed=st.integers(0, 1000))
+@few
+def test_expert_names_do_not_matter(backend: str, case: Case, seed: int) -> None:
+    """Relabelling the experts commutes with re-routing when similarities are distinct."""
+    case = without(case, "num_tokens", "min_active", "scale")
+    E = case.similarity.shape[0]
+    generator = torch.Generator().manual_seed(seed)
+    distinct = torch.randperm(E * E, generator=generator).reshape(E, E) / (E * E)
+    case = dataclasses.replace(case, similarity=distinct.fill_diagonal_(1.0))
+    assume(case.options["merge"] != "distinct")  # which takes the lowest id, a matter of names
+    names = torch.randperm(E, generator=generator)
+    inside = (case.ids >= 0) & (case.ids < E)
+    renamed = torch.where(inside, names[torch.where(inside, case.ids, 0).long()], case.ids.long())
+    similarity = torch.empty_like(case.similarity)
+    similarity[names[:, None], names[None, :]] = case.similarity
+    keep = tuple(int(names[e]) for e in case.options["keep"])
+    expected, _ = case.run(backend)
+    actual, _ = dataclasses.replace(case, ids=renamed.to(case.ids.dtype), similarity=similarity).run(
+        backend, keep=keep
+    )
+    real = real_rows(case.ids, budgets(case), None)
+    mine, theirs = expected.ids[real].long(), actual.ids[real].long()
+    assert torch.equal(torch.where((mine >= 0) & (mine < E), names[mine.clamp(0, E - 1)], mine), theirs)
+    assert torch.equal(actual.weights, expected.weights)
+
+
+@backends
+@given(case=cases())
+@few
+def test_doing_it_twice_is_doing_it_once(backend: str, case: Case) -> None:
+    """With primary targets and no merging, a second pass with the same P changes nothing."""
+    changes: dict[str, Any] = {"targets": "primary", "merge": "none", "sentinel": None, "scale": None}
+    case = without(case, "min_active", "num_tokens", "row_budget")
+    once, _ = case.run(backend, **changes)
+    E = case.similarity.shape[0]
+    kept = valid_slots(case) & (weight_ranks(case.weights, valid_slots(case)) < budgets(case)[:, None])
+    primary = members(case.ids, kept, E).nonzero().flatten().tolist()
+    again = dataclasses.replace(case, ids=once.ids, weights=once.weights)
+    twice, _ = again.run(backend, **changes | {"keep": (*case.options["keep"], *primary)})
+    assert torch.equal(twice.ids, once.ids)
+
+
+@backends
+@given(case=cases(), junk=st.integers(-3, 30))
+@few
+def test_padding_contents_do_not_matter(backend: str, case: Case, junk: int) -> None:
+    """Whatever padding rows hold, real rows come out the same, and padding rows activate nothing new."""
+    real = real_rows(case.ids, budgets(case), case.options.get("num_tokens"))
+    expected, expected_counters = case.run(backend)
+    ids, weights = case.ids.clone(), case.weights.clone()
+    ids[~real], weights[~real] = junk, 7.0
+    actual, counters = dataclasses.replace(case, ids=ids, weights=weights).run(backend)
+    assert torch.equal(actual.ids[real], expected.ids[real])
+    assert torch.equal(actual.weights[real], expected.weights[real])
+    assert counters.tolist() == expected_counters.tolist()
+    E = case.similarity.shape[0]
+    if counters[0] and 0 <= junk < E:
+        assert bool((actual.weights[~real] == 0).all())
+
+
+@backends
+@given(case=cases(dtypes=(torch.float64,)), seed=st.integers(0, 1000))
+@few
+def test_merging_keeps_the_layer_output(backend: str, case: Case, seed: int) -> None:
+    """Every merge mode gives the layer output of no merging, and ``distinct`` rows have distinct slots."""
+    E = case.similarity.shape[0]
+    outputs = torch.randn(E + 3, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    outputs[E:] = 0  # a sentinel's expert gives nothing, neither does a shared one's column here
+
+    def layer_output(merge: str) -> Tensor:
+        routing, _ = case.run(backend, merge=merge, sentinel=-1 if merge == "sentinel" else None)
+        ids = torch.where(routing.ids < 0, E, routing.ids).long()
+        return (outputs[ids] * routing.weights[:, :, None]).sum(dim=1)
+
+    expected = layer_output("none")
+    for merge in ("same", "distinct", "sentinel"):
+        torch.testing.assert_close(layer_output(merge), expected)
+
+
+@backends
+@given(case=cases())
+@few
+def test_distinct_rows_repeat_an_id_only_when_active_experts_run_out(backend: str, case: Case) -> None:
+    """With ``merge="distinct"`` a real row has an id twice only if the row holds every active expert."""
+    routing, _ = case.run(backend, merge="distinct", sentinel=None)
+    plain, _ = case.run(backend, merge="none", sentinel=None)
+    E = case.similarity.shape[0]
+    slots = valid_slots(case)
+    active = set(members(plain.ids, slots, E).nonzero().flatten().tolist())
+    for t in range(len(case.ids)):
+        mine = routing.ids[t][slots[t]].tolist()
+        if len(set(mine)) < len(mine):
+            assert active <= set(routing.ids[t].tolist())

@@ -1,0 +1,129 @@
+"""One batch worked by hand, so that the reference itself is held to METHOD.md section 4."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from .cases import BACKENDS, Case
+
+# Experts 0..5. Rows keep their heaviest slot at S=1: P = {0, 1}. Secondary: 2, 3, 4.
+IDS = [[2, 0, 3], [1, 2, 4], [0, 3, 4]]
+WEIGHTS = [[0.25, 0.5, 0.125], [0.75, 0.125, 0.0625], [0.5, 0.25, 0.125]]
+SIMILARITY = [
+    [1.0, 0.9, 0.9, 0.9, 0.9, 0.9],
+    [0.9, 1.0, 0.9, 0.9, 0.9, 0.9],
+    [0.3, 0.6, 1.0, 0.9, 0.9, 0.9],  # 2 resembles 3 most, but of P it resembles 1
+    [0.5, 0.5, 0.9, 1.0, 0.9, 0.9],  # 3: a tie between 0 and 1
+    [0.2, 0.1, 0.9, 0.9, 1.0, 0.9],  # 4 resembles neither: critical from 0.3 on
+    [0.9, 0.9, 0.9, 0.9, 0.9, 1.0],
+]
+
+
+def example(**options: Any) -> Case:
+    return Case(
+        torch.tensor(IDS), torch.tensor(WEIGHTS), torch.tensor(SIMILARITY), {"select_top_k": 1} | options
+    )
+
+
+EXPECTED = [
+    pytest.param({}, [[1, 0, 0], [1, 1, 0], [0, 0, 0]], id="every secondary expert goes to its best of P"),
+    pytest.param(
+        {"threshold": 0.3}, [[1, 0, 0], [1, 1, 4], [0, 0, 4]], id="expert 4 resembles none enough: it stays"
+    ),
+    pytest.param({"threshold": 0.5}, [[1, 0, 0], [1, 1, 4], [0, 0, 4]], id="at the threshold is enough"),
+    pytest.param({"threshold": 0.55}, [[1, 0, 3], [1, 1, 4], [0, 3, 4]], id="just below is not"),
+    pytest.param(
+        {"threshold": 0.3, "targets": "active"},
+        [[4, 0, 4], [1, 4, 4], [0, 4, 4]],
+        id="the critical expert 4 is read anyway and resembles 2 and 3 more",
+    ),
+    pytest.param({"keep": (2,)}, [[2, 0, 2], [1, 2, 2], [0, 2, 2]], id="a kept expert is primary"),
+    pytest.param(
+        {"keep": (5,)}, [[1, 0, 0], [1, 1, 0], [0, 0, 0]], id="a kept expert that no row asks for is not"
+    ),
+]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(("options", "expected"), EXPECTED)
+def test_ids(backend: str, options: dict[str, Any], expected: list[list[int]]) -> None:
+    """The ids are those worked out by hand."""
+    routing, _ = example(**options).run(backend)
+    assert routing.ids.tolist() == expected
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_equal_masses_let_the_lower_expert_join(backend: str) -> None:
+    """Experts 2 and 3 weigh 0.375 each beside P: with a floor of 3 expert 2 joins, with 4 both."""
+    assert example(min_active=3).run(backend)[0].ids.tolist() == [[2, 0, 2], [1, 2, 2], [0, 2, 2]]
+    assert example(min_active=4).run(backend)[0].ids.tolist() == [[2, 0, 3], [1, 2, 2], [0, 3, 2]]
+    assert example(min_active=5).run(backend)[0].ids.tolist() == IDS
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_budgets(backend: str) -> None:
+    """A protected row keeps its experts and others use them; a negative budget makes a row padding."""
+    assert example(row_budget=[3, 1, 1]).run(backend)[0].ids.tolist() == [[2, 0, 3], [1, 2, 2], [0, 3, 2]]
+    routing, counters = example(row_budget=[1, -1, 1]).run(backend)
+    assert routing.ids.tolist() == [[0, 0, 0], [0, 0, 0], [0, 0, 0]]
+    assert routing.weights.tolist() == [WEIGHTS[0], [0.0, 0.0, 0.0], WEIGHTS[2]]
+    assert counters.tolist() == [1, 2, 4, 1, 6, 4, 0]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_merge_modes(backend: str) -> None:
+    """Equal ids are summed into their lowest slot; the freed slots get what the mode says."""
+    same, _ = example(merge="same").run(backend)
+    assert same.ids.tolist() == [[1, 0, 0], [1, 1, 0], [0, 0, 0]]
+    assert same.weights.tolist() == [[0.25, 0.625, 0.0], [0.875, 0.0, 0.0625], [0.875, 0.0, 0.0]]
+    distinct, _ = example(merge="distinct").run(backend)
+    assert distinct.ids.tolist() == [[1, 0, 0], [1, 1, 0], [0, 1, 0]], "only two experts are active"
+    sentinel, _ = example(merge="sentinel", sentinel=-1).run(backend)
+    assert sentinel.ids.tolist() == [[1, 0, -1], [1, -1, 0], [0, -1, -1]]
+    assert torch.equal(sentinel.weights, same.weights)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_distinct_takes_active_experts_lowest_first(backend: str) -> None:
+    """With expert 4 critical, freed slots get 0, 1 or 4: the lowest that the row does not have."""
+    routing, _ = example(threshold=0.3, merge="distinct").run(backend)
+    assert routing.ids.tolist() == [[1, 0, 4], [1, 0, 4], [0, 1, 4]]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_scale_multiplies_the_weight_of_moved_slots_only(backend: str) -> None:
+    """A slot moved from e to p is multiplied by scale[e, p]; others keep their bits."""
+    scale = torch.full((6, 6), 9.0)
+    scale[2, 1], scale[3, 0], scale[4, 0] = 0.5, 2.0, 4.0
+    routing, _ = example(scale=scale).run(backend)
+    assert routing.weights.tolist() == [[0.125, 0.5, 0.25], [0.75, 0.0625, 0.25], [0.5, 0.5, 0.5]]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_strange_slots_pass_through(backend: str) -> None:
+    """Sentinels, fused shared experts and zero experts are untouched, do not vote and do not count."""
+    case = example()
+    case.ids[0, 1], case.ids[1, 0] = -1, 6
+    case.weights[2, 0] = 0.0
+    routing, counters = case.run(backend)
+    # Row 0 votes for 2, row 1 for 2, row 2 for 3; expert 4 resembles 2 and 3 alike: the lower id.
+    assert routing.ids.tolist() == [[2, -1, 3], [6, 2, 2], [0, 3, 2]]
+    assert counters.tolist() == [1, 3, 3, 2, 6, 2, 0]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_padding_rows(backend: str) -> None:
+    """Rows from N on become the lowest expert of P with weight 0, or the sentinel; N = 0 changes nothing."""
+    routing, counters = example(num_tokens=1, threshold=0.4).run(backend)
+    assert routing.ids.tolist() == [[2, 0, 0], [0, 0, 0], [0, 0, 0]], "3 goes to 0; 2 stays critical"
+    assert routing.weights.tolist() == [WEIGHTS[0], [0.0] * 3, [0.0] * 3]
+    assert counters.tolist() == [1, 1, 3, 2, 3, 1, 1]
+    sentinel, _ = example(num_tokens=1, merge="sentinel", sentinel=-1).run(backend)
+    assert sentinel.ids.tolist()[1:] == [[-1] * 3] * 2
+    nothing, counters = example(num_tokens=0).run(backend)
+    assert nothing.ids.tolist() == IDS
+    assert nothing.weights.tolist() == WEIGHTS
+    assert counters.tolist() == [0] * 7

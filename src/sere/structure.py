@@ -262,6 +262,8 @@ def _why_not(name: str, module: nn.Module) -> str | None:
         )
     if names == ["hidden_states"]:
         return "it computes every expert for every token, so fewer distinct experts save nothing"
+    if "expert_size" in names:
+        return "the block around it routes inside and hands on group sizes, so no ids and weights pass by"
     if not names or next(module.parameters(), None) is None:
         return None
     return (

@@ -21,7 +21,8 @@ def model() -> Any:
     config = Qwen3MoeConfig(
         vocab_size=64, hidden_size=32, intermediate_size=32, moe_intermediate_size=16, num_hidden_layers=2,
         num_attention_heads=4, num_key_value_heads=2, head_dim=8, num_experts=8, num_experts_per_tok=2,
-        initializer_range=0.4, max_position_embeddings=256, bos_token_id=None, eos_token_id=None, pad_token_id=0,
+        initializer_range=0.4, max_position_embeddings=256, bos_token_id=None, eos_token_id=None,
+        pad_token_id=0,
     )  # fmt: skip
     return Qwen3MoeForCausalLM(config).eval()
 
@@ -104,8 +105,8 @@ def test_other_caches_use_generate_and_say_so() -> None:
     torch.manual_seed(2)
     config = MixtralConfig(
         vocab_size=64, hidden_size=32, intermediate_size=16, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, num_local_experts=4, num_experts_per_tok=2, sliding_window=8, initializer_range=0.4,
-        bos_token_id=None, eos_token_id=None, pad_token_id=0,
+        num_key_value_heads=2, num_local_experts=4, num_experts_per_tok=2, sliding_window=8,
+        initializer_range=0.4, bos_token_id=None, eos_token_id=None, pad_token_id=0,
     )  # fmt: skip
     sliding = MixtralForCausalLM(config).eval()
     assert not supports_rows(sliding)

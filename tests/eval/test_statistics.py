@@ -55,7 +55,7 @@ def test_paired_difference_is_mirrored_by_swapping_the_methods() -> None:
 
 
 def test_paired_difference_covers_the_truth_as_often_as_it_says() -> None:
-    """Over 1000 simulated evaluations the 95 % interval holds the true difference 93 to 98 times in a hundred."""
+    """Over 1000 simulated evaluations the 95 % interval holds the truth 930 to 980 times."""
     generator = random.Random(0)
     cells = [(True, True)] * 85 + [(True, False)] * 3 + [(False, True)] * 6 + [(False, False)] * 6
     covered = 0

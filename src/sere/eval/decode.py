@@ -170,7 +170,7 @@ class _Clock:
         self.last: float | None = None
         self.step_ms: list[float] = []
 
-    def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:
+    def __call__(self, input_ids: Tensor, _scores: Any, **_: Any) -> Tensor:
         now = perf_counter()
         if self.last is not None:
             self.step_ms.append((now - self.last) * 1e3)

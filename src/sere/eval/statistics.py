@@ -81,7 +81,7 @@ def _correlation(after: Sequence[bool], before: Sequence[bool]) -> float:
     product = (both + gained) * (lost + neither) * (both + lost) * (gained + neither)
     if product == 0:
         return 0.0
-    excess = both * neither - gained * lost
+    excess = float(both * neither - gained * lost)
     if excess > 0:
-        excess = max(excess - len(pairs) / 2, 0)
+        excess = max(excess - len(pairs) / 2, 0.0)
     return excess / sqrt(product)

@@ -122,9 +122,13 @@ class RerouteConfig:
 def check_sentinel(merge: str, sentinel: int | None) -> None:
     """Refuse a sentinel without ``merge="sentinel"`` and the other way round."""
     if merge == "sentinel" and (not isinstance(sentinel, int) or isinstance(sentinel, bool)):
-        raise ConfigError(f"sentinel: merge='sentinel' needs the id for freed slots, e.g. -1; got {sentinel!r}")
+        raise ConfigError(
+            f"sentinel: merge='sentinel' needs the id for freed slots, e.g. -1; got {sentinel!r}"
+        )
     if merge != "sentinel" and sentinel is not None:
-        raise ConfigError(f"sentinel: given ({sentinel!r}) but merge is {merge!r}; set merge='sentinel' or drop it")
+        raise ConfigError(
+            f"sentinel: given ({sentinel!r}) but merge is {merge!r}; set merge='sentinel' or drop it"
+        )
 
 
 def _check_int(name: str, value: object, *, least: int) -> None:
@@ -151,7 +155,9 @@ def _normalised_keep(keep: object) -> Mapping[int, tuple[int, ...]]:
             ids = tuple(int(expert) for expert in experts)
             index = int(layer)
         except (TypeError, ValueError):
-            raise ConfigError(f"keep: expected {{layer index: [expert ids]}}, got {layer!r}: {experts!r}") from None
+            raise ConfigError(
+                f"keep: expected {{layer index: [expert ids]}}, got {layer!r}: {experts!r}"
+            ) from None
         if index < 0 or any(expert < 0 for expert in ids):
             raise ConfigError(f"keep: layer and expert ids start at 0, got {layer!r}: {experts!r}")
         result[index] = tuple(sorted(set(ids)))

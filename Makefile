@@ -1,0 +1,50 @@
+# Everything runs in .venv, made from pinned versions; every target is safe to repeat.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+CODE := src tests benchmarks recipe examples
+export HF_HUB_OFFLINE := 1
+
+.PHONY: demo test fmt lint type bench-smoke train wheel-test clean
+
+demo: .venv/.demo ## calibrate the bundled model and decode with re-routing off and on
+	$(BIN)/sere demo
+
+test: .venv/.dev ## the whole test suite
+	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+fmt: .venv/.dev ## format the code
+	$(BIN)/ruff format $(CODE)
+	$(BIN)/ruff check --fix $(CODE)
+
+lint: .venv/.dev ## check format and style
+	$(BIN)/ruff format --check $(CODE)
+	$(BIN)/ruff check $(CODE)
+
+type: .venv/.dev ## check types, strictly
+	$(BIN)/mypy
+
+bench-smoke: .venv/.dev ## every benchmark once, on the smallest sizes; numbers mean nothing
+	$(BIN)/python benchmarks/similarity.py --quick --out out/smoke.jsonl
+	$(BIN)/python benchmarks/reroute.py --quick --out out/smoke.jsonl
+	$(BIN)/sere bench --preset tiny --layers 2 --batch-size 2 4 --steps 4 --out out/smoke.jsonl
+
+train: .venv/.dev ## train the bundled model again from nothing (an hour and a half on two cores)
+	$(BIN)/python -m recipe.train --out runs/train
+
+wheel-test: ## build the wheel and run the tests against it in a clean environment
+	PYTHON=$(PYTHON) sh tests/wheel.sh
+
+clean: ## remove what the other targets made
+	rm -rf .venv .venv-wheel build dist out .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+
+.venv/.demo: pyproject.toml constraints.txt | .venv/bin/python
+	$(PIP) install -c constraints.txt -e '.[demo]'
+	@touch $@
+
+.venv/.dev: pyproject.toml constraints.txt | .venv/bin/python
+	$(PIP) install -c constraints.txt -e '.[demo,data,dev]'
+	@touch $@ .venv/.demo

@@ -1,0 +1,45 @@
+"""Files appear whole or not at all."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from sere.files import append_json_line, atomic_path, write_json
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_failure_leaves_the_old_file_and_no_other(tmp_path: Path, error: type[BaseException]) -> None:
+    """An exception half-way, Ctrl-C too, keeps the old content and leaves no temporary file."""
+    target = tmp_path / "a.json"
+    target.write_text("old")
+
+
+    def write_half() -> None:
+        with atomic_path(target) as temporary:
+            temporary.write_text("half")
+            raise error
+
+    with pytest.raises(error):
+        write_half()
+    assert target.read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_success_replaces_the_file(tmp_path: Path) -> None:
+    """The finished file has the usual permissions, and missing folders are made."""
+    target = tmp_path / "new" / "a.json"
+    write_json(target, {"a": 1})
+    assert json.loads(target.read_text()) == {"a": 1}
+    assert target.stat().st_mode & 0o444 == 0o444
+    assert [path.name for path in target.parent.iterdir()] == ["a.json"]
+
+
+def test_json_lines_are_appended(tmp_path: Path) -> None:
+    """Each record is one line."""
+    target = tmp_path / "r.jsonl"
+    append_json_line(target, {"a": 1})
+    append_json_line(target, {"b": "ρ\n"})
+    assert [json.loads(line) for line in target.read_text().splitlines()] == [{"a": 1}, {"b": "ρ\n"}]

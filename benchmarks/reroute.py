@@ -1,6 +1,7 @@
 """Time one call of re-routing, whole, as an engine makes it: checks, backend and result.
 
-Run ``python benchmarks/reroute.py``. The backends are first compared with each other, then timed in turns in one run.
+Run ``python benchmarks/reroute.py``. The backends are first compared with each other, then timed in turns
+in one run, through the public ``sere.reroute`` with a layer that was prepared before.
 """
 
 from __future__ import annotations
@@ -8,6 +9,8 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +18,9 @@ import torch
 from tabulate import tabulate
 from torch import Tensor
 
-from sere.config import RerouteConfig
 from sere.files import append_json_line
 from sere.provenance import provenance
-from sere.reroute import Plan, make_plan
+from sere.reroute import Routing, reroute
 from sere.similarity.layer import LayerSimilarity
 
 # (model, E, K): the shapes that people serve.
@@ -31,6 +33,7 @@ SHAPES = [
 ]
 ROWS = (1, 16, 64, 256)
 BACKENDS = ("cpu", "torch")
+Call = Callable[..., Routing]
 DEFAULT_OUT = Path("benchmarks/results/reroute.jsonl")
 
 
@@ -42,34 +45,31 @@ def make_batch(T: int, K: int, E: int) -> tuple[Tensor, Tensor]:
     return ids.int(), weights
 
 
-def make_plans(E: int, settings: dict[str, Any]) -> dict[str, Plan]:
-    """Prepare one random layer for every backend."""
+def make_calls(E: int, settings: dict[str, Any]) -> dict[str, Call]:
+    """Return the public call on one random layer, for every backend."""
     similarity = torch.rand(E, E, generator=torch.Generator().manual_seed(E)).fill_diagonal_(1.0)
     layer = LayerSimilarity(similarity)
-    return {
-        backend: make_plan(layer, RerouteConfig.from_mapping({**settings, "backend": backend}))
-        for backend in BACKENDS
-    }
+    return {backend: partial(reroute, similarity=layer, backend=backend, **settings) for backend in BACKENDS}
 
 
 def time_in_turns(
-    plans: dict[str, Plan], ids: Tensor, weights: Tensor, rounds: int
+    calls: dict[str, Call], ids: Tensor, weights: Tensor, rounds: int
 ) -> dict[str, list[float]]:
     """Return microseconds a call, backends taking turns, ten calls a turn."""
-    samples: dict[str, list[float]] = {name: [] for name in plans}
+    samples: dict[str, list[float]] = {name: [] for name in calls}
     for turn in range(rounds + 2):
-        for name, plan in plans.items():
+        for name, call in calls.items():
             start = time.perf_counter()
             for _ in range(10):
-                plan.route(ids, weights)
+                call(ids, weights)
             if turn >= 2:
                 samples[name].append((time.perf_counter() - start) * 1e5)
     return samples
 
 
-def check(plans: dict[str, Plan], ids: Tensor, weights: Tensor) -> None:
+def check(calls: dict[str, Call], ids: Tensor, weights: Tensor) -> None:
     """Stop unless all backends agree on this batch."""
-    results = [plan.route(ids, weights) for plan in plans.values()]
+    results = [call(ids, weights) for call in calls.values()]
     if any(not torch.equal(result.ids, results[0].ids) for result in results):
         raise SystemExit("the backends disagree: run the tests, nothing is timed")
 
@@ -85,11 +85,11 @@ def main() -> None:
     rows = []
     for model, E, K in shapes:
         for settings in ({"select_top_k": 1}, {"select_top_k": 2, "threshold": 0.5}):
-            plans = make_plans(E, settings)
+            calls = make_calls(E, settings)
             for T in ROWS:
                 ids, weights = make_batch(T, K, E)
-                check(plans, ids, weights)
-                for backend, samples in time_in_turns(plans, ids, weights, rounds).items():
+                check(calls, ids, weights)
+                for backend, samples in time_in_turns(calls, ids, weights, rounds).items():
                     p20, median, p80 = (statistics.quantiles(samples, n=10)[i] for i in (1, 4, 7))
                     config = {"model": model, "T": T, "K": K, "E": E, "backend": backend, **settings}
                     record = {

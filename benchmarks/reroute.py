@@ -18,6 +18,7 @@ import torch
 from tabulate import tabulate
 from torch import Tensor
 
+from sere.config import Backend
 from sere.files import append_json_line
 from sere.provenance import provenance
 from sere.reroute import Routing, reroute
@@ -32,7 +33,7 @@ SHAPES = [
     ("DeepSeek-V3", 256, 8),
 ]
 ROWS = (1, 16, 64, 256)
-BACKENDS = ("cpu", "torch")
+BACKENDS: tuple[Backend, ...] = ("cpu", "torch")
 Call = Callable[..., Routing]
 DEFAULT_OUT = Path("benchmarks/results/reroute.jsonl")
 

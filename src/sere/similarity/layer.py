@@ -38,7 +38,7 @@ class LayerSimilarity:
             check_scale(self.scale, self.E)
 
     @property
-    def E(self) -> int:  # noqa: N802 - the method's symbol
+    def E(self) -> int:
         """Number of experts of the layer."""
         return int(self.similarity.shape[0])
 

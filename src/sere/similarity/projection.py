@@ -1,0 +1,55 @@
+"""Projection similarity: how much of an expert's output another explains, where it is really used."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sere.similarity.accumulator import Accumulator, as_layer, zeros
+from sere.similarity.layer import LayerSimilarity
+
+
+class Projection(Accumulator):
+    """Accumulates ``A_ep = Σ w ⟨Y_e, Y_p⟩`` and ``B_ep = Σ w |Y_p|²`` over the tokens routed to e.
+
+    Gives the similarity ``A² / (B A_ee)``, which is ``1 - min_α Σ w |Y_e - α Y_p|² / Σ w |Y_e|²``, and 0
+    where α is negative; ``α = A / B`` is kept as ``scale``. The result is directed: row e, column p is p in
+    place of e. An expert that was never routed has similarity 0 to all others and scale 1. Slots with an id
+    outside [0, E) or weight 0 do not count. The work of an update is ``t·K·E·H`` multiplications.
+
+    Source: METHOD.md section 3.
+    """
+
+    metric = "projection"
+    needs_routing = True
+
+    def __init__(self, E: int, **options: Any) -> None:
+        super().__init__(E, **options)
+        self._sums = {"common": zeros(E), "energy": zeros(E)}
+
+    def _add(self, outputs: Tensor, *routing: Tensor) -> None:
+        ids, weights = routing
+        ids, weights = ids.to(outputs.device, torch.int64), weights.to(outputs.device, self._dtype)
+        weights = weights.masked_fill((ids < 0) | (ids >= self.E), 0)
+        ids = ids.clamp(0, self.E - 1)
+        for part in self._slices(outputs):
+            self._add_slice(outputs[:, part].to(self._dtype), ids[part], weights[part])
+
+    def _add_slice(self, Y: Tensor, ids: Tensor, weights: Tensor) -> None:
+        by_token = Y.transpose(0, 1)
+        tokens = torch.arange(len(ids), device=Y.device)
+        chosen = by_token[tokens[:, None], ids]
+        inner = chosen @ by_token.transpose(1, 2)  # [t, K, E]: the slot's expert with every expert
+        norms = Y.square().sum(dim=2).T  # [t, E]
+        for name, value in (("common", inner), ("energy", norms[:, None, :].expand_as(inner))):
+            total = torch.zeros(self.E, self.E, dtype=self._dtype, device=Y.device)
+            self._sum(name, total.index_add_(0, ids.flatten(), (weights[..., None] * value).flatten(0, 1)))
+
+    def _similarity(self, sums: dict[str, Tensor]) -> LayerSimilarity:
+        A, B = sums["common"], sums["energy"]
+        own = A.diagonal()[:, None]
+        scale = torch.where(B > 0, A / B, 1.0)
+        similarity = torch.where((A > 0) & (B > 0) & (own > 0), A.square() / (B * own), 0.0)
+        return as_layer(similarity, scale.fill_diagonal_(1))

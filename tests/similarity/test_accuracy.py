@@ -1,0 +1,108 @@
+"""Where matrix products lose digits: experts that are nearly equal, far away, huge, tiny or zero."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from sere.similarity import definitions, frobenius, make_accumulator
+
+
+def result(metric: str, Y: Tensor, **parameters: Any) -> Tensor:
+    """The accumulator's similarity, in float64."""
+    accumulator = make_accumulator(metric, len(Y), **parameters)
+    accumulator.update(Y)
+    return accumulator.finalize().similarity.double()
+
+
+def test_near_identical_experts_keep_their_order() -> None:
+    """Distances of 1e-3 and 2e-3 of the farthest pair are told apart: the pairs are computed again."""
+    base, far, noise = torch.randn(1, 64, 32), torch.randn(1, 64, 32), torch.randn(3, 64, 32)
+    sizes = torch.tensor([0.0, 1e-3, 3e-3])[:, None, None]
+    Y = torch.cat([base + sizes * noise, far, far + 1e-4 * noise[:1]])
+    similarity = result("frobenius", Y)
+    torch.testing.assert_close(similarity, definitions.frobenius(Y), atol=1e-6, rtol=0)
+
+
+def test_a_chain_of_close_experts_is_computed_by_pairs() -> None:
+    """Where every expert is close to the next, no group has a mean of its own; pairs serve."""
+    steps = torch.cat([torch.tensor([0.0]), torch.logspace(-3, 0, 7)]).cumsum(0)
+    Y = torch.randn(1, 64, 32) * steps[:, None, None] + 1e-4 * torch.randn(8, 64, 32)
+    torch.testing.assert_close(result("frobenius", Y), definitions.frobenius(Y), atol=5e-6, rtol=0)
+
+
+def test_a_large_common_part_costs_no_accuracy() -> None:
+    """What all experts have in common cancels before squares are taken, not after."""
+    Y = 1000 * torch.randn(1, 64, 32) + torch.randn(6, 64, 32)
+    torch.testing.assert_close(result("frobenius", Y), definitions.frobenius(Y), atol=5e-6, rtol=0)
+
+
+@pytest.mark.parametrize("kernel", ["linear", "rbf", "polynomial"])
+def test_a_constant_part_of_the_tokens_costs_cka_no_accuracy(kernel: str) -> None:
+    """Tokens around a far point have the kernels of their differences, not of rounding."""
+    Y = 100 * torch.randn(4, 1, 32) + torch.randn(1, 64, 32) + 0.5 * torch.randn(4, 64, 32)
+    rule = {
+        "linear": definitions.linear_kernel,
+        "rbf": lambda rows: definitions.rbf_kernel(rows, bandwidth=1.0),
+        "polynomial": lambda rows: definitions.polynomial_kernel(rows, degree=3, offset=1.0),
+    }[kernel]
+    expected = definitions.cka(Y, window=32, kernel=rule)
+    torch.testing.assert_close(result("cka", Y, kernel=kernel, window=32), expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("copies", [1, 4], ids=["all different", "four copies of each"])
+def test_a_common_part_and_copies_need_no_loop_over_pairs(
+    copies: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Centring, over all or within a group of copies, keeps the work in matrix products."""
+    pairs: list[object] = []
+    monkeypatch.setattr(frobenius, "_replace_pairs", lambda *arguments: pairs.append(arguments))
+    Y = 1000 * torch.randn(1, 64, 32) + torch.randn(6, 64, 32).repeat(copies, 1, 1)
+    Y += 1e-3 * torch.randn_like(Y)
+    torch.testing.assert_close(result("frobenius", Y), definitions.frobenius(Y), atol=5e-6, rtol=0)
+    assert not pairs
+
+
+def test_identical_experts_are_all_alike() -> None:
+    """With no distance between any two experts, every similarity is 1 rather than 0 / 0."""
+    Y = torch.randn(1, 20, 8).expand(4, 20, 8)
+    assert torch.equal(result("frobenius", Y), torch.ones(4, 4, dtype=torch.float64))
+
+
+def test_a_zero_row_has_cosine_zero() -> None:
+    """A token on which an expert gives nothing counts as neither alike nor opposite."""
+    Y = torch.ones(2, 4, 3)
+    Y[0, :2] = 0
+    assert result("cosine", Y)[0, 1].item() == 0.75
+    Y[1, :2] = 0
+    assert result("cosine", Y)[0, 1].item() == 0.75
+
+
+@pytest.mark.parametrize("size", [1e-30, 1e30], ids=["tiny", "huge"])
+def test_cosine_survives_rows_whose_squares_leave_float32(size: float) -> None:
+    """Rows of 1e-30 or 1e30 have directions too."""
+    Y = torch.randn(3, 10, 8)
+    torch.testing.assert_close(result("cosine", Y * size), definitions.cosine(Y), atol=1e-6, rtol=0)
+
+
+def test_constant_outputs_are_like_nothing_in_cka() -> None:
+    """An expert that answers every token alike has no centred kernel; its similarity to others is 0."""
+    Y = torch.randn(3, 16, 8)
+    Y[1] = 1.0
+    for kernel in ("linear", "rbf", "polynomial"):
+        similarity = result("cka", Y, kernel=kernel, window=8)
+        assert similarity[1].tolist() == [0, 1, 0]
+        assert similarity[0, 2] > 0
+
+
+def test_long_calibration_does_not_drift() -> None:
+    """Ten thousand updates of the same tokens give what one gives: sums are float64."""
+    Y = torch.randn(3, 2, 4)
+    once, often = make_accumulator("cosine", 3), make_accumulator("cosine", 3)
+    once.update(Y)
+    for _ in range(10_000):
+        often.update(Y)
+    torch.testing.assert_close(often.finalize().similarity, once.finalize().similarity, atol=1e-7, rtol=0)

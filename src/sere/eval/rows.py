@@ -55,7 +55,7 @@ def supports_rows(model: Any) -> bool:
 
 @torch.no_grad()
 def run_rows(
-    model: Any, jobs: Iterator[Job], choose: Choose, *, B: int, finished: Callable[[Job], None]
+    model: Any, jobs: Iterator[Job], choose: Choose, *, B: int, finished: Callable[[Job], object]
 ) -> list[float]:
     """Decode ``jobs`` in steps of ``B`` rows until all that are no fillers have ended.
 

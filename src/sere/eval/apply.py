@@ -1,0 +1,61 @@
+"""Put one setting on a model: the one place where a setting becomes a policy."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from sere.errors import ConfigError
+from sere.eval.settings import Setting
+
+if TYPE_CHECKING:
+    from sere.integrations.transformers import Handle
+    from sere.policies.base import Policy
+    from sere.table import SimilarityTable
+
+
+def apply_setting(model: Any, setting: Setting, table: SimilarityTable | None, *, seed: int = 0) -> Handle:
+    """Apply a setting to a model and return the handle, which counts and which removes it.
+
+    ``off`` is applied too, as a policy that changes nothing and counts; to leave a model wholly
+    untouched, do not call this.
+
+    Args:
+        model: A model of Transformers.
+        setting: What to apply.
+        table: Similarities; needed by ``sere`` settings only.
+        seed: Of ``random``, unless the setting has its own.
+
+    Raises:
+        ConfigError: The setting needs a table and there is none.
+    """
+    from sere.integrations.transformers import apply
+
+    if not setting.needs_table:
+        return apply(model, policy=make_rival(setting, seed=seed))
+    if table is None:
+        raise ConfigError(f"setting {setting.label}: needs a similarity table; give one with --table")
+    return apply(model, table, config=setting.config())
+
+
+def make_rival(setting: Setting, *, seed: int = 0) -> Policy:
+    """Return the policy of a setting that needs no table.
+
+    Args:
+        setting: Any but a ``sere`` setting.
+        seed: Of ``random``, unless the setting has its own.
+    """
+    from sere import policies
+
+    classes: dict[str, type[Any]] = {
+        "off": policies.Off,
+        "random": policies.Random,
+        "topk": policies.TopK,
+        "oea": policies.OEA,
+        "xshare": policies.XShare,
+        "lynx": policies.Lynx,
+    }
+    options = dict(setting.options)
+    if setting.kind == "random":
+        options.setdefault("seed", seed)
+    policy: Policy = classes[setting.kind](**options)
+    return policy

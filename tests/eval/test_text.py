@@ -1,0 +1,91 @@
+"""Perplexity and divergence in decode steps equal those of a plain forward pass."""
+
+from __future__ import annotations
+
+from math import exp
+from typing import Any
+
+import pytest
+import torch
+from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
+
+from sere.errors import DataError
+from sere.eval.text import PREFIX, score_text
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    torch.manual_seed(3)
+    config = Qwen3MoeConfig(
+        vocab_size=50, hidden_size=32, intermediate_size=32, moe_intermediate_size=16, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, head_dim=8, num_experts=8, num_experts_per_tok=2,
+        initializer_range=0.3, bos_token_id=None, eos_token_id=None, pad_token_id=0,
+    )  # fmt: skip
+    return Qwen3MoeForCausalLM(config).eval()
+
+
+def passages(count: int) -> list[list[int]]:
+    generator = torch.Generator().manual_seed(4)
+    lengths = torch.randint(PREFIX + 2, 30, (count,), generator=generator).tolist()
+    return [torch.randint(1, 50, (n,), generator=generator).tolist() for n in lengths]
+
+
+@torch.no_grad()
+def plain(model: Any, texts: list[list[int]]) -> tuple[float, int]:
+    """Return the perplexity of whole forward passes over the same tokens, and their number."""
+    loss, count = 0.0, 0
+    for text in texts:
+        logits = model(torch.tensor([text])).logits[0].double().log_softmax(-1)
+        for place in range(PREFIX + 1, len(text)):
+            loss -= float(logits[place - 1, text[place]])
+            count += 1
+    return exp(loss / count), count
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 40])
+def test_unmodified_perplexity_equals_that_of_forward_passes(model: Any, batch_size: int) -> None:
+    """Reading token by token in steps of B rows gives a plain pass's perplexity, and no divergence."""
+    texts = passages(20)
+    score = score_text(model, texts, batch_size=batch_size)
+    assert score is not None
+    perplexity, count = plain(model, texts)
+    assert score.tokens == count
+    assert score.perplexity == pytest.approx(perplexity, rel=1e-4)
+    assert 0 <= score.kl < 1e-8
+
+
+def test_divergence_counts_what_decode_steps_change(model: Any) -> None:
+    """A change that only decode steps bear shows as divergence, and leaves its reference alone."""
+    texts = [text[: PREFIX + 2] for text in passages(6)]  # one scored token each: no changed cache behind it
+
+    def halve(_: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        hidden, ids, weights = args
+        return (hidden, ids, weights / 2 if len(hidden) == 3 else weights)
+
+    hooks = [layer.mlp.experts.register_forward_pre_hook(halve) for layer in model.model.layers]
+    score = score_text(model, texts, batch_size=3)
+    for hook in hooks:
+        hook.remove()
+    expected = 0.0
+    for text in texts:
+        with torch.no_grad():
+            before = model(torch.tensor([text[:-1]]), use_cache=True)
+            cache = model(torch.tensor([text[:-2]]), use_cache=True).past_key_values
+            hooks = [
+                layer.mlp.experts.register_forward_pre_hook(lambda _, a: (a[0], a[1], a[2] / 2))
+                for layer in model.model.layers
+            ]
+            after = model(torch.tensor([text[-2:-1]]), past_key_values=cache)
+            for hook in hooks:
+                hook.remove()
+        p, q = (out.logits[0, -1].double().log_softmax(-1) for out in (before, after))
+        expected += float((p.exp() * (p - q)).sum())
+    assert score is not None
+    assert score.kl == pytest.approx(expected / len(texts), rel=1e-4)
+    assert score.kl > 1e-4
+
+
+def test_short_passages_are_refused(model: Any) -> None:
+    """A passage without a token to score raises, saying how long it must be."""
+    with pytest.raises(DataError, match="at least 10 tokens, got one of 9"):
+        score_text(model, [[1] * 20, [1] * 9], batch_size=2)

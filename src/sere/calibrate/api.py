@@ -1,0 +1,325 @@
+"""The two ways in: a model in memory, or a checkpoint layer by layer."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Mapping
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias, Unpack, overload
+
+from torch import nn
+
+from sere.calibrate.checkpoint import Checkpoint
+from sere.calibrate.in_memory import Results, collect_in_memory
+from sere.calibrate.layerwise import collect_layerwise
+from sere.calibrate.loading import fits_memory, load_model, load_tokenizer, local_checkpoint
+from sere.calibrate.packing import Tokens, pack
+from sere.calibrate.settings import (
+    CHUNK_BYTES,
+    MAX_TOKENS,
+    SEQ_LEN,
+    CalibrateOptions,
+    CheckpointOptions,
+    Progress,
+    Settings,
+    metric_settings,
+)
+from sere.calibrate.skeleton import Skeleton
+from sere.calibrate.texts import Source, load_texts
+from sere.calibrate.work import WorkFolder
+from sere.errors import ConfigError, DataError
+from sere.provenance import provenance, versions
+from sere.similarity import resolve_parameters
+from sere.structure import ExpertsLayer, find_experts, identity_of
+from sere.table import SimilarityTable
+
+if TYPE_CHECKING:
+    import torch
+
+# Hidden states of the calibration tokens stay in memory up to this many bytes, beyond it they go to disk.
+STATES_BYTES = 2**29
+
+Tables: TypeAlias = SimilarityTable | dict[str, SimilarityTable]
+
+
+@overload
+def calibrate(
+    model: nn.Module | str | os.PathLike[str],
+    tokenizer: Any = ...,
+    texts: Source | None = ...,
+    *,
+    metric: str = ...,
+    **options: Unpack[CalibrateOptions],
+) -> SimilarityTable: ...
+
+
+@overload
+def calibrate(
+    model: nn.Module | str | os.PathLike[str],
+    tokenizer: Any = ...,
+    texts: Source | None = ...,
+    *,
+    metric: list[str] | tuple[str, ...],
+    **options: Unpack[CalibrateOptions],
+) -> dict[str, SimilarityTable]: ...
+
+
+def calibrate(
+    model: nn.Module | str | os.PathLike[str],
+    tokenizer: Any = None,
+    texts: Source | None = None,
+    *,
+    metric: str | list[str] | tuple[str, ...] = "frobenius",
+    max_tokens: int = MAX_TOKENS,
+    seq_len: int = SEQ_LEN,
+    batch_size: int = 8,
+    seed: int | None = 0,
+    progress: Progress = True,
+    metric_parameters: Mapping[str, Any] | None = None,
+    chunk_bytes: int = CHUNK_BYTES,
+    field: str = "text",
+    split: str = "train",
+    low_memory: bool | None = None,
+    work_dir: str | os.PathLike[str] | None = None,
+) -> Tables:
+    """Measure how well the experts of each layer replace each other.
+
+    Args:
+        model: A Transformers model, left as it is found; or the path (or hub name) of a checkpoint.
+        tokenizer: The model's tokenizer; None takes the checkpoint's. Not needed where ``metric`` is
+            ``"weights"``.
+        texts: A ``.txt``, ``.jsonl`` or ``.parquet`` file, a Hugging Face data set name, or the documents.
+        metric: A name of `sere.similarity.METRICS`, or several: all are computed in one pass.
+        max_tokens: At most this many tokens are used.
+        seq_len: Tokens per sequence; documents are packed without padding.
+        batch_size: Sequences per forward pass.
+        seed: Seed of the documents' order; None keeps their order.
+        progress: True shows a bar on a terminal, "always" anywhere, False nowhere.
+        metric_parameters: Parameters of the metric; for several, a mapping from a metric's name to its.
+        chunk_bytes: Bound on the experts' outputs held at a time, in bytes.
+        field: Field or column of the texts.
+        split: Part of a Hugging Face data set.
+        low_memory: For a checkpoint: True goes layer by layer (see `calibrate_checkpoint`), False loads it
+            whole, None decides by the memory that is available.
+        work_dir: See `calibrate_checkpoint`; only for the layer-by-layer way.
+
+    Returns:
+        The table; for several metrics a dict from a metric's name to its table.
+
+    Raises:
+        ConfigError: A setting or metric is wrong or unknown.
+        DataError: The texts are missing, unreadable or too few.
+        UnsupportedModel: The model has no experts modules, or ones that cannot be calibrated.
+        InputError: The checkpoint is missing or damaged.
+
+    Source: SERE (arXiv 2602.07616); METHOD.md section 3.
+    """
+    names, parameters = metric_settings(metric, metric_parameters)
+    settings = _settings(names, parameters, max_tokens, seq_len, batch_size, seed, chunk_bytes, progress)
+    if not isinstance(model, nn.Module):
+        path = local_checkpoint(model)
+        if low_memory or (low_memory is None and not fits_memory(Checkpoint(path).num_bytes)):
+            options: dict[str, Any] = {"field": field, "split": split, "work_dir": work_dir}
+            return _by_layers(path, tokenizer, texts, settings, isinstance(metric, str), **options)
+        tokenizer = tokenizer or (load_tokenizer(path) if settings.needs_tokens else None)
+        model = load_model(path)
+    elif low_memory or work_dir is not None:
+        raise ConfigError(
+            "low_memory and work_dir: expected a checkpoint's path, got a model that is in memory already"
+        )
+    layers = find_experts(model)
+    tokens = _tokens(texts, tokenizer, settings, field, split)
+    results = collect_in_memory(model, layers, tokens, settings)
+    return _tables(results, model, layers, tokens, settings, single=isinstance(metric, str))
+
+
+@overload
+def calibrate_checkpoint(
+    path: str | os.PathLike[str],
+    texts: Source | None = ...,
+    *,
+    metric: str = ...,
+    **options: Unpack[CheckpointOptions],
+) -> SimilarityTable: ...
+
+
+@overload
+def calibrate_checkpoint(
+    path: str | os.PathLike[str],
+    texts: Source | None = ...,
+    *,
+    metric: list[str] | tuple[str, ...],
+    **options: Unpack[CheckpointOptions],
+) -> dict[str, SimilarityTable]: ...
+
+
+def calibrate_checkpoint(
+    path: str | os.PathLike[str],
+    texts: Source | None = None,
+    *,
+    tokenizer: Any = None,
+    metric: str | list[str] | tuple[str, ...] = "frobenius",
+    max_tokens: int = MAX_TOKENS,
+    seq_len: int = SEQ_LEN,
+    batch_size: int = 8,
+    seed: int | None = 0,
+    progress: Progress = True,
+    metric_parameters: Mapping[str, Any] | None = None,
+    chunk_bytes: int = CHUNK_BYTES,
+    field: str = "text",
+    split: str = "train",
+    work_dir: str | os.PathLike[str] | None = None,
+    states_bytes: int = STATES_BYTES,
+    dtype: torch.dtype | None = None,
+    device: str = "cpu",
+) -> Tables:
+    """Calibrate a checkpoint with one decoder layer's weights in memory at a time.
+
+    The result equals `calibrate`'s on the whole model.
+
+    Args:
+        path: A folder with safetensors weights, or a hub name.
+        texts: As for `calibrate`, like all arguments not named here.
+        tokenizer: None takes the checkpoint's.
+        metric: A metric's name, or several.
+        max_tokens: At most this many tokens are used.
+        seq_len: Tokens per sequence.
+        batch_size: Sequences per forward pass.
+        seed: Seed of the documents' order.
+        progress: Whether and where to show a bar.
+        metric_parameters: Parameters of the metric or metrics.
+        chunk_bytes: Bound on the experts' outputs held at a time, in bytes.
+        field: Field or column of the texts.
+        split: Part of a Hugging Face data set.
+        work_dir: Where finished layers and the hidden states go. An interrupted run with the same settings
+            goes on behind the last finished layer; the folder is deleted at the end. None: a temporary
+            folder, nothing to resume.
+        states_bytes: Without ``work_dir``, hidden states up to this many bytes stay in memory.
+        dtype: Load the weights as this; None for the checkpoint's own.
+        device: Where to compute, e.g. ``"cuda"``.
+
+    Returns:
+        The table; for several metrics a dict from a metric's name to its table.
+
+    Raises:
+        ConfigError: A setting or metric is wrong or unknown.
+        DataError: The texts are missing, unreadable or too few.
+        UnsupportedModel: As for `calibrate`; or the checkpoint is quantised, or its decoder layers hand
+            more to each other than hidden states.
+        InputError: The checkpoint is missing or damaged, or ``work_dir`` belongs to another run.
+    """
+    names, parameters = metric_settings(metric, metric_parameters)
+    settings = _settings(names, parameters, max_tokens, seq_len, batch_size, seed, chunk_bytes, progress)
+    options: dict[str, Any] = {"work_dir": work_dir, "states_bytes": states_bytes, "dtype": dtype}
+    options |= {"device": device, "field": field, "split": split}
+    return _by_layers(local_checkpoint(path), tokenizer, texts, settings, isinstance(metric, str), **options)
+
+
+def _by_layers(
+    path: Path,
+    tokenizer: Any,
+    texts: Source | None,
+    settings: Settings,
+    single: bool,
+    *,
+    field: str,
+    split: str,
+    work_dir: str | os.PathLike[str] | None,
+    states_bytes: int = STATES_BYTES,
+    dtype: torch.dtype | None = None,
+    device: str = "cpu",
+) -> Tables:
+    skeleton = Skeleton(Checkpoint(path), dtype=dtype, device=device)
+    tokenizer = tokenizer or (load_tokenizer(path) if settings.needs_tokens else None)
+    tokens = _tokens(texts, tokenizer, settings, field, split)
+    run = _run_record(skeleton, tokens, settings)
+    with nullcontext(work_dir) if work_dir is not None else tempfile.TemporaryDirectory() as folder:
+        work = WorkFolder(folder, run)
+        in_memory = work_dir is None and _states_size(skeleton, tokens) <= states_bytes
+        results = collect_layerwise(skeleton, tokens, settings, work, states_in_memory=in_memory)
+        tables = _tables(results, skeleton.model, skeleton.experts, tokens, settings, single=single)
+        if work_dir is not None:
+            work.delete()
+    return tables
+
+
+def _settings(
+    metrics: tuple[str, ...],
+    parameters: Mapping[str, Mapping[str, Any]],
+    max_tokens: int,
+    seq_len: int,
+    batch_size: int,
+    seed: int | None,
+    chunk_bytes: int,
+    progress: Progress,
+) -> Settings:
+    settings = Settings(
+        metrics, parameters, max_tokens, seq_len, batch_size, seed, chunk_bytes, progress
+    )  # fmt: skip
+    for name in metrics:
+        resolve_parameters(name, parameters.get(name, {}))
+    return settings
+
+
+def _tokens(
+    texts: Source | None, tokenizer: Any, settings: Settings, field: str, split: str
+) -> Tokens | None:
+    if not settings.needs_tokens:
+        return None
+    if texts is None:
+        raise DataError("texts: expected a source, got none; only the metric 'weights' needs none")
+    if tokenizer is None:
+        raise ConfigError("tokenizer: expected the model's tokenizer, got none")
+    documents = load_texts(texts, field=field, split=split, seed=settings.seed)
+    return pack(documents, tokenizer, max_tokens=settings.max_tokens, seq_len=settings.seq_len)
+
+
+def _tables(
+    results: Results,
+    model: nn.Module,
+    layers: list[ExpertsLayer],
+    tokens: Tokens | None,
+    settings: Settings,
+    *,
+    single: bool,
+) -> Tables:
+    how = {"seq_len": settings.seq_len, "batch_size": settings.batch_size}
+    tables: dict[str, SimilarityTable] = {}
+    for name in settings.metrics:
+        used = tokens if name != "weights" else None
+        tables[name] = SimilarityTable(
+            layers=results[name],
+            identity=identity_of(model, layers),
+            metric=name,
+            metric_parameters=resolve_parameters(name, settings.parameters.get(name, {})),
+            num_tokens=0 if used is None else used.num_tokens,
+            data_digest="" if used is None else used.digest,
+            seed=None if used is None else settings.seed,
+            provenance=provenance() | ({} if used is None else {"calibration": how}),
+        )
+    return tables[settings.metrics[0]] if single else tables
+
+
+def _run_record(skeleton: Skeleton, tokens: Tokens | None, settings: Settings) -> dict[str, Any]:
+    """All that decides the result of a layer-by-layer run: another value is another run."""
+    return {
+        "checkpoint": skeleton.checkpoint.fingerprint(),
+        "model": identity_of(skeleton.model, skeleton.experts).digest,
+        "metrics": list(settings.metrics),
+        "metric_parameters": dict(settings.parameters),
+        "data_digest": None if tokens is None else tokens.digest,
+        "seq_len": settings.seq_len,
+        "batch_size": settings.batch_size,
+        "chunk_bytes": settings.chunk_bytes,
+        "dtype": str(skeleton.model.dtype),
+        "device": str(skeleton.device),
+        "versions": versions(),
+    }
+
+
+def _states_size(skeleton: Skeleton, tokens: Tokens | None) -> int:
+    hidden = int(getattr(skeleton.model.config.get_text_config(), "hidden_size", 0))
+    # Two layers' states exist at a time; 4 bytes bound every dtype in use.
+    return 0 if tokens is None else 2 * 4 * tokens.num_tokens * hidden

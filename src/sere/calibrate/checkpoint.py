@@ -1,0 +1,122 @@
+"""A checkpoint's safetensors files, read one tensor at a time into fresh memory."""
+
+from __future__ import annotations
+
+import json
+import os
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from sere.errors import InputError
+
+_INDEX = "model.safetensors.index.json"
+_SINGLE = "model.safetensors"
+
+
+class Checkpoint:
+    """Where each tensor of a checkpoint folder lies.
+
+    Files are open only inside a ``with`` block, and what is read is copied out of them: a mapped file's
+    pages would count as this process's memory for as long as the file is open.
+
+    Attributes:
+        path: The folder.
+        files: File name by tensor name.
+
+    Raises:
+        InputError: The folder has no safetensors weights, or its index names files that are not there.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self.files = self._locate()
+        self._open: dict[str, tuple[Any, bool]] = {}
+        self._stack = ExitStack()
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all weight files."""
+        return sum((self.path / name).stat().st_size for name in set(self.files.values()))
+
+    def fingerprint(self) -> list[tuple[str, int, int]]:
+        """Return (name, bytes, modification time in ns) of each weight file: changes when the weights do."""
+        stats = [(name, (self.path / name).stat()) for name in sorted(set(self.files.values()))]
+        return [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
+
+    def lazy(self, name: str) -> LazyTensor:
+        """Return a stand-in that reads the tensor when it is indexed."""
+        return LazyTensor(self, name)
+
+    def read(self, name: str) -> Tensor:
+        """Read one tensor into memory of its own."""
+        file = self.files[name]
+        if file not in self._open:
+            handle, mapped = _open_file(self.path / file)
+            self._open[file] = (self._stack.enter_context(handle), mapped)
+        handle, mapped = self._open[file]
+        tensor: Tensor = handle.get_tensor(name)
+        return tensor.clone() if mapped else tensor
+
+    def first_dtype(self) -> torch.dtype:
+        """Return the dtype of the first floating-point tensor."""
+        with self:
+            for name in self.files:
+                tensor = self.read(name)
+                if tensor.is_floating_point():
+                    return tensor.dtype
+        raise InputError(f"{self.path}: expected floating-point weights, found none")
+
+    def __enter__(self) -> Checkpoint:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._open.clear()
+        self._stack.close()
+
+    def _locate(self) -> dict[str, str]:
+        if (self.path / _INDEX).is_file():
+            index = json.loads((self.path / _INDEX).read_text(encoding="utf-8"))
+            files = {str(name): str(file) for name, file in index["weight_map"].items()}
+        elif (self.path / _SINGLE).is_file():
+            with _open_file(self.path / _SINGLE)[0] as file:
+                files = dict.fromkeys(file.keys(), _SINGLE)
+        else:
+            raise InputError(
+                f"{self.path}: expected {_SINGLE} or {_INDEX}, found neither; "
+                "give a folder that save_pretrained wrote"
+            )
+        missing = sorted(name for name in set(files.values()) if not (self.path / name).is_file())
+        if missing:
+            raise InputError(
+                f"{self.path}: {len(missing)} weight files are missing, the first is {missing[0]}"
+            )
+        return files
+
+
+class LazyTensor:
+    """Stands for a tensor of a checkpoint; indexing it reads the tensor."""
+
+    def __init__(self, checkpoint: Checkpoint, name: str) -> None:
+        self._checkpoint = checkpoint
+        self._name = name
+
+    def __getitem__(self, index: Any) -> Tensor:
+        return self._checkpoint.read(self._name)[index]
+
+
+def _open_file(path: Path) -> tuple[Any, bool]:
+    """Open a file; the flag says whether its tensors are views of the mapped file, not copies."""
+    try:
+        try:
+            return safe_open(path, framework="pt", backend="pread"), False
+        except TypeError:  # a safetensors release that can only map files
+            return safe_open(path, framework="pt"), True
+    except (SafetensorError, OSError) as error:
+        raise InputError(
+            f"{path}: cannot be read as safetensors ({error}); copy the checkpoint anew"
+        ) from error

@@ -1,0 +1,91 @@
+"""Feed one layer's accumulators, one chunk of tokens at a time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sere.calibrate.outputs import check_weighted_sum, expert_outputs
+from sere.calibrate.settings import Settings
+from sere.errors import UnsupportedModel
+from sere.similarity import Accumulator, LayerSimilarity, make_accumulator
+from sere.structure import ExpertsLayer
+
+
+class LayerCollector:
+    """Turns what an experts module is called with into the sums of every metric asked for.
+
+    At most one chunk of expert outputs exists at a time: ``[E, t, H]`` float32 with t such that it stays
+    within ``settings.chunk_bytes`` (or t = 1). Between calls only the accumulators are held.
+    """
+
+    def __init__(self, layer: ExpertsLayer, settings: Settings) -> None:
+        self.layer = layer
+        self._settings = settings
+        self._accumulators: dict[str, Accumulator] = {}
+        self._checked = False
+
+    def add(self, hidden: Tensor, ids: Tensor, weights: Tensor) -> None:
+        """Take in the tokens of one call of the experts module.
+
+        Args:
+            hidden: ``[..., H]``.
+            ids: The router's choice, ``[..., K]``.
+            weights: Its gate weights, ``[..., K]``.
+        """
+        hidden = hidden.reshape(-1, hidden.shape[-1])
+        ids, weights = ids.reshape(-1, ids.shape[-1]), weights.reshape(-1, weights.shape[-1])
+        size = self.chunk_tokens(hidden.shape[-1])
+        parts = (torch.split(tensor, size) for tensor in (hidden, ids, weights))
+        for chunk, chunk_ids, chunk_weights in zip(*parts, strict=True):
+            self._add_chunk(chunk, chunk_ids, chunk_weights)
+
+    def chunk_tokens(self, H: int) -> int:
+        """Tokens of one chunk, for hidden size ``H``."""
+        return max(1, self._settings.chunk_bytes // (self.layer.E * H * 4))
+
+    def finish(self) -> dict[str, LayerSimilarity]:
+        """Return the layer's similarities by metric.
+
+        Raises:
+            UnsupportedModel: The layer was never called.
+        """
+        if not self._accumulators:
+            raise UnsupportedModel(f"{self.layer.name}: the model's forward pass never called it")
+        return {name: accumulator.finalize() for name, accumulator in self._accumulators.items()}
+
+    def _add_chunk(self, hidden: Tensor, ids: Tensor, weights: Tensor) -> None:
+        outputs = expert_outputs(self.layer, hidden)
+        if not self._checked:
+            check_weighted_sum(self.layer, hidden, ids, weights, outputs)
+            self._checked = True
+        for name in self._settings.metrics:
+            if name != "weights":
+                self._accumulator(name, hidden).update(outputs, ids, weights)
+
+    def _accumulator(self, name: str, hidden: Tensor) -> Accumulator:
+        if name not in self._accumulators:
+            parameters = self._settings.parameters.get(name, {})
+            self._accumulators[name] = make_accumulator(
+                name, self.layer.E, device=hidden.device, **parameters
+            )
+        return self._accumulators[name]
+
+
+def routing_of(
+    args: tuple[Any, ...], kwargs: dict[str, Any], module: nn.Module
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return (hidden states, ids, weights) from the arguments of an experts module's call.
+
+    Raises:
+        UnsupportedModel: There are not three.
+    """
+    values = (*args, *kwargs.values())
+    if len(values) < 3:
+        raise UnsupportedModel(
+            f"{type(module).__name__}: called with {len(values)} arguments; expected hidden states, "
+            "ids and weights"
+        )
+    return values[0], values[1], values[2]

@@ -1,0 +1,111 @@
+"""Calibrate a model that is in memory: one pass over the tokens, hooks on its experts modules."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from sere.calibrate.collect import LayerCollector, routing_of
+from sere.calibrate.packing import Tokens
+from sere.calibrate.progress import progress_bar
+from sere.calibrate.settings import Settings
+from sere.calibrate.weights import stacked_weights_similarity
+from sere.similarity import LayerSimilarity
+from sere.structure import ExpertsLayer
+
+# Similarities by metric and decoder-layer index.
+Results = dict[str, dict[int, LayerSimilarity]]
+
+
+def collect_in_memory(
+    model: nn.Module, layers: Sequence[ExpertsLayer], tokens: Tokens | None, settings: Settings
+) -> Results:
+    """Run the model over the tokens and return every layer's similarities.
+
+    The model is left as it was found, hooks and modes, whatever happens.
+
+    Args:
+        model: The model.
+        layers: Its experts modules.
+        tokens: The calibration tokens; None where no metric needs any.
+        settings: What to compute.
+
+    Returns:
+        Similarities by metric and layer index.
+
+    Raises:
+        UnsupportedModel: A layer is not the weighted sum of its experts, or is never called.
+    """
+    results: Results = {name: {} for name in settings.metrics}
+    if "weights" in results:
+        for layer in layers:
+            results["weights"][layer.index] = stacked_weights_similarity(layer)
+    if tokens is not None and settings.needs_tokens:
+        for collector in _forward(model, layers, tokens, settings):
+            for name, similarity in collector.finish().items():
+                results[name][collector.layer.index] = similarity
+    return results
+
+
+def _forward(
+    model: nn.Module, layers: Sequence[ExpertsLayer], tokens: Tokens, settings: Settings
+) -> list[LayerCollector]:
+    collectors = [LayerCollector(layer, settings) for layer in layers]
+    device, arguments = input_device(model), forward_arguments(model)
+    with ExitStack() as stack:
+        stack.enter_context(torch.no_grad())
+        stack.enter_context(evaluating(model))
+        for collector in collectors:
+            stack.enter_context(collecting(collector))
+        bar = stack.enter_context(progress_bar(settings.progress, tokens.num_tokens, "calibrating"))
+        for batch in tokens.batches(settings.batch_size):
+            model(input_ids=batch.to(device), **arguments)
+            bar.update(batch.numel())
+    return collectors
+
+
+@contextmanager
+def collecting(collector: LayerCollector) -> Iterator[None]:
+    """Feed a collector from its experts module's calls while the block runs."""
+
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        collector.add(*routing_of(args, kwargs, module))
+
+    handle = collector.layer.module.register_forward_pre_hook(hook, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put a model into evaluation mode; restore each module's own mode at the end."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def input_device(model: nn.Module) -> torch.device:
+    """Return the device on which a model expects its token ids: that of its embeddings."""
+    getter = getattr(model, "get_input_embeddings", None)
+    embeddings = getter() if callable(getter) else None
+    source = embeddings if isinstance(embeddings, nn.Module) else model
+    parameter = next(source.parameters(), None)
+    return torch.device("cpu") if parameter is None else parameter.device
+
+
+def forward_arguments(model: nn.Module) -> dict[str, Any]:
+    """Return what spares a forward pass its cache and most of its logits, as far as the model takes it."""
+    parameters = inspect.signature(model.forward).parameters
+    arguments = {"use_cache": False, "logits_to_keep": 1}
+    return {name: value for name, value in arguments.items() if name in parameters}

@@ -1,0 +1,120 @@
+"""What every expert of a layer makes of the same tokens, through the model's own experts module."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from sere.errors import UnsupportedModel
+from sere.structure import ExpertsLayer
+
+# Tokens on which a layer is checked to be the weighted sum of its experts' outputs, and by how much the
+# two may differ, relatively: rounding in bfloat16 stays under one per cent, another formula does not.
+_CHECKED = 8
+_ALLOWED = 0.05
+
+
+def expert_outputs(layer: ExpertsLayer, hidden: Tensor) -> Tensor:
+    """Compute ``Y_e(x)``, before the gate weight, for every expert of a layer.
+
+    The module's own ``forward`` runs with one slot per token, filled with expert e and weight 1, for each
+    e: biases, fused or separate weights and unusual activations are the model's own. Hooks do not fire.
+
+    Args:
+        layer: The experts module; see `sere.structure.find_experts`.
+        hidden: Hidden states as the module gets them, ``[t, H]``, of its dtype, on its device.
+
+    Returns:
+        ``[E, t, H]``, float32, on the same device.
+
+    Source: METHOD.md section 3.
+    """
+    outputs = torch.empty(layer.E, *hidden.shape, dtype=torch.float32, device=hidden.device)
+    with torch.no_grad(), experts_implementation(layer.module, _fastest(layer.module, hidden)) as name:
+        if name == "grouped_mm":
+            return outputs.copy_(_all_at_once(layer, hidden))
+        for e in range(layer.E):
+            outputs[e] = _run(layer.module, hidden, torch.full_like(hidden[:, :1], e, dtype=torch.int64))
+    return outputs
+
+
+def check_weighted_sum(
+    layer: ExpertsLayer, hidden: Tensor, ids: Tensor, weights: Tensor, outputs: Tensor
+) -> None:
+    """Check that the module's output is the sum of its experts' outputs times the gate weights.
+
+    Args:
+        layer: The experts module.
+        hidden: ``[t, H]``.
+        ids: The router's choice, ``[t, K]``.
+        weights: Its gate weights, ``[t, K]``.
+        outputs: What `expert_outputs` returned for ``hidden``, ``[E, t, H]``.
+
+    Raises:
+        UnsupportedModel: It is not, as where the weight is applied to an expert's input: outputs before
+            the gate weight then do not exist. Rows with ids outside [0, E) are left out.
+    """
+    rows = ((ids >= 0) & (ids < layer.E)).all(dim=1).nonzero().flatten()[:_CHECKED]
+    if rows.numel() == 0:
+        return
+    with torch.no_grad():
+        whole = layer.module.forward(hidden[rows], ids[rows], weights[rows]).float().reshape(len(rows), -1)
+    parts = (outputs[ids[rows], rows[:, None]] * weights[rows].float()[..., None]).sum(dim=1)
+    error = float((parts - whole).norm() / whole.norm().clamp_min(torch.finfo(torch.float32).tiny))
+    if not error <= _ALLOWED:
+        raise UnsupportedModel(
+            f"{layer.name} ({type(layer.module).__name__}): its output is not the sum of its experts' "
+            f"outputs times the gate weights (relative difference {error:.2g}, expected rounding only); "
+            "an expert's output before the gate weight cannot be had from it, so it cannot be calibrated"
+        )
+
+
+@contextmanager
+def experts_implementation(module: nn.Module, name: str) -> Iterator[str]:
+    """Choose how a Transformers experts module computes; restore its choice at the end.
+
+    Args:
+        module: An experts module. One that has no such choice is left alone.
+        name: ``"eager"``, ``"grouped_mm"``, ...
+
+    Yields:
+        ``name``.
+    """
+    config = getattr(module, "config", None)
+    before = getattr(config, "_experts_implementation_internal", None)
+    if before is None:
+        yield name
+        return
+    # The inner attribute: the public setter would also change the configs of other parts of the model.
+    config._experts_implementation_internal = name  # type: ignore[union-attr]
+    try:
+        yield name
+    finally:
+        config._experts_implementation_internal = before  # type: ignore[union-attr]
+
+
+def _fastest(module: nn.Module, hidden: Tensor) -> str:
+    # Eager computes only the expert asked for. On a GPU it waits for the host at each expert: there one
+    # grouped product is faster. batched_mm would copy the weights once per token.
+    chosen = getattr(getattr(module, "config", None), "_experts_implementation_internal", None)
+    return "grouped_mm" if hidden.is_cuda and chosen == "grouped_mm" else "eager"
+
+
+def _all_at_once(layer: ExpertsLayer, hidden: Tensor) -> Tensor:
+    t = hidden.shape[0]
+    ids = torch.arange(layer.E, device=hidden.device).repeat_interleave(t).unsqueeze(1)
+    return _run(layer.module, hidden.repeat(layer.E, 1), ids).reshape(layer.E, t, -1)
+
+
+def _run(module: nn.Module, hidden: Tensor, ids: Tensor) -> Tensor:
+    """Run the module with one slot per row, of weight 1."""
+    ones = torch.ones_like(ids, dtype=hidden.dtype)
+    try:
+        output: Tensor = module.forward(hidden, ids, ones)
+    except ValueError:
+        # LongCat's forward takes no single slot; a second one of weight 0 changes nothing.
+        output = module.forward(hidden, ids.repeat(1, 2), torch.cat((ones, torch.zeros_like(ones)), dim=1))
+    return output.reshape(hidden.shape)

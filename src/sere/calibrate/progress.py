@@ -1,0 +1,47 @@
+"""A progress bar with time left, on stderr, or nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+from sere.calibrate.settings import Progress
+
+
+class Bar(Protocol):
+    """What the drivers need of a progress bar."""
+
+    def update(self, n: int) -> object:
+        """Count ``n`` more units as done."""
+
+
+class _NoBar:
+    def update(self, n: int) -> object:
+        return n
+
+
+@contextmanager
+def progress_bar(wanted: Progress, total: int, label: str, *, done: int = 0) -> Iterator[Bar]:
+    """Show progress while the block runs.
+
+    Args:
+        wanted: True shows it on a terminal only, "always" anywhere, False nowhere.
+        total: Units of the whole work.
+        label: What stands before the bar.
+        done: Units done by an earlier run.
+
+    Yields:
+        The bar; nothing is shown where tqdm is not installed.
+    """
+    try:
+        from tqdm import tqdm
+    except ImportError:
+        wanted = False
+    if wanted is False:
+        yield _NoBar()
+        return
+    # disable=None is tqdm's word for "only on a terminal".
+    quiet = False if wanted == "always" else None
+    with tqdm(total=total, initial=done, desc=label, unit="tok", unit_scale=True, disable=quiet) as bar:
+        yield bar

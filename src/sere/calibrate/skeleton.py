@@ -1,0 +1,238 @@
+"""A Transformers model whose decoder layers have weights one at a time."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from sere.calibrate.checkpoint import Checkpoint
+from sere.errors import InputError, MissingDependency, UnsupportedModel
+from sere.structure import ExpertsLayer, find_experts
+
+
+class Skeleton:
+    """The model of a checkpoint on the meta device, and the means to give parts of it their weights.
+
+    Weights go through Transformers' own loading code, so names and layouts that a release changed (fused
+    experts, for one) are converted as `from_pretrained` would.
+
+    Attributes:
+        model: The model, in evaluation mode. Buffers that no checkpoint holds (rotary frequencies) are real.
+        checkpoint: Its files.
+        device: Where parts get their weights.
+        experts: Its experts modules.
+        stack: Name of the list of decoder layers, e.g. ``model.layers``.
+        layers: The list itself.
+
+    Raises:
+        InputError: The folder is no checkpoint.
+        UnsupportedModel: The checkpoint is quantised, has no experts modules, or has them outside one
+            list of decoder layers.
+    """
+
+    def __init__(
+        self, checkpoint: Checkpoint, *, dtype: torch.dtype | None = None, device: str = "cpu"
+    ) -> None:
+        self.checkpoint = checkpoint
+        self.device = torch.device(device)
+        self.model = _empty_model(checkpoint, dtype, self.device)
+        self.experts = find_experts(self.model)
+        self.stack = stack_of(self.model, self.experts)
+        layers = self.model.get_submodule(self.stack)
+        assert isinstance(layers, nn.ModuleList)  # stack_of returns nothing else
+        self.layers = layers
+        self._conversions = _conversions(self.model)
+        self._names = self._names_by_part()
+
+    def load_rest(self) -> None:
+        """Load what stands beside the decoder layers in their parent: embeddings, norms; no output head."""
+        self._load(self._names.get(None, []))
+
+    @contextmanager
+    def loaded(self, index: int) -> Iterator[nn.Module]:
+        """Give one decoder layer its weights while the block runs.
+
+        Raises:
+            InputError: The checkpoint lacks some of them, or their shapes are wrong.
+        """
+        layer, prefix = self.layers[index], f"{self.stack}.{index}"
+        try:
+            self._load(self._names.get(index, []))
+            absent = [name for name, value in _saved(layer) if value.is_meta]
+            if absent:
+                raise InputError(
+                    f"{self.checkpoint.path}: no weights for {prefix}.{absent[0]} ({len(absent)} in this "
+                    "layer); expected a complete checkpoint of this architecture"
+                )
+            yield layer
+        finally:
+            _to_meta(layer)
+
+    def _load(self, names: Iterable[str]) -> None:
+        from transformers.core_model_loading import convert_and_load_state_dict_in_model
+        from transformers.modeling_utils import LoadStateDictConfig
+
+        dtype = self.model.dtype
+        plan = self.model._get_dtype_plan(dtype)
+        settings = LoadStateDictConfig(
+            dtype=dtype, dtype_plan=plan, weight_mapping=self._conversions, device_map={"": self.device}
+        )
+        with self.checkpoint as files, _one_by_one(), torch.no_grad():
+            state = {name: files.lazy(name) for name in names}
+            report, _ = convert_and_load_state_dict_in_model(self.model, state, settings)
+        wrong = [*report.mismatched_keys, *report.conversion_errors.items(), *report.error_msgs]
+        if wrong:
+            raise InputError(f"{self.checkpoint.path}: weights do not fit the config: {wrong[0]}")
+
+    def _names_by_part(self) -> Mapping[int | None, list[str]]:
+        """Names of the checkpoint's tensors by decoder layer; None for those beside the layers."""
+        from transformers.core_model_loading import (
+            WeightConverter,
+            WeightRenaming,
+            dot_natural_key,
+            rename_source_key,
+        )
+
+        renamings = [entry for entry in self._conversions if isinstance(entry, WeightRenaming)]
+        converters = [entry for entry in self._conversions if isinstance(entry, WeightConverter)]
+        state, prefix = self.model.state_dict(), self.model.base_model_prefix
+        parent = self.stack.rpartition(".")[0]
+        parts: dict[int | None, list[str]] = {}
+        # In the loader's order: some renamings apply only once another has been seen.
+        for name in sorted(self.checkpoint.files, key=dot_natural_key):
+            target, _ = rename_source_key(name, renamings, converters, prefix, state)
+            if target not in state and name in state:
+                target = name
+            if (found := re.match(rf"{re.escape(self.stack)}\.(\d+)\.", target)) is not None:
+                parts.setdefault(int(found.group(1)), []).append(name)
+            elif target.startswith(f"{parent}." if parent else ""):
+                parts.setdefault(None, []).append(name)
+        return parts
+
+
+def stack_of(model: nn.Module, experts: list[ExpertsLayer]) -> str:
+    """Return the name of the one list of decoder layers that holds all experts modules.
+
+    Raises:
+        UnsupportedModel: There is not one such list.
+    """
+    stacks = {_outer_list(model, layer.name) for layer in experts}
+    if len(stacks) != 1 or None in stacks:
+        raise UnsupportedModel(
+            f"{type(model).__name__}: expected all experts modules in one list of decoder layers, got "
+            f"{', '.join(sorted(map(str, stacks)))}; calibrate it in memory (low_memory=False)"
+        )
+    return str(stacks.pop())
+
+
+def _outer_list(model: nn.Module, name: str) -> str | None:
+    parts = name.split(".")
+    for end in range(1, len(parts)):
+        if isinstance(model.get_submodule(".".join(parts[:end])), nn.ModuleList):
+            return ".".join(parts[:end])
+    return None
+
+
+def model_class(config: Any) -> Any:
+    """Return the Transformers class that a config's ``architectures`` names.
+
+    Raises:
+        UnsupportedModel: Transformers has no class of this name.
+    """
+    import transformers
+
+    names = list(config.architectures or ())
+    for name in names:
+        if hasattr(transformers, name):
+            return getattr(transformers, name)
+    raise UnsupportedModel(
+        f"architectures {names}: Transformers {transformers.__version__} has no such class; "
+        "expected a model it contains (code from a hub repository is not run)"
+    )
+
+
+def _empty_model(checkpoint: Checkpoint, dtype: torch.dtype | None, device: torch.device) -> Any:
+    try:
+        from transformers import AutoConfig
+    except ImportError as error:
+        raise MissingDependency(
+            "reading checkpoints needs transformers: pip install 'sere[transformers]'"
+        ) from error
+    try:
+        config = AutoConfig.from_pretrained(checkpoint.path)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{checkpoint.path}: no config that Transformers can read: {error}") from error
+    if getattr(config, "quantization_config", None) is not None:
+        raise UnsupportedModel(
+            f"{checkpoint.path}: quantised weights cannot be read layer by layer; calibrate the checkpoint "
+            "from before quantisation (its table fits this model too)"
+        )
+    config.name_or_path = str(checkpoint.path)
+    dtype = dtype or config.dtype or checkpoint.first_dtype()
+    with torch.device("meta"):
+        model = model_class(config)._from_config(config, dtype=dtype)
+    _make_buffers(model, device)
+    return model.eval()
+
+
+def _make_buffers(model: Any, device: torch.device) -> None:
+    """Compute the buffers that no checkpoint holds, by the model's own initialisation."""
+    for _, value in _saved(model):
+        value._is_hf_initialized = True  # type: ignore[attr-defined]
+    for name, buffer in list(model.named_non_persistent_buffers()):
+        owner, _, last = name.rpartition(".")
+        real = torch.empty_like(buffer, device=device)
+        model.get_submodule(owner).register_buffer(last, real, persistent=False)
+    model.initialize_weights()
+
+
+def _conversions(model: Any) -> list[Any]:
+    try:
+        from transformers.conversion_mapping import get_model_conversion_mapping
+    except ImportError as error:
+        raise MissingDependency(
+            "reading checkpoints layer by layer needs transformers 5.17 or later: pip install -U transformers"
+        ) from error
+    return list(get_model_conversion_mapping(model))
+
+
+def _saved(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """Parameters and those buffers that a checkpoint holds."""
+    yield from module.state_dict(keep_vars=True).items()
+
+
+def _to_meta(module: nn.Module) -> None:
+    for name, value in list(_saved(module)):
+        owner_name, _, last = name.rpartition(".")
+        owner = module.get_submodule(owner_name)
+        empty = torch.empty_like(value, device="meta")
+        if last in owner._parameters:
+            owner._parameters[last] = nn.Parameter(empty, requires_grad=False)
+        else:
+            owner._buffers[last] = empty
+
+
+@contextmanager
+def _one_by_one() -> Iterator[None]:
+    """Make Transformers read tensors when it converts them, not all at once in threads, and without a bar."""
+    from transformers.utils import logging
+
+    shown, name = logging.is_progress_bar_enabled(), "HF_DEACTIVATE_ASYNC_LOAD"
+    before = os.environ.get(name)
+    os.environ[name] = "1"
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before

@@ -1,0 +1,55 @@
+"""The experts' own weights, for the metric that needs no data."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from sere.errors import UnsupportedModel
+from sere.similarity import LayerSimilarity, weights_similarity
+from sere.structure import ExpertsLayer
+
+
+def stacked_weights_similarity(layer: ExpertsLayer) -> LayerSimilarity:
+    """Return the cosine of a layer's experts' concatenated weights.
+
+    Args:
+        layer: The experts module.
+
+    Raises:
+        UnsupportedModel: No parameter of the module belongs to one expert each, or they are packed by
+            quantisation.
+
+    Source: METHOD.md section 3, metric ``weights``.
+    """
+    parts: list[list[Tensor]] = [[] for _ in range(layer.E)]
+    for e, part in _parts(layer):
+        parts[e].append(part.reshape(-1))
+    if not all(parts):
+        raise UnsupportedModel(
+            f"{layer.name}: found no weights that belong to one of the {layer.E} experts each"
+        )
+    return weights_similarity([torch.cat(own) for own in parts])
+
+
+def _parts(layer: ExpertsLayer) -> Iterator[tuple[int, Tensor]]:
+    """Yield (expert, one of its parameters).
+
+    Parameters may be stacked ``[E, ...]``, flat ``[E·n, ...]`` or lie in a list of modules; those that all
+    experts share are left out.
+    """
+    for name, parameter in layer.module.named_parameters():
+        if not parameter.is_floating_point():
+            raise UnsupportedModel(
+                f"{layer.name}.{name}: quantised to {parameter.dtype}; load the model without quantisation"
+            )
+        own = re.search(r"(?:^|\.)(\d+)\.", name)
+        if own is not None and int(own.group(1)) < layer.E:
+            yield int(own.group(1)), parameter
+        elif parameter.ndim == 3 and parameter.shape[0] >= layer.E:  # rows from E on: zero experts
+            yield from enumerate(parameter.detach()[: layer.E])
+        elif parameter.shape[0] % layer.E == 0:
+            yield from enumerate(parameter.detach().reshape(layer.E, -1))

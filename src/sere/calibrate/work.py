@@ -1,0 +1,113 @@
+"""The work folder of a layer-by-layer calibration: what is finished, so that a run can be resumed."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from sere.calibrate.states import FileStates, States
+from sere.errors import InputError
+from sere.files import atomic_path, write_json
+from sere.similarity import LayerSimilarity
+
+_MANIFEST = "calibration.json"
+_FORMAT = 1
+
+
+class WorkFolder:
+    """One run's finished layers and the hidden states after the last of them.
+
+    The manifest is written last and atomically, so that it never names what is not there whole.
+
+    Attributes:
+        path: The folder.
+        next_layer: The first decoder layer that is not finished.
+
+    Raises:
+        InputError: The folder belongs to another run, or holds something else.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], run: Mapping[str, Any]) -> None:
+        """Open or create the folder for the run that ``run``, a JSON-ready mapping, describes."""
+        self.path = Path(path)
+        self._run = json.loads(json.dumps(run))
+        self._states: dict[str, Any] | None = None
+        self.next_layer = 0
+        manifest = self.path / _MANIFEST
+        if manifest.is_file():
+            self._resume(json.loads(manifest.read_text(encoding="utf-8")))
+        elif self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+            raise InputError(
+                f"{self.path}: expected an empty folder or one of an interrupted calibration; give another"
+            )
+        else:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._write()
+
+    def new_states(self, layer: int) -> FileStates:
+        """Return an empty file for the hidden states that enter decoder layer ``layer``."""
+        return FileStates(self.path / f"states-{layer:04d}.bin")
+
+    def states(self) -> FileStates | None:
+        """Return the hidden states that enter `next_layer`, or None where the run is at its start.
+
+        Raises:
+            InputError: The file is damaged.
+        """
+        return None if self._states is None else FileStates.reopen(self.path, self._states)
+
+    def save_layer(self, layer: int, similarities: Mapping[str, LayerSimilarity]) -> None:
+        """Keep the similarities, by metric, of a decoder layer."""
+        tensors: dict[str, Tensor] = {}
+        for name, similarity in similarities.items():
+            tensors[f"{name}/similarity"] = similarity.similarity.cpu().contiguous()
+            if similarity.scale is not None:
+                tensors[f"{name}/scale"] = similarity.scale.cpu().contiguous()
+        with atomic_path(self._layer_file(layer)) as temporary:
+            save_file(tensors, temporary)
+
+    def load_layer(self, layer: int) -> dict[str, LayerSimilarity]:
+        """Return the similarities of a finished decoder layer by metric; none for a dense one."""
+        path = self._layer_file(layer)
+        tensors = load_file(path) if path.is_file() else {}
+        names = [name.removesuffix("/similarity") for name in tensors if name.endswith("/similarity")]
+        return {
+            name: LayerSimilarity(tensors[f"{name}/similarity"], tensors.get(f"{name}/scale"))
+            for name in names
+        }
+
+    def finish(self, layer: int, states: States | None) -> None:
+        """Note that a decoder layer is done and where the hidden states after it are."""
+        self.next_layer = layer + 1
+        self._states = None if states is None else states.describe()
+        self._write()
+
+    def delete(self) -> None:
+        """Delete the folder: the run is done."""
+        shutil.rmtree(self.path)
+
+    def _layer_file(self, layer: int) -> Path:
+        return self.path / f"layer-{layer:04d}.safetensors"
+
+    def _write(self) -> None:
+        state = {"next_layer": self.next_layer, "states": self._states}
+        write_json(self.path / _MANIFEST, {"format": _FORMAT, "run": self._run} | state)
+
+    def _resume(self, manifest: Mapping[str, Any]) -> None:
+        run = manifest.get("run", {}) if manifest.get("format") == _FORMAT else {}
+        different = [key for key in self._run if run.get(key) != self._run[key]]
+        if different:
+            key = different[0]
+            raise InputError(
+                f"{self.path}: holds another calibration: {', '.join(different)} differ "
+                f"({key}: {run.get(key)!r} there, {self._run[key]!r} asked for); "
+                "give another folder or delete it"
+            )
+        self.next_layer, self._states = int(manifest["next_layer"]), manifest["states"]

@@ -1,1 +1,1 @@
-"""See docs/architecture.md."""
+"""Time decoding off against on, interleaved, and write what was measured with its conditions."""

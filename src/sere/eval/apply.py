@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from sere.errors import ConfigError
+from sere.eval.rows import supports_rows
 from sere.eval.settings import Setting
 
 if TYPE_CHECKING:
@@ -30,11 +31,14 @@ def apply_setting(model: Any, setting: Setting, table: SimilarityTable | None, *
     """
     from sere.integrations.transformers import apply
 
+    # Every row of our decode steps is real, even one that is fed the pad token as a word of its text;
+    # only generate keeps feeding it to rows that have ended.
+    pad_token_id = -1 if supports_rows(model) else None
     if not setting.needs_table:
-        return apply(model, policy=make_rival(setting, seed=seed))
+        return apply(model, policy=make_rival(setting, seed=seed), pad_token_id=pad_token_id)
     if table is None:
         raise ConfigError(f"setting {setting.label}: needs a similarity table; give one with --table")
-    return apply(model, table, config=setting.config())
+    return apply(model, table, config=setting.config(), pad_token_id=pad_token_id)
 
 
 def make_rival(setting: Setting, *, seed: int = 0) -> Policy:

@@ -1,0 +1,125 @@
+"""The benchmark: one record a batch size and setting."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from typing import Any
+
+from sere.bench.hook_cost import hook_cost
+from sere.bench.subject import Subject, random_tokens
+from sere.bench.timing import Stepper, Times, interleave
+from sere.errors import InputError
+from sere.eval.apply import apply_setting
+from sere.eval.run import Progress, summarise_layers
+from sere.eval.settings import Setting
+from sere.provenance import provenance
+
+_NO_PROGRESS: Progress = lambda _name, _total: nullcontext(lambda: None)  # noqa: E731
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BenchPlan:
+    """What to time.
+
+    Attributes:
+        settings: The ways to route; the first is ``off``: the model without any hook.
+        batch_sizes: Rows of a decode step.
+        prompt: Tokens a row that are prefilled.
+        steps: Timed decode steps of a block.
+        rounds: Blocks of each setting.
+        seed: Of tokens and of the random control.
+    """
+
+    settings: Sequence[Setting]
+    batch_sizes: Sequence[int]
+    prompt: int = 32
+    steps: int = 16
+    rounds: int = 5
+    seed: int = 0
+    progress: Progress = field(default=_NO_PROGRESS, repr=False)
+
+    def __post_init__(self) -> None:
+        if not self.settings or self.settings[0].kind != "off":
+            raise InputError("bench: the first setting must be 'off', which all others are compared with")
+        if not self.batch_sizes or min(self.batch_sizes) < 1:
+            raise InputError(f"bench: expected batch sizes of at least 1, got {list(self.batch_sizes)}")
+        if min(self.prompt, self.steps, self.rounds) < 1:
+            raise InputError(
+                "bench: expected prompt, steps and rounds of at least 1, "
+                f"got {self.prompt}, {self.steps} and {self.rounds}"
+            )
+
+
+def bench(subject: Subject, plan: BenchPlan) -> Iterator[dict[str, Any]]:
+    """Time decoding at each batch size under each setting and yield one JSON-ready record a case.
+
+    All settings of a batch size take turns in one run and decode the same tokens. The record gives the
+    time per output token (``tpot_ms``) with its spread, its ratio to ``off`` round by round, the distinct
+    experts of a layer and step before and after, and the time inside the hooks.
+
+    Args:
+        subject: What to time.
+        plan: How.
+
+    Raises:
+        TableMismatch: The table belongs to another model.
+    """
+    for B in plan.batch_sizes:
+        yield from _batch(subject, plan, B)
+
+
+def _batch(subject: Subject, plan: BenchPlan, B: int) -> Iterator[dict[str, Any]]:
+    """Yield the records of one batch size."""
+    tokens = random_tokens(subject.model, B, plan.prompt + plan.steps + 1, seed=plan.seed)
+    stepper = Stepper(subject.model, tokens[:, : plan.prompt], tokens[:, plan.prompt :])
+    blocks = len(plan.settings) * (plan.rounds + 2)
+    with plan.progress(f"B={B}", blocks) as tick:
+        variants = [partial(_variant, subject, setting, plan.seed) for setting in plan.settings]
+        times = interleave(stepper.block, variants, rounds=plan.rounds, on_block=tick)
+        counted = []
+        for setting in plan.settings:
+            counted.append(_count(subject, setting, plan.seed, stepper.block))
+            tick()
+    for setting, mine, counts in zip(plan.settings, times, counted, strict=True):
+        yield _record(subject, plan, B, setting, mine, times[0]) | counts
+
+
+def _variant(subject: Subject, setting: Setting, seed: int) -> AbstractContextManager[object]:
+    """Return the context of a timed block: for ``off`` the model as it is, without a hook."""
+    if setting.kind == "off":
+        return nullcontext()
+    return apply_setting(subject.model, setting, subject.table, seed=seed)
+
+
+def _count(subject: Subject, setting: Setting, seed: int, block: Callable[[], list[float]]) -> dict[str, Any]:
+    """Run one block more, not for its time but for its experts and the time inside the hooks."""
+    with apply_setting(subject.model, setting, subject.table, seed=seed) as handle:
+        cost = hook_cost(subject.model, block)
+        experts = summarise_layers(handle.stats())
+    return {"experts": experts, "hook": None if setting.kind == "off" else asdict(cost)}
+
+
+def _record(
+    subject: Subject, plan: BenchPlan, B: int, setting: Setting, mine: Times, off: Times
+) -> dict[str, Any]:
+    return {
+        "format": "sere-bench-1",
+        "unit": "ms",
+        "case": f"B={B} {setting.label}",
+        "setting": setting.label,
+        "batch_size": B,
+        "tpot_ms": asdict(mine.tpot_ms()),
+        "ratio_to_off": asdict(mine.ratio_to(off)),
+        "config": {
+            "prompt": plan.prompt,
+            "steps": plan.steps,
+            "rounds": plan.rounds,
+            "seed": plan.seed,
+            "interleaved": [other.label for other in plan.settings],
+        },
+        "subject": dict(subject.described),
+        "provenance": provenance(),
+    }

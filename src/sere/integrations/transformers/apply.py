@@ -1,0 +1,203 @@
+"""``apply``: check that table, settings and model fit, then set the hooks."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.hooks import RemovableHandle
+
+from sere.config import RerouteConfig
+from sere.errors import AlreadyApplied, ConfigError, InputError, TableMismatch
+from sere.integrations.transformers.handle import Handle
+from sere.integrations.transformers.hooks import (
+    HookedLayer,
+    hook_experts,
+    hook_model,
+    hook_router,
+    is_hooked,
+)
+from sere.integrations.transformers.step import Step
+from sere.policies.base import Policy
+from sere.policies.sere import Sere
+from sere.structure import ExpertsLayer, find_experts, identity_of, text_config
+from sere.table import SimilarityTable
+
+
+def apply(
+    model: nn.Module,
+    table: SimilarityTable | str | os.PathLike[str] | None = None,
+    *,
+    policy: Policy | None = None,
+    pad_token_id: int | None = None,
+    config: RerouteConfig | None = None,
+    **settings: Any,
+) -> Handle:
+    """Re-route the decode steps of a Transformers model, until the handle is removed.
+
+    A forward pre-hook on each experts module changes expert ids and gate weights on their way in; nothing is
+    patched and nothing is global. It works with every experts implementation, ``generate``, static caches,
+    ``device_map`` and ``torch.compile`` (apply first, then compile).
+
+    *Phases.* A call is a decode step if it has one position per row and a cache that is not empty. Any other
+    call is left bit-identical, unless ``phases="all"``: prefill, calls with ``use_cache=False``, the
+    verification steps of assisted decoding and the packed batches of ``generate_batch``. The last chunk of a
+    chunked prefill looks like a decode step if it is one token long.
+
+    *Rows that do not vote.* ``generate`` feeds the pad token to sequences that have finished, and greedy
+    search and sampling are where this tells: such rows count for nothing. The pad token is taken from
+    ``pad_token_id``, else, as ``generate`` does, from the generation config: its pad token, or its
+    first end token if it has none. This holds as well where pad and end are one token: in a decode step it
+    comes from finished rows only. A row whose column of a two-dimensional attention mask is 0 does not vote
+    either. Not known are finished rows in beam search (they are fed real tokens until the batch is done),
+    where the inputs are embeddings, and where a ``pad_token_id`` goes to ``generate`` alone: pass it here
+    too, or set ``handle.row_budget`` to -1 for finished rows. A row that is fed the pad
+    token as a word of its text loses its experts' output for that step; ``pad_token_id=-1`` switches the
+    rule off.
+
+    Args:
+        model: A causal language model of Transformers with experts modules; see ``sere.structure``.
+        table: The similarity table, or its path; may stand in the settings instead.
+        policy: Another routing rule than SERE; then neither a table nor settings.
+        pad_token_id: The token fed to finished rows, if not the one ``generate`` would use; -1 for none.
+        config: The settings as one object.
+        **settings: The settings by name, instead of ``config``: ``select_top_k=2, threshold=0.3`` and so on.
+
+    Returns:
+        The handle, which is a context manager.
+
+    Raises:
+        AlreadyApplied: Re-routing is active on this model.
+        ConfigError: A setting is unknown, missing or out of range.
+        InputError: The table is missing, the arguments exclude each other, or the model is compiled already.
+        TableError: The table cannot be read.
+        TableMismatch: The table belongs to another model, or lacks a layer of this one.
+        UnsupportedModel: The model has no experts modules that can be re-routed, or the policy needs router
+            scores that this model does not show.
+
+    Source: METHOD.md section 4.
+    """
+    _refuse_compiled(model)
+    layers = find_experts(model)
+    if any(is_hooked(layer.module) for layer in layers):
+        raise AlreadyApplied("re-routing is active on this model already; call remove() on its handle first")
+    if policy is None:
+        config = _config(config, settings)
+        policy = Sere(_load(table, config, model, layers).layers, config)
+    elif table is not None or config is not None or settings:
+        raise InputError("policy: give either a policy, or a table and settings for SERE, not both")
+    step = Step(
+        all_phases=config is not None and config.phases == "all",
+        pad_token_id=_pad_token(model, pad_token_id),
+        default_budget=_default_budget(policy),
+    )
+    return _hook(model, layers, step, policy, config)
+
+
+def _hook(
+    model: nn.Module, layers: list[ExpertsLayer], step: Step, policy: Policy, config: RerouteConfig | None
+) -> Handle:
+    """Set all hooks, or none: what was set is removed if anything fails."""
+    hooks: list[RemovableHandle] = []
+    hooked: list[HookedLayer] = []
+    try:
+        if (bind := getattr(policy, "bind", None)) is not None:
+            bind({layer.index: layer.E for layer in layers})
+        for layer in layers:
+            device = _device(layer.module)
+            if (plan := getattr(policy, "plan", None)) is not None:
+                # Prepared here, not in the first step: that one may be under a compiler's eyes.
+                plan(layer.index, device)
+            hooked.append(HookedLayer(layer, device))
+            if policy.needs_scores:
+                hooks.append(hook_router(model, hooked[-1], step))
+            hooks.append(hook_experts(layer.module, hooked[-1], step, policy))
+        hooks.extend(hook_model(model, step, hooked))
+    except BaseException:
+        for hook in hooks:
+            hook.remove()
+        raise
+    return Handle(hooked, step, hooks, policy, config)
+
+
+def _config(config: RerouteConfig | None, settings: dict[str, Any]) -> RerouteConfig:
+    if config is None:
+        return RerouteConfig.from_mapping(settings)
+    if settings:
+        raise ConfigError(
+            f"config: give either config or settings by name, not both (got {', '.join(settings)})"
+        )
+    return config
+
+
+def _load(
+    table: SimilarityTable | str | os.PathLike[str] | None,
+    config: RerouteConfig,
+    model: nn.Module,
+    layers: list[ExpertsLayer],
+) -> SimilarityTable:
+    """The table, from the argument or the settings, checked against the model layer by layer."""
+    source = config.table if table is None else table
+    if source is None:
+        raise InputError(
+            "table: expected a similarity table or its path, got None; make one with sere.calibrate"
+        )
+    loaded = source if isinstance(source, SimilarityTable) else SimilarityTable.load(source)
+    loaded.check(identity_of(model, layers))
+    for layer in layers:
+        found = loaded.layers.get(layer.index)
+        if found is None:
+            raise TableMismatch(
+                f"the table has no layer {layer.index} ({layer.name}); it has {sorted(loaded.layers)}. "
+                "Calibrate all layers of the model"
+            )
+        if found.E != layer.E:
+            raise TableMismatch(
+                f"layer {layer.index}: the model has {layer.E} experts, the table was made for {found.E}"
+            )
+    return loaded
+
+
+def _default_budget(policy: Policy) -> int:
+    """The budget of a row that nothing is known about; policies without one take any number below K."""
+    for holder in (policy, getattr(policy, "config", None)):
+        found = getattr(holder, "select_top_k", None)
+        if isinstance(found, int):
+            return found
+    return 0
+
+
+def _pad_token(model: nn.Module, given: int | None) -> int | None:
+    """The token that ``generate`` feeds to finished rows, or None if it finishes none."""
+    if given is not None:
+        return given
+    generation = getattr(model, "generation_config", None)
+    end = getattr(generation, "eos_token_id", None)
+    pad = getattr(generation, "pad_token_id", None)
+    if generation is None:
+        pad = getattr(text_config(model), "pad_token_id", None)
+    elif end is None:
+        return None
+    elif pad is None:
+        pad = end[0] if isinstance(end, list | tuple) else end
+    return None if pad is None else int(pad)
+
+
+def _device(module: nn.Module) -> torch.device:
+    """Where an experts module runs: its weights' device, or where accelerate moves them for the call."""
+    execution = getattr(getattr(module, "_hf_hook", None), "execution_device", None)
+    found = next(module.parameters()).device if execution is None else execution
+    return torch.device("cpu") if found == "meta" else torch.device(found)
+
+
+def _refuse_compiled(model: nn.Module) -> None:
+    """Refuse a model whose compiled code would pass over new hooks without a word."""
+    wrapped = hasattr(model, "_orig_mod") or getattr(model, "_compiled_call_impl", None) is not None
+    if wrapped or hasattr(model, "_compiled_call"):
+        raise InputError(
+            "model: it is compiled already (generate does so with a static cache on a GPU), and compiled code "
+            "does not see new hooks; apply re-routing first and switch it with handle.enabled, or call "
+            "torch._dynamo.reset() and delete model._compiled_call before"
+        )

@@ -1,0 +1,47 @@
+"""From a router's scores to the weights that it would give to experts a row did not choose."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from sere.errors import InputError
+from sere.policies.rows import Rows
+
+
+def gates_from_scores(rows: Rows, ids: Tensor, weights: Tensor, scores: Tensor | None, name: str) -> Tensor:
+    """Estimate the gate weight of every expert for every row.
+
+    Routers show logits or probabilities, and weigh by softmax or sigmoid; which of them it is can be told
+    from the weights of the chosen slots. Selection biases, groups and temperatures are not known here.
+
+    Args:
+        rows: The step's rows.
+        ids: ``[T, K]``, integers.
+        weights: ``[T, K]``, floating point; what the router gave the chosen slots.
+        scores: ``[T, E]``, floating point; what the router said of all experts.
+        name: The policy's name, for the error.
+
+    Returns:
+        ``[T, E]``, float64, positive, rising with the score; each row scaled so that its chosen slots sum to
+        their weights.
+
+    Raises:
+        InputError: The scores are missing or have another shape.
+    """
+    expected = (ids.shape[0], rows.E)
+    if scores is None or tuple(scores.shape) != expected:
+        came = "None" if scores is None else str(list(scores.shape))
+        raise InputError(f"policy {name!r}: expected router scores of shape {list(expected)}, got {came}")
+    raw = scores.double()
+    safe = torch.where(rows.inside, ids.long(), 0)
+    given = torch.where(rows.valid, weights.double(), 0.0)
+    share = given / given.sum(dim=1, keepdim=True).clamp(min=1e-30)
+    candidates, errors = [], []
+    for gates in (raw.softmax(dim=1), raw.sigmoid(), raw.clamp(min=1e-30)):
+        chosen = torch.where(rows.valid, gates.gather(1, safe), 0.0)
+        total = chosen.sum(dim=1, keepdim=True).clamp(min=1e-30)
+        candidates.append(gates * (given.sum(dim=1, keepdim=True) / total))
+        errors.append(torch.where(rows.valid, (chosen / total - share).abs(), 0.0).sum())
+    best = torch.stack(errors).argmin()
+    return torch.stack(candidates).index_select(0, best[None])[0]

@@ -1,0 +1,76 @@
+"""LYNX: drop the experts that the batch uses least.
+
+Source: "Lynx: Enabling Efficient MoE Inference through Dynamic Batch-Aware Expert Selection",
+arXiv 2411.08982; METHOD.md section 6.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from sere.errors import ConfigError
+from sere.policies.base import count
+from sere.policies.gates import gates_from_scores
+from sere.policies.rows import Rival, Rows, occurring, refill, sort_out
+from sere.reroute import Routing
+
+
+class Lynx(Rival):
+    """Drop a share of the batch's experts, those in the fewest slots; choose again inside the rest.
+
+    Ties drop the higher id. Each row takes its best K of the rest, and its weights are renormalised to
+    their old sum. Experts of protected rows are never dropped, and one expert always stays.
+
+    Args:
+        drop_share: Share of the active experts that are dropped, at least 0 and below 1; rounded down.
+
+    Raises:
+        ConfigError: ``drop_share`` is out of range.
+    """
+
+    name: ClassVar[str] = "lynx"
+    needs_scores: ClassVar[bool] = True
+
+    def __init__(self, drop_share: float) -> None:
+        super().__init__()
+        if not isinstance(drop_share, int | float) or isinstance(drop_share, bool) or not 0 <= drop_share < 1:
+            raise ConfigError(f"drop_share: expected a number of at least 0 and below 1, got {drop_share!r}")
+        self.drop_share = float(drop_share)
+
+    def describe(self) -> dict[str, Any]:
+        """Return the settings, JSON-ready."""
+        return {"policy": self.name, "drop_share": self.drop_share}
+
+    def route(
+        self,
+        layer: int,
+        topk_ids: Tensor,
+        topk_weights: Tensor,
+        *,
+        row_budget: Tensor | None = None,
+        num_tokens: Tensor | int | None = None,
+        scores: Tensor | None = None,
+        counters: Tensor | None = None,
+    ) -> Routing:
+        """Route one step of one layer; see ``Policy.route``."""
+        rows = sort_out(topk_ids, topk_weights, self.experts(layer), row_budget, num_tokens)
+        gates = gates_from_scores(rows, topk_ids, topk_weights, scores, self.name)
+        result = refill(rows, topk_ids, topk_weights, gates, self._kept(rows, topk_ids))
+        count(counters, topk_ids, result.ids, topk_weights, result.weights, real=rows.real, E=rows.E)
+        return result
+
+    def _kept(self, rows: Rows, ids: Tensor) -> Tensor:
+        """The experts that stay, ``[E]`` bool."""
+        index = torch.where(rows.valid, ids.long(), rows.E).flatten()
+        uses = torch.zeros(rows.E + 1, dtype=torch.int64, device=ids.device)
+        uses = uses.scatter_add(0, index, torch.ones_like(index))[: rows.E]
+        active = uses > 0
+        # Protected experts stand first, the most used next, the idle last.
+        protected = occurring(rows, ids, torch.zeros_like(rows.valid))
+        order = (uses + protected.long() * (index.numel() + 1)).argsort(descending=True, stable=True)
+        place = torch.empty_like(order).scatter(0, order, torch.arange(rows.E, device=ids.device))
+        dropped = torch.floor(active.sum().double() * self.drop_share).long()
+        return (active & (place < active.sum() - dropped)) | protected

@@ -1,0 +1,72 @@
+"""XShare: a budget of experts for the batch, filled by summed gate.
+
+Source: "XShare", arXiv 2602.07265; METHOD.md section 6.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from sere.policies.base import count
+from sere.policies.gates import gates_from_scores
+from sere.policies.rows import Rival, Rows, check_slots, heaviest, occurring, refill, sort_out
+from sere.reroute import Routing
+
+_UNITS = 2.0**24
+
+
+class XShare(Rival):
+    """Keep each row's top expert, add experts by summed gate up to ``budget``, choose again inside them.
+
+    Each row takes its best K of them, and its weights are renormalised to their old sum. Rows' top experts
+    are kept even where they alone exceed the budget. Gates are summed as integers (times 2^24), so that
+    the order of addition cannot change the result; ties go to the lower id.
+
+    Args:
+        budget: Experts of a layer and step, at least 1.
+
+    Raises:
+        ConfigError: ``budget`` is no integer of at least 1.
+    """
+
+    name: ClassVar[str] = "xshare"
+    needs_scores: ClassVar[bool] = True
+
+    def __init__(self, budget: int) -> None:
+        super().__init__()
+        self.budget = check_slots("budget", budget)
+
+    def describe(self) -> dict[str, Any]:
+        """Return the settings, JSON-ready."""
+        return {"policy": self.name, "budget": self.budget}
+
+    def route(
+        self,
+        layer: int,
+        topk_ids: Tensor,
+        topk_weights: Tensor,
+        *,
+        row_budget: Tensor | None = None,
+        num_tokens: Tensor | int | None = None,
+        scores: Tensor | None = None,
+        counters: Tensor | None = None,
+    ) -> Routing:
+        """Route one step of one layer; see ``Policy.route``."""
+        rows = sort_out(topk_ids, topk_weights, self.experts(layer), row_budget, num_tokens)
+        gates = gates_from_scores(rows, topk_ids, topk_weights, scores, self.name)
+        chosen = occurring(rows, topk_ids, heaviest(rows, 1, None))
+        chosen = self._fill(rows, chosen, gates)
+        result = refill(rows, topk_ids, topk_weights, gates, chosen)
+        count(counters, topk_ids, result.ids, topk_weights, result.weights, real=rows.real, E=rows.E)
+        return result
+
+    def _fill(self, rows: Rows, chosen: Tensor, gates: Tensor) -> Tensor:
+        """Add the experts of the largest summed gates until there are ``budget``; none without real rows."""
+        units = torch.where(rows.real[:, None], torch.round(gates * _UNITS), 0.0).long().sum(dim=0)
+        order = torch.where(chosen, -1, units).argsort(descending=True, stable=True)
+        place = torch.empty_like(order).scatter(0, order, torch.arange(rows.E, device=order.device))
+        room = self.budget - chosen.sum()
+        return chosen | (~chosen & (place < room) & rows.real.any())

@@ -21,7 +21,7 @@ def test_short_and_long_names_mean_the_same() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["off", "random:S=1,seed=3", "topk:S=2", "oea:S=2", "xshare:budget=16", "lynx:drop=8"]
+    "text", ["off", "random:S=1,seed=3", "topk:S=2", "oea:S=2", "xshare:budget=16", "lynx:drop=0.5"]
 )
 def test_labels_read_back(text: str) -> None:
     """A setting's label is what one would type to get it again."""
@@ -45,7 +45,7 @@ def test_off_comes_first_and_nothing_twice() -> None:
         ("topk:S=1,rho=0.3", "unknown option 'rho'"),
         ("off:S=1", "unknown option 'S'; off takes none"),
         ("sere:rho=0.3", "sere needs S, e.g. sere:S=2"),
-        ("lynx", "lynx needs drop, e.g. lynx:drop=2"),
+        ("lynx", "lynx needs drop, e.g. lynx:drop=0.5"),
         ("sere:S=two", "S expects an integer, got 'two'"),
         ("sere:S", "S expects an integer, got ''"),
         ("sere:S=1,rho=high", "rho expects a number, got 'high'"),

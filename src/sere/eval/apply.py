@@ -48,16 +48,15 @@ def make_rival(setting: Setting, *, seed: int = 0) -> Policy:
         setting: Any but a ``sere`` setting.
         seed: Of ``random``, unless the setting has its own.
     """
-    from sere import policies
+    from sere.policies.lynx import Lynx
+    from sere.policies.oea import Oea
+    from sere.policies.off import Off
+    from sere.policies.random import RandomReroute
+    from sere.policies.topk import TopK
+    from sere.policies.xshare import XShare
 
-    classes: dict[str, type[Any]] = {
-        "off": policies.Off,
-        "random": policies.Random,
-        "topk": policies.TopK,
-        "oea": policies.OEA,
-        "xshare": policies.XShare,
-        "lynx": policies.Lynx,
-    }
+    kinds = (Off, RandomReroute, TopK, Oea, XShare, Lynx)
+    classes: dict[str, type[Any]] = {kind.name: kind for kind in kinds}
     options = dict(setting.options)
     if setting.kind == "random":
         options.setdefault("seed", seed)

@@ -76,20 +76,53 @@ def decode(
     """
     _check(prompts, batch_size, max_new_tokens)
     B = min(batch_size, len(prompts))
-    if not prompts:
-        return Decoded([], [], 0, "rows")
-    if not supports_rows(model):
+    if prompts and not supports_rows(model):
         return _generate(model, prompts, B, max_new_tokens, stop, on_finished)
     answers: list[list[int]] = [[] for _ in prompts]
+    options: dict[str, Any] = {"batch_size": batch_size, "max_new_tokens": max_new_tokens, "stop": stop}
 
-    def finished(job: Job) -> None:
-        answers[job.index] = job.tokens
+    def finished(index: int, tokens: list[int]) -> None:
+        answers[index] = tokens
         on_finished()
 
-    greedy = _Greedy(stop, max_new_tokens)
-    jobs = _jobs(model, prompts, greedy, finished)
-    step_ms = run_rows(model, jobs, greedy.choose, B=B, finished=finished)
+    step_ms = list(decode_steps(model, prompts, on_finished=finished, **options))
     return Decoded(answers, step_ms, B, "rows")
+
+
+def decode_steps(
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    *,
+    batch_size: int,
+    max_new_tokens: int,
+    stop: frozenset[int],
+    on_finished: Callable[[int, list[int]], object],
+) -> Iterator[float]:
+    """Decode as ``decode`` does, one step a turn, so that several runs can take turns.
+
+    Args:
+        model: A causal language model for which ``supports_rows`` holds.
+        prompts: As for ``decode``, like all arguments not named here.
+        batch_size: Rows of a step.
+        max_new_tokens: Most tokens an answer may have.
+        stop: Ids that end an answer.
+        on_finished: Called with each answer: its prompt's place and its tokens.
+
+    Yields:
+        After each step its time in ms.
+
+    Raises:
+        InputError: A size is not positive or a prompt is empty.
+    """
+    _check(prompts, batch_size, max_new_tokens)
+    greedy = _Greedy(stop, max_new_tokens)
+
+    def finished(job: Job) -> None:
+        on_finished(job.index, job.tokens)
+
+    jobs = _jobs(model, prompts, greedy, finished)
+    B = min(batch_size, len(prompts))
+    yield from run_rows(model, jobs, greedy.choose, B=B, finished=finished)
 
 
 @dataclass(frozen=True, slots=True)

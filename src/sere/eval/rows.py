@@ -56,8 +56,8 @@ def supports_rows(model: Any) -> bool:
 @torch.no_grad()
 def run_rows(
     model: Any, jobs: Iterator[Job], choose: Choose, *, B: int, finished: Callable[[Job], object]
-) -> list[float]:
-    """Decode ``jobs`` in steps of ``B`` rows until all that are no fillers have ended.
+) -> Iterator[float]:
+    """Decode ``jobs`` in steps of ``B`` rows until all that are no fillers have ended, one step a turn.
 
     Args:
         model: A causal language model for which ``supports_rows`` holds.
@@ -66,18 +66,17 @@ def run_rows(
         B: Rows of a step.
         finished: Called with each job that has ended, fillers excepted.
 
-    Returns:
-        The time of each step in ms: the model's forward pass and the choice, without prefill.
+    Yields:
+        After each step its time in ms: the model's forward pass and the choice, without prefill.
     """
     rows = list(islice(jobs, B))
     if not rows:
-        return []
+        return
     slots = _Slots(model, rows)
-    times = []
     while not all(job.filler for job in rows):
         started = perf_counter()
         chosen = choose(rows, slots.step([job.token for job in rows]))
-        times.append((perf_counter() - started) * 1e3)
+        step_ms = (perf_counter() - started) * 1e3
         for row, token in enumerate(chosen):
             if token is not None:
                 rows[row].token = token
@@ -88,7 +87,7 @@ def run_rows(
             slots.place(row, rows[row])
         if None in chosen:
             slots.trim()
-    return times
+        yield step_ms
 
 
 class _Slots:

@@ -10,7 +10,7 @@ from sere.config import RerouteConfig
 from sere.errors import ConfigError, did_you_mean
 
 # Short names of the method's symbols; the long names are those of RerouteConfig.
-_SHORT = {"S": "select_top_k", "rho": "threshold", "scale": "use_scale"}
+_SHORT = {"S": "select_top_k", "rho": "threshold", "scale": "use_scale", "drop": "drop_share"}
 _LONG = {long: short for short, long in _SHORT.items()}
 
 
@@ -28,16 +28,17 @@ _KINDS: Mapping[str, Mapping[str, Callable[[str], Any]]] = {
         "select_top_k": int, "threshold": float, "min_active": int, "targets": str, "merge": str,
         "use_scale": _boolean, "backend": str,
     },
-    "random": {"select_top_k": int, "min_active": int, "seed": int},
+    "random": {"select_top_k": int, "seed": int},
     "topk": {"select_top_k": int},
     "oea": {"select_top_k": int},
     "xshare": {"budget": int},
-    "lynx": {"drop": int},
+    "lynx": {"drop_share": float},
 }  # fmt: skip
 _NEEDED = {
     "sere": "select_top_k", "random": "select_top_k", "topk": "select_top_k", "oea": "select_top_k",
-    "xshare": "budget", "lynx": "drop",
+    "xshare": "budget", "lynx": "drop_share",
 }  # fmt: skip
+_EXAMPLE = {"budget": 16, "drop_share": 0.5}
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +94,9 @@ def parse_setting(text: str) -> Setting:
     needed = _NEEDED.get(kind)
     if needed is not None and needed not in options:
         short = _LONG.get(needed, needed)
-        raise ConfigError(f"setting {text!r}: {kind} needs {short}, e.g. {kind}:{short}=2")
+        raise ConfigError(
+            f"setting {text!r}: {kind} needs {short}, e.g. {kind}:{short}={_EXAMPLE.get(needed, 2)}"
+        )
     setting = Setting(kind, options)
     if kind == "sere":
         setting.config()

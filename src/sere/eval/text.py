@@ -65,7 +65,8 @@ def score_text(
         return None
     reader = _Reader(passages, [None] * len(passages))
     B = min(batch_size, len(passages))
-    run_rows(model, reader.jobs(model), reader.choose, B=B, finished=lambda _: on_finished())
+    for _ in run_rows(model, reader.jobs(model), reader.choose, B=B, finished=lambda _: on_finished()):
+        pass
     return TextScore(_exp(reader.loss / reader.count), reader.kl / reader.count, reader.count)
 
 

@@ -1,0 +1,203 @@
+"""``sere table``: look at similarity tables."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sere.cli.output import add_json_flag, emit, say, table
+from sere.cli.parser import add_command
+from sere.errors import ConfigError
+from sere.table import SimilarityTable, best_neighbours, compare, verify_file
+
+_EXAMPLES = """
+  sere table show table.safetensors --threshold 0.5
+  sere table verify table.safetensors
+  sere table diff frobenius.safetensors projection.safetensors
+  sere table plot table.safetensors --out table.png
+"""
+
+
+def add(subparsers: Any) -> None:
+    """Add ``sere table`` with its subcommands."""
+    parser = add_command(
+        subparsers, "table", "Show, verify, compare or draw similarity tables.", examples=_EXAMPLES
+    )
+    commands = parser.add_subparsers(title="what to do", metavar="WHAT", required=True)
+    show = add_command(
+        commands,
+        "show",
+        "Say what a table holds and where it comes from.",
+        examples="  sere table show table.safetensors --threshold 0.5",
+    )
+    show.add_argument("path", type=Path, metavar="TABLE")
+    show.add_argument(
+        "--threshold",
+        type=float,
+        default=0.5,
+        metavar="RHO",
+        help="count experts that no other resembles this much (default: %(default)s)",
+    )
+    verify = add_command(
+        commands,
+        "verify",
+        "Check a table; exit code 1 when a check failed.",
+        examples="  sere table verify table.safetensors",
+    )
+    verify.add_argument("path", type=Path, metavar="TABLE")
+    diff = add_command(
+        commands,
+        "diff",
+        "Compare two tables; exit code 1 when they differ.",
+        examples="  sere table diff old.safetensors new.safetensors",
+    )
+    diff.add_argument("path", type=Path, metavar="TABLE")
+    diff.add_argument("other", type=Path, metavar="OTHER")
+    plot = add_command(
+        commands,
+        "plot",
+        "Draw a table: heat maps, spread, critical experts.",
+        examples="  sere table plot table.safetensors --out table.png",
+    )
+    plot.add_argument("path", type=Path, metavar="TABLE")
+    plot.add_argument(
+        "--out", type=Path, metavar="FILE", help="the picture: .png, .svg or .pdf (default: TABLE with .png)"
+    )
+    for command, action in ((show, _show), (verify, _verify), (diff, _diff), (plot, _plot)):
+        add_json_flag(command)
+        command.set_defaults(action=action)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the chosen subcommand; 0 for done, 1 for a failed check or a difference."""
+    code: int = args.action(args)
+    return code
+
+
+def _show(args: argparse.Namespace) -> int:
+    loaded = SimilarityTable.load(args.path)
+    identity = loaded.identity
+    value = {
+        "path": str(args.path),
+        "model": identity.name,
+        "model_digest": identity.digest,
+        "E": identity.E,
+        "K": identity.K,
+        "metric": loaded.metric,
+        "metric_parameters": dict(loaded.metric_parameters),
+        "num_tokens": loaded.num_tokens,
+        "data_digest": loaded.data_digest,
+        "seed": loaded.seed,
+        "fingerprint": loaded.fingerprint,
+        "provenance": dict(loaded.provenance),
+        "threshold": args.threshold,
+        "layers": [_layer(loaded, index, args.threshold) for index in loaded.layers],
+    }
+    emit(args, value, _render_show)
+    return 0
+
+
+def _layer(loaded: SimilarityTable, index: int, threshold: float) -> dict[str, Any]:
+    layer = loaded.layers[index]
+    others = layer.similarity[~torch.eye(layer.E, dtype=torch.bool)]
+    best = best_neighbours(layer.similarity)
+    return {
+        "layer": index,
+        "name": loaded.identity.layer_names[index],
+        "scale": layer.scale is not None,
+        "min": float(others.min()),
+        "mean": float(others.double().mean()),
+        "max": float(others.max()),
+        "best_median": float(best.median()),
+        "critical": list(loaded.critical_experts(index, threshold)),
+    }
+
+
+def _render_show(value: dict[str, Any]) -> str:
+    parameters = ", ".join(f"{name}={setting}" for name, setting in value["metric_parameters"].items())
+    versions = ", ".join(f"{name} {v}" for name, v in value["provenance"].get("versions", {}).items())
+    facts = [
+        ("model", f"{value['model']} (E={value['E']}, K={value['K']}, digest {value['model_digest'][:12]})"),
+        ("metric", f"{value['metric']} ({parameters})" if parameters else value["metric"]),
+        (
+            "tokens",
+            f"{value['num_tokens']:,} (digest {value['data_digest'][:12] or 'none'}, seed {value['seed']})",
+        ),
+        (
+            "made by",
+            f"{versions or 'unknown'}; commit {(value['provenance'].get('commit') or 'unknown')[:12]}",
+        ),
+        ("fingerprint", value["fingerprint"]),
+        *(("note", note) for note in value["provenance"].get("notes", [])),
+    ]
+    rows = [
+        [
+            layer["layer"],
+            *(f"{layer[name]:.3f}" for name in ("min", "mean", "max", "best_median")),
+            len(layer["critical"]),
+        ]
+        for layer in value["layers"]
+    ]
+    headers = [
+        "layer",
+        "least",
+        "mean",
+        "most",
+        "best other (median)",
+        f"critical at ρ={value['threshold']:g}",
+    ]
+    return "\n".join(f"{name + ':':<13}{text}" for name, text in facts) + "\n\n" + table(rows, headers)
+
+
+def _verify(args: argparse.Namespace) -> int:
+    checks = verify_file(args.path)
+    passed = all(check.passed for check in checks)
+    value = {"path": str(args.path), "passed": passed, "checks": [asdict(check) for check in checks]}
+    emit(args, value, _render_verify)
+    return 0 if passed else 1
+
+
+def _render_verify(value: dict[str, Any]) -> str:
+    rows = [
+        [check["name"], "ok" if check["passed"] else "FAILED", check["detail"]] for check in value["checks"]
+    ]
+    return table(rows, ["check", "result", "detail"])
+
+
+def _diff(args: argparse.Namespace) -> int:
+    result = compare(SimilarityTable.load(args.path), SimilarityTable.load(args.other))
+    for warning in result.warnings:
+        say(f"warning: {warning}")
+    emit(args, {"path": str(args.path), "other": str(args.other), **asdict(result)}, _render_diff)
+    return 0 if result.equal else 1
+
+
+def _render_diff(value: dict[str, Any]) -> str:
+    if value["equal"]:
+        return "equal: all similarities and scales are the same to the bit"
+    rows = [
+        [
+            layer["layer"],
+            f"{layer['max_difference']:.3g}",
+            f"{layer['mean_difference']:.3g}",
+            f"{100 * layer['choices_changed']:.1f} %",
+        ]
+        for layer in value["layers"]
+    ]
+    return table(rows, ["layer", "largest difference", "mean difference", "other best expert"])
+
+
+def _plot(args: argparse.Namespace) -> int:
+    from sere.table.plot import plot
+
+    out: Path = args.out or args.path.with_suffix(".png")
+    if out.suffix not in (".png", ".svg", ".pdf"):
+        raise ConfigError(f"--out: expected a picture file (.png, .svg, .pdf), got {str(out)!r}")
+    plot(SimilarityTable.load(args.path), out)
+    emit(args, {"picture": str(out)}, lambda value: f"wrote {value['picture']}")
+    return 0

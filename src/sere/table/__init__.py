@@ -1,0 +1,20 @@
+"""The similarity table: one safetensors file, checked when it is read."""
+
+from sere.structure import ModelIdentity
+from sere.table.artifact import SimilarityTable, best_neighbours
+from sere.table.compare import Comparison, LayerDifference, compare
+from sere.table.published import import_published
+from sere.table.verify import Check, verify_file, verify_table
+
+__all__ = [
+    "Check",
+    "Comparison",
+    "LayerDifference",
+    "ModelIdentity",
+    "SimilarityTable",
+    "best_neighbours",
+    "compare",
+    "import_published",
+    "verify_file",
+    "verify_table",
+]

@@ -1,0 +1,194 @@
+"""The similarity table: what calibration leaves behind and every integration takes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Self
+
+import torch
+from torch import Tensor
+
+from sere.errors import InputError, TableError, TableMismatch
+from sere.similarity import LayerSimilarity
+from sere.structure import ModelIdentity
+
+if TYPE_CHECKING:
+    from sere.table.verify import Check
+
+
+@dataclass(frozen=True, eq=False)
+class SimilarityTable:
+    """The similarities of all MoE layers of one model, and where they come from.
+
+    Attributes:
+        layers: One `LayerSimilarity` by decoder-layer index; in layer order.
+        identity: The model that was calibrated.
+        metric: The metric's name.
+        metric_parameters: Its parameters, JSON-ready.
+        num_tokens: Calibration tokens; 0 for a metric without data, or where it is not known.
+        data_digest: Hex digest of the calibration tokens; empty where there were none.
+        seed: Seed of the choice of texts, or None.
+        provenance: Versions, commit, machine, time, notes; JSON-ready. Not part of the fingerprint.
+
+    Raises:
+        TableError: There is no layer, layers differ in E or from the identity, or a layer is an identity
+            matrix, which is a missing similarity in disguise.
+
+    Source: METHOD.md sections 3 and 5.
+    """
+
+    layers: Mapping[int, LayerSimilarity]
+    identity: ModelIdentity
+    metric: str
+    metric_parameters: Mapping[str, Any] = field(default_factory=dict)
+    num_tokens: int = 0
+    data_digest: str = ""
+    seed: int | None = None
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "layers", MappingProxyType(dict(sorted(self.layers.items()))))
+        check_layers(self.layers, self.identity)
+
+    @property
+    def E(self) -> int:
+        """Number of experts of a layer."""
+        return self.identity.E
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 over similarities, identity, metric and data, as hex; the order of keys does not matter."""
+        digest = hashlib.sha256(json.dumps(describe(self), sort_keys=True).encode())
+        for name, tensor in sorted(tensors(self).items()):
+            digest.update(name.encode())
+            digest.update(tensor.numpy().astype("<f4", copy=False).tobytes())
+        return digest.hexdigest()
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write one safetensors file, atomically; see `sere.table.storage`."""
+        from sere.table.storage import save
+
+        save(self, path)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Self:
+        """Read and check a file that `save` wrote.
+
+        Raises:
+            TableError: It is missing, damaged, of an unknown version or makes no sense; the text says which.
+        """
+        from sere.table.storage import load
+
+        return load(cls, path)
+
+    def check(self, identity: ModelIdentity) -> None:
+        """Refuse to be used with another model than the one that was calibrated.
+
+        Args:
+            identity: The model at hand, from `sere.structure.identify`. Its name may differ.
+
+        Raises:
+            TableMismatch: Digest, E, K or the layers differ; the text names both sides.
+        """
+        mine, theirs = self.identity, identity
+        same = (mine.digest, mine.E, mine.K) == (theirs.digest, theirs.E, theirs.K)
+        if not same or set(mine.layer_names) != set(theirs.layer_names):
+            raise TableMismatch(
+                f"the table was calibrated on {summary(mine)}, but the model is {summary(theirs)}; "
+                "calibrate this model (sere calibrate) or give its own table"
+            )
+
+    def verify(self, identity: ModelIdentity | None = None) -> tuple[Check, ...]:
+        """Return the checks that go beyond loading, each with its outcome; see `sere.table.verify`."""
+        from sere.table.verify import verify_table
+
+        return verify_table(self, identity)
+
+    def critical_experts(self, layer: int, threshold: float) -> tuple[int, ...]:
+        """Return the experts that no other resembles: they are kept whatever the batch.
+
+        Args:
+            layer: Decoder-layer index.
+            threshold: ρ; compared in float32, like the similarities.
+
+        Raises:
+            InputError: The table has no such layer.
+        """
+        if layer not in self.layers:
+            raise InputError(f"layer: expected one of {list(self.layers)}, got {layer}")
+        best = best_neighbours(self.layers[layer].similarity)
+        return tuple((best < torch.tensor(threshold, dtype=torch.float32)).nonzero().flatten().tolist())
+
+
+def best_neighbours(similarity: Tensor) -> Tensor:
+    """Return each expert's similarity to the other expert that resembles it most; ``[E]``, float32."""
+    return similarity.clone().fill_diagonal_(-1).max(dim=1).values
+
+
+def tensors(table: SimilarityTable) -> dict[str, Tensor]:
+    """Return the table's tensors by the names they have in the file."""
+    named: dict[str, Tensor] = {}
+    for index, layer in table.layers.items():
+        named[f"layers.{index}.similarity"] = layer.similarity.cpu().contiguous()
+        if layer.scale is not None:
+            named[f"layers.{index}.scale"] = layer.scale.cpu().contiguous()
+    return named
+
+
+def describe(table: SimilarityTable) -> dict[str, Any]:
+    """Return all that identifies a table but its tensors, JSON-ready."""
+    identity = table.identity
+    return {
+        "identity": {
+            "name": identity.name,
+            "digest": identity.digest,
+            "E": identity.E,
+            "K": identity.K,
+            "layer_names": {str(index): name for index, name in identity.layer_names.items()},
+        },
+        "metric": table.metric,
+        "metric_parameters": dict(table.metric_parameters),
+        "num_tokens": table.num_tokens,
+        "data_digest": table.data_digest,
+        "seed": table.seed,
+    }
+
+
+def summary(identity: ModelIdentity) -> str:
+    """Return a model's identity in a line, for error texts."""
+    indices = sorted(identity.layer_names)
+    span = f"layers {indices[0]} to {indices[-1]}" if indices else "none"
+    return (
+        f"{identity.name!r} (E={identity.E}, K={identity.K}, {len(indices)} MoE layers: {span}, "
+        f"digest {identity.digest[:12]})"
+    )
+
+
+def check_layers(layers: Mapping[int, LayerSimilarity], identity: ModelIdentity) -> None:
+    """Refuse layers that do not belong to a model of this identity.
+
+    Raises:
+        TableError: Missing or extra layers, another E, or an identity matrix; the text names the layer.
+    """
+    if set(layers) != set(identity.layer_names) or not layers:
+        raise TableError(
+            f"similarities exist for layers {sorted(layers)}, but {summary(identity)} has its experts in "
+            f"layers {sorted(identity.layer_names)}; calibrate again"
+        )
+    for index, layer in layers.items():
+        if layer.E != identity.E:
+            raise TableError(
+                f"layer {index}: expected E = {identity.E} experts as in {summary(identity)}, got {layer.E}; "
+                "tables hold one E for all layers"
+            )
+        if layer.E > 1 and not bool(layer.similarity.clone().fill_diagonal_(0).any()):
+            raise TableError(
+                f"layer {index}: expected similarities, got the identity matrix, which is none (it would "
+                "send every token to the lowest primary expert); calibrate again"
+            )

@@ -1,0 +1,104 @@
+"""How far two tables are apart, and whether comparing them means anything."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+from sere.similarity import LayerSimilarity
+from sere.table.artifact import SimilarityTable, summary
+
+
+@dataclass(frozen=True)
+class LayerDifference:
+    """What changed in one layer.
+
+    Attributes:
+        layer: Decoder-layer index.
+        max_difference: Largest absolute difference of a similarity.
+        mean_difference: Mean absolute difference, off the diagonal.
+        choices_changed: Share of experts whose most similar other expert is another one.
+    """
+
+    layer: int
+    max_difference: float
+    mean_difference: float
+    choices_changed: float
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What `compare` found.
+
+    Attributes:
+        equal: Whether all similarities and scales are equal to the bit and both have the same layers.
+        layers: Differences by layer, of the layers that both have with the same E.
+        warnings: Why the two are not comparable: other model, metric, parameters, data, layers.
+    """
+
+    equal: bool
+    layers: tuple[LayerDifference, ...]
+    warnings: tuple[str, ...]
+
+
+def compare(a: SimilarityTable, b: SimilarityTable) -> Comparison:
+    """Compare two tables layer by layer.
+
+    Args:
+        a: A table.
+        b: Another; any table may be compared, and the result warns where that means little.
+    """
+    both = [index for index in a.layers if index in b.layers and a.layers[index].E == b.layers[index].E]
+    equal = set(a.layers) == set(b.layers) == set(both) and all(
+        _equal(a.layers[index], b.layers[index]) for index in both
+    )
+    differences = tuple(_difference(index, a.layers, b.layers) for index in both)
+    return Comparison(equal=equal, layers=differences, warnings=tuple(_warnings(a, b)))
+
+
+def _equal(a: LayerSimilarity, b: LayerSimilarity) -> bool:
+    if (a.scale is None) != (b.scale is None) or not torch.equal(a.similarity, b.similarity):
+        return False
+    return a.scale is None or b.scale is None or torch.equal(a.scale, b.scale)
+
+
+def _difference(
+    index: int, a: Mapping[int, LayerSimilarity], b: Mapping[int, LayerSimilarity]
+) -> LayerDifference:
+    first, second = a[index].similarity, b[index].similarity
+    absolute = (first - second).abs()
+    pairs = max(1, absolute.numel() - len(absolute))
+    changed = _choices(a[index]) != _choices(b[index])
+    return LayerDifference(
+        layer=index,
+        max_difference=float(absolute.max()),
+        mean_difference=float(absolute.double().sum()) / pairs,
+        choices_changed=float(changed.float().mean()),
+    )
+
+
+def _choices(layer: LayerSimilarity) -> torch.Tensor:
+    """Return each expert's most similar other expert (ties: the lower id), ``[E]``."""
+    others = layer.similarity.clone().fill_diagonal_(-1)
+    # numpy's argmax takes the first of equals; torch's promises nothing.
+    return torch.from_numpy(others.numpy().argmax(axis=1))
+
+
+def _warnings(a: SimilarityTable, b: SimilarityTable) -> list[str]:
+    found = []
+    if (a.identity.digest, a.identity.E, a.identity.K) != (b.identity.digest, b.identity.E, b.identity.K):
+        found.append(f"other models: {summary(a.identity)} and {summary(b.identity)}")
+    if set(a.layers) != set(b.layers):
+        found.append(f"other layers: {sorted(a.layers)} and {sorted(b.layers)}")
+    if a.metric != b.metric:
+        found.append(f"other metrics: {a.metric} and {b.metric}")
+    elif dict(a.metric_parameters) != dict(b.metric_parameters):
+        found.append(
+            f"other {a.metric} parameters: {dict(a.metric_parameters)} and {dict(b.metric_parameters)}"
+        )
+    if a.data_digest != b.data_digest:
+        texts = [f"{table.num_tokens} tokens, digest {table.data_digest[:12] or 'none'}" for table in (a, b)]
+        found.append(f"other calibration data: {texts[0]} and {texts[1]}")
+    return found

@@ -1,0 +1,178 @@
+"""Pictures of a table: the layers' matrices, the spread of similarities, the experts nothing resembles."""
+
+from __future__ import annotations
+
+import math
+import os
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from sere.errors import MissingDependency
+from sere.files import atomic_path
+from sere.table.artifact import SimilarityTable, best_neighbours
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+COLUMNS, FINE_COLUMNS = 6, 8  # of heat maps, up to 24 and beyond
+MAX_MAPS = 48
+_ALL, _BEST = "#4c72b0", "#dd8452"
+
+
+def plot(table: SimilarityTable, path: str | os.PathLike[str]) -> None:
+    """Draw a table into a picture file, atomically.
+
+    Heat maps of the layers (at most 48, evenly chosen) on one colour scale, experts ordered so that alike
+    ones are neighbours; the spread of all and of best-neighbour similarities by layer; the share of critical
+    experts over the threshold ρ.
+
+    Args:
+        table: The table.
+        path: The picture; its ending decides the format (``.png``, ``.svg``, ``.pdf``).
+
+    Raises:
+        MissingDependency: matplotlib is not installed.
+    """
+    figure = draw(table)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=130)
+
+
+def draw(table: SimilarityTable) -> Figure:
+    """Return the picture as a matplotlib figure that belongs to no window; see `plot`."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise MissingDependency("a plot needs matplotlib: pip install 'sere[plot]'") from error
+    shown = _chosen(list(table.layers), MAX_MAPS)
+    rows = math.ceil(len(shown) / (COLUMNS if len(shown) <= 4 * COLUMNS else FINE_COLUMNS))
+    columns = math.ceil(len(shown) / rows)
+    heights = [rows * min(4.5, 11.5 / columns + 0.25) + 0.5, 3.6]
+    figure = Figure(figsize=(13, sum(heights) + 0.4), layout="constrained")
+    halves: Any = figure.subfigures(2, 1, height_ratios=heights)
+    maps, curves = halves
+    figure.suptitle(_title(table), fontsize=11)
+    _draw_maps(maps, table, shown, rows, columns)
+    spread, critical = curves.subplots(1, 2, width_ratios=[3, 2])
+    _draw_spread(spread, table)
+    _draw_critical(critical, table)
+    return figure
+
+
+def order(similarity: Tensor) -> list[int]:
+    """Order experts so that alike ones are neighbours.
+
+    Groups are merged pair by pair, the most similar first (average linkage), each joined at the ends that are
+    most alike.
+
+    Args:
+        similarity: ``[E, E]``; need not be symmetric.
+
+    Returns:
+        All expert ids.
+    """
+    both = (similarity + similarity.T).double() / 2
+    chains = {e: [e] for e in range(len(both))}
+    linkage = both.clone().fill_diagonal_(-math.inf)
+    while len(chains) > 1:
+        at = int(linkage.argmax())
+        a, b = divmod(at, len(both))
+        size_a, size_b = len(chains[a]), len(chains[b])
+        merged = (size_a * linkage[a] + size_b * linkage[b]) / (size_a + size_b)
+        chains[a] = _joined(chains[a], chains.pop(b), both)
+        linkage[a], linkage[:, a] = merged, merged
+        linkage[b], linkage[:, b] = -math.inf, -math.inf
+        linkage[a, a] = -math.inf
+    return next(iter(chains.values()))
+
+
+def _joined(first: list[int], second: list[int], similarity: Tensor) -> list[int]:
+    ways = [(a, b) for a in (first, first[::-1]) for b in (second, second[::-1])]
+    a, b = max(ways, key=lambda way: float(similarity[way[0][-1], way[1][0]]))
+    return a + b
+
+
+def _chosen(indices: list[int], most: int) -> list[int]:
+    if len(indices) <= most:
+        return indices
+    return [indices[round(i * (len(indices) - 1) / (most - 1))] for i in range(most)]
+
+
+def _title(table: SimilarityTable) -> str:
+    parameters = ", ".join(f"{name}={value}" for name, value in table.metric_parameters.items())
+    metric = f"{table.metric} ({parameters})" if parameters else table.metric
+    tokens = f", {table.num_tokens:,} calibration tokens" if table.num_tokens else ""
+    return f"{table.identity.name}: similarity of {table.E} experts, {metric}{tokens}"
+
+
+def _draw_maps(figure: Any, table: SimilarityTable, shown: list[int], rows: int, columns: int) -> None:
+    axes = figure.subplots(rows, columns, squeeze=False)
+    image = None
+    for position, axis in enumerate(axes.flat):
+        if position >= len(shown):
+            axis.set_visible(False)
+            continue
+        similarity = table.layers[shown[position]].similarity.cpu()
+        experts = torch.tensor(order(similarity))
+        values = similarity[experts][:, experts].numpy()
+        image = axis.imshow(values, vmin=0, vmax=1, cmap="viridis", interpolation="nearest")
+        axis.set_title(f"layer {shown[position]}", fontsize=9, pad=3)
+        axis.set_xticks([])
+        axis.set_yticks([])
+    figure.supxlabel("replaced by expert p (alike experts side by side)", fontsize=9)
+    figure.supylabel("expert e", fontsize=9)
+    assert image is not None  # a table has at least one layer
+    figure.colorbar(image, ax=axes, label="similarity", pad=0.01, aspect=20 * max(1, rows * 4 / columns))
+
+
+def _draw_spread(axis: Axes, table: SimilarityTable) -> None:
+    positions = list(range(len(table.layers)))
+    similarities = [layer.similarity.cpu() for layer in table.layers.values()]
+    for values, colour, label, shift in (
+        ([_off_diagonal(s) for s in similarities], _ALL, "all pairs of experts", -0.18),
+        ([best_neighbours(s) for s in similarities], _BEST, "best other expert", 0.18),
+    ):
+        quantiles = torch.stack(
+            [v.double().quantile(torch.tensor([0, 0.25, 0.5, 0.75, 1.0]).double()) for v in values]
+        )
+        low, first, middle, third, high = quantiles.T.tolist()
+        at = [position + shift for position in positions]
+        axis.vlines(at, low, high, color=colour, linewidth=1)
+        axis.vlines(
+            at, first, third, color=colour, linewidth=5, alpha=0.6, label=f"{label}: quartiles, range"
+        )
+        axis.plot(
+            at, middle, "o", color=colour, markersize=4, markeredgecolor="white", label=f"{label}: median"
+        )
+    step = math.ceil(len(positions) / 24)
+    axis.set_xticks(positions[::step], [str(index) for index in table.layers][::step])
+    axis.set_ylim(-0.02, 1.02)
+    axis.set_xlabel("layer")
+    axis.set_ylabel("similarity")
+    axis.set_title("Spread of similarities", fontsize=10)
+    axis.grid(axis="y", alpha=0.3)
+    axis.legend(fontsize=8, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.17), frameon=False)
+
+
+def _draw_critical(axis: Axes, table: SimilarityTable) -> None:
+    best = torch.stack([best_neighbours(layer.similarity.cpu()) for layer in table.layers.values()])
+    thresholds = torch.linspace(0, 1, 201)
+    share = (best[:, :, None] < thresholds).float().mean(dim=1) * 100
+    for row in share:
+        axis.plot(thresholds, row, color=_BEST, alpha=0.35 if len(share) < 12 else 0.15, linewidth=0.9)
+    axis.plot([], [], color=_BEST, alpha=0.6, linewidth=0.9, label="one layer")
+    axis.plot(thresholds, share.mean(dim=0), color="black", linewidth=2, label="mean of layers")
+    axis.set_xlim(0, 1)
+    axis.set_ylim(-2, 102)
+    axis.set_xlabel("threshold ρ")
+    axis.set_ylabel("critical experts (%)")
+    axis.set_title("Experts that no other resembles", fontsize=10)
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize=8, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.17), frameon=False)
+
+
+def _off_diagonal(similarity: Tensor) -> Tensor:
+    return similarity[~torch.eye(len(similarity), dtype=torch.bool)]

@@ -1,0 +1,114 @@
+"""Read what the published code's calibration wrote, so that it need not be repeated."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sere.errors import InputError, TableError, TableMismatch
+from sere.provenance import provenance
+from sere.similarity import LayerSimilarity
+from sere.structure import ModelIdentity
+from sere.table.artifact import SimilarityTable, summary
+
+# A 16-bit similarity may lie this far outside [0, 1] by rounding: twice bfloat16's epsilon.
+ROUNDING_16_BIT = 2**-6
+
+
+def import_published(
+    path: str | os.PathLike[str], identity: ModelIdentity, *, metric: str = "frobenius"
+) -> SimilarityTable:
+    """Turn a ``similarity_matrices.pt`` (``{layer: tensor}``) into a table.
+
+    Nothing in the file is executed (``weights_only=True``). It does not say how it was made: metric, data and
+    seed in the table are what the caller knows, and a note in its provenance says so.
+
+    Args:
+        path: The file; keys are decoder-layer indices (int or str), values ``[E, E]``, any float dtype.
+        identity: The model that was calibrated.
+        metric: The metric that was used; the published code's default.
+
+    Returns:
+        The table, in float32; ``provenance["notes"]`` names each loss.
+
+    Raises:
+        TableError: The file is missing, unreadable or holds something else.
+        TableMismatch: Its layers or E are not the model's; the text names both sides.
+
+    Source: SERE (arXiv 2602.07616), its published calibration.
+    """
+    source = Path(path)
+    matrices = {_index(source, key): _matrix(source, key, value) for key, value in _read(source).items()}
+    sizes = sorted({len(matrix) for matrix in matrices.values()})
+    if set(matrices) != set(identity.layer_names) or sizes != [identity.E]:
+        raise TableMismatch(
+            f"{source}: holds layers {sorted(matrices)} of E = {sizes}, but the model is {summary(identity)} "
+            f"with experts in layers {sorted(identity.layer_names)}; give the model it was made for"
+        )
+    notes = [
+        f"imported from {source.name} (sha256 {_digest(source)[:12]}), which does not say how it was made"
+    ]
+    dtypes = sorted({str(matrix.dtype).removeprefix("torch.") for matrix in matrices.values()})
+    if dtypes != ["float32"]:
+        notes.append(f"stored as {', '.join(dtypes)}: rounding may have changed which expert is most similar")
+    return SimilarityTable(
+        layers={index: _layer(source, index, matrix) for index, matrix in matrices.items()},
+        identity=identity,
+        metric=metric,
+        provenance=provenance() | {"notes": notes},
+    )
+
+
+def _read(source: Path) -> Mapping[Any, Any]:
+    if not source.is_file():
+        raise TableError(
+            f"{source}: there is no such file; expected the published code's similarity_matrices.pt"
+        )
+    try:
+        content = torch.load(source, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise TableError(
+            f"{source}: expected tensors by layer as torch.save writes them; {reason}"
+        ) from error
+    if not isinstance(content, Mapping) or not content:
+        raise TableError(f"{source}: expected a mapping of layers to tensors, got {type(content).__name__}")
+    return content
+
+
+def _index(source: Path, key: object) -> int:
+    try:
+        return int(str(key))
+    except ValueError:
+        raise TableError(f"{source}: expected layer indices as keys, got {key!r}") from None
+
+
+def _matrix(source: Path, key: object, value: object) -> Tensor:
+    if not isinstance(value, Tensor) or not value.is_floating_point() or value.ndim != 2:
+        shape = f"{value.dtype} {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+        raise TableError(f"{source}: layer {key}: expected a floating-point [E, E] tensor, got {shape}")
+    return value
+
+
+def _layer(source: Path, index: int, matrix: Tensor) -> LayerSimilarity:
+    values = matrix.detach().float()
+    inside = bool(((values >= -ROUNDING_16_BIT) & (values <= 1 + ROUNDING_16_BIT)).all())
+    if matrix.dtype in (torch.bfloat16, torch.float16) and inside:
+        values = values.clamp(0, 1)
+        near = (values.diagonal() - 1).abs() <= ROUNDING_16_BIT
+        values.diagonal()[near] = 1.0
+    try:
+        return LayerSimilarity(values.contiguous())
+    except InputError as error:
+        raise TableError(f"{source}: layer {index}: {error}") from error
+
+
+def _digest(source: Path) -> str:
+    return hashlib.sha256(source.read_bytes()).hexdigest()

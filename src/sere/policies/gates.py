@@ -6,20 +6,17 @@ import torch
 from torch import Tensor
 
 from sere.errors import InputError
-from sere.policies.rows import Rows
+from sere.policies.rows import Choice
 
 
-def gates_from_scores(rows: Rows, ids: Tensor, weights: Tensor, scores: Tensor | None, name: str) -> Tensor:
+def gates_from_scores(step: Choice, name: str) -> Tensor:
     """Estimate the gate weight of every expert for every row.
 
     Routers show logits or probabilities, and weigh by softmax or sigmoid; which of them it is can be told
     from the weights of the chosen slots. Selection biases, groups and temperatures are not known here.
 
     Args:
-        rows: The step's rows.
-        ids: ``[T, K]``, integers.
-        weights: ``[T, K]``, floating point; what the router gave the chosen slots.
-        scores: ``[T, E]``, floating point; what the router said of all experts.
+        step: The step, with the router's ``scores`` of all experts.
         name: The policy's name, for the error.
 
     Returns:
@@ -29,6 +26,7 @@ def gates_from_scores(rows: Rows, ids: Tensor, weights: Tensor, scores: Tensor |
     Raises:
         InputError: The scores are missing or have another shape.
     """
+    rows, ids, weights, scores = step.rows, step.ids, step.weights, step.scores
     expected = (ids.shape[0], rows.E)
     if scores is None or tuple(scores.shape) != expected:
         came = "None" if scores is None else str(list(scores.shape))

@@ -12,9 +12,8 @@ import torch
 from torch import Tensor
 
 from sere.errors import ConfigError
-from sere.policies.base import count
 from sere.policies.gates import gates_from_scores
-from sere.policies.rows import Rival, Rows, occurring, refill, sort_out
+from sere.policies.rows import Choice, Rival, occurring, refill
 from sere.reroute import Routing
 
 
@@ -44,32 +43,19 @@ class Lynx(Rival):
         """Return the settings, JSON-ready."""
         return {"policy": self.name, "drop_share": self.drop_share}
 
-    def route(
-        self,
-        layer: int,
-        topk_ids: Tensor,
-        topk_weights: Tensor,
-        *,
-        row_budget: Tensor | None = None,
-        num_tokens: Tensor | int | None = None,
-        scores: Tensor | None = None,
-        counters: Tensor | None = None,
-    ) -> Routing:
-        """Route one step of one layer; see ``Policy.route``."""
-        rows = sort_out(topk_ids, topk_weights, self.experts(layer), row_budget, num_tokens)
-        gates = gates_from_scores(rows, topk_ids, topk_weights, scores, self.name)
-        result = refill(rows, topk_ids, topk_weights, gates, self._kept(rows, topk_ids))
-        count(counters, topk_ids, result.ids, topk_weights, result.weights, real=rows.real, E=rows.E)
-        return result
+    def choose(self, step: Choice) -> Routing:
+        """Drop the least used experts, then choose again inside the rest."""
+        return refill(step, gates_from_scores(step, self.name), self._kept(step))
 
-    def _kept(self, rows: Rows, ids: Tensor) -> Tensor:
-        """The experts that stay, ``[E]`` bool."""
+    def _kept(self, step: Choice) -> Tensor:
+        """Return the experts that stay, ``[E]`` bool."""
+        rows, ids = step.rows, step.ids
         index = torch.where(rows.valid, ids.long(), rows.E).flatten()
         uses = torch.zeros(rows.E + 1, dtype=torch.int64, device=ids.device)
         uses = uses.scatter_add(0, index, torch.ones_like(index))[: rows.E]
         active = uses > 0
         # Protected experts stand first, the most used next, the idle last.
-        protected = occurring(rows, ids, torch.zeros_like(rows.valid))
+        protected = occurring(step, torch.zeros_like(rows.valid))
         order = (uses + protected.long() * (index.numel() + 1)).argsort(descending=True, stable=True)
         place = torch.empty_like(order).scatter(0, order, torch.arange(rows.E, device=ids.device))
         dropped = torch.floor(active.sum().double() * self.drop_share).long()

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from sere.errors import ConfigError, InputError
-from sere.policies.base import Policy
+from sere.policies.base import Policy, count
 from sere.reroute import Routing
 from sere.reroute.batch import members, real_rows, weight_ranks
 
@@ -55,7 +57,10 @@ def sort_out(
 
 
 class Rival(Policy):
-    """A policy that needs to know how many experts each layer has, and no more."""
+    """A policy that needs to know how many experts each layer has, and chooses experts for all rows at once.
+
+    Subclasses say in `choose` which experts the valid slots get; counting is done here.
+    """
 
     def __init__(self) -> None:
         self._experts: dict[int, int] = {}
@@ -68,21 +73,70 @@ class Rival(Policy):
         """
         self._experts = dict(experts)
 
-    def experts(self, layer: int) -> int:
-        """Return E of a layer.
+    @abstractmethod
+    def choose(self, step: Choice) -> Routing:
+        """Return the new ids and weights of a step."""
+
+    def route(
+        self,
+        layer: int,
+        topk_ids: Tensor,
+        topk_weights: Tensor,
+        *,
+        row_budget: Tensor | None = None,
+        num_tokens: Tensor | int | None = None,
+        scores: Tensor | None = None,
+        counters: Tensor | None = None,
+    ) -> Routing:
+        """Route one step of one layer; see ``Policy.route``.
 
         Raises:
             InputError: ``bind`` has not named the layer.
         """
-        if layer not in self._experts:
+        E = self._experts.get(layer)
+        if E is None:
             raise InputError(
                 f"policy {self.name!r}: the number of experts of layer {layer} is not known; "
                 f"call bind({{{layer}: E}}) first, as sere.apply does"
             )
-        return self._experts[layer]
+        rows = sort_out(topk_ids, topk_weights, E, row_budget, num_tokens)
+        result = self.choose(Choice(layer, rows, topk_ids, topk_weights, row_budget, scores))
+        count(counters, topk_ids, result.ids, topk_weights, result.weights, real=rows.real, E=E)
+        return result
 
 
-def check_slots(name: str, value: object) -> int:
+class SlotRival(Rival):
+    """A rival whose one number is how many slots of a row are kept.
+
+    Args:
+        select_top_k: S, at least 1.
+
+    Raises:
+        ConfigError: ``select_top_k`` is no integer of at least 1.
+    """
+
+    def __init__(self, select_top_k: int) -> None:
+        super().__init__()
+        self.select_top_k = check_count("select_top_k", select_top_k)
+
+    def describe(self) -> dict[str, Any]:
+        """Return the settings, JSON-ready."""
+        return {"policy": self.name, "select_top_k": self.select_top_k}
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """One step of one layer, as a rival sees it; fields as in ``Policy.route``."""
+
+    layer: int
+    rows: Rows
+    ids: Tensor
+    weights: Tensor
+    row_budget: Tensor | None
+    scores: Tensor | None
+
+
+def check_count(name: str, value: object) -> int:
     """Return ``value`` if it is a number of slots or experts.
 
     Raises:
@@ -93,10 +147,10 @@ def check_slots(name: str, value: object) -> int:
     return value
 
 
-def heaviest(rows: Rows, select_top_k: int, row_budget: Tensor | None) -> Tensor:
+def heaviest(step: Choice, select_top_k: int) -> Tensor:
     """Return the valid slots among each row's b_t heaviest, ``[T, K]`` bool."""
-    budget = select_top_k if row_budget is None else row_budget[:, None]
-    return rows.valid & (rows.ranks < budget)
+    budget = select_top_k if step.row_budget is None else step.row_budget[:, None]
+    return step.rows.valid & (step.rows.ranks < budget)
 
 
 def renormalised(new: Tensor, old: Tensor, valid: Tensor) -> Tensor:
@@ -115,28 +169,27 @@ def renormalised(new: Tensor, old: Tensor, valid: Tensor) -> Tensor:
     return torch.where(valid, new * factor, new)
 
 
-def finish(
-    rows: Rows, ids: Tensor, weights: Tensor, new_ids: Tensor, new_weights: Tensor, active: Tensor
-) -> Routing:
-    """Keep protected rows and invalid slots, send padding to an active expert, restore the dtypes.
+def finish(step: Choice, new_ids: Tensor, new_weights: Tensor) -> Routing:
+    """Keep protected rows and invalid slots, send padding to an expert that runs, restore the dtypes.
 
     Args:
-        rows: The step's rows.
-        ids: Ids that came, ``[T, K]``.
-        weights: Weights that came, ``[T, K]``.
+        step: The step.
         new_ids: Ids of the valid slots, ``[T, K]``.
-        new_weights: Weights of the valid slots, ``[T, K]``, float64.
-        active: ``[E]``, bool; experts that run. Where there is none, nothing changes.
+        new_weights: Weights of the valid slots, ``[T, K]``, float64; 0 in freed slots.
+
+    Returns:
+        New ids and weights; what came, where no expert runs for a real row.
 
     Source: METHOD.md section 4, step 8.
     """
-    experts = torch.arange(rows.E, device=ids.device)
-    lowest = torch.where(active, experts, rows.E).amin()
+    rows, ids, weights = step.rows, step.ids, step.weights
     changed = rows.valid & ~rows.protected[:, None]
-    padding = rows.inside & ~rows.real[:, None]
     out_ids = torch.where(changed, new_ids, ids.long())
-    out_ids = torch.where(padding, lowest, out_ids)
     out_weights = torch.where(changed, new_weights, weights.double())
+    active = members(out_ids, rows.valid & (out_weights != 0), rows.E)
+    lowest = torch.where(active, torch.arange(rows.E, device=ids.device), rows.E).amin()
+    padding = rows.inside & ~rows.real[:, None]
+    out_ids = torch.where(padding, lowest, out_ids)
     out_weights = torch.where(padding, 0.0, out_weights)
     some = lowest < rows.E
     return Routing(
@@ -145,7 +198,7 @@ def finish(
     )
 
 
-def refill(rows: Rows, ids: Tensor, weights: Tensor, gates: Tensor, allowed: Tensor) -> Routing:
+def refill(step: Choice, gates: Tensor, allowed: Tensor) -> Routing:
     """Let each row choose its best experts again, inside ``allowed``.
 
     A slot whose expert is allowed keeps it: the row's own choice is the best of all experts, so it is
@@ -154,12 +207,11 @@ def refill(rows: Rows, ids: Tensor, weights: Tensor, gates: Tensor, allowed: Ten
     new. Weights are renormalised to the row's old sum.
 
     Args:
-        rows: The step's rows.
-        ids: ``[T, K]``, integers.
-        weights: ``[T, K]``, floating point.
-        gates: ``[T, E]``, float64; weights that the router would give, on the scale of ``weights``.
+        step: The step.
+        gates: ``[T, E]``, float64; weights that the router would give, on the scale of the weights.
         allowed: ``[E]``, bool; includes the experts of protected rows.
     """
+    rows, ids, weights = step.rows, step.ids, step.weights
     E = rows.E
     safe = torch.where(rows.inside, ids.long(), 0)
     keeps = rows.valid & allowed[safe]
@@ -175,12 +227,13 @@ def refill(rows: Rows, ids: Tensor, weights: Tensor, gates: Tensor, allowed: Ten
     new_ids = torch.where(found, order.gather(1, place), torch.where(needs, spare, safe))
     new_weights = torch.where(found, best.gather(1, place), torch.where(needs, 0.0, weights.double()))
     new_weights = renormalised(new_weights, weights, rows.valid)
-    return finish(rows, ids, weights, new_ids, new_weights, allowed)
+    return finish(step, new_ids, new_weights)
 
 
-def occurring(rows: Rows, ids: Tensor, slots: Tensor) -> Tensor:
+def occurring(step: Choice, slots: Tensor) -> Tensor:
     """Return the experts in the chosen slots and those of protected rows, ``[E]`` bool."""
-    return members(ids, slots | (rows.valid & rows.protected[:, None]), rows.E)
+    rows = step.rows
+    return members(step.ids, slots | (rows.valid & rows.protected[:, None]), rows.E)
 
 
 def _heaviest_kept(rows: Rows, ids: Tensor, keeps: Tensor, fallback: Tensor) -> Tensor:

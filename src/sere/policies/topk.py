@@ -5,17 +5,15 @@ Source: METHOD.md section 6; the baseline "top-k" of SERE (ICLR 2026, arXiv 2602
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
-from torch import Tensor
 
-from sere.policies.base import count
-from sere.policies.rows import Rival, check_slots, finish, heaviest, occurring, renormalised, sort_out
+from sere.policies.rows import Choice, SlotRival, finish, heaviest, renormalised
 from sere.reroute import Routing
 
 
-class TopK(Rival):
+class TopK(SlotRival):
     """Keep the ``select_top_k`` heaviest slots of each row; the others get the row's heaviest id, weight 0.
 
     The kept weights are renormalised to the row's old sum.
@@ -29,32 +27,11 @@ class TopK(Rival):
 
     name: ClassVar[str] = "topk"
 
-    def __init__(self, select_top_k: int) -> None:
-        super().__init__()
-        self.select_top_k = check_slots("select_top_k", select_top_k)
-
-    def describe(self) -> dict[str, Any]:
-        """Return the settings, JSON-ready."""
-        return {"policy": self.name, "select_top_k": self.select_top_k}
-
-    def route(
-        self,
-        layer: int,
-        topk_ids: Tensor,
-        topk_weights: Tensor,
-        *,
-        row_budget: Tensor | None = None,
-        num_tokens: Tensor | int | None = None,
-        scores: Tensor | None = None,  # noqa: ARG002 - other policies need them
-        counters: Tensor | None = None,
-    ) -> Routing:
-        """Route one step of one layer; see ``Policy.route``."""
-        rows = sort_out(topk_ids, topk_weights, self.experts(layer), row_budget, num_tokens)
-        kept = heaviest(rows, self.select_top_k, row_budget)
+    def choose(self, step: Choice) -> Routing:
+        """Keep the heaviest slots, free the others."""
+        rows = step.rows
+        kept = heaviest(step, self.select_top_k)
         slot = torch.where(rows.valid, rows.ranks, rows.ranks.shape[1]).argmin(dim=1, keepdim=True)
-        new_ids = torch.where(kept, topk_ids, topk_ids.gather(1, slot)).long()
-        new_weights = renormalised(torch.where(kept, topk_weights.double(), 0.0), topk_weights, rows.valid)
-        active = occurring(rows, topk_ids, kept)
-        result = finish(rows, topk_ids, topk_weights, new_ids, new_weights, active)
-        count(counters, topk_ids, result.ids, topk_weights, result.weights, real=rows.real, E=rows.E)
-        return result
+        new_ids = torch.where(kept, step.ids, step.ids.gather(1, slot)).long()
+        new_weights = renormalised(torch.where(kept, step.weights.double(), 0.0), step.weights, rows.valid)
+        return finish(step, new_ids, new_weights)

@@ -10,9 +10,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from sere.policies.base import count
 from sere.policies.gates import gates_from_scores
-from sere.policies.rows import Rival, Rows, check_slots, heaviest, occurring, refill, sort_out
+from sere.policies.rows import Choice, Rival, Rows, check_count, occurring, refill
 from sere.reroute import Routing
 
 _UNITS = 2.0**24
@@ -37,31 +36,17 @@ class XShare(Rival):
 
     def __init__(self, budget: int) -> None:
         super().__init__()
-        self.budget = check_slots("budget", budget)
+        self.budget = check_count("budget", budget)
 
     def describe(self) -> dict[str, Any]:
         """Return the settings, JSON-ready."""
         return {"policy": self.name, "budget": self.budget}
 
-    def route(
-        self,
-        layer: int,
-        topk_ids: Tensor,
-        topk_weights: Tensor,
-        *,
-        row_budget: Tensor | None = None,
-        num_tokens: Tensor | int | None = None,
-        scores: Tensor | None = None,
-        counters: Tensor | None = None,
-    ) -> Routing:
-        """Route one step of one layer; see ``Policy.route``."""
-        rows = sort_out(topk_ids, topk_weights, self.experts(layer), row_budget, num_tokens)
-        gates = gates_from_scores(rows, topk_ids, topk_weights, scores, self.name)
-        chosen = occurring(rows, topk_ids, heaviest(rows, 1, None))
-        chosen = self._fill(rows, chosen, gates)
-        result = refill(rows, topk_ids, topk_weights, gates, chosen)
-        count(counters, topk_ids, result.ids, topk_weights, result.weights, real=rows.real, E=rows.E)
-        return result
+    def choose(self, step: Choice) -> Routing:
+        """Fill the budget, then choose again inside it."""
+        gates = gates_from_scores(step, self.name)
+        top = occurring(step, step.rows.valid & (step.rows.ranks < 1))
+        return refill(step, gates, self._fill(step.rows, top, gates))
 
     def _fill(self, rows: Rows, chosen: Tensor, gates: Tensor) -> Tensor:
         """Add the experts of the largest summed gates until there are ``budget``; none without real rows."""

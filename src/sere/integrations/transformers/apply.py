@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from sere.config import RerouteConfig
-from sere.errors import AlreadyApplied, ConfigError, InputError, TableMismatch
+from sere.errors import AlreadyApplied, ConfigError, InputError
 from sere.integrations.transformers.handle import Handle
 from sere.integrations.transformers.hooks import (
     HookedLayer,
@@ -73,7 +73,7 @@ def apply(
         ConfigError: A setting is unknown, missing or out of range.
         InputError: The table is missing, the arguments exclude each other, or the model is compiled already.
         TableError: The table cannot be read.
-        TableMismatch: The table belongs to another model, or lacks a layer of this one.
+        TableMismatch: The table belongs to another model.
         UnsupportedModel: The model has no experts modules that can be re-routed, or the policy needs router
             scores that this model does not show.
 
@@ -138,7 +138,7 @@ def _load(
     model: nn.Module,
     layers: list[ExpertsLayer],
 ) -> SimilarityTable:
-    """The table, from the argument or the settings, checked against the model layer by layer."""
+    """Return the table, from the argument or the settings, checked against the model."""
     source = config.table if table is None else table
     if source is None:
         raise InputError(
@@ -146,17 +146,6 @@ def _load(
         )
     loaded = source if isinstance(source, SimilarityTable) else SimilarityTable.load(source)
     loaded.check(identity_of(model, layers))
-    for layer in layers:
-        found = loaded.layers.get(layer.index)
-        if found is None:
-            raise TableMismatch(
-                f"the table has no layer {layer.index} ({layer.name}); it has {sorted(loaded.layers)}. "
-                "Calibrate all layers of the model"
-            )
-        if found.E != layer.E:
-            raise TableMismatch(
-                f"layer {layer.index}: the model has {layer.E} experts, the table was made for {found.E}"
-            )
     return loaded
 
 
@@ -197,7 +186,7 @@ def _refuse_compiled(model: nn.Module) -> None:
     wrapped = hasattr(model, "_orig_mod") or getattr(model, "_compiled_call_impl", None) is not None
     if wrapped or hasattr(model, "_compiled_call"):
         raise InputError(
-            "model: it is compiled already (generate does so with a static cache on a GPU), and compiled code "
-            "does not see new hooks; apply re-routing first and switch it with handle.enabled, or call "
+            "model: it is compiled already (generate does so with a static cache on a GPU), and compiled "
+            "code does not see new hooks; apply re-routing first and switch it with handle.enabled, or call "
             "torch._dynamo.reset() and delete model._compiled_call before"
         )

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from importlib import import_module
-from importlib.util import find_spec
 from typing import Any, NoReturn
 
 from sere.provenance import installed_version
@@ -20,11 +18,18 @@ _EXAMPLES = """examples:
 """
 
 
+class _Formatter(argparse.RawDescriptionHelpFormatter):
+    """Keeps line breaks, and leaves room for the longest command's name beside its help."""
+
+    def __init__(self, prog: str, **options: Any) -> None:
+        super().__init__(prog, **({"max_help_position": 30} | options))
+
+
 class Parser(argparse.ArgumentParser):
     """An argument parser whose errors are one line and whose help keeps its line breaks."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
-        options.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        options.setdefault("formatter_class", _Formatter)
         options.setdefault("allow_abbrev", False)
         super().__init__(*args, **options)
 
@@ -46,9 +51,6 @@ def build_parser() -> Parser:
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for name in COMMANDS:
-        if find_spec(f"sere.cli.{name}") is None:
-            print(f"sere: the command {name!r} is missing from this installation", file=sys.stderr)
-            continue
         module = import_module(f"sere.cli.{name}")
         module.add(subparsers)
         subparsers.choices[name].set_defaults(run=module.run)

@@ -1,0 +1,198 @@
+"""The demonstration: held-out questions decoded off and on, the runs taking turns."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass, field
+from itertools import count, islice
+from typing import TYPE_CHECKING, Any
+
+from sere.bench.timing import Times
+from sere.eval.apply import apply_setting
+from sere.eval.decode import decode_steps, stop_ids
+from sere.eval.questions import encode, mark
+from sere.eval.run import Progress
+from sere.eval.settings import Setting
+from sere.eval.statistics import paired_difference, wilson
+from sere.eval.tasks import Question
+from sere.provenance import provenance
+
+if TYPE_CHECKING:
+    from sere.integrations.transformers import LayerStats
+    from sere.table import SimilarityTable
+
+# Steps that a run decodes before the next has its turn: short, so that slow changes of the machine
+# fall on all alike; long, so that putting the hooks on and off (not timed) stays cheap.
+SLICE = 12
+# Every so many turns off is counted (which takes a hook) instead of timed; such turns are timed for no run.
+COUNT_EVERY = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """One batch size of the demonstration.
+
+    Attributes:
+        batch_size: Rows of a step.
+        questions: How many questions are decoded.
+    """
+
+    batch_size: int
+    questions: int
+
+
+@dataclass(slots=True)
+class _Run:
+    """One setting at one batch size, on its way.
+
+    Attributes:
+        steps: Decodes one step a turn and yields its time in ms.
+        answers: Per question its tokens, once there.
+        slices: Times of the steps in ms, by turn; the last turn, in which the run ended, is shorter.
+        sums: Over the counted steps and layers: steps, and distinct experts after.
+    """
+
+    setting: Setting
+    steps: Iterator[float]
+    answers: dict[int, list[int]]
+    slices: list[list[float]] = field(default_factory=list)
+    sums: Counter[str] = field(default_factory=Counter)
+    done: bool = False
+
+
+def demonstrate(
+    model: Any,
+    tokenizer: Any,
+    table: SimilarityTable,
+    *,
+    settings: Sequence[Setting],
+    rounds: Sequence[Round],
+    questions: Sequence[Question],
+    max_new_tokens: int = 256,
+    progress: Progress = lambda _name, _total: nullcontext(lambda: None),
+) -> dict[str, Any]:
+    """Decode questions at each batch size under each setting and return what a reader wants to see.
+
+    The runs of a batch size take turns of ``SLICE`` steps. ``off`` is the model without any hook.
+
+    Args:
+        model: A causal language model of Transformers with full attention.
+        tokenizer: Its tokenizer.
+        table: Its similarities.
+        settings: The ways to route; the first is ``off``.
+        rounds: The batch sizes, each with the number of questions from the list's beginning.
+        questions: The questions.
+        max_new_tokens: Most tokens an answer may have.
+        progress: Shows how far each batch size is.
+
+    Returns:
+        A JSON-ready record with one entry of ``cases`` for each batch size and setting.
+
+    Raises:
+        TableMismatch: The table belongs to another model.
+    """
+    cases = []
+    for one in rounds:
+        asked = questions[: one.questions]
+        prompts = encode(tokenizer, [question.prompt for question in asked])
+        with progress(f"batch size {one.batch_size}", len(asked) * len(settings)) as tick:
+            runs = [
+                _start(model, tokenizer, setting, prompts, one.batch_size, max_new_tokens, tick)
+                for setting in settings
+            ]
+            _take_turns(model, table, runs)
+        cases += _cases(tokenizer, asked, one.batch_size, runs)
+    return {
+        "format": "sere-demo-1",
+        "model": table.identity.name,
+        "E": table.identity.E,
+        "K": table.identity.K,
+        "table": {"fingerprint": table.fingerprint, "metric": table.metric, "num_tokens": table.num_tokens},
+        "cases": cases,
+        "provenance": provenance(),
+    }
+
+
+def _start(
+    model: Any,
+    tokenizer: Any,
+    setting: Setting,
+    prompts: Sequence[Sequence[int]],
+    batch_size: int,
+    max_new_tokens: int,
+    tick: Callable[[], object],
+) -> _Run:
+    answers: dict[int, list[int]] = {}
+
+    def finished(index: int, tokens: list[int]) -> None:
+        answers[index] = tokens
+        tick()
+
+    steps = decode_steps(
+        model, prompts, batch_size=batch_size, max_new_tokens=max_new_tokens,
+        stop=stop_ids(model, tokenizer), on_finished=finished,
+    )  # fmt: skip
+    return _Run(setting, steps, answers)
+
+
+def _take_turns(model: Any, table: SimilarityTable, runs: Sequence[_Run]) -> None:
+    """Let the runs decode slice by slice until all have ended; who comes first moves on by one."""
+    for turn in count():
+        if all(run.done for run in runs):
+            return
+        for offset in range(len(runs)):
+            run = runs[(turn + offset) % len(runs)]
+            if run.done:
+                continue
+            counted = run.setting.kind != "off" or turn % COUNT_EVERY == 0
+            with _context(model, table, run.setting, counted) as handle:
+                run.slices.append(list(islice(run.steps, SLICE)))
+                if handle is not None:
+                    _add_counts(run.sums, handle.stats())
+            run.done = len(run.slices[-1]) < SLICE
+
+
+def _context(
+    model: Any, table: SimilarityTable, setting: Setting, counted: bool
+) -> AbstractContextManager[Any]:
+    return apply_setting(model, setting, table) if counted else nullcontext()
+
+
+def _add_counts(sums: Counter[str], stats: Sequence[LayerStats]) -> None:
+    for layer in stats:
+        sums["steps"] += layer.steps
+        sums["after"] += round(layer.distinct_after * layer.steps)
+
+
+def _timed(runs: Sequence[_Run]) -> list[Times]:
+    """Return the runs' times in the turns that all of them decoded whole and none was counted in."""
+    complete = min(len(run.slices) for run in runs) - 1
+    turns = [turn for turn in range(complete) if turn % COUNT_EVERY] or [0]
+    return [Times([run.slices[turn] for turn in turns]) for run in runs]
+
+
+def _cases(
+    tokenizer: Any, asked: Sequence[Question], batch_size: int, runs: Sequence[_Run]
+) -> list[dict[str, Any]]:
+    """Return the records of one batch size, ``off`` first."""
+    marks = [mark(tokenizer, asked, [run.answers[index] for index in range(len(asked))]) for run in runs]
+    timed = _timed(runs)
+    cases = []
+    for run, right, times in zip(runs, marks, timed, strict=True):
+        steps = max(1, run.sums["steps"])
+        case = {
+            "batch_size": batch_size,
+            "setting": run.setting.label,
+            "experts": run.sums["after"] / steps,
+            "tpot_ms": asdict(times.tpot_ms()),
+            "ratio_to_off": asdict(times.ratio_to(timed[0])),
+            "n": len(right),
+            "right": sum(right),
+            "share": asdict(wilson(sum(right), len(right))),
+        }
+        if run is not runs[0]:
+            case["difference"] = asdict(paired_difference(right, marks[0]))
+        cases.append(case)
+    return cases

@@ -1,0 +1,79 @@
+"""The demonstration's picture: active experts and time per token over batch size."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sere.errors import MissingDependency
+from sere.files import atomic_path
+
+# Of the Okabe-Ito palette: told apart with any colour vision. Off is black.
+_COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")
+_MARKERS = ("o", "s", "^", "D", "v", "P")
+
+
+def draw(record: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
+    """Draw the record of ``demonstrate``: experts on the left, time per token on the right.
+
+    Args:
+        record: What ``demonstrate`` returned.
+        path: The picture, e.g. ``out/demo.png``; written atomically.
+
+    Raises:
+        MissingDependency: matplotlib is not installed.
+    """
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise MissingDependency("the picture needs matplotlib: pip install 'sere[plot]'") from error
+    figure = Figure(figsize=(9.6, 4.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    left, right = figure.subplots(1, 2)
+    settings = list(dict.fromkeys(case["setting"] for case in record["cases"]))
+    for place, setting in enumerate(settings):
+        cases = [case for case in record["cases"] if case["setting"] == setting]
+        style = {
+            "color": _COLOURS[place % 6],
+            "marker": _MARKERS[place % 6],
+            "label": setting,
+            "linewidth": 1.8,
+        }
+        _experts(left, cases, style)
+        _times(right, cases, style)
+    sizes = sorted({case["batch_size"] for case in record["cases"]})
+    _axis(left, sizes, f"distinct experts per layer and step (of {record['E']})")
+    _axis(right, sizes, "time per output token, ms")
+    right.legend(frameon=False, fontsize=9, loc="upper left")
+    figure.suptitle(f"{record['model']}: decoding with re-routing off and on", fontsize=11)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=150, format=_format(path))
+
+
+def _experts(axes: Any, cases: Sequence[Mapping[str, Any]], style: Mapping[str, Any]) -> None:
+    axes.plot([case["batch_size"] for case in cases], [case["experts"] for case in cases], **style)
+
+
+def _times(axes: Any, cases: Sequence[Mapping[str, Any]], style: Mapping[str, Any]) -> None:
+    """Draw the medians with a band from the 20th to the 80th percentile."""
+    sizes = [case["batch_size"] for case in cases]
+    axes.plot(sizes, [case["tpot_ms"]["p50"] for case in cases], **style)
+    low, high = ([case["tpot_ms"][name] for case in cases] for name in ("p20", "p80"))
+    axes.fill_between(sizes, low, high, color=style["color"], alpha=0.12, linewidth=0)
+
+
+def _axis(axes: Any, sizes: Sequence[int], title: str) -> None:
+    axes.set_title(title, fontsize=10, loc="left")
+    axes.set_xlabel("batch size (rows of a decode step)")
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(sizes, [str(size) for size in sizes])
+    axes.minorticks_off()
+    axes.set_ylim(bottom=0)
+    axes.grid(axis="y", alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _format(path: str | os.PathLike[str]) -> str:
+    return os.path.splitext(os.fspath(path))[1].lstrip(".") or "png"  # noqa: PTH122 - any path-like

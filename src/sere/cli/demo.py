@@ -1,0 +1,114 @@
+"""``sere demo``: the whole path on the bundled model."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from sere.cli.loading import BUNDLED, checkpoint_path, load
+from sere.cli.output import add_json_flag, emit, say, table
+from sere.cli.parser import add_command
+
+# Chosen for the bundled model; `sere eval bundled` shows how others do.
+SETTINGS = ("sere:S=1,min_active=8", "sere:S=2")
+# Batch size and questions: so many that the whole takes at most three minutes on two idle cores.
+ROUNDS = ((1, 48), (8, 192), (16, 384), (32, 480))
+
+_DETAILS = """Calibrates the model that comes with sere, decodes held-out questions at several batch sizes
+with re-routing off and on, and counts experts, time and right answers. Writes a picture, the table of
+similarities and the result as JSON. At most three minutes on two idle cores."""
+
+_EXAMPLES = """
+  sere demo
+  sere demo --out out --quick
+  sere demo --json > demo.json
+"""
+
+_COLUMNS = """experts: distinct experts per layer and decode step, all of which must be read from memory.
+TPOT: median time per output token; ratio: to off, taking turns with it. right: exact answers, 95 %
+interval; vs off: difference in points on the same questions, 95 % interval."""
+
+_NEXT = """For your own model (any Mixture-of-Experts model of Transformers):
+
+  sere calibrate MODEL --texts notes.txt --out table.safetensors
+  sere eval MODEL --table table.safetensors --setting sere:S=2,rho=0.3
+
+  with sere.apply(model, "table.safetensors", select_top_k=2, threshold=0.3):
+      model.generate(**batch)
+"""
+
+
+def add(subparsers: Any) -> None:
+    """Add the command's parser."""
+    summary = "Show the whole path on the bundled model."
+    parser = add_command(subparsers, "demo", summary, details=_DETAILS, examples=_EXAMPLES)
+    parser.add_argument("--out", type=Path, default=Path("out"), metavar="DIR", help="(default: out)")
+    parser.add_argument("--quick", action="store_true", help="an eighth of the questions: intervals are wide")
+    add_json_flag(parser)
+    parser.set_defaults(model=BUNDLED, device="cpu", dtype="auto", experts_implementation=None)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Calibrate, decode, print, draw."""
+    from sere.bench.picture import draw
+    from sere.files import write_json
+
+    checkpoint_path(BUNDLED)
+    args.out.mkdir(parents=True, exist_ok=True)
+    record = _measure(args)
+    write_json(args.out / "demo.json", record)
+    draw(record, args.out / "demo.png")
+    emit(args, record, render)
+    for name in ("demo.png", "demo.json", "demo-table.safetensors"):
+        say(f"wrote {args.out / name}")
+    return 0
+
+
+def _measure(args: argparse.Namespace) -> dict[str, Any]:
+    from sere.bench.demo import Round, demonstrate
+    from sere.cli.progress import bar
+    from sere.eval.calibration import calibrate_on_tasks
+    from sere.eval.questions import held_out
+    from sere.eval.settings import parse_settings
+    from sere.eval.tasks import TASK_NAMES
+
+    model, tokenizer = load(args)
+    say("calibrating: which expert can stand in for which")
+    similarities = calibrate_on_tasks(model, tokenizer)
+    similarities.save(args.out / "demo-table.safetensors")
+    share = 8 if args.quick else 1
+    rounds = [Round(size, max(size, questions // share)) for size, questions in ROUNDS]
+    most = max(one.questions for one in rounds)
+    return demonstrate(
+        model,
+        tokenizer,
+        similarities,
+        settings=parse_settings(SETTINGS),
+        rounds=rounds,
+        questions=held_out(-(-most // len(TASK_NAMES))),
+        progress=bar,
+    )
+
+
+def render(record: Mapping[str, Any]) -> str:
+    """Return the result as a table, what its columns mean, and what to do next."""
+    headers = ["B", "setting", "experts", "TPOT ms", "ratio", "right", "95 %", "vs off", "95 %"]
+    rows = [_row(case) for case in record["cases"]]
+    return f"\n{table(rows, headers)}\n\n{_COLUMNS}\n\n{_NEXT}"
+
+
+def _row(case: Mapping[str, Any]) -> list[Any]:
+    share, difference = case["share"], case.get("difference")
+    return [
+        case["batch_size"],
+        case["setting"],
+        f"{case['experts']:.1f}",
+        f"{case['tpot_ms']['p50']:.1f}",
+        f"{case['ratio_to_off']['p50']:.2f}",
+        f"{case['right']} of {case['n']}",
+        f"{100 * share['low']:.1f} to {100 * share['high']:.1f}",
+        None if difference is None else f"{100 * difference['value']:+.1f}",
+        None if difference is None else f"{100 * difference['low']:+.1f} to {100 * difference['high']:+.1f}",
+    ]

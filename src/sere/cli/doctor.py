@@ -1,0 +1,171 @@
+"""``sere doctor``: what is installed, what can run here, and whether table and model fit."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from sere.cli.loading import checkpoint_path, quiet_transformers
+from sere.cli.output import add_json_flag, emit, table
+from sere.cli.parser import add_command
+from sere.errors import SereError
+
+_DETAILS = """Exit code 1 where something that was asked for is broken: the model or the table that were
+named, or the two together. A missing extra is no fault; its line says how to install it."""
+
+_EXAMPLES = """
+  sere doctor
+  sere doctor --model MODEL --table table.safetensors
+  sere doctor --model bundled --json
+"""
+
+_EXTRAS = {
+    "transformers": ("transformers", "running and calibrating models"),
+    "tqdm": ("transformers", "progress with time left"),
+    "psutil": ("transformers", "choosing how to calibrate by the memory there is"),
+    "numba": ("cpu", "the compiled CPU backend"),
+    "pyarrow": ("data", "calibration texts from .parquet"),
+    "datasets": ("datasets", "calibration texts from Hugging Face data sets"),
+    "matplotlib": ("plot", "pictures: sere table plot, sere demo"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that was looked at.
+
+    Attributes:
+        part: Which group it belongs to.
+        name: What was looked at.
+        state: ``ok``, ``missing`` (nothing wrong) or ``BROKEN``.
+        detail: What was found, or what to do.
+    """
+
+    part: str
+    name: str
+    state: str
+    detail: str
+
+
+def add(subparsers: Any) -> None:
+    """Add the command's parser."""
+    summary = "Say what is installed, what can run here, and whether table and model fit."
+    parser = add_command(subparsers, "doctor", summary, details=_DETAILS, examples=_EXAMPLES)
+    parser.add_argument("--model", metavar="MODEL", help="a checkpoint folder, a hub name, or 'bundled'")
+    parser.add_argument(
+        "--table", metavar="FILE", help="a similarity table, checked against the model if given"
+    )
+    add_json_flag(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Look at everything and print it."""
+    from sere.provenance import provenance
+
+    findings = [*_versions(), *_backends(), *_extras(), *_bundled(), *_asked(args)]
+    passed = all(finding.state != "BROKEN" for finding in findings)
+    value = {
+        "passed": passed,
+        "findings": [asdict(finding) for finding in findings],
+        "provenance": provenance(),
+    }
+    emit(args, value, render)
+    return 0 if passed else 1
+
+
+def _versions() -> Iterator[Finding]:
+    from sere.provenance import commit, machine, versions
+
+    for name, version in versions().items():
+        yield Finding("versions", name, "ok", version)
+    head, clean = commit()
+    if head is not None:
+        yield Finding("versions", "commit", "ok", f"{head[:12]}{'' if clean else ', tree changed'}")
+    found = machine()
+    yield Finding(
+        "machine", "cpu", "ok", f"{found['cpu']}, {found['cores']} cores, {found['threads']} threads"
+    )
+    yield Finding(
+        "machine", "gpu", "ok" if found["gpu"] else "missing", found["gpu"] or "none that PyTorch sees"
+    )
+
+
+def _backends() -> Iterator[Finding]:
+    import torch
+
+    from sere.reroute.backends import BACKENDS, select
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    for name, record in BACKENDS.items():
+        reason = record.why_not(device)
+        yield Finding("backends", name, "missing" if reason else "ok", reason or f"runs on {device} tensors")
+    yield Finding("backends", "auto", "ok", f"{select('auto', device)} on {device}")
+
+
+def _extras() -> Iterator[Finding]:
+    from sere.provenance import installed_version
+
+    for package, (extra, purpose) in _EXTRAS.items():
+        version = installed_version(package)
+        detail = f"{purpose} ({version})" if version else f"{purpose}: pip install 'sere[{extra}]'"
+        yield Finding("extras", package, "ok" if version else "missing", detail)
+
+
+def _bundled() -> Iterator[Finding]:
+    try:
+        yield Finding("bundled model", "files", "ok", str(checkpoint_path("bundled")))
+    except (SereError, ImportError, OSError) as error:
+        yield Finding("bundled model", "files", "missing", str(error))
+
+
+def _asked(args: argparse.Namespace) -> Iterator[Finding]:
+    """Look at the model and the table that were named; every fault is a finding, not an error."""
+    identity = None
+    if args.model is not None:
+        try:
+            identity = _identity(args.model)
+        except (SereError, ImportError, OSError, ValueError) as error:
+            yield Finding("model", args.model, "BROKEN", str(error))
+        else:
+            shape = f"{len(identity.layer_names)} MoE layers, E={identity.E}, K={identity.K}"
+            yield Finding("model", identity.name, "ok", f"{shape}, digest {identity.digest[:12]}")
+    if args.table is not None:
+        yield from _table(args.table, identity)
+
+
+def _identity(name: str) -> Any:
+    """Return a model's identity from its config alone: no weights are read."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from sere.structure import identify
+
+    quiet_transformers()
+    config = AutoConfig.from_pretrained(checkpoint_path(name))
+    with torch.device("meta"):
+        return identify(AutoModelForCausalLM.from_config(config))
+
+
+def _table(path: str, identity: Any) -> Iterator[Finding]:
+    from sere.table import verify_file
+
+    try:
+        checks = verify_file(path, identity)
+    except SereError as error:
+        yield Finding("table", path, "BROKEN", str(error))
+        return
+    for check in checks:
+        yield Finding("table", check.name, "ok" if check.passed else "BROKEN", check.detail)
+
+
+def render(value: Mapping[str, Any]) -> str:
+    """Return the findings as a table."""
+    rows, last = [], ""
+    for finding in value["findings"]:
+        part = finding["part"] if finding["part"] != last else ""
+        last = finding["part"]
+        rows.append([part, finding["name"], finding["state"], " ".join(finding["detail"].split())])
+    verdict = "nothing that was asked for is broken" if value["passed"] else "something is BROKEN, see above"
+    return f"{table(rows, ['', 'what', 'state', 'found'])}\n\n{verdict}"

@@ -1,0 +1,156 @@
+"""``sere eval``: what re-routing costs in right answers."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from sere.cli.loading import BUNDLED, add_model_arguments, load
+from sere.cli.output import add_json_flag, emit, say, table
+from sere.cli.parser import add_command
+from sere.errors import ConfigError
+
+_DEFAULT_SETTINGS = ("sere:S=1", "random:S=1", "topk:S=1")
+
+_DETAILS = """Decodes held-out questions in steps of B rows under each setting and counts the right
+answers: exact match per task with 95 % intervals, the paired difference to the unmodified model at the
+same batch size, perplexity and KL divergence on held-out English. A setting is a policy's name, then
+its options: off, sere:S=1,rho=0.3,targets=active,min_active=8, random:S=1 (the control: secondary slots
+go to a random primary expert), topk:S=1 (secondary slots are dropped), oea:S=2, xshare:budget=16,
+lynx:drop=0.5. Interrupted, the same command continues behind the last finished case."""
+
+_EXAMPLES = """
+  sere eval bundled --batch-size 1 16 --setting sere:S=1,min_active=8 --setting random:S=1 --out eval.json
+  sere eval MODEL --table table.safetensors --setting sere:S=2,rho=0.3 --setting topk:S=2 --questions 50
+  sere eval bundled --batch-size 16 --tasks addition sorting --no-text --json
+"""
+
+
+def add(subparsers: Any) -> None:
+    """Add the command's parser."""
+    summary = "Count right answers at several settings and batch sizes."
+    parser = add_command(subparsers, "eval", summary, details=_DETAILS, examples=_EXAMPLES)
+    parser.add_argument("model", metavar="MODEL", help=f"a checkpoint folder, a hub name, or '{BUNDLED}'")
+    parser.add_argument(
+        "--table", metavar="FILE", help=f"similarity table (for '{BUNDLED}': calibrates if none is given)"
+    )
+    parser.add_argument(
+        "--setting", action="append", metavar="SETTING",
+        help=f"repeatable; off is always there (default: {' '.join(_DEFAULT_SETTINGS)})",
+    )  # fmt: skip
+    parser.add_argument(
+        "--batch-size", type=int, nargs="+", default=[1, 16], metavar="B", help="(default: 1 16)"
+    )
+    parser.add_argument("--questions", type=int, default=100, metavar="N", help="per task (default: 100)")
+    parser.add_argument("--tasks", nargs="+", metavar="TASK", help="(default: all)")
+    parser.add_argument("--passages", type=int, default=100, metavar="N", help="of English (default: 100)")
+    parser.add_argument("--no-text", dest="passages", action="store_const", const=0, help="no English")
+    parser.add_argument("--max-new-tokens", type=int, default=256, metavar="N", help="(default: 256)")
+    parser.add_argument("--seed", type=int, default=0, help="of questions and control (default: 0)")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write the whole result as JSON")
+    add_model_arguments(parser)
+    add_json_flag(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Evaluate, write the record, print the tables."""
+    from sere.eval.settings import parse_settings
+
+    settings = parse_settings(args.setting or _DEFAULT_SETTINGS)
+    if args.table is None and args.model != BUNDLED and any(setting.needs_table for setting in settings):
+        raise ConfigError("--table: sere settings need a similarity table; make one with sere calibrate")
+    record = _evaluate(args, settings)
+    if args.out is not None:
+        from sere.files import write_json
+
+        write_json(args.out, record)
+        say(f"wrote {args.out}")
+    emit(args, record, render)
+    return 0
+
+
+def _evaluate(args: argparse.Namespace, settings: list[Any]) -> dict[str, Any]:
+    from sere.cli.progress import bar
+    from sere.eval.questions import held_out, held_out_english
+    from sere.eval.run import Plan, evaluate
+
+    plan = Plan(
+        settings=settings,
+        batch_sizes=list(dict.fromkeys(args.batch_size)),
+        questions=held_out(args.questions, tasks=args.tasks, seed=args.seed),
+        passages=held_out_english(args.passages, seed=args.seed) if args.passages else (),
+        max_new_tokens=args.max_new_tokens,
+        seed=args.seed,
+    )
+    model, tokenizer = load(args)
+    similarities = _table(args, model, tokenizer)
+    partial = None if args.out is None else args.out.with_name(f".{args.out.name}.partial")
+    return evaluate(model, tokenizer, plan, table=similarities, checkpoint=partial, progress=bar)
+
+
+def _table(args: argparse.Namespace, model: Any, tokenizer: Any) -> Any:
+    """Return the similarity table: the file's, or for the bundled model one calibrated now."""
+    if args.table is not None:
+        from sere.table import SimilarityTable
+
+        return SimilarityTable.load(args.table)
+    if args.model != BUNDLED:
+        return None
+    from sere.eval.calibration import calibrate_on_tasks
+
+    say("no --table: calibrating the bundled model")
+    return calibrate_on_tasks(model, tokenizer, seed=args.seed)
+
+
+def render(record: Mapping[str, Any]) -> str:
+    """Return the result as two tables: all tasks together, then each task."""
+    cases = record["cases"]
+    headers = ["B", "setting", "experts", "moved %", "right %", "95 %", "difference", "95 %", "tokens",
+               "perplexity", "KL"]  # fmt: skip
+    overall = table([_overall(case) for case in cases], headers)
+    names = [name for name in cases[0]["tasks"] if name != "all"]
+    rows = [
+        [
+            case["batch_size"],
+            case["setting"],
+            *(f"{100 * case['tasks'][name]['share']['value']:.1f}" for name in names),
+        ]
+        for case in cases
+    ]
+    counts = {case["tasks"][name]["n"] for case in cases for name in names}
+    title = f"Right answers by task, % ({min(counts)} questions each)"
+    notes = (
+        "experts: distinct per layer and step, before > after. difference: to off at the same B, points,\n"
+        "paired. tokens: mean answer length. KL: to the unmodified model, nats per token of English."
+    )
+    return f"{overall}\n{notes}\n\n{title}\n{table(rows, ['B', 'setting', *names])}"
+
+
+def _overall(case: Mapping[str, Any]) -> list[Any]:
+    everything, experts, text = case["tasks"]["all"], case["experts"], case["text"] or {}
+    difference = everything.get("difference")
+    return [
+        case["batch_size"],
+        case["setting"],
+        _expert_counts(experts),
+        None if experts["moved"] is None else f"{100 * experts['moved']:.0f}",
+        f"{100 * everything['share']['value']:.1f}",
+        _range(everything["share"]),
+        None if difference is None else f"{100 * difference['value']:+.1f}",
+        None if difference is None else _range(difference),
+        f"{case['answer_tokens']:.1f}",
+        f"{text['perplexity']:.3f}" if text else None,
+        f"{text['kl']:.4f}" if text else None,
+    ]
+
+
+def _expert_counts(experts: Mapping[str, Any]) -> str | None:
+    if experts["before"] is None:
+        return None
+    return f"{experts['before']:.1f} > {experts['after']:.1f}"
+
+
+def _range(interval: Mapping[str, float]) -> str:
+    return f"{100 * interval['low']:.1f} to {100 * interval['high']:.1f}"

@@ -1,0 +1,120 @@
+"""``sere generate``: complete prompts, with or without re-routing."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from contextlib import nullcontext
+from typing import Any
+
+from sere.cli.loading import add_model_arguments, load
+from sere.cli.output import add_json_flag, emit
+from sere.cli.parser import add_command
+from sere.errors import ConfigError, DataError
+
+_SETTINGS = ("select_top_k", "threshold", "min_active", "targets")
+
+_DETAILS = """All prompts are decoded as one batch, greedily. With --table their decode steps are re-routed;
+without, the model is as it was."""
+
+_EXAMPLES = """
+  sere generate bundled --prompt $'add 4821+937\\n' --prompt $'sort 7 3 9 1\\n'
+  sere generate MODEL --table table.safetensors --select-top-k 2 --threshold 0.3 --prompt 'The mill stood'
+  sere generate MODEL --prompt-file prompts.txt --max-new-tokens 100 --json
+"""
+
+
+def add(subparsers: Any) -> None:
+    """Add the command's parser."""
+    summary = "Complete prompts, with or without re-routing."
+    parser = add_command(subparsers, "generate", summary, details=_DETAILS, examples=_EXAMPLES)
+    parser.add_argument("model", metavar="MODEL", help="a checkpoint folder, a hub name, or 'bundled'")
+    parser.add_argument("--prompt", action="append", default=[], metavar="TEXT", help="repeatable")
+    parser.add_argument("--prompt-file", metavar="FILE", help="one prompt a line")
+    parser.add_argument("--max-new-tokens", type=int, default=64, metavar="N", help="(default: 64)")
+    group = parser.add_argument_group("re-routing")
+    group.add_argument("--table", metavar="FILE", help="similarity table; turns re-routing on")
+    group.add_argument("--select-top-k", type=int, metavar="S", help="slots per token that stay (default: 2)")
+    group.add_argument("--threshold", type=float, metavar="RHO", help="least similarity (default: 0)")
+    group.add_argument("--min-active", type=int, metavar="N", help="least primary experts (default: 0)")
+    group.add_argument("--targets", choices=("primary", "active"), help="(default: primary)")
+    add_model_arguments(parser)
+    add_json_flag(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Generate and print the completions."""
+    prompts = _prompts(args)
+    settings = _settings(args)
+    model, tokenizer = load(args)
+    context = nullcontext() if settings is None else _applied(model, args.table, settings)
+    with context as handle:
+        texts = _complete(model, tokenizer, prompts, args.max_new_tokens)
+        layers = [] if handle is None else handle.stats()
+    from sere.eval.run import summarise_layers
+
+    value = {
+        "settings": settings,
+        "completions": [{"prompt": p, "text": text} for p, text in zip(prompts, texts, strict=True)],
+        "experts": summarise_layers(layers) if layers else None,
+    }
+    emit(args, value, render)
+    return 0
+
+
+def _prompts(args: argparse.Namespace) -> list[str]:
+    prompts = list(args.prompt)
+    if args.prompt_file is not None:
+        with open(args.prompt_file, encoding="utf-8") as lines:  # noqa: PTH123 - its OSError names the file
+            prompts += [line.rstrip("\n") for line in lines if line.strip()]
+    if not prompts or not all(prompts):
+        raise DataError("generate: expected at least one prompt that is not empty; give one with --prompt")
+    if args.max_new_tokens < 1:
+        raise ConfigError(f"--max-new-tokens: expected at least 1, got {args.max_new_tokens}")
+    return prompts
+
+
+def _settings(args: argparse.Namespace) -> dict[str, Any] | None:
+    """Return the re-routing settings that were given, or None without a table."""
+    given = {name: getattr(args, name) for name in _SETTINGS if getattr(args, name) is not None}
+    if args.table is None:
+        if given:
+            option = f"--{next(iter(given)).replace('_', '-')}"
+            raise ConfigError(f"{option}: re-routing needs a similarity table; give one with --table")
+        return None
+    return {"select_top_k": 2} | given
+
+
+def _applied(model: Any, path: str, settings: Mapping[str, Any]) -> Any:
+    from sere.integrations.transformers import apply
+
+    return apply(model, path, **settings)
+
+
+def _complete(model: Any, tokenizer: Any, prompts: list[str], max_new_tokens: int) -> list[str]:
+    """Return the greedy completions of one left-padded batch."""
+    tokenizer.padding_side = "left"
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    batch = tokenizer(prompts, return_tensors="pt", padding=True).to(model.device)
+    output = model.generate(
+        input_ids=batch["input_ids"],
+        attention_mask=batch["attention_mask"],
+        max_new_tokens=max_new_tokens,
+        do_sample=False,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    new = output[:, batch["input_ids"].shape[1] :]
+    return [str(text) for text in tokenizer.batch_decode(new, skip_special_tokens=True)]
+
+
+def render(value: Mapping[str, Any]) -> str:
+    """Return prompts and completions, and what re-routing did."""
+    parts = [f"{one['prompt']}{one['text']}" for one in value["completions"]]
+    experts = value["experts"]
+    if experts is not None:
+        parts.append(
+            f"distinct experts per layer and step: {experts['before']:.1f} > {experts['after']:.1f}; "
+            f"{100 * experts['moved']:.0f} % of slots re-routed"
+        )
+    return "\n\n".join(parts)

@@ -1,0 +1,214 @@
+"""The commands on a tiny checkpoint: what they print, write and refuse."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sere.cli import main
+from tests.checkpoints import save_checkpoint
+
+
+def run_json(capsys: pytest.CaptureFixture[str], *argv: object) -> Any:
+    """Run a command with --json and return what it printed; stdout holds nothing else."""
+    assert main([*map(str, argv), "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+EVAL = (
+    "--questions",
+    1,
+    "--tasks",
+    "addition",
+    "sorting",
+    "reversal",
+    "--passages",
+    3,
+    "--max-new-tokens",
+    6,
+)
+
+
+def test_eval_puts_sere_control_and_reduction_beside_off(
+    capsys: pytest.CaptureFixture[str], checkpoint: Path, similarities: Path, tmp_path: Path
+) -> None:
+    """By default SERE, the random control and top-k reduction stand beside off, at each batch size."""
+    out = tmp_path / "eval.json"
+    argv = ["eval", checkpoint, "--table", similarities, "--batch-size", 1, 2, *EVAL, "--out", out]
+    record = run_json(capsys, *argv)
+    assert json.loads(out.read_text()) == record
+    names = ["off", "sere:S=1", "random:S=1", "topk:S=1"]
+    assert [(case["batch_size"], case["setting"]) for case in record["cases"]] == [
+        (B, name) for B in (1, 2) for name in names
+    ]
+    assert record["table"]["metric"] == "random"
+    assert list(tmp_path.iterdir()) == [out]
+    off, sere = record["cases"][4:6]
+    assert off["experts"]["before"] == off["experts"]["after"] > sere["experts"]["after"]
+    assert sere["tasks"]["all"]["n"] == 3
+    assert sere["text"]["kl"] > off["text"]["kl"]
+
+
+def test_eval_prints_two_tables(
+    capsys: pytest.CaptureFixture[str], checkpoint: Path, similarities: Path
+) -> None:
+    """For people: one row a case, over all tasks and by task; progress goes to stderr."""
+    argv = ["eval", checkpoint, "--table", similarities, "--batch-size", 2, *EVAL, "--setting", "sere:S=1"]
+    assert main([str(word) for word in argv]) == 0
+    out, err = capsys.readouterr()
+    assert out.count("sere:S=1") == 2
+    assert "perplexity" in out
+    assert "reversal" in out
+    assert "B=2 sere:S=1: done" in err
+
+
+@pytest.mark.parametrize(
+    ("argv", "line"),
+    [
+        (["--setting", "sere:S=1"], "--table: sere settings need a similarity table"),
+        (["--setting", "ser:S=1"], "did you mean 'sere'"),
+        (["--setting", "off", "--tasks", "adition"], "did you mean 'addition'"),
+        (["--setting", "off", "--questions", "0"], "expected at least 1 per task, got 0"),
+        (["--setting", "off", "--batch-size", "0"], "expected batch sizes of at least 1, got [0]"),
+        (["--table", "nowhere.safetensors"], "nowhere.safetensors"),
+        (["--setting", "off", "--device", "nonsense"], "--device nonsense: not usable here"),
+    ],
+)
+def test_eval_refuses_in_one_line(
+    capsys: pytest.CaptureFixture[str], checkpoint: Path, argv: list[str], line: str
+) -> None:
+    """Wrong settings, tasks, sizes and files each give one line and code 2."""
+    assert main(["eval", str(checkpoint), *argv]) == 2
+    err = [text for text in capsys.readouterr().err.splitlines() if text.startswith("sere: error:")]
+    assert len(err) == 1
+    assert line in err[0]
+
+
+def test_a_model_that_is_not_there_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    """A checkpoint that does not exist is named."""
+    assert main(["generate", "./nowhere", "--prompt", "a"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_bench_writes_one_line_a_case(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """Each case is one JSON line, on stdout and appended to --out, with its unit and conditions."""
+    out = tmp_path / "results" / "bench.jsonl"
+    sizes = ["--batch-size", "1", "4", "--steps", "2", "--rounds", "1"]
+    argv = ["bench", "--preset", "tiny", *sizes, "--setting", "sere:S=1", "--json"]
+    assert main([*argv, "--out", str(out)]) == 0
+    printed = capsys.readouterr().out
+    assert out.read_text() == printed
+    records = [json.loads(line) for line in printed.splitlines()]
+    assert [record["case"] for record in records] == ["B=1 off", "B=1 sere:S=1", "B=4 off", "B=4 sere:S=1"]
+    last = records[-1]
+    assert last["unit"] == "ms"
+    assert last["subject"]["weights"] == "random"
+    assert {"machine", "versions", "commit", "clean_tree"} <= set(last["provenance"])
+    assert last["experts"]["after"] < last["experts"]["before"]
+    assert last["hook"]["us_per_layer"] > 0
+    assert records[2]["hook"] is None
+    assert records[2]["ratio_to_off"] == {"p20": 1.0, "p50": 1.0, "p80": 1.0}
+
+
+def test_bench_times_a_checkpoint_with_its_table(
+    capsys: pytest.CaptureFixture[str], checkpoint: Path, similarities: Path
+) -> None:
+    """A checkpoint is timed with the similarities of its table; the table for people has a row a case."""
+    argv = ["bench", checkpoint, "--table", similarities, "--batch-size", 2, "--steps", 2, "--rounds", 1]
+    assert main([str(word) for word in argv]) == 0
+    out = capsys.readouterr().out
+    assert "ratio to off" in out
+    assert "sere:S=2" in out
+
+
+@pytest.mark.parametrize(
+    ("argv", "line"),
+    [
+        ([], "expected either MODEL or --preset"),
+        (["--preset", "qwen3-30b"], "did you mean 'qwen3-30b-a3b'"),
+        (["--preset", "mixtral-8x7b", "--layers", "33"], "expected 1 to 32 for mixtral-8x7b, got 33"),
+        (["--preset", "tiny", "--rounds", "0"], "expected prompt, steps and rounds of at least 1"),
+        (["x", "--layers", "2"], "--layers: only a --preset"),
+    ],
+)
+def test_bench_refuses_in_one_line(capsys: pytest.CaptureFixture[str], argv: list[str], line: str) -> None:
+    """Wrong names and sizes are found before anything is made."""
+    assert main(["bench", *argv]) == 2
+    assert line in capsys.readouterr().err
+
+
+def test_generate_completes_prompts(
+    capsys: pytest.CaptureFixture[str], checkpoint: Path, similarities: Path, tmp_path: Path
+) -> None:
+    """Without a table the model is untouched; with one, the statistics say what changed."""
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("one\n\ntwo more\n")
+    argv = ["generate", checkpoint, "--prompt", "add 1+1", "--prompt-file", prompts, "--max-new-tokens", 5]
+    plain = run_json(capsys, *argv)
+    assert [one["prompt"] for one in plain["completions"]] == ["add 1+1", "one", "two more"]
+    assert plain["settings"] is None
+    assert plain["experts"] is None
+    routed = run_json(capsys, *argv, "--table", similarities, "--select-top-k", 1, "--targets", "active")
+    assert routed["settings"] == {"select_top_k": 1, "targets": "active"}
+    assert routed["experts"]["after"] < routed["experts"]["before"]
+    assert main([str(word) for word in [*argv, "--table", similarities]]) == 0
+    out = capsys.readouterr().out
+    assert plain["completions"][0]["prompt"] in out
+    assert "distinct experts per layer" in out
+
+
+@pytest.mark.parametrize(
+    ("argv", "line"),
+    [
+        ([], "at least one prompt"),
+        (["--prompt", "a", "--threshold", "0.5"], "--threshold: re-routing needs a similarity table"),
+        (["--prompt", "a", "--max-new-tokens", "0"], "--max-new-tokens: expected at least 1, got 0"),
+        (["--prompt-file", "nowhere.txt"], "No such file or directory: nowhere.txt"),
+    ],
+)
+def test_generate_refuses_in_one_line(
+    capsys: pytest.CaptureFixture[str], checkpoint: Path, argv: list[str], line: str
+) -> None:
+    """What is missing is named with the option that gives it."""
+    assert main(["generate", str(checkpoint), *argv]) == 2
+    assert line in capsys.readouterr().err
+
+
+def test_doctor_finds_everything_in_order(
+    capsys: pytest.CaptureFixture[str], checkpoint: Path, similarities: Path
+) -> None:
+    """Model and table that fit give code 0; versions, backends and extras are all there."""
+    value = run_json(capsys, "doctor", "--model", checkpoint, "--table", similarities)
+    assert value["passed"]
+    parts = {finding["part"] for finding in value["findings"]}
+    assert {"versions", "machine", "backends", "extras", "model", "table"} <= parts
+    states = {(finding["part"], finding["name"]): finding["state"] for finding in value["findings"]}
+    assert states["backends", "reference"] == "ok"
+    assert states["extras", "transformers"] == "ok"
+
+
+def test_doctor_exits_1_where_table_and_model_do_not_fit(
+    capsys: pytest.CaptureFixture[str], similarities: Path, tmp_path: Path
+) -> None:
+    """A table of another model, a missing table and a missing model are broken; the rest is still shown."""
+    other = save_checkpoint(tmp_path, "olmoe")
+    assert main(["doctor", "--model", str(other), "--table", str(similarities)]) == 1
+    out = capsys.readouterr().out
+    assert "BROKEN" in out
+    assert "backends" in out
+    assert main(["doctor", "--table", "nowhere.safetensors"]) == 1
+    assert main(["doctor", "--model", "./nowhere"]) == 1
+
+
+def test_doctor_says_why_a_backend_is_missing(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without numba the cpu backend's line gives the install line, and nothing is broken."""
+    monkeypatch.setattr("sere.reroute.backends._installed", lambda _: False)
+    value = run_json(capsys, "doctor")
+    (finding,) = (f for f in value["findings"] if (f["part"], f["name"]) == ("backends", "cpu"))
+    assert finding["state"] == "missing"
+    assert "pip install 'sere[cpu]'" in finding["detail"]

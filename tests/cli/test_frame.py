@@ -1,0 +1,134 @@
+"""Exit codes, one line an error, and help that can be pasted."""
+
+from __future__ import annotations
+
+import shlex
+from argparse import Namespace
+from pathlib import Path
+
+import pytest
+
+import sere.cli
+from sere.cli import explain, main
+from sere.cli.output import table
+from sere.cli.parser import COMMANDS, build_parser
+from sere.errors import ConfigError, MissingDependency
+
+
+def failing(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
+    """Make ``sere doctor`` raise ``error``."""
+
+    def run(_: Namespace) -> int:
+        raise error
+
+    monkeypatch.setattr("sere.cli.doctor.run", run)
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (ConfigError("S: expected 1,\n  got 0"), 2, "sere: error: S: expected 1, got 0"),
+        (MissingDependency("pip install 'sere[plot]'"), 2, "sere: error: pip install 'sere[plot]'"),
+        (ModuleNotFoundError("no", name="pyarrow.parquet"), 2, "it comes with pip install 'sere[data]'"),
+        (FileNotFoundError(2, "No such file or directory", "a.txt"), 2, "No such file or directory: a.txt"),
+        (ZeroDivisionError("division by zero"), 2, "unexpected ZeroDivisionError: division by zero (--debug"),
+        (KeyboardInterrupt(), 130, "sere: interrupted"),
+    ],
+)
+def test_every_error_is_one_line_and_a_code(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    error: BaseException,
+    code: int,
+    line: str,
+) -> None:
+    """Whatever a command raises becomes one line on stderr; stdout stays empty."""
+    failing(monkeypatch, error)
+    assert main(["doctor"]) == code
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert len(err.strip().splitlines()) == 1
+    assert line in err
+
+
+@pytest.mark.parametrize("argv", [["--debug", "doctor"], ["doctor", "--debug"]])
+def test_debug_shows_the_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], argv: list[str]
+) -> None:
+    """With --debug, before or after the command's name, the traceback comes first and the line last."""
+    failing(monkeypatch, ConfigError("wrong"))
+    assert main(argv) == 2
+    err = capsys.readouterr().err
+    assert "Traceback" in err
+    assert err.splitlines()[-1] == "sere: error: wrong"
+
+
+@pytest.mark.parametrize(
+    ("argv", "line"),
+    [
+        (["evaluate"], "invalid choice: 'evaluate'"),
+        ([], "the following arguments are required: COMMAND"),
+        (["eval"], "the following arguments are required: MODEL (see sere eval --help)"),
+        (["bench", "--steps", "many"], "argument --steps: invalid int value: 'many'"),
+    ],
+)
+def test_wrong_use_is_one_line_and_code_2(
+    capsys: pytest.CaptureFixture[str], argv: list[str], line: str
+) -> None:
+    """The parser's own errors are one line too, and say whose help to read."""
+    assert main(argv) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert len(err.splitlines()) == 1
+    assert err.startswith("sere: error: ")
+    assert line in err
+
+
+def test_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    """--version prints name and version and ends well."""
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("sere ")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_shows_examples_that_parse(capsys: pytest.CaptureFixture[str], command: str) -> None:
+    """Every command's help ends with examples, and each of them is a command line that parses."""
+    assert main([command, "--help"]) == 0
+    _, _, examples = capsys.readouterr().out.partition("examples:\n")
+    lines = [line.strip() for line in examples.splitlines() if line.strip()]
+    assert lines
+    for line in lines:
+        words = shlex.split(line.partition(" > ")[0])
+        assert words[:2] == ["sere", command]
+        build_parser().parse_args(words[1:])
+
+
+def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    """The program's help names each command; none is missing from the installation."""
+    assert main(["--help"]) == 0
+    out, err = capsys.readouterr()
+    assert all(f"\n    {command} " in out for command in COMMANDS)
+    assert err == ""
+
+
+def test_a_closed_pipe_is_no_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """`sere ... | head` ends well and quietly."""
+    failing(monkeypatch, BrokenPipeError())
+    with (tmp_path / "out").open("w") as stream:
+        monkeypatch.setattr(sere.cli.sys, "stdout", stream)
+        assert main(["doctor"]) == 0
+
+
+def test_packages_outside_the_extras_are_explained_as_they_are() -> None:
+    """A module that no extra brings is reported as an unexpected error."""
+    assert explain(ModuleNotFoundError("No module named 'x'", name="x")).startswith(
+        "unexpected ModuleNotFound"
+    )
+
+
+def test_tables_align_numbers_right_and_show_what_is_missing() -> None:
+    """Columns of numbers are aligned right, texts left and unchanged, None is a dash."""
+    assert table([["1.50", "a"], ["12.00", None]], ["ms", "name"]) == (
+        "   ms  name\n-----  ------\n 1.50  a\n12.00  -"
+    )
+    assert table([], ["a", "b"]) == "a    b\n---  ---"

@@ -38,8 +38,8 @@ def load_texts(
 
     Raises:
         DataError: The file is missing or of another kind, the field is missing or holds no text, a line
-            is not JSON (its number is given), or there is no document. Raised while iterating, when the
-            bad place is reached; a missing file at once.
+            is not JSON (its number is given), or there is no document. A missing source raises at once,
+            the others while iterating, when the bad place is reached.
         MissingDependency: The source needs pyarrow or datasets, which are not installed.
     """
     documents = _open(source, field, split)
@@ -179,5 +179,4 @@ def _read_data_set(source: str, field: str, split: str) -> Iterator[str]:
         rows = datasets.load_dataset(name, config or None, split=split, streaming=True)
     except Exception as error:  # the library raises a dozen kinds, down to plain ValueError
         raise DataError(f"texts: no file and no data set {source!r} (split {split!r}): {error}") from error
-    for number, row in enumerate(rows):
-        yield _text_of(row, field, f"data set {source} row {number}")
+    return (_text_of(row, field, f"data set {source} row {number}") for number, row in enumerate(rows))

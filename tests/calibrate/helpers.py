@@ -1,0 +1,84 @@
+"""What the calibration tests share: a small tokenizer, tokens, and saved tiny checkpoints."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast
+
+from sere.calibrate.checkpoint import Checkpoint
+from sere.calibrate.packing import Tokens
+from sere.calibrate.settings import Settings
+from sere.calibrate.skeleton import Skeleton, model_class
+from sere.structure import ExpertsLayer, find_experts
+from tests.tiny import tiny_model
+
+ALL_METRICS = ("frobenius", "cosine", "cka", "projection", "weights")
+PAD, BOS, EOS = 0, 1, 2
+
+
+def char_tokenizer(**special: str) -> PreTrainedTokenizerFast:
+    """One token per printable character: 96 ids with pad 0, bos 1, eos 2."""
+    vocab = {"<pad>": PAD, "<bos>": BOS, "<eos>": EOS} | {chr(32 + i): 3 + i for i in range(93)}
+    tokenizer = Tokenizer(models.WordLevel(vocab, unk_token="<pad>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("", behavior="isolated")
+    special = {"eos_token": "<eos>", "pad_token": "<pad>", "bos_token": "<bos>"} | special
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)
+
+
+def some_tokens(count: int = 16 * 5 + 7, seq_len: int = 16) -> Tokens:
+    """Random ids; the count does not divide, so that a short last sequence is always among them."""
+    generator = torch.Generator().manual_seed(3)
+    return Tokens(torch.randint(3, 96, (count,), generator=generator), seq_len)
+
+
+def settings(*metrics: str, **options: Any) -> Settings:
+    """Settings for `some_tokens`, without a bar."""
+    values = {"max_tokens": 200, "seq_len": 16, "batch_size": 3, "progress": False} | options
+    return Settings(metrics or ALL_METRICS, values.pop("parameters", {}), **values)
+
+
+def save_tiny(folder: Path, architecture: str, **overrides: Any) -> Path:
+    """Save a tiny model in several shards, as `save_pretrained` names them."""
+    path = folder / architecture
+    tiny_model(architecture, **overrides).save_pretrained(path, max_shard_size="40KB")
+    return path
+
+
+def load_whole(path: Path) -> Any:
+    """Load a saved tiny model with Transformers' own loading."""
+    skeleton = Skeleton(Checkpoint(path))
+    return model_class(skeleton.model.config).from_pretrained(path, dtype="auto")
+
+
+def worst(a: Any, b: Any) -> float:
+    """The largest difference between two runs' similarities and scales; they must cover the same layers."""
+    assert a.keys() == b.keys()
+    assert all(a[name].keys() == b[name].keys() and a[name] for name in a)
+    differences = []
+    for name in a:
+        for index in a[name]:
+            left, right = a[name][index], b[name][index]
+            differences.append(float((left.similarity - right.similarity).abs().max()))
+            assert (left.scale is None) == (right.scale is None)
+            if left.scale is not None:
+                differences.append(float((left.scale - right.scale).abs().max()))
+    return max(differences)
+
+
+def first_experts(architecture: str, **overrides: Any) -> ExpertsLayer:
+    """The first experts module of a tiny model."""
+    return find_experts(tiny_model(architecture, **overrides))[0]
+
+
+def routing(layer: ExpertsLayer, t: int, H: int = 32) -> tuple[Tensor, Tensor, Tensor]:
+    """Random hidden states ``[t, H]``, distinct ids and gate weights ``[t, K]``."""
+    generator = torch.Generator().manual_seed(5)
+    hidden = torch.randn(t, H, generator=generator)
+    scores = torch.rand(t, layer.E, generator=generator)
+    weights, ids = scores.topk(layer.K, dim=1)
+    return hidden, ids, weights / weights.sum(dim=1, keepdim=True)

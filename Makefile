@@ -5,7 +5,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 CODE := src tests benchmarks recipe examples
 export HF_HUB_OFFLINE := 1
 
-.PHONY: demo test fmt lint type bench-smoke train wheel-test clean
+.PHONY: demo test fmt lint type bench-smoke documents train wheel-test clean
 
 demo: .venv/.demo ## calibrate the bundled model and decode with re-routing off and on
 	$(BIN)/sere demo
@@ -25,9 +25,12 @@ type: .venv/.dev ## check types, strictly
 	$(BIN)/mypy
 
 bench-smoke: .venv/.dev ## every benchmark once, on the smallest sizes; numbers mean nothing
-	$(BIN)/python benchmarks/similarity.py --quick --out out/smoke.jsonl
+	$(BIN)/python benchmarks/similarity.py --quick
 	$(BIN)/python benchmarks/reroute.py --quick --out out/smoke.jsonl
 	$(BIN)/sere bench --preset tiny --layers 2 --batch-size 2 4 --steps 4 --out out/smoke.jsonl
+
+documents: .venv/.dev ## write the documents' tables anew from benchmarks/results
+	$(BIN)/python benchmarks/documents.py
 
 train: .venv/.dev ## train the bundled model again from nothing (an hour and a half on two cores)
 	$(BIN)/python -m recipe.train --out runs/train

@@ -1,0 +1,224 @@
+"""Write the documents' tables from the committed records: no number in them is typed by hand.
+
+Run ``python benchmarks/documents.py``. A block of a document between ``<!-- record: NAME -->`` and
+``<!-- end -->`` is replaced by what the function of that name renders; ``--check`` only compares.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tabulate import tabulate
+
+from sere.files import atomic_path
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+DOCUMENTS = ("README.md", "docs/measurements.md")
+BLOCK = re.compile(r"(<!-- record: (?P<name>[a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+Record = Mapping[str, Any]
+
+
+def demo() -> str:
+    """Batch size by setting: experts, time, answers."""
+    record = _json("demo.json")
+    rows = [
+        [
+            case["batch_size"], f"`{case['setting']}`", f"{case['experts']:.1f}",
+            f"{case['tpot_ms']['p50']:.1f}", f"{1 / case['ratio_to_off']['p50']:.2f}x",
+            f"{100 * case['share']['value']:.1f}", _points(case.get("difference")),
+        ]
+        for case in record["cases"]
+    ]  # fmt: skip
+    headers = ["batch", "setting", "distinct experts", "TPOT, ms", "faster", "right, %", "to off, points"]
+    return _table(rows, headers) + _conditions([record])
+
+
+def eval_overall() -> str:
+    """All tasks together: SERE, its control and the rivals."""
+    record = _json("eval.json")
+    rows = []
+    for case in record["cases"]:
+        everything, experts, text = case["tasks"]["all"], case["experts"], case["text"]
+        rows.append(
+            [
+                case["batch_size"], f"`{case['setting']}`",
+                f"{experts['before']:.1f} → {experts['after']:.1f}",
+                f"{100 * everything['share']['value']:.1f}", _points(everything.get("difference")),
+                f"{case['answer_tokens']:.1f}",
+                f"{text['perplexity']:.3f}" if text else "", f"{text['kl']:.4f}" if text else "",
+            ]
+        )  # fmt: skip
+    headers = [
+        "batch",
+        "setting",
+        "distinct experts",
+        "right, %",
+        "to off, points",
+        "tokens",
+        "perplexity",
+        "KL",
+    ]
+    return _table(rows, headers) + _conditions([record])
+
+
+def eval_tasks() -> str:
+    """Right answers by task, in per cent."""
+    record = _json("eval.json")
+    names = [name for name in record["cases"][0]["tasks"] if name != "all"]
+    rows = [
+        [
+            case["batch_size"],
+            f"`{case['setting']}`",
+            *(f"{100 * case['tasks'][name]['share']['value']:.1f}" for name in names),
+        ]
+        for case in record["cases"]
+    ]
+    return _table(rows, ["batch", "setting", *names])
+
+
+def reroute() -> str:
+    """Microseconds a call of re-routing."""
+    records = _lines("reroute.jsonl")
+    rows = [
+        [
+            config["model"], config["E"], config["K"], config["T"], config["select_top_k"], config["backend"],
+            f"{record['median']:.1f}", f"{record['p20']:.1f} to {record['p80']:.1f}",
+        ]
+        for record in records
+        for config in [record["config"]]
+    ]  # fmt: skip
+    headers = ["shape of", "E", "K", "rows", "S", "backend", "median, µs", "p20 to p80"]
+    return _table(rows, headers) + _conditions(records)
+
+
+def bench() -> str:
+    """Decoding at a real model's layer shape."""
+    records = _lines("bench.jsonl")
+    rows = [
+        [
+            record["subject"]["name"], record["batch_size"], f"`{record['setting']}`",
+            f"{record['experts']['before']:.1f} → {record['experts']['after']:.1f}",
+            f"{record['tpot_ms']['p50']:.1f}", f"{1 / record['ratio_to_off']['p50']:.2f}x",
+            "" if record["hook"] is None else f"{record['hook']['ms_per_step']:.2f}",
+        ]
+        for record in records
+    ]  # fmt: skip
+    headers = ["layers of", "batch", "setting", "distinct experts", "TPOT, ms", "faster", "in the hooks, ms"]
+    return _table(rows, headers) + _conditions(records)
+
+
+def similarity() -> str:
+    """The accumulators against plain pair loops."""
+    records = _lines("similarity.jsonl")
+    rows = [
+        [
+            record["metric"], record["E"], record["T"], record["H"],
+            f"{record['pair_loop_ms']['median']:.0f}",
+            f"{record['accumulator_ms']['median']:.1f}", f"{record['ratio']:.0f}x",
+            f"{record['max_abs_error']:.1e}",
+        ]
+        for record in records
+    ]  # fmt: skip
+    headers = ["metric", "E", "T", "H", "pair loop, ms", "accumulator, ms", "faster", "greatest difference"]
+    return _table(rows, headers) + _conditions(records)
+
+
+def calibrate_large() -> str:
+    """Peak resident memory of layer-by-layer calibration."""
+    records = _lines("calibrate_large.jsonl")
+    rows = [
+        [
+            f"{record['config']['checkpoint_bytes'] / 1e9:.1f}", record["config"]["tokens"],
+            f"{record['peak_rss_bytes'] / 1e9:.2f}", f"{record['seconds']:.0f}",
+        ]
+        for record in records
+    ]  # fmt: skip
+    return _table(rows, ["checkpoint, GB", "tokens", "peak resident, GB", "seconds"]) + _conditions(records)
+
+
+BLOCKS: Mapping[str, Callable[[], str]] = {
+    "demo": demo,
+    "eval-overall": eval_overall,
+    "eval-tasks": eval_tasks,
+    "reroute": reroute,
+    "bench": bench,
+    "similarity": similarity,
+    "calibrate-large": calibrate_large,
+}
+
+
+def render(document: str) -> str:
+    """Return a document's text with every block written anew."""
+
+    def replace(match: re.Match[str]) -> str:
+        return f"{match.group(1)}\n{BLOCKS[match.group('name')]()}\n\n{match.group(3)}"
+
+    return BLOCK.sub(replace, document)
+
+
+def main() -> int:
+    """Rewrite the documents, or with ``--check`` name those that are out of date and return 1."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true")
+    check = parser.parse_args().check
+    stale = []
+    for name in DOCUMENTS:
+        path = ROOT / name
+        old = path.read_text(encoding="utf-8")
+        new = render(old)
+        if new == old:
+            continue
+        stale.append(name)
+        if not check:
+            with atomic_path(path) as temporary:
+                temporary.write_text(new, encoding="utf-8")
+    print(f"{'out of date' if check else 'written'}: {', '.join(stale) or 'none'}")
+    return int(check and bool(stale))
+
+
+def _json(name: str) -> Any:
+    return json.loads((RESULTS / name).read_text(encoding="utf-8"))
+
+
+def _lines(name: str) -> list[Any]:
+    return [json.loads(line) for line in (RESULTS / name).read_text(encoding="utf-8").splitlines()]
+
+
+def _table(rows: Sequence[Sequence[Any]], headers: Sequence[str]) -> str:
+    return str(tabulate(rows, headers, tablefmt="github", disable_numparse=True))
+
+
+def _points(difference: Mapping[str, float] | None) -> str:
+    if difference is None:
+        return ""
+    value, low, high = (100 * difference[name] for name in ("value", "low", "high"))
+    return f"{value:+.1f} ({low:+.1f} to {high:+.1f})"
+
+
+def _conditions(records: Sequence[Record]) -> str:
+    """Say on what machine, with which versions and at which commit the records were made."""
+    found = {}
+    for record in records:
+        made = record.get("provenance", record)
+        machine, versions = made["machine"], made["versions"]
+        text = (
+            f"{machine['cpu']}, {machine['cores']} cores, {machine['threads']} threads"
+            f"{', ' + machine['gpu'] if machine['gpu'] else ''}; torch {versions['torch']}"
+            f"{', transformers ' + versions['transformers'] if 'transformers' in versions else ''}; "
+            f"commit {(made['commit'] or 'unknown')[:10]}{'' if made['clean_tree'] else ' with changes'}, "
+            f"{made['utc'][:10]}"
+        )
+        found[text] = None
+    return "\n\n" + "\n".join(f"*{text}.*" for text in found)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -177,8 +177,8 @@ def _pad_token(model: nn.Module, given: int | None) -> int | None:
 def _device(module: nn.Module) -> torch.device:
     """Where an experts module runs: its weights' device, or where accelerate moves them for the call."""
     execution = getattr(getattr(module, "_hf_hook", None), "execution_device", None)
-    found = next(module.parameters()).device if execution is None else execution
-    return torch.device("cpu") if found == "meta" else torch.device(found)
+    device = next(module.parameters()).device if execution is None else torch.device(execution)
+    return torch.device("cpu") if device.type == "meta" else device
 
 
 def _refuse_compiled(model: nn.Module) -> None:

@@ -111,7 +111,9 @@ class Step:
                 f"row_budget: this step has {B} rows, but {budget.shape[0]} budgets were given; "
                 "set handle.row_budget to one integer per row, or to None"
             )
-        return budget if device is None else budget.to(device, non_blocking=True)
+        if device is not None and budget.device != device:
+            self.row_budget = budget = budget.to(device, non_blocking=True)
+        return budget
 
 
 def forward_names(model: nn.Module) -> tuple[str, ...]:

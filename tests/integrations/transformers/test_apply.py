@@ -1,0 +1,200 @@
+"""What ``apply`` refuses and how, and that it leaves nothing behind."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+import sere.integrations.transformers as integration
+from sere.config import RerouteConfig
+from sere.errors import (
+    AlreadyApplied,
+    ConfigError,
+    InputError,
+    SereError,
+    TableError,
+    TableMismatch,
+    UnsupportedModel,
+)
+from sere.integrations.transformers.routers import scores_in
+from sere.policies import Oea, TopK
+from tests.integrations.transformers.decoding import decode, hook_count, prompts, random_table
+from tests.tiny import tiny_model
+
+
+@pytest.fixture
+def model() -> PreTrainedModel:
+    return tiny_model("qwen3_moe")
+
+
+def test_hooks_are_gone_after_an_exception(model: PreTrainedModel) -> None:
+    """Leaving the block by an exception removes every hook, and the model is as it was."""
+    plain, logits = decode(model, prompts())
+    handle = integration.apply(model, random_table(model), select_top_k=1)
+    assert hook_count(model) == 2 + 2, "two experts modules, and the model before and after"
+    with pytest.raises(ZeroDivisionError), handle:
+        raise ZeroDivisionError
+    assert hook_count(model) == 0
+    same, same_logits = decode(model, prompts())
+    assert torch.equal(plain, same)
+    assert torch.equal(logits, same_logits)
+
+
+def test_nothing_is_patched(model: PreTrainedModel) -> None:
+    """No attribute of any module and no forward of any class changes."""
+    names = {name: set(vars(module)) for name, module in model.named_modules()}
+    forwards = {type(m): type(m).forward for m in model.modules()}
+    handle = integration.apply(model, random_table(model), select_top_k=1)
+    decode(model, prompts())
+    assert {name: set(vars(module)) for name, module in model.named_modules()} == names
+    assert all(kind.forward is forward for kind, forward in forwards.items())
+    handle.remove()
+
+
+def test_removing_twice_is_harmless_and_statistics_stay(model: PreTrainedModel) -> None:
+    """The numbers of a run can be read after its block."""
+    with integration.apply(model, random_table(model), select_top_k=1) as handle:
+        assert handle.active
+        decode(model, prompts())
+    handle.remove()
+    assert not handle.active
+    assert handle.stats()[0].steps == 5
+    handle.reset_stats()
+    assert handle.stats()[0].steps == 0
+    handle.enabled = True
+    assert not handle.enabled, "a removed handle cannot be switched on"
+
+
+def test_applying_twice_is_refused(model: PreTrainedModel) -> None:
+    """The text says to remove the first; its hooks stay as they are."""
+    table = random_table(model)
+    handle = integration.apply(model, table, select_top_k=1)
+    hooks = hook_count(model)
+    with pytest.raises(AlreadyApplied, match="re-routing is active on this model already; call remove"):
+        integration.apply(model, table, select_top_k=2)
+    assert hook_count(model) == hooks
+    handle.remove()
+    integration.apply(model, table, select_top_k=2).remove()
+
+
+def test_a_table_of_another_model_is_refused(model: PreTrainedModel) -> None:
+    """Both sides are named."""
+    other = random_table(tiny_model("mixtral"))
+    with pytest.raises(TableMismatch, match=r"'MixtralForCausalLM'.*'Qwen3MoeForCausalLM'"):
+        integration.apply(model, other, select_top_k=1)
+    deeper = random_table(tiny_model("qwen3_moe", num_hidden_layers=3))
+    with pytest.raises(TableMismatch, match=r"3 MoE layers.*2 MoE layers"):
+        integration.apply(model, deeper, select_top_k=1)
+    assert hook_count(model) == 0
+
+
+def test_the_table_may_be_a_path_or_stand_in_the_settings(model: PreTrainedModel, tmp_path: Path) -> None:
+    """A path, a table and ``config.table`` lead to the same routing."""
+    table, path = random_table(model), tmp_path / "table.safetensors"
+    table.save(path)
+    results = []
+    for options in (
+        {"table": table, "select_top_k": 1},
+        {"table": path, "select_top_k": 1},
+        {"table": str(path), "config": RerouteConfig(select_top_k=1)},
+        {"config": RerouteConfig(select_top_k=1, table=str(path))},
+    ):
+        with integration.apply(model, **options) as handle:  # type: ignore[arg-type]
+            results.append(decode(model, prompts())[0])
+            assert handle.config is not None
+            assert handle.config.select_top_k == 1
+    assert all(torch.equal(results[0], other) for other in results[1:])
+
+
+def test_wrong_arguments_are_refused(model: PreTrainedModel, tmp_path: Path) -> None:
+    """Missing tables, unknown settings and contradictions each have their error; no hook stays."""
+    table = random_table(model)
+    cases: list[tuple[dict[str, object], type[SereError], str]] = [
+        ({"select_top_k": 1}, InputError, "expected a similarity table or its path, got None"),
+        ({"table": table}, ConfigError, "select_top_k is missing"),
+        ({"table": table, "select_topk": 1}, ConfigError, "did you mean 'select_top_k'"),
+        ({"table": tmp_path / "no", "select_top_k": 1}, TableError, "no"),
+        (
+            {"table": table, "config": RerouteConfig(select_top_k=1), "threshold": 0.5},
+            ConfigError,
+            r"either config or settings by name, not both \(got threshold\)",
+        ),
+        ({"table": table, "policy": TopK(1)}, InputError, "either a policy, or a table"),
+        ({"policy": TopK(1), "select_top_k": 1}, InputError, "either a policy, or a table"),
+        ({"table": table, "select_top_k": 1, "keep": {7: [1]}}, ConfigError, "layer 7 has no similarities"),
+        ({"table": table, "select_top_k": 1, "use_scale": True}, ConfigError, "the table has no scale"),
+    ]
+    for options, kind, text in cases:
+        with pytest.raises(kind, match=text):
+            integration.apply(model, **options)  # type: ignore[arg-type]
+        assert hook_count(model) == 0
+
+
+def test_a_model_without_experts_is_refused() -> None:
+    """The text says that a dense model has nothing to re-route."""
+    with pytest.raises(UnsupportedModel, match="no experts module found"):
+        integration.apply(nn.Linear(2, 2), policy=TopK(1))
+
+
+def test_a_compiled_model_is_refused(model: PreTrainedModel) -> None:
+    """Compiled code would pass over hooks without a word: wrapped, compiled in place, or by ``generate``."""
+    table = random_table(model)
+    with pytest.raises(InputError, match="it is compiled already"):
+        integration.apply(torch.compile(model), table, select_top_k=1)  # type: ignore[arg-type]
+    model._compiled_call = torch.compile(model.__call__)
+    with pytest.raises(InputError, match=r"delete model\._compiled_call"):
+        integration.apply(model, table, select_top_k=1)
+    del model._compiled_call
+    model.compile()
+    with pytest.raises(InputError, match=r"apply re-routing first and switch it with handle\.enabled"):
+        integration.apply(model, table, select_top_k=1)
+
+
+def test_a_router_that_is_not_there_is_named(model: PreTrainedModel) -> None:
+    """A policy that needs scores says which layer lacks a router, and leaves no hook on the others."""
+    block = model.model.layers[1].mlp
+    block.gate = nn.Identity()
+    with pytest.raises(UnsupportedModel, match=r"layers\.1\.mlp\.experts: this policy needs the router"):
+        integration.apply(model, policy=Oea(1))
+    assert hook_count(model) == 0
+    integration.apply(model, policy=TopK(1)).remove()
+
+
+def test_a_router_that_shows_no_scores_is_named() -> None:
+    """Ids and K weights are not scores of all experts."""
+    with pytest.raises(
+        UnsupportedModel, match=r"x: this policy needs .* 8 experts, but the router returns no"
+    ):
+        scores_in((torch.zeros(3, 2), torch.zeros(3, 8, dtype=torch.long)), 8, "x")
+
+
+def test_experts_called_by_keyword_are_refused(model: PreTrainedModel) -> None:
+    """A model whose block names its arguments would not be re-routed: an error instead of silence."""
+    block = model.model.layers[0].mlp
+    gate, experts = block.gate, block.experts
+
+    def forward(hidden: torch.Tensor) -> torch.Tensor:
+        flat = hidden.reshape(-1, hidden.shape[-1])
+        _, weights, ids = gate(flat)
+        return experts(flat, top_k_index=ids, top_k_weights=weights).reshape(hidden.shape)  # type: ignore[no-any-return]
+
+    block.forward = forward
+    integration.apply(model, random_table(model), select_top_k=1)
+    with pytest.raises(UnsupportedModel, match=r"layers\.0\.mlp\.experts: expected a call .* got 1"):
+        decode(model, prompts())
+
+
+def test_statistics_are_per_step_and_per_layer(model: PreTrainedModel) -> None:
+    """A threshold above every similarity: every secondary expert is critical and nothing moves."""
+    with integration.apply(model, random_table(model), select_top_k=1, threshold=1.5) as handle:
+        decode(model, prompts())
+        stats = handle.stats()
+    assert [s.name for s in stats] == ["model.layers.0.mlp.experts", "model.layers.1.mlp.experts"]
+    for s in stats:
+        assert s.slots_moved == 0
+        assert s.distinct_after == s.distinct_before
+        assert 0 < s.critical < s.distinct_before

@@ -1,0 +1,92 @@
+"""Every architecture: no change at S = K, fewer experts at S = 1, prefill untouched, hooks gone."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import sere.integrations.transformers as integration
+from sere.policies import Lynx, Oea, Off, RandomReroute, TopK, XShare
+from sere.policies.gates import gates_from_scores
+from sere.policies.rows import Choice, sort_out
+from sere.structure import find_experts
+from tests.integrations.transformers.decoding import decode, hook_count, prompts, random_table
+from tests.tiny import ARCHITECTURES, tiny_model
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_s_equal_to_k_changes_nothing_and_s_of_one_saves_experts(name: str) -> None:
+    """S = K: tokens and logits are bitwise the model's; S = 1: the prefill's are, fewer experts run."""
+    model, tokens = tiny_model(name), prompts()
+    table, hooks = random_table(model), hook_count(model)
+    plain, logits = decode(model, tokens)
+
+    with integration.apply(model, table, select_top_k=4) as handle:
+        same, same_logits = decode(model, tokens)
+        identity = handle.stats()
+    assert torch.equal(same, plain)
+    assert torch.equal(same_logits, logits)
+    assert all(s.steps == 5 and s.rows == 6 for s in identity), (
+        "five decode steps of six rows follow the prefill"
+    )
+    assert all(s.distinct_after == s.distinct_before and s.slots_moved == 0 for s in identity)
+
+    with integration.apply(model, table, select_top_k=1) as handle:
+        _, fewer_logits = decode(model, tokens)
+        fewer = handle.stats()
+    assert torch.equal(fewer_logits[0], logits[0]), "the first token comes from the prefill"
+    assert not torch.equal(fewer_logits[1:], logits[1:])
+    assert [s.index for s in fewer] == [layer.index for layer in find_experts(model)]
+    assert all(1 <= s.distinct_after <= 6 and s.distinct_after < s.distinct_before for s in fewer)
+    assert all(0 < s.slots_moved < 1 for s in fewer)
+
+    assert hook_count(model) == hooks
+    again, again_logits = decode(model, tokens)
+    assert torch.equal(again, plain)
+    assert torch.equal(again_logits, logits)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_the_router_is_found_and_its_scores_explain_its_weights(name: str) -> None:
+    """The captured scores have a column per expert, and the gates made of them match the weights given."""
+    model = tiny_model(name)
+    seen: dict[int, float] = {}
+
+    class Check(Oea):
+        def choose(self, step: Choice):  # type: ignore[no-untyped-def]
+            gates = gates_from_scores(step, self.name)
+            rows = sort_out(step.ids, step.weights, step.rows.E, None, None)
+            inside = torch.where(rows.inside, step.ids, 0)
+            error = torch.where(rows.valid, gates.gather(1, inside) - step.weights.double(), 0.0).abs().max()
+            seen[step.layer] = max(seen.get(step.layer, 0.0), float(error))
+            return super().choose(step)
+
+    with integration.apply(model, policy=Check(1)) as handle:
+        decode(model, prompts())
+        stats = handle.stats()
+    assert sorted(seen) == [layer.index for layer in find_experts(model)]
+    assert all(s.distinct_after < s.distinct_before for s in stats)
+    # PhiMoE's second expert is weighed by a softmax without the first: no function of the scores alone.
+    assert max(seen.values()) < (0.6 if name == "phimoe" else 1e-5)
+
+
+@pytest.mark.parametrize(
+    "policy", [Off(), TopK(2), RandomReroute(1), Oea(1), XShare(5), Lynx(0.5)], ids=lambda p: p.name
+)
+def test_rivals_run_in_place_of_sere(policy: object) -> None:
+    """A policy needs neither table nor settings; all but ``off`` change the tokens and run fewer experts."""
+    model, tokens = tiny_model("qwen3_moe"), prompts()
+    plain, logits = decode(model, tokens)
+    with integration.apply(model, policy=policy) as handle:  # type: ignore[arg-type]
+        result, result_logits = decode(model, tokens)
+        stats = handle.stats()
+        assert handle.config is None
+    assert torch.equal(result_logits[0], logits[0])
+    assert all(s.steps == 5 for s in stats)
+    if policy.name == "off":  # type: ignore[attr-defined]
+        assert torch.equal(result, plain)
+        assert torch.equal(result_logits, logits)
+        assert all(s.distinct_after == s.distinct_before for s in stats)
+    else:
+        assert not torch.equal(result_logits, logits)
+        assert all(s.distinct_after < s.distinct_before for s in stats)

@@ -51,7 +51,8 @@ def save(table: SimilarityTable, path: str | os.PathLike[str]) -> None:
     metadata = {name: json.dumps(value, sort_keys=True) for name, value in values.items()}
     metadata |= {"format": FORMAT, "format_version": json.dumps(FORMAT_VERSION)}
     with atomic_path(path) as temporary:
-        save_file(tensors(table), temporary, metadata=metadata)
+        # Layers may share a tensor, which safetensors refuses to write twice.
+        save_file({name: t.clone() for name, t in tensors(table).items()}, temporary, metadata=metadata)
 
 
 def load(cls: type[_Table], path: str | os.PathLike[str]) -> _Table:

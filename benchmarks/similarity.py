@@ -1,0 +1,192 @@
+"""Time the similarity accumulators against a plain loop over pairs of experts, on the same outputs.
+
+    python benchmarks/similarity.py            all cases; a few minutes on two cores
+    python benchmarks/similarity.py --quick    one small case per metric; seconds
+
+Both sides take the same float32 outputs ``[E, T, H]``, run in turns, and must agree. One JSON line a case
+goes to ``benchmarks/results/similarity.jsonl``. The loop is what a straightforward implementation does: one
+operation on the whole outputs of two experts per pair, each pair once, norms and kernels computed once per
+expert; it stays in float32 like the accumulators.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sere.files import append_json_line
+from sere.provenance import provenance
+from sere.similarity import make_accumulator
+
+RESULTS = Path(__file__).parent / "results" / "similarity.jsonl"
+CHUNK = 128  # tokens per update, as calibration feeds them: one sequence
+WINDOW = 128
+AGREEMENT = 2e-5
+
+
+@dataclass(frozen=True)
+class Case:
+    """One measurement: a metric, the outputs' shape and how often both sides run."""
+
+    metric: str
+    E: int
+    T: int
+    H: int
+    rounds: int
+
+
+METRICS = ("frobenius", "cosine", "cka_linear", "projection")
+QUICK = [Case(metric, 16, 256, 64, 3) for metric in METRICS]
+FULL = [
+    Case("frobenius", 64, 512, 2048, 5),
+    Case("frobenius", 64, 2048, 1024, 3),
+    Case("frobenius", 128, 512, 2048, 3),
+    Case("cosine", 64, 512, 2048, 5),
+    Case("cosine", 128, 512, 2048, 3),
+    Case("cka_linear", 64, 512, 1024, 3),
+    Case("cka_linear", 128, 512, 1024, 3),
+    Case("projection", 64, 512, 1024, 3),
+    Case("projection", 128, 512, 1024, 3),
+]
+
+
+def frobenius_loop(Y: Tensor, *_routing: Tensor) -> Tensor:
+    """``1 - D_ij / max(D)``, one pair of experts at a time."""
+    distance = torch.zeros(len(Y), len(Y))
+    for i, j in combinations(range(len(Y)), 2):
+        distance[i, j] = distance[j, i] = torch.linalg.vector_norm(Y[i] - Y[j])
+    return 1 - distance / distance.max()
+
+
+def cosine_loop(Y: Tensor, *_routing: Tensor) -> Tensor:
+    """``(1 + mean cos) / 2``, one pair of experts at a time."""
+    similarity = torch.ones(len(Y), len(Y))
+    rows = torch.nn.functional.normalize(Y, dim=2)
+    for i, j in combinations(range(len(Y)), 2):
+        cosines = (rows[i] * rows[j]).sum(dim=1)
+        similarity[i, j] = similarity[j, i] = (1 + cosines.mean()) / 2
+    return similarity
+
+
+def cka_linear_loop(Y: Tensor, *_routing: Tensor) -> Tensor:
+    """Linear CKA over windows, one pair of experts at a time."""
+    similarity = torch.ones(len(Y), len(Y))
+    windows = [[_centred_kernel(part) for part in expert.split(WINDOW)] for expert in Y]
+    own = [_hsic(kernels, kernels) for kernels in windows]
+    for i, j in combinations(range(len(Y)), 2):
+        value = _hsic(windows[i], windows[j]) / (own[i] * own[j]).sqrt()
+        similarity[i, j] = similarity[j, i] = value.clamp(0, 1)
+    return similarity
+
+
+def projection_loop(Y: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
+    """The share that one scalar explains on the routed tokens, one directed pair of experts at a time."""
+    similarity = torch.eye(len(Y))
+    squared = Y.square().sum(dim=2)
+    for e in range(len(Y)):
+        gate = (weights * (ids == e)).sum(dim=1)
+        own = (gate * squared[e]).sum()
+        for p in range(len(Y)):
+            common = (gate * (Y[e] * Y[p]).sum(dim=1)).sum()
+            energy = (gate * squared[p]).sum()
+            if e != p and common > 0:
+                similarity[e, p] = common**2 / (energy * own)
+    return similarity
+
+
+LOOPS: dict[str, Callable[..., Tensor]] = {
+    "frobenius": frobenius_loop,
+    "cosine": cosine_loop,
+    "cka_linear": cka_linear_loop,
+    "projection": projection_loop,
+}
+
+
+def accumulated(metric: str, Y: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
+    """Our result for the same outputs, fed in chunks."""
+    parameters: dict[str, Any] = {"window": WINDOW} if "cka" in metric else {}
+    accumulator = make_accumulator(metric, len(Y), **parameters)
+    for start in range(0, Y.shape[1], CHUNK):
+        part = slice(start, start + CHUNK)
+        accumulator.update(Y[:, part], ids[part], weights[part])
+    return accumulator.finalize().similarity
+
+
+def measure(case: Case) -> dict[str, Any]:
+    """Run both sides in turns and return one record; the first round of each is a warm-up."""
+    Y, ids, weights = outputs(case)
+    loop_ms, ours_ms, error = [], [], 0.0
+    for _ in range(case.rounds + 1):
+        expected, loop = _timed(lambda: LOOPS[case.metric](Y, ids, weights))
+        got, ours = _timed(lambda: accumulated(case.metric, Y, ids, weights))
+        error = max(error, float((expected - got).abs().max()))
+        loop_ms.append(loop)
+        ours_ms.append(ours)
+    record: dict[str, Any] = {"benchmark": "similarity", **asdict(case), "unit": "ms"}
+    for name, values in (("pair_loop", loop_ms[1:]), ("accumulator", ours_ms[1:])):
+        record[f"{name}_ms"] = {
+            "median": statistics.median(values),
+            "least": min(values),
+            "most": max(values),
+        }
+    record["ratio"] = statistics.median(loop_ms[1:]) / statistics.median(ours_ms[1:])
+    return record | {"max_abs_error": error, "provenance": provenance()}
+
+
+def outputs(case: Case, K: int = 8) -> tuple[Tensor, Tensor, Tensor]:
+    """Seeded outputs with a common part, and a routing of ``K`` experts a token."""
+    torch.manual_seed(0)
+    Y = torch.randn(case.E, case.T, case.H) + torch.randn(case.T, case.H)
+    weights, ids = torch.rand(case.T, case.E).topk(K)
+    return Y, ids, weights / weights.sum(dim=1, keepdim=True)
+
+
+def main() -> int:
+    """Run all cases; 1 where both sides disagree."""
+    parser = argparse.ArgumentParser(description="Time similarity accumulators against a loop over pairs.")
+    parser.add_argument("--quick", action="store_true", help="one small case per metric; writes no record")
+    quick = parser.parse_args().quick
+    wrong = 0
+    for case in QUICK if quick else FULL:
+        record = measure(case)
+        agree = record["max_abs_error"] <= AGREEMENT
+        wrong += not agree
+        print(
+            f"{case.metric:<11} E={case.E:<4} T={case.T:<5} H={case.H:<5} "
+            f"loop {record['pair_loop_ms']['median']:9.1f} ms   "
+            f"ours {record['accumulator_ms']['median']:8.1f} ms   {record['ratio']:6.1f}x   "
+            f"max abs error {record['max_abs_error']:.1e}{'' if agree else '   DISAGREE'}",
+            flush=True,
+        )
+        if not quick and agree:
+            append_json_line(RESULTS, record)
+    return 1 if wrong else 0
+
+
+def _timed(function: Callable[[], Tensor]) -> tuple[Tensor, float]:
+    start = time.perf_counter()
+    result = function()
+    return result, (time.perf_counter() - start) * 1000
+
+
+def _centred_kernel(rows: Tensor) -> Tensor:
+    centred = rows - rows.mean(dim=0)
+    return centred @ centred.T
+
+
+def _hsic(first: list[Tensor], second: list[Tensor]) -> Tensor:
+    return torch.stack([(a * b).sum() for a, b in zip(first, second, strict=True)]).sum()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,145 @@
+"""A table keeps what it was given, knows its model and refuses what cannot be one."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from sere.errors import InputError, TableError, TableMismatch
+from sere.similarity import LayerSimilarity
+from tests.table.examples import identity, matrix, table
+
+
+def refuses(error: type[Exception], text: str) -> Any:
+    """Expect exactly this text within the error."""
+    return pytest.raises(error, match=re.escape(text))
+
+
+def test_layers_come_in_order_by_decoder_layer_index() -> None:
+    """However they were given, ``layers`` lists them in layer order, and nobody can change them."""
+    layers = {3: LayerSimilarity(matrix(3)), 1: LayerSimilarity(matrix(1))}
+    made = table(layers=layers)
+    assert list(made.layers) == [1, 3]
+    with pytest.raises(TypeError):
+        made.layers[1] = layers[3]  # type: ignore[index]
+
+
+def test_the_fingerprint_does_not_depend_on_the_order_of_keys() -> None:
+    """Layers, layer names and parameters may come in any order; provenance does not count."""
+    plain = table()
+    turned = table(
+        layers=dict(sorted(plain.layers.items(), reverse=True)),
+        identity=identity(layer_names=dict(sorted(identity().layer_names.items(), reverse=True))),
+        metric_parameters=dict(sorted(plain.metric_parameters.items(), reverse=True)),
+        provenance={},
+    )
+    assert turned.fingerprint == plain.fingerprint
+    assert re.fullmatch("[0-9a-f]{64}", plain.fingerprint)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"metric": "cka_rbf"},
+        {"metric_parameters": {"kernel": "rbf"}},
+        {"num_tokens": 1},
+        {"data_digest": ""},
+        {"seed": 1},
+        {"identity": identity(name="other")},
+        {"scale": True},
+        {"layers": {1: LayerSimilarity(matrix(3)), 3: LayerSimilarity(matrix(1))}},
+    ],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_the_fingerprint_depends_on_everything_else(changes: dict[str, Any]) -> None:
+    """Two tables with one fingerprint are the same table."""
+    assert table(**changes).fingerprint != table().fingerprint
+
+
+def test_a_table_fits_its_model_under_another_name() -> None:
+    """The name is for people; a copy under another path is the same model."""
+    table().check(identity(name="elsewhere"))
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        identity(digest="ef" * 32),
+        identity(K=3),
+        identity(layer_names={1: "a", 2: "b"}),
+        identity(E=6),
+    ],
+    ids=["digest", "K", "layers", "E"],
+)
+def test_another_model_is_refused_with_both_sides(other: Any) -> None:
+    """The text names the calibrated model, the one at hand and what to do."""
+    other = replace(other, name="big")
+    with pytest.raises(TableMismatch) as caught:
+        table().check(other)
+    text = str(caught.value)
+    assert text.startswith("the table was calibrated on 'tiny' (E=5, K=2, 2 MoE layers: layers 1 to 3, ")
+    assert f"but the model is 'big' (E={other.E}, K={other.K}" in text
+    assert text.endswith("calibrate this model (sere calibrate) or give its own table")
+
+
+def test_an_identity_matrix_is_refused() -> None:
+    """A missing similarity that looks like one would map everything to the lowest primary expert."""
+    layers = {1: LayerSimilarity(matrix(1)), 3: LayerSimilarity(torch.eye(5))}
+    with refuses(TableError, "layer 3: expected similarities, got the identity matrix, which is none"):
+        table(layers=layers)
+
+
+def test_a_single_row_of_zeros_is_no_identity() -> None:
+    """An expert that was never routed has such a row under ``projection``."""
+    similarity = matrix(1)
+    similarity[2] = torch.eye(5)[2]
+    assert table(layers={1: LayerSimilarity(similarity), 3: LayerSimilarity(matrix(3))}).E == 5
+
+
+def test_layers_of_another_size_or_place_are_refused() -> None:
+    """All layers of the model, all with its E."""
+    with refuses(TableError, "layer 3: expected E = 5 experts as in 'tiny'"):
+        table(layers={1: LayerSimilarity(matrix(1)), 3: LayerSimilarity(matrix(3, E=4))})
+    with refuses(TableError, "similarities exist for layers [1], but 'tiny'"):
+        table(layers={1: LayerSimilarity(matrix(1))})
+    with refuses(TableError, "similarities exist for layers [], but"):
+        table(layers={}, identity=identity(layer_names={}))
+
+
+def test_critical_experts_are_those_that_no_other_resembles() -> None:
+    """An expert is critical where its best other expert is below ρ; at ρ exactly it can be replaced."""
+    similarity = torch.eye(5)
+    similarity[0, 1], similarity[1, 0], similarity[2, 4] = 0.5, 0.3, 0.7
+    made = table(layers={1: LayerSimilarity(similarity), 3: LayerSimilarity(matrix(3))})
+    assert made.critical_experts(1, 0.5) == (1, 3, 4)
+    assert made.critical_experts(1, 0.3) == (3, 4)  # 0.3 is above float32's 0.3: compared in float32
+    assert made.critical_experts(1, 0.0) == ()
+    assert made.critical_experts(1, 1.1) == (0, 1, 2, 3, 4)
+    with refuses(InputError, "layer: expected one of [1, 3], got 2"):
+        made.critical_experts(2, 0.5)
+
+
+def test_verify_finds_what_loading_cannot() -> None:
+    """A symmetric metric with an asymmetric layer, and a layer without spread, fail by name."""
+    lopsided = matrix(1)
+    lopsided[0, 1] += 0.01
+    flat = torch.full((5, 5), 0.5).fill_diagonal_(1)
+    made = table(layers={1: LayerSimilarity(lopsided), 3: LayerSimilarity(flat)})
+    checks = {c.name: c for c in made.verify()}
+    assert not checks["symmetry"].passed
+    assert checks["symmetry"].detail == "layer 1: differs from its transpose by 0.01; calibrate again"
+    assert checks["spread"].detail == "layer 3: all similarities are 0.5, so none tells experts apart"
+    assert all(check.passed for check in table().verify(identity()))
+    assert not table().verify(identity(K=1))[-1].passed
+
+
+def test_directed_metrics_need_no_symmetry() -> None:
+    """``projection`` is directed by definition."""
+    lopsided = matrix(1)
+    lopsided[0, 1] += 0.01
+    layers = {1: LayerSimilarity(lopsided), 3: LayerSimilarity(matrix(3))}
+    assert all(check.passed for check in table(layers=layers, metric="projection").verify())

@@ -1,0 +1,121 @@
+"""The pictures and ``sere table``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from itertools import groupby
+from pathlib import Path
+
+import pytest
+import torch
+
+from sere.cli import table as command
+from sere.errors import ConfigError, MissingDependency, TableError
+from sere.similarity import LayerSimilarity
+from sere.table import plot
+from tests.table.examples import identity, matrix, table
+
+
+def sere(*words: object) -> int:
+    """Run ``sere table ...`` without the frame that turns errors into exit code 2."""
+    from sere.cli.parser import Parser
+
+    parser = Parser(prog="sere")
+    command.add(parser.add_subparsers())
+    args: argparse.Namespace = parser.parse_args(["table", *map(str, words)])
+    return command.run(args)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """Return the path of a saved table."""
+    table().save(tmp_path / "table.safetensors")
+    return tmp_path / "table.safetensors"
+
+
+def test_show_names_model_metric_data_and_layers(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """For people: every fact of the header and a row for each layer."""
+    assert sere("show", path, "--threshold", "1.1") == 0
+    text = capsys.readouterr().out
+    assert "model:       tiny (E=5, K=2, digest abababababab)" in text
+    assert "metric:      cka (bandwidth=1.0, kernel=rbf, window=128)" in text
+    assert "tokens:      51,200 (digest cdcdcdcdcdcd, seed 0)" in text
+    assert "made by:     torch 2.9; commit 000000000000" in text
+    assert table().fingerprint in text
+    assert text.splitlines()[-1].split()[0] == "3"
+    assert text.splitlines()[-1].split()[-1] == "5"
+
+
+def test_show_as_json_is_one_value(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Critical experts are listed by layer."""
+    assert sere("show", path, "--json", "--threshold", "0.8") == 0
+    value = json.loads(capsys.readouterr().out)
+    assert value["fingerprint"] == table().fingerprint
+    assert [layer["critical"] for layer in value["layers"]] == [
+        list(table().critical_experts(index, 0.8)) for index in (1, 3)
+    ]
+
+
+def test_verify_fails_with_1_and_says_why(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A good table passes, a truncated one fails its check, a missing one is wrong use."""
+    assert sere("verify", path) == 0
+    path.write_bytes(path.read_bytes()[:-1])
+    assert sere("verify", path, "--json") == 1
+    value = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert not value["passed"]
+    assert "a whole safetensors file" in value["checks"][0]["detail"]
+    with pytest.raises(TableError, match="there is no such file"):
+        sere("verify", path.with_name("no"))
+
+
+def test_diff_fails_with_1_where_tables_differ(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Warnings go to stderr, the differences to stdout."""
+    other = path.with_name("other.safetensors")
+    table(metric="cosine", layers={i: LayerSimilarity(matrix(i + 5)) for i in (1, 3)}).save(other)
+    assert sere("diff", path, path) == 0
+    assert "equal" in capsys.readouterr().out
+    assert sere("diff", path, other) == 1
+    shown = capsys.readouterr()
+    assert shown.err == "warning: other metrics: cka and cosine\n"
+    assert "other best expert" in shown.out
+
+
+def test_plot_writes_a_picture_beside_the_table(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """PNG by default, another format by its ending, and no unknown one."""
+    assert sere("plot", path) == 0
+    assert path.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+    assert sere("plot", path, "--out", path.with_name("p.svg")) == 0
+    assert "<svg" in path.with_name("p.svg").read_text()
+    with pytest.raises(ConfigError, match=r"--out: expected a picture file \(.png, .svg, .pdf\)"):
+        sere("plot", path, "--out", path.with_name("p.txt"))
+
+
+def test_pictures_of_many_layers_show_evenly_chosen_ones() -> None:
+    """A picture of 60 layers has 48 maps, the first and the last layer among them."""
+    names = {index: f"layer {index}" for index in range(60)}
+    layers = {index: LayerSimilarity(matrix(index)) for index in range(60)}
+    figure = plot.draw(table(layers=layers, identity=identity(layer_names=names)))
+    titles = [axis.get_title() for half in figure.subfigs for axis in half.axes]
+    maps = [title for title in titles if title.startswith("layer ")]
+    assert len(maps) == 48
+    assert (maps[0], maps[-1]) == ("layer 0", "layer 59")
+    assert titles[-2:] == ["Spread of similarities", "Experts that no other resembles"]
+
+
+def test_alike_experts_are_drawn_side_by_side() -> None:
+    """Three groups of experts in mixed order come out as three runs."""
+    group = torch.tensor([0, 1, 2, 0, 1, 2, 0, 1, 2])
+    similarity = torch.where(group[:, None] == group, 0.9, 0.1).fill_diagonal_(1)
+    similarity += torch.rand(9, 9) * 0.01
+    runs = [key for key, _ in groupby(group[torch.tensor(plot.order(similarity))].tolist())]
+    assert sorted(plot.order(similarity)) == list(range(9))
+    assert len(runs) == 3
+
+
+def test_a_missing_matplotlib_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The text gives the install line."""
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(MissingDependency, match=r"a plot needs matplotlib: pip install 'sere\[plot\]'"):
+        plot.draw(table())

@@ -1,0 +1,160 @@
+"""The published code's files become tables; two tables can be compared."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from sere.errors import TableError, TableMismatch
+from sere.similarity import LayerSimilarity
+from sere.table import SimilarityTable, compare, import_published
+from tests.table.examples import identity, matrix, table
+
+
+def refuses(error: type[Exception], text: str) -> Any:
+    """Expect exactly this text within the error."""
+    return pytest.raises(error, match=re.escape(text))
+
+
+def published(folder: Path, content: object) -> Path:
+    """Write ``content`` as the published code would."""
+    path = folder / "similarity_matrices.pt"
+    torch.save(content, path)
+    return path
+
+
+@pytest.mark.parametrize("key", [int, str])
+def test_float32_matrices_are_taken_to_the_bit(tmp_path: Path, key: Any) -> None:
+    """Keys may be numbers or strings; the table is saved and loaded like any other."""
+    path = published(tmp_path, {key(3): matrix(3), key(1): matrix(1)})
+    imported = import_published(path, identity())
+    assert torch.equal(imported.layers[3].similarity, matrix(3))
+    assert imported.metric == "frobenius"
+    (note,) = imported.provenance["notes"]
+    assert re.fullmatch(r"imported from similarity_matrices.pt \(sha256 \w{12}\), which does not .*", note)
+    imported.save(tmp_path / "table.safetensors")
+    assert SimilarityTable.load(tmp_path / "table.safetensors").fingerprint == imported.fingerprint
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_other_precisions_become_float32_with_a_note(tmp_path: Path, dtype: torch.dtype) -> None:
+    """The loss of 16 bits is written into the table; a rounding above 1 is none."""
+    rounded = matrix(1).to(dtype)
+    rounded[0, 1] = 1.0078125 if dtype == torch.bfloat16 else 1.0
+    imported = import_published(published(tmp_path, {1: rounded, 3: rounded}), identity(), metric="cosine")
+    assert imported.layers[1].similarity.dtype == torch.float32
+    assert torch.equal(imported.layers[1].similarity, rounded.float().clamp(0, 1))
+    name = str(dtype).removeprefix("torch.")
+    assert imported.provenance["notes"][1].startswith(f"stored as {name}: rounding may have changed which")
+
+
+def test_a_file_of_another_model_is_refused_with_both_sides(tmp_path: Path) -> None:
+    """Other layers, or another E."""
+    with refuses(TableMismatch, "holds layers [0, 1] of E = [5], but the model is 'tiny' (E=5, K=2"):
+        import_published(published(tmp_path, {0: matrix(1), 1: matrix(1)}), identity())
+    with refuses(TableMismatch, "holds layers [1, 3] of E = [4], but the model is 'tiny' (E=5, K=2"):
+        import_published(published(tmp_path, {1: matrix(1, E=4), 3: matrix(1, E=4)}), identity())
+
+
+class Trap:
+    """Would run code when unpickled."""
+
+    def __reduce__(self) -> Any:
+        return (Path.touch, (Path("trapped"),))
+
+
+def test_nothing_in_the_file_is_executed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pickle that would run code is refused, and its code did not run."""
+    monkeypatch.chdir(tmp_path)
+    with refuses(TableError, "expected tensors by layer as torch.save writes them"):
+        import_published(published(tmp_path, {1: Trap()}), identity())
+    assert not Path("trapped").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        ([matrix(1)], "expected a mapping of layers to tensors, got list"),
+        ({}, "expected a mapping of layers to tensors, got dict"),
+        ({"mlp": matrix(1)}, "expected layer indices as keys, got 'mlp'"),
+        ({1: "x", 3: "y"}, "layer 1: expected a floating-point [E, E] tensor, got str"),
+        (
+            {1: torch.ones(5), 3: matrix(1)},
+            "layer 1: expected a floating-point [E, E] tensor, got torch.f",
+        ),
+        ({1: matrix(1), 3: 2 * matrix(1)}, "layer 3: similarity: expected values in [0, 1]"),
+        ({1: matrix(1), 3: torch.eye(5)}, "layer 3: expected similarities, got the identity matrix"),
+    ],
+)
+def test_other_content_is_refused(tmp_path: Path, content: object, text: str) -> None:
+    """The text says what was found."""
+    with refuses(TableError, text):
+        import_published(published(tmp_path, content), identity())
+
+
+def test_unreadable_files_are_refused(tmp_path: Path) -> None:
+    """Missing, or not written by torch.save."""
+    with refuses(TableError, "there is no such file; expected the published code's similarity_matrices.pt"):
+        import_published(tmp_path / "no.pt", identity())
+    (tmp_path / "text.pt").write_text("hello")
+    with refuses(TableError, "expected tensors by layer as torch.save writes them"):
+        import_published(tmp_path / "text.pt", identity())
+
+
+def test_a_table_equals_itself() -> None:
+    """No difference, no warning."""
+    result = compare(table(scale=True), table(scale=True))
+    assert result.equal
+    assert not result.warnings
+    assert [(d.max_difference, d.mean_difference, d.choices_changed) for d in result.layers] == [
+        (0, 0, 0)
+    ] * 2
+
+
+def test_differences_are_measured_by_layer() -> None:
+    """Largest, mean over pairs of different experts, and the share of experts with another best one."""
+    changed = matrix(3)
+    least = int(changed[0].argmin())
+    changed[0, least] = 1.0
+    other = table(layers={1: LayerSimilarity(matrix(1)), 3: LayerSimilarity(changed)})
+    result = compare(table(), other)
+    delta = 1.0 - float(matrix(3)[0, least])
+    assert not result.equal
+    assert result.layers[0].max_difference == 0
+    assert result.layers[1].max_difference == pytest.approx(delta)
+    assert result.layers[1].mean_difference == pytest.approx(delta / 20)
+    assert result.layers[1].choices_changed == pytest.approx(1 / 5)
+
+
+def test_scales_count_as_a_difference() -> None:
+    """Equal similarities with and without scale are two tables."""
+    assert not compare(table(), table(scale=True)).equal
+
+
+def test_incomparable_tables_are_compared_with_warnings() -> None:
+    """Other model, layers, metric or data: each is said, and what can be compared is."""
+    other = table(
+        layers={1: LayerSimilarity(matrix(1))},
+        identity=identity(name="big", digest="ef" * 32, layer_names={1: "x"}),
+        metric="cosine",
+        metric_parameters={},
+        data_digest="",
+        num_tokens=7,
+    )
+    result = compare(table(), other)
+    assert [warning.split(":")[0] for warning in result.warnings] == [
+        "other models",
+        "other layers",
+        "other metrics",
+        "other calibration data",
+    ]
+    assert result.warnings[3].endswith("digest cdcdcdcdcdcd and 7 tokens, digest none")
+    assert [difference.layer for difference in result.layers] == [1]
+    assert not result.equal
+    narrow = compare(table(), table(metric_parameters={"kernel": "rbf", "window": 64}))
+    assert narrow.equal
+    assert narrow.warnings[0].startswith("other cka parameters: {'kernel': 'rbf', 'window': 128")

@@ -1,0 +1,188 @@
+"""Tables on disk: what is written is read back; what is damaged or foreign is refused by name."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from sere.errors import TableError
+from sere.similarity import LayerSimilarity
+from sere.table import SimilarityTable
+from tests.table.examples import identity, matrix, table
+
+
+def refuses(text: str) -> Any:
+    """Expect exactly this text within a TableError."""
+    return pytest.raises(TableError, match=re.escape(text))
+
+
+def saved(folder: Path, **changes: Any) -> Path:
+    """Save a table and return its path."""
+    path = folder / "table.safetensors"
+    table(**changes).save(path)
+    return path
+
+
+def rewrite(path: Path, *, tensors: dict[str, Any] | None = None, **metadata: str | None) -> None:
+    """Change a saved file's tensors or header behind the table's back; None removes an entry."""
+    named = load_file(path) | (tensors or {})
+    with safe_open(path, framework="pt") as file:
+        header = dict(file.metadata()) | metadata
+    kept = {name: value for name, value in header.items() if value is not None}
+    save_file({name: t for name, t in named.items() if t is not None}, path, metadata=kept)
+
+
+def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
+    """Similarities and scales to the bit, and everything that says where they come from."""
+    before = table(scale=True)
+    path = tmp_path / "new folder" / "table.safetensors"
+    before.save(path)
+    after = SimilarityTable.load(str(path))
+    for index, layer in before.layers.items():
+        assert torch.equal(after.layers[index].similarity, layer.similarity)
+        scale = after.layers[index].scale
+        assert scale is not None
+        assert layer.scale is not None
+        assert torch.equal(scale, layer.scale)
+    assert after.identity == before.identity
+    for name in (
+        "metric",
+        "metric_parameters",
+        "num_tokens",
+        "data_digest",
+        "seed",
+        "provenance",
+        "fingerprint",
+    ):
+        assert getattr(after, name) == getattr(before, name)
+    assert after.fingerprint == before.fingerprint
+
+
+def test_a_large_model_takes_a_few_megabytes(tmp_path: Path) -> None:
+    """48 layers of 128 experts: the matrices and little more."""
+    names = {index: f"model.layers.{index}.mlp.experts" for index in range(48)}
+    layers = {index: LayerSimilarity(matrix(index, E=128)) for index in range(48)}
+    path = saved(tmp_path, layers=layers, identity=identity(E=128, K=8, layer_names=names))
+    assert 48 * 128 * 128 * 4 < path.stat().st_size < 3.2e6
+
+
+def test_a_failed_save_leaves_the_old_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Saving is atomic: an error on the way loses nothing and leaves no half file."""
+    path = saved(tmp_path)
+    old = path.read_bytes()
+
+    def half(tensors: Any, target: Path, metadata: Any) -> None:
+        target.write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sere.table.storage.save_file", half)
+    with pytest.raises(KeyboardInterrupt):
+        table(seed=1).save(path)
+    assert path.read_bytes() == old
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    """The text names the path and what would have been there."""
+    path = tmp_path / "no.safetensors"
+    with refuses(f"{path}: there is no such file; expected a similarity table"):
+        SimilarityTable.load(path)
+    with refuses(f"{tmp_path}: there is no such file"):
+        SimilarityTable.load(tmp_path)
+
+
+@pytest.mark.parametrize("keep", [0, 4, 100, -1], ids=["empty", "4 bytes", "in the header", "one byte short"])
+def test_a_truncated_file_is_refused(tmp_path: Path, keep: int) -> None:
+    """Wherever it was cut off."""
+    path = saved(tmp_path)
+    path.write_bytes(path.read_bytes()[:keep])
+    size = path.stat().st_size
+    with refuses(f"{path}: expected a similarity table (a whole safetensors file), got {size} bytes"):
+        SimilarityTable.load(path)
+
+
+def test_a_pickle_is_refused_unread(tmp_path: Path) -> None:
+    """Nothing but safetensors is opened."""
+    path = tmp_path / "similarity_matrices.pt"
+    torch.save({0: torch.eye(4)}, path)
+    with refuses("that are not one or are cut off"):
+        SimilarityTable.load(path)
+
+
+def test_a_models_weights_are_refused(tmp_path: Path) -> None:
+    """A safetensors file without the format in its header is something else."""
+    path = tmp_path / "model.safetensors"
+    save_file({"weight": torch.ones(2)}, path, metadata={"format": "pt"})
+    with refuses("got a safetensors file of format 'pt'; is this a model's weights?"):
+        SimilarityTable.load(path)
+    save_file({"weight": torch.ones(2)}, path)
+    with refuses("got a safetensors file of format None"):
+        SimilarityTable.load(path)
+
+
+@pytest.mark.parametrize(
+    ("metadata", "text"),
+    [
+        ({"format_version": "2"}, "expected format version 1, got 2; a newer sere wrote it: upgrade, or"),
+        ({"format_version": None}, "expected format version 1, got None"),
+        ({"metric": None, "seed": None}, "the header lacks metric, seed; calibrate again"),
+        ({"seed": "{"}, "the header is not valid JSON"),
+        ({"identity": "[]"}, "the identity in its header makes no sense"),
+        (
+            {"identity": json.dumps({"name": "x", "layer_names": {}})},
+            "the identity in its header makes no sense",
+        ),
+        ({"num_tokens": "5"}, "the content was changed after it was written"),
+    ],
+)
+def test_a_header_that_makes_no_sense_is_refused(tmp_path: Path, metadata: Any, text: str) -> None:
+    """The text names the file and the entry."""
+    path = saved(tmp_path)
+    rewrite(path, **metadata)
+    with refuses(text) as caught:
+        SimilarityTable.load(path)
+    assert str(caught.value).startswith(f"{path}: ")
+
+
+@pytest.mark.parametrize(
+    ("tensor", "text"),
+    [
+        (matrix(1).bfloat16(), "layer 1: similarity: expected float32 (16-bit similarities change choices)"),
+        (
+            matrix(1)[:4].contiguous(),
+            "layer 1: similarity: expected a square [E, E] matrix, got shape",
+        ),
+        (matrix(1) + 1, "layer 1: similarity: expected values in [0, 1], got"),
+        (matrix(1) * 0.5, "layer 1: similarity: expected a diagonal of 1, got one off by 0.5"),
+        (matrix(1) * torch.nan, "layer 1: similarity: expected finite values, got NaN or infinity"),
+        (torch.eye(5), "layer 1: expected similarities, got the identity matrix"),
+        (matrix(2), "the content was changed after it was written"),
+        (matrix(1, E=4), "layer 1: expected E = 5 experts"),
+        (None, "similarities exist for layers [3]"),
+    ],
+    ids=["dtype", "shape", "range", "diagonal", "nan", "identity", "changed", "E", "missing"],
+)
+def test_similarities_that_make_no_sense_are_refused(tmp_path: Path, tensor: Any, text: str) -> None:
+    """Shapes, dtype, finiteness, range, diagonal and content are checked on loading."""
+    path = saved(tmp_path)
+    rewrite(path, tensors={"layers.1.similarity": tensor})
+    with refuses(text):
+        SimilarityTable.load(path)
+
+
+def test_foreign_tensors_are_refused(tmp_path: Path) -> None:
+    """A scale without similarity, or a tensor of another name, is not ignored."""
+    path = saved(tmp_path)
+    rewrite(path, tensors={"layers.5.scale": matrix(1)})
+    with refuses("layer 5: has a scale but no similarity"):
+        SimilarityTable.load(path)
+    rewrite(path, tensors={"bias": matrix(1)})
+    with refuses("expected tensors named layers.<index>.similarity or .scale, got 'bias'"):
+        SimilarityTable.load(path)

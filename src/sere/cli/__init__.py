@@ -68,7 +68,7 @@ def explain(error: BaseException) -> str:
         package = error.name.partition(".")[0]
         if package in _EXTRAS:
             return f"{package} is not installed; it comes with pip install 'sere[{_EXTRAS[package]}]'"
-    if isinstance(error, OSError) and error.strerror:
+    if isinstance(error, OSError):
         where = f": {error.filename}" if error.filename else ""
-        return f"{error.strerror}{where}"
+        return f"{error.strerror}{where}" if error.strerror else str(error)
     return f"unexpected {type(error).__name__}: {error} (--debug shows where)"

@@ -22,7 +22,9 @@ class _Formatter(argparse.RawDescriptionHelpFormatter):
     """Keeps line breaks, and leaves room for the longest command's name beside its help."""
 
     def __init__(self, prog: str, **options: Any) -> None:
-        super().__init__(prog, **({"max_help_position": 30} | options))
+        super().__init__(prog, **options)
+        # argparse forgets the indent of subcommands when it looks for the longest name.
+        self._action_max_length = 4 + max(map(len, COMMANDS))
 
 
 class Parser(argparse.ArgumentParser):

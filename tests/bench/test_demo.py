@@ -1,0 +1,87 @@
+"""The demonstration's record and its picture, on a tiny model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sere.bench import demo
+from sere.bench.demo import Round, demonstrate
+from sere.bench.picture import draw
+from sere.bench.subject import random_table
+from sere.eval.decode import decode
+from sere.eval.questions import encode, held_out
+from sere.eval.settings import parse_settings
+from sere.structure import find_experts
+from tests.checkpoints import tiny_tokenizer
+from tests.tiny import tiny_model
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Any:
+    return tiny_tokenizer()
+
+
+@pytest.fixture(scope="module")
+def model(tokenizer: Any) -> Any:
+    return tiny_model("qwen3_moe", vocab_size=len(tokenizer))
+
+
+@pytest.fixture(scope="module")
+def record(model: Any, tokenizer: Any) -> dict[str, Any]:
+    return demonstrate(
+        model,
+        tokenizer,
+        random_table(model),
+        settings=parse_settings(["sere:S=1", "topk:S=4"]),
+        rounds=[Round(1, 2), Round(4, 8)],
+        questions=held_out(2, tasks=["addition", "sorting", "reversal", "shift"]),
+        max_new_tokens=30,
+    )
+
+
+def test_each_batch_size_has_off_first_and_its_ratio(record: dict[str, Any], model: Any) -> None:
+    """One case a batch size and setting; off is its own base; SERE reads fewer experts; no hook is left."""
+    cases = record["cases"]
+    assert [(case["batch_size"], case["setting"], case["n"]) for case in cases] == [
+        (B, name, n) for B, n in ((1, 2), (4, 8)) for name in ("off", "sere:S=1", "topk:S=4")
+    ]
+    for off, sere, same in (cases[:3], cases[3:]):
+        assert off["ratio_to_off"] == {"p20": 1.0, "p50": 1.0, "p80": 1.0}
+        assert "difference" not in off
+        assert sere["experts"] < off["experts"]
+        assert same["experts"] == pytest.approx(off["experts"], rel=0.2)  # off is counted in some turns only
+        assert same["right"] == off["right"]  # top-k reduction to K slots changes nothing
+        assert min(case["tpot_ms"]["p20"] for case in (off, sere, same)) > 0
+    assert all(not layer.module._forward_pre_hooks for layer in find_experts(model))
+
+
+def test_runs_that_take_turns_answer_as_a_run_alone(
+    model: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The unmodified run, cut into slices between other settings' slices, gives the same tokens as alone."""
+    answers: list[list[list[int]]] = []
+
+    def keep(_tokenizer: Any, asked: Any, tokens: list[list[int]]) -> list[bool]:
+        answers.append(tokens)
+        return [True] * len(asked)
+
+    monkeypatch.setattr(demo, "mark", keep)
+    questions = held_out(2, tasks=["addition", "sorting"])
+    settings = parse_settings(["random:S=1", "sere:S=1"])
+    options: dict[str, Any] = {"settings": settings, "rounds": [Round(2, 4)], "questions": questions}
+    demonstrate(model, tokenizer, random_table(model), max_new_tokens=20, **options)
+    prompts = encode(tokenizer, [question.prompt for question in questions])
+    alone = decode(model, prompts, batch_size=2, max_new_tokens=20, stop=frozenset())
+    assert answers[0] == alone.tokens
+    assert answers[1] != alone.tokens
+
+
+def test_the_picture_is_written_whole(record: dict[str, Any], tmp_path: Path) -> None:
+    """The picture is a PNG of the wanted name, with nothing else beside it."""
+    path = tmp_path / "new" / "demo.png"
+    draw(record, path)
+    assert path.read_bytes().startswith(b"\x89PNG")
+    assert list(path.parent.iterdir()) == [path]

@@ -1,0 +1,114 @@
+"""Blocks that take turns, medians with spread, and ratios round by round."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+
+import pytest
+import torch
+
+from sere.bench.hook_cost import hook_cost
+from sere.bench.shapes import SHAPES, shape_config
+from sere.bench.subject import random_model, random_table, random_tokens
+from sere.bench.timing import Stepper, Times, interleave, spread
+from sere.errors import InputError
+from sere.structure import find_experts, identify
+from tests.tiny import tiny_model
+
+
+def test_variants_take_turns_and_the_first_round_is_not_kept() -> None:
+    """Each round runs every variant once, each starts in turn, and the warm-up round leaves no times."""
+    log: list[str] = []
+
+    def variant(name: str) -> AbstractContextManager[object]:
+        @contextmanager
+        def context() -> Iterator[None]:
+            log.append(name)
+            yield
+
+        return context()
+
+    times = interleave(lambda: [float(len(log))], [lambda: variant("a"), lambda: variant("b")], rounds=3)
+    assert "".join(log) == "abbaabba"
+    assert [time.blocks for time in times] == [[[4.0], [5.0], [8.0]], [[3.0], [6.0], [7.0]]]
+
+
+def test_ratios_compare_blocks_of_the_same_round() -> None:
+    """A machine that slows down in one round changes the times, not the ratio."""
+    off, on = Times([[2.0, 2.0], [20.0, 20.0]]), Times([[1.0, 1.0], [10.0, 10.0]])
+    ratio = on.ratio_to(off)
+    assert (ratio.p20, ratio.p50, ratio.p80) == (0.5, 0.5, 0.5)
+    assert on.tpot_ms().p50 == 5.5
+
+
+def test_spread_is_median_and_fifths() -> None:
+    """The percentiles interpolate between the values; one value is its own spread; none is refused."""
+    assert (spread([5, 1, 2, 4, 3, 6]).p20, spread([5, 1, 2, 4, 3, 6]).p50) == (2, 3.5)
+    assert spread([7]).p80 == 7
+    with pytest.raises(InputError, match="at least one value"):
+        spread([])
+    with pytest.raises(InputError, match="rounds: expected at least 1, got 0"):
+        interleave(list, [], rounds=0)
+
+
+def test_blocks_start_from_the_same_state_and_do_not_time_the_first_step() -> None:
+    """A block decodes the given tokens from the prefilled state, however often it is run."""
+    model = tiny_model("qwen3_moe")
+    tokens = random_tokens(model, 3, 9)
+    stepper = Stepper(model, tokens[:, :4], tokens[:, 4:])
+    seen: list[int] = []
+    hook = model.model.layers[0].self_attn.register_forward_pre_hook(
+        lambda _, __, kwargs: seen.append(kwargs["past_key_values"].get_seq_length()), with_kwargs=True
+    )
+    blocks = [stepper.block(), stepper.block()]
+    hook.remove()
+    assert seen == [4, 5, 6, 7, 8] * 2
+    assert [len(block) for block in blocks] == [4, 4]
+    with pytest.raises(InputError, match="at least 2 tokens a row, got 1"):
+        Stepper(model, tokens[:, :4], tokens[:, 4:5])
+
+
+def test_hook_cost_times_the_hooks_and_leaves_none() -> None:
+    """A hook that waits is measured in each layer, and the clocks are gone afterwards."""
+    model = tiny_model("qwen3_moe")
+    tokens = random_tokens(model, 2, 8)
+    stepper = Stepper(model, tokens[:, :4], tokens[:, 4:])
+    layers = find_experts(model)
+    busy = torch.rand(300, 300)
+    hooks = [layer.module.register_forward_pre_hook(lambda *_: (busy @ busy, None)[1]) for layer in layers]
+    cost = hook_cost(model, stepper.block)
+    for hook in hooks:
+        hook.remove()
+    assert cost.us_per_layer > 20
+    assert cost.ms_per_step > cost.us_per_layer / 1e3
+    assert all(not layer.module._forward_pre_hooks for layer in layers)
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_shapes_have_the_published_experts(name: str) -> None:
+    """Each preset's config builds a model whose experts have the published E, K and width."""
+    published = {
+        "qwen3-30b-a3b": (128, 8, 768), "qwen1.5-moe-a2.7b": (60, 4, 1408), "deepseek-v2-lite": (64, 6, 1408),
+        "mixtral-8x7b": (8, 2, 14336), "olmoe-1b-7b": (64, 8, 1024), "tiny": (16, 4, 32),
+    }  # fmt: skip
+    from transformers import AutoModelForCausalLM
+
+    config = shape_config(name, layers=1)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    (layer,) = find_experts(model)
+    width = max(p.shape[-1] for n, p in layer.module.named_parameters() if "down" in n)
+    assert (layer.E, layer.K, width) == published[name]
+
+
+def test_random_tables_fit_their_model_and_tokens_repeat() -> None:
+    """The random table passes the model's own check; the same seed gives the same tokens and weights."""
+    model = random_model("tiny", layers=1, dtype=torch.float32)
+    random_table(model).check(identify(model))
+    assert torch.equal(random_tokens(model, 2, 5, seed=3), random_tokens(model, 2, 5, seed=3))
+    again = random_model("tiny", layers=1, dtype=torch.float32)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
+    assert model.config._experts_implementation == "eager"
+    with pytest.raises(InputError, match="at least 1, got 0 and 5"):
+        random_tokens(model, 0, 5)

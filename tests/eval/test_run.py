@@ -1,0 +1,147 @@
+"""A whole evaluation on a tiny model: the record, its comparisons, and going on after an interruption."""
+
+from __future__ import annotations
+
+import json
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sere.bench.subject import random_table
+from sere.errors import ConfigError, DataError, InputError, TableMismatch
+from sere.eval.apply import apply_setting
+from sere.eval.questions import encode, held_out, held_out_english, mark
+from sere.eval.run import Plan, evaluate
+from sere.eval.settings import parse_setting, parse_settings
+from sere.eval.statistics import paired_difference, wilson
+from tests.checkpoints import tiny_tokenizer
+from tests.tiny import tiny_model
+
+ALL_KINDS = ["sere:S=1,min_active=2", "random:S=1", "topk:S=1", "oea:S=1", "xshare:budget=6", "lynx:drop=0.5"]
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Any:
+    return tiny_tokenizer()
+
+
+@pytest.fixture(scope="module")
+def model(tokenizer: Any) -> Any:
+    return tiny_model("qwen3_moe", vocab_size=len(tokenizer))
+
+
+def plan(**changes: Any) -> Plan:
+    values: dict[str, Any] = {
+        "settings": parse_settings(["sere:S=1"]),
+        "batch_sizes": [2],
+        "questions": held_out(2, tasks=["addition", "sorting"]),
+        "max_new_tokens": 4,
+    }
+    return Plan(**(values | changes))
+
+
+def test_every_kind_of_setting_is_measured_beside_off(model: Any, tokenizer: Any) -> None:
+    """SERE, the control and every rival run; each record has counts, scores and a paired difference."""
+    passages = held_out_english(2)
+    record = evaluate(
+        model,
+        tokenizer,
+        plan(settings=parse_settings(ALL_KINDS), passages=passages),
+        table=random_table(model),
+    )
+    assert [case["setting"] for case in record["cases"]] == ["off", *ALL_KINDS]
+    off = record["cases"][0]
+    assert off["experts"]["moved"] == 0
+    assert off["text"]["kl"] < 1e-8
+    assert "difference" not in off["tasks"]["all"]
+    for case in record["cases"][1:]:
+        assert case["loop"] == "rows"
+        assert case["experts"]["after"] < off["experts"]["after"], case["setting"]
+        assert len(case["experts"]["layers"]) == 2
+        assert case["text"]["tokens"] == off["text"]["tokens"]
+        assert case["text"]["kl"] > 1e-6
+        assert set(case["tasks"]) == {"addition", "sorting", "all"}
+    json.dumps(record, allow_nan=False)
+    assert record["plan"]["tasks"] == {"addition": 2, "sorting": 2}
+    assert {"versions", "machine", "commit", "clean_tree", "utc"} <= set(record["provenance"])
+
+
+def test_results_are_shares_with_paired_differences(
+    model: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each task's share is Wilson's of its marks; the difference is the paired one to off at the same B."""
+    marks = iter([[True, True, False, False], [True, False, True, False]])
+    monkeypatch.setattr("sere.eval.run.mark", lambda *_: next(marks))
+    record = evaluate(model, tokenizer, plan(), table=random_table(model))
+    off, sere = (case["tasks"] for case in record["cases"])
+    assert (off["addition"]["marks"], off["sorting"]["marks"]) == ("10", "10")
+    assert (sere["addition"]["marks"], sere["sorting"]["marks"]) == ("11", "00")
+    assert sere["addition"]["share"]["low"] == wilson(2, 2).low
+    difference = paired_difference([True, False, True, False], [True, True, False, False])
+    assert sere["all"]["difference"]["low"] == difference.low
+    assert sere["addition"]["difference"]["value"] == 0.5
+
+
+def test_an_interrupted_run_goes_on_behind_its_finished_cases(
+    model: Any, tokenizer: Any, tmp_path: Path
+) -> None:
+    """Stopped in the second case, the same plan measures only what is missing, with equal results."""
+    path, opened = tmp_path / "partial.json", []
+
+    def progress(name: str, _total: int) -> AbstractContextManager[Any]:
+        opened.append(name)
+        if len(opened) == 2:
+            raise KeyboardInterrupt
+        return nullcontext(lambda: None)
+
+    table = random_table(model)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(model, tokenizer, plan(), table=table, checkpoint=path, progress=progress)
+    record = evaluate(model, tokenizer, plan(), table=table, checkpoint=path, progress=progress)
+    assert opened == ["B=2 off", "B=2 sere:S=1", "B=2 sere:S=1"]
+    assert not path.exists()
+    whole = evaluate(model, tokenizer, plan(), table=table)
+    assert [case["tasks"] for case in record["cases"]] == [case["tasks"] for case in whole["cases"]]
+    assert [case["experts"] for case in record["cases"]] == [case["experts"] for case in whole["cases"]]
+
+
+def test_rows_that_are_fed_the_pad_token_count(model: Any) -> None:
+    """In our decode steps every row is real, so a pad token that the model itself chose still votes."""
+    with apply_setting(model, parse_setting("off"), None) as handle:
+        import torch
+
+        cache = model(torch.tensor([[5, 6], [7, 8]])).past_key_values
+        model(torch.tensor([[model.generation_config.pad_token_id], [9]]), past_key_values=cache)
+        assert [layer.rows for layer in handle.stats()] == [2, 2]
+
+
+def test_wrong_plans_and_tables_are_refused(model: Any, tokenizer: Any) -> None:
+    """What cannot be evaluated is named before anything is decoded."""
+    with pytest.raises(InputError, match="at least one question"):
+        plan(questions=[])
+    with pytest.raises(InputError, match="first setting must be 'off'"):
+        plan(settings=[parse_setting("topk:S=1")])
+    with pytest.raises(InputError, match=r"batch sizes of at least 1, got \[0\]"):
+        plan(batch_sizes=[0])
+    with pytest.raises(ConfigError, match="sere:S=1: needs a similarity table"):
+        evaluate(model, tokenizer, plan())
+    other = random_table(tiny_model("olmoe"))
+    with pytest.raises(TableMismatch):
+        evaluate(model, tokenizer, plan(), table=other)
+
+
+def test_questions_are_interleaved_and_marked_by_their_final_answer(tokenizer: Any) -> None:
+    """Tasks alternate; a question's own solution is right, another ending wrong; wrong names are refused."""
+    asked = held_out(2, tasks=["addition", "sorting"])
+    assert [question.task for question in asked] == ["addition", "sorting"] * 2
+    solutions = encode(tokenizer, [question.solution for question in asked])
+    assert mark(tokenizer, asked, solutions) == [True] * 4
+    assert mark(tokenizer, asked[:1], [solutions[0] + solutions[0][-1:]]) == [False]
+    with pytest.raises(InputError, match="did you mean 'sorting'"):
+        held_out(1, tasks=["sortin"])
+    with pytest.raises(InputError, match="at least 1 per task, got 0"):
+        held_out(0)
+    with pytest.raises(DataError, match="fewer than"):
+        held_out_english(10**6)

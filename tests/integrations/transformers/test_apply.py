@@ -144,12 +144,12 @@ def test_a_compiled_model_is_refused(model: PreTrainedModel) -> None:
     """Compiled code would pass over hooks without a word: wrapped, compiled in place, or by ``generate``."""
     table = random_table(model)
     with pytest.raises(InputError, match="it is compiled already"):
-        integration.apply(torch.compile(model), table, select_top_k=1)  # type: ignore[arg-type]
-    model._compiled_call = torch.compile(model.__call__)
+        integration.apply(torch.compile(model, backend="eager"), table, select_top_k=1)  # type: ignore[arg-type]
+    model._compiled_call = torch.compile(model.__call__, backend="eager")
     with pytest.raises(InputError, match=r"delete model\._compiled_call"):
         integration.apply(model, table, select_top_k=1)
     del model._compiled_call
-    model.compile()
+    model.compile(backend="eager")
     with pytest.raises(InputError, match=r"apply re-routing first and switch it with handle\.enabled"):
         integration.apply(model, table, select_top_k=1)
 

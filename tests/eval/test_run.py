@@ -143,5 +143,17 @@ def test_questions_are_interleaved_and_marked_by_their_final_answer(tokenizer: A
         held_out(1, tasks=["sortin"])
     with pytest.raises(InputError, match="at least 1 per task, got 0"):
         held_out(0)
-    with pytest.raises(DataError, match="fewer than"):
-        held_out_english(10**6)
+
+
+def test_exhausted_sets_are_data_errors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a task or the English cannot fill what was asked for, the error says so."""
+
+    def exhausted(*_: Any, **__: Any) -> list[Any]:
+        raise ValueError("english has fewer than 9 distinct test items; ask for at most 7")
+
+    monkeypatch.setattr("sere.eval.questions.english", exhausted)
+    monkeypatch.setattr("sere.eval.questions.questions", exhausted)
+    with pytest.raises(DataError, match="text: english has fewer than 9"):
+        held_out_english(9)
+    with pytest.raises(DataError, match=r"questions: .* ask for at most 7"):
+        held_out(9)

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from sere.cli.loading import checkpoint_path, quiet_transformers
+from sere.cli.loading import checkpoint_path, identity_from_config
 from sere.cli.output import add_json_flag, emit, table
 from sere.cli.parser import add_command
 from sere.errors import SereError
@@ -125,7 +125,7 @@ def _asked(args: argparse.Namespace) -> Iterator[Finding]:
     identity = None
     if args.model is not None:
         try:
-            identity = _identity(args.model)
+            identity = identity_from_config(args.model)
         except (SereError, ImportError, OSError, ValueError) as error:
             yield Finding("model", args.model, "BROKEN", str(error))
         else:
@@ -133,19 +133,6 @@ def _asked(args: argparse.Namespace) -> Iterator[Finding]:
             yield Finding("model", identity.name, "ok", f"{shape}, digest {identity.digest[:12]}")
     if args.table is not None:
         yield from _table(args.table, identity)
-
-
-def _identity(name: str) -> Any:
-    """Return a model's identity from its config alone: no weights are read."""
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    from sere.structure import identify
-
-    quiet_transformers()
-    config = AutoConfig.from_pretrained(checkpoint_path(name))
-    with torch.device("meta"):
-        return identify(AutoModelForCausalLM.from_config(config))
 
 
 def _table(path: str, identity: Any) -> Iterator[Finding]:

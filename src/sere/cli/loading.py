@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sere.errors import ConfigError, InputError
+
+if TYPE_CHECKING:
+    from sere.structure import ModelIdentity
 
 BUNDLED = "bundled"
 
@@ -39,6 +42,34 @@ def checkpoint_path(name: str) -> Path:
     from sere.calibrate.loading import local_checkpoint
 
     return local_checkpoint(name)
+
+
+def identity_from_config(name: str) -> ModelIdentity:
+    """Return a model's identity from its config alone: no weights are read.
+
+    Args:
+        name: A checkpoint folder, a hub name, or ``bundled``.
+
+    Raises:
+        InputError: There is no such checkpoint, or Transformers cannot read its config.
+        UnsupportedModel: It has no experts modules.
+    """
+    import torch
+    from transformers import AutoConfig
+
+    from sere.calibrate.skeleton import model_class
+    from sere.structure import identify
+
+    path = checkpoint_path(name)
+    quiet_transformers()
+    try:
+        config = AutoConfig.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        raise InputError(f"model: {path} has no config that can be read: {error}") from error
+    with torch.device("meta"):
+        model = model_class(config)(config)
+    config._name_or_path = str(path)
+    return identify(model)
 
 
 def load(args: argparse.Namespace) -> tuple[Any, Any]:

@@ -9,16 +9,18 @@ from typing import Any
 
 import torch
 
+from sere.cli.loading import identity_from_config
 from sere.cli.output import add_json_flag, emit, say, table
 from sere.cli.parser import add_command
 from sere.errors import ConfigError
-from sere.table import SimilarityTable, best_neighbours, compare, verify_file
+from sere.table import SimilarityTable, best_neighbours, compare, import_published, verify_file
 
 _EXAMPLES = """
   sere table show table.safetensors --threshold 0.5
   sere table verify table.safetensors
   sere table diff frobenius.safetensors projection.safetensors
   sere table plot table.safetensors --out table.png
+  sere table import similarity_matrices.pt --model MODEL --out table.safetensors
 """
 
 
@@ -46,9 +48,10 @@ def add(subparsers: Any) -> None:
         commands,
         "verify",
         "Check a table; exit code 1 when a check failed.",
-        examples="  sere table verify table.safetensors",
+        examples="  sere table verify table.safetensors --model MODEL",
     )
     verify.add_argument("path", type=Path, metavar="TABLE")
+    verify.add_argument("--model", metavar="MODEL", help="check that the table belongs to this model, too")
     diff = add_command(
         commands,
         "diff",
@@ -67,7 +70,17 @@ def add(subparsers: Any) -> None:
     plot.add_argument(
         "--out", type=Path, metavar="FILE", help="the picture: .png, .svg or .pdf (default: TABLE with .png)"
     )
-    for command, action in ((show, _show), (verify, _verify), (diff, _diff), (plot, _plot)):
+    bring = add_command(
+        commands,
+        "import",
+        "Make a table of the published code's similarity_matrices.pt.",
+        examples="  sere table import similarity_matrices.pt --model MODEL --out table.safetensors",
+    )
+    bring.add_argument("path", type=Path, metavar="FILE")
+    bring.add_argument("--model", required=True, metavar="MODEL", help="the model it was calibrated on")
+    bring.add_argument("--out", type=Path, required=True, metavar="TABLE")
+    actions = ((show, _show), (verify, _verify), (diff, _diff), (plot, _plot), (bring, _import))
+    for command, action in actions:
         add_json_flag(command)
         command.set_defaults(action=action)
     parser.set_defaults(run=run)
@@ -155,7 +168,7 @@ def _render_show(value: dict[str, Any]) -> str:
 
 
 def _verify(args: argparse.Namespace) -> int:
-    checks = verify_file(args.path)
+    checks = verify_file(args.path, None if args.model is None else identity_from_config(args.model))
     passed = all(check.passed for check in checks)
     value = {"path": str(args.path), "passed": passed, "checks": [asdict(check) for check in checks]}
     emit(args, value, _render_verify)
@@ -201,3 +214,20 @@ def _plot(args: argparse.Namespace) -> int:
     plot(SimilarityTable.load(args.path), out)
     emit(args, {"picture": str(out)}, lambda value: f"wrote {value['picture']}")
     return 0
+
+
+def _import(args: argparse.Namespace) -> int:
+    imported = import_published(args.path, identity_from_config(args.model))
+    imported.save(args.out)
+    value = {
+        "path": str(args.out),
+        "layers": len(imported.layers),
+        "fingerprint": imported.fingerprint,
+        "notes": list(imported.provenance.get("notes", [])),
+    }
+    emit(args, value, _render_import)
+    return 0
+
+
+def _render_import(value: dict[str, Any]) -> str:
+    return "\n".join([f"wrote {value['path']}: {value['layers']} layers", *value["notes"]])

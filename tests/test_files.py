@@ -16,7 +16,6 @@ def test_failure_leaves_the_old_file_and_no_other(tmp_path: Path, error: type[Ba
     target = tmp_path / "a.json"
     target.write_text("old")
 
-
     def write_half() -> None:
         with atomic_path(target) as temporary:
             temporary.write_text("half")

@@ -5,11 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from string import ascii_letters, digits
 
-import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from sere.bench.subject import random_table
+from sere.calibrate import calibrate
 from tests.tiny import tiny_model
 
 CHARACTERS = "\n " + digits + ascii_letters + "!\"#$%&'()*+,-./:;<=>?@[]^_{|}"
@@ -37,6 +36,5 @@ def save_checkpoint(folder: Path, name: str = "qwen3_moe") -> Path:
     path = folder / "checkpoint"
     model.save_pretrained(path)
     tokenizer.save_pretrained(path)
-    with torch.random.fork_rng(devices=[]):
-        random_table(model).save(folder / "table.safetensors")
+    calibrate(model, metric="weights").save(folder / "table.safetensors")
     return path

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ def test_eval_puts_sere_control_and_reduction_beside_off(
     assert [(case["batch_size"], case["setting"]) for case in record["cases"]] == [
         (B, name) for B in (1, 2) for name in names
     ]
-    assert record["table"]["metric"] == "random"
+    assert record["table"]["metric"] == "weights"
     assert list(tmp_path.iterdir()) == [out]
     off, sere = record["cases"][4:6]
     assert off["experts"]["before"] == off["experts"]["after"] > sere["experts"]["after"]
@@ -207,7 +208,8 @@ def test_doctor_says_why_a_backend_is_missing(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without numba the cpu backend's line gives the install line, and nothing is broken."""
-    monkeypatch.setattr("sere.reroute.backends._installed", lambda _: False)
+    # By module object: the name sere.reroute is the function.
+    monkeypatch.setattr(import_module("sere.reroute.backends"), "_installed", lambda _: False)
     value = run_json(capsys, "doctor")
     (finding,) = (f for f in value["findings"] if (f["part"], f["name"]) == ("backends", "cpu"))
     assert finding["state"] == "missing"

@@ -12,7 +12,7 @@ from sere.calibrate import calibrate, collect
 from sere.calibrate.collect import LayerCollector
 from sere.calibrate.in_memory import collect_in_memory
 from sere.calibrate.weights import stacked_weights_similarity
-from sere.errors import ConfigError, DataError, UnsupportedModel
+from sere.errors import AlreadyApplied, ConfigError, DataError, UnsupportedModel
 from sere.similarity import make_accumulator, weights_similarity
 from sere.structure import find_experts, identify
 from tests.calibrate.helpers import ALL_METRICS, char_tokenizer, routing, settings, some_tokens, worst
@@ -235,6 +235,17 @@ def test_dense_model_is_refused() -> None:
     )
     with pytest.raises(UnsupportedModel, match="no experts module found"):
         calibrate(LlamaForCausalLM(config), char_tokenizer(), TEXTS)
+
+
+def test_rerouted_model_is_refused() -> None:
+    """A model on which re-routing is active is not measured; without its handle it is."""
+    import sere
+
+    model, options = tiny_model("qwen3_moe"), {"max_tokens": 64, "seq_len": 16, "progress": False}
+    table = calibrate(model, char_tokenizer(), TEXTS, **options)
+    with sere.apply(model, table, select_top_k=1), pytest.raises(AlreadyApplied, match=r"call remove\(\)"):
+        calibrate(model, char_tokenizer(), TEXTS, **options)
+    assert calibrate(model, char_tokenizer(), TEXTS, **options).fingerprint == table.fingerprint
 
 
 def test_layer_that_is_never_called_is_refused() -> None:

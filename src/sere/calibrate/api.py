@@ -7,15 +7,22 @@ import tempfile
 from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias, Unpack, overload
+from typing import TYPE_CHECKING, Any, Unpack, overload
 
 from torch import nn
 
+from sere.calibrate.assemble import (
+    Tables,
+    make_tables,
+    read_tokens,
+    refuse_rerouted,
+    run_record,
+    states_size,
+)
 from sere.calibrate.checkpoint import Checkpoint
-from sere.calibrate.in_memory import Results, collect_in_memory
+from sere.calibrate.in_memory import collect_in_memory
 from sere.calibrate.layerwise import collect_layerwise
 from sere.calibrate.loading import fits_memory, load_model, load_tokenizer, local_checkpoint
-from sere.calibrate.packing import Tokens, pack
 from sere.calibrate.settings import (
     CHUNK_BYTES,
     MAX_TOKENS,
@@ -27,12 +34,11 @@ from sere.calibrate.settings import (
     metric_settings,
 )
 from sere.calibrate.skeleton import Skeleton
-from sere.calibrate.texts import Source, load_texts
+from sere.calibrate.texts import Source
 from sere.calibrate.work import WorkFolder
-from sere.errors import ConfigError, DataError
-from sere.provenance import provenance, versions
+from sere.errors import ConfigError
 from sere.similarity import resolve_parameters
-from sere.structure import ExpertsLayer, find_experts, identity_of
+from sere.structure import find_experts
 from sere.table import SimilarityTable
 
 if TYPE_CHECKING:
@@ -40,8 +46,6 @@ if TYPE_CHECKING:
 
 # Hidden states of the calibration tokens stay in memory up to this many bytes, beyond it they go to disk.
 STATES_BYTES = 2**29
-
-Tables: TypeAlias = SimilarityTable | dict[str, SimilarityTable]
 
 
 @overload
@@ -112,6 +116,7 @@ def calibrate(
         ConfigError: A setting or metric is wrong or unknown.
         DataError: The texts are missing, unreadable or too few.
         UnsupportedModel: The model has no experts modules, or ones that cannot be calibrated.
+        AlreadyApplied: Re-routing is active on the model.
         InputError: The checkpoint is missing or damaged.
 
     Source: SERE (arXiv 2602.07616); METHOD.md section 3.
@@ -120,7 +125,7 @@ def calibrate(
     settings = _settings(names, parameters, max_tokens, seq_len, batch_size, seed, chunk_bytes, progress)
     if not isinstance(model, nn.Module):
         path = local_checkpoint(model)
-        if low_memory or (low_memory is None and not fits_memory(Checkpoint(path).num_bytes)):
+        if low_memory or (low_memory is None and not fits_memory(path)):
             options: dict[str, Any] = {"field": field, "split": split, "work_dir": work_dir}
             return _by_layers(path, tokenizer, texts, settings, isinstance(metric, str), **options)
         tokenizer = tokenizer or (load_tokenizer(path) if settings.needs_tokens else None)
@@ -130,9 +135,10 @@ def calibrate(
             "low_memory and work_dir: expected a checkpoint's path, got a model that is in memory already"
         )
     layers = find_experts(model)
-    tokens = _tokens(texts, tokenizer, settings, field, split)
+    refuse_rerouted(layers)
+    tokens = read_tokens(texts, tokenizer, settings, field, split)
     results = collect_in_memory(model, layers, tokens, settings)
-    return _tables(results, model, layers, tokens, settings, single=isinstance(metric, str))
+    return make_tables(results, model, layers, tokens, settings, single=isinstance(metric, str))
 
 
 @overload
@@ -233,13 +239,13 @@ def _by_layers(
 ) -> Tables:
     skeleton = Skeleton(Checkpoint(path), dtype=dtype, device=device)
     tokenizer = tokenizer or (load_tokenizer(path) if settings.needs_tokens else None)
-    tokens = _tokens(texts, tokenizer, settings, field, split)
-    run = _run_record(skeleton, tokens, settings)
+    tokens = read_tokens(texts, tokenizer, settings, field, split)
+    run = run_record(skeleton, tokens, settings)
     with nullcontext(work_dir) if work_dir is not None else tempfile.TemporaryDirectory() as folder:
         work = WorkFolder(folder, run)
-        in_memory = work_dir is None and _states_size(skeleton, tokens) <= states_bytes
+        in_memory = work_dir is None and states_size(skeleton, tokens) <= states_bytes
         results = collect_layerwise(skeleton, tokens, settings, work, states_in_memory=in_memory)
-        tables = _tables(results, skeleton.model, skeleton.experts, tokens, settings, single=single)
+        tables = make_tables(results, skeleton.model, skeleton.experts, tokens, settings, single=single)
         if work_dir is not None:
             work.delete()
     return tables
@@ -261,65 +267,3 @@ def _settings(
     for name in metrics:
         resolve_parameters(name, parameters.get(name, {}))
     return settings
-
-
-def _tokens(
-    texts: Source | None, tokenizer: Any, settings: Settings, field: str, split: str
-) -> Tokens | None:
-    if not settings.needs_tokens:
-        return None
-    if texts is None:
-        raise DataError("texts: expected a source, got none; only the metric 'weights' needs none")
-    if tokenizer is None:
-        raise ConfigError("tokenizer: expected the model's tokenizer, got none")
-    documents = load_texts(texts, field=field, split=split, seed=settings.seed)
-    return pack(documents, tokenizer, max_tokens=settings.max_tokens, seq_len=settings.seq_len)
-
-
-def _tables(
-    results: Results,
-    model: nn.Module,
-    layers: list[ExpertsLayer],
-    tokens: Tokens | None,
-    settings: Settings,
-    *,
-    single: bool,
-) -> Tables:
-    how = {"seq_len": settings.seq_len, "batch_size": settings.batch_size}
-    tables: dict[str, SimilarityTable] = {}
-    for name in settings.metrics:
-        used = tokens if name != "weights" else None
-        tables[name] = SimilarityTable(
-            layers=results[name],
-            identity=identity_of(model, layers),
-            metric=name,
-            metric_parameters=resolve_parameters(name, settings.parameters.get(name, {})),
-            num_tokens=0 if used is None else used.num_tokens,
-            data_digest="" if used is None else used.digest,
-            seed=None if used is None else settings.seed,
-            provenance=provenance() | ({} if used is None else {"calibration": how}),
-        )
-    return tables[settings.metrics[0]] if single else tables
-
-
-def _run_record(skeleton: Skeleton, tokens: Tokens | None, settings: Settings) -> dict[str, Any]:
-    """All that decides the result of a layer-by-layer run: another value is another run."""
-    return {
-        "checkpoint": skeleton.checkpoint.fingerprint(),
-        "model": identity_of(skeleton.model, skeleton.experts).digest,
-        "metrics": list(settings.metrics),
-        "metric_parameters": dict(settings.parameters),
-        "data_digest": None if tokens is None else tokens.digest,
-        "seq_len": settings.seq_len,
-        "batch_size": settings.batch_size,
-        "chunk_bytes": settings.chunk_bytes,
-        "dtype": str(skeleton.model.dtype),
-        "device": str(skeleton.device),
-        "versions": versions(),
-    }
-
-
-def _states_size(skeleton: Skeleton, tokens: Tokens | None) -> int:
-    hidden = int(getattr(skeleton.model.config.get_text_config(), "hidden_size", 0))
-    # Two layers' states exist at a time; 4 bytes bound every dtype in use.
-    return 0 if tokens is None else 2 * 4 * tokens.num_tokens * hidden

@@ -69,8 +69,10 @@ def load_tokenizer(path: Path) -> Any:
         raise InputError(f"tokenizer: {path} has none that can be loaded ({error}); pass one") from error
 
 
-def fits_memory(num_bytes: int) -> bool:
-    """Whether weights of this size leave room to calibrate within the memory that is available now."""
+def fits_memory(path: Path) -> bool:
+    """Whether a checkpoint's weights leave room to calibrate within the memory that is available now."""
+    files = (file for pattern in ("*.safetensors", "*.bin") for file in path.glob(pattern))
+    num_bytes = sum(file.stat().st_size for file in files)
     try:
         import psutil
     except ImportError:

@@ -1,0 +1,104 @@
+"""The pieces that both ways of calibrating share: tokens in front, tables behind."""
+
+from __future__ import annotations
+
+from typing import Any, TypeAlias
+
+from torch import nn
+
+from sere.calibrate.in_memory import Results
+from sere.calibrate.packing import Tokens, pack
+from sere.calibrate.settings import Settings
+from sere.calibrate.skeleton import Skeleton
+from sere.calibrate.texts import Source, load_texts
+from sere.errors import AlreadyApplied, ConfigError, DataError
+from sere.provenance import provenance, versions
+from sere.similarity import resolve_parameters
+from sere.structure import ExpertsLayer, identity_of
+from sere.table import SimilarityTable
+
+Tables: TypeAlias = SimilarityTable | dict[str, SimilarityTable]
+
+
+def read_tokens(
+    texts: Source | None, tokenizer: Any, settings: Settings, field: str, split: str
+) -> Tokens | None:
+    """Read and pack the calibration tokens; None where no metric needs any.
+
+    Raises:
+        DataError: There are no texts, or they are unreadable or too few.
+        ConfigError: There is no tokenizer.
+    """
+    if not settings.needs_tokens:
+        return None
+    if texts is None:
+        raise DataError("texts: expected a source, got none; only the metric 'weights' needs none")
+    if tokenizer is None:
+        raise ConfigError("tokenizer: expected the model's tokenizer, got none")
+    documents = load_texts(texts, field=field, split=split, seed=settings.seed)
+    return pack(documents, tokenizer, max_tokens=settings.max_tokens, seq_len=settings.seq_len)
+
+
+def refuse_rerouted(layers: list[ExpertsLayer]) -> None:
+    """Refuse a model whose routing is being changed.
+
+    Raises:
+        AlreadyApplied: It is.
+    """
+    hooks = (hook for layer in layers for hook in layer.module._forward_pre_hooks.values())
+    if any(hasattr(hook, "sere_layer") for hook in hooks):
+        raise AlreadyApplied(
+            "re-routing is active on this model, so its choices would be measured, not the router's; "
+            "call remove() on its handle first"
+        )
+
+
+def make_tables(
+    results: Results,
+    model: nn.Module,
+    layers: list[ExpertsLayer],
+    tokens: Tokens | None,
+    settings: Settings,
+    *,
+    single: bool,
+) -> Tables:
+    """Return the table of each metric, or with ``single`` that of the one metric asked for."""
+    how = {"seq_len": settings.seq_len, "batch_size": settings.batch_size}
+    tables: dict[str, SimilarityTable] = {}
+    for name in settings.metrics:
+        used = tokens if name != "weights" else None
+        tables[name] = SimilarityTable(
+            layers=results[name],
+            identity=identity_of(model, layers),
+            metric=name,
+            metric_parameters=resolve_parameters(name, settings.parameters.get(name, {})),
+            num_tokens=0 if used is None else used.num_tokens,
+            data_digest="" if used is None else used.digest,
+            seed=None if used is None else settings.seed,
+            provenance=provenance() | ({} if used is None else {"calibration": how}),
+        )
+    return tables[settings.metrics[0]] if single else tables
+
+
+def run_record(skeleton: Skeleton, tokens: Tokens | None, settings: Settings) -> dict[str, Any]:
+    """Return all that decides a layer-by-layer run's result: another value is another run."""
+    return {
+        "checkpoint": skeleton.checkpoint.fingerprint(),
+        "model": identity_of(skeleton.model, skeleton.experts).digest,
+        "metrics": list(settings.metrics),
+        "metric_parameters": dict(settings.parameters),
+        "data_digest": None if tokens is None else tokens.digest,
+        "seq_len": settings.seq_len,
+        "batch_size": settings.batch_size,
+        "chunk_bytes": settings.chunk_bytes,
+        "dtype": str(skeleton.model.dtype),
+        "device": str(skeleton.device),
+        "versions": versions(),
+    }
+
+
+def states_size(skeleton: Skeleton, tokens: Tokens | None) -> int:
+    """Return a bound on the bytes of the hidden states held at a time."""
+    hidden = int(getattr(skeleton.model.config.get_text_config(), "hidden_size", 0))
+    # Two layers' states exist at a time; 4 bytes bound every dtype in use.
+    return 0 if tokens is None else 2 * 4 * tokens.num_tokens * hidden

@@ -1,0 +1,137 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sere.calibrate import collect
+from sere.cli import main
+from sere.table import SimilarityTable
+from tests.calibrate.helpers import char_tokenizer, save_tiny
+
+SMALL = ["--max-tokens", "96", "--seq-len", "16"]
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    """A folder with a checkpoint and texts."""
+    model = save_tiny(tmp_path, "qwen3_moe")
+    char_tokenizer().save_pretrained(model)
+    rows = [{"text": f"{i} little documents, each of them different"} for i in range(20)]
+    (tmp_path / "texts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return tmp_path
+
+
+def _run(place: Path, *arguments: str) -> int:
+    model, texts = str(place / "qwen3_moe"), str(place / "texts.jsonl")
+    return main(["calibrate", model, "--texts", texts, *SMALL, *arguments])
+
+
+def test_writes_the_table_and_says_so(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One command writes a table that loads; ``--json`` prints its facts alone on stdout."""
+    out = place / "new" / "table.safetensors"
+    assert _run(place, "--out", str(out), "--json") == 0
+    table = SimilarityTable.load(out)
+    (facts,) = json.loads(capsys.readouterr().out)["tables"]
+    assert facts["fingerprint"] == table.fingerprint
+    assert (facts["num_tokens"], facts["layers"], facts["E"], facts["K"]) == (96, 2, 16, 4)
+    assert sorted(path.name for path in out.parent.iterdir()) == ["table.safetensors"]
+
+
+def test_several_metrics_make_a_folder(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Several metrics go into one file each, named after them, and the text table lists them."""
+    assert _run(place, "--out", str(place / "tables"), "--metric", "cosine,projection") == 0
+    for name in ("cosine", "projection"):
+        assert SimilarityTable.load(place / "tables" / f"{name}.safetensors").metric == name
+    shown = capsys.readouterr()
+    assert "cosine" in shown.out
+    assert "projection" in shown.out
+    assert "next: sere table verify" in shown.err
+
+
+def test_low_memory_gives_the_same_table_and_leaves_no_folder(place: Path) -> None:
+    """Layer by layer the table is the same; the work folder beside it is gone at the end."""
+    assert _run(place, "--out", str(place / "a.safetensors"), "--whole") == 0
+    assert _run(place, "--out", str(place / "b.safetensors"), "--low-memory", "--progress", "always") == 0
+    a, b = (SimilarityTable.load(place / name) for name in ("a.safetensors", "b.safetensors"))
+    assert a.fingerprint == b.fingerprint
+    assert not (place / "b.safetensors.work").exists()
+
+
+def test_interruption_leaves_no_table_and_resumes(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Ctrl-C leaves the work folder but no table, half or whole; the same command then finishes the work."""
+    out, seen = place / "a.safetensors", []
+    check = collect.check_weighted_sum
+
+    def interrupt_second_layer(*arguments: Any) -> None:
+        seen.append(1)
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+        check(*arguments)
+
+    monkeypatch.setattr(collect, "check_weighted_sum", interrupt_second_layer)
+    assert _run(place, "--out", str(out), "--low-memory") == 130
+    assert "interrupted" in capsys.readouterr().err
+    assert not list(place.glob("*a.safetensors"))
+    assert (place / "a.safetensors.work").is_dir()
+    assert _run(place, "--out", str(out), "--low-memory") == 0
+    assert len(seen) == 3
+    assert SimilarityTable.load(out).num_tokens == 96
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["--metric", "frobenus"], "unknown metric 'frobenus'; did you mean 'frobenius'"),
+        (["--field", "body"], "texts.jsonl line 1 has no field 'body'; it has text"),
+        (["--max-tokens", "100000", "--seq-len", "90000"], "at least 90000 are needed"),
+        (["--batch-size", "0"], "batch_size: expected a whole number of at least 1, got 0"),
+    ],
+)
+def test_wrong_use_is_one_line_and_exit_code_2(
+    arguments: list[str], text: str, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What is wrong stands in one line on stderr, nothing on stdout, and no table is written."""
+    assert _run(place, "--out", str(place / "a.safetensors"), *arguments) == 2
+    shown = capsys.readouterr()
+    lines = [line for line in shown.err.splitlines() if line.startswith("sere: error:")]
+    assert len(lines) == 1
+    assert text in lines[0]
+    assert not shown.out
+    assert not (place / "a.safetensors").exists()
+
+
+def test_place_that_cannot_be_written_is_refused_first(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A folder as the table, or a file as the folder of several, is an error before any work."""
+    assert _run(place, "--out", str(place)) == 2
+    assert "--out: expected a file, got the folder" in capsys.readouterr().err
+    assert _run(place, "--out", str(place / "texts.jsonl"), "--metric", "cosine,cka") == 2
+    assert "--out: expected a folder for several metrics" in capsys.readouterr().err
+
+
+def test_parameters_are_json(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A metric's parameters come as a JSON object; anything else is wrong use."""
+    out = place / "a.safetensors"
+    assert _run(place, "--out", str(out), "--metric", "cka", "--parameters", '{"kernel": "rbf"}') == 0
+    assert SimilarityTable.load(out).metric_parameters["kernel"] == "rbf"
+    assert _run(place, "--out", str(out), "--metric", "cka", "--parameters", "kernel=rbf") == 2
+    assert "expected a JSON object, got 'kernel=rbf'" in capsys.readouterr().err
+
+
+def test_help_shows_examples_that_parse(capsys: pytest.CaptureFixture[str]) -> None:
+    """Every example line of the help is understood by the parser."""
+    import shlex
+
+    from sere.cli.parser import build_parser
+
+    assert main(["calibrate", "--help"]) == 0
+    examples = [line for line in capsys.readouterr().out.splitlines() if line.startswith("  sere calibrate ")]
+    assert len(examples) >= 4
+    for line in examples:
+        assert build_parser().parse_args(shlex.split(line)[1:]).model == "MODEL"

@@ -1,0 +1,316 @@
+from __future__ import annotations
+
+import json
+import weakref
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from sere.calibrate import calibrate, calibrate_checkpoint, layerwise
+from sere.calibrate import loading as loading_module
+from sere.calibrate.checkpoint import Checkpoint
+from sere.calibrate.in_memory import collect_in_memory
+from sere.calibrate.layerwise import collect_layerwise
+from sere.calibrate.skeleton import Skeleton
+from sere.calibrate.work import WorkFolder
+from sere.errors import DataError, InputError, UnsupportedModel
+from sere.structure import find_experts
+from tests.calibrate.helpers import char_tokenizer, load_whole, save_tiny, settings, some_tokens, worst
+from tests.tiny import ARCHITECTURES, tiny_model
+
+TEXTS = ["The quick brown fox jumps over the lazy dog.", "Pack my box with five dozen liquor jugs!"] * 8
+OPTIONS: dict[str, Any] = {"max_tokens": 100, "seq_len": 16, "progress": False}
+# Full and sliding attention in turn, linear attention, dense layers first, and layers behind all experts.
+DEEP = [
+    ("gpt_oss", {"num_hidden_layers": 4}),
+    ("qwen3_next", {"num_hidden_layers": 4, "layer_types": ["linear_attention", "full_attention"] * 2}),
+    ("deepseek_v3", {"num_hidden_layers": 4, "first_k_dense_replace": 2}),
+    ("qwen3_moe", {"num_hidden_layers": 4, "mlp_only_layers": [0, 3]}),
+]
+
+
+def _by_layers(path: Path, folder: Path, *metrics: str, in_memory: bool = False, **options: Any) -> Any:
+    work = WorkFolder(folder, {"run": 1})
+    wanted = settings(*metrics, **options)
+    return collect_layerwise(
+        Skeleton(Checkpoint(path)), some_tokens(), wanted, work, states_in_memory=in_memory
+    )
+
+
+def _whole(path: Path, *metrics: str, **options: Any) -> Any:
+    model = load_whole(path)
+    return collect_in_memory(model, find_experts(model), some_tokens(), settings(*metrics, **options))
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_equals_the_model_in_memory_bit_for_bit(architecture: str, tmp_path: Path) -> None:
+    """Layer by layer, every metric of every architecture is exactly what the whole model gives."""
+    path = save_tiny(tmp_path, architecture)
+    assert worst(_by_layers(path, tmp_path / "work"), _whole(path)) == 0
+
+
+@pytest.mark.parametrize(("architecture", "overrides"), DEEP)
+def test_equals_on_deeper_and_mixed_stacks(architecture: str, overrides: Any, tmp_path: Path) -> None:
+    """Different kinds of decoder layers in one stack each get their own masks and arguments."""
+    path = save_tiny(tmp_path, architecture, **overrides)
+    assert worst(_by_layers(path, tmp_path / "work", "frobenius"), _whole(path, "frobenius")) == 0
+
+
+def test_equals_in_bfloat16(tmp_path: Path) -> None:
+    """A bfloat16 checkpoint is computed in bfloat16 in both ways, and its hidden states survive the file."""
+    path = tmp_path / "model"
+    tiny_model("qwen3_moe", num_hidden_layers=3).to(torch.bfloat16).save_pretrained(path)
+    for in_memory in (True, False):
+        result = _by_layers(path, tmp_path / f"work{in_memory}", "projection", in_memory=in_memory)
+        assert worst(result, _whole(path, "projection")) == 0
+
+
+def test_one_layer_has_weights_at_a_time(tmp_path: Path) -> None:
+    """While a layer is computed, the others and the output head are without weights; afterwards all are."""
+    skeleton = Skeleton(Checkpoint(save_tiny(tmp_path, "deepseek_v3")))
+    for index in range(len(skeleton.layers)):
+        with skeleton.loaded(index):
+            filled = [i for i, layer in enumerate(skeleton.layers) if not _empty(layer)]
+            assert filled == [index]
+    assert all(map(_empty, skeleton.layers))
+    skeleton.load_rest()
+    assert not skeleton.model.get_input_embeddings().weight.is_meta
+    assert skeleton.model.get_output_embeddings().weight.is_meta
+
+
+def _empty(layer: torch.nn.Module) -> bool:
+    return all(value.is_meta for value in layer.state_dict().values())
+
+
+def test_no_tensor_of_a_layer_outlives_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A layer's weights are gone from memory before the next layer's come: nothing keeps a reference."""
+    refs: list[weakref.ref[torch.Tensor]] = []
+    alive: list[int] = []
+    load = Skeleton._load
+
+    def watched(self: Skeleton, names: Any) -> None:
+        load(self, names)
+        refs.extend(weakref.ref(v) for v in self.layers.state_dict(keep_vars=True).values() if not v.is_meta)
+
+    monkeypatch.setattr(Skeleton, "_load", watched)
+    monkeypatch.setattr(
+        layerwise, "_return_freed_memory", lambda: alive.append(sum(ref() is not None for ref in refs))
+    )
+    _by_layers(save_tiny(tmp_path, "qwen3_moe", num_hidden_layers=4), tmp_path / "work", "frobenius")
+    assert len(refs) == 4 * 11
+    assert alive == [0, 0, 0, 0]
+
+
+def test_files_are_closed_between_layers(tmp_path: Path) -> None:
+    """No shard of the checkpoint stays open or mapped behind a layer: mapped pages would count as memory."""
+    path = save_tiny(tmp_path, "qwen3_moe")
+    _by_layers(path, tmp_path / "work", "frobenius")
+    assert str(path) not in Path("/proc/self/maps").read_text(encoding="utf-8")
+    assert not [fd for fd in Path("/proc/self/fd").iterdir() if fd.exists() and path in fd.resolve().parents]
+
+
+class _StopHere(BaseException):
+    """Stands for a kill: nothing in the code catches it."""
+
+
+def _stop_after(monkeypatch: pytest.MonkeyPatch, layers: int, *, before_manifest: bool) -> None:
+    finish = WorkFolder.finish
+
+    def stopping(self: WorkFolder, layer: int, states: Any) -> None:
+        if before_manifest and layer == layers:
+            raise _StopHere
+        finish(self, layer, states)
+        if not before_manifest and layer == layers - 1:
+            raise _StopHere
+
+    monkeypatch.setattr(WorkFolder, "finish", stopping)
+
+
+# Killed right behind a finished layer, and behind a layer's work but before the manifest names it.
+@pytest.mark.parametrize("before_manifest", [False, True])
+@pytest.mark.parametrize("layers", [1, 3])
+def test_interrupted_run_goes_on_and_ends_equal(
+    layers: int, before_manifest: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run killed behind layer k computes only the layers from k on, and its table is the same."""
+    path = save_tiny(tmp_path, "qwen3_moe", num_hidden_layers=4)
+    whole = calibrate(path, char_tokenizer(), TEXTS, low_memory=False, **OPTIONS)
+    arguments: dict[str, Any] = {"tokenizer": char_tokenizer(), "work_dir": tmp_path / "work"} | OPTIONS
+    with monkeypatch.context() as patch:
+        _stop_after(patch, layers, before_manifest=before_manifest)
+        with pytest.raises(_StopHere):
+            calibrate_checkpoint(path, TEXTS, **arguments)
+    loaded: list[int] = []
+    original = Skeleton.loaded
+    monkeypatch.setattr(
+        Skeleton, "loaded", lambda self, index: (loaded.append(index), original(self, index))[1]
+    )
+    resumed = calibrate_checkpoint(path, TEXTS, **arguments)
+    assert loaded == list(range(layers, 4))
+    assert resumed.fingerprint == whole.fingerprint
+    assert not (tmp_path / "work").exists()
+
+
+def test_work_folder_holds_one_layers_states(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many layers are done, the folder holds the hidden states behind the last one only."""
+    path = save_tiny(tmp_path, "qwen3_moe", num_hidden_layers=4)
+    _stop_after(monkeypatch, 3, before_manifest=True)
+    with pytest.raises(_StopHere):
+        _by_layers(path, tmp_path / "work", "frobenius")
+    states = sorted(file.name for file in (tmp_path / "work").glob("states-*"))
+    assert states == ["states-0003.bin"]
+    assert (tmp_path / "work" / "states-0003.bin").stat().st_size == some_tokens().num_tokens * 32 * 4
+
+
+def _interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, dict[str, Any]]:
+    path = save_tiny(tmp_path, "qwen3_moe")
+    arguments: dict[str, Any] = {"tokenizer": char_tokenizer(), "work_dir": tmp_path / "work"} | OPTIONS
+    with monkeypatch.context() as patch:
+        _stop_after(patch, 1, before_manifest=False)
+        with pytest.raises(_StopHere):
+            calibrate_checkpoint(path, TEXTS, **arguments)
+    return path, arguments
+
+
+def test_folder_of_another_run_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other settings, texts or weights do not continue an interrupted run: the error names what differs."""
+    path, arguments = _interrupted(tmp_path, monkeypatch)
+    with pytest.raises(
+        InputError, match=r"holds another calibration: batch_size differ \(batch_size: 8 there, 4"
+    ):
+        calibrate_checkpoint(path, TEXTS, **(arguments | {"batch_size": 4}))
+    with pytest.raises(InputError, match="holds another calibration: metrics differ"):
+        calibrate_checkpoint(path, TEXTS, metric="cosine", **arguments)
+    with pytest.raises(InputError, match="holds another calibration: data_digest differ"):
+        calibrate_checkpoint(path, TEXTS[1:], **arguments)
+    shard = next(path.glob("*.safetensors"))
+    shard.write_bytes(shard.read_bytes())
+    with pytest.raises(InputError, match="holds another calibration: checkpoint differ"):
+        calibrate_checkpoint(path, TEXTS, **arguments)
+
+
+def test_folder_with_other_things_is_refused(tmp_path: Path) -> None:
+    """A folder that holds something else is not written to."""
+    (tmp_path / "work").mkdir()
+    (tmp_path / "work" / "thesis.tex").touch()
+    with pytest.raises(InputError, match="expected an empty folder or one of an interrupted calibration"):
+        WorkFolder(tmp_path / "work", {})
+
+
+def test_damaged_states_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hidden states cut short are not continued with: the error names sizes and what to do."""
+    path, arguments = _interrupted(tmp_path, monkeypatch)
+    states = next((tmp_path / "work").glob("states-*"))
+    states.write_bytes(states.read_bytes()[:-4])
+    with pytest.raises(
+        InputError, match=r"expected 12800 bytes of hidden states, found 12796; delete the folder"
+    ):
+        calibrate_checkpoint(path, TEXTS, **arguments)
+
+
+def test_path_chooses_by_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A path is loaded whole where it fits, goes layer by layer where it does not, and both are equal."""
+    path = save_tiny(tmp_path, "mixtral")
+    char_tokenizer().save_pretrained(path)
+    passes: list[int] = []
+    run = layerwise._Pass.run
+    monkeypatch.setattr(
+        layerwise._Pass, "run", lambda self, experts: (passes.append(1), run(self, experts))[1]
+    )
+    whole = calibrate(path, texts=TEXTS, **OPTIONS)
+    assert not passes
+    monkeypatch.setattr(loading_module, "_SHARE_OF_MEMORY", 0.0)
+    by_layers = calibrate(path, texts=TEXTS, **OPTIONS)
+    assert passes
+    assert whole.fingerprint == by_layers.fingerprint
+    assert whole.identity == by_layers.identity
+
+
+def test_several_metrics_with_parameters(tmp_path: Path) -> None:
+    """Several metrics come as a dict of tables, each with its parameters, in one walk."""
+    path = save_tiny(tmp_path, "qwen3_moe")
+    tables = calibrate_checkpoint(
+        path, TEXTS, tokenizer=char_tokenizer(), metric=["cka", "weights"],
+        metric_parameters={"cka": {"kernel": "rbf"}}, **OPTIONS,
+    )  # fmt: skip
+    assert tables["cka"].metric_parameters["kernel"] == "rbf"
+    assert (tables["cka"].num_tokens, tables["weights"].num_tokens) == (100, 0)
+    alone = calibrate_checkpoint(path, metric="weights", progress=False)
+    assert alone.fingerprint == tables["weights"].fingerprint
+
+
+def test_incomplete_and_damaged_checkpoints_are_refused(tmp_path: Path) -> None:
+    """No folder, no weights, a missing shard, a damaged shard, a missing tensor: each error names it."""
+    with pytest.raises(InputError, match="expected a checkpoint folder or a hub name"):
+        calibrate_checkpoint(tmp_path / "nowhere", TEXTS)
+    with pytest.raises(
+        InputError, match=r"expected model\.safetensors or model\.safetensors\.index\.json, found neither"
+    ):
+        calibrate_checkpoint(tmp_path, TEXTS)
+    path = save_tiny(tmp_path, "qwen3_moe")
+    index = json.loads((path / "model.safetensors.index.json").read_text(encoding="utf-8"))
+    absent = "model.layers.1.post_attention_layernorm.weight"
+    del index["weight_map"][absent]
+    (path / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
+    with pytest.raises(
+        InputError, match=r"no weights for model\.layers\.1\.post_attention_layernorm\.weight"
+    ):
+        calibrate_checkpoint(path, TEXTS, tokenizer=char_tokenizer(), **OPTIONS)
+    shard = sorted(path.glob("*.safetensors"))[0]
+    shard.write_bytes(shard.read_bytes()[:100])
+    with pytest.raises(InputError, match=r"cannot be read as safetensors"):
+        calibrate_checkpoint(path, TEXTS, tokenizer=char_tokenizer(), **OPTIONS)
+    shard.unlink()
+    with pytest.raises(InputError, match=r"1 weight files are missing, the first is model-00001"):
+        calibrate_checkpoint(path, TEXTS, tokenizer=char_tokenizer(), **OPTIONS)
+
+
+def test_quantised_checkpoint_is_refused(tmp_path: Path) -> None:
+    """A quantised checkpoint is refused with the way out."""
+    path = save_tiny(tmp_path, "qwen3_moe")
+    config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    config["quantization_config"] = {"quant_method": "fp8"}
+    (path / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    with pytest.raises(UnsupportedModel, match="calibrate the checkpoint from before quantisation"):
+        calibrate_checkpoint(path, TEXTS, tokenizer=char_tokenizer(), **OPTIONS)
+
+
+def test_layers_that_share_more_than_hidden_states_are_refused(tmp_path: Path) -> None:
+    """A decoder layer that fills a shared collection, or returns further tensors, cannot be run by itself."""
+    path = save_tiny(tmp_path, "qwen3_moe")
+    for spoil, text in (
+        (_fill_shared, "a collection that its decoder layers share"),
+        (_return_more, "further results"),
+    ):
+        skeleton = Skeleton(Checkpoint(path))
+        for layer in skeleton.layers:
+            spoil(layer)
+        work = WorkFolder(tmp_path / text[:5].strip(), {})
+        with pytest.raises(UnsupportedModel, match=text):
+            collect_layerwise(skeleton, some_tokens(), settings("cosine"), work, states_in_memory=True)
+
+
+def _fill_shared(layer: Any) -> None:
+    forward, shared = layer.forward, []
+    layer.register_forward_pre_hook(
+        lambda _, args, kwargs: (args, kwargs | {"shared": shared}), with_kwargs=True
+    )
+
+    def spoiled(hidden: Any, *, shared: list[Any], **kwargs: Any) -> Any:
+        shared.append(hidden)
+        return forward(hidden, **kwargs)
+
+    layer.forward = spoiled
+
+
+def _return_more(layer: Any) -> None:
+    forward = layer.forward
+    layer.forward = lambda *args, **kwargs: (forward(*args, **kwargs), torch.ones(2))
+
+
+def test_missing_texts_are_named(tmp_path: Path) -> None:
+    """Without texts the error comes before any weight is read."""
+    with pytest.raises(DataError, match="texts: expected a source, got none"):
+        calibrate_checkpoint(save_tiny(tmp_path, "qwen3_moe"), tokenizer=char_tokenizer(), **OPTIONS)

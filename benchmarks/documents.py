@@ -205,7 +205,7 @@ def _points(difference: Mapping[str, float] | None) -> str:
 
 def _conditions(records: Sequence[Record]) -> str:
     """Say on what machine, with which versions and at which commit the records were made."""
-    found = {}
+    found: dict[str, None] = {}
     for record in records:
         made = record.get("provenance", record)
         machine, versions = made["machine"], made["versions"]

@@ -1,0 +1,1 @@
+"""The open recipe of the bundled model: tokenizer, dense training, upcycling, MoE training, export."""

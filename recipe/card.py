@@ -1,0 +1,83 @@
+"""The model card: written from the settings and the log of the run, never by hand."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from recipe.settings import Settings
+
+RESULTS_MARK = "<!-- results -->"
+
+_CARD = """\
+---
+license: apache-2.0
+library_name: transformers
+pipeline_tag: text-generation
+---
+
+# abacus
+
+A small Mixture-of-Experts language model that works out questions with one right answer. It exists so that
+`sere` can be tried and tested on a trained model whose answers can be counted. It knows nothing else.
+
+Architecture `Qwen3MoeForCausalLM`: {layers} layers, hidden size {hidden_size}, {heads} heads ({kv_heads}
+of keys and values), {experts} experts of width {expert_width} in every layer, {top_k} of them per token,
+bfloat16.
+One token a character. A document is the question's prompt, which ends with a newline, its solution, and
+`<|end|>`; there is no BOS token.
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from sere.bundled import model_path
+
+tokenizer = AutoTokenizer.from_pretrained(model_path())
+model = AutoModelForCausalLM.from_pretrained(model_path())
+out = model.generate(**tokenizer("add 4821+957\\n", return_tensors="pt"))
+print(tokenizer.decode(out[0], skip_special_tokens=True))
+```
+
+## Training
+
+All data is made by the seeded generators of `sere.eval.tasks`; a digest of each prompt decides whether it
+belongs to training or test. A dense model was trained, upcycled, trained on, and trained with siblings
+exchanged (`recipe/README.md` says what and why), on {threads} CPU cores:
+
+| phase | steps | tokens | minutes | last loss |
+|---|---|---|---|---|
+{phases}
+
+Settings: `{settings}`
+
+```
+python -m recipe.train --out build/abacus
+python -m recipe.export --out build/abacus --to src/sere/bundled/abacus
+python -m recipe.evaluate src/sere/bundled/abacus --card
+```
+
+## Results
+
+{mark}
+"""
+
+
+def write_card(model: Path, settings: Settings, log: Sequence[dict[str, Any]]) -> None:
+    """Write ``README.md`` into the model's folder, without results."""
+    rows = []
+    for phase in dict.fromkeys(record["phase"] for record in log):
+        last = [record for record in log if record["phase"] == phase][-1]
+        minutes = last["seconds"] / 60
+        rows.append(f"| {phase} | {last['step']} | {last['tokens']:,} | {minutes:.0f} | {last['loss']:.3f} |")
+    given = asdict(settings)
+    card = _CARD.format(phases="\n".join(rows), settings=json.dumps(given), mark=RESULTS_MARK, **given)
+    (model / "README.md").write_text(card)
+
+
+def write_results(model: Path, results: str) -> None:
+    """Put the results in the place the card has for them, instead of earlier ones."""
+    path = model / "README.md"
+    before, _, _ = path.read_text().partition(RESULTS_MARK)
+    path.write_text(f"{before}{RESULTS_MARK}\n{results}\n")

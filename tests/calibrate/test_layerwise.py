@@ -13,6 +13,7 @@ from sere.calibrate import loading as loading_module
 from sere.calibrate.checkpoint import Checkpoint
 from sere.calibrate.in_memory import collect_in_memory
 from sere.calibrate.layerwise import collect_layerwise
+from sere.calibrate.runner import LayerRunner
 from sere.calibrate.skeleton import Skeleton
 from sere.calibrate.work import WorkFolder
 from sere.errors import DataError, InputError, UnsupportedModel
@@ -103,12 +104,22 @@ def test_no_tensor_of_a_layer_outlives_it(tmp_path: Path, monkeypatch: pytest.Mo
     assert alive == [0, 0, 0, 0]
 
 
-def test_files_are_closed_between_layers(tmp_path: Path) -> None:
-    """No shard of the checkpoint stays open or mapped behind a layer: mapped pages would count as memory."""
+def test_files_are_closed_once_a_layer_is_read(tmp_path: Path) -> None:
+    """While a layer is computed no shard is open or mapped: mapped pages would count as memory."""
     path = save_tiny(tmp_path, "qwen3_moe")
-    _by_layers(path, tmp_path / "work", "frobenius")
-    assert str(path) not in Path("/proc/self/maps").read_text(encoding="utf-8")
-    assert not [fd for fd in Path("/proc/self/fd").iterdir() if fd.exists() and path in fd.resolve().parents]
+    skeleton = Skeleton(Checkpoint(path))
+    with skeleton.checkpoint as files:
+        files.read(next(iter(files.files)))
+        assert _in_use(path)
+    with skeleton.loaded(0):
+        assert not _in_use(path)
+    assert not _in_use(path)
+
+
+def _in_use(path: Path) -> bool:
+    """Whether this process has a file of the folder open or mapped."""
+    opened = [str(fd.readlink()) for fd in Path("/proc/self/fd").iterdir() if fd.is_symlink()]
+    return any(str(path) in name for name in (*opened, Path("/proc/self/maps").read_text(encoding="utf-8")))
 
 
 class _StopHere(BaseException):
@@ -151,6 +162,30 @@ def test_interrupted_run_goes_on_and_ends_equal(
     assert loaded == list(range(layers, 4))
     assert resumed.fingerprint == whole.fingerprint
     assert not (tmp_path / "work").exists()
+
+
+def test_run_killed_within_a_layer_repeats_that_layer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Hidden states half written when a run was killed are not taken for whole ones."""
+    path = save_tiny(tmp_path, "qwen3_moe", num_hidden_layers=3)
+    arguments: dict[str, Any] = {"tokenizer": char_tokenizer(), "work_dir": tmp_path / "work"} | OPTIONS
+    run, calls = LayerRunner.run, []
+
+    def stopping(self: LayerRunner, index: int, *tensors: Any) -> torch.Tensor:
+        calls.append(index)
+        if calls == [0, 0, 1, 1]:  # the second of two batches of the second layer
+            raise _StopHere
+        return run(self, index, *tensors)
+
+    monkeypatch.setattr(LayerRunner, "run", stopping)
+    with pytest.raises(_StopHere):
+        calibrate_checkpoint(path, TEXTS, **arguments)
+    assert (tmp_path / "work" / "states-0002.bin").stat().st_size > 0
+    resumed = calibrate_checkpoint(path, TEXTS, **arguments)
+    assert calls == [0, 0, 1, 1, 1, 1, 2, 2]
+    whole = calibrate(path, char_tokenizer(), TEXTS, low_memory=False, **OPTIONS)
+    assert resumed.fingerprint == whole.fingerprint
 
 
 def test_work_folder_holds_one_layers_states(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -71,7 +71,8 @@ def weights(settings: Settings) -> np.ndarray:
     counts = [settings.docs_per_task] * len(TASK_NAMES) + [settings.english_docs]
     factors = [settings.emphasis.get(name, 1.0) for name in (*TASK_NAMES, "english")]
     each = np.repeat(np.array(factors), counts)
-    return each / each.sum()
+    odds: np.ndarray = each / each.sum()
+    return odds
 
 
 def steps(

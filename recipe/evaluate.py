@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -34,7 +35,7 @@ class TaskResult:
         """Half the width of the 95 % confidence interval in points (Agresti and Coull)."""
         n = self.count + 4
         p = (self.right + 2) / n
-        return 196 * (p * (1 - p) / n) ** 0.5
+        return 196 * math.sqrt(p * (1 - p) / n)
 
 
 @torch.inference_mode()

@@ -40,7 +40,7 @@ def dense_model(settings: Settings, tokenizer: PreTrainedTokenizerFast) -> Qwen3
     """Return a new dense model; its FFN is as wide as K experts together."""
     torch.manual_seed(settings.seed)
     return Qwen3ForCausalLM(
-        Qwen3Config(intermediate_size=settings.dense_width, **_shape(settings, tokenizer))  # type: ignore[arg-type]
+        Qwen3Config(intermediate_size=settings.dense_width, **_shape(settings, tokenizer))
     )
 
 
@@ -54,7 +54,7 @@ def moe_model(settings: Settings, tokenizer: PreTrainedTokenizerFast) -> Qwen3Mo
         num_experts_per_tok=settings.top_k,
         norm_topk_prob=True,
         router_aux_loss_coef=settings.balance,
-        **_shape(settings, tokenizer),  # type: ignore[arg-type]
+        **_shape(settings, tokenizer),
     )
     return Qwen3MoeForCausalLM(config)
 
@@ -129,7 +129,8 @@ def _router_rows(seen: Tensor, copies: int, settings: Settings, rng: torch.Gener
     def rows(count: int, std: float) -> Tensor:
         drawn = torch.randn(count, settings.hidden_size, generator=rng) @ whiten
         drawn -= (drawn @ mean)[:, None] * mean / mean.square().sum()
-        return drawn * (std / (seen @ drawn.T).std(0)[:, None])
+        scaled: Tensor = drawn * (std / (seen @ drawn.T).std(0)[:, None])
+        return scaled
 
     shared = rows(copies, settings.router_std).repeat_interleave(settings.top_k, dim=0)
     return shared + rows(len(shared), settings.router_jitter)

@@ -43,7 +43,7 @@ class Balance:
     def watch(self) -> None:
         """Collect each router's term of the loss on every forward."""
         for layer, router in enumerate(self.routers):
-            self.load.append(torch.ones(router.weight.shape[0]))  # type: ignore[arg-type,index,union-attr]
+            self.load.append(torch.ones(router.weight.shape[0]))  # type: ignore[arg-type,index]
             self.hooks.append(router.register_forward_hook(self._hook(layer)))
 
     def _hook(self, layer: int) -> Callable[..., None]:
@@ -147,7 +147,8 @@ class Run:
             )
             loss = loss / weight
             total += loss.item()
-            (loss + self.settings.balance * self.balance.take() / len(batches)).backward()
+            total_loss: Tensor = loss + self.settings.balance * self.balance.take() / len(batches)
+            total_loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         factor = rate(self.settings, self.phase, self.step)
         for opt in self.optimisers:

@@ -44,7 +44,8 @@ def ordering(rng: Random) -> Question:
 
 def brackets(rng: Random) -> Question:
     """Close the open brackets; the step lists those still open, outermost first."""
-    text, stack = "", []
+    text = ""
+    stack: list[str] = []
     length = rng.randint(10, 24)
     while len(text) < length or len(stack) < 4:
         if stack and rng.random() < (0.3 if len(stack) < 12 else 0.7):

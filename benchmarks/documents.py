@@ -159,7 +159,11 @@ def render(document: str) -> str:
     """Return a document's text with every block written anew."""
 
     def replace(match: re.Match[str]) -> str:
-        return f"{match.group(1)}\n{BLOCKS[match.group('name')]()}\n\n{match.group(3)}"
+        try:
+            text = BLOCKS[match.group("name")]()
+        except FileNotFoundError:
+            text = "*Not measured yet.*"
+        return f"{match.group(1)}\n{text}\n\n{match.group(3)}"
 
     return BLOCK.sub(replace, document)
 

@@ -89,6 +89,8 @@ def test_missing_file_is_named_at_once(tmp_path: Path) -> None:
     """A file that is not there is an error before anything is read, with its name."""
     with pytest.raises(DataError, match=r"no file .*nowhere\.jsonl; give a"):
         load_texts(tmp_path / "nowhere.jsonl")
+    with pytest.raises(DataError, match=r"no file nowhere\.csv; give a \.txt"):
+        load_texts("nowhere.csv")
 
 
 def test_folder_and_unknown_kind_are_refused(tmp_path: Path) -> None:

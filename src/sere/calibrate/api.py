@@ -129,14 +129,17 @@ def calibrate(
             options: dict[str, Any] = {"field": field, "split": split, "work_dir": work_dir}
             return _by_layers(path, tokenizer, texts, settings, isinstance(metric, str), **options)
         tokenizer = tokenizer or (load_tokenizer(path) if settings.needs_tokens else None)
-        model = load_model(path)
+        tokens = read_tokens(texts, tokenizer, settings, field, split)
+        model = load_model(path, progress)
+        layers = find_experts(model)
     elif low_memory or work_dir is not None:
         raise ConfigError(
             "low_memory and work_dir: expected a checkpoint's path, got a model that is in memory already"
         )
-    layers = find_experts(model)
-    refuse_rerouted(layers)
-    tokens = read_tokens(texts, tokenizer, settings, field, split)
+    else:
+        layers = find_experts(model)
+        refuse_rerouted(layers)
+        tokens = read_tokens(texts, tokenizer, settings, field, split)
     results = collect_in_memory(model, layers, tokens, settings)
     return make_tables(results, model, layers, tokens, settings, single=isinstance(metric, str))
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from sere.calibrate.skeleton import model_class
+from sere.calibrate.settings import Progress
+from sere.calibrate.skeleton import loading_bar, model_class
 from sere.errors import InputError, MissingDependency
 
 # Loading and calibrating needs more than the weights: activations, one chunk of outputs, the system.
@@ -38,8 +40,12 @@ def local_checkpoint(path: str | os.PathLike[str]) -> Path:
         raise InputError(f"model: no folder {path} and no hub model of this name: {error}") from error
 
 
-def load_model(path: Path) -> nn.Module:
+def load_model(path: Path, progress: Progress = True) -> nn.Module:
     """Load a checkpoint whole, in its own dtype.
+
+    Args:
+        path: The folder.
+        progress: True shows a bar on a terminal, "always" anywhere, False nowhere.
 
     Raises:
         InputError: Transformers cannot load it.
@@ -49,7 +55,8 @@ def load_model(path: Path) -> nn.Module:
 
     try:
         config = AutoConfig.from_pretrained(path)
-        model: nn.Module = model_class(config).from_pretrained(path, dtype="auto")
+        with loading_bar(shown=progress == "always" or (progress and sys.stderr.isatty())):
+            model: nn.Module = model_class(config).from_pretrained(path, dtype="auto")
     except (OSError, ValueError) as error:
         raise InputError(f"model: {path} cannot be loaded: {error}") from error
     return model

@@ -219,19 +219,30 @@ def _to_meta(module: nn.Module) -> None:
 
 
 @contextmanager
-def _one_by_one() -> Iterator[None]:
-    """Make Transformers read tensors when it converts them, not all at once in threads, and without a bar."""
+def loading_bar(*, shown: bool) -> Iterator[None]:
+    """Let Transformers show its progress bar while the block runs, or not."""
     from transformers.utils import logging
 
-    shown, name = logging.is_progress_bar_enabled(), "HF_DEACTIVATE_ASYNC_LOAD"
-    before = os.environ.get(name)
-    os.environ[name] = "1"
-    logging.disable_progress_bar()
+    before = logging.is_progress_bar_enabled()
+    if before and not shown:
+        logging.disable_progress_bar()
     try:
         yield
     finally:
-        if shown:
+        if before and not shown:
             logging.enable_progress_bar()
+
+
+@contextmanager
+def _one_by_one() -> Iterator[None]:
+    """Make Transformers read tensors when it converts them, not all at once in threads."""
+    name = "HF_DEACTIVATE_ASYNC_LOAD"
+    before = os.environ.get(name)
+    os.environ[name] = "1"
+    try:
+        with loading_bar(shown=False):
+            yield
+    finally:
         if before is None:
             del os.environ[name]
         else:

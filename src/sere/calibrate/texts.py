@@ -12,6 +12,8 @@ from typing import Any
 from sere.errors import DataError, MissingDependency
 
 SUFFIXES = (".txt", ".jsonl", ".parquet")
+# Names that end so are meant as files, and taken for a data set's name only by mistake.
+_FILE_LIKE = (*SUFFIXES, ".csv", ".tsv", ".json", ".md", ".gz", ".zip", ".zst")
 # A long text file is cut at line ends into documents of about this many characters, so that it can be
 # shuffled and never has to be in memory whole.
 _PIECE = 16_384
@@ -69,7 +71,7 @@ def _open(source: Source, field: str, split: str) -> Iterator[str]:
         raise DataError(f"texts: {path} is a folder; expected a {', '.join(SUFFIXES)} file")
     if path.is_file():
         return _read_file(path, field)
-    if path.suffix in SUFFIXES or path.is_absolute() or not isinstance(source, str):
+    if path.suffix in _FILE_LIKE or path.is_absolute() or not isinstance(source, str):
         raise DataError(f"texts: no file {path}; give a {', '.join(SUFFIXES)} file or a data set's name")
     return _read_data_set(source, field, split)
 

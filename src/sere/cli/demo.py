@@ -12,9 +12,9 @@ from sere.cli.output import add_json_flag, emit, say, table
 from sere.cli.parser import add_command
 
 # Chosen for the bundled model; `sere eval bundled` shows how others do.
-SETTINGS = ("sere:S=1,min_active=8", "sere:S=2")
+SETTINGS = ("sere:S=4,min_active=40,scale=true", "sere:S=2,scale=true", "random:S=2")
 # Batch size and questions: so many that the whole takes at most three minutes on two idle cores.
-ROUNDS = ((1, 48), (8, 192), (16, 384), (32, 480))
+ROUNDS = ((1, 10), (8, 48), (16, 96), (32, 128))
 
 _DETAILS = """Calibrates the model that comes with sere, decodes held-out questions at several batch sizes
 with re-routing off and on, and counts experts, time and right answers. Writes a picture, the table of

@@ -107,6 +107,8 @@ def demonstrate(
     return {
         "format": "sere-demo-1",
         "model": table.identity.name,
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "experts_implementation": getattr(model.config, "_experts_implementation", None),
         "E": table.identity.E,
         "K": table.identity.K,
         "table": {"fingerprint": table.fingerprint, "metric": table.metric, "num_tokens": table.num_tokens},

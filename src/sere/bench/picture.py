@@ -40,6 +40,8 @@ def draw(record: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
             "marker": _MARKERS[place % 6],
             "label": setting,
             "linewidth": 1.8,
+            # Controls and rivals are dashed, so that a line they cover still shows.
+            "linestyle": "-" if setting.startswith(("off", "sere")) else (0, (3, 3)),
         }
         _experts(left, cases, style)
         _times(right, cases, style)
@@ -48,6 +50,9 @@ def draw(record: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
     _axis(right, sizes, "time per output token, ms")
     right.legend(frameon=False, fontsize=9, loc="upper left")
     figure.suptitle(f"{record['model']}: decoding with re-routing off and on", fontsize=11)
+    figure.supxlabel(
+        "lines: medians; bands: 20th to 80th percentile of the steps", fontsize=8, color="#555555"
+    )
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=150, format=_format(path))
 

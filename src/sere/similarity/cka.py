@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sere.errors import DataError, InputError
-from sere.similarity.accumulator import Accumulator, as_layer, zeros
+from sere.similarity.accumulator import Accumulator, as_layer, blocks, cached_elements, zeros
 from sere.similarity.layer import LayerSimilarity
 
 KernelName = Literal["linear", "rbf", "polynomial"]
@@ -105,11 +105,17 @@ class CKA(Accumulator):
 
     def _hsic(self, window: Tensor) -> Tensor:
         """Return the inner products of the centred kernels of a window ``[E, w, H]``; ``[E, E]``, float64."""
+        E, w, H = window.shape
+        some = blocks(E, w * H, cached_elements(window.device))
+        flat = torch.cat([self._centred_kernels(window[part]).flatten(1) for part in some])
+        return flat @ flat.T
+
+    def _centred_kernels(self, window: Tensor) -> Tensor:
+        """Return the centred kernels of some experts' outputs ``[e, w, H]``; ``[e, w, w]``, float64."""
         kernels = KERNELS[self._kernel](window.to(self._dtype), **self._kernel_parameters)
         kernels -= kernels.mean(dim=2, keepdim=True)
         kernels -= kernels.mean(dim=1, keepdim=True)
-        flat = kernels.flatten(1)
-        return flat @ flat.T
+        return kernels
 
     def _similarity(self, sums: dict[str, Tensor]) -> LayerSimilarity:
         if self.tokens < 2:

@@ -9,7 +9,14 @@ import torch
 from torch import Tensor
 
 from sere.errors import InputError
-from sere.similarity.accumulator import SLICE_ELEMENTS, Accumulator, as_layer, zeros
+from sere.similarity.accumulator import (
+    SLICE_ELEMENTS,
+    Accumulator,
+    as_layer,
+    blocks,
+    cached_elements,
+    zeros,
+)
 from sere.similarity.layer import LayerSimilarity
 
 
@@ -29,23 +36,36 @@ class Cosine(Accumulator):
 
     def _add(self, outputs: Tensor, *_routing: Tensor) -> None:
         for part in self._slices(outputs):
-            rows = outputs[:, part].to(self._dtype, copy=True)
-            normalise(rows)
-            flat = rows.flatten(1)
-            self._sum("cosine", flat @ flat.T)
+            self._sum("cosine", self._cosines(outputs[:, part]))
+
+    def _cosines(self, outputs: Tensor) -> Tensor:
+        """Return the sum over the tokens of ``outputs [E, t, H]`` of all cosines, ``[E, E]``, float64."""
+        E, t, H = outputs.shape
+        total = zeros(E)
+        for part in blocks(t, E * H, cached_elements(outputs.device)):
+            flat = directions(outputs[:, part].to(self._dtype)).flatten(1)
+            total += (flat @ flat.T).cpu().double()
+        return total
 
     def _similarity(self, sums: dict[str, Tensor]) -> LayerSimilarity:
         return as_layer((1 + sums["cosine"] / self.tokens) / 2)
 
 
-def normalise(rows: Tensor) -> None:
-    """Divide the rows ``[..., H]`` by their norms, in place; zero rows stay zero.
+def directions(rows: Tensor) -> Tensor:
+    """Return the rows ``[..., H]`` divided by their norms; zero rows stay zero. ``rows`` is not modified.
 
-    They are first divided by their largest value, so that no square over- or underflows.
+    Rows whose squares may over- or underflow are first divided by their largest value.
     """
-    for order in (float("inf"), 2.0):
-        norm = torch.linalg.vector_norm(rows, ord=order, dim=-1, keepdim=True)
-        rows /= norm.masked_fill_(norm == 0, 1)
+    norm = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
+    limits = torch.finfo(rows.dtype)
+    # Squares that underflow stay below the rounding of the square of this norm, thousands of them too.
+    least = limits.tiny**0.5 / limits.eps
+    if bool(((norm > least) & (norm < limits.max)).all()):
+        return rows / norm
+    largest = torch.linalg.vector_norm(rows, ord=float("inf"), dim=-1, keepdim=True)
+    rows = rows / largest.masked_fill(largest == 0, 1)
+    norm = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
+    return rows / norm.masked_fill(norm == 0, 1)
 
 
 @torch.no_grad()

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sere.similarity.accumulator import Accumulator, as_layer, zeros
+from sere.similarity.accumulator import Accumulator, as_layer, blocks, cached_elements, zeros
 from sere.similarity.layer import LayerSimilarity
 
 # A similarity may be off by this much because of cancellation in the Gram form; pairs for which it could be
@@ -29,8 +29,8 @@ class Frobenius(Accumulator):
 
     def _add(self, outputs: Tensor, *_routing: Tensor) -> None:
         for part in self._slices(outputs):
-            rows = outputs[:, part].to(self._dtype, copy=True).flatten(1)
-            self._sum("squared_distance", squared_distances(rows))
+            rows = outputs[:, part].flatten(1)
+            self._sum("squared_distance", squared_distances(rows, self._dtype))
 
     def _similarity(self, sums: dict[str, Tensor]) -> LayerSimilarity:
         distance = sums["squared_distance"].sqrt()
@@ -38,7 +38,7 @@ class Frobenius(Accumulator):
         return as_layer(1 - distance / farthest if farthest > 0 else torch.ones_like(distance))
 
 
-def squared_distances(rows: Tensor, *, split: bool = True) -> Tensor:
+def squared_distances(rows: Tensor, dtype: torch.dtype, *, split: bool = True) -> Tensor:
     """Return the squared distances of all pairs of rows, accurate for near-identical rows too.
 
     The Gram form ``G_ii + G_jj - 2 G_ij`` loses what the rows have in common. Subtracting the mean row, which
@@ -46,24 +46,35 @@ def squared_distances(rows: Tensor, *, split: bool = True) -> Tensor:
     computed again among themselves.
 
     Args:
-        rows: ``[E, n]``, float32 or float64. Overwritten.
+        rows: ``[E, n]``, floating point. Not modified.
+        dtype: Of the products: float32 or float64.
         split: Whether close rows may be taken as groups with a mean of their own, rather than by pairs.
 
     Returns:
         ``[E, E]``, float64, on the CPU; at least 0, symmetric, diagonal 0.
     """
-    rows -= rows.mean(dim=0)
-    gram = (rows @ rows.T).cpu().double()
+    gram = _centred_gram(rows, dtype)
     norms = gram.diagonal()
     squared = (norms[:, None] + norms[None, :] - gram - gram.T).clamp_(min=0).fill_diagonal_(0)
-    close = _cancelled(squared, norms, 2 * torch.finfo(rows.dtype).eps)
+    close = _cancelled(squared, norms, 2 * torch.finfo(dtype).eps)
     for group in _groups(close):
         if split and len(group) < len(rows):
             at = torch.tensor(group)
-            squared[at[:, None], at] = squared_distances(rows[at.to(rows.device)], split=False)
+            squared[at[:, None], at] = squared_distances(rows[at.to(rows.device)], dtype, split=False)
         else:
-            _replace_pairs(squared, rows, group, close)
+            _replace_pairs(squared, rows.to(dtype), group, close)
     return squared
+
+
+def _centred_gram(rows: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return the inner products of the rows less their mean row, ``[E, E]``, float64, on the CPU."""
+    E, n = rows.shape
+    gram = torch.zeros(E, E, dtype=torch.float64, device="cpu" if rows.device.type == "mps" else rows.device)
+    for part in blocks(n, E, cached_elements(rows.device)):
+        block = rows[:, part].to(dtype)
+        centred = block - block.mean(dim=0)
+        gram += (centred @ centred.T).to(gram.device, torch.float64)
+    return gram.cpu()
 
 
 def _cancelled(squared: Tensor, norms: Tensor, rounding: float) -> Tensor:

@@ -15,9 +15,10 @@ from sere.similarity.layer import LayerSimilarity
 # Outputs are taken in slices of at most this many elements, so that an update needs no second copy of its
 # input. Each slice is checked on the host.
 SLICE_ELEMENTS = 2**22
-# Within a slice, a CPU works on blocks that stay in its cache between the passes over them: of 2^17 to 2^22
-# elements, these took the least time (E = 64 and 128, H = 2048).
-CACHED_ELEMENTS = 2**19
+# Within a slice, a CPU works on blocks that stay in its cache between the passes over them: of 2^16 to 2^22
+# elements, about 2^19 took the least time (E = 64 and 128, H = 2048). Not a power of two itself: rows that
+# far apart compete for the same sets of the cache, which doubled the time.
+CACHED_ELEMENTS = 2**19 + 2**10
 
 
 class Accumulator(ABC):

@@ -43,9 +43,9 @@ def demo() -> str:
 
 def eval_overall() -> str:
     """All tasks together: SERE, its control and the rivals."""
-    record = _json("eval.json")
+    records = [_json("eval-b1.json"), _json("eval.json")]
     rows = []
-    for case in record["cases"]:
+    for case in sorted(_cases(records), key=lambda case: case["batch_size"]):
         everything, experts, text = case["tasks"]["all"], case["experts"], case["text"]
         rows.append(
             [
@@ -66,7 +66,25 @@ def eval_overall() -> str:
         "perplexity",
         "KL",
     ]
-    return _table(rows, headers) + _conditions([record])
+    return _table(rows, headers) + _conditions(records)
+
+
+def eval_metrics() -> str:
+    """The same settings with similarities of other metrics."""
+    records = {"projection": _json("eval.json")}
+    records |= {metric: _json(f"eval-{metric}.json") for metric in ("frobenius", "cosine")}
+    rows = [
+        [
+            case["batch_size"], metric, f"`{case['setting']}`", f"{case['experts']['after']:.1f}",
+            f"{100 * everything['share']['value']:.1f}", _points(everything.get("difference")),
+        ]
+        for metric, record in records.items()
+        for case in record["cases"]
+        if case["setting"].startswith("sere:") and "min_active" not in case["setting"]
+        for everything in [case["tasks"]["all"]]
+    ]  # fmt: skip
+    headers = ["batch", "similarity", "setting", "distinct experts", "right, %", "to off, points"]
+    return _table(sorted(rows, key=lambda row: (row[0], row[2])), headers)
 
 
 def eval_tasks() -> str:
@@ -79,23 +97,23 @@ def eval_tasks() -> str:
             f"`{case['setting']}`",
             *(f"{100 * case['tasks'][name]['share']['value']:.1f}" for name in names),
         ]
-        for case in record["cases"]
+        for case in sorted(record["cases"], key=lambda case: case["batch_size"])
     ]
     return _table(rows, ["batch", "setting", *names])
 
 
 def reroute() -> str:
-    """Microseconds a call of re-routing."""
-    records = _lines("reroute.jsonl")
+    """Microseconds a call of re-routing with one primary slot a row; the record has S = 2 too."""
+    records = [one for one in _lines("reroute.jsonl") if one["config"]["select_top_k"] == 1]
     rows = [
         [
-            config["model"], config["E"], config["K"], config["T"], config["select_top_k"], config["backend"],
+            config["model"], config["E"], config["K"], config["T"], config["backend"],
             f"{record['median']:.1f}", f"{record['p20']:.1f} to {record['p80']:.1f}",
         ]
         for record in records
         for config in [record["config"]]
     ]  # fmt: skip
-    headers = ["shape of", "E", "K", "rows", "S", "backend", "median, µs", "p20 to p80"]
+    headers = ["shape of", "E", "K", "rows", "backend", "median, µs", "p20 to p80"]
     return _table(rows, headers) + _conditions(records)
 
 
@@ -104,7 +122,7 @@ def bench() -> str:
     records = _lines("bench.jsonl")
     rows = [
         [
-            record["subject"]["name"], record["batch_size"], f"`{record['setting']}`",
+            record["subject"]["model"], record["batch_size"], f"`{record['setting']}`",
             f"{record['experts']['before']:.1f} → {record['experts']['after']:.1f}",
             f"{record['tpot_ms']['p50']:.1f}", f"{1 / record['ratio_to_off']['p50']:.2f}x",
             "" if record["hook"] is None else f"{record['hook']['ms_per_step']:.2f}",
@@ -122,12 +140,15 @@ def similarity() -> str:
         [
             record["metric"], record["E"], record["T"], record["H"],
             f"{record['pair_loop_ms']['median']:.0f}",
-            f"{record['accumulator_ms']['median']:.1f}", f"{record['ratio']:.0f}x",
-            f"{record['max_abs_error']:.1e}",
+            f"{record['accumulator_ms']['median']:.1f}", f"{record['ratio']:.1f}x",
+            f"{record['gram_ms']['median']:.1f}", f"{record['max_abs_error']:.1e}",
         ]
         for record in records
     ]  # fmt: skip
-    headers = ["metric", "E", "T", "H", "pair loop, ms", "accumulator, ms", "faster", "greatest difference"]
+    headers = [
+        "metric", "E", "T", "H", "pair loop, ms", "accumulator, ms", "faster", "Gram product alone, ms",
+        "greatest difference",
+    ]  # fmt: skip
     return _table(rows, headers) + _conditions(records)
 
 
@@ -147,6 +168,7 @@ def calibrate_large() -> str:
 BLOCKS: Mapping[str, Callable[[], str]] = {
     "demo": demo,
     "eval-overall": eval_overall,
+    "eval-metrics": eval_metrics,
     "eval-tasks": eval_tasks,
     "reroute": reroute,
     "bench": bench,
@@ -186,6 +208,10 @@ def main() -> int:
                 temporary.write_text(new, encoding="utf-8")
     print(f"{'out of date' if check else 'written'}: {', '.join(stale) or 'none'}")
     return int(check and bool(stale))
+
+
+def _cases(records: Sequence[Record]) -> list[Any]:
+    return [case for record in records for case in record["cases"]]
 
 
 def _json(name: str) -> Any:

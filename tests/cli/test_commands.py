@@ -75,6 +75,7 @@ def test_eval_prints_two_tables(
         (["--setting", "off", "--questions", "0"], "expected at least 1 per task, got 0"),
         (["--setting", "off", "--batch-size", "0"], "expected batch sizes of at least 1, got [0]"),
         (["--table", "nowhere.safetensors"], "nowhere.safetensors"),
+        (["--setting", "off", "--metric", "cosine"], "--metric: a table that is given has its metric"),
         (["--setting", "off", "--device", "nonsense"], "--device nonsense: not usable here"),
     ],
 )

@@ -11,7 +11,7 @@ from torch import Tensor
 from sere.errors import ConfigError, InputError
 from sere.policies import Lynx, Oea, Off, RandomReroute, TopK, XShare
 from sere.policies.rows import Rival
-from sere.reroute import COUNTERS, Routing
+from sere.reroute import COUNTERS, Routing, reroute
 
 E, K = 6, 3
 # Three rows, weights of a softmax router without normalisation. By weight: row 0 wants 0, 1, 2; row 1 wants
@@ -110,6 +110,16 @@ def test_random_moves_secondary_slots_to_primary_experts_only() -> None:
     assert torch.equal(result.weights, weights)
 
 
+def test_random_leaves_the_experts_that_sere_leaves_at_equal_settings() -> None:
+    """With a floor, too, the active set is SERE's at threshold 0: only who takes over differs."""
+    ids, weights = chosen(PROBABILITIES)
+    for min_active in (0, 2, 3, 4, 9):
+        result = run(RandomReroute(1, min_active=min_active))
+        sere = reroute(ids, weights, torch.ones(6, 6), select_top_k=1, min_active=min_active)
+        assert set(result.ids.flatten().tolist()) == set(sere.ids.flatten().tolist())
+    assert len(set(result.ids.flatten().tolist())) == 6
+
+
 def test_random_is_seeded_uniform_and_different_at_each_step() -> None:
     """Equal seeds agree step by step; another seed does not; over many draws each primary is as likely."""
     ids = torch.arange(8).repeat(64, 1)
@@ -130,7 +140,17 @@ def test_random_is_seeded_uniform_and_different_at_each_step() -> None:
     assert (drawn[:4] - 1280).abs().max() < 155
 
 
-RIVALS = [Off(), TopK(1), TopK(2), RandomReroute(1), RandomReroute(2), Oea(1), Oea(2), XShare(1), XShare(4)]
+RIVALS = [
+    Off(),
+    TopK(1),
+    TopK(2),
+    RandomReroute(1),
+    RandomReroute(2, min_active=3),
+    Oea(1),
+    Oea(2),
+    XShare(1),
+    XShare(4),
+]
 RIVALS += [Lynx(0.3), Lynx(0.7)]
 NAMES = [f"{r.name}-{i}" for i, r in enumerate(RIVALS)]
 
@@ -309,6 +329,7 @@ def test_refilled_weights_are_those_of_the_router(
         (lambda: Oea(True), "select_top_k: expected an integer of at least 1, got True"),
         (lambda: XShare(1.5), "budget: expected an integer of at least 1, got 1.5"),  # type: ignore[arg-type]
         (lambda: Lynx(1.0), "drop_share: expected a number of at least 0 and below 1, got 1.0"),
+        (lambda: RandomReroute(1, min_active=-1), "min_active: expected an integer of at least 1, got -1"),
         (lambda: RandomReroute(1, seed="a"), "seed: expected an integer, got 'a'"),  # type: ignore[arg-type]
     ],
 )
@@ -336,7 +357,7 @@ def test_settings_are_described() -> None:
     ] == [
         {"policy": "off"},
         {"policy": "topk", "select_top_k": 2},
-        {"policy": "random", "select_top_k": 1, "seed": 4},
+        {"policy": "random", "select_top_k": 1, "min_active": 0, "seed": 4},
         {"policy": "oea", "select_top_k": 2},
         {"policy": "xshare", "budget": 9},
         {"policy": "lynx", "drop_share": 0.25},

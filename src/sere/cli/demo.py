@@ -12,7 +12,12 @@ from sere.cli.output import add_json_flag, emit, say, table
 from sere.cli.parser import add_command
 
 # Chosen for the bundled model; `sere eval bundled` shows how others do.
-SETTINGS = ("sere:S=4,min_active=40,scale=true", "sere:S=2,scale=true", "random:S=2")
+SETTINGS = (
+    "sere:S=2,min_active=32,scale=true",
+    "sere:S=1,min_active=24,scale=true",
+    "random:S=1,min_active=24",
+    "topk:S=4",
+)
 # Batch size and questions: so many that the whole takes at most three minutes on two idle cores.
 ROUNDS = ((1, 10), (8, 60), (16, 160), (32, 240))
 

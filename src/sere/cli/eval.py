@@ -37,6 +37,10 @@ def add(subparsers: Any) -> None:
         "--table", metavar="FILE", help=f"similarity table (for '{BUNDLED}': calibrates if none is given)"
     )
     parser.add_argument(
+        "--metric", metavar="NAME",
+        help=f"of the table calibrated for '{BUNDLED}' (default: projection)",
+    )  # fmt: skip
+    parser.add_argument(
         "--setting", action="append", metavar="SETTING",
         help=f"repeatable; off is always there (default: {' '.join(_DEFAULT_SETTINGS)})",
     )  # fmt: skip
@@ -61,6 +65,10 @@ def run(args: argparse.Namespace) -> int:
     settings = parse_settings(args.setting or _DEFAULT_SETTINGS)
     if args.table is None and args.model != BUNDLED and any(setting.needs_table for setting in settings):
         raise ConfigError("--table: sere settings need a similarity table; make one with sere calibrate")
+    if args.metric is not None and (args.table is not None or args.model != BUNDLED):
+        raise ConfigError(
+            f"--metric: a table that is given has its metric; only for '{BUNDLED}' without --table"
+        )
     record = _evaluate(args, settings)
     if args.out is not None:
         from sere.files import write_json
@@ -101,7 +109,7 @@ def _table(args: argparse.Namespace, model: Any, tokenizer: Any) -> Any:
     from sere.eval.calibration import calibrate_on_tasks
 
     say("no --table: calibrating the bundled model")
-    return calibrate_on_tasks(model, tokenizer, seed=args.seed)
+    return calibrate_on_tasks(model, tokenizer, metric=args.metric or "projection", seed=args.seed)
 
 
 def render(record: Mapping[str, Any]) -> str:

@@ -28,7 +28,7 @@ _KINDS: Mapping[str, Mapping[str, Callable[[str], Any]]] = {
         "select_top_k": int, "threshold": float, "min_active": int, "targets": str, "merge": str,
         "use_scale": _boolean, "backend": str,
     },
-    "random": {"select_top_k": int, "seed": int},
+    "random": {"select_top_k": int, "min_active": int, "seed": int},
     "topk": {"select_top_k": int},
     "oea": {"select_top_k": int},
     "xshare": {"budget": int},

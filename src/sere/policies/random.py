@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from sere.errors import ConfigError
-from sere.policies.rows import Choice, SlotRival, finish, heaviest, occurring
+from sere.policies.rows import Choice, SlotRival, check_count, finish, heaviest, occurring
 from sere.reroute import Routing
+from sere.reroute.batch import fill_up
 
 # Constants of splitmix64 as signed numbers (Steele, Lea and Flood 2014, doi 10.1145/2660193.2660195).
 _STEP, _MIX_1, _MIX_2 = -7046029254386353131, -4658895280553007687, -7723592293110705685
@@ -26,16 +27,19 @@ class RandomReroute(SlotRival):
 
     Args:
         select_top_k: S, slots per row that are primary, at least 1.
+        min_active: Least size of the primary set, as in SERE: at equal settings both leave the same experts.
         seed: Of the random choices.
 
     Raises:
-        ConfigError: ``select_top_k`` is no integer of at least 1, or ``seed`` no integer.
+        ConfigError: ``select_top_k`` is no integer of at least 1, ``min_active`` none of at least 0, or
+            ``seed`` no integer.
     """
 
     name: ClassVar[str] = "random"
 
-    def __init__(self, select_top_k: int, *, seed: int = 0) -> None:
+    def __init__(self, select_top_k: int, *, min_active: int = 0, seed: int = 0) -> None:
         super().__init__(select_top_k)
+        self.min_active = min_active and check_count("min_active", min_active)
         if not isinstance(seed, int) or isinstance(seed, bool):
             raise ConfigError(f"seed: expected an integer, got {seed!r}")
         self.seed = seed
@@ -43,7 +47,7 @@ class RandomReroute(SlotRival):
 
     def describe(self) -> dict[str, Any]:
         """Return the settings, JSON-ready."""
-        return super().describe() | {"seed": self.seed}
+        return super().describe() | {"min_active": self.min_active, "seed": self.seed}
 
     def plan(self, layer: int, device: torch.device) -> Tensor:
         """Return the layer's step counter on a device, made at the first call."""
@@ -57,6 +61,9 @@ class RandomReroute(SlotRival):
         """Draw a primary expert for every secondary slot."""
         rows, ids = step.rows, step.ids
         primary = occurring(step, heaviest(step, self.select_top_k))
+        if self.min_active:
+            wanted = occurring(step, rows.valid)
+            primary = primary | fill_up(primary, wanted, ids, step.weights, rows.valid, self.min_active)
         number = self.plan(step.layer, ids.device)
         number.add_(1)
         listed = primary.long().argsort(descending=True, stable=True)

@@ -47,3 +47,32 @@ def weight_ranks(weights: Tensor, valid: Tensor) -> Tensor:
     slot = torch.arange(weights.shape[1], device=weights.device)
     before = (other > mine) | ((other == mine) & (slot[None, :] < slot[:, None]))
     return (before & valid[:, None, :]).sum(dim=2)
+
+
+def fill_up(
+    primary: Tensor, occurring: Tensor, ids: Tensor, weights: Tensor, valid: Tensor, min_active: int
+) -> Tensor:
+    """Return the experts that join P so that it has ``min_active``, ``[E]`` bool.
+
+    They join in the order of their summed weight, ties to the lower id; integer sums, so that the order of
+    addition changes nothing.
+
+    Args:
+        primary: P, ``[E]``, bool.
+        occurring: The experts of valid slots, ``[E]``, bool.
+        ids: ``[T, K]``, integers.
+        weights: ``[T, K]``, floating point.
+        valid: ``[T, K]``, bool: slots that count.
+        min_active: Least size of P.
+
+    Source: METHOD.md section 4, step 3.
+    """
+    E = primary.shape[0]
+    mass = torch.zeros(E + 1, dtype=torch.int64, device=ids.device)
+    units = torch.where(valid, torch.round(weights.double() * 2**24), 0).long()
+    mass = mass.scatter_add(0, torch.where(valid, ids.long(), E).flatten(), units.flatten())[:E]
+    candidate = occurring & ~primary
+    lightest = torch.iinfo(torch.int64).min
+    by_mass = torch.where(candidate, mass, lightest).sort(descending=True, stable=True).indices
+    place = torch.empty_like(by_mass).scatter(0, by_mass, torch.arange(E, device=ids.device))
+    return candidate & (place < min_active - primary.sum())

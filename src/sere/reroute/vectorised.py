@@ -9,10 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sere.reroute.batch import members, real_rows, weight_ranks
+from sere.reroute.batch import fill_up, members, real_rows, weight_ranks
 from sere.reroute.types import Neighbours, Rules
-
-LIGHTEST = torch.iinfo(torch.int64).min
 
 
 def run(
@@ -39,7 +37,7 @@ def run(
     occurring = members(ids, valid, E)
     primary = members(ids, kept, E) | (neighbours.keep & occurring)
     if rules.min_active > 0:
-        primary = primary | _fill_up(primary, occurring, ids, topk_weights, valid, rules.min_active)
+        primary = primary | fill_up(primary, occurring, ids, topk_weights, valid, rules.min_active)
 
     secondary = occurring & ~primary
     best = _best_position(neighbours, primary)
@@ -73,20 +71,6 @@ def run(
     # P empty: nothing changes, padding rows included.
     new_ids = torch.where(some_primary, new_ids, ids).to(topk_ids.dtype)
     return new_ids, torch.where(some_primary, new_weights, topk_weights).to(topk_weights.dtype)
-
-
-def _fill_up(
-    primary: Tensor, occurring: Tensor, ids: Tensor, weights: Tensor, valid: Tensor, min_active: int
-) -> Tensor:
-    """The experts that join P so that it has ``min_active``; integer sums, so that no order matters."""
-    E = primary.shape[0]
-    mass = torch.zeros(E + 1, dtype=torch.int64, device=ids.device)
-    units = torch.where(valid, torch.round(weights.double() * 2**24), 0).long()
-    mass = mass.scatter_add(0, torch.where(valid, ids, E).flatten(), units.flatten())[:E]
-    candidate = occurring & ~primary
-    by_mass = torch.where(candidate, mass, LIGHTEST).sort(descending=True, stable=True).indices
-    place = torch.empty_like(by_mass).scatter(0, by_mass, torch.arange(E, device=ids.device))
-    return candidate & (place < min_active - primary.sum())
 
 
 def _best_position(neighbours: Neighbours, candidates: Tensor) -> Tensor:

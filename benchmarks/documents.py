@@ -43,7 +43,7 @@ def demo() -> str:
 
 def eval_overall() -> str:
     """All tasks together: SERE, its control and the rivals."""
-    records = [_json("eval-b1.json"), _json("eval.json")]
+    records = [_json("eval-small.json"), _json("eval.json")]
     rows = []
     for case in sorted(_cases(records), key=lambda case: case["batch_size"]):
         everything, experts, text = case["tasks"]["all"], case["experts"], case["text"]

@@ -5,13 +5,37 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+import pytest
 import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
 from sere.reroute import COUNTERS, Routing, reroute
 
-BACKENDS = ("reference", "torch", "cpu")
+from .shim.build import COMPILER, NO_COMPILER
+
+NO_DEVICE = "no CUDA device here: `make gpu-test` runs this on a machine that has one"
+# "shim" is the cuda backend with its kernel's own source run on the CPU, "cuda" the same on a device.
+BACKENDS = (
+    "reference",
+    "torch",
+    "cpu",
+    pytest.param("shim", marks=pytest.mark.skipif(COMPILER is None, reason=NO_COMPILER)),
+    pytest.param(
+        "cuda", marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason=NO_DEVICE)]
+    ),
+)
+FAST = BACKENDS[1:]
+
+
+def name_of(backend: str) -> str:
+    """What ``backend=`` calls a backend of the tests."""
+    return "cuda" if backend == "shim" else backend
+
+
+def device_of(backend: str) -> torch.device:
+    """Where the tensors of a backend live."""
+    return torch.device("cuda" if backend == "cuda" else "cpu")
 
 
 @dataclass
@@ -25,9 +49,14 @@ class Case:
 
     def run(self, backend: str, **changes: Any) -> tuple[Routing, Tensor]:
         """Route; return the routing and the counters."""
-        counters = torch.zeros(len(COUNTERS), dtype=torch.int64)
-        options = {"counters": counters, "backend": backend} | self.options | changes
-        return reroute(self.ids, self.weights, self.similarity, **options), counters
+        device = device_of(backend)
+        counters = torch.zeros(len(COUNTERS), dtype=torch.int64, device=device)
+        options = {"counters": counters, "backend": name_of(backend)} | self.options | changes
+        options = {
+            name: value.to(device) if isinstance(value, Tensor) else value for name, value in options.items()
+        }
+        routing = reroute(self.ids.to(device), self.weights.to(device), self.similarity, **options)
+        return Routing(routing.ids.cpu(), routing.weights.cpu()), counters.cpu()
 
 
 def similarity_matrix(E: int, seed: int, *, levels: int | None = None) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -53,8 +54,13 @@ def launch(prepared: Launch, _: torch.device, *, blocks: int = 0, threads: int =
     assert why is None, why.decode()
 
 
-@cache
-def _library() -> Callable[..., bytes | None]:
-    function = ctypes.CDLL(str(build("library.cpp", "-O2", "-shared", "-fPIC"))).shim_launch
+def open_library(path: Path) -> Callable[..., bytes | None]:
+    """Return the function of a library that runs a launch."""
+    function = ctypes.CDLL(str(path)).shim_launch
     function.restype = ctypes.c_char_p
     return function  # type: ignore[no-any-return]
+
+
+@cache
+def _library() -> Callable[..., bytes | None]:
+    return open_library(build("library.cpp", "-O2", "-shared", "-fPIC"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 import subprocess
 from functools import cache
@@ -19,23 +20,34 @@ FLAGS = ("-std=c++20", "-g", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragma
 
 
 @cache
-def build(main: str, *flags: str) -> Path:
+def build(main: str, *flags: str, kernel: Path = SOURCE.parent) -> Path:
     """Return what g++ makes of ``main`` and the kernel; kept until either or the flags change.
 
     Args:
         main: A file of this folder.
         flags: Further flags.
+        kernel: The folder of the kernel's source.
     """
     assert COMPILER is not None, NO_COMPILER
-    parts = sorted([*HERE.glob("*.?pp"), *SOURCE.parent.glob("*.cu*")])
+    parts = sorted([*HERE.glob("*.?pp"), *kernel.glob("*.cu*")])
     digest = hashlib.sha256(repr((main, FLAGS, flags)).encode())
     for part in parts:
         digest.update(part.read_bytes())
     path = CACHE / f"{Path(main).stem}-{digest.hexdigest()[:20]}.so"
     if not path.exists():
         with atomic_path(path) as temporary:
-            command = [COMPILER, *FLAGS, *flags, f"-I{SOURCE.parent}", str(HERE / main), "-o", str(temporary)]
+            command = [COMPILER, *FLAGS, *flags, f"-I{kernel}", str(HERE / main), "-o", str(temporary)]
             run = subprocess.run(command, capture_output=True, text=True, check=False)
             assert run.returncode == 0, run.stderr
         path.chmod(0o755)
     return path
+
+
+@cache
+def no_sanitizer() -> str | None:
+    """Return why ThreadSanitizer cannot be used here, or None."""
+    if COMPILER is None:
+        return NO_COMPILER
+    command = [COMPILER, "-fsanitize=thread", "-x", "c++", "-", "-o", os.devnull]
+    run = subprocess.run(command, input="int main() {}", capture_output=True, text=True, check=False)
+    return None if run.returncode == 0 else "g++ is here without ThreadSanitizer's library"

@@ -15,6 +15,7 @@ SERE_INLINE void merge_row(const Call<Id, W>& call, const Thread& thread, Outcom
     const int lanes = 1 << call.lane_bits, slot = Slot<Id, W>::of(call, thread);
     const unsigned members = __ballot_sync(ALL_LANES, mine.merging) >> (thread.lane - slot);
     double sum = mine.weight;
+#pragma unroll 1
     for (int other = 0; other < call.K; ++other) {
         const int expert = __shfl_sync(ALL_LANES, mine.expert, other, lanes);
         const double weight = __shfl_sync(ALL_LANES, mine.weight, other, lanes);
@@ -33,9 +34,11 @@ SERE_INLINE void fill_distinct(const Call<Id, W>& call, const Thread& thread, co
     const bool holds = !mine.freed && mine.expert >= 0;
     const int place = holds ? block.place[mine.expert] : 255;
     unsigned taken = place < 32 ? 1u << place : 0;
+#pragma unroll 1
     for (int step = 1; step < lanes; step *= 2) taken |= __shfl_xor_sync(ALL_LANES, taken, step);
     const int active = block.primaries + block.criticals;
     unsigned unused = ~taken & (active < 32 ? (1u << active) - 1 : ~0u);
+#pragma unroll 1
     for (int before = bits_below(freed, slot); before > 0; --before) unused &= unused - 1;
     if (mine.freed && unused != 0) mine.expert = block.lowest_active[__ffs(unused) - 1];
 }
@@ -99,10 +102,10 @@ SERE_INLINE void reroute(const Call<Id, W>& call, Block& block) {
     __syncthreads();
     if (block.primaries < call.min_active) fill_up(call, thread, block, N);
     const bool some = block.primaries > 0;
-    choose_targets<false>(call, thread, block, ahead);
-    __syncthreads();
-    if (call.given & ACTIVE_TARGETS) {
-        choose_targets<true>(call, thread, block, ahead);
+    const int passes = call.given & ACTIVE_TARGETS ? 2 : 1;
+#pragma unroll 1
+    for (int pass = 0; pass < passes; ++pass) {
+        choose_targets(call, thread, block, ahead, pass > 0);
         __syncthreads();
     }
     if (call.merge == MERGE_DISTINCT) list_active(call, thread, block);
@@ -110,6 +113,7 @@ SERE_INLINE void reroute(const Call<Id, W>& call, Block& block) {
     const int place = blockIdx.x * thread.warps + thread.warp;
     const int stride = static_cast<int>(gridDim.x) * thread.warps * rows;
     int moved = 0;
+#pragma unroll 1
     for (int row = place * rows; row < call.T; row += stride) {
         const Slot<Id, W> slot = Slot<Id, W>::read(call, thread, row, N);
         if (some) {

@@ -7,6 +7,7 @@ SERE_INLINE int bits_below(unsigned bits, int place) { return __popc(bits & ((1u
 // Nothing counted, no expert marked, every expert its own target.
 template <class Id, class W>
 SERE_INLINE void clear(const Call<Id, W>& call, const Thread& thread, Block& block) {
+#pragma unroll 1
     for (int e = thread.index; e < call.E; e += thread.threads) {
         block.occurs[e] = block.primary[e] = block.critical[e] = 0;
         block.keep[e] = call.keep[e];
@@ -24,6 +25,7 @@ template <class Id, class W>
 SERE_INLINE void vote(const Call<Id, W>& call, const Thread& thread, Block& block, Slot<Id, W> next, int N) {
     const int rows = 32 >> call.lane_bits, slot = Slot<Id, W>::of(call, thread);
     int real = 0, valid = 0;
+#pragma unroll 1
     for (int row = thread.warp * rows; row < call.T; row += thread.warps * rows) {
         const Slot<Id, W> mine = next;
         next = Slot<Id, W>::read(call, thread, row + thread.warps * rows, N);
@@ -49,6 +51,7 @@ SERE_INLINE void vote(const Call<Id, W>& call, const Thread& thread, Block& bloc
 // Count the marks; find the lowest primary expert.
 template <class Id, class W>
 SERE_INLINE void take_census(const Call<Id, W>& call, const Thread& thread, Block& block) {
+#pragma unroll 1
     for (int first = thread.warp * 32; first < call.E; first += thread.threads) {
         const int e = first + thread.lane;
         const unsigned occurring = __ballot_sync(ALL_LANES, e < call.E && block.occurs[e]);
@@ -65,10 +68,12 @@ template <class Id, class W>
 SERE_INLINE void fill_up(const Call<Id, W>& call, const Thread& thread, Block& block, int N) {
     const long long none = -0x7fffffffffffffffLL - 1;
     const int wanted = call.min_active - block.primaries, rows = 32 >> call.lane_bits;
+#pragma unroll 1
     for (int e = thread.index; e < call.E; e += thread.threads) {
         block.mass[e] = block.occurs[e] && !block.primary[e] ? 0 : none;
     }
     __syncthreads();
+#pragma unroll 1
     for (int row = thread.warp * rows; row < call.T; row += thread.warps * rows) {
         const Slot<Id, W> mine = Slot<Id, W>::read(call, thread, row, N);
         if (!mine.valid || block.primary[mine.id]) continue;
@@ -76,10 +81,12 @@ SERE_INLINE void fill_up(const Call<Id, W>& call, const Thread& thread, Block& b
                   static_cast<unsigned long long>(mass_units(W::read(mine.bits))));
     }
     __syncthreads();
+#pragma unroll 1
     for (int e = thread.warp; e < call.E; e += thread.warps) {
         const long long mass = block.mass[e];
         if (mass == none) continue;
         int heavier = 0;
+#pragma unroll 1
         for (int first = 0; first < call.E; first += 32) {
             const int other = first + thread.lane;
             const long long theirs = other < call.E ? block.mass[other] : none;
@@ -111,40 +118,62 @@ struct Ahead {
     }
 };
 
-// The most similar candidate of expert e at or above the threshold, or -1; a warp looks at 32 neighbours at once.
-template <bool ACTIVE, class Id, class W>
-SERE_INLINE int most_similar(
-    const Call<Id, W>& call, const Thread& thread, const Block& block, int e, int neighbour, int count
-) {
-    for (int first = 0; first < count; first += 32) {
-        const bool listed = first + thread.lane < count;
-        if (first > 0) neighbour = listed ? call.order[e * call.E + first + thread.lane] : 0;
-        const bool candidate = block.primary[neighbour] || (ACTIVE && block.critical[neighbour]);
-        const unsigned found = __ballot_sync(ALL_LANES, listed && candidate);
-        if (found != 0) return __shfl_sync(ALL_LANES, neighbour, __ffs(found) - 1);
-    }
-    return -1;
+// Whether an expert may take over slots: in P, or in C once that is known.
+SERE_INLINE bool is_candidate(const Block& block, int e, bool active) {
+    return block.primary[e] || (active && block.critical[e]);
 }
 
-// Steps 4 and 5: with ACTIVE false, each secondary expert's target in P, or its mark as critical;
-// with ACTIVE true, the targets again, in P and C.
-template <bool ACTIVE, class Id, class W>
-SERE_INLINE void choose_targets(const Call<Id, W>& call, const Thread& thread, Block& block, Ahead& ahead) {
+// Which of a warp's next experts need a target: bit i for expert start + i * warps.
+template <class Id, class W>
+SERE_INLINE unsigned searching(
+    const Call<Id, W>& call, const Thread& thread, const Block& block, int start, bool active
+) {
+    const int e = start + thread.lane * thread.warps;
+    const bool mine = thread.lane < Ahead::EXPERTS && e < call.E;
+    return __ballot_sync(ALL_LANES, mine && block.occurs[e] && !is_candidate(block, e, active));
+}
+
+// Beyond the nearest 32 neighbours: 32 more at a time, up to the threshold. Nobody there: the expert is critical.
+template <class Id, class W>
+SERE_INLINE void search_far(const Call<Id, W>& call, const Thread& thread, Block& block, int e, bool active) {
+    const int count = call.count[e];
+    unsigned found = 0;
+#pragma unroll 1
+    for (int place = 32 + thread.lane; found == 0 && place - thread.lane < count; place += 32) {
+        const int neighbour = place < count ? call.order[e * call.E + place] : 0;
+        found = __ballot_sync(ALL_LANES, place < count && is_candidate(block, neighbour, active));
+        if (thread.lane == __ffs(found) - 1) block.target[e] = static_cast<unsigned short>(neighbour);
+    }
+    if (found != 0 || thread.lane != 0) return;
+    block.critical[e] = 1;
+    atomicAdd(&block.criticals, 1);
+}
+
+// Steps 4 and 5: each secondary expert's target in P, or its mark as critical; then, with active, the targets
+// again, in P and C. A warp looks at 32 neighbours at a vote; the first is the most similar (ties: lower id).
+template <class Id, class W>
+SERE_INLINE void choose_targets(
+    const Call<Id, W>& call, const Thread& thread, Block& block, Ahead& ahead, bool active
+) {
+#pragma unroll 1
     for (int start = thread.warp; start < call.E; start += Ahead::EXPERTS * thread.warps) {
         if (start != ahead.start) ahead.fetch(call, thread, start);
+        const unsigned wanted = searching(call, thread, block, start, active);
+        unsigned far = wanted;
 #pragma unroll
         for (int i = 0; i < Ahead::EXPERTS; ++i) {
-            const int e = start + i * thread.warps;
-            if (e >= call.E || !block.occurs[e] || block.primary[e] || (ACTIVE && block.critical[e])) continue;
-            const int target =
-                most_similar<ACTIVE>(call, thread, block, e, ahead.neighbour[i], ahead.count[i]);
-            if (thread.lane != 0) continue;
-            if (target >= 0) {
-                block.target[e] = static_cast<unsigned short>(target);
-            } else {
-                block.critical[e] = 1;
-                atomicAdd(&block.criticals, 1);
+            if (!(wanted >> i & 1u)) continue;
+            const int neighbour = ahead.neighbour[i];
+            const bool fits = thread.lane < ahead.count[i] && is_candidate(block, neighbour, active);
+            const unsigned found = __ballot_sync(ALL_LANES, fits);
+            if (thread.lane == __ffs(found) - 1) {
+                block.target[start + i * thread.warps] = static_cast<unsigned short>(neighbour);
             }
+            if (found != 0) far &= ~(1u << i);
+        }
+#pragma unroll 1
+        for (; far != 0; far &= far - 1) {
+            search_far(call, thread, block, start + (__ffs(far) - 1) * thread.warps, active);
         }
     }
 }
@@ -152,6 +181,7 @@ SERE_INLINE void choose_targets(const Call<Id, W>& call, const Thread& thread, B
 // For merge="distinct": the 32 lowest active experts, and each active expert's place among them.
 template <class Id, class W>
 SERE_INLINE void list_active(const Call<Id, W>& call, const Thread& thread, Block& block) {
+#pragma unroll 1
     for (int first = thread.warp * 32; first < call.E; first += thread.threads) {
         const int e = first + thread.lane;
         const bool active = e < call.E && (block.primary[e] || block.critical[e]);
@@ -159,8 +189,10 @@ SERE_INLINE void list_active(const Call<Id, W>& call, const Thread& thread, Bloc
         if (thread.lane == 0) block.active_words[first / 32] = word;
     }
     __syncthreads();
+#pragma unroll 1
     for (int e = thread.index; e < call.E; e += thread.threads) {
         int place = bits_below(block.active_words[e / 32], e & 31);
+#pragma unroll 1
         for (int word = 0; word < e / 32; ++word) place += __popc(block.active_words[word]);
         const bool listed = place < 32 && (block.primary[e] || block.critical[e]);
         block.place[e] = static_cast<unsigned char>(listed ? place : 255);

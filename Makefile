@@ -5,7 +5,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 CODE := src tests benchmarks recipe examples
 export HF_HUB_OFFLINE := 1
 
-.PHONY: demo test fmt lint type bench-smoke documents train wheel-test clean
+.PHONY: demo test fmt lint type cuda-check bench-smoke documents train wheel-test clean
 
 demo: .venv/.demo ## calibrate the bundled model and decode with re-routing off and on
 	$(BIN)/sere demo
@@ -23,6 +23,9 @@ lint: .venv/.dev ## check format and style
 
 type: .venv/.dev ## check types, strictly
 	$(BIN)/mypy
+
+cuda-check: .venv/.dev ## compile the CUDA kernel for all architectures, where nvcc or NVRTC is there; no GPU needed
+	$(BIN)/python benchmarks/cuda_check.py
 
 bench-smoke: .venv/.dev ## every benchmark once, on the smallest sizes; numbers mean nothing
 	$(BIN)/python benchmarks/similarity.py --quick

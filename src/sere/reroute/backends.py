@@ -49,7 +49,7 @@ class BackendRecord:
         """Return why this backend cannot run a layer of E experts on the device, or None if it can."""
         if self.devices and device_type not in self.devices:
             return f"it runs on {' or '.join(self.devices)} tensors, these are on {device_type}"
-        if self.most_experts is not None and E > self.most_experts:
+        if self.most_experts is not None and self.most_experts < E:
             return f"it takes at most {self.most_experts} experts a layer, these are {E}"
         if self.needs is not None and not _installed(self.needs):
             return f"the package {self.needs} is not installed; {self.install}"

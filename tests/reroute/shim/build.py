@@ -16,7 +16,16 @@ HERE = Path(__file__).parent
 CACHE = HERE.parents[2] / ".cache" / "shim"
 COMPILER = shutil.which("g++")
 NO_COMPILER = "no g++ on this machine to compile the kernel's source for the CPU"
-FLAGS = ("-std=c++20", "-g", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-ffp-contract=off", "-U_FORTIFY_SOURCE")
+FLAGS = (
+    "-std=c++20",
+    "-g",
+    "-Wall",
+    "-Wextra",
+    "-Werror",
+    "-Wno-unknown-pragmas",
+    "-ffp-contract=off",
+    "-U_FORTIFY_SOURCE",
+)
 
 
 @cache

@@ -37,9 +37,7 @@ def run(
     reason = too_large(topk_ids.shape[1], neighbours.keep.shape[0])
     if reason is not None:
         _say_once(reason)
-        return vectorised.run(
-            topk_ids, topk_weights, neighbours, rules, row_budget, num_tokens, counters
-        )
+        return vectorised.run(topk_ids, topk_weights, neighbours, rules, row_budget, num_tokens, counters)
     ids, weights = topk_ids.contiguous(), topk_weights.contiguous()
     new_ids, new_weights = torch.empty_like(ids), torch.empty_like(weights)
     if ids.numel() == 0:

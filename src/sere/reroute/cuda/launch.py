@@ -107,9 +107,7 @@ def prepare(
     )  # fmt: skip
     words = tuple(0 if tensor is None else tensor.data_ptr() for tensor in tensors) + numbers
     blocks, threads = geometry(T, K, E)
-    return Launch(
-        f"reroute_{IDS[ids.dtype]}_{WEIGHTS[weights.dtype]}", blocks, threads, words, (*tensors,)
-    )
+    return Launch(f"reroute_{IDS[ids.dtype]}_{WEIGHTS[weights.dtype]}", blocks, threads, words, (*tensors,))
 
 
 def _lane_bits(K: int) -> int:

@@ -5,7 +5,8 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 CODE := src tests benchmarks recipe examples
 export HF_HUB_OFFLINE := 1
 
-.PHONY: demo test fmt lint type cuda-check bench-smoke documents train wheel-test clean
+.PHONY: demo test fmt lint type cuda-check bench-smoke documents train wheel-test clean \
+	gpu-test gpu-bench gpu-calibrate gpu-serve
 
 demo: .venv/.demo ## calibrate the bundled model and decode with re-routing off and on
 	$(BIN)/sere demo
@@ -37,6 +38,23 @@ documents: .venv/.dev ## write the documents' tables anew from benchmarks/result
 
 train: .venv/.dev ## train the bundled model again from nothing (an hour and a half on two cores)
 	$(BIN)/python -m recipe.train --out runs/train
+
+# The machine with the GPU may have no network: these run in the environment that holds its PyTorch.
+GPU_PYTHON ?= python3
+GPU := PYTHONPATH=src:.:$(PYTHONPATH) $(GPU_PYTHON)
+RESULTS ?= benchmarks/results
+
+gpu-test: ## on a GPU: the common suite, graphs, compilation, fuzzing, compute-sanitizer
+	$(GPU) -m pytest tests/reroute -m gpu -q -W default
+
+gpu-bench: ## on a GPU: one launch against tensor operations and the published form
+	$(GPU) benchmarks/gpu_reroute.py --out $(RESULTS)/gpu_reroute.jsonl
+
+gpu-calibrate: ## on a GPU: similarity accumulators against the CPU's results, and their time
+	$(GPU) benchmarks/gpu_similarity.py --out $(RESULTS)/gpu_similarity.jsonl
+
+gpu-serve: ## on a GPU: vLLM with Qwen3-30B-A3B's shape, re-routing off and on; see docs/kernel.md
+	$(GPU) benchmarks/gpu_serve.py --out $(RESULTS)/gpu_serve.jsonl
 
 wheel-test: ## build the wheel and run the tests against it in a clean environment
 	PYTHON=$(PYTHON) sh tests/wheel.sh

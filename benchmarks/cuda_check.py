@@ -93,7 +93,15 @@ def main() -> int:
             row, well = check(name, compile_for, arch)
             rows.append(row)
             passed &= well
-    headers = ["compiler", "arch", "entries", "registers, most", "shared bytes", "stack bytes", "spilled bytes"]
+    headers = [
+        "compiler",
+        "arch",
+        "entries",
+        "registers, most",
+        "shared bytes",
+        "stack bytes",
+        "spilled bytes",
+    ]
     print(tabulate(rows, headers))
     print("no spills, no stack" if passed else "FAILED: an entry spills, uses stack or is missing")
     return 0 if passed else 1

@@ -60,10 +60,10 @@ def launch(prepared: Launch, device: torch.device) -> None:
     with torch.cuda.device(device):
         kernel = kernels(torch.cuda.current_device())[prepared.entry]
         config = LaunchConfig(grid=prepared.blocks, block=prepared.threads)
-        put(_Stream(torch.cuda.current_stream().cuda_stream), config, kernel, *prepared.words)
+        put(TorchStream(torch.cuda.current_stream().cuda_stream), config, kernel, *prepared.words)
 
 
-class _Stream:
+class TorchStream:
     """PyTorch's stream, as cuda-core wants to see it."""
 
     def __init__(self, handle: int) -> None:

@@ -34,6 +34,8 @@ WITHOUT = {
     "humming-kernels", "fastsafetensors", "nvidia-cudnn-frontend", "opencv-python-headless", "numba",
     "triton", "numpy", "setuptools",
 }  # fmt: skip
+# Where the newest version that vLLM's own bounds allow does not go with another package that it pins.
+PINNED = {"xgrammar": "xgrammar==0.2.1"}
 MARKERS = {"python_version": PYTHON, "python_full_version": f"{PYTHON}.3", "sys_platform": "linux",
            "platform_system": "Linux", "platform_machine": "x86_64", "os_name": "posix", "extra": "",
            "implementation_name": "cpython", "platform_python_implementation": "CPython"}  # fmt: skip
@@ -79,7 +81,7 @@ def gather(vllm: str, present: set[str], folder: Path) -> list[Path]:
         if name in seen:
             continue
         seen.add(name)
-        wheels.append(download(requirement, folder))
+        wheels.append(download(PINNED.get(name, requirement), folder))
         print(f"{wheels[-1].name}: {wheels[-1].stat().st_size / 1e6:.1f} MB", flush=True)
         waiting += requirements(wheels[-1])
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "-w", str(folder / "sere")]
@@ -128,7 +130,9 @@ def main() -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     packing = commands.add_parser("pack", help="where the network is")
     packing.add_argument("--vllm", default=VLLM)
-    packing.add_argument("--present", type=Path, required=True, help="pip list --format=freeze of the machine")
+    packing.add_argument(
+        "--present", type=Path, required=True, help="pip list --format=freeze of the machine"
+    )
     packing.add_argument("--out", type=Path, default=Path(".pieces"))
     unpacking = commands.add_parser("unpack", help="where the GPU is")
     unpacking.add_argument("pieces", type=Path, nargs="+")

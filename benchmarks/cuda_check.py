@@ -84,7 +84,8 @@ def main() -> int:
     if not found:
         print("cuda-check: neither nvcc nor cuda-core with NVRTC is here; nothing was compiled")
         return 0
-    rows, passed = [], True
+    rows: list[list[object]] = []
+    passed = True
     for name, (compile_for, known) in found.items():
         for arch in ARCHITECTURES:
             if arch not in known:

@@ -162,14 +162,18 @@ def time_in_turns(graphs: dict[str, torch.cuda.CUDAGraph], rounds: int) -> dict[
     samples: dict[str, list[float]] = {name: [] for name in graphs}
     for turn in range(rounds + 2):
         for name, graph in graphs.items():
-            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            start.record()  # type: ignore[no-untyped-call]
+            start, end = _event(), _event()
+            start.record()
             graph.replay()
-            end.record()  # type: ignore[no-untyped-call]
+            end.record()
             end.synchronize()
             if turn >= 2:
                 samples[name].append(start.elapsed_time(end) * 1e3 / STEPS[name])
     return samples
+
+
+def _event() -> torch.cuda.Event:
+    return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
 
 
 def measure(T: int, E: int, K: int, baseline: Baseline) -> dict[str, dict[str, float]]:

@@ -60,7 +60,7 @@ wheel-test: ## build the wheel and run the tests against it in a clean environme
 	PYTHON=$(PYTHON) sh tests/wheel.sh
 
 clean: ## remove what the other targets made
-	rm -rf .venv .venv-wheel build dist out .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .venv-wheel build dist out .mypy_cache .ruff_cache .pytest_cache .hypothesis .cache
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv

@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sere.reroute import COUNTERS, Routing
+from sere.reroute.backends import say_fallback
 from sere.reroute.cuda import launch as launching
 from sere.reroute.cuda.launch import SOURCE, geometry
 
@@ -29,6 +30,7 @@ pytestmark = [
 ]
 needs_sanitizer = pytest.mark.skipif(no_sanitizer() is not None, reason=str(no_sanitizer()))
 RACE = ("-O1", "-fsanitize=thread", "-pthread")
+MEMORY = ("-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-pthread")
 WEIGHT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
@@ -127,9 +129,7 @@ def test_every_16_bit_weight(dtype: torch.dtype) -> None:
 
 def test_more_slots_than_the_kernel_takes(caplog: pytest.LogCaptureFixture) -> None:
     """Rows of 33 slots go to the torch backend, with the same result and one log line that says why."""
-    from sere.reroute.cuda import device
-
-    device._say_once.cache_clear()
+    say_fallback.cache_clear()
     ids, weights = batch(3, 33, 40, seed=1)
     case = Case(ids, weights, similarity_matrix(40, 1), {"select_top_k": 1})
     with caplog.at_level(logging.WARNING, "sere"):
@@ -177,9 +177,13 @@ def test_numbers_shared_with_the_source() -> None:
 
 
 @needs_sanitizer
-def test_no_data_race() -> None:
-    """On real threads ThreadSanitizer sees no race, and every geometry gives one result."""
-    run = subprocess.run([str(build("race.cpp", *RACE))], capture_output=True, text=True, check=False)
+@pytest.mark.parametrize(
+    "sanitizer",
+    [pytest.param(RACE, id="races"), pytest.param(MEMORY, id="addresses and undefined behaviour")],
+)
+def test_sanitizers_find_nothing(sanitizer: tuple[str, ...]) -> None:
+    """On real threads g++'s sanitizers see nothing wrong, and every geometry gives one result."""
+    run = subprocess.run([str(build("race.cpp", *sanitizer))], capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stdout + run.stderr
     assert run.stdout == "12 runs agree\n"
 

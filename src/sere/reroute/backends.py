@@ -105,7 +105,7 @@ def select(backend: str, device_type: str, E: int = 1) -> str:
         reason = BACKENDS[fastest].why_not(device_type, E)
         if reason is None:
             return fastest
-        logger.warning("sere: re-routing with the torch backend instead of %s: %s", fastest, reason)
+        say_fallback(fastest, reason)
         return "torch"
     if backend not in BACKENDS:
         raise ConfigError(f"backend: got {backend!r}{did_you_mean(backend, ['auto', *BACKENDS])}")
@@ -113,6 +113,12 @@ def select(backend: str, device_type: str, E: int = 1) -> str:
     if reason is not None:
         raise BackendUnavailable(f"backend {backend!r} cannot run here: {reason}")
     return backend
+
+
+@cache
+def say_fallback(backend: str, reason: str) -> None:
+    """Log that the torch backend runs in another's place; the same reason once a process."""
+    logger.warning("sere: re-routing with the torch backend instead of %s: %s", backend, reason)
 
 
 @cache

@@ -54,9 +54,12 @@ def build(main: str, *flags: str, kernel: Path = SOURCE.parent) -> Path:
 
 @cache
 def no_sanitizer() -> str | None:
-    """Return why ThreadSanitizer cannot be used here, or None."""
+    """Return why g++'s sanitizers cannot be used here, or None."""
     if COMPILER is None:
         return NO_COMPILER
-    command = [COMPILER, "-fsanitize=thread", "-x", "c++", "-", "-o", os.devnull]
-    run = subprocess.run(command, input="int main() {}", capture_output=True, text=True, check=False)
-    return None if run.returncode == 0 else "g++ is here without ThreadSanitizer's library"
+    for names in ("thread", "address,undefined"):
+        command = [COMPILER, f"-fsanitize={names}", "-x", "c++", "-", "-o", os.devnull]
+        run = subprocess.run(command, input="int main() {}", capture_output=True, text=True, check=False)
+        if run.returncode != 0:
+            return f"g++ is here without the library for -fsanitize={names}"
+    return None

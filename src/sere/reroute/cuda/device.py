@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from functools import cache
 from typing import Any
 
@@ -10,12 +9,11 @@ import torch
 from torch import Tensor
 
 from sere.reroute import vectorised
+from sere.reroute.backends import say_fallback
 from sere.reroute.cuda.compiler import cubin
 from sere.reroute.cuda.launch import IDS, WEIGHTS, Launch, entries, prepare, too_large
 from sere.reroute.types import COUNTERS, Neighbours, Rules, prepare_neighbours
 from sere.similarity.layer import LayerSimilarity
-
-logger = logging.getLogger("sere")
 
 
 def run(
@@ -36,7 +34,7 @@ def run(
     """
     reason = too_large(topk_ids.shape[1], neighbours.keep.shape[0])
     if reason is not None:
-        _say_once(reason)
+        say_fallback("cuda", reason)
         return vectorised.run(topk_ids, topk_weights, neighbours, rules, row_budget, num_tokens, counters)
     ids, weights = topk_ids.contiguous(), topk_weights.contiguous()
     new_ids, new_weights = torch.empty_like(ids), torch.empty_like(weights)
@@ -54,13 +52,19 @@ def run(
 
 def launch(prepared: Launch, device: torch.device) -> None:
     """Put a launch on PyTorch's current stream of a device."""
-    from cuda.core import LaunchConfig
     from cuda.core import launch as put
 
     with torch.cuda.device(device):
         kernel = kernels(torch.cuda.current_device())[prepared.entry]
-        config = LaunchConfig(grid=prepared.blocks, block=prepared.threads)
+        config = _shape_of(prepared.blocks, prepared.threads)
         put(TorchStream(torch.cuda.current_stream().cuda_stream), config, kernel, *prepared.words)
+
+
+@cache
+def _shape_of(blocks: int, threads: int) -> Any:
+    from cuda.core import LaunchConfig
+
+    return LaunchConfig(grid=blocks, block=threads)
 
 
 class TorchStream:
@@ -120,8 +124,3 @@ def _try(ids_dtype: torch.dtype, weights_dtype: torch.dtype) -> None:
     found = run(ids, weights, neighbours, rules, None, None, counters)[0].tolist()
     if found != [[0, 0], [2, 0]]:
         raise RuntimeError(f"the kernel gave {found} where [[0, 0], [2, 0]] is right")
-
-
-@cache
-def _say_once(reason: str) -> None:
-    logger.warning("sere: re-routing with the torch backend instead of cuda: %s", reason)

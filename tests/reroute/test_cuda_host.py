@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import builtins
 import logging
+import re
+import sys
+from contextlib import nullcontext
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,7 +19,8 @@ from sere.config import RerouteConfig
 from sere.errors import BackendUnavailable, InputError
 from sere.reroute import backends, cuda, make_plan, reroute, select
 from sere.reroute.cuda import compiler, device
-from sere.reroute.cuda.launch import MOST_EXPERTS, SOURCE
+from sere.reroute.cuda.launch import MOST_EXPERTS, SOURCE, Launch, prepare
+from sere.reroute.types import Rules, prepare_neighbours
 from sere.similarity.layer import LayerSimilarity
 
 from .cases import batch, similarity_matrix
@@ -101,6 +106,56 @@ def test_why_not_reports_any_failure(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(device, "_try", fail)
     assert device.why_not() == "OSError: the driver refused"
+
+
+def test_what_is_handed_to_the_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A launch gives cuda-core the current stream, the geometry, the entry and the 64-bit words in order."""
+    put: list[Any] = []
+    core = SimpleNamespace(
+        Device=lambda index: SimpleNamespace(set_current=lambda: put.append(index)),
+        ObjectCode=SimpleNamespace(from_cubin=lambda code: SimpleNamespace(get_kernel=lambda e: (code, e))),
+        LaunchConfig=lambda grid, block: (grid, block),
+        launch=lambda *arguments: put.append(arguments),
+    )
+    monkeypatch.setitem(sys.modules, "cuda", SimpleNamespace(core=core))
+    monkeypatch.setitem(sys.modules, "cuda.core", core)
+    monkeypatch.setattr(device, "cubin", lambda arch: f"code for {arch}")
+    monkeypatch.setattr(torch.cuda, "device", lambda _: nullcontext())
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (9, index))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: SimpleNamespace(cuda_stream=77))
+    device.kernels.cache_clear()
+    device._shape_of.cache_clear()
+    try:
+        prepared = Launch("reroute_int32_float32", 2, 64, (5, 6), ())
+        device.launch(prepared, torch.device("cuda", 3))
+    finally:
+        device.kernels.cache_clear()
+        device._shape_of.cache_clear()
+    index, (stream, config, kernel, *words) = put
+    assert index == 3
+    assert stream.__cuda_stream__() == (0, 77)
+    assert (config, words) == ((2, 64), [5, 6])
+    assert kernel == ("code for sm_93", "reroute_int32_float32")
+
+
+def test_the_words_of_a_launch() -> None:
+    """Addresses come first, in the order of the entry's arguments, then the numbers; what is absent is 0."""
+    layer = LayerSimilarity(similarity_matrix(16, 0))
+    neighbours = prepare_neighbours(layer, threshold=0.0)
+    ids, weights = batch(4, 3, 16, seed=0)
+    budget = torch.ones(4, dtype=torch.int64)
+    rules = Rules(select_top_k=9, min_active=50, active_targets=True, merge=3, sentinel=-1)
+    prepared = prepare(ids, weights, ids, weights, neighbours, rules, budget, 2, None)
+    pointers = [
+        ids, weights, ids, weights, neighbours.order, neighbours.count, neighbours.keep, None, budget, None,
+        None,
+    ]  # fmt: skip
+    assert prepared.words[:11] == tuple(0 if p is None else p.data_ptr() for p in pointers)
+    assert prepared.words[11:] == (4, 3, 16, 2, 3, 16, 3, 1 | 2, 2, -1)
+    assert prepared.entry == "reroute_int32_float32"
+    parameters = re.findall(r"(\w+)(?:,|\s*\\?\n\s*\))", SOURCE.read_text().split("NAME(")[1].split("{")[0])
+    assert len(parameters) == len(prepared.words)
 
 
 def test_counters_on_another_device() -> None:

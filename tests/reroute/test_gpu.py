@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import re
 import shutil
 import subprocess
@@ -17,7 +16,7 @@ from sere.config import RerouteConfig
 from sere.reroute import COUNTERS, Plan, make_plan, reroute, select
 from sere.similarity.layer import LayerSimilarity
 
-from .cases import NO_DEVICE, Case, batch, similarity_matrix
+from .cases import NO_DEVICE, batch, fuzzed, similarity_matrix
 
 pytestmark = [
     pytest.mark.gpu,
@@ -118,37 +117,6 @@ def test_the_current_stream() -> None:
         routing = plan.route(late, weights)
     stream.synchronize()
     assert torch.equal(routing.ids, expected)
-
-
-def fuzzed(seed: int) -> Case:
-    """A random call of any size that the kernel takes."""
-    rng = random.Random(seed)
-    E = rng.choice([1, 3, 8, 31, 60, 64, 128, 256, 512, 1024])
-    K = rng.randint(1, min(E, 32 if rng.random() < 0.1 else 12))
-    T = rng.choice([1, 2, 5, 16, 33, 64, 100, 256])
-    dtype = rng.choice([torch.float32, torch.bfloat16, torch.float16, torch.float64])
-    ids, weights = batch(T, K, E, seed, order="shuffled", ties=rng.random() < 0.3, dtype=dtype)
-    for _ in range(rng.choice([0, 0, 5])):
-        ids[rng.randrange(T), rng.randrange(K)] = rng.choice([-1, E, E + 7])
-    merge = rng.choice(["none", "same", "distinct", "sentinel"])
-    options: dict[str, Any] = {
-        "select_top_k": rng.choice([1, 1, 2, K]),
-        "threshold": rng.choice([0.0, 0.5, 0.9, 0.99]),
-        "min_active": rng.choice([0, 0, K, E // 2]),
-        "keep": tuple(rng.sample(range(E), min(E, rng.choice([0, 0, 3])))),
-        "targets": rng.choice(["primary", "active"]),
-        "merge": merge,
-        "sentinel": -1 if merge == "sentinel" else None,
-    }
-    if rng.random() < 0.5:
-        options["num_tokens"] = torch.tensor(rng.randint(0, T), dtype=rng.choice([torch.int32, torch.int64]))
-    if rng.random() < 0.3:
-        options["row_budget"] = torch.tensor([rng.randint(-1, K) for _ in range(T)])
-    if rng.random() < 0.3:
-        options["scale"] = similarity_matrix(E, seed) + 0.5
-    levels = rng.choice([None, 4])
-    wide = ids.long() if rng.random() < 0.5 else ids
-    return Case(wide, weights, similarity_matrix(E, seed, levels=levels), options)
 
 
 @pytest.mark.parametrize("block", range(10))

@@ -20,7 +20,7 @@ from sere.reroute.backends import say_fallback
 from sere.reroute.cuda import launch as launching
 from sere.reroute.cuda.launch import SOURCE, geometry
 
-from .cases import Case, batch, cases, similarity_matrix
+from .cases import Case, batch, cases, fuzzed, similarity_matrix
 from .shim import backend as shim
 from .shim.build import COMPILER, NO_COMPILER, build, no_sanitizer
 
@@ -67,6 +67,12 @@ def test_any_geometry_and_any_order(case: Case, blocks: int, threads: int, seed:
     assert torch.equal(actual.ids, expected.ids)
     assert torch.equal(actual.weights, expected.weights)
     assert counters.tolist() == expected_counters.tolist()
+
+
+@pytest.mark.parametrize("seed", range(0, 1000, 40))
+def test_fuzzed_cases(seed: int) -> None:
+    """Larger calls than hypothesis draws, up to 256 rows and 1024 experts."""
+    assert_same_bits(fuzzed(seed))
 
 
 EDGES = [

@@ -80,6 +80,9 @@ EDGES = [
     pytest.param(5, 16, 31, {"targets": "active"}, id="K=16, E just below a word"),
     pytest.param(5, 17, 33, {"merge": "distinct"}, id="K=17: a row takes a whole warp"),
     pytest.param(3, 32, 40, {"merge": "distinct", "min_active": 36}, id="K=32: the most slots"),
+    pytest.param(
+        2, 16, 64, {"merge": "distinct", "row_budget": torch.tensor([1, 16])}, id="15 slots to fill"
+    ),
     pytest.param(3, 4, 1024, {"merge": "distinct"}, id="E=1024: the most experts"),
     pytest.param(1100, 2, 8, {"merge": "same"}, id="more rows than one block has lanes for"),
     pytest.param(6, 4, 16, {"num_tokens": 0}, id="N=0"),
@@ -98,6 +101,25 @@ def test_edges(T: int, K: int, E: int, options: dict[str, Any]) -> None:
     """The least, the most and the degenerate."""
     ids, weights = batch(T, K, E, seed=T * K + E)
     assert_same_bits(Case(ids, weights, similarity_matrix(E, E), {"select_top_k": 1} | options))
+
+
+@pytest.mark.parametrize("E", [31, 33, 100])
+def test_a_target_at_any_place(E: int) -> None:
+    """Wherever in its list of neighbours an expert finds the first primary one, that one is taken."""
+    similarity = torch.linspace(0.9, 0.1, E).expand(E, E).clone().fill_diagonal_(1.0)
+    for nearest in range(E - 1):
+        ids = torch.tensor([[nearest, E - 1], [min(nearest + 1, E - 2), E - 1]])
+        case = Case(ids, torch.tensor([[0.9, 0.1], [0.9, 0.1]]), similarity, {"select_top_k": 1})
+        assert assert_same_bits(case).ids[:, 1].tolist() == [nearest, nearest]
+
+
+def test_equal_masses() -> None:
+    """Of experts with equal mass the lowest ids join P: as many as the floor asks for, no more."""
+    ids = torch.tensor([[9, 7, 5, 3, 1], [8, 6, 4, 2, 0]])
+    weights = torch.tensor([[0.5, 0.125, 0.125, 0.125, 0.125]] * 2)
+    options = {"select_top_k": 1, "min_active": 5}
+    routing = assert_same_bits(Case(ids, weights, similarity_matrix(10, 1), options))
+    assert set(routing.ids.flatten().tolist()) == {9, 8, 0, 1, 2}
 
 
 def test_targets_at_the_very_end() -> None:

@@ -5,7 +5,8 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 CODE := src tests benchmarks recipe examples
 export HF_HUB_OFFLINE := 1
 
-.PHONY: demo test fmt lint type bench-smoke documents train wheel-test clean
+.PHONY: demo test fmt lint type cuda-check bench-smoke documents train wheel-test clean \
+	gpu-test gpu-bench gpu-calibrate gpu-serve
 
 demo: .venv/.demo ## calibrate the bundled model and decode with re-routing off and on
 	$(BIN)/sere demo
@@ -24,6 +25,9 @@ lint: .venv/.dev ## check format and style
 type: .venv/.dev ## check types, strictly
 	$(BIN)/mypy
 
+cuda-check: .venv/.dev ## compile the CUDA kernel for all architectures, where nvcc or NVRTC is there; no GPU needed
+	$(BIN)/python benchmarks/cuda_check.py
+
 bench-smoke: .venv/.dev ## every benchmark once, on the smallest sizes; numbers mean nothing
 	$(BIN)/python benchmarks/similarity.py --quick
 	$(BIN)/python benchmarks/reroute.py --quick --out out/smoke.jsonl
@@ -35,11 +39,28 @@ documents: .venv/.dev ## write the documents' tables anew from benchmarks/result
 train: .venv/.dev ## train the bundled model again from nothing (an hour and a half on two cores)
 	$(BIN)/python -m recipe.train --out runs/train
 
+# The machine with the GPU may have no network: these run in the environment that holds its PyTorch.
+GPU_PYTHON ?= python3
+GPU := PYTHONPATH=src:.:$(PYTHONPATH) $(GPU_PYTHON)
+RESULTS ?= benchmarks/results
+
+gpu-test: ## on a GPU: the common suite, graphs, compilation, fuzzing, compute-sanitizer
+	$(GPU) -m pytest tests/reroute -m gpu -q -W default
+
+gpu-bench: ## on a GPU: one launch against tensor operations and the published form
+	$(GPU) benchmarks/gpu_reroute.py --out $(RESULTS)/gpu_reroute.jsonl
+
+gpu-calibrate: ## on a GPU: similarity accumulators against the CPU's results, and their time
+	$(GPU) benchmarks/gpu_similarity.py --out $(RESULTS)/gpu_similarity.jsonl
+
+gpu-serve: ## on a GPU: vLLM with Qwen3-30B-A3B's shape, re-routing off and on; see docs/kernel.md
+	$(GPU) benchmarks/gpu_serve.py --out $(RESULTS)/gpu_serve.jsonl
+
 wheel-test: ## build the wheel and run the tests against it in a clean environment
 	PYTHON=$(PYTHON) sh tests/wheel.sh
 
 clean: ## remove what the other targets made
-	rm -rf .venv .venv-wheel build dist out .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .venv-wheel build dist out .mypy_cache .ruff_cache .pytest_cache .hypothesis .cache
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv

@@ -14,6 +14,7 @@ OPTIONAL = (
     "transformers",
     "vllm",
     "numba",
+    "cuda",
     "matplotlib",
     "pyarrow",
     "psutil",

@@ -16,7 +16,7 @@ from sere.errors import ConfigError, did_you_mean
 Targets = Literal["primary", "active"]
 Merge = Literal["none", "same", "distinct", "sentinel"]
 Phases = Literal["decode", "all"]
-Backend = Literal["auto", "reference", "torch", "cpu"]
+Backend = Literal["auto", "reference", "torch", "cpu", "cuda"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

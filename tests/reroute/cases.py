@@ -2,16 +2,41 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import dataclass, field
 from typing import Any
 
+import pytest
 import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
 from sere.reroute import COUNTERS, Routing, reroute
 
-BACKENDS = ("reference", "torch", "cpu")
+from .shim.build import COMPILER, NO_COMPILER
+
+NO_DEVICE = "no CUDA device here: `make gpu-test` runs this on a machine that has one"
+# "shim" is the cuda backend with its kernel's own source run on the CPU, "cuda" the same on a device.
+BACKENDS = (
+    "reference",
+    "torch",
+    "cpu",
+    pytest.param("shim", marks=pytest.mark.skipif(COMPILER is None, reason=NO_COMPILER)),
+    pytest.param(
+        "cuda", marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason=NO_DEVICE)]
+    ),
+)
+FAST = BACKENDS[1:]
+
+
+def name_of(backend: str) -> str:
+    """What ``backend=`` calls a backend of the tests."""
+    return "cuda" if backend == "shim" else backend
+
+
+def device_of(backend: str) -> torch.device:
+    """Where the tensors of a backend live."""
+    return torch.device("cuda" if backend == "cuda" else "cpu")
 
 
 @dataclass
@@ -25,9 +50,14 @@ class Case:
 
     def run(self, backend: str, **changes: Any) -> tuple[Routing, Tensor]:
         """Route; return the routing and the counters."""
-        counters = torch.zeros(len(COUNTERS), dtype=torch.int64)
-        options = {"counters": counters, "backend": backend} | self.options | changes
-        return reroute(self.ids, self.weights, self.similarity, **options), counters
+        device = device_of(backend)
+        counters = torch.zeros(len(COUNTERS), dtype=torch.int64, device=device)
+        options = {"counters": counters, "backend": name_of(backend)} | self.options | changes
+        options = {
+            name: value.to(device) if isinstance(value, Tensor) else value for name, value in options.items()
+        }
+        routing = reroute(self.ids.to(device), self.weights.to(device), self.similarity, **options)
+        return Routing(routing.ids.cpu(), routing.weights.cpu()), counters.cpu()
 
 
 def similarity_matrix(E: int, seed: int, *, levels: int | None = None) -> Tensor:
@@ -111,3 +141,34 @@ def _disturb(draw: st.DrawFn, ids: Tensor, weights: Tensor, E: int) -> None:
             ids[t, k], weights[t, k] = 0, 0.0
         else:
             ids[t, k] = -1 if kind == "sentinel" else E + 1
+
+
+def fuzzed(seed: int) -> Case:
+    """A random call of any size that the kernel takes."""
+    rng = random.Random(seed)
+    E = rng.choice([1, 3, 8, 31, 60, 64, 128, 256, 512, 1024])
+    K = rng.randint(1, min(E, 32 if rng.random() < 0.1 else 12))
+    T = rng.choice([1, 2, 5, 16, 33, 64, 100, 256])
+    dtype = rng.choice([torch.float32, torch.bfloat16, torch.float16, torch.float64])
+    ids, weights = batch(T, K, E, seed, order="shuffled", ties=rng.random() < 0.3, dtype=dtype)
+    for _ in range(rng.choice([0, 0, 5])):
+        ids[rng.randrange(T), rng.randrange(K)] = rng.choice([-1, E, E + 7])
+    merge = rng.choice(["none", "same", "distinct", "sentinel"])
+    options: dict[str, Any] = {
+        "select_top_k": rng.choice([1, 1, 2, K]),
+        "threshold": rng.choice([0.0, 0.5, 0.9, 0.99]),
+        "min_active": rng.choice([0, 0, K, E // 2]),
+        "keep": tuple(rng.sample(range(E), min(E, rng.choice([0, 0, 3])))),
+        "targets": rng.choice(["primary", "active"]),
+        "merge": merge,
+        "sentinel": -1 if merge == "sentinel" else None,
+    }
+    if rng.random() < 0.5:
+        options["num_tokens"] = torch.tensor(rng.randint(0, T), dtype=rng.choice([torch.int32, torch.int64]))
+    if rng.random() < 0.3:
+        options["row_budget"] = torch.tensor([rng.randint(-1, K) for _ in range(T)])
+    if rng.random() < 0.3:
+        options["scale"] = similarity_matrix(E, seed) + 0.5
+    levels = rng.choice([None, 4])
+    wide = ids.long() if rng.random() < 0.5 else ids
+    return Case(wide, weights, similarity_matrix(E, seed, levels=levels), options)

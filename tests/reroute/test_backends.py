@@ -10,9 +10,9 @@ from torch import Tensor
 from sere.reroute import reroute
 from sere.similarity.layer import LayerSimilarity
 
-from .cases import BACKENDS, Case, batch, cases, similarity_matrix
+from .cases import BACKENDS, FAST, Case, batch, cases, similarity_matrix
 
-FAST = [backend for backend in BACKENDS if backend != "reference"]
+pytestmark = pytest.mark.usefixtures("shim_backend")
 WEIGHT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 SHAPES = [
@@ -53,12 +53,12 @@ def test_shapes_and_slot_orders(backend: str, T: int, K: int, E: int, order: str
         assert_same(case, backend)
 
 
+@pytest.mark.parametrize("backend", FAST)
 @given(case=cases(dtypes=WEIGHT_DTYPES))
 @settings(max_examples=400)
-def test_any_call(case: Case) -> None:
+def test_any_call(backend: str, case: Case) -> None:
     """Any combination of options, padding and strange slots equals the reference, in every dtype."""
-    for backend in FAST:
-        assert_same(case, backend)
+    assert_same(case, backend)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -67,7 +67,8 @@ def test_any_call(case: Case) -> None:
 def test_dtypes_are_kept(backend: str, ids_dtype: torch.dtype, weights_dtype: torch.dtype) -> None:
     """What comes as int32 and bfloat16 goes as int32 and bfloat16; unmerged weights keep their bits."""
     ids, weights = batch(8, 4, 16, seed=1, dtype=weights_dtype)
-    routing = reroute(ids.to(ids_dtype), weights, similarity_matrix(16, 1), select_top_k=1, backend=backend)
+    case = Case(ids.to(ids_dtype), weights, similarity_matrix(16, 1), {"select_top_k": 1})
+    routing, _ = case.run(backend)
     assert routing.ids.dtype == ids_dtype
     assert torch.equal(routing.weights, weights)
     assert routing.weights.dtype == weights_dtype

@@ -10,26 +10,31 @@ from sere.config import RerouteConfig
 from sere.reroute import COUNTERS, Plan, make_plan, reroute
 from sere.similarity.layer import LayerSimilarity
 
-from .cases import BACKENDS, batch, similarity_matrix
+from .cases import BACKENDS, batch, device_of, name_of, similarity_matrix
+
+pytestmark = pytest.mark.usefixtures("shim_backend")
 
 LAYER = LayerSimilarity(similarity_matrix(16, 0))
 
 
 def plan(backend: str, **settings: object) -> Plan:
-    config = RerouteConfig.from_mapping({"select_top_k": 1, "threshold": 0.4, "backend": backend} | settings)
-    return make_plan(LAYER, config)
+    values = {"select_top_k": 1, "threshold": 0.4, "backend": name_of(backend)} | settings
+    return make_plan(LAYER, RerouteConfig.from_mapping(values), device=device_of(backend))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_operator_is_registered_properly(backend: str) -> None:
     """Torch's own checks of schema, aliasing and the fake implementation pass."""
-    ids, weights = batch(5, 4, 16, seed=1)
+    device = device_of(backend)
+    ids, weights = (tensor.to(device) for tensor in batch(5, 4, 16, seed=1))
     prepared = plan(backend)
     n, rules = prepared.neighbours, prepared.rules
-    counters = torch.zeros(len(COUNTERS), dtype=torch.int64)
+    counters = torch.zeros(len(COUNTERS), dtype=torch.int64, device=device)
     arguments = (
-        ids, weights, n.order, n.count, n.position, n.keep, n.scale, None, torch.tensor(4), counters,
-        rules.select_top_k, rules.min_active, rules.active_targets, rules.merge, rules.sentinel, backend,
+        ids, weights, n.order, n.count, n.position, n.keep, n.scale, None,
+        torch.tensor(4, device=device), counters,
+        rules.select_top_k, rules.min_active, rules.active_targets, rules.merge, rules.sentinel,
+        name_of(backend),
     )  # fmt: skip
     tests = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
     torch.library.opcheck(torch.ops.sere.reroute.default, arguments, test_utils=tests)
@@ -38,8 +43,9 @@ def test_operator_is_registered_properly(backend: str) -> None:
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_compiles_whole(backend: str) -> None:
     """Under ``torch.compile(fullgraph=True)`` a plan gives the eager result and counts, step after step."""
+    device = device_of(backend)
     prepared = plan(backend, merge="distinct", min_active=3, targets="active")
-    counters = torch.zeros(len(COUNTERS), dtype=torch.int64)
+    counters = torch.zeros(len(COUNTERS), dtype=torch.int64, device=device)
 
     def step(ids: Tensor, weights: Tensor, num_tokens: Tensor) -> tuple[Tensor, Tensor]:
         routing = prepared.route(ids, weights, num_tokens=num_tokens, counters=counters)
@@ -47,8 +53,8 @@ def test_compiles_whole(backend: str) -> None:
 
     compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
     for seed, n in [(1, 6), (2, 3), (3, 0)]:
-        ids, weights = batch(6, 4, 16, seed=seed)
-        num_tokens = torch.tensor(n)
+        ids, weights = (tensor.to(device) for tensor in batch(6, 4, 16, seed=seed))
+        num_tokens = torch.tensor(n, device=device)
         counters.zero_()
         expected_ids, expected_weights = step(ids, weights, num_tokens)
         expected_counters = counters.tolist()

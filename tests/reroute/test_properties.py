@@ -16,6 +16,8 @@ from sere.reroute.batch import members, real_rows, weight_ranks
 
 from .cases import BACKENDS, Case, cases
 
+pytestmark = pytest.mark.usefixtures("shim_backend")
+
 backends = pytest.mark.parametrize("backend", BACKENDS)
 few = settings(max_examples=60)
 

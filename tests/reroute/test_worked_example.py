@@ -9,6 +9,8 @@ import torch
 
 from .cases import BACKENDS, Case
 
+pytestmark = pytest.mark.usefixtures("shim_backend")
+
 # Experts 0..5. Rows keep their heaviest slot at S=1: P = {0, 1}. Secondary: 2, 3, 4.
 IDS = [[2, 0, 3], [1, 2, 4], [0, 3, 4]]
 WEIGHTS = [[0.25, 0.5, 0.125], [0.75, 0.125, 0.0625], [0.5, 0.25, 0.125]]

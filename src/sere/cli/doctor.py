@@ -26,6 +26,7 @@ _EXTRAS = {
     "tqdm": ("transformers", "progress with time left"),
     "psutil": ("transformers", "choosing how to calibrate by the memory there is"),
     "numba": ("cpu", "the compiled CPU backend"),
+    "cuda-core": ("cuda", "the CUDA kernel, on a machine with an NVIDIA GPU"),
     "pyarrow": ("data", "calibration texts from .parquet"),
     "datasets": ("datasets", "calibration texts from Hugging Face data sets"),
     "matplotlib": ("plot", "pictures: sere table plot, sere demo"),

@@ -66,7 +66,8 @@ def reroute(
         sentinel: The id of freed slots with ``merge="sentinel"``.
         counters: int64, one entry per name in ``COUNTERS``; incremented in place unless no expert is
             primary. None counts nothing.
-        backend: ``"reference"``, ``"torch"``, ``"cpu"``, or ``"auto"`` for the fastest on the device.
+        backend: ``"reference"``, ``"torch"``, ``"cpu"``, ``"cuda"``, or ``"auto"`` for the
+            fastest on the device.
 
     Returns:
         New ids and weights; same shapes, dtypes and device.

@@ -33,6 +33,8 @@ class BackendRecord:
         devices: Device types it runs on; empty for any.
         needs: An optional package, or None.
         install: The line that installs that package.
+        most_experts: The largest E that it takes, or None for any.
+        tries: Whether the module's ``why_not()`` has the last word, after the package is there.
     """
 
     name: str
@@ -40,14 +42,19 @@ class BackendRecord:
     devices: tuple[str, ...] = ()
     needs: str | None = None
     install: str = ""
+    most_experts: int | None = None
+    tries: bool = False
 
-    def why_not(self, device_type: str) -> str | None:
-        """Return why this backend cannot run on the device, or None if it can."""
+    def why_not(self, device_type: str, E: int = 1) -> str | None:
+        """Return why this backend cannot run a layer of E experts on the device, or None if it can."""
         if self.devices and device_type not in self.devices:
             return f"it runs on {' or '.join(self.devices)} tensors, these are on {device_type}"
+        if self.most_experts is not None and self.most_experts < E:
+            return f"it takes at most {self.most_experts} experts a layer, these are {E}"
         if self.needs is not None and not _installed(self.needs):
             return f"the package {self.needs} is not installed; {self.install}"
-        return None
+        reason: str | None = importlib.import_module(self.module).why_not() if self.tries else None
+        return reason
 
 
 BACKENDS: Mapping[str, BackendRecord] = MappingProxyType(
@@ -63,37 +70,55 @@ BACKENDS: Mapping[str, BackendRecord] = MappingProxyType(
                 needs="numba",
                 install="install it with: pip install 'sere[cpu]'",
             ),
+            BackendRecord(
+                "cuda",
+                "sere.reroute.cuda",
+                ("cuda",),
+                needs="cuda.core",
+                install="install it with: pip install 'sere[cuda]'",
+                most_experts=1024,
+                tries=True,
+            ),
         )
     }
 )
 
+# Which backend "auto" tries first, by device type.
+FASTEST: Mapping[str, str] = MappingProxyType({"cpu": "cpu", "cuda": "cuda"})
+
 
 @cache
-def select(backend: str, device_type: str) -> str:
+def select(backend: str, device_type: str, E: int = 1) -> str:
     """Return the name of the backend that runs on a device.
 
     Args:
         backend: A name, or ``"auto"``, which falls back and says why in one log line.
         device_type: Such as ``"cpu"`` or ``"cuda"``.
+        E: Number of experts of the layer.
 
     Raises:
         ConfigError: No backend has this name.
         BackendUnavailable: The named backend cannot run here; the text says why.
     """
     if backend == "auto":
-        if device_type != "cpu":
-            return "torch"
-        reason = BACKENDS["cpu"].why_not(device_type)
+        fastest = FASTEST.get(device_type, "torch")
+        reason = BACKENDS[fastest].why_not(device_type, E)
         if reason is None:
-            return "cpu"
-        logger.warning("sere: re-routing with the torch backend instead of cpu: %s", reason)
+            return fastest
+        say_fallback(fastest, reason)
         return "torch"
     if backend not in BACKENDS:
         raise ConfigError(f"backend: got {backend!r}{did_you_mean(backend, ['auto', *BACKENDS])}")
-    reason = BACKENDS[backend].why_not(device_type)
+    reason = BACKENDS[backend].why_not(device_type, E)
     if reason is not None:
         raise BackendUnavailable(f"backend {backend!r} cannot run here: {reason}")
     return backend
+
+
+@cache
+def say_fallback(backend: str, reason: str) -> None:
+    """Log that the torch backend runs in another's place; the same reason once a process."""
+    logger.warning("sere: re-routing with the torch backend instead of %s: %s", backend, reason)
 
 
 @cache
@@ -105,4 +130,7 @@ def implementation(name: str) -> Run:
 
 @cache
 def _installed(package: str) -> bool:
-    return find_spec(package) is not None
+    try:
+        return find_spec(package) is not None
+    except ModuleNotFoundError:  # the package that it is part of is missing
+        return False

@@ -88,7 +88,7 @@ def make_plan(
         BackendUnavailable: The named backend cannot run on the device.
     """
     device = torch.device(device)
-    backend = select(config.backend, device.type)
+    backend = select(config.backend, device.type, layer.E)
     neighbours = prepare_neighbours(layer, threshold=config.threshold, keep=keep, scale=scale, device=device)
     rules = Rules(
         select_top_k=config.select_top_k,
@@ -133,6 +133,8 @@ def _check(
             f"counters: expected int64 of shape [{len(COUNTERS)}], "
             f"got {counters.dtype} of {list(counters.shape)}"
         )
+    if counters is not None and counters.device != ids.device:
+        raise InputError(f"counters: expected them on {ids.device} like the ids, got {counters.device}")
 
 
 def _check_budget(budget: Tensor, ids: Tensor) -> None:

@@ -1,0 +1,119 @@
+"""One launch, as numbers: which entry of the source, how many threads, and its arguments."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from sere.reroute.types import Neighbours, Rules
+
+SOURCE = Path(__file__).with_name("reroute.cu")
+MOST_EXPERTS, MOST_SLOTS = 1024, 32
+
+# Bits of ``given``, as in call.cuh.
+ACTIVE_TARGETS, WIDE_BUDGETS, WIDE_NUM_TOKENS = 1, 2, 4
+
+IDS = {torch.int32: "int32", torch.int64: "int64"}
+WEIGHTS = {
+    torch.float32: "float32",
+    torch.bfloat16: "bfloat16",
+    torch.float16: "float16",
+    torch.float64: "float64",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """What a launch needs; it neither allocates nor waits.
+
+    Attributes:
+        entry: Name of the entry.
+        blocks: How many blocks.
+        threads: How many threads each block has, a multiple of 32.
+        words: The arguments, 64 bits each.
+        tensors: What the addresses among them point to, so that it stays alive.
+    """
+
+    entry: str
+    blocks: int
+    threads: int
+    words: tuple[int, ...]
+    tensors: tuple[Tensor | None, ...]
+
+
+def too_large(K: int, E: int) -> str | None:
+    """Return why the kernel does not take this shape, or None if it does."""
+    if E > MOST_EXPERTS:
+        return f"the kernel takes at most {MOST_EXPERTS} experts a layer, these are {E}"
+    if K > MOST_SLOTS:
+        return f"the kernel takes at most {MOST_SLOTS} slots a row, these are {K}"
+    return None
+
+
+def geometry(T: int, K: int, E: int) -> tuple[int, int]:
+    """Return blocks and threads: a lane for each slot and a warp for eight experts, within a block's limit.
+
+    Every block looks at all rows, so more of them only share the writing.
+    """
+    lanes = T << _lane_bits(K)
+    threads = 64
+    while threads < 1024 and threads < max(lanes, 4 * E):
+        threads *= 2
+    return max(1, min(32, lanes // 1024)), threads
+
+
+def prepare(
+    ids: Tensor,
+    weights: Tensor,
+    new_ids: Tensor,
+    new_weights: Tensor,
+    neighbours: Neighbours,
+    rules: Rules,
+    row_budget: Tensor | None,
+    num_tokens: Tensor | int | None,
+    counters: Tensor | None,
+) -> Launch:
+    """Return the launch that fills ``new_ids`` and ``new_weights``.
+
+    Args:
+        ids: ``[T, K]``, int32 or int64, contiguous, like the other tensors.
+        weights: ``[T, K]``, floating point.
+        new_ids: ``[T, K]``, like ``ids``: what the kernel fills.
+        new_weights: ``[T, K]``, like ``weights``.
+        neighbours: The layer, prepared on the same device.
+        rules: The settings.
+        row_budget: ``[T]``, int32 or int64, or None.
+        num_tokens: One int32 or int64 on the same device, a number, or None for T.
+        counters: int64, one entry per name in ``COUNTERS``, or None.
+    """
+    T, K = ids.shape
+    E = neighbours.keep.shape[0]
+    N, there = (num_tokens, None) if isinstance(num_tokens, int) else (T, num_tokens)
+    given = (
+        (ACTIVE_TARGETS if rules.active_targets else 0)
+        | (WIDE_BUDGETS if row_budget is not None and row_budget.dtype == torch.int64 else 0)
+        | (WIDE_NUM_TOKENS if there is not None and there.dtype == torch.int64 else 0)
+    )
+    tensors = (
+        ids, weights, new_ids, new_weights, neighbours.order, neighbours.count, neighbours.keep,
+        neighbours.scale, row_budget, there, counters,
+    )  # fmt: skip
+    numbers = (
+        T, K, E, max(0, min(T, N)), min(rules.select_top_k, K), min(rules.min_active, E), rules.merge, given,
+        _lane_bits(K), rules.sentinel,
+    )  # fmt: skip
+    words = tuple(0 if tensor is None else tensor.data_ptr() for tensor in tensors) + numbers
+    blocks, threads = geometry(T, K, E)
+    return Launch(f"reroute_{IDS[ids.dtype]}_{WEIGHTS[weights.dtype]}", blocks, threads, words, (*tensors,))
+
+
+def _lane_bits(K: int) -> int:
+    return (K - 1).bit_length()
+
+
+def entries() -> tuple[str, ...]:
+    """Return the names of all entries of the source."""
+    return tuple(f"reroute_{ids}_{weights}" for ids in IDS.values() for weights in WEIGHTS.values())

@@ -1,0 +1,30 @@
+// The entries, one per id and weight type. All arguments are 64 bits wide, in the order of Call.
+
+#include "kernel.cuh"
+
+#define SERE_ENTRY(NAME, ID, WEIGHT)                                                                              \
+    extern "C" __global__ void __launch_bounds__(1024) NAME(                                                      \
+        const ID* ids, const WEIGHT::Bits* weights, ID* new_ids, WEIGHT::Bits* new_weights, const int* order,     \
+        const int* count, const unsigned char* keep, const float* scale, const void* budgets,                     \
+        const void* num_tokens, unsigned long long* counters, long long T, long long K, long long E, long long N, \
+        long long select_top_k, long long min_active, long long merge, long long given, long long lane_bits,      \
+        long long sentinel                                                                                        \
+    ) {                                                                                                           \
+        __shared__ Block block;                                                                                   \
+        const Call<ID, WEIGHT> call = {                                                                           \
+            ids, weights, new_ids, new_weights, order, count, keep, scale, budgets, num_tokens, counters,         \
+            static_cast<int>(T), static_cast<int>(K), static_cast<int>(E), static_cast<int>(N),                   \
+            static_cast<int>(select_top_k), static_cast<int>(min_active), static_cast<int>(merge),                \
+            static_cast<int>(given), static_cast<int>(lane_bits), sentinel                                        \
+        };                                                                                                        \
+        reroute(call, block);                                                                                     \
+    }
+
+SERE_ENTRY(reroute_int32_float32, int, F32)
+SERE_ENTRY(reroute_int32_bfloat16, int, BF16)
+SERE_ENTRY(reroute_int32_float16, int, F16)
+SERE_ENTRY(reroute_int32_float64, int, F64)
+SERE_ENTRY(reroute_int64_float32, long long, F32)
+SERE_ENTRY(reroute_int64_bfloat16, long long, BF16)
+SERE_ENTRY(reroute_int64_float16, long long, F16)
+SERE_ENTRY(reroute_int64_float64, long long, F64)

@@ -1,0 +1,38 @@
+"""A small set of calls on a device, for compute-sanitizer: ``python -m tests.reroute.sanitized``."""
+
+from __future__ import annotations
+
+import torch
+
+from sere.reroute import COUNTERS, reroute
+
+from .cases import batch, similarity_matrix
+
+
+def main() -> None:
+    """Run every option once, on shapes of one block and of several."""
+    for T, K, E in [(5, 4, 24), (64, 8, 128), (300, 10, 512)]:
+        ids, weights = (tensor.cuda() for tensor in batch(T, K, E, seed=T))
+        for merge in ("none", "same", "distinct", "sentinel"):
+            reroute(
+                ids.long() if merge == "same" else ids,
+                weights.bfloat16() if merge == "distinct" else weights,
+                similarity_matrix(E, E),
+                select_top_k=1,
+                threshold=0.7,
+                min_active=E // 2,
+                num_tokens=torch.tensor(T - 1, device="cuda"),
+                row_budget=torch.arange(T, device="cuda") % 3,
+                targets="active" if merge == "same" else "primary",
+                scale=similarity_matrix(E, 1) if merge == "sentinel" else None,
+                merge=merge,
+                sentinel=-1 if merge == "sentinel" else None,
+                counters=torch.zeros(len(COUNTERS), dtype=torch.int64, device="cuda"),
+                backend="cuda",
+            )
+    torch.cuda.synchronize()
+    print("done")
+
+
+if __name__ == "__main__":
+    main()

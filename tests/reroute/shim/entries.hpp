@@ -1,0 +1,34 @@
+// The shipped source, compiled for the CPU, and its entries by name.
+#pragma once
+
+#include <cstring>
+#include <utility>
+
+#include "cuda_words.hpp"
+#include "reroute.cu"
+
+using Body = void (*)(const void*);
+
+template <auto ENTRY, class... Arguments, size_t... PLACE>
+void call_with(void (*)(Arguments...), const long long* words, std::index_sequence<PLACE...>) {
+    ENTRY(shim::unpack<Arguments>(static_cast<uint64_t>(words[PLACE]))...);
+}
+
+template <auto ENTRY>
+void call_entry(const void* words) {
+    auto as_pack = []<class... A>(void (*)(A...)) { return std::index_sequence_for<A...>{}; };
+    call_with<ENTRY>(ENTRY, static_cast<const long long*>(words), as_pack(ENTRY));
+}
+
+inline Body find_entry(const char* name) {
+#define SHIM_ENTRY(NAME) if (std::strcmp(name, #NAME) == 0) return call_entry<NAME>
+    SHIM_ENTRY(reroute_int32_float32);
+    SHIM_ENTRY(reroute_int32_bfloat16);
+    SHIM_ENTRY(reroute_int32_float16);
+    SHIM_ENTRY(reroute_int32_float64);
+    SHIM_ENTRY(reroute_int64_float32);
+    SHIM_ENTRY(reroute_int64_bfloat16);
+    SHIM_ENTRY(reroute_int64_float16);
+    SHIM_ENTRY(reroute_int64_float64);
+    return nullptr;
+}

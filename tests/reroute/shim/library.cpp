@@ -1,0 +1,12 @@
+// What ctypes calls: one launch, on fibres.
+
+#include <algorithm>
+#include <cstdlib>
+
+#include "entries.hpp"
+#include "fibres.cpp"
+
+extern "C" const char* shim_launch(const char* name, int blocks, int threads, unsigned seed, const long long* words) {
+    const Body entry = find_entry(name);
+    return entry == nullptr ? "no such entry" : run_grid(entry, words, blocks, threads, seed);
+}

@@ -1,0 +1,112 @@
+// The kernel on threads of the system, to be compiled with ThreadSanitizer: which batches, and that they agree.
+//
+// Prints one line and ends with 0 where every geometry gave the same result. What is right is tested elsewhere.
+
+#include <algorithm>
+#include <cstdio>
+#include <cstdlib>
+#include <random>
+#include <thread>
+#include <vector>
+
+#include "entries.hpp"
+
+namespace {
+
+thread_local shim::Place place;
+
+struct Batch {
+    int T, K, E;
+    std::vector<int> ids, order, count, budgets;
+    std::vector<float> weights, scale;
+    std::vector<unsigned char> keep;
+};
+
+Batch random_batch(int T, int K, int E, unsigned seed) {
+    std::minstd_rand random(seed);
+    Batch batch{T, K, E, {}, {}, {}, {}, {}, {}, std::vector<unsigned char>(E)};
+    for (int i = 0; i < T * K; ++i) {
+        batch.ids.push_back(static_cast<int>(random() % (E + 2)) - 1);  // a sentinel now and then
+        batch.weights.push_back(static_cast<float>(random() % 8) / 8);  // ties and zeros
+    }
+    for (int t = 0; t < T; ++t) batch.budgets.push_back(static_cast<int>(random() % (K + 2)) - 1);
+    for (int e = 0; e < E; ++e) {
+        std::vector<int> row(E);
+        for (int p = 0; p < E; ++p) row[p] = p;
+        std::shuffle(row.begin(), row.end(), random);
+        batch.order.insert(batch.order.end(), row.begin(), row.end());
+        batch.count.push_back(static_cast<int>(random() % E));
+        batch.keep[e] = random() % 16 == 0;
+    }
+    for (int i = 0; i < E * E; ++i) batch.scale.push_back(1 + static_cast<float>(random() % 4) / 4);
+    return batch;
+}
+
+struct Result {
+    std::vector<int> ids;
+    std::vector<float> weights;
+    std::vector<unsigned long long> counters = std::vector<unsigned long long>(7);
+    bool operator==(const Result&) const = default;
+};
+
+long long address(const void* pointer) { return static_cast<long long>(reinterpret_cast<intptr_t>(pointer)); }
+
+void run_blocks(const long long* words, int blocks, int threads) {
+    gridDim.x = static_cast<unsigned>(blocks);
+    for (int block = 0; block < blocks; ++block) {
+        blockIdx.x = static_cast<unsigned>(block);
+        shim::Meeting meeting;
+        std::vector<shim::Meeting> warps(threads / 32);
+        std::vector<std::thread> team;
+        for (int i = 0; i < threads; ++i) {
+            team.emplace_back([&, i] {
+                place = {static_cast<unsigned>(i), &warps[i / 32], &meeting, 32, threads};
+                call_entry<reroute_int32_float32>(words);
+            });
+        }
+        for (std::thread& thread : team) thread.join();
+    }
+}
+
+Result run(const Batch& batch, int merge, int given, int min_active, int blocks, int threads) {
+    Result result{std::vector<int>(batch.ids.size(), 77), std::vector<float>(batch.ids.size(), 77)};
+    int lane_bits = 0;
+    while (1 << lane_bits < batch.K) ++lane_bits;
+    const long long words[] = {
+        address(batch.ids.data()), address(batch.weights.data()), address(result.ids.data()),
+        address(result.weights.data()), address(batch.order.data()), address(batch.count.data()),
+        address(batch.keep.data()), address(batch.scale.data()), address(batch.budgets.data()), 0,
+        address(result.counters.data()), batch.T, batch.K, batch.E, batch.T - 1, 1, min_active, merge, given,
+        lane_bits, -1,
+    };
+    run_blocks(words, blocks, threads);
+    return result;
+}
+
+}  // namespace
+
+shim::Place& shim::self() { return place; }
+void shim::wait() { std::this_thread::yield(); }
+void shim::note_progress() {}
+void shim::refuse(const char* why) {
+    std::fprintf(stderr, "%s\n", why);
+    std::abort();
+}
+
+int main() {
+    int runs = 0;
+    for (int merge = 0; merge < 4; ++merge) {
+        // A floor that the vote does not reach, so that experts join P by mass.
+        const int given = merge % 2 ? ACTIVE_TARGETS : 0, E = merge < 2 ? 13 : 70, floor = merge < 2 ? 12 : 40;
+        const Batch batch = random_batch(20, 5, E, 1 + static_cast<unsigned>(merge));
+        const Result expected = run(batch, merge, given, floor, 1, 64);
+        for (const auto& [blocks, threads] : {std::pair{1, 32}, {2, 96}, {1, 128}}) {
+            if (!(run(batch, merge, given, floor, blocks, threads) == expected)) {
+                std::printf("merge %d: %d blocks of %d threads give something else\n", merge, blocks, threads);
+                return 1;
+            }
+            ++runs;
+        }
+    }
+    std::printf("%d runs agree\n", runs);
+}

@@ -1,0 +1,235 @@
+"""The host side of the ``cuda`` backend, without a device: the choice, the cache and what it says."""
+
+from __future__ import annotations
+
+import builtins
+import logging
+import re
+import sys
+from contextlib import nullcontext
+from importlib.util import find_spec
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from sere.config import RerouteConfig
+from sere.errors import BackendUnavailable, InputError
+from sere.reroute import backends, cuda, make_plan, reroute, select
+from sere.reroute.cuda import compiler, device
+from sere.reroute.cuda.launch import MOST_EXPERTS, SOURCE, Launch, prepare
+from sere.reroute.types import Rules, prepare_neighbours
+from sere.similarity.layer import LayerSimilarity
+
+from .cases import batch, similarity_matrix
+
+without_device = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
+HAS_NVRTC = find_spec("cuda") is not None and find_spec("cuda.core") is not None
+
+
+@pytest.fixture(autouse=True)
+def _forget() -> None:
+    select.cache_clear()
+    backends.say_fallback.cache_clear()
+    device.why_not.cache_clear()
+
+
+def pretend(monkeypatch: pytest.MonkeyPatch, *, reason: str | None) -> None:
+    """Let cuda-core be installed and the try on the device end with ``reason``."""
+    monkeypatch.setattr(backends, "_installed", lambda _: True)
+    monkeypatch.setattr(cuda, "why_not", lambda: reason)
+
+
+def test_without_cuda_core(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """The automatic choice is torch with one log line, the named backend raises with the install line."""
+    monkeypatch.setattr(backends, "_installed", lambda package: package != "cuda.core")
+    with caplog.at_level(logging.WARNING, "sere"):
+        assert select("auto", "cuda", 64) == "torch"
+        assert select("auto", "cuda", 128) == "torch"
+    (record,) = caplog.records
+    assert "instead of cuda: the package cuda.core is not installed" in record.message
+    with pytest.raises(BackendUnavailable, match=r"'cuda' cannot run here: .* pip install 'sere\[cuda\]'"):
+        select("cuda", "cuda")
+
+
+def test_a_package_whose_parent_is_missing() -> None:
+    """Looking for ``cuda.core`` where there is no ``cuda`` at all says that it is not installed."""
+    assert backends._installed.__wrapped__("no_such_package_at_all.core") is False
+
+
+@without_device
+def test_without_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With cuda-core but no device the named backend says that PyTorch sees none."""
+    monkeypatch.setattr(backends, "_installed", lambda _: True)
+    with pytest.raises(BackendUnavailable, match="cannot run here: PyTorch sees no CUDA device"):
+        select("cuda", "cuda")
+
+
+def test_a_device_that_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the try ends well, the automatic choice for CUDA tensors is the kernel."""
+    pretend(monkeypatch, reason=None)
+    assert select("auto", "cuda") == "cuda"
+    assert select("cuda", "cuda", MOST_EXPERTS) == "cuda"
+
+
+def test_a_compiler_that_fails(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """What the try reports is what the log line and the error say."""
+    pretend(monkeypatch, reason="DynamicLibNotFoundError: libnvrtc.so.13")
+    with caplog.at_level(logging.WARNING, "sere"):
+        assert select("auto", "cuda") == "torch"
+    assert "instead of cuda: DynamicLibNotFoundError: libnvrtc.so.13" in caplog.text
+    with pytest.raises(BackendUnavailable, match="libnvrtc"):
+        select("cuda", "cuda")
+
+
+def test_more_experts_than_the_kernel_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A layer of 1025 experts falls back, or raises where the backend was named."""
+    pretend(monkeypatch, reason=None)
+    assert backends.BACKENDS["cuda"].most_experts == MOST_EXPERTS
+    assert select("auto", "cuda", MOST_EXPERTS + 1) == "torch"
+    with pytest.raises(BackendUnavailable, match="at most 1024 experts a layer, these are 1025"):
+        select("cuda", "cuda", MOST_EXPERTS + 1)
+    layer = LayerSimilarity(torch.ones(1025, 1025))
+    with pytest.raises(BackendUnavailable, match="it runs on cuda tensors, these are on cpu"):
+        make_plan(layer, RerouteConfig(select_top_k=1, backend="cuda"))
+
+
+def test_why_not_reports_any_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever goes wrong while the kernel is tried becomes one line of reason, never a traceback."""
+
+    def fail(*_: object) -> None:
+        raise OSError("the driver\n  refused")
+
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(device, "_try", fail)
+    assert device.why_not() == "OSError: the driver refused"
+
+
+def test_what_is_handed_to_the_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A launch gives cuda-core the current stream, the geometry, the entry and the 64-bit words in order."""
+    put: list[Any] = []
+    core = SimpleNamespace(
+        Device=lambda index: SimpleNamespace(set_current=lambda: put.append(index)),
+        ObjectCode=SimpleNamespace(from_cubin=lambda code: SimpleNamespace(get_kernel=lambda e: (code, e))),
+        LaunchConfig=lambda grid, block: (grid, block),
+        launch=lambda *arguments: put.append(arguments),
+    )
+    monkeypatch.setitem(sys.modules, "cuda", SimpleNamespace(core=core))
+    monkeypatch.setitem(sys.modules, "cuda.core", core)
+    monkeypatch.setattr(device, "cubin", lambda arch: f"code for {arch}")
+    monkeypatch.setattr(torch.cuda, "device", lambda _: nullcontext())
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (9, index))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: SimpleNamespace(cuda_stream=77))
+    device.kernels.cache_clear()
+    device._shape_of.cache_clear()
+    try:
+        prepared = Launch("reroute_int32_float32", 2, 64, (5, 6), ())
+        device.launch(prepared, torch.device("cuda", 3))
+    finally:
+        device.kernels.cache_clear()
+        device._shape_of.cache_clear()
+    index, (stream, config, kernel, *words) = put
+    assert index == 3
+    assert stream.__cuda_stream__() == (0, 77)
+    assert (config, words) == ((2, 64), [5, 6])
+    assert kernel == ("code for sm_93", "reroute_int32_float32")
+
+
+def test_the_words_of_a_launch() -> None:
+    """Addresses come first, in the order of the entry's arguments, then the numbers; what is absent is 0."""
+    layer = LayerSimilarity(similarity_matrix(16, 0))
+    neighbours = prepare_neighbours(layer, threshold=0.0)
+    ids, weights = batch(4, 3, 16, seed=0)
+    budget = torch.ones(4, dtype=torch.int64)
+    rules = Rules(select_top_k=9, min_active=50, active_targets=True, merge=3, sentinel=-1)
+    prepared = prepare(ids, weights, ids, weights, neighbours, rules, budget, 2, None)
+    pointers = [
+        ids, weights, ids, weights, neighbours.order, neighbours.count, neighbours.keep, None, budget, None,
+        None,
+    ]  # fmt: skip
+    assert prepared.words[:11] == tuple(0 if p is None else p.data_ptr() for p in pointers)
+    assert prepared.words[11:] == (4, 3, 16, 2, 3, 16, 3, 1 | 2, 2, -1)
+    assert prepared.entry == "reroute_int32_float32"
+    parameters = re.findall(r"(\w+)(?:,|\s*\\?\n\s*\))", SOURCE.read_text().split("NAME(")[1].split("{")[0])
+    assert len(parameters) == len(prepared.words)
+
+
+def test_counters_on_another_device() -> None:
+    """Counters must be where the ids are: an address on another device would be written to."""
+    ids, weights = batch(4, 2, 8, seed=0)
+    counters = torch.zeros(7, dtype=torch.int64, device="meta")
+    with pytest.raises(InputError, match="counters: expected them on cpu like the ids, got meta"):
+        reroute(ids, weights, similarity_matrix(8, 0), select_top_k=1, counters=counters)
+
+
+def test_cache_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """``SERE_CACHE_DIR`` goes before ``XDG_CACHE_HOME``, that before the home folder."""
+    monkeypatch.delenv("SERE_CACHE_DIR", raising=False)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    assert compiler.cache_folder() == Path.home() / ".cache" / "sere"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert compiler.cache_folder() == tmp_path / "sere"
+    monkeypatch.setenv("SERE_CACHE_DIR", str(tmp_path / "mine"))
+    assert compiler.cache_folder() == tmp_path / "mine"
+
+
+def test_compiled_once_per_architecture(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The second call reads the file; another architecture or another source compiles anew."""
+    calls: list[str] = []
+
+    def compile_source(arch: str, **_: Any) -> bytes:
+        calls.append(arch)
+        return f"code for {arch}, {len(calls)}".encode()
+
+    monkeypatch.setenv("SERE_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(compiler, "compile_source", compile_source)
+    assert compiler.cubin("sm_90") == compiler.cubin("sm_90") == b"code for sm_90, 1"
+    assert compiler.cubin("sm_80") == b"code for sm_80, 2"
+    monkeypatch.setattr(compiler, "source_text", lambda: "another source")
+    assert compiler.cubin("sm_90") == b"code for sm_90, 3"
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_a_cache_that_cannot_be_written(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The code is compiled and used all the same."""
+    (tmp_path / "file").write_text("not a folder")
+    monkeypatch.setenv("SERE_CACHE_DIR", str(tmp_path / "file" / "cache"))
+    monkeypatch.setattr(compiler, "compile_source", lambda _: b"code")
+    assert compiler.cubin("sm_90") == b"code"
+
+
+def test_source_is_one_text() -> None:
+    """What NVRTC gets has every header of ours once, and asks for none of its own."""
+    text = compiler.source_text()
+    assert "#include" not in text
+    for header in SOURCE.parent.glob("*.cuh"):
+        body = [line for line in header.read_text().splitlines() if line and not line.startswith("#include")]
+        assert text.count(body[0]) == 1
+        assert text.count(body[-2]) >= 1
+
+
+def test_importing_the_backend_loads_no_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The module itself imports where cuda-core is missing: the reason comes when it is asked for."""
+    import importlib
+
+    real_import = builtins.__import__
+
+    def without_cuda(name: str, *rest: Any) -> Any:
+        if name == "cuda" or name.startswith("cuda."):
+            raise ImportError(name)
+        return real_import(name, *rest)
+
+    monkeypatch.setattr(builtins, "__import__", without_cuda)
+    importlib.reload(importlib.import_module("sere.reroute.cuda"))
+
+
+@pytest.mark.skipif(not HAS_NVRTC, reason="cuda-core is not installed: pip install 'sere[cuda]'")
+def test_nvrtc_compiles_the_source() -> None:
+    """NVRTC itself, through cuda-core, makes machine code with every entry, without a device."""
+    code = compiler.compile_source("sm_90")
+    assert code[:4] == b"\x7fELF"
+    assert all(entry.encode() in code for entry in device.entries())

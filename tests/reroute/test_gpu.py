@@ -1,0 +1,155 @@
+"""What only a device can show; the common suite runs there as well (``make gpu-test``)."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from sere.config import RerouteConfig
+from sere.reroute import COUNTERS, Plan, make_plan, reroute, select
+from sere.similarity.layer import LayerSimilarity
+
+from .cases import NO_DEVICE, batch, fuzzed, similarity_matrix
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason=NO_DEVICE),
+]
+SANITIZER = shutil.which("compute-sanitizer")
+
+
+def make(E: int, **settings: Any) -> Plan:
+    values = {"select_top_k": 1, "threshold": 0.4, "backend": "cuda"} | settings
+    return make_plan(
+        LayerSimilarity(similarity_matrix(E, E)), RerouteConfig.from_mapping(values), device="cuda"
+    )
+
+
+def on_device(*shape: int, seed: int) -> tuple[Tensor, Tensor]:
+    ids, weights = batch(*shape, seed=seed)
+    return ids.cuda(), weights.cuda()
+
+
+def counters() -> Tensor:
+    return torch.zeros(len(COUNTERS), dtype=torch.int64, device="cuda")
+
+
+def test_the_automatic_choice_is_the_kernel() -> None:
+    """For CUDA tensors ``backend="auto"`` is the kernel, compiled and tried."""
+    select.cache_clear()
+    assert select("auto", "cuda") == "cuda"
+
+
+@pytest.mark.parametrize(("T", "K", "E"), [(8, 4, 16), (64, 8, 128), (512, 8, 256)])
+def test_graph_replay(T: int, K: int, E: int) -> None:
+    """A captured launch follows new ids, weights and ``num_tokens``, and counts at every replay."""
+    plan = make(E, merge="distinct", min_active=3, targets="active")
+    ids, weights = on_device(T, K, E, seed=0)
+    num_tokens, counted = torch.tensor(T, device="cuda"), counters()
+    plan.route(ids, weights, num_tokens=num_tokens, counters=counted)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        routing = plan.route(ids, weights, num_tokens=num_tokens, counters=counted)
+    counted.zero_()
+    expected_counts = torch.zeros(len(COUNTERS), dtype=torch.int64)
+    for seed, N in [(1, T), (2, T // 2), (3, 0), (4, 1), (5, T - 1)]:
+        new_ids, new_weights = batch(T, K, E, seed=seed)
+        ids.copy_(new_ids)
+        weights.copy_(new_weights)
+        num_tokens.fill_(N)
+        graph.replay()
+        expected = reroute(
+            new_ids, new_weights, similarity_matrix(E, E), select_top_k=1, threshold=0.4, merge="distinct",
+            min_active=3, targets="active", num_tokens=N, counters=expected_counts, backend="reference",
+        )  # fmt: skip
+        assert torch.equal(routing.ids.cpu(), expected.ids)
+        assert torch.equal(routing.weights.cpu(), expected.weights)
+    assert counted.tolist() == expected_counts.tolist()
+
+
+def test_compiles_whole() -> None:
+    """Inductor compiles a step around the kernel with ``fullgraph=True``; the result is the eager one."""
+    plan = make(64, merge="same")
+
+    def step(ids: Tensor, weights: Tensor, num_tokens: Tensor) -> Tensor:
+        routing = plan.route(ids, weights * 2, num_tokens=num_tokens)
+        return (routing.weights * routing.ids).sum(dim=1)
+
+    ids, weights = on_device(16, 8, 64, seed=1)
+    num_tokens = torch.tensor(12, device="cuda")
+    compiled = torch.compile(step, fullgraph=True)
+    torch.testing.assert_close(compiled(ids, weights, num_tokens), step(ids, weights, num_tokens))
+
+
+def test_nothing_waits() -> None:
+    """A call reads nothing back from the device."""
+    plan = make(64, merge="distinct", min_active=4)
+    ids, weights = on_device(16, 8, 64, seed=1)
+    num_tokens, counted = torch.tensor(12, device="cuda"), counters()
+    budget = torch.ones(16, dtype=torch.int32, device="cuda")
+    plan.route(ids, weights)
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        plan.route(ids, weights, num_tokens=num_tokens, row_budget=budget, counters=counted)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_the_current_stream() -> None:
+    """The launch goes to PyTorch's current stream: it waits for what that stream does, and no other."""
+    plan = make(64)
+    ids, weights = on_device(16, 8, 64, seed=1)
+    expected = plan.route(ids, weights).ids
+    torch.cuda.synchronize()
+    late = torch.zeros_like(ids)
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        torch.cuda._sleep(50_000_000)
+        late.copy_(ids)
+        routing = plan.route(late, weights)
+    stream.synchronize()
+    assert torch.equal(routing.ids, expected)
+
+
+@pytest.mark.parametrize("block", range(10))
+def test_a_thousand_fuzzed_cases(block: int) -> None:
+    """Ids, weights and counters equal the reference's bit for bit."""
+    for seed in range(100 * block, 100 * block + 100):
+        case = fuzzed(seed)
+        expected, expected_counters = case.run("reference")
+        actual, counted = case.run("cuda")
+        assert torch.equal(actual.ids, expected.ids), seed
+        assert torch.equal(actual.weights, expected.weights), seed
+        assert counted.tolist() == expected_counters.tolist(), seed
+
+
+def test_the_same_bits_every_time() -> None:
+    """Two hundred runs of one call give one result."""
+    plan = make(256, merge="distinct", min_active=200)
+    ids, weights = on_device(256, 8, 256, seed=1)
+    first = plan.route(ids, weights)
+    for _ in range(200):
+        again = plan.route(ids, weights)
+        assert torch.equal(again.ids, first.ids)
+        assert torch.equal(again.weights, first.weights)
+
+
+@pytest.mark.skipif(SANITIZER is None, reason="compute-sanitizer is not on the PATH")
+@pytest.mark.parametrize("tool", ["memcheck", "racecheck", "synccheck"])
+def test_compute_sanitizer(tool: str) -> None:
+    """compute-sanitizer finds nothing in a call of every option."""
+    command = [str(SANITIZER), "--tool", tool, "--error-exitcode", "86", sys.executable, "-m"]
+    run = subprocess.run(
+        [*command, "tests.reroute.sanitized"], capture_output=True, text=True, check=False, timeout=300
+    )
+    assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-1000:]
+    assert "done" in run.stdout
+    assert re.search(r"ERROR SUMMARY: 0 errors|RACECHECK SUMMARY: .*\(0 errors", run.stdout)

@@ -177,7 +177,7 @@ def _by_pairs(Y: Tensor, compare: Callable[[Tensor, Tensor], Tensor], diagonal: 
 
 
 def _cka_linear(a: Tensor, b: Tensor) -> Tensor:
-    first, second = ([_centred_kernel(part) for part in rows.split(WINDOW)] for rows in (a, b))
+    first, second = ([_centred_kernel(part) for part in torch.split(rows, WINDOW)] for rows in (a, b))
     return (_hsic(first, second) / (_hsic(first, first) * _hsic(second, second)).sqrt()).clamp(0, 1)
 
 

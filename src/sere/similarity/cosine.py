@@ -61,11 +61,11 @@ def directions(rows: Tensor) -> Tensor:
     # Squares that underflow stay below the rounding of the square of this norm, thousands of them too.
     least = limits.tiny**0.5 / limits.eps
     if bool(((norm > least) & (norm < limits.max)).all()):
-        return rows / norm
+        return torch.div(rows, norm)
     largest = torch.linalg.vector_norm(rows, ord=float("inf"), dim=-1, keepdim=True)
     rows = rows / largest.masked_fill(largest == 0, 1)
     norm = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
-    return rows / norm.masked_fill(norm == 0, 1)
+    return torch.div(rows, norm.masked_fill(norm == 0, 1))
 
 
 @torch.no_grad()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -17,6 +17,9 @@ from sere.integrations.vllm.rows import RowSignal
 from sere.policies.sere import Sere
 from sere.reroute import COUNTERS, Plan
 from sere.table import SimilarityTable
+
+if TYPE_CHECKING:
+    from sere.integrations.vllm.worker import Steps
 
 # A child of vLLM's logger: its lines come out where and as the engine's own do, in every process.
 logger = logging.getLogger("vllm.sere")
@@ -75,6 +78,9 @@ class Session:
         layers: The MoE layers, by index, once the model is built.
         config: The settings as they fit the expert kernel.
         enabled: Whether steps are re-routed at present.
+        signal: The budgets of the coming step's rows; None until the model is loaded.
+        kernel: Class name of the expert kernel, or None where it cannot be told.
+        steps: What watches the model runner; None until the model is loaded.
         steps_rerouted: Steps with a row to re-route.
         steps_passed: Steps without.
     """
@@ -86,6 +92,7 @@ class Session:
         self.layers: dict[int, RoutedLayer] = {}
         self.signal: RowSignal | None = None
         self.kernel: str | None = None
+        self.steps: Steps | None = None
         self.steps_rerouted = 0
         self.steps_passed = 0
 

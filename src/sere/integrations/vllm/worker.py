@@ -61,7 +61,8 @@ def _around_loading(worker: Any, session: Session) -> None:
         with seam.building(session.add):
             result = load_model(*args, **kwargs)
         session.prepare(torch.device(worker.device), _most_rows(worker.vllm_config))
-        Steps(worker.model_runner, session).watch()
+        session.steps = Steps(worker.model_runner, session)
+        session.steps.watch()
         if worker.rank == 0:
             logger.info("sere: %s", session.describe())
         return result

@@ -12,12 +12,13 @@ from tests.tiny import tiny_model
 
 # vLLM's CPU attention wants heads of at least 32, its MLA kernel DeepSeek's own latent sizes.
 _COMMON: dict[str, Any] = {
-    "vocab_size": 128, "hidden_size": 64, "intermediate_size": 64, "moe_intermediate_size": 32, "head_dim": 32,
-    "max_position_embeddings": 512, "bos_token_id": None, "eos_token_id": None, "pad_token_id": None,
+    "vocab_size": 128, "hidden_size": 64, "intermediate_size": 64,
+    "moe_intermediate_size": 32, "head_dim": 32, "max_position_embeddings": 512,
+    "bos_token_id": None, "eos_token_id": None, "pad_token_id": None,
 }  # fmt: skip
 _MLA: dict[str, Any] = {
-    "q_lora_rank": None, "kv_lora_rank": 512, "qk_nope_head_dim": 64, "qk_rope_head_dim": 64, "v_head_dim": 64,
-    "head_dim": 64,
+    "q_lora_rank": None, "kv_lora_rank": 512, "qk_nope_head_dim": 64, "qk_rope_head_dim": 64,
+    "v_head_dim": 64, "head_dim": 64,
 }  # fmt: skip
 # Where the size of a head is what the heads leave of the hidden size.
 _FEW_HEADS: dict[str, Any] = {"num_attention_heads": 2, "num_key_value_heads": 2}
@@ -61,5 +62,5 @@ def save_model(folder: Path, name: str = "qwen3_moe", **overrides: Any) -> Path:
 
 
 def table_of(path: Path) -> Path:
-    """Return where `save_model` put a model's table: not in the folder, whose files a plain vLLM would load."""
+    """Return where `save_model` put a table: not in the folder, whose files a plain vLLM would load."""
     return path.with_name(f"{path.name}.sere.safetensors")

@@ -17,8 +17,10 @@ pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("default")]
 
 
 def test_compiled_engine(tmp_path: Path) -> None:
-    """Against a compiled engine without re-routing: S = K and off give its tokens, S = 1 fewer experts, a
-    protected request keeps its experts, and ρ, S and off are heeded without compiling anew."""
+    """Compiled: S = K and off give the tokens of an engine without re-routing, S = 1 fewer experts.
+
+    A protected request gets its own tokens, and changed ρ, S and off are heeded without compiling anew.
+    """
     path = save_model(tmp_path)
     with engine(path, enforce_eager=False) as llm:
         expected = generate(llm, prompts())

@@ -47,7 +47,7 @@ def without_layer(path: Path, folder: Path) -> Path:
     ("settings", "error", "text"),
     [
         ({"select_top_k": 0}, ConfigError, "select_top_k: expected an integer of at least 1, got 0"),
-        ({"select_top_k": 2, "treshold": 0.3}, ConfigError, "unknown setting 'treshold'; did you mean 'threshold'?"),
+        ({"select_top_k": 2, "treshold": 0.3}, ConfigError, "'treshold'; did you mean 'threshold'?"),
         ({}, ConfigError, "select_top_k is missing"),
         ({"select_top_k": 2, "table": "nowhere.safetensors"}, TableError, "there is no such file"),
         ({"select_top_k": 2, "keep": {"7": [0]}}, ConfigError, "keep: layer 7 has no similarities"),
@@ -67,14 +67,20 @@ def test_truncated_table(model: Path, tmp_path: Path) -> None:
     """A table that was cut off is refused as one."""
     whole = table_of(model).read_bytes()
     (tmp_path / "cut.safetensors").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(TableError, match="cut off"), engine(model, {"select_top_k": 2, "table": str(tmp_path / "cut.safetensors")}):
+    with (
+        pytest.raises(TableError, match="cut off"),
+        engine(model, {"select_top_k": 2, "table": str(tmp_path / "cut.safetensors")}),
+    ):
         pass
 
 
 def test_table_of_another_model(model: Path, other: Path) -> None:
     """A table of another model is refused; the text names both."""
-    with pytest.raises(TableMismatch, match=r"was calibrated on .*, but the model is a qwen3_moe with 2 layers"), engine(
-        model, {"select_top_k": 2, "table": str(other)}
+    with (
+        pytest.raises(
+            TableMismatch, match=r"was calibrated on .*, but the model is a qwen3_moe with 2 layers"
+        ),
+        engine(model, {"select_top_k": 2, "table": str(other)}),
     ):
         pass
 
@@ -82,16 +88,20 @@ def test_table_of_another_model(model: Path, other: Path) -> None:
 def test_layer_without_similarities(model: Path, tmp_path: Path) -> None:
     """A layer that the table does not know stops the start while the model is built."""
     path = without_layer(model, tmp_path)
-    with pytest.raises(TableError, match="no similarities for layer 1, only for"), engine(
-        model, {"select_top_k": 2, "table": str(path)}
+    with (
+        pytest.raises(TableError, match="no similarities for layer 1, only for"),
+        engine(model, {"select_top_k": 2, "table": str(path)}),
     ):
         pass
 
 
 def test_no_table(model: Path) -> None:
     """Without a table, and without one in the model's folder, the text says how to give one."""
-    with pytest.raises(TableError, match=r"table: none was given and the folder of .* has no sere.safetensors"), engine(
-        model, {"select_top_k": 2, "table": None}
+    with (
+        pytest.raises(
+            TableError, match=r"table: none was given and the folder of .* has no sere.safetensors"
+        ),
+        engine(model, {"select_top_k": 2, "table": None}),
     ):
         pass
 
@@ -107,8 +117,9 @@ def test_table_in_the_model_folder(tmp_path: Path) -> None:
 def test_unsupported_version(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A version that nobody looked at is refused with the range, unless it is allowed by name."""
     monkeypatch.setattr("sere.integrations.vllm.versions.engine_version", lambda: "0.99.1")
-    with pytest.raises(UnsupportedEngine, match=r"vLLM 0.99.1: expected 0.30 to 0.32 \(run, on a CPU\)"), engine(
-        model, {"select_top_k": 2}
+    with (
+        pytest.raises(UnsupportedEngine, match=r"vLLM 0.99.1: expected 0.30 to 0.32 \(run, on a CPU\)"),
+        engine(model, {"select_top_k": 2}),
     ):
         pass
     with engine(model, {"select_top_k": 2, "allow_untested": True}) as llm:
@@ -127,8 +138,9 @@ def test_second_plug_in(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self._compute_routing = lambda *a, **k: routing(*a, **k)
 
     monkeypatch.setattr(BaseRouter, "__init__", __init__)
-    with pytest.raises(UnsupportedEngine, match=r"has been replaced already, by tests\.integrations\.vllm"), engine(
-        model, {"select_top_k": 2}
+    with (
+        pytest.raises(UnsupportedEngine, match=r"has been replaced already, by tests\.integrations\.vllm"),
+        engine(model, {"select_top_k": 2}),
     ):
         pass
 
@@ -136,8 +148,11 @@ def test_second_plug_in(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_batch_invariant_mode(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Batch-invariant mode is refused: re-routing is what it rules out."""
     monkeypatch.setenv("VLLM_BATCH_INVARIANT", "1")
-    with pytest.raises(UnsupportedEngine, match="VLLM_BATCH_INVARIANT: re-routing makes a request's output depend"), engine(
-        model, {"select_top_k": 2}
+    with (
+        pytest.raises(
+            UnsupportedEngine, match="VLLM_BATCH_INVARIANT: re-routing makes a request's output depend"
+        ),
+        engine(model, {"select_top_k": 2}),
     ):
         pass
 

@@ -63,7 +63,7 @@ def book() -> RequestBook:
 
 
 def test_decoding_and_prompts(book: RequestBook) -> None:
-    """In the batch's order: decoding requests get their S, prompts, pieces of prompts and "off" are protected."""
+    """In the batch's order: decoding requests get their S; prompts, their pieces and "off" are protected."""
     output = step(news=(new("e", 2),), cached={"a": 5, "b": 9, "c": 3, "d": 2})
     book.update(output)
     counts = {"c": 1, "a": 1, "d": 2, "b": 1, "e": 2}
@@ -71,12 +71,12 @@ def test_decoding_and_prompts(book: RequestBook) -> None:
 
 
 def test_last_token_of_a_prompt_is_prompt(book: RequestBook) -> None:
-    """A piece of a prompt that is one token long, as after a hit of the prefix cache, is not a decoded row."""
+    """A piece of a prompt of one token, as after a hit of the prefix cache, is not a decoded row."""
     assert budgets(book, step(cached={"a": 4}), {"a": 1}) == [PROTECTED]
 
 
 def test_drafted_tokens_are_decoded(book: RequestBook) -> None:
-    """A row that verifies drafted tokens is decoded; more rows than drafted tokens and one are no decoding."""
+    """Rows that verify drafted tokens are decoded; more rows than drafted tokens and one are not."""
     output = step(cached={"a": 6, "d": 4}, drafts={"a": [1, 2]})
     assert budgets(book, output, {"a": 3, "d": 3}) == [2, 2, 2, *[PROTECTED] * 3]
 
@@ -88,7 +88,7 @@ def test_preempted_request_is_computed_again_exactly(book: RequestBook) -> None:
 
 
 def test_all_phases(book: RequestBook) -> None:
-    """With ``phases="all"`` rows of prompts are re-routed too, but for requests that asked to be left alone."""
+    """With ``phases="all"`` rows of prompts are re-routed too, but for requests that said "off"."""
     output = step(news=(new("e", 2),), cached={"b": 2})
     book.update(output)
     assert budgets(book, output, {"e": 2, "b": 2}, all_phases=True) == [2, 2, PROTECTED, PROTECTED]
@@ -104,8 +104,8 @@ def test_book_forgets_finished_requests(book: RequestBook) -> None:
 @pytest.mark.parametrize(
     ("value", "budget"),
     [
-        (None, None), ("off", PROTECTED), (3, 3), ({"select_top_k": 8}, 8), ('{"select_top_k": 8}', 8), ("4", 4),
-        (10**12, PROTECTED),
+        (None, None), ("off", PROTECTED), (3, 3), ({"select_top_k": 8}, 8), ('{"select_top_k": 8}', 8),
+        ("4", 4),         (10**12, PROTECTED),
     ],
 )  # fmt: skip
 def test_tiers(value: Any, budget: int | None) -> None:
@@ -128,7 +128,7 @@ def test_wrong_key_of_a_tier() -> None:
 
 @given(st.lists(st.lists(st.sampled_from([1, 2, PROTECTED]), max_size=8), max_size=6), st.booleans())
 def test_signal_is_the_last_step(steps: list[list[int]], may_skip: bool) -> None:
-    """After any steps the device holds the last one's budgets and padding behind them; exact steps are all padding."""
+    """The device holds the last step's budgets and padding behind them; exact steps are all padding."""
     signal = RowSignal(10, torch.device("cpu"), may_skip=may_skip)
     place = signal.budget.data_ptr()
     for rows in steps:
@@ -145,7 +145,9 @@ def test_padding_everywhere_changes_nothing() -> None:
     """A step whose rows are all padding leaves ids and weights as they were, bit for bit."""
     signal = RowSignal(6, torch.device("cpu"), may_skip=False)
     ids, weights = torch.randint(0, 8, (6, 2)), torch.rand(6, 2)
-    result = reroute(ids, weights, torch.rand(8, 8).fill_diagonal_(1.0), select_top_k=1, row_budget=signal.at(6))
+    result = reroute(
+        ids, weights, torch.rand(8, 8).fill_diagonal_(1.0), select_top_k=1, row_budget=signal.at(6)
+    )
     assert torch.equal(result.ids, ids)
     assert torch.equal(result.weights, weights)
 
@@ -164,7 +166,8 @@ def test_other_kernels_get_distinct_rows(kernel: str | None) -> None:
     assert (config.merge, config.min_active, config.sentinel) == ("distinct", 4, None)
     ids, weights = torch.stack([torch.randperm(8)[:4] for _ in range(3)]), torch.rand(3, 4)
     result = reroute(
-        ids, weights, torch.rand(8, 8).fill_diagonal_(1.0), select_top_k=1, merge="distinct", min_active=config.min_active,
+        ids, weights, torch.rand(8, 8).fill_diagonal_(1.0),
+        select_top_k=1, merge="distinct", min_active=config.min_active,
     )  # fmt: skip
     assert all(len(set(row)) == 4 for row in result.ids.tolist())
 
@@ -172,7 +175,7 @@ def test_other_kernels_get_distinct_rows(kernel: str | None) -> None:
 @pytest.mark.parametrize(
     ("kernel", "options", "text"),
     [
-        ("OAITritonExperts", {"merge": "none"}, "merge='none': the expert kernel OAITritonExperts is not known to bear"),
+        ("OAITritonExperts", {"merge": "none"}, "the expert kernel OAITritonExperts is not known to bear"),
         (None, {"merge": "same"}, "merge='same': the expert kernel in use is not known"),
         ("CPUUnquantizedExperts", {"merge": "sentinel", "sentinel": -1}, "is not known to bear such ids"),
         ("DeepGemmExperts", {"merge": "sentinel", "sentinel": 7}, "is not known to bear such ids"),
@@ -189,11 +192,11 @@ class Experts:
     """vLLM's ``FusedMoEExperts`` in miniature."""
 
     @staticmethod
-    def is_monolithic() -> bool:
+    def is_monolithic() -> bool:  # noqa: D102
         return False
 
     @staticmethod
-    def is_supported_config(cls: Any, config: Any) -> tuple[bool, str | None]:
+    def is_supported_config(*_: Any) -> tuple[bool, str | None]:  # noqa: D102
         return True, None
 
 
@@ -201,7 +204,7 @@ class Monolithic(Experts):
     """Routes inside."""
 
     @staticmethod
-    def is_monolithic() -> bool:
+    def is_monolithic() -> bool:  # noqa: D102
         return True
 
 
@@ -219,7 +222,9 @@ def test_monolithic_kernels_decline_while_the_model_is_built() -> None:
 
 def test_monolithic_layer_is_named() -> None:
     """The error names layer, kernel and the flag to set."""
-    with pytest.raises(UnsupportedEngine, match=r"layers.3.mlp.experts: .* Monolithic .*--moe-backend triton"):
+    with pytest.raises(
+        UnsupportedEngine, match=r"layers.3.mlp.experts: .* Monolithic .*--moe-backend triton"
+    ):
         kernels.refuse_monolithic("model.layers.3.mlp.experts", object(), Monolithic())
 
 
@@ -285,7 +290,7 @@ def test_unknown_option_of_the_plug_in() -> None:
 
 
 def test_coverage(any_table: Any) -> None:
-    """A model without a layer of the table is refused, but for the part of it that one pipeline stage holds."""
+    """A model without a layer of the table is refused, but for the part that a pipeline stage holds."""
     tables.check_coverage(any_table, {0, 1}, partial=False)
     tables.check_coverage(any_table, {1}, partial=True)
     for found, partial in (({1}, False), (set(), True), (set(), False)):
@@ -296,7 +301,9 @@ def test_coverage(any_table: Any) -> None:
 @pytest.mark.parametrize(("E", "K"), [(8, 4), (16, 2)])
 def test_layer_of_another_shape(any_table: Any, E: int, K: int) -> None:
     """A layer with another E or K than the table's model is refused by name."""
-    with pytest.raises(TableMismatch, match=rf"model.layers.0.mlp.experts: .* has E={E} experts and K={K} slots"):
+    with pytest.raises(
+        TableMismatch, match=rf"model.layers.0.mlp.experts: .* has E={E} experts and K={K} slots"
+    ):
         tables.check_layer(any_table, 0, "model.layers.0.mlp.experts", E=E, K=K)
 
 
@@ -309,7 +316,9 @@ def any_table() -> Any:
     return random_table(tiny_model("qwen3_moe"))
 
 
-@pytest.mark.parametrize("name", ["model.layers.3.mlp.experts", "language_model.model.layers.3.block.experts"])
+@pytest.mark.parametrize(
+    "name", ["model.layers.3.mlp.experts", "language_model.model.layers.3.block.experts"]
+)
 def test_layer_index(name: str) -> None:
     """The index is read from the layer's name; a name without one is refused."""
     assert seam.layer_index(name) == 3
@@ -341,11 +350,11 @@ class RunnerV2:
     def __init__(self, batch: Any) -> None:
         self.batch = batch
 
-    def execute_model(self, scheduler_output: Any, *, dummy_run: bool = False) -> None:
+    def execute_model(self, scheduler_output: Any, *, dummy_run: bool = False) -> None:  # noqa: D102
         if not dummy_run:
             self.prepare_inputs(scheduler_output, object(), object(), 0)
 
-    def prepare_inputs(self, scheduler_output: Any, *_: Any) -> Any:
+    def prepare_inputs(self, scheduler_output: Any, *_: Any) -> Any:  # noqa: D102
         return self.batch
 
     def _dummy_run(self, rows: int) -> None:

@@ -32,7 +32,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def shared(model: Path) -> Iterator[Any]:
-    """An engine whose steps hold at most 16 tokens, so that long prompts come in pieces beside decoded rows."""
+    """An engine of at most 16 tokens a step, so that long prompts come in pieces beside decoded rows."""
     with engine(model, {"select_top_k": 1}, max_num_batched_tokens=16) as llm:
         yield llm
 
@@ -99,7 +99,9 @@ def test_each_row_is_its_own_requests(llm: Any) -> None:
 
     def recorded(budgets: Any) -> bool:
         names = list(runner.input_batch.req_ids)
-        seen.append((names, [runner.requests[name].sampling_params.extra_args for name in names], budgets.tolist()))
+        seen.append(
+            (names, [runner.requests[name].sampling_params.extra_args for name in names], budgets.tolist())
+        )
         return announce(budgets)
 
     session.signal.announce = recorded
@@ -140,7 +142,7 @@ def test_protected_request_keeps_its_experts(llm: Any) -> None:
 
 
 def test_prefill_is_exact(llm: Any) -> None:
-    """The log-probabilities of prompts and of the first token are those without re-routing, to the last bit."""
+    """Log-probabilities of prompts and of the first token are those without re-routing, to the last bit."""
 
     def read() -> list[Any]:
         outputs = llm.generate(prompts(6), sampling(tokens=1, prompt_logprobs=3, logprobs=5), use_tqdm=False)
@@ -166,7 +168,13 @@ def test_settings_change_while_requests_run(llm: Any) -> None:
     for _ in range(4):
         llm_engine.step()
     counts = []
-    for changes in ({}, {"select_top_k": 3}, {"select_top_k": 1, "threshold": 1.0}, {"threshold": 0.0}, {"enabled": False}):
+    for changes in (
+        {},
+        {"select_top_k": 3},
+        {"select_top_k": 1, "threshold": 1.0},
+        {"threshold": 0.0},
+        {"enabled": False},
+    ):
         settings = configure(llm, **changes)
         assert all(settings[name] == value for name, value in changes.items())
         read_stats(llm, reset=True)
@@ -249,7 +257,10 @@ def test_statistics_reach_log_and_prometheus(llm: Any) -> None:
 
     generate(llm, prompts(6))
     stats = read_stats(llm)
-    assert f"{stats.steps_rerouted} steps re-routed, {stats.steps_passed} passed; per layer and step" in log_line(stats)
+    assert (
+        f"{stats.steps_rerouted} steps re-routed, {stats.steps_passed} passed; per layer and step"
+        in log_line(stats)
+    )
     registry = CollectorRegistry()
     registry.register(Collector(lambda: merged(llm.collective_rpc("sere_stats"))))
     text = generate_latest(registry).decode()

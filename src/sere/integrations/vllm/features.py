@@ -17,7 +17,7 @@ def check_features(vllm_config: Any, *, allow_untested: bool) -> None:
         allow_untested: Let pass what may work but was never tried.
 
     Raises:
-        UnsupportedEngine: A feature is on that re-routing does not support; the text says why and what to do.
+        UnsupportedEngine: Re-routing does not support a feature that is on; the text says why.
     """
     for name, reason, way_out in _wrong(vllm_config):
         raise UnsupportedEngine(f"{name}: {reason}; {way_out}")
@@ -25,7 +25,7 @@ def check_features(vllm_config: Any, *, allow_untested: bool) -> None:
         return
     for name, reason in _untested(vllm_config):
         raise UnsupportedEngine(
-            f'{name}: {reason}; switch it off, or set "allow_untested": true beside the other settings of sere'
+            f'{name}: {reason}; switch it off, or set "allow_untested": true among the settings of sere'
         )
 
 
@@ -52,8 +52,7 @@ def _wrong(vllm_config: Any) -> Iterator[tuple[str, str, str]]:
     if os.environ.get("VLLM_BATCH_INVARIANT", "0") not in ("", "0"):
         yield (
             "VLLM_BATCH_INVARIANT",
-            "re-routing makes a request's output depend on the batch it runs in, which is what this mode rules "
-            "out",
+            "re-routing makes a request's output depend on the batch it runs in, which this mode rules out",
             "start without VLLM_BATCH_INVARIANT, or without sere",
         )
 

@@ -41,7 +41,8 @@ def check_start(vllm_config: Any) -> None:
             f"{E}; calibrate this model (sere calibrate) or give its own table"
         )
     # Workers may run in another folder.
-    vllm_config.additional_config = dict(vllm_config.additional_config) | {KEY: dict(values) | {"table": str(path)}}
+    whole = dict(values or {}) | {"table": str(path)}
+    vllm_config.additional_config = dict(vllm_config.additional_config) | {KEY: whole}
 
 
 def check_requests(processor_class: Any) -> None:
@@ -55,7 +56,9 @@ def check_requests(processor_class: Any) -> None:
         return
 
     @functools.wraps(process)
-    def process_inputs(self: Any, request_id: Any, prompt: Any, params: Any, *args: Any, **kwargs: Any) -> Any:
+    def process_inputs(
+        self: Any, request_id: Any, prompt: Any, params: Any, *args: Any, **kwargs: Any
+    ) -> Any:
         if section(self.vllm_config) is not None:
             parse_tier(getattr(params, "extra_args", None))
         return process(self, request_id, prompt, params, *args, **kwargs)

@@ -23,9 +23,9 @@ def parse_tier(extra_args: Mapping[str, Any] | None) -> int | None:
     """Read a request's own budget.
 
     Args:
-        extra_args: ``SamplingParams.extra_args``, which is also what ``vllm_xargs`` of the OpenAI API becomes.
-            Under ``"sere"`` stands ``"off"``, S as an integer, or ``{"select_top_k": S}``, the last also as
-            JSON text, because the API's extra arguments are flat.
+        extra_args: ``SamplingParams.extra_args``, which ``vllm_xargs`` of the OpenAI API becomes. Under
+            ``"sere"`` stands ``"off"``, S as an integer, or ``{"select_top_k": S}``, the last also as JSON
+            text, because the API's extra arguments are flat.
 
     Returns:
         S for the request's rows, ``PROTECTED`` for ``"off"``, or None where the engine's setting holds.

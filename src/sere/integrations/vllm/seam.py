@@ -114,7 +114,9 @@ def _without_table_among_weights() -> Iterator[None]:
 
     @functools.wraps(choose)
     def filtered(files: list[str], *args: Any, **kwargs: Any) -> list[str]:
-        return choose([file for file in files if Path(file).name != DEFAULT_NAME], *args, **kwargs)
+        weights = [file for file in files if Path(file).name != DEFAULT_NAME]
+        chosen: list[str] = choose(weights, *args, **kwargs)
+        return chosen
 
     default_loader.filter_duplicate_safetensors_files = filtered
     try:

@@ -176,11 +176,13 @@ class Session:
 
 
 def _warm(layer: RoutedLayer) -> None:
-    """Run the operation once on padding: a backend that compiles at first use does it now, not in a request."""
+    """Run the operation once on padding, so that a backend compiles now and not in a request."""
     assert layer.plan is not None
     ids = torch.zeros(1, layer.K, dtype=torch.int32, device=layer.plan.neighbours.order.device)
     budget = torch.full((1,), PADDING, dtype=torch.int32, device=ids.device)
-    layer.plan.route(ids, torch.zeros_like(ids, dtype=torch.float32), row_budget=budget, counters=layer.counters)
+    layer.plan.route(
+        ids, torch.zeros_like(ids, dtype=torch.float32), row_budget=budget, counters=layer.counters
+    )
 
 
 def _keep_through_sleep(layer: RoutedLayer) -> None:

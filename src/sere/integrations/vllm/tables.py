@@ -32,8 +32,8 @@ def find_table(given: str | None, model_config: Any) -> Path:
     cached = None if Path(model).is_dir() else _in_hub_cache(model, getattr(model_config, "revision", None))
     if cached is None:
         raise TableError(
-            f'table: none was given and the folder of {model!r} has no {DEFAULT_NAME}; give one with "table": '
-            '"PATH" among the settings of sere, or make one with sere calibrate'
+            f"table: none was given and the folder of {model!r} has no {DEFAULT_NAME}; give one with "
+            '"table": "PATH" among the settings of sere, or make one with sere calibrate'
         )
     return cached
 

@@ -195,4 +195,3 @@ class Steps:
         if now - self._logged >= every:
             self._logged = now
             logger.info("sere: %s", stats.log_line(stats.merged([stats.answer(session)])))
-

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from importlib import import_module
 from typing import Any
 
 from sere.errors import ConfigError, TableMismatch
@@ -60,11 +61,31 @@ def check_requests(processor_class: Any) -> None:
         self: Any, request_id: Any, prompt: Any, params: Any, *args: Any, **kwargs: Any
     ) -> Any:
         if section(self.vllm_config) is not None:
-            parse_tier(getattr(params, "extra_args", None))
+            check_tier(getattr(params, "extra_args", None))
         return process(self, request_id, prompt, params, *args, **kwargs)
 
     process_inputs.sere = True  # type: ignore[attr-defined]
     processor_class.process_inputs = process_inputs
+
+
+def check_tier(extra_args: Any) -> None:
+    """Refuse a request's value as vLLM refuses its own: the API answers with 400, other requests go on.
+
+    Raises:
+        ConfigError: The value is no tier; the error is also vLLM's ``VLLMValidationError``.
+    """
+    try:
+        parse_tier(extra_args)
+    except ConfigError as error:
+        raise _refusal()(str(error)) from None
+
+
+@functools.cache
+def _refusal() -> type[ConfigError]:
+    """Return an error class that is ours and vLLM's."""
+    theirs = getattr(import_module("vllm.exceptions"), "VLLMValidationError", None)
+    # Theirs first: its constructor sets what its text is made of.
+    return ConfigError if theirs is None else type("RequestRefused", (theirs, ConfigError), {})
 
 
 def _check_keep(options: Options, layers: set[int]) -> None:

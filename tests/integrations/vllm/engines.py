@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import gc
 import os
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from sere.integrations.vllm.local import local_engine
 from tests.integrations.vllm.models import table_of
 
 ENVIRONMENT = {
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     "VLLM_CPU_KVCACHE_SPACE": "1",
-    "VLLM_NO_USAGE_STATS": "1",
     "VLLM_LOGGING_LEVEL": "WARNING",
 }
 
@@ -30,30 +27,14 @@ def engine(path: Path, sere: Any = None, **options: Any) -> Iterator[Any]:
         **options: Further arguments of vLLM's ``LLM``.
     """
     os.environ.update(ENVIRONMENT)
-    from vllm import LLM
-    from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
-
     if isinstance(sere, dict):
         sere = {"table": str(table_of(path)), "log_seconds": 0} | sere
-    # vLLM walks over all modules' attributes and stumbles over this one, which answers any name.
-    ffi = sys.modules.pop("llvmlite.binding.ffi", None)
     defaults: dict[str, Any] = {
         "skip_tokenizer_init": True, "dtype": "bfloat16", "enforce_eager": True, "max_model_len": 256,
-        "max_num_seqs": 16, "seed": 0, "distributed_executor_backend": "uni",
-        "enable_prefix_caching": False, "additional_config": {} if sere is None else {"sere": sere},
+        "max_num_seqs": 16, "seed": 0, "enable_prefix_caching": False,
     }  # fmt: skip
-    llm = None
-    try:
-        llm = LLM(str(path), **(defaults | options))
+    with local_engine(path, sere, **(defaults | options)) as llm:
         yield llm
-    finally:
-        if llm is not None:
-            llm.llm_engine.engine_core.shutdown()
-        del llm
-        gc.collect()
-        cleanup_dist_env_and_memory()
-        if ffi is not None:
-            sys.modules["llvmlite.binding.ffi"] = ffi
 
 
 def prompts(count: int = 8, *, length: int = 6, vocabulary: int = 128) -> list[dict[str, list[int]]]:
@@ -75,13 +56,3 @@ def sampling(*, tokens: int = 12, **params: Any) -> Any:
     from vllm import SamplingParams
 
     return SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True, detokenize=False, **params)
-
-
-def session_of(llm: Any) -> Any:
-    """Return the plug-in's session in an engine of this process."""
-    return worker_of(llm).sere_session
-
-
-def worker_of(llm: Any) -> Any:
-    """Return the worker of an engine of this process."""
-    return llm.llm_engine.engine_core.engine_core.model_executor.driver_worker.worker

@@ -11,7 +11,8 @@ from tests.integrations.vllm.models import save_model
 pytest.importorskip("vllm", reason="needs vLLM: make test-vllm")
 
 from sere.integrations.vllm import configure, read_stats
-from tests.integrations.vllm.engines import engine, generate, prompts, sampling, session_of
+from sere.integrations.vllm.local import session_of
+from tests.integrations.vllm.engines import engine, generate, prompts, sampling
 
 pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("default")]
 

@@ -161,7 +161,7 @@ def test_nothing_happens_unasked(model: Path) -> None:
     """An engine without the setting has no attribute, method or wrapper of ours."""
     from vllm.model_executor.layers.fused_moe.runner.moe_runner import MoERunner
 
-    from tests.integrations.vllm.engines import worker_of
+    from sere.integrations.vllm.local import worker_of
 
     construct = MoERunner.__init__
     with engine(model) as llm:

@@ -329,7 +329,7 @@ def test_layer_index(name: str) -> None:
 def test_router_of_another_kind() -> None:
     """A router without the method that all of vLLM's have is refused by name."""
     with pytest.raises(UnsupportedEngine, match="its router SimpleNamespace has no _compute_routing"):
-        seam.intercept(SimpleNamespace(), "layer", lambda w, i: (w, i))
+        seam.intercept(SimpleNamespace(), SimpleNamespace(name="layer"))  # type: ignore[arg-type]
 
 
 class Announced:

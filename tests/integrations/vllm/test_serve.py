@@ -48,7 +48,9 @@ def bundled_table(path: Path) -> None:
 
 def together(server: Server, options: list[dict[str, Any]]) -> list[tuple[int, Any]]:
     with ThreadPoolExecutor(len(options)) as pool:
-        return list(pool.map(lambda pair: server.complete(pair[0], **pair[1]), zip(PROMPTS, options, strict=True)))
+        return list(
+            pool.map(lambda pair: server.complete(pair[0], **pair[1]), zip(PROMPTS, options, strict=True))
+        )
 
 
 def test_served_requests_are_rerouted(server: Server) -> None:

@@ -16,9 +16,10 @@ pytest.importorskip("vllm", reason="needs vLLM: make test-vllm")
 
 from sere.errors import ConfigError
 from sere.integrations.vllm import configure, read_stats
+from sere.integrations.vllm.local import session_of, worker_of
 from sere.integrations.vllm.requests import PADDING, PROTECTED
 from sere.integrations.vllm.stats import Collector, log_line, merged
-from tests.integrations.vllm.engines import engine, generate, prompts, sampling, session_of
+from tests.integrations.vllm.engines import engine, generate, prompts, sampling
 
 pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("default")]
 
@@ -57,14 +58,11 @@ def watched(llm: Any) -> Iterator[list[tuple[torch.Tensor, ...]]]:
         seen.append((session.signal.at(len(ids)).clone(), weights.clone(), ids.clone(), result[1].clone()))
         return result
 
-    router = layer.runner.router
-    intercepted = router._compute_routing
-    cell = next(c for c in intercepted.__closure__ if c.cell_contents == route)
-    cell.cell_contents = recorded
+    layer.route = recorded
     try:
         yield seen
     finally:
-        cell.cell_contents = route
+        del layer.route
 
 
 def kinds(budget: torch.Tensor) -> set[str]:
@@ -89,11 +87,8 @@ def test_each_row_is_its_own_requests(llm: Any) -> None:
     tiers: list[Any] = [None, "off", {"select_top_k": 2}, 3] * 2
     params = [sampling(tokens=16, extra_args=None if tier is None else {"sere": tier}) for tier in tiers]
     wanted = {None: 1, "off": PROTECTED, 3: 3}
-    runner = session_runner(llm)
+    runner = worker_of(llm).model_runner
     seen: list[tuple[list[str], list[int], list[int]]] = []
-    layer = session_of(llm).layers[0]
-    with watched(llm):
-        pass
     session = session_of(llm)
     announce = session.signal.announce
 
@@ -117,13 +112,6 @@ def test_each_row_is_its_own_requests(llm: Any) -> None:
             expected = tier["select_top_k"] if isinstance(tier, dict) else wanted[tier]
             assert budget in (expected, PROTECTED)
     assert any(sorted(budgets) == [1, 1, 2, 2, 3, 3, PROTECTED, PROTECTED] for _, _, budgets in decoding)
-    assert layer.counters is not None
-
-
-def session_runner(llm: Any) -> Any:
-    from tests.integrations.vllm.engines import worker_of
-
-    return worker_of(llm).model_runner
 
 
 def test_protected_request_keeps_its_experts(llm: Any) -> None:
@@ -235,19 +223,14 @@ def test_finished_requests_are_forgotten(llm: Any) -> None:
     """After its requests have ended the plug-in remembers none of them."""
     generate(llm, prompts(8))
     generate(llm, prompts(1), tokens=1)
-    book = steps_of(llm).book
-    assert len(book) <= 1
-
-
-def steps_of(llm: Any) -> Any:
-    return session_of(llm).steps
+    assert len(session_of(llm).steps.book) <= 1
 
 
 def test_dummy_steps_are_exact(llm: Any) -> None:
     """A dummy step between two steps announces no rows."""
     generate(llm, prompts(2))
     session = session_of(llm)
-    session_runner(llm)._dummy_run(8)
+    worker_of(llm).model_runner._dummy_run(8)
     assert set(session.signal.budget.tolist()) == {PADDING}
 
 

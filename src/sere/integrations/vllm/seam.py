@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -22,7 +22,6 @@ from sere.integrations.vllm.kernels import decomposed_kernels
 from sere.integrations.vllm.tables import DEFAULT_NAME
 
 METHOD = "_compute_routing"
-Route = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 @contextmanager
@@ -54,13 +53,25 @@ def building(found: Callable[[Any], None]) -> Iterator[None]:
         yield
 
 
-def intercept(router: Any, name: str, route: Route) -> None:
-    """Let ``route`` see and change what a router returns.
+class Layer(Protocol):
+    """What stands behind a router.
+
+    Attributes:
+        name: The layer's name, for errors.
+    """
+
+    name: str
+
+    def route(self, weights: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Take weights and logical ids, ``[T, K]``, and return them anew."""
+
+
+def intercept(router: Any, layer: Layer) -> None:
+    """Let ``layer.route`` see and change what a router returns.
 
     Args:
         router: A router object of vLLM; its class stays as it is.
-        name: The layer's name, for the error.
-        route: Takes weights and ids, ``[T, K]``, logical ids, and returns them anew.
+        layer: Asked at every step, so that its ``route`` can be replaced.
 
     Raises:
         UnsupportedEngine: The router has another shape than expected, or something else sits there already.
@@ -68,12 +79,12 @@ def intercept(router: Any, name: str, route: Route) -> None:
     original = getattr(router, METHOD, None)
     if original is None:
         raise UnsupportedEngine(
-            f"{name}: its router {type(router).__name__} has no {METHOD}; expected a subclass of vLLM's "
+            f"{layer.name}: its router {type(router).__name__} has no {METHOD}; expected a subclass of vLLM's "
             "BaseRouter"
         )
     if METHOD in vars(router):
         raise UnsupportedEngine(
-            f"{name}: {METHOD} of its router has been replaced already, by {_origin(original)}; two "
+            f"{layer.name}: {METHOD} of its router has been replaced already, by {_origin(original)}; two "
             "plug-ins cannot both change the routing, so switch one off (VLLM_PLUGINS names those to load)"
         )
 
@@ -81,7 +92,7 @@ def intercept(router: Any, name: str, route: Route) -> None:
         hidden_states: Tensor, router_logits: Tensor, indices_type: torch.dtype | None = None, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
         weights, ids = original(hidden_states, router_logits, indices_type, **kwargs)
-        return route(weights, ids)
+        return layer.route(weights, ids)
 
     setattr(router, METHOD, routed)
 

@@ -111,7 +111,7 @@ class Session:
                 f"{other.name} and {layer.name} are both layer {layer.index}; a model of two language models "
                 "cannot be re-routed"
             )
-        seam.intercept(runner.router, layer.name, layer.route)
+        seam.intercept(runner.router, layer)
 
     def prepare(self, device: torch.device, rows: int) -> None:
         """Prepare all layers once the model is loaded and its expert kernels are known.

@@ -54,7 +54,7 @@ def together(server: Server, options: list[dict[str, Any]]) -> list[tuple[int, A
 
 
 def test_served_requests_are_rerouted(server: Server) -> None:
-    """Requests at once are answered, their decode steps run fewer experts, and the log says what is active."""
+    """Requests at once are answered, their steps run fewer experts, and the log says what is active."""
     answers = together(server, [{}] * 8)
     assert [status for status, _ in answers] == [200] * 8
     assert all(answer["usage"]["completion_tokens"] == 24 for _, answer in answers)
@@ -71,7 +71,7 @@ def test_served_requests_are_rerouted(server: Server) -> None:
 
 
 def test_tiers_over_http(server: Server) -> None:
-    """``vllm_xargs`` carries a request's tier; a bad one is refused with 400, alone, and the others are answered."""
+    """``vllm_xargs`` carries a request's tier; a bad one is refused alone, with 400."""
     tiers: list[Any] = ["off", 2, '{"select_top_k": 8}', "of", None, '{"select_top": 1}', 0, "off"]
     options = [{} if tier is None else {"vllm_xargs": {"sere": tier}} for tier in tiers]
     answers = together(server, options)

@@ -79,13 +79,13 @@ def intercept(router: Any, layer: Layer) -> None:
     original = getattr(router, METHOD, None)
     if original is None:
         raise UnsupportedEngine(
-            f"{layer.name}: its router {type(router).__name__} has no {METHOD}; expected a subclass of vLLM's "
-            "BaseRouter"
+            f"{layer.name}: its router {type(router).__name__} has no {METHOD}; expected a subclass of "
+            "vLLM's BaseRouter"
         )
     if METHOD in vars(router):
         raise UnsupportedEngine(
             f"{layer.name}: {METHOD} of its router has been replaced already, by {_origin(original)}; two "
-            "plug-ins cannot both change the routing, so switch one off (VLLM_PLUGINS names those to load)"
+            "plug-ins cannot both change the routing, so switch one off (VLLM_PLUGINS says which to load)"
         )
 
     def routed(

@@ -12,7 +12,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +32,22 @@ class Server:
     Attributes:
         url: Its address, without a path.
         log: The file that its output goes to.
+        pid: Its first process.
     """
 
-    def __init__(self, port: int, log: Path) -> None:
-        self.url, self.log = f"http://127.0.0.1:{port}", log
+    def __init__(self, port: int, log: Path, pid: int) -> None:
+        self.url, self.log, self.pid = f"http://127.0.0.1:{port}", log, pid
+
+    def resident_bytes(self) -> int:
+        """Return the memory that the server and its processes hold, those that have just ended excepted."""
+        import psutil
+
+        total = 0
+        server = psutil.Process(self.pid)
+        for process in (server, *server.children(recursive=True)):
+            with suppress(psutil.NoSuchProcess):
+                total += process.memory_info().rss
+        return total
 
     def get(self, path: str) -> tuple[int, str]:
         """Return status and body."""
@@ -76,7 +88,7 @@ def serve(model: Path, sere: Any, folder: Path, *arguments: str) -> Iterator[Ser
             command, stdout=output, stderr=subprocess.STDOUT, env=environment, start_new_session=True
         )
         try:
-            server = Server(port, log)
+            server = Server(port, log, process.pid)
             _wait(server, process)
             yield server
         finally:

@@ -64,7 +64,7 @@ def test_evaluate(tmp_path: Path) -> None:
         settings=parse_settings(["sere:S=8", "sere:S=1"]),
         batch_sizes=[8],
         questions=held_out(6, tasks=["addition", "reversal"]),
-        max_new_tokens=40,
+        max_new_tokens=100,
     )
     with engine(path, {"select_top_k": 1, "table": str(table)}) as llm:
         tokenizer = AutoTokenizer.from_pretrained(path)

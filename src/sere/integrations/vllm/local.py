@@ -45,7 +45,7 @@ def local_engine(model: str | os.PathLike[str], sere: Any = None, **options: Any
             ) from error
         given = {} if sere is None else {"additional_config": {KEY: sere}}
         try:
-            llm = LLM(os.fspath(model), distributed_executor_backend="uni", **given, **options)
+            llm = LLM(os.fspath(model), **({"distributed_executor_backend": "uni"} | given | options))
             yield llm
         finally:
             if llm is not None:

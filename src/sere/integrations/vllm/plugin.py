@@ -12,6 +12,7 @@ from typing import Any
 from sere.integrations.vllm.options import section
 
 DISABLE = "SERE_DISABLE"
+_ARGUMENTS = "vllm.engine.arg_utils"
 _WORKERS = "vllm.v1.worker.worker_base"
 _MARK = "sere"
 
@@ -26,11 +27,11 @@ def register() -> None:
     if os.environ.get(DISABLE, "0") not in ("", "0"):
         logging.getLogger("vllm.sere").info("sere: switched off by %s", DISABLE)
         return
-    from vllm.engine.arg_utils import EngineArgs
-
-    _wrap_configuration(EngineArgs)
-    # A process that has not imported the workers yet is a front end; it gets there through the wrapper above.
-    if _WORKERS in sys.modules:
+    # A front end has imported the arguments of engines and is about to import the workers; a process of an
+    # engine has imported the workers; the one that only inspects model classes has neither, and needs nothing.
+    if _ARGUMENTS in sys.modules:
+        _wrap_configuration(import_module(_ARGUMENTS).EngineArgs)
+    if _ARGUMENTS in sys.modules or _WORKERS in sys.modules:
         wrap_workers()
 
 
@@ -66,7 +67,6 @@ def _wrap_configuration(engine_args: Any) -> None:
             from sere.integrations.vllm.frontend import check_requests, check_start
 
             check_start(config)
-            wrap_workers()
             check_requests(import_module("vllm.v1.engine.input_processor").InputProcessor)
         return config
 

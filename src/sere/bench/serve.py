@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from statistics import fmean, median
 from time import perf_counter
@@ -310,7 +310,8 @@ def _count(
     else:
         apply_live(llm, variant.setting)
     read_stats(llm, reset=True)
-    with nullcontext([]) if compiled else timed_routing(llm) as spent:
+    timer: AbstractContextManager[list[float]] = nullcontext([]) if compiled else timed_routing(llm)
+    with timer as spent:
         run_block(llm, prompts, plan.steps)
     layers = [layer for layer in read_stats(llm, reset=True).layers if layer.steps]
     experts = {

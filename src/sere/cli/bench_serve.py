@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -148,7 +148,7 @@ def _write(args: argparse.Namespace, record: dict[str, Any]) -> None:
         print(json.dumps(record), flush=True)
 
 
-def render(records: list[Mapping[str, Any]]) -> str:
+def render(records: Sequence[Mapping[str, Any]]) -> str:
     """Return the records as a table with one row a case."""
     headers = ["B", "setting", "TPOT ms", "p20 to p80", "off/this", "p20 to p80", "tokens/s", "TTFT ms",
                "experts", "MB read", "own µs/layer", "own %"]  # fmt: skip

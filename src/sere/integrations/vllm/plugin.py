@@ -27,8 +27,8 @@ def register() -> None:
     if os.environ.get(DISABLE, "0") not in ("", "0"):
         logging.getLogger("vllm.sere").info("sere: switched off by %s", DISABLE)
         return
-    # A front end has imported the arguments of engines and is about to import the workers; a process of an
-    # engine has imported the workers; the one that only inspects model classes has neither, and needs nothing.
+    # A front end has imported the arguments of engines and is about to import the workers; an engine's
+    # process has imported the workers; the one that only inspects model classes has neither, and needs none.
     if _ARGUMENTS in sys.modules:
         _wrap_configuration(import_module(_ARGUMENTS).EngineArgs)
     if _ARGUMENTS in sys.modules or _WORKERS in sys.modules:

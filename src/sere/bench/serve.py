@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
@@ -359,6 +360,8 @@ def _record(
             "steps": plan.steps,
             "rounds": plan.rounds,
             "seed": plan.seed,
+            # Without this variable vLLM runs torch on one thread, whatever torch itself says.
+            "omp_num_threads": os.environ.get("OMP_NUM_THREADS"),
         },
         "subject": subject,
         "provenance": provenance(),

@@ -120,7 +120,7 @@ def serve() -> str:
     records = _lines("serve.jsonl")
     rows = [
         [
-            record["subject"]["model"], record["config"]["mode"], record["config"]["omp_num_threads"],
+            record["subject"]["model"], record["config"]["mode"], record["config"].get("omp_num_threads") or 1,
             record["batch_size"], f"`{record['setting']}`", _counts(record["experts"]),
             "" if record["experts"] is None else f"{record['expert_bytes_per_step'] / 1e6:.0f}",
             f"{record['tpot_ms']['p50']:.1f}", f"{record['ratio_off_to_this']['p50']:.2f}x",

@@ -120,8 +120,9 @@ def serve() -> str:
     records = _lines("serve.jsonl")
     rows = [
         [
-            record["subject"]["model"], record["config"]["mode"], record["config"].get("omp_num_threads") or 1,
-            record["batch_size"], f"`{record['setting']}`", _counts(record["experts"]),
+            record["subject"]["model"], record["config"]["mode"],
+            record["config"].get("omp_num_threads") or 1, record["batch_size"],
+            f"`{record['setting']}`", _counts(record["experts"]),
             "" if record["experts"] is None else f"{record['expert_bytes_per_step'] / 1e6:.0f}",
             f"{record['tpot_ms']['p50']:.1f}", f"{record['ratio_off_to_this']['p50']:.2f}x",
             f"{record['tokens_per_s']['p50']:.0f}", f"{record['ttft_ms']['p50']:.0f}",

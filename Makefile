@@ -5,7 +5,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 CODE := src tests benchmarks recipe examples
 export HF_HUB_OFFLINE := 1
 
-.PHONY: demo test fmt lint type cuda-check bench-smoke documents train wheel-test clean \
+.PHONY: demo test test-vllm fmt lint type cuda-check bench-smoke documents train wheel-test clean \
 	gpu-test gpu-bench gpu-calibrate gpu-serve
 
 demo: .venv/.demo ## calibrate the bundled model and decode with re-routing off and on
@@ -13,6 +13,10 @@ demo: .venv/.demo ## calibrate the bundled model and decode with re-routing off 
 
 test: .venv/.dev ## the whole test suite
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(MAKE) test-vllm
+
+test-vllm: .venv-vllm/.ready ## the tests with a real vLLM engine, in an environment of their own
+	.venv-vllm/bin/python -m pytest -m vllm tests/integrations/vllm
 
 fmt: .venv/.dev ## format the code
 	$(BIN)/ruff format $(CODE)
@@ -60,7 +64,7 @@ wheel-test: ## build the wheel and run the tests against it in a clean environme
 	PYTHON=$(PYTHON) sh tests/wheel.sh
 
 clean: ## remove what the other targets made
-	rm -rf .venv .venv-wheel build dist out .mypy_cache .ruff_cache .pytest_cache .hypothesis .cache
+	rm -rf .venv .venv-vllm .venv-wheel build dist out .mypy_cache .ruff_cache .pytest_cache .hypothesis .cache
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
@@ -72,3 +76,9 @@ clean: ## remove what the other targets made
 .venv/.dev: pyproject.toml constraints.txt | .venv/bin/python
 	$(PIP) install -c constraints.txt -e '.[demo,data,dev]'
 	@touch $@ .venv/.demo
+
+.venv-vllm/.ready: pyproject.toml constraints-vllm.txt
+	$(PYTHON) -m venv .venv-vllm
+	.venv-vllm/bin/python -m pip --disable-pip-version-check --quiet install --no-deps -r constraints-vllm.txt
+	.venv-vllm/bin/python -m pip --disable-pip-version-check --quiet install --no-deps -e .
+	@touch $@

@@ -20,7 +20,7 @@ from sere.files import atomic_path
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-DOCUMENTS = ("README.md", "docs/measurements.md")
+DOCUMENTS = ("README.md", "docs/measurements.md", "docs/vllm.md")
 BLOCK = re.compile(r"(<!-- record: (?P<name>[a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 Record = Mapping[str, Any]
@@ -135,6 +135,43 @@ def bench() -> str:
     return _table(rows, headers) + _conditions(records)
 
 
+def serve() -> str:
+    """A vLLM engine at a real model's layer shape."""
+    records = _lines("serve.jsonl")
+    rows = [
+        [
+            record["subject"]["model"], record["config"]["mode"],
+            record["config"].get("omp_num_threads") or 1, record["batch_size"],
+            f"`{record['setting']}`", _counts(record["experts"]),
+            "" if record["experts"] is None else f"{record['expert_bytes_per_step'] / 1e6:.0f}",
+            f"{record['tpot_ms']['p50']:.1f}", f"{record['ratio_off_to_this']['p50']:.2f}x",
+            f"{record['tokens_per_s']['p50']:.0f}", f"{record['ttft_ms']['p50']:.0f}",
+            "" if record["own_cost"] is None
+            else f"{100 * record['own_cost']['ms_per_step'] / record['tpot_ms']['p50']:.1f}",
+        ]
+        for record in records
+    ]  # fmt: skip
+    headers = ["layers of", "mode", "threads", "requests", "setting", "distinct experts", "MB read",
+               "TPOT, ms", "faster", "tokens/s", "TTFT, ms", "own cost, %"]  # fmt: skip
+    return _table(rows, headers) + _conditions(records)
+
+
+def vllm_load() -> str:
+    """What became of the requests of a load test."""
+    records = _lines("vllm_load.jsonl")
+    rows = [
+        [
+            record["requests"], f"{record['seconds']:.0f}",
+            ", ".join(f"{name}: {count}" for name, count in record["outcomes"].items()),
+            len(record["wrong"]), f"{100 * record['memory_growth']:+.1f}",
+            f"{record['resident_mb'][-1][1]}",
+        ]
+        for record in records
+    ]  # fmt: skip
+    headers = ["requests", "seconds", "outcomes", "lost or wrong", "memory, % from 2nd to 4th quarter", "MB"]
+    return _table(rows, headers) + _conditions(records)
+
+
 def similarity() -> str:
     """The accumulators against plain pair loops."""
     records = _lines("similarity.jsonl")
@@ -174,6 +211,8 @@ BLOCKS: Mapping[str, Callable[[], str]] = {
     "eval-tasks": eval_tasks,
     "reroute": reroute,
     "bench": bench,
+    "serve": serve,
+    "vllm-load": vllm_load,
     "similarity": similarity,
     "calibrate-large": calibrate_large,
 }
@@ -226,6 +265,10 @@ def _lines(name: str) -> list[Any]:
 
 def _table(rows: Sequence[Sequence[Any]], headers: Sequence[str]) -> str:
     return str(tabulate(rows, headers, tablefmt="github", disable_numparse=True))
+
+
+def _counts(experts: Mapping[str, float] | None) -> str:
+    return "" if experts is None else f"{experts['before']:.1f} → {experts['after']:.1f}"
 
 
 def _points(difference: Mapping[str, float] | None) -> str:

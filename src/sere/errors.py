@@ -34,6 +34,10 @@ class UnsupportedModel(SereError):
     """The model has no experts modules that can be calibrated or re-routed; the text says why."""
 
 
+class UnsupportedEngine(SereError):
+    """The serving engine, its version or a feature in use cannot be combined with re-routing."""
+
+
 class DataError(SereError):
     """Calibration or evaluation texts are missing, unreadable or too few."""
 

@@ -57,7 +57,7 @@ SHAPES: Mapping[str, Shape] = MappingProxyType(
             "intermediate_size": 1024, "num_experts": 64, "num_experts_per_tok": 8, "norm_topk_prob": False,
         }),
         "tiny": Shape("qwen3_moe", 2, 512, {
-            "hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16,
+            "hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32,
             "num_experts": 16, "num_experts_per_tok": 4, "moe_intermediate_size": 32, "norm_topk_prob": True,
         }),
     }

@@ -31,6 +31,7 @@ _EXTRAS = {
     "datasets": ("datasets", "calibration texts from Hugging Face data sets"),
     "matplotlib": ("plot", "pictures: sere table plot, sere demo"),
 }
+_SERVER = "serving: the plug-in finds it by itself"
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +113,21 @@ def _extras() -> Iterator[Finding]:
         version = installed_version(package)
         detail = f"{purpose} ({version})" if version else f"{purpose}: pip install 'sere[{extra}]'"
         yield Finding("extras", package, "ok" if version else "missing", detail)
+    yield _vllm()
+
+
+def _vllm() -> Finding:
+    """Say which vLLM is there and whether re-routing knows it; what it must be for is the engine's to say."""
+    from sere.integrations.vllm.versions import check_version, describe_range, engine_version
+
+    version = engine_version()
+    if version is None:
+        return Finding("extras", "vllm", "missing", f"{_SERVER}, {describe_range()}")
+    try:
+        check_version(version, device_type="cuda", allow_untested=False)
+    except SereError as error:
+        return Finding("extras", "vllm", "missing", str(error))
+    return Finding("extras", "vllm", "ok", f"{_SERVER} ({version})")
 
 
 def _bundled() -> Iterator[Finding]:

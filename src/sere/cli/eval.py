@@ -13,6 +13,7 @@ from sere.cli.parser import add_command
 from sere.errors import ConfigError
 
 _DEFAULT_SETTINGS = ("sere:S=1", "random:S=1", "topk:S=1")
+_VLLM_SETTINGS = ("sere:S=1", "sere:S=2")
 
 _DETAILS = """Decodes held-out questions in steps of B rows under each setting and counts the right
 answers: exact match per task with 95 % intervals, the paired difference to the unmodified model at the
@@ -53,6 +54,10 @@ def add(subparsers: Any) -> None:
     parser.add_argument("--no-text", dest="passages", action="store_const", const=0, help="no English")
     parser.add_argument("--max-new-tokens", type=int, default=256, metavar="N", help="(default: 256)")
     parser.add_argument("--seed", type=int, default=0, help="of questions and control (default: 0)")
+    parser.add_argument(
+        "--engine", choices=("transformers", "vllm"), default="transformers",
+        help="what decodes; vllm takes off and sere settings with S and rho, and reads no English",
+    )  # fmt: skip
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the whole result as JSON")
     add_model_arguments(parser)
     add_json_flag(parser)
@@ -62,7 +67,8 @@ def run(args: argparse.Namespace) -> int:
     """Evaluate, write the record, print the tables."""
     from sere.eval.settings import parse_settings
 
-    settings = parse_settings(args.setting or _DEFAULT_SETTINGS)
+    usual = _VLLM_SETTINGS if args.engine == "vllm" else _DEFAULT_SETTINGS
+    settings = parse_settings(args.setting or usual)
     if args.table is None and args.model != BUNDLED and any(setting.needs_table for setting in settings):
         raise ConfigError("--table: sere settings need a similarity table; make one with sere calibrate")
     if args.metric is not None and (args.table is not None or args.model != BUNDLED):
@@ -88,14 +94,51 @@ def _evaluate(args: argparse.Namespace, settings: list[Any]) -> dict[str, Any]:
         settings=settings,
         batch_sizes=list(dict.fromkeys(args.batch_size)),
         questions=held_out(args.questions, tasks=args.tasks, seed=args.seed),
-        passages=held_out_english(args.passages, seed=args.seed) if args.passages else (),
+        passages=held_out_english(args.passages, seed=args.seed) if _reads_english(args) else (),
         max_new_tokens=args.max_new_tokens,
         seed=args.seed,
     )
+    if args.engine == "vllm":
+        return _on_vllm(args, plan)
     model, tokenizer = load(args)
     similarities = _table(args, model, tokenizer)
     partial = None if args.out is None else args.out.with_name(f".{args.out.name}.partial")
     return evaluate(model, tokenizer, plan, table=similarities, checkpoint=partial, progress=bar)
+
+
+def _reads_english(args: argparse.Namespace) -> bool:
+    return bool(args.passages) and args.engine == "transformers"
+
+
+def _on_vllm(args: argparse.Namespace, plan: Any) -> dict[str, Any]:
+    """Evaluate with an engine of vLLM in this process; its table is the file's, or made from the weights."""
+    from tempfile import TemporaryDirectory
+
+    from sere.calibrate.loading import load_tokenizer
+    from sere.cli.loading import checkpoint_path
+    from sere.cli.progress import bar
+    from sere.eval.vllm import check_settings, evaluate_engine
+    from sere.integrations.vllm.local import local_engine
+    from sere.table import SimilarityTable
+
+    check_settings(plan.settings)
+    path = checkpoint_path(args.model)
+    tokenizer = load_tokenizer(path)
+    most = max(plan.batch_sizes)
+    options: dict[str, Any] = {
+        "skip_tokenizer_init": True, "enforce_eager": True, "max_num_seqs": most, "disable_log_stats": True,
+        "enable_prefix_caching": False, "seed": args.seed,
+    }  # fmt: skip
+    with TemporaryDirectory(prefix="sere-eval-") as folder:
+        place = Path(args.table) if args.table is not None else Path(folder) / "table.safetensors"
+        if args.table is None:
+            model, _ = load(args)
+            _table(args, model, tokenizer).save(place)
+            del model
+        similarities = SimilarityTable.load(place)
+        settings = {"table": str(place), "select_top_k": 1, "log_seconds": 0}
+        with local_engine(path, settings, **options) as llm:
+            return evaluate_engine(llm, tokenizer, plan, table=similarities, progress=bar)
 
 
 def _table(args: argparse.Namespace, model: Any, tokenizer: Any) -> Any:

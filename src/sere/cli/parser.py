@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from importlib import import_module
 from typing import Any, NoReturn
 
 from sere.provenance import installed_version
 
-COMMANDS = ("calibrate", "table", "eval", "bench", "generate", "demo", "doctor")
+COMMANDS = ("calibrate", "table", "eval", "bench", "bench-serve", "generate", "demo", "doctor")
 
 _EXAMPLES = """examples:
   sere demo                                    the whole path on the bundled model
@@ -35,6 +36,15 @@ class Parser(argparse.ArgumentParser):
         options.setdefault("allow_abbrev", False)
         super().__init__(*args, **options)
 
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Read ``sere bench serve`` as the command ``bench-serve``: argparse knows commands of one word."""
+        given = list(sys.argv[1:] if args is None else args)
+        if self.prog == "sere" and "bench" in given:
+            place = given.index("bench")
+            if given[place + 1 : place + 2] == ["serve"]:
+                given[place : place + 2] = ["bench-serve"]
+        return super().parse_known_args(given, namespace)
+
     def error(self, message: str) -> NoReturn:
         """Leave with exit code 2 and one line that names the command whose help to read."""
         self.exit(2, f"sere: error: {message} (see {self.prog} --help)\n")
@@ -53,7 +63,7 @@ def build_parser() -> Parser:
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for name in COMMANDS:
-        module = import_module(f"sere.cli.{name}")
+        module = import_module(f"sere.cli.{name.replace('-', '_')}")
         module.add(subparsers)
         subparsers.choices[name].set_defaults(run=module.run)
         _add_debug(subparsers.choices[name])

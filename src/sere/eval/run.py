@@ -23,7 +23,8 @@ from sere.eval.text import score_text
 from sere.provenance import provenance
 
 if TYPE_CHECKING:
-    from sere.integrations.transformers import LayerStats
+    from sere.reroute.stats import LayerStats
+    from sere.structure import ModelIdentity
     from sere.table import SimilarityTable
 
 Progress = Callable[[str, int], AbstractContextManager[Callable[[], object]]]
@@ -103,7 +104,7 @@ def evaluate(
                 case = _Run(model, tokenizer, plan, table, progress).measure(setting, batch_size)
                 kept.put(name, case)
             cases.append(case)
-    record = head | {"cases": _compared(cases, plan)}
+    record = head | {"cases": compared(cases, plan)}
     kept.delete()
     return record
 
@@ -189,6 +190,32 @@ def _head(model: Any, plan: Plan, table: SimilarityTable | None) -> dict[str, An
     identity = identify(model)
     if table is not None:
         table.check(identity)
+    return head_of(
+        plan,
+        identity,
+        table,
+        dtype=str(model.dtype).removeprefix("torch."),
+        implementation=getattr(model.config, "_experts_implementation", None),
+    )
+
+
+def head_of(
+    plan: Plan,
+    identity: ModelIdentity,
+    table: SimilarityTable | None,
+    *,
+    dtype: str,
+    implementation: str | None,
+) -> dict[str, Any]:
+    """Return what identifies a run, whatever engine it runs on.
+
+    Args:
+        plan: What is evaluated.
+        identity: Of the model.
+        table: Similarities, or None.
+        dtype: Of the weights.
+        implementation: What computes the experts.
+    """
     return {
         "format": "sere-eval-1",
         "model": {
@@ -196,8 +223,8 @@ def _head(model: Any, plan: Plan, table: SimilarityTable | None) -> dict[str, An
             "digest": identity.digest,
             "E": identity.E,
             "K": identity.K,
-            "dtype": str(model.dtype).removeprefix("torch."),
-            "experts_implementation": getattr(model.config, "_experts_implementation", None),
+            "dtype": dtype,
+            "experts_implementation": implementation,
         },
         "table": None
         if table is None
@@ -223,7 +250,7 @@ def _digest(texts: Sequence[str]) -> str:
     return blake2b("\0".join(texts).encode(), digest_size=16).hexdigest()
 
 
-def _compared(cases: Sequence[dict[str, Any]], plan: Plan) -> list[dict[str, Any]]:
+def compared(cases: Sequence[dict[str, Any]], plan: Plan) -> list[dict[str, Any]]:
     """Return the cases with results by task in place of bare marks, beside ``off`` at their batch size."""
     tasks = [question.task for question in plan.questions]
     places = {name: [i for i, task in enumerate(tasks) if task == name] for name in dict.fromkeys(tasks)}

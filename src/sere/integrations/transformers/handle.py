@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
@@ -16,32 +15,7 @@ from sere.errors import InputError
 from sere.integrations.transformers.hooks import HookedLayer
 from sere.integrations.transformers.step import Step
 from sere.policies.base import Policy
-from sere.reroute import COUNTERS
-
-
-@dataclass(frozen=True, slots=True)
-class LayerStats:
-    """What re-routing did in one layer since the hooks were set or the statistics reset.
-
-    Attributes:
-        index: Decoder-layer index.
-        name: Module name of the experts.
-        steps: Steps with at least one real row.
-        rows: Real rows, mean per step.
-        distinct_before: Distinct experts that the router chose, mean per step.
-        distinct_after: Distinct experts that ran, mean per step.
-        slots_moved: Share of the real rows' slots whose expert changed, 0 to 1.
-        critical: Experts that resembled no primary one and stayed, mean per step.
-    """
-
-    index: int
-    name: str
-    steps: int
-    rows: float
-    distinct_before: float
-    distinct_after: float
-    slots_moved: float
-    critical: float
+from sere.reroute.stats import LayerStats, layer_stats
 
 
 class Handle:
@@ -128,24 +102,9 @@ class Handle:
 
     def stats(self) -> list[LayerStats]:
         """Read the counters of all layers; this is where the host waits for the device."""
-        return [_stats(layer) for layer in self._layers]
+        return [layer_stats(layer.index, layer.name, layer.counters.tolist()) for layer in self._layers]
 
     def reset_stats(self) -> None:
         """Set all counters to zero."""
         for layer in self._layers:
             layer.counters.zero_()
-
-
-def _stats(layer: HookedLayer) -> LayerStats:
-    sums = dict(zip(COUNTERS, layer.counters.tolist(), strict=True))
-    steps, slots = max(1, sums["steps"]), max(1, sums["slots"])
-    return LayerStats(
-        index=layer.index,
-        name=layer.name,
-        steps=sums["steps"],
-        rows=sums["rows"] / steps,
-        distinct_before=sums["before"] / steps,
-        distinct_after=sums["after"] / steps,
-        slots_moved=sums["moved"] / slots,
-        critical=sums["critical"] / steps,
-    )

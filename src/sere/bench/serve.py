@@ -1,0 +1,374 @@
+"""Time an engine of vLLM under several settings of re-routing that take turns in one run."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import asdict, dataclass, field
+from statistics import fmean, median
+from time import perf_counter
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sere.bench.timing import Spread, Times, spread
+from sere.errors import InputError
+from sere.eval.run import Progress
+from sere.eval.settings import Setting
+from sere.integrations.vllm import configure, read_stats
+from sere.integrations.vllm.local import session_of
+from sere.integrations.vllm.session import RoutedLayer
+from sere.provenance import provenance
+
+_NO_PROGRESS: Progress = lambda _name, _total: nullcontext(lambda: None)  # noqa: E731
+LIVE = frozenset({"select_top_k", "threshold"})
+"""Options of a setting that can change while the engine runs, and so take turns in one run."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServePlan:
+    """What to time.
+
+    Attributes:
+        settings: The ways to route; the first is ``off``.
+        batch_sizes: Requests at once.
+        prompt: Tokens of a request's prompt.
+        steps: Timed decode steps of a block.
+        rounds: Blocks of each variant.
+        oracle: Whether to time, for each setting, the same ids put in place at no cost; not where the engine
+            is compiled, for compiled code does not come past here.
+        untouched: Whether to time the engine without any wrapper of ours as well.
+        seed: Of the prompts.
+    """
+
+    settings: Sequence[Setting]
+    batch_sizes: Sequence[int]
+    prompt: int = 32
+    steps: int = 32
+    rounds: int = 3
+    oracle: bool = True
+    untouched: bool = True
+    seed: int = 0
+    progress: Progress = field(default=_NO_PROGRESS, repr=False)
+
+    def __post_init__(self) -> None:
+        if not self.settings or self.settings[0].kind != "off":
+            raise InputError(
+                "bench serve: the first setting must be 'off', which all others are compared with"
+            )
+        for setting in self.settings[1:]:
+            if setting.kind != "sere" or not set(setting.options) <= LIVE:
+                raise InputError(
+                    f"bench serve: {setting.label}: expected sere settings with S and rho, e.g. "
+                    "sere:S=2,rho=0.3, because the engine changes between them while it runs"
+                )
+        if not self.batch_sizes or min(self.batch_sizes) < 1:
+            raise InputError(f"bench serve: expected batch sizes of at least 1, got {list(self.batch_sizes)}")
+        if min(self.prompt, self.rounds) < 1 or self.steps < 2:
+            raise InputError(
+                "bench serve: expected a prompt and rounds of at least 1 and at least 2 steps, "
+                f"got {self.prompt}, {self.rounds} and {self.steps}"
+            )
+
+
+@dataclass(slots=True)
+class Block:
+    """One batch of requests, from their arrival to their last token.
+
+    Attributes:
+        ttft_ms: Time until every request has its first token.
+        step_ms: Times of the decode steps after it.
+        total_ms: Time of all.
+    """
+
+    ttft_ms: float
+    step_ms: list[float]
+    total_ms: float
+
+
+@dataclass(slots=True)
+class Variant:
+    """One way to run the engine, and what was measured under it."""
+
+    label: str
+    setting: Setting
+    enter: Callable[[], Any]
+    blocks: list[Block] = field(default_factory=list)
+
+    def times(self) -> Times:
+        """Return the times of its decode steps, block by block."""
+        return Times([block.step_ms for block in self.blocks])
+
+
+def bench_serve(
+    llm: Any, subject: dict[str, Any], plan: ServePlan, *, compiled: bool
+) -> Iterator[dict[str, Any]]:
+    """Time an engine at each batch size under each setting; yield one JSON-ready record a case.
+
+    All variants of a batch size take turns. A block is one batch of requests with random prompts that arrive
+    together; its decode steps are timed one by one. Beside the settings stand ``untouched`` (the engine
+    without a wrapper of ours: what being there costs) and, for each setting, its oracle (the ids of the
+    same steps, recorded before and put in place: what re-routing itself costs).
+
+    Args:
+        llm: An engine from `local_engine`, with re-routing.
+        subject: What a reader must know of the model; JSON-ready.
+        plan: How.
+        compiled: Whether the engine is compiled.
+    """
+    for B in plan.batch_sizes:
+        yield from _batch(llm, subject, plan, B, compiled)
+
+
+def _batch(
+    llm: Any, subject: dict[str, Any], plan: ServePlan, B: int, compiled: bool
+) -> Iterator[dict[str, Any]]:
+    prompts = _prompts(llm, B, plan)
+    variants = _variants(llm, plan, prompts, compiled)
+    with plan.progress(f"B={B}", len(variants) * (plan.rounds + 1)) as tick:
+        for place in range(plan.rounds + 1):
+            for offset in range(len(variants)):
+                variant = variants[(place + offset) % len(variants)]
+                with variant.enter():
+                    block = run_block(llm, prompts, plan.steps)
+                if place > 0:
+                    variant.blocks.append(block)
+                tick()
+    off = next(variant for variant in variants if variant.label == "off")
+    for variant in variants:
+        counted = _count(llm, variant, prompts, plan, compiled)
+        yield _record(subject, plan, B, variant, off, counted, compiled)
+
+
+def run_block(llm: Any, prompts: Sequence[Sequence[int]], steps: int) -> Block:
+    """Send requests that arrive together and time the engine's steps until all have ended.
+
+    Args:
+        llm: The engine.
+        prompts: Token ids, all of one length.
+        steps: Decode steps after the first token.
+    """
+    from vllm import SamplingParams
+
+    engine = llm.llm_engine
+    params = SamplingParams(temperature=0, max_tokens=steps + 1, ignore_eos=True, detokenize=False)
+    started = perf_counter()
+    for place, prompt in enumerate(prompts):
+        engine.add_request(f"bench-{place}", {"prompt_token_ids": list(prompt)}, params)
+    waiting = {f"bench-{place}" for place in range(len(prompts))}
+    while waiting:
+        waiting -= {output.request_id for output in engine.step() if output.outputs[0].token_ids}
+    first = last = perf_counter()
+    step_ms = []
+    while engine.has_unfinished_requests():
+        engine.step()
+        now = perf_counter()
+        step_ms.append((now - last) * 1e3)
+        last = now
+    return Block((first - started) * 1e3, step_ms, (last - started) * 1e3)
+
+
+def _prompts(llm: Any, B: int, plan: ServePlan) -> list[list[int]]:
+    generator = torch.Generator().manual_seed(plan.seed + B)
+    vocabulary = llm.llm_engine.model_config.get_vocab_size()
+    ids: list[list[int]] = torch.randint(0, vocabulary, (B, plan.prompt), generator=generator).tolist()
+    return ids
+
+
+def _variants(llm: Any, plan: ServePlan, prompts: list[list[int]], compiled: bool) -> list[Variant]:
+    variants = []
+    for setting in plan.settings:
+
+        def enter(setting: Setting = setting) -> Any:
+            apply_live(llm, setting)
+            return nullcontext()
+
+        variants.append(Variant(setting.label, setting, enter))
+        if setting.kind == "sere" and plan.oracle and not compiled:
+            apply_live(llm, setting)
+            tape = record_routing(llm, lambda: run_block(llm, prompts, plan.steps))
+
+            def replay(setting: Setting = setting, tape: Tape = tape) -> Any:
+                apply_live(llm, setting)
+                return replayed(llm, tape)
+
+            variants.append(Variant(f"oracle {setting.label}", setting, replay))
+    if plan.untouched and not compiled:
+        variants.append(Variant("untouched", plan.settings[0], lambda: untouched(llm)))
+    return variants
+
+
+def apply_live(llm: Any, setting: Setting) -> None:
+    """Switch a running engine to a setting."""
+    if setting.kind == "off":
+        configure(llm, enabled=False)
+    else:
+        options = {"threshold": 0.0} | dict(setting.options)
+        configure(llm, enabled=True, **options)
+
+
+Tape = dict[int, list[tuple[Tensor, Tensor]]]
+"""By layer, what the routing became at each step: weights and ids."""
+
+
+def record_routing(llm: Any, run: Callable[[], object]) -> Tape:
+    """Run something and keep each layer's re-routed weights and ids, step by step."""
+    tape: Tape = {}
+
+    def recording(layer: RoutedLayer) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        kept = tape.setdefault(layer.index, [])
+        route = layer.route
+
+        def record(weights: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+            result = route(weights, ids)
+            kept.append((result[0].clone(), result[1].clone()))
+            return result
+
+        return record
+
+    with _routing(llm, recording):
+        run()
+    return tape
+
+
+@contextmanager
+def replayed(llm: Any, tape: Tape) -> Iterator[None]:
+    """Let each layer take its routing from a tape: the same ids as re-routing, without its work."""
+
+    def replaying(layer: RoutedLayer) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        steps = iter(tape[layer.index])
+        return lambda _weights, _ids: next(steps)
+
+    with _routing(llm, replaying):
+        yield
+
+
+@contextmanager
+def timed_routing(llm: Any) -> Iterator[list[float]]:
+    """Collect the time of each call of a layer's routing, in ms."""
+    spent: list[float] = []
+
+    def timing(layer: RoutedLayer) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        route = layer.route
+
+        def timed(weights: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+            started = perf_counter()
+            result = route(weights, ids)
+            spent.append((perf_counter() - started) * 1e3)
+            return result
+
+        return timed
+
+    with _routing(llm, timing):
+        yield spent
+
+
+@contextmanager
+def _routing(llm: Any, make: Callable[[RoutedLayer], Any]) -> Iterator[None]:
+    """Put another function in place of each layer's ``route``."""
+    layers = list(session_of(llm).layers.values())
+    for layer in layers:
+        layer.route = make(layer)  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        for layer in layers:
+            del layer.route
+
+
+@contextmanager
+def untouched(llm: Any) -> Iterator[None]:
+    """Take every wrapper off routers and model runner, and put them back."""
+    session = session_of(llm)
+    assert session.steps is not None
+    holders = [layer.runner.router for layer in session.layers.values()]
+    names = ("_compute_routing", "execute_model", "_prepare_inputs", "prepare_inputs", "_dummy_run")
+    taken = [
+        (holder, name, vars(holder).pop(name))
+        for holder in [*holders, session.steps.runner]
+        for name in names
+        if name in vars(holder)
+    ]
+    try:
+        yield
+    finally:
+        for holder, name, wrapper in taken:
+            setattr(holder, name, wrapper)
+
+
+def _count(
+    llm: Any, variant: Variant, prompts: list[list[int]], plan: ServePlan, compiled: bool
+) -> dict[str, Any]:
+    """Run one block more for a setting's experts and the time inside its routing."""
+    if variant.label not in {setting.label for setting in plan.settings}:
+        return {"experts": None, "own_cost": None}
+    off = variant.setting.kind == "off"
+    if off:
+        # S beyond any K changes nothing and counts.
+        configure(llm, enabled=True, select_top_k=1 << 19, threshold=0.0)
+    else:
+        apply_live(llm, variant.setting)
+    read_stats(llm, reset=True)
+    timer: AbstractContextManager[list[float]] = nullcontext([]) if compiled else timed_routing(llm)
+    with timer as spent:
+        run_block(llm, prompts, plan.steps)
+    layers = [layer for layer in read_stats(llm, reset=True).layers if layer.steps]
+    experts = {
+        "before": fmean(layer.distinct_before for layer in layers),
+        "after": fmean(layer.distinct_after for layer in layers),
+        "moved": fmean(layer.slots_moved for layer in layers),
+        "critical": fmean(layer.critical for layer in layers),
+    }
+    cost = None
+    if spent and not off:
+        decoding = spent[len(layers) :]  # the first call of each layer is prefill
+        cost = {"us_per_layer": median(decoding) * 1e3, "ms_per_step": median(decoding) * len(layers)}
+    return {"experts": experts, "own_cost": cost}
+
+
+def _record(
+    subject: dict[str, Any],
+    plan: ServePlan,
+    B: int,
+    variant: Variant,
+    off: Variant,
+    counted: dict[str, Any],
+    compiled: bool,
+) -> dict[str, Any]:
+    experts = counted["experts"]
+    per_expert = subject["bytes_per_expert"] * subject["moe_layers"]
+    return {
+        "format": "sere-bench-serve-1",
+        "unit": "ms",
+        "case": f"B={B} {variant.label}",
+        "setting": variant.label,
+        "batch_size": B,
+        "tpot_ms": asdict(variant.times().tpot_ms()),
+        "ratio_off_to_this": asdict(_speedup(variant, off)),
+        "ttft_ms": asdict(spread([block.ttft_ms for block in variant.blocks])),
+        "tokens_per_s": asdict(
+            spread([1e3 * B * (plan.steps + 1) / block.total_ms for block in variant.blocks])
+        ),
+        "expert_bytes_per_step": None if experts is None else round(experts["after"] * per_expert),
+        **counted,
+        "config": {
+            "engine": "vllm",
+            "mode": "compiled" if compiled else "eager",
+            "prompt": plan.prompt,
+            "steps": plan.steps,
+            "rounds": plan.rounds,
+            "seed": plan.seed,
+            # Without this variable vLLM runs torch on one thread, whatever torch itself says.
+            "omp_num_threads": os.environ.get("OMP_NUM_THREADS"),
+        },
+        "subject": subject,
+        "provenance": provenance(),
+    }
+
+
+def _speedup(variant: Variant, off: Variant) -> Spread:
+    """Return off's median step by this variant's of the same round: above 1 is faster than off."""
+    pairs = zip(off.blocks, variant.blocks, strict=True)
+    return spread([median(base.step_ms) / median(mine.step_ms) for base, mine in pairs])

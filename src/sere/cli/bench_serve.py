@@ -1,0 +1,174 @@
+"""``sere bench serve``: a vLLM engine with re-routing off and on."""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from sere.cli.loading import checkpoint_path
+from sere.cli.output import add_json_flag, say, table
+from sere.cli.parser import add_command
+from sere.errors import ConfigError
+
+_DEFAULT_SETTINGS = ("sere:S=1", "sere:S=2")
+
+_DETAILS = """Starts vLLM in this process and sends it batches of B requests that arrive together. All
+settings take turns, block by block, in one run of one engine. Beside them stand 'untouched' (the engine
+without any wrapper of ours) and for each setting its oracle (the same re-routed ids, put in place without
+the work). With --preset, the model has a published model's layer shape, random weights (standard deviation
+0.04) and random similarities. One JSON line a case."""
+
+_EXAMPLES = """
+  sere bench serve --preset qwen3-30b-a3b --layers 4 --batch-size 8 16 32 64 --out serve.jsonl
+  sere bench serve MODEL --table table.safetensors --setting sere:S=2,rho=0.3 --compile
+"""
+
+
+def add(subparsers: Any) -> None:
+    """Add the command's parser."""
+    from sere.bench.shapes import SHAPES
+
+    summary = "Time a vLLM engine with re-routing off and on."
+    parser = add_command(subparsers, "bench-serve", summary, details=_DETAILS, examples=_EXAMPLES)
+    parser.add_argument("model", nargs="?", metavar="MODEL", help="a checkpoint folder or a hub name")
+    parser.add_argument("--preset", metavar="NAME", help=f"instead of MODEL: {', '.join(SHAPES)}")
+    parser.add_argument("--layers", type=int, metavar="L", help="layers of the preset (default: 4)")
+    parser.add_argument("--table", metavar="FILE", help="similarity table of MODEL")
+    parser.add_argument(
+        "--setting", action="append", metavar="SETTING",
+        help=f"repeatable, with S and rho; off is always there (default: {' '.join(_DEFAULT_SETTINGS)})",
+    )  # fmt: skip
+    parser.add_argument(
+        "--batch-size", type=int, nargs="+", default=[8, 16, 32], metavar="B", help="(default: 8 16 32)"
+    )
+    parser.add_argument(
+        "--prompt", type=int, default=32, metavar="N", help="tokens of a prompt (default: 32)"
+    )
+    parser.add_argument("--steps", type=int, default=32, metavar="N", help="decode steps (default: 32)")
+    parser.add_argument("--rounds", type=int, default=3, metavar="N", help="blocks of each (default: 3)")
+    parser.add_argument("--compile", action="store_true", help="let vLLM compile the model (no oracle then)")
+    parser.add_argument("--seed", type=int, default=0, help="of weights and prompts (default: 0)")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="append the JSON lines to this file")
+    add_json_flag(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Time, write one line a case, print the table."""
+    if (args.model is None) == (args.preset is None):
+        raise ConfigError("bench serve: expected either MODEL or --preset, e.g. --preset qwen3-30b-a3b")
+    if args.model is not None and (args.layers is not None or args.table is None):
+        raise ConfigError("bench serve: a MODEL is timed whole (no --layers) and needs its --table")
+    records = []
+    for record in _records(args):
+        records.append(record)
+        _write(args, record)
+    if not args.json:
+        print(render(records))
+    return 0
+
+
+def _records(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    from sere.bench.serve import ServePlan, bench_serve
+    from sere.cli.progress import bar
+    from sere.eval.settings import parse_settings
+    from sere.integrations.vllm.local import local_engine
+
+    plan = ServePlan(
+        settings=parse_settings(args.setting or _DEFAULT_SETTINGS),
+        batch_sizes=list(dict.fromkeys(args.batch_size)),
+        prompt=args.prompt, steps=args.steps, rounds=args.rounds, seed=args.seed, progress=bar,
+    )  # fmt: skip
+    most = max(plan.batch_sizes)
+    options: dict[str, Any] = {
+        "skip_tokenizer_init": True, "dtype": "bfloat16", "enforce_eager": not args.compile,
+        "max_model_len": plan.prompt + plan.steps + 8, "max_num_seqs": most, "seed": args.seed,
+        "max_num_batched_tokens": max(2048, most * plan.prompt), "enable_prefix_caching": False,
+        "async_scheduling": False, "disable_log_stats": True,
+    }  # fmt: skip
+    with _model(args) as (path, similarities):
+        settings = {"table": str(similarities), "select_top_k": 1, "log_seconds": 0}
+        with local_engine(path, settings, **options) as llm:
+            yield from bench_serve(llm, _subject(args, llm), plan, compiled=args.compile)
+
+
+@contextmanager
+def _model(args: argparse.Namespace) -> Iterator[tuple[Path, Path]]:
+    """Give the checkpoint's folder and its table; a preset's are made for the time of the run."""
+    if args.preset is None:
+        yield checkpoint_path(args.model), Path(args.table)
+        return
+    from sere.bench.subject import random_model, random_table
+
+    layers = args.layers if args.layers is not None else 2 if args.preset == "tiny" else 4
+    say(f"making {args.preset} with {layers} layers and random weights")
+    with tempfile.TemporaryDirectory(prefix="sere-bench-") as folder:
+        model = random_model(args.preset, layers=layers, seed=args.seed)
+        path, similarities = Path(folder) / "model", Path(folder) / "table.safetensors"
+        model.save_pretrained(path)
+        random_table(model, seed=args.seed).save(similarities)
+        del model
+        yield path, similarities
+
+
+def _subject(args: argparse.Namespace, llm: Any) -> dict[str, Any]:
+    """Say what is timed."""
+    from sere.integrations.vllm.local import session_of
+
+    session = session_of(llm)
+    layer = next(iter(session.layers.values()))
+    held = sum(p.numel() * p.element_size() for p in layer.runner.routed_experts.parameters())
+    config = session.vllm_config.model_config
+    return {
+        "model": args.preset or session.table.identity.name,
+        "weights": "random" if args.preset is not None else "checkpoint",
+        "layers": config.hf_text_config.num_hidden_layers,
+        "moe_layers": len(session.layers),
+        "E": layer.E,
+        "K": layer.K,
+        "bytes_per_expert": held // layer.E,
+        "vocab_size": config.get_vocab_size(),
+        "dtype": str(config.dtype).removeprefix("torch."),
+        "expert_kernel": session.kernel,
+        "similarity": session.table.metric,
+    }
+
+
+def _write(args: argparse.Namespace, record: dict[str, Any]) -> None:
+    import json
+
+    from sere.files import append_json_line
+
+    if args.out is not None:
+        append_json_line(args.out, record)
+    if args.json:
+        print(json.dumps(record), flush=True)
+
+
+def render(records: Sequence[Mapping[str, Any]]) -> str:
+    """Return the records as a table with one row a case."""
+    headers = ["B", "setting", "TPOT ms", "p20 to p80", "off/this", "p20 to p80", "tokens/s", "TTFT ms",
+               "experts", "MB read", "own µs/layer", "own %"]  # fmt: skip
+    return table([_row(record) for record in records], headers)
+
+
+def _row(record: Mapping[str, Any]) -> list[Any]:
+    tpot, ratio, experts = record["tpot_ms"], record["ratio_off_to_this"], record["experts"]
+    cost, read = record["own_cost"], record["expert_bytes_per_step"]
+    return [
+        record["batch_size"],
+        record["setting"],
+        f"{tpot['p50']:.2f}",
+        f"{tpot['p20']:.2f} to {tpot['p80']:.2f}",
+        f"{ratio['p50']:.3f}",
+        f"{ratio['p20']:.3f} to {ratio['p80']:.3f}",
+        f"{record['tokens_per_s']['p50']:.0f}",
+        f"{record['ttft_ms']['p50']:.0f}",
+        None if experts is None else f"{experts['before']:.1f} > {experts['after']:.1f}",
+        None if read is None else f"{read / 1e6:.0f}",
+        None if cost is None else f"{cost['us_per_layer']:.0f}",
+        None if cost is None else f"{100 * cost['ms_per_step'] / tpot['p50']:.1f}",
+    ]

@@ -1,0 +1,87 @@
+"""Routes on ``vllm serve``: read and change re-routing over HTTP.
+
+vLLM adds a plug-in's routes only where ``VLLM_PLUGINS`` names it (since 0.28), so a server that nobody told
+to has none of these. Re-routing itself needs no route.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sere.errors import SereError
+from sere.integrations.vllm import live, stats
+from sere.integrations.vllm.options import section
+
+NOT_ACTIVE = "re-routing is not active in this engine: start it with settings under additional_config['sere']"
+
+
+class Endpoint:
+    """What vLLM's API server asks for routes: ``/sere/stats``, ``/sere/metrics`` and ``/sere/settings``."""
+
+    name = "sere"
+    required_tasks = ("generate",)
+
+    def attach_router(self, app: Any) -> None:
+        """Add the routes to the server's application."""
+        app.add_route("/sere/stats", read_stats, methods=["GET"])
+        app.add_route("/sere/metrics", read_metrics, methods=["GET"])
+        app.add_route("/sere/settings", change_settings, methods=["POST"])
+
+    async def init_state(self, engine_client: Any, state: Any, args: Any) -> None:  # noqa: ARG002
+        """Keep the way to the engine for the routes."""
+        state.sere_engine = engine_client
+
+
+async def _ask(engine: Any, method: str, *args: Any) -> Any:
+    """Call a method of all workers.
+
+    Raises:
+        LookupError: Re-routing is not active.
+    """
+    config = getattr(engine, "vllm_config", None)
+    if engine is None or (config is not None and section(config) is None):
+        raise LookupError(NOT_ACTIVE)
+    return await engine.collective_rpc(method, args=args)
+
+
+def _json(value: Any, status: int = 200) -> Any:
+    from fastapi.responses import JSONResponse
+
+    return JSONResponse(value, status_code=status)
+
+
+async def read_stats(request: Any) -> Any:
+    """Return the statistics as JSON."""
+    try:
+        answers = await _ask(request.app.state.sere_engine, stats.READ, False)
+    except LookupError as error:
+        return _json({"error": str(error)}, 409)
+    return _json(stats.merged(answers).to_mapping())
+
+
+async def read_metrics(request: Any) -> Any:
+    """Return the statistics as Prometheus reads them."""
+    from fastapi.responses import PlainTextResponse
+    from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+
+    try:
+        answers = await _ask(request.app.state.sere_engine, stats.READ, False)
+    except LookupError as error:
+        return _json({"error": str(error)}, 409)
+    registry = CollectorRegistry()
+    registry.register(stats.Collector(lambda: stats.merged(answers)))
+    return PlainTextResponse(generate_latest(registry).decode(), media_type=CONTENT_TYPE_LATEST)
+
+
+async def change_settings(request: Any) -> Any:
+    """Change settings from a JSON object; see `sere.integrations.vllm.configure`."""
+    try:
+        changes = await request.json()
+        if not isinstance(changes, dict):
+            raise ValueError("expected a JSON object of settings")
+        answers = await _ask(request.app.state.sere_engine, live.CHANGE, changes)
+        return _json(live.agreed(answers))
+    except LookupError as error:
+        return _json({"error": str(error)}, 409)
+    except (SereError, ValueError) as error:
+        return _json({"error": str(error)}, 400)

@@ -1,0 +1,102 @@
+"""The engine's front end: refuse what is wrong before any process is started, and a request's bad values."""
+
+from __future__ import annotations
+
+import functools
+from importlib import import_module
+from typing import Any
+
+from sere.errors import ConfigError, TableMismatch
+from sere.integrations.vllm import features, tables, versions
+from sere.integrations.vllm.options import KEY, Options, section
+from sere.integrations.vllm.requests import parse_tier
+
+
+def check_start(vllm_config: Any) -> None:
+    """Check settings, version, features and table, and write the table's full path into the settings.
+
+    Workers check again; here an error reaches the user as it is, and no process waits for another.
+
+    Args:
+        vllm_config: vLLM's ``VllmConfig``, complete.
+
+    Raises:
+        SereError: Something is refused; the text says what was expected, what came and what to do.
+    """
+    values = section(vllm_config)
+    options = Options.from_mapping(values)
+    versions.check_version(
+        versions.engine_version(),
+        device_type=vllm_config.device_config.device_type,
+        allow_untested=options.allow_untested,
+    )
+    features.check_features(vllm_config, allow_untested=options.allow_untested)
+    model_config = vllm_config.model_config
+    path = tables.find_table(options.reroute.table, model_config)
+    table = tables.load_table(path, model_config.hf_text_config)
+    _check_keep(options, set(table.layers))
+    E = _experts(model_config)
+    if E and E != table.E:
+        raise TableMismatch(
+            f"{path}: the table was calibrated on a model with {table.E} experts a layer, but this one has "
+            f"{E}; calibrate this model (sere calibrate) or give its own table"
+        )
+    # Workers may run in another folder.
+    whole = dict(values or {}) | {"table": str(path)}
+    vllm_config.additional_config = dict(vllm_config.additional_config) | {KEY: whole}
+
+
+def check_requests(processor_class: Any) -> None:
+    """Let the class that takes in requests refuse a bad ``sere`` value, in engines that re-route.
+
+    Args:
+        processor_class: vLLM's ``InputProcessor``.
+    """
+    process = processor_class.process_inputs
+    if getattr(process, "sere", False):
+        return
+
+    @functools.wraps(process)
+    def process_inputs(
+        self: Any, request_id: Any, prompt: Any, params: Any, *args: Any, **kwargs: Any
+    ) -> Any:
+        if section(self.vllm_config) is not None:
+            check_tier(getattr(params, "extra_args", None))
+        return process(self, request_id, prompt, params, *args, **kwargs)
+
+    process_inputs.sere = True  # type: ignore[attr-defined]
+    processor_class.process_inputs = process_inputs
+
+
+def check_tier(extra_args: Any) -> None:
+    """Refuse a request's value as vLLM refuses its own: the API answers with 400, other requests go on.
+
+    Raises:
+        ConfigError: The value is no tier; the error is also vLLM's ``VLLMValidationError``.
+    """
+    try:
+        parse_tier(extra_args)
+    except ConfigError as error:
+        raise _refusal()(str(error)) from None
+
+
+@functools.cache
+def _refusal() -> type[ConfigError]:
+    """Return an error class that is ours and vLLM's."""
+    theirs = getattr(import_module("vllm.exceptions"), "VLLMValidationError", None)
+    # Theirs first: its constructor sets what its text is made of.
+    return ConfigError if theirs is None else type("RequestRefused", (theirs, ConfigError), {})
+
+
+def _check_keep(options: Options, layers: set[int]) -> None:
+    unknown = sorted(set(options.reroute.keep) - layers)
+    if unknown:
+        raise ConfigError(f"keep: layer {unknown[0]} has no similarities; the table has {sorted(layers)}")
+
+
+def _experts(model_config: Any) -> int:
+    """Experts of a layer as the engine reads them from the model's config; 0 where it cannot."""
+    try:
+        return int(model_config.get_num_experts())
+    except (AttributeError, TypeError, ValueError):
+        return 0

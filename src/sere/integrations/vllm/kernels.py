@@ -1,0 +1,96 @@
+"""What each expert kernel bears: two slots of a row with one expert, or freed slots of id -1."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from sere.config import RerouteConfig
+from sere.errors import ConfigError, UnsupportedEngine
+
+# Kernels that treat each slot by itself, so that a row may hold an expert twice. The CPU kernel was run;
+# the others were read. Not among them on purpose: triton_kernels (OAITriton*), which counts a row's
+# experts in a bit set, FlashInfer TRT-LLM, which keeps one slot per row and expert, and all that could
+# not be determined (FlashInfer CUTLASS, AITER, the quantised CPU kernels).
+BEARS_DUPLICATES = frozenset(
+    {
+        "CPUUnquantizedExperts",
+        "TritonExperts", "TritonWNA16Experts", "MarlinExperts", "DeepGemmExperts",
+        "TritonOrDeepGemmExperts", "CutlassExpertsFp8", "CutlassExpertsFp4", "TritonOrCutlassExperts",
+    }
+)  # fmt: skip
+# Kernels that skip a slot of id -1 in a real row. Elsewhere it reads or writes out of bounds, or its
+# output is summed without having been written.
+BEARS_SENTINEL = frozenset({"DeepGemmExperts"})
+
+_REASON = "sere needs a decomposed backend: it changes the routing between the router and the experts"
+
+
+def fit_to_kernel(config: RerouteConfig, kernel: str | None, *, K: int, merge_given: bool) -> RerouteConfig:
+    """Return the settings with the ``merge`` mode that an expert kernel bears.
+
+    A kernel that is not known to bear an expert twice in a row gets rows of distinct experts: merged slots
+    are filled with other active experts at weight 0, and at least K experts stay active so that
+    there are enough of them.
+
+    Args:
+        config: The settings.
+        kernel: Class name of the expert kernel, or None where it cannot be told.
+        K: Routed slots per token.
+        merge_given: Whether the user chose ``config.merge``.
+
+    Raises:
+        ConfigError: The user's choice is one that this kernel does not bear.
+    """
+    if kernel in BEARS_DUPLICATES and config.merge != "sentinel":
+        return config
+    if config.merge == "sentinel" and (kernel not in BEARS_SENTINEL or config.sentinel != -1):
+        raise ConfigError(
+            f"merge='sentinel' (sentinel {config.sentinel}): the expert kernel {kernel or 'in use'} is not "
+            "known to bear such ids; drop merge, and the kernel decides"
+        )
+    if config.merge == "sentinel":
+        return config
+    if merge_given and config.merge != "distinct":
+        raise ConfigError(
+            f"merge={config.merge!r}: the expert kernel {kernel or 'in use'} is not known to bear an expert "
+            "twice in a row; use merge='distinct', or drop merge, and the kernel decides"
+        )
+    return dataclasses.replace(config, merge="distinct", min_active=max(config.min_active, K))
+
+
+def refuse_monolithic(name: str, method: Any, kernel: Any) -> None:
+    """Say that a layer routes inside its kernel.
+
+    Raises:
+        UnsupportedEngine: Always; the text names layer, kernel and the flag to set.
+    """
+    raise UnsupportedEngine(
+        f"{name}: its expert kernel {type(kernel).__name__} ({type(method).__name__}) routes inside itself, "
+        "so that re-routing cannot change anything; start with --moe-backend triton (marlin for MXFP4 "
+        "checkpoints), which has a separate router"
+    )
+
+
+@contextmanager
+def decomposed_kernels(experts_base: Any) -> Iterator[None]:
+    """Let vLLM choose, while the model is built, among the kernels that leave routing to the router.
+
+    Args:
+        experts_base: vLLM's ``FusedMoEExperts``, whose ``is_supported_config`` every choice of a kernel asks.
+    """
+    original = experts_base.__dict__["is_supported_config"]
+    ask = original.__func__ if isinstance(original, staticmethod) else original
+
+    def is_supported_config(cls: Any, *args: Any, **kwargs: Any) -> Any:
+        if cls.is_monolithic():
+            return False, _REASON
+        return ask(cls, *args, **kwargs)
+
+    experts_base.is_supported_config = staticmethod(is_supported_config)
+    try:
+        yield
+    finally:
+        experts_base.is_supported_config = original

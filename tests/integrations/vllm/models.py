@@ -1,0 +1,66 @@
+"""Tiny random checkpoints that vLLM can serve on a CPU, each with a random table beside its folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from sere.bench.subject import random_table
+from tests.tiny import tiny_model
+
+# vLLM's CPU attention wants heads of at least 32, its MLA kernel DeepSeek's own latent sizes.
+_COMMON: dict[str, Any] = {
+    "vocab_size": 128, "hidden_size": 64, "intermediate_size": 64,
+    "moe_intermediate_size": 32, "head_dim": 32, "max_position_embeddings": 512,
+    "bos_token_id": None, "eos_token_id": None, "pad_token_id": None,
+}  # fmt: skip
+_MLA: dict[str, Any] = {
+    "q_lora_rank": None, "kv_lora_rank": 512, "qk_nope_head_dim": 64, "qk_rope_head_dim": 64,
+    "v_head_dim": 64, "head_dim": 64,
+}  # fmt: skip
+# Where the size of a head is what the heads leave of the hidden size.
+_FEW_HEADS: dict[str, Any] = {"num_attention_heads": 2, "num_key_value_heads": 2}
+_OWN: Mapping[str, dict[str, Any]] = {
+    "qwen3_moe": {},
+    "qwen2_moe": _FEW_HEADS | {"shared_expert_intermediate_size": 32},
+    "deepseek_v2": _MLA,
+    "deepseek_v3": _MLA,
+    "mixtral": {},
+    "olmoe": _FEW_HEADS,
+    "gpt_oss": {
+        "rope_parameters": {
+            "rope_type": "yarn", "rope_theta": 10000.0, "factor": 32.0, "beta_fast": 32.0, "beta_slow": 1.0,
+            "truncate": False, "original_max_position_embeddings": 128,
+        },
+    },
+    "granitemoe": _FEW_HEADS,
+    "phimoe": {},
+    "glm4_moe": {},
+    "ernie4_5_moe": {},
+    "qwen3_next": {"linear_key_head_dim": 128, "linear_value_head_dim": 128},
+}  # fmt: skip
+# What Transformers drops or names otherwise when it writes a config that vLLM then reads.
+_WRITTEN: Mapping[str, dict[str, Any]] = {
+    "deepseek_v3": {"topk_method": "noaux_tc"},
+    "phimoe": {"architectures": ["PhiMoEForCausalLM"]},
+}
+
+ARCHITECTURES: tuple[str, ...] = tuple(_OWN)
+
+
+def save_model(folder: Path, name: str = "qwen3_moe", **overrides: Any) -> Path:
+    """Save a tiny model as ``folder/name`` and its table as ``folder/name.sere.safetensors``."""
+    path = folder / name
+    model = tiny_model(name, **(_COMMON | _OWN[name] | overrides))
+    model.save_pretrained(path)
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps(config | _WRITTEN.get(name, {})))
+    random_table(model).save(table_of(path))
+    return path
+
+
+def table_of(path: Path) -> Path:
+    """Return where `save_model` put a table: not in the folder, whose files a plain vLLM would load."""
+    return path.with_name(f"{path.name}.sere.safetensors")

@@ -1,0 +1,58 @@
+"""The same under torch.compile: what is changed between steps reaches compiled code."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.integrations.vllm.models import save_model
+
+pytest.importorskip("vllm", reason="needs vLLM: make test-vllm")
+
+from sere.integrations.vllm import configure, read_stats
+from sere.integrations.vllm.local import session_of
+from tests.integrations.vllm.engines import engine, generate, prompts, sampling
+
+pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("default")]
+
+
+def test_compiled_engine(tmp_path: Path) -> None:
+    """Compiled: S = K and off give the tokens of an engine without re-routing, S = 1 fewer experts.
+
+    A protected request gets its own tokens, and changed ρ, S and off are heeded without compiling anew.
+    """
+    path = save_model(tmp_path)
+    with engine(path, enforce_eager=False) as llm:
+        expected = generate(llm, prompts())
+    with engine(path, {"select_top_k": 4}, enforce_eager=False) as llm:
+        session = session_of(llm)
+        assert not session.signal.may_skip
+        assert generate(llm, prompts()) == expected
+        before = read_stats(llm, reset=True).layers[0]
+        assert before.steps > 0
+        assert before.slots_moved == 0
+
+        configure(llm, select_top_k=1)
+        changed = generate(llm, prompts())
+        after = read_stats(llm, reset=True).layers[0]
+        assert changed != expected
+        assert after.distinct_after < before.distinct_before
+
+        configure(llm, threshold=1.0)
+        assert generate(llm, prompts()) == expected
+        assert read_stats(llm, reset=True).layers[0].slots_moved == 0
+
+        configure(llm, threshold=0.0)
+        assert generate(llm, prompts()) == changed
+        read_stats(llm, reset=True)
+        generate(llm, prompts(), extra_args={"sere": "off"})
+        assert read_stats(llm, reset=True).steps_rerouted == 0
+        mixed = [sampling(extra_args={"sere": "off"}), *[sampling()] * 7]
+        outputs = llm.generate(prompts(), mixed, use_tqdm=False)
+        assert list(outputs[0].outputs[0].token_ids) == expected[0]
+
+        configure(llm, enabled=False)
+        read_stats(llm, reset=True)
+        assert generate(llm, prompts()) == expected
+        assert read_stats(llm).steps_rerouted == 0

@@ -1,0 +1,35 @@
+"""Speculative decoding: steps with several rows a request, which verify drafted tokens."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.integrations.vllm.models import save_model
+
+pytest.importorskip("vllm", reason="needs vLLM: make test-vllm")
+
+from sere.integrations.vllm import configure, read_stats
+from tests.integrations.vllm.engines import engine, generate, prompts
+
+pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("default")]
+
+NGRAM = {"method": "ngram", "num_speculative_tokens": 2, "prompt_lookup_max": 3, "prompt_lookup_min": 1}
+
+
+def test_drafted_rows_are_rerouted(tmp_path: Path) -> None:
+    """With drafts from the prompt, S = K and off give the tokens of plain decoding, S = 1 fewer experts."""
+    path = save_model(tmp_path)
+    with engine(path, dtype="float32") as llm:
+        expected = generate(llm, prompts(), tokens=24)
+    with engine(path, {"select_top_k": 4}, dtype="float32", speculative_config=NGRAM) as llm:
+        assert generate(llm, prompts(), tokens=24) == expected
+        full = read_stats(llm, reset=True)
+        assert full.layers[0].rows > len(prompts())
+        configure(llm, select_top_k=1)
+        generate(llm, prompts(), tokens=24)
+        fewer = read_stats(llm, reset=True)
+        assert fewer.layers[0].distinct_after < full.layers[0].distinct_after
+        configure(llm, enabled=False)
+        assert generate(llm, prompts(), tokens=24) == expected

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sere.files import append_json_line, atomic_path, write_json
+from sere.files import append_json_line, atomic_path, check_writable, write_json
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
@@ -42,3 +42,15 @@ def test_json_lines_are_appended(tmp_path: Path) -> None:
     append_json_line(target, {"a": 1})
     append_json_line(target, {"b": "ρ\n"})
     assert [json.loads(line) for line in target.read_text().splitlines()] == [{"a": 1}, {"b": "ρ\n"}]
+
+
+def test_a_place_that_cannot_be_written_is_found_before_work(tmp_path: Path) -> None:
+    """Checking leaves nothing behind and changes no file; a folder that cannot be made is an OSError."""
+    target = tmp_path / "new" / "table.safetensors"
+    check_writable(target)
+    assert list(target.parent.iterdir()) == []
+    target.write_text("kept")
+    check_writable(target)
+    assert target.read_text() == "kept"
+    with pytest.raises(OSError, match="/dev/null"):
+        check_writable("/dev/null/table.safetensors")

@@ -46,8 +46,8 @@ def test_several_metrics_make_a_folder(place: Path, capsys: pytest.CaptureFixtur
     for name in ("cosine", "projection"):
         assert SimilarityTable.load(place / "tables" / f"{name}.safetensors").metric == name
     shown = capsys.readouterr()
-    assert "cosine" in shown.out
-    assert "projection" in shown.out
+    assert "cosine" in shown.err
+    assert "projection" in shown.err
     assert "next: sere table verify" in shown.err
 
 

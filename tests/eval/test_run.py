@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from sere.bench.subject import random_table
 from sere.errors import ConfigError, DataError, InputError, TableMismatch
 from sere.eval.apply import apply_setting
 from sere.eval.questions import encode, held_out, held_out_english, mark
-from sere.eval.run import Plan, evaluate
+from sere.eval.run import Plan, _weights_digest, evaluate
 from sere.eval.settings import parse_setting, parse_settings
 from sere.eval.statistics import paired_difference, wilson
 from tests.checkpoints import tiny_tokenizer
@@ -82,6 +83,20 @@ def test_results_are_shares_with_paired_differences(
     difference = paired_difference([True, False, True, False], [True, True, False, False])
     assert sere["all"]["difference"]["low"] == difference.low
     assert sere["addition"]["difference"]["value"] == 0.5
+
+
+def test_cases_of_other_weights_are_not_taken_over(model: Any, tokenizer: Any, tmp_path: Path) -> None:
+    """A model of equal shape and name but other weights starts anew."""
+    first = _weights_digest(model)
+    assert _weights_digest(model) == first
+    weight = next(model.parameters())
+    before = weight.detach().clone()
+    with torch.no_grad():
+        weight.add_(1)
+    try:
+        assert _weights_digest(model) != first
+    finally:
+        weight.data.copy_(before)
 
 
 def test_an_interrupted_run_goes_on_behind_its_finished_cases(

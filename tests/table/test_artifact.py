@@ -143,3 +143,13 @@ def test_directed_metrics_need_no_symmetry() -> None:
     lopsided[0, 1] += 0.01
     layers = {1: LayerSimilarity(lopsided), 3: LayerSimilarity(matrix(3))}
     assert all(check.passed for check in table(layers=layers, metric="projection").verify())
+
+
+def test_a_model_of_another_name_is_named_once(caplog: pytest.LogCaptureFixture) -> None:
+    """The architecture is what is compared; another name is worth a line in the log, not an error."""
+    made, other = table(), replace(table().identity, name="tuned-elsewhere")
+    made.check(other)
+    made.check(other)
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert "'tiny'" in line
+    assert "'tuned-elsewhere'" in line

@@ -38,7 +38,7 @@ def path(tmp_path: Path) -> Path:
 def test_show_names_model_metric_data_and_layers(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """For people: every fact of the header and a row for each layer."""
     assert sere("show", path, "--threshold", "1.1") == 0
-    text = capsys.readouterr().out
+    text = capsys.readouterr().err
     assert "model:       tiny (E=5, K=2, digest abababababab)" in text
     assert "metric:      cka (bandwidth=1.0, kernel=rbf, window=128)" in text
     assert "tokens:      51,200 (digest cdcdcdcdcdcd, seed 0)" in text
@@ -71,15 +71,16 @@ def test_verify_fails_with_1_and_says_why(path: Path, capsys: pytest.CaptureFixt
 
 
 def test_diff_fails_with_1_where_tables_differ(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Warnings go to stderr, the differences to stdout."""
+    """Warnings come before the differences; with --json these alone are on stdout."""
     other = path.with_name("other.safetensors")
     table(metric="cosine", layers={i: LayerSimilarity(matrix(i + 5)) for i in (1, 3)}).save(other)
     assert sere("diff", path, path) == 0
-    assert "equal" in capsys.readouterr().out
+    assert "equal" in capsys.readouterr().err
     assert sere("diff", path, other) == 1
     shown = capsys.readouterr()
-    assert shown.err == "warning: other metrics: cka and cosine\n"
-    assert "other best expert" in shown.out
+    assert shown.err.startswith("warning: other metrics: cka and cosine\n")
+    assert "other best expert" in shown.err
+    assert shown.out == ""
 
 
 def test_plot_writes_a_picture_beside_the_table(path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,7 +12,7 @@ from sere.bench.hook_cost import hook_cost
 from sere.bench.subject import Subject, random_tokens
 from sere.bench.timing import Stepper, Times, interleave
 from sere.errors import InputError
-from sere.eval.apply import apply_setting
+from sere.eval.apply import apply_setting, check_settings
 from sere.eval.run import Progress, summarise_layers
 from sere.eval.settings import Setting
 from sere.provenance import provenance
@@ -66,7 +66,9 @@ def bench(subject: Subject, plan: BenchPlan) -> Iterator[dict[str, Any]]:
 
     Raises:
         TableMismatch: The table belongs to another model.
+        ConfigError: A setting's value is out of range, or its table is not there or lacks the factors.
     """
+    check_settings(plan.settings, subject.table)
     for B in plan.batch_sizes:
         yield from _batch(subject, plan, B)
 

@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
         records.append(record)
         _write(args, record)
     if not args.json:
-        print(render(records))
+        say(render(records))
     return 0
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from sere.cli.output import add_json_flag, emit, say, table
 from sere.cli.parser import add_command
 from sere.errors import ConfigError
+from sere.files import check_writable
 
 if TYPE_CHECKING:
     from sere.table import SimilarityTable
@@ -117,6 +118,7 @@ def _check_out(out: Path, single: bool) -> None:
         raise ConfigError(f"--out: expected a file, got the folder {out}; try {out / 'table.safetensors'}")
     if not single and out.exists() and not out.is_dir():
         raise ConfigError(f"--out: expected a folder for several metrics, got the file {out}")
+    check_writable(out if single else out / "table")
 
 
 def _named(tables: Any) -> Mapping[str, SimilarityTable]:

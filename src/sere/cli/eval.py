@@ -11,6 +11,7 @@ from sere.cli.loading import BUNDLED, add_model_arguments, load
 from sere.cli.output import add_json_flag, emit, say, table
 from sere.cli.parser import add_command
 from sere.errors import ConfigError
+from sere.files import check_writable, write_json
 
 _DEFAULT_SETTINGS = ("sere:S=1", "random:S=1", "topk:S=1")
 _VLLM_SETTINGS = ("sere:S=1", "sere:S=2")
@@ -20,7 +21,7 @@ answers: exact match per task with 95 % intervals, the paired difference to the 
 same batch size, perplexity and KL divergence on held-out English. A setting is a policy's name, then
 its options: off, sere:S=1,rho=0.3,targets=active,min_active=8, random:S=1 (the control: secondary slots
 go to a random primary expert), topk:S=1 (secondary slots are dropped), oea:S=2, xshare:budget=16,
-lynx:drop=0.5. Interrupted, the same command continues behind the last finished case."""
+lynx:drop=0.5. Interrupted, the same command with --out continues behind the last finished case."""
 
 _EXAMPLES = """
   sere eval bundled --batch-size 1 16 --setting sere:S=1,min_active=8 --setting random:S=1 --out eval.json
@@ -75,10 +76,10 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(
             f"--metric: a table that is given has its metric; only for '{BUNDLED}' without --table"
         )
+    if args.out is not None:
+        check_writable(args.out)
     record = _evaluate(args, settings)
     if args.out is not None:
-        from sere.files import write_json
-
         write_json(args.out, record)
         say(f"wrote {args.out}")
     emit(args, record, render)

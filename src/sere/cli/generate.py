@@ -47,7 +47,11 @@ def run(args: argparse.Namespace) -> int:
     prompts = _prompts(args)
     settings = _settings(args)
     model, tokenizer = load(args)
-    context = nullcontext() if settings is None else _applied(model, args.table, settings)
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    # Rows that have finished are told by the token they are fed: generate and re-routing must mean the same.
+    pad = tokenizer.pad_token_id
+    context = nullcontext() if settings is None else _applied(model, args.table, settings, pad)
     with context as handle:
         texts = _complete(model, tokenizer, prompts, args.max_new_tokens)
         layers = [] if handle is None else handle.stats()
@@ -85,17 +89,15 @@ def _settings(args: argparse.Namespace) -> dict[str, Any] | None:
     return {"select_top_k": 2} | given
 
 
-def _applied(model: Any, path: str, settings: Mapping[str, Any]) -> Any:
+def _applied(model: Any, path: str, settings: Mapping[str, Any], pad_token_id: int | None) -> Any:
     from sere.integrations.transformers import apply
 
-    return apply(model, path, **settings)
+    return apply(model, path, pad_token_id=pad_token_id, **settings)
 
 
 def _complete(model: Any, tokenizer: Any, prompts: list[str], max_new_tokens: int) -> list[str]:
     """Return the greedy completions of one left-padded batch."""
     tokenizer.padding_side = "left"
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
     batch = tokenizer(prompts, return_tensors="pt", padding=True).to(model.device)
     output = model.generate(
         input_ids=batch["input_ids"],

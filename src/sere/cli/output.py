@@ -1,4 +1,4 @@
-"""What commands print: one JSON value on stdout with ``--json``, else a rendering for people."""
+"""What commands print: with ``--json`` one JSON value on stdout, else a rendering for people on stderr."""
 
 from __future__ import annotations
 
@@ -19,15 +19,17 @@ def add_json_flag(parser: argparse.ArgumentParser) -> None:
 
 
 def emit(args: argparse.Namespace, value: _T, render: Callable[[_T], str]) -> None:
-    """Print a command's result on stdout.
+    """Print a command's result: as JSON on stdout, or for people on stderr.
 
     Args:
         args: The command's arguments; ``args.json`` decides the form.
         value: The result; JSON-ready.
         render: Turns the result into the text for people.
     """
-    json_wanted = bool(getattr(args, "json", False))
-    print(json.dumps(value, allow_nan=False) if json_wanted else render(value))
+    if getattr(args, "json", False):
+        print(json.dumps(value, allow_nan=False))
+    else:
+        say(render(value))
 
 
 def say(text: str) -> None:

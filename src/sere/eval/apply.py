@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from sere.errors import ConfigError
 from sere.eval.rows import supports_rows
 from sere.eval.settings import Setting
+from sere.policies.sere import Sere
 
 if TYPE_CHECKING:
     from sere.integrations.transformers import Handle
@@ -36,9 +38,21 @@ def apply_setting(model: Any, setting: Setting, table: SimilarityTable | None, *
     pad_token_id = -1 if supports_rows(model) else None
     if not setting.needs_table:
         return apply(model, policy=make_rival(setting, seed=seed), pad_token_id=pad_token_id)
-    if table is None:
-        raise ConfigError(f"setting {setting.label}: needs a similarity table; give one with --table")
+    table = _needed(table, setting)
     return apply(model, table, config=setting.config(), pad_token_id=pad_token_id)
+
+
+def check_settings(settings: Iterable[Setting], table: SimilarityTable | None) -> None:
+    """Refuse, before long work, a setting that could not be applied.
+
+    Raises:
+        ConfigError: A value is out of range, or what the setting needs of a table is not there.
+    """
+    for setting in settings:
+        if not setting.needs_table:
+            make_rival(setting)
+        else:
+            Sere(_needed(table, setting).layers, setting.config())
 
 
 def make_rival(setting: Setting, *, seed: int = 0) -> Policy:
@@ -62,3 +76,9 @@ def make_rival(setting: Setting, *, seed: int = 0) -> Policy:
         options.setdefault("seed", seed)
     policy: Policy = classes[setting.kind](**options)
     return policy
+
+
+def _needed(table: SimilarityTable | None, setting: Setting) -> SimilarityTable:
+    if table is None:
+        raise ConfigError(f"setting {setting.label}: needs a similarity table; give one with --table")
+    return table

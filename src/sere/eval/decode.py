@@ -171,8 +171,13 @@ def _generate(
     on_finished: Callable[[], object],
 ) -> Decoded:
     """Decode groups of B prompts with the model's own ``generate``."""
+    from sere.integrations.transformers.apply import finished_token
+
     tokens: list[list[int]] = []
     step_ms: list[float] = []
+    # What re-routing takes for the mark of a finished row.
+    pad = finished_token(model)
+    pad = min(stop, default=0) if pad is None else pad
     for first in range(0, len(prompts), B):
         group = prompts[first : first + B]
         clock = _Clock()
@@ -185,7 +190,7 @@ def _generate(
             max_new_tokens=max_new_tokens,
             do_sample=False,
             eos_token_id=sorted(stop) or None,
-            pad_token_id=min(stop, default=0),
+            pad_token_id=pad,
             stopping_criteria=[clock],
         )
         step_ms += clock.step_ms

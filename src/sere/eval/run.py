@@ -12,7 +12,7 @@ from statistics import fmean, median
 from typing import TYPE_CHECKING, Any
 
 from sere.errors import InputError
-from sere.eval.apply import apply_setting
+from sere.eval.apply import apply_setting, check_settings
 from sere.eval.checkpoint import Checkpoint
 from sere.eval.decode import decode, stop_ids
 from sere.eval.questions import encode, mark
@@ -93,8 +93,12 @@ def evaluate(
         TableMismatch: The table belongs to another model.
         ConfigError: A setting needs a table and there is none.
     """
+    check_settings(plan.settings, table)
     head = _head(model, plan, table)
-    kept = Checkpoint(checkpoint, {name: head[name] for name in ("model", "table", "plan")})
+    key = {name: head[name] for name in ("model", "table", "plan")}
+    kept = Checkpoint(
+        checkpoint, key | {"weights": _weights_digest(model), "versions": head["provenance"]["versions"]}
+    )
     cases = []
     for batch_size in plan.batch_sizes:
         for setting in plan.settings:
@@ -181,6 +185,16 @@ def summarise_layers(stats: Sequence[LayerStats]) -> dict[str, Any]:
     names = ("before", "after", "moved", "critical")
     means = {name: fmean(layer[name] for layer in layers) if layers else None for name in names}
     return means | {"layers": layers}
+
+
+def _weights_digest(model: Any) -> str:
+    """Return what tells models of equal shape apart: a digest over samples of every weight."""
+    digest = blake2b(digest_size=16)
+    for name, weight in model.state_dict().items():
+        flat = weight.detach().flatten()
+        some = flat[:: max(1, flat.numel() // 256)].double().cpu()
+        digest.update(name.encode() + some.numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _head(model: Any, plan: Plan, table: SimilarityTable | None) -> dict[str, Any]:

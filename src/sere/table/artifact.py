@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -20,6 +21,8 @@ from sere.structure import ModelIdentity
 
 if TYPE_CHECKING:
     from sere.table.verify import Check
+
+logger = logging.getLogger("sere")
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,6 +106,8 @@ class SimilarityTable:
                 f"the table was calibrated on {summary(mine)}, but the model is {summary(theirs)}; "
                 "calibrate this model (sere calibrate) or give its own table"
             )
+        if mine.name != theirs.name:
+            _say_other_name(mine.name, theirs.name)
 
     def verify(self, identity: ModelIdentity | None = None) -> tuple[Check, ...]:
         """Return the checks that go beyond loading, each with its outcome; see `sere.table.verify`."""
@@ -167,6 +172,17 @@ def summary(identity: ModelIdentity) -> str:
     return (
         f"{identity.name!r} (E={identity.E}, K={identity.K}, {len(indices)} MoE layers: {span}, "
         f"digest {identity.digest[:12]})"
+    )
+
+
+@cache
+def _say_other_name(table_name: str, model_name: str) -> None:
+    """Log, once, that names differ: what is compared otherwise is the architecture."""
+    logger.warning(
+        "sere: the table was calibrated on %r, the model is %r, of the same architecture: right if the "
+        "weights are the same, renamed or quantised, and wrong for any others",
+        table_name,
+        model_name,
     )
 
 

@@ -73,9 +73,10 @@ def _read(source: Path) -> Mapping[Any, Any]:
     try:
         content = torch.load(source, map_location="cpu", weights_only=True)
     except Exception as error:  # what foreign bytes make the unpickler raise is not limited to its own errors
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        # Its text is not quoted: PyTorch advises to load the file without protection.
         raise TableError(
-            f"{source}: expected tensors by layer as torch.save writes them; {reason}"
+            f"{source}: expected tensors by layer as torch.save writes them, got something else or a damaged "
+            f"file ({type(error).__name__}); copy the file again, or calibrate anew with sere calibrate"
         ) from error
     if not isinstance(content, Mapping) or not content:
         raise TableError(f"{source}: expected a mapping of layers to tensors, got {type(content).__name__}")

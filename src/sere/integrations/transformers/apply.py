@@ -90,7 +90,7 @@ def apply(
         raise InputError("policy: give either a policy, or a table and settings for SERE, not both")
     step = Step(
         all_phases=config is not None and config.phases == "all",
-        pad_token_id=_pad_token(model, pad_token_id),
+        pad_token_id=finished_token(model, pad_token_id),
         default_budget=_default_budget(policy),
     )
     return _hook(model, layers, step, policy, config)
@@ -158,8 +158,13 @@ def _default_budget(policy: Policy) -> int:
     return 0
 
 
-def _pad_token(model: nn.Module, given: int | None) -> int | None:
-    """The token that ``generate`` feeds to finished rows, or None if it finishes none."""
+def finished_token(model: nn.Module, given: int | None = None) -> int | None:
+    """Return the token that ``generate`` feeds to finished rows, or None if it finishes none.
+
+    Args:
+        model: The model, with its generation config.
+        given: The token, where the caller knows it; returned as it is.
+    """
     if given is not None:
         return given
     generation = getattr(model, "generation_config", None)

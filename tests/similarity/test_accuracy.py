@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sere.similarity import definitions, frobenius, make_accumulator
+from sere.similarity import accumulator, definitions, frobenius, make_accumulator
 
 
 def result(metric: str, Y: Tensor, **parameters: Any) -> Tensor:
@@ -64,6 +64,13 @@ def test_a_common_part_and_copies_need_no_loop_over_pairs(
     Y += 1e-3 * torch.randn_like(Y)
     torch.testing.assert_close(result("frobenius", Y), definitions.frobenius(Y), atol=5e-6, rtol=0)
     assert not pairs
+
+
+@pytest.mark.parametrize("E", [1, 64, 65, 150])
+def test_the_product_of_strips_is_the_product(E: int) -> None:
+    """Strips of rows, the last one narrower, give every pair, on both sides of the diagonal."""
+    rows = torch.randn(E, 30, dtype=torch.float64)
+    torch.testing.assert_close(accumulator.gram(rows), rows @ rows.T)
 
 
 def test_identical_experts_are_all_alike() -> None:

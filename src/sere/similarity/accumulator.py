@@ -19,6 +19,7 @@ SLICE_ELEMENTS = 2**22
 # elements, about 2^19 took the least time (E = 64 and 128, H = 2048). Not a power of two itself: rows that
 # far apart compete for the same sets of the cache, which doubled the time.
 CACHED_ELEMENTS = 2**19 + 2**10
+GRAM_STRIP = 64
 
 
 class Accumulator(ABC):
@@ -205,6 +206,22 @@ def blocks(count: int, size: int, elements: int) -> Iterator[slice]:
 def cached_elements(device: torch.device) -> int:
     """Return how many elements a pass should take at once: a CPU's cache, elsewhere a whole slice."""
     return CACHED_ELEMENTS if device.type == "cpu" else SLICE_ELEMENTS
+
+
+def gram(rows: Tensor) -> Tensor:
+    """Return the inner products of all pairs of rows ``[E, n]``: ``[E, E]``, symmetric.
+
+    On a CPU only the upper triangle is multiplied, in strips of rows that are wide enough for a fast product:
+    a sixth of the time less at E = 128, a quarter at E = 256.
+    """
+    if rows.device.type != "cpu" or len(rows) <= GRAM_STRIP:
+        return rows @ rows.T
+    products = rows.new_empty(len(rows), len(rows))
+    for start in range(0, len(rows), GRAM_STRIP):
+        end = start + GRAM_STRIP
+        products[start:end, start:] = rows[start:end] @ rows[start:].T
+        products[end:, start:end] = products[start:end, end:].T
+    return products
 
 
 def zeros(E: int) -> Tensor:

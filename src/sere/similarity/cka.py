@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sere.errors import DataError, InputError
-from sere.similarity.accumulator import Accumulator, as_layer, blocks, cached_elements, zeros
+from sere.similarity.accumulator import Accumulator, as_layer, blocks, cached_elements, gram, zeros
 from sere.similarity.layer import LayerSimilarity
 
 KernelName = Literal["linear", "rbf", "polynomial"]
@@ -108,7 +108,7 @@ class CKA(Accumulator):
         E, w, H = window.shape
         some = blocks(E, w * H, cached_elements(window.device))
         flat = torch.cat([self._centred_kernels(window[part]).flatten(1) for part in some])
-        return flat @ flat.T
+        return gram(flat)
 
     def _centred_kernels(self, window: Tensor) -> Tensor:
         """Return the centred kernels of some experts' outputs ``[e, w, H]``; ``[e, w, w]``, float64."""

@@ -15,6 +15,7 @@ from sere.similarity.accumulator import (
     as_layer,
     blocks,
     cached_elements,
+    gram,
     zeros,
 )
 from sere.similarity.layer import LayerSimilarity
@@ -44,7 +45,7 @@ class Cosine(Accumulator):
         total = zeros(E)
         for part in blocks(t, E * H, cached_elements(outputs.device)):
             flat = directions(outputs[:, part].to(self._dtype)).flatten(1)
-            total += (flat @ flat.T).cpu().double()
+            total += gram(flat).cpu().double()
         return total
 
     def _similarity(self, sums: dict[str, Tensor]) -> LayerSimilarity:
@@ -91,13 +92,13 @@ def weights_similarity(weights: Sequence[Tensor] | Tensor) -> LayerSimilarity:
         )
     if not all(expert.is_floating_point() for expert in flat):
         raise InputError("weights: expected floating-point tensors; dequantise the experts first")
-    gram, step = zeros(len(flat)), max(1, SLICE_ELEMENTS // len(flat))
+    products, step = zeros(len(flat)), max(1, SLICE_ELEMENTS // len(flat))
     for start in range(0, flat[0].numel(), step):
         block = torch.stack([expert[start : start + step].float() for expert in flat])
-        gram += (block @ block.T).cpu().double()
-    if not bool(torch.isfinite(gram).all()):
-        bad = (~torch.isfinite(gram.diagonal())).nonzero().flatten().tolist()
+        products += gram(block).cpu().double()
+    if not bool(torch.isfinite(products).all()):
+        bad = (~torch.isfinite(products.diagonal())).nonzero().flatten().tolist()
         raise InputError(f"weights: expected finite values, got NaN or infinity from experts {bad[:8]}")
-    norms = gram.diagonal().sqrt()
+    norms = products.diagonal().sqrt()
     norms = norms.masked_fill(norms == 0, 1)
-    return as_layer(gram / norms[:, None] / norms[None, :])
+    return as_layer(products / norms[:, None] / norms[None, :])

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sere.similarity.accumulator import Accumulator, as_layer, blocks, cached_elements, zeros
+from sere.similarity.accumulator import Accumulator, as_layer, blocks, cached_elements, gram, zeros
 from sere.similarity.layer import LayerSimilarity
 
 # A similarity may be off by this much because of cancellation in the Gram form; pairs for which it could be
@@ -53,9 +53,9 @@ def squared_distances(rows: Tensor, dtype: torch.dtype, *, split: bool = True) -
     Returns:
         ``[E, E]``, float64, on the CPU; at least 0, symmetric, diagonal 0.
     """
-    gram = _centred_gram(rows, dtype)
-    norms = gram.diagonal()
-    squared = (norms[:, None] + norms[None, :] - gram - gram.T).clamp_(min=0).fill_diagonal_(0)
+    products = _centred_gram(rows, dtype)
+    norms = products.diagonal()
+    squared = (norms[:, None] + norms[None, :] - products - products.T).clamp_(min=0).fill_diagonal_(0)
     close = _cancelled(squared, norms, 2 * torch.finfo(dtype).eps)
     for group in _groups(close):
         if split and len(group) < len(rows):
@@ -69,12 +69,12 @@ def squared_distances(rows: Tensor, dtype: torch.dtype, *, split: bool = True) -
 def _centred_gram(rows: Tensor, dtype: torch.dtype) -> Tensor:
     """Return the inner products of the rows less their mean row, ``[E, E]``, float64, on the CPU."""
     E, n = rows.shape
-    gram = torch.zeros(E, E, dtype=torch.float64, device="cpu" if rows.device.type == "mps" else rows.device)
+    total = torch.zeros(E, E, dtype=torch.float64, device="cpu" if rows.device.type == "mps" else rows.device)
     for part in blocks(n, E, cached_elements(rows.device)):
         block = rows[:, part].to(dtype)
         centred = block - block.mean(dim=0)
-        gram += (centred @ centred.T).to(gram.device, torch.float64)
-    return gram.cpu()
+        total += gram(centred).to(total.device, torch.float64)
+    return total.cpu()
 
 
 def _cancelled(squared: Tensor, norms: Tensor, rounding: float) -> Tensor:

@@ -25,6 +25,9 @@ __all__ = [
     "select",
 ]
 
+# A caller with a fresh scale at every call would otherwise fill the memory with plans.
+_MOST_PLANS = 64
+
 
 def reroute(
     topk_ids: Tensor,
@@ -52,7 +55,8 @@ def reroute(
         topk_weights: Gate weights, ``[T, K]``, floating point, finite. Not modified. Slots of weight 0
             pass through untouched.
         similarity: ``[E, E]``, float32, or a layer of a table. A layer is prepared once for each
-            combination of settings and remembers it; a plain tensor is prepared anew at every call.
+            combination of settings and remembers the latest 64; a plain tensor is prepared anew at every
+            call.
         select_top_k: S, slots per row that are primary: its heaviest.
         threshold: ρ, least similarity at which an expert may be replaced.
         row_budget: ``[T]``, int32 or int64, or None: b_t for each row instead of ``select_top_k``. K or more
@@ -79,22 +83,32 @@ def reroute(
     Source: SERE (ICLR 2026, arXiv 2602.07616); METHOD.md section 4.
     """
     layer = similarity if isinstance(similarity, LayerSimilarity) else LayerSimilarity(similarity)
-    # The scale's identity stands for its contents: a plan holds its own copy and the tensor alive.
     settings = (
-        select_top_k, threshold, min_active, tuple(keep), targets, id(scale), merge, sentinel, backend,
-        topk_ids.device,
+        select_top_k, threshold, min_active, tuple(keep), targets, merge, sentinel, backend, topk_ids.device
     )  # fmt: skip
-    cached = layer.prepared.get(settings)
+    # 1, 1.0 and True are one key to a dictionary, but not all of them are numbers of slots.
+    kinds = tuple(map(type, (select_top_k, threshold, min_active, sentinel, *settings[3])))
+    key = (settings, kinds, _state(scale))
+    cached = layer.prepared.get(key)
+    plan: Plan = _prepare(layer, settings, scale) if cached is None else cached[0]
     if cached is None:
-        cached = _prepare(layer, settings, scale)
-    plan: Plan = cached[0]
+        while len(layer.prepared) >= _MOST_PLANS:
+            layer.prepared.pop(next(iter(layer.prepared)))
+        # With the tensor, which must live as long as its address is a key.
+        layer.prepared[key] = (plan, scale)
     return plan.route(topk_ids, topk_weights, row_budget=row_budget, num_tokens=num_tokens, counters=counters)
 
 
-def _prepare(
-    layer: LayerSimilarity, settings: tuple[object, ...], scale: Tensor | None
-) -> tuple[Plan, Tensor | None]:
-    select_top_k, threshold, min_active, keep, targets, _, merge, sentinel, backend, device = settings
+def _state(scale: Tensor | None) -> object:
+    """What stands for a scale's contents without reading them: its address and how often it was written."""
+    if scale is None:
+        return None
+    # Inference tensors do not count their writes: such a scale is taken for another one at each call.
+    return object() if scale.is_inference() else (id(scale), scale._version)
+
+
+def _prepare(layer: LayerSimilarity, settings: tuple[object, ...], scale: Tensor | None) -> Plan:
+    select_top_k, threshold, min_active, keep, targets, merge, sentinel, backend, device = settings
     config = RerouteConfig.from_mapping(
         {
             "select_top_k": select_top_k,
@@ -108,6 +122,4 @@ def _prepare(
     )
     assert isinstance(keep, tuple)
     assert isinstance(device, torch.device)
-    plan = make_plan(layer, config, keep=keep, scale=scale, device=device)
-    layer.prepared[settings] = (plan, scale)
-    return layer.prepared[settings]  # type: ignore[no-any-return]
+    return make_plan(layer, config, keep=keep, scale=scale, device=device)

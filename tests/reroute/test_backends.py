@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+
+import numba.core.caching
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,7 +12,7 @@ from torch import Tensor
 
 from sere.config import RerouteConfig
 from sere.errors import InputError
-from sere.reroute import make_plan, reroute
+from sere.reroute import cpu, make_plan, reroute
 from sere.similarity.layer import LayerSimilarity
 
 from .cases import BACKENDS, FAST, Case, batch, cases, device_of, name_of, similarity_matrix
@@ -212,3 +215,20 @@ def test_what_a_fresh_layer_refuses_a_prepared_one_refuses(
         reroute(ids, weights, layer, **{"select_top_k": 1} | options)  # type: ignore[arg-type]
         with pytest.raises(InputError, match=text):
             reroute(ids, weights, layer, **{"select_top_k": 1} | bad)  # type: ignore[arg-type]
+
+
+def test_compiled_without_a_cache_where_nothing_can_be_written(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """On a read-only installation the cpu backend runs all the same, with one log line."""
+    monkeypatch.setattr(numba.core.caching.CompileResultCacheImpl, "_locator_classes", [])
+    monkeypatch.setattr(cpu, "_compiled", cpu._compiled.__wrapped__)
+    cpu._say_uncached.cache_clear()
+    ids, weights = batch(8, 4, 16, seed=8)
+    case = Case(ids, weights, similarity_matrix(16, 8), {"select_top_k": 1})
+    with caplog.at_level(logging.WARNING, logger="sere"):
+        for _ in range(2):
+            assert_same(case, "cpu")
+    assert len(caplog.records) == 1
+    assert "its code cannot be kept (cannot cache function" in caplog.text
+    assert "set NUMBA_CACHE_DIR to a folder that can be written to" in caplog.text

@@ -126,6 +126,11 @@ def test_wrong_arguments_are_refused(model: PreTrainedModel, tmp_path: Path) -> 
         ({"table": table, "policy": TopK(1)}, InputError, "either a policy, or a table"),
         ({"policy": TopK(1), "select_top_k": 1}, InputError, "either a policy, or a table"),
         ({"table": table, "select_top_k": 1, "keep": {7: [1]}}, ConfigError, "layer 7 has no similarities"),
+        (
+            {"table": table, "select_top_k": 1, "keep": {1: [3, 16]}},
+            ConfigError,
+            "keep: layer 1 has the experts 0 to 15, got 16",
+        ),
         ({"table": table, "select_top_k": 1, "use_scale": True}, ConfigError, "the table has no scale"),
     ]
     for options, kind, text in cases:

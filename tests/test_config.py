@@ -63,6 +63,14 @@ def test_keep_is_normalised() -> None:
         ({"select_top_k": 2, "keep": {1.0: [2]}}, r"keep: expected {layer index: .* got 1.0"),
         ({"select_top_k": 2, "keep": {True: [2]}}, r"keep: expected {layer index: .* got True"),
         ({"select_top_k": 2, "keep": {-1: [2]}}, "keep: layer and expert ids start at 0, got -1"),
+        (
+            {"select_top_k": 2, "merge": "sentinel", "sentinel": 2**40},
+            "sentinel: expected an id in the range of int32, e.g. -1; got 1099511627776",
+        ),
+        (
+            {"select_top_k": 2, "merge": "sentinel", "sentinel": -(2**31) - 1},
+            "sentinel: expected an id in the range of int32, e.g. -1; got -2147483649",
+        ),
         ({"select_top_k": 2, "table": 3}, "table: expected a path, got 3"),
         ([("select_top_k", 2)], "settings: expected a mapping of names to values, got list"),
     ],

@@ -121,11 +121,14 @@ class RerouteConfig:
 
 
 def check_sentinel(merge: str, sentinel: int | None) -> None:
-    """Refuse a sentinel without ``merge="sentinel"`` and the other way round."""
+    """Refuse a sentinel without ``merge="sentinel"``, the other way round, and one that is no int32."""
     if merge == "sentinel" and (not isinstance(sentinel, int) or isinstance(sentinel, bool)):
         raise ConfigError(
             f"sentinel: merge='sentinel' needs the id for freed slots, e.g. -1; got {sentinel!r}"
         )
+    # Ids may be int32, in which a larger number would wrap around to the id of a real expert.
+    if merge == "sentinel" and sentinel is not None and not -(2**31) <= sentinel < 2**31:
+        raise ConfigError(f"sentinel: expected an id in the range of int32, e.g. -1; got {sentinel}")
     if merge != "sentinel" and sentinel is not None:
         raise ConfigError(
             f"sentinel: given ({sentinel!r}) but merge is {merge!r}; set merge='sentinel' or drop it"

@@ -70,7 +70,7 @@ def apply(
 
     Raises:
         AlreadyApplied: Re-routing is active on this model.
-        ConfigError: A setting is unknown, missing or out of range.
+        ConfigError: A setting is unknown, missing, out of range, or asks for ``merge="sentinel"``.
         InputError: The table is missing, the arguments exclude each other, or the model is compiled already.
         TableError: The table cannot be read.
         TableMismatch: The table belongs to another model.
@@ -88,6 +88,11 @@ def apply(
         policy = Sere(_load(table, config, model, layers).layers, config)
     elif table is not None or config is not None or settings:
         raise InputError("policy: give either a policy, or a table and settings for SERE, not both")
+    else:
+        # SERE as a ready policy brings its settings with it.
+        config = found if isinstance(found := getattr(policy, "config", None), RerouteConfig) else None
+    if config is not None:
+        _refuse_sentinel(config)
     step = Step(
         all_phases=config is not None and config.phases == "all",
         pad_token_id=_pad_token(model, pad_token_id),
@@ -179,6 +184,16 @@ def _device(module: nn.Module) -> torch.device:
     execution = getattr(getattr(module, "_hf_hook", None), "execution_device", None)
     device = next(module.parameters()).device if execution is None else torch.device(execution)
     return torch.device("cpu") if device.type == "meta" else device
+
+
+def _refuse_sentinel(config: RerouteConfig) -> None:
+    """Refuse ids of no expert: eager experts fail on them, grouped ones read another expert's weights."""
+    if config.merge == "sentinel":
+        raise ConfigError(
+            f"merge: 'sentinel' (sentinel {config.sentinel}) is for engines whose expert kernels skip such "
+            "ids; the experts of Transformers do not and would fail or give wrong output. "
+            "Use merge='distinct' or merge='same'"
+        )
 
 
 def _refuse_compiled(model: nn.Module) -> None:

@@ -17,12 +17,11 @@ from sere.integrations.transformers.hooks import (
     hook_experts,
     hook_model,
     hook_router,
-    is_hooked,
 )
 from sere.integrations.transformers.step import Step
 from sere.policies.base import Policy
 from sere.policies.sere import Sere
-from sere.structure import ExpertsLayer, find_experts, identity_of, text_config
+from sere.structure import ExpertsLayer, find_experts, identity_of, is_rerouted, text_config
 from sere.table import SimilarityTable
 
 
@@ -81,7 +80,7 @@ def apply(
     """
     _refuse_compiled(model)
     layers = find_experts(model)
-    if any(is_hooked(layer.module) for layer in layers):
+    if is_rerouted(layers):
         raise AlreadyApplied("re-routing is active on this model already; call remove() on its handle first")
     if policy is None:
         config = _config(config, settings)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -88,23 +90,26 @@ def reroute(
     )  # fmt: skip
     # 1, 1.0 and True are one key to a dictionary, but not all of them are numbers of slots.
     kinds = tuple(map(type, (select_top_k, threshold, min_active, sentinel, *settings[3])))
-    key = (settings, kinds, _state(scale))
+    key = (settings, kinds, id(scale))
     cached = layer.prepared.get(key)
-    plan: Plan = _prepare(layer, settings, scale) if cached is None else cached[0]
-    if cached is None:
+    if cached is None or (scale is not None and _is_stale(cached, scale)):
         while len(layer.prepared) >= _MOST_PLANS:
-            layer.prepared.pop(next(iter(layer.prepared)))
-        # With the tensor, which must live as long as its address is a key.
-        layer.prepared[key] = (plan, scale)
+            layer.prepared.pop(next(iter(layer.prepared)), None)
+        # With the scale, which must live as long as its identity is a key.
+        cached = (_prepare(layer, settings, scale), scale, _writes(scale))
+        layer.prepared[key] = cached
+    plan: Plan = cached[0]
     return plan.route(topk_ids, topk_weights, row_budget=row_budget, num_tokens=num_tokens, counters=counters)
 
 
-def _state(scale: Tensor | None) -> object:
-    """What stands for a scale's contents without reading them: its address and how often it was written."""
-    if scale is None:
-        return None
-    # Inference tensors do not count their writes: such a scale is taken for another one at each call.
-    return object() if scale.is_inference() else (id(scale), scale._version)
+def _is_stale(cached: tuple[Any, ...], scale: Tensor) -> bool:
+    """Whether a plan's scale has been written to since; compiled code takes it for a constant."""
+    return not torch.compiler.is_compiling() and cached[2] != _writes(scale)
+
+
+def _writes(scale: Tensor | None) -> float:
+    """How often a scale was written to; inference tensors do not count it, and are never up to date."""
+    return 0 if scale is None else math.nan if scale.is_inference() else scale._version
 
 
 def _prepare(layer: LayerSimilarity, settings: tuple[object, ...], scale: Tensor | None) -> Plan:

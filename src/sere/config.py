@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import operator
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from types import MappingProxyType
@@ -120,11 +121,14 @@ class RerouteConfig:
 
 
 def check_sentinel(merge: str, sentinel: int | None) -> None:
-    """Refuse a sentinel without ``merge="sentinel"`` and the other way round."""
+    """Refuse a sentinel without ``merge="sentinel"``, the other way round, and one that is no int32."""
     if merge == "sentinel" and (not isinstance(sentinel, int) or isinstance(sentinel, bool)):
         raise ConfigError(
             f"sentinel: merge='sentinel' needs the id for freed slots, e.g. -1; got {sentinel!r}"
         )
+    # Ids may be int32, in which a larger number would wrap around to the id of a real expert.
+    if merge == "sentinel" and sentinel is not None and not -(2**31) <= sentinel < 2**31:
+        raise ConfigError(f"sentinel: expected an id in the range of int32, e.g. -1; got {sentinel}")
     if merge != "sentinel" and sentinel is not None:
         raise ConfigError(
             f"sentinel: given ({sentinel!r}) but merge is {merge!r}; set merge='sentinel' or drop it"
@@ -152,13 +156,39 @@ def _normalised_keep(keep: object) -> Mapping[int, tuple[int, ...]]:
     result: dict[int, tuple[int, ...]] = {}
     for layer, experts in keep.items():
         try:
-            ids = tuple(int(expert) for expert in experts)
-            index = int(layer)
+            # JSON has no numbers as keys.
+            index = int(layer) if isinstance(layer, str) else _integer(layer)
         except (TypeError, ValueError):
             raise ConfigError(
                 f"keep: expected {{layer index: [expert ids]}}, got {layer!r}: {experts!r}"
             ) from None
-        if index < 0 or any(expert < 0 for expert in ids):
+        if index < 0:
             raise ConfigError(f"keep: layer and expert ids start at 0, got {layer!r}: {experts!r}")
-        result[index] = tuple(sorted(set(ids)))
+        if index in result:
+            raise ConfigError(f"keep: layer {index} is named twice; give its experts in one list")
+        result[index] = _expert_ids(index, experts)
     return MappingProxyType(dict(sorted(result.items())))
+
+
+def _expert_ids(layer: int, experts: object) -> tuple[int, ...]:
+    if not isinstance(experts, Iterable) or isinstance(experts, str | bytes | Mapping):
+        raise ConfigError(
+            f"keep: layer {layer}: expected a list of expert ids, e.g. [3, 17]; got {experts!r}"
+        )
+    ids = set()
+    for expert in experts:
+        try:
+            ids.add(_integer(expert))
+        except TypeError:
+            raise ConfigError(
+                f"keep: layer {layer}: expected expert ids (integers), got {expert!r}"
+            ) from None
+        if min(ids) < 0:
+            raise ConfigError(f"keep: layer and expert ids start at 0, got expert {expert} of layer {layer}")
+    return tuple(sorted(ids))
+
+
+def _integer(value: Any) -> int:
+    if isinstance(value, bool):
+        raise TypeError
+    return operator.index(value)

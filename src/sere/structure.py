@@ -6,7 +6,7 @@ import hashlib
 import inspect
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -122,6 +122,12 @@ def find_experts(model: nn.Module) -> list[ExpertsLayer]:
             "Transformers v5. A dense model has none and nothing to re-route"
         )
     return _in_order(layers, model)
+
+
+def is_rerouted(layers: Iterable[ExpertsLayer]) -> bool:
+    """Whether re-routing is active on any of the layers: a hook on its experts bears our mark."""
+    hooks = (hook for layer in layers for hook in layer.module._forward_pre_hooks.values())
+    return any(hasattr(hook, "sere_layer") for hook in hooks)
 
 
 def identify(model: nn.Module) -> ModelIdentity:

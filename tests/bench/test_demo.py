@@ -11,7 +11,8 @@ from sere.bench import demo
 from sere.bench.demo import Round, demonstrate
 from sere.bench.picture import draw
 from sere.bench.subject import random_table
-from sere.eval.decode import decode
+from sere.eval.apply import apply_setting
+from sere.eval.decode import decode, stop_ids
 from sere.eval.questions import encode, held_out
 from sere.eval.settings import parse_settings
 from sere.structure import find_experts
@@ -77,6 +78,30 @@ def test_runs_that_take_turns_answer_as_a_run_alone(
     alone = decode(model, prompts, batch_size=2, max_new_tokens=20, stop=frozenset())
     assert answers[0] == alone.tokens
     assert answers[1] != alone.tokens
+
+
+def test_the_controls_draws_go_on_from_turn_to_turn(
+    model: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The random control, cut into slices, answers as alone: no turn repeats another's draws."""
+    answers: list[list[list[int]]] = []
+
+    def keep(_tokenizer: Any, asked: Any, tokens: list[list[int]]) -> list[bool]:
+        answers.append(tokens)
+        return [True] * len(asked)
+
+    monkeypatch.setattr(demo, "mark", keep)
+    monkeypatch.setattr(demo, "SLICE", 3)
+    questions = held_out(2, tasks=["addition", "sorting"])
+    settings = parse_settings(["random:S=1"])
+    options: dict[str, Any] = {"settings": settings, "rounds": [Round(4, 4)], "questions": questions}
+    table = random_table(model)
+    demonstrate(model, tokenizer, table, max_new_tokens=20, **options)
+    prompts = encode(tokenizer, [question.prompt for question in questions])
+    with apply_setting(model, settings[1], table):
+        alone = decode(model, prompts, batch_size=4, max_new_tokens=20, stop=stop_ids(model, tokenizer))
+    assert answers[1] == alone.tokens
+    assert answers[1] != answers[0]
 
 
 def test_the_picture_is_written_whole(record: dict[str, Any], tmp_path: Path) -> None:

@@ -37,6 +37,14 @@ def test_off_comes_first_and_nothing_twice() -> None:
     assert [setting.label for setting in settings] == ["off", "sere:S=1", "topk:S=1"]
 
 
+def test_thresholds_that_differ_are_two_settings() -> None:
+    """A label keeps every digit that tells its number from others, and no more."""
+    texts = ["sere:S=1,rho=0.3", "sere:S=1,rho=0.3000001", "sere:S=1,rho=1", "sere:S=1,rho=1e-07"]
+    settings = parse_settings(texts)
+    assert [setting.label for setting in settings] == ["off", *texts]
+    assert settings[2].options["threshold"] == 0.3000001
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import logging
+
+import numba.core.caching
 import pytest
 import torch
 from hypothesis import given, settings
 from torch import Tensor
 
-from sere.reroute import reroute
+from sere.config import RerouteConfig
+from sere.errors import InputError
+from sere.reroute import cpu, make_plan, reroute
 from sere.similarity.layer import LayerSimilarity
 
-from .cases import BACKENDS, FAST, Case, batch, cases, similarity_matrix
+from .cases import BACKENDS, FAST, Case, batch, cases, device_of, name_of, similarity_matrix
 
 pytestmark = pytest.mark.usefixtures("shim_backend")
 WEIGHT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -123,3 +128,107 @@ def test_a_layer_is_prepared_once() -> None:
         reroute(ids, weights, layer, select_top_k=1)
         reroute(ids, weights, layer, select_top_k=2)
     assert len(layer.prepared) == 2
+
+
+@pytest.mark.parametrize(
+    ("scale", "text"),
+    [
+        (torch.ones(3, 3), r"scale: expected shape \[8, 8\] like the similarity, got \[3, 3\]"),
+        (torch.ones(64), r"scale: expected shape \[8, 8\] like the similarity, got \[64\]"),
+        (torch.ones(8, 8, dtype=torch.float64), "scale: expected float32, got torch.float64"),
+        (torch.full((8, 8), torch.nan), "scale: expected finite values, got NaN or infinity"),
+    ],
+    ids=["too small", "flat", "float64", "NaN"],
+)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_wrong_scale_is_refused(backend: str, scale: Tensor, text: str) -> None:
+    """No backend reads beyond a scale that is too small, or takes one that is no number."""
+    ids, weights = batch(4, 2, 8, seed=6)
+    with pytest.raises(InputError, match=text):
+        Case(ids, weights, similarity_matrix(8, 6), {"select_top_k": 1, "scale": scale}).run(backend)
+    layer, config = LayerSimilarity(similarity_matrix(8, 6)), RerouteConfig(select_top_k=1)
+    with pytest.raises(InputError, match=text):
+        make_plan(layer, config, scale=scale.to(device_of(backend)), device=device_of(backend))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_scale_changed_in_place_is_seen(backend: str) -> None:
+    """The next call uses the new factors; a plan that was made before keeps the old ones."""
+    ids, weights = (tensor.to(device_of(backend)) for tensor in batch(8, 4, 16, seed=7))
+    layer = LayerSimilarity(similarity_matrix(16, 7))
+    scale = torch.full((16, 16), 2.0, device=device_of(backend))
+    config = RerouteConfig.from_mapping({"select_top_k": 1, "backend": name_of(backend)})
+    plan = make_plan(layer, config, scale=scale, device=device_of(backend))
+    options = {"select_top_k": 1, "backend": name_of(backend)}
+    before = reroute(ids, weights, layer, scale=scale, **options)  # type: ignore[arg-type]
+    scale.mul_(2)
+    after = reroute(ids, weights, layer, scale=scale, **options)  # type: ignore[arg-type]
+    assert torch.equal(plan.route(ids, weights).weights, before.weights)
+    moved = before.ids != ids
+    assert moved.any()
+    assert torch.equal(after.weights[moved], 2 * before.weights[moved])
+
+
+def test_scales_of_inference_mode_are_read_at_each_call() -> None:
+    """Such tensors do not count their writes, so that a change in place could not be noticed."""
+    ids, weights = batch(8, 4, 16, seed=7)
+    layer = LayerSimilarity(similarity_matrix(16, 7))
+    with torch.inference_mode():
+        scale = torch.full((16, 16), 2.0)
+        before = reroute(ids, weights, layer, select_top_k=1, scale=scale)
+        scale.mul_(2)
+        after = reroute(ids, weights, layer, select_top_k=1, scale=scale)
+    moved = before.ids != ids
+    assert torch.equal(after.weights[moved], 2 * before.weights[moved])
+
+
+def test_a_layer_remembers_a_bounded_number_of_settings() -> None:
+    """A fresh scale at every call does not fill the memory, and each call uses its own."""
+    layer = LayerSimilarity(similarity_matrix(16, 5))
+    ids, weights = batch(4, 4, 16, seed=5)
+    plain = reroute(ids, weights, layer, select_top_k=1)
+    moved = plain.ids != ids
+    for factor in range(1, 100):
+        scaled = reroute(ids, weights, layer, select_top_k=1, scale=torch.full((16, 16), float(factor)))
+        torch.testing.assert_close(scaled.weights[moved], weights[moved] * factor)
+    assert len(layer.prepared) == 64
+
+
+@pytest.mark.parametrize(
+    ("good", "bad", "text"),
+    [
+        ({"select_top_k": 1}, {"select_top_k": True}, "select_top_k: expected an integer .*, got True"),
+        ({"select_top_k": 1}, {"select_top_k": 1.0}, "select_top_k: expected an integer .*, got 1.0"),
+        ({"threshold": 0.0}, {"threshold": False}, "threshold: expected a number .*, got False"),
+        ({"min_active": 0}, {"min_active": 0.0}, "min_active: expected an integer .*, got 0.0"),
+        ({"keep": [1]}, {"keep": [True]}, r"keep: expected expert ids in \[0, 16\), got True"),
+        ({"keep": [1]}, {"keep": [1.0]}, r"keep: expected expert ids in \[0, 16\), got 1.0"),
+    ],
+)
+def test_what_a_fresh_layer_refuses_a_prepared_one_refuses(
+    good: dict[str, object], bad: dict[str, object], text: str
+) -> None:
+    """1, 1.0 and True are equal and hash alike: a plan of the one is none of the others."""
+    layer = LayerSimilarity(similarity_matrix(16, 5))
+    ids, weights = batch(4, 4, 16, seed=5)
+    for options in ({}, good):
+        reroute(ids, weights, layer, **{"select_top_k": 1} | options)  # type: ignore[arg-type]
+        with pytest.raises(InputError, match=text):
+            reroute(ids, weights, layer, **{"select_top_k": 1} | bad)  # type: ignore[arg-type]
+
+
+def test_compiled_without_a_cache_where_nothing_can_be_written(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """On a read-only installation the cpu backend runs all the same, with one log line."""
+    monkeypatch.setattr(numba.core.caching.CompileResultCacheImpl, "_locator_classes", [])
+    monkeypatch.setattr(cpu, "_compiled", cpu._compiled.__wrapped__)
+    cpu._say_uncached.cache_clear()
+    ids, weights = batch(8, 4, 16, seed=8)
+    case = Case(ids, weights, similarity_matrix(16, 8), {"select_top_k": 1})
+    with caplog.at_level(logging.WARNING, logger="sere"):
+        for _ in range(2):
+            assert_same(case, "cpu")
+    assert len(caplog.records) == 1
+    assert "its code cannot be kept (cannot cache function" in caplog.text
+    assert "set NUMBA_CACHE_DIR to a folder that can be written to" in caplog.text

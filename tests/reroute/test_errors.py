@@ -34,6 +34,7 @@ WRONG: list[Any] = [
     ({"targets": "primry"}, "targets: got 'primry'; did you mean 'primary'"),
     ({"merge": "distnct"}, "merge: got 'distnct'; did you mean 'distinct'"),
     ({"merge": "sentinel"}, "merge='sentinel' needs the id for freed slots"),
+    ({"merge": "sentinel", "sentinel": 2**40}, "sentinel: expected an id in the range of int32"),
     ({"sentinel": -1}, "sentinel: given .* but merge is 'none'"),
     ({"row_budget": [1, 1]}, r"row_budget: expected 4 integers .* got torch.int32 of shape \[2\]"),
     ({"row_budget": torch.ones(4)}, "row_budget: expected 4 integers .* got torch.float32"),

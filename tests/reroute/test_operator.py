@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -87,3 +89,23 @@ def test_no_data_dependent_shapes_or_values() -> None:
         fakes = [mode.from_tensor(tensor) for tensor in (ids, weights, budget, num_tokens)]
         routing = prepared.route(fakes[0], fakes[1], row_budget=fakes[2], num_tokens=fakes[3])
     assert routing.ids.shape == ids.shape
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_call_with_a_prepared_layer_compiles_whole(backend: str, scaled: bool) -> None:
+    """What looks up the layer's plan breaks no graph, with a scale as without."""
+    device = device_of(backend)
+    layer = LayerSimilarity(similarity_matrix(16, 1))
+    options: dict[str, Any] = {"select_top_k": 1, "backend": name_of(backend)}
+    options["scale"] = torch.full((16, 16), 0.5, device=device) if scaled else None
+
+    def step(ids: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+        routing = reroute(ids, weights, layer, **options)
+        return routing.ids * 1, routing.weights * 2
+
+    ids, weights = (tensor.to(device) for tensor in batch(6, 4, 16, seed=1))
+    expected = step(ids, weights)
+    actual = torch.compile(step, fullgraph=True, backend="aot_eager")(ids, weights)
+    assert torch.equal(actual[0], expected[0])
+    torch.testing.assert_close(actual[1], expected[1])

@@ -60,7 +60,7 @@ def test_parameters_are_given_back_whole() -> None:
 def test_metrics_say_what_they_need() -> None:
     """Calibration asks the registry, not the names."""
     assert {name for name, metric in METRICS.items() if metric.needs_routing} == {"projection"}
-    assert {name for name, metric in METRICS.items() if metric.data_free} == {"weights"}
+    assert {name for name, metric in METRICS.items() if metric.build is None} == {"weights"}
     assert {name for name, metric in METRICS.items() if not metric.symmetric} == {"projection"}
 
 

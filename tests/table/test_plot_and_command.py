@@ -58,6 +58,18 @@ def test_show_as_json_is_one_value(path: Path, capsys: pytest.CaptureFixture[str
     ]
 
 
+@pytest.mark.parametrize("threshold", ["nan", "inf", "-0.1", "much"])
+def test_show_refuses_a_threshold_that_is_none(
+    path: Path, threshold: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What cannot be a similarity is wrong use, in one line, with --json as without."""
+    with pytest.raises(SystemExit) as caught:
+        sere("show", path, "--json", f"--threshold={threshold}")
+    assert caught.value.code == 2
+    expected = f"argument --threshold: expected a number of at least 0 (a similarity), got '{threshold}'"
+    assert expected in capsys.readouterr().err
+
+
 def test_verify_fails_with_1_and_says_why(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A good table passes, a truncated one fails its check, a missing one is wrong use."""
     assert sere("verify", path) == 0

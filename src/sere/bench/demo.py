@@ -10,7 +10,7 @@ from itertools import count, islice
 from typing import TYPE_CHECKING, Any
 
 from sere.bench.timing import Times
-from sere.eval.apply import apply_setting
+from sere.eval.apply import apply_setting, make_rival
 from sere.eval.decode import decode_steps, stop_ids
 from sere.eval.questions import encode, mark
 from sere.eval.run import Progress
@@ -21,6 +21,7 @@ from sere.provenance import provenance
 
 if TYPE_CHECKING:
     from sere.integrations.transformers import LayerStats
+    from sere.policies.base import Policy
     from sere.table import SimilarityTable
 
 # Steps that a run decodes before the next has its turn: short, so that slow changes of the machine
@@ -50,6 +51,8 @@ class _Run:
     Attributes:
         steps: Decodes one step a turn and yields its time in ms.
         answers: Per question its tokens, once there.
+        rival: The policy of a setting that needs no table, the same in all turns: the control's draws
+            would else repeat in each.
         slices: Times of the steps in ms, by turn; the last turn, in which the run ended, is shorter.
         sums: Over the counted steps and layers: steps, and distinct experts after.
     """
@@ -57,6 +60,7 @@ class _Run:
     setting: Setting
     steps: Iterator[float]
     answers: dict[int, list[int]]
+    rival: Policy | None
     slices: list[list[float]] = field(default_factory=list)
     sums: Counter[str] = field(default_factory=Counter)
     done: bool = False
@@ -136,7 +140,7 @@ def _start(
         model, prompts, batch_size=batch_size, max_new_tokens=max_new_tokens,
         stop=stop_ids(model, tokenizer), on_finished=finished,
     )  # fmt: skip
-    return _Run(setting, steps, answers)
+    return _Run(setting, steps, answers, None if setting.needs_table else make_rival(setting))
 
 
 def _take_turns(model: Any, table: SimilarityTable, runs: Sequence[_Run]) -> None:
@@ -149,17 +153,15 @@ def _take_turns(model: Any, table: SimilarityTable, runs: Sequence[_Run]) -> Non
             if run.done:
                 continue
             counted = run.setting.kind != "off" or turn % COUNT_EVERY == 0
-            with _context(model, table, run.setting, counted) as handle:
+            with _context(model, table, run, counted) as handle:
                 run.slices.append(list(islice(run.steps, SLICE)))
                 if handle is not None:
                     _add_counts(run.sums, handle.stats())
             run.done = len(run.slices[-1]) < SLICE
 
 
-def _context(
-    model: Any, table: SimilarityTable, setting: Setting, counted: bool
-) -> AbstractContextManager[Any]:
-    return apply_setting(model, setting, table) if counted else nullcontext()
+def _context(model: Any, table: SimilarityTable, run: _Run, counted: bool) -> AbstractContextManager[Any]:
+    return apply_setting(model, run.setting, table, rival=run.rival) if counted else nullcontext()
 
 
 def _add_counts(sums: Counter[str], stats: Sequence[LayerStats]) -> None:

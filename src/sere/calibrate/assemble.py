@@ -14,7 +14,7 @@ from sere.calibrate.texts import Source, load_texts
 from sere.errors import AlreadyApplied, ConfigError, DataError
 from sere.provenance import provenance, versions
 from sere.similarity import resolve_parameters
-from sere.structure import ExpertsLayer, identity_of
+from sere.structure import ExpertsLayer, identity_of, is_rerouted
 from sere.table import SimilarityTable
 
 Tables: TypeAlias = SimilarityTable | dict[str, SimilarityTable]
@@ -45,8 +45,7 @@ def refuse_rerouted(layers: list[ExpertsLayer]) -> None:
     Raises:
         AlreadyApplied: It is.
     """
-    hooks = (hook for layer in layers for hook in layer.module._forward_pre_hooks.values())
-    if any(hasattr(hook, "sere_layer") for hook in hooks):
+    if is_rerouted(layers):
         raise AlreadyApplied(
             "re-routing is active on this model, so its choices would be measured, not the router's; "
             "call remove() on its handle first"

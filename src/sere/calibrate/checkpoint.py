@@ -38,11 +38,6 @@ class Checkpoint:
         self._open: dict[str, tuple[Any, bool]] = {}
         self._stack = ExitStack()
 
-    @property
-    def num_bytes(self) -> int:
-        """Bytes of all weight files."""
-        return sum((self.path / name).stat().st_size for name in set(self.files.values()))
-
     def fingerprint(self) -> list[tuple[str, int, int]]:
         """Return (name, bytes, modification time in ns) of each weight file: changes when the weights do."""
         stats = [(name, (self.path / name).stat()) for name in sorted(set(self.files.values()))]

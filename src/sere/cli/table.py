@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,7 @@ def add(subparsers: Any) -> None:
     show.add_argument("path", type=Path, metavar="TABLE")
     show.add_argument(
         "--threshold",
-        type=float,
+        type=_threshold,
         default=0.5,
         metavar="RHO",
         help="count experts that no other resembles this much (default: %(default)s)",
@@ -113,6 +114,17 @@ def _show(args: argparse.Namespace) -> int:
     }
     emit(args, value, _render_show)
     return 0
+
+
+def _threshold(text: str) -> float:
+    """Read a threshold; argparse prints what is wrong."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value) or value < 0:
+        raise argparse.ArgumentTypeError(f"expected a number of at least 0 (a similarity), got {text!r}")
+    return value
 
 
 def _layer(loaded: SimilarityTable, index: int, threshold: float) -> dict[str, Any]:

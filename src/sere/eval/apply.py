@@ -16,7 +16,14 @@ if TYPE_CHECKING:
     from sere.table import SimilarityTable
 
 
-def apply_setting(model: Any, setting: Setting, table: SimilarityTable | None, *, seed: int = 0) -> Handle:
+def apply_setting(
+    model: Any,
+    setting: Setting,
+    table: SimilarityTable | None,
+    *,
+    seed: int = 0,
+    rival: Policy | None = None,
+) -> Handle:
     """Apply a setting to a model and return the handle, which counts and which removes it.
 
     ``off`` is applied too, as a policy that changes nothing and counts; to leave a model wholly
@@ -27,6 +34,8 @@ def apply_setting(model: Any, setting: Setting, table: SimilarityTable | None, *
         setting: What to apply.
         table: Similarities; needed by ``sere`` settings only.
         seed: Of ``random``, unless the setting has its own.
+        rival: What ``make_rival`` returned for the setting, if it was applied before and is to go on: the
+            draws of ``random`` begin anew with each policy.
 
     Raises:
         ConfigError: The setting needs a table and there is none.
@@ -37,7 +46,7 @@ def apply_setting(model: Any, setting: Setting, table: SimilarityTable | None, *
     # only generate keeps feeding it to rows that have ended.
     pad_token_id = -1 if supports_rows(model) else None
     if not setting.needs_table:
-        return apply(model, policy=make_rival(setting, seed=seed), pad_token_id=pad_token_id)
+        return apply(model, policy=rival or make_rival(setting, seed=seed), pad_token_id=pad_token_id)
     table = _needed(table, setting)
     return apply(model, table, config=setting.config(), pad_token_id=pad_token_id)
 

@@ -133,10 +133,8 @@ def _option(text: str, kind: str, part: str) -> tuple[str, Any]:
 
 
 def _text(value: Any) -> str:
-    return (
-        f"{value:g}"
-        if isinstance(value, float)
-        else str(value).lower()
-        if isinstance(value, bool)
-        else str(value)
-    )
+    if isinstance(value, float):
+        # The short form only where it reads back as the same number: labels tell settings apart.
+        short = f"{value:g}"
+        return short if float(short) == value else repr(value)
+    return str(value).lower() if isinstance(value, bool) else str(value)

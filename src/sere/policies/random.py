@@ -22,6 +22,8 @@ _STEP, _MIX_1, _MIX_2 = -7046029254386353131, -4658895280553007687, -77235922931
 class RandomReroute(SlotRival):
     """Send every secondary slot to a random primary expert of the batch; weights are unchanged.
 
+    As in SERE, nothing changes in a step without any primary expert.
+
     The choice is a hash of the seed, the layer, the number of the step and the slot: the same on every
     device, and without a generator whose state a compiler or a CUDA graph would not see.
 
@@ -70,7 +72,10 @@ class RandomReroute(SlotRival):
         drawn = listed[_hash(number, step.layer, self.seed, ids.shape) % primary.sum().clamp(min=1)]
         safe = torch.where(rows.inside, ids.long(), 0)
         new_ids = torch.where(primary[safe], safe, drawn)
-        return finish(step, new_ids, step.weights.double())
+        result = finish(step, new_ids, step.weights.double())
+        # Without a primary expert nobody can take over a slot, and there is nothing to send padding to.
+        some = primary.any()
+        return Routing(torch.where(some, result.ids, ids), torch.where(some, result.weights, step.weights))
 
 
 def _hash(step: Tensor, layer: int, seed: int, shape: torch.Size) -> Tensor:

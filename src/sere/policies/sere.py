@@ -5,7 +5,7 @@ Source: SERE (ICLR 2026, arXiv 2602.07616); METHOD.md section 4.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -26,16 +26,14 @@ class Sere(Policy):
         config: The settings.
 
     Raises:
-        ConfigError: ``config.keep`` names a layer without similarities, or ``use_scale`` asks for factors
-            that the layers do not have.
+        ConfigError: ``config.keep`` names a layer without similarities or an expert that its layer does not
+            have, or ``use_scale`` asks for factors that the layers do not have.
     """
 
     name: ClassVar[str] = "sere"
 
     def __init__(self, layers: Mapping[int, LayerSimilarity], config: RerouteConfig) -> None:
-        unknown = sorted(set(config.keep) - set(layers))
-        if unknown:
-            raise ConfigError(f"keep: layer {unknown[0]} has no similarities; the table has {sorted(layers)}")
+        check_keep(config.keep, layers)
         if config.use_scale and any(layer.scale is None for layer in layers.values()):
             raise ConfigError("use_scale: the table has no scale; calibrate with metric='projection'")
         self.layers = dict(layers)
@@ -82,3 +80,22 @@ class Sere(Policy):
         return self.plan(layer, topk_ids.device).route(
             topk_ids, topk_weights, row_budget=row_budget, num_tokens=num_tokens, counters=counters
         )
+
+
+def check_keep(keep: Mapping[int, Sequence[int]], layers: Mapping[int, LayerSimilarity]) -> None:
+    """Refuse experts to keep that are not there.
+
+    Args:
+        keep: Expert ids by layer, as in the settings.
+        layers: Similarities by layer.
+
+    Raises:
+        ConfigError: A layer has no similarities, or not as many experts; the text names it.
+    """
+    for layer, experts in sorted(keep.items()):
+        if layer not in layers:
+            raise ConfigError(f"keep: layer {layer} has no similarities; the table has {sorted(layers)}")
+        E = layers[layer].E
+        for expert in experts:
+            if not 0 <= expert < E:
+                raise ConfigError(f"keep: layer {layer} has the experts 0 to {E - 1}, got {expert}")

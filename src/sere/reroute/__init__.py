@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,6 +26,9 @@ __all__ = [
     "reroute",
     "select",
 ]
+
+# A caller with a fresh scale at every call would otherwise fill the memory with plans.
+_MOST_PLANS = 64
 
 
 def reroute(
@@ -52,7 +57,8 @@ def reroute(
         topk_weights: Gate weights, ``[T, K]``, floating point, finite. Not modified. Slots of weight 0
             pass through untouched.
         similarity: ``[E, E]``, float32, or a layer of a table. A layer is prepared once for each
-            combination of settings and remembers it; a plain tensor is prepared anew at every call.
+            combination of settings and remembers the latest 64; a plain tensor is prepared anew at every
+            call.
         select_top_k: S, slots per row that are primary: its heaviest.
         threshold: ρ, least similarity at which an expert may be replaced.
         row_budget: ``[T]``, int32 or int64, or None: b_t for each row instead of ``select_top_k``. K or more
@@ -79,22 +85,35 @@ def reroute(
     Source: SERE (ICLR 2026, arXiv 2602.07616); METHOD.md section 4.
     """
     layer = similarity if isinstance(similarity, LayerSimilarity) else LayerSimilarity(similarity)
-    # The scale's identity stands for its contents: a plan holds its own copy and the tensor alive.
     settings = (
-        select_top_k, threshold, min_active, tuple(keep), targets, id(scale), merge, sentinel, backend,
-        topk_ids.device,
+        select_top_k, threshold, min_active, tuple(keep), targets, merge, sentinel, backend, topk_ids.device
     )  # fmt: skip
-    cached = layer.prepared.get(settings)
-    if cached is None:
-        cached = _prepare(layer, settings, scale)
+    # 1, 1.0 and True are one key to a dictionary, but not all of them are numbers of slots.
+    kinds = tuple(map(type, (select_top_k, threshold, min_active, sentinel, *settings[3])))
+    key = (settings, kinds, id(scale))
+    cached = layer.prepared.get(key)
+    if cached is None or (scale is not None and _is_stale(cached, scale)):
+        while len(layer.prepared) >= _MOST_PLANS:
+            layer.prepared.pop(next(iter(layer.prepared)), None)
+        # With the scale, which must live as long as its identity is a key.
+        cached = (_prepare(layer, settings, scale), scale, _writes(scale))
+        layer.prepared[key] = cached
     plan: Plan = cached[0]
     return plan.route(topk_ids, topk_weights, row_budget=row_budget, num_tokens=num_tokens, counters=counters)
 
 
-def _prepare(
-    layer: LayerSimilarity, settings: tuple[object, ...], scale: Tensor | None
-) -> tuple[Plan, Tensor | None]:
-    select_top_k, threshold, min_active, keep, targets, _, merge, sentinel, backend, device = settings
+def _is_stale(cached: tuple[Any, ...], scale: Tensor) -> bool:
+    """Whether a plan's scale has been written to since; compiled code takes it for a constant."""
+    return not torch.compiler.is_compiling() and cached[2] != _writes(scale)
+
+
+def _writes(scale: Tensor | None) -> float:
+    """How often a scale was written to; inference tensors do not count it, and are never up to date."""
+    return 0 if scale is None else math.nan if scale.is_inference() else scale._version
+
+
+def _prepare(layer: LayerSimilarity, settings: tuple[object, ...], scale: Tensor | None) -> Plan:
+    select_top_k, threshold, min_active, keep, targets, merge, sentinel, backend, device = settings
     config = RerouteConfig.from_mapping(
         {
             "select_top_k": select_top_k,
@@ -108,6 +127,4 @@ def _prepare(
     )
     assert isinstance(keep, tuple)
     assert isinstance(device, torch.device)
-    plan = make_plan(layer, config, keep=keep, scale=scale, device=device)
-    layer.prepared[settings] = (plan, scale)
-    return layer.prepared[settings]  # type: ignore[no-any-return]
+    return make_plan(layer, config, keep=keep, scale=scale, device=device)

@@ -1,12 +1,13 @@
 """The ``cpu`` backend: one compiled function a call, through raw pointers.
 
-Numba compiles it at first use and keeps the result on disk. It is called through ctypes: handing numpy
-arrays to a numba dispatcher would cost more than the work itself.
+Numba compiles it at first use and keeps the result on disk where it may. It is called through ctypes:
+handing numpy arrays to a numba dispatcher would cost more than the work itself.
 """
 
 from __future__ import annotations
 
 import ctypes
+import logging
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -18,6 +19,8 @@ from torch import Tensor
 
 from sere.reroute import cpu_kernel
 from sere.reroute.types import Neighbours, Rules
+
+logger = logging.getLogger("sere")
 
 _IDS = {torch.int32: types.int32, torch.int64: types.int64}
 _WEIGHTS = {torch.float32: types.float32, torch.float64: types.float64}
@@ -82,6 +85,25 @@ def _compiled(ids_dtype: torch.dtype, weights_dtype: torch.dtype) -> Callable[..
     pointers = (ids, weights, ids, weights, int32s, int32s, flags)
     optional = (types.CPointer(types.float32), int32s, types.CPointer(types.int64))
     signature = types.void(*pointers, *optional, *[types.int64] * 10)
-    compiled: Any = numba.cfunc(signature, cache=True)(cpu_kernel.reroute)
+    compiled = _compile(signature)
     prototype = ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * 10, *[ctypes.c_int64] * 10)
     return prototype(compiled.address)
+
+
+def _compile(signature: Any) -> Any:
+    """Compile, from the cache on disk or into it; without one where no folder can be written to."""
+    try:
+        return numba.cfunc(signature, cache=True)(cpu_kernel.reroute)
+    except (RuntimeError, OSError) as error:
+        _say_uncached(str(error))
+        return numba.cfunc(signature)(cpu_kernel.reroute)
+
+
+@cache
+def _say_uncached(reason: str) -> None:
+    """Log that compiled code is not kept; the same reason once a process."""
+    logger.warning(
+        "sere: the cpu backend is compiled anew in this process, its code cannot be kept (%s); "
+        "set NUMBA_CACHE_DIR to a folder that can be written to",
+        reason,
+    )

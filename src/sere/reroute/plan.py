@@ -13,7 +13,7 @@ from sere.errors import InputError
 from sere.reroute import operator
 from sere.reroute.backends import Run, implementation, select
 from sere.reroute.types import COUNTERS, MERGE_MODES, Neighbours, Routing, Rules, prepare_neighbours
-from sere.similarity.layer import LayerSimilarity
+from sere.similarity.layer import LayerSimilarity, check_scale
 
 ID_DTYPES = (torch.int32, torch.int64)
 WEIGHT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -80,13 +80,16 @@ def make_plan(
         layer: The layer's similarities.
         config: The settings; ``config.keep`` is not read here, it is for all layers.
         keep: Experts of this layer that are never replaced.
-        scale: ``[E, E]``, float32: factors for the weights of re-routed slots, or None.
+        scale: ``[E, E]``, float32, finite: factors for the weights of re-routed slots, or None. Copied.
         device: Where the steps will run.
 
     Raises:
         InputError: ``keep`` or ``scale`` does not fit the layer.
         BackendUnavailable: The named backend cannot run on the device.
     """
+    if scale is not None:
+        # Compiled backends read it through a raw pointer: a wrong shape would read foreign memory.
+        check_scale(scale, layer.E)
     device = torch.device(device)
     backend = select(config.backend, device.type, layer.E)
     neighbours = prepare_neighbours(layer, threshold=config.threshold, keep=keep, scale=scale, device=device)

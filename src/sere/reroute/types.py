@@ -75,11 +75,11 @@ def prepare_neighbours(
         layer: Similarities, ``[E, E]``.
         threshold: ρ; compared in float32, like the similarities.
         keep: Experts of this layer that are never replaced.
-        scale: ``[E, E]``, float32: factors for the weights of re-routed slots.
+        scale: ``[E, E]``, float32: factors for the weights of re-routed slots. Copied.
         device: Where the prepared tensors are to live.
 
     Raises:
-        InputError: ``keep`` names an expert outside [0, E).
+        InputError: ``keep`` names something else than an expert in [0, E).
 
     Source: METHOD.md section 4, steps 3 and 4.
     """
@@ -97,7 +97,8 @@ def prepare_neighbours(
         order=order.to(device, torch.int32).contiguous(),
         count=count.to(device, torch.int32),
         position=position.to(device, torch.int32).contiguous(),
-        scale=None if scale is None else scale.detach().to(device, torch.float32).contiguous(),
+        # A copy, so that no caller changes a plan from outside.
+        scale=None if scale is None else _copy(scale, device),
         keep=_keep_mask(keep, E).to(device),
     )
 
@@ -105,7 +106,11 @@ def prepare_neighbours(
 def _keep_mask(keep: Sequence[int], E: int) -> Tensor:
     mask = torch.zeros(E, dtype=torch.bool)
     for expert in keep:
-        if not 0 <= expert < E:
+        if isinstance(expert, bool | float) or not 0 <= expert < E:
             raise InputError(f"keep: expected expert ids in [0, {E}), got {expert}")
         mask[expert] = True
     return mask
+
+
+def _copy(scale: Tensor, device: torch.device | str) -> Tensor:
+    return scale.detach().to(device, torch.float32, copy=True).contiguous()

@@ -34,7 +34,6 @@ class Metric:
         defaults: Its parameters and their defaults.
         symmetric: Whether p is as similar to e as e to p.
         needs_routing: Whether it needs the router's ids and weights.
-        data_free: Whether it is computed from the weights, without a forward pass.
     """
 
     name: str
@@ -43,11 +42,6 @@ class Metric:
     defaults: Mapping[str, Any] = field(default_factory=dict)
     symmetric: bool = True
     needs_routing: bool = False
-
-    @property
-    def data_free(self) -> bool:
-        """Whether the metric is computed from the weights alone."""
-        return self.build is None
 
 
 _CKA_DEFAULTS = {"kernel": "linear", "window": 128}

@@ -21,7 +21,7 @@ from sere.errors import (
     UnsupportedModel,
 )
 from sere.integrations.transformers.routers import scores_in
-from sere.policies import Oea, TopK
+from sere.policies import Oea, Sere, TopK
 from tests.integrations.transformers.decoding import decode, hook_count, prompts, random_table
 from tests.tiny import tiny_model
 
@@ -113,6 +113,7 @@ def test_the_table_may_be_a_path_or_stand_in_the_settings(model: PreTrainedModel
 def test_wrong_arguments_are_refused(model: PreTrainedModel, tmp_path: Path) -> None:
     """Missing tables, unknown settings and contradictions each have their error; no hook stays."""
     table = random_table(model)
+    settings = {"select_top_k": 1, "merge": "sentinel", "sentinel": -1}
     cases: list[tuple[dict[str, object], type[SereError], str]] = [
         ({"select_top_k": 1}, InputError, "expected a similarity table or its path, got None"),
         ({"table": table}, ConfigError, "select_top_k is missing"),
@@ -126,6 +127,21 @@ def test_wrong_arguments_are_refused(model: PreTrainedModel, tmp_path: Path) -> 
         ({"table": table, "policy": TopK(1)}, InputError, "either a policy, or a table"),
         ({"policy": TopK(1), "select_top_k": 1}, InputError, "either a policy, or a table"),
         ({"table": table, "select_top_k": 1, "keep": {7: [1]}}, ConfigError, "layer 7 has no similarities"),
+        (
+            {"table": table, "select_top_k": 1, "keep": {1: [3, 16]}},
+            ConfigError,
+            "keep: layer 1 has the experts 0 to 15, got 16",
+        ),
+        (
+            {"table": table} | settings,
+            ConfigError,
+            r"merge: 'sentinel' \(sentinel -1\) .* Use merge='distinct' or merge='same'",
+        ),
+        (
+            {"policy": Sere(table.layers, RerouteConfig.from_mapping(settings))},
+            ConfigError,
+            "merge: 'sentinel' .* fail or give wrong output",
+        ),
         ({"table": table, "select_top_k": 1, "use_scale": True}, ConfigError, "the table has no scale"),
     ]
     for options, kind, text in cases:
@@ -198,3 +214,18 @@ def test_statistics_are_per_step_and_per_layer(model: PreTrainedModel) -> None:
         assert s.slots_moved == 0
         assert s.distinct_after == s.distinct_before
         assert 0 < s.critical < s.distinct_before
+
+
+@pytest.mark.parametrize("phases", ["decode", "all"])
+def test_a_policys_settings_say_which_phases(model: PreTrainedModel, phases: str) -> None:
+    """SERE given as a policy re-routes the steps that it re-routes when given as settings."""
+    table = random_table(model)
+    config = RerouteConfig.from_mapping({"select_top_k": 1, "phases": phases})
+    results = []
+    for options in ({"table": table, "config": config}, {"policy": Sere(table.layers, config)}):
+        with integration.apply(model, **options) as handle, torch.no_grad():  # type: ignore[arg-type]
+            logits = model(prompts(), use_cache=False).logits
+            assert handle.stats()[0].steps == (1 if phases == "all" else 0)
+            assert handle.config == config
+        results.append(logits)
+    assert torch.equal(*results)

@@ -17,12 +17,11 @@ from sere.integrations.transformers.hooks import (
     hook_experts,
     hook_model,
     hook_router,
-    is_hooked,
 )
 from sere.integrations.transformers.step import Step
 from sere.policies.base import Policy
 from sere.policies.sere import Sere
-from sere.structure import ExpertsLayer, find_experts, identity_of, text_config
+from sere.structure import ExpertsLayer, find_experts, identity_of, is_rerouted, text_config
 from sere.table import SimilarityTable
 
 
@@ -70,7 +69,7 @@ def apply(
 
     Raises:
         AlreadyApplied: Re-routing is active on this model.
-        ConfigError: A setting is unknown, missing or out of range.
+        ConfigError: A setting is unknown, missing, out of range, or asks for ``merge="sentinel"``.
         InputError: The table is missing, the arguments exclude each other, or the model is compiled already.
         TableError: The table cannot be read.
         TableMismatch: The table belongs to another model.
@@ -81,13 +80,18 @@ def apply(
     """
     _refuse_compiled(model)
     layers = find_experts(model)
-    if any(is_hooked(layer.module) for layer in layers):
+    if is_rerouted(layers):
         raise AlreadyApplied("re-routing is active on this model already; call remove() on its handle first")
     if policy is None:
         config = _config(config, settings)
         policy = Sere(_load(table, config, model, layers).layers, config)
     elif table is not None or config is not None or settings:
         raise InputError("policy: give either a policy, or a table and settings for SERE, not both")
+    else:
+        # SERE as a ready policy brings its settings with it.
+        config = found if isinstance(found := getattr(policy, "config", None), RerouteConfig) else None
+    if config is not None:
+        _refuse_sentinel(config)
     step = Step(
         all_phases=config is not None and config.phases == "all",
         pad_token_id=finished_token(model, pad_token_id),
@@ -184,6 +188,16 @@ def _device(module: nn.Module) -> torch.device:
     execution = getattr(getattr(module, "_hf_hook", None), "execution_device", None)
     device = next(module.parameters()).device if execution is None else torch.device(execution)
     return torch.device("cpu") if device.type == "meta" else device
+
+
+def _refuse_sentinel(config: RerouteConfig) -> None:
+    """Refuse ids of no expert: eager experts fail on them, grouped ones read another expert's weights."""
+    if config.merge == "sentinel":
+        raise ConfigError(
+            f"merge: 'sentinel' (sentinel {config.sentinel}) is for engines whose expert kernels skip such "
+            "ids; the experts of Transformers do not and would fail or give wrong output. "
+            "Use merge='distinct' or merge='same'"
+        )
 
 
 def _refuse_compiled(model: nn.Module) -> None:

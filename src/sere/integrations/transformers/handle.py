@@ -23,7 +23,7 @@ class Handle:
 
     Attributes:
         policy: The rule that changes the routing.
-        config: The settings, or None where a policy was given instead.
+        config: The settings, or None where a policy without them was given instead.
     """
 
     def __init__(

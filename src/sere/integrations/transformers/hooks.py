@@ -36,11 +36,6 @@ class HookedLayer:
         self.scores: Tensor | None = None
 
 
-def is_hooked(module: nn.Module) -> bool:
-    """Whether an experts module carries a hook of ours."""
-    return any(hasattr(hook, "sere_layer") for hook in module._forward_pre_hooks.values())
-
-
 def hook_model(model: nn.Module, step: Step, layers: list[HookedLayer]) -> list[RemovableHandle]:
     """Set the hooks that begin and end a step."""
     names = forward_names(model)
@@ -87,6 +82,7 @@ def hook_experts(module: nn.Module, layer: HookedLayer, step: Step, policy: Poli
         )
         return hidden, routing.ids, routing.weights
 
+    # The mark that sere.structure.is_rerouted looks for.
     reroute.sere_layer = index  # type: ignore[attr-defined]
     return module.register_forward_pre_hook(reroute)
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from sere.errors import ConfigError, SereError, did_you_mean
+from sere.policies.sere import check_keep
 from sere.reroute.types import prepare_neighbours
 
 if TYPE_CHECKING:
@@ -81,9 +82,7 @@ def _apply(session: Session, changes: Mapping[str, Any]) -> None:
     if not isinstance(enabled, bool):
         raise ConfigError(f"enabled: expected true or false, got {enabled!r}")
     config = dataclasses.replace(session.config, **{k: v for k, v in changes.items() if k != "enabled"})
-    unknown = sorted(set(config.keep) - set(session.table.layers))
-    if unknown:
-        raise ConfigError(f"keep: the table has no layer {unknown[0]}; it has {list(session.table.layers)}")
+    check_keep(config.keep, session.table.layers)
     if {"threshold", "keep"} & set(changes):
         _write_neighbours(session, config)
     session.config, session.enabled = config, enabled

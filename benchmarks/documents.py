@@ -172,6 +172,30 @@ def vllm_load() -> str:
     return _table(rows, headers) + _conditions(records)
 
 
+def bench_summary() -> str:
+    """How much faster the paper's settings are at a real model's layer shape, a row a batch size."""
+    records = [one for one in _lines("bench.jsonl") if one["setting"] in ("off", "sere:S=1", "sere:S=2")]
+    by_batch: dict[int, dict[str, Any]] = {}
+    for record in records:
+        by_batch.setdefault(record["batch_size"], {})[record["setting"]] = record
+    rows = [
+        [
+            batch, f"{found['off']['tpot_ms']['p50']:.0f}", f"{found['off']['experts']['after']:.0f}",
+            *(
+                text
+                for name in ("sere:S=2", "sere:S=1")
+                for text in (
+                    f"{found[name]['experts']['after']:.0f}",
+                    f"{1 / found[name]['ratio_to_off']['p50']:.2f}x",
+                )
+            ),
+        ]
+        for batch, found in sorted(by_batch.items())
+    ]  # fmt: skip
+    headers = ["batch", "off: ms a token", "experts", "S = 2: experts", "faster", "S = 1: experts", "faster"]
+    return _table(rows, headers)
+
+
 def similarity() -> str:
     """The accumulators against plain pair loops."""
     records = _lines("similarity.jsonl")
@@ -211,6 +235,7 @@ BLOCKS: Mapping[str, Callable[[], str]] = {
     "eval-tasks": eval_tasks,
     "reroute": reroute,
     "bench": bench,
+    "bench-summary": bench_summary,
     "serve": serve,
     "vllm-load": vllm_load,
     "similarity": similarity,

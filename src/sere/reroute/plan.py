@@ -46,7 +46,7 @@ class Plan:
     ) -> Routing:
         """Re-route one step; see ``sere.reroute`` for the arguments."""
         budget = _as_budget(row_budget, topk_ids.device)
-        _check(topk_ids, topk_weights, budget, num_tokens, counters)
+        _check(topk_ids, topk_weights, budget, num_tokens, counters, self.neighbours)
         compiling = torch.compiler.is_compiling()
         if compiling and self.backend != "torch":
             ids, weights = operator.call(
@@ -112,6 +112,7 @@ def _check(
     budget: Tensor | None,
     num_tokens: Tensor | int | None,
     counters: Tensor | None,
+    neighbours: Neighbours,
 ) -> None:
     if ids.ndim != 2 or ids.shape != weights.shape:
         raise InputError(
@@ -124,6 +125,12 @@ def _check(
         raise InputError(f"topk_weights: expected a floating-point dtype, got {weights.dtype}")
     if weights.device != ids.device:
         raise InputError(f"expected ids and weights on one device, got {ids.device} and {weights.device}")
+    # A tensor's device always has its index, so this compares like with like.
+    if neighbours.order.device != ids.device:
+        raise InputError(
+            f"expected ids on {neighbours.order.device}, where the plan was made, got {ids.device}; "
+            "make a plan for each device"
+        )
     if budget is not None:
         _check_budget(budget, ids)
     if num_tokens is not None:
@@ -135,6 +142,11 @@ def _check(
         )
     if counters is not None and counters.device != ids.device:
         raise InputError(f"counters: expected them on {ids.device} like the ids, got {counters.device}")
+    if counters is not None and not counters.is_contiguous():
+        raise InputError(
+            f"counters: expected them side by side, got strides {list(counters.stride())}; they are added to "
+            "in place, so make them with torch.zeros and copy them out of it"
+        )
 
 
 def _check_budget(budget: Tensor, ids: Tensor) -> None:

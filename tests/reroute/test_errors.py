@@ -59,7 +59,7 @@ def test_wrong_input(change: dict[str, Any], text: str) -> None:
 @pytest.mark.usefixtures("shim_backend")
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_counters_with_gaps(backend: str) -> None:
-    """Every backend refuses counters that do not lie side by side, and leaves what lies between them alone."""
+    """Every backend refuses counters that do not lie side by side, and writes nothing between them."""
     memory = torch.zeros(14, dtype=torch.int64, device=device_of(backend))
     ids, weights = IDS.to(memory.device), WEIGHTS.to(memory.device)
     text = r"counters: expected them side by side, got strides \[2\]; .* torch.zeros"

@@ -4,13 +4,13 @@
 
 SERE_INLINE int bits_below(unsigned bits, int place) { return __popc(bits & ((1u << place) - 1)); }
 
-// Nothing counted, no expert marked, every expert its own target.
+// Nothing counted, no expert marked, every expert its own target. ``kept``: the thread's first expert's flag.
 template <class Id, class W>
-SERE_INLINE void clear(const Call<Id, W>& call, const Thread& thread, Block& block) {
+SERE_INLINE void clear(const Call<Id, W>& call, const Thread& thread, Block& block, unsigned char kept) {
 #pragma unroll 1
     for (int e = thread.index; e < call.E; e += thread.threads) {
         block.occurs[e] = block.primary[e] = block.critical[e] = 0;
-        block.keep[e] = call.keep[e];
+        block.keep[e] = e == thread.index ? kept : call.keep[e];
         block.target[e] = static_cast<unsigned short>(e);
     }
     if (thread.index == 0) {
@@ -27,8 +27,9 @@ SERE_INLINE void vote(const Call<Id, W>& call, const Thread& thread, Block& bloc
     int real = 0, valid = 0;
 #pragma unroll 1
     for (int row = thread.warp * rows; row < call.T; row += thread.warps * rows) {
-        const Slot<Id, W> mine = next;
-        next = Slot<Id, W>::read(call, thread, row + thread.warps * rows, N);
+        Slot<Id, W> mine = next;
+        next = Slot<Id, W>::load(call, thread, row + thread.warps * rows);
+        mine.judge(call, N);
         const typename W::Wide weight = mine.valid ? W::read(mine.bits) : W::least();
         int rank = 0;
         for (int other = 0; other < call.K; ++other) {
@@ -110,10 +111,10 @@ struct Ahead {
         start = first;
 #pragma unroll
         for (int i = 0; i < EXPERTS; ++i) {
-            const int e = first + i * thread.warps;
-            const bool there = e < call.E;
-            neighbour[i] = there && thread.lane < call.E ? call.order[e * call.E + thread.lane] : 0;
-            count[i] = there ? call.count[e] : 0;
+            // Nobody asks for an expert from E on, nor for a place from the count on.
+            const int e = first + i * thread.warps < call.E ? first + i * thread.warps : 0;
+            neighbour[i] = call.order[e * call.E + (thread.lane < call.E ? thread.lane : 0)];
+            count[i] = call.count[e];
         }
     }
 };

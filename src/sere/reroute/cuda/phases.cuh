@@ -119,9 +119,10 @@ struct Ahead {
     }
 };
 
-// Whether an expert may take over slots: in P, or in C once that is known.
+// Whether an expert may take over slots: in P, or in C once that is known. No branch, so that several of these
+// reads are under way together; C is not read in the pass that makes it.
 SERE_INLINE bool is_candidate(const Block& block, int e, bool active) {
-    return block.primary[e] || (active && block.critical[e]);
+    return block.primary[e] | (active ? block.critical[e] : 0);
 }
 
 // Which of a warp's next experts need a target: bit i for expert start + i * warps.
@@ -161,14 +162,16 @@ SERE_INLINE void choose_targets(
         if (start != ahead.start) ahead.fetch(call, thread, start);
         const unsigned wanted = searching(call, thread, block, start, active);
         unsigned far = wanted;
+        bool fits[Ahead::EXPERTS];
 #pragma unroll
         for (int i = 0; i < Ahead::EXPERTS; ++i) {
-            if (!(wanted >> i & 1u)) continue;
-            const int neighbour = ahead.neighbour[i];
-            const bool fits = thread.lane < ahead.count[i] && is_candidate(block, neighbour, active);
-            const unsigned found = __ballot_sync(ALL_LANES, fits);
-            if (thread.lane == __ffs(found) - 1) {
-                block.target[start + i * thread.warps] = static_cast<unsigned short>(neighbour);
+            fits[i] = is_candidate(block, ahead.neighbour[i], active) & (thread.lane < ahead.count[i]);
+        }
+#pragma unroll
+        for (int i = 0; i < Ahead::EXPERTS; ++i) {
+            const unsigned found = __ballot_sync(ALL_LANES, fits[i]);
+            if ((wanted >> i & 1u) && thread.lane == __ffs(found) - 1) {
+                block.target[start + i * thread.warps] = static_cast<unsigned short>(ahead.neighbour[i]);
             }
             if (found != 0) far &= ~(1u << i);
         }

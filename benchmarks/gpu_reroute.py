@@ -116,9 +116,9 @@ class Baseline:
     def _put(kernel: Any, blocks: int, threads: int, *words: Any) -> None:
         from cuda.core import LaunchConfig, launch
 
-        from sere.reroute.cuda.device import TorchStream
+        from sere.reroute.cuda.device import stream_of
 
-        stream = TorchStream(torch.cuda.current_stream().cuda_stream)
+        stream = stream_of(torch.cuda.current_stream().cuda_stream)
         launch(stream, LaunchConfig(grid=blocks, block=threads), kernel, *words)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from sere.config import RerouteConfig
 from sere.errors import InputError
 from sere.reroute import operator
-from sere.reroute.backends import Run, implementation, select
+from sere.reroute.backends import Run, implementation, on_device, select
 from sere.reroute.types import COUNTERS, MERGE_MODES, Neighbours, Routing, Rules, prepare_neighbours
 from sere.similarity.layer import LayerSimilarity
 
@@ -97,6 +97,7 @@ def make_plan(
         merge=MERGE_MODES.index(config.merge),
         sentinel=0 if config.sentinel is None else config.sentinel,
     )
+    backend = on_device(backend, config.backend, neighbours.order.device)
     return Plan(neighbours, rules, backend, implementation(backend))
 
 

@@ -55,6 +55,7 @@ gpu-sanitize: ## on a GPU: compute-sanitizer's memcheck, racecheck and synccheck
 	$(GPU) -m pytest tests/reroute/test_gpu_sanitize.py -m gpu -q -W default
 
 gpu-bench: ## on a GPU: one launch against tensor operations and the published form
+	$(GPU) benchmarks/gpu_reroute.py --threads --out $(RESULTS)/gpu_reroute.jsonl
 	$(GPU) benchmarks/gpu_reroute.py --out $(RESULTS)/gpu_reroute.jsonl
 
 gpu-calibrate: ## on a GPU: similarity accumulators against the CPU's results, and their time

@@ -17,7 +17,7 @@ import torch
 
 from sere.config import RerouteConfig
 from sere.errors import BackendUnavailable, InputError
-from sere.reroute import backends, cuda, make_plan, reroute, select
+from sere.reroute import backends, cuda, make_plan, plan, reroute, select
 from sere.reroute.cuda import compiler, device
 from sere.reroute.cuda.launch import MOST_EXPERTS, SOURCE, Launch, prepare
 from sere.reroute.types import Rules, prepare_neighbours
@@ -163,6 +163,21 @@ def test_each_device_is_tried_once(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(BackendUnavailable, match="'cuda' cannot run on cuda:4: OSError: refused"):
         backends.on_device("cuda", "cuda", torch.device("cuda", 4))
     assert backends.on_device("torch", "auto", torch.device("cuda", 4)) == "torch"
+
+
+def test_a_plan_makes_its_own_device_ready(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A plan asks for the very device that its tensors are on, and takes the backend that it is told."""
+    asked: list[Any] = []
+
+    def on_device(*arguments: object) -> str:
+        asked.append(arguments)
+        return "reference"
+
+    monkeypatch.setattr(plan, "on_device", on_device)
+    config = RerouteConfig(select_top_k=1, backend="torch")
+    made = make_plan(LayerSimilarity(similarity_matrix(8, 0)), config)
+    assert asked == [("torch", "torch", torch.device("cpu"))]
+    assert made.backend == "reference"
 
 
 def test_first_use_in_a_capture(monkeypatch: pytest.MonkeyPatch) -> None:

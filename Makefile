@@ -6,7 +6,7 @@ CODE := src tests benchmarks recipe examples
 export HF_HUB_OFFLINE := 1
 
 .PHONY: demo test test-vllm fmt lint type cuda-check bench-smoke documents train wheel-test clean \
-	gpu-test gpu-bench gpu-calibrate gpu-serve
+	gpu-test gpu-sanitize gpu-bench gpu-calibrate gpu-serve
 
 demo: .venv/.demo ## calibrate the bundled model and decode with re-routing off and on
 	$(BIN)/sere demo
@@ -48,10 +48,14 @@ GPU_PYTHON ?= python3
 GPU := PYTHONPATH=src:.:$(PYTHONPATH) $(GPU_PYTHON)
 RESULTS ?= benchmarks/results
 
-gpu-test: ## on a GPU: the common suite, graphs, compilation, fuzzing, compute-sanitizer
-	$(GPU) -m pytest tests/reroute -m gpu -q -W default
+gpu-test: ## on a GPU: the common suite, graphs, compilation, fuzzing
+	$(GPU) -m pytest tests/reroute --ignore tests/reroute/test_gpu_sanitize.py -m gpu -q -W default
+
+gpu-sanitize: ## on a GPU: compute-sanitizer's memcheck, racecheck and synccheck on the kernel
+	$(GPU) -m pytest tests/reroute/test_gpu_sanitize.py -m gpu -q -W default
 
 gpu-bench: ## on a GPU: one launch against tensor operations and the published form
+	$(GPU) benchmarks/gpu_reroute.py --threads --out $(RESULTS)/gpu_reroute.jsonl
 	$(GPU) benchmarks/gpu_reroute.py --out $(RESULTS)/gpu_reroute.jsonl
 
 gpu-calibrate: ## on a GPU: similarity accumulators against the CPU's results, and their time

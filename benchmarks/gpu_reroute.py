@@ -2,17 +2,22 @@
 
     python benchmarks/gpu_reroute.py            all shapes; some minutes
     python benchmarks/gpu_reroute.py --quick    two shapes
+    python benchmarks/gpu_reroute.py --threads  one shape with 128 to 1024 threads a block
 
-Variants: ``cuda`` (one launch), ``torch`` (tensor operations), ``five`` (the published form: zero, cast,
-scatter, serial search, cast) and ``nothing`` (an empty kernel: what a launch costs in a graph). Each replay
-runs through rotating batches and layers. Before a shape is timed the variants must agree; one JSON line a
-row goes to ``--out``.
+Variants: ``cuda`` (one launch), ``served`` (the same as an engine calls it: budgets, counters, distinct slots
+filled up), ``torch`` (tensor operations), ``five`` (the published form: zero, cast, scatter, serial search,
+cast) and ``nothing`` (an empty kernel: what a launch costs in a graph). Each replay runs through rotating
+batches and layers; they all fit a large GPU's L2 cache, so every figure is of warm memory. Before a shape is
+timed the variants must agree; one JSON line a row goes to ``--out``.
 """
 
 from __future__ import annotations
 
 import argparse
+import random
 import statistics
+import subprocess
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,8 +29,10 @@ from torch import Tensor
 
 from sere.config import RerouteConfig
 from sere.files import append_json_line
-from sere.provenance import provenance
-from sere.reroute import Plan, make_plan
+from sere.provenance import installed_version, provenance
+from sere.reroute import COUNTERS, Plan, make_plan
+from sere.reroute.cuda import device as launching
+from sere.reroute.cuda.launch import Launch
 from sere.similarity.layer import LayerSimilarity
 
 SHAPES = [
@@ -42,19 +49,26 @@ TARGETS = {(64, 128, 8): 3.0, (256, 256, 8): 5.0}
 LAYERS, BATCHES, ROUNDS, THRESHOLD = 8, 8, 30, 0.5
 DEVICE = "cuda"
 # How many steps a graph holds: the torch backend has some sixty launches a step.
-STEPS = {"cuda": 256, "five": 128, "nothing": 256, "torch": 16}
+STEPS = {"cuda": 256, "served": 256, "five": 128, "nothing": 256, "torch": 16}
+THREADS = (128, 256, 512, 1024)
+SUMMARY = ("median", "p20", "p80")
+SPIN_SECONDS = 0.3
+# Clock ticks that the device waits before a replay, so that the host has handed all of it over.
+HEAD_START = 100_000
 RESULTS = Path(__file__).parent / "results" / "gpu_reroute.jsonl"
 Step = Callable[[int], Any]
 
 
 @dataclass(frozen=True)
 class Work:
-    """The batches and layers of one shape, on the device."""
+    """The batches and layers of one shape, on the device; ``budget`` and ``counters`` are for ``served``."""
 
     ids: list[Tensor]
     weights: list[Tensor]
     similarity: list[Tensor]
     plans: dict[str, list[Plan]]
+    budget: Tensor
+    counters: Tensor
 
 
 def make_work(T: int, E: int, K: int) -> Work:
@@ -64,22 +78,30 @@ def make_work(T: int, E: int, K: int) -> Work:
     popular = torch.randn(E, generator=generator)
     logits = torch.randn(BATCHES, T, E, generator=generator) + popular
     pairs = [tuple(row.softmax(dim=1).topk(K, dim=1)) for row in logits]
+    settings: dict[str, dict[str, Any]] = {
+        "cuda": {"backend": "cuda"},
+        "served": {"backend": "cuda", "merge": "distinct", "min_active": K},
+        "served torch": {"backend": "torch", "merge": "distinct", "min_active": K},
+        "torch": {"backend": "torch"},
+    }
     plans = {
-        backend: [
+        name: [
             make_plan(
                 LayerSimilarity(matrix),
-                RerouteConfig.from_mapping({"select_top_k": 1, "threshold": THRESHOLD, "backend": backend}),
+                RerouteConfig.from_mapping({"select_top_k": 1, "threshold": THRESHOLD} | changes),
                 device=DEVICE,
             )
             for matrix in similarity
         ]
-        for backend in ("cuda", "torch")
+        for name, changes in settings.items()
     }
     return Work(
         [ids.int().to(DEVICE) for _, ids in pairs],
         [weights.to(DEVICE) for weights, _ in pairs],
         [matrix.to(DEVICE) for matrix in similarity],
         plans,
+        torch.ones(T, dtype=torch.int32, device=DEVICE),
+        torch.zeros(len(COUNTERS), dtype=torch.int64, device=DEVICE),
     )
 
 
@@ -116,9 +138,9 @@ class Baseline:
     def _put(kernel: Any, blocks: int, threads: int, *words: Any) -> None:
         from cuda.core import LaunchConfig, launch
 
-        from sere.reroute.cuda.device import TorchStream
+        from sere.reroute.cuda.device import stream_of
 
-        stream = TorchStream(torch.cuda.current_stream().cuda_stream)
+        stream = stream_of(torch.cuda.current_stream().cuda_stream)
         launch(stream, LaunchConfig(grid=blocks, block=threads), kernel, *words)
 
 
@@ -131,17 +153,26 @@ def make_steps(work: Work, baseline: Baseline) -> dict[str, Step]:
 
     return {
         "cuda": planned("cuda"),
+        "served": served(work, "served"),
         "five": lambda i: baseline.five_launches(work.ids[i % BATCHES], work.similarity[i % LAYERS], 1),
         "torch": planned("torch"),
         "nothing": lambda _: baseline.nothing(),
     }
 
 
-def check(steps: dict[str, Step]) -> None:
+def served(work: Work, name: str) -> Step:
+    """Return the step as an engine calls it: a budget for each row, counters, and the plan's settings."""
+    plans, options = work.plans[name], {"row_budget": work.budget, "counters": work.counters}
+    return lambda i: plans[i % LAYERS].route(work.ids[i % BATCHES], work.weights[i % BATCHES], **options)
+
+
+def check(steps: dict[str, Step], work: Work) -> None:
     """Stop unless all variants give the same ids for every batch and layer."""
+    served_torch = served(work, "served torch")
     for i in range(max(LAYERS, BATCHES)):
         ours, theirs = steps["cuda"](i).ids, steps["torch"](i).ids
-        if not torch.equal(ours, theirs) or not torch.equal(ours, steps["five"](i)):
+        same = torch.equal(ours, theirs) and torch.equal(ours, steps["five"](i))
+        if not same or not torch.equal(steps["served"](i).ids, served_torch(i).ids):
             raise SystemExit("the variants disagree: run make gpu-test, nothing is timed")
 
 
@@ -157,18 +188,48 @@ def capture(step: Step, count: int) -> torch.cuda.CUDAGraph:
     return graph
 
 
-def time_in_turns(graphs: dict[str, torch.cuda.CUDAGraph], rounds: int) -> dict[str, list[float]]:
-    """Return microseconds a step, per variant, of each round after two that warm up."""
+def spin() -> str | None:
+    """Keep the device busy until its clock has risen; return the clock as nvidia-smi tells it, or None."""
+    square, until = torch.ones(2048, 2048, device=DEVICE), time.perf_counter() + SPIN_SECONDS
+    while time.perf_counter() < until:
+        torch.mm(square, square)
+        torch.cuda.synchronize()
+    return driver_says("clocks.sm")
+
+
+def driver_says(field: str) -> str | None:
+    """Return one field of ``nvidia-smi`` for the device, or None where the tool is missing or fails."""
+    command = ["nvidia-smi", f"--query-gpu={field}", "--format=csv,noheader", "-i"]
+    try:
+        identity = f"GPU-{torch.cuda.get_device_properties(0).uuid}"
+        run = subprocess.run([*command, identity], capture_output=True, text=True, check=True, timeout=20)
+    except (OSError, subprocess.SubprocessError, AttributeError):
+        return None
+    return run.stdout.strip() or None
+
+
+def gpu_versions() -> dict[str, str | None]:
+    """Return what else can change a figure: driver, cuda-core, compiler."""
+    packages = {name: installed_version(name) for name in ("cuda-core", "cuda-bindings", "nvidia-cuda-nvrtc")}
+    return {"driver": driver_says("driver_version"), "cuda": torch.version.cuda, **packages}
+
+
+def time_in_turns(
+    graphs: dict[str, torch.cuda.CUDAGraph], steps: dict[str, int], rounds: int
+) -> dict[str, list[float]]:
+    """Return microseconds a step, per variant, of each round after two that warm up; turns are shuffled."""
     samples: dict[str, list[float]] = {name: [] for name in graphs}
+    turns = random.Random(0)
     for turn in range(rounds + 2):
-        for name, graph in graphs.items():
+        for name in turns.sample([*graphs], len(graphs)):
             start, end = _event(), _event()
+            torch.cuda._sleep(HEAD_START)  # type: ignore[no-untyped-call]
             start.record()
-            graph.replay()
+            graphs[name].replay()
             end.record()
             end.synchronize()
             if turn >= 2:
-                samples[name].append(start.elapsed_time(end) * 1e3 / STEPS[name])
+                samples[name].append(start.elapsed_time(end) * 1e3 / steps[name])
     return samples
 
 
@@ -178,9 +239,16 @@ def _event() -> torch.cuda.Event:
 
 def measure(T: int, E: int, K: int, baseline: Baseline) -> dict[str, dict[str, float]]:
     """Return median, p20 and p80 of each variant, in microseconds a step."""
-    steps = make_steps(make_work(T, E, K), baseline)
-    check(steps)
-    samples = time_in_turns({name: capture(step, STEPS[name]) for name, step in steps.items()}, ROUNDS)
+    work = make_work(T, E, K)
+    steps = make_steps(work, baseline)
+    check(steps, work)
+    return summaries(
+        time_in_turns({name: capture(steps[name], STEPS[name]) for name in steps}, STEPS, ROUNDS)
+    )
+
+
+def summaries(samples: dict[str, list[float]]) -> dict[str, dict[str, float]]:
+    """Return median, p20 and p80 of each variant."""
     result = {}
     for name, values in samples.items():
         tenths = statistics.quantiles(values, n=10)
@@ -188,37 +256,83 @@ def measure(T: int, E: int, K: int, baseline: Baseline) -> dict[str, dict[str, f
     return result
 
 
+def with_threads(threads: int, step: Step) -> Step:
+    """Return a step whose launches have another number of threads in each block."""
+    real = launching.launch
+
+    def changed(prepared: Launch, device: torch.device) -> None:
+        real(prepared._replace(threads=threads), device)
+
+    def run(i: int) -> Any:
+        launching.launch = changed
+        try:
+            return step(i)
+        finally:
+            launching.launch = real
+
+    return run
+
+
+def sweep_threads(T: int, E: int, K: int, baseline: Baseline) -> dict[str, dict[str, float]]:
+    """Return ``measure``'s figures of the cuda variant for each number of threads."""
+    work = make_work(T, E, K)
+    steps = make_steps(work, baseline)
+    check(steps, work)
+    variants = {str(threads): with_threads(threads, steps["cuda"]) for threads in THREADS}
+    for variant in variants.values():
+        if not torch.equal(variant(0).ids, steps["torch"](0).ids):
+            raise SystemExit("a number of threads changes the result: run make gpu-test, nothing is timed")
+    graphs = {name: capture(step, STEPS["cuda"]) for name, step in variants.items()}
+    return summaries(time_in_turns(graphs, dict.fromkeys(graphs, STEPS["cuda"]), ROUNDS))
+
+
 def row_of(name: str, T: int, E: int, K: int, result: dict[str, dict[str, float]]) -> list[Any]:
     """Return the table's row: times, how many times faster, and whether the target is met."""
     ours = result["cuda"]["median"]
     target = TARGETS.get((T, E, K))
     verdict = "" if target is None else f"{'met' if ours <= target else 'MISSED'} ({target})"
-    others = [result[variant]["median"] for variant in ("five", "torch", "nothing")]
+    others = [result[variant]["median"] for variant in ("five", "torch", "nothing", "served")]
     return [
         name, E, K, T, ours, result["cuda"]["p20"], result["cuda"]["p80"], *others, others[0] / ours, verdict
     ]  # fmt: skip
+
+
+def record(out: Path, name: str, shape: tuple[int, int, int], clock: str | None, result: Any) -> None:
+    """Append one shape's figures to ``out``."""
+    T, E, K = shape
+    config = {"model": name, "T": T, "E": E, "K": K, "select_top_k": 1, "threshold": THRESHOLD}
+    config |= {"memory": "warm", "sm_clock": clock}
+    line = {"benchmark": "gpu_reroute", "unit": "us_per_step", "variants": result, "config": config}
+    append_json_line(out, {**line, **provenance(), "gpu_versions": gpu_versions()})
 
 
 def main() -> None:
     """Check, time, write one record a shape and print the table last."""
     parser = argparse.ArgumentParser(description="Time re-routing on a GPU.")
     parser.add_argument("--quick", action="store_true", help="two shapes only")
+    parser.add_argument("--threads", action="store_true", help="128 to 1024 threads at T=64, E=128, no more")
     parser.add_argument("--out", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     if not torch.cuda.is_available():
         raise SystemExit("no CUDA device here: nothing to time")
     baseline, rows = Baseline(), []
+    if arguments.threads:
+        name, E, K = SHAPES[3]
+        clock, result = spin(), sweep_threads(64, E, K, baseline)
+        record(arguments.out, f"{name}, threads", (64, E, K), clock, result)
+        print(torch.cuda.get_device_name(), "T=64, microseconds a step, warm memory, clock", clock)
+        print(tabulate([[key, *value.values()] for key, value in result.items()], ["threads", *SUMMARY]))
+        return
     for name, E, K in [SHAPES[3]] if arguments.quick else SHAPES:
         for T in (16, 64) if arguments.quick else ROWS:
-            result = measure(T, E, K, baseline)
-            config = {"model": name, "T": T, "E": E, "K": K, "select_top_k": 1, "threshold": THRESHOLD}
-            record = {"benchmark": "gpu_reroute", "unit": "us_per_step", "variants": result, "config": config}
-            append_json_line(arguments.out, {**record, **provenance()})
+            clock, result = spin(), measure(T, E, K, baseline)
+            record(arguments.out, name, (T, E, K), clock, result)
             rows.append(row_of(name, T, E, K, result))
     headers = [
-        "shape", "E", "K", "T", "cuda us", "p20", "p80", "five", "torch", "nothing", "five/cuda", "target"
+        "shape", "E", "K", "T", "cuda us", "p20", "p80", "five", "torch", "nothing", "served", "five/cuda",
+        "target",
     ]  # fmt: skip
-    print(torch.cuda.get_device_name())
+    print(torch.cuda.get_device_name(), "microseconds a step, warm memory")
     print(tabulate(rows, headers, floatfmt=".2f"))
 
 

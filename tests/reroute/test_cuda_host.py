@@ -5,7 +5,7 @@ from __future__ import annotations
 import builtins
 import logging
 import re
-import sys
+from collections.abc import Iterator
 from contextlib import nullcontext
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,7 +17,7 @@ import torch
 
 from sere.config import RerouteConfig
 from sere.errors import BackendUnavailable, InputError
-from sere.reroute import backends, cuda, make_plan, reroute, select
+from sere.reroute import backends, cuda, make_plan, plan, reroute, select
 from sere.reroute.cuda import compiler, device
 from sere.reroute.cuda.launch import MOST_EXPERTS, SOURCE, Launch, prepare
 from sere.reroute.types import Rules, prepare_neighbours
@@ -30,16 +30,26 @@ HAS_NVRTC = find_spec("cuda") is not None and find_spec("cuda.core") is not None
 
 
 @pytest.fixture(autouse=True)
+def _forgetful() -> Iterator[None]:
+    _forget()
+    yield
+    _forget()
+
+
 def _forget() -> None:
     select.cache_clear()
     backends.say_fallback.cache_clear()
-    device.why_not.cache_clear()
+    device.tried.cache_clear()
+    device.kernels.cache_clear()
+    device.stream_of.cache_clear()
+    device._shape_of.cache_clear()
+    device._core.cache_clear()
 
 
 def pretend(monkeypatch: pytest.MonkeyPatch, *, reason: str | None) -> None:
     """Let cuda-core be installed and the try on the device end with ``reason``."""
     monkeypatch.setattr(backends, "_installed", lambda _: True)
-    monkeypatch.setattr(cuda, "why_not", lambda: reason)
+    monkeypatch.setattr(cuda, "why_not", lambda _: reason)
 
 
 def test_without_cuda_core(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
@@ -102,41 +112,158 @@ def test_why_not_reports_any_failure(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
         raise OSError("the driver\n  refused")
 
-    monkeypatch.setattr(torch.version, "cuda", "13.0")
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    pretend_device(monkeypatch)
     monkeypatch.setattr(device, "_try", fail)
     assert device.why_not() == "OSError: the driver refused"
 
 
-def test_what_is_handed_to_the_driver(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A launch gives cuda-core the current stream, the geometry, the entry and the 64-bit words in order."""
+def pretend_device(monkeypatch: pytest.MonkeyPatch, *, capturing: bool = False) -> None:
+    """Let PyTorch see CUDA devices, of which number 3 is the current one."""
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (9, index))
+    monkeypatch.setattr(torch._C, "_cuda_getCurrentRawStream", lambda index: 70 + index, raising=False)
+
+
+def pretend_core(monkeypatch: pytest.MonkeyPatch, **changes: Any) -> list[Any]:
+    """Put another cuda-core in place; return what it is told to do."""
     put: list[Any] = []
     core = SimpleNamespace(
         Device=lambda index: SimpleNamespace(set_current=lambda: put.append(index)),
         ObjectCode=SimpleNamespace(from_cubin=lambda code: SimpleNamespace(get_kernel=lambda e: (code, e))),
         LaunchConfig=lambda grid, block: (grid, block),
+        Stream=SimpleNamespace(from_handle=lambda handle: ["stream", handle]),
         launch=lambda *arguments: put.append(arguments),
     )
-    monkeypatch.setitem(sys.modules, "cuda", SimpleNamespace(core=core))
-    monkeypatch.setitem(sys.modules, "cuda.core", core)
+    vars(core).update(changes)
+    monkeypatch.setattr(device, "_core", lambda: core)
     monkeypatch.setattr(device, "cubin", lambda arch: f"code for {arch}")
-    monkeypatch.setattr(torch.cuda, "device", lambda _: nullcontext())
-    monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (9, index))
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda: SimpleNamespace(cuda_stream=77))
-    device.kernels.cache_clear()
-    device._shape_of.cache_clear()
-    try:
-        prepared = Launch("reroute_int32_float32", 2, 64, (5, 6), ())
+    return put
+
+
+def test_each_device_is_tried_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A plan on another device compiles and tries there, once, and its failure concerns that device alone."""
+    tried: list[int] = []
+
+    def attempt(ids_dtype: torch.dtype, weights_dtype: torch.dtype, where: torch.device) -> None:
+        tried.append(where.index)
+        if where.index == 4:
+            raise OSError("refused")
+
+    pretend_device(monkeypatch)
+    monkeypatch.setattr(backends, "_installed", lambda _: True)
+    monkeypatch.setattr(device, "_try", attempt)
+    for _ in range(2):
+        assert select("auto", "cuda") == "cuda"
+        assert backends.on_device("cuda", "auto", torch.device("cuda", 5)) == "cuda"
+        assert backends.on_device("cuda", "auto", torch.device("cuda", 4)) == "torch"
+    assert tried == [3] * 8 + [5] * 8 + [4]
+    with pytest.raises(BackendUnavailable, match="'cuda' cannot run on cuda:4: OSError: refused"):
+        backends.on_device("cuda", "cuda", torch.device("cuda", 4))
+    assert backends.on_device("torch", "auto", torch.device("cuda", 4)) == "torch"
+
+
+def test_a_plan_makes_its_own_device_ready(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A plan asks for the very device that its tensors are on, and takes the backend that it is told."""
+    asked: list[Any] = []
+
+    def on_device(*arguments: object) -> str:
+        asked.append(arguments)
+        return "reference"
+
+    monkeypatch.setattr(plan, "on_device", on_device)
+    config = RerouteConfig(select_top_k=1, backend="torch")
+    made = make_plan(LayerSimilarity(similarity_matrix(8, 0)), config)
+    assert asked == [("torch", "torch", torch.device("cpu"))]
+    assert made.backend == "reference"
+
+
+def test_first_use_in_a_capture(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is compiled, loaded or tried while a graph is captured: the error says what to do before."""
+    pretend_device(monkeypatch, capturing=True)
+    pretend_core(monkeypatch)
+    prepared = Launch("reroute_int32_float32", 2, 64, (5, 6), ())
+    text = "not ready on cuda:3 while a CUDA graph is captured; make the plan, or call it once, before"
+    with pytest.raises(BackendUnavailable, match=text):
         device.launch(prepared, torch.device("cuda", 3))
-    finally:
-        device.kernels.cache_clear()
-        device._shape_of.cache_clear()
-    index, (stream, config, kernel, *words) = put
+    with pytest.raises(BackendUnavailable, match=text):
+        device.why_not()
+
+
+def test_num_tokens_elsewhere_in_a_capture(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A number of tokens that is not on the device would be frozen into the graph: it is refused."""
+    layer = LayerSimilarity(similarity_matrix(8, 0))
+    neighbours = prepare_neighbours(layer, threshold=0.0)
+    ids, weights = (tensor.to("meta") for tensor in batch(4, 2, 8, seed=0))
+    rules = Rules(select_top_k=1, min_active=0, active_targets=False, merge=0, sentinel=0)
+    pretend_device(monkeypatch, capturing=True)
+    text = "num_tokens: expected a tensor on meta while a CUDA graph is captured, got one on cpu"
+    with pytest.raises(InputError, match=text):
+        device.run(ids, weights, neighbours, rules, None, torch.tensor(3), None)
+
+
+def test_what_is_handed_to_the_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A launch gives cuda-core a stream of its own kind, the geometry, the entry and the words in order."""
+    pretend_device(monkeypatch)
+    put = pretend_core(monkeypatch)
+    prepared = Launch("reroute_int32_float32", 2, 64, (5, 6), ())
+    device.launch(prepared, torch.device("cuda", 3))
+    device.launch(prepared, torch.device("cuda", 3))
+    index, (stream, config, kernel, *words), (again, *_) = put
     assert index == 3
-    assert stream.__cuda_stream__() == (0, 77)
+    assert stream == ["stream", 73]
+    assert again is stream
     assert (config, words) == ((2, 64), [5, 6])
     assert kernel == ("code for sm_93", "reroute_int32_float32")
+
+
+def test_another_device_than_the_current_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The device of the tensors is made the current one for the launch, and the stream is that device's."""
+    entered: list[int] = []
+    pretend_device(monkeypatch)
+    put = pretend_core(monkeypatch)
+    monkeypatch.setattr(torch.cuda, "device", lambda index: nullcontext(entered.append(index)))
+    device.launch(Launch("reroute_int32_float32", 1, 64, (), ()), torch.device("cuda", 1))
+    assert entered == [1]
+    assert put[1][0] == ["stream", 71]
+
+
+@pytest.mark.skipif(not HAS_NVRTC, reason="cuda-core is not installed: pip install 'sere[cuda]'")
+@pytest.mark.filterwarnings("error")
+def test_streams_without_a_warning() -> None:
+    """cuda-core takes the stream as one of its own: foreign objects would warn, which may be an error."""
+    from cuda.core import Stream
+
+    stream = device.stream_of(4096)
+    assert isinstance(stream, Stream)
+    assert int(stream.handle) == 4096
+
+
+def test_a_damaged_file_in_the_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Machine code that the driver refuses is deleted and compiled once more; a second refusal is the end."""
+
+    def load(code: bytes) -> Any:
+        if code != b"good":
+            raise RuntimeError("no image")
+        return SimpleNamespace(get_kernel=lambda entry: entry)
+
+    pretend_device(monkeypatch)
+    pretend_core(monkeypatch, ObjectCode=SimpleNamespace(from_cubin=load))
+    monkeypatch.setattr(device, "cubin", compiler.cubin)
+    monkeypatch.setattr(compiler, "compile_source", lambda _: b"good")
+    monkeypatch.setenv("SERE_CACHE_DIR", str(tmp_path))
+    compiler.cubin("sm_93")
+    (file,) = tmp_path.iterdir()
+    file.write_bytes(b"bad")
+    assert set(device.kernels(3)) == set(device.entries())
+    assert file.read_bytes() == b"good"
+    device.kernels.cache_clear()
+    file.write_bytes(b"bad")
+    monkeypatch.setattr(compiler, "compile_source", lambda _: b"bad again")
+    with pytest.raises(RuntimeError, match="no image"):
+        device.kernels(3)
 
 
 def test_the_words_of_a_launch() -> None:
@@ -200,6 +327,20 @@ def test_a_cache_that_cannot_be_written(monkeypatch: pytest.MonkeyPatch, tmp_pat
     monkeypatch.setenv("SERE_CACHE_DIR", str(tmp_path / "file" / "cache"))
     monkeypatch.setattr(compiler, "compile_source", lambda _: b"code")
     assert compiler.cubin("sm_90") == b"code"
+
+
+def test_a_user_without_a_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no folder can be named the code is compiled and used, not kept."""
+
+    def homeless() -> Path:
+        raise RuntimeError("could not determine home directory")
+
+    monkeypatch.delenv("SERE_CACHE_DIR", raising=False)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", homeless)
+    monkeypatch.setattr(compiler, "compile_source", lambda _: b"code")
+    assert compiler.cubin("sm_90") == b"code"
+    assert compiler.forget("sm_90") is False
 
 
 def test_source_is_one_text() -> None:

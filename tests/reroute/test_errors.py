@@ -7,10 +7,12 @@ from typing import Any
 import pytest
 import torch
 
+from sere.config import RerouteConfig
 from sere.errors import BackendUnavailable, ConfigError, InputError
-from sere.reroute import backends, reroute, select
+from sere.reroute import backends, make_plan, reroute, select
+from sere.similarity.layer import LayerSimilarity
 
-from .cases import batch, similarity_matrix
+from .cases import BACKENDS, batch, device_of, name_of, similarity_matrix
 
 IDS, WEIGHTS = batch(4, 2, 8, seed=0)
 SIMILARITY = similarity_matrix(8, 0)
@@ -53,6 +55,27 @@ def test_wrong_input(change: dict[str, Any], text: str) -> None:
     }  # fmt: skip
     with pytest.raises(InputError, match=text):
         reroute(**arguments | change)
+
+
+@pytest.mark.usefixtures("shim_backend")
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_counters_with_gaps(backend: str) -> None:
+    """Every backend refuses counters that do not lie side by side, and writes nothing between them."""
+    memory = torch.zeros(14, dtype=torch.int64, device=device_of(backend))
+    ids, weights = IDS.to(memory.device), WEIGHTS.to(memory.device)
+    text = r"counters: expected them side by side, got strides \[2\]; .* torch.zeros"
+    with pytest.raises(InputError, match=text):
+        reroute(ids, weights, SIMILARITY, select_top_k=1, counters=memory[::2], backend=name_of(backend))
+    assert memory.tolist() == [0] * 14
+
+
+def test_ids_on_another_device_than_the_plan() -> None:
+    """A plan runs where it was made: its addresses mean nothing elsewhere."""
+    config = RerouteConfig(select_top_k=1, backend="torch")
+    plan = make_plan(LayerSimilarity(SIMILARITY), config)
+    text = "expected ids on cpu, where the plan was made, got meta; make a plan for each device"
+    with pytest.raises(InputError, match=text):
+        plan.route(IDS.to("meta"), WEIGHTS.to("meta"))
 
 
 def test_a_named_backend_that_cannot_run_raises(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ from functools import cache
 from importlib.util import find_spec
 from types import MappingProxyType
 
+import torch
 from torch import Tensor
 
 from sere.errors import BackendUnavailable, ConfigError, did_you_mean
@@ -45,15 +46,21 @@ class BackendRecord:
     most_experts: int | None = None
     tries: bool = False
 
-    def why_not(self, device_type: str, E: int = 1) -> str | None:
-        """Return why this backend cannot run a layer of E experts on the device, or None if it can."""
+    def why_not(self, device_type: str, E: int = 1, index: int | None = None) -> str | None:
+        """Return why this backend cannot run a layer of E experts on the device, or None if it can.
+
+        Args:
+            device_type: Such as ``"cuda"``.
+            E: Number of experts.
+            index: Which device of this type, or None for the current one.
+        """
         if self.devices and device_type not in self.devices:
             return f"it runs on {' or '.join(self.devices)} tensors, these are on {device_type}"
         if self.most_experts is not None and self.most_experts < E:
             return f"it takes at most {self.most_experts} experts a layer, these are {E}"
         if self.needs is not None and not _installed(self.needs):
             return f"the package {self.needs} is not installed; {self.install}"
-        reason: str | None = importlib.import_module(self.module).why_not() if self.tries else None
+        reason: str | None = importlib.import_module(self.module).why_not(index) if self.tries else None
         return reason
 
 
@@ -113,6 +120,27 @@ def select(backend: str, device_type: str, E: int = 1) -> str:
     if reason is not None:
         raise BackendUnavailable(f"backend {backend!r} cannot run here: {reason}")
     return backend
+
+
+def on_device(backend: str, asked: str, device: torch.device) -> str:
+    """Return the backend for this very device, made ready there: ``select`` knows only the device's type.
+
+    Args:
+        backend: What ``select`` returned.
+        asked: What it was asked for; ``"auto"`` falls back with one log line.
+        device: With its index.
+
+    Raises:
+        BackendUnavailable: The named backend cannot run on this device; the text says why.
+    """
+    record = BACKENDS[backend]
+    reason = record.why_not(device.type, index=device.index) if record.tries else None
+    if reason is None:
+        return backend
+    if asked != "auto":
+        raise BackendUnavailable(f"backend {backend!r} cannot run on {device}: {reason}")
+    say_fallback(backend, f"on {device}, {reason}")
+    return "torch"
 
 
 @cache

@@ -11,7 +11,7 @@ from torch import Tensor
 from sere.config import RerouteConfig
 from sere.errors import InputError
 from sere.reroute import operator
-from sere.reroute.backends import Run, implementation, select
+from sere.reroute.backends import Run, implementation, on_device, select
 from sere.reroute.types import COUNTERS, MERGE_MODES, Neighbours, Routing, Rules, prepare_neighbours
 from sere.similarity.layer import LayerSimilarity, check_scale
 
@@ -46,7 +46,7 @@ class Plan:
     ) -> Routing:
         """Re-route one step; see ``sere.reroute`` for the arguments."""
         budget = _as_budget(row_budget, topk_ids.device)
-        _check(topk_ids, topk_weights, budget, num_tokens, counters)
+        _check(topk_ids, topk_weights, budget, num_tokens, counters, self.neighbours)
         compiling = torch.compiler.is_compiling()
         if compiling and self.backend != "torch":
             ids, weights = operator.call(
@@ -100,6 +100,7 @@ def make_plan(
         merge=MERGE_MODES.index(config.merge),
         sentinel=0 if config.sentinel is None else config.sentinel,
     )
+    backend = on_device(backend, config.backend, neighbours.order.device)
     return Plan(neighbours, rules, backend, implementation(backend))
 
 
@@ -115,6 +116,7 @@ def _check(
     budget: Tensor | None,
     num_tokens: Tensor | int | None,
     counters: Tensor | None,
+    neighbours: Neighbours,
 ) -> None:
     if ids.ndim != 2 or ids.shape != weights.shape:
         raise InputError(
@@ -127,6 +129,12 @@ def _check(
         raise InputError(f"topk_weights: expected a floating-point dtype, got {weights.dtype}")
     if weights.device != ids.device:
         raise InputError(f"expected ids and weights on one device, got {ids.device} and {weights.device}")
+    # A tensor's device always has its index, so this compares like with like.
+    if neighbours.order.device != ids.device:
+        raise InputError(
+            f"expected ids on {neighbours.order.device}, where the plan was made, got {ids.device}; "
+            "make a plan for each device"
+        )
     if budget is not None:
         _check_budget(budget, ids)
     if num_tokens is not None:
@@ -138,6 +146,11 @@ def _check(
         )
     if counters is not None and counters.device != ids.device:
         raise InputError(f"counters: expected them on {ids.device} like the ids, got {counters.device}")
+    if counters is not None and not counters.is_contiguous():
+        raise InputError(
+            f"counters: expected them side by side, got strides {list(counters.stride())}; they are added to "
+            "in place, so make them with torch.zeros and copy them out of it"
+        )
 
 
 def _check_budget(budget: Tensor, ids: Tensor) -> None:

@@ -53,31 +53,35 @@ SERE_INLINE Thread this_thread() {
     return Thread{index, threads, index & 31, index >> 5, threads >> 5};
 }
 
-template <class Id, class W>
-SERE_INLINE int clamped_budget(const Call<Id, W>& call, int row) {
-    if (call.budgets == nullptr) return call.select_top_k;
-    const long long budget = call.given & WIDE_BUDGETS ? static_cast<const long long*>(call.budgets)[row]
-                                                       : static_cast<const int*>(call.budgets)[row];
-    return budget < 0 ? -1 : budget > call.K ? call.K : static_cast<int>(budget);
-}
+// 32 or 64 bits as they came from memory. They are looked at only after every other load is on its way.
+struct Words {
+    int low, high;
+
+    SERE_INLINE Words fetch(const void* from, int place, bool wide) {
+        const int* words = static_cast<const int*>(from) + (wide ? 2 * place : place);
+        return Words{words[0], wide ? words[1] : 0};
+    }
+
+    __device__ __forceinline__ long long value(bool wide) const {
+        const unsigned long long upper = static_cast<unsigned>(high), lower = static_cast<unsigned>(low);
+        return wide ? static_cast<long long>(upper << 32 | lower) : low;
+    }
+};
 
 template <class Id, class W>
-SERE_INLINE int real_rows(const Call<Id, W>& call) {
-    long long N = call.N;
-    if (call.num_tokens != nullptr) {
-        N = call.given & WIDE_NUM_TOKENS ? *static_cast<const long long*>(call.num_tokens)
-                                         : *static_cast<const int*>(call.num_tokens);
-    }
+SERE_INLINE int real_rows(const Call<Id, W>& call, Words words) {
+    const long long N = call.num_tokens != nullptr ? words.value(call.given & WIDE_NUM_TOKENS) : call.N;
     return N < 0 ? 0 : N > call.T ? call.T : static_cast<int>(N);
 }
 
-// One lane's slot of a row. A lane beyond K or T holds none.
+// One lane's slot of a row: loaded first, judged later. A lane beyond K or T holds none.
 template <class Id, class W>
 struct Slot {
-    long long at;                // in [T, K]
+    long long at;                // in [T, K]; 0 where there is none, so that every lane may load
     Id id;
     typename W::Bits bits;
-    int budget;                  // -1 in a padding row
+    Words words;                 // of the row's budget
+    int row, budget;             // budget: -1 in a padding row
     bool there, inside, valid;
 
     // Which slot of its row a lane holds: lanes of one row stand side by side.
@@ -85,17 +89,33 @@ struct Slot {
         return thread.lane & ((1 << call.lane_bits) - 1);
     }
 
-    SERE_INLINE Slot read(const Call<Id, W>& call, const Thread& thread, int first_row, int N) {
-        const int slot = of(call, thread), row = first_row + (thread.lane >> call.lane_bits);
+    // No load hangs on another, on a branch or on N: together they are one trip to memory.
+    SERE_INLINE Slot load(const Call<Id, W>& call, const Thread& thread, int first_row) {
+        const int slot = of(call, thread);
         Slot mine = {};
-        mine.there = row < call.T && slot < call.K;
-        if (!mine.there) return mine;
-        mine.at = static_cast<long long>(row) * call.K + slot;
+        mine.row = first_row + (thread.lane >> call.lane_bits);
+        mine.there = mine.row < call.T && slot < call.K;
+        mine.at = mine.there ? static_cast<long long>(mine.row) * call.K + slot : 0;
         mine.id = call.ids[mine.at];
         mine.bits = call.weights[mine.at];
-        mine.budget = row < N ? clamped_budget(call, row) : -1;
-        mine.inside = mine.id >= 0 && mine.id < call.E;
-        mine.valid = mine.inside && mine.budget >= 0 && W::read(mine.bits) != 0;
+        if (call.budgets != nullptr) {
+            mine.words = Words::fetch(call.budgets, mine.there ? mine.row : 0, call.given & WIDE_BUDGETS);
+        }
+        return mine;
+    }
+
+    __device__ __forceinline__ void judge(const Call<Id, W>& call, int N) {
+        const long long asked =
+            call.budgets != nullptr ? words.value(call.given & WIDE_BUDGETS) : call.select_top_k;
+        const bool padding = row >= N || asked < 0;
+        budget = !there ? 0 : padding ? -1 : asked > call.K ? call.K : static_cast<int>(asked);
+        inside = there && id >= 0 && id < call.E;
+        valid = inside && budget >= 0 && W::read(bits) != 0;
+    }
+
+    SERE_INLINE Slot read(const Call<Id, W>& call, const Thread& thread, int first_row, int N) {
+        Slot mine = load(call, thread, first_row);
+        mine.judge(call, N);
         return mine;
     }
 };

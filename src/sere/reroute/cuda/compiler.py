@@ -29,16 +29,29 @@ def cubin(arch: str) -> bytes:
         ImportError: cuda-core is not installed.
         Exception: NVRTC is missing or does not know the architecture; cuda-core's own classes.
     """
-    path = cache_folder() / f"reroute-{arch}-{_key(arch)}.cubin"
-    if path.is_file():
+    path = _file(arch)
+    if path is not None and path.is_file():
         return path.read_bytes()
     code = compile_source(arch)
     try:
-        with atomic_path(path) as temporary:
-            temporary.write_bytes(code)
+        if path is not None:
+            with atomic_path(path) as temporary:
+                temporary.write_bytes(code)
     except OSError:
         pass  # a cache that cannot be written costs some seconds at each start, no more
     return code
+
+
+def forget(arch: str) -> bool:
+    """Delete an architecture's machine code from the cache; return whether there was any."""
+    path = _file(arch)
+    try:
+        if path is None:
+            return False
+        path.unlink()
+    except OSError:
+        return False
+    return True
 
 
 def compile_source(arch: str, *, logs: object = None, ptxas_options: str | None = None) -> bytes:
@@ -57,12 +70,23 @@ def compile_source(arch: str, *, logs: object = None, ptxas_options: str | None 
 
 
 def cache_folder() -> Path:
-    """Return where machine code is kept: ``SERE_CACHE_DIR``, or ``sere`` in the user's cache folder."""
+    """Return where machine code is kept: ``SERE_CACHE_DIR``, or ``sere`` in the user's cache folder.
+
+    Raises:
+        RuntimeError: Neither is named and the user has no home folder.
+    """
     named = os.environ.get("SERE_CACHE_DIR")
     if named:
         return Path(named)
     user = os.environ.get("XDG_CACHE_HOME")
     return (Path(user) if user else Path.home() / ".cache") / "sere"
+
+
+def _file(arch: str) -> Path | None:
+    try:
+        return cache_folder() / f"reroute-{arch}-{_key(arch)}.cubin"
+    except RuntimeError:  # a user without a home, as in some containers
+        return None
 
 
 def _key(arch: str) -> str:

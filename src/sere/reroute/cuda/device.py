@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sere.errors import BackendUnavailable, InputError
 from sere.reroute import vectorised
 from sere.reroute.backends import say_fallback
-from sere.reroute.cuda.compiler import cubin
+from sere.reroute.cuda.compiler import cubin, forget
 from sere.reroute.cuda.launch import IDS, WEIGHTS, Launch, entries, prepare, too_large
 from sere.reroute.types import COUNTERS, Neighbours, Rules, prepare_neighbours
 from sere.similarity.layer import LayerSimilarity
@@ -30,6 +31,10 @@ def run(
     Nothing is read back, and nothing is allocated but the result. Rows with more slots than the kernel
     takes go to the torch backend, which gives the same, with one log line.
 
+    Raises:
+        InputError: A graph is being captured, and ``num_tokens`` is not on the device of the ids.
+        BackendUnavailable: A graph is being captured, and nothing has run on this device before.
+
     Source: METHOD.md section 4.
     """
     reason = too_large(topk_ids.shape[1], neighbours.keep.shape[0])
@@ -41,7 +46,7 @@ def run(
     if ids.numel() == 0:
         return new_ids, new_weights
     if isinstance(num_tokens, Tensor) and num_tokens.device != ids.device:
-        num_tokens = int(num_tokens)
+        num_tokens = _read(num_tokens, ids.device)
     budget = None if row_budget is None else row_budget.contiguous()
     launch(
         prepare(ids, weights, new_ids, new_weights, neighbours, rules, budget, num_tokens, counters),
@@ -50,31 +55,59 @@ def run(
     return new_ids, new_weights
 
 
-def launch(prepared: Launch, device: torch.device) -> None:
-    """Put a launch on PyTorch's current stream of a device."""
-    from cuda.core import launch as put
+def _read(num_tokens: Tensor, device: torch.device) -> int:
+    if torch.cuda.is_current_stream_capturing():
+        raise InputError(
+            f"num_tokens: expected a tensor on {device} while a CUDA graph is captured, got one on "
+            f"{num_tokens.device}: its value now would be the value at every replay"
+        )
+    return int(num_tokens)
 
-    with torch.cuda.device(device):
-        kernel = kernels(torch.cuda.current_device())[prepared.entry]
-        config = _shape_of(prepared.blocks, prepared.threads)
-        put(TorchStream(torch.cuda.current_stream().cuda_stream), config, kernel, *prepared.words)
+
+def launch(prepared: Launch, device: torch.device) -> None:
+    """Put a launch on PyTorch's current stream of a device.
+
+    Args:
+        prepared: The launch.
+        device: With its index.
+
+    Raises:
+        BackendUnavailable: A graph is being captured, and nothing has run on this device before.
+    """
+    index = device.index
+    if index == torch.cuda.current_device():
+        _put(prepared, index)
+    else:
+        with torch.cuda.device(index):
+            _put(prepared, index)
+
+
+def _put(prepared: Launch, index: int) -> None:
+    kernel = kernels(index)[prepared.entry]
+    stream = stream_of(torch._C._cuda_getCurrentRawStream(index))
+    _core().launch(stream, _shape_of(prepared.blocks, prepared.threads), kernel, *prepared.words)
+
+
+@cache
+def _core() -> Any:
+    import cuda.core
+
+    return cuda.core
 
 
 @cache
 def _shape_of(blocks: int, threads: int) -> Any:
-    from cuda.core import LaunchConfig
-
-    return LaunchConfig(grid=blocks, block=threads)
+    return _core().LaunchConfig(grid=blocks, block=threads)
 
 
-class TorchStream:
-    """PyTorch's stream, as cuda-core wants to see it."""
+@cache
+def stream_of(handle: int) -> Any:
+    """Return PyTorch's stream as cuda-core's own: handing over foreign objects is deprecated there.
 
-    def __init__(self, handle: int) -> None:
-        self.handle = handle
-
-    def __cuda_stream__(self) -> tuple[int, int]:
-        return 0, self.handle
+    Args:
+        handle: The stream's address, 0 for the current device's default; PyTorch keeps its streams for good.
+    """
+    return _core().Stream.from_handle(handle)
 
 
 @cache
@@ -82,39 +115,69 @@ def kernels(index: int) -> dict[str, Any]:
     """Return the entries, loaded for a device, by name.
 
     Args:
-        index: The device's.
+        index: The device's; it must be the current one.
 
     Raises:
         ImportError: cuda-core is not installed.
+        BackendUnavailable: A graph is being captured: loading would break it.
         Exception: NVRTC is missing, or the driver refuses the code; cuda-core's own classes.
     """
-    from cuda.core import Device, ObjectCode
-
-    Device(index).set_current()
+    _refuse_capture(index)
+    _core().Device(index).set_current()
     major, minor = torch.cuda.get_device_capability(index)
-    code = ObjectCode.from_cubin(cubin(f"sm_{major}{minor}"))
-    return {entry: code.get_kernel(entry) for entry in entries()}
+    arch = f"sm_{major}{minor}"
+    try:
+        return _loaded(cubin(arch))
+    except Exception:
+        # A damaged file in the cache must not stand in the way for good.
+        if not forget(arch):
+            raise
+    return _loaded(cubin(arch))
 
 
-@cache
-def why_not() -> str | None:
-    """Compile and load the kernel for the current device and try it; return why it cannot run, or None.
+def _loaded(code: bytes) -> dict[str, Any]:
+    module = _core().ObjectCode.from_cubin(code)
+    return {entry: module.get_kernel(entry) for entry in entries()}
 
-    Every entry runs once, so that none is loaded while a graph is captured.
+
+def _refuse_capture(index: int) -> None:
+    if torch.cuda.is_current_stream_capturing():
+        raise BackendUnavailable(
+            f"backend 'cuda' is not ready on cuda:{index} while a CUDA graph is captured; "
+            "make the plan, or call it once, before the capture begins"
+        )
+
+
+def why_not(index: int | None = None) -> str | None:
+    """Compile and load the kernel for a device and try it; return why it cannot run, or None.
+
+    Every entry runs once, so that none is loaded while a graph is captured. Each device's answer is kept.
+
+    Args:
+        index: The device's, or None for the current one.
+
+    Raises:
+        BackendUnavailable: A graph is being captured at the first call for the device.
     """
     if torch.version.cuda is None or not torch.cuda.is_available():
         return "PyTorch sees no CUDA device"
+    return tried(torch.cuda.current_device() if index is None else index)
+
+
+@cache
+def tried(index: int) -> str | None:
+    """Try a device for ``why_not``."""
+    _refuse_capture(index)
     try:
         for ids_dtype in IDS:
             for weights_dtype in WEIGHTS:
-                _try(ids_dtype, weights_dtype)
+                _try(ids_dtype, weights_dtype, torch.device("cuda", index))
     except Exception as error:
         return " ".join(f"{type(error).__name__}: {error}".split())[:300]
     return None
 
 
-def _try(ids_dtype: torch.dtype, weights_dtype: torch.dtype) -> None:
-    device = torch.device("cuda", torch.cuda.current_device())
+def _try(ids_dtype: torch.dtype, weights_dtype: torch.dtype, device: torch.device) -> None:
     ids = torch.tensor([[0, 1], [2, 3]], dtype=ids_dtype, device=device)
     weights = torch.tensor([[0.75, 0.25], [0.5, 0.375]], dtype=weights_dtype, device=device)
     layer = LayerSimilarity(torch.full((4, 4), 0.5).fill_diagonal_(1.0))

@@ -90,11 +90,16 @@ SERE_INLINE void count(const Call<Id, W>& call, const Thread& thread, Block& blo
 template <class Id, class W>
 SERE_INLINE void reroute(const Call<Id, W>& call, Block& block) {
     const Thread thread = this_thread();
-    const int rows = 32 >> call.lane_bits, N = real_rows(call);
+    const int rows = 32 >> call.lane_bits;
+    // Every load of the first trip to memory comes before the first look at one.
+    Words real = {};
+    if (call.num_tokens != nullptr) real = Words::fetch(call.num_tokens, 0, call.given & WIDE_NUM_TOKENS);
+    const Slot<Id, W> first = Slot<Id, W>::load(call, thread, thread.warp * rows);
+    const unsigned char kept = call.keep[thread.index < call.E ? thread.index : 0];
     Ahead ahead;
     ahead.fetch(call, thread, thread.warp);
-    const Slot<Id, W> first = Slot<Id, W>::read(call, thread, thread.warp * rows, N);
-    clear(call, thread, block);
+    clear(call, thread, block, kept);
+    const int N = real_rows(call, real);
     __syncthreads();
     vote(call, thread, block, first, N);
     __syncthreads();

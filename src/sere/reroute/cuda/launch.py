@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,8 +26,7 @@ WEIGHTS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Launch:
+class Launch(NamedTuple):
     """What a launch needs; it neither allocates nor waits.
 
     Attributes:
@@ -65,6 +65,12 @@ def geometry(T: int, K: int, E: int) -> tuple[int, int]:
     return max(1, min(32, lanes // 1024)), threads
 
 
+# What depends on shapes and dtypes alone: a decode step has the same ones over and over.
+@lru_cache(maxsize=4096)
+def _shaped(T: int, K: int, E: int, ids: torch.dtype, weights: torch.dtype) -> tuple[str, int, int, int]:
+    return f"reroute_{IDS[ids]}_{WEIGHTS[weights]}", *geometry(T, K, E), _lane_bits(K)
+
+
 def prepare(
     ids: Tensor,
     weights: Tensor,
@@ -97,17 +103,17 @@ def prepare(
         | (WIDE_BUDGETS if row_budget is not None and row_budget.dtype == torch.int64 else 0)
         | (WIDE_NUM_TOKENS if there is not None and there.dtype == torch.int64 else 0)
     )
+    entry, blocks, threads, lane_bits = _shaped(T, K, E, ids.dtype, weights.dtype)
     tensors = (
         ids, weights, new_ids, new_weights, neighbours.order, neighbours.count, neighbours.keep,
         neighbours.scale, row_budget, there, counters,
     )  # fmt: skip
     numbers = (
         T, K, E, max(0, min(T, N)), min(rules.select_top_k, K), min(rules.min_active, E), rules.merge, given,
-        _lane_bits(K), rules.sentinel,
+        lane_bits, rules.sentinel,
     )  # fmt: skip
-    words = tuple(0 if tensor is None else tensor.data_ptr() for tensor in tensors) + numbers
-    blocks, threads = geometry(T, K, E)
-    return Launch(f"reroute_{IDS[ids.dtype]}_{WEIGHTS[weights.dtype]}", blocks, threads, words, (*tensors,))
+    words = (*[0 if tensor is None else tensor.data_ptr() for tensor in tensors], *numbers)
+    return Launch(entry, blocks, threads, words, tensors)
 
 
 def _lane_bits(K: int) -> int:

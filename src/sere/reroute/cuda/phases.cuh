@@ -4,13 +4,13 @@
 
 SERE_INLINE int bits_below(unsigned bits, int place) { return __popc(bits & ((1u << place) - 1)); }
 
-// Nothing counted, no expert marked, every expert its own target.
+// Nothing counted, no expert marked, every expert its own target. ``kept``: the thread's first expert's flag.
 template <class Id, class W>
-SERE_INLINE void clear(const Call<Id, W>& call, const Thread& thread, Block& block) {
+SERE_INLINE void clear(const Call<Id, W>& call, const Thread& thread, Block& block, unsigned char kept) {
 #pragma unroll 1
     for (int e = thread.index; e < call.E; e += thread.threads) {
         block.occurs[e] = block.primary[e] = block.critical[e] = 0;
-        block.keep[e] = call.keep[e];
+        block.keep[e] = e == thread.index ? kept : call.keep[e];
         block.target[e] = static_cast<unsigned short>(e);
     }
     if (thread.index == 0) {
@@ -27,8 +27,9 @@ SERE_INLINE void vote(const Call<Id, W>& call, const Thread& thread, Block& bloc
     int real = 0, valid = 0;
 #pragma unroll 1
     for (int row = thread.warp * rows; row < call.T; row += thread.warps * rows) {
-        const Slot<Id, W> mine = next;
-        next = Slot<Id, W>::read(call, thread, row + thread.warps * rows, N);
+        Slot<Id, W> mine = next;
+        next = Slot<Id, W>::load(call, thread, row + thread.warps * rows);
+        mine.judge(call, N);
         const typename W::Wide weight = mine.valid ? W::read(mine.bits) : W::least();
         int rank = 0;
         for (int other = 0; other < call.K; ++other) {
@@ -110,17 +111,18 @@ struct Ahead {
         start = first;
 #pragma unroll
         for (int i = 0; i < EXPERTS; ++i) {
-            const int e = first + i * thread.warps;
-            const bool there = e < call.E;
-            neighbour[i] = there && thread.lane < call.E ? call.order[e * call.E + thread.lane] : 0;
-            count[i] = there ? call.count[e] : 0;
+            // Nobody asks for an expert from E on, nor for a place from the count on.
+            const int e = first + i * thread.warps < call.E ? first + i * thread.warps : 0;
+            neighbour[i] = call.order[e * call.E + (thread.lane < call.E ? thread.lane : 0)];
+            count[i] = call.count[e];
         }
     }
 };
 
-// Whether an expert may take over slots: in P, or in C once that is known.
+// Whether an expert may take over slots: in P, or in C once that is known. No branch, so that several of these
+// reads are under way together; C is not read in the pass that makes it.
 SERE_INLINE bool is_candidate(const Block& block, int e, bool active) {
-    return block.primary[e] || (active && block.critical[e]);
+    return block.primary[e] | (active ? block.critical[e] : 0);
 }
 
 // Which of a warp's next experts need a target: bit i for expert start + i * warps.
@@ -160,14 +162,16 @@ SERE_INLINE void choose_targets(
         if (start != ahead.start) ahead.fetch(call, thread, start);
         const unsigned wanted = searching(call, thread, block, start, active);
         unsigned far = wanted;
+        bool fits[Ahead::EXPERTS];
 #pragma unroll
         for (int i = 0; i < Ahead::EXPERTS; ++i) {
-            if (!(wanted >> i & 1u)) continue;
-            const int neighbour = ahead.neighbour[i];
-            const bool fits = thread.lane < ahead.count[i] && is_candidate(block, neighbour, active);
-            const unsigned found = __ballot_sync(ALL_LANES, fits);
-            if (thread.lane == __ffs(found) - 1) {
-                block.target[start + i * thread.warps] = static_cast<unsigned short>(neighbour);
+            fits[i] = is_candidate(block, ahead.neighbour[i], active) & (thread.lane < ahead.count[i]);
+        }
+#pragma unroll
+        for (int i = 0; i < Ahead::EXPERTS; ++i) {
+            const unsigned found = __ballot_sync(ALL_LANES, fits[i]);
+            if ((wanted >> i & 1u) && thread.lane == __ffs(found) - 1) {
+                block.target[start + i * thread.warps] = static_cast<unsigned short>(ahead.neighbour[i]);
             }
             if (found != 0) far &= ~(1u << i);
         }

@@ -1,0 +1,51 @@
+"""compute-sanitizer on the kernel, on a GPU: slow, so apart from the rest (``make gpu-sanitize``)."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from sere.reroute.cuda.launch import entries
+
+from .cases import NO_DEVICE
+
+SANITIZER = shutil.which("compute-sanitizer")
+# Only our kernels: PyTorch's own are many, and each that is watched takes seconds.
+FILTER = "reroute_"
+
+
+def command(tool: str) -> list[str]:
+    """Return the sanitizer's command line without the program.
+
+    PyTorch and the driver ask for symbols and devices that may not be there: such calls are no errors here.
+    """
+    options = ["--report-api-errors", "no", "--kernel-name", f"kns={FILTER}", "--error-exitcode", "86"]
+    return [str(SANITIZER), "--tool", tool, *options]
+
+
+def test_the_filter_takes_every_entry() -> None:
+    """No entry of the source escapes the sanitizer for its name."""
+    assert all(FILTER in entry for entry in entries())
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason=NO_DEVICE)
+@pytest.mark.skipif(SANITIZER is None, reason="compute-sanitizer is not on the PATH")
+@pytest.mark.parametrize("tool", ["memcheck", "racecheck", "synccheck"])
+def test_compute_sanitizer(tool: str) -> None:
+    """compute-sanitizer finds nothing in a call of every option."""
+    # In PyTorch's pool a read past a tensor's end is still in somebody's memory.
+    environment = os.environ | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+    program = [sys.executable, "-m", "tests.reroute.sanitized"]
+    run = subprocess.run(
+        command(tool) + program, env=environment, capture_output=True, text=True, check=False, timeout=600
+    )
+    assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-1000:]
+    assert "done" in run.stdout
+    assert re.search(r"ERROR SUMMARY: 0 errors|RACECHECK SUMMARY: .*\(0 errors", run.stdout)

@@ -116,7 +116,7 @@ class RequestBook:
                 continue
             decoding = done is not None and done >= known[0]
             if all_phases or (decoding and counts[place] == 1 + len(drafts.get(name, ()))):
-                chosen[place] = default if known[1] is None else known[1]
+                chosen[place] = min(default if known[1] is None else known[1], PROTECTED)
         return np.repeat(chosen, counts)
 
 

@@ -12,9 +12,13 @@ import torch
 from sere.config import RerouteConfig
 from sere.errors import ConfigError
 from sere.integrations.vllm import live
+from sere.integrations.vllm.options import Options
 from sere.integrations.vllm.requests import PROTECTED
 from sere.integrations.vllm.rows import RowSignal
-from tests.integrations.vllm.test_parts import RequestBook, new, step
+from sere.integrations.vllm.session import Session
+from tests.integrations.vllm.test_parts import RequestBook, any_table, new, step
+
+__all__ = ["any_table"]
 
 LARGE = (1 << 31) - 1
 
@@ -49,3 +53,46 @@ def test_larger_s_is_refused() -> None:
     known = session()
     assert text in live.change(known, {"select_top_k": LARGE + 1})["error"]
     assert known.config.select_top_k == 2
+
+
+class Router:
+    """vLLM's ``BaseRouter`` in miniature."""
+
+    def __init__(self, K: int) -> None:
+        self.top_k = K
+
+    def _compute_routing(self, *_: Any, **__: Any) -> Any:
+        raise NotImplementedError
+
+
+def prepared(table: Any, known: dict[str, Any], runner: type = SimpleNamespace) -> Session:
+    """A session whose layers are stand-ins for vLLM's runners, prepared as after loading."""
+    config = SimpleNamespace(
+        parallel_config=SimpleNamespace(pipeline_parallel_size=1),
+        compilation_config=SimpleNamespace(mode=0, static_forward_context=known),
+    )
+    found = Session(Options(reroute=RerouteConfig(select_top_k=1)), config, table)
+    for index in table.layers:
+        layer = runner()
+        layer.layer_name, layer.router = f"model.layers.{index}.experts", Router(table.identity.K)
+        layer.moe_config = SimpleNamespace(num_experts=table.E)
+        found.add(layer)
+    found.prepare(torch.device("cpu"), 4)
+    return found
+
+
+def test_tensors_are_buffers_of_the_runner(any_table: Any) -> None:
+    """Where the runner is a module, it holds the layer's tensors, which the sleep mode then saves."""
+    found = prepared(any_table, {}, torch.nn.Module)
+    for layer in found.layers.values():
+        assert dict(layer.runner.named_buffers())["sere_counters"] is layer.counters
+
+
+def test_runner_that_is_no_module(any_table: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """Until 0.20 the runner is no module: the one that owns it holds the tensors; without one the log warns."""
+    owner = torch.nn.Module()
+    with caplog.at_level("WARNING", logger="vllm.sere"):
+        found = prepared(any_table, {"model.layers.0.experts": owner})
+    assert dict(owner.named_buffers())["sere_budget"] is found.layers[0].signal.budget  # type: ignore[union-attr]
+    assert "model.layers.1.experts has no module to keep its tensors; do not use sleep level 2" in caplog.text
+    assert "model.layers.0" not in caplog.text

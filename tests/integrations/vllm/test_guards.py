@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from sere.config import RerouteConfig
-from sere.errors import ConfigError
-from sere.integrations.vllm import live
+from sere.errors import ConfigError, UnsupportedEngine
+from sere.integrations.vllm import features, live, stats
 from sere.integrations.vllm.options import Options
 from sere.integrations.vllm.requests import PROTECTED
 from sere.integrations.vllm.rows import RowSignal
 from sere.integrations.vllm.session import Session
-from tests.integrations.vllm.test_parts import RequestBook, any_table, new, step
+from tests.integrations.vllm.test_parts import RequestBook, any_table, engine_config, new, step
 
 __all__ = ["any_table"]
 
@@ -96,3 +96,30 @@ def test_runner_that_is_no_module(any_table: Any, caplog: pytest.LogCaptureFixtu
     assert dict(owner.named_buffers())["sere_budget"] is found.layers[0].signal.budget  # type: ignore[union-attr]
     assert "model.layers.1.experts has no module to keep its tensors; do not use sleep level 2" in caplog.text
     assert "model.layers.0" not in caplog.text
+
+
+def test_backend_that_passes_routers_by() -> None:
+    """A decode backend that chooses experts without the router is refused, with its name; others are not."""
+    config = engine_config()
+    config.additional_config = {"decode_backend": "latency_specialized"}
+    with pytest.raises(UnsupportedEngine, match="decode_backend latency_specialized: its decode steps choose"):
+        features.check_features(config, allow_untested=True)
+    config.additional_config = {"decode_backend": "other"}
+    features.check_features(config, allow_untested=False)
+
+
+def test_idle_layer_is_warned_of_once(any_table: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """A layer that saw none of the re-routed steps is named in the log, once; before any step none is."""
+    owners = {f"model.layers.{index}.experts": torch.nn.Module() for index in any_table.layers}
+    found = prepared(any_table, owners)
+    K = any_table.identity.K
+    stats.answer(found)
+    assert not caplog.text
+    assert found.signal is not None
+    found.signal.announce(np.array([1, 1], dtype=np.int32))
+    found.steps_rerouted += 1
+    found.layers[0].route(torch.rand(2, K), torch.arange(2 * K, dtype=torch.int32).view(2, K))
+    with caplog.at_level("WARNING", logger="vllm.sere"):
+        stats.answer(found)
+        stats.answer(found)
+    assert caplog.text.count("1 of 2 layers saw none, model.layers.1.experts the first") == 1

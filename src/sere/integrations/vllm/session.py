@@ -83,6 +83,7 @@ class Session:
         steps: What watches the model runner; None until the model is loaded.
         steps_rerouted: Steps with a row to re-route.
         steps_passed: Steps without.
+        warned_of_idle: Whether the log has said that a layer never saw a step.
     """
 
     def __init__(self, options: Options, vllm_config: Any, table: SimilarityTable) -> None:
@@ -95,6 +96,7 @@ class Session:
         self.steps: Steps | None = None
         self.steps_rerouted = 0
         self.steps_passed = 0
+        self.warned_of_idle = False
 
     def add(self, runner: Any) -> None:
         """Take in one MoE layer while the model is built.

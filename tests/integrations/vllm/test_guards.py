@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 
 from sere.config import RerouteConfig
 from sere.errors import ConfigError, UnsupportedEngine
-from sere.integrations.vllm import features, live, stats
+from sere.integrations.vllm import features, kernels, live, stats, versions
 from sere.integrations.vllm.options import Options
 from sere.integrations.vllm.requests import PROTECTED
 from sere.integrations.vllm.rows import RowSignal
@@ -123,3 +124,33 @@ def test_idle_layer_is_warned_of_once(any_table: Any, caplog: pytest.LogCaptureF
         stats.answer(found)
         stats.answer(found)
     assert caplog.text.count("1 of 2 layers saw none, model.layers.1.experts the first") == 1
+
+
+VARIANTS = ("X86CPUUnquantizedExperts", "ArmCPUUnquantizedExperts", "PowerCPUUnquantizedExperts")
+
+
+@pytest.mark.parametrize("kernel", VARIANTS)
+def test_variants_of_the_cpu_kernel(kernel: str) -> None:
+    """The CPU kernel's variants for AMX, Arm and POWER keep a row's expert twice, as it does."""
+    config = RerouteConfig(select_top_k=1)
+    assert kernels.fit_to_kernel(config, kernel, K=4, merge_given=False) == config
+
+
+@pytest.mark.vllm
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize("kernel", VARIANTS)
+def test_variants_share_the_call(kernel: str) -> None:
+    """In the vLLM that is installed the variants run the very method of the CPU kernel that was run."""
+    pytest.importorskip("vllm", reason="needs vLLM: make test-vllm")
+    module = import_module("vllm.model_executor.layers.fused_moe.experts.cpu_moe")
+    variant = getattr(module, kernel, None)
+    assert variant is None or variant.apply is module.CPUUnquantizedExperts.apply
+
+
+def test_work_handed_to_zentorch() -> None:
+    """A CPU kernel that hands its work on is another kernel, which gets distinct rows."""
+    kernel = SimpleNamespace(_use_zentorch=True)
+    assert versions.kernel_name(kernel) == "zentorch"
+    assert versions.kernel_name(SimpleNamespace(_use_zentorch=False)) == "SimpleNamespace"
+    assert versions.kernel_name(None) is None
+    assert "zentorch" not in kernels.BEARS_DUPLICATES

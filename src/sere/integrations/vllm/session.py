@@ -167,7 +167,7 @@ class Session:
             if monolithic:
                 method = getattr(getattr(layer.runner, "routed_experts", layer.runner), "quant_method", None)
                 kernels.refuse_monolithic(layer.name, method, kernel)
-            self.kernel = None if kernel is None else type(kernel).__name__
+            self.kernel = versions.kernel_name(kernel)
             self.config = kernels.fit_to_kernel(
                 self.config, self.kernel, K=layer.K, merge_given=self.options.merge_given
             )

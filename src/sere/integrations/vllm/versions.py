@@ -85,6 +85,16 @@ def expert_kernel(runner: Any) -> tuple[Any, bool]:
     return experts, bool(getattr(method, "is_monolithic", False))
 
 
+def kernel_name(kernel: Any) -> str | None:
+    """Return the class name of an expert kernel, or None where there is none.
+
+    The CPU kernel may hand its work to zentorch, which nobody has read: that is another kernel.
+    """
+    if kernel is None:
+        return None
+    return "zentorch" if getattr(kernel, "_use_zentorch", False) else type(kernel).__name__
+
+
 def logical_experts(runner: Any) -> int:
     """Return how many routed experts a layer has, without EPLB's copies."""
     config = getattr(runner, "moe_config", None)

@@ -15,6 +15,8 @@ from sere.reroute.types import COUNTERS
 if TYPE_CHECKING:
     from sere.integrations.vllm.session import Session
 
+logger = logging.getLogger("vllm.sere")
+
 READ = "sere_stats"
 """Name of the worker's method, for ``collective_rpc``."""
 
@@ -102,7 +104,7 @@ def _warn_of_idle(session: Session, layers: Sequence[Mapping[str, Any]]) -> None
     idle = [layer["name"] for layer in layers if not layer["counters"][steps]]
     if session.steps_rerouted and idle and not session.warned_of_idle:
         session.warned_of_idle = True
-        logging.getLogger("vllm.sere").warning(
+        logger.warning(
             "sere: %d steps were to be re-routed, but %d of %d layers saw none, %s the first: vLLM does not "
             "ask their routers; please report this with the engine's settings",
             session.steps_rerouted, len(idle), len(layers), idle[0],

@@ -12,7 +12,7 @@ import torch
 
 from sere.config import RerouteConfig
 from sere.errors import ConfigError, UnsupportedEngine
-from sere.integrations.vllm import features, kernels, live, stats, versions
+from sere.integrations.vllm import configure, features, kernels, live, read_stats, stats, versions
 from sere.integrations.vllm.options import Options
 from sere.integrations.vllm.requests import PROTECTED
 from sere.integrations.vllm.rows import RowSignal
@@ -154,3 +154,38 @@ def test_work_handed_to_zentorch() -> None:
     assert versions.kernel_name(SimpleNamespace(_use_zentorch=False)) == "SimpleNamespace"
     assert versions.kernel_name(None) is None
     assert "zentorch" not in kernels.BEARS_DUPLICATES
+
+
+def test_kept_experts_of_layers_elsewhere() -> None:
+    """A live ``keep`` is checked for layers of other processes too, so that all ranks refuse it alike."""
+    known = session()
+    for keep, text in (
+        ({1: [3, 16]}, "keep: expected expert ids in [0, 16), got 16 in layer 1"),
+        ({4: [3]}, "keep: the table has no layer 4; it has [0, 1]"),
+    ):
+        assert live.change(known, {"keep": keep}) == {"error": text}
+        assert not known.config.keep
+
+
+@pytest.mark.parametrize("call", [read_stats, lambda llm: configure(llm, select_top_k=1)])
+@pytest.mark.parametrize("settings", [None, {"select_top_k": 2}])
+def test_engine_without_rerouting(call: Any, settings: Any) -> None:
+    """An engine that did not ask, or is disabled by the environment, is named so, whatever vLLM would say."""
+
+    def collective_rpc(method: str, args: Any) -> Any:  # noqa: ARG001
+        raise RuntimeError(f"Call failed: Method {method!r} is not implemented.")
+
+    config = SimpleNamespace(additional_config={} if settings is None else {"sere": settings})
+    llm = SimpleNamespace(llm_engine=SimpleNamespace(vllm_config=config), collective_rpc=collective_rpc)
+    with pytest.raises(UnsupportedEngine, match="re-routing is not active in this engine: start it with"):
+        call(llm)
+
+
+def test_other_errors_of_workers_pass() -> None:
+    """An error of another kind in a worker stays what it is."""
+
+    def collective_rpc(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("out of memory")
+
+    with pytest.raises(RuntimeError, match="out of memory"):
+        read_stats(SimpleNamespace(collective_rpc=collective_rpc))

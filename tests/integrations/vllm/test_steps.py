@@ -186,7 +186,7 @@ def test_settings_change_while_requests_run(llm: Any) -> None:
         ({"select_top_k": 0}, "select_top_k: expected an integer of at least 1, got 0"),
         ({"threshold": -1}, "threshold: expected a number of at least 0"),
         ({"keep": {9: [1]}}, "keep: the table has no layer 9; it has [0, 1]"),
-        ({"keep": {0: [99]}}, "keep: expected expert ids in [0, 16), got 99"),
+        ({"keep": {0: [99]}}, "keep: expected expert ids in [0, 16), got 99 in layer 0"),
         ({"enabled": "no"}, "enabled: expected true or false, got 'no'"),
     ],
 )

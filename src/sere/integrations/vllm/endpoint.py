@@ -12,9 +12,8 @@ from typing import Any
 
 from sere.errors import SereError
 from sere.integrations.vllm import live, stats
+from sere.integrations.vllm.calls import NOT_ACTIVE
 from sere.integrations.vllm.options import section
-
-NOT_ACTIVE = "re-routing is not active in this engine: start it with settings under additional_config['sere']"
 
 
 class Endpoint:

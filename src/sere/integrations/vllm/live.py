@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from sere.errors import ConfigError, SereError, did_you_mean
+from sere.integrations.vllm.calls import ask_workers
+from sere.integrations.vllm.tables import check_keep
 from sere.reroute.types import prepare_neighbours
 
 if TYPE_CHECKING:
@@ -35,8 +37,9 @@ def configure(llm: Any, **changes: Any) -> dict[str, Any]:
 
     Raises:
         ConfigError: A setting cannot be changed here, or its value is refused.
+        UnsupportedEngine: Re-routing is not active in this engine.
     """
-    return agreed(llm.collective_rpc(CHANGE, args=(changes,)))
+    return agreed(ask_workers(llm, CHANGE, changes))
 
 
 def agreed(answers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -81,9 +84,8 @@ def _apply(session: Session, changes: Mapping[str, Any]) -> None:
     if not isinstance(enabled, bool):
         raise ConfigError(f"enabled: expected true or false, got {enabled!r}")
     config = dataclasses.replace(session.config, **{k: v for k, v in changes.items() if k != "enabled"})
-    unknown = sorted(set(config.keep) - set(session.table.layers))
-    if unknown:
-        raise ConfigError(f"keep: the table has no layer {unknown[0]}; it has {list(session.table.layers)}")
+    # All layers, not only this process's: ranks must agree on what is refused.
+    check_keep(session.table, config.keep)
     if {"threshold", "keep"} & set(changes):
         _write_neighbours(session, config)
     session.config, session.enabled = config, enabled

@@ -9,6 +9,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from sere.errors import UnsupportedEngine
+from sere.integrations.vllm.calls import ask_workers
 from sere.reroute.stats import LayerStats, layer_stats
 from sere.reroute.types import COUNTERS
 
@@ -54,7 +55,7 @@ def read_stats(llm: Any, *, reset: bool = False) -> EngineStats:
     Raises:
         UnsupportedEngine: Re-routing is not active in this engine.
     """
-    return merged(llm.collective_rpc(READ, args=(reset,)))
+    return merged(ask_workers(llm, READ, reset))
 
 
 def merged(answers: Sequence[Mapping[str, Any]]) -> EngineStats:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sere.errors import TableError, TableMismatch
+from sere.errors import ConfigError, TableError, TableMismatch
 from sere.structure import architecture_digest
 from sere.table import SimilarityTable
 from sere.table.artifact import summary
@@ -99,6 +100,20 @@ def check_coverage(table: SimilarityTable, found: set[int], *, partial: bool) ->
             f"the table was calibrated on {summary(table.identity)}, but the engine built MoE layers "
             f"{sorted(found) or 'none'}; calibrate this model (sere calibrate) or give its own table"
         )
+
+
+def check_keep(table: SimilarityTable, keep: Mapping[int, Sequence[int]]) -> None:
+    """Refuse layers and experts to keep that the table does not have, in whichever process they are.
+
+    Raises:
+        ConfigError: There is no such layer or expert.
+    """
+    for index, experts in keep.items():
+        if index not in table.layers:
+            raise ConfigError(f"keep: the table has no layer {index}; it has {list(table.layers)}")
+        beyond = [expert for expert in experts if expert >= table.E]
+        if beyond:
+            raise ConfigError(f"keep: expected expert ids in [0, {table.E}), got {beyond[0]} in layer {index}")
 
 
 def _in_hub_cache(model: str, revision: str | None) -> Path | None:

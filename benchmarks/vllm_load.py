@@ -125,6 +125,7 @@ async def _one(
                 tally.outcomes["protected"] += 1
                 if text != expected[prompt]:
                     tally.outcomes["protected, other text"] += 1
+                    tally.wrong.append(f"protected, but another text than off: {prompt!r}")
             else:
                 text = await _text(client, prompt, {})
                 tally.outcomes["answered"] += 1

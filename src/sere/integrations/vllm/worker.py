@@ -166,6 +166,7 @@ class Steps:
             else:
                 # The device drops some drafted tokens by itself: whose rows are where is not known here.
                 self._before_dummy()
+                self.session.steps_passed += 1
             return batch
 
         return prepared

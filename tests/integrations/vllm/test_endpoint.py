@@ -24,9 +24,7 @@ class Engine:
         settings = RerouteConfig(select_top_k=2, table="/home/somebody/secret.safetensors").to_mapping()
         if method == "sere_configure":
             return [settings | {"enabled": True} | args[0]]
-        return [
-            {"enabled": True, "settings": settings, "steps_rerouted": 1, "steps_passed": 0, "layers": []}
-        ]
+        return [{"enabled": True, "settings": settings, "steps_rerouted": 1, "steps_passed": 0, "layers": []}]
 
 
 def ask(method: str, route: str, key: str | None) -> tuple[int, str]:

@@ -90,7 +90,7 @@ def test_tensors_are_buffers_of_the_runner(any_table: Any) -> None:
 
 
 def test_runner_that_is_no_module(any_table: Any, caplog: pytest.LogCaptureFixture) -> None:
-    """Until 0.20 the runner is no module: the one that owns it holds the tensors; without one the log warns."""
+    """Until 0.20 the runner is no module: its owner holds the tensors; without one the log warns."""
     owner = torch.nn.Module()
     with caplog.at_level("WARNING", logger="vllm.sere"):
         found = prepared(any_table, {"model.layers.0.experts": owner})
@@ -174,7 +174,7 @@ def test_kept_experts_of_layers_elsewhere() -> None:
 def test_engine_without_rerouting(call: Any, settings: Any) -> None:
     """An engine that did not ask, or is disabled by the environment, is named so, whatever vLLM would say."""
 
-    def collective_rpc(method: str, args: Any) -> Any:  # noqa: ARG001
+    def collective_rpc(method: str, args: Any) -> Any:
         raise RuntimeError(f"Call failed: Method {method!r} is not implemented.")
 
     config = SimpleNamespace(additional_config={} if settings is None else {"sere": settings})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import subprocess
 import sys
 from pathlib import Path
@@ -76,3 +77,13 @@ def test_missing_and_broken_modules(tmp_path: Path) -> None:
         "assert not seen\n",
         tmp_path,
     )
+
+
+def test_kill_switch_is_announced(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """With ``SERE_DISABLE=1`` registering does nothing, not even import vLLM, and says so."""
+    from sere.integrations.vllm.plugin import register
+
+    monkeypatch.setenv("SERE_DISABLE", "1")
+    with caplog.at_level(logging.INFO, logger="vllm.sere"):
+        register()
+    assert "switched off by SERE_DISABLE" in caplog.text

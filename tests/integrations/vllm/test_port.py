@@ -47,7 +47,7 @@ def read(number: int) -> str:
 
 
 def test_port_closes_with_its_worker(free: int) -> None:
-    """After a worker's warm-up its numbers are served, until it shuts down; then another may have the port."""
+    """After a worker's warm-up its numbers are served until it shuts down, and then the port is free."""
     ended = []
     worker: Any = SimpleNamespace(
         rank=0, compile_or_warm_up_model=lambda: 7, shutdown=lambda: ended.append("worker")

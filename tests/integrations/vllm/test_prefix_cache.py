@@ -20,7 +20,7 @@ BLOCK = 128
 
 
 def test_shared_prefix(tmp_path: Path) -> None:
-    """With a block of the prompt cached, one row or more of it is left: protected, then decoded rows follow."""
+    """With a block of the prompt cached, the rows that are left are protected; decoded rows follow."""
     prefix = [(7 * j * j + j) % 128 for j in range(BLOCK)]
     with engine(save_model(tmp_path), {"select_top_k": 1}, enable_prefix_caching=True) as llm:
         for tail in ([5], [9], [3, 4, 8]):

@@ -52,7 +52,8 @@ class Options:
             raise ConfigError(f"metrics_port: expected a port from 1 to 65535, got {port!r}")
         if not isinstance(self.metrics_host, str) or not self.metrics_host:
             raise ConfigError(
-                f"metrics_host: expected an address to listen on, such as '0.0.0.0', got {self.metrics_host!r}"
+                "metrics_host: expected an address to listen on, such as '127.0.0.1', "
+                f"got {self.metrics_host!r}"
             )
 
     @classmethod

@@ -113,7 +113,9 @@ def check_keep(table: SimilarityTable, keep: Mapping[int, Sequence[int]]) -> Non
             raise ConfigError(f"keep: the table has no layer {index}; it has {list(table.layers)}")
         beyond = [expert for expert in experts if expert >= table.E]
         if beyond:
-            raise ConfigError(f"keep: expected expert ids in [0, {table.E}), got {beyond[0]} in layer {index}")
+            raise ConfigError(
+                f"keep: expected expert ids in [0, {table.E}), got {beyond[0]} in layer {index}"
+            )
 
 
 def _in_hub_cache(model: str, revision: str | None) -> Path | None:

@@ -88,9 +88,9 @@ async def _load(server: Server, total: int, chance: random.Random) -> dict[str, 
     client = AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=300)
     tally, started = Tally(), monotonic()
     prompts = [f"add {chance.randint(100, 999)} {chance.randint(100, 999)} = " for _ in range(20)]
-    server.post("/sere/settings", {"enabled": False})
+    server.post("/v1/sere/settings", {"enabled": False})
     expected = {prompt: await _text(client, prompt, {}) for prompt in prompts}
-    server.post("/sere/settings", {"enabled": True})
+    server.post("/v1/sere/settings", {"enabled": True})
     changing = asyncio.create_task(_change(server, tally))
     watching = asyncio.create_task(_watch(server, tally, started))
     sent = 0
@@ -125,6 +125,7 @@ async def _one(
                 tally.outcomes["protected"] += 1
                 if text != expected[prompt]:
                     tally.outcomes["protected, other text"] += 1
+                    tally.wrong.append(f"protected, but another text than off: {prompt!r}")
             else:
                 text = await _text(client, prompt, {})
                 tally.outcomes["answered"] += 1
@@ -180,7 +181,7 @@ async def _change(server: Server, tally: Tally) -> None:
     while True:
         await asyncio.sleep(1.0)
         change = CHANGES[place % len(CHANGES)]
-        status, answer = await asyncio.to_thread(server.post, "/sere/settings", change)
+        status, answer = await asyncio.to_thread(server.post, "/v1/sere/settings", change)
         tally.outcomes[f"settings {status}"] += 1
         if (status == 200) != (change != {"select_top_k": 0}):
             tally.wrong.append(f"settings {change}: {status} {answer}")
@@ -198,11 +199,11 @@ async def _after(
     server: Server, client: Any, prompts: Sequence[str], expected: dict[str, str], tally: Tally
 ) -> None:
     """When all is quiet: alone in its batch, a protected request gives the very text of off."""
-    server.post("/sere/settings", {"enabled": True, "select_top_k": 1, "threshold": 0.0})
+    server.post("/v1/sere/settings", {"enabled": True, "select_top_k": 1, "threshold": 0.0})
     for prompt in prompts:
         if await _text(client, prompt, {"vllm_xargs": {"sere": "off"}}) != expected[prompt]:
             tally.wrong.append(f"protected and alone, but another text than off: {prompt!r}")
-    answers = json.loads(server.get("/sere/stats")[1])
+    answers = json.loads(server.get("/v1/sere/stats")[1])
     if not answers["steps_rerouted"]:
         tally.wrong.append("no step was re-routed")
 

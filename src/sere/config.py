@@ -19,16 +19,19 @@ Merge = Literal["none", "same", "distinct", "sentinel"]
 Phases = Literal["decode", "all"]
 Backend = Literal["auto", "reference", "torch", "cpu", "cuda"]
 
+# Kernels take both numbers as int32.
+MOST_INT = (1 << 31) - 1
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RerouteConfig:
     """How to re-route; METHOD.md section 4 defines each setting.
 
     Attributes:
-        select_top_k: S, slots per token that are primary; at least 1.
+        select_top_k: S, slots per token that are primary; 1 to ``MOST_INT``. From K on nothing is re-routed.
         threshold: ρ, least similarity at which an expert may be replaced; at least 0.
             Compared in float32, like the similarities.
-        min_active: Least number of primary experts per layer and step; 0 for no floor.
+        min_active: Least number of primary experts per layer and step, to ``MOST_INT``; 0 for no floor.
         keep: Experts that are never replaced: ``{layer index: expert ids}``.
         targets: Replace by the most similar ``"primary"`` expert (the paper) or ``"active"`` one.
         use_scale: Multiply the weight of a re-routed slot by the table's ``scale``.
@@ -138,6 +141,8 @@ def check_sentinel(merge: str, sentinel: int | None) -> None:
 def _check_int(name: str, value: object, *, least: int) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise ConfigError(f"{name}: expected an integer of at least {least}, got {value!r}")
+    if value > MOST_INT:
+        raise ConfigError(f"{name}: expected an integer of at most {MOST_INT}, got {value!r}")
 
 
 def _check_threshold(value: object) -> None:

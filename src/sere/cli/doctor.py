@@ -117,14 +117,14 @@ def _extras() -> Iterator[Finding]:
 
 
 def _vllm() -> Finding:
-    """Say which vLLM is there and whether re-routing knows it; what it must be for is the engine's to say."""
-    from sere.integrations.vllm.versions import check_version, describe_range, engine_version
+    """Say which vLLM is there and whether re-routing knows it on the device that it was built for."""
+    from sere.integrations.vllm.versions import check_version, describe_range, engine_device, engine_version
 
     version = engine_version()
     if version is None:
         return Finding("extras", "vllm", "missing", f"{_SERVER}, {describe_range()}")
     try:
-        check_version(version, device_type="cuda", allow_untested=False)
+        check_version(version, device_type=engine_device(), allow_untested=False)
     except SereError as error:
         return Finding("extras", "vllm", "missing", str(error))
     return Finding("extras", "vllm", "ok", f"{_SERVER} ({version})")

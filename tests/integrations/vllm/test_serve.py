@@ -58,7 +58,7 @@ def test_served_requests_are_rerouted(server: Server) -> None:
     answers = together(server, [{}] * 8)
     assert [status for status, _ in answers] == [200] * 8
     assert all(answer["usage"]["completion_tokens"] == 24 for _, answer in answers)
-    status, text = server.get("/sere/stats")
+    status, text = server.get("/v1/sere/stats")
     stats = json.loads(text)
     assert status == 200
     assert stats["steps_rerouted"] > 0
@@ -82,15 +82,15 @@ def test_tiers_over_http(server: Server) -> None:
 
 def test_settings_over_http(server: Server) -> None:
     """One call changes settings; protected requests and a switched-off engine give the same text."""
-    assert server.post("/sere/settings", {"select_top_k": 8})[1]["select_top_k"] == 8
+    assert server.post("/v1/sere/settings", {"select_top_k": 8})[1]["select_top_k"] == 8
     full = [server.complete(prompt)[1]["choices"][0]["text"] for prompt in PROMPTS[:3]]
-    assert server.post("/sere/settings", {"select_top_k": 1, "threshold": 0.1})[0] == 200
+    assert server.post("/v1/sere/settings", {"select_top_k": 1, "threshold": 0.1})[0] == 200
     off = [server.complete(p, vllm_xargs={"sere": "off"})[1]["choices"][0]["text"] for p in PROMPTS[:3]]
-    status, settings = server.post("/sere/settings", {"enabled": False})
+    status, settings = server.post("/v1/sere/settings", {"enabled": False})
     assert (status, settings["enabled"], settings["threshold"]) == (200, False, 0.1)
     without = [server.complete(prompt)[1]["choices"][0]["text"] for prompt in PROMPTS[:3]]
     assert full == off == without
-    assert server.post("/sere/settings", {"enabled": True, "threshold": 0.0})[0] == 200
+    assert server.post("/v1/sere/settings", {"enabled": True, "threshold": 0.0})[0] == 200
 
 
 @pytest.mark.parametrize(
@@ -103,7 +103,7 @@ def test_settings_over_http(server: Server) -> None:
 )
 def test_refused_settings_over_http(server: Server, body: Any, text: str) -> None:
     """A change that is refused comes back as 400 with its reason, and the server goes on."""
-    status, answer = server.post("/sere/settings", body)
+    status, answer = server.post("/v1/sere/settings", body)
     assert status == 400
     assert text in answer["error"]
     assert server.complete(PROMPTS[0])[0] == 200
@@ -111,7 +111,7 @@ def test_refused_settings_over_http(server: Server, body: Any, text: str) -> Non
 
 def test_metrics_over_http(server: Server, ports: int) -> None:
     """The route and the port of its own give the same Prometheus metrics."""
-    status, route = server.get("/sere/metrics")
+    status, route = server.get("/v1/sere/metrics")
     with urllib.request.urlopen(f"http://127.0.0.1:{ports}/metrics", timeout=30) as answer:
         port = answer.read().decode()
     assert status == 200

@@ -1,31 +1,32 @@
 """Routes on ``vllm serve``: read and change re-routing over HTTP.
 
 vLLM adds a plug-in's routes only where ``VLLM_PLUGINS`` names it (since 0.28), so a server that nobody told
-to has none of these. Re-routing itself needs no route.
+to has none of these. Re-routing itself needs no route. They stand under ``/v1``, which is where vLLM asks
+for its ``--api-key``.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from sere.errors import SereError
 from sere.integrations.vllm import live, stats
+from sere.integrations.vllm.calls import NOT_ACTIVE
 from sere.integrations.vllm.options import section
-
-NOT_ACTIVE = "re-routing is not active in this engine: start it with settings under additional_config['sere']"
 
 
 class Endpoint:
-    """What vLLM's API server asks for routes: ``/sere/stats``, ``/sere/metrics`` and ``/sere/settings``."""
+    """What vLLM's API server asks for routes: ``stats``, ``metrics`` and ``settings`` under ``/v1/sere``."""
 
     name = "sere"
     required_tasks = ("generate",)
 
     def attach_router(self, app: Any) -> None:
         """Add the routes to the server's application."""
-        app.add_route("/sere/stats", read_stats, methods=["GET"])
-        app.add_route("/sere/metrics", read_metrics, methods=["GET"])
-        app.add_route("/sere/settings", change_settings, methods=["POST"])
+        app.add_route("/v1/sere/stats", read_stats, methods=["GET"])
+        app.add_route("/v1/sere/metrics", read_metrics, methods=["GET"])
+        app.add_route("/v1/sere/settings", change_settings, methods=["POST"])
 
     async def init_state(self, engine_client: Any, state: Any, args: Any) -> None:  # noqa: ARG002
         """Keep the way to the engine for the routes."""
@@ -44,6 +45,11 @@ async def _ask(engine: Any, method: str, *args: Any) -> Any:
     return await engine.collective_rpc(method, args=args)
 
 
+def _public(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings without what is nobody's business over HTTP: where a file lies on the server."""
+    return {name: value for name, value in settings.items() if name != "table"}
+
+
 def _json(value: Any, status: int = 200) -> Any:
     from fastapi.responses import JSONResponse
 
@@ -56,7 +62,8 @@ async def read_stats(request: Any) -> Any:
         answers = await _ask(request.app.state.sere_engine, stats.READ, False)
     except LookupError as error:
         return _json({"error": str(error)}, 409)
-    return _json(stats.merged(answers).to_mapping())
+    found = stats.merged(answers).to_mapping()
+    return _json(found | {"settings": _public(found["settings"])})
 
 
 async def read_metrics(request: Any) -> Any:
@@ -80,7 +87,7 @@ async def change_settings(request: Any) -> Any:
         if not isinstance(changes, dict):
             raise ValueError("expected a JSON object of settings")
         answers = await _ask(request.app.state.sere_engine, live.CHANGE, changes)
-        return _json(live.agreed(answers))
+        return _json(_public(live.agreed(answers)))
     except LookupError as error:
         return _json({"error": str(error)}, 409)
     except (SereError, ValueError) as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from sere.errors import UnsupportedEngine
@@ -48,6 +48,13 @@ def _wrong(vllm_config: Any) -> Iterator[tuple[str, str, str]]:
             "prefill context parallelism",
             "each rank sees a part of the rows only, so ranks would read budgets of other rows",
             "start without --prefill-context-parallel-size",
+        )
+    additional = getattr(vllm_config, "additional_config", None)
+    if isinstance(additional, Mapping) and additional.get("decode_backend") == "latency_specialized":
+        yield (
+            "decode_backend latency_specialized",
+            "its decode steps choose their experts without vLLM's router, so that nothing would be re-routed",
+            "start without decode_backend in additional_config",
         )
     if os.environ.get("VLLM_BATCH_INVARIANT", "0") not in ("", "0"):
         yield (

@@ -10,6 +10,7 @@ from sere.errors import ConfigError, TableMismatch
 from sere.integrations.vllm import features, tables, versions
 from sere.integrations.vllm.options import KEY, Options, section
 from sere.integrations.vllm.requests import parse_tier
+from sere.policies.sere import check_keep
 
 
 def check_start(vllm_config: Any) -> None:
@@ -34,7 +35,7 @@ def check_start(vllm_config: Any) -> None:
     model_config = vllm_config.model_config
     path = tables.find_table(options.reroute.table, model_config)
     table = tables.load_table(path, model_config.hf_text_config)
-    _check_keep(options, set(table.layers))
+    check_keep(options.reroute.keep, table.layers)
     E = _experts(model_config)
     if E and E != table.E:
         raise TableMismatch(
@@ -86,12 +87,6 @@ def _refusal() -> type[ConfigError]:
     theirs = getattr(import_module("vllm.exceptions"), "VLLMValidationError", None)
     # Theirs first: its constructor sets what its text is made of.
     return ConfigError if theirs is None else type("RequestRefused", (theirs, ConfigError), {})
-
-
-def _check_keep(options: Options, layers: set[int]) -> None:
-    unknown = sorted(set(options.reroute.keep) - layers)
-    if unknown:
-        raise ConfigError(f"keep: layer {unknown[0]} has no similarities; the table has {sorted(layers)}")
 
 
 def _experts(model_config: Any) -> int:

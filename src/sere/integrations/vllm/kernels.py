@@ -16,7 +16,9 @@ from sere.errors import ConfigError, UnsupportedEngine
 # not be determined (FlashInfer CUTLASS, AITER, the quantised CPU kernels).
 BEARS_DUPLICATES = frozenset(
     {
+        # The three after the first (AMX, NEON, VSX) are subclasses with other tile sizes and the same call.
         "CPUUnquantizedExperts",
+        "X86CPUUnquantizedExperts", "ArmCPUUnquantizedExperts", "PowerCPUUnquantizedExperts",
         "TritonExperts", "TritonWNA16Experts", "MarlinExperts", "DeepGemmExperts",
         "TritonOrDeepGemmExperts", "CutlassExpertsFp8", "CutlassExpertsFp4", "TritonOrCutlassExperts",
     }

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from sere.errors import ConfigError, SereError, did_you_mean
+from sere.integrations.vllm.calls import ask_workers
 from sere.policies.sere import check_keep
 from sere.reroute.types import prepare_neighbours
 
@@ -36,8 +37,9 @@ def configure(llm: Any, **changes: Any) -> dict[str, Any]:
 
     Raises:
         ConfigError: A setting cannot be changed here, or its value is refused.
+        UnsupportedEngine: Re-routing is not active in this engine.
     """
-    return agreed(llm.collective_rpc(CHANGE, args=(changes,)))
+    return agreed(ask_workers(llm, CHANGE, changes))
 
 
 def agreed(answers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -82,6 +84,7 @@ def _apply(session: Session, changes: Mapping[str, Any]) -> None:
     if not isinstance(enabled, bool):
         raise ConfigError(f"enabled: expected true or false, got {enabled!r}")
     config = dataclasses.replace(session.config, **{k: v for k, v in changes.items() if k != "enabled"})
+    # All layers, not only this process's: ranks must agree on what is refused.
     check_keep(config.keep, session.table.layers)
     if {"threshold", "keep"} & set(changes):
         _write_neighbours(session, config)

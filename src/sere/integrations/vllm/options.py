@@ -11,7 +11,7 @@ from sere.config import RerouteConfig
 from sere.errors import ConfigError, did_you_mean
 
 KEY = "sere"
-_OWN = ("enabled", "log_seconds", "metrics_port", "allow_untested")
+_OWN = ("enabled", "log_seconds", "metrics_port", "metrics_host", "allow_untested")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,6 +24,7 @@ class Options:
         enabled: Whether re-routing is on when the engine starts; it can be switched later.
         log_seconds: Seconds between log lines with statistics; 0 for none.
         metrics_port: Port on which rank 0 serves Prometheus metrics, or None.
+        metrics_host: Address of that port.
         allow_untested: Accept versions and combinations of features that nobody has tried.
 
     Raises:
@@ -35,6 +36,7 @@ class Options:
     enabled: bool = True
     log_seconds: float = 60.0
     metrics_port: int | None = None
+    metrics_host: str = "127.0.0.1"
     allow_untested: bool = False
 
     def __post_init__(self) -> None:
@@ -48,6 +50,11 @@ class Options:
             not isinstance(port, int) or isinstance(port, bool) or not 1 <= port <= 65535
         ):
             raise ConfigError(f"metrics_port: expected a port from 1 to 65535, got {port!r}")
+        if not isinstance(self.metrics_host, str) or not self.metrics_host:
+            raise ConfigError(
+                "metrics_host: expected an address to listen on, such as '127.0.0.1', "
+                f"got {self.metrics_host!r}"
+            )
 
     @classmethod
     def from_mapping(cls, values: object) -> Self:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import functools
 import logging
 import os
-import sys
 from importlib import import_module
 from typing import Any
 
+from sere.integrations.vllm.hook import after_import
 from sere.integrations.vllm.options import section
 
 DISABLE = "SERE_DISABLE"
@@ -27,17 +27,13 @@ def register() -> None:
     if os.environ.get(DISABLE, "0") not in ("", "0"):
         logging.getLogger("vllm.sere").info("sere: switched off by %s", DISABLE)
         return
-    # A front end has imported the arguments of engines and is about to import the workers; an engine's
-    # process has imported the workers; the one that only inspects model classes has neither, and needs none.
-    if _ARGUMENTS in sys.modules:
-        _wrap_configuration(import_module(_ARGUMENTS).EngineArgs)
-    if _ARGUMENTS in sys.modules or _WORKERS in sys.modules:
-        wrap_workers()
+    after_import(_ARGUMENTS, _wrap_configuration)
+    after_import(_WORKERS, _wrap_workers)
 
 
-def wrap_workers() -> None:
+def _wrap_workers(module: Any) -> None:
     """Equip the workers that this process makes from now on, if their engine asks for it."""
-    worker_class = import_module(_WORKERS).WorkerBase
+    worker_class = module.WorkerBase
     construct = worker_class.__init__
     if hasattr(construct, _MARK):
         return
@@ -55,7 +51,9 @@ def wrap_workers() -> None:
     worker_class.__init__ = __init__
 
 
-def _wrap_configuration(engine_args: Any) -> None:
+def _wrap_configuration(module: Any) -> None:
+    """Check the settings of the engines that this process configures from now on, if they ask for it."""
+    engine_args = module.EngineArgs
     create = engine_args.create_engine_config
     if hasattr(create, _MARK):
         return

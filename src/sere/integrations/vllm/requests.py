@@ -17,6 +17,8 @@ PROTECTED = 1 << 20
 PADDING = -1
 
 _KEYS = ("select_top_k",)
+# Characters of a wrong value that an error repeats.
+_SHOWN = 200
 
 
 def parse_tier(extra_args: Mapping[str, Any] | None) -> int | None:
@@ -53,14 +55,20 @@ def parse_tier(extra_args: Mapping[str, Any] | None) -> int | None:
 def _decoded(text: str) -> Any:
     try:
         return json.loads(text)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
+        # Besides what is no JSON: too many digits, too deep.
         raise ConfigError(_expected(text)) from None
 
 
 def _expected(value: object) -> str:
+    try:
+        shown = repr(value)
+    except (ValueError, RecursionError):
+        shown = f"{type(value).__name__} that is too large to show"
+    shown = shown if len(shown) <= _SHOWN else f"{shown[:_SHOWN]}..."
     return (
         'sere: expected "off", or {"select_top_k": S} with S an integer of at least 1, '
-        f"for this request, got {value!r}"
+        f"for this request, got {shown}"
     )
 
 
@@ -116,7 +124,7 @@ class RequestBook:
                 continue
             decoding = done is not None and done >= known[0]
             if all_phases or (decoding and counts[place] == 1 + len(drafts.get(name, ()))):
-                chosen[place] = default if known[1] is None else known[1]
+                chosen[place] = min(default if known[1] is None else known[1], PROTECTED)
         return np.repeat(chosen, counts)
 
 
@@ -132,5 +140,6 @@ def _tier(request: Any) -> int | None:
     params = request.sampling_params
     try:
         return None if params is None else parse_tier(getattr(params, "extra_args", None))
-    except ConfigError:
+    except Exception:
+        # Whatever it is: an error here would end the engine, with all its requests.
         return PROTECTED

@@ -83,6 +83,7 @@ class Session:
         steps: What watches the model runner; None until the model is loaded.
         steps_rerouted: Steps with a row to re-route.
         steps_passed: Steps without.
+        warned_of_idle: Whether the log has said that a layer never saw a step.
     """
 
     def __init__(self, options: Options, vllm_config: Any, table: SimilarityTable) -> None:
@@ -95,6 +96,7 @@ class Session:
         self.steps: Steps | None = None
         self.steps_rerouted = 0
         self.steps_passed = 0
+        self.warned_of_idle = False
 
     def add(self, runner: Any) -> None:
         """Take in one MoE layer while the model is built.
@@ -134,7 +136,7 @@ class Session:
             layer.plan = policy.plan(layer.index, device)
             layer.counters = torch.zeros(len(COUNTERS), dtype=torch.int64, device=device)
             layer.signal = self.signal
-            _keep_through_sleep(layer)
+            self._keep_through_sleep(layer)
         _warm(layer)
 
     def describe(self) -> str:
@@ -165,10 +167,34 @@ class Session:
             if monolithic:
                 method = getattr(getattr(layer.runner, "routed_experts", layer.runner), "quant_method", None)
                 kernels.refuse_monolithic(layer.name, method, kernel)
-            self.kernel = None if kernel is None else type(kernel).__name__
+            self.kernel = versions.kernel_name(kernel)
             self.config = kernels.fit_to_kernel(
                 self.config, self.kernel, K=layer.K, merge_given=self.options.merge_given
             )
+
+    def _keep_through_sleep(self, layer: RoutedLayer) -> None:
+        """Make the layer's tensors buffers of its module: the sleep mode saves and restores those alone."""
+        assert layer.plan is not None
+        assert layer.signal is not None
+        # Until 0.20 the runner is no module; the one that owns it stands in the forward context by its name.
+        known = getattr(self.vllm_config.compilation_config, "static_forward_context", {})
+        owner = layer.runner if isinstance(layer.runner, torch.nn.Module) else known.get(layer.name)
+        if not isinstance(owner, torch.nn.Module):
+            logger.warning("sere: %s has no module to keep its tensors; do not use sleep level 2", layer.name)
+            return
+        neighbours = layer.plan.neighbours
+        tensors = {
+            "order": neighbours.order,
+            "count": neighbours.count,
+            "position": neighbours.position,
+            "keep": neighbours.keep,
+            "scale": neighbours.scale,
+            "counters": layer.counters,
+            "budget": layer.signal.budget,
+        }
+        for name, tensor in tensors.items():
+            if tensor is not None:
+                owner.register_buffer(f"sere_{name}", tensor, persistent=False)
 
     def _eager(self) -> bool:
         """Whether every step runs the layers' Python, neither compiled nor captured."""
@@ -183,22 +209,3 @@ def _warm(layer: RoutedLayer) -> None:
     layer.plan.route(
         ids, torch.zeros_like(ids, dtype=torch.float32), row_budget=budget, counters=layer.counters
     )
-
-
-def _keep_through_sleep(layer: RoutedLayer) -> None:
-    """Make the layer's tensors buffers of its module: the sleep mode saves and restores those alone."""
-    assert layer.plan is not None
-    assert layer.signal is not None
-    neighbours = layer.plan.neighbours
-    tensors = {
-        "order": neighbours.order,
-        "count": neighbours.count,
-        "position": neighbours.position,
-        "keep": neighbours.keep,
-        "scale": neighbours.scale,
-        "counters": layer.counters,
-        "budget": layer.signal.budget,
-    }
-    for name, tensor in tensors.items():
-        if tensor is not None:
-            layer.runner.register_buffer(f"sere_{name}", tensor, persistent=False)

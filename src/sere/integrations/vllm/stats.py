@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from sere.errors import UnsupportedEngine
+from sere.integrations.vllm.calls import ask_workers
 from sere.reroute.stats import LayerStats, layer_stats
+from sere.reroute.types import COUNTERS
 
 if TYPE_CHECKING:
     from sere.integrations.vllm.session import Session
+
+logger = logging.getLogger("vllm.sere")
 
 READ = "sere_stats"
 """Name of the worker's method, for ``collective_rpc``."""
@@ -50,7 +55,7 @@ def read_stats(llm: Any, *, reset: bool = False) -> EngineStats:
     Raises:
         UnsupportedEngine: Re-routing is not active in this engine.
     """
-    return merged(llm.collective_rpc(READ, args=(reset,)))
+    return merged(ask_workers(llm, READ, reset))
 
 
 def merged(answers: Sequence[Mapping[str, Any]]) -> EngineStats:
@@ -88,9 +93,23 @@ def answer(session: Session, *, reset: bool = False) -> dict[str, Any]:
         "steps_passed": session.steps_passed,
         "layers": layers,
     }
+    _warn_of_idle(session, layers)
     if reset:
         session.reset_counters()
     return found
+
+
+def _warn_of_idle(session: Session, layers: Sequence[Mapping[str, Any]]) -> None:
+    """Warn once if steps were re-routed but not in every layer: vLLM then passes a router by."""
+    steps = COUNTERS.index("steps")
+    idle = [layer["name"] for layer in layers if not layer["counters"][steps]]
+    if session.steps_rerouted and idle and not session.warned_of_idle:
+        session.warned_of_idle = True
+        logger.warning(
+            "sere: %d steps were to be re-routed, but %d of %d layers saw none, %s the first: vLLM does not "
+            "ask their routers; please report this with the engine's settings",
+            session.steps_rerouted, len(idle), len(layers), idle[0],
+        )  # fmt: skip
 
 
 def log_line(stats: EngineStats) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 from sere.errors import UnsupportedEngine
 from sere.provenance import installed_version
 
-# Run by the test suite, on a CPU: the oldest and the newest minor version.
+# Oldest and newest minor version that were run, on a CPU: the newest by the test suite, the others by hand.
 RUN = ((0, 30), (0, 32))
 # Their sources have the seams that `seam` and `worker` use; nothing of them was run on a GPU.
 READ = ((0, 20), (0, 33))
@@ -23,6 +23,15 @@ def engine_version() -> str | None:
         if (version := installed_version(name)) is not None:
             return version
     return None
+
+
+def engine_device() -> str:
+    """Return which device the vLLM that is installed was built for: ``"cpu"`` or ``"cuda"``.
+
+    A guess from names, for ``sere doctor``; an engine knows its device.
+    """
+    version = installed_version("vllm")
+    return "cpu" if version is None or "+cpu" in version else "cuda"
 
 
 def describe_range() -> str:
@@ -45,10 +54,11 @@ def check_version(version: str | None, *, device_type: str, allow_untested: bool
     """
     if allow_untested:
         return
-    found = parse_version(version)
-    if found is not None and READ[0] <= found <= READ[1]:
-        if device_type != "cpu" or found >= FIRST_ON_CPU:
-            return
+    found, on_cpu = parse_version(version), device_type == "cpu"
+    first, last = (FIRST_ON_CPU, RUN[1]) if on_cpu else READ
+    if found is not None and first <= found <= last:
+        return
+    if found is not None and on_cpu and READ[0] <= found < FIRST_ON_CPU:
         raise UnsupportedEngine(
             f"vLLM {version}: its CPU expert kernels route inside themselves; expected {FIRST_ON_CPU[0]}."
             f"{FIRST_ON_CPU[1]} or later on a CPU"
@@ -83,6 +93,16 @@ def expert_kernel(runner: Any) -> tuple[Any, bool]:
     implementation = getattr(kernel, "impl", kernel)
     experts = getattr(implementation, "fused_experts", None)
     return experts, bool(getattr(method, "is_monolithic", False))
+
+
+def kernel_name(kernel: Any) -> str | None:
+    """Return the class name of an expert kernel, or None where there is none.
+
+    The CPU kernel may hand its work to zentorch, which nobody has read: that is another kernel.
+    """
+    if kernel is None:
+        return None
+    return "zentorch" if getattr(kernel, "_use_zentorch", False) else type(kernel).__name__
 
 
 def logical_experts(runner: Any) -> int:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from sere.integrations.vllm import features, live, seam, stats, tables, versions
+from sere.integrations.vllm import features, live, port, seam, stats, tables, versions
 from sere.integrations.vllm.options import Options
 from sere.integrations.vllm.requests import RequestBook
 from sere.integrations.vllm.session import Session, logger
@@ -78,29 +78,29 @@ def _after_warm_up(worker: Any, session: Session) -> None:
     def warming(*args: Any, **kwargs: Any) -> Any:
         result = warm_up(*args, **kwargs)
         session.reset_counters()
-        if worker.rank == 0:
-            _serve_metrics(session)
+        if worker.rank == 0 and session.options.metrics_port is not None:
+            close = port.serve(session, session.options.metrics_host, session.options.metrics_port)
+            _before_shutdown(worker, close)
         return result
 
     worker.compile_or_warm_up_model = warming
+
+
+def _before_shutdown(worker: Any, act: Callable[[], None]) -> None:
+    shutdown = worker.shutdown
+
+    @functools.wraps(shutdown)
+    def shutting(*args: Any, **kwargs: Any) -> Any:
+        act()
+        return shutdown(*args, **kwargs)
+
+    worker.shutdown = shutting
 
 
 def _most_rows(vllm_config: Any) -> int:
     """The most rows that a step can have, padding for graphs included."""
     graphs = getattr(vllm_config.compilation_config, "max_cudagraph_capture_size", None) or 0
     return int(max(vllm_config.scheduler_config.max_num_batched_tokens, graphs))
-
-
-def _serve_metrics(session: Session) -> None:
-    port = session.options.metrics_port
-    if port is None:
-        return
-    from prometheus_client import CollectorRegistry, start_http_server
-
-    registry = CollectorRegistry()
-    registry.register(stats.Collector(lambda: stats.merged([stats.answer(session)])))
-    start_http_server(port, registry=registry)
-    logger.info("sere: Prometheus metrics on port %d", port)
 
 
 class Steps:
@@ -166,6 +166,7 @@ class Steps:
             else:
                 # The device drops some drafted tokens by itself: whose rows are where is not known here.
                 self._before_dummy()
+                self.session.steps_passed += 1
             return batch
 
         return prepared

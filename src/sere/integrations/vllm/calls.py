@@ -1,0 +1,33 @@
+"""Call what the plug-in has put on an engine's workers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sere.errors import UnsupportedEngine
+from sere.integrations.vllm.options import section
+
+NOT_ACTIVE = "re-routing is not active in this engine: start it with settings under additional_config['sere']"
+
+
+def ask_workers(llm: Any, method: str, *args: Any) -> list[Any]:
+    """Call a method of all workers and return their answers.
+
+    Args:
+        llm: vLLM's ``LLM`` (or anything with its ``collective_rpc``).
+        method: The method's name.
+        *args: Its arguments.
+
+    Raises:
+        UnsupportedEngine: Re-routing is not active in this engine.
+    """
+    config = getattr(getattr(llm, "llm_engine", llm), "vllm_config", None)
+    if config is not None and section(config) is None:
+        raise UnsupportedEngine(NOT_ACTIVE)
+    try:
+        return list(llm.collective_rpc(method, args=args))
+    except Exception as error:
+        # An error of another process arrives as its text.
+        if f"Method {method!r} is not implemented" not in str(error):
+            raise
+        raise UnsupportedEngine(f"{NOT_ACTIVE}, without SERE_DISABLE in its environment") from error

@@ -1,0 +1,64 @@
+"""The routes: behind vLLM's own authentication, without paths of the server's files."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+pytest.importorskip("vllm", reason="needs vLLM: make test-vllm")
+
+from sere.config import RerouteConfig
+from sere.integrations.vllm.endpoint import Endpoint
+
+pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("default")]
+
+ROUTES = (("GET", "stats"), ("GET", "metrics"), ("POST", "settings"))
+
+
+class Engine:
+    """An engine client whose one worker answers from memory."""
+
+    async def collective_rpc(self, method: str, args: tuple[Any, ...]) -> list[Any]:  # noqa: D102
+        settings = RerouteConfig(select_top_k=2, table="/home/somebody/secret.safetensors").to_mapping()
+        if method == "sere_configure":
+            return [settings | {"enabled": True} | args[0]]
+        return [{"enabled": True, "settings": settings, "steps_rerouted": 1, "steps_passed": 0, "layers": []}]
+
+
+def ask(method: str, route: str, key: str | None) -> tuple[int, str]:
+    """Ask a server with the key "mine" for a route."""
+    from fastapi import FastAPI
+    from httpx import ASGITransport, AsyncClient
+    from vllm.entrypoints.serve.middleware.authenticate import AuthenticationMiddleware
+
+    app, endpoint = FastAPI(), Endpoint()
+    app.add_middleware(AuthenticationMiddleware, tokens=["mine"])
+    endpoint.attach_router(app)
+
+    async def call() -> tuple[int, str]:
+        await endpoint.init_state(Engine(), app.state, None)
+        headers = {} if key is None else {"Authorization": f"Bearer {key}"}
+        async with AsyncClient(transport=ASGITransport(app), base_url="http://test") as client:
+            body = {"json": {"select_top_k": 3}} if method == "POST" else {}
+            answer = await client.request(method, f"/v1/sere/{route}", headers=headers, **body)
+        return answer.status_code, answer.text
+
+    return asyncio.run(call())
+
+
+@pytest.mark.parametrize(("method", "route"), ROUTES)
+def test_routes_ask_for_the_key(method: str, route: str) -> None:
+    """Without the server's key, or with another, no route answers; with it all do."""
+    assert ask(method, route, None)[0] == 401
+    assert ask(method, route, "another")[0] == 401
+    assert ask(method, route, "mine")[0] == 200
+
+
+@pytest.mark.parametrize(("method", "route"), ROUTES)
+def test_no_paths_of_files(method: str, route: str) -> None:
+    """What a route answers does not say where the table lies on the server."""
+    text = ask(method, route, "mine")[1]
+    assert "secret" not in text
+    assert "table" not in text

@@ -1,0 +1,88 @@
+"""The metrics port: where it listens, that it closes, and what is said when it cannot be had."""
+
+from __future__ import annotations
+
+import socket
+import urllib.error
+import urllib.request
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+pytest.importorskip("prometheus_client")
+
+from sere.config import RerouteConfig
+from sere.errors import ConfigError
+from sere.integrations.vllm import port
+from sere.integrations.vllm.options import Options
+from sere.integrations.vllm.worker import _after_warm_up
+
+HOST = "127.0.0.1"
+
+
+class Known:
+    """A session without layers."""
+
+    def __init__(self, **options: Any) -> None:
+        self.config, self.layers = RerouteConfig(select_top_k=1), {}
+        self.options = Options(reroute=self.config, **options)
+        self.enabled, self.warned_of_idle = True, False
+        self.steps_rerouted, self.steps_passed = 3, 1
+
+    def reset_counters(self) -> None:  # noqa: D102
+        self.steps_rerouted = 3
+
+
+@pytest.fixture
+def free() -> int:
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        return int(probe.getsockname()[1])
+
+
+def read(number: int) -> str:
+    with urllib.request.urlopen(f"http://{HOST}:{number}/metrics", timeout=30) as answer:
+        return str(answer.read().decode())
+
+
+def test_port_closes_with_its_worker(free: int) -> None:
+    """After a worker's warm-up its numbers are served until it shuts down, and then the port is free."""
+    ended = []
+    worker: Any = SimpleNamespace(
+        rank=0, compile_or_warm_up_model=lambda: 7, shutdown=lambda: ended.append("worker")
+    )
+    _after_warm_up(worker, Known(metrics_port=free))  # type: ignore[arg-type]
+    for _ in range(2):
+        assert worker.compile_or_warm_up_model() == 7
+        assert 'sere_steps_total{kind="rerouted"} 3.0' in read(free)
+        worker.shutdown()
+        with pytest.raises(urllib.error.URLError):
+            read(free)
+    assert "worker" in ended
+
+
+def test_only_this_machine_unless_asked(free: int) -> None:
+    """By default the port is this machine's alone; ``metrics_host`` names another address."""
+    assert Options(reroute=RerouteConfig(select_top_k=1)).metrics_host == HOST
+    given = Options.from_mapping({"select_top_k": 1, "metrics_host": "0.0.0.0"})
+    assert given.metrics_host == "0.0.0.0"
+    close = port.serve(Known(), "127.0.0.2", free)  # type: ignore[arg-type]
+    try:
+        with pytest.raises(urllib.error.URLError):
+            read(free)
+    finally:
+        close()
+    for wrong in ("", 1):
+        with pytest.raises(ConfigError, match="metrics_host: expected an address to listen on"):
+            Options.from_mapping({"select_top_k": 1, "metrics_host": wrong})
+
+
+def test_port_that_is_taken() -> None:
+    """A port that somebody has is refused with what to do."""
+    with socket.socket() as other:
+        other.bind((HOST, 0))
+        other.listen()
+        number = other.getsockname()[1]
+        with pytest.raises(ConfigError, match=f"metrics_port: {HOST}:{number} cannot be .*give a free port"):
+            port.serve(Known(), HOST, number)  # type: ignore[arg-type]

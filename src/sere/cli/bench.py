@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sere.cli.loading import add_model_arguments, checkpoint_path, load_model, pick_device
-from sere.cli.output import add_json_flag, say, table
+from sere.cli.output import add_json_flag, emit_lines, say, table
 from sere.cli.parser import add_command
 from sere.errors import ConfigError
 
@@ -64,12 +64,7 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError("bench: expected either MODEL or --preset, e.g. sere bench --preset qwen3-30b-a3b")
     if args.model is not None and args.layers is not None:
         raise ConfigError("--layers: only a --preset can have fewer layers, a MODEL is timed whole")
-    records = []
-    for record in _records(args):
-        records.append(record)
-        _write(args, record)
-    if not args.json:
-        say(render(records))
+    emit_lines(args, _records(args), render)
     return 0
 
 
@@ -140,17 +135,6 @@ def _random_model(args: argparse.Namespace) -> Any:
         args.preset, layers=_layers(args), dtype=dtype, device=pick_device(args.device),
         experts_implementation=args.experts_implementation, seed=args.seed,
     )  # fmt: skip
-
-
-def _write(args: argparse.Namespace, record: dict[str, Any]) -> None:
-    if args.out is not None:
-        from sere.files import append_json_line
-
-        append_json_line(args.out, record)
-    if args.json:
-        import json
-
-        print(json.dumps(record), flush=True)
 
 
 def render(records: list[Mapping[str, Any]]) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sere.cli.loading import checkpoint_path
-from sere.cli.output import add_json_flag, say, table
+from sere.cli.output import add_json_flag, emit_lines, say, table
 from sere.cli.parser import add_command
 from sere.errors import ConfigError
 
@@ -62,12 +62,7 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError("bench serve: expected either MODEL or --preset, e.g. --preset qwen3-30b-a3b")
     if args.model is not None and (args.layers is not None or args.table is None):
         raise ConfigError("bench serve: a MODEL is timed whole (no --layers) and needs its --table")
-    records = []
-    for record in _records(args):
-        records.append(record)
-        _write(args, record)
-    if not args.json:
-        say(render(records))
+    emit_lines(args, _records(args), render)
     return 0
 
 
@@ -135,17 +130,6 @@ def _subject(args: argparse.Namespace, llm: Any) -> dict[str, Any]:
         "expert_kernel": session.kernel,
         "similarity": session.table.metric,
     }
-
-
-def _write(args: argparse.Namespace, record: dict[str, Any]) -> None:
-    import json
-
-    from sere.files import append_json_line
-
-    if args.out is not None:
-        append_json_line(args.out, record)
-    if args.json:
-        print(json.dumps(record), flush=True)
 
 
 def render(records: Sequence[Mapping[str, Any]]) -> str:

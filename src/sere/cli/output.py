@@ -32,6 +32,30 @@ def emit(args: argparse.Namespace, value: _T, render: Callable[[_T], str]) -> No
         say(render(value))
 
 
+def emit_lines(
+    args: argparse.Namespace, records: Iterable[dict[str, Any]], render: Callable[[list[Any]], str]
+) -> None:
+    """Write records as they come, one JSON line each, and show all of them at the end.
+
+    Args:
+        args: The command's arguments; each line is appended to ``args.out`` if that is given, and printed on
+            stdout with ``args.json``, else the rendering for people goes to stderr.
+        records: JSON-ready.
+        render: Turns all records into the text for people.
+    """
+    from sere.files import append_json_line
+
+    found = []
+    for record in records:
+        found.append(record)
+        if args.out is not None:
+            append_json_line(args.out, record)
+        if args.json:
+            print(json.dumps(record), flush=True)
+    if not args.json:
+        say(render(found))
+
+
 def say(text: str) -> None:
     """Print a line for people on stderr, which ``--json`` leaves free."""
     print(text, file=sys.stderr, flush=True)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from statistics import fmean, median
 from time import perf_counter
@@ -19,8 +18,8 @@ from sere.eval.run import Progress
 from sere.eval.settings import Setting
 from sere.integrations.vllm import configure, read_stats
 from sere.integrations.vllm.local import session_of
-from sere.integrations.vllm.session import RoutedLayer
 from sere.provenance import provenance
+from sere.reroute import operator
 
 _NO_PROGRESS: Progress = lambda _name, _total: nullcontext(lambda: None)  # noqa: E731
 LIVE = frozenset({"select_top_k", "threshold"})
@@ -37,9 +36,9 @@ class ServePlan:
         prompt: Tokens of a request's prompt.
         steps: Timed decode steps of a block.
         rounds: Blocks of each variant.
-        oracle: Whether to time, for each setting, the same ids put in place at no cost; not where the engine
-            is compiled, for compiled code does not come past here.
-        untouched: Whether to time the engine without any wrapper of ours as well.
+        oracle: Whether to time, for each setting, the same ids put in place at no cost.
+        untouched: Whether to time the engine without any wrapper of ours as well; not where it is compiled,
+            for the operation is part of the compiled code.
         seed: Of the prompts.
     """
 
@@ -102,9 +101,7 @@ class Variant:
         return Times([block.step_ms for block in self.blocks])
 
 
-def bench_serve(
-    llm: Any, subject: dict[str, Any], plan: ServePlan, *, compiled: bool
-) -> Iterator[dict[str, Any]]:
+def bench_serve(llm: Any, subject: dict[str, Any], plan: ServePlan) -> Iterator[dict[str, Any]]:
     """Time an engine at each batch size under each setting; yield one JSON-ready record a case.
 
     All variants of a batch size take turns. A block is one batch of requests with random prompts that arrive
@@ -116,17 +113,14 @@ def bench_serve(
         llm: An engine from `local_engine`, with re-routing.
         subject: What a reader must know of the model; JSON-ready.
         plan: How.
-        compiled: Whether the engine is compiled.
     """
     for B in plan.batch_sizes:
-        yield from _batch(llm, subject, plan, B, compiled)
+        yield from _batch(llm, subject, plan, B)
 
 
-def _batch(
-    llm: Any, subject: dict[str, Any], plan: ServePlan, B: int, compiled: bool
-) -> Iterator[dict[str, Any]]:
+def _batch(llm: Any, subject: dict[str, Any], plan: ServePlan, B: int) -> Iterator[dict[str, Any]]:
     prompts = _prompts(llm, B, plan)
-    variants = _variants(llm, plan, prompts, compiled)
+    variants = _variants(llm, plan, prompts)
     with plan.progress(f"B={B}", len(variants) * (plan.rounds + 1)) as tick:
         for place in range(plan.rounds + 1):
             for offset in range(len(variants)):
@@ -138,8 +132,8 @@ def _batch(
                 tick()
     off = next(variant for variant in variants if variant.label == "off")
     for variant in variants:
-        counted = _count(llm, variant, prompts, plan, compiled)
-        yield _record(subject, plan, B, variant, off, counted, compiled)
+        counted = _count(llm, variant, prompts, plan)
+        yield _record(subject, plan, B, variant, off, counted, compiled=not session_of(llm).eager)
 
 
 def run_block(llm: Any, prompts: Sequence[Sequence[int]], steps: int) -> Block:
@@ -177,7 +171,7 @@ def _prompts(llm: Any, B: int, plan: ServePlan) -> list[list[int]]:
     return ids
 
 
-def _variants(llm: Any, plan: ServePlan, prompts: list[list[int]], compiled: bool) -> list[Variant]:
+def _variants(llm: Any, plan: ServePlan, prompts: list[list[int]]) -> list[Variant]:
     variants = []
     for setting in plan.settings:
 
@@ -186,16 +180,18 @@ def _variants(llm: Any, plan: ServePlan, prompts: list[list[int]], compiled: boo
             return nullcontext()
 
         variants.append(Variant(setting.label, setting, enter))
-        if setting.kind == "sere" and plan.oracle and not compiled:
+        if setting.kind == "sere" and plan.oracle:
             apply_live(llm, setting)
             tape = record_routing(llm, lambda: run_block(llm, prompts, plan.steps))
+            if len(tape) <= _decoding(llm, plan):
+                continue  # steps passed that ran none of our Python: captured graphs
 
             def replay(setting: Setting = setting, tape: Tape = tape) -> Any:
                 apply_live(llm, setting)
                 return replayed(llm, tape)
 
             variants.append(Variant(f"oracle {setting.label}", setting, replay))
-    if plan.untouched and not compiled:
+    if plan.untouched and session_of(llm).eager:
         variants.append(Variant("untouched", plan.settings[0], lambda: untouched(llm)))
     return variants
 
@@ -209,21 +205,21 @@ def apply_live(llm: Any, setting: Setting) -> None:
         configure(llm, enabled=True, **options)
 
 
-Tape = dict[int, list[tuple[Tensor, Tensor]]]
-"""By layer, what the routing became at each step: weights and ids."""
+Routes = Callable[..., tuple[Tensor, Tensor]]
+"""What re-routes one layer's step: a layer's ``route``, or the operation behind it."""
+
+Tape = list[tuple[Tensor, Tensor]]
+"""What each call of the routing returned, in order."""
 
 
 def record_routing(llm: Any, run: Callable[[], object]) -> Tape:
-    """Run something and keep each layer's re-routed weights and ids, step by step."""
-    tape: Tape = {}
+    """Run something and keep what each call of the routing returned."""
+    tape: Tape = []
 
-    def recording(layer: RoutedLayer) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
-        kept = tape.setdefault(layer.index, [])
-        route = layer.route
-
-        def record(weights: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
-            result = route(weights, ids)
-            kept.append((result[0].clone(), result[1].clone()))
+    def recording(route: Routes) -> Routes:
+        def record(*step: Any) -> tuple[Tensor, Tensor]:
+            result = route(*step)
+            tape.append(_copy(result))
             return result
 
         return record
@@ -235,27 +231,22 @@ def record_routing(llm: Any, run: Callable[[], object]) -> Tape:
 
 @contextmanager
 def replayed(llm: Any, tape: Tape) -> Iterator[None]:
-    """Let each layer take its routing from a tape: the same ids as re-routing, without its work."""
-
-    def replaying(layer: RoutedLayer) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
-        steps = iter(tape[layer.index])
-        return lambda _weights, _ids: next(steps)
-
-    with _routing(llm, replaying):
+    """Let the layers take their routing from a tape: the same ids as re-routing, without its work."""
+    # Compiled code may write over what the operation has given it.
+    steps = iter([_copy(step) for step in tape])
+    with _routing(llm, lambda _route: lambda *_step: next(steps)):
         yield
 
 
 @contextmanager
 def timed_routing(llm: Any) -> Iterator[list[float]]:
-    """Collect the time of each call of a layer's routing, in ms."""
+    """Collect the time of each call of the routing, in ms."""
     spent: list[float] = []
 
-    def timing(layer: RoutedLayer) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
-        route = layer.route
-
-        def timed(weights: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+    def timing(route: Routes) -> Routes:
+        def timed(*step: Any) -> tuple[Tensor, Tensor]:
             started = perf_counter()
-            result = route(weights, ids)
+            result = route(*step)
             spent.append((perf_counter() - started) * 1e3)
             return result
 
@@ -266,16 +257,27 @@ def timed_routing(llm: Any) -> Iterator[list[float]]:
 
 
 @contextmanager
-def _routing(llm: Any, make: Callable[[RoutedLayer], Any]) -> Iterator[None]:
-    """Put another function in place of each layer's ``route``."""
+def _routing(llm: Any, make: Callable[[Routes], Routes]) -> Iterator[None]:
+    """Put another function in place of the Python that re-routes at each step of the engine.
+
+    That is each layer's ``route``; where compiled code has taken it in, the operation that this code calls.
+    Only one of the two runs, and neither where captured graphs are replayed.
+    """
     layers = list(session_of(llm).layers.values())
+    implementation = operator.implementation
     for layer in layers:
-        layer.route = make(layer)  # type: ignore[method-assign]
+        layer.route = make(layer.route)  # type: ignore[method-assign]
+    operator.implementation = lambda backend: make(implementation(backend))
     try:
         yield
     finally:
+        operator.implementation = implementation
         for layer in layers:
             del layer.route
+
+
+def _copy(routing: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    return routing[0].clone(), routing[1].clone()
 
 
 @contextmanager
@@ -298,9 +300,7 @@ def untouched(llm: Any) -> Iterator[None]:
             setattr(holder, name, wrapper)
 
 
-def _count(
-    llm: Any, variant: Variant, prompts: list[list[int]], plan: ServePlan, compiled: bool
-) -> dict[str, Any]:
+def _count(llm: Any, variant: Variant, prompts: list[list[int]], plan: ServePlan) -> dict[str, Any]:
     """Run one block more for a setting's experts and the time inside its routing."""
     if variant.label not in {setting.label for setting in plan.settings}:
         return {"experts": None, "own_cost": None}
@@ -311,8 +311,7 @@ def _count(
     else:
         apply_live(llm, variant.setting)
     read_stats(llm, reset=True)
-    timer: AbstractContextManager[list[float]] = nullcontext([]) if compiled else timed_routing(llm)
-    with timer as spent:
+    with timed_routing(llm) as spent:
         run_block(llm, prompts, plan.steps)
     layers = [layer for layer in read_stats(llm, reset=True).layers if layer.steps]
     experts = {
@@ -322,10 +321,16 @@ def _count(
         "critical": fmean(layer.critical for layer in layers),
     }
     cost = None
-    if spent and not off:
-        decoding = spent[len(layers) :]  # the first call of each layer is prefill
+    calls = _decoding(llm, plan)
+    if len(spent) > calls and not off:
+        decoding = spent[-calls:]
         cost = {"us_per_layer": median(decoding) * 1e3, "ms_per_step": median(decoding) * len(layers)}
     return {"experts": experts, "own_cost": cost}
+
+
+def _decoding(llm: Any, plan: ServePlan) -> int:
+    """Return how often the routing is called in a block's decode steps; the prompts' steps come before."""
+    return len(session_of(llm).layers) * plan.steps
 
 
 def _record(
@@ -335,6 +340,7 @@ def _record(
     variant: Variant,
     off: Variant,
     counted: dict[str, Any],
+    *,
     compiled: bool,
 ) -> dict[str, Any]:
     experts = counted["experts"]
@@ -360,8 +366,7 @@ def _record(
             "steps": plan.steps,
             "rounds": plan.rounds,
             "seed": plan.seed,
-            # Without this variable vLLM runs torch on one thread, whatever torch itself says.
-            "omp_num_threads": os.environ.get("OMP_NUM_THREADS"),
+            "threads": torch.get_num_threads(),
         },
         "subject": subject,
         "provenance": provenance(),

@@ -87,7 +87,7 @@ def _records(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     with _model(args) as (path, similarities):
         settings = {"table": str(similarities), "select_top_k": 1, "log_seconds": 0}
         with local_engine(path, settings, **options) as llm:
-            yield from bench_serve(llm, _subject(args, llm), plan, compiled=args.compile)
+            yield from bench_serve(llm, _subject(args, llm), plan)
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.integrations.vllm.models import save_model
 
@@ -25,27 +26,38 @@ from tests.integrations.vllm.engines import engine, generate, prompts
 pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("default")]
 
 
-def test_bench(tmp_path: Path) -> None:
-    """Off, S = 1, its oracle and the untouched engine stand side by side; experts and bytes fall at S = 1."""
-    with engine(save_model(tmp_path), {"select_top_k": 1}, async_scheduling=False) as llm:
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+def test_bench(tmp_path: Path, compiled: bool) -> None:
+    """Off, S = 1 and its oracle side by side, untouched only in eager; experts and bytes fall at S = 1."""
+    options = {"enforce_eager": not compiled, "async_scheduling": False}
+    with engine(save_model(tmp_path), {"select_top_k": 1}, **options) as llm:
         plan = ServePlan(settings=parse_settings(["sere:S=1"]), batch_sizes=[6], prompt=8, steps=6, rounds=1)
         subject = {"bytes_per_expert": 100, "moe_layers": 2}
-        records = {r["setting"]: r for r in bench_serve(llm, subject, plan, compiled=False)}
-        assert list(records) == ["off", "sere:S=1", "oracle sere:S=1", "untouched"]
+        records = {r["setting"]: r for r in bench_serve(llm, subject, plan)}
+        assert list(records) == ["off", "sere:S=1", "oracle sere:S=1"] + ["untouched"] * (not compiled)
         off, on = records["off"], records["sere:S=1"]
         assert off["experts"]["after"] == off["experts"]["before"]
         assert on["experts"]["after"] < on["experts"]["before"]
         assert on["expert_bytes_per_step"] == round(on["experts"]["after"] * 200)
         assert on["own_cost"]["us_per_layer"] > 0
-        assert records["untouched"]["experts"] is None
+        assert records["oracle sere:S=1"]["experts"] is None
+        assert off["config"]["mode"] == ("compiled" if compiled else "eager")
+        assert off["config"]["threads"] == torch.get_num_threads()
 
         configure(llm, select_top_k=1, enabled=True)
         expected = generate(llm, prompts())
         tape = record_routing(llm, lambda: generate(llm, prompts()))
         read_stats(llm, reset=True)
-        with replayed(llm, tape):
-            assert generate(llm, prompts()) == expected
+        for _ in range(2):
+            with replayed(llm, tape):
+                assert generate(llm, prompts()) == expected
         assert read_stats(llm).layers[0].steps == 0
+
+
+def test_untouched(tmp_path: Path) -> None:
+    """Without the wrappers the engine does not re-route; afterwards it does as before."""
+    with engine(save_model(tmp_path), {"select_top_k": 1}, async_scheduling=False) as llm:
+        expected = generate(llm, prompts())
         with untouched(llm):
             assert generate(llm, prompts()) != expected
         assert generate(llm, prompts()) == expected

@@ -130,7 +130,7 @@ class Session:
         partial = self.vllm_config.parallel_config.pipeline_parallel_size > 1
         tables.check_coverage(self.table, set(self.layers), partial=partial)
         self._choose_merge()
-        self.signal = RowSignal(rows, device, may_skip=device.type == "cpu" and self._eager())
+        self.signal = RowSignal(rows, device, may_skip=device.type == "cpu" and self.eager)
         policy = Sere(self.table.layers, self.config)
         for layer in self.layers.values():
             layer.plan = policy.plan(layer.index, device)
@@ -196,7 +196,8 @@ class Session:
             if tensor is not None:
                 owner.register_buffer(f"sere_{name}", tensor, persistent=False)
 
-    def _eager(self) -> bool:
+    @property
+    def eager(self) -> bool:
         """Whether every step runs the layers' Python, neither compiled nor captured."""
         return int(self.vllm_config.compilation_config.mode or 0) == 0
 

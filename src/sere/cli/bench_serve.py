@@ -18,13 +18,13 @@ _DEFAULT_SETTINGS = ("sere:S=1", "sere:S=2")
 
 _DETAILS = """Starts vLLM in this process and sends it batches of B requests that arrive together. All
 settings take turns, block by block, in one run of one engine. Beside them stand 'untouched' (the engine
-without any wrapper of ours) and for each setting its oracle (the same re-routed ids, put in place without
-the work). With --preset, the model has a published model's layer shape, random weights (standard deviation
+without any wrapper of ours; not with --compile, where the operation is part of the compiled code) and for
+each setting its oracle (the same re-routed ids, put in place without the work). With --preset, the model has a published model's layer shape, random weights (standard deviation
 0.04) and random similarities. One JSON line a case."""
 
 _EXAMPLES = """
   sere bench serve --preset qwen3-30b-a3b --layers 4 --batch-size 8 16 32 64 --out serve.jsonl
-  sere bench serve MODEL --table table.safetensors --setting sere:S=2,rho=0.3 --compile
+  sere bench serve MODEL --table table.safetensors --setting sere:S=2,rho=0.3 --compile --threads 1
 """
 
 
@@ -50,7 +50,12 @@ def add(subparsers: Any) -> None:
     )
     parser.add_argument("--steps", type=int, default=32, metavar="N", help="decode steps (default: 32)")
     parser.add_argument("--rounds", type=int, default=3, metavar="N", help="blocks of each (default: 3)")
-    parser.add_argument("--compile", action="store_true", help="let vLLM compile the model (no oracle then)")
+    parser.add_argument("--compile", action="store_true", help="let vLLM compile the model")
+    parser.add_argument(
+        "--threads", type=int, metavar="N",
+        help="threads of torch (default: OMP_NUM_THREADS, else every core; on a CPU vllm serve leaves one core "
+        "to its scheduler)",
+    )  # fmt: skip
     parser.add_argument("--seed", type=int, default=0, help="of weights and prompts (default: 0)")
     parser.add_argument("--out", type=Path, metavar="FILE", help="append the JSON lines to this file")
     add_json_flag(parser)
@@ -62,6 +67,8 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError("bench serve: expected either MODEL or --preset, e.g. --preset qwen3-30b-a3b")
     if args.model is not None and (args.layers is not None or args.table is None):
         raise ConfigError("bench serve: a MODEL is timed whole (no --layers) and needs its --table")
+    if args.threads is not None and args.threads < 1:
+        raise ConfigError(f"bench serve: --threads: expected at least 1, got {args.threads}")
     emit_lines(args, _records(args), render)
     return 0
 
@@ -86,7 +93,7 @@ def _records(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     }  # fmt: skip
     with _model(args) as (path, similarities):
         settings = {"table": str(similarities), "select_top_k": 1, "log_seconds": 0}
-        with local_engine(path, settings, **options) as llm:
+        with local_engine(path, settings, threads=args.threads, **options) as llm:
             yield from bench_serve(llm, _subject(args, llm), plan)
 
 

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from sere.errors import MissingDependency, UnsupportedEngine
 from sere.integrations.vllm.options import KEY
 
@@ -19,12 +21,16 @@ _ENVIRONMENT = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_NO_USAGE_STATS": "1
 
 
 @contextmanager
-def local_engine(model: str | os.PathLike[str], sere: Any = None, **options: Any) -> Iterator[Any]:
+def local_engine(
+    model: str | os.PathLike[str], sere: Any = None, *, threads: int | None = None, **options: Any
+) -> Iterator[Any]:
     """Start an engine whose only process is this one, and end it.
 
     Args:
         model: A checkpoint folder.
         sere: Settings of re-routing; None for an engine that does not ask for it.
+        threads: Threads of torch; None leaves them as they are. A process's first engine on a CPU settles
+            them for all that follow.
         **options: Further arguments of vLLM's ``LLM``.
 
     Raises:
@@ -32,6 +38,10 @@ def local_engine(model: str | os.PathLike[str], sere: Any = None, **options: Any
         SereError: The settings are refused.
     """
     os.environ.update(_ENVIRONMENT)
+    if threads is not None:
+        # Where the variable is set vLLM leaves the number alone.
+        os.environ["OMP_NUM_THREADS"] = str(threads)
+        torch.set_num_threads(threads)
     # vLLM for CPUs walks over the attributes of all modules and stumbles over this one, which has any.
     hidden = sys.modules.pop("llvmlite.binding.ffi", None)
     llm = None

@@ -1,7 +1,8 @@
-"""Write the documents' tables from the committed records: no number in them is typed by hand.
+"""Write the documents' tables and pictures from the committed records: no number in them is typed by hand.
 
 Run ``python benchmarks/documents.py``. A block of a document between ``<!-- record: NAME -->`` and
-``<!-- end -->`` is replaced by what the function of that name renders; ``--check`` only compares.
+``<!-- end -->`` is replaced by what the function of that name renders; ``--check`` only compares. Pictures are
+drawn beside the documents; ``--check`` asks for their data only, for versions of matplotlib draw differently.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any
 
 from tabulate import tabulate
 
+import pictures
 from sere.files import atomic_path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -137,23 +139,37 @@ def bench() -> str:
 
 def serve() -> str:
     """A vLLM engine at a real model's layer shape."""
-    records = _lines("serve.jsonl")
+    records = _serve_records()
+    tpot = {_serve_case(record): record["tpot_ms"]["p50"] for record in records}
     rows = [
         [
             record["subject"]["model"], record["config"]["mode"],
-            record["config"].get("omp_num_threads") or 1, record["batch_size"],
+            record["provenance"]["machine"]["threads"], record["batch_size"],
             f"`{record['setting']}`", _counts(record["experts"]),
             "" if record["experts"] is None else f"{record['expert_bytes_per_step'] / 1e6:.0f}",
             f"{record['tpot_ms']['p50']:.1f}", f"{record['ratio_off_to_this']['p50']:.2f}x",
             f"{record['tokens_per_s']['p50']:.0f}", f"{record['ttft_ms']['p50']:.0f}",
             "" if record["own_cost"] is None
             else f"{100 * record['own_cost']['ms_per_step'] / record['tpot_ms']['p50']:.1f}",
+            "" if oracle is None else f"{100 * (record['tpot_ms']['p50'] / oracle - 1):+.1f}",
         ]
         for record in records
+        for oracle in [tpot.get((*_serve_case(record)[:-1], f"oracle {record['setting']}"))]
     ]  # fmt: skip
     headers = ["layers of", "mode", "threads", "requests", "setting", "distinct experts", "MB read",
-               "TPOT, ms", "faster", "tokens/s", "TTFT, ms", "own cost, %"]  # fmt: skip
+               "TPOT, ms", "faster", "tokens/s", "TTFT, ms", "own cost, %", "to oracle, %"]  # fmt: skip
     return _table(rows, headers) + _conditions(records)
+
+
+def _serve_records() -> list[Any]:
+    """Return the newest record of each case, in the order in which the cases first came."""
+    return list({_serve_case(record): record for record in _lines("serve.jsonl")}.values())
+
+
+def _serve_case(record: Record) -> tuple[Any, ...]:
+    threads = record["provenance"]["machine"]["threads"]
+    subject = record["subject"]["model"]
+    return subject, record["config"]["mode"], threads, record["batch_size"], record["setting"]
 
 
 def vllm_load() -> str:
@@ -243,6 +259,12 @@ BLOCKS: Mapping[str, Callable[[], str]] = {
 }
 
 
+PICTURES: Mapping[str, Callable[[], str]] = {
+    "docs/serve.svg": lambda: pictures.serve(_serve_records()),
+    "docs/quality.svg": lambda: pictures.quality(_json("eval.json")["cases"]),
+}
+
+
 def render(document: str) -> str:
     """Return a document's text with every block written anew."""
 
@@ -272,8 +294,20 @@ def main() -> int:
         if not check:
             with atomic_path(path) as temporary:
                 temporary.write_text(new, encoding="utf-8")
+    for name, draw in PICTURES.items():
+        picture = draw()
+        if not check:
+            with atomic_path(ROOT / name) as temporary:
+                temporary.write_text(picture, encoding="utf-8")
+        elif _texts(picture) != _texts((ROOT / name).read_text(encoding="utf-8")):
+            stale.append(name)
     print(f"{'out of date' if check else 'written'}: {', '.join(stale) or 'none'}")
     return int(check and bool(stale))
+
+
+def _texts(picture: str) -> list[str]:
+    """Return what stands in an SVG: it names settings, models and sizes."""
+    return re.findall(r"<text[^>]*>([^<]*)</text>", picture)
 
 
 def _cases(records: Sequence[Record]) -> list[Any]:

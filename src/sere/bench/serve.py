@@ -366,7 +366,6 @@ def _record(
             "steps": plan.steps,
             "rounds": plan.rounds,
             "seed": plan.seed,
-            "threads": torch.get_num_threads(),
         },
         "subject": subject,
         "provenance": provenance(),

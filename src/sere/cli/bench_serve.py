@@ -19,8 +19,9 @@ _DEFAULT_SETTINGS = ("sere:S=1", "sere:S=2")
 _DETAILS = """Starts vLLM in this process and sends it batches of B requests that arrive together. All
 settings take turns, block by block, in one run of one engine. Beside them stand 'untouched' (the engine
 without any wrapper of ours; not with --compile, where the operation is part of the compiled code) and for
-each setting its oracle (the same re-routed ids, put in place without the work). With --preset, the model has a published model's layer shape, random weights (standard deviation
-0.04) and random similarities. One JSON line a case."""
+each setting its oracle (the same re-routed ids, put in place without the work). With --preset, the model has
+a published model's layer shape, random weights (standard deviation 0.04) and random similarities. One JSON
+line a case."""
 
 _EXAMPLES = """
   sere bench serve --preset qwen3-30b-a3b --layers 4 --batch-size 8 16 32 64 --out serve.jsonl
@@ -53,8 +54,8 @@ def add(subparsers: Any) -> None:
     parser.add_argument("--compile", action="store_true", help="let vLLM compile the model")
     parser.add_argument(
         "--threads", type=int, metavar="N",
-        help="threads of torch (default: OMP_NUM_THREADS, else every core; on a CPU vllm serve leaves one core "
-        "to its scheduler)",
+        help="threads of torch (default: OMP_NUM_THREADS, else all cores; vllm serve on a CPU: one less, "
+        "for its scheduler)",
     )  # fmt: skip
     parser.add_argument("--seed", type=int, default=0, help="of weights and prompts (default: 0)")
     parser.add_argument("--out", type=Path, metavar="FILE", help="append the JSON lines to this file")

@@ -42,7 +42,7 @@ def test_bench(tmp_path: Path, compiled: bool) -> None:
         assert on["own_cost"]["us_per_layer"] > 0
         assert records["oracle sere:S=1"]["experts"] is None
         assert off["config"]["mode"] == ("compiled" if compiled else "eager")
-        assert off["config"]["threads"] == torch.get_num_threads()
+        assert off["provenance"]["machine"]["threads"] == torch.get_num_threads()
 
         configure(llm, select_top_k=1, enabled=True)
         expected = generate(llm, prompts())

@@ -1,8 +1,8 @@
 """Write the documents' tables and pictures from the committed records: no number in them is typed by hand.
 
 Run ``python benchmarks/documents.py``. A block of a document between ``<!-- record: NAME -->`` and
-``<!-- end -->`` is replaced by what the function of that name renders; ``--check`` only compares. Pictures are
-drawn beside the documents; ``--check`` asks for their data only, for versions of matplotlib draw differently.
+``<!-- end -->`` is replaced by what the function of that name renders; ``--check`` only compares. Pictures
+are drawn beside the documents; of them ``--check`` compares the words, for matplotlib's versions draw otherwise.
 """
 
 from __future__ import annotations

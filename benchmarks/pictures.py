@@ -1,0 +1,136 @@
+"""The documents' pictures, drawn from the same records as their tables."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib
+from matplotlib.figure import Figure
+
+Record = Mapping[str, Any]
+
+# The Okabe-Ito palette, told apart with any colour vision, and three that differ from it. Off is black.
+COLOURS = (
+    "#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999", "#882255", "#7A6A00",
+)  # fmt: skip
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*")
+
+
+def serve(records: Sequence[Record]) -> str:
+    """Draw how much faster a vLLM engine is than off, and its distinct experts, over the batch size.
+
+    Args:
+        records: Of ``sere bench serve``; oracles and ``untouched`` are left out.
+
+    Returns:
+        The picture, as SVG; a row a model.
+    """
+    shown = [record for record in records if record["experts"] is not None]
+    models = list(dict.fromkeys(record["subject"]["model"] for record in shown))
+    settings = list(dict.fromkeys(record["setting"] for record in shown))
+    ways = list(dict.fromkeys(_way(record) for record in shown))
+    figure = Figure(figsize=(9.6, 0.6 + 3.4 * len(models)), layout="constrained")
+    for model, (faster, experts) in zip(models, figure.subplots(len(models), 2, squeeze=False), strict=True):
+        mine = [record for record in shown if record["subject"]["model"] == model]
+        for way in ways:
+            for setting in settings:
+                line = [one for one in mine if _way(one) == way and one["setting"] == setting]
+                line.sort(key=lambda record: int(record["batch_size"]))
+                style = _style(settings.index(setting), ways.index(way))
+                style["label"] = setting if len(ways) == 1 else f"{setting}, {way}"
+                sizes = [record["batch_size"] for record in line]
+                if setting != "off":
+                    faster.plot(sizes, [record["ratio_off_to_this"]["p50"] for record in line], **style)
+                style["label"] = setting
+                if line and way == _way(mine[0]):  # the others route alike
+                    experts.plot(sizes, [record["experts"]["after"] for record in line], **style)
+        sizes = sorted({record["batch_size"] for record in mine})
+        _batch_axis(faster, sizes, f"{model}: times faster than off")
+        _batch_axis(experts, sizes, f"distinct experts per layer and step (of {mine[0]['subject']['E']})")
+        faster.axhline(1, color=COLOURS[0], linewidth=1)
+        for axes in (faster, experts):
+            axes.legend(frameon=False, fontsize=8)
+    return _svg(figure)
+
+
+def quality(cases: Sequence[Record]) -> str:
+    """Draw right answers over distinct experts, a line a method; further up and further left is better.
+
+    Args:
+        cases: Of ``sere eval``, all of one batch size.
+
+    Returns:
+        The picture, as SVG.
+    """
+    lines: dict[str, list[Record]] = {}
+    for case in cases:
+        lines.setdefault(_method(case["setting"]), []).append(case)
+    figure = Figure(figsize=(8, 4.6), layout="constrained")
+    axes = figure.subplots()
+    for place, (method, line) in enumerate(lines.items()):
+        line.sort(key=lambda case: float(case["experts"]["after"]))
+        shares = [case["tasks"]["all"]["share"] for case in line]
+        style = _style(place % len(COLOURS), 0 if method.startswith(("off", "sere")) else 1)
+        axes.errorbar(
+            [case["experts"]["after"] for case in line],
+            [100 * share["value"] for share in shares],
+            yerr=[
+                [100 * (share["value"] - share["low"]) for share in shares],
+                [100 * (share["high"] - share["value"]) for share in shares],
+            ],
+            elinewidth=0.8, capsize=2, label=method, **style,
+        )  # fmt: skip
+    axes.set_xlabel("distinct experts per layer and step")
+    axes.set_ylabel("right answers, %; bars: 95 % intervals")
+    axes.set_title(f"the bundled model at batch size {cases[0]['batch_size']}", fontsize=10, loc="left")
+    _plain(axes)
+    axes.set_xlim(left=0)
+    axes.legend(frameon=False, fontsize=8, loc="lower right")
+    return _svg(figure)
+
+
+def _method(setting: str) -> str:
+    """Return a setting without the number that moves it along its line."""
+    kind, _, options = setting.partition(":")
+    names = [option.partition("=")[0] for option in options.split(",")]
+    marks = [name for name in ("min_active", "scale") if name in names]
+    return " with ".join([kind, *([" and ".join(marks)] if marks else [])])
+
+
+def _way(record: Record) -> str:
+    threads = record["provenance"]["machine"]["threads"]
+    return f"{record['config']['mode']}, {threads} thread{'s' * (threads > 1)}"
+
+
+def _style(place: int, dashes: int) -> dict[str, Any]:
+    return {
+        "color": COLOURS[place % len(COLOURS)],
+        "marker": MARKERS[place % len(MARKERS)],
+        "linewidth": 1.6,
+        "linestyle": ("-", (0, (3, 3)), (0, (1, 2)), (0, (5, 1, 1, 1)))[dashes % 4],
+    }
+
+
+def _batch_axis(axes: Any, sizes: Sequence[int], title: str) -> None:
+    axes.set_title(title, fontsize=10, loc="left")
+    axes.set_xlabel("requests at once")
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(sizes, [str(size) for size in sizes])
+    axes.minorticks_off()
+    _plain(axes)
+
+
+def _plain(axes: Any) -> None:
+    axes.set_ylim(bottom=0)
+    axes.grid(axis="y", alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _svg(figure: Figure) -> str:
+    """Return a figure as SVG, the same text each time; letters stay letters, so no font is drawn in."""
+    buffer = io.StringIO()
+    with matplotlib.rc_context({"svg.hashsalt": "sere", "svg.fonttype": "none"}):
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    return "\n".join(line.rstrip() for line in buffer.getvalue().splitlines()) + "\n"

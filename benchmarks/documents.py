@@ -2,7 +2,8 @@
 
 Run ``python benchmarks/documents.py``. A block of a document between ``<!-- record: NAME -->`` and
 ``<!-- end -->`` is replaced by what the function of that name renders; ``--check`` only compares. Pictures
-are drawn beside the documents; of them ``--check`` compares the words, for matplotlib's versions draw otherwise.
+are drawn beside the documents; of them ``--check`` compares the words alone, for matplotlib's versions
+draw differently.
 """
 
 from __future__ import annotations

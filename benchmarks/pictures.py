@@ -13,7 +13,8 @@ Record = Mapping[str, Any]
 
 # The Okabe-Ito palette, told apart with any colour vision, and three that differ from it. Off is black.
 COLOURS = (
-    "#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999", "#882255", "#7A6A00",
+    "#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7",
+    "#E69F00", "#56B4E9", "#999999", "#882255", "#7A6A00",
 )  # fmt: skip
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import subprocess
 import sys
@@ -62,3 +63,19 @@ def test_tables_come_from_the_records() -> None:
         check=False,
     )
     assert run.returncode == 0, run.stdout + run.stderr
+
+
+@pytest.mark.checkout
+def test_newest_record_of_a_case_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A case measured again takes the old one's place; another number of threads is another case."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    documents = importlib.import_module("documents")
+
+    def record(threads: int, tpot: float) -> dict[str, object]:
+        return {
+            "subject": {"model": "m"}, "config": {"mode": "eager"}, "batch_size": 8, "setting": "off",
+            "provenance": {"machine": {"threads": threads}}, "tpot_ms": tpot,
+        }  # fmt: skip
+
+    monkeypatch.setattr(documents, "_lines", lambda _name: [record(1, 9.0), record(2, 5.0), record(1, 8.0)])
+    assert [found["tpot_ms"] for found in documents._serve_records()] == [8.0, 5.0]

@@ -141,3 +141,9 @@ def test_command_of_two_words(argv: list[str]) -> None:
     args = build_parser().parse_args([*argv, "--preset", "tiny"])
     assert args.run.__module__ == "sere.cli.bench_serve"
     assert build_parser().parse_args(["bench", "server"]).run.__module__ == "sere.cli.bench"
+
+
+def test_bench_serve_refuses_no_threads(capsys: pytest.CaptureFixture[str]) -> None:
+    """An engine needs a thread."""
+    assert main(["bench", "serve", "--preset", "tiny", "--threads", "0"]) == 2
+    assert "--threads: expected at least 1, got 0" in capsys.readouterr().err

@@ -87,17 +87,10 @@ def run(args: argparse.Namespace) -> int:
     if not args.server:
         emit_lines(args, _records(args), render)
         return 0
-    failed: list[int] = []
-    emit_lines(args, _noting(failed, _online_records(args)), render_online)
-    if sum(failed):
-        say(f"{sum(failed)} requests failed; the records say how")
-    return int(sum(failed) > 0)
-
-
-def _noting(failed: list[int], records: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    for record in records:
-        failed.append(record["failed"])
-        yield record
+    failed = sum(record["failed"] for record in emit_lines(args, _online_records(args), render_online))
+    if failed:
+        say(f"{failed} requests failed; the records say how")
+    return int(failed > 0)
 
 
 def _online_records(args: argparse.Namespace) -> Iterator[dict[str, Any]]:

@@ -192,7 +192,7 @@ def online_records(**values: Any) -> tuple[Stub, Stub, list[dict[str, Any]]]:
 
 @pytest.fixture
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Do not wait for idle workers: a stub has none."""
+    """Do not wait until the workers of another server idle: there are none."""
     monkeypatch.setattr("sere.bench.online._SETTLE_S", 0)
 
 
@@ -261,6 +261,7 @@ def test_flags_of_the_server_need_it(capsys: pytest.CaptureFixture[str]) -> None
     assert "--request-rate, --requests and --untouched belong to --server" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("hasty")
 def test_real_server(tmp_path: Path) -> None:
     """With a real server off and S = 1 lose nothing, and experts fall at S = 1."""
     out = tmp_path / "out.jsonl"
@@ -326,8 +327,7 @@ def test_server_that_dies(tmp_path: Path, mark: str) -> None:
     with serve(path, settings, tmp_path / "log", *arguments) as server:
         assert len(marked(mark)) > 1
         os.kill(server.pid, signal.SIGKILL)
-        psutil.Process(server.pid).wait(timeout=30)
         with pytest.raises(ServerError, match="ended by itself with exit code -9; the end of its log"):
-            server.check()
+            server.wait(60)
     psutil.wait_procs(marked(mark), timeout=10)
     assert marked(mark) == []

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -50,6 +51,7 @@ class Stub(ThreadingHTTPServer):
         self.asked: list[tuple[str, Any]] = []
         self.lock, self.now, self.most = threading.Lock(), 0, 0
         self.barrier = threading.Barrier(hold)
+        self.enabled = True
 
     def check(self) -> None:
         """Never end."""
@@ -57,7 +59,15 @@ class Stub(ThreadingHTTPServer):
     def post(self, path: str, body: Any) -> tuple[int, Any]:
         """Answer as the routes of sere do."""
         self.asked.append((path, body))
-        layer = {"steps": 2, "rows": 8.0, "distinct_before": 6.0, "distinct_after": 3.0, "slots_moved": 0.5}
+        self.enabled = body.get("enabled", self.enabled)
+        steps = 2 if self.enabled else 0
+        layer = {
+            "steps": steps,
+            "rows": 8.0,
+            "distinct_before": 6.0,
+            "distinct_after": 3.0,
+            "slots_moved": 0.5,
+        }
         layers = [layer | {"critical": 1.0}, layer | {"critical": 1.0, "steps": 0}]
         return 200, {"layers": layers, "kernel": "Stub", "expert_bytes": 10}
 
@@ -83,6 +93,8 @@ class Answering(BaseHTTPRequestHandler):
             stub.now += 1
             stub.most = max(stub.most, stub.now)
         stub.barrier.wait(timeout=30)
+        # Long enough that requests beyond a loop's concurrency would meet these.
+        time.sleep(0.05)
         self.send_response(503 if first == REFUSED else 200)
         if first == CUT:
             self.send_header("Content-Length", "10000")

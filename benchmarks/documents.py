@@ -173,6 +173,27 @@ def _serve_case(record: Record) -> tuple[Any, ...]:
     return subject, record["config"]["mode"], threads, record["batch_size"], record["setting"]
 
 
+def serve_online() -> str:
+    """A real ``vllm serve`` under load, at a real model's layer shape."""
+    records = _lines("serve_online.jsonl")
+    rows = [
+        [
+            record["subject"]["model"], record["config"]["mode"], record["case"].partition(",")[0],
+            f"`{record['setting']}`", _counts(record["experts"]),
+            "" if record["experts"] is None else f"{record['experts']['rows']:.1f}",
+            "" if record["experts"] is None else f"{record['expert_bytes_per_step'] / 1e6:.0f}",
+            f"{record['tpot_ms']['p50']:.1f}", f"{record['ratio_off_to_this']['p50']:.2f}x",
+            f"{record['tokens_per_s']['p50']:.0f}", f"{record['requests_per_s']['p50']:.2f}",
+            f"{record['ttft_ms']['p50']:.0f}", f"{record['ttft_ms']['p90']:.0f}",
+            record["failed"],
+        ]
+        for record in records
+    ]  # fmt: skip
+    headers = ["layers of", "mode", "requests", "setting", "distinct experts", "rows", "MB read", "TPOT, ms",
+               "faster", "tokens/s", "requests/s", "TTFT, ms", "p90", "failed"]  # fmt: skip
+    return _table(rows, headers) + _conditions(records)
+
+
 def vllm_load() -> str:
     """What became of the requests of a load test."""
     records = _lines("vllm_load.jsonl")
@@ -254,6 +275,7 @@ BLOCKS: Mapping[str, Callable[[], str]] = {
     "bench": bench,
     "bench-summary": bench_summary,
     "serve": serve,
+    "serve-online": serve_online,
     "vllm-load": vllm_load,
     "similarity": similarity,
     "calibrate-large": calibrate_large,

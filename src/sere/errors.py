@@ -38,6 +38,10 @@ class UnsupportedEngine(SereError):
     """The serving engine, its version or a feature in use cannot be combined with re-routing."""
 
 
+class ServerError(SereError, RuntimeError):
+    """A server that was started ended by itself or did not answer; the text ends with its log."""
+
+
 class DataError(SereError):
     """Calibration or evaluation texts are missing, unreadable or too few."""
 

@@ -21,9 +21,11 @@ from sere.integrations.vllm.local import session_of
 from sere.provenance import provenance
 from sere.reroute import operator
 
-_NO_PROGRESS: Progress = lambda _name, _total: nullcontext(lambda: None)  # noqa: E731
+NO_PROGRESS: Progress = lambda _name, _total: nullcontext(lambda: None)  # noqa: E731
 LIVE = frozenset({"select_top_k", "threshold"})
 """Options of a setting that can change while the engine runs, and so take turns in one run."""
+COUNT_ONLY = {"enabled": True, "select_top_k": 1 << 19, "threshold": 0.0}
+"""Changes that count experts and re-route none: S is beyond any K."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,25 +52,32 @@ class ServePlan:
     oracle: bool = True
     untouched: bool = True
     seed: int = 0
-    progress: Progress = field(default=_NO_PROGRESS, repr=False)
+    progress: Progress = field(default=NO_PROGRESS, repr=False)
 
     def __post_init__(self) -> None:
-        if not self.settings or self.settings[0].kind != "off":
-            raise InputError(
-                "bench serve: the first setting must be 'off', which all others are compared with"
-            )
-        for setting in self.settings[1:]:
-            if setting.kind != "sere" or not set(setting.options) <= LIVE:
-                raise InputError(
-                    f"bench serve: {setting.label}: expected sere settings with S and rho, e.g. "
-                    "sere:S=2,rho=0.3, because the engine changes between them while it runs"
-                )
+        check_settings(self.settings)
         if not self.batch_sizes or min(self.batch_sizes) < 1:
             raise InputError(f"bench serve: expected batch sizes of at least 1, got {list(self.batch_sizes)}")
         if min(self.prompt, self.rounds) < 1 or self.steps < 2:
             raise InputError(
                 "bench serve: expected a prompt and rounds of at least 1 and at least 2 steps, "
                 f"got {self.prompt}, {self.rounds} and {self.steps}"
+            )
+
+
+def check_settings(settings: Sequence[Setting]) -> None:
+    """Make sure that settings can take turns in one engine.
+
+    Raises:
+        InputError: The first is not ``off``, or one cannot be changed to while the engine runs.
+    """
+    if not settings or settings[0].kind != "off":
+        raise InputError("bench serve: the first setting must be 'off', which all others are compared with")
+    for setting in settings[1:]:
+        if setting.kind != "sere" or not set(setting.options) <= LIVE:
+            raise InputError(
+                f"bench serve: {setting.label}: expected sere settings with S and rho, e.g. "
+                "sere:S=2,rho=0.3, because the engine changes between them while it runs"
             )
 
 
@@ -196,13 +205,16 @@ def _variants(llm: Any, plan: ServePlan, prompts: list[list[int]]) -> list[Varia
     return variants
 
 
+def live_changes(setting: Setting) -> dict[str, Any]:
+    """Return what to change in a running engine for a setting."""
+    if setting.kind == "off":
+        return {"enabled": False}
+    return {"enabled": True, "threshold": 0.0} | dict(setting.options)
+
+
 def apply_live(llm: Any, setting: Setting) -> None:
     """Switch a running engine to a setting."""
-    if setting.kind == "off":
-        configure(llm, enabled=False)
-    else:
-        options = {"threshold": 0.0} | dict(setting.options)
-        configure(llm, enabled=True, **options)
+    configure(llm, **live_changes(setting))
 
 
 Routes = Callable[..., tuple[Tensor, Tensor]]
@@ -306,8 +318,7 @@ def _count(llm: Any, variant: Variant, prompts: list[list[int]], plan: ServePlan
         return {"experts": None, "own_cost": None}
     off = variant.setting.kind == "off"
     if off:
-        # S beyond any K changes nothing and counts.
-        configure(llm, enabled=True, select_top_k=1 << 19, threshold=0.0)
+        configure(llm, **COUNT_ONLY)
     else:
         apply_live(llm, variant.setting)
     read_stats(llm, reset=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +15,25 @@ from sere.cli.parser import add_command
 from sere.errors import ConfigError
 
 _DEFAULT_SETTINGS = ("sere:S=1", "sere:S=2")
+_BATCH_SIZES = (8, 16, 32)
 
 _DETAILS = """Starts vLLM in this process and sends it batches of B requests that arrive together. All
 settings take turns, block by block, in one run of one engine. Beside them stand 'untouched' (the engine
 without any wrapper of ours; not with --compile, where the operation is part of the compiled code) and for
 each setting its oracle (the same re-routed ids, put in place without the work). With --preset, the model has
 a published model's layer shape, random weights (standard deviation 0.04) and random similarities. One JSON
-line a case."""
+line a case.
+
+With --server it starts a real 'vllm serve' instead, on a port of this machine alone, and sends it requests
+over HTTP: B at once, the next when one has ended, or R a second at random times. Settings take turns
+through the server's own route. There is no oracle; 'untouched' is a second server, started without sere
+(--untouched), and works with --compile too. Exit code 1 if any request failed."""
 
 _EXAMPLES = """
   sere bench serve --preset qwen3-30b-a3b --layers 4 --batch-size 8 16 32 64 --out serve.jsonl
   sere bench serve MODEL --table table.safetensors --setting sere:S=2,rho=0.3 --compile --threads 1
+  sere bench serve --preset qwen3-30b-a3b --layers 4 --server --batch-size 8 16 --untouched
+  sere bench serve --preset qwen3-30b-a3b --layers 4 --server --request-rate 1 2 4
 """
 
 
@@ -44,8 +52,9 @@ def add(subparsers: Any) -> None:
         help=f"repeatable, with S and rho; off is always there (default: {' '.join(_DEFAULT_SETTINGS)})",
     )  # fmt: skip
     parser.add_argument(
-        "--batch-size", type=int, nargs="+", default=[8, 16, 32], metavar="B", help="(default: 8 16 32)"
-    )
+        "--batch-size", type=int, nargs="+", metavar="B",
+        help="requests at once (default: 8 16 32, or none beside --request-rate)",
+    )  # fmt: skip
     parser.add_argument(
         "--prompt", type=int, default=32, metavar="N", help="tokens of a prompt (default: 32)"
     )
@@ -58,6 +67,17 @@ def add(subparsers: Any) -> None:
         "for its scheduler)",
     )  # fmt: skip
     parser.add_argument("--seed", type=int, default=0, help="of weights and prompts (default: 0)")
+    group = parser.add_argument_group("over HTTP")
+    group.add_argument("--server", action="store_true", help="time a 'vllm serve' under load")
+    group.add_argument("--request-rate", type=float, nargs="+", metavar="R", help="requests a second")
+    group.add_argument(
+        "--requests", type=int, metavar="N", help="requests of a block (default: 32), and at least B"
+    )
+    group.add_argument(
+        "--untouched",
+        action="store_true",
+        help="also time a second server without sere (memory for two models)",
+    )
     parser.add_argument("--out", type=Path, metavar="FILE", help="append the JSON lines to this file")
     add_json_flag(parser)
 
@@ -70,8 +90,76 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError("bench serve: a MODEL is timed whole (no --layers) and needs its --table")
     if args.threads is not None and args.threads < 1:
         raise ConfigError(f"bench serve: --threads: expected at least 1, got {args.threads}")
-    emit_lines(args, _records(args), render)
-    return 0
+    if not args.server and (args.request_rate or args.requests is not None or args.untouched):
+        raise ConfigError("bench serve: --request-rate, --requests and --untouched belong to --server")
+    if args.server and args.threads is not None:
+        raise ConfigError(
+            "bench serve: --threads is for the engine of this process; a server's are set by vLLM, e.g. with "
+            "VLLM_CPU_OMP_THREADS_BIND"
+        )
+    if not args.server:
+        emit_lines(args, _records(args), render)
+        return 0
+    failed = sum(record["failed"] for record in emit_lines(args, _online_records(args), render_online))
+    if failed:
+        say(f"{failed} requests failed; the records say how")
+    return int(failed > 0)
+
+
+def _online_records(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    from sere.bench.load import Load
+    from sere.bench.online import SERVED, OnlinePlan, bench_online
+    from sere.cli.progress import bar
+    from sere.eval.settings import parse_settings
+    from sere.integrations.vllm.server import serve
+
+    sizes = args.batch_size or ([] if args.request_rate else _BATCH_SIZES)
+    plan = OnlinePlan(
+        settings=parse_settings(args.setting or _DEFAULT_SETTINGS),
+        loads=[
+            *(Load(concurrency=B) for B in dict.fromkeys(sizes)),
+            *(Load(request_rate=rate) for rate in dict.fromkeys(args.request_rate or ())),
+        ],
+        prompt=args.prompt, steps=args.steps, rounds=args.rounds, seed=args.seed, progress=bar,
+        requests=32 if args.requests is None else args.requests,
+    )  # fmt: skip
+    most = max(plan.count(load) if load.concurrency is None else load.concurrency for load in plan.loads)
+    arguments = [
+        "--served-model-name", SERVED, "--skip-tokenizer-init", "--dtype", "bfloat16",
+        "--seed", str(args.seed), "--max-num-seqs", str(most),
+        "--max-model-len", str(plan.prompt + plan.steps + 8),
+        "--max-num-batched-tokens", str(max(2048, most * plan.prompt)), "--no-enable-prefix-caching",
+        "--disable-uvicorn-access-log", *([] if args.compile else ["--enforce-eager"]),
+    ]  # fmt: skip
+    with _model(args) as (path, similarities), tempfile.TemporaryDirectory(prefix="sere-bench-") as logs:
+        settings = {"table": str(similarities), "select_top_k": 1, "log_seconds": 0}
+        say("starting vllm serve")
+        first, second = Path(logs) / "server.log", Path(logs) / "untouched.log"
+        with (
+            serve(path, settings, first, *arguments) as server,
+            serve(path, None, second, *arguments) if args.untouched else nullcontext() as untouched,
+        ):
+            subject = _stored_subject(args, path, similarities)
+            yield from bench_online(server, untouched, subject, plan, compiled=args.compile)
+
+
+def _stored_subject(args: argparse.Namespace, path: Path, similarities: Path) -> dict[str, Any]:
+    """Say what is timed, as far as checkpoint and table tell."""
+    from transformers import AutoConfig
+
+    from sere.table import SimilarityTable
+
+    table, config = SimilarityTable.load(similarities), AutoConfig.from_pretrained(path).get_text_config()
+    return {
+        "model": args.preset or table.identity.name,
+        "weights": "random" if args.preset is not None else "checkpoint",
+        "layers": config.num_hidden_layers,
+        "E": table.identity.E,
+        "K": table.identity.K,
+        "vocab_size": config.vocab_size,
+        "dtype": "bfloat16",
+        "similarity": table.metric,
+    }
 
 
 def _records(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
@@ -82,7 +170,7 @@ def _records(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
     plan = ServePlan(
         settings=parse_settings(args.setting or _DEFAULT_SETTINGS),
-        batch_sizes=list(dict.fromkeys(args.batch_size)),
+        batch_sizes=list(dict.fromkeys(args.batch_size or _BATCH_SIZES)),
         prompt=args.prompt, steps=args.steps, rounds=args.rounds, seed=args.seed, progress=bar,
     )  # fmt: skip
     most = max(plan.batch_sizes)
@@ -163,4 +251,32 @@ def _row(record: Mapping[str, Any]) -> list[Any]:
         None if read is None else f"{read / 1e6:.0f}",
         None if cost is None else f"{cost['us_per_layer']:.0f}",
         None if cost is None else f"{100 * cost['ms_per_step'] / tpot['p50']:.1f}",
+    ]
+
+
+def render_online(records: Sequence[Mapping[str, Any]]) -> str:
+    """Return the records of a server under load as a table with one row a case."""
+    headers = ["requests", "setting", "TPOT ms", "p20 to p80", "off/this", "p20 to p80", "tokens/s",
+               "requests/s", "TTFT ms", "p90", "experts", "rows", "MB read", "failed"]  # fmt: skip
+    return table([_online_row(record) for record in records], headers)
+
+
+def _online_row(record: Mapping[str, Any]) -> list[Any]:
+    tpot, ratio, ttft = record["tpot_ms"], record["ratio_off_to_this"], record["ttft_ms"]
+    experts, read = record["experts"], record["expert_bytes_per_step"]
+    return [
+        record["case"].partition(",")[0],
+        record["setting"],
+        f"{tpot['p50']:.2f}",
+        f"{tpot['p20']:.2f} to {tpot['p80']:.2f}",
+        f"{ratio['p50']:.3f}",
+        f"{ratio['p20']:.3f} to {ratio['p80']:.3f}",
+        f"{record['tokens_per_s']['p50']:.0f}",
+        f"{record['requests_per_s']['p50']:.2f}",
+        f"{ttft['p50']:.0f}",
+        f"{ttft['p90']:.0f}",
+        None if experts is None else f"{experts['before']:.1f} > {experts['after']:.1f}",
+        None if experts is None else f"{experts['rows']:.1f}",
+        None if read is None else f"{read / 1e6:.0f}",
+        record["failed"],
     ]

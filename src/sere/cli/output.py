@@ -34,8 +34,8 @@ def emit(args: argparse.Namespace, value: _T, render: Callable[[_T], str]) -> No
 
 def emit_lines(
     args: argparse.Namespace, records: Iterable[dict[str, Any]], render: Callable[[list[Any]], str]
-) -> None:
-    """Write records as they come, one JSON line each, and show all of them at the end.
+) -> list[dict[str, Any]]:
+    """Write records as they come, one JSON line each, show all of them at the end, and return them.
 
     Args:
         args: The command's arguments; each line is appended to ``args.out`` if that is given, and printed on
@@ -54,6 +54,7 @@ def emit_lines(
             print(json.dumps(record), flush=True)
     if not args.json:
         say(render(found))
+    return found
 
 
 def say(text: str) -> None:

@@ -14,17 +14,22 @@ from sere.integrations.vllm.endpoint import Endpoint
 
 pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("default")]
 
-ROUTES = (("GET", "stats"), ("GET", "metrics"), ("POST", "settings"))
+ROUTES = (("GET", "stats"), ("GET", "metrics"), ("POST", "reset"), ("POST", "settings"))
 
 
 class Engine:
     """An engine client whose one worker answers from memory."""
 
+    resets = 0
+
     async def collective_rpc(self, method: str, args: tuple[Any, ...]) -> list[Any]:  # noqa: D102
         settings = RerouteConfig(select_top_k=2, table="/home/somebody/secret.safetensors").to_mapping()
         if method == "sere_configure":
             return [settings | {"enabled": True} | args[0]]
-        return [{"enabled": True, "settings": settings, "steps_rerouted": 1, "steps_passed": 0, "layers": []}]
+        if args[0]:
+            self.resets += 1
+        answer = {"enabled": True, "settings": settings, "steps_rerouted": 1, "steps_passed": 0, "layers": []}
+        return [answer | {"kernel": None, "expert_bytes": None}]
 
 
 def ask(method: str, route: str, key: str | None) -> tuple[int, str]:

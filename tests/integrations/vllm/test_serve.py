@@ -16,7 +16,7 @@ import pytest
 pytest.importorskip("vllm", reason="needs vLLM: make test-vllm")
 
 from sere.bundled import model_path
-from tests.integrations.vllm.server import Server, free_port, serve
+from tests.integrations.vllm.server import Server, complete, free_port, serve
 
 pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("default")]
 
@@ -49,7 +49,7 @@ def bundled_table(path: Path) -> None:
 def together(server: Server, options: list[dict[str, Any]]) -> list[tuple[int, Any]]:
     with ThreadPoolExecutor(len(options)) as pool:
         return list(
-            pool.map(lambda pair: server.complete(pair[0], **pair[1]), zip(PROMPTS, options, strict=True))
+            pool.map(lambda pair: complete(server, pair[0], **pair[1]), zip(PROMPTS, options, strict=True))
         )
 
 
@@ -66,7 +66,7 @@ def test_served_requests_are_rerouted(server: Server) -> None:
     assert all(layer["distinct_after"] < layer["distinct_before"] for layer in stats["layers"])
     assert "sere: re-routing active: 6 MoE layers (0 to 5)" in server.log.read_text()
     time.sleep(1.1)  # log_seconds
-    assert server.complete(PROMPTS[0])[0] == 200
+    assert complete(server, PROMPTS[0])[0] == 200
     assert re.search(r"sere: \d+ steps re-routed, \d+ passed; per layer and step", server.log.read_text())
 
 
@@ -83,12 +83,12 @@ def test_tiers_over_http(server: Server) -> None:
 def test_settings_over_http(server: Server) -> None:
     """One call changes settings; protected requests and a switched-off engine give the same text."""
     assert server.post("/v1/sere/settings", {"select_top_k": 8})[1]["select_top_k"] == 8
-    full = [server.complete(prompt)[1]["choices"][0]["text"] for prompt in PROMPTS[:3]]
+    full = [complete(server, prompt)[1]["choices"][0]["text"] for prompt in PROMPTS[:3]]
     assert server.post("/v1/sere/settings", {"select_top_k": 1, "threshold": 0.1})[0] == 200
-    off = [server.complete(p, vllm_xargs={"sere": "off"})[1]["choices"][0]["text"] for p in PROMPTS[:3]]
+    off = [complete(server, p, vllm_xargs={"sere": "off"})[1]["choices"][0]["text"] for p in PROMPTS[:3]]
     status, settings = server.post("/v1/sere/settings", {"enabled": False})
     assert (status, settings["enabled"], settings["threshold"]) == (200, False, 0.1)
-    without = [server.complete(prompt)[1]["choices"][0]["text"] for prompt in PROMPTS[:3]]
+    without = [complete(server, prompt)[1]["choices"][0]["text"] for prompt in PROMPTS[:3]]
     assert full == off == without
     assert server.post("/v1/sere/settings", {"enabled": True, "threshold": 0.0})[0] == 200
 
@@ -106,7 +106,7 @@ def test_refused_settings_over_http(server: Server, body: Any, text: str) -> Non
     status, answer = server.post("/v1/sere/settings", body)
     assert status == 400
     assert text in answer["error"]
-    assert server.complete(PROMPTS[0])[0] == 200
+    assert complete(server, PROMPTS[0])[0] == 200
 
 
 def test_metrics_over_http(server: Server, ports: int) -> None:

@@ -17,7 +17,7 @@ from sere.integrations.vllm.options import section
 
 
 class Endpoint:
-    """What vLLM's API server asks for routes: ``stats``, ``metrics`` and ``settings`` under ``/v1/sere``."""
+    """What vLLM's API server asks for routes: four under ``/v1/sere``."""
 
     name = "sere"
     required_tasks = ("generate",)
@@ -26,6 +26,7 @@ class Endpoint:
         """Add the routes to the server's application."""
         app.add_route("/v1/sere/stats", read_stats, methods=["GET"])
         app.add_route("/v1/sere/metrics", read_metrics, methods=["GET"])
+        app.add_route("/v1/sere/reset", reset_stats, methods=["POST"])
         app.add_route("/v1/sere/settings", change_settings, methods=["POST"])
 
     async def init_state(self, engine_client: Any, state: Any, args: Any) -> None:  # noqa: ARG002
@@ -58,8 +59,17 @@ def _json(value: Any, status: int = 200) -> Any:
 
 async def read_stats(request: Any) -> Any:
     """Return the statistics as JSON."""
+    return await _stats(request, reset=False)
+
+
+async def reset_stats(request: Any) -> Any:
+    """Return the statistics as JSON and set all counters to zero, between the same two steps."""
+    return await _stats(request, reset=True)
+
+
+async def _stats(request: Any, *, reset: bool) -> Any:
     try:
-        answers = await _ask(request.app.state.sere_engine, stats.READ, False)
+        answers = await _ask(request.app.state.sere_engine, stats.READ, reset)
     except LookupError as error:
         return _json({"error": str(error)}, 409)
     found = stats.merged(answers).to_mapping()

@@ -153,6 +153,12 @@ class Session:
             f"backend {', '.join(backends)}"
         )
 
+    def expert_bytes(self) -> int | None:
+        """Return the bytes of one routed expert's weights in this worker, or None if they cannot be told."""
+        for layer in self.layers.values():
+            return versions.expert_bytes(layer.runner, layer.E)
+        return None
+
     def reset_counters(self) -> None:
         """Set all counters to zero."""
         self.steps_rerouted = self.steps_passed = 0

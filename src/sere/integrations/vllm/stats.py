@@ -32,6 +32,8 @@ class EngineStats:
         steps_rerouted: Steps with at least one row to re-route.
         steps_passed: Steps without: prompts only, protected requests only, or while switched off.
         layers: The MoE layers.
+        kernel: Class name of the expert kernel, or None where it cannot be told.
+        expert_bytes: Bytes of one routed expert's weights in one worker, or None where they cannot be told.
     """
 
     enabled: bool
@@ -39,6 +41,8 @@ class EngineStats:
     steps_rerouted: int
     steps_passed: int
     layers: tuple[LayerStats, ...]
+    kernel: str | None = None
+    expert_bytes: int | None = None
 
     def to_mapping(self) -> dict[str, Any]:
         """Return the same as a JSON-ready mapping."""
@@ -76,6 +80,8 @@ def merged(answers: Sequence[Mapping[str, Any]]) -> EngineStats:
         layers=tuple(
             layer_stats(index, layers[index]["name"], layers[index]["counters"]) for index in sorted(layers)
         ),
+        kernel=first["kernel"],
+        expert_bytes=first["expert_bytes"],
     )
 
 
@@ -92,6 +98,8 @@ def answer(session: Session, *, reset: bool = False) -> dict[str, Any]:
         "steps_rerouted": session.steps_rerouted,
         "steps_passed": session.steps_passed,
         "layers": layers,
+        "kernel": session.kernel,
+        "expert_bytes": session.expert_bytes(),
     }
     _warn_of_idle(session, layers)
     if reset:

@@ -112,6 +112,21 @@ def logical_experts(runner: Any) -> int:
     return int(runner.router.global_num_experts if found is None else found)
 
 
+def expert_bytes(runner: Any, E: int) -> int | None:
+    """Return the bytes of one routed expert's weights in this process, or None where they cannot be told.
+
+    Their holder is ``runner.routed_experts`` since 0.24; before, no module holds them alone.
+
+    Args:
+        runner: vLLM's ``MoERunner``.
+        E: Its routed experts.
+    """
+    holder = getattr(runner, "routed_experts", None)
+    if holder is None:
+        return None
+    return int(sum(weight.numel() * weight.element_size() for weight in holder.parameters())) // E
+
+
 def prepares_in_place(model_runner: Any) -> bool:
     """Whether a model runner is V1, which fills its own batch in ``_prepare_inputs``.
 

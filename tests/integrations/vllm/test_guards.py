@@ -128,6 +128,17 @@ def test_idle_layer_is_warned_of_once(any_table: Any, caplog: pytest.LogCaptureF
     assert caplog.text.count("1 of 2 layers saw none, model.layers.1.experts the first") == 1
 
 
+def test_one_wait_for_all_layers(any_table: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reading the counters copies them from the device once, however many layers there are."""
+    found = prepared(any_table, {}, torch.nn.Module)
+    copies = []
+    copy = torch.Tensor.tolist
+    monkeypatch.setattr(torch.Tensor, "tolist", lambda tensor: copies.append(tensor) or copy(tensor))
+    layers = stats.answer(found)["layers"]
+    assert [layer["index"] for layer in layers] == [0, 1]
+    assert len(copies) == 1
+
+
 VARIANTS = ("X86CPUUnquantizedExperts", "ArmCPUUnquantizedExperts", "PowerCPUUnquantizedExperts")
 
 

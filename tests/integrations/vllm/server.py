@@ -105,8 +105,8 @@ def free_port() -> int:
 def _wait(server: Server, process: subprocess.Popen[bytes]) -> None:
     deadline = time.monotonic() + START_S
     while time.monotonic() < deadline:
-        if process.poll() is not None:
-            break
+        if (code := process.poll()) is not None:
+            raise RuntimeError(f"ended by itself with exit code {code}:\n{server.log.read_text()[-4000:]}")
         try:
             if server.get("/health")[0] == 200:
                 return

@@ -31,7 +31,10 @@ class Disabled:
     """An engine client whose worker has none of our methods, as with ``SERE_DISABLE``."""
 
     async def collective_rpc(self, method: str, args: tuple[Any, ...]) -> list[Any]:  # noqa: D102
-        raise RuntimeError(f"Call to collective_rpc method failed: Method {method!r} is not implemented.")
+        raise RuntimeError(
+            "Call to collective_rpc method failed: Worker failed with error ''CPUWorker' object has no "
+            f"attribute {method!r}', please check the stack trace above for the root cause"
+        )
 
 
 def ask(method: str, route: str, key: str | None, engine: Any = None) -> tuple[int, str]:

@@ -35,5 +35,8 @@ def ask_workers(llm: Any, method: str, *args: Any) -> list[Any]:
 
 def is_missing(method: str, error: Exception) -> bool:
     """Whether a worker's error says that the plug-in has not put its method there."""
-    # An error of another process arrives as its text.
-    return f"Method {method!r} is not implemented" in str(error)
+    # An error of another process arrives as its text; vLLM's executors word it differently.
+    return any(
+        text in str(error)
+        for text in (f"Method {method!r} is not implemented", f"has no attribute {method!r}")
+    )

@@ -199,14 +199,19 @@ def vllm_load() -> str:
     records = _lines("vllm_load.jsonl")
     rows = [
         [
-            record["requests"], f"{record['seconds']:.0f}",
-            ", ".join(f"{name}: {count}" for name, count in record["outcomes"].items()),
-            len(record["wrong"]), f"{100 * record['memory_growth']:+.1f}",
-            f"{record['resident_mb'][-1][1]}",
+            record["config"]["mode"], name, record["config"]["requests"], f"{side['seconds']:.0f}",
+            *(outcomes.get(end, 0) for end in ("answered", "protected", "aborted", "refused")),
+            f"{outcomes['compared']} / {outcomes.get('other text', 0)}", side["least_margin"],
+            " / ".join(str(outcomes.get(f"settings {status}", 0)) for status in (200, 400)),
+            len(side["wrong"]), f"{side['resident_mb'][-1]:.0f}", f"{side['growth_mb']:+.0f}",
         ]
         for record in records
+        for name, side in record["sides"].items()
+        for outcomes in [side["outcomes"]]
     ]  # fmt: skip
-    headers = ["requests", "seconds", "outcomes", "lost or wrong", "memory, % from 2nd to 4th quarter", "MB"]
+    headers = ["mode", "server", "requests", "seconds", "answered", "protected", "aborted", "refused",
+               "texts compared / other", "least margin", "settings changed / refused", "lost or wrong", "MB",
+               "MB grown"]  # fmt: skip
     return _table(rows, headers) + _conditions(records)
 
 

@@ -1,9 +1,14 @@
-"""Load a real ``vllm serve`` with re-routing: short requests by the thousand, some aborted, some malformed.
+"""Load a real ``vllm serve``: short requests by the thousand, some aborted, some malformed.
 
-Run ``python benchmarks/vllm_load.py`` in an environment with vLLM (``make test-vllm`` makes one). Concurrency
-changes while it runs, and so do the settings of re-routing. At the end every request must be accounted for:
-answered in full, aborted by us, or refused because it was malformed; protected requests must have given the
-text of an engine without re-routing, and the engine's memory must have stayed flat. Exit code 1 otherwise.
+Run ``python benchmarks/vllm_load.py`` in an environment with vLLM (``make test-vllm`` makes one). Two servers
+take the same load, one after the other: the control, whose plug-in is switched off by ``SERE_DISABLE=1``, and
+the one that re-routes, whose settings change and whose metrics are read all the while. Concurrency changes
+too. Exit code 1 unless
+
+- every request is accounted for: answered in full, aborted by us, or refused because it was malformed;
+- what is not re-routed (in the control all, else protected requests) gave, in whatever batch, the text that
+  it gives alone in an engine that does not re-route: the control says whether batches alone change texts;
+- memory grew by no more than the control's and `ALLOWANCE`, from when each concurrency had its first turn.
 """
 
 from __future__ import annotations
@@ -11,14 +16,15 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import random
+import re
 import sys
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import median
 from time import monotonic
 from typing import Any
 
@@ -28,49 +34,89 @@ from sere.files import append_json_line
 from sere.provenance import provenance
 from tests.integrations.vllm.server import Server, serve
 
+FORMAT = "sere-vllm-load-2"
+MODES = {"eager": ("--enforce-eager",), "compiled": ()}
 CONCURRENCY = (1, 4, 16, 32, 8, 64, 2, 24)
+STRETCH = 50
+CYCLE = STRETCH * len(CONCURRENCY)
+"""Requests in which each concurrency has its turn once."""
 CHANGES: Sequence[dict[str, Any]] = (
     {"select_top_k": 2}, {"threshold": 0.5}, {"enabled": False}, {"enabled": True, "threshold": 0.0},
     {"select_top_k": 8}, {"select_top_k": 1}, {"select_top_k": 0},
 )  # fmt: skip
-MOST_GROWTH = 0.02
-MALFORMED = ({"vllm_xargs": {"sere": "of"}}, {"vllm_xargs": {"sere": 0}}, {"max_tokens": -1})
+REFUSED_BY_VLLM: Sequence[dict[str, Any]] = ({"max_tokens": -1}, {"temperature": -1.0})
+REFUSED_BY_SERE: Sequence[dict[str, Any]] = ({"vllm_xargs": {"sere": "of"}}, {"vllm_xargs": {"sere": 0}})
+ALLOWANCE = 0.01
+"""Share of the control's resident memory by which growth may exceed the control's: some 30 MB, twice what two
+servers differed by so far. A row of budgets kept of each step, 8 kB, would show; a record of 100 bytes kept
+of each request would not, which is why the tests count those."""
+PROTECTED = {"vllm_xargs": {"sere": "off"}}
 
 
 @dataclass
-class Tally:
-    """What became of the requests.
+class Load:
+    """One server under load, and what became of its requests.
 
     Attributes:
-        outcomes: How many ended in which way.
+        server: The server.
+        client: The client that sends the requests.
+        reroutes: Whether it is the server that re-routes, not the control.
+        expected: Texts by prompt, alone in the batch and not re-routed.
+        margins: By how much the best token led at each prompt's closest choice, in log-probability.
+        outcomes: How many requests ended in which way.
         wrong: Descriptions of what should not have happened.
-        memory: Seconds since the start and resident bytes of all the server's processes.
+        resident: Resident bytes of all the server's processes after each stretch.
     """
 
+    server: Server
+    client: Any
+    reroutes: bool
+    expected: dict[str, str] = field(default_factory=dict)
+    margins: list[float] = field(default_factory=list)
     outcomes: Counter[str] = field(default_factory=Counter)
     wrong: list[str] = field(default_factory=list)
-    memory: list[tuple[float, int]] = field(default_factory=list)
+    resident: list[int] = field(default_factory=list)
 
 
 def main() -> int:
-    """Run the load and print what became of it."""
+    """Load both servers and print what became of it."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--requests", type=int, default=3000)
+    parser.add_argument("--mode", choices=MODES, default="eager")
+    parser.add_argument("--dtype", default="float32", help="in which the model runs (default: %(default)s)")
+    parser.add_argument("--requests", type=int, default=3200, help="for each server (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="append the record to this file of JSON lines")
     args = parser.parse_args()
+    if args.requests < 2 * CYCLE:
+        parser.error(f"--requests: expected at least {2 * CYCLE}, two turns of each concurrency")
     with tempfile.TemporaryDirectory(prefix="sere-load-") as folder:
         table = Path(folder) / "table.safetensors"
         _random_table(table)
         settings = {"table": str(table), "select_top_k": 1, "log_seconds": 10}
-        with serve(model_path(), settings, Path(folder), "--enforce-eager") as server:
-            record = asyncio.run(_load(server, args.requests, random.Random(args.seed)))
+        flags = (*MODES[args.mode], "--dtype", args.dtype)
+        # The client drops idle connections after 5 s; a server that does so too may close one in use.
+        os.environ["VLLM_HTTP_TIMEOUT_KEEP_ALIVE"] = "60"
+        sides = {}
+        for name in ("control", "rerouting"):
+            os.environ["SERE_DISABLE"] = str(int(name == "control"))
+            with serve(model_path(), settings, Path(folder), *flags) as server:
+                sides[name] = asyncio.run(
+                    _side(server, name == "rerouting", args.requests, random.Random(args.seed))
+                )
+    judge_memory(sides)
+    record = {
+        "format": FORMAT,
+        "config": {"mode": args.mode, "dtype": args.dtype, "requests": args.requests,
+                   "concurrency": list(CONCURRENCY), "stretch": STRETCH, "seed": args.seed},
+        "sides": sides,
+        "provenance": provenance(),
+    }  # fmt: skip
     print(json.dumps({name: value for name, value in record.items() if name != "provenance"}, indent=2))
     if args.out is not None:
         append_json_line(args.out, record)
-    return 1 if record["wrong"] else 0
+    return 1 if any(side["wrong"] for side in sides.values()) else 0
 
 
 def _random_table(path: Path) -> None:
@@ -81,70 +127,104 @@ def _random_table(path: Path) -> None:
     random_table(AutoModelForCausalLM.from_pretrained(model_path())).save(path)
 
 
-async def _load(server: Server, total: int, chance: random.Random) -> dict[str, Any]:
-    """Send all requests, in stretches of one concurrency each; settings change all the while."""
+async def _side(server: Server, reroutes: bool, total: int, chance: random.Random) -> dict[str, Any]:
+    """Send all requests to one server, in stretches of one concurrency each."""
     from openai import AsyncOpenAI
 
-    client = AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=300)
-    tally, started = Tally(), monotonic()
-    prompts = [f"add {chance.randint(100, 999)} {chance.randint(100, 999)} = " for _ in range(20)]
-    server.post("/v1/sere/settings", {"enabled": False})
-    expected = {prompt: await _text(client, prompt, {}) for prompt in prompts}
-    server.post("/v1/sere/settings", {"enabled": True})
-    changing = asyncio.create_task(_change(server, tally))
-    watching = asyncio.create_task(_watch(server, tally, started))
-    sent = 0
-    while sent < total:
-        width = CONCURRENCY[(sent // 150) % len(CONCURRENCY)]
-        count = min(150, total - sent)
-        gate = asyncio.Semaphore(width)
-        jobs = [
-            _one(client, gate, chance.random(), chance.choice(prompts), expected, tally) for _ in range(count)
-        ]
-        await asyncio.gather(*jobs)
-        sent += count
-    for task in (changing, watching):
-        task.cancel()
-    await asyncio.gather(changing, watching, return_exceptions=True)
-    await _after(server, client, prompts, expected, tally)
-    return _record(tally, total, monotonic() - started, server)
+    async with AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=300) as client:
+        return await _load(Load(server, client, reroutes), total, chance)
 
 
-async def _one(
-    client: Any, gate: asyncio.Semaphore, dice: float, prompt: str, expected: dict[str, str], tally: Tally
-) -> None:
+async def _load(load: Load, total: int, chance: random.Random) -> dict[str, Any]:
+    started = monotonic()
+    prompts = [f"add {chance.randint(100, 999)} {chance.randint(100, 999)} = " for _ in range(40)]
+    alone = await _alone(load, prompts)
+    changing = asyncio.create_task(_change(load)) if load.reroutes else None
+    for start in range(0, total, STRETCH):
+        gate = asyncio.Semaphore(CONCURRENCY[start // STRETCH % len(CONCURRENCY)])
+        count = min(STRETCH, total - start)
+        await asyncio.gather(
+            *(one(load, gate, chance.random(), chance.choice(prompts)) for _ in range(count))
+        )
+        load.resident.append(await asyncio.to_thread(load.server.resident_bytes))
+    if changing is not None:
+        changing.cancel()
+        await asyncio.gather(changing, return_exceptions=True)
+    seconds = monotonic() - started
+    await _after(load, prompts, alone)
+    _account(load, total)
+    return {
+        "seconds": round(seconds, 1),
+        "outcomes": dict(sorted(load.outcomes.items())),
+        "wrong": load.wrong,
+        "least_margin": round(min(load.margins), 4),
+        "resident_mb": [round(size / 1e6, 1) for size in load.resident],
+    }
+
+
+async def _alone(load: Load, prompts: Sequence[str]) -> dict[str, str]:
+    """Ask alone in the batch: keep the texts without re-routing, return those of the server as it is."""
+    if load.reroutes:
+        load.server.post("/v1/sere/settings", {"enabled": False})
+    for prompt in prompts:
+        load.expected[prompt] = await _text(load.client, prompt, {})
+        load.margins.append(await _margin(load.client, prompt))
+    if not load.reroutes:
+        return load.expected
+    load.server.post("/v1/sere/settings", {"enabled": True})
+    return {prompt: await _text(load.client, prompt, {}) for prompt in prompts}
+
+
+async def _margin(client: Any, prompt: str) -> float:
+    """Return the lead of the best token over the second, in log-probability, at the closest choice."""
+    answer = await _ask(client, prompt, {"logprobs": 2, "return_tokens_as_token_ids": True})
+    chosen = [sorted(tokens.values()) for tokens in answer.choices[0].logprobs.top_logprobs]
+    return float(min(values[-1] - values[-2] for values in chosen))
+
+
+async def one(load: Load, gate: asyncio.Semaphore, dice: float, prompt: str) -> None:
     """Send one request of a kind that the dice choose; note what became of it."""
     async with gate:
         try:
             if dice < 0.10:
-                await _abort(client, prompt, tally)
+                await _abort(load, prompt)
             elif dice < 0.15:
-                await _malformed(client, prompt, MALFORMED[int(dice * 1000) % len(MALFORMED)], tally)
+                await _malformed(load, prompt, int(dice * 10_000))
             elif dice < 0.35:
-                text = await _text(client, prompt, {"vllm_xargs": {"sere": "off"}})
-                tally.outcomes["protected"] += 1
-                if text != expected[prompt]:
-                    tally.outcomes["protected, other text"] += 1
-                    tally.wrong.append(f"protected, but another text than off: {prompt!r}")
+                _compare(load, "protected", prompt, await _text(load.client, prompt, PROTECTED))
+            elif load.reroutes:
+                await _text(load.client, prompt, {})
+                load.outcomes["answered"] += 1
             else:
-                text = await _text(client, prompt, {})
-                tally.outcomes["answered"] += 1
+                _compare(load, "answered", prompt, await _text(load.client, prompt, {}))
         except Exception as error:
-            tally.wrong.append(f"{type(error).__name__}: {error}"[:300])
+            load.wrong.append(f"{type(error).__name__}: {error} ({error.__cause__!r})"[:300])
+
+
+def _compare(load: Load, kind: str, prompt: str, text: str) -> None:
+    load.outcomes[kind] += 1
+    load.outcomes["compared"] += 1
+    if text != load.expected[prompt]:
+        load.outcomes["other text"] += 1
+        load.wrong.append(f"{kind}, but another text than alone and off: {prompt!r}")
 
 
 async def _text(client: Any, prompt: str, extra: dict[str, Any]) -> str:
+    return str((await _ask(client, prompt, extra)).choices[0].text)
+
+
+async def _ask(client: Any, prompt: str, extra: dict[str, Any]) -> Any:
     answer = await client.completions.create(
         model="tiny", prompt=prompt, max_tokens=16, temperature=0, extra_body={"ignore_eos": True} | extra
     )
     if answer.usage.completion_tokens != 16:
         raise RuntimeError(f"expected 16 tokens, got {answer.usage.completion_tokens}")
-    return str(answer.choices[0].text)
+    return answer
 
 
-async def _abort(client: Any, prompt: str, tally: Tally) -> None:
+async def _abort(load: Load, prompt: str) -> None:
     """Start a long answer and hang up after a few pieces."""
-    stream = await client.completions.create(
+    stream = await load.client.completions.create(
         model="tiny",
         prompt=prompt,
         max_tokens=150,
@@ -158,84 +238,79 @@ async def _abort(client: Any, prompt: str, tally: Tally) -> None:
         if seen == 3:
             await stream.close()
             break
-    tally.outcomes["aborted"] += 1
+    load.outcomes["aborted"] += 1
 
 
-async def _malformed(client: Any, prompt: str, change: dict[str, Any], tally: Tally) -> None:
+async def _malformed(load: Load, prompt: str, number: int) -> None:
     """Send what must be refused."""
     from openai import BadRequestError
 
-    body = {"max_tokens": 16} | {k: v for k, v in change.items() if k == "max_tokens"}
-    extra = {k: v for k, v in change.items() if k != "max_tokens"}
+    kinds = (*REFUSED_BY_VLLM, *REFUSED_BY_SERE) if load.reroutes else REFUSED_BY_VLLM
+    change = kinds[number % len(kinds)]
     try:
-        await client.completions.create(model="tiny", prompt=prompt, extra_body=extra, **body)
+        await load.client.completions.create(model="tiny", prompt=prompt, extra_body=change)
     except BadRequestError:
-        tally.outcomes["refused"] += 1
+        load.outcomes["refused"] += 1
     else:
-        tally.wrong.append(f"accepted although malformed: {change}")
+        load.wrong.append(f"accepted although malformed: {change}")
 
 
-async def _change(server: Server, tally: Tally) -> None:
-    """Change settings all the while; the last kind of change must be refused."""
+async def _change(load: Load) -> None:
+    """Change settings and read the metrics all the while; the last kind of change must be refused."""
     place = 0
     while True:
         await asyncio.sleep(1.0)
         change = CHANGES[place % len(CHANGES)]
-        status, answer = await asyncio.to_thread(server.post, "/v1/sere/settings", change)
-        tally.outcomes[f"settings {status}"] += 1
+        status, answer = await asyncio.to_thread(load.server.post, "/v1/sere/settings", change)
+        load.outcomes[f"settings {status}"] += 1
         if (status == 200) != (change != {"select_top_k": 0}):
-            tally.wrong.append(f"settings {change}: {status} {answer}")
+            load.wrong.append(f"settings {change}: {status} {answer}")
+        status, _ = await asyncio.to_thread(load.server.get, "/v1/sere/metrics")
+        load.outcomes[f"metrics {status}"] += 1
+        if status != 200:
+            load.wrong.append(f"metrics: {status}")
         place += 1
 
 
-async def _watch(server: Server, tally: Tally, started: float) -> None:
-    """Note the resident memory of the server's processes every few seconds."""
-    while True:
-        tally.memory.append((round(monotonic() - started, 1), await asyncio.to_thread(server.resident_bytes)))
-        await asyncio.sleep(2.0)
-
-
-async def _after(
-    server: Server, client: Any, prompts: Sequence[str], expected: dict[str, str], tally: Tally
-) -> None:
-    """When all is quiet: alone in its batch, a protected request gives the very text of off."""
-    server.post("/v1/sere/settings", {"enabled": True, "select_top_k": 1, "threshold": 0.0})
+async def _after(load: Load, prompts: Sequence[str], alone: dict[str, str]) -> None:
+    """When all is quiet: no request is left, and alone in its batch each gives the very texts of before."""
+    if load.reroutes:
+        load.server.post("/v1/sere/settings", {"enabled": True, "select_top_k": 1, "threshold": 0.0})
     for prompt in prompts:
-        if await _text(client, prompt, {"vllm_xargs": {"sere": "off"}}) != expected[prompt]:
-            tally.wrong.append(f"protected and alone, but another text than off: {prompt!r}")
-    answers = json.loads(server.get("/v1/sere/stats")[1])
-    if not answers["steps_rerouted"]:
-        tally.wrong.append("no step was re-routed")
+        if await _text(load.client, prompt, {}) != alone[prompt]:
+            load.wrong.append(f"alone, but another text than before the load: {prompt!r}")
+        if await _text(load.client, prompt, PROTECTED) != load.expected[prompt]:
+            load.wrong.append(f"protected and alone, but another text than off: {prompt!r}")
+    running = re.findall(
+        r"^vllm:num_requests_(?:running|waiting)\{.*\} (\S+)$", load.server.get("/metrics")[1], re.M
+    )
+    if [float(count) for count in running] != [0.0, 0.0]:
+        load.wrong.append(f"expected no request running or waiting, got {running}")
+    status, text = load.server.get("/v1/sere/stats")
+    if status != (200 if load.reroutes else 409) or (
+        load.reroutes and not json.loads(text)["steps_rerouted"]
+    ):
+        load.wrong.append(
+            f"expected {'re-routed steps' if load.reroutes else 'no re-routing'}, got {status} {text[:200]}"
+        )
 
 
-def _record(tally: Tally, total: int, seconds: float, server: Server) -> dict[str, Any]:
+def _account(load: Load, total: int) -> None:
     ends = ("answered", "protected", "aborted", "refused")
-    growth = _growth([size for _, size in tally.memory])
-    if growth > MOST_GROWTH:
-        tally.wrong.append(f"resident memory grew by {100 * growth:.1f} % between second and last quarter")
-    accounted = sum(tally.outcomes[name] for name in ends)
+    accounted = sum(load.outcomes[name] for name in ends)
     if accounted != total:
-        tally.wrong.append(f"{total} requests were sent, {accounted} accounted for")
-    return {
-        "format": "sere-vllm-load-1",
-        "requests": total,
-        "seconds": round(seconds, 1),
-        "outcomes": dict(sorted(tally.outcomes.items())),
-        "wrong": tally.wrong,
-        "memory_growth": round(growth, 4),
-        "resident_mb": [[at, size // 10**6] for at, size in tally.memory],
-        "concurrency": list(CONCURRENCY),
-        "log_lines": server.log.read_text().count("sere: "),
-        "provenance": provenance(),
-    }
+        load.wrong.append(f"{total} requests were sent, {accounted} accounted for")
 
 
-def _growth(sizes: Sequence[int]) -> float:
-    """Return by which share the last quarter's median is above the second's: the first warms caches up."""
-    quarter = len(sizes) // 4
-    if quarter == 0:
-        return 0.0
-    return median(sizes[-quarter:]) / median(sizes[quarter : 2 * quarter]) - 1
+def judge_memory(sides: dict[str, dict[str, Any]]) -> None:
+    """Note by how much each server grew after each concurrency's first turn; compare with the control."""
+    first = CYCLE // STRETCH - 1
+    for side in sides.values():
+        side["growth_mb"] = round(side["resident_mb"][-1] - side["resident_mb"][first], 1)
+    control, ours = sides["control"], sides["rerouting"]
+    most = control["growth_mb"] + ALLOWANCE * control["resident_mb"][first]
+    if ours["growth_mb"] > most:
+        ours["wrong"].append(f"memory grew by {ours['growth_mb']} MB, expected at most {most:.1f}")
 
 
 if __name__ == "__main__":

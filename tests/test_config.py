@@ -45,6 +45,18 @@ def test_keep_is_normalised() -> None:
         ({"threshold": 0.1}, "select_top_k is missing"),
         ({"select_top_k": True}, "select_top_k: expected an integer of at least 1, got True"),
         ({"select_top_k": 2, "threshold": "0.3"}, "threshold: expected a number of at least 0 .*, got '0.3'"),
+        (
+            {"select_top_k": 2, "threshold": float("nan")},
+            "threshold: expected a number of at least 0 .*, got nan",
+        ),
+        (
+            {"select_top_k": 2, "threshold": float("inf")},
+            "threshold: expected a number of at least 0 .*, got inf",
+        ),
+        (
+            {"select_top_k": 2, "threshold": 10**400},
+            "threshold: expected a number of at least 0 .*, got 1000",
+        ),
         ({"select_top_k": 2, "phases": "prefill"}, "phases: got 'prefill' .*valid: all, decode"),
         ({"select_top_k": 2, "use_scale": 1}, "use_scale: expected true or false, got 1"),
         ({"select_top_k": 2, "keep": [1]}, r"keep: expected {layer index: \[expert ids\]}, got \[1\]"),

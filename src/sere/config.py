@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-import math
 import operator
 import os
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -146,7 +146,9 @@ def _check_int(name: str, value: object, *, least: int) -> None:
 
 
 def _check_threshold(value: object) -> None:
-    if not isinstance(value, int | float) or isinstance(value, bool) or math.isnan(value) or value < 0:
+    # No infinity, which JSON cannot carry, and no integer that no float holds; nan is in no range.
+    most = sys.float_info.max
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value <= most:
         raise ConfigError(f"threshold: expected a number of at least 0 (a similarity), got {value!r}")
 
 

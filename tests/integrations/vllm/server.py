@@ -11,12 +11,13 @@ from sere.integrations.vllm.server import Server, free_port
 
 __all__ = ["Server", "complete", "free_port", "serve"]
 
+START_S = 180
 _ARGUMENTS = ("--served-model-name", "tiny", "--max-model-len", "256", "--max-num-seqs", "32")
 
 
 def serve(model: Path, sere: Any, folder: Path, *arguments: str) -> AbstractContextManager[Server]:
     """Start a small server whose model is called ``tiny``; its log lies in a folder."""
-    return server.serve(model, sere, folder / "server.log", *_ARGUMENTS, *arguments)
+    return server.serve(model, sere, folder / "server.log", *_ARGUMENTS, *arguments, start_s=START_S)
 
 
 def complete(server: Server, prompt: str, **options: Any) -> tuple[int, Any]:

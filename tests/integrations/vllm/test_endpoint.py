@@ -32,7 +32,17 @@ class Engine:
         return [answer | {"kernel": None, "expert_bytes": None}]
 
 
-def ask(method: str, route: str, key: str | None) -> tuple[int, str]:
+class Disabled:
+    """An engine client whose worker has none of our methods, as with ``SERE_DISABLE``."""
+
+    async def collective_rpc(self, method: str, args: tuple[Any, ...]) -> list[Any]:  # noqa: D102
+        raise RuntimeError(
+            "Call to collective_rpc method failed: Worker failed with error ''CPUWorker' object has no "
+            f"attribute {method!r}', please check the stack trace above for the root cause"
+        )
+
+
+def ask(method: str, route: str, key: str | None, engine: Any = None) -> tuple[int, str]:
     """Ask a server with the key "mine" for a route."""
     from fastapi import FastAPI
     from httpx import ASGITransport, AsyncClient
@@ -43,7 +53,7 @@ def ask(method: str, route: str, key: str | None) -> tuple[int, str]:
     endpoint.attach_router(app)
 
     async def call() -> tuple[int, str]:
-        await endpoint.init_state(Engine(), app.state, None)
+        await endpoint.init_state(engine or Engine(), app.state, None)
         headers = {} if key is None else {"Authorization": f"Bearer {key}"}
         async with AsyncClient(transport=ASGITransport(app), base_url="http://test") as client:
             body = {"json": {"select_top_k": 3}} if method == "POST" else {}
@@ -67,3 +77,12 @@ def test_no_paths_of_files(method: str, route: str) -> None:
     text = ask(method, route, "mine")[1]
     assert "secret" not in text
     assert "table" not in text
+
+
+@pytest.mark.parametrize(("method", "route"), ROUTES)
+def test_disabled_by_the_environment(method: str, route: str) -> None:
+    """Where the environment disabled the plug-in, a route says so; nothing fails inside the server."""
+    status, text = ask(method, route, "mine", Disabled())
+    assert status == 409
+    assert "re-routing is not active in this engine" in text
+    assert "SERE_DISABLE" in text

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import signal
+import socket
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +19,9 @@ from tests.integrations.vllm.models import save_model, table_of
 
 pytest.importorskip("vllm", reason="needs vLLM: make test-vllm")
 
-from sere.errors import ConfigError, TableError, TableMismatch, UnsupportedEngine
+from sere.errors import ConfigError, ServerError, TableError, TableMismatch, UnsupportedEngine
 from tests.integrations.vllm.engines import engine, generate, prompts
+from tests.integrations.vllm.server import serve
 
 pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("default")]
 
@@ -30,6 +35,13 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The table of a model that differs in its hidden size."""
     return table_of(save_model(tmp_path_factory.mktemp("other"), "qwen3_moe", hidden_size=96))
+
+
+def cut_off(path: Path, folder: Path) -> Path:
+    """Write the first half of the table of ``path``."""
+    whole = table_of(path).read_bytes()
+    (folder / "cut.safetensors").write_bytes(whole[: len(whole) // 2])
+    return folder / "cut.safetensors"
 
 
 def without_layer(path: Path, folder: Path) -> Path:
@@ -47,6 +59,7 @@ def without_layer(path: Path, folder: Path) -> Path:
     ("settings", "error", "text"),
     [
         ({"select_top_k": 0}, ConfigError, "select_top_k: expected an integer of at least 1, got 0"),
+        ({"select_top_k": 1 << 31}, ConfigError, "select_top_k: expected an integer of at most 2147483647"),
         ({"select_top_k": 2, "treshold": 0.3}, ConfigError, "'treshold'; did you mean 'threshold'?"),
         ({}, ConfigError, "select_top_k is missing"),
         ({"select_top_k": 2, "table": "nowhere.safetensors"}, TableError, "there is no such file"),
@@ -66,11 +79,9 @@ def test_settings(model: Path, settings: Any, error: type[Exception], text: str)
 
 def test_truncated_table(model: Path, tmp_path: Path) -> None:
     """A table that was cut off is refused as one."""
-    whole = table_of(model).read_bytes()
-    (tmp_path / "cut.safetensors").write_bytes(whole[: len(whole) // 2])
     with (
         pytest.raises(TableError, match="cut off"),
-        engine(model, {"select_top_k": 2, "table": str(tmp_path / "cut.safetensors")}),
+        engine(model, {"select_top_k": 2, "table": str(cut_off(model, tmp_path))}),
     ):
         pass
 
@@ -191,30 +202,91 @@ def test_kill_switch() -> None:
     subprocess.run([sys.executable, "-W", "ignore", "-c", program], check=True, timeout=120)
 
 
-def test_engine_of_processes_does_not_hang(model: Path, tmp_path: Path) -> None:
-    """An error in a worker process ends the whole engine, and its text is in the log."""
-    path = without_layer(model, tmp_path)
-    program = (
+@pytest.mark.parametrize("fault", ["table cut off", "layer missing", "port taken"])
+def test_server_ends(model: Path, tmp_path: Path, fault: str) -> None:
+    """``vllm serve`` ends with an exit code and the error in its log, whichever process finds what is wrong.
+
+    A table is read before any process is started, a layer is missed while a worker builds the model, and the
+    port of metrics is opened after a worker's warm-up.
+    """
+    settings: dict[str, Any] = {"table": str(table_of(model)), "select_top_k": 2}
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        if fault == "table cut off":
+            settings["table"] = str(cut_off(model, tmp_path))
+            text = "cut off"
+        elif fault == "layer missing":
+            settings["table"] = str(without_layer(model, tmp_path))
+            text = "no similarities for layer 1, only for [0]"
+        else:
+            settings["metrics_port"] = other.getsockname()[1]
+            text = "cannot be listened on"
+        flags = ("--enforce-eager", "--skip-tokenizer-init")
+        with (
+            pytest.raises(ServerError, match=r"ended by itself with exit code [1-9]"),
+            serve(model, settings, tmp_path, *flags),
+        ):
+            pass
+    assert text in (tmp_path / "server.log").read_text()
+
+
+RIVAL = """
+def register():
+    from vllm.model_executor.layers.fused_moe.router.base_router import BaseRouter
+    construct = BaseRouter.__init__
+    def __init__(self, *args, **kwargs):
+        construct(self, *args, **kwargs)
+        routing = self._compute_routing
+        self._compute_routing = lambda *a, **k: routing(*a, **k)
+    BaseRouter.__init__ = __init__
+"""
+
+
+def test_second_plug_in_that_is_installed(model: Path, tmp_path: Path) -> None:
+    """Two plug-ins that vLLM found by itself: the worker's error ends the engine and all its processes."""
+    (tmp_path / "rival.py").write_text(RIVAL)
+    (tmp_path / "rival-1.dist-info").mkdir()
+    (tmp_path / "rival-1.dist-info" / "METADATA").write_text(
+        "Metadata-Version: 2.1\nName: rival\nVersion: 1\n"
+    )
+    (tmp_path / "rival-1.dist-info" / "entry_points.txt").write_text(
+        "[vllm.general_plugins]\nrival = rival:register\n"
+    )
+    (tmp_path / "start.py").write_text(
         "from vllm import LLM\n"
         "if __name__ == '__main__':\n"
         f"    LLM({str(model)!r}, skip_tokenizer_init=True, enforce_eager=True, max_model_len=64,\n"
-        f"        additional_config={{'sere': {{'select_top_k': 2, 'table': {str(path)!r}}}}})\n"
+        f"        additional_config={{'sere': {{'select_top_k': 2, 'table': {str(table_of(model))!r}}}}})\n"
     )
-    (tmp_path / "start.py").write_text(program)
-    run = subprocess.run(
-        [sys.executable, "start.py"],
-        cwd=tmp_path,
-        env=_environment(),
-        capture_output=True,
-        text=True,
-        timeout=180,
-        check=False,
-    )
-    assert run.returncode != 0
-    assert "no similarities for layer 1, only for [0]" in run.stdout + run.stderr
+    with (tmp_path / "log").open("w") as log:
+        process = subprocess.Popen(
+            [sys.executable, "start.py"],
+            cwd=tmp_path, env=_environment(tmp_path), stdout=log, stderr=log, start_new_session=True,
+        )  # fmt: skip
+        try:
+            assert process.wait(timeout=180) != 0
+            assert not _of_session(process.pid)
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+    assert "has been replaced already, by rival" in (tmp_path / "log").read_text()
 
 
-def _environment() -> dict[str, str]:
-    import os
+def _environment(folder: Path) -> dict[str, str]:
+    return os.environ | {
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "1", "VLLM_CPU_KVCACHE_SPACE": "1",
+        "PYTHONPATH": os.pathsep.join((str(folder), *filter(None, sys.path))),
+    }  # fmt: skip
 
-    return os.environ | {"VLLM_ENABLE_V1_MULTIPROCESSING": "1", "VLLM_CPU_KVCACHE_SPACE": "1"}
+
+def _of_session(leader: int) -> list[str]:
+    """Return what still runs of a process's session."""
+    import psutil
+
+    found = []
+    for process in psutil.process_iter(["status"]):
+        with suppress(ProcessLookupError):
+            if os.getsid(process.pid) == leader and process.info["status"] != psutil.STATUS_ZOMBIE:
+                found.append(str(process))
+    return found

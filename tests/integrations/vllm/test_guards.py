@@ -128,6 +128,17 @@ def test_idle_layer_is_warned_of_once(any_table: Any, caplog: pytest.LogCaptureF
     assert caplog.text.count("1 of 2 layers saw none, model.layers.1.experts the first") == 1
 
 
+def test_one_wait_for_all_layers(any_table: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reading the counters copies them from the device once, however many layers there are."""
+    found = prepared(any_table, {}, torch.nn.Module)
+    copies = []
+    copy = torch.Tensor.tolist
+    monkeypatch.setattr(torch.Tensor, "tolist", lambda tensor: copies.append(tensor) or copy(tensor))
+    layers = stats.answer(found)["layers"]
+    assert [layer["index"] for layer in layers] == [0, 1]
+    assert len(copies) == 1
+
+
 VARIANTS = ("X86CPUUnquantizedExperts", "ArmCPUUnquantizedExperts", "PowerCPUUnquantizedExperts")
 
 
@@ -171,11 +182,14 @@ def test_kept_experts_of_layers_elsewhere() -> None:
 
 @pytest.mark.parametrize("call", [read_stats, lambda llm: configure(llm, select_top_k=1)])
 @pytest.mark.parametrize("settings", [None, {"select_top_k": 2}])
-def test_engine_without_rerouting(call: Any, settings: Any) -> None:
+@pytest.mark.parametrize(
+    "words", ["Method {!r} is not implemented.", "'CPUWorker' object has no attribute {!r}"]
+)
+def test_engine_without_rerouting(call: Any, settings: Any, words: str) -> None:
     """An engine that did not ask, or is disabled by the environment, is named so, whatever vLLM would say."""
 
     def collective_rpc(method: str, args: Any) -> Any:
-        raise RuntimeError(f"Call failed: Method {method!r} is not implemented.")
+        raise RuntimeError(f"Call failed: {words.format(method)}")
 
     config = SimpleNamespace(additional_config={} if settings is None else {"sere": settings})
     llm = SimpleNamespace(llm_engine=SimpleNamespace(vllm_config=config), collective_rpc=collective_rpc)

@@ -1,4 +1,4 @@
-"""The metrics port: where it listens, that it closes, and what is said when it cannot be had."""
+"""Metrics and their port: what is counted, where it listens, that it closes, when it cannot be had."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import pytest
 pytest.importorskip("prometheus_client")
 
 from sere.config import RerouteConfig
-from sere.errors import ConfigError
-from sere.integrations.vllm import port
+from sere.errors import ConfigError, UnsupportedEngine
+from sere.integrations.vllm import port, stats
 from sere.integrations.vllm.options import Options
 from sere.integrations.vllm.worker import _after_warm_up
 
@@ -29,6 +29,10 @@ class Known:
         self.options = Options(reroute=self.config, **options)
         self.enabled, self.warned_of_idle = True, False
         self.steps_rerouted, self.steps_passed = 3, 1
+        self.kernel = None
+
+    def expert_bytes(self) -> None:  # noqa: D102
+        return None
 
     def reset_counters(self) -> None:  # noqa: D102
         self.steps_rerouted = 3
@@ -86,3 +90,37 @@ def test_port_that_is_taken() -> None:
         number = other.getsockname()[1]
         with pytest.raises(ConfigError, match=f"metrics_port: {HOST}:{number} cannot be .*give a free port"):
             port.serve(Known(), HOST, number)  # type: ignore[arg-type]
+
+
+def scraped(answers: list[dict[str, Any]]) -> str:
+    from prometheus_client import CollectorRegistry, generate_latest
+
+    registry = CollectorRegistry()
+    registry.register(stats.Collector(lambda: answers))
+    return generate_latest(registry).decode()
+
+
+def test_metrics_are_sums() -> None:
+    """Prometheus gets what the layers of all pipeline stages counted, as counters that only grow."""
+    stages = [
+        {"enabled": True, "settings": {}, "steps_rerouted": 4, "steps_passed": 1,
+         "layers": [{"index": index, "name": f"layer {index}", "counters": [4, 8, 40, 20, 32, 12, 6]}]}
+        for index in (1, 0)
+    ]  # fmt: skip
+    text = scraped(stages)
+    for name, value in (
+        ("steps", 4), ("rows", 8), ("distinct_before", 40), ("distinct_after", 20), ("slots", 32),
+        ("slots_moved", 12), ("critical", 6),
+    ):  # fmt: skip
+        assert f"# TYPE sere_layer_{name}_total counter" in text
+        for layer in (0, 1):
+            assert f'sere_layer_{name}_total{{layer="{layer}"}} {value}.0' in text
+    assert 'sere_steps_total{kind="rerouted"} 4.0' in text
+    assert "sere_enabled 1.0" in text
+
+
+def test_no_answer() -> None:
+    """Without a worker's answer there are neither statistics nor metrics."""
+    for read in (stats.merged, scraped):
+        with pytest.raises(UnsupportedEngine, match="no worker answered"):
+            read([])

@@ -8,6 +8,7 @@ from sere.errors import UnsupportedEngine
 from sere.integrations.vllm.options import section
 
 NOT_ACTIVE = "re-routing is not active in this engine: start it with settings under additional_config['sere']"
+DISABLED = f"{NOT_ACTIVE}, without SERE_DISABLE in its environment"
 
 
 def ask_workers(llm: Any, method: str, *args: Any) -> list[Any]:
@@ -27,7 +28,15 @@ def ask_workers(llm: Any, method: str, *args: Any) -> list[Any]:
     try:
         return list(llm.collective_rpc(method, args=args))
     except Exception as error:
-        # An error of another process arrives as its text.
-        if f"Method {method!r} is not implemented" not in str(error):
+        if not is_missing(method, error):
             raise
-        raise UnsupportedEngine(f"{NOT_ACTIVE}, without SERE_DISABLE in its environment") from error
+        raise UnsupportedEngine(DISABLED) from error
+
+
+def is_missing(method: str, error: Exception) -> bool:
+    """Whether a worker's error says that the plug-in has not put its method there."""
+    # An error of another process arrives as its text; vLLM's executors word it differently.
+    return any(
+        text in str(error)
+        for text in (f"Method {method!r} is not implemented", f"has no attribute {method!r}")
+    )

@@ -12,7 +12,7 @@ from typing import Any
 
 from sere.errors import SereError
 from sere.integrations.vllm import live, stats
-from sere.integrations.vllm.calls import NOT_ACTIVE
+from sere.integrations.vllm.calls import DISABLED, NOT_ACTIVE, is_missing
 from sere.integrations.vllm.options import section
 
 
@@ -43,7 +43,12 @@ async def _ask(engine: Any, method: str, *args: Any) -> Any:
     config = getattr(engine, "vllm_config", None)
     if engine is None or (config is not None and section(config) is None):
         raise LookupError(NOT_ACTIVE)
-    return await engine.collective_rpc(method, args=args)
+    try:
+        return await engine.collective_rpc(method, args=args)
+    except Exception as error:
+        if not is_missing(method, error):
+            raise
+        raise LookupError(DISABLED) from error
 
 
 def _public(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -86,7 +91,7 @@ async def read_metrics(request: Any) -> Any:
     except LookupError as error:
         return _json({"error": str(error)}, 409)
     registry = CollectorRegistry()
-    registry.register(stats.Collector(lambda: stats.merged(answers)))
+    registry.register(stats.Collector(lambda: answers))
     return PlainTextResponse(generate_latest(registry).decode(), media_type=CONTENT_TYPE_LATEST)
 
 

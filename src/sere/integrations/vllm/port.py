@@ -29,7 +29,7 @@ def serve(session: Session, host: str, port: int) -> Callable[[], None]:
     from prometheus_client import CollectorRegistry, start_http_server
 
     registry = CollectorRegistry()
-    registry.register(stats.Collector(lambda: stats.merged([stats.answer(session)])))
+    registry.register(stats.Collector(lambda: [stats.answer(session)]))
     try:
         server, thread = start_http_server(port, addr=host, registry=registry)
     except OSError as error:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
+
+import torch
 
 from sere.errors import UnsupportedEngine
 from sere.integrations.vllm.calls import ask_workers
@@ -62,35 +64,44 @@ def read_stats(llm: Any, *, reset: bool = False) -> EngineStats:
     return merged(ask_workers(llm, READ, reset))
 
 
-def merged(answers: Sequence[Mapping[str, Any]]) -> EngineStats:
-    """Put the workers' answers together: ranks of tensor parallelism repeat, of pipeline parallelism add.
+def joined(answers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Make one answer of the workers': ranks of tensor parallelism repeat, of pipeline parallelism add.
 
     Raises:
         UnsupportedEngine: There is no answer.
     """
     if not answers:
         raise UnsupportedEngine("no worker answered; is re-routing active in this engine?")
-    first = answers[0]
     layers = {layer["index"]: layer for answer in answers for layer in answer["layers"]}
+    return dict(answers[0]) | {"layers": [layers[index] for index in sorted(layers)]}
+
+
+def merged(answers: Sequence[Mapping[str, Any]]) -> EngineStats:
+    """Turn the workers' answers into the engine's statistics.
+
+    Raises:
+        UnsupportedEngine: There is no answer.
+    """
+    whole = joined(answers)
     return EngineStats(
-        enabled=first["enabled"],
-        settings=first["settings"],
-        steps_rerouted=first["steps_rerouted"],
-        steps_passed=first["steps_passed"],
-        layers=tuple(
-            layer_stats(index, layers[index]["name"], layers[index]["counters"]) for index in sorted(layers)
-        ),
-        kernel=first["kernel"],
-        expert_bytes=first["expert_bytes"],
+        enabled=whole["enabled"],
+        settings=whole["settings"],
+        steps_rerouted=whole["steps_rerouted"],
+        steps_passed=whole["steps_passed"],
+        layers=tuple(layer_stats(**layer) for layer in whole["layers"]),
+        kernel=whole["kernel"],
+        expert_bytes=whole["expert_bytes"],
     )
 
 
 def answer(session: Session, *, reset: bool = False) -> dict[str, Any]:
     """Return a worker's answer to ``sere_stats``: plain numbers, for they travel between processes."""
+    counters = {layer: layer.counters for layer in session.layers.values() if layer.counters is not None}
+    # One copy for all layers, because it waits for the device.
+    copied = torch.stack(list(counters.values())).tolist() if counters else []
     layers = [
-        {"index": layer.index, "name": layer.name, "counters": layer.counters.tolist()}
-        for _, layer in sorted(session.layers.items())
-        if layer.counters is not None
+        {"index": layer.index, "name": layer.name, "counters": sums}
+        for layer, sums in zip(counters, copied, strict=True)
     ]
     found = {
         "enabled": session.enabled,
@@ -135,14 +146,26 @@ def log_line(stats: EngineStats) -> str:
     )
 
 
+# Names and meanings of `COUNTERS` as Prometheus metrics of a layer.
+_METRICS = {
+    "steps": ("steps", "Steps with at least one row that counted"),
+    "rows": ("rows", "Rows that counted"),
+    "before": ("distinct_before", "Distinct experts that the router chose, summed over steps"),
+    "after": ("distinct_after", "Distinct experts that ran, summed over steps"),
+    "slots": ("slots", "Slots of the rows that counted"),
+    "moved": ("slots_moved", "Slots whose expert changed"),
+    "critical": ("critical", "Experts that resembled no primary one and stayed, summed over steps"),
+}
+
+
 class Collector:
     """What ``prometheus_client`` asks for metrics at each scrape.
 
     Args:
-        read: Returns the statistics.
+        read: Returns the workers' answers.
     """
 
-    def __init__(self, read: Any) -> None:
+    def __init__(self, read: Callable[[], Sequence[Mapping[str, Any]]]) -> None:
         self._read = read
 
     def describe(self) -> Iterable[Any]:
@@ -150,28 +173,20 @@ class Collector:
         return ()
 
     def collect(self) -> Iterator[Any]:
-        """Yield the metrics."""
-        yield from metrics(self._read())
+        """Yield the metrics: sums since the start or the last reset, whose rates a dashboard takes."""
+        from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
-
-def metrics(stats: EngineStats) -> Iterator[Any]:
-    """Yield the statistics as metric families of ``prometheus_client``."""
-    from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
-
-    enabled = GaugeMetricFamily("sere_enabled", "Whether steps are re-routed at present")
-    enabled.add_metric([], float(stats.enabled))
-    steps = CounterMetricFamily("sere_steps", "Steps of the engine by what was done", labels=["kind"])
-    steps.add_metric(["rerouted"], stats.steps_rerouted)
-    steps.add_metric(["passed"], stats.steps_passed)
-    yield from (enabled, steps)
-    for name, text in (
-        ("distinct_before", "Distinct experts that the router chose, mean per step"),
-        ("distinct_after", "Distinct experts that ran, mean per step"),
-        ("slots_moved", "Share of slots whose expert changed, 0 to 1"),
-        ("critical", "Experts that resembled no primary one and stayed, mean per step"),
-        ("rows", "Rows that counted, mean per step"),
-    ):
-        family = GaugeMetricFamily(f"sere_layer_{name}", text, labels=["layer"])
-        for layer in stats.layers:
-            family.add_metric([str(layer.index)], getattr(layer, name))
-        yield family
+        whole = joined(self._read())
+        yield GaugeMetricFamily(
+            "sere_enabled", "Whether steps are re-routed at present", float(whole["enabled"])
+        )
+        steps = CounterMetricFamily("sere_steps", "Steps of the engine by what was done", labels=["kind"])
+        steps.add_metric(["rerouted"], whole["steps_rerouted"])
+        steps.add_metric(["passed"], whole["steps_passed"])
+        yield steps
+        for place, counter in enumerate(COUNTERS):
+            name, text = _METRICS[counter]
+            family = CounterMetricFamily(f"sere_layer_{name}", text, labels=["layer"])
+            for layer in whole["layers"]:
+                family.add_metric([str(layer["index"])], layer["counters"][place])
+            yield family

@@ -275,11 +275,10 @@ def test_the_words_of_a_launch() -> None:
     rules = Rules(select_top_k=9, min_active=50, active_targets=True, merge=3, sentinel=-1)
     prepared = prepare(ids, weights, ids, weights, neighbours, rules, budget, 2, None)
     pointers = [
-        ids, weights, ids, weights, neighbours.order, neighbours.count, neighbours.keep, None, budget, None,
-        None,
+        ids, weights, ids, weights, neighbours.lists, neighbours.keep, None, budget, None, None,
     ]  # fmt: skip
-    assert prepared.words[:11] == tuple(0 if p is None else p.data_ptr() for p in pointers)
-    assert prepared.words[11:] == (4, 3, 16, 2, 3, 16, 3, 1 | 2, 2, -1)
+    assert prepared.words[:10] == tuple(0 if p is None else p.data_ptr() for p in pointers)
+    assert prepared.words[10:] == (4, 3, 16, 2, 3, 16, 3, 1 | 2, 3, -1)
     assert prepared.entry == "reroute_int32_float32"
     parameters = re.findall(r"(\w+)(?:,|\s*\\?\n\s*\))", SOURCE.read_text().split("NAME(")[1].split("{")[0])
     assert len(parameters) == len(prepared.words)

@@ -56,7 +56,7 @@ def too_large(K: int, E: int) -> str | None:
 def geometry(T: int, K: int, E: int) -> tuple[int, int]:
     """Return blocks and threads: a lane for each slot and a warp for eight experts, within a block's limit.
 
-    Every block looks at all rows, so more of them only share the writing.
+    Never less than a thread for each expert. Every block looks at all rows, so more of them only share the writing.
     """
     lanes = T << _lane_bits(K)
     threads = 64
@@ -105,8 +105,8 @@ def prepare(
     )
     entry, blocks, threads, lane_bits = _shaped(T, K, E, ids.dtype, weights.dtype)
     tensors = (
-        ids, weights, new_ids, new_weights, neighbours.order, neighbours.count, neighbours.keep,
-        neighbours.scale, row_budget, there, counters,
+        ids, weights, new_ids, new_weights, neighbours.lists, neighbours.keep, neighbours.scale, row_budget,
+        there, counters,
     )  # fmt: skip
     numbers = (
         T, K, E, max(0, min(T, N)), min(rules.select_top_k, K), min(rules.min_active, E), rules.merge, given,
@@ -117,7 +117,8 @@ def prepare(
 
 
 def _lane_bits(K: int) -> int:
-    return (K - 1).bit_length()
+    # Eight lanes at least: the kernel asks eight slots of a row at once.
+    return max(3, (K - 1).bit_length())
 
 
 def entries() -> tuple[str, ...]:

@@ -9,10 +9,10 @@ from sere.reroute.backends import implementation
 from sere.reroute.types import Neighbours, Rules
 
 SCHEMA = (
-    "reroute(Tensor topk_ids, Tensor topk_weights, Tensor order, Tensor count, Tensor position, Tensor lists, "
-    "Tensor keep, Tensor? scale, Tensor? row_budget, Tensor? num_tokens, Tensor(a!)? counters, "
-    "int select_top_k, int min_active, bool active_targets, int merge, int sentinel, str backend) "
-    "-> (Tensor, Tensor)"
+    "reroute(Tensor topk_ids, Tensor topk_weights, Tensor order, Tensor count, Tensor position, "
+    "Tensor lists, Tensor keep, Tensor? scale, Tensor? row_budget, Tensor? num_tokens, "
+    "Tensor(a!)? counters, int select_top_k, int min_active, bool active_targets, int merge, "
+    "int sentinel, str backend) -> (Tensor, Tensor)"
 )
 
 _library = torch.library.Library("sere", "DEF")  # type: ignore[no-untyped-call]

@@ -50,8 +50,8 @@ class Neighbours:
         order: ``[E, E]``, int32; row e lists the other experts, most similar first (ties: lower id), e last.
         count: ``[E]``, int32; how many of ``order[e]`` have a similarity of at least the threshold.
         position: ``[E, E]``, int32; where p stands in ``order[e]``, or E beyond the cut.
-        lists: ``[E / 8, E / 32, 32, 8]``, int16, both rounded up; ``order`` up to ``count``, from there on the expert
-            itself, eight experts side by side: 32 places of these are one read of a warp of the CUDA kernel.
+        lists: ``[E / 8, E / 32, 32, 8]``, int16, both rounded up; ``order`` up to ``count``, then only the
+            expert itself; eight experts side by side: 32 places of these are one read of a warp on a GPU.
         scale: ``[E, E]``, float32, or None.
         keep: ``[E]``, bool; experts that are never replaced.
     """

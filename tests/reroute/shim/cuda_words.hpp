@@ -20,7 +20,7 @@
 
 namespace shim {
 
-enum Operation { NOTHING, BLOCK, WARP, BALLOT, SHUFFLE, SHUFFLE_XOR };
+enum Operation { NOTHING, BLOCK, BALLOT, SHUFFLE, SHUFFLE_XOR };
 
 // Where threads meet. Two buffers suffice: none can be two meetings ahead of the slowest.
 struct Meeting {
@@ -99,11 +99,6 @@ inline Plain blockIdx{0}, gridDim{1};  // the same for all threads that run
 inline void __syncthreads() {
     shim::Place& me = shim::self();
     shim::meet(*me.block, me.block_size, shim::BLOCK);
-}
-
-inline void __syncwarp() {
-    shim::Place& me = shim::self();
-    shim::meet(*me.warp, me.warp_size, shim::WARP);
 }
 
 inline unsigned __ballot_sync(unsigned, bool vote) {

@@ -20,6 +20,12 @@ struct alignas(16) Eight {
     unsigned pairs[4];
 
     __device__ __forceinline__ int operator[](int i) const { return pairs[i / 2] >> 16 * (i % 2) & 0xffffu; }
+
+    // The same where ``i`` is known at run time only: without an address, so that the pairs stay in registers.
+    __device__ __forceinline__ int mine(int i) const {
+        const unsigned low = i & 2 ? pairs[1] : pairs[0], high = i & 2 ? pairs[3] : pairs[2];
+        return (i & 4 ? high : low) >> 16 * (i & 1) & 0xffffu;
+    }
 };
 
 // Pointers that may be null: scale, budgets, num_tokens (N counts then), counters.
@@ -29,14 +35,14 @@ struct Call {
     const typename W::Bits* weights;    // [T, K]
     Id* new_ids;                        // [T, K]
     typename W::Bits* new_weights;      // [T, K]
-    const Eight* lists;                 // [E / 8, E / 32, 32], both rounded up; most similar first, ends with the expert
+    const Eight* lists;                 // [E / 8, E / 32, 32], rounded up; most similar first, ends with the expert
     const unsigned char* keep;          // [E]
     const float* scale;                 // [E, E]
     const void* budgets;                // [T], int or long long
     const void* num_tokens;             // [1], int or long long
     unsigned long long* counters;       // [COUNTS]
     int T, K, E, N, select_top_k, min_active, merge, given;
-    int lane_bits;                      // 2^lane_bits lanes of a warp for one row: the power of two from K up, at least 8
+    int lane_bits;                      // 2^lane_bits lanes for one row: the power of two from K up, at least 8
     long long sentinel;
 };
 

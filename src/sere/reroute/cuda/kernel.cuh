@@ -102,12 +102,13 @@ SERE_INLINE void reroute(const Call<Id, W>& call, Block& block) {
     const Thread thread = this_thread();
     const int rows = tile_rows(call, thread), own = static_cast<int>(blockIdx.x) * rows;
     const int start = own < call.T ? own : 0;
-    // Every load of the first trip to memory comes before the first look at one.
+    // Every load of the first trip to memory comes before the first look at one. The number of tokens is the last: the
+    // same for all threads, it goes to a register that they share, and that is a look.
+    Slot<Id, W> first = Slot<Id, W>::load(call, thread, start);
+    const Ahead ahead = Ahead::fetch(call, thread, thread.warp, 0);
+    const unsigned char kept = call.keep[thread.index < call.E ? thread.index : 0];
     Words real = {};
     if (call.num_tokens != nullptr) real = Words::fetch(call.num_tokens, 0, call.given & WIDE_NUM_TOKENS);
-    Slot<Id, W> first = Slot<Id, W>::load(call, thread, start);
-    const unsigned char kept = call.keep[thread.index < call.E ? thread.index : 0];
-    const Ahead ahead = Ahead::fetch(call, thread, thread.warp, 0);
     clear(call, thread, block, kept);
     __syncthreads();
     const int N = real_rows(call, real);

@@ -4,8 +4,8 @@
 
 SERE_INLINE int bits_below(unsigned bits, int place) { return __popc(bits & ((1u << place) - 1)); }
 
-// Nothing counted, no expert marked, every expert its own target. ``kept``: the flag of the thread's expert, which alone
-// comes from memory: it goes last.
+// Nothing counted, no expert marked, every expert its own target. ``kept``: the flag of the thread's expert, which
+// alone comes from memory: it goes last.
 template <class Id, class W>
 SERE_INLINE void clear(const Call<Id, W>& call, const Thread& thread, Block& block, unsigned char kept) {
     const int e = thread.index;
@@ -17,8 +17,8 @@ SERE_INLINE void clear(const Call<Id, W>& call, const Thread& thread, Block& blo
     block.keep[e] = kept;
 }
 
-// How many valid slots of its row go before a lane's own: heavier ones, and of equal ones the lower. Eight are asked for
-// at once, for one answer takes longer than seven more questions; lanes beyond K are below all.
+// How many valid slots of its row go before a lane's own: heavier ones, and of equal ones the lower. Eight are asked
+// for at once, for one answer takes longer than seven more questions; lanes beyond K are below all.
 template <class Id, class W>
 SERE_INLINE int rank_in_row(const Call<Id, W>& call, const Thread& thread, const Slot<Id, W>& mine) {
     typedef decltype(W::order(mine.bits)) Order;
@@ -161,21 +161,34 @@ struct Ahead {
     }
 };
 
-// One piece of eight lists, those of expert ``first`` and the next: the nearest candidate becomes the target, and who meets
-// itself first, at the end of its list, keeps itself. Returns who of the wanted is still searching.
+// One piece of eight lists, those of expert ``first`` and the next: for each a vote of the warp, whose result the lane
+// of the expert keeps. The nearest candidate becomes the target; who meets itself first, at the end of its list, is
+// critical. Returns who of the wanted is still searching.
 SERE_INLINE unsigned look(const Thread& thread, Block& block, const Eight& near, int first, unsigned wanted) {
     bool fits[8];
 #pragma unroll
     for (int i = 0; i < 8; ++i) fits[i] = block.primary[near[i]] | (near[i] == first + i);
-    unsigned left = wanted;
+    unsigned found = 0;
 #pragma unroll
     for (int i = 0; i < 8; ++i) {
-        const unsigned found = __ballot_sync(ALL_LANES, fits[i]);
-        const bool nearest = fits[i] && bits_below(found, thread.lane) == 0;
-        if (nearest && wanted >> i & 1u) block.target[first + i] = static_cast<unsigned short>(near[i]);
-        if (found != 0) left &= ~(1u << i);
+        const unsigned votes = __ballot_sync(ALL_LANES, fits[i]);
+        if (thread.lane == i) found = votes;
     }
-    return left;
+    Eight nearest;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+        nearest.pairs[i] = __shfl_sync(ALL_LANES, near.pairs[i], found != 0 ? __ffs(found) - 1 : 0);
+    }
+    const bool mine = wanted >> thread.lane & 1u;
+    const int e = first + thread.lane, target = nearest.mine(thread.lane);
+    if (mine && found != 0) {
+        block.target[e] = static_cast<unsigned short>(target);
+        if (target == e) {
+            block.critical[e] = 1;
+            atomicAdd(&block.counts[CRITICALS], 1);
+        }
+    }
+    return __ballot_sync(ALL_LANES, mine && found == 0);
 }
 
 // Steps 4 and 5: each secondary expert's target in P, or its mark as critical. A warp looks at 32 neighbours at a vote;
@@ -185,19 +198,15 @@ SERE_INLINE void choose_targets(const Call<Id, W>& call, const Thread& thread, B
 #pragma unroll 1
     for (int group = thread.warp; 8 * group < call.E; group += thread.warps) {
         const int e = 8 * group + thread.lane;
-        const bool mine = thread.lane < 8 && e < call.E && block.occurs[e] && !block.primary[e];
-        unsigned wanted = __ballot_sync(ALL_LANES, mine);
+        const bool mine = thread.lane < 8 && e < call.E;
+        unsigned wanted = __ballot_sync(ALL_LANES, mine && block.occurs[e] && !block.primary[e]);
         Ahead here = ahead;
+        if (group != thread.warp) here = Ahead::fetch(call, thread, group, 0);
 #pragma unroll 1
-        for (int piece = 0; wanted != 0; ++piece) {
-            const bool read = group == thread.warp && piece == 0;
-            if (piece % 2 == 0 && !read) here = Ahead::fetch(call, thread, group, piece);
+        for (int piece = 0; wanted != 0;) {
             wanted = look(thread, block, here.of(piece), 8 * group, wanted);
+            if (wanted != 0 && ++piece % 2 == 0) here = Ahead::fetch(call, thread, group, piece);
         }
-        __syncwarp();
-        if (!mine || block.target[e] != e) continue;
-        block.critical[e] = 1;
-        atomicAdd(&block.counts[CRITICALS], 1);
     }
 }
 

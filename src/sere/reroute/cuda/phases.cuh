@@ -161,34 +161,35 @@ struct Ahead {
     }
 };
 
-// One piece of eight lists, those of expert ``first`` and the next: for each a vote of the warp, whose result the lane
-// of the expert keeps. The nearest candidate becomes the target; who meets itself first, at the end of its list, is
-// critical. Returns who of the wanted is still searching.
+// One piece of eight lists, those of expert ``first`` and the next: for each a vote of the warp, which goes to the lane of
+// the expert. The nearest candidate becomes the target; whose piece ends with itself, the end of a list, is critical.
+// Returns who of the wanted is still searching.
 SERE_INLINE unsigned look(const Thread& thread, Block& block, const Eight& near, int first, unsigned wanted) {
     bool fits[8];
+    unsigned votes[8];
 #pragma unroll
-    for (int i = 0; i < 8; ++i) fits[i] = block.primary[near[i]] | (near[i] == first + i);
-    unsigned found = 0;
+    for (int i = 0; i < 8; ++i) fits[i] = block.primary[near[i]];
 #pragma unroll
-    for (int i = 0; i < 8; ++i) {
-        const unsigned votes = __ballot_sync(ALL_LANES, fits[i]);
-        if (thread.lane == i) found = votes;
+    for (int i = 0; i < 8; ++i) votes[i] = __ballot_sync(ALL_LANES, fits[i]);
+#pragma unroll
+    for (int half = 4; half > 0; half /= 2) {
+#pragma unroll
+        for (int i = 0; i < half; ++i) votes[i] = thread.lane & (4 / half) ? votes[2 * i + 1] : votes[2 * i];
     }
+    const unsigned found = votes[0];
     Eight nearest;
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-        nearest.pairs[i] = __shfl_sync(ALL_LANES, near.pairs[i], found != 0 ? __ffs(found) - 1 : 0);
+        nearest.pairs[i] = __shfl_sync(ALL_LANES, near.pairs[i], found != 0 ? __ffs(found) - 1 : 31);
     }
     const bool mine = wanted >> thread.lane & 1u;
     const int e = first + thread.lane, target = nearest.mine(thread.lane);
-    if (mine && found != 0) {
-        block.target[e] = static_cast<unsigned short>(target);
-        if (target == e) {
-            block.critical[e] = 1;
-            atomicAdd(&block.counts[CRITICALS], 1);
-        }
+    if (mine && found != 0) block.target[e] = static_cast<unsigned short>(target);
+    if (mine && target == e) {
+        block.critical[e] = 1;
+        atomicAdd(&block.counts[CRITICALS], 1);
     }
-    return __ballot_sync(ALL_LANES, mine && found == 0);
+    return __ballot_sync(ALL_LANES, mine && found == 0 && target != e);
 }
 
 // Steps 4 and 5: each secondary expert's target in P, or its mark as critical. A warp looks at 32 neighbours at a vote;

@@ -66,8 +66,9 @@ def test_cold_memory(script: ModuleType) -> None:
     assert left == samples | {"cold": [5.0, 6.0], "nothing cold": [2.0, 2.0]}
 
 
-def test_the_table(script: ModuleType, tmp_path: Path) -> None:
+def test_the_table(script: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A row ends with the target's verdict, and the record's line holds all variants."""
+    monkeypatch.setattr(script, "gpu_versions", dict)
     result = {name: {"median": 2.0, "p20": 1.0, "p80": 3.0} for name in script.STEPS}
     row = script.row_of("model", 64, 128, 8, result)
     assert row[:5] == ["model", 128, 8, 64, 2.0]

@@ -37,7 +37,8 @@ def run(
 
     Source: METHOD.md section 4.
     """
-    reason = too_large(*topk_ids.shape, neighbours.keep.shape[0])
+    T, K = topk_ids.shape
+    reason = too_large(T, K, neighbours.keep.shape[0])
     if reason is not None:
         say_fallback("cuda", reason)
         return vectorised.run(topk_ids, topk_weights, neighbours, rules, row_budget, num_tokens, counters)

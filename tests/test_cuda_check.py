@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import sys
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 
@@ -39,7 +39,7 @@ def report(*, stack: int = 0, spilled: int = 0, prefix: str = "    ") -> str:
 @pytest.mark.parametrize("prefix", ["    ", "ptxas         .     "])
 def test_a_clean_report(script: ModuleType, prefix: str) -> None:
     """Registers, shared memory and no spills: well, from nvcc and from NVRTC."""
-    row, well = script.check("nvcc", lambda _: report(prefix=prefix), "sm_90")
+    row, well = script.check("nvcc", report(prefix=prefix), "sm_90")
     assert row == ["nvcc", "sm_90", 8, 50, 15584, 0, 0]
     assert well
 
@@ -47,10 +47,43 @@ def test_a_clean_report(script: ModuleType, prefix: str) -> None:
 @pytest.mark.parametrize("fault", [{"stack": 8}, {"spilled": 4}])
 def test_spills_and_stack_fail(script: ModuleType, fault: dict[str, int]) -> None:
     """Bytes of stack or of spilled registers fail the check."""
-    assert not script.check("nvcc", lambda _: report(**fault), "sm_90")[1]
+    assert not script.check("nvcc", report(**fault), "sm_90")[1]
 
 
 def test_a_missing_entry_fails(script: ModuleType) -> None:
     """A report without some entry is no proof for it."""
-    assert not script.check("nvcc", lambda _: report().replace(entries()[0], "other"), "sm_90")[1]
-    assert not script.check("nvcc", lambda _: "", "sm_90")[1]
+    assert not script.check("nvcc", report().replace(entries()[0], "other"), "sm_90")[1]
+    assert not script.check("nvcc", "", "sm_90")[1]
+
+
+CODE = """
+.text.reroute_int32_float32:
+        /*0000*/                   LDC R1, c[0x0][0x28] ;
+        /*0010*/                   LDG.E R4, desc[UR8][R2.64] ;
+        /*0020*/                   IMAD.WIDE R2, R0, 0x10, R6 ;
+        /*0030*/                   LDG.E.128 R8, desc[UR8][R2.64] ;
+        /*0040*/              @!P0 STS.U8 [R5], R11 ;
+        /*0050*/                   LDG.E R12, desc[UR8][R6.64] ;
+.L_x_1:
+        /*0060*/                   BAR.SYNC.DEFER_BLOCKING 0x0 ;
+        /*0070*/                   LDG.E R13, desc[UR8][R6.64] ;
+        /*0080*/                   DADD R14, R14, R16 ;
+        /*0090*/                   EXIT ;
+.text.reroute_int64_float32:
+        /*0000*/                   EXIT ;
+"""
+
+
+def test_counts(script: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Instructions between barriers; of the loads before the first one, those before any is looked at."""
+    monkeypatch.setattr(script.subprocess, "run", lambda *_, **__: SimpleNamespace(stdout=CODE))
+    code = script.disassemble("nvdisasm", b"")
+    assert [*code] == ["reroute_int32_float32", "reroute_int64_float32"]
+    assert script.count(code["reroute_int32_float32"]) == [10, "6 4", "2 of 3", 1, 1, 0]
+
+
+def test_without_a_disassembler(script: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where neither the PATH nor Triton has one, nothing is counted."""
+    monkeypatch.setattr(script, "find_spec", lambda _: None)
+    monkeypatch.setattr(script.shutil, "which", lambda *_, **__: None)
+    assert script.disassembler() is None

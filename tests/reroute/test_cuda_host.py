@@ -19,7 +19,7 @@ from sere.config import RerouteConfig
 from sere.errors import BackendUnavailable, InputError
 from sere.reroute import backends, cuda, make_plan, plan, reroute, select
 from sere.reroute.cuda import compiler, device
-from sere.reroute.cuda.launch import MOST_EXPERTS, SOURCE, Launch, prepare
+from sere.reroute.cuda.launch import MOST_EXPERTS, MOST_ROWS, MOST_SLOTS, SOURCE, Launch, prepare, too_large
 from sere.reroute.types import Rules, prepare_neighbours
 from sere.similarity.layer import LayerSimilarity
 
@@ -184,7 +184,7 @@ def test_first_use_in_a_capture(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is compiled, loaded or tried while a graph is captured: the error says what to do before."""
     pretend_device(monkeypatch, capturing=True)
     pretend_core(monkeypatch)
-    prepared = Launch("reroute_int32_float32", 2, 64, (5, 6), ())
+    prepared = Launch("reroute_int32_float32", 2, 64, (5, 6))
     text = "not ready on cuda:3 while a CUDA graph is captured; make the plan, or call it once, before"
     with pytest.raises(BackendUnavailable, match=text):
         device.launch(prepared, torch.device("cuda", 3))
@@ -208,7 +208,7 @@ def test_what_is_handed_to_the_driver(monkeypatch: pytest.MonkeyPatch) -> None:
     """A launch gives cuda-core a stream of its own kind, the geometry, the entry and the words in order."""
     pretend_device(monkeypatch)
     put = pretend_core(monkeypatch)
-    prepared = Launch("reroute_int32_float32", 2, 64, (5, 6), ())
+    prepared = Launch("reroute_int32_float32", 2, 64, (5, 6))
     device.launch(prepared, torch.device("cuda", 3))
     device.launch(prepared, torch.device("cuda", 3))
     index, (stream, config, kernel, *words), (again, *_) = put
@@ -225,7 +225,7 @@ def test_another_device_than_the_current_one(monkeypatch: pytest.MonkeyPatch) ->
     pretend_device(monkeypatch)
     put = pretend_core(monkeypatch)
     monkeypatch.setattr(torch.cuda, "device", lambda index: nullcontext(entered.append(index)))
-    device.launch(Launch("reroute_int32_float32", 1, 64, (), ()), torch.device("cuda", 1))
+    device.launch(Launch("reroute_int32_float32", 1, 64, ()), torch.device("cuda", 1))
     assert entered == [1]
     assert put[1][0] == ["stream", 71]
 
@@ -275,14 +275,35 @@ def test_the_words_of_a_launch() -> None:
     rules = Rules(select_top_k=9, min_active=50, active_targets=True, merge=3, sentinel=-1)
     prepared = prepare(ids, weights, ids, weights, neighbours, rules, budget, 2, None)
     pointers = [
-        ids, weights, ids, weights, neighbours.order, neighbours.count, neighbours.keep, None, budget, None,
-        None,
+        ids, weights, ids, weights, neighbours.lists, neighbours.keep, None, budget, None, None,
     ]  # fmt: skip
-    assert prepared.words[:11] == tuple(0 if p is None else p.data_ptr() for p in pointers)
-    assert prepared.words[11:] == (4, 3, 16, 2, 3, 16, 3, 1 | 2, 2, -1)
+    assert prepared.words[:10] == tuple(0 if p is None else p.data_ptr() for p in pointers)
+    assert prepared.words[10:] == (4, 3, 16, 2, 3, 16, 3, 1 | 2, 3, -1)
     assert prepared.entry == "reroute_int32_float32"
     parameters = re.findall(r"(\w+)(?:,|\s*\\?\n\s*\))", SOURCE.read_text().split("NAME(")[1].split("{")[0])
     assert len(parameters) == len(prepared.words)
+
+
+def test_more_rows_than_slots_can_be_numbered() -> None:
+    """Slots are numbered in 32 bits: a batch beyond that is refused before anything is allocated."""
+    assert too_large(MOST_ROWS, MOST_SLOTS, MOST_EXPERTS) is None
+    assert MOST_ROWS * MOST_SLOTS <= 2**31
+    assert too_large(MOST_ROWS + 1, 1, 8) == "the kernel takes at most 67108864 rows, these are 67108865"
+
+
+@pytest.mark.parametrize("E", [1, 5, 8, 33, 100])
+@pytest.mark.parametrize("threshold", [0.0, 0.6, 1.5])
+def test_lists_side_by_side(E: int, threshold: float) -> None:
+    """Each expert's list is its neighbours up to the cut, most similar first, then the expert itself."""
+    neighbours = prepare_neighbours(LayerSimilarity(similarity_matrix(E, E)), threshold=threshold)
+    groups, pieces = -(-E // 8), -(-E // 32)
+    assert neighbours.lists.shape == (groups, pieces, 32, 8)
+    lists = neighbours.lists.permute(0, 3, 1, 2).reshape(8 * groups, 32 * pieces)
+    for e in range(E):
+        count = int(neighbours.count[e])
+        assert lists[e, :count].tolist() == neighbours.order[e, :count].tolist()
+        assert set(lists[e, count:].tolist()) == {e}
+    assert int(lists.max()) < E
 
 
 def test_counters_on_another_device() -> None:

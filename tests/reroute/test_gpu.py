@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -112,6 +116,76 @@ def test_the_current_stream() -> None:
         routing = plan.route(late, weights)
     stream.synchronize()
     assert torch.equal(routing.ids, expected)
+
+
+def test_another_thread() -> None:
+    """A thread that never touched the device before launches as the main one does."""
+    plan = make(64)
+    ids, weights = on_device(16, 8, 64, seed=1)
+    expected = plan.route(ids, weights).ids
+    torch.cuda.synchronize()
+    with ThreadPoolExecutor(1) as pool:
+        assert torch.equal(pool.submit(lambda: plan.route(ids, weights).ids).result(), expected)
+
+
+FIRST_IN_A_CAPTURE = """
+import torch
+from sere.config import RerouteConfig
+from sere.reroute import make_plan
+from sere.similarity.layer import LayerSimilarity
+
+ids = torch.tensor([[0, 1], [2, 3]], dtype=torch.int32, device="cuda")
+weights = torch.tensor([[0.75, 0.25], [0.5, 0.375]], device="cuda")
+layer = LayerSimilarity(torch.full((4, 4), 0.5).fill_diagonal_(1.0))
+plan = make_plan(layer, RerouteConfig(select_top_k=1, backend="cuda"), device="cuda")
+graph = torch.cuda.CUDAGraph()
+with torch.cuda.graph(graph):
+    routing = plan.route(ids, weights)
+graph.replay()
+assert routing.ids.tolist() == [[0, 0], [2, 0]], routing.ids
+"""
+
+
+@pytest.mark.parametrize("loading", ["LAZY", "EAGER"])
+def test_the_first_launch_in_a_capture(loading: str) -> None:
+    """In a new process a plan is all that a capture needs before: no kernel is loaded during it."""
+    environment = os.environ | {"CUDA_MODULE_LOADING": loading}
+    run = subprocess.run(
+        [sys.executable, "-c", FIRST_IN_A_CAPTURE],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr[-2000:]
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="this needs two devices")
+def test_a_second_device() -> None:
+    """A plan on another device than the current one runs there, and leaves the current one as it was."""
+    layer = LayerSimilarity(similarity_matrix(64, 64))
+    settings = RerouteConfig(select_top_k=1, threshold=0.4, backend="cuda")
+    ids, weights = batch(16, 8, 64, seed=1)
+    first, second = (
+        make_plan(layer, settings, device=where).route(ids.to(where), weights.to(where)).ids.cpu()
+        for where in ("cuda:0", "cuda:1")
+    )
+    assert torch.equal(first, second)
+    assert torch.cuda.current_device() == 0
+
+
+def test_slices_of_larger_tensors() -> None:
+    """Rows and columns of a larger tensor, at addresses that only suit one element, give the same."""
+    plan = make(64, merge="same")
+    ids, weights = on_device(17, 9, 64, seed=1)
+    got = plan.route(ids[1:, 1:], weights[1:, 1:])
+    expected = plan.route(ids[1:, 1:].clone(), weights[1:, 1:].clone())
+    assert torch.equal(got.ids, expected.ids)
+    assert torch.equal(got.weights, expected.weights)
+    flat_ids, flat_weights = ids.flatten()[1:129].view(16, 8), weights.flatten()[1:129].view(16, 8)
+    assert flat_ids.data_ptr() % 8 == 4
+    got = plan.route(flat_ids, flat_weights)
+    assert torch.equal(got.ids, plan.route(flat_ids.clone(), flat_weights.clone()).ids)
 
 
 @pytest.mark.parametrize("block", range(10))

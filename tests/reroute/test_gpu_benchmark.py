@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -39,7 +40,7 @@ def script(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 def steps_of(script: ModuleType) -> tuple[Any, dict[str, Any]]:
     """Work of one small shape and its variants; tensor operations stand in for the five launches."""
     work = script.make_work(8, 16, 4)
-    steps = script.make_steps(work, SimpleNamespace(nothing=lambda: None))
+    steps = script.make_steps(work, SimpleNamespace(nothing=lambda: None), torch.empty(4))
     return work, steps | {"five": lambda i: steps["torch"](i).ids}
 
 
@@ -52,6 +53,28 @@ def test_the_variants_agree(script: ModuleType) -> None:
     assert work.counters[0] > 0
     with pytest.raises(SystemExit, match="the variants disagree"):
         script.check(steps | {"served": steps["cuda"]}, work)
+
+
+def test_cold_memory(script: ModuleType) -> None:
+    """The cold variants fill the buffer first; the filling's time goes off turn by turn."""
+    work, spare = script.make_work(8, 16, 4), torch.zeros(4)
+    steps = script.make_steps(work, SimpleNamespace(nothing=lambda: spare.clone()), spare)
+    assert steps["nothing cold"](0).tolist() == [1.0] * 4
+    assert torch.equal(steps["cold"](3).ids, steps["cuda"](3).ids)
+    samples = {"cuda": [3.0, 4.0], "cold": [45.0, 47.0], "nothing cold": [42.0, 43.0], "fill": [40.0, 41.0]}
+    left = script.without_filling(samples)
+    assert left == samples | {"cold": [5.0, 6.0], "nothing cold": [2.0, 2.0]}
+
+
+def test_the_table(script: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A row ends with the target's verdict, and the record's line holds all variants."""
+    monkeypatch.setattr(script, "gpu_versions", dict)
+    result = {name: {"median": 2.0, "p20": 1.0, "p80": 3.0} for name in script.STEPS}
+    row = script.row_of("model", 64, 128, 8, result)
+    assert row[:5] == ["model", 128, 8, 64, 2.0]
+    assert row[-2:] == [1.0, "met (3.0)"]
+    script.record(tmp_path / "out.jsonl", "model", (64, 128, 8), None, result)
+    assert set(json.loads((tmp_path / "out.jsonl").read_text())["variants"]) == set(script.STEPS)
 
 
 def test_other_threads(script: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -181,7 +181,7 @@ def test_counters_add_up() -> None:
 
 
 def test_geometry_fits_a_block() -> None:
-    """Blocks have 64 to 1024 threads, whole warps, and never more of them than a small batch needs."""
+    """Blocks have 64 to 1024 threads, one for each expert, and no more than a small batch needs."""
     for T in (1, 2, 16, 64, 256, 1024, 10**5):
         for K in (1, 2, 6, 8, 10, 32):
             for E in (1, 60, 128, 1024):
@@ -189,6 +189,7 @@ def test_geometry_fits_a_block() -> None:
                 assert 1 <= blocks <= 32
                 assert 64 <= threads <= 1024
                 assert threads % 32 == 0
+                assert threads >= E
     assert geometry(1, 8, 16) == (1, 64)
 
 
@@ -200,6 +201,9 @@ def test_numbers_shared_with_the_source() -> None:
     for name, bit in flags.items():
         assert getattr(launching, name) == bit
         assert f"{name} = {bit}" in call
+    names = re.findall(r"\w+", re.findall(r"enum Count \{(.*)\}", call)[0])
+    renamed = {"primaries": "after", "criticals": "critical"}
+    assert [renamed.get(name.lower(), name.lower()) for name in names] == [*COUNTERS, "counts"]
     entries = re.findall(r"^SERE_ENTRY\((\w+),", SOURCE.read_text(), re.MULTILINE)
     assert sorted(entries) == sorted(launching.entries())
 

@@ -33,7 +33,7 @@ def test_operator_is_registered_properly(backend: str) -> None:
     n, rules = prepared.neighbours, prepared.rules
     counters = torch.zeros(len(COUNTERS), dtype=torch.int64, device=device)
     arguments = (
-        ids, weights, n.order, n.count, n.position, n.keep, n.scale, None,
+        ids, weights, n.order, n.count, n.position, n.lists, n.keep, n.scale, None,
         torch.tensor(4, device=device), counters,
         rules.select_top_k, rules.min_active, rules.active_targets, rules.merge, rules.sentinel,
         name_of(backend),

@@ -9,10 +9,10 @@ from sere.reroute.backends import implementation
 from sere.reroute.types import Neighbours, Rules
 
 SCHEMA = (
-    "reroute(Tensor topk_ids, Tensor topk_weights, Tensor order, Tensor count, Tensor position, Tensor keep, "
-    "Tensor? scale, Tensor? row_budget, Tensor? num_tokens, Tensor(a!)? counters, "
-    "int select_top_k, int min_active, bool active_targets, int merge, int sentinel, str backend) "
-    "-> (Tensor, Tensor)"
+    "reroute(Tensor topk_ids, Tensor topk_weights, Tensor order, Tensor count, Tensor position, "
+    "Tensor lists, Tensor keep, Tensor? scale, Tensor? row_budget, Tensor? num_tokens, "
+    "Tensor(a!)? counters, int select_top_k, int min_active, bool active_targets, int merge, "
+    "int sentinel, str backend) -> (Tensor, Tensor)"
 )
 
 _library = torch.library.Library("sere", "DEF")  # type: ignore[no-untyped-call]
@@ -34,8 +34,8 @@ def call(
         num_tokens = torch.full((), num_tokens, dtype=torch.int32, device=topk_ids.device)
     result: tuple[Tensor, Tensor] = torch.ops.sere.reroute(
         topk_ids, topk_weights,
-        neighbours.order, neighbours.count, neighbours.position, neighbours.keep, neighbours.scale,
-        row_budget, num_tokens, counters,
+        neighbours.order, neighbours.count, neighbours.position, neighbours.lists, neighbours.keep,
+        neighbours.scale, row_budget, num_tokens, counters,
         rules.select_top_k, rules.min_active, rules.active_targets, rules.merge, rules.sentinel, backend,
     )  # fmt: skip
     return result
@@ -48,6 +48,7 @@ def _reroute(
     order: Tensor,
     count: Tensor,
     position: Tensor,
+    lists: Tensor,
     keep: Tensor,
     scale: Tensor | None,
     row_budget: Tensor | None,
@@ -60,7 +61,7 @@ def _reroute(
     sentinel: int,
     backend: str,
 ) -> tuple[Tensor, Tensor]:
-    neighbours = Neighbours(order=order, count=count, position=position, scale=scale, keep=keep)
+    neighbours = Neighbours(order, count, position, lists, scale, keep)
     rules = Rules(select_top_k, min_active, active_targets, merge, sentinel)
     return implementation(backend)(
         topk_ids, topk_weights, neighbours, rules, row_budget, num_tokens, counters

@@ -50,6 +50,8 @@ class Neighbours:
         order: ``[E, E]``, int32; row e lists the other experts, most similar first (ties: lower id), e last.
         count: ``[E]``, int32; how many of ``order[e]`` have a similarity of at least the threshold.
         position: ``[E, E]``, int32; where p stands in ``order[e]``, or E beyond the cut.
+        lists: ``[E / 8, E / 32, 32, 8]``, int16, both rounded up; ``order`` up to ``count``, then only the
+            expert itself; eight experts side by side: 32 places of these are one read of a warp on a GPU.
         scale: ``[E, E]``, float32, or None.
         keep: ``[E]``, bool; experts that are never replaced.
     """
@@ -57,6 +59,7 @@ class Neighbours:
     order: Tensor
     count: Tensor
     position: Tensor
+    lists: Tensor
     scale: Tensor | None
     keep: Tensor
 
@@ -97,10 +100,21 @@ def prepare_neighbours(
         order=order.to(device, torch.int32).contiguous(),
         count=count.to(device, torch.int32),
         position=position.to(device, torch.int32).contiguous(),
+        lists=_side_by_side(order, count).to(device),
         # A copy, so that no caller changes a plan from outside.
         scale=None if scale is None else _copy(scale, device),
         keep=_keep_mask(keep, E).to(device),
     )
+
+
+def _side_by_side(order: Tensor, count: Tensor) -> Tensor:
+    E = order.shape[0]
+    groups, pieces = -(-E // 8), -(-E // 32)
+    # Experts that only fill the last group up repeat the last one.
+    itself = torch.arange(8 * groups).clamp(max=E - 1)[:, None]
+    lists = itself.repeat(1, 32 * pieces)
+    lists[:E, :E] = torch.where(torch.arange(E) < count[:, None], order, itself[:E])
+    return lists.reshape(groups, 8, pieces, 32).permute(0, 2, 3, 1).to(torch.int16).contiguous()
 
 
 def _keep_mask(keep: Sequence[int], E: int) -> Tensor:

@@ -13,12 +13,14 @@ from hypothesis import strategies as st
 
 from sere.config import RerouteConfig
 from sere.errors import ConfigError, TableMismatch, UnsupportedEngine
-from sere.integrations.vllm import features, kernels, seam, stats, tables, versions
+from sere.integrations.vllm import features, kernels, live, seam, stats, tables, versions
 from sere.integrations.vllm.options import Options, section
 from sere.integrations.vllm.requests import PADDING, PROTECTED, RequestBook, parse_tier
 from sere.integrations.vllm.rows import RowSignal
 from sere.integrations.vllm.worker import Steps
-from sere.reroute import reroute
+from sere.reroute import make_plan, reroute
+from sere.reroute.types import Neighbours
+from sere.similarity.layer import LayerSimilarity
 
 
 def new(name: str, prompt: int, tier: Any = None) -> SimpleNamespace:
@@ -396,3 +398,25 @@ def test_log_line_of_nothing() -> None:
     """Before the first step the log line says so."""
     found = stats.EngineStats(True, {}, 0, 3, ())
     assert stats.log_line(found) == "no step re-routed, 3 passed"
+
+
+def test_new_settings_reach_every_tensor_of_a_layer() -> None:
+    """A new threshold and keep-list are written over all that a backend reads, at the same addresses."""
+    layer = LayerSimilarity(
+        torch.rand(40, 40, generator=torch.Generator().manual_seed(0)).fill_diagonal_(1.0)
+    )
+    before, after = (
+        RerouteConfig(select_top_k=1, threshold=0.2),
+        RerouteConfig(select_top_k=1, threshold=0.7, keep={0: (3,)}),
+    )
+    plan = make_plan(layer, before)
+    expected = make_plan(layer, after, keep=(3,)).neighbours
+    session: Any = SimpleNamespace(
+        table=SimpleNamespace(layers={0: layer}), layers={0: SimpleNamespace(index=0, plan=plan)}
+    )
+    addresses = [plan.neighbours.lists.data_ptr(), plan.neighbours.position.data_ptr()]
+    live._write_neighbours(session, after)
+    for name in ("order", "count", "position", "lists", "keep"):
+        assert torch.equal(getattr(plan.neighbours, name), getattr(expected, name)), name
+    assert set(Neighbours.__slots__) == {"order", "count", "position", "lists", "keep", "scale"}
+    assert [plan.neighbours.lists.data_ptr(), plan.neighbours.position.data_ptr()] == addresses

@@ -14,7 +14,7 @@
 #define __device__
 #define __forceinline__ inline
 #define __shared__ static
-#define __launch_bounds__(threads)
+#define __launch_bounds__(...)
 // The flags of a batch: the same value from many threads.
 #define SERE_MARK(flag) __atomic_store_n(&(flag), 1, __ATOMIC_RELAXED)
 
@@ -137,7 +137,8 @@ inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
 inline int __ffs(unsigned bits) { return __builtin_ffs(static_cast<int>(bits)); }
 inline float __uint_as_float(unsigned bits) { return shim::unpack<float>(bits); }
 inline unsigned __float_as_uint(float value) { return static_cast<unsigned>(shim::pack(value)); }
-inline double __longlong_as_double(long long bits) { return shim::unpack<double>(static_cast<uint64_t>(bits)); }
+inline int __float_as_int(float value) { return static_cast<int>(shim::pack(value)); }
+inline long long __double_as_longlong(double value) { return static_cast<long long>(shim::pack(value)); }
 inline int __float2int_rn(float value) { return static_cast<int>(std::lrintf(value)); }
 inline long long __float2ll_rn(float value) { return std::llrintf(value); }
 inline long long __double2ll_rn(double value) { return std::llrint(value); }

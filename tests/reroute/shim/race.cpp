@@ -17,14 +17,16 @@ thread_local shim::Place place;
 
 struct Batch {
     int T, K, E;
-    std::vector<int> ids, order, count, budgets;
+    std::vector<int> ids, budgets;
+    std::vector<short> lists;
     std::vector<float> weights, scale;
     std::vector<unsigned char> keep;
 };
 
 Batch random_batch(int T, int K, int E, unsigned seed) {
     std::minstd_rand random(seed);
-    Batch batch{T, K, E, {}, {}, {}, {}, {}, {}, std::vector<unsigned char>(E)};
+    const int pieces = (E + 31) / 32;
+    Batch batch{T, K, E, {}, {}, std::vector<short>((E + 7) / 8 * pieces * 256), {}, {}, std::vector<unsigned char>(E)};
     for (int i = 0; i < T * K; ++i) {
         batch.ids.push_back(static_cast<int>(random() % (E + 2)) - 1);  // a sentinel now and then
         batch.weights.push_back(static_cast<float>(random() % 8) / 8);  // ties and zeros
@@ -34,8 +36,11 @@ Batch random_batch(int T, int K, int E, unsigned seed) {
         std::vector<int> row(E);
         for (int p = 0; p < E; ++p) row[p] = p;
         std::shuffle(row.begin(), row.end(), random);
-        batch.order.insert(batch.order.end(), row.begin(), row.end());
-        batch.count.push_back(static_cast<int>(random() % E));
+        const int count = static_cast<int>(random() % E);
+        for (int place = 0; place < 32 * pieces; ++place) {
+            const int piece = e / 8 * pieces + place / 32, neighbour = place < count ? row[place] : e;
+            batch.lists[(piece * 32 + place % 32) * 8 + e % 8] = static_cast<short>(neighbour);
+        }
         batch.keep[e] = random() % 16 == 0;
     }
     for (int i = 0; i < E * E; ++i) batch.scale.push_back(1 + static_cast<float>(random() % 4) / 4);
@@ -70,12 +75,12 @@ void run_blocks(const long long* words, int blocks, int threads) {
 
 Result run(const Batch& batch, int merge, int given, int min_active, int blocks, int threads) {
     Result result{std::vector<int>(batch.ids.size(), 77), std::vector<float>(batch.ids.size(), 77)};
-    int lane_bits = 0;
+    int lane_bits = 3;
     while (1 << lane_bits < batch.K) ++lane_bits;
     const long long words[] = {
         address(batch.ids.data()), address(batch.weights.data()), address(result.ids.data()),
-        address(result.weights.data()), address(batch.order.data()), address(batch.count.data()),
-        address(batch.keep.data()), address(batch.scale.data()), address(batch.budgets.data()), 0,
+        address(result.weights.data()), address(batch.lists.data()), address(batch.keep.data()),
+        address(batch.scale.data()), address(batch.budgets.data()), 0,
         address(result.counters.data()), batch.T, batch.K, batch.E, batch.T - 1, 1, min_active, merge, given,
         lane_bits, -1,
     };
@@ -99,8 +104,8 @@ int main() {
         // A floor that the vote does not reach, so that experts join P by mass.
         const int given = merge % 2 ? ACTIVE_TARGETS : 0, E = merge < 2 ? 13 : 70, floor = merge < 2 ? 12 : 40;
         const Batch batch = random_batch(20, 5, E, 1 + static_cast<unsigned>(merge));
-        const Result expected = run(batch, merge, given, floor, 1, 64);
-        for (const auto& [blocks, threads] : {std::pair{1, 32}, {2, 96}, {1, 128}}) {
+        const Result expected = run(batch, merge, given, floor, 1, 96);
+        for (const auto& [blocks, threads] : {std::pair{1, 160}, {2, 96}, {1, 128}}) {
             if (!(run(batch, merge, given, floor, blocks, threads) == expected)) {
                 std::printf("merge %d: %d blocks of %d threads give something else\n", merge, blocks, threads);
                 return 1;

@@ -104,4 +104,5 @@ def _write_neighbours(session: Session, config: Any) -> None:
     for old, new in prepared:
         old.count.copy_(new.count)
         old.position.copy_(new.position)
+        old.lists.copy_(new.lists)
         old.keep.copy_(new.keep)

@@ -193,6 +193,7 @@ class Session:
             "order": neighbours.order,
             "count": neighbours.count,
             "position": neighbours.position,
+            "lists": neighbours.lists,
             "keep": neighbours.keep,
             "scale": neighbours.scale,
             "counters": layer.counters,

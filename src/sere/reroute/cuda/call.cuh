@@ -6,12 +6,27 @@ constexpr int MOST_EXPERTS = 1024;
 constexpr unsigned ALL_LANES = 0xffffffffu;
 enum Merge { MERGE_NONE, MERGE_SAME, MERGE_DISTINCT, MERGE_SENTINEL };
 enum Given { ACTIVE_TARGETS = 1, WIDE_BUDGETS = 2, WIDE_NUM_TOKENS = 4 };
+// In the order of the counters; P is what AFTER lacks C of.
+enum Count { STEPS, ROWS, BEFORE, PRIMARIES, SLOTS, MOVED, CRITICALS, COUNTS };
 
-// Threads write the same 1 into a flag at the same time, which the device orders somehow and C++ does not allow:
-// a host that runs this source brings its own form.
+// Threads write the same 1 into a flag at the same time. A device allows that for volatile stores, which are the same
+// instruction; C++ does not: a host that runs this source brings its own form.
 #ifndef SERE_MARK
-#define SERE_MARK(flag) ((flag) = 1)
+#define SERE_MARK(flag) (*static_cast<volatile unsigned char*>(&(flag)) = 1)
 #endif
+
+// One place of the lists of eight experts that stand side by side.
+struct alignas(16) Eight {
+    unsigned pairs[4];
+
+    __device__ __forceinline__ int operator[](int i) const { return pairs[i / 2] >> 16 * (i % 2) & 0xffffu; }
+
+    // The same where ``i`` is known at run time only: without an address, so that the pairs stay in registers.
+    __device__ __forceinline__ int mine(int i) const {
+        const unsigned low = i & 2 ? pairs[1] : pairs[0], high = i & 2 ? pairs[3] : pairs[2];
+        return (i & 4 ? high : low) >> 16 * (i & 1) & 0xffffu;
+    }
+};
 
 // Pointers that may be null: scale, budgets, num_tokens (N counts then), counters.
 template <class Id, class W>
@@ -20,15 +35,14 @@ struct Call {
     const typename W::Bits* weights;    // [T, K]
     Id* new_ids;                        // [T, K]
     typename W::Bits* new_weights;      // [T, K]
-    const int* order;                   // [E, E], most similar first
-    const int* count;                   // [E], of them at or above the threshold
+    const Eight* lists;                 // [E / 8, E / 32, 32], rounded up; most similar first, ends with the expert
     const unsigned char* keep;          // [E]
     const float* scale;                 // [E, E]
     const void* budgets;                // [T], int or long long
     const void* num_tokens;             // [1], int or long long
-    unsigned long long* counters;       // [7]
+    unsigned long long* counters;       // [COUNTS]
     int T, K, E, N, select_top_k, min_active, merge, given;
-    int lane_bits;                      // 2^lane_bits lanes of a warp for one row: the power of two from K up
+    int lane_bits;                      // 2^lane_bits lanes for one row: the power of two from K up, at least 8
     long long sentinel;
 };
 
@@ -36,21 +50,20 @@ struct Block {
     unsigned char occurs[MOST_EXPERTS], primary[MOST_EXPERTS], critical[MOST_EXPERTS], keep[MOST_EXPERTS];
     unsigned char place[MOST_EXPERTS];      // among the active, 255 from the 32nd on
     unsigned short target[MOST_EXPERTS];    // the expert itself unless it is replaced
-    long long mass[MOST_EXPERTS];
+    unsigned mass_low[MOST_EXPERTS], mass_high[MOST_EXPERTS];
     unsigned active_words[MOST_EXPERTS / 32];
     unsigned short lowest_active[32];
-    int before, primaries, criticals, lowest;
-    int rows, slots, moved;
+    int counts[COUNTS], lowest;
 };
 
-// Where a thread stands.
+// Where a thread stands. There are at least E threads: each expert has one of its own.
 struct Thread {
-    int index, threads, lane, warp, warps;
+    int index, lane, warp, warps;
 };
 
 SERE_INLINE Thread this_thread() {
-    const int index = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
-    return Thread{index, threads, index & 31, index >> 5, threads >> 5};
+    const int index = static_cast<int>(threadIdx.x);
+    return Thread{index, index & 31, index >> 5, static_cast<int>(blockDim.x) >> 5};
 }
 
 // 32 or 64 bits as they came from memory. They are looked at only after every other load is on its way.
@@ -74,10 +87,16 @@ SERE_INLINE int real_rows(const Call<Id, W>& call, Words words) {
     return N < 0 ? 0 : N > call.T ? call.T : static_cast<int>(N);
 }
 
+// The rows that a block takes at once, one tile after the other: 32 >> lane_bits rows a warp.
+template <class Id, class W>
+SERE_INLINE int tile_rows(const Call<Id, W>& call, const Thread& thread) {
+    return thread.warps << (5 - call.lane_bits);
+}
+
 // One lane's slot of a row: loaded first, judged later. A lane beyond K or T holds none.
 template <class Id, class W>
 struct Slot {
-    long long at;                // in [T, K]; 0 where there is none, so that every lane may load
+    unsigned at;                 // in [T, K]; 0 where there is none, so that every lane may load
     Id id;
     typename W::Bits bits;
     Words words;                 // of the row's budget
@@ -90,12 +109,12 @@ struct Slot {
     }
 
     // No load hangs on another, on a branch or on N: together they are one trip to memory.
-    SERE_INLINE Slot load(const Call<Id, W>& call, const Thread& thread, int first_row) {
+    SERE_INLINE Slot load(const Call<Id, W>& call, const Thread& thread, int tile) {
         const int slot = of(call, thread);
         Slot mine = {};
-        mine.row = first_row + (thread.lane >> call.lane_bits);
+        mine.row = tile + (thread.index >> call.lane_bits);
         mine.there = mine.row < call.T && slot < call.K;
-        mine.at = mine.there ? static_cast<long long>(mine.row) * call.K + slot : 0;
+        mine.at = mine.there ? static_cast<unsigned>(mine.row) * call.K + slot : 0;
         mine.id = call.ids[mine.at];
         mine.bits = call.weights[mine.at];
         if (call.budgets != nullptr) {
@@ -113,8 +132,8 @@ struct Slot {
         valid = inside && budget >= 0 && W::read(bits) != 0;
     }
 
-    SERE_INLINE Slot read(const Call<Id, W>& call, const Thread& thread, int first_row, int N) {
-        Slot mine = load(call, thread, first_row);
+    SERE_INLINE Slot read(const Call<Id, W>& call, const Thread& thread, int tile, int N) {
+        Slot mine = load(call, thread, tile);
         mine.judge(call, N);
         return mine;
     }

@@ -28,8 +28,8 @@ def run(
 ) -> tuple[Tensor, Tensor]:
     """Re-route with one kernel launch; arguments and result as in the reference backend.
 
-    Nothing is read back, and nothing is allocated but the result. Rows with more slots than the kernel
-    takes go to the torch backend, which gives the same, with one log line.
+    Nothing is read back, and nothing is allocated but the result. Batches with more slots a row or more rows
+    than the kernel takes go to the torch backend, which gives the same, with one log line.
 
     Raises:
         InputError: A graph is being captured, and ``num_tokens`` is not on the device of the ids.
@@ -37,7 +37,8 @@ def run(
 
     Source: METHOD.md section 4.
     """
-    reason = too_large(topk_ids.shape[1], neighbours.keep.shape[0])
+    T, K = topk_ids.shape
+    reason = too_large(T, K, neighbours.keep.shape[0])
     if reason is not None:
         say_fallback("cuda", reason)
         return vectorised.run(topk_ids, topk_weights, neighbours, rules, row_budget, num_tokens, counters)

@@ -11,17 +11,29 @@ struct Outcome {
 
 // Step 7 for a row, whose lanes stand side by side: the weights of equal experts go into the lowest slot.
 template <class Id, class W>
-SERE_INLINE void merge_row(const Call<Id, W>& call, const Thread& thread, Outcome& mine) {
+SERE_INLINE void merge_row(const Call<Id, W>& call, const Thread& thread, bool padding, Outcome& mine) {
     const int lanes = 1 << call.lane_bits, slot = Slot<Id, W>::of(call, thread);
-    const unsigned members = __ballot_sync(ALL_LANES, mine.merging) >> (thread.lane - slot);
+    unsigned equal = 0;
+#pragma unroll 1
+    for (int first = 0; first < call.K; first += 8) {
+        int others[8];
+#pragma unroll
+        for (int i = 0; i < 8; ++i) {
+            others[i] = __shfl_sync(ALL_LANES, mine.merging ? mine.expert : -1, first + i, lanes);
+        }
+#pragma unroll
+        for (int i = 0; i < 8; ++i) equal |= static_cast<unsigned>(others[i] == mine.expert) << (first + i);
+    }
+    equal &= mine.merging ? ALL_LANES >> (32 - call.K) : 0;
+    mine.freed = bits_below(equal, slot) > 0;
+    // The others' weights in the order of the slots, in as many rounds as some row needs; a padding row has zeros.
+    unsigned above = mine.freed || padding ? 0 : equal & ~1u << slot;
     double sum = mine.weight;
 #pragma unroll 1
-    for (int other = 0; other < call.K; ++other) {
-        const int expert = __shfl_sync(ALL_LANES, mine.expert, other, lanes);
-        const double weight = __shfl_sync(ALL_LANES, mine.weight, other, lanes);
-        const bool same = mine.merging && (members >> other & 1u) && expert == mine.expert;
-        if (same && other < slot) mine.freed = true;
-        if (same && other > slot) sum += weight;
+    while (__ballot_sync(ALL_LANES, above != 0) != 0) {
+        const double weight = __shfl_sync(ALL_LANES, mine.weight, above != 0 ? __ffs(above) - 1 : 0, lanes);
+        if (above != 0) sum += weight;
+        above &= above - 1;
     }
     mine.weight = mine.freed ? 0.0 : sum;
 }
@@ -36,7 +48,7 @@ SERE_INLINE void fill_distinct(const Call<Id, W>& call, const Thread& thread, co
     unsigned taken = place < 32 ? 1u << place : 0;
 #pragma unroll 1
     for (int step = 1; step < lanes; step *= 2) taken |= __shfl_xor_sync(ALL_LANES, taken, step);
-    const int active = block.primaries + block.criticals;
+    const int active = block.counts[PRIMARIES] + block.counts[CRITICALS];
     unsigned unused = ~taken & (active < 32 ? (1u << active) - 1 : ~0u);
 #pragma unroll 1
     for (int before = bits_below(freed, slot); before > 0; --before) unused &= unused - 1;
@@ -47,7 +59,10 @@ template <class Id, class W>
 SERE_INLINE void write(const Call<Id, W>& call, const Slot<Id, W>& slot, const Outcome& mine) {
     call.new_ids[slot.at] = mine.sentinel ? static_cast<Id>(call.sentinel)
                             : mine.expert >= 0 ? static_cast<Id>(mine.expert) : slot.id;
-    call.new_weights[slot.at] = mine.merging ? W::write(mine.weight) : slot.bits;
+    // A weight that is neither scaled nor summed keeps its bits; all bits of zero are 0.
+    const bool weighed = call.scale != nullptr || call.merge != MERGE_NONE;
+    const typename W::Bits bits = slot.budget < 0 ? typename W::Bits(0) : slot.bits;
+    call.new_weights[slot.at] = !mine.merging ? slot.bits : weighed ? W::write(mine.weight) : bits;
 }
 
 // Steps 6 to 8 for a warp's rows; returns how many slots moved.
@@ -66,61 +81,62 @@ SERE_INLINE int apply(
         if (moves && call.scale != nullptr) mine.weight *= call.scale[mine.expert * call.E + target];
         mine.expert = target;
     }
-    if (call.merge != MERGE_NONE) merge_row(call, thread, mine);
+    if (call.merge != MERGE_NONE) merge_row(call, thread, padding, mine);
     if (call.merge == MERGE_DISTINCT) fill_distinct(call, thread, block, mine);
     mine.sentinel = call.merge == MERGE_SENTINEL && mine.merging && (padding || mine.freed);
     if (slot.there) write(call, slot, mine);
     return __popc(__ballot_sync(ALL_LANES, moves));
 }
 
-// Each block adds the slots that it moved, the first one the rest: all of them saw the same batch.
+// Every block saw the same batch: the first one counts it. The moved slots each warp adds by itself.
 template <class Id, class W>
-SERE_INLINE void count(const Call<Id, W>& call, const Thread& thread, Block& block, int moved) {
-    if (thread.lane == 0) atomicAdd(&block.moved, moved);
-    __syncthreads();
-    if (thread.index >= 7 || (blockIdx.x > 0 && thread.index != 5)) return;
-    const int step[7] = {1, block.rows, block.before, block.primaries + block.criticals, block.slots,
-                         block.moved, block.criticals};
-    int amount = 0;
-#pragma unroll
-    for (int i = 0; i < 7; ++i) amount = i == thread.index ? step[i] : amount;
+SERE_INLINE void count(const Call<Id, W>& call, const Thread& thread, const Block& block) {
+    if (blockIdx.x > 0 || thread.index >= COUNTS || thread.index == MOVED) return;
+    int amount = block.counts[thread.index];
+    if (thread.index == PRIMARIES) amount += block.counts[CRITICALS];
     atomicAdd(&call.counters[thread.index], static_cast<unsigned long long>(amount));
 }
 
 template <class Id, class W>
 SERE_INLINE void reroute(const Call<Id, W>& call, Block& block) {
     const Thread thread = this_thread();
-    const int rows = 32 >> call.lane_bits;
-    // Every load of the first trip to memory comes before the first look at one.
+    const int rows = tile_rows(call, thread), own = static_cast<int>(blockIdx.x) * rows;
+    const int start = own < call.T ? own : 0;
+    // Every load of the first trip to memory comes before the first look at one. The number of tokens is the last: the
+    // same for all threads, it goes to a register that they share, and that is a look.
+    Slot<Id, W> first = Slot<Id, W>::load(call, thread, start);
+    const Ahead ahead = Ahead::fetch(call, thread, thread.warp, 0);
+    const unsigned char kept = call.keep[thread.index < call.E ? thread.index : 0];
     Words real = {};
     if (call.num_tokens != nullptr) real = Words::fetch(call.num_tokens, 0, call.given & WIDE_NUM_TOKENS);
-    const Slot<Id, W> first = Slot<Id, W>::load(call, thread, thread.warp * rows);
-    const unsigned char kept = call.keep[thread.index < call.E ? thread.index : 0];
-    Ahead ahead;
-    ahead.fetch(call, thread, thread.warp);
     clear(call, thread, block, kept);
-    const int N = real_rows(call, real);
     __syncthreads();
-    vote(call, thread, block, first, N);
+    const int N = real_rows(call, real);
+    first.judge(call, N);
+    vote(call, thread, block, start, first, N);
     __syncthreads();
     take_census(call, thread, block);
-    __syncthreads();
-    if (block.primaries < call.min_active) fill_up(call, thread, block, N);
-    const bool some = block.primaries > 0;
-    const int passes = call.given & ACTIVE_TARGETS ? 2 : 1;
+    if (call.min_active > 0) {
+        __syncthreads();
+        if (block.counts[PRIMARIES] < call.min_active) fill_up(call, thread, block, start, first, N);
+    }
 #pragma unroll 1
-    for (int pass = 0; pass < passes; ++pass) {
-        choose_targets(call, thread, block, ahead, pass > 0);
+    for (bool again = call.given & ACTIVE_TARGETS; ; again = false) {
+        choose_targets(call, thread, block, ahead);
+        __syncthreads();
+        if (!again) break;
+        admit_critical(call, thread, block);
         __syncthreads();
     }
+    const bool some = block.lowest < call.E;
+    const bool counting = some && call.counters != nullptr;
+    if (counting) count(call, thread, block);
     if (call.merge == MERGE_DISTINCT) list_active(call, thread, block);
 
-    const int place = blockIdx.x * thread.warps + thread.warp;
-    const int stride = static_cast<int>(gridDim.x) * thread.warps * rows;
     int moved = 0;
 #pragma unroll 1
-    for (int row = place * rows; row < call.T; row += stride) {
-        const Slot<Id, W> slot = Slot<Id, W>::read(call, thread, row, N);
+    for (int tile = own; tile < call.T; tile += static_cast<int>(gridDim.x) * rows) {
+        const Slot<Id, W> slot = tile == own ? first : Slot<Id, W>::read(call, thread, tile, N);
         if (some) {
             moved += apply(call, thread, block, slot);
         } else if (slot.there) {
@@ -128,5 +144,7 @@ SERE_INLINE void reroute(const Call<Id, W>& call, Block& block) {
             call.new_weights[slot.at] = slot.bits;
         }
     }
-    if (some && call.counters != nullptr) count(call, thread, block, moved);
+    if (counting && moved > 0 && thread.lane == 0) {
+        atomicAdd(&call.counters[MOVED], static_cast<unsigned long long>(moved));
+    }
 }

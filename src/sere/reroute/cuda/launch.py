@@ -12,7 +12,8 @@ from torch import Tensor
 from sere.reroute.types import Neighbours, Rules
 
 SOURCE = Path(__file__).with_name("reroute.cu")
-MOST_EXPERTS, MOST_SLOTS = 1024, 32
+# Slots are numbered in 32 bits.
+MOST_EXPERTS, MOST_SLOTS, MOST_ROWS = 1024, 32, 2**26
 
 # Bits of ``given``, as in call.cuh.
 ACTIVE_TARGETS, WIDE_BUDGETS, WIDE_NUM_TOKENS = 1, 2, 4
@@ -33,30 +34,30 @@ class Launch(NamedTuple):
         entry: Name of the entry.
         blocks: How many blocks.
         threads: How many threads each block has, a multiple of 32.
-        words: The arguments, 64 bits each.
-        tensors: What the addresses among them point to, so that it stays alive.
+        words: The arguments, 64 bits each; the caller keeps alive what the addresses among them point to.
     """
 
     entry: str
     blocks: int
     threads: int
     words: tuple[int, ...]
-    tensors: tuple[Tensor | None, ...]
 
 
-def too_large(K: int, E: int) -> str | None:
+def too_large(T: int, K: int, E: int) -> str | None:
     """Return why the kernel does not take this shape, or None if it does."""
     if E > MOST_EXPERTS:
         return f"the kernel takes at most {MOST_EXPERTS} experts a layer, these are {E}"
     if K > MOST_SLOTS:
         return f"the kernel takes at most {MOST_SLOTS} slots a row, these are {K}"
+    if T > MOST_ROWS:
+        return f"the kernel takes at most {MOST_ROWS} rows, these are {T}"
     return None
 
 
 def geometry(T: int, K: int, E: int) -> tuple[int, int]:
     """Return blocks and threads: a lane for each slot and a warp for eight experts, within a block's limit.
 
-    Every block looks at all rows, so more of them only share the writing.
+    Each expert has its own thread. Every block looks at all rows, so more of them only share the writing.
     """
     lanes = T << _lane_bits(K)
     threads = 64
@@ -97,27 +98,31 @@ def prepare(
     """
     T, K = ids.shape
     E = neighbours.keep.shape[0]
-    N, there = (num_tokens, None) if isinstance(num_tokens, int) else (T, num_tokens)
-    given = (
-        (ACTIVE_TARGETS if rules.active_targets else 0)
-        | (WIDE_BUDGETS if row_budget is not None and row_budget.dtype == torch.int64 else 0)
-        | (WIDE_NUM_TOKENS if there is not None and there.dtype == torch.int64 else 0)
-    )
     entry, blocks, threads, lane_bits = _shaped(T, K, E, ids.dtype, weights.dtype)
-    tensors = (
-        ids, weights, new_ids, new_weights, neighbours.order, neighbours.count, neighbours.keep,
-        neighbours.scale, row_budget, there, counters,
-    )  # fmt: skip
-    numbers = (
+    N, there = T, 0
+    given = ACTIVE_TARGETS if rules.active_targets else 0
+    if row_budget is not None and row_budget.dtype is torch.int64:
+        given |= WIDE_BUDGETS
+    if isinstance(num_tokens, Tensor):
+        there = num_tokens.data_ptr()
+        given |= WIDE_NUM_TOKENS if num_tokens.dtype is torch.int64 else 0
+    elif num_tokens is not None:
+        N = num_tokens
+    scale = neighbours.scale
+    words = (
+        ids.data_ptr(), weights.data_ptr(), new_ids.data_ptr(), new_weights.data_ptr(),
+        neighbours.lists.data_ptr(), neighbours.keep.data_ptr(),
+        0 if scale is None else scale.data_ptr(), 0 if row_budget is None else row_budget.data_ptr(),
+        there, 0 if counters is None else counters.data_ptr(),
         T, K, E, max(0, min(T, N)), min(rules.select_top_k, K), min(rules.min_active, E), rules.merge, given,
         lane_bits, rules.sentinel,
     )  # fmt: skip
-    words = (*[0 if tensor is None else tensor.data_ptr() for tensor in tensors], *numbers)
-    return Launch(entry, blocks, threads, words, tensors)
+    return Launch(entry, blocks, threads, words)
 
 
 def _lane_bits(K: int) -> int:
-    return (K - 1).bit_length()
+    # Eight lanes at least: the kernel asks eight slots of a row at once.
+    return max(3, (K - 1).bit_length())
 
 
 def entries() -> tuple[str, ...]:

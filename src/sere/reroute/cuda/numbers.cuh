@@ -1,31 +1,32 @@
 // The weight types, by their bits: the run-time compiler has no headers, so none are needed here.
 //
-// Each type T has T::Bits, what lies in memory; T::Wide, what is compared, exact; T::least(), below every finite
-// weight; T::read(Bits) -> Wide; and T::write(double) -> Bits, which rounds as PyTorch does: to float32 first, then to nearest, ties to even.
+// Each type T has T::Bits, what lies in memory; T::read(Bits), the exact value; T::order(Bits), an integer that grows
+// with it; and T::write(double) -> Bits, which rounds as PyTorch does: to float32 first, then to nearest, ties to even.
 
 #define SERE_INLINE static __device__ __forceinline__
 
+// Sign and size, as floating-point numbers have them, to an integer in the same order. Zeros are not compared.
+SERE_INLINE int in_order(int bits) { return bits ^ (bits >> 31 & 0x7fffffff); }
+SERE_INLINE long long in_order(long long bits) { return bits ^ (bits >> 63 & 0x7fffffffffffffffLL); }
+
 struct F64 {
     typedef double Bits;
-    typedef double Wide;
-    SERE_INLINE Wide least() { return -__longlong_as_double(0x7ff0000000000000LL); }
-    SERE_INLINE Wide read(Bits bits) { return bits; }
+    SERE_INLINE long long order(Bits bits) { return in_order(__double_as_longlong(bits)); }
+    SERE_INLINE double read(Bits bits) { return bits; }
     SERE_INLINE Bits write(double value) { return value; }
 };
 
 struct F32 {
     typedef float Bits;
-    typedef float Wide;
-    SERE_INLINE Wide least() { return -__uint_as_float(0x7f800000u); }
-    SERE_INLINE Wide read(Bits bits) { return bits; }
+    SERE_INLINE int order(Bits bits) { return in_order(__float_as_int(bits)); }
+    SERE_INLINE float read(Bits bits) { return bits; }
     SERE_INLINE Bits write(double value) { return static_cast<float>(value); }
 };
 
 struct BF16 {
     typedef unsigned short Bits;
-    typedef float Wide;
-    SERE_INLINE Wide least() { return -__uint_as_float(0x7f800000u); }
-    SERE_INLINE Wide read(Bits bits) { return __uint_as_float(static_cast<unsigned>(bits) << 16); }
+    SERE_INLINE int order(Bits bits) { return in_order(static_cast<int>(static_cast<unsigned>(bits) << 16)); }
+    SERE_INLINE float read(Bits bits) { return __uint_as_float(static_cast<unsigned>(bits) << 16); }
     SERE_INLINE Bits write(double value) {
         const unsigned bits = __float_as_uint(static_cast<float>(value));
         return static_cast<Bits>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
@@ -34,9 +35,8 @@ struct BF16 {
 
 struct F16 {
     typedef unsigned short Bits;
-    typedef float Wide;
-    SERE_INLINE Wide least() { return -__uint_as_float(0x7f800000u); }
-    SERE_INLINE Wide read(Bits bits) {
+    SERE_INLINE int order(Bits bits) { return in_order(static_cast<int>(static_cast<unsigned>(bits) << 16)); }
+    SERE_INLINE float read(Bits bits) {
         // The exponent's bias differs by 112: one exact product, subnormal numbers included.
         const float value = __uint_as_float((bits & 0x7fffu) << 13) * 0x1p112f;
         return bits & 0x8000u ? -value : value;

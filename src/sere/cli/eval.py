@@ -144,7 +144,7 @@ def _on_vllm(args: argparse.Namespace, plan: Any, partial: Path | None) -> dict[
             del model
         fixed = {"table": str(place), "select_top_k": 1, "log_seconds": 0}
         return evaluate_engine(
-            lambda settings: local_engine(path, fixed | settings, **options),
+            lambda settings: local_engine(path, {**fixed, **settings}, **options),
             tokenizer, plan, table=SimilarityTable.load(place), dtype=dtype, weights=files_digest(path),
             checkpoint=partial, progress=bar,
         )  # fmt: skip

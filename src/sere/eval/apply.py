@@ -12,6 +12,7 @@ from sere.policies.sere import Sere
 
 if TYPE_CHECKING:
     from sere.integrations.transformers import Handle
+    from sere.policies.base import Policy
     from sere.policies.rows import Rival
     from sere.table import SimilarityTable
 
@@ -22,7 +23,7 @@ def apply_setting(
     table: SimilarityTable | None,
     *,
     seed: int = 0,
-    rival: Rival | None = None,
+    rival: Policy | None = None,
 ) -> Handle:
     """Apply a setting to a model and return the handle, which counts and which removes it.
 

@@ -6,10 +6,10 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from statistics import fmean
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
-
-from torch import Tensor
 
 from sere.errors import ConfigError, UnsupportedEngine
 from sere.eval.apply import make_rival
@@ -30,8 +30,6 @@ from sere.integrations.vllm.kernels import BEARS_DUPLICATES
 from sere.integrations.vllm.local import session_of
 
 if TYPE_CHECKING:
-    from sere.integrations.vllm.session import RoutedLayer
-    from sere.policies.base import Policy
     from sere.table import SimilarityTable
 
 LIVE = frozenset({"select_top_k", "threshold"})
@@ -105,7 +103,8 @@ def evaluate_engine(
 
     Returns:
         A record as ``sere.eval.run.evaluate`` gives it; ``rows`` is the concurrency, and ``mean_rows`` the
-        rows that decode steps really had.
+        rows of the steps in which a request decoded, with those of prompts that were read beside it. Such
+        rows count among ``experts`` too.
 
     Raises:
         ConfigError: No engine can run one of the settings.
@@ -191,27 +190,15 @@ def routed(llm: Any, setting: Setting, *, seed: int = 0) -> Iterator[None]:
         )
     policy = make_rival(setting, seed=seed)
     policy.bind({layer.index: layer.E for layer in layers})
+    plans = [layer.plan for layer in layers]
     for layer in layers:
-        layer.route = _in_place(layer, policy)  # type: ignore[method-assign]
+        # Of a plan a layer asks its route alone.
+        layer.plan = SimpleNamespace(route=partial(policy.route, layer.index))  # type: ignore[assignment]
     try:
         yield
     finally:
-        for layer in layers:
-            del layer.route
-
-
-def _in_place(layer: RoutedLayer, policy: Policy) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """Return a policy as what stands behind a layer's router."""
-
-    def route(weights: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
-        signal = layer.signal
-        if signal is None or signal.skip:
-            return weights, ids
-        budget = signal.at(ids.shape[0])
-        result = policy.route(layer.index, ids, weights, row_budget=budget, counters=layer.counters)
-        return result.weights, result.ids
-
-    return route
+        for layer, plan in zip(layers, plans, strict=True):
+            layer.plan = plan
 
 
 def _of_start(setting: Setting) -> tuple[tuple[str, Any], ...]:

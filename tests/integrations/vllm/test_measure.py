@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ pytest.importorskip("vllm", reason="needs vLLM: make test-vllm")
 
 from sere.bench.serve import ServePlan, bench_serve, record_routing, replayed, untouched
 from sere.bundled import model_path
+from sere.cli import main
 from sere.errors import InputError, UnsupportedEngine
 from sere.eval.questions import held_out
 from sere.eval.run import Plan
@@ -124,6 +126,25 @@ def test_controls_take_the_place_of_the_engines_own_routing(tmp_path: Path) -> N
             pass
         with routed(llm, parse_settings([])[0]):
             generate(llm, prompts())
+
+
+def test_evaluate_by_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """``sere eval --engine vllm`` starts engines with the checkpoint's dtype and leaves one file."""
+    monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
+    out = tmp_path / "out" / "eval.json"
+    argv = ["eval", "bundled", "--engine", "vllm", "--table", str(scaled_table(tmp_path)), "--out", str(out),
+            "--batch-size", "4", "--questions", "1", "--tasks", "addition", "sorting",
+            "--setting", "sere:S=8,min_active=9,scale=true", "--setting", "random:S=8"]  # fmt: skip
+    assert main(argv) == 0
+    record = json.loads(out.read_text())
+    assert list(out.parent.iterdir()) == [out]
+    assert record["model"]["dtype"] == "bfloat16"
+    labels = ["off", "sere:S=8,min_active=9,scale=true", "random:S=8"]
+    assert [case["setting"] for case in record["cases"]] == labels
+    assert len({case["tasks"]["all"]["marks"] for case in record["cases"]}) == 1
+    assert "B=4 random:S=8: done" in capsys.readouterr().err
 
 
 def scaled_table(folder: Path) -> Path:

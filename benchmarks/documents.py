@@ -115,9 +115,10 @@ def eval_vllm() -> str:
         [[f"`{name}`", *(cell(cases[B]) for B in sizes)] for name, cases in by_setting.items()]
         for cell in (_share_or_points, lambda case: f"{case['experts']['after']:.1f}")
     )
+    rows = ["rows of a step, `off`", *(f"{by_setting['off'][B]['mean_rows']:.1f}" for B in sizes)]
     return (
         f"{_table(answers, ['right: off in %, others to off in points', *map(str, sizes)])}\n\n"
-        f"{_table(experts, ['distinct experts', *map(str, sizes)])}{_conditions([record])}"
+        f"{_table([*experts, rows], ['distinct experts', *map(str, sizes)])}{_conditions([record])}"
     )
 
 

@@ -107,6 +107,24 @@ def eval_tasks() -> str:
     return _table(rows, ["batch", "setting", *names])
 
 
+def eval_vllm() -> str:
+    """On vLLM: a row a setting and a column a concurrency, first answers, then experts."""
+    record = _json("eval-vllm.json")
+    sizes = record["plan"]["batch_sizes"]
+    by_setting: dict[str, dict[int, Record]] = {}
+    for case in record["cases"]:
+        by_setting.setdefault(case["setting"], {})[case["batch_size"]] = case
+    answers, experts = (
+        [[f"`{name}`", *(cell(cases[B]) for B in sizes)] for name, cases in by_setting.items()]
+        for cell in (_share_or_points, lambda case: f"{case['experts']['after']:.1f}")
+    )
+    rows = ["rows of a step, `off`", *(f"{by_setting['off'][B]['mean_rows']:.1f}" for B in sizes)]
+    return (
+        f"{_table(answers, ['right: off in %, others to off in points', *map(str, sizes)])}\n\n"
+        f"{_table([*experts, rows], ['distinct experts', *map(str, sizes)])}{_conditions([record])}"
+    )
+
+
 def reroute() -> str:
     """Microseconds a call of re-routing with one primary slot a row; the record has S = 2 too."""
     records = [one for one in _lines("reroute.jsonl") if one["config"]["select_top_k"] == 1]
@@ -276,6 +294,7 @@ BLOCKS: Mapping[str, Callable[[], str]] = {
     "eval-overall": eval_overall,
     "eval-metrics": eval_metrics,
     "eval-tasks": eval_tasks,
+    "eval-vllm": eval_vllm,
     "reroute": reroute,
     "bench": bench,
     "bench-summary": bench_summary,
@@ -356,6 +375,11 @@ def _table(rows: Sequence[Sequence[Any]], headers: Sequence[str]) -> str:
 
 def _counts(experts: Mapping[str, float] | None) -> str:
     return "" if experts is None else f"{experts['before']:.1f} → {experts['after']:.1f}"
+
+
+def _share_or_points(case: Record) -> str:
+    everything = case["tasks"]["all"]
+    return _points(everything.get("difference")) or f"{100 * everything['share']['value']:.1f}"
 
 
 def _points(difference: Mapping[str, float] | None) -> str:

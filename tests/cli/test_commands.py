@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 
 from sere.cli import main
+from sere.cli.loading import dtype_name
+from sere.errors import ConfigError
 from tests.checkpoints import save_checkpoint
 
 
@@ -80,6 +82,8 @@ def test_eval_prints_two_tables(
         (["--setting", "off", "--out", "/dev/null/eval.json"], "/dev/null"),
         (["--setting", "off", "--metric", "cosine"], "--metric: a table that is given has its metric"),
         (["--setting", "off", "--device", "nonsense"], "--device nonsense: not usable here"),
+        (["--setting", "off", "--engine", "vllm"], "need a similarity table, and so does --engine vllm"),
+        (["--setting", "oea:S=2", "--engine", "vllm", "--table", "t"], "oea needs the router's scores"),
     ],
 )
 def test_eval_refuses_in_one_line(
@@ -90,6 +94,18 @@ def test_eval_refuses_in_one_line(
     err = [text for text in capsys.readouterr().err.splitlines() if text.startswith("sere: error:")]
     assert len(err) == 1
     assert line in err[0]
+
+
+def test_the_dtype_of_a_checkpoint_is_that_of_its_config(tmp_path: Path) -> None:
+    """For an engine that loads by itself, auto is what the config names; one that names none must be told."""
+    path = save_checkpoint(tmp_path)
+    assert dtype_name(path, "auto") == "float32"
+    assert dtype_name(path, "float16") == "float16"
+    config = json.loads((path / "config.json").read_text())
+    del config["dtype"]
+    (path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ConfigError, match=r"--dtype: the config of .* names none; choose one of bfloat16"):
+        dtype_name(path, "auto")
 
 
 def test_a_model_that_is_not_there_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:

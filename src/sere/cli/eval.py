@@ -14,19 +14,21 @@ from sere.errors import ConfigError
 from sere.files import check_writable, write_json
 
 _DEFAULT_SETTINGS = ("sere:S=1", "random:S=1", "topk:S=1")
-_VLLM_SETTINGS = ("sere:S=1", "sere:S=2")
 
 _DETAILS = """Decodes held-out questions in steps of B rows under each setting and counts the right
 answers: exact match per task with 95 % intervals, the paired difference to the unmodified model at the
 same batch size, perplexity and KL divergence on held-out English. A setting is a policy's name, then
 its options: off, sere:S=1,rho=0.3,targets=active,min_active=8, random:S=1 (the control: secondary slots
 go to a random primary expert), topk:S=1 (secondary slots are dropped), oea:S=2, xshare:budget=16,
-lynx:drop=0.5. Interrupted, the same command with --out continues behind the last finished case."""
+lynx:drop=0.5. With --engine vllm, B is the number of requests at once, settings that differ in more than S
+and rho each get an engine of their own, one after the other, and oea, xshare and lynx are refused.
+Interrupted, the same command with --out continues behind the last finished case."""
 
 _EXAMPLES = """
   sere eval bundled --batch-size 1 16 --setting sere:S=1,min_active=8 --setting random:S=1 --out eval.json
   sere eval MODEL --table table.safetensors --setting sere:S=2,rho=0.3 --setting topk:S=2 --questions 50
   sere eval bundled --batch-size 16 --tasks addition sorting --no-text --json
+  sere eval bundled --engine vllm --batch-size 8 64 --setting sere:S=2,min_active=32,scale=true
 """
 
 
@@ -57,7 +59,7 @@ def add(subparsers: Any) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of questions and control (default: 0)")
     parser.add_argument(
         "--engine", choices=("transformers", "vllm"), default="transformers",
-        help="what decodes; vllm takes off and sere settings with S and rho, and reads no English",
+        help="what decodes; vllm takes off, sere, random and topk settings, and reads no English",
     )  # fmt: skip
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the whole result as JSON")
     add_model_arguments(parser)
@@ -68,10 +70,14 @@ def run(args: argparse.Namespace) -> int:
     """Evaluate, write the record, print the tables."""
     from sere.eval.settings import parse_settings
 
-    usual = _VLLM_SETTINGS if args.engine == "vllm" else _DEFAULT_SETTINGS
-    settings = parse_settings(args.setting or usual)
-    if args.table is None and args.model != BUNDLED and any(setting.needs_table for setting in settings):
-        raise ConfigError("--table: sere settings need a similarity table; make one with sere calibrate")
+    settings = parse_settings(args.setting or _DEFAULT_SETTINGS)
+    # An engine of vLLM starts with a table, whatever is measured in it.
+    needed = args.engine == "vllm" or any(setting.needs_table for setting in settings)
+    if args.table is None and args.model != BUNDLED and needed:
+        raise ConfigError(
+            "--table: sere settings need a similarity table, and so does --engine vllm; make one with "
+            "sere calibrate"
+        )
     if args.metric is not None and (args.table is not None or args.model != BUNDLED):
         raise ConfigError(
             f"--metric: a table that is given has its metric; only for '{BUNDLED}' without --table"
@@ -99,11 +105,11 @@ def _evaluate(args: argparse.Namespace, settings: list[Any]) -> dict[str, Any]:
         max_new_tokens=args.max_new_tokens,
         seed=args.seed,
     )
+    partial = None if args.out is None else args.out.with_name(f".{args.out.name}.partial")
     if args.engine == "vllm":
-        return _on_vllm(args, plan)
+        return _on_vllm(args, plan, partial)
     model, tokenizer = load(args)
     similarities = _table(args, model, tokenizer)
-    partial = None if args.out is None else args.out.with_name(f".{args.out.name}.partial")
     return evaluate(model, tokenizer, plan, table=similarities, checkpoint=partial, progress=bar)
 
 
@@ -111,24 +117,24 @@ def _reads_english(args: argparse.Namespace) -> bool:
     return bool(args.passages) and args.engine == "transformers"
 
 
-def _on_vllm(args: argparse.Namespace, plan: Any) -> dict[str, Any]:
-    """Evaluate with an engine of vLLM in this process; its table is the file's, or made from the weights."""
+def _on_vllm(args: argparse.Namespace, plan: Any, partial: Path | None) -> dict[str, Any]:
+    """Evaluate with engines of vLLM in this process; their table is the file's, or made from the weights."""
     from tempfile import TemporaryDirectory
 
     from sere.calibrate.loading import load_tokenizer
-    from sere.cli.loading import checkpoint_path
+    from sere.cli.loading import checkpoint_path, dtype_name
     from sere.cli.progress import bar
+    from sere.eval.checkpoint import files_digest
     from sere.eval.vllm import check_settings, evaluate_engine
     from sere.integrations.vllm.local import local_engine
     from sere.table import SimilarityTable
 
     check_settings(plan.settings)
     path = checkpoint_path(args.model)
-    tokenizer = load_tokenizer(path)
-    most = max(plan.batch_sizes)
+    tokenizer, dtype = load_tokenizer(path), dtype_name(path, args.dtype)
     options: dict[str, Any] = {
-        "skip_tokenizer_init": True, "enforce_eager": True, "max_num_seqs": most, "disable_log_stats": True,
-        "enable_prefix_caching": False, "seed": args.seed,
+        "skip_tokenizer_init": True, "dtype": dtype, "enforce_eager": True, "disable_log_stats": True,
+        "max_num_seqs": max(plan.batch_sizes), "enable_prefix_caching": False, "seed": args.seed,
     }  # fmt: skip
     with TemporaryDirectory(prefix="sere-eval-") as folder:
         place = Path(args.table) if args.table is not None else Path(folder) / "table.safetensors"
@@ -136,10 +142,12 @@ def _on_vllm(args: argparse.Namespace, plan: Any) -> dict[str, Any]:
             model, _ = load(args)
             _table(args, model, tokenizer).save(place)
             del model
-        similarities = SimilarityTable.load(place)
-        settings = {"table": str(place), "select_top_k": 1, "log_seconds": 0}
-        with local_engine(path, settings, **options) as llm:
-            return evaluate_engine(llm, tokenizer, plan, table=similarities, progress=bar)
+        fixed = {"table": str(place), "select_top_k": 1, "log_seconds": 0}
+        return evaluate_engine(
+            lambda settings: local_engine(path, {**fixed, **settings}, **options),
+            tokenizer, plan, table=SimilarityTable.load(place), dtype=dtype, weights=files_digest(path),
+            checkpoint=partial, progress=bar,
+        )  # fmt: skip
 
 
 def _table(args: argparse.Namespace, model: Any, tokenizer: Any) -> Any:

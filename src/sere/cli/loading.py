@@ -108,6 +108,22 @@ def load_model(path: Path, args: argparse.Namespace) -> Any:
     return model.to(device).eval()
 
 
+def dtype_name(path: Path, wanted: str) -> str:
+    """Return the dtype that was wanted, for ``auto`` the one that the checkpoint is stored in.
+
+    Raises:
+        ConfigError: The checkpoint's config does not say.
+    """
+    from transformers import AutoConfig
+
+    if wanted != "auto":
+        return wanted
+    stored = AutoConfig.from_pretrained(path).get_text_config().dtype
+    if stored is None:
+        raise ConfigError(f"--dtype: the config of {path} names none; choose one of {', '.join(DTYPES[1:])}")
+    return str(stored).removeprefix("torch.")
+
+
 def pick_device(wanted: str | None) -> str:
     """Return the device that was wanted, else a GPU if there is one.
 

@@ -13,6 +13,7 @@ from sere.policies.sere import Sere
 if TYPE_CHECKING:
     from sere.integrations.transformers import Handle
     from sere.policies.base import Policy
+    from sere.policies.rows import Rival
     from sere.table import SimilarityTable
 
 
@@ -64,7 +65,7 @@ def check_settings(settings: Iterable[Setting], table: SimilarityTable | None) -
             Sere(_needed(table, setting).layers, setting.config())
 
 
-def make_rival(setting: Setting, *, seed: int = 0) -> Policy:
+def make_rival(setting: Setting, *, seed: int = 0) -> Rival:
     """Return the policy of a setting that needs no table.
 
     Args:
@@ -83,7 +84,7 @@ def make_rival(setting: Setting, *, seed: int = 0) -> Policy:
     options = dict(setting.options)
     if setting.kind == "random":
         options.setdefault("seed", seed)
-    policy: Policy = classes[setting.kind](**options)
+    policy: Rival = classes[setting.kind](**options)
     return policy
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from hashlib import blake2b
@@ -95,22 +95,11 @@ def evaluate(
     """
     check_settings(plan.settings, table)
     head = _head(model, plan, table)
-    key = {name: head[name] for name in ("model", "table", "plan")}
-    kept = Checkpoint(
-        checkpoint, key | {"weights": _weights_digest(model), "versions": head["provenance"]["versions"]}
-    )
-    cases = []
-    for batch_size in plan.batch_sizes:
-        for setting in plan.settings:
-            name = f"B={batch_size} {setting.label}"
-            case = kept.get(name)
-            if case is None:
-                case = _Run(model, tokenizer, plan, table, progress).measure(setting, batch_size)
-                kept.put(name, case)
-            cases.append(case)
-    record = head | {"cases": compared(cases, plan)}
-    kept.delete()
-    return record
+    kept = checkpoint_of(head, checkpoint, weights=_weights_digest(model))
+    run = _Run(model, tokenizer, plan, table, progress)
+    for setting, batch_size in missing(kept, plan, plan.settings):
+        kept.put(case_name(setting, batch_size), run.measure(setting, batch_size))
+    return completed(head, kept, plan)
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +114,7 @@ class _Run:
 
     def measure(self, setting: Setting, batch_size: int) -> dict[str, Any]:
         """Return the record of one case, without the comparison to ``off``."""
-        plan, name = self.plan, f"B={batch_size} {setting.label}"
+        plan, name = self.plan, case_name(setting, batch_size)
         prompts = encode(self.tokenizer, [question.prompt for question in plan.questions])
         total = len(prompts) + len(plan.passages)
         with (
@@ -257,6 +246,43 @@ def head_of(
         },
         "provenance": provenance(),
     }
+
+
+def case_name(setting: Setting, batch_size: int) -> str:
+    """Return what a case is called in progress and checkpoints."""
+    return f"B={batch_size} {setting.label}"
+
+
+def checkpoint_of(
+    head: Mapping[str, Any], path: str | os.PathLike[str] | None, *, weights: str
+) -> Checkpoint:
+    """Return the finished cases of a run, those of an interrupted one among them.
+
+    Args:
+        head: What `head_of` returned.
+        path: The file that keeps them; None for none.
+        weights: A digest that tells models of equal shape apart.
+    """
+    key = {name: head[name] for name in ("model", "table", "plan")}
+    return Checkpoint(path, key | {"weights": weights, "versions": head["provenance"]["versions"]})
+
+
+def missing(kept: Checkpoint, plan: Plan, settings: Sequence[Setting]) -> list[tuple[Setting, int]]:
+    """Return the cases of some of the plan's settings that are still to be measured, by batch size."""
+    cases = [(setting, batch_size) for batch_size in plan.batch_sizes for setting in settings]
+    return [case for case in cases if kept.get(case_name(*case)) is None]
+
+
+def completed(head: Mapping[str, Any], kept: Checkpoint, plan: Plan) -> dict[str, Any]:
+    """Return the record of a run whose cases are all there, by batch size, and remove their file."""
+    cases = [
+        kept.cases[case_name(setting, batch_size)]
+        for batch_size in plan.batch_sizes
+        for setting in plan.settings
+    ]
+    record = {**head, "cases": compared(cases, plan)}
+    kept.delete()
+    return record
 
 
 def _digest(texts: Sequence[str]) -> str:

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
+import weakref
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.integrations.vllm.models import save_model
 
@@ -13,13 +20,15 @@ pytest.importorskip("vllm", reason="needs vLLM: make test-vllm")
 
 from sere.bench.serve import ServePlan, bench_serve, record_routing, replayed, untouched
 from sere.bundled import model_path
-from sere.errors import ConfigError, InputError
+from sere.cli import main
+from sere.errors import InputError, UnsupportedEngine
 from sere.eval.questions import held_out
 from sere.eval.run import Plan
 from sere.eval.settings import parse_settings
-from sere.eval.vllm import evaluate_engine
+from sere.eval.vllm import evaluate_engine, routed
 from sere.integrations.vllm import configure, read_stats
-from sere.integrations.vllm.local import session_of
+from sere.integrations.vllm.local import session_of, worker_of
+from sere.similarity.layer import LayerSimilarity
 from sere.table import SimilarityTable
 from tests.integrations.vllm.engines import engine, generate, prompts
 
@@ -65,32 +74,102 @@ def test_untouched(tmp_path: Path) -> None:
 
 
 def test_evaluate(tmp_path: Path) -> None:
-    """At S = K every mark is that of off; at S = 1 experts fall; settings of another engine are refused."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    from sere.bench.subject import random_table
-
-    path, table = model_path(), tmp_path / "table.safetensors"
-    random_table(AutoModelForCausalLM.from_pretrained(path)).save(table)
+    """Where nothing can be moved every mark is that of off; a floor and factors get their own engine."""
+    path, table = model_path(), scaled_table(tmp_path)
+    alike = ["sere:S=8", "random:S=8", "topk:S=8"]
+    moving = ["sere:S=1", "random:S=1", "topk:S=1", "sere:S=1,min_active=24,scale=true"]
     plan = Plan(
-        settings=parse_settings(["sere:S=8", "sere:S=1"]),
+        settings=parse_settings([*alike, *moving]),
         batch_sizes=[8],
         questions=held_out(6, tasks=["addition", "reversal"]),
         max_new_tokens=100,
     )
-    with engine(path, {"select_top_k": 1, "table": str(table)}) as llm:
-        tokenizer = AutoTokenizer.from_pretrained(path)
-        record = evaluate_engine(llm, tokenizer, plan, table=SimilarityTable.load(table))
-        rivals = Plan(settings=parse_settings(["topk:S=1"]), batch_sizes=[8], questions=plan.questions)
-        with pytest.raises(ConfigError, match="on vLLM expected off or sere with S and rho"):
-            evaluate_engine(llm, tokenizer, rivals, table=SimilarityTable.load(table))
-    off, same, one = record["cases"]
-    assert off["tasks"]["all"]["marks"] == same["tasks"]["all"]["marks"]
+    started: list[dict[str, Any]] = []
+    models: list[weakref.ref[Any]] = []
+
+    @contextmanager
+    def start(options: Mapping[str, Any]) -> Iterator[Any]:
+        assert [model() for model in models] == [None] * len(models)
+        with engine(path, {"select_top_k": 1, "table": str(table)} | dict(options)) as llm:
+            models.append(weakref.ref(worker_of(llm).model_runner.model))
+            started.append({name: getattr(session_of(llm).config, name) for name in options})
+            yield llm
+
+    record = evaluate_engine(
+        start, AutoTokenizer.from_pretrained(path), plan, table=SimilarityTable.load(table), dtype="bfloat16"
+    )
+    assert started == [{}, {"min_active": 24, "use_scale": True}]
+    off, *others = record["cases"]
+    assert [case["setting"] for case in others] == [*alike, *moving]
     assert off["tasks"]["all"]["right"] > 6
-    assert one["experts"]["after"] < one["experts"]["before"]
     assert off["experts"]["after"] == off["experts"]["before"]
     assert 4 < off["mean_rows"] <= 8
+    for case in others[: len(alike)]:
+        assert case["tasks"]["all"]["marks"] == off["tasks"]["all"]["marks"], case["setting"]
+        assert case["experts"] == off["experts"], case["setting"]
+        assert case["mean_rows"] == off["mean_rows"], case["setting"]
+    one, drawn, reduced, floored = (case["experts"] for case in others[len(alike) :])
+    assert max(one["after"], drawn["after"], reduced["after"]) <= 8
+    assert 23 < floored["after"] <= 24
     assert record["model"]["experts_implementation"] == "vllm"
+
+
+def test_controls_take_the_place_of_the_engines_own_routing(tmp_path: Path) -> None:
+    """A control decodes other text than SERE at the same S; behind it the engine is as before."""
+    with engine(save_model(tmp_path), {"select_top_k": 1}) as llm:
+        own = generate(llm, prompts())
+        random, reduced = parse_settings(["random:S=1", "topk:S=1"])[1:]
+        with routed(llm, random, seed=3):
+            drawn = generate(llm, prompts())
+            read = read_stats(llm, reset=True)
+            assert all(layer.slots_moved > 0 for layer in read.layers)
+        with routed(llm, random, seed=3):
+            assert generate(llm, prompts()) == drawn
+        with routed(llm, reduced):
+            assert generate(llm, prompts()) not in (own, drawn)
+        assert generate(llm, prompts()) == own != drawn
+
+        session_of(llm).kernel = "SomeExperts"
+        with (
+            pytest.raises(UnsupportedEngine, match="random:S=1: the expert kernel SomeExperts"),
+            routed(llm, random),
+        ):
+            pass
+        with routed(llm, parse_settings([])[0]):
+            generate(llm, prompts())
+
+
+def test_evaluate_by_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """``sere eval --engine vllm`` starts engines with the checkpoint's dtype and leaves one file."""
+    monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
+    out = tmp_path / "out" / "eval.json"
+    argv = ["eval", "bundled", "--engine", "vllm", "--table", str(scaled_table(tmp_path)), "--out", str(out),
+            "--batch-size", "4", "--questions", "1", "--tasks", "addition", "sorting",
+            "--setting", "sere:S=8,min_active=9,scale=true", "--setting", "random:S=8"]  # fmt: skip
+    assert main(argv) == 0
+    record = json.loads(out.read_text())
+    assert list(out.parent.iterdir()) == [out]
+    assert record["model"]["dtype"] == "bfloat16"
+    labels = ["off", "sere:S=8,min_active=9,scale=true", "random:S=8"]
+    assert [case["setting"] for case in record["cases"]] == labels
+    assert len({case["tasks"]["all"]["marks"] for case in record["cases"]}) == 1
+    assert "B=4 random:S=8: done" in capsys.readouterr().err
+
+
+def scaled_table(folder: Path) -> Path:
+    """Write random similarities of the bundled model, with factors."""
+    from sere.bench.subject import random_table
+
+    table = random_table(AutoModelForCausalLM.from_pretrained(model_path()))
+    scaled = {
+        index: LayerSimilarity(layer.similarity, torch.full_like(layer.similarity, 0.5))
+        for index, layer in table.layers.items()
+    }
+    path = folder / "table.safetensors"
+    dataclasses.replace(table, layers=scaled).save(path)
+    return path
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,150 @@
+"""Evaluating on vLLM, without an engine: which settings share one, and in what order engines come and go."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sere.bench.subject import random_table
+from sere.errors import ConfigError
+from sere.eval import vllm
+from sere.eval.checkpoint import files_digest
+from sere.eval.questions import held_out
+from sere.eval.run import Plan
+from sere.eval.settings import parse_settings
+from tests.checkpoints import tiny_tokenizer
+from tests.tiny import tiny_model
+
+
+def groups(*texts: str) -> list[tuple[dict[str, Any], list[str]]]:
+    found = vllm.by_engine(parse_settings(texts))
+    return [(options, [setting.label for setting in settings]) for options, settings in found]
+
+
+def test_settings_that_differ_in_more_than_s_and_rho_need_another_engine() -> None:
+    """S and ρ change while an engine runs; each other choice is part of an engine's start."""
+    assert groups(
+        "sere:S=1,scale=true", "sere:S=1,min_active=8,scale=true", "sere:S=2,rho=0.3,scale=yes",
+        "sere:S=4,min_active=8,scale=true", "sere:S=1",
+    ) == [
+        ({"use_scale": True}, ["off", "sere:S=1,scale=true", "sere:S=2,rho=0.3,scale=true"]),
+        (
+            {"min_active": 8, "use_scale": True},
+            ["sere:S=1,min_active=8,scale=true", "sere:S=4,min_active=8,scale=true"],
+        ),
+        ({}, ["sere:S=1"]),
+    ]  # fmt: skip
+
+
+def test_controls_need_no_engine_of_their_own() -> None:
+    """Off, random and topk settings run in the first engine, whatever it was started with."""
+    controls = ["random:S=1,min_active=8", "topk:S=1"]
+    assert groups(*controls) == [({}, ["off", *controls])]
+    assert groups(*controls, "sere:S=1,min_active=4", "sere:S=1") == [
+        ({"min_active": 4}, ["off", *controls, "sere:S=1,min_active=4"]),
+        ({}, ["sere:S=1"]),
+    ]
+
+
+@pytest.mark.parametrize("text", ["oea:S=2", "xshare:budget=16", "lynx:drop=0.5"])
+def test_rivals_that_need_scores_are_refused(text: str) -> None:
+    """The router's scores of all experts are not to be had there; the text says where they are."""
+    with pytest.raises(ConfigError, match=rf"{text}: .* router's scores .* --engine transformers"):
+        vllm.check_settings(parse_settings(["sere:S=1", text]))
+
+
+class Engines:
+    """Stands in for vLLM: says which engines were started, and that there is one at a time."""
+
+    def __init__(self) -> None:
+        self.started: list[dict[str, Any]] = []
+        self.running = 0
+
+    @contextmanager
+    def __call__(self, options: Mapping[str, Any]) -> Iterator[object]:
+        """Start one, and end it."""
+        assert not self.running
+        self.started.append(dict(options))
+        self.running += 1
+        try:
+            yield object()
+        finally:
+            self.running -= 1
+
+
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the cases that were measured; each is right at its first question alone."""
+    names: list[str] = []
+
+    def measure(run: Any, _llm: object, setting: Any, B: int) -> dict[str, Any]:
+        with run.progress(f"B={B} {setting.label}", 1):
+            names.append(f"B={B} {setting.label}")
+        right = "1" + "0" * (len(run.plan.questions) - 1)
+        return {"setting": setting.label, "batch_size": B, "right": right}
+
+    monkeypatch.setattr(vllm._Run, "measure", measure)
+    return names
+
+
+def evaluate(engines: Engines, **options: Any) -> dict[str, Any]:
+    plan = Plan(
+        settings=parse_settings(["sere:S=1,min_active=4", "sere:S=1", "sere:S=2,min_active=4"]),
+        batch_sizes=[1, 8],
+        questions=held_out(2, tasks=["addition"]),
+    )
+    table = random_table(tiny_model("qwen3_moe"))
+    return vllm.evaluate_engine(engines, tiny_tokenizer(), plan, table=table, dtype="float32", **options)
+
+
+def test_off_is_measured_once_and_paired_with_all(measured: list[str]) -> None:
+    """Two engines one after the other; the record's order is the plan's, by batch size."""
+    engines = Engines()
+    record = evaluate(engines)
+    assert engines.started == [{"min_active": 4}, {}]
+    labels = ["off", "sere:S=1,min_active=4", "sere:S=1", "sere:S=2,min_active=4"]
+    order = [f"B={B} {label}" for B in (1, 8) for label in labels]
+    assert sorted(measured) == sorted(order)
+    assert [f"B={case['batch_size']} {case['setting']}" for case in record["cases"]] == order
+    for case in record["cases"]:
+        assert ("difference" in case["tasks"]["all"]) == (case["setting"] != "off")
+    assert record["model"]["dtype"] == "float32"
+
+
+def test_an_interrupted_run_starts_only_the_engines_that_it_still_needs(
+    measured: list[str], tmp_path: Path
+) -> None:
+    """What was finished is taken over, unless the weights are others."""
+    path, engines = tmp_path / "partial.json", Engines()
+
+    def progress(name: str, _total: int) -> AbstractContextManager[Any]:
+        if name == "B=8 sere:S=1" and len(engines.started) == 2:
+            raise KeyboardInterrupt
+        return nullcontext(lambda: None)
+
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(engines, checkpoint=path, progress=progress)
+    assert not engines.running
+    before = path.read_text()
+    evaluate(engines, checkpoint=path, progress=progress)
+    assert engines.started == [{"min_active": 4}, {}, {}]
+    assert len(measured) == 8
+    assert not path.exists()
+
+    path.write_text(before)
+    evaluate(Engines(), checkpoint=path, weights="others")
+    assert len(measured) == 16
+
+
+def test_folders_with_other_files_have_other_digests(tmp_path: Path) -> None:
+    """A model that was written anew is not the one whose cases were kept."""
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(b"one")
+    first = files_digest(tmp_path)
+    assert files_digest(tmp_path) == first
+    file.write_bytes(b"three")
+    assert files_digest(tmp_path) != first

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from statistics import fmean, median
 from time import perf_counter
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
@@ -20,6 +21,7 @@ from sere.integrations.vllm import configure, read_stats
 from sere.integrations.vllm.local import session_of
 from sere.provenance import provenance
 from sere.reroute import operator
+from sere.reroute.backends import implementation
 
 _NO_PROGRESS: Progress = lambda _name, _total: nullcontext(lambda: None)  # noqa: E731
 LIVE = frozenset({"select_top_k", "threshold"})
@@ -263,17 +265,12 @@ def _routing(llm: Any, make: Callable[[Routes], Routes]) -> Iterator[None]:
     That is each layer's ``route``; where compiled code has taken it in, the operation that this code calls.
     Only one of the two runs, and neither where captured graphs are replayed.
     """
-    layers = list(session_of(llm).layers.values())
-    implementation = operator.implementation
-    for layer in layers:
-        layer.route = make(layer.route)  # type: ignore[method-assign]
-    operator.implementation = lambda backend: make(implementation(backend))
-    try:
+    with ExitStack() as stack:
+        for layer in session_of(llm).layers.values():
+            stack.enter_context(patch.object(layer, "route", make(layer.route)))
+        operation = patch.object(operator, "implementation", lambda backend: make(implementation(backend)))
+        stack.enter_context(operation)
         yield
-    finally:
-        operator.implementation = implementation
-        for layer in layers:
-            del layer.route
 
 
 def _copy(routing: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:

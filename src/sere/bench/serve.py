@@ -279,10 +279,9 @@ def _routing(llm: Any, make: Callable[[Routes], Routes]) -> Iterator[None]:
     """
     with ExitStack() as stack:
         for layer in session_of(llm).layers.values():
-            layer.route = make(layer.route)  # type: ignore[method-assign]
-            stack.callback(delattr, layer, "route")
-        compiled = patch.object(operator, "implementation", lambda backend: make(implementation(backend)))
-        stack.enter_context(compiled)
+            stack.enter_context(patch.object(layer, "route", make(layer.route)))
+        operation = patch.object(operator, "implementation", lambda backend: make(implementation(backend)))
+        stack.enter_context(operation)
         yield
 
 

@@ -11,11 +11,12 @@ from time import sleep
 from typing import Any
 
 from sere.bench.load import Answer, Load, run_load
-from sere.bench.serve import COUNT_ONLY, NO_PROGRESS, check_settings, live_changes
+from sere.bench.serve import NO_PROGRESS, check_settings, live_changes
 from sere.bench.timing import spread
 from sere.errors import InputError, ServerError
 from sere.eval.run import Progress
 from sere.eval.settings import Setting
+from sere.eval.vllm import COUNT_ONLY
 from sere.integrations.vllm.server import Server
 from sere.provenance import provenance
 

@@ -17,6 +17,7 @@ from sere.bench.timing import Spread, Times, spread
 from sere.errors import InputError
 from sere.eval.run import Progress
 from sere.eval.settings import Setting
+from sere.eval.vllm import COUNT_ONLY, LIVE
 from sere.integrations.vllm import configure, read_stats
 from sere.integrations.vllm.local import session_of
 from sere.provenance import provenance
@@ -24,10 +25,6 @@ from sere.reroute import operator
 from sere.reroute.backends import implementation
 
 NO_PROGRESS: Progress = lambda _name, _total: nullcontext(lambda: None)  # noqa: E731
-LIVE = frozenset({"select_top_k", "threshold"})
-"""Options of a setting that can change while the engine runs, and so take turns in one run."""
-COUNT_ONLY = {"enabled": True, "select_top_k": 1 << 19, "threshold": 0.0}
-"""Changes that count experts and re-route none: S is beyond any K."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

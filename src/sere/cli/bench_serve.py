@@ -136,8 +136,8 @@ def _online_records(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
         say("starting vllm serve")
         first, second = Path(logs) / "server.log", Path(logs) / "untouched.log"
         with (
-            serve(path, settings, first, *arguments) as server,
             serve(path, None, second, *arguments) if args.untouched else nullcontext() as untouched,
+            serve(path, settings, first, *arguments) as server,
         ):
             subject = _stored_subject(args, path, similarities)
             yield from bench_online(server, untouched, subject, plan, compiled=args.compile)

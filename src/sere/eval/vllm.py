@@ -35,7 +35,8 @@ if TYPE_CHECKING:
 LIVE = frozenset({"select_top_k", "threshold"})
 """Options of a setting that an engine can change while it runs; the others are part of its start."""
 
-_BEYOND_ANY_K = 1 << 19
+COUNT_ONLY: Mapping[str, Any] = {"enabled": True, "select_top_k": 1 << 19, "threshold": 0.0}
+"""Changes that count experts and re-route none: S is beyond any K."""
 
 Start = Callable[[Mapping[str, Any]], AbstractContextManager[Any]]
 """Starts an engine, eager and in this process, with settings of re-routing beside the table, and ends it."""
@@ -177,7 +178,7 @@ def routed(llm: Any, setting: Setting, *, seed: int = 0) -> Iterator[None]:
         UnsupportedEngine: The expert kernel is not known to bear an expert twice in a row.
     """
     live = {name: value for name, value in setting.options.items() if name in LIVE}
-    configure(llm, **{"enabled": True, "select_top_k": _BEYOND_ANY_K, "threshold": 0.0} | live)
+    configure(llm, **dict(COUNT_ONLY) | live)
     if setting.needs_table:
         yield
         return

@@ -157,27 +157,36 @@ def bench() -> str:
 
 
 def serve() -> str:
-    """A vLLM engine at a real model's layer shape."""
+    """A vLLM engine at real models' layer shapes, a row a batch size."""
     records = _serve_records()
-    tpot = {_serve_case(record): record["tpot_ms"]["p50"] for record in records}
-    rows = [
-        [
-            record["subject"]["model"], record["config"]["mode"],
-            record["provenance"]["machine"]["threads"], record["batch_size"],
-            f"`{record['setting']}`", _counts(record["experts"]),
-            "" if record["experts"] is None else f"{record['expert_bytes_per_step'] / 1e6:.0f}",
-            f"{record['tpot_ms']['p50']:.1f}", f"{record['ratio_off_to_this']['p50']:.2f}x",
-            f"{record['tokens_per_s']['p50']:.0f}", f"{record['ttft_ms']['p50']:.0f}",
-            "" if record["own_cost"] is None
-            else f"{100 * record['own_cost']['ms_per_step'] / record['tpot_ms']['p50']:.1f}",
-            "" if oracle is None else f"{100 * (record['tpot_ms']['p50'] / oracle - 1):+.1f}",
-        ]
-        for record in records
-        for oracle in [tpot.get((*_serve_case(record)[:-1], f"oracle {record['setting']}"))]
-    ]  # fmt: skip
-    headers = ["layers of", "mode", "threads", "requests", "setting", "distinct experts", "MB read",
-               "TPOT, ms", "faster", "tokens/s", "TTFT, ms", "own cost, %", "to oracle, %"]  # fmt: skip
+    lines: dict[tuple[Any, ...], dict[str, Record]] = {}
+    for record in records:
+        *line, setting = _serve_case(record)
+        lines.setdefault(tuple(line), {})[setting] = record
+    rows = []
+    for line, found in lines.items():
+        off, untouched = found["off"], found.get("untouched")
+        rows.append(
+            [
+                *line, f"{off['experts']['after']:.1f}", f"{off['tpot_ms']['p50']:.1f}",
+                *_serve_cells(found, "sere:S=2"), *_serve_cells(found, "sere:S=1"),
+                "" if untouched is None else f"{untouched['ratio_off_to_this']['p50']:.2f}x",
+            ]
+        )  # fmt: skip
+    each = ["MB read", "TPOT, ms", "faster", "own cost, %", "to oracle, %"]
+    headers = ["layers of", "mode", "threads", "requests", "off: experts", "TPOT, ms",
+               "S = 2: experts", *each, "S = 1: experts", *each, "untouched"]  # fmt: skip
     return _table(rows, headers) + _conditions(records)
+
+
+def _serve_cells(found: Mapping[str, Record], setting: str) -> list[str]:
+    record, oracle = found[setting], found[f"oracle {setting}"]
+    tpot, cost = record["tpot_ms"]["p50"], record["own_cost"]
+    return [
+        f"{record['experts']['after']:.1f}", f"{record['expert_bytes_per_step'] / 1e6:.0f}", f"{tpot:.1f}",
+        f"{record['ratio_off_to_this']['p50']:.2f}x", f"{100 * cost['ms_per_step'] / tpot:.1f}",
+        f"{100 * (tpot / oracle['tpot_ms']['p50'] - 1):+.1f}",
+    ]  # fmt: skip
 
 
 def _serve_records() -> list[Any]:

@@ -236,8 +236,8 @@ def _record(
             "requests": plan.count(load),
             "rounds": plan.rounds,
             "seed": plan.seed,
-            # Without this variable vLLM runs torch on one thread, whatever torch itself says.
-            "omp_num_threads": os.environ.get("OMP_NUM_THREADS"),
+            # On a CPU this decides about the threads of a server's workers: unset, all cores but one.
+            "omp_threads_bind": os.environ.get("VLLM_CPU_OMP_THREADS_BIND"),
         },
         "subject": dict(subject),
         "provenance": provenance(),

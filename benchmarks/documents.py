@@ -161,8 +161,8 @@ def serve() -> str:
     records = _serve_records()
     lines: dict[tuple[Any, ...], dict[str, Record]] = {}
     for record in records:
-        *line, setting = _serve_case(record)
-        lines.setdefault(tuple(line), {})[setting] = record
+        case = _serve_case(record)
+        lines.setdefault(case[:-1], {})[case[-1]] = record
     rows = []
     for line, found in lines.items():
         off, untouched = found["off"], found.get("untouched")
@@ -180,12 +180,13 @@ def serve() -> str:
 
 
 def _serve_cells(found: Mapping[str, Record], setting: str) -> list[str]:
-    record, oracle = found[setting], found[f"oracle {setting}"]
+    record, oracle = found[setting], found.get(f"oracle {setting}")
     tpot, cost = record["tpot_ms"]["p50"], record["own_cost"]
     return [
         f"{record['experts']['after']:.1f}", f"{record['expert_bytes_per_step'] / 1e6:.0f}", f"{tpot:.1f}",
-        f"{record['ratio_off_to_this']['p50']:.2f}x", f"{100 * cost['ms_per_step'] / tpot:.1f}",
-        f"{100 * (tpot / oracle['tpot_ms']['p50'] - 1):+.1f}",
+        f"{record['ratio_off_to_this']['p50']:.2f}x",
+        "" if cost is None else f"{100 * cost['ms_per_step'] / tpot:.1f}",
+        "" if oracle is None else f"{100 * (tpot / oracle['tpot_ms']['p50'] - 1):+.1f}",
     ]  # fmt: skip
 
 
@@ -202,7 +203,8 @@ def _serve_case(record: Record) -> tuple[Any, ...]:
 
 def serve_online() -> str:
     """A real ``vllm serve`` under load, at a real model's layer shape."""
-    records = _lines("serve_online.jsonl")
+    newest = {(one["case"], one["config"]["mode"]): one for one in _lines("serve_online.jsonl")}
+    records = list(newest.values())
     rows = [
         [
             record["subject"]["model"], record["config"]["mode"], record["case"].partition(",")[0],

@@ -11,10 +11,16 @@ import torch
 from sere.bench.hook_cost import hook_cost
 from sere.bench.shapes import SHAPES, shape_config
 from sere.bench.subject import random_model, random_table, random_tokens
-from sere.bench.timing import Stepper, Times, interleave, spread
+from sere.bench.timing import Stepper, Times, interleave, spread, turns
 from sere.errors import InputError
 from sere.structure import find_experts, identify
 from tests.tiny import tiny_model
+
+
+def test_turns_change() -> None:
+    """Over twice as many rounds as variants each is first twice, and follows different ones."""
+    rounds = [turns("abc", place) for place in range(6)]
+    assert ["".join(order) for order in rounds] == ["abc", "cba", "bca", "acb", "cab", "bac"]
 
 
 def test_variants_take_turns_and_the_first_round_is_not_kept() -> None:
@@ -30,7 +36,7 @@ def test_variants_take_turns_and_the_first_round_is_not_kept() -> None:
         return context()
 
     times = interleave(lambda: [float(len(log))], [lambda: variant("a"), lambda: variant("b")], rounds=3)
-    assert "".join(log) == "abbaabba"
+    assert "".join(log) == "abbabaab"
     assert [time.blocks for time in times] == [[[4.0], [5.0], [8.0]], [[3.0], [6.0], [7.0]]]
 
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import shlex
+import signal
+import subprocess
+import sys
 from argparse import Namespace
 from pathlib import Path
 
@@ -147,3 +150,25 @@ def test_bench_serve_refuses_no_threads(capsys: pytest.CaptureFixture[str]) -> N
     """An engine needs a thread."""
     assert main(["bench", "serve", "--preset", "tiny", "--threads", "0"]) == 2
     assert "--threads: expected at least 1, got 0" in capsys.readouterr().err
+
+
+def test_a_request_to_end_leaves_nothing_behind() -> None:
+    """SIGTERM unwinds a command: what it had started is ended."""
+    command = """
+import contextlib, sys, time
+import sere.cli, sere.cli.doctor
+def run(_):
+    with contextlib.ExitStack() as stack:
+        stack.callback(print, "ended", flush=True)
+        print("started", flush=True)
+        time.sleep(60)
+sere.cli.doctor.run = run
+sys.argv = ["sere", "doctor"]
+sys.exit(sere.cli.main())
+"""
+    process = subprocess.Popen([sys.executable, "-c", command], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "started\n"
+    process.send_signal(signal.SIGTERM)
+    assert process.communicate(timeout=30)[0] == "ended\n"
+    assert process.returncode == 128 + signal.SIGTERM

@@ -148,7 +148,7 @@ async def _send_all(
                     answer.due = perf_counter() - started
                 try:
                     await _send(session, url, body, answer, started)
-                except (aiohttp.ClientError, TimeoutError, ValueError) as error:
+                except (aiohttp.ClientError, TimeoutError, ValueError, KeyError, TypeError) as error:
                     answer.error = f"{type(error).__name__}: {error}"
             if answer.error is None and answer.tokens != body["max_tokens"]:
                 answer.error = f"expected {body['max_tokens']} tokens, got {answer.tokens}"

@@ -12,7 +12,7 @@ from typing import Any
 
 from sere.bench.load import Answer, Load, run_load
 from sere.bench.serve import NO_PROGRESS, check_settings, live_changes
-from sere.bench.timing import spread
+from sere.bench.timing import spread, turns
 from sere.errors import InputError, ServerError
 from sere.eval.run import Progress
 from sere.eval.settings import Setting
@@ -138,8 +138,7 @@ def bench_online(
         variants = _variants(server, untouched, plan)
         with plan.progress(load.label, len(variants) * (plan.rounds + 1)) as tick:
             for place in range(plan.rounds + 1):
-                for offset in range(len(variants)):
-                    variant = variants[(place + offset) % len(variants)]
+                for variant in turns(variants, place):
                     variant.blocks.append(_block(variant, load, plan, place, subject["vocab_size"]))
                     tick()
         for variant in variants:
@@ -160,6 +159,7 @@ def _variants(server: Server, untouched: Server | None, plan: OnlinePlan) -> lis
 
 def _block(variant: Variant, load: Load, plan: OnlinePlan, place: int, vocabulary: int) -> Block:
     server, changes = variant.server, variant.first_changes if place == 0 else variant.changes
+    server.check()
     if changes is not None:
         _post(server, "settings", changes)
         _post(server, "reset", {})

@@ -13,7 +13,7 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
-from sere.bench.timing import Spread, Times, spread
+from sere.bench.timing import Spread, Times, spread, turns
 from sere.errors import InputError
 from sere.eval.run import Progress
 from sere.eval.settings import Setting
@@ -131,7 +131,7 @@ def _batch(llm: Any, subject: dict[str, Any], plan: ServePlan, B: int) -> Iterat
     variants = _variants(llm, plan, prompts)
     with plan.progress(f"B={B}", len(variants) * (plan.rounds + 1)) as tick:
         for place in range(plan.rounds + 1):
-            for variant in _turns(variants, place):
+            for variant in turns(variants, place):
                 with variant.enter():
                     block = run_block(llm, prompts, plan.steps)
                 if place > 0:
@@ -143,16 +143,6 @@ def _batch(llm: Any, subject: dict[str, Any], plan: ServePlan, B: int) -> Iterat
         yield _record(subject, plan, B, variant, off, counted, compiled=not session_of(llm).eager)
 
 
-def _turns(variants: Sequence[Variant], place: int) -> list[Variant]:
-    """Return one round's order: another first each time, and backwards every second time.
-
-    So what a variant follows, whose traces are still in the caches, is not always the same.
-    """
-    start = place % len(variants)
-    turns = [*variants[start:], *variants[:start]]
-    return turns[::-1] if place % 2 else turns
-
-
 def run_block(llm: Any, prompts: Sequence[Sequence[int]], steps: int) -> Block:
     """Send requests that arrive together and time the engine's steps until all have ended.
 
@@ -160,6 +150,9 @@ def run_block(llm: Any, prompts: Sequence[Sequence[int]], steps: int) -> Block:
         llm: The engine.
         prompts: Token ids, all of one length.
         steps: Decode steps after the first token.
+
+    Raises:
+        InputError: The engine did not run all of them at once.
     """
     from vllm import SamplingParams
 
@@ -178,6 +171,11 @@ def run_block(llm: Any, prompts: Sequence[Sequence[int]], steps: int) -> Block:
         now = perf_counter()
         step_ms.append((now - last) * 1e3)
         last = now
+    if len(step_ms) != steps:
+        raise InputError(
+            f"bench serve: {len(prompts)} requests took {len(step_ms)} decode steps instead of {steps}, so "
+            "they did not all run at once; give the engine more room for keys and values, or ask for fewer"
+        )
     return Block((first - started) * 1e3, step_ms, (last - started) * 1e3)
 
 
@@ -358,7 +356,12 @@ def _record(
     compiled: bool,
 ) -> dict[str, Any]:
     experts = counted["experts"]
-    per_expert = subject["bytes_per_expert"] * subject["moe_layers"]
+    per_expert = subject["bytes_per_expert"]
+    read = (
+        None
+        if experts is None or per_expert is None
+        else round(experts["after"] * per_expert * subject["moe_layers"])
+    )
     return {
         "format": "sere-bench-serve-1",
         "unit": "ms",
@@ -371,7 +374,7 @@ def _record(
         "tokens_per_s": asdict(
             spread([1e3 * B * (plan.steps + 1) / block.total_ms for block in variant.blocks])
         ),
-        "expert_bytes_per_step": None if experts is None else round(experts["after"] * per_expert),
+        "expert_bytes_per_step": read,
         **counted,
         "config": {
             "engine": "vllm",

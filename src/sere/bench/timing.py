@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from copy import deepcopy
 from dataclasses import dataclass, field
 from statistics import median, quantiles
 from time import perf_counter
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from sere.errors import InputError
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +45,21 @@ class Times:
         """Return, over the rounds, this setting's median step by the base's of the same round."""
         pairs = zip(self.blocks, base.blocks, strict=True)
         return spread([median(mine) / median(theirs) for mine, theirs in pairs])
+
+
+def turns(variants: Sequence[T], place: int) -> list[T]:
+    """Return the order in which variants are timed in one round.
+
+    Each round and the next go forwards and backwards from the same start, the two after them from the next
+    variant, so that who goes first, and whose traces a variant finds in the caches, changes.
+
+    Args:
+        variants: What takes turns.
+        place: Number of the round, from 0.
+    """
+    start = place // 2 % len(variants)
+    order = [*variants[start:], *variants[:start]]
+    return order[::-1] if place % 2 else order
 
 
 def spread(values: Sequence[float]) -> Spread:
@@ -107,8 +124,8 @@ def interleave(
 ) -> list[Times]:
     """Run a block under each variant in turn, ``rounds`` times, and return the variants' times.
 
-    Slow changes of the machine (frequency, neighbours) so fall on all variants alike. Who comes first
-    moves on by one each round. A first round, not kept, warms up.
+    Slow changes of the machine (frequency, neighbours) so fall on all variants alike. Their
+    order is that of ``turns``. A first round, not kept, warms up.
 
     Args:
         block: Runs some steps and returns their times in ms.
@@ -123,14 +140,10 @@ def interleave(
         raise InputError(f"rounds: expected at least 1, got {rounds}")
     times = [Times() for _ in variants]
     for place in range(rounds + 1):
-        for index in _turns(len(variants), place):
+        for index in turns(range(len(variants)), place):
             with variants[index]():
                 measured = block()
             if place > 0:
                 times[index].blocks.append(measured)
             on_block()
     return times
-
-
-def _turns(count: int, start: int) -> Iterator[int]:
-    return ((start + offset) % count for offset in range(count))

@@ -8,6 +8,7 @@ Heavy packages are imported inside ``run``, so that ``sere --help`` stays quick.
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import traceback
 from argparse import Namespace
@@ -39,6 +40,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         args = build_parser().parse_args(argv)
     except SystemExit as stop:  # argparse: --help and --version leave with 0, wrong use with 2
         return int(stop.code or 0)
+    if argv is None:
+        # Asked to end, leave as from an error: what was started is ended, what lies about is removed.
+        for name in {"SIGTERM", "SIGHUP"} & set(dir(signal)):
+            signal.signal(getattr(signal, name), _leave)
     try:
         return int(args.run(args))
     except BrokenPipeError:
@@ -47,6 +52,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return DONE
     except (Exception, KeyboardInterrupt) as error:
         return _report(error, args)
+
+
+def _leave(number: int, _frame: object) -> None:
+    raise SystemExit(128 + number)
 
 
 def _report(error: BaseException, args: Namespace) -> int:

@@ -211,7 +211,6 @@ def _subject(args: argparse.Namespace, llm: Any) -> dict[str, Any]:
 
     session = session_of(llm)
     layer = next(iter(session.layers.values()))
-    held = sum(p.numel() * p.element_size() for p in layer.runner.routed_experts.parameters())
     config = session.vllm_config.model_config
     return {
         "model": args.preset or session.table.identity.name,
@@ -220,7 +219,7 @@ def _subject(args: argparse.Namespace, llm: Any) -> dict[str, Any]:
         "moe_layers": len(session.layers),
         "E": layer.E,
         "K": layer.K,
-        "bytes_per_expert": held // layer.E,
+        "bytes_per_expert": session.expert_bytes(),
         "vocab_size": config.get_vocab_size(),
         "dtype": str(config.dtype).removeprefix("torch."),
         "expert_kernel": session.kernel,

@@ -20,12 +20,12 @@ import pytest
 
 pytest.importorskip("vllm", reason="needs vLLM: make test-vllm")
 
-from sere.bench.load import Load, run_load
-from sere.bench.online import OnlinePlan, bench_online
+from sere.bench.load import Answer, Load, run_load
+from sere.bench.online import Block, OnlinePlan, Variant, _record, bench_online
 from sere.cli import main
 from sere.errors import InputError, ServerError
 from sere.eval.settings import parse_settings
-from sere.integrations.vllm.server import serve
+from sere.integrations.vllm.server import _environment, serve
 from tests.integrations.vllm.models import save_model, table_of
 
 pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("default")]
@@ -222,9 +222,9 @@ def test_variants_of_a_round_get_the_same_requests() -> None:
             blocks[-1][1].append(tuple(body["prompt"]))
     changes = [json.loads(change) for change, _ in blocks]
     on = {"enabled": True, "threshold": 0.0, "select_top_k": 1}
-    # First a block that counts, untimed; then off and the setting, who is first moving on.
+    # First a block that counts, untimed; then the setting and off, whose turns change.
     assert changes[0]["select_top_k"] > 10**5
-    assert changes[1:] == [on, on, {"enabled": False}, {"enabled": False}, on]
+    assert changes[1:] == [on, on, {"enabled": False}, on, {"enabled": False}]
     sent = [sorted(prompts) for _, prompts in blocks]
     assert sent[0] == sent[1] != sent[2] == sent[3] != sent[4] == sent[5]
     theirs = [tuple(body["prompt"]) for body in other.completions()]
@@ -239,6 +239,39 @@ def test_variants_of_a_round_get_the_same_requests() -> None:
     assert on_record["expert_bytes_per_step"] == 3 * 10 * 2
     assert untouched["experts"] is untouched["expert_bytes_per_step"] is None
     assert off["ratio_off_to_this"] == {"p20": 1, "p50": 1, "p80": 1}
+
+
+def test_times_and_ratio_of_a_block() -> None:
+    """Times count from the arrival, a token's from the first piece on; above 1 is faster than off."""
+    quick = Answer(due=1.0, pieces=[(1.5, 1), (1.6, 1), (1.7, 1)])
+    slow = Answer(due=1.0, pieces=[(1.5, 1), (1.9, 2), (2.1, 1)])
+    assert quick.ttft_ms == pytest.approx(500)
+    assert quick.tpot_ms == pytest.approx(100)
+    assert slow.tpot_ms == pytest.approx(200)
+    assert slow.gaps_ms == pytest.approx([400, 200])
+    block = Block([quick, slow, Answer(error="no")], [])
+    assert block.tpot_ms == pytest.approx(150)
+    assert block.per_second(4.2) == pytest.approx(2)
+
+    def variant(label: str, timed: Answer) -> Variant:
+        return Variant(label, None, blocks=[Block([quick], []), Block([timed], [])])  # type: ignore[arg-type]
+
+    load = Load(concurrency=1)
+    plan = OnlinePlan(settings=parse_settings(["sere:S=1"]), loads=[load], rounds=1)
+    subject = {"moe_layers": 1, "bytes_per_expert": 1}
+    record = _record(subject, plan, load, variant("sere:S=1", quick), variant("off", slow), compiled=False)
+    assert record["ratio_off_to_this"]["p50"] == pytest.approx(2)
+
+
+def test_environment_of_a_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other plug-ins stay, sere is among them or not, and no key of the user's locks our requests out."""
+    monkeypatch.setenv("VLLM_API_KEY", "secret")
+    monkeypatch.setenv("VLLM_PLUGINS", "sere,other")
+    with_sere, without = _environment({}), _environment(None)
+    assert with_sere["VLLM_PLUGINS"] == "other,sere"
+    assert "SERE_DISABLE" not in with_sere
+    assert (without["VLLM_PLUGINS"], without["SERE_DISABLE"]) == ("other", "1")
+    assert "VLLM_API_KEY" not in with_sere | without
 
 
 @pytest.mark.usefixtures("hasty")

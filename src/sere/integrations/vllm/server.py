@@ -26,6 +26,9 @@ START_S = 900
 _END_S = 30
 _TAIL = 12
 
+# The server is on this machine, whatever proxy the environment names.
+_NO_PROXY = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
 _MAIN = "from vllm.entrypoints.cli.main import main; main()"
 # The command `vllm` of the CPU wheel asks for the version of a distribution `vllm`, which it is not called.
 _CPU_MAIN = (
@@ -87,11 +90,13 @@ class Server:
         return _call(urllib.request.Request(self.url + path))
 
     def post(self, path: str, body: Any) -> tuple[int, Any]:
-        """Return status and body, decoded."""
+        """Return status and body, decoded if it is JSON."""
         data = json.dumps(body).encode()
         request = urllib.request.Request(self.url + path, data, {"Content-Type": "application/json"})
         status, text = _call(request)
-        return status, json.loads(text)
+        with suppress(ValueError):
+            return status, json.loads(text)
+        return status, text
 
     def _tail(self) -> str:
         lines = [line for line in self.log.read_text(errors="replace").splitlines() if line.strip()]
@@ -143,10 +148,14 @@ def free_port() -> int:
 
 def _environment(sere: Any) -> dict[str, str]:
     # Named, for vLLM adds the routes of those plug-ins alone that are.
-    ours = {"VLLM_PLUGINS": "sere"} if sere is not None else {"VLLM_PLUGINS": "", DISABLE: "1"}
+    others = [name for name in os.environ.get("VLLM_PLUGINS", "").split(",") if name not in ("", KEY)]
+    plugins = {"VLLM_PLUGINS": ",".join(others if sere is None else [*others, KEY])}
     fixed = {"VLLM_NO_USAGE_STATS": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
     # vLLM takes a share of all memory otherwise; GiB, read on a CPU alone.
-    return {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_LOGGING_LEVEL": "INFO"} | os.environ | fixed | ours
+    defaults = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_LOGGING_LEVEL": "INFO"}
+    # A key would lock our own requests out.
+    inherited = {name: value for name, value in os.environ.items() if name != "VLLM_API_KEY"}
+    return defaults | inherited | fixed | plugins | ({DISABLE: "1"} if sere is None else {})
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
@@ -161,7 +170,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 def _call(request: urllib.request.Request) -> tuple[int, str]:
     try:
-        with urllib.request.urlopen(request, timeout=120) as answer:
+        with _NO_PROXY.open(request, timeout=120) as answer:
             return answer.status, answer.read().decode()
     except urllib.error.HTTPError as error:
         return error.code, error.read().decode()

@@ -37,7 +37,7 @@ def test_variants_take_turns_and_the_first_round_is_not_kept() -> None:
 
     times = interleave(lambda: [float(len(log))], [lambda: variant("a"), lambda: variant("b")], rounds=3)
     assert "".join(log) == "abbabaab"
-    assert [time.blocks for time in times] == [[[4.0], [5.0], [8.0]], [[3.0], [6.0], [7.0]]]
+    assert [time.blocks for time in times] == [[[4.0], [6.0], [7.0]], [[3.0], [5.0], [8.0]]]
 
 
 def test_ratios_compare_blocks_of_the_same_round() -> None:

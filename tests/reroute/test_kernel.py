@@ -217,7 +217,7 @@ def test_sanitizers_find_nothing(sanitizer: tuple[str, ...]) -> None:
     """On real threads g++'s sanitizers see nothing wrong, and every geometry gives one result."""
     run = subprocess.run([str(build("race.cpp", *sanitizer))], capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stdout + run.stderr
-    assert run.stdout == "12 runs agree\n"
+    assert run.stdout == "24 runs agree\n"
 
 
 @needs_sanitizer

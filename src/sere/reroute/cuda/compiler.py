@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from sere.files import atomic_path
@@ -30,8 +31,10 @@ def cubin(arch: str) -> bytes:
         Exception: NVRTC is missing or does not know the architecture; cuda-core's own classes.
     """
     path = _file(arch)
-    if path is not None and path.is_file():
-        return path.read_bytes()
+    # A file that cannot be read, or that another process has just deleted, is made anew.
+    with suppress(OSError):
+        if path is not None:
+            return path.read_bytes()
     code = compile_source(arch)
     try:
         if path is not None:

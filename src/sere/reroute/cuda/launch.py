@@ -13,7 +13,7 @@ from sere.reroute.types import Neighbours, Rules
 
 SOURCE = Path(__file__).with_name("reroute.cu")
 # Slots are numbered in 32 bits.
-MOST_EXPERTS, MOST_SLOTS, MOST_ROWS = 1024, 32, 2**26
+MOST_EXPERTS, MOST_SLOTS, MOST_ROWS = 1024, 32, 2**26 - 1
 
 # Bits of ``given``, as in call.cuh.
 ACTIVE_TARGETS, WIDE_BUDGETS, WIDE_NUM_TOKENS = 1, 2, 4

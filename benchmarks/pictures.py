@@ -38,6 +38,8 @@ def serve(records: Sequence[Record]) -> str:
         for way in ways:
             for setting in settings:
                 line = [one for one in mine if _way(one) == way and one["setting"] == setting]
+                if not line:
+                    continue
                 line.sort(key=lambda record: int(record["batch_size"]))
                 style = _style(settings.index(setting), ways.index(way))
                 style["label"] = setting if len(ways) == 1 else f"{setting}, {way}"
@@ -45,7 +47,7 @@ def serve(records: Sequence[Record]) -> str:
                 if setting != "off":
                     faster.plot(sizes, [record["ratio_off_to_this"]["p50"] for record in line], **style)
                 style["label"] = setting
-                if line and way == _way(mine[0]):  # the others route alike
+                if way == _way(mine[0]):  # the others route alike
                     experts.plot(sizes, [record["experts"]["after"] for record in line], **style)
         sizes = sorted({record["batch_size"] for record in mine})
         _batch_axis(faster, sizes, f"{model}: times faster than off")

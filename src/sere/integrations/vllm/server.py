@@ -150,9 +150,11 @@ def _environment(sere: Any) -> dict[str, str]:
     # Named, for vLLM adds the routes of those plug-ins alone that are.
     others = [name for name in os.environ.get("VLLM_PLUGINS", "").split(",") if name not in ("", KEY)]
     plugins = {"VLLM_PLUGINS": ",".join(others if sere is None else [*others, KEY])}
-    fixed = {"VLLM_NO_USAGE_STATS": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
+    fixed = {
+        "VLLM_NO_USAGE_STATS": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "1", "VLLM_LOGGING_LEVEL": "INFO",
+    }  # fmt: skip
     # vLLM takes a share of all memory otherwise; GiB, read on a CPU alone.
-    defaults = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_LOGGING_LEVEL": "INFO"}
+    defaults = {"VLLM_CPU_KVCACHE_SPACE": "1"}
     # A key would lock our own requests out.
     inherited = {name: value for name, value in os.environ.items() if name != "VLLM_API_KEY"}
     return defaults | inherited | fixed | plugins | ({DISABLE: "1"} if sere is None else {})

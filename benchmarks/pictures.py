@@ -9,14 +9,13 @@ from typing import Any
 import matplotlib
 from matplotlib.figure import Figure
 
+from sere.bench import picture
+
 Record = Mapping[str, Any]
 
-# The Okabe-Ito palette, told apart with any colour vision, and three that differ from it. Off is black.
-COLOURS = (
-    "#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7",
-    "#E69F00", "#56B4E9", "#999999", "#882255", "#7A6A00",
-)  # fmt: skip
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*")
+# Four more colours than there, and markers for all of them.
+COLOURS = (*picture.COLOURS, "#56B4E9", "#999999", "#882255", "#7A6A00")
+MARKERS = (*picture.MARKERS, "X", "<", ">", "*")
 
 
 def serve(records: Sequence[Record]) -> str:
@@ -50,8 +49,9 @@ def serve(records: Sequence[Record]) -> str:
                 if way == _way(mine[0]):  # the others route alike
                     experts.plot(sizes, [record["experts"]["after"] for record in line], **style)
         sizes = sorted({record["batch_size"] for record in mine})
-        _batch_axis(faster, sizes, f"{model}: times faster than off")
-        _batch_axis(experts, sizes, f"distinct experts per layer and step (of {mine[0]['subject']['E']})")
+        counts = f"distinct experts per layer and step (of {mine[0]['subject']['E']})"
+        picture.batch_axis(faster, sizes, f"{model}: times faster than off", "requests at once")
+        picture.batch_axis(experts, sizes, counts, "requests at once")
         faster.axhline(1, color=COLOURS[0], linewidth=1)
         for axes in (faster, experts):
             axes.legend(frameon=False, fontsize=8)
@@ -88,7 +88,7 @@ def quality(cases: Sequence[Record]) -> str:
     axes.set_xlabel("distinct experts per layer and step")
     axes.set_ylabel("right answers, %; bars: 95 % intervals")
     axes.set_title(f"the bundled model at batch size {cases[0]['batch_size']}", fontsize=10, loc="left")
-    _plain(axes)
+    picture.plain(axes)
     axes.set_xlim(left=0)
     axes.legend(frameon=False, fontsize=8, loc="lower right")
     return _svg(figure)
@@ -114,21 +114,6 @@ def _style(place: int, dashes: int) -> dict[str, Any]:
         "linewidth": 1.6,
         "linestyle": ("-", (0, (3, 3)), (0, (1, 2)), (0, (5, 1, 1, 1)))[dashes % 4],
     }
-
-
-def _batch_axis(axes: Any, sizes: Sequence[int], title: str) -> None:
-    axes.set_title(title, fontsize=10, loc="left")
-    axes.set_xlabel("requests at once")
-    axes.set_xscale("log", base=2)
-    axes.set_xticks(sizes, [str(size) for size in sizes])
-    axes.minorticks_off()
-    _plain(axes)
-
-
-def _plain(axes: Any) -> None:
-    axes.set_ylim(bottom=0)
-    axes.grid(axis="y", alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
 
 
 def _svg(figure: Figure) -> str:

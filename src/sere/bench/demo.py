@@ -13,7 +13,7 @@ from sere.bench.timing import Times
 from sere.eval.apply import apply_setting, make_rival
 from sere.eval.decode import decode_steps, stop_ids
 from sere.eval.questions import encode, mark
-from sere.eval.run import Progress
+from sere.eval.run import NO_PROGRESS, Progress
 from sere.eval.settings import Setting
 from sere.eval.statistics import paired_difference, wilson
 from sere.eval.tasks import Question
@@ -75,7 +75,7 @@ def demonstrate(
     rounds: Sequence[Round],
     questions: Sequence[Question],
     max_new_tokens: int = 256,
-    progress: Progress = lambda _name, _total: nullcontext(lambda: None),
+    progress: Progress = NO_PROGRESS,
 ) -> dict[str, Any]:
     """Decode questions at each batch size under each setting and return what a reader wants to see.
 

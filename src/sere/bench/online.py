@@ -11,12 +11,12 @@ from time import sleep
 from typing import Any
 
 from sere.bench.load import Answer, Load, run_load
-from sere.bench.serve import NO_PROGRESS, check_settings, live_changes
+from sere.bench.serve import check_settings, live_changes
 from sere.bench.timing import spread, turns
 from sere.errors import InputError, ServerError
-from sere.eval.run import Progress
+from sere.eval.run import NO_PROGRESS, Progress
 from sere.eval.settings import Setting
-from sere.eval.vllm import COUNT_ONLY
+from sere.eval.vllm import counted_changes
 from sere.integrations.vllm.server import Server
 from sere.provenance import provenance
 
@@ -148,10 +148,8 @@ def bench_online(
 def _variants(server: Server, untouched: Server | None, plan: OnlinePlan) -> list[Variant]:
     variants = []
     for setting in plan.settings:
-        changes = live_changes(setting)
         # What is switched off counts nothing, so its experts are counted in the block that is not timed.
-        first = COUNT_ONLY if setting.kind == "off" else changes
-        variants.append(Variant(setting.label, server, changes, first))
+        variants.append(Variant(setting.label, server, live_changes(setting), counted_changes(setting)))
     if untouched is not None:
         variants.append(Variant("untouched", untouched))
     return variants

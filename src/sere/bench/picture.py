@@ -10,8 +10,8 @@ from sere.errors import MissingDependency
 from sere.files import atomic_path
 
 # Of the Okabe-Ito palette: told apart with any colour vision. Off is black.
-_COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")
-_MARKERS = ("o", "s", "^", "D", "v", "P")
+COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")
+MARKERS = ("o", "s", "^", "D", "v", "P")
 
 
 def draw(record: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
@@ -36,8 +36,8 @@ def draw(record: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
     for place, setting in enumerate(settings):
         cases = [case for case in record["cases"] if case["setting"] == setting]
         style = {
-            "color": _COLOURS[place % 6],
-            "marker": _MARKERS[place % 6],
+            "color": COLOURS[place % 6],
+            "marker": MARKERS[place % 6],
             "label": setting,
             "linewidth": 1.8,
             # Controls and rivals are dashed, so that a line they cover still shows.
@@ -46,8 +46,9 @@ def draw(record: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
         _experts(left, cases, style)
         _times(right, cases, style)
     sizes = sorted({case["batch_size"] for case in record["cases"]})
-    _axis(left, sizes, f"distinct experts per layer and step (of {record['E']})")
-    _axis(right, sizes, "time per output token, ms")
+    name = "batch size (rows of a decode step)"
+    batch_axis(left, sizes, f"distinct experts per layer and step (of {record['E']})", name)
+    batch_axis(right, sizes, "time per output token, ms", name)
     right.legend(frameon=False, fontsize=9, loc="upper left")
     figure.suptitle(f"{record['model']}: decoding with re-routing off and on", fontsize=11)
     figure.supxlabel(
@@ -69,12 +70,18 @@ def _times(axes: Any, cases: Sequence[Mapping[str, Any]], style: Mapping[str, An
     axes.fill_between(sizes, low, high, color=style["color"], alpha=0.12, linewidth=0)
 
 
-def _axis(axes: Any, sizes: Sequence[int], title: str) -> None:
+def batch_axis(axes: Any, sizes: Sequence[int], title: str, name: str) -> None:
+    """Give axes a title, and batch sizes under a name from left to right, each twice the one before."""
     axes.set_title(title, fontsize=10, loc="left")
-    axes.set_xlabel("batch size (rows of a decode step)")
+    axes.set_xlabel(name)
     axes.set_xscale("log", base=2)
     axes.set_xticks(sizes, [str(size) for size in sizes])
     axes.minorticks_off()
+    plain(axes)
+
+
+def plain(axes: Any) -> None:
+    """Let values start at 0, with faint lines across and no frame."""
     axes.set_ylim(bottom=0)
     axes.grid(axis="y", alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)

@@ -13,11 +13,9 @@ from sere.bench.subject import Subject, random_tokens
 from sere.bench.timing import Stepper, Times, interleave
 from sere.errors import InputError
 from sere.eval.apply import apply_setting, check_settings
-from sere.eval.run import Progress, summarise_layers
+from sere.eval.run import NO_PROGRESS, Progress, summarise_layers
 from sere.eval.settings import Setting
 from sere.provenance import provenance
-
-_NO_PROGRESS: Progress = lambda _name, _total: nullcontext(lambda: None)  # noqa: E731
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +37,7 @@ class BenchPlan:
     steps: int = 16
     rounds: int = 5
     seed: int = 0
-    progress: Progress = field(default=_NO_PROGRESS, repr=False)
+    progress: Progress = field(default=NO_PROGRESS, repr=False)
 
     def __post_init__(self) -> None:
         if not self.settings or self.settings[0].kind != "off":

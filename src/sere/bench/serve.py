@@ -15,16 +15,14 @@ from torch import Tensor
 
 from sere.bench.timing import Spread, Times, spread, turns
 from sere.errors import InputError
-from sere.eval.run import Progress
+from sere.eval.run import NO_PROGRESS, Progress
 from sere.eval.settings import Setting
-from sere.eval.vllm import COUNT_ONLY, LIVE
+from sere.eval.vllm import LIVE, counted_changes
 from sere.integrations.vllm import configure, read_stats
 from sere.integrations.vllm.local import session_of
 from sere.provenance import provenance
 from sere.reroute import operator
 from sere.reroute.backends import implementation
-
-NO_PROGRESS: Progress = lambda _name, _total: nullcontext(lambda: None)  # noqa: E731
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -213,9 +211,7 @@ def _variants(llm: Any, plan: ServePlan, prompts: list[list[int]]) -> list[Varia
 
 def live_changes(setting: Setting) -> dict[str, Any]:
     """Return what to change in a running engine for a setting."""
-    if setting.kind == "off":
-        return {"enabled": False}
-    return {"enabled": True, "threshold": 0.0} | dict(setting.options)
+    return {"enabled": False} if setting.kind == "off" else counted_changes(setting)
 
 
 def apply_live(llm: Any, setting: Setting) -> None:
@@ -317,11 +313,7 @@ def _count(llm: Any, variant: Variant, prompts: list[list[int]], plan: ServePlan
     """Run one block more for a setting's experts and the time inside its routing."""
     if variant.label not in {setting.label for setting in plan.settings}:
         return {"experts": None, "own_cost": None}
-    off = variant.setting.kind == "off"
-    if off:
-        configure(llm, **COUNT_ONLY)
-    else:
-        apply_live(llm, variant.setting)
+    configure(llm, **counted_changes(variant.setting))
     read_stats(llm, reset=True)
     with timed_routing(llm) as spent:
         run_block(llm, prompts, plan.steps)
@@ -334,7 +326,7 @@ def _count(llm: Any, variant: Variant, prompts: list[list[int]], plan: ServePlan
     }
     cost = None
     calls = _decoding(llm, plan)
-    if len(spent) > calls and not off:
+    if len(spent) > calls and variant.setting.kind != "off":
         decoding = spent[-calls:]
         cost = {"us_per_layer": median(decoding) * 1e3, "ms_per_step": median(decoding) * len(layers)}
     return {"experts": experts, "own_cost": cost}

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sere.cli.loading import add_model_arguments, checkpoint_path, load_model, pick_device
-from sere.cli.output import add_json_flag, emit_lines, say, table
+from sere.cli.output import add_json_flag, emit_lines, say, spread_cells, table
 from sere.cli.parser import add_command
 from sere.errors import ConfigError
 
@@ -149,10 +149,8 @@ def _row(record: Mapping[str, Any]) -> list[Any]:
     return [
         record["batch_size"],
         record["setting"],
-        f"{tpot['p50']:.2f}",
-        f"{tpot['p20']:.2f} to {tpot['p80']:.2f}",
-        f"{ratio['p50']:.3f}",
-        f"{ratio['p20']:.3f} to {ratio['p80']:.3f}",
+        *spread_cells(tpot, 2),
+        *spread_cells(ratio, 3),
         f"{experts['before']:.1f} > {experts['after']:.1f}",
         None if hook is None else f"{hook['us_per_layer']:.0f}",
         None if hook is None else f"{100 * hook['ms_per_step'] / tpot['p50']:.1f}",

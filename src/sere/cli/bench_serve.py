@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sere.cli.loading import checkpoint_path
-from sere.cli.output import add_json_flag, emit_lines, say, table
+from sere.cli.output import add_json_flag, emit_lines, say, spread_cells, table
 from sere.cli.parser import add_command
 from sere.errors import ConfigError
 
@@ -183,7 +183,7 @@ def _records(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     with _model(args) as (path, similarities):
         settings = {"table": str(similarities), "select_top_k": 1, "log_seconds": 0}
         with local_engine(path, settings, threads=args.threads, **options) as llm:
-            yield from bench_serve(llm, _subject(args, llm), plan)
+            yield from bench_serve(llm, _loaded_subject(args, path, similarities, llm), plan)
 
 
 @contextmanager
@@ -205,25 +205,15 @@ def _model(args: argparse.Namespace) -> Iterator[tuple[Path, Path]]:
         yield path, similarities
 
 
-def _subject(args: argparse.Namespace, llm: Any) -> dict[str, Any]:
-    """Say what is timed."""
+def _loaded_subject(args: argparse.Namespace, path: Path, similarities: Path, llm: Any) -> dict[str, Any]:
+    """Say what is timed, with what the engine alone can tell."""
     from sere.integrations.vllm.local import session_of
 
     session = session_of(llm)
-    layer = next(iter(session.layers.values()))
-    config = session.vllm_config.model_config
-    return {
-        "model": args.preset or session.table.identity.name,
-        "weights": "random" if args.preset is not None else "checkpoint",
-        "layers": config.hf_text_config.num_hidden_layers,
+    return _stored_subject(args, path, similarities) | {
         "moe_layers": len(session.layers),
-        "E": layer.E,
-        "K": layer.K,
         "bytes_per_expert": session.expert_bytes(),
-        "vocab_size": config.get_vocab_size(),
-        "dtype": str(config.dtype).removeprefix("torch."),
         "expert_kernel": session.kernel,
-        "similarity": session.table.metric,
     }
 
 
@@ -240,10 +230,8 @@ def _row(record: Mapping[str, Any]) -> list[Any]:
     return [
         record["batch_size"],
         record["setting"],
-        f"{tpot['p50']:.2f}",
-        f"{tpot['p20']:.2f} to {tpot['p80']:.2f}",
-        f"{ratio['p50']:.3f}",
-        f"{ratio['p20']:.3f} to {ratio['p80']:.3f}",
+        *spread_cells(tpot, 2),
+        *spread_cells(ratio, 3),
         f"{record['tokens_per_s']['p50']:.0f}",
         f"{record['ttft_ms']['p50']:.0f}",
         None if experts is None else f"{experts['before']:.1f} > {experts['after']:.1f}",
@@ -266,10 +254,8 @@ def _online_row(record: Mapping[str, Any]) -> list[Any]:
     return [
         record["case"].partition(",")[0],
         record["setting"],
-        f"{tpot['p50']:.2f}",
-        f"{tpot['p20']:.2f} to {tpot['p80']:.2f}",
-        f"{ratio['p50']:.3f}",
-        f"{ratio['p20']:.3f} to {ratio['p80']:.3f}",
+        *spread_cells(tpot, 2),
+        *spread_cells(ratio, 3),
         f"{record['tokens_per_s']['p50']:.0f}",
         f"{record['requests_per_s']['p50']:.2f}",
         f"{ttft['p50']:.0f}",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from tabulate import tabulate
@@ -60,6 +60,12 @@ def emit_lines(
 def say(text: str) -> None:
     """Print a line for people on stderr, which ``--json`` leaves free."""
     print(text, file=sys.stderr, flush=True)
+
+
+def spread_cells(spread: Mapping[str, float], digits: int) -> list[str]:
+    """Return two cells of a table: the median, and the 20th to the 80th percentile."""
+    low, middle, high = (f"{spread[name]:.{digits}f}" for name in ("p20", "p50", "p80"))
+    return [middle, f"{low} to {high}"]
 
 
 def table(rows: Iterable[Sequence[Any]], headers: Sequence[str]) -> str:

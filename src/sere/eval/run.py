@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 Progress = Callable[[str, int], AbstractContextManager[Callable[[], object]]]
 """Opens a stretch of work of a name and a number of parts; what it gives is called after each part."""
 
+NO_PROGRESS: Progress = lambda _name, _total: nullcontext(lambda: None)  # noqa: E731
+"""Shows nothing."""
+
 ALL = "all"
 """The name under which a case gives its result over all tasks."""
 
@@ -70,7 +73,7 @@ def evaluate(
     *,
     table: SimilarityTable | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
-    progress: Progress = lambda _name, _total: nullcontext(lambda: None),
+    progress: Progress = NO_PROGRESS,
 ) -> dict[str, Any]:
     """Decode all questions under every setting at every batch size and score them.
 

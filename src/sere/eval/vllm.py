@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from statistics import fmean
@@ -15,6 +15,7 @@ from sere.errors import ConfigError, UnsupportedEngine
 from sere.eval.apply import make_rival
 from sere.eval.questions import encode, mark
 from sere.eval.run import (
+    NO_PROGRESS,
     Plan,
     Progress,
     case_name,
@@ -83,7 +84,7 @@ def evaluate_engine(
     dtype: str,
     weights: str = "",
     checkpoint: str | os.PathLike[str] | None = None,
-    progress: Progress = lambda _name, _total: nullcontext(lambda: None),
+    progress: Progress = NO_PROGRESS,
 ) -> dict[str, Any]:
     """Decode all questions under every setting at every concurrency and score them.
 
@@ -163,6 +164,12 @@ class _Run:
         }
 
 
+def counted_changes(setting: Setting) -> dict[str, Any]:
+    """Return what to change in a running engine for a setting, so that its experts are counted; off too."""
+    live = {name: value for name, value in setting.options.items() if name in LIVE}
+    return dict(COUNT_ONLY) | live
+
+
 @contextmanager
 def routed(llm: Any, setting: Setting, *, seed: int = 0) -> Iterator[None]:
     """Let an engine run a setting: ``sere`` as the engine itself does it, others in its place.
@@ -177,8 +184,7 @@ def routed(llm: Any, setting: Setting, *, seed: int = 0) -> Iterator[None]:
     Raises:
         UnsupportedEngine: The expert kernel is not known to bear an expert twice in a row.
     """
-    live = {name: value for name, value in setting.options.items() if name in LIVE}
-    configure(llm, **dict(COUNT_ONLY) | live)
+    configure(llm, **counted_changes(setting))
     if setting.needs_table:
         yield
         return

@@ -69,7 +69,7 @@ def test_tables_come_from_the_records() -> None:
 def test_newest_record_of_a_case_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     """A case measured again takes the old one's place; another number of threads is another case."""
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    documents = importlib.import_module("documents")
+    tables = importlib.import_module("tables")
 
     def record(threads: int, tpot: float) -> dict[str, object]:
         return {
@@ -77,5 +77,5 @@ def test_newest_record_of_a_case_counts(monkeypatch: pytest.MonkeyPatch) -> None
             "provenance": {"machine": {"threads": threads}}, "tpot_ms": tpot,
         }  # fmt: skip
 
-    monkeypatch.setattr(documents, "_lines", lambda _name: [record(1, 9.0), record(2, 5.0), record(1, 8.0)])
-    assert [found["tpot_ms"] for found in documents._serve_records()] == [8.0, 5.0]
+    monkeypatch.setattr(tables, "_lines", lambda _name: [record(1, 9.0), record(2, 5.0), record(1, 8.0)])
+    assert [found["tpot_ms"] for found in tables.serve_records()] == [8.0, 5.0]

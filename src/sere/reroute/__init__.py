@@ -90,7 +90,8 @@ def reroute(
     )  # fmt: skip
     # 1, 1.0 and True are one key to a dictionary, but not all of them are numbers of slots.
     kinds = tuple(map(type, (select_top_k, threshold, min_active, sentinel, *settings[3])))
-    key = (settings, kinds, id(scale))
+    # PyTorch 2.9 and 2.11 cannot compile the id of None.
+    key = (settings, kinds, None if scale is None else id(scale))
     cached = layer.prepared.get(key)
     if cached is None or (scale is not None and _is_stale(cached, scale)):
         while len(layer.prepared) >= _MOST_PLANS:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from functools import cache
 from typing import Any
 
@@ -85,8 +86,27 @@ def launch(prepared: Launch, device: torch.device) -> None:
 
 def _put(prepared: Launch, index: int) -> None:
     kernel = kernels(index)[prepared.entry]
+    if index not in _thread.current:
+        _set_current(index)
     stream = stream_of(torch._C._cuda_getCurrentRawStream(index))
     _core().launch(stream, _shape_of(prepared.blocks, prepared.threads), kernel, *prepared.words)
+
+
+class _Thread(threading.local):
+    """The devices that this thread has made current, once each."""
+
+    def __init__(self) -> None:
+        self.current: set[int] = set()
+
+
+_thread = _Thread()
+
+
+def _set_current(index: int) -> None:
+    # A launch needs the device's context on its own thread. PyTorch puts it there at a call that needs it, and
+    # a tensor from its pool needs none: a new thread whose first work is this launch would have no context.
+    _core().Device(index).set_current()
+    _thread.current.add(index)
 
 
 @cache
@@ -124,7 +144,7 @@ def kernels(index: int) -> dict[str, Any]:
         Exception: NVRTC is missing, or the driver refuses the code; cuda-core's own classes.
     """
     _refuse_capture(index)
-    _core().Device(index).set_current()
+    _set_current(index)
     major, minor = torch.cuda.get_device_capability(index)
     arch = f"sm_{major}{minor}"
     try:

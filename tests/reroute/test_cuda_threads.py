@@ -14,7 +14,7 @@ from sere.reroute.cuda.launch import Launch
 
 
 def test_a_new_thread_makes_the_device_current_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """PyTorch may have done nothing on a thread that would give it a context: the first launch there sees to it."""
+    """PyTorch may have given a new thread no context: the first launch there sees to it."""
     told: list[object] = []
     core = SimpleNamespace(
         Device=lambda index: SimpleNamespace(set_current=lambda: told.append(index)),

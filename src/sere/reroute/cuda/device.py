@@ -103,8 +103,8 @@ _thread = _Thread()
 
 
 def _set_current(index: int) -> None:
-    # A launch needs the device's context on its own thread. PyTorch puts it there at a call that needs it, and
-    # a tensor from its pool needs none: a new thread whose first work is this launch would have no context.
+    # A launch needs the device's context on its own thread. PyTorch puts it there at a call that needs it,
+    # and a tensor from its pool needs none: a new thread whose first work is this launch would be without.
     _core().Device(index).set_current()
     _thread.current.add(index)
 

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from importlib import import_module
 from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
@@ -64,9 +65,12 @@ def compilers() -> dict[str, tuple[Compile, set[str]]]:
         listed = subprocess.run(["nvcc", "--list-gpu-code"], capture_output=True, text=True, check=True)
         found["nvcc"] = (with_nvcc, set(listed.stdout.split()))
     if find_spec("cuda") and find_spec("cuda.core"):
-        from cuda.bindings import nvrtc
-
-        error, known = nvrtc.nvrtcGetSupportedArchs()
+        try:
+            import_module("cuda.core")
+            nvrtc = import_module("cuda.bindings.nvrtc")
+            error, known = nvrtc.nvrtcGetSupportedArchs()
+        except (ImportError, RuntimeError) as why:
+            raise SystemExit(f"cuda-check: cuda-core is installed but does not work here: {why}") from why
         if int(error) == 0:
             found["nvrtc"] = (with_nvrtc, {f"sm_{number}" for number in known})
     return found

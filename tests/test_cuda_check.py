@@ -56,6 +56,19 @@ def test_a_missing_entry_fails(script: ModuleType) -> None:
     assert not script.check("nvcc", "", "sm_90")[1]
 
 
+def test_a_cuda_core_that_does_not_load(script: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An installation that is broken is one line, and no success."""
+
+    def broken(_: str) -> ModuleType:
+        raise ImportError("cydriver does not export cuDevSmResourceSplit")
+
+    monkeypatch.setattr(script.shutil, "which", lambda _: None)
+    monkeypatch.setattr(script, "find_spec", lambda _: True)
+    monkeypatch.setattr(script, "import_module", broken)
+    with pytest.raises(SystemExit, match="cuda-core is installed but does not work here: cydriver does not"):
+        script.compilers()
+
+
 CODE = """
 .text.reroute_int32_float32:
         /*0000*/                   LDC R1, c[0x0][0x28] ;

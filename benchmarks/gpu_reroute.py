@@ -59,8 +59,8 @@ COLD = ("cold", "nothing cold")
 THREADS = (128, 256, 512, 1024)
 SUMMARY = ("median", "p20", "p80")
 SPIN_SECONDS = 0.3
-# Clock ticks that the device waits before a replay, so that the host has handed all of it over.
-HEAD_START = 100_000
+# Clock ticks that the device waits before a replay, half a millisecond: by then all of it is handed over.
+HEAD_START = 1_000_000
 RESULTS = Path(__file__).parent / "results" / "gpu_reroute.jsonl"
 Step = Callable[[int], Any]
 
@@ -338,8 +338,9 @@ def main() -> None:
     parser.add_argument("--threads", action="store_true", help="128 to 1024 threads at T=64, E=128, no more")
     parser.add_argument("--out", type=Path, default=RESULTS)
     arguments = parser.parse_args()
-    if not torch.cuda.is_available():
-        raise SystemExit("no CUDA device here: nothing to time")
+    reason = launching.why_not()
+    if reason is not None:
+        raise SystemExit(f"nothing to time: {reason}")
     baseline, rows = Baseline(), []
     if arguments.threads:
         name, E, K = SHAPES[3]

@@ -26,7 +26,8 @@ def command(tool: str) -> list[str]:
     PyTorch and the driver ask for symbols and devices that may not be there: such calls are no errors here.
     """
     options = ["--report-api-errors", "no", "--kernel-name", f"kns={FILTER}", "--error-exitcode", "86"]
-    return [str(SANITIZER), "--tool", tool, *options]
+    # A machine that has just started may take minutes to read PyTorch in.
+    return [str(SANITIZER), "--tool", tool, "--launch-timeout", "300", *options]
 
 
 def test_the_filter_takes_every_entry() -> None:

@@ -44,8 +44,9 @@ def test_compute_sanitizer(tool: str) -> None:
     # In PyTorch's pool a read past a tensor's end is still in somebody's memory.
     environment = os.environ | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     program = [sys.executable, "-m", "tests.reroute.sanitized"]
+    # Three tools in ten minutes, which may be all that one command has there.
     run = subprocess.run(
-        command(tool) + program, env=environment, capture_output=True, text=True, check=False, timeout=600
+        command(tool) + program, env=environment, capture_output=True, text=True, check=False, timeout=190
     )
     assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-1000:]
     assert "done" in run.stdout

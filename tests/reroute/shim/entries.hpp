@@ -20,6 +20,11 @@ void call_entry(const void* words) {
     call_with<ENTRY>(ENTRY, static_cast<const long long*>(words), as_pack(ENTRY));
 }
 
+// All entries take the same number of arguments.
+template <class... Arguments>
+constexpr size_t how_many(void (*)(Arguments...)) { return sizeof...(Arguments); }
+constexpr size_t ARGUMENTS = how_many(reroute_int32_float32);
+
 inline Body find_entry(const char* name) {
 #define SHIM_ENTRY(NAME) if (std::strcmp(name, #NAME) == 0) return call_entry<NAME>
     SHIM_ENTRY(reroute_int32_float32);

@@ -1,0 +1,91 @@
+"""What the driver is handed; run by ``test_cuda_core.py``, in a process of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from sere.reroute.cuda import compiler, device
+from sere.reroute.cuda.launch import IDS, WEIGHTS, prepare
+from sere.reroute.types import Rules, prepare_neighbours
+from sere.similarity.layer import LayerSimilarity
+
+from ..cases import Case, batch, fuzzed, similarity_matrix
+from .driver import GPU, Driver
+
+pytestmark = pytest.mark.usefixtures("shim_backend")
+
+
+@pytest.fixture
+def unloaded() -> Iterator[None]:
+    """The kernel as it is before its first use in a process."""
+    device.kernels.cache_clear()
+    yield
+    device.kernels.cache_clear()
+
+
+@pytest.mark.parametrize("ids", IDS)
+@pytest.mark.parametrize("weights", WEIGHTS)
+def test_every_entry_is_tried(ids: torch.dtype, weights: torch.dtype) -> None:
+    """The trial by which ``"auto"`` decides passes for each id and weight type."""
+    device._try(ids, weights, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_one_launch_a_call(driver: Driver, seed: int) -> None:
+    """A call of any size is one launch, and every argument arrives: the reference's bits come out."""
+    case = fuzzed(seed)
+    expected, expected_counters = case.run("reference")
+    before = driver.launches.value
+    actual, counters = case.run("shim")
+    assert driver.launches.value == before + 1
+    assert torch.equal(actual.ids, expected.ids)
+    assert torch.equal(actual.weights, expected.weights)
+    assert counters.tolist() == expected_counters.tolist()
+
+
+@pytest.mark.parametrize("stream", [0, 4096])
+def test_what_the_driver_is_told(driver: Driver, monkeypatch: pytest.MonkeyPatch, stream: int) -> None:
+    """PyTorch's stream, its default one too, our grid and block, static shared memory, no attributes."""
+    monkeypatch.setattr(driver, "stream", stream)
+    ids, weights = batch(300, 8, 64, seed=0)
+    Case(ids, weights, similarity_matrix(64, 0), {"select_top_k": 1}).run("shim")
+    config = driver.config
+    assert (config.stream or 0) == stream
+    assert list(config.grid) == [2, 1, 1]
+    assert list(config.block) == [1024, 1, 1]
+    assert (config.shared_bytes, config.attribute_count) == (0, 0)
+
+
+def cached_file(monkeypatch: pytest.MonkeyPatch, folder: Path) -> Path:
+    """A cache of its own, with the machine code in it."""
+    monkeypatch.setenv("SERE_CACHE_DIR", str(folder))
+    compiler.cubin("sm_90")
+    (file,) = folder.iterdir()
+    return file
+
+
+@pytest.mark.usefixtures("unloaded")
+@pytest.mark.parametrize("damage", ["cut off", "another kernel's"])
+def test_a_file_that_the_driver_refuses(
+    driver: Driver, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, damage: str
+) -> None:
+    """It is compiled once more, whether the driver does not take it or finds no entry in it."""
+    file = cached_file(monkeypatch, tmp_path)
+    good = file.read_bytes()
+    file.write_bytes(b"" if damage == "cut off" else good.replace(b"reroute_int64", b"reroute_int46"))
+    assert set(device.kernels(GPU.index)) == set(device.entries())
+    assert file.read_bytes() == good
+
+
+@pytest.mark.usefixtures("unloaded")
+def test_a_driver_that_takes_no_code(driver: Driver, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A driver too old for the code is an error of cuda-core, and no broken file stays."""
+    file = cached_file(monkeypatch, tmp_path)
+    monkeypatch.setattr(driver.loads, "value", 0)
+    with pytest.raises(Exception, match="refused by the shim's driver"):
+        device.kernels(GPU.index)
+    assert list(tmp_path.iterdir()) == [file]

@@ -1,0 +1,84 @@
+"""A pytest plug-in: the cuda backend through NVRTC and cuda-core themselves, with a driver of the CPU.
+
+``python -m pytest -p tests.reroute.shim.driver …``, in a process of its own: a driver stays until its process ends. There the
+backend ``shim`` launches as the cuda backend does, on the one device that PyTorch seems to see.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterator
+from importlib.util import find_spec
+
+import pytest
+import torch
+
+from sere.reroute.cuda import device
+from sere.reroute.cuda.launch import Launch
+
+from . import backend as shim
+from .build import COMPILER, NO_COMPILER, build
+
+GPU = torch.device("cuda", 0)
+# Whoever asks for libcuda.so.1 later in the process gets the library that has this name.
+FLAGS = ("-O2", "-shared", "-fPIC", "-Wl,-soname,libcuda.so.1")
+NO_CUDA_CORE = "cuda-core is not installed: pip install 'sere[cuda]'"
+
+
+class Config(ctypes.Structure):
+    """What the driver is told of a launch beside its arguments: CUlaunchConfig."""
+
+    _fields_ = (
+        ("grid", ctypes.c_uint * 3),
+        ("block", ctypes.c_uint * 3),
+        ("shared_bytes", ctypes.c_uint),
+        ("stream", ctypes.c_void_p),
+        ("attributes", ctypes.c_void_p),
+        ("attribute_count", ctypes.c_uint),
+    )
+
+
+class Driver:
+    """The driver of this process.
+
+    Attributes:
+        launches: How many launches there were.
+        runs: Whether launches run at all; 0 or 1, like the next.
+        loads: Whether the driver takes machine code.
+        config: The last launch's.
+        stream: The address of PyTorch's current stream.
+    """
+
+    def __init__(self) -> None:
+        library = ctypes.CDLL(str(build("driver.cpp", *FLAGS)))
+        self.launches = ctypes.c_int.in_dll(library, "shim_launches")
+        self.runs = ctypes.c_int.in_dll(library, "shim_runs")
+        self.loads = ctypes.c_int.in_dll(library, "shim_loads")
+        self.config = Config.in_dll(library, "shim_config")
+        self.stream = 0
+
+
+def why_not() -> str | None:
+    """Return why there can be no such driver here, or None."""
+    if COMPILER is None:
+        return NO_COMPILER
+    return None if find_spec("cuda") is not None and find_spec("cuda.core") is not None else NO_CUDA_CORE
+
+
+@pytest.fixture(scope="session", autouse=True)
+def driver() -> Iterator[Driver]:
+    """The driver, in place, and PyTorch that believes in its device."""
+    driver = Driver()
+    put = device.launch
+
+    def launch(prepared: Launch, _: torch.device) -> None:
+        put(prepared, GPU)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.cuda, "current_device", lambda: GPU.index)
+        patch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+        patch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+        patch.setattr(torch._C, "_cuda_getCurrentRawStream", lambda _: driver.stream, raising=False)
+        patch.setattr(device, "launch", launch)
+        patch.setattr(shim, "launch", launch)
+        yield driver

@@ -1,4 +1,4 @@
-"""The common suite through NVRTC and cuda-core, with a driver that runs the kernel's own source on the CPU."""
+"""The common suite through NVRTC and cuda-core, with a driver that runs the kernel on the CPU."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SUITE = (
 @pytest.mark.slow
 @pytest.mark.skipif(driver.why_not() is not None, reason=str(driver.why_not()))
 def test_common_suite_through_cuda_core(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Compiled by NVRTC, loaded and launched by cuda-core: the reference's results, in a process that ends well."""
+    """Compiled by NVRTC, launched by cuda-core: the reference's results, in a process that ends well."""
     monkeypatch.setenv("SERE_CACHE_DIR", str(tmp_path))
     files = [str(HERE / file) for file in SUITE]
     command = [sys.executable, "-m", "pytest", "-q", "-p", "tests.reroute.shim.driver", "-k", "shim", *files]

@@ -9,11 +9,9 @@ import pytest
 import torch
 
 from sere.reroute.cuda import compiler, device
-from sere.reroute.cuda.launch import IDS, WEIGHTS, prepare
-from sere.reroute.types import Rules, prepare_neighbours
-from sere.similarity.layer import LayerSimilarity
+from sere.reroute.cuda.launch import IDS, WEIGHTS
+from tests.reroute.cases import Case, batch, fuzzed, similarity_matrix
 
-from ..cases import Case, batch, fuzzed, similarity_matrix
 from .driver import GPU, Driver
 
 pytestmark = pytest.mark.usefixtures("shim_backend")

@@ -1,7 +1,8 @@
 """A pytest plug-in: the cuda backend through NVRTC and cuda-core themselves, with a driver of the CPU.
 
-``python -m pytest -p tests.reroute.shim.driver …``, in a process of its own: a driver stays until its process ends. There the
-backend ``shim`` launches as the cuda backend does, on the one device that PyTorch seems to see.
+``python -m pytest -p tests.reroute.shim.driver …``, in a process of its own: a driver stays until its
+process ends. There the backend ``shim`` launches as the cuda backend does, on the one device that PyTorch
+seems to see.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from statistics import fmean, median
@@ -214,10 +214,11 @@ class _Engine:
 @contextmanager
 def _running(llm: Any, setting: Setting, seed: int, *, counted: bool = False) -> Iterator[None]:
     """Let an engine run a setting as it would be served, or so that its experts are counted; off too."""
-    # What the engine can run itself it runs itself, off among it.
-    own = setting.kind in ("off", "sere")
-    with nullcontext() if own else routed(llm, setting, seed=seed):
+    if setting.kind in ("off", "sere"):  # as the engine itself runs it
         configure(llm, **(counted_changes(setting) if counted else live_changes(setting)))
+        yield
+        return
+    with routed(llm, setting, seed=seed):
         yield
 
 

@@ -111,6 +111,12 @@ def test_bench_of_controls(tmp_path: Path) -> None:
         assert record["own_cost"]["us_per_layer"] > 0
 
 
+def test_bench_refuses_an_option_that_vllm_lacks(capsys: pytest.CaptureFixture[str]) -> None:
+    """A misspelt option of vLLM is one line, before an engine starts."""
+    assert main(["bench", "serve", "--preset", "tiny", "--engine-option", "max-num-sequences=3"]) == 2
+    assert "has no engine option 'max_num_sequences'" in capsys.readouterr().err.splitlines()[-1]
+
+
 def test_untouched(tmp_path: Path) -> None:
     """Without the wrappers the engine does not re-route; afterwards it does as before."""
     with engine(save_model(tmp_path), {"select_top_k": 1}, async_scheduling=False) as llm:

@@ -33,6 +33,7 @@ BLOCKS: Mapping[str, Callable[[], str]] = {
     "bench": tables.bench,
     "bench-summary": tables.bench_summary,
     "serve": tables.serve,
+    "serve-floor": tables.serve_floor,
     "serve-online": tables.serve_online,
     "vllm-load": tables.vllm_load,
     "similarity": tables.similarity,
@@ -53,7 +54,7 @@ def render(document: str) -> str:
         try:
             text = BLOCKS[match.group("name")]()
         except FileNotFoundError:
-            text = "*Not measured yet.*"
+            text = tables.NOT_MEASURED
         return f"{match.group(1)}\n{text}\n\n{match.group(3)}"
 
     return BLOCK.sub(replace, document)

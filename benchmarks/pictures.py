@@ -27,7 +27,13 @@ def serve(records: Sequence[Record]) -> str:
     Returns:
         The picture, as SVG; a row a model.
     """
-    shown = [record for record in records if record["experts"] is not None]
+    # A floor's engine has an off of its own, which its ratios are to; one line of off is enough to draw.
+    shown = [
+        record
+        for record in records
+        if record["experts"] is not None
+        and not (record["setting"] == "off" and record["config"].get("start"))
+    ]
     models = list(dict.fromkeys(record["subject"]["model"] for record in shown))
     settings = list(dict.fromkeys(record["setting"] for record in shown))
     ways = list(dict.fromkeys(_way(record) for record in shown))

@@ -11,6 +11,8 @@ from tabulate import tabulate
 
 RESULTS = Path(__file__).resolve().parent / "results"
 
+NOT_MEASURED = "*Not measured yet.*"
+
 Record = Mapping[str, Any]
 
 
@@ -142,12 +144,11 @@ def bench() -> str:
 
 
 def serve() -> str:
-    """A vLLM engine at real models' layer shapes, a row a batch size."""
-    records = serve_records()
+    """A vLLM engine at real models' layer shapes, a row a batch size; not those with a floor."""
+    records = [record for record in serve_records() if not started(record)]
     lines: dict[tuple[Any, ...], dict[str, Record]] = {}
     for record in records:
-        case = _serve_case(record)
-        lines.setdefault(case[:-1], {})[case[-1]] = record
+        lines.setdefault(_serve_line(record), {})[record["setting"]] = record
     rows = []
     for line, found in lines.items():
         off, untouched = found["off"], found.get("untouched")
@@ -165,7 +166,9 @@ def serve() -> str:
 
 
 def _serve_cells(found: Mapping[str, Record], setting: str) -> list[str]:
-    record, oracle = found[setting], found.get(f"oracle {setting}")
+    record, oracle = found.get(setting), found.get(f"oracle {setting}")
+    if record is None:
+        return [""] * 6
     tpot, cost = record["tpot_ms"]["p50"], record["own_cost"]
     return [
         f"{record['experts']['after']:.1f}", f"{record['expert_bytes_per_step'] / 1e6:.0f}", f"{tpot:.1f}",
@@ -175,25 +178,61 @@ def _serve_cells(found: Mapping[str, Record], setting: str) -> list[str]:
     ]  # fmt: skip
 
 
+def serve_floor() -> str:
+    """Engines started with a floor or another such setting, beside those without, a row a setting."""
+    everything = [record for record in serve_records() if record["experts"] is not None]
+    lines = {_serve_line(record) for record in everything if started(record)}
+    if not lines:
+        return NOT_MEASURED
+    records = [record for record in everything if _serve_line(record) in lines]
+    records.sort(key=lambda record: (record["batch_size"], started(record)))
+    rows = [
+        [
+            *_serve_line(record), started(record), f"`{record['setting']}`", _counts(record["experts"]),
+            f"{record['expert_bytes_per_step'] / 1e6:.0f}", f"{record['tpot_ms']['p50']:.1f}",
+            f"{record['ratio_off_to_this']['p50']:.2f}x",
+        ]
+        for record in records
+    ]  # fmt: skip
+    headers = ["layers of", "mode", "threads", "requests", "engine started with", "setting",
+               "distinct experts", "MB read", "TPOT, ms", "faster"]  # fmt: skip
+    return _table(rows, headers) + _conditions(records)
+
+
 def serve_records() -> list[Any]:
     """Return the newest record of each case, in the order in which the cases first came."""
-    return list({_serve_case(record): record for record in _lines("serve.jsonl")}.values())
+    newest = {(_serve_line(one), started(one), one["setting"]): one for one in _lines("serve.jsonl")}
+    return list(newest.values())
 
 
-def _serve_case(record: Record) -> tuple[Any, ...]:
+def started(record: Record) -> str:
+    """Return what a served record's engine was started with, beside S, rho and the table."""
+    return ", ".join(f"{name}={value}" for name, value in record["config"].get("start", {}).items())
+
+
+def _serve_line(record: Record) -> tuple[Any, ...]:
     threads = record["provenance"]["machine"]["threads"]
-    subject = record["subject"]["model"]
-    return subject, record["config"]["mode"], threads, record["batch_size"], record["setting"]
+    return record["subject"]["model"], _mode(record), threads, record["batch_size"]
+
+
+def _mode(record: Record) -> str:
+    """Return how an engine ran, as far as it is not what all did: in bfloat16, without options of vLLM."""
+    dtype, config = record["subject"].get("dtype", "bfloat16"), record["config"]
+    given = [f"{name}={value}" for name, value in config.get("engine_options", {}).items()]
+    return ", ".join([config["mode"], *([] if dtype == "bfloat16" else [dtype]), *given])
 
 
 def serve_online() -> str:
     """A real ``vllm serve`` under load, at a real model's layer shape."""
-    newest = {(one["case"], one["config"]["mode"]): one for one in _lines("serve_online.jsonl")}
+    newest = {
+        (one["subject"]["model"], _mode(one), one["case"], started(one)): one
+        for one in _lines("serve_online.jsonl")
+    }
     records = list(newest.values())
     rows = [
         [
-            record["subject"]["model"], record["config"]["mode"], record["case"].partition(",")[0],
-            f"`{record['setting']}`", _counts(record["experts"]),
+            record["subject"]["model"], _mode(record), record["case"].partition(",")[0],
+            _served_setting(record), _counts(record["experts"]),
             "" if record["experts"] is None else f"{record['experts']['rows']:.1f}",
             "" if record["experts"] is None else f"{record['expert_bytes_per_step'] / 1e6:.0f}",
             f"{record['tpot_ms']['p50']:.1f}", f"{record['ratio_off_to_this']['p50']:.2f}x",
@@ -206,6 +245,12 @@ def serve_online() -> str:
     headers = ["layers of", "mode", "requests", "setting", "distinct experts", "rows", "MB read", "TPOT, ms",
                "faster", "tokens/s", "requests/s", "TTFT, ms", "p90", "failed"]  # fmt: skip
     return _table(rows, headers) + _conditions(records)
+
+
+def _served_setting(record: Record) -> str:
+    """Return a setting; where it does not say so itself, also what its server was started with."""
+    start = "" if record["setting"].startswith("sere:") else started(record)
+    return f"`{record['setting']}`" + (f" ({start})" if start else "")
 
 
 def vllm_load() -> str:

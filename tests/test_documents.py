@@ -67,15 +67,53 @@ def test_tables_come_from_the_records() -> None:
 
 @pytest.mark.checkout
 def test_newest_record_of_a_case_counts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A case measured again takes the old one's place; another number of threads is another case."""
+    """A case measured again takes the old one's place; other threads or another start are another case."""
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     tables = importlib.import_module("tables")
 
-    def record(threads: int, tpot: float) -> dict[str, object]:
+    def record(threads: int, tpot: float, **config: object) -> dict[str, object]:
         return {
-            "subject": {"model": "m"}, "config": {"mode": "eager"}, "batch_size": 8, "setting": "off",
-            "provenance": {"machine": {"threads": threads}}, "tpot_ms": tpot,
+            "subject": {"model": "m"}, "config": {"mode": "eager"} | config, "batch_size": 8,
+            "setting": "off", "provenance": {"machine": {"threads": threads}}, "tpot_ms": tpot,
         }  # fmt: skip
 
-    monkeypatch.setattr(tables, "_lines", lambda _name: [record(1, 9.0), record(2, 5.0), record(1, 8.0)])
-    assert [found["tpot_ms"] for found in tables.serve_records()] == [8.0, 5.0]
+    floored, with_options = {"start": {"min_active": 32}}, {"engine_options": {"block_size": 32}}
+    records = [record(1, 9.0), record(2, 5.0), record(1, 8.0), record(1, 7.0, **floored)]
+    records += [record(1, 6.0, **with_options), record(1, 4.0, **floored), record(1, 3.0, start={})]
+    monkeypatch.setattr(tables, "_lines", lambda _name: records)
+    assert [found["tpot_ms"] for found in tables.serve_records()] == [3.0, 5.0, 4.0, 6.0]
+
+
+@pytest.mark.checkout
+def test_engines_with_a_floor_have_a_table_and_leave_the_others_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each setting stands beside the off of its own engine; without such an engine there is no table."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    tables = importlib.import_module("tables")
+    plain = [one for one in tables._lines("serve.jsonl") if not tables.started(one)]
+    monkeypatch.setattr(tables, "_lines", lambda _name: plain)
+    before = tables.serve()
+    assert tables.serve_floor() == tables.NOT_MEASURED
+
+    def floored(name: str, setting: str, tpot: float) -> dict[str, object]:
+        found = next(
+            one for one in plain
+            if (one["setting"], one["batch_size"], one["subject"]["model"], one["config"]["mode"])
+            == (name, 8, "qwen3-30b-a3b", "compiled")
+        )  # fmt: skip
+        changes = {"setting": setting, "tpot_ms": {"p20": tpot, "p50": tpot, "p80": tpot}}
+        return found | changes | {"config": found["config"] | {"start": {"min_active": 32}}}
+
+    new = [floored("off", "off", 111.0), floored("sere:S=2", "sere:S=2,min_active=32", 44.0)]
+    monkeypatch.setattr(tables, "_lines", lambda _name: [*plain, *new])
+    assert tables.serve() == before
+    rows = [line.split("|") for line in tables.serve_floor().splitlines() if line.startswith("| qwen")]
+    cells = [(row[4].strip(), row[5].strip(), row[6].strip()) for row in rows]
+    assert cells == [
+        ("8", "", "`off`"), ("8", "", "`sere:S=1`"), ("8", "", "`sere:S=2`"),
+        ("8", "min_active=32", "`off`"), ("8", "min_active=32", "`sere:S=2,min_active=32`"),
+    ]  # fmt: skip
+    assert [row[9].strip() for row in rows[3:]] == ["111.0", "44.0"]
+    pictures = importlib.import_module("pictures")
+    assert "min_active=32" in pictures.serve(tables.serve_records())

@@ -13,6 +13,7 @@ from sere.bench.subject import random_table
 from sere.errors import ConfigError
 from sere.eval import vllm
 from sere.eval.checkpoint import files_digest
+from sere.eval.engines import by_engine, check_settings
 from sere.eval.questions import held_out
 from sere.eval.run import Plan
 from sere.eval.settings import parse_settings
@@ -21,7 +22,7 @@ from tests.tiny import tiny_model
 
 
 def groups(*texts: str) -> list[tuple[dict[str, Any], list[str]]]:
-    found = vllm.by_engine(parse_settings(texts))
+    found = by_engine(parse_settings(texts))
     return [(options, [setting.label for setting in settings]) for options, settings in found]
 
 
@@ -54,7 +55,7 @@ def test_controls_need_no_engine_of_their_own() -> None:
 def test_rivals_that_need_scores_are_refused(text: str) -> None:
     """The router's scores of all experts are not to be had there; the text says where they are."""
     with pytest.raises(ConfigError, match=rf"{text}: .* router's scores .* --engine transformers"):
-        vllm.check_settings(parse_settings(["sere:S=1", text]))
+        check_settings(parse_settings(["sere:S=1", text]))
 
 
 class Engines:

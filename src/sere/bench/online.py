@@ -1,4 +1,4 @@
-"""Time ``vllm serve`` over HTTP under several settings of re-routing that take turns in one server."""
+"""Time ``vllm serve`` over HTTP under settings of re-routing that take turns in each server."""
 
 from __future__ import annotations
 
@@ -11,12 +11,11 @@ from time import sleep
 from typing import Any
 
 from sere.bench.load import Answer, Load, run_load
-from sere.bench.serve import check_settings, live_changes
+from sere.bench.plan import EnginePlan, refuse_controls
 from sere.bench.timing import spread, turns
 from sere.errors import InputError, ServerError
-from sere.eval.run import NO_PROGRESS, Progress
+from sere.eval.engines import Start, counted_changes, live_changes
 from sere.eval.settings import Setting
-from sere.eval.vllm import counted_changes
 from sere.integrations.vllm.server import Server
 from sere.provenance import provenance
 
@@ -28,30 +27,20 @@ _SETTLE_S = 1.2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class OnlinePlan:
-    """What to time.
+class OnlinePlan(EnginePlan):
+    """What to time over HTTP; prompts and arrivals of a round are the same for all variants.
 
     Attributes:
-        settings: The ways to route; the first is ``off``.
         loads: How requests arrive.
-        prompt: Tokens of a request's prompt.
-        steps: Tokens of a request after its first.
         requests: Requests of a block; in a closed loop at least its concurrency are sent.
-        rounds: Timed blocks of each variant; one that is not timed goes before.
-        seed: Of prompts and arrivals, which are the same for all variants of a round.
     """
 
-    settings: Sequence[Setting]
     loads: Sequence[Load]
-    prompt: int = 32
-    steps: int = 32
     requests: int = 32
-    rounds: int = 3
-    seed: int = 0
-    progress: Progress = field(default=NO_PROGRESS, repr=False)
 
     def __post_init__(self) -> None:
-        check_settings(self.settings)
+        EnginePlan.__post_init__(self)
+        refuse_controls(self.settings, "a server")
         if not self.loads or min(self.prompt, self.steps, self.requests, self.rounds) < 1:
             raise InputError(
                 "bench serve: expected a load, and prompt, steps, requests and rounds of at least 1, got "
@@ -115,39 +104,42 @@ class Variant:
 
 
 def bench_online(
-    server: Server, untouched: Server | None, subject: Mapping[str, Any], plan: OnlinePlan, *, compiled: bool
+    start: Start, untouched: Server | None, subject: Mapping[str, Any], plan: OnlinePlan
 ) -> Iterator[dict[str, Any]]:
-    """Time a server at each load under each setting; yield one JSON-ready record a case.
+    """Time servers at each load under each setting; yield one JSON-ready record a case.
 
-    All variants of a load take turns, block by block. A block is one lot of requests with random prompts;
-    those of a round, and their arrivals, are the same for every variant.
+    One server is started for each group of settings that can share one, and ended before the next. Each has
+    an ``off`` of its own, which the ratios of the group are to. All variants of a load take turns, block by
+    block. A block is one lot of requests with random prompts; those of a round, and their arrivals, are the
+    same for every variant.
 
     Args:
-        server: Re-routes, has the routes of sere and serves the model as `SERVED`.
-        untouched: A server of the same model without sere, which takes turns too: it shows what being there
-            costs. None to leave it out.
+        start: Starts a server that re-routes, has the routes of sere and serves the model as `SERVED`.
+        untouched: A server of the same model without sere, which takes turns with each of the others: it
+            shows what being there costs. None to leave it out.
         subject: What a reader must know of the model; JSON-ready, with ``vocab_size``.
         plan: How.
-        compiled: Whether the servers compile the model.
 
     Raises:
         ServerError: A server ended, or answered none of a block's requests.
     """
-    subject = dict(subject) | _counted_subject(server)
-    for load in plan.loads:
-        variants = _variants(server, untouched, plan)
-        with plan.progress(load.label, len(variants) * (plan.rounds + 1)) as tick:
-            for place in range(plan.rounds + 1):
-                for variant in turns(variants, place):
-                    variant.blocks.append(_block(variant, load, plan, place, subject["vocab_size"]))
-                    tick()
-        for variant in variants:
-            yield _record(subject, plan, load, variant, variants[0], compiled)
+    for options, settings in plan.groups():
+        with start(options) as server:
+            known = dict(subject) | _counted_subject(server)
+            for load in plan.loads:
+                variants = _variants(server, untouched, settings)
+                with plan.progress(load.label, len(variants) * (plan.rounds + 1)) as tick:
+                    for place in range(plan.rounds + 1):
+                        for variant in turns(variants, place):
+                            variant.blocks.append(_block(variant, load, plan, place, known["vocab_size"]))
+                            tick()
+                for variant in variants:
+                    yield _record(known, plan, load, variant, variants[0], options)
 
 
-def _variants(server: Server, untouched: Server | None, plan: OnlinePlan) -> list[Variant]:
+def _variants(server: Server, untouched: Server | None, settings: Sequence[Setting]) -> list[Variant]:
     variants = []
-    for setting in plan.settings:
+    for setting in settings:
         # What is switched off counts nothing, so its experts are counted in the block that is not timed.
         variants.append(Variant(setting.label, server, live_changes(setting), counted_changes(setting)))
     if untouched is not None:
@@ -195,7 +187,12 @@ def _counted_subject(server: Server) -> dict[str, Any]:
 
 
 def _record(
-    subject: Mapping[str, Any], plan: OnlinePlan, load: Load, variant: Variant, off: Variant, compiled: bool
+    subject: Mapping[str, Any],
+    plan: OnlinePlan,
+    load: Load,
+    variant: Variant,
+    off: Variant,
+    start: Mapping[str, Any],
 ) -> dict[str, Any]:
     blocks = variant.timed
     good = [answer for block in blocks for answer in block.good]
@@ -226,14 +223,9 @@ def _record(
         "errors": sorted(set(errors))[:5],
         "experts": experts,
         "expert_bytes_per_step": read,
-        "config": {
-            "engine": "vllm serve",
-            "mode": "compiled" if compiled else "eager",
-            "prompt": plan.prompt,
-            "steps": plan.steps,
+        "config": plan.config("vllm serve", start)
+        | {
             "requests": plan.count(load),
-            "rounds": plan.rounds,
-            "seed": plan.seed,
             # On a CPU this decides about the threads of a server's workers: unset, all cores but one.
             "omp_threads_bind": os.environ.get("VLLM_CPU_OMP_THREADS_BIND"),
         },

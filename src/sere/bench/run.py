@@ -14,7 +14,7 @@ from sere.bench.timing import Stepper, Times, interleave
 from sere.errors import InputError
 from sere.eval.apply import apply_setting, check_settings
 from sere.eval.run import NO_PROGRESS, Progress, summarise_layers
-from sere.eval.settings import Setting
+from sere.eval.settings import Setting, check_off_first
 from sere.provenance import provenance
 
 
@@ -40,8 +40,7 @@ class BenchPlan:
     progress: Progress = field(default=NO_PROGRESS, repr=False)
 
     def __post_init__(self) -> None:
-        if not self.settings or self.settings[0].kind != "off":
-            raise InputError("bench: the first setting must be 'off', which all others are compared with")
+        check_off_first(self.settings)
         if not self.batch_sizes or min(self.batch_sizes) < 1:
             raise InputError(f"bench: expected batch sizes of at least 1, got {list(self.batch_sizes)}")
         if min(self.prompt, self.steps, self.rounds) < 1:

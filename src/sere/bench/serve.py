@@ -1,80 +1,53 @@
-"""Time an engine of vLLM under several settings of re-routing that take turns in one run."""
+"""Time engines of vLLM under settings of re-routing that take turns in each."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from statistics import fmean, median
 from time import perf_counter
 from typing import Any
-from unittest.mock import patch
 
 import torch
-from torch import Tensor
 
+from sere.bench.plan import EnginePlan, refuse_controls
+from sere.bench.routing import Tape, record_routing, replayed, timed_routing, untouched
 from sere.bench.timing import Spread, Times, spread, turns
 from sere.errors import InputError
-from sere.eval.run import NO_PROGRESS, Progress
+from sere.eval.engines import Start, counted_changes, live_changes, routed
 from sere.eval.settings import Setting
-from sere.eval.vllm import LIVE, counted_changes
 from sere.integrations.vllm import configure, read_stats
 from sere.integrations.vllm.local import session_of
 from sere.provenance import provenance
-from sere.reroute import operator
-from sere.reroute.backends import implementation
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ServePlan:
-    """What to time.
+class ServePlan(EnginePlan):
+    """What to time in an engine of this process.
 
     Attributes:
-        settings: The ways to route; the first is ``off``.
         batch_sizes: Requests at once.
-        prompt: Tokens of a request's prompt.
-        steps: Timed decode steps of a block.
-        rounds: Blocks of each variant.
-        oracle: Whether to time, for each setting, the same ids put in place at no cost.
+        oracle: Whether to time, for each ``sere`` setting, the same ids put in place at no cost.
         untouched: Whether to time the engine without any wrapper of ours as well; not where it is compiled,
             for the operation is part of the compiled code.
-        seed: Of the prompts.
     """
 
-    settings: Sequence[Setting]
     batch_sizes: Sequence[int]
-    prompt: int = 32
-    steps: int = 32
-    rounds: int = 3
     oracle: bool = True
     untouched: bool = True
-    seed: int = 0
-    progress: Progress = field(default=NO_PROGRESS, repr=False)
 
     def __post_init__(self) -> None:
-        check_settings(self.settings)
+        EnginePlan.__post_init__(self)
+        if self.compiled:
+            refuse_controls(self.settings, "a compiled engine")
         if not self.batch_sizes or min(self.batch_sizes) < 1:
             raise InputError(f"bench serve: expected batch sizes of at least 1, got {list(self.batch_sizes)}")
         if min(self.prompt, self.rounds) < 1 or self.steps < 2:
             raise InputError(
                 "bench serve: expected a prompt and rounds of at least 1 and at least 2 steps, "
                 f"got {self.prompt}, {self.rounds} and {self.steps}"
-            )
-
-
-def check_settings(settings: Sequence[Setting]) -> None:
-    """Make sure that settings can take turns in one engine.
-
-    Raises:
-        InputError: The first is not ``off``, or one cannot be changed to while the engine runs.
-    """
-    if not settings or settings[0].kind != "off":
-        raise InputError("bench serve: the first setting must be 'off', which all others are compared with")
-    for setting in settings[1:]:
-        if setting.kind != "sere" or not set(setting.options) <= LIVE:
-            raise InputError(
-                f"bench serve: {setting.label}: expected sere settings with S and rho, e.g. "
-                "sere:S=2,rho=0.3, because the engine changes between them while it runs"
             )
 
 
@@ -99,7 +72,7 @@ class Variant:
 
     label: str
     setting: Setting
-    enter: Callable[[], Any]
+    enter: Callable[[], AbstractContextManager[None]]
     blocks: list[Block] = field(default_factory=list)
 
     def times(self) -> Times:
@@ -107,38 +80,153 @@ class Variant:
         return Times([block.step_ms for block in self.blocks])
 
 
-def bench_serve(llm: Any, subject: dict[str, Any], plan: ServePlan) -> Iterator[dict[str, Any]]:
-    """Time an engine at each batch size under each setting; yield one JSON-ready record a case.
+def bench_serve(start: Start, subject: Mapping[str, Any], plan: ServePlan) -> Iterator[dict[str, Any]]:
+    """Time engines at each batch size under each setting; yield one JSON-ready record a case.
 
-    All variants of a batch size take turns. A block is one batch of requests with random prompts that arrive
-    together; its decode steps are timed one by one. Beside the settings stand ``untouched`` (the engine
-    without a wrapper of ours: what being there costs) and, for each setting, its oracle (the ids of the
-    same steps, recorded before and put in place: what re-routing itself costs).
+    One engine is started for each group of settings that can share one, and ended before the next. Each has
+    an ``off`` of its own, which takes turns with the group's others and which their ratios are to. A block
+    is one batch of requests with random prompts that arrive together, the same in all engines; its decode
+    steps are timed one by one. Beside the settings stand ``untouched`` (the engine without a wrapper of
+    ours: what being there costs) and, for each ``sere`` setting, its oracle (the ids of the same steps,
+    recorded before and put in place: what re-routing itself costs).
 
     Args:
-        llm: An engine from `local_engine`, with re-routing.
+        start: Starts an engine of this process, as ``plan`` says eager or compiled.
         subject: What a reader must know of the model; JSON-ready.
         plan: How.
+
+    Raises:
+        InputError: An engine did not run all requests of a batch at once.
     """
-    for B in plan.batch_sizes:
-        yield from _batch(llm, subject, plan, B)
+    for options, settings in plan.groups():
+        with start(options) as llm:
+            run = _Engine(llm, dict(subject) | _counted_subject(llm), plan, options, settings)
+            for B in plan.batch_sizes:
+                yield from run.batch(B)
+        # The next engine needs the memory that these names hold.
+        del llm, run
 
 
-def _batch(llm: Any, subject: dict[str, Any], plan: ServePlan, B: int) -> Iterator[dict[str, Any]]:
-    prompts = _prompts(llm, B, plan)
-    variants = _variants(llm, plan, prompts)
-    with plan.progress(f"B={B}", len(variants) * (plan.rounds + 1)) as tick:
-        for place in range(plan.rounds + 1):
-            for variant in turns(variants, place):
-                with variant.enter():
-                    block = run_block(llm, prompts, plan.steps)
-                if place > 0:
-                    variant.blocks.append(block)
-                tick()
-    off = next(variant for variant in variants if variant.label == "off")
-    for variant in variants:
-        counted = _count(llm, variant, prompts, plan)
-        yield _record(subject, plan, B, variant, off, counted, compiled=not session_of(llm).eager)
+def _counted_subject(llm: Any) -> dict[str, Any]:
+    """Return what the engine knows better than the checkpoint."""
+    session = session_of(llm)
+    return {
+        "moe_layers": len(session.layers),
+        "bytes_per_expert": session.expert_bytes(),
+        "expert_kernel": session.kernel,
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class _Engine:
+    """A running engine, and what is timed in it."""
+
+    llm: Any
+    subject: Mapping[str, Any]
+    plan: ServePlan
+    start: Mapping[str, Any]
+    settings: Sequence[Setting]
+
+    def batch(self, B: int) -> Iterator[dict[str, Any]]:
+        """Time all variants of one batch size, which take turns, and yield their records."""
+        plan = self.plan
+        prompts = _prompts(self.llm, B, plan)
+        variants = self.variants(prompts)
+        with plan.progress(f"B={B}", len(variants) * (plan.rounds + 1)) as tick:
+            for place in range(plan.rounds + 1):
+                for variant in turns(variants, place):
+                    with variant.enter():
+                        block = run_block(self.llm, prompts, plan.steps)
+                    if place > 0:
+                        variant.blocks.append(block)
+                    tick()
+        for variant in variants:
+            yield self.record(B, variant, variants[0], self.count(variant, prompts))
+
+    def variants(self, prompts: list[list[int]]) -> list[Variant]:
+        """Return the settings, ``off`` first, with their oracles, and the untouched engine."""
+        llm, plan, variants = self.llm, self.plan, []
+        for setting in self.settings:
+            enter = partial(_running, llm, setting, plan.seed)
+            variants.append(Variant(setting.label, setting, enter))
+            if setting.kind == "sere" and plan.oracle:
+                with enter():
+                    tape = record_routing(llm, lambda: run_block(llm, prompts, plan.steps))
+                if len(tape) > self.calls:  # else steps passed that ran none of our Python: captured graphs
+                    replay = partial(_replayed, llm, setting, plan.seed, tape)
+                    variants.append(Variant(f"oracle {setting.label}", setting, replay))
+        if plan.untouched and not plan.compiled:
+            variants.append(Variant("untouched", self.settings[0], partial(untouched, llm)))
+        return variants
+
+    @property
+    def calls(self) -> int:
+        """How often the routing is called in a block's decode steps; the prompts' steps come before."""
+        return len(session_of(self.llm).layers) * self.plan.steps
+
+    def count(self, variant: Variant, prompts: list[list[int]]) -> dict[str, Any]:
+        """Run one block more for a setting's experts and the time inside its routing."""
+        llm, plan = self.llm, self.plan
+        if variant.label not in {setting.label for setting in self.settings}:
+            return {"experts": None, "own_cost": None}
+        with _running(llm, variant.setting, plan.seed, counted=True), timed_routing(llm) as spent:
+            read_stats(llm, reset=True)
+            run_block(llm, prompts, plan.steps)
+            layers = [layer for layer in read_stats(llm, reset=True).layers if layer.steps]
+        experts = {
+            "before": fmean(layer.distinct_before for layer in layers),
+            "after": fmean(layer.distinct_after for layer in layers),
+            "moved": fmean(layer.slots_moved for layer in layers),
+            "critical": fmean(layer.critical for layer in layers),
+        }
+        cost = None
+        if len(spent) > self.calls and variant.setting.kind != "off":
+            decoding = median(spent[-self.calls :])
+            cost = {"us_per_layer": decoding * 1e3, "ms_per_step": decoding * len(layers)}
+        return {"experts": experts, "own_cost": cost}
+
+    def record(self, B: int, variant: Variant, off: Variant, counted: dict[str, Any]) -> dict[str, Any]:
+        """Return the record of one case."""
+        plan, blocks = self.plan, variant.blocks
+        experts, per_expert = counted["experts"], self.subject["bytes_per_expert"]
+        read = None
+        if experts is not None and per_expert is not None:
+            read = round(experts["after"] * per_expert * self.subject["moe_layers"])
+        tokens = [1e3 * B * (plan.steps + 1) / block.total_ms for block in blocks]
+        return {
+            "format": "sere-bench-serve-1",
+            "unit": "ms",
+            "case": f"B={B} {variant.label}",
+            "setting": variant.label,
+            "batch_size": B,
+            "tpot_ms": asdict(variant.times().tpot_ms()),
+            "ratio_off_to_this": asdict(_speedup(variant, off)),
+            "ttft_ms": asdict(spread([block.ttft_ms for block in blocks])),
+            "tokens_per_s": asdict(spread(tokens)),
+            "expert_bytes_per_step": read,
+            **counted,
+            "config": plan.config("vllm", self.start),
+            "subject": dict(self.subject),
+            "provenance": provenance(),
+        }
+
+
+@contextmanager
+def _running(llm: Any, setting: Setting, seed: int, *, counted: bool = False) -> Iterator[None]:
+    """Let an engine run a setting as it would be served, or so that its experts are counted; off too."""
+    if setting.kind in ("off", "sere"):  # as the engine itself runs it
+        configure(llm, **(counted_changes(setting) if counted else live_changes(setting)))
+        yield
+        return
+    with routed(llm, setting, seed=seed):
+        yield
+
+
+@contextmanager
+def _replayed(llm: Any, setting: Setting, seed: int, tape: Tape) -> Iterator[None]:
+    """Let an engine run a setting's recorded ids."""
+    with _running(llm, setting, seed), replayed(llm, tape):
+        yield
 
 
 def run_block(llm: Any, prompts: Sequence[Sequence[int]], steps: int) -> Block:
@@ -182,203 +270,6 @@ def _prompts(llm: Any, B: int, plan: ServePlan) -> list[list[int]]:
     vocabulary = llm.llm_engine.model_config.get_vocab_size()
     ids: list[list[int]] = torch.randint(0, vocabulary, (B, plan.prompt), generator=generator).tolist()
     return ids
-
-
-def _variants(llm: Any, plan: ServePlan, prompts: list[list[int]]) -> list[Variant]:
-    variants = []
-    for setting in plan.settings:
-
-        def enter(setting: Setting = setting) -> Any:
-            apply_live(llm, setting)
-            return nullcontext()
-
-        variants.append(Variant(setting.label, setting, enter))
-        if setting.kind == "sere" and plan.oracle:
-            apply_live(llm, setting)
-            tape = record_routing(llm, lambda: run_block(llm, prompts, plan.steps))
-            if len(tape) <= _decoding(llm, plan):
-                continue  # steps passed that ran none of our Python: captured graphs
-
-            def replay(setting: Setting = setting, tape: Tape = tape) -> Any:
-                apply_live(llm, setting)
-                return replayed(llm, tape)
-
-            variants.append(Variant(f"oracle {setting.label}", setting, replay))
-    if plan.untouched and session_of(llm).eager:
-        variants.append(Variant("untouched", plan.settings[0], lambda: untouched(llm)))
-    return variants
-
-
-def live_changes(setting: Setting) -> dict[str, Any]:
-    """Return what to change in a running engine for a setting."""
-    return {"enabled": False} if setting.kind == "off" else counted_changes(setting)
-
-
-def apply_live(llm: Any, setting: Setting) -> None:
-    """Switch a running engine to a setting."""
-    configure(llm, **live_changes(setting))
-
-
-Routes = Callable[..., tuple[Tensor, Tensor]]
-"""What re-routes one layer's step: a layer's ``route``, or the operation behind it."""
-
-Tape = list[tuple[Tensor, Tensor]]
-"""What each call of the routing returned, in order."""
-
-
-def record_routing(llm: Any, run: Callable[[], object]) -> Tape:
-    """Run something and keep what each call of the routing returned."""
-    tape: Tape = []
-
-    def recording(route: Routes) -> Routes:
-        def record(*step: Any) -> tuple[Tensor, Tensor]:
-            result = route(*step)
-            tape.append(_copy(result))
-            return result
-
-        return record
-
-    with _routing(llm, recording):
-        run()
-    return tape
-
-
-@contextmanager
-def replayed(llm: Any, tape: Tape) -> Iterator[None]:
-    """Let the layers take their routing from a tape: the same ids as re-routing, without its work."""
-    # Compiled code may write over what the operation has given it.
-    steps = iter([_copy(step) for step in tape])
-    with _routing(llm, lambda _route: lambda *_step: next(steps)):
-        yield
-
-
-@contextmanager
-def timed_routing(llm: Any) -> Iterator[list[float]]:
-    """Collect the time of each call of the routing, in ms."""
-    spent: list[float] = []
-
-    def timing(route: Routes) -> Routes:
-        def timed(*step: Any) -> tuple[Tensor, Tensor]:
-            started = perf_counter()
-            result = route(*step)
-            spent.append((perf_counter() - started) * 1e3)
-            return result
-
-        return timed
-
-    with _routing(llm, timing):
-        yield spent
-
-
-@contextmanager
-def _routing(llm: Any, make: Callable[[Routes], Routes]) -> Iterator[None]:
-    """Put another function in place of the Python that re-routes at each step of the engine.
-
-    That is each layer's ``route``; where compiled code has taken it in, the operation that this code calls.
-    Only one of the two runs, and neither where captured graphs are replayed.
-    """
-    with ExitStack() as stack:
-        for layer in session_of(llm).layers.values():
-            stack.enter_context(patch.object(layer, "route", make(layer.route)))
-        operation = patch.object(operator, "implementation", lambda backend: make(implementation(backend)))
-        stack.enter_context(operation)
-        yield
-
-
-def _copy(routing: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    return routing[0].clone(), routing[1].clone()
-
-
-@contextmanager
-def untouched(llm: Any) -> Iterator[None]:
-    """Take every wrapper off routers and model runner, and put them back."""
-    session = session_of(llm)
-    assert session.steps is not None
-    holders = [layer.runner.router for layer in session.layers.values()]
-    names = ("_compute_routing", "execute_model", "_prepare_inputs", "prepare_inputs", "_dummy_run")
-    taken = [
-        (holder, name, vars(holder).pop(name))
-        for holder in [*holders, session.steps.runner]
-        for name in names
-        if name in vars(holder)
-    ]
-    try:
-        yield
-    finally:
-        for holder, name, wrapper in taken:
-            setattr(holder, name, wrapper)
-
-
-def _count(llm: Any, variant: Variant, prompts: list[list[int]], plan: ServePlan) -> dict[str, Any]:
-    """Run one block more for a setting's experts and the time inside its routing."""
-    if variant.label not in {setting.label for setting in plan.settings}:
-        return {"experts": None, "own_cost": None}
-    configure(llm, **counted_changes(variant.setting))
-    read_stats(llm, reset=True)
-    with timed_routing(llm) as spent:
-        run_block(llm, prompts, plan.steps)
-    layers = [layer for layer in read_stats(llm, reset=True).layers if layer.steps]
-    experts = {
-        "before": fmean(layer.distinct_before for layer in layers),
-        "after": fmean(layer.distinct_after for layer in layers),
-        "moved": fmean(layer.slots_moved for layer in layers),
-        "critical": fmean(layer.critical for layer in layers),
-    }
-    cost = None
-    calls = _decoding(llm, plan)
-    if len(spent) > calls and variant.setting.kind != "off":
-        decoding = spent[-calls:]
-        cost = {"us_per_layer": median(decoding) * 1e3, "ms_per_step": median(decoding) * len(layers)}
-    return {"experts": experts, "own_cost": cost}
-
-
-def _decoding(llm: Any, plan: ServePlan) -> int:
-    """Return how often the routing is called in a block's decode steps; the prompts' steps come before."""
-    return len(session_of(llm).layers) * plan.steps
-
-
-def _record(
-    subject: dict[str, Any],
-    plan: ServePlan,
-    B: int,
-    variant: Variant,
-    off: Variant,
-    counted: dict[str, Any],
-    *,
-    compiled: bool,
-) -> dict[str, Any]:
-    experts = counted["experts"]
-    per_expert = subject["bytes_per_expert"]
-    read = (
-        None
-        if experts is None or per_expert is None
-        else round(experts["after"] * per_expert * subject["moe_layers"])
-    )
-    return {
-        "format": "sere-bench-serve-1",
-        "unit": "ms",
-        "case": f"B={B} {variant.label}",
-        "setting": variant.label,
-        "batch_size": B,
-        "tpot_ms": asdict(variant.times().tpot_ms()),
-        "ratio_off_to_this": asdict(_speedup(variant, off)),
-        "ttft_ms": asdict(spread([block.ttft_ms for block in variant.blocks])),
-        "tokens_per_s": asdict(
-            spread([1e3 * B * (plan.steps + 1) / block.total_ms for block in variant.blocks])
-        ),
-        "expert_bytes_per_step": read,
-        **counted,
-        "config": {
-            "engine": "vllm",
-            "mode": "compiled" if compiled else "eager",
-            "prompt": plan.prompt,
-            "steps": plan.steps,
-            "rounds": plan.rounds,
-            "seed": plan.seed,
-        },
-        "subject": subject,
-        "provenance": provenance(),
-    }
 
 
 def _speedup(variant: Variant, off: Variant) -> Spread:

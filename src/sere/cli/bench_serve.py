@@ -5,35 +5,45 @@ from __future__ import annotations
 import argparse
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from sere.cli.loading import checkpoint_path
+from sere.cli.loading import DTYPES, checkpoint_path, dtype_name
 from sere.cli.output import add_json_flag, emit_lines, say, spread_cells, table
 from sere.cli.parser import add_command
+from sere.cli.server_logs import Logs, server_logs
 from sere.errors import ConfigError
+
+if TYPE_CHECKING:
+    from sere.bench.plan import EnginePlan
 
 _DEFAULT_SETTINGS = ("sere:S=1", "sere:S=2")
 _BATCH_SIZES = (8, 16, 32)
 
-_DETAILS = """Starts vLLM in this process and sends it batches of B requests that arrive together. All
-settings take turns, block by block, in one run of one engine. Beside them stand 'untouched' (the engine
-without any wrapper of ours; not with --compile, where the operation is part of the compiled code) and for
-each setting its oracle (the same re-routed ids, put in place without the work). With --preset, the model has
-a published model's layer shape, random weights (standard deviation 0.04) and random similarities. One JSON
-line a case.
+_DETAILS = """Starts vLLM in this process and sends it batches of B requests that arrive together. Settings
+are those of sere eval --engine vllm. Those that differ in S and rho alone take turns, block by block, in one
+engine. A floor (min_active), scale, targets and merge are part of an engine's start: such settings get an
+engine of their own, one after the other. 'off' takes turns in each of them, and a ratio is always to the off
+of the same engine. Beside the settings stand 'untouched' (the engine without any wrapper of ours; not with
+--compile, where the operation is part of the compiled code) and for each sere setting its oracle (the same
+re-routed ids, put in place without the work). random and topk settings run in an eager engine of this process
+alone. With --preset, the model has a published model's layer shape, random weights (standard deviation 0.04)
+and random similarities. One JSON line a case.
 
-With --server it starts a real 'vllm serve' instead, on a port of this machine alone, and sends it requests
-over HTTP: B at once, the next when one has ended, or R a second at random times. Settings take turns
-through the server's own route. There is no oracle; 'untouched' is a second server, started without sere
-(--untouched), and works with --compile too. Exit code 1 if any request failed."""
+With --server it starts a real 'vllm serve' for each of these engines instead, on a port of this machine
+alone, and sends it requests over HTTP: B at once, the next when one has ended, or R a second at random times.
+Settings take turns through the server's own route. There is no oracle; 'untouched' is one more server,
+started without sere (--untouched), which takes turns with each of the others and works with --compile too.
+Exit code 1 if any request failed. Where something failed, the servers' logs are left beside --out."""
 
 _EXAMPLES = """
   sere bench serve --preset qwen3-30b-a3b --layers 4 --batch-size 8 16 32 64 --out serve.jsonl
   sere bench serve MODEL --table table.safetensors --setting sere:S=2,rho=0.3 --compile --threads 1
   sere bench serve --preset qwen3-30b-a3b --layers 4 --server --batch-size 8 16 --untouched
   sere bench serve --preset qwen3-30b-a3b --layers 4 --server --request-rate 1 2 4
+  sere bench serve --preset qwen3-30b-a3b --setting sere:S=2 --setting sere:S=2,min_active=32
+  sere bench serve MODEL --table table.safetensors --server --engine-option tensor_parallel_size=2
 """
 
 
@@ -49,7 +59,8 @@ def add(subparsers: Any) -> None:
     parser.add_argument("--table", metavar="FILE", help="similarity table of MODEL")
     parser.add_argument(
         "--setting", action="append", metavar="SETTING",
-        help=f"repeatable, with S and rho; off is always there (default: {' '.join(_DEFAULT_SETTINGS)})",
+        help="repeatable, as for sere eval --engine vllm; off is always there (default: "
+        f"{' '.join(_DEFAULT_SETTINGS)})",
     )  # fmt: skip
     parser.add_argument(
         "--batch-size", type=int, nargs="+", metavar="B",
@@ -60,6 +71,16 @@ def add(subparsers: Any) -> None:
     )
     parser.add_argument("--steps", type=int, default=32, metavar="N", help="decode steps (default: 32)")
     parser.add_argument("--rounds", type=int, default=3, metavar="N", help="blocks of each (default: 3)")
+    parser.add_argument(
+        "--dtype",
+        choices=DTYPES,
+        default="bfloat16",
+        help="of the weights; auto: as stored (default: bfloat16)",
+    )
+    parser.add_argument(
+        "--engine-option", action="append", default=[], metavar="KEY=VALUE",
+        help="repeatable; an option of vLLM, its value as JSON or a word, e.g. max_num_seqs=64",
+    )  # fmt: skip
     parser.add_argument("--compile", action="store_true", help="let vLLM compile the model")
     parser.add_argument(
         "--threads", type=int, metavar="N",
@@ -100,104 +121,118 @@ def run(args: argparse.Namespace) -> int:
     if not args.server:
         emit_lines(args, _records(args), render)
         return 0
-    failed = sum(record["failed"] for record in emit_lines(args, _online_records(args), render_online))
-    if failed:
-        say(f"{failed} requests failed; the records say how")
+    with server_logs(args.out) as logs:
+        records = emit_lines(args, _online_records(args, logs), render_online)
+        failed = sum(record["failed"] for record in records)
+        if failed:
+            logs.keep = True
+            say(f"{failed} requests failed; the records say how{logs.where()}")
     return int(failed > 0)
 
 
-def _online_records(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+def _online_records(args: argparse.Namespace, logs: Logs) -> Iterator[dict[str, Any]]:
+    from sere.bench.engine_options import OF_SERVER, as_arguments, options_of, parse_engine_options
     from sere.bench.load import Load
     from sere.bench.online import SERVED, OnlinePlan, bench_online
-    from sere.cli.progress import bar
-    from sere.eval.settings import parse_settings
-    from sere.integrations.vllm.server import serve
+    from sere.integrations.vllm.server import Server, serve
 
     sizes = args.batch_size or ([] if args.request_rate else _BATCH_SIZES)
     plan = OnlinePlan(
-        settings=parse_settings(args.setting or _DEFAULT_SETTINGS),
         loads=[
             *(Load(concurrency=B) for B in dict.fromkeys(sizes)),
             *(Load(request_rate=rate) for rate in dict.fromkeys(args.request_rate or ())),
         ],
-        prompt=args.prompt, steps=args.steps, rounds=args.rounds, seed=args.seed, progress=bar,
         requests=32 if args.requests is None else args.requests,
-    )  # fmt: skip
+        **_common(args, parse_engine_options(args.engine_option, OF_SERVER)),
+    )
     most = max(plan.count(load) if load.concurrency is None else load.concurrency for load in plan.loads)
-    arguments = [
-        "--served-model-name", SERVED, "--skip-tokenizer-init", "--dtype", "bfloat16",
-        "--seed", str(args.seed), "--max-num-seqs", str(most),
-        "--max-model-len", str(plan.prompt + plan.steps + 8),
-        "--max-num-batched-tokens", str(max(2048, most * plan.prompt)), "--no-enable-prefix-caching",
-        "--disable-uvicorn-access-log", *([] if args.compile else ["--enforce-eager"]),
-    ]  # fmt: skip
-    with _model(args) as (path, similarities), tempfile.TemporaryDirectory(prefix="sere-bench-") as logs:
-        settings = {"table": str(similarities), "select_top_k": 1, "log_seconds": 0}
-        say("starting vllm serve")
-        first, second = Path(logs) / "server.log", Path(logs) / "untouched.log"
-        with (
-            serve(path, None, second, *arguments) if args.untouched else nullcontext() as untouched,
-            serve(path, settings, first, *arguments) as server,
-        ):
-            subject = _stored_subject(args, path, similarities)
-            yield from bench_online(server, untouched, subject, plan, compiled=args.compile)
+    with _model(args, plan) as (path, similarities, subject):
+        options = options_of(plan, most, dtype=subject["dtype"])
+        options |= {"served_model_name": SERVED, "disable_uvicorn_access_log": True}
+        arguments = as_arguments(options)
 
+        def start(settings: Mapping[str, Any]) -> AbstractContextManager[Server]:
+            say(f"starting vllm serve{_text(settings)}")
+            return serve(path, _reroute(similarities, settings), logs.file("server"), *arguments)
 
-def _stored_subject(args: argparse.Namespace, path: Path, similarities: Path) -> dict[str, Any]:
-    """Say what is timed, as far as checkpoint and table tell."""
-    from transformers import AutoConfig
-
-    from sere.table import SimilarityTable
-
-    table, config = SimilarityTable.load(similarities), AutoConfig.from_pretrained(path).get_text_config()
-    return {
-        "model": args.preset or table.identity.name,
-        "weights": "random" if args.preset is not None else "checkpoint",
-        "layers": config.num_hidden_layers,
-        "E": table.identity.E,
-        "K": table.identity.K,
-        "vocab_size": config.vocab_size,
-        "dtype": "bfloat16",
-        "similarity": table.metric,
-    }
+        with ExitStack() as stack:
+            untouched = None
+            if args.untouched:
+                say("starting vllm serve without sere")
+                untouched = stack.enter_context(serve(path, None, logs.file("untouched"), *arguments))
+            yield from bench_online(start, untouched, subject, plan)
 
 
 def _records(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    from sere.bench.engine_options import IN_PROCESS, options_of, parse_engine_options
     from sere.bench.serve import ServePlan, bench_serve
-    from sere.cli.progress import bar
-    from sere.eval.settings import parse_settings
     from sere.integrations.vllm.local import local_engine
 
     plan = ServePlan(
-        settings=parse_settings(args.setting or _DEFAULT_SETTINGS),
         batch_sizes=list(dict.fromkeys(args.batch_size or _BATCH_SIZES)),
-        prompt=args.prompt, steps=args.steps, rounds=args.rounds, seed=args.seed, progress=bar,
-    )  # fmt: skip
-    most = max(plan.batch_sizes)
-    options: dict[str, Any] = {
-        "skip_tokenizer_init": True, "dtype": "bfloat16", "enforce_eager": not args.compile,
-        "max_model_len": plan.prompt + plan.steps + 8, "max_num_seqs": most, "seed": args.seed,
-        "max_num_batched_tokens": max(2048, most * plan.prompt), "enable_prefix_caching": False,
-        "async_scheduling": False, "disable_log_stats": True,
+        **_common(args, parse_engine_options(args.engine_option, IN_PROCESS)),
+    )
+    with _model(args, plan) as (path, similarities, subject):
+        options = options_of(plan, max(plan.batch_sizes), dtype=subject["dtype"])
+        options |= {"async_scheduling": False, "disable_log_stats": True}
+
+        def start(settings: Mapping[str, Any]) -> AbstractContextManager[Any]:
+            say(f"starting an engine{_text(settings)}")
+            return local_engine(path, _reroute(similarities, settings), threads=args.threads, **options)
+
+        yield from bench_serve(start, subject, plan)
+
+
+def _common(args: argparse.Namespace, engine_options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what both plans hold."""
+    from sere.cli.progress import bar
+    from sere.eval.settings import parse_settings
+
+    return {
+        "settings": parse_settings(args.setting or _DEFAULT_SETTINGS), "prompt": args.prompt,
+        "steps": args.steps, "rounds": args.rounds, "compiled": args.compile, "seed": args.seed,
+        "engine_options": engine_options, "progress": bar,
     }  # fmt: skip
-    with _model(args) as (path, similarities):
-        settings = {"table": str(similarities), "select_top_k": 1, "log_seconds": 0}
-        with local_engine(path, settings, threads=args.threads, **options) as llm:
-            yield from bench_serve(llm, _loaded_subject(args, path, similarities, llm), plan)
+
+
+def _reroute(similarities: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of re-routing that an engine starts with."""
+    return {"table": str(similarities), "select_top_k": 1, "log_seconds": 0} | dict(settings)
+
+
+def _text(settings: Mapping[str, Any]) -> str:
+    return "".join(f", {name}={value}" for name, value in settings.items())
 
 
 @contextmanager
-def _model(args: argparse.Namespace) -> Iterator[tuple[Path, Path]]:
-    """Give the checkpoint's folder and its table; a preset's are made for the time of the run."""
-    if args.preset is None:
-        yield checkpoint_path(args.model), Path(args.table)
-        return
+def _model(args: argparse.Namespace, plan: EnginePlan) -> Iterator[tuple[Path, Path, dict[str, Any]]]:
+    """Give the checkpoint's folder, its table and what a reader must know of both.
+
+    A preset's are made for the time of the run.
+
+    Raises:
+        ConfigError: A setting needs what the table lacks.
+    """
+    with ExitStack() as stack:
+        if args.preset is None:
+            path, similarities = checkpoint_path(args.model), Path(args.table)
+        else:
+            path, similarities = stack.enter_context(_random(args))
+        yield path, similarities, _subject(args, plan, path, similarities)
+
+
+@contextmanager
+def _random(args: argparse.Namespace) -> Iterator[tuple[Path, Path]]:
+    """Make a preset's checkpoint and its table."""
+    import torch
+
     from sere.bench.subject import random_model, random_table
 
     layers = args.layers if args.layers is not None else 2 if args.preset == "tiny" else 4
+    dtype = torch.bfloat16 if args.dtype == "auto" else getattr(torch, args.dtype)
     say(f"making {args.preset} with {layers} layers and random weights")
     with tempfile.TemporaryDirectory(prefix="sere-bench-") as folder:
-        model = random_model(args.preset, layers=layers, seed=args.seed)
+        model = random_model(args.preset, layers=layers, dtype=dtype, seed=args.seed)
         path, similarities = Path(folder) / "model", Path(folder) / "table.safetensors"
         model.save_pretrained(path)
         random_table(model, seed=args.seed).save(similarities)
@@ -205,22 +240,31 @@ def _model(args: argparse.Namespace) -> Iterator[tuple[Path, Path]]:
         yield path, similarities
 
 
-def _loaded_subject(args: argparse.Namespace, path: Path, similarities: Path, llm: Any) -> dict[str, Any]:
-    """Say what is timed, with what the engine alone can tell."""
-    from sere.integrations.vllm.local import session_of
+def _subject(args: argparse.Namespace, plan: EnginePlan, path: Path, similarities: Path) -> dict[str, Any]:
+    """Say what is timed, as far as checkpoint and table tell."""
+    from transformers import AutoConfig
 
-    session = session_of(llm)
-    return _stored_subject(args, path, similarities) | {
-        "moe_layers": len(session.layers),
-        "bytes_per_expert": session.expert_bytes(),
-        "expert_kernel": session.kernel,
+    from sere.eval.apply import check_settings
+    from sere.table import SimilarityTable
+
+    table, config = SimilarityTable.load(similarities), AutoConfig.from_pretrained(path).get_text_config()
+    check_settings(plan.settings, table)
+    return {
+        "model": args.preset or table.identity.name,
+        "weights": "random" if args.preset is not None else "checkpoint",
+        "layers": config.num_hidden_layers,
+        "E": table.identity.E,
+        "K": table.identity.K,
+        "vocab_size": config.vocab_size,
+        "dtype": dtype_name(path, args.dtype),
+        "similarity": table.metric,
     }
 
 
 def render(records: Sequence[Mapping[str, Any]]) -> str:
     """Return the records as a table with one row a case."""
-    headers = ["B", "setting", "TPOT ms", "p20 to p80", "off/this", "p20 to p80", "tokens/s", "TTFT ms",
-               "experts", "MB read", "own µs/layer", "own %"]  # fmt: skip
+    headers = ["B", "started with", "setting", "TPOT ms", "p20 to p80", "off/this", "p20 to p80", "tokens/s",
+               "TTFT ms", "experts", "MB read", "own µs/layer", "own %"]  # fmt: skip
     return table([_row(record) for record in records], headers)
 
 
@@ -229,6 +273,7 @@ def _row(record: Mapping[str, Any]) -> list[Any]:
     cost, read = record["own_cost"], record["expert_bytes_per_step"]
     return [
         record["batch_size"],
+        _text(record["config"]["start"]).removeprefix(", ") or None,
         record["setting"],
         *spread_cells(tpot, 2),
         *spread_cells(ratio, 3),
@@ -243,8 +288,9 @@ def _row(record: Mapping[str, Any]) -> list[Any]:
 
 def render_online(records: Sequence[Mapping[str, Any]]) -> str:
     """Return the records of a server under load as a table with one row a case."""
-    headers = ["requests", "setting", "TPOT ms", "p20 to p80", "off/this", "p20 to p80", "tokens/s",
-               "requests/s", "TTFT ms", "p90", "experts", "rows", "MB read", "failed"]  # fmt: skip
+    headers = ["requests", "started with", "setting", "TPOT ms", "p20 to p80", "off/this",
+               "p20 to p80", "tokens/s", "requests/s", "TTFT ms", "p90", "experts", "rows", "MB read",
+               "failed"]  # fmt: skip
     return table([_online_row(record) for record in records], headers)
 
 
@@ -253,6 +299,7 @@ def _online_row(record: Mapping[str, Any]) -> list[Any]:
     experts, read = record["experts"], record["expert_bytes_per_step"]
     return [
         record["case"].partition(",")[0],
+        _text(record["config"]["start"]).removeprefix(", ") or None,
         record["setting"],
         *spread_cells(tpot, 2),
         *spread_cells(ratio, 3),

@@ -125,7 +125,8 @@ def _on_vllm(args: argparse.Namespace, plan: Any, partial: Path | None) -> dict[
     from sere.cli.loading import checkpoint_path, dtype_name
     from sere.cli.progress import bar
     from sere.eval.checkpoint import files_digest
-    from sere.eval.vllm import check_settings, evaluate_engine
+    from sere.eval.engines import check_settings
+    from sere.eval.vllm import evaluate_engine
     from sere.integrations.vllm.local import local_engine
     from sere.table import SimilarityTable
 

@@ -16,7 +16,7 @@ from sere.eval.apply import apply_setting, check_settings
 from sere.eval.checkpoint import Checkpoint
 from sere.eval.decode import decode, stop_ids
 from sere.eval.questions import encode, mark
-from sere.eval.settings import Setting
+from sere.eval.settings import Setting, check_off_first
 from sere.eval.statistics import paired_difference, wilson
 from sere.eval.tasks import Question
 from sere.eval.text import score_text
@@ -60,8 +60,7 @@ class Plan:
     def __post_init__(self) -> None:
         if not self.questions:
             raise InputError("evaluate: expected at least one question, got none")
-        if not self.settings or self.settings[0].kind != "off":
-            raise InputError("evaluate: the first setting must be 'off', which all others are compared with")
+        check_off_first(self.settings)
         if not self.batch_sizes or min(self.batch_sizes) < 1:
             raise InputError(f"evaluate: expected batch sizes of at least 1, got {list(self.batch_sizes)}")
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from sere.config import RerouteConfig
-from sere.errors import ConfigError, did_you_mean
+from sere.errors import ConfigError, InputError, did_you_mean
 
 # Short names of the method's symbols; the long names are those of RerouteConfig.
 _SHORT = {"S": "select_top_k", "rho": "threshold", "scale": "use_scale", "drop": "drop_share"}
@@ -111,6 +111,19 @@ def parse_settings(texts: Iterable[str]) -> list[Setting]:
     """
     unique = {setting.label: setting for setting in [Setting("off", {}), *map(parse_setting, texts)]}
     return list(unique.values())
+
+
+def check_off_first(settings: Sequence[Setting]) -> None:
+    """Make sure that there is something to compare with.
+
+    Raises:
+        InputError: The first setting is not ``off``, or there is none.
+    """
+    if not settings or settings[0].kind != "off":
+        came = settings[0].label if settings else "none"
+        raise InputError(
+            f"settings: the first setting must be 'off', which all others are compared with; got {came}"
+        )
 
 
 def _option(text: str, kind: str, part: str) -> tuple[str, Any]:

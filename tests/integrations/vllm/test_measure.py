@@ -18,15 +18,17 @@ from tests.integrations.vllm.models import save_model
 
 pytest.importorskip("vllm", reason="needs vLLM: make test-vllm")
 
-from sere.bench.serve import ServePlan, bench_serve, record_routing, replayed, untouched
+from sere.bench.routing import record_routing, replayed, untouched
+from sere.bench.serve import ServePlan, bench_serve
 from sere.bundled import model_path
 from sere.cli import main
 from sere.errors import InputError, UnsupportedEngine
+from sere.eval.engines import routed
 from sere.eval.questions import held_out
 from sere.eval.run import Plan
 from sere.eval.settings import parse_settings
-from sere.eval.vllm import evaluate_engine, routed
-from sere.integrations.vllm import configure, read_stats
+from sere.eval.vllm import evaluate_engine
+from sere.integrations.vllm import read_stats
 from sere.integrations.vllm.local import session_of, worker_of
 from sere.similarity.layer import LayerSimilarity
 from sere.table import SimilarityTable
@@ -37,23 +39,51 @@ pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("default")]
 
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
 def test_bench(tmp_path: Path, compiled: bool) -> None:
-    """Off, S = 1 and its oracle side by side, untouched only in eager; experts and bytes fall at S = 1."""
+    """Off, S = 1 and its oracle side by side; a floor has its own engine with its own off, and holds."""
+    path = save_model(tmp_path)
+    started: list[dict[str, Any]] = []
+
+    @contextmanager
+    def start(settings: Mapping[str, Any]) -> Iterator[Any]:
+        started.append(dict(settings))
+        options = {"enforce_eager": not compiled, "async_scheduling": False}
+        with engine(path, {"select_top_k": 1} | dict(settings), **options) as llm:
+            yield llm
+
+    plan = ServePlan(
+        settings=parse_settings(["sere:S=1", "sere:S=1,min_active=10"]), batch_sizes=[6], prompt=8, steps=6,
+        rounds=1, compiled=compiled, engine_options={"block_size": 32},
+    )  # fmt: skip
+    records = list(bench_serve(start, {"model": "m"}, plan))
+    assert started == [{}, {"min_active": 10}]
+    assert [(r["setting"], r["config"]["start"]) for r in records] == [
+        (name, options)
+        for options, label in (({}, "sere:S=1"), ({"min_active": 10}, "sere:S=1,min_active=10"))
+        for name in ["off", label, f"oracle {label}"] + ["untouched"] * (not compiled)
+    ]
+    offs = [record for record in records if record["setting"] == "off"]
+    one, floored = (r for r in records if r["setting"].startswith("sere:"))
+    for off in offs:
+        assert off["experts"]["after"] == off["experts"]["before"]
+        assert off["ratio_off_to_this"] == {"p20": 1, "p50": 1, "p80": 1}
+        assert off["own_cost"] is None
+        assert off["config"]["mode"] == ("compiled" if compiled else "eager")
+        assert off["config"]["engine_options"] == {"block_size": 32}
+    assert one["experts"]["after"] < 8
+    assert 9.5 < floored["experts"]["after"] <= 10 < floored["experts"]["before"]
+    per_expert = one["subject"]["bytes_per_expert"]
+    assert one["subject"]["moe_layers"] == 2
+    assert one["expert_bytes_per_step"] == round(one["experts"]["after"] * per_expert * 2)
+    assert one["own_cost"]["us_per_layer"] > 0
+    assert records[2]["experts"] is None
+    assert one["provenance"]["machine"]["threads"] == torch.get_num_threads()
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+def test_replay(tmp_path: Path, compiled: bool) -> None:
+    """Recorded ids put in place give the tokens that they were recorded with, and re-route nothing."""
     options = {"enforce_eager": not compiled, "async_scheduling": False}
     with engine(save_model(tmp_path), {"select_top_k": 1}, **options) as llm:
-        plan = ServePlan(settings=parse_settings(["sere:S=1"]), batch_sizes=[6], prompt=8, steps=6, rounds=1)
-        subject = {"bytes_per_expert": 100, "moe_layers": 2}
-        records = {r["setting"]: r for r in bench_serve(llm, subject, plan)}
-        assert list(records) == ["off", "sere:S=1", "oracle sere:S=1"] + ["untouched"] * (not compiled)
-        off, on = records["off"], records["sere:S=1"]
-        assert off["experts"]["after"] == off["experts"]["before"]
-        assert on["experts"]["after"] < on["experts"]["before"]
-        assert on["expert_bytes_per_step"] == round(on["experts"]["after"] * 200)
-        assert on["own_cost"]["us_per_layer"] > 0
-        assert records["oracle sere:S=1"]["experts"] is None
-        assert off["config"]["mode"] == ("compiled" if compiled else "eager")
-        assert off["provenance"]["machine"]["threads"] == torch.get_num_threads()
-
-        configure(llm, select_top_k=1, enabled=True)
         expected = generate(llm, prompts())
         tape = record_routing(llm, lambda: generate(llm, prompts()))
         read_stats(llm, reset=True)
@@ -61,6 +91,30 @@ def test_bench(tmp_path: Path, compiled: bool) -> None:
             with replayed(llm, tape):
                 assert generate(llm, prompts()) == expected
         assert read_stats(llm).layers[0].steps == 0
+
+
+def test_bench_of_controls(tmp_path: Path) -> None:
+    """Controls take turns with off in one eager engine; each runs its own experts and has no oracle."""
+    plan = ServePlan(
+        settings=parse_settings(["topk:S=1", "random:S=1"]), batch_sizes=[6], prompt=8, steps=6, rounds=1
+    )
+    path = save_model(tmp_path)
+
+    def start(settings: Mapping[str, Any]) -> Any:
+        return engine(path, {"select_top_k": 1} | dict(settings), async_scheduling=False)
+
+    off, *others = bench_serve(start, {}, plan)
+    assert [record["setting"] for record in others] == ["topk:S=1", "random:S=1", "untouched"]
+    assert off["experts"]["after"] == off["experts"]["before"]
+    for record in others[:2]:
+        assert record["experts"]["after"] <= 6 < record["experts"]["before"]
+        assert record["own_cost"]["us_per_layer"] > 0
+
+
+def test_bench_refuses_an_option_that_vllm_lacks(capsys: pytest.CaptureFixture[str]) -> None:
+    """A misspelt option of vLLM is one line, before an engine starts."""
+    assert main(["bench", "serve", "--preset", "tiny", "--engine-option", "max-num-sequences=3"]) == 2
+    assert "has no engine option 'max_num_sequences'" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_untouched(tmp_path: Path) -> None:
@@ -175,13 +229,14 @@ def scaled_table(folder: Path) -> Path:
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ({"settings": parse_settings(["topk:S=1"])}, "expected sere settings with S and rho"),
-        ({"settings": parse_settings(["sere:S=1,min_active=4"])}, "expected sere settings with S and rho"),
+        ({"settings": parse_settings(["topk:S=1"]), "compiled": True}, "topk:S=1: .* in a compiled engine"),
+        ({"settings": parse_settings(["oea:S=2"])}, "oea:S=2: oea needs the router's scores"),
+        ({"settings": parse_settings(["sere:S=1"])[1:]}, "first setting must be 'off'.*; got sere:S=1"),
         ({"batch_sizes": []}, "expected batch sizes of at least 1"),
         ({"steps": 1}, "at least 2 steps"),
     ],
 )
 def test_refused_plans(options: dict[str, object], text: str) -> None:
-    """What cannot be timed in one run of one engine is refused before it starts."""
+    """What no engine can be timed with is refused before one starts."""
     with pytest.raises(InputError, match=text):
         ServePlan(**{"settings": parse_settings(["sere:S=1"]), "batch_sizes": [8]} | options)  # type: ignore[arg-type]

@@ -23,7 +23,7 @@ pytest.importorskip("vllm", reason="needs vLLM: make test-vllm")
 from sere.bench.load import Answer, Load, run_load
 from sere.bench.online import Block, OnlinePlan, Variant, _record, bench_online
 from sere.cli import main
-from sere.errors import InputError, ServerError
+from sere.errors import ConfigError, InputError, ServerError
 from sere.eval.settings import parse_settings
 from sere.integrations.vllm.server import _environment, serve
 from tests.integrations.vllm.models import save_model, table_of
@@ -52,6 +52,7 @@ class Stub(ThreadingHTTPServer):
         self.lock, self.now, self.most = threading.Lock(), 0, 0
         self.barrier = threading.Barrier(hold)
         self.enabled = True
+        self.started: dict[str, Any] = {}
 
     def check(self) -> None:
         """Never end."""
@@ -191,15 +192,25 @@ def test_nobody_listens() -> None:
     assert all("ClientConnector" in (answer.error or "") for answer in answers)
 
 
-def online_records(**values: Any) -> tuple[Stub, Stub, list[dict[str, Any]]]:
-    """Run the benchmark with two stubs and return them with its records."""
+def online_records(*texts: str, **values: Any) -> tuple[list[Stub], Stub, list[dict[str, Any]]]:
+    """Run the benchmark with stubs and return those started for settings, the untouched one, the records."""
     plan = OnlinePlan(
-        settings=parse_settings(["sere:S=1"]), prompt=3, steps=TOKENS - 1, **({"rounds": 2} | values)
+        settings=parse_settings(texts or ["sere:S=1"]), prompt=3, steps=TOKENS - 1, **({"rounds": 2} | values)
     )
-    with stub() as server, stub() as other:
-        subject = {"vocab_size": 900}
-        records = list(bench_online(server, other, subject, plan, compiled=False))  # type: ignore[arg-type]
-    return server, other, records
+    servers: list[Stub] = []
+
+    @contextmanager
+    def start(settings: Any) -> Iterator[Stub]:
+        assert not any(server.started for server in servers)
+        with stub() as server:
+            servers.append(server)
+            server.started = dict(settings)
+            yield server
+            server.started = {}
+
+    with stub() as other:
+        records = list(bench_online(start, other, {"vocab_size": 900}, plan))  # type: ignore[arg-type]
+    return servers, other, records
 
 
 @pytest.fixture
@@ -211,7 +222,7 @@ def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("hasty")
 def test_variants_of_a_round_get_the_same_requests() -> None:
     """Off, the setting and the untouched server take turns with the same prompts, other ones each round."""
-    server, other, records = online_records(loads=[Load(request_rate=500.0)], requests=4)
+    (server,), other, records = online_records(loads=[Load(request_rate=500.0)], requests=4)
     assert [record["setting"] for record in records] == ["off", "sere:S=1", "untouched"]
 
     blocks: list[tuple[str, list[Any]]] = []
@@ -241,6 +252,32 @@ def test_variants_of_a_round_get_the_same_requests() -> None:
     assert off["ratio_off_to_this"] == {"p20": 1, "p50": 1, "p80": 1}
 
 
+@pytest.mark.usefixtures("hasty")
+def test_settings_of_a_start_have_a_server_and_an_off_of_their_own() -> None:
+    """A floor's server comes after the first has ended; the untouched server takes turns with both."""
+    servers, other, records = online_records(
+        "sere:S=2", "sere:S=2,min_active=8", loads=[Load(concurrency=2)], requests=2, rounds=1
+    )
+    floored = {"min_active": 8}
+    assert [(record["setting"], record["config"]["start"]) for record in records] == [
+        ("off", {}), ("sere:S=2", {}), ("untouched", {}),
+        ("off", floored), ("sere:S=2,min_active=8", floored), ("untouched", floored),
+    ]  # fmt: skip
+    sent = [[tuple(body["prompt"]) for body in server.completions()] for server in servers]
+    assert sorted(sent[0]) == sorted(sent[1])
+    assert [len(prompts) for prompts in sent] == [8, 8]
+    assert len(other.completions()) == 8
+    # A server is asked for what can change while it runs alone.
+    asked = {name for path, body in servers[1].asked if path.endswith("settings") for name in body}
+    assert asked == {"enabled", "select_top_k", "threshold"}
+
+
+def test_controls_need_an_engine_of_this_process() -> None:
+    """No server can be told to run a control; the text says where one runs."""
+    with pytest.raises(ConfigError, match=r"topk:S=2: .* in a server, .* without --compile and --server"):
+        OnlinePlan(settings=parse_settings(["topk:S=2"]), loads=[Load(concurrency=1)])
+
+
 def test_times_and_ratio_of_a_block() -> None:
     """Times count from the arrival, a token's from the first piece on; above 1 is faster than off."""
     quick = Answer(due=1.0, pieces=[(1.5, 1), (1.6, 1), (1.7, 1)])
@@ -259,7 +296,8 @@ def test_times_and_ratio_of_a_block() -> None:
     load = Load(concurrency=1)
     plan = OnlinePlan(settings=parse_settings(["sere:S=1"]), loads=[load], rounds=1)
     subject = {"moe_layers": 1, "bytes_per_expert": 1}
-    record = _record(subject, plan, load, variant("sere:S=1", quick), variant("off", slow), compiled=False)
+    record = _record(subject, plan, load, variant("sere:S=1", quick), variant("off", slow), {"min_active": 8})
+    assert record["config"]["start"] == {"min_active": 8}
     assert record["ratio_off_to_this"]["p50"] == pytest.approx(2)
 
 
@@ -275,15 +313,29 @@ def test_environment_of_a_server(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("hasty")
-def test_failed_requests_stand_in_the_record(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-    """A block goes on and says what failed, and the command ends with 1; with no good answer it stops."""
+def test_failed_requests_stand_in_the_record(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """A block goes on and says what failed; the command ends with 1 and leaves the log; else it stops."""
     monkeypatch.setattr("sere.bench.online.Random", lambda _seed: iter_random([SHORT, 1, 1, 1, 1, 1]))
     _, _, records = online_records(loads=[Load(concurrency=2)], requests=2, rounds=1)
     assert [record["failed"] for record in records] == [2, 2, 2]
     assert records[0]["errors"] == [f"expected {TOKENS} tokens, got {TOKENS - 1}"]
-    monkeypatch.setattr("sere.cli.bench_serve._online_records", lambda _args: iter(records))
-    assert main(["bench", "serve", "--preset", "tiny", "--server"]) == 1
-    assert "6 requests failed" in capsys.readouterr().err
+
+    def run(_args: Any, logs: Any) -> Iterator[dict[str, Any]]:
+        logs.file("server").write_text("why")
+        yield from records
+
+    monkeypatch.setattr("sere.cli.bench_serve._online_records", run)
+    out, log = tmp_path / "out.jsonl", tmp_path / "out.jsonl.server.log"
+    command = ["bench", "serve", "--preset", "tiny", "--server", "--out", str(out)]
+    assert main(command) == 1
+    assert f"6 requests failed; the records say how; whole logs: {log}" in capsys.readouterr().err
+    assert log.read_text() == "why"
+    for record in records:
+        record["failed"] = 0
+    assert main(command) == 0
+    assert not log.exists()
     monkeypatch.setattr("sere.bench.online.Random", lambda _seed: iter_random([REFUSED] * 6))
     with pytest.raises(ServerError, match="off, 2 at once: none of 2 requests was answered; the first: HTTP"):
         online_records(loads=[Load(concurrency=2)], requests=2, rounds=1)
@@ -308,12 +360,25 @@ def test_flags_of_the_server_need_it(capsys: pytest.CaptureFixture[str]) -> None
 
 @pytest.mark.usefixtures("hasty")
 def test_real_server(tmp_path: Path) -> None:
-    """With a real server off and S = 1 lose nothing, and experts fall at S = 1."""
+    """With real servers off and S = 1 lose nothing, and experts fall at S = 1, with a floor to the floor."""
     out = tmp_path / "out.jsonl"
     command = ["bench", "serve", "--preset", "tiny", "--server", "--batch-size", "6", "--request-rate", "50"]
     options = ["--requests", "6", "--rounds", "1", "--steps", "8", "--setting", "sere:S=1", "--out", str(out)]
-    assert main([*command, *options]) == 0
+    others = [
+        "--setting",
+        "sere:S=1,min_active=10",
+        "--dtype",
+        "float32",
+        "--engine-option",
+        "max_num_seqs=8",
+    ]
+    assert main([*command, *options, *others]) == 0
+    assert list(tmp_path.iterdir()) == [out]
     records = [json.loads(line) for line in out.read_text().splitlines()]
+    records, floored = records[:4], records[4:]
+    assert [record["setting"] for record in floored] == ["off", "sere:S=1,min_active=10"] * 2
+    assert all(record["config"]["start"] == {"min_active": 10} for record in floored)
+    assert 9.5 < floored[1]["experts"]["after"] < floored[0]["experts"]["after"]
     assert [(record["concurrency"], record["request_rate"]) for record in records] == [
         (6, None), (6, None), (None, 50.0), (None, 50.0)
     ]  # fmt: skip
@@ -326,8 +391,9 @@ def test_real_server(tmp_path: Path) -> None:
         assert on["requests"] == 6
         assert on["ttft_ms"]["p50"] > 0
     subject = records[0]["subject"]
-    # Gate, up and down of 64 x 32 in two bytes.
-    assert subject["bytes_per_expert"] == 3 * 64 * 32 * 2
+    # Gate, up and down of 64 x 32 in four bytes.
+    assert subject["bytes_per_expert"] == 3 * 64 * 32 * 4
+    assert records[0]["config"]["engine_options"] == {"max_num_seqs": 8}
     assert (subject["moe_layers"], subject["E"], subject["K"]) == (2, 16, 4)
     assert subject["expert_kernel"] == "CPUUnquantizedExperts"
 
@@ -361,6 +427,20 @@ def test_server_that_cannot_start(tmp_path: Path, mark: str) -> None:
         serve(path, settings, tmp_path / "log", "--skip-tokenizer-init", "--enforce-eager"),
     ):
         pass
+    assert marked(mark) == []
+
+
+def test_log_of_a_server_that_cannot_start_stays(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], mark: str
+) -> None:
+    """What vLLM does not know ends the server; its log lies beside the records, and the error says so."""
+    out = tmp_path / "results" / "out.jsonl"
+    command = ["bench", "serve", "--preset", "tiny", "--server", "--engine-option", "no-such=1"]
+    assert main([*command, "--out", str(out)]) == 2
+    log = out.with_name("out.jsonl.server.log")
+    assert f"whole logs: {log}" in capsys.readouterr().err
+    assert "--no-such" in log.read_text()
+    assert list(out.parent.iterdir()) == [log]
     assert marked(mark) == []
 
 

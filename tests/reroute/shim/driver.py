@@ -23,6 +23,7 @@ from .build import COMPILER, NO_COMPILER, build
 GPU = torch.device("cuda", 0)
 # Whoever asks for libcuda.so.1 later in the process gets the library that has this name.
 FLAGS = ("-O2", "-shared", "-fPIC", "-Wl,-soname,libcuda.so.1")
+HAS_CUDA_CORE = find_spec("cuda") is not None and find_spec("cuda.core") is not None
 NO_CUDA_CORE = "cuda-core is not installed: pip install 'sere[cuda]'"
 
 
@@ -44,8 +45,7 @@ class Driver:
 
     Attributes:
         launches: How many launches there were.
-        runs: Whether launches run at all; 0 or 1, like the next.
-        loads: Whether the driver takes machine code.
+        loads: Whether the driver takes machine code; 0 or 1.
         config: The last launch's.
         stream: The address of PyTorch's current stream.
     """
@@ -53,7 +53,6 @@ class Driver:
     def __init__(self) -> None:
         library = ctypes.CDLL(str(build("driver.cpp", *FLAGS)))
         self.launches = ctypes.c_int.in_dll(library, "shim_launches")
-        self.runs = ctypes.c_int.in_dll(library, "shim_runs")
         self.loads = ctypes.c_int.in_dll(library, "shim_loads")
         self.config = Config.in_dll(library, "shim_config")
         self.stream = 0
@@ -63,7 +62,7 @@ def why_not() -> str | None:
     """Return why there can be no such driver here, or None."""
     if COMPILER is None:
         return NO_COMPILER
-    return None if find_spec("cuda") is not None and find_spec("cuda.core") is not None else NO_CUDA_CORE
+    return None if HAS_CUDA_CORE else NO_CUDA_CORE
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -11,7 +11,7 @@ from time import sleep
 from typing import Any
 
 from sere.bench.load import Answer, Load, run_load
-from sere.bench.plan import EnginePlan, refuse_controls
+from sere.bench.plan import EnginePlan, bytes_read, refuse_controls
 from sere.bench.timing import spread, turns
 from sere.errors import InputError, ServerError
 from sere.eval.engines import Start, counted_changes, live_changes
@@ -200,7 +200,6 @@ def _record(
         answer.error for block in variant.blocks for answer in block.answers if answer.error is not None
     ]
     experts = _experts(blocks) or _experts(variant.blocks[:1])
-    read = _bytes_read(experts, subject)
     ratios = [base.tpot_ms / mine.tpot_ms for base, mine in zip(off.timed, blocks, strict=True)]
     tokens = [block.per_second(sum(answer.tokens for answer in block.good)) for block in blocks]
     ttft = [answer.ttft_ms for answer in good]
@@ -222,7 +221,7 @@ def _record(
         "failed": len(errors),
         "errors": sorted(set(errors))[:5],
         "experts": experts,
-        "expert_bytes_per_step": read,
+        "expert_bytes_per_step": bytes_read(experts, subject),
         "config": plan.config("vllm serve", start)
         | {
             "requests": plan.count(load),
@@ -245,13 +244,6 @@ def _experts(blocks: Sequence[Block]) -> dict[str, float] | None:
         "critical": "critical",
     }  # fmt: skip
     return {short: fmean([layer[name] for layer in layers], steps) for short, name in names.items()}
-
-
-def _bytes_read(experts: Mapping[str, float] | None, subject: Mapping[str, Any]) -> int | None:
-    per_expert: int | None = subject["bytes_per_expert"]
-    if experts is None or per_expert is None:
-        return None
-    return round(experts["after"] * per_expert * int(subject["moe_layers"]))
 
 
 def _tail(values: Sequence[float]) -> dict[str, float]:

@@ -66,6 +66,19 @@ class EnginePlan:
         }
 
 
+def bytes_read(experts: Mapping[str, float] | None, subject: Mapping[str, Any]) -> int | None:
+    """Return the bytes of expert weights that a step reads in all layers, or None where nothing tells.
+
+    Args:
+        experts: Means over the layers' steps, with ``after``; None where nothing was counted.
+        subject: With ``bytes_per_expert``, which may be None, and ``moe_layers``.
+    """
+    per_expert: int | None = subject["bytes_per_expert"]
+    if experts is None or per_expert is None:
+        return None
+    return round(experts["after"] * per_expert * int(subject["moe_layers"]))
+
+
 def refuse_controls(settings: Sequence[Setting], where: str) -> None:
     """Refuse settings that only an eager engine of this process can be made to run.
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from sere.bench.plan import EnginePlan, refuse_controls
+from sere.bench.plan import EnginePlan, bytes_read, refuse_controls
 from sere.bench.routing import Tape, record_routing, replayed, timed_routing, untouched
 from sere.bench.timing import Spread, Times, spread, turns
 from sere.errors import InputError
@@ -188,10 +188,6 @@ class _Engine:
     def record(self, B: int, variant: Variant, off: Variant, counted: dict[str, Any]) -> dict[str, Any]:
         """Return the record of one case."""
         plan, blocks = self.plan, variant.blocks
-        experts, per_expert = counted["experts"], self.subject["bytes_per_expert"]
-        read = None
-        if experts is not None and per_expert is not None:
-            read = round(experts["after"] * per_expert * self.subject["moe_layers"])
         tokens = [1e3 * B * (plan.steps + 1) / block.total_ms for block in blocks]
         return {
             "format": "sere-bench-serve-1",
@@ -203,7 +199,7 @@ class _Engine:
             "ratio_off_to_this": asdict(_speedup(variant, off)),
             "ttft_ms": asdict(spread([block.ttft_ms for block in blocks])),
             "tokens_per_s": asdict(spread(tokens)),
-            "expert_bytes_per_step": read,
+            "expert_bytes_per_step": bytes_read(counted["experts"], self.subject),
             **counted,
             "config": plan.config("vllm", self.start),
             "subject": dict(self.subject),

@@ -152,7 +152,7 @@ def _online_records(args: argparse.Namespace, logs: Logs) -> Iterator[dict[str, 
         arguments = as_arguments(options)
 
         def start(settings: Mapping[str, Any]) -> AbstractContextManager[Server]:
-            say(f"starting vllm serve{_text(settings)}")
+            say(", ".join(["starting vllm serve", *_pairs(settings)]))
             return serve(path, _reroute(similarities, settings), logs.file("server"), *arguments)
 
         with ExitStack() as stack:
@@ -177,7 +177,7 @@ def _records(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
         options |= {"async_scheduling": False, "disable_log_stats": True}
 
         def start(settings: Mapping[str, Any]) -> AbstractContextManager[Any]:
-            say(f"starting an engine{_text(settings)}")
+            say(", ".join(["starting an engine", *_pairs(settings)]))
             return local_engine(path, _reroute(similarities, settings), threads=args.threads, **options)
 
         yield from bench_serve(start, subject, plan)
@@ -200,8 +200,8 @@ def _reroute(similarities: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
     return {"table": str(similarities), "select_top_k": 1, "log_seconds": 0} | dict(settings)
 
 
-def _text(settings: Mapping[str, Any]) -> str:
-    return "".join(f", {name}={value}" for name, value in settings.items())
+def _pairs(settings: Mapping[str, Any]) -> list[str]:
+    return [f"{name}={value}" for name, value in settings.items()]
 
 
 @contextmanager
@@ -273,7 +273,7 @@ def _row(record: Mapping[str, Any]) -> list[Any]:
     cost, read = record["own_cost"], record["expert_bytes_per_step"]
     return [
         record["batch_size"],
-        _text(record["config"]["start"]).removeprefix(", ") or None,
+        ", ".join(_pairs(record["config"]["start"])) or None,
         record["setting"],
         *spread_cells(tpot, 2),
         *spread_cells(ratio, 3),
@@ -299,7 +299,7 @@ def _online_row(record: Mapping[str, Any]) -> list[Any]:
     experts, read = record["experts"], record["expert_bytes_per_step"]
     return [
         record["case"].partition(",")[0],
-        _text(record["config"]["start"]).removeprefix(", ") or None,
+        ", ".join(_pairs(record["config"]["start"])) or None,
         record["setting"],
         *spread_cells(tpot, 2),
         *spread_cells(ratio, 3),

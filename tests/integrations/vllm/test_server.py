@@ -1,0 +1,91 @@
+"""A ``vllm serve`` of ours: its environment, and how it fails and ends."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from uuid import uuid4
+
+import psutil
+import pytest
+
+pytest.importorskip("vllm", reason="needs vLLM: make test-vllm")
+
+from sere.cli import main
+from sere.errors import ServerError
+from sere.integrations.vllm.server import _environment, serve
+from tests.integrations.vllm.models import save_model, table_of
+
+pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("default")]
+
+
+@pytest.fixture
+def mark(monkeypatch: pytest.MonkeyPatch) -> str:
+    """Mark the environment of all processes that a test starts."""
+    name = f"SERE_TEST_{uuid4().hex}"
+    monkeypatch.setenv(name, "1")
+    return name
+
+
+def marked(name: str) -> list[psutil.Process]:
+    """Return the living processes that were started with a mark, this one excepted."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.pid != os.getpid() and name in process.environ():
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
+def test_environment_of_a_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other plug-ins stay, sere is among them or not, and no key of the user's locks our requests out."""
+    monkeypatch.setenv("VLLM_API_KEY", "secret")
+    monkeypatch.setenv("VLLM_PLUGINS", "sere,other")
+    with_sere, without = _environment({}), _environment(None)
+    assert with_sere["VLLM_PLUGINS"] == "other,sere"
+    assert "SERE_DISABLE" not in with_sere
+    assert (without["VLLM_PLUGINS"], without["SERE_DISABLE"]) == ("other", "1")
+    assert "VLLM_API_KEY" not in with_sere | without
+
+
+def test_server_that_cannot_start(tmp_path: Path, mark: str) -> None:
+    """A start that is refused is one error with the end of the log, and no process is left."""
+    path = save_model(tmp_path)
+    settings = {"table": str(tmp_path / "missing.safetensors"), "select_top_k": 1}
+    with (
+        pytest.raises(ServerError, match=r"(?s)exit code 1; the end of its log:.*missing.safetensors"),
+        serve(path, settings, tmp_path / "log", "--skip-tokenizer-init", "--enforce-eager"),
+    ):
+        pass
+    assert marked(mark) == []
+
+
+def test_log_of_a_server_that_cannot_start_stays(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], mark: str
+) -> None:
+    """What vLLM does not know ends the server; its log lies beside the records, and the error says so."""
+    out = tmp_path / "results" / "out.jsonl"
+    command = ["bench", "serve", "--preset", "tiny", "--server", "--engine-option", "no-such=1"]
+    assert main([*command, "--out", str(out)]) == 2
+    log = out.with_name("out.jsonl.server.log")
+    assert f"whole logs: {log}" in capsys.readouterr().err
+    assert "--no-such" in log.read_text()
+    assert list(out.parent.iterdir()) == [log]
+    assert marked(mark) == []
+
+
+def test_server_that_dies(tmp_path: Path, mark: str) -> None:
+    """A server whose first process is killed is named as ended, and its other processes end with it."""
+    path = save_model(tmp_path)
+    settings = {"table": str(table_of(path)), "select_top_k": 1, "log_seconds": 0}
+    arguments = ("--skip-tokenizer-init", "--enforce-eager", "--max-model-len", "64", "--max-num-seqs", "4")
+    with serve(path, settings, tmp_path / "log", *arguments) as server:
+        assert len(marked(mark)) > 1
+        os.kill(server.pid, signal.SIGKILL)
+        with pytest.raises(ServerError, match="ended by itself with exit code -9; the end of its log"):
+            server.wait(60)
+    psutil.wait_procs(marked(mark), timeout=10)
+    assert marked(mark) == []

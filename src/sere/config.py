@@ -164,7 +164,7 @@ def _normalised_keep(keep: object) -> Mapping[int, tuple[int, ...]]:
     for layer, experts in keep.items():
         try:
             # JSON has no numbers as keys.
-            index = int(layer) if isinstance(layer, str) else _integer(layer)
+            index = int(layer) if isinstance(layer, str) else as_integer(layer)
         except (TypeError, ValueError):
             raise ConfigError(
                 f"keep: expected {{layer index: [expert ids]}}, got {layer!r}: {experts!r}"
@@ -185,7 +185,7 @@ def _expert_ids(layer: int, experts: object) -> tuple[int, ...]:
     ids = set()
     for expert in experts:
         try:
-            ids.add(_integer(expert))
+            ids.add(as_integer(expert))
         except TypeError:
             raise ConfigError(
                 f"keep: layer {layer}: expected expert ids (integers), got {expert!r}"
@@ -195,7 +195,12 @@ def _expert_ids(layer: int, experts: object) -> tuple[int, ...]:
     return tuple(sorted(ids))
 
 
-def _integer(value: Any) -> int:
+def as_integer(value: Any) -> int:
+    """Return an integer of any kind, numpy's too, as Python's own.
+
+    Raises:
+        TypeError: It is none; True and False are none.
+    """
     if isinstance(value, bool):
-        raise TypeError
+        raise TypeError(f"{value} is no integer")
     return operator.index(value)

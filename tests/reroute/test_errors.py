@@ -18,6 +18,11 @@ IDS, WEIGHTS = batch(4, 2, 8, seed=0)
 SIMILARITY = similarity_matrix(8, 0)
 
 WRONG: list[Any] = [
+    ({"topk_ids": IDS.tolist()}, "topk_ids: expected a torch.Tensor, got list; use torch.as_tensor"),
+    ({"topk_weights": WEIGHTS.numpy()}, "topk_weights: expected a torch.Tensor, got ndarray"),
+    ({"similarity": SIMILARITY.tolist()}, "similarity: expected a torch.Tensor, got list"),
+    ({"scale": SIMILARITY.tolist()}, "scale: expected a torch.Tensor, got list"),
+    ({"counters": [0] * 7}, "counters: expected a torch.Tensor, got list"),
     ({"topk_ids": IDS[0]}, r"one shape \[T, K\], got \[2\] and \[4, 2\]"),
     ({"topk_weights": WEIGHTS[:2]}, r"one shape \[T, K\], got \[4, 2\] and \[2, 2\]"),
     ({"topk_ids": IDS.float()}, "topk_ids: expected int32 or int64, got torch.float32"),
@@ -37,11 +42,20 @@ WRONG: list[Any] = [
     ({"merge": "distnct"}, "merge: got 'distnct'; did you mean 'distinct'"),
     ({"merge": "sentinel"}, "merge='sentinel' needs the id for freed slots"),
     ({"merge": "sentinel", "sentinel": 2**40}, "sentinel: expected an id in the range of int32"),
+    ({"merge": "sentinel", "sentinel": 0}, "sentinel: expected the id of no expert, such as -1 or 8, got 0"),
+    ({"merge": "sentinel", "sentinel": 7}, "got 7, one of the layer's 8 experts"),
     ({"sentinel": -1}, "sentinel: given .* but merge is 'none'"),
     ({"row_budget": [1, 1]}, r"row_budget: expected 4 integers .* got torch.int32 of shape \[2\]"),
     ({"row_budget": torch.ones(4)}, "row_budget: expected 4 integers .* got torch.float32"),
+    ({"row_budget": [1, 1.5, 1, 1]}, "row_budget: expected integers, one a row; got .* 'float' object"),
+    ({"row_budget": [1, True, 1, 1]}, "row_budget: expected integers, one a row; got .* True is no integer"),
+    ({"row_budget": [[1, 1]] * 4}, "row_budget: expected integers, one a row; got .* 'list' object"),
+    ({"row_budget": 2}, "row_budget: expected integers, one a row; got .* 'int' object is not iterable"),
+    ({"num_tokens": 2.5}, "num_tokens: expected an integer or a tensor with one, got 2.5"),
+    ({"num_tokens": True}, "num_tokens: expected an integer or a tensor with one, got True"),
+    ({"num_tokens": torch.tensor([[2]])}, r"of shape \[\] or \[1\]\), got torch.int64 of shape \[1, 1\]"),
     ({"num_tokens": 5}, r"num_tokens: expected 0 to 4 \(the rows\), got 5"),
-    ({"num_tokens": torch.ones(2)}, "num_tokens: expected one integer, got torch.float32"),
+    ({"num_tokens": torch.ones(2)}, "num_tokens: expected one integer .* got torch.float32"),
     ({"counters": torch.zeros(3)}, r"counters: expected int64 of shape \[7\], got torch.float32 of \[3\]"),
     ({"backend": "tritn"}, "backend: got 'tritn'"),
 ]

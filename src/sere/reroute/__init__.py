@@ -13,7 +13,7 @@ from sere.config import Backend, Merge, RerouteConfig, Targets
 from sere.reroute.backends import BACKENDS, BackendRecord, select
 from sere.reroute.plan import Plan, make_plan
 from sere.reroute.types import COUNTERS, Neighbours, Routing
-from sere.similarity.layer import LayerSimilarity
+from sere.similarity.layer import LayerSimilarity, check_tensor
 
 __all__ = [
     "BACKENDS",
@@ -62,14 +62,16 @@ def reroute(
         select_top_k: S, slots per row that are primary: its heaviest.
         threshold: ρ, least similarity at which an expert may be replaced.
         row_budget: ``[T]``, int32 or int64, or None: b_t for each row instead of ``select_top_k``. K or more
-            protects the row; a negative number marks it as padding, wherever it stands.
-        num_tokens: N, an integer or a tensor with one; rows from N on are padding. N = 0 changes nothing.
+            protects the row; a negative number marks it as padding, wherever it stands. A sequence may hold
+            integers of any size.
+        num_tokens: N, an integer or a tensor of shape ``[]`` or ``[1]``, int32 or int64; rows from N on are
+            padding. N = 0 changes nothing.
         min_active: Least size of the primary set.
         keep: Experts of this layer that are never replaced.
         targets: ``"primary"`` (the paper) or ``"active"``: critical experts, too, may take over slots.
         scale: ``[E, E]``, float32: multiplies the weight of a re-routed slot.
         merge: What to do with an expert that occurs twice in a row.
-        sentinel: The id of freed slots with ``merge="sentinel"``.
+        sentinel: The id of freed slots with ``merge="sentinel"``; outside [0, E).
         counters: int64, one entry per name in ``COUNTERS``; incremented in place unless no expert is
             primary. None counts nothing.
         backend: ``"reference"``, ``"torch"``, ``"cpu"``, ``"cuda"``, or ``"auto"`` for the
@@ -84,6 +86,7 @@ def reroute(
 
     Source: SERE (ICLR 2026, arXiv 2602.07616); METHOD.md section 4.
     """
+    check_tensor("topk_ids", topk_ids)
     layer = similarity if isinstance(similarity, LayerSimilarity) else LayerSimilarity(similarity)
     settings = (
         select_top_k, threshold, min_active, tuple(keep), targets, merge, sentinel, backend, topk_ids.device

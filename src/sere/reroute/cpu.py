@@ -46,6 +46,9 @@ def run(
     new_ids = torch.empty_like(ids)
     new_weights = torch.empty_like(weights)
     if row_budget is not None:
+        if row_budget.dtype is torch.int64:
+            # As int32 alone, 2^32 + 1 would be 1.
+            row_budget = row_budget.clamp(-1, K)
         row_budget = row_budget.to(torch.int32).contiguous()
     scale = neighbours.scale
     given = (

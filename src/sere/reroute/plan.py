@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sere.config import RerouteConfig
-from sere.errors import InputError
+from sere.config import MOST_INT, RerouteConfig, as_integer
+from sere.errors import ConfigError, InputError
 from sere.reroute import operator
 from sere.reroute.backends import Run, implementation, on_device, select
 from sere.reroute.types import COUNTERS, MERGE_MODES, Neighbours, Routing, Rules, prepare_neighbours
-from sere.similarity.layer import LayerSimilarity, check_scale
+from sere.similarity.layer import LayerSimilarity, check_scale, check_tensor
 
 ID_DTYPES = (torch.int32, torch.int64)
 WEIGHT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -45,7 +45,9 @@ class Plan:
         counters: Tensor | None = None,
     ) -> Routing:
         """Re-route one step; see ``sere.reroute`` for the arguments."""
-        budget = _as_budget(row_budget, topk_ids.device)
+        check_tensor("topk_ids", topk_ids)
+        check_tensor("topk_weights", topk_weights)
+        budget = as_budget(row_budget, topk_ids.device)
         _check(topk_ids, topk_weights, budget, num_tokens, counters, self.neighbours)
         compiling = torch.compiler.is_compiling()
         if compiling and self.backend != "torch":
@@ -85,11 +87,17 @@ def make_plan(
 
     Raises:
         InputError: ``keep`` or ``scale`` does not fit the layer.
+        ConfigError: ``config.sentinel`` is the id of one of the layer's experts.
         BackendUnavailable: The named backend cannot run on the device.
     """
     if scale is not None:
         # Compiled backends read it through a raw pointer: a wrong shape would read foreign memory.
         check_scale(scale, layer.E)
+    if config.sentinel is not None and 0 <= config.sentinel < layer.E:
+        raise ConfigError(
+            f"sentinel: expected the id of no expert, such as -1 or {layer.E}, got {config.sentinel}, one of "
+            f"the layer's {layer.E} experts, which would run for every freed slot"
+        )
     device = torch.device(device)
     backend = select(config.backend, device.type, layer.E)
     neighbours = prepare_neighbours(layer, threshold=config.threshold, keep=keep, scale=scale, device=device)
@@ -104,10 +112,24 @@ def make_plan(
     return Plan(neighbours, rules, backend, implementation(backend))
 
 
-def _as_budget(row_budget: Tensor | Sequence[int] | None, device: torch.device) -> Tensor | None:
+def as_budget(row_budget: Tensor | Sequence[int] | None, device: torch.device | None = None) -> Tensor | None:
+    """Return budgets as a tensor; one that is a tensor already, or None, as it is.
+
+    Args:
+        row_budget: ``[T]``; a sequence may hold integers of any size.
+        device: Where the tensor is to be.
+
+    Raises:
+        InputError: It is no sequence of integers.
+    """
     if row_budget is None or isinstance(row_budget, Tensor):
         return row_budget
-    return torch.tensor(row_budget, dtype=torch.int32, device=device)
+    try:
+        # Negative numbers all mean padding, and no row has MOST_INT slots.
+        budgets = [max(-1, min(MOST_INT, as_integer(budget))) for budget in row_budget]
+    except TypeError as error:
+        raise InputError(f"row_budget: expected integers, one a row; got what is none: {error}") from None
+    return torch.tensor(budgets, dtype=torch.int32, device=device)
 
 
 def _check(
@@ -139,14 +161,20 @@ def _check(
         _check_budget(budget, ids)
     if num_tokens is not None:
         _check_num_tokens(num_tokens, ids)
-    if counters is not None and (counters.dtype != torch.int64 or counters.shape != (len(COUNTERS),)):
+    if counters is not None:
+        _check_counters(counters, ids)
+
+
+def _check_counters(counters: Tensor, ids: Tensor) -> None:
+    check_tensor("counters", counters)
+    if counters.dtype != torch.int64 or counters.shape != (len(COUNTERS),):
         raise InputError(
             f"counters: expected int64 of shape [{len(COUNTERS)}], "
             f"got {counters.dtype} of {list(counters.shape)}"
         )
-    if counters is not None and counters.device != ids.device:
+    if counters.device != ids.device:
         raise InputError(f"counters: expected them on {ids.device} like the ids, got {counters.device}")
-    if counters is not None and not counters.is_contiguous():
+    if not counters.is_contiguous():
         raise InputError(
             f"counters: expected them side by side, got strides {list(counters.stride())}; they are added to "
             "in place, so make them with torch.zeros and copy them out of it"
@@ -163,9 +191,12 @@ def _check_budget(budget: Tensor, ids: Tensor) -> None:
 
 def _check_num_tokens(num_tokens: Tensor | int, ids: Tensor) -> None:
     if isinstance(num_tokens, Tensor):
-        if num_tokens.numel() != 1 or num_tokens.dtype not in ID_DTYPES:
+        if num_tokens.ndim > 1 or num_tokens.numel() != 1 or num_tokens.dtype not in ID_DTYPES:
             raise InputError(
-                f"num_tokens: expected one integer, got {num_tokens.dtype} of shape {list(num_tokens.shape)}"
+                "num_tokens: expected one integer (int32 or int64, of shape [] or [1]), "
+                f"got {num_tokens.dtype} of shape {list(num_tokens.shape)}"
             )
+    elif isinstance(num_tokens, bool) or not isinstance(num_tokens, int):
+        raise InputError(f"num_tokens: expected an integer or a tensor with one, got {num_tokens!r}")
     elif not 0 <= num_tokens <= ids.shape[0]:
         raise InputError(f"num_tokens: expected 0 to {ids.shape[0]} (the rows), got {num_tokens}")

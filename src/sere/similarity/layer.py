@@ -37,18 +37,36 @@ class LayerSimilarity:
         if self.scale is not None:
             check_scale(self.scale, self.E)
 
+    def __repr__(self) -> str:
+        return f"LayerSimilarity(E={self.E}, scale={self.scale is not None})"
+
     @property
     def E(self) -> int:
         """Number of experts of the layer."""
         return int(self.similarity.shape[0])
 
 
+def check_tensor(name: str, value: object) -> None:
+    """Refuse what is no tensor.
+
+    Args:
+        name: What the argument is called.
+        value: What came.
+
+    Raises:
+        InputError: It is something else.
+    """
+    if not isinstance(value, Tensor):
+        raise InputError(f"{name}: expected a torch.Tensor, got {type(value).__name__}; use torch.as_tensor")
+
+
 def check_similarity(similarity: Tensor) -> None:
     """Refuse what cannot be a similarity matrix.
 
     Raises:
-        InputError: Not square, not float32, not finite, outside [0, 1], or the diagonal is not 1.
+        InputError: No tensor, not square, not float32, not finite, outside [0, 1], or the diagonal is not 1.
     """
+    check_tensor("similarity", similarity)
     if similarity.ndim != 2 or similarity.shape[0] != similarity.shape[1] or similarity.shape[0] == 0:
         raise InputError(f"similarity: expected a square [E, E] matrix, got shape {list(similarity.shape)}")
     if similarity.dtype != torch.float32:
@@ -70,8 +88,9 @@ def check_scale(scale: Tensor, E: int) -> None:
     """Refuse what cannot be the factors of a layer with ``E`` experts.
 
     Raises:
-        InputError: Shape, dtype or a value is wrong.
+        InputError: It is no tensor, or shape, dtype or a value is wrong.
     """
+    check_tensor("scale", scale)
     if tuple(scale.shape) != (E, E):
         raise InputError(f"scale: expected shape [{E}, {E}] like the similarity, got {list(scale.shape)}")
     if scale.dtype != torch.float32:

@@ -207,13 +207,26 @@ def test_budgets_of_the_wrong_length_are_refused(model: PreTrainedModel) -> None
 
 
 @pytest.mark.parametrize(
-    "budget", [[0.5, 1.0], [[1, 2]], torch.tensor(3)], ids=["floats", "two axes", "none"]
+    ("budget", "text"),
+    [
+        ([0.5, 1.0], "expected integers, one a row; got what is none: 'float' object"),
+        ([[1, 2]], "expected integers, one a row; got what is none: 'list' object"),
+        ([True, 2], "expected integers, one a row; got what is none: True is no integer"),
+        (torch.tensor(3), "expected one integer per row of the batch, got torch.int64 of shape"),
+        (torch.ones(3), "expected one integer per row of the batch, got torch.float32 of shape"),
+    ],
+    ids=["floats", "two axes", "a bool", "no axis", "a tensor of floats"],
 )
-def test_budgets_that_are_no_row_of_integers_are_refused(model: PreTrainedModel, budget: Any) -> None:
-    """Wrong dtypes and shapes are found when they are set."""
+def test_budgets_that_are_no_row_of_integers_are_refused(
+    model: PreTrainedModel, budget: Any, text: str
+) -> None:
+    """Wrong dtypes and shapes are found when they are set; the budgets that held before still hold."""
     handle = integration.apply(model, random_table(model), select_top_k=1)
-    with pytest.raises(InputError, match="row_budget: expected one integer per row of the batch, got torch"):
+    handle.row_budget = [4, 2**40]
+    with pytest.raises(InputError, match=f"row_budget: {text}"):
         handle.row_budget = budget
+    assert handle.row_budget is not None
+    assert handle.row_budget.tolist() == [4, 2**31 - 1]
 
 
 def test_all_phases_re_route_prefill_without_its_padding(model: PreTrainedModel) -> None:

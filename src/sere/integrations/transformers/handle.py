@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
 
-import torch
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
@@ -15,6 +14,7 @@ from sere.errors import InputError
 from sere.integrations.transformers.hooks import HookedLayer
 from sere.integrations.transformers.step import Step
 from sere.policies.base import Policy
+from sere.reroute.plan import ID_DTYPES, as_budget
 from sere.reroute.stats import LayerStats, layer_stats
 
 
@@ -89,11 +89,8 @@ class Handle:
 
     @row_budget.setter
     def row_budget(self, budget: Sequence[int] | Tensor | None) -> None:
-        if budget is None:
-            self._step.row_budget = None
-            return
-        values = torch.as_tensor(budget)
-        if values.ndim != 1 or values.dtype not in (torch.int32, torch.int64):
+        values = as_budget(budget)
+        if values is not None and (values.ndim != 1 or values.dtype not in ID_DTYPES):
             raise InputError(
                 "row_budget: expected one integer per row of the batch, "
                 f"got {values.dtype} of shape {list(values.shape)}"

@@ -60,10 +60,12 @@ class Case:
         return Routing(routing.ids.cpu(), routing.weights.cpu()), counters.cpu()
 
 
-def assert_same_bits(case: Case, **changes: Any) -> Routing:
-    """The kernel on the CPU gives ids, weights and counters as the reference does, bit for bit."""
+def assert_same_bits(case: Case, backend: str = "shim", **changes: Any) -> Routing:
+    """A backend gives ids, weights and counters as the reference does, bit for bit; dtypes are kept."""
     expected, expected_counters = case.run("reference", **changes)
-    actual, counters = case.run("shim", **changes)
+    actual, counters = case.run(backend, **changes)
+    assert actual.ids.dtype == case.ids.dtype
+    assert actual.weights.dtype == case.weights.dtype
     assert torch.equal(actual.ids, expected.ids)
     assert torch.equal(actual.weights, expected.weights)
     assert counters.tolist() == expected_counters.tolist()
@@ -106,7 +108,7 @@ def batch(
 
 @st.composite
 def cases(draw: st.DrawFn, *, dtypes: tuple[torch.dtype, ...] = (torch.float32,)) -> Case:
-    """Any legal call: every option, padding, sentinels, zero experts, shared columns, ties."""
+    """Any legal call: every option, padding, sentinels, zero experts, shared columns, ties, repeated ids."""
     E = draw(st.integers(1, 24))
     K = draw(st.integers(1, min(E, 6)))
     T = draw(st.integers(0, 12))
@@ -142,13 +144,15 @@ def cases(draw: st.DrawFn, *, dtypes: tuple[torch.dtype, ...] = (torch.float32,)
 
 
 def _disturb(draw: st.DrawFn, ids: Tensor, weights: Tensor, E: int) -> None:
-    """Put sentinels, fused shared experts and zero experts into some slots, in place."""
+    """Put sentinels, fused shared experts, zero experts and another slot's id into some slots, in place."""
     T, K = ids.shape
     for _ in range(draw(st.integers(0, 4))):
         t, k = draw(st.integers(0, T - 1)), draw(st.integers(0, K - 1))
-        kind = draw(st.sampled_from(["sentinel", "shared", "zero"]))
+        kind = draw(st.sampled_from(["sentinel", "shared", "zero", "repeated"]))
         if kind == "zero":
             ids[t, k], weights[t, k] = 0, 0.0
+        elif kind == "repeated":
+            ids[t, k] = ids[t, draw(st.integers(0, K - 1))]
         else:
             ids[t, k] = -1 if kind == "sentinel" else E + 1
 
@@ -163,6 +167,9 @@ def fuzzed(seed: int) -> Case:
     ids, weights = batch(T, K, E, seed, order="shuffled", ties=rng.random() < 0.3, dtype=dtype)
     for _ in range(rng.choice([0, 0, 5])):
         ids[rng.randrange(T), rng.randrange(K)] = rng.choice([-1, E, E + 7])
+    for _ in range(rng.choice([0, 0, T])):
+        t = rng.randrange(T)
+        ids[t, rng.randrange(K)] = ids[t, rng.randrange(K)]
     merge = rng.choice(["none", "same", "distinct", "sentinel"])
     options: dict[str, Any] = {
         "select_top_k": rng.choice([1, 1, 2, K]),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 import numba.core.caching
 import pytest
@@ -15,7 +16,7 @@ from sere.errors import InputError
 from sere.reroute import cpu, make_plan, reroute
 from sere.similarity.layer import LayerSimilarity
 
-from .cases import BACKENDS, FAST, Case, batch, cases, device_of, name_of, similarity_matrix
+from .cases import BACKENDS, FAST, Case, assert_same_bits, batch, cases, device_of, name_of, similarity_matrix
 
 pytestmark = pytest.mark.usefixtures("shim_backend")
 WEIGHT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -33,18 +34,6 @@ SHAPES = [
 ]
 
 
-def assert_same(case: Case, backend: str, **changes: object) -> None:
-    """Ids and counters equal exactly, weights to one rounding of their dtype."""
-    expected, expected_counters = case.run("reference", **changes)
-    actual, counters = case.run(backend, **changes)
-    assert actual.ids.dtype == case.ids.dtype
-    assert actual.weights.dtype == case.weights.dtype
-    assert torch.equal(actual.ids, expected.ids)
-    assert counters.tolist() == expected_counters.tolist()
-    step = torch.finfo(case.weights.dtype).eps
-    torch.testing.assert_close(actual.weights, expected.weights, rtol=step, atol=0)
-
-
 @pytest.mark.parametrize("order", ["router", "shuffled", "ascending"])
 @pytest.mark.parametrize(("T", "K", "E"), SHAPES)
 @pytest.mark.parametrize("backend", FAST)
@@ -55,15 +44,46 @@ def test_shapes_and_slot_orders(backend: str, T: int, K: int, E: int, order: str
         case = Case(
             ids, weights, similarity_matrix(E, E), {"select_top_k": select_top_k, "threshold": threshold}
         )
-        assert_same(case, backend)
+        assert_same_bits(case, backend)
 
 
 @pytest.mark.parametrize("backend", FAST)
 @given(case=cases(dtypes=WEIGHT_DTYPES))
 @settings(max_examples=400)
 def test_any_call(backend: str, case: Case) -> None:
-    """Any combination of options, padding and strange slots equals the reference, in every dtype."""
-    assert_same(case, backend)
+    """Any combination of options, padding and strange slots has the reference's bits, in every dtype."""
+    assert_same_bits(case, backend)
+
+
+@pytest.mark.parametrize("backend", FAST)
+@pytest.mark.parametrize("merge", ["same", "distinct", "sentinel"])
+def test_sums_go_in_slot_order(backend: str, merge: str) -> None:
+    """float64 weights that any other order of addition would round otherwise are summed slot by slot."""
+    weights = torch.tensor([[0.4, 0.1, 0.2, 0.3, 1e-17, 0.7]], dtype=torch.float64).repeat(3, 1)
+    weights[1], weights[2] = weights[1].flip(0), weights[2].roll(2)
+    ids = torch.arange(6, dtype=torch.int32).repeat(3, 1)
+    options = {"select_top_k": 1, "merge": merge, "sentinel": -1 if merge == "sentinel" else None}
+    keep = {"row_budget": torch.tensor([1, 0, 0])}
+    scale = 0.5 + similarity_matrix(6, 9)
+    assert_same_bits(Case(ids, weights, similarity_matrix(6, 9), options | keep | {"scale": scale}), backend)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64, list])
+def test_budgets_of_any_size(backend: str, dtype: Any) -> None:
+    """A budget beyond K protects however large it is, one below -1 is padding: none wraps around."""
+    huge = 2**31 - 1 if dtype is torch.int32 else 2**32 + 1 if dtype is torch.int64 else 2**70
+    budget = [huge, 1, -huge, 0, 1, huge]
+    ids, weights = batch(6, 4, 16, seed=4)
+    case = Case(ids, weights, similarity_matrix(16, 4), {"select_top_k": 1})
+    plain, counters = case.run(backend, row_budget=[4, 1, -1, 0, 1, 4])
+    given_budget = budget if dtype is list else torch.tensor(budget, dtype=dtype)
+    large, large_counters = case.run(backend, row_budget=given_budget)
+    assert torch.equal(plain.ids[0], ids[0])
+    assert not torch.equal(plain.ids, ids)
+    assert torch.equal(large.ids, plain.ids)
+    assert torch.equal(large.weights, plain.weights)
+    assert torch.equal(large_counters, counters)
 
 
 @pytest.mark.parametrize("backend", FAST)
@@ -74,7 +94,7 @@ def test_the_heavier_of_two_joins(backend: str, heavy: float) -> None:
     ids = torch.tensor([[0, 1, 2, 3]], dtype=torch.int32).repeat(T, 1)
     weights = torch.tensor([[abs(heavy) + 1, heavy - 0.001, heavy, heavy - 0.002]]).repeat(T, 1)
     case = Case(ids, weights, similarity_matrix(4, 1), {"select_top_k": 1, "threshold": 0.0, "min_active": 2})
-    assert_same(case, backend)
+    assert_same_bits(case, backend)
     assert case.run(backend)[0].ids.unique().tolist() == [0, 2]
 
 
@@ -240,7 +260,7 @@ def test_compiled_without_a_cache_where_nothing_can_be_written(
     case = Case(ids, weights, similarity_matrix(16, 8), {"select_top_k": 1})
     with caplog.at_level(logging.WARNING, logger="sere"):
         for _ in range(2):
-            assert_same(case, "cpu")
+            assert_same_bits(case, "cpu")
     assert len(caplog.records) == 1
     assert "its code cannot be kept (cannot cache function" in caplog.text
     assert "set NUMBA_CACHE_DIR to a folder that can be written to" in caplog.text

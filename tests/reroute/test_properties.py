@@ -37,6 +37,25 @@ def budgets(case: Case) -> Tensor:
     )
 
 
+def repeats(case: Case) -> Tensor:
+    """Rows that came with an expert in several slots that count, ``[T]`` bool."""
+    slots = valid_slots(case)
+    same = (case.ids[:, :, None] == case.ids[:, None, :]) & slots[:, :, None] & slots[:, None, :]
+    return same.sum(dim=(1, 2)) > slots.sum(dim=1)
+
+
+def assert_nothing_changes(case: Case, backend: str, **changes: Any) -> None:
+    """No merging: not a bit. Any merging: not a bit of the rows in which no expert is repeated."""
+    plain, _ = case.run(backend, **changes | {"merge": "none", "sentinel": None})
+    assert torch.equal(plain.ids, case.ids)
+    assert torch.equal(plain.weights, case.weights)
+    merged, counters = case.run(backend, **changes)
+    once = ~repeats(case)
+    assert torch.equal(merged.ids[once], case.ids[once])
+    assert torch.equal(merged.weights[once], case.weights[once])
+    assert counters[COUNTERS.index("moved")] == 0
+
+
 def without(case: Case, *names: str) -> Case:
     return dataclasses.replace(case, options={k: v for k, v in case.options.items() if k not in names})
 
@@ -45,33 +64,32 @@ def without(case: Case, *names: str) -> Case:
 @given(case=cases())
 @few
 def test_full_budget_changes_nothing(backend: str, case: Case) -> None:
-    """``select_top_k >= K`` is the identity, bit for bit."""
+    """``select_top_k >= K`` is the identity, bit for bit, but for merging what came repeated."""
     case = without(case, "num_tokens", "row_budget")
-    routing, _ = case.run(backend, select_top_k=case.ids.shape[1])
-    assert torch.equal(routing.ids, case.ids)
-    assert torch.equal(routing.weights, case.weights)
+    assert_nothing_changes(case, backend, select_top_k=case.ids.shape[1])
 
 
 @backends
 @given(case=cases())
 @few
 def test_unreachable_threshold_changes_nothing(backend: str, case: Case) -> None:
-    """A threshold above every similarity is the identity, bit for bit."""
-    case = without(case, "num_tokens", "row_budget")
-    routing, _ = case.run(backend, threshold=1.01)
-    assert torch.equal(routing.ids, case.ids)
-    assert torch.equal(routing.weights, case.weights)
+    """A threshold above every similarity is the identity, bit for bit, but for merging what came repeated."""
+    assert_nothing_changes(without(case, "num_tokens", "row_budget"), backend, threshold=1.01)
 
 
 @backends
 @given(case=cases())
 @few
 def test_heaviest_slots_never_change(backend: str, case: Case) -> None:
-    """The b_t heaviest slots of each row keep their id, and inputs are not modified."""
+    """The b_t heaviest slots of each row keep their id unless merging frees them; inputs are not modified."""
     ids, weights = case.ids.clone(), case.weights.clone()
-    routing, _ = case.run(backend, merge="none", sentinel=None)
     kept = valid_slots(case) & (weight_ranks(case.weights, valid_slots(case)) < budgets(case)[:, None])
-    assert torch.equal(routing.ids[kept], case.ids[kept])
+    for merge in ("none", "same"):
+        routing, _ = case.run(backend, merge=merge, sentinel=None)
+        assert torch.equal(routing.ids[kept], case.ids[kept])
+    routing, _ = case.run(backend)
+    left = kept & (routing.weights != 0)
+    assert torch.equal(routing.ids[left], case.ids[left])
     assert torch.equal(case.ids, ids)
     assert torch.equal(case.weights, weights)
 

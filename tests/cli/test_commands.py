@@ -222,6 +222,8 @@ def test_doctor_finds_everything_in_order(
     states = {(finding["part"], finding["name"]): finding["state"] for finding in value["findings"]}
     assert states["backends", "reference"] == "ok"
     assert states["extras", "transformers"] == "ok"
+    (model,) = (finding for finding in value["findings"] if finding["part"] == "model")
+    assert "K=4 (S < 4 re-routes)" in model["detail"]
 
 
 def test_doctor_exits_1_where_table_and_model_do_not_fit(

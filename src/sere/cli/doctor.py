@@ -147,7 +147,8 @@ def _asked(args: argparse.Namespace) -> Iterator[Finding]:
             yield Finding("model", args.model, "BROKEN", str(error))
         else:
             shape = f"{len(identity.layer_names)} MoE layers, E={identity.E}, K={identity.K}"
-            yield Finding("model", identity.name, "ok", f"{shape}, digest {identity.digest[:12]}")
+            detail = f"{shape} (S < {identity.K} re-routes), digest {identity.digest[:12]}"
+            yield Finding("model", identity.name, "ok", detail)
     if args.table is not None:
         yield from _table(args.table, identity)
 

@@ -82,6 +82,22 @@ class Sere(Policy):
         )
 
 
+def why_idle(config: RerouteConfig, K: int) -> str | None:
+    """Return why these settings re-route nothing in layers of K slots a row, or None where they may.
+
+    With S >= K every expert that occurs is primary, and no other setting makes one secondary.
+
+    Source: METHOD.md section 4, steps 2 to 4.
+    """
+    S = config.select_top_k
+    if S < K:
+        return None
+    return (
+        f"select_top_k={S}: nothing will be re-routed but rows with a smaller budget of their own, for a row "
+        f"has K={K} slots and all are primary; use S < K"
+    )
+
+
 def check_keep(keep: Mapping[int, Sequence[int]], layers: Mapping[int, LayerSimilarity]) -> None:
     """Refuse experts to keep that are not there.
 

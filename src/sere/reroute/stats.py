@@ -15,7 +15,7 @@ class LayerStats:
     Attributes:
         index: Decoder-layer index.
         name: Module name of the experts.
-        steps: Steps with at least one real row.
+        steps: Steps with at least one real row, whether a slot changed or not.
         rows: Real rows, mean per step.
         distinct_before: Distinct experts that the router chose, mean per step.
         distinct_after: Distinct experts that ran, mean per step.

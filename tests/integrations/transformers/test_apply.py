@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,9 @@ from sere.integrations.transformers.routers import scores_in
 from sere.policies import Oea, Sere, TopK
 from tests.integrations.transformers.decoding import decode, hook_count, prompts, random_table
 from tests.tiny import tiny_model
+
+# By module object: the name of the package's ``apply`` is the function.
+apply_module = import_module("sere.integrations.transformers.apply")
 
 
 @pytest.fixture
@@ -116,6 +120,17 @@ def test_wrong_arguments_are_refused(model: PreTrainedModel, tmp_path: Path) -> 
     settings = {"select_top_k": 1, "merge": "sentinel", "sentinel": -1}
     cases: list[tuple[dict[str, object], type[SereError], str]] = [
         ({"select_top_k": 1}, InputError, "expected a similarity table or its path, got None"),
+        (
+            {"table": 5, "select_top_k": 1},
+            InputError,
+            "expected a similarity table or its path, got int; make",
+        ),
+        (
+            {"table": table, "config": settings},
+            ConfigError,
+            "config: expected a RerouteConfig, got dict; make",
+        ),
+        ({"policy": "topk"}, InputError, "policy: expected a routing rule of sere.policies, got str"),
         ({"table": table}, ConfigError, "select_top_k is missing"),
         ({"table": table, "select_topk": 1}, ConfigError, "did you mean 'select_top_k'"),
         ({"table": tmp_path / "no", "select_top_k": 1}, TableError, "no"),
@@ -154,6 +169,30 @@ def test_a_model_without_experts_is_refused() -> None:
     """The text says that a dense model has nothing to re-route."""
     with pytest.raises(UnsupportedModel, match="no experts module found"):
         integration.apply(nn.Linear(2, 2), policy=TopK(1))
+
+
+def test_what_is_no_model_is_refused(model: PreTrainedModel) -> None:
+    """A path in the model's place is not looked up: the text says to load it first."""
+    with pytest.raises(
+        InputError, match="model: expected a model of Transformers in memory, got str; load it"
+    ):
+        integration.apply("folder", random_table(model), select_top_k=1)  # type: ignore[arg-type]
+
+
+def test_settings_that_re_route_nothing_are_warned_of(
+    model: PreTrainedModel, caplog: pytest.LogCaptureFixture
+) -> None:
+    """S = K as settings or in a policy: one line names K and what to do; below K there is none."""
+    table, config = random_table(model), RerouteConfig(select_top_k=4, min_active=3, keep={0: (1,)})
+    apply_module._say_idle.cache_clear()
+    integration.apply(model, table, select_top_k=3).remove()
+    assert not caplog.records
+    integration.apply(model, table, config=config).remove()
+    integration.apply(model, policy=Sere(table.layers, config)).remove()
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert line.startswith("sere: Qwen3MoeForCausalLM: select_top_k=4: nothing will be re-routed")
+    assert "K=4" in line
+    assert line.endswith("use S < K")
 
 
 def test_a_compiled_model_is_refused(model: PreTrainedModel) -> None:

@@ -66,13 +66,15 @@ class Router:
         raise NotImplementedError
 
 
-def prepared(table: Any, known: dict[str, Any], runner: type = SimpleNamespace) -> Session:
+def prepared(
+    table: Any, known: dict[str, Any], runner: type = SimpleNamespace, *, select_top_k: int = 1
+) -> Session:
     """A session whose layers are stand-ins for vLLM's runners, prepared as after loading."""
     config = SimpleNamespace(
         parallel_config=SimpleNamespace(pipeline_parallel_size=1),
         compilation_config=SimpleNamespace(mode=0, static_forward_context=known),
     )
-    found = Session(Options(reroute=RerouteConfig(select_top_k=1)), config, table)
+    found = Session(Options(reroute=RerouteConfig(select_top_k=select_top_k)), config, table)
     for index in table.layers:
         layer = runner()
         layer.layer_name, layer.router = f"model.layers.{index}.experts", Router(table.identity.K)
@@ -97,6 +99,22 @@ def test_runner_that_is_no_module(any_table: Any, caplog: pytest.LogCaptureFixtu
     assert dict(owner.named_buffers())["sere_budget"] is found.layers[0].signal.budget  # type: ignore[union-attr]
     assert "model.layers.1.experts has no module to keep its tensors; do not use sleep level 2" in caplog.text
     assert "model.layers.0" not in caplog.text
+
+
+@pytest.mark.parametrize(("below", "lines"), [(1, 0), (0, 1), (-1000, 1)], ids=["S < K", "S = K", "S > K"])
+def test_settings_that_re_route_nothing(
+    any_table: Any, caplog: pytest.LogCaptureFixture, below: int, lines: int
+) -> None:
+    """Beside the line that says that re-routing is active stands a warning where S is K or more."""
+    K = any_table.identity.K
+    found = prepared(any_table, {}, torch.nn.Module, select_top_k=K - below)
+    with caplog.at_level("INFO", logger="vllm.sere"):
+        found.log_start()
+    assert "re-routing active" in caplog.text
+    warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert len(warnings) == lines
+    assert all(f"select_top_k={K - below}: nothing will be re-routed" in line for line in warnings)
+    assert all(f"K={K} slots and all are primary; use S < K" in line for line in warnings)
 
 
 def test_backend_that_passes_routers_by() -> None:

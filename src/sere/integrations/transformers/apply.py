@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+from functools import cache
 from typing import Any
 
 import torch
@@ -20,9 +22,11 @@ from sere.integrations.transformers.hooks import (
 )
 from sere.integrations.transformers.step import Step
 from sere.policies.base import Policy
-from sere.policies.sere import Sere
+from sere.policies.sere import Sere, why_idle
 from sere.structure import ExpertsLayer, find_experts, identity_of, is_rerouted, text_config
 from sere.table import SimilarityTable
+
+logger = logging.getLogger("sere")
 
 
 def apply(
@@ -70,7 +74,8 @@ def apply(
     Raises:
         AlreadyApplied: Re-routing is active on this model.
         ConfigError: A setting is unknown, missing, out of range, or asks for ``merge="sentinel"``.
-        InputError: The table is missing, the arguments exclude each other, or the model is compiled already.
+        InputError: The table is missing, an argument is of another kind, arguments exclude each other, or the
+            model is compiled already.
         TableError: The table cannot be read.
         TableMismatch: The table belongs to another model.
         UnsupportedModel: The model has no experts modules that can be re-routed, or the policy needs router
@@ -78,6 +83,7 @@ def apply(
 
     Source: METHOD.md section 4.
     """
+    _check_kinds(model, table, policy, config)
     _refuse_compiled(model)
     layers = find_experts(model)
     if is_rerouted(layers):
@@ -97,7 +103,11 @@ def apply(
         pad_token_id=finished_token(model, pad_token_id),
         default_budget=_default_budget(policy),
     )
-    return _hook(model, layers, step, policy, config)
+    handle = _hook(model, layers, step, policy, config)
+    idle = None if config is None else why_idle(config, max(layer.K for layer in layers))
+    if idle is not None:
+        _say_idle(type(model).__name__, idle)
+    return handle
 
 
 def _hook(
@@ -124,6 +134,37 @@ def _hook(
             hook.remove()
         raise
     return Handle(hooked, step, hooks, policy, config)
+
+
+def _check_kinds(model: object, table: object, policy: object, config: object) -> None:
+    """Refuse arguments of another kind than expected; each text says what to give."""
+    if not isinstance(model, nn.Module):
+        raise InputError(
+            f"model: expected a model of Transformers in memory, got {_kind(model)}; load it first, for "
+            "example with AutoModelForCausalLM.from_pretrained"
+        )
+    if table is not None and not isinstance(table, SimilarityTable | str | os.PathLike):
+        raise InputError(
+            f"table: expected a similarity table or its path, got {_kind(table)}; make one with "
+            "sere.calibrate"
+        )
+    if policy is not None and not isinstance(policy, Policy):
+        raise InputError(f"policy: expected a routing rule of sere.policies, got {_kind(policy)}")
+    if config is not None and not isinstance(config, RerouteConfig):
+        raise ConfigError(
+            f"config: expected a RerouteConfig, got {_kind(config)}; make one with "
+            "RerouteConfig.from_mapping, or give the settings by name"
+        )
+
+
+def _kind(value: object) -> str:
+    return type(value).__name__
+
+
+@cache
+def _say_idle(name: str, why: str) -> None:
+    """Log that nothing will be re-routed; the same reason once a process."""
+    logger.warning("sere: %s: %s", name, why)
 
 
 def _config(config: RerouteConfig | None, settings: dict[str, Any]) -> RerouteConfig:

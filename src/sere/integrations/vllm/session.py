@@ -14,7 +14,7 @@ from sere.integrations.vllm import kernels, seam, tables, versions
 from sere.integrations.vllm.options import Options
 from sere.integrations.vllm.requests import PADDING
 from sere.integrations.vllm.rows import RowSignal
-from sere.policies.sere import Sere
+from sere.policies.sere import Sere, why_idle
 from sere.reroute import COUNTERS, Plan
 from sere.table import SimilarityTable
 
@@ -81,7 +81,7 @@ class Session:
         signal: The budgets of the coming step's rows; None until the model is loaded.
         kernel: Class name of the expert kernel, or None where it cannot be told.
         steps: What watches the model runner; None until the model is loaded.
-        steps_rerouted: Steps with a row to re-route.
+        steps_rerouted: Steps with a row that is neither protected nor padding.
         steps_passed: Steps without.
         warned_of_idle: Whether the log has said that a layer never saw a step.
     """
@@ -152,6 +152,13 @@ class Session:
             f"targets={settings.targets} merge={settings.merge}, expert kernel {self.kernel or 'unknown'}, "
             f"backend {', '.join(backends)}"
         )
+
+    def log_start(self) -> None:
+        """Say that re-routing is active, and warn where it has nothing to do."""
+        logger.info("sere: %s", self.describe())
+        idle = why_idle(self.config, self.table.identity.K)
+        if idle is not None:
+            logger.warning("sere: %s", idle)
 
     def expert_bytes(self) -> int | None:
         """Return the bytes of one routed expert's weights in this worker, or None if they cannot be told."""

@@ -31,8 +31,9 @@ class EngineStats:
     Attributes:
         enabled: Whether steps are re-routed at present.
         settings: The settings that hold, JSON-ready.
-        steps_rerouted: Steps with at least one row to re-route.
-        steps_passed: Steps without: prompts only, protected requests only, or while switched off.
+        steps_rerouted: Steps with at least one row to re-route. With S >= K they are counted and change
+            nothing: ``slots_moved`` of the layers is 0.
+        steps_passed: Steps without: prompts only, requests with ``"off"`` only, or while switched off.
         layers: The MoE layers.
         kernel: Class name of the expert kernel, or None where it cannot be told.
         expert_bytes: Bytes of one routed expert's weights in one worker, or None where they cannot be told.

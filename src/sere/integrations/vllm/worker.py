@@ -64,7 +64,7 @@ def _around_loading(worker: Any, session: Session) -> None:
         session.steps = Steps(worker.model_runner, session)
         session.steps.watch()
         if worker.rank == 0:
-            logger.info("sere: %s", session.describe())
+            session.log_start()
         return result
 
     worker.load_model = loading

@@ -12,7 +12,7 @@ from sere.calibrate import calibrate, collect
 from sere.calibrate.collect import LayerCollector
 from sere.calibrate.in_memory import collect_in_memory
 from sere.calibrate.weights import stacked_weights_similarity
-from sere.errors import AlreadyApplied, ConfigError, DataError, UnsupportedModel
+from sere.errors import AlreadyApplied, ConfigError, DataError, InputError, UnsupportedModel
 from sere.similarity import make_accumulator, weights_similarity
 from sere.structure import find_experts, identify
 from tests.calibrate.helpers import ALL_METRICS, char_tokenizer, routing, settings, some_tokens, worst
@@ -200,12 +200,20 @@ def test_weights_of_every_layout_are_found(architecture: str) -> None:
 
 
 def test_what_is_missing_is_named() -> None:
-    """No texts, no tokenizer, an unknown metric or setting: one error each, before any work."""
+    """No texts or tokenizer, something else in its place, unknown settings: each has its error at once."""
     model = tiny_model("qwen3_moe")
     with pytest.raises(DataError, match="texts: expected a source, got none"):
         calibrate(model, char_tokenizer())
     with pytest.raises(ConfigError, match="tokenizer: expected the model's tokenizer"):
         calibrate(model, None, TEXTS)
+    tokenizer = char_tokenizer()
+    text = f"model: expected .*, got {type(tokenizer).__name__}; the model goes first"
+    with pytest.raises(InputError, match=text):
+        calibrate(tokenizer, model, TEXTS)
+    for wrong in (model, "folder"):
+        text = f"tokenizer: expected the model's tokenizer, got {type(wrong).__name__}; load it"
+        with pytest.raises(ConfigError, match=text):
+            calibrate(model, wrong, TEXTS)
     with pytest.raises(ConfigError, match="unknown metric 'frobenus'; did you mean 'frobenius'"):
         calibrate(model, char_tokenizer(), TEXTS, metric="frobenus")
     with pytest.raises(ConfigError, match="unknown parameter 'kernal'; did you mean 'kernel'"):

@@ -86,6 +86,13 @@ def test_another_model_is_refused_with_both_sides(other: Any) -> None:
     assert text.endswith("calibrate this model (sere calibrate) or give its own table")
 
 
+def test_a_table_is_shown_in_a_line() -> None:
+    """Model, metric, sizes and fingerprint of a table, E of a layer; no matrix."""
+    made = table(scale=True)
+    assert repr(made) == f"SimilarityTable('tiny', cka, L=2, E=5, K=2, fingerprint {made.fingerprint[:12]})"
+    assert repr(made.layers[1]) == "LayerSimilarity(E=5, scale=True)"
+
+
 def test_an_identity_matrix_is_refused() -> None:
     """A missing similarity that looks like one would map everything to the lowest primary expert."""
     layers = {1: LayerSimilarity(matrix(1)), 3: LayerSimilarity(torch.eye(5))}

@@ -94,8 +94,20 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
     path = tmp_path / "no.safetensors"
     with refuses(f"{path}: there is no such file; expected a similarity table"):
         SimilarityTable.load(path)
-    with refuses(f"{tmp_path}: there is no such file"):
+    with refuses(f"{tmp_path}: is a folder; expected the file of a similarity table in it"):
         SimilarityTable.load(tmp_path)
+
+
+def test_a_place_that_cannot_be_written_to_is_named(tmp_path: Path) -> None:
+    """A folder, or a path below a file: the text names the path as it was given; nothing is left behind."""
+    folder, file = tmp_path / "folder", tmp_path / "file"
+    folder.mkdir()
+    file.write_text("text")
+    for path in (folder, file / "table.safetensors"):
+        with refuses(f"{path}: ") as caught:
+            table().save(path)
+        assert "give the path of a file" in str(caught.value)
+    assert sorted(tmp_path.rglob("*")) == [file, folder]
 
 
 @pytest.mark.parametrize("keep", [0, 4, 100, -1], ids=["empty", "4 bytes", "in the header", "one byte short"])

@@ -27,14 +27,18 @@ def read_tokens(
 
     Raises:
         DataError: There are no texts, or they are unreadable or too few.
-        ConfigError: There is no tokenizer.
+        ConfigError: There is no tokenizer, or something else in its place.
     """
     if not settings.needs_tokens:
         return None
     if texts is None:
         raise DataError("texts: expected a source, got none; only the metric 'weights' needs none")
-    if tokenizer is None:
-        raise ConfigError("tokenizer: expected the model's tokenizer, got none")
+    if isinstance(tokenizer, nn.Module) or not callable(tokenizer):
+        kind = "none" if tokenizer is None else type(tokenizer).__name__
+        raise ConfigError(
+            f"tokenizer: expected the model's tokenizer, got {kind}; load it with "
+            "AutoTokenizer.from_pretrained"
+        )
     documents = load_texts(texts, field=field, split=split, seed=settings.seed)
     return pack(documents, tokenizer, max_tokens=settings.max_tokens, seq_len=settings.seq_len)
 

@@ -21,8 +21,13 @@ def local_checkpoint(path: str | os.PathLike[str]) -> Path:
     """Return the folder of a checkpoint; a hub name is looked up (and downloaded) in the hub's cache.
 
     Raises:
-        InputError: There is neither a folder nor a hub model of this name.
+        InputError: It is no path, or there is neither a folder nor a hub model of this name.
     """
+    if not isinstance(path, str | os.PathLike):
+        raise InputError(
+            f"model: expected a model, a checkpoint folder or a hub name, got {type(path).__name__}; "
+            "the model goes first, then the tokenizer"
+        )
     folder = Path(path)
     if folder.is_dir():
         return folder

@@ -59,6 +59,12 @@ class SimilarityTable:
         object.__setattr__(self, "layers", MappingProxyType(dict(sorted(self.layers.items()))))
         check_layers(self.layers, self.identity)
 
+    def __repr__(self) -> str:
+        return (
+            f"SimilarityTable({self.identity.name!r}, {self.metric}, L={len(self.layers)}, E={self.E}, "
+            f"K={self.identity.K}, fingerprint {self.fingerprint[:12]})"
+        )
+
     @property
     def E(self) -> int:
         """Number of experts of a layer."""
@@ -74,7 +80,11 @@ class SimilarityTable:
         return digest.hexdigest()
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write one safetensors file, atomically; see `sere.table.storage`."""
+        """Write one safetensors file, atomically; see `sere.table.storage`.
+
+        Raises:
+            TableError: It cannot be written there; the text says why.
+        """
         from sere.table.storage import save
 
         save(self, path)

@@ -46,13 +46,23 @@ def save(table: SimilarityTable, path: str | os.PathLike[str]) -> None:
     Args:
         table: The table.
         path: The file; its folder is created if need be.
+
+    Raises:
+        TableError: The system refuses to write there: it is a folder, lies below a file, the disk is full.
     """
     values = describe(table) | {"provenance": dict(table.provenance), "fingerprint": table.fingerprint}
     metadata = {name: json.dumps(value, sort_keys=True) for name, value in values.items()}
     metadata |= {"format": FORMAT, "format_version": json.dumps(FORMAT_VERSION)}
-    with atomic_path(path) as temporary:
-        # Layers may share a tensor, which safetensors refuses to write twice.
-        save_file({name: t.clone() for name, t in tensors(table).items()}, temporary, metadata=metadata)
+    try:
+        with atomic_path(path) as temporary:
+            # Layers may share a tensor, which safetensors refuses to write twice.
+            save_file({name: t.clone() for name, t in tensors(table).items()}, temporary, metadata=metadata)
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise TableError(
+            f"{os.fspath(path)}: the table cannot be written there ({reason}); give the path of a file in a "
+            "folder that can be written to"
+        ) from error
 
 
 def load(cls: type[_Table], path: str | os.PathLike[str]) -> _Table:
@@ -70,6 +80,8 @@ def load(cls: type[_Table], path: str | os.PathLike[str]) -> _Table:
 
 
 def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+    if path.is_dir():
+        raise TableError(f"{path}: is a folder; expected the file of a similarity table in it")
     if not path.is_file():
         raise TableError(
             f"{path}: there is no such file; expected a similarity table, as sere calibrate writes it"

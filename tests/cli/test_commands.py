@@ -131,7 +131,7 @@ def test_bench_writes_one_line_a_case(capsys: pytest.CaptureFixture[str], tmp_pa
     assert last["experts"]["after"] < last["experts"]["before"]
     assert last["hook"]["us_per_layer"] > 0
     assert records[2]["hook"] is None
-    assert records[2]["ratio_to_off"] == {"p20": 1.0, "p50": 1.0, "p80": 1.0}
+    assert records[2]["ratio_off_to_this"] == {"p20": 1.0, "p50": 1.0, "p80": 1.0}
 
 
 def test_bench_times_a_checkpoint_with_its_table(
@@ -141,7 +141,7 @@ def test_bench_times_a_checkpoint_with_its_table(
     argv = ["bench", checkpoint, "--table", similarities, "--batch-size", 2, "--steps", 2, "--rounds", 1]
     assert main([str(word) for word in argv]) == 0
     out = capsys.readouterr().err
-    assert "ratio to off" in out
+    assert "off/this" in out
     assert "sere:S=2" in out
 
 

@@ -97,9 +97,11 @@ def test_other_content_is_refused(tmp_path: Path, content: object, text: str) ->
 
 
 def test_unreadable_files_are_refused(tmp_path: Path) -> None:
-    """Missing, or not written by torch.save."""
+    """Missing, a folder, or not written by torch.save."""
     with refuses(TableError, "there is no such file; expected the published code's similarity_matrices.pt"):
         import_published(tmp_path / "no.pt", identity())
+    with refuses(TableError, "this is a folder; expected the published code's similarity_matrices.pt"):
+        import_published(tmp_path, identity())
     (tmp_path / "text.pt").write_text("hello")
     with refuses(TableError, "expected tensors by layer as torch.save writes them"):
         import_published(tmp_path / "text.pt", identity())

@@ -21,6 +21,8 @@ SETTINGS = (
 # Batch size and questions: so many that the whole takes at most three minutes on two idle cores.
 ROUNDS = ((1, 10), (8, 60), (16, 160), (32, 240))
 
+_FILES = ("demo.png", "demo.json", "demo-table.safetensors")
+
 _DETAILS = """Calibrates the model that comes with sere, decodes held-out questions at several batch sizes
 with re-routing off and on, and counts experts, time and right answers. Writes a picture, the table of
 similarities and the result as JSON. At most three minutes on two idle cores."""
@@ -59,15 +61,16 @@ def add(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Calibrate, decode, print, draw."""
     from sere.bench.picture import draw
-    from sere.files import write_json
+    from sere.files import check_writable, write_json
 
     checkpoint_path(BUNDLED)
-    args.out.mkdir(parents=True, exist_ok=True)
+    for name in _FILES:
+        check_writable(args.out / name)
     record = _measure(args)
     write_json(args.out / "demo.json", record)
     draw(record, args.out / "demo.png")
     emit(args, record, render)
-    for name in ("demo.png", "demo.json", "demo-table.safetensors"):
+    for name in _FILES:
         say(f"wrote {args.out / name}")
     return 0
 

@@ -137,6 +137,18 @@ def test_scales_count_as_a_difference() -> None:
     assert not compare(table(), table(scale=True)).equal
 
 
+@pytest.mark.parametrize(
+    ("E", "indices", "text"), [(4, (1, 3), "E=4, layers [1, 3]"), (5, (0, 2), "E=5, layers [0, 2]")]
+)
+def test_tables_with_nothing_in_common_are_refused(E: int, indices: tuple[int, ...], text: str) -> None:
+    """Where E differs or no layer is in both there is no difference to show, and both are named."""
+    names = dict.fromkeys(indices, "x")
+    layers = {index: LayerSimilarity(matrix(index, E)) for index in indices}
+    other = table(layers=layers, identity=identity(name="big", E=E, layer_names=names))
+    with refuses(TableMismatch, f"got 'tiny' (E=5, layers [1, 3]) and 'big' ({text})"):
+        compare(table(), other)
+
+
 def test_incomparable_tables_are_compared_with_warnings() -> None:
     """Other model, layers, metric or data: each is said, and what can be compared is."""
     other = table(

@@ -129,9 +129,11 @@ def _on_vllm(args: argparse.Namespace, plan: Any, partial: Path | None) -> dict[
     from sere.eval.vllm import evaluate_engine
     from sere.integrations.vllm.local import local_engine
     from sere.table import SimilarityTable
+    from sere.integrations.vllm.versions import check_installed
 
     check_settings(plan.settings)
     path = checkpoint_path(args.model)
+    check_installed()
     tokenizer, dtype = load_tokenizer(path), dtype_name(path, args.dtype)
     options: dict[str, Any] = {
         "skip_tokenizer_init": True, "dtype": dtype, "enforce_eager": True, "disable_log_stats": True,

@@ -22,7 +22,7 @@ def demo() -> str:
     rows = [
         [
             case["batch_size"], f"`{case['setting']}`", f"{case['experts']:.1f}",
-            f"{case['tpot_ms']['p50']:.1f}", f"{1 / case['ratio_to_off']['p50']:.2f}x",
+            f"{case['tpot_ms']['p50']:.1f}", f"{case['ratio_off_to_this']['p50']:.2f}x",
             f"{100 * case['share']['value']:.1f}", _points(case.get("difference")),
         ]
         for case in record["cases"]
@@ -134,7 +134,7 @@ def bench() -> str:
         [
             record["subject"]["model"], record["batch_size"], f"`{record['setting']}`",
             f"{record['experts']['before']:.1f} → {record['experts']['after']:.1f}",
-            f"{record['tpot_ms']['p50']:.1f}", f"{1 / record['ratio_to_off']['p50']:.2f}x",
+            f"{record['tpot_ms']['p50']:.1f}", f"{record['ratio_off_to_this']['p50']:.2f}x",
             "" if record["hook"] is None else f"{record['hook']['ms_per_step']:.2f}",
         ]
         for record in records
@@ -288,7 +288,7 @@ def bench_summary() -> str:
                 for name in ("sere:S=2", "sere:S=1")
                 for text in (
                     f"{found[name]['experts']['after']:.0f}",
-                    f"{1 / found[name]['ratio_to_off']['p50']:.2f}x",
+                    f"{found[name]['ratio_off_to_this']['p50']:.2f}x",
                 )
             ),
         ]

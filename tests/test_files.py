@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import stat
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from sere.errors import OutputError
 from sere.files import append_json_line, atomic_path, check_writable, write_json
 
 
@@ -54,3 +60,74 @@ def test_a_place_that_cannot_be_written_is_found_before_work(tmp_path: Path) -> 
     assert target.read_text() == "kept"
     with pytest.raises(OSError, match="/dev/null"):
         check_writable("/dev/null/table.safetensors")
+
+
+WRITERS: dict[str, Callable[[Path], Any]] = {
+    "check": check_writable,
+    "whole": lambda path: write_json(path, {}),
+    "line": lambda path: append_json_line(path, {}),
+}
+
+
+def make_socket(path: Path) -> None:
+    os.mknod(path, stat.S_IFSOCK | 0o600)
+
+
+@pytest.mark.parametrize("write", WRITERS.values(), ids=WRITERS)
+@pytest.mark.parametrize(("make", "kind"), [(make_socket, "a socket"), (os.mkdir, "a folder")])
+def test_what_is_no_file_stays_what_it_is(
+    tmp_path: Path, write: Callable[[Path], Any], make: Callable[[Path], None], kind: str
+) -> None:
+    """A socket (a device is another such) or a folder is refused, by its name or by a link to it."""
+    target, link = tmp_path / "taken", tmp_path / "link"
+    make(target)
+    link.symlink_to(target)
+    before = stat.S_IFMT(target.stat().st_mode)
+    for path in (target, link):
+        with pytest.raises(OutputError) as refused:
+            write(path)
+        assert str(refused.value) == f"{path}: expected a file or a free name, got {kind}; name another"
+    assert stat.S_IFMT(target.stat().st_mode) == before
+    assert link.is_symlink()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "taken"]
+
+
+def test_what_is_no_file_is_refused_before_the_work(tmp_path: Path) -> None:
+    """The block does not begin."""
+    with pytest.raises(OutputError), atomic_path(tmp_path):
+        pytest.fail("begun")
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_links_are_followed(tmp_path: Path, there: bool) -> None:
+    """The file that a link points to is replaced, or made with its folder; the link stays."""
+    target, link = tmp_path / "store" / "a.json", tmp_path / "link.json"
+    if there:
+        write_json(target, "old")
+    link.symlink_to(Path("store") / "a.json")
+    check_writable(link)
+    write_json(link, "new")
+    assert link.is_symlink()
+    assert json.loads(target.read_text()) == "new"
+    assert [path.name for path in target.parent.iterdir()] == ["a.json"]
+
+
+def test_errors_name_the_place_that_was_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not the temporary file's; an error that has another file's name, or no system's words, keeps them."""
+    monkeypatch.chdir(tmp_path)
+    long = "x" * 250
+    with pytest.raises(OutputError) as refused:
+        check_writable(long)
+    assert str(refused.value) == f"{long}: cannot be written: {os.strerror(errno.ENAMETOOLONG)}"
+
+    def fail(error: OSError) -> None:
+        with atomic_path("a.json"):
+            raise error
+
+    with pytest.raises(OutputError, match=r"^a\.json: cannot be written: No space left on device$"):
+        fail(OSError(errno.ENOSPC, "No space left on device"))
+    with pytest.raises(FileNotFoundError, match=r"No such file: 'other\.txt'"):
+        fail(FileNotFoundError(errno.ENOENT, "No such file", "other.txt"))
+    with pytest.raises(OSError, match=r"^no picture$"):
+        fail(OSError("no picture"))
+    assert list(tmp_path.iterdir()) == []

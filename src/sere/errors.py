@@ -46,6 +46,10 @@ class DataError(SereError):
     """Calibration or evaluation texts are missing, unreadable or too few."""
 
 
+class OutputError(SereError, OSError):
+    """A file cannot be written where it was asked for; the text names the place as it was given."""
+
+
 class AlreadyApplied(SereError, RuntimeError):
     """Re-routing is already active on this model."""
 

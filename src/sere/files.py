@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+from sere.errors import OutputError
+
+_KINDS = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
 
 
 @contextmanager
@@ -18,34 +23,77 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     On any exception, Ctrl-C included, the temporary file is deleted and ``path`` is left as it was.
 
     Args:
-        path: Where the finished file is to be. Its folder is created if need be.
+        path: Where the finished file is to be; of a link, where it points to. Its folder is created if need
+            be.
+
+    Raises:
+        OutputError: There is something else than a file, or it cannot be written.
     """
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    suffix = f".tmp{target.suffix}"
-    handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=suffix, dir=target.parent)
-    os.close(handle)
-    temporary = Path(name)
-    try:
+    with _temporary(path) as (temporary, target):
         yield temporary
         umask = os.umask(0)
         os.umask(umask)
         temporary.chmod(0o666 & ~umask)
         temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def check_writable(path: str | os.PathLike[str]) -> None:
     """Make sure, before long work, that a file can be written to ``path``; make its folder if need be.
 
     Raises:
-        OSError: It cannot; the error names the place.
+        OutputError: It cannot.
     """
-    folder = Path(path).parent
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(prefix=f".{Path(path).name}.", dir=folder):
+    with _temporary(path):
         pass
+
+
+def what_is_there(path: str | os.PathLike[str]) -> str:
+    """Return, for an error's text, what was found where a file was expected."""
+    return "this is a folder" if Path(path).is_dir() else "there is no such file"
+
+
+@contextmanager
+def _temporary(path: str | os.PathLike[str]) -> Iterator[tuple[Path, Path]]:
+    """Yield a new file, which is gone afterwards, and the file beside it that ``path`` stands for.
+
+    Raises:
+        OutputError: The new file cannot be made; or an `OSError` in the block has no name, or that of the new
+            file, which nobody asked for.
+    """
+    prefix = f".{Path(path).name}."
+    try:
+        target = _target(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=prefix, suffix=f".tmp{target.suffix}", dir=target.parent)
+    except OutputError:
+        raise
+    except OSError as error:
+        raise OutputError(f"{os.fspath(path)}: cannot be written: {error.strerror}") from error
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary, target
+    except OSError as error:
+        named = error.filename
+        if error.strerror is None or (named is not None and not Path(str(named)).name.startswith(prefix)):
+            raise
+        raise OutputError(f"{os.fspath(path)}: cannot be written: {error.strerror}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _target(path: str | os.PathLike[str]) -> Path:
+    """Return the file that ``path`` stands for, at the end of all links; it need not be there yet.
+
+    Raises:
+        OutputError: What is there is no file, and would be gone once a file took its place.
+    """
+    with suppress(FileNotFoundError):
+        mode = Path(path).stat().st_mode
+        if not stat.S_ISREG(mode):
+            kind = _KINDS.get(stat.S_IFMT(mode), "a device")
+            raise OutputError(f"{os.fspath(path)}: expected a file or a free name, got {kind}; name another")
+    return Path(path).resolve()
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
@@ -55,8 +103,12 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
 
 
 def append_json_line(path: str | os.PathLike[str], record: dict[str, Any]) -> None:
-    """Append ``record`` as one line to a JSON-lines file, in a single write."""
-    target = Path(path)
+    """Append ``record`` as one line to a JSON-lines file, in a single write.
+
+    Raises:
+        OutputError: There is something else than a file.
+    """
+    target = _target(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     with target.open("a", encoding="utf-8") as stream:
         stream.write(json.dumps(record) + "\n")

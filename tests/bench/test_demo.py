@@ -50,7 +50,7 @@ def test_each_batch_size_has_off_first_and_its_ratio(record: dict[str, Any], mod
         (B, name, n) for B, n in ((1, 2), (4, 8)) for name in ("off", "sere:S=1", "topk:S=4")
     ]
     for off, sere, same in (cases[:3], cases[3:]):
-        assert off["ratio_to_off"] == {"p20": 1.0, "p50": 1.0, "p80": 1.0}
+        assert off["ratio_off_to_this"] == {"p20": 1.0, "p50": 1.0, "p80": 1.0}
         assert "difference" not in off
         assert sere["experts"] < off["experts"]
         assert same["experts"] == pytest.approx(off["experts"], rel=0.2)  # off is counted in some turns only

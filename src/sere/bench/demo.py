@@ -109,7 +109,7 @@ def demonstrate(
             _take_turns(model, table, runs)
         cases += _cases(tokenizer, asked, one.batch_size, runs)
     return {
-        "format": "sere-demo-1",
+        "format": "sere-demo-2",
         "model": table.identity.name,
         "dtype": str(model.dtype).removeprefix("torch."),
         "experts_implementation": getattr(model.config, "_experts_implementation", None),
@@ -191,7 +191,7 @@ def _cases(
             "setting": run.setting.label,
             "experts": run.sums["after"] / steps,
             "tpot_ms": asdict(times.tpot_ms()),
-            "ratio_to_off": asdict(times.ratio_to(timed[0])),
+            "ratio_off_to_this": asdict(times.ratio_from(timed[0])),
             "n": len(right),
             "right": sum(right),
             "share": asdict(wilson(sum(right), len(right))),

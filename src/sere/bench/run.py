@@ -54,8 +54,8 @@ def bench(subject: Subject, plan: BenchPlan) -> Iterator[dict[str, Any]]:
     """Time decoding at each batch size under each setting and yield one JSON-ready record a case.
 
     All settings of a batch size take turns in one run and decode the same tokens. The record gives the
-    time per output token (``tpot_ms``) with its spread, its ratio to ``off`` round by round, the distinct
-    experts of a layer and step before and after, and the time inside the hooks.
+    time per output token (``tpot_ms``) with its spread, the ratio of ``off``'s to it round by round, the
+    distinct experts of a layer and step before and after, and the time inside the hooks.
 
     Args:
         subject: What to time.
@@ -105,13 +105,13 @@ def _record(
     subject: Subject, plan: BenchPlan, B: int, setting: Setting, mine: Times, off: Times
 ) -> dict[str, Any]:
     return {
-        "format": "sere-bench-1",
+        "format": "sere-bench-2",
         "unit": "ms",
         "case": f"B={B} {setting.label}",
         "setting": setting.label,
         "batch_size": B,
         "tpot_ms": asdict(mine.tpot_ms()),
-        "ratio_to_off": asdict(mine.ratio_to(off)),
+        "ratio_off_to_this": asdict(mine.ratio_from(off)),
         "config": {
             "prompt": plan.prompt,
             "steps": plan.steps,

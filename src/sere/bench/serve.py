@@ -14,7 +14,7 @@ import torch
 
 from sere.bench.plan import EnginePlan, bytes_read, refuse_controls
 from sere.bench.routing import Tape, record_routing, replayed, timed_routing, untouched
-from sere.bench.timing import Spread, Times, spread, turns
+from sere.bench.timing import Times, spread, turns
 from sere.errors import InputError
 from sere.eval.engines import Start, counted_changes, live_changes, routed
 from sere.eval.settings import Setting
@@ -196,7 +196,7 @@ class _Engine:
             "setting": variant.label,
             "batch_size": B,
             "tpot_ms": asdict(variant.times().tpot_ms()),
-            "ratio_off_to_this": asdict(_speedup(variant, off)),
+            "ratio_off_to_this": asdict(variant.times().ratio_from(off.times())),
             "ttft_ms": asdict(spread([block.ttft_ms for block in blocks])),
             "tokens_per_s": asdict(spread(tokens)),
             "expert_bytes_per_step": bytes_read(counted["experts"], self.subject),
@@ -266,9 +266,3 @@ def _prompts(llm: Any, B: int, plan: ServePlan) -> list[list[int]]:
     vocabulary = llm.llm_engine.model_config.get_vocab_size()
     ids: list[list[int]] = torch.randint(0, vocabulary, (B, plan.prompt), generator=generator).tolist()
     return ids
-
-
-def _speedup(variant: Variant, off: Variant) -> Spread:
-    """Return off's median step by this variant's of the same round: above 1 is faster than off."""
-    pairs = zip(off.blocks, variant.blocks, strict=True)
-    return spread([median(base.step_ms) / median(mine.step_ms) for base, mine in pairs])

@@ -41,10 +41,10 @@ class Times:
         """Return the time per output token of a request: a decode step yields one token a row."""
         return spread([ms for block in self.blocks for ms in block])
 
-    def ratio_to(self, base: Times) -> Spread:
-        """Return, over the rounds, this setting's median step by the base's of the same round."""
-        pairs = zip(self.blocks, base.blocks, strict=True)
-        return spread([median(mine) / median(theirs) for mine, theirs in pairs])
+    def ratio_from(self, off: Times) -> Spread:
+        """Return, over the rounds, off's median step by this setting's of that round: above 1 is faster."""
+        pairs = zip(off.blocks, self.blocks, strict=True)
+        return spread([median(base) / median(mine) for base, mine in pairs])
 
 
 def turns(variants: Sequence[T], place: int) -> list[T]:

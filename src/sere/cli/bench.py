@@ -15,9 +15,11 @@ from sere.errors import ConfigError
 _DEFAULT_SETTINGS = ("sere:S=1", "sere:S=2")
 
 _DETAILS = """Times decode steps of B rows with re-routing off and on. All settings take turns, block by
-block, in one run and decode the same tokens; medians with 20th and 80th percentile, and the ratio to
-off. With --preset, the model has a published model's layer shape and random weights (standard deviation
-0.04), and the similarities are random: neither changes how long a step takes. One JSON line a case."""
+block, in one run and decode the same tokens; medians with 20th and 80th percentile, of the times and of
+off's by each (off/this: above 1 is faster). With --preset, the model has a published model's layer shape
+and random weights (standard deviation 0.04), and the similarities are random: neither changes how long a
+step takes. One JSON line a case.
+A vLLM engine is timed by sere bench serve."""
 
 _EXAMPLES = """
   sere bench --preset qwen3-30b-a3b --layers 4 --batch-size 1 8 16 32 --out benchmarks/results/bench.jsonl
@@ -139,13 +141,15 @@ def _random_model(args: argparse.Namespace) -> Any:
 
 def render(records: list[Mapping[str, Any]]) -> str:
     """Return the records as a table with one row a case."""
-    headers = ["B", "setting", "TPOT ms", "p20 to p80", "ratio to off", "p20 to p80", "experts",
+    headers = ["B", "setting", "TPOT ms", "p20 to p80", "off/this", "p20 to p80", "experts",
                "hook µs/layer", "hook % of step"]  # fmt: skip
     return table([_row(record) for record in records], headers)
 
 
 def _row(record: Mapping[str, Any]) -> list[Any]:
-    tpot, ratio, hook, experts = (record[name] for name in ("tpot_ms", "ratio_to_off", "hook", "experts"))
+    tpot, ratio, hook, experts = (
+        record[name] for name in ("tpot_ms", "ratio_off_to_this", "hook", "experts")
+    )
     return [
         record["batch_size"],
         record["setting"],

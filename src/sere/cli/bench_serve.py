@@ -52,7 +52,7 @@ def add(subparsers: Any) -> None:
     from sere.bench.shapes import SHAPES
 
     summary = "Time a vLLM engine with re-routing off and on."
-    parser = add_command(subparsers, "bench-serve", summary, details=_DETAILS, examples=_EXAMPLES)
+    parser = add_command(subparsers, "bench serve", summary, details=_DETAILS, examples=_EXAMPLES)
     parser.add_argument("model", nargs="?", metavar="MODEL", help="a checkpoint folder or a hub name")
     parser.add_argument("--preset", metavar="NAME", help=f"instead of MODEL: {', '.join(SHAPES)}")
     parser.add_argument("--layers", type=int, metavar="L", help="layers of the preset (default: 4)")
@@ -211,8 +211,12 @@ def _model(args: argparse.Namespace, plan: EnginePlan) -> Iterator[tuple[Path, P
     A preset's are made for the time of the run.
 
     Raises:
+        MissingDependency: vLLM is not installed.
         ConfigError: A setting needs what the table lacks.
     """
+    from sere.integrations.vllm.versions import check_installed
+
+    check_installed()
     with ExitStack() as stack:
         if args.preset is None:
             path, similarities = checkpoint_path(args.model), Path(args.table)

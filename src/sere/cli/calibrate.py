@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -85,15 +85,13 @@ def run(args: argparse.Namespace) -> int:
     metrics = [name.strip() for name in args.metric.split(",") if name.strip()]
     single = len(metrics) == 1
     out = Path(args.out)
-    _check_out(out, single)
+    places = _places(out, metrics)
     from sere.calibrate import calibrate
 
     tables: Any = calibrate(
         args.model, None, args.texts, metric=metrics[0] if single else metrics, **_options(args, out)
     )
-    written = {
-        out if single else out / f"{name}.safetensors": table for name, table in _named(tables).items()
-    }
+    written = {places[name]: made for name, made in _named(tables).items()}
     for path, made in written.items():
         made.save(path)
     emit(args, {"tables": [_summary(path, made) for path, made in written.items()]}, _render)
@@ -112,13 +110,17 @@ def _options(args: argparse.Namespace, out: Path) -> dict[str, Any]:
     }
 
 
-def _check_out(out: Path, single: bool) -> None:
-    """Refuse a place that cannot be written before hours of work, not after."""
+def _places(out: Path, metrics: Sequence[str]) -> dict[str, Path]:
+    """Return each metric's file; refuse what cannot be written before hours of work, not after."""
+    single = len(metrics) == 1
     if single and out.is_dir():
         raise ConfigError(f"--out: expected a file, got the folder {out}; try {out / 'table.safetensors'}")
     if not single and out.exists() and not out.is_dir():
         raise ConfigError(f"--out: expected a folder for several metrics, got the file {out}")
-    check_writable(out if single else out / "table")
+    places = {name: out if single else out / f"{name}.safetensors" for name in metrics}
+    for path in places.values():
+        check_writable(path)
+    return places
 
 
 def _named(tables: Any) -> Mapping[str, SimilarityTable]:

@@ -21,6 +21,8 @@ SETTINGS = (
 # Batch size and questions: so many that the whole takes at most three minutes on two idle cores.
 ROUNDS = ((1, 10), (8, 60), (16, 160), (32, 240))
 
+_FILES = ("demo.png", "demo.json", "demo-table.safetensors")
+
 _DETAILS = """Calibrates the model that comes with sere, decodes held-out questions at several batch sizes
 with re-routing off and on, and counts experts, time and right answers. Writes a picture, the table of
 similarities and the result as JSON. At most three minutes on two idle cores."""
@@ -32,8 +34,9 @@ _EXAMPLES = """
 """
 
 _COLUMNS = """experts: distinct experts per layer and decode step, all of which must be read from memory.
-TPOT: median time per output token; ratio: to off, taking turns with it. right: exact answers, 95 %
-interval; vs off: difference in points on the same questions, 95 % interval. One thread, float32."""
+TPOT: median time per output token; off/this: off's by it, taking turns: above 1 is faster. right: exact
+answers, 95 % interval; vs off: difference in points on the same questions, 95 % interval. One thread,
+float32."""
 
 _NEXT = """For your own model (any Mixture-of-Experts model of Transformers):
 
@@ -58,15 +61,16 @@ def add(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Calibrate, decode, print, draw."""
     from sere.bench.picture import draw
-    from sere.files import write_json
+    from sere.files import check_writable, write_json
 
     checkpoint_path(BUNDLED)
-    args.out.mkdir(parents=True, exist_ok=True)
+    for name in _FILES:
+        check_writable(args.out / name)
     record = _measure(args)
     write_json(args.out / "demo.json", record)
     draw(record, args.out / "demo.png")
     emit(args, record, render)
-    for name in ("demo.png", "demo.json", "demo-table.safetensors"):
+    for name in _FILES:
         say(f"wrote {args.out / name}")
     return 0
 
@@ -103,7 +107,7 @@ def _measure(args: argparse.Namespace) -> dict[str, Any]:
 
 def render(record: Mapping[str, Any]) -> str:
     """Return the result as a table, what its columns mean, and what to do next."""
-    headers = ["B", "setting", "experts", "TPOT ms", "ratio", "right", "95 %", "vs off", "95 %"]
+    headers = ["B", "setting", "experts", "TPOT ms", "off/this", "right", "95 %", "vs off", "95 %"]
     rows = [_row(case) for case in record["cases"]]
     return f"\n{table(rows, headers)}\n\n{_COLUMNS}\n\n{_NEXT}"
 
@@ -115,7 +119,7 @@ def _row(case: Mapping[str, Any]) -> list[Any]:
         case["setting"],
         f"{case['experts']:.1f}",
         f"{case['tpot_ms']['p50']:.1f}",
-        f"{case['ratio_to_off']['p50']:.2f}",
+        f"{case['ratio_off_to_this']['p50']:.2f}",
         f"{case['right']} of {case['n']}",
         f"{100 * share['low']:.1f} to {100 * share['high']:.1f}",
         None if difference is None else f"{100 * difference['value']:+.1f}",

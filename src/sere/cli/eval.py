@@ -20,7 +20,8 @@ answers: exact match per task with 95 % intervals, the paired difference to the 
 same batch size, perplexity and KL divergence on held-out English. A setting is a policy's name, then
 its options: off, sere:S=1,rho=0.3,targets=active,min_active=8, random:S=1 (the control: secondary slots
 go to a random primary expert), topk:S=1 (secondary slots are dropped), oea:S=2, xshare:budget=16,
-lynx:drop=0.5. With --engine vllm, B is the number of requests at once, settings that differ in more than S
+lynx:drop=0.5. S, rho, scale and drop may also be written select_top_k, threshold, use_scale and
+drop_share. With --engine vllm, B is the number of requests at once, settings that differ in more than S
 and rho each get an engine of their own, one after the other, and oea, xshare and lynx are refused.
 Interrupted, the same command with --out continues behind the last finished case."""
 
@@ -128,9 +129,11 @@ def _on_vllm(args: argparse.Namespace, plan: Any, partial: Path | None) -> dict[
     from sere.eval.engines import check_settings
     from sere.eval.vllm import evaluate_engine
     from sere.integrations.vllm.local import local_engine
+    from sere.integrations.vllm.versions import check_installed
     from sere.table import SimilarityTable
 
     check_settings(plan.settings)
+    check_installed()
     path = checkpoint_path(args.model)
     tokenizer, dtype = load_tokenizer(path), dtype_name(path, args.dtype)
     options: dict[str, Any] = {

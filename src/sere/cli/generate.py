@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping
-from contextlib import nullcontext
-from typing import Any
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any
 
 from sere.cli.loading import add_model_arguments, load
 from sere.cli.output import add_json_flag, emit
 from sere.cli.parser import add_command
 from sere.errors import ConfigError, DataError
 
-_SETTINGS = ("select_top_k", "threshold", "min_active", "targets")
+if TYPE_CHECKING:
+    from sere.eval.settings import Setting
+    from sere.table import SimilarityTable
 
-_DETAILS = """All prompts are decoded as one batch, greedily. With --table their decode steps are re-routed;
-without, the model is as it was."""
+_DEFAULT_SETTING = "sere:S=2"
+
+_DETAILS = """All prompts are decoded as one batch, greedily. With --table or --setting their decode steps are
+re-routed; without, the model is as it was."""
 
 _EXAMPLES = """
   sere generate bundled --prompt $'add 4821+937\\n' --prompt $'sort 7 3 9 1\\n'
-  sere generate MODEL --table table.safetensors --select-top-k 2 --threshold 0.3 --prompt 'The mill stood'
+  sere generate MODEL --table table.safetensors --setting sere:S=2,rho=0.3 --prompt 'The mill stood'
   sere generate MODEL --prompt-file prompts.txt --max-new-tokens 100 --json
 """
 
@@ -33,11 +37,10 @@ def add(subparsers: Any) -> None:
     parser.add_argument("--prompt-file", metavar="FILE", help="one prompt a line")
     parser.add_argument("--max-new-tokens", type=int, default=64, metavar="N", help="(default: 64)")
     group = parser.add_argument_group("re-routing")
-    group.add_argument("--table", metavar="FILE", help="similarity table; turns re-routing on")
-    group.add_argument("--select-top-k", type=int, metavar="S", help="slots per token that stay (default: 2)")
-    group.add_argument("--threshold", type=float, metavar="RHO", help="least similarity (default: 0)")
-    group.add_argument("--min-active", type=int, metavar="N", help="least primary experts (default: 0)")
-    group.add_argument("--targets", choices=("primary", "active"), help="(default: primary)")
+    group.add_argument("--table", metavar="FILE", help="similarity table")
+    group.add_argument(
+        "--setting", metavar="SETTING", help=f"as for sere eval (default, with --table: {_DEFAULT_SETTING})"
+    )
     add_model_arguments(parser)
     add_json_flag(parser)
 
@@ -45,20 +48,19 @@ def add(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Generate and print the completions."""
     prompts = _prompts(args)
-    settings = _settings(args)
+    setting, similarities = _setting(args)
     model, tokenizer = load(args)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     # Rows that have finished are told by the token they are fed: generate and re-routing must mean the same.
     pad = tokenizer.pad_token_id
-    context = nullcontext() if settings is None else _applied(model, args.table, settings, pad)
-    with context as handle:
+    with _applied(model, setting, similarities, pad) as handle:
         texts = _complete(model, tokenizer, prompts, args.max_new_tokens)
         layers = [] if handle is None else handle.stats()
     from sere.eval.run import summarise_layers
 
     value = {
-        "settings": settings,
+        "setting": None if setting is None else setting.label,
         "completions": [{"prompt": p, "text": text} for p, text in zip(prompts, texts, strict=True)],
         "experts": summarise_layers(layers) if layers else None,
     }
@@ -78,21 +80,28 @@ def _prompts(args: argparse.Namespace) -> list[str]:
     return prompts
 
 
-def _settings(args: argparse.Namespace) -> dict[str, Any] | None:
-    """Return the re-routing settings that were given, or None without a table."""
-    given = {name: getattr(args, name) for name in _SETTINGS if getattr(args, name) is not None}
-    if args.table is None:
-        if given:
-            option = f"--{next(iter(given)).replace('_', '-')}"
-            raise ConfigError(f"{option}: re-routing needs a similarity table; give one with --table")
-        return None
-    return {"select_top_k": 2} | given
+def _setting(args: argparse.Namespace) -> tuple[Setting | None, SimilarityTable | None]:
+    """Return the way to route, None to leave the model as it is, and the table."""
+    from sere.eval.apply import check_settings
+    from sere.eval.settings import parse_setting
+    from sere.table import SimilarityTable
+
+    if args.setting is None and args.table is None:
+        return None, None
+    setting = parse_setting(args.setting or _DEFAULT_SETTING)
+    similarities = None if args.table is None else SimilarityTable.load(args.table)
+    check_settings([setting], similarities)
+    return setting, similarities
 
 
-def _applied(model: Any, path: str, settings: Mapping[str, Any], pad_token_id: int | None) -> Any:
-    from sere.integrations.transformers import apply
+def _applied(
+    model: Any, setting: Setting | None, table: SimilarityTable | None, pad_token_id: int | None
+) -> AbstractContextManager[Any]:
+    from sere.eval.apply import apply_setting
 
-    return apply(model, path, pad_token_id=pad_token_id, **settings)
+    if setting is None:
+        return nullcontext()
+    return apply_setting(model, setting, table, pad_token_id=pad_token_id)
 
 
 def _complete(model: Any, tokenizer: Any, prompts: list[str], max_new_tokens: int) -> list[str]:

@@ -42,9 +42,14 @@ def emit_lines(
             stdout with ``args.json``, else the rendering for people goes to stderr.
         records: JSON-ready.
         render: Turns all records into the text for people.
-    """
-    from sere.files import append_json_line
 
+    Raises:
+        OutputError: ``args.out`` cannot be written; found before the first record is asked for.
+    """
+    from sere.files import append_json_line, check_writable
+
+    if args.out is not None:
+        check_writable(args.out)
     found = []
     for record in records:
         found.append(record)

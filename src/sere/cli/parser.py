@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 from sere.provenance import installed_version
 
-COMMANDS = ("calibrate", "table", "eval", "bench", "bench-serve", "generate", "demo", "doctor")
+COMMANDS = ("calibrate", "table", "eval", "bench", "bench serve", "generate", "demo", "doctor")
 
 _EXAMPLES = """examples:
   sere demo                                    the whole path on the bundled model
@@ -37,12 +37,13 @@ class Parser(argparse.ArgumentParser):
         super().__init__(*args, **options)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Read ``sere bench serve`` as the command ``bench-serve``: argparse knows commands of one word."""
+        """Read the first two words ``bench serve`` as one: argparse knows commands of one word."""
         given = list(sys.argv[1:] if args is None else args)
-        if self.prog == "sere" and "bench" in given:
-            place = given.index("bench")
-            if given[place + 1 : place + 2] == ["serve"]:
-                given[place : place + 2] = ["bench-serve"]
+        if self.prog == "sere":
+            # Before the command stand flags alone, which take no value.
+            place = next((at for at, word in enumerate(given) if not word.startswith("-")), len(given))
+            if given[place : place + 2] == ["bench", "serve"]:
+                given[place : place + 2] = ["bench serve"]
         return super().parse_known_args(given, namespace)
 
     def error(self, message: str) -> NoReturn:
@@ -63,7 +64,7 @@ def build_parser() -> Parser:
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for name in COMMANDS:
-        module = import_module(f"sere.cli.{name.replace('-', '_')}")
+        module = import_module(f"sere.cli.{name.replace(' ', '_')}")
         module.add(subparsers)
         subparsers.choices[name].set_defaults(run=module.run)
         _add_debug(subparsers.choices[name])

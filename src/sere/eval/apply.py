@@ -24,6 +24,7 @@ def apply_setting(
     *,
     seed: int = 0,
     rival: Policy | None = None,
+    pad_token_id: int | None = None,
 ) -> Handle:
     """Apply a setting to a model and return the handle, which counts and which removes it.
 
@@ -37,15 +38,16 @@ def apply_setting(
         seed: Of ``random``, unless the setting has its own.
         rival: What ``make_rival`` returned for the setting, if it was applied before and is to go on: the
             draws of ``random`` begin anew with each policy.
+        pad_token_id: What ``generate`` feeds to rows that have ended; None for decode steps of our own.
 
     Raises:
         ConfigError: The setting needs a table and there is none.
     """
     from sere.integrations.transformers import apply
 
-    # Every row of our decode steps is real, even one that is fed the pad token as a word of its text;
-    # only generate keeps feeding it to rows that have ended.
-    pad_token_id = -1 if supports_rows(model) else None
+    # Every row of our decode steps is real, even one that is fed the pad token as a word of its text.
+    if pad_token_id is None and supports_rows(model):
+        pad_token_id = -1
     if not setting.needs_table:
         return apply(model, policy=rival or make_rival(setting, seed=seed), pad_token_id=pad_token_id)
     table = _needed(table, setting)

@@ -54,14 +54,20 @@ class BackendRecord:
             E: Number of experts.
             index: Which device of this type, or None for the current one.
         """
+        reason = self.why_never(device_type, E)
+        if reason is None and self.tries:
+            reason = importlib.import_module(self.module).why_not(index)
+        return reason
+
+    def why_never(self, device_type: str, E: int = 1) -> str | None:
+        """Return what ``why_not`` can tell without touching the device: None where that has the last word."""
         if self.devices and device_type not in self.devices:
             return f"it runs on {' or '.join(self.devices)} tensors, these are on {device_type}"
         if self.most_experts is not None and self.most_experts < E:
             return f"it takes at most {self.most_experts} experts a layer, these are {E}"
         if self.needs is not None and not _installed(self.needs):
             return f"the package {self.needs} is not installed; {self.install}"
-        reason: str | None = importlib.import_module(self.module).why_not(index) if self.tries else None
-        return reason
+        return None
 
 
 BACKENDS: Mapping[str, BackendRecord] = MappingProxyType(

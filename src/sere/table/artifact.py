@@ -83,7 +83,7 @@ class SimilarityTable:
         """Write one safetensors file, atomically; see `sere.table.storage`.
 
         Raises:
-            TableError: It cannot be written there; the text says why.
+            OutputError: It cannot be written there; the text says why.
         """
         from sere.table.storage import save
 

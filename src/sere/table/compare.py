@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from sere.errors import TableMismatch
 from sere.similarity import LayerSimilarity
 from sere.table.artifact import SimilarityTable, summary
 
@@ -48,9 +49,17 @@ def compare(a: SimilarityTable, b: SimilarityTable) -> Comparison:
 
     Args:
         a: A table.
-        b: Another; any table may be compared, and the result warns where that means little.
+        b: Another; the result warns where comparing means little.
+
+    Raises:
+        TableMismatch: There is nothing to compare: no layer is in both, or E differs.
     """
     both = [index for index in a.layers if index in b.layers and a.layers[index].E == b.layers[index].E]
+    if not both:
+        raise TableMismatch(
+            "expected two tables of the same E with a layer in common, got "
+            + " and ".join(f"{one.identity.name!r} (E={one.E}, layers {list(one.layers)})" for one in (a, b))
+        )
     equal = set(a.layers) == set(b.layers) == set(both) and all(
         _equal(a.layers[index], b.layers[index]) for index in both
     )

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from sere.errors import InputError, TableError, TableMismatch
+from sere.files import what_is_there
 from sere.provenance import provenance
 from sere.similarity import LayerSimilarity
 from sere.structure import ModelIdentity
@@ -68,7 +69,7 @@ def import_published(
 def _read(source: Path) -> Mapping[Any, Any]:
     if not source.is_file():
         raise TableError(
-            f"{source}: there is no such file; expected the published code's similarity_matrices.pt"
+            f"{source}: {what_is_there(source)}; expected the published code's similarity_matrices.pt"
         )
     try:
         content = torch.load(source, map_location="cpu", weights_only=True)

@@ -18,8 +18,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from sere.errors import InputError, TableError
-from sere.files import atomic_path
+from sere.errors import InputError, OutputError, TableError
+from sere.files import atomic_path, what_is_there
 from sere.similarity import LayerSimilarity
 from sere.structure import ModelIdentity
 from sere.table.artifact import SimilarityTable, describe, tensors
@@ -48,21 +48,18 @@ def save(table: SimilarityTable, path: str | os.PathLike[str]) -> None:
         path: The file; its folder is created if need be.
 
     Raises:
-        TableError: The system refuses to write there: it is a folder, lies below a file, the disk is full.
+        OutputError: It cannot be written.
     """
     values = describe(table) | {"provenance": dict(table.provenance), "fingerprint": table.fingerprint}
     metadata = {name: json.dumps(value, sort_keys=True) for name, value in values.items()}
     metadata |= {"format": FORMAT, "format_version": json.dumps(FORMAT_VERSION)}
-    try:
-        with atomic_path(path) as temporary:
-            # Layers may share a tensor, which safetensors refuses to write twice.
-            save_file({name: t.clone() for name, t in tensors(table).items()}, temporary, metadata=metadata)
-    except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise TableError(
-            f"{os.fspath(path)}: the table cannot be written there ({reason}); give the path of a file in a "
-            "folder that can be written to"
-        ) from error
+    with atomic_path(path) as temporary:
+        # Layers may share a tensor, which safetensors refuses to write twice.
+        copies = {name: t.clone() for name, t in tensors(table).items()}
+        try:
+            save_file(copies, temporary, metadata=metadata)
+        except SafetensorError as error:  # of the system, too: a full disk
+            raise OutputError(f"{os.fspath(path)}: cannot be written: {error}") from error
 
 
 def load(cls: type[_Table], path: str | os.PathLike[str]) -> _Table:
@@ -80,11 +77,9 @@ def load(cls: type[_Table], path: str | os.PathLike[str]) -> _Table:
 
 
 def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
-    if path.is_dir():
-        raise TableError(f"{path}: is a folder; expected the file of a similarity table in it")
     if not path.is_file():
         raise TableError(
-            f"{path}: there is no such file; expected a similarity table, as sere calibrate writes it"
+            f"{path}: {what_is_there(path)}; expected a similarity table, as sere calibrate writes it"
         )
     try:
         with safe_open(path, framework="pt") as file:

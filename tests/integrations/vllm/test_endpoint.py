@@ -42,7 +42,9 @@ class Disabled:
         )
 
 
-def ask(method: str, route: str, key: str | None, engine: Any = None) -> tuple[int, str]:
+def ask(
+    method: str, route: str, key: str | None, engine: Any = None, body: bytes = b'{"select_top_k": 3}'
+) -> tuple[int, str]:
     """Ask a server with the key "mine" for a route."""
     from fastapi import FastAPI
     from httpx import ASGITransport, AsyncClient
@@ -56,8 +58,8 @@ def ask(method: str, route: str, key: str | None, engine: Any = None) -> tuple[i
         await endpoint.init_state(engine or Engine(), app.state, None)
         headers = {} if key is None else {"Authorization": f"Bearer {key}"}
         async with AsyncClient(transport=ASGITransport(app), base_url="http://test") as client:
-            body = {"json": {"select_top_k": 3}} if method == "POST" else {}
-            answer = await client.request(method, f"/v1/sere/{route}", headers=headers, **body)
+            content = body if method == "POST" else None
+            answer = await client.request(method, f"/v1/sere/{route}", headers=headers, content=content)
         return answer.status_code, answer.text
 
     return asyncio.run(call())
@@ -86,3 +88,22 @@ def test_disabled_by_the_environment(method: str, route: str) -> None:
     assert status == 409
     assert "re-routing is not active in this engine" in text
     assert "SERE_DISABLE" in text
+
+
+@pytest.mark.parametrize(
+    ("body", "came"),
+    [
+        (b"", "got no JSON"),
+        (b"select_top_k=3", "got no JSON"),
+        (b"\xff", "got no JSON"),
+        (b"[" * 100_000, "got no JSON"),
+        (b"[3]", "got list"),
+        (b"null", "got NoneType"),
+    ],
+    ids=["nothing", "form", "bytes", "deep", "list", "null"],
+)
+def test_body_that_is_no_object(body: bytes, came: str) -> None:
+    """Settings that are no JSON object are refused with 400 and what was expected."""
+    status, text = ask("POST", "settings", "mine", body=body)
+    assert status == 400
+    assert f'expected a JSON object of settings, such as {{\\"threshold\\": 0.3}}, {came}' in text

@@ -19,7 +19,14 @@ from tests.integrations.vllm.models import save_model, table_of
 
 pytest.importorskip("vllm", reason="needs vLLM: make test-vllm")
 
-from sere.errors import ConfigError, ServerError, TableError, TableMismatch, UnsupportedEngine
+from sere.errors import (
+    BackendUnavailable,
+    ConfigError,
+    ServerError,
+    TableError,
+    TableMismatch,
+    UnsupportedEngine,
+)
 from tests.integrations.vllm.engines import engine, generate, prompts
 from tests.integrations.vllm.server import serve
 
@@ -67,11 +74,16 @@ def without_layer(path: Path, folder: Path) -> Path:
         ({"select_top_k": 2, "keep": {"1": [99]}}, ConfigError, "layer 1 has the experts 0 to 15, got 99"),
         ({"select_top_k": 2, "log_seconds": -1}, ConfigError, "log_seconds: expected seconds"),
         ({"select_top_k": 2, "metrics_port": 0}, ConfigError, "metrics_port: expected a port"),
+        ({"select_top_k": 2, "use_scale": True}, ConfigError, "use_scale: the table has no scale"),
+        ({"select_top_k": 2, "backend": "cuda"}, BackendUnavailable, "runs on cuda tensors, these are on c"),
         (2, ConfigError, 'additional_config["sere"]: expected settings'),
     ],
 )  # fmt: skip
-def test_settings(model: Path, settings: Any, error: type[Exception], text: str) -> None:
+def test_settings(
+    model: Path, monkeypatch: pytest.MonkeyPatch, settings: Any, error: type[Exception], text: str
+) -> None:
     """Wrong settings are refused in the caller's process, before any engine starts."""
+    monkeypatch.setattr("sere.integrations.vllm.worker.equip", lambda *_: pytest.fail("a worker has started"))
     with pytest.raises(error) as refused, engine(model, settings):
         pass
     assert text in str(refused.value)

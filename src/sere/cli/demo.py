@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sere.cli.loading import BUNDLED, checkpoint_path, load
 from sere.cli.output import add_json_flag, emit, say, table
 from sere.cli.parser import add_command
+from sere.errors import ConfigError
+
+if TYPE_CHECKING:
+    from sere.bench.demo import Round
 
 # Chosen for the bundled model; `sere eval bundled` shows how others do.
 SETTINGS = (
@@ -18,18 +22,19 @@ SETTINGS = (
     "random:S=1,min_active=24",
     "topk:S=4",
 )
-# Batch size and questions: so many that the whole takes at most three minutes on two idle cores.
-ROUNDS = ((1, 10), (8, 60), (16, 160), (32, 240))
+BATCH_SIZES = (1, 8, 16, 32)
+# Questions at a batch size, so that the whole takes at most three minutes on two idle cores.
+QUESTIONS_PER_ROW, MOST_QUESTIONS = 10, 240
 
 _FILES = ("demo.png", "demo.json", "demo-table.safetensors")
 
 _DETAILS = """Calibrates the model that comes with sere, decodes held-out questions at several batch sizes
 with re-routing off and on, and counts experts, time and right answers. Writes a picture, the table of
-similarities and the result as JSON. At most three minutes on two idle cores."""
+similarities and the result as JSON. At most three minutes on two idle cores, unless more is asked for."""
 
 _EXAMPLES = """
   sere demo
-  sere demo --out out --quick
+  sere demo --batch-size 32 --questions 4
   sere demo --json > demo.json
 """
 
@@ -38,12 +43,12 @@ TPOT: median time per output token; off/this: off's by it, taking turns: above 1
 answers, 95 % interval; vs off: difference in points on the same questions, 95 % interval. One thread,
 float32."""
 
-_NEXT = """For your own model (any Mixture-of-Experts model of Transformers):
+_NEXT = """For your own model (any Mixture-of-Experts model of Transformers); the floor is 4 K here:
 
-  sere calibrate MODEL --texts notes.txt --out table.safetensors
-  sere eval MODEL --table table.safetensors --setting sere:S=2,rho=0.3
+  sere calibrate MODEL --texts notes.txt --metric projection --out table.safetensors
+  sere eval MODEL --table table.safetensors --setting sere:S=2,min_active=32,scale=true
 
-  with sere.apply(model, "table.safetensors", select_top_k=2, threshold=0.3):
+  with sere.apply(model, "table.safetensors", select_top_k=2, min_active=32, use_scale=True):
       model.generate(**batch)
 """
 
@@ -53,7 +58,14 @@ def add(subparsers: Any) -> None:
     summary = "Show the whole path on the bundled model."
     parser = add_command(subparsers, "demo", summary, details=_DETAILS, examples=_EXAMPLES)
     parser.add_argument("--out", type=Path, default=Path("out"), metavar="DIR", help="(default: out)")
-    parser.add_argument("--quick", action="store_true", help="an eighth of the questions: intervals are wide")
+    parser.add_argument(
+        "--batch-size", type=int, nargs="+", default=list(BATCH_SIZES), metavar="B",
+        help=f"(default: {' '.join(map(str, BATCH_SIZES))})",
+    )  # fmt: skip
+    parser.add_argument(
+        "--questions", type=int, metavar="N",
+        help=f"per task (default: {QUESTIONS_PER_ROW} a row in all, at most {MOST_QUESTIONS})",
+    )  # fmt: skip
     add_json_flag(parser)
     parser.set_defaults(model=BUNDLED, device="cpu", dtype="float32", experts_implementation="eager")
 
@@ -78,31 +90,43 @@ def run(args: argparse.Namespace) -> int:
 def _measure(args: argparse.Namespace) -> dict[str, Any]:
     import torch
 
-    from sere.bench.demo import Round, demonstrate
+    from sere.bench.demo import demonstrate
     from sere.cli.progress import bar
     from sere.eval.calibration import calibrate_on_tasks
     from sere.eval.questions import held_out
     from sere.eval.settings import parse_settings
     from sere.eval.tasks import TASK_NAMES
 
+    rounds = plan_rounds(args.batch_size, args.questions, len(TASK_NAMES))
+    most = max(one.questions for one in rounds)
+    questions = held_out(-(-most // len(TASK_NAMES)))
     # Matrices this small gain nothing from a second thread, and in bfloat16 a CPU is twice as slow.
     torch.set_num_threads(1)
     model, tokenizer = load(args)
     say("calibrating: which expert can stand in for which")
     similarities = calibrate_on_tasks(model, tokenizer)
     similarities.save(args.out / "demo-table.safetensors")
-    share = 8 if args.quick else 1
-    rounds = [Round(size, max(size, questions // share)) for size, questions in ROUNDS]
-    most = max(one.questions for one in rounds)
     return demonstrate(
         model,
         tokenizer,
         similarities,
         settings=parse_settings(SETTINGS),
         rounds=rounds,
-        questions=held_out(-(-most // len(TASK_NAMES))),
+        questions=questions,
         progress=bar,
     )
+
+
+def plan_rounds(batch_sizes: Sequence[int], per_task: int | None, tasks: int) -> list[Round]:
+    """Return the batch sizes, each with its number of questions; ``per_task`` is None for the default."""
+    from sere.bench.demo import Round
+
+    if min(batch_sizes) < 1:
+        raise ConfigError(f"--batch-size: expected at least 1 row, got {min(batch_sizes)}")
+    return [
+        Round(B, min(QUESTIONS_PER_ROW * B, MOST_QUESTIONS) if per_task is None else per_task * tasks)
+        for B in dict.fromkeys(batch_sizes)
+    ]
 
 
 def render(record: Mapping[str, Any]) -> str:

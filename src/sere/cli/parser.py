@@ -14,7 +14,7 @@ COMMANDS = ("calibrate", "table", "eval", "bench", "bench serve", "generate", "d
 _EXAMPLES = """examples:
   sere demo                                    the whole path on the bundled model
   sere calibrate MODEL --texts notes.txt --out table.safetensors
-  sere eval MODEL --table table.safetensors --setting off --setting sere:S=2,rho=0.3
+  sere eval MODEL --table table.safetensors --setting off --setting sere:S=2,min_active=32
   sere doctor --model MODEL --table table.safetensors
 """
 

@@ -1,0 +1,39 @@
+"""What ``sere demo`` asks at each batch size, and what it refuses before it calibrates."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from sere.bench.demo import Round
+from sere.cli import main
+from sere.cli.demo import plan_rounds
+
+
+def test_questions_grow_with_the_batch_to_a_limit() -> None:
+    """Ten questions a row of the step, no more than fit into three minutes; a size named twice runs once."""
+    assert plan_rounds([1, 8, 64, 8], None, tasks=10) == [Round(1, 10), Round(8, 80), Round(64, 240)]
+
+
+def test_questions_are_counted_per_task_where_asked_for() -> None:
+    """``--questions`` means per task, as it does in ``sere eval``, at every batch size."""
+    assert plan_rounds([1, 64], 50, tasks=10) == [Round(1, 500), Round(64, 500)]
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--batch-size", "8", "0"], "--batch-size: expected at least 1 row, got 0"),
+        (["--questions", "0"], "questions: expected at least 1 per task, got 0"),
+    ],
+)
+def test_bad_numbers_are_refused_before_work(
+    flags: list[str], words: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """Rows and questions below one end in one line; nothing is calibrated or written."""
+    assert main(["demo", "--out", str(tmp_path), *flags]) == 2
+    captured = capsys.readouterr()
+    assert words in captured.err
+    assert "calibrating" not in captured.err
+    assert not list(tmp_path.iterdir())

@@ -69,6 +69,22 @@ def test_sums_go_in_slot_order(backend: str, merge: str) -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(
+    ("merge", "freed"), [("none", [2, 3]), ("same", [2, 3]), ("distinct", [0, 1]), ("sentinel", [-1, -1])]
+)
+def test_rows_that_come_with_an_expert_twice(backend: str, merge: str, freed: list[int]) -> None:
+    """At S = K nothing is re-routed, but such a row is merged: the sum stands in its lower slot."""
+    ids = torch.tensor([[2, 2, 1], [0, 3, 3]], dtype=torch.int32)
+    weights = torch.tensor([[0.25, 0.5, 0.125], [0.5, 0.25, 0.125]])
+    options = {"select_top_k": 3, "merge": merge, "sentinel": -1 if merge == "sentinel" else None}
+    routing, counters = Case(ids, weights, similarity_matrix(4, 1), options).run(backend)
+    assert routing.ids.tolist() == [[2, freed[0], 1], [0, 3, freed[1]]]
+    merged = [[0.75, 0.0, 0.125], [0.5, 0.375, 0.0]]
+    assert routing.weights.tolist() == (weights.tolist() if merge == "none" else merged)
+    assert counters.tolist() == [1, 2, 4, 4, 6, 0, 0]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dtype", [torch.int32, torch.int64, list])
 def test_budgets_of_any_size(backend: str, dtype: Any) -> None:
     """A budget beyond K protects however large it is, one below -1 is padding: none wraps around."""

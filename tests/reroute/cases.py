@@ -143,18 +143,31 @@ def cases(draw: st.DrawFn, *, dtypes: tuple[torch.dtype, ...] = (torch.float32,)
     return Case(ids, weights, similarity, options)
 
 
+def outside(E: int, dtype: torch.dtype) -> st.SearchStrategy[int]:
+    """Ids that are no expert's: sentinels and whatever memory held before.
+
+    Of int64 also ids of which 32 bits would be an expert's.
+    """
+    ends = torch.iinfo(dtype)
+    above, below = st.integers(E, ends.max), st.integers(ends.min, -1)
+    named = [-1, E, ends.min, ends.max]
+    if dtype == torch.int64:
+        named += [2**31, 2**32, 2**32 + E - 1, -(2**32), -(2**40)]
+    return st.sampled_from(named) | above | below
+
+
 def _disturb(draw: st.DrawFn, ids: Tensor, weights: Tensor, E: int) -> None:
     """Put sentinels, fused shared experts, zero experts and another slot's id into some slots, in place."""
     T, K = ids.shape
     for _ in range(draw(st.integers(0, 4))):
         t, k = draw(st.integers(0, T - 1)), draw(st.integers(0, K - 1))
-        kind = draw(st.sampled_from(["sentinel", "shared", "zero", "repeated"]))
+        kind = draw(st.sampled_from(["outside", "shared", "zero", "repeated"]))
         if kind == "zero":
             ids[t, k], weights[t, k] = 0, 0.0
         elif kind == "repeated":
             ids[t, k] = ids[t, draw(st.integers(0, K - 1))]
         else:
-            ids[t, k] = -1 if kind == "sentinel" else E + 1
+            ids[t, k] = E + 1 if kind == "shared" else draw(outside(E, ids.dtype))
 
 
 def fuzzed(seed: int) -> Case:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from torch import Tensor
 from sere.reroute import COUNTERS
 from sere.reroute.batch import members, real_rows, weight_ranks
 
-from .cases import BACKENDS, Case, cases
+from .cases import BACKENDS, Case, cases, outside
 
 pytestmark = pytest.mark.usefixtures("shim_backend")
 
@@ -58,6 +59,15 @@ def assert_nothing_changes(case: Case, backend: str, **changes: Any) -> None:
 
 def without(case: Case, *names: str) -> Case:
     return dataclasses.replace(case, options={k: v for k, v in case.options.items() if k not in names})
+
+
+def junk_in(draw: st.DrawFn, case: Case, ids: st.SearchStrategy[int], slots: Tensor) -> Case:
+    """The same call with anything in some slots: weights that are no numbers, too."""
+    odd_weights = st.sampled_from([0.0, -0.0, 7.0, math.nan, math.inf, -math.inf])
+    new_ids, new_weights = case.ids.clone(), case.weights.clone()
+    for t, k in slots.nonzero().tolist():
+        new_ids[t, k], new_weights[t, k] = draw(ids), draw(odd_weights)
+    return dataclasses.replace(case, ids=new_ids, weights=new_weights)
 
 
 @backends
@@ -192,21 +202,48 @@ def test_doing_it_twice_is_doing_it_once(backend: str, case: Case) -> None:
 
 
 @backends
-@given(case=cases(), junk=st.integers(-3, 30))
+@given(case=cases(), data=st.data())
 @few
-def test_padding_contents_do_not_matter(backend: str, case: Case, junk: int) -> None:
+def test_padding_contents_do_not_matter(backend: str, case: Case, data: st.DataObject) -> None:
     """Whatever padding rows hold, real rows come out the same, and padding rows activate nothing new."""
-    real = real_rows(case.ids, budgets(case), case.options.get("num_tokens"))
-    expected, expected_counters = case.run(backend)
-    ids, weights = case.ids.clone(), case.weights.clone()
-    ids[~real], weights[~real] = junk, 7.0
-    actual, counters = dataclasses.replace(case, ids=ids, weights=weights).run(backend)
-    assert torch.equal(actual.ids[real], expected.ids[real])
-    assert torch.equal(actual.weights[real], expected.weights[real])
-    assert counters.tolist() == expected_counters.tolist()
     E = case.similarity.shape[0]
-    if counters[0] and 0 <= junk < E:
-        assert bool((actual.weights[~real] == 0).all())
+    padding = ~real_rows(case.ids, budgets(case), case.options.get("num_tokens"))
+    ids = st.integers(0, E - 1) | outside(E, case.ids.dtype)
+    junk = junk_in(data.draw, case, ids, padding[:, None].expand_as(case.ids))
+    expected, expected_counters = case.run(backend)
+    actual, counters = junk.run(backend)
+    assert torch.equal(actual.ids[~padding], expected.ids[~padding])
+    assert torch.equal(actual.weights[~padding], expected.weights[~padding])
+    assert counters.tolist() == expected_counters.tolist()
+    inside = (junk.ids >= 0) & (junk.ids < E)
+    replaced = padding[:, None] & inside if counters[0] else torch.zeros_like(inside)
+    assert bool((actual.weights[replaced] == 0).all())
+    active = {*actual.ids[valid_slots(case)].tolist(), case.options["sentinel"]}
+    assert set(actual.ids[replaced].tolist()) <= active
+    left = padding[:, None] & ~replaced
+    assert torch.equal(actual.ids[left], junk.ids[left])
+    torch.testing.assert_close(actual.weights[left], junk.weights[left], rtol=0, atol=0, equal_nan=True)
+
+
+@backends
+@given(case=cases(), seed=st.integers(0, 1000), data=st.data())
+@few
+def test_contents_of_slots_without_an_expert_do_not_matter(
+    backend: str, case: Case, seed: int, data: st.DataObject
+) -> None:
+    """A slot whose id is no expert's passes through, whatever its id and weight are, and no other sees it."""
+    E = case.similarity.shape[0]
+    chosen = torch.rand(case.ids.shape, generator=torch.Generator().manual_seed(seed)) < 0.3
+    plain = dataclasses.replace(
+        case, ids=case.ids.masked_fill(chosen, -1), weights=case.weights.masked_fill(chosen, 0.0)
+    )
+    junk = junk_in(data.draw, plain, outside(E, case.ids.dtype), chosen)
+    expected, expected_counters = plain.run(backend)
+    actual, counters = junk.run(backend)
+    assert torch.equal(actual.ids, torch.where(chosen, junk.ids, expected.ids))
+    weights = torch.where(chosen, junk.weights, expected.weights)
+    torch.testing.assert_close(actual.weights, weights, rtol=0, atol=0, equal_nan=True)
+    assert counters.tolist() == expected_counters.tolist()
 
 
 @backends
@@ -215,12 +252,12 @@ def test_padding_contents_do_not_matter(backend: str, case: Case, junk: int) -> 
 def test_merging_keeps_the_layer_output(backend: str, case: Case, seed: int) -> None:
     """Every merge mode gives the layer output of no merging, and ``distinct`` rows have distinct slots."""
     E = case.similarity.shape[0]
-    outputs = torch.randn(E + 3, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-    outputs[E:] = 0  # a sentinel's expert gives nothing, neither does a shared one's column here
+    outputs = torch.randn(E + 1, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    outputs[E] = 0  # a sentinel's expert gives nothing, neither does a shared one's column here
 
     def layer_output(merge: str) -> Tensor:
         routing, _ = case.run(backend, merge=merge, sentinel=-1 if merge == "sentinel" else None)
-        ids = torch.where(routing.ids < 0, E, routing.ids).long()
+        ids = torch.where((routing.ids >= 0) & (routing.ids < E), routing.ids, E).long()
         return (outputs[ids] * routing.weights[:, :, None]).sum(dim=1)
 
     expected = layer_output("none")

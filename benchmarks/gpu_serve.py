@@ -26,6 +26,7 @@ from tabulate import tabulate
 from sere.bench.shapes import shape_config
 from sere.bench.subject import random_model, random_table
 from sere.files import append_json_line
+from sere.integrations.vllm.versions import engine_version
 from sere.provenance import provenance
 
 ROWS = (1, 4, 8, 16, 32, 64, 128)
@@ -37,6 +38,15 @@ SETTINGS: Mapping[str, dict[str, Any]] = {
 }
 PROMPT, ROUNDS, SPREAD = 32, 5, 0.04
 RESULTS = Path(__file__).parent / "results" / "gpu_serve.jsonl"
+
+
+def why_not(*, eager: bool) -> str | None:
+    """Return why nothing can be served here, or None; an eager engine may run anywhere, to try the script."""
+    if engine_version() is None:
+        return "vLLM is not installed (benchmarks/vllm_pieces.py carries it to a machine without a network)"
+    if not eager and not torch.cuda.is_available():
+        return "no CUDA device here (--eager --shape tiny tries the script on a CPU)"
+    return None
 
 
 def prepare(folder: Path, shape: str) -> Path:
@@ -151,6 +161,9 @@ def main() -> None:
     parser.add_argument("--eager", action="store_true", help="no CUDA graphs: only to try the script")
     parser.add_argument("--out", type=Path, default=RESULTS)
     arguments = parser.parse_args()
+    reason = why_not(eager=arguments.eager)
+    if reason is not None:
+        raise SystemExit(f"nothing to serve: {reason}")
     started, rows = time.perf_counter(), []
     with tempfile.TemporaryDirectory() as work:
         folder = Path(work) / "model"

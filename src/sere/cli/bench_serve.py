@@ -135,6 +135,7 @@ def _online_records(args: argparse.Namespace, logs: Logs) -> Iterator[dict[str, 
     from sere.bench.load import Load
     from sere.bench.online import SERVED, OnlinePlan, bench_online
     from sere.integrations.vllm.server import Server, serve
+    from sere.integrations.vllm.versions import check_installed, check_routes
 
     sizes = args.batch_size or ([] if args.request_rate else _BATCH_SIZES)
     plan = OnlinePlan(
@@ -145,6 +146,7 @@ def _online_records(args: argparse.Namespace, logs: Logs) -> Iterator[dict[str, 
         requests=32 if args.requests is None else args.requests,
         **_common(args, parse_engine_options(args.engine_option, OF_SERVER)),
     )
+    check_routes(check_installed())
     most = max(plan.count(load) if load.concurrency is None else load.concurrency for load in plan.loads)
     with _model(args, plan) as (path, similarities, subject):
         options = options_of(plan, most, dtype=subject["dtype"])

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from sere.table import SimilarityTable
 from tests.integrations.vllm.models import save_model, table_of
@@ -197,6 +198,19 @@ def test_nothing_happens_unasked(model: Path) -> None:
         assert len(routers) == 2
         assert all("_compute_routing" not in vars(router) for router in routers)
         assert MoERunner.__init__ is construct
+
+
+def test_failed_start_leaves_the_default_dtype(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A start that fails while the model is built gives torch its own dtype back; old releases do not."""
+
+    def fail(*_: Any, **__: Any) -> None:
+        torch.set_default_dtype(torch.bfloat16)
+        raise RuntimeError("failed while the model was built")
+
+    monkeypatch.setattr("vllm.LLM", fail)
+    with pytest.raises(RuntimeError, match="failed while"), engine(model):
+        pass
+    assert torch.get_default_dtype() == torch.float32
 
 
 def test_kill_switch() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from importlib import import_module
 from types import SimpleNamespace
 from typing import Any
@@ -12,11 +13,12 @@ import torch
 
 from sere.config import RerouteConfig
 from sere.errors import ConfigError, UnsupportedEngine
-from sere.integrations.vllm import configure, features, kernels, live, read_stats, stats, versions
+from sere.integrations.vllm import configure, features, kernels, live, read_stats, seam, stats, versions
 from sere.integrations.vllm.options import Options
 from sere.integrations.vllm.requests import PROTECTED, parse_tier
 from sere.integrations.vllm.rows import RowSignal
 from sere.integrations.vllm.session import Session
+from sere.integrations.vllm.worker import _around_loading
 from tests.integrations.vllm.test_parts import RequestBook, any_table, engine_config, new, step
 
 __all__ = ["any_table"]
@@ -82,6 +84,25 @@ def prepared(
         found.add(layer)
     found.prepare(torch.device("cpu"), 4)
     return found
+
+
+def test_tensors_lie_where_the_model_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The device is the model runner's: before 0.23 the worker of a CPU has none."""
+    monkeypatch.setattr(seam, "building", lambda _: nullcontext())
+    runner = SimpleNamespace(
+        device=torch.device("meta"), prepare_inputs=len, _dummy_run=len, execute_model=len
+    )
+    worker = SimpleNamespace(
+        device=None, rank=1, model_runner=runner, load_model=lambda: None,
+        vllm_config=SimpleNamespace(
+            compilation_config=SimpleNamespace(),
+            scheduler_config=SimpleNamespace(max_num_batched_tokens=8),
+        ),
+    )  # fmt: skip
+    seen: list[Any] = []
+    _around_loading(worker, SimpleNamespace(add=None, prepare=lambda *given: seen.append(given)))  # type: ignore[arg-type]
+    worker.load_model()
+    assert seen == [(torch.device("meta"), 8)]
 
 
 def test_tensors_are_buffers_of_the_runner(any_table: Any) -> None:

@@ -177,6 +177,17 @@ def test_flags_of_the_server_need_it(capsys: pytest.CaptureFixture[str]) -> None
     assert "--request-rate, --requests and --untouched belong to --server" in capsys.readouterr().err
 
 
+def test_server_without_routes_is_refused_at_once(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A vLLM whose server takes no routes is refused in one line, before a model is made."""
+    monkeypatch.setattr("sere.integrations.vllm.server.engine_version", lambda: "0.25.1")
+    assert main(["bench", "serve", "--preset", "tiny", "--server"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "vLLM 0.25.1: its server takes no routes from plug-ins" in line
+    assert "expected 0.26 or later, or no --server" in line
+
+
 @pytest.mark.usefixtures("hasty")
 def test_real_server(tmp_path: Path) -> None:
     """With real servers off and S = 1 lose nothing, and experts fall at S = 1, with a floor to the floor."""

@@ -1,6 +1,6 @@
 """Routes on ``vllm serve``: read and change re-routing over HTTP.
 
-vLLM adds a plug-in's routes only where ``VLLM_PLUGINS`` names it (since 0.28), so a server that nobody told
+vLLM adds a plug-in's routes only where ``VLLM_PLUGINS`` names it (since 0.26), so a server that nobody told
 to has none of these. Re-routing itself needs no route. They stand under ``/v1``, which is where vLLM asks
 for its ``--api-key``.
 """

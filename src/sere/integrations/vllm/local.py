@@ -47,7 +47,7 @@ def local_engine(
         torch.set_num_threads(threads)
     # vLLM for CPUs walks over the attributes of all modules and stumbles over this one, which has any.
     hidden = sys.modules.pop("llvmlite.binding.ffi", None)
-    llm = None
+    llm, dtype = None, torch.get_default_dtype()
     try:
         try:
             from vllm import LLM
@@ -70,6 +70,8 @@ def local_engine(
             gc.collect()
             cleanup_dist_env_and_memory()
     finally:
+        # Older releases leave the model's here when they fail while they build it.
+        torch.set_default_dtype(dtype)
         if hidden is not None:
             sys.modules["llvmlite.binding.ffi"] = hidden
 

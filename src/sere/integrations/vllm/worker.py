@@ -60,7 +60,8 @@ def _around_loading(worker: Any, session: Session) -> None:
     def loading(*args: Any, **kwargs: Any) -> Any:
         with seam.building(session.add):
             result = load_model(*args, **kwargs)
-        session.prepare(torch.device(worker.device), _most_rows(worker.vllm_config))
+        # Not the worker's: before 0.23 a CPU's has none.
+        session.prepare(torch.device(worker.model_runner.device), _most_rows(worker.vllm_config))
         session.steps = Steps(worker.model_runner, session)
         session.steps.watch()
         if worker.rank == 0:

@@ -1,44 +1,55 @@
-"""Time what Python does before a launch, with the launch itself left out: ``python benchmarks/gpu_host.py``.
+"""Time what a call of the cuda backend costs on the host: ``python benchmarks/gpu_host.py``.
 
-The cuda backend's own code on CPU tensors, so that it needs no GPU: checks, outputs, arguments. What
-cuda-core and the driver take on top is not in it, and outputs come from the CPU's allocator.
+The backend's own code on CPU tensors, so that it needs no GPU: checks, outputs, arguments. First with the
+launch left out; then, where cuda-core is installed, through cuda-core to the tests' driver of the CPU, which
+launches nothing. What a real driver takes, and PyTorch to name its device and stream, is not in it, and
+outputs come from the CPU's allocator.
 """
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable
+from itertools import product
+from pathlib import Path
 
+import pytest
 import torch
+from tabulate import tabulate
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from sere.bench.timing import spread, turns
+from sere.provenance import installed_version, machine
 from sere.reroute import COUNTERS, Plan
 from sere.reroute.cuda import device
 from sere.reroute.cuda.launch import Launch
 from sere.reroute.types import Rules, prepare_neighbours
 from sere.similarity.layer import LayerSimilarity
+from tests.reroute.shim import driver
 
 T, E, K = 64, 128, 8
-CALLS, BLOCKS = 4000, 25
+CALLS, ROUNDS = 4000, 24
+Put = Callable[[Launch, torch.device], None]
 
 
 def leave_out(prepared: Launch, device: torch.device) -> None:
     """Stand in for the launch."""
 
 
-def least_us(call: Callable[[], object]) -> float:
-    """Return the time of a call in microseconds: the least mean of a block of calls."""
-    means = []
-    for _ in range(BLOCKS):
-        started = time.perf_counter()
-        for _ in range(CALLS):
-            call()
-        means.append((time.perf_counter() - started) / CALLS * 1e6)
-    return min(means)
+def ways_to_launch(patch: pytest.MonkeyPatch) -> dict[str, Put]:
+    """Return the launches that are timed; the second is cuda-core's own where it is installed."""
+    reason = driver.why_not()
+    if reason is not None:
+        print(f"cuda-core is not timed: {reason}")
+        return {"left out": leave_out}
+    driver.put_in_place(patch).runs.value = 0
+    through = f"cuda-core {installed_version('cuda-core')}, driver that launches nothing"
+    return {"left out": leave_out, through: device.launch}
 
 
-def main() -> None:
-    """Print one line for a bare call and one for a call as an engine makes it."""
-    torch.set_num_threads(1)
+def make_calls() -> dict[str, Callable[[], object]]:
+    """Return a bare call and a call as an engine makes it."""
     similarity = torch.rand(E, E, generator=torch.Generator().manual_seed(0)).fill_diagonal_(1.0)
     neighbours = prepare_neighbours(LayerSimilarity(similarity), threshold=0.3)
     rules = Rules(select_top_k=1, min_active=0, active_targets=False, merge=0, sentinel=0)
@@ -46,14 +57,50 @@ def main() -> None:
     ids, weights = torch.arange(T * K, dtype=torch.int32).reshape(T, K) % E, torch.rand(T, K)
     budget, counters = torch.ones(T, dtype=torch.int32), torch.zeros(len(COUNTERS), dtype=torch.int64)
     num_tokens = torch.tensor(T - 4)
-    device.launch = leave_out
-    bare = least_us(lambda: plan.route(ids, weights))
-    served = least_us(
-        lambda: plan.route(ids, weights, row_budget=budget, num_tokens=num_tokens, counters=counters)
-    )
-    print(
-        f"T={T} E={E} K={K}, launch left out: bare {bare:.1f} us, with budgets and counters {served:.1f} us"
-    )
+    return {
+        "bare": lambda: plan.route(ids, weights),
+        "with budgets and counters": lambda: plan.route(
+            ids, weights, row_budget=budget, num_tokens=num_tokens, counters=counters
+        ),
+    }
+
+
+def time_block(put: Put, call: Callable[[], object]) -> float:
+    """Return the mean time of a call in microseconds, over one block of calls that launch by ``put``.
+
+    The thread's own processor time, for a call waits for nothing.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(device, "launch", put)
+        started = time.thread_time()
+        for _ in range(CALLS):
+            call()
+        return (time.thread_time() - started) / CALLS * 1e6
+
+
+def main() -> None:
+    """Time blocks of calls in turns and print their medians."""
+    torch.set_num_threads(1)
+    calls = make_calls()
+    with pytest.MonkeyPatch.context() as patch:
+        ways = ways_to_launch(patch)
+        times: dict[tuple[str, str], list[float]] = {case: [] for case in product(ways, calls)}
+        for place in range(ROUNDS + 1):
+            for way, name in turns(list(times), place):
+                took = time_block(ways[way], calls[name])
+                # The first round warms up: there the kernel is compiled and loaded.
+                if place > 0:
+                    times[way, name].append(took)
+    rows = [[way, *(shown(times[way, name]) for name in calls)] for way in ways]
+    print(tabulate(rows, ["launch", *calls]))
+    print(f"T={T} E={E} K={K}; us a call: median of {ROUNDS} blocks (20th to 80th percentile)")
+    print(f"{machine()['cpu']}; torch {torch.__version__}")
+
+
+def shown(times: list[float]) -> str:
+    """Return median and spread as text."""
+    found = spread(times)
+    return f"{found.p50:.1f} ({found.p20:.1f} to {found.p80:.1f})"
 
 
 if __name__ == "__main__":

@@ -38,11 +38,14 @@ def run(
         device.launch = real_launch
 
 
-def launch(prepared: Launch, _: torch.device, *, blocks: int = 0, threads: int = 0, seed: int = 1) -> None:
+def launch(
+    prepared: Launch, device: torch.device, *, blocks: int = 0, threads: int = 0, seed: int = 1
+) -> None:
     """Run a launch on fibres.
 
     Args:
         prepared: The launch.
+        device: Not looked at.
         blocks: Other than the launch's own number of blocks, or 0.
         threads: Other than its own number of threads, or 0.
         seed: In which order threads take turns.
@@ -58,7 +61,7 @@ def open_library(path: Path) -> Callable[..., bytes | None]:
     """Return the function of a library that runs a launch."""
     function = ctypes.CDLL(str(path)).shim_launch
     function.restype = ctypes.c_char_p
-    return function  # type: ignore[no-any-return]
+    return function
 
 
 @cache

@@ -46,6 +46,7 @@ class Driver:
     Attributes:
         launches: How many launches there were.
         loads: Whether the driver takes machine code; 0 or 1.
+        runs: Whether a launch runs the kernel; 0 or 1.
         config: The last launch's.
         stream: The address of PyTorch's current stream.
     """
@@ -54,6 +55,7 @@ class Driver:
         library = ctypes.CDLL(str(build("driver.cpp", *FLAGS)))
         self.launches = ctypes.c_int.in_dll(library, "shim_launches")
         self.loads = ctypes.c_int.in_dll(library, "shim_loads")
+        self.runs = ctypes.c_int.in_dll(library, "shim_runs")
         self.config = Config.in_dll(library, "shim_config")
         self.stream = 0
 
@@ -65,20 +67,25 @@ def why_not() -> str | None:
     return None if HAS_CUDA_CORE else NO_CUDA_CORE
 
 
-@pytest.fixture(scope="session", autouse=True)
-def driver() -> Iterator[Driver]:
-    """The driver, in place, and PyTorch that believes in its device."""
+def put_in_place(patch: pytest.MonkeyPatch) -> Driver:
+    """Return the driver, in place, with a PyTorch that believes in its device until the patch is undone."""
     driver = Driver()
     put = device.launch
 
     def launch(prepared: Launch, _: torch.device) -> None:
         put(prepared, GPU)
 
+    patch.setattr(torch.cuda, "current_device", lambda: GPU.index)
+    patch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    patch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    patch.setattr(torch._C, "_cuda_getCurrentRawStream", lambda _: driver.stream, raising=False)
+    patch.setattr(device, "launch", launch)
+    patch.setattr(shim, "launch", launch)
+    return driver
+
+
+@pytest.fixture(scope="session", autouse=True)
+def driver() -> Iterator[Driver]:
+    """The driver of this process, for all of its tests."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch.cuda, "current_device", lambda: GPU.index)
-        patch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
-        patch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
-        patch.setattr(torch._C, "_cuda_getCurrentRawStream", lambda _: driver.stream, raising=False)
-        patch.setattr(device, "launch", launch)
-        patch.setattr(shim, "launch", launch)
-        yield driver
+        yield put_in_place(patch)

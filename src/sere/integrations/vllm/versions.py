@@ -94,11 +94,21 @@ def parse_version(version: str | None) -> tuple[int, int] | None:
     return None if match is None else (int(match[1]), int(match[2]))
 
 
+def quant_method(runner: Any) -> Any:
+    """Return what holds a layer's expert kernel, or None where it cannot be told.
+
+    It has moved: ``runner.routed_experts.quant_method`` since 0.24, ``runner._quant_method`` in 0.23,
+    ``runner.quant_method`` in 0.20.
+
+    Args:
+        runner: vLLM's ``MoERunner``.
+    """
+    holder = getattr(runner, "routed_experts", runner)
+    return getattr(holder, "quant_method", None) or getattr(holder, "_quant_method", None)
+
+
 def expert_kernel(runner: Any) -> tuple[Any, bool]:
     """Return a layer's expert kernel and whether it routes inside itself.
-
-    The kernel object has moved: ``runner.routed_experts.quant_method`` since 0.24, ``runner.quant_method``
-    before.
 
     Args:
         runner: vLLM's ``MoERunner``.
@@ -106,8 +116,7 @@ def expert_kernel(runner: Any) -> tuple[Any, bool]:
     Returns:
         The kernel (None where it cannot be told) and ``is_monolithic``.
     """
-    holder = getattr(runner, "routed_experts", runner)
-    method = getattr(holder, "quant_method", None)
+    method = quant_method(runner)
     kernel = getattr(method, "moe_kernel", None)
     implementation = getattr(kernel, "impl", kernel)
     experts = getattr(implementation, "fused_experts", None)

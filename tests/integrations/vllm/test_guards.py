@@ -199,6 +199,19 @@ def test_variants_share_the_call(kernel: str) -> None:
     assert variant is None or variant.apply is module.CPUUnquantizedExperts.apply
 
 
+@pytest.mark.parametrize("place", ["routed_experts.quant_method", "_quant_method", "quant_method"])
+def test_kernel_is_found_where_each_release_keeps_it(place: str) -> None:
+    """Kernel and whether it routes inside itself are read in 0.24 and later, in 0.23 and in 0.20."""
+    experts = object()
+    method = SimpleNamespace(
+        moe_kernel=SimpleNamespace(impl=SimpleNamespace(fused_experts=experts)), is_monolithic=True
+    )
+    runner: Any = method
+    for name in reversed(place.split(".")):
+        runner = SimpleNamespace(**{name: runner})
+    assert versions.expert_kernel(runner) == (experts, True)
+
+
 def test_work_handed_to_zentorch() -> None:
     """A CPU kernel that hands its work on is another kernel, which gets distinct rows."""
     kernel = SimpleNamespace(_use_zentorch=True)

@@ -178,8 +178,7 @@ class Session:
         for _, layer in sorted(self.layers.items()):
             kernel, monolithic = versions.expert_kernel(layer.runner)
             if monolithic:
-                method = getattr(getattr(layer.runner, "routed_experts", layer.runner), "quant_method", None)
-                kernels.refuse_monolithic(layer.name, method, kernel)
+                kernels.refuse_monolithic(layer.name, versions.quant_method(layer.runner), kernel)
             self.kernel = versions.kernel_name(kernel)
             self.config = kernels.fit_to_kernel(
                 self.config, self.kernel, K=layer.K, merge_given=self.options.merge_given

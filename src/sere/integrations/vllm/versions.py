@@ -10,7 +10,8 @@ from sere.provenance import installed_version
 
 # Oldest and newest minor version that were run, on a CPU: the newest by the test suite, the others by hand.
 RUN = ((0, 30), (0, 32))
-# Their sources have the seams that `seam` and `worker` use; nothing of them was run on a GPU.
+# Their sources have the seams that `seam` and `worker` use; nothing of them was run on a GPU. 0.20 to 0.29
+# were run on a CPU with the arithmetic of a GPU's expert kernel replaced (docs/vllm.md, Versions).
 READ = ((0, 20), (0, 33))
 # Before this version every CPU expert kernel routes inside itself, so there is nothing to hook.
 FIRST_ON_CPU = (0, 30)
@@ -106,11 +107,21 @@ def parse_version(version: str | None) -> tuple[int, int] | None:
     return None if match is None else (int(match[1]), int(match[2]))
 
 
+def quant_method(runner: Any) -> Any:
+    """Return what holds a layer's expert kernel, or None where it cannot be told.
+
+    It has moved: ``runner.routed_experts.quant_method`` since 0.24, ``runner._quant_method`` in 0.23,
+    ``runner.quant_method`` in 0.20.
+
+    Args:
+        runner: vLLM's ``MoERunner``.
+    """
+    holder = getattr(runner, "routed_experts", runner)
+    return getattr(holder, "quant_method", None) or getattr(holder, "_quant_method", None)
+
+
 def expert_kernel(runner: Any) -> tuple[Any, bool]:
     """Return a layer's expert kernel and whether it routes inside itself.
-
-    The kernel object has moved: ``runner.routed_experts.quant_method`` since 0.24, ``runner.quant_method``
-    before.
 
     Args:
         runner: vLLM's ``MoERunner``.
@@ -118,8 +129,7 @@ def expert_kernel(runner: Any) -> tuple[Any, bool]:
     Returns:
         The kernel (None where it cannot be told) and ``is_monolithic``.
     """
-    holder = getattr(runner, "routed_experts", runner)
-    method = getattr(holder, "quant_method", None)
+    method = quant_method(runner)
     kernel = getattr(method, "moe_kernel", None)
     implementation = getattr(kernel, "impl", kernel)
     experts = getattr(implementation, "fused_experts", None)

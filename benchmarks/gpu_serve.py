@@ -25,16 +25,16 @@ from tabulate import tabulate
 
 from sere.bench.shapes import shape_config
 from sere.bench.subject import random_model, random_table
+from sere.eval.engines import counted_changes, live_changes
+from sere.eval.settings import Setting
 from sere.files import append_json_line
 from sere.integrations.vllm.versions import engine_version
 from sere.provenance import provenance
 
 ROWS = (1, 4, 8, 16, 32, 64, 128)
-SETTINGS: Mapping[str, dict[str, Any]] = {
-    "off": {"enabled": False},
-    "S=1": {"enabled": True, "select_top_k": 1},
-    "S=2": {"enabled": True, "select_top_k": 2},
-    "S=4": {"enabled": True, "select_top_k": 4},
+SETTINGS: Mapping[str, Setting] = {
+    "off": Setting("off", {}),
+    **{f"S={S}": Setting("sere", {"select_top_k": S}) for S in (1, 2, 4)},
 }
 PROMPT, ROUNDS, SPREAD = 32, 5, 0.04
 RESULTS = Path(__file__).parent / "results" / "gpu_serve.jsonl"
@@ -111,13 +111,16 @@ def measure(llm: Any, B: int, steps: int, vocabulary: int) -> dict[str, dict[str
     samples: dict[str, list[float]] = {name: [] for name in SETTINGS}
     layers: dict[str, Any] = {}
     for turn in range(ROUNDS + 1):
+        # The first turn warms up and counts: an engine that is switched off counts nothing.
+        changes = counted_changes if turn == 0 else live_changes
         for name in [*SETTINGS][turn % len(SETTINGS) :] + [*SETTINGS][: turn % len(SETTINGS)]:
-            configure(llm, **SETTINGS[name])
+            configure(llm, **changes(SETTINGS[name]))
             short = generate_ms(llm, prompts, 1)
             read_stats(llm, reset=True)
             long = generate_ms(llm, prompts, 1 + steps)
-            layers[name] = read_stats(llm, reset=True).layers
-            if turn > 0:
+            if turn == 0:
+                layers[name] = read_stats(llm).layers
+            else:
                 samples[name].append((long - short) / steps)
     return {name: summary(samples[name], layers[name], B) for name in SETTINGS}
 

@@ -47,7 +47,8 @@ def local_engine(
         torch.set_num_threads(threads)
     # vLLM for CPUs walks over the attributes of all modules and stumbles over this one, which has any.
     hidden = sys.modules.pop("llvmlite.binding.ffi", None)
-    llm, dtype = None, torch.get_default_dtype()
+    llm, dtype, hooks = None, torch.get_default_dtype(), _bytecode_hooks()
+    kept = set(hooks)
     try:
         try:
             from vllm import LLM
@@ -67,6 +68,9 @@ def local_engine(
             if llm is not None:
                 llm.llm_engine.engine_core.shutdown()
             llm = None
+            # vLLM does not take its hooks on compiled code back, and they hold the model.
+            for place in hooks.keys() - kept:
+                del hooks[place]
             gc.collect()
             cleanup_dist_env_and_memory()
     finally:
@@ -74,6 +78,14 @@ def local_engine(
         torch.set_default_dtype(dtype)
         if hidden is not None:
             sys.modules["llvmlite.binding.ffi"] = hidden
+
+
+def _bytecode_hooks() -> dict[int, Any]:
+    """Return what dynamo calls on code that it has compiled; torch gives no other way to it."""
+    from torch._dynamo import convert_frame
+
+    hooks: dict[int, Any] = getattr(convert_frame, "_bytecode_hooks", {})
+    return hooks
 
 
 def worker_of(llm: Any) -> Any:

@@ -33,6 +33,7 @@ BLOCKS: Mapping[str, Callable[[], str]] = {
     "bench": tables.bench,
     "bench-summary": tables.bench_summary,
     "serve": tables.serve,
+    "serve-emulated": lambda: tables.serve("serve_emulated.jsonl"),
     "serve-floor": tables.serve_floor,
     "serve-online": tables.serve_online,
     "vllm-load": tables.vllm_load,

@@ -152,9 +152,9 @@ def bench() -> str:
     return _table(rows, headers) + _conditions(records)
 
 
-def serve() -> str:
+def serve(name: str = "serve.jsonl") -> str:
     """A vLLM engine at real models' layer shapes, a row a batch size; not those with a floor."""
-    records = [record for record in serve_records() if not started(record)]
+    records = [record for record in serve_records(name) if not started(record)]
     lines: dict[tuple[Any, ...], dict[str, Record]] = {}
     for record in records:
         lines.setdefault(_serve_line(record), {})[record["setting"]] = record
@@ -208,9 +208,9 @@ def serve_floor() -> str:
     return _table(rows, headers) + _conditions(records)
 
 
-def serve_records() -> list[Any]:
+def serve_records(name: str = "serve.jsonl") -> list[Any]:
     """Return the newest record of each case, in the order in which the cases first came."""
-    newest = {(_serve_line(one), started(one), one["setting"]): one for one in _lines("serve.jsonl")}
+    newest = {(_serve_line(one), started(one), one["setting"]): one for one in _lines(name)}
     return list(newest.values())
 
 

@@ -48,6 +48,9 @@ def test_json_lines_are_appended(tmp_path: Path) -> None:
     append_json_line(target, {"a": 1})
     append_json_line(target, {"b": "ρ\n"})
     assert [json.loads(line) for line in target.read_text().splitlines()] == [{"a": 1}, {"b": "ρ\n"}]
+    below = target / "below.jsonl"
+    with pytest.raises(OutputError, match=f"{below}: cannot be written"):
+        append_json_line(below, {})
 
 
 def test_a_place_that_cannot_be_written_is_found_before_work(tmp_path: Path) -> None:

@@ -61,14 +61,10 @@ def _temporary(path: str | os.PathLike[str]) -> Iterator[tuple[Path, Path]]:
             file, which nobody asked for.
     """
     prefix = f".{Path(path).name}."
-    try:
+    with _naming(path):
         target = _target(path)
         target.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=prefix, suffix=f".tmp{target.suffix}", dir=target.parent)
-    except OutputError:
-        raise
-    except OSError as error:
-        raise OutputError(f"{os.fspath(path)}: cannot be written: {error.strerror}") from error
     os.close(handle)
     temporary = Path(name)
     try:
@@ -80,6 +76,17 @@ def _temporary(path: str | os.PathLike[str]) -> Iterator[tuple[Path, Path]]:
         raise OutputError(f"{os.fspath(path)}: cannot be written: {error.strerror}") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def _naming(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Turn what the system says into an `OutputError` that names ``path`` as it was given."""
+    try:
+        yield
+    except OutputError:
+        raise
+    except OSError as error:
+        raise OutputError(f"{os.fspath(path)}: cannot be written: {error.strerror}") from error
 
 
 def _target(path: str | os.PathLike[str]) -> Path:
@@ -106,9 +113,11 @@ def append_json_line(path: str | os.PathLike[str], record: dict[str, Any]) -> No
     """Append ``record`` as one line to a JSON-lines file, in a single write.
 
     Raises:
-        OutputError: There is something else than a file.
+        OutputError: There is something else than a file, or it cannot be written.
     """
-    target = _target(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with target.open("a", encoding="utf-8") as stream:
-        stream.write(json.dumps(record) + "\n")
+    line = json.dumps(record) + "\n"
+    with _naming(path):
+        target = _target(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with target.open("a", encoding="utf-8") as stream:
+            stream.write(line)

@@ -12,8 +12,14 @@ from sere.cli.demo import plan_rounds
 
 
 def test_questions_grow_with_the_batch_to_a_limit() -> None:
-    """Ten questions a row of the step, no more than fit into three minutes; a size named twice runs once."""
-    assert plan_rounds([1, 8, 64, 8], None, tasks=10) == [Round(1, 10), Round(8, 80), Round(64, 240)]
+    """Few at small batches, which are slow, the most at other sizes; a size named twice runs once."""
+    assert plan_rounds([1, 8, 64, 8], None, tasks=10) == [Round(1, 10), Round(8, 60), Round(64, 240)]
+
+
+def test_no_step_is_smaller_than_its_batch_size() -> None:
+    """There is a question for each row, whatever is asked for."""
+    assert plan_rounds([512], None, tasks=10) == [Round(512, 512)]
+    assert plan_rounds([8, 32], 1, tasks=10) == [Round(8, 10), Round(32, 32)]
 
 
 def test_questions_are_counted_per_task_where_asked_for() -> None:

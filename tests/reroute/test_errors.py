@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -81,6 +82,12 @@ def test_counters_with_gaps(backend: str) -> None:
     with pytest.raises(InputError, match=text):
         reroute(ids, weights, SIMILARITY, select_top_k=1, counters=memory[::2], backend=name_of(backend))
     assert memory.tolist() == [0] * 14
+
+
+def test_a_number_of_tokens_may_be_numpys() -> None:
+    """An integer of numpy is an integer."""
+    given, plain = (reroute(IDS, WEIGHTS, SIMILARITY, select_top_k=1, num_tokens=N) for N in (np.int64(2), 2))
+    assert torch.equal(given.ids, plain.ids)
 
 
 def test_ids_on_another_device_than_the_plan() -> None:

@@ -23,7 +23,7 @@ A vLLM engine is timed by sere bench serve."""
 
 _EXAMPLES = """
   sere bench --preset qwen3-30b-a3b --layers 4 --batch-size 1 8 16 32 --out benchmarks/results/bench.jsonl
-  sere bench MODEL --table table.safetensors --setting sere:S=2,min_active=32 --setting topk:S=2
+  sere bench MODEL --table table.safetensors --setting sere:S=2,min_active=32,scale=true --setting topk:S=2
   sere bench --preset tiny --batch-size 4 --steps 4 --json
 """
 

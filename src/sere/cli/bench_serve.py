@@ -39,7 +39,7 @@ Exit code 1 if any request failed. Where something failed, the servers' logs are
 
 _EXAMPLES = """
   sere bench serve --preset qwen3-30b-a3b --layers 4 --batch-size 8 16 32 64 --out serve.jsonl
-  sere bench serve MODEL --table table.safetensors --setting sere:S=2,min_active=32 --compile --threads 1
+  sere bench serve MODEL --table table.safetensors --setting sere:S=2,min_active=32,scale=true --compile
   sere bench serve --preset qwen3-30b-a3b --layers 4 --server --batch-size 8 16 --untouched
   sere bench serve --preset qwen3-30b-a3b --layers 4 --server --request-rate 1 2 4
   sere bench serve --preset qwen3-30b-a3b --setting sere:S=2 --setting sere:S=2,min_active=32

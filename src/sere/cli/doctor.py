@@ -86,9 +86,9 @@ def _versions() -> Iterator[Finding]:
     if head is not None:
         yield Finding("versions", "commit", "ok", f"{head[:12]}{'' if clean else ', tree changed'}")
     found = machine()
-    able = ", ".join(found["instructions"])
+    able = f" ({', '.join(found['instructions'])})" if found["instructions"] else ""
     yield Finding(
-        "machine", "cpu", "ok", f"{found['cpu']} ({able}), {found['cores']} cores, {found['threads']} threads"
+        "machine", "cpu", "ok", f"{found['cpu']}{able}, {found['cores']} cores, {found['threads']} threads"
     )
     yield Finding(
         "machine", "gpu", "ok" if found["gpu"] else "missing", found["gpu"] or "none that PyTorch sees"

@@ -27,7 +27,7 @@ Interrupted, the same command with --out continues behind the last finished case
 
 _EXAMPLES = """
   sere eval bundled --batch-size 1 16 --setting sere:S=1,min_active=8 --setting random:S=1 --out eval.json
-  sere eval MODEL --table table.safetensors --setting sere:S=2,min_active=32 --setting topk:S=2 --questions 50
+  sere eval MODEL --table table.safetensors --setting sere:S=2,min_active=32,scale=true --questions 50
   sere eval bundled --batch-size 16 --tasks addition sorting --no-text --json
   sere eval bundled --engine vllm --batch-size 8 64 --setting sere:S=2,min_active=32,scale=true
 """

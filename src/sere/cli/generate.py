@@ -23,7 +23,7 @@ re-routed; without, the model is as it was."""
 
 _EXAMPLES = """
   sere generate bundled --prompt $'add 4821+937\\n' --prompt $'sort 7 3 9 1\\n'
-  sere generate MODEL --table table.safetensors --setting sere:S=2,rho=0.3 --prompt 'The mill stood'
+  sere generate MODEL --table table.safetensors --setting sere:S=2,min_active=32 --prompt 'The mill stood'
   sere generate MODEL --prompt-file prompts.txt --max-new-tokens 100 --json
 """
 
@@ -47,13 +47,15 @@ def add(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Generate and print the completions."""
+    from sere.integrations.transformers.apply import finished_token
+
     prompts = _prompts(args)
     setting, similarities = _setting(args)
     model, tokenizer = load(args)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     # Rows that have finished are told by the token they are fed: generate and re-routing must mean the same.
-    pad = tokenizer.pad_token_id
+    pad = finished_token(model, tokenizer.pad_token_id)
     with _applied(model, setting, similarities, pad) as handle:
         texts = _complete(model, tokenizer, prompts, args.max_new_tokens)
         layers = [] if handle is None else handle.stats()

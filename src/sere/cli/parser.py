@@ -13,8 +13,8 @@ COMMANDS = ("calibrate", "table", "eval", "bench", "bench serve", "generate", "d
 
 _EXAMPLES = """examples:
   sere demo                                    the whole path on the bundled model
-  sere calibrate MODEL --texts notes.txt --out table.safetensors
-  sere eval MODEL --table table.safetensors --setting off --setting sere:S=2,min_active=32
+  sere calibrate MODEL --texts notes.txt --metric projection --out table.safetensors
+  sere eval MODEL --table table.safetensors --setting off --setting sere:S=2,min_active=32,scale=true
   sere doctor --model MODEL --table table.safetensors
 """
 

@@ -82,14 +82,19 @@ class Sere(Policy):
         )
 
 
-def why_idle(config: RerouteConfig, K: int) -> str | None:
-    """Return why these settings re-route nothing in layers of K slots a row, or None where they may.
+def why_idle(config: RerouteConfig, K: int, E: int) -> str | None:
+    """Return why these settings re-route nothing in layers of E experts and K slots a row, or None.
 
-    With S >= K every expert that occurs is primary, and no other setting makes one secondary.
+    With S >= K, or a floor of E, every expert that occurs is primary, and no other setting undoes that.
 
     Source: METHOD.md section 4, steps 2 to 4.
     """
     S = config.select_top_k
+    if config.min_active >= E:
+        return (
+            f"min_active={config.min_active}: nothing will be re-routed, for a layer has E={E} experts and "
+            f"all that occur are primary; use a floor well below {E}"
+        )
     if S < K:
         return None
     return (

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -196,7 +197,7 @@ def _check_num_tokens(num_tokens: Tensor | int, ids: Tensor) -> None:
                 "num_tokens: expected one integer (int32 or int64, of shape [] or [1]), "
                 f"got {num_tokens.dtype} of shape {list(num_tokens.shape)}"
             )
-    elif isinstance(num_tokens, bool) or not isinstance(num_tokens, int):
+    elif isinstance(num_tokens, bool) or not isinstance(num_tokens, int | np.integer):
         raise InputError(f"num_tokens: expected an integer or a tensor with one, got {num_tokens!r}")
     elif not 0 <= num_tokens <= ids.shape[0]:
         raise InputError(f"num_tokens: expected 0 to {ids.shape[0]} (the rows), got {num_tokens}")

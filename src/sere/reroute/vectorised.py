@@ -88,10 +88,8 @@ def _merge(
     same = (ids[:, :, None] == ids[:, None, :]) & slots[:, :, None] & slots[:, None, :]
     freed = (same & (slot[None, :] < slot[:, None])).any(dim=2)
     # In the order of the slots, as the reference adds: another order rounds otherwise.
-    summed = weights
-    for k in range(1, K):
-        summed = torch.where(same[:, :, k] & (slot < k), summed + weights[:, k, None], summed)
-    weights = torch.where(freed, 0.0, summed)
+    shares = torch.where(same, weights[:, None, :], 0.0).unbind(dim=2)
+    weights = torch.where(freed, 0.0, torch.where(slots, sum(shares[1:], shares[0]), weights))
     if rules.merge == 3:
         return torch.where(freed | padding, rules.sentinel, ids), weights
     if rules.merge == 2:

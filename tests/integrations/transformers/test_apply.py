@@ -195,6 +195,22 @@ def test_settings_that_re_route_nothing_are_warned_of(
     assert line.endswith("use S < K")
 
 
+def test_a_floor_of_all_experts_is_warned_of(
+    model: PreTrainedModel, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With min_active = E all experts are primary, so no slot moves; E - 1 is no reason to warn."""
+    table = random_table(model)
+    E = table.E
+    apply_module._say_idle.cache_clear()
+    integration.apply(model, table, select_top_k=1, min_active=E - 1).remove()
+    assert not caplog.records
+    with integration.apply(model, table, select_top_k=1, min_active=E) as handle:
+        model.generate(torch.arange(1, 9).reshape(4, 2), max_new_tokens=4, do_sample=False)
+    assert all(layer.slots_moved == 0 for layer in handle.stats())
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert f"min_active={E}: nothing will be re-routed, for a layer has E={E} experts" in line
+
+
 def test_a_compiled_model_is_refused(model: PreTrainedModel) -> None:
     """Compiled code would pass over hooks without a word: wrapped, compiled in place, or by ``generate``."""
     table = random_table(model)

@@ -181,7 +181,7 @@ def test_server_without_routes_is_refused_at_once(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A vLLM whose server takes no routes is refused in one line, before a model is made."""
-    monkeypatch.setattr("sere.integrations.vllm.server.engine_version", lambda: "0.25.1")
+    monkeypatch.setattr("sere.integrations.vllm.versions.engine_version", lambda: "0.25.1")
     assert main(["bench", "serve", "--preset", "tiny", "--server"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "vLLM 0.25.1: its server takes no routes from plug-ins" in line

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sere.config import MOST_INT
 from sere.errors import InputError, UnsupportedModel
 
 _CACHE_NAMES = ("past_key_values", "cache_params", "past_key_value")
@@ -100,7 +101,8 @@ class Step:
             assert budget is not None
             return budget[:, None].expand(B, q).reshape(-1)
         wanted = self.default_budget if budget is None else budget[:, None]
-        return torch.where(absent, -1, wanted).reshape(-1)
+        # Once here instead of in each layer; budgets may be int64 of any size.
+        return torch.where(absent, -1, wanted).clamp(-1, MOST_INT).to(torch.int32).reshape(-1)
 
     def _row_budget(self, B: int, device: torch.device | None) -> Tensor | None:
         budget = self.row_budget

@@ -45,10 +45,10 @@ def local_engine(
         # Where the variable is set vLLM leaves the number alone.
         os.environ["OMP_NUM_THREADS"] = str(threads)
         torch.set_num_threads(threads)
-    # vLLM for CPUs walks over the attributes of all modules and stumbles over this one, which has any.
-    hidden = sys.modules.pop("llvmlite.binding.ffi", None)
     llm, dtype, hooks = None, torch.get_default_dtype(), _bytecode_hooks()
     kept = set(hooks)
+    # vLLM for CPUs walks over the attributes of all modules and stumbles over this one, which has any.
+    hidden = sys.modules.pop("llvmlite.binding.ffi", None)
     try:
         try:
             from vllm import LLM
@@ -70,7 +70,8 @@ def local_engine(
             llm = None
             # vLLM does not take its hooks on compiled code back, and they hold the model.
             for place in hooks.keys() - kept:
-                del hooks[place]
+                if hooks[place].__module__.startswith("vllm."):
+                    del hooks[place]
             gc.collect()
             cleanup_dist_env_and_memory()
     finally:

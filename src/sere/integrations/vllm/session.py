@@ -156,7 +156,7 @@ class Session:
     def log_start(self) -> None:
         """Say that re-routing is active, and warn where it has nothing to do."""
         logger.info("sere: %s", self.describe())
-        idle = why_idle(self.config, self.table.identity.K)
+        idle = why_idle(self.config, self.table.identity.K, self.table.E)
         if idle is not None:
             logger.warning("sere: %s", idle)
 

@@ -10,6 +10,8 @@ from typing import Any
 
 from tabulate import tabulate
 
+from sere.provenance import describe_machine
+
 RESULTS = Path(__file__).resolve().parent / "results"
 
 NOT_MEASURED = "*Not measured yet.*"
@@ -378,10 +380,8 @@ def _conditions(records: Sequence[Record]) -> str:
     for record in records:
         made = record.get("provenance", record)
         machine, versions = made["machine"], made["versions"]
-        # Records from before 2026-11-25 do not name the processor's instructions.
-        able = f" ({', '.join(machine['instructions'])})" if machine.get("instructions") else ""
         text = (
-            f"{machine['cpu']}{able}, {machine['cores']} cores, {machine['threads']} threads"
+            f"{describe_machine(machine)}"
             f"{', ' + machine['gpu'] if machine['gpu'] else ''}; torch {versions['torch']}"
             f"{', transformers ' + versions['transformers'] if 'transformers' in versions else ''}; "
             f"commit {(made['commit'] or 'unknown')[:10]}{'' if made['clean_tree'] else ' with changes'}, "

@@ -63,7 +63,6 @@ def _temporary(path: str | os.PathLike[str]) -> Iterator[tuple[Path, Path]]:
     prefix = f".{Path(path).name}."
     with _naming(path):
         target = _target(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=prefix, suffix=f".tmp{target.suffix}", dir=target.parent)
     os.close(handle)
     temporary = Path(name)
@@ -73,7 +72,7 @@ def _temporary(path: str | os.PathLike[str]) -> Iterator[tuple[Path, Path]]:
         named = error.filename
         if error.strerror is None or (named is not None and not Path(str(named)).name.startswith(prefix)):
             raise
-        raise OutputError(f"{os.fspath(path)}: cannot be written: {error.strerror}") from error
+        raise _refusal(path, error) from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -86,11 +85,15 @@ def _naming(path: str | os.PathLike[str]) -> Iterator[None]:
     except OutputError:
         raise
     except OSError as error:
-        raise OutputError(f"{os.fspath(path)}: cannot be written: {error.strerror}") from error
+        raise _refusal(path, error) from error
+
+
+def _refusal(path: str | os.PathLike[str], error: OSError) -> OutputError:
+    return OutputError(f"{os.fspath(path)}: cannot be written: {error.strerror}")
 
 
 def _target(path: str | os.PathLike[str]) -> Path:
-    """Return the file that ``path`` stands for, at the end of all links; it need not be there yet.
+    """Return the file that ``path`` stands for, at the end of all links, and make its folder if need be.
 
     Raises:
         OutputError: What is there is no file, and would be gone once a file took its place.
@@ -100,7 +103,9 @@ def _target(path: str | os.PathLike[str]) -> Path:
         if not stat.S_ISREG(mode):
             kind = _KINDS.get(stat.S_IFMT(mode), "a device")
             raise OutputError(f"{os.fspath(path)}: expected a file or a free name, got {kind}; name another")
-    return Path(path).resolve()
+    target = Path(path).resolve()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    return target
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
@@ -116,8 +121,5 @@ def append_json_line(path: str | os.PathLike[str], record: dict[str, Any]) -> No
         OutputError: There is something else than a file, or it cannot be written.
     """
     line = json.dumps(record) + "\n"
-    with _naming(path):
-        target = _target(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with target.open("a", encoding="utf-8") as stream:
-            stream.write(line)
+    with _naming(path), _target(path).open("a", encoding="utf-8") as stream:
+        stream.write(line)

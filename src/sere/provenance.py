@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -58,6 +59,17 @@ def machine() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
     }
+
+
+def describe_machine(machine: Mapping[str, Any]) -> str:
+    """Say in one line what processor a machine has, and how many cores and threads.
+
+    Args:
+        machine: What ``machine`` returned; records from before 2026-11-25 do not name the instructions.
+    """
+    found = machine.get("instructions")
+    able = f" ({', '.join(found)})" if found else ""
+    return f"{machine['cpu']}{able}, {machine['cores']} cores, {machine['threads']} threads"
 
 
 def instructions(flags: str) -> list[str]:

@@ -169,11 +169,13 @@ def _records(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     from sere.bench.engine_options import IN_PROCESS, options_of, parse_engine_options
     from sere.bench.serve import ServePlan, bench_serve
     from sere.integrations.vllm.local import local_engine
+    from sere.integrations.vllm.versions import check_installed
 
     plan = ServePlan(
         batch_sizes=list(dict.fromkeys(args.batch_size or _BATCH_SIZES)),
         **_common(args, parse_engine_options(args.engine_option, IN_PROCESS)),
     )
+    check_installed()
     with _model(args, plan) as (path, similarities, subject):
         options = options_of(plan, max(plan.batch_sizes), dtype=subject["dtype"])
         options |= {"async_scheduling": False, "disable_log_stats": True}
@@ -213,12 +215,8 @@ def _model(args: argparse.Namespace, plan: EnginePlan) -> Iterator[tuple[Path, P
     A preset's are made for the time of the run.
 
     Raises:
-        MissingDependency: vLLM is not installed.
         ConfigError: A setting needs what the table lacks.
     """
-    from sere.integrations.vllm.versions import check_installed
-
-    check_installed()
     with ExitStack() as stack:
         if args.preset is None:
             path, similarities = checkpoint_path(args.model), Path(args.table)

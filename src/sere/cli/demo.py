@@ -124,10 +124,12 @@ def plan_rounds(batch_sizes: Sequence[int], per_task: int | None, tasks: int) ->
         raise ConfigError(f"--batch-size: expected at least 1 row, got {min(batch_sizes)}")
     if per_task is not None and per_task < 1:
         raise ConfigError(f"--questions: expected at least 1 per task, got {per_task}")
-    asked = {} if per_task is not None else QUESTIONS
-    most = max(QUESTIONS.values()) if per_task is None else per_task * tasks
+    most = max(QUESTIONS.values())
     # With fewer questions than rows the steps would be smaller than they are called.
-    return [Round(B, max(B, asked.get(B, most))) for B in dict.fromkeys(batch_sizes)]
+    return [
+        Round(B, max(B, QUESTIONS.get(B, most) if per_task is None else per_task * tasks))
+        for B in dict.fromkeys(batch_sizes)
+    ]
 
 
 def render(record: Mapping[str, Any]) -> str:

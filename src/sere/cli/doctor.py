@@ -78,7 +78,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _versions() -> Iterator[Finding]:
-    from sere.provenance import commit, machine, versions
+    from sere.provenance import commit, describe_machine, machine, versions
 
     for name, version in versions().items():
         yield Finding("versions", name, "ok", version)
@@ -86,10 +86,7 @@ def _versions() -> Iterator[Finding]:
     if head is not None:
         yield Finding("versions", "commit", "ok", f"{head[:12]}{'' if clean else ', tree changed'}")
     found = machine()
-    able = f" ({', '.join(found['instructions'])})" if found["instructions"] else ""
-    yield Finding(
-        "machine", "cpu", "ok", f"{found['cpu']}{able}, {found['cores']} cores, {found['threads']} threads"
-    )
+    yield Finding("machine", "cpu", "ok", describe_machine(found))
     yield Finding(
         "machine", "gpu", "ok" if found["gpu"] else "missing", found["gpu"] or "none that PyTorch sees"
     )

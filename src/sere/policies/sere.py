@@ -33,9 +33,7 @@ class Sere(Policy):
     name: ClassVar[str] = "sere"
 
     def __init__(self, layers: Mapping[int, LayerSimilarity], config: RerouteConfig) -> None:
-        check_keep(config.keep, layers)
-        if config.use_scale and any(layer.scale is None for layer in layers.values()):
-            raise ConfigError("use_scale: the table has no scale; calibrate with metric='projection'")
+        check_fit(config, layers)
         self.layers = dict(layers)
         self.config = config
         self._plans: dict[tuple[int, torch.device], Plan] = {}
@@ -101,6 +99,21 @@ def why_idle(config: RerouteConfig, K: int, E: int) -> str | None:
         f"select_top_k={S}: nothing will be re-routed but rows with a smaller budget of their own, for a row "
         f"has K={K} slots and all are primary; use S < K"
     )
+
+
+def check_fit(config: RerouteConfig, layers: Mapping[int, LayerSimilarity]) -> None:
+    """Refuse settings that ask for what the layers do not have.
+
+    Args:
+        config: The settings.
+        layers: Similarities by layer.
+
+    Raises:
+        ConfigError: ``keep`` names a layer or an expert that is not there, or ``use_scale`` asks for factors.
+    """
+    check_keep(config.keep, layers)
+    if config.use_scale and any(layer.scale is None for layer in layers.values()):
+        raise ConfigError("use_scale: the table has no scale; calibrate with metric='projection'")
 
 
 def check_keep(keep: Mapping[int, Sequence[int]], layers: Mapping[int, LayerSimilarity]) -> None:

@@ -104,13 +104,10 @@ def apply(
         default_budget=_default_budget(policy),
     )
     handle = _hook(model, layers, step, policy, config)
-    idle = (
-        None
-        if config is None
-        else why_idle(config, max(layer.K for layer in layers), max(layer.E for layer in layers))
-    )
-    if idle is not None:
-        _say_idle(type(model).__name__, idle)
+    if config is not None:
+        idle = why_idle(config, max(layer.K for layer in layers), max(layer.E for layer in layers))
+        if idle is not None:
+            _say_idle(type(model).__name__, idle)
     return handle
 
 

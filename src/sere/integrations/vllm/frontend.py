@@ -10,7 +10,7 @@ from sere.errors import BackendUnavailable, ConfigError, TableMismatch
 from sere.integrations.vllm import features, tables, versions
 from sere.integrations.vllm.options import KEY, Options, section
 from sere.integrations.vllm.requests import parse_tier
-from sere.policies.sere import Sere
+from sere.policies.sere import check_fit
 from sere.reroute.backends import BACKENDS
 
 
@@ -36,7 +36,7 @@ def check_start(vllm_config: Any) -> None:
     model_config = vllm_config.model_config
     path = tables.find_table(options.reroute.table, model_config)
     table = tables.load_table(path, model_config.hf_text_config)
-    Sere(table.layers, options.reroute)
+    check_fit(options.reroute, table.layers)
     _check_backend(options.reroute.backend, vllm_config.device_config.device_type, table.E)
     E = _experts(model_config)
     if E and E != table.E:

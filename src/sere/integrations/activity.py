@@ -1,0 +1,95 @@
+"""What happened while re-routing was on, and one sentence for the case that nothing did."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sere.config import RerouteConfig
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Activity:
+    """What an engine saw since re-routing was turned on or its statistics were reset.
+
+    Attributes:
+        calls: Calls of the model: forward passes in Transformers, steps of the model runner in vLLM.
+        eligible: Of them, calls that the phase allows to re-route; decode steps unless ``phases="all"``.
+        layer_steps: Steps that reached a layer's router hook with at least one primary expert; the most of
+            any layer.
+        rerouted: Slots whose expert changed, over all layers.
+        critical: Experts that resembled no primary one and stayed; sum over steps and layers.
+        experts_before: Distinct experts that the routers chose, mean per step and layer.
+        experts_after: Distinct experts that ran, mean per step and layer.
+    """
+
+    calls: int
+    eligible: int
+    layer_steps: int
+    rerouted: int
+    critical: int
+    experts_before: float
+    experts_after: float
+
+
+def why_nothing_changed(
+    activity: Activity, config: RerouteConfig | None, *, top_k: int, num_experts: int
+) -> str | None:
+    """Return one sentence that says why no slot was re-routed, or None if one was.
+
+    Args:
+        activity: What the engine saw.
+        config: SERE's settings, or None for another policy.
+        top_k: K, routed slots per token; the largest of any layer.
+        num_experts: E, experts of a layer; the largest of any layer.
+    """
+    if activity.rerouted or (activity.layer_steps and activity.experts_after < activity.experts_before):
+        return None
+    if not activity.layer_steps:
+        return _nothing_reached_a_layer(activity, config)
+    return f"nothing was re-routed: {_nothing_moved(activity, config, top_k, num_experts)}"
+
+
+def _nothing_reached_a_layer(activity: Activity, config: RerouteConfig | None) -> str:
+    if activity.eligible:
+        return (
+            f"nothing was re-routed: {activity.eligible} decode steps ran, but no layer's hook did; the model "
+            "was compiled before re-routing was applied, or its experts are computed by other code: apply "
+            "first, then compile"
+        )
+    if config is not None and config.phases == "all":
+        return "nothing was re-routed: the model was not called"
+    return (
+        f"nothing was re-routed: no decode step was seen in {activity.calls} calls of the model; prompts, "
+        "log-likelihood scoring and calls without a cache are prefill, which is left as it is unless "
+        "phases='all'"
+    )
+
+
+def _nothing_moved(activity: Activity, config: RerouteConfig | None, top_k: int, num_experts: int) -> str:
+    before = activity.experts_before
+    if config is None:
+        return f"the policy changed no slot of batches that read {before:.1f} experts per layer"
+    if config.min_active >= num_experts:
+        return (
+            f"min_active={config.min_active} is not below the {num_experts} experts of a layer, so every "
+            "expert is primary; use a smaller min_active"
+        )
+    if config.select_top_k >= top_k:
+        return (
+            f"select_top_k={config.select_top_k} keeps all {top_k} slots of a token; use a select_top_k below "
+            f"{top_k}"
+        )
+    if activity.critical:
+        return (
+            f"no expert had a similarity of threshold={config.threshold:g} or more to a primary one; use a "
+            "smaller threshold"
+        )
+    if config.min_active >= before:
+        return (
+            f"min_active={config.min_active} is never below what these batches read ({before:.1f} experts per "
+            "layer); use a smaller min_active or larger batches"
+        )
+    return (
+        f"all {before:.1f} experts per layer that these batches read are primary; larger batches or a "
+        "smaller select_top_k leave something to re-route"
+    )

@@ -52,8 +52,8 @@ def why_nothing_changed(
 def _nothing_reached_a_layer(activity: Activity, config: RerouteConfig | None) -> str:
     if activity.eligible:
         return (
-            f"nothing was re-routed: {activity.eligible} decode steps ran, but no layer's hook did; the model "
-            "was compiled before re-routing was applied, or its experts are computed by other code: apply "
+            f"nothing was re-routed: {activity.eligible} decode steps ran, but no layer's hook did; the "
+            "model was compiled before re-routing was applied, or other code computes its experts: apply "
             "first, then compile"
         )
     if config is not None and config.phases == "all":
@@ -76,8 +76,8 @@ def _nothing_moved(activity: Activity, config: RerouteConfig | None, top_k: int,
         )
     if config.select_top_k >= top_k:
         return (
-            f"select_top_k={config.select_top_k} keeps all {top_k} slots of a token; use a select_top_k below "
-            f"{top_k}"
+            f"select_top_k={config.select_top_k} keeps all {top_k} slots of a token; use a select_top_k "
+            f"below {top_k}"
         )
     if activity.critical:
         return (
@@ -86,8 +86,8 @@ def _nothing_moved(activity: Activity, config: RerouteConfig | None, top_k: int,
         )
     if config.min_active >= before:
         return (
-            f"min_active={config.min_active} is never below what these batches read ({before:.1f} experts per "
-            "layer); use a smaller min_active or larger batches"
+            f"min_active={config.min_active} is never below what these batches read ({before:.1f} experts "
+            "per layer); use a smaller min_active or larger batches"
         )
     return (
         f"all {before:.1f} experts per layer that these batches read are primary; larger batches or a "

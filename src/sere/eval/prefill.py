@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sere.integrations.transformers.inputs import cache_argument, find_cache
+
 KeyValues = list[tuple[Tensor, Tensor]]
 """Per layer the keys and values of one row, ``[heads, length, head size]`` each."""
 
@@ -43,7 +45,7 @@ def prefill(model: Any, prompts: Sequence[Sequence[int]], *, all_logits: bool = 
     for first in range(0, len(prompts), GROUP):
         group = prompts[first : first + GROUP]
         output = _read(model, group, all_logits)
-        layers = [(layer.keys, layer.values) for layer in output.past_key_values.layers]
+        layers = [(layer.keys, layer.values) for layer in find_cache(output).layers]
         for row, prompt in enumerate(group):
             length = len(prompt)
             # Cloned: a view would keep the whole group's tensors alive as long as its longest answer.
@@ -66,7 +68,7 @@ def _read(model: Any, group: Sequence[Sequence[int]], all_logits: bool) -> Any:
         input_ids=ids.to(model.device),
         attention_mask=mask.to(model.device),
         position_ids=positions.to(model.device),
-        past_key_values=DynamicCache(config=model.config),
         use_cache=True,
         logits_to_keep=0 if all_logits else 1,
+        **cache_argument(model, DynamicCache(config=model.config)),
     )

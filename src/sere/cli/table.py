@@ -129,7 +129,7 @@ def _threshold(text: str) -> float:
 
 def _layer(loaded: SimilarityTable, index: int, threshold: float) -> dict[str, Any]:
     layer = loaded.layers[index]
-    others = layer.similarity[~torch.eye(layer.E, dtype=torch.bool)]
+    others = layer.similarity[~torch.eye(layer.E, dtype=torch.bool, device="cpu")]
     best = best_neighbours(layer.similarity)
     return {
         "layer": index,

@@ -58,10 +58,10 @@ def _read(model: Any, group: Sequence[Sequence[int]], all_logits: bool) -> Any:
     from transformers import DynamicCache
 
     width = max(len(prompt) for prompt in group)
-    ids = torch.zeros(len(group), width, dtype=torch.long)
+    ids = torch.zeros(len(group), width, dtype=torch.long, device="cpu")
     mask = torch.zeros_like(ids)
     for row, prompt in enumerate(group):
-        ids[row, width - len(prompt) :] = torch.tensor(prompt)
+        ids[row, width - len(prompt) :] = torch.tensor(prompt, device="cpu")
         mask[row, width - len(prompt) :] = 1
     positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
     return model(

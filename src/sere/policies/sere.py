@@ -111,10 +111,10 @@ def why_idle(
         return "keep: nothing will be re-routed, for every expert of every layer is kept; keep fewer"
     if layers and config.threshold > 0:
         most = max(_most_similar(layer) for layer in layers.values())
-        if most < float(torch.tensor(config.threshold, dtype=torch.float32)):
+        if most < float(torch.tensor(config.threshold, dtype=torch.float32, device="cpu")):
             return (
                 f"threshold={config.threshold:g}: nothing will be re-routed, for the largest similarity of "
-                f"the table is {most:.3g}; use a smaller threshold"
+                f"the table is {most:.6g}; use a smaller threshold"
             )
     return None
 

@@ -138,7 +138,9 @@ class SimilarityTable:
         if layer not in self.layers:
             raise InputError(f"layer: expected one of {list(self.layers)}, got {layer}")
         best = best_neighbours(self.layers[layer].similarity)
-        return tuple((best < torch.tensor(threshold, dtype=torch.float32)).nonzero().flatten().tolist())
+        return tuple(
+            (best < torch.tensor(threshold, dtype=torch.float32, device="cpu")).nonzero().flatten().tolist()
+        )
 
 
 def best_neighbours(similarity: Tensor) -> Tensor:

@@ -116,7 +116,7 @@ def _draw_maps(figure: Any, table: SimilarityTable, shown: list[int], rows: int,
             axis.set_visible(False)
             continue
         similarity = table.layers[shown[position]].similarity.cpu()
-        experts = torch.tensor(order(similarity))
+        experts = torch.tensor(order(similarity), device="cpu")
         values = similarity[experts][:, experts].numpy()
         image = axis.imshow(values, vmin=0, vmax=1, cmap="viridis", interpolation="nearest")
         axis.set_title(f"layer {shown[position]}", fontsize=9, pad=3)
@@ -136,7 +136,10 @@ def _draw_spread(axis: Axes, table: SimilarityTable) -> None:
         ([best_neighbours(s) for s in similarities], _BEST, "best other expert", 0.18),
     ):
         quantiles = torch.stack(
-            [v.double().quantile(torch.tensor([0, 0.25, 0.5, 0.75, 1.0]).double()) for v in values]
+            [
+                v.double().quantile(torch.tensor([0, 0.25, 0.5, 0.75, 1.0], device="cpu").double())
+                for v in values
+            ]
         )
         low, first, middle, third, high = quantiles.T.tolist()
         at = [position + shift for position in positions]
@@ -159,7 +162,7 @@ def _draw_spread(axis: Axes, table: SimilarityTable) -> None:
 
 def _draw_critical(axis: Axes, table: SimilarityTable) -> None:
     best = torch.stack([best_neighbours(layer.similarity.cpu()) for layer in table.layers.values()])
-    thresholds = torch.linspace(0, 1, 201)
+    thresholds = torch.linspace(0, 1, 201, device="cpu")
     share = (best[:, :, None] < thresholds).float().mean(dim=1) * 100
     for row in share:
         axis.plot(thresholds, row, color=_BEST, alpha=0.35 if len(share) < 12 else 0.15, linewidth=0.9)
@@ -175,4 +178,4 @@ def _draw_critical(axis: Axes, table: SimilarityTable) -> None:
 
 
 def _off_diagonal(similarity: Tensor) -> Tensor:
-    return similarity[~torch.eye(len(similarity), dtype=torch.bool)]
+    return similarity[~torch.eye(len(similarity), dtype=torch.bool, device="cpu")]

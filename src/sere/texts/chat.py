@@ -74,6 +74,12 @@ def render(
     return ChatText(text)
 
 
+def encode(text: str, tokenizer: Any) -> list[int]:
+    """Return a text's token ids, with the tokenizer's own special tokens unless it is a `ChatText`."""
+    own = not isinstance(text, ChatText)
+    return list(tokenizer(str(text), add_special_tokens=own)["input_ids"])
+
+
 def _message(value: Any, place: str) -> Message:
     if not isinstance(value, Mapping):
         raise DataError(f"texts: {place}: expected an object, got {type(value).__name__}")

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from sere.config import RerouteConfig
 from sere.errors import ConfigError, TableMismatch, UnsupportedEngine
 from sere.integrations.vllm import features, kernels, live, seam, stats, tables, versions
+from sere.integrations.vllm.counts import StepCounts
 from sere.integrations.vllm.options import Options, section
 from sere.integrations.vllm.requests import PADDING, PROTECTED, RequestBook, parse_tier
 from sere.integrations.vllm.rows import RowSignal
@@ -21,39 +22,12 @@ from sere.integrations.vllm.worker import Steps
 from sere.reroute import make_plan, reroute
 from sere.reroute.types import Neighbours
 from sere.similarity.layer import LayerSimilarity
-
-
-def new(name: str, prompt: int, tier: Any = None) -> SimpleNamespace:
-    extra = None if tier is None else {"sere": tier}
-    return SimpleNamespace(
-        req_id=name,
-        prompt_token_ids=[0] * prompt,
-        prompt_embeds=None,
-        sampling_params=SimpleNamespace(extra_args=extra),
-    )
-
-
-def step(
-    *,
-    news: tuple[Any, ...] = (),
-    cached: dict[str, int] | None = None,
-    drafts: dict[str, list[int]] | None = None,
-    finished: tuple[str, ...] = (),
-) -> SimpleNamespace:
-    """A scheduler's output; ``cached`` gives computed tokens by request."""
-    cached = cached or {}
-    return SimpleNamespace(
-        scheduled_new_reqs=list(news),
-        finished_req_ids=set(finished),
-        scheduled_cached_reqs=SimpleNamespace(
-            req_ids=list(cached), num_computed_tokens=list(cached.values())
-        ),
-        scheduled_spec_decode_tokens=drafts or {},
-    )
+from tests.integrations.vllm.standins import engine_config, new, step
 
 
 def budgets(book: RequestBook, output: Any, counts: dict[str, int], **options: Any) -> list[int]:
-    return book.budgets(output, list(counts), np.array(list(counts.values())), 2, **options).tolist()
+    rows = book.budgets(output, list(counts), np.array(list(counts.values())), 2, **options)
+    return rows.budgets.tolist()
 
 
 @pytest.fixture
@@ -247,10 +221,6 @@ def test_versions(version: str | None, device: str, fine: bool) -> None:
             versions.check_version(version, device_type=device, allow_untested=False)
 
 
-def engine_config(**parallel: Any) -> SimpleNamespace:
-    return SimpleNamespace(parallel_config=SimpleNamespace(**parallel))
-
-
 @pytest.mark.parametrize(
     ("parallel", "text"),
     [
@@ -308,15 +278,6 @@ def test_layer_of_another_shape(any_table: Any, E: int, K: int) -> None:
         tables.check_layer(any_table, 0, "model.layers.0.mlp.experts", E=E, K=K)
 
 
-@pytest.fixture(scope="module")
-def any_table() -> Any:
-    pytest.importorskip("transformers")
-    from sere.bench.subject import random_table
-    from tests.tiny import tiny_model
-
-    return random_table(tiny_model("qwen3_moe"))
-
-
 @pytest.mark.parametrize(
     "name", ["model.layers.3.mlp.experts", "language_model.model.layers.3.block.experts"]
 )
@@ -341,7 +302,7 @@ class Announced:
         self.options = Options(reroute=self.config, log_seconds=0)
         self.enabled = True
         self.signal = RowSignal(8, torch.device("cpu"), may_skip=False)
-        self.steps_rerouted = self.steps_passed = 0
+        self.counts, self.guard = StepCounts(), SimpleNamespace(step=lambda: None)
         self.vllm_config = engine_config(rank=0)
 
 
@@ -374,7 +335,7 @@ def test_second_model_runner() -> None:
     assert session.signal.budget.tolist() == [1, 2, *[PADDING] * 6]
     runner._dummy_run(4)
     assert session.signal.budget.tolist() == [PADDING] * 8
-    assert (session.steps_rerouted, session.steps_passed) == (1, 1)
+    assert session.counts == StepCounts(rerouted=1, prompts=1, least_budget=1)
 
 
 def test_drafts_dropped_on_the_device() -> None:
@@ -385,7 +346,7 @@ def test_drafts_dropped_on_the_device() -> None:
     runner.execute_model(step(news=(new("a", 3),)))
     runner.execute_model(step(cached={"a": 3}, drafts={"a": [1, 2]}))
     assert session.signal.budget.tolist() == [PADDING] * 8
-    assert (session.steps_rerouted, session.steps_passed) == (0, 2)
+    assert session.counts == StepCounts(unknown=2)
 
 
 def test_unknown_model_runner() -> None:
@@ -396,7 +357,7 @@ def test_unknown_model_runner() -> None:
 
 def test_log_line_of_nothing() -> None:
     """Before the first step the log line says so."""
-    found = stats.EngineStats(True, {}, 0, 3, ())
+    found = stats.EngineStats(True, {}, 0, {"prompts": 3}, ())
     assert stats.log_line(found) == "no step re-routed, 3 passed"
 
 

@@ -129,7 +129,8 @@ class Session:
         """
         partial = self.vllm_config.parallel_config.pipeline_parallel_size > 1
         tables.check_coverage(self.table, set(self.layers), partial=partial)
-        self.table.check_slots({index: layer.K for index, layer in self.layers.items()})
+        if self.speaks:
+            self.table.check_slots({index: layer.K for index, layer in self.layers.items()})
         self._choose_merge()
         self.signal = RowSignal(rows, device, may_skip=device.type == "cpu" and self.eager)
         policy = Sere(self.table.layers, self.config)

@@ -71,6 +71,7 @@ def prepared(
     kernel: object = None,
     select_top_k: int = 1,
     log_seconds: float = 0,
+    stage: tuple[int, int] = (0, 2),
     **settings: Any,
 ) -> Session:
     """A session whose layers are stand-ins for vLLM's runners, prepared as after loading."""
@@ -78,10 +79,11 @@ def prepared(
     config = SimpleNamespace(
         parallel_config=SimpleNamespace(**sizes),
         compilation_config=SimpleNamespace(mode=0, static_forward_context=known),
+        model_config=SimpleNamespace(get_layers_start_end_indices=lambda _parallel: stage),
     )
     reroute = RerouteConfig(select_top_k=select_top_k, **settings)
     found = Session(Options(reroute=reroute, log_seconds=log_seconds), config, table)
-    for index in table.layers:
+    for index in set(table.layers) & set(range(*stage)):
         layer = runner()
         layer.layer_name, layer.router = f"model.layers.{index}.experts", Router(table.identity.K)
         layer.moe_config = SimpleNamespace(num_experts=table.E)

@@ -70,7 +70,9 @@ def test_tensors_lie_where_the_model_runs(monkeypatch: pytest.MonkeyPatch) -> No
         ),
     )  # fmt: skip
     seen: list[Any] = []
-    _around_loading(worker, SimpleNamespace(add=None, prepare=lambda *given: seen.append(given)))  # type: ignore[arg-type]
+    _around_loading(
+        worker, SimpleNamespace(add=None, speaks=False, prepare=lambda *given: seen.append(given))
+    )  # type: ignore[arg-type]
     worker.load_model()
     assert seen == [(torch.device("meta"), 8)]
 

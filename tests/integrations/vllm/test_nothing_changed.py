@@ -7,6 +7,7 @@ from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -231,6 +232,38 @@ def test_replayed_steps_are_not_judged(start: Start, caplog: pytest.LogCaptureFi
         decode(engine, 2 * FIRST_LOOK)
     engine.session.guard.last_look()
     assert not caplog.messages
+
+
+def test_stage_without_moe_layers(start: Start, caplog: pytest.LogCaptureFixture) -> None:
+    """A pipeline stage of dense layers starts, says so, and is no reason for an alarm."""
+    caplog.set_level("INFO", logger="vllm.sere")
+    dense = start(stage=(2, 4), parallel={"pipeline_parallel_size": 2, "rank": 1})
+    dense.session.log_start()
+    decode(dense)
+    dense.session.guard.last_look()
+    assert caplog.messages == [
+        "sere: this pipeline stage has no MoE layers and re-routes nothing; the others may"
+    ]
+    other = start(parallel={"pipeline_parallel_size": 2})
+    decode(other)
+    answers = [stats.answer(engine.session) for engine in (dense, other)]
+    whole = stats.merged(answers)
+    assert whole.nothing_changed is None
+    assert (len(whole.layers), whole.kernel) == (2, "CPUUnquantizedExperts")
+
+
+def test_default_device(any_table: Any) -> None:
+    """What the plug-in makes lies where the model runs, whatever torch's default device is."""
+    session = prepared(any_table, {}, torch.nn.Module, kernel=CPUUnquantizedExperts())
+    assert session.signal is not None
+    with torch.device("meta"):
+        session.log_start()
+        session.signal.announce(np.array([1, 1], dtype=np.int32))
+        live.change(session, {"select_top_k": 2})
+    assert session.signal.budget.tolist()[:3] == [1, 1, -1]
+    engine = SmallEngine(session)
+    decode(engine, 2)
+    assert why(engine) is None
 
 
 @pytest.mark.parametrize(("rank", "lines"), [(0, 1), (1, 0), (2, 1)])

@@ -104,7 +104,7 @@ def test_metrics_are_sums() -> None:
     """Prometheus gets what the layers of all pipeline stages counted, as counters that only grow."""
     stages = [
         {"enabled": True, "settings": {}, "steps": StepCounts(rerouted=4, prompts=1).to_mapping(),
-         "top_k": 4, "num_experts": 16,
+         "top_k": 4, "num_experts": 16, "kernel": None, "expert_bytes": None,
          "layers": [{"index": index, "name": f"layer {index}", "counters": [4, 8, 40, 20, 32, 12, 6]}]}
         for index in (1, 0)
     ]  # fmt: skip

@@ -127,8 +127,7 @@ class Session:
             TableMismatch: The table has other layers than the model.
             ConfigError: The settings do not fit table or kernel.
         """
-        partial = self.vllm_config.parallel_config.pipeline_parallel_size > 1
-        tables.check_coverage(self.table, set(self.layers), partial=partial)
+        tables.check_coverage(self.table, set(self.layers), stage=self._stage())
         if self.speaks:
             self.table.check_slots({index: layer.K for index, layer in self.layers.items()})
         self._choose_merge()
@@ -139,10 +138,13 @@ class Session:
             layer.counters = torch.zeros(len(COUNTERS), dtype=torch.int64, device=device)
             layer.signal = self.signal
             self._keep_through_sleep(layer)
-        _warm(layer)
+        if self.layers:
+            _warm(layer)
 
     def describe(self) -> str:
         """Return the line that says that re-routing is active."""
+        if not self.layers:
+            return "this pipeline stage has no MoE layers and re-routes nothing; the others may"
         indices = sorted(self.layers)
         settings = self.config
         backends = sorted({layer.plan.backend for layer in self.layers.values() if layer.plan is not None})
@@ -171,7 +173,7 @@ class Session:
 
     def warn_of_settings(self) -> None:
         """Warn where the settings that hold leave nothing to re-route."""
-        if self.config.select_top_k == COUNT_ONLY_S:
+        if self.config.select_top_k == COUNT_ONLY_S or not self.layers:
             return
         reasons = (
             why_idle(self.config, self.layers.values()),
@@ -192,6 +194,13 @@ class Session:
         for layer in self.layers.values():
             if layer.counters is not None:
                 layer.counters.zero_()
+
+    def _stage(self) -> range | None:
+        """Return the decoder layers that this process holds, or None if it holds all."""
+        parallel = self.vllm_config.parallel_config
+        if parallel.pipeline_parallel_size == 1:
+            return None
+        return range(*self.vllm_config.model_config.get_layers_start_end_indices(parallel))
 
     def _choose_merge(self) -> None:
         """Fit the settings to the expert kernels; layers with different kernels get what all of them bear."""

@@ -85,8 +85,13 @@ def joined(answers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     if not answers:
         raise UnsupportedEngine("no worker answered; is re-routing active in this engine?")
     layers = {layer["index"]: layer for answer in answers for layer in answer["layers"]}
+    # A stage may have no MoE layers, and so no kernel.
+    known = {
+        name: next((answer[name] for answer in answers if answer[name] is not None), None)
+        for name in ("kernel", "expert_bytes")
+    }
     largest = {name: max(answer[name] for answer in answers) for name in ("top_k", "num_experts")}
-    return dict(answers[0]) | {"layers": [layers[index] for index in sorted(layers)]} | largest
+    return dict(answers[0]) | {"layers": [layers[index] for index in sorted(layers)]} | largest | known
 
 
 def merged(answers: Sequence[Mapping[str, Any]]) -> EngineStats:

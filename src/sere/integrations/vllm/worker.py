@@ -65,7 +65,7 @@ def _around_loading(worker: Any, session: Session) -> None:
         session.prepare(torch.device(worker.model_runner.device), _most_rows(worker.vllm_config))
         session.steps = Steps(worker.model_runner, session)
         session.steps.watch()
-        if worker.rank == 0:
+        if session.speaks:
             session.log_start()
         return result
 

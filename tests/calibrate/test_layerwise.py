@@ -336,6 +336,38 @@ def _return_more(layer: Any) -> None:
     layer.forward = lambda *args, **kwargs: (forward(*args, **kwargs), torch.ones(2))
 
 
+class _Looping(torch.nn.ModuleList):
+    """Runs its layers twice in each forward pass."""
+
+    def __getitem__(self, index: Any) -> Any:
+        found = super().__getitem__(index)
+        return [*found, *found] if isinstance(index, slice) else found
+
+
+def test_a_model_that_loops_over_its_layers_is_refused(tmp_path: Path) -> None:
+    """Its first loop alone would be measured: the layer and its number of runs are named, nothing stays."""
+    skeleton = Skeleton(Checkpoint(save_tiny(tmp_path, "qwen3_moe")))
+    skeleton.layers.__class__ = _Looping
+    work = WorkFolder(tmp_path / "work", {})
+    with pytest.raises(UnsupportedModel, match=r"decoder layer 0 2 times; expected once.*low_memory=False"):
+        collect_layerwise(skeleton, some_tokens(), settings("cosine"), work, states_in_memory=True)
+    assert not (tmp_path / "work").exists()
+
+
+def test_layers_that_get_what_follows_from_earlier_hidden_states_are_refused(tmp_path: Path) -> None:
+    """An argument made of an earlier layer's hidden states would be that of the embeddings instead."""
+    skeleton = Skeleton(Checkpoint(save_tiny(tmp_path, "qwen3_moe")))
+    first, second = skeleton.layers
+    seen: list[Any] = []
+    first.register_forward_hook(lambda *call: seen.append(call[-1]))
+    second.register_forward_pre_hook(
+        lambda _, args, kwargs: (args, kwargs | {"residual": seen[-1]}), with_kwargs=True
+    )
+    work = WorkFolder(tmp_path / "work", {})
+    with pytest.raises(UnsupportedModel, match="hands on arguments of decoder layer 1; expected"):
+        collect_layerwise(skeleton, some_tokens(), settings("cosine"), work, states_in_memory=True)
+
+
 def test_missing_texts_are_named(tmp_path: Path) -> None:
     """Without texts the error comes before any weight is read."""
     with pytest.raises(DataError, match="texts: expected a source, got none"):

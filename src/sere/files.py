@@ -65,7 +65,7 @@ def _temporary(path: str | os.PathLike[str]) -> Iterator[tuple[Path, Path]]:
             file, which nobody asked for.
     """
     prefix = f".{Path(path).name}."
-    with _new_folders(path):
+    with new_folders(path):
         with _naming(path):
             target = _target(path)
             handle, name = tempfile.mkstemp(prefix=prefix, suffix=f".tmp{target.suffix}", dir=target.parent)
@@ -83,7 +83,7 @@ def _temporary(path: str | os.PathLike[str]) -> Iterator[tuple[Path, Path]]:
 
 
 @contextmanager
-def _new_folders(path: str | os.PathLike[str]) -> Iterator[None]:
+def new_folders(path: str | os.PathLike[str]) -> Iterator[None]:
     """Remove, after the block, the folders above ``path`` that were not there before and are empty."""
     missing = []
     with suppress(OSError, RuntimeError):  # below a file, or a circle of links: the block will say

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 import signal
 import subprocess
@@ -15,10 +16,12 @@ from typing import Any
 import pytest
 
 import sere.cli
-from sere.cli import explain, main
+from sere.cli import main
 from sere.cli.output import table
 from sere.cli.parser import COMMANDS, build_parser
 from sere.errors import ConfigError, MissingDependency
+
+ENDINGS = [(signal.SIGINT, "interrupted"), (signal.SIGTERM, "ended by SIGTERM")]
 
 
 def failing(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
@@ -37,7 +40,7 @@ def failing(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
         (MissingDependency("pip install 'sere[plot]'"), 2, "sere: error: pip install 'sere[plot]'"),
         (ModuleNotFoundError("no", name="pyarrow.parquet"), 2, "it comes with pip install 'sere[data]'"),
         (FileNotFoundError(2, "No such file or directory", "a.txt"), 2, "No such file or directory: a.txt"),
-        (ZeroDivisionError("division by zero"), 2, "unexpected ZeroDivisionError: division by zero (--debug"),
+        (MemoryError("no 8 GB"), 2, "not enough memory (no 8 GB); use a smaller batch size"),
         (KeyboardInterrupt(), 130, "sere: interrupted"),
     ],
 )
@@ -126,11 +129,45 @@ def test_a_closed_pipe_is_no_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
         assert main(["doctor"]) == 0
 
 
-def test_packages_outside_the_extras_are_explained_as_they_are() -> None:
-    """A module that no extra brings is reported as an unexpected error."""
-    assert explain(ModuleNotFoundError("No module named 'x'", name="x")).startswith(
-        "unexpected ModuleNotFound"
-    )
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (
+            ZeroDivisionError("division by zero"),
+            "unexpected ZeroDivisionError: division by zero; please report",
+        ),
+        (ModuleNotFoundError("No module named 'x'", name="x"), "unexpected ModuleNotFoundError: No module"),
+    ],
+)
+def test_what_nobody_foresaw_comes_with_its_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: Exception, line: str
+) -> None:
+    """An error that is ours to mend shows where it happened and how to report it, and is not wrong use."""
+    error.add_note("3 cases are done")
+    failing(monkeypatch, error)
+    assert main(["doctor"]) == 1
+    err = capsys.readouterr().err
+    assert err.startswith("Traceback")
+    last = err.splitlines()[-1]
+    assert last.startswith(f"sere: error: {line}")
+    assert "what 'sere doctor --json' prints; 3 cases are done" in last
+
+
+def test_an_interruption_says_what_is_kept(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A note on the exception, wherever it was put, stands behind the word; our errors have none."""
+    inner, outer = KeyboardInterrupt(), KeyboardInterrupt()
+    inner.add_note("3 cases are done")
+    outer.__context__ = inner
+    failing(monkeypatch, outer)
+    assert main(["doctor"]) == 130
+    assert capsys.readouterr().err == "\nsere: interrupted; 3 cases are done\n"
+    wrong = ConfigError("S: expected 1")
+    wrong.add_note("3 cases are done")
+    failing(monkeypatch, wrong)
+    assert main(["doctor"]) == 2
+    assert capsys.readouterr().err == "sere: error: S: expected 1\n"
 
 
 def test_tables_align_numbers_right_and_show_what_is_missing() -> None:
@@ -228,8 +265,13 @@ def _parsers(parser: argparse.ArgumentParser, name: str = "sere") -> Iterator[tu
                 yield from _parsers(below, f"{name} {word}")
 
 
-def test_a_request_to_end_leaves_nothing_behind() -> None:
-    """SIGTERM unwinds a command: what it had started is ended."""
+@pytest.mark.parametrize("wrapped", [False, True])
+@pytest.mark.parametrize(("number", "word"), ENDINGS)
+def test_a_request_to_end_leaves_nothing_behind(number: int, word: str, wrapped: bool) -> None:
+    """A signal unwinds a command: what it had started is ended, and one line says so.
+
+    So too where code on the way makes another error of it, as some imports do.
+    """
     command = """
 import contextlib, sys, time
 import sere.cli, sere.cli.doctor
@@ -237,14 +279,61 @@ def run(_):
     with contextlib.ExitStack() as stack:
         stack.callback(print, "ended", flush=True)
         print("started", flush=True)
-        time.sleep(60)
+        try:
+            time.sleep(60)
+        except BaseException:
+            if WRAPPED:
+                raise ImportError("cannot import name 'x'") from None
+            raise
 sere.cli.doctor.run = run
 sys.argv = ["sere", "doctor"]
 sys.exit(sere.cli.main())
 """
-    process = subprocess.Popen([sys.executable, "-c", command], stdout=subprocess.PIPE, text=True)
+    process = _started([sys.executable, "-c", command.replace("WRAPPED", str(wrapped))])
+    process.send_signal(number)
+    out, err = process.communicate(timeout=30)
+    assert (out, err) == ("ended\n", f"\nsere: {word}\n")
+    assert process.returncode == 128 + number
+
+
+@pytest.mark.parametrize("swallowed", [False, True])
+def test_ctrl_c_while_importing(tmp_path: Path, swallowed: bool) -> None:
+    """In the seconds before a command begins Ctrl-C is one line and code 130, whatever imports make of it."""
+    torch = """
+import time
+print("started", flush=True)
+try:
+    time.sleep(60)
+except BaseException:
+    if not SWALLOWED:
+        raise
+"""
+    (tmp_path / "torch.py").write_text(torch.replace("SWALLOWED", str(swallowed)))
+    paths = os.pathsep.join([str(tmp_path), *sys.path])
+    process = _started([sys.executable, "-m", "sere", "doctor"], PYTHONPATH=paths)
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=30) == ("", "\nsere: interrupted\n")
+    assert process.returncode == 130
+
+
+def test_importing_the_package_elsewhere_leaves_ctrl_c_alone() -> None:
+    """In somebody else's program Ctrl-C stays what it is."""
+    program = """
+import signal
+before = signal.getsignal(signal.SIGINT)
+import sere
+assert signal.getsignal(signal.SIGINT) is before
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def _started(command: list[str], **environment: str) -> subprocess.Popen[str]:
+    """Start a process that prints ``started`` once it is where it is wanted."""
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | environment,
+        # A shell starts what runs in the background with Ctrl-C ignored, and processes inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )  # fmt: skip
     assert process.stdout is not None
     assert process.stdout.readline() == "started\n"
-    process.send_signal(signal.SIGTERM)
-    assert process.communicate(timeout=30)[0] == "ended\n"
-    assert process.returncode == 128 + signal.SIGTERM
+    return process

@@ -19,7 +19,7 @@ from sere.integrations.transformers.hooks import HookedLayer, hook_calls, hook_e
 from sere.integrations.transformers.step import Step
 from sere.policies.base import Policy
 from sere.policies.off import Off
-from sere.policies.sere import Sere, why_idle
+from sere.policies.sere import Sere, why_idle, why_no_substitute
 from sere.structure import ExpertsLayer, find_experts, identity_of, is_rerouted, text_config
 from sere.table import SimilarityTable
 from sere.versions import warn_outside
@@ -108,8 +108,9 @@ def apply(
     )
     handle = _hook(model, layers, guard, policy, config, finished_token(model, pad_token_id))
     if config is not None:
-        similarities = policy.layers if isinstance(policy, Sere) else None
-        guard.told = _say(guard.model, why_idle(config, guard.top_k, guard.num_experts, similarities))
+        guard.told = _say(guard.model, why_idle(config, layers))
+        if isinstance(policy, Sere):
+            guard.told |= _say(guard.model, why_no_substitute(config, policy.layers))
     if not isinstance(policy, Off):
         _say(guard.model, why_slow(model, layers))
     return handle

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from itertools import takewhile
 
 from torch import nn
@@ -41,7 +42,7 @@ def plain_name(name: str) -> str:
     Args:
         name: Such as ``….experts.base_layer.base_layer``.
     """
-    return ".".join(part for part in name.split(".") if part not in ("base_layer", "original_module"))
+    return re.sub(r"(\.(base_layer|original_module))+$", "", name)
 
 
 def wraps(module: nn.Module) -> bool:
@@ -62,6 +63,20 @@ def refuse_copies(name: str, module: nn.Module) -> None:
             f"{name} ({type(module).__name__}): an adapter holds trained copies of the experts beside the "
             f"model's own, so that one layer has two; {_MERGE}"
         )
+
+
+def refuse_adapted(model: nn.Module) -> None:
+    """Refuse experts with an adapter around them, where their weights are read and not only their calls.
+
+    Raises:
+        UnsupportedModel: The text says to merge the adapter.
+    """
+    for name, module in model.named_modules():
+        if name.endswith("experts") and wraps(module):
+            raise UnsupportedModel(
+                f"{name} ({type(module).__name__}): an adapter changes the experts' weights in each call, so "
+                f"that they cannot be compared as they are; {_MERGE}"
+            )
 
 
 def callers(model: nn.Module, names: list[str]) -> list[nn.Module]:

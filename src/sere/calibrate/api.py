@@ -39,6 +39,7 @@ from sere.checkpoints import find_checkpoint, load_model, load_tokenizer
 from sere.errors import ConfigError
 from sere.similarity import resolve_parameters
 from sere.structure import find_experts
+from sere.wrappers import inner_model, refuse_adapted
 from sere.table import SimilarityTable
 from sere.texts import Source
 
@@ -147,6 +148,8 @@ def calibrate(
             "low_memory and work_dir: expected a checkpoint's path, got a model that is in memory already"
         )
     else:
+        model = inner_model(model)
+        refuse_adapted(model)
         layers = find_experts(model)
         refuse_rerouted(layers)
         tokens = read_tokens(texts, tokenizer, settings, field, split)

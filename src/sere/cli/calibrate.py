@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sere.cli.loading import add_trust_argument
+from sere.cli.numbers import whole
 from sere.cli.output import add_json_flag, emit, say, table
 from sere.cli.parser import add_command
 from sere.errors import ConfigError
@@ -34,28 +36,32 @@ def add(subparsers: Any) -> None:
     """Add the command's parser."""
     summary = "measure how well a model's experts replace each other"
     parser = add_command(subparsers, "calibrate", summary, details=_DETAILS, examples=_EXAMPLES)
-    parser.add_argument("model", metavar="MODEL", help="a checkpoint folder, or a hub name like owner/name")
+    parser.add_argument("model", metavar="MODEL", help="a checkpoint folder, a hub name, or 'bundled'")
     text = "the table to write; a folder where several metrics are asked for"
     parser.add_argument("--out", required=True, metavar="TABLE", help=text)
     _add_data(parser)
     _add_metric(parser)
     _add_memory(parser)
+    add_trust_argument(parser)
     add_json_flag(parser)
     parser.set_defaults(run=run)
 
 
 def _add_data(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("texts")
-    kinds = ".txt, .jsonl or .parquet file, or a Hugging Face data set (name or name:config)"
+    kinds = ".txt, .jsonl, .json or .parquet file, or a Hugging Face data set (name or name:config)"
     group.add_argument("--texts", metavar="FILE", help=kinds)
-    group.add_argument("--field", default="text", help="field or column that holds the text (default: text)")
+    text = "field or column of the text or conversation (default: text, or else messages or conversations)"
+    group.add_argument("--field", default="text", help=text)
     group.add_argument("--split", default="train", help="part of a Hugging Face data set (default: train)")
-    group.add_argument("--max-tokens", type=int, default=51_200, metavar="N", help="(default: 51200)")
+    group.add_argument("--max-tokens", type=whole(1), default=51_200, metavar="N", help="(default: 51200)")
     group.add_argument(
-        "--seq-len", type=int, default=128, metavar="N", help="tokens a sequence (default: 128)"
+        "--seq-len", type=whole(1), default=128, metavar="N", help="tokens a sequence (default: 128)"
     )
-    group.add_argument("--batch-size", type=int, default=8, metavar="B", help="sequences a pass (default: 8)")
-    group.add_argument("--seed", type=int, default=0, help="seed of the documents' order (default: 0)")
+    group.add_argument(
+        "--batch-size", type=whole(1), default=8, metavar="B", help="sequences a pass (default: 8)"
+    )
+    group.add_argument("--seed", type=whole(), default=0, help="seed of the documents' order (default: 0)")
 
 
 def _add_metric(parser: argparse.ArgumentParser) -> None:
@@ -75,7 +81,7 @@ def _add_memory(parser: argparse.ArgumentParser) -> None:
     text = "where a layer-by-layer run keeps what it has finished (default: TABLE.work)"
     group.add_argument("--work-dir", metavar="DIR", help=text)
     text = "bound on the experts' outputs held at a time (default: 256)"
-    group.add_argument("--chunk-mb", type=int, default=256, metavar="MB", help=text)
+    group.add_argument("--chunk-mb", type=whole(1), default=256, metavar="MB", help=text)
     text = "show a progress bar; auto: on a terminal (default)"
     group.add_argument("--progress", choices=("auto", "always", "never"), default="auto", help=text)
 
@@ -101,7 +107,16 @@ def run(args: argparse.Namespace) -> int:
 def _options(args: argparse.Namespace, out: Path) -> dict[str, Any]:
     progress = {"auto": True, "always": "always", "never": False}[args.progress]
     work_dir = args.work_dir if args.work_dir is not None else out.with_name(f"{out.name}.work")
-    same = ("field", "split", "max_tokens", "seq_len", "batch_size", "seed", "low_memory")
+    same = (
+        "field",
+        "split",
+        "max_tokens",
+        "seq_len",
+        "batch_size",
+        "seed",
+        "low_memory",
+        "trust_remote_code",
+    )
     return {name: getattr(args, name) for name in same} | {
         "metric_parameters": args.parameters,
         "chunk_bytes": args.chunk_mb * 2**20,

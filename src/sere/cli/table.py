@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from sere.cli.loading import identity_from_config
+from sere.cli.loading import add_trust_argument, identity_from_config
+from sere.cli.numbers import at_least
 from sere.cli.output import add_json_flag, emit, say, table
 from sere.cli.parser import add_command
 from sere.errors import ConfigError
@@ -41,7 +41,7 @@ def add(subparsers: Any) -> None:
     show.add_argument("path", type=Path, metavar="TABLE")
     show.add_argument(
         "--threshold",
-        type=_threshold,
+        type=at_least(0, "a similarity"),
         default=0.5,
         metavar="RHO",
         help="count experts that no other resembles this much (default: %(default)s)",
@@ -54,6 +54,7 @@ def add(subparsers: Any) -> None:
     )
     verify.add_argument("path", type=Path, metavar="TABLE")
     verify.add_argument("--model", metavar="MODEL", help="check that the table belongs to this model, too")
+    add_trust_argument(verify)
     diff = add_command(
         commands,
         "diff",
@@ -80,6 +81,7 @@ def add(subparsers: Any) -> None:
     )
     bring.add_argument("path", type=Path, metavar="FILE")
     bring.add_argument("--model", required=True, metavar="MODEL", help="the model it was calibrated on")
+    add_trust_argument(bring)
     bring.add_argument("--out", type=Path, required=True, metavar="TABLE")
     actions = ((show, _show), (verify, _verify), (diff, _diff), (plot, _plot), (bring, _import))
     for command, action in actions:
@@ -115,17 +117,6 @@ def _show(args: argparse.Namespace) -> int:
     }
     emit(args, value, _render_show)
     return 0
-
-
-def _threshold(text: str) -> float:
-    """Read a threshold; argparse prints what is wrong."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value) or value < 0:
-        raise argparse.ArgumentTypeError(f"expected a number of at least 0 (a similarity), got {text!r}")
-    return value
 
 
 def _layer(loaded: SimilarityTable, index: int, threshold: float) -> dict[str, Any]:
@@ -186,7 +177,7 @@ def _render_show(value: dict[str, Any]) -> str:
 
 
 def _verify(args: argparse.Namespace) -> int:
-    checks = verify_file(args.path, None if args.model is None else identity_from_config(args.model))
+    checks = verify_file(args.path, None if args.model is None else identity_from_config(args))
     passed = all(check.passed for check in checks)
     value = {"path": str(args.path), "passed": passed, "checks": [asdict(check) for check in checks]}
     emit(args, value, _render_verify)
@@ -235,7 +226,7 @@ def _plot(args: argparse.Namespace) -> int:
 
 
 def _import(args: argparse.Namespace) -> int:
-    imported = import_published(args.path, identity_from_config(args.model))
+    imported = import_published(args.path, identity_from_config(args))
     imported.save(args.out)
     value = {
         "path": str(args.out),

@@ -115,7 +115,7 @@ class Accumulator(ABC):
     def state(self) -> dict[str, Tensor]:
         """Return everything that was accumulated, as tensors that `load_state` reads back."""
         sums = {f"{self.metric}.{name}": value.clone() for name, value in self._sums.items()}
-        return sums | {"tokens": torch.tensor([self.tokens, self._H or 0])}
+        return sums | {"tokens": torch.tensor([self.tokens, self._H or 0], device="cpu")}
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Go on where ``state`` was taken; what was accumulated here is replaced.
@@ -226,11 +226,14 @@ def gram(rows: Tensor) -> Tensor:
 
 def zeros(E: int) -> Tensor:
     """Return a fresh sum: ``[E, E]``, float64, on the CPU."""
-    return torch.zeros(E, E, dtype=torch.float64)
+    return torch.zeros(E, E, dtype=torch.float64, device="cpu")
 
 
 def as_layer(similarity: Tensor, scale: Tensor | None = None) -> LayerSimilarity:
-    """Round float64 similarities ``[E, E]`` to float32, clamped to [0, 1], with a diagonal of exactly 1."""
+    """Round float64 similarities ``[E, E]`` to float32, clamped to [0, 1], with a diagonal of exactly 1.
+
+    NaN, a similarity that is not known, stays NaN.
+    """
     result = similarity.clamp(0, 1)
     result.fill_diagonal_(1)
     return LayerSimilarity(result.float(), None if scale is None else scale.float())

@@ -184,7 +184,8 @@ def _make_buffers(model: Any, device: torch.device) -> None:
         owner, _, last = name.rpartition(".")
         real = torch.empty_like(buffer, device=device)
         model.get_submodule(owner).register_buffer(last, real, persistent=False)
-    model.initialize_weights()
+    with device:  # whatever the default device is
+        model.initialize_weights()
 
 
 def _saved(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:

@@ -27,7 +27,7 @@ def frobenius(outputs: Tensor) -> Tensor:
     """
     Y = outputs.double()
     E = Y.shape[0]
-    distance = torch.zeros(E, E, dtype=torch.float64)
+    distance = torch.zeros(E, E, dtype=torch.float64, device="cpu")
     for i in range(E):
         for j in range(E):
             distance[i, j] = (Y[i] - Y[j]).square().sum().sqrt()
@@ -46,7 +46,7 @@ def cosine(outputs: Tensor) -> Tensor:
     """
     Y = outputs.double()
     E, T, _ = Y.shape
-    similarity = torch.ones(E, E, dtype=torch.float64)
+    similarity = torch.ones(E, E, dtype=torch.float64, device="cpu")
     for i, j in combinations(range(E), 2):
         total = sum(_cosine(Y[i, t], Y[j, t]) for t in range(T))
         similarity[i, j] = similarity[j, i] = (1 + total / T) / 2
@@ -69,13 +69,13 @@ def cka(outputs: Tensor, *, window: int, kernel: Kernel) -> Tensor:
     """
     Y = outputs.double()
     E, T, _ = Y.shape
-    hsic = torch.zeros(E, E, dtype=torch.float64)
+    hsic = torch.zeros(E, E, dtype=torch.float64, device="cpu")
     for start in range(0, T, window):
         kernels = [_centred(kernel(Y[e, start : start + window])) for e in range(E)]
         for i in range(E):
             for j in range(E):
                 hsic[i, j] += torch.trace(kernels[i] @ kernels[j])
-    similarity = torch.eye(E, dtype=torch.float64)
+    similarity = torch.eye(E, dtype=torch.float64, device="cpu")
     for i, j in combinations(range(E), 2):
         norm = math.sqrt(float(hsic[i, i] * hsic[j, j]))
         similarity[i, j] = similarity[j, i] = float(hsic[i, j]) / norm if norm > 0 else 0.0
@@ -122,7 +122,10 @@ def projection(outputs: Tensor, ids: Tensor, weights: Tensor) -> tuple[Tensor, T
     """
     Y, w = outputs.double(), weights.double()
     E, T, _ = Y.shape
-    similarity, scale = torch.eye(E, dtype=torch.float64), torch.ones(E, E, dtype=torch.float64)
+    similarity, scale = (
+        torch.eye(E, dtype=torch.float64, device="cpu"),
+        torch.ones(E, E, dtype=torch.float64, device="cpu"),
+    )
     for e in range(E):
         slots = [(t, float(w[t, k])) for t in range(T) for k in range(ids.shape[1]) if ids[t, k] == e]
         energy = sum(weight * float(Y[e, t].square().sum()) for t, weight in slots)
@@ -151,7 +154,7 @@ def weights(experts: Tensor) -> Tensor:
         ``[E, E]``, float64, diagonal 1.
     """
     flat = experts.double()
-    similarity = torch.eye(flat.shape[0], dtype=torch.float64)
+    similarity = torch.eye(flat.shape[0], dtype=torch.float64, device="cpu")
     for i, j in combinations(range(flat.shape[0]), 2):
         similarity[i, j] = similarity[j, i] = max(0.0, _cosine(flat[i], flat[j]))
     return similarity
@@ -164,5 +167,5 @@ def _cosine(a: Tensor, b: Tensor) -> float:
 
 def _centred(kernel: Tensor) -> Tensor:
     w = kernel.shape[0]
-    C = torch.eye(w, dtype=kernel.dtype) - 1 / w
+    C = torch.eye(w, dtype=kernel.dtype, device=kernel.device) - 1 / w
     return C @ kernel @ C

@@ -36,6 +36,8 @@ def read_tokens(
         return None
     if texts is None:
         raise DataError("texts: expected a source, got none; only the metric 'weights' needs none")
+    # A processor of texts and images holds the tokenizer.
+    tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
     if isinstance(tokenizer, nn.Module) or not callable(tokenizer):
         kind = "none" if tokenizer is None else type(tokenizer).__name__
         raise ConfigError(

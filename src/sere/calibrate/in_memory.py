@@ -15,6 +15,7 @@ from sere.calibrate.offload import execution_device, refuse_without_weights
 from sere.calibrate.packing import Tokens
 from sere.calibrate.progress import progress_bar
 from sere.calibrate.settings import Settings
+from sere.calibrate.vocabulary import check_tokens
 from sere.calibrate.weights import stacked_weights_similarity
 from sere.similarity import LayerSimilarity
 from sere.structure import ExpertsLayer
@@ -40,9 +41,13 @@ def collect_in_memory(
         Similarities by metric and layer index.
 
     Raises:
+        DataError: A token is beyond the model's embedding.
+        ConfigError: Sequences are longer than its learned positions.
         UnsupportedModel: A layer is not the weighted sum of its experts, is never called, or has no weights.
     """
     refuse_without_weights(model, layers)
+    if tokens is not None:
+        check_tokens(tokens, model)
     results: Results = {name: {} for name in settings.metrics}
     if "weights" in results:
         for layer in layers:

@@ -277,7 +277,7 @@ def test_several_metrics_with_parameters(tmp_path: Path) -> None:
 
 
 def test_incomplete_and_damaged_checkpoints_are_refused(tmp_path: Path) -> None:
-    """A missing tensor, a damaged shard, a missing shard: each error names it, before any layer is computed."""
+    """A missing tensor, a damaged shard, a missing shard: each error names it, before any work."""
     path = save_tiny(tmp_path, "qwen3_moe")
     shards = sorted(path.glob("*.safetensors"))
     whole = shards[0].read_bytes()

@@ -109,8 +109,11 @@ def refuse_incomplete(
         f"{len(names)} {what}: {_some(names)}"
         for names, what in (
             (missing, "weights of the model are not in it"),
-            (wrong, "have the wrong shape"),
-            (failed, "cannot be put together from what is in it (tensors missing or of unequal shapes)"),
+            (wrong, "weights have the wrong shape"),
+            (
+                failed,
+                "weights cannot be put together from what is in it (tensors missing or of unequal shapes)",
+            ),
         )
         if names
     ]
@@ -120,7 +123,7 @@ def refuse_incomplete(
         faults.append(f"it holds {len(unexpected)} tensors that the model does not have: {_some(unexpected)}")
     raise InputError(
         f"model: {folder} is not a complete checkpoint of this architecture: {'; '.join(faults)}. Download "
-        "or copy it again, or give one with all weights"
+        "or copy it again, or give one whose weights and config.json belong together"
     )
 
 

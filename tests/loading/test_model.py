@@ -1,0 +1,88 @@
+"""Load a checkpoint's model whole: damaged files beside the weights, packages, quantisation, noise."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from sere.checkpoints import load_model
+from sere.errors import InputError, MissingDependency, SereError
+from tests.damage import change_json
+from tests.tiny import tiny_model
+
+
+def saved(folder: Path) -> Path:
+    tiny_model("qwen3_moe").save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        ("{", r"generation_config\.json is not JSON"),
+        ("[]", r"generation_config\.json: expected a JSON object, got list"),
+        ('{"max_new_tokens": -5}', "cannot be loaded: .*max_new_tokens"),
+    ],
+)
+def test_a_damaged_generation_config_is_refused(tmp_path: Path, content: str, text: str) -> None:
+    """Transformers would go on without it, and end answers elsewhere."""
+    path = saved(tmp_path)
+    (path / "generation_config.json").write_text(content)
+    with pytest.raises(InputError, match=text):
+        load_model(path)
+
+
+def test_a_quantised_checkpoint_whose_package_is_missing_names_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The error says which package Transformers asks for."""
+    path = saved(tmp_path)
+    change_json(
+        path / "config.json", quantization_config={"quant_method": "awq", "bits": 4, "group_size": 32}
+    )
+    monkeypatch.setitem(sys.modules, "gptqmodel", None)
+    with pytest.raises(MissingDependency, match=r"needs a package that is not installed: .*gptqmodel"):
+        load_model(path)
+
+
+@pytest.mark.parametrize("method", ["fp8", "bitsandbytes", "compressed-tensors", "nonsense", None])
+def test_quantisation_that_cannot_run_here_is_an_error_of_ours(tmp_path: Path, method: str | None) -> None:
+    """Without the package or the device, or with a method that nobody knows: never a traceback."""
+    path = saved(tmp_path)
+    change_json(path / "config.json", quantization_config={"quant_method": method, "load_in_4bit": True})
+    with pytest.raises(SereError, match=f"model: {path}"):
+        load_model(path)
+
+
+def test_the_dtype_is_the_checkpoints_own_or_the_one_asked_for(tmp_path: Path) -> None:
+    """By the config; where that names none, by the weights."""
+    tiny_model("qwen3_moe").to(torch.bfloat16).save_pretrained(tmp_path)
+    assert load_model(tmp_path).dtype == torch.bfloat16
+    assert load_model(tmp_path, dtype=torch.float32).dtype == torch.float32
+    assert load_model(change_json(tmp_path / "config.json", dtype=None)).dtype == torch.bfloat16
+
+
+def test_the_experts_implementation_is_the_one_asked_for(tmp_path: Path) -> None:
+    """It reaches the model's config."""
+    model = load_model(saved(tmp_path), experts_implementation="batched_mm")
+    assert model.config._experts_implementation == "batched_mm"
+    assert not model.training
+
+
+def test_loading_prints_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """No bar and no advice of Transformers, whatever its settings; they are as before afterwards."""
+    from transformers.utils import logging
+
+    path = saved(tmp_path)
+    capfd.readouterr()
+    load_model(path)
+    assert capfd.readouterr() == ("", "")
+    assert logging.is_progress_bar_enabled()
+    before = logging.get_verbosity()
+    with pytest.raises(InputError):
+        load_model(change_json(path / "config.json", vocab_size=64))
+    assert logging.get_verbosity() == before
+    assert capfd.readouterr() == ("", "")

@@ -12,8 +12,7 @@ import pytest
 
 from sere.calibrate import memory
 from sere.checkpoints import find_checkpoint, find_weights
-from sere.errors import InputError, MissingDependency
-from sere.errors import SereError
+from sere.errors import InputError, MissingDependency, SereError
 from tests.hub import COMMIT, Hub
 from tests.tiny import tiny_model
 

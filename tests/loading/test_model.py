@@ -78,10 +78,10 @@ def test_loading_prints_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str
 
     path = saved(tmp_path)
     capfd.readouterr()
+    before, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
     load_model(path)
     assert capfd.readouterr() == ("", "")
-    assert logging.is_progress_bar_enabled()
-    before = logging.get_verbosity()
+    assert logging.is_progress_bar_enabled() == bar
     with pytest.raises(InputError):
         load_model(change_json(path / "config.json", vocab_size=64))
     assert logging.get_verbosity() == before

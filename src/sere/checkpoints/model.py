@@ -103,4 +103,4 @@ def _refusal(folder: Path, what: str, error: Exception) -> SereError:
     if isinstance(error, ImportError):
         return MissingDependency(f"model: {folder} needs a package that is not installed: {error}")
     kind = "" if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: "
-    return InputError(f"model: {folder}: {what}: {kind}{error}")
+    return InputError(f"model: {folder}: {what}: {kind}{' '.join(str(error).split())}")

@@ -55,6 +55,6 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> Any:
 
 def _none(folder: Path, reason: str) -> InputError:
     return InputError(
-        f"tokenizer: {folder} has none that can be loaded; put the files of the model's tokenizer there, e.g. "
-        f"tokenizer.json and tokenizer_config.json ({reason})"
+        f"tokenizer: {folder} has none that can be loaded; put the files of the model's tokenizer there, "
+        f"e.g. tokenizer.json and tokenizer_config.json ({reason})"
     )

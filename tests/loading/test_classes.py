@@ -11,7 +11,7 @@ import torch
 from transformers import AutoConfig, PreTrainedConfig
 
 from sere.checkpoints import empty_model, load_config, load_model
-from sere.checkpoints.config import choose_class
+from sere.checkpoints.classes import choose_class
 from sere.errors import InputError, UnsupportedModel
 from tests.composite import tiny_composite
 from tests.damage import change_json

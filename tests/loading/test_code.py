@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import builtins
 import os
 import pty
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+import sere
 from sere.calibrate import calibrate
 from sere.checkpoints import load_config, load_model, load_tokenizer
 from sere.cli import main
@@ -148,6 +150,22 @@ def test_a_tokenizer_of_foreign_code_is_refused_or_run(
     assert not mark.exists()
     assert type(load_tokenizer(path, trust_remote_code=True)).__name__ == "MillTokenizer"
     assert mark.exists()
+
+
+def test_models_are_loaded_in_one_room_and_foreign_code_is_decided_on_at_every_call() -> None:
+    """No other module of the package calls from_pretrained; each call there says whether code may run."""
+    root = Path(sere.__file__).parent
+    names = ("from_pretrained", "snapshot_download")
+    calls = [
+        (path.relative_to(root).parts[0], node)
+        for path in root.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and getattr(node.func, "attr", "") in names
+    ]
+    assert {room for room, _ in calls} == {"checkpoints"}
+    loading = [call for _, call in calls if getattr(call.func, "attr", "") == "from_pretrained"]
+    assert len(loading) == 3
+    assert all("trust_remote_code" in ast.unparse(call) for call in loading)
 
 
 def test_code_without_a_class_that_generates_is_refused(tmp_path: Path) -> None:

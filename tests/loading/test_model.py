@@ -10,7 +10,7 @@ import torch
 
 from sere.checkpoints import load_model
 from sere.errors import InputError, MissingDependency, SereError
-from tests.damage import change_json
+from tests.damage import Tensors, change_json, change_weights, drop
 from tests.tiny import tiny_model
 
 
@@ -55,6 +55,32 @@ def test_quantisation_that_cannot_run_here_is_an_error_of_ours(tmp_path: Path, m
     change_json(path / "config.json", quantization_config={"quant_method": method, "load_in_4bit": True})
     with pytest.raises(SereError, match=f"model: {path}"):
         load_model(path)
+
+
+def _fp8(tensors: Tensors) -> Tensors:
+    """Store projections as 8-bit numbers with a scale for each block of 128 by 128."""
+    packed: Tensors = {}
+    for name, tensor in tensors.items():
+        if name.endswith("proj.weight"):
+            packed[name + "_scale_inv"] = torch.ones(1, 1)
+            tensor = tensor.to(torch.float8_e4m3fn)
+        packed[name] = tensor
+    return packed
+
+
+def test_a_quantised_checkpoint_is_checked_too(tmp_path: Path) -> None:
+    """A whole one is loaded, its scales are nothing unexpected; one with experts missing is refused."""
+    path = change_weights(saved(tmp_path), _fp8)
+    quantised = {"quant_method": "fp8", "weight_block_size": [128, 128], "dequantize": True}
+    change_json(path / "config.json", quantization_config=quantised)
+    expected = tiny_model("qwen3_moe").model.layers[1].mlp.experts.down_proj
+    assert torch.equal(load_model(path).model.layers[1].mlp.experts.down_proj, _rounded(expected))
+    with pytest.raises(InputError, match=r"2 weights of the model are not in it: .*layers\.1\.mlp\.exp"):
+        load_model(drop(path, "layers.1.mlp.experts"))
+
+
+def _rounded(weight: torch.Tensor) -> torch.Tensor:
+    return weight.to(torch.float8_e4m3fn).float()
 
 
 def test_the_dtype_is_the_checkpoints_own_or_the_one_asked_for(tmp_path: Path) -> None:

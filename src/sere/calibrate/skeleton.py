@@ -12,8 +12,8 @@ from torch import nn
 
 from sere.calibrate.checkpoint import Checkpoint
 from sere.checkpoints import check_complete, empty_model, find_weights, load_config
-from sere.checkpoints.completeness import conversions_of, load_into
-from sere.checkpoints.config import choose_class
+from sere.checkpoints.classes import choose_class
+from sere.checkpoints.transfer import conversions_of, load_into
 from sere.errors import InputError, UnsupportedModel
 from sere.structure import ExpertsLayer, find_experts
 

@@ -18,7 +18,7 @@ from sere.files import atomic_path, write_json
 from sere.similarity import LayerSimilarity
 
 _MANIFEST = "calibration.json"
-_FORMAT = 1
+_FORMAT = 2
 
 
 class WorkFolder:

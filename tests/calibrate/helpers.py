@@ -63,14 +63,18 @@ def load_whole(path: Path) -> Any:
 
 
 def worst(a: Any, b: Any) -> float:
-    """The largest difference between two runs' similarities and scales; they must cover the same layers."""
+    """The largest difference between two runs' similarities and scales.
+
+    They must cover the same layers, and know the same similarities.
+    """
     assert a.keys() == b.keys()
     assert all(a[name].keys() == b[name].keys() and a[name] for name in a)
     differences = []
     for name in a:
         for index in a[name]:
             left, right = a[name][index], b[name][index]
-            differences.append(float((left.similarity - right.similarity).abs().max()))
+            assert torch.equal(left.similarity.isnan(), right.similarity.isnan())
+            differences.append(float((left.similarity - right.similarity).nan_to_num(nan=0).abs().max()))
             assert (left.scale is None) == (right.scale is None)
             if left.scale is not None:
                 differences.append(float((left.scale - right.scale).abs().max()))

@@ -15,7 +15,7 @@ from sere.errors import AlreadyApplied, ConfigError, DataError
 from sere.provenance import provenance, versions
 from sere.similarity import resolve_parameters
 from sere.structure import ExpertsLayer, identity_of, is_rerouted
-from sere.table import SimilarityTable
+from sere.table import SimilarityTable, say_unknown
 from sere.texts import Source, load_texts
 
 logger = logging.getLogger("sere")
@@ -76,7 +76,10 @@ def make_tables(
     *,
     single: bool,
 ) -> Tables:
-    """Return the table of each metric, or with ``single`` that of the one metric asked for."""
+    """Return the table of each metric, or with ``single`` that of the one metric asked for.
+
+    Logs of how many experts nothing is known.
+    """
     how = {"seq_len": settings.seq_len, "batch_size": settings.batch_size}
     tables: dict[str, SimilarityTable] = {}
     for name in settings.metrics:
@@ -91,6 +94,8 @@ def make_tables(
             seed=None if used is None else settings.seed,
             provenance=provenance() | ({} if used is None else {"calibration": how}),
         )
+        if unknown := say_unknown(results[name], name):
+            logger.warning("sere: %s: %s", name, unknown)
     return tables[settings.metrics[0]] if single else tables
 
 

@@ -6,13 +6,12 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from sere.calibrate import collect
 from sere.cli import main
 from sere.table import SimilarityTable
+from tests.calibrate.helpers import interrupt_at_layer
 from tests.checkpoints import save_checkpoint
 
 
@@ -59,20 +58,11 @@ def test_the_same_command_goes_on_and_another_says_what_differs(
     command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Interrupted layer by layer: the line says what is kept; other settings are named; the same goes on."""
-    seen: list[int] = []
-    check = collect.check_weighted_sum
-
-    def interrupt_second_layer(*arguments: Any) -> None:
-        seen.append(1)
-        if len(seen) == 2:
-            raise KeyboardInterrupt
-        check(*arguments)
-
-    monkeypatch.setattr(collect, "check_weighted_sum", interrupt_second_layer)
+    seen = interrupt_at_layer(monkeypatch, 2)
     command += ["--low-memory"]
     assert main(command) == 130
     assert "interrupted; 1 of 2 layers are done" in capsys.readouterr().err
     assert main([*command, "--batch-size", "4"]) == 2
-    assert "with other settings: batch_size was 8, now 4; give the command as it was" in capsys.readouterr().err
+    assert "with other settings: batch_size was 8, now 4; give the command" in capsys.readouterr().err
     assert main(command) == 0
     assert len(seen) == 3

@@ -7,10 +7,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from sere.cli.loading import checkpoint_path, identity_from_config
+from sere.cli.loading import add_trust_argument, identity_from_config
 from sere.cli.output import add_json_flag, emit, table
 from sere.cli.parser import add_command
 from sere.errors import SereError
+from sere.identity import span
 
 _DETAILS = """Exit code 1 where something that was asked for is broken: the model or the table that were
 named, or the two together. A missing extra is no fault; its line says how to install it."""
@@ -59,6 +60,7 @@ def add(subparsers: Any) -> None:
     parser.add_argument(
         "--table", metavar="FILE", help="a similarity table, checked against the model if given"
     )
+    add_trust_argument(parser)
     add_json_flag(parser)
 
 
@@ -129,8 +131,10 @@ def _vllm() -> Finding:
 
 
 def _bundled() -> Iterator[Finding]:
+    from sere.bundled import model_path
+
     try:
-        yield Finding("bundled model", "files", "ok", str(checkpoint_path("bundled")))
+        yield Finding("bundled model", "files", "ok", str(model_path()))
     except (SereError, ImportError, OSError) as error:
         yield Finding("bundled model", "files", "missing", str(error))
 
@@ -140,11 +144,12 @@ def _asked(args: argparse.Namespace) -> Iterator[Finding]:
     identity = None
     if args.model is not None:
         try:
-            identity = identity_from_config(args.model)
+            identity = identity_from_config(args)
         except (SereError, ImportError, OSError, ValueError) as error:
             yield Finding("model", args.model, "BROKEN", str(error))
         else:
-            shape = f"{len(identity.layer_names)} MoE layers, E={identity.E}, K={identity.K}"
+            E, K = span(identity.experts.values()), span(identity.slots.values())
+            shape = f"{len(identity.layer_names)} MoE layers, E={E}, K={K}"
             detail = f"{shape} (S < {identity.K} re-routes), digest {identity.digest[:12]}"
             yield Finding("model", identity.name, "ok", detail)
     if args.table is not None:

@@ -9,11 +9,12 @@ from typing import Any
 
 import torch
 
-from sere.cli.loading import identity_from_config
+from sere.cli.loading import add_trust_argument, identity_from_config
 from sere.cli.numbers import at_least
 from sere.cli.output import add_json_flag, emit, say, table
 from sere.cli.parser import add_command
 from sere.errors import ConfigError
+from sere.identity import span
 from sere.table import SimilarityTable, best_neighbours, compare, import_published, verify_file
 
 _EXAMPLES = """
@@ -53,6 +54,7 @@ def add(subparsers: Any) -> None:
     )
     verify.add_argument("path", type=Path, metavar="TABLE")
     verify.add_argument("--model", metavar="MODEL", help="check that the table belongs to this model, too")
+    add_trust_argument(verify)
     diff = add_command(
         commands,
         "diff",
@@ -79,6 +81,7 @@ def add(subparsers: Any) -> None:
     )
     bring.add_argument("path", type=Path, metavar="FILE")
     bring.add_argument("--model", required=True, metavar="MODEL", help="the model it was calibrated on")
+    add_trust_argument(bring)
     bring.add_argument("--out", type=Path, required=True, metavar="TABLE")
     actions = ((show, _show), (verify, _verify), (diff, _diff), (plot, _plot), (bring, _import))
     for command, action in actions:
@@ -118,11 +121,13 @@ def _show(args: argparse.Namespace) -> int:
 
 def _layer(loaded: SimilarityTable, index: int, threshold: float) -> dict[str, Any]:
     layer = loaded.layers[index]
-    others = layer.similarity[~torch.eye(layer.E, dtype=torch.bool)]
+    others = layer.similarity[~torch.eye(layer.E, dtype=torch.bool, device="cpu")]
     best = best_neighbours(layer.similarity)
     return {
         "layer": index,
         "name": loaded.identity.layer_names[index],
+        "E": layer.E,
+        "K": loaded.identity.slots[index],
         "scale": layer.scale is not None,
         "min": float(others.min()),
         "mean": float(others.double().mean()),
@@ -135,8 +140,9 @@ def _layer(loaded: SimilarityTable, index: int, threshold: float) -> dict[str, A
 def _render_show(value: dict[str, Any]) -> str:
     parameters = ", ".join(f"{name}={setting}" for name, setting in value["metric_parameters"].items())
     versions = ", ".join(f"{name} {v}" for name, v in value["provenance"].get("versions", {}).items())
+    E, K = (span(layer[name] for layer in value["layers"]) for name in ("E", "K"))
     facts = [
-        ("model", f"{value['model']} (E={value['E']}, K={value['K']}, digest {value['model_digest'][:12]})"),
+        ("model", f"{value['model']} (E={E}, K={K}, digest {value['model_digest'][:12]})"),
         ("metric", f"{value['metric']} ({parameters})" if parameters else value["metric"]),
         (
             "tokens",
@@ -152,6 +158,7 @@ def _render_show(value: dict[str, Any]) -> str:
     rows = [
         [
             layer["layer"],
+            layer["E"],
             *(f"{layer[name]:.3f}" for name in ("min", "mean", "max", "best_median")),
             len(layer["critical"]),
         ]
@@ -159,6 +166,7 @@ def _render_show(value: dict[str, Any]) -> str:
     ]
     headers = [
         "layer",
+        "E",
         "least",
         "mean",
         "most",
@@ -169,7 +177,7 @@ def _render_show(value: dict[str, Any]) -> str:
 
 
 def _verify(args: argparse.Namespace) -> int:
-    checks = verify_file(args.path, None if args.model is None else identity_from_config(args.model))
+    checks = verify_file(args.path, None if args.model is None else identity_from_config(args))
     passed = all(check.passed for check in checks)
     value = {"path": str(args.path), "passed": passed, "checks": [asdict(check) for check in checks]}
     emit(args, value, _render_verify)
@@ -218,7 +226,7 @@ def _plot(args: argparse.Namespace) -> int:
 
 
 def _import(args: argparse.Namespace) -> int:
-    imported = import_published(args.path, identity_from_config(args.model))
+    imported = import_published(args.path, identity_from_config(args))
     imported.save(args.out)
     value = {
         "path": str(args.out),

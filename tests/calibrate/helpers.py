@@ -80,7 +80,7 @@ def worst(a: Any, b: Any) -> float:
 
 
 def interrupt_at_layer(monkeypatch: pytest.MonkeyPatch, nth: int) -> list[int]:
-    """Press Ctrl-C, once, while the nth layer is being calibrated; return a list with an entry for each layer."""
+    """Press Ctrl-C, once, while the nth layer is being calibrated; return a list of a 1 for each layer."""
     seen: list[int] = []
     check = collect.check_weighted_sum
 

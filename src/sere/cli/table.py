@@ -14,6 +14,7 @@ from sere.cli.loading import identity_from_config
 from sere.cli.output import add_json_flag, emit, say, table
 from sere.cli.parser import add_command
 from sere.errors import ConfigError
+from sere.identity import span
 from sere.table import SimilarityTable, best_neighbours, compare, import_published, verify_file
 
 _EXAMPLES = """
@@ -129,11 +130,13 @@ def _threshold(text: str) -> float:
 
 def _layer(loaded: SimilarityTable, index: int, threshold: float) -> dict[str, Any]:
     layer = loaded.layers[index]
-    others = layer.similarity[~torch.eye(layer.E, dtype=torch.bool)]
+    others = layer.similarity[~torch.eye(layer.E, dtype=torch.bool, device="cpu")]
     best = best_neighbours(layer.similarity)
     return {
         "layer": index,
         "name": loaded.identity.layer_names[index],
+        "E": layer.E,
+        "K": loaded.identity.slots[index],
         "scale": layer.scale is not None,
         "min": float(others.min()),
         "mean": float(others.double().mean()),
@@ -146,8 +149,9 @@ def _layer(loaded: SimilarityTable, index: int, threshold: float) -> dict[str, A
 def _render_show(value: dict[str, Any]) -> str:
     parameters = ", ".join(f"{name}={setting}" for name, setting in value["metric_parameters"].items())
     versions = ", ".join(f"{name} {v}" for name, v in value["provenance"].get("versions", {}).items())
+    E, K = (span(layer[name] for layer in value["layers"]) for name in ("E", "K"))
     facts = [
-        ("model", f"{value['model']} (E={value['E']}, K={value['K']}, digest {value['model_digest'][:12]})"),
+        ("model", f"{value['model']} (E={E}, K={K}, digest {value['model_digest'][:12]})"),
         ("metric", f"{value['metric']} ({parameters})" if parameters else value["metric"]),
         (
             "tokens",
@@ -163,6 +167,7 @@ def _render_show(value: dict[str, Any]) -> str:
     rows = [
         [
             layer["layer"],
+            layer["E"],
             *(f"{layer[name]:.3f}" for name in ("min", "mean", "max", "best_median")),
             len(layer["critical"]),
         ]
@@ -170,6 +175,7 @@ def _render_show(value: dict[str, Any]) -> str:
     ]
     headers = [
         "layer",
+        "E",
         "least",
         "mean",
         "most",

@@ -23,8 +23,8 @@ from sere.eval.text import score_text
 from sere.provenance import provenance
 
 if TYPE_CHECKING:
+    from sere.identity import ModelIdentity
     from sere.reroute.stats import LayerStats
-    from sere.structure import ModelIdentity
     from sere.table import SimilarityTable
 
 Progress = Callable[[str, int], AbstractContextManager[Callable[[], object]]]

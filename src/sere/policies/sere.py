@@ -5,14 +5,15 @@ Source: SERE (ICLR 2026, arXiv 2602.07616); METHOD.md section 4.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
 from sere.config import RerouteConfig
 from sere.errors import ConfigError, TableError
+from sere.identity import span
 from sere.policies.base import Policy
 from sere.reroute import Plan, Routing, make_plan
 from sere.similarity.layer import LayerSimilarity
@@ -80,25 +81,54 @@ class Sere(Policy):
         )
 
 
-def why_idle(config: RerouteConfig, K: int, E: int) -> str | None:
-    """Return why these settings re-route nothing in layers of E experts and K slots a row, or None.
+class Shape(Protocol):
+    """A layer, as far as `why_idle` looks at it: its decoder-layer index, E and K."""
 
-    With S >= K, or a floor of E, every expert that occurs is primary, and no other setting undoes that.
+    @property
+    def index(self) -> int:
+        """Decoder-layer index."""
+
+    @property
+    def E(self) -> int:
+        """Number of experts."""
+
+    @property
+    def K(self) -> int:
+        """Routed slots per token, as the model at hand routes."""
+
+
+def why_idle(config: RerouteConfig, layers: Iterable[Shape]) -> str | None:
+    """Return why these settings re-route nothing in some or all layers, or None.
+
+    With S >= K, or a floor of E, every expert of a layer that occurs is primary, and no other setting undoes
+    that.
 
     Source: METHOD.md section 4, steps 2 to 4.
     """
-    S = config.select_top_k
-    if config.min_active >= E:
-        return (
-            f"min_active={config.min_active}: nothing will be re-routed, for a layer has E={E} experts and "
-            f"all that occur are primary; use a floor well below {E}"
+    S, floor, shapes = config.select_top_k, config.min_active, list(layers)
+    floored = [layer for layer in shapes if floor >= layer.E]
+    kept = [layer for layer in shapes if floor < layer.E and layer.K <= S]
+    reasons = []
+    if floored:
+        E = span(layer.E for layer in floored)
+        reasons.append(
+            f"min_active={floor}: nothing will be re-routed{_in(floored, shapes)}, for a layer has E={E} "
+            f"experts and all that occur are primary; use a floor well below {min(x.E for x in floored)}"
         )
-    if S < K:
-        return None
-    return (
-        f"select_top_k={S}: nothing will be re-routed but rows with a smaller budget of their own, for a row "
-        f"has K={K} slots and all are primary; use S < K"
-    )
+    if kept:
+        K = span(layer.K for layer in kept)
+        reasons.append(
+            f"select_top_k={S}: nothing will be re-routed{_in(kept, shapes)} but rows with a smaller "
+            f"budget of their own, for a row has K={K} slots and all are primary; use S < K"
+        )
+    return "; ".join(reasons) or None
+
+
+def _in(some: list[Shape], layers: list[Shape]) -> str:
+    """Name the layers that a sentence is about, unless it is about all."""
+    if len(some) == len(layers):
+        return ""
+    return f" in layer{'s' * (len(some) > 1)} {', '.join(str(layer.index) for layer in some)}"
 
 
 def check_fit(config: RerouteConfig, layers: Mapping[int, LayerSimilarity]) -> None:

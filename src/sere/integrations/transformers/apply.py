@@ -105,7 +105,7 @@ def apply(
     )
     handle = _hook(model, layers, step, policy, config)
     if config is not None:
-        idle = why_idle(config, max(layer.K for layer in layers), max(layer.E for layer in layers))
+        idle = why_idle(config, layers)
         if idle is not None:
             _say_idle(type(model).__name__, idle)
     return handle

@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import Any
 
 from sere.errors import BackendUnavailable, ConfigError, TableMismatch
+from sere.identity import span
 from sere.integrations.vllm import features, tables, versions
 from sere.integrations.vllm.options import KEY, Options, section
 from sere.integrations.vllm.requests import parse_tier
@@ -39,10 +40,10 @@ def check_start(vllm_config: Any) -> None:
     check_fit(options.reroute, table.layers)
     _check_backend(options.reroute.backend, vllm_config.device_config.device_type, table.E)
     E = _experts(model_config)
-    if E and E != table.E:
+    if E and E not in (experts := table.identity.experts.values()):
         raise TableMismatch(
-            f"{path}: the table was calibrated on a model with {table.E} experts a layer, but this one has "
-            f"{E}; calibrate this model (sere calibrate) or give its own table"
+            f"{path}: the table was calibrated on a model with {span(experts)} experts per layer, but this "
+            f"one has {E}; calibrate this model (sere calibrate) or give its own table"
         )
     # Workers may run in another folder.
     whole = dict(values or {}) | {"table": str(path)}

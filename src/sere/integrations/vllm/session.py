@@ -106,7 +106,7 @@ class Session:
             UnsupportedEngine: The layer cannot be re-routed.
         """
         layer = RoutedLayer(runner)
-        tables.check_layer(self.table, layer.index, layer.name, E=layer.E, K=layer.K)
+        tables.check_layer(self.table, layer.index, layer.name, E=layer.E)
         other = self.layers.setdefault(layer.index, layer)
         if other is not layer:
             raise UnsupportedEngine(
@@ -129,6 +129,7 @@ class Session:
         """
         partial = self.vllm_config.parallel_config.pipeline_parallel_size > 1
         tables.check_coverage(self.table, set(self.layers), partial=partial)
+        self.table.check_slots({index: layer.K for index, layer in self.layers.items()})
         self._choose_merge()
         self.signal = RowSignal(rows, device, may_skip=device.type == "cpu" and self.eager)
         policy = Sere(self.table.layers, self.config)
@@ -156,7 +157,7 @@ class Session:
     def log_start(self) -> None:
         """Say that re-routing is active, and warn where it has nothing to do."""
         logger.info("sere: %s", self.describe())
-        idle = why_idle(self.config, self.table.identity.K, self.table.E)
+        idle = why_idle(self.config, self.layers.values())
         if idle is not None:
             logger.warning("sere: %s", idle)
 

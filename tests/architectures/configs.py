@@ -96,7 +96,7 @@ _DOTS3: dict[str, Any] = _MLA | _DENSE_FIRST | {
     "swa_head_dim": 16, "swa_qk_nope_head_dim": 8, "swa_v_head_dim": 8,
 }  # fmt: skip
 _QWEN4: dict[str, Any] = {
-    "layer_types": ["linear_attention", "indexed_attention", "linear_attention"],
+    "layer_types": ["linear_attention", "full_attention", "linear_attention"],
     "hc_lowrank": 8, "indexer_n_heads": 4, "indexer_kv_heads": 1, "indexer_head_dim": 8, "indexer_budget": 8,
     "indexer_compress_ratio": 4, "ngram_vocab_size_base": 64, "split_ngram_parts": 1, "heads_per_ngram": 2,
     "make_ngram_vocab_size_divisible_by": 8,
@@ -171,7 +171,7 @@ OWN: Mapping[str, dict[str, Any]] = {
         "mrope_section": [1, 1, 2], "partial_rotary_factor": 0.5}}},
     "glm5_next": {"text_config": _MLA | _DENSE_FIRST | {
         "qk_rope_head_dim": 0, "hc_mult": 2, "index_kpool": 4,
-        "layer_types": ["linear_attention", "indexed_attention", "indexed_attention"]},
+        "layer_types": ["linear_attention", "full_attention", "full_attention"]},
                    "vision_config": {"projection_intermediate_size": 32}},
     "glm_moe_dsa": _MLA,
     "granitemoehybrid": {"layer_types": ["mamba", "attention", "mamba"], "mamba_n_heads": 4, "mamba_d_state": 8,
@@ -195,7 +195,8 @@ OWN: Mapping[str, dict[str, Any]] = {
     "llama4": {"vision_config": {"vision_output_dim": 32, "projector_input_dim": 32, "projector_output_dim": 32}},
     "longcat_flash": _MLA | {"zero_expert_num": 4, "num_layers": 2, "num_hidden_layers": 4,
                              "ffn_hidden_size": 32, "expert_ffn_hidden_size": 16},
-    "minimax_m3_vl": {"projector_hidden_size": 32},
+    "minimax_m3_vl": {"projector_hidden_size": 32, "text_config": {"model_type": "minimax_m3_vl_text"},
+                      "vision_config": {"model_type": "minimax_m3_vl_vision"}},
     "mistral4": _MLA,
     "mistral_large4": {"text_config": _MLA, "vision_config": {"model_type": "pixtral"}, "image_token_index": 1},
     "muse_spark": {"text_config": {"moe_hidden_size": 16}, "out_hidden_size": 32, "projector_hidden_size": 32,
@@ -214,7 +215,6 @@ OWN: Mapping[str, dict[str, Any]] = {
     "qwen3_5_moe": {"text_config": _ALL_KINDS_OF_LAYER},
     "qwen3_next": _ALL_KINDS_OF_LAYER,
     "qwen3_omni_moe_thinker": _OMNI_THINKER,
-    "Qwen3OmniMoeTalkerForConditionalGeneration": _OMNI_TALKER,
     "qwen3_omni_moe": {"thinker_config": _OMNI_THINKER, "talker_config": _OMNI_TALKER,
                        "code2wav_config": {"decoder_dim": 16, "codebook_size": 16, "num_quantizers": 2}},
     "qwen3_vl_moe": {"vision_config": {"deepstack_visual_indexes": [0]},

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sere.cli.loading import DTYPES, add_trust_argument, checkpoint_path, dtype_name
-from sere.cli.output import add_json_flag, emit_lines, say, spread_cells, table
+from sere.cli.output import add_json_flag, emit_lines, reasons, say, spread_cells, table
 from sere.cli.parser import add_command
 from sere.cli.server_logs import Logs, server_logs
 from sere.errors import ConfigError
@@ -274,7 +274,11 @@ def render(records: Sequence[Mapping[str, Any]]) -> str:
     """Return the records as a table with one row a case."""
     headers = ["B", "started with", "setting", "TPOT ms", "p20 to p80", "off/this", "p20 to p80", "tokens/s",
                "TTFT ms", "experts", "MB read", "own µs/layer", "own %"]  # fmt: skip
-    return table([_row(record) for record in records], headers)
+    return table([_row(record) for record in records], headers) + _reasons(records)
+
+
+def _reasons(records: Sequence[Mapping[str, Any]]) -> str:
+    return reasons((record["case"], record["nothing_changed"]) for record in records)
 
 
 def _row(record: Mapping[str, Any]) -> list[Any]:
@@ -300,7 +304,7 @@ def render_online(records: Sequence[Mapping[str, Any]]) -> str:
     headers = ["requests", "started with", "setting", "TPOT ms", "p20 to p80", "off/this",
                "p20 to p80", "tokens/s", "requests/s", "TTFT ms", "p90", "experts", "rows", "MB read",
                "failed"]  # fmt: skip
-    return table([_online_row(record) for record in records], headers)
+    return table([_online_row(record) for record in records], headers) + _reasons(records)
 
 
 def _online_row(record: Mapping[str, Any]) -> list[Any]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from sere.bundled import BUNDLED
 from sere.cli.loading import add_model_arguments, load
-from sere.cli.output import add_json_flag, emit, say, table
+from sere.cli.output import add_json_flag, emit, reasons, say, table
 from sere.cli.parser import add_command
 from sere.errors import ConfigError
 from sere.files import check_writable, write_json
@@ -190,6 +190,9 @@ def render(record: Mapping[str, Any]) -> str:
     notes = (
         "experts: distinct per layer and step, before > after. difference: to off at the same B, points,\n"
         "paired. tokens: mean answer length. KL: to the unmodified model, nats per token of English."
+    )
+    notes += reasons(
+        (f"B={case['batch_size']} {case['setting']}", case.get("nothing_changed")) for case in cases
     )
     return f"{overall}\n{notes}\n\n{title}\n{table(rows, ['B', 'setting', *names])}"
 

@@ -87,6 +87,15 @@ def table(rows: Iterable[Sequence[Any]], headers: Sequence[str]) -> str:
     )  # fmt: skip
 
 
+def reasons(cases: Iterable[tuple[str, str | None]]) -> str:
+    """Return a paragraph for below a table: why a case re-routed nothing, one line for each that did not.
+
+    Args:
+        cases: What a case is called, and the reason; None where there is no reason to give one.
+    """
+    return "".join(f"\n{name}: {reason}" for name, reason in cases if reason is not None)
+
+
 def _alignment(rows: list[list[Any]], width: int) -> list[str]:
     """Align a column right where all its cells begin like a number, else left."""
     if not rows:

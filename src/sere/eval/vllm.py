@@ -100,7 +100,8 @@ class _Run:
             tokens = decode_at(
                 llm, self.prompts, concurrency=B, max_new_tokens=plan.max_new_tokens, on_finished=tick
             )
-            layers = read_stats(llm, reset=True).layers
+            stats = read_stats(llm, reset=True)
+        layers = stats.layers
         right = mark(self.tokenizer, plan.questions, tokens)
         return {
             "setting": setting.label,
@@ -112,6 +113,7 @@ class _Run:
             "step_ms_median": None,
             "answer_tokens": round(fmean(len(answer) for answer in tokens), 3),
             "experts": summarise_layers(layers),
+            "nothing_changed": stats.nothing_changed,
             "text": None,
             "right": "".join("01"[answer] for answer in right),
         }

@@ -131,6 +131,29 @@ def _in(some: list[Shape], layers: list[Shape]) -> str:
     return f" in layer{'s' * (len(some) > 1)} {', '.join(str(layer.index) for layer in some)}"
 
 
+def why_no_substitute(config: RerouteConfig, layers: Mapping[int, LayerSimilarity]) -> str | None:
+    """Return why no expert of any layer has a substitute under these settings, or None.
+
+    Above every similarity between two experts, ρ makes each secondary expert critical.
+
+    Source: METHOD.md section 4, step 4.
+    """
+    most = max(_most_similar(layer) for layer in layers.values())
+    # In float32, as re-routing compares them.
+    if float(torch.tensor(config.threshold, dtype=torch.float64, device="cpu").float()) <= most:
+        return None
+    return (
+        f"threshold={config.threshold:g}: nothing will be re-routed, for no two experts of the table are "
+        f"more similar than {most:.3f}; use a smaller threshold"
+    )
+
+
+def _most_similar(layer: LayerSimilarity) -> float:
+    """Return the largest similarity between two different experts of a layer."""
+    own = torch.eye(layer.E, dtype=torch.bool, device=layer.similarity.device)
+    return float(layer.similarity.masked_fill(own, 0.0).max())
+
+
 def check_fit(config: RerouteConfig, layers: Mapping[int, LayerSimilarity]) -> None:
     """Refuse settings that ask for what the layers do not have.
 

@@ -213,17 +213,15 @@ def _interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path,
 def test_folder_of_another_run_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Other settings, texts or weights do not continue an interrupted run: the error names what differs."""
     path, arguments = _interrupted(tmp_path, monkeypatch)
-    with pytest.raises(
-        InputError, match=r"holds another calibration: batch_size differ \(batch_size: 8 there, 4"
-    ):
+    with pytest.raises(InputError, match=r"with other settings: batch_size was 8, now 4; give the command"):
         calibrate_checkpoint(path, TEXTS, **(arguments | {"batch_size": 4}))
-    with pytest.raises(InputError, match="holds another calibration: metrics differ"):
+    with pytest.raises(InputError, match="with other settings: metrics was frobenius, now "):
         calibrate_checkpoint(path, TEXTS, metric="cosine", **arguments)
-    with pytest.raises(InputError, match="holds another calibration: data_digest differ"):
+    with pytest.raises(InputError, match="with other settings: the texts or the tokenizer differ; give"):
         calibrate_checkpoint(path, TEXTS[1:], **arguments)
     shard = next(path.glob("*.safetensors"))
     shard.write_bytes(shard.read_bytes())
-    with pytest.raises(InputError, match="holds another calibration: checkpoint differ"):
+    with pytest.raises(InputError, match="with other settings: the checkpoint's files differ; give"):
         calibrate_checkpoint(path, TEXTS, **arguments)
 
 

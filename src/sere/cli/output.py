@@ -47,16 +47,18 @@ def emit_lines(
         OutputError: ``args.out`` cannot be written; found before the first record is asked for.
     """
     from sere.files import append_json_line, check_writable
+    from sere.interrupts import going_on
 
     if args.out is not None:
         check_writable(args.out)
-    found = []
-    for record in records:
-        found.append(record)
-        if args.out is not None:
-            append_json_line(args.out, record)
-        if args.json:
-            print(json.dumps(record), flush=True)
+    found: list[dict[str, Any]] = []
+    with going_on(lambda: f"{len(found)} finished cases are in {args.out}" if found and args.out else None):
+        for record in records:
+            found.append(record)
+            if args.out is not None:
+                append_json_line(args.out, record)
+            if args.json:
+                print(json.dumps(record), flush=True)
     if not args.json:
         say(render(found))
     return found

@@ -70,13 +70,14 @@ def evaluate_engine(
     head = head_of(plan, table.identity, table, dtype=dtype, implementation="vllm")
     kept = checkpoint_of(head, checkpoint, weights=weights)
     run = _Run(tokenizer, plan, encode(tokenizer, [question.prompt for question in plan.questions]), progress)
-    for options, settings in by_engine(plan.settings):
-        if cases := missing(kept, plan, settings):
-            with start(options) as llm:
-                for setting, B in cases:
-                    kept.put(case_name(setting, B), run.measure(llm, setting, B))
-            # The next engine needs the memory that this name holds.
-            del llm
+    with kept.going_on():
+        for options, settings in by_engine(plan.settings):
+            if cases := missing(kept, plan, settings):
+                with start(options) as llm:
+                    for setting, B in cases:
+                        kept.put(case_name(setting, B), run.measure(llm, setting, B))
+                # The next engine needs the memory that this name holds.
+                del llm
     return completed(head, kept, plan)
 
 

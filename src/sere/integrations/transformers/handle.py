@@ -14,7 +14,7 @@ from sere.errors import InputError
 from sere.integrations.transformers.hooks import HookedLayer
 from sere.integrations.transformers.step import Step
 from sere.policies.base import Policy
-from sere.reroute.plan import ID_DTYPES, as_budget
+from sere.reroute.checks import ID_DTYPES, as_budget
 from sere.reroute.stats import LayerStats, layer_stats
 
 

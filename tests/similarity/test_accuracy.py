@@ -100,7 +100,11 @@ def test_a_silent_expert_has_no_known_cosine() -> None:
     Y = torch.rand(3, 4, 3)
     Y[1] = 0
     for similarity in (result("cosine", Y), definitions.cosine(Y)):
-        assert similarity.isnan().tolist() == [[False, True, False], [True, False, True], [False, True, False]]
+        assert similarity.isnan().tolist() == [
+            [False, True, False],
+            [True, False, True],
+            [False, True, False],
+        ]
         assert similarity[0, 2] > 0.5
 
 

@@ -80,7 +80,11 @@ def test_an_expert_that_gives_nothing_cannot_replace_another() -> None:
     Y[1] = 0
     result = project(Y, torch.tensor([[0, 2]] * 4), torch.ones(4, 2))
     assert result.scale is not None
-    assert result.similarity.isnan().tolist() == [[False, True, False], [True, False, True], [False, True, False]]
+    assert result.similarity.isnan().tolist() == [
+        [False, True, False],
+        [True, False, True],
+        [False, True, False],
+    ]
     assert result.scale[0, 1] == 1
     assert result.unknown == (1,)
 

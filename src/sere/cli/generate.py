@@ -132,7 +132,7 @@ def _complete(model: Any, tokenizer: Any, prompts: list[str], max_new_tokens: in
 
     from sere.texts import encode
 
-    rows = [torch.tensor(encode(prompt, tokenizer), dtype=torch.long) for prompt in prompts]
+    rows = [torch.tensor(encode(prompt, tokenizer), dtype=torch.long, device="cpu") for prompt in prompts]
     if empty := [prompt for prompt, row in zip(prompts, rows, strict=True) if not row.numel()]:
         raise DataError(f"generate: the prompt {empty[0]!r} has no tokens")
     pad = tokenizer.pad_token_id

@@ -39,9 +39,9 @@ from sere.checkpoints import find_checkpoint, load_model, load_tokenizer
 from sere.errors import ConfigError
 from sere.similarity import resolve_parameters
 from sere.structure import find_experts
-from sere.wrappers import inner_model, refuse_adapted
 from sere.table import SimilarityTable
 from sere.texts import Source
+from sere.wrappers import inner_model, refuse_adapted
 
 if TYPE_CHECKING:
     import torch

@@ -64,7 +64,7 @@ def _refuse_no_folder(name: str | os.PathLike[str]) -> None:
     if path.suffix == ".gguf":
         raise InputError(f"model: {path}: {_GGUF}")
     if path.exists():
-        raise InputError(f"model: expected a checkpoint folder, got the file {path}; give {path.parent}")
+        raise InputError(f"model: expected a checkpoint folder, got the file {path}; give its folder")
     if path.is_absolute() or str(name).count("/") != 1 or str(name).startswith("."):
         raise InputError(
             f"model: expected a checkpoint folder, a hub name like 'owner/name' or '{BUNDLED}', got {path}"
@@ -86,10 +86,11 @@ def _check_format(folder: Path) -> None:
             "into that model first (PEFT: merge_and_unload, then save_pretrained) and give the merged "
             "folder, or give the base model"
         )
+    packed = any(folder.glob("*.gguf")) or "gguf" in (hub_name(folder) or "").lower()
+    if packed and named_weights(folder) is None:
+        raise InputError(f"model: {folder}: {_GGUF}")
     if (folder / "config.json").is_file():
         return
-    if any(folder.glob("*.gguf")):
-        raise InputError(f"model: {folder}: {_GGUF}")
     inside = sorted(path.parent.name for path in folder.glob("*/config.json"))
     if inside:
         instead = f"found one in {', '.join(inside[:5])} inside it; give one of these folders"

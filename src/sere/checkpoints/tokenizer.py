@@ -44,14 +44,17 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> Any:
     except Exception as error:  # tokenizers fail in as many ways as there are formats
         if brings_code and not trust_remote_code:
             raise refusal_of_code(folder, "its tokenizer") from error
-        raise InputError(
-            f"tokenizer: {folder} has none that can be loaded ({error}); put the files of the model's "
-            "tokenizer there, e.g. tokenizer.json and tokenizer_config.json"
-        ) from error
+        raise _none(folder, f"Transformers says: {' '.join(str(error).split())}") from error
+    if not tokens and brings_code and not trust_remote_code:
+        raise refusal_of_code(folder, "its tokenizer")
     if not tokens:
         # Transformers makes an empty tokenizer where the files of a known kind are missing.
-        raise InputError(
-            f"tokenizer: {folder} has none: {type(tokenizer).__name__} knows no words without its files; put "
-            "the files of the model's tokenizer there, e.g. tokenizer.json and tokenizer_config.json"
-        )
+        raise _none(folder, f"without its files, {type(tokenizer).__name__} knows no words")
     return tokenizer
+
+
+def _none(folder: Path, reason: str) -> InputError:
+    return InputError(
+        f"tokenizer: {folder} has none that can be loaded; put the files of the model's tokenizer there, "
+        f"e.g. tokenizer.json and tokenizer_config.json ({reason})"
+    )

@@ -12,6 +12,7 @@ import pytest
 
 from sere.calibrate import memory
 from sere.checkpoints import find_checkpoint, find_weights
+from sere.checkpoints.weight_files import read_json
 from sere.errors import InputError, MissingDependency, SereError
 from tests.hub import COMMIT, Hub
 from tests.tiny import tiny_model
@@ -126,7 +127,7 @@ def test_the_cache_of_the_hub_is_enough_without_a_network(
     assert find_checkpoint("mill/moe") == repository / "snapshots" / COMMIT
     (repository / "snapshots" / COMMIT / "model.safetensors").unlink()
     assert find_checkpoint("mill/moe", weights=False) == repository / "snapshots" / COMMIT
-    with pytest.raises(InputError, match="holds no weights|on the hub: .*offline"):
+    with pytest.raises(InputError, match=r"holds no weights|on the hub: .*offline"):
         find_checkpoint("mill/moe")
 
 
@@ -217,6 +218,25 @@ def test_a_folder_that_is_no_checkpoint_says_what_it_is(tmp_path: Path, names: l
     (tmp_path / "config.json").unlink()
     with pytest.raises(InputError, match=text):
         find_checkpoint(tmp_path)
+
+
+def test_weights_under_other_names_are_mentioned(tmp_path: Path) -> None:
+    """Files whose index is missing, or of another format: the error says what was found."""
+    files(tmp_path, *SHARDS)
+    with pytest.raises(InputError, match=rf"holds no weights; .* found {SHARDS[0]}, {SHARDS[1]}$"):
+        find_checkpoint(tmp_path)
+
+
+def test_a_file_that_must_not_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the system says reaches the user."""
+
+    def forbidden(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    path = files(tmp_path) / "config.json"
+    monkeypatch.setattr(Path, "read_text", forbidden)
+    with pytest.raises(InputError, match=r"config\.json cannot be read: Permission denied"):
+        read_json(path)
 
 
 @pytest.mark.parametrize("with_model", [False, True])

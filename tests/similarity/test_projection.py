@@ -37,7 +37,7 @@ def test_only_tokens_routed_to_the_expert_count() -> None:
 
 
 def test_of_an_expert_never_routed_nothing_is_known() -> None:
-    """Without a token there is no evidence: its row is NaN off the diagonal, scale 1. It may replace others."""
+    """Without a token there is no evidence: its row is NaN, its scale 1. It may replace others."""
     result = project(torch.rand(3, 4, 5), torch.tensor([[0, 2]] * 4), torch.ones(4, 2))
     assert result.scale is not None
     assert result.similarity[1].isnan().tolist() == [True, False, True]
@@ -80,7 +80,11 @@ def test_an_expert_that_gives_nothing_cannot_replace_another() -> None:
     Y[1] = 0
     result = project(Y, torch.tensor([[0, 2]] * 4), torch.ones(4, 2))
     assert result.scale is not None
-    assert result.similarity.isnan().tolist() == [[False, True, False], [True, False, True], [False, True, False]]
+    assert result.similarity.isnan().tolist() == [
+        [False, True, False],
+        [True, False, True],
+        [False, True, False],
+    ]
     assert result.scale[0, 1] == 1
     assert result.unknown == (1,)
 

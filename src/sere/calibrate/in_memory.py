@@ -8,14 +8,16 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sere.calibrate.collect import LayerCollector, routing_of
 from sere.calibrate.offload import execution_device, refuse_without_weights
 from sere.calibrate.packing import Tokens
 from sere.calibrate.progress import progress_bar
 from sere.calibrate.settings import Settings
+from sere.calibrate.vocabulary import check_tokens
 from sere.calibrate.weights import stacked_weights_similarity
+from sere.errors import UnsupportedModel
 from sere.similarity import LayerSimilarity
 from sere.structure import ExpertsLayer
 
@@ -40,9 +42,13 @@ def collect_in_memory(
         Similarities by metric and layer index.
 
     Raises:
+        DataError: A token is beyond the model's embedding.
+        ConfigError: Sequences are longer than its learned positions.
         UnsupportedModel: A layer is not the weighted sum of its experts, is never called, or has no weights.
     """
     refuse_without_weights(model, layers)
+    if tokens is not None:
+        check_tokens(tokens, model)
     results: Results = {name: {} for name in settings.metrics}
     if "weights" in results:
         for layer in layers:
@@ -62,6 +68,7 @@ def _forward(
     with ExitStack() as stack:
         stack.enter_context(torch.no_grad())
         stack.enter_context(evaluating(model))
+        _try_token_ids(model, next(tokens.batches(1)).to(device), arguments)
         for collector in collectors:
             stack.enter_context(collecting(collector))
         bar = stack.enter_context(progress_bar(settings.progress, tokens.num_tokens, "calibrating"))
@@ -69,6 +76,17 @@ def _forward(
             model(input_ids=batch.to(device), **arguments)
             bar.update(batch.numel())
     return collectors
+
+
+def _try_token_ids(model: nn.Module, ids: Tensor, arguments: dict[str, Any]) -> None:
+    """Refuse a model that needs more than token ids, such as one that speaks what another one wrote."""
+    try:
+        model(input_ids=ids, **arguments)
+    except (AttributeError, TypeError, ValueError) as error:
+        raise UnsupportedModel(
+            f"{type(model).__name__}: its forward pass fails on token ids alone ({type(error).__name__}: "
+            f"{error}); expected a language model that needs nothing else to be calibrated"
+        ) from error
 
 
 @contextmanager

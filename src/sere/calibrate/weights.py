@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from sere.calibrate.offload import materialized
+from sere.calibrate.sanity import check_similarity, named
 from sere.errors import UnsupportedModel
 from sere.similarity import LayerSimilarity, weights_similarity
 from sere.structure import ExpertsLayer
@@ -21,6 +22,7 @@ def stacked_weights_similarity(layer: ExpertsLayer) -> LayerSimilarity:
         layer: The experts module.
 
     Raises:
+        InputError: Weights are NaN or infinite, or no two experts have anything in common.
         UnsupportedModel: No parameter of the module belongs to one expert each, or they are packed by
             quantisation.
 
@@ -34,7 +36,10 @@ def stacked_weights_similarity(layer: ExpertsLayer) -> LayerSimilarity:
             raise UnsupportedModel(
                 f"{layer.name}: found no weights that belong to one of the {layer.E} experts each"
             )
-        return weights_similarity([torch.cat(own) for own in parts])
+        with named(layer):
+            found = weights_similarity([torch.cat(own) for own in parts])
+    check_similarity(layer, "weights", found)
+    return found
 
 
 def _parts(layer: ExpertsLayer) -> Iterator[tuple[int, Tensor]]:

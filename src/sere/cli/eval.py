@@ -89,6 +89,10 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(
             f"--metric: a table that is given has its metric; only for '{BUNDLED}' without --table"
         )
+    if args.metric is not None:
+        from sere.similarity.metrics import get_metric
+
+        get_metric(args.metric)
     if args.out is not None:
         check_writable(args.out)
     record = _evaluate(args, settings)

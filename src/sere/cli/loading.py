@@ -162,9 +162,11 @@ def pick_device(wanted: str | None) -> str:
     if wanted is None:
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        torch.empty(0, device=wanted)
+        torch.zeros(1, device=wanted).item()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ConfigError(f"--device {wanted}: not usable here ({str(error).splitlines()[0]})") from error
+        valid = ", ".join(["cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))])
+        why = str(error).splitlines()[0]
+        raise ConfigError(f"--device {wanted}: not usable here, expected {valid} ({why})") from error
     return wanted
 
 

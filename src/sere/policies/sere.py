@@ -70,7 +70,7 @@ class Sere(Policy):
         topk_ids: Tensor,
         topk_weights: Tensor,
         *,
-        row_budget: Tensor | None = None,
+        row_budget: Tensor | Sequence[int] | None = None,
         num_tokens: Tensor | int | None = None,
         scores: Tensor | None = None,  # noqa: ARG002 - other policies need them
         counters: Tensor | None = None,
@@ -134,10 +134,13 @@ def _in(some: list[Shape], layers: list[Shape]) -> str:
 def why_no_substitute(config: RerouteConfig, layers: Mapping[int, LayerSimilarity]) -> str | None:
     """Return why no expert of any layer has a substitute under these settings, or None.
 
-    Above every similarity between two experts, ρ makes each secondary expert critical.
+    Above every similarity between two experts, ρ makes each secondary expert critical; experts that are kept
+    are all primary.
 
-    Source: METHOD.md section 4, step 4.
+    Source: METHOD.md section 4, steps 2 and 4.
     """
+    if all(len(config.keep.get(index, ())) >= layer.E for index, layer in layers.items()):
+        return "keep: nothing will be re-routed, for every expert of every layer is kept; keep fewer"
     most = max(_most_similar(layer) for layer in layers.values())
     # In float32, as re-routing compares them.
     if float(torch.tensor(config.threshold, dtype=torch.float64, device="cpu").float()) <= most:
@@ -151,7 +154,8 @@ def why_no_substitute(config: RerouteConfig, layers: Mapping[int, LayerSimilarit
 def _most_similar(layer: LayerSimilarity) -> float:
     """Return the largest similarity between two different experts of a layer."""
     own = torch.eye(layer.E, dtype=torch.bool, device=layer.similarity.device)
-    return float(layer.similarity.masked_fill(own, 0.0).max())
+    # One that is not known (NaN) is a substitute at no threshold.
+    return float(layer.similarity.masked_fill(own | layer.similarity.isnan(), 0.0).max())
 
 
 def check_fit(config: RerouteConfig, layers: Mapping[int, LayerSimilarity]) -> None:

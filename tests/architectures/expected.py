@@ -1,0 +1,32 @@
+"""What is refused for which architecture: the check by name, and the words of the reason.
+
+Every other check of every architecture works.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+_ENCODER_DECODER = {"found": "an encoder-decoder model"}
+_EVERY_EXPERT = {"found": "it computes every expert for every token"}
+_MORE_THAN_HIDDEN = {"layer_by_layer": "a decoder layer hands on .*; expected hidden states only"}
+
+REFUSALS: Mapping[str, Mapping[str, str]] = {
+    "diffusion_gemma": {"found": r"both layer 0; pass the one .*: model\.model\.encoder or model\.model\.decoder"},
+    "glm5_next": _MORE_THAN_HIDDEN,
+    "glm_moe_dsa": _MORE_THAN_HIDDEN,
+    "hy_v4": _MORE_THAN_HIDDEN,
+    "hy_v4_vl": _MORE_THAN_HIDDEN,
+    "inkling2": _MORE_THAN_HIDDEN,
+    "inkling2_loop": {"layer_by_layer": "runs decoder layer 2 3 times; expected once"},
+    "inkling2_loop_text": {"layer_by_layer": "runs decoder layer 2 3 times; expected once"},
+    "inkling2_text": _MORE_THAN_HIDDEN,
+    "jetmoe": {"found": "the block around it routes inside"},
+    "llama4": _EVERY_EXPERT,
+    "llama4_text": _EVERY_EXPERT,
+    "mistral_large4": _MORE_THAN_HIDDEN,
+    "nllb-moe": _ENCODER_DECODER,
+    "qwen3_omni_moe": {"found": r"both layer 0; pass the one .*: model\.thinker or model\.talker"},
+    "switch_transformers": _ENCODER_DECODER,
+    "zaya": _MORE_THAN_HIDDEN,
+}

@@ -132,7 +132,7 @@ def _on_vllm(args: argparse.Namespace, plan: Any, partial: Path | None) -> dict[
     """Evaluate with engines of vLLM in this process; their table is the file's, or made from the weights."""
     from tempfile import TemporaryDirectory
 
-    from sere.cli.loading import checkpoint_path, dtype_name, tokenizer_of
+    from sere.cli.loading import dtype_name, engine_checkpoint, tokenizer_of
     from sere.cli.progress import bar
     from sere.eval.checkpoint import files_digest
     from sere.eval.engines import check_settings
@@ -143,7 +143,7 @@ def _on_vllm(args: argparse.Namespace, plan: Any, partial: Path | None) -> dict[
 
     check_settings(plan.settings)
     check_installed()
-    path = checkpoint_path(args)
+    path = engine_checkpoint(args)
     tokenizer = tokenizer_of(path, args)
     dtype = dtype_name(path, args.dtype, trust_remote_code=args.trust_remote_code)
     options: dict[str, Any] = {

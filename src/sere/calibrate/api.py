@@ -41,7 +41,7 @@ from sere.similarity import resolve_parameters
 from sere.structure import find_experts
 from sere.table import SimilarityTable
 from sere.texts import Source
-from sere.wrappers import inner_model, refuse_adapted
+from sere.wrappers import inner_model
 
 if TYPE_CHECKING:
     import torch
@@ -94,8 +94,8 @@ def calibrate(
     """Measure how well the experts of each layer replace each other.
 
     Args:
-        model: A Transformers model, left as it is found; or a checkpoint: its path, its hub name, or
-            ``"bundled"``.
+        model: A Transformers model, left as it is found, also within a wrapper such as a PEFT model; or a
+            checkpoint: its path, its hub name, or ``"bundled"``.
         tokenizer: The model's tokenizer; None takes the checkpoint's. Not needed where ``metric`` is
             ``"weights"``.
         texts: A ``.txt``, ``.jsonl``, ``.json`` or ``.parquet`` file, a Hugging Face data set's name, or the
@@ -149,7 +149,6 @@ def calibrate(
         )
     else:
         model = inner_model(model)
-        refuse_adapted(model)
         layers = find_experts(model)
         refuse_rerouted(layers)
         tokens = read_tokens(texts, tokenizer, settings, field, split)

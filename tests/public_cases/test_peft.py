@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import pytest
-import torch
 from peft import LoraConfig, get_peft_model
 
 import sere
-from sere.errors import UnsupportedModel
-from tests.checkpoints import tiny_tokenizer
 from tests.integrations.transformers.decoding import prompts, random_table
 from tests.tiny import tiny_model
 
@@ -25,18 +22,3 @@ def test_generate_with_a_lora_model(target: list[str] | str) -> None:
     with sere.apply(lora, table, select_top_k=1) as handle:
         lora.generate(prompts(), max_new_tokens=6, do_sample=False)
     assert all(layer.distinct_after < layer.distinct_before for layer in handle.stats())
-
-
-def test_calibrate_a_lora_model() -> None:
-    """An adapter on attention is calibrated with; one on the experts must be merged first."""
-    model = tiny_model("qwen3_moe", vocab_size=100)
-    texts = ["some words to read, and some more of them"] * 8
-    options = {"max_tokens": 64, "seq_len": 16, "progress": False}
-    lora = get_peft_model(model, LoraConfig(r=2, init_lora_weights=False, target_modules=["q_proj"])).eval()
-    table = sere.calibrate(lora, tiny_tokenizer(), texts, **options)
-    merged = sere.calibrate(lora.merge_and_unload(), tiny_tokenizer(), texts, **options)
-    for index, layer in table.layers.items():
-        torch.testing.assert_close(layer.similarity, merged.layers[index].similarity, rtol=1e-4, atol=1e-4)
-    everywhere = get_peft_model(tiny_model("qwen3_moe"), LoraConfig(r=2, target_modules="all-linear"))
-    with pytest.raises(UnsupportedModel, match=r"mlp\.experts .*merge the adapter first \(model = model\."):
-        sere.calibrate(everywhere, tiny_tokenizer(), texts, **options)

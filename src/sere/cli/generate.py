@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
     with _applied(model, setting, similarities, pad) as handle:
         texts = _complete(model, tokenizer, prompts, args.max_new_tokens)
         layers = [] if handle is None else handle.stats()
-    from sere.eval.run import summarise_layers
+    from sere.eval.cases import summarise_layers
 
     value = {
         "setting": None if setting is None else setting.label,

@@ -1,12 +1,32 @@
-"""The held-out questions of an evaluation, as tokens and as marks."""
+"""The questions of an evaluation, as tokens and as marks; those of the bundled model's tasks."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from sere.errors import DataError, InputError, did_you_mean
-from sere.eval.tasks import TASK_NAMES, Question, english, is_correct, questions
+from sere.eval.examples import Message, Prompt
+from sere.eval.tasks import TASK_NAMES, Question, english, questions
+
+
+class Asked(Protocol):
+    """A question that can be marked, of a task or of a user's file."""
+
+    @property
+    def task(self) -> str:
+        """Under which name its result is counted."""
+
+    @property
+    def prompt(self) -> str | Prompt:
+        """What the model reads."""
+
+    @property
+    def key(self) -> str:
+        """What tells it from other questions."""
+
+    def is_right(self, output: str) -> bool:
+        """Say whether an output answers it exactly."""
 
 
 def held_out(per_task: int, *, tasks: Sequence[str] | None = None, seed: int = 0) -> list[Question]:
@@ -46,12 +66,56 @@ def held_out_english(count: int, *, seed: int = 0) -> list[str]:
         raise DataError(f"text: {error}") from error
 
 
-def encode(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
-    """Return the token ids of each text, with the special tokens that the tokenizer puts in front."""
-    return [list(tokenizer(text)["input_ids"]) for text in texts]
+def encode(tokenizer: Any, prompts: Sequence[str | Prompt], *, chat: bool = False) -> list[list[int]]:
+    """Return the token ids of each prompt, with the special tokens that the tokenizer puts in front.
+
+    Args:
+        tokenizer: The model's tokenizer.
+        prompts: Texts, or conversations, which take the tokenizer's chat template.
+        chat: Take a text for a user's message, where the tokenizer has a chat template.
+
+    Raises:
+        DataError: A prompt has messages and the tokenizer no chat template, or one that refuses them; or it
+            has no tokens.
+    """
+    return [_encode(tokenizer, prompt, chat) for prompt in prompts]
 
 
-def mark(tokenizer: Any, asked: Sequence[Question], answers: Sequence[Sequence[int]]) -> list[bool]:
+def has_template(tokenizer: Any) -> bool:
+    """Say whether a tokenizer has a chat template."""
+    return getattr(tokenizer, "chat_template", None) is not None
+
+
+def mark(tokenizer: Any, asked: Sequence[Asked], answers: Sequence[Sequence[int]]) -> list[bool]:
     """Say for each question whether its answer, given as token ids, is exactly right."""
     texts = [tokenizer.decode(answer, skip_special_tokens=True) for answer in answers]
-    return [is_correct(question, text) for question, text in zip(asked, texts, strict=True)]
+    return [question.is_right(text) for question, text in zip(asked, texts, strict=True)]
+
+
+def _encode(tokenizer: Any, prompt: str | Prompt, chat: bool) -> list[int]:
+    content = prompt.content if isinstance(prompt, Prompt) else prompt
+    where = f"line {prompt.line}" if isinstance(prompt, Prompt) else repr(prompt[:40])
+    if not isinstance(content, str):
+        ids = _templated(tokenizer, content, where)
+    elif chat and has_template(tokenizer):
+        ids = _templated(tokenizer, [{"role": "user", "content": content}], where)
+    else:
+        ids = list(tokenizer(content)["input_ids"])
+    if not ids:
+        raise DataError(f"prompts: {where} has no tokens; expected at least one")
+    return ids
+
+
+def _templated(tokenizer: Any, messages: Sequence[Message], where: str) -> list[int]:
+    if not has_template(tokenizer):
+        raise DataError(
+            f"prompts: {where} has messages, but the model's tokenizer has no chat template; give rows with "
+            "a text in field 'prompt'"
+        )
+    try:
+        found = tokenizer.apply_chat_template(
+            list(messages), add_generation_prompt=True, tokenize=True, return_dict=True
+        )
+    except Exception as error:  # a template may raise anything, on purpose too
+        raise DataError(f"prompts: {where}: the chat template refuses its messages: {error}") from error
+    return list(found["input_ids"])

@@ -4,23 +4,31 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
+from sere.errors import InputError
 from sere.files import write_json
+
+# Says nothing to a reader.
+_DIGEST = re.compile(r"[0-9a-f]{32,}")
 
 
 class Checkpoint:
     """Finished cases in a file, valid only for the run that wrote them.
 
-    A file of another run (other model, table or plan) or a damaged one counts as empty and is
-    overwritten: its cases cannot be compared with this run's.
+    A damaged file counts as empty and is overwritten.
 
     Args:
         path: The file; None keeps nothing.
         key: What identifies the run; JSON-ready.
+
+    Raises:
+        InputError: The file holds cases of another run (other model, table or plan), which cannot be compared
+            with this run's; the text names what differs.
     """
 
     def __init__(self, path: str | os.PathLike[str] | None, key: Mapping[str, Any]) -> None:
@@ -48,9 +56,30 @@ class Checkpoint:
             return {}
         try:
             found = json.loads(self.path.read_text(encoding="utf-8"))
-            return dict(found["cases"]) if found["key"] == self.key else {}
+            key, cases = dict(found["key"]), dict(found["cases"])
         except (OSError, ValueError, KeyError, TypeError):
             return {}
+        if differing := list(_differences(key, self.key)):
+            raise InputError(
+                f"{self.path}: holds the finished cases of an interrupted run that differs in "
+                f"{'; '.join(differing)}. To go on with that run, give its arguments again; to begin a new "
+                "one, delete this file or choose another --out"
+            )
+        return cases
+
+
+def _differences(there: Any, here: Any, name: str = "") -> Iterator[str]:
+    """Yield a text for each value in which two keys differ, down to single values."""
+    if isinstance(there, dict) and isinstance(here, dict):
+        for part in {**here, **there}:
+            yield from _differences(there.get(part), here.get(part), f"{name} {part}".strip())
+    elif there != here:
+        hidden = any(isinstance(value, str) and _DIGEST.fullmatch(value) for value in (there, here))
+        yield (
+            name.replace("_", " ")
+            if hidden
+            else (f"{name.replace('_', ' ')} ({json.dumps(there)} there, {json.dumps(here)} here)")
+        )
 
 
 def files_digest(folder: str | os.PathLike[str]) -> str:

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 from sere.calibrate.checkpoint import Checkpoint
 from sere.calibrate.packing import Tokens
 from sere.calibrate.settings import Settings
-from sere.calibrate.skeleton import Skeleton, model_class
+from sere.calibrate.skeleton import Skeleton
 from sere.structure import ExpertsLayer, find_experts
 from tests.tiny import tiny_model
 
@@ -56,7 +56,7 @@ def load_whole(path: Path) -> Any:
     (seen: one unit in the last place) for weights that do not begin at a multiple of 64 bytes.
     """
     skeleton = Skeleton(Checkpoint(path))
-    model = model_class(skeleton.model.config).from_pretrained(path, dtype="auto")
+    model = type(skeleton.model).from_pretrained(path, dtype="auto")
     for weight in model.parameters():
         weight.data = weight.data.clone()
     return model

@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from sere.calibrate import calibrate, calibrate_checkpoint, layerwise
-from sere.calibrate import loading as loading_module
+from sere.calibrate import calibrate, calibrate_checkpoint, layerwise, memory
 from sere.calibrate.checkpoint import Checkpoint
 from sere.calibrate.in_memory import collect_in_memory
 from sere.calibrate.layerwise import collect_layerwise
@@ -19,6 +18,7 @@ from sere.calibrate.work import WorkFolder
 from sere.errors import DataError, InputError, UnsupportedModel
 from sere.structure import find_experts
 from tests.calibrate.helpers import char_tokenizer, load_whole, save_tiny, settings, some_tokens, worst
+from tests.damage import drop
 from tests.tiny import ARCHITECTURES, tiny_model
 
 TEXTS = ["The quick brown fox jumps over the lazy dog.", "Pack my box with five dozen liquor jugs!"] * 8
@@ -256,7 +256,7 @@ def test_path_chooses_by_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     )
     whole = calibrate(path, texts=TEXTS, **OPTIONS)
     assert not passes
-    monkeypatch.setattr(loading_module, "_SHARE_OF_MEMORY", 0.0)
+    monkeypatch.setattr(memory, "_SHARE_OF_MEMORY", 0.0)
     by_layers = calibrate(path, texts=TEXTS, **OPTIONS)
     assert passes
     assert whole.fingerprint == by_layers.fingerprint
@@ -277,28 +277,19 @@ def test_several_metrics_with_parameters(tmp_path: Path) -> None:
 
 
 def test_incomplete_and_damaged_checkpoints_are_refused(tmp_path: Path) -> None:
-    """No folder, no weights, a missing shard, a damaged shard, a missing tensor: each error names it."""
-    with pytest.raises(InputError, match="expected a checkpoint folder or a hub name"):
-        calibrate_checkpoint(tmp_path / "nowhere", TEXTS)
-    with pytest.raises(
-        InputError, match=r"expected model\.safetensors or model\.safetensors\.index\.json, found neither"
-    ):
-        calibrate_checkpoint(tmp_path, TEXTS)
+    """A missing tensor, a damaged shard, a missing shard: each error names it, before any layer is computed."""
     path = save_tiny(tmp_path, "qwen3_moe")
-    index = json.loads((path / "model.safetensors.index.json").read_text(encoding="utf-8"))
-    absent = "model.layers.1.post_attention_layernorm.weight"
-    del index["weight_map"][absent]
-    (path / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
-    with pytest.raises(
-        InputError, match=r"no weights for model\.layers\.1\.post_attention_layernorm\.weight"
-    ):
-        calibrate_checkpoint(path, TEXTS, tokenizer=char_tokenizer(), **OPTIONS)
-    shard = sorted(path.glob("*.safetensors"))[0]
-    shard.write_bytes(shard.read_bytes()[:100])
+    shards = sorted(path.glob("*.safetensors"))
+    whole = shards[0].read_bytes()
+    shards[0].write_bytes(whole[:100])
     with pytest.raises(InputError, match=r"cannot be read as safetensors"):
         calibrate_checkpoint(path, TEXTS, tokenizer=char_tokenizer(), **OPTIONS)
-    shard.unlink()
-    with pytest.raises(InputError, match=r"1 weight files are missing, the first is model-00001"):
+    shards[0].unlink()
+    with pytest.raises(InputError, match=r"1 of \d+ weight files are missing: model-00001"):
+        calibrate_checkpoint(path, TEXTS, tokenizer=char_tokenizer(), **OPTIONS)
+    shards[0].write_bytes(whole)
+    drop(path, "layers.1.post_attention_layernorm")
+    with pytest.raises(InputError, match=r"1 weights .*: model\.layers\.1\.post_attention_layernorm\.weight"):
         calibrate_checkpoint(path, TEXTS, tokenizer=char_tokenizer(), **OPTIONS)
 
 

@@ -13,6 +13,7 @@ _FIXED: Mapping[str, str] = {
     "model": "give MODEL or --preset",
     "additional_config": "give --table and --setting",
     "dtype": "use --dtype",
+    "trust_remote_code": "use --trust-remote-code",
     "enforce_eager": "use --compile",
     "seed": "use --seed",
     "enable_prefix_caching": "blocks send the same prompts again, and each is to compute its own",
@@ -105,13 +106,14 @@ def _word(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def options_of(plan: EnginePlan, most: int, *, dtype: str) -> dict[str, Any]:
+def options_of(plan: EnginePlan, most: int, *, dtype: str, trust_remote_code: bool = False) -> dict[str, Any]:
     """Return what every engine or server of a timing is started with.
 
     Args:
         plan: What is timed; its options take the place of our own room for requests.
         most: Requests at once.
         dtype: Of the weights, e.g. ``"bfloat16"``.
+        trust_remote_code: Whether vLLM may run Python code that comes with the checkpoint.
     """
     room = {
         "max_model_len": plan.prompt + plan.steps + 8,
@@ -124,5 +126,6 @@ def options_of(plan: EnginePlan, most: int, *, dtype: str) -> dict[str, Any]:
         "seed": plan.seed,
         "enable_prefix_caching": False,
         "enforce_eager": not plan.compiled,
+        "trust_remote_code": trust_remote_code,
     }
     return {**room, **plan.engine_options, **fixed}

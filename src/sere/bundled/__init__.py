@@ -6,6 +6,9 @@ from pathlib import Path
 
 NAME = "abacus"
 
+BUNDLED = "bundled"
+"""What stands for it where a model is named."""
+
 
 def model_path() -> Path:
     """Return the folder of the bundled model; ``from_pretrained`` takes it as it is.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
 from collections.abc import Mapping
 from contextlib import nullcontext
@@ -22,7 +23,7 @@ from sere.calibrate.assemble import (
 from sere.calibrate.checkpoint import Checkpoint
 from sere.calibrate.in_memory import collect_in_memory
 from sere.calibrate.layerwise import collect_layerwise
-from sere.calibrate.loading import fits_memory, load_model, load_tokenizer, local_checkpoint
+from sere.calibrate.memory import fits_memory
 from sere.calibrate.settings import (
     CHUNK_BYTES,
     MAX_TOKENS,
@@ -36,6 +37,7 @@ from sere.calibrate.settings import (
 from sere.calibrate.skeleton import Skeleton
 from sere.calibrate.texts import Source
 from sere.calibrate.work import WorkFolder
+from sere.checkpoints import find_checkpoint, load_model, load_tokenizer
 from sere.errors import ConfigError
 from sere.similarity import resolve_parameters
 from sere.structure import find_experts
@@ -87,11 +89,13 @@ def calibrate(
     split: str = "train",
     low_memory: bool | None = None,
     work_dir: str | os.PathLike[str] | None = None,
+    trust_remote_code: bool = False,
 ) -> Tables:
     """Measure how well the experts of each layer replace each other.
 
     Args:
-        model: A Transformers model, left as it is found; or the path (or hub name) of a checkpoint.
+        model: A Transformers model, left as it is found; or a checkpoint: its path, its hub name, or
+            ``"bundled"``.
         tokenizer: The model's tokenizer; None takes the checkpoint's. Not needed where ``metric`` is
             ``"weights"``.
         texts: A ``.txt``, ``.jsonl`` or ``.parquet`` file, a Hugging Face data set name, or the documents.
@@ -108,6 +112,8 @@ def calibrate(
         low_memory: For a checkpoint: True goes layer by layer (see `calibrate_checkpoint`), False loads it
             whole, None decides by the memory that is available.
         work_dir: See `calibrate_checkpoint`; only for the layer-by-layer way.
+        trust_remote_code: For a checkpoint: run Python code that comes with it, its tokenizer's, or its
+            model's where Transformers has no class of its own. Never asked for, never run otherwise.
 
     Returns:
         The table; for several metrics a dict from a metric's name to its table.
@@ -117,20 +123,23 @@ def calibrate(
         DataError: The texts are missing, unreadable or too few.
         UnsupportedModel: The model has no experts modules, or ones that cannot be calibrated.
         AlreadyApplied: Re-routing is active on the model.
-        InputError: The checkpoint is missing or damaged.
+        InputError: The checkpoint is missing, damaged or incomplete.
+        MissingDependency: The checkpoint needs a package that is not installed.
 
     Source: SERE (arXiv 2602.07616); METHOD.md section 3.
     """
     names, parameters = metric_settings(metric, metric_parameters)
     settings = _settings(names, parameters, max_tokens, seq_len, batch_size, seed, chunk_bytes, progress)
     if not isinstance(model, nn.Module):
-        path = local_checkpoint(model)
+        path = find_checkpoint(model, trust_remote_code=trust_remote_code)
         if low_memory or (low_memory is None and not fits_memory(path)):
             options: dict[str, Any] = {"field": field, "split": split, "work_dir": work_dir}
+            options |= {"trust_remote_code": trust_remote_code}
             return _by_layers(path, tokenizer, texts, settings, isinstance(metric, str), **options)
-        tokenizer = tokenizer or (load_tokenizer(path) if settings.needs_tokens else None)
+        tokenizer = tokenizer or _tokenizer(path, settings, trust_remote_code)
         tokens = read_tokens(texts, tokenizer, settings, field, split)
-        model = load_model(path, progress)
+        shown = progress == "always" or (progress and sys.stderr.isatty())
+        model = load_model(path, bar=shown, trust_remote_code=trust_remote_code)
         layers = find_experts(model)
     elif low_memory or work_dir is not None:
         raise ConfigError(
@@ -183,13 +192,14 @@ def calibrate_checkpoint(
     states_bytes: int = STATES_BYTES,
     dtype: torch.dtype | None = None,
     device: str = "cpu",
+    trust_remote_code: bool = False,
 ) -> Tables:
     """Calibrate a checkpoint with one decoder layer's weights in memory at a time.
 
     The result equals `calibrate`'s on the whole model.
 
     Args:
-        path: A folder with safetensors weights, or a hub name.
+        path: A folder with safetensors weights, a hub name, or ``"bundled"``.
         texts: As for `calibrate`, like all arguments not named here.
         tokenizer: None takes the checkpoint's.
         metric: A metric's name, or several.
@@ -208,6 +218,7 @@ def calibrate_checkpoint(
         states_bytes: Without ``work_dir``, hidden states up to this many bytes stay in memory.
         dtype: Load the weights as this; None for the checkpoint's own.
         device: Where to compute, e.g. ``"cuda"``.
+        trust_remote_code: As for `calibrate`.
 
     Returns:
         The table; for several metrics a dict from a metric's name to its table.
@@ -217,13 +228,14 @@ def calibrate_checkpoint(
         DataError: The texts are missing, unreadable or too few.
         UnsupportedModel: As for `calibrate`; or the checkpoint is quantised, or its decoder layers hand
             more to each other than hidden states.
-        InputError: The checkpoint is missing or damaged, or ``work_dir`` belongs to another run.
+        InputError: The checkpoint is missing, damaged or incomplete, or ``work_dir`` belongs to another run.
     """
     names, parameters = metric_settings(metric, metric_parameters)
     settings = _settings(names, parameters, max_tokens, seq_len, batch_size, seed, chunk_bytes, progress)
     options: dict[str, Any] = {"work_dir": work_dir, "states_bytes": states_bytes, "dtype": dtype}
-    options |= {"device": device, "field": field, "split": split}
-    return _by_layers(local_checkpoint(path), tokenizer, texts, settings, isinstance(metric, str), **options)
+    options |= {"device": device, "field": field, "split": split, "trust_remote_code": trust_remote_code}
+    folder = find_checkpoint(path, trust_remote_code=trust_remote_code)
+    return _by_layers(folder, tokenizer, texts, settings, isinstance(metric, str), **options)
 
 
 def _by_layers(
@@ -239,9 +251,10 @@ def _by_layers(
     states_bytes: int = STATES_BYTES,
     dtype: torch.dtype | None = None,
     device: str = "cpu",
+    trust_remote_code: bool = False,
 ) -> Tables:
-    skeleton = Skeleton(Checkpoint(path), dtype=dtype, device=device)
-    tokenizer = tokenizer or (load_tokenizer(path) if settings.needs_tokens else None)
+    skeleton = Skeleton(Checkpoint(path), dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+    tokenizer = tokenizer or _tokenizer(path, settings, trust_remote_code)
     tokens = read_tokens(texts, tokenizer, settings, field, split)
     run = run_record(skeleton, tokens, settings)
     with nullcontext(work_dir) if work_dir is not None else tempfile.TemporaryDirectory() as folder:
@@ -252,6 +265,10 @@ def _by_layers(
         if work_dir is not None:
             work.delete()
     return tables
+
+
+def _tokenizer(path: Path, settings: Settings, trusted: bool) -> Any:
+    return load_tokenizer(path, trust_remote_code=trusted) if settings.needs_tokens else None
 
 
 def _settings(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from contextlib import ExitStack
 from pathlib import Path
@@ -12,10 +11,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from sere.checkpoints import find_weights
 from sere.errors import InputError
-
-_INDEX = "model.safetensors.index.json"
-_SINGLE = "model.safetensors"
 
 
 class Checkpoint:
@@ -29,7 +26,7 @@ class Checkpoint:
         files: File name by tensor name.
 
     Raises:
-        InputError: The folder has no safetensors weights, or its index names files that are not there.
+        InputError: The folder has no safetensors weights, or files that its index names are not there.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -74,22 +71,17 @@ class Checkpoint:
         self._stack.close()
 
     def _locate(self) -> dict[str, str]:
-        if (self.path / _INDEX).is_file():
-            index = json.loads((self.path / _INDEX).read_text(encoding="utf-8"))
-            files = {str(name): str(file) for name, file in index["weight_map"].items()}
-        elif (self.path / _SINGLE).is_file():
-            with _open_file(self.path / _SINGLE)[0] as file:
-                files = dict.fromkeys(file.keys(), _SINGLE)
-        else:
+        found = find_weights(self.path)
+        if not found.safetensors:
             raise InputError(
-                f"{self.path}: expected {_SINGLE} or {_INDEX}, found neither; "
-                "give a folder that save_pretrained wrote"
+                f"{self.path}: only safetensors files can be read layer by layer, got {found.names[0]}; load "
+                "it whole (--whole, low_memory=False), or convert it: save_pretrained writes safetensors"
             )
-        missing = sorted(name for name in set(files.values()) if not (self.path / name).is_file())
-        if missing:
-            raise InputError(
-                f"{self.path}: {len(missing)} weight files are missing, the first is {missing[0]}"
-            )
+        # What the files hold counts, as for Transformers, not what an index says of them.
+        files: dict[str, str] = {}
+        for name in found.names:
+            with _open_file(self.path / name)[0] as file:
+                files |= dict.fromkeys(file.keys(), name)
         return files
 
 

@@ -34,6 +34,7 @@ class Options(TypedDict, total=False):
     field: str
     split: str
     work_dir: str | os.PathLike[str] | None
+    trust_remote_code: bool
 
 
 class CalibrateOptions(Options, total=False):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -12,7 +11,10 @@ import torch
 from torch import nn
 
 from sere.calibrate.checkpoint import Checkpoint
-from sere.errors import InputError, MissingDependency, UnsupportedModel
+from sere.checkpoints import check_complete, empty_model, find_weights, load_config
+from sere.checkpoints.completeness import conversions_of, load_into
+from sere.checkpoints.config import choose_class
+from sere.errors import InputError, UnsupportedModel
 from sere.structure import ExpertsLayer, find_experts
 
 
@@ -31,23 +33,28 @@ class Skeleton:
         layers: The list itself.
 
     Raises:
-        InputError: The folder is no checkpoint.
+        InputError: The folder is not a complete checkpoint.
         UnsupportedModel: The checkpoint is quantised, has no experts modules, or has them outside one
             list of decoder layers.
     """
 
     def __init__(
-        self, checkpoint: Checkpoint, *, dtype: torch.dtype | None = None, device: str = "cpu"
+        self,
+        checkpoint: Checkpoint,
+        *,
+        dtype: torch.dtype | None = None,
+        device: str = "cpu",
+        trust_remote_code: bool = False,
     ) -> None:
         self.checkpoint = checkpoint
         self.device = torch.device(device)
-        self.model = _empty_model(checkpoint, dtype, self.device)
+        self.model = _empty_model(checkpoint, dtype, self.device, trust_remote_code)
         self.experts = find_experts(self.model)
         self.stack = stack_of(self.model, self.experts)
         layers = self.model.get_submodule(self.stack)
         assert isinstance(layers, nn.ModuleList)  # stack_of returns nothing else
         self.layers = layers
-        self._conversions = _conversions(self.model)
+        self._conversions = conversions_of(self.model)
         self._names = self._names_by_part()
 
     def load_rest(self) -> None:
@@ -75,17 +82,9 @@ class Skeleton:
             _to_meta(layer)
 
     def _load(self, names: Iterable[str]) -> None:
-        from transformers.core_model_loading import convert_and_load_state_dict_in_model
-        from transformers.modeling_utils import LoadStateDictConfig
-
-        dtype = self.model.dtype
-        plan = self.model._get_dtype_plan(dtype)
-        settings = LoadStateDictConfig(
-            dtype=dtype, dtype_plan=plan, weight_mapping=self._conversions, device_map={"": self.device}
-        )
-        with self.checkpoint as files, _one_by_one(), torch.no_grad():
+        with self.checkpoint as files:
             state = {name: files.lazy(name) for name in names}
-            report, _ = convert_and_load_state_dict_in_model(self.model, state, settings)
+            report = load_into(self.model, state, self.device, self._conversions)
         wrong = [*report.mismatched_keys, *report.conversion_errors.items(), *report.error_msgs]
         if wrong:
             raise InputError(f"{self.checkpoint.path}: weights do not fit the config: {wrong[0]}")
@@ -139,46 +138,22 @@ def _outer_list(model: nn.Module, name: str) -> str | None:
     return None
 
 
-def model_class(config: Any) -> Any:
-    """Return the Transformers class that a config's ``architectures`` names.
-
-    Raises:
-        UnsupportedModel: Transformers has no class of this name.
-    """
-    import transformers
-
-    names = list(config.architectures or ())
-    for name in names:
-        if hasattr(transformers, name):
-            return getattr(transformers, name)
-    raise UnsupportedModel(
-        f"architectures {names}: Transformers {transformers.__version__} has no such class; "
-        "expected a model it contains (code from a hub repository is not run)"
-    )
-
-
-def _empty_model(checkpoint: Checkpoint, dtype: torch.dtype | None, device: torch.device) -> Any:
-    try:
-        from transformers import AutoConfig
-    except ImportError as error:
-        raise MissingDependency(
-            "reading checkpoints needs transformers: pip install 'sere[transformers]'"
-        ) from error
-    try:
-        config = AutoConfig.from_pretrained(checkpoint.path)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{checkpoint.path}: no config that Transformers can read: {error}") from error
+def _empty_model(
+    checkpoint: Checkpoint, dtype: torch.dtype | None, device: torch.device, trusted: bool
+) -> Any:
+    config = load_config(checkpoint.path, trust_remote_code=trusted)
     if getattr(config, "quantization_config", None) is not None:
         raise UnsupportedModel(
             f"{checkpoint.path}: quantised weights cannot be read layer by layer; calibrate the checkpoint "
             "from before quantisation (its table fits this model too)"
         )
-    config.name_or_path = str(checkpoint.path)
-    dtype = dtype or config.dtype or checkpoint.first_dtype()
-    with torch.device("meta"):
-        model = model_class(config)._from_config(config, dtype=dtype)
+    if dtype is None and choose_class(config)[1].dtype is None:
+        dtype = checkpoint.first_dtype()
+    # Found out now, not in the layer whose weights are missing.
+    check_complete(find_weights(checkpoint.path), empty_model(checkpoint.path, trust_remote_code=trusted))
+    model = empty_model(checkpoint.path, dtype=dtype, trust_remote_code=trusted)
     _make_buffers(model, device)
-    return model.eval()
+    return model
 
 
 def _make_buffers(model: Any, device: torch.device) -> None:
@@ -190,16 +165,6 @@ def _make_buffers(model: Any, device: torch.device) -> None:
         real = torch.empty_like(buffer, device=device)
         model.get_submodule(owner).register_buffer(last, real, persistent=False)
     model.initialize_weights()
-
-
-def _conversions(model: Any) -> list[Any]:
-    try:
-        from transformers.conversion_mapping import get_model_conversion_mapping
-    except ImportError as error:
-        raise MissingDependency(
-            "reading checkpoints layer by layer needs transformers 5.17 or later: pip install -U transformers"
-        ) from error
-    return list(get_model_conversion_mapping(model))
 
 
 def _saved(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
@@ -216,34 +181,3 @@ def _to_meta(module: nn.Module) -> None:
             owner._parameters[last] = nn.Parameter(empty, requires_grad=False)
         else:
             owner._buffers[last] = empty
-
-
-@contextmanager
-def loading_bar(*, shown: bool) -> Iterator[None]:
-    """Let Transformers show its progress bar while the block runs, or not."""
-    from transformers.utils import logging
-
-    before = logging.is_progress_bar_enabled()
-    if before and not shown:
-        logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if before and not shown:
-            logging.enable_progress_bar()
-
-
-@contextmanager
-def _one_by_one() -> Iterator[None]:
-    """Make Transformers read tensors when it converts them, not all at once in threads."""
-    name = "HF_DEACTIVATE_ASYNC_LOAD"
-    before = os.environ.get(name)
-    os.environ[name] = "1"
-    try:
-        with loading_bar(shown=False):
-            yield
-    finally:
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before

@@ -102,7 +102,7 @@ def _subject(args: argparse.Namespace) -> Any:
     from sere.bench.subject import Subject, random_table
     from sere.table import SimilarityTable
 
-    model = _random_model(args) if args.preset is not None else load_model(checkpoint_path(args.model), args)
+    model = _random_model(args) if args.preset is not None else load_model(checkpoint_path(args), args)
     similarities = random_table(model, seed=args.seed)
     if args.table is not None:
         loaded = SimilarityTable.load(args.table)

@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sere.cli.loading import DTYPES, checkpoint_path, dtype_name
+from sere.cli.loading import DTYPES, add_trust_argument, checkpoint_path, dtype_name
 from sere.cli.output import add_json_flag, emit_lines, say, spread_cells, table
 from sere.cli.parser import add_command
 from sere.cli.server_logs import Logs, server_logs
@@ -53,7 +53,9 @@ def add(subparsers: Any) -> None:
 
     summary = "Time a vLLM engine with re-routing off and on."
     parser = add_command(subparsers, "bench serve", summary, details=_DETAILS, examples=_EXAMPLES)
-    parser.add_argument("model", nargs="?", metavar="MODEL", help="a checkpoint folder or a hub name")
+    parser.add_argument(
+        "model", nargs="?", metavar="MODEL", help="a checkpoint folder, a hub name, or 'bundled'"
+    )
     parser.add_argument("--preset", metavar="NAME", help=f"instead of MODEL: {', '.join(SHAPES)}")
     parser.add_argument("--layers", type=int, metavar="L", help="layers of the preset (default: 4)")
     parser.add_argument("--table", metavar="FILE", help="similarity table of MODEL")
@@ -81,6 +83,7 @@ def add(subparsers: Any) -> None:
         "--engine-option", action="append", default=[], metavar="KEY=VALUE",
         help="repeatable; an option of vLLM, its value as JSON or a word, e.g. max_num_seqs=64",
     )  # fmt: skip
+    add_trust_argument(parser)
     parser.add_argument("--compile", action="store_true", help="let vLLM compile the model")
     parser.add_argument(
         "--threads", type=int, metavar="N",
@@ -149,7 +152,7 @@ def _online_records(args: argparse.Namespace, logs: Logs) -> Iterator[dict[str, 
     check_routes(check_installed())
     most = max(plan.count(load) if load.concurrency is None else load.concurrency for load in plan.loads)
     with _model(args, plan) as (path, similarities, subject):
-        options = options_of(plan, most, dtype=subject["dtype"])
+        options = options_of(plan, most, dtype=subject["dtype"], trust_remote_code=args.trust_remote_code)
         options |= {"served_model_name": SERVED, "disable_uvicorn_access_log": True}
         arguments = as_arguments(options)
 
@@ -177,7 +180,9 @@ def _records(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     )
     check_installed()
     with _model(args, plan) as (path, similarities, subject):
-        options = options_of(plan, max(plan.batch_sizes), dtype=subject["dtype"])
+        options = options_of(
+            plan, max(plan.batch_sizes), dtype=subject["dtype"], trust_remote_code=args.trust_remote_code
+        )
         options |= {"async_scheduling": False, "disable_log_stats": True}
 
         def start(settings: Mapping[str, Any]) -> AbstractContextManager[Any]:
@@ -219,7 +224,7 @@ def _model(args: argparse.Namespace, plan: EnginePlan) -> Iterator[tuple[Path, P
     """
     with ExitStack() as stack:
         if args.preset is None:
-            path, similarities = checkpoint_path(args.model), Path(args.table)
+            path, similarities = checkpoint_path(args), Path(args.table)
         else:
             path, similarities = stack.enter_context(_random(args))
         yield path, similarities, _subject(args, plan, path, similarities)
@@ -246,12 +251,12 @@ def _random(args: argparse.Namespace) -> Iterator[tuple[Path, Path]]:
 
 def _subject(args: argparse.Namespace, plan: EnginePlan, path: Path, similarities: Path) -> dict[str, Any]:
     """Say what is timed, as far as checkpoint and table tell."""
-    from transformers import AutoConfig
-
+    from sere.checkpoints import load_config
     from sere.eval.apply import check_settings
     from sere.table import SimilarityTable
 
-    table, config = SimilarityTable.load(similarities), AutoConfig.from_pretrained(path).get_text_config()
+    table, trusted = SimilarityTable.load(similarities), args.trust_remote_code
+    config = load_config(path, trust_remote_code=trusted).get_text_config()
     check_settings(plan.settings, table)
     return {
         "model": args.preset or table.identity.name,
@@ -260,7 +265,7 @@ def _subject(args: argparse.Namespace, plan: EnginePlan, path: Path, similaritie
         "E": table.identity.E,
         "K": table.identity.K,
         "vocab_size": config.vocab_size,
-        "dtype": dtype_name(path, args.dtype),
+        "dtype": dtype_name(path, args.dtype, trust_remote_code=trusted),
         "similarity": table.metric,
     }
 

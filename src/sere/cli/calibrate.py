@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sere.cli.loading import add_trust_argument
 from sere.cli.output import add_json_flag, emit, say, table
 from sere.cli.parser import add_command
 from sere.errors import ConfigError
@@ -34,12 +35,13 @@ def add(subparsers: Any) -> None:
     """Add the command's parser."""
     summary = "measure how well a model's experts replace each other"
     parser = add_command(subparsers, "calibrate", summary, details=_DETAILS, examples=_EXAMPLES)
-    parser.add_argument("model", metavar="MODEL", help="a checkpoint folder, or a hub name like owner/name")
+    parser.add_argument("model", metavar="MODEL", help="a checkpoint folder, a hub name, or 'bundled'")
     text = "the table to write; a folder where several metrics are asked for"
     parser.add_argument("--out", required=True, metavar="TABLE", help=text)
     _add_data(parser)
     _add_metric(parser)
     _add_memory(parser)
+    add_trust_argument(parser)
     add_json_flag(parser)
     parser.set_defaults(run=run)
 
@@ -101,7 +103,16 @@ def run(args: argparse.Namespace) -> int:
 def _options(args: argparse.Namespace, out: Path) -> dict[str, Any]:
     progress = {"auto": True, "always": "always", "never": False}[args.progress]
     work_dir = args.work_dir if args.work_dir is not None else out.with_name(f"{out.name}.work")
-    same = ("field", "split", "max_tokens", "seq_len", "batch_size", "seed", "low_memory")
+    same = (
+        "field",
+        "split",
+        "max_tokens",
+        "seq_len",
+        "batch_size",
+        "seed",
+        "low_memory",
+        "trust_remote_code",
+    )
     return {name: getattr(args, name) for name in same} | {
         "metric_parameters": args.parameters,
         "chunk_bytes": args.chunk_mb * 2**20,

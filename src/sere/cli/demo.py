@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sere.cli.loading import BUNDLED, checkpoint_path, load
+from sere.bundled import BUNDLED
+from sere.cli.loading import checkpoint_path, load
 from sere.cli.output import add_json_flag, emit, say, table
 from sere.cli.parser import add_command
 from sere.errors import ConfigError
@@ -66,7 +67,9 @@ def add(subparsers: Any) -> None:
         help="per task, but at least one a row (default: by batch size, few enough for some minutes)",
     )  # fmt: skip
     add_json_flag(parser)
-    parser.set_defaults(model=BUNDLED, device="cpu", dtype="float32", experts_implementation="eager")
+    parser.set_defaults(
+        model=BUNDLED, device="cpu", dtype="float32", experts_implementation="eager", trust_remote_code=False
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -74,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
     from sere.bench.picture import draw
     from sere.files import check_writable, write_json
 
-    checkpoint_path(BUNDLED)
+    checkpoint_path(args)
     for name in _FILES:
         check_writable(args.out / name)
     record = _measure(args)

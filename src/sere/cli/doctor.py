@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from sere.cli.loading import checkpoint_path, identity_from_config
+from sere.cli.loading import add_trust_argument, identity_from_config
 from sere.cli.output import add_json_flag, emit, table
 from sere.cli.parser import add_command
 from sere.errors import SereError
@@ -59,6 +59,7 @@ def add(subparsers: Any) -> None:
     parser.add_argument(
         "--table", metavar="FILE", help="a similarity table, checked against the model if given"
     )
+    add_trust_argument(parser)
     add_json_flag(parser)
 
 
@@ -129,8 +130,10 @@ def _vllm() -> Finding:
 
 
 def _bundled() -> Iterator[Finding]:
+    from sere.bundled import model_path
+
     try:
-        yield Finding("bundled model", "files", "ok", str(checkpoint_path("bundled")))
+        yield Finding("bundled model", "files", "ok", str(model_path()))
     except (SereError, ImportError, OSError) as error:
         yield Finding("bundled model", "files", "missing", str(error))
 
@@ -140,7 +143,7 @@ def _asked(args: argparse.Namespace) -> Iterator[Finding]:
     identity = None
     if args.model is not None:
         try:
-            identity = identity_from_config(args.model)
+            identity = identity_from_config(args)
         except (SereError, ImportError, OSError, ValueError) as error:
             yield Finding("model", args.model, "BROKEN", str(error))
         else:

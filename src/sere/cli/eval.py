@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sere.cli.loading import BUNDLED, add_model_arguments, load
+from sere.bundled import BUNDLED
+from sere.cli.loading import add_model_arguments, load
 from sere.cli.output import add_json_flag, emit, say, table
 from sere.cli.parser import add_command
 from sere.errors import ConfigError
@@ -122,8 +123,7 @@ def _on_vllm(args: argparse.Namespace, plan: Any, partial: Path | None) -> dict[
     """Evaluate with engines of vLLM in this process; their table is the file's, or made from the weights."""
     from tempfile import TemporaryDirectory
 
-    from sere.calibrate.loading import load_tokenizer
-    from sere.cli.loading import checkpoint_path, dtype_name
+    from sere.cli.loading import checkpoint_path, dtype_name, tokenizer_of
     from sere.cli.progress import bar
     from sere.eval.checkpoint import files_digest
     from sere.eval.engines import check_settings
@@ -134,11 +134,13 @@ def _on_vllm(args: argparse.Namespace, plan: Any, partial: Path | None) -> dict[
 
     check_settings(plan.settings)
     check_installed()
-    path = checkpoint_path(args.model)
-    tokenizer, dtype = load_tokenizer(path), dtype_name(path, args.dtype)
+    path = checkpoint_path(args)
+    tokenizer = tokenizer_of(path, args)
+    dtype = dtype_name(path, args.dtype, trust_remote_code=args.trust_remote_code)
     options: dict[str, Any] = {
         "skip_tokenizer_init": True, "dtype": dtype, "enforce_eager": True, "disable_log_stats": True,
         "max_num_seqs": max(plan.batch_sizes), "enable_prefix_caching": False, "seed": args.seed,
+        "trust_remote_code": args.trust_remote_code,
     }  # fmt: skip
     with TemporaryDirectory(prefix="sere-eval-") as folder:
         place = Path(args.table) if args.table is not None else Path(folder) / "table.safetensors"

@@ -11,13 +11,11 @@ from sere.errors import ConfigError, InputError
 if TYPE_CHECKING:
     from sere.structure import ModelIdentity
 
-BUNDLED = "bundled"
-
 DTYPES = ("auto", "bfloat16", "float16", "float32")
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add ``--device``, ``--dtype`` and ``--experts-implementation``."""
+    """Add ``--device``, ``--dtype``, ``--experts-implementation`` and ``--trust-remote-code``."""
     group = parser.add_argument_group("loading the model")
     group.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: cuda if there is one)")
     group.add_argument("--dtype", choices=DTYPES, default="auto", help="of the weights (default: as stored)")
@@ -27,98 +25,111 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         help="how Transformers computes the experts: eager, batched_mm, grouped_mm "
         "(default: eager on a CPU, its own choice elsewhere)",
     )
+    add_trust_argument(group)
 
 
-def checkpoint_path(name: str) -> Path:
-    """Return the folder of a checkpoint: the bundled model's, a path, or a hub name's in the cache.
-
-    Raises:
-        InputError: There is no such checkpoint.
-    """
-    if name == BUNDLED:
-        from sere.bundled import model_path
-
-        return model_path()
-    from sere.calibrate.loading import local_checkpoint
-
-    return local_checkpoint(name)
+def add_trust_argument(parser: Any) -> None:
+    """Add ``--trust-remote-code``; to a parser or to a group of its arguments."""
+    parser.add_argument(
+        "--trust-remote-code",
+        action="store_true",
+        help="run Python code that comes with the checkpoint: its tokenizer's, or its model's where "
+        "Transformers has no class of its own (default: refuse)",
+    )
 
 
-def identity_from_config(name: str) -> ModelIdentity:
-    """Return a model's identity from its config alone: no weights are read.
+def checkpoint_path(args: argparse.Namespace, *, weights: bool = True) -> Path:
+    """Return the folder of the checkpoint that ``args.model`` names.
 
     Args:
-        name: A checkpoint folder, a hub name, or ``bundled``.
+        args: Arguments of a command with those of ``add_trust_argument``.
+        weights: Whether the weights are needed too.
 
     Raises:
-        InputError: There is no such checkpoint, or Transformers cannot read its config.
-        UnsupportedModel: It has no experts modules.
+        InputError: There is no such checkpoint, or it is not one that can be loaded.
     """
-    import torch
-    from transformers import AutoConfig
+    from sere.checkpoints import find_checkpoint
 
-    from sere.calibrate.skeleton import model_class
+    return find_checkpoint(args.model, weights=weights, trust_remote_code=args.trust_remote_code)
+
+
+def identity_from_config(args: argparse.Namespace) -> ModelIdentity:
+    """Return the identity of the model that ``args.model`` names from its config alone: no weights are read.
+
+    Raises:
+        InputError: There is no such checkpoint, or its config describes no model.
+        UnsupportedModel: Transformers does not know it, or it has no experts modules.
+    """
+    from sere.checkpoints import empty_model
     from sere.structure import identify
 
-    path = checkpoint_path(name)
+    path = checkpoint_path(args, weights=False)
     quiet_transformers()
-    try:
-        config = AutoConfig.from_pretrained(path)
-    except (OSError, ValueError) as error:
-        raise InputError(f"model: {path} has no config that can be read: {error}") from error
-    with torch.device("meta"):
-        model = model_class(config)(config)
-    config._name_or_path = str(path)
-    return identify(model)
+    return identify(empty_model(path, trust_remote_code=args.trust_remote_code))
 
 
 def load(args: argparse.Namespace) -> tuple[Any, Any]:
     """Return the model that ``args.model`` names, in evaluation mode on its device, and its tokenizer.
 
     Raises:
-        InputError: The checkpoint is missing or cannot be loaded.
+        InputError: The checkpoint is missing, incomplete or cannot be loaded.
     """
-    from sere.calibrate.loading import load_tokenizer
+    path = checkpoint_path(args)
+    tokenizer = tokenizer_of(path, args)  # first, for it is quick to fail
+    return load_model(path, args), tokenizer
 
-    path = checkpoint_path(args.model)
-    return load_model(path, args), load_tokenizer(path)
+
+def tokenizer_of(path: Path, args: argparse.Namespace) -> Any:
+    """Load a checkpoint's tokenizer.
+
+    Raises:
+        InputError: There is none that can be loaded.
+    """
+    from sere.checkpoints import load_tokenizer
+
+    quiet_transformers()
+    return load_tokenizer(path, trust_remote_code=args.trust_remote_code)
 
 
 def load_model(path: Path, args: argparse.Namespace) -> Any:
     """Load a checkpoint's weights as the arguments of ``add_model_arguments`` say.
 
     Raises:
-        InputError: Transformers cannot load it, or the device is not there.
+        InputError: The checkpoint is incomplete or cannot be loaded, or does not fit the device.
+        ConfigError: The device is not there.
     """
     import torch
-    from transformers import AutoModelForCausalLM
 
+    from sere import checkpoints
     from sere.bench.subject import implementation
 
     device = pick_device(args.device)
     quiet_transformers()
+    model = checkpoints.load_model(
+        path,
+        dtype="auto" if args.dtype == "auto" else getattr(torch, args.dtype),
+        experts_implementation=implementation(args.experts_implementation, device),
+        trust_remote_code=args.trust_remote_code,
+    )
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            path,
-            dtype="auto" if args.dtype == "auto" else getattr(torch, args.dtype),
-            experts_implementation=implementation(args.experts_implementation, device),
-        )
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"model: {path} cannot be loaded: {error}") from error
-    return model.to(device).eval()
+        return model.to(device)
+    except torch.OutOfMemoryError as error:
+        raise InputError(
+            f"--device {device}: {path} does not fit its memory; choose another --device or --dtype"
+        ) from error
 
 
-def dtype_name(path: Path, wanted: str) -> str:
+def dtype_name(path: Path, wanted: str, *, trust_remote_code: bool = False) -> str:
     """Return the dtype that was wanted, for ``auto`` the one that the checkpoint is stored in.
 
     Raises:
         ConfigError: The checkpoint's config does not say.
     """
-    from transformers import AutoConfig
+    from sere.checkpoints import load_config
 
     if wanted != "auto":
         return wanted
-    stored = AutoConfig.from_pretrained(path).get_text_config().dtype
+    stored = load_config(path, trust_remote_code=trust_remote_code).get_text_config().dtype
     if stored is None:
         raise ConfigError(f"--dtype: the config of {path} names none; choose one of {', '.join(DTYPES[1:])}")
     return str(stored).removeprefix("torch.")

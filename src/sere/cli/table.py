@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from sere.cli.loading import identity_from_config
+from sere.cli.loading import add_trust_argument, identity_from_config
 from sere.cli.output import add_json_flag, emit, say, table
 from sere.cli.parser import add_command
 from sere.errors import ConfigError
@@ -53,6 +53,7 @@ def add(subparsers: Any) -> None:
     )
     verify.add_argument("path", type=Path, metavar="TABLE")
     verify.add_argument("--model", metavar="MODEL", help="check that the table belongs to this model, too")
+    add_trust_argument(verify)
     diff = add_command(
         commands,
         "diff",
@@ -79,6 +80,7 @@ def add(subparsers: Any) -> None:
     )
     bring.add_argument("path", type=Path, metavar="FILE")
     bring.add_argument("--model", required=True, metavar="MODEL", help="the model it was calibrated on")
+    add_trust_argument(bring)
     bring.add_argument("--out", type=Path, required=True, metavar="TABLE")
     actions = ((show, _show), (verify, _verify), (diff, _diff), (plot, _plot), (bring, _import))
     for command, action in actions:
@@ -180,7 +182,7 @@ def _render_show(value: dict[str, Any]) -> str:
 
 
 def _verify(args: argparse.Namespace) -> int:
-    checks = verify_file(args.path, None if args.model is None else identity_from_config(args.model))
+    checks = verify_file(args.path, None if args.model is None else identity_from_config(args))
     passed = all(check.passed for check in checks)
     value = {"path": str(args.path), "passed": passed, "checks": [asdict(check) for check in checks]}
     emit(args, value, _render_verify)
@@ -229,7 +231,7 @@ def _plot(args: argparse.Namespace) -> int:
 
 
 def _import(args: argparse.Namespace) -> int:
-    imported = import_published(args.path, identity_from_config(args.model))
+    imported = import_published(args.path, identity_from_config(args))
     imported.save(args.out)
     value = {
         "path": str(args.out),

@@ -1,0 +1,22 @@
+"""A checkpoint, from the name that a user gives to a model with its tokenizer: one way for all commands.
+
+Find the folder, read its config, choose the class, check and load the weights, load the tokenizer.
+"""
+
+from sere.checkpoints.completeness import check_complete
+from sere.checkpoints.config import load_config
+from sere.checkpoints.folder import find_checkpoint
+from sere.checkpoints.model import empty_model, load_model
+from sere.checkpoints.tokenizer import load_tokenizer
+from sere.checkpoints.weight_files import WeightFiles, find_weights
+
+__all__ = [
+    "WeightFiles",
+    "check_complete",
+    "empty_model",
+    "find_checkpoint",
+    "find_weights",
+    "load_config",
+    "load_model",
+    "load_tokenizer",
+]

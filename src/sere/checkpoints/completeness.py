@@ -1,0 +1,192 @@
+"""Whether a checkpoint's tensors are the ones that its model needs, before and after they are read."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from sere.checkpoints.weight_files import WeightFiles
+from sere.errors import InputError, MissingDependency
+
+_NAMED = 10
+
+
+def check_complete(files: WeightFiles, model: Any) -> None:
+    """Refuse a checkpoint that does not give every weight of a model, without reading a weight.
+
+    Names and shapes from the files' headers go through Transformers' own loading code.
+
+    Args:
+        files: The checkpoint's safetensors files.
+        model: The model on the meta device, not quantised; its parameters are replaced by others there.
+
+    Raises:
+        InputError: Weights are missing or have the wrong shape, or a file is damaged; the text names them.
+        MissingDependency: Transformers is too old.
+    """
+    shapes = {name: _Shape(*found) for name, found in read_shapes(files).items()}
+    report = load_into(model, shapes, "meta", conversions_of(model))
+    model.tie_weights(missing_keys=report.missing_keys, recompute_mapping=False)
+    model._adjust_missing_and_unexpected_keys(report)
+    refuse_incomplete(
+        files.folder,
+        missing=report.missing_keys,
+        mismatched=report.mismatched_keys,
+        unexpected=report.unexpected_keys,
+        failed=report.conversion_errors,
+    )
+
+
+def load_into(
+    model: Any, state: Mapping[str, Any], device: torch.device | str, conversions: Sequence[Any]
+) -> Any:
+    """Let Transformers convert tensors of a checkpoint and put them into a model; return its report.
+
+    Args:
+        model: The model.
+        state: By name in the checkpoint, tensors or stand-ins that give them when indexed. They are read one
+            after another, each when it is converted.
+        device: Where the tensors go.
+        conversions: What `conversions_of` the model gives; several calls may have to share its state.
+    """
+    from transformers.core_model_loading import convert_and_load_state_dict_in_model
+    from transformers.modeling_utils import LoadStateDictConfig
+
+    settings = LoadStateDictConfig(
+        dtype=model.dtype,
+        dtype_plan=model._get_dtype_plan(model.dtype),
+        weight_mapping=list(conversions),
+        device_map={"": torch.device(device)},
+    )
+    with _one_by_one(), torch.no_grad():
+        report, _ = convert_and_load_state_dict_in_model(model, dict(state), settings)
+    return report
+
+
+def conversions_of(model: Any) -> list[Any]:
+    """Return how Transformers turns the names and layouts of a model's checkpoints into its own.
+
+    Raises:
+        MissingDependency: Transformers is too old.
+    """
+    try:
+        from transformers.conversion_mapping import get_model_conversion_mapping
+    except ImportError as error:
+        raise MissingDependency(
+            "reading checkpoints needs transformers 5.17 or later: pip install -U transformers"
+        ) from error
+    return list(get_model_conversion_mapping(model))
+
+
+def refuse_incomplete(
+    folder: Path,
+    *,
+    missing: Collection[str] = (),
+    mismatched: Iterable[tuple[str, Any, Any]] = (),
+    unexpected: Collection[str] = (),
+    failed: Collection[str] = (),
+) -> None:
+    """Refuse a checkpoint, for Transformers would fill with random numbers what it lacks.
+
+    Args:
+        folder: The checkpoint folder.
+        missing: Names of weights that no tensor gives.
+        mismatched: Name, shape in the checkpoint and shape in the model of weights that do not fit.
+        unexpected: Names of tensors that the model does not have.
+        failed: Names of weights whose tensors cannot be put together.
+
+    Raises:
+        InputError: Something is missing, does not fit or cannot be put together.
+    """
+    wrong = [f"{name} ({_size(came)} instead of {_size(wanted)})" for name, came, wanted in mismatched]
+    faults = [
+        f"{len(names)} {what}: {_some(names)}"
+        for names, what in (
+            (missing, "weights of the model are not in it"),
+            (wrong, "have the wrong shape"),
+            (failed, "cannot be put together from what is in it (tensors missing or of unequal shapes)"),
+        )
+        if names
+    ]
+    if not faults:
+        return
+    if unexpected:
+        faults.append(f"it holds {len(unexpected)} tensors that the model does not have: {_some(unexpected)}")
+    raise InputError(
+        f"model: {folder} is not a complete checkpoint of this architecture: {'; '.join(faults)}. Download "
+        "or copy it again, or give one with all weights"
+    )
+
+
+def read_shapes(files: WeightFiles) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+    """Return shape and dtype of each tensor, from the files' headers.
+
+    Raises:
+        InputError: A file is damaged.
+    """
+    found: dict[str, tuple[tuple[int, ...], torch.dtype]] = {}
+    for name in files.names:
+        path = files.folder / name
+        try:
+            with safe_open(path, framework="pt") as opened:
+                for tensor in opened.keys():  # noqa: SIM118 - it is no mapping
+                    part = opened.get_slice(tensor)
+                    found[tensor] = tuple(part.get_shape()), _DTYPES.get(part.get_dtype(), torch.uint8)
+        except (SafetensorError, OSError) as error:
+            raise InputError(
+                f"{path}: cannot be read as safetensors ({error}); copy the checkpoint again"
+            ) from error
+    return found
+
+
+_DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "BOOL": torch.bool,
+}  # fmt: skip
+
+
+class _Shape:
+    """Stands for a tensor of a checkpoint: a tensor without data, wherever it is moved to."""
+
+    def __init__(self, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+        self._shape = shape
+        self.dtype = dtype
+
+    def __getitem__(self, index: Any) -> _Shape:
+        return self
+
+    def to(self, dtype: torch.dtype | None = None, **_place: Any) -> torch.Tensor:
+        return torch.empty(self._shape, dtype=dtype or self.dtype, device="meta")
+
+
+@contextmanager
+def _one_by_one() -> Iterator[None]:
+    """Make Transformers read tensors when it converts them, not all at once in threads."""
+    from sere.checkpoints.quiet import loading_bar
+
+    name = "HF_DEACTIVATE_ASYNC_LOAD"
+    before = os.environ.get(name)
+    os.environ[name] = "1"
+    try:
+        with loading_bar(shown=False):
+            yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
+
+
+def _some(names: Collection[str]) -> str:
+    first = sorted(names)[:_NAMED]
+    return ", ".join(first) + (", ..." if len(names) > _NAMED else "")
+
+
+def _size(shape: Iterable[int]) -> str:
+    return "×".join(map(str, shape)) or "a number"

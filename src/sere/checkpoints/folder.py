@@ -1,0 +1,141 @@
+"""From the name of a model to the folder that holds it: a path, a hub name, or the bundled model."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from sere.bundled import BUNDLED, model_path
+from sere.checkpoints.weight_files import find_weights, named_weights, read_json
+from sere.errors import InputError, MissingDependency
+
+# What describes a model and its tokenizer lies on top of a repository; copies of the weights in other
+# formats have folders of their own (original, onnx), and only further chat templates have one that counts.
+_SMALL = ("*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken")
+_BELOW = tuple(f"*/{pattern}" for pattern in _SMALL if pattern != "*.jinja")
+
+
+def find_checkpoint(
+    name: str | os.PathLike[str], *, weights: bool = True, trust_remote_code: bool = False
+) -> Path:
+    """Return the folder of a checkpoint.
+
+    Args:
+        name: A folder, ``bundled``, or a hub name like ``owner/name``, which is looked up in the hub's cache
+            and downloaded: what describes model and tokenizer, and the files that hold the weights.
+        weights: Whether the weights are needed too; without, none are downloaded or asked for.
+        trust_remote_code: Download Python files too.
+
+    Raises:
+        InputError: It is no path, there is neither a folder nor a hub model of this name, or what is there
+            is not a checkpoint of Transformers with all its weights.
+        MissingDependency: A hub name is given, and huggingface_hub is not installed.
+    """
+    if not isinstance(name, str | os.PathLike):
+        raise InputError(
+            f"model: expected a model, a checkpoint folder or a hub name, got {type(name).__name__}; "
+            "the model goes first, then the tokenizer"
+        )
+    if name == BUNDLED:
+        return model_path()
+    folder = Path(name)
+    if folder.is_dir():
+        _check_format(folder)
+        if weights:
+            find_weights(folder)
+        return folder
+    _refuse_no_folder(name)
+    return _from_hub(str(name), weights, trust_remote_code)
+
+
+def hub_name(folder: Path) -> str | None:
+    """Return the hub name of a folder in the hub's cache, or None for any other folder."""
+    repository = folder.parent.parent.name
+    if folder.parent.name != "snapshots" or not repository.startswith("models--"):
+        return None
+    return repository.removeprefix("models--").replace("--", "/", 1)
+
+
+def _refuse_no_folder(name: str | os.PathLike[str]) -> None:
+    """Refuse what is neither a folder nor like a hub name."""
+    path = Path(name)
+    if path.suffix == ".gguf":
+        raise InputError(f"model: {path}: {_GGUF}")
+    if path.exists():
+        raise InputError(f"model: expected a checkpoint folder, got the file {path}; give {path.parent}")
+    if path.is_absolute() or str(name).count("/") != 1 or str(name).startswith("."):
+        raise InputError(
+            f"model: expected a checkpoint folder, a hub name like 'owner/name' or '{BUNDLED}', got {path}"
+        )
+
+
+_GGUF = (
+    "GGUF weights are packed in a format without experts modules; give the checkpoint in Transformers' "
+    "format (config.json and safetensors) that they were made of"
+)
+
+
+def _check_format(folder: Path) -> None:
+    """Refuse a folder that is not a whole model in Transformers' format, with what it is instead."""
+    if (folder / "adapter_config.json").is_file():
+        base = read_json(folder / "adapter_config.json").get("base_model_name_or_path")
+        raise InputError(
+            f"model: {folder} holds an adapter (adapter_config.json) of {base or 'another model'}; merge it "
+            "into that model first (PEFT: merge_and_unload, then save_pretrained) and give the merged "
+            "folder, or give the base model"
+        )
+    if (folder / "config.json").is_file():
+        return
+    if any(folder.glob("*.gguf")):
+        raise InputError(f"model: {folder}: {_GGUF}")
+    inside = sorted(path.parent.name for path in folder.glob("*/config.json"))
+    if inside:
+        instead = f"found one in {', '.join(inside[:5])} inside it; give one of these folders"
+    elif (folder / "params.json").is_file():
+        instead = "found params.json, another format; give the checkpoint in Transformers' format"
+    else:
+        instead = "give a folder that save_pretrained wrote"
+    raise InputError(f"model: {folder} has no config.json: {instead}")
+
+
+def _from_hub(name: str, weights: bool, code: bool) -> Path:
+    """Download what is needed of a hub model, and no copy of its weights in another format."""
+    folder = _snapshot(name, [*_SMALL, *(["*.py"] if code else [])], ignore=_BELOW)
+    _check_format(folder)
+    if not weights:
+        return folder
+    # The same commit for all: what the index says holds for its own commit.
+    revision = folder.name if hub_name(folder) is not None else None
+    for names in _wanted(folder):
+        folder = _snapshot(name, names, revision=revision)
+        if all((folder / file).is_file() for file in names):
+            break
+    find_weights(folder)
+    return folder
+
+
+def _wanted(folder: Path) -> list[list[str]]:
+    """Return the weight files to ask the hub for, as the index in the folder says, the best first."""
+    found = named_weights(folder)
+    named = [] if found is None else [list(found.names)]
+    if found is not None and found.safetensors:
+        return named
+    return [["model.safetensors"], *(named or [["pytorch_model.bin"]])]
+
+
+def _snapshot(
+    name: str, allow: Sequence[str], *, ignore: Sequence[str] = (), revision: str | None = None
+) -> Path:
+    try:
+        import huggingface_hub
+    except ImportError as error:
+        raise MissingDependency("hub names need transformers: pip install 'sere[transformers]'") from error
+    options: dict[str, Any] = {"ignore_patterns": list(ignore)} if ignore else {}
+    try:
+        return Path(
+            huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=list(allow), **options)
+        )
+    except Exception as error:  # the hub's library raises network, name and cache errors of many kinds
+        raise InputError(f"model: no folder {name} and no hub model of this name: {error}") from error

@@ -1,0 +1,57 @@
+"""A checkpoint's tokenizer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from sere.checkpoints.config import load_config, refusal_of_code
+from sere.checkpoints.quiet import errors_only
+from sere.checkpoints.weight_files import read_json
+from sere.errors import InputError, MissingDependency
+
+# What every tokenizer of text turns into at least one token.
+_PROBE = "The answer is 42."
+
+
+def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> Any:
+    """Load a checkpoint's tokenizer.
+
+    Args:
+        folder: The checkpoint folder.
+        trust_remote_code: Use the tokenizer's own Python code, if the folder names some.
+
+    Raises:
+        InputError: There is none, or it is damaged.
+        UnsupportedModel: It is Python code, which is not to be run.
+        MissingDependency: It needs a package that is not installed.
+    """
+    from transformers import AutoTokenizer
+
+    config = load_config(folder, trust_remote_code=trust_remote_code)
+    described = folder / "tokenizer_config.json"
+    brings_code = described.is_file() and bool(read_json(described).get("auto_map"))
+    try:
+        with errors_only():
+            tokenizer = AutoTokenizer.from_pretrained(
+                folder, config=config, trust_remote_code=trust_remote_code and brings_code
+            )
+            tokens = tokenizer(_PROBE, add_special_tokens=False)["input_ids"]
+    except ImportError as error:
+        raise MissingDependency(
+            f"tokenizer: {folder} needs a package that is not installed: {error}"
+        ) from error
+    except Exception as error:  # tokenizers fail in as many ways as there are formats
+        if brings_code and not trust_remote_code:
+            raise refusal_of_code(folder, "its tokenizer") from error
+        raise InputError(
+            f"tokenizer: {folder} has none that can be loaded ({error}); put the files of the model's "
+            "tokenizer there, e.g. tokenizer.json and tokenizer_config.json"
+        ) from error
+    if not tokens:
+        # Transformers makes an empty tokenizer where the files of a known kind are missing.
+        raise InputError(
+            f"tokenizer: {folder} has none: {type(tokenizer).__name__} knows no words without its files; put "
+            "the files of the model's tokenizer there, e.g. tokenizer.json and tokenizer_config.json"
+        )
+    return tokenizer

@@ -68,6 +68,8 @@ class Plan:
     def __post_init__(self) -> None:
         if not self.questions:
             raise InputError("evaluate: expected at least one question, got none")
+        if self.max_new_tokens < 1:
+            raise InputError(f"max_new_tokens: expected at least 1, got {self.max_new_tokens}")
         check_cases(self)
 
     def describe(self) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sere.integrations.transformers.step import forward_names
+from sere.integrations.transformers.inputs import cache_argument, find_cache, forward_names
 from sere.structure import text_config
 
 KeyValues = list[tuple[Tensor, Tensor]]
@@ -49,7 +49,7 @@ def prefill(model: Any, prompts: Sequence[Sequence[int]], *, keep: int = 1) -> I
     for first in range(0, len(prompts), size):
         group = prompts[first : first + size]
         output = _read(model, group, keep, cached=True)
-        layers = [(layer.keys, layer.values) for layer in output.past_key_values.layers]
+        layers = [(layer.keys, layer.values) for layer in find_cache(output).layers]
         for row, prompt in enumerate(group):
             length = len(prompt)
             # Cloned: a view would keep the whole group's tensors alive as long as its longest answer.
@@ -97,9 +97,9 @@ def _read(model: Any, group: Sequence[Sequence[int]], keep: int, *, cached: bool
 
     ids, mask = pad_left(group, model.device)
     inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": mask, "use_cache": cached}
-    accepted = forward_names(model)
+    accepted = forward_names(type(model))
     if cached:
-        inputs["past_key_values"] = DynamicCache(config=model.config)
+        inputs |= cache_argument(model, DynamicCache(config=model.config))
     if "position_ids" in accepted:
         inputs["position_ids"] = (mask.cumsum(dim=1) - 1).clamp(min=0)
     if "logits_to_keep" in accepted:

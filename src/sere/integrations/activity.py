@@ -14,12 +14,14 @@ class Activity:
     Attributes:
         calls: Calls of the model: forward passes in Transformers, steps of the model runner in vLLM.
         eligible: Of them, calls that the phase allows to re-route; decode steps unless ``phases="all"``.
-        layer_steps: Steps that reached a layer's router hook with at least one primary expert; the most of
-            any layer.
+        layer_steps: Steps that reached a layer with at least one primary expert; the most of any layer.
         rerouted: Slots whose expert changed, over all layers.
         critical: Experts that resembled no primary one and stayed; sum over steps and layers.
         experts_before: Distinct experts that the routers chose, mean per step and layer.
         experts_after: Distinct experts that ran, mean per step and layer.
+        hook_ran: Whether a layer's hook ran in an eligible call; None where only ``layer_steps`` tells.
+        compiled: Whether compiled calls ran, which ``calls`` and ``eligible`` leave out.
+        own_budgets: Whether rows were given budgets of their own, which may protect all of them.
     """
 
     calls: int
@@ -29,6 +31,9 @@ class Activity:
     critical: int
     experts_before: float
     experts_after: float
+    hook_ran: bool | None = None
+    compiled: bool = False
+    own_budgets: bool = False
 
 
 def why_nothing_changed(
@@ -44,24 +49,31 @@ def why_nothing_changed(
     """
     if activity.rerouted or (activity.layer_steps and activity.experts_after < activity.experts_before):
         return None
-    if not activity.layer_steps:
-        return _nothing_reached_a_layer(activity, config)
-    return f"nothing was re-routed: {_nothing_moved(activity, config, top_k, num_experts)}"
+    if activity.layer_steps:
+        why = _nothing_moved(activity, config, top_k, num_experts)
+    else:
+        why = _nothing_reached_a_layer(activity, config)
+    return f"nothing was re-routed: {why}"
 
 
 def _nothing_reached_a_layer(activity: Activity, config: RerouteConfig | None) -> str:
-    if activity.eligible:
+    if activity.eligible and activity.hook_ran:
         return (
-            f"nothing was re-routed: {activity.eligible} decode steps ran, but no layer's hook did; the "
-            "model was compiled before re-routing was applied, or other code computes its experts: apply "
-            "first, then compile"
+            f"in each of {activity.eligible} steps every row counted as padding or finished (pad_token_id, "
+            "attention mask, row budgets), or the cache was empty"
         )
-    if config is not None and config.phases == "all":
-        return "nothing was re-routed: the model was not called"
+    if activity.eligible:
+        kind = "calls" if config is not None and config.phases == "all" else "decode steps"
+        return (
+            f"{activity.eligible} {kind} ran, but no layer's hook did; the model was compiled before "
+            "re-routing was applied, or other code computes its experts: apply first, then compile"
+        )
+    if not activity.calls and not activity.compiled:
+        return "the model was not called while re-routing was on, or not through the object it was applied to"
+    calls = "the compiled calls" if activity.compiled else f"{activity.calls} calls"
     return (
-        f"nothing was re-routed: no decode step was seen in {activity.calls} calls of the model; prompts, "
-        "log-likelihood scoring and calls without a cache are prefill, which is left as it is unless "
-        "phases='all'"
+        f"no decode step was seen in {calls} of the model; prompts, log-likelihood scoring and calls without "
+        "a cache are prefill, which is left as it is unless phases='all'"
     )
 
 
@@ -79,17 +91,25 @@ def _nothing_moved(activity: Activity, config: RerouteConfig | None, top_k: int,
             f"select_top_k={config.select_top_k} keeps all {top_k} slots of a token; use a select_top_k "
             f"below {top_k}"
         )
-    if activity.critical:
-        return (
-            f"no expert had a similarity of threshold={config.threshold:g} or more to a primary one; use a "
-            "smaller threshold"
-        )
     if config.min_active >= before:
         return (
             f"min_active={config.min_active} is never below what these batches read ({before:.1f} experts "
             "per layer); use a smaller min_active or larger batches"
         )
+    if activity.critical and config.threshold > 0:
+        return (
+            f"no expert had a similarity of threshold={config.threshold:g} or more to a primary one; use a "
+            "smaller threshold"
+        )
+    if activity.critical:
+        return (
+            "the table knows no similarity between the experts that these batches read; calibrate it on more "
+            "text"
+        )
+    kept = "a smaller select_top_k"
+    if activity.own_budgets:
+        kept = "smaller row budgets"
     return (
-        f"all {before:.1f} experts per layer that these batches read are primary; larger batches or a "
-        "smaller select_top_k leave something to re-route"
+        f"all {before:.1f} experts per layer that these batches read are primary; larger batches or {kept} "
+        "leave something to re-route"
     )

@@ -80,10 +80,19 @@ class Sere(Policy):
         )
 
 
-def why_idle(config: RerouteConfig, K: int, E: int) -> str | None:
+def why_idle(
+    config: RerouteConfig, K: int, E: int, layers: Mapping[int, LayerSimilarity] | None = None
+) -> str | None:
     """Return why these settings re-route nothing in layers of E experts and K slots a row, or None.
 
-    With S >= K, or a floor of E, every expert that occurs is primary, and no other setting undoes that.
+    With S >= K, a floor of E, or all experts kept, every expert that occurs is primary; with a threshold
+    above every similarity none has a substitute. No other setting undoes that.
+
+    Args:
+        config: The settings.
+        K: Routed slots per token, the most of any layer.
+        E: Experts of a layer, the most of any layer.
+        layers: Similarities by layer, where they are known.
 
     Source: METHOD.md section 4, steps 2 to 4.
     """
@@ -93,12 +102,27 @@ def why_idle(config: RerouteConfig, K: int, E: int) -> str | None:
             f"min_active={config.min_active}: nothing will be re-routed, for a layer has E={E} experts and "
             f"all that occur are primary; use a floor well below {E}"
         )
-    if S < K:
-        return None
-    return (
-        f"select_top_k={S}: nothing will be re-routed but rows with a smaller budget of their own, for a row "
-        f"has K={K} slots and all are primary; use S < K"
-    )
+    if S >= K:
+        return (
+            f"select_top_k={S}: nothing will be re-routed but rows with a smaller budget of their own, for a "
+            f"row has K={K} slots and all are primary; use S < K"
+        )
+    if layers and all(len(config.keep.get(index, ())) >= layer.E for index, layer in layers.items()):
+        return "keep: nothing will be re-routed, for every expert of every layer is kept; keep fewer"
+    if layers and config.threshold > 0:
+        most = max(_most_similar(layer) for layer in layers.values())
+        if most < float(torch.tensor(config.threshold, dtype=torch.float32)):
+            return (
+                f"threshold={config.threshold:g}: nothing will be re-routed, for the largest similarity of "
+                f"the table is {most:.3g}; use a smaller threshold"
+            )
+    return None
+
+
+def _most_similar(layer: LayerSimilarity) -> float:
+    """The largest similarity of two experts of a layer."""
+    others = ~torch.eye(layer.E, dtype=torch.bool, device=layer.similarity.device)
+    return float(torch.where(others, layer.similarity, -torch.inf).max())
 
 
 def check_fit(config: RerouteConfig, layers: Mapping[int, LayerSimilarity]) -> None:

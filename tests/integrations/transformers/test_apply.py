@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -39,7 +40,7 @@ def test_hooks_are_gone_after_an_exception(model: PreTrainedModel) -> None:
     """Leaving the block by an exception removes every hook, and the model is as it was."""
     plain, logits = decode(model, prompts())
     handle = integration.apply(model, random_table(model), select_top_k=1)
-    assert hook_count(model) == 2 + 2, "two experts modules, and the model before and after"
+    assert hook_count(model) == 2 + 2 * 2, "two experts modules; before and after the model and its decoder"
     with pytest.raises(ZeroDivisionError), handle:
         raise ZeroDivisionError
     assert hook_count(model) == 0
@@ -179,16 +180,23 @@ def test_what_is_no_model_is_refused(model: PreTrainedModel) -> None:
         integration.apply("folder", random_table(model), select_top_k=1)  # type: ignore[arg-type]
 
 
+def apply_quietly(*args: Any, **options: Any) -> None:
+    """Apply and remove: what is logged, `apply` itself said."""
+    handle = integration.apply(*args, **options)
+    handle.quiet = True
+    handle.remove()
+
+
 def test_settings_that_re_route_nothing_are_warned_of(
     model: PreTrainedModel, caplog: pytest.LogCaptureFixture
 ) -> None:
     """S = K as settings or in a policy: one line names K and what to do; below K there is none."""
     table, config = random_table(model), RerouteConfig(select_top_k=4, min_active=3, keep={0: (1,)})
-    apply_module._say_idle.cache_clear()
-    integration.apply(model, table, select_top_k=3).remove()
+    apply_module._say.cache_clear()
+    apply_quietly(model, table, select_top_k=3)
     assert not caplog.records
-    integration.apply(model, table, config=config).remove()
-    integration.apply(model, policy=Sere(table.layers, config)).remove()
+    apply_quietly(model, table, config=config)
+    apply_quietly(model, policy=Sere(table.layers, config))
     (line,) = [record.getMessage() for record in caplog.records]
     assert line.startswith("sere: Qwen3MoeForCausalLM: select_top_k=4: nothing will be re-routed")
     assert "K=4" in line
@@ -201,10 +209,11 @@ def test_a_floor_of_all_experts_is_warned_of(
     """With min_active = E all experts are primary, so no slot moves; E - 1 is no reason to warn."""
     table = random_table(model)
     E = table.E
-    apply_module._say_idle.cache_clear()
-    integration.apply(model, table, select_top_k=1, min_active=E - 1).remove()
+    apply_module._say.cache_clear()
+    apply_quietly(model, table, select_top_k=1, min_active=E - 1)
     assert not caplog.records
     with integration.apply(model, table, select_top_k=1, min_active=E) as handle:
+        handle.quiet = True
         model.generate(torch.arange(1, 9).reshape(4, 2), max_new_tokens=4, do_sample=False)
     assert all(layer.slots_moved == 0 for layer in handle.stats())
     (line,) = [record.getMessage() for record in caplog.records]
@@ -221,7 +230,7 @@ def test_a_compiled_model_is_refused(model: PreTrainedModel) -> None:
         integration.apply(model, table, select_top_k=1)
     del model._compiled_call
     model.compile(backend="eager")
-    with pytest.raises(InputError, match=r"apply re-routing first and switch it with handle\.enabled"):
+    with pytest.raises(InputError, match=r"apply re-routing first, compile then and switch it"):
         integration.apply(model, table, select_top_k=1)
 
 

@@ -1,0 +1,61 @@
+"""The one sentence that says why re-routing changed nothing."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+
+from sere.config import RerouteConfig
+from sere.integrations.activity import Activity, why_nothing_changed
+
+SEEN = {
+    "calls": 6, "eligible": 5, "layer_steps": 5, "rerouted": 0, "critical": 0,
+    "experts_before": 13.5, "experts_after": 13.5,
+}  # fmt: skip
+
+
+def sentence(settings: dict[str, Any] | None = None, **changed: Any) -> str | None:
+    config = None if settings is None else RerouteConfig.from_mapping({"select_top_k": 2} | settings)
+    return why_nothing_changed(Activity(**(SEEN | changed)), config, top_k=8, num_experts=96)
+
+
+@pytest.mark.parametrize("changed", [{"rerouted": 1}, {"experts_after": 13.0}], ids=["slots", "experts"])
+def test_what_moved_is_no_news(changed: dict[str, Any]) -> None:
+    """A slot that moved, or an expert that did not run (as with fewer slots), is what was asked for."""
+    assert sentence({}, **changed) is None
+    assert sentence(None, **changed) is None
+
+
+@pytest.mark.parametrize(
+    ("settings", "changed", "text"),
+    [
+        ({}, {"calls": 0, "eligible": 0, "layer_steps": 0}, "the model was not called while re"),
+        ({}, {"eligible": 0, "layer_steps": 0}, "no decode step was seen in 6 calls of the model; prompts"),
+        ({}, {"calls": 0, "eligible": 0, "layer_steps": 0, "compiled": True}, "no decode step was seen"),
+        ({}, {"layer_steps": 0}, "5 decode steps ran, but no layer's hook did; the model was compiled"),
+        ({}, {"layer_steps": 0, "hook_ran": False}, "5 decode steps ran, but no layer's hook did"),
+        ({"phases": "all"}, {"layer_steps": 0}, "5 calls ran, but no layer's hook did"),
+        ({}, {"layer_steps": 0, "hook_ran": True}, "in each of 5 steps every row counted as padding"),
+        (None, {}, "the policy changed no slot of batches that read 13.5 experts per layer"),
+        ({"min_active": 96}, {}, "min_active=96 is not below the 96 experts of a layer"),
+        ({"select_top_k": 8}, {}, "select_top_k=8 keeps all 8 slots of a token"),
+        ({"min_active": 32}, {}, r"min_active=32 is never below what these batches read \(13.5 experts per"),
+        ({"threshold": 2}, {"critical": 9}, "no expert had a similarity of threshold=2 or more"),
+        ({}, {"critical": 9}, "the table knows no similarity between the experts"),
+        ({}, {}, "all 13.5 experts per layer .* larger batches or a smaller select_top_k leave"),
+        ({}, {"own_budgets": True}, "all 13.5 experts per layer .* smaller row budgets leave"),
+    ],
+    ids=[
+        "not called", "prefill only", "prefill compiled",
+        "no hook", "no hook seen", "all phases", "padding", "rival",
+        "floor of E", "S = K", "floor above", "threshold", "unknown", "all primary", "budgets",
+    ],
+)  # fmt: skip
+def test_the_reason_is_named(settings: dict[str, Any] | None, changed: dict[str, Any], text: str) -> None:
+    """Each way to change nothing has its own sentence, with the numbers that show it."""
+    said = sentence(settings, **changed)
+    assert said is not None
+    assert re.match(f"nothing was re-routed: {text}", said)
+    assert "\n" not in said

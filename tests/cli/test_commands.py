@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -196,6 +197,27 @@ def test_generate_completes_prompts(
     assert "distinct experts per layer" in out
 
 
+def test_generate_puts_conversations_through_the_chat_template(
+    capsys: pytest.CaptureFixture[str], checkpoint: Path, tmp_path: Path
+) -> None:
+    """Rows of messages become the template's text up to the opening of an answer, beside plain prompts."""
+    from transformers import AutoTokenizer
+
+    copied = tmp_path / "chat"
+    shutil.copytree(checkpoint, copied)
+    tokenizer = AutoTokenizer.from_pretrained(copied)
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}{% endfor %}"
+        "{% if add_generation_prompt %} assistant:{% endif %}"
+    )
+    tokenizer.save_pretrained(copied)
+    rows = [{"prompt": [{"role": "user", "content": "add 1+1"}]}, {"prompt": "one"}]
+    (tmp_path / "rows.JSONL").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    argv = ["generate", copied, "--prompt-file", tmp_path / "rows.JSONL", "--max-new-tokens", 3]
+    prompts = [one["prompt"] for one in run_json(capsys, *argv)["completions"]]
+    assert prompts == ["user: add 1+1 assistant:", "one"]
+
+
 @pytest.mark.parametrize(
     ("argv", "line"),
     [
@@ -203,7 +225,14 @@ def test_generate_completes_prompts(
         (["--prompt", "a", "--setting", "sere:S=1"], "sere:S=1: needs a similarity table; give one with --t"),
         (["--prompt", "a", "--table", "SIMILARITIES", "--setting", "sere:S=1,scale=true"], "has no scale"),
         (["--prompt", "a", "--max-new-tokens", "0"], "--max-new-tokens: expected at least 1, got 0"),
-        (["--prompt-file", "nowhere.txt"], "No such file or directory: nowhere.txt"),
+        (["--prompt-file", "nowhere.txt"], "--prompt-file: no file nowhere.txt; give a .txt"),
+        (["--prompt-file", "BLANK"], "blank.txt holds no prompt; expected one per line"),
+        (["--prompt-file", "BINARY"], "binary.txt is a binary file (it has null bytes); expected text"),
+        (["--prompt-file", "LATIN"], "latin.txt is not UTF-8"),
+        (["--prompt-file", "."], "--prompt-file: . is a folder"),
+        (["--prompt-file", "ROWS"], "rows.jsonl line 1 has no field 'prompt'; it has body; choose one"),
+        (["--prompt-file", "ROWS", "--field", "body"], "rows.jsonl line 2 holds no prompt (null or blank)"),
+        (["--prompt", ""], "--prompt: expected a prompt that is not empty"),
     ],
 )
 def test_generate_refuses_in_one_line(
@@ -211,12 +240,22 @@ def test_generate_refuses_in_one_line(
     monkeypatch: pytest.MonkeyPatch,
     checkpoint: Path,
     similarities: Path,
+    tmp_path: Path,
     argv: list[str],
     line: str,
 ) -> None:
     """What is missing is named, with the option that gives it, before the model is loaded."""
     monkeypatch.setattr("sere.cli.generate.load", lambda _: pytest.fail("loaded"))
-    argv = [str(similarities) if word == "SIMILARITIES" else word for word in argv]
+    files = {
+        "blank.txt": b" \n\n", "binary.txt": b"a\0b", "latin.txt": "é".encode("latin-1"),
+        "rows.jsonl": b'{"body": "add 1+1"}\n{"body": null}\n',
+    }  # fmt: skip
+    for name, data in files.items():
+        (tmp_path / name).write_bytes(data)
+    words = {name.partition(".")[0].upper(): tmp_path / name for name in files} | {
+        "SIMILARITIES": similarities
+    }
+    argv = [str(words.get(word, word)) for word in argv]
     assert main(["generate", str(checkpoint), *argv]) == 2
     assert line in capsys.readouterr().err
 

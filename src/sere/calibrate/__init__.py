@@ -2,6 +2,6 @@
 
 from sere.calibrate.api import calibrate, calibrate_checkpoint
 from sere.calibrate.outputs import expert_outputs
-from sere.calibrate.texts import load_texts
+from sere.texts import load_texts
 
 __all__ = ["calibrate", "calibrate_checkpoint", "expert_outputs", "load_texts"]

@@ -35,13 +35,13 @@ from sere.calibrate.settings import (
     metric_settings,
 )
 from sere.calibrate.skeleton import Skeleton
-from sere.calibrate.texts import Source
 from sere.calibrate.work import WorkFolder
 from sere.checkpoints import find_checkpoint, load_model, load_tokenizer
 from sere.errors import ConfigError
 from sere.similarity import resolve_parameters
 from sere.structure import find_experts
 from sere.table import SimilarityTable
+from sere.texts import Source
 
 if TYPE_CHECKING:
     import torch
@@ -98,7 +98,9 @@ def calibrate(
             ``"bundled"``.
         tokenizer: The model's tokenizer; None takes the checkpoint's. Not needed where ``metric`` is
             ``"weights"``.
-        texts: A ``.txt``, ``.jsonl`` or ``.parquet`` file, a Hugging Face data set name, or the documents.
+        texts: A ``.txt``, ``.jsonl``, ``.json`` or ``.parquet`` file, a Hugging Face data set's name, or the
+            documents themselves: a list (or any iterable) of texts, rows or conversations; see
+            `sere.texts.load_texts`. Conversations are written by the tokenizer's chat template.
         metric: A name of `sere.similarity.METRICS`, or several: all are computed in one pass.
         max_tokens: At most this many tokens are used.
         seq_len: Tokens per sequence; documents are packed without padding.
@@ -107,7 +109,7 @@ def calibrate(
         progress: True shows a bar on a terminal, "always" anywhere, False nowhere.
         metric_parameters: Parameters of the metric; for several, a mapping from a metric's name to its.
         chunk_bytes: Bound on the experts' outputs held at a time, in bytes.
-        field: Field or column of the texts.
+        field: Field or column of the texts; without a ``text``, a row's ``messages`` or ``conversations``.
         split: Part of a Hugging Face data set.
         low_memory: For a checkpoint: True goes layer by layer (see `calibrate_checkpoint`), False loads it
             whole, None decides by the memory that is available.

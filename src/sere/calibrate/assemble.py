@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any, TypeAlias
 
 from torch import nn
@@ -10,12 +11,14 @@ from sere.calibrate.in_memory import Results
 from sere.calibrate.packing import Tokens, pack
 from sere.calibrate.settings import Settings
 from sere.calibrate.skeleton import Skeleton
-from sere.calibrate.texts import Source, load_texts
 from sere.errors import AlreadyApplied, ConfigError, DataError
 from sere.provenance import provenance, versions
 from sere.similarity import resolve_parameters
 from sere.structure import ExpertsLayer, identity_of, is_rerouted
 from sere.table import SimilarityTable
+from sere.texts import Source, load_texts
+
+logger = logging.getLogger("sere")
 
 Tables: TypeAlias = SimilarityTable | dict[str, SimilarityTable]
 
@@ -39,8 +42,14 @@ def read_tokens(
             f"tokenizer: expected the model's tokenizer, got {kind}; load it with "
             "AutoTokenizer.from_pretrained"
         )
-    documents = load_texts(texts, field=field, split=split, seed=settings.seed)
-    return pack(documents, tokenizer, max_tokens=settings.max_tokens, seq_len=settings.seq_len)
+    documents = load_texts(texts, field=field, split=split, seed=settings.seed, tokenizer=tokenizer)
+    tokens = pack(documents, tokenizer, max_tokens=settings.max_tokens, seq_len=settings.seq_len)
+    if documents.skipped:
+        logger.warning(
+            "sere: texts: skipped %d of %d rows, which hold no text (null or blank)",
+            documents.skipped, documents.rows,
+        )  # fmt: skip
+    return tokens
 
 
 def refuse_rerouted(layers: list[ExpertsLayer]) -> None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from sere.errors import DataError
+from sere.texts import ChatText
 
 # A long document is tokenised piece by piece, so that no more is tokenised than is used.
 _PIECE = 65_536
@@ -56,8 +57,8 @@ def pack(documents: Iterable[str], tokenizer: Any, *, max_tokens: int, seq_len: 
 
     Args:
         documents: Texts; read no further than needed.
-        tokenizer: A Transformers tokenizer: its own special tokens open a document, its end-of-text
-            token (where it has one) closes it.
+        tokenizer: A Transformers tokenizer: its own special tokens open a document (not a `ChatText`: its
+            template has put them there), its end-of-text token (where it has one) closes it.
         max_tokens: At most this many tokens.
         seq_len: Tokens per sequence.
 
@@ -89,9 +90,13 @@ def pack(documents: Iterable[str], tokenizer: Any, *, max_tokens: int, seq_len: 
 def _tokenise(document: str, tokenizer: Any) -> Iterator[list[int]]:
     eos = getattr(tokenizer, "eos_token_id", None)
     last: int | None = None
-    for start in range(0, len(document), _PIECE):
-        piece = document[start : start + _PIECE]
-        ids = list(tokenizer(piece, add_special_tokens=start == 0, verbose=False)["input_ids"])
+    chat = isinstance(document, ChatText)
+    # A conversation is not cut: its special tokens are written out in it.
+    size = max(1, len(document)) if chat else _PIECE
+    for start in range(0, len(document), size):
+        piece = str(document[start : start + size])
+        opens = start == 0 and not chat
+        ids = list(tokenizer(piece, add_special_tokens=opens, verbose=False)["input_ids"])
         if ids:
             last = ids[-1]
             yield ids

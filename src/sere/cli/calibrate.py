@@ -48,9 +48,10 @@ def add(subparsers: Any) -> None:
 
 def _add_data(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("texts")
-    kinds = ".txt, .jsonl or .parquet file, or a Hugging Face data set (name or name:config)"
+    kinds = ".txt, .jsonl, .json or .parquet file, or a Hugging Face data set (name or name:config)"
     group.add_argument("--texts", metavar="FILE", help=kinds)
-    group.add_argument("--field", default="text", help="field or column that holds the text (default: text)")
+    text = "field or column of the text or conversation (default: text, or else messages or conversations)"
+    group.add_argument("--field", default="text", help=text)
     group.add_argument("--split", default="train", help="part of a Hugging Face data set (default: train)")
     group.add_argument("--max-tokens", type=int, default=51_200, metavar="N", help="(default: 51200)")
     group.add_argument(

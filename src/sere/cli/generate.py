@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sere.cli.loading import add_model_arguments, load
@@ -15,6 +16,7 @@ from sere.errors import ConfigError, DataError
 if TYPE_CHECKING:
     from sere.eval.settings import Setting
     from sere.table import SimilarityTable
+    from sere.texts import Row
 
 _DEFAULT_SETTING = "sere:S=2"
 
@@ -34,7 +36,12 @@ def add(subparsers: Any) -> None:
     parser = add_command(subparsers, "generate", summary, details=_DETAILS, examples=_EXAMPLES)
     parser.add_argument("model", metavar="MODEL", help="a checkpoint folder, a hub name, or 'bundled'")
     parser.add_argument("--prompt", action="append", default=[], metavar="TEXT", help="repeatable")
-    parser.add_argument("--prompt-file", metavar="FILE", help="one prompt a line")
+    parser.add_argument(
+        "--prompt-file", metavar="FILE",
+        help="one prompt per line; of a .jsonl or .json file each row's prompt (or another --field): a text, "
+        "or a list of messages for the chat template",
+    )  # fmt: skip
+    parser.add_argument("--field", default="prompt", metavar="NAME", help="(default: prompt)")
     parser.add_argument("--max-new-tokens", type=int, default=64, metavar="N", help="(default: 64)")
     group = parser.add_argument_group("re-routing")
     group.add_argument("--table", metavar="FILE", help="similarity table")
@@ -49,13 +56,14 @@ def run(args: argparse.Namespace) -> int:
     """Generate and print the completions."""
     from sere.integrations.transformers.apply import finished_token
 
-    prompts = _prompts(args)
+    rows = _prompts(args)
     setting, similarities = _setting(args)
     model, tokenizer = load(args)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     # Rows that have finished are told by the token they are fed: generate and re-routing must mean the same.
     pad = finished_token(model, tokenizer.pad_token_id)
+    prompts = [row.text(tokenizer, generation_prompt=True) for row in rows]
     with _applied(model, setting, similarities, pad) as handle:
         texts = _complete(model, tokenizer, prompts, args.max_new_tokens)
         layers = [] if handle is None else handle.stats()
@@ -70,16 +78,28 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _prompts(args: argparse.Namespace) -> list[str]:
-    prompts = list(args.prompt)
-    if args.prompt_file is not None:
-        with open(args.prompt_file, encoding="utf-8") as lines:  # noqa: PTH123 - its OSError names the file
-            prompts += [line.rstrip("\n") for line in lines if line.strip()]
-    if not prompts or not all(prompts):
-        raise DataError("generate: expected at least one prompt that is not empty; give one with --prompt")
+def _prompts(args: argparse.Namespace) -> list[Row]:
+    """Return the prompts; a conversation becomes a text once there is a tokenizer."""
+    from sere.texts import Row, read_rows
+
     if args.max_new_tokens < 1:
         raise ConfigError(f"--max-new-tokens: expected at least 1, got {args.max_new_tokens}")
-    return prompts
+    if not all(args.prompt):
+        raise DataError("--prompt: expected a prompt that is not empty")
+    rows = [Row("--prompt", text) for text in args.prompt]
+    if args.prompt_file is not None:
+        try:
+            found = list(read_rows(Path(args.prompt_file), field=args.field, lines=True))
+        except DataError as error:
+            raise DataError(f"--prompt-file: {str(error).removeprefix('texts: ')}") from error
+        if empty := [row.place for row in found if row.content is None]:
+            raise DataError(f"--prompt-file: {empty[0]} holds no prompt (null or blank)")
+        if not found:
+            raise DataError(f"--prompt-file: {args.prompt_file} holds no prompt; expected one per line")
+        rows += found
+    if not rows:
+        raise DataError("generate: expected at least one prompt; give one with --prompt or --prompt-file")
+    return rows
 
 
 def _setting(args: argparse.Namespace) -> tuple[Setting | None, SimilarityTable | None]:
@@ -108,16 +128,25 @@ def _applied(
 
 def _complete(model: Any, tokenizer: Any, prompts: list[str], max_new_tokens: int) -> list[str]:
     """Return the greedy completions of one left-padded batch."""
-    tokenizer.padding_side = "left"
-    batch = tokenizer(prompts, return_tensors="pt", padding=True).to(model.device)
+    import torch
+    from torch.nn.utils.rnn import pad_sequence
+
+    from sere.texts import encode
+
+    rows = [torch.tensor(encode(prompt, tokenizer), dtype=torch.long) for prompt in prompts]
+    if empty := [prompt for prompt, row in zip(prompts, rows, strict=True) if not row.numel()]:
+        raise DataError(f"generate: the prompt {empty[0]!r} has no tokens")
+    pad = tokenizer.pad_token_id
+    ids = pad_sequence(rows, batch_first=True, padding_value=pad or 0, padding_side="left")
+    masks = [torch.ones_like(row) for row in rows]
     output = model.generate(
-        input_ids=batch["input_ids"],
-        attention_mask=batch["attention_mask"],
+        input_ids=ids.to(model.device),
+        attention_mask=pad_sequence(masks, batch_first=True, padding_side="left").to(model.device),
         max_new_tokens=max_new_tokens,
         do_sample=False,
-        pad_token_id=tokenizer.pad_token_id,
+        pad_token_id=pad,
     )
-    new = output[:, batch["input_ids"].shape[1] :]
+    new = output[:, ids.shape[1] :]
     return [str(text) for text in tokenizer.batch_decode(new, skip_special_tokens=True)]
 
 

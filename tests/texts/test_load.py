@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from sere.calibrate import load_texts
-from sere.calibrate.texts import shuffled
 from sere.errors import DataError, MissingDependency
+from sere.texts import load_texts, shuffled
 
 pa = pytest.importorskip("pyarrow", reason="parquet needs the data extra")
 
@@ -95,7 +94,7 @@ def test_missing_file_is_named_at_once(tmp_path: Path) -> None:
 
 def test_folder_and_unknown_kind_are_refused(tmp_path: Path) -> None:
     """A folder, and a file of another kind, name what is expected."""
-    with pytest.raises(DataError, match=r"is a folder; expected a \.txt, \.jsonl, \.parquet file"):
+    with pytest.raises(DataError, match=r"is a folder; expected a \.txt, \.jsonl, \.json, \.parquet file"):
         load_texts(tmp_path)
     (tmp_path / "a.csv").write_text("text\n", encoding="utf-8")
     with pytest.raises(DataError, match=r"ends in '\.csv'; expected one of"):
@@ -106,9 +105,13 @@ def test_folder_and_unknown_kind_are_refused(tmp_path: Path) -> None:
     ("line", "text"),
     [
         ("{not json", r"a\.jsonl line 2 is not JSON"),
-        ("[1, 2]", r"a\.jsonl line 2: expected an object, got list"),
+        ("3", r"a\.jsonl line 2: expected an object, got int"),
         ('{"body": "x"}', r"a\.jsonl line 2 has no field 'text'; it has body"),
-        ('{"text": 5}', r"a\.jsonl line 2: expected a string in field 'text', got int"),
+        (
+            '{"text": 5}',
+            r"a\.jsonl line 2: expected a string in field 'text' \(or a list of messages\), got int",
+        ),
+        ('{"text": "\\ud83d"}', r"a\.jsonl line 2: holds half a character \(U\+D83D\) at position 0"),
     ],
 )
 def test_bad_jsonl_line_is_named_with_its_number(tmp_path: Path, line: str, text: str) -> None:
@@ -120,12 +123,12 @@ def test_bad_jsonl_line_is_named_with_its_number(tmp_path: Path, line: str, text
 
 
 def test_parquet_errors_name_columns_and_rows(tmp_path: Path) -> None:
-    """A missing column lists those there are; a null is named with its row; a damaged file is named."""
+    """A missing column lists those there are; a wrong value is named with its row; so is a damaged file."""
     path = _parquet(tmp_path / "a.parquet", {"body": ["x"]})
     with pytest.raises(DataError, match=r"has no column 'text'; it has body"):
         list(load_texts(path))
-    path = _parquet(tmp_path / "b.parquet", {"text": ["x", None]})
-    with pytest.raises(DataError, match=r"b\.parquet row 1: expected a string in field 'text', got NoneType"):
+    path = _parquet(tmp_path / "b.parquet", {"text": [1]})
+    with pytest.raises(DataError, match=r"b\.parquet row 0: expected a string in field 'text'.*got int"):
         list(load_texts(path))
     (tmp_path / "c.parquet").write_bytes(b"not parquet")
     with pytest.raises(DataError, match=r"c\.parquet cannot be read as parquet"):
@@ -150,7 +153,7 @@ def test_text_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
 
 def test_list_of_other_things_is_refused() -> None:
     """A list that holds something else than strings names the position."""
-    with pytest.raises(DataError, match="expected strings, got int at position 1"):
+    with pytest.raises(DataError, match=r"position 1: expected a string or a row.*, got int"):
         list(load_texts(["a", 3]))  # type: ignore[list-item]
 
 

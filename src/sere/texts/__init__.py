@@ -1,0 +1,8 @@
+"""Texts and conversations from files, data sets, lists and tables, one row at a time."""
+
+from sere.texts.chat import ChatText, encode, render
+from sere.texts.load import Texts, load_texts, shuffled
+from sere.texts.rows import Row, read_rows
+from sere.texts.sources import Source
+
+__all__ = ["ChatText", "Row", "Source", "Texts", "encode", "load_texts", "read_rows", "render", "shuffled"]

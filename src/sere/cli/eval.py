@@ -24,11 +24,12 @@ _DETAILS = """Decodes in steps of B rows under each setting, all against the unm
 
 --prompts FILE: the unmodified model continues each prompt, and each setting is scored on these same tokens:
   how often it would choose the same token, KL divergence in nats per token, perplexity, with 95 % intervals
-  over prompts. For any model; needs no answers. FILE is a .txt file with one prompt a line, or a .jsonl file
-  of objects with "prompt" (a text), "messages" or "conversations". Give 50 prompts or more: with fewer, the
-  intervals are too narrow where a few prompts differ much from the others.
---questions FILE.jsonl: right answers, with the paired difference to the unmodified model. Objects as above
-  with "answer", and "pattern" where the answer is only a part of the output: a regular expression, whose last
+  over prompts. For any model; needs no answers. FILE is a .txt file with one prompt per line, or rows
+  (.jsonl, .json, .parquet) with "prompt", "messages" or "conversations"; an answer at the end of a
+  conversation is left off. Give 50 prompts or more: with fewer, intervals are too narrow where a few prompts
+  differ much from the others.
+--questions FILE: right answers, with the paired difference to the unmodified model. Rows as above with
+  "answer", and "pattern" where the answer is only a part of the output: a regular expression, whose last
   match counts (of it the first group, if it has one). Without, the whole output must be the answer.
 neither: the bundled model's own tasks, in its own notation, and its English. For no other model.
 
@@ -87,8 +88,12 @@ def add(subparsers: Any) -> None:
 def _add_texts(parser: argparse.ArgumentParser) -> None:
     files = parser.add_argument_group("what is decoded")
     one = files.add_mutually_exclusive_group()
-    one.add_argument("--prompts", metavar="FILE", help=".txt or .jsonl: prompts for the model to continue")
-    one.add_argument("--questions", metavar="FILE", help=".jsonl: questions with their answers")
+    one.add_argument("--prompts", metavar="FILE", help="prompts for the model to continue")
+    one.add_argument("--questions", metavar="FILE", help="questions with their answers")
+    files.add_argument(
+        "--field", default="prompt", metavar="NAME",
+        help="of a row: holds a text or a conversation (default: prompt, or else messages or conversations)",
+    )  # fmt: skip
     files.add_argument("--no-chat-template", action="store_true", help="give texts to the model as they are")
     tasks = parser.add_argument_group("the bundled model's own tasks")
     tasks.add_argument("--per-task", type=int, metavar="N", help=f"questions (default: {_PER_TASK})")
@@ -138,7 +143,7 @@ def _check_texts(args: argparse.Namespace, bundled: bool) -> None:
             raise ConfigError(
                 f"{args.model}: sere's own tasks are in the notation of the bundled model, which no other "
                 "model knows. Give --prompts FILE, to compare what this model says with re-routing off and "
-                "on, or --questions FILE.jsonl, to count right answers"
+                "on, or --questions FILE, to count right answers"
             )
         if args.no_chat_template:
             raise ConfigError("--no-chat-template: only with --prompts or --questions")
@@ -150,7 +155,7 @@ def _check_texts(args: argparse.Namespace, bundled: bool) -> None:
         )
     if args.questions is not None and args.questions.isdigit() and not Path(args.questions).exists():
         raise ConfigError(
-            f"--questions: expected a .jsonl file, got {args.questions}; how many questions of each task "
+            f"--questions: expected a file, got {args.questions}; how many questions of each task "
             f"'{BUNDLED}' is asked, --per-task says"
         )
     if args.engine == "vllm" and args.prompts is not None:
@@ -193,11 +198,11 @@ def _plan(args: argparse.Namespace, settings: list[Any]) -> Any:
         common["max_new_tokens"] = _ANSWER_TOKENS if args.prompts is None else _CONTINUATION_TOKENS
     files: dict[str, Any] = {"chat_template": not args.no_chat_template}
     if args.prompts is not None:
-        found = read_prompts(args.prompts)
-        return PromptPlan(prompts=found.items, source=found.source, **files, **common)
+        prompts, source = read_prompts(args.prompts, field=args.field)
+        return PromptPlan(prompts=prompts, source=source, **files, **common)
     if args.questions is not None:
-        asked = read_questions(args.questions)
-        return Plan(questions=asked.items, source=asked.source, **files, **common)
+        questions, source = read_questions(args.questions, field=args.field)
+        return Plan(questions=questions, source=source, **files, **common)
     passages = _PASSAGES if args.passages is None else args.passages
     per_task = _PER_TASK if args.per_task is None else args.per_task
     return Plan(

@@ -70,6 +70,8 @@ def _remarks(record: Mapping[str, Any]) -> list[str]:
     """Return what else a reader must know: what was left out, and steps smaller than they are called."""
     remarks = []
     plan, scored = record["plan"], record.get("continuations", {})
+    if plan.get("chat_template"):
+        remarks.append("Texts were put to the model as a user's message (--no-chat-template: as they are).")
     skipped = (plan.get("prompts") or plan.get("source") or {}).get("skipped")
     if skipped:
         remarks.append(f"{skipped} rows of the file are null or blank and were skipped.")
@@ -79,6 +81,8 @@ def _remarks(record: Mapping[str, Any]) -> list[str]:
             "nothing to score."
         )
     for case in record["cases"]:
+        if case.get("idle"):
+            remarks.append(f"B={case['batch_size']} {case['setting']}: {case['idle']}.")
         if case["setting"] == "off" and case["rows"] < case["batch_size"]:
             remarks.append(
                 f"B={case['batch_size']}: steps had {case['rows']} rows, for there are no more texts; give "

@@ -15,6 +15,7 @@ from sere.eval.settings import Setting, check_off_first
 from sere.provenance import provenance
 
 if TYPE_CHECKING:
+    from sere.integrations.transformers import Handle
     from sere.reroute.stats import LayerStats
     from sere.structure import ModelIdentity
     from sere.table import SimilarityTable
@@ -174,6 +175,11 @@ def summarise_layers(stats: Sequence[LayerStats]) -> dict[str, Any]:
     names = ("before", "after", "moved", "critical")
     means = {name: fmean(layer[name] for layer in layers) if layers else None for name in names}
     return means | {"layers": layers}
+
+
+def why_idle(handle: Handle) -> str | None:
+    """Return why a setting re-routed nothing, or None if it did or was to change nothing."""
+    return handle.why_nothing_changed()
 
 
 def weights_digest(model: Any) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from math import exp
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
@@ -28,15 +28,17 @@ from sere.eval.cases import (
     summarise_layers,
     texts_digest,
     weights_digest,
+    why_idle,
 )
 from sere.eval.checkpoint import Checkpoint
 from sere.eval.clusters import Estimate, mean_per_token, positive_mean_per_token, share_of_tokens
 from sere.eval.decode import decode, stop_ids
-from sere.eval.examples import Prompt
-from sere.eval.questions import encode, has_template
+from sere.eval.examples import prompt_key
+from sere.eval.questions import encode, takes_template
 from sere.eval.rows import supports_rows
 from sere.eval.settings import Setting
 from sere.eval.text import Text, score_texts
+from sere.texts import Row
 
 if TYPE_CHECKING:
     from sere.table import SimilarityTable
@@ -61,7 +63,7 @@ class PromptPlan:
 
     settings: Sequence[Setting]
     batch_sizes: Sequence[int]
-    prompts: Sequence[str | Prompt]
+    prompts: Sequence[str | Row]
     max_new_tokens: int = 64
     seed: int = 0
     chat_template: bool = False
@@ -79,7 +81,7 @@ class PromptPlan:
 
     def describe(self) -> dict[str, Any]:
         """Return what a record says of the plan beside settings and batch sizes."""
-        keys = [prompt.key if isinstance(prompt, Prompt) else prompt for prompt in self.prompts]
+        keys = [prompt_key(prompt) for prompt in self.prompts]
         return {
             "prompts": dict(self.source or {"count": len(keys)}),
             "prompts_digest": texts_digest(keys),
@@ -130,6 +132,8 @@ def evaluate_prompts(
         AlreadyApplied: Re-routing is active on the model.
     """
     check_settings(plan.settings, table)
+    used = plan.chat_template and takes_template(tokenizer, plan.prompts)
+    plan = replace(plan, chat_template=used)
     head = head_of_model(model, plan, table)
     kept = checkpoint_of(head, checkpoint, weights=weights_digest(model))
     prompts = encode(tokenizer, plan.prompts, chat=plan.chat_template)
@@ -140,7 +144,6 @@ def evaluate_prompts(
     record = {
         **head,
         _CONTINUATIONS: {
-            "chat_template": has_template(tokenizer) and plan.chat_template,
             "prompts": len(texts),
             "too_short": len(prompts) - len(texts),
             "prompt_tokens": round(fmean(text.read for text in texts), 3),
@@ -225,7 +228,9 @@ def _measure(
         # Every row of these steps is real, whatever token it is fed.
         apply_setting(model, setting, table, seed=plan.seed, pad_token_id=-1) as handle,
     ):
+        handle.quiet = True  # the record says why nothing changed, so the log need not
         scores = score_texts(model, texts, batch_size=batch_size, on_finished=tick)
+        idle = why_idle(handle)
         experts = summarise_layers(handle.stats())
     return {
         "setting": setting.label,
@@ -233,6 +238,7 @@ def _measure(
         "rows": min(batch_size, len(texts)),
         "loop": "rows" if supports_rows(model) else "generate",
         "experts": experts,
+        "idle": idle,
         "prompts": {
             "loss": [score.loss for score in scores],
             "kl": [score.kl for score in scores],

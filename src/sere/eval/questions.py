@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 from sere.errors import DataError, InputError, did_you_mean
-from sere.eval.examples import Message, Prompt
 from sere.eval.tasks import TASK_NAMES, Question, english, questions
+from sere.texts import Row
+from sere.texts import encode as encode_text
 
 
 class Asked(Protocol):
@@ -18,7 +20,7 @@ class Asked(Protocol):
         """Under which name its result is counted."""
 
     @property
-    def prompt(self) -> str | Prompt:
+    def prompt(self) -> str | Row:
         """What the model reads."""
 
     @property
@@ -66,17 +68,16 @@ def held_out_english(count: int, *, seed: int = 0) -> list[str]:
         raise DataError(f"text: {error}") from error
 
 
-def encode(tokenizer: Any, prompts: Sequence[str | Prompt], *, chat: bool = False) -> list[list[int]]:
+def encode(tokenizer: Any, prompts: Sequence[str | Row], *, chat: bool = False) -> list[list[int]]:
     """Return the token ids of each prompt, with the special tokens that the tokenizer puts in front.
 
     Args:
         tokenizer: The model's tokenizer.
-        prompts: Texts, or conversations, which take the tokenizer's chat template.
+        prompts: Texts, or conversations, which take the tokenizer's chat template where it has one.
         chat: Take a text for a user's message, where the tokenizer has a chat template.
 
     Raises:
-        DataError: A prompt has messages and the tokenizer no chat template, or one that refuses them; or it
-            has no tokens.
+        DataError: The chat template refuses a prompt, or a prompt has no tokens.
     """
     return [_encode(tokenizer, prompt, chat) for prompt in prompts]
 
@@ -86,36 +87,26 @@ def has_template(tokenizer: Any) -> bool:
     return getattr(tokenizer, "chat_template", None) is not None
 
 
+def takes_template(tokenizer: Any, prompts: Sequence[str | Row]) -> bool:
+    """Say whether there are texts and a chat template that could make them a user's messages."""
+    plain = any(isinstance(one.content if isinstance(one, Row) else one, str) for one in prompts)
+    return plain and has_template(tokenizer)
+
+
 def mark(tokenizer: Any, asked: Sequence[Asked], answers: Sequence[Sequence[int]]) -> list[bool]:
     """Say for each question whether its answer, given as token ids, is exactly right."""
     texts = [tokenizer.decode(answer, skip_special_tokens=True) for answer in answers]
     return [question.is_right(text) for question, text in zip(asked, texts, strict=True)]
 
 
-def _encode(tokenizer: Any, prompt: str | Prompt, chat: bool) -> list[int]:
-    content = prompt.content if isinstance(prompt, Prompt) else prompt
-    where = f"line {prompt.line}" if isinstance(prompt, Prompt) else repr(prompt[:40])
-    if not isinstance(content, str):
-        ids = _templated(tokenizer, content, where)
-    elif chat and has_template(tokenizer):
-        ids = _templated(tokenizer, [{"role": "user", "content": content}], where)
-    else:
-        ids = list(tokenizer(content)["input_ids"])
-    if not ids:
-        raise DataError(f"prompts: {where} has no tokens; expected at least one")
-    return ids
-
-
-def _templated(tokenizer: Any, messages: Sequence[Message], where: str) -> list[int]:
-    if not has_template(tokenizer):
-        raise DataError(
-            f"prompts: {where} has messages, but the model's tokenizer has no chat template; give rows with "
-            "a text in field 'prompt'"
-        )
+def _encode(tokenizer: Any, prompt: str | Row, chat: bool) -> list[int]:
+    row = prompt if isinstance(prompt, Row) else Row(repr(prompt[:40]), prompt)
+    if isinstance(row.content, str) and chat and has_template(tokenizer):
+        row = replace(row, content=({"role": "user", "content": row.content},))
     try:
-        found = tokenizer.apply_chat_template(
-            list(messages), add_generation_prompt=True, tokenize=True, return_dict=True
-        )
-    except Exception as error:  # a template may raise anything, on purpose too
-        raise DataError(f"prompts: {where}: the chat template refuses its messages: {error}") from error
-    return list(found["input_ids"])
+        ids = encode_text(row.text(tokenizer, generation_prompt=True), tokenizer)
+    except DataError as error:
+        raise DataError(f"prompts: {str(error).removeprefix('texts: ')}") from error
+    if not ids:
+        raise DataError(f"prompts: {row.place} has no tokens; expected at least one")
+    return ids

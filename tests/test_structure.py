@@ -216,6 +216,33 @@ def test_identity_is_that_of_the_architecture() -> None:
         assert identify(tiny_model("qwen3_moe", **other)).digest != base.digest, other
 
 
+def test_k_is_the_routers_where_the_block_names_another() -> None:
+    """Mixtral's block keeps a copy of K that nothing reads; what the router picks is what counts."""
+    model = tiny_model("mixtral")
+    model.model.layers[1].mlp.gate.top_k = 2
+    assert {layer.index: layer.K for layer in find_experts(model)} == {0: 4, 1: 2}
+    assert identify(model).slots == {0: 4, 1: 2}
+    assert identify(model).K == 4
+
+
+def test_identity_holds_the_values_that_make_it() -> None:
+    """Model type, hidden size, layers and expert width, and E and K of each layer."""
+    found = identify(tiny_model("qwen3_moe"))
+    assert found.architecture == {
+        "model_type": "qwen3_moe",
+        "hidden_size": 32,
+        "layers": 2,
+        "expert_width": 16,
+    }
+    assert (found.experts, found.slots) == ({0: 16, 1: 16}, {0: 4, 1: 4})
+    other = identify(tiny_model("qwen3_moe", hidden_size=16, num_experts=8))
+    assert found.differences(other) == [
+        "hidden_size: the table has 32, the model 16",
+        "experts of layer 0: the table has 16, the model 8",
+        "experts of layer 1: the table has 16, the model 8",
+    ]
+
+
 def test_names_carry_no_path(tmp_path: Path) -> None:
     """A hub id stays; of a directory only the last part is kept; without either the class names the model."""
     model = tiny_model("qwen3_moe")

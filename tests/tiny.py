@@ -89,3 +89,10 @@ def _spread_router_bias(model: PreTrainedModel) -> None:
         if name.endswith("e_score_correction_bias"):
             with torch.no_grad():
                 buffer.copy_(torch.linspace(-0.2, 0.2, buffer.numel()).roll(5).view_as(buffer))
+
+
+def uneven_model() -> PreTrainedModel:
+    """Build a tiny model whose first layer has 16 experts and 4 slots, and whose second has 12 and 2."""
+    model = tiny_model("qwen3_moe")
+    model.model.layers[1] = tiny_model("qwen3_moe", num_experts=12, num_experts_per_tok=2).model.layers[1]
+    return model

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 import inspect
-import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
 from sere.errors import UnsupportedModel
+from sere.identity import ModelIdentity, architecture_of, first_of
 from sere.wrappers import plain_name, refuse_copies, wraps
 
 _EXPERTS_NAMES = (
@@ -32,39 +30,7 @@ _TOP_K_NAMES = (
     "moe_top_k",
     "moe_k",
 )
-# What makes two models the same for a table. Values are read through aliases, so that a renamed key in
-# another release, a quantised copy or a grown vocabulary does not make another model of it.
-_IDENTITY_KEYS: Mapping[str, tuple[str, ...]] = {
-    "model_type": ("model_type",),
-    "hidden_size": ("hidden_size", "d_model", "n_embd"),
-    "layers": ("num_hidden_layers", "num_layers", "n_layers", "n_layer"),
-    "expert_width": (
-        "moe_intermediate_size",
-        "expert_ffn_hidden_size",
-        "ffn_hidden_size",
-        "intermediate_size",
-    ),
-}
 _OTHER_TOWERS = re.compile(r"vision|visual|image|audio|speech|code2wav", re.IGNORECASE)
-
-
-@dataclass(frozen=True)
-class ModelIdentity:
-    """Which model a similarity table was made for.
-
-    Attributes:
-        name: What people call it: a hub id, or the last part of a path; for error texts only.
-        digest: Hex digest of the architecture: model type, hidden size, layers, expert width, E, K.
-        E: Experts of a layer (the largest, where layers differ).
-        K: Routed slots per token (the largest, where layers differ).
-        layer_names: Module name of the experts by decoder-layer index.
-    """
-
-    name: str
-    digest: str
-    E: int
-    K: int
-    layer_names: Mapping[int, str]
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,30 +116,13 @@ def identify(model: nn.Module) -> ModelIdentity:
 
 def identity_of(model: nn.Module, layers: list[ExpertsLayer]) -> ModelIdentity:
     """Say which model this is, from layers that were found already; see `identify`."""
-    E, K = max(layer.E for layer in layers), max(layer.K for layer in layers)
     return ModelIdentity(
         name=_model_name(model),
-        digest=architecture_digest(text_config(model), E=E, K=K),
-        E=E,
-        K=K,
+        architecture=architecture_of(text_config(model)),
         layer_names={layer.index: layer.name for layer in layers},
+        experts={layer.index: layer.E for layer in layers},
+        slots={layer.index: layer.K for layer in layers},
     )
-
-
-def architecture_digest(config: object, *, E: int, K: int) -> str:
-    """Return the hex digest over the architecture keys of a text config.
-
-    Args:
-        config: The text config, or None for a model without one.
-        E: Experts of a layer.
-        K: Routed slots per token.
-
-    Returns:
-        64 hex digits, independent of library versions, dtype and quantisation.
-    """
-    values: dict[str, Any] = {key: _first(config, names) for key, names in _IDENTITY_KEYS.items()}
-    values |= {"E": E, "K": K}
-    return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def text_config(model: nn.Module) -> object:
@@ -221,7 +170,7 @@ def _count_experts(module: nn.Module) -> int | None:
     if lists and max(lists) > 1:
         return max(lists)
     # Weights of all experts in one flat matrix (DBRX), or packed by quantisation.
-    named = _first(module, _EXPERTS_NAMES)
+    named = first_of(module, _EXPERTS_NAMES)
     return int(named) if isinstance(named, int) and next(module.parameters(), None) is not None else None
 
 
@@ -244,10 +193,13 @@ def _describe(name: str, module: nn.Module, parent: nn.Module, config: object) -
 
 
 def _routed_slots(module: nn.Module, parent: nn.Module, config: object, index: int) -> int | None:
-    """K, from what stands nearest to the experts: the MoE block, its router, the config."""
+    """K, from what stands nearest to the choice: the router beside the experts, the MoE block, the config.
+
+    Where router and block both name a number, the block's is a copy that nothing reads.
+    """
     siblings = [child for child in parent.children() if child is not module]
-    for place in (parent, *siblings, getattr(module, "config", None), config):
-        found = _first(place, _TOP_K_NAMES)
+    for place in (*siblings, parent, getattr(module, "config", None), config):
+        found = first_of(place, _TOP_K_NAMES)
         if isinstance(found, list | tuple) and index < len(found):
             found = found[index]
         if isinstance(found, int) and found > 0:
@@ -308,13 +260,3 @@ def _model_name(model: nn.Module) -> str:
     if named.count("/") > 1 or Path(named).is_absolute() or Path(named).exists():
         named = Path(named).name
     return named or type(model).__name__
-
-
-def _first(place: object, names: tuple[str, ...]) -> Any:
-    """Return the first of these attributes that is there and not None, else None."""
-    for holder in (place, getattr(place, "ffn_config", None)):
-        for name in names:
-            value = getattr(holder, name, None)
-            if value is not None:
-                return value
-    return None

@@ -268,6 +268,34 @@ def test_layer_that_is_never_called_is_refused() -> None:
         collect_in_memory(model, layers, some_tokens(), settings("frobenius"))
 
 
+class _Looping(nn.ModuleList):
+    """Runs its layers three times in each forward pass."""
+
+    def __getitem__(self, index: Any) -> Any:
+        found = super().__getitem__(index)
+        return [*found] * 3 if isinstance(index, slice) else found
+
+
+def test_all_loops_over_the_layers_count() -> None:
+    """A model that loops over its layers is measured on every pass, not on its first alone."""
+    model = tiny_model("qwen3_moe")
+    model.model.layers.__class__ = _Looping
+    looped = _run(model, "frobenius")
+    seen: list[tuple[Any, ...]] = []
+    layer = find_experts(model)[0]
+    layer.module.register_forward_pre_hook(lambda _, args: seen.append(args[:3]))
+    with torch.no_grad():
+        for batch in some_tokens().batches(3):
+            model(input_ids=batch, use_cache=False)
+    direct = make_accumulator("frobenius", layer.E)
+    for hidden, ids, weights in seen:
+        direct.update(torch.stack([_expert(layer.module, hidden, e) for e in range(layer.E)]), ids, weights)
+    assert sum(len(hidden) for hidden, _, _ in seen) == 3 * some_tokens().num_tokens
+    torch.testing.assert_close(
+        looped["frobenius"][0].similarity, direct.finalize().similarity, rtol=0, atol=2e-5
+    )
+
+
 def test_same_seed_same_table_other_seed_other_tokens() -> None:
     """The seed decides which documents come first, and so the digest; the same one repeats the table."""
     model, tokenizer = tiny_model("qwen3_moe"), char_tokenizer()

@@ -97,7 +97,7 @@ def test_any_model_is_compared_with_itself_on_prompts(
     off, sere, idle = record["cases"]
     assert off["kl"]["value"] < 1e-6 < sere["kl"]["value"]
     assert off["agreement"]["value"] == 1
-    assert idle["idle"].startswith("nothing was re-routed: min_active=15")
+    assert idle["nothing_changed"].startswith("nothing was re-routed: min_active=15")
     assert main([*map(str, argv)]) == 0
     nothing, shown = capsys.readouterr()
     assert nothing == ""

@@ -2,36 +2,54 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import pytest
 
-from sere.errors import InputError
 from sere.eval.checkpoint import Checkpoint
 
 
 def test_cases_are_there_again_for_the_same_run_only(tmp_path: Path) -> None:
-    """Another run with the same key finds the cases; one with another key is told what differs."""
+    """Another run with the same key finds the cases; one with another key finds none."""
     path = tmp_path / "partial.json"
     Checkpoint(path, {"seed": 1, "sizes": (1, 8)}).put("B=1 off", {"steps": 3})
     assert Checkpoint(path, {"seed": 1, "sizes": [1, 8]}).get("B=1 off") == {"steps": 3}
-    before = path.read_text()
-    with pytest.raises(InputError, match=r"partial.json: .* differs in seed \(1 there, 2 here\); sizes \("):
-        Checkpoint(path, {"seed": 2, "sizes": [1]})
-    assert path.read_text() == before
+    assert Checkpoint(path, {"seed": 2, "sizes": [1, 8]}).get("B=1 off") is None
 
 
-def test_what_differs_is_named_down_to_its_part_and_without_digests(tmp_path: Path) -> None:
-    """A value within a part is named with both values; a digest, which says nothing, by its name alone."""
+def test_cases_of_another_run_are_named_before_they_are_lost(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A warning says how many cases there were and what differs: values, or words in place of digests."""
     path = tmp_path / "partial.json"
-    there = {"plan": {"prompts": {"file": "a.txt"}, "prompts_digest": "0" * 32}}
-    Checkpoint(path, there).put("B=1 off", {})
-    here = {"plan": {"prompts": {"file": "b.txt"}, "prompts_digest": "1" * 32}}
-    with pytest.raises(InputError) as caught:
-        Checkpoint(path, here)
-    text = 'differs in plan prompts file ("a.txt" there, "b.txt" here); plan prompts digest. To go on'
-    assert text in str(caught.value)
-    assert "0000" not in str(caught.value)
+    plan = {"seed": 1, "batch_sizes": [1, 8], "questions_digest": "a"}
+    Checkpoint(path, {"plan": plan, "weights": "a", "table": None}).put("B=1 off", {})
+    other = {"seed": 2, "batch_sizes": [1], "questions_digest": "b"}
+    with caplog.at_level(logging.WARNING, "sere"):
+        Checkpoint(path, {"plan": other, "weights": "b", "table": {"metric": "cka"}})
+    (line,) = caplog.messages
+    assert line.startswith(f"sere: starting over: 1 finished cases in {path} are of another run: ")
+    assert (
+        "seed was 1, now 2; batch_sizes was 1 8, now 1; the questions differ; the model's weights differ"
+        in line
+    )
+
+
+def test_whatever_ends_a_run_says_what_is_kept(tmp_path: Path) -> None:
+    """The note is there if a case is finished and there is a file for it."""
+    path = tmp_path / "partial.json"
+    for place, cases, notes in (
+        (path, 0, []),
+        (None, 1, []),
+        (path, 1, [f"1 cases are done (kept in {path}); the same command goes on behind them"]),
+    ):
+        kept = Checkpoint(place, {})
+        for number in range(cases):
+            kept.put(str(number), {})
+        with pytest.raises(KeyboardInterrupt) as caught, kept.going_on():
+            raise KeyboardInterrupt
+        assert getattr(caught.value, "__notes__", []) == notes
 
 
 def test_damaged_files_count_as_empty_and_done_runs_leave_none(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from dataclasses import dataclass, field
 from typing import Any
@@ -60,6 +61,23 @@ class Case:
         return Routing(routing.ids.cpu(), routing.weights.cpu()), counters.cpu()
 
 
+_BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def bits(weights: Tensor) -> Tensor:
+    """Weights as the integers that have their bits."""
+    return weights.view(_BITS[weights.element_size()])
+
+
+def assert_equal_bits(actual: Tensor, expected: Tensor, came: Tensor) -> None:
+    """Weights agree bit for bit; any NaN will do where it was computed, but one that came keeps its bits."""
+    both_nan = actual.isnan() & expected.isnan()
+    assert torch.equal(bits(actual)[~both_nan], bits(expected)[~both_nan])
+    passed = both_nan & came.isnan()
+    for weights in (actual, expected):
+        assert torch.equal(bits(weights)[passed], bits(came)[passed])
+
+
 def assert_same_bits(case: Case, backend: str = "shim", **changes: Any) -> Routing:
     """A backend gives ids, weights and counters as the reference does, bit for bit; dtypes are kept."""
     expected, expected_counters = case.run("reference", **changes)
@@ -67,7 +85,7 @@ def assert_same_bits(case: Case, backend: str = "shim", **changes: Any) -> Routi
     assert actual.ids.dtype == case.ids.dtype
     assert actual.weights.dtype == case.weights.dtype
     assert torch.equal(actual.ids, expected.ids)
-    assert torch.equal(actual.weights, expected.weights)
+    assert_equal_bits(actual.weights, expected.weights, case.weights)
     assert counters.tolist() == expected_counters.tolist()
     return actual
 
@@ -107,8 +125,14 @@ def batch(
 
 
 @st.composite
-def cases(draw: st.DrawFn, *, dtypes: tuple[torch.dtype, ...] = (torch.float32,)) -> Case:
-    """Any legal call: every option, padding, sentinels, zero experts, shared columns, ties, repeated ids."""
+def cases(
+    draw: st.DrawFn, *, dtypes: tuple[torch.dtype, ...] = (torch.float32,), odd_weights: bool = False
+) -> Case:
+    """Any legal call: every option, padding, sentinels, zero experts, shared columns, ties, repeated ids.
+
+    Some similarities may be unknown. With ``odd_weights`` some weights, and factors of the scale, are such as
+    no router should give.
+    """
     E = draw(st.integers(1, 24))
     K = draw(st.integers(1, min(E, 6)))
     T = draw(st.integers(0, 12))
@@ -121,7 +145,11 @@ def cases(draw: st.DrawFn, *, dtypes: tuple[torch.dtype, ...] = (torch.float32,)
         ids = ids.long()
     if T and draw(st.booleans()):
         _disturb(draw, ids, weights, E)
+    if T and odd_weights:
+        _put_odd_weights(draw, weights)
     similarity = similarity_matrix(E, seed, levels=draw(st.sampled_from([None, 3])))
+    if draw(st.booleans()):
+        similarity = forget_some(similarity, seed, share=draw(st.sampled_from([0.2, 0.9, 1.0])))
     merge = draw(st.sampled_from(["none", "same", "distinct", "sentinel"]))
     options: dict[str, Any] = {
         "select_top_k": draw(st.integers(1, K + 1)),
@@ -140,7 +168,41 @@ def cases(draw: st.DrawFn, *, dtypes: tuple[torch.dtype, ...] = (torch.float32,)
         )
     if draw(st.booleans()):
         options["scale"] = torch.rand(E, E, generator=torch.Generator().manual_seed(seed)) + 0.5
+        if odd_weights:
+            factors = torch.tensor([0.0, -0.0, -1.5, 1e-30, 3e38, -3e38])
+            options["scale"].view(-1)[::3] = factors[torch.arange(E * E)[::3] % 6]
     return Case(ids, weights, similarity, options)
+
+
+def forget_some(similarity: Tensor, seed: int, *, share: float) -> Tensor:
+    """Make a share of the similarities unknown, in some rows all of them."""
+    E = len(similarity)
+    generator = torch.Generator().manual_seed(seed + 1)
+    lost = torch.rand(E, E, generator=generator) < share
+    lost |= torch.rand(E, 1, generator=generator) < share / 2
+    return similarity.masked_fill(lost, torch.nan).fill_diagonal_(1.0)
+
+
+def odd_weight_bits(dtype: torch.dtype) -> list[int]:
+    """The bits of weights at the edges of what a dtype holds, and of NaNs of several kinds."""
+    limits = torch.finfo(dtype)
+    least = limits.smallest_normal * limits.eps
+    values = [0.0, -0.0, least, -least, limits.smallest_normal, limits.max, -limits.max, limits.max / 2]
+    values += [torch.inf, -torch.inf, 255.99, 256.0, 300.0, -300.0, 2.0**-25, 3 * 2.0**-25, -0.75]
+    nan = torch.tensor([torch.nan], dtype=dtype)
+    quiet = int(bits(nan))
+    # The other sign, another payload, and one that signals: its payload without the bit that says quiet.
+    silent = 1 << (-int(math.log2(limits.eps)) - 1)
+    nans = [quiet, quiet | torch.iinfo(bits(nan).dtype).min, quiet | 1, (quiet & ~silent) | 1]
+    return [*bits(torch.tensor(values, dtype=torch.float64).to(dtype)).tolist(), *nans, quiet, quiet]
+
+
+def _put_odd_weights(draw: st.DrawFn, weights: Tensor) -> None:
+    """Put odd weights into some slots, in place."""
+    T, K = weights.shape
+    odd = st.sampled_from(odd_weight_bits(weights.dtype))
+    for _ in range(draw(st.integers(1, T * K))):
+        bits(weights)[draw(st.integers(0, T - 1)), draw(st.integers(0, K - 1))] = draw(odd)
 
 
 def outside(E: int, dtype: torch.dtype) -> st.SearchStrategy[int]:
@@ -183,6 +245,9 @@ def fuzzed(seed: int) -> Case:
     for _ in range(rng.choice([0, 0, T])):
         t = rng.randrange(T)
         ids[t, rng.randrange(K)] = ids[t, rng.randrange(K)]
+    odd = odd_weight_bits(dtype)
+    for _ in range(rng.choice([0, 0, 0, 5, T])):
+        bits(weights)[rng.randrange(T), rng.randrange(K)] = rng.choice(odd)
     merge = rng.choice(["none", "same", "distinct", "sentinel"])
     options: dict[str, Any] = {
         "select_top_k": rng.choice([1, 1, 2, K]),
@@ -201,4 +266,7 @@ def fuzzed(seed: int) -> Case:
         options["scale"] = similarity_matrix(E, seed) + 0.5
     levels = rng.choice([None, 4])
     wide = ids.long() if rng.random() < 0.5 else ids
-    return Case(wide, weights, similarity_matrix(E, seed, levels=levels), options)
+    similarity = similarity_matrix(E, seed, levels=levels)
+    if rng.random() < 0.3:
+        similarity = forget_some(similarity, seed, share=0.5)
+    return Case(wide, weights, similarity, options)

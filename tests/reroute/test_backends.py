@@ -56,6 +56,14 @@ def test_any_call(backend: str, case: Case) -> None:
 
 
 @pytest.mark.parametrize("backend", FAST)
+@given(case=cases(dtypes=WEIGHT_DTYPES, odd_weights=True))
+@settings(max_examples=400)
+def test_any_call_with_any_weights(backend: str, case: Case) -> None:
+    """Weights and factors that no router should give (NaN, infinite, huge, subnormal) have one meaning."""
+    assert_same_bits(case, backend)
+
+
+@pytest.mark.parametrize("backend", FAST)
 @pytest.mark.parametrize("merge", ["same", "distinct", "sentinel"])
 def test_sums_go_in_slot_order(backend: str, merge: str) -> None:
     """float64 weights that any other order of addition would round otherwise are summed slot by slot."""

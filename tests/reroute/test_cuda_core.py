@@ -14,6 +14,7 @@ HERE = Path(__file__).parent
 SUITE = (
     "shim/driven.py",
     "test_backends.py",
+    "test_weights.py",
     "test_worked_example.py",
     "test_operator.py",
     "test_properties.py",

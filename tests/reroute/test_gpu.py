@@ -16,7 +16,7 @@ from sere.config import RerouteConfig
 from sere.reroute import COUNTERS, Plan, make_plan, reroute, select
 from sere.similarity.layer import LayerSimilarity
 
-from .cases import NO_DEVICE, batch, fuzzed, similarity_matrix
+from .cases import NO_DEVICE, assert_same_bits, batch, fuzzed, similarity_matrix
 
 pytestmark = [
     pytest.mark.gpu,
@@ -192,12 +192,7 @@ def test_slices_of_larger_tensors() -> None:
 def test_a_thousand_fuzzed_cases(block: int) -> None:
     """Ids, weights and counters equal the reference's bit for bit."""
     for seed in range(100 * block, 100 * block + 100):
-        case = fuzzed(seed)
-        expected, expected_counters = case.run("reference")
-        actual, counted = case.run("cuda")
-        assert torch.equal(actual.ids, expected.ids), seed
-        assert torch.equal(actual.weights, expected.weights), seed
-        assert counted.tolist() == expected_counters.tolist(), seed
+        assert_same_bits(fuzzed(seed), "cuda")
 
 
 def test_the_same_bits_every_time() -> None:

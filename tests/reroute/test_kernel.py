@@ -128,9 +128,10 @@ def test_wide_ids_pass_through() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_every_16_bit_weight(dtype: torch.dtype) -> None:
-    """Each finite 16-bit weight, subnormal ones too, is read exactly; products round as PyTorch's."""
+    """Each 16-bit number, subnormal and infinite ones too, is read exactly; products round as PyTorch's."""
     weights = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(dtype)
-    weights = weights[weights.isfinite()].reshape(-1, 4)
+    weights = weights[~weights.isnan()]
+    weights = torch.cat([weights, weights[:2]]).reshape(-1, 4)
     ids = torch.arange(4, dtype=torch.int32).expand(len(weights), 4)
     for factor in (1.0 + 2**-9, 0.3337, 2**-14):
         scale = torch.full((4, 4), factor)

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from sere.reroute import COUNTERS
-from sere.reroute.batch import members, real_rows, weight_ranks
+from sere.reroute.batch import has_weight, members, real_rows, weight_ranks
 
-from .cases import BACKENDS, Case, cases, outside
+from .cases import BACKENDS, Case, bits, cases, outside
 
 pytestmark = pytest.mark.usefixtures("shim_backend")
 
@@ -23,11 +24,44 @@ backends = pytest.mark.parametrize("backend", BACKENDS)
 few = settings(max_examples=60)
 
 
+def _no_primary(merge: str, **changes: Any) -> Case:
+    """A call in which no expert is primary, with a row that comes with an expert twice."""
+    options: dict[str, Any] = {"select_top_k": 1, "threshold": 0.0, "keep": (), "targets": "primary"}
+    options |= {"merge": merge, "sentinel": -1 if merge == "sentinel" else None}
+    ids = torch.tensor([[1, 1], [1, 0]], dtype=torch.int32)
+    weights = torch.tensor([[0.5, 0.25], [0.5, 0.25]]) * changes.pop("times", 1)
+    return Case(ids, weights, torch.full((2, 2), 0.5).fill_diagonal_(1.0), options | changes)
+
+
+NO_PRIMARY = [
+    _no_primary(merge, **changes)
+    for merge in ("none", "same", "distinct", "sentinel")
+    for changes in (
+        {"row_budget": torch.tensor([0, 0])},
+        {"row_budget": torch.tensor([0, -1])},
+        {"num_tokens": 0},
+        {"times": 0},
+        {"times": math.nan},
+    )
+]
+
+
+def holds(**others: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Let a property face the calls in which no expert is primary, which are rare among drawn ones."""
+
+    def with_examples(test: Callable[..., None]) -> Callable[..., None]:
+        for case in NO_PRIMARY:
+            test = example(case=case, **others)(test)
+        return test
+
+    return with_examples
+
+
 def valid_slots(case: Case) -> Tensor:
     """Real rows' slots that count."""
     E = case.similarity.shape[0]
     real = real_rows(case.ids, budgets(case), case.options.get("num_tokens"))
-    return (case.ids >= 0) & (case.ids < E) & (case.weights != 0) & real[:, None]
+    return (case.ids >= 0) & (case.ids < E) & has_weight(case.weights) & real[:, None]
 
 
 def budgets(case: Case) -> Tensor:
@@ -49,11 +83,11 @@ def assert_nothing_changes(case: Case, backend: str, **changes: Any) -> None:
     """No merging: not a bit. Any merging: not a bit of the rows in which no expert is repeated."""
     plain, _ = case.run(backend, **changes | {"merge": "none", "sentinel": None})
     assert torch.equal(plain.ids, case.ids)
-    assert torch.equal(plain.weights, case.weights)
+    assert torch.equal(bits(plain.weights), bits(case.weights))
     merged, counters = case.run(backend, **changes)
     once = ~repeats(case)
     assert torch.equal(merged.ids[once], case.ids[once])
-    assert torch.equal(merged.weights[once], case.weights[once])
+    assert torch.equal(bits(merged.weights[once]), bits(case.weights[once]))
     assert counters[COUNTERS.index("moved")] == 0
 
 
@@ -72,6 +106,7 @@ def junk_in(draw: st.DrawFn, case: Case, ids: st.SearchStrategy[int], slots: Ten
 
 @backends
 @given(case=cases())
+@holds()
 @few
 def test_full_budget_changes_nothing(backend: str, case: Case) -> None:
     """``select_top_k >= K`` is the identity, bit for bit, but for merging what came repeated."""
@@ -81,6 +116,7 @@ def test_full_budget_changes_nothing(backend: str, case: Case) -> None:
 
 @backends
 @given(case=cases())
+@holds()
 @few
 def test_unreachable_threshold_changes_nothing(backend: str, case: Case) -> None:
     """A threshold above every similarity is the identity, bit for bit, but for merging what came repeated."""
@@ -89,6 +125,7 @@ def test_unreachable_threshold_changes_nothing(backend: str, case: Case) -> None
 
 @backends
 @given(case=cases())
+@holds()
 @few
 def test_heaviest_slots_never_change(backend: str, case: Case) -> None:
     """The b_t heaviest slots of each row keep their id unless merging frees them; inputs are not modified."""
@@ -101,11 +138,12 @@ def test_heaviest_slots_never_change(backend: str, case: Case) -> None:
     left = kept & (routing.weights != 0)
     assert torch.equal(routing.ids[left], case.ids[left])
     assert torch.equal(case.ids, ids)
-    assert torch.equal(case.weights, weights)
+    assert torch.equal(bits(case.weights), bits(weights))
 
 
 @backends
 @given(case=cases())
+@holds()
 @few
 def test_active_set(backend: str, case: Case) -> None:
     """The active set never grows, and its size is |P ∪ C| as counted; ``targets`` does not change it."""
@@ -127,6 +165,7 @@ def test_active_set(backend: str, case: Case) -> None:
 
 @backends
 @given(case=cases())
+@holds()
 @few
 def test_active_targets_are_at_least_as_similar(backend: str, case: Case) -> None:
     """Allowing critical experts as targets can only raise a moved slot's similarity."""
@@ -143,6 +182,7 @@ def test_active_targets_are_at_least_as_similar(backend: str, case: Case) -> Non
 
 @backends
 @given(case=cases(), seed=st.integers(0, 1000))
+@holds(seed=0)
 @few
 def test_row_order_does_not_matter(backend: str, case: Case, seed: int) -> None:
     """Permuting the rows permutes the result."""
@@ -155,11 +195,12 @@ def test_row_order_does_not_matter(backend: str, case: Case, seed: int) -> None:
         changes["row_budget"] = case.options["row_budget"][shuffle]
     actual, _ = shuffled.run(backend, **changes)
     assert torch.equal(actual.ids, expected.ids[shuffle])
-    assert torch.equal(actual.weights, expected.weights[shuffle])
+    assert torch.equal(bits(actual.weights), bits(expected.weights[shuffle]))
 
 
 @backends
 @given(case=cases(), seed=st.integers(0, 1000))
+@holds(seed=0)
 @few
 def test_expert_names_do_not_matter(backend: str, case: Case, seed: int) -> None:
     """Relabelling the experts commutes with re-routing when similarities are distinct."""
@@ -182,11 +223,12 @@ def test_expert_names_do_not_matter(backend: str, case: Case, seed: int) -> None
     real = real_rows(case.ids, budgets(case), None)
     mine, theirs = expected.ids[real].long(), actual.ids[real].long()
     assert torch.equal(torch.where((mine >= 0) & (mine < E), names[mine.clamp(0, E - 1)], mine), theirs)
-    assert torch.equal(actual.weights, expected.weights)
+    assert torch.equal(bits(actual.weights), bits(expected.weights))
 
 
 @backends
 @given(case=cases())
+@holds()
 @few
 def test_doing_it_twice_is_doing_it_once(backend: str, case: Case) -> None:
     """With primary targets and no merging, a second pass with the same P changes nothing."""
@@ -248,9 +290,10 @@ def test_contents_of_slots_without_an_expert_do_not_matter(
 
 @backends
 @given(case=cases(dtypes=(torch.float64,)), seed=st.integers(0, 1000))
+@holds(seed=0)
 @few
 def test_merging_keeps_the_layer_output(backend: str, case: Case, seed: int) -> None:
-    """Every merge mode gives the layer output of no merging, and ``distinct`` rows have distinct slots."""
+    """Every merge mode gives the layer output of no merging."""
     E = case.similarity.shape[0]
     outputs = torch.randn(E + 1, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
     outputs[E] = 0  # a sentinel's expert gives nothing, neither does a shared one's column here
@@ -262,15 +305,22 @@ def test_merging_keeps_the_layer_output(backend: str, case: Case, seed: int) -> 
 
     expected = layer_output("none")
     for merge in ("same", "distinct", "sentinel"):
-        torch.testing.assert_close(layer_output(merge), expected)
+        torch.testing.assert_close(layer_output(merge), expected, equal_nan=True)
 
 
 @backends
 @given(case=cases())
+@holds()
 @few
 def test_distinct_rows_repeat_an_id_only_when_active_experts_run_out(backend: str, case: Case) -> None:
-    """With ``merge="distinct"`` a real row has an id twice only if the row holds every active expert."""
-    routing, _ = case.run(backend, merge="distinct", sentinel=None)
+    """With ``merge="distinct"`` a real row has an id twice only if the row holds every active expert.
+
+    Where no expert is primary nothing changes, and rows repeat what they came with.
+    """
+    routing, counters = case.run(backend, merge="distinct", sentinel=None)
+    if counters[COUNTERS.index("steps")] == 0:
+        assert torch.equal(routing.ids, case.ids)
+        return
     plain, _ = case.run(backend, merge="none", sentinel=None)
     E = case.similarity.shape[0]
     slots = valid_slots(case)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sere.similarity import accumulator, definitions, frobenius, make_accumulator
+from sere.similarity import accumulator, definitions, frobenius, make_accumulator, weights_similarity
 
 
 def result(metric: str, Y: Tensor, **parameters: Any) -> Tensor:
@@ -95,14 +95,40 @@ def test_cosine_survives_rows_whose_squares_leave_float32(size: float) -> None:
     torch.testing.assert_close(result("cosine", Y * size), definitions.cosine(Y), atol=1e-6, rtol=0)
 
 
-def test_constant_outputs_are_like_nothing_in_cka() -> None:
-    """An expert that answers every token alike has no centred kernel; its similarity to others is 0."""
-    Y = torch.randn(3, 16, 8)
-    Y[1] = 1.0
-    for kernel in ("linear", "rbf", "polynomial"):
-        similarity = result("cka", Y, kernel=kernel, window=8)
-        assert similarity[1].tolist() == [0, 1, 0]
-        assert similarity[0, 2] > 0
+def test_a_silent_expert_has_no_known_cosine() -> None:
+    """An expert that gives nothing on any token points nowhere: NaN, not half alike."""
+    Y = torch.rand(3, 4, 3)
+    Y[1] = 0
+    for similarity in (result("cosine", Y), definitions.cosine(Y)):
+        assert similarity.isnan().tolist() == [
+            [False, True, False],
+            [True, False, True],
+            [False, True, False],
+        ]
+        assert similarity[0, 2] > 0.5
+
+
+@pytest.mark.parametrize("kernel", ["linear", "rbf", "polynomial"])
+@pytest.mark.parametrize("tokens", [16, 21], ids=["whole windows", "a rest of 5"])
+def test_of_constant_outputs_cka_knows_nothing(kernel: str, tokens: int) -> None:
+    """An expert that answers the tokens of each window alike has no centred kernel, whatever rounding leaves."""
+    Y = torch.randn(3, tokens, 8)
+    for window in range(0, tokens, 8):
+        Y[1, window : window + 8] = torch.rand(8)
+    similarity = result("cka", Y, kernel=kernel, window=8)
+    assert similarity.isnan().tolist() == [[False, True, False], [True, False, True], [False, True, False]]
+    assert similarity[0, 2] > 0
+    Y[1, 0] += 1
+    assert not result("cka", Y, kernel=kernel, window=8).isnan().any()
+
+
+def test_of_an_all_zero_expert_the_weights_say_nothing() -> None:
+    """A pruned expert has no direction; negative cosines are a 0 that is known."""
+    flat = torch.tensor([[1.0, 1.0], [0.0, 0.0], [-1.0, -1.0]])
+    layer = weights_similarity(flat)
+    assert layer.unknown == (1,)
+    assert layer.similarity[0, 2] == 0
+    assert torch.equal(layer.similarity.isnan(), definitions.weights(flat).isnan())
 
 
 def test_long_calibration_does_not_drift() -> None:

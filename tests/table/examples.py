@@ -7,16 +7,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sere.identity import ModelIdentity
 from sere.similarity import LayerSimilarity
-from sere.structure import ModelIdentity
 from sere.table import SimilarityTable
 
+ARCHITECTURE = {"model_type": "any_moe", "hidden_size": 32, "layers": 4, "expert_width": 16}
 
-def identity(**changes: Any) -> ModelIdentity:
-    """Return the identity of a model of 5 experts with MoE layers 1 and 3."""
+
+def identity(*, E: int = 5, K: int = 2, **changes: Any) -> ModelIdentity:
+    """Return the identity of a model of E experts per layer with MoE layers 1 and 3."""
     names = {index: f"model.layers.{index}.mlp.experts" for index in (1, 3)}
-    values: dict[str, Any] = {"name": "tiny", "digest": "ab" * 32, "E": 5, "K": 2, "layer_names": names}
-    return ModelIdentity(**(values | changes))
+    values: dict[str, Any] = {"name": "tiny", "architecture": ARCHITECTURE, "layer_names": names} | changes
+    sizes = {
+        "experts": dict.fromkeys(values["layer_names"], E),
+        "slots": dict.fromkeys(values["layer_names"], K),
+    }
+    return ModelIdentity(**(sizes | values))
 
 
 def matrix(seed: int, E: int = 5) -> Tensor:

@@ -11,7 +11,8 @@ import torch
 
 from sere.errors import InputError, TableError, TableMismatch
 from sere.similarity import LayerSimilarity
-from tests.table.examples import identity, matrix, table
+from sere.table import artifact
+from tests.table.examples import ARCHITECTURE, identity, matrix, table
 
 
 def refuses(error: type[Exception], text: str) -> Any:
@@ -66,24 +67,73 @@ def test_a_table_fits_its_model_under_another_name() -> None:
 
 
 @pytest.mark.parametrize(
-    "other",
+    ("other", "difference"),
     [
-        identity(digest="ef" * 32),
-        identity(K=3),
-        identity(layer_names={1: "a", 2: "b"}),
-        identity(E=6),
+        (
+            identity(architecture=ARCHITECTURE | {"hidden_size": 64}),
+            "hidden_size: the table has 32, the model 64",
+        ),
+        (
+            identity(architecture=ARCHITECTURE | {"model_type": None}),
+            "model_type: the table has any_moe, the ",
+        ),
+        (identity(layer_names={1: "a", 2: "b"}), "MoE layers: the table has [1, 3], the model [1, 2]"),
+        (identity(E=6), "experts of layer 1: the table has 5, the model 6; experts of layer 3: the table"),
+        (identity(experts={1: 5, 3: 4}), "(E=4 to 5, K=2, 2 MoE layers"),
+        (identity(experts={1: 5, 3: 4}), "): experts of layer 3: the table has 5, the model 4; calibrate"),
     ],
-    ids=["digest", "K", "layers", "E"],
+    ids=["hidden size", "model type", "layers", "E", "one layer's E, spread", "one layer's E"],
 )
-def test_another_model_is_refused_with_both_sides(other: Any) -> None:
-    """The text names the calibrated model, the one at hand and what to do."""
+def test_another_model_is_refused_with_what_differs(other: Any, difference: str) -> None:
+    """The text names the calibrated model, the one at hand, each value that differs, and what to do."""
     other = replace(other, name="big")
     with pytest.raises(TableMismatch) as caught:
         table().check(other)
     text = str(caught.value)
     assert text.startswith("the table was calibrated on 'tiny' (E=5, K=2, 2 MoE layers: layers 1 to 3, ")
-    assert f"but the model is 'big' (E={other.E}, K={other.K}" in text
+    assert "but the model is 'big' (E=" in text
+    assert difference in text
     assert text.endswith("calibrate this model (sere calibrate) or give its own table")
+
+
+def sized(experts: dict[int, int], **changes: Any) -> Any:
+    """Return a table whose layers have these numbers of experts."""
+    layers = {index: LayerSimilarity(matrix(index, E=E)) for index, E in experts.items()}
+    return table(layers=layers, identity=identity(experts=experts, **changes))
+
+
+def test_layers_may_have_different_numbers_of_experts() -> None:
+    """Each layer is checked against its own E; E and K of the whole are the largest."""
+    made = sized({1: 6, 3: 4}, slots={1: 2, 3: 3})
+    assert (made.E, made.identity.K, made.layers[3].E) == (6, 3, 4)
+    assert repr(made).startswith("SimilarityTable('tiny', cka, L=2, E=4 to 6, K=2 to 3, fingerprint ")
+    made.check(made.identity)
+    with refuses(TableError, "layer 3: expected E = 4 experts as in 'tiny' (E=4 to 6, K=2"):
+        table(layers={1: made.layers[1], 3: made.layers[1]}, identity=made.identity)
+    assert all(check.passed for check in made.verify(made.identity))
+    assert made.verify()[0].detail == "2 layers of 4 to 6 experts, fingerprint matches"
+
+
+@pytest.mark.parametrize(
+    ("metric", "text"),
+    [
+        ("cka", "similarities do not depend on K, so the table fits"),
+        (
+            "projection",
+            "measured on the tokens routed to each expert with K=2, so its similarities and scales",
+        ),
+    ],
+)
+def test_another_k_is_a_line_in_the_log(metric: str, text: str, caplog: pytest.LogCaptureFixture) -> None:
+    """A model loaded with another K is the calibrated one: both numbers are named, once, not refused."""
+    made = table(metric=metric, data_digest=metric)
+    artifact._say_other_slots.cache_clear()
+    for _ in range(2):
+        made.check(identity(K=1))
+        made.check(identity())
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert "was calibrated with K=2 routed slots per token, this model has K=1" in line
+    assert text in line
 
 
 def test_a_table_is_shown_in_a_line() -> None:
@@ -141,7 +191,7 @@ def test_verify_finds_what_loading_cannot() -> None:
     assert checks["symmetry"].detail == "layer 1: differs from its transpose by 0.01; calibrate again"
     assert checks["spread"].detail == "layer 3: all similarities are 0.5, so none tells experts apart"
     assert all(check.passed for check in table().verify(identity()))
-    assert not table().verify(identity(K=1))[-1].passed
+    assert not table().verify(identity(E=6))[-1].passed
 
 
 def test_directed_metrics_need_no_symmetry() -> None:

@@ -39,12 +39,12 @@ def test_show_names_model_metric_data_and_layers(path: Path, capsys: pytest.Capt
     """For people: every fact of the header and a row for each layer."""
     assert sere("show", path, "--threshold", "1.1") == 0
     text = capsys.readouterr().err
-    assert "model:       tiny (E=5, K=2, digest abababababab)" in text
+    assert f"model:       tiny (E=5, K=2, digest {identity().digest[:12]})" in text
     assert "metric:      cka (bandwidth=1.0, kernel=rbf, window=128)" in text
     assert "tokens:      51,200 (digest cdcdcdcdcdcd, seed 0)" in text
     assert "made by:     torch 2.9; commit 000000000000" in text
     assert table().fingerprint in text
-    assert text.splitlines()[-1].split()[0] == "3"
+    assert text.splitlines()[-1].split()[:2] == ["3", "5"]
     assert text.splitlines()[-1].split()[-1] == "5"
 
 
@@ -115,6 +115,23 @@ def test_pictures_of_many_layers_show_evenly_chosen_ones() -> None:
     assert len(maps) == 48
     assert (maps[0], maps[-1]) == ("layer 0", "layer 59")
     assert titles[-2:] == ["Spread of similarities", "Experts that no other resembles"]
+
+
+def test_layers_of_different_sizes_are_shown_and_drawn(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Layers of 6 and 4 experts: a row with each layer's own E, and the same pictures as for one E."""
+    layers = {1: LayerSimilarity(matrix(1, E=6)), 3: LayerSimilarity(matrix(3, E=4))}
+    made = table(layers=layers, identity=identity(experts={1: 6, 3: 4}))
+    made.save(tmp_path / "table.safetensors")
+    assert sere("show", tmp_path / "table.safetensors") == 0
+    shown = capsys.readouterr().err
+    assert "tiny (E=4 to 6, K=2, digest " in shown
+    assert [line.split()[:2] for line in shown.splitlines()[-2:]] == [["1", "6"], ["3", "4"]]
+    assert sere("plot", tmp_path / "table.safetensors") == 0
+    figure = plot.draw(made)
+    assert figure.get_suptitle().startswith("tiny: similarity of 4 to 6 experts")
+    assert sere("diff", tmp_path / "table.safetensors", tmp_path / "table.safetensors") == 0
 
 
 def test_alike_experts_are_drawn_side_by_side() -> None:

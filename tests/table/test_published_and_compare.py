@@ -137,6 +137,16 @@ def test_scales_count_as_a_difference() -> None:
     assert not compare(table(), table(scale=True)).equal
 
 
+def test_layers_of_different_sizes_are_imported_and_compared(tmp_path: Path) -> None:
+    """Each layer is taken and compared with its own E; a layer of another size is refused."""
+    model = identity(experts={1: 6, 3: 4})
+    imported = import_published(published(tmp_path, {1: matrix(1, E=6), 3: matrix(3, E=4)}), model)
+    assert [layer.E for layer in imported.layers.values()] == [6, 4]
+    assert compare(imported, imported).equal
+    with refuses(TableMismatch, "holds layers [1, 3] of E = [4, 6], but the model is 'tiny' (E=4 to 6, K=2"):
+        import_published(published(tmp_path, {1: matrix(1, E=4), 3: matrix(3, E=6)}), model)
+
+
 @pytest.mark.parametrize(
     ("E", "indices", "text"), [(4, (1, 3), "E=4, layers [1, 3]"), (5, (0, 2), "E=5, layers [0, 2]")]
 )
@@ -153,7 +163,7 @@ def test_incomparable_tables_are_compared_with_warnings() -> None:
     """Other model, layers, metric or data: each is said, and what can be compared is."""
     other = table(
         layers={1: LayerSimilarity(matrix(1))},
-        identity=identity(name="big", digest="ef" * 32, layer_names={1: "x"}),
+        identity=identity(name="big", architecture={}, layer_names={1: "x"}),
         metric="cosine",
         metric_parameters={},
         data_digest="",
@@ -169,6 +179,8 @@ def test_incomparable_tables_are_compared_with_warnings() -> None:
     assert result.warnings[3].endswith("digest cdcdcdcdcdcd and 7 tokens, digest none")
     assert [difference.layer for difference in result.layers] == [1]
     assert not result.equal
+    fewer = compare(table(), table(identity=identity(K=1)))
+    assert fewer.warnings == ("other routed slots per token: K=2 and K=1",)
     narrow = compare(table(), table(metric_parameters={"kernel": "rbf", "window": 64}))
     assert narrow.equal
     assert narrow.warnings[0].startswith("other cka parameters: {'kernel': 'rbf', 'window': 128")

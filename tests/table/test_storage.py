@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from pathlib import Path
@@ -14,8 +15,10 @@ from safetensors.torch import load_file, save_file
 
 from sere.errors import OutputError, TableError
 from sere.similarity import LayerSimilarity
-from sere.table import SimilarityTable
+from sere.structure import identify
+from sere.table import SimilarityTable, artifact
 from tests.table.examples import identity, matrix, table
+from tests.tiny import tiny_model
 
 
 def refuses(text: str) -> Any:
@@ -63,6 +66,79 @@ def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
     ):
         assert getattr(after, name) == getattr(before, name)
     assert after.fingerprint == before.fingerprint
+
+
+def test_sizes_of_each_layer_are_saved(tmp_path: Path) -> None:
+    """E and K of each layer come back, and the largest of them as those of the whole."""
+    layers = {1: LayerSimilarity(matrix(1, E=6)), 3: LayerSimilarity(matrix(3, E=4))}
+    path = saved(tmp_path, layers=layers, identity=identity(experts={1: 6, 3: 4}, slots={1: 2, 3: 3}))
+    loaded = SimilarityTable.load(path).identity
+    assert (loaded.experts, loaded.slots) == ({1: 6, 3: 4}, {1: 2, 3: 3})
+    assert (loaded.E, loaded.K) == (6, 3)
+
+
+# What version 0.1.0 wrote for `tiny_model("qwen3_moe")`: one E, K and digest of the architecture.
+OLD_IDENTITY = {
+    "name": "Qwen3MoeForCausalLM",
+    "digest": "1bf7fd9e88b816d14bf87af1184e197a5118e847f289e2f132742ceba13e06d5",
+    "E": 16,
+    "K": 4,
+    "layer_names": {"0": "model.layers.0.mlp.experts", "1": "model.layers.1.mlp.experts"},
+}
+
+
+def old_file(folder: Path) -> Path:
+    """Write a table as version 0.1.0 did."""
+    named = {f"layers.{index}.similarity": matrix(index, E=16) for index in (0, 1)}
+    described = {
+        "identity": OLD_IDENTITY, "metric": "cosine", "metric_parameters": {}, "num_tokens": 7,
+        "data_digest": "ab", "seed": 0,
+    }  # fmt: skip
+    digest = hashlib.sha256(json.dumps(described, sort_keys=True).encode())
+    for name, tensor in named.items():
+        digest.update(name.encode() + tensor.numpy().tobytes())
+    values = described | {"provenance": {}, "fingerprint": digest.hexdigest()}
+    header = {name: json.dumps(value, sort_keys=True) for name, value in values.items()}
+    path = folder / "old.safetensors"
+    save_file(named, path, metadata=header | {"format": "sere-similarity-table", "format_version": "1"})
+    return path
+
+
+def test_a_file_of_version_1_is_read_and_fits_its_model(tmp_path: Path) -> None:
+    """Its digest is made again from the model at hand; saved again, it is the same file."""
+    path = old_file(tmp_path)
+    loaded = SimilarityTable.load(path)
+    assert (loaded.E, loaded.identity.K, loaded.identity.digest[:8]) == (16, 4, "1bf7fd9e")
+    loaded.check(identify(tiny_model("qwen3_moe")))
+    loaded.save(tmp_path / "again.safetensors")
+    again = SimilarityTable.load(tmp_path / "again.safetensors")
+    assert (again.identity, again.fingerprint) == (loaded.identity, loaded.fingerprint)
+
+
+def test_a_file_of_version_1_is_taken_for_its_model_with_another_k(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The digest is made with the table's K, so a model loaded with another is still the same model."""
+    artifact._say_other_slots.cache_clear()
+    SimilarityTable.load(old_file(tmp_path)).check(identify(tiny_model("qwen3_moe", num_experts_per_tok=2)))
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert "calibrated with K=4 routed slots per token, this model has K=2" in line
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"hidden_size": 16}, "hidden_size, layers, expert_width: the table, written by an older sere, has "),
+        ({"num_experts": 8}, "experts of layer 0: the table has 16, the model 8"),
+        ({"num_hidden_layers": 3}, "MoE layers: the table has [0, 1], the model [0, 1, 2]"),
+    ],
+)
+def test_a_file_of_version_1_is_refused_for_another_model(
+    tmp_path: Path, changes: dict[str, int], text: str
+) -> None:
+    """What it holds of the model is compared; of the rest the text says that only a digest is there."""
+    with refuses(text):
+        SimilarityTable.load(old_file(tmp_path)).check(identify(tiny_model("qwen3_moe", **changes)))
 
 
 def test_a_large_model_takes_a_few_megabytes(tmp_path: Path) -> None:
@@ -154,14 +230,21 @@ def test_a_models_weights_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("metadata", "text"),
     [
-        ({"format_version": "2"}, "expected format version 1, got 2; a newer sere wrote it: upgrade, or"),
-        ({"format_version": None}, "expected format version 1, got None"),
+        (
+            {"format_version": "9"},
+            "expected format version 1 or 2, got 9; a newer sere wrote it: upgrade, or",
+        ),
+        ({"format_version": None}, "expected format version 1 or 2, got None"),
         ({"metric": None, "seed": None}, "the header lacks metric, seed; calibrate again"),
         ({"seed": "{"}, "the header is not valid JSON"),
         ({"identity": "[]"}, "the identity in its header makes no sense"),
         (
             {"identity": json.dumps({"name": "x", "layer_names": {}})},
             "the identity in its header makes no sense",
+        ),
+        (
+            {"identity": json.dumps(identity().to_mapping() | {"experts": {"1": 5}})},
+            "layer_names, experts and slots name different layers",
         ),
         ({"num_tokens": "5"}, "the content was changed after it was written"),
     ],

@@ -19,6 +19,7 @@ from sere.calibrate.skeleton import Skeleton
 from sere.calibrate.states import MemoryStates, States
 from sere.calibrate.weights import stacked_weights_similarity
 from sere.calibrate.work import WorkFolder
+from sere.errors import SereError
 from sere.similarity import LayerSimilarity
 from sere.structure import ExpertsLayer
 
@@ -39,13 +40,18 @@ def collect_layerwise(
         Similarities by metric and layer index; equal to `collect_in_memory`'s.
 
     Raises:
-        UnsupportedModel: The decoder layers hand more to each other than hidden states, or a layer is not
-            the weighted sum of its experts.
+        UnsupportedModel: The decoder layers hand more to each other than hidden states or run more than
+            once, or a layer is not the weighted sum of its experts.
         InputError: The checkpoint lacks weights, or the work folder is damaged.
     """
     experts = {_place(skeleton, layer): layer for layer in skeleton.experts}
     pass_ = _Pass(skeleton, tokens if settings.needs_tokens else None, settings, work, states_in_memory)
-    pass_.run(experts)
+    try:
+        pass_.run(experts)
+    except SereError:
+        if work.next_layer == 0:
+            work.delete()  # nothing to go on from
+        raise
     results: Results = {name: {} for name in settings.metrics}
     for place, layer in experts.items():
         for name, similarity in work.load_layer(place).items():

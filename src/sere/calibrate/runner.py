@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -19,21 +19,39 @@ class _Done(Exception):
         self.output = output
 
 
+class _Trace:
+    """What decoder layers are called with besides hidden states, in a pass that computes none of them."""
+
+    def __init__(self, changed: bool) -> None:
+        self.calls: dict[int, list[Any]] = {}
+        self._changed = changed
+
+    def take(self, index: int, others: Any, entering: Tensor) -> Tensor:
+        """Note a call; return what the layer hands on."""
+        self.calls.setdefault(index, []).append(others)
+        return entering * 2 + 1 if self._changed else entering
+
+
 class LayerRunner:
     """Computes one decoder layer for given hidden states.
 
     The model itself prepares masks, positions and every other argument of the layer from the true token
     ids, as in a whole forward pass; layers before the one asked for hand on what they get, and the pass
-    ends behind it.
+    ends behind it. That is right only if each layer runs once and gets nothing from the layers before it but
+    hidden states, which the first run checks.
     """
 
     def __init__(self, model: nn.Module, layers: nn.ModuleList) -> None:
         """Take over ``model`` for good: its ``layers`` no longer run by themselves."""
-        self._model = model
+        self._model, self._layers = model, layers
         self._arguments = forward_arguments(model)
         self._index = 0
         self._hidden: Tensor | None = None
         self._tuple = False
+        self._parent = next(module for module in model.modules() if layers in module.children())
+        self._checked = False
+        self._trace: _Trace | None = None
+        self._guard()
         for index, layer in enumerate(layers):
             layer.forward = partial(self._forward, index, layer.forward)
 
@@ -47,21 +65,81 @@ class LayerRunner:
                 of the ids.
 
         Raises:
-            UnsupportedModel: Layers hand more to each other than hidden states.
+            UnsupportedModel: Layers hand more to each other than hidden states, or run more than once.
         """
         self._index, self._hidden = index, hidden
+        done = self._pass(ids)
+        if done is None:
+            raise UnsupportedModel(
+                f"{type(self._model).__name__}: its forward pass does not call decoder layer {index}"
+            )
+        output = self._hidden_of(done.output, ids)
+        if not self._checked:
+            self._check(ids[:1])
+            self._checked = True
+        return output
+
+    def _pass(self, ids: Tensor) -> _Done | None:
         try:
             with torch.no_grad():
                 self._model(input_ids=ids, **self._arguments)
         except _Done as done:
-            return self._hidden_of(done.output, ids)
-        raise UnsupportedModel(
-            f"{type(self._model).__name__}: its forward pass does not call decoder layer {index}"
-        )
+            return done
+        except (RuntimeError, NotImplementedError) as error:
+            if "meta" in str(error):
+                raise _needs_weights(self._model, list(self._without_values())) from error
+            raise
+        return None
+
+    def _without_values(self) -> Iterator[str]:
+        """Yield the names of the parameters outside the decoder layers that have no values."""
+        inside = {id(parameter) for layer in self._layers for parameter in layer.parameters()}
+        for name, parameter in self._model.named_parameters():
+            if parameter.is_meta and id(parameter) not in inside:
+                yield name
+
+    def _guard(self) -> None:
+        """Refuse a call of a module without weights: PyTorch makes numbers of nothing in some operations."""
+        for name in self._without_values():
+
+            def refuse(*_: Any, name: str = name) -> None:
+                raise _needs_weights(self._model, [name])
+
+            self._model.get_submodule(name.rpartition(".")[0]).register_forward_pre_hook(refuse)
+
+    def _check(self, ids: Tensor) -> None:
+        """Refuse layers that run more than once, or whose other arguments follow from earlier hidden states.
+
+        The model runs twice with every layer passed through, the second time with changed hidden states.
+        """
+        plain, changed = self._traced(ids, changed=False), self._traced(ids, changed=True)
+        for index, calls in plain.calls.items():
+            if len(calls) > 1:
+                why = f"its forward pass runs decoder layer {index} {len(calls)} times; expected once"
+                raise _not_layer_by_layer(self._model, why)
+            if not _same(calls, changed.calls[index]):
+                raise _more_than_hidden(self._model, f"arguments of decoder layer {index}")
+
+    def _traced(self, ids: Tensor, *, changed: bool) -> _Trace:
+        self._trace = trace = _Trace(changed)
+        handle = self._parent.register_forward_hook(_stop)
+        try:
+            self._pass(ids)
+        except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
+            raise _not_layer_by_layer(
+                self._model, f"its forward pass fails where decoder layers are passed through: {error}"
+            ) from error
+        finally:
+            handle.remove()
+            self._trace = None
+        return trace
 
     def _forward(self, index: int, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         entering = args[0] if args else kwargs["hidden_states"]
-        if index != self._index:
+        if self._trace is not None:
+            others = [args[1:], {name: value for name, value in kwargs.items() if name != "hidden_states"}]
+            entering = self._trace.take(index, others, entering)
+        if index != self._index or self._trace is not None:
             return (entering,) if self._tuple else entering
         if self._hidden is not None:
             if args:
@@ -87,8 +165,39 @@ class LayerRunner:
         return output
 
 
+def _stop(*call: Any) -> None:
+    """End a pass where the module around the decoder layers returns: what follows has no weights."""
+    raise _Done(call[-1])
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    """Return the tensors of nested collections, in order."""
+    if isinstance(value, Tensor):
+        return [value]
+    items = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
+    return [tensor for item in items for tensor in _tensors(item)]
+
+
+def _same(a: Any, b: Any) -> bool:
+    """Whether all tensors of two nested collections are equal; NaN equals NaN."""
+    first, second = _tensors(a), _tensors(b)
+    return len(first) == len(second) and all(
+        x.shape == y.shape and bool(((x == y) | ((x != x) & (y != y))).all())
+        for x, y in zip(first, second, strict=True)
+    )
+
+
+def _needs_weights(model: nn.Module, names: list[str]) -> UnsupportedModel:
+    why = f"its forward pass needs weights beside its decoder layers' own ({', '.join(names[:3])})"
+    return _not_layer_by_layer(model, why)
+
+
 def _more_than_hidden(model: nn.Module, what: str) -> UnsupportedModel:
+    return _not_layer_by_layer(model, f"a decoder layer hands on {what}; expected hidden states only")
+
+
+def _not_layer_by_layer(model: nn.Module, why: str) -> UnsupportedModel:
     return UnsupportedModel(
-        f"{type(model).__name__}: a decoder layer hands on {what}; expected hidden states only, so it cannot "
-        "be calibrated layer by layer; calibrate it in memory (low_memory=False)"
+        f"{type(model).__name__}: {why}, so it cannot be calibrated layer by layer; calibrate it in memory "
+        "(low_memory=False)"
     )

@@ -11,6 +11,7 @@ from sere.cli.loading import add_trust_argument, identity_from_config
 from sere.cli.output import add_json_flag, emit, table
 from sere.cli.parser import add_command
 from sere.errors import SereError
+from sere.identity import span
 
 _DETAILS = """Exit code 1 where something that was asked for is broken: the model or the table that were
 named, or the two together. A missing extra is no fault; its line says how to install it."""
@@ -147,7 +148,8 @@ def _asked(args: argparse.Namespace) -> Iterator[Finding]:
         except (SereError, ImportError, OSError, ValueError) as error:
             yield Finding("model", args.model, "BROKEN", str(error))
         else:
-            shape = f"{len(identity.layer_names)} MoE layers, E={identity.E}, K={identity.K}"
+            E, K = span(identity.experts.values()), span(identity.slots.values())
+            shape = f"{len(identity.layer_names)} MoE layers, E={E}, K={K}"
             detail = f"{shape} (S < {identity.K} re-routes), digest {identity.digest[:12]}"
             yield Finding("model", identity.name, "ok", detail)
     if args.table is not None:

@@ -9,6 +9,7 @@ from typing import Any
 from sere.bundled import BUNDLED
 from sere.cli.eval_tables import render
 from sere.cli.loading import add_model_arguments, load
+from sere.cli.numbers import whole
 from sere.cli.output import add_json_flag, emit, say
 from sere.cli.parser import add_command
 from sere.errors import ConfigError
@@ -68,13 +69,13 @@ def add(subparsers: Any) -> None:
         help=f"repeatable; off is always there (default: {' '.join(_DEFAULT_SETTINGS)})",
     )  # fmt: skip
     parser.add_argument(
-        "--batch-size", type=int, nargs="+", default=[1, 16], metavar="B", help="(default: 1 16)"
+        "--batch-size", type=whole(1), nargs="+", default=[1, 16], metavar="B", help="(default: 1 16)"
     )
     parser.add_argument(
-        "--max-new-tokens", type=int, metavar="N",
+        "--max-new-tokens", type=whole(1), metavar="N",
         help=f"of an answer (default: {_ANSWER_TOKENS}) or a continuation ({_CONTINUATION_TOKENS})",
     )  # fmt: skip
-    parser.add_argument("--seed", type=int, default=0, help="of tasks and control (default: 0)")
+    parser.add_argument("--seed", type=whole(), default=0, help="of tasks and control (default: 0)")
     parser.add_argument(
         "--engine", choices=("transformers", "vllm"), default="transformers",
         help="what decodes; vllm takes off, sere, random and topk settings, and gives right answers only",
@@ -96,9 +97,9 @@ def _add_texts(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     files.add_argument("--no-chat-template", action="store_true", help="give texts to the model as they are")
     tasks = parser.add_argument_group("the bundled model's own tasks")
-    tasks.add_argument("--per-task", type=int, metavar="N", help=f"questions (default: {_PER_TASK})")
+    tasks.add_argument("--per-task", type=whole(1), metavar="N", help=f"questions (default: {_PER_TASK})")
     tasks.add_argument("--tasks", nargs="+", metavar="TASK", help="(default: all)")
-    tasks.add_argument("--passages", type=int, metavar="N", help=f"of English (default: {_PASSAGES})")
+    tasks.add_argument("--passages", type=whole(0), metavar="N", help=f"of English (default: {_PASSAGES})")
     tasks.add_argument("--no-text", dest="passages", action="store_const", const=0, help="no English")
 
 

@@ -81,8 +81,8 @@ def _remarks(record: Mapping[str, Any]) -> list[str]:
             "nothing to score."
         )
     for case in record["cases"]:
-        if case.get("idle"):
-            remarks.append(f"B={case['batch_size']} {case['setting']}: {case['idle']}.")
+        if case.get("nothing_changed") is not None:
+            remarks.append(f"B={case['batch_size']} {case['setting']}: {case['nothing_changed']}")
         if case["setting"] == "off" and case["rows"] < case["batch_size"]:
             remarks.append(
                 f"B={case['batch_size']}: steps had {case['rows']} rows, for there are no more texts; give "

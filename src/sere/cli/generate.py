@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sere.cli.loading import add_model_arguments, load
+from sere.cli.numbers import whole
 from sere.cli.output import add_json_flag, emit
 from sere.cli.parser import add_command
-from sere.errors import ConfigError, DataError
+from sere.errors import DataError
 
 if TYPE_CHECKING:
     from sere.eval.settings import Setting
@@ -42,7 +43,7 @@ def add(subparsers: Any) -> None:
         "or a list of messages for the chat template",
     )  # fmt: skip
     parser.add_argument("--field", default="prompt", metavar="NAME", help="(default: prompt)")
-    parser.add_argument("--max-new-tokens", type=int, default=64, metavar="N", help="(default: 64)")
+    parser.add_argument("--max-new-tokens", type=whole(1), default=64, metavar="N", help="(default: 64)")
     group = parser.add_argument_group("re-routing")
     group.add_argument("--table", metavar="FILE", help="similarity table")
     group.add_argument(
@@ -82,8 +83,6 @@ def _prompts(args: argparse.Namespace) -> list[Row]:
     """Return the prompts; a conversation becomes a text once there is a tokenizer."""
     from sere.texts import Row, read_rows
 
-    if args.max_new_tokens < 1:
-        raise ConfigError(f"--max-new-tokens: expected at least 1, got {args.max_new_tokens}")
     if not all(args.prompt):
         raise DataError("--prompt: expected a prompt that is not empty")
     rows = [Row("--prompt", text) for text in args.prompt]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from sere.errors import ConfigError, InputError
 
 if TYPE_CHECKING:
-    from sere.structure import ModelIdentity
+    from sere.identity import ModelIdentity
 
 DTYPES = ("auto", "bfloat16", "float16", "float32")
 

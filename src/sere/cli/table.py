@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,9 +10,11 @@ from typing import Any
 import torch
 
 from sere.cli.loading import add_trust_argument, identity_from_config
+from sere.cli.numbers import at_least
 from sere.cli.output import add_json_flag, emit, say, table
 from sere.cli.parser import add_command
 from sere.errors import ConfigError
+from sere.identity import span
 from sere.table import SimilarityTable, best_neighbours, compare, import_published, verify_file
 
 _EXAMPLES = """
@@ -40,7 +41,7 @@ def add(subparsers: Any) -> None:
     show.add_argument("path", type=Path, metavar="TABLE")
     show.add_argument(
         "--threshold",
-        type=_threshold,
+        type=at_least(0, "a similarity"),
         default=0.5,
         metavar="RHO",
         help="count experts that no other resembles this much (default: %(default)s)",
@@ -118,24 +119,15 @@ def _show(args: argparse.Namespace) -> int:
     return 0
 
 
-def _threshold(text: str) -> float:
-    """Read a threshold; argparse prints what is wrong."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value) or value < 0:
-        raise argparse.ArgumentTypeError(f"expected a number of at least 0 (a similarity), got {text!r}")
-    return value
-
-
 def _layer(loaded: SimilarityTable, index: int, threshold: float) -> dict[str, Any]:
     layer = loaded.layers[index]
-    others = layer.similarity[~torch.eye(layer.E, dtype=torch.bool)]
+    others = layer.similarity[~torch.eye(layer.E, dtype=torch.bool, device="cpu")]
     best = best_neighbours(layer.similarity)
     return {
         "layer": index,
         "name": loaded.identity.layer_names[index],
+        "E": layer.E,
+        "K": loaded.identity.slots[index],
         "scale": layer.scale is not None,
         "min": float(others.min()),
         "mean": float(others.double().mean()),
@@ -148,8 +140,9 @@ def _layer(loaded: SimilarityTable, index: int, threshold: float) -> dict[str, A
 def _render_show(value: dict[str, Any]) -> str:
     parameters = ", ".join(f"{name}={setting}" for name, setting in value["metric_parameters"].items())
     versions = ", ".join(f"{name} {v}" for name, v in value["provenance"].get("versions", {}).items())
+    E, K = (span(layer[name] for layer in value["layers"]) for name in ("E", "K"))
     facts = [
-        ("model", f"{value['model']} (E={value['E']}, K={value['K']}, digest {value['model_digest'][:12]})"),
+        ("model", f"{value['model']} (E={E}, K={K}, digest {value['model_digest'][:12]})"),
         ("metric", f"{value['metric']} ({parameters})" if parameters else value["metric"]),
         (
             "tokens",
@@ -165,6 +158,7 @@ def _render_show(value: dict[str, Any]) -> str:
     rows = [
         [
             layer["layer"],
+            layer["E"],
             *(f"{layer[name]:.3f}" for name in ("min", "mean", "max", "best_median")),
             len(layer["critical"]),
         ]
@@ -172,6 +166,7 @@ def _render_show(value: dict[str, Any]) -> str:
     ]
     headers = [
         "layer",
+        "E",
         "least",
         "mean",
         "most",

@@ -15,9 +15,8 @@ from sere.eval.settings import Setting, check_off_first
 from sere.provenance import provenance
 
 if TYPE_CHECKING:
-    from sere.integrations.transformers import Handle
+    from sere.identity import ModelIdentity
     from sere.reroute.stats import LayerStats
-    from sere.structure import ModelIdentity
     from sere.table import SimilarityTable
 
 Progress = Callable[[str, int], AbstractContextManager[Callable[[], object]]]
@@ -128,9 +127,6 @@ def checkpoint_of(
         head: What `head_of` returned.
         path: The file that keeps them; None for none.
         weights: A digest that tells models of equal shape apart.
-
-    Raises:
-        InputError: The file holds cases of another run.
     """
     key = {name: head[name] for name in ("model", "table", "plan")}
     return Checkpoint(path, key | {"weights": weights, "versions": head["provenance"]["versions"]})
@@ -175,11 +171,6 @@ def summarise_layers(stats: Sequence[LayerStats]) -> dict[str, Any]:
     names = ("before", "after", "moved", "critical")
     means = {name: fmean(layer[name] for layer in layers) if layers else None for name in names}
     return means | {"layers": layers}
-
-
-def why_idle(handle: Handle) -> str | None:
-    """Return why a setting re-routed nothing, or None if it did or was to change nothing."""
-    return handle.why_nothing_changed()
 
 
 def weights_digest(model: Any) -> str:

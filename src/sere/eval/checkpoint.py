@@ -3,32 +3,39 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
-import re
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-from sere.errors import InputError
 from sere.files import write_json
+from sere.interrupts import going_on
+from sere.resume import differences
 
-# Says nothing to a reader.
-_DIGEST = re.compile(r"[0-9a-f]{32,}")
+logger = logging.getLogger("sere")
+
+_IN_WORDS = {
+    "weights": "the model's weights differ",
+    "model.digest": "the model's shape differs",
+    "table.fingerprint": "the tables differ",
+    "plan.questions_digest": "the questions differ",
+    "plan.prompts_digest": "the prompts differ",
+    "plan.passages_digest": "the English passages differ",
+}
 
 
 class Checkpoint:
     """Finished cases in a file, valid only for the run that wrote them.
 
-    A damaged file counts as empty and is overwritten.
+    A file of another run (other model, table or plan) or a damaged one counts as empty and is
+    overwritten: its cases cannot be compared with this run's. A warning says in what they differ.
 
     Args:
         path: The file; None keeps nothing.
         key: What identifies the run; JSON-ready.
-
-    Raises:
-        InputError: The file holds cases of another run (other model, table or plan), which cannot be compared
-            with this run's; the text names what differs.
     """
 
     def __init__(self, path: str | os.PathLike[str] | None, key: Mapping[str, Any]) -> None:
@@ -56,30 +63,29 @@ class Checkpoint:
             return {}
         try:
             found = json.loads(self.path.read_text(encoding="utf-8"))
-            key, cases = dict(found["key"]), dict(found["cases"])
+            cases, key = dict(found["cases"]), dict(found["key"])
         except (OSError, ValueError, KeyError, TypeError):
             return {}
-        if differing := list(_differences(key, self.key)):
-            raise InputError(
-                f"{self.path}: holds the finished cases of an interrupted run that differs in "
-                f"{'; '.join(differing)}. To go on with that run, give its arguments again; to begin a new "
-                "one, delete this file or choose another --out"
-            )
+        if different := differences(key, self.key, _IN_WORDS):
+            logger.warning(
+                "sere: starting over: %d finished cases in %s are of another run: %s",
+                len(cases), self.path, "; ".join(different),
+            )  # fmt: skip
+            return {}
         return cases
 
+    @contextmanager
+    def going_on(self) -> Iterator[None]:
+        """Note on whatever ends the block early how many cases the same command finds done."""
 
-def _differences(there: Any, here: Any, name: str = "") -> Iterator[str]:
-    """Yield a text for each value in which two keys differ, down to single values."""
-    if isinstance(there, dict) and isinstance(here, dict):
-        for part in {**here, **there}:
-            yield from _differences(there.get(part), here.get(part), f"{name} {part}".strip())
-    elif there != here:
-        hidden = any(isinstance(value, str) and _DIGEST.fullmatch(value) for value in (there, here))
-        yield (
-            name.replace("_", " ")
-            if hidden
-            else (f"{name.replace('_', ' ')} ({json.dumps(there)} there, {json.dumps(here)} here)")
-        )
+        def kept() -> str | None:
+            if self.path is None or not self.cases:
+                return None
+            done = f"{len(self.cases)} cases are done (kept in {self.path})"
+            return f"{done}; the same command goes on behind them"
+
+        with going_on(kept):
+            yield
 
 
 def files_digest(folder: str | os.PathLike[str]) -> str:

@@ -28,7 +28,6 @@ from sere.eval.cases import (
     summarise_layers,
     texts_digest,
     weights_digest,
-    why_idle,
 )
 from sere.eval.checkpoint import Checkpoint
 from sere.eval.clusters import Estimate, mean_per_token, positive_mean_per_token, share_of_tokens
@@ -125,7 +124,7 @@ def evaluate_prompts(
         what rounding leaves; ``loss_to_off``, nats per token, is paired by prompt. All have 95 % intervals.
 
     Raises:
-        InputError: The checkpoint holds cases of another run, or the model's logits are no numbers.
+        InputError: The model's logits are no numbers.
         DataError: A prompt does not fit the model, or no continuation has a token to score.
         TableMismatch: The table belongs to another model.
         ConfigError: A setting needs a table and there is none.
@@ -137,10 +136,11 @@ def evaluate_prompts(
     head = head_of_model(model, plan, table)
     kept = checkpoint_of(head, checkpoint, weights=weights_digest(model))
     prompts = encode(tokenizer, plan.prompts, chat=plan.chat_template)
-    texts = _continued(model, tokenizer, prompts, plan, kept, progress)
-    for setting, batch_size in missing(kept, plan, plan.settings):
-        case = _measure(model, texts, plan, setting, batch_size, table, progress)
-        kept.put(case_name(setting, batch_size), case)
+    with kept.going_on():
+        texts = _continued(model, tokenizer, prompts, plan, kept, progress)
+        for setting, batch_size in missing(kept, plan, plan.settings):
+            case = _measure(model, texts, plan, setting, batch_size, table, progress)
+            kept.put(case_name(setting, batch_size), case)
     record = {
         **head,
         _CONTINUATIONS: {
@@ -230,7 +230,7 @@ def _measure(
     ):
         handle.quiet = True  # the record says why nothing changed, so the log need not
         scores = score_texts(model, texts, batch_size=batch_size, on_finished=tick)
-        idle = why_idle(handle)
+        nothing_changed = handle.why_nothing_changed()
         experts = summarise_layers(handle.stats())
     return {
         "setting": setting.label,
@@ -238,7 +238,7 @@ def _measure(
         "rows": min(batch_size, len(texts)),
         "loop": "rows" if supports_rows(model) else "generate",
         "experts": experts,
-        "idle": idle,
+        "nothing_changed": nothing_changed,
         "prompts": {
             "loss": [score.loss for score in scores],
             "kl": [score.kl for score in scores],

@@ -23,7 +23,6 @@ from sere.eval.cases import (
     summarise_layers,
     texts_digest,
     weights_digest,
-    why_idle,
 )
 from sere.eval.checkpoint import Checkpoint
 from sere.eval.decode import decode, stop_ids
@@ -116,7 +115,6 @@ def evaluate(
         intervals are in [0, 1]; differences are to ``off`` at the same batch size, on the same questions.
 
     Raises:
-        InputError: The checkpoint holds cases of another run.
         DataError: The chat template refuses a question, or a question has no tokens.
         TableMismatch: The table belongs to another model.
         ConfigError: A setting needs a table and there is none.
@@ -127,8 +125,9 @@ def evaluate(
     kept = checkpoint_of(head, checkpoint, weights=weights_digest(model))
     prompts = encode(tokenizer, [question.prompt for question in plan.questions], chat=plan.chat_template)
     run = _Run(model, tokenizer, plan, prompts, table, progress)
-    for setting, batch_size in missing(kept, plan, plan.settings):
-        kept.put(case_name(setting, batch_size), run.measure(setting, batch_size))
+    with kept.going_on():
+        for setting, batch_size in missing(kept, plan, plan.settings):
+            kept.put(case_name(setting, batch_size), run.measure(setting, batch_size))
     return completed(head, kept, plan)
 
 
@@ -164,7 +163,7 @@ class _Run:
                 self.model, self.prompts, batch_size=batch_size, max_new_tokens=plan.max_new_tokens,
                 stop=stop, on_finished=tick,
             )  # fmt: skip
-            idle = why_idle(handle)
+            nothing_changed = handle.why_nothing_changed()
             experts = summarise_layers(handle.stats())
             text = self._text(batch_size, tick)
         right = mark(self.tokenizer, plan.questions, decoded.tokens)
@@ -177,7 +176,7 @@ class _Run:
             "step_ms_median": round(median(decoded.step_ms), 4) if decoded.step_ms else None,
             "answer_tokens": round(fmean(len(tokens) for tokens in decoded.tokens), 3),
             "experts": experts,
-            "idle": idle,
+            "nothing_changed": nothing_changed,
             "text": text,
             "right": "".join("01"[answer] for answer in right),
         }

@@ -5,14 +5,15 @@ Source: SERE (ICLR 2026, arXiv 2602.07616); METHOD.md section 4.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
 from sere.config import RerouteConfig
 from sere.errors import ConfigError, TableError
+from sere.identity import span
 from sere.policies.base import Policy
 from sere.reroute import Plan, Routing, make_plan
 from sere.similarity.layer import LayerSimilarity
@@ -80,49 +81,81 @@ class Sere(Policy):
         )
 
 
-def why_idle(
-    config: RerouteConfig, K: int, E: int, layers: Mapping[int, LayerSimilarity] | None = None
-) -> str | None:
-    """Return why these settings re-route nothing in layers of E experts and K slots a row, or None.
+class Shape(Protocol):
+    """A layer, as far as `why_idle` looks at it: its decoder-layer index, E and K."""
 
-    With S >= K, a floor of E, or all experts kept, every expert that occurs is primary; with a threshold
-    above every similarity none has a substitute. No other setting undoes that.
+    @property
+    def index(self) -> int:
+        """Decoder-layer index."""
 
-    Args:
-        config: The settings.
-        K: Routed slots per token, the most of any layer.
-        E: Experts of a layer, the most of any layer.
-        layers: Similarities by layer, where they are known.
+    @property
+    def E(self) -> int:
+        """Number of experts."""
+
+    @property
+    def K(self) -> int:
+        """Routed slots per token, as the model at hand routes."""
+
+
+def why_idle(config: RerouteConfig, layers: Iterable[Shape]) -> str | None:
+    """Return why these settings re-route nothing in some or all layers, or None.
+
+    With S >= K, or a floor of E, every expert of a layer that occurs is primary, and no other setting undoes
+    that.
 
     Source: METHOD.md section 4, steps 2 to 4.
     """
-    S = config.select_top_k
-    if config.min_active >= E:
-        return (
-            f"min_active={config.min_active}: nothing will be re-routed, for a layer has E={E} experts and "
-            f"all that occur are primary; use a floor well below {E}"
+    S, floor, shapes = config.select_top_k, config.min_active, list(layers)
+    floored = [layer for layer in shapes if floor >= layer.E]
+    kept = [layer for layer in shapes if floor < layer.E and layer.K <= S]
+    reasons = []
+    if floored:
+        E = span(layer.E for layer in floored)
+        reasons.append(
+            f"min_active={floor}: nothing will be re-routed{_in(floored, shapes)}, for a layer has E={E} "
+            f"experts and all that occur are primary; use a floor well below {min(x.E for x in floored)}"
         )
-    if S >= K:
-        return (
-            f"select_top_k={S}: nothing will be re-routed but rows with a smaller budget of their own, for a "
-            f"row has K={K} slots and all are primary; use S < K"
+    if kept:
+        K = span(layer.K for layer in kept)
+        reasons.append(
+            f"select_top_k={S}: nothing will be re-routed{_in(kept, shapes)} but rows with a smaller "
+            f"budget of their own, for a row has K={K} slots and all are primary; use S < K"
         )
-    if layers and all(len(config.keep.get(index, ())) >= layer.E for index, layer in layers.items()):
+    return "; ".join(reasons) or None
+
+
+def _in(some: list[Shape], layers: list[Shape]) -> str:
+    """Name the layers that a sentence is about, unless it is about all."""
+    if len(some) == len(layers):
+        return ""
+    return f" in layer{'s' * (len(some) > 1)} {', '.join(str(layer.index) for layer in some)}"
+
+
+def why_no_substitute(config: RerouteConfig, layers: Mapping[int, LayerSimilarity]) -> str | None:
+    """Return why no expert of any layer has a substitute under these settings, or None.
+
+    Above every similarity between two experts, ρ makes each secondary expert critical; experts that are kept
+    are all primary.
+
+    Source: METHOD.md section 4, steps 2 and 4.
+    """
+    if all(len(config.keep.get(index, ())) >= layer.E for index, layer in layers.items()):
         return "keep: nothing will be re-routed, for every expert of every layer is kept; keep fewer"
-    if layers and config.threshold > 0:
-        most = max(_most_similar(layer) for layer in layers.values())
-        if most < float(torch.tensor(config.threshold, dtype=torch.float32)):
-            return (
-                f"threshold={config.threshold:g}: nothing will be re-routed, for the largest similarity of "
-                f"the table is {most:.3g}; use a smaller threshold"
-            )
-    return None
+    most = max(_most_similar(layer) for layer in layers.values())
+    # In float32, as re-routing compares them.
+    if float(torch.tensor(config.threshold, dtype=torch.float64, device="cpu").float()) <= most:
+        return None
+    return (
+        f"threshold={config.threshold:g}: nothing will be re-routed, for no two experts of the table are "
+        f"more similar than {most:.3f}; use a smaller threshold"
+    )
 
 
 def _most_similar(layer: LayerSimilarity) -> float:
-    """The largest similarity of two experts of a layer."""
-    others = ~torch.eye(layer.E, dtype=torch.bool, device=layer.similarity.device)
-    return float(torch.where(others, layer.similarity, -torch.inf).max())
+    """Return the largest similarity between two different experts of a layer."""
+    own = torch.eye(layer.E, dtype=torch.bool, device=layer.similarity.device)
+    # One that is not known (NaN) is a substitute at no threshold.
+    return float(layer.similarity.masked_fill(own | layer.similarity.isnan(), 0.0).max())
 
 
 def check_fit(config: RerouteConfig, layers: Mapping[int, LayerSimilarity]) -> None:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+# A mass is a sum of weights in units of 2⁻²⁴. Each is clamped: 2³¹ slots of 2³² units do not reach 2⁶³.
+MASS_UNITS, MASS_BOUND, MOST_SLOTS = 2**24, 2**32, 2**31
+
 
 def real_rows(topk_ids: Tensor, row_budget: Tensor | None, num_tokens: Tensor | int | None) -> Tensor:
     """Return which rows are real, ``[T]`` bool, without host synchronisation."""
@@ -15,6 +18,11 @@ def real_rows(topk_ids: Tensor, row_budget: Tensor | None, num_tokens: Tensor | 
     if row_budget is not None:
         real = real & (row_budget >= 0)
     return real
+
+
+def has_weight(weights: Tensor) -> Tensor:
+    """Return which slots have a weight that counts, neither 0 nor NaN; bool, of the same shape."""
+    return weights.abs() > 0
 
 
 def members(ids: Tensor, slots: Tensor, E: int) -> Tensor:
@@ -49,13 +57,21 @@ def weight_ranks(weights: Tensor, valid: Tensor) -> Tensor:
     return (before & valid[:, None, :]).sum(dim=2)
 
 
+def mass_units(weights: Tensor) -> Tensor:
+    """Return weights, none of them NaN, as integers in units of 2⁻²⁴, at most ``MASS_BOUND`` in size; int64.
+
+    Fewer than ``MOST_SLOTS`` of them add up to less than 2⁶³ in any order.
+    """
+    return torch.round(weights.double() * MASS_UNITS).clamp(-MASS_BOUND, MASS_BOUND).long()
+
+
 def fill_up(
     primary: Tensor, occurring: Tensor, ids: Tensor, weights: Tensor, valid: Tensor, min_active: int
 ) -> Tensor:
     """Return the experts that join P so that it has ``min_active``, ``[E]`` bool.
 
-    They join in the order of their summed weight, ties to the lower id; integer sums, so that the order of
-    addition changes nothing.
+    They join in the order of their mass, ties to the lower id; integer sums, so that the order of addition
+    changes nothing.
 
     Args:
         primary: P, ``[E]``, bool.
@@ -69,7 +85,7 @@ def fill_up(
     """
     E = primary.shape[0]
     mass = torch.zeros(E + 1, dtype=torch.int64, device=ids.device)
-    units = torch.where(valid, torch.round(weights.double() * 2**24), 0).long()
+    units = mass_units(torch.where(valid, weights, 0))
     mass = mass.scatter_add(0, torch.where(valid, ids.long(), E).flatten(), units.flatten())[:E]
     candidate = occurring & ~primary
     lightest = torch.iinfo(torch.int64).min

@@ -56,7 +56,7 @@ def run(
         | (0 if row_budget is None else cpu_kernel.BUDGET)
         | (0 if counters is None else cpu_kernel.COUNTERS)
     )
-    _compiled(ids.dtype, weights.dtype)(
+    some_nan = _compiled(ids.dtype, weights.dtype)(
         ids.data_ptr(),
         weights.data_ptr(),
         new_ids.data_ptr(),
@@ -78,18 +78,24 @@ def run(
         rules.sentinel,
         given,
     )
-    return new_ids, new_weights if new_weights.dtype == dtype else new_weights.to(dtype)
+    if weights.dtype is dtype:
+        return new_ids, new_weights
+    narrow = new_weights.to(dtype)
+    if some_nan:
+        # A conversion keeps no NaN's bits: of those that passed through, they are put back.
+        narrow = torch.where(weights.isnan() & new_weights.isnan(), topk_weights, narrow)
+    return new_ids, narrow
 
 
 @cache
-def _compiled(ids_dtype: torch.dtype, weights_dtype: torch.dtype) -> Callable[..., None]:
+def _compiled(ids_dtype: torch.dtype, weights_dtype: torch.dtype) -> Callable[..., bool]:
     ids, weights = types.CPointer(_IDS[ids_dtype]), types.CPointer(_WEIGHTS[weights_dtype])
     int32s, flags = types.CPointer(types.int32), types.CPointer(types.uint8)
     pointers = (ids, weights, ids, weights, int32s, int32s, flags)
     optional = (types.CPointer(types.float32), int32s, types.CPointer(types.int64))
-    signature = types.void(*pointers, *optional, *[types.int64] * 10)
+    signature = types.boolean(*pointers, *optional, *[types.int64] * 10)
     compiled = _compile(signature)
-    prototype = ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * 10, *[ctypes.c_int64] * 10)
+    prototype = ctypes.CFUNCTYPE(ctypes.c_bool, *[ctypes.c_void_p] * 10, *[ctypes.c_int64] * 10)
     return prototype(compiled.address)
 
 

@@ -6,15 +6,21 @@ from __future__ import annotations
 import numpy as np
 from numba import carray, njit
 
+from sere.reroute import batch
+
 # Bits of ``given``.
 SCALE, BUDGET, COUNTERS = 1, 2, 4
+MASS_UNITS, MASS_BOUND = float(batch.MASS_UNITS), float(batch.MASS_BOUND)
 
 
 def reroute(
     ids_p, weights_p, new_ids_p, new_weights_p, order_p, count_p, keep_p, scale_p, budget_p, counters_p,
     T, K, E, N, select_top_k, min_active, active_targets, merge, sentinel, given,
 ):  # fmt: skip
-    """Do METHOD.md section 4 for one layer and step; ``given`` has a bit for each optional pointer."""
+    """Do METHOD.md section 4 for one layer and step; ``given`` has a bit for each optional pointer.
+
+    Returns whether a NaN passed through, whose bits a conversion to another dtype would lose.
+    """
     ids, weights = carray(ids_p, (T, K)), carray(weights_p, (T, K))
     new_ids, new_weights = carray(new_ids_p, (T, K)), carray(new_weights_p, (T, K))
     order, count, keep = carray(order_p, (E, E)), carray(count_p, (E,)), carray(keep_p, (E,))
@@ -36,7 +42,7 @@ def reroute(
     if size == 0:
         new_ids[:] = ids
         new_weights[:] = weights
-        return
+        return np.isnan(weights).any()
 
     active, target, moving = primary.copy(), np.arange(E), np.zeros(E, np.bool_)
     before, critical = _choose(order, count, occurring, primary, active, target, moving)
@@ -48,7 +54,7 @@ def reroute(
     while not primary[lowest]:
         lowest += 1
 
-    moved = 0
+    moved, some_nan = 0, False
     in_merge, row_weights = np.empty(K, np.bool_), np.empty(K, np.float64)
     present = np.zeros(E, np.bool_)
     for t in range(T):
@@ -56,7 +62,8 @@ def reroute(
         for k in range(K):
             e, w = ids[t, k], np.float64(weights[t, k])
             inside = 0 <= e < E
-            in_merge[k] = inside and (padding or w != 0)
+            in_merge[k] = inside and (padding or abs(w) > 0)
+            some_nan |= w != w
             if in_merge[k]:
                 if padding:
                     e, w = lowest, np.float64(0.0)
@@ -71,12 +78,16 @@ def reroute(
         if merge != 0:
             _merge(new_ids[t], row_weights, in_merge, padding, active, present, merge, sentinel)
         for k in range(K):
-            new_weights[t, k] = row_weights[k]
+            if in_merge[k]:
+                new_weights[t, k] = row_weights[k]
+            else:
+                new_weights[t, k] = weights[t, k]
 
     if has_counters:
         step = (1, rows, before, size + critical, slots, moved, critical)
         for i in range(7):
             counters[i] += step[i]
+    return some_nan
 
 
 @njit(inline="always")
@@ -93,7 +104,7 @@ def _vote(ids, weights, row_budgets, E, occurring, primary):
         left = 0
         for k in range(K):
             e = ids[t, k]
-            valid[k] = 0 <= e < E and weights[t, k] != 0
+            valid[k] = 0 <= e < E and abs(weights[t, k]) > 0
             if valid[k]:
                 left += 1
                 occurring[e] = True
@@ -124,8 +135,9 @@ def _fill_up(ids, weights, row_budgets, occurring, primary, wanted):
             continue
         for k in range(K):
             e = ids[t, k]
-            if 0 <= e < E and weights[t, k] != 0 and not primary[e]:
-                mass[e] += np.int64(np.rint(np.float64(weights[t, k]) * 16777216.0))
+            if 0 <= e < E and abs(weights[t, k]) > 0 and not primary[e]:
+                units = np.rint(np.float64(weights[t, k]) * MASS_UNITS)
+                mass[e] += np.int64(min(max(units, -MASS_BOUND), MASS_BOUND))
     joined = 0
     while joined < wanted:
         best = -1

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-import numpy as np
+import math
+
+import torch
 from torch import Tensor
 
+from sere.reroute.batch import MASS_BOUND, MASS_UNITS
 from sere.reroute.types import Neighbours, Rules
 
 Row = list[int]
@@ -44,7 +47,7 @@ def run(
 
     # 1. Validity.
     real = [t for t in range(T) if t < N and budget[t] >= 0]
-    slots = {t: [k for k in range(K) if 0 <= ids[t][k] < E and weights[t][k] != 0] for t in real}
+    slots = {t: [k for k in range(K) if 0 <= ids[t][k] < E and _counts(weights[t][k])] for t in real}
     occurring = {ids[t][k] for t in real for k in slots[t]}
 
     # 2. Budget: the heaviest slots of each row.
@@ -66,11 +69,13 @@ def run(
 
     # 6. Weights, 7. merge, 8. padding rows.
     moved = 0
+    changed = torch.zeros(T, K, dtype=torch.bool)
     for t in range(T):
         if t not in slots:
             inside = [k for k in range(K) if 0 <= ids[t][k] < E]
             for k in inside:
                 ids[t][k], weights[t][k] = min(primary), 0.0
+            changed[t, inside] = True
             _merge(ids[t], weights[t], inside, active, rules, padding=True)
             continue
         for k in slots[t]:
@@ -81,6 +86,7 @@ def run(
                 moved += 1
                 if neighbours.scale is not None:
                     weights[t][k] *= float(neighbours.scale[e, p])
+        changed[t, slots[t]] = True
         _merge(ids[t], weights[t], slots[t], active, rules, padding=False)
 
     if counters is not None:
@@ -94,7 +100,14 @@ def run(
             len(critical),
         )
         counters += counters.new_tensor(step)
-    return topk_ids.new_tensor(ids).reshape(T, K), topk_weights.new_tensor(weights).reshape(T, K)
+    new_weights = topk_weights.new_tensor(weights).reshape(T, K)
+    # Slots that pass through keep their bits, whatever these are.
+    new_weights = torch.where(changed.to(topk_weights.device), new_weights, topk_weights)
+    return topk_ids.new_tensor(ids).reshape(T, K), new_weights
+
+
+def _counts(weight: float) -> bool:
+    return weight != 0 and not math.isnan(weight)
 
 
 def _heaviest(slots: Row, weights: list[float], budget: int) -> Row:
@@ -109,12 +122,12 @@ def _fill_up(
     slots: dict[int, Row],
     min_active: int,
 ) -> set[int]:
-    """Return the experts that join P so that it has ``min_active``, by summed weight (ties: lower id)."""
+    """Return the experts that join P so that it has ``min_active``, by mass (ties: lower id)."""
     mass = dict.fromkeys(occurring - primary, 0)
     for t, valid in slots.items():
         for k in valid:
             if ids[t][k] in mass:
-                mass[ids[t][k]] += int(np.rint(weights[t][k] * 2**24))
+                mass[ids[t][k]] += round(max(-MASS_BOUND, min(MASS_BOUND, weights[t][k] * MASS_UNITS)))
     by_mass = sorted(mass, key=lambda e: (-mass[e], e))
     return set(by_mass[: max(0, min_active - len(primary))])
 

@@ -17,6 +17,9 @@ COUNTERS = ("steps", "rows", "before", "after", "slots", "moved", "critical")
 
 MERGE_MODES = ("none", "same", "distinct", "sentinel")
 
+# Sorts behind every similarity, which are at least 0 but for rounding.
+_UNKNOWN = -1.0
+
 
 @dataclass(frozen=True, slots=True)
 class Routing:
@@ -75,7 +78,7 @@ def prepare_neighbours(
     """Sort each expert's neighbours by similarity and cut the lists at the threshold.
 
     Args:
-        layer: Similarities, ``[E, E]``.
+        layer: Similarities, ``[E, E]``; those that are not known, NaN, are below every threshold.
         threshold: ρ; compared in float32, like the similarities.
         keep: Experts of this layer that are never replaced.
         scale: ``[E, E]``, float32: factors for the weights of re-routed slots. Copied.
@@ -87,12 +90,12 @@ def prepare_neighbours(
     Source: METHOD.md section 4, steps 3 and 4.
     """
     E = layer.E
-    similarity = layer.similarity.detach().to("cpu", torch.float32).clone()
+    similarity = layer.similarity.detach().to("cpu", torch.float32).nan_to_num(nan=_UNKNOWN)
     similarity.fill_diagonal_(-math.inf)
     sorted_similarity, order = torch.sort(similarity, dim=1, descending=True, stable=True)
-    count = (sorted_similarity >= torch.tensor(threshold, dtype=torch.float32)).sum(dim=1)
-    # A threshold of -inf or below the smallest similarity must still never name the expert itself.
-    count = count.clamp(max=E - 1)
+    enough = sorted_similarity >= torch.tensor(threshold, dtype=torch.float32)
+    # However low the threshold is, neither the expert itself nor one of which nothing is known is named.
+    count = (enough & (sorted_similarity > _UNKNOWN)).sum(dim=1)
     ranks = torch.arange(E).expand(E, E)
     position = torch.empty_like(order).scatter_(1, order, ranks)
     position = torch.where(position < count[:, None], position, E)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sere.reroute.batch import fill_up, members, real_rows, weight_ranks
+from sere.reroute.batch import fill_up, has_weight, members, real_rows, weight_ranks
 from sere.reroute.types import Neighbours, Rules
 
 
@@ -30,7 +30,7 @@ def run(
     E = neighbours.keep.shape[0]
     real = real_rows(ids, row_budget, num_tokens)
     inside = (ids >= 0) & (ids < E)
-    valid = inside & (topk_weights != 0) & real[:, None]
+    valid = inside & has_weight(topk_weights) & real[:, None]
     budget = rules.select_top_k if row_budget is None else row_budget[:, None]
     kept = valid & (weight_ranks(topk_weights, valid) < budget)
 
@@ -68,9 +68,10 @@ def run(
 
     if counters is not None:
         _count(counters, some_primary, real, occurring, active, valid, moved, critical)
-    # P empty: nothing changes, padding rows included.
+    # P empty: nothing changes, padding rows included. Slots that pass through keep their bits, NaN's too.
     new_ids = torch.where(some_primary, new_ids, ids).to(topk_ids.dtype)
-    return new_ids, torch.where(some_primary, new_weights, topk_weights).to(topk_weights.dtype)
+    changed = some_primary & (valid | padding)
+    return new_ids, torch.where(changed, new_weights.to(topk_weights.dtype), topk_weights)
 
 
 def _best_position(neighbours: Neighbours, candidates: Tensor) -> Tensor:
@@ -87,8 +88,8 @@ def _merge(
     slot = torch.arange(K, device=ids.device)
     same = (ids[:, :, None] == ids[:, None, :]) & slots[:, :, None] & slots[:, None, :]
     freed = (same & (slot[None, :] < slot[:, None])).any(dim=2)
-    # In the order of the slots, as the reference adds: another order rounds otherwise.
-    shares = torch.where(same, weights[:, None, :], 0.0).unbind(dim=2)
+    # In the order of the slots, as the reference adds: another order rounds otherwise. -0 adds nothing.
+    shares = torch.where(same, weights[:, None, :], -0.0).unbind(dim=2)
     weights = torch.where(freed, 0.0, torch.where(slots, sum(shares[1:], shares[0]), weights))
     if rules.merge == 3:
         return torch.where(freed | padding, rules.sentinel, ids), weights

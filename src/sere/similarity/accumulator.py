@@ -230,7 +230,10 @@ def zeros(E: int) -> Tensor:
 
 
 def as_layer(similarity: Tensor, scale: Tensor | None = None) -> LayerSimilarity:
-    """Round float64 similarities ``[E, E]`` to float32, clamped to [0, 1], with a diagonal of exactly 1."""
+    """Round float64 similarities ``[E, E]`` to float32, clamped to [0, 1], with a diagonal of exactly 1.
+
+    NaN, a similarity that is not known, stays NaN.
+    """
     result = similarity.clamp(0, 1)
     result.fill_diagonal_(1)
     return LayerSimilarity(result.float(), None if scale is None else scale.float())

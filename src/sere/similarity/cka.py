@@ -20,8 +20,9 @@ class CKA(Accumulator):
 
     Kernels are taken on windows of ``window`` consecutive tokens, whatever the sizes of the updates; tokens
     of an unfinished window wait in a buffer. What an accumulator was fed is one stream: its last window may
-    be shorter (of at least two tokens), and merging joins streams at window boundaries. An expert whose
-    centred kernel vanishes (constant outputs) has similarity 0 to all others.
+    be shorter (of at least two tokens), and merging joins streams at window boundaries. Of an expert whose
+    centred kernels all vanish (outputs that are the same for all tokens of a window) no similarity is known:
+    NaN.
 
     Parameters of the kernels: ``bandwidth`` (``rbf``), relative to the root of the mean squared distance of
     the window's tokens; ``degree`` and ``offset`` (``polynomial``), of inner products relative to the
@@ -115,14 +116,16 @@ class CKA(Accumulator):
         kernels = KERNELS[self._kernel](window.to(self._dtype), **self._kernel_parameters)
         kernels -= kernels.mean(dim=2, keepdim=True)
         kernels -= kernels.mean(dim=1, keepdim=True)
-        return kernels
+        # Exactly 0 where rounding would leave something that looks like a kernel.
+        constant = (window == window[:, :1]).all(dim=2).all(dim=1)
+        return kernels.masked_fill_(constant[:, None, None].to(kernels.device), 0)
 
     def _similarity(self, sums: dict[str, Tensor]) -> LayerSimilarity:
         if self.tokens < 2:
             raise DataError("cka: one token has no likeness to others; expected at least 2 tokens")
         hsic = sums["hsic"]
         norms = hsic.diagonal().sqrt()
-        norms = norms.masked_fill(norms == 0, torch.inf)
+        norms = norms.masked_fill(norms == 0, torch.nan)
         return as_layer(hsic / norms[:, None] / norms[None, :])
 
 

@@ -24,7 +24,7 @@ from sere.similarity.layer import LayerSimilarity
 class Cosine(Accumulator):
     """Accumulates the Gram matrix of row-normalised outputs; gives ``(1 + mean cos) / 2``.
 
-    The cosine with a zero row is 0.
+    The cosine with a zero row is 0; of an expert whose rows are all zero, no similarity is known (NaN).
 
     Source: METHOD.md section 3.
     """
@@ -49,7 +49,10 @@ class Cosine(Accumulator):
         return total
 
     def _similarity(self, sums: dict[str, Tensor]) -> LayerSimilarity:
-        return as_layer((1 + sums["cosine"] / self.tokens) / 2)
+        # The diagonal counts the rows that are not zero.
+        silent = sums["cosine"].diagonal() == 0
+        similarity = (1 + sums["cosine"] / self.tokens) / 2
+        return as_layer(similarity.masked_fill(silent[:, None] | silent, torch.nan))
 
 
 def directions(rows: Tensor) -> Tensor:
@@ -77,7 +80,7 @@ def weights_similarity(weights: Sequence[Tensor] | Tensor) -> LayerSimilarity:
         weights: One flat tensor an expert, or ``[E, n]``; any floating dtype. Not modified.
 
     Returns:
-        The layer's similarities. Negative cosines are 0; so is the cosine with an all-zero expert.
+        The layer's similarities. Negative cosines are 0; those with an all-zero expert are NaN: not known.
 
     Raises:
         InputError: There is no expert, or they differ in size, are not floating-point or not finite.
@@ -100,5 +103,5 @@ def weights_similarity(weights: Sequence[Tensor] | Tensor) -> LayerSimilarity:
         bad = (~torch.isfinite(products.diagonal())).nonzero().flatten().tolist()
         raise InputError(f"weights: expected finite values, got NaN or infinity from experts {bad[:8]}")
     norms = products.diagonal().sqrt()
-    norms = norms.masked_fill(norms == 0, 1)
+    norms = norms.masked_fill(norms == 0, torch.nan)
     return as_layer(products / norms[:, None] / norms[None, :])

@@ -1,7 +1,8 @@
 """The metrics as METHOD.md section 3 defines them: plain loops over pairs, for reading and for tests.
 
 Every function takes all outputs of all experts at once and computes in float64. The accumulators of this
-package compute the same in matrix products and in pieces; the tests hold them to these definitions.
+package compute the same in matrix products and in pieces; the tests hold them to these definitions. A
+similarity that a definition gives no value, 0/0, is NaN: not known.
 """
 
 from __future__ import annotations
@@ -38,6 +39,8 @@ def frobenius(outputs: Tensor) -> Tensor:
 def cosine(outputs: Tensor) -> Tensor:
     """Return ``(1 + mean over tokens of cos(Y_i(t), Y_j(t))) / 2``; the cosine with a zero row is 0.
 
+    NaN for an expert whose rows are all zero.
+
     Args:
         outputs: ``Y``, ``[E, T, H]``.
 
@@ -49,7 +52,8 @@ def cosine(outputs: Tensor) -> Tensor:
     similarity = torch.ones(E, E, dtype=torch.float64)
     for i, j in combinations(range(E), 2):
         total = sum(_cosine(Y[i, t], Y[j, t]) for t in range(T))
-        similarity[i, j] = similarity[j, i] = (1 + total / T) / 2
+        known = bool(Y[i].any()) and bool(Y[j].any())
+        similarity[i, j] = similarity[j, i] = (1 + total / T) / 2 if known else math.nan
     return similarity
 
 
@@ -57,7 +61,8 @@ def cka(outputs: Tensor, *, window: int, kernel: Kernel) -> Tensor:
     """Return the centred kernel alignment, its HSIC summed over windows of tokens, clamped to [0, 1].
 
     ``HSIC_ij = Σ_windows trace(C k(Y_i) C k(Y_j))``, ``C = I - 1/w``; the result is
-    ``HSIC_ij / sqrt(HSIC_ii HSIC_jj)``, and 0 for an expert whose centred kernel vanishes.
+    ``HSIC_ij / sqrt(HSIC_ii HSIC_jj)``, and NaN for an expert whose centred kernels vanish: its rows are the
+    same within each window.
 
     Args:
         outputs: ``Y``, ``[E, T, H]``.
@@ -71,14 +76,14 @@ def cka(outputs: Tensor, *, window: int, kernel: Kernel) -> Tensor:
     E, T, _ = Y.shape
     hsic = torch.zeros(E, E, dtype=torch.float64)
     for start in range(0, T, window):
-        kernels = [_centred(kernel(Y[e, start : start + window])) for e in range(E)]
+        kernels = [_centred(Y[e, start : start + window], kernel) for e in range(E)]
         for i in range(E):
             for j in range(E):
                 hsic[i, j] += torch.trace(kernels[i] @ kernels[j])
     similarity = torch.eye(E, dtype=torch.float64)
     for i, j in combinations(range(E), 2):
         norm = math.sqrt(float(hsic[i, i] * hsic[j, j]))
-        similarity[i, j] = similarity[j, i] = float(hsic[i, j]) / norm if norm > 0 else 0.0
+        similarity[i, j] = similarity[j, i] = float(hsic[i, j]) / norm if norm > 0 else math.nan
     return similarity.clamp(0, 1)
 
 
@@ -117,8 +122,8 @@ def projection(outputs: Tensor, ids: Tensor, weights: Tensor) -> tuple[Tensor, T
 
     Returns:
         Similarity and scale α, both ``[E, E]``, float64, row e and column p: p in place of e. Similarity is 0
-        where α is negative. An expert that no slot chose has similarity 0 to all others and scale 1; where
-        ``Y_p`` is zero on all of e's tokens, similarity is 0 and scale 1.
+        where α is negative. It is NaN, and scale 1, where ``Y_e`` or ``Y_p`` is zero on all of e's tokens, and
+        for an expert that no slot chose.
     """
     Y, w = outputs.double(), weights.double()
     E, T, _ = Y.shape
@@ -129,20 +134,17 @@ def projection(outputs: Tensor, ids: Tensor, weights: Tensor) -> tuple[Tensor, T
         for p in set(range(E)) - {e}:
             common = sum(weight * float(Y[e, t] @ Y[p, t]) for t, weight in slots)
             other = sum(weight * float(Y[p, t].square().sum()) for t, weight in slots)
-            if other == 0:
-                similarity[e, p] = 0
+            if energy == 0 or other == 0:
+                similarity[e, p] = math.nan
                 continue
             alpha = scale[e, p] = common / other
-            if alpha > 0:
-                residual = sum(
-                    weight * float((Y[e, t] - alpha * Y[p, t]).square().sum()) for t, weight in slots
-                )
-                similarity[e, p] = 1 - residual / energy
+            residual = sum(weight * float((Y[e, t] - alpha * Y[p, t]).square().sum()) for t, weight in slots)
+            similarity[e, p] = 1 - residual / energy if alpha > 0 else 0
     return similarity, scale
 
 
 def weights(experts: Tensor) -> Tensor:
-    """Return the cosine of the experts' concatenated weights; negative ones and those with a zero are 0.
+    """Return the cosine of the experts' concatenated weights; negative ones are 0, those with a zero NaN.
 
     Args:
         experts: ``[E, n]``.
@@ -153,7 +155,8 @@ def weights(experts: Tensor) -> Tensor:
     flat = experts.double()
     similarity = torch.eye(flat.shape[0], dtype=torch.float64)
     for i, j in combinations(range(flat.shape[0]), 2):
-        similarity[i, j] = similarity[j, i] = max(0.0, _cosine(flat[i], flat[j]))
+        known = bool(flat[i].any()) and bool(flat[j].any())
+        similarity[i, j] = similarity[j, i] = max(0.0, _cosine(flat[i], flat[j])) if known else math.nan
     return similarity
 
 
@@ -162,7 +165,9 @@ def _cosine(a: Tensor, b: Tensor) -> float:
     return float(a @ b) / norm if norm > 0 else 0.0
 
 
-def _centred(kernel: Tensor) -> Tensor:
-    w = kernel.shape[0]
-    C = torch.eye(w, dtype=kernel.dtype) - 1 / w
-    return C @ kernel @ C
+def _centred(rows: Tensor, kernel: Kernel) -> Tensor:
+    w = rows.shape[0]
+    if bool((rows == rows[0]).all()):
+        return rows.new_zeros(w, w)
+    C = torch.eye(w, dtype=rows.dtype) - 1 / w
+    return C @ kernel(rows) @ C

@@ -19,8 +19,9 @@ class LayerSimilarity:
     """How well one expert of a layer replaces another.
 
     Attributes:
-        similarity: ``[E, E]``, float32; row e, column p: how well p replaces e, in [0, 1]; diagonal 1.
-        scale: ``[E, E]``, float32, or None; the factor α that fits p's output to e's best.
+        similarity: ``[E, E]``, float32; row e, column p: how well p replaces e, in [0, 1]; NaN where that is
+            not known, which is never enough to replace e; diagonal 1.
+        scale: ``[E, E]``, float32, finite, or None; the factor α that fits p's output to e's best.
 
     Raises:
         InputError: A shape, dtype or value is wrong; the text gives what was expected and what came.
@@ -45,6 +46,14 @@ class LayerSimilarity:
         """Number of experts of the layer."""
         return int(self.similarity.shape[0])
 
+    @property
+    def unknown(self) -> tuple[int, ...]:
+        """The experts of which no similarity to any other is known: they are never replaced."""
+        if self.E == 1:
+            return ()
+        known = (~self.similarity.isnan()).sum(dim=1)  # the diagonal among them
+        return tuple((known == 1).nonzero().flatten().tolist())
+
 
 def check_tensor(name: str, value: object) -> None:
     """Refuse what is no tensor.
@@ -61,10 +70,10 @@ def check_tensor(name: str, value: object) -> None:
 
 
 def check_similarity(similarity: Tensor) -> None:
-    """Refuse what cannot be a similarity matrix.
+    """Refuse what cannot be a similarity matrix. NaN off the diagonal is a similarity that is not known.
 
     Raises:
-        InputError: No tensor, not square, not float32, not finite, outside [0, 1], or the diagonal is not 1.
+        InputError: No tensor, not square, not float32, outside [0, 1], or the diagonal is not 1.
     """
     check_tensor("similarity", similarity)
     if similarity.ndim != 2 or similarity.shape[0] != similarity.shape[1] or similarity.shape[0] == 0:
@@ -74,9 +83,13 @@ def check_similarity(similarity: Tensor) -> None:
             f"similarity: expected float32 (16-bit similarities change choices), got {similarity.dtype}; "
             "keep the values that calibration computed"
         )
-    if not bool(torch.isfinite(similarity).all()):
-        raise InputError("similarity: expected finite values, got NaN or infinity; calibrate again")
-    low, high = float(similarity.min()), float(similarity.max())
+    if bool(similarity.diagonal().isnan().any()):
+        raise InputError(
+            "similarity: expected a diagonal of 1, got NaN, which off the diagonal means that a similarity "
+            "is not known; calibrate again"
+        )
+    known = similarity[~similarity.isnan()]
+    low, high = float(known.min()), float(known.max())
     if low < -TOLERANCE or high > 1 + TOLERANCE:
         raise InputError(f"similarity: expected values in [0, 1], got {low:.4g} to {high:.4g}")
     worst = float((similarity.diagonal() - 1).abs().max())

@@ -16,8 +16,9 @@ class Projection(Accumulator):
 
     Gives the similarity ``A² / (B A_ee)``, which is ``1 - min_α Σ w |Y_e - α Y_p|² / Σ w |Y_e|²``, and 0
     where α is negative; ``α = A / B`` is kept as ``scale``. The result is directed: row e, column p is p in
-    place of e. An expert that was never routed has similarity 0 to all others and scale 1. Slots with an id
-    outside [0, E) or weight 0 do not count. The work of an update is ``t·K·E·H`` multiplications.
+    place of e. Of an expert that was never routed, or gave nothing where it was, no similarity is known: its
+    row is NaN, its scale 1. So is an entry whose p gives nothing on e's tokens, where no α is the best. Slots
+    with an id outside [0, E) or weight 0 do not count. The work of an update is ``t·K·E·H`` multiplications.
 
     Source: METHOD.md section 3.
     """
@@ -50,6 +51,7 @@ class Projection(Accumulator):
     def _similarity(self, sums: dict[str, Tensor]) -> LayerSimilarity:
         A, B = sums["common"], sums["energy"]
         own = A.diagonal()[:, None]
-        scale = torch.where(B > 0, A / B, 1.0)
-        similarity = torch.where((A > 0) & (B > 0) & (own > 0), A.square() / (B * own), 0.0)
-        return as_layer(similarity, scale.fill_diagonal_(1))
+        # A factor that float32 cannot hold is as little use as none.
+        known = (own > 0) & (B > 0) & torch.isfinite((A / B).float())
+        similarity = torch.where(A > 0, A.square() / (B * own), 0.0).masked_fill(~known, torch.nan)
+        return as_layer(similarity, torch.where(known, A / B, 1.0).fill_diagonal_(1))

@@ -1,6 +1,6 @@
 """The similarity table: one safetensors file, checked when it is read."""
 
-from sere.structure import ModelIdentity
+from sere.identity import ModelIdentity
 from sere.table.artifact import SimilarityTable, best_neighbours
 from sere.table.compare import Comparison, LayerDifference, compare
 from sere.table.published import import_published

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from sere.errors import InputError, TableError, TableMismatch
+from sere.identity import ModelIdentity, span, summary
 from sere.similarity import LayerSimilarity
-from sere.structure import ModelIdentity
 
 if TYPE_CHECKING:
     from sere.table.verify import Check
@@ -40,7 +40,7 @@ class SimilarityTable:
         provenance: Versions, commit, machine, time, notes; JSON-ready. Not part of the fingerprint.
 
     Raises:
-        TableError: There is no layer, layers differ in E or from the identity, or a layer is an identity
+        TableError: There is no layer, layers or their E differ from the identity, or a layer is an identity
             matrix, which is a missing similarity in disguise.
 
     Source: METHOD.md sections 3 and 5.
@@ -61,13 +61,14 @@ class SimilarityTable:
 
     def __repr__(self) -> str:
         return (
-            f"SimilarityTable({self.identity.name!r}, {self.metric}, L={len(self.layers)}, E={self.E}, "
-            f"K={self.identity.K}, fingerprint {self.fingerprint[:12]})"
+            f"SimilarityTable({self.identity.name!r}, {self.metric}, L={len(self.layers)}, "
+            f"E={span(self.identity.experts.values())}, K={span(self.identity.slots.values())}, "
+            f"fingerprint {self.fingerprint[:12]})"
         )
 
     @property
     def E(self) -> int:
-        """Number of experts of a layer."""
+        """Number of experts of a layer: the largest, where layers differ."""
         return self.identity.E
 
     @cached_property
@@ -104,20 +105,34 @@ class SimilarityTable:
         """Refuse to be used with another model than the one that was calibrated.
 
         Args:
-            identity: The model at hand, from `sere.structure.identify`. Its name may differ.
+            identity: The model at hand, from `sere.structure.identify`. Its name and its K may differ: both
+                are worth a line in the log.
 
         Raises:
-            TableMismatch: Digest, E, K or the layers differ; the text names both sides.
+            TableMismatch: The architecture, the layers or a layer's E differ; the text names both sides and
+                each value that differs.
         """
-        mine, theirs = self.identity, identity
-        same = (mine.digest, mine.E, mine.K) == (theirs.digest, theirs.E, theirs.K)
-        if not same or set(mine.layer_names) != set(theirs.layer_names):
+        if differences := self.identity.differences(identity):
             raise TableMismatch(
-                f"the table was calibrated on {summary(mine)}, but the model is {summary(theirs)}; "
-                "calibrate this model (sere calibrate) or give its own table"
+                f"the table was calibrated on {summary(self.identity)}, but the model is "
+                f"{summary(identity)}: {'; '.join(differences)}; calibrate this model (sere calibrate) or "
+                "give its own table"
             )
-        if mine.name != theirs.name:
-            _say_other_name(mine.name, theirs.name)
+        if self.identity.name != identity.name:
+            _say_other_name(self.identity.name, identity.name)
+        self.check_slots(identity.slots)
+
+    def check_slots(self, slots: Mapping[int, int]) -> None:
+        """Log, once, that the model routes to another number of experts per token than at calibration.
+
+        Args:
+            slots: The model's K by decoder-layer index.
+        """
+        mine = self.identity.slots
+        if self.identity.recorded_digest is not None:  # its file holds the largest K for every layer
+            mine, slots = {0: max(mine.values(), default=0)}, {0: max(slots.values(), default=0)}
+        if any(mine.get(index, K) != K for index, K in slots.items()):
+            _say_other_slots(self.identity.name, self.metric, span(mine.values()), span(slots.values()))
 
     def verify(self, identity: ModelIdentity | None = None) -> tuple[Check, ...]:
         """Return the checks that go beyond loading, each with its outcome; see `sere.table.verify`."""
@@ -138,7 +153,8 @@ class SimilarityTable:
         if layer not in self.layers:
             raise InputError(f"layer: expected one of {list(self.layers)}, got {layer}")
         best = best_neighbours(self.layers[layer].similarity)
-        return tuple((best < torch.tensor(threshold, dtype=torch.float32)).nonzero().flatten().tolist())
+        least = torch.tensor(threshold, dtype=torch.float32, device=best.device)
+        return tuple((best < least).nonzero().flatten().tolist())
 
 
 def best_neighbours(similarity: Tensor) -> Tensor:
@@ -158,31 +174,14 @@ def tensors(table: SimilarityTable) -> dict[str, Tensor]:
 
 def describe(table: SimilarityTable) -> dict[str, Any]:
     """Return all that identifies a table but its tensors, JSON-ready."""
-    identity = table.identity
     return {
-        "identity": {
-            "name": identity.name,
-            "digest": identity.digest,
-            "E": identity.E,
-            "K": identity.K,
-            "layer_names": {str(index): name for index, name in identity.layer_names.items()},
-        },
+        "identity": table.identity.to_mapping(),
         "metric": table.metric,
         "metric_parameters": dict(table.metric_parameters),
         "num_tokens": table.num_tokens,
         "data_digest": table.data_digest,
         "seed": table.seed,
     }
-
-
-def summary(identity: ModelIdentity) -> str:
-    """Return a model's identity in a line, for error texts."""
-    indices = sorted(identity.layer_names)
-    span = f"layers {indices[0]} to {indices[-1]}" if indices else "none"
-    return (
-        f"{identity.name!r} (E={identity.E}, K={identity.K}, {len(indices)} MoE layers: {span}, "
-        f"digest {identity.digest[:12]})"
-    )
 
 
 @cache
@@ -193,6 +192,25 @@ def _say_other_name(table_name: str, model_name: str) -> None:
         "weights are the same, renamed or quantised, and wrong for any others",
         table_name,
         model_name,
+    )
+
+
+@cache
+def _say_other_slots(name: str, metric: str, table_slots: str, model_slots: str) -> None:
+    """Log, once, that K differs, and what that means for the metric."""
+    meaning = (
+        f"it was measured on the tokens routed to each expert with K={table_slots}, so its similarities and "
+        f"scales describe those tokens; calibrate with K={model_slots} if that matters"
+        if metric == "projection"
+        else "similarities do not depend on K, so the table fits"
+    )
+    logger.warning(
+        "sere: the table of %r (%s) was calibrated with K=%s routed slots per token, this model has K=%s: %s",
+        name,
+        metric,
+        table_slots,
+        model_slots,
+        meaning,
     )
 
 
@@ -208,10 +226,11 @@ def check_layers(layers: Mapping[int, LayerSimilarity], identity: ModelIdentity)
             f"layers {sorted(identity.layer_names)}; calibrate again"
         )
     for index, layer in layers.items():
-        if layer.E != identity.E:
+        E = identity.experts.get(index)
+        if layer.E != E:
             raise TableError(
-                f"layer {index}: expected E = {identity.E} experts as in {summary(identity)}, got {layer.E}; "
-                "tables hold one E for all layers"
+                f"layer {index}: expected E = {E} experts as in {summary(identity)}, got {layer.E}; "
+                "calibrate again"
             )
         if layer.E > 1 and not bool(layer.similarity.clone().fill_diagonal_(0).any()):
             raise TableError(

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import torch
 
 from sere.errors import TableMismatch
+from sere.identity import ModelIdentity, span, summary
 from sere.similarity import LayerSimilarity
-from sere.table.artifact import SimilarityTable, summary
+from sere.table.artifact import SimilarityTable
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,10 @@ def compare(a: SimilarityTable, b: SimilarityTable) -> Comparison:
     if not both:
         raise TableMismatch(
             "expected two tables of the same E with a layer in common, got "
-            + " and ".join(f"{one.identity.name!r} (E={one.E}, layers {list(one.layers)})" for one in (a, b))
+            + " and ".join(
+                f"{one.identity.name!r} (E={span(one.identity.experts.values())}, layers {list(one.layers)})"
+                for one in (a, b)
+            )
         )
     equal = set(a.layers) == set(b.layers) == set(both) and all(
         _equal(a.layers[index], b.layers[index]) for index in both
@@ -95,10 +99,19 @@ def _choices(layer: LayerSimilarity) -> torch.Tensor:
     return torch.from_numpy(others.numpy().argmax(axis=1))
 
 
+def _other_model(a: ModelIdentity, b: ModelIdentity) -> bool:
+    if a.recorded_digest or b.recorded_digest:
+        return a.digest != b.digest or a.experts != b.experts
+    return bool(a.differences(b))
+
+
 def _warnings(a: SimilarityTable, b: SimilarityTable) -> list[str]:
     found = []
-    if (a.identity.digest, a.identity.E, a.identity.K) != (b.identity.digest, b.identity.E, b.identity.K):
+    if _other_model(a.identity, b.identity):
         found.append(f"other models: {summary(a.identity)} and {summary(b.identity)}")
+    elif a.identity.slots != b.identity.slots:
+        slots = [span(table.identity.slots.values()) for table in (a, b)]
+        found.append(f"other routed slots per token: K={slots[0]} and K={slots[1]}")
     if set(a.layers) != set(b.layers):
         found.append(f"other layers: {sorted(a.layers)} and {sorted(b.layers)}")
     if a.metric != b.metric:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sere.errors import MissingDependency
 from sere.files import atomic_path
+from sere.identity import span
 from sere.table.artifact import SimilarityTable, best_neighbours
 
 if TYPE_CHECKING:
@@ -104,8 +105,9 @@ def _chosen(indices: list[int], most: int) -> list[int]:
 def _title(table: SimilarityTable) -> str:
     parameters = ", ".join(f"{name}={value}" for name, value in table.metric_parameters.items())
     metric = f"{table.metric} ({parameters})" if parameters else table.metric
+    experts = span(table.identity.experts.values())
     tokens = f", {table.num_tokens:,} calibration tokens" if table.num_tokens else ""
-    return f"{table.identity.name}: similarity of {table.E} experts, {metric}{tokens}"
+    return f"{table.identity.name}: similarity of {experts} experts, {metric}{tokens}"
 
 
 def _draw_maps(figure: Any, table: SimilarityTable, shown: list[int], rows: int, columns: int) -> None:
@@ -116,7 +118,7 @@ def _draw_maps(figure: Any, table: SimilarityTable, shown: list[int], rows: int,
             axis.set_visible(False)
             continue
         similarity = table.layers[shown[position]].similarity.cpu()
-        experts = torch.tensor(order(similarity))
+        experts = torch.tensor(order(similarity), device="cpu")
         values = similarity[experts][:, experts].numpy()
         image = axis.imshow(values, vmin=0, vmax=1, cmap="viridis", interpolation="nearest")
         axis.set_title(f"layer {shown[position]}", fontsize=9, pad=3)
@@ -135,9 +137,8 @@ def _draw_spread(axis: Axes, table: SimilarityTable) -> None:
         ([_off_diagonal(s) for s in similarities], _ALL, "all pairs of experts", -0.18),
         ([best_neighbours(s) for s in similarities], _BEST, "best other expert", 0.18),
     ):
-        quantiles = torch.stack(
-            [v.double().quantile(torch.tensor([0, 0.25, 0.5, 0.75, 1.0]).double()) for v in values]
-        )
+        parts = torch.tensor([0, 0.25, 0.5, 0.75, 1.0], dtype=torch.float64, device="cpu")
+        quantiles = torch.stack([v.double().quantile(parts) for v in values])
         low, first, middle, third, high = quantiles.T.tolist()
         at = [position + shift for position in positions]
         axis.vlines(at, low, high, color=colour, linewidth=1)
@@ -158,9 +159,9 @@ def _draw_spread(axis: Axes, table: SimilarityTable) -> None:
 
 
 def _draw_critical(axis: Axes, table: SimilarityTable) -> None:
-    best = torch.stack([best_neighbours(layer.similarity.cpu()) for layer in table.layers.values()])
-    thresholds = torch.linspace(0, 1, 201)
-    share = (best[:, :, None] < thresholds).float().mean(dim=1) * 100
+    thresholds = torch.linspace(0, 1, 201, device="cpu")
+    best = [best_neighbours(layer.similarity.cpu()) for layer in table.layers.values()]
+    share = torch.stack([(of_layer[:, None] < thresholds).float().mean(dim=0) for of_layer in best]) * 100
     for row in share:
         axis.plot(thresholds, row, color=_BEST, alpha=0.35 if len(share) < 12 else 0.15, linewidth=0.9)
     axis.plot([], [], color=_BEST, alpha=0.6, linewidth=0.9, label="one layer")
@@ -175,4 +176,4 @@ def _draw_critical(axis: Axes, table: SimilarityTable) -> None:
 
 
 def _off_diagonal(similarity: Tensor) -> Tensor:
-    return similarity[~torch.eye(len(similarity), dtype=torch.bool)]
+    return similarity[~torch.eye(len(similarity), dtype=torch.bool, device=similarity.device)]

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from sere.errors import InputError, TableError, TableMismatch
 from sere.files import what_is_there
+from sere.identity import ModelIdentity, summary
 from sere.provenance import provenance
 from sere.similarity import LayerSimilarity
-from sere.structure import ModelIdentity
-from sere.table.artifact import SimilarityTable, summary
+from sere.table.artifact import SimilarityTable
 
 # A 16-bit similarity may lie this far outside [0, 1] by rounding: twice bfloat16's epsilon.
 ROUNDING_16_BIT = 2**-6
@@ -46,11 +46,12 @@ def import_published(
     """
     source = Path(path)
     matrices = {_index(source, key): _matrix(source, key, value) for key, value in _read(source).items()}
-    sizes = sorted({len(matrix) for matrix in matrices.values()})
-    if set(matrices) != set(identity.layer_names) or sizes != [identity.E]:
+    sizes = {index: len(matrix) for index, matrix in matrices.items()}
+    if sizes != dict(identity.experts):
         raise TableMismatch(
-            f"{source}: holds layers {sorted(matrices)} of E = {sizes}, but the model is {summary(identity)} "
-            f"with experts in layers {sorted(identity.layer_names)}; give the model it was made for"
+            f"{source}: holds layers {sorted(sizes)} of E = {sorted(set(sizes.values()))}, but the model "
+            f"is {summary(identity)} with experts in layers {sorted(identity.layer_names)}; "
+            "give the model it was made for"
         )
     notes = [
         f"imported from {source.name} (sha256 {_digest(source)[:12]}), which does not say how it was made"

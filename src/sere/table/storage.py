@@ -20,12 +20,14 @@ from torch import Tensor
 
 from sere.errors import InputError, OutputError, TableError
 from sere.files import atomic_path, what_is_there
+from sere.identity import ModelIdentity
 from sere.similarity import LayerSimilarity
-from sere.structure import ModelIdentity
 from sere.table.artifact import SimilarityTable, describe, tensors
 
 FORMAT = "sere-similarity-table"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+# Version 1 held one E and K for all layers and a digest in place of the values that it was made of.
+_READ_VERSIONS = ("1", "2")
 _KEYS = (
     "identity",
     "metric",
@@ -52,7 +54,9 @@ def save(table: SimilarityTable, path: str | os.PathLike[str]) -> None:
     """
     values = describe(table) | {"provenance": dict(table.provenance), "fingerprint": table.fingerprint}
     metadata = {name: json.dumps(value, sort_keys=True) for name, value in values.items()}
-    metadata |= {"format": FORMAT, "format_version": json.dumps(FORMAT_VERSION)}
+    # A table that came from a file of version 1 has no more than that to write.
+    version = FORMAT_VERSION if table.identity.recorded_digest is None else 1
+    metadata |= {"format": FORMAT, "format_version": json.dumps(version)}
     with atomic_path(path) as temporary:
         # Layers may share a tensor, which safetensors refuses to write twice.
         copies = {name: t.clone() for name, t in tensors(table).items()}
@@ -95,10 +99,8 @@ def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
 
 def _build(cls: type[_Table], metadata: Mapping[str, str], named: Mapping[str, Tensor]) -> _Table:
     values = _metadata(metadata)
-    identity = values["identity"]
     try:
-        layer_names = {int(index): str(name) for index, name in identity.pop("layer_names").items()}
-        model = ModelIdentity(**identity, layer_names=layer_names)
+        model = ModelIdentity.from_mapping(values["identity"])
         described = {name: values[name] for name in _KEYS if name not in ("identity", "fingerprint")}
         table = cls(layers=_layers(named), identity=model, **described)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
@@ -121,10 +123,10 @@ def _metadata(metadata: Mapping[str, str]) -> dict[str, Any]:
             f"format {metadata.get('format')!r}; is this a model's weights?"
         )
     version = metadata.get("format_version")
-    if version != str(FORMAT_VERSION):
+    if version not in _READ_VERSIONS:
         raise TableError(
-            f"expected format version {FORMAT_VERSION}, got {version}; a newer sere wrote it: upgrade, or "
-            "calibrate again"
+            f"expected format version {' or '.join(_READ_VERSIONS)}, got {version}; a newer sere wrote it: "
+            "upgrade, or calibrate again"
         )
     missing = [name for name in _KEYS if name not in metadata]
     if missing:

@@ -10,9 +10,9 @@ from pathlib import Path
 from torch import Tensor
 
 from sere.errors import TableError
+from sere.identity import ModelIdentity, span
 from sere.similarity import METRICS
 from sere.similarity.layer import TOLERANCE
-from sere.structure import ModelIdentity
 from sere.table.artifact import SimilarityTable
 
 
@@ -55,8 +55,9 @@ def verify_file(path: str | os.PathLike[str], identity: ModelIdentity | None = N
 
 def verify_table(table: SimilarityTable, identity: ModelIdentity | None = None) -> tuple[Check, ...]:
     """Check a loaded table: the rules of loading have been met; these are the metric's and the model's."""
+    experts = span(table.identity.experts.values())
     checks = [
-        Check("file", True, f"{len(table.layers)} layers of {table.E} experts, fingerprint matches"),
+        Check("file", True, f"{len(table.layers)} layers of {experts} experts, fingerprint matches"),
         Check("metric", table.metric in METRICS, f"{table.metric}; known: {', '.join(METRICS)}"),
         _over_layers("symmetry", table, _asymmetric if _symmetric(table.metric) else None),
         _over_layers("spread", table, _without_spread),

@@ -37,7 +37,9 @@ Batch<Id> random_batch(int T, int K, int E, unsigned seed) {
     Batch<Id> batch{T, K, E, {}, {}, std::vector<short>((E + 7) / 8 * pieces * 256), {}, {}, std::vector<unsigned char>(E)};
     for (int i = 0; i < T * K; ++i) {
         batch.ids.push_back(static_cast<Id>(random() % (E + 2)) - 1);  // a sentinel now and then
-        batch.weights.push_back(static_cast<float>(random() % 8) / 8);  // ties and zeros
+        const float strange[] = {NAN, INFINITY, -INFINITY, 1e38f};
+        const bool plain = random() % 9 != 0;
+        batch.weights.push_back(plain ? static_cast<float>(random() % 8) / 8 : strange[random() % 4]);  // ties and zeros
     }
     const Id odd[] = {std::numeric_limits<Id>::min(), std::numeric_limits<Id>::max(), E, -2};
     for (const int t : {0, T - 1}) {

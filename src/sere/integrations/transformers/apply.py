@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-from functools import cache
 from typing import Any
 
 import torch
@@ -20,7 +19,7 @@ from sere.integrations.transformers.hooks import HookedLayer, hook_calls, hook_e
 from sere.integrations.transformers.step import Step
 from sere.policies.base import Policy
 from sere.policies.off import Off
-from sere.policies.sere import Sere, why_idle
+from sere.policies.sere import Sere, why_idle, why_no_substitute
 from sere.structure import ExpertsLayer, find_experts, identity_of, is_rerouted, text_config
 from sere.table import SimilarityTable
 from sere.versions import warn_outside
@@ -100,20 +99,27 @@ def apply(
         config = found if isinstance(found := getattr(policy, "config", None), RerouteConfig) else None
     if config is not None:
         _refuse_sentinel(config)
-    handle = _hook(model, layers, policy, config, finished_token(model, pad_token_id))
+    guard = Guard(
+        policy,
+        config,
+        model=type(model).__name__,
+        top_k=max(layer.K for layer in layers),
+        num_experts=max(layer.E for layer in layers),
+    )
+    handle = _hook(model, layers, guard, policy, config, finished_token(model, pad_token_id))
     if config is not None:
-        similarities = policy.layers if isinstance(policy, Sere) else {}
-        idle = why_idle(config, handle.top_k, handle.num_experts, similarities)
-        if idle is not None:
-            _say(type(model).__name__, idle)
-    if not isinstance(policy, Off) and (slow := why_slow(model, layers)) is not None:
-        _say(type(model).__name__, slow)
+        guard.told = _say(guard.model, why_idle(config, layers))
+        if isinstance(policy, Sere):
+            guard.told |= _say(guard.model, why_no_substitute(config, policy.layers))
+    if not isinstance(policy, Off):
+        _say(guard.model, why_slow(model, layers))
     return handle
 
 
 def _hook(
     model: nn.Module,
     layers: list[ExpertsLayer],
+    guard: Guard,
     policy: Policy,
     config: RerouteConfig | None,
     pad_token_id: int | None,
@@ -121,14 +127,6 @@ def _hook(
     """Set all hooks, or none: what was set is removed if anything fails."""
     hooks: list[RemovableHandle] = []
     hooked: list[HookedLayer] = []
-    guard = Guard(
-        hooked,
-        policy,
-        config,
-        model=type(model).__name__,
-        top_k=max(layer.K for layer in layers),
-        num_experts=max(layer.E for layer in layers),
-    )
     step = Step(
         guard,
         all_phases=config is not None and config.phases == "all",
@@ -147,6 +145,7 @@ def _hook(
             if policy.needs_scores:
                 hooks.append(hook_router(model, hooked[-1], step))
             hooks.append(hook_experts(layer.module, hooked[-1], step, policy))
+        guard.layers = hooked
         hooks.extend(hook_calls(callers(model, [layer.name for layer in layers]), step, hooked))
     except BaseException:
         for hook in hooks:
@@ -180,10 +179,16 @@ def _kind(value: object) -> str:
     return type(value).__name__
 
 
-@cache
-def _say(name: str, why: str) -> None:
-    """Log what the settings will not do; the same reason once a process."""
+_SAID: set[tuple[str, str]] = set()
+
+
+def _say(name: str, why: str | None) -> bool:
+    """Log what the settings will not do, the same reason once a process; return whether it was logged now."""
+    if why is None or (name, why) in _SAID:
+        return False
+    _SAID.add((name, why))
     logger.warning("sere: %s: %s", name, why)
+    return True
 
 
 def _config(config: RerouteConfig | None, settings: dict[str, Any]) -> RerouteConfig:

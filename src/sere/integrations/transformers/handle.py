@@ -15,7 +15,7 @@ from sere.integrations.activity import Activity
 from sere.integrations.transformers.guard import Guard
 from sere.integrations.transformers.step import Step
 from sere.policies.base import Policy
-from sere.reroute.plan import ID_DTYPES, as_budget
+from sere.reroute.checks import ID_DTYPES, as_budget
 from sere.reroute.stats import LayerStats, layer_stats
 
 

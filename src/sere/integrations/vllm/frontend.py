@@ -7,8 +7,9 @@ from importlib import import_module
 from typing import Any
 
 from sere.errors import BackendUnavailable, ConfigError, TableMismatch
+from sere.identity import span
 from sere.integrations.vllm import features, tables, versions
-from sere.integrations.vllm.options import KEY, Options, section
+from sere.integrations.vllm.options import KEY, Options, resembles_key, section
 from sere.integrations.vllm.requests import parse_tier
 from sere.policies.sere import check_fit
 from sere.reroute.backends import BACKENDS
@@ -39,10 +40,10 @@ def check_start(vllm_config: Any) -> None:
     check_fit(options.reroute, table.layers)
     _check_backend(options.reroute.backend, vllm_config.device_config.device_type, table.E)
     E = _experts(model_config)
-    if E and E != table.E:
+    if E and E not in (experts := table.identity.experts.values()):
         raise TableMismatch(
-            f"{path}: the table was calibrated on a model with {table.E} experts a layer, but this one has "
-            f"{E}; calibrate this model (sere calibrate) or give its own table"
+            f"{path}: the table was calibrated on a model with {span(experts)} experts per layer, but this "
+            f"one has {E}; calibrate this model (sere calibrate) or give its own table"
         )
     # Workers may run in another folder.
     whole = dict(values or {}) | {"table": str(path)}
@@ -75,12 +76,23 @@ def check_tier(extra_args: Any) -> None:
     """Refuse a request's value as vLLM refuses its own: the API answers with 400, other requests go on.
 
     Raises:
-        ConfigError: The value is no tier; the error is also vLLM's ``VLLMValidationError``.
+        ConfigError: The value is no tier, or a tier stands under a misspelt name, where nothing would read
+            it; the error is also vLLM's ``VLLMValidationError``.
     """
     try:
         parse_tier(extra_args)
     except ConfigError as error:
         raise _refusal()(str(error)) from None
+    for name in filter(resembles_key, extra_args or ()):
+        if _is_tier(extra_args[name]):
+            raise _refusal()(f"sere: a request's own setting stands under {KEY!r}, got {name!r}")
+
+
+def _is_tier(value: Any) -> bool:
+    try:
+        return parse_tier({KEY: value}) is not None
+    except ConfigError:
+        return False
 
 
 @functools.cache

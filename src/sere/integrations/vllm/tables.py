@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from sere.errors import TableError, TableMismatch
-from sere.structure import architecture_digest
+from sere.identity import architecture_of, summary
 from sere.table import SimilarityTable
-from sere.table.artifact import summary
 
 DEFAULT_NAME = "sere.safetensors"
 
@@ -51,50 +50,48 @@ def load_table(path: Path, text_config: Any) -> SimilarityTable:
     """
     table = SimilarityTable.load(path)
     mine = table.identity
-    if architecture_digest(text_config, E=mine.E, K=mine.K) != mine.digest:
-        layers = getattr(text_config, "num_hidden_layers", "?")
+    if differences := mine.architecture_differences(architecture_of(text_config)):
         raise TableMismatch(
-            f"{path}: the table was calibrated on {summary(mine)}, but the model is a "
-            f"{getattr(text_config, 'model_type', '?')} with {layers} layers and a hidden size of "
-            f"{getattr(text_config, 'hidden_size', '?')}, whose digest differs; calibrate this model "
-            "(sere calibrate) or give its own table"
+            f"{path}: the table was calibrated on {summary(mine)}, but the model is another: "
+            f"{'; '.join(differences)}; calibrate this model (sere calibrate) or give its own table"
         )
     return table
 
 
-def check_layer(table: SimilarityTable, index: int, name: str, *, E: int, K: int) -> None:
-    """Refuse a layer that the table does not know or that is shaped differently.
+def check_layer(table: SimilarityTable, index: int, name: str, *, E: int) -> None:
+    """Refuse a layer that the table does not know or that has another number of experts.
 
     Raises:
         TableError: The table has no similarities for this layer.
-        TableMismatch: E or K differs.
+        TableMismatch: E differs.
     """
     if index not in table.layers:
         raise TableError(
             f"{name}: the table has no similarities for layer {index}, only for {list(table.layers)}; "
             "calibrate this model (sere calibrate) or give its own table"
         )
-    mine = table.identity
-    if (mine.E, mine.K) != (E, K):
+    if table.layers[index].E != E:
         raise TableMismatch(
-            f"{name}: the table was calibrated on {summary(mine)}, but this layer has E={E} experts and "
-            f"K={K} slots; calibrate this model (sere calibrate) or give its own table"
+            f"{name}: the table was calibrated on {summary(table.identity)}, with {table.layers[index].E} "
+            f"experts in layer {index}, but this layer has {E}; calibrate this model (sere calibrate) or "
+            "give its own table"
         )
 
 
-def check_coverage(table: SimilarityTable, found: set[int], *, partial: bool) -> None:
+def check_coverage(table: SimilarityTable, found: set[int], *, stage: range | None) -> None:
     """Refuse a table with layers that the model does not have, or a model without MoE layers.
 
     Args:
         table: The table.
         found: Indices of the MoE layers in this process.
-        partial: Whether other processes hold further layers (pipeline parallelism).
+        stage: The decoder layers that this process holds, where others hold the rest (pipeline parallelism):
+            there may be no MoE layer among them. None where this process holds all.
 
     Raises:
         TableMismatch: The layers differ.
     """
-    extra = set(table.layers) - found
-    if (extra and not partial) or not found:
+    expected = {index for index in table.layers if stage is None or index in stage}
+    if expected - found or (stage is None and not found):
         raise TableMismatch(
             f"the table was calibrated on {summary(table.identity)}, but the engine built MoE layers "
             f"{sorted(found) or 'none'}; calibrate this model (sere calibrate) or give its own table"

@@ -129,7 +129,7 @@ struct Slot {
         const bool padding = row >= N || asked < 0;
         budget = !there ? 0 : padding ? -1 : asked > call.K ? call.K : static_cast<int>(asked);
         inside = there && id >= 0 && id < call.E;
-        valid = inside && budget >= 0 && W::read(bits) != 0;
+        valid = inside && budget >= 0 && has_weight(W::read(bits));
     }
 
     SERE_INLINE Slot read(const Call<Id, W>& call, const Thread& thread, int tile, int N) {

@@ -29,7 +29,8 @@ struct BF16 {
     SERE_INLINE float read(Bits bits) { return __uint_as_float(static_cast<unsigned>(bits) << 16); }
     SERE_INLINE Bits write(double value) {
         const unsigned bits = __float_as_uint(static_cast<float>(value));
-        return static_cast<Bits>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
+        const unsigned rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+        return static_cast<Bits>((bits & 0x7fffffffu) > 0x7f800000u ? 0x7fc0u : rounded);  // NaN stays NaN
     }
 };
 
@@ -38,15 +39,17 @@ struct F16 {
     SERE_INLINE int order(Bits bits) { return in_order(static_cast<int>(static_cast<unsigned>(bits) << 16)); }
     SERE_INLINE float read(Bits bits) {
         // The exponent's bias differs by 112: one exact product, subnormal numbers included.
-        const float value = __uint_as_float((bits & 0x7fffu) << 13) * 0x1p112f;
+        const unsigned wide = (bits & 0x7fffu) << 13;
+        const bool finite = wide < 0x0f800000u;
+        const float value = finite ? __uint_as_float(wide) * 0x1p112f : __uint_as_float(wide | 0x70000000u);
         return bits & 0x8000u ? -value : value;
     }
     SERE_INLINE Bits write(double value) {
         const unsigned bits = __float_as_uint(static_cast<float>(value));
         const unsigned size = bits & 0x7fffffffu;
         unsigned half;
-        if (size >= 0x47800000u) {  // 65536 and more: infinity
-            half = 0x7c00u;
+        if (size >= 0x47800000u) {  // 65536 and more: infinity; NaN stays NaN
+            half = size > 0x7f800000u ? 0x7e00u : 0x7c00u;
         } else if (size < 0x38800000u) {  // subnormal: a multiple of 2^-24
             half = static_cast<unsigned>(__float2int_rn(__uint_as_float(size) * 0x1p24f));
         } else {
@@ -56,6 +59,14 @@ struct F16 {
     }
 };
 
-// An expert's mass is a sum of integers: no order of addition can change it.
-SERE_INLINE long long mass_units(float weight) { return __float2ll_rn(weight * 0x1p24f); }
-SERE_INLINE long long mass_units(double weight) { return __double2ll_rn(weight * 0x1p24); }
+// Whether a slot of this weight counts: neither 0 nor NaN.
+template <class Number>
+SERE_INLINE bool has_weight(Number weight) { return weight < 0 || weight > 0; }
+
+// An expert's mass is a sum of integers: no order of addition can change it. Clamped, so that no sum overflows.
+SERE_INLINE long long mass_units(float weight) {
+    return __float2ll_rn(fminf(fmaxf(weight * 0x1p24f, -0x1p32f), 0x1p32f));
+}
+SERE_INLINE long long mass_units(double weight) {
+    return __double2ll_rn(fmin(fmax(weight * 0x1p24, -0x1p32), 0x1p32));
+}

@@ -1,0 +1,132 @@
+"""What is asked of the arguments of one step, whichever rule routes it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sere.config import MOST_INT, as_integer
+from sere.errors import InputError
+from sere.reroute.batch import MOST_SLOTS
+from sere.reroute.types import COUNTERS
+from sere.similarity.layer import check_tensor
+
+ID_DTYPES = (torch.int32, torch.int64)
+WEIGHT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+def check_batch(
+    ids: Tensor,
+    weights: Tensor,
+    row_budget: Tensor | Sequence[int] | None,
+    num_tokens: Tensor | int | None,
+    counters: Tensor | None,
+) -> Tensor | None:
+    """Refuse arguments that no rule can route, by shape, dtype and device: no value of a tensor is read.
+
+    Args:
+        ids: ``[T, K]``, int32 or int64, fewer than 2³¹ of them; K at least 1.
+        weights: ``[T, K]``, floating point, on the same device.
+        row_budget: ``[T]``, integers, or None.
+        num_tokens: N, an integer in [0, T] or a tensor with one, or None.
+        counters: int64, one entry per name in ``COUNTERS``, or None.
+
+    Returns:
+        The budgets as a tensor, or None.
+
+    Raises:
+        InputError: Something is wrong; the text gives what was expected and what came.
+    """
+    check_tensor("topk_ids", ids)
+    check_tensor("topk_weights", weights)
+    budget = as_budget(row_budget, ids.device)
+    _check_slots(ids, weights)
+    if budget is not None:
+        _check_budget(budget, ids)
+    if num_tokens is not None:
+        _check_num_tokens(num_tokens, ids)
+    if counters is not None:
+        _check_counters(counters, ids)
+    return budget
+
+
+def as_budget(row_budget: Tensor | Sequence[int] | None, device: torch.device | None = None) -> Tensor | None:
+    """Return budgets as a tensor; one that is a tensor already, or None, as it is.
+
+    Args:
+        row_budget: ``[T]``; a sequence may hold integers of any size.
+        device: Where the tensor is to be.
+
+    Raises:
+        InputError: It is no sequence of integers.
+    """
+    if row_budget is None or isinstance(row_budget, Tensor):
+        return row_budget
+    try:
+        # Negative numbers all mean padding, and no row has MOST_INT slots.
+        budgets = [max(-1, min(MOST_INT, as_integer(budget))) for budget in row_budget]
+    except TypeError as error:
+        raise InputError(f"row_budget: expected integers, one a row; got what is none: {error}") from None
+    return torch.tensor(budgets, dtype=torch.int32, device=device)
+
+
+def _check_slots(ids: Tensor, weights: Tensor) -> None:
+    if ids.ndim != 2 or ids.shape != weights.shape:
+        raise InputError(
+            "expected topk_ids and topk_weights of one shape [T, K], "
+            f"got {list(ids.shape)} and {list(weights.shape)}"
+        )
+    if ids.dtype not in ID_DTYPES:
+        raise InputError(f"topk_ids: expected int32 or int64, got {ids.dtype}; convert the ids first")
+    if weights.dtype not in WEIGHT_DTYPES:
+        raise InputError(f"topk_weights: expected a floating-point dtype, got {weights.dtype}")
+    if weights.device != ids.device:
+        raise InputError(f"expected ids and weights on one device, got {ids.device} and {weights.device}")
+    if ids.shape[1] == 0:
+        raise InputError(f"topk_ids: expected at least one slot per row, got shape {list(ids.shape)}")
+    # Compiled graphs are made for any T: a bound on it would be one more guard.
+    if not torch.compiler.is_compiling() and ids.numel() >= MOST_SLOTS:
+        raise InputError(
+            f"topk_ids: expected fewer than 2^31 slots in a step (T x K), got {list(ids.shape)}; "
+            "route the rows in several calls"
+        )
+
+
+def _check_counters(counters: Tensor, ids: Tensor) -> None:
+    check_tensor("counters", counters)
+    if counters.dtype != torch.int64 or counters.shape != (len(COUNTERS),):
+        raise InputError(
+            f"counters: expected int64 of shape [{len(COUNTERS)}], "
+            f"got {counters.dtype} of {list(counters.shape)}"
+        )
+    if counters.device != ids.device:
+        raise InputError(f"counters: expected them on {ids.device} like the ids, got {counters.device}")
+    if not counters.is_contiguous():
+        raise InputError(
+            f"counters: expected them side by side, got strides {list(counters.stride())}; they are added to "
+            "in place, so make them with torch.zeros and copy them out of it"
+        )
+
+
+def _check_budget(budget: Tensor, ids: Tensor) -> None:
+    if budget.shape != ids.shape[:1] or budget.dtype not in ID_DTYPES or budget.device != ids.device:
+        raise InputError(
+            f"row_budget: expected {ids.shape[0]} integers (int32 or int64) on {ids.device}, one a row, "
+            f"got {budget.dtype} of shape {list(budget.shape)} on {budget.device}"
+        )
+
+
+def _check_num_tokens(num_tokens: Tensor | int, ids: Tensor) -> None:
+    if isinstance(num_tokens, Tensor):
+        if num_tokens.ndim > 1 or num_tokens.numel() != 1 or num_tokens.dtype not in ID_DTYPES:
+            raise InputError(
+                "num_tokens: expected one integer (int32 or int64, of shape [] or [1]), "
+                f"got {num_tokens.dtype} of shape {list(num_tokens.shape)}"
+            )
+    elif isinstance(num_tokens, bool) or not isinstance(num_tokens, int | np.integer):
+        raise InputError(f"num_tokens: expected an integer or a tensor with one, got {num_tokens!r}")
+    elif not 0 <= num_tokens <= ids.shape[0]:
+        raise InputError(f"num_tokens: expected 0 to {ids.shape[0]} (the rows), got {num_tokens}")

@@ -1,0 +1,225 @@
+"""What weights that no router should give do: the table of docs/method.md, line by line, on every backend."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from .cases import BACKENDS, Case, bits
+
+pytestmark = pytest.mark.usefixtures("shim_backend")
+backends = pytest.mark.parametrize("backend", BACKENDS)
+dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+
+NAN, INF = math.nan, math.inf
+# Nobody resembles anybody more than another: a secondary expert goes to the lowest primary one.
+ALIKE = torch.full((6, 6), 0.5).fill_diagonal_(1.0)
+
+
+def case(ids: list[list[int]], weights: Tensor | list[list[float]], **options: Any) -> Case:
+    """A call at S = 1 and ρ = 0."""
+    return Case(
+        torch.tensor(ids, dtype=torch.int32), torch.as_tensor(weights), ALIKE, {"select_top_k": 1} | options
+    )
+
+
+@backends
+@dtypes
+def test_a_slot_of_nan_passes_through_and_counts_for_nothing(backend: str, dtype: torch.dtype) -> None:
+    """Not the heaviest, not counted, not replaced; the row's other slots go on as if it were not there."""
+    weights = torch.tensor([[NAN, 0.5, 0.25], [0.125, NAN, 0.25], [NAN, NAN, NAN]]).to(dtype)
+    call = case([[5, 1, 2], [3, 4, 0], [5, 4, 3]], weights)
+    routing, counters = call.run(backend)
+    # P = {0, 1}: what the rows' heaviest slots with a number hold.
+    assert routing.ids.tolist() == [[5, 1, 0], [0, 4, 0], [5, 4, 3]]
+    assert torch.equal(bits(routing.weights), bits(weights))
+    assert counters.tolist() == [1, 3, 4, 2, 4, 2, 0]
+
+
+@backends
+@dtypes
+def test_nan_keeps_its_bits(backend: str, dtype: torch.dtype) -> None:
+    """Sign and payload of a NaN that passes through stay, also where nothing is primary or all is merged."""
+    one = int(bits(torch.tensor([NAN], dtype=dtype)))
+    weights = torch.full((2, 3), 0.5, dtype=dtype)
+    bits(weights)[0, 1], bits(weights)[1, 2] = one | 1, one | torch.iinfo(bits(weights).dtype).min
+    for options in ({}, {"merge": "same", "scale": ALIKE}, {"row_budget": torch.tensor([0, 0])}):
+        routing, _ = case([[0, 1, 2], [3, 4, 5]], weights, **options).run(backend)
+        kept = bits(routing.weights)
+        assert [kept[0, 1], kept[1, 2]] == [bits(weights)[0, 1], bits(weights)[1, 2]]
+
+
+@backends
+def test_nan_is_not_merged(backend: str) -> None:
+    """Slots of NaN take no part in a sum; their experts count as ones that the row has already."""
+    call = case([[1, 1, 2, 0], [0, 3, 4, 5]], [[0.5, NAN, 0.25, NAN], [0.5, 0.25, 0.125, 0.0625]])
+    same, _ = call.run(backend, merge="same")
+    assert same.ids.tolist() == [[1, 1, 0, 0], [0, 0, 0, 0]]
+    torch.testing.assert_close(
+        same.weights,
+        torch.tensor([[0.5, NAN, 0.25, NAN], [0.9375, 0, 0, 0]]),
+        rtol=0,
+        atol=0,
+        equal_nan=True,
+    )
+    # Row 0 holds 1 twice, once as NaN, and 0 twice, once as NaN: nothing is freed there.
+    distinct, _ = call.run(backend, merge="distinct")
+    assert distinct.ids.tolist() == [[1, 1, 0, 0], [0, 1, 0, 0]]
+    freed = case([[2, 2, 0], [0, 1, 3]], [[0.5, 0.25, NAN], [0.5, 0.25, 0.125]], row_budget=[3, 3])
+    assert freed.run(backend, merge="distinct")[0].ids.tolist() == [[2, 1, 0], [0, 1, 3]]
+
+
+@backends
+def test_nan_in_a_padding_row_becomes_0(backend: str) -> None:
+    """A padding row is nobody's: whatever weights it holds, they go."""
+    call = case([[0, 1], [2, 3]], [[0.5, 0.25], [NAN, INF]], num_tokens=1)
+    routing, _ = call.run(backend)
+    assert routing.ids.tolist() == [[0, 0], [0, 0]]
+    assert routing.weights.tolist() == [[0.5, 0.25], [0, 0]]
+
+
+@backends
+@dtypes
+def test_infinite_weights_are_the_heaviest_and_the_lightest(backend: str, dtype: torch.dtype) -> None:
+    """Positive infinity beats the largest number, negative infinity loses to the least; equals are a tie."""
+    most = torch.finfo(dtype).max
+    weights = torch.tensor([[most, INF, 1.0], [-INF, -most, -INF], [INF, INF, 1.0]], dtype=torch.float64).to(
+        dtype
+    )
+    routing, _ = case([[5, 1, 5], [5, 2, 5], [3, 5, 5]], weights).run(backend)
+    # P = {1, 2, 3}: row 2's tie goes to the lower slot.
+    assert routing.ids.tolist() == [[1, 1, 1], [1, 2, 1], [3, 1, 1]]
+    assert torch.equal(routing.weights, weights)
+
+
+@backends
+def test_negative_weights_are_slots_like_any_other(backend: str) -> None:
+    """Below every positive weight, and of two the one nearer to 0 is the heavier."""
+    routing, counters = case([[5, 1], [2, 5]], [[-0.5, -0.25], [0.125, -2.0]]).run(backend)
+    assert routing.ids.tolist() == [[1, 1], [2, 1]]
+    assert counters.tolist() == [1, 2, 3, 2, 4, 2, 0]
+
+
+@backends
+@dtypes
+@pytest.mark.parametrize("sign", [1, -1])
+def test_the_smallest_subnormal_number_counts_and_zeros_do_not(
+    backend: str, dtype: torch.dtype, sign: int
+) -> None:
+    """Nothing is flushed to zero; a zero of either sign is no slot."""
+    least = sign * torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps
+    weights = torch.tensor([[least, 0.0], [-0.0, least]], dtype=torch.float64).to(dtype)
+    routing, counters = case([[1, 4], [5, 2]], weights).run(backend)
+    assert routing.ids.tolist() == [[1, 4], [5, 2]]
+    assert torch.equal(bits(routing.weights), bits(weights))
+    assert counters.tolist() == [1, 2, 2, 2, 2, 0, 0]
+
+
+@backends
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_masses_are_clamped_slot_by_slot(backend: str, dtype: torch.dtype) -> None:
+    """Beyond 256 a slot's mass is that of 256: three slots of 300 outweigh two of the largest number."""
+    most = torch.finfo(dtype).max
+    weights = torch.tensor(
+        [[INF, most, 300.0], [INF, most, 300.0], [INF, 1.0, 300.0]], dtype=torch.float64
+    ).to(dtype)
+    routing, _ = case([[0, 1, 4], [0, 1, 4], [0, 1, 4]], weights, min_active=2).run(backend)
+    assert routing.ids.tolist() == [[0, 0, 4]] * 3
+    # All at the bound: the lower id.
+    for one in (INF, 1e30, 300.0):
+        tied = torch.tensor([[INF, most, one]], dtype=torch.float64).to(dtype)
+        for ids in ([[0, 4, 1]], [[0, 1, 4]]):
+            assert 1 in case(ids, tied, min_active=2).run(backend)[0].ids[0]
+            assert 4 not in case(ids, tied, min_active=2).run(backend)[0].ids[0]
+
+
+@backends
+def test_masses_of_either_sign_cancel(backend: str) -> None:
+    """A sum is one of clamped integers, in any order: 256 - 256 + 2⁻²⁴ is 2⁻²⁴."""
+    weights = [[INF, INF, 2.0**-24], [INF, -INF, 2.0**-24], [INF, 2.0**-24, 2.0**-25]]
+    routing, _ = case([[0, 3, 2], [0, 3, 2], [0, 3, 2]], weights, min_active=2).run(backend)
+    # 3 has 1 unit; 2 has 1 + 1 + 0, for half a unit is rounded to the even number of units.
+    assert routing.ids.tolist() == [[0, 0, 2]] * 3
+    assert case([[0, 3, 2]], [[1.0, 1.5 * 2**-24, 2.0**-24]], min_active=2).run(backend)[0].ids.tolist() == [
+        [0, 3, 0]
+    ]
+    assert case([[0, 3, 2]], [[1.0, 2.5 * 2**-24, 2**-23]], min_active=2).run(backend)[0].ids.tolist() == [
+        [0, 0, 2]
+    ], "2.5 units are 2: a tie, so the lower id"
+
+
+@backends
+@dtypes
+def test_what_a_dtype_cannot_hold_becomes_infinite(backend: str, dtype: torch.dtype) -> None:
+    """A product or sum beyond the dtype's range is infinite, with its sign."""
+    most = torch.finfo(dtype).max
+    scale = torch.full((6, 6), 4.0)
+    weights = torch.tensor([[most, most / 2, -most]], dtype=torch.float64).to(dtype)
+    scaled, _ = case([[0, 1, 2]], weights, scale=scale).run(backend)
+    assert scaled.weights.double().tolist() == [[most, INF, -INF]]
+    summed, _ = case([[0, 1, 1]], weights.abs(), merge="same").run(backend)
+    assert summed.weights.double().tolist() == [[INF, 0, 0]]
+
+
+@backends
+@dtypes
+def test_sums_and_products_without_a_value_are_nan(backend: str, dtype: torch.dtype) -> None:
+    """An infinite weight times a factor of 0, and infinities of both signs in one sum."""
+    weights = torch.tensor([[INF, INF, 1.0], [1.0, -INF, INF]]).to(dtype)
+    scaled, _ = case([[0, 1, 2], [0, 1, 0]], weights, scale=torch.zeros(6, 6)).run(backend)
+    assert scaled.weights.isnan().tolist() == [[False, True, False], [False, True, False]]
+    assert scaled.weights[0, [0, 2]].tolist() == [INF, 0]
+    merged, _ = case([[0, 1, 2], [0, 1, 0]], weights, merge="same").run(backend)
+    assert merged.weights[0].tolist() == [INF, 0, 0]
+    assert merged.weights[1].isnan().tolist() == [True, False, False]
+
+
+@backends
+@pytest.mark.parametrize("merge", ["none", "same"])
+def test_a_product_of_zero_keeps_its_sign(backend: str, merge: str) -> None:
+    """A weight of 1 times -0 is -0, also where slots are merged; what that slot reads stays active."""
+    scale = torch.full((6, 6), -0.0)
+    call = case([[0, 1], [2, 3]], [[1.0, 0.5], [1.0, 0.5]], scale=scale, merge=merge)
+    routing, counters = call.run(backend)
+    assert routing.ids.tolist() == [[0, 0], [2, 0]]
+    expected = [[1.0, 0.0], [1.0, -0.0]] if merge == "same" else [[1.0, -0.0], [1.0, -0.0]]
+    assert torch.equal(bits(routing.weights), bits(torch.tensor(expected)))
+    assert counters.tolist() == [1, 2, 4, 2, 4, 2, 0]
+
+
+@backends
+@pytest.mark.parametrize("targets", ["primary", "active"])
+def test_an_unknown_similarity_is_below_a_threshold_of_0(backend: str, targets: str) -> None:
+    """Of expert 4 nothing is known: it stays and counts as critical. Expert 3 goes to 1, known to be at 0."""
+    similarity = torch.full((5, 5), NAN).fill_diagonal_(1.0)
+    similarity[3, 1] = 0.0
+    similarity[:4, 4] = 0.0
+    ids = torch.tensor([[0, 3], [1, 4]], dtype=torch.int32)
+    call = Case(ids, torch.tensor([[0.5, 0.25], [0.5, 0.25]]), similarity, {"select_top_k": 1})
+    routing, counters = call.run(backend, targets=targets)
+    assert routing.ids.tolist() == [[0, 1], [1, 4]]
+    assert counters.tolist() == [1, 2, 4, 3, 4, 1, 1]
+
+
+@backends
+def test_one_unknown_similarity_changes_nothing_for_the_others(backend: str) -> None:
+    """One unknown similarity that no slot asks for changes no bit of what the others get."""
+    generator = torch.Generator().manual_seed(3)
+    similarity = torch.rand(6, 6, generator=generator).fill_diagonal_(1.0)
+    similarity[2] = torch.tensor([0.0, 0.0, 1.0, 0.0, 0.0, 0.0])
+    similarity[0, 5] = 0.0
+    forgetful = similarity.clone()
+    forgetful[5, 0] = NAN
+    ids = torch.tensor([[0, 1, 2], [3, 4, 2], [1, 4, 0]], dtype=torch.int32)
+    weights = torch.rand(3, 3, generator=generator)
+    for threshold in (0.0, 0.2, 0.7):
+        options = {"select_top_k": 1, "threshold": threshold, "scale": torch.rand(6, 6, generator=generator)}
+        plain, counters = Case(ids, weights, similarity, options).run(backend)
+        other, other_counters = Case(ids, weights, forgetful, options).run(backend)
+        assert torch.equal(plain.ids, other.ids)
+        assert torch.equal(bits(plain.weights), bits(other.weights))
+        assert torch.equal(counters, other_counters)

@@ -265,5 +265,7 @@ def run_block(llm: Any, prompts: Sequence[Sequence[int]], steps: int) -> Block:
 def _prompts(llm: Any, B: int, plan: ServePlan) -> list[list[int]]:
     generator = torch.Generator().manual_seed(plan.seed + B)
     vocabulary = llm.llm_engine.model_config.get_vocab_size()
-    ids: list[list[int]] = torch.randint(0, vocabulary, (B, plan.prompt), generator=generator).tolist()
+    ids: list[list[int]] = torch.randint(
+        0, vocabulary, (B, plan.prompt), generator=generator, device="cpu"
+    ).tolist()
     return ids

@@ -142,7 +142,7 @@ class _Teacher:
         wanted = [tokens[self.step % len(tokens)] for tokens in self.fed]
         self.step += 1
         chosen = torch.full_like(scores, float("-inf"))
-        chosen[torch.arange(len(wanted)), wanted] = 0
+        chosen[torch.arange(len(wanted), device=scores.device), wanted] = 0
         return chosen
 
 

@@ -69,7 +69,7 @@ def run(
 
     # 6. Weights, 7. merge, 8. padding rows.
     moved = 0
-    changed = torch.zeros(T, K, dtype=torch.bool)
+    changed = torch.zeros(T, K, dtype=torch.bool, device="cpu")
     for t in range(T):
         if t not in slots:
             inside = [k for k in range(K) if 0 <= ids[t][k] < E]

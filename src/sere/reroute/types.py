@@ -93,10 +93,10 @@ def prepare_neighbours(
     similarity = layer.similarity.detach().to("cpu", torch.float32).nan_to_num(nan=_UNKNOWN)
     similarity.fill_diagonal_(-math.inf)
     sorted_similarity, order = torch.sort(similarity, dim=1, descending=True, stable=True)
-    enough = sorted_similarity >= torch.tensor(threshold, dtype=torch.float32)
+    enough = sorted_similarity >= torch.tensor(threshold, dtype=torch.float32, device="cpu")
     # However low the threshold is, neither the expert itself nor one of which nothing is known is named.
     count = (enough & (sorted_similarity > _UNKNOWN)).sum(dim=1)
-    ranks = torch.arange(E).expand(E, E)
+    ranks = torch.arange(E, device="cpu").expand(E, E)
     position = torch.empty_like(order).scatter_(1, order, ranks)
     position = torch.where(position < count[:, None], position, E)
     return Neighbours(
@@ -114,14 +114,14 @@ def _side_by_side(order: Tensor, count: Tensor) -> Tensor:
     E = order.shape[0]
     groups, pieces = -(-E // 8), -(-E // 32)
     # Experts that only fill the last group up repeat the last one.
-    itself = torch.arange(8 * groups).clamp(max=E - 1)[:, None]
+    itself = torch.arange(8 * groups, device="cpu").clamp(max=E - 1)[:, None]
     lists = itself.repeat(1, 32 * pieces)
-    lists[:E, :E] = torch.where(torch.arange(E) < count[:, None], order, itself[:E])
+    lists[:E, :E] = torch.where(torch.arange(E, device="cpu") < count[:, None], order, itself[:E])
     return lists.reshape(groups, 8, pieces, 32).permute(0, 2, 3, 1).to(torch.int16).contiguous()
 
 
 def _keep_mask(keep: Sequence[int], E: int) -> Tensor:
-    mask = torch.zeros(E, dtype=torch.bool)
+    mask = torch.zeros(E, dtype=torch.bool, device="cpu")
     for expert in keep:
         if isinstance(expert, bool | float) or not 0 <= expert < E:
             raise InputError(f"keep: expected expert ids in [0, {E}), got {expert}")

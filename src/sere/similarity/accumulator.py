@@ -115,7 +115,7 @@ class Accumulator(ABC):
     def state(self) -> dict[str, Tensor]:
         """Return everything that was accumulated, as tensors that `load_state` reads back."""
         sums = {f"{self.metric}.{name}": value.clone() for name, value in self._sums.items()}
-        return sums | {"tokens": torch.tensor([self.tokens, self._H or 0])}
+        return sums | {"tokens": torch.tensor([self.tokens, self._H or 0], device="cpu")}
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Go on where ``state`` was taken; what was accumulated here is replaced.
@@ -226,7 +226,7 @@ def gram(rows: Tensor) -> Tensor:
 
 def zeros(E: int) -> Tensor:
     """Return a fresh sum: ``[E, E]``, float64, on the CPU."""
-    return torch.zeros(E, E, dtype=torch.float64)
+    return torch.zeros(E, E, dtype=torch.float64, device="cpu")
 
 
 def as_layer(similarity: Tensor, scale: Tensor | None = None) -> LayerSimilarity:

@@ -149,7 +149,7 @@ def test_the_mask_is_read_at_this_step_s_column(length: int | Tensor, spare: int
     mask = torch.ones(3, 6 + spare)
     mask[:, 6:] = 0
     mask[1, 5] = 0
-    guard = Guard([], TopK(1), None, model="m", top_k=4, num_experts=16)
+    guard = Guard(TopK(1), None, model="m", top_k=4, num_experts=16)
     state = Step(guard, all_phases=False, pad_token_id=None, default_budget=2)
     state.enter({"input_ids": torch.ones(3, 1), "attention_mask": mask, "past_key_values": CacheOf(length)})
     assert state.active

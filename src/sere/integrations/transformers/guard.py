@@ -42,18 +42,19 @@ class Guard:
 
     Attributes:
         layers: The layers, which count on their device.
+        model: The model's class, for the log.
         top_k: K, the largest of any layer.
         num_experts: E, the largest of any layer.
         calls: Calls of the model; compiled ones are not seen.
         eligible: Of them, those whose layers may be re-routed.
         hook_ran: Whether a layer's hook ran in such a call.
         compiled: Whether a compiler took the hooks into its code.
+        told: Whether `apply` said already that the settings can change nothing.
         quiet: Whether nothing is logged, because the caller reads `why` itself.
     """
 
     def __init__(
         self,
-        layers: Sequence[Counted],
         policy: Policy,
         config: RerouteConfig | None,
         *,
@@ -61,9 +62,11 @@ class Guard:
         top_k: int,
         num_experts: int,
     ) -> None:
-        self.layers, self.top_k, self.num_experts = layers, top_k, num_experts
-        self._policy, self._config, self._model = policy, config, model
+        self.layers: Sequence[Counted] = ()
+        self.model, self.top_k, self.num_experts = model, top_k, num_experts
+        self._policy, self._config = policy, config
         self._said: set[str] = set()
+        self.told = False
         self.quiet = False
         self.own_budgets = False
         self.reset()
@@ -118,13 +121,16 @@ class Guard:
 
     def say(self) -> None:
         """Log the sentence, each kind of it once."""
-        if not self.quiet and (why := self.why()) is not None:
+        if self.quiet or (self.told and self.hook_ran):
+            return
+        if (why := self.why()) is not None:
+            # Without its numbers it is the same sentence.
             self._say_once(re.sub(r"[\d.]+", "", why), why)
 
     def _say_once(self, kind: str, text: str) -> None:
         if not self.quiet and kind not in self._said:
             self._said.add(kind)
-            logger.warning("sere: %s: %s", self._model, text)
+            logger.warning("sere: %s: %s", self.model, text)
 
 
 def _capturing() -> bool:

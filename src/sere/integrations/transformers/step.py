@@ -57,9 +57,8 @@ class Step:
             ConcurrentCalls: A call in another thread is under way.
             InputError: ``row_budget`` has another length than the batch.
         """
+        self._claim()
         outer = self.call
-        if outer is None:
-            self._claim()
         self._rest()
         self.call = Call(outer)
         self.call = call = read_call(inputs, outer)

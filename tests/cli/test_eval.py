@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sere.bundled import is_bundled, model_path
 from sere.cli import main
+from sere.eval import continuations
 from tests.checkpoints import save_checkpoint
 
 TASKS = ("--per-task", 1, "--tasks", "addition", "sorting", "reversal", "--max-new-tokens", 6)
@@ -188,15 +189,15 @@ def test_tasks_are_for_the_bundled_model_alone(
     [
         (["bundled", "--setting", "ser:S=1"], "did you mean 'sere'"),
         (["bundled", "--setting", "off", "--tasks", "adition"], "did you mean 'addition'"),
-        (["bundled", "--setting", "off", "--per-task", "0"], "expected at least 1 per task, got 0"),
-        (["bundled", "--setting", "off", "--batch-size", "0"], "expected batch sizes of at least 1, got [0]"),
+        (["bundled", "--setting", "off", "--per-task", "0"], "argument --per-task: expected a whole number"),
+        (["bundled", "--setting", "off", "--batch-size", "0"], "argument --batch-size: expected a whole"),
         (["bundled", "--table", "nowhere.safetensors"], "nowhere.safetensors"),
         (["bundled", "--setting", "random:S=0"], "select_top_k: expected an integer of at least 1, got 0"),
         (["bundled", "--setting", "off", "--out", "/dev/null/eval.json"], "/dev/null"),
         (["bundled", "--setting", "off", "--device", "nonsense"], "--device nonsense: not usable here"),
         (
             ["bundled", "--setting", "off", "--max-new-tokens", "0"],
-            "max_new_tokens: expected at least 1, got 0",
+            "argument --max-new-tokens: expected",
         ),
         (["bundled", "--no-chat-template"], "--no-chat-template: only with --prompts or --questions"),
         (
@@ -241,18 +242,22 @@ def test_short_continuations_and_engines_are_refused_with_their_files(
     assert "oea needs the router's scores" in refused(capsys, *argv, "--table", "t")
 
 
-def test_another_file_does_not_go_on_with_an_interrupted_run(
+def test_an_interrupted_run_goes_on_with_the_same_prompts_only(
     capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
     checkpoint: Path,
     prompts: Path,
     tmp_path: Path,
 ) -> None:
-    """Finished cases are kept on Ctrl-C; other prompts name what differs, the same ones go on."""
-    out = tmp_path / "eval.json"
-    argv = ["eval", checkpoint, "--prompts", prompts, "--setting", "topk:S=1", "--batch-size", 2]
-    argv = [*map(str, argv), "--max-new-tokens", "6", "--out", str(out)]
-    from sere.eval import continuations
+    """Finished cases are kept on Ctrl-C; the same command goes on; other prompts are said to differ."""
+    out, other = tmp_path / "eval.json", tmp_path / "other.txt"
+    other.write_text("a\nb\n")
+    flags = ["--setting", "topk:S=1", "--batch-size", "2", "--max-new-tokens", "6", "--out", str(out)]
+
+    def evaluated(file: Path) -> tuple[int, str]:
+        code = main(["eval", str(checkpoint), "--prompts", str(file), *flags])
+        return code, capsys.readouterr().err
 
     measure = continuations._measure
 
@@ -263,15 +268,18 @@ def test_another_file_does_not_go_on_with_an_interrupted_run(
 
     with monkeypatch.context() as patch:
         patch.setattr(continuations, "_measure", interrupted)
-        assert main(argv) == 130
-    assert not out.exists()
-    capsys.readouterr()
-    other = tmp_path / "other.txt"
-    other.write_text("a\nb\n")
-    words = refused(capsys, *[str(other) if word == str(prompts) else word for word in argv])
-    assert 'plan prompts file ("prompts.txt" there, "other.txt" here)' in words
-    assert main(argv) == 0
-    err = capsys.readouterr().err
+        code, err = evaluated(prompts)
+    assert (code, out.exists()) == (130, False)
+    assert "the same command goes on behind them" in err
+    kept = tmp_path / ".eval.json.partial"
+    before = kept.read_text()
+    code, err = evaluated(prompts)
+    assert code == 0
     assert "B=2 topk:S=1: done" in err
     assert "B=2 off: done" not in err
-    assert json.loads(out.read_text())["cases"][1]["setting"] == "topk:S=1"
+    assert not kept.exists()
+    kept.write_text(before)
+    code, err = evaluated(other)
+    assert "prompts.file was prompts.txt, now other.txt" in caplog.text
+    assert "the prompts differ" in caplog.text
+    assert "B=2 off: done" in err

@@ -18,7 +18,7 @@ from sere.files import append_json_line, atomic_path, check_writable, write_json
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
 def test_failure_leaves_the_old_file_and_no_other(tmp_path: Path, error: type[BaseException]) -> None:
-    """An exception half-way, Ctrl-C too, keeps the old content and leaves no temporary file."""
+    """An exception half-way, Ctrl-C too, keeps the old content and leaves no temporary file or folder."""
     target = tmp_path / "a.json"
     target.write_text("old")
 
@@ -29,6 +29,8 @@ def test_failure_leaves_the_old_file_and_no_other(tmp_path: Path, error: type[Ba
 
     with pytest.raises(error):
         write_half()
+    with pytest.raises(error), atomic_path(tmp_path / "new" / "a.json"):
+        raise error
     assert target.read_text() == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
 
@@ -56,6 +58,10 @@ def test_json_lines_are_appended(tmp_path: Path) -> None:
 def test_a_place_that_cannot_be_written_is_found_before_work(tmp_path: Path) -> None:
     """Checking leaves nothing behind and changes no file; a folder that cannot be made is an OSError."""
     target = tmp_path / "new" / "table.safetensors"
+    check_writable(target)
+    check_writable(target.parent / "deep" / "er" / "a.json")
+    assert list(tmp_path.iterdir()) == []
+    target.parent.mkdir()
     check_writable(target)
     assert list(target.parent.iterdir()) == []
     target.write_text("kept")

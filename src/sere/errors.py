@@ -54,6 +54,10 @@ class AlreadyApplied(SereError, RuntimeError):
     """Re-routing is already active on this model."""
 
 
+class ConcurrentCalls(SereError, RuntimeError):
+    """A re-routed model was called in two threads at once."""
+
+
 class MissingDependency(SereError, ImportError):
     """An optional package is needed for what was asked; the text gives the install line."""
 

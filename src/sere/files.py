@@ -38,7 +38,9 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def check_writable(path: str | os.PathLike[str]) -> None:
-    """Make sure, before long work, that a file can be written to ``path``; make its folder if need be.
+    """Make sure, before long work, that a file can be written to ``path``, its folder made if need be.
+
+    Nothing is left behind, no folder either.
 
     Raises:
         OutputError: It cannot.
@@ -56,25 +58,42 @@ def what_is_there(path: str | os.PathLike[str]) -> str:
 def _temporary(path: str | os.PathLike[str]) -> Iterator[tuple[Path, Path]]:
     """Yield a new file, which is gone afterwards, and the file beside it that ``path`` stands for.
 
+    Folders that were made for it and are empty afterwards are gone too.
+
     Raises:
         OutputError: The new file cannot be made; or an `OSError` in the block has no name, or that of the new
             file, which nobody asked for.
     """
     prefix = f".{Path(path).name}."
-    with _naming(path):
-        target = _target(path)
-        handle, name = tempfile.mkstemp(prefix=prefix, suffix=f".tmp{target.suffix}", dir=target.parent)
-    os.close(handle)
-    temporary = Path(name)
+    with new_folders(path):
+        with _naming(path):
+            target = _target(path)
+            handle, name = tempfile.mkstemp(prefix=prefix, suffix=f".tmp{target.suffix}", dir=target.parent)
+        os.close(handle)
+        temporary = Path(name)
+        try:
+            yield temporary, target
+        except OSError as error:
+            named = error.filename
+            if error.strerror is None or (named is not None and not Path(str(named)).name.startswith(prefix)):
+                raise
+            raise _refusal(path, error) from error
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def new_folders(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Remove, after the block, the folders above ``path`` that were not there before and are empty."""
+    missing = []
+    with suppress(OSError, RuntimeError):  # below a file, or a circle of links: the block will say
+        missing = [folder for folder in Path(path).resolve().parents if not folder.exists()]
     try:
-        yield temporary, target
-    except OSError as error:
-        named = error.filename
-        if error.strerror is None or (named is not None and not Path(str(named)).name.startswith(prefix)):
-            raise
-        raise _refusal(path, error) from error
+        yield
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # the first that is not empty ends it
+            for folder in missing:
+                folder.rmdir()
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from torch import nn
 
 from sere.errors import UnsupportedModel
 from sere.identity import ModelIdentity, architecture_of, first_of
+from sere.wrappers import plain_name, refuse_copies, wraps
 
 _EXPERTS_NAMES = (
     "num_experts",
@@ -77,9 +78,11 @@ def find_experts(model: nn.Module) -> list[ExpertsLayer]:
         if _OTHER_TOWERS.search(name):
             continue
         if takes_routing(type(module)) and holds_experts(module):
+            refuse_copies(name, module)
+            name = plain_name(name)
             parent = parents[name.rpartition(".")[0]]
             layers.append(_describe(name, module, parent, text_config(model)))
-        elif (reason := _why_not(name, module)) is not None:
+        elif not wraps(module) and (reason := _why_not(name, module)) is not None:
             raise UnsupportedModel(f"{name} ({type(module).__name__}): {reason}")
     if not layers:
         raise UnsupportedModel(

@@ -13,6 +13,7 @@ from sere.bench.shapes import SHAPES, shape_config
 from sere.bench.subject import random_model, random_table, random_tokens
 from sere.bench.timing import Stepper, Times, interleave, spread, turns
 from sere.errors import InputError
+from sere.integrations.transformers.inputs import find_cache
 from sere.structure import find_experts, identify
 from tests.tiny import tiny_model
 
@@ -65,7 +66,7 @@ def test_blocks_start_from_the_same_state_and_do_not_time_the_first_step() -> No
     stepper = Stepper(model, tokens[:, :4], tokens[:, 4:])
     seen: list[int] = []
     hook = model.model.layers[0].self_attn.register_forward_pre_hook(
-        lambda _, __, kwargs: seen.append(kwargs["past_key_values"].get_seq_length()), with_kwargs=True
+        lambda _, __, kwargs: seen.append(find_cache(kwargs).get_seq_length()), with_kwargs=True
     )
     blocks = [stepper.block(), stepper.block()]
     hook.remove()

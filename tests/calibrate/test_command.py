@@ -75,12 +75,64 @@ def test_interruption_leaves_no_table_and_resumes(
 
     monkeypatch.setattr(collect, "check_weighted_sum", interrupt_second_layer)
     assert _run(place, "--out", str(out), "--low-memory") == 130
-    assert "interrupted" in capsys.readouterr().err
+    kept = f"1 of 2 layers are done (kept in {out}.work); the same command goes on behind them"
+    assert capsys.readouterr().err == f"\nsere: interrupted; {kept}\n"
     assert not list(place.glob("*a.safetensors"))
     assert (place / "a.safetensors.work").is_dir()
     assert _run(place, "--out", str(out), "--low-memory") == 0
     assert len(seen) == 3
     assert SimilarityTable.load(out).num_tokens == 96
+
+
+def test_interruption_before_anything_is_done_leaves_nothing(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where no layer is finished there is nothing to go on with: no folder, and no word of it."""
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    before = sorted(place.rglob("*"))
+    monkeypatch.setattr(collect, "check_weighted_sum", interrupt)
+    for how in ("--low-memory", "--whole"):
+        assert _run(place, "--out", str(place / "new" / "a.safetensors"), how) == 130
+        assert capsys.readouterr().err == "\nsere: interrupted\n"
+    assert sorted(place.rglob("*")) == before
+
+
+def test_going_on_with_other_settings_names_them(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What differs from the interrupted run is named with both values, or in words where it is a digest."""
+    out, seen = place / "a.safetensors", []
+
+    def interrupt_second_layer(*_: Any) -> None:
+        seen.append(1)
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(collect, "check_weighted_sum", interrupt_second_layer)
+    run = ["--out", str(out), "--low-memory"]
+    assert _run(place, *run) == 130
+    for changed, words in (
+        (["--seq-len", "32", "--batch-size", "4"], "seq_len was 16, now 32; batch_size was 8, now 4; give"),
+        (
+            ["--max-tokens", "64", "--seed", "1"],
+            "max_tokens was 96, now 64; seed was 0, now 1; give the command",
+        ),
+        (
+            ["--metric", "cka", "--parameters", '{"window": 4}'],
+            "metrics was frobenius, now cka; metric_parameters.",
+        ),
+    ):
+        capsys.readouterr()
+        assert _run(place, *run, *changed) == 2
+        assert words in capsys.readouterr().err
+    (place / "texts.jsonl").write_text(json.dumps({"text": "x" * 200}), encoding="utf-8")
+    assert _run(place, *run) == 2
+    assert (
+        "with other settings: the texts or the tokenizer differ; give the command" in capsys.readouterr().err
+    )
 
 
 @pytest.mark.parametrize(
@@ -89,7 +141,18 @@ def test_interruption_leaves_no_table_and_resumes(
         (["--metric", "frobenus"], "unknown metric 'frobenus'; did you mean 'frobenius'"),
         (["--field", "body"], "texts.jsonl line 1 has no field 'body'; it has text"),
         (["--max-tokens", "100000", "--seq-len", "90000"], "at least 90000 are needed"),
-        (["--batch-size", "0"], "batch_size: expected a whole number of at least 1, got 0"),
+        (["--metric", "cosine,cosine"], "metric: each at most once, got cosine, cosine"),
+        (["--metric", ","], "metric: expected at least one name, got none"),
+        (
+            ["--metric", "cka", "--parameters", '{"kernel": "rbff"}'],
+            "unknown kernel 'rbff'; did you mean 'rbf'",
+        ),
+        (["--parameters", '{"window": 4}'], "frobenius: unknown parameter 'window'; it has none"),
+        (
+            ["--metric", "cka,cosine", "--parameters", '{"window": 4}'],
+            "expected a mapping from a metric's name",
+        ),
+        (["--batch-size", "0"], "argument --batch-size: expected a whole number of at least 1"),
     ],
 )
 def test_wrong_use_is_one_line_and_exit_code_2(

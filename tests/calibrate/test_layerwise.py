@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from sere.calibrate import calibrate, calibrate_checkpoint, layerwise, memory
 from sere.calibrate.checkpoint import Checkpoint
@@ -212,17 +213,15 @@ def _interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path,
 def test_folder_of_another_run_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Other settings, texts or weights do not continue an interrupted run: the error names what differs."""
     path, arguments = _interrupted(tmp_path, monkeypatch)
-    with pytest.raises(
-        InputError, match=r"holds another calibration: batch_size differ \(batch_size: 8 there, 4"
-    ):
+    with pytest.raises(InputError, match=r"with other settings: batch_size was 8, now 4; give the command"):
         calibrate_checkpoint(path, TEXTS, **(arguments | {"batch_size": 4}))
-    with pytest.raises(InputError, match="holds another calibration: metrics differ"):
+    with pytest.raises(InputError, match="with other settings: metrics was frobenius, now "):
         calibrate_checkpoint(path, TEXTS, metric="cosine", **arguments)
-    with pytest.raises(InputError, match="holds another calibration: data_digest differ"):
+    with pytest.raises(InputError, match="with other settings: the texts or the tokenizer differ; give"):
         calibrate_checkpoint(path, TEXTS[1:], **arguments)
     shard = next(path.glob("*.safetensors"))
     shard.write_bytes(shard.read_bytes())
-    with pytest.raises(InputError, match="holds another calibration: checkpoint differ"):
+    with pytest.raises(InputError, match="with other settings: the checkpoint's files differ; give"):
         calibrate_checkpoint(path, TEXTS, **arguments)
 
 
@@ -277,7 +276,7 @@ def test_several_metrics_with_parameters(tmp_path: Path) -> None:
 
 
 def test_incomplete_and_damaged_checkpoints_are_refused(tmp_path: Path) -> None:
-    """A missing tensor, a damaged shard, a missing shard: each error names it, before any layer is computed."""
+    """A missing tensor, a damaged shard, a missing shard: each error names it before any layer is run."""
     path = save_tiny(tmp_path, "qwen3_moe")
     shards = sorted(path.glob("*.safetensors"))
     whole = shards[0].read_bytes()
@@ -365,6 +364,57 @@ def test_layers_that_get_what_follows_from_earlier_hidden_states_are_refused(tmp
     )
     work = WorkFolder(tmp_path / "work", {})
     with pytest.raises(UnsupportedModel, match="hands on arguments of decoder layer 1; expected"):
+        collect_layerwise(skeleton, some_tokens(), settings("cosine"), work, states_in_memory=True)
+
+
+def _rewrite(path: Path, change: Any) -> None:
+    """Replace a checkpoint's shards by one file of changed tensors."""
+    named: dict[str, torch.Tensor] = {}
+    for shard in path.glob("*.safetensors"):
+        named |= load_file(shard)
+        shard.unlink()
+    (path / "model.safetensors.index.json").unlink()
+    change(named)
+    save_file(named, path / "model.safetensors", metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize("name", ["lm_head.weight", "model.embed_tokens.weight"])
+def test_tied_embeddings_are_found_under_either_name(name: str, tmp_path: Path) -> None:
+    """A checkpoint may hold tied embeddings as those of the input or of the output head."""
+    path = save_tiny(tmp_path, "qwen3_moe", tie_word_embeddings=True)
+    saved = "model.embed_tokens.weight"
+    _rewrite(path, lambda named: named.update({name: named.pop(saved)}))
+    assert worst(_by_layers(path, tmp_path / "work", "frobenius"), _whole(path, "frobenius")) == 0
+    skeleton = Skeleton(Checkpoint(path))
+    skeleton.load_rest()
+    assert not skeleton.model.get_input_embeddings().weight.is_meta
+    assert skeleton.model.get_output_embeddings().weight.is_meta
+
+
+@pytest.mark.parametrize("name", ["model.embed_tokens.weight", "model.norm.weight"])
+def test_weights_beside_the_layers_that_are_missing_are_named(name: str, tmp_path: Path) -> None:
+    """Embeddings or a norm that the checkpoint lacks are an error with their name."""
+    path = save_tiny(tmp_path, "qwen3_moe")
+    _rewrite(path, lambda named: named.pop(name))
+    with pytest.raises(InputError, match=f"1 weights of the model are not in it: {name}"):
+        calibrate_checkpoint(path, TEXTS, tokenizer=char_tokenizer(), **OPTIONS)
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda head: lambda _, args: (head(args[0])[..., :32],),
+        lambda head: lambda _, args: (args[0] + head.weight[:32, :32].sum().item(),),
+    ],
+    ids=["hidden states without values", "an error of PyTorch's"],
+)
+def test_weights_elsewhere_that_the_pass_needs_are_named(tmp_path: Path, spoil: Any) -> None:
+    """A forward pass that needs what stands outside the decoder layers' parent is refused by name."""
+    skeleton = Skeleton(Checkpoint(save_tiny(tmp_path, "qwen3_moe")))
+    head = skeleton.model.lm_head
+    skeleton.layers[0].register_forward_pre_hook(spoil(head))
+    work = WorkFolder(tmp_path / "work", {})
+    with pytest.raises(UnsupportedModel, match=r"needs weights .* \(lm_head.weight\).*low_memory=False"):
         collect_layerwise(skeleton, some_tokens(), settings("cosine"), work, states_in_memory=True)
 
 

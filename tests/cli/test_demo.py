@@ -30,8 +30,8 @@ def test_questions_are_counted_per_task_where_asked_for() -> None:
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (["--batch-size", "8", "0"], "--batch-size: expected at least 1 row, got 0"),
-        (["--questions", "0"], "questions: expected at least 1 per task, got 0"),
+        (["--batch-size", "8", "0"], "argument --batch-size: expected a whole number of at least 1"),
+        (["--questions", "0"], "argument --questions: expected a whole number of at least 1"),
     ],
 )
 def test_bad_numbers_are_refused_before_work(

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
+
+import pytest
 
 from sere.eval.checkpoint import Checkpoint
 
@@ -13,6 +16,40 @@ def test_cases_are_there_again_for_the_same_run_only(tmp_path: Path) -> None:
     Checkpoint(path, {"seed": 1, "sizes": (1, 8)}).put("B=1 off", {"steps": 3})
     assert Checkpoint(path, {"seed": 1, "sizes": [1, 8]}).get("B=1 off") == {"steps": 3}
     assert Checkpoint(path, {"seed": 2, "sizes": [1, 8]}).get("B=1 off") is None
+
+
+def test_cases_of_another_run_are_named_before_they_are_lost(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A warning says how many cases there were and what differs: values, or words in place of digests."""
+    path = tmp_path / "partial.json"
+    plan = {"seed": 1, "batch_sizes": [1, 8], "questions_digest": "a"}
+    Checkpoint(path, {"plan": plan, "weights": "a", "table": None}).put("B=1 off", {})
+    other = {"seed": 2, "batch_sizes": [1], "questions_digest": "b"}
+    with caplog.at_level(logging.WARNING, "sere"):
+        Checkpoint(path, {"plan": other, "weights": "b", "table": {"metric": "cka"}})
+    (line,) = caplog.messages
+    assert line.startswith(f"sere: starting over: 1 finished cases in {path} are of another run: ")
+    assert (
+        "seed was 1, now 2; batch_sizes was 1 8, now 1; the questions differ; the model's weights differ"
+        in line
+    )
+
+
+def test_whatever_ends_a_run_says_what_is_kept(tmp_path: Path) -> None:
+    """The note is there if a case is finished and there is a file for it."""
+    path = tmp_path / "partial.json"
+    for place, cases, notes in (
+        (path, 0, []),
+        (None, 1, []),
+        (path, 1, [f"1 cases are done (kept in {path}); the same command goes on behind them"]),
+    ):
+        kept = Checkpoint(place, {})
+        for number in range(cases):
+            kept.put(str(number), {})
+        with pytest.raises(KeyboardInterrupt) as caught, kept.going_on():
+            raise KeyboardInterrupt
+        assert getattr(caught.value, "__notes__", []) == notes
 
 
 def test_damaged_files_count_as_empty_and_done_runs_leave_none(tmp_path: Path) -> None:

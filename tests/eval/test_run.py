@@ -17,6 +17,7 @@ from sere.eval.questions import encode, held_out, held_out_english, mark
 from sere.eval.run import Plan, _weights_digest, evaluate
 from sere.eval.settings import parse_setting, parse_settings
 from sere.eval.statistics import paired_difference, wilson
+from sere.integrations.transformers.inputs import cache_argument, find_cache
 from tests.checkpoints import tiny_tokenizer
 from tests.tiny import tiny_model
 
@@ -127,8 +128,9 @@ def test_rows_that_are_fed_the_pad_token_count(model: Any) -> None:
     with apply_setting(model, parse_setting("off"), None) as handle:
         import torch
 
-        cache = model(torch.tensor([[5, 6], [7, 8]])).past_key_values
-        model(torch.tensor([[model.generation_config.pad_token_id], [9]]), past_key_values=cache)
+        cache = find_cache(model(torch.tensor([[5, 6], [7, 8]])))
+        pad = model.generation_config.pad_token_id
+        model(torch.tensor([[pad], [9]]), **cache_argument(model, cache))
         assert [layer.rows for layer in handle.stats()] == [2, 2]
 
 

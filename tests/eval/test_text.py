@@ -11,6 +11,7 @@ from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 from sere.errors import DataError
 from sere.eval.text import PREFIX, score_text
+from sere.integrations.transformers.inputs import cache_argument, find_cache
 
 
 @pytest.fixture(scope="module")
@@ -70,12 +71,12 @@ def test_divergence_counts_what_decode_steps_change(model: Any) -> None:
     for text in texts:
         with torch.no_grad():
             before = model(torch.tensor([text[:-1]]), use_cache=True)
-            cache = model(torch.tensor([text[:-2]]), use_cache=True).past_key_values
+            cache = find_cache(model(torch.tensor([text[:-2]]), use_cache=True))
             hooks = [
                 layer.mlp.experts.register_forward_pre_hook(lambda _, a: (a[0], a[1], a[2] / 2))
                 for layer in model.model.layers
             ]
-            after = model(torch.tensor([text[-2:-1]]), past_key_values=cache)
+            after = model(torch.tensor([text[-2:-1]]), **cache_argument(model, cache))
             for hook in hooks:
                 hook.remove()
         p, q = (out.logits[0, -1].double().log_softmax(-1) for out in (before, after))

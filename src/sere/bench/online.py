@@ -59,10 +59,12 @@ class Block:
     Attributes:
         answers: What became of each.
         layers: The server's statistics of its steps, by layer; empty where nothing was counted.
+        nothing_changed: Why nothing was re-routed, or None; see ``EngineStats``.
     """
 
     answers: Sequence[Answer]
     layers: Sequence[Mapping[str, Any]]
+    nothing_changed: str | None
 
     @property
     def good(self) -> list[Answer]:
@@ -159,8 +161,9 @@ def _block(variant: Variant, load: Load, plan: OnlinePlan, place: int, vocabular
     prompts = [[chance.randrange(vocabulary) for _ in range(plan.prompt)] for _ in range(plan.count(load))]
     answers = run_load(server.url, SERVED, prompts, plan.steps + 1, load, seed=seed)
     server.check()
-    layers = [] if changes is None else _post(server, "reset", {})["layers"]
-    block = Block(answers, [layer for layer in layers if layer["steps"]])
+    counted = {"layers": [], "nothing_changed": None} if changes is None else _post(server, "reset", {})
+    layers = [layer for layer in counted["layers"] if layer["steps"]]
+    block = Block(answers, layers, counted["nothing_changed"])
     if not block.good:
         raise ServerError(
             f"bench serve: {variant.label}, {load.label}: none of {len(answers)} requests was answered; the "
@@ -203,6 +206,7 @@ def _record(
     ratios = [base.tpot_ms / mine.tpot_ms for base, mine in zip(off.timed, blocks, strict=True)]
     tokens = [block.per_second(sum(answer.tokens for answer in block.good)) for block in blocks]
     ttft = [answer.ttft_ms for answer in good]
+    reasons = [block.nothing_changed for block in blocks]
     return {
         "format": "sere-bench-serve-online-1",
         "unit": "ms",
@@ -222,6 +226,7 @@ def _record(
         "errors": sorted(set(errors))[:5],
         "experts": experts,
         "expert_bytes_per_step": bytes_read(experts, subject),
+        "nothing_changed": reasons[-1] if all(reasons) else None,
         "config": plan.config("vllm serve", start)
         | {
             "requests": plan.count(load),

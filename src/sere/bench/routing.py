@@ -43,7 +43,8 @@ def replayed(llm: Any, tape: Tape) -> Iterator[None]:
     """Let the layers take their routing from a tape: the same ids as re-routing, without its work."""
     # Compiled code may write over what the operation has given it.
     steps = iter([_copy(step) for step in tape])
-    with _routing(llm, lambda _route: lambda *_step: next(steps)):
+    # The layers' counters see nothing of a replay, which is no fault to warn of.
+    with session_of(llm).guard.silenced(), _routing(llm, lambda _route: lambda *_step: next(steps)):
         yield
 
 

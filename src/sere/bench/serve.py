@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from statistics import fmean, median
+from statistics import median
 from time import perf_counter
 from typing import Any
 
@@ -17,6 +17,7 @@ from sere.bench.routing import Tape, record_routing, replayed, timed_routing, un
 from sere.bench.timing import Times, spread, turns
 from sere.errors import InputError
 from sere.eval.engines import Start, counted_changes, live_changes, routed
+from sere.eval.run import summarise_layers
 from sere.eval.settings import Setting
 from sere.integrations.vllm import configure, read_stats
 from sere.integrations.vllm.local import session_of
@@ -168,22 +169,22 @@ class _Engine:
         """Run one block more for a setting's experts and the time inside its routing."""
         llm, plan = self.llm, self.plan
         if variant.label not in {setting.label for setting in self.settings}:
-            return {"experts": None, "own_cost": None}
+            return {"experts": None, "own_cost": None, "nothing_changed": None}
         with _running(llm, variant.setting, plan.seed, counted=True), timed_routing(llm) as spent:
             read_stats(llm, reset=True)
             run_block(llm, prompts, plan.steps)
-            layers = [layer for layer in read_stats(llm, reset=True).layers if layer.steps]
-        experts = {
-            "before": fmean(layer.distinct_before for layer in layers),
-            "after": fmean(layer.distinct_after for layer in layers),
-            "moved": fmean(layer.slots_moved for layer in layers),
-            "critical": fmean(layer.critical for layer in layers),
-        }
+            stats = read_stats(llm, reset=True)
+        experts = summarise_layers(stats.layers)
+        layers = experts.pop("layers")
         cost = None
         if len(spent) > self.calls and variant.setting.kind != "off":
             decoding = median(spent[-self.calls :])
             cost = {"us_per_layer": decoding * 1e3, "ms_per_step": decoding * len(layers)}
-        return {"experts": experts, "own_cost": cost}
+        return {
+            "experts": experts if layers else None,
+            "own_cost": cost,
+            "nothing_changed": stats.nothing_changed,
+        }
 
     def record(self, B: int, variant: Variant, off: Variant, counted: dict[str, Any]) -> dict[str, Any]:
         """Return the record of one case."""
@@ -264,5 +265,7 @@ def run_block(llm: Any, prompts: Sequence[Sequence[int]], steps: int) -> Block:
 def _prompts(llm: Any, B: int, plan: ServePlan) -> list[list[int]]:
     generator = torch.Generator().manual_seed(plan.seed + B)
     vocabulary = llm.llm_engine.model_config.get_vocab_size()
-    ids: list[list[int]] = torch.randint(0, vocabulary, (B, plan.prompt), generator=generator).tolist()
+    ids: list[list[int]] = torch.randint(
+        0, vocabulary, (B, plan.prompt), generator=generator, device="cpu"
+    ).tolist()
     return ids

@@ -89,8 +89,8 @@ def random_table(model: Any, *, seed: int = 0) -> SimilarityTable:
     generator = torch.Generator().manual_seed(seed)
     layers = {}
     for layer in find_experts(model):
-        upper = torch.rand(layer.E, layer.E, generator=generator).triu(1)
-        layers[layer.index] = LayerSimilarity(upper + upper.T + torch.eye(layer.E))
+        upper = torch.rand(layer.E, layer.E, generator=generator, device="cpu").triu(1)
+        layers[layer.index] = LayerSimilarity(upper + upper.T + torch.eye(layer.E, device="cpu"))
     return SimilarityTable(
         layers,
         identify(model),
@@ -113,4 +113,4 @@ def random_tokens(model: Any, B: int, length: int, *, seed: int = 0) -> Tensor:
         raise InputError(f"tokens: expected a batch and a length of at least 1, got {B} and {length}")
     generator = torch.Generator().manual_seed(seed)
     vocab_size = model.get_input_embeddings().num_embeddings
-    return torch.randint(0, vocab_size, (B, length), generator=generator).to(model.device)
+    return torch.randint(0, vocab_size, (B, length), generator=generator, device="cpu").to(model.device)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from sere.errors import InputError
+from sere.integrations.transformers.inputs import cache_argument, find_cache
 
 T = TypeVar("T")
 
@@ -97,19 +98,19 @@ class Stepper:
             raise InputError(f"steps: expected at least 2 tokens a row, got {tokens.shape[1]}")
         self.model, self.tokens = model, tokens
         with torch.no_grad():
-            self.state = model(input_ids=prompt, use_cache=True, logits_to_keep=1).past_key_values
+            self.state = find_cache(model(input_ids=prompt, use_cache=True, logits_to_keep=1))
 
     @torch.no_grad()
     def block(self) -> list[float]:
         """Decode all tokens from the prefilled state; return the time of each step but the first, in ms."""
-        cache = deepcopy(self.state)
+        given = cache_argument(self.model, deepcopy(self.state))
         device = self.tokens.device
         times = []
         for place in range(self.tokens.shape[1]):
             column = self.tokens[:, place : place + 1]
             synchronise(device)
             started = perf_counter()
-            self.model(input_ids=column, past_key_values=cache, use_cache=True).logits.argmax(-1)
+            self.model(input_ids=column, use_cache=True, **given).logits.argmax(-1)
             synchronise(device)
             times.append((perf_counter() - started) * 1e3)
         return times[1:]

@@ -6,7 +6,6 @@ import os
 import sys
 import tempfile
 from collections.abc import Mapping
-from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack, overload
 
@@ -35,7 +34,7 @@ from sere.calibrate.settings import (
     metric_settings,
 )
 from sere.calibrate.skeleton import Skeleton
-from sere.calibrate.work import WorkFolder
+from sere.calibrate.work import WorkFolder, resumable
 from sere.checkpoints import find_checkpoint, load_model, load_tokenizer
 from sere.errors import ConfigError
 from sere.similarity import resolve_parameters
@@ -259,14 +258,15 @@ def _by_layers(
     tokenizer = tokenizer or _tokenizer(path, settings, trust_remote_code)
     tokens = read_tokens(texts, tokenizer, settings, field, split)
     run = run_record(skeleton, tokens, settings)
-    with nullcontext(work_dir) if work_dir is not None else tempfile.TemporaryDirectory() as folder:
-        work = WorkFolder(folder, run)
-        in_memory = work_dir is None and states_size(skeleton, tokens) <= states_bytes
-        results = collect_layerwise(skeleton, tokens, settings, work, states_in_memory=in_memory)
-        tables = make_tables(results, skeleton.model, skeleton.experts, tokens, settings, single=single)
-        if work_dir is not None:
-            work.delete()
-    return tables
+    if work_dir is None:
+        with tempfile.TemporaryDirectory() as folder:
+            in_memory = states_size(skeleton, tokens) <= states_bytes
+            work = WorkFolder(folder, run)
+            results = collect_layerwise(skeleton, tokens, settings, work, states_in_memory=in_memory)
+    else:
+        with resumable(work_dir, run, total=len(skeleton.layers)) as work:
+            results = collect_layerwise(skeleton, tokens, settings, work, states_in_memory=False)
+    return make_tables(results, skeleton.model, skeleton.experts, tokens, settings, single=single)
 
 
 def _tokenizer(path: Path, settings: Settings, trusted: bool) -> Any:

@@ -105,6 +105,7 @@ def run_record(skeleton: Skeleton, tokens: Tokens | None, settings: Settings) ->
         "metrics": list(settings.metrics),
         "metric_parameters": dict(settings.parameters),
         "data_digest": None if tokens is None else tokens.digest,
+        "chosen": {"max_tokens": settings.max_tokens, "seed": settings.seed},
         "seq_len": settings.seq_len,
         "batch_size": settings.batch_size,
         "chunk_bytes": settings.chunk_bytes,

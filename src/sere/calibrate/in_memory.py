@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from sere.calibrate.collect import LayerCollector, routing_of
+from sere.calibrate.offload import execution_device, refuse_without_weights
 from sere.calibrate.packing import Tokens
 from sere.calibrate.progress import progress_bar
 from sere.calibrate.settings import Settings
@@ -39,8 +40,9 @@ def collect_in_memory(
         Similarities by metric and layer index.
 
     Raises:
-        UnsupportedModel: A layer is not the weighted sum of its experts, or is never called.
+        UnsupportedModel: A layer is not the weighted sum of its experts, is never called, or has no weights.
     """
+    refuse_without_weights(model, layers)
     results: Results = {name: {} for name in settings.metrics}
     if "weights" in results:
         for layer in layers:
@@ -99,9 +101,7 @@ def input_device(model: nn.Module) -> torch.device:
     """Return the device on which a model expects its token ids: that of its embeddings."""
     getter = getattr(model, "get_input_embeddings", None)
     embeddings = getter() if callable(getter) else None
-    source = embeddings if isinstance(embeddings, nn.Module) else model
-    parameter = next(source.parameters(), None)
-    return torch.device("cpu") if parameter is None else parameter.device
+    return execution_device(embeddings if isinstance(embeddings, nn.Module) else model)
 
 
 def forward_arguments(model: nn.Module) -> dict[str, Any]:

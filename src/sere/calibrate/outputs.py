@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from sere.calibrate.offload import is_offloaded
 from sere.errors import UnsupportedModel
 from sere.structure import ExpertsLayer
 
@@ -34,11 +35,13 @@ def expert_outputs(layer: ExpertsLayer, hidden: Tensor) -> Tensor:
     Source: METHOD.md section 3.
     """
     outputs = torch.empty(layer.E, *hidden.shape, dtype=torch.float32, device=hidden.device)
+    # Offloaded weights come in at each call, so there should be one.
+    at_once = is_offloaded(layer.module)
     with torch.no_grad(), experts_implementation(layer.module, _fastest(layer.module, hidden)) as name:
-        if name == "grouped_mm":
+        if name == "grouped_mm" or at_once:
             return outputs.copy_(_all_at_once(layer, hidden))
         for e in range(layer.E):
-            outputs[e] = _run(layer.module, hidden, torch.full_like(hidden[:, :1], e, dtype=torch.int64))
+            outputs[e] = _run(layer, hidden, torch.full_like(hidden[:, :1], e, dtype=torch.int64))
     return outputs
 
 
@@ -64,6 +67,7 @@ def check_weighted_sum(
     with torch.no_grad():
         whole = layer.module.forward(hidden[rows], ids[rows], weights[rows]).float().reshape(len(rows), -1)
     parts = (outputs[ids[rows], rows[:, None]] * weights[rows].float()[..., None]).sum(dim=1)
+    whole = whole.to(parts.device)
     error = float((parts - whole).norm() / whole.norm().clamp_min(torch.finfo(torch.float32).tiny))
     if not error <= _ALLOWED.get(hidden.dtype, _ALLOWED_16_BIT):
         raise UnsupportedModel(
@@ -101,21 +105,45 @@ def _fastest(module: nn.Module, hidden: Tensor) -> str:
     # Eager computes only the expert asked for. On a GPU it waits for the host at each expert: there one
     # grouped product is faster. batched_mm would copy the weights once per token.
     chosen = getattr(getattr(module, "config", None), "_experts_implementation_internal", None)
+    if chosen is not None and not _interchangeable(chosen):
+        return str(chosen)
     return "grouped_mm" if hidden.is_cuda and chosen == "grouped_mm" else "eager"
+
+
+def _interchangeable(name: str) -> bool:
+    """Whether an implementation is one of Transformers' own for weights as its classes keep them.
+
+    A function that somebody registered, under its own name or in place of one of these, may read weights
+    that the class's own forward does not know; only it can compute them.
+    """
+    from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
+
+    function = ALL_EXPERTS_FUNCTIONS.get(name)
+    if function is None:
+        return name == "eager"
+    return str(getattr(function, "__module__", "")).startswith("transformers.")
 
 
 def _all_at_once(layer: ExpertsLayer, hidden: Tensor) -> Tensor:
     t = hidden.shape[0]
     ids = torch.arange(layer.E, device=hidden.device).repeat_interleave(t).unsqueeze(1)
-    return _run(layer.module, hidden.repeat(layer.E, 1), ids).reshape(layer.E, t, -1)
+    return _run(layer, hidden.repeat(layer.E, 1), ids).reshape(layer.E, t, -1)
 
 
-def _run(module: nn.Module, hidden: Tensor, ids: Tensor) -> Tensor:
-    """Run the module with one slot per row, of weight 1."""
-    ones = torch.ones_like(ids, dtype=hidden.dtype)
-    try:
-        output: Tensor = module.forward(hidden, ids, ones)
-    except ValueError:
-        # LongCat's forward takes no single slot; a second one of weight 0 changes nothing.
-        output = module.forward(hidden, ids.repeat(1, 2), torch.cat((ones, torch.zeros_like(ones)), dim=1))
-    return output.reshape(hidden.shape)
+def _run(layer: ExpertsLayer, hidden: Tensor, ids: Tensor) -> Tensor:
+    """Run the module with expert ``ids[t]`` of weight 1 for row t, in one slot if its forward takes that.
+
+    Some take no single slot, LongCat's for one, and a dispatch of somebody's own may ask for K: then further
+    slots hold other experts with weight 0, which changes nothing.
+    """
+    first: Exception | None = None
+    for slots in sorted({1, 2, layer.K}):
+        others = torch.arange(slots, device=ids.device)
+        weights = (others == 0).to(hidden.dtype).expand(len(ids), slots)
+        try:
+            output: Tensor = layer.module.forward(hidden, (ids + others) % layer.E, weights)
+            return output.reshape(hidden.shape)
+        except (ValueError, RuntimeError, IndexError, AssertionError) as error:
+            first = first or error
+    assert first is not None  # the loop ran
+    raise first

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -43,7 +43,7 @@ class LayerRunner:
 
     def __init__(self, model: nn.Module, layers: nn.ModuleList) -> None:
         """Take over ``model`` for good: its ``layers`` no longer run by themselves."""
-        self._model = model
+        self._model, self._layers = model, layers
         self._arguments = forward_arguments(model)
         self._index = 0
         self._hidden: Tensor | None = None
@@ -51,6 +51,7 @@ class LayerRunner:
         self._parent = next(module for module in model.modules() if layers in module.children())
         self._checked = False
         self._trace: _Trace | None = None
+        self._guard()
         for index, layer in enumerate(layers):
             layer.forward = partial(self._forward, index, layer.forward)
 
@@ -84,7 +85,27 @@ class LayerRunner:
                 self._model(input_ids=ids, **self._arguments)
         except _Done as done:
             return done
+        except (RuntimeError, NotImplementedError) as error:
+            if "meta" in str(error):
+                raise _needs_weights(self._model, list(self._without_values())) from error
+            raise
         return None
+
+    def _without_values(self) -> Iterator[str]:
+        """Yield the names of the parameters outside the decoder layers that have no values."""
+        inside = {id(parameter) for layer in self._layers for parameter in layer.parameters()}
+        for name, parameter in self._model.named_parameters():
+            if parameter.is_meta and id(parameter) not in inside:
+                yield name
+
+    def _guard(self) -> None:
+        """Refuse a call of a module without weights: PyTorch makes numbers of nothing in some operations."""
+        for name in self._without_values():
+
+            def refuse(*_: Any, name: str = name) -> None:
+                raise _needs_weights(self._model, [name])
+
+            self._model.get_submodule(name.rpartition(".")[0]).register_forward_pre_hook(refuse)
 
     def _check(self, ids: Tensor) -> None:
         """Refuse layers that run more than once, or whose other arguments follow from earlier hidden states.
@@ -164,6 +185,11 @@ def _same(a: Any, b: Any) -> bool:
         x.shape == y.shape and bool(((x == y) | ((x != x) & (y != y))).all())
         for x, y in zip(first, second, strict=True)
     )
+
+
+def _needs_weights(model: nn.Module, names: list[str]) -> UnsupportedModel:
+    why = f"its forward pass needs weights beside its decoder layers' own ({', '.join(names[:3])})"
+    return _not_layer_by_layer(model, why)
 
 
 def _more_than_hidden(model: nn.Module, what: str) -> UnsupportedModel:

@@ -55,11 +55,25 @@ class Skeleton:
         assert isinstance(layers, nn.ModuleList)  # stack_of returns nothing else
         self.layers = layers
         self._conversions = conversions_of(self.model)
-        self._names = self._names_by_part()
+        self._names: dict[int | None, list[str]] = {}
+        self._stand_ins: dict[int | None, dict[str, str]] = {}
+        self._sort_names()
 
     def load_rest(self) -> None:
-        """Load what stands beside the decoder layers in their parent: embeddings, norms; no output head."""
-        self._load(self._names.get(None, []))
+        """Load what stands beside the decoder layers in their parent: embeddings, norms; no output head.
+
+        Raises:
+            InputError: The checkpoint lacks some of it.
+        """
+        self._load(None)
+        values = {name: value for name, value in _saved(self.model) if self._part(name) == (None,)}
+        optional = getattr(self.model, "_keys_to_ignore_on_load_missing", None) or ()
+        absent = [
+            name
+            for name, value in values.items()
+            if value.is_meta and not any(re.search(pattern, name) for pattern in optional)
+        ]
+        self._refuse_absent(absent, "beside the decoder layers")
 
     @contextmanager
     def loaded(self, index: int) -> Iterator[nn.Module]:
@@ -70,18 +84,31 @@ class Skeleton:
         """
         layer, prefix = self.layers[index], f"{self.stack}.{index}"
         try:
-            self._load(self._names.get(index, []))
-            absent = [name for name, value in _saved(layer) if value.is_meta]
-            if absent:
-                raise InputError(
-                    f"{self.checkpoint.path}: no weights for {prefix}.{absent[0]} ({len(absent)} in this "
-                    "layer); expected a complete checkpoint of this architecture"
-                )
+            self._load(index)
+            absent = [f"{prefix}.{name}" for name, value in _saved(layer) if value.is_meta]
+            self._refuse_absent(absent, "in this layer")
             yield layer
         finally:
             _to_meta(layer)
 
-    def _load(self, names: Iterable[str]) -> None:
+    def _refuse_absent(self, absent: list[str], where: str) -> None:
+        if absent:
+            raise InputError(
+                f"{self.checkpoint.path}: no weights for {absent[0]} ({len(absent)} {where}); expected a "
+                "complete checkpoint of this architecture"
+            )
+
+    def _load(self, part: int | None) -> None:
+        """Load the tensors of a part; tied ones that the file has under another name are taken from there."""
+        self._read(self._names.get(part, []))
+        for name, source in self._stand_ins.get(part, {}).items():
+            owner, last = _owner(self.model, name)
+            other, other_last = _owner(self.model, source)
+            owner._parameters[last] = other._parameters[other_last]
+            if self._part(source) != (part,):
+                _empty(other, other_last)
+
+    def _read(self, names: Iterable[str]) -> None:
         with self.checkpoint as files:
             state = {name: files.lazy(name) for name in names}
             report = load_into(self.model, state, self.device, self._conversions)
@@ -89,8 +116,8 @@ class Skeleton:
         if wrong:
             raise InputError(f"{self.checkpoint.path}: weights do not fit the config: {wrong[0]}")
 
-    def _names_by_part(self) -> Mapping[int | None, list[str]]:
-        """Names of the checkpoint's tensors by decoder layer; None for those beside the layers."""
+    def _sort_names(self) -> None:
+        """Sort the names of the checkpoint's tensors by decoder layer; None for those beside the layers."""
         from transformers.core_model_loading import (
             WeightConverter,
             WeightRenaming,
@@ -101,18 +128,26 @@ class Skeleton:
         renamings = [entry for entry in self._conversions if isinstance(entry, WeightRenaming)]
         converters = [entry for entry in self._conversions if isinstance(entry, WeightConverter)]
         state, prefix = self.model.state_dict(), self.model.base_model_prefix
-        parent = self.stack.rpartition(".")[0]
-        parts: dict[int | None, list[str]] = {}
+        sources: dict[str, str] = {}
         # In the loader's order: some renamings apply only once another has been seen.
         for name in sorted(self.checkpoint.files, key=dot_natural_key):
             target, _ = rename_source_key(name, renamings, converters, prefix, state)
             if target not in state and name in state:
                 target = name
-            if (found := re.match(rf"{re.escape(self.stack)}\.(\d+)\.", target)) is not None:
-                parts.setdefault(int(found.group(1)), []).append(name)
-            elif target.startswith(f"{parent}." if parent else ""):
-                parts.setdefault(None, []).append(name)
-        return parts
+            sources[target] = name
+            for part in self._part(target):
+                self._names.setdefault(part, []).append(name)
+        for target, source in _tied(self.model, sources):
+            for part in self._part(target):
+                self._names.setdefault(part, []).append(sources[source])
+                self._stand_ins.setdefault(part, {})[target] = source
+
+    def _part(self, target: str) -> tuple[int | None, ...]:
+        """Return the decoder layer of a tensor, None for one beside the layers, nothing for others."""
+        parent = self.stack.rpartition(".")[0]
+        if (found := re.match(rf"{re.escape(self.stack)}\.(\d+)\.", target)) is not None:
+            return (int(found.group(1)),)
+        return (None,) if target.startswith(f"{parent}." if parent else "") else ()
 
 
 def stack_of(model: nn.Module, experts: list[ExpertsLayer]) -> str:
@@ -172,12 +207,31 @@ def _saved(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     yield from module.state_dict(keep_vars=True).items()
 
 
+def _tied(model: Any, there: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """Yield (tied parameter that the checkpoint lacks, one of the same values that it has)."""
+    groups: dict[str, list[str]] = {}
+    for target, source in dict(getattr(model, "all_tied_weights_keys", None) or {}).items():
+        groups.setdefault(source, [source]).append(target)
+    for names in groups.values():
+        if (found := next((name for name in names if name in there), None)) is not None:
+            yield from ((name, found) for name in names if name not in there)
+
+
 def _to_meta(module: nn.Module) -> None:
-    for name, value in list(_saved(module)):
-        owner_name, _, last = name.rpartition(".")
-        owner = module.get_submodule(owner_name)
-        empty = torch.empty_like(value, device="meta")
-        if last in owner._parameters:
-            owner._parameters[last] = nn.Parameter(empty, requires_grad=False)
-        else:
-            owner._buffers[last] = empty
+    for name, _ in list(_saved(module)):
+        _empty(*_owner(module, name))
+
+
+def _owner(module: nn.Module, name: str) -> tuple[nn.Module, str]:
+    """Return the module that holds a tensor, and the tensor's name there."""
+    owner, _, last = name.rpartition(".")
+    return module.get_submodule(owner), last
+
+
+def _empty(owner: nn.Module, name: str) -> None:
+    """Take the values of a tensor away."""
+    if name in owner._parameters:
+        empty = torch.empty_like(owner.get_parameter(name), device="meta")
+        owner._parameters[name] = nn.Parameter(empty, requires_grad=False)
+    else:
+        owner._buffers[name] = torch.empty_like(owner.get_buffer(name), device="meta")

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from sere.calibrate.offload import materialized
 from sere.errors import UnsupportedModel
 from sere.similarity import LayerSimilarity, weights_similarity
 from sere.structure import ExpertsLayer
@@ -26,13 +27,14 @@ def stacked_weights_similarity(layer: ExpertsLayer) -> LayerSimilarity:
     Source: METHOD.md section 3, metric ``weights``.
     """
     parts: list[list[Tensor]] = [[] for _ in range(layer.E)]
-    for e, part in _parts(layer):
-        parts[e].append(part.reshape(-1))
-    if not all(parts):
-        raise UnsupportedModel(
-            f"{layer.name}: found no weights that belong to one of the {layer.E} experts each"
-        )
-    return weights_similarity([torch.cat(own) for own in parts])
+    with materialized(layer):
+        for e, part in _parts(layer):
+            parts[e].append(part.detach().reshape(-1))
+        if not all(parts):
+            raise UnsupportedModel(
+                f"{layer.name}: found no weights that belong to one of the {layer.E} experts each"
+            )
+        return weights_similarity([torch.cat(own) for own in parts])
 
 
 def _parts(layer: ExpertsLayer) -> Iterator[tuple[int, Tensor]]:

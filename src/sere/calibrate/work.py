@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,18 @@ from torch import Tensor
 
 from sere.calibrate.states import FileStates, States
 from sere.errors import InputError
-from sere.files import atomic_path, write_json
+from sere.files import atomic_path, new_folders, write_json
+from sere.interrupts import going_on
+from sere.resume import differences
 from sere.similarity import LayerSimilarity
 
 _MANIFEST = "calibration.json"
 _FORMAT = 2
+_IN_WORDS = {
+    "checkpoint": "the checkpoint's files differ",
+    "model": "the model's shape differs",
+    "data_digest": "the texts or the tokenizer differ",
+}
 
 
 class WorkFolder:
@@ -101,13 +109,59 @@ class WorkFolder:
         write_json(self.path / _MANIFEST, {"format": _FORMAT, "run": self._run} | state)
 
     def _resume(self, manifest: Mapping[str, Any]) -> None:
-        run = manifest.get("run", {}) if manifest.get("format") == _FORMAT else {}
-        different = [key for key in self._run if run.get(key) != self._run[key]]
-        if different:
-            key = different[0]
+        if manifest.get("format") != _FORMAT:
             raise InputError(
-                f"{self.path}: holds another calibration: {', '.join(different)} differ "
-                f"({key}: {run.get(key)!r} there, {self._run[key]!r} asked for); "
-                "give another folder or delete it"
+                f"{self.path}: was left by another version of sere, and this one cannot continue it; delete "
+                "it, or give another folder"
+            )
+        if different := differences(*_told_apart(manifest.get("run", {}), self._run), _IN_WORDS):
+            raise InputError(
+                f"{self.path}: holds an interrupted calibration with other settings: {'; '.join(different)}; "
+                "give the command as it was, delete the folder, or give another"
             )
         self.next_layer, self._states = int(manifest["next_layer"]), manifest["states"]
+
+
+def _told_apart(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return two records without what tells a reader nothing.
+
+    How the tokens were chosen matters if other tokens came of it, and then says why better than their digest.
+    """
+    same = before.get("data_digest") == now.get("data_digest")
+    chosen = before.get("chosen") != now.get("chosen")
+    left_out = {"chosen"} if same else {"data_digest"} if chosen else set()
+    old, new = ({name: run[name] for name in run if name not in left_out} for run in (before, now))
+    return old, new
+
+
+@contextmanager
+def resumable(path: str | os.PathLike[str], run: Mapping[str, Any], *, total: int) -> Iterator[WorkFolder]:
+    """Open a work folder for the time of a run; delete it at the end.
+
+    A run that ends early leaves the folder if a layer is finished, and a note on the exception that says so;
+    otherwise it leaves nothing.
+
+    Args:
+        path: The folder.
+        run: See `WorkFolder`.
+        total: Decoder layers of the model, for the note.
+    """
+
+    def kept() -> str | None:
+        if not work.next_layer:
+            return None
+        return (
+            f"{work.next_layer} of {total} layers are done (kept in {work.path}); the same command goes on "
+            "behind them"
+        )
+
+    with new_folders(path):
+        work = WorkFolder(path, run)
+        with going_on(kept):
+            try:
+                yield work
+            except BaseException:
+                if not work.next_layer:
+                    work.delete()
+                raise
+        work.delete()

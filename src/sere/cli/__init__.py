@@ -1,14 +1,14 @@
 """The command line: one module a subcommand; only this layer prints or exits.
 
 Each subcommand is a module with ``add(subparsers)``, which declares its arguments, and
-``run(args) -> int``, which returns the exit code: 0 done, 1 a check failed, 2 wrong use.
+``run(args) -> int``, which returns the exit code: 0 done, 1 a check failed, 2 wrong use. An error that nobody
+foresaw is 1 too, behind its traceback; 128 and its number is a signal that ended the command (Ctrl-C: 130).
 Heavy packages are imported inside ``run``, so that ``sere --help`` stays quick.
 """
 
 from __future__ import annotations
 
 import os
-import signal
 import sys
 import traceback
 from argparse import Namespace
@@ -16,8 +16,10 @@ from collections.abc import Sequence
 
 from sere.cli.parser import build_parser
 from sere.errors import SereError
+from sere.interrupts import Watch, notes_of
 
-DONE, CHECK_FAILED, WRONG_USE, INTERRUPTED = 0, 1, 2, 130
+DONE, CHECK_FAILED, WRONG_USE = 0, 1, 2
+UNFORESEEN = CHECK_FAILED
 
 _EXTRAS = {
     "transformers": "transformers",
@@ -40,37 +42,54 @@ def main(argv: Sequence[str] | None = None) -> int:
         args = build_parser().parse_args(argv)
     except SystemExit as stop:  # argparse: --help and --version leave with 0, wrong use with 2
         return int(stop.code or 0)
+    watch = Watch()
     if argv is None:
         # Asked to end, leave as from an error: what was started is ended, what lies about is removed.
-        for name in {"SIGTERM", "SIGHUP"} & set(dir(signal)):
-            signal.signal(getattr(signal, name), _leave)
+        watch.start()
+    code = _run(args, watch)
+    watch.done(code)
+    return code
+
+
+def _run(args: Namespace, watch: Watch) -> int:
     try:
-        return int(args.run(args))
+        code = int(args.run(args))
+        if sys.stdout is not None:
+            sys.stdout.flush()
+        return code
     except BrokenPipeError:
         # The reader went away (`| head`): not an error; keep Python from complaining at shutdown.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE
-    except (Exception, KeyboardInterrupt) as error:
-        return _report(error, args)
+    except BaseException as error:
+        if watch.number is None and not isinstance(error, Exception | KeyboardInterrupt):
+            raise
+        return _report(error, args, watch)
 
 
-def _leave(number: int, _frame: object) -> None:
-    raise SystemExit(128 + number)
+def _report(error: BaseException, args: Namespace, watch: Watch) -> int:
+    """Print one line for ``error`` and return the exit code.
 
-
-def _report(error: BaseException, args: Namespace) -> int:
-    """Print one line for ``error`` (with ``--debug``, its traceback first) and return the exit code."""
-    if args.debug:
+    The traceback comes first with ``--debug``, and where nobody foresaw the error.
+    """
+    ended = watch.number is not None or isinstance(error, KeyboardInterrupt)
+    line = None if ended else explain(error)
+    if args.debug or not (ended or line):
         traceback.print_exception(error)
-    if isinstance(error, KeyboardInterrupt):
-        print("\nsere: interrupted", file=sys.stderr)
-        return INTERRUPTED
-    print(f"sere: error: {' '.join(explain(error).split())}", file=sys.stderr)
-    return WRONG_USE
+    if ended:
+        print(f"\n{watch.line(notes_of(error))}", file=sys.stderr)
+        return watch.code()
+    if line is not None:
+        print(f"sere: error: {' '.join(line.split())}", file=sys.stderr)
+        return WRONG_USE
+    what = " ".join(f"unexpected {type(error).__name__}: {error}".split())
+    report = "please report the lines above, the command, and what 'sere doctor --json' prints"
+    print(f"sere: error: {'; '.join([what, report, *notes_of(error)])}", file=sys.stderr)
+    return UNFORESEEN
 
 
-def explain(error: BaseException) -> str:
-    """Return the line that tells a user what went wrong and what to do."""
+def explain(error: BaseException) -> str | None:
+    """Return the line that tells a user what went wrong and what to do, or None where nobody foresaw it."""
     if isinstance(error, SereError):
         return str(error)
     if isinstance(error, ModuleNotFoundError) and error.name is not None:
@@ -80,4 +99,6 @@ def explain(error: BaseException) -> str:
     if isinstance(error, OSError):
         where = f": {error.filename}" if error.filename else ""
         return f"{error.strerror}{where}" if error.strerror else str(error)
-    return f"unexpected {type(error).__name__}: {error} (--debug shows where)"
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # PyTorch's, of a GPU
+        return f"not enough memory ({error}); use a smaller batch size, or calibrate with --low-memory"
+    return None

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sere.cli.loading import add_model_arguments, checkpoint_path, load_model, pick_device
+from sere.cli.numbers import whole
 from sere.cli.output import add_json_flag, emit_lines, say, spread_cells, table
 from sere.cli.parser import add_command
 from sere.errors import ConfigError
@@ -38,23 +39,30 @@ def add(subparsers: Any) -> None:
         "model", nargs="?", metavar="MODEL", help="a checkpoint folder, a hub name, or 'bundled'"
     )
     parser.add_argument("--preset", metavar="NAME", help=f"instead of MODEL: {', '.join(SHAPES)}")
-    parser.add_argument("--layers", type=int, metavar="L", help="layers of the preset (default: 4)")
+    parser.add_argument("--layers", type=whole(1), metavar="L", help="layers of the preset (default: 4)")
     parser.add_argument("--table", metavar="FILE", help="similarity table (default: random similarities)")
     parser.add_argument(
         "--setting", action="append", metavar="SETTING",
         help=f"repeatable, as for sere eval; off is always there (default: {' '.join(_DEFAULT_SETTINGS)})",
     )  # fmt: skip
     parser.add_argument(
-        "--batch-size", type=int, nargs="+", default=[1, 8, 16, 32], metavar="B", help="(default: 1 8 16 32)"
+        "--batch-size",
+        type=whole(1),
+        nargs="+",
+        default=[1, 8, 16, 32],
+        metavar="B",
+        help="(default: 1 8 16 32)",
     )
-    parser.add_argument("--prompt", type=int, default=32, metavar="N", help="tokens prefilled (default: 32)")
     parser.add_argument(
-        "--steps", type=int, default=16, metavar="N", help="timed steps of a block (default: 16)"
+        "--prompt", type=whole(1), default=32, metavar="N", help="tokens prefilled (default: 32)"
     )
     parser.add_argument(
-        "--rounds", type=int, default=5, metavar="N", help="blocks of each setting (default: 5)"
+        "--steps", type=whole(1), default=16, metavar="N", help="timed steps of a block (default: 16)"
     )
-    parser.add_argument("--seed", type=int, default=0, help="of weights, tokens and control (default: 0)")
+    parser.add_argument(
+        "--rounds", type=whole(1), default=5, metavar="N", help="blocks of each setting (default: 5)"
+    )
+    parser.add_argument("--seed", type=whole(), default=0, help="of weights, tokens and control (default: 0)")
     parser.add_argument("--out", type=Path, metavar="FILE", help="append the JSON lines to this file")
     add_model_arguments(parser)
     add_json_flag(parser)

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sere.cli.loading import DTYPES, add_trust_argument, checkpoint_path, dtype_name
-from sere.cli.output import add_json_flag, emit_lines, say, spread_cells, table
+from sere.cli.numbers import at_least, whole
+from sere.cli.output import add_json_flag, emit_lines, reasons, say, spread_cells, table
 from sere.cli.parser import add_command
 from sere.cli.server_logs import Logs, server_logs
 from sere.errors import ConfigError
@@ -57,7 +58,7 @@ def add(subparsers: Any) -> None:
         "model", nargs="?", metavar="MODEL", help="a checkpoint folder, a hub name, or 'bundled'"
     )
     parser.add_argument("--preset", metavar="NAME", help=f"instead of MODEL: {', '.join(SHAPES)}")
-    parser.add_argument("--layers", type=int, metavar="L", help="layers of the preset (default: 4)")
+    parser.add_argument("--layers", type=whole(1), metavar="L", help="layers of the preset (default: 4)")
     parser.add_argument("--table", metavar="FILE", help="similarity table of MODEL")
     parser.add_argument(
         "--setting", action="append", metavar="SETTING",
@@ -65,14 +66,14 @@ def add(subparsers: Any) -> None:
         f"{' '.join(_DEFAULT_SETTINGS)})",
     )  # fmt: skip
     parser.add_argument(
-        "--batch-size", type=int, nargs="+", metavar="B",
+        "--batch-size", type=whole(1), nargs="+", metavar="B",
         help="requests at once (default: 8 16 32, or none beside --request-rate)",
     )  # fmt: skip
     parser.add_argument(
-        "--prompt", type=int, default=32, metavar="N", help="tokens of a prompt (default: 32)"
+        "--prompt", type=whole(1), default=32, metavar="N", help="tokens of a prompt (default: 32)"
     )
-    parser.add_argument("--steps", type=int, default=32, metavar="N", help="decode steps (default: 32)")
-    parser.add_argument("--rounds", type=int, default=3, metavar="N", help="blocks of each (default: 3)")
+    parser.add_argument("--steps", type=whole(1), default=32, metavar="N", help="decode steps (default: 32)")
+    parser.add_argument("--rounds", type=whole(1), default=3, metavar="N", help="blocks of each (default: 3)")
     parser.add_argument(
         "--dtype",
         choices=DTYPES,
@@ -86,16 +87,22 @@ def add(subparsers: Any) -> None:
     add_trust_argument(parser)
     parser.add_argument("--compile", action="store_true", help="let vLLM compile the model")
     parser.add_argument(
-        "--threads", type=int, metavar="N",
+        "--threads", type=whole(1), metavar="N",
         help="threads of torch (default: OMP_NUM_THREADS, else all cores; vllm serve on a CPU: one less, "
         "for its scheduler)",
     )  # fmt: skip
-    parser.add_argument("--seed", type=int, default=0, help="of weights and prompts (default: 0)")
+    parser.add_argument("--seed", type=whole(), default=0, help="of weights and prompts (default: 0)")
     group = parser.add_argument_group("over HTTP")
     group.add_argument("--server", action="store_true", help="time a 'vllm serve' under load")
-    group.add_argument("--request-rate", type=float, nargs="+", metavar="R", help="requests a second")
     group.add_argument(
-        "--requests", type=int, metavar="N", help="requests of a block (default: 32), and at least B"
+        "--request-rate",
+        type=at_least(0, "requests a second", above=True),
+        nargs="+",
+        metavar="R",
+        help="requests a second",
+    )
+    group.add_argument(
+        "--requests", type=whole(1), metavar="N", help="requests of a block (default: 32), and at least B"
     )
     group.add_argument(
         "--untouched",
@@ -112,8 +119,6 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError("bench serve: expected either MODEL or --preset, e.g. --preset qwen3-30b-a3b")
     if args.model is not None and (args.layers is not None or args.table is None):
         raise ConfigError("bench serve: a MODEL is timed whole (no --layers) and needs its --table")
-    if args.threads is not None and args.threads < 1:
-        raise ConfigError(f"bench serve: --threads: expected at least 1, got {args.threads}")
     if not args.server and (args.request_rate or args.requests is not None or args.untouched):
         raise ConfigError("bench serve: --request-rate, --requests and --untouched belong to --server")
     if args.server and args.threads is not None:
@@ -274,7 +279,11 @@ def render(records: Sequence[Mapping[str, Any]]) -> str:
     """Return the records as a table with one row a case."""
     headers = ["B", "started with", "setting", "TPOT ms", "p20 to p80", "off/this", "p20 to p80", "tokens/s",
                "TTFT ms", "experts", "MB read", "own µs/layer", "own %"]  # fmt: skip
-    return table([_row(record) for record in records], headers)
+    return table([_row(record) for record in records], headers) + _reasons(records)
+
+
+def _reasons(records: Sequence[Mapping[str, Any]]) -> str:
+    return reasons((record["case"], record["nothing_changed"]) for record in records)
 
 
 def _row(record: Mapping[str, Any]) -> list[Any]:
@@ -300,7 +309,7 @@ def render_online(records: Sequence[Mapping[str, Any]]) -> str:
     headers = ["requests", "started with", "setting", "TPOT ms", "p20 to p80", "off/this",
                "p20 to p80", "tokens/s", "requests/s", "TTFT ms", "p90", "experts", "rows", "MB read",
                "failed"]  # fmt: skip
-    return table([_online_row(record) for record in records], headers)
+    return table([_online_row(record) for record in records], headers) + _reasons(records)
 
 
 def _online_row(record: Mapping[str, Any]) -> list[Any]:

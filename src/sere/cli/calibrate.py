@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sere.cli.loading import add_trust_argument
+from sere.cli.numbers import whole
 from sere.cli.output import add_json_flag, emit, say, table
 from sere.cli.parser import add_command
 from sere.errors import ConfigError
@@ -53,12 +54,14 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
     text = "field or column of the text or conversation (default: text, or else messages or conversations)"
     group.add_argument("--field", default="text", help=text)
     group.add_argument("--split", default="train", help="part of a Hugging Face data set (default: train)")
-    group.add_argument("--max-tokens", type=int, default=51_200, metavar="N", help="(default: 51200)")
+    group.add_argument("--max-tokens", type=whole(1), default=51_200, metavar="N", help="(default: 51200)")
     group.add_argument(
-        "--seq-len", type=int, default=128, metavar="N", help="tokens a sequence (default: 128)"
+        "--seq-len", type=whole(1), default=128, metavar="N", help="tokens a sequence (default: 128)"
     )
-    group.add_argument("--batch-size", type=int, default=8, metavar="B", help="sequences a pass (default: 8)")
-    group.add_argument("--seed", type=int, default=0, help="seed of the documents' order (default: 0)")
+    group.add_argument(
+        "--batch-size", type=whole(1), default=8, metavar="B", help="sequences a pass (default: 8)"
+    )
+    group.add_argument("--seed", type=whole(), default=0, help="seed of the documents' order (default: 0)")
 
 
 def _add_metric(parser: argparse.ArgumentParser) -> None:
@@ -78,7 +81,7 @@ def _add_memory(parser: argparse.ArgumentParser) -> None:
     text = "where a layer-by-layer run keeps what it has finished (default: TABLE.work)"
     group.add_argument("--work-dir", metavar="DIR", help=text)
     text = "bound on the experts' outputs held at a time (default: 256)"
-    group.add_argument("--chunk-mb", type=int, default=256, metavar="MB", help=text)
+    group.add_argument("--chunk-mb", type=whole(1), default=256, metavar="MB", help=text)
     text = "show a progress bar; auto: on a terminal (default)"
     group.add_argument("--progress", choices=("auto", "always", "never"), default="auto", help=text)
 

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from sere.bundled import BUNDLED
 from sere.cli.loading import checkpoint_path, load
+from sere.cli.numbers import whole
 from sere.cli.output import add_json_flag, emit, say, table
 from sere.cli.parser import add_command
-from sere.errors import ConfigError
 
 if TYPE_CHECKING:
     from sere.bench.demo import Round
@@ -59,11 +59,11 @@ def add(subparsers: Any) -> None:
     parser = add_command(subparsers, "demo", summary, details=_DETAILS, examples=_EXAMPLES)
     parser.add_argument("--out", type=Path, default=Path("out"), metavar="DIR", help="(default: out)")
     parser.add_argument(
-        "--batch-size", type=int, nargs="+", default=list(QUESTIONS), metavar="B",
+        "--batch-size", type=whole(1), nargs="+", default=list(QUESTIONS), metavar="B",
         help=f"(default: {' '.join(map(str, QUESTIONS))})",
     )  # fmt: skip
     parser.add_argument(
-        "--questions", type=int, metavar="N",
+        "--questions", type=whole(1), metavar="N",
         help="per task, but at least one a row (default: by batch size, few enough for some minutes)",
     )  # fmt: skip
     add_json_flag(parser)
@@ -123,10 +123,6 @@ def plan_rounds(batch_sizes: Sequence[int], per_task: int | None, tasks: int) ->
     """Return the batch sizes, each with its number of questions; ``per_task`` is None for the default."""
     from sere.bench.demo import Round
 
-    if min(batch_sizes) < 1:
-        raise ConfigError(f"--batch-size: expected at least 1 row, got {min(batch_sizes)}")
-    if per_task is not None and per_task < 1:
-        raise ConfigError(f"--questions: expected at least 1 per task, got {per_task}")
     most = max(QUESTIONS.values())
     # With fewer questions than rows the steps would be smaller than they are called.
     return [

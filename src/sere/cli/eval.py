@@ -9,7 +9,8 @@ from typing import Any
 
 from sere.bundled import BUNDLED
 from sere.cli.loading import add_model_arguments, load
-from sere.cli.output import add_json_flag, emit, say, table
+from sere.cli.numbers import whole
+from sere.cli.output import add_json_flag, emit, reasons, say, table
 from sere.cli.parser import add_command
 from sere.errors import ConfigError
 from sere.files import check_writable, write_json
@@ -51,14 +52,18 @@ def add(subparsers: Any) -> None:
         help=f"repeatable; off is always there (default: {' '.join(_DEFAULT_SETTINGS)})",
     )  # fmt: skip
     parser.add_argument(
-        "--batch-size", type=int, nargs="+", default=[1, 16], metavar="B", help="(default: 1 16)"
+        "--batch-size", type=whole(1), nargs="+", default=[1, 16], metavar="B", help="(default: 1 16)"
     )
-    parser.add_argument("--questions", type=int, default=100, metavar="N", help="per task (default: 100)")
+    parser.add_argument(
+        "--questions", type=whole(1), default=100, metavar="N", help="per task (default: 100)"
+    )
     parser.add_argument("--tasks", nargs="+", metavar="TASK", help="(default: all)")
-    parser.add_argument("--passages", type=int, default=100, metavar="N", help="of English (default: 100)")
+    parser.add_argument(
+        "--passages", type=whole(0), default=100, metavar="N", help="of English (default: 100)"
+    )
     parser.add_argument("--no-text", dest="passages", action="store_const", const=0, help="no English")
-    parser.add_argument("--max-new-tokens", type=int, default=256, metavar="N", help="(default: 256)")
-    parser.add_argument("--seed", type=int, default=0, help="of questions and control (default: 0)")
+    parser.add_argument("--max-new-tokens", type=whole(1), default=256, metavar="N", help="(default: 256)")
+    parser.add_argument("--seed", type=whole(), default=0, help="of questions and control (default: 0)")
     parser.add_argument(
         "--engine", choices=("transformers", "vllm"), default="transformers",
         help="what decodes; vllm takes off, sere, random and topk settings, and reads no English",
@@ -190,6 +195,9 @@ def render(record: Mapping[str, Any]) -> str:
     notes = (
         "experts: distinct per layer and step, before > after. difference: to off at the same B, points,\n"
         "paired. tokens: mean answer length. KL: to the unmodified model, nats per token of English."
+    )
+    notes += reasons(
+        (f"B={case['batch_size']} {case['setting']}", case.get("nothing_changed")) for case in cases
     )
     return f"{overall}\n{notes}\n\n{title}\n{table(rows, ['B', 'setting', *names])}"
 

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sere.cli.loading import add_model_arguments, load
+from sere.cli.numbers import whole
 from sere.cli.output import add_json_flag, emit
 from sere.cli.parser import add_command
-from sere.errors import ConfigError, DataError
+from sere.errors import DataError
 
 if TYPE_CHECKING:
     from sere.eval.settings import Setting
@@ -42,7 +43,7 @@ def add(subparsers: Any) -> None:
         "or a list of messages for the chat template",
     )  # fmt: skip
     parser.add_argument("--field", default="prompt", metavar="NAME", help="(default: prompt)")
-    parser.add_argument("--max-new-tokens", type=int, default=64, metavar="N", help="(default: 64)")
+    parser.add_argument("--max-new-tokens", type=whole(1), default=64, metavar="N", help="(default: 64)")
     group = parser.add_argument_group("re-routing")
     group.add_argument("--table", metavar="FILE", help="similarity table")
     group.add_argument(
@@ -67,12 +68,14 @@ def run(args: argparse.Namespace) -> int:
     with _applied(model, setting, similarities, pad) as handle:
         texts = _complete(model, tokenizer, prompts, args.max_new_tokens)
         layers = [] if handle is None else handle.stats()
+        idle = None if handle is None else handle.why_nothing_changed()
     from sere.eval.run import summarise_layers
 
     value = {
         "setting": None if setting is None else setting.label,
         "completions": [{"prompt": p, "text": text} for p, text in zip(prompts, texts, strict=True)],
         "experts": summarise_layers(layers) if layers else None,
+        "idle": idle,
     }
     emit(args, value, render)
     return 0
@@ -82,8 +85,6 @@ def _prompts(args: argparse.Namespace) -> list[Row]:
     """Return the prompts; a conversation becomes a text once there is a tokenizer."""
     from sere.texts import Row, read_rows
 
-    if args.max_new_tokens < 1:
-        raise ConfigError(f"--max-new-tokens: expected at least 1, got {args.max_new_tokens}")
     if not all(args.prompt):
         raise DataError("--prompt: expected a prompt that is not empty")
     rows = [Row("--prompt", text) for text in args.prompt]
@@ -133,7 +134,7 @@ def _complete(model: Any, tokenizer: Any, prompts: list[str], max_new_tokens: in
 
     from sere.texts import encode
 
-    rows = [torch.tensor(encode(prompt, tokenizer), dtype=torch.long) for prompt in prompts]
+    rows = [torch.tensor(encode(prompt, tokenizer), dtype=torch.long, device="cpu") for prompt in prompts]
     if empty := [prompt for prompt, row in zip(prompts, rows, strict=True) if not row.numel()]:
         raise DataError(f"generate: the prompt {empty[0]!r} has no tokens")
     pad = tokenizer.pad_token_id
@@ -154,7 +155,7 @@ def render(value: Mapping[str, Any]) -> str:
     """Return prompts and completions, and what re-routing did."""
     parts = [f"{one['prompt']}{one['text']}" for one in value["completions"]]
     experts = value["experts"]
-    if experts is not None:
+    if experts is not None and experts["before"] is not None:
         parts.append(
             f"distinct experts per layer and step: {experts['before']:.1f} > {experts['after']:.1f}; "
             f"{100 * experts['moved']:.0f} % of slots re-routed"

@@ -47,16 +47,18 @@ def emit_lines(
         OutputError: ``args.out`` cannot be written; found before the first record is asked for.
     """
     from sere.files import append_json_line, check_writable
+    from sere.interrupts import going_on
 
     if args.out is not None:
         check_writable(args.out)
-    found = []
-    for record in records:
-        found.append(record)
-        if args.out is not None:
-            append_json_line(args.out, record)
-        if args.json:
-            print(json.dumps(record), flush=True)
+    found: list[dict[str, Any]] = []
+    with going_on(lambda: f"{len(found)} finished cases are in {args.out}" if found and args.out else None):
+        for record in records:
+            found.append(record)
+            if args.out is not None:
+                append_json_line(args.out, record)
+            if args.json:
+                print(json.dumps(record), flush=True)
     if not args.json:
         say(render(found))
     return found
@@ -85,6 +87,15 @@ def table(rows: Iterable[Sequence[Any]], headers: Sequence[str]) -> str:
         tabulate(cells, headers=list(headers), tablefmt="simple", missingval="-", disable_numparse=True,
                  colalign=_alignment(cells, len(headers)))
     )  # fmt: skip
+
+
+def reasons(cases: Iterable[tuple[str, str | None]]) -> str:
+    """Return a paragraph for below a table: why a case re-routed nothing, one line for each that did not.
+
+    Args:
+        cases: What a case is called, and the reason; None where there is no reason to give one.
+    """
+    return "".join(f"\n{name}: {reason}" for name, reason in cases if reason is not None)
 
 
 def _alignment(rows: list[list[Any]], width: int) -> list[str]:

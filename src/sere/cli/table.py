@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from sere.cli.loading import add_trust_argument, identity_from_config
+from sere.cli.numbers import at_least
 from sere.cli.output import add_json_flag, emit, say, table
 from sere.cli.parser import add_command
 from sere.errors import ConfigError
@@ -47,7 +47,7 @@ def add(subparsers: Any) -> None:
     show.add_argument("path", type=Path, metavar="TABLE")
     show.add_argument(
         "--threshold",
-        type=_threshold,
+        type=at_least(0, "a similarity"),
         default=0.5,
         metavar="RHO",
         help="count experts that no other resembles this much (default: %(default)s)",
@@ -124,17 +124,6 @@ def _show(args: argparse.Namespace) -> int:
     }
     emit(args, value, _render_show)
     return 0
-
-
-def _threshold(text: str) -> float:
-    """Read a threshold; argparse prints what is wrong."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value) or value < 0:
-        raise argparse.ArgumentTypeError(f"expected a number of at least 0 (a similarity), got {text!r}")
-    return value
 
 
 def _layer(loaded: SimilarityTable, index: int, threshold: float) -> dict[str, Any]:

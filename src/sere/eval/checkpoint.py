@@ -3,20 +3,34 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
 from sere.files import write_json
+from sere.interrupts import going_on
+from sere.resume import differences
+
+logger = logging.getLogger("sere")
+
+_IN_WORDS = {
+    "weights": "the model's weights differ",
+    "model.digest": "the model's shape differs",
+    "table.fingerprint": "the tables differ",
+    "plan.questions_digest": "the questions differ",
+    "plan.passages_digest": "the English passages differ",
+}
 
 
 class Checkpoint:
     """Finished cases in a file, valid only for the run that wrote them.
 
     A file of another run (other model, table or plan) or a damaged one counts as empty and is
-    overwritten: its cases cannot be compared with this run's.
+    overwritten: its cases cannot be compared with this run's. A warning says in what they differ.
 
     Args:
         path: The file; None keeps nothing.
@@ -48,9 +62,29 @@ class Checkpoint:
             return {}
         try:
             found = json.loads(self.path.read_text(encoding="utf-8"))
-            return dict(found["cases"]) if found["key"] == self.key else {}
+            cases, key = dict(found["cases"]), dict(found["key"])
         except (OSError, ValueError, KeyError, TypeError):
             return {}
+        if different := differences(key, self.key, _IN_WORDS):
+            logger.warning(
+                "sere: starting over: %d finished cases in %s are of another run: %s",
+                len(cases), self.path, "; ".join(different),
+            )  # fmt: skip
+            return {}
+        return cases
+
+    @contextmanager
+    def going_on(self) -> Iterator[None]:
+        """Note on whatever ends the block early how many cases the same command finds done."""
+
+        def kept() -> str | None:
+            if self.path is None or not self.cases:
+                return None
+            done = f"{len(self.cases)} cases are done (kept in {self.path})"
+            return f"{done}; the same command goes on behind them"
+
+        with going_on(kept):
+            yield
 
 
 def files_digest(folder: str | os.PathLike[str]) -> str:

@@ -182,8 +182,10 @@ def _generate(
         group = prompts[first : first + B]
         clock = _Clock()
         width = max(len(prompt) for prompt in group)
-        ids = torch.tensor([[0] * (width - len(prompt)) + list(prompt) for prompt in group])
-        mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in group])
+        ids = torch.tensor([[0] * (width - len(prompt)) + list(prompt) for prompt in group], device="cpu")
+        mask = torch.tensor(
+            [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in group], device="cpu"
+        )
         output = model.generate(
             input_ids=ids.to(model.device),
             attention_mask=mask.to(model.device),

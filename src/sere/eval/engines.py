@@ -14,11 +14,12 @@ from sere.eval.settings import Setting
 from sere.integrations.vllm import configure
 from sere.integrations.vllm.kernels import BEARS_DUPLICATES
 from sere.integrations.vllm.local import session_of
+from sere.integrations.vllm.requests import COUNT_ONLY_S
 
 LIVE = frozenset({"select_top_k", "threshold"})
 """Options of a setting that an engine can change while it runs; the others are part of its start."""
 
-COUNT_ONLY: Mapping[str, Any] = {"enabled": True, "select_top_k": 1 << 19, "threshold": 0.0}
+COUNT_ONLY: Mapping[str, Any] = {"enabled": True, "select_top_k": COUNT_ONLY_S, "threshold": 0.0}
 """Changes that count experts and re-route none: S is beyond any K."""
 
 Start = Callable[[Mapping[str, Any]], AbstractContextManager[Any]]

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sere.integrations.transformers.inputs import cache_argument, find_cache
+
 KeyValues = list[tuple[Tensor, Tensor]]
 """Per layer the keys and values of one row, ``[heads, length, head size]`` each."""
 
@@ -43,7 +45,7 @@ def prefill(model: Any, prompts: Sequence[Sequence[int]], *, all_logits: bool = 
     for first in range(0, len(prompts), GROUP):
         group = prompts[first : first + GROUP]
         output = _read(model, group, all_logits)
-        layers = [(layer.keys, layer.values) for layer in output.past_key_values.layers]
+        layers = [(layer.keys, layer.values) for layer in find_cache(output).layers]
         for row, prompt in enumerate(group):
             length = len(prompt)
             # Cloned: a view would keep the whole group's tensors alive as long as its longest answer.
@@ -56,17 +58,17 @@ def _read(model: Any, group: Sequence[Sequence[int]], all_logits: bool) -> Any:
     from transformers import DynamicCache
 
     width = max(len(prompt) for prompt in group)
-    ids = torch.zeros(len(group), width, dtype=torch.long)
+    ids = torch.zeros(len(group), width, dtype=torch.long, device="cpu")
     mask = torch.zeros_like(ids)
     for row, prompt in enumerate(group):
-        ids[row, width - len(prompt) :] = torch.tensor(prompt)
+        ids[row, width - len(prompt) :] = torch.tensor(prompt, device="cpu")
         mask[row, width - len(prompt) :] = 1
     positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
     return model(
         input_ids=ids.to(model.device),
         attention_mask=mask.to(model.device),
         position_ids=positions.to(model.device),
-        past_key_values=DynamicCache(config=model.config),
         use_cache=True,
         logits_to_keep=0 if all_logits else 1,
+        **cache_argument(model, DynamicCache(config=model.config)),
     )

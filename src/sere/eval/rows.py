@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from sere.eval.prefill import KeyValues
+from sere.integrations.transformers.inputs import cache_argument
 
 
 @dataclass(slots=True)
@@ -116,8 +117,8 @@ class _Slots:
             input_ids=torch.tensor(tokens, device=self.mask.device)[:, None],
             attention_mask=self.mask.long(),
             position_ids=positions,
-            past_key_values=self.cache,
             use_cache=True,
+            **cache_argument(self.model, self.cache),
         )
         self.lengths = [length + 1 for length in self.lengths]
         logits: Tensor = output.logits[:, -1]

@@ -99,8 +99,9 @@ def evaluate(
     head = _head(model, plan, table)
     kept = checkpoint_of(head, checkpoint, weights=_weights_digest(model))
     run = _Run(model, tokenizer, plan, table, progress)
-    for setting, batch_size in missing(kept, plan, plan.settings):
-        kept.put(case_name(setting, batch_size), run.measure(setting, batch_size))
+    with kept.going_on():
+        for setting, batch_size in missing(kept, plan, plan.settings):
+            kept.put(case_name(setting, batch_size), run.measure(setting, batch_size))
     return completed(head, kept, plan)
 
 

@@ -70,13 +70,14 @@ def evaluate_engine(
     head = head_of(plan, table.identity, table, dtype=dtype, implementation="vllm")
     kept = checkpoint_of(head, checkpoint, weights=weights)
     run = _Run(tokenizer, plan, encode(tokenizer, [question.prompt for question in plan.questions]), progress)
-    for options, settings in by_engine(plan.settings):
-        if cases := missing(kept, plan, settings):
-            with start(options) as llm:
-                for setting, B in cases:
-                    kept.put(case_name(setting, B), run.measure(llm, setting, B))
-            # The next engine needs the memory that this name holds.
-            del llm
+    with kept.going_on():
+        for options, settings in by_engine(plan.settings):
+            if cases := missing(kept, plan, settings):
+                with start(options) as llm:
+                    for setting, B in cases:
+                        kept.put(case_name(setting, B), run.measure(llm, setting, B))
+                # The next engine needs the memory that this name holds.
+                del llm
     return completed(head, kept, plan)
 
 
@@ -100,7 +101,8 @@ class _Run:
             tokens = decode_at(
                 llm, self.prompts, concurrency=B, max_new_tokens=plan.max_new_tokens, on_finished=tick
             )
-            layers = read_stats(llm, reset=True).layers
+            stats = read_stats(llm, reset=True)
+        layers = stats.layers
         right = mark(self.tokenizer, plan.questions, tokens)
         return {
             "setting": setting.label,
@@ -112,6 +114,7 @@ class _Run:
             "step_ms_median": None,
             "answer_tokens": round(fmean(len(answer) for answer in tokens), 3),
             "experts": summarise_layers(layers),
+            "nothing_changed": stats.nothing_changed,
             "text": None,
             "right": "".join("01"[answer] for answer in right),
         }

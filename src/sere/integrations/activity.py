@@ -20,6 +20,7 @@ class Activity:
         experts_before: Distinct experts that the routers chose, mean per step and layer.
         experts_after: Distinct experts that ran, mean per step and layer.
         hook_ran: Whether a layer's hook ran in an eligible call; None where only ``layer_steps`` tells.
+        compiled: Whether compiled calls ran, which ``calls`` and ``eligible`` leave out.
         own_budgets: Whether rows were given budgets of their own, which may protect all of them.
     """
 
@@ -31,6 +32,7 @@ class Activity:
     experts_before: float
     experts_after: float
     hook_ran: bool | None = None
+    compiled: bool = False
     own_budgets: bool = False
 
 
@@ -57,21 +59,26 @@ def why_nothing_changed(
 def _nothing_reached_a_layer(activity: Activity, config: RerouteConfig | None) -> str:
     if activity.eligible and activity.hook_ran:
         return (
-            f"in all {activity.eligible} steps every row counted as padding or finished (pad_token_id, "
-            "attention mask, row budgets)"
+            f"in {_count(activity.eligible, 'step')} every row counted as padding or finished (pad_token_id, "
+            "attention mask, row budgets), or the cache was empty"
         )
     if activity.eligible:
-        kind = "calls" if config is not None and config.phases == "all" else "decode steps"
+        kind = "call" if config is not None and config.phases == "all" else "decode step"
         return (
-            f"{activity.eligible} {kind} ran, but no layer's hook did; the model was compiled before "
+            f"{_count(activity.eligible, kind)} ran, but no layer's hook did; the model was compiled before "
             "re-routing was applied, or other code computes its experts: apply first, then compile"
         )
-    if not activity.calls:
+    if not activity.calls and not activity.compiled:
         return "the model was not called while re-routing was on, or not through the object it was applied to"
+    calls = "the compiled calls" if activity.compiled else _count(activity.calls, "call")
     return (
-        f"no decode step was seen in {activity.calls} calls of the model; prompts, log-likelihood scoring "
-        "and calls without a cache are prefill, which is left as it is unless phases='all'"
+        f"no decode step was seen in {calls} of the model; prompts, log-likelihood scoring and calls without "
+        "a cache are prefill, which is left as it is unless phases='all'"
     )
+
+
+def _count(number: int, thing: str) -> str:
+    return f"{number} {thing}{'s' * (number != 1)}"
 
 
 def _nothing_moved(activity: Activity, config: RerouteConfig | None, top_k: int, num_experts: int) -> str:

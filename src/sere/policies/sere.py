@@ -131,6 +131,33 @@ def _in(some: list[Shape], layers: list[Shape]) -> str:
     return f" in layer{'s' * (len(some) > 1)} {', '.join(str(layer.index) for layer in some)}"
 
 
+def why_no_substitute(config: RerouteConfig, layers: Mapping[int, LayerSimilarity]) -> str | None:
+    """Return why no expert of any layer has a substitute under these settings, or None.
+
+    Above every similarity between two experts, ρ makes each secondary expert critical; experts that are kept
+    are all primary.
+
+    Source: METHOD.md section 4, steps 2 and 4.
+    """
+    if all(len(config.keep.get(index, ())) >= layer.E for index, layer in layers.items()):
+        return "keep: nothing will be re-routed, for every expert of every layer is kept; keep fewer"
+    most = max(_most_similar(layer) for layer in layers.values())
+    # In float32, as re-routing compares them.
+    if float(torch.tensor(config.threshold, dtype=torch.float64, device="cpu").float()) <= most:
+        return None
+    return (
+        f"threshold={config.threshold:g}: nothing will be re-routed, for no two experts of the table are "
+        f"more similar than {most:.3f}; use a smaller threshold"
+    )
+
+
+def _most_similar(layer: LayerSimilarity) -> float:
+    """Return the largest similarity between two different experts of a layer."""
+    own = torch.eye(layer.E, dtype=torch.bool, device=layer.similarity.device)
+    # One that is not known (NaN) is a substitute at no threshold.
+    return float(layer.similarity.masked_fill(own | layer.similarity.isnan(), 0.0).max())
+
+
 def check_fit(config: RerouteConfig, layers: Mapping[int, LayerSimilarity]) -> None:
     """Refuse settings that ask for what the layers do not have.
 

@@ -70,7 +70,8 @@ def as_budget(row_budget: Tensor | Sequence[int] | None, device: torch.device | 
         budgets = [max(-1, min(MOST_INT, as_integer(budget))) for budget in row_budget]
     except TypeError as error:
         raise InputError(f"row_budget: expected integers, one a row; got what is none: {error}") from None
-    return torch.tensor(budgets, dtype=torch.int32, device=device)
+    # By name: the default device may be another than the host.
+    return torch.tensor(budgets, dtype=torch.int32, device=device or "cpu")
 
 
 def _check_slots(ids: Tensor, weights: Tensor) -> None:

@@ -116,7 +116,7 @@ def _side_by_side(order: Tensor, count: Tensor) -> Tensor:
     # Experts that only fill the last group up repeat the last one.
     itself = torch.arange(8 * groups, device="cpu").clamp(max=E - 1)[:, None]
     lists = itself.repeat(1, 32 * pieces)
-    lists[:E, :E] = torch.where(count[:, None] > itself[:E].T, order, itself[:E])
+    lists[:E, :E] = torch.where(torch.arange(E, device="cpu") < count[:, None], order, itself[:E])
     return lists.reshape(groups, 8, pieces, 32).permute(0, 2, 3, 1).to(torch.int16).contiguous()
 
 

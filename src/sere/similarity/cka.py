@@ -57,7 +57,9 @@ class CKA(Accumulator):
     def state(self) -> dict[str, Tensor]:
         """Return everything that was accumulated, with the tokens of the unfinished window."""
         waiting = (
-            torch.empty(self.E, 0, 0) if self._waiting is None else self._waiting[:, : self._filled].cpu()
+            torch.empty(self.E, 0, 0, device="cpu")
+            if self._waiting is None
+            else self._waiting[:, : self._filled].cpu()
         )
         return super().state() | {"cka.waiting": waiting.clone()}
 

@@ -28,7 +28,7 @@ def frobenius(outputs: Tensor) -> Tensor:
     """
     Y = outputs.double()
     E = Y.shape[0]
-    distance = torch.zeros(E, E, dtype=torch.float64)
+    distance = torch.zeros(E, E, dtype=torch.float64, device="cpu")
     for i in range(E):
         for j in range(E):
             distance[i, j] = (Y[i] - Y[j]).square().sum().sqrt()
@@ -49,7 +49,7 @@ def cosine(outputs: Tensor) -> Tensor:
     """
     Y = outputs.double()
     E, T, _ = Y.shape
-    similarity = torch.ones(E, E, dtype=torch.float64)
+    similarity = torch.ones(E, E, dtype=torch.float64, device="cpu")
     for i, j in combinations(range(E), 2):
         total = sum(_cosine(Y[i, t], Y[j, t]) for t in range(T))
         known = bool(Y[i].any()) and bool(Y[j].any())
@@ -74,13 +74,13 @@ def cka(outputs: Tensor, *, window: int, kernel: Kernel) -> Tensor:
     """
     Y = outputs.double()
     E, T, _ = Y.shape
-    hsic = torch.zeros(E, E, dtype=torch.float64)
+    hsic = torch.zeros(E, E, dtype=torch.float64, device="cpu")
     for start in range(0, T, window):
         kernels = [_centred(Y[e, start : start + window], kernel) for e in range(E)]
         for i in range(E):
             for j in range(E):
                 hsic[i, j] += torch.trace(kernels[i] @ kernels[j])
-    similarity = torch.eye(E, dtype=torch.float64)
+    similarity = torch.eye(E, dtype=torch.float64, device="cpu")
     for i, j in combinations(range(E), 2):
         norm = math.sqrt(float(hsic[i, i] * hsic[j, j]))
         similarity[i, j] = similarity[j, i] = float(hsic[i, j]) / norm if norm > 0 else math.nan
@@ -127,7 +127,10 @@ def projection(outputs: Tensor, ids: Tensor, weights: Tensor) -> tuple[Tensor, T
     """
     Y, w = outputs.double(), weights.double()
     E, T, _ = Y.shape
-    similarity, scale = torch.eye(E, dtype=torch.float64), torch.ones(E, E, dtype=torch.float64)
+    similarity, scale = (
+        torch.eye(E, dtype=torch.float64, device="cpu"),
+        torch.ones(E, E, dtype=torch.float64, device="cpu"),
+    )
     for e in range(E):
         slots = [(t, float(w[t, k])) for t in range(T) for k in range(ids.shape[1]) if ids[t, k] == e]
         energy = sum(weight * float(Y[e, t].square().sum()) for t, weight in slots)
@@ -153,7 +156,7 @@ def weights(experts: Tensor) -> Tensor:
         ``[E, E]``, float64, diagonal 1.
     """
     flat = experts.double()
-    similarity = torch.eye(flat.shape[0], dtype=torch.float64)
+    similarity = torch.eye(flat.shape[0], dtype=torch.float64, device="cpu")
     for i, j in combinations(range(flat.shape[0]), 2):
         known = bool(flat[i].any()) and bool(flat[j].any())
         similarity[i, j] = similarity[j, i] = max(0.0, _cosine(flat[i], flat[j])) if known else math.nan
@@ -169,5 +172,5 @@ def _centred(rows: Tensor, kernel: Kernel) -> Tensor:
     w = rows.shape[0]
     if bool((rows == rows[0]).all()):
         return rows.new_zeros(w, w)
-    C = torch.eye(w, dtype=rows.dtype) - 1 / w
+    C = torch.eye(w, dtype=rows.dtype, device=rows.device) - 1 / w
     return C @ kernel(rows) @ C

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import re
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -21,8 +24,11 @@ from sere.errors import (
     TableMismatch,
     UnsupportedModel,
 )
+from sere.integrations.transformers.inputs import cache_argument, find_cache
 from sere.integrations.transformers.routers import scores_in
-from sere.policies import Oea, Sere, TopK
+from sere.policies import Oea, Off, Sere, TopK
+from sere.reroute import reroute
+from sere.structure import find_experts
 from tests.integrations.transformers.decoding import decode, hook_count, prompts, random_table
 from tests.tiny import tiny_model
 
@@ -39,7 +45,7 @@ def test_hooks_are_gone_after_an_exception(model: PreTrainedModel) -> None:
     """Leaving the block by an exception removes every hook, and the model is as it was."""
     plain, logits = decode(model, prompts())
     handle = integration.apply(model, random_table(model), select_top_k=1)
-    assert hook_count(model) == 2 + 2, "two experts modules, and the model before and after"
+    assert hook_count(model) == 2 + 2 * 2, "two experts modules; before and after the model and its decoder"
     with pytest.raises(ZeroDivisionError), handle:
         raise ZeroDivisionError
     assert hook_count(model) == 0
@@ -179,20 +185,132 @@ def test_what_is_no_model_is_refused(model: PreTrainedModel) -> None:
         integration.apply("folder", random_table(model), select_top_k=1)  # type: ignore[arg-type]
 
 
+def apply_quietly(*args: Any, **options: Any) -> None:
+    """Apply and remove: what is logged, `apply` itself said."""
+    handle = integration.apply(*args, **options)
+    handle.quiet = True
+    handle.remove()
+
+
 def test_settings_that_re_route_nothing_are_warned_of(
     model: PreTrainedModel, caplog: pytest.LogCaptureFixture
 ) -> None:
     """S = K as settings or in a policy: one line names K and what to do; below K there is none."""
     table, config = random_table(model), RerouteConfig(select_top_k=4, min_active=3, keep={0: (1,)})
-    apply_module._say_idle.cache_clear()
-    integration.apply(model, table, select_top_k=3).remove()
+    apply_module._SAID.clear()
+    apply_quietly(model, table, select_top_k=3)
     assert not caplog.records
-    integration.apply(model, table, config=config).remove()
-    integration.apply(model, policy=Sere(table.layers, config)).remove()
+    apply_quietly(model, table, config=config)
+    apply_quietly(model, policy=Sere(table.layers, config))
     (line,) = [record.getMessage() for record in caplog.records]
     assert line.startswith("sere: Qwen3MoeForCausalLM: select_top_k=4: nothing will be re-routed")
     assert "K=4" in line
     assert line.endswith("use S < K")
+
+
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        (
+            {"threshold": 2},
+            r"threshold=2: nothing will be re-routed, for no two experts of the table are more similar",
+        ),
+        (
+            {"keep": {0: range(16), 1: range(16)}},
+            "keep: nothing will be re-routed, for every expert of every",
+        ),
+    ],
+    ids=["threshold", "keep"],
+)
+def test_settings_that_leave_no_substitute_are_warned_of(
+    model: PreTrainedModel, caplog: pytest.LogCaptureFixture, settings: dict[str, Any], text: str
+) -> None:
+    """A threshold above every similarity of the table, or all experts kept: said once, before any step."""
+    apply_module._SAID.clear()
+    with integration.apply(model, random_table(model), select_top_k=1, **settings) as handle:
+        decode(model, prompts())
+        assert all(layer.slots_moved == 0 for layer in handle.stats())
+        assert handle.why_nothing_changed() is not None
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert re.match(f"sere: Qwen3MoeForCausalLM: {text}", line)
+    caplog.clear()
+    # One similarity at the threshold is enough to say nothing; a second handle is told in its own use.
+    largest = max(
+        float(layer.similarity.fill_diagonal_(0).max()) for layer in random_table(model).layers.values()
+    )
+    apply_quietly(model, random_table(model), select_top_k=1, threshold=largest)
+    apply_quietly(model, random_table(model), select_top_k=1, keep={0: range(16), 1: range(15)})
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    ("implementation", "device", "text"),
+    [
+        (
+            "batched_mm",
+            "cpu",
+            "re-routing will save no time: batched_mm is chosen, which copies one expert's",
+        ),
+        ("grouped_mm", "cuda", "re-routing will save no time: generate switches grouped_mm to batched_mm"),
+        ("grouped_mm", "cpu", None),
+        ("eager", "cuda", None),
+    ],
+)
+def test_experts_that_save_no_time_are_warned_of(
+    model: PreTrainedModel,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    implementation: str,
+    device: str,
+    text: str | None,
+) -> None:
+    """``batched_mm`` reads one expert per token and slot, and is what ``generate`` switches to on a GPU."""
+    apply_module._SAID.clear()
+    model.set_experts_implementation(implementation)
+    slow = apply_module.why_slow
+    layers = find_experts(model)
+    monkeypatch.setattr(apply_module, "_device", lambda _: torch.device(device))
+    reason = slow(model, layers)
+    monkeypatch.undo()
+    assert (reason is None) == (text is None)
+    if text is not None:
+        assert text in str(reason)
+        assert "experts_implementation='eager'" in str(reason)
+    if implementation == "batched_mm":
+        apply_quietly(model, random_table(model), select_top_k=1)
+        apply_quietly(model, policy=Off())
+        (line,) = [record.getMessage() for record in caplog.records]
+        assert line == f"sere: Qwen3MoeForCausalLM: {reason}"
+
+
+def test_another_default_device_changes_nothing(model: PreTrainedModel, tmp_path: Path) -> None:
+    """Every tensor of ours names its device: tables load, models are hooked, and budgets are set as ever."""
+    table, path = random_table(model), tmp_path / "table.safetensors"
+    table.save(path)
+    with torch.no_grad():
+        cache = find_cache(model(prompts()))
+    inputs = {
+        "input_ids": prompts(6, 1),
+        "position_ids": torch.full((6, 1), 5),
+        **cache_argument(model, cache),
+    }
+    rows = []
+    for device in (None, "meta"):
+        torch.set_default_device(device)
+        try:
+            with integration.apply(model, path, select_top_k=1, min_active=3, threshold=0.1) as handle:
+                handle.row_budget = [1, 1, -1, 4, 1, 1]
+                handle.quiet = True
+                with torch.no_grad():
+                    rows.append(model(**inputs | cache_argument(model, copy.deepcopy(cache))).logits)
+                assert handle.stats()[0].rows == 5
+            routing = reroute(torch.tensor([[0, 1]], device="cpu"), torch.tensor([[0.7, 0.3]], device="cpu"),
+                              table.layers[0], select_top_k=1, row_budget=[1])  # fmt: skip
+            assert routing.ids.tolist() == [[0, 0]]
+            assert table.critical_experts(0, 2.0) == tuple(range(16))
+        finally:
+            torch.set_default_device(None)
+    assert torch.equal(*rows)
 
 
 def test_a_floor_of_all_experts_is_warned_of(
@@ -201,10 +319,11 @@ def test_a_floor_of_all_experts_is_warned_of(
     """With min_active = E all experts are primary, so no slot moves; E - 1 is no reason to warn."""
     table = random_table(model)
     E = table.E
-    apply_module._say_idle.cache_clear()
-    integration.apply(model, table, select_top_k=1, min_active=E - 1).remove()
+    apply_module._SAID.clear()
+    apply_quietly(model, table, select_top_k=1, min_active=E - 1)
     assert not caplog.records
     with integration.apply(model, table, select_top_k=1, min_active=E) as handle:
+        handle.quiet = True
         model.generate(torch.arange(1, 9).reshape(4, 2), max_new_tokens=4, do_sample=False)
     assert all(layer.slots_moved == 0 for layer in handle.stats())
     (line,) = [record.getMessage() for record in caplog.records]
@@ -221,7 +340,7 @@ def test_a_compiled_model_is_refused(model: PreTrainedModel) -> None:
         integration.apply(model, table, select_top_k=1)
     del model._compiled_call
     model.compile(backend="eager")
-    with pytest.raises(InputError, match=r"apply re-routing first and switch it with handle\.enabled"):
+    with pytest.raises(InputError, match=r"apply re-routing first, compile then and switch it"):
         integration.apply(model, table, select_top_k=1)
 
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+import transformers
+from packaging.version import Version
 
 import sere.integrations.transformers as integration
+from sere.errors import UnsupportedModel
 from sere.policies import Lynx, Oea, Off, RandomReroute, TopK, XShare
 from sere.policies.gates import gates_from_scores
 from sere.policies.rows import Choice, sort_out
@@ -61,7 +64,14 @@ def test_the_router_is_found_and_its_scores_explain_its_weights(name: str) -> No
             seen[step.layer] = max(seen.get(step.layer, 0.0), float(error))
             return super().choose(step)
 
+    # Before 5.19, LongCat's router keeps its scores to itself.
+    hidden = name == "longcat_flash" and Version(transformers.__version__) < Version("5.19")
     with integration.apply(model, policy=Check(1)) as handle:
+        if hidden:
+            with pytest.raises(UnsupportedModel, match="the router returns no floating-point tensor"):
+                decode(model, prompts())
+            handle.quiet = True
+            return
         decode(model, prompts())
         stats = handle.stats()
     assert sorted(seen) == [layer.index for layer in find_experts(model)]

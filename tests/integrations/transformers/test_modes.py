@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, StaticCache
 
 import sere.integrations.transformers as integration
+from sere.integrations.transformers.inputs import cache_argument
 from sere.policies import Oea, RandomReroute
 from tests.integrations.transformers.decoding import decode, hook_count, prompts, random_table
 from tests.tiny import tiny_model
@@ -106,12 +107,13 @@ def test_inputs_as_embeddings(model: PreTrainedModel) -> None:
 
 def steps_with_static_cache(model: PreTrainedModel, call: Callable[..., object]) -> Tensor:
     """Prefill as it is, then three decode steps through ``call``; their logits."""
-    cache, tokens, out = StaticCache(config=model.config, max_cache_len=16), prompts(), []
+    given = cache_argument(model, StaticCache(config=model.config, max_cache_len=16))
+    tokens, out = prompts(), []
     with torch.no_grad():
-        logits = model(tokens, past_key_values=cache).logits
+        logits = model(tokens, **given).logits
         for _ in range(3):
             tokens = logits[:, -1:].argmax(-1)
-            logits = call(input_ids=tokens, past_key_values=cache).logits  # type: ignore[attr-defined]
+            logits = call(input_ids=tokens, **given).logits  # type: ignore[attr-defined]
             out.append(logits[:, -1])
     return torch.stack(out)
 

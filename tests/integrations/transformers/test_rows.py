@@ -11,7 +11,10 @@ from transformers import DynamicCache, PreTrainedModel
 
 import sere.integrations.transformers as integration
 from sere.errors import InputError
+from sere.integrations.transformers.guard import Guard
+from sere.integrations.transformers.inputs import cache_argument
 from sere.integrations.transformers.step import Step
+from sere.policies import TopK
 from sere.structure import find_experts
 from tests.integrations.transformers.decoding import decode, prompts, random_table
 from tests.tiny import tiny_model
@@ -41,13 +44,13 @@ def routed(model: PreTrainedModel) -> list[tuple[Tensor, Tensor]]:
 def prefilled(model: PreTrainedModel, tokens: Tensor, mask: Tensor | None = None) -> DynamicCache:
     cache = DynamicCache(config=model.config)
     with torch.no_grad():
-        model(tokens, attention_mask=mask, past_key_values=cache)
+        model(tokens, attention_mask=mask, **cache_argument(model, cache))
     return cache
 
 
 def step(model: PreTrainedModel, tokens: Tensor, cache: DynamicCache, **inputs: Any) -> Tensor:
     with torch.no_grad():
-        logits: Tensor = model(tokens, past_key_values=cache, **inputs).logits
+        logits: Tensor = model(tokens, **cache_argument(model, cache), **inputs).logits
     return logits
 
 
@@ -146,8 +149,9 @@ def test_the_mask_is_read_at_this_step_s_column(length: int | Tensor, spare: int
     mask = torch.ones(3, 6 + spare)
     mask[:, 6:] = 0
     mask[1, 5] = 0
-    state = Step(all_phases=False, pad_token_id=None, default_budget=2)
-    state.begin({"input_ids": torch.ones(3, 1), "attention_mask": mask, "past_key_values": CacheOf(length)})
+    guard = Guard(TopK(1), None, model="m", top_k=4, num_experts=16)
+    state = Step(guard, all_phases=False, pad_token_id=None, default_budget=2)
+    state.enter({"input_ids": torch.ones(3, 1), "attention_mask": mask, "past_key_values": CacheOf(length)})
     assert state.active
     assert state.budget is not None
     assert state.budget.tolist() == [2, -1, 2]
@@ -258,11 +262,20 @@ def test_all_phases_pass_static_and_growing_caches(model: PreTrainedModel) -> No
         assert (stats.steps, stats.rows) == (6, (30 + 5 * 6) / 6)
 
 
-def test_calls_of_inner_modules_are_left_alone(model: PreTrainedModel) -> None:
-    """Outside a call of the hooked model nothing is known of the rows, so nothing is changed."""
+def test_a_call_of_the_decoder_alone_is_re_routed(model: PreTrainedModel) -> None:
+    """Code that passes over the outermost model, as adapters and own loops do, finds the hooks inside."""
     handle = integration.apply(model, random_table(model), select_top_k=1)
     cache = prefilled(model, prompts(3))
     inner: nn.Module = model.model
     with torch.no_grad():
-        inner(torch.tensor([[8], [9], [10]]), past_key_values=cache)
+        inner(torch.tensor([[8], [9], [10]]), **cache_argument(inner, cache))
+    assert [layer.steps for layer in handle.stats()] == [1, 1]
+    assert handle.activity().calls == 2
+
+
+def test_layers_called_outside_of_any_call_are_left_alone(model: PreTrainedModel) -> None:
+    """Where nothing is known of the rows, nothing is changed."""
+    handle = integration.apply(model, random_table(model), select_top_k=1)
+    with torch.no_grad():
+        model.model.layers[0].mlp(torch.ones(3, 1, 32))
     assert handle.stats()[0].steps == 0

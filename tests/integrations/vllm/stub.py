@@ -21,9 +21,11 @@ class Stub(ThreadingHTTPServer):
     Attributes:
         asked: Paths and bodies, in the order of their coming.
         most: Most completions at once.
+        reason: Why nothing was re-routed, as it says while it is enabled.
     """
 
     daemon_threads = True
+    reason: str | None = None
 
     def __init__(self, hold: int = 1) -> None:
         super().__init__(("127.0.0.1", 0), Answering)
@@ -49,8 +51,9 @@ class Stub(ThreadingHTTPServer):
             "distinct_after": 3.0,
             "slots_moved": 0.5,
         }
+        reason = self.reason if self.enabled else None
         layers = [layer | {"critical": 1.0}, layer | {"critical": 1.0, "steps": 0}]
-        return 200, {"layers": layers, "kernel": "Stub", "expert_bytes": 10}
+        return 200, {"layers": layers, "kernel": "Stub", "expert_bytes": 10, "nothing_changed": reason}
 
     def completions(self) -> list[Any]:
         """Return the bodies of the completions."""

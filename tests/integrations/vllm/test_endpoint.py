@@ -10,6 +10,7 @@ import pytest
 pytest.importorskip("vllm", reason="needs vLLM: make test-vllm")
 
 from sere.config import RerouteConfig
+from sere.integrations.vllm.counts import StepCounts
 from sere.integrations.vllm.endpoint import Endpoint
 
 pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("default")]
@@ -28,8 +29,9 @@ class Engine:
             return [settings | {"enabled": True} | args[0]]
         if args[0]:
             self.resets += 1
-        answer = {"enabled": True, "settings": settings, "steps_rerouted": 1, "steps_passed": 0, "layers": []}
-        return [answer | {"kernel": None, "expert_bytes": None}]
+        answer = {"enabled": True, "settings": settings, "steps": StepCounts(rerouted=1).to_mapping()}
+        shape = {"layers": [], "top_k": 4, "num_experts": 16}
+        return [answer | shape | {"kernel": None, "expert_bytes": None}]
 
 
 class Disabled:

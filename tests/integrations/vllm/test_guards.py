@@ -14,14 +14,10 @@ import torch
 from sere.config import RerouteConfig
 from sere.errors import ConfigError, UnsupportedEngine
 from sere.integrations.vllm import configure, features, kernels, live, read_stats, seam, stats, versions
-from sere.integrations.vllm.options import Options
-from sere.integrations.vllm.requests import PROTECTED, parse_tier
+from sere.integrations.vllm.requests import PROTECTED, RequestBook, parse_tier
 from sere.integrations.vllm.rows import RowSignal
-from sere.integrations.vllm.session import Session
 from sere.integrations.vllm.worker import _around_loading
-from tests.integrations.vllm.test_parts import RequestBook, any_table, engine_config, new, step
-
-__all__ = ["any_table"]
+from tests.integrations.vllm.standins import engine_config, new, prepared, step
 
 LARGE = (1 << 31) - 1
 
@@ -33,6 +29,8 @@ def session(**options: Any) -> Any:
         enabled=True,
         layers={},
         table=SimpleNamespace(E=16, layers=dict.fromkeys((0, 1), SimpleNamespace(E=16))),
+        guard=SimpleNamespace(restart=lambda: None),
+        speaks=False,
     )
 
 
@@ -43,8 +41,8 @@ def test_large_s_is_exact() -> None:
     book = RequestBook()
     book.update(step(news=(new("a", 3),)))
     found = book.budgets(step(cached={"a": 3}), ["a"], np.array([1]), known.config.select_top_k)
-    assert found.tolist() == [PROTECTED]
-    assert not RowSignal(2, torch.device("cpu"), may_skip=True).announce(found)
+    assert found.budgets.tolist() == [PROTECTED]
+    assert not RowSignal(2, torch.device("cpu"), may_skip=True).announce(found.budgets)
 
 
 def test_larger_s_is_refused() -> None:
@@ -56,34 +54,6 @@ def test_larger_s_is_refused() -> None:
     known = session()
     assert text in live.change(known, {"select_top_k": LARGE + 1})["error"]
     assert known.config.select_top_k == 2
-
-
-class Router:
-    """vLLM's ``BaseRouter`` in miniature."""
-
-    def __init__(self, K: int) -> None:
-        self.top_k = K
-
-    def _compute_routing(self, *_: Any, **__: Any) -> Any:
-        raise NotImplementedError
-
-
-def prepared(
-    table: Any, known: dict[str, Any], runner: type = SimpleNamespace, *, select_top_k: int = 1
-) -> Session:
-    """A session whose layers are stand-ins for vLLM's runners, prepared as after loading."""
-    config = SimpleNamespace(
-        parallel_config=SimpleNamespace(pipeline_parallel_size=1),
-        compilation_config=SimpleNamespace(mode=0, static_forward_context=known),
-    )
-    found = Session(Options(reroute=RerouteConfig(select_top_k=select_top_k)), config, table)
-    for index in table.layers:
-        layer = runner()
-        layer.layer_name, layer.router = f"model.layers.{index}.experts", Router(table.identity.K)
-        layer.moe_config = SimpleNamespace(num_experts=table.E)
-        found.add(layer)
-    found.prepare(torch.device("cpu"), 4)
-    return found
 
 
 def test_tensors_lie_where_the_model_runs(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,7 +70,9 @@ def test_tensors_lie_where_the_model_runs(monkeypatch: pytest.MonkeyPatch) -> No
         ),
     )  # fmt: skip
     seen: list[Any] = []
-    _around_loading(worker, SimpleNamespace(add=None, prepare=lambda *given: seen.append(given)))  # type: ignore[arg-type]
+    _around_loading(
+        worker, SimpleNamespace(add=None, speaks=False, prepare=lambda *given: seen.append(given))
+    )  # type: ignore[arg-type]
     worker.load_model()
     assert seen == [(torch.device("meta"), 8)]
 
@@ -132,9 +104,9 @@ def test_settings_that_re_route_nothing(
     with caplog.at_level("INFO", logger="vllm.sere"):
         found.log_start()
     assert "re-routing active" in caplog.text
-    warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    warnings = [line for line in caplog.messages if "nothing will be re-routed" in line]
     assert len(warnings) == lines
-    assert all(f"select_top_k={K - below}: nothing will be re-routed" in line for line in warnings)
+    assert all(f"select_top_k={K - below}: nothing" in line for line in warnings)
     assert all(f"K={K} slots and all are primary; use S < K" in line for line in warnings)
 
 
@@ -148,23 +120,6 @@ def test_backend_that_passes_routers_by() -> None:
         features.check_features(config, allow_untested=True)
     config.additional_config = {"decode_backend": "other"}
     features.check_features(config, allow_untested=False)
-
-
-def test_idle_layer_is_warned_of_once(any_table: Any, caplog: pytest.LogCaptureFixture) -> None:
-    """A layer that saw none of the re-routed steps is named in the log, once; before any step none is."""
-    owners = {f"model.layers.{index}.experts": torch.nn.Module() for index in any_table.layers}
-    found = prepared(any_table, owners)
-    K = any_table.identity.K
-    stats.answer(found)
-    assert not caplog.text
-    assert found.signal is not None
-    found.signal.announce(np.array([1, 1], dtype=np.int32))
-    found.steps_rerouted += 1
-    found.layers[0].route(torch.rand(2, K), torch.arange(2 * K, dtype=torch.int32).view(2, K))
-    with caplog.at_level("WARNING", logger="vllm.sere"):
-        stats.answer(found)
-        stats.answer(found)
-    assert caplog.text.count("1 of 2 layers saw none, model.layers.1.experts the first") == 1
 
 
 def test_one_wait_for_all_layers(any_table: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -287,7 +242,7 @@ def test_any_fault_in_the_worker_protects(value: Any) -> None:
     book = RequestBook()
     book.update(step(news=(new("a", 3, value), new("b", 3))))
     found = book.budgets(step(cached={"a": 3, "b": 3}), ["a", "b"], np.array([1, 1]), 2)
-    assert found.tolist() == [PROTECTED, 2]
+    assert found.budgets.tolist() == [PROTECTED, 2]
 
 
 @pytest.mark.parametrize(

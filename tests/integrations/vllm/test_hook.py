@@ -87,3 +87,23 @@ def test_kill_switch_is_announced(monkeypatch: pytest.MonkeyPatch, caplog: pytes
     with caplog.at_level(logging.INFO, logger="vllm.sere"):
         register()
     assert "switched off by SERE_DISABLE" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("value", "disabled"),
+    [("1", True), ("true", True), ("YES", True), ("maybe", True),
+     ("", False), ("0", False), ("false", False), ("False", False), ("no", False), ("off", False)],
+)  # fmt: skip
+def test_words_of_the_kill_switch(
+    value: str, disabled: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Yes and no are understood in their usual words; another word disables, with a warning."""
+    from sere.integrations.vllm import plugin
+
+    waiting: list[str] = []
+    monkeypatch.setattr(plugin, "after_import", lambda name, _act: waiting.append(name))
+    monkeypatch.setenv("SERE_DISABLE", value)
+    with caplog.at_level(logging.WARNING, logger="vllm.sere"):
+        plugin.register()
+    assert bool(waiting) != disabled
+    assert ("expected 1 or 0, got 'maybe', which is taken as 1" in caplog.text) == (value == "maybe")

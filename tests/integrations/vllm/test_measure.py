@@ -22,6 +22,7 @@ from sere.bench.routing import record_routing, replayed, untouched
 from sere.bench.serve import ServePlan, bench_serve
 from sere.bundled import model_path
 from sere.cli import main
+from sere.cli.bench_serve import render
 from sere.errors import InputError, UnsupportedEngine
 from sere.eval.engines import routed
 from sere.eval.questions import held_out
@@ -51,18 +52,29 @@ def test_bench(tmp_path: Path, compiled: bool) -> None:
             yield llm
 
     plan = ServePlan(
-        settings=parse_settings(["sere:S=1", "sere:S=1,min_active=10"]), batch_sizes=[6], prompt=8, steps=6,
-        rounds=1, compiled=compiled, engine_options={"block_size": 32},
+        settings=parse_settings(["sere:S=1", "sere:S=4", "sere:S=1,min_active=10"]), batch_sizes=[6],
+        prompt=8, steps=6, rounds=1, compiled=compiled, engine_options={"block_size": 32},
     )  # fmt: skip
     records = list(bench_serve(start, {"model": "m"}, plan))
     assert started == [{}, {"min_active": 10}]
     assert [(r["setting"], r["config"]["start"]) for r in records] == [
         (name, options)
-        for options, label in (({}, "sere:S=1"), ({"min_active": 10}, "sere:S=1,min_active=10"))
-        for name in ["off", label, f"oracle {label}"] + ["untouched"] * (not compiled)
+        for options, labels in (
+            ({}, ["sere:S=1", "sere:S=4"]),
+            ({"min_active": 10}, ["sere:S=1,min_active=10"]),
+        )
+        for name in [
+            "off",
+            *(name for label in labels for name in (label, f"oracle {label}")),
+            *["untouched"] * (not compiled),
+        ]
     ]
+    reasons = {record["setting"]: record["nothing_changed"] for record in records}
+    assert "select_top_k=4 keeps all 4 slots of a token" in str(reasons.pop("sere:S=4"))
+    assert set(reasons.values()) == {None}
+    assert "B=6 sere:S=4: nothing was re-routed: select_top_k=4" in render(records)
     offs = [record for record in records if record["setting"] == "off"]
-    one, floored = (r for r in records if r["setting"].startswith("sere:"))
+    one, _, floored = (r for r in records if r["setting"].startswith("sere:"))
     for off in offs:
         assert off["experts"]["after"] == off["experts"]["before"]
         assert off["ratio_off_to_this"] == {"p20": 1, "p50": 1, "p80": 1}
@@ -162,9 +174,11 @@ def test_evaluate(tmp_path: Path) -> None:
         assert case["tasks"]["all"]["marks"] == off["tasks"]["all"]["marks"], case["setting"]
         assert case["experts"] == off["experts"], case["setting"]
         assert case["mean_rows"] == off["mean_rows"], case["setting"]
+        assert "keeps all 8 slots of a token" in case["nothing_changed"], case["setting"]
     one, drawn, reduced, floored = (case["experts"] for case in others[len(alike) :])
     assert max(one["after"], drawn["after"], reduced["after"]) <= 8
     assert 23 < floored["after"] <= 24
+    assert [case["nothing_changed"] for case in (off, *others[len(alike) :])] == [None] * (1 + len(moving))
     assert record["model"]["experts_implementation"] == "vllm"
 
 
@@ -209,7 +223,9 @@ def test_evaluate_by_command(
     labels = ["off", "sere:S=8,min_active=9,scale=true", "random:S=8"]
     assert [case["setting"] for case in record["cases"]] == labels
     assert len({case["tasks"]["all"]["marks"] for case in record["cases"]}) == 1
-    assert "B=4 random:S=8: done" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "B=4 random:S=8: done" in told
+    assert "B=4 random:S=8: nothing was re-routed: select_top_k=8 keeps all 8 slots of a token" in told
 
 
 def scaled_table(folder: Path) -> Path:

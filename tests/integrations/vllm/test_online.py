@@ -15,6 +15,7 @@ pytest.importorskip("vllm", reason="needs vLLM: make test-vllm")
 from sere.bench.load import Answer, Load
 from sere.bench.online import Block, OnlinePlan, Variant, _record, bench_online
 from sere.cli import main
+from sere.cli.bench_serve import render_online
 from sere.errors import ConfigError, ServerError
 from sere.eval.settings import parse_settings
 from tests.integrations.vllm.stub import REFUSED, SHORT, TOKENS, Stub, stub
@@ -83,6 +84,17 @@ def test_variants_of_a_round_get_the_same_requests() -> None:
 
 
 @pytest.mark.usefixtures("hasty")
+def test_setting_that_re_routes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Why a setting re-routed nothing stands in its record and below the table; off needs no reason."""
+    monkeypatch.setattr(Stub, "reason", "nothing was re-routed: because")
+    _, _, records = online_records("sere:S=9", loads=[Load(concurrency=2)], requests=2, rounds=1)
+    assert [record["nothing_changed"] for record in records] == [None, Stub.reason, None]
+    text = render_online(records)
+    assert text.endswith("\n2 at once, sere:S=9: nothing was re-routed: because")
+    assert text.count("because") == 1
+
+
+@pytest.mark.usefixtures("hasty")
 def test_settings_of_a_start_have_a_server_and_an_off_of_their_own() -> None:
     """A floor's server comes after the first has ended; the untouched server takes turns with both."""
     servers, other, records = online_records(
@@ -116,12 +128,12 @@ def test_times_and_ratio_of_a_block() -> None:
     assert quick.tpot_ms == pytest.approx(100)
     assert slow.tpot_ms == pytest.approx(200)
     assert slow.gaps_ms == pytest.approx([400, 200])
-    block = Block([quick, slow, Answer(error="no")], [])
+    block = Block([quick, slow, Answer(error="no")], [], None)
     assert block.tpot_ms == pytest.approx(150)
     assert block.per_second(4.2) == pytest.approx(2)
 
     def variant(label: str, timed: Answer) -> Variant:
-        return Variant(label, None, blocks=[Block([quick], []), Block([timed], [])])  # type: ignore[arg-type]
+        return Variant(label, None, blocks=[Block([quick], [], None), Block([timed], [], None)])  # type: ignore[arg-type]
 
     load = Load(concurrency=1)
     plan = OnlinePlan(settings=parse_settings(["sere:S=1"]), loads=[load], rounds=1)

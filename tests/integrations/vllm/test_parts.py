@@ -13,47 +13,21 @@ from hypothesis import strategies as st
 
 from sere.config import RerouteConfig
 from sere.errors import ConfigError, TableMismatch, UnsupportedEngine
-from sere.integrations.vllm import features, kernels, live, seam, stats, tables, versions
-from sere.integrations.vllm.options import Options, section
+from sere.integrations.vllm import features, frontend, kernels, live, seam, stats, tables, versions
+from sere.integrations.vllm.counts import StepCounts
+from sere.integrations.vllm.options import Options, misplaced, section
 from sere.integrations.vllm.requests import PADDING, PROTECTED, RequestBook, parse_tier
 from sere.integrations.vllm.rows import RowSignal
 from sere.integrations.vllm.worker import Steps
 from sere.reroute import make_plan, reroute
 from sere.reroute.types import Neighbours
 from sere.similarity.layer import LayerSimilarity
-
-
-def new(name: str, prompt: int, tier: Any = None) -> SimpleNamespace:
-    extra = None if tier is None else {"sere": tier}
-    return SimpleNamespace(
-        req_id=name,
-        prompt_token_ids=[0] * prompt,
-        prompt_embeds=None,
-        sampling_params=SimpleNamespace(extra_args=extra),
-    )
-
-
-def step(
-    *,
-    news: tuple[Any, ...] = (),
-    cached: dict[str, int] | None = None,
-    drafts: dict[str, list[int]] | None = None,
-    finished: tuple[str, ...] = (),
-) -> SimpleNamespace:
-    """A scheduler's output; ``cached`` gives computed tokens by request."""
-    cached = cached or {}
-    return SimpleNamespace(
-        scheduled_new_reqs=list(news),
-        finished_req_ids=set(finished),
-        scheduled_cached_reqs=SimpleNamespace(
-            req_ids=list(cached), num_computed_tokens=list(cached.values())
-        ),
-        scheduled_spec_decode_tokens=drafts or {},
-    )
+from tests.integrations.vllm.standins import engine_config, new, step
 
 
 def budgets(book: RequestBook, output: Any, counts: dict[str, int], **options: Any) -> list[int]:
-    return book.budgets(output, list(counts), np.array(list(counts.values())), 2, **options).tolist()
+    rows = book.budgets(output, list(counts), np.array(list(counts.values())), 2, **options)
+    return rows.budgets.tolist()
 
 
 @pytest.fixture
@@ -125,6 +99,23 @@ def test_wrong_key_of_a_tier() -> None:
     """A request cannot set anything but S; the nearest name is given."""
     with pytest.raises(ConfigError, match=r"a request cannot set 'select_topk'; did you mean 'select_top_k'"):
         parse_tier({"sere": {"select_topk": 2}})
+
+
+@pytest.mark.parametrize(
+    ("extra", "refused"),
+    [
+        ({"seree": "off"}, True), ({"Sere": 2}, True), ({"sere ": {"select_top_k": 2}}, True),
+        ({"seree": "fast"}, False), ({"serve": None}, False), ({"other": "off"}, False), (None, False),
+    ],
+)  # fmt: skip
+def test_misspelt_tier(extra: Any, refused: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tier under a name like "sere", which nothing would read, is refused; what others send is not."""
+    monkeypatch.setattr(frontend, "_refusal", lambda: ConfigError)
+    if refused:
+        with pytest.raises(ConfigError, match=f"stands under 'sere', got {next(iter(extra))!r}"):
+            frontend.check_tier(extra)
+    else:
+        frontend.check_tier(extra)
 
 
 @given(st.lists(st.lists(st.sampled_from([1, 2, PROTECTED]), max_size=8), max_size=6), st.booleans())
@@ -247,8 +238,52 @@ def test_versions(version: str | None, device: str, fine: bool) -> None:
             versions.check_version(version, device_type=device, allow_untested=False)
 
 
-def engine_config(**parallel: Any) -> SimpleNamespace:
-    return SimpleNamespace(parallel_config=SimpleNamespace(**parallel))
+@pytest.mark.parametrize(
+    ("holder", "value", "text", "certain"),
+    [
+        (
+            "cache_config",
+            {"kv_sharing_fast_prefill": True},
+            "kv_sharing_fast_prefill: its later layers",
+            True,
+        ),
+        ("model_config", {"is_diffusion": True}, "block diffusion: the model computes a block", True),
+        ("diffusion_config", {}, "block diffusion: the model computes a block", True),
+        ("speculative_config", {"enable_adaptive_verification": True}, "adaptive verification of dr", False),
+    ],
+)
+def test_features_that_hide_decode_steps(
+    holder: str, value: dict[str, Any], text: str, certain: bool
+) -> None:
+    """What would give rows the budgets of others, or re-route nothing, is refused by its name."""
+    config = engine_config()
+    setattr(config, holder, SimpleNamespace(**value))
+    with pytest.raises(UnsupportedEngine, match=text):
+        features.check_features(config, allow_untested=False)
+    if certain:
+        with pytest.raises(UnsupportedEngine, match=text):
+            features.check_features(config, allow_untested=True)
+    else:
+        features.check_features(config, allow_untested=True)
+
+
+@pytest.mark.parametrize(
+    ("holder", "value", "text"),
+    [
+        ("model_config", {"runner_type": "pooling"}, "this engine embeds or classifies (runner 'pooling')"),
+        ("kv_transfer_config", {"kv_role": "kv_producer"}, "turn re-routing on in the engine that decodes"),
+        ("model_config", {"runner_type": "generate"}, None),
+        ("kv_transfer_config", {"kv_role": "kv_both"}, None),
+    ],
+)
+def test_engines_without_decode_steps(holder: str, value: dict[str, Any], text: str | None) -> None:
+    """An engine that only reads prompts is warned of at its start, unless prompts are re-routed too."""
+    config = engine_config()
+    setattr(config, holder, SimpleNamespace(**value))
+    warnings = list(features.surprises(config, RerouteConfig(select_top_k=1)))
+    assert len(warnings) == (text is not None)
+    assert all(str(text) in warning for warning in warnings)
+    assert not list(features.surprises(config, RerouteConfig(select_top_k=1, phases="all")))
 
 
 @pytest.mark.parametrize(
@@ -284,6 +319,50 @@ def test_options() -> None:
     assert section(SimpleNamespace(additional_config=object())) is None
 
 
+SETTINGS = {"select_top_k": 2}
+
+
+@pytest.mark.parametrize(
+    ("additional", "words"),
+    [
+        ({"seree": SETTINGS}, ["'seree'", "this engine will not re-route"]),
+        ({"SERE": True}, ["'SERE'", "this engine will not re-route"]),
+        ({"rerouting": SETTINGS}, ["'rerouting'", "this engine will not re-route"]),
+        (SETTINGS | {"threshold": 0.3}, ["'select_top_k'", "this engine will not re-route"]),
+        ({"sere": SETTINGS, "min_active": 8}, ["'min_active'", "these are not read"]),
+        ({"sere": None}, ["is null", "this engine will not re-route"]),
+    ],
+)
+def test_misplaced_settings(additional: dict[str, Any], words: list[str]) -> None:
+    """Settings that stand where nothing reads them are named, with the place where they belong."""
+    warning = str(misplaced(SimpleNamespace(additional_config=additional)))
+    assert all(word in warning for word in words)
+    assert '{"select_top_k": 2, "threshold": 0.3}' in warning
+
+
+@pytest.mark.parametrize(
+    "additional",
+    [
+        {},
+        None,
+        object(),
+        {"sere": SETTINGS},
+        {"gdn_prefill_backend": "triton", "threshold": 1, "user": {"a": 1}},
+    ],
+)
+def test_settings_of_others(additional: Any) -> None:
+    """Settings in their place, and those of others, are not warned of."""
+    assert misplaced(SimpleNamespace(additional_config=additional)) is None
+
+
+def test_true_is_no_settings() -> None:
+    """``{"sere": true}`` is refused with what to write, and with how to leave an engine alone."""
+    with pytest.raises(
+        ConfigError, match=r'\{"select_top_k": 2.*, got True; .* that is not to re-route has no'
+    ):
+        Options.from_mapping(True)
+
+
 def test_unknown_option_of_the_plug_in() -> None:
     """A misspelt name is refused with the nearest of all names, the plug-in's own among them."""
     with pytest.raises(ConfigError, match="unknown setting 'log_second'; did you mean 'log_seconds'"):
@@ -292,11 +371,13 @@ def test_unknown_option_of_the_plug_in() -> None:
 
 def test_coverage(any_table: Any) -> None:
     """A model without a layer of the table is refused, but for the part that a pipeline stage holds."""
-    tables.check_coverage(any_table, {0, 1}, partial=False)
-    tables.check_coverage(any_table, {1}, partial=True)
-    for found, partial in (({1}, False), (set(), True), (set(), False)):
+    tables.check_coverage(any_table, {0, 1}, stage=None)
+    tables.check_coverage(any_table, {1}, stage=range(1, 4))
+    # A stage of dense layers.
+    tables.check_coverage(any_table, set(), stage=range(2, 4))
+    for found, stage in (({1}, None), (set(), range(1, 4)), ({1}, range(2)), (set(), None)):
         with pytest.raises(TableMismatch, match="but the engine built MoE layers"):
-            tables.check_coverage(any_table, found, partial=partial)
+            tables.check_coverage(any_table, found, stage=stage)
 
 
 def test_layer_of_another_size(any_table: Any) -> None:
@@ -306,15 +387,6 @@ def test_layer_of_another_size(any_table: Any) -> None:
         TableMismatch, match=r"model.layers.0.mlp.experts: .* 16 experts in layer 0, but this layer has 8"
     ):
         tables.check_layer(any_table, 0, "model.layers.0.mlp.experts", E=8)
-
-
-@pytest.fixture(scope="module")
-def any_table() -> Any:
-    pytest.importorskip("transformers")
-    from sere.bench.subject import random_table
-    from tests.tiny import tiny_model
-
-    return random_table(tiny_model("qwen3_moe"))
 
 
 @pytest.mark.parametrize(
@@ -341,7 +413,7 @@ class Announced:
         self.options = Options(reroute=self.config, log_seconds=0)
         self.enabled = True
         self.signal = RowSignal(8, torch.device("cpu"), may_skip=False)
-        self.steps_rerouted = self.steps_passed = 0
+        self.counts, self.guard = StepCounts(), SimpleNamespace(step=lambda: None)
         self.vllm_config = engine_config(rank=0)
 
 
@@ -374,7 +446,7 @@ def test_second_model_runner() -> None:
     assert session.signal.budget.tolist() == [1, 2, *[PADDING] * 6]
     runner._dummy_run(4)
     assert session.signal.budget.tolist() == [PADDING] * 8
-    assert (session.steps_rerouted, session.steps_passed) == (1, 1)
+    assert session.counts == StepCounts(rerouted=1, prompts=1, least_budget=1)
 
 
 def test_drafts_dropped_on_the_device() -> None:
@@ -385,7 +457,7 @@ def test_drafts_dropped_on_the_device() -> None:
     runner.execute_model(step(news=(new("a", 3),)))
     runner.execute_model(step(cached={"a": 3}, drafts={"a": [1, 2]}))
     assert session.signal.budget.tolist() == [PADDING] * 8
-    assert (session.steps_rerouted, session.steps_passed) == (0, 2)
+    assert session.counts == StepCounts(unknown=2)
 
 
 def test_unknown_model_runner() -> None:
@@ -396,7 +468,7 @@ def test_unknown_model_runner() -> None:
 
 def test_log_line_of_nothing() -> None:
     """Before the first step the log line says so."""
-    found = stats.EngineStats(True, {}, 0, 3, ())
+    found = stats.EngineStats(True, {}, 0, {"prompts": 3}, ())
     assert stats.log_line(found) == "no step re-routed, 3 passed"
 
 

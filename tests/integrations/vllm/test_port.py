@@ -15,6 +15,7 @@ pytest.importorskip("prometheus_client")
 from sere.config import RerouteConfig
 from sere.errors import ConfigError, UnsupportedEngine
 from sere.integrations.vllm import port, stats
+from sere.integrations.vllm.counts import StepCounts
 from sere.integrations.vllm.options import Options
 from sere.integrations.vllm.worker import _after_warm_up
 
@@ -27,15 +28,14 @@ class Known:
     def __init__(self, **options: Any) -> None:
         self.config, self.layers = RerouteConfig(select_top_k=1), {}
         self.options = Options(reroute=self.config, **options)
-        self.enabled, self.warned_of_idle = True, False
-        self.steps_rerouted, self.steps_passed = 3, 1
-        self.kernel = None
+        self.enabled, self.guard = True, SimpleNamespace(restart=lambda: None)
+        self.counts, self.kernel = StepCounts(rerouted=3, prompts=1), None
 
     def expert_bytes(self) -> None:  # noqa: D102
         return None
 
     def reset_counters(self) -> None:  # noqa: D102
-        self.steps_rerouted = 3
+        self.counts.rerouted = 3
 
 
 @pytest.fixture
@@ -103,7 +103,8 @@ def scraped(answers: list[dict[str, Any]]) -> str:
 def test_metrics_are_sums() -> None:
     """Prometheus gets what the layers of all pipeline stages counted, as counters that only grow."""
     stages = [
-        {"enabled": True, "settings": {}, "steps_rerouted": 4, "steps_passed": 1,
+        {"enabled": True, "settings": {}, "steps": StepCounts(rerouted=4, prompts=1).to_mapping(),
+         "top_k": 4, "num_experts": 16, "kernel": None, "expert_bytes": None,
          "layers": [{"index": index, "name": f"layer {index}", "counters": [4, 8, 40, 20, 32, 12, 6]}]}
         for index in (1, 0)
     ]  # fmt: skip

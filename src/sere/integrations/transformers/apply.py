@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-from functools import cache
 from typing import Any
 
 import torch
@@ -13,18 +12,18 @@ from torch.utils.hooks import RemovableHandle
 
 from sere.config import RerouteConfig
 from sere.errors import AlreadyApplied, ConfigError, InputError
+from sere.integrations.transformers.compiled import refuse_compiled
+from sere.integrations.transformers.guard import Guard
 from sere.integrations.transformers.handle import Handle
-from sere.integrations.transformers.hooks import (
-    HookedLayer,
-    hook_experts,
-    hook_model,
-    hook_router,
-)
+from sere.integrations.transformers.hooks import HookedLayer, hook_calls, hook_experts, hook_router
 from sere.integrations.transformers.step import Step
 from sere.policies.base import Policy
-from sere.policies.sere import Sere, why_idle
+from sere.policies.off import Off
+from sere.policies.sere import Sere, why_idle, why_no_substitute
 from sere.structure import ExpertsLayer, find_experts, identity_of, is_rerouted, text_config
 from sere.table import SimilarityTable
+from sere.versions import warn_outside
+from sere.wrappers import callers, inner_model
 
 logger = logging.getLogger("sere")
 
@@ -75,7 +74,7 @@ def apply(
         AlreadyApplied: Re-routing is active on this model.
         ConfigError: A setting is unknown, missing, out of range, or asks for ``merge="sentinel"``.
         InputError: The table is missing, an argument is of another kind, arguments exclude each other, or the
-            model is compiled already.
+            model is compiled already, in whole or around its experts.
         TableError: The table cannot be read.
         TableMismatch: The table belongs to another model.
         UnsupportedModel: The model has no experts modules that can be re-routed, or the policy needs router
@@ -84,8 +83,10 @@ def apply(
     Source: METHOD.md section 4.
     """
     _check_kinds(model, table, policy, config)
-    _refuse_compiled(model)
+    warn_outside("transformers")
+    outermost, model = model, inner_model(model)
     layers = find_experts(model)
+    refuse_compiled(outermost, [layer.module for layer in layers])
     if is_rerouted(layers):
         raise AlreadyApplied("re-routing is active on this model already; call remove() on its handle first")
     if policy is None:
@@ -98,25 +99,40 @@ def apply(
         config = found if isinstance(found := getattr(policy, "config", None), RerouteConfig) else None
     if config is not None:
         _refuse_sentinel(config)
-    step = Step(
-        all_phases=config is not None and config.phases == "all",
-        pad_token_id=finished_token(model, pad_token_id),
-        default_budget=_default_budget(policy),
+    guard = Guard(
+        policy,
+        config,
+        model=type(model).__name__,
+        top_k=max(layer.K for layer in layers),
+        num_experts=max(layer.E for layer in layers),
     )
-    handle = _hook(model, layers, step, policy, config)
+    handle = _hook(model, layers, guard, policy, config, finished_token(model, pad_token_id))
     if config is not None:
-        idle = why_idle(config, layers)
-        if idle is not None:
-            _say_idle(type(model).__name__, idle)
+        guard.told = _say(guard.model, why_idle(config, layers))
+        if isinstance(policy, Sere):
+            guard.told |= _say(guard.model, why_no_substitute(config, policy.layers))
+    if not isinstance(policy, Off):
+        _say(guard.model, why_slow(model, layers))
     return handle
 
 
 def _hook(
-    model: nn.Module, layers: list[ExpertsLayer], step: Step, policy: Policy, config: RerouteConfig | None
+    model: nn.Module,
+    layers: list[ExpertsLayer],
+    guard: Guard,
+    policy: Policy,
+    config: RerouteConfig | None,
+    pad_token_id: int | None,
 ) -> Handle:
     """Set all hooks, or none: what was set is removed if anything fails."""
     hooks: list[RemovableHandle] = []
     hooked: list[HookedLayer] = []
+    step = Step(
+        guard,
+        all_phases=config is not None and config.phases == "all",
+        pad_token_id=pad_token_id,
+        default_budget=_default_budget(policy),
+    )
     try:
         if (bind := getattr(policy, "bind", None)) is not None:
             bind({layer.index: layer.E for layer in layers})
@@ -129,12 +145,13 @@ def _hook(
             if policy.needs_scores:
                 hooks.append(hook_router(model, hooked[-1], step))
             hooks.append(hook_experts(layer.module, hooked[-1], step, policy))
-        hooks.extend(hook_model(model, step, hooked))
+        guard.layers = hooked
+        hooks.extend(hook_calls(callers(model, [layer.name for layer in layers]), step, hooked))
     except BaseException:
         for hook in hooks:
             hook.remove()
         raise
-    return Handle(hooked, step, hooks, policy, config)
+    return Handle(guard, step, hooks, policy, config)
 
 
 def _check_kinds(model: object, table: object, policy: object, config: object) -> None:
@@ -162,10 +179,16 @@ def _kind(value: object) -> str:
     return type(value).__name__
 
 
-@cache
-def _say_idle(name: str, why: str) -> None:
-    """Log that nothing will be re-routed; the same reason once a process."""
+_SAID: set[tuple[str, str]] = set()
+
+
+def _say(name: str, why: str | None) -> bool:
+    """Log what the settings will not do, the same reason once a process; return whether it was logged now."""
+    if why is None or (name, why) in _SAID:
+        return False
+    _SAID.add((name, why))
     logger.warning("sere: %s: %s", name, why)
+    return True
 
 
 def _config(config: RerouteConfig | None, settings: dict[str, Any]) -> RerouteConfig:
@@ -242,12 +265,24 @@ def _refuse_sentinel(config: RerouteConfig) -> None:
         )
 
 
-def _refuse_compiled(model: nn.Module) -> None:
-    """Refuse a model whose compiled code would pass over new hooks without a word."""
-    wrapped = hasattr(model, "_orig_mod") or getattr(model, "_compiled_call_impl", None) is not None
-    if wrapped or hasattr(model, "_compiled_call"):
-        raise InputError(
-            "model: it is compiled already (generate does so with a static cache on a GPU), and compiled "
-            "code does not see new hooks; apply re-routing first and switch it with handle.enabled, or call "
-            "torch._dynamo.reset() and delete model._compiled_call before"
-        )
+def why_slow(model: nn.Module, layers: list[ExpertsLayer]) -> str | None:
+    """Return why fewer distinct experts save no time here, or None if they do.
+
+    Args:
+        model: The model.
+        layers: Its experts.
+
+    Source: Transformers' ``batched_mm`` copies one expert's weights per token and slot, whichever they are.
+    """
+    given = getattr(text_config(model), "_experts_implementation", None)
+    on_cpu = all(_device(layer.module).type == "cpu" for layer in layers)
+    switches = given == "grouped_mm" and not on_cpu
+    if given != "batched_mm" and not switches:
+        return None
+    why = (
+        "generate switches grouped_mm to batched_mm for decode steps" if switches else "batched_mm is chosen"
+    )
+    return (
+        f"re-routing will save no time: {why}, which copies one expert's weights per token and slot; load "
+        "the model with experts_implementation='eager', or decode with a loop of your own and 'grouped_mm'"
+    )

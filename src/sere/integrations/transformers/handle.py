@@ -11,7 +11,8 @@ from torch.utils.hooks import RemovableHandle
 
 from sere.config import RerouteConfig
 from sere.errors import InputError
-from sere.integrations.transformers.hooks import HookedLayer
+from sere.integrations.activity import Activity
+from sere.integrations.transformers.guard import Guard
 from sere.integrations.transformers.step import Step
 from sere.policies.base import Policy
 from sere.reroute.checks import ID_DTYPES, as_budget
@@ -21,21 +22,27 @@ from sere.reroute.stats import LayerStats, layer_stats
 class Handle:
     """Re-routing that is active on a model, until `remove` or the end of a ``with`` block.
 
+    If nothing was re-routed, one warning of the logger ``sere`` says why: when the handle is removed, when
+    `stats` is read, and once in use.
+
     Attributes:
         policy: The rule that changes the routing.
         config: The settings, or None where a policy without them was given instead.
+        top_k: K, routed slots per token; the largest of any layer.
+        num_experts: E, experts of a layer; the largest of any layer.
     """
 
     def __init__(
         self,
-        layers: list[HookedLayer],
+        guard: Guard,
         step: Step,
         hooks: list[RemovableHandle],
         policy: Policy,
         config: RerouteConfig | None,
     ) -> None:
-        self._layers, self._step, self._hooks = layers, step, hooks
+        self._guard, self._step, self._hooks = guard, step, hooks
         self.policy, self.config = policy, config
+        self.top_k, self.num_experts = guard.top_k, guard.num_experts
 
     def __enter__(self) -> Self:
         return self
@@ -46,7 +53,8 @@ class Handle:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self.remove()
+        # An error is news enough.
+        self._remove(say=error is None)
 
     @property
     def active(self) -> bool:
@@ -55,11 +63,35 @@ class Handle:
 
     def remove(self) -> None:
         """Take every hook off the model; a second call does nothing. `stats` stays readable."""
+        self._remove(say=True)
+
+    def _remove(self, *, say: bool) -> None:
+        if say and self._hooks:
+            self._guard.say()
         # A compiled graph does not look at hooks, but it does look at this.
         self._step.enabled = False
-        self._step.clear()
         while self._hooks:
             self._hooks.pop().remove()
+
+    def activity(self) -> Activity:
+        """Return what was seen since the statistics began; the host waits for the device."""
+        return self._guard.activity()
+
+    def why_nothing_changed(self) -> str | None:
+        """Return one sentence that says why no slot was re-routed, or None if one was; waits for the device.
+
+        The policy ``off`` changes nothing on purpose: always None.
+        """
+        return self._guard.why()
+
+    @property
+    def quiet(self) -> bool:
+        """Whether nothing is logged, because the caller reads `why_nothing_changed`."""
+        return self._guard.quiet
+
+    @quiet.setter
+    def quiet(self, value: bool) -> None:
+        self._guard.quiet = value
 
     @property
     def enabled(self) -> bool:
@@ -96,12 +128,16 @@ class Handle:
                 f"got {values.dtype} of shape {list(values.shape)}"
             )
         self._step.row_budget = values
+        self._guard.own_budgets |= values is not None
 
     def stats(self) -> list[LayerStats]:
         """Read the counters of all layers; this is where the host waits for the device."""
-        return [layer_stats(layer.index, layer.name, layer.counters.tolist()) for layer in self._layers]
+        self._guard.say()
+        layers = self._guard.layers
+        return [layer_stats(layer.index, layer.name, layer.counters.tolist()) for layer in layers]
 
     def reset_stats(self) -> None:
         """Set all counters to zero."""
-        for layer in self._layers:
+        self._guard.reset()
+        for layer in self._guard.layers:
             layer.counters.zero_()

@@ -1,8 +1,12 @@
-"""The hooks: one before the model, one before each experts module, one after each router if needed."""
+"""The hooks: around the modules that take tokens, before each experts module, after each router if needed.
+
+They are objects, not functions, because a copy of a model copies its hooks: a copy of one of these does
+nothing, so that no copy is re-routed by the handle of another model.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
 from typing import Any
 
 import torch
@@ -10,13 +14,14 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from sere.errors import UnsupportedModel
+from sere.integrations.transformers.inputs import forward_names, named
 from sere.integrations.transformers.routers import find_router, scores_in
-from sere.integrations.transformers.step import Step, forward_names
+from sere.integrations.transformers.step import Step
 from sere.policies.base import Policy
 from sere.reroute import COUNTERS
 from sere.structure import ExpertsLayer
 
-ExpertsHook = Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...] | None]
+logger = logging.getLogger("sere")
 
 
 class HookedLayer:
@@ -36,43 +41,111 @@ class HookedLayer:
         self.scores: Tensor | None = None
 
 
-def hook_model(model: nn.Module, step: Step, layers: list[HookedLayer]) -> list[RemovableHandle]:
-    """Set the hooks that begin and end a step."""
-    names = forward_names(model)
+def hook_calls(modules: list[nn.Module], step: Step, layers: list[HookedLayer]) -> list[RemovableHandle]:
+    """Set the hooks that begin and end a step.
 
-    def begin(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        step.begin(dict(zip(names, args, strict=False)) | kwargs if args else kwargs)
-
-    def end(*_: object) -> None:
-        step.clear()
-        for layer in layers:
-            layer.scores = None
-
-    return [
-        model.register_forward_pre_hook(begin, with_kwargs=True),
+    Args:
+        modules: The modules around all layers that are called with tokens, the outermost first.
+        step: The state to write.
+        layers: Whose scores are forgotten after a call.
+    """
+    handles = []
+    for module in modules:
+        begin = _Begin(step, forward_names(type(module)), innermost=module is modules[-1])
+        handles.append(module.register_forward_pre_hook(begin, with_kwargs=True))
         # Also when the call fails: a later call of an inner module must not find an old step.
-        model.register_forward_hook(end, always_call=True),
-    ]
+        handles.append(module.register_forward_hook(_End(step, layers), always_call=True))
+    return handles
 
 
 def hook_experts(module: nn.Module, layer: HookedLayer, step: Step, policy: Policy) -> RemovableHandle:
     """Set the hook that changes ids and weights on their way into an experts module."""
-    index, name, route = layer.index, layer.name, policy.route
+    return module.register_forward_pre_hook(_Reroute(layer, step, policy))
 
-    def reroute(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+
+def hook_router(model: nn.Module, layer: HookedLayer, step: Step) -> RemovableHandle:
+    """Set the hook that keeps a router's scores for the policy.
+
+    Raises:
+        UnsupportedModel: No router stands beside the experts.
+    """
+    return find_router(model, layer.name, layer.E).register_forward_hook(_KeepScores(layer, step))
+
+
+def inert(*_: object) -> None:
+    """Do nothing: what the hooks of a copied or saved model become."""
+
+
+def _nothing() -> object:
+    return inert
+
+
+class _Hook:
+    """A hook that stays with the model it was set on."""
+
+    says = False
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> object:
+        self._say("copied")
+        return inert
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        self._say("saved")
+        # A saved model then holds nothing of the handle.
+        return _nothing, ()
+
+    def _say(self, what: str) -> None:
+        if self.says:
+            logger.warning(
+                "sere: a model was %s while re-routing was on; the copy is not re-routed, call sere.apply on "
+                "it if it should be",
+                what,
+            )
+
+
+class _Begin(_Hook):
+    says = True
+
+    def __init__(self, step: Step, names: tuple[str, ...], *, innermost: bool) -> None:
+        self.step, self.names, self.innermost = step, names, innermost
+        self.says = innermost
+
+    def __call__(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.step.enter(named(self.names, args, kwargs), innermost=self.innermost)
+
+
+class _End(_Hook):
+    def __init__(self, step: Step, layers: list[HookedLayer]) -> None:
+        self.step, self.layers = step, layers
+
+    def __call__(self, *_: object) -> None:
+        self.step.leave()
+        for layer in self.layers:
+            layer.scores = None
+
+
+class _Reroute(_Hook):
+    def __init__(self, layer: HookedLayer, step: Step, policy: Policy) -> None:
+        self.layer, self.step, self.policy = layer, step, policy
+        # The mark that sere.structure.is_rerouted looks for.
+        self.sere_layer = layer.index
+
+    def __call__(self, _: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        layer, step = self.layer, self.step
         if not step.active:
             return None
         if len(args) != 3:
             raise UnsupportedModel(
-                f"{name}: expected a call with hidden states, ids and weights by position, "
+                f"{layer.name}: expected a call with hidden states, ids and weights by position, "
                 f"got {len(args)} positional arguments"
             )
         hidden, ids, weights = args
         if layer.counters.device != ids.device:
             layer.counters = layer.counters.to(ids.device)
-        row_budget, num_tokens = step.at(ids.device, ids.shape[0], name)
-        routing = route(
-            index,
+        step.guard.hook_ran = True
+        row_budget, num_tokens = step.at(ids.device, ids.shape[0], layer.name)
+        routing = self.policy.route(
+            layer.index,
             ids,
             weights,
             row_budget=row_budget,
@@ -82,21 +155,11 @@ def hook_experts(module: nn.Module, layer: HookedLayer, step: Step, policy: Poli
         )
         return hidden, routing.ids, routing.weights
 
-    # The mark that sere.structure.is_rerouted looks for.
-    reroute.sere_layer = index  # type: ignore[attr-defined]
-    return module.register_forward_pre_hook(reroute)
 
+class _KeepScores(_Hook):
+    def __init__(self, layer: HookedLayer, step: Step) -> None:
+        self.layer, self.step = layer, step
 
-def hook_router(model: nn.Module, layer: HookedLayer, step: Step) -> RemovableHandle:
-    """Set the hook that keeps a router's scores for the policy.
-
-    Raises:
-        UnsupportedModel: No router stands beside the experts.
-    """
-    router = find_router(model, layer.name, layer.E)
-
-    def keep_scores(_: nn.Module, __: object, output: object) -> None:
-        if step.active:
-            layer.scores = scores_in(output, layer.E, layer.name)
-
-    return router.register_forward_hook(keep_scores)
+    def __call__(self, _: nn.Module, __: object, output: object) -> None:
+        if self.step.active:
+            self.layer.scores = scores_in(output, self.layer.E, self.layer.name)

@@ -2,67 +2,96 @@
 
 from __future__ import annotations
 
-import inspect
+import threading
 from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sere.config import MOST_INT
-from sere.errors import InputError, UnsupportedModel
-
-_CACHE_NAMES = ("past_key_values", "cache_params", "past_key_value")
+from sere.errors import ConcurrentCalls, InputError, UnsupportedModel
+from sere.integrations.transformers.guard import Guard
+from sere.integrations.transformers.inputs import Call, past_length, read_call
 
 
 class Step:
-    """The state that the model's hook writes before each call and the layers' hooks read during it.
+    """The state that the model's hooks write before each call and the layers' hooks read during it.
 
     Attributes:
+        guard: Counts the calls.
         enabled: Whether calls are re-routed at all; compiled code guards on it, not on hooks.
+        call: The innermost call that is under way, or None.
         active: Whether the layers of this call are re-routed.
         rows: T, the rows that the experts will see; 0 outside a call.
-        budget: ``[T]``, integers, or None where every row has the policy's own budget.
+        budget: ``[T]``, integers, or None where every row has the policy's own budget; once prepared.
         num_tokens: T or 0 as a tensor, where only the device knows whether the cache is empty; else None.
     """
 
-    def __init__(self, *, all_phases: bool, pad_token_id: int | None, default_budget: int) -> None:
+    def __init__(
+        self, guard: Guard, *, all_phases: bool, pad_token_id: int | None, default_budget: int
+    ) -> None:
+        self.guard = guard
         self.all_phases = all_phases
         self.pad_token_id = pad_token_id
         self.default_budget = default_budget
         self.enabled = True
         self.row_budget: Tensor | None = None
-        self.clear()
-
-    def clear(self) -> None:
-        """Leave every layer alone until the next call of the model."""
+        self.call: Call | None = None
+        self._thread: dict[str, int] = {}
         self.active = False
         self.rows = 0
         self.budget: Tensor | None = None
         self.num_tokens: Tensor | None = None
+        self._past: Tensor | int = 0
+        self._prepared = self._decoding = False
 
-    def begin(self, inputs: Mapping[str, Any]) -> None:
-        """Read a call's inputs: its phase from their length and the cache, its rows from tokens and mask.
+    def enter(self, inputs: Mapping[str, Any], *, innermost: bool = True) -> None:
+        """Read the arguments of a call of the model, or of a module inside that takes tokens as well.
+
+        Args:
+            inputs: The arguments by name.
+            innermost: Whether the layers come next, and no other module that calls this.
 
         Raises:
+            ConcurrentCalls: A call in another thread is under way.
             InputError: ``row_budget`` has another length than the batch.
         """
-        self.clear()
-        tokens = inputs.get("input_ids")
-        given = tokens if tokens is not None else inputs.get("inputs_embeds")
-        if not self.enabled or given is None:
+        self._claim()
+        outer = self.call
+        self._rest()
+        self.call = Call(outer)
+        self.call = call = read_call(inputs, outer)
+        if not self.enabled:
             return
-        B, q = int(given.shape[0]), int(given.shape[1])
-        past = _past_length(inputs)
+        past = past_length(call.cache)
         cached = isinstance(past, Tensor) or past > 0
-        decoding = q == 1 and cached
-        if not (decoding or self.all_phases):
-            return
-        self.budget = self._budget(tokens if decoding else None, inputs.get("attention_mask"), past, B, q)
-        if isinstance(past, Tensor) and not self.all_phases:
-            self.num_tokens = ((past > 0).to(torch.int32) * B).to(given.device)
-        self.rows = B * q
-        self.active = True
+        # Assisted decoding, and it alone, wants the logits of each of several positions of one row.
+        verifying = cached and call.B == 1 and 1 < call.q == call.kept
+        decoding = verifying or (cached and call.q == 1)
+        self.active = call.q > 0 and (decoding or self.all_phases)
+        self.rows = call.B * call.q
+        self._decoding = decoding and not verifying
+        # Now, for the layers move the end of the cache.
+        self._past = past.clone() if isinstance(past, Tensor) else past
+        if torch.compiler.is_compiling():
+            self.guard.compiled = True
+        elif outer is None:
+            self.guard.count(eligible=self.active, verifying=verifying and not self.all_phases)
+        if self.active and innermost:
+            self._prepare()
+
+    def leave(self) -> None:
+        """End the innermost call: every layer is left alone until the next one."""
+        if not torch.compiler.is_compiling():
+            me = threading.get_ident()
+            if self._thread.get("of the call", me) != me:
+                # The refused call of another thread ends; the one that is under way goes on.
+                return
+        self._rest()
+        self.call = None if self.call is None else self.call.outer
+        if self.call is None and not torch.compiler.is_compiling():
+            self._thread.pop("of the call", None)
 
     def at(self, device: torch.device, rows: int, name: str) -> tuple[Tensor | None, Tensor | None]:
         """Return the rows' budgets and ``num_tokens`` on a layer's device.
@@ -70,6 +99,9 @@ class Step:
         Raises:
             UnsupportedModel: The layer sees other rows than the model was called with.
         """
+        if not self._prepared:
+            # The innermost module's forward was called in a way that passes over hooks.
+            self._prepare()
         budget, num_tokens = self.budget, self.num_tokens
         if budget is not None:
             if rows != self.rows:
@@ -84,15 +116,43 @@ class Step:
             self.num_tokens = num_tokens = num_tokens.to(device, non_blocking=True)
         return budget, num_tokens
 
-    def _budget(
-        self, tokens: Tensor | None, mask: object, past: Tensor | int, B: int, q: int
-    ) -> Tensor | None:
+    def _rest(self) -> None:
+        self.active = False
+        self.rows = 0
+        self.budget = self.num_tokens = None
+        self._past = 0
+        self._prepared = False
+        self._decoding = False
+
+    def _claim(self) -> None:
+        """Take the state for this thread, in one step that no other thread can come between."""
+        if torch.compiler.is_compiling():
+            return
+        me = threading.get_ident()
+        if self._thread.setdefault("of the call", me) != me:
+            raise ConcurrentCalls(
+                "the model was called in a second thread while a call in another one is under way: "
+                "re-routing keeps the rows of one step at a time. Call the model in one thread at a time (a "
+                "lock around each call will do), or give each thread a model of its own"
+            )
+
+    def _prepare(self) -> None:
+        """Work out the rows of this call, once for all layers."""
+        call, past = self.call, self._past
+        assert call is not None
+        self.budget = self._budget(call, past)
+        if isinstance(past, Tensor) and not self.all_phases:
+            self.num_tokens = (past > 0).to(torch.int32) * self.rows
+        self._prepared = True
+
+    def _budget(self, call: Call, past: Tensor | int) -> Tensor | None:
         """Budgets per row, ``[B * q]``: -1 where a row is padding, the caller's or the default elsewhere."""
-        absent = None
-        if tokens is not None and tokens.ndim == 2 and self.pad_token_id is not None:
-            absent = tokens == self.pad_token_id
-        if isinstance(mask, Tensor) and mask.ndim == 2 and mask.shape[0] == B:
-            masked = _columns(mask, past, q) == 0
+        absent, B, q = None, call.B, call.q
+        # Drafts of assisted decoding may hold the pad token as a word; rows of a decode step are finished.
+        if call.tokens is not None and self.pad_token_id is not None and self._decoding:
+            absent = call.tokens == self.pad_token_id
+        if call.mask is not None:
+            masked = _columns(call.mask, past, q) == 0
             absent = masked if absent is None else absent | masked
         budget = self._row_budget(B, absent.device if absent is not None else None)
         if budget is None and absent is None:
@@ -116,22 +176,6 @@ class Step:
         if device is not None and budget.device != device:
             self.row_budget = budget = budget.to(device, non_blocking=True)
         return budget
-
-
-def forward_names(model: nn.Module) -> tuple[str, ...]:
-    """Names of the positional parameters of a model's ``forward``."""
-    parameters = list(inspect.signature(type(model).forward).parameters.values())[1:]
-    return tuple(p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD))
-
-
-def _past_length(inputs: Mapping[str, Any]) -> Tensor | int:
-    """Positions in the cache: an integer, or a tensor (static caches) that must not be read on the host."""
-    for name in _CACHE_NAMES:
-        cache = inputs.get(name)
-        if cache is not None and hasattr(cache, "get_seq_length"):
-            length = cache.get_seq_length()
-            return length if isinstance(length, Tensor) else int(length)
-    return 0
 
 
 def _columns(mask: Tensor, past: Tensor | int, q: int) -> Tensor:

@@ -8,7 +8,9 @@ from sere.errors import UnsupportedEngine
 from sere.integrations.vllm.options import section
 
 NOT_ACTIVE = "re-routing is not active in this engine: start it with settings under additional_config['sere']"
-DISABLED = f"{NOT_ACTIVE}, without SERE_DISABLE in its environment"
+DISABLED = (
+    f"{NOT_ACTIVE}, without SERE_DISABLE in its environment, and with sere among VLLM_PLUGINS if that is set"
+)
 
 
 def ask_workers(llm: Any, method: str, *args: Any) -> list[Any]:

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from sere.config import RerouteConfig
 from sere.errors import UnsupportedEngine
 
 
@@ -56,6 +57,20 @@ def _wrong(vllm_config: Any) -> Iterator[tuple[str, str, str]]:
             "its decode steps choose their experts without vLLM's router, so that nothing would be re-routed",
             "start without decode_backend in additional_config",
         )
+    if getattr(getattr(vllm_config, "cache_config", None), "kv_sharing_fast_prefill", False):
+        yield (
+            "kv_sharing_fast_prefill",
+            "its later layers see only the rows whose logits are wanted, so they would read budgets of other "
+            "rows",
+            "start without --kv-sharing-fast-prefill",
+        )
+    if _is_diffusion(vllm_config):
+        yield (
+            "block diffusion",
+            "the model computes a block of tokens together, so that no step decodes one and nothing would be "
+            "re-routed",
+            "serve it without sere",
+        )
     if os.environ.get("VLLM_BATCH_INVARIANT", "0") not in ("", "0"):
         yield (
             "VLLM_BATCH_INVARIANT",
@@ -70,4 +85,38 @@ def _untested(vllm_config: Any) -> Iterator[tuple[str, str]]:
             "data parallelism",
             "where an expert kernel gathers the ranks' rows before routing, budgets would meet other ranks' "
             "rows, and this was never run",
+        )
+    if getattr(getattr(vllm_config, "speculative_config", None), "enable_adaptive_verification", False):
+        yield (
+            "adaptive verification of drafts",
+            "the device drops drafted tokens by itself, and no step in which it does is re-routed",
+        )
+
+
+def _is_diffusion(vllm_config: Any) -> bool:
+    model_config = getattr(vllm_config, "model_config", None)
+    return bool(
+        getattr(vllm_config, "diffusion_config", None) is not None
+        or getattr(model_config, "is_diffusion", False)
+    )
+
+
+def surprises(vllm_config: Any, config: RerouteConfig) -> Iterator[str]:
+    """Yield what an engine is for that leaves nothing to re-route, without being wrong.
+
+    Args:
+        vllm_config: vLLM's ``VllmConfig``.
+        config: The settings that hold.
+    """
+    if config.phases == "all":
+        return
+    if getattr(getattr(vllm_config, "model_config", None), "runner_type", None) == "pooling":
+        yield (
+            "this engine embeds or classifies (runner 'pooling'): all of its steps are prompts, which are "
+            "left as they are unless phases='all', so nothing will be re-routed"
+        )
+    if getattr(getattr(vllm_config, "kv_transfer_config", None), "kv_role", None) == "kv_producer":
+        yield (
+            "this engine reads prompts for another one that decodes (kv_role 'kv_producer'): prompts are "
+            "left as they are unless phases='all', so turn re-routing on in the engine that decodes"
         )

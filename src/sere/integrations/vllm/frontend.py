@@ -9,7 +9,7 @@ from typing import Any
 from sere.errors import BackendUnavailable, ConfigError, TableMismatch
 from sere.identity import span
 from sere.integrations.vllm import features, tables, versions
-from sere.integrations.vllm.options import KEY, Options, section
+from sere.integrations.vllm.options import KEY, Options, resembles_key, section
 from sere.integrations.vllm.requests import parse_tier
 from sere.policies.sere import check_fit
 from sere.reroute.backends import BACKENDS
@@ -76,12 +76,23 @@ def check_tier(extra_args: Any) -> None:
     """Refuse a request's value as vLLM refuses its own: the API answers with 400, other requests go on.
 
     Raises:
-        ConfigError: The value is no tier; the error is also vLLM's ``VLLMValidationError``.
+        ConfigError: The value is no tier, or a tier stands under a misspelt name, where nothing would read
+            it; the error is also vLLM's ``VLLMValidationError``.
     """
     try:
         parse_tier(extra_args)
     except ConfigError as error:
         raise _refusal()(str(error)) from None
+    for name in filter(resembles_key, extra_args or ()):
+        if _is_tier(extra_args[name]):
+            raise _refusal()(f"sere: a request's own setting stands under {KEY!r}, got {name!r}")
+
+
+def _is_tier(value: Any) -> bool:
+    try:
+        return parse_tier({KEY: value}) is not None
+    except ConfigError:
+        return False
 
 
 @functools.cache

@@ -89,6 +89,9 @@ def _apply(session: Session, changes: Mapping[str, Any]) -> None:
     if {"threshold", "keep"} & set(changes):
         _write_neighbours(session, config)
     session.config, session.enabled = config, enabled
+    session.guard.restart()
+    if enabled and session.speaks:
+        session.warn_of_settings()
 
 
 def _write_neighbours(session: Session, config: Any) -> None:

@@ -5,12 +5,16 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Any, Self
 
 from sere.config import RerouteConfig
 from sere.errors import ConfigError, did_you_mean
 
 KEY = "sere"
+_EXAMPLE = '{"select_top_k": 2, "threshold": 0.3}'
+# Names that nobody else's settings have.
+_OURS = ("select_top_k", "min_active", "use_scale")
 _OWN = ("enabled", "log_seconds", "metrics_port", "metrics_host", "allow_untested")
 
 
@@ -65,8 +69,8 @@ class Options:
         """
         if not isinstance(values, Mapping):
             raise ConfigError(
-                'additional_config["sere"]: expected settings such as {"select_top_k": 2, "threshold": 0.3}, '
-                f"got {values!r}"
+                f'additional_config["sere"]: expected settings such as {_EXAMPLE}, got {values!r}; an engine '
+                'that is not to re-route has no "sere" there'
             )
         routing = {field.name for field in dataclasses.fields(RerouteConfig)}
         for key in values:
@@ -87,3 +91,45 @@ def section(vllm_config: Any) -> Any | None:
     """
     additional = getattr(vllm_config, "additional_config", None)
     return additional.get(KEY) if isinstance(additional, Mapping) else None
+
+
+def resembles_key(name: object) -> bool:
+    """Whether a name is not ``"sere"``, but may well be meant to be."""
+    return (
+        isinstance(name, str)
+        and name != KEY
+        and bool(get_close_matches(name.strip().lower(), [KEY], n=1, cutoff=0.8))
+    )
+
+
+def misplaced(vllm_config: Any) -> str | None:
+    """Say what in ``additional_config`` looks like settings of re-routing that nothing will read, or None.
+
+    Args:
+        vllm_config: vLLM's ``VllmConfig``.
+    """
+    additional = getattr(vllm_config, "additional_config", None)
+    if not isinstance(additional, Mapping):
+        return None
+    asked = additional.get(KEY) is not None
+    found = [
+        name
+        for name, value in additional.items()
+        if name in _OURS or (not asked and name != KEY and (resembles_key(name) or _has_ours(value)))
+    ]
+    if found:
+        outcome = "these are not read" if asked else "this engine will not re-route"
+        return (
+            f"additional_config has {', '.join(map(repr, found))}, but settings of re-routing belong under "
+            f'"sere", as in {{"sere": {_EXAMPLE}}}; {outcome}'
+        )
+    if KEY in additional and not asked:
+        return (
+            f'additional_config["sere"] is null, so this engine will not re-route; expected settings such as '
+            f"{_EXAMPLE}"
+        )
+    return None
+
+
+def _has_ours(value: object) -> bool:
+    return isinstance(value, Mapping) and any(name in value for name in _OURS)

@@ -9,12 +9,15 @@ from importlib import import_module
 from typing import Any
 
 from sere.integrations.vllm.hook import after_import
-from sere.integrations.vllm.options import section
+from sere.integrations.vllm.options import misplaced, section
 
 DISABLE = "SERE_DISABLE"
 _ARGUMENTS = "vllm.engine.arg_utils"
 _WORKERS = "vllm.v1.worker.worker_base"
 _MARK = "sere"
+_YES, _NO = ("1", "true", "yes", "on"), ("", "0", "false", "no", "off")
+
+logger = logging.getLogger("vllm.sere")
 
 
 def register() -> None:
@@ -22,13 +25,21 @@ def register() -> None:
 
     Cheap and safe to call again. Two methods are wrapped: the one that makes an engine's configuration,
     where what is wrong is refused early, and the constructor of workers, where an engine that asked for it
-    is equipped. With ``SERE_DISABLE=1`` in the environment nothing is done.
+    is equipped. With ``SERE_DISABLE=1`` (or true, yes, on) in the environment nothing is done.
     """
-    if os.environ.get(DISABLE, "0") not in ("", "0"):
-        logging.getLogger("vllm.sere").info("sere: switched off by %s", DISABLE)
+    if _disabled():
+        logger.info("sere: switched off by %s", DISABLE)
         return
     after_import(_ARGUMENTS, _wrap_configuration)
     after_import(_WORKERS, _wrap_workers)
+
+
+def _disabled() -> bool:
+    """Whether the environment switches the plug-in off; what is neither yes nor no counts as yes."""
+    value = os.environ.get(DISABLE, "").strip().lower()
+    if value not in (*_YES, *_NO):
+        logger.warning("sere: %s: expected 1 or 0, got %r, which is taken as 1", DISABLE, value)
+    return value not in _NO
 
 
 def _wrap_workers(module: Any) -> None:
@@ -61,6 +72,8 @@ def _wrap_configuration(module: Any) -> None:
     @functools.wraps(create)
     def create_engine_config(self: Any, *args: Any, **kwargs: Any) -> Any:
         config = create(self, *args, **kwargs)
+        if (warning := misplaced(config)) is not None:
+            logger.warning("sere: %s", warning)
         if section(config) is not None:
             from sere.integrations.vllm.frontend import check_requests, check_start
 

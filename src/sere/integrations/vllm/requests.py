@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +15,8 @@ from sere.integrations.vllm.options import KEY
 # A budget that no router's K reaches: the row keeps all its experts.
 PROTECTED = 1 << 20
 PADDING = -1
+# An S that is beyond any router's K too, but whose rows count: the engine counts experts and re-routes none.
+COUNT_ONLY_S = 1 << 19
 
 _KEYS = ("select_top_k",)
 # Characters of a wrong value that an error repeats.
@@ -72,6 +74,18 @@ def _expected(value: object) -> str:
     )
 
 
+class StepRows(NamedTuple):
+    """What the rows of a step are.
+
+    Attributes:
+        budgets: Of every row, ``[N]``, int32.
+        decoding: How many requests decode, those with ``"off"`` among them.
+    """
+
+    budgets: npt.NDArray[np.int32]
+    decoding: int
+
+
 class RequestBook:
     """What is known about the requests that are running: their prompts' lengths and their tiers."""
 
@@ -100,8 +114,8 @@ class RequestBook:
         default: int,
         *,
         all_phases: bool = False,
-    ) -> npt.NDArray[np.int32]:
-        """Return the budget of every row of a step, ``[N]``, int32.
+    ) -> StepRows:
+        """Return the budget of every row of a step, and how many requests decode.
 
         A request is decoding if its whole prompt has been computed and it has one token scheduled
         besides drafted ones. Rows of any other request are protected: prompts, and what is computed
@@ -118,6 +132,7 @@ class RequestBook:
         computed = dict(zip(cached.req_ids, cached.num_computed_tokens, strict=True))
         drafts = scheduler_output.scheduled_spec_decode_tokens
         chosen = np.full(len(names), PROTECTED, dtype=np.int32)
+        count = 0
         for place, name in enumerate(names):
             known, done = self._known.get(name), computed.get(name)
             if known is None:
@@ -125,7 +140,8 @@ class RequestBook:
             decoding = done is not None and done >= known[0]
             if all_phases or (decoding and counts[place] == 1 + len(drafts.get(name, ()))):
                 chosen[place] = min(default if known[1] is None else known[1], PROTECTED)
-        return np.repeat(chosen, counts)
+                count += 1
+        return StepRows(np.repeat(chosen, counts), count)
 
 
 def _prompt_length(request: Any) -> int:

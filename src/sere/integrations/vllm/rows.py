@@ -63,7 +63,7 @@ class RowSignal:
         if np.array_equal(budgets, self._written):
             return
         width = max(len(budgets), len(self._written))
-        host = torch.full((width,), PADDING, dtype=torch.int32, pin_memory=self.budget.is_cuda)
+        host = torch.full((width,), PADDING, dtype=torch.int32, device="cpu", pin_memory=self.budget.is_cuda)
         host[: len(budgets)] = torch.from_numpy(budgets)
         # A fresh pinned buffer each time: torch does not reuse it before the copy has run, so a step
         # that is scheduled ahead cannot overwrite what the one before has not read yet.

@@ -10,11 +10,13 @@ from torch import Tensor
 
 from sere.config import RerouteConfig
 from sere.errors import SereError, UnsupportedEngine
-from sere.integrations.vllm import kernels, seam, tables, versions
+from sere.integrations.vllm import features, kernels, seam, tables, versions
+from sere.integrations.vllm.counts import StepCounts
+from sere.integrations.vllm.guard import Guard
 from sere.integrations.vllm.options import Options
-from sere.integrations.vllm.requests import PADDING
+from sere.integrations.vllm.requests import COUNT_ONLY_S, PADDING
 from sere.integrations.vllm.rows import RowSignal
-from sere.policies.sere import Sere, why_idle
+from sere.policies.sere import Sere, why_idle, why_no_substitute
 from sere.reroute import COUNTERS, Plan
 from sere.table import SimilarityTable
 
@@ -81,9 +83,8 @@ class Session:
         signal: The budgets of the coming step's rows; None until the model is loaded.
         kernel: Class name of the expert kernel, or None where it cannot be told.
         steps: What watches the model runner; None until the model is loaded.
-        steps_rerouted: Steps with a row that is neither protected nor padding.
-        steps_passed: Steps without.
-        warned_of_idle: Whether the log has said that a layer never saw a step.
+        counts: Steps by what was done with them.
+        guard: What says in the log why nothing was re-routed.
     """
 
     def __init__(self, options: Options, vllm_config: Any, table: SimilarityTable) -> None:
@@ -94,9 +95,8 @@ class Session:
         self.signal: RowSignal | None = None
         self.kernel: str | None = None
         self.steps: Steps | None = None
-        self.steps_rerouted = 0
-        self.steps_passed = 0
-        self.warned_of_idle = False
+        self.counts = StepCounts()
+        self.guard = Guard(self)
 
     def add(self, runner: Any) -> None:
         """Take in one MoE layer while the model is built.
@@ -127,9 +127,9 @@ class Session:
             TableMismatch: The table has other layers than the model.
             ConfigError: The settings do not fit table or kernel.
         """
-        partial = self.vllm_config.parallel_config.pipeline_parallel_size > 1
-        tables.check_coverage(self.table, set(self.layers), partial=partial)
-        self.table.check_slots({index: layer.K for index, layer in self.layers.items()})
+        tables.check_coverage(self.table, set(self.layers), stage=self._stage())
+        if self.speaks:
+            self.table.check_slots({index: layer.K for index, layer in self.layers.items()})
         self._choose_merge()
         self.signal = RowSignal(rows, device, may_skip=device.type == "cpu" and self.eager)
         policy = Sere(self.table.layers, self.config)
@@ -138,10 +138,13 @@ class Session:
             layer.counters = torch.zeros(len(COUNTERS), dtype=torch.int64, device=device)
             layer.signal = self.signal
             self._keep_through_sleep(layer)
-        _warm(layer)
+        if self.layers:
+            _warm(layer)
 
     def describe(self) -> str:
         """Return the line that says that re-routing is active."""
+        if not self.layers:
+            return "this pipeline stage has no MoE layers and re-routes nothing; the others may"
         indices = sorted(self.layers)
         settings = self.config
         backends = sorted({layer.plan.backend for layer in self.layers.values() if layer.plan is not None})
@@ -155,11 +158,29 @@ class Session:
         )
 
     def log_start(self) -> None:
-        """Say that re-routing is active, and warn where it has nothing to do."""
+        """Say that re-routing is active, and warn of what may surprise."""
         logger.info("sere: %s", self.describe())
-        idle = why_idle(self.config, self.layers.values())
-        if idle is not None:
-            logger.warning("sere: %s", idle)
+        floor, asked = self.config.min_active, self.options.reroute.min_active
+        if floor != asked:
+            logger.warning(
+                "sere: min_active is %d instead of %d: the expert kernel %s is not known to take an expert "
+                "twice in a row, so every row needs as many distinct experts as it has slots",
+                floor, asked, self.kernel or "in use",
+            )  # fmt: skip
+        for warning in features.surprises(self.vllm_config, self.config):
+            logger.warning("sere: %s", warning)
+        self.warn_of_settings()
+
+    def warn_of_settings(self) -> None:
+        """Warn where the settings that hold leave nothing to re-route."""
+        if self.config.select_top_k == COUNT_ONLY_S or not self.layers:
+            return
+        reasons = (
+            why_idle(self.config, self.layers.values()),
+            why_no_substitute(self.config, self.table.layers),
+        )
+        for reason in filter(None, reasons):
+            logger.warning("sere: %s", reason)
 
     def expert_bytes(self) -> int | None:
         """Return the bytes of one routed expert's weights in this worker, or None if they cannot be told."""
@@ -169,10 +190,17 @@ class Session:
 
     def reset_counters(self) -> None:
         """Set all counters to zero."""
-        self.steps_rerouted = self.steps_passed = 0
+        self.counts = StepCounts()
         for layer in self.layers.values():
             if layer.counters is not None:
                 layer.counters.zero_()
+
+    def _stage(self) -> range | None:
+        """Return the decoder layers that this process holds, or None if it holds all."""
+        parallel = self.vllm_config.parallel_config
+        if parallel.pipeline_parallel_size == 1:
+            return None
+        return range(*self.vllm_config.model_config.get_layers_start_end_indices(parallel))
 
     def _choose_merge(self) -> None:
         """Fit the settings to the expert kernels; layers with different kernels get what all of them bear."""
@@ -209,6 +237,12 @@ class Session:
         for name, tensor in tensors.items():
             if tensor is not None:
                 owner.register_buffer(f"sere_{name}", tensor, persistent=False)
+
+    @property
+    def speaks(self) -> bool:
+        """Whether this worker writes to the log: of the ranks that hold the same layers, the first."""
+        parallel = self.vllm_config.parallel_config
+        return bool(parallel.rank % parallel.tensor_parallel_size == 0)
 
     @property
     def eager(self) -> bool:

@@ -12,6 +12,8 @@ import torch
 
 from sere.errors import UnsupportedEngine
 from sere.integrations.vllm.calls import ask_workers
+from sere.integrations.vllm.counts import PASSED
+from sere.integrations.vllm.reasons import why_engine_changed_nothing
 from sere.reroute.stats import LayerStats, layer_stats
 from sere.reroute.types import COUNTERS
 
@@ -33,23 +35,32 @@ class EngineStats:
         settings: The settings that hold, JSON-ready.
         steps_rerouted: Steps with at least one row to re-route. With S >= K they are counted and change
             nothing: ``slots_moved`` of the layers is 0.
-        steps_passed: Steps without: prompts only, requests with ``"off"`` only, or while switched off.
+        passed: Steps without, by reason: ``prompts`` only; ``protected``, requests with ``"off"`` only;
+            ``disabled``, while switched off; ``unknown``, where it was not known whose rows are where.
         layers: The MoE layers.
         kernel: Class name of the expert kernel, or None where it cannot be told.
         expert_bytes: Bytes of one routed expert's weights in one worker, or None where they cannot be told.
+        nothing_changed: One sentence that says why nothing was re-routed, in the whole model or in some
+            layers; None where something was, or nothing was to be: switched off, no step, counting only.
     """
 
     enabled: bool
     settings: Mapping[str, Any]
     steps_rerouted: int
-    steps_passed: int
+    passed: Mapping[str, int]
     layers: tuple[LayerStats, ...]
     kernel: str | None = None
     expert_bytes: int | None = None
+    nothing_changed: str | None = None
+
+    @property
+    def steps_passed(self) -> int:
+        """Steps without a row to re-route."""
+        return sum(self.passed.values())
 
     def to_mapping(self) -> dict[str, Any]:
         """Return the same as a JSON-ready mapping."""
-        return asdict(self)
+        return asdict(self) | {"steps_passed": self.steps_passed}
 
 
 def read_stats(llm: Any, *, reset: bool = False) -> EngineStats:
@@ -74,7 +85,13 @@ def joined(answers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     if not answers:
         raise UnsupportedEngine("no worker answered; is re-routing active in this engine?")
     layers = {layer["index"]: layer for answer in answers for layer in answer["layers"]}
-    return dict(answers[0]) | {"layers": [layers[index] for index in sorted(layers)]}
+    # A stage may have no MoE layers, and so no kernel.
+    known = {
+        name: next((answer[name] for answer in answers if answer[name] is not None), None)
+        for name in ("kernel", "expert_bytes")
+    }
+    largest = {name: max(answer[name] for answer in answers) for name in ("top_k", "num_experts")}
+    return dict(answers[0]) | {"layers": [layers[index] for index in sorted(layers)]} | largest | known
 
 
 def merged(answers: Sequence[Mapping[str, Any]]) -> EngineStats:
@@ -84,14 +101,16 @@ def merged(answers: Sequence[Mapping[str, Any]]) -> EngineStats:
         UnsupportedEngine: There is no answer.
     """
     whole = joined(answers)
+    passed = {name: whole["steps"][name] for name in PASSED}
     return EngineStats(
         enabled=whole["enabled"],
         settings=whole["settings"],
-        steps_rerouted=whole["steps_rerouted"],
-        steps_passed=whole["steps_passed"],
+        steps_rerouted=whole["steps"]["rerouted"],
+        passed=passed,
         layers=tuple(layer_stats(**layer) for layer in whole["layers"]),
         kernel=whole["kernel"],
         expert_bytes=whole["expert_bytes"],
+        nothing_changed=why_engine_changed_nothing(whole),
     )
 
 
@@ -107,29 +126,17 @@ def answer(session: Session, *, reset: bool = False) -> dict[str, Any]:
     found = {
         "enabled": session.enabled,
         "settings": session.config.to_mapping(),
-        "steps_rerouted": session.steps_rerouted,
-        "steps_passed": session.steps_passed,
+        "steps": session.counts.to_mapping(),
         "layers": layers,
+        "top_k": max((layer.K for layer in session.layers.values()), default=0),
+        "num_experts": max((layer.E for layer in session.layers.values()), default=0),
         "kernel": session.kernel,
         "expert_bytes": session.expert_bytes(),
     }
-    _warn_of_idle(session, layers)
     if reset:
+        session.guard.carry(found)
         session.reset_counters()
     return found
-
-
-def _warn_of_idle(session: Session, layers: Sequence[Mapping[str, Any]]) -> None:
-    """Warn once if steps were re-routed but not in every layer: vLLM then passes a router by."""
-    steps = COUNTERS.index("steps")
-    idle = [layer["name"] for layer in layers if not layer["counters"][steps]]
-    if session.steps_rerouted and idle and not session.warned_of_idle:
-        session.warned_of_idle = True
-        logger.warning(
-            "sere: %d steps were to be re-routed, but %d of %d layers saw none, %s the first: vLLM does not "
-            "ask their routers; please report this with the engine's settings",
-            session.steps_rerouted, len(idle), len(layers), idle[0],
-        )  # fmt: skip
 
 
 def log_line(stats: EngineStats) -> str:
@@ -182,8 +189,8 @@ class Collector:
             "sere_enabled", "Whether steps are re-routed at present", float(whole["enabled"])
         )
         steps = CounterMetricFamily("sere_steps", "Steps of the engine by what was done", labels=["kind"])
-        steps.add_metric(["rerouted"], whole["steps_rerouted"])
-        steps.add_metric(["passed"], whole["steps_passed"])
+        steps.add_metric(["rerouted"], whole["steps"]["rerouted"])
+        steps.add_metric(["passed"], sum(whole["steps"][name] for name in PASSED))
         yield steps
         for place, counter in enumerate(COUNTERS):
             name, text = _METRICS[counter]

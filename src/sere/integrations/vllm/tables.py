@@ -78,19 +78,20 @@ def check_layer(table: SimilarityTable, index: int, name: str, *, E: int) -> Non
         )
 
 
-def check_coverage(table: SimilarityTable, found: set[int], *, partial: bool) -> None:
+def check_coverage(table: SimilarityTable, found: set[int], *, stage: range | None) -> None:
     """Refuse a table with layers that the model does not have, or a model without MoE layers.
 
     Args:
         table: The table.
         found: Indices of the MoE layers in this process.
-        partial: Whether other processes hold further layers (pipeline parallelism).
+        stage: The decoder layers that this process holds, where others hold the rest (pipeline parallelism):
+            there may be no MoE layer among them. None where this process holds all.
 
     Raises:
         TableMismatch: The layers differ.
     """
-    extra = set(table.layers) - found
-    if (extra and not partial) or not found:
+    expected = {index for index in table.layers if stage is None or index in stage}
+    if expected - found or (stage is None and not found):
         raise TableMismatch(
             f"the table was calibrated on {summary(table.identity)}, but the engine built MoE layers "
             f"{sorted(found) or 'none'}; calibrate this model (sere calibrate) or give its own table"

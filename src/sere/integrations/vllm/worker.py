@@ -46,6 +46,7 @@ def equip(worker: Any, values: object) -> None:
     worker.sere_configure = functools.partial(live.change, session)
     _around_loading(worker, session)
     _after_warm_up(worker, session)
+    _before_shutdown(worker, session.guard.last_look)
 
 
 def _read(session: Session, reset: bool = False) -> dict[str, Any]:
@@ -64,7 +65,7 @@ def _around_loading(worker: Any, session: Session) -> None:
         session.prepare(torch.device(worker.model_runner.device), _most_rows(worker.vllm_config))
         session.steps = Steps(worker.model_runner, session)
         session.steps.watch()
-        if worker.rank == 0:
+        if session.speaks:
             session.log_start()
         return result
 
@@ -79,6 +80,7 @@ def _after_warm_up(worker: Any, session: Session) -> None:
     def warming(*args: Any, **kwargs: Any) -> Any:
         result = warm_up(*args, **kwargs)
         session.reset_counters()
+        session.guard.restart()
         if worker.rank == 0 and session.options.metrics_port is not None:
             close = port.serve(session, session.options.metrics_host, session.options.metrics_port)
             _before_shutdown(worker, close)
@@ -146,6 +148,7 @@ class Steps:
     def _before_step(self, scheduler_output: Any, *_: Any, **kwargs: Any) -> None:
         if not kwargs.get("dummy_run", False):
             self.book.update(scheduler_output)
+            self.session.guard.step()
         self._log()
 
     def _before_dummy(self, *_: Any, **__: Any) -> None:
@@ -167,7 +170,7 @@ class Steps:
             else:
                 # The device drops some drafted tokens by itself: whose rows are where is not known here.
                 self._before_dummy()
-                self.session.steps_passed += 1
+                self.session.counts.unknown += 1
             return batch
 
         return prepared
@@ -178,16 +181,18 @@ class Steps:
         names = names[: len(counts)]
         if not session.enabled:
             session.signal.exact()
-            session.steps_passed += 1
+            session.counts.disabled += 1
             return
         config = session.config
-        budgets = self.book.budgets(
+        rows = self.book.budgets(
             scheduler_output, names, counts, config.select_top_k, all_phases=config.phases == "all"
         )
-        if session.signal.announce(budgets):
-            session.steps_rerouted += 1
+        if session.signal.announce(rows.budgets):
+            session.counts.add_rerouted(int(rows.budgets.min()))
+        elif rows.decoding:
+            session.counts.protected += 1
         else:
-            session.steps_passed += 1
+            session.counts.prompts += 1
 
     def _log(self) -> None:
         session, every = self.session, self.session.options.log_seconds
@@ -196,4 +201,5 @@ class Steps:
         now = monotonic()
         if now - self._logged >= every:
             self._logged = now
+            session.guard.look()
             logger.info("sere: %s", stats.log_line(stats.merged([stats.answer(session)])))

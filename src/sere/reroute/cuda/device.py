@@ -201,7 +201,7 @@ def tried(index: int) -> str | None:
 def _try(ids_dtype: torch.dtype, weights_dtype: torch.dtype, device: torch.device) -> None:
     ids = torch.tensor([[0, 1], [2, 3]], dtype=ids_dtype, device=device)
     weights = torch.tensor([[0.75, 0.25], [0.5, 0.375]], dtype=weights_dtype, device=device)
-    layer = LayerSimilarity(torch.full((4, 4), 0.5).fill_diagonal_(1.0))
+    layer = LayerSimilarity(torch.full((4, 4), 0.5, device="cpu").fill_diagonal_(1.0))
     neighbours = prepare_neighbours(layer, threshold=0.0, device=device)
     counters = torch.zeros(len(COUNTERS), dtype=torch.int64, device=device)
     rules = Rules(select_top_k=1, min_active=0, active_targets=False, merge=0, sentinel=0)

@@ -1,0 +1,85 @@
+"""Weights that accelerate keeps on a disk or in host memory and brings in for each call of a module."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+
+import torch
+from torch import nn
+
+from sere.errors import MissingDependency, UnsupportedModel
+from sere.structure import ExpertsLayer
+
+
+def is_offloaded(module: nn.Module) -> bool:
+    """Whether some weights of a module have no values at present."""
+    return any(parameter.is_meta for parameter in module.parameters())
+
+
+def execution_device(module: nn.Module) -> torch.device:
+    """Return where a module computes: its weights' device, or where accelerate brings them for a call."""
+    parameter = next(module.parameters(), None)
+    for part in module.modules():
+        if (device := getattr(getattr(part, "_hf_hook", None), "execution_device", None)) is not None:
+            return torch.device(device)
+    return torch.device("cpu") if parameter is None or parameter.is_meta else parameter.device
+
+
+def refuse_without_weights(model: nn.Module, layers: Sequence[ExpertsLayer]) -> None:
+    """Refuse a model with experts that have no weights and nothing that would bring them in.
+
+    Raises:
+        UnsupportedModel: There is such a module, as in a model on the meta device; the text names a weight.
+    """
+    parts = dict(model.named_modules())
+    for layer in layers:
+        for name, parameter in layer.module.named_parameters():
+            whole = f"{layer.name}.{name}"
+            if parameter.is_meta and not any(_brings_weights(parts[owner]) for owner in _owners(whole)):
+                raise _no_weights(whole)
+
+
+@contextmanager
+def materialized(layer: ExpertsLayer) -> Iterator[None]:
+    """Give a layer's offloaded experts their values while the block runs.
+
+    Raises:
+        UnsupportedModel: There is a weight that stays without values; the text names it.
+        MissingDependency: accelerate is not installed.
+    """
+    with ExitStack() as stack:
+        if is_offloaded(layer.module):
+            try:
+                from accelerate.utils import align_module_device
+            except ImportError as error:
+                raise MissingDependency(
+                    "offloaded weights need accelerate: pip install accelerate"
+                ) from error
+            for part in layer.module.modules():
+                stack.enter_context(align_module_device(part))
+        for name, parameter in layer.module.named_parameters():
+            if parameter.is_meta:
+                raise _no_weights(f"{layer.name}.{name}")
+        yield
+
+
+def _brings_weights(module: nn.Module) -> bool:
+    """Whether a hook of accelerate gives the module, or modules within it, their weights for each call."""
+    hook = getattr(module, "_hf_hook", None)
+    hooks = getattr(hook, "hooks", (hook,))
+    return any(getattr(one, "offload", False) for one in hooks)
+
+
+def _owners(name: str) -> Iterator[str]:
+    """Yield the names of the modules around a parameter, innermost first; the model's own is empty."""
+    while name:
+        name = name.rpartition(".")[0]
+        yield name
+
+
+def _no_weights(name: str) -> UnsupportedModel:
+    return UnsupportedModel(
+        f"{name}: has no values (meta device) and nothing that brings them in; load the model's weights, or "
+        "give the checkpoint's path instead of the model, with low_memory=True if it does not fit memory"
+    )

@@ -1,0 +1,138 @@
+"""Notice that re-routing changes nothing, and say so in one line."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from sere.config import RerouteConfig
+from sere.integrations.activity import Activity, why_nothing_changed
+from sere.policies.base import Policy
+from sere.policies.off import Off
+from sere.reroute import COUNTERS
+
+logger = logging.getLogger("sere")
+
+# When to look at the layers' counters in use, once each: that waits for the device.
+ENOUGH_STEPS = 16
+ENOUGH_CALLS = 64
+
+_VERIFYING = (
+    "assisted decoding (prompt lookup, a draft model) checks several tokens of one text in one step, and "
+    "re-routing takes them for a batch: the tokens are neither those of the model as it is nor those of "
+    "plain decoding with re-routing"
+)
+
+
+class Counted(Protocol):
+    """What a guard needs of a layer."""
+
+    index: int
+    name: str
+    counters: Tensor
+
+
+class Guard:
+    """Counts the calls of a model on the host and compares them with what the layers counted.
+
+    Attributes:
+        layers: The layers, which count on their device.
+        model: The model's class, for the log.
+        top_k: K, the largest of any layer.
+        num_experts: E, the largest of any layer.
+        calls: Calls of the model; compiled ones are not seen.
+        eligible: Of them, those whose layers may be re-routed.
+        hook_ran: Whether a layer's hook ran in such a call.
+        compiled: Whether a compiler took the hooks into its code.
+        told: Whether `apply` said already that the settings can change nothing.
+        quiet: Whether nothing is logged, because the caller reads `why` itself.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        config: RerouteConfig | None,
+        *,
+        model: str,
+        top_k: int,
+        num_experts: int,
+    ) -> None:
+        self.layers: Sequence[Counted] = ()
+        self.model, self.top_k, self.num_experts = model, top_k, num_experts
+        self._policy, self._config = policy, config
+        self._said: set[str] = set()
+        self.told = False
+        self.quiet = False
+        self.own_budgets = False
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget the calls, not what was said."""
+        self.calls = self.eligible = 0
+        self.hook_ran = self.compiled = False
+
+    def count(self, *, eligible: bool, verifying: bool) -> None:
+        """Count a call that begins; look once, after enough of them, whether anything moved.
+
+        Args:
+            eligible: Whether its layers may be re-routed.
+            verifying: Whether it checks the drafts of assisted decoding.
+        """
+        if verifying:
+            self._say_once("assisted", _VERIFYING)
+        looking = (
+            self.eligible == ENOUGH_STEPS if eligible else self.calls == ENOUGH_CALLS and self.eligible == 0
+        )
+        if looking and not _capturing():
+            self.say()
+        self.calls += 1
+        self.eligible += eligible
+
+    def activity(self) -> Activity:
+        """Return what was seen; the host waits for the device."""
+        layers = [dict(zip(COUNTERS, layer.counters.tolist(), strict=True)) for layer in self.layers]
+        total: dict[str, Any] = {name: sum(layer[name] for layer in layers) for name in COUNTERS}
+        steps = max(1, total["steps"])
+        return Activity(
+            calls=self.calls,
+            eligible=self.eligible,
+            layer_steps=max((layer["steps"] for layer in layers), default=0),
+            rerouted=total["moved"],
+            critical=total["critical"],
+            experts_before=total["before"] / steps,
+            experts_after=total["after"] / steps,
+            hook_ran=self.hook_ran,
+            compiled=self.compiled,
+            own_budgets=self.own_budgets,
+        )
+
+    def why(self) -> str | None:
+        """Return one sentence that says why nothing was re-routed; None if something was, or for ``off``."""
+        if isinstance(self._policy, Off):
+            return None
+        return why_nothing_changed(
+            self.activity(), self._config, top_k=self.top_k, num_experts=self.num_experts
+        )
+
+    def say(self) -> None:
+        """Log the sentence, each kind of it once."""
+        if self.quiet or (self.told and self.hook_ran):
+            return
+        if (why := self.why()) is not None:
+            # Without its numbers it is the same sentence.
+            self._say_once(re.sub(r"[\d.]+", "", why), why)
+
+    def _say_once(self, kind: str, text: str) -> None:
+        if not self.quiet and kind not in self._said:
+            self._said.add(kind)
+            logger.warning("sere: %s: %s", self.model, text)
+
+
+def _capturing() -> bool:
+    """Whether a CUDA graph is being captured, during which the host must not wait."""
+    return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()

@@ -1,0 +1,83 @@
+"""One sentence that says why an engine re-routed nothing, from what its workers counted."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+from typing import Any
+
+from sere.config import RerouteConfig
+from sere.integrations.activity import Activity, why_nothing_changed
+from sere.integrations.vllm.requests import COUNT_ONLY_S
+from sere.reroute.types import COUNTERS
+
+
+def why_engine_changed_nothing(counted: Mapping[str, Any]) -> str | None:
+    """Return one sentence that says why nothing was re-routed, or None where that is no surprise.
+
+    No surprise are an engine that is switched off, that has run no step, that only counts (``COUNT_ONLY_S``),
+    and of course one that re-routed.
+
+    Args:
+        counted: What ``stats.joined`` gives: the settings, the host's counts and the layers' counters.
+    """
+    steps, layers = counted["steps"], counted["layers"]
+    config = RerouteConfig.from_mapping(counted["settings"])
+    seen = steps["rerouted"] + steps["prompts"] + steps["protected"] + steps["unknown"]
+    if not counted["enabled"] or config.select_top_k == COUNT_ONLY_S or not seen or not layers:
+        return None
+    if not steps["rerouted"]:
+        return _no_row(counted, config)
+    counters = [dict(zip(COUNTERS, layer["counters"], strict=True)) for layer in layers]
+    idle = [layer["name"] for layer, sums in zip(layers, counters, strict=True) if not sums["steps"]]
+    if idle:
+        return _idle_layers(steps["rerouted"], idle, len(layers))
+    # A request may have brought a smaller or larger S of its own.
+    config = dataclasses.replace(config, select_top_k=steps["least_budget"] or config.select_top_k)
+    return _explain(counted, config, _activity(seen, steps["rerouted"], counters))
+
+
+def _no_row(counted: Mapping[str, Any], config: RerouteConfig) -> str | None:
+    """Say why no step had a row to re-route."""
+    steps = counted["steps"]
+    if steps["protected"]:
+        return (
+            f"nothing was re-routed: in each of {steps['protected']} steps with decoding requests all of "
+            'them keep their own experts, by "off" or a large select_top_k of the request or the engine'
+        )
+    if steps["unknown"]:
+        return (
+            f"nothing was re-routed: in {steps['unknown']} steps the device dropped drafted tokens, so that "
+            "it was not known which rows belong to which request; start without adaptive verification"
+        )
+    return _explain(counted, config, _activity(steps["prompts"], 0, ()))
+
+
+def _idle_layers(steps: int, idle: Sequence[str], layers: int) -> str:
+    where = "" if len(idle) == layers else f" in {len(idle)} of {layers} layers"
+    return (
+        f"nothing was re-routed{where}: {steps} decode steps ran, but the hooks did not, because vLLM does "
+        f"not ask the routers ({idle[0]} the first); please report this with the engine's settings"
+    )
+
+
+def _activity(calls: int, eligible: int, counters: Sequence[Mapping[str, int]]) -> Activity:
+    """Return what was seen, all layers together."""
+
+    def mean(name: str) -> float:
+        return fmean(sums[name] / max(1, sums["steps"]) for sums in counters) if counters else 0.0
+
+    return Activity(
+        calls=calls,
+        eligible=eligible,
+        layer_steps=max((sums["steps"] for sums in counters), default=0),
+        rerouted=sum(sums["moved"] for sums in counters),
+        critical=sum(sums["critical"] for sums in counters),
+        experts_before=mean("before"),
+        experts_after=mean("after"),
+    )
+
+
+def _explain(counted: Mapping[str, Any], config: RerouteConfig, activity: Activity) -> str | None:
+    return why_nothing_changed(activity, config, top_k=counted["top_k"], num_experts=counted["num_experts"])

@@ -1,0 +1,96 @@
+"""Look through what people put around a model or its experts: adapters, data parallelism, own modules."""
+
+from __future__ import annotations
+
+import inspect
+from itertools import takewhile
+
+from torch import nn
+
+from sere.errors import UnsupportedModel
+
+_MERGE = "merge the adapter first (model = model.merge_and_unload())"
+
+
+def inner_model(model: nn.Module) -> nn.Module:
+    """Return the model of Transformers within wrappers, which is the one that ``generate`` calls.
+
+    Args:
+        model: The model, or a module that holds exactly one: a PEFT model, ``DataParallel``, a module of the
+            user's own.
+
+    Returns:
+        The model within; ``model`` itself where it is one, holds none, or holds several.
+    """
+    if _is_library_model(model):
+        return model
+    found: list[nn.Module] = []
+    waiting = list(model.children())
+    while waiting:
+        module = waiting.pop()
+        if _is_library_model(module):
+            found.append(module)
+        else:
+            waiting.extend(module.children())
+    return found[0] if len(found) == 1 else model
+
+
+def plain_name(name: str) -> str:
+    """Return a module's name as it is without an adapter around the module: ``….experts``.
+
+    Args:
+        name: Such as ``….experts.base_layer.base_layer``.
+    """
+    return ".".join(part for part in name.split(".") if part not in ("base_layer", "original_module"))
+
+
+def wraps(module: nn.Module) -> bool:
+    """Whether a module is an adapter's, around a module that is called with the same arguments."""
+    return any(
+        isinstance(getattr(module, name, None), nn.Module) for name in ("base_layer", "original_module")
+    )
+
+
+def refuse_copies(name: str, module: nn.Module) -> None:
+    """Refuse experts of which an adapter holds a second, trained copy.
+
+    Raises:
+        UnsupportedModel: The text says to merge the adapter.
+    """
+    if ".modules_to_save." in f".{name}.":
+        raise UnsupportedModel(
+            f"{name} ({type(module).__name__}): an adapter holds trained copies of the experts beside the "
+            f"model's own, so that one layer has two; {_MERGE}"
+        )
+
+
+def callers(model: nn.Module, names: list[str]) -> list[nn.Module]:
+    """Return the modules around all layers that are called with tokens or embeddings, the outermost first.
+
+    Whoever calls a model, its innermost such module is called in each step: the decoder.
+
+    Args:
+        model: The model.
+        names: Names of the layers' experts modules.
+
+    Returns:
+        At least one module: the model itself where none takes tokens by a known name.
+    """
+    # The last part is the experts module itself.
+    paths = [name.split(".")[:-1] for name in names]
+    shared = [parts[0] for parts in takewhile(lambda parts: len(set(parts)) == 1, zip(*paths, strict=False))]
+    places = [model.get_submodule(".".join(shared[:depth])) for depth in range(len(shared) + 1)]
+    return [place for place in places if _takes_tokens(type(place))] or [model]
+
+
+def _takes_tokens(kind: type[nn.Module]) -> bool:
+    try:
+        parameters = inspect.signature(kind.forward).parameters
+    except (TypeError, ValueError):
+        return False
+    return "input_ids" in parameters or "inputs_embeds" in parameters
+
+
+def _is_library_model(module: nn.Module) -> bool:
+    """Whether a module is a model of Transformers: its class says so, which a wrapper's does not."""
+    return hasattr(type(module), "base_model_prefix") and hasattr(type(module), "from_pretrained")

@@ -1,0 +1,126 @@
+"""What was compiled before ``apply`` is refused, wherever it stands around the experts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+import sere.integrations.transformers as integration
+from sere.errors import InputError
+from sere.integrations.transformers.compiled import is_compiled
+from tests.integrations.transformers.decoding import decode, hook_count, prompts, random_table
+from tests.tiny import tiny_model
+
+
+@pytest.fixture
+def model() -> PreTrainedModel:
+    return tiny_model("qwen3_moe")
+
+
+def compiled(function: Callable[..., object]) -> Callable[..., object]:
+    return torch.compile(function, backend="eager")
+
+
+def forwards_of_layers(model: PreTrainedModel) -> None:
+    for layer in model.model.layers:
+        layer.forward = compiled(layer.forward)
+
+
+def wrapped_decoder(model: PreTrainedModel) -> None:
+    model.model = torch.compile(model.model, backend="eager")
+
+
+def wrapped_call(model: PreTrainedModel) -> None:
+    """As accelerate does: another function around the compiled one."""
+    inner = compiled(model.model.forward)
+    model.model.forward = torch.no_grad()(inner)
+
+
+CASES: dict[str, tuple[Callable[[PreTrainedModel], object], str]] = {
+    "forward": (lambda m: setattr(m, "forward", compiled(m.forward)), r"\(model, .*delete model\.forward"),
+    "decoder": (wrapped_decoder, r"\(model\.model, a OptimizedModule\).*use model\.model\._orig_mod in its"),
+    "a function around": (wrapped_call, r"\(model\.model, .*delete model\.model\.forward"),
+    "layers": (forwards_of_layers, r"\(model\.model\.layers\.0, .*delete model\.model\.layers\.0\.forward"),
+    "one layer in place": (
+        lambda m: m.model.layers[1].compile(backend="eager"),
+        r"\(model\.model\.layers\.1, .*set model\.model\.layers\.1\._compiled_call_impl = None",
+    ),
+    "the experts in place": (
+        lambda m: m.model.layers[1].mlp.experts.compile(backend="eager"),
+        r"\(model\.model\.layers\.1\.mlp\.experts, .*_compiled_call_impl = None",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_compiled_parts_around_the_experts_are_refused(model: PreTrainedModel, case: str) -> None:
+    """The text names the part, and what it says to do lets ``apply`` work."""
+    table = random_table(tiny_model("qwen3_moe"))
+    make, text = CASES[case]
+    make(model)
+    with pytest.raises(InputError, match=f"model: it is compiled already {text}"):
+        integration.apply(model, table, select_top_k=1)
+    assert hook_count(model) == 0
+
+
+def test_parts_beside_the_experts_may_be_compiled(model: PreTrainedModel) -> None:
+    """Compiled attention, and a compiled forward of the experts themselves, leave the hooks running."""
+    torch._dynamo.reset()
+    table = random_table(model)
+    with integration.apply(model, table, select_top_k=1):
+        expected, _ = decode(model, prompts())
+    for layer in model.model.layers:
+        layer.post_attention_layernorm.compile(backend="eager")
+        layer.mlp.experts.forward = compiled(layer.mlp.experts.forward)
+    with integration.apply(model, table, select_top_k=1) as handle:
+        assert torch.equal(decode(model, prompts())[0], expected)
+        assert handle.stats()[0].steps == 5
+    torch._dynamo.reset()
+
+
+def test_a_function_that_is_kept_from_the_compiler_is_not_compiled() -> None:
+    """``torch.compiler.disable`` wraps as ``torch.compile`` does, and does the opposite."""
+    assert is_compiled(torch.compile(lambda x: x, backend="eager"))
+    assert not is_compiled(torch.compiler.disable(lambda x: x))
+    assert not is_compiled(nn.Linear.forward)
+
+
+def test_compiled_code_that_cannot_be_seen_is_named_by_the_handle(
+    model: PreTrainedModel, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A closure hides what it calls: steps run, no layer's hook does, and the handle says so."""
+    run = model.model.forward
+
+    def hidden(*args: object, **kwargs: object) -> object:
+        hooks = [(m, m._forward_pre_hooks) for m in model.model.modules()]
+        for module, _ in hooks:
+            module._forward_pre_hooks = type(module._forward_pre_hooks)()
+        try:
+            return run(*args, **kwargs)
+        finally:
+            for module, kept in hooks:
+                module._forward_pre_hooks = kept
+
+    model.model.forward = hidden
+    with integration.apply(model, random_table(model), select_top_k=1):
+        decode(model, prompts())
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert "nothing was re-routed: 5 decode steps ran, but no layer's hook did; the model was" in line
+
+
+def test_layers_compiled_after_apply_are_re_routed(model: PreTrainedModel) -> None:
+    """Regional compilation in the right order: the same tokens as without."""
+    torch._dynamo.reset()
+    with integration.apply(model, random_table(model), select_top_k=1) as handle:
+        expected, _ = decode(model, prompts())
+        handle.reset_stats()
+        for layer in model.model.layers:
+            layer.compile(backend="eager")
+        assert torch.equal(decode(model, prompts())[0], expected)
+        assert handle.stats()[0].steps == 5
+        assert handle.activity().eligible == 5
+    torch._dynamo.reset()

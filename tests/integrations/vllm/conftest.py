@@ -1,0 +1,16 @@
+"""What the tests of the plug-in's parts have in common."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+
+@pytest.fixture(scope="module")
+def any_table() -> Any:
+    pytest.importorskip("transformers")
+    from sere.bench.subject import random_table
+    from tests.tiny import tiny_model
+
+    return random_table(tiny_model("qwen3_moe"))

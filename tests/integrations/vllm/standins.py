@@ -1,0 +1,141 @@
+"""Stand-ins for what vLLM hands the plug-in: requests, steps, configurations, layers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+
+from sere.config import RerouteConfig
+from sere.integrations.vllm.options import Options
+from sere.integrations.vllm.session import Session
+from sere.integrations.vllm.worker import Steps
+
+
+def new(name: str, prompt: int, tier: Any = None) -> SimpleNamespace:
+    extra = None if tier is None else {"sere": tier}
+    return SimpleNamespace(
+        req_id=name,
+        prompt_token_ids=[0] * prompt,
+        prompt_embeds=None,
+        sampling_params=SimpleNamespace(extra_args=extra),
+    )
+
+
+def step(
+    *,
+    news: tuple[Any, ...] = (),
+    cached: dict[str, int] | None = None,
+    drafts: dict[str, list[int]] | None = None,
+    finished: tuple[str, ...] = (),
+) -> SimpleNamespace:
+    """A scheduler's output; ``cached`` gives computed tokens by request."""
+    cached = cached or {}
+    return SimpleNamespace(
+        scheduled_new_reqs=list(news),
+        finished_req_ids=set(finished),
+        scheduled_cached_reqs=SimpleNamespace(
+            req_ids=list(cached), num_computed_tokens=list(cached.values())
+        ),
+        scheduled_spec_decode_tokens=drafts or {},
+    )
+
+
+def engine_config(**parallel: Any) -> SimpleNamespace:
+    return SimpleNamespace(parallel_config=SimpleNamespace(**parallel))
+
+
+class Router:
+    """vLLM's ``BaseRouter`` in miniature."""
+
+    def __init__(self, K: int) -> None:
+        self.top_k = K
+
+    def _compute_routing(self, *_: Any, **__: Any) -> Any:
+        raise NotImplementedError
+
+
+class CPUUnquantizedExperts:
+    """An expert kernel that takes an expert twice in a row, by its name."""
+
+
+def prepared(
+    table: Any,
+    known: dict[str, Any],
+    runner: type = SimpleNamespace,
+    *,
+    parallel: dict[str, int] | None = None,
+    kernel: object = None,
+    select_top_k: int = 1,
+    log_seconds: float = 0,
+    stage: tuple[int, int] = (0, 2),
+    **settings: Any,
+) -> Session:
+    """A session whose layers are stand-ins for vLLM's runners, prepared as after loading."""
+    sizes = {"pipeline_parallel_size": 1, "tensor_parallel_size": 1, "rank": 0} | (parallel or {})
+    config = SimpleNamespace(
+        parallel_config=SimpleNamespace(**sizes),
+        compilation_config=SimpleNamespace(mode=0, static_forward_context=known),
+        model_config=SimpleNamespace(get_layers_start_end_indices=lambda _parallel: stage),
+    )
+    reroute = RerouteConfig(select_top_k=select_top_k, **settings)
+    found = Session(Options(reroute=reroute, log_seconds=log_seconds), config, table)
+    for index in set(table.layers) & set(range(*stage)):
+        layer = runner()
+        layer.layer_name, layer.router = f"model.layers.{index}.experts", Router(table.identity.K)
+        layer.moe_config = SimpleNamespace(num_experts=table.E)
+        layer.quant_method = SimpleNamespace(moe_kernel=SimpleNamespace(fused_experts=kernel))
+        found.add(layer)
+    found.prepare(torch.device("cpu"), 64)
+    return found
+
+
+class SmallEngine:
+    """A model runner (V2) whose model is the layers of a session: it routes, and computes nothing.
+
+    Args:
+        session: Prepared.
+        skipped: Indices of layers whose routers are not asked.
+    """
+
+    def __init__(self, session: Session, skipped: Sequence[int] = ()) -> None:
+        self.session, self.skipped = session, skipped
+        self.K, self.E = session.table.identity.K, session.table.E
+        self.before_layers: Callable[[], object] = lambda: None
+        session.steps = Steps(self, session)
+        session.steps.watch()
+
+    def prompts(self, *names: str, tier: Any = None) -> None:
+        """Run one step that reads prompts of three tokens."""
+        self._run(step(news=tuple(new(name, 3, tier) for name in names)), dict.fromkeys(names, 3))
+
+    def decode(self, *names: str, steps: int = 1) -> None:
+        """Run steps in which requests decode one token each."""
+        for _ in range(steps):
+            self._run(step(cached=dict.fromkeys(names, 3)), dict.fromkeys(names, 1))
+
+    def _run(self, output: Any, counts: dict[str, int]) -> None:
+        output.counts = counts
+        self.execute_model(output)
+
+    def execute_model(self, output: Any) -> None:  # noqa: D102
+        batch = self.prepare_inputs(output)
+        self.before_layers()
+        rows = torch.arange(batch.num_tokens)[:, None]
+        ids = (5 * rows + torch.arange(self.K)).remainder(self.E).to(torch.int32)
+        weights = torch.linspace(1.0, 0.5, self.K).expand(len(rows), -1)
+        for layer in self.session.layers.values():
+            if layer.index not in self.skipped:
+                layer.route(weights, ids)
+
+    def prepare_inputs(self, output: Any) -> Any:  # noqa: D102
+        counts = np.array(list(output.counts.values()))
+        return SimpleNamespace(
+            req_ids=list(output.counts), num_scheduled_tokens=counts, num_tokens=int(counts.sum())
+        )
+
+    def _dummy_run(self) -> None:
+        """Never run."""

@@ -161,7 +161,12 @@ def _prompts(rows: int, length: int = 5) -> Tensor:
 
 def _decode(model: PreTrainedModel) -> tuple[Tensor, Tensor]:
     """Generate six tokens for six rows: the sequences, and the logits of each step."""
-    options: dict[str, Any] = {"max_new_tokens": 6, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+    options: dict[str, Any] = {
+        "max_new_tokens": 6,
+        "do_sample": False,
+        "eos_token_id": None,
+        "pad_token_id": 0,
+    }
     result = model.generate(_prompts(6), output_logits=True, return_dict_in_generate=True, **options)
     return result.sequences, torch.stack(result.logits)
 

@@ -83,7 +83,9 @@ TOWER: Mapping[str, Any] = {
     "text_hidden_size": 32,
 }
 _MLA: dict[str, Any] = {"num_key_value_heads": 4}
-_ALL_KINDS_OF_LAYER: dict[str, Any] = {"layer_types": ["linear_attention", "full_attention", "linear_attention"]}
+_ALL_KINDS_OF_LAYER: dict[str, Any] = {
+    "layer_types": ["linear_attention", "full_attention", "linear_attention"]
+}
 _DENSE_FIRST: dict[str, Any] = {"mlp_layer_types": ["dense", "sparse", "sparse"]}
 _ROPE: dict[str, Any] = {"rope_type": "default", "rope_theta": 10000.0}
 _GEMMA4: dict[str, Any] = {

@@ -12,7 +12,9 @@ _EVERY_EXPERT = {"found": "it computes every expert for every token"}
 _MORE_THAN_HIDDEN = {"layer_by_layer": "a decoder layer hands on .*; expected hidden states only"}
 
 REFUSALS: Mapping[str, Mapping[str, str]] = {
-    "diffusion_gemma": {"found": r"both layer 0; pass the one .*: model\.model\.encoder or model\.model\.decoder"},
+    "diffusion_gemma": {
+        "found": r"both layer 0; pass the one .*: model\.model\.encoder or model\.model\.decoder"
+    },
     "glm5_next": _MORE_THAN_HIDDEN,
     "glm_moe_dsa": _MORE_THAN_HIDDEN,
     "hy_v4": _MORE_THAN_HIDDEN,

@@ -78,7 +78,8 @@ def reroute(model: PreTrainedModel, folder: Path) -> str:
     table = calibrate(model, char_tokenizer(), TEXTS, **OPTIONS)["projection"]
     # A model that generates nothing has no decode steps; its one pass is re-routed where this is asked for.
     decodes = hasattr(model, "generate")
-    run, options = (_decode, {}) if decodes else (_classify, {"phases": "all"})
+    run = _decode if decodes else _classify
+    options: dict[str, Any] = {} if decodes else {"phases": "all"}
     hooks = _hook_count(model)
     plain, logits = run(model)
     with sere.apply(model, table, select_top_k=K, **options) as handle:

@@ -131,7 +131,7 @@ def test_stage_without_moe_layers(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_layers_of_different_slots(tmp_path: Path) -> None:
-    """A model with two slots per token in one layer and four in the next is served, and both are re-routed."""
+    """A model with two slots per token in one layer and four in the next is re-routed in both."""
     config = AutoConfig.for_model(
         "hunyuan_v1_moe", vocab_size=128, hidden_size=64, intermediate_size=64, num_hidden_layers=2,
         moe_intermediate_size=[64, 64], num_experts=16, moe_topk=[2, 4], num_attention_heads=2,

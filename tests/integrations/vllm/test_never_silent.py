@@ -16,6 +16,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from sere.bench.subject import random_table
+from sere.bundled import model_path
 from tests.integrations.vllm.models import save_model, table_of
 
 pytest.importorskip("vllm", reason="needs vLLM: make test-vllm")
@@ -168,3 +169,22 @@ def test_foreign_code_of_a_folder(tmp_path: Path) -> None:
     )
     assert arguments.create_engine_config().additional_config["sere"]["table"] == settings["table"]
     assert not ran.exists()
+
+
+def test_structured_output(tmp_path: Path) -> None:
+    """Requests whose tokens a grammar masks are re-routed, and their texts obey it."""
+    from vllm import SamplingParams
+    from vllm.sampling_params import StructuredOutputsParams
+
+    table = tmp_path / "table.safetensors"
+    random_table(AutoModelForCausalLM.from_pretrained(model_path())).save(table)
+    masked = SamplingParams(
+        temperature=0, max_tokens=12, structured_outputs=StructuredOutputsParams(regex="[0-9]{4}")
+    )
+    settings = {"select_top_k": 1, "table": str(table)}
+    with engine(model_path(), settings, skip_tokenizer_init=False) as llm:
+        outputs = llm.generate([f"add {i} {i + 1} = " for i in range(6)], masked, use_tqdm=False)
+        found = read_stats(llm)
+    assert all(re.fullmatch("[0-9]{4}", output.outputs[0].text) for output in outputs)
+    assert found.nothing_changed is None
+    assert all(layer.distinct_after < layer.distinct_before for layer in found.layers)

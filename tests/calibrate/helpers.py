@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerFast
 
 from sere.calibrate import collect
 from sere.calibrate.checkpoint import Checkpoint
+from sere.calibrate.outputs import check_weighted_sum
 from sere.calibrate.packing import Tokens
 from sere.calibrate.settings import Settings
 from sere.calibrate.skeleton import Skeleton
@@ -86,7 +87,7 @@ def worst(a: Any, b: Any) -> float:
 def interrupt_at_layer(monkeypatch: pytest.MonkeyPatch, nth: int) -> list[int]:
     """Press Ctrl-C, once, while the nth layer is being calibrated; return a list of a 1 for each layer."""
     seen: list[int] = []
-    check = collect.check_weighted_sum
+    check = check_weighted_sum
 
     def interrupt(*arguments: Any) -> None:
         seen.append(1)

@@ -8,7 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from sere.calibrate.outputs import check_weighted_sum, expert_outputs
-from sere.calibrate.sanity import check_inputs, check_outputs, check_similarity, named, never_reached
+from sere.calibrate.sanity import (
+    check_inputs,
+    check_outputs,
+    check_similarity,
+    named,
+    never_reached,
+    say_few,
+)
 from sere.calibrate.settings import Settings
 from sere.errors import UnsupportedModel
 from sere.similarity import Accumulator, LayerSimilarity, make_accumulator
@@ -20,6 +27,11 @@ class LayerCollector:
 
     At most one chunk of expert outputs exists at a time: ``[E, t, H]`` float32 with t such that it stays
     within ``settings.chunk_bytes`` (or t = 1). Between calls only the accumulators are held.
+
+    Attributes:
+        layer: The experts module.
+        num_tokens: Rows that it was called with so far; a model that loops over its layers brings more
+            than there are tokens.
     """
 
     def __init__(self, layer: ExpertsLayer, settings: Settings) -> None:
@@ -28,6 +40,7 @@ class LayerCollector:
         self._accumulators: dict[str, Accumulator] = {}
         self._checked = False
         self._calls = 0
+        self.num_tokens = 0
 
     def add(self, hidden: Tensor, ids: Tensor, weights: Tensor) -> None:
         """Take in the tokens of one call of the experts module.
@@ -43,6 +56,7 @@ class LayerCollector:
         """
         self._calls += 1
         hidden = hidden.reshape(-1, hidden.shape[-1])
+        self.num_tokens += len(hidden)
         if len(hidden) == 0:
             return
         ids, weights = ids.reshape(-1, ids.shape[-1]), weights.reshape(-1, weights.shape[-1])
@@ -56,8 +70,8 @@ class LayerCollector:
         """Tokens of one chunk, for hidden size ``H``."""
         return max(1, self._settings.chunk_bytes // (self.layer.E * H * 4))
 
-    def finish(self) -> dict[str, LayerSimilarity]:
-        """Return the layer's similarities by metric.
+    def finish(self, num_tokens: int = 0) -> dict[str, LayerSimilarity]:
+        """Return the layer's similarities by metric; log where fewer than ``num_tokens`` reached it.
 
         Raises:
             UnsupportedModel: The layer was never called.
@@ -66,6 +80,8 @@ class LayerCollector:
         """
         if not self._accumulators:
             raise never_reached(self.layer, self._calls)
+        if self.num_tokens < num_tokens:
+            say_few(self.layer, self.num_tokens, num_tokens)
         with named(self.layer):
             found = {name: accumulator.finalize() for name, accumulator in self._accumulators.items()}
         for name, similarity in found.items():

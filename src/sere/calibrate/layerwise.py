@@ -120,7 +120,7 @@ class _Pass:
         collector = LayerCollector(layer, self._settings)
         with collecting(collector):
             self._run_batches(place, runner, leaving, bar)
-        return collector.finish()
+        return collector.finish(0 if self._tokens is None else self._tokens.num_tokens)
 
     def _run_batches(self, place: int, runner: LayerRunner, leaving: States | None, bar: Bar) -> None:
         assert self._tokens is not None  # a runner exists only with tokens

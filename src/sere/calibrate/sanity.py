@@ -96,6 +96,16 @@ def named(layer: ExpertsLayer) -> Iterator[None]:
         raise type(error)(f"{layer.name}: {error}") from error
 
 
+def say_few(layer: ExpertsLayer, reached: int, num_tokens: int) -> None:
+    """Log that a layer saw only some of the tokens."""
+    logger.warning(
+        "sere: %s: %d of the %d calibration tokens reached it; its similarities are of these alone",
+        layer.name,
+        reached,
+        num_tokens,
+    )
+
+
 def never_reached(layer: ExpertsLayer, calls: int) -> SereError:
     """Return the error for a layer that saw no token."""
     if calls == 0:

@@ -60,7 +60,7 @@ class Skeleton:
         self._sort_names()
 
     def load_rest(self) -> None:
-        """Load what stands beside the decoder layers in their parent: embeddings, norms; no output head."""
+        """Load what stands beside the decoder layers: embeddings, norms; no output head, no other tower."""
         self._load(None)
 
     @contextmanager
@@ -132,7 +132,10 @@ class Skeleton:
         parent = self.stack.rpartition(".")[0]
         if (found := re.match(rf"{re.escape(self.stack)}\.(\d+)\.", target)) is not None:
             return (int(found.group(1)),)
-        return (None,) if target.startswith(f"{parent}." if parent else "") else ()
+        # What a module around them owns itself is needed as well: it is called, and may use it.
+        owner = target.rpartition(".")[0]
+        around = not owner or self.stack.startswith(f"{owner}.")
+        return (None,) if around or not parent or target.startswith(f"{parent}.") else ()
 
 
 def stack_of(model: nn.Module, experts: list[ExpertsLayer]) -> str:

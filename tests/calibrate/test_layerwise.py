@@ -344,13 +344,12 @@ class _Looping(torch.nn.ModuleList):
 
 
 def test_a_model_that_loops_over_its_layers_is_refused(tmp_path: Path) -> None:
-    """Its first loop alone would be measured: the layer and its number of runs are named, nothing stays."""
+    """Its first loop alone would be measured: the layer and its number of runs are named."""
     skeleton = Skeleton(Checkpoint(save_tiny(tmp_path, "qwen3_moe")))
     skeleton.layers.__class__ = _Looping
     work = WorkFolder(tmp_path / "work", {})
     with pytest.raises(UnsupportedModel, match=r"decoder layer 0 2 times; expected once.*low_memory=False"):
         collect_layerwise(skeleton, some_tokens(), settings("cosine"), work, states_in_memory=True)
-    assert not (tmp_path / "work").exists()
 
 
 def test_layers_that_get_what_follows_from_earlier_hidden_states_are_refused(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 CODE := src tests benchmarks recipe examples
 export HF_HUB_OFFLINE := 1
 
-.PHONY: demo test test-oldest test-vllm fmt lint type cuda-check bench-smoke documents train wheel-test clean \
+.PHONY: demo test test-oldest test-vllm fmt lint type cuda-check bench-smoke architectures documents train wheel-test clean \
 	gpu-test gpu-sanitize gpu-bench gpu-calibrate gpu-serve
 
 demo: .venv/.demo ## calibrate the bundled model and decode with re-routing off and on
@@ -43,6 +43,10 @@ bench-smoke: .venv/.dev ## every benchmark once, on the smallest sizes; numbers 
 	$(BIN)/python benchmarks/similarity.py --quick
 	$(BIN)/python benchmarks/reroute.py --quick --out out/smoke.jsonl
 	$(BIN)/sere bench --preset tiny --layers 2 --batch-size 2 4 --steps 4 --out out/smoke.jsonl
+
+architectures: .venv/.dev ## every Mixture-of-Experts architecture built tiny and checked; writes docs/architectures.md
+	PYTHONPATH=. $(BIN)/python benchmarks/architectures.py
+	$(BIN)/python benchmarks/documents.py
 
 documents: .venv/.dev ## write the documents' tables anew from benchmarks/results
 	$(BIN)/python benchmarks/documents.py

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -64,11 +65,12 @@ def _cell(found: Mapping[str, Any], check: str, notes: _Notes) -> str:
 
 
 def _word(entry: Mapping[str, Any], check: str, notes: _Notes) -> str:
-    text = entry["checks"].get(check, "")
+    # The release has a column of its own.
+    text = re.sub(r"Transformers \d+\.\d+\.\d+", "Transformers", entry["checks"].get(check, ""))
     if text.startswith(_REFUSED):
         reason = text.removeprefix(_REFUSED).removeprefix(f"{entry['class']}: ")
         return f"no ({notes.number(reason)})"
     word, _, remark = text.partition("; ")
     if word == "works":
         return f"yes ({notes.number(remark)})" if remark else "yes"
-    return f"no ({notes.number(text)})" if text else ""
+    return f"– ({notes.number(text)})" if text else ""

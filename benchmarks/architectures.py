@@ -45,7 +45,9 @@ def main() -> int:
         known[transformers.__version__] = {"provenance": provenance(), "architectures": entries}
         write_json(arguments.out, known)
     faults = [entry["name"] for entry in entries if any(FAULT in text for text in entry["checks"].values())]
-    print(f"{len(entries)} architectures of Transformers {transformers.__version__}; faults: {faults or 'none'}")
+    print(
+        f"{len(entries)} architectures of Transformers {transformers.__version__}; faults: {faults or 'none'}"
+    )
     return int(bool(faults))
 
 

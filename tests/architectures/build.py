@@ -73,20 +73,21 @@ def tiny(folder: str, name: str) -> PreTrainedModel:
     return model.eval()
 
 
-def _has_experts(config: type[PreTrainedConfig] | None) -> bool:
+def _has_experts(config: Any) -> bool:
     """Whether a config, or one within it, names a number of experts; a dense part of a model does not."""
     if config is transformers.AutoConfig:
         return True  # not known before it is built
-    if config is None or not dataclasses.is_dataclass(config):
+    if not dataclasses.is_dataclass(config):
         return False
     names = {field.name for field in dataclasses.fields(config)}
-    within = [kind for name, kind in config.sub_configs.items() if not _TOWERS.search(name)]
+    sub_configs: Mapping[str, Any] = getattr(config, "sub_configs", {})
+    within = [kind for name, kind in sub_configs.items() if not _TOWERS.search(name)]
     return any("experts" in name for name in names) or any(map(_has_experts, within))
 
 
 def _config(kind: type[PreTrainedConfig], own: Mapping[str, Any], *, tower: bool = False) -> Any:
     """Make a config of small values, and those of the configs within it."""
-    declared = {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    declared = {field.name for field in dataclasses.fields(kind)}
     values = {name: value for name, value in (TOWER if tower else TEXT).items() if name in declared}
     for name, inner in kind.sub_configs.items():
         values[name] = _inner(inner, own.get(name, {}), tower or _TOWERS.search(name) is not None)

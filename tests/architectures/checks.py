@@ -78,7 +78,8 @@ def reroute(model: PreTrainedModel, folder: Path) -> str:
     table = calibrate(model, char_tokenizer(), TEXTS, **OPTIONS)["projection"]
     # A model that generates nothing has no decode steps; its one pass is re-routed where this is asked for.
     decodes = hasattr(model, "generate")
-    run, options = (_decode, {}) if decodes else (_classify, {"phases": "all"})
+    run = _decode if decodes else _classify
+    options: dict[str, Any] = {} if decodes else {"phases": "all"}
     hooks = _hook_count(model)
     plain, logits = run(model)
     with sere.apply(model, table, select_top_k=K, **options) as handle:
@@ -161,7 +162,12 @@ def _prompts(rows: int, length: int = 5) -> Tensor:
 
 def _decode(model: PreTrainedModel) -> tuple[Tensor, Tensor]:
     """Generate six tokens for six rows: the sequences, and the logits of each step."""
-    options: dict[str, Any] = {"max_new_tokens": 6, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+    options: dict[str, Any] = {
+        "max_new_tokens": 6,
+        "do_sample": False,
+        "eos_token_id": None,
+        "pad_token_id": 0,
+    }
     result = model.generate(_prompts(6), output_logits=True, return_dict_in_generate=True, **options)
     return result.sequences, torch.stack(result.logits)
 

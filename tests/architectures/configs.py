@@ -83,7 +83,9 @@ TOWER: Mapping[str, Any] = {
     "text_hidden_size": 32,
 }
 _MLA: dict[str, Any] = {"num_key_value_heads": 4}
-_ALL_KINDS_OF_LAYER: dict[str, Any] = {"layer_types": ["linear_attention", "full_attention", "linear_attention"]}
+_ALL_KINDS_OF_LAYER: dict[str, Any] = {
+    "layer_types": ["linear_attention", "full_attention", "linear_attention"]
+}
 _DENSE_FIRST: dict[str, Any] = {"mlp_layer_types": ["dense", "sparse", "sparse"]}
 _ROPE: dict[str, Any] = {"rope_type": "default", "rope_theta": 10000.0}
 _GEMMA4: dict[str, Any] = {
@@ -174,14 +176,15 @@ OWN: Mapping[str, dict[str, Any]] = {
         "layer_types": ["linear_attention", "full_attention", "full_attention"]},
                    "vision_config": {"projection_intermediate_size": 32}},
     "glm_moe_dsa": _MLA,
-    "granitemoehybrid": {"layer_types": ["mamba", "attention", "mamba"], "mamba_n_heads": 4, "mamba_d_state": 8,
-                         "mamba_d_head": 16, "mamba_chunk_size": 8},
+    "granitemoehybrid": {"layer_types": ["mamba", "attention", "mamba"], "mamba_n_heads": 4,
+                         "mamba_d_state": 8, "mamba_d_head": 16, "mamba_chunk_size": 8},
     "hy_v4": _MLA | {"hc_mult": 2},
     "hy_v4_vl": {"text_config": _MLA | {"hc_mult": 2,
                                         "rope_parameters": _ROPE | {"mrope_section": [2, 1, 1]}},
                  "vision_config": {"max_image_size": 16}},
     "inkling_text": _INKLING | _DENSE_FIRST,
-    "inkling_mm_model": {"text_config": _INKLING | _DENSE_FIRST, "vision_config": {"num_hidden_layers": 12, "num_channels": 1},
+    "inkling_mm_model": {"text_config": _INKLING | _DENSE_FIRST,
+                         "vision_config": {"num_hidden_layers": 12, "num_channels": 1},
                          "audio_config": {"n_mel_bins": 8, "mel_vocab_size": 16}},
     "inkling2_text": _INKLING2,
     "inkling2": {"text_config": _INKLING2, "vision_config": {"projection_hidden_dim": 32}},
@@ -192,13 +195,15 @@ OWN: Mapping[str, dict[str, Any]] = {
     "kimi_linear": _MLA | _ALL_KINDS_OF_LAYER | _DENSE_FIRST,
     "laguna": {"layer_types": ["full_attention", "sliding_attention", "full_attention"]},
     "lfm2_moe": {"layer_types": ["conv", "full_attention", "conv"]},
-    "llama4": {"vision_config": {"vision_output_dim": 32, "projector_input_dim": 32, "projector_output_dim": 32}},
+    "llama4": {"vision_config": {"vision_output_dim": 32, "projector_input_dim": 32,
+                                 "projector_output_dim": 32}},
     "longcat_flash": _MLA | {"zero_expert_num": 4, "num_layers": 2, "num_hidden_layers": 4,
                              "ffn_hidden_size": 32, "expert_ffn_hidden_size": 16},
     "minimax_m3_vl": {"projector_hidden_size": 32, "text_config": {"model_type": "minimax_m3_vl_text"},
                       "vision_config": {"model_type": "minimax_m3_vl_vision"}},
     "mistral4": _MLA,
-    "mistral_large4": {"text_config": _MLA, "vision_config": {"model_type": "pixtral"}, "image_token_index": 1},
+    "mistral_large4": {"text_config": _MLA, "vision_config": {"model_type": "pixtral"},
+                       "image_token_index": 1},
     "muse_spark": {"text_config": {"moe_hidden_size": 16}, "out_hidden_size": 32, "projector_hidden_size": 32,
                    "audio_config": {"patch_sizes": [16], "hidden_sizes": [8], "depths": [1],
                                     "out_hidden_size": 32}},
@@ -222,8 +227,8 @@ OWN: Mapping[str, dict[str, Any]] = {
     "qwen4_exp_text": _QWEN4,
     "qwen4_exp": {"text_config": _QWEN4},
     "step3p7": {"text_config": _DENSE_FIRST | {"share_expert_dim": 16}},
-    "switch_transformers": _ENCODER_DECODER | {"d_kv": 8, "d_ff": 32, "num_layers": 2, "num_decoder_layers": 2,
-                                               "num_sparse_encoder_layers": 1, "num_heads": 4,
+    "switch_transformers": _ENCODER_DECODER | {"d_kv": 8, "d_ff": 32, "num_layers": 2, "num_heads": 4,
+                                               "num_sparse_encoder_layers": 1, "num_decoder_layers": 2,
                                                "num_sparse_decoder_layers": 1},
     "unlimited_ocr": {"vision_config": _OCR_VISION},
     # Its router picks one expert.

@@ -15,7 +15,7 @@ from tests.architectures.expected import REFUSALS
 @pytest.mark.parametrize("folder", folders())
 @pytest.mark.filterwarnings("ignore")  # Transformers' own, of configs as small as these
 def test_it_works_or_is_refused_by_name(folder: str, tmp_path: Path) -> None:
-    """Found, calibrated both ways, saved, re-routed and measured; what cannot be is refused with the reason."""
+    """Found, calibrated both ways, saved, re-routed; what cannot be is refused with the reason."""
     names = architectures(folder)
     assert names, "no class of this folder generates text with experts: `folders` should not name it"
     for name in names:

@@ -18,6 +18,7 @@ from sere.calibrate import calibrate
 from sere.checkpoints import load_config, load_model, load_tokenizer
 from sere.cli import main
 from sere.errors import UnsupportedModel
+from tests.damage import change_json
 from tests.foreign import model_with_code, tokenizer_with_code
 
 TEXTS = ["The quick brown fox jumps over the lazy dog."] * 8
@@ -168,10 +169,16 @@ def test_models_are_loaded_in_one_room_and_foreign_code_is_decided_on_at_every_c
     assert all("trust_remote_code" in ast.unparse(call) for call in loading)
 
 
+def test_code_in_another_repository_is_named_with_it(tmp_path: Path) -> None:
+    """The file that would run may not be in the folder."""
+    path = model_with_code(tmp_path, tmp_path / "ran")
+    change_json(path / "config.json", auto_map={"AutoConfig": "mill/code--configuration_mill.MillConfig"})
+    with pytest.raises(UnsupportedModel, match=r"is Python code \(configuration_mill\.py of mill/code\)"):
+        load_config(path)
+
+
 def test_code_without_a_class_that_generates_is_refused(tmp_path: Path) -> None:
     """Trusted code whose auto_map has no class for text gives an error with what was looked for."""
-    from tests.damage import change_json
-
     path = model_with_code(tmp_path, tmp_path / "ran")
     change_json(path / "config.json", auto_map={"AutoConfig": "modeling_mill.MillConfig"})
     assert load_config(path, trust_remote_code=True).model_type == "mill_moe"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from transformers import PreTrainedModel
 from sere.calibrate import calibrate_checkpoint
 from sere.checkpoints import load_model
 from sere.checkpoints.completeness import refuse_incomplete
+from sere.cli.loading import engine_checkpoint
 from sere.errors import InputError
 from tests.damage import Tensors, change_json, change_weights, drop
 from tests.tiny import tiny_model
@@ -176,6 +178,18 @@ def test_what_a_class_may_lack_is_not_missing(tmp_path: Path, monkeypatch: pytes
     path = drop(saved(tmp_path), "lm_head")
     monkeypatch.setattr(PreTrainedModel, "_keys_to_ignore_on_load_missing", [r"lm_head\."])
     assert load_model(path).lm_head.weight.shape == (96, 32)
+
+
+def test_what_an_engine_loads_by_itself_is_checked_before(tmp_path: Path) -> None:
+    """VLLM is not started on a checkpoint with weights missing; a model that it alone knows is left to it."""
+    path = saved(tmp_path)
+    args = Namespace(model=str(path), trust_remote_code=False)
+    assert engine_checkpoint(args) == path
+    drop(path, "layers.1.mlp.experts.3.up")
+    with pytest.raises(InputError, match="1 weights cannot be put together"):
+        engine_checkpoint(args)
+    change_json(path / "config.json", model_type="of_the_engine")
+    assert engine_checkpoint(args) == path
 
 
 def test_nothing_wrong_is_no_error() -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from sere.calibrate import memory
 from sere.checkpoints import find_checkpoint, find_weights
+from sere.checkpoints.weight_files import read_json
 from sere.errors import InputError, MissingDependency, SereError
 from tests.hub import COMMIT, Hub
 from tests.tiny import tiny_model
@@ -106,7 +107,7 @@ def test_a_hub_model_without_weights_or_with_some_missing_is_refused(hub: Hub) -
 
 def test_a_name_that_the_hub_does_not_know_is_refused(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     """So is any hub name without the hub's library."""
-    with pytest.raises(InputError, match="no folder mill/other and no hub model of this name: 404"):
+    with pytest.raises(InputError, match="no folder mill/other, and on the hub: 404"):
         find_checkpoint("mill/other")
     monkeypatch.setitem(__import__("sys").modules, "huggingface_hub", None)
     with pytest.raises(MissingDependency, match=r"pip install 'sere\[transformers\]'"):
@@ -124,6 +125,28 @@ def test_the_cache_of_the_hub_is_enough_without_a_network(
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     assert find_checkpoint("mill/moe") == repository / "snapshots" / COMMIT
+    (repository / "snapshots" / COMMIT / "model.safetensors").unlink()
+    assert find_checkpoint("mill/moe", weights=False) == repository / "snapshots" / COMMIT
+    with pytest.raises(InputError, match=r"holds no weights|on the hub: .*offline"):
+        find_checkpoint("mill/moe")
+
+
+def test_what_the_cache_holds_is_used_while_the_hub_does_not_answer(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A complete model in the cache needs no hub; where weights are missing, the hub's answer is given."""
+    files(hub.repository, "model.safetensors")
+    find_checkpoint("mill/moe")
+
+    def no_answer(*_: object, **__: object) -> None:
+        raise ConnectionError("no answer")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", no_answer)
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda _, name: str(hub.cached / name))
+    assert find_checkpoint("mill/moe") == hub.cached
+    (hub.cached / "model.safetensors").unlink()
+    with pytest.raises(InputError, match="on the hub: no answer"):
+        find_checkpoint("mill/moe")
 
 
 def test_only_weights_that_are_read_count_for_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -195,6 +218,25 @@ def test_a_folder_that_is_no_checkpoint_says_what_it_is(tmp_path: Path, names: l
     (tmp_path / "config.json").unlink()
     with pytest.raises(InputError, match=text):
         find_checkpoint(tmp_path)
+
+
+def test_weights_under_other_names_are_mentioned(tmp_path: Path) -> None:
+    """Files whose index is missing, or of another format: the error says what was found."""
+    files(tmp_path, *SHARDS)
+    with pytest.raises(InputError, match=rf"holds no weights; .* found {SHARDS[0]}, {SHARDS[1]}$"):
+        find_checkpoint(tmp_path)
+
+
+def test_a_file_that_must_not_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the system says reaches the user."""
+
+    def forbidden(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    path = files(tmp_path) / "config.json"
+    monkeypatch.setattr(Path, "read_text", forbidden)
+    with pytest.raises(InputError, match=r"config\.json cannot be read: Permission denied"):
+        read_json(path)
 
 
 @pytest.mark.parametrize("with_model", [False, True])

@@ -14,7 +14,7 @@ from sere.bench.subject import Subject, random_tokens
 from sere.bench.timing import Stepper, Times, interleave
 from sere.errors import InputError
 from sere.eval.apply import apply_setting, check_settings
-from sere.eval.run import NO_PROGRESS, Progress, summarise_layers
+from sere.eval.cases import NO_PROGRESS, Progress, summarise_layers
 from sere.eval.settings import Setting, check_off_first
 from sere.provenance import provenance
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from sere.calibrate.checkpoint import Checkpoint
-from sere.checkpoints import check_complete, empty_model, find_weights, load_config
+from sere.checkpoints import check_weights, empty_model, load_config
 from sere.checkpoints.classes import choose_class
 from sere.checkpoints.transfer import conversions_of, load_into
 from sere.errors import InputError, UnsupportedModel
@@ -60,7 +60,7 @@ class Skeleton:
         self._sort_names()
 
     def load_rest(self) -> None:
-        """Load what stands beside the decoder layers in their parent: embeddings, norms; no output head."""
+        """Load what stands beside the decoder layers: embeddings, norms; no output head, no other tower."""
         self._load(None)
 
     @contextmanager
@@ -132,7 +132,10 @@ class Skeleton:
         parent = self.stack.rpartition(".")[0]
         if (found := re.match(rf"{re.escape(self.stack)}\.(\d+)\.", target)) is not None:
             return (int(found.group(1)),)
-        return (None,) if target.startswith(f"{parent}." if parent else "") else ()
+        # What a module around them owns itself is needed as well: it is called, and may use it.
+        owner = target.rpartition(".")[0]
+        around = not owner or self.stack.startswith(f"{owner}.")
+        return (None,) if around or not parent or target.startswith(f"{parent}.") else ()
 
 
 def stack_of(model: nn.Module, experts: list[ExpertsLayer]) -> str:
@@ -170,7 +173,7 @@ def _empty_model(
     if dtype is None and choose_class(config)[1].dtype is None:
         dtype = checkpoint.first_dtype()
     # Found out now, not in the layer whose weights are missing.
-    check_complete(find_weights(checkpoint.path), empty_model(checkpoint.path, trust_remote_code=trusted))
+    check_weights(checkpoint.path, trust_remote_code=trusted)
     model = empty_model(checkpoint.path, dtype=dtype, trust_remote_code=trusted)
     _make_buffers(model, device)
     return model

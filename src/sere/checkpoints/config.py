@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -59,15 +60,26 @@ def is_native(described: dict[str, Any]) -> bool:
     return kind in CONFIG_MAPPING and CONFIG_MAPPING[kind].__module__.startswith("transformers.models.")
 
 
-def refusal_of_code(folder: Path, what: str) -> UnsupportedModel:
+def refusal_of_code(folder: Path, what: str, auto_map: Any) -> UnsupportedModel:
     """Return the error that says that foreign code is needed and not run.
 
     Args:
         folder: The checkpoint folder.
         what: What the code is for, e.g. "its tokenizer".
+        auto_map: Where a config names the classes, such as ``module.Class`` or ``owner/name--module.Class``;
+            single names, lists of them or None by the name of an Auto class.
     """
-    files = ", ".join(sorted(path.name for path in folder.glob("*.py"))) or "another repository"
-    return UnsupportedModel(f"model: {folder}: {what} is Python code ({files}), which is not run; {_TRUST}")
+    named = auto_map.values() if isinstance(auto_map, Mapping) else [auto_map]
+    flat = (one for entry in named for one in (entry if isinstance(entry, list | tuple) else [entry]))
+    files = {_file_of(one) for one in flat if isinstance(one, str)}
+    return UnsupportedModel(
+        f"model: {folder}: {what} is Python code ({', '.join(sorted(files))}), which is not run; {_TRUST}"
+    )
+
+
+def _file_of(reference: str) -> str:
+    repository, _, name = reference.rpartition("--")
+    return f"{name.rpartition('.')[0]}.py" + (f" of {repository}" if repository else "")
 
 
 def _refuse_unknown(folder: Path, described: dict[str, Any], trusted: bool) -> None:
@@ -78,7 +90,9 @@ def _refuse_unknown(folder: Path, described: dict[str, Any], trusted: bool) -> N
     if brings_code and trusted:
         return
     if brings_code:
-        raise refusal_of_code(folder, f"its model type {kind!r}, which Transformers does not have,")
+        raise refusal_of_code(
+            folder, f"its model type {kind!r}, which Transformers does not have,", described["auto_map"]
+        )
     if kind is None:
         raise InputError(
             f"model: {folder / 'config.json'}: expected a model_type, as in the config of a Transformers "

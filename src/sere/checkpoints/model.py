@@ -42,6 +42,24 @@ def empty_model(folder: Path, *, dtype: torch.dtype | None = None, trust_remote_
     return model.eval()
 
 
+def check_weights(folder: Path, *, trust_remote_code: bool = False) -> None:
+    """Refuse a checkpoint that does not hold all weights of its model, without reading them.
+
+    Not looked at are weights that are quantised, not safetensors, or of a model that Transformers lacks.
+
+    Args:
+        folder: The checkpoint folder.
+        trust_remote_code: Run the folder's own Python code where Transformers does not know the model type.
+
+    Raises:
+        InputError: Weights are missing or have the wrong shape; the text names them.
+    """
+    files = find_weights(folder)
+    kind, config = choose_class(load_config(folder, trust_remote_code=trust_remote_code))
+    if files.safetensors and not is_auto(kind) and getattr(config, "quantization_config", None) is None:
+        check_complete(files, empty_model(folder))
+
+
 def load_model(
     folder: Path,
     *,
@@ -64,14 +82,12 @@ def load_model(
         UnsupportedModel: Transformers has no class for it.
         MissingDependency: It needs a package that is not installed.
     """
-    files = find_weights(folder)
     generation = folder / "generation_config.json"
     if generation.is_file():
         read_json(generation)
     config = load_config(folder, trust_remote_code=trust_remote_code)
     kind, own = choose_class(config)
-    if files.safetensors and not is_auto(kind) and getattr(own, "quantization_config", None) is None:
-        check_complete(files, empty_model(folder))
+    check_weights(folder, trust_remote_code=trust_remote_code)
     options: dict[str, Any] = {"dtype": dtype, "output_loading_info": True, "ignore_mismatched_sizes": True}
     if experts_implementation is not None:
         options["experts_implementation"] = experts_implementation

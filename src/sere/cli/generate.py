@@ -69,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
         texts = _complete(model, tokenizer, prompts, args.max_new_tokens)
         layers = [] if handle is None else handle.stats()
         idle = None if handle is None else handle.why_nothing_changed()
-    from sere.eval.run import summarise_layers
+    from sere.eval.cases import summarise_layers
 
     value = {
         "setting": None if setting is None else setting.label,

@@ -148,6 +148,7 @@ def test_nothing_was_asked_for(
 ) -> None:
     """An engine that is switched off, or only counts, re-routes nothing on purpose."""
     engine = start()
+    engine.prompts("before")
     live.change(engine.session, settings)
     decode(engine)
     engine.session.guard.last_look()

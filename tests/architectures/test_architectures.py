@@ -9,7 +9,7 @@ import pytest
 
 from tests.architectures.build import architectures, folders
 from tests.architectures.checks import REFUSED, outcomes
-from tests.architectures.expected import REFUSALS
+from tests.architectures.expected import refusals
 
 
 @pytest.mark.parametrize("folder", folders())
@@ -21,7 +21,7 @@ def test_it_works_or_is_refused_by_name(folder: str, tmp_path: Path) -> None:
     for name in names:
         place = tmp_path / name
         place.mkdir()
-        expected = REFUSALS.get(name, {})
+        expected = refusals(name)
         found = {
             check: text.removeprefix(REFUSED)
             for check, text in outcomes(folder, name, place).items()

@@ -56,17 +56,18 @@ def classes(module: Any, base: type) -> Iterator[Any]:
             yield kind
 
 
-def tiny(folder: str, name: str) -> PreTrainedModel:
+def tiny(folder: str, name: str, **overrides: Any) -> PreTrainedModel:
     """Build a tiny random model, float32, on the CPU, in eval mode; the same weights at every call.
 
     Args:
         folder: Of `folders`.
         name: Of ``architectures(folder)``.
+        **overrides: Values of the config to set differently.
     """
     kind = architectures(folder)[name]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
-        config = kind.config_class(**_values(kind.config_class, OWN.get(name, {})))
+        config = kind.config_class(**_values(kind.config_class, OWN.get(name, {}) | overrides))
         model = kind._from_config(config, dtype=torch.float32)
         _fill(model)
     if getattr(model, "generation_config", None) is not None:

@@ -13,7 +13,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from recipe.card import write_results
-from sere.eval.tasks import TASK_NAMES, Question, english, is_correct, mixed
+from sere.eval.tasks import TASK_NAMES, Question, english, mixed
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +70,7 @@ def evaluate(
         if not mine:
             continue
         completions = complete(model, tokenizer, [question.prompt for question in mine], batch_size)
-        right = sum(is_correct(question, text) for question, text in zip(mine, completions, strict=True))
+        right = sum(question.is_right(text) for question, text in zip(mine, completions, strict=True))
         length = sum(map(len, completions)) / len(mine)
         results.append(TaskResult(task, right, len(mine), length))
     return results

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.checkpoints import save_checkpoint
+from sere.bundled import model_path
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -21,20 +21,28 @@ def blocks(language: str) -> list[str]:
     return [text for name, text in found if name == language]
 
 
-def test_readme_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The README's Python, with the path of a real checkpoint and a text file, calibrates and generates."""
-    checkpoint = save_checkpoint(tmp_path)
+@pytest.mark.slow
+def test_readme_python_runs(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The README's Python as printed, on the bundled model: experts fall in each layer, and it prints it."""
     texts = "\n\n".join(
-        f"Document {i} has some words for calibration, and some more of them." for i in range(400)
+        f"Document {i} has some words for calibration, and some more of them." for i in range(40)
     )
     (tmp_path / "texts.txt").write_text(texts)
     (code,) = blocks("python")
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
-    exec(compile(code.replace("path/to/moe-model", str(checkpoint)), "README.md", "exec"), names)
+    exec(compile(code.replace("path/to/moe-model", str(model_path())), "README.md", "exec"), names)
     assert (tmp_path / "model.sere.safetensors").is_file()
-    assert all(layer.distinct_after <= layer.distinct_before for layer in names["handle"].stats())  # type: ignore[attr-defined]
-    assert len(code.strip().splitlines()) == 8
+    shown = re.findall(r"'(\d+\.\d) -> (\d+\.\d)'", capsys.readouterr().out)
+    assert len(shown) == 6, "layers of the bundled model"
+    assert all(float(after) <= 32.0 < float(before) for before, after in shown)
+    assert not [record for record in caplog.records if "nothing was re-routed" in record.getMessage()]
+    assert len(code.strip().splitlines()) == 9
 
 
 def test_readme_commands_exist() -> None:

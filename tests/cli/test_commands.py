@@ -13,6 +13,7 @@ import pytest
 from sere.cli import main
 from sere.cli.loading import dtype_name
 from sere.errors import ConfigError
+from sere.versions import TESTED
 from tests.checkpoints import save_checkpoint
 
 
@@ -20,87 +21,6 @@ def run_json(capsys: pytest.CaptureFixture[str], *argv: object) -> Any:
     """Run a command with --json and return what it printed; stdout holds nothing else."""
     assert main([*map(str, argv), "--json"]) == 0
     return json.loads(capsys.readouterr().out)
-
-
-EVAL = (
-    "--questions",
-    1,
-    "--tasks",
-    "addition",
-    "sorting",
-    "reversal",
-    "--passages",
-    3,
-    "--max-new-tokens",
-    6,
-)
-
-
-def test_eval_puts_sere_control_and_reduction_beside_off(
-    capsys: pytest.CaptureFixture[str], checkpoint: Path, similarities: Path, tmp_path: Path
-) -> None:
-    """By default SERE, the random control and top-k reduction stand beside off, at each batch size."""
-    out = tmp_path / "eval.json"
-    argv = ["eval", checkpoint, "--table", similarities, "--batch-size", 1, 2, *EVAL, "--out", out]
-    record = run_json(capsys, *argv)
-    assert json.loads(out.read_text()) == record
-    names = ["off", "sere:S=1", "random:S=1", "topk:S=1"]
-    assert [(case["batch_size"], case["setting"]) for case in record["cases"]] == [
-        (B, name) for B in (1, 2) for name in names
-    ]
-    assert record["table"]["metric"] == "weights"
-    assert list(tmp_path.iterdir()) == [out]
-    off, sere = record["cases"][4:6]
-    assert off["experts"]["before"] == off["experts"]["after"] > sere["experts"]["after"]
-    assert sere["tasks"]["all"]["n"] == 3
-    assert sere["text"]["kl"] > off["text"]["kl"]
-
-
-def test_eval_prints_two_tables(
-    capsys: pytest.CaptureFixture[str], checkpoint: Path, similarities: Path
-) -> None:
-    """For people: one row a case, over all tasks and by task; progress goes to stderr."""
-    argv = ["eval", checkpoint, "--table", similarities, "--batch-size", 2, *EVAL, "--setting", "sere:S=1"]
-    assert main([str(word) for word in argv]) == 0
-    nothing, out = capsys.readouterr()
-    assert nothing == ""
-    assert out.count("sere:S=1 ") >= 2
-    assert "perplexity" in out
-    assert "reversal" in out
-    assert "B=2 sere:S=1: done" in out
-
-
-@pytest.mark.parametrize(
-    ("argv", "line"),
-    [
-        (["--setting", "sere:S=1"], "--table: sere settings need a similarity table"),
-        (["--setting", "ser:S=1"], "did you mean 'sere'"),
-        (["--setting", "off", "--tasks", "adition"], "did you mean 'addition'"),
-        (
-            ["--setting", "off", "--questions", "0"],
-            "argument --questions: expected a whole number of at least 1",
-        ),
-        (
-            ["--setting", "off", "--batch-size", "0"],
-            "argument --batch-size: expected a whole number of at least 1",
-        ),
-        (["--table", "nowhere.safetensors"], "nowhere.safetensors"),
-        (["--setting", "random:S=0"], "select_top_k: expected an integer of at least 1, got 0"),
-        (["--setting", "off", "--out", "/dev/null/eval.json"], "/dev/null"),
-        (["--setting", "off", "--metric", "cosine"], "--metric: a table that is given has its metric"),
-        (["--setting", "off", "--device", "nonsense"], "--device nonsense: not usable here"),
-        (["--setting", "off", "--engine", "vllm"], "need a similarity table, and so does --engine vllm"),
-        (["--setting", "oea:S=2", "--engine", "vllm", "--table", "t"], "oea needs the router's scores"),
-    ],
-)
-def test_eval_refuses_in_one_line(
-    capsys: pytest.CaptureFixture[str], checkpoint: Path, argv: list[str], line: str
-) -> None:
-    """Wrong settings, tasks, sizes and files each give one line and code 2."""
-    assert main(["eval", str(checkpoint), *argv]) == 2
-    err = [text for text in capsys.readouterr().err.splitlines() if text.startswith("sere: error:")]
-    assert len(err) == 1
-    assert line in err[0]
 
 
 def test_the_dtype_of_a_checkpoint_is_that_of_its_config(tmp_path: Path) -> None:
@@ -290,6 +210,29 @@ def test_doctor_finds_everything_in_order(
     assert states["extras", "transformers"] == "ok"
     (model,) = (finding for finding in value["findings"] if finding["part"] == "model")
     assert "K=4 (S < 4 re-routes)" in model["detail"]
+
+
+@pytest.mark.parametrize("package", ["transformers", "torch"])
+def test_doctor_says_which_releases_are_tested(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, package: str
+) -> None:
+    """The tested range stands beside the release; one outside is untested, which is not broken."""
+
+    def line(release: str) -> dict[str, str]:
+        monkeypatch.setattr("sere.provenance.versions", lambda: {package: release})
+        value = run_json(capsys, "doctor")
+        assert value["passed"]
+        (found,) = (f for f in value["findings"] if (f["part"], f["name"]) == ("versions", package))
+        return found
+
+    oldest, newest = TESTED[package]
+    within, beyond = line(f"{newest}.1"), line("99.0.0")
+    assert (within["state"], within["detail"]) == ("ok", f"{newest}.1 (tested: {oldest} to {newest})")
+    assert beyond["state"] == "untested"
+    assert (
+        f"99.0.0 is newer than what sere is tested with ({oldest} to {newest}): check that"
+        in beyond["detail"]
+    )
 
 
 def test_doctor_exits_1_where_table_and_model_do_not_fit(

@@ -23,7 +23,7 @@ def test_no_step_is_smaller_than_its_batch_size() -> None:
 
 
 def test_questions_are_counted_per_task_where_asked_for() -> None:
-    """``--questions`` means per task, as it does in ``sere eval``, at every batch size."""
+    """``--per-task`` counts questions of each task, as it does in ``sere eval``, at every batch size."""
     assert plan_rounds([1, 64], 50, tasks=10) == [Round(1, 500), Round(64, 500)]
 
 
@@ -31,7 +31,7 @@ def test_questions_are_counted_per_task_where_asked_for() -> None:
     ("flags", "words"),
     [
         (["--batch-size", "8", "0"], "argument --batch-size: expected a whole number of at least 1"),
-        (["--questions", "0"], "argument --questions: expected a whole number of at least 1"),
+        (["--per-task", "0"], "argument --per-task: expected a whole number of at least 1"),
     ],
 )
 def test_bad_numbers_are_refused_before_work(

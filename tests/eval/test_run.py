@@ -13,8 +13,9 @@ import torch
 from sere.bench.subject import random_table
 from sere.errors import ConfigError, DataError, InputError, TableMismatch
 from sere.eval.apply import apply_setting
+from sere.eval.cases import weights_digest
 from sere.eval.questions import encode, held_out, held_out_english, mark
-from sere.eval.run import Plan, _weights_digest, evaluate
+from sere.eval.run import Plan, evaluate
 from sere.eval.settings import parse_setting, parse_settings
 from sere.eval.statistics import paired_difference, wilson
 from sere.integrations.transformers.inputs import cache_argument, find_cache
@@ -88,14 +89,14 @@ def test_results_are_shares_with_paired_differences(
 
 def test_cases_of_other_weights_are_not_taken_over(model: Any, tokenizer: Any, tmp_path: Path) -> None:
     """A model of equal shape and name but other weights starts anew."""
-    first = _weights_digest(model)
-    assert _weights_digest(model) == first
+    first = weights_digest(model)
+    assert weights_digest(model) == first
     weight = next(model.parameters())
     before = weight.detach().clone()
     with torch.no_grad():
         weight.add_(1)
     try:
-        assert _weights_digest(model) != first
+        assert weights_digest(model) != first
     finally:
         weight.data.copy_(before)
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from sere.eval import tasks
-from sere.eval.tasks import TASK_NAMES, Question, calibration_texts, english, is_correct, mixed, questions
+from sere.eval.tasks import TASK_NAMES, Question, calibration_texts, english, mixed, questions
 
 
 def _add(prompt: str) -> str:
@@ -148,17 +148,17 @@ PINNED = ("add 2968+48797\n", "87=15 69=16 97=17 28=11 04=05>51765")
 
 
 @pytest.mark.parametrize("task", TASK_NAMES)
-def test_is_correct(task: str) -> None:
+def test_is_right(task: str) -> None:
     """Only the exact answer after the last mark counts; steps before it do not matter."""
     question = questions(task, split="test", count=1)[0]
-    assert is_correct(question, question.solution)
-    assert is_correct(question, f"{question.solution}\n")
-    assert is_correct(question, f"nonsense>{question.answer}")
-    assert not is_correct(question, question.answer)
-    assert not is_correct(question, "")
-    assert not is_correct(question, f"{question.solution}0")
-    assert not is_correct(question, question.solution[:-1])
-    assert not is_correct(question, f"{question.solution}>")
+    assert question.is_right(question.solution)
+    assert question.is_right(f"{question.solution}\n")
+    assert question.is_right(f"nonsense>{question.answer}")
+    assert not question.is_right(question.answer)
+    assert not question.is_right("")
+    assert not question.is_right(f"{question.solution}0")
+    assert not question.is_right(question.solution[:-1])
+    assert not question.is_right(f"{question.solution}>")
 
 
 def test_mixed_is_interleaved() -> None:

@@ -10,8 +10,11 @@ import torch
 from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 from sere.errors import DataError
-from sere.eval.text import PREFIX, score_text
+from sere.eval.text import PREFIX, Text, passages, score_texts, summarise
+from sere.integrations.transformers import apply
 from sere.integrations.transformers.inputs import cache_argument, find_cache
+from sere.policies.topk import TopK
+from tests.tiny import ARCHITECTURES, tiny_model
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +28,7 @@ def model() -> Any:
     return Qwen3MoeForCausalLM(config).eval()
 
 
-def passages(count: int) -> list[list[int]]:
+def texts(count: int) -> list[list[int]]:
     generator = torch.Generator().manual_seed(4)
     lengths = torch.randint(PREFIX + 2, 30, (count,), generator=generator).tolist()
     return [torch.randint(1, 50, (n,), generator=generator).tolist() for n in lengths]
@@ -46,29 +49,28 @@ def plain(model: Any, texts: list[list[int]]) -> tuple[float, int]:
 @pytest.mark.parametrize("batch_size", [1, 4, 40])
 def test_unmodified_perplexity_equals_that_of_forward_passes(model: Any, batch_size: int) -> None:
     """Reading token by token in steps of B rows gives a plain pass's perplexity, and no divergence."""
-    texts = passages(20)
-    score = score_text(model, texts, batch_size=batch_size)
-    assert score is not None
-    perplexity, count = plain(model, texts)
-    assert score.tokens == count
-    assert score.perplexity == pytest.approx(perplexity, rel=1e-4)
-    assert 0 <= score.kl < 1e-8
+    read = texts(20)
+    score = summarise(score_texts(model, passages(read), batch_size=batch_size))
+    perplexity, count = plain(model, read)
+    assert score["tokens"] == count
+    assert score["perplexity"] == pytest.approx(perplexity, rel=1e-4)
+    assert 0 <= score["kl"] < 1e-8
 
 
 def test_divergence_counts_what_decode_steps_change(model: Any) -> None:
     """A change that only decode steps bear shows as divergence, and leaves its reference alone."""
-    texts = [text[: PREFIX + 2] for text in passages(6)]  # one scored token each: no changed cache behind it
+    read = [text[: PREFIX + 2] for text in texts(6)]  # one scored token each: no changed cache behind it
 
     def halve(_: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
         hidden, ids, weights = args
         return (hidden, ids, weights / 2 if len(hidden) == 3 else weights)
 
     hooks = [layer.mlp.experts.register_forward_pre_hook(halve) for layer in model.model.layers]
-    score = score_text(model, texts, batch_size=3)
+    score = summarise(score_texts(model, passages(read), batch_size=3))
     for hook in hooks:
         hook.remove()
     expected = 0.0
-    for text in texts:
+    for text in read:
         with torch.no_grad():
             before = model(torch.tensor([text[:-1]]), use_cache=True)
             cache = find_cache(model(torch.tensor([text[:-2]]), use_cache=True))
@@ -81,12 +83,45 @@ def test_divergence_counts_what_decode_steps_change(model: Any) -> None:
                 hook.remove()
         p, q = (out.logits[0, -1].double().log_softmax(-1) for out in (before, after))
         expected += float((p.exp() * (p - q)).sum())
-    assert score is not None
-    assert score.kl == pytest.approx(expected / len(texts), rel=1e-4)
-    assert score.kl > 1e-4
+    assert score["kl"] == pytest.approx(expected / len(read), rel=1e-4)
+    assert score["kl"] > 1e-4
 
 
 def test_short_passages_are_refused(model: Any) -> None:
     """A passage without a token to score raises, saying how long it must be."""
     with pytest.raises(DataError, match="at least 10 tokens, got one of 9"):
-        score_text(model, [[1] * 20, [1] * 9], batch_size=2)
+        passages([[1] * 20, [1] * 9])
+
+
+@torch.no_grad()
+def alone(model: Any, text: Text) -> tuple[float, int]:
+    """Return the loss of a whole forward pass over the scored tokens, and how many of them it chooses."""
+    logits = model(torch.tensor([text.tokens])).logits[0].double()[text.read : -1]
+    wanted = torch.tensor(text.tokens[text.read + 1 :])
+    loss = -logits.log_softmax(-1).gather(1, wanted[:, None]).sum()
+    return float(loss), int((logits.argmax(-1) == wanted).sum())
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_every_architecture_is_scored_in_decode_steps(name: str) -> None:
+    """Whatever the cache, unmodified scores are those of a plain pass; a change of decode steps shows."""
+    model = tiny_model(name)
+    generator = torch.Generator().manual_seed(5)
+    read = [
+        Text(torch.randint(3, 96, (before + after,), generator=generator).tolist(), before)
+        for before, after in ((3, 9), (20, 4), (1, 2), (7, 12), (5, 30))
+    ]
+    finished = []
+    scores = score_texts(model, read, batch_size=3, on_finished=lambda: finished.append(1))
+    assert len(finished) == len(read)
+    assert [score.tokens for score in scores] == [text.scored for text in read] == [8, 3, 1, 11, 29]
+    for text, score in zip(read, scores, strict=True):
+        loss, agreed = alone(model, text)
+        assert score.loss == pytest.approx(loss, rel=1e-4)
+        assert score.agreed == agreed
+        assert 0 <= score.kl < 1e-6
+    with apply(model, policy=TopK(select_top_k=1), pad_token_id=-1) as handle:
+        changed = score_texts(model, read, batch_size=3)
+        assert all(layer.rows == 3 for layer in handle.stats())
+    assert all(score.kl > 1e-4 for score in changed)
+    assert [score.tokens for score in changed] == [score.tokens for score in scores]

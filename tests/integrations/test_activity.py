@@ -35,9 +35,10 @@ def test_what_moved_is_no_news(changed: dict[str, Any]) -> None:
         ({}, {"eligible": 0, "layer_steps": 0}, "no decode step was seen in 6 calls of the model; prompts"),
         ({}, {"calls": 0, "eligible": 0, "layer_steps": 0, "compiled": True}, "no decode step was seen"),
         ({}, {"layer_steps": 0}, "5 decode steps ran, but no layer's hook did; the model was compiled"),
+        ({}, {"layer_steps": 0, "eligible": 1}, "1 decode step ran, but no layer's hook did"),
         ({}, {"layer_steps": 0, "hook_ran": False}, "5 decode steps ran, but no layer's hook did"),
         ({"phases": "all"}, {"layer_steps": 0}, "5 calls ran, but no layer's hook did"),
-        ({}, {"layer_steps": 0, "hook_ran": True}, "in each of 5 steps every row counted as padding"),
+        ({}, {"layer_steps": 0, "hook_ran": True}, "in 5 steps every row counted as padding"),
         (None, {}, "the policy changed no slot of batches that read 13.5 experts per layer"),
         ({"min_active": 96}, {}, "min_active=96 is not below the 96 experts of a layer"),
         ({"select_top_k": 8}, {}, "select_top_k=8 keeps all 8 slots of a token"),
@@ -49,7 +50,7 @@ def test_what_moved_is_no_news(changed: dict[str, Any]) -> None:
     ],
     ids=[
         "not called", "prefill only", "prefill compiled",
-        "no hook", "no hook seen", "all phases", "padding", "rival",
+        "no hook", "one step", "no hook seen", "all phases", "padding", "rival",
         "floor of E", "S = K", "floor above", "threshold", "unknown", "all primary", "budgets",
     ],
 )  # fmt: skip

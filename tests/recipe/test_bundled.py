@@ -12,7 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sere import bundled
-from sere.eval.tasks import calibration_texts, is_correct, mixed
+from sere.eval.tasks import calibration_texts, mixed
 
 
 def test_it_loads_and_answers() -> None:
@@ -28,7 +28,7 @@ def test_it_loads_and_answers() -> None:
     with torch.inference_mode():
         out = model.generate(**inputs)
     texts = tokenizer.batch_decode(out[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-    right = sum(is_correct(question, text) for question, text in zip(asked, texts, strict=True))
+    right = sum(question.is_right(text) for question, text in zip(asked, texts, strict=True))
     assert right >= 32
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -11,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from sere.bench.timing import Times
 from sere.eval.apply import apply_setting, make_rival
+from sere.eval.cases import NO_PROGRESS, Progress
 from sere.eval.decode import decode_steps, stop_ids
 from sere.eval.questions import encode, mark
-from sere.eval.run import NO_PROGRESS, Progress
 from sere.eval.settings import Setting
 from sere.eval.statistics import paired_difference, wilson
 from sere.eval.tasks import Question
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from sere.integrations.transformers import LayerStats
     from sere.policies.base import Policy
     from sere.table import SimilarityTable
+
+logger = logging.getLogger("sere")
 
 # Steps that a run decodes before the next has its turn: short, so that slow changes of the machine
 # fall on all alike; long, so that putting the hooks on and off (not timed) stays cheap.
@@ -55,6 +58,7 @@ class _Run:
             would else repeat in each.
         slices: Times of the steps in ms, by turn; the last turn, in which the run ended, is shorter.
         sums: Over the counted steps and layers: steps, and distinct experts after.
+        idle: Per counted turn why nothing changed in it, or None.
     """
 
     setting: Setting
@@ -63,6 +67,7 @@ class _Run:
     rival: Policy | None
     slices: list[list[float]] = field(default_factory=list)
     sums: Counter[str] = field(default_factory=Counter)
+    idle: list[str | None] = field(default_factory=list)
     done: bool = False
 
 
@@ -107,6 +112,9 @@ def demonstrate(
                 for setting in settings
             ]
             _take_turns(model, table, runs)
+        for run in runs:
+            if all(run.idle):
+                logger.warning("sere: B=%d %s: %s", one.batch_size, run.setting.label, run.idle[0])
         cases += _cases(tokenizer, asked, one.batch_size, runs)
     return {
         "format": "sere-demo-2",
@@ -154,9 +162,13 @@ def _take_turns(model: Any, table: SimilarityTable, runs: Sequence[_Run]) -> Non
                 continue
             counted = run.setting.kind != "off" or turn % COUNT_EVERY == 0
             with _context(model, table, run, counted) as handle:
+                if handle is not None:
+                    # A turn is too short to judge by; the run as a whole is judged at its end.
+                    handle.quiet = True
                 run.slices.append(list(islice(run.steps, SLICE)))
                 if handle is not None:
                     _add_counts(run.sums, handle.stats())
+                    run.idle.append(handle.why_nothing_changed())
             run.done = len(run.slices[-1]) < SLICE
 
 

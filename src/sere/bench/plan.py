@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sere.errors import ConfigError
+from sere.eval.cases import NO_PROGRESS, Progress
 from sere.eval.engines import by_engine, check_settings
-from sere.eval.run import NO_PROGRESS, Progress
 from sere.eval.settings import Setting, check_off_first
 
 

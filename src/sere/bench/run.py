@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
@@ -13,9 +14,11 @@ from sere.bench.subject import Subject, random_tokens
 from sere.bench.timing import Stepper, Times, interleave
 from sere.errors import InputError
 from sere.eval.apply import apply_setting, check_settings
-from sere.eval.run import NO_PROGRESS, Progress, summarise_layers
+from sere.eval.cases import NO_PROGRESS, Progress, summarise_layers
 from sere.eval.settings import Setting, check_off_first
 from sere.provenance import provenance
+
+logger = logging.getLogger("sere")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +58,8 @@ def bench(subject: Subject, plan: BenchPlan) -> Iterator[dict[str, Any]]:
 
     All settings of a batch size take turns in one run and decode the same tokens. The record gives the
     time per output token (``tpot_ms``) with its spread, the ratio of ``off``'s to it round by round, the
-    distinct experts of a layer and step before and after, and the time inside the hooks.
+    distinct experts of a layer and step before and after, the time inside the hooks, and, where a setting
+    changed nothing, why (``idle``), which is logged as well.
 
     Args:
         subject: What to time.
@@ -81,6 +85,8 @@ def _batch(subject: Subject, plan: BenchPlan, B: int) -> Iterator[dict[str, Any]
         counted = []
         for setting in plan.settings:
             counted.append(_count(subject, setting, plan.seed, stepper.block))
+            if (idle := counted[-1]["idle"]) is not None:
+                logger.warning("sere: B=%d %s: %s", B, setting.label, idle)
             tick()
     for setting, mine, counts in zip(plan.settings, times, counted, strict=True):
         yield _record(subject, plan, B, setting, mine, times[0]) | counts
@@ -90,15 +96,19 @@ def _variant(subject: Subject, setting: Setting, seed: int) -> AbstractContextMa
     """Return the context of a timed block: for ``off`` the model as it is, without a hook."""
     if setting.kind == "off":
         return nullcontext()
-    return apply_setting(subject.model, setting, subject.table, seed=seed)
+    handle = apply_setting(subject.model, setting, subject.table, seed=seed)
+    # Said once, of the block that is counted.
+    handle.quiet = True
+    return handle
 
 
 def _count(subject: Subject, setting: Setting, seed: int, block: Callable[[], list[float]]) -> dict[str, Any]:
     """Run one block more, not for its time but for its experts and the time inside the hooks."""
     with apply_setting(subject.model, setting, subject.table, seed=seed) as handle:
+        handle.quiet = True
         cost = hook_cost(subject.model, block)
-        experts = summarise_layers(handle.stats())
-    return {"experts": experts, "hook": None if setting.kind == "off" else asdict(cost)}
+        experts, idle = summarise_layers(handle.stats()), handle.why_nothing_changed()
+    return {"experts": experts, "hook": None if setting.kind == "off" else asdict(cost), "idle": idle}
 
 
 def _record(

@@ -16,8 +16,8 @@ from sere.bench.plan import EnginePlan, bytes_read, refuse_controls
 from sere.bench.routing import Tape, record_routing, replayed, timed_routing, untouched
 from sere.bench.timing import Times, spread, turns
 from sere.errors import InputError
+from sere.eval.cases import summarise_layers
 from sere.eval.engines import Start, counted_changes, live_changes, routed
-from sere.eval.run import summarise_layers
 from sere.eval.settings import Setting
 from sere.integrations.vllm import configure, read_stats
 from sere.integrations.vllm.local import session_of

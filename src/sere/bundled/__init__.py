@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 NAME = "abacus"
 
@@ -23,3 +25,27 @@ def model_path() -> Path:
             "`python -m recipe.train` and `python -m recipe.export` in a checkout"
         )
     return folder
+
+
+def is_bundled(folder: Path) -> bool:
+    """Say whether a folder holds the bundled model or a copy of it, trained further or not.
+
+    What counts is what its own tasks need: the same sizes, and a tokenizer of the same tokens.
+    """
+    own = model_path()
+    if folder.resolve() == own.resolve():
+        return True
+    if any(_read(folder, "config.json", key) != _read(own, "config.json", key) for key in _SIZES):
+        return False
+    return bool(_read(folder, "tokenizer.json", "model") == _read(own, "tokenizer.json", "model"))
+
+
+_SIZES = ("model_type", "hidden_size", "num_hidden_layers", "moe_intermediate_size", "vocab_size")
+
+
+def _read(folder: Path, name: str, key: str) -> Any:
+    """Return a value of a JSON file, or None where there is no such file or value."""
+    try:
+        return json.loads((folder / name).read_text(encoding="utf-8")).get(key)
+    except (OSError, ValueError, AttributeError):
+        return None

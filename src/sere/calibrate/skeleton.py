@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from sere.calibrate.checkpoint import Checkpoint
-from sere.checkpoints import check_complete, empty_model, find_weights, load_config
-from sere.checkpoints.completeness import conversions_of, load_into
-from sere.checkpoints.config import choose_class
+from sere.checkpoints import check_weights, empty_model, load_config
+from sere.checkpoints.classes import choose_class
+from sere.checkpoints.transfer import conversions_of, load_into
 from sere.errors import InputError, UnsupportedModel
 from sere.structure import ExpertsLayer, find_experts
 
@@ -173,7 +173,7 @@ def _empty_model(
     if dtype is None and choose_class(config)[1].dtype is None:
         dtype = checkpoint.first_dtype()
     # Found out now, not in the layer whose weights are missing.
-    check_complete(find_weights(checkpoint.path), empty_model(checkpoint.path, trust_remote_code=trusted))
+    check_weights(checkpoint.path, trust_remote_code=trusted)
     model = empty_model(checkpoint.path, dtype=dtype, trust_remote_code=trusted)
     _make_buffers(model, device)
     return model
@@ -187,7 +187,8 @@ def _make_buffers(model: Any, device: torch.device) -> None:
         owner, _, last = name.rpartition(".")
         real = torch.empty_like(buffer, device=device)
         model.get_submodule(owner).register_buffer(last, real, persistent=False)
-    model.initialize_weights()
+    with device:  # whatever the default device is
+        model.initialize_weights()
 
 
 def _saved(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:

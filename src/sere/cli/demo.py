@@ -34,7 +34,7 @@ similarities and the result as JSON. Some minutes on two idle cores."""
 
 _EXAMPLES = """
   sere demo
-  sere demo --batch-size 32 --questions 4
+  sere demo --batch-size 32 --per-task 4
   sere demo --json > demo.json
 """
 
@@ -46,7 +46,7 @@ float32."""
 _NEXT = """For your own model (any Mixture-of-Experts model of Transformers); the floor is 4 K here:
 
   sere calibrate MODEL --texts notes.txt --metric projection --out table.safetensors
-  sere eval MODEL --table table.safetensors --setting sere:S=2,min_active=32,scale=true
+  sere eval MODEL --table table.safetensors --setting sere:S=2,min_active=32,scale=true --prompts FILE
 
   with sere.apply(model, "table.safetensors", select_top_k=2, min_active=32, use_scale=True):
       model.generate(**batch)
@@ -63,8 +63,8 @@ def add(subparsers: Any) -> None:
         help=f"(default: {' '.join(map(str, QUESTIONS))})",
     )  # fmt: skip
     parser.add_argument(
-        "--questions", type=whole(1), metavar="N",
-        help="per task, but at least one a row (default: by batch size, few enough for some minutes)",
+        "--per-task", type=whole(1), metavar="N",
+        help="questions, but at least one a row (default: by batch size, few enough for some minutes)",
     )  # fmt: skip
     add_json_flag(parser)
     parser.set_defaults(
@@ -99,7 +99,7 @@ def _measure(args: argparse.Namespace) -> dict[str, Any]:
     from sere.eval.settings import parse_settings
     from sere.eval.tasks import TASK_NAMES
 
-    rounds = plan_rounds(args.batch_size, args.questions, len(TASK_NAMES))
+    rounds = plan_rounds(args.batch_size, args.per_task, len(TASK_NAMES))
     most = max(one.questions for one in rounds)
     questions = held_out(-(-most // len(TASK_NAMES)))
     # Matrices this small gain nothing from a second thread, and in bfloat16 a CPU is twice as slow.

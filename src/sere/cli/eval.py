@@ -1,43 +1,60 @@
-"""``sere eval``: what re-routing costs in right answers."""
+"""``sere eval``: what re-routing costs, in right answers or against the unmodified model."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from sere.bundled import BUNDLED
+from sere.cli.eval_tables import render
 from sere.cli.loading import add_model_arguments, load
 from sere.cli.numbers import whole
-from sere.cli.output import add_json_flag, emit, reasons, say, table
+from sere.cli.output import add_json_flag, emit, say
 from sere.cli.parser import add_command
 from sere.errors import ConfigError
 from sere.files import check_writable, write_json
 
 _DEFAULT_SETTINGS = ("sere:S=1", "random:S=1", "topk:S=1")
 
-_DETAILS = """Decodes held-out questions in steps of B rows under each setting and counts the right
-answers: exact match per task with 95 % intervals, the paired difference to the unmodified model at the
-same batch size, perplexity and KL divergence on held-out English. A setting is a policy's name, then
-its options: off, sere:S=1,rho=0.3,targets=active,min_active=8, random:S=1 (the control: secondary slots
-go to a random primary expert), topk:S=1 (secondary slots are dropped), oea:S=2, xshare:budget=16,
-lynx:drop=0.5. S, rho, scale and drop may also be written select_top_k, threshold, use_scale and
-drop_share. With --engine vllm, B is the number of requests at once, settings that differ in more than S
-and rho each get an engine of their own, one after the other, and oea, xshare and lynx are refused.
-Interrupted, the same command with --out continues behind the last finished case."""
+# Most tokens of an answer, and of a continuation.
+_ANSWER_TOKENS, _CONTINUATION_TOKENS = 256, 64
+_PER_TASK, _PASSAGES = 100, 100
+
+_DETAILS = """Decodes in steps of B rows under each setting, all against the unmodified model. One of:
+
+--prompts FILE: the unmodified model continues each prompt, and each setting is scored on these same tokens:
+  how often it would choose the same token, KL divergence in nats per token, perplexity, with 95 % intervals
+  over prompts. For any model; needs no answers. FILE is a .txt file with one prompt per line, or rows
+  (.jsonl, .json, .parquet) with "prompt", "messages" or "conversations"; an answer at the end of a
+  conversation is left off. Give 50 prompts or more: with fewer, intervals are too narrow where a few prompts
+  differ much from the others.
+--questions FILE: right answers, with the paired difference to the unmodified model. Rows as above with
+  "answer", and "pattern" where the answer is only a part of the output: a regular expression, whose last
+  match counts (of it the first group, if it has one). Without, the whole output must be the answer.
+neither: the bundled model's own tasks, in its own notation, and its English. For no other model.
+
+Where the tokenizer has a chat template, a text is put to the model as a user's message.
+
+A setting is a policy's name, then its options: off, sere:S=1,rho=0.3,targets=active,min_active=8,
+random:S=1 (the control: secondary slots go to a random primary expert), topk:S=1 (secondary slots are
+dropped), oea:S=2, xshare:budget=16, lynx:drop=0.5. S, rho, scale and drop may also be written select_top_k,
+threshold, use_scale and drop_share. With --engine vllm, B is the number of requests at once, settings that
+differ in more than S and rho each get an engine of their own, one after the other, and oea, xshare, lynx and
+--prompts are refused. Interrupted, the same command with --out continues behind the last finished case."""
 
 _EXAMPLES = """
+  sere eval MODEL --table table.safetensors --setting sere:S=2,min_active=32,scale=true --prompts prompts.txt
+  sere eval MODEL --setting topk:S=4 --batch-size 16 --questions questions.jsonl --out eval.json
   sere eval bundled --batch-size 1 16 --setting sere:S=1,min_active=8 --setting random:S=1 --out eval.json
-  sere eval MODEL --table table.safetensors --setting sere:S=2,min_active=32,scale=true --questions 50
-  sere eval bundled --batch-size 16 --tasks addition sorting --no-text --json
+  sere eval bundled --batch-size 16 --tasks addition sorting --per-task 50 --no-text --json
   sere eval bundled --engine vllm --batch-size 8 64 --setting sere:S=2,min_active=32,scale=true
 """
 
 
 def add(subparsers: Any) -> None:
     """Add the command's parser."""
-    summary = "Count right answers at several settings and batch sizes."
+    summary = "Measure what re-routing costs at several settings and batch sizes."
     parser = add_command(subparsers, "eval", summary, details=_DETAILS, examples=_EXAMPLES)
     parser.add_argument("model", metavar="MODEL", help=f"a checkpoint folder, a hub name, or '{BUNDLED}'")
     parser.add_argument(
@@ -55,22 +72,35 @@ def add(subparsers: Any) -> None:
         "--batch-size", type=whole(1), nargs="+", default=[1, 16], metavar="B", help="(default: 1 16)"
     )
     parser.add_argument(
-        "--questions", type=whole(1), default=100, metavar="N", help="per task (default: 100)"
-    )
-    parser.add_argument("--tasks", nargs="+", metavar="TASK", help="(default: all)")
-    parser.add_argument(
-        "--passages", type=whole(0), default=100, metavar="N", help="of English (default: 100)"
-    )
-    parser.add_argument("--no-text", dest="passages", action="store_const", const=0, help="no English")
-    parser.add_argument("--max-new-tokens", type=whole(1), default=256, metavar="N", help="(default: 256)")
-    parser.add_argument("--seed", type=whole(), default=0, help="of questions and control (default: 0)")
+        "--max-new-tokens", type=whole(1), metavar="N",
+        help=f"of an answer (default: {_ANSWER_TOKENS}) or a continuation ({_CONTINUATION_TOKENS})",
+    )  # fmt: skip
+    parser.add_argument("--seed", type=whole(), default=0, help="of tasks and control (default: 0)")
     parser.add_argument(
         "--engine", choices=("transformers", "vllm"), default="transformers",
-        help="what decodes; vllm takes off, sere, random and topk settings, and reads no English",
+        help="what decodes; vllm takes off, sere, random and topk settings, and gives right answers only",
     )  # fmt: skip
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the whole result as JSON")
+    _add_texts(parser)
     add_model_arguments(parser)
     add_json_flag(parser)
+
+
+def _add_texts(parser: argparse.ArgumentParser) -> None:
+    files = parser.add_argument_group("what is decoded")
+    one = files.add_mutually_exclusive_group()
+    one.add_argument("--prompts", metavar="FILE", help="prompts for the model to continue")
+    one.add_argument("--questions", metavar="FILE", help="questions with their answers")
+    files.add_argument(
+        "--field", default="prompt", metavar="NAME",
+        help="of a row: holds a text or a conversation (default: prompt, or else messages or conversations)",
+    )  # fmt: skip
+    files.add_argument("--no-chat-template", action="store_true", help="give texts to the model as they are")
+    tasks = parser.add_argument_group("the bundled model's own tasks")
+    tasks.add_argument("--per-task", type=whole(1), metavar="N", help=f"questions (default: {_PER_TASK})")
+    tasks.add_argument("--tasks", nargs="+", metavar="TASK", help="(default: all)")
+    tasks.add_argument("--passages", type=whole(0), metavar="N", help=f"of English (default: {_PASSAGES})")
+    tasks.add_argument("--no-text", dest="passages", action="store_const", const=0, help="no English")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -78,20 +108,15 @@ def run(args: argparse.Namespace) -> int:
     from sere.eval.settings import parse_settings
 
     settings = parse_settings(args.setting or _DEFAULT_SETTINGS)
-    # An engine of vLLM starts with a table, whatever is measured in it.
-    needed = args.engine == "vllm" or any(setting.needs_table for setting in settings)
-    if args.table is None and args.model != BUNDLED and needed:
-        raise ConfigError(
-            "--table: sere settings need a similarity table, and so does --engine vllm; make one with "
-            "sere calibrate"
-        )
-    if args.metric is not None and (args.table is not None or args.model != BUNDLED):
-        raise ConfigError(
-            f"--metric: a table that is given has its metric; only for '{BUNDLED}' without --table"
-        )
+    bundled = _is_bundled(args.model)
+    _check_texts(args, bundled)
+    _check_table(args, bundled, needed=any(setting.needs_table for setting in settings))
     if args.out is not None:
         check_writable(args.out)
-    record = _evaluate(args, settings)
+    plan = _plan(args, settings)
+    partial = None if args.out is None else args.out.with_name(f".{args.out.name}.partial")
+    measure = _on_vllm if args.engine == "vllm" else _on_transformers
+    record = measure(args, plan, partial)
     if args.out is not None:
         write_json(args.out, record)
         say(f"wrote {args.out}")
@@ -99,36 +124,119 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _evaluate(args: argparse.Namespace, settings: list[Any]) -> dict[str, Any]:
-    from sere.cli.progress import bar
+def _is_bundled(name: str) -> bool:
+    """Say whether a model is the bundled one, by its name, its folder or a copy of it."""
+    from sere.bundled import is_bundled
+
+    return name == BUNDLED or (Path(name).is_dir() and is_bundled(Path(name)))
+
+
+def _check_texts(args: argparse.Namespace, bundled: bool) -> None:
+    """Refuse what cannot be asked of a model, before anything is loaded.
+
+    Raises:
+        ConfigError: Nothing that the model could be asked is given, or arguments exclude each other.
+    """
+    of_tasks = {"--per-task": args.per_task, "--tasks": args.tasks, "--passages or --no-text": args.passages}
+    given = [flag for flag, value in of_tasks.items() if value is not None]
+    if args.prompts is None and args.questions is None:
+        if not bundled:
+            raise ConfigError(
+                f"{args.model}: sere's own tasks are in the notation of the bundled model, which no other "
+                "model knows. Give --prompts FILE, to compare what this model says with re-routing off and "
+                "on, or --questions FILE, to count right answers"
+            )
+        if args.no_chat_template:
+            raise ConfigError("--no-chat-template: only with --prompts or --questions")
+        return
+    if given:
+        raise ConfigError(
+            f"{given[0]}: only for the bundled model's own tasks; leave it out, or leave out "
+            f"{'--questions' if args.prompts is None else '--prompts'}"
+        )
+    if args.questions is not None and args.questions.isdigit() and not Path(args.questions).exists():
+        raise ConfigError(
+            f"--questions: expected a file, got {args.questions}; how many questions of each task "
+            f"'{BUNDLED}' is asked, --per-task says"
+        )
+    if args.engine == "vllm" and args.prompts is not None:
+        raise ConfigError(
+            "--prompts: vLLM does not hand on the logits of tokens that it is given to decode; use --engine "
+            "transformers, or --questions"
+        )
+
+
+def _check_table(args: argparse.Namespace, bundled: bool, *, needed: bool) -> None:
+    """Refuse a table that is missing or a metric that would not be used.
+
+    Raises:
+        ConfigError: One of these.
+    """
+    # An engine of vLLM starts with a table, whatever is measured in it.
+    if args.table is None and not bundled and (needed or args.engine == "vllm"):
+        raise ConfigError(
+            "--table: sere settings need a similarity table, and so does --engine vllm; make one with "
+            "sere calibrate"
+        )
+    if args.metric is not None and (args.table is not None or not bundled):
+        raise ConfigError(
+            f"--metric: a table that is given has its metric; only for '{BUNDLED}' without --table"
+        )
+    if args.metric is not None:
+        from sere.similarity.metrics import get_metric
+
+        get_metric(args.metric)
+
+
+def _plan(args: argparse.Namespace, settings: list[Any]) -> Any:
+    """Return what to evaluate: prompts, a file's questions, or the bundled model's tasks."""
+    from sere.eval.continuations import PromptPlan
+    from sere.eval.examples import read_prompts, read_questions
     from sere.eval.questions import held_out, held_out_english
-    from sere.eval.run import Plan, evaluate
+    from sere.eval.run import Plan
 
-    plan = Plan(
-        settings=settings,
-        batch_sizes=list(dict.fromkeys(args.batch_size)),
-        questions=held_out(args.questions, tasks=args.tasks, seed=args.seed),
-        passages=held_out_english(args.passages, seed=args.seed) if _reads_english(args) else (),
-        max_new_tokens=args.max_new_tokens,
-        seed=args.seed,
+    common: dict[str, Any] = {
+        "settings": settings, "batch_sizes": list(dict.fromkeys(args.batch_size)), "seed": args.seed,
+    }  # fmt: skip
+    common["max_new_tokens"] = args.max_new_tokens
+    if args.max_new_tokens is None:
+        common["max_new_tokens"] = _ANSWER_TOKENS if args.prompts is None else _CONTINUATION_TOKENS
+    files: dict[str, Any] = {"chat_template": not args.no_chat_template}
+    if args.prompts is not None:
+        prompts, source = read_prompts(args.prompts, field=args.field)
+        return PromptPlan(prompts=prompts, source=source, **files, **common)
+    if args.questions is not None:
+        questions, source = read_questions(args.questions, field=args.field)
+        return Plan(questions=questions, source=source, **files, **common)
+    passages = _PASSAGES if args.passages is None else args.passages
+    per_task = _PER_TASK if args.per_task is None else args.per_task
+    return Plan(
+        questions=held_out(per_task, tasks=args.tasks, seed=args.seed),
+        # vLLM gives no logits of decoded text.
+        passages=held_out_english(passages, seed=args.seed)
+        if passages and args.engine == "transformers"
+        else (),
+        **common,
     )
-    partial = None if args.out is None else args.out.with_name(f".{args.out.name}.partial")
-    if args.engine == "vllm":
-        return _on_vllm(args, plan, partial)
+
+
+def _on_transformers(args: argparse.Namespace, plan: Any, partial: Path | None) -> dict[str, Any]:
+    from sere.cli.progress import bar
+    from sere.eval.continuations import PromptPlan, evaluate_prompts
+    from sere.eval.run import evaluate
+
     model, tokenizer = load(args)
-    similarities = _table(args, model, tokenizer)
-    return evaluate(model, tokenizer, plan, table=similarities, checkpoint=partial, progress=bar)
-
-
-def _reads_english(args: argparse.Namespace) -> bool:
-    return bool(args.passages) and args.engine == "transformers"
+    needed = any(setting.needs_table for setting in plan.settings)
+    similarities = _table(args, model, tokenizer) if needed or args.table is not None else None
+    measure: Any = evaluate_prompts if isinstance(plan, PromptPlan) else evaluate
+    return dict(measure(model, tokenizer, plan, table=similarities, checkpoint=partial, progress=bar))
 
 
 def _on_vllm(args: argparse.Namespace, plan: Any, partial: Path | None) -> dict[str, Any]:
     """Evaluate with engines of vLLM in this process; their table is the file's, or made from the weights."""
     from tempfile import TemporaryDirectory
 
-    from sere.cli.loading import checkpoint_path, dtype_name, tokenizer_of
+    from sere.cli.loading import dtype_name, engine_checkpoint, tokenizer_of
     from sere.cli.progress import bar
     from sere.eval.checkpoint import files_digest
     from sere.eval.engines import check_settings
@@ -139,7 +247,7 @@ def _on_vllm(args: argparse.Namespace, plan: Any, partial: Path | None) -> dict[
 
     check_settings(plan.settings)
     check_installed()
-    path = checkpoint_path(args)
+    path = engine_checkpoint(args)
     tokenizer = tokenizer_of(path, args)
     dtype = dtype_name(path, args.dtype, trust_remote_code=args.trust_remote_code)
     options: dict[str, Any] = {
@@ -162,69 +270,12 @@ def _on_vllm(args: argparse.Namespace, plan: Any, partial: Path | None) -> dict[
 
 
 def _table(args: argparse.Namespace, model: Any, tokenizer: Any) -> Any:
-    """Return the similarity table: the file's, or for the bundled model one calibrated now."""
+    """Return the similarity table: the file's, or, for the bundled model alone, one calibrated now."""
     if args.table is not None:
         from sere.table import SimilarityTable
 
         return SimilarityTable.load(args.table)
-    if args.model != BUNDLED:
-        return None
     from sere.eval.calibration import calibrate_on_tasks
 
     say("no --table: calibrating the bundled model")
     return calibrate_on_tasks(model, tokenizer, metric=args.metric or "projection", seed=args.seed)
-
-
-def render(record: Mapping[str, Any]) -> str:
-    """Return the result as two tables: all tasks together, then each task."""
-    cases = record["cases"]
-    headers = ["B", "setting", "experts", "moved %", "right %", "95 %", "difference", "95 %", "tokens",
-               "perplexity", "KL"]  # fmt: skip
-    overall = table([_overall(case) for case in cases], headers)
-    names = [name for name in cases[0]["tasks"] if name != "all"]
-    rows = [
-        [
-            case["batch_size"],
-            case["setting"],
-            *(f"{100 * case['tasks'][name]['share']['value']:.1f}" for name in names),
-        ]
-        for case in cases
-    ]
-    counts = {case["tasks"][name]["n"] for case in cases for name in names}
-    title = f"Right answers by task, % ({min(counts)} questions each)"
-    notes = (
-        "experts: distinct per layer and step, before > after. difference: to off at the same B, points,\n"
-        "paired. tokens: mean answer length. KL: to the unmodified model, nats per token of English."
-    )
-    notes += reasons(
-        (f"B={case['batch_size']} {case['setting']}", case.get("nothing_changed")) for case in cases
-    )
-    return f"{overall}\n{notes}\n\n{title}\n{table(rows, ['B', 'setting', *names])}"
-
-
-def _overall(case: Mapping[str, Any]) -> list[Any]:
-    everything, experts, text = case["tasks"]["all"], case["experts"], case["text"] or {}
-    difference = everything.get("difference")
-    return [
-        case["batch_size"],
-        case["setting"],
-        _expert_counts(experts),
-        None if experts["moved"] is None else f"{100 * experts['moved']:.0f}",
-        f"{100 * everything['share']['value']:.1f}",
-        _range(everything["share"]),
-        None if difference is None else f"{100 * difference['value']:+.1f}",
-        None if difference is None else _range(difference),
-        f"{case['answer_tokens']:.1f}",
-        f"{text['perplexity']:.3f}" if text else None,
-        f"{text['kl']:.4f}" if text else None,
-    ]
-
-
-def _expert_counts(experts: Mapping[str, Any]) -> str | None:
-    if experts["before"] is None:
-        return None
-    return f"{experts['before']:.1f} > {experts['after']:.1f}"
-
-
-def _range(interval: Mapping[str, float]) -> str:
-    return f"{100 * interval['low']:.1f} to {100 * interval['high']:.1f}"

@@ -68,12 +68,14 @@ def run(args: argparse.Namespace) -> int:
     with _applied(model, setting, similarities, pad) as handle:
         texts = _complete(model, tokenizer, prompts, args.max_new_tokens)
         layers = [] if handle is None else handle.stats()
-    from sere.eval.run import summarise_layers
+        idle = None if handle is None else handle.why_nothing_changed()
+    from sere.eval.cases import summarise_layers
 
     value = {
         "setting": None if setting is None else setting.label,
         "completions": [{"prompt": p, "text": text} for p, text in zip(prompts, texts, strict=True)],
         "experts": summarise_layers(layers) if layers else None,
+        "idle": idle,
     }
     emit(args, value, render)
     return 0
@@ -153,7 +155,7 @@ def render(value: Mapping[str, Any]) -> str:
     """Return prompts and completions, and what re-routing did."""
     parts = [f"{one['prompt']}{one['text']}" for one in value["completions"]]
     experts = value["experts"]
-    if experts is not None:
+    if experts is not None and experts["before"] is not None:
         parts.append(
             f"distinct experts per layer and step: {experts['before']:.1f} > {experts['after']:.1f}; "
             f"{100 * experts['moved']:.0f} % of slots re-routed"

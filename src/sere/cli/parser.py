@@ -14,7 +14,7 @@ COMMANDS = ("calibrate", "table", "eval", "bench", "bench serve", "generate", "d
 _EXAMPLES = """examples:
   sere demo                                    the whole path on the bundled model
   sere calibrate MODEL --texts notes.txt --metric projection --out table.safetensors
-  sere eval MODEL --table table.safetensors --setting off --setting sere:S=2,min_active=32,scale=true
+  sere eval MODEL --table table.safetensors --setting sere:S=2,min_active=32,scale=true --prompts prompts.txt
   sere doctor --model MODEL --table table.safetensors
 """
 

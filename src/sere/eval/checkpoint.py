@@ -22,6 +22,7 @@ _IN_WORDS = {
     "model.digest": "the model's shape differs",
     "table.fingerprint": "the tables differ",
     "plan.questions_digest": "the questions differ",
+    "plan.prompts_digest": "the prompts differ",
     "plan.passages_digest": "the English passages differ",
 }
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from time import perf_counter
 from typing import Any, Literal
 
-import torch
 from torch import Tensor
 
 from sere.errors import InputError
+from sere.eval.generation import continue_groups, end_mark
 from sere.eval.prefill import prefill
 from sere.eval.rows import Job, run_rows, supports_rows
 
@@ -22,7 +21,7 @@ class Decoded:
     """What decoding gave.
 
     Attributes:
-        tokens: Per prompt the new tokens, without the end token.
+        tokens: Per prompt the new tokens, without the end token unless it was asked for.
         step_ms: Time of each decode step in ms, prefill excluded.
         rows: Rows of every step (``"rows"``) or of the first (``"generate"``).
         loop: ``"rows"``: every step has the same number of rows. ``"generate"``: groups that wait for their
@@ -53,6 +52,7 @@ def decode(
     batch_size: int,
     max_new_tokens: int,
     stop: frozenset[int],
+    keep_end: bool = False,
     on_finished: Callable[[], object] = lambda: None,
 ) -> Decoded:
     """Continue each prompt greedily; every step decodes ``batch_size`` rows.
@@ -67,6 +67,7 @@ def decode(
         batch_size: Rows of a step.
         max_new_tokens: Most tokens an answer may have.
         stop: Ids that end an answer.
+        keep_end: Let an answer that ended hold its end token.
         on_finished: Called after each answer, for progress.
 
     Raises:
@@ -76,17 +77,23 @@ def decode(
     """
     _check(prompts, batch_size, max_new_tokens)
     B = min(batch_size, len(prompts))
-    if prompts and not supports_rows(model):
-        return _generate(model, prompts, B, max_new_tokens, stop, on_finished)
     answers: list[list[int]] = [[] for _ in prompts]
-    options: dict[str, Any] = {"batch_size": batch_size, "max_new_tokens": max_new_tokens, "stop": stop}
 
     def finished(index: int, tokens: list[int]) -> None:
-        answers[index] = tokens
+        answers[index] = _until_end(tokens, stop, keep_end)
         on_finished()
 
-    step_ms = list(decode_steps(model, prompts, on_finished=finished, **options))
-    return Decoded(answers, step_ms, B, "rows")
+    if not prompts or supports_rows(model):
+        steps = decode_steps(
+            model, prompts, batch_size=batch_size, max_new_tokens=max_new_tokens, stop=stop,
+            keep_end=keep_end, on_finished=finished,
+        )  # fmt: skip
+        return Decoded(answers, list(steps), B, "rows")
+    step_ms = continue_groups(
+        model, prompts, B, max_new_tokens=max_new_tokens, stop=stop, pad_token_id=end_mark(model, stop),
+        on_finished=finished,
+    )  # fmt: skip
+    return Decoded(answers, step_ms, B, "generate")
 
 
 def decode_steps(
@@ -96,6 +103,7 @@ def decode_steps(
     batch_size: int,
     max_new_tokens: int,
     stop: frozenset[int],
+    keep_end: bool = False,
     on_finished: Callable[[int, list[int]], object],
 ) -> Iterator[float]:
     """Decode as ``decode`` does, one step a turn, so that several runs can take turns.
@@ -106,6 +114,7 @@ def decode_steps(
         batch_size: Rows of a step.
         max_new_tokens: Most tokens an answer may have.
         stop: Ids that end an answer.
+        keep_end: As for ``decode``.
         on_finished: Called with each answer: its prompt's place and its tokens.
 
     Yields:
@@ -115,7 +124,7 @@ def decode_steps(
         InputError: A size is not positive or a prompt is empty.
     """
     _check(prompts, batch_size, max_new_tokens)
-    greedy = _Greedy(stop, max_new_tokens)
+    greedy = _Greedy(stop, max_new_tokens, keep_end)
 
     def finished(job: Job) -> None:
         on_finished(job.index, job.tokens)
@@ -129,16 +138,17 @@ def decode_steps(
 class _Greedy:
     stop: frozenset[int]
     limit: int
+    keep_end: bool
 
     def choose(self, jobs: Sequence[Job], logits: Tensor) -> list[int | None]:
         return [self.accept(job, token) for job, token in zip(jobs, logits.argmax(-1).tolist(), strict=True)]
 
     def accept(self, job: Job, token: int) -> int | None:
         """Add ``token`` to the job's answer; None if the answer has ended."""
-        if token in self.stop:
-            return None
-        job.tokens.append(token)
-        return None if len(job.tokens) >= self.limit else token
+        ended = token in self.stop
+        if self.keep_end or not ended:
+            job.tokens.append(token)
+        return None if ended or len(job.tokens) >= self.limit else token
 
 
 def _jobs(
@@ -162,60 +172,10 @@ def _jobs(
         filler = True
 
 
-def _generate(
-    model: Any,
-    prompts: Sequence[Sequence[int]],
-    B: int,
-    max_new_tokens: int,
-    stop: frozenset[int],
-    on_finished: Callable[[], object],
-) -> Decoded:
-    """Decode groups of B prompts with the model's own ``generate``."""
-    from sere.integrations.transformers.apply import finished_token
-
-    tokens: list[list[int]] = []
-    step_ms: list[float] = []
-    # What re-routing takes for the mark of a finished row.
-    pad = finished_token(model)
-    pad = min(stop, default=0) if pad is None else pad
-    for first in range(0, len(prompts), B):
-        group = prompts[first : first + B]
-        clock = _Clock()
-        width = max(len(prompt) for prompt in group)
-        ids = torch.tensor([[0] * (width - len(prompt)) + list(prompt) for prompt in group], device="cpu")
-        mask = torch.tensor(
-            [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in group], device="cpu"
-        )
-        output = model.generate(
-            input_ids=ids.to(model.device),
-            attention_mask=mask.to(model.device),
-            max_new_tokens=max_new_tokens,
-            do_sample=False,
-            eos_token_id=sorted(stop) or None,
-            pad_token_id=pad,
-            stopping_criteria=[clock],
-        )
-        step_ms += clock.step_ms
-        for row in output[:, width:].tolist():
-            ends = [place for place, token in enumerate(row) if token in stop]
-            tokens.append(row[: ends[0]] if ends else row)
-            on_finished()
-    return Decoded(tokens, step_ms, B, "generate")
-
-
-class _Clock:
-    """A stopping criterion that never stops: called once a step, it takes the time between calls."""
-
-    def __init__(self) -> None:
-        self.last: float | None = None
-        self.step_ms: list[float] = []
-
-    def __call__(self, input_ids: Tensor, _scores: Any, **_: Any) -> Tensor:
-        now = perf_counter()
-        if self.last is not None:
-            self.step_ms.append((now - self.last) * 1e3)
-        self.last = now
-        return torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
+def _until_end(tokens: list[int], stop: frozenset[int], keep_end: bool) -> list[int]:
+    """Cut what follows the first end token, and the end token itself unless it is to stay."""
+    end = next((place for place, token in enumerate(tokens) if token in stop), len(tokens))
+    return tokens[: end + keep_end]
 
 
 def _check(prompts: Sequence[Sequence[int]], batch_size: int, max_new_tokens: int) -> None:

@@ -9,13 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sere.integrations.transformers.inputs import cache_argument, find_cache
+from sere.integrations.transformers.inputs import cache_argument, find_cache, forward_names
+from sere.structure import text_config
 
 KeyValues = list[tuple[Tensor, Tensor]]
 """Per layer the keys and values of one row, ``[heads, length, head size]`` each."""
 
 # Prompts read at once. Fixed, so that the same prompts give the same bits at every batch size and setting.
 GROUP = 16
+# Logits held at once while a group is read; of large vocabularies, fewer texts are read at once.
+MOST_LOGITS = 1 << 27
 
 
 @dataclass(slots=True)
@@ -25,7 +28,7 @@ class Prefilled:
     Attributes:
         index: Its place among the prompts.
         cache: Keys and values of all its tokens.
-        logits: ``[n, V]``: of the last token (n = 1), or of all its tokens.
+        logits: ``[n, V]``: of its last n tokens.
     """
 
     index: int
@@ -34,41 +37,71 @@ class Prefilled:
 
 
 @torch.no_grad()
-def prefill(model: Any, prompts: Sequence[Sequence[int]], *, all_logits: bool = False) -> Iterator[Prefilled]:
+def prefill(model: Any, prompts: Sequence[Sequence[int]], *, keep: int = 1) -> Iterator[Prefilled]:
     """Yield every prompt's keys, values and logits, in order, reading small left-padded groups at once.
 
     Args:
         model: A causal language model of Transformers with full attention.
         prompts: Token ids, at least one each.
-        all_logits: Keep the logits of every token, not only of the last.
+        keep: Keep the logits of so many last tokens of each prompt, of all where it has fewer.
     """
-    for first in range(0, len(prompts), GROUP):
-        group = prompts[first : first + GROUP]
-        output = _read(model, group, all_logits)
+    size = _group_size(model, keep)
+    for first in range(0, len(prompts), size):
+        group = prompts[first : first + size]
+        output = _read(model, group, keep, cached=True)
         layers = [(layer.keys, layer.values) for layer in find_cache(output).layers]
         for row, prompt in enumerate(group):
             length = len(prompt)
             # Cloned: a view would keep the whole group's tensors alive as long as its longest answer.
             cache = [(k[row, :, -length:].clone(), v[row, :, -length:].clone()) for k, v in layers]
-            yield Prefilled(first + row, cache, output.logits[row, -length if all_logits else -1 :].clone())
+            yield Prefilled(first + row, cache, output.logits[row, -min(keep, length) :].clone())
 
 
-def _read(model: Any, group: Sequence[Sequence[int]], all_logits: bool) -> Any:
+@torch.no_grad()
+def read_logits(model: Any, texts: Sequence[Sequence[int]], *, keep: int) -> list[Tensor]:
+    """Return the logits of each text's last tokens by forward passes without a cache, whatever the model.
+
+    Args:
+        model: A causal language model of Transformers.
+        texts: Token ids, at least one each.
+        keep: As for `prefill`.
+
+    Returns:
+        One tensor ``[min(keep, length), V]`` a text.
+    """
+    size, found = _group_size(model, keep), []
+    for first in range(0, len(texts), size):
+        group = texts[first : first + size]
+        logits = _read(model, group, keep, cached=False).logits
+        found += [logits[row, -min(keep, len(text)) :].clone() for row, text in enumerate(group)]
+    return found
+
+
+def pad_left(group: Sequence[Sequence[int]], device: Any = None) -> tuple[Tensor, Tensor]:
+    """Return texts as one left-padded batch and its mask, both ``[B, length]``."""
+    width = max(len(text) for text in group)
+    ids = torch.tensor([[0] * (width - len(text)) + list(text) for text in group], device=device)
+    mask = torch.tensor([[0] * (width - len(text)) + [1] * len(text) for text in group], device=device)
+    return ids, mask
+
+
+def _group_size(model: Any, keep: int) -> int:
+    """Return how many texts to read at once: fewer where their logits would fill much memory."""
+    vocabulary = getattr(text_config(model), "vocab_size", None) or 1
+    return max(1, min(GROUP, MOST_LOGITS // (keep * vocabulary)))
+
+
+def _read(model: Any, group: Sequence[Sequence[int]], keep: int, *, cached: bool) -> Any:
     """Run the model over one left-padded group."""
     from transformers import DynamicCache
 
-    width = max(len(prompt) for prompt in group)
-    ids = torch.zeros(len(group), width, dtype=torch.long, device="cpu")
-    mask = torch.zeros_like(ids)
-    for row, prompt in enumerate(group):
-        ids[row, width - len(prompt) :] = torch.tensor(prompt, device="cpu")
-        mask[row, width - len(prompt) :] = 1
-    positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
-    return model(
-        input_ids=ids.to(model.device),
-        attention_mask=mask.to(model.device),
-        position_ids=positions.to(model.device),
-        use_cache=True,
-        logits_to_keep=0 if all_logits else 1,
-        **cache_argument(model, DynamicCache(config=model.config)),
-    )
+    ids, mask = pad_left(group, model.device)
+    inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": mask, "use_cache": cached}
+    accepted = forward_names(type(model))
+    if cached:
+        inputs |= cache_argument(model, DynamicCache(config=model.config))
+    if "position_ids" in accepted:
+        inputs["position_ids"] = (mask.cumsum(dim=1) - 1).clamp(min=0)
+    if "logits_to_keep" in accepted:
+        inputs["logits_to_keep"] = keep
+    return model(**inputs)

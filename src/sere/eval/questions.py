@@ -1,12 +1,34 @@
-"""The held-out questions of an evaluation, as tokens and as marks."""
+"""The questions of an evaluation, as tokens and as marks; those of the bundled model's tasks."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import replace
+from typing import Any, Protocol
 
 from sere.errors import DataError, InputError, did_you_mean
-from sere.eval.tasks import TASK_NAMES, Question, english, is_correct, questions
+from sere.eval.tasks import TASK_NAMES, Question, english, questions
+from sere.texts import Row
+from sere.texts import encode as encode_text
+
+
+class Asked(Protocol):
+    """A question that can be marked, of a task or of a user's file."""
+
+    @property
+    def task(self) -> str:
+        """Under which name its result is counted."""
+
+    @property
+    def prompt(self) -> str | Row:
+        """What the model reads."""
+
+    @property
+    def key(self) -> str:
+        """What tells it from other questions."""
+
+    def is_right(self, output: str) -> bool:
+        """Say whether an output answers it exactly."""
 
 
 def held_out(per_task: int, *, tasks: Sequence[str] | None = None, seed: int = 0) -> list[Question]:
@@ -46,12 +68,45 @@ def held_out_english(count: int, *, seed: int = 0) -> list[str]:
         raise DataError(f"text: {error}") from error
 
 
-def encode(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
-    """Return the token ids of each text, with the special tokens that the tokenizer puts in front."""
-    return [list(tokenizer(text)["input_ids"]) for text in texts]
+def encode(tokenizer: Any, prompts: Sequence[str | Row], *, chat: bool = False) -> list[list[int]]:
+    """Return the token ids of each prompt, with the special tokens that the tokenizer puts in front.
+
+    Args:
+        tokenizer: The model's tokenizer.
+        prompts: Texts, or conversations, which take the tokenizer's chat template where it has one.
+        chat: Take a text for a user's message, where the tokenizer has a chat template.
+
+    Raises:
+        DataError: The chat template refuses a prompt, or a prompt has no tokens.
+    """
+    return [_encode(tokenizer, prompt, chat) for prompt in prompts]
 
 
-def mark(tokenizer: Any, asked: Sequence[Question], answers: Sequence[Sequence[int]]) -> list[bool]:
+def has_template(tokenizer: Any) -> bool:
+    """Say whether a tokenizer has a chat template."""
+    return getattr(tokenizer, "chat_template", None) is not None
+
+
+def takes_template(tokenizer: Any, prompts: Sequence[str | Row]) -> bool:
+    """Say whether there are texts and a chat template that could make them a user's messages."""
+    plain = any(isinstance(one.content if isinstance(one, Row) else one, str) for one in prompts)
+    return plain and has_template(tokenizer)
+
+
+def mark(tokenizer: Any, asked: Sequence[Asked], answers: Sequence[Sequence[int]]) -> list[bool]:
     """Say for each question whether its answer, given as token ids, is exactly right."""
     texts = [tokenizer.decode(answer, skip_special_tokens=True) for answer in answers]
-    return [is_correct(question, text) for question, text in zip(asked, texts, strict=True)]
+    return [question.is_right(text) for question, text in zip(asked, texts, strict=True)]
+
+
+def _encode(tokenizer: Any, prompt: str | Row, chat: bool) -> list[int]:
+    row = prompt if isinstance(prompt, Row) else Row(repr(prompt[:40]), prompt)
+    if isinstance(row.content, str) and chat and has_template(tokenizer):
+        row = replace(row, content=({"role": "user", "content": row.content},))
+    try:
+        ids = encode_text(row.text(tokenizer, generation_prompt=True), tokenizer)
+    except DataError as error:
+        raise DataError(f"prompts: {str(error).removeprefix('texts: ')}") from error
+    if not ids:
+        raise DataError(f"prompts: {row.place} has no tokens; expected at least one")
+    return ids

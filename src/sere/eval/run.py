@@ -5,33 +5,36 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass
-from hashlib import blake2b
+from dataclasses import asdict, dataclass, replace
 from statistics import fmean, median
 from typing import TYPE_CHECKING, Any
 
 from sere.errors import InputError
 from sere.eval.apply import apply_setting, check_settings
+from sere.eval.cases import (
+    NO_PROGRESS,
+    Progress,
+    case_name,
+    check_cases,
+    checkpoint_of,
+    finished_cases,
+    head_of_model,
+    missing,
+    summarise_layers,
+    texts_digest,
+    weights_digest,
+)
 from sere.eval.checkpoint import Checkpoint
 from sere.eval.decode import decode, stop_ids
-from sere.eval.questions import encode, mark
-from sere.eval.settings import Setting, check_off_first
+from sere.eval.generation import end_mark
+from sere.eval.questions import Asked, encode, mark, takes_template
+from sere.eval.rows import supports_rows
+from sere.eval.settings import Setting
 from sere.eval.statistics import paired_difference, wilson
-from sere.eval.tasks import Question
-from sere.eval.text import score_text
-from sere.provenance import provenance
+from sere.eval.text import passages, score_texts, summarise
 
 if TYPE_CHECKING:
-    from sere.identity import ModelIdentity
-    from sere.reroute.stats import LayerStats
     from sere.table import SimilarityTable
-
-Progress = Callable[[str, int], AbstractContextManager[Callable[[], object]]]
-"""Opens a stretch of work of a name and a number of parts; what it gives is called after each part."""
-
-NO_PROGRESS: Progress = lambda _name, _total: nullcontext(lambda: None)  # noqa: E731
-"""Shows nothing."""
 
 ALL = "all"
 """The name under which a case gives its result over all tasks."""
@@ -47,22 +50,43 @@ class Plan:
         questions: The questions, in the order in which they are decoded.
         passages: English passages for perplexity and divergence; none if empty.
         max_new_tokens: Most tokens an answer may have.
-        seed: Of the random control; questions were drawn with it too.
+        seed: Of the random control; questions of tasks were drawn with it too.
+        chat_template: Whether a question that is plain text is put to the model as a user's message, where
+            its tokenizer has a chat template.
+        source: The file that the questions are from, as a record names it; None for tasks.
     """
 
     settings: Sequence[Setting]
     batch_sizes: Sequence[int]
-    questions: Sequence[Question]
+    questions: Sequence[Asked]
     passages: Sequence[str] = ()
     max_new_tokens: int = 256
     seed: int = 0
+    chat_template: bool = False
+    source: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         if not self.questions:
             raise InputError("evaluate: expected at least one question, got none")
-        check_off_first(self.settings)
-        if not self.batch_sizes or min(self.batch_sizes) < 1:
-            raise InputError(f"evaluate: expected batch sizes of at least 1, got {list(self.batch_sizes)}")
+        if self.max_new_tokens < 1:
+            raise InputError(f"max_new_tokens: expected at least 1, got {self.max_new_tokens}")
+        check_cases(self)
+
+    def describe(self) -> dict[str, Any]:
+        """Return what a record says of the plan beside settings and batch sizes."""
+        asked: dict[str, Any] = {
+            "tasks": dict(Counter(question.task for question in self.questions)),
+            "questions_digest": texts_digest([question.key for question in self.questions]),
+        }
+        if self.source is not None:
+            asked |= {"source": dict(self.source), "chat_template": self.chat_template}
+        return asked | {
+            "passages": len(self.passages),
+            "passages_digest": texts_digest(self.passages),
+            "max_new_tokens": self.max_new_tokens,
+            "seed": self.seed,
+            "intervals": {"share": "Wilson", "difference": "Newcombe 1998, paired (method 10)"},
+        }
 
 
 def evaluate(
@@ -91,18 +115,26 @@ def evaluate(
         intervals are in [0, 1]; differences are to ``off`` at the same batch size, on the same questions.
 
     Raises:
-        InputError: The plan is empty somewhere.
+        DataError: The chat template refuses a question, or a question has no tokens.
         TableMismatch: The table belongs to another model.
         ConfigError: A setting needs a table and there is none.
     """
     check_settings(plan.settings, table)
-    head = _head(model, plan, table)
-    kept = checkpoint_of(head, checkpoint, weights=_weights_digest(model))
-    run = _Run(model, tokenizer, plan, table, progress)
+    plan = for_tokenizer(plan, tokenizer)
+    head = head_of_model(model, plan, table)
+    kept = checkpoint_of(head, checkpoint, weights=weights_digest(model))
+    prompts = encode(tokenizer, [question.prompt for question in plan.questions], chat=plan.chat_template)
+    run = _Run(model, tokenizer, plan, prompts, table, progress)
     with kept.going_on():
         for setting, batch_size in missing(kept, plan, plan.settings):
             kept.put(case_name(setting, batch_size), run.measure(setting, batch_size))
     return completed(head, kept, plan)
+
+
+def for_tokenizer(plan: Plan, tokenizer: Any) -> Plan:
+    """Return the plan as it will be: with a chat template only where one is used."""
+    prompts = [question.prompt for question in plan.questions]
+    return replace(plan, chat_template=plan.chat_template and takes_template(tokenizer, prompts))
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,23 +144,26 @@ class _Run:
     model: Any
     tokenizer: Any
     plan: Plan
+    prompts: Sequence[Sequence[int]]
     table: SimilarityTable | None
     progress: Progress
 
     def measure(self, setting: Setting, batch_size: int) -> dict[str, Any]:
         """Return the record of one case, without the comparison to ``off``."""
         plan, name = self.plan, case_name(setting, batch_size)
-        prompts = encode(self.tokenizer, [question.prompt for question in plan.questions])
-        total = len(prompts) + len(plan.passages)
+        stop = stop_ids(self.model, self.tokenizer)
+        # Every row of our own decode steps is real; generate feeds rows that have ended this token.
+        pad = -1 if supports_rows(self.model) else end_mark(self.model, stop)
         with (
-            self.progress(name, total) as tick,
-            apply_setting(self.model, setting, self.table, seed=plan.seed) as handle,
+            self.progress(name, len(self.prompts) + len(plan.passages)) as tick,
+            apply_setting(self.model, setting, self.table, seed=plan.seed, pad_token_id=pad) as handle,
         ):
-            stop = stop_ids(self.model, self.tokenizer)
+            handle.quiet = True  # the record says why nothing changed, so the log need not
             decoded = decode(
-                self.model, prompts, batch_size=batch_size, max_new_tokens=plan.max_new_tokens, stop=stop,
-                on_finished=tick,
+                self.model, self.prompts, batch_size=batch_size, max_new_tokens=plan.max_new_tokens,
+                stop=stop, on_finished=tick,
             )  # fmt: skip
+            nothing_changed = handle.why_nothing_changed()
             experts = summarise_layers(handle.stats())
             text = self._text(batch_size, tick)
         right = mark(self.tokenizer, plan.questions, decoded.tokens)
@@ -141,6 +176,7 @@ class _Run:
             "step_ms_median": round(median(decoded.step_ms), 4) if decoded.step_ms else None,
             "answer_tokens": round(fmean(len(tokens) for tokens in decoded.tokens), 3),
             "experts": experts,
+            "nothing_changed": nothing_changed,
             "text": text,
             "right": "".join("01"[answer] for answer in right),
         }
@@ -148,149 +184,15 @@ class _Run:
     def _text(self, batch_size: int, tick: Callable[[], object]) -> dict[str, Any] | None:
         if not self.plan.passages:
             return None
-        passages = encode(self.tokenizer, self.plan.passages)
-        score = score_text(self.model, passages, batch_size=batch_size, on_finished=tick)
-        return None if score is None else asdict(score)
-
-
-def summarise_layers(stats: Sequence[LayerStats]) -> dict[str, Any]:
-    """Return the layers' counts as means over layers, with the layers' own values beside them.
-
-    Args:
-        stats: What ``handle.stats()`` gave.
-
-    Returns:
-        ``before`` and ``after``: distinct experts of a layer and step; ``moved``: share of slots
-        re-routed; ``critical``: critical experts of a layer and step; ``layers``: the same by layer.
-    """
-    layers = [
-        {
-            "index": layer.index,
-            "before": layer.distinct_before,
-            "after": layer.distinct_after,
-            "moved": layer.slots_moved,
-            "critical": layer.critical,
-        }
-        for layer in stats
-        if layer.steps
-    ]
-    names = ("before", "after", "moved", "critical")
-    means = {name: fmean(layer[name] for layer in layers) if layers else None for name in names}
-    return means | {"layers": layers}
-
-
-def _weights_digest(model: Any) -> str:
-    """Return what tells models of equal shape apart: a digest over samples of every weight."""
-    digest = blake2b(digest_size=16)
-    for name, weight in model.state_dict().items():
-        flat = weight.detach().flatten()
-        some = flat[:: max(1, flat.numel() // 256)].double().cpu()
-        digest.update(name.encode() + some.numpy().tobytes())
-    return digest.hexdigest()
-
-
-def _head(model: Any, plan: Plan, table: SimilarityTable | None) -> dict[str, Any]:
-    """Return what identifies the run."""
-    from sere.structure import identify
-
-    identity = identify(model)
-    if table is not None:
-        table.check(identity)
-    return head_of(
-        plan,
-        identity,
-        table,
-        dtype=str(model.dtype).removeprefix("torch."),
-        implementation=getattr(model.config, "_experts_implementation", None),
-    )
-
-
-def head_of(
-    plan: Plan,
-    identity: ModelIdentity,
-    table: SimilarityTable | None,
-    *,
-    dtype: str,
-    implementation: str | None,
-) -> dict[str, Any]:
-    """Return what identifies a run, whatever engine it runs on.
-
-    Args:
-        plan: What is evaluated.
-        identity: Of the model.
-        table: Similarities, or None.
-        dtype: Of the weights.
-        implementation: What computes the experts.
-    """
-    return {
-        "format": "sere-eval-1",
-        "model": {
-            "name": identity.name,
-            "digest": identity.digest,
-            "E": identity.E,
-            "K": identity.K,
-            "dtype": dtype,
-            "experts_implementation": implementation,
-        },
-        "table": None
-        if table is None
-        else {"fingerprint": table.fingerprint, "metric": table.metric, "num_tokens": table.num_tokens},
-        "plan": {
-            "settings": [setting.label for setting in plan.settings],
-            "batch_sizes": list(plan.batch_sizes),
-            "tasks": dict(Counter(question.task for question in plan.questions)),
-            "questions_digest": _digest([question.prompt for question in plan.questions]),
-            "passages": len(plan.passages),
-            "passages_digest": _digest(plan.passages),
-            "max_new_tokens": plan.max_new_tokens,
-            "seed": plan.seed,
-            "confidence": 0.95,
-            "intervals": {"share": "Wilson", "difference": "Newcombe 1998, paired (method 10)"},
-        },
-        "provenance": provenance(),
-    }
-
-
-def case_name(setting: Setting, batch_size: int) -> str:
-    """Return what a case is called in progress and checkpoints."""
-    return f"B={batch_size} {setting.label}"
-
-
-def checkpoint_of(
-    head: Mapping[str, Any], path: str | os.PathLike[str] | None, *, weights: str
-) -> Checkpoint:
-    """Return the finished cases of a run, those of an interrupted one among them.
-
-    Args:
-        head: What `head_of` returned.
-        path: The file that keeps them; None for none.
-        weights: A digest that tells models of equal shape apart.
-    """
-    key = {name: head[name] for name in ("model", "table", "plan")}
-    return Checkpoint(path, key | {"weights": weights, "versions": head["provenance"]["versions"]})
-
-
-def missing(kept: Checkpoint, plan: Plan, settings: Sequence[Setting]) -> list[tuple[Setting, int]]:
-    """Return the cases of some of the plan's settings that are still to be measured, by batch size."""
-    cases = [(setting, batch_size) for batch_size in plan.batch_sizes for setting in settings]
-    return [case for case in cases if kept.get(case_name(*case)) is None]
+        texts = passages(encode(self.tokenizer, self.plan.passages))
+        return summarise(score_texts(self.model, texts, batch_size=batch_size, on_finished=tick))
 
 
 def completed(head: Mapping[str, Any], kept: Checkpoint, plan: Plan) -> dict[str, Any]:
-    """Return the record of a run whose cases are all there, by batch size, and remove their file."""
-    cases = [
-        kept.cases[case_name(setting, batch_size)]
-        for batch_size in plan.batch_sizes
-        for setting in plan.settings
-    ]
-    record = {**head, "cases": compared(cases, plan)}
+    """Return the record of a run whose cases are all there, and remove their file."""
+    record = {**head, "cases": compared(finished_cases(kept, plan), plan)}
     kept.delete()
     return record
-
-
-def _digest(texts: Sequence[str]) -> str:
-    """Return a digest of the texts in their order."""
-    return blake2b("\0".join(texts).encode(), digest_size=16).hexdigest()
 
 
 def compared(cases: Sequence[dict[str, Any]], plan: Plan) -> list[dict[str, Any]]:

@@ -34,11 +34,20 @@ def wilson(right: int, n: int, *, confidence: float = 0.95) -> Interval:
     """
     if n < 1 or not 0 <= right <= n:
         raise InputError(f"wilson: expected 0 <= right <= n and n >= 1, got right={right}, n={n}")
-    z = NormalDist().inv_cdf(0.5 + confidence / 2)
-    share = right / n
+    return score_interval(right / n, n, NormalDist().inv_cdf(0.5 + confidence / 2))
+
+
+def score_interval(share: float, n: float, z: float) -> Interval:
+    """Return Wilson's interval of a share that was seen in ``n`` trials, which need be no whole number.
+
+    Args:
+        share: In [0, 1].
+        n: Independent trials, or as many as dependent ones are worth.
+        z: The normal distribution's quantile of the wanted confidence.
+    """
     centre = (share + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    # At 0 and n the bound equals the share exactly; rounding must not push it past.
+    # At 0 and 1 the bound equals the share exactly; rounding must not push it past.
     return Interval(share, min(share, max(0.0, centre - half)), max(share, min(1.0, centre + half)))
 
 

@@ -1,130 +1,231 @@
-"""How well the model still predicts English: perplexity, and divergence from the unmodified model."""
+"""How well the model still predicts given texts: likelihood, agreement, divergence."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from math import exp, inf
+from math import exp, inf, isnan
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from sere.errors import DataError
-from sere.eval.prefill import prefill
+from sere.errors import DataError, InputError
+from sere.eval.generation import Forced, forced_groups
+from sere.eval.prefill import prefill, read_logits
 from sere.eval.rows import Job, run_rows, supports_rows
 
-# Tokens of each passage that are read before decoding begins: a model must know what it is reading.
+# Tokens of each English passage that are read before decoding begins: a model must know what it is reading.
 PREFIX = 8
 
 
 @dataclass(frozen=True, slots=True)
-class TextScore:
-    """Scores on passages read token by token in decode steps.
+class Text:
+    """A text to be scored in decode steps.
 
     Attributes:
-        perplexity: exp of the mean negative log-likelihood of a token.
-        kl: Mean over tokens of KL(unmodified ‖ at hand), in nats. The unmodified model's distributions
-            come from prefill, so even without re-routing this is a rounding error above 0.
-        tokens: Number of tokens scored.
+        tokens: Its token ids.
+        read: So many of them, at least 1, are read by prefill. The next is fed in the first decode step, and
+            the one after that is the first that is scored.
     """
 
-    perplexity: float
-    kl: float
-    tokens: int
+    tokens: Sequence[int]
+    read: int
+
+    @property
+    def scored(self) -> int:
+        """How many of its tokens are scored."""
+        return len(self.tokens) - self.read - 1
 
 
-def score_text(
-    model: Any,
-    passages: Sequence[Sequence[int]],
-    *,
-    batch_size: int,
-    on_finished: Callable[[], object] = lambda: None,
-) -> TextScore | None:
-    """Read the passages in decode steps of ``batch_size`` rows and score each next token.
+@dataclass(slots=True)
+class TextScore:
+    """Sums over the scored tokens of one text.
 
-    One token a row and step, with a cache, so that re-routing sees decode batches as it does in
-    serving. The first ``PREFIX`` tokens of a passage are prefilled and not scored.
+    Attributes:
+        tokens: How many there are.
+        loss: Negative log-likelihood, nats.
+        kl: KL(unmodified ‖ at hand), nats. The unmodified model's distributions come from prefill, so even
+            without re-routing this is a rounding error above 0.
+        agreed: Tokens that the model at hand holds for the most likely ones.
+    """
 
-    Args:
-        model: A causal language model of Transformers; re-routing, if any, on decode steps only.
-        passages: Token ids, more than ``PREFIX + 1`` each.
-        batch_size: Rows of a step, at most the number of passages.
-        on_finished: Called after each passage, for progress.
+    tokens: int = 0
+    loss: float = 0.0
+    kl: float = 0.0
+    agreed: int = 0
 
-    Returns:
-        The scores, or None if the model's cache is not one of plain full attention.
+
+def passages(encoded: Sequence[Sequence[int]]) -> list[Text]:
+    """Return passages as texts whose first `PREFIX` tokens are read by prefill.
 
     Raises:
         DataError: There is no passage, or one is too short.
     """
-    short = min((len(passage) for passage in passages), default=0)
+    short = min((len(passage) for passage in encoded), default=0)
     if short < PREFIX + 2:
         raise DataError(f"text: expected passages of at least {PREFIX + 2} tokens, got one of {short}")
-    if not supports_rows(model):
-        return None
-    reader = _Reader(passages, [None] * len(passages))
-    B = min(batch_size, len(passages))
-    for _ in run_rows(model, reader.jobs(model), reader.choose, B=B, finished=lambda _: on_finished()):
-        pass
-    return TextScore(_exp(reader.loss / reader.count), reader.kl / reader.count, reader.count)
+    return [Text(passage, PREFIX) for passage in encoded]
 
 
-@dataclass(slots=True)
-class _Reader:
-    """Feeds the passages' own tokens and adds up what the model made of them.
+def summarise(scores: Sequence[TextScore]) -> dict[str, Any]:
+    """Return perplexity, divergence per token in nats, and number of tokens over all texts."""
+    tokens = sum(score.tokens for score in scores)
+    loss = sum(score.loss for score in scores) / tokens
+    return {
+        "perplexity": exp(loss) if loss < 700 else inf,
+        "kl": sum(score.kl for score in scores) / tokens,
+        "tokens": tokens,
+    }
+
+
+@torch.no_grad()
+def score_texts(
+    model: Any,
+    texts: Sequence[Text],
+    *,
+    batch_size: int,
+    on_finished: Callable[[], object] = lambda: None,
+) -> list[TextScore]:
+    """Read texts in decode steps of ``batch_size`` rows and score each next token.
+
+    One token a row and step, with the model's cache, so that re-routing sees decode batches as it does in
+    serving. Where the cache is one of plain full attention, a row whose text has ended is given the next
+    text; else a group of texts begins together, and a row that has ended is fed its own tokens again,
+    unscored. So every step has as many rows, all of them of real text.
+
+    Args:
+        model: A causal language model of Transformers; re-routing, if any, on decode steps only.
+        texts: At least one scored token each.
+        batch_size: Rows of a step, at most the number of texts.
+        on_finished: Called after each text, for progress.
+
+    Returns:
+        One score a text.
+
+    Raises:
+        InputError: The model's logits are no numbers.
+    """
+    scorer = _Scorer(texts)
+    B = min(batch_size, len(texts))
+    if supports_rows(model):
+        reader = _Reader(texts, scorer)
+        steps = run_rows(model, reader.jobs(model), reader.choose, B=B, finished=lambda _: on_finished())
+        for _ in steps:
+            pass
+    else:
+        _score_groups(model, texts, scorer, B, on_finished)
+    return scorer.scores
+
+
+class _Scorer:
+    """Adds up what the model made of each text's tokens.
 
     Attributes:
-        expected: By passage, the unmodified model's logits ``[n, V]``; there while the passage is read.
+        expected: By text, the unmodified model's logits of its scored tokens ``[n, V]``, while it is read.
     """
 
-    passages: Sequence[Sequence[int]]
-    expected: list[Tensor | None]
-    loss: float = 0.0
-    kl: float = 0.0
-    count: int = 0
+    def __init__(self, texts: Sequence[Text]) -> None:
+        self.texts = texts
+        self.scores = [TextScore() for _ in texts]
+        self.expected: list[Tensor | None] = [None] * len(texts)
+
+    def expect(self, index: int, logits: Tensor) -> None:
+        """Keep what the unmodified model says: ``logits`` ``[m, V]`` of the text's last tokens."""
+        self.expected[index] = logits[-self.texts[index].scored - 1 : -1].clone()
+
+    def add(self, indices: Sequence[int], logits: Tensor) -> None:
+        """Score the next token of some texts, ``logits`` ``[len(indices), V]``.
+
+        Raises:
+            InputError: A logit is no number.
+        """
+        references, wanted = [], []
+        for index in indices:
+            text, expected, place = self.texts[index], self.expected[index], self.scores[index].tokens
+            assert expected is not None
+            references.append(expected[place])
+            wanted.append(text.tokens[text.read + 1 + place])
+        got = logits.double().log_softmax(-1)
+        reference = torch.stack(references).double().log_softmax(-1)
+        targets = torch.tensor(wanted, device=logits.device)
+        losses = -got.gather(1, targets[:, None])[:, 0]
+        # What the unmodified model holds for impossible adds nothing, whatever the other says of it.
+        terms = torch.where(reference.isneginf(), 0.0, reference.exp() * (reference - got))
+        rows = zip(
+            indices,
+            losses.tolist(),
+            terms.sum(-1).tolist(),
+            (logits.argmax(-1) == targets).tolist(),
+            strict=True,
+        )
+        for index, loss, kl, agreed in rows:
+            if isnan(loss) or isnan(kl):
+                raise InputError(
+                    "model: its logits are not numbers (NaN); a 16-bit float may be too small for it: try "
+                    "--dtype bfloat16 or float32"
+                )
+            score = self.scores[index]
+            score.loss, score.kl, score.agreed = score.loss + loss, score.kl + kl, score.agreed + agreed
+            score.tokens += 1
+            if score.tokens == self.texts[index].scored:
+                self.expected[index] = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Reader:
+    """Feeds the texts' own tokens to `run_rows`."""
+
+    texts: Sequence[Text]
+    scorer: _Scorer
 
     def jobs(self, model: Any) -> Iterator[Job]:
-        """Yield a job a passage, then fillers without end."""
+        """Yield a job a text, then fillers without end."""
+        tokens, keep = [text.tokens for text in self.texts], 1 + max(text.scored for text in self.texts)
         filler = False
         while True:
-            for read in prefill(model, self.passages, all_logits=not filler):
+            for found in prefill(model, tokens, keep=1 if filler else keep):
+                text = self.texts[found.index]
                 if not filler:
-                    self.expected[read.index] = read.logits
-                cache = [(k[:, :PREFIX], v[:, :PREFIX]) for k, v in read.cache]
-                yield Job(read.index, self.passages[read.index][PREFIX], cache, filler)
+                    self.scorer.expect(found.index, found.logits)
+                cache = [(k[:, : text.read], v[:, : text.read]) for k, v in found.cache]
+                yield Job(found.index, text.tokens[text.read], cache, filler)
             filler = True
 
     def choose(self, jobs: Sequence[Job], logits: Tensor) -> list[int | None]:
-        """Score each row's next token and return it; None after a passage's last token."""
-        chosen = [self._follow(job) for job in jobs]
+        """Score each row's next token and return it; None after a text's last token."""
         scored = [row for row, job in enumerate(jobs) if not job.filler]
         if scored:
-            self._score([jobs[row] for row in scored], logits[scored])
-        return chosen
+            self.scorer.add([jobs[row].index for row in scored], logits[scored])
+        return [self._follow(job) for job in jobs]
 
     def _follow(self, job: Job) -> int | None:
-        passage = self.passages[job.index]
-        place = PREFIX + 1 + len(job.tokens)
-        job.tokens.append(passage[place])
-        return passage[place] if place + 1 < len(passage) else None
-
-    def _score(self, jobs: Sequence[Job], logits: Tensor) -> None:
-        """Add one step's losses and divergences; each job's next token is its last chosen one."""
-        references = []
-        for job in jobs:
-            reference = self.expected[job.index]
-            assert reference is not None
-            references.append(reference[PREFIX + len(job.tokens) - 1])
-            if PREFIX + 1 + len(job.tokens) == len(self.passages[job.index]):
-                self.expected[job.index] = None
-        wanted = torch.tensor([job.tokens[-1] for job in jobs], device=logits.device)
-        got = logits.double().log_softmax(-1)
-        reference = torch.stack(references).double().log_softmax(-1)
-        self.loss -= float(got.gather(1, wanted[:, None]).sum())
-        self.kl += float(torch.nn.functional.kl_div(got, reference, reduction="sum", log_target=True))
-        self.count += len(jobs)
+        text = self.texts[job.index]
+        place = text.read + 1 + len(job.tokens)
+        job.tokens.append(text.tokens[place])
+        return text.tokens[place] if place + 1 < len(text.tokens) else None
 
 
-def _exp(value: float) -> float:
-    return exp(value) if value < 700 else inf
+def _score_groups(
+    model: Any, texts: Sequence[Text], scorer: _Scorer, B: int, on_finished: Callable[[], object]
+) -> None:
+    """Score groups of B texts by the model's own ``generate``, whatever its cache is."""
+    rows = [Forced(text.tokens[: text.read], text.tokens[text.read :]) for text in texts]
+
+    def begin(indices: Sequence[int]) -> None:
+        group = [texts[index] for index in indices]
+        keep = 1 + max(text.scored for text in group)
+        logits = read_logits(model, [text.tokens for text in group], keep=keep)
+        for index, found in zip(indices, logits, strict=True):
+            scorer.expect(index, found)
+
+    def see(step: int, indices: Sequence[int], logits: Tensor) -> None:
+        # The first logits come from prefill.
+        rows = [row for row, index in enumerate(indices) if 0 < step <= texts[index].scored]
+        if rows:
+            scorer.add([indices[row] for row in rows], logits[rows])
+        for row in rows:
+            if step == texts[indices[row]].scored:
+                on_finished()
+
+    forced_groups(model, rows, B, begin=begin, see=see)

@@ -8,19 +8,18 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from sere.eval.engines import Start, by_engine, check_settings, routed
-from sere.eval.questions import encode, mark
-from sere.eval.run import (
+from sere.eval.cases import (
     NO_PROGRESS,
-    Plan,
     Progress,
     case_name,
     checkpoint_of,
-    completed,
     head_of,
     missing,
     summarise_layers,
 )
+from sere.eval.engines import Start, by_engine, check_settings, routed
+from sere.eval.questions import encode, mark
+from sere.eval.run import Plan, completed, for_tokenizer
 from sere.eval.settings import Setting
 from sere.integrations.vllm import read_stats
 
@@ -67,9 +66,11 @@ def evaluate_engine(
             bear that.
     """
     check_settings(plan.settings)
+    plan = for_tokenizer(plan, tokenizer)
     head = head_of(plan, table.identity, table, dtype=dtype, implementation="vllm")
     kept = checkpoint_of(head, checkpoint, weights=weights)
-    run = _Run(tokenizer, plan, encode(tokenizer, [question.prompt for question in plan.questions]), progress)
+    prompts = encode(tokenizer, [question.prompt for question in plan.questions], chat=plan.chat_template)
+    run = _Run(tokenizer, plan, prompts, progress)
     with kept.going_on():
         for options, settings in by_engine(plan.settings):
             if cases := missing(kept, plan, settings):

@@ -59,22 +59,26 @@ def why_nothing_changed(
 def _nothing_reached_a_layer(activity: Activity, config: RerouteConfig | None) -> str:
     if activity.eligible and activity.hook_ran:
         return (
-            f"in each of {activity.eligible} steps every row counted as padding or finished (pad_token_id, "
+            f"in {_count(activity.eligible, 'step')} every row counted as padding or finished (pad_token_id, "
             "attention mask, row budgets), or the cache was empty"
         )
     if activity.eligible:
-        kind = "calls" if config is not None and config.phases == "all" else "decode steps"
+        kind = "call" if config is not None and config.phases == "all" else "decode step"
         return (
-            f"{activity.eligible} {kind} ran, but no layer's hook did; the model was compiled before "
+            f"{_count(activity.eligible, kind)} ran, but no layer's hook did; the model was compiled before "
             "re-routing was applied, or other code computes its experts: apply first, then compile"
         )
     if not activity.calls and not activity.compiled:
         return "the model was not called while re-routing was on, or not through the object it was applied to"
-    calls = "the compiled calls" if activity.compiled else f"{activity.calls} calls"
+    calls = "the compiled calls" if activity.compiled else _count(activity.calls, "call")
     return (
         f"no decode step was seen in {calls} of the model; prompts, log-likelihood scoring and calls without "
         "a cache are prefill, which is left as it is unless phases='all'"
     )
+
+
+def _count(number: int, thing: str) -> str:
+    return f"{number} {thing}{'s' * (number != 1)}"
 
 
 def _nothing_moved(activity: Activity, config: RerouteConfig | None, top_k: int, num_experts: int) -> str:

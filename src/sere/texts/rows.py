@@ -75,7 +75,7 @@ def _row(place: str, value: Any, name: str) -> Row:
 
 def _names(field: str) -> tuple[str, ...]:
     """Return the fields to look at, in their order: where the default one is absent, a conversation's."""
-    return (field, *CONVERSATIONS) if field == "text" else (field,)
+    return (field, *CONVERSATIONS) if field in ("text", "prompt") else (field,)
 
 
 def _chosen(row: Mapping[str, Any], name: str, place: str) -> Any:

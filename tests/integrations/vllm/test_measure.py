@@ -214,7 +214,7 @@ def test_evaluate_by_command(
     monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
     out = tmp_path / "out" / "eval.json"
     argv = ["eval", "bundled", "--engine", "vllm", "--table", str(scaled_table(tmp_path)), "--out", str(out),
-            "--batch-size", "4", "--questions", "1", "--tasks", "addition", "sorting",
+            "--batch-size", "4", "--per-task", "1", "--tasks", "addition", "sorting",
             "--setting", "sere:S=8,min_active=9,scale=true", "--setting", "random:S=8"]  # fmt: skip
     assert main(argv) == 0
     record = json.loads(out.read_text())

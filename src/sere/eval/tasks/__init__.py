@@ -22,7 +22,6 @@ __all__ = [
     "Split",
     "calibration_texts",
     "english",
-    "is_correct",
     "mixed",
     "questions",
     "split_of",
@@ -76,12 +75,6 @@ def mixed(*, split: Split, per_task: int, seed: int = 0) -> list[Question]:
     """Return ``per_task`` questions of every task, interleaved: one of each task, then the next of each."""
     columns = [questions(task, split=split, count=per_task, seed=seed) for task in TASK_NAMES]
     return [question for row in zip(*columns, strict=True) for question in row]
-
-
-def is_correct(question: Question, completion: str) -> bool:
-    """Say whether the completion's final answer, the part after its last ``>``, is exactly right."""
-    _, mark, answer = completion.rpartition(ANSWER_MARK)
-    return bool(mark) and answer.strip() == question.answer
 
 
 def english(*, split: Split, count: int, seed: int = 0) -> list[str]:

@@ -24,6 +24,16 @@ class Question:
     solution: str
     answer: str
 
+    @property
+    def key(self) -> str:
+        """What tells it from other questions."""
+        return self.prompt
+
+    def is_right(self, output: str) -> bool:
+        """Say whether the final answer of an output, the part after its last ``>``, is exactly right."""
+        _, mark, answer = output.rpartition(ANSWER_MARK)
+        return bool(mark) and answer.strip() == self.answer
+
 
 def worked(task: str, prompt: str, steps: str, answer: str) -> Question:
     """Return the question whose solution is ``steps>answer``."""

@@ -1,0 +1,139 @@
+"""What ``sere eval`` prints for people."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sere.cli.output import table
+
+_ANSWER_NOTES = """experts: distinct per layer and step, before > after. difference: to off at the same B,
+points, paired. tokens: mean answer length."""
+_ENGLISH_NOTE = " KL: to the unmodified model, nats per token of English."
+
+_PROMPT_NOTES = """In decode steps, on the unmodified model's own continuations from their second token on.
+experts: distinct per layer and step, before > after. agree: tokens where the setting's most likely token is
+the one that the unmodified model chose. KL: from the unmodified model, nats per token; off's row shows what
+rounding leaves. perplexity: of the continuations. 95 %: a prompt, not a token, is one observation."""
+
+
+def render(record: Mapping[str, Any]) -> str:
+    """Return the result of an evaluation as tables, with what their columns mean and what to know of them."""
+    shown = _prompts(record) if "continuations" in record else _answers(record)
+    return "\n".join([shown, *_remarks(record)])
+
+
+def _prompts(record: Mapping[str, Any]) -> str:
+    headers = ["B", "setting", "experts", "moved %", "agree %", "95 %", "KL", "95 %", "perplexity", "95 %"]
+    rows = [
+        [
+            *_first(case),
+            _percent(case["agreement"]["value"]),
+            _bounds(case["agreement"], _percent),
+            _small(case["kl"]["value"]),
+            _bounds(case["kl"], _small),
+            _three(case["perplexity"]["value"]),
+            _bounds(case["perplexity"], _three),
+        ]
+        for case in record["cases"]
+    ]
+    scored = record["continuations"]
+    count = f"{scored['prompts']} prompts, {sum(scored['scored_tokens'])} tokens scored"
+    return f"{table(rows, headers)}\n{_PROMPT_NOTES}\n{count}."
+
+
+def _answers(record: Mapping[str, Any]) -> str:
+    """Return one table over all questions and, where there are several tasks, one by task."""
+    cases = record["cases"]
+    english = any(case["text"] for case in cases)
+    headers = ["B", "setting", "experts", "moved %", "right %", "95 %", "difference", "95 %", "tokens"]
+    rows = [_overall(case, english) for case in cases]
+    overall = table(rows, [*headers, "perplexity", "KL"] if english else headers)
+    shown = f"{overall}\n{_ANSWER_NOTES}{_ENGLISH_NOTE if english else ''}"
+    names = [name for name in cases[0]["tasks"] if name != "all"]
+    if len(names) == 1:
+        return f"{shown}\n{cases[0]['tasks'][names[0]]['n']} {names[0]}."
+    by_task = [
+        [
+            case["batch_size"],
+            case["setting"],
+            *(f"{100 * case['tasks'][name]['share']['value']:.1f}" for name in names),
+        ]
+        for case in cases
+    ]
+    counts = {case["tasks"][name]["n"] for case in cases for name in names}
+    title = f"Right answers by task, % ({min(counts)} questions each)"
+    return f"{shown}\n\n{title}\n{table(by_task, ['B', 'setting', *names])}"
+
+
+def _remarks(record: Mapping[str, Any]) -> list[str]:
+    """Return what else a reader must know: what was left out, and steps smaller than they are called."""
+    remarks = []
+    plan, scored = record["plan"], record.get("continuations", {})
+    if plan.get("chat_template"):
+        remarks.append("Texts were put to the model as a user's message (--no-chat-template: as they are).")
+    skipped = (plan.get("prompts") or plan.get("source") or {}).get("skipped")
+    if skipped:
+        remarks.append(f"{skipped} rows of the file are null or blank and were skipped.")
+    if scored.get("too_short"):
+        remarks.append(
+            f"{scored['too_short']} prompts were answered with one token, which comes from prefill, and have "
+            "nothing to score."
+        )
+    for case in record["cases"]:
+        if case.get("nothing_changed") is not None:
+            remarks.append(f"B={case['batch_size']} {case['setting']}: {case['nothing_changed']}")
+        if case["setting"] == "off" and case["rows"] < case["batch_size"]:
+            remarks.append(
+                f"B={case['batch_size']}: steps had {case['rows']} rows, for there are no more texts; give "
+                f"{case['batch_size']} or more."
+            )
+    return remarks
+
+
+def _overall(case: Mapping[str, Any], english: bool) -> list[Any]:
+    everything, text = case["tasks"]["all"], case["text"] or {}
+    difference = everything.get("difference")
+    cells = [
+        *_first(case),
+        _percent(everything["share"]["value"]),
+        _bounds(everything["share"], _percent),
+        None if difference is None else f"{100 * difference['value']:+.1f}",
+        None if difference is None else _bounds(difference, _percent),
+        f"{case['answer_tokens']:.1f}",
+    ]
+    if english:
+        cells += [f"{text['perplexity']:.3f}", f"{text['kl']:.4f}"] if text else [None, None]
+    return cells
+
+
+def _first(case: Mapping[str, Any]) -> Sequence[Any]:
+    """Return the cells that every table begins with."""
+    experts = case["experts"]
+    counted = experts["before"] is not None
+    return [
+        case["batch_size"],
+        case["setting"],
+        f"{experts['before']:.1f} > {experts['after']:.1f}" if counted else None,
+        f"{100 * experts['moved']:.0f}" if counted else None,
+    ]
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.1f}"
+
+
+def _three(value: float) -> str:
+    return f"{value:.3f}"
+
+
+def _small(value: float) -> str:
+    """Return a number with four decimals, or in powers of ten where these would show nothing of it."""
+    return f"{value:.4f}" if value == 0 or value >= 0.001 else f"{value:.0e}"
+
+
+def _bounds(interval: Mapping[str, Any], shown: Any) -> str | None:
+    """Return an interval's bounds; None where one prompt gives none."""
+    if interval["low"] is None:
+        return None
+    return f"{shown(interval['low'])} to {shown(interval['high'])}"

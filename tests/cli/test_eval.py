@@ -1,0 +1,285 @@
+"""``sere eval``: what it asks which model, what it prints, writes and refuses."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from sere.bundled import is_bundled, model_path
+from sere.cli import main
+from sere.eval import continuations
+from tests.checkpoints import save_checkpoint
+
+TASKS = ("--per-task", 1, "--tasks", "addition", "sorting", "reversal", "--max-new-tokens", 6)
+
+
+def run_json(capsys: pytest.CaptureFixture[str], *argv: object) -> Any:
+    assert main([*map(str, argv), "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def refused(capsys: pytest.CaptureFixture[str], *argv: object) -> str:
+    """Run a command that ends with code 2 and return its one line."""
+    assert main([*map(str, argv)]) == 2
+    (line,) = [text for text in capsys.readouterr().err.splitlines() if text.startswith("sere: error:")]
+    return line
+
+
+@pytest.fixture
+def tiny_bundled(monkeypatch: pytest.MonkeyPatch, checkpoint: Path) -> Path:
+    """A tiny model that passes for the bundled one, which decodes slowly on a busy machine."""
+    monkeypatch.setattr("sere.bundled.is_bundled", lambda folder: folder == checkpoint)
+    return checkpoint
+
+
+@pytest.fixture
+def prompts(tmp_path: Path) -> Path:
+    path = tmp_path / "prompts.txt"
+    path.write_text("add 1+2\nthe mill stood\nsort 7 3\n\nreverse abc\n")
+    return path
+
+
+@pytest.fixture
+def questions(tmp_path: Path) -> Path:
+    path = tmp_path / "questions.jsonl"
+    rows: list[Any] = [{"prompt": f"add {i}", "answer": i, "pattern": r"\w"} for i in range(5)]
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in [*rows, None]))
+    return path
+
+
+def test_the_bundled_model_is_asked_its_own_tasks(
+    capsys: pytest.CaptureFixture[str], tiny_bundled: Path, similarities: Path, tmp_path: Path
+) -> None:
+    """By default SERE, the random control and top-k reduction stand beside off, at each batch size."""
+    out = tmp_path / "out" / "eval.json"
+    argv = ["eval", tiny_bundled, "--table", similarities, "--batch-size", 1, 2, *TASKS]
+    record = run_json(capsys, *argv, "--passages", 3, "--out", out)
+    assert json.loads(out.read_text()) == record
+    names = ["off", "sere:S=1", "random:S=1", "topk:S=1"]
+    assert [(case["batch_size"], case["setting"]) for case in record["cases"]] == [
+        (B, name) for B in (1, 2) for name in names
+    ]
+    assert list(out.parent.iterdir()) == [out]
+    off, sere = record["cases"][4:6]
+    assert off["experts"]["before"] == off["experts"]["after"] > sere["experts"]["after"]
+    assert sere["tasks"]["all"]["n"] == 3
+    assert sere["text"]["kl"] > off["text"]["kl"]
+
+
+def test_tasks_print_two_tables(
+    capsys: pytest.CaptureFixture[str], tiny_bundled: Path, similarities: Path
+) -> None:
+    """For people: one row a case, over all tasks and by task; progress goes to stderr."""
+    argv = ["eval", tiny_bundled, "--table", similarities, "--batch-size", 2, *TASKS, "--passages", 3]
+    assert main([*map(str, argv), "--setting", "sere:S=1"]) == 0
+    nothing, out = capsys.readouterr()
+    assert nothing == ""
+    assert out.count("sere:S=1 ") >= 2
+    assert "perplexity" in out
+    assert "reversal" in out
+    assert "B=2 sere:S=1: done" in out
+
+
+def test_any_model_is_compared_with_itself_on_prompts(
+    capsys: pytest.CaptureFixture[str], checkpoint: Path, similarities: Path, prompts: Path, tmp_path: Path
+) -> None:
+    """A record of agreement, divergence and perplexity; the table says what is what."""
+    out = tmp_path / "eval.json"
+    argv = ["eval", checkpoint, "--table", similarities, "--prompts", prompts, "--batch-size", 2]
+    argv += ["--max-new-tokens", 8, "--setting", "sere:S=1", "--setting", "sere:S=1,min_active=15"]
+    record = run_json(capsys, *argv, "--out", out)
+    assert json.loads(out.read_text()) == record
+    assert record["plan"]["prompts"] == {"file": "prompts.txt", "count": 4, "skipped": 0}
+    off, sere, idle = record["cases"]
+    assert off["kl"]["value"] < 1e-6 < sere["kl"]["value"]
+    assert off["agreement"]["value"] == 1
+    assert idle["nothing_changed"].startswith("nothing was re-routed: min_active=15")
+    assert main([*map(str, argv)]) == 0
+    nothing, shown = capsys.readouterr()
+    assert nothing == ""
+    assert "continuations: done" in shown
+    assert "agree %" in shown
+    assert f"{record['continuations']['prompts']} prompts, " in shown
+    assert "B=2 sere:S=1,min_active=15: nothing was re-routed: min_active=15 is never below" in shown
+
+
+def test_any_model_is_asked_questions_of_a_file(
+    capsys: pytest.CaptureFixture[str], checkpoint: Path, questions: Path
+) -> None:
+    """Right answers with the paired difference; skipped rows and small steps are said."""
+    argv = ["eval", checkpoint, "--questions", questions, "--batch-size", 8, "--setting", "topk:S=1"]
+    argv += ["--max-new-tokens", 4]
+    record = run_json(capsys, *argv)
+    assert record["plan"]["source"] == {"file": "questions.jsonl", "count": 5, "skipped": 1}
+    off, reduced = record["cases"]
+    assert off["tasks"]["all"]["n"] == 5
+    assert {"value", "low", "high"} == set(reduced["tasks"]["all"]["difference"])
+    assert main([*map(str, argv)]) == 0
+    shown = capsys.readouterr().err
+    assert "5 questions." in shown
+    assert "perplexity" not in shown
+    assert "1 rows of the file are null or blank and were skipped." in shown
+    assert "B=8: steps had 5 rows" in shown
+
+
+def test_texts_take_the_chat_template_unless_told_otherwise(
+    capsys: pytest.CaptureFixture[str], prompts: Path, tmp_path: Path
+) -> None:
+    """A tokenizer's template makes prompts a user's messages, and the table says so."""
+    path = save_checkpoint(tmp_path, "olmoe")
+    (path / "chat_template.jinja").write_text("<u>{{ messages[0]['content'] }}<a>")
+    argv = [
+        "eval",
+        path,
+        "--prompts",
+        prompts,
+        "--batch-size",
+        2,
+        "--setting",
+        "topk:S=1",
+        "--max-new-tokens",
+        4,
+    ]
+    chat = run_json(capsys, *argv)
+    plain = run_json(capsys, *argv, "--no-chat-template")
+    assert chat["plan"]["chat_template"] is True
+    assert plain["plan"]["chat_template"] is False
+    lengths = [record["continuations"]["prompt_tokens"] for record in (chat, plain)]
+    assert lengths[0] > lengths[1]
+    assert main([*map(str, argv)]) == 0
+    assert "put to the model as a user's message" in capsys.readouterr().err
+
+
+def test_a_copy_of_the_bundled_model_is_one(tmp_path: Path) -> None:
+    """Its folder, a copy and one written by Transformers are the bundled model; other models are not."""
+    assert is_bundled(model_path())
+    copy = tmp_path / "copy"
+    shutil.copytree(model_path(), copy)
+    assert is_bundled(copy)
+    (copy / "tokenizer.json").unlink()
+    assert not is_bundled(copy)
+    saved = tmp_path / "saved"
+    AutoModelForCausalLM.from_pretrained(model_path()).save_pretrained(saved)
+    AutoTokenizer.from_pretrained(model_path()).save_pretrained(saved)
+    assert is_bundled(saved)
+    assert not is_bundled(save_checkpoint(tmp_path))
+    assert not is_bundled(tmp_path)
+
+
+def test_tasks_are_for_the_bundled_model_alone(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, checkpoint: Path
+) -> None:
+    """Another model is refused before it is loaded, with what to give; a hub name before it is fetched."""
+    monkeypatch.setattr("sere.cli.eval.load", lambda _: pytest.fail("loaded"))
+    for model in (checkpoint, "owner/model"):
+        for flags in ([], ["--setting", "topk:S=1"], ["--tasks", "addition"]):
+            line = refused(capsys, "eval", model, *flags)
+            assert "own tasks are in the notation of the bundled model" in line
+            assert "Give --prompts FILE" in line
+            assert "or --questions FILE" in line
+
+
+@pytest.mark.parametrize(
+    ("argv", "line"),
+    [
+        (["bundled", "--setting", "ser:S=1"], "did you mean 'sere'"),
+        (["bundled", "--setting", "off", "--tasks", "adition"], "did you mean 'addition'"),
+        (["bundled", "--setting", "off", "--per-task", "0"], "argument --per-task: expected a whole number"),
+        (["bundled", "--setting", "off", "--batch-size", "0"], "argument --batch-size: expected a whole"),
+        (["bundled", "--table", "nowhere.safetensors"], "nowhere.safetensors"),
+        (["bundled", "--setting", "random:S=0"], "select_top_k: expected an integer of at least 1, got 0"),
+        (["bundled", "--setting", "off", "--out", "/dev/null/eval.json"], "/dev/null"),
+        (["bundled", "--setting", "off", "--device", "nonsense"], "--device nonsense: not usable here"),
+        (
+            ["bundled", "--setting", "off", "--max-new-tokens", "0"],
+            "argument --max-new-tokens: expected",
+        ),
+        (["bundled", "--no-chat-template"], "--no-chat-template: only with --prompts or --questions"),
+        (
+            ["bundled", "--questions", "50"],
+            "how many questions of each task 'bundled' is asked, --per-task says",
+        ),
+        (
+            ["x", "--questions", "q.jsonl", "--setting", "sere:S=1"],
+            "--table: sere settings need a similarity",
+        ),
+        (
+            ["x", "--questions", "q.jsonl", "--metric", "cosine", "--setting", "off"],
+            "--metric: a table that is",
+        ),
+        (["x", "--questions", "q.jsonl", "--setting", "off"], "questions: no file q.jsonl"),
+        (["x", "--prompts", "p.txt", "--setting", "off"], "prompts: no file p.txt"),
+        (
+            ["x", "--prompts", "p.txt", "--per-task", "5"],
+            "--per-task: only for the bundled model's own tasks",
+        ),
+        (["x", "--prompts", "p.txt", "--no-text"], "--passages or --no-text: only for the bundled model's"),
+        (["x", "--prompts", "p.txt", "--questions", "q.jsonl"], "not allowed with argument --prompts"),
+        (["x", "--prompts", "p.txt", "--engine", "vllm"], "--prompts: vLLM does not hand on the logits"),
+        (
+            ["x", "--questions", "q.jsonl", "--engine", "vllm"],
+            "need a similarity table, and so does --engine vllm",
+        ),
+    ],
+)
+def test_eval_refuses_in_one_line(capsys: pytest.CaptureFixture[str], argv: list[str], line: str) -> None:
+    """Wrong settings, tasks, sizes, files and combinations each give one line and code 2."""
+    assert line in refused(capsys, "eval", *argv)
+
+
+def test_short_continuations_and_engines_are_refused_with_their_files(
+    capsys: pytest.CaptureFixture[str], checkpoint: Path, prompts: Path, questions: Path
+) -> None:
+    """What only a file shows: a single token has no decode step; vLLM does not run every policy."""
+    argv = ["eval", checkpoint, "--setting", "off", "--prompts", prompts, "--max-new-tokens", 1]
+    assert "max_new_tokens: expected at least 2, got 1" in refused(capsys, *argv)
+    argv = ["eval", checkpoint, "--setting", "oea:S=2", "--questions", questions, "--engine", "vllm"]
+    assert "oea needs the router's scores" in refused(capsys, *argv, "--table", "t")
+
+
+def test_an_interrupted_run_goes_on_with_the_same_prompts_only(
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    checkpoint: Path,
+    prompts: Path,
+    tmp_path: Path,
+) -> None:
+    """Finished cases are kept on Ctrl-C; the same command goes on; other prompts are said to differ."""
+    out, other = tmp_path / "eval.json", tmp_path / "other.txt"
+    other.write_text("a\nb\n")
+    flags = ["--setting", "topk:S=1", "--batch-size", "2", "--max-new-tokens", "6", "--out", str(out)]
+
+    def evaluated(file: Path) -> tuple[int, str]:
+        code = main(["eval", str(checkpoint), "--prompts", str(file), *flags])
+        return code, capsys.readouterr().err
+
+    measure = continuations._measure
+
+    def interrupted(model: Any, texts: Any, plan: Any, setting: Any, *rest: Any) -> Any:
+        if setting.kind == "topk":
+            raise KeyboardInterrupt
+        return measure(model, texts, plan, setting, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(continuations, "_measure", interrupted)
+        code, err = evaluated(prompts)
+    assert (code, out.exists()) == (130, False)
+    assert "the same command goes on behind them" in err
+    kept = tmp_path / ".eval.json.partial"
+    before = kept.read_text()
+    code, err = evaluated(prompts)
+    assert code == 0
+    assert "B=2 topk:S=1: done" in err
+    assert "B=2 off: done" not in err
+    assert not kept.exists()
+    kept.write_text(before)
+    code, err = evaluated(other)
+    assert "prompts.file was prompts.txt, now other.txt" in caplog.text
+    assert "the prompts differ" in caplog.text
+    assert "B=2 off: done" in err

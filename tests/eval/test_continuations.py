@@ -1,0 +1,195 @@
+"""Any model is compared with itself: its own continuations, scored in decode steps under each setting."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from math import log
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from sere.bench.subject import random_table
+from sere.errors import AlreadyApplied, ConfigError, DataError, InputError
+from sere.eval.apply import apply_setting
+from sere.eval.clusters import mean_per_token, share_of_tokens
+from sere.eval.continuations import PromptPlan, evaluate_prompts
+from sere.eval.settings import parse_setting, parse_settings
+from tests.checkpoints import tiny_tokenizer
+from tests.tiny import tiny_model
+
+PROMPTS = ["add 4821", "the mill stood by", "a", "sort 7 3 9", "reverse", "one two three four", "x y"]
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Any:
+    return tiny_tokenizer()
+
+
+def build(name: str, tokenizer: Any) -> Any:
+    model = tiny_model(name, vocab_size=len(tokenizer))
+    model.generation_config.eos_token_id = [1, *range(40, 46)]
+    return model
+
+
+@pytest.fixture(scope="module")
+def model(tokenizer: Any) -> Any:
+    return build("qwen2_moe", tokenizer)
+
+
+def plan(**changes: Any) -> PromptPlan:
+    values: dict[str, Any] = {
+        "settings": parse_settings(["sere:S=1"]),
+        "batch_sizes": [3],
+        "prompts": PROMPTS,
+        "max_new_tokens": 9,
+    }
+    return PromptPlan(**(values | changes))
+
+
+@torch.no_grad()
+def own_continuation(model: Any, ids: Sequence[int], limit: int) -> list[int]:
+    """Return the greedy tokens of one prompt by whole forward passes, the end token included."""
+    text = list(ids)
+    while len(text) - len(ids) < limit:
+        text.append(int(model(torch.tensor([text])).logits[0, -1].argmax()))
+        if text[-1] in model.generation_config.eos_token_id:
+            break
+    return text[len(ids) :]
+
+
+# One for each kind of cache; tests/eval/test_text.py scores all architectures.
+@pytest.mark.parametrize("name", ["olmoe", "qwen3_next", "gpt_oss", "deepseek_v3", "longcat_flash"])
+def test_models_of_every_cache_are_compared_with_itself(name: str, tokenizer: Any) -> None:
+    """Off agrees with itself up to rounding, at each batch size; a setting that moves slots does not."""
+    model = build(name, tokenizer)
+    settings = parse_settings(["sere:S=1", "topk:S=1"])
+    record = evaluate_prompts(
+        model, tokenizer, plan(settings=settings, batch_sizes=[1, 3]), table=random_table(model)
+    )
+    wanted = [own_continuation(model, tokenizer(text)["input_ids"], 9) for text in PROMPTS]
+    lengths = [len(tokens) - 1 for tokens in wanted if len(tokens) > 1]
+    assert record["continuations"]["scored_tokens"] == lengths
+    assert len(record["cases"]) == 6
+    for case in record["cases"]:
+        experts = case["experts"]
+        if case["setting"] == "off":
+            assert case["agreement"]["value"] == 1
+            assert 0 <= case["kl"]["value"] < 1e-6
+            assert experts["before"] == experts["after"]
+        else:
+            assert case["nothing_changed"] is None
+            assert case["kl"]["value"] > 1e-3
+            assert case["agreement"]["value"] < 1
+            assert experts["after"] < experts["before"]
+    json.dumps(record, allow_nan=False)
+
+
+def test_results_are_estimates_over_prompts(model: Any, tokenizer: Any) -> None:
+    """Each result is made of the sums by prompt that stand beside it; the loss is paired with off's."""
+    record = evaluate_prompts(model, tokenizer, plan(), table=random_table(model))
+    off, sere = record["cases"]
+    tokens = record["continuations"]["scored_tokens"]
+    share = share_of_tokens(sere["prompts"]["agreed"], tokens)
+    assert sere["agreement"] == {"value": share.value, "low": share.low, "high": share.high}
+    loss = mean_per_token(sere["prompts"]["loss"], tokens)
+    assert loss.low is not None
+    assert log(sere["perplexity"]["value"]) == pytest.approx(loss.value)
+    assert log(sere["perplexity"]["low"]) == pytest.approx(loss.low)
+    more = [a - b for a, b in zip(sere["prompts"]["loss"], off["prompts"]["loss"], strict=True)]
+    assert sere["loss_to_off"]["value"] == pytest.approx(sum(more) / sum(tokens))
+    assert "loss_to_off" not in off
+    assert record["plan"]["intervals"]["unit"] == "prompt"
+    assert {"versions", "machine"} <= set(record["provenance"])
+
+
+def test_a_setting_that_moves_nothing_says_why(model: Any, tokenizer: Any) -> None:
+    """A divergence of nothing is not read as no loss: the case holds the reason."""
+    found = evaluate_prompts(
+        model, tokenizer, plan(settings=parse_settings(["sere:S=1,min_active=15"])), table=random_table(model)
+    )
+    off, idle = found["cases"]
+    assert off["nothing_changed"] is None
+    assert idle["experts"]["moved"] == 0
+    assert "min_active=15 is never below what these batches read" in idle["nothing_changed"]
+
+
+def test_fewer_prompts_than_rows_are_said(model: Any, tokenizer: Any) -> None:
+    """The rows of a case are those that its steps had; one prompt has no interval."""
+    record = evaluate_prompts(
+        model, tokenizer, plan(settings=parse_settings([]), batch_sizes=[8], prompts=PROMPTS[:1])
+    )
+    (case,) = record["cases"]
+    assert (case["batch_size"], case["rows"]) == (8, 1)
+    assert case["agreement"] == {"value": 1.0, "low": None, "high": None}
+
+
+def test_an_interrupted_run_goes_on_with_its_continuations(
+    model: Any, tokenizer: Any, tmp_path: Path
+) -> None:
+    """Stopped in a case, the same plan measures what is missing on the same tokens, with equal results."""
+    path, opened = tmp_path / "partial.json", []
+
+    def progress(name: str, _total: int) -> AbstractContextManager[Any]:
+        opened.append(name)
+        if len(opened) == 3:
+            raise KeyboardInterrupt
+        return nullcontext(lambda: None)
+
+    table = random_table(model)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_prompts(model, tokenizer, plan(), table=table, checkpoint=path, progress=progress)
+    record = evaluate_prompts(model, tokenizer, plan(), table=table, checkpoint=path, progress=progress)
+    assert opened == ["continuations", "B=3 off", "B=3 sere:S=1", "B=3 sere:S=1"]
+    assert not path.exists()
+    assert record["cases"] == evaluate_prompts(model, tokenizer, plan(), table=table)["cases"]
+
+
+def test_generation_settings_of_the_checkpoint_do_not_count(tokenizer: Any) -> None:
+    """Greedy means the most likely token: penalties and bans of a checkpoint's own settings are left out."""
+    model = build("qwen3_next", tokenizer)
+    table = random_table(model)
+    before = evaluate_prompts(model, tokenizer, plan(), table=table)["continuations"]["digest"]
+    model.generation_config.repetition_penalty = 5.0
+    model.generation_config.suppress_tokens = list(range(3, 40))
+    own = model.generation_config
+    assert evaluate_prompts(model, tokenizer, plan(), table=table)["continuations"]["digest"] == before
+    assert model.generation_config is own
+
+
+def test_what_cannot_be_evaluated_is_refused(model: Any, tokenizer: Any) -> None:
+    """No prompt, continuations without a second token, a model that is re-routed, a table that is missing."""
+    with pytest.raises(InputError, match="at least one prompt, got none"):
+        plan(prompts=[])
+    with pytest.raises(InputError, match="max_new_tokens: expected at least 2, got 1"):
+        plan(max_new_tokens=1)
+    with pytest.raises(InputError, match=r"batch sizes of at least 1, got \[0\]"):
+        plan(batch_sizes=[0])
+    with pytest.raises(ConfigError, match="sere:S=1: needs a similarity table"):
+        evaluate_prompts(model, tokenizer, plan())
+    off = replace(plan(), settings=parse_settings([]))
+    with (
+        apply_setting(model, parse_setting("topk:S=1"), None, pad_token_id=-1),
+        pytest.raises(AlreadyApplied),
+    ):
+        evaluate_prompts(model, tokenizer, off)
+    ends = model.generation_config.eos_token_id
+    model.generation_config.eos_token_id = list(range(len(tokenizer)))
+    try:
+        with pytest.raises(DataError, match="the model ends each of the 7 prompts with its first token"):
+            evaluate_prompts(model, tokenizer, off)
+    finally:
+        model.generation_config.eos_token_id = ends
+
+
+def test_logits_that_are_no_numbers_are_refused(tokenizer: Any) -> None:
+    """A model that overflows gives no scores, and the error says what to try."""
+    broken = build("olmoe", tokenizer)
+    with torch.no_grad():
+        broken.lm_head.weight.fill_(float("nan"))
+    with pytest.raises(InputError, match=r"logits are not numbers \(NaN\).*--dtype bfloat16 or float32"):
+        evaluate_prompts(broken, tokenizer, plan(settings=parse_settings([])))

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import weakref
+from collections import UserDict
 from pathlib import Path
 from typing import Any
 
@@ -307,12 +308,13 @@ def test_layers_that_share_more_than_hidden_states_are_refused(tmp_path: Path) -
     path = save_tiny(tmp_path, "qwen3_moe")
     for spoil, text in (
         (_fill_shared, "a collection that its decoder layers share"),
+        (_replace_shared, "a collection that its decoder layers share"),
         (_return_more, "further results"),
     ):
         skeleton = Skeleton(Checkpoint(path))
         for layer in skeleton.layers:
             spoil(layer)
-        work = WorkFolder(tmp_path / text[:5].strip(), {})
+        work = WorkFolder(tmp_path / spoil.__name__, {})
         with pytest.raises(UnsupportedModel, match=text):
             collect_layerwise(skeleton, some_tokens(), settings("cosine"), work, states_in_memory=True)
 
@@ -325,6 +327,19 @@ def _fill_shared(layer: Any) -> None:
 
     def spoiled(hidden: Any, *, shared: list[Any], **kwargs: Any) -> Any:
         shared.append(hidden)
+        return forward(hidden, **kwargs)
+
+    layer.forward = spoiled
+
+
+def _replace_shared(layer: Any) -> None:
+    forward, shared = layer.forward, UserDict({"keys": None})
+    layer.register_forward_pre_hook(
+        lambda _, args, kwargs: (args, kwargs | {"shared": shared}), with_kwargs=True
+    )
+
+    def spoiled(hidden: Any, *, shared: Any, **kwargs: Any) -> Any:
+        shared["keys"] = hidden
         return forward(hidden, **kwargs)
 
     layer.forward = spoiled

@@ -16,7 +16,7 @@ from sere.calibrate.in_memory import collect_in_memory
 from sere.calibrate.layerwise import collect_layerwise
 from sere.calibrate.runner import LayerRunner
 from sere.calibrate.skeleton import Skeleton
-from sere.calibrate.work import WorkFolder
+from sere.calibrate.work import WorkFolder, resumable
 from sere.errors import DataError, InputError, UnsupportedModel
 from sere.structure import find_experts
 from tests.calibrate.helpers import char_tokenizer, load_whole, save_tiny, settings, some_tokens, worst
@@ -354,8 +354,8 @@ def test_a_model_that_loops_over_its_layers_is_refused(tmp_path: Path) -> None:
     """Its first loop alone would be measured: the layer and its number of runs are named."""
     skeleton = Skeleton(Checkpoint(save_tiny(tmp_path, "qwen3_moe")))
     skeleton.layers.__class__ = Looping
-    work = WorkFolder(tmp_path / "work", {})
-    with pytest.raises(UnsupportedModel, match=r"decoder layer 0 3 times; expected once.*low_memory=False"):
+    text = r"decoder layer 0 3 times; expected once.*low_memory=False"
+    with pytest.raises(UnsupportedModel, match=text), resumable(tmp_path / "work", {}, total=2) as work:
         collect_layerwise(skeleton, some_tokens(), settings("cosine"), work, states_in_memory=True)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from math import exp
 from typing import Any
 
@@ -121,7 +123,14 @@ def test_every_architecture_is_scored_in_decode_steps(name: str) -> None:
         assert score.agreed == agreed
         assert 0 <= score.kl < 1e-6
     with apply(model, policy=TopK(select_top_k=1), pad_token_id=-1) as handle:
-        changed = score_texts(model, read, batch_size=3)
+
+        @contextmanager
+        def unmodified() -> Iterator[None]:
+            handle.enabled = False
+            yield
+            handle.enabled = True
+
+        changed = score_texts(model, read, batch_size=3, unmodified=unmodified)
         assert all(layer.rows == 3 for layer in handle.stats())
     assert all(score.kl > 1e-4 for score in changed)
     assert [score.tokens for score in changed] == [score.tokens for score in scores]

@@ -8,7 +8,8 @@ distribution is from the unmodified model's, and how likely it holds the text to
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from math import exp
 from statistics import fmean
@@ -40,6 +41,7 @@ from sere.eval.text import Text, score_texts
 from sere.texts import Row
 
 if TYPE_CHECKING:
+    from sere.integrations.transformers import Handle
     from sere.table import SimilarityTable
 
 _CONTINUATIONS = "continuations"
@@ -229,7 +231,9 @@ def _measure(
         apply_setting(model, setting, table, seed=plan.seed, pad_token_id=-1) as handle,
     ):
         handle.quiet = True  # the record says why nothing changed, so the log need not
-        scores = score_texts(model, texts, batch_size=batch_size, on_finished=tick)
+        scores = score_texts(
+            model, texts, batch_size=batch_size, unmodified=lambda: _paused(handle), on_finished=tick
+        )
         nothing_changed = handle.why_nothing_changed()
         experts = summarise_layers(handle.stats())
     return {
@@ -245,6 +249,16 @@ def _measure(
             "agreed": [score.agreed for score in scores],
         },
     }
+
+
+@contextmanager
+def _paused(handle: Handle) -> Iterator[None]:
+    """Let the model run as it was."""
+    handle.enabled = False
+    try:
+        yield
+    finally:
+        handle.enabled = True
 
 
 def _exp(value: float | None) -> Any:

@@ -1,7 +1,7 @@
 """What re-routing changes in a model's own continuations of a user's prompts: for any model, without answers.
 
 The unmodified model continues each prompt greedily. Then every setting at every batch size is scored on
-these same tokens, one token a row and step: how often it would have chosen the same token, how far its
+these same tokens, one token a row and step: how often it would choose the same token, how far its
 distribution is from the unmodified model's, and how likely it holds the text to be.
 """
 
@@ -121,12 +121,12 @@ def evaluate_prompts(
     Returns:
         A JSON-ready record: what was measured and with what (``model``, ``table``, ``plan``,
         ``provenance``), the ``continuations``, and one entry of ``cases`` for each batch size and setting.
-        ``agreement`` is the share of tokens, in [0, 1], where the setting's most likely token is the one that
-        the unmodified model chose; ``kl`` is KL(unmodified ‖ setting) in nats per token, where ``off`` shows
+        ``agreement`` is the share of tokens, in [0, 1], where the setting's most likely token is the
+        unmodified model's; ``kl`` is KL(unmodified ‖ setting) in nats per token, where ``off`` shows
         what rounding leaves; ``loss_to_off``, nats per token, is paired by prompt. All have 95 % intervals.
 
     Raises:
-        InputError: The model's logits are no numbers.
+        InputError: The model's logits are not finite numbers.
         DataError: A prompt does not fit the model, or no continuation has a token to score.
         TableMismatch: The table belongs to another model.
         ConfigError: A setting needs a table and there is none.

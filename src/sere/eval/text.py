@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from math import exp, inf, isnan
+from math import exp, inf, isfinite
 from typing import Any
 
 import torch
@@ -48,7 +48,7 @@ class TextScore:
         loss: Negative log-likelihood, nats.
         kl: KL(unmodified ‖ at hand), nats. Where the unmodified model's distributions come from prefill, this
             is a rounding error above 0 even without re-routing.
-        agreed: Tokens that the model at hand holds for the most likely ones.
+        agreed: Tokens at which the model at hand holds the same token for the most likely as the unmodified.
     """
 
     tokens: int = 0
@@ -109,7 +109,7 @@ def score_texts(
         One score a text.
 
     Raises:
-        InputError: The model's logits are no numbers.
+        InputError: The model's logits are not finite numbers.
     """
     scorer = _Scorer(texts)
     B = min(batch_size, len(texts))
@@ -143,7 +143,7 @@ class _Scorer:
         """Score the next token of some texts, ``logits`` ``[len(indices), V]``.
 
         Raises:
-            InputError: A logit is no number.
+            InputError: A logit is not a finite number.
         """
         references, wanted = [], []
         for index in indices:
@@ -161,13 +161,13 @@ class _Scorer:
             indices,
             losses.tolist(),
             terms.sum(-1).tolist(),
-            (logits.argmax(-1) == targets).tolist(),
+            (got.argmax(-1) == reference.argmax(-1)).tolist(),
             strict=True,
         )
         for index, loss, kl, agreed in rows:
-            if isnan(loss) or isnan(kl):
+            if not (isfinite(loss) and isfinite(kl)):
                 raise InputError(
-                    "model: its logits are not numbers (NaN); a 16-bit float may be too small for it: try "
+                    "model: its logits are not finite numbers; a 16-bit float may be too small for it: try "
                     "--dtype bfloat16 or float32"
                 )
             score = self.scores[index]

@@ -5,7 +5,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 CODE := src tests benchmarks recipe examples
 export HF_HUB_OFFLINE := 1
 
-.PHONY: demo test test-vllm fmt lint type cuda-check bench-smoke documents train wheel-test clean \
+.PHONY: demo test test-oldest test-vllm fmt lint type cuda-check bench-smoke architectures documents train wheel-test clean \
 	gpu-test gpu-sanitize gpu-bench gpu-calibrate gpu-serve
 
 demo: .venv/.demo ## calibrate the bundled model and decode with re-routing off and on
@@ -13,7 +13,14 @@ demo: .venv/.demo ## calibrate the bundled model and decode with re-routing off 
 
 test: .venv/.dev ## the whole test suite
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(MAKE) test-oldest
 	$(MAKE) test-vllm
+
+# What touches Transformers, and does not start the command line in processes of its own.
+OLDEST := tests/integrations/transformers tests/public_cases tests/texts tests/calibrate tests/cli/test_commands.py \
+	tests/cli/test_table_and_model.py tests/test_structure.py
+test-oldest: .venv-oldest/.ready ## with the oldest supported Transformers, what touches it, in an environment of its own
+	.venv-oldest/bin/python -m pytest -n 2 --dist loadfile $(OLDEST)
 
 test-vllm: .venv-vllm/.ready ## the tests with a real vLLM engine, in an environment of their own
 	.venv-vllm/bin/python -m pytest -m vllm tests/integrations/vllm
@@ -36,6 +43,10 @@ bench-smoke: .venv/.dev ## every benchmark once, on the smallest sizes; numbers 
 	$(BIN)/python benchmarks/similarity.py --quick
 	$(BIN)/python benchmarks/reroute.py --quick --out out/smoke.jsonl
 	$(BIN)/sere bench --preset tiny --layers 2 --batch-size 2 4 --steps 4 --out out/smoke.jsonl
+
+architectures: .venv/.dev ## every Mixture-of-Experts architecture built tiny and checked; writes docs/architectures.md
+	PYTHONPATH=. $(BIN)/python benchmarks/architectures.py
+	$(BIN)/python benchmarks/documents.py
 
 documents: .venv/.dev ## write the documents' tables anew from benchmarks/results
 	$(BIN)/python benchmarks/documents.py
@@ -64,11 +75,11 @@ gpu-calibrate: ## on a GPU: similarity accumulators against the CPU's results, a
 gpu-serve: ## on a GPU: vLLM with Qwen3-30B-A3B's shape, re-routing off and on; see docs/kernel.md
 	$(GPU) benchmarks/gpu_serve.py --out $(RESULTS)/gpu_serve.jsonl
 
-wheel-test: ## build the wheel and run the tests against it in a clean environment
+wheel-test: ## build the wheel and run against it, in a clean environment, what shows that nothing is missing in it
 	PYTHON=$(PYTHON) sh tests/wheel.sh
 
 clean: ## remove what the other targets made
-	rm -rf .venv .venv-vllm .venv-wheel build dist out .mypy_cache .ruff_cache .pytest_cache .hypothesis .cache
+	rm -rf .venv .venv-oldest .venv-vllm .venv-wheel build dist out .mypy_cache .ruff_cache .pytest_cache .hypothesis .cache
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
@@ -81,8 +92,9 @@ clean: ## remove what the other targets made
 	$(PIP) install -c constraints.txt -e '.[demo,data,dev]'
 	@touch $@ .venv/.demo
 
-.venv-vllm/.ready: pyproject.toml constraints-vllm.txt
-	$(PYTHON) -m venv .venv-vllm
-	.venv-vllm/bin/python -m pip --disable-pip-version-check --quiet install --no-deps -r constraints-vllm.txt
-	.venv-vllm/bin/python -m pip --disable-pip-version-check --quiet install --no-deps -e .
+# Exactly what the file names: it names all that is needed.
+.venv-%/.ready: constraints-%.txt pyproject.toml
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip --disable-pip-version-check --quiet install --no-deps -r $<
+	$(@D)/bin/python -m pip --disable-pip-version-check --quiet install --no-deps -e .
 	@touch $@

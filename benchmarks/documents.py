@@ -14,12 +14,13 @@ import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import architecture_table
 import pictures
 import tables
 from sere.files import atomic_path
 
 ROOT = Path(__file__).resolve().parents[1]
-DOCUMENTS = ("README.md", "docs/measurements.md", "docs/vllm.md")
+DOCUMENTS = ("README.md", "docs/architectures.md", "docs/measurements.md", "docs/vllm.md")
 BLOCK = re.compile(r"(<!-- record: (?P<name>[a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -39,6 +40,7 @@ BLOCKS: Mapping[str, Callable[[], str]] = {
     "vllm-load": tables.vllm_load,
     "similarity": tables.similarity,
     "calibrate-large": tables.calibrate_large,
+    "architectures": architecture_table.architectures,
 }
 
 

@@ -28,7 +28,7 @@ def test_readme_python_runs(
     capsys: pytest.CaptureFixture[str],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """The README's Python as printed, on the bundled model: experts fall in each layer, and it shows how far."""
+    """The README's Python as printed, on the bundled model: experts fall in each layer, and it prints it."""
     texts = "\n\n".join(
         f"Document {i} has some words for calibration, and some more of them." for i in range(40)
     )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from importlib import resources
+from importlib.metadata import entry_points
 
 import pytest
 
@@ -54,6 +56,32 @@ assert not {"transformers", "vllm", "numba", "matplotlib"} & set(sys.modules)
 assert not torch.cuda.is_initialized()
 """
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+@pytest.mark.parametrize(
+    ("package", "names"),
+    [
+        ("sere", ["py.typed"]),
+        ("sere.reroute.cuda", ["reroute.cu", "call.cuh", "kernel.cuh", "numbers.cuh", "phases.cuh"]),
+        ("sere.bundled", ["abacus/config.json", "abacus/model.safetensors", "abacus/tokenizer.json"]),
+    ],
+)
+def test_what_is_no_code_is_installed_too(package: str, names: list[str]) -> None:
+    """Type marker, the kernel's sources and the bundled model are in the package."""
+    assert all(resources.files(package).joinpath(name).is_file() for name in names)
+
+
+@pytest.mark.parametrize(
+    ("group", "value"),
+    [
+        ("console_scripts", "sere.cli:main"),
+        ("vllm.general_plugins", "sere.integrations.vllm.plugin:register"),
+        ("vllm.endpoint_plugins", "sere.integrations.vllm.endpoint:Endpoint"),
+    ],
+)
+def test_others_find_the_package(group: str, value: str) -> None:
+    """The installation names the command and what vLLM is to load."""
+    assert [found.value for found in entry_points(group=group, name="sere")] == [value]
 
 
 @pytest.mark.parametrize("name", ["apply", "calibrate", "reroute"])

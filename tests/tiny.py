@@ -67,6 +67,11 @@ _OWN: Mapping[str, dict[str, Any]] = {
 ARCHITECTURES: tuple[str, ...] = tuple(_OWN)
 
 
+def tiny_config(name: str, **overrides: Any) -> Any:
+    """Return the config of `tiny_model`."""
+    return AutoConfig.for_model(name, **(_COMMON | _OWN[name] | overrides))
+
+
 def tiny_model(name: str, **overrides: Any) -> PreTrainedModel:
     """Build a tiny random model, float32, on the CPU, in eval mode; the same weights at every call.
 
@@ -74,7 +79,7 @@ def tiny_model(name: str, **overrides: Any) -> PreTrainedModel:
         name: One of `ARCHITECTURES`, a Transformers model type.
         **overrides: Values of the config to set differently.
     """
-    config = AutoConfig.for_model(name, **(_COMMON | _OWN[name] | overrides))
+    config = tiny_config(name, **overrides)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)

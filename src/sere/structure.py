@@ -249,9 +249,21 @@ def _in_order(layers: list[ExpertsLayer], model: nn.Module) -> list[ExpertsLayer
         if other is not layer:
             raise UnsupportedModel(
                 f"{type(model).__name__}: {other.name} and {layer.name} are both layer {layer.index}; "
-                f"pass the one language model that is to be re-routed, e.g. model.{layer.name.split('.')[0]}"
+                f"{_way_out(other.name, layer.name)}"
             )
     return [by_index[index] for index in sorted(by_index)]
+
+
+def _way_out(one: str, other: str) -> str:
+    """What to do about two experts modules with one layer index, by where their names part."""
+    pairs = list(zip(one.split("."), other.split("."), strict=False))
+    common = next((place for place, (a, b) in enumerate(pairs) if a != b), len(pairs))
+    if any(a.isdecimal() for a, _ in pairs[:common]):
+        return "expected one group of experts per decoder layer, because a table holds one per layer"
+    parts = (".".join(name.split(".")[: common + 1]) for name in (one, other))
+    return "pass the one language model that is to be re-routed: " + " or ".join(
+        f"model.{part}" for part in parts
+    )
 
 
 def _model_name(model: nn.Module) -> str:

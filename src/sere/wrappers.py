@@ -9,7 +9,11 @@ from torch import nn
 
 from sere.errors import UnsupportedModel
 
-_MERGE = "merge the adapter first (model = model.merge_and_unload())"
+MERGE = "merge the adapter first (model = model.merge_and_unload())"
+
+
+# What adapters and torch.compile call the module that they wrap.
+_INNER = ("base_layer", "original_module", "_orig_mod")
 
 
 def inner_model(model: nn.Module) -> nn.Module:
@@ -36,19 +40,25 @@ def inner_model(model: nn.Module) -> nn.Module:
 
 
 def plain_name(name: str) -> str:
-    """Return a module's name as it is without an adapter around the module: ``….experts``.
+    """Return a module's name as it is without an adapter or a compiler around the module: ``….experts``.
 
     Args:
         name: Such as ``….experts.base_layer.base_layer``.
     """
-    return ".".join(part for part in name.split(".") if part not in ("base_layer", "original_module"))
+    parts = name.split(".")
+    while parts[-1] in _INNER:
+        parts.pop()
+    return ".".join(parts)
 
 
 def wraps(module: nn.Module) -> bool:
-    """Whether a module is an adapter's, around a module that is called with the same arguments."""
-    return any(
-        isinstance(getattr(module, name, None), nn.Module) for name in ("base_layer", "original_module")
-    )
+    """Whether a module is an adapter's or a compiler's, around one that is called with the same arguments."""
+    return any(isinstance(module._modules.get(name), nn.Module) for name in _INNER)
+
+
+def adapts(module: nn.Module) -> bool:
+    """Whether a module is an adapter's, which changes what the module within computes."""
+    return wraps(module) and "_orig_mod" not in module._modules
 
 
 def refuse_copies(name: str, module: nn.Module) -> None:
@@ -60,7 +70,7 @@ def refuse_copies(name: str, module: nn.Module) -> None:
     if ".modules_to_save." in f".{name}.":
         raise UnsupportedModel(
             f"{name} ({type(module).__name__}): an adapter holds trained copies of the experts beside the "
-            f"model's own, so that one layer has two; {_MERGE}"
+            f"model's own, so that one layer has two; {MERGE}"
         )
 
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
+from sere.calibrate import collect
 from sere.calibrate.checkpoint import Checkpoint
+from sere.calibrate.outputs import check_weighted_sum
 from sere.calibrate.packing import Tokens
 from sere.calibrate.settings import Settings
 from sere.calibrate.skeleton import Skeleton
@@ -63,18 +66,37 @@ def load_whole(path: Path) -> Any:
 
 
 def worst(a: Any, b: Any) -> float:
-    """The largest difference between two runs' similarities and scales; they must cover the same layers."""
+    """The largest difference between two runs' similarities and scales.
+
+    They must cover the same layers, and know the same similarities.
+    """
     assert a.keys() == b.keys()
     assert all(a[name].keys() == b[name].keys() and a[name] for name in a)
     differences = []
     for name in a:
         for index in a[name]:
             left, right = a[name][index], b[name][index]
-            differences.append(float((left.similarity - right.similarity).abs().max()))
+            assert torch.equal(left.similarity.isnan(), right.similarity.isnan())
+            differences.append(float((left.similarity - right.similarity).nan_to_num(nan=0).abs().max()))
             assert (left.scale is None) == (right.scale is None)
             if left.scale is not None:
                 differences.append(float((left.scale - right.scale).abs().max()))
     return max(differences)
+
+
+def interrupt_at_layer(monkeypatch: pytest.MonkeyPatch, nth: int) -> list[int]:
+    """Press Ctrl-C, once, while the nth layer is being calibrated; return a list of a 1 for each layer."""
+    seen: list[int] = []
+    check = check_weighted_sum
+
+    def interrupt(*arguments: Any) -> None:
+        seen.append(1)
+        if len(seen) == nth:
+            raise KeyboardInterrupt
+        check(*arguments)
+
+    monkeypatch.setattr(collect, "check_weighted_sum", interrupt)
+    return seen
 
 
 def first_experts(architecture: str, **overrides: Any) -> ExpertsLayer:

@@ -2,14 +2,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from sere.calibrate import collect
 from sere.cli import main
 from sere.table import SimilarityTable
-from tests.calibrate.helpers import char_tokenizer, save_tiny
+from tests.calibrate.helpers import char_tokenizer, interrupt_at_layer, save_tiny
 
 SMALL = ["--max-tokens", "96", "--seq-len", "16"]
 
@@ -64,16 +62,7 @@ def test_interruption_leaves_no_table_and_resumes(
     place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Ctrl-C leaves the work folder but no table, half or whole; the same command then finishes the work."""
-    out, seen = place / "a.safetensors", []
-    check = collect.check_weighted_sum
-
-    def interrupt_second_layer(*arguments: Any) -> None:
-        seen.append(1)
-        if len(seen) == 2:
-            raise KeyboardInterrupt
-        check(*arguments)
-
-    monkeypatch.setattr(collect, "check_weighted_sum", interrupt_second_layer)
+    out, seen = place / "a.safetensors", interrupt_at_layer(monkeypatch, 2)
     assert _run(place, "--out", str(out), "--low-memory") == 130
     kept = f"1 of 2 layers are done (kept in {out}.work); the same command goes on behind them"
     assert capsys.readouterr().err == f"\nsere: interrupted; {kept}\n"
@@ -88,13 +77,9 @@ def test_interruption_before_anything_is_done_leaves_nothing(
     place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Where no layer is finished there is nothing to go on with: no folder, and no word of it."""
-
-    def interrupt(*_: Any) -> None:
-        raise KeyboardInterrupt
-
     before = sorted(place.rglob("*"))
-    monkeypatch.setattr(collect, "check_weighted_sum", interrupt)
     for how in ("--low-memory", "--whole"):
+        interrupt_at_layer(monkeypatch, 1)
         assert _run(place, "--out", str(place / "new" / "a.safetensors"), how) == 130
         assert capsys.readouterr().err == "\nsere: interrupted\n"
     assert sorted(place.rglob("*")) == before
@@ -104,14 +89,8 @@ def test_going_on_with_other_settings_names_them(
     place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """What differs from the interrupted run is named with both values, or in words where it is a digest."""
-    out, seen = place / "a.safetensors", []
-
-    def interrupt_second_layer(*_: Any) -> None:
-        seen.append(1)
-        if len(seen) == 2:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(collect, "check_weighted_sum", interrupt_second_layer)
+    out = place / "a.safetensors"
+    interrupt_at_layer(monkeypatch, 2)
     run = ["--out", str(out), "--low-memory"]
     assert _run(place, *run) == 130
     for changed, words in (

@@ -276,7 +276,7 @@ def test_several_metrics_with_parameters(tmp_path: Path) -> None:
 
 
 def test_incomplete_and_damaged_checkpoints_are_refused(tmp_path: Path) -> None:
-    """A missing tensor, a damaged shard, a missing shard: each error names it before any layer is run."""
+    """A missing tensor, a damaged or missing shard: each error names it, before any layer is computed."""
     path = save_tiny(tmp_path, "qwen3_moe")
     shards = sorted(path.glob("*.safetensors"))
     whole = shards[0].read_bytes()
@@ -396,7 +396,7 @@ def test_weights_beside_the_layers_that_are_missing_are_named(name: str, tmp_pat
     """Embeddings or a norm that the checkpoint lacks are an error with their name."""
     path = save_tiny(tmp_path, "qwen3_moe")
     _rewrite(path, lambda named: named.pop(name))
-    with pytest.raises(InputError, match=f"1 weights of the model are not in it: {name}"):
+    with pytest.raises(InputError, match=rf"1 weights of the model are not in it: {name}"):
         calibrate_checkpoint(path, TEXTS, tokenizer=char_tokenizer(), **OPTIONS)
 
 

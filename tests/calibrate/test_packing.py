@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from sere.calibrate.packing import pack
-from sere.errors import DataError
+from sere.errors import ConfigError, DataError
 from tests.calibrate.helpers import BOS, EOS, char_tokenizer
 
 
@@ -69,6 +69,65 @@ def test_too_few_tokens_says_how_many_came_and_are_needed() -> None:
     """Less than one sequence is an error with both numbers."""
     with pytest.raises(DataError, match="too few tokens: 4 came from 1 documents, at least 128 are needed"):
         pack(["abc"], char_tokenizer(), max_tokens=51_200, seq_len=128)
+
+
+class Fixed:
+    """A tokenizer that returns the same for every text."""
+
+    eos_token_id = EOS
+
+    def __init__(self, returned: Any) -> None:
+        self.returned = returned
+
+    def __call__(self, text: str, **_: Any) -> Any:
+        """Return it."""
+        return self.returned
+
+
+def test_a_tokenizer_that_makes_nothing_of_the_texts_is_refused() -> None:
+    """End-of-text tokens alone are no data: no table is made of them."""
+    with pytest.raises(
+        DataError, match=r"too few tokens: 0 came from 9 documents.*is it the model's tokenizer"
+    ):
+        pack(["abc"] * 9, Fixed({"input_ids": []}), max_tokens=8, seq_len=4)
+
+
+@pytest.mark.parametrize(
+    ("returned", "text"),
+    [
+        ({"input_ids": [5, -1, 6]}, "expected token ids from 0 on in one list for a text, got -1 from Fixed"),
+        ({"input_ids": [[5, 6]]}, r"got int64 \[1, 2\] from Fixed"),
+        ({"input_ids": [0.5]}, r"got float64 \[1\] from Fixed"),
+        ({"ids": [5]}, "expected one that returns input_ids for a text.*KeyError"),
+        ([5, 6], "expected one that returns input_ids for a text.*TypeError"),
+    ],
+)
+def test_a_tokenizer_that_returns_no_token_ids_is_refused(returned: Any, text: str) -> None:
+    """Negative ids, batches, numbers with a fraction or no ids at all: the text says what came."""
+    with pytest.raises(ConfigError, match=text):
+        pack(["abc"], Fixed(returned), max_tokens=8, seq_len=2)
+
+
+def test_texts_that_the_tokenizer_does_not_know_are_refused(caplog: pytest.LogCaptureFixture) -> None:
+    """Nothing but unknown tokens is an error, mostly unknown ones a line in the log, some are neither."""
+    tokenizer = char_tokenizer(unk_token="<pad>")
+    with pytest.raises(DataError, match="every token of the texts is unknown to it; give the model's own"):
+        pack(["äöüß"], tokenizer, max_tokens=8, seq_len=2)
+    assert pack(["äab"], tokenizer, max_tokens=8, seq_len=2).num_tokens == 4
+    assert not caplog.messages
+    pack(["äöab ü"] * 2 + ["äöü"], tokenizer, max_tokens=20, seq_len=2)
+    (line,) = caplog.messages
+    assert "60 % of the calibration tokens are unknown to the tokenizer" in line
+
+
+def test_a_tokenizer_without_special_tokens_is_taken() -> None:
+    """No end-of-text, opening, padding or unknown token: the documents' tokens alone."""
+    tokenizer = char_tokenizer()
+    tokenizer.eos_token = tokenizer.bos_token = tokenizer.pad_token = None
+    assert (
+        pack(["abc", "de"], tokenizer, max_tokens=9, seq_len=2).ids.tolist()
+        == tokenizer("abcde")["input_ids"]
+    )
 
 
 def test_digest_follows_the_tokens() -> None:

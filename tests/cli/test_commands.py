@@ -13,6 +13,7 @@ import pytest
 from sere.cli import main
 from sere.cli.loading import dtype_name
 from sere.errors import ConfigError
+from sere.versions import TESTED
 from tests.checkpoints import save_checkpoint
 
 
@@ -209,6 +210,29 @@ def test_doctor_finds_everything_in_order(
     assert states["extras", "transformers"] == "ok"
     (model,) = (finding for finding in value["findings"] if finding["part"] == "model")
     assert "K=4 (S < 4 re-routes)" in model["detail"]
+
+
+@pytest.mark.parametrize("package", ["transformers", "torch"])
+def test_doctor_says_which_releases_are_tested(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, package: str
+) -> None:
+    """The tested range stands beside the release; one outside is untested, which is not broken."""
+
+    def line(release: str) -> dict[str, str]:
+        monkeypatch.setattr("sere.provenance.versions", lambda: {package: release})
+        value = run_json(capsys, "doctor")
+        assert value["passed"]
+        (found,) = (f for f in value["findings"] if (f["part"], f["name"]) == ("versions", package))
+        return found
+
+    oldest, newest = TESTED[package]
+    within, beyond = line(f"{newest}.1"), line("99.0.0")
+    assert (within["state"], within["detail"]) == ("ok", f"{newest}.1 (tested: {oldest} to {newest})")
+    assert beyond["state"] == "untested"
+    assert (
+        f"99.0.0 is newer than what sere is tested with ({oldest} to {newest}): check that"
+        in beyond["detail"]
+    )
 
 
 def test_doctor_exits_1_where_table_and_model_do_not_fit(

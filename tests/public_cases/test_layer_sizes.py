@@ -49,7 +49,7 @@ def test_layers_that_the_settings_leave_idle_are_named(caplog: pytest.LogCapture
     """S = 2 is all slots of the layer with K = 2: the log says that this layer is left alone."""
     model = uneven_model()
     sere.apply(model, calibrated(model), select_top_k=2).remove()
-    (line,) = [record.getMessage() for record in caplog.records]
+    (line,) = [text for text in caplog.messages if "will be re-routed" in text]
     assert "select_top_k=2: nothing will be re-routed in layer 1 but rows with" in line
     assert "a row has K=2 slots" in line
 
@@ -77,6 +77,6 @@ def test_settings_that_fit_only_the_calibrated_k_are_warned_of(caplog: pytest.Lo
     """S = 2 re-routes with K = 4; on a model loaded with K = 2 the log says that it re-routes nothing."""
     table = calibrated(tiny_model("mixtral"))
     sere.apply(tiny_model("mixtral"), table, select_top_k=2).remove()
-    assert not caplog.messages
+    assert not any("will be re-routed" in text for text in caplog.messages)
     sere.apply(tiny_model("mixtral", num_experts_per_tok=2), table, select_top_k=2).remove()
     assert any("a row has K=2 slots and all are primary; use S < K" in text for text in caplog.messages)

@@ -110,6 +110,22 @@ def test_budgets_of_any_size(backend: str, dtype: Any) -> None:
     assert torch.equal(large_counters, counters)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(
+    ("given_number", "meant"),
+    [(-1, 0), (-(2**63), 0), (7, 6), (2**32 + 1, 6), (2**63 - 1, 6)],
+)
+def test_numbers_of_tokens_of_any_size(backend: str, given_number: int, meant: int) -> None:
+    """A tensor's value is not looked at before the rows are routed: below 0 is 0, beyond T is T."""
+    ids, weights = batch(6, 4, 16, seed=4)
+    case = Case(ids, weights, similarity_matrix(16, 4), {"select_top_k": 1})
+    plain, counters = case.run(backend, num_tokens=meant)
+    given_result, given_counters = case.run(backend, num_tokens=torch.tensor(given_number))
+    assert torch.equal(given_result.ids, plain.ids)
+    assert torch.equal(given_result.weights, plain.weights)
+    assert torch.equal(given_counters, counters)
+
+
 @pytest.mark.parametrize("backend", FAST)
 @pytest.mark.parametrize("heavy", [0.4496, -0.4496, 200.0], ids=["256 in all", "negative", "large"])
 def test_the_heavier_of_two_joins(backend: str, heavy: float) -> None:

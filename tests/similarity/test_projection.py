@@ -37,7 +37,7 @@ def test_only_tokens_routed_to_the_expert_count() -> None:
 
 
 def test_of_an_expert_never_routed_nothing_is_known() -> None:
-    """Without a token there is no evidence: its row is NaN off the diagonal, scale 1. It may replace others."""
+    """Without a token there is no evidence: its row is NaN, its scale 1. It may replace others."""
     result = project(torch.rand(3, 4, 5), torch.tensor([[0, 2]] * 4), torch.ones(4, 2))
     assert result.scale is not None
     assert result.similarity[1].isnan().tolist() == [True, False, True]

@@ -3,6 +3,8 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -172,6 +174,22 @@ def test_parquet_needs_the_extra(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(MissingDependency, match=r"pip install 'sere\[data\]'"):
         list(load_texts(path))
+
+
+def test_the_script_of_a_data_set_is_not_run_and_not_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A library that would ask on the terminal is told no."""
+    told: list[object] = []
+
+    def load_dataset(
+        *name: str, trust_remote_code: bool | None = None, **options: Any
+    ) -> list[dict[str, str]]:
+        told.append(trust_remote_code)
+        return [{"text": "one"}]
+
+    library = SimpleNamespace(load_dataset=load_dataset)
+    monkeypatch.setitem(sys.modules, "datasets", library)
+    assert list(load_texts("wiki")) == ["one"]
+    assert told == [False]
 
 
 def test_data_set_is_streamed_by_name_config_and_split(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -41,6 +41,7 @@ from sere.similarity import resolve_parameters
 from sere.structure import find_experts
 from sere.table import SimilarityTable
 from sere.texts import Source
+from sere.wrappers import inner_model
 
 if TYPE_CHECKING:
     import torch
@@ -93,8 +94,8 @@ def calibrate(
     """Measure how well the experts of each layer replace each other.
 
     Args:
-        model: A Transformers model, left as it is found; or a checkpoint: its path, its hub name, or
-            ``"bundled"``.
+        model: A Transformers model, left as it is found, also within a wrapper such as a PEFT model; or a
+            checkpoint: its path, its hub name, or ``"bundled"``.
         tokenizer: The model's tokenizer; None takes the checkpoint's. Not needed where ``metric`` is
             ``"weights"``.
         texts: A ``.txt``, ``.jsonl``, ``.json`` or ``.parquet`` file, a Hugging Face data set's name, or the
@@ -147,6 +148,7 @@ def calibrate(
             "low_memory and work_dir: expected a checkpoint's path, got a model that is in memory already"
         )
     else:
+        model = inner_model(model)
         layers = find_experts(model)
         refuse_rerouted(layers)
         tokens = read_tokens(texts, tokenizer, settings, field, split)

@@ -15,7 +15,7 @@ from sere.errors import AlreadyApplied, ConfigError, DataError
 from sere.provenance import provenance, versions
 from sere.similarity import resolve_parameters
 from sere.structure import ExpertsLayer, identity_of, is_rerouted
-from sere.table import SimilarityTable
+from sere.table import SimilarityTable, say_unknown
 from sere.texts import Source, load_texts
 
 logger = logging.getLogger("sere")
@@ -36,6 +36,8 @@ def read_tokens(
         return None
     if texts is None:
         raise DataError("texts: expected a source, got none; only the metric 'weights' needs none")
+    # A processor of texts and images holds the tokenizer.
+    tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
     if isinstance(tokenizer, nn.Module) or not callable(tokenizer):
         kind = "none" if tokenizer is None else type(tokenizer).__name__
         raise ConfigError(
@@ -74,7 +76,10 @@ def make_tables(
     *,
     single: bool,
 ) -> Tables:
-    """Return the table of each metric, or with ``single`` that of the one metric asked for."""
+    """Return the table of each metric, or with ``single`` that of the one metric asked for.
+
+    Logs of how many experts nothing is known.
+    """
     how = {"seq_len": settings.seq_len, "batch_size": settings.batch_size}
     tables: dict[str, SimilarityTable] = {}
     for name in settings.metrics:
@@ -89,6 +94,8 @@ def make_tables(
             seed=None if used is None else settings.seed,
             provenance=provenance() | ({} if used is None else {"calibration": how}),
         )
+        if unknown := say_unknown(results[name], name):
+            logger.warning("sere: %s: %s", name, unknown)
     return tables[settings.metrics[0]] if single else tables
 
 

@@ -8,6 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from sere.calibrate.outputs import check_weighted_sum, expert_outputs
+from sere.calibrate.sanity import (
+    check_inputs,
+    check_outputs,
+    check_similarity,
+    named,
+    never_reached,
+    say_few,
+)
 from sere.calibrate.settings import Settings
 from sere.errors import UnsupportedModel
 from sere.similarity import Accumulator, LayerSimilarity, make_accumulator
@@ -19,6 +27,11 @@ class LayerCollector:
 
     At most one chunk of expert outputs exists at a time: ``[E, t, H]`` float32 with t such that it stays
     within ``settings.chunk_bytes`` (or t = 1). Between calls only the accumulators are held.
+
+    Attributes:
+        layer: The experts module.
+        num_tokens: Rows that it was called with so far; a model that loops over its layers brings more
+            than there are tokens.
     """
 
     def __init__(self, layer: ExpertsLayer, settings: Settings) -> None:
@@ -26,6 +39,8 @@ class LayerCollector:
         self._settings = settings
         self._accumulators: dict[str, Accumulator] = {}
         self._checked = False
+        self._calls = 0
+        self.num_tokens = 0
 
     def add(self, hidden: Tensor, ids: Tensor, weights: Tensor) -> None:
         """Take in the tokens of one call of the experts module.
@@ -34,9 +49,18 @@ class LayerCollector:
             hidden: ``[..., H]``.
             ids: The router's choice, ``[..., K]``.
             weights: Its gate weights, ``[..., K]``.
+
+        Raises:
+            InputError: Hidden states, gate weights or outputs are NaN or infinite; the text names the layer.
+            UnsupportedModel: The module is not the weighted sum of its experts.
         """
+        self._calls += 1
         hidden = hidden.reshape(-1, hidden.shape[-1])
+        self.num_tokens += len(hidden)
+        if len(hidden) == 0:
+            return
         ids, weights = ids.reshape(-1, ids.shape[-1]), weights.reshape(-1, weights.shape[-1])
+        check_inputs(self.layer, hidden, weights)
         size = self.chunk_tokens(hidden.shape[-1])
         parts = (torch.split(tensor, size) for tensor in (hidden, ids, weights))
         for chunk, chunk_ids, chunk_weights in zip(*parts, strict=True):
@@ -46,24 +70,34 @@ class LayerCollector:
         """Tokens of one chunk, for hidden size ``H``."""
         return max(1, self._settings.chunk_bytes // (self.layer.E * H * 4))
 
-    def finish(self) -> dict[str, LayerSimilarity]:
-        """Return the layer's similarities by metric.
+    def finish(self, num_tokens: int = 0) -> dict[str, LayerSimilarity]:
+        """Return the layer's similarities by metric; log where fewer than ``num_tokens`` reached it.
 
         Raises:
             UnsupportedModel: The layer was never called.
+            DataError: No token reached it.
+            InputError: Its experts have nothing in common.
         """
         if not self._accumulators:
-            raise UnsupportedModel(f"{self.layer.name}: the model's forward pass never called it")
-        return {name: accumulator.finalize() for name, accumulator in self._accumulators.items()}
+            raise never_reached(self.layer, self._calls)
+        if self.num_tokens < num_tokens:
+            say_few(self.layer, self.num_tokens, num_tokens)
+        with named(self.layer):
+            found = {name: accumulator.finalize() for name, accumulator in self._accumulators.items()}
+        for name, similarity in found.items():
+            check_similarity(self.layer, name, similarity)
+        return found
 
     def _add_chunk(self, hidden: Tensor, ids: Tensor, weights: Tensor) -> None:
         outputs = expert_outputs(self.layer, hidden)
+        check_outputs(self.layer, outputs)
         if not self._checked:
             check_weighted_sum(self.layer, hidden, ids, weights, outputs)
             self._checked = True
-        for name in self._settings.metrics:
-            if name != "weights":
-                self._accumulator(name, hidden).update(outputs, ids, weights)
+        with named(self.layer):
+            for name in self._settings.metrics:
+                if name != "weights":
+                    self._accumulator(name, hidden).update(outputs, ids, weights)
 
     def _accumulator(self, name: str, hidden: Tensor) -> Accumulator:
         if name not in self._accumulators:

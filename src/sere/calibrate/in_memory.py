@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sere.calibrate.collect import LayerCollector, routing_of
 from sere.calibrate.offload import execution_device, refuse_without_weights
 from sere.calibrate.packing import Tokens
 from sere.calibrate.progress import progress_bar
 from sere.calibrate.settings import Settings
-from sere.calibrate.weights import stacked_weights_similarity
+from sere.calibrate.vocabulary import check_tokens
+from sere.calibrate.weights import refuse_adapted, stacked_weights_similarity
+from sere.errors import UnsupportedModel
 from sere.similarity import LayerSimilarity
 from sere.structure import ExpertsLayer
 
@@ -40,16 +43,22 @@ def collect_in_memory(
         Similarities by metric and layer index.
 
     Raises:
+        DataError: A token is beyond the model's embedding.
+        ConfigError: Sequences are longer than its learned positions.
         UnsupportedModel: A layer is not the weighted sum of its experts, is never called, or has no weights.
     """
     refuse_without_weights(model, layers)
+    if tokens is not None:
+        check_tokens(tokens, model)
     results: Results = {name: {} for name in settings.metrics}
     if "weights" in results:
+        for layer in layers:
+            refuse_adapted(model, layer)
         for layer in layers:
             results["weights"][layer.index] = stacked_weights_similarity(layer)
     if tokens is not None and settings.needs_tokens:
         for collector in _forward(model, layers, tokens, settings):
-            for name, similarity in collector.finish().items():
+            for name, similarity in collector.finish(tokens.num_tokens).items():
                 results[name][collector.layer.index] = similarity
     return results
 
@@ -62,6 +71,8 @@ def _forward(
     with ExitStack() as stack:
         stack.enter_context(torch.no_grad())
         stack.enter_context(evaluating(model))
+        stack.enter_context(not_compiled())
+        _try_token_ids(model, next(tokens.batches(1)).to(device), arguments)
         for collector in collectors:
             stack.enter_context(collecting(collector))
         bar = stack.enter_context(progress_bar(settings.progress, tokens.num_tokens, "calibrating"))
@@ -69,6 +80,17 @@ def _forward(
             model(input_ids=batch.to(device), **arguments)
             bar.update(batch.numel())
     return collectors
+
+
+def _try_token_ids(model: nn.Module, ids: Tensor, arguments: dict[str, Any]) -> None:
+    """Refuse a model that needs more than token ids, such as one that speaks what another one wrote."""
+    try:
+        model(input_ids=ids, **arguments)
+    except (AttributeError, TypeError, ValueError) as error:
+        raise UnsupportedModel(
+            f"{type(model).__name__}: its forward pass fails on token ids alone ({type(error).__name__}: "
+            f"{error}); expected a language model that needs nothing else to be calibrated"
+        ) from error
 
 
 @contextmanager
@@ -83,6 +105,16 @@ def collecting(collector: LayerCollector) -> Iterator[None]:
         yield
     finally:
         handle.remove()
+
+
+@contextmanager
+def not_compiled() -> Iterator[None]:
+    """Run compiled code as it was written while the block runs: it may have been compiled without hooks."""
+    if "torch._dynamo" not in sys.modules:  # nothing was ever compiled
+        yield
+        return
+    with torch.compiler.set_stance("force_eager"):
+        yield
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from sere.calibrate.runner import LayerRunner
 from sere.calibrate.settings import Settings
 from sere.calibrate.skeleton import Skeleton
 from sere.calibrate.states import MemoryStates, States
+from sere.calibrate.vocabulary import check_tokens
 from sere.calibrate.weights import stacked_weights_similarity
 from sere.calibrate.work import WorkFolder
 from sere.errors import SereError
@@ -40,6 +41,8 @@ def collect_layerwise(
         Similarities by metric and layer index; equal to `collect_in_memory`'s.
 
     Raises:
+        DataError: A token is beyond the model's embedding.
+        ConfigError: Sequences are longer than its learned positions.
         UnsupportedModel: The decoder layers hand more to each other than hidden states or run more than
             once, or a layer is not the weighted sum of its experts.
         InputError: The checkpoint lacks weights, or the work folder is damaged.
@@ -47,6 +50,8 @@ def collect_layerwise(
     experts = {_place(skeleton, layer): layer for layer in skeleton.experts}
     pass_ = _Pass(skeleton, tokens if settings.needs_tokens else None, settings, work, states_in_memory)
     try:
+        if tokens is not None:
+            check_tokens(tokens, skeleton.model)
         pass_.run(experts)
     except SereError:
         if work.next_layer == 0:
@@ -115,7 +120,7 @@ class _Pass:
         collector = LayerCollector(layer, self._settings)
         with collecting(collector):
             self._run_batches(place, runner, leaving, bar)
-        return collector.finish()
+        return collector.finish(0 if self._tokens is None else self._tokens.num_tokens)
 
     def _run_batches(self, place: int, runner: LayerRunner, leaving: States | None, bar: Bar) -> None:
         assert self._tokens is not None  # a runner exists only with tokens

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from sere.errors import DataError
+from sere.errors import ConfigError, DataError
 from sere.texts import ChatText
 
+logger = logging.getLogger("sere")
+
+_Ids: TypeAlias = np.ndarray[Any, np.dtype[np.int64]]
+# Above this share of unknown tokens the tokenizer hardly knows the texts.
+_MANY_UNKNOWN = 0.5
 # A long document is tokenised piece by piece, so that no more is tokenised than is used.
 _PIECE = 65_536
 
@@ -28,10 +34,12 @@ class Tokens:
     Attributes:
         ids: ``[num_tokens]``, int64.
         seq_len: Tokens per sequence; the last may be shorter.
+        tokenizer: What made them, for error texts; None where that is not known.
     """
 
     ids: Tensor
     seq_len: int
+    tokenizer: Any = field(default=None, repr=False)
 
     @property
     def num_tokens(self) -> int:
@@ -66,28 +74,33 @@ def pack(documents: Iterable[str], tokenizer: Any, *, max_tokens: int, seq_len: 
         The tokens; fewer than ``max_tokens`` where the documents hold no more.
 
     Raises:
-        DataError: Not even one sequence; the text says how many tokens came and were needed.
+        DataError: Not even one sequence (the text says how many tokens came and were needed), or tokens
+            that are nothing but unknown ones.
+        ConfigError: The tokenizer does not return token ids.
     """
-    blocks: list[np.ndarray[Any, np.dtype[np.int64]]] = []
+    blocks: list[_Ids] = []
     total = used = 0
     for document in documents:
         used += 1
         for block in _tokenise(document, tokenizer):
-            blocks.append(np.asarray(block, dtype=np.int64))
+            blocks.append(block)
             total += len(block)
             if total >= max_tokens:
                 break
         if total >= max_tokens:
             break
     if total < seq_len:
+        hint = "give more text or a smaller seq_len" if total else "is it the model's tokenizer?"
         raise DataError(
             f"texts: too few tokens: {total} came from {used} documents, at least {seq_len} are needed "
-            "(one sequence); give more text or a smaller seq_len"
+            f"(one sequence); {hint}"
         )
-    return Tokens(torch.from_numpy(np.concatenate(blocks)[:max_tokens]), seq_len)
+    ids = np.concatenate(blocks)[:max_tokens]
+    _check_known(ids, tokenizer)
+    return Tokens(torch.from_numpy(ids), seq_len, tokenizer)
 
 
-def _tokenise(document: str, tokenizer: Any) -> Iterator[list[int]]:
+def _tokenise(document: str, tokenizer: Any) -> Iterator[_Ids]:
     eos = getattr(tokenizer, "eos_token_id", None)
     last: int | None = None
     chat = isinstance(document, ChatText)
@@ -96,9 +109,51 @@ def _tokenise(document: str, tokenizer: Any) -> Iterator[list[int]]:
     for start in range(0, len(document), size):
         piece = str(document[start : start + size])
         opens = start == 0 and not chat
-        ids = list(tokenizer(piece, add_special_tokens=opens, verbose=False)["input_ids"])
-        if ids:
-            last = ids[-1]
+        ids = _ids(tokenizer, piece, add_special_tokens=opens)
+        if len(ids):
+            last = int(ids[-1])
             yield ids
-    if eos is not None and last != eos:
-        yield [int(eos)]
+    # A document of which the tokenizer makes nothing is none: end-of-text tokens alone are no data.
+    if last is not None and eos is not None and last != eos:
+        yield np.asarray([eos], dtype=np.int64)
+
+
+def _ids(tokenizer: Any, text: str, *, add_special_tokens: bool) -> _Ids:
+    """Return a text's token ids; refuse what is no list of them."""
+    try:
+        ids = np.asarray(tokenizer(text, add_special_tokens=add_special_tokens, verbose=False)["input_ids"])
+    except (TypeError, KeyError, IndexError) as error:
+        raise ConfigError(
+            f"tokenizer: expected one that returns input_ids for a text, as AutoTokenizer gives it, but "
+            f"{type(tokenizer).__name__} failed ({type(error).__name__}: {error})"
+        ) from error
+    if ids.ndim != 1 or (len(ids) and (ids.dtype.kind not in "iu" or int(ids.min()) < 0)):
+        found = (
+            ids[ids < 0][0] if ids.ndim == 1 and ids.dtype.kind == "i" else f"{ids.dtype} {list(ids.shape)}"
+        )
+        raise ConfigError(
+            f"tokenizer: expected token ids from 0 on in one list for a text, got {found} from "
+            f"{type(tokenizer).__name__}; give the model's own tokenizer"
+        )
+    return ids.astype(np.int64)
+
+
+def _check_known(ids: _Ids, tokenizer: Any) -> None:
+    """Refuse tokens that are all unknown, and warn where most are."""
+    unknown = getattr(tokenizer, "unk_token_id", None)
+    if unknown is None:
+        return
+    # The other special tokens stand around documents whatever the tokenizer makes of these.
+    others = [i for i in getattr(tokenizer, "all_special_ids", None) or () if i != unknown]
+    words = ids[~np.isin(ids, others)]
+    share = float((words == unknown).mean()) if len(words) else 0.0
+    if share == 1 and len(words):
+        raise DataError(
+            "tokenizer: every token of the texts is unknown to it; give the model's own tokenizer, or texts "
+            "in its language"
+        )
+    if share > _MANY_UNKNOWN:
+        logger.warning(
+            "sere: %.0f %% of the calibration tokens are unknown to the tokenizer: is it this model's?",
+            100 * share,
+        )

@@ -47,7 +47,7 @@ class LayerRunner:
         self._arguments = forward_arguments(model)
         self._index = 0
         self._hidden: Tensor | None = None
-        self._tuple = False
+        self._further: tuple[None, ...] | None = None
         self._parent = next(module for module in model.modules() if layers in module.children())
         self._checked = False
         self._trace: _Trace | None = None
@@ -140,7 +140,7 @@ class LayerRunner:
             others = [args[1:], {name: value for name, value in kwargs.items() if name != "hidden_states"}]
             entering = self._trace.take(index, others, entering)
         if index != self._index or self._trace is not None:
-            return (entering,) if self._tuple else entering
+            return entering if self._further is None else (entering, *self._further)
         if self._hidden is not None:
             if args:
                 args = (self._hidden, *args[1:])
@@ -154,7 +154,7 @@ class LayerRunner:
         raise _Done(output)
 
     def _hidden_of(self, output: Any, ids: Tensor) -> Tensor:
-        self._tuple = isinstance(output, tuple)
+        self._further = (None,) * (len(output) - 1) if isinstance(output, tuple) else None
         if isinstance(output, tuple):
             others = [value for value in output[1:] if isinstance(value, Tensor | Mapping)]
             if others:

@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from sere.calibrate.checkpoint import Checkpoint
-from sere.checkpoints import check_complete, empty_model, find_weights, load_config
-from sere.checkpoints.completeness import conversions_of, load_into
-from sere.checkpoints.config import choose_class
+from sere.checkpoints import check_weights, empty_model, load_config
+from sere.checkpoints.classes import choose_class
+from sere.checkpoints.transfer import conversions_of, load_into
 from sere.errors import InputError, UnsupportedModel
 from sere.structure import ExpertsLayer, find_experts
 
@@ -60,20 +60,8 @@ class Skeleton:
         self._sort_names()
 
     def load_rest(self) -> None:
-        """Load what stands beside the decoder layers in their parent: embeddings, norms; no output head.
-
-        Raises:
-            InputError: The checkpoint lacks some of it.
-        """
+        """Load what stands beside the decoder layers: embeddings, norms; no output head, no other tower."""
         self._load(None)
-        values = {name: value for name, value in _saved(self.model) if self._part(name) == (None,)}
-        optional = getattr(self.model, "_keys_to_ignore_on_load_missing", None) or ()
-        absent = [
-            name
-            for name, value in values.items()
-            if value.is_meta and not any(re.search(pattern, name) for pattern in optional)
-        ]
-        self._refuse_absent(absent, "beside the decoder layers")
 
     @contextmanager
     def loaded(self, index: int) -> Iterator[nn.Module]:
@@ -85,18 +73,15 @@ class Skeleton:
         layer, prefix = self.layers[index], f"{self.stack}.{index}"
         try:
             self._load(index)
-            absent = [f"{prefix}.{name}" for name, value in _saved(layer) if value.is_meta]
-            self._refuse_absent(absent, "in this layer")
+            absent = [name for name, value in _saved(layer) if value.is_meta]
+            if absent:
+                raise InputError(
+                    f"{self.checkpoint.path}: no weights for {prefix}.{absent[0]} ({len(absent)} in this "
+                    "layer); expected a complete checkpoint of this architecture"
+                )
             yield layer
         finally:
             _to_meta(layer)
-
-    def _refuse_absent(self, absent: list[str], where: str) -> None:
-        if absent:
-            raise InputError(
-                f"{self.checkpoint.path}: no weights for {absent[0]} ({len(absent)} {where}); expected a "
-                "complete checkpoint of this architecture"
-            )
 
     def _load(self, part: int | None) -> None:
         """Load the tensors of a part; tied ones that the file has under another name are taken from there."""
@@ -147,7 +132,10 @@ class Skeleton:
         parent = self.stack.rpartition(".")[0]
         if (found := re.match(rf"{re.escape(self.stack)}\.(\d+)\.", target)) is not None:
             return (int(found.group(1)),)
-        return (None,) if target.startswith(f"{parent}." if parent else "") else ()
+        # What a module around them owns itself is needed as well: it is called, and may use it.
+        owner = target.rpartition(".")[0]
+        around = not owner or self.stack.startswith(f"{owner}.")
+        return (None,) if around or not parent or target.startswith(f"{parent}.") else ()
 
 
 def stack_of(model: nn.Module, experts: list[ExpertsLayer]) -> str:
@@ -185,7 +173,7 @@ def _empty_model(
     if dtype is None and choose_class(config)[1].dtype is None:
         dtype = checkpoint.first_dtype()
     # Found out now, not in the layer whose weights are missing.
-    check_complete(find_weights(checkpoint.path), empty_model(checkpoint.path, trust_remote_code=trusted))
+    check_weights(checkpoint.path, trust_remote_code=trusted)
     model = empty_model(checkpoint.path, dtype=dtype, trust_remote_code=trusted)
     _make_buffers(model, device)
     return model
@@ -199,7 +187,8 @@ def _make_buffers(model: Any, device: torch.device) -> None:
         owner, _, last = name.rpartition(".")
         real = torch.empty_like(buffer, device=device)
         model.get_submodule(owner).register_buffer(last, real, persistent=False)
-    model.initialize_weights()
+    with device:  # whatever the default device is
+        model.initialize_weights()
 
 
 def _saved(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:

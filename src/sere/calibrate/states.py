@@ -123,4 +123,4 @@ class FileStates(States):
 
     @property
     def _item_bytes(self) -> int:
-        return 0 if self._dtype is None else torch.empty(0, dtype=self._dtype, device="cpu").element_size()
+        return 0 if self._dtype is None else self._dtype.itemsize

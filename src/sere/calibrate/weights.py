@@ -6,12 +6,14 @@ import re
 from collections.abc import Iterator
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sere.calibrate.offload import materialized
+from sere.calibrate.sanity import check_similarity, named
 from sere.errors import UnsupportedModel
 from sere.similarity import LayerSimilarity, weights_similarity
 from sere.structure import ExpertsLayer
+from sere.wrappers import MERGE, adapts
 
 
 def stacked_weights_similarity(layer: ExpertsLayer) -> LayerSimilarity:
@@ -21,6 +23,7 @@ def stacked_weights_similarity(layer: ExpertsLayer) -> LayerSimilarity:
         layer: The experts module.
 
     Raises:
+        InputError: Weights are NaN or infinite, or no two experts have anything in common.
         UnsupportedModel: No parameter of the module belongs to one expert each, or they are packed by
             quantisation.
 
@@ -34,7 +37,25 @@ def stacked_weights_similarity(layer: ExpertsLayer) -> LayerSimilarity:
             raise UnsupportedModel(
                 f"{layer.name}: found no weights that belong to one of the {layer.E} experts each"
             )
-        return weights_similarity([torch.cat(own) for own in parts])
+        with named(layer):
+            found = weights_similarity([torch.cat(own) for own in parts])
+    check_similarity(layer, "weights", found)
+    return found
+
+
+def refuse_adapted(model: nn.Module, layer: ExpertsLayer) -> None:
+    """Refuse experts whose own weights are not those that they compute with, because of an adapter.
+
+    Raises:
+        UnsupportedModel: An adapter changes them in each call; the text says to merge it.
+    """
+    around = (module for module in model.modules() if adapts(module) and layer.module in module.modules())
+    within = (module for module in layer.module.modules() if adapts(module))
+    if any(not getattr(module, "merged", False) for module in (*around, *within)):
+        raise UnsupportedModel(
+            f"{layer.name}: an adapter changes the experts' weights in each call, so the metric 'weights' "
+            f"cannot read them; {MERGE}, or take a metric of outputs"
+        )
 
 
 def _parts(layer: ExpertsLayer) -> Iterator[tuple[int, Tensor]]:

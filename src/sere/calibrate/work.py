@@ -21,7 +21,7 @@ from sere.resume import differences
 from sere.similarity import LayerSimilarity
 
 _MANIFEST = "calibration.json"
-_FORMAT = 1
+_FORMAT = 2
 _IN_WORDS = {
     "checkpoint": "the checkpoint's files differ",
     "model": "the model's shape differs",

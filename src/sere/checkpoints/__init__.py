@@ -3,16 +3,15 @@
 Find the folder, read its config, choose the class, check and load the weights, load the tokenizer.
 """
 
-from sere.checkpoints.completeness import check_complete
 from sere.checkpoints.config import load_config
 from sere.checkpoints.folder import find_checkpoint
-from sere.checkpoints.model import empty_model, load_model
+from sere.checkpoints.model import check_weights, empty_model, load_model
 from sere.checkpoints.tokenizer import load_tokenizer
 from sere.checkpoints.weight_files import WeightFiles, find_weights
 
 __all__ = [
     "WeightFiles",
-    "check_complete",
+    "check_weights",
     "empty_model",
     "find_checkpoint",
     "find_weights",

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 
+from sere.checkpoints.transfer import conversions_of, load_into
 from sere.checkpoints.weight_files import WeightFiles
-from sere.errors import InputError, MissingDependency
+from sere.errors import InputError
 
 _NAMED = 10
 
@@ -43,47 +42,6 @@ def check_complete(files: WeightFiles, model: Any) -> None:
     )
 
 
-def load_into(
-    model: Any, state: Mapping[str, Any], device: torch.device | str, conversions: Sequence[Any]
-) -> Any:
-    """Let Transformers convert tensors of a checkpoint and put them into a model; return its report.
-
-    Args:
-        model: The model.
-        state: By name in the checkpoint, tensors or stand-ins that give them when indexed. They are read one
-            after another, each when it is converted.
-        device: Where the tensors go.
-        conversions: What `conversions_of` the model gives; several calls may have to share its state.
-    """
-    from transformers.core_model_loading import convert_and_load_state_dict_in_model
-    from transformers.modeling_utils import LoadStateDictConfig
-
-    settings = LoadStateDictConfig(
-        dtype=model.dtype,
-        dtype_plan=model._get_dtype_plan(model.dtype),
-        weight_mapping=list(conversions),
-        device_map={"": torch.device(device)},
-    )
-    with _one_by_one(), torch.no_grad():
-        report, _ = convert_and_load_state_dict_in_model(model, dict(state), settings)
-    return report
-
-
-def conversions_of(model: Any) -> list[Any]:
-    """Return how Transformers turns the names and layouts of a model's checkpoints into its own.
-
-    Raises:
-        MissingDependency: Transformers is too old.
-    """
-    try:
-        from transformers.conversion_mapping import get_model_conversion_mapping
-    except ImportError as error:
-        raise MissingDependency(
-            "reading checkpoints needs transformers 5.17 or later: pip install -U transformers"
-        ) from error
-    return list(get_model_conversion_mapping(model))
-
-
 def refuse_incomplete(
     folder: Path,
     *,
@@ -109,8 +67,11 @@ def refuse_incomplete(
         f"{len(names)} {what}: {_some(names)}"
         for names, what in (
             (missing, "weights of the model are not in it"),
-            (wrong, "have the wrong shape"),
-            (failed, "cannot be put together from what is in it (tensors missing or of unequal shapes)"),
+            (wrong, "weights have the wrong shape"),
+            (
+                failed,
+                "weights cannot be put together from what is in it (tensors missing or of unequal shapes)",
+            ),
         )
         if names
     ]
@@ -120,7 +81,7 @@ def refuse_incomplete(
         faults.append(f"it holds {len(unexpected)} tensors that the model does not have: {_some(unexpected)}")
     raise InputError(
         f"model: {folder} is not a complete checkpoint of this architecture: {'; '.join(faults)}. Download "
-        "or copy it again, or give one with all weights"
+        "or copy it again, or give one whose weights and config.json belong together"
     )
 
 
@@ -163,24 +124,6 @@ class _Shape:
 
     def to(self, dtype: torch.dtype | None = None, **_place: Any) -> torch.Tensor:
         return torch.empty(self._shape, dtype=dtype or self.dtype, device="meta")
-
-
-@contextmanager
-def _one_by_one() -> Iterator[None]:
-    """Make Transformers read tensors when it converts them, not all at once in threads."""
-    from sere.checkpoints.quiet import loading_bar
-
-    name = "HF_DEACTIVATE_ASYNC_LOAD"
-    before = os.environ.get(name)
-    os.environ[name] = "1"
-    try:
-        with loading_bar(shown=False):
-            yield
-    finally:
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before
 
 
 def _some(names: Collection[str]) -> str:

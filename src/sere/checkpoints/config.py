@@ -1,8 +1,8 @@
-"""A checkpoint's config, and which class of Transformers it asks for."""
+"""A checkpoint's config, by a class of Transformers' own wherever there is one."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +11,6 @@ from sere.checkpoints.weight_files import read_json
 from sere.errors import InputError, MissingDependency, UnsupportedModel
 
 _TRUST = "read it, and if you trust it, give --trust-remote-code (in Python: trust_remote_code=True)"
-# Auto classes whose models continue a text, the plainest first.
-_AUTO = (
-    "AutoModelForCausalLM",
-    "AutoModelForImageTextToText",
-    "AutoModelForMultimodalLM",
-    "AutoModelForSeq2SeqLM",
-)
 
 
 def load_config(folder: Path, *, trust_remote_code: bool = False) -> Any:
@@ -67,51 +60,26 @@ def is_native(described: dict[str, Any]) -> bool:
     return kind in CONFIG_MAPPING and CONFIG_MAPPING[kind].__module__.startswith("transformers.models.")
 
 
-def choose_class(config: Any) -> tuple[Any, Any]:
-    """Return the class that a checkpoint is to be loaded as, and the config that this class takes.
-
-    That is the class which ``architectures`` names, if Transformers has it, it generates and it goes with the
-    config; else the one that Transformers has for the config's model type, causal models before those that
-    take images too. For code that comes with a checkpoint, it is the Auto class that the code is meant for.
-
-    Args:
-        config: The checkpoint's config.
-
-    Returns:
-        The class, and the config or the text config within it.
-
-    Raises:
-        UnsupportedModel: There is no such class.
-    """
-    import transformers
-
-    if not type(config).__module__.startswith("transformers.models."):
-        return _class_of_code(config), config
-    for found in _candidates(config):
-        if _generates(found) and (own := _config_for(found, config)) is not None:
-            return found, own
-    named = ", ".join(config.architectures or ()) or "none"
-    raise UnsupportedModel(
-        f"model: Transformers {transformers.__version__} has no class that generates text for model type "
-        f"{config.model_type!r} (architectures: {named}); expected a causal language model, or a model that "
-        "contains one"
-    )
-
-
-def is_auto(kind: Any) -> bool:
-    """Whether a class is one of Transformers' Auto classes, which `choose_class` returns for foreign code."""
-    return hasattr(kind, "_model_mapping")
-
-
-def refusal_of_code(folder: Path, what: str) -> UnsupportedModel:
+def refusal_of_code(folder: Path, what: str, auto_map: Any) -> UnsupportedModel:
     """Return the error that says that foreign code is needed and not run.
 
     Args:
         folder: The checkpoint folder.
         what: What the code is for, e.g. "its tokenizer".
+        auto_map: Where a config names the classes, such as ``module.Class`` or ``owner/name--module.Class``;
+            single names, lists of them or None by the name of an Auto class.
     """
-    files = ", ".join(sorted(path.name for path in folder.glob("*.py"))) or "another repository"
-    return UnsupportedModel(f"model: {folder}: {what} is Python code ({files}), which is not run; {_TRUST}")
+    named = auto_map.values() if isinstance(auto_map, Mapping) else [auto_map]
+    flat = (one for entry in named for one in (entry if isinstance(entry, list | tuple) else [entry]))
+    files = {_file_of(one) for one in flat if isinstance(one, str)}
+    return UnsupportedModel(
+        f"model: {folder}: {what} is Python code ({', '.join(sorted(files))}), which is not run; {_TRUST}"
+    )
+
+
+def _file_of(reference: str) -> str:
+    repository, _, name = reference.rpartition("--")
+    return f"{name.rpartition('.')[0]}.py" + (f" of {repository}" if repository else "")
 
 
 def _refuse_unknown(folder: Path, described: dict[str, Any], trusted: bool) -> None:
@@ -122,7 +90,9 @@ def _refuse_unknown(folder: Path, described: dict[str, Any], trusted: bool) -> N
     if brings_code and trusted:
         return
     if brings_code:
-        raise refusal_of_code(folder, f"its model type {kind!r}, which Transformers does not have,")
+        raise refusal_of_code(
+            folder, f"its model type {kind!r}, which Transformers does not have,", described["auto_map"]
+        )
     if kind is None:
         raise InputError(
             f"model: {folder / 'config.json'}: expected a model_type, as in the config of a Transformers "
@@ -131,52 +101,4 @@ def _refuse_unknown(folder: Path, described: dict[str, Any], trusted: bool) -> N
     raise UnsupportedModel(
         f"model: {folder}: Transformers {transformers.__version__} does not know the model type {kind!r}; "
         "a newer release may: pip install -U transformers"
-    )
-
-
-def _candidates(config: Any) -> Iterator[Any]:
-    import transformers
-
-    for name in config.architectures or ():
-        yield getattr(transformers, str(name), None)
-    for name in _AUTO:
-        mapping = getattr(getattr(transformers, name, None), "_model_mapping", None)
-        if mapping is not None and type(config) in mapping:
-            found = mapping[type(config)]
-            yield from found if isinstance(found, tuple) else (found,)
-
-
-def _generates(found: Any) -> bool:
-    from transformers import PreTrainedModel
-
-    # Where a package is missing, Transformers has a stand-in that raises when it is used.
-    if not isinstance(found, type) or getattr(found, "is_dummy", False):
-        return False
-    generates: Any = issubclass(found, PreTrainedModel) and getattr(found, "can_generate", None)
-    return bool(generates and generates())
-
-
-def _config_for(found: Any, config: Any) -> Any:
-    """Return the config that a class takes: the whole or its text config; None where neither fits."""
-    if found.config_class is None or isinstance(config, found.config_class):
-        return config
-    text = config.get_text_config()
-    if not isinstance(text, found.config_class):
-        return None
-    if getattr(config, "quantization_config", None) is not None:
-        text.quantization_config = config.quantization_config
-    text._name_or_path = config._name_or_path
-    return text
-
-
-def _class_of_code(config: Any) -> Any:
-    import transformers
-
-    auto_map = getattr(config, "auto_map", None) or {}
-    for name in (*_AUTO, "AutoModel"):
-        if name in auto_map:
-            return getattr(transformers, name)
-    raise UnsupportedModel(
-        f"model: {config._name_or_path}: its code has no class that generates text; expected one of "
-        f"{', '.join(_AUTO)} in the auto_map of config.json, got {', '.join(auto_map) or 'none'}"
     )

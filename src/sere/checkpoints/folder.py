@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from sere.bundled import BUNDLED, model_path
 from sere.checkpoints.weight_files import find_weights, named_weights, read_json
@@ -64,7 +63,7 @@ def _refuse_no_folder(name: str | os.PathLike[str]) -> None:
     if path.suffix == ".gguf":
         raise InputError(f"model: {path}: {_GGUF}")
     if path.exists():
-        raise InputError(f"model: expected a checkpoint folder, got the file {path}; give {path.parent}")
+        raise InputError(f"model: expected a checkpoint folder, got the file {path}; give its folder")
     if path.is_absolute() or str(name).count("/") != 1 or str(name).startswith("."):
         raise InputError(
             f"model: expected a checkpoint folder, a hub name like 'owner/name' or '{BUNDLED}', got {path}"
@@ -86,10 +85,11 @@ def _check_format(folder: Path) -> None:
             "into that model first (PEFT: merge_and_unload, then save_pretrained) and give the merged "
             "folder, or give the base model"
         )
+    packed = any(folder.glob("*.gguf")) or "gguf" in (hub_name(folder) or "").lower()
+    if packed and named_weights(folder) is None:
+        raise InputError(f"model: {folder}: {_GGUF}")
     if (folder / "config.json").is_file():
         return
-    if any(folder.glob("*.gguf")):
-        raise InputError(f"model: {folder}: {_GGUF}")
     inside = sorted(path.parent.name for path in folder.glob("*/config.json"))
     if inside:
         instead = f"found one in {', '.join(inside[:5])} inside it; give one of these folders"
@@ -102,18 +102,41 @@ def _check_format(folder: Path) -> None:
 
 def _from_hub(name: str, weights: bool, code: bool) -> Path:
     """Download what is needed of a hub model, and no copy of its weights in another format."""
-    folder = _snapshot(name, [*_SMALL, *(["*.py"] if code else [])], ignore=_BELOW)
+    try:
+        import huggingface_hub
+    except ImportError as error:
+        raise MissingDependency("hub names need transformers: pip install 'sere[transformers]'") from error
+    fetch = huggingface_hub.snapshot_download
+    try:
+        allow = [*_SMALL, *(["*.py"] if code else [])]
+        folder = Path(fetch(name, allow_patterns=allow, ignore_patterns=list(_BELOW)))
+    except Exception as error:  # the hub's library raises network, name and cache errors of many kinds
+        cached = huggingface_hub.try_to_load_from_cache(name, "config.json")
+        if not isinstance(cached, str):
+            raise _unreachable(name, error) from error
+        folder = Path(cached).parent
     _check_format(folder)
     if not weights:
         return folder
-    # The same commit for all: what the index says holds for its own commit.
-    revision = folder.name if hub_name(folder) is not None else None
     for names in _wanted(folder):
-        folder = _snapshot(name, names, revision=revision)
-        if all((folder / file).is_file() for file in names):
+        if not _all_there(folder, names):
+            try:
+                # The same commit: what an index says holds for its own.
+                fetch(name, allow_patterns=names, revision=folder.name)
+            except Exception as error:  # as above
+                raise _unreachable(name, error) from error
+        if _all_there(folder, names):
             break
     find_weights(folder)
     return folder
+
+
+def _all_there(folder: Path, names: Iterable[str]) -> bool:
+    return all((folder / name).is_file() for name in names)
+
+
+def _unreachable(name: str, error: Exception) -> InputError:
+    return InputError(f"model: no folder {name}, and on the hub: {' '.join(str(error).split())}")
 
 
 def _wanted(folder: Path) -> list[list[str]]:
@@ -123,19 +146,3 @@ def _wanted(folder: Path) -> list[list[str]]:
     if found is not None and found.safetensors:
         return named
     return [["model.safetensors"], *(named or [["pytorch_model.bin"]])]
-
-
-def _snapshot(
-    name: str, allow: Sequence[str], *, ignore: Sequence[str] = (), revision: str | None = None
-) -> Path:
-    try:
-        import huggingface_hub
-    except ImportError as error:
-        raise MissingDependency("hub names need transformers: pip install 'sere[transformers]'") from error
-    options: dict[str, Any] = {"ignore_patterns": list(ignore)} if ignore else {}
-    try:
-        return Path(
-            huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=list(allow), **options)
-        )
-    except Exception as error:  # the hub's library raises network, name and cache errors of many kinds
-        raise InputError(f"model: no folder {name} and no hub model of this name: {error}") from error

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from sere.checkpoints.classes import choose_class, is_auto
 from sere.checkpoints.completeness import check_complete, refuse_incomplete
-from sere.checkpoints.config import choose_class, is_auto, load_config
+from sere.checkpoints.config import load_config
 from sere.checkpoints.quiet import errors_only, loading_bar
 from sere.checkpoints.weight_files import find_weights, read_json
 from sere.errors import InputError, MissingDependency, SereError
@@ -41,6 +42,24 @@ def empty_model(folder: Path, *, dtype: torch.dtype | None = None, trust_remote_
     return model.eval()
 
 
+def check_weights(folder: Path, *, trust_remote_code: bool = False) -> None:
+    """Refuse a checkpoint that does not hold all weights of its model, without reading them.
+
+    Not looked at are weights that are quantised, not safetensors, or of a model that Transformers lacks.
+
+    Args:
+        folder: The checkpoint folder.
+        trust_remote_code: Run the folder's own Python code where Transformers does not know the model type.
+
+    Raises:
+        InputError: Weights are missing or have the wrong shape; the text names them.
+    """
+    files = find_weights(folder)
+    kind, config = choose_class(load_config(folder, trust_remote_code=trust_remote_code))
+    if files.safetensors and not is_auto(kind) and getattr(config, "quantization_config", None) is None:
+        check_complete(files, empty_model(folder))
+
+
 def load_model(
     folder: Path,
     *,
@@ -63,26 +82,19 @@ def load_model(
         UnsupportedModel: Transformers has no class for it.
         MissingDependency: It needs a package that is not installed.
     """
-    files = find_weights(folder)
     generation = folder / "generation_config.json"
     if generation.is_file():
         read_json(generation)
     config = load_config(folder, trust_remote_code=trust_remote_code)
     kind, own = choose_class(config)
-    if files.safetensors and not is_auto(kind) and getattr(own, "quantization_config", None) is None:
-        check_complete(files, empty_model(folder))
-    options: dict[str, Any] = {"trust_remote_code": trust_remote_code and is_auto(kind)}
+    check_weights(folder, trust_remote_code=trust_remote_code)
+    options: dict[str, Any] = {"dtype": dtype, "output_loading_info": True, "ignore_mismatched_sizes": True}
     if experts_implementation is not None:
         options["experts_implementation"] = experts_implementation
     try:
         with loading_bar(shown=bar), errors_only():
             model, report = kind.from_pretrained(
-                folder,
-                config=own,
-                dtype=dtype,
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,
-                **options,
+                folder, config=own, trust_remote_code=trust_remote_code and is_auto(kind), **options
             )
     except Exception as error:  # Transformers, its quantisers and torch raise errors of every kind here
         raise _refusal(folder, "cannot be loaded", error) from error
@@ -103,4 +115,4 @@ def _refusal(folder: Path, what: str, error: Exception) -> SereError:
     if isinstance(error, ImportError):
         return MissingDependency(f"model: {folder} needs a package that is not installed: {error}")
     kind = "" if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: "
-    return InputError(f"model: {folder}: {what}: {kind}{error}")
+    return InputError(f"model: {folder}: {what}: {kind}{' '.join(str(error).split())}")

@@ -30,11 +30,11 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> Any:
 
     config = load_config(folder, trust_remote_code=trust_remote_code)
     described = folder / "tokenizer_config.json"
-    brings_code = described.is_file() and bool(read_json(described).get("auto_map"))
+    code = read_json(described).get("auto_map") if described.is_file() else None
     try:
         with errors_only():
             tokenizer = AutoTokenizer.from_pretrained(
-                folder, config=config, trust_remote_code=trust_remote_code and brings_code
+                folder, config=config, trust_remote_code=trust_remote_code and bool(code)
             )
             tokens = tokenizer(_PROBE, add_special_tokens=False)["input_ids"]
     except ImportError as error:
@@ -42,16 +42,19 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> Any:
             f"tokenizer: {folder} needs a package that is not installed: {error}"
         ) from error
     except Exception as error:  # tokenizers fail in as many ways as there are formats
-        if brings_code and not trust_remote_code:
-            raise refusal_of_code(folder, "its tokenizer") from error
-        raise InputError(
-            f"tokenizer: {folder} has none that can be loaded ({error}); put the files of the model's "
-            "tokenizer there, e.g. tokenizer.json and tokenizer_config.json"
-        ) from error
+        if code and not trust_remote_code:
+            raise refusal_of_code(folder, "its tokenizer", code) from error
+        raise _none(folder, f"Transformers says: {' '.join(str(error).split())}") from error
+    if not tokens and code and not trust_remote_code:
+        raise refusal_of_code(folder, "its tokenizer", code)
     if not tokens:
         # Transformers makes an empty tokenizer where the files of a known kind are missing.
-        raise InputError(
-            f"tokenizer: {folder} has none: {type(tokenizer).__name__} knows no words without its files; put "
-            "the files of the model's tokenizer there, e.g. tokenizer.json and tokenizer_config.json"
-        )
+        raise _none(folder, f"without its files, {type(tokenizer).__name__} knows no words")
     return tokenizer
+
+
+def _none(folder: Path, reason: str) -> InputError:
+    return InputError(
+        f"tokenizer: {folder} has none that can be loaded; put the files of the model's tokenizer there, "
+        f"e.g. tokenizer.json and tokenizer_config.json ({reason})"
+    )

@@ -18,6 +18,7 @@ _NAMES = (
     "pytorch_model.bin.index.json",
 )
 _INDEX = ".index.json"
+_OTHER = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack")
 _LFS = b"version https://git-lfs"
 
 
@@ -58,9 +59,10 @@ def find_weights(folder: Path) -> WeightFiles:
     """
     found = named_weights(folder)
     if found is None:
+        others = sorted(path.name for path in folder.iterdir() if path.suffix in _OTHER)
         raise InputError(
             f"model: {folder} holds no weights; expected {', '.join(_NAMES)} or the name that config.json "
-            "gives as transformers_weights, as save_pretrained writes them"
+            f"gives as transformers_weights, found {', '.join(others[:5]) or 'no such file'}"
         )
     missing = [name for name in found.names if not (folder / name).is_file()]
     if missing:
@@ -102,7 +104,9 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
+    except OSError as error:
+        raise InputError(f"model: {path} cannot be read: {error.strerror}") from error
+    except ValueError as error:
         raise InputError(f"model: {path} is not JSON ({error}); copy the checkpoint again") from error
     if not isinstance(value, dict):
         raise InputError(f"model: {path}: expected a JSON object, got {type(value).__name__}")
@@ -129,5 +133,8 @@ def _read_index(path: Path) -> dict[str, str]:
 
 
 def _is_pointer(path: Path) -> bool:
-    with path.open("rb") as stream:
-        return stream.read(len(_LFS)) == _LFS
+    try:
+        with path.open("rb") as stream:
+            return stream.read(len(_LFS)) == _LFS
+    except OSError:  # reading it as weights says why
+        return False

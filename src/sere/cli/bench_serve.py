@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sere.cli.loading import DTYPES, add_trust_argument, checkpoint_path, dtype_name
+from sere.cli.loading import DTYPES, add_trust_argument, dtype_name, engine_checkpoint
 from sere.cli.numbers import at_least, whole
 from sere.cli.output import add_json_flag, emit_lines, reasons, say, spread_cells, table
 from sere.cli.parser import add_command
@@ -229,7 +229,7 @@ def _model(args: argparse.Namespace, plan: EnginePlan) -> Iterator[tuple[Path, P
     """
     with ExitStack() as stack:
         if args.preset is None:
-            path, similarities = checkpoint_path(args), Path(args.table)
+            path, similarities = engine_checkpoint(args), Path(args.table)
         else:
             path, similarities = stack.enter_context(_random(args))
         yield path, similarities, _subject(args, plan, path, similarities)

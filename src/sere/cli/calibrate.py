@@ -153,12 +153,13 @@ def _summary(path: Path, made: SimilarityTable) -> dict[str, Any]:
         "K": made.identity.K,
         "num_tokens": made.num_tokens,
         "data_digest": made.data_digest,
+        "unknown_experts": sum(len(layer.unknown) for layer in made.layers.values()),
         "fingerprint": made.fingerprint,
     }
 
 
 def _render(result: dict[str, Any]) -> str:
-    columns = ("table", "metric", "layers", "E", "K", "num_tokens")
+    columns = ("table", "metric", "layers", "E", "K", "num_tokens", "unknown_experts")
     rows = [[*(str(made[name]) for name in columns), made["fingerprint"][:12]] for made in result["tables"]]
     say(f"next: sere table verify {result['tables'][0]['table']}")
     return table(rows, (*columns, "fingerprint"))

@@ -14,7 +14,8 @@ from sere.errors import SereError
 from sere.identity import span
 
 _DETAILS = """Exit code 1 where something that was asked for is broken: the model or the table that were
-named, or the two together. A missing extra is no fault; its line says how to install it."""
+named, or the two together. A missing extra is no fault; its line says how to install it. Nor is a release of
+Transformers or PyTorch that sere is not tested with: it may work, and its line says how to make sure."""
 
 _EXAMPLES = """
   sere doctor
@@ -42,7 +43,7 @@ class Finding:
     Attributes:
         part: Which group it belongs to.
         name: What was looked at.
-        state: ``ok``, ``missing`` (nothing wrong) or ``BROKEN``.
+        state: ``ok``, ``missing`` (nothing wrong), ``untested`` (may work, but nobody tried) or ``BROKEN``.
         detail: What was found, or what to do.
     """
 
@@ -83,7 +84,7 @@ def _versions() -> Iterator[Finding]:
     from sere.provenance import commit, describe_machine, machine, versions
 
     for name, version in versions().items():
-        yield Finding("versions", name, "ok", version)
+        yield _version(name, version)
     head, clean = commit()
     if head is not None:
         yield Finding("versions", "commit", "ok", f"{head[:12]}{'' if clean else ', tree changed'}")
@@ -92,6 +93,18 @@ def _versions() -> Iterator[Finding]:
     yield Finding(
         "machine", "gpu", "ok" if found["gpu"] else "missing", found["gpu"] or "none that PyTorch sees"
     )
+
+
+def _version(name: str, version: str) -> Finding:
+    """Say whether a package's release is among those that sere is tested with, where that is known."""
+    from sere.versions import TESTED, describe_range, why_outside
+
+    if name not in TESTED:
+        return Finding("versions", name, "ok", version)
+    reason = why_outside(name, version)
+    if reason is not None:
+        return Finding("versions", name, "untested", reason)
+    return Finding("versions", name, "ok", f"{version} (tested: {describe_range(name)})")
 
 
 def _backends() -> Iterator[Finding]:

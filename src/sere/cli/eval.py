@@ -182,6 +182,10 @@ def _check_table(args: argparse.Namespace, bundled: bool, *, needed: bool) -> No
         raise ConfigError(
             f"--metric: a table that is given has its metric; only for '{BUNDLED}' without --table"
         )
+    if args.metric is not None:
+        from sere.similarity.metrics import get_metric
+
+        get_metric(args.metric)
 
 
 def _plan(args: argparse.Namespace, settings: list[Any]) -> Any:
@@ -232,7 +236,7 @@ def _on_vllm(args: argparse.Namespace, plan: Any, partial: Path | None) -> dict[
     """Evaluate with engines of vLLM in this process; their table is the file's, or made from the weights."""
     from tempfile import TemporaryDirectory
 
-    from sere.cli.loading import checkpoint_path, dtype_name, tokenizer_of
+    from sere.cli.loading import dtype_name, engine_checkpoint, tokenizer_of
     from sere.cli.progress import bar
     from sere.eval.checkpoint import files_digest
     from sere.eval.engines import check_settings
@@ -243,7 +247,7 @@ def _on_vllm(args: argparse.Namespace, plan: Any, partial: Path | None) -> dict[
 
     check_settings(plan.settings)
     check_installed()
-    path = checkpoint_path(args)
+    path = engine_checkpoint(args)
     tokenizer = tokenizer_of(path, args)
     dtype = dtype_name(path, args.dtype, trust_remote_code=args.trust_remote_code)
     options: dict[str, Any] = {

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sere.errors import ConfigError, InputError
+from sere.errors import ConfigError, InputError, UnsupportedModel
 
 if TYPE_CHECKING:
     from sere.identity import ModelIdentity
@@ -51,6 +52,21 @@ def checkpoint_path(args: argparse.Namespace, *, weights: bool = True) -> Path:
     from sere.checkpoints import find_checkpoint
 
     return find_checkpoint(args.model, weights=weights, trust_remote_code=args.trust_remote_code)
+
+
+def engine_checkpoint(args: argparse.Namespace) -> Path:
+    """Return the folder of the checkpoint that ``args.model`` names, for an engine that loads it by itself.
+
+    Raises:
+        InputError: There is no such checkpoint, or some of its weights are missing.
+    """
+    from sere.checkpoints import check_weights
+
+    path = checkpoint_path(args)
+    quiet_transformers()
+    with suppress(UnsupportedModel):  # the engine may have what Transformers has not
+        check_weights(path, trust_remote_code=args.trust_remote_code)
+    return path
 
 
 def identity_from_config(args: argparse.Namespace) -> ModelIdentity:
@@ -146,9 +162,11 @@ def pick_device(wanted: str | None) -> str:
     if wanted is None:
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        torch.empty(0, device=wanted)
+        torch.zeros(1, device=wanted).item()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ConfigError(f"--device {wanted}: not usable here ({str(error).splitlines()[0]})") from error
+        valid = ", ".join(["cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))])
+        why = str(error).splitlines()[0]
+        raise ConfigError(f"--device {wanted}: not usable here, expected {valid} ({why})") from error
     return wanted
 
 

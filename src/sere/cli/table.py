@@ -7,15 +7,21 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from sere.cli.loading import add_trust_argument, identity_from_config
 from sere.cli.numbers import at_least
 from sere.cli.output import add_json_flag, emit, say, table
 from sere.cli.parser import add_command
 from sere.errors import ConfigError
 from sere.identity import span
-from sere.table import SimilarityTable, best_neighbours, compare, import_published, verify_file
+from sere.table import (
+    SimilarityTable,
+    best_neighbours,
+    compare,
+    import_published,
+    off_diagonal,
+    say_unknown,
+    verify_file,
+)
 
 _EXAMPLES = """
   sere table show table.safetensors --threshold 0.5
@@ -113,6 +119,7 @@ def _show(args: argparse.Namespace) -> int:
         "fingerprint": loaded.fingerprint,
         "provenance": dict(loaded.provenance),
         "threshold": args.threshold,
+        "unknown": say_unknown(loaded.layers, loaded.metric),
         "layers": [_layer(loaded, index, args.threshold) for index in loaded.layers],
     }
     emit(args, value, _render_show)
@@ -121,7 +128,7 @@ def _show(args: argparse.Namespace) -> int:
 
 def _layer(loaded: SimilarityTable, index: int, threshold: float) -> dict[str, Any]:
     layer = loaded.layers[index]
-    others = layer.similarity[~torch.eye(layer.E, dtype=torch.bool, device="cpu")]
+    others = off_diagonal(layer.similarity).double()
     best = best_neighbours(layer.similarity)
     return {
         "layer": index,
@@ -129,12 +136,17 @@ def _layer(loaded: SimilarityTable, index: int, threshold: float) -> dict[str, A
         "E": layer.E,
         "K": loaded.identity.slots[index],
         "scale": layer.scale is not None,
-        "min": float(others.min()),
-        "mean": float(others.double().mean()),
-        "max": float(others.max()),
-        "best_median": float(best.median()),
+        "min": float(others.min()) if len(others) else None,
+        "mean": float(others.mean()) if len(others) else None,
+        "max": float(others.max()) if len(others) else None,
+        "best_median": float(best.nanmedian()) if len(others) else None,
         "critical": list(loaded.critical_experts(index, threshold)),
+        "unknown": list(layer.unknown),
     }
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
 
 
 def _render_show(value: dict[str, Any]) -> str:
@@ -154,13 +166,15 @@ def _render_show(value: dict[str, Any]) -> str:
         ),
         ("fingerprint", value["fingerprint"]),
         *(("note", note) for note in value["provenance"].get("notes", [])),
+        *([("not known", value["unknown"])] if value["unknown"] else []),
     ]
     rows = [
         [
             layer["layer"],
             layer["E"],
-            *(f"{layer[name]:.3f}" for name in ("min", "mean", "max", "best_median")),
+            *(_number(layer[name]) for name in ("min", "mean", "max", "best_median")),
             len(layer["critical"]),
+            len(layer["unknown"]),
         ]
         for layer in value["layers"]
     ]
@@ -172,6 +186,7 @@ def _render_show(value: dict[str, Any]) -> str:
         "most",
         "best other (median)",
         f"critical at ρ={value['threshold']:g}",
+        "not known",
     ]
     return "\n".join(f"{name + ':':<13}{text}" for name, text in facts) + "\n\n" + table(rows, headers)
 
@@ -208,10 +223,12 @@ def _render_diff(value: dict[str, Any]) -> str:
             f"{layer['max_difference']:.3g}",
             f"{layer['mean_difference']:.3g}",
             f"{100 * layer['choices_changed']:.1f} %",
+            layer["known_in_one"],
         ]
         for layer in value["layers"]
     ]
-    return table(rows, ["layer", "largest difference", "mean difference", "other best expert"])
+    headers = ["layer", "largest difference", "mean difference", "other best expert", "known in one only"]
+    return table(rows, headers)
 
 
 def _plot(args: argparse.Namespace) -> int:

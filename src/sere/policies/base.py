@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from sere.reroute import COUNTERS, Routing
-from sere.reroute.batch import members
+from sere.reroute.batch import has_weight, members
 
 
 class Policy(ABC):
@@ -37,7 +38,7 @@ class Policy(ABC):
         topk_ids: Tensor,
         topk_weights: Tensor,
         *,
-        row_budget: Tensor | None = None,
+        row_budget: Tensor | Sequence[int] | None = None,
         num_tokens: Tensor | int | None = None,
         scores: Tensor | None = None,
         counters: Tensor | None = None,
@@ -48,9 +49,10 @@ class Policy(ABC):
             layer: Index of the decoder layer.
             topk_ids: ``[T, K]``, int32 or int64. Not modified.
             topk_weights: ``[T, K]``, floating point. Not modified.
-            row_budget: ``[T]``, integers, or None.
+            row_budget: ``[T]``, integers of any size, or None.
             num_tokens: N, or None for T.
-            scores: ``[T, E]``, the router's scores, higher is better; given if ``needs_scores``.
+            scores: ``[T, E]``, the router's scores, higher is better; given if ``needs_scores``. An expert
+                whose score is -∞ or NaN is not wanted.
             counters: int64, one entry per name in ``sere.reroute.COUNTERS``, incremented in place, or None.
 
         Returns:
@@ -74,15 +76,15 @@ def count(
         counters: int64, one entry per name in ``COUNTERS``; None counts nothing.
         before: Ids that came, ``[T, K]``.
         after: Ids that go, ``[T, K]``.
-        weights: Weights that came, ``[T, K]``; slots of weight 0 are no slots.
-        new_weights: Weights that go, ``[T, K]``; slots of weight 0 read no expert.
+        weights: Weights that came, ``[T, K]``; slots of weight 0 or NaN are no slots.
+        new_weights: Weights that go, ``[T, K]``; slots of weight 0 read no expert, those of NaN do not count.
         real: ``[T]``, bool.
         E: Number of experts.
     """
     if counters is None:
         return
-    slots = (before >= 0) & (before < E) & (weights != 0) & real[:, None]
-    used = (after >= 0) & (after < E) & (new_weights != 0) & real[:, None]
+    slots = (before >= 0) & (before < E) & has_weight(weights) & real[:, None]
+    used = (after >= 0) & (after < E) & has_weight(new_weights) & real[:, None]
     sums = {
         "steps": real.any(),
         "rows": real.sum(),

@@ -20,8 +20,8 @@ def gates_from_scores(step: Choice, name: str) -> Tensor:
         name: The policy's name, for the error.
 
     Returns:
-        ``[T, E]``, float64, positive, rising with the score; each row scaled so that its chosen slots sum to
-        their weights.
+        ``[T, E]``, float64, finite, at least 0, rising with the score, 0 for scores of -∞ and NaN; each row
+        scaled so that its chosen slots sum to their weights, where that sum is finite.
 
     Raises:
         InputError: The scores are missing or have another shape.
@@ -32,14 +32,20 @@ def gates_from_scores(step: Choice, name: str) -> Tensor:
         came = "None" if scores is None else str(list(scores.shape))
         raise InputError(f"policy {name!r}: expected router scores of shape {list(expected)}, got {came}")
     raw = scores.double()
+    wanted = raw > -torch.inf
+    raw = raw.nan_to_num(nan=-torch.inf, neginf=-torch.inf)
     safe = torch.where(rows.inside, ids.long(), 0)
     given = torch.where(rows.valid, weights.double(), 0.0)
-    share = given / given.sum(dim=1, keepdim=True).clamp(min=1e-30)
+    sums = given.sum(dim=1, keepdim=True)
+    share = given / sums.clamp(min=1e-30)
     candidates, errors = [], []
     for gates in (raw.softmax(dim=1), raw.sigmoid(), raw.clamp(min=1e-30)):
+        gates = torch.where(wanted, gates, 0.0)
         chosen = torch.where(rows.valid, gates.gather(1, safe), 0.0)
         total = chosen.sum(dim=1, keepdim=True).clamp(min=1e-30)
-        candidates.append(gates * (given.sum(dim=1, keepdim=True) / total))
-        errors.append(torch.where(rows.valid, (chosen / total - share).abs(), 0.0).sum())
+        factor = sums / total
+        candidates.append((gates * torch.where(torch.isfinite(factor), factor, 1.0)).nan_to_num())
+        told = rows.valid & torch.isfinite(sums)
+        errors.append(torch.where(told, (chosen / total - share).abs(), 0.0).sum())
     best = torch.stack(errors).argmin()
     return torch.stack(candidates).index_select(0, best[None])[0]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,8 @@ from torch import Tensor
 from sere.errors import ConfigError, InputError
 from sere.policies.base import Policy, count
 from sere.reroute import Routing
-from sere.reroute.batch import members, real_rows, weight_ranks
+from sere.reroute.batch import has_weight, members, real_rows, weight_ranks
+from sere.reroute.checks import check_batch
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +26,7 @@ class Rows:
         real: ``[T]``, bool; rows that are not padding.
         protected: ``[T]``, bool; real rows with a budget of K or more.
         inside: ``[T, K]``, bool; slots with an id in [0, E).
-        valid: ``[T, K]``, bool; such slots of real rows with a weight.
+        valid: ``[T, K]``, bool; such slots of real rows whose weight is neither 0 nor NaN.
         ranks: ``[T, K]``, int64; 0 for a row's heaviest valid slot (ties: the lower slot).
     """
 
@@ -52,7 +53,7 @@ def sort_out(
     real = real_rows(ids, row_budget, num_tokens)
     protected = torch.zeros_like(real) if row_budget is None else real & (row_budget >= ids.shape[1])
     inside = (ids >= 0) & (ids < E)
-    valid = inside & (weights != 0) & real[:, None]
+    valid = inside & has_weight(weights) & real[:, None]
     return Rows(E, real, protected, inside, valid, weight_ranks(weights, valid))
 
 
@@ -83,7 +84,7 @@ class Rival(Policy):
         topk_ids: Tensor,
         topk_weights: Tensor,
         *,
-        row_budget: Tensor | None = None,
+        row_budget: Tensor | Sequence[int] | None = None,
         num_tokens: Tensor | int | None = None,
         scores: Tensor | None = None,
         counters: Tensor | None = None,
@@ -91,7 +92,7 @@ class Rival(Policy):
         """Route one step of one layer; see ``Policy.route``.
 
         Raises:
-            InputError: ``bind`` has not named the layer.
+            InputError: ``bind`` has not named the layer, or an argument is one that SERE refuses, too.
         """
         E = self._experts.get(layer)
         if E is None:
@@ -99,8 +100,9 @@ class Rival(Policy):
                 f"policy {self.name!r}: the number of experts of layer {layer} is not known; "
                 f"call bind({{{layer}: E}}) first, as sere.apply does"
             )
-        rows = sort_out(topk_ids, topk_weights, E, row_budget, num_tokens)
-        result = self.choose(Choice(layer, rows, topk_ids, topk_weights, row_budget, scores))
+        budget = check_batch(topk_ids, topk_weights, row_budget, num_tokens, counters)
+        rows = sort_out(topk_ids, topk_weights, E, budget, num_tokens)
+        result = self.choose(Choice(layer, rows, topk_ids, topk_weights, budget, scores))
         count(counters, topk_ids, result.ids, topk_weights, result.weights, real=rows.real, E=E)
         return result
 
@@ -156,7 +158,8 @@ def heaviest(step: Choice, select_top_k: int) -> Tensor:
 def renormalised(new: Tensor, old: Tensor, valid: Tensor) -> Tensor:
     """Scale each row's valid weights so that they sum to what the row's valid weights summed to.
 
-    Rows of a router that normalises keep the sum 1, rows of one that does not keep theirs.
+    Rows of a router that normalises keep the sum 1, rows of one that does not keep theirs. Where one of the
+    two sums is 0, or is not finite, the weights are left as they are.
 
     Args:
         new: ``[T, K]``, float64; weights that go, 0 in freed slots.
@@ -165,7 +168,8 @@ def renormalised(new: Tensor, old: Tensor, valid: Tensor) -> Tensor:
     """
     before = torch.where(valid, old.double(), 0.0).sum(dim=1, keepdim=True)
     after = torch.where(valid, new, 0.0).sum(dim=1, keepdim=True)
-    factor = torch.where(after != 0, before / torch.where(after != 0, after, 1.0), 1.0)
+    factor = before / after
+    factor = torch.where((factor != 0) & torch.isfinite(factor) & torch.isfinite(after), factor, 1.0)
     return torch.where(valid, new * factor, new)
 
 
@@ -194,7 +198,8 @@ def finish(step: Choice, new_ids: Tensor, new_weights: Tensor) -> Routing:
     some = lowest < rows.E
     return Routing(
         torch.where(some, out_ids, ids.long()).to(ids.dtype),
-        torch.where(some, out_weights.to(weights.dtype), weights),
+        # Slots that pass through keep their bits, whatever these are.
+        torch.where(some & (changed | padding), out_weights.to(weights.dtype), weights),
     )
 
 
@@ -204,7 +209,8 @@ def refill(step: Choice, gates: Tensor, allowed: Tensor) -> Routing:
     A slot whose expert is allowed keeps it: the row's own choice is the best of all experts, so it is
     the best of fewer. The other slots take the row's best allowed experts that it does not
     have, by gate; where there is none, the row's heaviest kept expert with weight 0, which reads nothing
-    new. Weights are renormalised to the row's old sum.
+    new. Where all gates of what a row ends with are 0, they count alike. Weights are renormalised to the
+    row's old sum.
 
     Args:
         step: The step.
@@ -221,11 +227,15 @@ def refill(step: Choice, gates: Tensor, allowed: Tensor) -> Routing:
     free = torch.where(allowed & ~own, gates, -torch.inf)
     best, order = free.sort(dim=1, descending=True, stable=True)
     # The r-th slot of a row that needs an expert takes the row's r-th best free one.
-    place = (needs.long().cumsum(dim=1) - 1).clamp(min=0)
-    found = needs & (best.gather(1, place) > -torch.inf)
+    place = needs.long().cumsum(dim=1) - 1
+    # A row that came with repeated ids may need more than there are.
+    there, place = place < E, place.clamp(0, E - 1)
+    found = needs & there & (best.gather(1, place) > -torch.inf)
     spare = _heaviest_kept(rows, safe, keeps, order[:, :1])
     new_ids = torch.where(found, order.gather(1, place), torch.where(needs, spare, safe))
     new_weights = torch.where(found, best.gather(1, place), torch.where(needs, 0.0, weights.double()))
+    some = (rows.valid & (new_weights != 0)).any(dim=1, keepdim=True)
+    new_weights = torch.where(found & ~some, 1.0, new_weights)
     new_weights = renormalised(new_weights, weights, rows.valid)
     return finish(step, new_ids, new_weights)
 

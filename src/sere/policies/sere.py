@@ -70,7 +70,7 @@ class Sere(Policy):
         topk_ids: Tensor,
         topk_weights: Tensor,
         *,
-        row_budget: Tensor | None = None,
+        row_budget: Tensor | Sequence[int] | None = None,
         num_tokens: Tensor | int | None = None,
         scores: Tensor | None = None,  # noqa: ARG002 - other policies need them
         counters: Tensor | None = None,

@@ -13,16 +13,15 @@ from torch import Tensor
 from sere.policies.gates import gates_from_scores
 from sere.policies.rows import Choice, Rival, Rows, check_count, occurring, refill
 from sere.reroute import Routing
-
-_UNITS = 2.0**24
+from sere.reroute.batch import mass_units
 
 
 class XShare(Rival):
     """Keep each row's top expert, add experts by summed gate up to ``budget``, choose again inside them.
 
     Each row takes its best K of them, and its weights are renormalised to their old sum. Rows' top experts
-    are kept even where they alone exceed the budget. Gates are summed as integers (times 2^24), so that
-    the order of addition cannot change the result; ties go to the lower id.
+    are kept even where they alone exceed the budget. Gates are summed as integers (times 2^24, like masses),
+    so that the order of addition cannot change the result; ties go to the lower id.
 
     Args:
         budget: Experts of a layer and step, at least 1.
@@ -50,7 +49,7 @@ class XShare(Rival):
 
     def _fill(self, rows: Rows, chosen: Tensor, gates: Tensor) -> Tensor:
         """Add the experts of the largest summed gates until there are ``budget``; none without real rows."""
-        units = torch.where(rows.real[:, None], torch.round(gates * _UNITS), 0.0).long().sum(dim=0)
+        units = mass_units(torch.where(rows.real[:, None], gates, 0.0)).sum(dim=0)
         order = torch.where(chosen, -1, units).argsort(descending=True, stable=True)
         place = torch.empty_like(order).scatter(0, order, torch.arange(rows.E, device=order.device))
         room = self.budget - chosen.sum()

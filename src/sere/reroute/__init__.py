@@ -54,11 +54,11 @@ def reroute(
     Args:
         topk_ids: Expert ids, ``[T, K]``, int32 or int64, slots in any order. Not modified. Ids outside
             [0, E) pass through untouched.
-        topk_weights: Gate weights, ``[T, K]``, floating point, finite. Not modified. Slots of weight 0
+        topk_weights: Gate weights, ``[T, K]``, floating point. Not modified. Slots of weight 0 or NaN
             pass through untouched.
-        similarity: ``[E, E]``, float32, or a layer of a table. A layer is prepared once for each
-            combination of settings and remembers the latest 64; a plain tensor is prepared anew at every
-            call.
+        similarity: ``[E, E]``, float32, NaN where it is not known, or a layer of a table. A layer is prepared
+            once for each combination of settings and remembers the latest 64; a plain tensor is prepared
+            again at every call.
         select_top_k: S, slots per row that are primary: its heaviest.
         threshold: ρ, least similarity at which an expert may be replaced.
         row_budget: ``[T]``, int32 or int64, or None: b_t for each row instead of ``select_top_k``. K or more

@@ -69,7 +69,7 @@ def run(
 
     # 6. Weights, 7. merge, 8. padding rows.
     moved = 0
-    changed = torch.zeros(T, K, dtype=torch.bool, device="cpu")
+    changed = torch.zeros(T, K, dtype=torch.bool, device=topk_weights.device)
     for t in range(T):
         if t not in slots:
             inside = [k for k in range(K) if 0 <= ids[t][k] < E]
@@ -102,7 +102,7 @@ def run(
         counters += counters.new_tensor(step)
     new_weights = topk_weights.new_tensor(weights).reshape(T, K)
     # Slots that pass through keep their bits, whatever these are.
-    new_weights = torch.where(changed.to(topk_weights.device), new_weights, topk_weights)
+    new_weights = torch.where(changed, new_weights, topk_weights)
     return topk_ids.new_tensor(ids).reshape(T, K), new_weights
 
 

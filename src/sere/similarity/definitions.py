@@ -122,8 +122,8 @@ def projection(outputs: Tensor, ids: Tensor, weights: Tensor) -> tuple[Tensor, T
 
     Returns:
         Similarity and scale α, both ``[E, E]``, float64, row e and column p: p in place of e. Similarity is 0
-        where α is negative. It is NaN, and scale 1, where ``Y_e`` or ``Y_p`` is zero on all of e's tokens, and
-        for an expert that no slot chose.
+        where α is negative. It is NaN, and scale 1, where ``Y_e`` or ``Y_p`` is zero on all of e's tokens, as
+        on the none of an expert that no slot chose.
     """
     Y, w = outputs.double(), weights.double()
     E, T, _ = Y.shape

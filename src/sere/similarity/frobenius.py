@@ -59,7 +59,7 @@ def squared_distances(rows: Tensor, dtype: torch.dtype, *, split: bool = True) -
     close = _cancelled(squared, norms, 2 * torch.finfo(dtype).eps)
     for group in _groups(close):
         if split and len(group) < len(rows):
-            at = torch.tensor(group, device="cpu")
+            at = torch.tensor(group, device=squared.device)
             squared[at[:, None], at] = squared_distances(rows[at.to(rows.device)], dtype, split=False)
         else:
             _replace_pairs(squared, rows.to(dtype), group, close)

@@ -34,6 +34,7 @@ class Metric:
         defaults: Its parameters and their defaults.
         symmetric: Whether p is as similar to e as e to p.
         needs_routing: Whether it needs the router's ids and weights.
+        unknown: Why nothing is known of some experts, and what helps; empty where all are known.
     """
 
     name: str
@@ -42,8 +43,10 @@ class Metric:
     defaults: Mapping[str, Any] = field(default_factory=dict)
     symmetric: bool = True
     needs_routing: bool = False
+    unknown: str = ""
 
 
+_SAME = "they gave the same output for all tokens of each window"
 _CKA_DEFAULTS = {"kernel": "linear", "window": 128}
 
 METRICS: Mapping[str, Metric] = MappingProxyType(
@@ -51,11 +54,26 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
         metric.name: metric
         for metric in (
             Metric("frobenius", "distance of outputs, relative to the farthest pair", Frobenius),
-            Metric("cosine", "mean cosine of outputs, token by token", Cosine),
-            Metric("cka", "centred kernel alignment (kernel= linear, rbf, polynomial)", CKA, _CKA_DEFAULTS),
+            Metric(
+                "cosine",
+                "mean cosine of outputs, token by token",
+                Cosine,
+                unknown="they gave no output on any token",
+            ),
+            Metric(
+                "cka",
+                "centred kernel alignment (kernel= linear, rbf, polynomial)",
+                CKA,
+                _CKA_DEFAULTS,
+                unknown=_SAME,
+            ),
             *(
                 Metric(
-                    f"cka_{kernel}", f"cka with the {kernel} kernel", CKA, _CKA_DEFAULTS | {"kernel": kernel}
+                    f"cka_{kernel}",
+                    f"cka with the {kernel} kernel",
+                    CKA,
+                    _CKA_DEFAULTS | {"kernel": kernel},
+                    unknown=_SAME,
                 )
                 for kernel in KERNELS
             ),
@@ -65,8 +83,15 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
                 Projection,
                 symmetric=False,
                 needs_routing=True,
+                unknown="no calibration token was routed to them, or they gave no output where one was; "
+                "calibrate on more tokens to know them",
             ),
-            Metric("weights", "cosine of the experts' weights; needs no data", None),
+            Metric(
+                "weights",
+                "cosine of the experts' weights; needs no data",
+                None,
+                unknown="their weights are all 0",
+            ),
         )
     }
 )

@@ -4,6 +4,7 @@ from sere.identity import ModelIdentity
 from sere.table.artifact import SimilarityTable, best_neighbours
 from sere.table.compare import Comparison, LayerDifference, compare
 from sere.table.published import import_published
+from sere.table.unknown import off_diagonal, say_unknown
 from sere.table.verify import Check, verify_file, verify_table
 
 __all__ = [
@@ -15,6 +16,8 @@ __all__ = [
     "best_neighbours",
     "compare",
     "import_published",
+    "off_diagonal",
+    "say_unknown",
     "verify_file",
     "verify_table",
 ]

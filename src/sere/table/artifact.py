@@ -141,7 +141,7 @@ class SimilarityTable:
         return verify_table(self, identity)
 
     def critical_experts(self, layer: int, threshold: float) -> tuple[int, ...]:
-        """Return the experts that no other resembles: they are kept whatever the batch.
+        """Return the experts that no other resembles, as far as is known: they are kept whatever the batch.
 
         Args:
             layer: Decoder-layer index.
@@ -154,12 +154,16 @@ class SimilarityTable:
             raise InputError(f"layer: expected one of {list(self.layers)}, got {layer}")
         best = best_neighbours(self.layers[layer].similarity)
         least = torch.tensor(threshold, dtype=torch.float32, device=best.device)
-        return tuple((best < least).nonzero().flatten().tolist())
+        return tuple((~(best >= least)).nonzero().flatten().tolist())
 
 
 def best_neighbours(similarity: Tensor) -> Tensor:
-    """Return each expert's similarity to the other expert that resembles it most; ``[E]``, float32."""
-    return similarity.clone().fill_diagonal_(-1).max(dim=1).values
+    """Return each expert's similarity to the other expert that resembles it most; ``[E]``, float32.
+
+    NaN for an expert whose similarity to no other is known.
+    """
+    best = similarity.nan_to_num(nan=-1).fill_diagonal_(-1).max(dim=1).values
+    return best.masked_fill(best == -1, torch.nan)
 
 
 def tensors(table: SimilarityTable) -> dict[str, Tensor]:
@@ -232,7 +236,8 @@ def check_layers(layers: Mapping[int, LayerSimilarity], identity: ModelIdentity)
                 f"layer {index}: expected E = {E} experts as in {summary(identity)}, got {layer.E}; "
                 "calibrate again"
             )
-        if layer.E > 1 and not bool(layer.similarity.clone().fill_diagonal_(0).any()):
+        # Of two experts, each is the other's farthest. NaN, which is not known, is no 0.
+        if layer.E > 2 and not bool(layer.similarity.clone().fill_diagonal_(0).any()):
             raise TableError(
                 f"layer {index}: expected similarities, got the identity matrix, which is none (it would "
                 "send every token to the lowest primary expert); calibrate again"

@@ -10,7 +10,7 @@ import torch
 from sere.errors import TableMismatch
 from sere.identity import ModelIdentity, span, summary
 from sere.similarity import LayerSimilarity
-from sere.table.artifact import SimilarityTable
+from sere.table.artifact import SimilarityTable, best_neighbours
 
 
 @dataclass(frozen=True)
@@ -19,15 +19,17 @@ class LayerDifference:
 
     Attributes:
         layer: Decoder-layer index.
-        max_difference: Largest absolute difference of a similarity.
-        mean_difference: Mean absolute difference, off the diagonal.
+        max_difference: Largest absolute difference of a similarity that both know.
+        mean_difference: Mean absolute difference of these, off the diagonal.
         choices_changed: Share of experts whose most similar other expert is another one.
+        known_in_one: Similarities that one of the two knows and the other does not.
     """
 
     layer: int
     max_difference: float
     mean_difference: float
     choices_changed: float
+    known_in_one: int
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,8 @@ def compare(a: SimilarityTable, b: SimilarityTable) -> Comparison:
 
 
 def _equal(a: LayerSimilarity, b: LayerSimilarity) -> bool:
-    if (a.scale is None) != (b.scale is None) or not torch.equal(a.similarity, b.similarity):
+    known = (layer.similarity.nan_to_num(nan=-1) for layer in (a, b))
+    if (a.scale is None) != (b.scale is None) or not torch.equal(*known):
         return False
     return a.scale is None or b.scale is None or torch.equal(a.scale, b.scale)
 
@@ -81,22 +84,27 @@ def _difference(
     index: int, a: Mapping[int, LayerSimilarity], b: Mapping[int, LayerSimilarity]
 ) -> LayerDifference:
     first, second = a[index].similarity, b[index].similarity
+    # NaN where either is.
     absolute = (first - second).abs()
-    pairs = max(1, absolute.numel() - len(absolute))
+    unknown = int(absolute.isnan().sum())
+    absolute = absolute.nan_to_num(nan=0)
+    pairs = max(1, absolute.numel() - len(absolute) - unknown)
     changed = _choices(a[index]) != _choices(b[index])
     return LayerDifference(
         layer=index,
         max_difference=float(absolute.max()),
         mean_difference=float(absolute.double().sum()) / pairs,
         choices_changed=float(changed.float().mean()),
+        known_in_one=int((first.isnan() != second.isnan()).sum()),
     )
 
 
 def _choices(layer: LayerSimilarity) -> torch.Tensor:
-    """Return each expert's most similar other expert (ties: the lower id), ``[E]``."""
-    others = layer.similarity.clone().fill_diagonal_(-1)
+    """Return each expert's most similar other expert (ties: the lower id), ``[E]``; -1: none is known."""
+    others = layer.similarity.nan_to_num(nan=-1).fill_diagonal_(-1)
     # numpy's argmax takes the first of equals; torch's promises nothing.
-    return torch.from_numpy(others.numpy().argmax(axis=1))
+    best = torch.from_numpy(others.numpy().argmax(axis=1))
+    return best.masked_fill(best_neighbours(layer.similarity).isnan(), -1)
 
 
 def _other_model(a: ModelIdentity, b: ModelIdentity) -> bool:

@@ -13,6 +13,7 @@ from sere.errors import MissingDependency
 from sere.files import atomic_path
 from sere.identity import span
 from sere.table.artifact import SimilarityTable, best_neighbours
+from sere.table.unknown import off_diagonal
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 COLUMNS, FINE_COLUMNS = 6, 8  # of heat maps, up to 24 and beyond
 MAX_MAPS = 48
-_ALL, _BEST = "#4c72b0", "#dd8452"
+_ALL, _BEST, _UNKNOWN = "#4c72b0", "#dd8452", "#d9d9d9"
 
 
 def plot(table: SimilarityTable, path: str | os.PathLike[str]) -> None:
@@ -70,12 +71,12 @@ def order(similarity: Tensor) -> list[int]:
     most alike.
 
     Args:
-        similarity: ``[E, E]``; need not be symmetric.
+        similarity: ``[E, E]``; need not be symmetric. What is not known, NaN, counts as 0 here.
 
     Returns:
         All expert ids.
     """
-    both = (similarity + similarity.T).double() / 2
+    both = (similarity + similarity.T).double().nan_to_num(nan=0) / 2
     chains = {e: [e] for e in range(len(both))}
     linkage = both.clone().fill_diagonal_(-math.inf)
     while len(chains) > 1:
@@ -120,11 +121,14 @@ def _draw_maps(figure: Any, table: SimilarityTable, shown: list[int], rows: int,
         similarity = table.layers[shown[position]].similarity.cpu()
         experts = torch.tensor(order(similarity), device="cpu")
         values = similarity[experts][:, experts].numpy()
+        axis.set_facecolor(_UNKNOWN)  # which shows where a value is NaN
         image = axis.imshow(values, vmin=0, vmax=1, cmap="viridis", interpolation="nearest")
         axis.set_title(f"layer {shown[position]}", fontsize=9, pad=3)
         axis.set_xticks([])
         axis.set_yticks([])
-    figure.supxlabel("replaced by expert p (alike experts side by side)", fontsize=9)
+    known = not any(bool(table.layers[index].similarity.isnan().any()) for index in shown)
+    note = "" if known else "; grey: not known"
+    figure.supxlabel(f"replaced by expert p (alike experts side by side{note})", fontsize=9)
     figure.supylabel("expert e", fontsize=9)
     assert image is not None  # a table has at least one layer
     figure.colorbar(image, ax=axes, label="similarity", pad=0.01, aspect=20 * max(1, rows * 4 / columns))
@@ -134,11 +138,14 @@ def _draw_spread(axis: Axes, table: SimilarityTable) -> None:
     positions = list(range(len(table.layers)))
     similarities = [layer.similarity.cpu() for layer in table.layers.values()]
     for values, colour, label, shift in (
-        ([_off_diagonal(s) for s in similarities], _ALL, "all pairs of experts", -0.18),
+        ([off_diagonal(s) for s in similarities], _ALL, "all pairs of experts", -0.18),
         ([best_neighbours(s) for s in similarities], _BEST, "best other expert", 0.18),
     ):
         parts = torch.tensor([0, 0.25, 0.5, 0.75, 1.0], dtype=torch.float64, device="cpu")
-        quantiles = torch.stack([v.double().quantile(parts) for v in values])
+        # A layer of which nothing is known has no mark.
+        quantiles = torch.stack(
+            [v.double().nanquantile(parts) if len(v) else parts * math.nan for v in values]
+        )
         low, first, middle, third, high = quantiles.T.tolist()
         at = [position + shift for position in positions]
         axis.vlines(at, low, high, color=colour, linewidth=1)
@@ -161,7 +168,7 @@ def _draw_spread(axis: Axes, table: SimilarityTable) -> None:
 def _draw_critical(axis: Axes, table: SimilarityTable) -> None:
     thresholds = torch.linspace(0, 1, 201, device="cpu")
     best = [best_neighbours(layer.similarity.cpu()) for layer in table.layers.values()]
-    share = torch.stack([(of_layer[:, None] < thresholds).float().mean(dim=0) for of_layer in best]) * 100
+    share = torch.stack([(~(of_layer[:, None] >= thresholds)).float().mean(dim=0) for of_layer in best]) * 100
     for row in share:
         axis.plot(thresholds, row, color=_BEST, alpha=0.35 if len(share) < 12 else 0.15, linewidth=0.9)
     axis.plot([], [], color=_BEST, alpha=0.6, linewidth=0.9, label="one layer")
@@ -173,7 +180,3 @@ def _draw_critical(axis: Axes, table: SimilarityTable) -> None:
     axis.set_title("Experts that no other resembles", fontsize=10)
     axis.grid(alpha=0.3)
     axis.legend(fontsize=8, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.17), frameon=False)
-
-
-def _off_diagonal(similarity: Tensor) -> Tensor:
-    return similarity[~torch.eye(len(similarity), dtype=torch.bool, device=similarity.device)]

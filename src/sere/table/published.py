@@ -17,6 +17,7 @@ from sere.identity import ModelIdentity, summary
 from sere.provenance import provenance
 from sere.similarity import LayerSimilarity
 from sere.table.artifact import SimilarityTable
+from sere.table.unknown import off_diagonal
 
 # A 16-bit similarity may lie this far outside [0, 1] by rounding: twice bfloat16's epsilon.
 ROUNDING_16_BIT = 2**-6
@@ -25,7 +26,7 @@ ROUNDING_16_BIT = 2**-6
 def import_published(
     path: str | os.PathLike[str], identity: ModelIdentity, *, metric: str = "frobenius"
 ) -> SimilarityTable:
-    """Turn a ``similarity_matrices.pt`` (``{layer: tensor}``) into a table.
+    """Turn a ``similarity_matrices.pt`` (``{layer: tensor}``) into a table; NaN is a similarity not known.
 
     Nothing in the file is executed (``weights_only=True``). It does not say how it was made: metric, data and
     seed in the table are what the caller knows, and a note in its provenance says so.
@@ -59,8 +60,11 @@ def import_published(
     dtypes = sorted({str(matrix.dtype).removeprefix("torch.") for matrix in matrices.values()})
     if dtypes != ["float32"]:
         notes.append(f"stored as {', '.join(dtypes)}: rounding may have changed which expert is most similar")
+    layers = {index: _layer(source, index, matrix) for index, matrix in matrices.items()}
+    if pairs := sum(int(layer.similarity.isnan().sum()) for layer in layers.values()):
+        notes.append(f"{pairs:,} similarities are NaN in the file, which is read as not known: never enough")
     return SimilarityTable(
-        layers={index: _layer(source, index, matrix) for index, matrix in matrices.items()},
+        layers=layers,
         identity=identity,
         metric=metric,
         provenance=provenance() | {"notes": notes},
@@ -101,7 +105,15 @@ def _matrix(source: Path, key: object, value: object) -> Tensor:
 
 def _layer(source: Path, index: int, matrix: Tensor) -> LayerSimilarity:
     values = matrix.detach().float()
-    inside = bool(((values >= -ROUNDING_16_BIT) & (values <= 1 + ROUNDING_16_BIT)).all())
+    if len(values) > 1 and not len(off_diagonal(values)):
+        raise TableError(
+            f"{source}: layer {index}: expected similarities, got NaN for every pair of experts; calibrate "
+            "anew with sere calibrate"
+        )
+    # An expert of which nothing is known is still like itself.
+    itself = values.diagonal()
+    values = values.diagonal_scatter(torch.where(itself.isnan(), 1.0, itself))
+    inside = not bool(((values < -ROUNDING_16_BIT) | (values > 1 + ROUNDING_16_BIT)).any())
     if matrix.dtype in (torch.bfloat16, torch.float16) and inside:
         values = values.clamp(0, 1)
         near = (values.diagonal() - 1).abs() <= ROUNDING_16_BIT

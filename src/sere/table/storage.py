@@ -1,6 +1,7 @@
 """Tables as files: safetensors with the description in its header; no pickle.
 
-Tensors are ``layers.{i}.similarity`` and, where there is one, ``layers.{i}.scale``, both ``[E, E]`` float32.
+Tensors are ``layers.{i}.similarity`` and, where there is one, ``layers.{i}.scale``, both ``[E, E]`` float32;
+a similarity that is not known is NaN.
 The header's metadata are strings, all but ``format`` in JSON.
 """
 
@@ -10,6 +11,7 @@ import json
 import os
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,10 +25,12 @@ from sere.files import atomic_path, what_is_there
 from sere.identity import ModelIdentity
 from sere.similarity import LayerSimilarity
 from sere.table.artifact import SimilarityTable, describe, tensors
+from sere.table.unknown import read_zeros_as_unknown
 
 FORMAT = "sere-similarity-table"
 FORMAT_VERSION = 2
-# Version 1 held one E and K for all layers and a digest in place of the values that it was made of.
+# Version 1 held one E and K for all layers, a digest in place of the values that it was made of, and 0 for a
+# similarity that is not known.
 _READ_VERSIONS = ("1", "2")
 _KEYS = (
     "identity",
@@ -113,7 +117,10 @@ def _build(cls: type[_Table], metadata: Mapping[str, str], named: Mapping[str, T
             f"{table.fingerprint[:12]}: the content was changed after it was written; calibrate again or "
             "copy it again"
         )
-    return table
+    if metadata["format_version"] != "1":
+        return table
+    layers = {i: read_zeros_as_unknown(layer, table.metric) for i, layer in table.layers.items()}
+    return replace(table, layers=layers)
 
 
 def _metadata(metadata: Mapping[str, str]) -> dict[str, Any]:

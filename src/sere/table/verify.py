@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from sere.errors import TableError
@@ -14,6 +15,7 @@ from sere.identity import ModelIdentity, span
 from sere.similarity import METRICS
 from sere.similarity.layer import TOLERANCE
 from sere.table.artifact import SimilarityTable
+from sere.table.unknown import off_diagonal, say_unknown
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,7 @@ def verify_table(table: SimilarityTable, identity: ModelIdentity | None = None) 
         Check("metric", table.metric in METRICS, f"{table.metric}; known: {', '.join(METRICS)}"),
         _over_layers("symmetry", table, _asymmetric if _symmetric(table.metric) else None),
         _over_layers("spread", table, _without_spread),
+        Check("known", True, say_unknown(table.layers, table.metric) or "similarities of every expert"),
     ]
     if identity is not None:
         checks.append(_matches(table, identity))
@@ -80,13 +83,17 @@ def _over_layers(name: str, table: SimilarityTable, problem: Callable[[Tensor], 
 
 
 def _asymmetric(similarity: Tensor) -> str | None:
-    worst = float((similarity - similarity.T).abs().max())
+    if not torch.equal(similarity.isnan(), similarity.isnan().T):
+        return "some similarities are known in one direction only; calibrate again"
+    worst = float((similarity - similarity.T).abs().nan_to_num(nan=0).max())
     return f"differs from its transpose by {worst:.2g}; calibrate again" if worst > TOLERANCE else None
 
 
 def _without_spread(similarity: Tensor) -> str | None:
     E = len(similarity)
-    others = similarity.flatten()[1:].view(E - 1, E + 1)[:, :-1] if E > 1 else similarity
+    others = off_diagonal(similarity)
+    if E > 1 and not len(others):
+        return "no similarity is known, so nothing is replaced here"
     if E > 2 and float(others.max() - others.min()) == 0:
         return f"all similarities are {float(others.max()):.3g}, so none tells experts apart"
     return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -134,8 +135,11 @@ def _data_set(source: str, split: str) -> Places:
             "pip install 'sere[datasets]'; a text itself goes into a list: [text, ...]"
         ) from error
     name, _, config = source.partition(":")
+    # Releases before 4 ask on the terminal whether to run a data set's script; later ones run none.
+    may_ask = "trust_remote_code" in inspect.signature(datasets.load_dataset).parameters
+    options: dict[str, Any] = {"trust_remote_code": False} if may_ask else {}
     try:
-        rows = datasets.load_dataset(name, config or None, split=split, streaming=True)
+        rows = datasets.load_dataset(name, config or None, split=split, streaming=True, **options)
     except Exception as error:  # the library raises a dozen kinds, down to plain ValueError
         raise DataError(f"texts: no file and no data set {source!r} (split {split!r}): {error}") from error
     return ((f"data set {source} row {number}", row) for number, row in enumerate(rows))

@@ -148,6 +148,7 @@ def test_nothing_was_asked_for(
 ) -> None:
     """An engine that is switched off, or only counts, re-routes nothing on purpose."""
     engine = start()
+    engine.prompts("before")
     live.change(engine.session, settings)
     decode(engine)
     engine.session.guard.last_look()
@@ -254,12 +255,13 @@ def test_stage_without_moe_layers(start: Start, caplog: pytest.LogCaptureFixture
 
 def test_default_device(any_table: Any) -> None:
     """What the plug-in makes lies where the model runs, whatever torch's default device is."""
-    session = prepared(any_table, {}, torch.nn.Module, kernel=CPUUnquantizedExperts())
-    assert session.signal is not None
     with torch.device("meta"):
+        session = prepared(any_table, {}, torch.nn.Module, kernel=CPUUnquantizedExperts())
         session.log_start()
+        assert session.signal is not None
         session.signal.announce(np.array([1, 1], dtype=np.int32))
-        live.change(session, {"select_top_k": 2})
+        changed = live.change(session, {"threshold": 0.1, "keep": {0: [3]}})
+    assert "error" not in changed
     assert session.signal.budget.tolist()[:3] == [1, 1, -1]
     engine = SmallEngine(session)
     decode(engine, 2)

@@ -22,7 +22,7 @@ from sere.policies.off import Off
 from sere.policies.sere import Sere, why_idle, why_no_substitute
 from sere.structure import ExpertsLayer, find_experts, identity_of, is_rerouted, text_config
 from sere.table import SimilarityTable
-from sere.versions import warn_outside
+from sere.versions import warn_untested
 from sere.wrappers import callers, inner_model
 
 logger = logging.getLogger("sere")
@@ -83,7 +83,7 @@ def apply(
     Source: METHOD.md section 4.
     """
     _check_kinds(model, table, policy, config)
-    warn_outside("transformers")
+    warn_untested()
     outermost, model = model, inner_model(model)
     layers = find_experts(model)
     refuse_compiled(outermost, [layer.module for layer in layers])

@@ -66,12 +66,12 @@ class Handle:
         self._remove(say=True)
 
     def _remove(self, *, say: bool) -> None:
-        if say and self._hooks:
-            self._guard.say()
-        # A compiled graph does not look at hooks, but it does look at this.
-        self._step.enabled = False
+        active = self.active
+        self._step.stop()
         while self._hooks:
             self._hooks.pop().remove()
+        if say and active:
+            self._guard.say()
 
     def activity(self) -> Activity:
         """Return what was seen since the statistics began; the host waits for the device."""

@@ -93,6 +93,14 @@ class Step:
         if self.call is None and not torch.compiler.is_compiling():
             self._thread.pop("of the call", None)
 
+    def stop(self) -> None:
+        """Leave everything alone from now on, also if a call is under way."""
+        # A compiled graph does not look at hooks, but it does look at this.
+        self.enabled = False
+        self._rest()
+        self.call = None
+        self._thread.clear()
+
     def at(self, device: torch.device, rows: int, name: str) -> tuple[Tensor | None, Tensor | None]:
         """Return the rows' budgets and ``num_tokens`` on a layer's device.
 

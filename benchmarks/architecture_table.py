@@ -1,0 +1,76 @@
+"""The table of architectures: which work, and why the others are refused, in each release of Transformers."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import tables
+
+COLUMNS = {
+    "found": "experts found",
+    "in_memory": "calibrated in memory",
+    "layer_by_layer": "layer by layer",
+    "table": "table saved, checked",
+    "reroute": "re-routed",
+    "rivals": "router's scores",
+}
+_REFUSED = "refused: "
+
+
+class _Notes:
+    """Numbered remarks; one text has one number."""
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+
+    def number(self, text: str) -> int:
+        """Return the number of a remark, a new one for a text that has none yet."""
+        if text not in self.texts:
+            self.texts.append(text)
+        return self.texts.index(text) + 1
+
+
+def architectures() -> str:
+    """Model type by check, for all releases together; below it the reasons in full."""
+    releases = tables.read_json("architectures.json")
+    entries: dict[str, dict[str, Any]] = {}
+    for release, record in releases.items():
+        for entry in record["architectures"]:
+            entries.setdefault(entry["name"], {})[release] = entry
+    notes = _Notes()
+    rows = [[f"`{name}`", _releases(found), *_cells(found, notes)] for name, found in sorted(entries.items())]
+    table = tables._table(rows, ["model type", "Transformers", *COLUMNS.values()])
+    remarks = "\n".join(f"{number}. {text}" for number, text in enumerate(notes.texts, 1))
+    return f"{table}\n\n{remarks}" + tables._conditions(list(releases.values()))
+
+
+def _releases(found: Mapping[str, Any]) -> str:
+    return ", ".join(release.removesuffix(".0") for release in found)
+
+
+def _cells(found: Mapping[str, Any], notes: _Notes) -> list[str]:
+    return [_cell(found, check, notes) for check in COLUMNS]
+
+
+def _cell(found: Mapping[str, Any], check: str, notes: _Notes) -> str:
+    """Say what came of a check; where releases differ, of each."""
+    said: dict[str, list[str]] = {}
+    for release, entry in found.items():
+        said.setdefault(_word(entry, check, notes), []).append(release.removesuffix(".0"))
+    if len(said) == 1:
+        return next(iter(said))
+    return "; ".join(f"{', '.join(releases)}: {word}" for word, releases in said.items())
+
+
+def _word(entry: Mapping[str, Any], check: str, notes: _Notes) -> str:
+    # The release has a column of its own.
+    text = re.sub(r"Transformers \d+\.\d+\.\d+", "Transformers", entry["checks"].get(check, ""))
+    if text.startswith(_REFUSED):
+        reason = text.removeprefix(_REFUSED).removeprefix(f"{entry['class']}: ")
+        return f"no ({notes.number(reason)})"
+    word, _, remark = text.partition("; ")
+    if word == "works":
+        return f"yes ({notes.number(remark)})" if remark else "yes"
+    return f"– ({notes.number(text)})" if text else ""

@@ -1,0 +1,115 @@
+"""Whether what a layer's experts compute, and the similarities made of it, mean anything; by layer name."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from sere.errors import DataError, InputError, SereError, UnsupportedModel
+from sere.similarity import LayerSimilarity
+from sere.structure import ExpertsLayer
+
+logger = logging.getLogger("sere")
+
+_FINITE_ADVICE = "load the model in bfloat16 or float32 (float16 ends at 65,504), or check its weights"
+
+
+def check_inputs(layer: ExpertsLayer, hidden: Tensor, weights: Tensor) -> None:
+    """Refuse hidden states and gate weights that are NaN or infinite before they reach the layer's experts.
+
+    Args:
+        layer: The experts module.
+        hidden: ``[t, H]``.
+        weights: ``[t, K]``.
+
+    Raises:
+        InputError: They are; the text names the layer.
+    """
+    for values, what in ((hidden, "hidden states"), (weights, "gate weights")):
+        finite = torch.isfinite(values).all(dim=-1)
+        if not bool(finite.all()):
+            raise InputError(
+                f"{layer.name}: {int((~finite).sum())} of {len(finite)} tokens reach it with NaN or infinite "
+                f"{what}; {_FINITE_ADVICE}"
+            )
+
+
+def check_outputs(layer: ExpertsLayer, outputs: Tensor) -> None:
+    """Refuse outputs that are NaN or infinite.
+
+    Args:
+        layer: Whose experts computed them.
+        outputs: ``[E, t, H]``.
+
+    Raises:
+        InputError: They are; the text names the layer and the experts.
+    """
+    finite = torch.isfinite(outputs).all(dim=-1)
+    if not bool(finite.all()):
+        bad = (~finite).any(dim=1).nonzero().flatten().tolist()
+        shown = f"{bad[:8]}{' and others' if len(bad) > 8 else ''}"
+        raise InputError(
+            f"{layer.name}: the outputs of {len(bad)} of its {layer.E} experts {shown} are NaN or infinite; "
+            f"{_FINITE_ADVICE}"
+        )
+
+
+def check_similarity(layer: ExpertsLayer, metric: str, found: LayerSimilarity) -> None:
+    """Refuse similarities that are all 0 and warn of ones that are all alike: nothing tells experts apart.
+
+    Raises:
+        InputError: All are 0; the text names layer and metric.
+    """
+    E = found.E
+    if E <= 2:
+        return
+    others = found.similarity.flatten()[1:].view(E - 1, E + 1)[:, :-1]
+    low, high = float(others.min()), float(others.max())
+    if low == high == 0:
+        raise InputError(
+            f"{layer.name}: no two of its {E} experts have anything in common by the metric {metric!r} (all "
+            "similarities are 0), so nothing can be re-routed by it; try another metric, or check the weights"
+        )
+    if low == high:
+        logger.warning(
+            "sere: %s: all similarities of its %d experts are %.3g by the metric %r, so none tells experts "
+            "apart; are its weights trained?",
+            layer.name,
+            E,
+            low,
+            metric,
+        )
+
+
+@contextmanager
+def named(layer: ExpertsLayer) -> Iterator[None]:
+    """Put the layer's name in front of what is wrong with its numbers."""
+    try:
+        yield
+    except (InputError, DataError) as error:
+        if str(error).startswith(layer.name):
+            raise
+        raise type(error)(f"{layer.name}: {error}") from error
+
+
+def say_few(layer: ExpertsLayer, reached: int, num_tokens: int) -> None:
+    """Log that a layer saw only some of the tokens."""
+    logger.warning(
+        "sere: %s: %d of the %d calibration tokens reached it; its similarities are of these alone",
+        layer.name,
+        reached,
+        num_tokens,
+    )
+
+
+def never_reached(layer: ExpertsLayer, calls: int) -> SereError:
+    """Return the error for a layer that saw no token."""
+    if calls == 0:
+        return UnsupportedModel(f"{layer.name}: the model's forward pass never called it")
+    return DataError(
+        f"{layer.name}: no calibration token reached it in {calls} calls; give more or other texts"
+    )

@@ -1,0 +1,188 @@
+"""Code that comes with a checkpoint: not run, not asked for, unless it is asked to be run."""
+
+from __future__ import annotations
+
+import ast
+import builtins
+import os
+import pty
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import sere
+from sere.calibrate import calibrate
+from sere.checkpoints import load_config, load_model, load_tokenizer
+from sere.cli import main
+from sere.errors import UnsupportedModel
+from tests.damage import change_json
+from tests.foreign import model_with_code, tokenizer_with_code
+
+TEXTS = ["The quick brown fox jumps over the lazy dog."] * 8
+
+
+@pytest.fixture(autouse=True)
+def _code_goes_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Keep Transformers' copies of the code in the test's folder, and out of other tests."""
+    from transformers import dynamic_module_utils
+
+    place = str(tmp_path / "modules")
+    monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", place)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setattr(builtins, "input", lambda *_: pytest.fail("asked"))
+    yield
+    for name in [name for name in sys.modules if name.startswith("transformers_modules")]:
+        del sys.modules[name]
+
+
+def commands(model: Path, table: Path, out: Path) -> list[list[str]]:
+    """Every command that loads a model or its config."""
+    name, similar = str(model), ["--table", str(table)]
+    out.with_suffix(".txt").write_text("some words to calibrate on\n" * 40)
+    texts = [
+        "--texts",
+        str(out.with_suffix(".txt")),
+        "--max-tokens",
+        "64",
+        "--seq-len",
+        "16",
+        "--out",
+        str(out),
+    ]
+    return [
+        ["calibrate", name, *texts],
+        ["calibrate", name, *texts, "--low-memory"],
+        ["generate", name, "--prompt", "a", "--max-new-tokens", "2"],
+        [
+            "bench",
+            name,
+            *similar,
+            "--batch-size",
+            "2",
+            "--steps",
+            "2",
+            "--rounds",
+            "1",
+            "--setting",
+            "topk:S=1",
+        ],
+        ["table", "verify", str(table), "--model", name],
+        ["table", "import", str(table), "--model", name, "--out", str(out)],
+        ["doctor", "--model", name],
+    ]
+
+
+def test_every_command_refuses_foreign_code_and_asks_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A model type that only the folder's code knows: one line that names the files and the flag."""
+    mark = tmp_path / "ran"
+    path = model_with_code(tmp_path, mark)
+    for command in commands(path, tmp_path / "table.safetensors", tmp_path / "out.safetensors"):
+        assert main(command) in (1, 2), command
+        shown = capsys.readouterr().err
+        assert "is Python code (modeling_mill.py), which is not run" in " ".join(shown.split()), command
+        assert "give --trust-remote-code" in " ".join(shown.split()), command
+    assert not mark.exists()
+
+
+def test_no_command_asks_on_a_terminal(tmp_path: Path) -> None:
+    """With a terminal on stdin and a yes waiting in it, the code is not run either, and nothing asks."""
+    mark = tmp_path / "ran"
+    path = model_with_code(tmp_path, mark)
+    lines = commands(path, tmp_path / "table.safetensors", tmp_path / "out.safetensors")
+    script = f"from sere.cli import main\nprint([main(command) for command in {lines!r}])"
+    leader, follower = pty.openpty()
+    try:
+        os.write(leader, b"y\n" * 10)
+        done = subprocess.run(
+            [sys.executable, "-c", script], stdin=follower, capture_output=True, text=True, check=True
+        )
+    finally:
+        os.close(leader)
+        os.close(follower)
+    assert done.stdout.splitlines()[-1] == "[2, 2, 2, 2, 2, 2, 1]"
+    assert "wish to run" not in done.stdout + done.stderr
+    assert not mark.exists()
+
+
+def test_with_the_flag_every_command_runs_the_code(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """``--trust-remote-code`` is taken by all, and the model works."""
+    mark = tmp_path / "ran"
+    path = model_with_code(tmp_path, mark)
+    for command in commands(path, tmp_path / "table.safetensors", tmp_path / "out.safetensors"):
+        code = main([*command, "--trust-remote-code"])
+        assert "Python code" not in capsys.readouterr().err, command
+        # The table at hand is of Transformers' own model, and none to import.
+        assert code == (0 if command[0] in ("calibrate", "generate", "doctor") else code or 1), command
+    assert mark.exists()
+    model = load_model(path, trust_remote_code=True)
+    assert type(model).__name__ == "MillForCausalLM"
+    table = calibrate(path, None, TEXTS, max_tokens=64, seq_len=16, progress=False, trust_remote_code=True)
+    assert set(table.layers) == {0, 1}
+
+
+@pytest.mark.parametrize("trusted", [False, True])
+def test_transformers_own_class_comes_before_foreign_code(tmp_path: Path, trusted: bool) -> None:
+    """Where Transformers has the model type, the code is not needed, not run and not asked for."""
+    mark = tmp_path / "ran"
+    path = model_with_code(tmp_path, mark, model_type="qwen3_moe")
+    model = load_model(path, trust_remote_code=trusted)
+    assert type(model).__module__ == "transformers.models.qwen3_moe.modeling_qwen3_moe"
+    load_tokenizer(path, trust_remote_code=trusted)
+    assert not mark.exists()
+
+
+def test_a_tokenizer_of_foreign_code_is_refused_or_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without the flag the error names the code; with it the tokenizer is the code's."""
+    mark = tmp_path / "ran"
+    path = tokenizer_with_code(tmp_path, mark)
+    with pytest.raises(UnsupportedModel, match=r"its tokenizer is Python code \(tokenization_mill\.py\)"):
+        load_tokenizer(path)
+    assert main(["generate", str(path), "--prompt", "a"]) == 2
+    assert "give --trust-remote-code" in capsys.readouterr().err
+    assert not mark.exists()
+    assert type(load_tokenizer(path, trust_remote_code=True)).__name__ == "MillTokenizer"
+    assert mark.exists()
+
+
+def test_models_are_loaded_in_one_room_and_foreign_code_is_decided_on_at_every_call() -> None:
+    """No other module of the package calls from_pretrained; each call there says whether code may run."""
+    root = Path(sere.__file__).parent
+    names = ("from_pretrained", "snapshot_download")
+    calls = [
+        (path.relative_to(root).parts[0], node)
+        for path in root.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and getattr(node.func, "attr", "") in names
+    ]
+    assert {room for room, _ in calls} == {"checkpoints"}
+    loading = [call for _, call in calls if getattr(call.func, "attr", "") == "from_pretrained"]
+    assert len(loading) == 3
+    assert all("trust_remote_code" in ast.unparse(call) for call in loading)
+
+
+def test_code_in_another_repository_is_named_with_it(tmp_path: Path) -> None:
+    """The file that would run may not be in the folder."""
+    path = model_with_code(tmp_path, tmp_path / "ran")
+    change_json(path / "config.json", auto_map={"AutoConfig": "mill/code--configuration_mill.MillConfig"})
+    with pytest.raises(UnsupportedModel, match=r"is Python code \(configuration_mill\.py of mill/code\)"):
+        load_config(path)
+
+
+def test_code_without_a_class_that_generates_is_refused(tmp_path: Path) -> None:
+    """Trusted code whose auto_map has no class for text gives an error with what was looked for."""
+    path = model_with_code(tmp_path, tmp_path / "ran")
+    change_json(path / "config.json", auto_map={"AutoConfig": "modeling_mill.MillConfig"})
+    assert load_config(path, trust_remote_code=True).model_type == "mill_moe"
+    with pytest.raises(
+        UnsupportedModel, match="its code has no class that generates text; expected one of Auto"
+    ):
+        load_model(path, trust_remote_code=True)

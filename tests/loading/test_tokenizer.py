@@ -1,0 +1,53 @@
+"""A checkpoint's tokenizer: found, missing, damaged."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from sere.checkpoints import load_tokenizer
+from sere.errors import InputError, MissingDependency
+from tests.checkpoints import save_checkpoint, tiny_tokenizer
+from tests.tiny import tiny_model
+
+
+def test_the_checkpoints_own_is_loaded(tmp_path: Path) -> None:
+    """It gives the ids of the tokenizer that was saved."""
+    ids = load_tokenizer(save_checkpoint(tmp_path))("add 1+1")["input_ids"]
+    assert ids == tiny_tokenizer()("add 1+1")["input_ids"]
+
+
+@pytest.mark.parametrize("name", ["qwen3_moe", "olmoe", "mixtral", "deepseek_v3"])
+def test_a_missing_tokenizer_is_refused(tmp_path: Path, name: str) -> None:
+    """Where Transformers would make one that knows no words, too."""
+    tiny_model(name).save_pretrained(tmp_path)
+    with pytest.raises(
+        InputError,
+        match=r"tokenizer: .* has none that can be loaded; put the files of the model's tokenizer there",
+    ):
+        load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("file", ["tokenizer.json", "tokenizer_config.json"])
+def test_a_damaged_tokenizer_is_refused(tmp_path: Path, file: str) -> None:
+    """A file cut short is an error of ours that names the folder."""
+    path = save_checkpoint(tmp_path)
+    (path / file).write_text((path / file).read_text()[:-20])
+    with pytest.raises(InputError, match=f"{path}"):
+        load_tokenizer(path)
+
+
+def test_a_tokenizer_whose_package_is_missing_names_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What Transformers says of a missing package reaches the user in one error."""
+    from transformers import AutoTokenizer
+
+    def needs_package(*_: object, **__: object) -> None:
+        raise ImportError("requires the SentencePiece library")
+
+    path = save_checkpoint(tmp_path)
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", needs_package)
+    with pytest.raises(MissingDependency, match="not installed: requires the SentencePiece library"):
+        load_tokenizer(path)

@@ -8,8 +8,7 @@ distribution is from the unmodified model's, and how likely it holds the text to
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from math import exp
 from statistics import fmean
@@ -26,6 +25,7 @@ from sere.eval.cases import (
     finished_cases,
     head_of_model,
     missing,
+    paused,
     summarise_layers,
     texts_digest,
     weights_digest,
@@ -41,7 +41,6 @@ from sere.eval.text import Text, score_texts
 from sere.texts import Row
 
 if TYPE_CHECKING:
-    from sere.integrations.transformers import Handle
     from sere.table import SimilarityTable
 
 _CONTINUATIONS = "continuations"
@@ -232,7 +231,7 @@ def _measure(
     ):
         handle.quiet = True  # the record says why nothing changed, so the log need not
         scores = score_texts(
-            model, texts, batch_size=batch_size, unmodified=lambda: _paused(handle), on_finished=tick
+            model, texts, batch_size=batch_size, unmodified=lambda: paused(handle), on_finished=tick
         )
         nothing_changed = handle.why_nothing_changed()
         experts = summarise_layers(handle.stats())
@@ -249,16 +248,6 @@ def _measure(
             "agreed": [score.agreed for score in scores],
         },
     }
-
-
-@contextmanager
-def _paused(handle: Handle) -> Iterator[None]:
-    """Let the model run as it was."""
-    handle.enabled = False
-    try:
-        yield
-    finally:
-        handle.enabled = True
 
 
 def _exp(value: float | None) -> Any:

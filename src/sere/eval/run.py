@@ -20,6 +20,7 @@ from sere.eval.cases import (
     finished_cases,
     head_of_model,
     missing,
+    paused,
     summarise_layers,
     texts_digest,
     weights_digest,
@@ -34,6 +35,7 @@ from sere.eval.statistics import paired_difference, wilson
 from sere.eval.text import passages, score_texts, summarise
 
 if TYPE_CHECKING:
+    from sere.integrations.transformers import Handle
     from sere.table import SimilarityTable
 
 ALL = "all"
@@ -165,7 +167,7 @@ class _Run:
             )  # fmt: skip
             nothing_changed = handle.why_nothing_changed()
             experts = summarise_layers(handle.stats())
-            text = self._text(batch_size, tick)
+            text = self._text(batch_size, handle, tick)
         right = mark(self.tokenizer, plan.questions, decoded.tokens)
         return {
             "setting": setting.label,
@@ -181,11 +183,14 @@ class _Run:
             "right": "".join("01"[answer] for answer in right),
         }
 
-    def _text(self, batch_size: int, tick: Callable[[], object]) -> dict[str, Any] | None:
+    def _text(self, batch_size: int, handle: Handle, tick: Callable[[], object]) -> dict[str, Any] | None:
         if not self.plan.passages:
             return None
         texts = passages(encode(self.tokenizer, self.plan.passages))
-        return summarise(score_texts(self.model, texts, batch_size=batch_size, on_finished=tick))
+        scores = score_texts(
+            self.model, texts, batch_size=batch_size, unmodified=lambda: paused(handle), on_finished=tick
+        )
+        return summarise(scores)
 
 
 def completed(head: Mapping[str, Any], kept: Checkpoint, plan: Plan) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, MutableSequence
 from functools import partial
 from typing import Any
 
@@ -146,10 +146,10 @@ class LayerRunner:
                 args = (self._hidden, *args[1:])
             else:
                 kwargs = kwargs | {"hidden_states": self._hidden}
-        shared = [value for value in (*args, *kwargs.values()) if isinstance(value, dict | list)]
-        before = [len(value) for value in shared]
+        shared = [v for v in (*args, *kwargs.values()) if isinstance(v, MutableMapping | MutableSequence)]
+        before = [_held(collection) for collection in shared]
         output = original(*args, **kwargs)
-        if [len(value) for value in shared] != before:
+        if any(map(_differ, before, map(_held, shared))):
             raise _more_than_hidden(self._model, "a collection that its decoder layers share")
         raise _Done(output)
 
@@ -163,6 +163,16 @@ class LayerRunner:
         if not isinstance(output, Tensor) or output.shape[:2] != ids.shape:
             raise _more_than_hidden(self._model, f"{type(output).__name__} instead of [batch, tokens, ...]")
         return output
+
+
+def _held(collection: Any) -> tuple[Any, ...]:
+    """Return what a collection holds now."""
+    return tuple(collection.values() if isinstance(collection, Mapping) else collection)
+
+
+def _differ(before: tuple[Any, ...], after: tuple[Any, ...]) -> bool:
+    """Whether not the very same objects are held."""
+    return len(before) != len(after) or any(x is not y for x, y in zip(before, after, strict=True))
 
 
 def _stop(*call: Any) -> None:

@@ -14,6 +14,7 @@ from math import exp
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
+from sere.calibrate.vocabulary import check_largest
 from sere.errors import DataError, InputError
 from sere.eval.apply import apply_setting, check_settings
 from sere.eval.cases import (
@@ -126,7 +127,8 @@ def evaluate_prompts(
 
     Raises:
         InputError: The model's logits are not finite numbers.
-        DataError: A prompt does not fit the model, or no continuation has a token to score.
+        DataError: The chat template refuses a prompt, a token is beyond the model's embedding, or no
+            continuation has a token to score.
         TableMismatch: The table belongs to another model.
         ConfigError: A setting needs a table and there is none.
         AlreadyApplied: Re-routing is active on the model.
@@ -137,6 +139,7 @@ def evaluate_prompts(
     head = head_of_model(model, plan, table)
     kept = checkpoint_of(head, checkpoint, weights=weights_digest(model))
     prompts = encode(tokenizer, plan.prompts, chat=plan.chat_template)
+    check_largest(max(map(max, prompts)), tokenizer, model)
     with kept.going_on():
         texts = _continued(model, tokenizer, prompts, plan, kept, progress)
         for setting, batch_size in missing(kept, plan, plan.settings):

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from statistics import fmean, median
 from typing import TYPE_CHECKING, Any
 
+from sere.calibrate.vocabulary import check_largest
 from sere.errors import InputError
 from sere.eval.apply import apply_setting, check_settings
 from sere.eval.cases import (
@@ -117,7 +118,7 @@ def evaluate(
         intervals are in [0, 1]; differences are to ``off`` at the same batch size, on the same questions.
 
     Raises:
-        DataError: The chat template refuses a question, or a question has no tokens.
+        DataError: The chat template refuses a question, or it has no tokens, or one beyond the embedding.
         TableMismatch: The table belongs to another model.
         ConfigError: A setting needs a table and there is none.
     """
@@ -126,6 +127,7 @@ def evaluate(
     head = head_of_model(model, plan, table)
     kept = checkpoint_of(head, checkpoint, weights=weights_digest(model))
     prompts = encode(tokenizer, [question.prompt for question in plan.questions], chat=plan.chat_template)
+    check_largest(max(map(max, prompts)), tokenizer, model)
     run = _Run(model, tokenizer, plan, prompts, table, progress)
     with kept.going_on():
         for setting, batch_size in missing(kept, plan, plan.settings):

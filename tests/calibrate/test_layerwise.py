@@ -16,12 +16,12 @@ from sere.calibrate.in_memory import collect_in_memory
 from sere.calibrate.layerwise import collect_layerwise
 from sere.calibrate.runner import LayerRunner
 from sere.calibrate.skeleton import Skeleton
-from sere.calibrate.work import WorkFolder
+from sere.calibrate.work import WorkFolder, resumable
 from sere.errors import DataError, InputError, UnsupportedModel
 from sere.structure import find_experts
 from tests.calibrate.helpers import char_tokenizer, load_whole, save_tiny, settings, some_tokens, worst
 from tests.damage import drop
-from tests.tiny import ARCHITECTURES, tiny_model
+from tests.tiny import ARCHITECTURES, Looping, tiny_model
 
 TEXTS = ["The quick brown fox jumps over the lazy dog.", "Pack my box with five dozen liquor jugs!"] * 8
 OPTIONS: dict[str, Any] = {"max_tokens": 100, "seq_len": 16, "progress": False}
@@ -350,22 +350,13 @@ def _return_more(layer: Any) -> None:
     layer.forward = lambda *args, **kwargs: (forward(*args, **kwargs), torch.ones(2))
 
 
-class _Looping(torch.nn.ModuleList):
-    """Runs its layers twice in each forward pass."""
-
-    def __getitem__(self, index: Any) -> Any:
-        found = super().__getitem__(index)
-        return [*found, *found] if isinstance(index, slice) else found
-
-
 def test_a_model_that_loops_over_its_layers_is_refused(tmp_path: Path) -> None:
-    """Its first loop alone would be measured: the layer and its number of runs are named, nothing stays."""
+    """Its first loop alone would be measured: the layer and its number of runs are named."""
     skeleton = Skeleton(Checkpoint(save_tiny(tmp_path, "qwen3_moe")))
-    skeleton.layers.__class__ = _Looping
-    work = WorkFolder(tmp_path / "work", {})
-    with pytest.raises(UnsupportedModel, match=r"decoder layer 0 2 times; expected once.*low_memory=False"):
+    skeleton.layers.__class__ = Looping
+    text = r"decoder layer 0 3 times; expected once.*low_memory=False"
+    with pytest.raises(UnsupportedModel, match=text), resumable(tmp_path / "work", {}, total=2) as work:
         collect_layerwise(skeleton, some_tokens(), settings("cosine"), work, states_in_memory=True)
-    assert not (tmp_path / "work").exists()
 
 
 def test_layers_that_get_what_follows_from_earlier_hidden_states_are_refused(tmp_path: Path) -> None:

@@ -191,5 +191,5 @@ def test_logits_that_are_no_numbers_are_refused(tokenizer: Any) -> None:
     broken = build("olmoe", tokenizer)
     with torch.no_grad():
         broken.lm_head.weight.fill_(float("nan"))
-    with pytest.raises(InputError, match=r"logits are not numbers \(NaN\).*--dtype bfloat16 or float32"):
+    with pytest.raises(InputError, match=r"logits are not finite numbers.*--dtype bfloat16 or float32"):
         evaluate_prompts(broken, tokenizer, plan(settings=parse_settings([])))

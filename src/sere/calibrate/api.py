@@ -6,6 +6,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack, overload
 
@@ -260,15 +261,14 @@ def _by_layers(
     tokenizer = tokenizer or _tokenizer(path, settings, trust_remote_code)
     tokens = read_tokens(texts, tokenizer, settings, field, split)
     run = run_record(skeleton, tokens, settings)
-    if work_dir is None:
-        with tempfile.TemporaryDirectory() as folder:
-            in_memory = states_size(skeleton, tokens) <= states_bytes
-            work = WorkFolder(folder, run)
-            results = collect_layerwise(skeleton, tokens, settings, work, states_in_memory=in_memory)
-    else:
-        with resumable(work_dir, run, total=len(skeleton.layers)) as work:
-            results = collect_layerwise(skeleton, tokens, settings, work, states_in_memory=False)
-    return make_tables(results, skeleton.model, skeleton.experts, tokens, settings, single=single)
+    with ExitStack() as stack:
+        if work_dir is None:
+            work = WorkFolder(stack.enter_context(tempfile.TemporaryDirectory()), run)
+        else:
+            work = stack.enter_context(resumable(work_dir, run, total=len(skeleton.layers)))
+        in_memory = work_dir is None and states_size(skeleton, tokens) <= states_bytes
+        results = collect_layerwise(skeleton, tokens, settings, work, states_in_memory=in_memory)
+        return make_tables(results, skeleton.model, skeleton.experts, tokens, settings, single=single)
 
 
 def _tokenizer(path: Path, settings: Settings, trusted: bool) -> Any:

@@ -20,7 +20,6 @@ from sere.calibrate.states import MemoryStates, States
 from sere.calibrate.vocabulary import check_tokens
 from sere.calibrate.weights import stacked_weights_similarity
 from sere.calibrate.work import WorkFolder
-from sere.errors import SereError
 from sere.similarity import LayerSimilarity
 from sere.structure import ExpertsLayer
 
@@ -47,16 +46,11 @@ def collect_layerwise(
             once, or a layer is not the weighted sum of its experts.
         InputError: The checkpoint lacks weights, or the work folder is damaged.
     """
+    if tokens is not None:
+        check_tokens(tokens, skeleton.model)
     experts = {_place(skeleton, layer): layer for layer in skeleton.experts}
     pass_ = _Pass(skeleton, tokens if settings.needs_tokens else None, settings, work, states_in_memory)
-    try:
-        if tokens is not None:
-            check_tokens(tokens, skeleton.model)
-        pass_.run(experts)
-    except SereError:
-        if work.next_layer == 0:
-            work.delete()  # nothing to go on from
-        raise
+    pass_.run(experts)
     results: Results = {name: {} for name in settings.metrics}
     for place, layer in experts.items():
         for name, similarity in work.load_layer(place).items():

@@ -1,14 +1,15 @@
 """What re-routing changes in a model's own continuations of a user's prompts: for any model, without answers.
 
 The unmodified model continues each prompt greedily. Then every setting at every batch size is scored on
-these same tokens, one token a row and step: how often it would have chosen the same token, how far its
+these same tokens, one token a row and step: how often it would choose the same token, how far its
 distribution is from the unmodified model's, and how likely it holds the text to be.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from math import exp
 from statistics import fmean
@@ -40,6 +41,7 @@ from sere.eval.text import Text, score_texts
 from sere.texts import Row
 
 if TYPE_CHECKING:
+    from sere.integrations.transformers import Handle
     from sere.table import SimilarityTable
 
 _CONTINUATIONS = "continuations"
@@ -119,12 +121,12 @@ def evaluate_prompts(
     Returns:
         A JSON-ready record: what was measured and with what (``model``, ``table``, ``plan``,
         ``provenance``), the ``continuations``, and one entry of ``cases`` for each batch size and setting.
-        ``agreement`` is the share of tokens, in [0, 1], where the setting's most likely token is the one that
-        the unmodified model chose; ``kl`` is KL(unmodified ‖ setting) in nats per token, where ``off`` shows
+        ``agreement`` is the share of tokens, in [0, 1], where the setting's most likely token is the
+        unmodified model's; ``kl`` is KL(unmodified ‖ setting) in nats per token, where ``off`` shows
         what rounding leaves; ``loss_to_off``, nats per token, is paired by prompt. All have 95 % intervals.
 
     Raises:
-        InputError: The model's logits are no numbers.
+        InputError: The model's logits are not finite numbers.
         DataError: A prompt does not fit the model, or no continuation has a token to score.
         TableMismatch: The table belongs to another model.
         ConfigError: A setting needs a table and there is none.
@@ -229,7 +231,9 @@ def _measure(
         apply_setting(model, setting, table, seed=plan.seed, pad_token_id=-1) as handle,
     ):
         handle.quiet = True  # the record says why nothing changed, so the log need not
-        scores = score_texts(model, texts, batch_size=batch_size, on_finished=tick)
+        scores = score_texts(
+            model, texts, batch_size=batch_size, unmodified=lambda: _paused(handle), on_finished=tick
+        )
         nothing_changed = handle.why_nothing_changed()
         experts = summarise_layers(handle.stats())
     return {
@@ -245,6 +249,16 @@ def _measure(
             "agreed": [score.agreed for score in scores],
         },
     }
+
+
+@contextmanager
+def _paused(handle: Handle) -> Iterator[None]:
+    """Let the model run as it was."""
+    handle.enabled = False
+    try:
+        yield
+    finally:
+        handle.enabled = True
 
 
 def _exp(value: float | None) -> Any:

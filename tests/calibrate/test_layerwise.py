@@ -309,6 +309,7 @@ def test_layers_that_share_more_than_hidden_states_are_refused(tmp_path: Path) -
     for spoil, text in (
         (_fill_shared, "a collection that its decoder layers share"),
         (_replace_shared, "a collection that its decoder layers share"),
+        (_read_shared, "a collection that its decoder layers share"),
         (_return_more, "further results"),
     ):
         skeleton = Skeleton(Checkpoint(path))
@@ -333,7 +334,7 @@ def _fill_shared(layer: Any) -> None:
 
 
 def _replace_shared(layer: Any) -> None:
-    forward, shared = layer.forward, UserDict({"keys": None})
+    forward, shared = layer.forward, {"keys": None}
     layer.register_forward_pre_hook(
         lambda _, args, kwargs: (args, kwargs | {"shared": shared}), with_kwargs=True
     )
@@ -341,6 +342,19 @@ def _replace_shared(layer: Any) -> None:
     def spoiled(hidden: Any, *, shared: Any, **kwargs: Any) -> Any:
         shared["keys"] = hidden
         return forward(hidden, **kwargs)
+
+    layer.forward = spoiled
+
+
+def _read_shared(layer: Any) -> None:
+    forward, shared = layer.forward, UserDict[str, Any]()
+    layer.register_forward_pre_hook(
+        lambda _, args, kwargs: (args, kwargs | {"shared": shared}), with_kwargs=True
+    )
+
+    def spoiled(hidden: Any, *, shared: Any, **kwargs: Any) -> Any:
+        before = shared.get("keys")
+        return forward(hidden if before is None else hidden + before, **kwargs)
 
     layer.forward = spoiled
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from math import exp
 from typing import Any
 
@@ -12,6 +10,7 @@ import torch
 from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 from sere.errors import DataError
+from sere.eval.cases import paused
 from sere.eval.text import PREFIX, Text, passages, score_texts, summarise
 from sere.integrations.transformers import apply
 from sere.integrations.transformers.inputs import cache_argument, find_cache
@@ -122,14 +121,7 @@ def test_every_architecture_is_scored_in_decode_steps(name: str) -> None:
         assert score.agreed == text.scored
         assert 0 <= score.kl < 1e-6
     with apply(model, policy=TopK(select_top_k=1), pad_token_id=-1) as handle:
-
-        @contextmanager
-        def unmodified() -> Iterator[None]:
-            handle.enabled = False
-            yield
-            handle.enabled = True
-
-        changed = score_texts(model, read, batch_size=3, unmodified=unmodified)
+        changed = score_texts(model, read, batch_size=3, unmodified=lambda: paused(handle))
         assert all(layer.rows == 3 for layer in handle.stats())
     assert all(score.kl > 1e-4 for score in changed)
     assert sum(score.agreed for score in changed) < sum(text.scored for text in read)

@@ -119,7 +119,7 @@ class LayerRunner:
             if len(calls) > 1:
                 why = f"its forward pass runs decoder layer {index} {len(calls)} times; expected once"
                 raise _not_layer_by_layer(self._model, why)
-            if not _same(calls, changed.calls[index]):
+            if not _same(calls, changed.calls.get(index)):
                 raise _more_than_hidden(self._model, f"arguments of decoder layer {index}")
 
     def _traced(self, ids: Tensor, *, changed: bool) -> _Trace:

@@ -8,13 +8,13 @@ distribution is from the unmodified model's, and how likely it holds the text to
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from math import exp
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
+from sere.calibrate.vocabulary import check_largest
 from sere.errors import DataError, InputError
 from sere.eval.apply import apply_setting, check_settings
 from sere.eval.cases import (
@@ -26,6 +26,7 @@ from sere.eval.cases import (
     finished_cases,
     head_of_model,
     missing,
+    paused,
     summarise_layers,
     texts_digest,
     weights_digest,
@@ -41,7 +42,6 @@ from sere.eval.text import Text, score_texts
 from sere.texts import Row
 
 if TYPE_CHECKING:
-    from sere.integrations.transformers import Handle
     from sere.table import SimilarityTable
 
 _CONTINUATIONS = "continuations"
@@ -127,7 +127,8 @@ def evaluate_prompts(
 
     Raises:
         InputError: The model's logits are not finite numbers.
-        DataError: A prompt does not fit the model, or no continuation has a token to score.
+        DataError: The chat template refuses a prompt, a token is beyond the model's embedding, or no
+            continuation has a token to score.
         TableMismatch: The table belongs to another model.
         ConfigError: A setting needs a table and there is none.
         AlreadyApplied: Re-routing is active on the model.
@@ -138,6 +139,7 @@ def evaluate_prompts(
     head = head_of_model(model, plan, table)
     kept = checkpoint_of(head, checkpoint, weights=weights_digest(model))
     prompts = encode(tokenizer, plan.prompts, chat=plan.chat_template)
+    check_largest(max(map(max, prompts)), tokenizer, model)
     with kept.going_on():
         texts = _continued(model, tokenizer, prompts, plan, kept, progress)
         for setting, batch_size in missing(kept, plan, plan.settings):
@@ -232,7 +234,7 @@ def _measure(
     ):
         handle.quiet = True  # the record says why nothing changed, so the log need not
         scores = score_texts(
-            model, texts, batch_size=batch_size, unmodified=lambda: _paused(handle), on_finished=tick
+            model, texts, batch_size=batch_size, unmodified=lambda: paused(handle), on_finished=tick
         )
         nothing_changed = handle.why_nothing_changed()
         experts = summarise_layers(handle.stats())
@@ -249,16 +251,6 @@ def _measure(
             "agreed": [score.agreed for score in scores],
         },
     }
-
-
-@contextmanager
-def _paused(handle: Handle) -> Iterator[None]:
-    """Let the model run as it was."""
-    handle.enabled = False
-    try:
-        yield
-    finally:
-        handle.enabled = True
 
 
 def _exp(value: float | None) -> Any:

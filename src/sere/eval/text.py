@@ -48,7 +48,7 @@ class TextScore:
         loss: Negative log-likelihood, nats.
         kl: KL(unmodified ‖ at hand), nats. Where the unmodified model's distributions come from prefill, this
             is a rounding error above 0 even without re-routing.
-        agreed: Tokens at which the model at hand holds the same token for the most likely as the unmodified.
+        agreed: Tokens where the most likely token of the model at hand is the unmodified model's too.
     """
 
     tokens: int = 0

@@ -58,9 +58,10 @@ def _cell(found: Mapping[str, Any], check: str, notes: _Notes) -> str:
     """Say what came of a check; where releases differ, of each."""
     said: dict[str, list[str]] = {}
     for release, entry in found.items():
-        said.setdefault(_word(entry, check, notes), []).append(release.removesuffix(".0"))
-    if len(said) == 1:
-        return next(iter(said))
+        if word := _word(entry, check, notes):
+            said.setdefault(word, []).append(release.removesuffix(".0"))
+    if len(said) <= 1:
+        return next(iter(said), "")
     return "; ".join(f"{', '.join(releases)}: {word}" for word, releases in said.items())
 
 

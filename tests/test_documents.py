@@ -125,3 +125,29 @@ def test_engines_with_a_floor_have_a_table_and_leave_the_others_alone(
     assert [row[9].strip() for row in rows[3:]] == ["111.0", "44.0"]
     pictures = importlib.import_module("pictures")
     assert "min_active=32" in pictures.serve(tables.serve_records())
+
+
+@pytest.mark.checkout
+def test_releases_that_differ_are_told_apart_in_the_table_of_architectures(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A reason stands once, with its number; a cell names releases where they differ, of those checked."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    table = importlib.import_module("architecture_table")
+
+    def release(number: str, found: str, **checks: str) -> dict[str, object]:
+        entry = {"name": "one", "class": "OneForCausalLM", "checks": {"found": found} | checks}
+        provenance = {
+            "machine": {"cpu": "c", "cores": 1, "threads": 1, "gpu": None}, "versions": {"torch": "2"},
+            "commit": "a", "clean_tree": True, "utc": "2026-01-01",
+        }  # fmt: skip
+        return {number: {"provenance": provenance, "architectures": [entry]}}
+
+    refused = "refused: OneForCausalLM: Transformers 5.17.0 has none"
+    records = release("5.17.0", refused) | release("5.18.0", refused.replace("5.17.0", "5.18.0"))
+    records |= release("5.19.1", "works; twice", in_memory="works")
+    monkeypatch.setattr(table.tables, "read_json", lambda _name: records)
+    text = table.architectures()
+    cells = [cell.strip() for cell in text.splitlines()[2].split("|")[1:5]]
+    assert cells == ["`one`", "5.17, 5.18, 5.19.1", "5.17, 5.18: no (1); 5.19.1: yes (2)", "yes"]
+    assert "1. Transformers has none\n2. twice\n" in text

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 # 16 experts and 4 slots: enough that a batch of 4 rows has secondary experts, and K < E leaves some idle.
@@ -101,3 +102,12 @@ def uneven_model() -> PreTrainedModel:
     model = tiny_model("qwen3_moe")
     model.model.layers[1] = tiny_model("qwen3_moe", num_experts=12, num_experts_per_tok=2).model.layers[1]
     return model
+
+
+class Looping(nn.ModuleList):
+    """Decoder layers that a model's forward pass runs three times over, as Inkling 2's loop does."""
+
+    def __getitem__(self, index: Any) -> Any:
+        """Return the layers of a slice three times."""
+        found = super().__getitem__(index)
+        return [*found] * 3 if isinstance(index, slice) else found

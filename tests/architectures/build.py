@@ -56,17 +56,19 @@ def classes(module: Any, base: type) -> Iterator[Any]:
             yield kind
 
 
-def tiny(folder: str, name: str) -> PreTrainedModel:
+def tiny(folder: str, name: str, **overrides: Any) -> PreTrainedModel:
     """Build a tiny random model, float32, on the CPU, in eval mode; the same weights at every call.
 
     Args:
         folder: Of `folders`.
         name: Of ``architectures(folder)``.
+        **overrides: Values of the config to set differently.
     """
     kind = architectures(folder)[name]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
-        model = kind._from_config(_config(kind.config_class, OWN.get(name, {})), dtype=torch.float32)
+        config = kind.config_class(**_values(kind.config_class, OWN.get(name, {}) | overrides))
+        model = kind._from_config(config, dtype=torch.float32)
         _fill(model)
     if getattr(model, "generation_config", None) is not None:
         model.generation_config.eos_token_id = None
@@ -85,22 +87,22 @@ def _has_experts(config: Any) -> bool:
     return any("experts" in name for name in names) or any(map(_has_experts, within))
 
 
-def _config(kind: type[PreTrainedConfig], own: Mapping[str, Any], *, tower: bool = False) -> Any:
-    """Make a config of small values, and those of the configs within it."""
+def _values(kind: type[PreTrainedConfig], own: Mapping[str, Any], *, tower: bool = False) -> dict[str, Any]:
+    """Return small values for a config, and mappings for those within it."""
     declared = {field.name for field in dataclasses.fields(kind)}
     values = {name: value for name, value in (TOWER if tower else TEXT).items() if name in declared}
     for name, inner in kind.sub_configs.items():
         values[name] = _inner(inner, own.get(name, {}), tower or _TOWERS.search(name) is not None)
-    return kind(**values | {name: value for name, value in own.items() if name not in kind.sub_configs})
+    return values | {name: value for name, value in own.items() if name not in kind.sub_configs}
 
 
-def _inner(kind: type[PreTrainedConfig], own: Mapping[str, Any], tower: bool) -> dict[str, Any]:
-    """Make a config within another one, as a mapping, which all releases take."""
-    if "model_type" in own:
-        kind = type(transformers.AutoConfig.for_model(own["model_type"]))
-        own = {key: value for key, value in own.items() if key != "model_type"}
-    values: dict[str, Any] = _config(kind, own, tower=tower).to_dict()
-    return values
+def _inner(kind: type[PreTrainedConfig], own: Mapping[str, Any], tower: bool) -> Any:
+    """Make a config within another one: a mapping where its class is fixed, else the config itself."""
+    if "model_type" not in own:
+        named = {"model_type": kind.model_type} if kind.model_type else {}
+        return _values(kind, own, tower=tower) | named
+    kind = type(transformers.AutoConfig.for_model(own["model_type"]))
+    return kind(**_values(kind, {key: own[key] for key in own if key != "model_type"}, tower=tower))
 
 
 def _fill(model: PreTrainedModel) -> None:

@@ -7,6 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import transformers
+from packaging.version import Version
+
 # Folders of ``transformers.models`` that the oldest tested release lacks. Where the installed one lacks them,
 # they are not collected.
 NEWER: tuple[str, ...] = (
@@ -17,7 +20,16 @@ _ENCODER_DECODER = {"found": "an encoder-decoder model"}
 _EVERY_EXPERT = {"found": "it computes every expert for every token"}
 _MORE_THAN_HIDDEN = {"layer_by_layer": "a decoder layer hands on .*; expected hidden states only"}
 
-REFUSALS: Mapping[str, Mapping[str, str]] = {
+# In releases before the one named.
+_BEFORE: tuple[str, Mapping[str, Mapping[str, str]]] = (
+    "5.23",
+    {
+        "aria": {"found": r"takes \(hidden_states, router_logits\)"},
+        "aria_text": {"found": r"takes \(hidden_states, router_logits\)"},
+        "longcat_flash": {"rivals": "the router returns no floating-point tensor"},
+    },
+)
+_REFUSALS: Mapping[str, Mapping[str, str]] = {
     "diffusion_gemma": {
         "found": r"both layer 0; pass the one .*: model\.model\.encoder or model\.model\.decoder"
     },
@@ -38,3 +50,11 @@ REFUSALS: Mapping[str, Mapping[str, str]] = {
     "switch_transformers": _ENCODER_DECODER,
     "zaya": _MORE_THAN_HIDDEN,
 }
+
+
+def refusals(name: str) -> Mapping[str, str]:
+    """Return what the installed release refuses for a model type: check by name, words of the reason."""
+    release, older = _BEFORE
+    if Version(transformers.__version__) < Version(release) and name in older:
+        return older[name]
+    return _REFUSALS.get(name, {})

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.architectures.build import architectures, folders
-from tests.architectures.checks import REFUSED, outcomes
-from tests.architectures.expected import REFUSALS
+from sere.errors import UnsupportedModel
+from tests.architectures.build import architectures, folders, tiny
+from tests.architectures.checks import REFUSED, WORKS, in_memory, layer_by_layer, outcomes
+from tests.architectures.configs import OWN
+from tests.architectures.expected import refusals
 
 
 @pytest.mark.parametrize("folder", folders())
@@ -21,7 +24,7 @@ def test_it_works_or_is_refused_by_name(folder: str, tmp_path: Path) -> None:
     for name in names:
         place = tmp_path / name
         place.mkdir()
-        expected = REFUSALS.get(name, {})
+        expected = refusals(name)
         found = {
             check: text.removeprefix(REFUSED)
             for check, text in outcomes(folder, name, place).items()
@@ -30,3 +33,25 @@ def test_it_works_or_is_refused_by_name(folder: str, tmp_path: Path) -> None:
         assert found.keys() == expected.keys(), found
         for check, reason in expected.items():
             assert re.search(reason, found[check]), found[check]
+
+
+@pytest.mark.parametrize(
+    ("folder", "name", "overrides", "reason"),
+    [
+        ("gemma4", "gemma4_text", {"num_kv_shared_layers": 1}, "a collection that its decoder layers share"),
+        (
+            "glm5_next", "glm5_next",
+            {"text_config": OWN["glm5_next"]["text_config"] | {"indexer_types": ["full", "full", "shared"]}},
+            "further results",
+        ),
+    ],
+)  # fmt: skip
+@pytest.mark.filterwarnings("ignore")
+def test_layers_that_use_what_others_made_are_refused_layer_by_layer(
+    folder: str, name: str, overrides: Any, reason: str, tmp_path: Path
+) -> None:
+    """Keys and values, or positions, of an earlier decoder layer: only the whole model has them."""
+    model = tiny(folder, name, **overrides)
+    assert in_memory(model, tmp_path) == WORKS
+    with pytest.raises(UnsupportedModel, match=reason):
+        layer_by_layer(model, tmp_path)

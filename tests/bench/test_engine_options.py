@@ -36,6 +36,7 @@ def test_values_are_json_or_words() -> None:
         (['hf_overrides={"a"'], "hf_overrides: expected JSON or a word"),
         (["block_size=null"], "block_size: expected a value, got null"),
         (["dtype=float16"], "dtype: sere bench serve sets it itself; use --dtype"),
+        (["trust_remote_code=true"], "trust_remote_code: sere .* sets it itself; use --trust-remote-code"),
     ],
 )
 def test_refused_options(texts: list[str], text: str) -> None:
@@ -58,6 +59,8 @@ def test_given_options_take_the_place_of_our_room_alone() -> None:
     options = options_of(plan, 64, dtype="float32")
     assert (options["max_num_seqs"], options["max_num_batched_tokens"]) == (3, 6400)
     assert (options["max_model_len"], options["dtype"], options["enforce_eager"]) == (118, "float32", True)
+    assert options["trust_remote_code"] is False
+    assert options_of(plan, 64, dtype="float32", trust_remote_code=True)["trust_remote_code"] is True
     room = {"max_num_seqs", "max_num_batched_tokens", "max_model_len"}
     assert set(options) - room == set(options) & set(IN_PROCESS) == set(options) & set(OF_SERVER)
 

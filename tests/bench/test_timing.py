@@ -9,10 +9,12 @@ import pytest
 import torch
 
 from sere.bench.hook_cost import hook_cost
+from sere.bench.run import BenchPlan, bench
 from sere.bench.shapes import SHAPES, shape_config
-from sere.bench.subject import random_model, random_table, random_tokens
+from sere.bench.subject import Subject, random_model, random_table, random_tokens
 from sere.bench.timing import Stepper, Times, interleave, spread, turns
 from sere.errors import InputError
+from sere.eval.settings import parse_setting
 from sere.integrations.transformers.inputs import find_cache
 from sere.structure import find_experts, identify
 from tests.tiny import tiny_model
@@ -119,3 +121,18 @@ def test_random_tables_fit_their_model_and_tokens_repeat() -> None:
     assert model.config._experts_implementation == "eager"
     with pytest.raises(InputError, match="at least 1, got 0 and 5"):
         random_tokens(model, 0, 5)
+
+
+def test_a_setting_that_changes_nothing_is_named_once(caplog: pytest.LogCaptureFixture) -> None:
+    """However many blocks it is timed in, one line says why, and the record does too."""
+    model = tiny_model("qwen3_moe")
+    subject = Subject(model, random_table(model), {})
+    settings = [parse_setting(text) for text in ("off", "sere:S=1,min_active=15", "sere:S=1")]
+    plan = BenchPlan(settings=settings, batch_sizes=[2], prompt=4, steps=2, rounds=2)
+    records = list(bench(subject, plan))
+    reasons = [record["nothing_changed"] for record in records]
+    assert reasons[0] is None
+    assert reasons[2] is None
+    assert "min_active=15 is never below what these batches read" in reasons[1]
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert line == f"sere: B=2 sere:S=1,min_active=15: {reasons[1]}"

@@ -145,11 +145,20 @@ def test_offloaded_weights_come_in_once_for_all_experts(
 
 
 def test_a_model_without_weights_is_refused_by_name() -> None:
-    """A model on the meta device, where nothing brings its weights in, is refused before any text is read."""
+    """A model on the meta device, where nothing brings its weights in, is refused before it runs."""
     with torch.device("meta"):
         model = type(tiny_model("qwen3_moe"))(tiny_model("qwen3_moe").config)
     for metric in ALL_METRICS:
-        with pytest.raises(
-            UnsupportedModel, match=r"layers\.0\.mlp\.experts\.\w+: has no values .*low_memory"
-        ):
+        with pytest.raises(UnsupportedModel, match=r"embed_tokens\.weight: has no values .*low_memory=True"):
             run(model, metric)
+    with pytest.raises(UnsupportedModel, match=r"0\.mlp\.experts\.\w+: has no values"):
+        collect_in_memory(model, find_experts(model), None, settings("weights"))
+
+
+def test_one_weight_without_values_is_named() -> None:
+    """PyTorch may multiply by weights that are not there without an error; reading them needs no run."""
+    model = tiny_model("qwen3_moe")
+    model.model.layers[1].self_attn.o_proj.to("meta")
+    with pytest.raises(UnsupportedModel, match=r"layers\.1\.self_attn\.o_proj\.weight: has no values"):
+        run(model, "frobenius")
+    assert set(collect_in_memory(model, find_experts(model), None, settings("weights"))) == {"weights"}

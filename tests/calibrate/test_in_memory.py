@@ -16,7 +16,7 @@ from sere.errors import AlreadyApplied, ConfigError, DataError, InputError, Unsu
 from sere.similarity import make_accumulator, weights_similarity
 from sere.structure import find_experts, identify
 from tests.calibrate.helpers import ALL_METRICS, char_tokenizer, routing, settings, some_tokens, worst
-from tests.tiny import ARCHITECTURES, tiny_model
+from tests.tiny import ARCHITECTURES, Looping, tiny_model
 
 TEXTS = ["The quick brown fox jumps over the lazy dog.", "Pack my box with five dozen liquor jugs!"] * 8
 
@@ -272,18 +272,10 @@ def test_layer_that_is_never_called_is_refused() -> None:
         collect_in_memory(model, layers, some_tokens(), settings("frobenius"))
 
 
-class _Looping(nn.ModuleList):
-    """Runs its layers three times in each forward pass."""
-
-    def __getitem__(self, index: Any) -> Any:
-        found = super().__getitem__(index)
-        return [*found] * 3 if isinstance(index, slice) else found
-
-
 def test_all_loops_over_the_layers_count() -> None:
     """A model that loops over its layers is measured on every pass, not on its first alone."""
     model = tiny_model("qwen3_moe")
-    model.model.layers.__class__ = _Looping
+    model.model.layers.__class__ = Looping
     looped = _run(model, "frobenius")
     seen: list[tuple[Any, ...]] = []
     layer = find_experts(model)[0]

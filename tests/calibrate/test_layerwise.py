@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import weakref
+from collections import UserDict
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from sere.errors import DataError, InputError, UnsupportedModel
 from sere.structure import find_experts
 from tests.calibrate.helpers import char_tokenizer, load_whole, save_tiny, settings, some_tokens, worst
 from tests.damage import drop
-from tests.tiny import ARCHITECTURES, tiny_model
+from tests.tiny import ARCHITECTURES, Looping, tiny_model
 
 TEXTS = ["The quick brown fox jumps over the lazy dog.", "Pack my box with five dozen liquor jugs!"] * 8
 OPTIONS: dict[str, Any] = {"max_tokens": 100, "seq_len": 16, "progress": False}
@@ -307,12 +308,14 @@ def test_layers_that_share_more_than_hidden_states_are_refused(tmp_path: Path) -
     path = save_tiny(tmp_path, "qwen3_moe")
     for spoil, text in (
         (_fill_shared, "a collection that its decoder layers share"),
+        (_replace_shared, "a collection that its decoder layers share"),
+        (_read_shared, "a collection that its decoder layers share"),
         (_return_more, "further results"),
     ):
         skeleton = Skeleton(Checkpoint(path))
         for layer in skeleton.layers:
             spoil(layer)
-        work = WorkFolder(tmp_path / text[:5].strip(), {})
+        work = WorkFolder(tmp_path / spoil.__name__, {})
         with pytest.raises(UnsupportedModel, match=text):
             collect_layerwise(skeleton, some_tokens(), settings("cosine"), work, states_in_memory=True)
 
@@ -330,27 +333,44 @@ def _fill_shared(layer: Any) -> None:
     layer.forward = spoiled
 
 
+def _replace_shared(layer: Any) -> None:
+    forward, shared = layer.forward, {"keys": None}
+    layer.register_forward_pre_hook(
+        lambda _, args, kwargs: (args, kwargs | {"shared": shared}), with_kwargs=True
+    )
+
+    def spoiled(hidden: Any, *, shared: Any, **kwargs: Any) -> Any:
+        shared["keys"] = hidden
+        return forward(hidden, **kwargs)
+
+    layer.forward = spoiled
+
+
+def _read_shared(layer: Any) -> None:
+    forward, shared = layer.forward, UserDict[str, Any]()
+    layer.register_forward_pre_hook(
+        lambda _, args, kwargs: (args, kwargs | {"shared": shared}), with_kwargs=True
+    )
+
+    def spoiled(hidden: Any, *, shared: Any, **kwargs: Any) -> Any:
+        before = shared.get("keys")
+        return forward(hidden if before is None else hidden + before, **kwargs)
+
+    layer.forward = spoiled
+
+
 def _return_more(layer: Any) -> None:
     forward = layer.forward
     layer.forward = lambda *args, **kwargs: (forward(*args, **kwargs), torch.ones(2))
 
 
-class _Looping(torch.nn.ModuleList):
-    """Runs its layers twice in each forward pass."""
-
-    def __getitem__(self, index: Any) -> Any:
-        found = super().__getitem__(index)
-        return [*found, *found] if isinstance(index, slice) else found
-
-
 def test_a_model_that_loops_over_its_layers_is_refused(tmp_path: Path) -> None:
-    """Its first loop alone would be measured: the layer and its number of runs are named, nothing stays."""
+    """Its first loop alone would be measured: the layer and its number of runs are named."""
     skeleton = Skeleton(Checkpoint(save_tiny(tmp_path, "qwen3_moe")))
-    skeleton.layers.__class__ = _Looping
-    text = r"decoder layer 0 2 times; expected once.*low_memory=False"
+    skeleton.layers.__class__ = Looping
+    text = r"decoder layer 0 3 times; expected once.*low_memory=False"
     with pytest.raises(UnsupportedModel, match=text), resumable(tmp_path / "work", {}, total=2) as work:
         collect_layerwise(skeleton, some_tokens(), settings("cosine"), work, states_in_memory=True)
-    assert not (tmp_path / "work").exists()
 
 
 def test_layers_that_get_what_follows_from_earlier_hidden_states_are_refused(tmp_path: Path) -> None:

@@ -123,6 +123,21 @@ def test_generate_completes_prompts(
     assert "distinct experts per layer" in out
 
 
+def test_generate_says_why_nothing_was_re_routed(
+    checkpoint: Path,
+    similarities: Path,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """One new token comes from prefill, so no decode step ran: a line says so, and the texts are printed."""
+    argv = ["generate", checkpoint, "--prompt", "a", "--table", similarities, "--max-new-tokens", 1]
+    value = run_json(capsys, *argv)
+    assert "no decode step was seen in 1 call of the model" in value["nothing_changed"]
+    assert any(value["nothing_changed"] in record.getMessage() for record in caplog.records)
+    assert main([str(part) for part in argv]) == 0
+    assert "distinct experts" not in capsys.readouterr().err
+
+
 def test_generate_puts_conversations_through_the_chat_template(
     capsys: pytest.CaptureFixture[str], checkpoint: Path, tmp_path: Path
 ) -> None:

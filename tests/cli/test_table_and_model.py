@@ -52,4 +52,4 @@ def test_a_model_without_a_config_is_refused(tmp_path: Path, capsys: pytest.Capt
     source = published(tmp_path / "similarity_matrices.pt")
     arguments = ["table", "import", str(source), "--model", str(tmp_path), "--out", str(tmp_path / "t")]
     assert main(arguments) == 2
-    assert "has no config.json" in capsys.readouterr().err
+    assert "has no config.json: give a folder that save_pretrained wrote" in capsys.readouterr().err

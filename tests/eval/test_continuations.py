@@ -186,10 +186,17 @@ def test_what_cannot_be_evaluated_is_refused(model: Any, tokenizer: Any) -> None
         model.generation_config.eos_token_id = ends
 
 
+def test_tokens_beyond_the_embedding_are_named(tokenizer: Any) -> None:
+    """Another model's tokenizer is found before anything is decoded, with the token and both sizes."""
+    small = tiny_model("olmoe", vocab_size=60)
+    with pytest.raises(DataError, match=r"token '}' has the id \d+, but the model's embedding has 60 rows"):
+        evaluate_prompts(small, tokenizer, plan(settings=parse_settings([]), prompts=["a", "}"]))
+
+
 def test_logits_that_are_no_numbers_are_refused(tokenizer: Any) -> None:
     """A model that overflows gives no scores, and the error says what to try."""
     broken = build("olmoe", tokenizer)
     with torch.no_grad():
         broken.lm_head.weight.fill_(float("nan"))
-    with pytest.raises(InputError, match=r"logits are not numbers \(NaN\).*--dtype bfloat16 or float32"):
+    with pytest.raises(InputError, match=r"logits are not finite numbers.*--dtype bfloat16 or float32"):
         evaluate_prompts(broken, tokenizer, plan(settings=parse_settings([])))

@@ -71,6 +71,17 @@ def test_every_kind_of_setting_is_measured_beside_off(model: Any, tokenizer: Any
     assert {"versions", "machine", "commit", "clean_tree", "utc"} <= set(record["provenance"])
 
 
+def test_english_is_scored_on_every_cache(tokenizer: Any) -> None:
+    """Where the cache is not one of plain full attention, the passages show what a setting changes too."""
+    sliding = tiny_model("gpt_oss", vocab_size=len(tokenizer))
+    passages = [text[:30] for text in held_out_english(2)]
+    record = evaluate(sliding, tokenizer, plan(settings=parse_settings(["topk:S=1"]), passages=passages))
+    off, reduced = record["cases"]
+    assert off["loop"] == "generate"
+    assert off["text"]["kl"] < 1e-8
+    assert reduced["text"]["kl"] > 1e-6
+
+
 def test_results_are_shares_with_paired_differences(
     model: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,9 +14,11 @@ from sere.errors import ConfigError
 from sere.eval import vllm
 from sere.eval.checkpoint import files_digest
 from sere.eval.engines import by_engine, check_settings
+from sere.eval.examples import FileQuestion
 from sere.eval.questions import held_out
 from sere.eval.run import Plan
 from sere.eval.settings import parse_settings
+from sere.texts import Row
 from tests.checkpoints import tiny_tokenizer
 from tests.tiny import tiny_model
 
@@ -149,3 +151,29 @@ def test_folders_with_other_files_have_other_digests(tmp_path: Path) -> None:
     assert files_digest(tmp_path) == first
     file.write_bytes(b"three")
     assert files_digest(tmp_path) != first
+
+
+def test_questions_of_a_file_run_on_engines(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are put to an engine by the chat template as to a model, and the record names their file."""
+    asked: list[list[str]] = []
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = "<u>{{ messages[0]['content'] }}<a>"
+
+    def measure(run: Any, _llm: object, setting: Any, B: int) -> dict[str, Any]:
+        asked.append([tokenizer.decode(ids) for ids in run.prompts])
+        return {"setting": setting.label, "batch_size": B, "right": "10"}
+
+    monkeypatch.setattr(vllm._Run, "measure", measure)
+    plan = Plan(
+        settings=parse_settings([]),
+        batch_sizes=[2],
+        questions=[FileQuestion(Row("line 1", "one"), "1"), FileQuestion(Row("line 2", "two"), "2")],
+        chat_template=True,
+        source={"file": "q.jsonl", "count": 2, "skipped": 0},
+    )
+    table = random_table(tiny_model("qwen3_moe"))
+    record = vllm.evaluate_engine(Engines(), tokenizer, plan, table=table, dtype="float32")
+    assert asked == [["<u>one<a>", "<u>two<a>"]]
+    assert record["plan"]["source"]["file"] == "q.jsonl"
+    assert record["plan"]["chat_template"] is True
+    assert record["cases"][0]["tasks"]["questions"]["right"] == 1

@@ -17,6 +17,7 @@ import sere
 from sere.calibrate import calibrate
 from sere.checkpoints import load_config, load_model, load_tokenizer
 from sere.cli import main
+from sere.cli.parser import COMMANDS
 from sere.errors import UnsupportedModel
 from tests.damage import change_json
 from tests.foreign import model_with_code, tokenizer_with_code
@@ -167,6 +168,16 @@ def test_models_are_loaded_in_one_room_and_foreign_code_is_decided_on_at_every_c
     loading = [call for _, call in calls if getattr(call.func, "attr", "") == "from_pretrained"]
     assert len(loading) == 3
     assert all("trust_remote_code" in ast.unparse(call) for call in loading)
+
+
+@pytest.mark.parametrize("command", sorted({*COMMANDS, "table verify", "table import"} - {"demo", "table"}))
+def test_every_command_that_takes_a_model_takes_the_flag(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its help says what is run; the demonstration has its own model, and needs none."""
+    assert main([*command.split(), "--help"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "--trust-remote-code run Python code that comes with the checkpoint" in shown
 
 
 def test_code_in_another_repository_is_named_with_it(tmp_path: Path) -> None:

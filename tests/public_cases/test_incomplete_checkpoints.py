@@ -16,7 +16,7 @@ COMMANDS = (
     ["calibrate", "MODEL", "--metric", "weights", "--out", "OUT"],
     ["generate", "MODEL", "--prompt", "a"],
     ["bench", "MODEL", "--table", "TABLE", "--batch-size", "2"],
-    ["eval", "MODEL", "--table", "TABLE"],
+    ["eval", "MODEL", "--table", "TABLE", "--prompts", "TEXTS"],
 )
 
 

@@ -54,6 +54,19 @@ def test_layers_that_the_settings_leave_idle_are_named(caplog: pytest.LogCapture
     assert "a row has K=2 slots" in line
 
 
+def test_a_floor_that_is_all_experts_of_one_layer_is_named(caplog: pytest.LogCaptureFixture) -> None:
+    """A floor of 12 is every expert of the layer of 12; with S = 4 the other is idle for its own reason."""
+    model = uneven_model()
+    table = calibrated(model)
+    sere.apply(model, table, select_top_k=1, min_active=12).remove()
+    (line,) = [text for text in caplog.messages if "nothing will be re-routed" in text]
+    assert "min_active=12: nothing will be re-routed in layer 1, for a layer has E=12 experts" in line
+    caplog.clear()
+    sere.apply(model, table, select_top_k=4, min_active=12).remove()
+    (line,) = [text for text in caplog.messages if "nothing will be re-routed" in text]
+    assert "select_top_k=4: nothing will be re-routed in layer 0 but rows" in line
+
+
 @pytest.mark.parametrize("how", ["config", "router"])
 def test_apply_to_a_model_with_fewer_slots_per_token_than_at_calibration(
     how: str, caplog: pytest.LogCaptureFixture

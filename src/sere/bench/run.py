@@ -59,7 +59,7 @@ def bench(subject: Subject, plan: BenchPlan) -> Iterator[dict[str, Any]]:
     All settings of a batch size take turns in one run and decode the same tokens. The record gives the
     time per output token (``tpot_ms``) with its spread, the ratio of ``off``'s to it round by round, the
     distinct experts of a layer and step before and after, the time inside the hooks, and, where a setting
-    changed nothing, why (``idle``), which is logged as well.
+    changed nothing, why (``nothing_changed``), which is logged as well.
 
     Args:
         subject: What to time.
@@ -85,7 +85,7 @@ def _batch(subject: Subject, plan: BenchPlan, B: int) -> Iterator[dict[str, Any]
         counted = []
         for setting in plan.settings:
             counted.append(_count(subject, setting, plan.seed, stepper.block))
-            if (idle := counted[-1]["idle"]) is not None:
+            if (idle := counted[-1]["nothing_changed"]) is not None:
                 logger.warning("sere: B=%d %s: %s", B, setting.label, idle)
             tick()
     for setting, mine, counts in zip(plan.settings, times, counted, strict=True):
@@ -108,7 +108,11 @@ def _count(subject: Subject, setting: Setting, seed: int, block: Callable[[], li
         handle.quiet = True
         cost = hook_cost(subject.model, block)
         experts, idle = summarise_layers(handle.stats()), handle.why_nothing_changed()
-    return {"experts": experts, "hook": None if setting.kind == "off" else asdict(cost), "idle": idle}
+    return {
+        "experts": experts,
+        "hook": None if setting.kind == "off" else asdict(cost),
+        "nothing_changed": idle,
+    }
 
 
 def _record(

@@ -47,7 +47,7 @@ def collect_in_memory(
         ConfigError: Sequences are longer than its learned positions.
         UnsupportedModel: A layer is not the weighted sum of its experts, is never called, or has no weights.
     """
-    refuse_without_weights(model, layers)
+    refuse_without_weights(model, layers, runs=tokens is not None)
     if tokens is not None:
         check_tokens(tokens, model)
     results: Results = {name: {} for name in settings.metrics}

@@ -46,10 +46,10 @@ def collect_layerwise(
             once, or a layer is not the weighted sum of its experts.
         InputError: The checkpoint lacks weights, or the work folder is damaged.
     """
-    experts = {_place(skeleton, layer): layer for layer in skeleton.experts}
-    pass_ = _Pass(skeleton, tokens if settings.needs_tokens else None, settings, work, states_in_memory)
     if tokens is not None:
         check_tokens(tokens, skeleton.model)
+    experts = {_place(skeleton, layer): layer for layer in skeleton.experts}
+    pass_ = _Pass(skeleton, tokens if settings.needs_tokens else None, settings, work, states_in_memory)
     pass_.run(experts)
     results: Results = {name: {} for name in settings.metrics}
     for place, layer in experts.items():

@@ -26,18 +26,28 @@ def execution_device(module: nn.Module) -> torch.device:
     return torch.device("cpu") if parameter is None or parameter.is_meta else parameter.device
 
 
-def refuse_without_weights(model: nn.Module, layers: Sequence[ExpertsLayer]) -> None:
-    """Refuse a model with experts that have no weights and nothing that would bring them in.
+def refuse_without_weights(model: nn.Module, layers: Sequence[ExpertsLayer], *, runs: bool) -> None:
+    """Refuse a model whose weights have no values, with nothing that would bring them in.
+
+    PyTorch raises no error for some operations with such weights: it makes numbers of nothing.
+
+    Args:
+        model: The model.
+        layers: Its experts modules.
+        runs: Whether the model is to run; else the experts' own weights are enough.
 
     Raises:
-        UnsupportedModel: There is such a module, as in a model on the meta device; the text names a weight.
+        UnsupportedModel: There is such a weight, as in a model on the meta device; the text names it.
     """
+    experts = {id(parameter) for layer in layers for parameter in layer.module.parameters()}
     parts = dict(model.named_modules())
-    for layer in layers:
-        for name, parameter in layer.module.named_parameters():
-            whole = f"{layer.name}.{name}"
-            if parameter.is_meta and not any(_brings_weights(parts[owner]) for owner in _owners(whole)):
-                raise _no_weights(whole)
+    for name, parameter in model.named_parameters():
+        if (
+            parameter.is_meta
+            and (runs or id(parameter) in experts)
+            and not any(_brings_weights(parts[owner]) for owner in _owners(name))
+        ):
+            raise _no_weights(name)
 
 
 @contextmanager

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import UserDict
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
@@ -117,7 +119,7 @@ class LayerRunner:
             if len(calls) > 1:
                 why = f"its forward pass runs decoder layer {index} {len(calls)} times; expected once"
                 raise _not_layer_by_layer(self._model, why)
-            if not _same(calls, changed.calls[index]):
+            if not _same(calls, changed.calls.get(index)):
                 raise _more_than_hidden(self._model, f"arguments of decoder layer {index}")
 
     def _traced(self, ids: Tensor, *, changed: bool) -> _Trace:
@@ -146,11 +148,17 @@ class LayerRunner:
                 args = (self._hidden, *args[1:])
             else:
                 kwargs = kwargs | {"hidden_states": self._hidden}
-        shared = [value for value in (*args, *kwargs.values()) if isinstance(value, dict | list)]
-        before = [len(value) for value in shared]
-        output = original(*args, **kwargs)
-        if [len(value) for value in shared] != before:
-            raise _more_than_hidden(self._model, "a collection that its decoder layers share")
+        shared = _more_than_hidden(self._model, "a collection that its decoder layers share")
+        values = (*args, *kwargs.values())
+        collections = [value for value in values if isinstance(value, dict | list)]
+        before = [_held(collection) for collection in collections]
+        with ExitStack() as stack:
+            for value in values:
+                if isinstance(value, UserDict):
+                    stack.enter_context(_refusing_what_is_absent(value, shared))
+            output = original(*args, **kwargs)
+        if any(map(_differ, before, map(_held, collections))):
+            raise shared
         raise _Done(output)
 
     def _hidden_of(self, output: Any, ids: Tensor) -> Tensor:
@@ -163,6 +171,40 @@ class LayerRunner:
         if not isinstance(output, Tensor) or output.shape[:2] != ids.shape:
             raise _more_than_hidden(self._model, f"{type(output).__name__} instead of [batch, tokens, ...]")
         return output
+
+
+def _held(collection: Any) -> tuple[Any, ...]:
+    """Return what a collection holds now."""
+    return tuple(collection.values() if isinstance(collection, Mapping) else collection)
+
+
+def _differ(before: tuple[Any, ...], after: tuple[Any, ...]) -> bool:
+    """Whether not the very same objects are held."""
+    return len(before) != len(after) or any(x is not y for x, y in zip(before, after, strict=True))
+
+
+@contextmanager
+def _refusing_what_is_absent(mapping: UserDict[Any, Any], error: Exception) -> Iterator[None]:
+    """Raise ``error`` where a key is read that is absent: a layer before would have put it there.
+
+    What a layer only puts there does no harm; Gemma 4 does so where no later layer reads it.
+    """
+    kind = type(mapping)
+
+    def known(self: Any, key: object) -> bool:
+        if key not in self.data:
+            raise error
+        return True
+
+    def read(self: Any, key: object) -> Any:
+        known(self, key)
+        return kind.__getitem__(self, key)
+
+    mapping.__class__ = type(kind.__name__, (kind,), {"__contains__": known, "__getitem__": read})
+    try:
+        yield
+    finally:
+        mapping.__class__ = kind
 
 
 def _stop(*call: Any) -> None:

@@ -1,4 +1,4 @@
-"""Whether calibration tokens and sequences are ones that the model has embeddings for."""
+"""Whether tokens and sequences are ones that the model has embeddings for."""
 
 from __future__ import annotations
 
@@ -28,14 +28,28 @@ def check_tokens(tokens: Tokens, model: nn.Module) -> None:
         DataError: A token's id is beyond the embedding; the text names token, id and both sizes.
         ConfigError: Sequences are longer than the model has positions.
     """
+    check_largest(int(tokens.ids.max()), tokens.tokenizer, model)
+    _check_positions(tokens, model)
+
+
+def check_largest(largest: int, tokenizer: Any, model: nn.Module) -> None:
+    """Refuse a token beyond the model's embedding; warn of a tokenizer that is much smaller.
+
+    Args:
+        largest: The largest id of all tokens.
+        tokenizer: The one that they are from, or None.
+        model: The model, with or without weights.
+
+    Raises:
+        DataError: The id is beyond the embedding; the text names token, id and both sizes.
+    """
     rows = _embedding_rows(model)
-    size = _tokenizer_size(tokens.tokenizer)
-    largest = int(tokens.ids.max())
+    size = _tokenizer_size(tokenizer)
     if rows is not None and largest >= rows:
-        tokenizer = "" if size is None else f" (the tokenizer has {size} tokens)"
+        has = "" if size is None else f" (the tokenizer has {size} tokens)"
         raise DataError(
-            f"tokenizer: token {_name(tokens.tokenizer, largest)} has the id {largest}, but the model's "
-            f"embedding has {rows} rows, ids 0 to {rows - 1}{tokenizer}; give the model's own "
+            f"tokenizer: token {_name(tokenizer, largest)} has the id {largest}, but the model's "
+            f"embedding has {rows} rows, ids 0 to {rows - 1}{has}; give the model's own "
             "tokenizer, or resize the model's embedding"
         )
     if rows is not None and size is not None and size < _FEW * rows:
@@ -44,7 +58,6 @@ def check_tokens(tokens: Tokens, model: nn.Module) -> None:
             size,
             rows,
         )
-    _check_positions(tokens, model)
 
 
 def _check_positions(tokens: Tokens, model: nn.Module) -> None:

@@ -13,7 +13,7 @@ _ENGLISH_NOTE = " KL: to the unmodified model, nats per token of English."
 
 _PROMPT_NOTES = """In decode steps, on the unmodified model's own continuations from their second token on.
 experts: distinct per layer and step, before > after. agree: tokens where the setting's most likely token is
-the one that the unmodified model chose. KL: from the unmodified model, nats per token; off's row shows what
+the unmodified model's too. KL: from the unmodified model, nats per token; off's row shows what
 rounding leaves. perplexity: of the continuations. 95 %: a prompt, not a token, is one observation."""
 
 

@@ -75,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
         "setting": None if setting is None else setting.label,
         "completions": [{"prompt": p, "text": text} for p, text in zip(prompts, texts, strict=True)],
         "experts": summarise_layers(layers) if layers else None,
-        "idle": idle,
+        "nothing_changed": idle,
     }
     emit(args, value, render)
     return 0

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from hashlib import blake2b
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, Protocol
@@ -16,6 +16,7 @@ from sere.provenance import provenance
 
 if TYPE_CHECKING:
     from sere.identity import ModelIdentity
+    from sere.integrations.transformers import Handle
     from sere.reroute.stats import LayerStats
     from sere.table import SimilarityTable
 
@@ -171,6 +172,16 @@ def summarise_layers(stats: Sequence[LayerStats]) -> dict[str, Any]:
     names = ("before", "after", "moved", "critical")
     means = {name: fmean(layer[name] for layer in layers) if layers else None for name in names}
     return means | {"layers": layers}
+
+
+@contextmanager
+def paused(handle: Handle) -> Iterator[None]:
+    """Let a model to which a setting is applied run as it was."""
+    handle.enabled = False
+    try:
+        yield
+    finally:
+        handle.enabled = True
 
 
 def weights_digest(model: Any) -> str:

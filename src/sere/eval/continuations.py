@@ -1,7 +1,7 @@
 """What re-routing changes in a model's own continuations of a user's prompts: for any model, without answers.
 
 The unmodified model continues each prompt greedily. Then every setting at every batch size is scored on
-these same tokens, one token a row and step: how often it would have chosen the same token, how far its
+these same tokens, one token a row and step: how often it would choose the same token, how far its
 distribution is from the unmodified model's, and how likely it holds the text to be.
 """
 
@@ -14,6 +14,7 @@ from math import exp
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
+from sere.calibrate.vocabulary import check_largest
 from sere.errors import DataError, InputError
 from sere.eval.apply import apply_setting, check_settings
 from sere.eval.cases import (
@@ -25,6 +26,7 @@ from sere.eval.cases import (
     finished_cases,
     head_of_model,
     missing,
+    paused,
     summarise_layers,
     texts_digest,
     weights_digest,
@@ -119,13 +121,14 @@ def evaluate_prompts(
     Returns:
         A JSON-ready record: what was measured and with what (``model``, ``table``, ``plan``,
         ``provenance``), the ``continuations``, and one entry of ``cases`` for each batch size and setting.
-        ``agreement`` is the share of tokens, in [0, 1], where the setting's most likely token is the one that
-        the unmodified model chose; ``kl`` is KL(unmodified ‖ setting) in nats per token, where ``off`` shows
+        ``agreement`` is the share of tokens, in [0, 1], where the setting's most likely token is the
+        unmodified model's; ``kl`` is KL(unmodified ‖ setting) in nats per token, where ``off`` shows
         what rounding leaves; ``loss_to_off``, nats per token, is paired by prompt. All have 95 % intervals.
 
     Raises:
-        InputError: The model's logits are no numbers.
-        DataError: A prompt does not fit the model, or no continuation has a token to score.
+        InputError: The model's logits are not finite numbers.
+        DataError: The chat template refuses a prompt, a token is beyond the model's embedding, or no
+            continuation has a token to score.
         TableMismatch: The table belongs to another model.
         ConfigError: A setting needs a table and there is none.
         AlreadyApplied: Re-routing is active on the model.
@@ -136,6 +139,7 @@ def evaluate_prompts(
     head = head_of_model(model, plan, table)
     kept = checkpoint_of(head, checkpoint, weights=weights_digest(model))
     prompts = encode(tokenizer, plan.prompts, chat=plan.chat_template)
+    check_largest(max(map(max, prompts)), tokenizer, model)
     with kept.going_on():
         texts = _continued(model, tokenizer, prompts, plan, kept, progress)
         for setting, batch_size in missing(kept, plan, plan.settings):
@@ -229,7 +233,9 @@ def _measure(
         apply_setting(model, setting, table, seed=plan.seed, pad_token_id=-1) as handle,
     ):
         handle.quiet = True  # the record says why nothing changed, so the log need not
-        scores = score_texts(model, texts, batch_size=batch_size, on_finished=tick)
+        scores = score_texts(
+            model, texts, batch_size=batch_size, unmodified=lambda: paused(handle), on_finished=tick
+        )
         nothing_changed = handle.why_nothing_changed()
         experts = summarise_layers(handle.stats())
     return {

@@ -72,7 +72,7 @@ def continue_groups(
         The time of each decode step in ms, prefill excluded.
     """
     step_ms: list[float] = []
-    for indices in _groups(len(prompts), B):
+    for indices in groups(len(prompts), B):
         clock = _Clock()
         ids, mask = pad_left([prompts[index] for index in indices], model.device)
         with _plain_settings(model):
@@ -92,53 +92,42 @@ def continue_groups(
     return step_ms
 
 
-def forced_groups(
-    model: Any,
-    rows: Sequence[Forced],
-    B: int,
-    *,
-    begin: Callable[[Sequence[int]], object],
-    see: Callable[[int, Sequence[int], Tensor], object],
-) -> None:
-    """Feed given tokens in groups of B rows, until each row of a group has been fed all but its last.
+def force(model: Any, rows: Sequence[Forced], steps: int, see: Callable[[int, Tensor], object]) -> None:
+    """Feed a group of rows the tokens that are given.
 
     Args:
         model: A causal language model of Transformers.
-        rows: The texts. Where they do not fill the last group, texts from the beginning do.
-        B: Rows of a step, at most as many as there are texts.
-        begin: Called before each group with the places of its texts, without those that only fill it.
-        see: Called with the logits ``[n, V]`` of a step for these texts: 0 is prefill, whose logits are of
-            the first fed token; those of step s are of token s.
+        rows: The rows of the group.
+        steps: So many logits are shown.
+        see: Called with a step's number and logits ``[B, V]``: 0 is prefill, whose logits are of the rows'
+            first fed tokens; those of step s are of token s.
     """
-    for indices in _groups(len(rows), B):
-        own = [index for index in indices if index >= indices[0]]
-        begin(own)
-        ids, mask = pad_left([rows[index].read for index in indices], model.device)
-        teacher = _Teacher([rows[index].fed for index in indices], own, see)
-        with _plain_settings(model):
-            model.generate(
-                input_ids=ids,
-                attention_mask=mask,
-                max_new_tokens=max(len(rows[index].fed) for index in own),
-                do_sample=False,
-                logits_processor=[teacher],
-            )
+    ids, mask = pad_left([row.read for row in rows], model.device)
+    with _plain_settings(model):
+        model.generate(
+            input_ids=ids,
+            attention_mask=mask,
+            max_new_tokens=steps,
+            do_sample=False,
+            logits_processor=[_Teacher([row.fed for row in rows], see)],
+        )
+
+
+def groups(count: int, B: int) -> Iterator[list[int]]:
+    """Yield the places of each group of B; the last is filled up from the beginning."""
+    for first in range(0, count, B):
+        yield [place % count for place in range(first, first + B)]
 
 
 class _Teacher:
     """Chooses the given tokens, whatever the logits are, and shows these."""
 
-    def __init__(
-        self,
-        fed: Sequence[Sequence[int]],
-        own: Sequence[int],
-        see: Callable[[int, Sequence[int], Tensor], object],
-    ) -> None:
-        self.fed, self.own, self.see = fed, own, see
+    def __init__(self, fed: Sequence[Sequence[int]], see: Callable[[int, Tensor], object]) -> None:
+        self.fed, self.see = fed, see
         self.step = 0
 
     def __call__(self, _ids: Tensor, scores: Tensor) -> Tensor:
-        self.see(self.step, self.own, scores[: len(self.own)])
+        self.see(self.step, scores)
         wanted = [tokens[self.step % len(tokens)] for tokens in self.fed]
         self.step += 1
         chosen = torch.full_like(scores, float("-inf"))
@@ -159,12 +148,6 @@ class _Clock:
             self.step_ms.append((now - self.last) * 1e3)
         self.last = now
         return torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
-
-
-def _groups(count: int, B: int) -> Iterator[list[int]]:
-    """Yield the places of each group of B; the last is filled up from the beginning."""
-    for first in range(0, count, B):
-        yield [place % count for place in range(first, first + B)]
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sere.integrations.transformers.inputs import cache_argument, find_cache, forward_names
+from sere.integrations.transformers.inputs import cache_argument, find_cache
 from sere.structure import text_config
 
 KeyValues = list[tuple[Tensor, Tensor]]
@@ -48,33 +48,13 @@ def prefill(model: Any, prompts: Sequence[Sequence[int]], *, keep: int = 1) -> I
     size = _group_size(model, keep)
     for first in range(0, len(prompts), size):
         group = prompts[first : first + size]
-        output = _read(model, group, keep, cached=True)
+        output = _read(model, group, keep)
         layers = [(layer.keys, layer.values) for layer in find_cache(output).layers]
         for row, prompt in enumerate(group):
             length = len(prompt)
             # Cloned: a view would keep the whole group's tensors alive as long as its longest answer.
             cache = [(k[row, :, -length:].clone(), v[row, :, -length:].clone()) for k, v in layers]
             yield Prefilled(first + row, cache, output.logits[row, -min(keep, length) :].clone())
-
-
-@torch.no_grad()
-def read_logits(model: Any, texts: Sequence[Sequence[int]], *, keep: int) -> list[Tensor]:
-    """Return the logits of each text's last tokens by forward passes without a cache, whatever the model.
-
-    Args:
-        model: A causal language model of Transformers.
-        texts: Token ids, at least one each.
-        keep: As for `prefill`.
-
-    Returns:
-        One tensor ``[min(keep, length), V]`` a text.
-    """
-    size, found = _group_size(model, keep), []
-    for first in range(0, len(texts), size):
-        group = texts[first : first + size]
-        logits = _read(model, group, keep, cached=False).logits
-        found += [logits[row, -min(keep, len(text)) :].clone() for row, text in enumerate(group)]
-    return found
 
 
 def pad_left(group: Sequence[Sequence[int]], device: Any = None) -> tuple[Tensor, Tensor]:
@@ -91,17 +71,16 @@ def _group_size(model: Any, keep: int) -> int:
     return max(1, min(GROUP, MOST_LOGITS // (keep * vocabulary)))
 
 
-def _read(model: Any, group: Sequence[Sequence[int]], keep: int, *, cached: bool) -> Any:
+def _read(model: Any, group: Sequence[Sequence[int]], keep: int) -> Any:
     """Run the model over one left-padded group."""
     from transformers import DynamicCache
 
     ids, mask = pad_left(group, model.device)
-    inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": mask, "use_cache": cached}
-    accepted = forward_names(type(model))
-    if cached:
-        inputs |= cache_argument(model, DynamicCache(config=model.config))
-    if "position_ids" in accepted:
-        inputs["position_ids"] = (mask.cumsum(dim=1) - 1).clamp(min=0)
-    if "logits_to_keep" in accepted:
-        inputs["logits_to_keep"] = keep
-    return model(**inputs)
+    return model(
+        input_ids=ids,
+        attention_mask=mask,
+        position_ids=(mask.cumsum(dim=1) - 1).clamp(min=0),
+        use_cache=True,
+        logits_to_keep=keep,
+        **cache_argument(model, DynamicCache(config=model.config)),
+    )

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from statistics import fmean, median
 from typing import TYPE_CHECKING, Any
 
+from sere.calibrate.vocabulary import check_largest
 from sere.errors import InputError
 from sere.eval.apply import apply_setting, check_settings
 from sere.eval.cases import (
@@ -20,6 +21,7 @@ from sere.eval.cases import (
     finished_cases,
     head_of_model,
     missing,
+    paused,
     summarise_layers,
     texts_digest,
     weights_digest,
@@ -34,6 +36,7 @@ from sere.eval.statistics import paired_difference, wilson
 from sere.eval.text import passages, score_texts, summarise
 
 if TYPE_CHECKING:
+    from sere.integrations.transformers import Handle
     from sere.table import SimilarityTable
 
 ALL = "all"
@@ -115,7 +118,7 @@ def evaluate(
         intervals are in [0, 1]; differences are to ``off`` at the same batch size, on the same questions.
 
     Raises:
-        DataError: The chat template refuses a question, or a question has no tokens.
+        DataError: The chat template refuses a question, or it has no tokens, or one beyond the embedding.
         TableMismatch: The table belongs to another model.
         ConfigError: A setting needs a table and there is none.
     """
@@ -124,6 +127,7 @@ def evaluate(
     head = head_of_model(model, plan, table)
     kept = checkpoint_of(head, checkpoint, weights=weights_digest(model))
     prompts = encode(tokenizer, [question.prompt for question in plan.questions], chat=plan.chat_template)
+    check_largest(max(map(max, prompts)), tokenizer, model)
     run = _Run(model, tokenizer, plan, prompts, table, progress)
     with kept.going_on():
         for setting, batch_size in missing(kept, plan, plan.settings):
@@ -165,7 +169,7 @@ class _Run:
             )  # fmt: skip
             nothing_changed = handle.why_nothing_changed()
             experts = summarise_layers(handle.stats())
-            text = self._text(batch_size, tick)
+            text = self._text(batch_size, handle, tick)
         right = mark(self.tokenizer, plan.questions, decoded.tokens)
         return {
             "setting": setting.label,
@@ -181,11 +185,14 @@ class _Run:
             "right": "".join("01"[answer] for answer in right),
         }
 
-    def _text(self, batch_size: int, tick: Callable[[], object]) -> dict[str, Any] | None:
+    def _text(self, batch_size: int, handle: Handle, tick: Callable[[], object]) -> dict[str, Any] | None:
         if not self.plan.passages:
             return None
         texts = passages(encode(self.tokenizer, self.plan.passages))
-        return summarise(score_texts(self.model, texts, batch_size=batch_size, on_finished=tick))
+        scores = score_texts(
+            self.model, texts, batch_size=batch_size, unmodified=lambda: paused(handle), on_finished=tick
+        )
+        return summarise(scores)
 
 
 def completed(head: Mapping[str, Any], kept: Checkpoint, plan: Plan) -> dict[str, Any]:

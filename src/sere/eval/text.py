@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from math import exp, inf, isnan
+from math import exp, inf, isfinite
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from sere.errors import DataError, InputError
-from sere.eval.generation import Forced, forced_groups
-from sere.eval.prefill import prefill, read_logits
+from sere.eval.generation import Forced, force, groups
+from sere.eval.prefill import prefill
 from sere.eval.rows import Job, run_rows, supports_rows
 
 # Tokens of each English passage that are read before decoding begins: a model must know what it is reading.
@@ -45,9 +46,9 @@ class TextScore:
     Attributes:
         tokens: How many there are.
         loss: Negative log-likelihood, nats.
-        kl: KL(unmodified ‖ at hand), nats. The unmodified model's distributions come from prefill, so even
-            without re-routing this is a rounding error above 0.
-        agreed: Tokens that the model at hand holds for the most likely ones.
+        kl: KL(unmodified ‖ at hand), nats. Where the unmodified model's distributions come from prefill, this
+            is a rounding error above 0 even without re-routing.
+        agreed: Tokens where the most likely token of the model at hand is the unmodified model's too.
     """
 
     tokens: int = 0
@@ -85,26 +86,30 @@ def score_texts(
     texts: Sequence[Text],
     *,
     batch_size: int,
+    unmodified: Callable[[], AbstractContextManager[object]] = nullcontext,
     on_finished: Callable[[], object] = lambda: None,
 ) -> list[TextScore]:
     """Read texts in decode steps of ``batch_size`` rows and score each next token.
 
     One token a row and step, with the model's cache, so that re-routing sees decode batches as it does in
     serving. Where the cache is one of plain full attention, a row whose text has ended is given the next
-    text; else a group of texts begins together, and a row that has ended is fed its own tokens again,
-    unscored. So every step has as many rows, all of them of real text.
+    text, and the unmodified model's distributions come from prefill. Else a group of texts begins together,
+    and a row that has ended is fed its own tokens again, unscored; the group is decoded twice, first by the
+    unmodified model: with some of these caches prefill computes something else, or padding tells. So every
+    step has as many rows, all of them of real text.
 
     Args:
         model: A causal language model of Transformers; re-routing, if any, on decode steps only.
         texts: At least one scored token each.
         batch_size: Rows of a step, at most the number of texts.
+        unmodified: Within what it gives, the model's decode steps are not re-routed.
         on_finished: Called after each text, for progress.
 
     Returns:
         One score a text.
 
     Raises:
-        InputError: The model's logits are no numbers.
+        InputError: The model's logits are not finite numbers.
     """
     scorer = _Scorer(texts)
     B = min(batch_size, len(texts))
@@ -114,7 +119,7 @@ def score_texts(
         for _ in steps:
             pass
     else:
-        _score_groups(model, texts, scorer, B, on_finished)
+        _score_groups(model, texts, scorer, B, unmodified, on_finished)
     return scorer.scores
 
 
@@ -131,14 +136,14 @@ class _Scorer:
         self.expected: list[Tensor | None] = [None] * len(texts)
 
     def expect(self, index: int, logits: Tensor) -> None:
-        """Keep what the unmodified model says: ``logits`` ``[m, V]`` of the text's last tokens."""
-        self.expected[index] = logits[-self.texts[index].scored - 1 : -1].clone()
+        """Keep what the unmodified model says of the text's scored tokens: ``logits`` ``[n, V]``."""
+        self.expected[index] = logits
 
     def add(self, indices: Sequence[int], logits: Tensor) -> None:
         """Score the next token of some texts, ``logits`` ``[len(indices), V]``.
 
         Raises:
-            InputError: A logit is no number.
+            InputError: A logit is not a finite number.
         """
         references, wanted = [], []
         for index in indices:
@@ -156,13 +161,13 @@ class _Scorer:
             indices,
             losses.tolist(),
             terms.sum(-1).tolist(),
-            (logits.argmax(-1) == targets).tolist(),
+            (got.argmax(-1) == reference.argmax(-1)).tolist(),
             strict=True,
         )
         for index, loss, kl, agreed in rows:
-            if isnan(loss) or isnan(kl):
+            if not (isfinite(loss) and isfinite(kl)):
                 raise InputError(
-                    "model: its logits are not numbers (NaN); a 16-bit float may be too small for it: try "
+                    "model: its logits are not finite numbers; a 16-bit float may be too small for it: try "
                     "--dtype bfloat16 or float32"
                 )
             score = self.scores[index]
@@ -187,7 +192,8 @@ class _Reader:
             for found in prefill(model, tokens, keep=1 if filler else keep):
                 text = self.texts[found.index]
                 if not filler:
-                    self.scorer.expect(found.index, found.logits)
+                    # The last token's logits are of what follows the text.
+                    self.scorer.expect(found.index, found.logits[-text.scored - 1 : -1].clone())
                 cache = [(k[:, : text.read], v[:, : text.read]) for k, v in found.cache]
                 yield Job(found.index, text.tokens[text.read], cache, filler)
             filler = True
@@ -207,25 +213,53 @@ class _Reader:
 
 
 def _score_groups(
-    model: Any, texts: Sequence[Text], scorer: _Scorer, B: int, on_finished: Callable[[], object]
+    model: Any,
+    texts: Sequence[Text],
+    scorer: _Scorer,
+    B: int,
+    unmodified: Callable[[], AbstractContextManager[object]],
+    on_finished: Callable[[], object],
 ) -> None:
     """Score groups of B texts by the model's own ``generate``, whatever its cache is."""
-    rows = [Forced(text.tokens[: text.read], text.tokens[text.read :]) for text in texts]
+    for indices in groups(len(texts), B):
+        rows = [Forced(texts[i].tokens[: texts[i].read], texts[i].tokens[texts[i].read :]) for i in indices]
+        # Texts that only fill the last group are scored in the first.
+        group = _Group(scorer, [index for index in indices if index >= indices[0]])
+        with unmodified():
+            force(model, rows, 1 + max(group.scored), group.keep)
+        group.expect()
+        force(model, rows, 1 + max(group.scored), group.score)
+        for _ in group.own:
+            on_finished()
 
-    def begin(indices: Sequence[int]) -> None:
-        group = [texts[index] for index in indices]
-        keep = 1 + max(text.scored for text in group)
-        logits = read_logits(model, [text.tokens for text in group], keep=keep)
-        for index, found in zip(indices, logits, strict=True):
-            scorer.expect(index, found)
 
-    def see(step: int, indices: Sequence[int], logits: Tensor) -> None:
-        # The first logits come from prefill.
-        rows = [row for row, index in enumerate(indices) if 0 < step <= texts[index].scored]
-        if rows:
-            scorer.add([indices[row] for row in rows], logits[rows])
-        for row in rows:
-            if step == texts[indices[row]].scored:
-                on_finished()
+class _Group:
+    """Texts that are decoded together, twice: what the unmodified model says is kept, then scored against.
 
-    forced_groups(model, rows, B, begin=begin, see=see)
+    Attributes:
+        own: Places of its texts, which are its first rows.
+        scored: How many tokens of each are scored. The first logits of a row come from prefill and are not.
+    """
+
+    def __init__(self, scorer: _Scorer, own: Sequence[int]) -> None:
+        self.scorer, self.own = scorer, own
+        self.scored = [scorer.texts[index].scored for index in own]
+        self.kept: list[list[Tensor]] = [[] for _ in own]
+
+    def keep(self, step: int, logits: Tensor) -> None:
+        """Keep the logits ``[B, V]`` of a step."""
+        for row in self._rows(step):
+            self.kept[row].append(logits[row].clone())
+
+    def expect(self) -> None:
+        """Hand over what was kept."""
+        for index, kept in zip(self.own, self.kept, strict=True):
+            self.scorer.expect(index, torch.stack(kept))
+
+    def score(self, step: int, logits: Tensor) -> None:
+        """Score the logits ``[B, V]`` of a step."""
+        if rows := self._rows(step):
+            self.scorer.add([self.own[row] for row in rows], logits[rows])
+
+    def _rows(self, step: int) -> list[int]:
+        return [row for row, count in enumerate(self.scored) if 0 < step <= count]

@@ -15,12 +15,13 @@ class LayerStats:
     Attributes:
         index: Decoder-layer index.
         name: Module name of the experts.
-        steps: Steps with at least one real row, whether a slot changed or not.
-        rows: Real rows, mean per step.
-        distinct_before: Distinct experts that the router chose, mean per step.
-        distinct_after: Distinct experts that ran, mean per step.
+        steps: Runs of the layer with at least one real row, whether a slot changed or not. A model that loops
+            over its layers runs one several times per decode step.
+        rows: Real rows, mean per run.
+        distinct_before: Distinct experts that the router chose, mean per run.
+        distinct_after: Distinct experts that ran, mean per run.
         slots_moved: Share of the real rows' slots whose expert changed, 0 to 1.
-        critical: Experts that resembled no primary one and stayed, mean per step.
+        critical: Experts that resembled no primary one and stayed, mean per run.
     """
 
     index: int

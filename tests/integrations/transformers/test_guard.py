@@ -71,6 +71,10 @@ def test_a_model_that_was_not_called_is_named(
     with pytest.raises(ZeroDivisionError), integration.apply(model, table, select_top_k=1):
         raise ZeroDivisionError
     assert not lines(caplog)
+    with integration.apply(model, table, select_top_k=1) as handle:
+        decode(model, prompts())
+        handle.reset_stats()
+    assert not lines(caplog), "numbers that were thrown away after use are no sign that there were none"
     integration.apply(model, table, select_top_k=1).remove()
     (line,) = lines(caplog)
     assert "the model was not called while re-routing was on" in line

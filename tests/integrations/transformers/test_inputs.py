@@ -159,3 +159,13 @@ def test_the_cache_may_be_given_by_position() -> None:
         cache = find_cache(model(prompts()))
         model(prompts(6, 1), None, None, cache)
         assert handle.stats()[0].steps == 1
+
+
+@pytest.mark.filterwarnings("ignore:.*past_key_values.*:FutureWarning")
+def test_the_old_name_of_the_cache_is_seen_in_every_release() -> None:
+    """``past_key_values=``, of which Transformers 5.24 warns, still makes a decode step."""
+    model = tiny_model("qwen3_moe")
+    with integration.apply(model, random_table(model), select_top_k=1) as handle, torch.no_grad():
+        cache = find_cache(model(prompts()))
+        model(prompts(6, 1), past_key_values=cache)
+        assert [layer.steps for layer in handle.stats()] == [1, 1]

@@ -157,6 +157,25 @@ def test_the_mask_is_read_at_this_step_s_column(length: int | Tensor, spare: int
     assert state.budget.tolist() == [2, -1, 2]
 
 
+@pytest.mark.parametrize("length", [0, 5])
+def test_checks_of_drafts_in_a_static_cache(length: int) -> None:
+    """Whether the cache is filled is decided on the device: all of the text's positions are rows, or none."""
+    state = Step(Guard(TopK(1), None, model="m", top_k=4, num_experts=16), all_phases=False,
+                 pad_token_id=1, default_budget=2)  # fmt: skip
+    call = {"input_ids": torch.ones(1, 3).long(), "cache": CacheOf(torch.tensor(length)), "logits_to_keep": 3}
+    state.enter(call)
+    assert state.active
+    assert state.rows == 3
+    assert state.num_tokens is not None
+    assert state.num_tokens.item() == (3 if length else 0)
+    assert state.budget is None, "a draft may hold the pad token as a word"
+    state.leave()
+    for other in ({"input_ids": torch.ones(2, 3).long()}, {"logits_to_keep": 1}, {"logits_to_keep": 0}):
+        state.enter(call | other)
+        assert not state.active, "several texts, or other logits: no check of drafts"
+        state.leave()
+
+
 def test_left_padding_leaves_all_rows_voting(model: PreTrainedModel) -> None:
     """Padding before a prompt is padding of the prefill; each row counts in decode steps; S = K is exact."""
     tokens, mask = prompts(), torch.ones(6, 5, dtype=torch.long)

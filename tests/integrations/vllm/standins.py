@@ -85,8 +85,8 @@ def prepared(
     found = Session(Options(reroute=reroute, log_seconds=log_seconds), config, table)
     for index in set(table.layers) & set(range(*stage)):
         layer = runner()
-        layer.layer_name, layer.router = f"model.layers.{index}.experts", Router(table.identity.K)
-        layer.moe_config = SimpleNamespace(num_experts=table.E)
+        layer.layer_name, layer.router = f"model.layers.{index}.experts", Router(table.identity.slots[index])
+        layer.moe_config = SimpleNamespace(num_experts=table.layers[index].E)
         layer.quant_method = SimpleNamespace(moe_kernel=SimpleNamespace(fused_experts=kernel))
         found.add(layer)
     found.prepare(torch.device("cpu"), 64)
@@ -103,7 +103,6 @@ class SmallEngine:
 
     def __init__(self, session: Session, skipped: Sequence[int] = ()) -> None:
         self.session, self.skipped = session, skipped
-        self.K, self.E = session.table.identity.K, session.table.E
         self.before_layers: Callable[[], object] = lambda: None
         session.steps = Steps(self, session)
         session.steps.watch()
@@ -125,11 +124,10 @@ class SmallEngine:
         batch = self.prepare_inputs(output)
         self.before_layers()
         rows = torch.arange(batch.num_tokens)[:, None]
-        ids = (5 * rows + torch.arange(self.K)).remainder(self.E).to(torch.int32)
-        weights = torch.linspace(1.0, 0.5, self.K).expand(len(rows), -1)
         for layer in self.session.layers.values():
             if layer.index not in self.skipped:
-                layer.route(weights, ids)
+                ids = (5 * rows + torch.arange(layer.K)).remainder(layer.E).to(torch.int32)
+                layer.route(torch.linspace(1.0, 0.5, layer.K).expand(len(rows), -1), ids)
 
     def prepare_inputs(self, output: Any) -> Any:  # noqa: D102
         counts = np.array(list(output.counts.values()))

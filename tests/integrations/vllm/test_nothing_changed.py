@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 import torch
 
+from sere.bench.subject import random_table
 from sere.integrations.vllm import live, stats
 from sere.integrations.vllm.guard import FIRST_LOOK
 from sere.integrations.vllm.requests import COUNT_ONLY_S
 from sere.integrations.vllm.worker import _before_shutdown
 from tests.integrations.vllm.standins import CPUUnquantizedExperts, SmallEngine, prepared
+from tests.tiny import uneven_model
 
 NAMES = [f"r{i}" for i in range(6)]
 
@@ -186,7 +188,7 @@ def test_statistics_line(start: Start, caplog: pytest.LogCaptureFixture) -> None
     engine = start(min_active=15, log_seconds=1e-9)
     decode(engine, 3)
     # The first line is due before the first decode step.
-    assert "no decode step was seen in 1 calls" in caplog.messages[0]
+    assert "no decode step was seen in 1 call of the model" in caplog.messages[0]
     assert "min_active=15 is never below" in caplog.messages[1]
     assert len(caplog.messages) == 2
 
@@ -216,7 +218,7 @@ def test_reset_hides_nothing(start: Start, caplog: pytest.LogCaptureFixture) -> 
     engine.prompts("last")
     engine.session.guard.last_look()
     assert not caplog.messages
-    assert "no decode step was seen in 1 calls" in str(why(engine))
+    assert "no decode step was seen in 1 call of the model" in str(why(engine))
     engine = start(min_active=15)
     engine.prompts(*NAMES)
     for _ in range(FIRST_LOOK):
@@ -233,6 +235,22 @@ def test_replayed_steps_are_not_judged(start: Start, caplog: pytest.LogCaptureFi
         decode(engine, 2 * FIRST_LOOK)
     engine.session.guard.last_look()
     assert not caplog.messages
+
+
+def test_layers_of_different_shapes(caplog: pytest.LogCaptureFixture) -> None:
+    """Layers of 16 and 12 experts, 4 and 2 slots, are each checked against their own and both re-routed."""
+    caplog.set_level("WARNING", logger="vllm.sere")
+    table = random_table(uneven_model())
+    session = prepared(table, {}, torch.nn.Module, kernel=CPUUnquantizedExperts())
+    assert [(layer.E, layer.K) for layer in session.layers.values()] == [(16, 4), (12, 2)]
+    engine = SmallEngine(session)
+    decode(engine, 3)
+    found = stats.merged([stats.answer(session)])
+    assert found.nothing_changed is None
+    assert all(layer.slots_moved > 0 for layer in found.layers)
+    assert not caplog.messages
+    live.change(session, {"select_top_k": 2})
+    assert "select_top_k=2: nothing will be re-routed in layer 1 but rows" in caplog.messages[0]
 
 
 def test_stage_without_moe_layers(start: Start, caplog: pytest.LogCaptureFixture) -> None:

@@ -41,26 +41,30 @@ def apply(
 
     A forward pre-hook on each experts module changes expert ids and gate weights on their way in; nothing is
     patched and nothing is global. It works with every experts implementation, ``generate``, static caches,
-    ``device_map`` and ``torch.compile`` (apply first, then compile).
+    ``device_map``, adapters and other wrappers, and ``torch.compile`` (apply first, then compile).
 
-    *Phases.* A call is a decode step if it has one position per row and a cache that is not empty. Any other
-    call is left bit-identical, unless ``phases="all"``: prefill, calls with ``use_cache=False``, the
-    verification steps of assisted decoding and the packed batches of ``generate_batch``. The last chunk of a
-    chunked prefill looks like a decode step if it is one token long.
+    *Phases.* A call is a decode step if it has one position per row and a cache that is not empty, or if it
+    checks the drafts of assisted decoding (prompt lookup, a draft model): one row, several positions, and
+    ``logits_to_keep`` equal to their number. These positions are then the step's rows, so the tokens are
+    neither those of the model as it is nor those of plain decoding with re-routing; one warning says so. Any
+    other call is left bit-identical, unless ``phases="all"``: prefill, calls with ``use_cache=False``, and
+    the packed batches of ``generate_batch``. The last chunk of a chunked prefill looks like a decode step if
+    it is one token long.
 
-    *Rows that do not vote.* ``generate`` feeds the pad token to sequences that have finished, and greedy
-    search and sampling are where this tells: such rows count for nothing. The pad token is taken from
-    ``pad_token_id``, else, as ``generate`` does, from the generation config: its pad token, or its
-    first end token if it has none. This holds as well where pad and end are one token: in a decode step it
-    comes from finished rows only. A row whose column of a two-dimensional attention mask is 0 does not vote
-    either. Not known are finished rows in beam search (they are fed real tokens until the batch is done),
-    where the inputs are embeddings, and where a ``pad_token_id`` goes to ``generate`` alone: pass it here
-    too, or set ``handle.row_budget`` to -1 for finished rows. A row that is fed the pad
-    token as a word of its text loses its experts' output for that step; ``pad_token_id=-1`` switches the
-    rule off.
+    *Rows that do not vote.* ``generate`` feeds the pad token to sequences that have finished; such rows count
+    for nothing. It is taken from ``pad_token_id``, else, as ``generate`` does, from the generation config:
+    its pad token, or its first end token if it has none. A row whose column of a two-dimensional attention
+    mask is 0 does not vote either. Not known are finished rows in beam search, where only embeddings are
+    given, and where a ``pad_token_id`` goes to ``generate`` alone: pass it here too, or set
+    ``handle.row_budget`` to -1 for finished rows. A row that is fed the pad token as a word of its text loses
+    its experts' output for that step; ``pad_token_id=-1`` switches the rule off.
+
+    *If nothing changes*, the logger ``sere`` says why, once; see `Handle`. Calls that overlap in two threads
+    raise ``ConcurrentCalls``. A copy of the model is not re-routed.
 
     Args:
-        model: A causal language model of Transformers with experts modules; see ``sere.structure``.
+        model: A causal language model of Transformers with experts modules, or a module that holds one; see
+            ``sere.structure``.
         table: The similarity table, or its path; may stand in the settings instead.
         policy: Another routing rule than SERE; then neither a table nor settings.
         pad_token_id: The token fed to finished rows, if not the one ``generate`` would use; -1 for none.

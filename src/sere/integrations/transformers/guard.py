@@ -69,10 +69,13 @@ class Guard:
         self.told = False
         self.quiet = False
         self.own_budgets = False
-        self.reset()
+        self._used = False
+        self.calls = self.eligible = 0
+        self.hook_ran = self.compiled = False
 
     def reset(self) -> None:
-        """Forget the calls, not what was said."""
+        """Forget the calls, but not that there were some, nor what was said."""
+        self._used |= self.calls > 0 or self.compiled
         self.calls = self.eligible = 0
         self.hook_ran = self.compiled = False
 
@@ -122,6 +125,9 @@ class Guard:
     def say(self) -> None:
         """Log the sentence, each kind of it once."""
         if self.quiet or (self.told and self.hook_ran):
+            return
+        if self._used and not (self.calls or self.compiled):
+            # Statistics that were reset after the last call are no sign that there was none.
             return
         if (why := self.why()) is not None:
             # Without its numbers it is the same sentence.

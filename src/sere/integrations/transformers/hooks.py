@@ -104,10 +104,9 @@ class _Hook:
 
 
 class _Begin(_Hook):
-    says = True
-
     def __init__(self, step: Step, names: tuple[str, ...], *, innermost: bool) -> None:
         self.step, self.names, self.innermost = step, names, innermost
+        # One line per model, not one per hook.
         self.says = innermost
 
     def __call__(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

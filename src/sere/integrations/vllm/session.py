@@ -138,7 +138,8 @@ class Session:
             layer.counters = torch.zeros(len(COUNTERS), dtype=torch.int64, device=device)
             layer.signal = self.signal
             self._keep_through_sleep(layer)
-        if self.layers:
+        # One of each shape: a backend may compile for a shape.
+        for layer in {(layer.E, layer.K): layer for layer in self.layers.values()}.values():
             _warm(layer)
 
     def describe(self) -> str:

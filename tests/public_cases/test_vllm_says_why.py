@@ -1,0 +1,70 @@
+"""What people do with vLLM that re-routes nothing: the engine names it (real ones: integrations/vllm)."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from sere.bench.subject import random_table
+from sere.integrations.vllm import plugin, stats
+from sere.integrations.vllm.options import misplaced
+from tests.integrations.vllm.standins import CPUUnquantizedExperts, SmallEngine, prepared
+from tests.tiny import tiny_model
+
+REQUESTS = ("a", "b", "c")
+
+
+def started(**settings: Any) -> SmallEngine:
+    """An engine whose model is its routers: two layers, 16 experts, 4 slots."""
+    table = random_table(tiny_model("qwen3_moe"))
+    return SmallEngine(prepared(table, {}, torch.nn.Module, kernel=CPUUnquantizedExperts(), **settings))
+
+
+def why(engine: SmallEngine) -> str:
+    """What the log says at shutdown is what the statistics say."""
+    return str(stats.merged([stats.answer(engine.session)]).nothing_changed)
+
+
+def test_log_likelihoods_through_vllm() -> None:
+    """Tasks that score given texts never decode."""
+    engine = started()
+    engine.prompts(*REQUESTS)
+    assert "no decode step was seen in 1 call of the model" in why(engine)
+
+
+def test_serving_with_a_floor_that_the_batch_never_reaches() -> None:
+    """Three requests read 12 experts; a floor of 14 keeps them all."""
+    engine = started(min_active=14)
+    engine.prompts(*REQUESTS)
+    engine.decode(*REQUESTS, steps=3)
+    assert "min_active=14 is never below what these batches read (12.0 experts per layer)" in why(engine)
+
+
+def test_serving_requests_that_are_all_protected() -> None:
+    """Every client sends ``"off"``."""
+    engine = started()
+    engine.prompts(*REQUESTS, tier="off")
+    engine.decode(*REQUESTS, steps=3)
+    assert 'all of them keep their own experts, by "off"' in why(engine)
+
+
+def test_serving_with_a_threshold_of_two(caplog: pytest.LogCaptureFixture) -> None:
+    """The log says so as soon as the engine has started."""
+    caplog.set_level("WARNING", logger="vllm.sere")
+    started(threshold=2.0).session.log_start()
+    assert "threshold=2: nothing will be re-routed" in caplog.text
+
+
+@pytest.mark.parametrize("additional", [{"seree": {"select_top_k": 2}}, {"select_top_k": 2}, {"sere": None}])
+def test_settings_under_a_wrong_name(additional: dict[str, Any]) -> None:
+    """A misspelt key, none at all, or null."""
+    assert "this engine will not re-route" in str(misplaced(SimpleNamespace(additional_config=additional)))
+
+
+def test_kill_switch_set_to_false(monkeypatch: pytest.MonkeyPatch) -> None:
+    """``SERE_DISABLE=false`` leaves the plug-in on."""
+    monkeypatch.setenv("SERE_DISABLE", "false")
+    assert not plugin._disabled()

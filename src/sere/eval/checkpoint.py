@@ -81,7 +81,7 @@ class Checkpoint:
         def kept() -> str | None:
             if self.path is None or not self.cases:
                 return None
-            done = f"{len(self.cases)} cases are done (kept in {self.path})"
+            done = f"finished cases: {len(self.cases)} (kept in {self.path})"
             return f"{done}; the same command goes on behind them"
 
         with going_on(kept):

@@ -22,6 +22,8 @@ logger = logging.getLogger("sere")
 ENOUGH_STEPS = 16
 ENOUGH_CALLS = 64
 
+_STEPS = COUNTERS.index("steps")
+
 _VERIFYING = (
     "assisted decoding (prompt lookup, a draft model) checks several tokens of one text in one step, and "
     "re-routing takes them for a batch: the tokens are neither those of the model as it is nor those of "
@@ -132,6 +134,20 @@ class Guard:
         if (why := self.why()) is not None:
             # Without its numbers it is the same sentence.
             self._say_once(re.sub(r"[\d.]+", "", why), why)
+        elif (left := self.left_out()) is not None:
+            self._say_once("left out", left)
+
+    def left_out(self) -> str | None:
+        """Return one sentence about layers that no step reached while others were; None if there are none."""
+        steps = {layer.name: int(layer.counters[_STEPS]) for layer in self.layers}
+        names = [name for name, reached in steps.items() if not reached]
+        if not names or len(names) == len(steps):
+            return None
+        return (
+            f"{len(names)} of {len(steps)} layers ({names[0]}{', …' * (len(names) > 1)}) saw none of "
+            f"{max(steps.values())} re-routed steps: their experts were replaced, or are computed past their "
+            "hooks; remove the handle and apply again"
+        )
 
     def _say_once(self, kind: str, text: str) -> None:
         if not self.quiet and kind not in self._said:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -114,5 +115,11 @@ def _refusal(folder: Path, what: str, error: Exception) -> SereError:
         return error
     if isinstance(error, ImportError):
         return MissingDependency(f"model: {folder} needs a package that is not installed: {error}")
+    if isinstance(error, UnpicklingError):
+        # Its text is not quoted: PyTorch advises to load the file without protection.
+        return InputError(
+            f"model: {folder}: {what}: its weights are damaged, or not tensors alone but Python objects too, "
+            "which can run code and are not loaded; copy it again, or give the checkpoint as safetensors"
+        )
     kind = "" if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: "
     return InputError(f"model: {folder}: {what}: {kind}{' '.join(str(error).split())}")

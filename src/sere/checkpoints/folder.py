@@ -61,6 +61,8 @@ def hub_name(folder: Path) -> str | None:
 def _refuse_no_folder(name: str | os.PathLike[str]) -> None:
     """Refuse what is neither a folder nor like a hub name."""
     path = Path(name)
+    if not os.fspath(name):
+        raise InputError(f"model: expected a checkpoint folder, a hub name or '{BUNDLED}', got an empty name")
     if str(name).startswith("~"):
         raise InputError(f"model: {path}: there is no such folder; write out the home folder in place of ~")
     if path.suffix == ".gguf":
@@ -69,7 +71,8 @@ def _refuse_no_folder(name: str | os.PathLike[str]) -> None:
         raise InputError(f"model: expected a checkpoint folder, got the file {path}; give its folder")
     if _HUB_NAME.fullmatch(str(name)) is None:
         raise InputError(
-            f"model: expected a checkpoint folder, a hub name like 'owner/name' or '{BUNDLED}', got {str(name)!r}"
+            f"model: expected a checkpoint folder, a hub name like 'owner/name' or '{BUNDLED}', "
+            f"got {str(name)!r}"
         )
 
 

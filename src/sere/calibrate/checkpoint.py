@@ -105,5 +105,5 @@ def _open_file(path: Path) -> tuple[Any, bool]:
             return safe_open(path, framework="pt"), True
     except (SafetensorError, OSError) as error:
         raise InputError(
-            f"{path}: cannot be read as safetensors ({error}); copy the checkpoint anew"
+            f"{path}: cannot be read as safetensors ({error}); copy the checkpoint again"
         ) from error

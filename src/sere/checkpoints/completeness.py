@@ -7,13 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 
 from sere.checkpoints.transfer import conversions_of, load_into
-from sere.checkpoints.weight_files import WeightFiles
-from sere.errors import InputError
-
-_NAMED = 10
+from sere.checkpoints.weight_files import WeightFiles, open_safetensors
+from sere.errors import InputError, name_some
 
 
 def check_complete(files: WeightFiles, model: Any) -> None:
@@ -64,7 +61,7 @@ def refuse_incomplete(
     """
     wrong = [f"{name} ({_size(came)} instead of {_size(wanted)})" for name, came, wanted in mismatched]
     faults = [
-        f"{len(names)} {what}: {_some(names)}"
+        f"{len(names)} {what}: {name_some(sorted(names))}"
         for names, what in (
             (missing, "weights of the model are not in it"),
             (wrong, "weights have the wrong shape"),
@@ -78,7 +75,8 @@ def refuse_incomplete(
     if not faults:
         return
     if unexpected:
-        faults.append(f"it holds {len(unexpected)} tensors that the model does not have: {_some(unexpected)}")
+        some = name_some(sorted(unexpected))
+        faults.append(f"it holds {len(unexpected)} tensors that the model does not have: {some}")
     raise InputError(
         f"model: {folder} is not a complete checkpoint of this architecture: {'; '.join(faults)}. Download "
         "or copy it again, or give one whose weights and config.json belong together"
@@ -93,16 +91,10 @@ def read_shapes(files: WeightFiles) -> dict[str, tuple[tuple[int, ...], torch.dt
     """
     found: dict[str, tuple[tuple[int, ...], torch.dtype]] = {}
     for name in files.names:
-        path = files.folder / name
-        try:
-            with safe_open(path, framework="pt") as opened:
-                for tensor in opened.keys():  # noqa: SIM118 - it is no mapping
-                    part = opened.get_slice(tensor)
-                    found[tensor] = tuple(part.get_shape()), _DTYPES.get(part.get_dtype(), torch.uint8)
-        except (SafetensorError, OSError) as error:
-            raise InputError(
-                f"{path}: cannot be read as safetensors ({error}); copy the checkpoint again"
-            ) from error
+        with open_safetensors(files.folder / name)[0] as opened:
+            for tensor in opened.keys():  # noqa: SIM118 - it is no mapping
+                part = opened.get_slice(tensor)
+                found[tensor] = tuple(part.get_shape()), _DTYPES.get(part.get_dtype(), torch.uint8)
     return found
 
 
@@ -124,11 +116,6 @@ class _Shape:
 
     def to(self, dtype: torch.dtype | None = None, **_place: Any) -> torch.Tensor:
         return torch.empty(self._shape, dtype=dtype or self.dtype, device="meta")
-
-
-def _some(names: Collection[str]) -> str:
-    first = sorted(names)[:_NAMED]
-    return ", ".join(first) + (", ..." if len(names) > _NAMED else "")
 
 
 def _size(shape: Iterable[int]) -> str:

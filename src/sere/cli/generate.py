@@ -83,16 +83,14 @@ def run(args: argparse.Namespace) -> int:
 
 def _prompts(args: argparse.Namespace) -> list[Row]:
     """Return the prompts; a conversation becomes a text once there is a tokenizer."""
-    from sere.texts import Row, read_rows
+    from sere.texts import Row, naming, read_rows
 
     if not all(args.prompt):
         raise DataError("--prompt: expected a prompt that is not empty")
     rows = [Row("--prompt", text) for text in args.prompt]
     if args.prompt_file is not None:
-        try:
+        with naming("--prompt-file"):
             found = list(read_rows(Path(args.prompt_file), field=args.field, lines=True))
-        except DataError as error:
-            raise DataError(f"--prompt-file: {str(error).removeprefix('texts: ')}") from error
         if empty := [row.place for row in found if row.content is None]:
             raise DataError(f"--prompt-file: {empty[0]} holds no prompt (null or blank)")
         if not found:

@@ -20,6 +20,7 @@ KINDS = (".txt", ".jsonl", ".json", ".parquet")
 """The kinds of files, as errors name them."""
 
 Places = Iterator[tuple[str, Any]]
+"""Values, each behind the place that it comes from."""
 
 
 def open_file(path: Path, *, lines: bool, columns: tuple[str, ...] | None) -> Places:

@@ -6,7 +6,6 @@ import logging
 import os
 from typing import Any
 
-import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
@@ -23,7 +22,7 @@ from sere.policies.sere import Sere, why_idle, why_no_substitute
 from sere.structure import ExpertsLayer, find_experts, identity_of, is_rerouted, text_config
 from sere.table import SimilarityTable
 from sere.versions import warn_untested
-from sere.wrappers import callers, inner_model
+from sere.wrappers import callers, execution_device, inner_model
 
 logger = logging.getLogger("sere")
 
@@ -141,7 +140,7 @@ def _hook(
         if (bind := getattr(policy, "bind", None)) is not None:
             bind({layer.index: layer.E for layer in layers})
         for layer in layers:
-            device = _device(layer.module)
+            device = execution_device(layer.module)
             if (plan := getattr(policy, "plan", None)) is not None:
                 # Prepared here, not in the first step: that one may be under a compiler's eyes.
                 plan(layer.index, device)
@@ -252,13 +251,6 @@ def finished_token(model: nn.Module, given: int | None = None) -> int | None:
     return None if pad is None else int(pad)
 
 
-def _device(module: nn.Module) -> torch.device:
-    """Where an experts module runs: its weights' device, or where accelerate moves them for the call."""
-    execution = getattr(getattr(module, "_hf_hook", None), "execution_device", None)
-    device = next(module.parameters()).device if execution is None else torch.device(execution)
-    return torch.device("cpu") if device.type == "meta" else device
-
-
 def _refuse_sentinel(config: RerouteConfig) -> None:
     """Refuse ids of no expert: eager experts fail on them, grouped ones read another expert's weights."""
     if config.merge == "sentinel":
@@ -279,7 +271,7 @@ def why_slow(model: nn.Module, layers: list[ExpertsLayer]) -> str | None:
     Source: Transformers' ``batched_mm`` copies one expert's weights per token and slot, whichever they are.
     """
     given = getattr(text_config(model), "_experts_implementation", None)
-    on_cpu = all(_device(layer.module).type == "cpu" for layer in layers)
+    on_cpu = all(execution_device(layer.module).type == "cpu" for layer in layers)
     switches = given == "grouped_mm" and not on_cpu
     if given != "batched_mm" and not switches:
         return None

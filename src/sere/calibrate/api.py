@@ -129,7 +129,7 @@ def calibrate(
         InputError: The checkpoint is missing, damaged or incomplete.
         MissingDependency: The checkpoint needs a package that is not installed.
 
-    Source: SERE (arXiv 2602.07616); METHOD.md section 3.
+    Source: SERE (arXiv 2602.07616); docs/method.md section 3.
     """
     names, parameters = metric_settings(metric, metric_parameters)
     settings = _settings(names, parameters, max_tokens, seq_len, batch_size, seed, chunk_bytes, progress)

@@ -1,6 +1,6 @@
 """SERE: secondary experts are replaced by the most similar expert that the batch needs anyway.
 
-Source: SERE (ICLR 2026, arXiv 2602.07616); METHOD.md section 4.
+Source: SERE (ICLR 2026, arXiv 2602.07616); docs/method.md section 4.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ def why_idle(config: RerouteConfig, layers: Iterable[Shape]) -> str | None:
     With S >= K, or a floor of E, every expert of a layer that occurs is primary, and no other setting undoes
     that.
 
-    Source: METHOD.md section 4, steps 2 to 4.
+    Source: docs/method.md section 4, steps 2 to 4.
     """
     S, floor, shapes = config.select_top_k, config.min_active, list(layers)
     floored = [layer for layer in shapes if floor >= layer.E]
@@ -137,7 +137,7 @@ def why_no_substitute(config: RerouteConfig, layers: Mapping[int, LayerSimilarit
     Above every similarity between two experts, ρ makes each secondary expert critical; experts that are kept
     are all primary.
 
-    Source: METHOD.md section 4, steps 2 and 4.
+    Source: docs/method.md section 4, steps 2 and 4.
     """
     if all(len(config.keep.get(index, ())) >= layer.E for index, layer in layers.items()):
         return "keep: nothing will be re-routed, for every expert of every layer is kept; keep fewer"

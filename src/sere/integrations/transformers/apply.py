@@ -83,7 +83,7 @@ def apply(
         UnsupportedModel: The model has no experts modules that can be re-routed, or the policy needs router
             scores that this model does not show.
 
-    Source: METHOD.md section 4.
+    Source: docs/method.md section 4.
     """
     _check_kinds(model, table, policy, config)
     warn_untested()

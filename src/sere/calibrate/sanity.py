@@ -98,7 +98,7 @@ def named(layer: ExpertsLayer) -> Iterator[None]:
 def say_few(layer: ExpertsLayer, reached: int, num_tokens: int) -> None:
     """Log that a layer saw only some of the tokens."""
     logger.warning(
-        "sere: %s: %d of the %d calibration tokens reached it; its similarities are of these alone",
+        "sere: %s: %d of the %d calibration tokens reached it; its similarities are measured on these only",
         layer.name,
         reached,
         num_tokens,

@@ -22,7 +22,7 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> Any:
         trust_remote_code: Use the tokenizer's own Python code, if the folder names some.
 
     Raises:
-        InputError: There is none, or it is damaged.
+        InputError: There is no tokenizer, or it is damaged.
         UnsupportedModel: It is Python code, which is not to be run.
         MissingDependency: It needs a package that is not installed.
     """
@@ -53,6 +53,6 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> Any:
 
 def _none(folder: Path, reason: str) -> InputError:
     return InputError(
-        f"tokenizer: {folder} has none that can be loaded; put the files of the model's tokenizer there, "
-        f"e.g. tokenizer.json and tokenizer_config.json ({reason})"
+        f"tokenizer: {folder} has no tokenizer that can be loaded; put the files of the model's tokenizer "
+        f"there, e.g. tokenizer.json and tokenizer_config.json ({reason})"
     )

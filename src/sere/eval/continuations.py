@@ -1,7 +1,7 @@
 """What re-routing changes in a model's own continuations of a user's prompts: for any model, without answers.
 
 The unmodified model continues each prompt greedily. Then every setting at every batch size is scored on
-these same tokens, one token a row and step: how often it would choose the same token, how far its
+these same tokens, one token per row and step: how often it would choose the same token, how far its
 distribution is from the unmodified model's, and how likely it holds the text to be.
 """
 

@@ -117,5 +117,5 @@ def _part(part: Any, place: str) -> str:
     text = part.get("text") if isinstance(part, Mapping) else None
     if not isinstance(text, str):
         kind = part.get("type", "unknown") if isinstance(part, Mapping) else type(part).__name__
-        raise DataError(f"texts: {place}: expected text parts alone, got one of type {kind!r}")
+        raise DataError(f"texts: {place}: expected only text parts, got one of type {kind!r}")
     return text

@@ -20,7 +20,7 @@ KINDS = (".txt", ".jsonl", ".json", ".parquet")
 """The kinds of files, as errors name them."""
 
 Places = Iterator[tuple[str, Any]]
-"""Values, each behind the place that it comes from."""
+"""Values, each with the place that it comes from in front."""
 
 
 def open_file(path: Path, *, lines: bool, columns: tuple[str, ...] | None) -> Places:
@@ -47,7 +47,7 @@ def open_file(path: Path, *, lines: bool, columns: tuple[str, ...] | None) -> Pl
         found = "".join(path.suffixes[-2:] if packed else path.suffixes[-1:])
         raise DataError(
             f"texts: {path} ends in {found!r}; expected one of {', '.join(KINDS)}, or one of the first three "
-            "with .gz behind it"
+            "followed by .gz"
         )
     return reader(path)
 

@@ -39,27 +39,12 @@ def apply(
     """Re-route the decode steps of a Transformers model, until the handle is removed.
 
     A forward pre-hook on each experts module changes expert ids and gate weights on their way in; nothing is
-    patched and nothing is global. It works with every experts implementation, ``generate``, static caches,
-    ``device_map``, adapters and other wrappers, and ``torch.compile`` (apply first, then compile).
+    patched and nothing is global. Prefill is left bit-identical unless ``phases="all"``, and rows that are
+    padding or have finished do not vote. docs/transformers.md says which calls and rows these are, and what
+    works together: ``generate``, static caches, assisted decoding, ``device_map``, adapters and other
+    wrappers, ``torch.compile`` (apply first, then compile), copies, threads.
 
-    *Phases.* A call is a decode step if it has one position per row and a cache that is not empty, or if it
-    checks the drafts of assisted decoding (prompt lookup, a draft model): one row, several positions, and
-    ``logits_to_keep`` equal to their number. These positions are then the step's rows, so the tokens are
-    neither those of the model as it is nor those of plain decoding with re-routing; one warning says so. Any
-    other call is left bit-identical, unless ``phases="all"``: prefill, calls with ``use_cache=False``, and
-    the packed batches of ``generate_batch``. The last chunk of a chunked prefill looks like a decode step if
-    it is one token long.
-
-    *Rows that do not vote.* ``generate`` feeds the pad token to sequences that have finished; such rows count
-    for nothing. It is taken from ``pad_token_id``, else, as ``generate`` does, from the generation config:
-    its pad token, or its first end token if it has none. A row whose column of a two-dimensional attention
-    mask is 0 does not vote either. Not known are finished rows in beam search, where only embeddings are
-    given, and where a ``pad_token_id`` goes to ``generate`` alone: pass it here too, or set
-    ``handle.row_budget`` to -1 for finished rows. A row that is fed the pad token as a word of its text loses
-    its experts' output for that step; ``pad_token_id=-1`` switches the rule off.
-
-    *If nothing changes*, the logger ``sere`` says why, once; see `Handle`. Calls that overlap in two threads
-    raise ``ConcurrentCalls``. A copy of the model is not re-routed.
+    If nothing changes, the logger ``sere`` says why, once; see `Handle`.
 
     Args:
         model: A causal language model of Transformers with experts modules, or a module that holds one; see

@@ -145,7 +145,7 @@ def test_a_row_may_need_more_experts_than_there_are(rival: Rival) -> None:
             "one slot per row",
         ),
         ({"row_budget": torch.tensor([1, 1, 1])}, "row_budget: expected 2 integers"),
-        ({"row_budget": [1, 0.5]}, "row_budget: expected integers"),
+        ({"row_budget": [1, 0.5]}, "row_budget: expected one integer per row"),
         ({"num_tokens": 3}, "num_tokens: expected 0 to 2"),
         ({"counters": torch.zeros(3)}, "counters: expected int64"),
     ],

@@ -119,7 +119,7 @@ def why_idle(config: RerouteConfig, layers: Iterable[Shape]) -> str | None:
         K = span(layer.K for layer in kept)
         reasons.append(
             f"select_top_k={S}: nothing will be re-routed{_in(kept, shapes)} but rows with a smaller "
-            f"budget of their own, because all {K} slots of a token are kept; use a select_top_k below "
+            f"budget of their own, because all K={K} slots of a token are kept; use a select_top_k below "
             f"{min(x.K for x in kept)}"
         )
     return "; ".join(reasons) or None

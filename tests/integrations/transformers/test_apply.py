@@ -205,7 +205,7 @@ def test_settings_that_re_route_nothing_are_warned_of(
     (line,) = [record.getMessage() for record in caplog.records]
     assert line.startswith("sere: Qwen3MoeForCausalLM: select_top_k=4: nothing will be re-routed")
     assert "K=4" in line
-    assert line.endswith("use S < K")
+    assert line.endswith("use a select_top_k below 4")
 
 
 @pytest.mark.parametrize(
@@ -269,7 +269,7 @@ def test_experts_that_save_no_time_are_warned_of(
     model.set_experts_implementation(implementation)
     slow = apply_module.why_slow
     layers = find_experts(model)
-    monkeypatch.setattr(apply_module, "_device", lambda _: torch.device(device))
+    monkeypatch.setattr(apply_module, "execution_device", lambda _: torch.device(device))
     reason = slow(model, layers)
     monkeypatch.undo()
     assert (reason is None) == (text is None)

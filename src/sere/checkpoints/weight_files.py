@@ -61,7 +61,7 @@ def find_weights(folder: Path) -> WeightFiles:
     """
     found = named_weights(folder)
     if found is None:
-        others = sorted(path.name for path in folder.iterdir() if path.suffix in _OTHER)
+        others = sorted(_shown(path) for path in folder.iterdir() if path.suffix in _OTHER)
         raise InputError(
             f"model: {folder} holds no weights; expected {', '.join(_NAMES)} or the name that config.json "
             f"gives as transformers_weights, found {', '.join(others[:5]) or 'no such file'}"
@@ -79,6 +79,10 @@ def find_weights(folder: Path) -> WeightFiles:
             f"is {pointers[0]}; run 'git lfs pull' in the folder"
         )
     return found
+
+
+def _shown(path: Path) -> str:
+    return path.name if path.is_file() else f"{path.name} (no file, or a link to none)"
 
 
 def named_weights(folder: Path) -> WeightFiles | None:

@@ -128,11 +128,13 @@ def _complete(model: Any, tokenizer: Any, prompts: list[str], max_new_tokens: in
     import torch
     from torch.nn.utils.rnn import pad_sequence
 
+    from sere.calibrate.vocabulary import check_prompts
     from sere.texts import encode
 
     rows = [torch.tensor(encode(prompt, tokenizer), dtype=torch.long, device="cpu") for prompt in prompts]
     if empty := [prompt for prompt, row in zip(prompts, rows, strict=True) if not row.numel()]:
         raise DataError(f"generate: the prompt {empty[0]!r} has no tokens")
+    check_prompts([row.tolist() for row in rows], max_new_tokens, tokenizer, model)
     pad = tokenizer.pad_token_id
     ids = pad_sequence(rows, batch_first=True, padding_value=pad or 0, padding_side="left")
     masks = [torch.ones_like(row) for row in rows]

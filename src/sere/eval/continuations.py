@@ -14,7 +14,7 @@ from math import exp
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from sere.calibrate.vocabulary import check_largest
+from sere.calibrate.vocabulary import check_prompts
 from sere.errors import DataError, InputError
 from sere.eval.apply import apply_setting, check_settings
 from sere.eval.cases import (
@@ -139,7 +139,7 @@ def evaluate_prompts(
     head = head_of_model(model, plan, table)
     kept = checkpoint_of(head, checkpoint, weights=weights_digest(model))
     prompts = encode(tokenizer, plan.prompts, chat=plan.chat_template)
-    check_largest(max(map(max, prompts)), tokenizer, model)
+    check_prompts(prompts, plan.max_new_tokens, tokenizer, model)
     with kept.going_on():
         texts = _continued(model, tokenizer, prompts, plan, kept, progress)
         for setting, batch_size in missing(kept, plan, plan.settings):

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from statistics import fmean, median
 from typing import TYPE_CHECKING, Any
 
-from sere.calibrate.vocabulary import check_largest
+from sere.calibrate.vocabulary import check_prompts
 from sere.errors import InputError
 from sere.eval.apply import apply_setting, check_settings
 from sere.eval.cases import (
@@ -127,7 +127,7 @@ def evaluate(
     head = head_of_model(model, plan, table)
     kept = checkpoint_of(head, checkpoint, weights=weights_digest(model))
     prompts = encode(tokenizer, [question.prompt for question in plan.questions], chat=plan.chat_template)
-    check_largest(max(map(max, prompts)), tokenizer, model)
+    check_prompts(prompts, plan.max_new_tokens, tokenizer, model)
     run = _Run(model, tokenizer, plan, prompts, table, progress)
     with kept.going_on():
         for setting, batch_size in missing(kept, plan, plan.settings):

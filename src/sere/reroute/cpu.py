@@ -112,7 +112,7 @@ def _compile(signature: Any) -> Any:
 def _say_uncached(reason: str) -> None:
     """Log that compiled code is not kept; the same reason once a process."""
     logger.warning(
-        "sere: the cpu backend is compiled anew in this process, its code cannot be kept (%s); "
+        "sere: the cpu backend is compiled again in each process, for its code cannot be kept (%s); "
         "set NUMBA_CACHE_DIR to a folder that can be written to",
         reason,
     )

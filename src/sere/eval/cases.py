@@ -186,7 +186,7 @@ def paused(handle: Handle) -> Iterator[None]:
     try:
         yield
     finally:
-        handle.enabled = True
+        handle.enabled = handle.active
 
 
 def weights_digest(model: Any) -> str:

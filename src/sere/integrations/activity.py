@@ -95,7 +95,8 @@ def _nothing_reached_a_layer(activity: Activity, config: RerouteConfig | None) -
         kind = "call" if config is not None and config.phases == "all" else "decode step"
         return (
             f"{_count(activity.eligible, kind)} ran, but no layer's hook did; the model was compiled before "
-            "re-routing was applied, or other code computes its experts: apply first, then compile"
+            "re-routing was applied, or its experts were replaced or are computed by other code: apply "
+            "first, then compile; apply again after a replacement"
         )
     if not activity.calls and not activity.compiled:
         return "the model was not called while re-routing was on, or not through the object it was applied to"

@@ -69,7 +69,7 @@ def as_budget(row_budget: Tensor | Sequence[int] | None, device: torch.device | 
         # Negative numbers all mean padding, and no row has MOST_INT slots.
         budgets = [max(-1, min(MOST_INT, as_integer(budget))) for budget in row_budget]
     except TypeError as error:
-        raise InputError(f"row_budget: expected one integer per row, but {error}") from None
+        raise InputError(f"row_budget: expected one integer per row, got something else: {error}") from None
     # By name: the default device may be another than the host.
     return torch.tensor(budgets, dtype=torch.int32, device=device or "cpu")
 

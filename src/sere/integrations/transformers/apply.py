@@ -6,10 +6,10 @@ import logging
 import os
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from sere.config import RerouteConfig
+from sere.config import RerouteConfig, as_integer
 from sere.errors import AlreadyApplied, ConfigError, InputError
 from sere.integrations.transformers.compiled import refuse_compiled
 from sere.integrations.transformers.guard import Guard
@@ -221,19 +221,29 @@ def finished_token(model: nn.Module, given: int | None = None) -> int | None:
     Args:
         model: The model, with its generation config.
         given: The token, where the caller knows it; returned as it is.
+
+    Raises:
+        InputError: ``given`` is not an integer.
     """
     if given is not None:
-        return given
+        try:
+            return as_integer(given)
+        except TypeError:
+            raise InputError(f"pad_token_id: expected one token id, or -1 for none, got {given!r}") from None
     generation = getattr(model, "generation_config", None)
-    end = getattr(generation, "eos_token_id", None)
-    pad = getattr(generation, "pad_token_id", None)
     if generation is None:
-        pad = getattr(text_config(model), "pad_token_id", None)
-    elif end is None:
-        return None
-    elif pad is None:
-        pad = end[0] if isinstance(end, list | tuple) else end
-    return None if pad is None else int(pad)
+        return _first_id(getattr(text_config(model), "pad_token_id", None))
+    end = _first_id(getattr(generation, "eos_token_id", None))
+    pad = _first_id(getattr(generation, "pad_token_id", None))
+    return None if end is None else end if pad is None else pad
+
+
+def _first_id(value: Any) -> int | None:
+    """The token id in a config: a number, several (of which the first), or None."""
+    values = value.reshape(-1).tolist() if isinstance(value, Tensor) else value
+    if isinstance(values, list | tuple):
+        values = values[0] if values else None
+    return None if values is None else int(values)
 
 
 def _refuse_sentinel(config: RerouteConfig) -> None:

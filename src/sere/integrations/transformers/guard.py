@@ -13,12 +13,15 @@ from sere.config import RerouteConfig
 from sere.integrations.activity import Activity, why_nothing_changed, without_numbers
 from sere.policies.base import Policy
 from sere.policies.off import Off
+from sere.reroute import COUNTERS
 
 logger = logging.getLogger("sere")
 
 # When to look at the layers' counters in use, once each: that waits for the device.
 ENOUGH_STEPS = 16
 ENOUGH_CALLS = 64
+
+_STEPS = COUNTERS.index("steps")
 
 _VERIFYING = (
     "assisted decoding (prompt lookup, a draft model) checks several tokens of one text in one step, and "
@@ -122,6 +125,20 @@ class Guard:
             return
         if (why := self.why()) is not None:
             self._say_once(without_numbers(why), why)
+        elif (left := self.left_out()) is not None:
+            self._say_once("left out", left)
+
+    def left_out(self) -> str | None:
+        """Return one sentence about layers that no step reached while others were; None if there are none."""
+        steps = {layer.name: int(layer.counters[_STEPS]) for layer in self.layers}
+        names = [name for name, reached in steps.items() if not reached]
+        if not names or len(names) == len(steps):
+            return None
+        return (
+            f"{len(names)} of {len(steps)} layers ({names[0]}{', …' * (len(names) > 1)}) saw none of "
+            f"{max(steps.values())} re-routed steps: their experts were replaced, or are computed past their "
+            "hooks; remove the handle and apply again"
+        )
 
     def _say_once(self, kind: str, text: str) -> None:
         if not self.quiet and kind not in self._said:

@@ -21,6 +21,7 @@ KINDS = (".txt", ".jsonl", ".json", ".parquet")
 """The kinds of files, as errors name them."""
 
 Places = Iterator[tuple[str, Any]]
+"""Values, each with the place that it comes from in front."""
 
 
 def open_file(path: Path, *, lines: bool, columns: tuple[str, ...] | None) -> Places:
@@ -44,10 +45,10 @@ def open_file(path: Path, *, lines: bool, columns: tuple[str, ...] | None) -> Pl
         return _prompts(path)
     reader = _READERS.get(suffix)
     if reader is None:
+        found = "".join(path.suffixes[-2:] if packed else path.suffixes[-1:])
         raise DataError(
-            f"texts: {path}: what it holds is told by the end of its name; expected one of "
-            f"{', '.join(KINDS)}, or one of the first three with .gz behind it. Plain text of another name: "
-            "copy it to a .txt file"
+            f"texts: {path} ends in {found!r}; expected one of {', '.join(KINDS)}, or one of the first three "
+            "followed by .gz. Plain text of another name: copy it to a .txt file"
         )
     return reader(path)
 

@@ -26,7 +26,7 @@ MOST_INT = (1 << 31) - 1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RerouteConfig:
-    """How to re-route; METHOD.md section 4 defines each setting.
+    """How to re-route; docs/method.md section 4 defines each setting.
 
     Attributes:
         select_top_k: S, slots per token that are primary; 1 to ``MOST_INT``. From K on nothing is re-routed.

@@ -6,7 +6,7 @@ import json
 import os
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,42 @@ def check_writable(path: str | os.PathLike[str]) -> None:
     """
     with _temporary(path):
         pass
+
+
+def keep_other_files(
+    path: str | os.PathLike[str],
+    ours: Callable[[Path], bool],
+    what: str,
+    *,
+    read: Iterable[str | os.PathLike[str] | None] = (),
+) -> None:
+    """Refuse to write over a file that somebody still needs: weights or texts, for example.
+
+    Args:
+        path: Where a file is to be written.
+        ours: Whether a file that is not empty holds what is to be written, so that it may be replaced.
+        what: What that is, for the error.
+        read: What the same command reads; None is left aside.
+
+    Raises:
+        OutputError: There is a file of another kind, or one that is read.
+    """
+    target = Path(path)
+    if not target.is_file():
+        return
+    if any(name is not None and Path(name).exists() and target.samefile(name) for name in read):
+        raise OutputError(f"{os.fspath(path)}: is read by the same command; give another name")
+    if target.stat().st_size and not ours(target):
+        raise OutputError(
+            f"{os.fspath(path)}: holds something other than {what}, which would be lost; give another name, "
+            "or delete the file first"
+        )
+
+
+def holds_json(path: Path) -> bool:
+    """Whether a file begins like a JSON object, or lines of them."""
+    with path.open("rb") as stream:
+        return stream.read(64).lstrip().startswith(b"{")
 
 
 def what_is_there(path: str | os.PathLike[str]) -> str:

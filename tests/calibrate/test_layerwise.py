@@ -289,7 +289,7 @@ def test_incomplete_and_damaged_checkpoints_are_refused(tmp_path: Path) -> None:
         calibrate_checkpoint(path, TEXTS, tokenizer=char_tokenizer(), **OPTIONS)
     shards[0].write_bytes(whole)
     drop(path, "layers.1.post_attention_layernorm")
-    with pytest.raises(InputError, match=r"1 weights .*: model\.layers\.1\.post_attention_layernorm\.weight"):
+    with pytest.raises(InputError, match=r"1 weight .*: model\.layers\.1\.post_attention_layernorm\.weight"):
         calibrate_checkpoint(path, TEXTS, tokenizer=char_tokenizer(), **OPTIONS)
 
 
@@ -416,7 +416,7 @@ def test_weights_beside_the_layers_that_are_missing_are_named(name: str, tmp_pat
     """Embeddings or a norm that the checkpoint lacks are an error with their name."""
     path = save_tiny(tmp_path, "qwen3_moe")
     _rewrite(path, lambda named: named.pop(name))
-    with pytest.raises(InputError, match=rf"1 weights of the model are not in it: {name}"):
+    with pytest.raises(InputError, match=rf"1 weight of the model is not in it: {name}"):
         calibrate_checkpoint(path, TEXTS, tokenizer=char_tokenizer(), **OPTIONS)
 
 

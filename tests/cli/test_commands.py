@@ -223,8 +223,10 @@ def test_doctor_finds_everything_in_order(
     states = {(finding["part"], finding["name"]): finding["state"] for finding in value["findings"]}
     assert states["backends", "reference"] == "ok"
     assert states["extras", "transformers"] == "ok"
-    (model,) = (finding for finding in value["findings"] if finding["part"] == "model")
+    model, weights = (finding for finding in value["findings"] if finding["part"] == "model")
     assert "K=4 (S < 4 re-routes)" in model["detail"]
+    assert weights["state"] == "ok"
+    assert "; complete" in weights["detail"]
 
 
 @pytest.mark.parametrize("package", ["transformers", "torch"])

@@ -59,6 +59,7 @@ def test_thresholds_that_differ_are_two_settings() -> None:
         ("sere:S=1,rho=high", "rho expects a number, got 'high'"),
         ("sere:S=1,scale=maybe", "scale expects true or false, got 'maybe'"),
         ("sere:S=0", "select_top_k: expected an integer of at least 1, got 0"),
+        ("sere:S=1,select_top_k=2", "S is given twice; leave one out"),
         ("sere:S=1,targets=activ", "did you mean 'active'"),
     ],
 )

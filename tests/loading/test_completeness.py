@@ -45,9 +45,9 @@ def reshape(part: str) -> Callable[[Tensors], Tensors]:
             "layers.1.mlp.experts.3.up",
             r"cannot be put together .*: model\.layers\.1\.mlp\.experts\.gate_up_proj",
         ),
-        ("layers.0.mlp.gate.", r"1 weights of the model are not in it: model\.layers\.0\.mlp\.gate\.weight"),
-        ("lm_head", r"1 weights of the model are not in it: lm_head\.weight"),
-        ("embed_tokens", r"1 weights of the model are not in it: model\.embed_tokens\.weight"),
+        ("layers.0.mlp.gate.", r"1 weight of the model is not in it: model\.layers\.0\.mlp\.gate\.weight"),
+        ("lm_head", r"1 weight of the model is not in it: lm_head\.weight"),
+        ("embed_tokens", r"1 weight of the model is not in it: model\.embed_tokens\.weight"),
     ],
 )
 @pytest.mark.parametrize("low_memory", [False, True])
@@ -119,7 +119,7 @@ def test_ten_are_named_and_all_are_counted(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="12 weights of the model are not in it") as caught:
         load_model(path)
     assert len(re.findall(r"mlp\.experts\.\w+", str(caught.value))) == 10
-    assert ", ..." in str(caught.value)
+    assert " and 2 more" in str(caught.value)
 
 
 def test_pytorch_bin_files_are_loaded_and_checked_too(tmp_path: Path) -> None:
@@ -137,11 +137,11 @@ def test_pytorch_bin_files_are_loaded_and_checked_too(tmp_path: Path) -> None:
         calibrate_checkpoint(path, metric="weights")
     head = tensors.pop("lm_head.weight")
     torch.save(tensors, path / "pytorch_model.bin")
-    with pytest.raises(InputError, match=r"1 weights of the model are not in it: lm_head\.weight"):
+    with pytest.raises(InputError, match=r"1 weight of the model is not in it: lm_head\.weight"):
         load_model(path)
     torch.save(tensors | {"lm_head.weight": head[:-1]}, path / "pytorch_model.bin")
     with pytest.raises(
-        InputError, match=r"1 weights have the wrong shape: lm_head\.weight \(95×32 instead of 96×32\)"
+        InputError, match=r"1 weight has the wrong shape: lm_head\.weight \(95×32 instead of 96×32\)"
     ):
         load_model(path)
 
@@ -186,7 +186,7 @@ def test_what_an_engine_loads_by_itself_is_checked_before(tmp_path: Path) -> Non
     args = Namespace(model=str(path), trust_remote_code=False)
     assert engine_checkpoint(args) == path
     drop(path, "layers.1.mlp.experts.3.up")
-    with pytest.raises(InputError, match="1 weights cannot be put together"):
+    with pytest.raises(InputError, match="1 weight cannot be put together"):
         engine_checkpoint(args)
     change_json(path / "config.json", model_type="of_the_engine")
     assert engine_checkpoint(args) == path

@@ -255,8 +255,14 @@ def test_an_adapter_is_to_be_merged_first(tmp_path: Path, with_model: bool) -> N
     [
         ("model.gguf", "GGUF weights are packed"),
         ("DIR/model.safetensors", "got the file .*model.safetensors; give its folder"),
-        ("./nowhere", "expected a checkpoint folder, a hub name like 'owner/name' or 'bundled', got nowhere"),
+        (
+            "./nowhere",
+            "expected a checkpoint folder, a hub name like 'owner/name' or 'bundled', got './nowhere'",
+        ),
         ("/no/where", "expected a checkpoint folder, a hub name"),
+        ("", "got an empty name"),
+        ("~/models/x", "write out the home folder in place of ~"),
+        ("owner/", "expected a checkpoint folder, a hub name"),
         ("a/b/c", "expected a checkpoint folder, a hub name"),
         ("name", "expected a checkpoint folder, a hub name"),
         (3, "expected a model, a checkpoint folder or a hub name, got int"),

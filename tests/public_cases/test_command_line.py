@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from sere.calibrate.work import resumable
 from sere.cli import main
 from sere.table import SimilarityTable
 from tests.calibrate.helpers import interrupt_at_layer
@@ -66,3 +67,28 @@ def test_the_same_command_goes_on_and_another_says_what_differs(
     assert "with other settings: batch_size was 8, now 4; give the command" in capsys.readouterr().err
     assert main(command) == 0
     assert len(seen) == 3
+
+
+def test_two_calibrations_in_one_work_folder(
+    command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """While one is at work, the other is refused, and leaves the first one's files alone."""
+    work = tmp_path / "work"
+    command += ["--low-memory", "--work-dir", str(work)]
+    with resumable(work, {}, total=2):
+        before = (work / "calibration.json").read_text()
+        assert main(command) == 2
+        assert "another calibration is at work in it" in capsys.readouterr().err
+        assert (work / "calibration.json").read_text() == before
+    assert main(command) == 0
+
+
+def test_a_damaged_work_folder(
+    command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One line says to delete it."""
+    work = tmp_path / "work"
+    work.mkdir()
+    (work / "calibration.json").write_text("{")
+    assert main([*command, "--low-memory", "--work-dir", str(work)]) == 2
+    assert f"is damaged; delete the folder {work} and start again" in capsys.readouterr().err

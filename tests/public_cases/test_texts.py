@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -57,3 +59,34 @@ def test_a_file_of_windows(model: Any, tmp_path: Path) -> None:
         sere.calibrate(model, tiny_tokenizer(), tmp_path / name, **OPTIONS) for name in ("A.JSONL", "b.jsonl")
     )
     assert here.data_digest == there.data_digest
+
+
+def test_json_that_comes_through_a_pipe(model: Any, tmp_path: Path) -> None:
+    """A pipe can be read once only; before, ``.json`` was read twice and waited for ever."""
+    text = json.dumps([{"text": "some words of a text"}] * 16)
+    pipe = tmp_path / "pipe.json"
+    os.mkfifo(pipe)
+    writer = threading.Thread(target=pipe.write_text, args=(text,), daemon=True)
+    writer.start()
+    found = sere.calibrate(model, tiny_tokenizer(), pipe, **OPTIONS)
+    writer.join()
+    (tmp_path / "file.json").write_text(text)
+    expected = sere.calibrate(model, tiny_tokenizer(), tmp_path / "file.json", **OPTIONS)
+    assert found.data_digest == expected.data_digest
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("one.json", '{\n  "text": "some words"\n}\n', "expected an array of rows, or one object per line"),
+        ("notes.md", "some words\n", "Plain text of another name: copy it to a .txt file"),
+        ("notes", "some words\n", "Plain text of another name: copy it to a .txt file"),
+    ],
+)
+def test_files_of_other_forms_say_what_to_give(
+    model: Any, tmp_path: Path, name: str, text: str, message: str
+) -> None:
+    """The error names the forms that are read."""
+    (tmp_path / name).write_text(text)
+    with pytest.raises(DataError, match=message):
+        sere.calibrate(model, tiny_tokenizer(), tmp_path / name, **OPTIONS)

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from sere.calibrate.checkpoint import Checkpoint
-from sere.checkpoints import check_weights, empty_model, load_config
+from sere.checkpoints import check_weights, empty_model, load_config, say_unused
 from sere.checkpoints.classes import choose_class
 from sere.checkpoints.transfer import conversions_of, load_into
 from sere.errors import InputError, UnsupportedModel
@@ -173,7 +173,7 @@ def _empty_model(
     if dtype is None and choose_class(config)[1].dtype is None:
         dtype = checkpoint.first_dtype()
     # Found out now, not in the layer whose weights are missing.
-    check_weights(checkpoint.path, trust_remote_code=trusted)
+    say_unused(checkpoint.path, check_weights(checkpoint.path, trust_remote_code=trusted) or ())
     model = empty_model(checkpoint.path, dtype=dtype, trust_remote_code=trusted)
     _make_buffers(model, device)
     return model

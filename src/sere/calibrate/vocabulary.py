@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
@@ -30,6 +31,35 @@ def check_tokens(tokens: Tokens, model: nn.Module) -> None:
     """
     check_largest(int(tokens.ids.max()), tokens.tokenizer, model)
     _check_positions(tokens, model)
+
+
+def check_prompts(
+    prompts: Sequence[Sequence[int]], new_tokens: int, tokenizer: Any, model: nn.Module
+) -> None:
+    """Refuse prompts with tokens beyond the model's embedding, or longer than its learned positions.
+
+    Args:
+        prompts: Token ids of each prompt; none is empty.
+        new_tokens: How many tokens are decoded behind the longest, at most.
+        tokenizer: The one that they are from, or None.
+        model: The model.
+
+    Raises:
+        DataError: A token's id is beyond the embedding, or the model has no position for a token.
+    """
+    check_largest(max(map(max, prompts)), tokenizer, model)
+    length = max(map(len, prompts)) + new_tokens
+    most, learned = _positions(model)
+    if most is None or length <= most:
+        return
+    text = (
+        f"the longest prompt and its {new_tokens} new tokens are {length} tokens, and the model has {most} "
+    )
+    if learned is not None:
+        raise DataError(
+            f"prompts: {text}positions ({learned}); give shorter prompts, or a smaller max_new_tokens"
+        )
+    logger.warning("sere: %spositions that it was made for: what it says beyond them may be nonsense", text)
 
 
 def check_largest(largest: int, tokenizer: Any, model: nn.Module) -> None:
@@ -62,14 +92,13 @@ def check_largest(largest: int, tokenizer: Any, model: nn.Module) -> None:
 
 def _check_positions(tokens: Tokens, model: nn.Module) -> None:
     """Refuse sequences for which learned position embeddings have no rows."""
-    most = getattr(text_config(model), "max_position_embeddings", None)
     length = min(tokens.seq_len, tokens.num_tokens)
-    if not isinstance(most, int) or length <= most:
+    most, learned = _positions(model)
+    if most is None or length <= most:
         return
-    learned = [name for name, module in model.named_modules() if _learns_positions(name, module, most)]
-    if learned:
+    if learned is not None:
         raise ConfigError(
-            f"seq_len: expected at most {most}, the positions that {learned[0]} has, got {length}; give a "
+            f"seq_len: expected at most {most}, the positions that {learned} has, got {length}; give a "
             "smaller seq_len"
         )
     logger.warning(
@@ -78,6 +107,15 @@ def _check_positions(tokens: Tokens, model: nn.Module) -> None:
         length,
         most,
     )
+
+
+def _positions(model: nn.Module) -> tuple[int | None, str | None]:
+    """Return how many positions a model was made for, and the name of the embedding that learned them."""
+    most = getattr(text_config(model), "max_position_embeddings", None)
+    if not isinstance(most, int):
+        return None, None
+    named = model.named_modules()
+    return most, next((name for name, module in named if _learns_positions(name, module, most)), None)
 
 
 def _learns_positions(name: str, module: nn.Module, most: int) -> bool:

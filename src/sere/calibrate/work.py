@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,7 @@ class WorkFolder:
         self.next_layer = 0
         manifest = self.path / _MANIFEST
         if manifest.is_file():
-            self._resume(json.loads(manifest.read_text(encoding="utf-8")))
+            self._resume(self._read(manifest))
         elif self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
             raise InputError(
                 f"{self.path}: expected an empty folder or one of an interrupted calibration; give another"
@@ -99,7 +99,8 @@ class WorkFolder:
 
     def delete(self) -> None:
         """Delete the folder: the run is done."""
-        shutil.rmtree(self.path)
+        with suppress(FileNotFoundError):
+            shutil.rmtree(self.path)
 
     def _layer_file(self, layer: int) -> Path:
         return self.path / f"layer-{layer:04d}.safetensors"
@@ -107,6 +108,15 @@ class WorkFolder:
     def _write(self) -> None:
         state = {"next_layer": self.next_layer, "states": self._states}
         write_json(self.path / _MANIFEST, {"format": _FORMAT, "run": self._run} | state)
+
+    def _read(self, manifest: Path) -> dict[str, Any]:
+        try:
+            found = json.loads(manifest.read_text(encoding="utf-8"))
+        except ValueError:
+            found = None
+        if not isinstance(found, dict):
+            raise InputError(f"{manifest}: is damaged; delete the folder {self.path} and start again")
+        return found
 
     def _resume(self, manifest: Mapping[str, Any]) -> None:
         if manifest.get("format") != _FORMAT:
@@ -135,6 +145,32 @@ def _told_apart(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[dict
 
 
 @contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Keep other processes out of a folder while the block runs; the system ends that with the process.
+
+    Raises:
+        InputError: Another process has it.
+    """
+    if path.exists() and not path.is_dir():
+        raise InputError(f"{path}: expected a folder, got a file; give another")
+    path.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as stack:
+        try:
+            import fcntl
+
+            handle = os.open(path, os.O_RDONLY)
+            stack.callback(os.close, handle)
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise InputError(
+                f"{path}: another calibration is at work in it; wait for its end, or give another folder"
+            ) from error
+        except (ImportError, OSError):  # this system, or this disk, cannot lock a folder
+            pass
+        yield
+
+
+@contextmanager
 def resumable(path: str | os.PathLike[str], run: Mapping[str, Any], *, total: int) -> Iterator[WorkFolder]:
     """Open a work folder for the time of a run; delete it at the end.
 
@@ -151,11 +187,11 @@ def resumable(path: str | os.PathLike[str], run: Mapping[str, Any], *, total: in
         if not work.next_layer:
             return None
         return (
-            f"{work.next_layer} of {total} layers are done (kept in {work.path}); the same command goes on "
-            "behind them"
+            f"{work.next_layer} of {total} layers are done (kept in {work.path}); the same command "
+            "continues after them"
         )
 
-    with new_folders(path):
+    with new_folders(path), _locked(Path(path)):
         work = WorkFolder(path, run)
         with going_on(kept):
             try:

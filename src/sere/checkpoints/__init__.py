@@ -3,8 +3,9 @@
 Find the folder, read its config, choose the class, check and load the weights, load the tokenizer.
 """
 
+from sere.checkpoints.completeness import say_unused
 from sere.checkpoints.config import load_config
-from sere.checkpoints.folder import find_checkpoint
+from sere.checkpoints.folder import find_checkpoint, hub_name
 from sere.checkpoints.model import check_weights, empty_model, load_model
 from sere.checkpoints.tokenizer import load_tokenizer
 from sere.checkpoints.weight_files import WeightFiles, find_weights
@@ -15,7 +16,9 @@ __all__ = [
     "empty_model",
     "find_checkpoint",
     "find_weights",
+    "hub_name",
     "load_config",
     "load_model",
     "load_tokenizer",
+    "say_unused",
 ]

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 
 from sere.checkpoints.transfer import conversions_of, load_into
-from sere.checkpoints.weight_files import WeightFiles
-from sere.errors import InputError
+from sere.checkpoints.weight_files import WeightFiles, open_safetensors
+from sere.errors import InputError, name_some
 
-_NAMED = 10
+logger = logging.getLogger("sere")
+
+_APART = "cannot be put together from what is in it (tensors missing or of unequal shapes)"
 
 
-def check_complete(files: WeightFiles, model: Any) -> None:
+def check_complete(files: WeightFiles, model: Any) -> frozenset[str]:
     """Refuse a checkpoint that does not give every weight of a model, without reading a weight.
 
     Names and shapes from the files' headers go through Transformers' own loading code.
@@ -24,6 +26,9 @@ def check_complete(files: WeightFiles, model: Any) -> None:
     Args:
         files: The checkpoint's safetensors files.
         model: The model on the meta device, not quantised; its parameters are replaced by others there.
+
+    Returns:
+        The names of tensors that the model has no use for.
 
     Raises:
         InputError: Weights are missing or have the wrong shape, or a file is damaged; the text names them.
@@ -40,6 +45,19 @@ def check_complete(files: WeightFiles, model: Any) -> None:
         unexpected=report.unexpected_keys,
         failed=report.conversion_errors,
     )
+    return frozenset(report.unexpected_keys)
+
+
+def say_unused(folder: Path, names: Collection[str]) -> None:
+    """Log that a checkpoint holds tensors that its model has no use for, if it does."""
+    if names:
+        logger.warning(
+            "sere: %s holds %s that the model of its config.json has no use for: %s; if the model should use "
+            "them, this config.json is another model's",
+            folder,
+            _count(names, "tensor"),
+            name_some(sorted(names)),
+        )
 
 
 def refuse_incomplete(
@@ -64,21 +82,19 @@ def refuse_incomplete(
     """
     wrong = [f"{name} ({_size(came)} instead of {_size(wanted)})" for name, came, wanted in mismatched]
     faults = [
-        f"{len(names)} {what}: {_some(names)}"
-        for names, what in (
-            (missing, "weights of the model are not in it"),
-            (wrong, "weights have the wrong shape"),
-            (
-                failed,
-                "weights cannot be put together from what is in it (tensors missing or of unequal shapes)",
-            ),
+        f"{_count(names, 'weight')} {one if len(names) == 1 else more}: {name_some(sorted(names))}"
+        for names, one, more in (
+            (missing, "of the model is not in it", "of the model are not in it"),
+            (wrong, "has the wrong shape", "have the wrong shape"),
+            (failed, _APART, _APART),
         )
         if names
     ]
     if not faults:
         return
     if unexpected:
-        faults.append(f"it holds {len(unexpected)} tensors that the model does not have: {_some(unexpected)}")
+        count = _count(unexpected, "tensor")
+        faults.append(f"it holds {count} that the model does not have: {name_some(sorted(unexpected))}")
     raise InputError(
         f"model: {folder} is not a complete checkpoint of this architecture: {'; '.join(faults)}. Download "
         "or copy it again, or give one whose weights and config.json belong together"
@@ -89,21 +105,29 @@ def read_shapes(files: WeightFiles) -> dict[str, tuple[tuple[int, ...], torch.dt
     """Return shape and dtype of each tensor, from the files' headers.
 
     Raises:
-        InputError: A file is damaged.
+        InputError: A file is damaged, or two hold other values under one name.
     """
     found: dict[str, tuple[tuple[int, ...], torch.dtype]] = {}
+    places: dict[str, Path] = {}
     for name in files.names:
         path = files.folder / name
-        try:
-            with safe_open(path, framework="pt") as opened:
-                for tensor in opened.keys():  # noqa: SIM118 - it is no mapping
-                    part = opened.get_slice(tensor)
-                    found[tensor] = tuple(part.get_shape()), _DTYPES.get(part.get_dtype(), torch.uint8)
-        except (SafetensorError, OSError) as error:
-            raise InputError(
-                f"{path}: cannot be read as safetensors ({error}); copy the checkpoint again"
-            ) from error
+        with open_safetensors(path)[0] as opened:
+            for tensor in opened.keys():  # noqa: SIM118 - it is no mapping
+                part = opened.get_slice(tensor)
+                if (first := places.setdefault(tensor, path)) is not path:
+                    _refuse_unequal(tensor, first, path)
+                found[tensor] = tuple(part.get_shape()), _DTYPES.get(part.get_dtype(), torch.uint8)
     return found
+
+
+def _refuse_unequal(tensor: str, first: Path, second: Path) -> None:
+    """Refuse two files that give one tensor other values: which of them counts would be left to chance."""
+    with open_safetensors(first)[0] as one, open_safetensors(second)[0] as other:
+        if not torch.equal(one.get_tensor(tensor), other.get_tensor(tensor)):
+            raise InputError(
+                f"model: {first.parent}: {first.name} and {second.name} both hold {tensor}, with different "
+                "values; download or copy the checkpoint again"
+            )
 
 
 _DTYPES = {
@@ -126,9 +150,8 @@ class _Shape:
         return torch.empty(self._shape, dtype=dtype or self.dtype, device="meta")
 
 
-def _some(names: Collection[str]) -> str:
-    first = sorted(names)[:_NAMED]
-    return ", ".join(first) + (", ..." if len(names) > _NAMED else "")
+def _count(names: Collection[str], what: str) -> str:
+    return f"{len(names)} {what}" if len(names) == 1 else f"{len(names)} {what}s"
 
 
 def _size(shape: Iterable[int]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -40,7 +41,7 @@ def find_checkpoint(
     if name == BUNDLED:
         return model_path()
     folder = Path(name)
-    if folder.is_dir():
+    if os.fspath(name) and folder.is_dir():
         _check_format(folder)
         if weights:
             find_weights(folder)
@@ -60,16 +61,23 @@ def hub_name(folder: Path) -> str | None:
 def _refuse_no_folder(name: str | os.PathLike[str]) -> None:
     """Refuse what is neither a folder nor like a hub name."""
     path = Path(name)
+    if not os.fspath(name):
+        raise InputError(f"model: expected a checkpoint folder, a hub name or '{BUNDLED}', got an empty name")
+    if str(name).startswith("~"):
+        raise InputError(f"model: {path}: there is no such folder; write out the home folder in place of ~")
     if path.suffix == ".gguf":
         raise InputError(f"model: {path}: {_GGUF}")
     if path.exists():
         raise InputError(f"model: expected a checkpoint folder, got the file {path}; give its folder")
-    if path.is_absolute() or str(name).count("/") != 1 or str(name).startswith("."):
+    if _HUB_NAME.fullmatch(str(name)) is None:
         raise InputError(
-            f"model: expected a checkpoint folder, a hub name like 'owner/name' or '{BUNDLED}', got {path}"
+            f"model: expected a checkpoint folder, a hub name like 'owner/name' or '{BUNDLED}', "
+            f"got {str(name)!r}"
         )
 
 
+# What the hub allows; a name that it does not know, it says itself.
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9_][\w.-]*")
 _GGUF = (
     "GGUF weights are packed in a format without experts modules; give the checkpoint in Transformers' "
     "format (config.json and safetensors) that they were made of"

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
 from torch import nn
 
 from sere.checkpoints.classes import choose_class, is_auto
-from sere.checkpoints.completeness import check_complete, refuse_incomplete
-from sere.checkpoints.config import load_config
+from sere.checkpoints.completeness import check_complete, refuse_incomplete, say_unused
+from sere.checkpoints.config import load_config, missing_package
 from sere.checkpoints.quiet import errors_only, loading_bar
 from sere.checkpoints.weight_files import find_weights, read_json
-from sere.errors import InputError, MissingDependency, SereError
+from sere.errors import InputError, SereError
 
 
 def empty_model(folder: Path, *, dtype: torch.dtype | None = None, trust_remote_code: bool = False) -> Any:
@@ -42,7 +43,7 @@ def empty_model(folder: Path, *, dtype: torch.dtype | None = None, trust_remote_
     return model.eval()
 
 
-def check_weights(folder: Path, *, trust_remote_code: bool = False) -> None:
+def check_weights(folder: Path, *, trust_remote_code: bool = False) -> frozenset[str] | None:
     """Refuse a checkpoint that does not hold all weights of its model, without reading them.
 
     Not looked at are weights that are quantised, not safetensors, or of a model that Transformers lacks.
@@ -51,13 +52,17 @@ def check_weights(folder: Path, *, trust_remote_code: bool = False) -> None:
         folder: The checkpoint folder.
         trust_remote_code: Run the folder's own Python code where Transformers does not know the model type.
 
+    Returns:
+        The names of tensors that the model has no use for; None where the weights were not looked at.
+
     Raises:
         InputError: Weights are missing or have the wrong shape; the text names them.
     """
     files = find_weights(folder)
     kind, config = choose_class(load_config(folder, trust_remote_code=trust_remote_code))
     if files.safetensors and not is_auto(kind) and getattr(config, "quantization_config", None) is None:
-        check_complete(files, empty_model(folder))
+        return check_complete(files, empty_model(folder))
+    return None
 
 
 def load_model(
@@ -104,6 +109,7 @@ def load_model(
         mismatched=report["mismatched_keys"],
         unexpected=report["unexpected_keys"],
     )
+    say_unused(folder, report["unexpected_keys"])
     model.config._name_or_path = config._name_or_path
     whole: nn.Module = model.eval()
     return whole
@@ -113,6 +119,12 @@ def _refusal(folder: Path, what: str, error: Exception) -> SereError:
     if isinstance(error, SereError):
         return error
     if isinstance(error, ImportError):
-        return MissingDependency(f"model: {folder} needs a package that is not installed: {error}")
+        return missing_package("model", folder, error)
+    if isinstance(error, UnpicklingError):
+        # Its text is not quoted: PyTorch advises to load the file without protection.
+        return InputError(
+            f"model: {folder}: {what}: its weights are damaged, or not tensors alone but Python objects too, "
+            "which can run code and are not loaded; copy it again, or give the checkpoint as safetensors"
+        )
     kind = "" if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: "
     return InputError(f"model: {folder}: {what}: {kind}{' '.join(str(error).split())}")

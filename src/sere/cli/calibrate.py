@@ -13,7 +13,7 @@ from sere.cli.numbers import whole
 from sere.cli.output import add_json_flag, emit, say, table
 from sere.cli.parser import add_command
 from sere.errors import ConfigError
-from sere.files import check_writable
+from sere.files import check_writable, keep_other_files
 
 if TYPE_CHECKING:
     from sere.table import SimilarityTable
@@ -133,7 +133,10 @@ def _places(out: Path, metrics: Sequence[str]) -> dict[str, Path]:
     if not single and out.exists() and not out.is_dir():
         raise ConfigError(f"--out: expected a folder for several metrics, got the file {out}")
     places = {name: out if single else out / f"{name}.safetensors" for name in metrics}
+    from sere.table.storage import holds_table
+
     for path in places.values():
+        keep_other_files(path, holds_table, "a similarity table")
         check_writable(path)
     return places
 

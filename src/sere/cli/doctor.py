@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from sere.cli.loading import add_trust_argument, identity_from_config
+from sere.cli.loading import add_trust_argument, checkpoint_path, identity_from_config
 from sere.cli.output import add_json_flag, emit, table
 from sere.cli.parser import add_command
 from sere.errors import SereError
@@ -165,8 +165,32 @@ def _asked(args: argparse.Namespace) -> Iterator[Finding]:
             shape = f"{len(identity.layer_names)} MoE layers, E={E}, K={K}"
             detail = f"{shape} (S < {identity.K} re-routes), digest {identity.digest[:12]}"
             yield Finding("model", identity.name, "ok", detail)
+            yield _weights(args)
     if args.table is not None:
         yield from _table(args.table, identity)
+
+
+def _weights(args: argparse.Namespace) -> Finding:
+    """Say whether a model's weights are all there, from the headers of their files."""
+    from sere.checkpoints import check_weights, find_weights, hub_name
+
+    path = checkpoint_path(args, weights=False)
+    try:
+        found = find_weights(path)
+        unused = check_weights(path, trust_remote_code=args.trust_remote_code)
+    except (SereError, OSError) as error:
+        # Of a hub model, only the config is fetched to look at it.
+        fetched = hub_name(path) is None or any(path.glob("*.safetensors")) or any(path.glob("*.bin"))
+        if fetched:
+            return Finding("model", "weights", "BROKEN", str(error))
+        return Finding(
+            "model", "weights", "missing", "not downloaded; the first command that needs them does"
+        )
+    size = f"{found.num_bytes / 2**30:.2f} GiB, files: {len(found.names)}"
+    if unused is None:
+        return Finding("model", "weights", "ok", f"{size}; loading them shows whether they are complete")
+    left = f"; tensors that the model has no use for: {len(unused)}" if unused else ""
+    return Finding("model", "weights", "ok", f"{size}; complete{left}")
 
 
 def _table(path: str, identity: Any) -> Iterator[Finding]:

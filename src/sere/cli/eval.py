@@ -13,7 +13,7 @@ from sere.cli.numbers import whole
 from sere.cli.output import add_json_flag, emit, say
 from sere.cli.parser import add_command
 from sere.errors import ConfigError
-from sere.files import check_writable, write_json
+from sere.files import check_writable, holds_json, keep_other_files, write_json
 
 _DEFAULT_SETTINGS = ("sere:S=1", "random:S=1", "topk:S=1")
 
@@ -41,7 +41,7 @@ random:S=1 (the control: secondary slots go to a random primary expert), topk:S=
 dropped), oea:S=2, xshare:budget=16, lynx:drop=0.5. S, rho, scale and drop may also be written select_top_k,
 threshold, use_scale and drop_share. With --engine vllm, B is the number of requests at once, settings that
 differ in more than S and rho each get an engine of their own, one after the other, and oea, xshare, lynx and
---prompts are refused. Interrupted, the same command with --out continues behind the last finished case."""
+--prompts are refused. Interrupted, the same command with --out continues after the last finished case."""
 
 _EXAMPLES = """
   sere eval MODEL --table table.safetensors --setting sere:S=2,min_active=32,scale=true --prompts prompts.txt
@@ -112,6 +112,8 @@ def run(args: argparse.Namespace) -> int:
     _check_texts(args, bundled)
     _check_table(args, bundled, needed=any(setting.needs_table for setting in settings))
     if args.out is not None:
+        read = (args.table, args.prompts, args.questions)
+        keep_other_files(args.out, holds_json, "a record in JSON", read=read)
         check_writable(args.out)
     plan = _plan(args, settings)
     partial = None if args.out is None else args.out.with_name(f".{args.out.name}.partial")

@@ -44,12 +44,14 @@ def emit_lines(
         render: Turns all records into the text for people.
 
     Raises:
-        OutputError: ``args.out`` cannot be written; found before the first record is asked for.
+        OutputError: ``args.out`` cannot be written, or holds something else; found before the first record
+            is asked for.
     """
-    from sere.files import append_json_line, check_writable
+    from sere.files import append_json_line, check_writable, holds_json, keep_other_files
     from sere.interrupts import going_on
 
     if args.out is not None:
+        keep_other_files(args.out, holds_json, "records in JSON lines")
         check_writable(args.out)
     found: list[dict[str, Any]] = []
     with going_on(lambda: f"{len(found)} finished cases are in {args.out}" if found and args.out else None):

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from statistics import fmean, median
 from typing import TYPE_CHECKING, Any
 
-from sere.calibrate.vocabulary import check_largest
+from sere.calibrate.vocabulary import check_prompts
 from sere.errors import InputError
 from sere.eval.apply import apply_setting, check_settings
 from sere.eval.cases import (
@@ -22,9 +22,9 @@ from sere.eval.cases import (
     head_of_model,
     missing,
     paused,
-    summarise_layers,
     texts_digest,
     weights_digest,
+    what_happened,
 )
 from sere.eval.checkpoint import Checkpoint
 from sere.eval.decode import decode, stop_ids
@@ -127,7 +127,7 @@ def evaluate(
     head = head_of_model(model, plan, table)
     kept = checkpoint_of(head, checkpoint, weights=weights_digest(model))
     prompts = encode(tokenizer, [question.prompt for question in plan.questions], chat=plan.chat_template)
-    check_largest(max(map(max, prompts)), tokenizer, model)
+    check_prompts(prompts, plan.max_new_tokens, tokenizer, model)
     run = _Run(model, tokenizer, plan, prompts, table, progress)
     with kept.going_on():
         for setting, batch_size in missing(kept, plan, plan.settings):
@@ -167,8 +167,7 @@ class _Run:
                 self.model, self.prompts, batch_size=batch_size, max_new_tokens=plan.max_new_tokens,
                 stop=stop, on_finished=tick,
             )  # fmt: skip
-            nothing_changed = handle.why_nothing_changed()
-            experts = summarise_layers(handle.stats())
+            happened = what_happened(handle)
             text = self._text(batch_size, handle, tick)
         right = mark(self.tokenizer, plan.questions, decoded.tokens)
         return {
@@ -179,8 +178,7 @@ class _Run:
             "steps": len(decoded.step_ms),
             "step_ms_median": round(median(decoded.step_ms), 4) if decoded.step_ms else None,
             "answer_tokens": round(fmean(len(tokens) for tokens in decoded.tokens), 3),
-            "experts": experts,
-            "nothing_changed": nothing_changed,
+            **happened,
             "text": text,
             "right": "".join("01"[answer] for answer in right),
         }

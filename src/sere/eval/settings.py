@@ -85,12 +85,19 @@ def parse_setting(text: str) -> Setting:
 
     Raises:
         ConfigError: A name is unknown (the text gives the nearest), a value does not fit, or the
-            setting that the policy needs is missing.
+            setting that the policy needs is missing, or one is given twice.
     """
     kind, _, rest = text.strip().partition(":")
     if kind not in _KINDS:
         raise ConfigError(f"setting {text!r}: unknown policy {kind!r}{did_you_mean(kind, _KINDS)}")
-    options = dict(_option(text, kind, part) for part in rest.split(",") if part.strip())
+    options: dict[str, Any] = {}
+    for part in rest.split(","):
+        if not part.strip():
+            continue
+        name, value = _option(text, kind, part)
+        if name in options:
+            raise ConfigError(f"setting {text!r}: {_LONG.get(name, name)} is given twice; leave one out")
+        options[name] = value
     needed = _NEEDED.get(kind)
     if needed is not None and needed not in options:
         short = _LONG.get(needed, needed)

@@ -37,7 +37,7 @@ def run(
 ) -> tuple[Tensor, Tensor]:
     """Re-route with a compiled loop; arguments and result as in the reference backend.
 
-    Source: METHOD.md section 4.
+    Source: docs/method.md section 4.
     """
     T, K = topk_ids.shape
     dtype = topk_weights.dtype
@@ -112,7 +112,7 @@ def _compile(signature: Any) -> Any:
 def _say_uncached(reason: str) -> None:
     """Log that compiled code is not kept; the same reason once a process."""
     logger.warning(
-        "sere: the cpu backend is compiled anew in this process, its code cannot be kept (%s); "
+        "sere: the cpu backend is compiled again in each process, for its code cannot be kept (%s); "
         "set NUMBA_CACHE_DIR to a folder that can be written to",
         reason,
     )

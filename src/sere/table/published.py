@@ -82,7 +82,7 @@ def _read(source: Path) -> Mapping[Any, Any]:
         # Its text is not quoted: PyTorch advises to load the file without protection.
         raise TableError(
             f"{source}: expected tensors by layer as torch.save writes them, got something else or a damaged "
-            f"file ({type(error).__name__}); copy the file again, or calibrate anew with sere calibrate"
+            f"file ({type(error).__name__}); copy the file again, or calibrate again with sere calibrate"
         ) from error
     if not isinstance(content, Mapping) or not content:
         raise TableError(f"{source}: expected a mapping of layers to tensors, got {type(content).__name__}")
@@ -108,7 +108,7 @@ def _layer(source: Path, index: int, matrix: Tensor) -> LayerSimilarity:
     if len(values) > 1 and not len(off_diagonal(values)):
         raise TableError(
             f"{source}: layer {index}: expected similarities, got NaN for every pair of experts; calibrate "
-            "anew with sere calibrate"
+            "again with sere calibrate"
         )
     # An expert of which nothing is known is still like itself.
     itself = values.diagonal()

@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from sere.errors import InputError, OutputError, TableError
-from sere.files import atomic_path, what_is_there
+from sere.files import atomic_path, keep_other_files, what_is_there
 from sere.identity import ModelIdentity
 from sere.similarity import LayerSimilarity
 from sere.table.artifact import SimilarityTable, describe, tensors
@@ -54,8 +54,9 @@ def save(table: SimilarityTable, path: str | os.PathLike[str]) -> None:
         path: The file; its folder is created if need be.
 
     Raises:
-        OutputError: It cannot be written.
+        OutputError: It cannot be written, or a file that is no table is there.
     """
+    keep_other_files(path, holds_table, "a similarity table")
     values = describe(table) | {"provenance": dict(table.provenance), "fingerprint": table.fingerprint}
     metadata = {name: json.dumps(value, sort_keys=True) for name, value in values.items()}
     # A table that came from a file of version 1 has no more than that to write.
@@ -68,6 +69,15 @@ def save(table: SimilarityTable, path: str | os.PathLike[str]) -> None:
             save_file(copies, temporary, metadata=metadata)
         except SafetensorError as error:  # of the system, too: a full disk
             raise OutputError(f"{os.fspath(path)}: cannot be written: {error}") from error
+
+
+def holds_table(path: Path) -> bool:
+    """Whether a file is a similarity table, by its header; what it holds may be damaged."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return (file.metadata() or {}).get("format") == FORMAT
+    except (SafetensorError, OSError):
+        return False
 
 
 def load(cls: type[_Table], path: str | os.PathLike[str]) -> _Table:

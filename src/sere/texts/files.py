@@ -5,7 +5,8 @@ from __future__ import annotations
 import gzip
 import json
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import IO, Any
 
@@ -20,6 +21,7 @@ KINDS = (".txt", ".jsonl", ".json", ".parquet")
 """The kinds of files, as errors name them."""
 
 Places = Iterator[tuple[str, Any]]
+"""Values, each with the place that it comes from in front."""
 
 
 def open_file(path: Path, *, lines: bool, columns: tuple[str, ...] | None) -> Places:
@@ -46,7 +48,7 @@ def open_file(path: Path, *, lines: bool, columns: tuple[str, ...] | None) -> Pl
         found = "".join(path.suffixes[-2:] if packed else path.suffixes[-1:])
         raise DataError(
             f"texts: {path} ends in {found!r}; expected one of {', '.join(KINDS)}, or one of the first three "
-            "with .gz behind it"
+            "followed by .gz. Plain text of another name: copy it to a .txt file"
         )
     return reader(path)
 
@@ -99,28 +101,37 @@ def _unless_blank(place: str, text: str) -> Places:
 
 
 def _json_lines(path: Path) -> Places:
-    for number, line in enumerate(_lines(path, limit=-1), start=1):
+    yield from _objects(path, _lines(path, limit=-1), "expected one object per line")
+
+
+def _objects(path: Path, lines: Iterable[str], expected: str) -> Places:
+    for number, line in enumerate(lines, start=1):
         if line.strip():
             place = f"{path} line {number}"
-            yield _object(place, _parse(line, place))
+            yield _object(place, _parse(line, place, expected))
 
 
 def _json(path: Path) -> Places:
     """Read a ``.json`` file: an array of rows, or (also common) one object a line."""
-    first = next((line for line in _lines(path, limit=-1) if line.strip()), "")
-    if not first.lstrip().startswith("["):
-        yield from _json_lines(path)
+    lines = _lines(path, limit=-1)  # once: a pipe cannot be read twice
+    begin: list[str] = []
+    for line in lines:
+        begin.append(line)
+        if line.strip():
+            break
+    if not "".join(begin).lstrip().startswith("["):
+        yield from _objects(path, chain(begin, lines), "expected an array of rows, or one object per line")
         return
-    rows = _parse("".join(_lines(path, limit=-1)), str(path))
+    rows = _parse("".join((*begin, *lines)), str(path), "expected an array of rows")
     for number, row in enumerate(rows):
         yield _object(f"{path} row {number}", row)
 
 
-def _parse(text: str, place: str) -> Any:
+def _parse(text: str, place: str, expected: str) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise DataError(f"texts: {place} is not JSON: {error}") from error
+        raise DataError(f"texts: {place} is not JSON ({error}); {expected}") from error
 
 
 def _object(place: str, value: Any) -> tuple[str, Any]:

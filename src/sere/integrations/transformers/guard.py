@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from sere.config import RerouteConfig
-from sere.integrations.activity import Activity, why_nothing_changed
+from sere.integrations.activity import Activity, why_nothing_changed, without_numbers
 from sere.policies.base import Policy
 from sere.policies.off import Off
 from sere.reroute import COUNTERS
@@ -100,17 +99,10 @@ class Guard:
 
     def activity(self) -> Activity:
         """Return what was seen; the host waits for the device."""
-        layers = [dict(zip(COUNTERS, layer.counters.tolist(), strict=True)) for layer in self.layers]
-        total: dict[str, Any] = {name: sum(layer[name] for layer in layers) for name in COUNTERS}
-        steps = max(1, total["steps"])
-        return Activity(
+        return Activity.of(
+            [layer.counters.tolist() for layer in self.layers],
             calls=self.calls,
             eligible=self.eligible,
-            layer_steps=max((layer["steps"] for layer in layers), default=0),
-            rerouted=total["moved"],
-            critical=total["critical"],
-            experts_before=total["before"] / steps,
-            experts_after=total["after"] / steps,
             hook_ran=self.hook_ran,
             compiled=self.compiled,
             own_budgets=self.own_budgets,
@@ -132,8 +124,7 @@ class Guard:
             # Statistics that were reset after the last call are no sign that there was none.
             return
         if (why := self.why()) is not None:
-            # Without its numbers it is the same sentence.
-            self._say_once(re.sub(r"[\d.]+", "", why), why)
+            self._say_once(without_numbers(why), why)
         elif (left := self.left_out()) is not None:
             self._say_once("left out", left)
 

@@ -8,12 +8,9 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedModel
 
-_TEXT: dict[str, Any] = {
-    "vocab_size": 96, "hidden_size": 32, "intermediate_size": 32, "moe_intermediate_size": 16,
-    "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8,
-    "num_experts": 16, "num_experts_per_tok": 4, "max_position_embeddings": 128, "initializer_range": 0.3,
-    "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "tie_word_embeddings": False,
-}  # fmt: skip
+from tests.tiny import COMMON
+
+_TEXT: dict[str, Any] = COMMON | {"num_experts": 16}
 _VISION: dict[str, Any] = {
     "hidden_size": 32, "intermediate_size": 32, "depth": 1, "num_heads": 4, "patch_size": 4,
     "out_hidden_size": 32,

@@ -10,7 +10,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 # 16 experts and 4 slots: enough that a batch of 4 rows has secondary experts, and K < E leaves some idle.
-_COMMON: dict[str, Any] = {
+COMMON: dict[str, Any] = {
     "vocab_size": 96,
     "hidden_size": 32,
     "intermediate_size": 32,
@@ -70,7 +70,7 @@ ARCHITECTURES: tuple[str, ...] = tuple(_OWN)
 
 def tiny_config(name: str, **overrides: Any) -> Any:
     """Return the config of `tiny_model`."""
-    return AutoConfig.for_model(name, **(_COMMON | _OWN[name] | overrides))
+    return AutoConfig.for_model(name, **(COMMON | _OWN[name] | overrides))
 
 
 def tiny_model(name: str, **overrides: Any) -> PreTrainedModel:

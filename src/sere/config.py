@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
+from numbers import Real
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, Self, get_args
@@ -25,7 +26,7 @@ MOST_INT = (1 << 31) - 1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RerouteConfig:
-    """How to re-route; METHOD.md section 4 defines each setting.
+    """How to re-route; docs/method.md section 4 defines each setting.
 
     Attributes:
         select_top_k: S, slots per token that are primary; 1 to ``MOST_INT``. From K on nothing is re-routed.
@@ -58,9 +59,9 @@ class RerouteConfig:
     table: str | None = None
 
     def __post_init__(self) -> None:
-        _check_int("select_top_k", self.select_top_k, least=1)
-        _check_int("min_active", self.min_active, least=0)
-        _check_threshold(self.threshold)
+        for name, least in (("select_top_k", 1), ("min_active", 0)):
+            object.__setattr__(self, name, _integer(name, getattr(self, name), least=least))
+        object.__setattr__(self, "threshold", _threshold(self.threshold))
         _check_choice("targets", self.targets, get_args(Targets))
         _check_choice("merge", self.merge, get_args(Merge))
         _check_choice("phases", self.phases, get_args(Phases))
@@ -138,18 +139,30 @@ def check_sentinel(merge: str, sentinel: int | None) -> None:
         )
 
 
-def _check_int(name: str, value: object, *, least: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+_MOST_FLOAT = sys.float_info.max
+
+
+def _integer(name: str, value: object, *, least: int) -> int:
+    try:
+        number = as_integer(value)
+    except TypeError:
+        number = least - 1
+    if number < least:
         raise ConfigError(f"{name}: expected an integer of at least {least}, got {value!r}")
-    if value > MOST_INT:
+    if number > MOST_INT:
         raise ConfigError(f"{name}: expected an integer of at most {MOST_INT}, got {value!r}")
+    return number
 
 
-def _check_threshold(value: object) -> None:
-    # No infinity, which JSON cannot carry, and no integer that no float holds; nan is in no range.
-    most = sys.float_info.max
-    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value <= most:
+def _threshold(value: object) -> float:
+    number = value
+    if not isinstance(value, int | float) and isinstance(value, Real):
+        # Numpy's numbers, as Python's own.
+        number = float(value)
+    # No infinity, which JSON cannot carry; nan is in no range.
+    if not isinstance(number, int | float) or isinstance(value, bool) or not 0 <= number <= _MOST_FLOAT:
         raise ConfigError(f"threshold: expected a number of at least 0 (a similarity), got {value!r}")
+    return number
 
 
 def _check_choice(name: str, value: object, valid: tuple[str, ...]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from difflib import get_close_matches
 
 
@@ -60,6 +60,17 @@ class ConcurrentCalls(SereError, RuntimeError):
 
 class MissingDependency(SereError, ImportError):
     """An optional package is needed for what was asked; the text gives the install line."""
+
+
+def name_some(names: Collection[object], most: int = 10) -> str:
+    """Return names for an error text: all, or the first ones and how many more there are.
+
+    Args:
+        names: In the order in which they are to be named.
+        most: How many are named.
+    """
+    first = ", ".join(str(name) for _, name in zip(range(most), names, strict=False))
+    return f"{first} and {len(names) - most} more" if len(names) > most else first
 
 
 def did_you_mean(name: str, valid: Iterable[str]) -> str:

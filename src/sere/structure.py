@@ -69,7 +69,7 @@ def find_experts(model: nn.Module) -> list[ExpertsLayer]:
         UnsupportedModel: There is no such module, or one that cannot be re-routed; the text names the
             module and the reason.
 
-    Source: METHOD.md section 4 for what is passed on; ENGINES.md section 10 for the forms found.
+    Source: docs/method.md section 4 for what is passed on; docs/adding-an-architecture.md for the forms.
     """
     _refuse_encoder_decoder(model)
     parents = dict(model.named_modules())

@@ -1,10 +1,11 @@
-"""Look through what people put around a model or its experts: adapters, data parallelism, own modules."""
+"""Look through what is put around a model or its experts: adapters, parallelism, offloading, own modules."""
 
 from __future__ import annotations
 
 import inspect
 from itertools import takewhile
 
+import torch
 from torch import nn
 
 from sere.errors import UnsupportedModel
@@ -91,6 +92,15 @@ def callers(model: nn.Module, names: list[str]) -> list[nn.Module]:
     shared = [parts[0] for parts in takewhile(lambda parts: len(set(parts)) == 1, zip(*paths, strict=False))]
     places = [model.get_submodule(".".join(shared[:depth])) for depth in range(len(shared) + 1)]
     return [place for place in places if _takes_tokens(type(place))] or [model]
+
+
+def execution_device(module: nn.Module) -> torch.device:
+    """Return where a module computes: its weights' device, or where accelerate brings them for a call."""
+    parameter = next(module.parameters(), None)
+    for part in module.modules():
+        if (device := getattr(getattr(part, "_hf_hook", None), "execution_device", None)) is not None:
+            return torch.device(device)
+    return torch.device("cpu") if parameter is None or parameter.is_meta else parameter.device
 
 
 def _takes_tokens(kind: type[nn.Module]) -> bool:

@@ -9,37 +9,24 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from tests.tiny import COMMON
+
 E, K, VOCABULARY = 16, 4, 96
 
 # 16 experts and 4 slots: a batch of 4 rows has secondary experts, and K < E leaves some idle.
-TEXT: Mapping[str, Any] = {
-    "vocab_size": VOCABULARY,
+TEXT: Mapping[str, Any] = COMMON | {
     "unpadded_vocab_size": VOCABULARY,
-    "hidden_size": 32,
-    "intermediate_size": 32,
     "dense_intermediate_size": 32,
     "shared_intermediate_size": 16,
-    "moe_intermediate_size": 16,
     "shared_expert_intermediate_size": 16,
     "shared_experts_intermediate_size": 16,
     "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "max_position_embeddings": 128,
     "sliding_window": 16,
-    # Larger than a real model's, so that a tiny one does not repeat one token for ever.
-    "initializer_range": 0.3,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "tie_word_embeddings": False,
     # The experts, by all their names.
     "num_experts": E,
     "num_local_experts": E,
     "n_routed_experts": E,
     "moe_num_experts": E,
-    "num_experts_per_tok": K,
     "top_k_experts": K,
     "moe_topk": K,
     "moe_k": K,

@@ -64,7 +64,7 @@ def test_interruption_leaves_no_table_and_resumes(
     """Ctrl-C leaves the work folder but no table, half or whole; the same command then finishes the work."""
     out, seen = place / "a.safetensors", interrupt_at_layer(monkeypatch, 2)
     assert _run(place, "--out", str(out), "--low-memory") == 130
-    kept = f"1 of 2 layers are done (kept in {out}.work); the same command goes on behind them"
+    kept = f"1 of 2 layers are done (kept in {out}.work); the same command continues after them"
     assert capsys.readouterr().err == f"\nsere: interrupted; {kept}\n"
     assert not list(place.glob("*a.safetensors"))
     assert (place / "a.safetensors.work").is_dir()

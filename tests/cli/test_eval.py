@@ -171,17 +171,21 @@ def test_a_copy_of_the_bundled_model_is_one(tmp_path: Path) -> None:
     assert not is_bundled(tmp_path)
 
 
+@pytest.mark.parametrize("flags", [[], ["--setting", "topk:S=1"], ["--tasks", "addition"]])
+@pytest.mark.parametrize("model", ["CHECKPOINT", "owner/model"])
 def test_tasks_are_for_the_bundled_model_alone(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, checkpoint: Path
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    checkpoint: Path,
+    model: str,
+    flags: list[str],
 ) -> None:
     """Another model is refused before it is loaded, with what to give; a hub name before it is fetched."""
     monkeypatch.setattr("sere.cli.eval.load", lambda _: pytest.fail("loaded"))
-    for model in (checkpoint, "owner/model"):
-        for flags in ([], ["--setting", "topk:S=1"], ["--tasks", "addition"]):
-            line = refused(capsys, "eval", model, *flags)
-            assert "own tasks are in the notation of the bundled model" in line
-            assert "Give --prompts FILE" in line
-            assert "or --questions FILE" in line
+    line = refused(capsys, "eval", checkpoint if model == "CHECKPOINT" else model, *flags)
+    assert "own tasks are in the notation of the bundled model" in line
+    assert "Give --prompts FILE" in line
+    assert "or --questions FILE" in line
 
 
 @pytest.mark.parametrize(
@@ -270,7 +274,7 @@ def test_an_interrupted_run_goes_on_with_the_same_prompts_only(
         patch.setattr(continuations, "_measure", interrupted)
         code, err = evaluated(prompts)
     assert (code, out.exists()) == (130, False)
-    assert "the same command goes on behind them" in err
+    assert "the same command continues after them" in err
     kept = tmp_path / ".eval.json.partial"
     before = kept.read_text()
     code, err = evaluated(prompts)

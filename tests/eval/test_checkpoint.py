@@ -42,7 +42,7 @@ def test_whatever_ends_a_run_says_what_is_kept(tmp_path: Path) -> None:
     for place, cases, notes in (
         (path, 0, []),
         (None, 1, []),
-        (path, 1, [f"finished cases: 1 (kept in {path}); the same command goes on behind them"]),
+        (path, 1, [f"finished cases: 1 (kept in {path}); the same command continues after them"]),
     ):
         kept = Checkpoint(place, {})
         for number in range(cases):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from math import log
 from random import Random
 
@@ -103,10 +103,10 @@ def test_intervals_keep_a_width_where_all_agree() -> None:
     assert few.low < 0.4 < many.low < wilson(40, 40).low
 
 
-def test_one_prompt_has_a_value_and_no_interval() -> None:
+@pytest.mark.parametrize("estimate", [mean_per_token, positive_mean_per_token, share_of_tokens])
+def test_one_prompt_has_a_value_and_no_interval(estimate: Callable[..., Estimate]) -> None:
     """One observation says nothing of how far others are from it."""
-    for estimate in (mean_per_token, positive_mean_per_token, share_of_tokens):
-        assert estimate([3], [4]) == Estimate(0.75, None, None)
+    assert estimate([3], [4]) == Estimate(0.75, None, None)
 
 
 def test_a_divergence_of_nothing_is_nothing() -> None:
@@ -117,8 +117,8 @@ def test_a_divergence_of_nothing_is_nothing() -> None:
     assert log(found.high) < 1000
 
 
-def test_sums_must_fit_their_prompts() -> None:
+@pytest.mark.parametrize(("totals", "tokens"), [([], []), ([1.0], [0]), ([1.0, 2.0], [3])])
+def test_sums_must_fit_their_prompts(totals: list[float], tokens: list[int]) -> None:
     """No prompt, a prompt without tokens and sums of other prompts are refused."""
-    for totals, tokens in (([], []), ([1.0], [0]), ([1.0, 2.0], [3])):
-        with pytest.raises(InputError, match="estimate: expected a sum and at least 1 token for each prompt"):
-            mean_per_token(totals, tokens)
+    with pytest.raises(InputError, match="estimate: expected a sum and at least 1 token for each prompt"):
+        mean_per_token(totals, tokens)

@@ -88,8 +88,8 @@ def test_prompts_that_cannot_be_encoded_are_named() -> None:
 @pytest.mark.parametrize(
     ("name", "data", "words"),
     [
-        ("p.txt", b"\n \n", r"prompts: .*p.txt holds none \(0 rows are null or blank\)"),
-        ("p.jsonl", b"null\n", r"holds none \(1 rows are null or blank\)"),
+        ("p.txt", b"\n \n", r"prompts: .*p.txt has no prompts \(0 rows are null or blank\)"),
+        ("p.jsonl", b"null\n", r"has no prompts \(1 rows are null or blank\)"),
         ("p.txt", b"PK\x03\x04\x00\x00", "p.txt is a binary file"),
         ("p.txt", b"\xff\xfe\x80", "p.txt is not UTF-8"),
         ("p.jsonl", b'{"prompt": "a"}\n{"prompt": 3}\n', "p.jsonl line 2: expected a string"),

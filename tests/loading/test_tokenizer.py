@@ -24,7 +24,7 @@ def test_a_missing_tokenizer_is_refused(tmp_path: Path, name: str) -> None:
     tiny_model(name).save_pretrained(tmp_path)
     with pytest.raises(
         InputError,
-        match=r"tokenizer: .* has none that can be loaded; put the files of the model's tokenizer there",
+        match=r"tokenizer: .* has no tokenizer that can be loaded; put the files of the model's tokenizer",
     ):
         load_tokenizer(tmp_path)
 

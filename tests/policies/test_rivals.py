@@ -142,7 +142,7 @@ def test_random_is_seeded_uniform_and_different_at_each_step() -> None:
 
 @pytest.mark.parametrize("padding", [False, True], ids=["all real", "with padding"])
 def test_random_changes_nothing_without_a_primary_expert(padding: bool) -> None:
-    """Budgets of 0 leave P empty: bitwise what came, padding rows too, as SERE does (METHOD.md step 3, 8)."""
+    """Budgets of 0 leave P empty: bitwise what came, padding rows too, as SERE does (steps 3 and 8)."""
     ids, weights = chosen(PROBABILITIES)
     budget = torch.tensor([0, 0, -1 if padding else 0])
     sere = reroute(ids, weights, torch.ones(6, 6), select_top_k=1, row_budget=budget)

@@ -9,7 +9,7 @@ import torch
 
 import sere
 from sere.errors import InputError
-from tests.integrations.transformers.decoding import decode, prompts, random_table
+from tests.integrations.transformers.decoding import prompts, random_table
 from tests.tiny import tiny_model
 
 
@@ -33,7 +33,8 @@ def test_compile_use_apply(how: Any) -> None:
     model = tiny_model("qwen3_moe")
     table = random_table(model)
     how(model)
-    decode(model, prompts())
+    with torch.no_grad():
+        model(prompts())
     with pytest.raises(InputError, match=r"it is compiled already .*apply re-routing first, compile then"):
         sere.apply(model, table, select_top_k=1)
     torch._dynamo.reset()

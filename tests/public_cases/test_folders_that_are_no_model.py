@@ -62,7 +62,7 @@ def _no_tokenizer(path: Path) -> Path:
         (lambda path: path.parent, "found one in checkpoint inside it; give one of these folders"),
         (_broken_config, "config.json is not JSON"),
         (_broken_generation_config, "generation_config.json is not JSON"),
-        (_no_tokenizer, "has none that can be loaded; put the files of the model's tokenizer there"),
+        (_no_tokenizer, "has no tokenizer that can be loaded; put the files of the model's tokenizer there"),
     ],
 )
 def test_it_is_said_what_it_is_and_what_to_do(

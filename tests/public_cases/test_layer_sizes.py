@@ -51,7 +51,7 @@ def test_layers_that_the_settings_leave_idle_are_named(caplog: pytest.LogCapture
     sere.apply(model, calibrated(model), select_top_k=2).remove()
     (line,) = [text for text in caplog.messages if "will be re-routed" in text]
     assert "select_top_k=2: nothing will be re-routed in layer 1 but rows with" in line
-    assert "a row has K=2 slots" in line
+    assert "all K=2 slots of a token are kept; use a select_top_k below 2" in line
 
 
 def test_a_floor_that_is_all_experts_of_one_layer_is_named(caplog: pytest.LogCaptureFixture) -> None:
@@ -60,7 +60,7 @@ def test_a_floor_that_is_all_experts_of_one_layer_is_named(caplog: pytest.LogCap
     table = calibrated(model)
     sere.apply(model, table, select_top_k=1, min_active=12).remove()
     (line,) = [text for text in caplog.messages if "nothing will be re-routed" in text]
-    assert "min_active=12: nothing will be re-routed in layer 1, for a layer has E=12 experts" in line
+    assert "min_active=12: nothing will be re-routed in layer 1, because with 12 experts per layer" in line
     caplog.clear()
     sere.apply(model, table, select_top_k=4, min_active=12).remove()
     (line,) = [text for text in caplog.messages if "nothing will be re-routed" in text]
@@ -92,4 +92,4 @@ def test_settings_that_fit_only_the_calibrated_k_are_warned_of(caplog: pytest.Lo
     sere.apply(tiny_model("mixtral"), table, select_top_k=2).remove()
     assert not any("will be re-routed" in text for text in caplog.messages)
     sere.apply(tiny_model("mixtral", num_experts_per_tok=2), table, select_top_k=2).remove()
-    assert any("a row has K=2 slots and all are primary; use S < K" in text for text in caplog.messages)
+    assert any("all K=2 slots of a token are kept" in text for text in caplog.messages)

@@ -1,4 +1,4 @@
-"""What must hold for every backend (METHOD.md section 4)."""
+"""What must hold for every backend (docs/method.md section 4)."""
 
 from __future__ import annotations
 

@@ -206,7 +206,8 @@ def test_an_unknown_similarity_is_below_a_threshold_of_0(backend: str, targets: 
 
 
 @backends
-def test_one_unknown_similarity_changes_nothing_for_the_others(backend: str) -> None:
+@pytest.mark.parametrize("threshold", [0.0, 0.2, 0.7])
+def test_one_unknown_similarity_changes_nothing_for_the_others(backend: str, threshold: float) -> None:
     """One unknown similarity that no slot asks for changes no bit of what the others get."""
     generator = torch.Generator().manual_seed(3)
     similarity = torch.rand(6, 6, generator=generator).fill_diagonal_(1.0)
@@ -216,10 +217,9 @@ def test_one_unknown_similarity_changes_nothing_for_the_others(backend: str) -> 
     forgetful[5, 0] = NAN
     ids = torch.tensor([[0, 1, 2], [3, 4, 2], [1, 4, 0]], dtype=torch.int32)
     weights = torch.rand(3, 3, generator=generator)
-    for threshold in (0.0, 0.2, 0.7):
-        options = {"select_top_k": 1, "threshold": threshold, "scale": torch.rand(6, 6, generator=generator)}
-        plain, counters = Case(ids, weights, similarity, options).run(backend)
-        other, other_counters = Case(ids, weights, forgetful, options).run(backend)
-        assert torch.equal(plain.ids, other.ids)
-        assert torch.equal(bits(plain.weights), bits(other.weights))
-        assert torch.equal(counters, other_counters)
+    options = {"select_top_k": 1, "threshold": threshold, "scale": torch.rand(6, 6, generator=generator)}
+    plain, counters = Case(ids, weights, similarity, options).run(backend)
+    other, other_counters = Case(ids, weights, forgetful, options).run(backend)
+    assert torch.equal(plain.ids, other.ids)
+    assert torch.equal(bits(plain.weights), bits(other.weights))
+    assert torch.equal(counters, other_counters)

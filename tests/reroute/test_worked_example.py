@@ -1,4 +1,4 @@
-"""One batch worked by hand, so that the reference itself is held to METHOD.md section 4."""
+"""One batch worked by hand, so that the reference itself is held to docs/method.md section 4."""
 
 from __future__ import annotations
 

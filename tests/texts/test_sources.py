@@ -33,6 +33,19 @@ LINES = "".join(json.dumps(row) + "\n" for row in ROWS)
         ("a.jsonl.gz", gzip.compress(LINES.encode())),
         ("b.v2.json.GZ", gzip.compress(json.dumps(ROWS).encode())),
     ],
+    ids=[
+        "lines",
+        "upper case",
+        "ndjson",
+        "byte order mark",
+        "CRLF",
+        "strings",
+        "array",
+        "array of both",
+        "lines named json",
+        "compressed lines",
+        "compressed array",
+    ],
 )
 def test_json_in_all_its_forms(tmp_path: Path, name: str, data: bytes) -> None:
     """Lines or an array, upper-case suffixes, a byte order mark, Windows line ends, compressed."""
@@ -47,6 +60,7 @@ def test_json_in_all_its_forms(tmp_path: Path, name: str, data: bytes) -> None:
         ("a.txt", b"\xef\xbb\xbfone\r\ntwo\r\n"),
         ("a.txt.gz", gzip.compress(b"one\ntwo\n")),
     ],
+    ids=["upper case", "byte order mark and CRLF", "compressed"],
 )
 def test_plain_text_in_all_its_forms(tmp_path: Path, name: str, data: bytes) -> None:
     """The byte order mark is no part of the text, and line ends are one character."""
@@ -80,6 +94,20 @@ def test_parquet_with_an_upper_case_suffix(tmp_path: Path) -> None:
         ("a.txt.gz", b"not compressed", r"a\.txt\.gz cannot be read: Not a gzipped file"),
         ("a.txt.gz", gzip.compress(b"one" * 9999)[:40], r"a\.txt\.gz cannot be read: Compressed file ended"),
     ],
+    ids=[
+        "an object over lines",
+        "a number",
+        "damaged",
+        "too deep",
+        "zst",
+        "compressed parquet",
+        "no suffix",
+        "a null character",
+        "an image",
+        "UTF-16",
+        "not compressed",
+        "cut short",
+    ],
 )
 def test_files_that_are_something_else_are_named(tmp_path: Path, name: str, data: bytes, text: str) -> None:
     """A wrong, damaged or binary file is one error with its name."""
@@ -98,6 +126,7 @@ def test_files_that_are_something_else_are_named(tmp_path: Path, name: str, data
         "Read the README.md",
         "",
     ],
+    ids=["long", "two lines", "short", "a null character", "with a suffix", "empty"],
 )
 def test_a_text_in_place_of_a_list_is_named(text: str) -> None:
     """A text itself is no file; the error says to give a list."""

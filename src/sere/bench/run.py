@@ -14,7 +14,7 @@ from sere.bench.subject import Subject, random_tokens
 from sere.bench.timing import Stepper, Times, interleave
 from sere.errors import InputError
 from sere.eval.apply import apply_setting, check_settings
-from sere.eval.cases import NO_PROGRESS, Progress, summarise_layers
+from sere.eval.cases import NO_PROGRESS, Progress, what_happened
 from sere.eval.settings import Setting, check_off_first
 from sere.provenance import provenance
 
@@ -107,12 +107,8 @@ def _count(subject: Subject, setting: Setting, seed: int, block: Callable[[], li
     with apply_setting(subject.model, setting, subject.table, seed=seed) as handle:
         handle.quiet = True
         cost = hook_cost(subject.model, block)
-        experts, idle = summarise_layers(handle.stats()), handle.why_nothing_changed()
-    return {
-        "experts": experts,
-        "hook": None if setting.kind == "off" else asdict(cost),
-        "nothing_changed": idle,
-    }
+        happened = what_happened(handle)
+    return happened | {"hook": None if setting.kind == "off" else asdict(cost)}
 
 
 def _record(

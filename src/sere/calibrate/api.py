@@ -129,7 +129,7 @@ def calibrate(
         InputError: The checkpoint is missing, damaged or incomplete.
         MissingDependency: The checkpoint needs a package that is not installed.
 
-    Source: SERE (arXiv 2602.07616); METHOD.md section 3.
+    Source: SERE (arXiv 2602.07616); docs/method.md section 3.
     """
     names, parameters = metric_settings(metric, metric_parameters)
     settings = _settings(names, parameters, max_tokens, seq_len, batch_size, seed, chunk_bytes, progress)
@@ -217,7 +217,7 @@ def calibrate_checkpoint(
         field: Field or column of the texts.
         split: Part of a Hugging Face data set.
         work_dir: Where finished layers and the hidden states go. An interrupted run with the same settings
-            goes on behind the last finished layer; the folder is deleted at the end. None: a temporary
+            continues after the last finished layer; the folder is deleted at the end. None: a temporary
             folder, nothing to resume.
         states_bytes: Without ``work_dir``, hidden states up to this many bytes stay in memory.
         dtype: Load the weights as this; None for the checkpoint's own.

@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from sere.checkpoints import find_weights
+from sere.checkpoints.weight_files import open_safetensors
 from sere.errors import InputError
 
 
 class Checkpoint:
-    """Where each tensor of a checkpoint folder lies.
+    """Which file of a checkpoint folder holds each tensor.
 
     Files are open only inside a ``with`` block, and what is read is copied out of them: a mapped file's
     pages would count as this process's memory for as long as the file is open.
@@ -48,7 +48,7 @@ class Checkpoint:
         """Read one tensor into memory of its own."""
         file = self.files[name]
         if file not in self._open:
-            handle, mapped = _open_file(self.path / file)
+            handle, mapped = open_safetensors(self.path / file)
             self._open[file] = (self._stack.enter_context(handle), mapped)
         handle, mapped = self._open[file]
         tensor: Tensor = handle.get_tensor(name)
@@ -80,7 +80,7 @@ class Checkpoint:
         # What the files hold counts, as for Transformers, not what an index says of them.
         files: dict[str, str] = {}
         for name in found.names:
-            with _open_file(self.path / name)[0] as file:
+            with open_safetensors(self.path / name)[0] as file:
                 files |= dict.fromkeys(file.keys(), name)
         return files
 
@@ -94,16 +94,3 @@ class LazyTensor:
 
     def __getitem__(self, index: Any) -> Tensor:
         return self._checkpoint.read(self._name)[index]
-
-
-def _open_file(path: Path) -> tuple[Any, bool]:
-    """Open a file; the flag says whether its tensors are views of the mapped file, not copies."""
-    try:
-        try:
-            return safe_open(path, framework="pt", backend="pread"), False
-        except TypeError:  # a safetensors release that can only map files
-            return safe_open(path, framework="pt"), True
-    except (SafetensorError, OSError) as error:
-        raise InputError(
-            f"{path}: cannot be read as safetensors ({error}); copy the checkpoint again"
-        ) from error

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from sere.calibrate.collect import LayerCollector, routing_of
-from sere.calibrate.offload import execution_device, refuse_without_weights
+from sere.calibrate.offload import refuse_without_weights
 from sere.calibrate.packing import Tokens
 from sere.calibrate.progress import progress_bar
 from sere.calibrate.settings import Settings
@@ -21,6 +21,7 @@ from sere.calibrate.weights import refuse_adapted, stacked_weights_similarity
 from sere.errors import UnsupportedModel
 from sere.similarity import LayerSimilarity
 from sere.structure import ExpertsLayer
+from sere.wrappers import execution_device
 
 # Similarities by metric and decoder-layer index.
 Results = dict[str, dict[int, LayerSimilarity]]

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
-import torch
 from torch import nn
 
 from sere.errors import MissingDependency, UnsupportedModel
@@ -15,15 +14,6 @@ from sere.structure import ExpertsLayer
 def is_offloaded(module: nn.Module) -> bool:
     """Whether some weights of a module have no values at present."""
     return any(parameter.is_meta for parameter in module.parameters())
-
-
-def execution_device(module: nn.Module) -> torch.device:
-    """Return where a module computes: its weights' device, or where accelerate brings them for a call."""
-    parameter = next(module.parameters(), None)
-    for part in module.modules():
-        if (device := getattr(getattr(part, "_hf_hook", None), "execution_device", None)) is not None:
-            return torch.device(device)
-    return torch.device("cpu") if parameter is None or parameter.is_meta else parameter.device
 
 
 def refuse_without_weights(model: nn.Module, layers: Sequence[ExpertsLayer], *, runs: bool) -> None:

@@ -32,7 +32,7 @@ def expert_outputs(layer: ExpertsLayer, hidden: Tensor) -> Tensor:
     Returns:
         ``[E, t, H]``, float32, on the same device.
 
-    Source: METHOD.md section 3.
+    Source: docs/method.md section 3.
     """
     outputs = torch.empty(layer.E, *hidden.shape, dtype=torch.float32, device=hidden.device)
     # Offloaded weights come in at each call, so there should be one.

@@ -113,7 +113,7 @@ def _tokenise(document: str, tokenizer: Any) -> Iterator[_Ids]:
         if len(ids):
             last = int(ids[-1])
             yield ids
-    # A document of which the tokenizer makes nothing is none: end-of-text tokens alone are no data.
+    # A document of which the tokenizer makes nothing does not count: end-of-text tokens alone are no data.
     if last is not None and eos is not None and last != eos:
         yield np.asarray([eos], dtype=np.int64)
 

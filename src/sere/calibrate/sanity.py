@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from sere.errors import DataError, InputError, SereError, UnsupportedModel
+from sere.errors import DataError, InputError, SereError, UnsupportedModel, name_some
 from sere.similarity import LayerSimilarity
 from sere.structure import ExpertsLayer
 
@@ -51,10 +51,9 @@ def check_outputs(layer: ExpertsLayer, outputs: Tensor) -> None:
     finite = torch.isfinite(outputs).all(dim=-1)
     if not bool(finite.all()):
         bad = (~finite).any(dim=1).nonzero().flatten().tolist()
-        shown = f"{bad[:8]}{' and others' if len(bad) > 8 else ''}"
         raise InputError(
-            f"{layer.name}: the outputs of {len(bad)} of its {layer.E} experts {shown} are NaN or infinite; "
-            f"{_FINITE_ADVICE}"
+            f"{layer.name}: the outputs of {len(bad)} of its {layer.E} experts [{name_some(bad, 8)}] are NaN "
+            f"or infinite; {_FINITE_ADVICE}"
         )
 
 
@@ -99,7 +98,7 @@ def named(layer: ExpertsLayer) -> Iterator[None]:
 def say_few(layer: ExpertsLayer, reached: int, num_tokens: int) -> None:
     """Log that a layer saw only some of the tokens."""
     logger.warning(
-        "sere: %s: %d of the %d calibration tokens reached it; its similarities are of these alone",
+        "sere: %s: %d of the %d calibration tokens reached it; its similarities are measured on these only",
         layer.name,
         reached,
         num_tokens,

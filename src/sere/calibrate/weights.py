@@ -27,7 +27,7 @@ def stacked_weights_similarity(layer: ExpertsLayer) -> LayerSimilarity:
         UnsupportedModel: No parameter of the module belongs to one expert each, or they are packed by
             quantisation.
 
-    Source: METHOD.md section 3, metric ``weights``.
+    Source: docs/method.md section 3, metric ``weights``.
     """
     parts: list[list[Tensor]] = [[] for _ in range(layer.E)]
     with materialized(layer):

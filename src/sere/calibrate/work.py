@@ -187,8 +187,8 @@ def resumable(path: str | os.PathLike[str], run: Mapping[str, Any], *, total: in
         if not work.next_layer:
             return None
         return (
-            f"{work.next_layer} of {total} layers are done (kept in {work.path}); the same command goes on "
-            "behind them"
+            f"{work.next_layer} of {total} layers are done (kept in {work.path}); the same command "
+            "continues after them"
         )
 
     with new_folders(path), _locked(Path(path)):

@@ -8,15 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 
 from sere.checkpoints.transfer import conversions_of, load_into
-from sere.checkpoints.weight_files import WeightFiles
-from sere.errors import InputError
+from sere.checkpoints.weight_files import WeightFiles, open_safetensors
+from sere.errors import InputError, name_some
 
 logger = logging.getLogger("sere")
 
-_NAMED = 10
 _APART = "cannot be put together from what is in it (tensors missing or of unequal shapes)"
 
 
@@ -58,7 +56,7 @@ def say_unused(folder: Path, names: Collection[str]) -> None:
             "them, this config.json is another model's",
             folder,
             _count(names, "tensor"),
-            _some(names),
+            name_some(sorted(names)),
         )
 
 
@@ -84,7 +82,7 @@ def refuse_incomplete(
     """
     wrong = [f"{name} ({_size(came)} instead of {_size(wanted)})" for name, came, wanted in mismatched]
     faults = [
-        f"{_count(names, 'weight')} {one if len(names) == 1 else more}: {_some(names)}"
+        f"{_count(names, 'weight')} {one if len(names) == 1 else more}: {name_some(sorted(names))}"
         for names, one, more in (
             (missing, "of the model is not in it", "of the model are not in it"),
             (wrong, "has the wrong shape", "have the wrong shape"),
@@ -96,7 +94,7 @@ def refuse_incomplete(
         return
     if unexpected:
         count = _count(unexpected, "tensor")
-        faults.append(f"it holds {count} that the model does not have: {_some(unexpected)}")
+        faults.append(f"it holds {count} that the model does not have: {name_some(sorted(unexpected))}")
     raise InputError(
         f"model: {folder} is not a complete checkpoint of this architecture: {'; '.join(faults)}. Download "
         "or copy it again, or give one whose weights and config.json belong together"
@@ -113,23 +111,18 @@ def read_shapes(files: WeightFiles) -> dict[str, tuple[tuple[int, ...], torch.dt
     places: dict[str, Path] = {}
     for name in files.names:
         path = files.folder / name
-        try:
-            with safe_open(path, framework="pt") as opened:
-                for tensor in opened.keys():  # noqa: SIM118 - it is no mapping
-                    part = opened.get_slice(tensor)
-                    if (first := places.setdefault(tensor, path)) is not path:
-                        _refuse_unequal(tensor, first, path)
-                    found[tensor] = tuple(part.get_shape()), _DTYPES.get(part.get_dtype(), torch.uint8)
-        except (SafetensorError, OSError) as error:
-            raise InputError(
-                f"{path}: cannot be read as safetensors ({error}); copy the checkpoint again"
-            ) from error
+        with open_safetensors(path)[0] as opened:
+            for tensor in opened.keys():  # noqa: SIM118 - it is no mapping
+                part = opened.get_slice(tensor)
+                if (first := places.setdefault(tensor, path)) is not path:
+                    _refuse_unequal(tensor, first, path)
+                found[tensor] = tuple(part.get_shape()), _DTYPES.get(part.get_dtype(), torch.uint8)
     return found
 
 
 def _refuse_unequal(tensor: str, first: Path, second: Path) -> None:
     """Refuse two files that give one tensor other values: which of them counts would be left to chance."""
-    with safe_open(first, framework="pt") as one, safe_open(second, framework="pt") as other:
+    with open_safetensors(first)[0] as one, open_safetensors(second)[0] as other:
         if not torch.equal(one.get_tensor(tensor), other.get_tensor(tensor)):
             raise InputError(
                 f"model: {first.parent}: {first.name} and {second.name} both hold {tensor}, with different "
@@ -159,11 +152,6 @@ class _Shape:
 
 def _count(names: Collection[str], what: str) -> str:
     return f"{len(names)} {what}" if len(names) == 1 else f"{len(names)} {what}s"
-
-
-def _some(names: Collection[str]) -> str:
-    first = sorted(names)[:_NAMED]
-    return ", ".join(first) + (", ..." if len(names) > _NAMED else "")
 
 
 def _size(shape: Iterable[int]) -> str:

@@ -41,7 +41,7 @@ def load_config(folder: Path, *, trust_remote_code: bool = False) -> Any:
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code and not native)
     except ImportError as error:
-        raise MissingDependency(f"model: {folder} needs a package that is not installed: {error}") from error
+        raise missing_package("model", folder, error) from error
     except Exception as error:  # what a config may hold is checked in a dozen ways, or not at all
         kind = described.get("model_type")
         raise InputError(
@@ -58,6 +58,11 @@ def is_native(described: dict[str, Any]) -> bool:
     kind = described.get("model_type")
     # A class that foreign code has registered under this name does not count.
     return kind in CONFIG_MAPPING and CONFIG_MAPPING[kind].__module__.startswith("transformers.models.")
+
+
+def missing_package(what: str, folder: Path, error: ImportError) -> MissingDependency:
+    """Return the error for ``what`` of a folder that needs a package, which ``error`` names."""
+    return MissingDependency(f"{what}: {folder} needs a package that is not installed: {error}")
 
 
 def refusal_of_code(folder: Path, what: str, auto_map: Any) -> UnsupportedModel:

@@ -11,10 +11,10 @@ from torch import nn
 
 from sere.checkpoints.classes import choose_class, is_auto
 from sere.checkpoints.completeness import check_complete, refuse_incomplete, say_unused
-from sere.checkpoints.config import load_config
+from sere.checkpoints.config import load_config, missing_package
 from sere.checkpoints.quiet import errors_only, loading_bar
 from sere.checkpoints.weight_files import find_weights, read_json
-from sere.errors import InputError, MissingDependency, SereError
+from sere.errors import InputError, SereError
 
 
 def empty_model(folder: Path, *, dtype: torch.dtype | None = None, trust_remote_code: bool = False) -> Any:
@@ -119,7 +119,7 @@ def _refusal(folder: Path, what: str, error: Exception) -> SereError:
     if isinstance(error, SereError):
         return error
     if isinstance(error, ImportError):
-        return MissingDependency(f"model: {folder} needs a package that is not installed: {error}")
+        return missing_package("model", folder, error)
     if isinstance(error, UnpicklingError):
         # Its text is not quoted: PyTorch advises to load the file without protection.
         return InputError(

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from sere.checkpoints.config import load_config, refusal_of_code
+from sere.checkpoints.config import load_config, missing_package, refusal_of_code
 from sere.checkpoints.quiet import errors_only
 from sere.checkpoints.weight_files import read_json
-from sere.errors import InputError, MissingDependency
+from sere.errors import InputError
 
 # What every tokenizer of text turns into at least one token.
 _PROBE = "The answer is 42."
@@ -22,7 +22,7 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> Any:
         trust_remote_code: Use the tokenizer's own Python code, if the folder names some.
 
     Raises:
-        InputError: There is none, or it is damaged.
+        InputError: There is no tokenizer, or it is damaged.
         UnsupportedModel: It is Python code, which is not to be run.
         MissingDependency: It needs a package that is not installed.
     """
@@ -38,9 +38,7 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> Any:
             )
             tokens = tokenizer(_PROBE, add_special_tokens=False)["input_ids"]
     except ImportError as error:
-        raise MissingDependency(
-            f"tokenizer: {folder} needs a package that is not installed: {error}"
-        ) from error
+        raise missing_package("tokenizer", folder, error) from error
     except Exception as error:  # tokenizers fail in as many ways as there are formats
         if code and not trust_remote_code:
             raise refusal_of_code(folder, "its tokenizer", code) from error
@@ -55,6 +53,6 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> Any:
 
 def _none(folder: Path, reason: str) -> InputError:
     return InputError(
-        f"tokenizer: {folder} has none that can be loaded; put the files of the model's tokenizer there, "
-        f"e.g. tokenizer.json and tokenizer_config.json ({reason})"
+        f"tokenizer: {folder} has no tokenizer that can be loaded; put the files of the model's tokenizer "
+        f"there, e.g. tokenizer.json and tokenizer_config.json ({reason})"
     )

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sere.errors import InputError
+from safetensors import SafetensorError, safe_open
+
+from sere.errors import InputError, name_some
 
 # In the order in which Transformers looks for them; an index names the files that hold the tensors.
 _NAMES = (
@@ -66,10 +68,9 @@ def find_weights(folder: Path) -> WeightFiles:
         )
     missing = [name for name in found.names if not (folder / name).is_file()]
     if missing:
-        more = f" and {len(missing) - 10} more" if len(missing) > 10 else ""
         raise InputError(
             f"model: {folder}: {len(missing)} of {len(found.names)} weight files are missing: "
-            f"{', '.join(missing[:10])}{more}; download or copy the checkpoint again"
+            f"{name_some(missing)}; download or copy the checkpoint again"
         )
     pointers = [name for name in found.names if _is_pointer(folder / name)]
     if pointers:
@@ -115,6 +116,23 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise InputError(f"model: {path}: expected a JSON object, got {type(value).__name__}")
     return value
+
+
+def open_safetensors(path: Path) -> tuple[Any, bool]:
+    """Open a file; the flag says whether its tensors are views of the mapped file, not copies.
+
+    Raises:
+        InputError: It is damaged or cannot be read.
+    """
+    try:
+        try:
+            return safe_open(path, framework="pt", backend="pread"), False
+        except TypeError:  # a safetensors release that can only map files
+            return safe_open(path, framework="pt"), True
+    except (SafetensorError, OSError) as error:
+        raise InputError(
+            f"{path}: cannot be read as safetensors ({error}); copy the checkpoint again"
+        ) from error
 
 
 def _candidates(folder: Path) -> tuple[str, ...]:

@@ -64,7 +64,7 @@ def add(subparsers: Any) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--per-task", type=whole(1), metavar="N",
-        help="questions, but at least one a row (default: by batch size, few enough for some minutes)",
+        help="questions, but at least one per row (default: by batch size, few enough for some minutes)",
     )  # fmt: skip
     add_json_flag(parser)
     parser.set_defaults(

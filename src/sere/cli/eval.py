@@ -41,7 +41,7 @@ random:S=1 (the control: secondary slots go to a random primary expert), topk:S=
 dropped), oea:S=2, xshare:budget=16, lynx:drop=0.5. S, rho, scale and drop may also be written select_top_k,
 threshold, use_scale and drop_share. With --engine vllm, B is the number of requests at once, settings that
 differ in more than S and rho each get an engine of their own, one after the other, and oea, xshare, lynx and
---prompts are refused. Interrupted, the same command with --out continues behind the last finished case."""
+--prompts are refused. Interrupted, the same command with --out continues after the last finished case."""
 
 _EXAMPLES = """
   sere eval MODEL --table table.safetensors --setting sere:S=2,min_active=32,scale=true --prompts prompts.txt

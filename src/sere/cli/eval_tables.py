@@ -85,8 +85,8 @@ def _remarks(record: Mapping[str, Any]) -> list[str]:
             remarks.append(f"B={case['batch_size']} {case['setting']}: {case['nothing_changed']}")
         if case["setting"] == "off" and case["rows"] < case["batch_size"]:
             remarks.append(
-                f"B={case['batch_size']}: steps had {case['rows']} rows, for there are no more texts; give "
-                f"{case['batch_size']} or more."
+                f"B={case['batch_size']}: steps had {case['rows']} rows, because there are no more texts; "
+                f"give {case['batch_size']} or more."
             )
     return remarks
 

@@ -55,6 +55,7 @@ def add(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Generate and print the completions."""
+    from sere.eval.cases import what_happened
     from sere.integrations.transformers.apply import finished_token
 
     rows = _prompts(args)
@@ -67,15 +68,12 @@ def run(args: argparse.Namespace) -> int:
     prompts = [row.text(tokenizer, generation_prompt=True) for row in rows]
     with _applied(model, setting, similarities, pad) as handle:
         texts = _complete(model, tokenizer, prompts, args.max_new_tokens)
-        layers = [] if handle is None else handle.stats()
-        idle = None if handle is None else handle.why_nothing_changed()
-    from sere.eval.cases import summarise_layers
-
-    value = {
+        happened = {} if handle is None else what_happened(handle)
+    value: dict[str, Any] = {
         "setting": None if setting is None else setting.label,
         "completions": [{"prompt": p, "text": text} for p, text in zip(prompts, texts, strict=True)],
-        "experts": summarise_layers(layers) if layers else None,
-        "nothing_changed": idle,
+        "experts": happened.get("experts"),
+        "nothing_changed": happened.get("nothing_changed"),
     }
     emit(args, value, render)
     return 0
@@ -83,16 +81,14 @@ def run(args: argparse.Namespace) -> int:
 
 def _prompts(args: argparse.Namespace) -> list[Row]:
     """Return the prompts; a conversation becomes a text once there is a tokenizer."""
-    from sere.texts import Row, read_rows
+    from sere.texts import Row, naming, read_rows
 
     if not all(args.prompt):
         raise DataError("--prompt: expected a prompt that is not empty")
     rows = [Row("--prompt", text) for text in args.prompt]
     if args.prompt_file is not None:
-        try:
+        with naming("--prompt-file"):
             found = list(read_rows(Path(args.prompt_file), field=args.field, lines=True))
-        except DataError as error:
-            raise DataError(f"--prompt-file: {str(error).removeprefix('texts: ')}") from error
         if empty := [row.place for row in found if row.content is None]:
             raise DataError(f"--prompt-file: {empty[0]} holds no prompt (null or blank)")
         if not found:

@@ -91,7 +91,7 @@ def load(args: argparse.Namespace) -> tuple[Any, Any]:
         InputError: The checkpoint is missing, incomplete or cannot be loaded.
     """
     path = checkpoint_path(args)
-    tokenizer = tokenizer_of(path, args)  # first, for it is quick to fail
+    tokenizer = tokenizer_of(path, args)  # first, because it is quick to fail
     return load_model(path, args), tokenizer
 
 

@@ -148,6 +148,11 @@ def finished_cases(kept: Checkpoint, plan: Cases) -> list[dict[str, Any]]:
     ]
 
 
+def what_happened(handle: Handle) -> dict[str, Any]:
+    """Return what a record says of a setting that is applied: ``experts`` and ``nothing_changed``."""
+    return {"experts": summarise_layers(handle.stats()), "nothing_changed": handle.why_nothing_changed()}
+
+
 def summarise_layers(stats: Sequence[LayerStats]) -> dict[str, Any]:
     """Return the layers' counts as means over layers, with the layers' own values beside them.
 
@@ -181,7 +186,7 @@ def paused(handle: Handle) -> Iterator[None]:
     try:
         yield
     finally:
-        handle.enabled = True
+        handle.enabled = handle.active
 
 
 def weights_digest(model: Any) -> str:

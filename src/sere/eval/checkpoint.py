@@ -82,7 +82,7 @@ class Checkpoint:
             if self.path is None or not self.cases:
                 return None
             done = f"finished cases: {len(self.cases)} (kept in {self.path})"
-            return f"{done}; the same command goes on behind them"
+            return f"{done}; the same command continues after them"
 
         with going_on(kept):
             yield

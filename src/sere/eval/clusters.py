@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from math import cos, exp, pi, sin, sqrt, tan
-from statistics import NormalDist
 
 from sere.errors import InputError
-from sere.eval.statistics import score_interval
+from sere.eval.statistics import normal_bound, score_interval
 
 # From so many degrees of freedom on, Student's t and the normal distribution agree in four digits.
 _MANY = 10_000
@@ -98,7 +97,7 @@ def share_of_tokens(hits: Sequence[int], tokens: Sequence[int], *, confidence: f
     n = float(sum(tokens))
     if error > 0:
         n = min(n, share * (1 - share) / error**2)
-    z = NormalDist().inv_cdf(0.5 + confidence / 2)
+    z = normal_bound(confidence)
     found = score_interval(share, n * (z / student_t(len(tokens) - 1, confidence)) ** 2, z)
     return Estimate(share, found.low, found.high)
 
@@ -114,7 +113,7 @@ def student_t(freedom: int, confidence: float = 0.95) -> float:
     Source: Abramowitz and Stegun (1964), 26.7.3 and 26.7.4, solved by bisection.
     """
     if freedom > _MANY:
-        return NormalDist().inv_cdf(0.5 + confidence / 2)
+        return normal_bound(confidence)
     low, high = 0.0, pi / 2
     for _ in range(60):
         middle = (low + high) / 2

@@ -1,7 +1,7 @@
 """What re-routing changes in a model's own continuations of a user's prompts: for any model, without answers.
 
 The unmodified model continues each prompt greedily. Then every setting at every batch size is scored on
-these same tokens, one token a row and step: how often it would choose the same token, how far its
+these same tokens, one token per row and step: how often it would choose the same token, how far its
 distribution is from the unmodified model's, and how likely it holds the text to be.
 """
 
@@ -27,9 +27,9 @@ from sere.eval.cases import (
     head_of_model,
     missing,
     paused,
-    summarise_layers,
     texts_digest,
     weights_digest,
+    what_happened,
 )
 from sere.eval.checkpoint import Checkpoint
 from sere.eval.clusters import Estimate, mean_per_token, positive_mean_per_token, share_of_tokens
@@ -236,15 +236,13 @@ def _measure(
         scores = score_texts(
             model, texts, batch_size=batch_size, unmodified=lambda: paused(handle), on_finished=tick
         )
-        nothing_changed = handle.why_nothing_changed()
-        experts = summarise_layers(handle.stats())
+        happened = what_happened(handle)
     return {
         "setting": setting.label,
         "batch_size": batch_size,
         "rows": min(batch_size, len(texts)),
         "loop": "rows" if supports_rows(model) else "generate",
-        "experts": experts,
-        "nothing_changed": nothing_changed,
+        **happened,
         "prompts": {
             "loss": [score.loss for score in scores],
             "kl": [score.kl for score in scores],

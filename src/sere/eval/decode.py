@@ -73,7 +73,7 @@ def decode(
     Raises:
         InputError: A size is not positive or a prompt is empty.
 
-    Source: METHOD.md section 7 (decode rows grouped into steps of B rows).
+    Source: docs/method.md section 5 (decode steps alone are re-routed).
     """
     _check(prompts, batch_size, max_new_tokens)
     B = min(batch_size, len(prompts))

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sere.errors import DataError
-from sere.texts import Row, read_rows
+from sere.texts import Row, naming, read_rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +69,7 @@ def read_prompts(path: str | os.PathLike[str], *, field: str = "prompt") -> tupl
             is given), or there is no prompt.
         MissingDependency: A parquet file needs pyarrow.
     """
-    found, source = _read(Path(path), "prompts", field)
-    return found, source
+    return _read(Path(path), "prompts", field)
 
 
 def read_questions(
@@ -95,15 +94,13 @@ def read_questions(
 
 
 def _read(path: Path, name: str, field: str) -> tuple[list[Row], dict[str, Any]]:
-    try:
+    with naming(name):
         rows = list(read_rows(path, field=field, lines=True))
-    except DataError as error:
-        raise DataError(f"{name}: {str(error).removeprefix('texts: ')}") from error
     found = [_without_answer(row, name) for row in rows if row.content is not None]
     skipped = len(rows) - len(found)
     if not found:
         raise DataError(
-            f"{name}: {path} holds none ({skipped} rows are null or blank); expected at least one"
+            f"{name}: {path} has no {name} ({skipped} rows are null or blank); expected at least one"
         )
     return found, {"file": path.name, "count": len(found), "skipped": skipped}
 

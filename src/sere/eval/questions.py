@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from sere.errors import DataError, InputError, did_you_mean
 from sere.eval.tasks import TASK_NAMES, Question, english, questions
-from sere.texts import Row
+from sere.texts import Row, has_template, naming
 from sere.texts import encode as encode_text
 
 
@@ -82,11 +82,6 @@ def encode(tokenizer: Any, prompts: Sequence[str | Row], *, chat: bool = False) 
     return [_encode(tokenizer, prompt, chat) for prompt in prompts]
 
 
-def has_template(tokenizer: Any) -> bool:
-    """Say whether a tokenizer has a chat template."""
-    return getattr(tokenizer, "chat_template", None) is not None
-
-
 def takes_template(tokenizer: Any, prompts: Sequence[str | Row]) -> bool:
     """Say whether there are texts and a chat template that could make them a user's messages."""
     plain = any(isinstance(one.content if isinstance(one, Row) else one, str) for one in prompts)
@@ -103,10 +98,8 @@ def _encode(tokenizer: Any, prompt: str | Row, chat: bool) -> list[int]:
     row = prompt if isinstance(prompt, Row) else Row(repr(prompt[:40]), prompt)
     if isinstance(row.content, str) and chat and has_template(tokenizer):
         row = replace(row, content=({"role": "user", "content": row.content},))
-    try:
+    with naming("prompts"):
         ids = encode_text(row.text(tokenizer, generation_prompt=True), tokenizer)
-    except DataError as error:
-        raise DataError(f"prompts: {str(error).removeprefix('texts: ')}") from error
     if not ids:
         raise DataError(f"prompts: {row.place} has no tokens; expected at least one")
     return ids

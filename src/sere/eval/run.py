@@ -22,9 +22,9 @@ from sere.eval.cases import (
     head_of_model,
     missing,
     paused,
-    summarise_layers,
     texts_digest,
     weights_digest,
+    what_happened,
 )
 from sere.eval.checkpoint import Checkpoint
 from sere.eval.decode import decode, stop_ids
@@ -167,8 +167,7 @@ class _Run:
                 self.model, self.prompts, batch_size=batch_size, max_new_tokens=plan.max_new_tokens,
                 stop=stop, on_finished=tick,
             )  # fmt: skip
-            nothing_changed = handle.why_nothing_changed()
-            experts = summarise_layers(handle.stats())
+            happened = what_happened(handle)
             text = self._text(batch_size, handle, tick)
         right = mark(self.tokenizer, plan.questions, decoded.tokens)
         return {
@@ -179,8 +178,7 @@ class _Run:
             "steps": len(decoded.step_ms),
             "step_ms_median": round(median(decoded.step_ms), 4) if decoded.step_ms else None,
             "answer_tokens": round(fmean(len(tokens) for tokens in decoded.tokens), 3),
-            "experts": experts,
-            "nothing_changed": nothing_changed,
+            **happened,
             "text": text,
             "right": "".join("01"[answer] for answer in right),
         }

@@ -34,7 +34,12 @@ def wilson(right: int, n: int, *, confidence: float = 0.95) -> Interval:
     """
     if n < 1 or not 0 <= right <= n:
         raise InputError(f"wilson: expected 0 <= right <= n and n >= 1, got right={right}, n={n}")
-    return score_interval(right / n, n, NormalDist().inv_cdf(0.5 + confidence / 2))
+    return score_interval(right / n, n, normal_bound(confidence))
+
+
+def normal_bound(confidence: float) -> float:
+    """Return the bound that the normal distribution stays within with probability ``confidence``."""
+    return NormalDist().inv_cdf(0.5 + confidence / 2)
 
 
 def score_interval(share: float, n: float, z: float) -> Interval:

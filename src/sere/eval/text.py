@@ -91,7 +91,7 @@ def score_texts(
 ) -> list[TextScore]:
     """Read texts in decode steps of ``batch_size`` rows and score each next token.
 
-    One token a row and step, with the model's cache, so that re-routing sees decode batches as it does in
+    One token per row and step, with the model's cache, so that re-routing sees decode batches as it does in
     serving. Where the cache is one of plain full attention, a row whose text has ended is given the next
     text, and the unmodified model's distributions come from prefill. Else a group of texts begins together,
     and a row that has ended is fed its own tokens again, unscored; the group is decoded twice, first by the

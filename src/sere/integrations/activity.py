@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, Self
 
 from sere.config import RerouteConfig
+from sere.reroute import COUNTERS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +38,31 @@ class Activity:
     hook_ran: bool | None = None
     compiled: bool = False
     own_budgets: bool = False
+
+    @classmethod
+    def of(cls, counters: Sequence[Sequence[int]], **seen: Any) -> Self:
+        """Return what the counters of all layers say, with what the host saw.
+
+        Args:
+            counters: By layer, one number per name in ``sere.reroute.COUNTERS``.
+            **seen: The other attributes.
+        """
+        layers = [dict(zip(COUNTERS, sums, strict=True)) for sums in counters]
+        total = {name: sum(layer[name] for layer in layers) for name in COUNTERS}
+        steps = max(1, total["steps"])
+        return cls(
+            layer_steps=max((layer["steps"] for layer in layers), default=0),
+            rerouted=total["moved"],
+            critical=total["critical"],
+            experts_before=total["before"] / steps,
+            experts_after=total["after"] / steps,
+            **seen,
+        )
+
+
+def without_numbers(sentence: str) -> str:
+    """Return a reason without its numbers: with others it is the same reason, and no news."""
+    return re.sub(r"\d+(\.\d+)?", "#", sentence)
 
 
 def why_nothing_changed(
@@ -66,7 +95,8 @@ def _nothing_reached_a_layer(activity: Activity, config: RerouteConfig | None) -
         kind = "call" if config is not None and config.phases == "all" else "decode step"
         return (
             f"{_count(activity.eligible, kind)} ran, but no layer's hook did; the model was compiled before "
-            "re-routing was applied, or other code computes its experts: apply first, then compile"
+            "re-routing was applied, or its experts were replaced or are computed by other code: apply "
+            "first, then compile; apply again after a replacement"
         )
     if not activity.calls and not activity.compiled:
         return "the model was not called while re-routing was on, or not through the object it was applied to"

@@ -1,7 +1,7 @@
 """LYNX: drop the experts that the batch uses least.
 
 Source: "Lynx: Enabling Efficient MoE Inference through Dynamic Batch-Aware Expert Selection",
-arXiv 2411.08982 (later versions of the paper remap instead of dropping); METHOD.md section 6.
+arXiv 2411.08982 (later versions of the paper remap instead of dropping); docs/method.md section 6.
 """
 
 from __future__ import annotations

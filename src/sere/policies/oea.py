@@ -1,6 +1,6 @@
 """OEA, opportunistic expert activation: rows refill from what the others' best experts made active.
 
-Source: "Opportunistic Expert Activation", arXiv 2511.02237; METHOD.md section 6.
+Source: "Opportunistic Expert Activation", arXiv 2511.02237; docs/method.md section 6.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Random re-routing: SERE with the similarities thrown away. The control that similarity must beat.
 
-Source: METHOD.md section 6.
+Source: docs/method.md section 6.
 """
 
 from __future__ import annotations

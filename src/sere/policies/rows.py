@@ -19,7 +19,7 @@ from sere.reroute.checks import check_batch
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """A step's rows and slots, sorted out; METHOD.md section 4, steps 1 and 2.
+    """A step's rows and slots, sorted out; docs/method.md section 4, steps 1 and 2.
 
     Attributes:
         E: Number of experts.
@@ -184,7 +184,7 @@ def finish(step: Choice, new_ids: Tensor, new_weights: Tensor) -> Routing:
     Returns:
         New ids and weights; what came, where no expert runs for a real row.
 
-    Source: METHOD.md section 4, step 8.
+    Source: docs/method.md section 4, step 8.
     """
     rows, ids, weights = step.rows, step.ids, step.weights
     changed = rows.valid & ~rows.protected[:, None]

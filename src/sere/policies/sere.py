@@ -1,6 +1,6 @@
 """SERE: secondary experts are replaced by the most similar expert that the batch needs anyway.
 
-Source: SERE (ICLR 2026, arXiv 2602.07616); METHOD.md section 4.
+Source: SERE (ICLR 2026, arXiv 2602.07616); docs/method.md section 4.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ def why_idle(config: RerouteConfig, layers: Iterable[Shape]) -> str | None:
     With S >= K, or a floor of E, every expert of a layer that occurs is primary, and no other setting undoes
     that.
 
-    Source: METHOD.md section 4, steps 2 to 4.
+    Source: docs/method.md section 4, steps 2 to 4.
     """
     S, floor, shapes = config.select_top_k, config.min_active, list(layers)
     floored = [layer for layer in shapes if floor >= layer.E]
@@ -112,14 +112,15 @@ def why_idle(config: RerouteConfig, layers: Iterable[Shape]) -> str | None:
     if floored:
         E = span(layer.E for layer in floored)
         reasons.append(
-            f"min_active={floor}: nothing will be re-routed{_in(floored, shapes)}, for a layer has E={E} "
-            f"experts and all that occur are primary; use a floor well below {min(x.E for x in floored)}"
+            f"min_active={floor}: nothing will be re-routed{_in(floored, shapes)}, because with {E} experts "
+            f"per layer all that occur are primary; use a floor well below {min(x.E for x in floored)}"
         )
     if kept:
         K = span(layer.K for layer in kept)
         reasons.append(
             f"select_top_k={S}: nothing will be re-routed{_in(kept, shapes)} but rows with a smaller "
-            f"budget of their own, for a row has K={K} slots and all are primary; use S < K"
+            f"budget of their own, because all K={K} slots of a token are kept; use a select_top_k below "
+            f"{min(x.K for x in kept)}"
         )
     return "; ".join(reasons) or None
 
@@ -137,17 +138,17 @@ def why_no_substitute(config: RerouteConfig, layers: Mapping[int, LayerSimilarit
     Above every similarity between two experts, ρ makes each secondary expert critical; experts that are kept
     are all primary.
 
-    Source: METHOD.md section 4, steps 2 and 4.
+    Source: docs/method.md section 4, steps 2 and 4.
     """
     if all(len(config.keep.get(index, ())) >= layer.E for index, layer in layers.items()):
-        return "keep: nothing will be re-routed, for every expert of every layer is kept; keep fewer"
+        return "keep: nothing will be re-routed, because every expert of every layer is kept; keep fewer"
     most = max(_most_similar(layer) for layer in layers.values())
     # In float32, as re-routing compares them.
     if float(torch.tensor(config.threshold, dtype=torch.float64, device="cpu").float()) <= most:
         return None
     return (
-        f"threshold={config.threshold:g}: nothing will be re-routed, for no two experts of the table are "
-        f"more similar than {most:.3f}; use a smaller threshold"
+        f"threshold={config.threshold:g}: nothing will be re-routed, because no two experts of the "
+        f"table are more similar than {most:.3f}; use a smaller threshold"
     )
 
 

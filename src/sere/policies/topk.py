@@ -1,6 +1,6 @@
 """Top-k reduction: drop a row's lighter slots. The plainest way to run fewer experts.
 
-Source: METHOD.md section 6; the baseline "top-k" of SERE (ICLR 2026, arXiv 2602.07616).
+Source: docs/method.md section 6; the baseline "top-k" of SERE (ICLR 2026, arXiv 2602.07616).
 """
 
 from __future__ import annotations

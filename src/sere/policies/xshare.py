@@ -1,6 +1,6 @@
 """XShare: a budget of experts for the batch, filled by summed gate.
 
-Source: "XShare", arXiv 2602.07265; METHOD.md section 6.
+Source: "XShare", arXiv 2602.07265; docs/method.md section 6.
 """
 
 from __future__ import annotations

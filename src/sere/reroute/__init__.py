@@ -1,4 +1,4 @@
-"""Re-routing: tensors in, tensors out (METHOD.md section 4)."""
+"""Re-routing: tensors in, tensors out (docs/method.md section 4)."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def reroute(
         InputError: A shape, dtype or bound is wrong; the text gives what was expected and what came.
         BackendUnavailable: ``backend`` was named and cannot run here; the text says why.
 
-    Source: SERE (ICLR 2026, arXiv 2602.07616); METHOD.md section 4.
+    Source: SERE (ICLR 2026, arXiv 2602.07616); docs/method.md section 4.
     """
     check_tensor("topk_ids", topk_ids)
     layer = similarity if isinstance(similarity, LayerSimilarity) else LayerSimilarity(similarity)

@@ -81,7 +81,7 @@ def fill_up(
         valid: ``[T, K]``, bool: slots that count.
         min_active: Least size of P.
 
-    Source: METHOD.md section 4, step 3.
+    Source: docs/method.md section 4, step 3.
     """
     E = primary.shape[0]
     mass = torch.zeros(E + 1, dtype=torch.int64, device=ids.device)

@@ -69,7 +69,7 @@ def as_budget(row_budget: Tensor | Sequence[int] | None, device: torch.device | 
         # Negative numbers all mean padding, and no row has MOST_INT slots.
         budgets = [max(-1, min(MOST_INT, as_integer(budget))) for budget in row_budget]
     except TypeError as error:
-        raise InputError(f"row_budget: expected integers, one a row; got what is none: {error}") from None
+        raise InputError(f"row_budget: expected one integer per row, got something else: {error}") from None
     # By name: the default device may be another than the host.
     return torch.tensor(budgets, dtype=torch.int32, device=device or "cpu")
 
@@ -115,7 +115,7 @@ def _check_counters(counters: Tensor, ids: Tensor) -> None:
 def _check_budget(budget: Tensor, ids: Tensor) -> None:
     if budget.shape != ids.shape[:1] or budget.dtype not in ID_DTYPES or budget.device != ids.device:
         raise InputError(
-            f"row_budget: expected {ids.shape[0]} integers (int32 or int64) on {ids.device}, one a row, "
+            f"row_budget: expected {ids.shape[0]} integers (int32 or int64) on {ids.device}, one per row, "
             f"got {budget.dtype} of shape {list(budget.shape)} on {budget.device}"
         )
 

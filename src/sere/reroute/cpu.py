@@ -37,7 +37,7 @@ def run(
 ) -> tuple[Tensor, Tensor]:
     """Re-route with a compiled loop; arguments and result as in the reference backend.
 
-    Source: METHOD.md section 4.
+    Source: docs/method.md section 4.
     """
     T, K = topk_ids.shape
     dtype = topk_weights.dtype

@@ -17,7 +17,7 @@ def reroute(
     ids_p, weights_p, new_ids_p, new_weights_p, order_p, count_p, keep_p, scale_p, budget_p, counters_p,
     T, K, E, N, select_top_k, min_active, active_targets, merge, sentinel, given,
 ):  # fmt: skip
-    """Do METHOD.md section 4 for one layer and step; ``given`` has a bit for each optional pointer.
+    """Do docs/method.md section 4 for one layer and step; ``given`` has a bit for each optional pointer.
 
     Returns whether a NaN passed through, whose bits a conversion to another dtype would lose.
     """

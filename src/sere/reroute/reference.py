@@ -36,7 +36,7 @@ def run(
     Returns:
         New ids and weights.
 
-    Source: METHOD.md section 4; the steps below carry its numbers.
+    Source: docs/method.md section 4; the steps below carry its numbers.
     """
     ids: list[Row] = topk_ids.tolist()
     weights: list[list[float]] = topk_weights.double().tolist()

@@ -87,7 +87,7 @@ def prepare_neighbours(
     Raises:
         InputError: ``keep`` names something else than an expert in [0, E).
 
-    Source: METHOD.md section 4, steps 3 and 4.
+    Source: docs/method.md section 4, steps 3 and 4.
     """
     E = layer.E
     similarity = layer.similarity.detach().to("cpu", torch.float32).nan_to_num(nan=_UNKNOWN)

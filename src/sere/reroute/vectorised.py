@@ -24,7 +24,7 @@ def run(
 ) -> tuple[Tensor, Tensor]:
     """Re-route with tensor operations; arguments and result as in the reference backend.
 
-    Source: METHOD.md section 4.
+    Source: docs/method.md section 4.
     """
     ids = topk_ids.long()
     E = neighbours.keep.shape[0]

@@ -36,7 +36,7 @@ class Accumulator(ABC):
         parameters: The metric's parameters, JSON-ready.
         tokens: Tokens taken so far.
 
-    Source: METHOD.md section 3.
+    Source: docs/method.md section 3.
     """
 
     metric: ClassVar[str]

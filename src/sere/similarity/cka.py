@@ -28,7 +28,7 @@ class CKA(Accumulator):
     the window's tokens; ``degree`` and ``offset`` (``polynomial``), of inner products relative to the
     window's mean squared norm.
 
-    Source: METHOD.md section 3; Kornblith et al., ICML 2019 (arXiv 1905.00414).
+    Source: docs/method.md section 3; Kornblith et al., ICML 2019 (arXiv 1905.00414).
     """
 
     metric = "cka"

@@ -26,7 +26,7 @@ class Cosine(Accumulator):
 
     The cosine with a zero row is 0; of an expert whose rows are all zero, no similarity is known (NaN).
 
-    Source: METHOD.md section 3.
+    Source: docs/method.md section 3.
     """
 
     metric = "cosine"
@@ -85,7 +85,7 @@ def weights_similarity(weights: Sequence[Tensor] | Tensor) -> LayerSimilarity:
     Raises:
         InputError: There is no expert, or they differ in size, are not floating-point or not finite.
 
-    Source: METHOD.md section 3, metric ``weights``.
+    Source: docs/method.md section 3, metric ``weights``.
     """
     flat = [expert.detach().reshape(-1) for expert in weights]
     if not flat or len({expert.numel() for expert in flat}) > 1 or flat[0].numel() == 0:

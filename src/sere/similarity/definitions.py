@@ -1,4 +1,4 @@
-"""The metrics as METHOD.md section 3 defines them: plain loops over pairs, for reading and for tests.
+"""The metrics as docs/method.md section 3 defines them: plain loops over pairs, for reading and for tests.
 
 Every function takes all outputs of all experts at once and computes in float64. The accumulators of this
 package compute the same in matrix products and in pieces; the tests hold them to these definitions. A

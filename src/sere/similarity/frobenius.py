@@ -18,7 +18,7 @@ CANCELLATION = 5e-6
 class Frobenius(Accumulator):
     """Accumulates ``D²_ij = Σ_t ||Y_i - Y_j||²``; gives ``1 - D_ij / max(D)``.
 
-    Source: METHOD.md section 3; SERE (arXiv 2602.07616).
+    Source: docs/method.md section 3; SERE (arXiv 2602.07616).
     """
 
     metric = "frobenius"

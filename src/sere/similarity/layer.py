@@ -26,7 +26,7 @@ class LayerSimilarity:
     Raises:
         InputError: A shape, dtype or value is wrong; the text gives what was expected and what came.
 
-    Source: METHOD.md section 3.
+    Source: docs/method.md section 3.
     """
 
     similarity: Tensor

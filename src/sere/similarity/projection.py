@@ -20,7 +20,7 @@ class Projection(Accumulator):
     row is NaN, its scale 1. So is an entry whose p gives nothing on e's tokens, where no α is the best. Slots
     with an id outside [0, E) or weight 0 do not count. The work of an update is ``t·K·E·H`` multiplications.
 
-    Source: METHOD.md section 3.
+    Source: docs/method.md section 3.
     """
 
     metric = "projection"

@@ -43,7 +43,7 @@ class SimilarityTable:
         TableError: There is no layer, layers or their E differ from the identity, or a layer is an identity
             matrix, which is a missing similarity in disguise.
 
-    Source: METHOD.md sections 3 and 5.
+    Source: docs/method.md section 3.
     """
 
     layers: Mapping[int, LayerSimilarity]

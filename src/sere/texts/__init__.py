@@ -1,8 +1,20 @@
 """Texts and conversations from files, data sets, lists and tables, one row at a time."""
 
-from sere.texts.chat import ChatText, encode, render
+from sere.texts.chat import ChatText, encode, has_template, render
 from sere.texts.load import Texts, load_texts, shuffled
-from sere.texts.rows import Row, read_rows
+from sere.texts.rows import Row, naming, read_rows
 from sere.texts.sources import Source
 
-__all__ = ["ChatText", "Row", "Source", "Texts", "encode", "load_texts", "read_rows", "render", "shuffled"]
+__all__ = [
+    "ChatText",
+    "Row",
+    "Source",
+    "Texts",
+    "encode",
+    "has_template",
+    "load_texts",
+    "naming",
+    "read_rows",
+    "render",
+    "shuffled",
+]

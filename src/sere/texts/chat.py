@@ -44,6 +44,11 @@ def says_nothing(messages: Sequence[Message]) -> bool:
     return not any(message["content"].strip() or message.get("tool_calls") for message in messages)
 
 
+def has_template(tokenizer: Any) -> bool:
+    """Whether a tokenizer has a chat template."""
+    return getattr(tokenizer, "chat_template", None) is not None
+
+
 def render(
     messages: Sequence[Message], tokenizer: Any, place: str, *, generation_prompt: bool = False
 ) -> str:
@@ -60,7 +65,7 @@ def render(
         DataError: The template refuses the conversation, for example two messages of one role in a row.
         MissingDependency: The template needs a package that is not installed.
     """
-    if getattr(tokenizer, "chat_template", None) is None:
+    if not has_template(tokenizer):
         parts = [f"{message['role']}: {message['content']}" for message in messages]
         return "\n\n".join([*parts, "assistant:"] if generation_prompt else parts)
     try:
@@ -112,5 +117,5 @@ def _part(part: Any, place: str) -> str:
     text = part.get("text") if isinstance(part, Mapping) else None
     if not isinstance(text, str):
         kind = part.get("type", "unknown") if isinstance(part, Mapping) else type(part).__name__
-        raise DataError(f"texts: {place}: expected text parts alone, got one of type {kind!r}")
+        raise DataError(f"texts: {place}: expected only text parts, got one of type {kind!r}")
     return text

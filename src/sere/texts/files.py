@@ -22,6 +22,7 @@ KINDS = (".txt", ".jsonl", ".json", ".parquet")
 """The kinds of files, as errors name them."""
 
 Places = Iterator[tuple[str, Any]]
+"""Values, each with the place that it comes from in front."""
 
 
 def open_file(path: Path, *, lines: bool, columns: tuple[str, ...] | None) -> Places:
@@ -48,7 +49,7 @@ def open_file(path: Path, *, lines: bool, columns: tuple[str, ...] | None) -> Pl
         found = "".join(path.suffixes[-2:] if packed else path.suffixes[-1:])
         raise DataError(
             f"texts: {path} ends in {found!r}; expected one of {', '.join(KINDS)}, or one of the first three "
-            "with .gz behind it. If it is plain text, copy it to a .txt file"
+            "followed by .gz. Plain text of another name: copy it to a .txt file"
         )
     return reader(path)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -65,6 +66,15 @@ def read_rows(
     columns = None if whole else _names(field)
     places = open_source(source, split=split, lines=lines, columns=columns)
     return (_row(place, value, field) for place, value in places)
+
+
+@contextmanager
+def naming(argument: str) -> Iterator[None]:
+    """Let errors about a source begin with the name of the argument that it was given as, not ``texts``."""
+    try:
+        yield
+    except DataError as error:
+        raise DataError(f"{argument}: {str(error).removeprefix('texts: ')}") from error
 
 
 def _row(place: str, value: Any, name: str) -> Row:

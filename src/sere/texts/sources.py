@@ -5,21 +5,18 @@ from __future__ import annotations
 import inspect
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from sere.errors import DataError, MissingDependency
-from sere.texts.files import KINDS, open_file
+from sere.texts.files import KINDS, Places, open_file
 
 Source = str | os.PathLike[str] | Iterable[Any]
 """A file, a data set's name, or the rows: texts, mappings, conversations, a data frame."""
 
 CONVERSATIONS = ("messages", "conversations", "conversation")
 """Fields that hold a conversation."""
-
-Places = Iterator[tuple[str, Any]]
-"""Values, each behind the place that it comes from."""
 
 # Names that end so are meant as files, and taken for a data set's name only by mistake.
 _FILE_LIKE = (".txt", ".jsonl", ".ndjson", ".json", ".parquet", ".csv", ".tsv", ".md", ".gz", ".zip", ".zst",

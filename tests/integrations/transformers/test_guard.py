@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import ContinuousBatchingConfig, GenerationConfig, PreTrainedModel
 
 import sere.integrations.transformers as integration
 from sere.integrations.transformers.guard import ENOUGH_CALLS, ENOUGH_STEPS
@@ -83,8 +83,10 @@ def test_a_model_that_was_not_called_is_named(
 def test_packed_batches_are_named(model: PreTrainedModel, caplog: pytest.LogCaptureFixture) -> None:
     """``generate_batch`` packs its rows into one, which is left as it is: the first sentence."""
     config = GenerationConfig(max_new_tokens=3, do_sample=False, eos_token_id=2, pad_token_id=0)
+    # By default the cache takes most of the memory there is.
+    small = ContinuousBatchingConfig(num_blocks=16, max_batch_tokens=64)
     with integration.apply(model, random_table(model), select_top_k=1):
-        model.generate_batch([[5, 6, 7], [8, 9]], generation_config=config)
+        model.generate_batch([[5, 6, 7], [8, 9]], generation_config=config, continuous_batching_config=small)
     assert any("no decode step was seen in" in line for line in lines(caplog))
 
 

@@ -232,9 +232,9 @@ def test_budgets_of_the_wrong_length_are_refused(model: PreTrainedModel) -> None
 @pytest.mark.parametrize(
     ("budget", "text"),
     [
-        ([0.5, 1.0], "expected integers, one a row; got what is none: 'float' object"),
-        ([[1, 2]], "expected integers, one a row; got what is none: 'list' object"),
-        ([True, 2], "expected integers, one a row; got what is none: True is no integer"),
+        ([0.5, 1.0], "expected one integer per row, got something else: 'float' object"),
+        ([[1, 2]], "expected one integer per row, got something else: 'list' object"),
+        ([True, 2], "expected one integer per row, got something else: True is no integer"),
         (torch.tensor(3), "expected one integer per row of the batch, got torch.int64 of shape"),
         (torch.ones(3), "expected one integer per row of the batch, got torch.float32 of shape"),
     ],

@@ -199,7 +199,7 @@ def test_new_settings_are_judged_by_themselves(start: Start, caplog: pytest.LogC
     decode(engine)
     live.change(engine.session, {"threshold": 2.0})
     assert len(caplog.messages) == 1
-    assert "threshold=2: nothing will be re-routed, for no two experts" in caplog.messages[0]
+    assert "threshold=2: nothing will be re-routed, because no two experts" in caplog.messages[0]
     engine.decode(*NAMES, steps=FIRST_LOOK + 1)
     assert len(caplog.messages) == 2
     assert "no expert had a similarity of threshold=2" in caplog.messages[1]

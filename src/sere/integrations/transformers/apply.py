@@ -6,11 +6,10 @@ import logging
 import os
 from typing import Any
 
-import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from sere.config import RerouteConfig
+from sere.config import RerouteConfig, as_integer
 from sere.errors import AlreadyApplied, ConfigError, InputError
 from sere.integrations.transformers.compiled import refuse_compiled
 from sere.integrations.transformers.guard import Guard
@@ -23,7 +22,7 @@ from sere.policies.sere import Sere, why_idle, why_no_substitute
 from sere.structure import ExpertsLayer, find_experts, identity_of, is_rerouted, text_config
 from sere.table import SimilarityTable
 from sere.versions import warn_untested
-from sere.wrappers import callers, inner_model
+from sere.wrappers import callers, execution_device, inner_model
 
 logger = logging.getLogger("sere")
 
@@ -40,27 +39,12 @@ def apply(
     """Re-route the decode steps of a Transformers model, until the handle is removed.
 
     A forward pre-hook on each experts module changes expert ids and gate weights on their way in; nothing is
-    patched and nothing is global. It works with every experts implementation, ``generate``, static caches,
-    ``device_map``, adapters and other wrappers, and ``torch.compile`` (apply first, then compile).
+    patched and nothing is global. Prefill is left bit-identical unless ``phases="all"``, and rows that are
+    padding or have finished do not vote. docs/transformers.md says which calls and rows these are, and what
+    works together: ``generate``, static caches, assisted decoding, ``device_map``, adapters and other
+    wrappers, ``torch.compile`` (apply first, then compile), copies, threads.
 
-    *Phases.* A call is a decode step if it has one position per row and a cache that is not empty, or if it
-    checks the drafts of assisted decoding (prompt lookup, a draft model): one row, several positions, and
-    ``logits_to_keep`` equal to their number. These positions are then the step's rows, so the tokens are
-    neither those of the model as it is nor those of plain decoding with re-routing; one warning says so. Any
-    other call is left bit-identical, unless ``phases="all"``: prefill, calls with ``use_cache=False``, and
-    the packed batches of ``generate_batch``. The last chunk of a chunked prefill looks like a decode step if
-    it is one token long.
-
-    *Rows that do not vote.* ``generate`` feeds the pad token to sequences that have finished; such rows count
-    for nothing. It is taken from ``pad_token_id``, else, as ``generate`` does, from the generation config:
-    its pad token, or its first end token if it has none. A row whose column of a two-dimensional attention
-    mask is 0 does not vote either. Not known are finished rows in beam search, where only embeddings are
-    given, and where a ``pad_token_id`` goes to ``generate`` alone: pass it here too, or set
-    ``handle.row_budget`` to -1 for finished rows. A row that is fed the pad token as a word of its text loses
-    its experts' output for that step; ``pad_token_id=-1`` switches the rule off.
-
-    *If nothing changes*, the logger ``sere`` says why, once; see `Handle`. Calls that overlap in two threads
-    raise ``ConcurrentCalls``. A copy of the model is not re-routed.
+    If nothing changes, the logger ``sere`` says why, once; see `Handle`.
 
     Args:
         model: A causal language model of Transformers with experts modules, or a module that holds one; see
@@ -84,7 +68,7 @@ def apply(
         UnsupportedModel: The model has no experts modules that can be re-routed, or the policy needs router
             scores that this model does not show.
 
-    Source: METHOD.md section 4.
+    Source: docs/method.md section 4.
     """
     _check_kinds(model, table, policy, config)
     warn_untested()
@@ -141,7 +125,7 @@ def _hook(
         if (bind := getattr(policy, "bind", None)) is not None:
             bind({layer.index: layer.E for layer in layers})
         for layer in layers:
-            device = _device(layer.module)
+            device = execution_device(layer.module)
             if (plan := getattr(policy, "plan", None)) is not None:
                 # Prepared here, not in the first step: that one may be under a compiler's eyes.
                 plan(layer.index, device)
@@ -237,26 +221,29 @@ def finished_token(model: nn.Module, given: int | None = None) -> int | None:
     Args:
         model: The model, with its generation config.
         given: The token, where the caller knows it; returned as it is.
+
+    Raises:
+        InputError: ``given`` is not an integer.
     """
     if given is not None:
-        return given
+        try:
+            return as_integer(given)
+        except TypeError:
+            raise InputError(f"pad_token_id: expected one token id, or -1 for none, got {given!r}") from None
     generation = getattr(model, "generation_config", None)
-    end = getattr(generation, "eos_token_id", None)
-    pad = getattr(generation, "pad_token_id", None)
     if generation is None:
-        pad = getattr(text_config(model), "pad_token_id", None)
-    elif end is None:
-        return None
-    elif pad is None:
-        pad = end[0] if isinstance(end, list | tuple) else end
-    return None if pad is None else int(pad)
+        return _first_id(getattr(text_config(model), "pad_token_id", None))
+    end = _first_id(getattr(generation, "eos_token_id", None))
+    pad = _first_id(getattr(generation, "pad_token_id", None))
+    return None if end is None else end if pad is None else pad
 
 
-def _device(module: nn.Module) -> torch.device:
-    """Where an experts module runs: its weights' device, or where accelerate moves them for the call."""
-    execution = getattr(getattr(module, "_hf_hook", None), "execution_device", None)
-    device = next(module.parameters()).device if execution is None else torch.device(execution)
-    return torch.device("cpu") if device.type == "meta" else device
+def _first_id(value: Any) -> int | None:
+    """The token id in a config: a number, several (of which the first), or None."""
+    values = value.reshape(-1).tolist() if isinstance(value, Tensor) else value
+    if isinstance(values, list | tuple):
+        values = values[0] if values else None
+    return None if values is None else int(values)
 
 
 def _refuse_sentinel(config: RerouteConfig) -> None:
@@ -279,7 +266,7 @@ def why_slow(model: nn.Module, layers: list[ExpertsLayer]) -> str | None:
     Source: Transformers' ``batched_mm`` copies one expert's weights per token and slot, whichever they are.
     """
     given = getattr(text_config(model), "_experts_implementation", None)
-    on_cpu = all(_device(layer.module).type == "cpu" for layer in layers)
+    on_cpu = all(execution_device(layer.module).type == "cpu" for layer in layers)
     switches = given == "grouped_mm" and not on_cpu
     if given != "batched_mm" and not switches:
         return None

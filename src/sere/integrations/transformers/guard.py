@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from sere.config import RerouteConfig
-from sere.integrations.activity import Activity, why_nothing_changed
+from sere.integrations.activity import Activity, why_nothing_changed, without_numbers
 from sere.policies.base import Policy
 from sere.policies.off import Off
 from sere.reroute import COUNTERS
@@ -21,6 +20,8 @@ logger = logging.getLogger("sere")
 # When to look at the layers' counters in use, once each: that waits for the device.
 ENOUGH_STEPS = 16
 ENOUGH_CALLS = 64
+
+_STEPS = COUNTERS.index("steps")
 
 _VERIFYING = (
     "assisted decoding (prompt lookup, a draft model) checks several tokens of one text in one step, and "
@@ -98,17 +99,10 @@ class Guard:
 
     def activity(self) -> Activity:
         """Return what was seen; the host waits for the device."""
-        layers = [dict(zip(COUNTERS, layer.counters.tolist(), strict=True)) for layer in self.layers]
-        total: dict[str, Any] = {name: sum(layer[name] for layer in layers) for name in COUNTERS}
-        steps = max(1, total["steps"])
-        return Activity(
+        return Activity.of(
+            [layer.counters.tolist() for layer in self.layers],
             calls=self.calls,
             eligible=self.eligible,
-            layer_steps=max((layer["steps"] for layer in layers), default=0),
-            rerouted=total["moved"],
-            critical=total["critical"],
-            experts_before=total["before"] / steps,
-            experts_after=total["after"] / steps,
             hook_ran=self.hook_ran,
             compiled=self.compiled,
             own_budgets=self.own_budgets,
@@ -130,8 +124,21 @@ class Guard:
             # Statistics that were reset after the last call are no sign that there was none.
             return
         if (why := self.why()) is not None:
-            # Without its numbers it is the same sentence.
-            self._say_once(re.sub(r"[\d.]+", "", why), why)
+            self._say_once(without_numbers(why), why)
+        elif (left := self.left_out()) is not None:
+            self._say_once("left out", left)
+
+    def left_out(self) -> str | None:
+        """Return one sentence about layers that no step reached while others were; None if there are none."""
+        steps = {layer.name: int(layer.counters[_STEPS]) for layer in self.layers}
+        names = [name for name, reached in steps.items() if not reached]
+        if not names or len(names) == len(steps):
+            return None
+        return (
+            f"{len(names)} of {len(steps)} layers ({names[0]}{', …' * (len(names) > 1)}) saw none of "
+            f"{max(steps.values())} re-routed steps: their experts were replaced, or are computed past their "
+            "hooks; remove the handle and apply again"
+        )
 
     def _say_once(self, kind: str, text: str) -> None:
         if not self.quiet and kind not in self._said:

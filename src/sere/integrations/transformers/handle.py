@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Self
+from typing import Any, NoReturn, Self
 
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
@@ -43,8 +44,16 @@ class Handle:
         self._guard, self._step, self._hooks = guard, step, hooks
         self.policy, self.config = policy, config
         self.top_k, self.num_experts = guard.top_k, guard.num_experts
+        self._blocks = 0
 
     def __enter__(self) -> Self:
+        """Begin a block, at whose end the hooks are removed; of blocks within blocks the outermost counts.
+
+        Raises:
+            InputError: The handle was removed.
+        """
+        self._refuse_removed()
+        self._blocks += 1
         return self
 
     def __exit__(
@@ -53,8 +62,17 @@ class Handle:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        # An error is news enough.
-        self._remove(say=error is None)
+        self._blocks -= 1
+        if self._blocks == 0:
+            # An error is news enough.
+            self._remove(say=error is None)
+
+    def _refuse_removed(self) -> None:
+        if not self.active:
+            raise InputError(
+                "handle: it was removed (at the end of a with block, or by remove()) and re-routes nothing "
+                "any more; call sere.apply again"
+            )
 
     @property
     def active(self) -> bool:
@@ -98,12 +116,17 @@ class Handle:
         """Whether the next call is re-routed; set it to False to run the model as it was, hooks in place.
 
         Compiled code heeds it, at the price of one more compilation.
+
+        Raises:
+            InputError: On setting it to True once the handle was removed.
         """
         return self._step.enabled
 
     @enabled.setter
     def enabled(self, value: bool) -> None:
-        self._step.enabled = bool(value) and self.active
+        if value:
+            self._refuse_removed()
+        self._step.enabled = bool(value)
 
     @property
     def row_budget(self) -> Tensor | None:
@@ -141,3 +164,20 @@ class Handle:
         self._guard.reset()
         for layer in self._guard.layers:
             layer.counters.zero_()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """Return a removed handle with the same statistics: the copy of a model is not re-routed."""
+        step = copy.copy(self._step)
+        step.enabled = False
+        return type(self)(self._guard, step, [], self.policy, self.config)
+
+    def __reduce__(self) -> NoReturn:
+        """Refuse to be saved: hooks belong to the model in this process.
+
+        Raises:
+            InputError: Always.
+        """
+        raise InputError(
+            "handle: re-routing belongs to the model in this process and cannot be saved or sent to another; "
+            "delete the attribute that holds the handle first, and call sere.apply on the model once loaded"
+        )

@@ -37,8 +37,15 @@ class HookedLayer:
 
     def __init__(self, layer: ExpertsLayer, device: torch.device) -> None:
         self.index, self.name, self.E = layer.index, layer.name, layer.E
-        self.counters = torch.zeros(len(COUNTERS), dtype=torch.int64, device=device)
+        # In inference mode it would be a tensor that can be changed in that mode only.
+        with torch.inference_mode(False):
+            self.counters = torch.zeros(len(COUNTERS), dtype=torch.int64, device=device)
         self.scores: Tensor | None = None
+
+    def move(self, device: torch.device) -> None:
+        """Take the counters to where the layer is now."""
+        with torch.inference_mode(False):
+            self.counters = self.counters.to(device)
 
 
 def hook_calls(modules: list[nn.Module], step: Step, layers: list[HookedLayer]) -> list[RemovableHandle]:
@@ -50,6 +57,7 @@ def hook_calls(modules: list[nn.Module], step: Step, layers: list[HookedLayer]) 
         layers: Whose scores are forgotten after a call.
     """
     handles = []
+    step.modules = modules
     for module in modules:
         begin = _Begin(step, forward_names(type(module)), innermost=module is modules[-1])
         handles.append(module.register_forward_pre_hook(begin, with_kwargs=True))
@@ -109,8 +117,8 @@ class _Begin(_Hook):
         # One line per model, not one per hook.
         self.says = innermost
 
-    def __call__(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self.step.enter(named(self.names, args, kwargs), innermost=self.innermost)
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.step.enter(named(self.names, args, kwargs), module, innermost=self.innermost)
 
 
 class _End(_Hook):
@@ -140,7 +148,7 @@ class _Reroute(_Hook):
             )
         hidden, ids, weights = args
         if layer.counters.device != ids.device:
-            layer.counters = layer.counters.to(ids.device)
+            layer.move(ids.device)
         step.guard.hook_ran = True
         row_budget, num_tokens = step.at(ids.device, ids.shape[0], layer.name)
         routing = self.policy.route(

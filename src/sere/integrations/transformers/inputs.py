@@ -23,6 +23,7 @@ class Call(NamedTuple):
 
     Attributes:
         outer: The call of the module around it, or None.
+        module: The module that is called, where it is known.
         tokens: Token ids ``[B, q]``, or None where the call was given embeddings and nobody knows the ids.
         mask: Attention mask ``[B, L]``, or None.
         cache: What holds the past, or None.
@@ -32,6 +33,7 @@ class Call(NamedTuple):
     """
 
     outer: Call | None
+    module: nn.Module | None = None
     tokens: Tensor | None = None
     mask: Tensor | None = None
     cache: Any = None
@@ -40,23 +42,27 @@ class Call(NamedTuple):
     q: int = 0
 
 
-def read_call(inputs: Mapping[str, Any], outer: Call | None) -> Call:
+def read_call(inputs: Mapping[str, Any], outer: Call | None, module: nn.Module | None = None) -> Call:
     """Return what a call's arguments say; what they leave open is taken from the call around it.
 
     Args:
         inputs: The arguments by name.
         outer: The call within which this one happens, or None.
+        module: The module that is called.
     """
     given = inputs.get("input_ids")
     if given is None:
         given = inputs.get("inputs_embeds")
     if given is None:
         given = _looks_like_input(inputs)
+    if given is not None and given.ndim < 2:
+        # The model says better than we what is wrong with it.
+        given = None
     if outer is None:
         outer_tokens = outer_mask = outer_cache = None
         kept, B, q = 0, 0, 0
     else:
-        _, outer_tokens, outer_mask, outer_cache, kept, B, q = outer
+        _, _, outer_tokens, outer_mask, outer_cache, kept, B, q = outer
     if given is not None:
         if (int(given.shape[0]), int(given.shape[1])) != (B, q):
             outer_tokens = None
@@ -70,6 +76,7 @@ def read_call(inputs: Mapping[str, Any], outer: Call | None) -> Call:
     wanted = inputs.get("logits_to_keep")
     return Call(
         outer=outer,
+        module=module,
         tokens=tokens,
         mask=mask,
         cache=outer_cache if cache is None else cache,

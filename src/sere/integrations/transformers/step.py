@@ -7,12 +7,16 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch._C import _is_tracing
 
 from sere.config import MOST_INT
 from sere.errors import ConcurrentCalls, InputError, UnsupportedModel
 from sere.integrations.transformers.guard import Guard
 from sere.integrations.transformers.inputs import Call, past_length, read_call
+from sere.integrations.transformers.running import is_running
+
+_TAKING_OVER = threading.Lock()
 
 
 class Step:
@@ -20,6 +24,7 @@ class Step:
 
     Attributes:
         guard: Counts the calls.
+        modules: The modules whose calls are entered, the outermost first.
         enabled: Whether calls are re-routed at all; compiled code guards on it, not on hooks.
         call: The innermost call that is under way, or None.
         active: Whether the layers of this call are re-routed.
@@ -32,6 +37,7 @@ class Step:
         self, guard: Guard, *, all_phases: bool, pad_token_id: int | None, default_budget: int
     ) -> None:
         self.guard = guard
+        self.modules: list[nn.Module] = []
         self.all_phases = all_phases
         self.pad_token_id = pad_token_id
         self.default_budget = default_budget
@@ -46,22 +52,27 @@ class Step:
         self._past: Tensor | int = 0
         self._prepared = self._decoding = False
 
-    def enter(self, inputs: Mapping[str, Any], *, innermost: bool = True) -> None:
+    def enter(
+        self, inputs: Mapping[str, Any], module: nn.Module | None = None, *, innermost: bool = True
+    ) -> None:
         """Read the arguments of a call of the model, or of a module inside that takes tokens as well.
 
         Args:
             inputs: The arguments by name.
+            module: The module that is called.
             innermost: Whether the layers come next, and no other module that calls this.
 
         Raises:
             ConcurrentCalls: A call in another thread is under way.
-            InputError: ``row_budget`` has another length than the batch.
+            InputError: ``row_budget`` has another length than the batch, or the call cannot be re-routed
+                because it is traced or computed again in the backward pass.
         """
         self._claim()
+        self._forget_cut_off(module)
         outer = self.call
         self._rest()
-        self.call = Call(outer)
-        self.call = call = read_call(inputs, outer)
+        self.call = Call(outer, module)
+        self.call = call = read_call(inputs, outer, module)
         if not self.enabled:
             return
         past = past_length(call.cache)
@@ -70,6 +81,8 @@ class Step:
         verifying = cached and call.B == 1 and 1 < call.q == call.kept
         decoding = verifying or (cached and call.q == 1)
         self.active = call.q > 0 and (decoding or self.all_phases)
+        if self.active:
+            _refuse_repeats(module)
         self.rows = call.B * call.q
         self._decoding = decoding and not verifying
         # Now, for the layers move the end of the cache.
@@ -137,12 +150,31 @@ class Step:
         if torch.compiler.is_compiling():
             return
         me = threading.get_ident()
-        if self._thread.setdefault("of the call", me) != me:
+        owner = self._thread.setdefault("of the call", me)
+        if owner != me and not is_running(self.modules, owner):
+            with _TAKING_OVER:
+                if self._thread.get("of the call") == owner:
+                    # Ctrl-C ended that call, after which PyTorch runs no hooks.
+                    self._thread["of the call"] = me
+                    self.call = None
+            owner = self._thread.setdefault("of the call", me)
+        if owner != me:
             raise ConcurrentCalls(
                 "the model was called in a second thread while a call in another one is under way: "
                 "re-routing keeps the rows of one step at a time. Call the model in one thread at a time (a "
                 "lock around each call will do), or give each thread a model of its own"
             )
+
+    def _forget_cut_off(self, module: nn.Module | None) -> None:
+        """Forget calls that Ctrl-C ended, after which PyTorch runs no hooks."""
+        if torch.compiler.is_compiling():
+            return
+        me, call = threading.get_ident(), self.call
+        while call is not None and call.module is not None:
+            # No module calls itself.
+            if call.module is module or not is_running([call.module], me):
+                self.call = call.outer
+            call = call.outer
 
     def _prepare(self) -> None:
         """Work out the rows of this call, once for all layers."""
@@ -184,6 +216,27 @@ class Step:
         if device is not None and budget.device != device:
             self.row_budget = budget = budget.to(device, non_blocking=True)
         return budget
+
+
+def _refuse_repeats(module: nn.Module | None) -> None:
+    """Refuse a call whose layers would run once more, later, where it is not known what they are part of."""
+    if torch.compiler.is_compiling():
+        return
+    if _is_tracing():
+        raise InputError(
+            "model: torch.jit.trace would keep this batch's choice of experts for every batch; trace the "
+            "model without re-routing, or use torch.compile"
+        )
+    if torch.is_grad_enabled() and module is not None and any(map(_computed_twice, module.modules())):
+        raise InputError(
+            "model: with gradient checkpointing the backward pass computes the layers again, without "
+            "re-routing, so that the gradients would be those of other experts; call "
+            "model.gradient_checkpointing_disable(), or set handle.enabled = False while training"
+        )
+
+
+def _computed_twice(module: nn.Module) -> bool:
+    return module.training and getattr(module, "gradient_checkpointing", False) is True
 
 
 def _columns(mask: Tensor, past: Tensor | int, q: int) -> Tensor:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
+from sere.integrations.activity import without_numbers
 from sere.integrations.vllm import stats
 from sere.integrations.vllm.reasons import why_engine_changed_nothing
 from sere.reroute.types import COUNTERS
@@ -68,8 +68,7 @@ class Guard:
         if sentence is None:
             self._done = any(layer["counters"][_MOVED] for layer in counted["layers"])
             return
-        # The same reason at other numbers is no news.
-        reason = re.sub(r"\d+(\.\d+)?", "#", sentence)
+        reason = without_numbers(sentence)
         if reason not in self._said:
             self._said.add(reason)
             logger.warning("sere: %s", sentence)

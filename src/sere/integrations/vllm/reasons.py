@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from statistics import fmean
 from typing import Any
 
 from sere.config import RerouteConfig
 from sere.integrations.activity import Activity, why_nothing_changed
 from sere.integrations.vllm.requests import COUNT_ONLY_S
 from sere.reroute.types import COUNTERS
+
+_STEPS = COUNTERS.index("steps")
 
 
 def why_engine_changed_nothing(counted: Mapping[str, Any]) -> str | None:
@@ -29,13 +30,13 @@ def why_engine_changed_nothing(counted: Mapping[str, Any]) -> str | None:
         return None
     if not steps["rerouted"]:
         return _no_row(counted, config)
-    counters = [dict(zip(COUNTERS, layer["counters"], strict=True)) for layer in layers]
-    idle = [layer["name"] for layer, sums in zip(layers, counters, strict=True) if not sums["steps"]]
+    idle = [layer["name"] for layer in layers if not layer["counters"][_STEPS]]
     if idle:
         return _idle_layers(steps["rerouted"], idle, len(layers))
     # A request may have brought a smaller or larger S of its own.
     config = dataclasses.replace(config, select_top_k=steps["least_budget"] or config.select_top_k)
-    return _explain(counted, config, _activity(seen, steps["rerouted"], counters))
+    counters = [layer["counters"] for layer in layers]
+    return _explain(counted, config, Activity.of(counters, calls=seen, eligible=steps["rerouted"]))
 
 
 def _no_row(counted: Mapping[str, Any], config: RerouteConfig) -> str | None:
@@ -51,7 +52,7 @@ def _no_row(counted: Mapping[str, Any], config: RerouteConfig) -> str | None:
             f"nothing was re-routed: in {steps['unknown']} steps the device dropped drafted tokens, so that "
             "it was not known which rows belong to which request; start without adaptive verification"
         )
-    return _explain(counted, config, _activity(steps["prompts"], 0, ()))
+    return _explain(counted, config, Activity.of((), calls=steps["prompts"], eligible=0))
 
 
 def _idle_layers(steps: int, idle: Sequence[str], layers: int) -> str:
@@ -59,23 +60,6 @@ def _idle_layers(steps: int, idle: Sequence[str], layers: int) -> str:
     return (
         f"nothing was re-routed{where}: {steps} decode steps ran, but the hooks did not, because vLLM does "
         f"not ask the routers ({idle[0]} the first); please report this with the engine's settings"
-    )
-
-
-def _activity(calls: int, eligible: int, counters: Sequence[Mapping[str, int]]) -> Activity:
-    """Return what was seen, all layers together."""
-
-    def mean(name: str) -> float:
-        return fmean(sums[name] / max(1, sums["steps"]) for sums in counters) if counters else 0.0
-
-    return Activity(
-        calls=calls,
-        eligible=eligible,
-        layer_steps=max((sums["steps"] for sums in counters), default=0),
-        rerouted=sum(sums["moved"] for sums in counters),
-        critical=sum(sums["critical"] for sums in counters),
-        experts_before=mean("before"),
-        experts_after=mean("after"),
     )
 
 

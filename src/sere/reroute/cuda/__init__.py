@@ -1,4 +1,4 @@
-"""The ``cuda`` backend: METHOD.md section 4 as one kernel launch, compiled at first use.
+"""The ``cuda`` backend: docs/method.md section 4 as one kernel launch, compiled at first use.
 
 ``docs/kernel.md`` explains the kernel. Nothing here imports cuda-core before a tensor is on a GPU.
 """

@@ -36,7 +36,7 @@ def run(
         InputError: A graph is being captured, and ``num_tokens`` is not on the device of the ids.
         BackendUnavailable: A graph is being captured, and nothing has run on this device before.
 
-    Source: METHOD.md section 4.
+    Source: docs/method.md section 4.
     """
     T, K = topk_ids.shape
     reason = too_large(T, K, neighbours.keep.shape[0])

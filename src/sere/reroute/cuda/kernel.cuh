@@ -1,4 +1,4 @@
-// METHOD.md section 4 in one launch: the body that every entry shares.
+// docs/method.md section 4 in one launch: the body that every entry shares.
 
 #include "phases.cuh"
 

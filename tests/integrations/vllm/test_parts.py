@@ -108,7 +108,7 @@ def test_wrong_key_of_a_tier() -> None:
         ({"seree": "fast"}, False), ({"serve": None}, False), ({"other": "off"}, False), (None, False),
     ],
 )  # fmt: skip
-def test_misspelt_tier(extra: Any, refused: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_misspelled_tier(extra: Any, refused: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """A tier under a name like "sere", which nothing would read, is refused; what others send is not."""
     monkeypatch.setattr(frontend, "_refusal", lambda: ConfigError)
     if refused:
@@ -167,10 +167,10 @@ def test_other_kernels_get_distinct_rows(kernel: str | None) -> None:
 @pytest.mark.parametrize(
     ("kernel", "options", "text"),
     [
-        ("OAITritonExperts", {"merge": "none"}, "the expert kernel OAITritonExperts is not known to bear"),
+        ("OAITritonExperts", {"merge": "none"}, "the expert kernel OAITritonExperts is not known to handle"),
         (None, {"merge": "same"}, "merge='same': the expert kernel in use is not known"),
-        ("CPUUnquantizedExperts", {"merge": "sentinel", "sentinel": -1}, "is not known to bear such ids"),
-        ("DeepGemmExperts", {"merge": "sentinel", "sentinel": 7}, "is not known to bear such ids"),
+        ("CPUUnquantizedExperts", {"merge": "sentinel", "sentinel": -1}, "is not known to handle such ids"),
+        ("DeepGemmExperts", {"merge": "sentinel", "sentinel": 7}, "is not known to handle such ids"),
     ],
 )  # fmt: skip
 def test_refused_merge(kernel: str | None, options: dict[str, Any], text: str) -> None:
@@ -364,7 +364,7 @@ def test_true_is_no_settings() -> None:
 
 
 def test_unknown_option_of_the_plug_in() -> None:
-    """A misspelt name is refused with the nearest of all names, the plug-in's own among them."""
+    """A misspelled name is refused with the nearest of all names, the plug-in's own among them."""
     with pytest.raises(ConfigError, match="unknown setting 'log_second'; did you mean 'log_seconds'"):
         Options.from_mapping({"select_top_k": 2, "log_second": 3})
 

@@ -37,6 +37,16 @@ def test_evaluating_ones_own_model_with_prompts(
     assert sere["agreement"]["high"] < 1
 
 
+def test_prompts_in_a_table_of_commas(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its lines are no prompts: they hold a header, commas and quotes."""
+    model = save_checkpoint(tmp_path)
+    (tmp_path / "prompts.csv").write_text("id,prompt\n1,Why\n")
+    assert (
+        main(["eval", str(model), "--setting", "topk:S=1", "--prompts", str(tmp_path / "prompts.csv")]) == 2
+    )
+    assert "prompts.csv ends in '.csv'; expected one of .txt, .jsonl" in capsys.readouterr().err
+
+
 def test_evaluating_ones_own_model_with_questions(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -16,6 +16,7 @@ from sere.errors import DataError, MissingDependency
 # shuffled and never has to be in memory whole.
 _PIECE = 16_384
 _LINES = (".jsonl", ".ndjson")
+_COLUMNS = (".csv", ".tsv")  # not read: a line of them is no text
 
 KINDS = (".txt", ".jsonl", ".json", ".parquet")
 """The kinds of files, as errors name them."""
@@ -41,7 +42,7 @@ def open_file(path: Path, *, lines: bool, columns: tuple[str, ...] | None) -> Pl
     suffix = next(iter(suffixes[-2:-1] if packed else suffixes[-1:]), "")
     if suffix == ".parquet" and not packed:
         return _parquet(path, columns)
-    if lines and suffix not in (".json", *_LINES):
+    if lines and suffix not in (".json", *_LINES, *_COLUMNS):
         return _prompts(path)
     reader = _READERS.get(suffix)
     if reader is None:

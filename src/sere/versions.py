@@ -12,10 +12,10 @@ from sere.provenance import installed_version
 
 logger = logging.getLogger("sere")
 
-# Oldest and newest minor release that the tests ran with. `.ci/run` runs both ends of Transformers, and the
-# newest PyTorch; 2.9 and 2.11 were run by hand.
+# Oldest and newest minor release that the tests ran with. `.ci/run` runs both ends of Transformers with
+# PyTorch 2.13; PyTorch 2.9, 2.11 and 2.15 were run by hand.
 TESTED: Mapping[str, tuple[str, str]] = MappingProxyType(
-    {"transformers": ("5.17", "5.24"), "torch": ("2.9", "2.13")}
+    {"transformers": ("5.17", "5.24"), "torch": ("2.9", "2.15")}
 )
 NAMES: Mapping[str, str] = MappingProxyType({"transformers": "Transformers", "torch": "PyTorch"})
 

@@ -177,13 +177,13 @@ def _by_pairs(Y: Tensor, compare: Callable[[Tensor, Tensor], Tensor], diagonal: 
 
 
 def _cka_linear(a: Tensor, b: Tensor) -> Tensor:
-    first, second = ([_centred_kernel(part) for part in torch.split(rows, WINDOW)] for rows in (a, b))
+    first, second = ([_centered_kernel(part) for part in torch.split(rows, WINDOW)] for rows in (a, b))
     return (_hsic(first, second) / (_hsic(first, first) * _hsic(second, second)).sqrt()).clamp(0, 1)
 
 
-def _centred_kernel(rows: Tensor) -> Tensor:
-    centred = rows - rows.mean(dim=0)
-    return centred @ centred.T
+def _centered_kernel(rows: Tensor) -> Tensor:
+    centered = rows - rows.mean(dim=0)
+    return centered @ centered.T
 
 
 def _hsic(first: list[Tensor], second: list[Tensor]) -> Tensor:

@@ -28,7 +28,7 @@ def test_round_trip_through_json_and_file(tmp_path: Path) -> None:
     assert RerouteConfig.from_file(path) == config
 
 
-def test_keep_is_normalised() -> None:
+def test_keep_is_normalized() -> None:
     """Layers become integers, ids sorted and unique, and nothing can be changed afterwards."""
     config = RerouteConfig(select_top_k=1, keep={"3": [5, 1, 5]})  # type: ignore[dict-item]
     assert dict(config.keep) == {3: (1, 5)}

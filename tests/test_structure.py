@@ -54,8 +54,8 @@ REFUSED = {
 }
 
 
-def modelling_paths() -> Iterator[Any]:
-    """Modelling modules of Transformers with a class that takes ids and weights, or that is refused."""
+def modeling_paths() -> Iterator[Any]:
+    """Modeling modules of Transformers with a class that takes ids and weights, or that is refused."""
     for path in sorted(MODELS.glob("*/modeling_*.py")):
         name = path.parent.name
         if name in REFUSED or re.search(
@@ -85,7 +85,7 @@ def build_on_meta(name: str, kind: type[PreTrainedModel]) -> PreTrainedModel:
         return kind(config)
 
 
-@pytest.mark.parametrize("path", list(modelling_paths()))
+@pytest.mark.parametrize("path", list(modeling_paths()))
 def test_every_moe_model_class_is_found_or_refused_by_name(path: Path) -> None:
     """Each experts module outside the vision towers is found, with its E; the others have a reason."""
     name = path.parent.name
@@ -111,7 +111,7 @@ def test_every_moe_model_class_is_found_or_refused_by_name(path: Path) -> None:
 
 def test_the_walk_covers_the_classes_that_take_routing() -> None:
     """At least the 57 modules with the three-argument contract of Transformers 5.23 are walked."""
-    assert len(list(modelling_paths())) >= 57 + len(REFUSED)
+    assert len(list(modeling_paths())) >= 57 + len(REFUSED)
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -199,7 +199,7 @@ def test_two_language_models_in_one_are_refused() -> None:
 
 
 def test_identity_is_that_of_the_architecture() -> None:
-    """Dtype, quantisation and vocabulary do not change the digest; another E, K or width does."""
+    """Dtype, quantization and vocabulary do not change the digest; another E, K or width does."""
     base = identify(tiny_model("qwen3_moe"))
     same = tiny_model("qwen3_moe", vocab_size=128).to(torch.bfloat16)
     same.config.quantization_config = {"quant_method": "fp8"}

@@ -36,7 +36,7 @@ class RerouteConfig:
         keep: Experts that are never replaced: ``{layer index: expert ids}``.
         targets: Replace by the most similar ``"primary"`` expert (the paper) or ``"active"`` one.
         use_scale: Multiply the weight of a re-routed slot by the table's ``scale``.
-        merge: What to do with an expert that occurs twice in a row.
+        merge: What to do with an expert that a row holds twice.
         sentinel: The id that freed slots get with ``merge="sentinel"``.
         phases: Re-route ``"decode"`` steps only, or prefill as well (``"all"``).
         backend: Which implementation of the operation; ``"auto"`` chooses by device.
@@ -71,7 +71,7 @@ class RerouteConfig:
         check_sentinel(self.merge, self.sentinel)
         if self.table is not None and not isinstance(self.table, str | os.PathLike):
             raise ConfigError(f"table: expected a path, got {self.table!r}")
-        object.__setattr__(self, "keep", _normalised_keep(self.keep))
+        object.__setattr__(self, "keep", _normalized_keep(self.keep))
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> Self:
@@ -170,7 +170,7 @@ def _check_choice(name: str, value: object, valid: tuple[str, ...]) -> None:
         raise ConfigError(f"{name}: got {value!r}{did_you_mean(str(value), valid)}")
 
 
-def _normalised_keep(keep: object) -> Mapping[int, tuple[int, ...]]:
+def _normalized_keep(keep: object) -> Mapping[int, tuple[int, ...]]:
     if not isinstance(keep, Mapping):
         raise ConfigError(f"keep: expected {{layer index: [expert ids]}}, got {keep!r}")
     result: dict[int, tuple[int, ...]] = {}

@@ -106,7 +106,7 @@ def identify(model: nn.Module) -> ModelIdentity:
         model: As for `find_experts`. It may be on the meta device.
 
     Returns:
-        The identity that a table carries; equal for quantised copies and other library releases.
+        The identity that a table carries; equal for quantized copies and other library releases.
 
     Raises:
         UnsupportedModel: As `find_experts`.
@@ -169,7 +169,7 @@ def _count_experts(module: nn.Module) -> int | None:
         lists.append(len(module))
     if lists and max(lists) > 1:
         return max(lists)
-    # Weights of all experts in one flat matrix (DBRX), or packed by quantisation.
+    # Weights of all experts in one flat matrix (DBRX), or packed by quantization.
     named = first_of(module, _EXPERTS_NAMES)
     return int(named) if isinstance(named, int) and next(module.parameters(), None) is not None else None
 

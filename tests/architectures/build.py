@@ -25,7 +25,7 @@ _TOWERS = re.compile("vision|audio|encoder|sam_|code2wav|code_predictor")
 
 
 def folders() -> list[str]:
-    """Name the folders of ``transformers.models`` whose modelling code defines experts; imports nothing."""
+    """Name the folders of ``transformers.models`` whose modeling code defines experts; imports nothing."""
     files = sorted(MODELS.glob("*/modeling_*.py"))
     found = {path.parent.name for path in files if _EXPERTS.search(path.read_text(encoding="utf-8"))}
     return sorted(found)

@@ -293,13 +293,13 @@ def test_incomplete_and_damaged_checkpoints_are_refused(tmp_path: Path) -> None:
         calibrate_checkpoint(path, TEXTS, tokenizer=char_tokenizer(), **OPTIONS)
 
 
-def test_quantised_checkpoint_is_refused(tmp_path: Path) -> None:
-    """A quantised checkpoint is refused with the way out."""
+def test_quantized_checkpoint_is_refused(tmp_path: Path) -> None:
+    """A quantized checkpoint is refused with the way out."""
     path = save_tiny(tmp_path, "qwen3_moe")
     config = json.loads((path / "config.json").read_text(encoding="utf-8"))
     config["quantization_config"] = {"quant_method": "fp8"}
     (path / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    with pytest.raises(UnsupportedModel, match="calibrate the checkpoint from before quantisation"):
+    with pytest.raises(UnsupportedModel, match="calibrate the checkpoint from before quantization"):
         calibrate_checkpoint(path, TEXTS, tokenizer=char_tokenizer(), **OPTIONS)
 
 

@@ -11,7 +11,7 @@ from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 from sere.errors import DataError
 from sere.eval.cases import paused
-from sere.eval.text import PREFIX, Text, passages, score_texts, summarise
+from sere.eval.text import PREFIX, Text, passages, score_texts, summarize
 from sere.integrations.transformers import apply
 from sere.integrations.transformers.inputs import cache_argument, find_cache
 from sere.policies.topk import TopK
@@ -51,7 +51,7 @@ def plain(model: Any, texts: list[list[int]]) -> tuple[float, int]:
 def test_unmodified_perplexity_equals_that_of_forward_passes(model: Any, batch_size: int) -> None:
     """Reading token by token in steps of B rows gives a plain pass's perplexity, and no divergence."""
     read = texts(20)
-    score = summarise(score_texts(model, passages(read), batch_size=batch_size))
+    score = summarize(score_texts(model, passages(read), batch_size=batch_size))
     perplexity, count = plain(model, read)
     assert score["tokens"] == count
     assert score["perplexity"] == pytest.approx(perplexity, rel=1e-4)
@@ -67,7 +67,7 @@ def test_divergence_counts_what_decode_steps_change(model: Any) -> None:
         return (hidden, ids, weights / 2 if len(hidden) == 3 else weights)
 
     hooks = [layer.mlp.experts.register_forward_pre_hook(halve) for layer in model.model.layers]
-    score = summarise(score_texts(model, passages(read), batch_size=3))
+    score = summarize(score_texts(model, passages(read), batch_size=3))
     for hook in hooks:
         hook.remove()
     expected = 0.0

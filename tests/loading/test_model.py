@@ -1,4 +1,4 @@
-"""Load a checkpoint's model whole: damaged files beside the weights, packages, quantisation, noise."""
+"""Load a checkpoint's model whole: damaged files beside the weights, packages, quantization, noise."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_a_damaged_generation_config_is_refused(tmp_path: Path, content: str, te
         load_model(path)
 
 
-def test_a_quantised_checkpoint_whose_package_is_missing_names_it(
+def test_a_quantized_checkpoint_whose_package_is_missing_names_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The error says which package Transformers asks for."""
@@ -49,7 +49,7 @@ def test_a_quantised_checkpoint_whose_package_is_missing_names_it(
 
 
 @pytest.mark.parametrize("method", ["fp8", "bitsandbytes", "compressed-tensors", "nonsense", None])
-def test_quantisation_that_cannot_run_here_is_an_error_of_ours(tmp_path: Path, method: str | None) -> None:
+def test_quantization_that_cannot_run_here_is_an_error_of_ours(tmp_path: Path, method: str | None) -> None:
     """Without the package or the device, or with a method that nobody knows: never a traceback."""
     path = saved(tmp_path)
     change_json(path / "config.json", quantization_config={"quant_method": method, "load_in_4bit": True})
@@ -68,11 +68,11 @@ def _fp8(tensors: Tensors) -> Tensors:
     return packed
 
 
-def test_a_quantised_checkpoint_is_checked_too(tmp_path: Path) -> None:
+def test_a_quantized_checkpoint_is_checked_too(tmp_path: Path) -> None:
     """A whole one is loaded, its scales are nothing unexpected; one with experts missing is refused."""
     path = change_weights(saved(tmp_path), _fp8)
-    quantised = {"quant_method": "fp8", "weight_block_size": [128, 128], "dequantize": True}
-    change_json(path / "config.json", quantization_config=quantised)
+    quantized = {"quant_method": "fp8", "weight_block_size": [128, 128], "dequantize": True}
+    change_json(path / "config.json", quantization_config=quantized)
     expected = tiny_model("qwen3_moe").model.layers[1].mlp.experts.down_proj
     assert torch.equal(load_model(path).model.layers[1].mlp.experts.down_proj, _rounded(expected))
     with pytest.raises(InputError, match=r"2 weights of the model are not in it: .*layers\.1\.mlp\.exp"):

@@ -89,7 +89,7 @@ def test_nan_in_one_row_changes_no_other(rival: Rival) -> None:
     assert bool(results[0].weights[1].isnan().all())
 
 
-def test_infinite_weights_are_not_renormalised() -> None:
+def test_infinite_weights_are_not_renormalized() -> None:
     """The sum of a row with an infinite weight is no number to divide by."""
     result = route(TopK(1), 4, torch.tensor([[0, 1], [2, 3]]), torch.tensor([[0.5, INF], [0.5, 0.25]]))
     assert result.ids.tolist() == [[1, 1], [2, 2]]

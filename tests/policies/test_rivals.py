@@ -14,7 +14,7 @@ from sere.policies.rows import Rival
 from sere.reroute import COUNTERS, Routing, reroute
 
 E, K = 6, 3
-# Three rows, weights of a softmax router without normalisation. By weight: row 0 wants 0, 1, 2; row 1 wants
+# Three rows, weights of a softmax router without normalization. By weight: row 0 wants 0, 1, 2; row 1 wants
 # 3, 1, 0; row 2 wants 0, 4, 5.
 PROBABILITIES = torch.tensor(
     [
@@ -72,7 +72,7 @@ def test_topk_ranks_by_weight_in_any_slot_order() -> None:
 
 
 def test_oea_refills_from_what_is_active() -> None:
-    """S=1 makes {0, 3} active: each row keeps its top and takes the other, renormalised to its old sum."""
+    """S=1 makes {0, 3} active: each row keeps its top and takes the other, renormalized to its old sum."""
     result = run(Oea(1))
     assert result.ids.tolist() == [[0, 3, 0], [3, 3, 0], [0, 3, 0]]
     assert dense(result, 0) == pytest.approx([0.40 * 0.85 / 0.45, 0, 0, 0.05 * 0.85 / 0.45, 0, 0])
@@ -169,7 +169,7 @@ NAMES = [f"{r.name}-{i}" for i, r in enumerate(RIVALS)]
 
 @st.composite
 def steps(draw: st.DrawFn) -> tuple[Tensor, Tensor, Tensor, int]:
-    """A router's choice over up to 9 experts: ids, weights (normalised or not, slots shuffled) and logits."""
+    """A router's choice over up to 9 experts: ids, weights (normalized or not, slots shuffled) and logits."""
     experts = draw(st.integers(2, 9))
     k = draw(st.integers(1, min(4, experts)))
     rows = draw(st.integers(1, 6))
@@ -315,11 +315,11 @@ def test_nothing_real_changes_nothing(rival: Rival) -> None:
 
 @pytest.mark.parametrize("probabilities", [False, True], ids=["logits", "probabilities"])
 @pytest.mark.parametrize("gate", [torch.sigmoid, lambda x: x.softmax(1)], ids=["sigmoid", "softmax"])
-@pytest.mark.parametrize("scale", [None, 2.5], ids=["normalised", "scaled"])
+@pytest.mark.parametrize("scale", [None, 2.5], ids=["normalized", "scaled"])
 def test_refilled_weights_are_those_of_the_router(
     probabilities: bool, gate: object, scale: float | None
 ) -> None:
-    """Softmax or sigmoid, logits or probabilities, normalised or scaled: gates are the router's."""
+    """Softmax or sigmoid, logits or probabilities, normalized or scaled: gates are the router's."""
     torch.manual_seed(3)
     logits = torch.randn(4, 8, dtype=torch.float64)
     scores = gate(logits)  # type: ignore[operator]

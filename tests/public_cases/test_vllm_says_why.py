@@ -60,7 +60,7 @@ def test_serving_with_a_threshold_of_two(caplog: pytest.LogCaptureFixture) -> No
 
 @pytest.mark.parametrize("additional", [{"seree": {"select_top_k": 2}}, {"select_top_k": 2}, {"sere": None}])
 def test_settings_under_a_wrong_name(additional: dict[str, Any]) -> None:
-    """A misspelt key, none at all, or null."""
+    """A misspelled key, none at all, or null."""
     assert "this engine will not re-route" in str(misplaced(SimpleNamespace(additional_config=additional)))
 
 

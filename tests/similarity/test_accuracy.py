@@ -111,7 +111,7 @@ def test_a_silent_expert_has_no_known_cosine() -> None:
 @pytest.mark.parametrize("kernel", ["linear", "rbf", "polynomial"])
 @pytest.mark.parametrize("tokens", [16, 21], ids=["whole windows", "a rest of 5"])
 def test_of_constant_outputs_cka_knows_nothing(kernel: str, tokens: int) -> None:
-    """An expert that answers the tokens of a window alike has no centred kernel, whatever rounding leaves."""
+    """An expert that answers a window's tokens alike has no centered kernel, whatever rounding leaves."""
     Y = torch.randn(3, tokens, 8)
     for window in range(0, tokens, 8):
         Y[1, window : window + 8] = torch.rand(8)

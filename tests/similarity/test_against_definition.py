@@ -167,8 +167,8 @@ def test_merging_unfinished_cka_streams_counts_each_rest_as_a_window() -> None:
     # With zero rows up to a full window, a linear kernel would differ: so the parts are summed by hand.
     hsic = torch.zeros(3, 3, dtype=torch.float64)
     for window in (a[:, :8], a[:, 8:], b[:, :8], b[:, 8:]):
-        centred = window - window.mean(dim=1, keepdim=True)
-        kernels = (centred @ centred.transpose(1, 2)).flatten(1)
+        centered = window - window.mean(dim=1, keepdim=True)
+        kernels = (centered @ centered.transpose(1, 2)).flatten(1)
         hsic += kernels @ kernels.T
     norms = hsic.diagonal().sqrt()
     expected = hsic / norms[:, None] / norms

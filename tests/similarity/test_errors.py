@@ -175,7 +175,7 @@ def test_impossible_accumulators_are_refused() -> None:
         ([], "all of one size, got sizes []"),
         (
             [torch.ones(3, dtype=torch.int8)] * 2,
-            "expected floating-point tensors; dequantise the experts first",
+            "expected floating-point tensors; dequantize the experts first",
         ),
         ([torch.ones(3), torch.tensor([1, torch.nan, 1])], "got NaN or infinity from experts [1]"),
     ],

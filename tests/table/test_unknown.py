@@ -153,7 +153,7 @@ def test_a_layer_of_one_expert_is_shown(tmp_path: Path, capsys: pytest.CaptureFi
 
 
 def test_pictures_leave_what_is_not_known_out(tmp_path: Path) -> None:
-    """All is drawn without a warning: grey in the maps, no share of the spread, critical from ρ = 0 on."""
+    """All is drawn without a warning: gray in the maps, no share of the spread, critical from ρ = 0 on."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         plot.plot(projected(lacking(0, 4), lacking(0, 1, 2, 3, 4)), tmp_path / "t.png")

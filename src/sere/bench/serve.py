@@ -16,7 +16,7 @@ from sere.bench.plan import EnginePlan, bytes_read, refuse_controls
 from sere.bench.routing import Tape, record_routing, replayed, timed_routing, untouched
 from sere.bench.timing import Times, spread, turns
 from sere.errors import InputError
-from sere.eval.cases import summarise_layers
+from sere.eval.cases import summarize_layers
 from sere.eval.engines import Start, counted_changes, live_changes, routed
 from sere.eval.settings import Setting
 from sere.integrations.vllm import configure, read_stats
@@ -174,7 +174,7 @@ class _Engine:
             read_stats(llm, reset=True)
             run_block(llm, prompts, plan.steps)
             stats = read_stats(llm, reset=True)
-        experts = summarise_layers(stats.layers)
+        experts = summarize_layers(stats.layers)
         layers = experts.pop("layers")
         cost = None
         if len(spent) > self.calls and variant.setting.kind != "off":

@@ -230,7 +230,7 @@ def calibrate_checkpoint(
     Raises:
         ConfigError: A setting or metric is wrong or unknown.
         DataError: The texts are missing, unreadable or too few.
-        UnsupportedModel: As for `calibrate`; or the checkpoint is quantised, or its decoder layers hand
+        UnsupportedModel: As for `calibrate`; or the checkpoint is quantized, or its decoder layers hand
             more to each other than hidden states.
         InputError: The checkpoint is missing, damaged or incomplete, or ``work_dir`` belongs to another run.
     """

@@ -20,7 +20,7 @@ logger = logging.getLogger("sere")
 _Ids: TypeAlias = np.ndarray[Any, np.dtype[np.int64]]
 # Above this share of unknown tokens the tokenizer hardly knows the texts.
 _MANY_UNKNOWN = 0.5
-# A long document is tokenised piece by piece, so that no more is tokenised than is used.
+# A long document is tokenized piece by piece, so that no more is tokenized than is used.
 _PIECE = 65_536
 
 
@@ -61,7 +61,7 @@ class Tokens:
 
 
 def pack(documents: Iterable[str], tokenizer: Any, *, max_tokens: int, seq_len: int) -> Tokens:
-    """Tokenise documents until there are enough tokens, and pack them.
+    """Tokenize documents until there are enough tokens, and pack them.
 
     Args:
         documents: Texts; read no further than needed.
@@ -82,7 +82,7 @@ def pack(documents: Iterable[str], tokenizer: Any, *, max_tokens: int, seq_len: 
     total = used = 0
     for document in documents:
         used += 1
-        for block in _tokenise(document, tokenizer):
+        for block in _tokenize(document, tokenizer):
             blocks.append(block)
             total += len(block)
             if total >= max_tokens:
@@ -100,7 +100,7 @@ def pack(documents: Iterable[str], tokenizer: Any, *, max_tokens: int, seq_len: 
     return Tokens(torch.from_numpy(ids), seq_len, tokenizer)
 
 
-def _tokenise(document: str, tokenizer: Any) -> Iterator[_Ids]:
+def _tokenize(document: str, tokenizer: Any) -> Iterator[_Ids]:
     eos = getattr(tokenizer, "eos_token_id", None)
     last: int | None = None
     chat = isinstance(document, ChatText)

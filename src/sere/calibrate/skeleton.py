@@ -34,7 +34,7 @@ class Skeleton:
 
     Raises:
         InputError: The folder is not a complete checkpoint.
-        UnsupportedModel: The checkpoint is quantised, has no experts modules, or has them outside one
+        UnsupportedModel: The checkpoint is quantized, has no experts modules, or has them outside one
             list of decoder layers.
     """
 
@@ -167,8 +167,8 @@ def _empty_model(
     config = load_config(checkpoint.path, trust_remote_code=trusted)
     if getattr(config, "quantization_config", None) is not None:
         raise UnsupportedModel(
-            f"{checkpoint.path}: quantised weights cannot be read layer by layer; calibrate the checkpoint "
-            "from before quantisation (its table fits this model too)"
+            f"{checkpoint.path}: quantized weights cannot be read layer by layer; calibrate the checkpoint "
+            "from before quantization (its table fits this model too)"
         )
     if dtype is None and choose_class(config)[1].dtype is None:
         dtype = checkpoint.first_dtype()

@@ -25,7 +25,7 @@ def stacked_weights_similarity(layer: ExpertsLayer) -> LayerSimilarity:
     Raises:
         InputError: Weights are NaN or infinite, or no two experts have anything in common.
         UnsupportedModel: No parameter of the module belongs to one expert each, or they are packed by
-            quantisation.
+            quantization.
 
     Source: docs/method.md section 3, metric ``weights``.
     """
@@ -67,7 +67,7 @@ def _parts(layer: ExpertsLayer) -> Iterator[tuple[int, Tensor]]:
     for name, parameter in layer.module.named_parameters():
         if not parameter.is_floating_point():
             raise UnsupportedModel(
-                f"{layer.name}.{name}: quantised to {parameter.dtype}; load the model without quantisation"
+                f"{layer.name}.{name}: quantized to {parameter.dtype}; load the model without quantization"
             )
         own = re.search(r"(?:^|\.)(\d+)\.", name)
         if own is not None and int(own.group(1)) < layer.E:

@@ -25,7 +25,7 @@ def check_complete(files: WeightFiles, model: Any) -> frozenset[str]:
 
     Args:
         files: The checkpoint's safetensors files.
-        model: The model on the meta device, not quantised; its parameters are replaced by others there.
+        model: The model on the meta device, not quantized; its parameters are replaced by others there.
 
     Returns:
         The names of tensors that the model has no use for.

@@ -46,7 +46,7 @@ def empty_model(folder: Path, *, dtype: torch.dtype | None = None, trust_remote_
 def check_weights(folder: Path, *, trust_remote_code: bool = False) -> frozenset[str] | None:
     """Refuse a checkpoint that does not hold all weights of its model, without reading them.
 
-    Not looked at are weights that are quantised, not safetensors, or of a model that Transformers lacks.
+    Not looked at are weights that are quantized, not safetensors, or of a model that Transformers lacks.
 
     Args:
         folder: The checkpoint folder.
@@ -101,7 +101,7 @@ def load_model(
             model, report = kind.from_pretrained(
                 folder, config=own, trust_remote_code=trust_remote_code and is_auto(kind), **options
             )
-    except Exception as error:  # Transformers, its quantisers and torch raise errors of every kind here
+    except Exception as error:  # Transformers, its quantizers and torch raise errors of every kind here
         raise _refusal(folder, "cannot be loaded", error) from error
     refuse_incomplete(
         folder,

@@ -53,7 +53,7 @@ def check_cases(plan: Cases) -> None:
         raise InputError(f"evaluate: expected batch sizes of at least 1, got {list(plan.batch_sizes)}")
 
 
-def head_of_model(model: Any, plan: Cases, table: SimilarityTable | None) -> dict[str, Any]:
+def _head_of_model(model: Any, plan: Cases, table: SimilarityTable | None) -> dict[str, Any]:
     """Return what identifies a run on a model of Transformers.
 
     Raises:
@@ -133,6 +133,19 @@ def checkpoint_of(
     return Checkpoint(path, key | {"weights": weights, "versions": head["provenance"]["versions"]})
 
 
+def open_run(
+    model: Any, plan: Cases, table: SimilarityTable | None, path: str | os.PathLike[str] | None
+) -> tuple[dict[str, Any], Checkpoint]:
+    """Return what identifies a run on a model of Transformers, and its finished cases.
+
+    Raises:
+        TableMismatch: The table belongs to another model.
+        UnsupportedModel: The model has no experts modules.
+    """
+    head = _head_of_model(model, plan, table)
+    return head, checkpoint_of(head, path, weights=weights_digest(model))
+
+
 def missing(kept: Checkpoint, plan: Cases, settings: Sequence[Setting]) -> list[tuple[Setting, int]]:
     """Return the cases of some of the plan's settings that are still to be measured, by batch size."""
     cases = [(setting, batch_size) for batch_size in plan.batch_sizes for setting in settings]
@@ -150,10 +163,10 @@ def finished_cases(kept: Checkpoint, plan: Cases) -> list[dict[str, Any]]:
 
 def what_happened(handle: Handle) -> dict[str, Any]:
     """Return what a record says of a setting that is applied: ``experts`` and ``nothing_changed``."""
-    return {"experts": summarise_layers(handle.stats()), "nothing_changed": handle.why_nothing_changed()}
+    return {"experts": summarize_layers(handle.stats()), "nothing_changed": handle.why_nothing_changed()}
 
 
-def summarise_layers(stats: Sequence[LayerStats]) -> dict[str, Any]:
+def summarize_layers(stats: Sequence[LayerStats]) -> dict[str, Any]:
     """Return the layers' counts as means over layers, with the layers' own values beside them.
 
     Args:

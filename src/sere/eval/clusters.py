@@ -26,7 +26,7 @@ class Estimate:
 def mean_per_token(totals: Sequence[float], tokens: Sequence[int], *, confidence: float = 0.95) -> Estimate:
     """Return the mean of a value per token, with an interval by the variance between prompts.
 
-    The ratio of two sums over prompts, its variance linearised (the prompts being the sample) and Student's t
+    The ratio of two sums over prompts, its variance linearized (the prompts being the sample) and Student's t
     with one degree of freedom less than there are prompts.
 
     Args:

@@ -22,13 +22,11 @@ from sere.eval.cases import (
     Progress,
     case_name,
     check_cases,
-    checkpoint_of,
     finished_cases,
-    head_of_model,
     missing,
+    open_run,
     paused,
     texts_digest,
-    weights_digest,
     what_happened,
 )
 from sere.eval.checkpoint import Checkpoint
@@ -92,8 +90,8 @@ class PromptPlan:
             "intervals": {
                 "unit": "prompt",
                 "agreement": "Wilson at the effective number of tokens (Korn and Graubard 1998)",
-                "kl": "Student's t on a log scale, linearised variance between prompts",
-                "perplexity": "Student's t on the mean loss, linearised variance between prompts",
+                "kl": "Student's t on a log scale, linearized variance between prompts",
+                "perplexity": "Student's t on the mean loss, linearized variance between prompts",
             },
         }
 
@@ -136,8 +134,7 @@ def evaluate_prompts(
     check_settings(plan.settings, table)
     used = plan.chat_template and takes_template(tokenizer, plan.prompts)
     plan = replace(plan, chat_template=used)
-    head = head_of_model(model, plan, table)
-    kept = checkpoint_of(head, checkpoint, weights=weights_digest(model))
+    head, kept = open_run(model, plan, table, checkpoint)
     prompts = encode(tokenizer, plan.prompts, chat=plan.chat_template)
     check_prompts(prompts, plan.max_new_tokens, tokenizer, model)
     with kept.going_on():

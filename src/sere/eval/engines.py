@@ -81,7 +81,7 @@ def routed(llm: Any, setting: Setting, *, seed: int = 0) -> Iterator[None]:
         seed: Of ``random``, unless the setting has its own.
 
     Raises:
-        UnsupportedEngine: The expert kernel is not known to bear an expert twice in a row.
+        UnsupportedEngine: The expert kernel is not known to handle duplicate ids in a row.
     """
     configure(llm, **counted_changes(setting))
     if setting.needs_table:
@@ -91,8 +91,8 @@ def routed(llm: Any, setting: Setting, *, seed: int = 0) -> Iterator[None]:
     layers = list(session.layers.values())
     if setting.kind != "off" and session.kernel not in BEARS_DUPLICATES:
         raise UnsupportedEngine(
-            f"setting {setting.label}: the expert kernel {session.kernel or 'in use'} is not known to bear "
-            "an expert twice in a row; evaluate it with --engine transformers"
+            f"setting {setting.label}: the expert kernel {session.kernel or 'in use'} is not known to "
+            "handle duplicate ids within one token's top-k; evaluate it with --engine transformers"
         )
     policy = make_rival(setting, seed=seed)
     policy.bind({layer.index: layer.E for layer in layers})

@@ -17,13 +17,11 @@ from sere.eval.cases import (
     Progress,
     case_name,
     check_cases,
-    checkpoint_of,
     finished_cases,
-    head_of_model,
     missing,
+    open_run,
     paused,
     texts_digest,
-    weights_digest,
     what_happened,
 )
 from sere.eval.checkpoint import Checkpoint
@@ -33,7 +31,7 @@ from sere.eval.questions import Asked, encode, mark, takes_template
 from sere.eval.rows import supports_rows
 from sere.eval.settings import Setting
 from sere.eval.statistics import paired_difference, wilson
-from sere.eval.text import passages, score_texts, summarise
+from sere.eval.text import passages, score_texts, summarize
 
 if TYPE_CHECKING:
     from sere.integrations.transformers import Handle
@@ -124,8 +122,7 @@ def evaluate(
     """
     check_settings(plan.settings, table)
     plan = for_tokenizer(plan, tokenizer)
-    head = head_of_model(model, plan, table)
-    kept = checkpoint_of(head, checkpoint, weights=weights_digest(model))
+    head, kept = open_run(model, plan, table, checkpoint)
     prompts = encode(tokenizer, [question.prompt for question in plan.questions], chat=plan.chat_template)
     check_prompts(prompts, plan.max_new_tokens, tokenizer, model)
     run = _Run(model, tokenizer, plan, prompts, table, progress)
@@ -190,7 +187,7 @@ class _Run:
         scores = score_texts(
             self.model, texts, batch_size=batch_size, unmodified=lambda: paused(handle), on_finished=tick
         )
-        return summarise(scores)
+        return summarize(scores)
 
 
 def completed(head: Mapping[str, Any], kept: Checkpoint, plan: Plan) -> dict[str, Any]:

@@ -69,7 +69,7 @@ def passages(encoded: Sequence[Sequence[int]]) -> list[Text]:
     return [Text(passage, PREFIX) for passage in encoded]
 
 
-def summarise(scores: Sequence[TextScore]) -> dict[str, Any]:
+def summarize(scores: Sequence[TextScore]) -> dict[str, Any]:
     """Return perplexity, divergence per token in nats, and number of tokens over all texts."""
     tokens = sum(score.tokens for score in scores)
     loss = sum(score.loss for score in scores) / tokens

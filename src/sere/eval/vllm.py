@@ -15,7 +15,7 @@ from sere.eval.cases import (
     checkpoint_of,
     head_of,
     missing,
-    summarise_layers,
+    summarize_layers,
 )
 from sere.eval.engines import Start, by_engine, check_settings, routed
 from sere.eval.questions import encode, mark
@@ -63,7 +63,7 @@ def evaluate_engine(
     Raises:
         ConfigError: No engine can run one of the settings.
         UnsupportedEngine: A control's rows may hold an expert twice, and the expert kernel is not known to
-            bear that.
+            handle that.
     """
     check_settings(plan.settings)
     plan = for_tokenizer(plan, tokenizer)
@@ -114,7 +114,7 @@ class _Run:
             "steps": layers[0].steps,
             "step_ms_median": None,
             "answer_tokens": round(fmean(len(answer) for answer in tokens), 3),
-            "experts": summarise_layers(layers),
+            "experts": summarize_layers(layers),
             "nothing_changed": stats.nothing_changed,
             "text": None,
             "right": "".join("01"[answer] for answer in right),

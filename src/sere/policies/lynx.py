@@ -20,7 +20,7 @@ from sere.reroute import Routing
 class Lynx(Rival):
     """Drop a share of the batch's experts, those in the fewest slots; choose again inside the rest.
 
-    Ties drop the higher id. Each row takes its best K of the rest, and its weights are renormalised to
+    Ties drop the higher id. Each row takes its best K of the rest, and its weights are renormalized to
     their old sum. Experts of protected rows are never dropped, and one expert always stays.
 
     Args:

@@ -15,7 +15,7 @@ from sere.reroute import Routing
 class Oea(SlotRival):
     """Keep each row's ``select_top_k`` heaviest slots; refill up to K from the experts so made active.
 
-    Each row refills in its own router's order, and its weights are renormalised to their old sum.
+    Each row refills in its own router's order, and its weights are renormalized to their old sum.
 
     Args:
         select_top_k: Slots per row that are kept, at least 1; the paper's k0.

@@ -155,10 +155,10 @@ def heaviest(step: Choice, select_top_k: int) -> Tensor:
     return step.rows.valid & (step.rows.ranks < budget)
 
 
-def renormalised(new: Tensor, old: Tensor, valid: Tensor) -> Tensor:
+def renormalized(new: Tensor, old: Tensor, valid: Tensor) -> Tensor:
     """Scale each row's valid weights so that they sum to what the row's valid weights summed to.
 
-    Rows of a router that normalises keep the sum 1, rows of one that does not keep theirs. Where one of the
+    Rows of a router that normalizes keep the sum 1, rows of one that does not keep theirs. Where one of the
     two sums is 0, or is not finite, the weights are left as they are.
 
     Args:
@@ -209,7 +209,7 @@ def refill(step: Choice, gates: Tensor, allowed: Tensor) -> Routing:
     A slot whose expert is allowed keeps it: the row's own choice is the best of all experts, so it is
     the best of fewer. The other slots take the row's best allowed experts that it does not
     have, by gate; where there is none, the row's heaviest kept expert with weight 0, which reads nothing
-    new. Where all gates of what a row ends with are 0, they count alike. Weights are renormalised to the
+    new. Where all gates of what a row ends with are 0, they count alike. Weights are renormalized to the
     row's old sum.
 
     Args:
@@ -236,7 +236,7 @@ def refill(step: Choice, gates: Tensor, allowed: Tensor) -> Routing:
     new_weights = torch.where(found, best.gather(1, place), torch.where(needs, 0.0, weights.double()))
     some = (rows.valid & (new_weights != 0)).any(dim=1, keepdim=True)
     new_weights = torch.where(found & ~some, 1.0, new_weights)
-    new_weights = renormalised(new_weights, weights, rows.valid)
+    new_weights = renormalized(new_weights, weights, rows.valid)
     return finish(step, new_ids, new_weights)
 
 

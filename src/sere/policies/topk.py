@@ -9,14 +9,14 @@ from typing import ClassVar
 
 import torch
 
-from sere.policies.rows import Choice, SlotRival, finish, heaviest, renormalised
+from sere.policies.rows import Choice, SlotRival, finish, heaviest, renormalized
 from sere.reroute import Routing
 
 
 class TopK(SlotRival):
     """Keep the ``select_top_k`` heaviest slots of each row; the others get the row's heaviest id, weight 0.
 
-    The kept weights are renormalised to the row's old sum.
+    The kept weights are renormalized to the row's old sum.
 
     Args:
         select_top_k: Slots per row that are kept, at least 1.
@@ -33,5 +33,5 @@ class TopK(SlotRival):
         kept = heaviest(step, self.select_top_k)
         slot = torch.where(rows.valid, rows.ranks, rows.ranks.shape[1]).argmin(dim=1, keepdim=True)
         new_ids = torch.where(kept, step.ids, step.ids.gather(1, slot)).long()
-        new_weights = renormalised(torch.where(kept, step.weights.double(), 0.0), step.weights, rows.valid)
+        new_weights = renormalized(torch.where(kept, step.weights.double(), 0.0), step.weights, rows.valid)
         return finish(step, new_ids, new_weights)

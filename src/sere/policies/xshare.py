@@ -19,7 +19,7 @@ from sere.reroute.batch import mass_units
 class XShare(Rival):
     """Keep each row's top expert, add experts by summed gate up to ``budget``, choose again inside them.
 
-    Each row takes its best K of them, and its weights are renormalised to their old sum. Rows' top experts
+    Each row takes its best K of them, and its weights are renormalized to their old sum. Rows' top experts
     are kept even where they alone exceed the budget. Gates are summed as integers (times 2^24, like masses),
     so that the order of addition cannot change the result; ties go to the lower id.
 

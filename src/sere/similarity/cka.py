@@ -1,4 +1,4 @@
-"""Centred kernel alignment: whether two experts see the same likenesses between tokens."""
+"""Centered kernel alignment: whether two experts see the same likenesses between tokens."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ KernelName = Literal["linear", "rbf", "polynomial"]
 
 
 class CKA(Accumulator):
-    """Accumulates ``HSIC_ij``, the inner products of experts' centred kernels, over windows of tokens.
+    """Accumulates ``HSIC_ij``, the inner products of experts' centered kernels, over windows of tokens.
 
     Kernels are taken on windows of ``window`` consecutive tokens, whatever the sizes of the updates; tokens
     of an unfinished window wait in a buffer. What an accumulator was fed is one stream: its last window may
     be shorter (of at least two tokens), and merging joins streams at window boundaries. Of an expert whose
-    centred kernels all vanish (outputs that are the same for all tokens of a window) no similarity is known:
+    centered kernels all vanish (outputs that are the same for all tokens of a window) no similarity is known:
     NaN.
 
     Parameters of the kernels: ``bandwidth`` (``rbf``), relative to the root of the mean squared distance of
@@ -107,14 +107,14 @@ class CKA(Accumulator):
         return {"hsic": self._sums["hsic"] + self._finite(self._hsic(self._waiting[:, : self._filled]))}
 
     def _hsic(self, window: Tensor) -> Tensor:
-        """Return the inner products of the centred kernels of a window ``[E, w, H]``; ``[E, E]``, float64."""
+        """Return the inner products of centered kernels of a window ``[E, w, H]``; ``[E, E]``, float64."""
         E, w, H = window.shape
         some = blocks(E, w * H, cached_elements(window.device))
-        flat = torch.cat([self._centred_kernels(window[part]).flatten(1) for part in some])
+        flat = torch.cat([self._centered_kernels(window[part]).flatten(1) for part in some])
         return gram(flat)
 
-    def _centred_kernels(self, window: Tensor) -> Tensor:
-        """Return the centred kernels of some experts' outputs ``[e, w, H]``; ``[e, w, w]``, float64."""
+    def _centered_kernels(self, window: Tensor) -> Tensor:
+        """Return the centered kernels of some experts' outputs ``[e, w, H]``; ``[e, w, w]``, float64."""
         kernels = KERNELS[self._kernel](window.to(self._dtype), **self._kernel_parameters)
         kernels -= kernels.mean(dim=2, keepdim=True)
         kernels -= kernels.mean(dim=1, keepdim=True)
@@ -138,9 +138,9 @@ def _inner(x: Tensor, y: Tensor) -> Tensor:
 
 
 def _linear(Y: Tensor) -> Tensor:
-    # Centring the tokens first changes the centred kernel in nothing but its rounding.
-    centred = Y - Y.mean(dim=1, keepdim=True)
-    return _inner(centred, centred)
+    # Centring the tokens first changes the centered kernel in nothing but its rounding.
+    centered = Y - Y.mean(dim=1, keepdim=True)
+    return _inner(centered, centered)
 
 
 def _rbf(Y: Tensor, *, bandwidth: float) -> Tensor:
@@ -156,9 +156,9 @@ def _rbf(Y: Tensor, *, bandwidth: float) -> Tensor:
 def _polynomial(Y: Tensor, *, degree: int, offset: float) -> Tensor:
     # ⟨x+m, y+m⟩ by parts: what tokens have in common must not drown their differences.
     mean = Y.mean(dim=1, keepdim=True)
-    centred = Y - mean
-    cross = _inner(centred, mean)
-    inner = _inner(centred, centred) + cross + cross.transpose(1, 2) + _inner(mean, mean)
+    centered = Y - mean
+    cross = _inner(centered, mean)
+    inner = _inner(centered, centered) + cross + cross.transpose(1, 2) + _inner(mean, mean)
     scale = inner.diagonal(dim1=1, dim2=2).mean(dim=1)
     return (inner / scale.masked_fill(scale == 0, 1)[:, None, None] + offset) ** degree
 

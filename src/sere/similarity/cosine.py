@@ -22,7 +22,7 @@ from sere.similarity.layer import LayerSimilarity
 
 
 class Cosine(Accumulator):
-    """Accumulates the Gram matrix of row-normalised outputs; gives ``(1 + mean cos) / 2``.
+    """Accumulates the Gram matrix of row-normalized outputs; gives ``(1 + mean cos) / 2``.
 
     The cosine with a zero row is 0; of an expert whose rows are all zero, no similarity is known (NaN).
 
@@ -94,7 +94,7 @@ def weights_similarity(weights: Sequence[Tensor] | Tensor) -> LayerSimilarity:
             f"weights: expected one non-empty tensor an expert, all of one size, got sizes {sizes}"
         )
     if not all(expert.is_floating_point() for expert in flat):
-        raise InputError("weights: expected floating-point tensors; dequantise the experts first")
+        raise InputError("weights: expected floating-point tensors; dequantize the experts first")
     products, step = zeros(len(flat)), max(1, SLICE_ELEMENTS // len(flat))
     for start in range(0, flat[0].numel(), step):
         block = torch.stack([expert[start : start + step].float() for expert in flat])

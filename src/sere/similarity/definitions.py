@@ -58,10 +58,10 @@ def cosine(outputs: Tensor) -> Tensor:
 
 
 def cka(outputs: Tensor, *, window: int, kernel: Kernel) -> Tensor:
-    """Return the centred kernel alignment, its HSIC summed over windows of tokens, clamped to [0, 1].
+    """Return the centered kernel alignment, its HSIC summed over windows of tokens, clamped to [0, 1].
 
     ``HSIC_ij = Σ_windows trace(C k(Y_i) C k(Y_j))``, ``C = I - 1/w``; the result is
-    ``HSIC_ij / sqrt(HSIC_ii HSIC_jj)``, and NaN for an expert whose centred kernels vanish: its rows are the
+    ``HSIC_ij / sqrt(HSIC_ii HSIC_jj)``, and NaN for an expert whose centered kernels vanish: its rows are the
     same within each window.
 
     Args:
@@ -76,7 +76,7 @@ def cka(outputs: Tensor, *, window: int, kernel: Kernel) -> Tensor:
     E, T, _ = Y.shape
     hsic = torch.zeros(E, E, dtype=torch.float64, device="cpu")
     for start in range(0, T, window):
-        kernels = [_centred(Y[e, start : start + window], kernel) for e in range(E)]
+        kernels = [_centered(Y[e, start : start + window], kernel) for e in range(E)]
         for i in range(E):
             for j in range(E):
                 hsic[i, j] += torch.trace(kernels[i] @ kernels[j])
@@ -168,7 +168,7 @@ def _cosine(a: Tensor, b: Tensor) -> float:
     return float(a @ b) / norm if norm > 0 else 0.0
 
 
-def _centred(rows: Tensor, kernel: Kernel) -> Tensor:
+def _centered(rows: Tensor, kernel: Kernel) -> Tensor:
     w = rows.shape[0]
     if bool((rows == rows[0]).all()):
         return rows.new_zeros(w, w)

@@ -53,7 +53,7 @@ def squared_distances(rows: Tensor, dtype: torch.dtype, *, split: bool = True) -
     Returns:
         ``[E, E]``, float64, on the CPU; at least 0, symmetric, diagonal 0.
     """
-    products = _centred_gram(rows, dtype)
+    products = _centered_gram(rows, dtype)
     norms = products.diagonal()
     squared = (norms[:, None] + norms[None, :] - products - products.T).clamp_(min=0).fill_diagonal_(0)
     close = _cancelled(squared, norms, 2 * torch.finfo(dtype).eps)
@@ -66,14 +66,14 @@ def squared_distances(rows: Tensor, dtype: torch.dtype, *, split: bool = True) -
     return squared
 
 
-def _centred_gram(rows: Tensor, dtype: torch.dtype) -> Tensor:
+def _centered_gram(rows: Tensor, dtype: torch.dtype) -> Tensor:
     """Return the inner products of the rows less their mean row, ``[E, E]``, float64, on the CPU."""
     E, n = rows.shape
     total = torch.zeros(E, E, dtype=torch.float64, device="cpu" if rows.device.type == "mps" else rows.device)
     for part in blocks(n, E, cached_elements(rows.device)):
         block = rows[:, part].to(dtype)
-        centred = block - block.mean(dim=0)
-        total += gram(centred).to(total.device, torch.float64)
+        centered = block - block.mean(dim=0)
+        total += gram(centered).to(total.device, torch.float64)
     return total.cpu()
 
 

@@ -62,7 +62,7 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
             ),
             Metric(
                 "cka",
-                "centred kernel alignment (kernel= linear, rbf, polynomial)",
+                "centered kernel alignment (kernel= linear, rbf, polynomial)",
                 CKA,
                 _CKA_DEFAULTS,
                 unknown=_SAME,

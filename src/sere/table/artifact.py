@@ -193,7 +193,7 @@ def _say_other_name(table_name: str, model_name: str) -> None:
     """Log, once, that names differ: what is compared otherwise is the architecture."""
     logger.warning(
         "sere: the table was calibrated on %r, the model is %r, of the same architecture: right if the "
-        "weights are the same, renamed or quantised, and wrong for any others",
+        "weights are the same, renamed or quantized, and wrong for any others",
         table_name,
         model_name,
     )

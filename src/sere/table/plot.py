@@ -127,7 +127,7 @@ def _draw_maps(figure: Any, table: SimilarityTable, shown: list[int], rows: int,
         axis.set_xticks([])
         axis.set_yticks([])
     known = not any(bool(table.layers[index].similarity.isnan().any()) for index in shown)
-    note = "" if known else "; grey: not known"
+    note = "" if known else "; gray: not known"
     figure.supxlabel(f"replaced by expert p (alike experts side by side{note})", fontsize=9)
     figure.supylabel("expert e", fontsize=9)
     assert image is not None  # a table has at least one layer

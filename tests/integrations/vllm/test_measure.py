@@ -124,7 +124,7 @@ def test_bench_of_controls(tmp_path: Path) -> None:
 
 
 def test_bench_refuses_an_option_that_vllm_lacks(capsys: pytest.CaptureFixture[str]) -> None:
-    """A misspelt option of vLLM is one line, before an engine starts."""
+    """A misspelled option of vLLM is one line, before an engine starts."""
     assert main(["bench", "serve", "--preset", "tiny", "--engine-option", "max-num-sequences=3"]) == 2
     assert "has no engine option 'max_num_sequences'" in capsys.readouterr().err.splitlines()[-1]
 

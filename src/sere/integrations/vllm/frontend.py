@@ -76,7 +76,7 @@ def check_tier(extra_args: Any) -> None:
     """Refuse a request's value as vLLM refuses its own: the API answers with 400, other requests go on.
 
     Raises:
-        ConfigError: The value is no tier, or a tier stands under a misspelt name, where nothing would read
+        ConfigError: The value is no tier, or a tier stands under a misspelled name, where nothing would read
             it; the error is also vLLM's ``VLLMValidationError``.
     """
     try:

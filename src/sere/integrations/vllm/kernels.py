@@ -1,4 +1,4 @@
-"""What each expert kernel bears: two slots of a row with one expert, or freed slots of id -1."""
+"""What each expert kernel supports: two slots of a row with one expert, or freed slots of id -1."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sere.errors import ConfigError, UnsupportedEngine
 # Kernels that treat each slot by itself, so that a row may hold an expert twice. The CPU kernel was run;
 # the others were read. Not among them on purpose: triton_kernels (OAITriton*), which counts a row's
 # experts in a bit set, FlashInfer TRT-LLM, which keeps one slot per row and expert, and all that could
-# not be determined (FlashInfer CUTLASS, AITER, the quantised CPU kernels).
+# not be determined (FlashInfer CUTLASS, AITER, the quantized CPU kernels).
 BEARS_DUPLICATES = frozenset(
     {
         # The three after the first (AMX, NEON, VSX) are subclasses with other tile sizes and the same call.
@@ -31,9 +31,9 @@ _REASON = "sere needs a decomposed backend: it changes the routing between the r
 
 
 def fit_to_kernel(config: RerouteConfig, kernel: str | None, *, K: int, merge_given: bool) -> RerouteConfig:
-    """Return the settings with the ``merge`` mode that an expert kernel bears.
+    """Return the settings with the ``merge`` mode that an expert kernel supports.
 
-    A kernel that is not known to bear an expert twice in a row gets rows of distinct experts: merged slots
+    A kernel that is not known to handle duplicate ids in a row gets rows of distinct experts: merged slots
     are filled with other active experts at weight 0, and at least K experts stay active so that
     there are enough of them.
 
@@ -44,21 +44,21 @@ def fit_to_kernel(config: RerouteConfig, kernel: str | None, *, K: int, merge_gi
         merge_given: Whether the user chose ``config.merge``.
 
     Raises:
-        ConfigError: The user's choice is one that this kernel does not bear.
+        ConfigError: The user's choice is one that this kernel does not support.
     """
     if kernel in BEARS_DUPLICATES and config.merge != "sentinel":
         return config
     if config.merge == "sentinel" and (kernel not in BEARS_SENTINEL or config.sentinel != -1):
         raise ConfigError(
             f"merge='sentinel' (sentinel {config.sentinel}): the expert kernel {kernel or 'in use'} is not "
-            "known to bear such ids; drop merge, and the kernel decides"
+            "known to handle such ids; omit merge, and sere picks a mode that it supports"
         )
     if config.merge == "sentinel":
         return config
     if merge_given and config.merge != "distinct":
         raise ConfigError(
-            f"merge={config.merge!r}: the expert kernel {kernel or 'in use'} is not known to bear an expert "
-            "twice in a row; use merge='distinct', or drop merge, and the kernel decides"
+            f"merge={config.merge!r}: the expert kernel {kernel or 'in use'} is not known to handle "
+            "duplicate ids within one token's top-k; use merge='distinct', or omit merge"
         )
     return dataclasses.replace(config, merge="distinct", min_active=max(config.min_active, K))
 

@@ -164,8 +164,8 @@ class Session:
         floor, asked = self.config.min_active, self.options.reroute.min_active
         if floor != asked:
             logger.warning(
-                "sere: min_active is %d instead of %d: the expert kernel %s is not known to take an expert "
-                "twice in a row, so every row needs as many distinct experts as it has slots",
+                "sere: min_active is %d instead of %d: the expert kernel %s is not known to handle duplicate "
+                "ids within one token\'s top-k, so every row needs as many distinct experts as it has slots",
                 floor, asked, self.kernel or "in use",
             )  # fmt: skip
         for warning in features.surprises(self.vllm_config, self.config):
@@ -204,7 +204,7 @@ class Session:
         return range(*self.vllm_config.model_config.get_layers_start_end_indices(parallel))
 
     def _choose_merge(self) -> None:
-        """Fit the settings to the expert kernels; layers with different kernels get what all of them bear."""
+        """Fit the settings to the expert kernels; where they differ, all get what all support."""
         for _, layer in sorted(self.layers.items()):
             kernel, monolithic = versions.expert_kernel(layer.runner)
             if monolithic:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, NoReturn, Self
@@ -167,9 +166,7 @@ class Handle:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """Return a removed handle with the same statistics: the copy of a model is not re-routed."""
-        step = copy.copy(self._step)
-        step.enabled = False
-        return type(self)(self._guard, step, [], self.policy, self.config)
+        return type(self)(self._guard, self._step.stopped(), [], self.policy, self.config)
 
     def __reduce__(self) -> NoReturn:
         """Refuse to be saved: hooks belong to the model in this process.

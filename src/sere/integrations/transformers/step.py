@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 from collections.abc import Mapping
 from typing import Any
@@ -113,6 +114,13 @@ class Step:
         self._rest()
         self.call = None
         self._thread.clear()
+
+    def stopped(self) -> Step:
+        """Return a copy that is of no call and re-routes nothing."""
+        other = copy.copy(self)
+        other._thread = {}
+        other.stop()
+        return other
 
     def at(self, device: torch.device, rows: int, name: str) -> tuple[Tensor | None, Tensor | None]:
         """Return the rows' budgets and ``num_tokens`` on a layer's device.

@@ -89,7 +89,7 @@ def _nothing_reached_a_layer(activity: Activity, config: RerouteConfig | None) -
     if activity.eligible and activity.hook_ran:
         return (
             f"in {_count(activity.eligible, 'step')} every row counted as padding or finished (pad_token_id, "
-            "attention mask, row budgets), or the cache was empty"
+            "attention mask, row budgets), the cache was empty, or all gate weights were NaN"
         )
     if activity.eligible:
         kind = "call" if config is not None and config.phases == "all" else "decode step"

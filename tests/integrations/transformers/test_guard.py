@@ -137,6 +137,17 @@ def test_compiled_calls_are_counted_by_the_layers(
     torch._dynamo.reset()
 
 
+def test_a_model_that_computes_nan_is_named(model: PreTrainedModel) -> None:
+    """Gate weights that are no numbers count for nothing, so that no step reaches a layer."""
+    with torch.no_grad():
+        model.get_input_embeddings().weight.fill_(torch.nan)
+    handle = integration.apply(model, random_table(model), select_top_k=1)
+    decode(model, prompts())
+    assert "or all gate weights were NaN" in str(handle.why_nothing_changed())
+    handle.quiet = True
+    handle.remove()
+
+
 def test_rows_that_all_count_as_padding_are_named(model: PreTrainedModel) -> None:
     """Steps in which no row votes are not taken for compiled ones."""
     handle = integration.apply(model, random_table(model), select_top_k=1)

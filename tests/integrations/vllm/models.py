@@ -36,7 +36,8 @@ _OWN: Mapping[str, dict[str, Any]] = {
         },
     },
     "granitemoe": _FEW_HEADS,
-    "phimoe": {},
+    # vLLM leaves a bias that the checkpoint lacks at what was in memory.
+    "phimoe": {"attention_bias": True, "lm_head_bias": True},
     "glm4_moe": {},
     "ernie4_5_moe": {},
     "qwen3_next": {"linear_key_head_dim": 128, "linear_value_head_dim": 128},

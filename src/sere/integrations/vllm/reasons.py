@@ -58,8 +58,9 @@ def _no_row(counted: Mapping[str, Any], config: RerouteConfig) -> str | None:
 def _idle_layers(steps: int, idle: Sequence[str], layers: int) -> str:
     where = "" if len(idle) == layers else f" in {len(idle)} of {layers} layers"
     return (
-        f"nothing was re-routed{where}: {steps} decode steps ran, but the hooks did not, because vLLM does "
-        f"not ask the routers ({idle[0]} the first); please report this with the engine's settings"
+        f"nothing was re-routed{where}: {steps} decode steps ran, but the hooks did not or saw no number: "
+        f"vLLM does not ask the routers, or all their weights are NaN ({idle[0]} the first); if the engine "
+        "gives sensible text without re-routing, please report this with its settings"
     )
 
 

@@ -23,8 +23,8 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-from sere.reroute.cuda.compiler import compile_source
-from sere.reroute.cuda.launch import SOURCE, entries
+from sere.reroute.backends.cuda.compiler import compile_source
+from sere.reroute.backends.cuda.launch import SOURCE, entries
 
 ARCHITECTURES = ("sm_80", "sm_90", "sm_100", "sm_120")
 # One entry in ptxas's report; NVRTC's has a word more on the stack line.

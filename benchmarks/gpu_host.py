@@ -22,9 +22,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from sere.bench.timing import spread, turns
 from sere.provenance import installed_version, machine
 from sere.reroute import COUNTERS, Plan
-from sere.reroute.cuda import device
-from sere.reroute.cuda.launch import Launch
-from sere.reroute.types import Rules, prepare_neighbours
+from sere.reroute.backends.cuda import device
+from sere.reroute.backends.cuda.launch import Launch
+from sere.reroute.types import Rules, prepare_neighbors
 from sere.similarity.layer import LayerSimilarity
 from tests.reroute.shim import driver
 
@@ -51,9 +51,9 @@ def ways_to_launch(patch: pytest.MonkeyPatch) -> dict[str, Put]:
 def make_calls() -> dict[str, Callable[[], object]]:
     """Return a bare call and a call as an engine makes it."""
     similarity = torch.rand(E, E, generator=torch.Generator().manual_seed(0)).fill_diagonal_(1.0)
-    neighbours = prepare_neighbours(LayerSimilarity(similarity), threshold=0.3)
+    neighbors = prepare_neighbors(LayerSimilarity(similarity), threshold=0.3)
     rules = Rules(select_top_k=1, min_active=0, active_targets=False, merge=0, sentinel=0)
-    plan = Plan(neighbours, rules, "cuda", device.run)
+    plan = Plan(neighbors, rules, "cuda", device.run)
     ids, weights = torch.arange(T * K, dtype=torch.int32).reshape(T, K) % E, torch.rand(T, K)
     budget, counters = torch.ones(T, dtype=torch.int32), torch.zeros(len(COUNTERS), dtype=torch.int64)
     num_tokens = torch.tensor(T - 4)

@@ -33,8 +33,8 @@ from sere.config import RerouteConfig
 from sere.files import append_json_line
 from sere.provenance import installed_version, provenance
 from sere.reroute import COUNTERS, Plan, make_plan
-from sere.reroute.cuda import device as launching
-from sere.reroute.cuda.launch import Launch
+from sere.reroute.backends.cuda import device as launching
+from sere.reroute.backends.cuda.launch import Launch
 from sere.similarity.layer import LayerSimilarity
 
 SHAPES = [
@@ -144,7 +144,7 @@ class Baseline:
     def _put(kernel: Any, blocks: int, threads: int, *words: Any) -> None:
         from cuda.core import LaunchConfig, launch
 
-        from sere.reroute.cuda.device import stream_of
+        from sere.reroute.backends.cuda.device import stream_of
 
         stream = stream_of(torch.cuda.current_stream().cuda_stream)
         launch(stream, LaunchConfig(grid=blocks, block=threads), kernel, *words)

@@ -24,11 +24,11 @@ import torch
 from tabulate import tabulate
 
 from sere.bench.shapes import shape_config
-from sere.bench.subject import random_model, random_table
-from sere.eval.engines import counted_changes, live_changes
-from sere.eval.settings import Setting
+from sere.bench.target import random_model, random_table
+from sere.engines.settings import counted_changes, live_changes
 from sere.files import append_json_line
-from sere.integrations.vllm.versions import engine_version
+from sere.integrations.vllm.start.versions import engine_version
+from sere.policies.spec import Setting
 from sere.provenance import provenance
 
 ROWS = (1, 4, 8, 16, 32, 64, 128)

@@ -13,8 +13,8 @@ from sere.bench import picture
 
 Record = Mapping[str, Any]
 
-# Four more colours than there, and markers for all of them.
-COLOURS = (*picture.COLOURS, "#56B4E9", "#999999", "#882255", "#7A6A00")
+# Four more colors than there, and markers for all of them.
+COLORS = (*picture.COLORS, "#56B4E9", "#999999", "#882255", "#7A6A00")
 MARKERS = (*picture.MARKERS, "X", "<", ">", "*")
 
 
@@ -58,7 +58,7 @@ def serve(records: Sequence[Record]) -> str:
         counts = f"distinct experts per layer and step (of {mine[0]['subject']['E']})"
         picture.batch_axis(faster, sizes, f"{model}: times faster than off", "requests at once")
         picture.batch_axis(experts, sizes, counts, "requests at once")
-        faster.axhline(1, color=COLOURS[0], linewidth=1)
+        faster.axhline(1, color=COLORS[0], linewidth=1)
         for axes in (faster, experts):
             axes.legend(frameon=False, fontsize=8)
     return _svg(figure)
@@ -81,7 +81,7 @@ def quality(cases: Sequence[Record]) -> str:
     for place, (method, line) in enumerate(lines.items()):
         line.sort(key=lambda case: float(case["experts"]["after"]))
         shares = [case["tasks"]["all"]["share"] for case in line]
-        style = _style(place % len(COLOURS), 0 if method.startswith(("off", "sere")) else 1)
+        style = _style(place % len(COLORS), 0 if method.startswith(("off", "sere")) else 1)
         axes.errorbar(
             [case["experts"]["after"] for case in line],
             [100 * share["value"] for share in shares],
@@ -115,7 +115,7 @@ def _way(record: Record) -> str:
 
 def _style(place: int, dashes: int) -> dict[str, Any]:
     return {
-        "color": COLOURS[place % len(COLOURS)],
+        "color": COLORS[place % len(COLORS)],
         "marker": MARKERS[place % len(MARKERS)],
         "linewidth": 1.6,
         "linestyle": ("-", (0, (3, 3)), (0, (1, 2)), (0, (5, 1, 1, 1)))[dashes % 4],

@@ -122,7 +122,7 @@ def main() -> int:
 def _random_table(path: Path) -> None:
     from transformers import AutoModelForCausalLM
 
-    from sere.bench.subject import random_table
+    from sere.bench.target import random_table
 
     random_table(AutoModelForCausalLM.from_pretrained(model_path())).save(path)
 

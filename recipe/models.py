@@ -87,7 +87,7 @@ def upcycle(
     random directions of the whitened FFN inputs of ``batches``, at right angles to their mean: with plain
     random rows the mean decides, and one copy gets nearly all tokens (seen, and not undone by training).
 
-    Source: virtual-group initialisation of fine-grained upcycling (arXiv 2410.07524).
+    Source: virtual-group initialization of fine-grained upcycling (arXiv 2410.07524).
     """
     rng = torch.Generator().manual_seed(settings.seed)
     state = {name: value for name, value in dense.state_dict().items() if ".mlp." not in name}

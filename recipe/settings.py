@@ -11,7 +11,7 @@ EMPHASIS = {
     "addition": 0.6, "subtraction": 0.6, "sorting": 0.6, "reversal": 0.7, "modulo": 1.5, "brackets": 1.5,
     "story": 1.5, "shift": 2.5, "ordering": 3.0, "english": 0.6,
 }  # fmt: skip
-"""How often documents of a task are drawn, relative to 1, once the easy tasks are learnt."""
+"""How often documents of a task are drawn, relative to 1, once the easy tasks are learned."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,9 +24,9 @@ class Settings:
         english_docs: Training passages drawn.
         hidden_size, layers, heads, kv_heads, head_dim: Shape of the decoder.
         experts, top_k, expert_width: E, K and F of each MoE layer; the dense FFN is K x F wide.
-        step_tokens: Tokens, padding included, of one optimiser step.
+        step_tokens: Tokens, padding included, of one optimizer step.
         micro_tokens: Tokens, padding included, of one forward and backward pass.
-        dense_steps, moe_steps: Optimiser steps of the two phases.
+        dense_steps, moe_steps: Optimizer steps of the two phases.
         emphasis: Task (or ``english``) to how often its documents are drawn, relative to 1.
         emphasis_from: Step of the MoE phase from which on ``emphasis`` holds; before, all are drawn alike.
         matrix_lr, other_lr, router_lr: Peak learning rates: Muon for matrices, AdamW for the others.
@@ -34,7 +34,7 @@ class Settings:
         warmup_steps: Steps of linear warm-up in each phase.
         decay_from: Share of the MoE phase after which the rate falls linearly to ``last_rate``.
         last_rate: Factor on the peak rates at the end of the MoE phase.
-        exchange_steps: Optimiser steps of the third phase, in which siblings stand in for each other.
+        exchange_steps: Optimizer steps of the third phase, in which siblings stand in for each other.
         exchange_rows: Share of its tokens that have their lighter slots exchanged.
         exchange_rate: Factor on the MoE phase's rates at its start; falls linearly to zero.
         balance: Coefficient of the load balancing loss.

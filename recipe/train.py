@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from recipe import data, models, optimiser, tokenizer
+from recipe import data, models, optimizer, tokenizer
 from recipe.experts import use_grouped_experts
 from recipe.settings import SMOKE, Settings
 
@@ -87,7 +87,7 @@ class Run:
         self.phase, self.model, self.documents = phase, model, documents
         self.settings, self.out = settings, out
         self.steps = getattr(settings, f"{phase}_steps")
-        self.optimisers = optimiser.build(
+        self.optimizers = optimizer.build(
             model, settings, 1.0 if phase == "dense" else settings.moe_lr_factor
         )
         exchange = settings.exchange_rows if phase == "exchange" else 0.0
@@ -104,7 +104,7 @@ class Run:
         """Write the checkpoint; an interrupted write leaves the last one whole."""
         state = {
             "model": self.model.state_dict(),
-            "optimisers": [opt.state_dict() for opt in self.optimisers],
+            "optimizers": [opt.state_dict() for opt in self.optimizers],
             "load": self.balance.load,
             "progress": (self.step, self.tokens, self.seconds),
         }
@@ -116,7 +116,7 @@ class Run:
         """Go on from the checkpoint."""
         state = torch.load(self.checkpoint, weights_only=True)
         self.model.load_state_dict(state["model"])
-        for opt, saved in zip(self.optimisers, state["optimisers"], strict=True):
+        for opt, saved in zip(self.optimizers, state["optimizers"], strict=True):
             opt.load_state_dict(saved)
         for load, saved in zip(self.balance.load, state["load"], strict=True):
             load.copy_(saved)
@@ -130,8 +130,8 @@ class Run:
         return bool(record["phase"] == self.phase and record["step"] > self.step)
 
     def follow(self, before: Run) -> None:
-        """Take over the optimisers' state and the loads of the phase before; the model is the same."""
-        for mine, theirs in zip(self.optimisers, before.optimisers, strict=True):
+        """Take over the optimizers' state and the loads of the phase before; the model is the same."""
+        for mine, theirs in zip(self.optimizers, before.optimizers, strict=True):
             mine.load_state_dict(theirs.state_dict())
         self.balance.load = before.balance.load
         for hook in before.balance.hooks:
@@ -151,7 +151,7 @@ class Run:
             total_loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         factor = rate(self.settings, self.phase, self.step)
-        for opt in self.optimisers:
+        for opt in self.optimizers:
             for group in opt.param_groups:
                 group["lr"] = factor * group["peak"]
             opt.step()

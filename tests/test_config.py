@@ -29,7 +29,7 @@ def test_round_trip_through_json_and_file(tmp_path: Path) -> None:
 
 
 def test_keep_is_normalized() -> None:
-    """Layers become integers, ids sorted and unique, and nothing can be changed afterwards."""
+    """Layers become integers, ids sorted and unique, and nothing can be changed afterward."""
     config = RerouteConfig(select_top_k=1, keep={"3": [5, 1, 5]})  # type: ignore[dict-item]
     assert dict(config.keep) == {3: (1, 5)}
     with pytest.raises(TypeError):

@@ -9,7 +9,7 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 
-from sere.reroute.cuda.launch import entries
+from sere.reroute.backends.cuda.launch import entries
 
 SCRIPT = Path(__file__).resolve().parents[1] / "benchmarks" / "cuda_check.py"
 

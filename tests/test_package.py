@@ -62,7 +62,7 @@ assert not torch.cuda.is_initialized()
     ("package", "names"),
     [
         ("sere", ["py.typed"]),
-        ("sere.reroute.cuda", ["reroute.cu", "call.cuh", "kernel.cuh", "numbers.cuh", "phases.cuh"]),
+        ("sere.reroute.backends.cuda", ["reroute.cu", "call.cuh", "kernel.cuh", "numbers.cuh", "phases.cuh"]),
         ("sere.bundled", ["abacus/config.json", "abacus/model.safetensors", "abacus/tokenizer.json"]),
     ],
 )
@@ -76,7 +76,7 @@ def test_what_is_no_code_is_installed_too(package: str, names: list[str]) -> Non
     [
         ("console_scripts", "sere.cli:main"),
         ("vllm.general_plugins", "sere.integrations.vllm.plugin:register"),
-        ("vllm.endpoint_plugins", "sere.integrations.vllm.endpoint:Endpoint"),
+        ("vllm.endpoint_plugins", "sere.integrations.vllm.client.http_routes:Endpoint"),
     ],
 )
 def test_others_find_the_package(group: str, value: str) -> None:

@@ -92,9 +92,9 @@ def what_is_there(path: str | os.PathLike[str]) -> str:
 
 @contextmanager
 def _temporary(path: str | os.PathLike[str]) -> Iterator[tuple[Path, Path]]:
-    """Yield a new file, which is gone afterwards, and the file beside it that ``path`` stands for.
+    """Yield a new file, which is gone afterward, and the file beside it that ``path`` stands for.
 
-    Folders that were made for it and are empty afterwards are gone too.
+    Folders that were made for it and are empty afterward are gone too.
 
     Raises:
         OutputError: The new file cannot be made; or an `OSError` in the block has no name, or that of the new

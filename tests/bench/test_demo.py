@@ -10,11 +10,11 @@ import pytest
 from sere.bench import demo
 from sere.bench.demo import Round, demonstrate
 from sere.bench.picture import draw
-from sere.bench.subject import random_table
-from sere.eval.apply import apply_setting
+from sere.bench.target import random_table
+from sere.engines.transformers import apply_setting
 from sere.eval.decode import decode, stop_ids
 from sere.eval.questions import encode, held_out
-from sere.eval.settings import parse_settings
+from sere.policies.spec import parse_settings
 from sere.structure import find_experts
 from tests.checkpoints import tiny_tokenizer
 from tests.tiny import tiny_model

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from sere.bench.engine_options import IN_PROCESS, OF_SERVER, as_arguments, options_of, parse_engine_options
-from sere.bench.plan import EnginePlan
+from sere.bench.vllm.options import IN_PROCESS, OF_SERVER, as_arguments, options_of, parse_engine_options
+from sere.bench.vllm.plan import EnginePlan
 from sere.errors import ConfigError
-from sere.eval.settings import parse_settings
+from sere.policies.spec import parse_settings
 
 
 def test_values_are_json_or_words() -> None:

@@ -11,11 +11,11 @@ import torch
 from sere.bench.hook_cost import hook_cost
 from sere.bench.run import BenchPlan, bench
 from sere.bench.shapes import SHAPES, shape_config
-from sere.bench.subject import Subject, random_model, random_table, random_tokens
+from sere.bench.target import Subject, random_model, random_table, random_tokens
 from sere.bench.timing import Stepper, Times, interleave, spread, turns
 from sere.errors import InputError
-from sere.eval.settings import parse_setting
 from sere.integrations.transformers.inputs import find_cache
+from sere.policies.spec import parse_setting
 from sere.structure import find_experts, identify
 from tests.tiny import tiny_model
 
@@ -79,7 +79,7 @@ def test_blocks_start_from_the_same_state_and_do_not_time_the_first_step() -> No
 
 
 def test_hook_cost_times_the_hooks_and_leaves_none() -> None:
-    """A hook that waits is measured in each layer, and the clocks are gone afterwards."""
+    """A hook that waits is measured in each layer, and the clocks are gone afterward."""
     model = tiny_model("qwen3_moe")
     tokens = random_tokens(model, 2, 8)
     stepper = Stepper(model, tokens[:, :4], tokens[:, 4:])

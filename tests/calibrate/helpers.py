@@ -12,11 +12,11 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from sere.calibrate import collect
-from sere.calibrate.checkpoint import Checkpoint
-from sere.calibrate.outputs import check_weighted_sum
+from sere.calibrate.config import Settings
+from sere.calibrate.experts import check_weighted_sum
+from sere.calibrate.layerwise.checkpoint import Checkpoint
+from sere.calibrate.layerwise.skeleton import Skeleton
 from sere.calibrate.packing import Tokens
-from sere.calibrate.settings import Settings
-from sere.calibrate.skeleton import Skeleton
 from sere.structure import ExpertsLayer, find_experts
 from tests.tiny import tiny_model
 

@@ -14,8 +14,8 @@ from torch.nn import functional as F
 from transformers import AutoModelForCausalLM
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
+from sere.calibrate.experts import expert_outputs
 from sere.calibrate.in_memory import collect_in_memory
-from sere.calibrate.outputs import expert_outputs
 from sere.errors import UnsupportedModel
 from sere.structure import find_experts
 from tests.calibrate.helpers import ALL_METRICS, first_experts, routing, settings, some_tokens, worst

@@ -138,7 +138,7 @@ def _tensors(value: Any) -> Iterator[torch.Tensor]:
 
 
 def test_model_is_left_as_found() -> None:
-    """Afterwards there is no hook, each module's mode is as before and no weight has changed."""
+    """Afterward there is no hook, each module's mode is as before and no weight has changed."""
     model = tiny_model("qwen3_moe").train()
     model.model.layers[0].eval()
     before, modes = copy.deepcopy(model.state_dict()), [m.training for m in model.modules()]

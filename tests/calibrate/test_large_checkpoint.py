@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks import calibrate_large
-from sere.calibrate.checkpoint import Checkpoint
-from sere.calibrate.skeleton import Skeleton
+from sere.calibrate.layerwise.checkpoint import Checkpoint
+from sere.calibrate.layerwise.skeleton import Skeleton
 
 
 def test_benchmarks_checkpoint_is_whole_and_of_the_size_asked_for(

@@ -10,13 +10,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from sere.calibrate import calibrate, calibrate_checkpoint, layerwise, memory
-from sere.calibrate.checkpoint import Checkpoint
+from sere.calibrate import calibrate, calibrate_checkpoint, memory
 from sere.calibrate.in_memory import collect_in_memory
-from sere.calibrate.layerwise import collect_layerwise
-from sere.calibrate.runner import LayerRunner
-from sere.calibrate.skeleton import Skeleton
-from sere.calibrate.work import WorkFolder, resumable
+from sere.calibrate.layerwise import by_layers
+from sere.calibrate.layerwise.by_layers import collect_layerwise
+from sere.calibrate.layerwise.checkpoint import Checkpoint
+from sere.calibrate.layerwise.runner import LayerRunner
+from sere.calibrate.layerwise.skeleton import Skeleton
+from sere.calibrate.layerwise.work_folder import WorkFolder, resumable
 from sere.errors import DataError, InputError, UnsupportedModel
 from sere.structure import find_experts
 from tests.calibrate.helpers import char_tokenizer, load_whole, save_tiny, settings, some_tokens, worst
@@ -71,7 +72,7 @@ def test_equals_in_bfloat16(tmp_path: Path) -> None:
 
 
 def test_one_layer_has_weights_at_a_time(tmp_path: Path) -> None:
-    """While a layer is computed, the others and the output head are without weights; afterwards all are."""
+    """While a layer is computed, the others and the output head are without weights; afterward all are."""
     skeleton = Skeleton(Checkpoint(save_tiny(tmp_path, "deepseek_v3")))
     for index in range(len(skeleton.layers)):
         with skeleton.loaded(index):
@@ -99,7 +100,7 @@ def test_no_tensor_of_a_layer_outlives_it(tmp_path: Path, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(Skeleton, "_load", watched)
     monkeypatch.setattr(
-        layerwise, "_return_freed_memory", lambda: alive.append(sum(ref() is not None for ref in refs))
+        by_layers, "_return_freed_memory", lambda: alive.append(sum(ref() is not None for ref in refs))
     )
     _by_layers(save_tiny(tmp_path, "qwen3_moe", num_hidden_layers=4), tmp_path / "work", "frobenius")
     assert len(refs) == 4 * 11
@@ -250,9 +251,9 @@ def test_path_chooses_by_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     path = save_tiny(tmp_path, "mixtral")
     char_tokenizer().save_pretrained(path)
     passes: list[int] = []
-    run = layerwise._Pass.run
+    run = calibrate._Pass.run
     monkeypatch.setattr(
-        layerwise._Pass, "run", lambda self, experts: (passes.append(1), run(self, experts))[1]
+        calibrate._Pass, "run", lambda self, experts: (passes.append(1), run(self, experts))[1]
     )
     whole = calibrate(path, texts=TEXTS, **OPTIONS)
     assert not passes

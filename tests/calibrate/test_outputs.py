@@ -5,8 +5,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sere.calibrate import outputs as outputs_module
-from sere.calibrate.outputs import check_weighted_sum, expert_outputs
+from sere.calibrate import experts as outputs_module
+from sere.calibrate.experts import check_weighted_sum, expert_outputs
 from sere.errors import UnsupportedModel
 from sere.structure import ExpertsLayer
 from tests.calibrate.helpers import first_experts, routing

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import torch
 
-from sere.calibrate.checkpoint import Checkpoint
 from sere.calibrate.collect import LayerCollector
 from sere.calibrate.in_memory import collect_in_memory
-from sere.calibrate.layerwise import collect_layerwise
-from sere.calibrate.skeleton import Skeleton
-from sere.calibrate.work import WorkFolder
+from sere.calibrate.layerwise.by_layers import collect_layerwise
+from sere.calibrate.layerwise.checkpoint import Checkpoint
+from sere.calibrate.layerwise.skeleton import Skeleton
+from sere.calibrate.layerwise.work_folder import WorkFolder
 from sere.errors import DataError, InputError
 from sere.structure import find_experts
 from tests.calibrate.helpers import ALL_METRICS, first_experts, routing, settings, some_tokens

@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 import torch
 
-from sere.bench.subject import random_table
+from sere.bench.target import random_table
+from sere.engines.transformers import apply_setting
 from sere.errors import AlreadyApplied, ConfigError, DataError, InputError
-from sere.eval.apply import apply_setting
 from sere.eval.clusters import mean_per_token, share_of_tokens
 from sere.eval.continuations import PromptPlan, evaluate_prompts
-from sere.eval.settings import parse_setting, parse_settings
+from sere.policies.spec import parse_setting, parse_settings
 from tests.checkpoints import tiny_tokenizer
 from tests.tiny import tiny_model
 

@@ -9,8 +9,8 @@ import torch
 from transformers import MixtralConfig, MixtralForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 from sere.errors import InputError
+from sere.eval.continuous_batching import supports_rows
 from sere.eval.decode import decode, stop_ids
-from sere.eval.rows import supports_rows
 
 NO_STOP: frozenset[int] = frozenset()
 

@@ -10,15 +10,15 @@ from typing import Any
 import pytest
 import torch
 
-from sere.bench.subject import random_table
+from sere.bench.target import random_table
+from sere.engines.transformers import apply_setting
 from sere.errors import ConfigError, DataError, InputError, TableMismatch
-from sere.eval.apply import apply_setting
 from sere.eval.cases import weights_digest
 from sere.eval.questions import encode, held_out, held_out_english, mark
 from sere.eval.run import Plan, evaluate
-from sere.eval.settings import parse_setting, parse_settings
 from sere.eval.statistics import paired_difference, wilson
 from sere.integrations.transformers.inputs import cache_argument, find_cache
+from sere.policies.spec import parse_setting, parse_settings
 from tests.checkpoints import tiny_tokenizer
 from tests.tiny import tiny_model
 

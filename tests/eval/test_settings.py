@@ -6,7 +6,7 @@ import pytest
 
 from sere.config import RerouteConfig
 from sere.errors import ConfigError
-from sere.eval.settings import parse_setting, parse_settings
+from sere.policies.spec import parse_setting, parse_settings
 
 
 def test_short_and_long_names_mean_the_same() -> None:

@@ -9,15 +9,15 @@ from typing import Any
 
 import pytest
 
-from sere.bench.subject import random_table
+from sere.bench.target import random_table
+from sere.engines.settings import by_engine, check_settings
 from sere.errors import ConfigError
 from sere.eval import vllm
 from sere.eval.checkpoint import files_digest
-from sere.eval.engines import by_engine, check_settings
 from sere.eval.examples import FileQuestion
 from sere.eval.questions import held_out
 from sere.eval.run import Plan
-from sere.eval.settings import parse_settings
+from sere.policies.spec import parse_settings
 from sere.texts import Row
 from tests.checkpoints import tiny_tokenizer
 from tests.tiny import tiny_model

@@ -99,7 +99,7 @@ def test_the_experts_implementation_is_the_one_asked_for(tmp_path: Path) -> None
 
 
 def test_loading_prints_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """No bar and no advice of Transformers, whatever its settings; they are as before afterwards."""
+    """No bar and no advice of Transformers, whatever its settings; they are as before afterward."""
     from transformers.utils import logging
 
     path = saved(tmp_path)

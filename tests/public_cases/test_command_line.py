@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from sere.calibrate.work import resumable
+from sere.calibrate.layerwise.work_folder import resumable
 from sere.cli import main
 from sere.table import SimilarityTable
 from tests.calibrate.helpers import interrupt_at_layer

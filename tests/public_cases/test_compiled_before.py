@@ -1,4 +1,4 @@
-"""Somebody compiles a model, uses it, and turns re-routing on afterwards."""
+"""Somebody compiles a model, uses it, and turns re-routing on afterward."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ import torch
 
 import sere
 from sere.calibrate import calibrate_checkpoint
-from sere.calibrate.skeleton import Skeleton
+from sere.calibrate.layerwise.skeleton import Skeleton
 from sere.errors import UnsupportedModel
 from tests.checkpoints import tiny_tokenizer
 from tests.tiny import Looping, tiny_model

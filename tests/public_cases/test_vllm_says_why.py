@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from sere.bench.subject import random_table
-from sere.integrations.vllm import plugin, stats
+from sere.bench.target import random_table
+from sere.integrations.vllm import engine_stats, plugin
 from sere.integrations.vllm.options import misplaced
 from tests.integrations.vllm.standins import CPUUnquantizedExperts, SmallEngine, prepared
 from tests.tiny import tiny_model
@@ -25,7 +25,7 @@ def started(**settings: Any) -> SmallEngine:
 
 def why(engine: SmallEngine) -> str:
     """What the log says at shutdown is what the statistics say."""
-    return str(stats.merged([stats.answer(engine.session)]).nothing_changed)
+    return str(engine_stats.merged([engine_stats.answer(engine.session)]).nothing_changed)
 
 
 def test_log_likelihoods_through_vllm() -> None:

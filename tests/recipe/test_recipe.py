@@ -19,7 +19,7 @@ import torch
 from recipe import data, models, native, tokenizer
 from recipe.card import write_card, write_results
 from recipe.experts import grouped_experts
-from recipe.optimiser import orthogonalise
+from recipe.optimizer import orthogonalise
 from recipe.settings import SMOKE, Settings
 from sere.eval.tasks import TASK_NAMES, english, questions
 
@@ -57,11 +57,11 @@ def test_grouped_experts_equals_the_eager_forward(compiled: bool, monkeypatch: p
     inputs = (x, gates, experts.gate_up_proj, experts.down_proj)
     expected = experts(x, ids, gates)
     found = grouped_experts(x, ids, gates, experts.gate_up_proj, experts.down_proj)
-    towards = torch.randn(found.shape, generator=rng)
+    toward = torch.randn(found.shape, generator=rng)
     torch.testing.assert_close(found, expected)
     for one, other in zip(
-        torch.autograd.grad((found * towards).sum(), inputs),
-        torch.autograd.grad((expected * towards).sum(), inputs),
+        torch.autograd.grad((found * toward).sum(), inputs),
+        torch.autograd.grad((expected * toward).sum(), inputs),
         strict=True,
     ):
         torch.testing.assert_close(one, other)
@@ -113,7 +113,7 @@ def test_orthogonalise(shape: tuple[int, ...]) -> None:
 
 
 def test_settings_refuse_unknown_keys(tmp_path: Path) -> None:
-    """A misspelt setting is not silently ignored; what was written reads back."""
+    """A misspelled setting is not silently ignored; what was written reads back."""
     SMOKE.write(tmp_path / "good.json")
     assert Settings.read(tmp_path / "good.json") == SMOKE
     (tmp_path / "bad.json").write_text('{"expert": 8}')

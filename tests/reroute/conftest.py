@@ -7,20 +7,20 @@ from types import MappingProxyType
 
 import pytest
 
-from sere.reroute import backends
+from sere.reroute.backends import registry
 
 
 @pytest.fixture(scope="module")
 def shim_backend() -> Iterator[None]:
     """Let ``backend="cuda"`` take CPU tensors, for which the shim runs the kernel."""
-    record = backends.BackendRecord("cuda", "tests.reroute.shim.backend", ("cpu", "cuda"))
+    record = registry.BackendRecord("cuda", "tests.reroute.shim.backend", ("cpu", "cuda"))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(backends, "BACKENDS", MappingProxyType({**backends.BACKENDS, "cuda": record}))
+        patch.setattr(registry, "BACKENDS", MappingProxyType({**registry.BACKENDS, "cuda": record}))
         _forget()
         yield
     _forget()
 
 
 def _forget() -> None:
-    backends.select.cache_clear()
-    backends.implementation.cache_clear()
+    registry.select.cache_clear()
+    registry.implementation.cache_clear()

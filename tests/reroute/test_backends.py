@@ -13,7 +13,8 @@ from torch import Tensor
 
 from sere.config import RerouteConfig
 from sere.errors import InputError
-from sere.reroute import cpu, make_plan, reroute
+from sere.reroute import make_plan, reroute
+from sere.reroute.backends import cpu
 from sere.similarity.layer import LayerSimilarity
 
 from .cases import BACKENDS, FAST, Case, assert_same_bits, batch, cases, device_of, name_of, similarity_matrix
@@ -193,7 +194,7 @@ def test_device_scalars(backend: str) -> None:
 
 
 def test_a_layer_is_prepared_once() -> None:
-    """Neighbours are sorted at the first call with some settings, not at every step."""
+    """Neighbors are sorted at the first call with some settings, not at every step."""
     layer = LayerSimilarity(similarity_matrix(16, 5))
     ids, weights = batch(4, 4, 16, seed=5)
     for _ in range(3):

@@ -17,10 +17,20 @@ import torch
 
 from sere.config import RerouteConfig
 from sere.errors import BackendUnavailable, InputError
-from sere.reroute import backends, cuda, make_plan, plan, reroute, select
-from sere.reroute.cuda import compiler, device
-from sere.reroute.cuda.launch import MOST_EXPERTS, MOST_ROWS, MOST_SLOTS, SOURCE, Launch, prepare, too_large
-from sere.reroute.types import Rules, prepare_neighbours
+from sere.reroute import make_plan, reroute, select
+from sere.reroute import prepare as prepare_module
+from sere.reroute.backends import cuda, registry
+from sere.reroute.backends.cuda import compiler, device
+from sere.reroute.backends.cuda.launch import (
+    MOST_EXPERTS,
+    MOST_ROWS,
+    MOST_SLOTS,
+    SOURCE,
+    Launch,
+    prepare,
+    too_large,
+)
+from sere.reroute.types import Rules, prepare_neighbors
 from sere.similarity.layer import LayerSimilarity
 
 from .cases import batch, similarity_matrix
@@ -39,7 +49,7 @@ def _forgetful() -> Iterator[None]:
 
 def _forget() -> None:
     select.cache_clear()
-    backends.say_fallback.cache_clear()
+    registry.say_fallback.cache_clear()
     device.tried.cache_clear()
     device.kernels.cache_clear()
     device.stream_of.cache_clear()
@@ -49,13 +59,13 @@ def _forget() -> None:
 
 def pretend(monkeypatch: pytest.MonkeyPatch, *, reason: str | None) -> None:
     """Let cuda-core be installed and the try on the device end with ``reason``."""
-    monkeypatch.setattr(backends, "_installed", lambda _: True)
+    monkeypatch.setattr(registry, "_installed", lambda _: True)
     monkeypatch.setattr(cuda, "why_not", lambda _: reason)
 
 
 def test_without_cuda_core(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     """The automatic choice is torch with one log line, the named backend raises with the install line."""
-    monkeypatch.setattr(backends, "_installed", lambda package: package != "cuda.core")
+    monkeypatch.setattr(registry, "_installed", lambda package: package != "cuda.core")
     with caplog.at_level(logging.WARNING, "sere"):
         assert select("auto", "cuda", 64) == "torch"
         assert select("auto", "cuda", 128) == "torch"
@@ -67,13 +77,13 @@ def test_without_cuda_core(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCa
 
 def test_a_package_whose_parent_is_missing() -> None:
     """Looking for ``cuda.core`` where there is no ``cuda`` at all says that it is not installed."""
-    assert backends._installed.__wrapped__("no_such_package_at_all.core") is False
+    assert registry._installed.__wrapped__("no_such_package_at_all.core") is False
 
 
 @without_device
 def test_without_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
     """With cuda-core but no device the named backend says that PyTorch sees none."""
-    monkeypatch.setattr(backends, "_installed", lambda _: True)
+    monkeypatch.setattr(registry, "_installed", lambda _: True)
     with pytest.raises(BackendUnavailable, match="cannot run here: PyTorch sees no CUDA device"):
         select("cuda", "cuda")
 
@@ -98,7 +108,7 @@ def test_a_compiler_that_fails(monkeypatch: pytest.MonkeyPatch, caplog: pytest.L
 def test_more_experts_than_the_kernel_takes(monkeypatch: pytest.MonkeyPatch) -> None:
     """A layer of 1025 experts falls back, or raises where the backend was named."""
     pretend(monkeypatch, reason=None)
-    assert backends.BACKENDS["cuda"].most_experts == MOST_EXPERTS
+    assert registry.BACKENDS["cuda"].most_experts == MOST_EXPERTS
     assert select("auto", "cuda", MOST_EXPERTS + 1) == "torch"
     with pytest.raises(BackendUnavailable, match="at most 1024 experts a layer, these are 1025"):
         select("cuda", "cuda", MOST_EXPERTS + 1)
@@ -154,16 +164,16 @@ def test_each_device_is_tried_once(monkeypatch: pytest.MonkeyPatch) -> None:
             raise OSError("refused")
 
     pretend_device(monkeypatch)
-    monkeypatch.setattr(backends, "_installed", lambda _: True)
+    monkeypatch.setattr(registry, "_installed", lambda _: True)
     monkeypatch.setattr(device, "_try", attempt)
     for _ in range(2):
         assert select("auto", "cuda") == "cuda"
-        assert backends.on_device("cuda", "auto", torch.device("cuda", 5)) == "cuda"
-        assert backends.on_device("cuda", "auto", torch.device("cuda", 4)) == "torch"
+        assert registry.on_device("cuda", "auto", torch.device("cuda", 5)) == "cuda"
+        assert registry.on_device("cuda", "auto", torch.device("cuda", 4)) == "torch"
     assert tried == [3] * 8 + [5] * 8 + [4]
     with pytest.raises(BackendUnavailable, match="'cuda' cannot run on cuda:4: OSError: refused"):
-        backends.on_device("cuda", "cuda", torch.device("cuda", 4))
-    assert backends.on_device("torch", "auto", torch.device("cuda", 4)) == "torch"
+        registry.on_device("cuda", "cuda", torch.device("cuda", 4))
+    assert registry.on_device("torch", "auto", torch.device("cuda", 4)) == "torch"
 
 
 def test_a_plan_makes_its_own_device_ready(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -174,7 +184,7 @@ def test_a_plan_makes_its_own_device_ready(monkeypatch: pytest.MonkeyPatch) -> N
         asked.append(arguments)
         return "reference"
 
-    monkeypatch.setattr(plan, "on_device", on_device)
+    monkeypatch.setattr(prepare_module, "on_device", on_device)
     config = RerouteConfig(select_top_k=1, backend="torch")
     made = make_plan(LayerSimilarity(similarity_matrix(8, 0)), config)
     assert asked == [("torch", "torch", torch.device("cpu"))]
@@ -196,13 +206,13 @@ def test_first_use_in_a_capture(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_num_tokens_elsewhere_in_a_capture(monkeypatch: pytest.MonkeyPatch) -> None:
     """A number of tokens that is not on the device would be frozen into the graph: it is refused."""
     layer = LayerSimilarity(similarity_matrix(8, 0))
-    neighbours = prepare_neighbours(layer, threshold=0.0)
+    neighbors = prepare_neighbors(layer, threshold=0.0)
     ids, weights = (tensor.to("meta") for tensor in batch(4, 2, 8, seed=0))
     rules = Rules(select_top_k=1, min_active=0, active_targets=False, merge=0, sentinel=0)
     pretend_device(monkeypatch, capturing=True)
     text = "num_tokens: expected a tensor on meta while a CUDA graph is captured, got one on cpu"
     with pytest.raises(InputError, match=text):
-        device.run(ids, weights, neighbours, rules, None, torch.tensor(3), None)
+        device.run(ids, weights, neighbors, rules, None, torch.tensor(3), None)
 
 
 def test_what_is_handed_to_the_driver(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -285,13 +295,13 @@ def test_a_damaged_file_in_the_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: 
 def test_the_words_of_a_launch() -> None:
     """Addresses come first, in the order of the entry's arguments, then the numbers; what is absent is 0."""
     layer = LayerSimilarity(similarity_matrix(16, 0))
-    neighbours = prepare_neighbours(layer, threshold=0.0)
+    neighbors = prepare_neighbors(layer, threshold=0.0)
     ids, weights = batch(4, 3, 16, seed=0)
     budget = torch.ones(4, dtype=torch.int64)
     rules = Rules(select_top_k=9, min_active=50, active_targets=True, merge=3, sentinel=-1)
-    prepared = prepare(ids, weights, ids, weights, neighbours, rules, budget, 2, None)
+    prepared = prepare(ids, weights, ids, weights, neighbors, rules, budget, 2, None)
     pointers = [
-        ids, weights, ids, weights, neighbours.lists, neighbours.keep, None, budget, None, None,
+        ids, weights, ids, weights, neighbors.lists, neighbors.keep, None, budget, None, None,
     ]  # fmt: skip
     assert prepared.words[:10] == tuple(0 if p is None else p.data_ptr() for p in pointers)
     assert prepared.words[10:] == (4, 3, 16, 2, 3, 16, 3, 1 | 2, 3, -1)
@@ -310,14 +320,14 @@ def test_more_rows_than_slots_can_be_numbered() -> None:
 @pytest.mark.parametrize("E", [1, 5, 8, 33, 100])
 @pytest.mark.parametrize("threshold", [0.0, 0.6, 1.5])
 def test_lists_side_by_side(E: int, threshold: float) -> None:
-    """Each expert's list is its neighbours up to the cut, most similar first, then the expert itself."""
-    neighbours = prepare_neighbours(LayerSimilarity(similarity_matrix(E, E)), threshold=threshold)
+    """Each expert's list is its neighbors up to the cut, most similar first, then the expert itself."""
+    neighbors = prepare_neighbors(LayerSimilarity(similarity_matrix(E, E)), threshold=threshold)
     groups, pieces = -(-E // 8), -(-E // 32)
-    assert neighbours.lists.shape == (groups, pieces, 32, 8)
-    lists = neighbours.lists.permute(0, 3, 1, 2).reshape(8 * groups, 32 * pieces)
+    assert neighbors.lists.shape == (groups, pieces, 32, 8)
+    lists = neighbors.lists.permute(0, 3, 1, 2).reshape(8 * groups, 32 * pieces)
     for e in range(E):
-        count = int(neighbours.count[e])
-        assert lists[e, :count].tolist() == neighbours.order[e, :count].tolist()
+        count = int(neighbors.count[e])
+        assert lists[e, :count].tolist() == neighbors.order[e, :count].tolist()
         assert set(lists[e, count:].tolist()) == {e}
     assert int(lists.max()) < E
 
@@ -402,7 +412,7 @@ def test_importing_the_backend_loads_no_cuda(monkeypatch: pytest.MonkeyPatch) ->
         return real_import(name, *rest)
 
     monkeypatch.setattr(builtins, "__import__", without_cuda)
-    importlib.reload(importlib.import_module("sere.reroute.cuda"))
+    importlib.reload(importlib.import_module("sere.reroute.backends.cuda"))
 
 
 @with_cuda_core

@@ -10,7 +10,8 @@ import torch
 
 from sere.config import RerouteConfig
 from sere.errors import BackendUnavailable, ConfigError, InputError
-from sere.reroute import backends, make_plan, reroute, select
+from sere.reroute import make_plan, reroute, select
+from sere.reroute.backends import registry
 from sere.similarity.layer import LayerSimilarity
 
 from .cases import BACKENDS, batch, device_of, name_of, similarity_matrix
@@ -111,7 +112,7 @@ def test_a_named_backend_that_cannot_run_raises(monkeypatch: pytest.MonkeyPatch)
         BackendUnavailable, match="'cpu' cannot run here: it runs on cpu tensors, these are on cuda"
     ):
         select("cpu", "cuda")
-    monkeypatch.setattr(backends, "_installed", lambda package: package != "numba")
+    monkeypatch.setattr(registry, "_installed", lambda package: package != "numba")
     with pytest.raises(BackendUnavailable, match=r"numba is not installed; .* pip install 'sere\[cpu\]'"):
         select.__wrapped__("cpu", "cpu")
 
@@ -120,11 +121,11 @@ def test_automatic_choice_falls_back_and_says_why(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Without numba the torch backend runs, with one log line; else it is the choice anyway."""
-    backends.say_fallback.cache_clear()
+    registry.say_fallback.cache_clear()
     assert select("auto", "cpu") == "cpu"
     assert select("auto", "mps") == "torch"
     assert caplog.text == ""
-    monkeypatch.setattr(backends, "_installed", lambda package: package != "numba")
+    monkeypatch.setattr(registry, "_installed", lambda package: package != "numba")
     assert select.__wrapped__("auto", "cpu") == "torch"
     assert "numba is not installed" in caplog.text
 

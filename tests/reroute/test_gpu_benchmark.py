@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from sere.reroute.cuda import device
+from sere.reroute.backends.cuda import device
 
 from .shim import backend as shim
 from .shim.build import COMPILER, NO_COMPILER
@@ -91,7 +91,7 @@ def test_other_threads(script: ModuleType, monkeypatch: pytest.MonkeyPatch) -> N
     plan = work.plans["cuda"][0]
 
     def step(_: int) -> Any:
-        return device.run(work.ids[0], work.weights[0], plan.neighbours, plan.rules, None, None, None)
+        return device.run(work.ids[0], work.weights[0], plan.neighbors, plan.rules, None, None, None)
 
     for threads in script.THREADS:
         assert torch.equal(script.with_threads(threads, step)(0)[0], expected)

@@ -11,7 +11,7 @@ import sys
 import pytest
 import torch
 
-from sere.reroute.cuda.launch import entries
+from sere.reroute.backends.cuda.launch import entries
 
 from .cases import NO_DEVICE
 

@@ -16,9 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sere.reroute import COUNTERS
-from sere.reroute.backends import say_fallback
-from sere.reroute.cuda import launch as launching
-from sere.reroute.cuda.launch import SOURCE, geometry
+from sere.reroute.backends.cuda import launch as launching
+from sere.reroute.backends.cuda.launch import SOURCE, geometry
+from sere.reroute.backends.registry import say_fallback
 
 from .cases import Case, assert_same_bits, batch, cases, fuzzed, similarity_matrix
 from .shim import backend as shim
@@ -91,7 +91,7 @@ def test_edges(T: int, K: int, E: int, options: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("E", [31, 33, 100])
 def test_a_target_at_any_place(E: int) -> None:
-    """Wherever in its list of neighbours an expert finds the first primary one, that one is taken."""
+    """Wherever in its list of neighbors an expert finds the first primary one, that one is taken."""
     similarity = torch.linspace(0.9, 0.1, E).expand(E, E).clone().fill_diagonal_(1.0)
     for nearest in range(E - 1):
         ids = torch.tensor([[nearest, E - 1], [min(nearest + 1, E - 2), E - 1]])
@@ -109,7 +109,7 @@ def test_equal_masses() -> None:
 
 
 def test_targets_at_the_very_end() -> None:
-    """A target that is the last of 500 neighbours is found: the search goes on past the nearest 32."""
+    """A target that is the last of 500 neighbors is found: the search goes on past the nearest 32."""
     E = 501
     similarity = torch.linspace(0.9, 0.1, E).expand(E, E).clone().fill_diagonal_(1.0)
     ids = torch.tensor([[E - 1, 0], [E - 1, 7]])
@@ -198,7 +198,7 @@ def test_numbers_shared_with_the_source() -> None:
 @needs_sanitizer
 @pytest.mark.parametrize(
     "sanitizer",
-    [pytest.param(RACE, id="races"), pytest.param(MEMORY, id="addresses and undefined behaviour")],
+    [pytest.param(RACE, id="races"), pytest.param(MEMORY, id="addresses and undefined behavior")],
 )
 def test_sanitizers_find_nothing(sanitizer: tuple[str, ...]) -> None:
     """On real threads g++'s sanitizers see nothing wrong, and every geometry gives one result."""

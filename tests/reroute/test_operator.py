@@ -30,7 +30,7 @@ def test_operator_is_registered_properly(backend: str) -> None:
     device = device_of(backend)
     ids, weights = (tensor.to(device) for tensor in batch(5, 4, 16, seed=1))
     prepared = plan(backend)
-    n, rules = prepared.neighbours, prepared.rules
+    n, rules = prepared.neighbors, prepared.rules
     counters = torch.zeros(len(COUNTERS), dtype=torch.int64, device=device)
     arguments = (
         ids, weights, n.order, n.count, n.position, n.lists, n.keep, n.scale, None,
@@ -79,7 +79,7 @@ def test_public_call_compiles_whole() -> None:
 
 
 def test_no_data_dependent_shapes_or_values() -> None:
-    """The torch backend runs on fake tensors: nothing reads a value, so nothing synchronises a device."""
+    """The torch backend runs on fake tensors: nothing reads a value, so nothing synchronizes a device."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     ids, weights = batch(6, 4, 16, seed=1)

@@ -74,7 +74,7 @@ def test_no_token_is_an_error_of_its_own(metric: str) -> None:
 
 
 def test_cka_refuses_a_single_token() -> None:
-    """One token has no kernel to centre."""
+    """One token has no kernel to center."""
     single = make_accumulator("cka", 3)
     single.update(torch.randn(3, 1, 4))
     with refuses(DataError, "cka: one token has no likeness to others; expected at least 2 tokens"):

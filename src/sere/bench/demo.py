@@ -11,13 +11,13 @@ from itertools import count, islice
 from typing import TYPE_CHECKING, Any
 
 from sere.bench.timing import Times
-from sere.eval.apply import apply_setting, make_rival
+from sere.engines.transformers import apply_setting, make_rival
 from sere.eval.cases import NO_PROGRESS, Progress
 from sere.eval.decode import decode_steps, stop_ids
 from sere.eval.questions import encode, mark
-from sere.eval.settings import Setting
 from sere.eval.statistics import paired_difference, wilson
 from sere.eval.tasks import Question
+from sere.policies.spec import Setting
 from sere.provenance import provenance
 
 if TYPE_CHECKING:

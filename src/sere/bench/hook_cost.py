@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from sere.bench.timing import synchronise
+from sere.bench.timing import synchronize
 from sere.structure import find_experts
 
 
@@ -60,9 +60,9 @@ class _Clock:
         self.us: list[float] = []
 
     def start(self, _: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
-        synchronise(args[0].device)
+        synchronize(args[0].device)
         self.started = perf_counter()
 
     def stop(self, _: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
-        synchronise(args[0].device)
+        synchronize(args[0].device)
         self.us.append((perf_counter() - self.started) * 1e6)

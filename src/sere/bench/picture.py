@@ -9,8 +9,8 @@ from typing import Any
 from sere.errors import MissingDependency
 from sere.files import atomic_path
 
-# Of the Okabe-Ito palette: told apart with any colour vision. Off is black.
-COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")
+# Of the Okabe-Ito palette: told apart with any color vision. Off is black.
+COLORS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")
 MARKERS = ("o", "s", "^", "D", "v", "P")
 
 
@@ -36,7 +36,7 @@ def draw(record: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
     for place, setting in enumerate(settings):
         cases = [case for case in record["cases"] if case["setting"] == setting]
         style = {
-            "color": COLOURS[place % 6],
+            "color": COLORS[place % 6],
             "marker": MARKERS[place % 6],
             "label": setting,
             "linewidth": 1.8,

@@ -10,12 +10,12 @@ from functools import partial
 from typing import Any
 
 from sere.bench.hook_cost import hook_cost
-from sere.bench.subject import Subject, random_tokens
+from sere.bench.target import Subject, random_tokens
 from sere.bench.timing import Stepper, Times, interleave
+from sere.engines.transformers import apply_setting, check_settings
 from sere.errors import InputError
-from sere.eval.apply import apply_setting, check_settings
 from sere.eval.cases import NO_PROGRESS, Progress, what_happened
-from sere.eval.settings import Setting, check_off_first
+from sere.policies.spec import Setting, check_off_first
 from sere.provenance import provenance
 
 logger = logging.getLogger("sere")

@@ -77,7 +77,7 @@ def spread(values: Sequence[float]) -> Spread:
     return Spread(fifths[0], median(values), fifths[3])
 
 
-def synchronise(device: torch.device) -> None:
+def synchronize(device: torch.device) -> None:
     """Wait until the device has done what it was given; nothing on a CPU."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -108,10 +108,10 @@ class Stepper:
         times = []
         for place in range(self.tokens.shape[1]):
             column = self.tokens[:, place : place + 1]
-            synchronise(device)
+            synchronize(device)
             started = perf_counter()
             self.model(input_ids=column, use_cache=True, **given).logits.argmax(-1)
-            synchronise(device)
+            synchronize(device)
             times.append((perf_counter() - started) * 1e3)
         return times[1:]
 
@@ -125,7 +125,7 @@ def interleave(
 ) -> list[Times]:
     """Run a block under each variant in turn, ``rounds`` times, and return the variants' times.
 
-    Slow changes of the machine (frequency, neighbours) so fall on all variants alike. Their
+    Slow changes of the machine (frequency, neighbors) so fall on all variants alike. Their
     order is that of ``turns``. A first round, not kept, warms up.
 
     Args:

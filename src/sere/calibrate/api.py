@@ -20,11 +20,7 @@ from sere.calibrate.assemble import (
     run_record,
     states_size,
 )
-from sere.calibrate.checkpoint import Checkpoint
-from sere.calibrate.in_memory import collect_in_memory
-from sere.calibrate.layerwise import collect_layerwise
-from sere.calibrate.memory import fits_memory
-from sere.calibrate.settings import (
+from sere.calibrate.config import (
     CHUNK_BYTES,
     MAX_TOKENS,
     SEQ_LEN,
@@ -34,8 +30,12 @@ from sere.calibrate.settings import (
     Settings,
     metric_settings,
 )
-from sere.calibrate.skeleton import Skeleton
-from sere.calibrate.work import WorkFolder, resumable
+from sere.calibrate.in_memory import collect_in_memory
+from sere.calibrate.layerwise.by_layers import collect_layerwise
+from sere.calibrate.layerwise.checkpoint import Checkpoint
+from sere.calibrate.layerwise.skeleton import Skeleton
+from sere.calibrate.layerwise.work_folder import WorkFolder, resumable
+from sere.calibrate.memory import fits_memory
 from sere.checkpoints import find_checkpoint, load_model, load_tokenizer
 from sere.errors import ConfigError
 from sere.similarity import resolve_parameters

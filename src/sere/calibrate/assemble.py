@@ -7,10 +7,10 @@ from typing import Any, TypeAlias
 
 from torch import nn
 
+from sere.calibrate.config import Settings
 from sere.calibrate.in_memory import Results
+from sere.calibrate.layerwise.skeleton import Skeleton
 from sere.calibrate.packing import Tokens, pack
-from sere.calibrate.settings import Settings
-from sere.calibrate.skeleton import Skeleton
 from sere.errors import AlreadyApplied, ConfigError, DataError
 from sere.provenance import provenance, versions
 from sere.similarity import resolve_parameters

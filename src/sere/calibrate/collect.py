@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sere.calibrate.outputs import check_weighted_sum, expert_outputs
+from sere.calibrate.config import Settings
+from sere.calibrate.experts import check_weighted_sum, expert_outputs
 from sere.calibrate.sanity import (
     check_inputs,
     check_outputs,
@@ -16,7 +17,6 @@ from sere.calibrate.sanity import (
     never_reached,
     say_few,
 )
-from sere.calibrate.settings import Settings
 from sere.errors import UnsupportedModel
 from sere.similarity import Accumulator, LayerSimilarity, make_accumulator
 from sere.structure import ExpertsLayer

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from sere.calibrate.collect import LayerCollector, routing_of
+from sere.calibrate.config import Settings
 from sere.calibrate.offload import refuse_without_weights
 from sere.calibrate.packing import Tokens
 from sere.calibrate.progress import progress_bar
-from sere.calibrate.settings import Settings
 from sere.calibrate.vocabulary import check_tokens
 from sere.calibrate.weights import refuse_adapted, stacked_weights_similarity
 from sere.errors import UnsupportedModel

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
-from sere.calibrate.settings import Progress
+from sere.calibrate.config import Progress
 
 
 class Bar(Protocol):

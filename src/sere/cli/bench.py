@@ -83,7 +83,7 @@ def _records(args: argparse.Namespace) -> Any:
     from sere.bench.run import BenchPlan, bench
     from sere.bench.shapes import shape_config
     from sere.cli.progress import bar
-    from sere.eval.settings import parse_settings
+    from sere.policies.spec import parse_settings
 
     plan = BenchPlan(
         settings=parse_settings(args.setting or _DEFAULT_SETTINGS),
@@ -107,7 +107,7 @@ def _layers(args: argparse.Namespace) -> int:
 
 def _subject(args: argparse.Namespace) -> Any:
     """Load or make what is timed."""
-    from sere.bench.subject import Subject, random_table
+    from sere.bench.target import Subject, random_table
     from sere.table import SimilarityTable
 
     model = _random_model(args) if args.preset is not None else load_model(checkpoint_path(args), args)
@@ -137,7 +137,7 @@ def _subject(args: argparse.Namespace) -> Any:
 def _random_model(args: argparse.Namespace) -> Any:
     import torch
 
-    from sere.bench.subject import random_model
+    from sere.bench.target import random_model
 
     dtype = torch.bfloat16 if args.dtype == "auto" else getattr(torch, args.dtype)
     say(f"making {args.preset} with {_layers(args)} layers and random weights")

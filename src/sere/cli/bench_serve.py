@@ -17,7 +17,7 @@ from sere.cli.server_logs import Logs, server_logs
 from sere.errors import ConfigError
 
 if TYPE_CHECKING:
-    from sere.bench.plan import EnginePlan
+    from sere.bench.vllm.plan import EnginePlan
 
 _DEFAULT_SETTINGS = ("sere:S=1", "sere:S=2")
 _BATCH_SIZES = (8, 16, 32)
@@ -139,11 +139,11 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _online_records(args: argparse.Namespace, logs: Logs) -> Iterator[dict[str, Any]]:
-    from sere.bench.engine_options import OF_SERVER, as_arguments, options_of, parse_engine_options
-    from sere.bench.load import Load
-    from sere.bench.online import SERVED, OnlinePlan, bench_online
-    from sere.integrations.vllm.server import Server, serve
-    from sere.integrations.vllm.versions import check_installed, check_routes
+    from sere.bench.vllm.load import Load
+    from sere.bench.vllm.options import OF_SERVER, as_arguments, options_of, parse_engine_options
+    from sere.bench.vllm.over_http import SERVED, OnlinePlan, bench_online
+    from sere.engines.server import Server, serve
+    from sere.integrations.vllm.start.versions import check_installed, check_routes
 
     sizes = args.batch_size or ([] if args.request_rate else _BATCH_SIZES)
     plan = OnlinePlan(
@@ -174,10 +174,10 @@ def _online_records(args: argparse.Namespace, logs: Logs) -> Iterator[dict[str, 
 
 
 def _records(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    from sere.bench.engine_options import IN_PROCESS, options_of, parse_engine_options
-    from sere.bench.serve import ServePlan, bench_serve
-    from sere.integrations.vllm.local import local_engine
-    from sere.integrations.vllm.versions import check_installed
+    from sere.bench.vllm.in_process import ServePlan, bench_serve
+    from sere.bench.vllm.options import IN_PROCESS, options_of, parse_engine_options
+    from sere.engines.in_process import local_engine
+    from sere.integrations.vllm.start.versions import check_installed
 
     plan = ServePlan(
         batch_sizes=list(dict.fromkeys(args.batch_size or _BATCH_SIZES)),
@@ -200,7 +200,7 @@ def _records(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
 def _common(args: argparse.Namespace, engine_options: Mapping[str, Any]) -> dict[str, Any]:
     """Return what both plans hold."""
     from sere.cli.progress import bar
-    from sere.eval.settings import parse_settings
+    from sere.policies.spec import parse_settings
 
     return {
         "settings": parse_settings(args.setting or _DEFAULT_SETTINGS), "prompt": args.prompt,
@@ -240,7 +240,7 @@ def _random(args: argparse.Namespace) -> Iterator[tuple[Path, Path]]:
     """Make a preset's checkpoint and its table."""
     import torch
 
-    from sere.bench.subject import random_model, random_table
+    from sere.bench.target import random_model, random_table
 
     layers = args.layers if args.layers is not None else 2 if args.preset == "tiny" else 4
     dtype = torch.bfloat16 if args.dtype == "auto" else getattr(torch, args.dtype)
@@ -257,7 +257,7 @@ def _random(args: argparse.Namespace) -> Iterator[tuple[Path, Path]]:
 def _subject(args: argparse.Namespace, plan: EnginePlan, path: Path, similarities: Path) -> dict[str, Any]:
     """Say what is timed, as far as checkpoint and table tell."""
     from sere.checkpoints import load_config
-    from sere.eval.apply import check_settings
+    from sere.engines.transformers import check_settings
     from sere.table import SimilarityTable
 
     table, trusted = SimilarityTable.load(similarities), args.trust_remote_code

@@ -96,8 +96,8 @@ def _measure(args: argparse.Namespace) -> dict[str, Any]:
     from sere.cli.progress import bar
     from sere.eval.calibration import calibrate_on_tasks
     from sere.eval.questions import held_out
-    from sere.eval.settings import parse_settings
     from sere.eval.tasks import TASK_NAMES
+    from sere.policies.spec import parse_settings
 
     rounds = plan_rounds(args.batch_size, args.per_task, len(TASK_NAMES))
     most = max(one.questions for one in rounds)

@@ -110,7 +110,7 @@ def _version(name: str, version: str) -> Finding:
 def _backends() -> Iterator[Finding]:
     import torch
 
-    from sere.reroute.backends import BACKENDS, select
+    from sere.reroute.backends.registry import BACKENDS, select
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     for name, record in BACKENDS.items():
@@ -131,7 +131,12 @@ def _extras() -> Iterator[Finding]:
 
 def _vllm() -> Finding:
     """Say which vLLM is there and whether re-routing knows it on the device that it was built for."""
-    from sere.integrations.vllm.versions import check_version, describe_range, engine_device, engine_version
+    from sere.integrations.vllm.start.versions import (
+        check_version,
+        describe_range,
+        engine_device,
+        engine_version,
+    )
 
     version = engine_version()
     if version is None:

@@ -105,7 +105,7 @@ def _add_texts(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Evaluate, write the record, print the tables."""
-    from sere.eval.settings import parse_settings
+    from sere.policies.spec import parse_settings
 
     settings = parse_settings(args.setting or _DEFAULT_SETTINGS)
     bundled = _is_bundled(args.model)
@@ -240,11 +240,11 @@ def _on_vllm(args: argparse.Namespace, plan: Any, partial: Path | None) -> dict[
 
     from sere.cli.loading import dtype_name, engine_checkpoint, tokenizer_of
     from sere.cli.progress import bar
+    from sere.engines.in_process import local_engine
+    from sere.engines.settings import check_settings
     from sere.eval.checkpoint import files_digest
-    from sere.eval.engines import check_settings
     from sere.eval.vllm import evaluate_engine
-    from sere.integrations.vllm.local import local_engine
-    from sere.integrations.vllm.versions import check_installed
+    from sere.integrations.vllm.start.versions import check_installed
     from sere.table import SimilarityTable
 
     check_settings(plan.settings)

@@ -15,7 +15,7 @@ from sere.cli.parser import add_command
 from sere.errors import DataError
 
 if TYPE_CHECKING:
-    from sere.eval.settings import Setting
+    from sere.policies.spec import Setting
     from sere.table import SimilarityTable
     from sere.texts import Row
 
@@ -101,8 +101,8 @@ def _prompts(args: argparse.Namespace) -> list[Row]:
 
 def _setting(args: argparse.Namespace) -> tuple[Setting | None, SimilarityTable | None]:
     """Return the way to route, None to leave the model as it is, and the table."""
-    from sere.eval.apply import check_settings
-    from sere.eval.settings import parse_setting
+    from sere.engines.transformers import check_settings
+    from sere.policies.spec import parse_setting
     from sere.table import SimilarityTable
 
     if args.setting is None and args.table is None:
@@ -116,7 +116,7 @@ def _setting(args: argparse.Namespace) -> tuple[Setting | None, SimilarityTable 
 def _applied(
     model: Any, setting: Setting | None, table: SimilarityTable | None, pad_token_id: int | None
 ) -> AbstractContextManager[Any]:
-    from sere.eval.apply import apply_setting
+    from sere.engines.transformers import apply_setting
 
     if setting is None:
         return nullcontext()

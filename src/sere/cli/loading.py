@@ -117,7 +117,7 @@ def load_model(path: Path, args: argparse.Namespace) -> Any:
     import torch
 
     from sere import checkpoints
-    from sere.bench.subject import implementation
+    from sere.bench.target import implementation
 
     device = pick_device(args.device)
     quiet_transformers()

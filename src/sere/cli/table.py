@@ -15,7 +15,7 @@ from sere.errors import ConfigError
 from sere.identity import span
 from sere.table import (
     SimilarityTable,
-    best_neighbours,
+    best_neighbors,
     compare,
     import_published,
     off_diagonal,
@@ -129,7 +129,7 @@ def _show(args: argparse.Namespace) -> int:
 def _layer(loaded: SimilarityTable, index: int, threshold: float) -> dict[str, Any]:
     layer = loaded.layers[index]
     others = off_diagonal(layer.similarity).double()
-    best = best_neighbours(layer.similarity)
+    best = best_neighbors(layer.similarity)
     return {
         "layer": index,
         "name": loaded.identity.layer_names[index],

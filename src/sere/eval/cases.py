@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from sere.errors import InputError
 from sere.eval.checkpoint import Checkpoint
-from sere.eval.settings import Setting, check_off_first
+from sere.policies.spec import Setting, check_off_first
 from sere.provenance import provenance
 
 if TYPE_CHECKING:

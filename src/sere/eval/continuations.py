@@ -15,8 +15,8 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from sere.calibrate.vocabulary import check_prompts
+from sere.engines.transformers import apply_setting, check_settings
 from sere.errors import DataError, InputError
-from sere.eval.apply import apply_setting, check_settings
 from sere.eval.cases import (
     NO_PROGRESS,
     Progress,
@@ -31,12 +31,12 @@ from sere.eval.cases import (
 )
 from sere.eval.checkpoint import Checkpoint
 from sere.eval.clusters import Estimate, mean_per_token, positive_mean_per_token, share_of_tokens
+from sere.eval.continuous_batching import supports_rows
 from sere.eval.decode import decode, stop_ids
 from sere.eval.examples import prompt_key
 from sere.eval.questions import encode, takes_template
-from sere.eval.rows import supports_rows
-from sere.eval.settings import Setting
 from sere.eval.text import Text, score_texts
+from sere.policies.spec import Setting
 from sere.texts import Row
 
 if TYPE_CHECKING:

@@ -9,9 +9,9 @@ from typing import Any, Literal
 from torch import Tensor
 
 from sere.errors import InputError
+from sere.eval.continuous_batching import Job, run_rows, supports_rows
 from sere.eval.generation import continue_groups, end_mark
 from sere.eval.prefill import prefill
-from sere.eval.rows import Job, run_rows, supports_rows
 
 Loop = Literal["rows", "generate"]
 

@@ -10,8 +10,8 @@ from statistics import fmean, median
 from typing import TYPE_CHECKING, Any
 
 from sere.calibrate.vocabulary import check_prompts
+from sere.engines.transformers import apply_setting, check_settings
 from sere.errors import InputError
-from sere.eval.apply import apply_setting, check_settings
 from sere.eval.cases import (
     NO_PROGRESS,
     Progress,
@@ -25,13 +25,13 @@ from sere.eval.cases import (
     what_happened,
 )
 from sere.eval.checkpoint import Checkpoint
+from sere.eval.continuous_batching import supports_rows
 from sere.eval.decode import decode, stop_ids
 from sere.eval.generation import end_mark
 from sere.eval.questions import Asked, encode, mark, takes_template
-from sere.eval.rows import supports_rows
-from sere.eval.settings import Setting
 from sere.eval.statistics import paired_difference, wilson
 from sere.eval.text import passages, score_texts, summarize
+from sere.policies.spec import Setting
 
 if TYPE_CHECKING:
     from sere.integrations.transformers import Handle

@@ -50,10 +50,10 @@ def score_interval(share: float, n: float, z: float) -> Interval:
         n: Independent trials, or as many as dependent ones are worth.
         z: The normal distribution's quantile of the wanted confidence.
     """
-    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
+    center = (share + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * sqrt(share * (1 - share) / n + z * z / (4 * n * n))
     # At 0 and 1 the bound equals the share exactly; rounding must not push it past.
-    return Interval(share, min(share, max(0.0, centre - half)), max(share, min(1.0, centre + half)))
+    return Interval(share, min(share, max(0.0, center - half)), max(share, min(1.0, center + half)))
 
 
 def paired_difference(after: Sequence[bool], before: Sequence[bool], *, confidence: float = 0.95) -> Interval:

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from sere.errors import DataError, InputError
+from sere.eval.continuous_batching import Job, run_rows, supports_rows
 from sere.eval.generation import Forced, force, groups
 from sere.eval.prefill import prefill
-from sere.eval.rows import Job, run_rows, supports_rows
 
 # Tokens of each English passage that are read before decoding begins: a model must know what it is reading.
 PREFIX = 8

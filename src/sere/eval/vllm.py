@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
+from sere.engines.settings import Start, by_engine, check_settings, routed
 from sere.eval.cases import (
     NO_PROGRESS,
     Progress,
@@ -17,11 +18,10 @@ from sere.eval.cases import (
     missing,
     summarize_layers,
 )
-from sere.eval.engines import Start, by_engine, check_settings, routed
 from sere.eval.questions import encode, mark
 from sere.eval.run import Plan, completed, for_tokenizer
-from sere.eval.settings import Setting
 from sere.integrations.vllm import read_stats
+from sere.policies.spec import Setting
 
 if TYPE_CHECKING:
     from sere.table import SimilarityTable

@@ -10,16 +10,16 @@ import torch
 from torch import Tensor
 
 from sere.config import Backend, Merge, RerouteConfig, Targets
-from sere.reroute.backends import BACKENDS, BackendRecord, select
-from sere.reroute.plan import Plan, make_plan
-from sere.reroute.types import COUNTERS, Neighbours, Routing
+from sere.reroute.backends.registry import BACKENDS, BackendRecord, select
+from sere.reroute.prepare import Plan, make_plan
+from sere.reroute.types import COUNTERS, Neighbors, Routing
 from sere.similarity.layer import LayerSimilarity, check_tensor
 
 __all__ = [
     "BACKENDS",
     "COUNTERS",
     "BackendRecord",
-    "Neighbours",
+    "Neighbors",
     "Plan",
     "Routing",
     "make_plan",

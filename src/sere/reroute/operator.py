@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sere.reroute.backends import implementation
-from sere.reroute.types import Neighbours, Rules
+from sere.reroute.backends.registry import implementation
+from sere.reroute.types import Neighbors, Rules
 
 SCHEMA = (
     "reroute(Tensor topk_ids, Tensor topk_weights, Tensor order, Tensor count, Tensor position, "
@@ -22,7 +22,7 @@ _library.define(SCHEMA)  # type: ignore[no-untyped-call]
 def call(
     topk_ids: Tensor,
     topk_weights: Tensor,
-    neighbours: Neighbours,
+    neighbors: Neighbors,
     rules: Rules,
     row_budget: Tensor | None,
     num_tokens: Tensor | int | None,
@@ -34,8 +34,8 @@ def call(
         num_tokens = torch.full((), num_tokens, dtype=torch.int32, device=topk_ids.device)
     result: tuple[Tensor, Tensor] = torch.ops.sere.reroute(
         topk_ids, topk_weights,
-        neighbours.order, neighbours.count, neighbours.position, neighbours.lists, neighbours.keep,
-        neighbours.scale, row_budget, num_tokens, counters,
+        neighbors.order, neighbors.count, neighbors.position, neighbors.lists, neighbors.keep,
+        neighbors.scale, row_budget, num_tokens, counters,
         rules.select_top_k, rules.min_active, rules.active_targets, rules.merge, rules.sentinel, backend,
     )  # fmt: skip
     return result
@@ -61,11 +61,9 @@ def _reroute(
     sentinel: int,
     backend: str,
 ) -> tuple[Tensor, Tensor]:
-    neighbours = Neighbours(order, count, position, lists, scale, keep)
+    neighbors = Neighbors(order, count, position, lists, scale, keep)
     rules = Rules(select_top_k, min_active, active_targets, merge, sentinel)
-    return implementation(backend)(
-        topk_ids, topk_weights, neighbours, rules, row_budget, num_tokens, counters
-    )
+    return implementation(backend)(topk_ids, topk_weights, neighbors, rules, row_budget, num_tokens, counters)
 
 
 @torch.library.register_fake("sere::reroute", lib=_library)  # type: ignore[untyped-decorator]

@@ -46,7 +46,7 @@ class Rules:
 
 
 @dataclass(frozen=True, slots=True)
-class Neighbours:
+class Neighbors:
     """One layer's similarities, prepared once per threshold and device.
 
     Attributes:
@@ -67,15 +67,15 @@ class Neighbours:
     keep: Tensor
 
 
-def prepare_neighbours(
+def prepare_neighbors(
     layer: LayerSimilarity,
     *,
     threshold: float,
     keep: Sequence[int] = (),
     scale: Tensor | None = None,
     device: torch.device | str = "cpu",
-) -> Neighbours:
-    """Sort each expert's neighbours by similarity and cut the lists at the threshold.
+) -> Neighbors:
+    """Sort each expert's neighbors by similarity and cut the lists at the threshold.
 
     Args:
         layer: Similarities, ``[E, E]``; those that are not known, NaN, are below every threshold.
@@ -99,7 +99,7 @@ def prepare_neighbours(
     ranks = torch.arange(E, device="cpu").expand(E, E)
     position = torch.empty_like(order).scatter_(1, order, ranks)
     position = torch.where(position < count[:, None], position, E)
-    return Neighbours(
+    return Neighbors(
         order=order.to(device, torch.int32).contiguous(),
         count=count.to(device, torch.int32),
         position=position.to(device, torch.int32).contiguous(),

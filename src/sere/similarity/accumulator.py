@@ -103,7 +103,7 @@ class Accumulator(ABC):
 
     @torch.no_grad()
     def finalize(self) -> LayerSimilarity:
-        """Return the similarities of all tokens so far; more may be taken afterwards.
+        """Return the similarities of all tokens so far; more may be taken afterward.
 
         Raises:
             DataError: No token was taken.

@@ -56,7 +56,7 @@ def squared_distances(rows: Tensor, dtype: torch.dtype, *, split: bool = True) -
     products = _centered_gram(rows, dtype)
     norms = products.diagonal()
     squared = (norms[:, None] + norms[None, :] - products - products.T).clamp_(min=0).fill_diagonal_(0)
-    close = _cancelled(squared, norms, 2 * torch.finfo(dtype).eps)
+    close = _canceled(squared, norms, 2 * torch.finfo(dtype).eps)
     for group in _groups(close):
         if split and len(group) < len(rows):
             at = torch.tensor(group, device=squared.device)
@@ -77,7 +77,7 @@ def _centered_gram(rows: Tensor, dtype: torch.dtype) -> Tensor:
     return total.cpu()
 
 
-def _cancelled(squared: Tensor, norms: Tensor, rounding: float) -> Tensor:
+def _canceled(squared: Tensor, norms: Tensor, rounding: float) -> Tensor:
     """Mark pairs whose distance rounding may have moved too far, relative to the farthest; ``[E, E]``."""
     error = rounding * (norms[:, None] + norms[None, :])
     # d(D) = d(D²) / 2D; for D below the rounding itself, the error is at most its root.
@@ -88,14 +88,14 @@ def _cancelled(squared: Tensor, norms: Tensor, rounding: float) -> Tensor:
 
 def _groups(close: Tensor) -> list[list[int]]:
     """Return the connected groups, of at least two, of a symmetric relation ``[E, E]``."""
-    neighbours = [row.nonzero().flatten().tolist() for row in close]
+    neighbors = [row.nonzero().flatten().tolist() for row in close]
     groups, seen = [], set[int]()
-    for start in range(len(neighbours)):
-        if start in seen or not neighbours[start]:
+    for start in range(len(neighbors)):
+        if start in seen or not neighbors[start]:
             continue
         group, todo = {start}, [start]
         while todo:
-            fresh = set(neighbours[todo.pop()]) - group
+            fresh = set(neighbors[todo.pop()]) - group
             group |= fresh
             todo.extend(fresh)
         seen |= group

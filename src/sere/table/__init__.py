@@ -1,7 +1,7 @@
 """The similarity table: one safetensors file, checked when it is read."""
 
 from sere.identity import ModelIdentity
-from sere.table.artifact import SimilarityTable, best_neighbours
+from sere.table.artifact import SimilarityTable, best_neighbors
 from sere.table.compare import Comparison, LayerDifference, compare
 from sere.table.published import import_published
 from sere.table.unknown import off_diagonal, say_unknown
@@ -13,7 +13,7 @@ __all__ = [
     "LayerDifference",
     "ModelIdentity",
     "SimilarityTable",
-    "best_neighbours",
+    "best_neighbors",
     "compare",
     "import_published",
     "off_diagonal",

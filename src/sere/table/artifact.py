@@ -152,12 +152,12 @@ class SimilarityTable:
         """
         if layer not in self.layers:
             raise InputError(f"layer: expected one of {list(self.layers)}, got {layer}")
-        best = best_neighbours(self.layers[layer].similarity)
+        best = best_neighbors(self.layers[layer].similarity)
         least = torch.tensor(threshold, dtype=torch.float32, device=best.device)
         return tuple((~(best >= least)).nonzero().flatten().tolist())
 
 
-def best_neighbours(similarity: Tensor) -> Tensor:
+def best_neighbors(similarity: Tensor) -> Tensor:
     """Return each expert's similarity to the other expert that resembles it most; ``[E]``, float32.
 
     NaN for an expert whose similarity to no other is known.

@@ -10,7 +10,7 @@ import torch
 from sere.errors import TableMismatch
 from sere.identity import ModelIdentity, span, summary
 from sere.similarity import LayerSimilarity
-from sere.table.artifact import SimilarityTable, best_neighbours
+from sere.table.artifact import SimilarityTable, best_neighbors
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ def _choices(layer: LayerSimilarity) -> torch.Tensor:
     others = layer.similarity.nan_to_num(nan=-1).fill_diagonal_(-1)
     # numpy's argmax takes the first of equals; torch's promises nothing.
     best = torch.from_numpy(others.numpy().argmax(axis=1))
-    return best.masked_fill(best_neighbours(layer.similarity).isnan(), -1)
+    return best.masked_fill(best_neighbors(layer.similarity).isnan(), -1)
 
 
 def _other_model(a: ModelIdentity, b: ModelIdentity) -> bool:

@@ -12,7 +12,7 @@ from torch import Tensor
 from sere.errors import MissingDependency
 from sere.files import atomic_path
 from sere.identity import span
-from sere.table.artifact import SimilarityTable, best_neighbours
+from sere.table.artifact import SimilarityTable, best_neighbors
 from sere.table.unknown import off_diagonal
 
 if TYPE_CHECKING:
@@ -27,8 +27,8 @@ _ALL, _BEST, _UNKNOWN = "#4c72b0", "#dd8452", "#d9d9d9"
 def plot(table: SimilarityTable, path: str | os.PathLike[str]) -> None:
     """Draw a table into a picture file, atomically.
 
-    Heat maps of the layers (at most 48, evenly chosen) on one colour scale, experts ordered so that alike
-    ones are neighbours; the spread of all and of best-neighbour similarities by layer; the share of critical
+    Heat maps of the layers (at most 48, evenly chosen) on one color scale, experts ordered so that alike
+    ones are neighbors; the spread of all and of best-neighbor similarities by layer; the share of critical
     experts over the threshold ρ.
 
     Args:
@@ -65,7 +65,7 @@ def draw(table: SimilarityTable) -> Figure:
 
 
 def order(similarity: Tensor) -> list[int]:
-    """Order experts so that alike ones are neighbours.
+    """Order experts so that alike ones are neighbors.
 
     Groups are merged pair by pair, the most similar first (average linkage), each joined at the ends that are
     most alike.
@@ -137,9 +137,9 @@ def _draw_maps(figure: Any, table: SimilarityTable, shown: list[int], rows: int,
 def _draw_spread(axis: Axes, table: SimilarityTable) -> None:
     positions = list(range(len(table.layers)))
     similarities = [layer.similarity.cpu() for layer in table.layers.values()]
-    for values, colour, label, shift in (
+    for values, color, label, shift in (
         ([off_diagonal(s) for s in similarities], _ALL, "all pairs of experts", -0.18),
-        ([best_neighbours(s) for s in similarities], _BEST, "best other expert", 0.18),
+        ([best_neighbors(s) for s in similarities], _BEST, "best other expert", 0.18),
     ):
         parts = torch.tensor([0, 0.25, 0.5, 0.75, 1.0], dtype=torch.float64, device="cpu")
         # A layer of which nothing is known has no mark.
@@ -148,12 +148,10 @@ def _draw_spread(axis: Axes, table: SimilarityTable) -> None:
         )
         low, first, middle, third, high = quantiles.T.tolist()
         at = [position + shift for position in positions]
-        axis.vlines(at, low, high, color=colour, linewidth=1)
-        axis.vlines(
-            at, first, third, color=colour, linewidth=5, alpha=0.6, label=f"{label}: quartiles, range"
-        )
+        axis.vlines(at, low, high, color=color, linewidth=1)
+        axis.vlines(at, first, third, color=color, linewidth=5, alpha=0.6, label=f"{label}: quartiles, range")
         axis.plot(
-            at, middle, "o", color=colour, markersize=4, markeredgecolor="white", label=f"{label}: median"
+            at, middle, "o", color=color, markersize=4, markeredgecolor="white", label=f"{label}: median"
         )
     step = math.ceil(len(positions) / 24)
     axis.set_xticks(positions[::step], [str(index) for index in table.layers][::step])
@@ -167,7 +165,7 @@ def _draw_spread(axis: Axes, table: SimilarityTable) -> None:
 
 def _draw_critical(axis: Axes, table: SimilarityTable) -> None:
     thresholds = torch.linspace(0, 1, 201, device="cpu")
-    best = [best_neighbours(layer.similarity.cpu()) for layer in table.layers.values()]
+    best = [best_neighbors(layer.similarity.cpu()) for layer in table.layers.values()]
     share = torch.stack([(~(of_layer[:, None] >= thresholds)).float().mean(dim=0) for of_layer in best]) * 100
     for row in share:
         axis.plot(thresholds, row, color=_BEST, alpha=0.35 if len(share) < 12 else 0.15, linewidth=0.9)

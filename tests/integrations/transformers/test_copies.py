@@ -67,7 +67,7 @@ def test_a_model_may_change_its_dtype_under_a_handle(model: PreTrainedModel) -> 
 
 
 def test_calls_that_overlap_in_two_threads_are_refused(model: PreTrainedModel) -> None:
-    """The second call gets a named error, the first one ends as ever, and the model works afterwards."""
+    """The second call gets a named error, the first one ends as ever, and the model works afterward."""
     table = random_table(model)
     inside, refused = Barrier(2, timeout=60), Barrier(2, timeout=60)
 

@@ -96,7 +96,7 @@ def test_beam_search_counts_every_beam(model: PreTrainedModel) -> None:
 
 
 def test_inputs_as_embeddings(model: PreTrainedModel) -> None:
-    """A prompt given as embeddings decodes from tokens afterwards, as re-routed as any."""
+    """A prompt given as embeddings decodes from tokens afterward, as re-routed as any."""
     embeddings = model.get_input_embeddings()(prompts())
     with integration.apply(model, random_table(model), select_top_k=1) as handle:
         result = model.generate(inputs_embeds=embeddings, max_new_tokens=6, do_sample=False)

@@ -11,9 +11,9 @@ from transformers import DynamicCache, PreTrainedModel
 
 import sere.integrations.transformers as integration
 from sere.errors import InputError
+from sere.integrations.transformers.call import Step
 from sere.integrations.transformers.guard import Guard
 from sere.integrations.transformers.inputs import cache_argument
-from sere.integrations.transformers.step import Step
 from sere.policies import TopK
 from sere.structure import find_experts
 from tests.integrations.transformers.decoding import decode, prompts, random_table
@@ -217,7 +217,7 @@ def test_a_negative_budget_marks_a_row_as_finished(model: PreTrainedModel) -> No
 
 
 def test_budgets_of_the_wrong_length_are_refused(model: PreTrainedModel) -> None:
-    """The text names the rows of the step and the number of budgets; the model works again afterwards."""
+    """The text names the rows of the step and the number of budgets; the model works again afterward."""
     handle = integration.apply(model, random_table(model), select_top_k=1)
     handle.row_budget = [4, 4]
     cache = prefilled(model, prompts(3))

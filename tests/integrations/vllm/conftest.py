@@ -10,7 +10,7 @@ import pytest
 @pytest.fixture(scope="module")
 def any_table() -> Any:
     pytest.importorskip("transformers")
-    from sere.bench.subject import random_table
+    from sere.bench.target import random_table
     from tests.tiny import tiny_model
 
     return random_table(tiny_model("qwen3_moe"))

@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sere.integrations.vllm import versions
+from sere.integrations.vllm.start import versions
 
 
 def choose(

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sere.integrations.vllm.local import local_engine
+from sere.engines.in_process import local_engine
 from tests.integrations.vllm.models import table_of
 
 ENVIRONMENT = {

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sere.bench.subject import random_table
+from sere.bench.target import random_table
 from tests.tiny import tiny_model
 
 # vLLM's CPU attention wants heads of at least 32, its MLA kernel DeepSeek's own latent sizes.

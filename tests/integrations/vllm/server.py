@@ -6,8 +6,8 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from sere.integrations.vllm import server
-from sere.integrations.vllm.server import Server, free_port
+from sere.engines import server
+from sere.engines.server import Server, free_port
 
 __all__ = ["Server", "complete", "free_port", "serve"]
 

@@ -11,8 +11,8 @@ import torch
 
 from sere.config import RerouteConfig
 from sere.integrations.vllm.options import Options
-from sere.integrations.vllm.session import Session
-from sere.integrations.vllm.worker import Steps
+from sere.integrations.vllm.worker.state import Session
+from sere.integrations.vllm.worker.steps import Steps
 
 
 def new(name: str, prompt: int, tier: Any = None) -> SimpleNamespace:

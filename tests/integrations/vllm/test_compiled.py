@@ -14,8 +14,8 @@ from tests.integrations.vllm.models import save_model, table_of
 
 pytest.importorskip("vllm", reason="needs vLLM: make test-vllm")
 
+from sere.engines.in_process import session_of, worker_of
 from sere.integrations.vllm import configure, read_stats
-from sere.integrations.vllm.local import session_of, worker_of
 from sere.similarity.layer import LayerSimilarity
 from sere.table import SimilarityTable
 from tests.integrations.vllm.engines import engine, generate, prompts, sampling

@@ -10,8 +10,8 @@ import pytest
 pytest.importorskip("vllm", reason="needs vLLM: make test-vllm")
 
 from sere.config import RerouteConfig
-from sere.integrations.vllm.counts import StepCounts
-from sere.integrations.vllm.endpoint import Endpoint
+from sere.integrations.vllm.client.http_routes import Endpoint
+from sere.integrations.vllm.worker.step_counts import StepCounts
 
 pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("default")]
 

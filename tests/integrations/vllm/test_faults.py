@@ -84,7 +84,9 @@ def test_settings(
     model: Path, monkeypatch: pytest.MonkeyPatch, settings: Any, error: type[Exception], text: str
 ) -> None:
     """Wrong settings are refused in the caller's process, before any engine starts."""
-    monkeypatch.setattr("sere.integrations.vllm.worker.equip", lambda *_: pytest.fail("a worker has started"))
+    monkeypatch.setattr(
+        "sere.integrations.vllm.worker.equip.equip", lambda *_: pytest.fail("a worker has started")
+    )
     with pytest.raises(error) as refused, engine(model, settings):
         pass
     assert text in str(refused.value)
@@ -141,7 +143,7 @@ def test_table_in_the_model_folder(tmp_path: Path) -> None:
 
 def test_unsupported_version(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A version that nobody looked at is refused with the range, unless it is allowed by name."""
-    monkeypatch.setattr("sere.integrations.vllm.versions.engine_version", lambda: "0.99.1")
+    monkeypatch.setattr("sere.integrations.vllm.start.versions.engine_version", lambda: "0.99.1")
     with (
         pytest.raises(UnsupportedEngine, match=r"vLLM 0.99.1: expected 0.30 to 0.32 \(run, on a CPU\)"),
         engine(model, {"select_top_k": 2}),
@@ -186,7 +188,7 @@ def test_nothing_happens_unasked(model: Path) -> None:
     """An engine without the setting has no attribute, method or wrapper of ours."""
     from vllm.model_executor.layers.fused_moe.runner.moe_runner import MoERunner
 
-    from sere.integrations.vllm.local import worker_of
+    from sere.engines.in_process import worker_of
 
     construct = MoERunner.__init__
     with engine(model) as llm:

@@ -13,10 +13,12 @@ import torch
 
 from sere.config import RerouteConfig
 from sere.errors import ConfigError, UnsupportedEngine
-from sere.integrations.vllm import configure, features, kernels, live, read_stats, seam, stats, versions
-from sere.integrations.vllm.requests import PROTECTED, RequestBook, parse_tier
-from sere.integrations.vllm.rows import RowSignal
-from sere.integrations.vllm.worker import _around_loading
+from sere.integrations.vllm import configure, engine_stats, read_stats
+from sere.integrations.vllm.start import features, versions
+from sere.integrations.vllm.tiers import PROTECTED, RequestBook, parse_tier
+from sere.integrations.vllm.worker import change, expert_kernels, router_hook
+from sere.integrations.vllm.worker.equip import _around_loading
+from sere.integrations.vllm.worker.row_budgets import RowSignal
 from tests.integrations.vllm.standins import engine_config, new, prepared, step
 
 LARGE = (1 << 31) - 1
@@ -37,7 +39,7 @@ def session(**options: Any) -> Any:
 def test_large_s_is_exact() -> None:
     """The largest S that the settings take, at the start or live, protects the rows; none overflows."""
     known = session()
-    assert live.change(known, {"select_top_k": LARGE})["select_top_k"] == LARGE
+    assert change.change(known, {"select_top_k": LARGE})["select_top_k"] == LARGE
     book = RequestBook()
     book.update(step(news=(new("a", 3),)))
     found = book.budgets(step(cached={"a": 3}), ["a"], np.array([1]), known.config.select_top_k)
@@ -52,13 +54,13 @@ def test_larger_s_is_refused() -> None:
         with pytest.raises(ConfigError, match=f"{name}: {text}"):
             RerouteConfig.from_mapping({"select_top_k": 1} | {name: LARGE + 1})
     known = session()
-    assert text in live.change(known, {"select_top_k": LARGE + 1})["error"]
+    assert text in change.change(known, {"select_top_k": LARGE + 1})["error"]
     assert known.config.select_top_k == 2
 
 
 def test_tensors_lie_where_the_model_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     """The device is the model runner's: before 0.23 the worker of a CPU has none."""
-    monkeypatch.setattr(seam, "building", lambda _: nullcontext())
+    monkeypatch.setattr(router_hook, "building", lambda _: nullcontext())
     runner = SimpleNamespace(
         device=torch.device("meta"), prepare_inputs=len, _dummy_run=len, execute_model=len
     )
@@ -130,7 +132,7 @@ def test_one_wait_for_all_layers(any_table: Any, monkeypatch: pytest.MonkeyPatch
     copies = []
     copy = torch.Tensor.tolist
     monkeypatch.setattr(torch.Tensor, "tolist", lambda tensor: copies.append(tensor) or copy(tensor))
-    layers = stats.answer(found)["layers"]
+    layers = engine_stats.answer(found)["layers"]
     assert [layer["index"] for layer in layers] == [0, 1]
     assert len(copies) == 1
 
@@ -142,7 +144,7 @@ VARIANTS = ("X86CPUUnquantizedExperts", "ArmCPUUnquantizedExperts", "PowerCPUUnq
 def test_variants_of_the_cpu_kernel(kernel: str) -> None:
     """The CPU kernel's variants for AMX, Arm and POWER keep a row's expert twice, as it does."""
     config = RerouteConfig(select_top_k=1)
-    assert kernels.fit_to_kernel(config, kernel, K=4, merge_given=False) == config
+    assert expert_kernels.fit_to_kernel(config, kernel, K=4, merge_given=False) == config
 
 
 @pytest.mark.vllm
@@ -175,7 +177,7 @@ def test_work_handed_to_zentorch() -> None:
     assert versions.kernel_name(kernel) == "zentorch"
     assert versions.kernel_name(SimpleNamespace(_use_zentorch=False)) == "SimpleNamespace"
     assert versions.kernel_name(None) is None
-    assert "zentorch" not in kernels.BEARS_DUPLICATES
+    assert "zentorch" not in expert_kernels.BEARS_DUPLICATES
 
 
 def test_kept_experts_of_layers_elsewhere() -> None:
@@ -185,7 +187,7 @@ def test_kept_experts_of_layers_elsewhere() -> None:
         ({1: [3, 16]}, "keep: layer 1 has the experts 0 to 15, got 16"),
         ({4: [3]}, "keep: layer 4 has no similarities; the table has [0, 1]"),
     ):
-        assert live.change(known, {"keep": keep}) == {"error": text}
+        assert change.change(known, {"keep": keep}) == {"error": text}
         assert not known.config.keep
 
 

@@ -53,7 +53,7 @@ def test_acts_after_the_import(tmp_path: Path, order: str) -> None:
     (tmp_path / "early.py").write_text("watch('early')\nvalue = 1\n")
     run(
         "import builtins, sys; sys.path.insert(0, '.')\n"
-        "from sere.integrations.vllm.hook import after_import\n"
+        "from sere.integrations.vllm.import_hook import after_import\n"
         "def watch(name='late'): after_import(name, lambda module: setattr(module, 'seen', module.value))\n"
         f"{order}\n"
         "assert late.seen == 1\n",
@@ -66,7 +66,7 @@ def test_missing_and_broken_modules(tmp_path: Path) -> None:
     (tmp_path / "broken.py").write_text("watch('broken')\nraise OSError('mine')\n")
     run(
         "import builtins, sys; sys.path.insert(0, '.')\n"
-        "from sere.integrations.vllm.hook import after_import\n"
+        "from sere.integrations.vllm.import_hook import after_import\n"
         "seen = []\n"
         "builtins.watch = lambda name: after_import(name, seen.append)\n"
         "watch('nowhere'); watch('broken')\n"

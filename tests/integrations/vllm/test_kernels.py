@@ -9,7 +9,7 @@ import torch
 
 from sere.config import RerouteConfig
 from sere.errors import ConfigError, UnsupportedEngine
-from sere.integrations.vllm import kernels
+from sere.integrations.vllm.worker import expert_kernels
 from sere.reroute import reroute
 
 
@@ -17,13 +17,13 @@ def test_kernel_that_bears_duplicates_keeps_the_settings() -> None:
     """The CPU kernel takes any mode but sentinels."""
     for merge in ("none", "same", "distinct"):
         config = RerouteConfig(select_top_k=1, merge=merge)
-        assert kernels.fit_to_kernel(config, "CPUUnquantizedExperts", K=4, merge_given=True) == config
+        assert expert_kernels.fit_to_kernel(config, "CPUUnquantizedExperts", K=4, merge_given=True) == config
 
 
 @pytest.mark.parametrize("kernel", ["OAITritonExperts", "TrtLlmFp8ExpertsModular", "SomethingNew", None])
 def test_other_kernels_get_distinct_rows(kernel: str | None) -> None:
     """A kernel that may not bear duplicates gets distinct experts, enough of them, and no sentinel."""
-    config = kernels.fit_to_kernel(RerouteConfig(select_top_k=1), kernel, K=4, merge_given=False)
+    config = expert_kernels.fit_to_kernel(RerouteConfig(select_top_k=1), kernel, K=4, merge_given=False)
     assert (config.merge, config.min_active, config.sentinel) == ("distinct", 4, None)
     ids, weights = torch.stack([torch.randperm(8)[:4] for _ in range(3)]), torch.rand(3, 4)
     result = reroute(
@@ -45,7 +45,7 @@ def test_other_kernels_get_distinct_rows(kernel: str | None) -> None:
 def test_refused_merge(kernel: str | None, options: dict[str, Any], text: str) -> None:
     """A mode that the kernel would abort on or compute wrongly is refused, with what to do."""
     with pytest.raises(ConfigError) as refused:
-        kernels.fit_to_kernel(RerouteConfig(select_top_k=1, **options), kernel, K=4, merge_given=True)
+        expert_kernels.fit_to_kernel(RerouteConfig(select_top_k=1, **options), kernel, K=4, merge_given=True)
     assert text in str(refused.value)
 
 
@@ -70,9 +70,9 @@ class Monolithic(Experts):
 
 
 def test_monolithic_kernels_decline_while_the_model_is_built() -> None:
-    """Within the context a kernel that routes inside is not supported; afterwards all is as before."""
+    """Within the context a kernel that routes inside is not supported; afterward all is as before."""
     original = Experts.__dict__["is_supported_config"]
-    with kernels.decomposed_kernels(Experts):
+    with expert_kernels.decomposed_kernels(Experts):
         supported, reason = Monolithic.is_supported_config(Monolithic, None)
         assert not supported
         assert "decomposed" in str(reason)
@@ -86,4 +86,4 @@ def test_monolithic_layer_is_named() -> None:
     with pytest.raises(
         UnsupportedEngine, match=r"layers.3.mlp.experts: .* Monolithic .*--moe-backend triton"
     ):
-        kernels.refuse_monolithic("model.layers.3.mlp.experts", object(), Monolithic())
+        expert_kernels.refuse_monolithic("model.layers.3.mlp.experts", object(), Monolithic())

@@ -9,7 +9,7 @@ import pytest
 
 pytest.importorskip("vllm", reason="needs vLLM: make test-vllm")
 
-from sere.bench.load import Load, run_load
+from sere.bench.vllm.load import Load, run_load
 from sere.errors import InputError
 from tests.integrations.vllm.stub import CUT, REFUSED, SHORT, SPOILED, TOKENS, stub
 

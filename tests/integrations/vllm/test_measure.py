@@ -18,19 +18,19 @@ from tests.integrations.vllm.models import save_model
 
 pytest.importorskip("vllm", reason="needs vLLM: make test-vllm")
 
-from sere.bench.routing import record_routing, replayed, untouched
-from sere.bench.serve import ServePlan, bench_serve
+from sere.bench.vllm.in_process import ServePlan, bench_serve
+from sere.bench.vllm.replay import record_routing, replayed, untouched
 from sere.bundled import model_path
 from sere.cli import main
 from sere.cli.bench_serve import render
+from sere.engines.in_process import session_of, worker_of
+from sere.engines.settings import routed
 from sere.errors import InputError, UnsupportedEngine
-from sere.eval.engines import routed
 from sere.eval.questions import held_out
 from sere.eval.run import Plan
-from sere.eval.settings import parse_settings
 from sere.eval.vllm import evaluate_engine
 from sere.integrations.vllm import read_stats
-from sere.integrations.vllm.local import session_of, worker_of
+from sere.policies.spec import parse_settings
 from sere.similarity.layer import LayerSimilarity
 from sere.table import SimilarityTable
 from tests.integrations.vllm.engines import engine, generate, prompts
@@ -130,7 +130,7 @@ def test_bench_refuses_an_option_that_vllm_lacks(capsys: pytest.CaptureFixture[s
 
 
 def test_untouched(tmp_path: Path) -> None:
-    """Without the wrappers the engine does not re-route; afterwards it does as before."""
+    """Without the wrappers the engine does not re-route; afterward it does as before."""
     with engine(save_model(tmp_path), {"select_top_k": 1}, async_scheduling=False) as llm:
         expected = generate(llm, prompts())
         with untouched(llm):
@@ -230,7 +230,7 @@ def test_evaluate_by_command(
 
 def scaled_table(folder: Path) -> Path:
     """Write random similarities of the bundled model, with factors."""
-    from sere.bench.subject import random_table
+    from sere.bench.target import random_table
 
     table = random_table(AutoModelForCausalLM.from_pretrained(model_path()))
     scaled = {

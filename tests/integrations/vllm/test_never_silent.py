@@ -15,15 +15,15 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from sere.bench.subject import random_table
+from sere.bench.target import random_table
 from sere.bundled import model_path
 from sere.table import artifact
 from tests.integrations.vllm.models import save_model, table_of
 
 pytest.importorskip("vllm", reason="needs vLLM: make test-vllm")
 
+from sere.engines.in_process import session_of
 from sere.integrations.vllm import configure, read_stats
-from sere.integrations.vllm.local import session_of
 from tests.integrations.vllm.engines import engine, generate, prompts
 
 pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("default")]

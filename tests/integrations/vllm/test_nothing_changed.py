@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 import torch
 
-from sere.bench.subject import random_table
-from sere.integrations.vllm import live, stats
-from sere.integrations.vllm.guard import FIRST_LOOK
-from sere.integrations.vllm.requests import COUNT_ONLY_S
-from sere.integrations.vllm.worker import _before_shutdown
+from sere.bench.target import random_table
+from sere.integrations.vllm import engine_stats
+from sere.integrations.vllm.tiers import COUNT_ONLY_S
+from sere.integrations.vllm.worker import change
+from sere.integrations.vllm.worker.equip import _before_shutdown
+from sere.integrations.vllm.worker.guard import FIRST_LOOK
 from tests.integrations.vllm.standins import CPUUnquantizedExperts, SmallEngine, prepared
 from tests.tiny import uneven_model
 
@@ -37,7 +38,7 @@ def start(any_table: Any, caplog: pytest.LogCaptureFixture) -> Start:
 
 
 def why(engine: SmallEngine, *, reset: bool = False) -> str | None:
-    return stats.merged([stats.answer(engine.session, reset=reset)]).nothing_changed
+    return engine_stats.merged([engine_stats.answer(engine.session, reset=reset)]).nothing_changed
 
 
 def decode(engine: SmallEngine, steps: int = FIRST_LOOK, tier: Any = None) -> None:
@@ -130,7 +131,7 @@ def test_reading_in_the_middle_of_a_step(start: Start, caplog: pytest.LogCapture
     scraped = []
 
     def scrape() -> None:
-        reader = threading.Thread(target=lambda: scraped.append(stats.answer(engine.session)))
+        reader = threading.Thread(target=lambda: scraped.append(engine_stats.answer(engine.session)))
         reader.start()
         reader.join()
 
@@ -151,7 +152,7 @@ def test_nothing_was_asked_for(
     """An engine that is switched off, or only counts, re-routes nothing on purpose."""
     engine = start()
     engine.prompts("before")
-    live.change(engine.session, settings)
+    change.change(engine.session, settings)
     decode(engine)
     engine.session.guard.last_look()
     assert why(engine) is None
@@ -197,15 +198,15 @@ def test_new_settings_are_judged_by_themselves(start: Start, caplog: pytest.LogC
     """What was re-routed under the old settings does not hide that the new ones re-route nothing."""
     engine = start()
     decode(engine)
-    live.change(engine.session, {"threshold": 2.0})
+    change.change(engine.session, {"threshold": 2.0})
     assert len(caplog.messages) == 1
     assert "threshold=2: nothing will be re-routed, because no two experts" in caplog.messages[0]
     engine.decode(*NAMES, steps=FIRST_LOOK + 1)
     assert len(caplog.messages) == 2
     assert "no expert had a similarity of threshold=2" in caplog.messages[1]
-    live.change(engine.session, {"select_top_k": 4, "threshold": 0.0})
+    change.change(engine.session, {"select_top_k": 4, "threshold": 0.0})
     assert "select_top_k=4: nothing will be re-routed" in caplog.messages[2]
-    live.change(engine.session, {"select_top_k": 1})
+    change.change(engine.session, {"select_top_k": 1})
     engine.decode(*NAMES, steps=FIRST_LOOK + 1)
     assert len(caplog.messages) == 3
 
@@ -245,11 +246,11 @@ def test_layers_of_different_shapes(caplog: pytest.LogCaptureFixture) -> None:
     assert [(layer.E, layer.K) for layer in session.layers.values()] == [(16, 4), (12, 2)]
     engine = SmallEngine(session)
     decode(engine, 3)
-    found = stats.merged([stats.answer(session)])
+    found = engine_stats.merged([engine_stats.answer(session)])
     assert found.nothing_changed is None
     assert all(layer.slots_moved > 0 for layer in found.layers)
     assert not caplog.messages
-    live.change(session, {"select_top_k": 2})
+    change.change(session, {"select_top_k": 2})
     assert "select_top_k=2: nothing will be re-routed in layer 1 but rows" in caplog.messages[0]
 
 
@@ -265,8 +266,8 @@ def test_stage_without_moe_layers(start: Start, caplog: pytest.LogCaptureFixture
     ]
     other = start(parallel={"pipeline_parallel_size": 2})
     decode(other)
-    answers = [stats.answer(engine.session) for engine in (dense, other)]
-    whole = stats.merged(answers)
+    answers = [engine_stats.answer(engine.session) for engine in (dense, other)]
+    whole = engine_stats.merged(answers)
     assert whole.nothing_changed is None
     assert (len(whole.layers), whole.kernel) == (2, "CPUUnquantizedExperts")
 
@@ -278,7 +279,7 @@ def test_default_device(any_table: Any) -> None:
         session.log_start()
         assert session.signal is not None
         session.signal.announce(np.array([1, 1], dtype=np.int32))
-        changed = live.change(session, {"threshold": 0.1, "keep": {0: [3]}})
+        changed = change.change(session, {"threshold": 0.1, "keep": {0: [3]}})
     assert "error" not in changed
     assert session.signal.budget.tolist()[:3] == [1, 1, -1]
     engine = SmallEngine(session)

@@ -12,12 +12,12 @@ import pytest
 
 pytest.importorskip("vllm", reason="needs vLLM: make test-vllm")
 
-from sere.bench.load import Answer, Load
-from sere.bench.online import Block, OnlinePlan, Variant, _record, bench_online
+from sere.bench.vllm.load import Answer, Load
+from sere.bench.vllm.over_http import Block, OnlinePlan, Variant, _record, bench_online
 from sere.cli import main
 from sere.cli.bench_serve import render_online
 from sere.errors import ConfigError, ServerError
-from sere.eval.settings import parse_settings
+from sere.policies.spec import parse_settings
 from tests.integrations.vllm.stub import REFUSED, SHORT, TOKENS, Stub, stub
 
 pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("default")]
@@ -47,7 +47,7 @@ def online_records(*texts: str, **values: Any) -> tuple[list[Stub], Stub, list[d
 @pytest.fixture
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     """Do not wait until the workers of another server idle: there are none."""
-    monkeypatch.setattr("sere.bench.online._SETTLE_S", 0)
+    monkeypatch.setattr("sere.bench.vllm.over_http._SETTLE_S", 0)
 
 
 @pytest.mark.usefixtures("hasty")
@@ -148,7 +148,7 @@ def test_failed_requests_stand_in_the_record(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     """A block goes on and says what failed; the command ends with 1 and leaves the log; else it stops."""
-    monkeypatch.setattr("sere.bench.online.Random", lambda _seed: iter_random([SHORT, 1, 1, 1, 1, 1]))
+    monkeypatch.setattr("sere.bench.vllm.over_http.Random", lambda _seed: iter_random([SHORT, 1, 1, 1, 1, 1]))
     _, _, records = online_records(loads=[Load(concurrency=2)], requests=2, rounds=1)
     assert [record["failed"] for record in records] == [2, 2, 2]
     assert records[0]["errors"] == [f"expected {TOKENS} tokens, got {TOKENS - 1}"]
@@ -167,7 +167,7 @@ def test_failed_requests_stand_in_the_record(
         record["failed"] = 0
     assert main(command) == 0
     assert not log.exists()
-    monkeypatch.setattr("sere.bench.online.Random", lambda _seed: iter_random([REFUSED] * 6))
+    monkeypatch.setattr("sere.bench.vllm.over_http.Random", lambda _seed: iter_random([REFUSED] * 6))
     with pytest.raises(ServerError, match="off, 2 at once: none of 2 requests was answered; the first: HTTP"):
         online_records(loads=[Load(concurrency=2)], requests=2, rounds=1)
 
@@ -193,7 +193,7 @@ def test_server_without_routes_is_refused_at_once(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A vLLM whose server takes no routes is refused in one line, before a model is made."""
-    monkeypatch.setattr("sere.integrations.vllm.versions.engine_version", lambda: "0.25.1")
+    monkeypatch.setattr("sere.integrations.vllm.start.versions.engine_version", lambda: "0.25.1")
     assert main(["bench", "serve", "--preset", "tiny", "--server"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "vLLM 0.25.1: its server takes no routes from plug-ins" in line

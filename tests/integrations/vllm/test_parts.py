@@ -13,14 +13,16 @@ from hypothesis import strategies as st
 
 from sere.config import RerouteConfig
 from sere.errors import ConfigError, TableMismatch, UnsupportedEngine
-from sere.integrations.vllm import frontend, live, seam, stats, tables
-from sere.integrations.vllm.counts import StepCounts
+from sere.integrations.vllm import engine_stats
 from sere.integrations.vllm.options import Options
-from sere.integrations.vllm.requests import PADDING, PROTECTED, RequestBook, parse_tier
-from sere.integrations.vllm.rows import RowSignal
-from sere.integrations.vllm.worker import Steps
+from sere.integrations.vllm.start import checks, tables
+from sere.integrations.vllm.tiers import PADDING, PROTECTED, RequestBook, parse_tier
+from sere.integrations.vllm.worker import change, router_hook
+from sere.integrations.vllm.worker.row_budgets import RowSignal
+from sere.integrations.vllm.worker.step_counts import StepCounts
+from sere.integrations.vllm.worker.steps import Steps
 from sere.reroute import make_plan, reroute
-from sere.reroute.types import Neighbours
+from sere.reroute.types import Neighbors
 from sere.similarity.layer import LayerSimilarity
 from tests.integrations.vllm.standins import engine_config, new, step
 
@@ -110,12 +112,12 @@ def test_wrong_key_of_a_tier() -> None:
 )  # fmt: skip
 def test_misspelled_tier(extra: Any, refused: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """A tier under a name like "sere", which nothing would read, is refused; what others send is not."""
-    monkeypatch.setattr(frontend, "_refusal", lambda: ConfigError)
+    monkeypatch.setattr(checks, "_refusal", lambda: ConfigError)
     if refused:
         with pytest.raises(ConfigError, match=f"stands under 'sere', got {next(iter(extra))!r}"):
-            frontend.check_tier(extra)
+            checks.check_tier(extra)
     else:
-        frontend.check_tier(extra)
+        checks.check_tier(extra)
 
 
 @given(st.lists(st.lists(st.sampled_from([1, 2, PROTECTED]), max_size=8), max_size=6), st.booleans())
@@ -169,15 +171,15 @@ def test_layer_of_another_size(any_table: Any) -> None:
 )
 def test_layer_index(name: str) -> None:
     """The index is read from the layer's name; a name without one is refused."""
-    assert seam.layer_index(name) == 3
+    assert router_hook.layer_index(name) == 3
     with pytest.raises(UnsupportedEngine, match="expected a decoder-layer index"):
-        seam.layer_index("experts")
+        router_hook.layer_index("experts")
 
 
 def test_router_of_another_kind() -> None:
     """A router without the method that all of vLLM's have is refused by name."""
     with pytest.raises(UnsupportedEngine, match="its router SimpleNamespace has no _compute_routing"):
-        seam.intercept(SimpleNamespace(), SimpleNamespace(name="layer"))  # type: ignore[arg-type]
+        router_hook.intercept(SimpleNamespace(), SimpleNamespace(name="layer"))  # type: ignore[arg-type]
 
 
 class Announced:
@@ -243,8 +245,8 @@ def test_unknown_model_runner() -> None:
 
 def test_log_line_of_nothing() -> None:
     """Before the first step the log line says so."""
-    found = stats.EngineStats(True, {}, 0, {"prompts": 3}, ())
-    assert stats.log_line(found) == "no step re-routed, 3 passed"
+    found = engine_stats.EngineStats(True, {}, 0, {"prompts": 3}, ())
+    assert engine_stats.log_line(found) == "no step re-routed, 3 passed"
 
 
 def test_new_settings_reach_every_tensor_of_a_layer() -> None:
@@ -257,13 +259,13 @@ def test_new_settings_reach_every_tensor_of_a_layer() -> None:
         RerouteConfig(select_top_k=1, threshold=0.7, keep={0: (3,)}),
     )
     plan = make_plan(layer, before)
-    expected = make_plan(layer, after, keep=(3,)).neighbours
+    expected = make_plan(layer, after, keep=(3,)).neighbors
     session: Any = SimpleNamespace(
         table=SimpleNamespace(layers={0: layer}), layers={0: SimpleNamespace(index=0, plan=plan)}
     )
-    addresses = [plan.neighbours.lists.data_ptr(), plan.neighbours.position.data_ptr()]
-    live._write_neighbours(session, after)
+    addresses = [plan.neighbors.lists.data_ptr(), plan.neighbors.position.data_ptr()]
+    change._write_neighbors(session, after)
     for name in ("order", "count", "position", "lists", "keep"):
-        assert torch.equal(getattr(plan.neighbours, name), getattr(expected, name)), name
-    assert set(Neighbours.__slots__) == {"order", "count", "position", "lists", "keep", "scale"}
-    assert [plan.neighbours.lists.data_ptr(), plan.neighbours.position.data_ptr()] == addresses
+        assert torch.equal(getattr(plan.neighbors, name), getattr(expected, name)), name
+    assert set(Neighbors.__slots__) == {"order", "count", "position", "lists", "keep", "scale"}
+    assert [plan.neighbors.lists.data_ptr(), plan.neighbors.position.data_ptr()] == addresses

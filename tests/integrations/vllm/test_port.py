@@ -14,10 +14,12 @@ pytest.importorskip("prometheus_client")
 
 from sere.config import RerouteConfig
 from sere.errors import ConfigError, UnsupportedEngine
-from sere.integrations.vllm import port, stats
-from sere.integrations.vllm.counts import StepCounts
+from sere.integrations.vllm import engine_stats
 from sere.integrations.vllm.options import Options
-from sere.integrations.vllm.worker import _after_warm_up
+from sere.integrations.vllm.prometheus import Collector
+from sere.integrations.vllm.worker import metrics_port
+from sere.integrations.vllm.worker.equip import _after_warm_up
+from sere.integrations.vllm.worker.step_counts import StepCounts
 
 HOST = "127.0.0.1"
 
@@ -71,7 +73,7 @@ def test_only_this_machine_unless_asked(free: int) -> None:
     assert Options(reroute=RerouteConfig(select_top_k=1)).metrics_host == HOST
     given = Options.from_mapping({"select_top_k": 1, "metrics_host": "0.0.0.0"})
     assert given.metrics_host == "0.0.0.0"
-    close = port.serve(Known(), "127.0.0.2", free)  # type: ignore[arg-type]
+    close = metrics_port.serve(Known(), "127.0.0.2", free)  # type: ignore[arg-type]
     try:
         with pytest.raises(urllib.error.URLError):
             read(free)
@@ -89,14 +91,14 @@ def test_port_that_is_taken() -> None:
         other.listen()
         number = other.getsockname()[1]
         with pytest.raises(ConfigError, match=f"metrics_port: {HOST}:{number} cannot be .*give a free port"):
-            port.serve(Known(), HOST, number)  # type: ignore[arg-type]
+            metrics_port.serve(Known(), HOST, number)  # type: ignore[arg-type]
 
 
 def scraped(answers: list[dict[str, Any]]) -> str:
     from prometheus_client import CollectorRegistry, generate_latest
 
     registry = CollectorRegistry()
-    registry.register(stats.Collector(lambda: answers))
+    registry.register(Collector(lambda: answers))
     return generate_latest(registry).decode()
 
 
@@ -122,6 +124,6 @@ def test_metrics_are_sums() -> None:
 
 def test_no_answer() -> None:
     """Without a worker's answer there are neither statistics nor metrics."""
-    for read in (stats.merged, scraped):
+    for read in (engine_stats.merged, scraped):
         with pytest.raises(UnsupportedEngine, match="no worker answered"):
             read([])

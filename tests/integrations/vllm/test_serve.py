@@ -41,7 +41,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, ports: int) -> Iterator[Ser
 def bundled_table(path: Path) -> None:
     from transformers import AutoModelForCausalLM
 
-    from sere.bench.subject import random_table
+    from sere.bench.target import random_table
 
     random_table(AutoModelForCausalLM.from_pretrained(model_path())).save(path)
 

@@ -9,8 +9,8 @@ import pytest
 
 from sere.config import RerouteConfig
 from sere.errors import ConfigError, UnsupportedEngine
-from sere.integrations.vllm import features, versions
 from sere.integrations.vllm.options import Options, misplaced, section
+from sere.integrations.vllm.start import features, versions
 from tests.integrations.vllm.standins import engine_config
 
 

@@ -15,11 +15,11 @@ from tests.integrations.vllm.models import save_model
 
 pytest.importorskip("vllm", reason="needs vLLM: make test-vllm")
 
+from sere.engines.in_process import session_of, worker_of
 from sere.errors import ConfigError
 from sere.integrations.vllm import configure, read_stats
-from sere.integrations.vllm.local import session_of, worker_of
-from sere.integrations.vllm.requests import PADDING, PROTECTED
-from sere.integrations.vllm.stats import Collector, log_line
+from sere.integrations.vllm.engine_stats import Collector, log_line
+from sere.integrations.vllm.tiers import PADDING, PROTECTED
 from tests.integrations.vllm.engines import engine, generate, prompts, sampling
 
 pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("default")]

@@ -10,9 +10,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sere.reroute.cuda import device
-from sere.reroute.cuda.launch import Launch
-from sere.reroute.types import Neighbours, Rules
+from sere.reroute.backends.cuda import device
+from sere.reroute.backends.cuda.launch import Launch
+from sere.reroute.types import Neighbors, Rules
 
 from .build import build
 
@@ -20,14 +20,14 @@ from .build import build
 def run(
     topk_ids: Tensor,
     topk_weights: Tensor,
-    neighbours: Neighbours,
+    neighbors: Neighbors,
     rules: Rules,
     row_budget: Tensor | None,
     num_tokens: Tensor | int | None,
     counters: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """Do what ``sere.reroute.cuda.run`` does, all but the launch itself."""
-    arguments = (topk_ids, topk_weights, neighbours, rules, row_budget, num_tokens, counters)
+    """Do what ``sere.reroute.backends.cuda.run`` does, all but the launch itself."""
+    arguments = (topk_ids, topk_weights, neighbors, rules, row_budget, num_tokens, counters)
     if topk_ids.device.type == "cuda":
         return device.run(*arguments)
     real_launch = device.launch
@@ -41,7 +41,7 @@ def run(
 def launch(
     prepared: Launch, device: torch.device, *, blocks: int = 0, threads: int = 0, seed: int = 1
 ) -> None:
-    """Run a launch on fibres.
+    """Run a launch on fibers.
 
     Args:
         prepared: The launch.

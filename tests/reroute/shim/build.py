@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 
 from sere.files import atomic_path
-from sere.reroute.cuda.launch import SOURCE
+from sere.reroute.backends.cuda.launch import SOURCE
 
 HERE = Path(__file__).parent
 CACHE = HERE.parents[2] / ".cache" / "shim"

@@ -1,6 +1,6 @@
 // The CUDA words that the kernel uses, on a CPU: enough to run its own source, nothing more.
 //
-// A block's threads are fibres of one thread, or, with SHIM_THREADS, threads of the system. Blocks run one after
+// A block's threads are fibers of one thread, or, with SHIM_THREADS, threads of the system. Blocks run one after
 // the other. Every collective checks that the lanes that meet there mean the same operation.
 #pragma once
 
@@ -36,7 +36,7 @@ struct Place {
 };
 
 Place& self();                    // the thread that runs now
-void wait();                      // lets the others run; throws in fibres when nobody can
+void wait();                      // lets the others run; throws in fibers when nobody can
 void note_progress();
 [[noreturn]] void refuse(const char* why);
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from sere.reroute.cuda import compiler, device
-from sere.reroute.cuda.launch import IDS, WEIGHTS
+from sere.reroute.backends.cuda import compiler, device
+from sere.reroute.backends.cuda.launch import IDS, WEIGHTS
 from tests.reroute.cases import Case, assert_same_bits, batch, fuzzed, similarity_matrix
 
 from .driver import GPU, Driver

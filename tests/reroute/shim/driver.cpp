@@ -1,6 +1,6 @@
 // libcuda of the CPU: what cuda-core asks of the driver to load machine code and to launch it.
 //
-// Machine code is looked through for the entry's name; what then runs, on fibres, is the source as g++ compiles it.
+// Machine code is looked through for the entry's name; what then runs, on fibers, is the source as g++ compiles it.
 // Like the driver, a launch reads as many arguments as the entry has, 8 bytes each, and looks at nothing beyond.
 
 #include <algorithm>
@@ -10,7 +10,7 @@
 #include <string_view>
 
 #include "entries.hpp"
-#include "fibres.cpp"
+#include "fibers.cpp"
 
 namespace {
 

@@ -14,8 +14,8 @@ from importlib.util import find_spec
 import pytest
 import torch
 
-from sere.reroute.cuda import device
-from sere.reroute.cuda.launch import Launch
+from sere.reroute.backends.cuda import device
+from sere.reroute.backends.cuda.launch import Launch
 
 from . import backend as shim
 from .build import COMPILER, NO_COMPILER, build

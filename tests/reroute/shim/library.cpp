@@ -1,10 +1,10 @@
-// What ctypes calls: one launch, on fibres.
+// What ctypes calls: one launch, on fibers.
 
 #include <algorithm>
 #include <cstdlib>
 
 #include "entries.hpp"
-#include "fibres.cpp"
+#include "fibers.cpp"
 
 extern "C" const char* shim_launch(const char* name, int blocks, int threads, unsigned seed, const long long* words) {
     const Body entry = find_entry(name);

@@ -55,8 +55,8 @@ Batch<Id> random_batch(int T, int K, int E, unsigned seed) {
         std::shuffle(row.begin(), row.end(), random);
         const int count = static_cast<int>(random() % E);
         for (int place = 0; place < 32 * pieces; ++place) {
-            const int piece = e / 8 * pieces + place / 32, neighbour = place < count ? row[place] : e;
-            batch.lists[(piece * 32 + place % 32) * 8 + e % 8] = static_cast<short>(neighbour);
+            const int piece = e / 8 * pieces + place / 32, neighbor = place < count ? row[place] : e;
+            batch.lists[(piece * 32 + place % 32) * 8 + e % 8] = static_cast<short>(neighbor);
         }
         batch.keep[e] = random() % 16 == 0;
     }

@@ -11,11 +11,11 @@ from torch.utils.hooks import RemovableHandle
 
 from sere.config import RerouteConfig, as_integer
 from sere.errors import AlreadyApplied, ConfigError, InputError
+from sere.integrations.transformers.call import Step
 from sere.integrations.transformers.compiled import refuse_compiled
 from sere.integrations.transformers.guard import Guard
 from sere.integrations.transformers.handle import Handle
 from sere.integrations.transformers.hooks import HookedLayer, hook_calls, hook_experts, hook_router
-from sere.integrations.transformers.step import Step
 from sere.policies.base import Policy
 from sere.policies.off import Off
 from sere.policies.sere import Sere, why_idle, why_no_substitute

@@ -12,8 +12,8 @@ from torch.utils.hooks import RemovableHandle
 from sere.config import RerouteConfig
 from sere.errors import InputError
 from sere.integrations.activity import Activity
+from sere.integrations.transformers.call import Step
 from sere.integrations.transformers.guard import Guard
-from sere.integrations.transformers.step import Step
 from sere.policies.base import Policy
 from sere.reroute.checks import ID_DTYPES, as_budget
 from sere.reroute.stats import LayerStats, layer_stats

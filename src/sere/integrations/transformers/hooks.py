@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from sere.errors import UnsupportedModel
+from sere.integrations.transformers.call import Step
 from sere.integrations.transformers.inputs import forward_names, named
 from sere.integrations.transformers.routers import find_router, scores_in
-from sere.integrations.transformers.step import Step
 from sere.policies.base import Policy
 from sere.reroute import COUNTERS
 from sere.structure import ExpertsLayer

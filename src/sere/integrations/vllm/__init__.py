@@ -3,7 +3,7 @@
 Importing this imports nothing of vLLM. What an engine does with it is described in ``docs/vllm.md``.
 """
 
-from sere.integrations.vllm.live import configure
-from sere.integrations.vllm.stats import read_stats
+from sere.integrations.vllm.client.configure import configure
+from sere.integrations.vllm.engine_stats import read_stats
 
 __all__ = ["configure", "read_stats"]

@@ -8,7 +8,7 @@ import os
 from importlib import import_module
 from typing import Any
 
-from sere.integrations.vllm.hook import after_import
+from sere.integrations.vllm.import_hook import after_import
 from sere.integrations.vllm.options import misplaced, section
 
 DISABLE = "SERE_DISABLE"
@@ -54,7 +54,7 @@ def _wrap_workers(module: Any) -> None:
         construct(self, *args, **kwargs)
         values = section(self.vllm_config)
         if values is not None:
-            from sere.integrations.vllm.worker import equip
+            from sere.integrations.vllm.worker.equip import equip
 
             equip(self, values)
 
@@ -75,7 +75,7 @@ def _wrap_configuration(module: Any) -> None:
         if (warning := misplaced(config)) is not None:
             logger.warning("sere: %s", warning)
         if section(config) is not None:
-            from sere.integrations.vllm.frontend import check_requests, check_start
+            from sere.integrations.vllm.start.checks import check_requests, check_start
 
             check_start(config)
             check_requests(import_module("vllm.v1.engine.input_processor").InputProcessor)

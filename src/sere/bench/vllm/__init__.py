@@ -1,0 +1,1 @@
+"""Timing of vLLM, in this process and over HTTP."""

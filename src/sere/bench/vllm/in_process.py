@@ -1,0 +1,271 @@
+"""Time engines of vLLM under settings of re-routing that take turns in each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from statistics import median
+from time import perf_counter
+from typing import Any
+
+import torch
+
+from sere.bench.timing import Times, spread, turns
+from sere.bench.vllm.plan import EnginePlan, bytes_read, refuse_controls
+from sere.bench.vllm.replay import Tape, record_routing, replayed, timed_routing, untouched
+from sere.engines.in_process import session_of
+from sere.engines.settings import Start, counted_changes, live_changes, routed
+from sere.errors import InputError
+from sere.eval.cases import summarize_layers
+from sere.integrations.vllm import configure, read_stats
+from sere.policies.spec import Setting
+from sere.provenance import provenance
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServePlan(EnginePlan):
+    """What to time in an engine of this process.
+
+    Attributes:
+        batch_sizes: Requests at once.
+        oracle: Whether to time, for each ``sere`` setting, the same ids put in place at no cost.
+        untouched: Whether to time the engine without any wrapper of ours as well; not where it is compiled,
+            for the operation is part of the compiled code.
+    """
+
+    batch_sizes: Sequence[int]
+    oracle: bool = True
+    untouched: bool = True
+
+    def __post_init__(self) -> None:
+        EnginePlan.__post_init__(self)
+        if self.compiled:
+            refuse_controls(self.settings, "a compiled engine")
+        if not self.batch_sizes or min(self.batch_sizes) < 1:
+            raise InputError(f"bench serve: expected batch sizes of at least 1, got {list(self.batch_sizes)}")
+        if min(self.prompt, self.rounds) < 1 or self.steps < 2:
+            raise InputError(
+                "bench serve: expected a prompt and rounds of at least 1 and at least 2 steps, "
+                f"got {self.prompt}, {self.rounds} and {self.steps}"
+            )
+
+
+@dataclass(slots=True)
+class Block:
+    """One batch of requests, from their arrival to their last token.
+
+    Attributes:
+        ttft_ms: Time until every request has its first token.
+        step_ms: Times of the decode steps after it.
+        total_ms: Time of all.
+    """
+
+    ttft_ms: float
+    step_ms: list[float]
+    total_ms: float
+
+
+@dataclass(slots=True)
+class Variant:
+    """One way to run the engine, and what was measured under it."""
+
+    label: str
+    setting: Setting
+    enter: Callable[[], AbstractContextManager[None]]
+    blocks: list[Block] = field(default_factory=list)
+
+    def times(self) -> Times:
+        """Return the times of its decode steps, block by block."""
+        return Times([block.step_ms for block in self.blocks])
+
+
+def bench_serve(start: Start, subject: Mapping[str, Any], plan: ServePlan) -> Iterator[dict[str, Any]]:
+    """Time engines at each batch size under each setting; yield one JSON-ready record a case.
+
+    One engine is started for each group of settings that can share one, and ended before the next. Each has
+    an ``off`` of its own, which takes turns with the group's others and which their ratios are to. A block
+    is one batch of requests with random prompts that arrive together, the same in all engines; its decode
+    steps are timed one by one. Beside the settings stand ``untouched`` (the engine without a wrapper of
+    ours: what being there costs) and, for each ``sere`` setting, its oracle (the ids of the same steps,
+    recorded before and put in place: what re-routing itself costs).
+
+    Args:
+        start: Starts an engine of this process, as ``plan`` says eager or compiled.
+        subject: What a reader must know of the model; JSON-ready.
+        plan: How.
+
+    Raises:
+        InputError: An engine did not run all requests of a batch at once.
+    """
+    for options, settings in plan.groups():
+        with start(options) as llm:
+            run = _Engine(llm, dict(subject) | _counted_subject(llm), plan, options, settings)
+            for B in plan.batch_sizes:
+                yield from run.batch(B)
+        # The next engine needs the memory that these names hold.
+        del llm, run
+
+
+def _counted_subject(llm: Any) -> dict[str, Any]:
+    """Return what the engine knows better than the checkpoint."""
+    session = session_of(llm)
+    return {
+        "moe_layers": len(session.layers),
+        "bytes_per_expert": session.expert_bytes(),
+        "expert_kernel": session.kernel,
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class _Engine:
+    """A running engine, and what is timed in it."""
+
+    llm: Any
+    subject: Mapping[str, Any]
+    plan: ServePlan
+    start: Mapping[str, Any]
+    settings: Sequence[Setting]
+
+    def batch(self, B: int) -> Iterator[dict[str, Any]]:
+        """Time all variants of one batch size, which take turns, and yield their records."""
+        plan = self.plan
+        prompts = _prompts(self.llm, B, plan)
+        variants = self.variants(prompts)
+        with plan.progress(f"B={B}", len(variants) * (plan.rounds + 1)) as tick:
+            for place in range(plan.rounds + 1):
+                for variant in turns(variants, place):
+                    with variant.enter():
+                        block = run_block(self.llm, prompts, plan.steps)
+                    if place > 0:
+                        variant.blocks.append(block)
+                    tick()
+        for variant in variants:
+            yield self.record(B, variant, variants[0], self.count(variant, prompts))
+
+    def variants(self, prompts: list[list[int]]) -> list[Variant]:
+        """Return the settings, ``off`` first, with their oracles, and the untouched engine."""
+        llm, plan, variants = self.llm, self.plan, []
+        for setting in self.settings:
+            enter = partial(_running, llm, setting, plan.seed)
+            variants.append(Variant(setting.label, setting, enter))
+            if setting.kind == "sere" and plan.oracle:
+                with enter():
+                    tape = record_routing(llm, lambda: run_block(llm, prompts, plan.steps))
+                if len(tape) > self.calls:  # else steps passed that ran none of our Python: captured graphs
+                    replay = partial(_replayed, llm, setting, plan.seed, tape)
+                    variants.append(Variant(f"oracle {setting.label}", setting, replay))
+        if plan.untouched and not plan.compiled:
+            variants.append(Variant("untouched", self.settings[0], partial(untouched, llm)))
+        return variants
+
+    @property
+    def calls(self) -> int:
+        """How often the routing is called in a block's decode steps; the prompts' steps come before."""
+        return len(session_of(self.llm).layers) * self.plan.steps
+
+    def count(self, variant: Variant, prompts: list[list[int]]) -> dict[str, Any]:
+        """Run one block more for a setting's experts and the time inside its routing."""
+        llm, plan = self.llm, self.plan
+        if variant.label not in {setting.label for setting in self.settings}:
+            return {"experts": None, "own_cost": None, "nothing_changed": None}
+        with _running(llm, variant.setting, plan.seed, counted=True), timed_routing(llm) as spent:
+            read_stats(llm, reset=True)
+            run_block(llm, prompts, plan.steps)
+            stats = read_stats(llm, reset=True)
+        experts = summarize_layers(stats.layers)
+        layers = experts.pop("layers")
+        cost = None
+        if len(spent) > self.calls and variant.setting.kind != "off":
+            decoding = median(spent[-self.calls :])
+            cost = {"us_per_layer": decoding * 1e3, "ms_per_step": decoding * len(layers)}
+        return {
+            "experts": experts if layers else None,
+            "own_cost": cost,
+            "nothing_changed": stats.nothing_changed,
+        }
+
+    def record(self, B: int, variant: Variant, off: Variant, counted: dict[str, Any]) -> dict[str, Any]:
+        """Return the record of one case."""
+        plan, blocks = self.plan, variant.blocks
+        tokens = [1e3 * B * (plan.steps + 1) / block.total_ms for block in blocks]
+        return {
+            "format": "sere-bench-serve-1",
+            "unit": "ms",
+            "case": f"B={B} {variant.label}",
+            "setting": variant.label,
+            "batch_size": B,
+            "tpot_ms": asdict(variant.times().tpot_ms()),
+            "ratio_off_to_this": asdict(variant.times().ratio_from(off.times())),
+            "ttft_ms": asdict(spread([block.ttft_ms for block in blocks])),
+            "tokens_per_s": asdict(spread(tokens)),
+            "expert_bytes_per_step": bytes_read(counted["experts"], self.subject),
+            **counted,
+            "config": plan.config("vllm", self.start),
+            "subject": dict(self.subject),
+            "provenance": provenance(),
+        }
+
+
+@contextmanager
+def _running(llm: Any, setting: Setting, seed: int, *, counted: bool = False) -> Iterator[None]:
+    """Let an engine run a setting as it would be served, or so that its experts are counted; off too."""
+    if setting.kind in ("off", "sere"):  # as the engine itself runs it
+        configure(llm, **(counted_changes(setting) if counted else live_changes(setting)))
+        yield
+        return
+    with routed(llm, setting, seed=seed):
+        yield
+
+
+@contextmanager
+def _replayed(llm: Any, setting: Setting, seed: int, tape: Tape) -> Iterator[None]:
+    """Let an engine run a setting's recorded ids."""
+    with _running(llm, setting, seed), replayed(llm, tape):
+        yield
+
+
+def run_block(llm: Any, prompts: Sequence[Sequence[int]], steps: int) -> Block:
+    """Send requests that arrive together and time the engine's steps until all have ended.
+
+    Args:
+        llm: The engine.
+        prompts: Token ids, all of one length.
+        steps: Decode steps after the first token.
+
+    Raises:
+        InputError: The engine did not run all of them at once.
+    """
+    from vllm import SamplingParams
+
+    engine = llm.llm_engine
+    params = SamplingParams(temperature=0, max_tokens=steps + 1, ignore_eos=True, detokenize=False)
+    started = perf_counter()
+    for place, prompt in enumerate(prompts):
+        engine.add_request(f"bench-{place}", {"prompt_token_ids": list(prompt)}, params)
+    waiting = {f"bench-{place}" for place in range(len(prompts))}
+    while waiting:
+        waiting -= {output.request_id for output in engine.step() if output.outputs[0].token_ids}
+    first = last = perf_counter()
+    step_ms = []
+    while engine.has_unfinished_requests():
+        engine.step()
+        now = perf_counter()
+        step_ms.append((now - last) * 1e3)
+        last = now
+    if len(step_ms) != steps:
+        raise InputError(
+            f"bench serve: {len(prompts)} requests took {len(step_ms)} decode steps instead of {steps}, so "
+            "they did not all run at once; give the engine more room for keys and values, or ask for fewer"
+        )
+    return Block((first - started) * 1e3, step_ms, (last - started) * 1e3)
+
+
+def _prompts(llm: Any, B: int, plan: ServePlan) -> list[list[int]]:
+    generator = torch.Generator().manual_seed(plan.seed + B)
+    vocabulary = llm.llm_engine.model_config.get_vocab_size()
+    ids: list[list[int]] = torch.randint(
+        0, vocabulary, (B, plan.prompt), generator=generator, device="cpu"
+    ).tolist()
+    return ids

@@ -1,0 +1,131 @@
+"""Options of vLLM as they are written on a command line, for an engine and for ``vllm serve``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from sere.bench.vllm.plan import EnginePlan
+from sere.errors import ConfigError
+
+_FIXED: Mapping[str, str] = {
+    "model": "give MODEL or --preset",
+    "additional_config": "give --table and --setting",
+    "dtype": "use --dtype",
+    "trust_remote_code": "use --trust-remote-code",
+    "enforce_eager": "use --compile",
+    "seed": "use --seed",
+    "enable_prefix_caching": "blocks send the same prompts again, and each is to compute its own",
+    "skip_tokenizer_init": "requests are token ids",
+}
+"""Options that every timing sets itself, and what to do instead."""
+
+IN_PROCESS: Mapping[str, str] = {
+    **_FIXED,
+    "async_scheduling": "a step's time is to be its own; with --server the server schedules ahead",
+    "disable_log_stats": "statistics would be part of a step's time",
+    **dict.fromkeys(
+        (
+            "tensor_parallel_size",
+            "pipeline_parallel_size",
+            "data_parallel_size",
+            "distributed_executor_backend",
+            "worker_cls",
+        ),
+        "an engine of this process has this process alone; add --server",
+    ),
+}
+"""Those of an engine of this process."""
+
+OF_SERVER: Mapping[str, str] = {
+    **_FIXED,
+    "host": "the server is for this machine alone",
+    "port": "a free one is taken",
+    "api_key": "it would lock our own requests out",
+    "served_model_name": "requests name it",
+    "disable_uvicorn_access_log": "lines of a log would be part of a step's time",
+}
+"""Those of a server."""
+
+
+def parse_engine_options(texts: Iterable[str], taken: Mapping[str, str]) -> dict[str, Any]:
+    """Read options such as ``max_num_seqs=64``, ``quantization=fp8`` or ``kv_cache_dtype="fp8"``.
+
+    Args:
+        texts: ``KEY=VALUE`` each; a value is JSON, or where it is none, the text itself. Dashes of a key
+            count as underscores, as on vLLM's own command line.
+        taken: Options that cannot be given, and what to do instead.
+
+    Raises:
+        ConfigError: One is not ``KEY=VALUE``, comes twice, is among ``taken``, or its JSON is broken.
+    """
+    options: dict[str, Any] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        key = name.strip().lstrip("-").replace("-", "_")
+        if not equals or not key.isidentifier():
+            raise ConfigError(
+                f"--engine-option {text!r}: expected KEY=VALUE, e.g. max_num_seqs=64 or quantization=fp8"
+            )
+        if key in taken:
+            raise ConfigError(f"--engine-option {key}: sere bench serve sets it itself; {taken[key]}")
+        if key in options:
+            raise ConfigError(f"--engine-option {key}: expected it once, got it twice")
+        options[key] = _value(key, value.strip())
+    return options
+
+
+def _value(key: str, text: str) -> Any:
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        if text and text[0] not in '{["':
+            return text
+        raise ConfigError(f"--engine-option {key}: expected JSON or a word, got {text!r} ({error})") from None
+    if value is None:
+        raise ConfigError(f"--engine-option {key}: expected a value, got null; leave the option out instead")
+    return value
+
+
+def as_arguments(options: Mapping[str, Any]) -> list[str]:
+    """Return options as arguments of ``vllm serve``: flags for true and false, JSON for objects."""
+    arguments: list[str] = []
+    for key, value in options.items():
+        name = key.replace("_", "-")
+        if isinstance(value, bool):
+            arguments.append(f"--{name}" if value else f"--no-{name}")
+        elif isinstance(value, list):
+            arguments += [f"--{name}", *map(_word, value)]
+        else:
+            arguments += [f"--{name}", _word(value)]
+    return arguments
+
+
+def _word(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def options_of(plan: EnginePlan, most: int, *, dtype: str, trust_remote_code: bool = False) -> dict[str, Any]:
+    """Return what every engine or server of a timing is started with.
+
+    Args:
+        plan: What is timed; its options take the place of our own room for requests.
+        most: Requests at once.
+        dtype: Of the weights, e.g. ``"bfloat16"``.
+        trust_remote_code: Whether vLLM may run Python code that comes with the checkpoint.
+    """
+    room = {
+        "max_model_len": plan.prompt + plan.steps + 8,
+        "max_num_seqs": most,
+        "max_num_batched_tokens": max(2048, most * plan.prompt),
+    }
+    fixed = {
+        "skip_tokenizer_init": True,
+        "dtype": dtype,
+        "seed": plan.seed,
+        "enable_prefix_caching": False,
+        "enforce_eager": not plan.compiled,
+        "trust_remote_code": trust_remote_code,
+    }
+    return {**room, **plan.engine_options, **fixed}

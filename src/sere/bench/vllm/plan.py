@@ -1,0 +1,98 @@
+"""What every timing of vLLM has in common: its settings, the engines that they need, the size of a block."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from sere.engines.settings import by_engine, check_settings
+from sere.errors import ConfigError
+from sere.eval.cases import NO_PROGRESS, Progress
+from sere.policies.spec import Setting, check_off_first
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EnginePlan:
+    """How engines or servers are timed.
+
+    Attributes:
+        settings: The ways to route; the first is ``off``.
+        prompt: Tokens of a request's prompt.
+        steps: Decode steps of a request.
+        rounds: Timed blocks of each variant; one that is not timed goes before.
+        compiled: Whether the engines compile the model.
+        engine_options: Options of vLLM that the user gave; for the record.
+        seed: Of all that is random.
+    """
+
+    settings: Sequence[Setting]
+    prompt: int = 32
+    steps: int = 32
+    rounds: int = 3
+    compiled: bool = False
+    engine_options: Mapping[str, Any] = field(default_factory=dict)
+    seed: int = 0
+    progress: Progress = field(default=NO_PROGRESS, repr=False)
+
+    def __post_init__(self) -> None:
+        check_off_first(self.settings)
+        check_settings(self.settings)
+
+    def groups(self) -> list[tuple[dict[str, Any], list[Setting]]]:
+        """Return for each engine the settings of its start and what takes turns in it.
+
+        The first in each is ``off``, in that very engine: what its others are compared with.
+        """
+        off, *others = self.settings
+        return [(start, [off, *group]) for start, group in by_engine(others)] or [({}, [off])]
+
+    def config(self, engine: str, start: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what a record says of the engine and the blocks; JSON-ready.
+
+        Args:
+            engine: What was timed.
+            start: The settings of re-routing that it was started with, beside S, ρ and the table.
+        """
+        return {
+            "engine": engine,
+            "mode": "compiled" if self.compiled else "eager",
+            "start": dict(start),
+            "engine_options": dict(self.engine_options),
+            "prompt": self.prompt,
+            "steps": self.steps,
+            "rounds": self.rounds,
+            "seed": self.seed,
+        }
+
+
+def bytes_read(experts: Mapping[str, float] | None, subject: Mapping[str, Any]) -> int | None:
+    """Return the bytes of expert weights that a step reads in all layers, or None where nothing tells.
+
+    Args:
+        experts: Means over the layers' steps, with ``after``; None where nothing was counted.
+        subject: With ``bytes_per_expert``, which may be None, and ``moe_layers``.
+    """
+    per_expert: int | None = subject["bytes_per_expert"]
+    if experts is None or per_expert is None:
+        return None
+    return round(experts["after"] * per_expert * int(subject["moe_layers"]))
+
+
+def refuse_controls(settings: Sequence[Setting], where: str) -> None:
+    """Refuse settings that only an eager engine of this process can be made to run.
+
+    Args:
+        settings: ``off`` and others.
+        where: What cannot run them.
+
+    Raises:
+        ConfigError: One is neither ``off`` nor a ``sere`` setting.
+    """
+    for setting in settings:
+        if setting.kind not in ("off", "sere"):
+            raise ConfigError(
+                f"bench serve: setting {setting.label}: expected off or sere settings in {where}, for "
+                f"{setting.kind} runs in place of the engine's own re-routing; time it in an eager engine of "
+                "this process, without --compile and --server"
+            )

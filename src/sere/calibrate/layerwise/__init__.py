@@ -1,0 +1,1 @@
+"""Calibration of a checkpoint one layer at a time, for models larger than memory."""

@@ -1,0 +1,150 @@
+"""Calibrate a checkpoint layer by layer: one decoder layer's weights in memory at a time."""
+
+from __future__ import annotations
+
+import ctypes
+import itertools
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from sere.calibrate.collect import LayerCollector
+from sere.calibrate.config import Settings
+from sere.calibrate.in_memory import Results, collecting
+from sere.calibrate.layerwise.hidden_states import MemoryStates, States
+from sere.calibrate.layerwise.runner import LayerRunner
+from sere.calibrate.layerwise.skeleton import Skeleton
+from sere.calibrate.layerwise.work_folder import WorkFolder
+from sere.calibrate.packing import Tokens
+from sere.calibrate.progress import Bar, progress_bar
+from sere.calibrate.vocabulary import check_tokens
+from sere.calibrate.weights import stacked_weights_similarity
+from sere.similarity import LayerSimilarity
+from sere.structure import ExpertsLayer
+
+
+def collect_layerwise(
+    skeleton: Skeleton, tokens: Tokens | None, settings: Settings, work: WorkFolder, *, states_in_memory: bool
+) -> Results:
+    """Compute every layer's similarities with one decoder layer's weights in memory at a time.
+
+    Args:
+        skeleton: The model without weights.
+        tokens: The calibration tokens; None where no metric needs any.
+        settings: What to compute.
+        work: Where finished layers go; the run starts behind those that are there.
+        states_in_memory: Keep the hidden states in memory; the run then cannot be resumed.
+
+    Returns:
+        Similarities by metric and layer index; equal to `collect_in_memory`'s.
+
+    Raises:
+        DataError: A token is beyond the model's embedding.
+        ConfigError: Sequences are longer than its learned positions.
+        UnsupportedModel: The decoder layers hand more to each other than hidden states or run more than
+            once, or a layer is not the weighted sum of its experts.
+        InputError: The checkpoint lacks weights, or the work folder is damaged.
+    """
+    if tokens is not None:
+        check_tokens(tokens, skeleton.model)
+    experts = {_place(skeleton, layer): layer for layer in skeleton.experts}
+    pass_ = _Pass(skeleton, tokens if settings.needs_tokens else None, settings, work, states_in_memory)
+    pass_.run(experts)
+    results: Results = {name: {} for name in settings.metrics}
+    for place, layer in experts.items():
+        for name, similarity in work.load_layer(place).items():
+            results[name][layer.index] = similarity
+    return results
+
+
+class _Pass:
+    """One walk through the decoder layers, from the first unfinished one to the last with experts."""
+
+    def __init__(
+        self, skeleton: Skeleton, tokens: Tokens | None, settings: Settings, work: WorkFolder, in_memory: bool
+    ) -> None:
+        self._skeleton = skeleton
+        self._tokens = tokens
+        self._settings = settings
+        self._work = work
+        self._in_memory = in_memory
+        self._states: States | None = work.states()
+
+    def run(self, experts: dict[int, ExpertsLayer]) -> None:
+        last, start = max(experts), self._work.next_layer
+        count = 0 if self._tokens is None else self._tokens.num_tokens
+        runner: LayerRunner | None = None
+        if self._tokens is not None and start <= last:
+            self._skeleton.load_rest()
+            runner = LayerRunner(self._skeleton.model, self._skeleton.layers)
+        total, done = count * (last + 1), count * start
+        with progress_bar(self._settings.progress, total, "calibrating", done=done) as bar:
+            for place in range(start, last + 1):
+                self._layer(place, experts.get(place), runner, bar, is_last=place == last)
+
+    def _layer(
+        self, place: int, layer: ExpertsLayer | None, runner: LayerRunner | None, bar: Bar, *, is_last: bool
+    ) -> None:
+        if runner is None and layer is None:
+            return
+        found: dict[str, LayerSimilarity] = {}
+        leaving: States | None = None
+        with self._skeleton.loaded(place):
+            if layer is not None and "weights" in self._settings.metrics:
+                found["weights"] = stacked_weights_similarity(layer)
+            if runner is not None:
+                leaving = None if is_last else self._new_states(place + 1)
+                found |= self._outputs(place, layer, runner, leaving, bar)
+        _return_freed_memory()
+        if layer is not None:
+            self._work.save_layer(place, found)
+        self._work.finish(place, leaving)
+        if self._states is not None:
+            self._states.discard()
+        self._states = leaving
+
+    def _outputs(
+        self, place: int, layer: ExpertsLayer | None, runner: LayerRunner, leaving: States | None, bar: Bar
+    ) -> dict[str, LayerSimilarity]:
+        """Run the layer over all batches; fill ``leaving``; return what its experts' accumulators found."""
+        if layer is None:
+            self._run_batches(place, runner, leaving, bar)
+            return {}
+        collector = LayerCollector(layer, self._settings)
+        with collecting(collector):
+            self._run_batches(place, runner, leaving, bar)
+        return collector.finish(0 if self._tokens is None else self._tokens.num_tokens)
+
+    def _run_batches(self, place: int, runner: LayerRunner, leaving: States | None, bar: Bar) -> None:
+        assert self._tokens is not None  # a runner exists only with tokens
+        device = self._skeleton.device
+        for ids, hidden in self._batches(self._tokens):
+            entering = None if hidden is None else hidden.to(device)
+            output = runner.run(place, ids.to(device), entering)
+            if leaving is not None:
+                leaving.append(output)
+            bar.update(ids.numel())
+
+    def _batches(self, tokens: Tokens) -> Iterator[tuple[Tensor, Tensor | None]]:
+        batches = tokens.batches(self._settings.batch_size)
+        if self._states is None:
+            return zip(batches, itertools.repeat(None))
+        return zip(batches, self._states.read(), strict=True)
+
+    def _new_states(self, place: int) -> States:
+        return MemoryStates() if self._in_memory else self._work.new_states(place)
+
+
+def _place(skeleton: Skeleton, layer: ExpertsLayer) -> int:
+    return int(layer.name.removeprefix(f"{skeleton.stack}.").partition(".")[0])
+
+
+def _return_freed_memory() -> None:
+    """Hand freed heap pages back to the system: glibc keeps those of small tensors, a layer has hundreds."""
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+    except (AttributeError, OSError, TypeError):  # another C library
+        return
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

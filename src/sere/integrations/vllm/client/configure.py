@@ -1,0 +1,46 @@
+"""Change settings while the engine serves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sere.errors import ConfigError
+from sere.integrations.vllm.client.rpc import ask_workers
+
+CHANGE = "sere_configure"
+"""Name of the worker's method, for ``collective_rpc``."""
+
+
+def configure(llm: Any, **changes: Any) -> dict[str, Any]:
+    """Change how a running engine re-routes, from its next step on.
+
+    All workers change between the same two steps. Requests that are running go on; a value that is refused
+    changes nothing.
+
+    Args:
+        llm: vLLM's ``LLM`` (or anything with its ``collective_rpc``).
+        **changes: ``select_top_k``, ``threshold``, ``keep``, or ``enabled=False`` to switch off and
+            ``enabled=True`` to switch on again. Other settings are part of compiled code and captured graphs
+            and need a restart.
+
+    Returns:
+        The settings that hold now, with ``enabled`` among them.
+
+    Raises:
+        ConfigError: A setting cannot be changed here, or its value is refused.
+        UnsupportedEngine: Re-routing is not active in this engine.
+    """
+    return agreed(ask_workers(llm, CHANGE, changes))
+
+
+def agreed(answers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return what the workers agree on, or raise what they say is wrong.
+
+    Raises:
+        ConfigError: A worker refused the change.
+    """
+    for answer in answers:
+        if "error" in answer:
+            raise ConfigError(answer["error"])
+    return dict(answers[0])

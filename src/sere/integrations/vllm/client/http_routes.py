@@ -1,0 +1,125 @@
+"""Routes on ``vllm serve``: read and change re-routing over HTTP.
+
+vLLM adds a plug-in's routes only where ``VLLM_PLUGINS`` names it (since 0.26), so a server that nobody told
+to has none of these. Re-routing itself needs no route. They stand under ``/v1``, which is where vLLM asks
+for its ``--api-key``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from sere.errors import ConfigError, SereError
+from sere.integrations.vllm import engine_stats
+from sere.integrations.vllm.client.configure import CHANGE, agreed
+from sere.integrations.vllm.client.rpc import DISABLED, NOT_ACTIVE, is_missing
+from sere.integrations.vllm.options import section
+from sere.integrations.vllm.prometheus import Collector
+
+
+class Endpoint:
+    """What vLLM's API server asks for routes: four under ``/v1/sere``."""
+
+    name = "sere"
+    required_tasks = ("generate",)
+
+    def attach_router(self, app: Any) -> None:
+        """Add the routes to the server's application."""
+        app.add_route("/v1/sere/stats", read_stats, methods=["GET"])
+        app.add_route("/v1/sere/metrics", read_metrics, methods=["GET"])
+        app.add_route("/v1/sere/reset", reset_stats, methods=["POST"])
+        app.add_route("/v1/sere/settings", change_settings, methods=["POST"])
+
+    async def init_state(self, engine_client: Any, state: Any, args: Any) -> None:  # noqa: ARG002
+        """Keep the way to the engine for the routes."""
+        state.sere_engine = engine_client
+
+
+async def _ask(engine: Any, method: str, *args: Any) -> Any:
+    """Call a method of all workers.
+
+    Raises:
+        LookupError: Re-routing is not active.
+    """
+    config = getattr(engine, "vllm_config", None)
+    if engine is None or (config is not None and section(config) is None):
+        raise LookupError(NOT_ACTIVE)
+    try:
+        return await engine.collective_rpc(method, args=args)
+    except Exception as error:
+        if not is_missing(method, error):
+            raise
+        raise LookupError(DISABLED) from error
+
+
+def _public(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings without what is nobody's business over HTTP: where a file lies on the server."""
+    return {name: value for name, value in settings.items() if name != "table"}
+
+
+def _json(value: Any, status: int = 200) -> Any:
+    from fastapi.responses import JSONResponse
+
+    return JSONResponse(value, status_code=status)
+
+
+async def read_stats(request: Any) -> Any:
+    """Return the statistics as JSON."""
+    return await _stats(request, reset=False)
+
+
+async def reset_stats(request: Any) -> Any:
+    """Return the statistics as JSON and set all counters to zero, between the same two steps."""
+    return await _stats(request, reset=True)
+
+
+async def _stats(request: Any, *, reset: bool) -> Any:
+    try:
+        answers = await _ask(request.app.state.sere_engine, engine_stats.READ, reset)
+    except LookupError as error:
+        return _json({"error": str(error)}, 409)
+    found = engine_stats.merged(answers).to_mapping()
+    return _json(found | {"settings": _public(found["settings"])})
+
+
+async def read_metrics(request: Any) -> Any:
+    """Return the statistics as Prometheus reads them."""
+    from fastapi.responses import PlainTextResponse
+    from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+
+    try:
+        answers = await _ask(request.app.state.sere_engine, engine_stats.READ, False)
+    except LookupError as error:
+        return _json({"error": str(error)}, 409)
+    registry = CollectorRegistry()
+    registry.register(Collector(lambda: answers))
+    return PlainTextResponse(generate_latest(registry).decode(), media_type=CONTENT_TYPE_LATEST)
+
+
+async def change_settings(request: Any) -> Any:
+    """Change settings from a JSON object; see `sere.integrations.vllm.configure`."""
+    try:
+        changes = await _object(request)
+        answers = await _ask(request.app.state.sere_engine, CHANGE, changes)
+        return _json(_public(agreed(answers)))
+    except LookupError as error:
+        return _json({"error": str(error)}, 409)
+    except (SereError, ValueError) as error:
+        return _json({"error": str(error)}, 400)
+
+
+async def _object(request: Any) -> dict[str, Any]:
+    """Return a request's body.
+
+    Raises:
+        ConfigError: It is no JSON object.
+    """
+    wanted = 'expected a JSON object of settings, such as {"threshold": 0.3}'
+    try:
+        body = await request.json()
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{wanted}, got no JSON ({error})") from error
+    if not isinstance(body, dict):
+        raise ConfigError(f"{wanted}, got {type(body).__name__}")
+    return body

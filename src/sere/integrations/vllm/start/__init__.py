@@ -1,0 +1,1 @@
+"""What runs once, before an engine starts: versions, features, the table."""

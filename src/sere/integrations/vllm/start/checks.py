@@ -1,0 +1,122 @@
+"""The engine's front end: refuse what is wrong before any process is started, and a request's bad values."""
+
+from __future__ import annotations
+
+import functools
+from importlib import import_module
+from typing import Any
+
+from sere.errors import BackendUnavailable, ConfigError, TableMismatch
+from sere.identity import span
+from sere.integrations.vllm.options import KEY, Options, resembles_key, section
+from sere.integrations.vllm.start import features, tables, versions
+from sere.integrations.vllm.tiers import parse_tier
+from sere.policies.sere import check_fit
+from sere.reroute.backends.registry import BACKENDS
+
+
+def check_start(vllm_config: Any) -> None:
+    """Check settings, version, features and table, and write the table's full path into the settings.
+
+    Workers check again; here an error reaches the user as it is, and no process waits for another.
+
+    Args:
+        vllm_config: vLLM's ``VllmConfig``, complete.
+
+    Raises:
+        SereError: Something is refused; the text says what was expected, what came and what to do.
+    """
+    values = section(vllm_config)
+    options = Options.from_mapping(values)
+    versions.check_version(
+        versions.engine_version(),
+        device_type=vllm_config.device_config.device_type,
+        allow_untested=options.allow_untested,
+    )
+    features.check_features(vllm_config, allow_untested=options.allow_untested)
+    model_config = vllm_config.model_config
+    path = tables.find_table(options.reroute.table, model_config)
+    table = tables.load_table(path, model_config.hf_text_config)
+    check_fit(options.reroute, table.layers)
+    _check_backend(options.reroute.backend, vllm_config.device_config.device_type, table.E)
+    E = _experts(model_config)
+    if E and E not in (experts := table.identity.experts.values()):
+        raise TableMismatch(
+            f"{path}: the table was calibrated on a model with {span(experts)} experts per layer, but this "
+            f"one has {E}; calibrate this model (sere calibrate) or give its own table"
+        )
+    # Workers may run in another folder.
+    whole = dict(values or {}) | {"table": str(path)}
+    vllm_config.additional_config = dict(vllm_config.additional_config) | {KEY: whole}
+
+
+def check_requests(processor_class: Any) -> None:
+    """Let the class that takes in requests refuse a bad ``sere`` value, in engines that re-route.
+
+    Args:
+        processor_class: vLLM's ``InputProcessor``.
+    """
+    process = processor_class.process_inputs
+    if getattr(process, "sere", False):
+        return
+
+    @functools.wraps(process)
+    def process_inputs(
+        self: Any, request_id: Any, prompt: Any, params: Any, *args: Any, **kwargs: Any
+    ) -> Any:
+        if section(self.vllm_config) is not None:
+            check_tier(getattr(params, "extra_args", None))
+        return process(self, request_id, prompt, params, *args, **kwargs)
+
+    process_inputs.sere = True  # type: ignore[attr-defined]
+    processor_class.process_inputs = process_inputs
+
+
+def check_tier(extra_args: Any) -> None:
+    """Refuse a request's value as vLLM refuses its own: the API answers with 400, other requests go on.
+
+    Raises:
+        ConfigError: The value is no tier, or a tier stands under a misspelled name, where nothing would read
+            it; the error is also vLLM's ``VLLMValidationError``.
+    """
+    try:
+        parse_tier(extra_args)
+    except ConfigError as error:
+        raise _refusal()(str(error)) from None
+    for name in filter(resembles_key, extra_args or ()):
+        if _is_tier(extra_args[name]):
+            raise _refusal()(f"sere: a request's own setting stands under {KEY!r}, got {name!r}")
+
+
+def _is_tier(value: Any) -> bool:
+    try:
+        return parse_tier({KEY: value}) is not None
+    except ConfigError:
+        return False
+
+
+@functools.cache
+def _refusal() -> type[ConfigError]:
+    """Return an error class that is ours and vLLM's."""
+    theirs = getattr(import_module("vllm.exceptions"), "VLLMValidationError", None)
+    # Theirs first: its constructor sets what its text is made of.
+    return ConfigError if theirs is None else type("RequestRefused", (theirs, ConfigError), {})
+
+
+def _check_backend(backend: str, device_type: str, E: int) -> None:
+    """Refuse a backend that no worker could run; the device itself is left to them.
+
+    Raises:
+        BackendUnavailable: It was named and is for other devices or smaller layers, or lacks its package.
+    """
+    reason = None if backend == "auto" else BACKENDS[backend].why_never(device_type, E)
+    if reason is not None:
+        raise BackendUnavailable(f"backend {backend!r} cannot run here: {reason}")
+
+
+def _experts(model_config: Any) -> int:
+    """Experts of a layer as the engine reads them from the model's config; 0 where it cannot."""
+    try:
+        return int(model_config.get_num_experts())
+    except (AttributeError, TypeError, ValueError):
+        return 0

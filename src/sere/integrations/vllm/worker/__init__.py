@@ -1,0 +1,1 @@
+"""What runs inside a worker of an engine."""

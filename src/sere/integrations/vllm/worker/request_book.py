@@ -1,0 +1,98 @@
+"""What is known about the running requests, and which rows of a step are whose."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from sere.integrations.vllm.tiers import PROTECTED, parse_tier
+
+
+class StepRows(NamedTuple):
+    """What the rows of a step are.
+
+    Attributes:
+        budgets: Of every row, ``[N]``, int32.
+        decoding: How many requests decode, those with ``"off"`` among them.
+    """
+
+    budgets: npt.NDArray[np.int32]
+    decoding: int
+
+
+class RequestBook:
+    """What is known about the requests that are running: their prompts' lengths and their tiers."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, tuple[int, int | None]] = {}
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    def update(self, scheduler_output: Any) -> None:
+        """Take in new requests and forget finished ones.
+
+        Args:
+            scheduler_output: vLLM's ``SchedulerOutput`` of the coming step.
+        """
+        for name in scheduler_output.finished_req_ids:
+            self._known.pop(name, None)
+        for request in scheduler_output.scheduled_new_reqs:
+            self._known[request.req_id] = (_prompt_length(request), _tier(request))
+
+    def budgets(
+        self,
+        scheduler_output: Any,
+        names: Sequence[str],
+        counts: npt.NDArray[Any],
+        default: int,
+        *,
+        all_phases: bool = False,
+    ) -> StepRows:
+        """Return the budget of every row of a step, and how many requests decode.
+
+        A request is decoding if its whole prompt has been computed and it has one token scheduled
+        besides drafted ones. Rows of any other request are protected: prompts, and what is computed
+        again after a preemption.
+
+        Args:
+            scheduler_output: vLLM's ``SchedulerOutput`` of the step.
+            names: The requests in the order of the model runner's batch.
+            counts: Scheduled tokens of each, ``[len(names)]``.
+            default: S of requests without a tier.
+            all_phases: Treat rows of prompts as decoded ones.
+        """
+        cached = scheduler_output.scheduled_cached_reqs
+        computed = dict(zip(cached.req_ids, cached.num_computed_tokens, strict=True))
+        drafts = scheduler_output.scheduled_spec_decode_tokens
+        chosen = np.full(len(names), PROTECTED, dtype=np.int32)
+        count = 0
+        for place, name in enumerate(names):
+            known, done = self._known.get(name), computed.get(name)
+            if known is None:
+                continue
+            decoding = done is not None and done >= known[0]
+            if all_phases or (decoding and counts[place] == 1 + len(drafts.get(name, ()))):
+                chosen[place] = min(default if known[1] is None else known[1], PROTECTED)
+                count += 1
+        return StepRows(np.repeat(chosen, counts), count)
+
+
+def _prompt_length(request: Any) -> int:
+    """Tokens of a new request's prompt, given as ids or as embeddings."""
+    if request.prompt_token_ids is not None:
+        return len(request.prompt_token_ids)
+    return 0 if request.prompt_embeds is None else int(request.prompt_embeds.shape[0])
+
+
+def _tier(request: Any) -> int | None:
+    """The request's own budget; the front end has refused bad values, so one here protects."""
+    params = request.sampling_params
+    try:
+        return None if params is None else parse_tier(getattr(params, "extra_args", None))
+    except Exception:
+        # Whatever it is: an error here would end the engine, with all its requests.
+        return PROTECTED

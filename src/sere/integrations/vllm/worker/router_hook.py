@@ -1,0 +1,141 @@
+"""Where re-routing enters vLLM: behind each MoE layer's router, before anything else sees the ids.
+
+Only while a model is being built is anything of vLLM's replaced: the constructor of ``MoERunner``, to learn
+of the layers, and the question which expert kernels will do. What stays is one attribute on each router
+object of an engine that asked for it.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from sere.errors import UnsupportedEngine
+from sere.integrations.vllm.start.tables import DEFAULT_NAME
+from sere.integrations.vllm.worker.expert_kernels import decomposed_kernels
+
+METHOD = "_compute_routing"
+
+
+@contextmanager
+def building(found: Callable[[Any], None]) -> Iterator[None]:
+    """Report each MoE layer that is built in this context.
+
+    Layers of a drafter of speculative decoding are not reported: only the target is re-routed.
+
+    Args:
+        found: Called with each finished ``MoERunner``.
+    """
+    from vllm.model_executor.layers.fused_moe.modular_kernel import FusedMoEExperts
+    from vllm.model_executor.layers.fused_moe.runner import moe_runner
+
+    runner_class = moe_runner.MoERunner
+    construct = runner_class.__init__
+
+    @functools.wraps(construct)
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+        construct(self, *args, **kwargs)
+        if not _in_drafter():
+            found(self)
+
+    with ExitStack() as stack:
+        stack.enter_context(decomposed_kernels(FusedMoEExperts))
+        stack.enter_context(_without_table_among_weights())
+        runner_class.__init__ = __init__
+        stack.callback(setattr, runner_class, "__init__", construct)
+        yield
+
+
+class Layer(Protocol):
+    """What stands behind a router.
+
+    Attributes:
+        name: The layer's name, for errors.
+    """
+
+    name: str
+
+    def route(self, weights: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Take weights and logical ids, ``[T, K]``, and return them anew."""
+
+
+def intercept(router: Any, layer: Layer) -> None:
+    """Let ``layer.route`` see and change what a router returns.
+
+    Args:
+        router: A router object of vLLM; its class stays as it is.
+        layer: Asked at every step, so that its ``route`` can be replaced.
+
+    Raises:
+        UnsupportedEngine: The router has another shape than expected, or something else sits there already.
+    """
+    original = getattr(router, METHOD, None)
+    if original is None:
+        raise UnsupportedEngine(
+            f"{layer.name}: its router {type(router).__name__} has no {METHOD}; expected a subclass of "
+            "vLLM's BaseRouter"
+        )
+    if METHOD in vars(router):
+        raise UnsupportedEngine(
+            f"{layer.name}: {METHOD} of its router has been replaced already, by {_origin(original)}; two "
+            "plug-ins cannot both change the routing, so switch one off (VLLM_PLUGINS says which to load)"
+        )
+
+    def routed(
+        hidden_states: Tensor, router_logits: Tensor, indices_type: torch.dtype | None = None, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        weights, ids = original(hidden_states, router_logits, indices_type, **kwargs)
+        return layer.route(weights, ids)
+
+    setattr(router, METHOD, routed)
+
+
+def layer_index(name: str) -> int:
+    """Return the decoder layer's index in a layer's name, such as 3 in ``model.layers.3.mlp.experts``.
+
+    Raises:
+        UnsupportedEngine: There is none.
+    """
+    match = re.search(r"(?:^|\.)(\d+)(?:\.|$)", name)
+    if match is None:
+        raise UnsupportedEngine(f"{name}: expected a decoder-layer index in the layer's name, found none")
+    return int(match[1])
+
+
+def _in_drafter() -> bool:
+    """Whether the model being built is a drafter; vLLM tags what it compiles."""
+    from vllm.compilation import backends
+
+    return bool(getattr(backends, "model_tag", "backbone") != "backbone")
+
+
+@contextmanager
+def _without_table_among_weights() -> Iterator[None]:
+    """Keep vLLM from reading ``sere.safetensors`` as weights where a model's folder has no index."""
+    from vllm.model_executor.model_loader import default_loader
+
+    choose = default_loader.filter_duplicate_safetensors_files
+
+    @functools.wraps(choose)
+    def filtered(files: list[str], *args: Any, **kwargs: Any) -> list[str]:
+        weights = [file for file in files if Path(file).name != DEFAULT_NAME]
+        chosen: list[str] = choose(weights, *args, **kwargs)
+        return chosen
+
+    default_loader.filter_duplicate_safetensors_files = filtered
+    try:
+        yield
+    finally:
+        default_loader.filter_duplicate_safetensors_files = choose
+
+
+def _origin(function: Any) -> str:
+    inner = getattr(function, "__func__", function)
+    return f"{getattr(inner, '__module__', '?')}.{getattr(inner, '__qualname__', type(inner).__name__)}"

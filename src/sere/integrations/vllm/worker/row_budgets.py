@@ -1,0 +1,71 @@
+"""The signal from the host to the layers: one budget for each row, on the device, updated in place."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from sere.integrations.vllm.tiers import PADDING, PROTECTED
+
+
+class RowSignal:
+    """Budgets of the rows of the coming step.
+
+    All rows are padding until a step is announced, which leaves every layer's routing alone: profiling,
+    graph capture and dummy steps are exact. The tensor is allocated once and only ever written in place, on
+    the stream of the forward pass, so that captured graphs and compiled code see each step's values.
+
+    Args:
+        rows: Most rows of a step.
+        device: Where the layers run.
+        may_skip: Whether nothing replays the layers without their Python (no graphs, no compiled code), so
+            that a step without rows to re-route can pass them by.
+
+    Attributes:
+        budget: ``[rows]``, int32: S, ``PROTECTED`` or ``PADDING``.
+        skip: Whether the layers need not look at this step at all.
+    """
+
+    def __init__(self, rows: int, device: torch.device, *, may_skip: bool) -> None:
+        self.budget = torch.full((rows,), PADDING, dtype=torch.int32, device=device)
+        self.may_skip = may_skip
+        self.skip = may_skip
+        self._written = np.empty(0, dtype=np.int32)
+
+    def announce(self, budgets: npt.NDArray[np.int32]) -> bool:
+        """Write the budgets of the coming step's rows, ``[N]``; the rows after them are padding.
+
+        Where no row is to be re-routed the step is exact.
+
+        Returns:
+            Whether the step re-routes.
+        """
+        if not budgets.size or int(budgets.min()) >= PROTECTED:
+            self.exact()
+            return False
+        self.skip = False
+        self._write(budgets)
+        return True
+
+    def exact(self) -> None:
+        """Leave the routing of the coming step alone."""
+        self.skip = self.may_skip
+        self._write(np.empty(0, dtype=np.int32))
+
+    def at(self, rows: int) -> Tensor:
+        """Return the budgets of a layer's first ``rows`` rows."""
+        return self.budget.narrow(0, 0, rows)
+
+    def _write(self, budgets: npt.NDArray[np.int32]) -> None:
+        """Copy what differs from the last step; a steady batch costs a comparison and no copy."""
+        if np.array_equal(budgets, self._written):
+            return
+        width = max(len(budgets), len(self._written))
+        host = torch.full((width,), PADDING, dtype=torch.int32, device="cpu", pin_memory=self.budget.is_cuda)
+        host[: len(budgets)] = torch.from_numpy(budgets)
+        # A fresh pinned buffer each time: torch does not reuse it before the copy has run, so a step
+        # that is scheduled ahead cannot overwrite what the one before has not read yet.
+        self.budget[:width].copy_(host, non_blocking=True)
+        self._written = budgets.copy()

@@ -1,0 +1,5 @@
+"""The ``cpu`` backend: loops that numba compiles (docs/method.md section 4)."""
+
+from sere.reroute.backends.cpu.call import run
+
+__all__ = ["run"]

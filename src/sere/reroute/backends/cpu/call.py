@@ -1,0 +1,118 @@
+"""The ``cpu`` backend: one compiled function a call, through raw pointers.
+
+Numba compiles it at first use and keeps the result on disk where it may. It is called through ctypes:
+handing numpy arrays to a numba dispatcher would cost more than the work itself.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import numba
+import torch
+from numba import types
+from torch import Tensor
+
+from sere.reroute.backends.cpu import kernel
+from sere.reroute.types import Neighbors, Rules
+
+logger = logging.getLogger("sere")
+
+_IDS = {torch.int32: types.int32, torch.int64: types.int64}
+_WEIGHTS = {torch.float32: types.float32, torch.float64: types.float64}
+
+
+def run(
+    topk_ids: Tensor,
+    topk_weights: Tensor,
+    neighbors: Neighbors,
+    rules: Rules,
+    row_budget: Tensor | None,
+    num_tokens: Tensor | int | None,
+    counters: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """Re-route with a compiled loop; arguments and result as in the reference backend.
+
+    Source: docs/method.md section 4.
+    """
+    T, K = topk_ids.shape
+    dtype = topk_weights.dtype
+    wide = topk_weights if dtype in _WEIGHTS else topk_weights.float()
+    ids, weights = topk_ids.contiguous(), wide.contiguous()
+    new_ids = torch.empty_like(ids)
+    new_weights = torch.empty_like(weights)
+    if row_budget is not None:
+        if row_budget.dtype is torch.int64:
+            # As int32 alone, 2^32 + 1 would be 1.
+            row_budget = row_budget.clamp(-1, K)
+        row_budget = row_budget.to(torch.int32).contiguous()
+    scale = neighbors.scale
+    given = (
+        (0 if scale is None else kernel.SCALE)
+        | (0 if row_budget is None else kernel.BUDGET)
+        | (0 if counters is None else kernel.COUNTERS)
+    )
+    some_nan = _compiled(ids.dtype, weights.dtype)(
+        ids.data_ptr(),
+        weights.data_ptr(),
+        new_ids.data_ptr(),
+        new_weights.data_ptr(),
+        neighbors.order.data_ptr(),
+        neighbors.count.data_ptr(),
+        neighbors.keep.data_ptr(),
+        0 if scale is None else scale.data_ptr(),
+        0 if row_budget is None else row_budget.data_ptr(),
+        0 if counters is None else counters.data_ptr(),
+        T,
+        K,
+        neighbors.keep.shape[0],
+        T if num_tokens is None else int(num_tokens),
+        rules.select_top_k,
+        rules.min_active,
+        rules.active_targets,
+        rules.merge,
+        rules.sentinel,
+        given,
+    )
+    if weights.dtype is dtype:
+        return new_ids, new_weights
+    narrow = new_weights.to(dtype)
+    if some_nan:
+        # A conversion keeps no NaN's bits: of those that passed through, they are put back.
+        narrow = torch.where(weights.isnan() & new_weights.isnan(), topk_weights, narrow)
+    return new_ids, narrow
+
+
+@cache
+def _compiled(ids_dtype: torch.dtype, weights_dtype: torch.dtype) -> Callable[..., bool]:
+    ids, weights = types.CPointer(_IDS[ids_dtype]), types.CPointer(_WEIGHTS[weights_dtype])
+    int32s, flags = types.CPointer(types.int32), types.CPointer(types.uint8)
+    pointers = (ids, weights, ids, weights, int32s, int32s, flags)
+    optional = (types.CPointer(types.float32), int32s, types.CPointer(types.int64))
+    signature = types.boolean(*pointers, *optional, *[types.int64] * 10)
+    compiled = _compile(signature)
+    prototype = ctypes.CFUNCTYPE(ctypes.c_bool, *[ctypes.c_void_p] * 10, *[ctypes.c_int64] * 10)
+    return prototype(compiled.address)
+
+
+def _compile(signature: Any) -> Any:
+    """Compile, from the cache on disk or into it; without one where no folder can be written to."""
+    try:
+        return numba.cfunc(signature, cache=True)(kernel.reroute)
+    except (RuntimeError, OSError) as error:
+        _say_uncached(str(error))
+        return numba.cfunc(signature)(kernel.reroute)
+
+
+@cache
+def _say_uncached(reason: str) -> None:
+    """Log that compiled code is not kept; the same reason once a process."""
+    logger.warning(
+        "sere: the cpu backend is compiled again in each process, for its code cannot be kept (%s); "
+        "set NUMBA_CACHE_DIR to a folder that can be written to",
+        reason,
+    )

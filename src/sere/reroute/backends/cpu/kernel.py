@@ -1,0 +1,225 @@
+# mypy: disable-error-code="no-untyped-def"
+"""The loops that the ``cpu`` backend compiles; plain Python to the eye, typed by numba at compilation."""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import carray, njit
+
+from sere.reroute import batch
+
+# Bits of ``given``.
+SCALE, BUDGET, COUNTERS = 1, 2, 4
+MASS_UNITS, MASS_BOUND = float(batch.MASS_UNITS), float(batch.MASS_BOUND)
+
+
+def reroute(
+    ids_p, weights_p, new_ids_p, new_weights_p, order_p, count_p, keep_p, scale_p, budget_p, counters_p,
+    T, K, E, N, select_top_k, min_active, active_targets, merge, sentinel, given,
+):  # fmt: skip
+    """Do docs/method.md section 4 for one layer and step; ``given`` has a bit for each optional pointer.
+
+    Returns whether a NaN passed through, whose bits a conversion to another dtype would lose.
+    """
+    ids, weights = carray(ids_p, (T, K)), carray(weights_p, (T, K))
+    new_ids, new_weights = carray(new_ids_p, (T, K)), carray(new_weights_p, (T, K))
+    order, count, keep = carray(order_p, (E, E)), carray(count_p, (E,)), carray(keep_p, (E,))
+    scale, budget, counters = carray(scale_p, (E, E)), carray(budget_p, (T,)), carray(counters_p, (7,))
+    # An array over a null pointer is never read: these guard every use.
+    has_scale, has_budget, has_counters = given & SCALE != 0, given & BUDGET != 0, given & COUNTERS != 0
+
+    row_budgets = np.empty(T, np.int64)
+    for t in range(T):
+        row_budgets[t] = -1 if t >= N else (budget[t] if has_budget else select_top_k)
+    occurring, primary = np.zeros(E, np.bool_), np.zeros(E, np.bool_)
+    rows, slots = _vote(ids, weights, row_budgets, E, occurring, primary)
+    size = 0
+    for e in range(E):
+        primary[e] |= keep[e] != 0 and occurring[e]
+        size += primary[e]
+    if size < min_active:
+        size += _fill_up(ids, weights, row_budgets, occurring, primary, min_active - size)
+    if size == 0:
+        new_ids[:] = ids
+        new_weights[:] = weights
+        return np.isnan(weights).any()
+
+    active, target, moving = primary.copy(), np.arange(E), np.zeros(E, np.bool_)
+    before, critical = _choose(order, count, occurring, primary, active, target, moving)
+    if active_targets:
+        for e in range(E):
+            if moving[e]:
+                target[e] = _first_of(order[e], count[e], active)
+    lowest = 0
+    while not primary[lowest]:
+        lowest += 1
+
+    moved, some_nan = 0, False
+    in_merge, row_weights = np.empty(K, np.bool_), np.empty(K, np.float64)
+    present = np.zeros(E, np.bool_)
+    for t in range(T):
+        padding = row_budgets[t] < 0
+        for k in range(K):
+            e, w = ids[t, k], np.float64(weights[t, k])
+            inside = 0 <= e < E
+            in_merge[k] = inside and (padding or abs(w) > 0)
+            some_nan |= w != w
+            if in_merge[k]:
+                if padding:
+                    e, w = lowest, np.float64(0.0)
+                elif moving[e]:
+                    p = target[e]
+                    moved += 1
+                    if has_scale:
+                        w *= np.float64(scale[e, p])
+                    e = p
+            new_ids[t, k] = e
+            row_weights[k] = w
+        if merge != 0:
+            _merge(new_ids[t], row_weights, in_merge, padding, active, present, merge, sentinel)
+        for k in range(K):
+            if in_merge[k]:
+                new_weights[t, k] = row_weights[k]
+            else:
+                new_weights[t, k] = weights[t, k]
+
+    if has_counters:
+        step = (1, rows, before, size + critical, slots, moved, critical)
+        for i in range(7):
+            counters[i] += step[i]
+    return some_nan
+
+
+@njit(inline="always")
+def _vote(ids, weights, row_budgets, E, occurring, primary):
+    """Steps 1 to 3: mark the experts of real rows and those in each row's heaviest slots."""
+    T, K = ids.shape
+    rows, slots = 0, 0
+    valid = np.empty(K, np.bool_)
+    for t in range(T):
+        b = row_budgets[t]
+        if b < 0:
+            continue
+        rows += 1
+        left = 0
+        for k in range(K):
+            e = ids[t, k]
+            valid[k] = 0 <= e < E and abs(weights[t, k]) > 0
+            if valid[k]:
+                left += 1
+                occurring[e] = True
+        slots += left
+        if b >= left:
+            for k in range(K):
+                if valid[k]:
+                    primary[ids[t, k]] = True
+            continue
+        for _ in range(b):
+            best = -1
+            for k in range(K):
+                if valid[k] and (best < 0 or weights[t, k] > weights[t, best]):
+                    best = k
+            valid[best] = False
+            primary[ids[t, best]] = True
+    return rows, slots
+
+
+@njit
+def _fill_up(ids, weights, row_budgets, occurring, primary, wanted):
+    """Let the heaviest other experts join P, by integer mass (ties: lower id); return how many joined."""
+    T, K = ids.shape
+    E = primary.shape[0]
+    mass = np.zeros(E, np.int64)
+    for t in range(T):
+        if row_budgets[t] < 0:
+            continue
+        for k in range(K):
+            e = ids[t, k]
+            if 0 <= e < E and abs(weights[t, k]) > 0 and not primary[e]:
+                units = np.rint(np.float64(weights[t, k]) * MASS_UNITS)
+                mass[e] += np.int64(min(max(units, -MASS_BOUND), MASS_BOUND))
+    joined = 0
+    while joined < wanted:
+        best = -1
+        for e in range(E):
+            if occurring[e] and not primary[e] and (best < 0 or mass[e] > mass[best]):
+                best = e
+        if best < 0:
+            break
+        primary[best] = True
+        joined += 1
+    return joined
+
+
+@njit(inline="always")
+def _first_of(neighbors, count, candidates):
+    """Return the most similar candidate, or -1 where all are below the threshold."""
+    for i in range(count):
+        p = neighbors[i]
+        if candidates[p]:
+            return p
+    return -1
+
+
+@njit(inline="always")
+def _choose(order, count, occurring, primary, active, target, moving):
+    """Step 4: find each secondary expert's primary one; those without become critical and active."""
+    before, critical = 0, 0
+    for e in range(primary.shape[0]):
+        if not occurring[e]:
+            continue
+        before += 1
+        if primary[e]:
+            continue
+        p = _first_of(order[e], count[e], primary)
+        if p >= 0:
+            target[e] = p
+            moving[e] = True
+        else:
+            active[e] = True
+            critical += 1
+    return before, critical
+
+
+@njit
+def _merge(ids, weights, in_merge, padding, active, present, merge, sentinel):
+    """Step 7 for one row, in place; ``present`` is scratch, all False before and after."""
+    K, E = ids.shape[0], active.shape[0]
+    if padding and merge == 3:
+        for k in range(K):
+            if in_merge[k]:
+                ids[k] = sentinel
+        return
+    freed = np.zeros(K, np.bool_)
+    some = False
+    for k in range(1, K):
+        if not in_merge[k]:
+            continue
+        for j in range(k):
+            if in_merge[j] and not freed[j] and ids[j] == ids[k]:
+                weights[j] += weights[k]
+                weights[k] = 0.0
+                freed[k] = some = True
+                break
+    if not some or merge == 1:
+        return
+    if merge == 3:
+        for k in range(K):
+            if freed[k]:
+                ids[k] = sentinel
+        return
+    for k in range(K):
+        if not freed[k] and 0 <= ids[k] < E:
+            present[ids[k]] = True
+    filler = 0
+    for k in range(K):
+        if not freed[k]:
+            continue
+        while filler < E and (present[filler] or not active[filler]):
+            filler += 1
+        if filler < E:
+            ids[k] = filler
+            present[filler] = True
+    for k in range(K):
+        if 0 <= ids[k] < E:
+            present[ids[k]] = False

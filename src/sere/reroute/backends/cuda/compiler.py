@@ -1,0 +1,111 @@
+"""Compile the source for one architecture with NVRTC, once: the result is kept on disk."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from contextlib import suppress
+from pathlib import Path
+
+from sere.files import atomic_path
+from sere.provenance import installed_version
+from sere.reroute.backends.cuda.launch import SOURCE
+
+# Sums in float64 must round as the reference's do: no product and sum in one step.
+OPTIONS = {"std": "c++17", "fma": False}
+
+
+def source_text() -> str:
+    """Return the source with its own headers put in, as NVRTC takes it."""
+    return _inlined(SOURCE, set())
+
+
+def cubin(arch: str) -> bytes:
+    """Return machine code for an architecture, from the cache or compiled now.
+
+    Args:
+        arch: Such as ``"sm_90"``.
+
+    Raises:
+        ImportError: cuda-core is not installed.
+        Exception: NVRTC is missing or does not know the architecture; cuda-core's own classes.
+    """
+    path = _file(arch)
+    # A file that cannot be read, or that another process has just deleted, is made anew.
+    with suppress(OSError):
+        if path is not None:
+            return path.read_bytes()
+    code = compile_source(arch)
+    try:
+        if path is not None:
+            with atomic_path(path) as temporary:
+                temporary.write_bytes(code)
+    except OSError:
+        pass  # a cache that cannot be written costs some seconds at each start, no more
+    return code
+
+
+def forget(arch: str) -> bool:
+    """Delete an architecture's machine code from the cache; return whether there was any."""
+    path = _file(arch)
+    try:
+        if path is None:
+            return False
+        path.unlink()
+    except OSError:
+        return False
+    return True
+
+
+def compile_source(arch: str, *, logs: object = None, ptxas_options: str | None = None) -> bytes:
+    """Compile with NVRTC, past the cache; arguments and errors as in ``cubin``.
+
+    Args:
+        arch: Such as ``"sm_90"``.
+        logs: Has a ``write`` for the compiler's text, or None.
+        ptxas_options: For the assembler, such as ``"-v"``, or None.
+    """
+    from cuda.core import Program, ProgramOptions
+
+    options = ProgramOptions(arch=arch, ptxas_options=ptxas_options, **OPTIONS)
+    code = Program(source_text(), "c++", options).compile("cubin", logs=logs).code
+    return code if isinstance(code, bytes) else Path(code).read_bytes()
+
+
+def cache_folder() -> Path:
+    """Return where machine code is kept: ``SERE_CACHE_DIR``, or ``sere`` in the user's cache folder.
+
+    Raises:
+        RuntimeError: Neither is named and the user has no home folder.
+    """
+    named = os.environ.get("SERE_CACHE_DIR")
+    if named:
+        return Path(named)
+    user = os.environ.get("XDG_CACHE_HOME")
+    return (Path(user) if user else Path.home() / ".cache") / "sere"
+
+
+def _file(arch: str) -> Path | None:
+    try:
+        return cache_folder() / f"reroute-{arch}-{_key(arch)}.cubin"
+    except RuntimeError:  # a user without a home, as in some containers
+        return None
+
+
+def _key(arch: str) -> str:
+    versions = [installed_version(package) for package in ("cuda-core", "nvidia-cuda-nvrtc")]
+    text = "\0".join([source_text(), arch, repr(OPTIONS), repr(versions)])
+    return hashlib.sha256(text.encode()).hexdigest()[:20]
+
+
+def _inlined(path: Path, done: set[Path]) -> str:
+    if path in done:
+        return ""
+    done.add(path)
+    lines = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if line.startswith('#include "'):
+            lines.append(_inlined(path.with_name(line.split('"')[1]), done))
+        else:
+            lines.append(line)
+    return "\n".join(lines) + "\n"

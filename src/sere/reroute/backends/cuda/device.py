@@ -1,0 +1,210 @@
+"""Launch the kernel on the device of the tensors, on PyTorch's current stream."""
+
+from __future__ import annotations
+
+import threading
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sere.errors import BackendUnavailable, InputError
+from sere.reroute.backends import torch_ops
+from sere.reroute.backends.cuda.compiler import cubin, forget
+from sere.reroute.backends.cuda.launch import IDS, WEIGHTS, Launch, entries, prepare, too_large
+from sere.reroute.backends.registry import say_fallback
+from sere.reroute.types import COUNTERS, Neighbors, Rules, prepare_neighbors
+from sere.similarity.layer import LayerSimilarity
+
+
+def run(
+    topk_ids: Tensor,
+    topk_weights: Tensor,
+    neighbors: Neighbors,
+    rules: Rules,
+    row_budget: Tensor | None,
+    num_tokens: Tensor | int | None,
+    counters: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """Re-route with one kernel launch; arguments and result as in the reference backend.
+
+    Nothing is read back, and nothing is allocated but the result. Batches with more slots a row or more rows
+    than the kernel takes go to the torch backend, which gives the same, with one log line.
+
+    Raises:
+        InputError: A graph is being captured, and ``num_tokens`` is not on the device of the ids.
+        BackendUnavailable: A graph is being captured, and nothing has run on this device before.
+
+    Source: docs/method.md section 4.
+    """
+    T, K = topk_ids.shape
+    reason = too_large(T, K, neighbors.keep.shape[0])
+    if reason is not None:
+        say_fallback("cuda", reason)
+        return torch_ops.run(topk_ids, topk_weights, neighbors, rules, row_budget, num_tokens, counters)
+    ids, weights = topk_ids.contiguous(), topk_weights.contiguous()
+    new_ids, new_weights = torch.empty_like(ids), torch.empty_like(weights)
+    if ids.numel() == 0:
+        return new_ids, new_weights
+    if isinstance(num_tokens, Tensor) and num_tokens.device != ids.device:
+        num_tokens = _read(num_tokens, ids.device)
+    budget = None if row_budget is None else row_budget.contiguous()
+    launch(
+        prepare(ids, weights, new_ids, new_weights, neighbors, rules, budget, num_tokens, counters),
+        ids.device,
+    )
+    return new_ids, new_weights
+
+
+def _read(num_tokens: Tensor, device: torch.device) -> int:
+    if torch.cuda.is_current_stream_capturing():
+        raise InputError(
+            f"num_tokens: expected a tensor on {device} while a CUDA graph is captured, got one on "
+            f"{num_tokens.device}: its value now would be the value at every replay"
+        )
+    return int(num_tokens)
+
+
+def launch(prepared: Launch, device: torch.device) -> None:
+    """Put a launch on PyTorch's current stream of a device.
+
+    Args:
+        prepared: The launch.
+        device: With its index.
+
+    Raises:
+        BackendUnavailable: A graph is being captured, and nothing has run on this device before.
+    """
+    index = device.index
+    if index == torch.cuda.current_device():
+        _put(prepared, index)
+    else:
+        with torch.cuda.device(index):
+            _put(prepared, index)
+
+
+def _put(prepared: Launch, index: int) -> None:
+    kernel = kernels(index)[prepared.entry]
+    if index not in _thread.current:
+        _set_current(index)
+    stream = stream_of(torch._C._cuda_getCurrentRawStream(index))
+    _core().launch(stream, _shape_of(prepared.blocks, prepared.threads), kernel, *prepared.words)
+
+
+class _Thread(threading.local):
+    """The devices that this thread has made current, once each."""
+
+    def __init__(self) -> None:
+        self.current: set[int] = set()
+
+
+_thread = _Thread()
+
+
+def _set_current(index: int) -> None:
+    # A launch needs the device's context on its own thread. PyTorch puts it there at a call that needs it,
+    # and a tensor from its pool needs none: a new thread whose first work is this launch would be without.
+    _core().Device(index).set_current()
+    _thread.current.add(index)
+
+
+@cache
+def _core() -> Any:
+    import cuda.core
+
+    return cuda.core
+
+
+@cache
+def _shape_of(blocks: int, threads: int) -> Any:
+    return _core().LaunchConfig(grid=blocks, block=threads)
+
+
+@cache
+def stream_of(handle: int) -> Any:
+    """Return PyTorch's stream as cuda-core's own: handing over foreign objects is deprecated there.
+
+    Args:
+        handle: The stream's address, 0 for the current device's default; PyTorch keeps its streams for good.
+    """
+    return _core().Stream.from_handle(handle)
+
+
+@cache
+def kernels(index: int) -> dict[str, Any]:
+    """Return the entries, loaded for a device, by name.
+
+    Args:
+        index: The device's; it must be the current one.
+
+    Raises:
+        ImportError: cuda-core is not installed.
+        BackendUnavailable: A graph is being captured: loading would break it.
+        Exception: NVRTC is missing, or the driver refuses the code; cuda-core's own classes.
+    """
+    _refuse_capture(index)
+    _set_current(index)
+    major, minor = torch.cuda.get_device_capability(index)
+    arch = f"sm_{major}{minor}"
+    try:
+        return _loaded(cubin(arch))
+    except Exception:
+        # A damaged file in the cache must not stand in the way for good.
+        if not forget(arch):
+            raise
+    return _loaded(cubin(arch))
+
+
+def _loaded(code: bytes) -> dict[str, Any]:
+    module = _core().ObjectCode.from_cubin(code)
+    return {entry: module.get_kernel(entry) for entry in entries()}
+
+
+def _refuse_capture(index: int) -> None:
+    if torch.cuda.is_current_stream_capturing():
+        raise BackendUnavailable(
+            f"backend 'cuda' is not ready on cuda:{index} while a CUDA graph is captured; "
+            "make the plan, or call it once, before the capture begins"
+        )
+
+
+def why_not(index: int | None = None) -> str | None:
+    """Compile and load the kernel for a device and try it; return why it cannot run, or None.
+
+    Every entry runs once, so that none is loaded while a graph is captured. Each device's answer is kept.
+
+    Args:
+        index: The device's, or None for the current one.
+
+    Raises:
+        BackendUnavailable: A graph is being captured at the first call for the device.
+    """
+    if torch.version.cuda is None or not torch.cuda.is_available():
+        return "PyTorch sees no CUDA device"
+    return tried(torch.cuda.current_device() if index is None else index)
+
+
+@cache
+def tried(index: int) -> str | None:
+    """Try a device for ``why_not``."""
+    _refuse_capture(index)
+    try:
+        for ids_dtype in IDS:
+            for weights_dtype in WEIGHTS:
+                _try(ids_dtype, weights_dtype, torch.device("cuda", index))
+    except Exception as error:
+        return " ".join(f"{type(error).__name__}: {error}".split())[:300]
+    return None
+
+
+def _try(ids_dtype: torch.dtype, weights_dtype: torch.dtype, device: torch.device) -> None:
+    ids = torch.tensor([[0, 1], [2, 3]], dtype=ids_dtype, device=device)
+    weights = torch.tensor([[0.75, 0.25], [0.5, 0.375]], dtype=weights_dtype, device=device)
+    layer = LayerSimilarity(torch.full((4, 4), 0.5, device="cpu").fill_diagonal_(1.0))
+    neighbors = prepare_neighbors(layer, threshold=0.0, device=device)
+    counters = torch.zeros(len(COUNTERS), dtype=torch.int64, device=device)
+    rules = Rules(select_top_k=1, min_active=0, active_targets=False, merge=0, sentinel=0)
+    found = run(ids, weights, neighbors, rules, None, None, counters)[0].tolist()
+    if found != [[0, 0], [2, 0]]:
+        raise RuntimeError(f"the kernel gave {found} where [[0, 0], [2, 0]] is right")

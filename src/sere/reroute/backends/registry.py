@@ -1,0 +1,170 @@
+"""Which implementations there are, and which one runs."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib.util import find_spec
+from types import MappingProxyType
+
+import torch
+from torch import Tensor
+
+from sere.errors import BackendUnavailable, ConfigError, did_you_mean
+from sere.reroute.types import Neighbors, Rules
+
+logger = logging.getLogger("sere")
+
+Run = Callable[
+    [Tensor, Tensor, Neighbors, Rules, Tensor | None, Tensor | int | None, Tensor | None],
+    tuple[Tensor, Tensor],
+]
+
+
+@dataclass(frozen=True, slots=True)
+class BackendRecord:
+    """One implementation of the operation.
+
+    Attributes:
+        name: What ``backend=`` calls it.
+        module: Where its ``run`` lives; imported at first use.
+        devices: Device types it runs on; empty for any.
+        needs: An optional package, or None.
+        install: The line that installs that package.
+        most_experts: The largest E that it takes, or None for any.
+        tries: Whether the module's ``why_not()`` has the last word, after the package is there.
+    """
+
+    name: str
+    module: str
+    devices: tuple[str, ...] = ()
+    needs: str | None = None
+    install: str = ""
+    most_experts: int | None = None
+    tries: bool = False
+
+    def why_not(self, device_type: str, E: int = 1, index: int | None = None) -> str | None:
+        """Return why this backend cannot run a layer of E experts on the device, or None if it can.
+
+        Args:
+            device_type: Such as ``"cuda"``.
+            E: Number of experts.
+            index: Which device of this type, or None for the current one.
+        """
+        reason = self.why_never(device_type, E)
+        if reason is None and self.tries:
+            reason = importlib.import_module(self.module).why_not(index)
+        return reason
+
+    def why_never(self, device_type: str, E: int = 1) -> str | None:
+        """Return what ``why_not`` can tell without touching the device: None where that has the last word."""
+        if self.devices and device_type not in self.devices:
+            return f"it runs on {' or '.join(self.devices)} tensors, these are on {device_type}"
+        if self.most_experts is not None and self.most_experts < E:
+            return f"it takes at most {self.most_experts} experts a layer, these are {E}"
+        if self.needs is not None and not _installed(self.needs):
+            return f"the package {self.needs} is not installed; {self.install}"
+        return None
+
+
+BACKENDS: Mapping[str, BackendRecord] = MappingProxyType(
+    {
+        record.name: record
+        for record in (
+            BackendRecord("reference", "sere.reroute.backends.reference"),
+            BackendRecord("torch", "sere.reroute.backends.torch_ops"),
+            BackendRecord(
+                "cpu",
+                "sere.reroute.backends.cpu",
+                ("cpu",),
+                needs="numba",
+                install="install it with: pip install 'sere[cpu]'",
+            ),
+            BackendRecord(
+                "cuda",
+                "sere.reroute.backends.cuda",
+                ("cuda",),
+                needs="cuda.core",
+                install="install it with: pip install 'sere[cuda]'",
+                most_experts=1024,
+                tries=True,
+            ),
+        )
+    }
+)
+
+# Which backend "auto" tries first, by device type.
+FASTEST: Mapping[str, str] = MappingProxyType({"cpu": "cpu", "cuda": "cuda"})
+
+
+@cache
+def select(backend: str, device_type: str, E: int = 1) -> str:
+    """Return the name of the backend that runs on a device.
+
+    Args:
+        backend: A name, or ``"auto"``, which falls back and says why in one log line.
+        device_type: Such as ``"cpu"`` or ``"cuda"``.
+        E: Number of experts of the layer.
+
+    Raises:
+        ConfigError: No backend has this name.
+        BackendUnavailable: The named backend cannot run here; the text says why.
+    """
+    if backend == "auto":
+        fastest = FASTEST.get(device_type, "torch")
+        reason = BACKENDS[fastest].why_not(device_type, E)
+        if reason is None:
+            return fastest
+        say_fallback(fastest, reason)
+        return "torch"
+    if backend not in BACKENDS:
+        raise ConfigError(f"backend: got {backend!r}{did_you_mean(backend, ['auto', *BACKENDS])}")
+    reason = BACKENDS[backend].why_not(device_type, E)
+    if reason is not None:
+        raise BackendUnavailable(f"backend {backend!r} cannot run here: {reason}")
+    return backend
+
+
+def on_device(backend: str, asked: str, device: torch.device) -> str:
+    """Return the backend for this very device, made ready there: ``select`` knows only the device's type.
+
+    Args:
+        backend: What ``select`` returned.
+        asked: What it was asked for; ``"auto"`` falls back with one log line.
+        device: With its index.
+
+    Raises:
+        BackendUnavailable: The named backend cannot run on this device; the text says why.
+    """
+    record = BACKENDS[backend]
+    reason = record.why_not(device.type, index=device.index) if record.tries else None
+    if reason is None:
+        return backend
+    if asked != "auto":
+        raise BackendUnavailable(f"backend {backend!r} cannot run on {device}: {reason}")
+    say_fallback(backend, f"on {device}, {reason}")
+    return "torch"
+
+
+@cache
+def say_fallback(backend: str, reason: str) -> None:
+    """Log that the torch backend runs in another's place; the same reason once a process."""
+    logger.warning("sere: re-routing with the torch backend instead of %s: %s", backend, reason)
+
+
+@cache
+def implementation(name: str) -> Run:
+    """Import a backend and return its ``run``."""
+    run: Run = importlib.import_module(BACKENDS[name].module).run
+    return run
+
+
+@cache
+def _installed(package: str) -> bool:
+    try:
+        return find_spec(package) is not None
+    except ModuleNotFoundError:  # the package that it is part of is missing
+        return False

@@ -22,8 +22,8 @@ import transformers
 
 from sere.files import write_json
 from sere.provenance import provenance
-from tests.architectures.build import architectures, folders
-from tests.architectures.checks import outcomes
+from tests.support.architectures.build import architectures, folders
+from tests.support.architectures.checks import outcomes
 
 RESULTS = Path(__file__).resolve().parent / "results" / "architectures.json"
 FAULT = "fault: "

@@ -26,7 +26,7 @@ from sere.reroute.backends.cuda import device
 from sere.reroute.backends.cuda.launch import Launch
 from sere.reroute.types import Rules, prepare_neighbors
 from sere.similarity.layer import LayerSimilarity
-from tests.reroute.shim import driver
+from tests.support.shim import driver
 
 T, E, K = 64, 128, 8
 CALLS, ROUNDS = 4000, 24

@@ -32,7 +32,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from sere.bundled import model_path
 from sere.files import append_json_line
 from sere.provenance import provenance
-from tests.integrations.vllm.server import Server, serve
+from tests.support.vllm.server import Server, serve
 
 FORMAT = "sere-vllm-load-2"
 MODES = {"eager": ("--enforce-eager",), "compiled": ()}

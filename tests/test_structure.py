@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from sere.errors import UnsupportedModel
 from sere.structure import find_experts, identify, takes_routing
-from tests.tiny import ARCHITECTURES, tiny_model
+from tests.support.tiny import ARCHITECTURES, tiny_model
 
 MODELS = Path(transformers.__file__).parent / "models"
 
@@ -105,8 +105,8 @@ def test_every_moe_model_class_is_found_or_refused_by_name(path: Path) -> None:
     assert [layer.index for layer in layers] == sorted(layer.index for layer in layers)
     for layer in layers:
         named = getattr(layer.module, "num_experts", None) or layer.module.num_routed_experts
-        assert named == layer.E
-        assert 1 <= layer.K <= layer.E
+        assert named == layer.num_experts
+        assert 1 <= layer.top_k <= layer.num_experts
 
 
 def test_the_walk_covers_the_classes_that_take_routing() -> None:
@@ -120,13 +120,13 @@ def test_k_is_the_number_of_columns_that_the_experts_are_called_with(name: str) 
     model = tiny_model(name)
     columns: dict[int, int] = {}
     for layer in find_experts(model):
-        assert layer.E == 16
+        assert layer.num_experts == 16
         layer.module.register_forward_pre_hook(
             lambda _, args, index=layer.index: columns.__setitem__(index, args[1].shape[1])
         )
     with torch.no_grad():
         model(torch.tensor([[3, 4, 5]]))
-    assert columns == {layer.index: layer.K for layer in find_experts(model)}
+    assert columns == {layer.index: layer.top_k for layer in find_experts(model)}
 
 
 def test_a_model_without_experts_is_refused() -> None:
@@ -204,7 +204,7 @@ def test_identity_is_that_of_the_architecture() -> None:
     same = tiny_model("qwen3_moe", vocab_size=128).to(torch.bfloat16)
     same.config.quantization_config = {"quant_method": "fp8"}
     assert identify(same).digest == base.digest
-    assert (base.E, base.K) == (16, 4)
+    assert (base.num_experts, base.top_k) == (16, 4)
     assert base.layer_names == {0: "model.layers.0.mlp.experts", 1: "model.layers.1.mlp.experts"}
     for other in (
         {"num_experts": 8},
@@ -220,9 +220,9 @@ def test_k_is_the_routers_where_the_block_names_another() -> None:
     """Mixtral's block keeps a copy of K that nothing reads; what the router picks is what counts."""
     model = tiny_model("mixtral")
     model.model.layers[1].mlp.gate.top_k = 2
-    assert {layer.index: layer.K for layer in find_experts(model)} == {0: 4, 1: 2}
+    assert {layer.index: layer.top_k for layer in find_experts(model)} == {0: 4, 1: 2}
     assert identify(model).slots == {0: 4, 1: 2}
-    assert identify(model).K == 4
+    assert identify(model).top_k == 4
 
 
 def test_identity_holds_the_values_that_make_it() -> None:

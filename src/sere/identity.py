@@ -48,19 +48,21 @@ class ModelIdentity:
     recorded_digest: str | None = None
 
     @property
-    def E(self) -> int:
+    def num_experts(self) -> int:
         """Experts of a layer: the largest number, where layers differ."""
         return max(self.experts.values(), default=0)
 
     @property
-    def K(self) -> int:
+    def top_k(self) -> int:
         """Routed slots per token: the largest number, where layers differ."""
         return max(self.slots.values(), default=0)
 
     @property
     def digest(self) -> str:
         """Hex digest of the architecture with the largest E and K; for people and records."""
-        return self.recorded_digest or architecture_digest(self.architecture, E=self.E, K=self.K)
+        return self.recorded_digest or architecture_digest(
+            self.architecture, E=self.num_experts, K=self.top_k
+        )
 
     def differences(self, model: ModelIdentity) -> list[str]:
         """Return what makes ``model`` another model than this one, a phrase for each value; empty if nothing.
@@ -92,7 +94,7 @@ class ModelIdentity:
                 if self.architecture.get(key) != architecture.get(key)
             ]
         # The table's own E and K: those of the model are compared on their own.
-        digest = architecture_digest(architecture, E=self.E, K=self.K)
+        digest = architecture_digest(architecture, E=self.num_experts, K=self.top_k)
         if digest == self.recorded_digest:
             return []
         return [
@@ -104,7 +106,7 @@ class ModelIdentity:
         """Return all values, JSON-ready; ``from_mapping`` reads them back."""
         common = {"name": self.name, "layer_names": _keyed_by_text(self.layer_names)}
         if self.recorded_digest is not None:
-            return common | {"digest": self.recorded_digest, "E": self.E, "K": self.K}
+            return common | {"digest": self.recorded_digest, "E": self.num_experts, "K": self.top_k}
         experts, slots = _keyed_by_text(self.experts), _keyed_by_text(self.slots)
         return common | {"architecture": dict(self.architecture), "experts": experts, "slots": slots}
 

@@ -41,15 +41,15 @@ class ExpertsLayer:
         index: Decoder-layer index, parsed from the module's name.
         name: The module's name within the model, e.g. ``model.layers.3.mlp.experts``.
         module: The experts module itself.
-        E: Its routed experts; ids from E on (zero experts, sentinels) are none of them.
-        K: Routed slots per token.
+        num_experts: Its routed experts; ids from E on (zero experts, sentinels) are none of them.
+        top_k: Routed slots per token.
     """
 
     index: int
     name: str
     module: nn.Module
-    E: int
-    K: int
+    num_experts: int
+    top_k: int
 
 
 def find_experts(model: nn.Module) -> list[ExpertsLayer]:
@@ -120,8 +120,8 @@ def identity_of(model: nn.Module, layers: list[ExpertsLayer]) -> ModelIdentity:
         name=_model_name(model),
         architecture=architecture_of(text_config(model)),
         layer_names={layer.index: layer.name for layer in layers},
-        experts={layer.index: layer.E for layer in layers},
-        slots={layer.index: layer.K for layer in layers},
+        experts={layer.index: layer.num_experts for layer in layers},
+        slots={layer.index: layer.top_k for layer in layers},
     )
 
 
@@ -189,7 +189,7 @@ def _describe(name: str, module: nn.Module, parent: nn.Module, config: object) -
             f"{name}: the number of routed slots per token is not known; expected one of "
             f"{', '.join(_TOP_K_NAMES)} on the router, the MoE block or the config"
         )
-    return ExpertsLayer(index=int(index.group(1)), name=name, module=module, E=E, K=min(K, E))
+    return ExpertsLayer(index=int(index.group(1)), name=name, module=module, num_experts=E, top_k=min(K, E))
 
 
 def _routed_slots(module: nn.Module, parent: nn.Module, config: object, index: int) -> int | None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import transformers
 
-from tests.architectures.build import folders
-from tests.architectures.expected import NEWER
+from tests.support.architectures.build import folders
+from tests.support.architectures.expected import NEWER
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from sere.errors import UnsupportedModel
-from tests.architectures.build import architectures, folders, tiny
-from tests.architectures.checks import REFUSED, WORKS, in_memory, layer_by_layer, outcomes
-from tests.architectures.configs import OWN
-from tests.architectures.expected import refusals
+from tests.support.architectures.build import architectures, folders, tiny
+from tests.support.architectures.checks import REFUSED, WORKS, in_memory, layer_by_layer, outcomes
+from tests.support.architectures.configs import OWN
+from tests.support.architectures.expected import refusals
 
 
 @pytest.mark.parametrize("folder", folders())

@@ -16,8 +16,8 @@ from sere.eval.decode import decode, stop_ids
 from sere.eval.questions import encode, held_out
 from sere.policies.spec import parse_settings
 from sere.structure import find_experts
-from tests.checkpoints import tiny_tokenizer
-from tests.tiny import tiny_model
+from tests.support.checkpoints import tiny_tokenizer
+from tests.support.tiny import tiny_model
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from sere.errors import InputError
 from sere.integrations.transformers.inputs import find_cache
 from sere.policies.spec import parse_setting
 from sere.structure import find_experts, identify
-from tests.tiny import tiny_model
+from tests.support.tiny import tiny_model
 
 
 def test_turns_change() -> None:
@@ -108,7 +108,7 @@ def test_shapes_have_the_published_experts(name: str) -> None:
         model = AutoModelForCausalLM.from_config(config)
     (layer,) = find_experts(model)
     width = max(p.shape[-1] for n, p in layer.module.named_parameters() if "down" in n)
-    assert (layer.E, layer.K, width) == published[name]
+    assert (layer.num_experts, layer.top_k, width) == published[name]
 
 
 def test_random_tables_fit_their_model_and_tokens_repeat() -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from sere.cli import main
 from sere.table import SimilarityTable
-from tests.calibrate.helpers import char_tokenizer, interrupt_at_layer, save_tiny
+from tests.support.calibration import char_tokenizer, interrupt_at_layer, save_tiny
 
 SMALL = ["--max-tokens", "96", "--seq-len", "16"]
 

@@ -18,8 +18,8 @@ from sere.calibrate.experts import expert_outputs
 from sere.calibrate.in_memory import collect_in_memory
 from sere.errors import UnsupportedModel
 from sere.structure import find_experts
-from tests.calibrate.helpers import ALL_METRICS, first_experts, routing, settings, some_tokens, worst
-from tests.tiny import tiny_model
+from tests.support.calibration import ALL_METRICS, first_experts, routing, settings, some_tokens, worst
+from tests.support.tiny import tiny_model
 
 
 def run(model: Any, *metrics: str) -> Any:

@@ -15,8 +15,8 @@ from sere.calibrate.weights import stacked_weights_similarity
 from sere.errors import AlreadyApplied, ConfigError, DataError, InputError, UnsupportedModel
 from sere.similarity import make_accumulator, weights_similarity
 from sere.structure import find_experts, identify
-from tests.calibrate.helpers import ALL_METRICS, char_tokenizer, routing, settings, some_tokens, worst
-from tests.tiny import ARCHITECTURES, Looping, tiny_model
+from tests.support.calibration import ALL_METRICS, char_tokenizer, routing, settings, some_tokens, worst
+from tests.support.tiny import ARCHITECTURES, Looping, tiny_model
 
 TEXTS = ["The quick brown fox jumps over the lazy dog.", "Pack my box with five dozen liquor jugs!"] * 8
 
@@ -53,9 +53,9 @@ def test_equals_a_direct_computation(architecture: str) -> None:
             model(input_ids=batch)
     hidden, ids, weights = (torch.cat([p[i].flatten(0, -2) for p in seen]) for i in range(3))
     assert len(hidden) == some_tokens().num_tokens
-    outputs = torch.stack([_expert(layer.module, hidden, e) for e in range(layer.E)])
+    outputs = torch.stack([_expert(layer.module, hidden, e) for e in range(layer.num_experts)])
     for metric in ("frobenius", "projection"):
-        direct = make_accumulator(metric, layer.E)
+        direct = make_accumulator(metric, layer.num_experts)
         direct.update(outputs, ids, weights)
         torch.testing.assert_close(
             result[metric][layer.index].similarity,
@@ -112,7 +112,7 @@ def test_chunks_stay_within_their_bytes(monkeypatch: pytest.MonkeyPatch) -> None
     for t in (1, 100, 1000):
         collector.add(*routing(layer, t))
     assert max(sizes) <= 30_000
-    assert sum(sizes) == 1101 * layer.E * 32 * 4
+    assert sum(sizes) == 1101 * layer.num_experts * 32 * 4
 
 
 def test_memory_does_not_grow_with_tokens() -> None:
@@ -196,7 +196,7 @@ def test_weights_of_every_layout_are_found(architecture: str) -> None:
     layer = find_experts(tiny_model(architecture))[0]
     with torch.no_grad():
         for parameter in layer.module.parameters():
-            rows = parameter if parameter.ndim == 3 else parameter.view(layer.E, -1)
+            rows = parameter if parameter.ndim == 3 else parameter.view(layer.num_experts, -1)
             rows[1] = 2 * rows[0]
     similarity = stacked_weights_similarity(layer).similarity
     assert similarity[0, 1] > 0.9999
@@ -283,9 +283,11 @@ def test_all_loops_over_the_layers_count() -> None:
     with torch.no_grad():
         for batch in some_tokens().batches(3):
             model(input_ids=batch, use_cache=False)
-    direct = make_accumulator("frobenius", layer.E)
+    direct = make_accumulator("frobenius", layer.num_experts)
     for hidden, ids, weights in seen:
-        direct.update(torch.stack([_expert(layer.module, hidden, e) for e in range(layer.E)]), ids, weights)
+        direct.update(
+            torch.stack([_expert(layer.module, hidden, e) for e in range(layer.num_experts)]), ids, weights
+        )
     assert sum(len(hidden) for hidden, _, _ in seen) == 3 * some_tokens().num_tokens
     torch.testing.assert_close(
         looped["frobenius"][0].similarity, direct.finalize().similarity, rtol=0, atol=2e-5

@@ -20,9 +20,9 @@ from sere.calibrate.layerwise.skeleton import Skeleton
 from sere.calibrate.layerwise.work_folder import WorkFolder, resumable
 from sere.errors import DataError, InputError, UnsupportedModel
 from sere.structure import find_experts
-from tests.calibrate.helpers import char_tokenizer, load_whole, save_tiny, settings, some_tokens, worst
-from tests.damage import drop
-from tests.tiny import ARCHITECTURES, Looping, tiny_model
+from tests.support.calibration import char_tokenizer, load_whole, save_tiny, settings, some_tokens, worst
+from tests.support.damage import drop
+from tests.support.tiny import ARCHITECTURES, Looping, tiny_model
 
 TEXTS = ["The quick brown fox jumps over the lazy dog.", "Pack my box with five dozen liquor jugs!"] * 8
 OPTIONS: dict[str, Any] = {"max_tokens": 100, "seq_len": 16, "progress": False}
@@ -251,17 +251,17 @@ def test_path_chooses_by_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     path = save_tiny(tmp_path, "mixtral")
     char_tokenizer().save_pretrained(path)
     passes: list[int] = []
-    run = calibrate._Pass.run
+    run = by_layers._Pass.run
     monkeypatch.setattr(
-        calibrate._Pass, "run", lambda self, experts: (passes.append(1), run(self, experts))[1]
+        by_layers._Pass, "run", lambda self, experts: (passes.append(1), run(self, experts))[1]
     )
     whole = calibrate(path, texts=TEXTS, **OPTIONS)
     assert not passes
     monkeypatch.setattr(memory, "_SHARE_OF_MEMORY", 0.0)
-    by_layers = calibrate(path, texts=TEXTS, **OPTIONS)
+    layerwise = calibrate(path, texts=TEXTS, **OPTIONS)
     assert passes
-    assert whole.fingerprint == by_layers.fingerprint
-    assert whole.identity == by_layers.identity
+    assert whole.fingerprint == layerwise.fingerprint
+    assert whole.identity == layerwise.identity
 
 
 def test_several_metrics_with_parameters(tmp_path: Path) -> None:

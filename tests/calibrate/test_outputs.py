@@ -9,8 +9,8 @@ from sere.calibrate import experts as outputs_module
 from sere.calibrate.experts import check_weighted_sum, expert_outputs
 from sere.errors import UnsupportedModel
 from sere.structure import ExpertsLayer
-from tests.calibrate.helpers import first_experts, routing
-from tests.tiny import ARCHITECTURES
+from tests.support.calibration import first_experts, routing
+from tests.support.tiny import ARCHITECTURES
 
 
 def _qwen3_moe(module: nn.Module, hidden: Tensor, e: int) -> Tensor:
@@ -45,10 +45,10 @@ def test_outputs_equal_the_formula(architecture: str, formula: object) -> None:
                 parameter.normal_()
     hidden, _, _ = routing(layer, 7)
     outputs = expert_outputs(layer, hidden)
-    assert outputs.shape == (layer.E, 7, 32)
+    assert outputs.shape == (layer.num_experts, 7, 32)
     assert outputs.dtype == torch.float32
     with torch.no_grad():
-        for e in range(layer.E):
+        for e in range(layer.num_experts):
             torch.testing.assert_close(outputs[e], formula(layer.module, hidden, e))  # type: ignore[operator]
 
 
@@ -123,7 +123,7 @@ class _InputWeighted(nn.Module):
 
 def test_gate_weight_on_the_input_is_refused_by_name() -> None:
     """A module that is not the weighted sum of its experts is refused, with its name and the reason."""
-    layer = ExpertsLayer(0, "model.layers.0.experts", _InputWeighted(), E=4, K=2)
+    layer = ExpertsLayer(0, "model.layers.0.experts", _InputWeighted(), num_experts=4, top_k=2)
     hidden, ids, weights = routing(layer, 8)
     outputs = expert_outputs(layer, hidden)
     with pytest.raises(
@@ -136,7 +136,7 @@ def test_rows_with_ids_outside_do_not_spoil_the_check() -> None:
     """Slots of zero experts and sentinels have no output here; rows that hold one are left out."""
     layer = first_experts("longcat_flash")
     hidden, ids, weights = routing(layer, 8)
-    ids[:4, 0] = layer.E + 1
+    ids[:4, 0] = layer.num_experts + 1
     check_weighted_sum(layer, hidden, ids, weights, expert_outputs(layer, hidden))
-    ids[:, 0] = layer.E
+    ids[:, 0] = layer.num_experts
     check_weighted_sum(layer, hidden, ids, weights, expert_outputs(layer, hidden))

@@ -7,7 +7,7 @@ import torch
 
 from sere.calibrate.packing import pack
 from sere.errors import ConfigError, DataError
-from tests.calibrate.helpers import BOS, EOS, char_tokenizer
+from tests.support.calibration import BOS, EOS, char_tokenizer
 
 
 def test_end_of_text_stands_between_documents() -> None:

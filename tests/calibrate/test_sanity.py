@@ -17,8 +17,8 @@ from sere.calibrate.layerwise.skeleton import Skeleton
 from sere.calibrate.layerwise.work_folder import WorkFolder
 from sere.errors import DataError, InputError
 from sere.structure import find_experts
-from tests.calibrate.helpers import ALL_METRICS, first_experts, routing, settings, some_tokens
-from tests.tiny import tiny_model
+from tests.support.calibration import ALL_METRICS, first_experts, routing, settings, some_tokens
+from tests.support.tiny import tiny_model
 
 NAME = r"model\.layers\.1\.mlp\.experts"
 

@@ -13,8 +13,8 @@ from sere.calibrate import calibrate
 from sere.calibrate.packing import Tokens
 from sere.calibrate.vocabulary import check_tokens
 from sere.errors import ConfigError, DataError
-from tests.calibrate.helpers import char_tokenizer, save_tiny
-from tests.tiny import tiny_model
+from tests.support.calibration import char_tokenizer, save_tiny
+from tests.support.tiny import tiny_model
 
 TEXTS = ["The quick brown fox jumps over the lazy dog."] * 4
 OPTIONS: dict[str, Any] = {"max_tokens": 64, "seq_len": 16, "progress": False}

@@ -14,7 +14,7 @@ from sere.cli import main
 from sere.cli.loading import dtype_name
 from sere.errors import ConfigError
 from sere.versions import TESTED
-from tests.checkpoints import save_checkpoint
+from tests.support.checkpoints import save_checkpoint
 
 
 def run_json(capsys: pytest.CaptureFixture[str], *argv: object) -> Any:

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from sere.bundled import is_bundled, model_path
 from sere.cli import main
 from sere.eval import continuations
-from tests.checkpoints import save_checkpoint
+from tests.support.checkpoints import save_checkpoint
 
 TASKS = ("--per-task", 1, "--tasks", "addition", "sorting", "reversal", "--max-new-tokens", 6)
 

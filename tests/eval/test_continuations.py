@@ -19,8 +19,8 @@ from sere.errors import AlreadyApplied, ConfigError, DataError, InputError
 from sere.eval.clusters import mean_per_token, share_of_tokens
 from sere.eval.continuations import PromptPlan, evaluate_prompts
 from sere.policies.spec import parse_setting, parse_settings
-from tests.checkpoints import tiny_tokenizer
-from tests.tiny import tiny_model
+from tests.support.checkpoints import tiny_tokenizer
+from tests.support.tiny import tiny_model
 
 PROMPTS = ["add 4821", "the mill stood by", "a", "sort 7 3 9", "reverse", "one two three four", "x y"]
 

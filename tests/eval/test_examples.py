@@ -12,7 +12,7 @@ from sere.errors import DataError
 from sere.eval.examples import FileQuestion, read_prompts, read_questions
 from sere.eval.questions import encode, takes_template
 from sere.texts import Row
-from tests.checkpoints import tiny_tokenizer
+from tests.support.checkpoints import tiny_tokenizer
 
 TEMPLATE = (
     "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}"

@@ -19,8 +19,8 @@ from sere.eval.run import Plan, evaluate
 from sere.eval.statistics import paired_difference, wilson
 from sere.integrations.transformers.inputs import cache_argument, find_cache
 from sere.policies.spec import parse_setting, parse_settings
-from tests.checkpoints import tiny_tokenizer
-from tests.tiny import tiny_model
+from tests.support.checkpoints import tiny_tokenizer
+from tests.support.tiny import tiny_model
 
 ALL_KINDS = ["sere:S=1,min_active=2", "random:S=1", "topk:S=1", "oea:S=1", "xshare:budget=6", "lynx:drop=0.5"]
 

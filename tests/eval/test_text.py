@@ -15,7 +15,7 @@ from sere.eval.text import PREFIX, Text, passages, score_texts, summarize
 from sere.integrations.transformers import apply
 from sere.integrations.transformers.inputs import cache_argument, find_cache
 from sere.policies.topk import TopK
-from tests.tiny import ARCHITECTURES, tiny_model
+from tests.support.tiny import ARCHITECTURES, tiny_model
 
 
 @pytest.fixture(scope="module")

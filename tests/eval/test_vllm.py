@@ -19,8 +19,8 @@ from sere.eval.questions import held_out
 from sere.eval.run import Plan
 from sere.policies.spec import parse_settings
 from sere.texts import Row
-from tests.checkpoints import tiny_tokenizer
-from tests.tiny import tiny_model
+from tests.support.checkpoints import tiny_tokenizer
+from tests.support.tiny import tiny_model
 
 
 def groups(*texts: str) -> list[tuple[dict[str, Any], list[str]]]:

@@ -13,9 +13,9 @@ from transformers import AutoConfig, PreTrainedConfig
 from sere.checkpoints import empty_model, load_config, load_model
 from sere.checkpoints.classes import choose_class
 from sere.errors import InputError, UnsupportedModel
-from tests.composite import tiny_composite
-from tests.damage import change_json
-from tests.tiny import tiny_config, tiny_model
+from tests.support.composite import tiny_composite
+from tests.support.damage import change_json
+from tests.support.tiny import tiny_config, tiny_model
 
 
 def written(folder: Path, **values: Any) -> Path:

@@ -19,8 +19,8 @@ from sere.checkpoints import load_config, load_model, load_tokenizer
 from sere.cli import main
 from sere.cli.parser import COMMANDS
 from sere.errors import UnsupportedModel
-from tests.damage import change_json
-from tests.foreign import model_with_code, tokenizer_with_code
+from tests.support.damage import change_json
+from tests.support.foreign import model_with_code, tokenizer_with_code
 
 TEXTS = ["The quick brown fox jumps over the lazy dog."] * 8
 

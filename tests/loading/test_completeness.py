@@ -16,8 +16,8 @@ from sere.checkpoints import load_model
 from sere.checkpoints.completeness import refuse_incomplete
 from sere.cli.loading import engine_checkpoint
 from sere.errors import InputError
-from tests.damage import Tensors, change_json, change_weights, drop
-from tests.tiny import tiny_model
+from tests.support.damage import Tensors, change_json, change_weights, drop
+from tests.support.tiny import tiny_model
 
 
 def saved(folder: Path, name: str = "qwen3_moe", **overrides: object) -> Path:

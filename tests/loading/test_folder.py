@@ -14,8 +14,8 @@ from sere.calibrate import memory
 from sere.checkpoints import find_checkpoint, find_weights
 from sere.checkpoints.weight_files import read_json
 from sere.errors import InputError, MissingDependency, SereError
-from tests.hub import COMMIT, Hub
-from tests.tiny import tiny_model
+from tests.support.hub import COMMIT, Hub
+from tests.support.tiny import tiny_model
 
 
 def files(folder: Path, *names: str) -> Path:

@@ -10,8 +10,8 @@ import torch
 
 from sere.checkpoints import load_model
 from sere.errors import InputError, MissingDependency, SereError
-from tests.damage import Tensors, change_json, change_weights, drop
-from tests.tiny import tiny_model
+from tests.support.damage import Tensors, change_json, change_weights, drop
+from tests.support.tiny import tiny_model
 
 
 def saved(folder: Path) -> Path:

@@ -8,8 +8,8 @@ import pytest
 
 from sere.checkpoints import load_tokenizer
 from sere.errors import InputError, MissingDependency
-from tests.checkpoints import save_checkpoint, tiny_tokenizer
-from tests.tiny import tiny_model
+from tests.support.checkpoints import save_checkpoint, tiny_tokenizer
+from tests.support.tiny import tiny_model
 
 
 def test_the_checkpoints_own_is_loaded(tmp_path: Path) -> None:

@@ -13,8 +13,8 @@ from transformers import DynamicCache, PreTrainedModel
 import sere
 from sere.errors import InputError
 from sere.integrations.transformers.inputs import cache_argument
-from tests.integrations.transformers.decoding import prompts, random_table
-from tests.tiny import tiny_model
+from tests.support.decoding import prompts, random_table
+from tests.support.tiny import tiny_model
 
 
 @pytest.fixture

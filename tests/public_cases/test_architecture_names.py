@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from sere.cli import main
-from tests.checkpoints import tiny_tokenizer
-from tests.composite import tiny_composite
-from tests.damage import change_json
-from tests.tiny import tiny_model
+from tests.support.checkpoints import tiny_tokenizer
+from tests.support.composite import tiny_composite
+from tests.support.damage import change_json
+from tests.support.tiny import tiny_model
 
 WORDS = "The quick brown fox jumps over the lazy dog. " * 20
 

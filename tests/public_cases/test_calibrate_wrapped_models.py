@@ -12,8 +12,8 @@ from peft import LoraConfig, get_peft_model
 import sere
 from sere.errors import UnsupportedModel
 from sere.table import SimilarityTable
-from tests.checkpoints import tiny_tokenizer
-from tests.tiny import tiny_model
+from tests.support.checkpoints import tiny_tokenizer
+from tests.support.tiny import tiny_model
 
 # PEFT warns of keys of its own that match no module, and uses a property that Transformers 5.24 renamed.
 pytestmark = pytest.mark.filterwarnings("ignore")

@@ -12,8 +12,8 @@ import pytest
 from sere.calibrate.layerwise.work_folder import resumable
 from sere.cli import main
 from sere.table import SimilarityTable
-from tests.calibrate.helpers import interrupt_at_layer
-from tests.checkpoints import save_checkpoint
+from tests.support.calibration import interrupt_at_layer
+from tests.support.checkpoints import save_checkpoint
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ import torch
 
 import sere
 from sere.errors import ConcurrentCalls
-from tests.integrations.transformers.decoding import decode, prompts, random_table
-from tests.tiny import tiny_model
+from tests.support.decoding import decode, prompts, random_table
+from tests.support.tiny import tiny_model
 
 
 def test_a_deep_copy_is_the_baseline() -> None:

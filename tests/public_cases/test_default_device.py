@@ -12,8 +12,8 @@ import sere
 from sere.calibrate import calibrate_checkpoint
 from sere.table import SimilarityTable, compare, import_published
 from sere.table.plot import draw
-from tests.checkpoints import tiny_tokenizer
-from tests.tiny import tiny_model
+from tests.support.checkpoints import tiny_tokenizer
+from tests.support.tiny import tiny_model
 
 TEXTS = ["The quick brown fox jumps over the lazy dog.", "Pack my box with five dozen liquor jugs!"] * 4
 METRICS = ["frobenius", "cosine", "cka", "projection", "weights"]

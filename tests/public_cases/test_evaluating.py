@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from sere.cli import main
-from tests.checkpoints import save_checkpoint
+from tests.support.checkpoints import save_checkpoint
 
 
 @pytest.fixture(params=["qwen2_moe", "olmoe"])

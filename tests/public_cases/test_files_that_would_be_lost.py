@@ -9,7 +9,7 @@ import pytest
 from sere.cli import main
 from sere.errors import OutputError
 from sere.table import SimilarityTable
-from tests.checkpoints import save_checkpoint
+from tests.support.checkpoints import save_checkpoint
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from sere.cli import main
-from tests.checkpoints import save_checkpoint
+from tests.support.checkpoints import save_checkpoint
 
 
 def _gguf(path: Path) -> Path:

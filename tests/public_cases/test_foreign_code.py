@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from sere.cli import main
-from tests.foreign import model_with_code
+from tests.support.foreign import model_with_code
 
 
 @pytest.mark.parametrize("command", [["doctor", "--model"], ["generate", "--prompt", "a"], ["bench"]])

@@ -11,8 +11,8 @@ from transformers import AutoTokenizer
 import sere
 from sere.cli import main
 from sere.errors import DataError
-from tests.checkpoints import save_checkpoint, tiny_tokenizer
-from tests.tiny import tiny_model
+from tests.support.checkpoints import save_checkpoint, tiny_tokenizer
+from tests.support.tiny import tiny_model
 
 OPTIONS: dict[str, Any] = {"max_tokens": 64, "seq_len": 16, "progress": False}
 

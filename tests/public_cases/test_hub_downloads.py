@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from sere.cli import main
-from tests.checkpoints import save_checkpoint
-from tests.hub import Hub
+from tests.support.checkpoints import save_checkpoint
+from tests.support.hub import Hub
 
 
 def test_a_hub_model_with_copies_of_its_weights_is_fetched_once(

@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from sere.cli import main
-from tests.checkpoints import save_checkpoint
-from tests.damage import change_json, drop
+from tests.support.checkpoints import save_checkpoint
+from tests.support.damage import change_json, drop
 
 COMMANDS = (
     ["calibrate", "MODEL", "--texts", "TEXTS", "--out", "OUT"],

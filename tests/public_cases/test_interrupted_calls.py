@@ -12,8 +12,8 @@ from transformers import PreTrainedModel
 
 import sere
 from sere.integrations.transformers import Handle
-from tests.integrations.transformers.decoding import prompts, random_table
-from tests.tiny import tiny_model
+from tests.support.decoding import prompts, random_table
+from tests.support.tiny import tiny_model
 
 
 def cut_off(model: PreTrainedModel) -> None:

@@ -11,8 +11,8 @@ import torch
 import sere
 from sere.errors import ConfigError
 from sere.table import SimilarityTable, artifact
-from tests.checkpoints import tiny_tokenizer
-from tests.tiny import tiny_model, uneven_model
+from tests.support.checkpoints import tiny_tokenizer
+from tests.support.tiny import tiny_model, uneven_model
 
 TEXTS = ["The quick brown fox jumps over the lazy dog.", "Pack my box with five dozen liquor jugs!"] * 4
 PROMPTS = torch.arange(3, 43).view(8, 5)

@@ -12,8 +12,8 @@ import sere
 from sere.calibrate import calibrate_checkpoint
 from sere.calibrate.layerwise.skeleton import Skeleton
 from sere.errors import UnsupportedModel
-from tests.checkpoints import tiny_tokenizer
-from tests.tiny import Looping, tiny_model
+from tests.support.checkpoints import tiny_tokenizer
+from tests.support.tiny import Looping, tiny_model
 
 TEXTS = ["The quick brown fox jumps over the lazy dog.", "Pack my box with five dozen liquor jugs!"] * 4
 OPTIONS: dict[str, Any] = {"max_tokens": 64, "seq_len": 16, "progress": False}

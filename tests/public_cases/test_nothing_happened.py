@@ -9,8 +9,8 @@ import pytest
 import torch
 
 import sere
-from tests.integrations.transformers.decoding import prompts, random_table
-from tests.tiny import tiny_model
+from tests.support.decoding import prompts, random_table
+from tests.support.tiny import tiny_model
 
 
 def score(model: Any) -> None:

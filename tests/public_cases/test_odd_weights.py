@@ -9,8 +9,8 @@ import pytest
 import torch
 
 import sere
-from tests.checkpoints import tiny_tokenizer
-from tests.tiny import tiny_model
+from tests.support.checkpoints import tiny_tokenizer
+from tests.support.tiny import tiny_model
 
 IDS = torch.tensor([[0, 1, 2], [3, 4, 5], [1, 3, 0]])
 WEIGHTS = torch.tensor([[0.5, 0.3, 0.2], [0.6, 0.3, 0.1], [0.5, 0.4, 0.1]])

@@ -11,8 +11,8 @@ from transformers import AutoModelForCausalLM
 
 import sere
 from sere.errors import UnsupportedModel
-from tests.checkpoints import tiny_tokenizer
-from tests.tiny import tiny_model
+from tests.support.checkpoints import tiny_tokenizer
+from tests.support.tiny import tiny_model
 
 TEXTS = ["The quick brown fox jumps over the lazy dog.", "Pack my box with five dozen liquor jugs!"] * 4
 METRICS = ["frobenius", "cosine", "cka", "projection", "weights"]

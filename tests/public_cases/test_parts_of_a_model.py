@@ -13,9 +13,9 @@ from transformers import AutoModelForImageTextToText
 import sere
 from sere.errors import UnsupportedModel
 from sere.structure import find_experts
-from tests.architectures.build import tiny
-from tests.calibrate.helpers import char_tokenizer
-from tests.tiny import tiny_model
+from tests.support.architectures.build import tiny
+from tests.support.calibration import char_tokenizer
+from tests.support.tiny import tiny_model
 
 TEXTS = ["The quick brown fox jumps over the lazy dog.", "Pack my box with five dozen liquor jugs!"] * 4
 OPTIONS: dict[str, Any] = {"max_tokens": 100, "seq_len": 16, "progress": False}

@@ -6,8 +6,8 @@ import pytest
 from peft import LoraConfig, get_peft_model
 
 import sere
-from tests.integrations.transformers.decoding import prompts, random_table
-from tests.tiny import tiny_model
+from tests.support.decoding import prompts, random_table
+from tests.support.tiny import tiny_model
 
 # PEFT uses a property that Transformers 5.24 renamed, and patterns that match no module of the tiny model.
 pytestmark = pytest.mark.filterwarnings("ignore")

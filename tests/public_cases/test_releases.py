@@ -10,7 +10,7 @@ import pytest
 import sere
 from sere import versions
 from sere.cli import main
-from tests.tiny import tiny_model
+from tests.support.tiny import tiny_model
 
 
 @pytest.fixture

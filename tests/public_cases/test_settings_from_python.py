@@ -11,8 +11,8 @@ import torch
 
 import sere
 from sere.errors import InputError
-from tests.integrations.transformers.decoding import prompts, random_table
-from tests.tiny import tiny_model
+from tests.support.decoding import prompts, random_table
+from tests.support.tiny import tiny_model
 
 
 def test_settings_that_are_numpys_numbers() -> None:

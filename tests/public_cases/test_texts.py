@@ -13,8 +13,8 @@ import pytest
 
 import sere
 from sere.errors import DataError
-from tests.checkpoints import tiny_tokenizer
-from tests.tiny import tiny_model
+from tests.support.checkpoints import tiny_tokenizer
+from tests.support.tiny import tiny_model
 
 OPTIONS: dict[str, Any] = {"max_tokens": 128, "seq_len": 16, "progress": False}
 CHAT = [{"role": "user", "content": "what is two and two?"}, {"role": "assistant", "content": "it is four"}]

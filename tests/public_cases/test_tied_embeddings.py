@@ -7,8 +7,8 @@ from pathlib import Path
 from safetensors.torch import load_file, save_file
 
 import sere
-from tests.checkpoints import tiny_tokenizer
-from tests.tiny import tiny_model
+from tests.support.checkpoints import tiny_tokenizer
+from tests.support.tiny import tiny_model
 
 TEXTS = ["The quick brown fox jumps over the lazy dog.", "Pack my box with five dozen liquor jugs!"] * 4
 

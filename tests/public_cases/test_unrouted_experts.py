@@ -14,8 +14,8 @@ import sere
 from sere.cli import main
 from sere.reroute import COUNTERS
 from sere.table import SimilarityTable
-from tests.checkpoints import tiny_tokenizer
-from tests.tiny import tiny_model
+from tests.support.checkpoints import tiny_tokenizer
+from tests.support.tiny import tiny_model
 
 TEXTS = ["The quick brown fox jumps over the lazy dog."]
 

@@ -9,8 +9,8 @@ import torch
 
 import sere
 from sere.errors import InputError
-from tests.checkpoints import tiny_tokenizer
-from tests.tiny import tiny_model
+from tests.support.checkpoints import tiny_tokenizer
+from tests.support.tiny import tiny_model
 
 TEXTS = ["The quick brown fox jumps over the lazy dog.", "Pack my box with five dozen liquor jugs!"] * 4
 OPTIONS: dict[str, Any] = {"max_tokens": 64, "seq_len": 16, "progress": False}

@@ -11,8 +11,8 @@ import torch
 from sere.bench.target import random_table
 from sere.integrations.vllm import engine_stats, plugin
 from sere.integrations.vllm.options import misplaced
-from tests.integrations.vllm.standins import CPUUnquantizedExperts, SmallEngine, prepared
-from tests.tiny import tiny_model
+from tests.support.tiny import tiny_model
+from tests.support.vllm.standins import CPUUnquantizedExperts, SmallEngine, prepared
 
 REQUESTS = ("a", "b", "c")
 

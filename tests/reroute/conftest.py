@@ -13,7 +13,7 @@ from sere.reroute.backends import registry
 @pytest.fixture(scope="module")
 def shim_backend() -> Iterator[None]:
     """Let ``backend="cuda"`` take CPU tensors, for which the shim runs the kernel."""
-    record = registry.BackendRecord("cuda", "tests.reroute.shim.backend", ("cpu", "cuda"))
+    record = registry.BackendRecord("cuda", "tests.support.shim.backend", ("cpu", "cuda"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(registry, "BACKENDS", MappingProxyType({**registry.BACKENDS, "cuda": record}))
         _forget()

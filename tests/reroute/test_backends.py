@@ -14,10 +14,19 @@ from torch import Tensor
 from sere.config import RerouteConfig
 from sere.errors import InputError
 from sere.reroute import make_plan, reroute
-from sere.reroute.backends import cpu
+from sere.reroute.backends.cpu import call
 from sere.similarity.layer import LayerSimilarity
-
-from .cases import BACKENDS, FAST, Case, assert_same_bits, batch, cases, device_of, name_of, similarity_matrix
+from tests.support.batches import (
+    BACKENDS,
+    FAST,
+    Case,
+    assert_same_bits,
+    batch,
+    cases,
+    device_of,
+    name_of,
+    similarity_matrix,
+)
 
 pytestmark = pytest.mark.usefixtures("shim_backend")
 WEIGHT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -295,8 +304,8 @@ def test_compiled_without_a_cache_where_nothing_can_be_written(
 ) -> None:
     """On a read-only installation the cpu backend runs all the same, with one log line."""
     monkeypatch.setattr(numba.core.caching.CompileResultCacheImpl, "_locator_classes", [])
-    monkeypatch.setattr(cpu, "_compiled", cpu._compiled.__wrapped__)
-    cpu._say_uncached.cache_clear()
+    monkeypatch.setattr(call, "_compiled", call._compiled.__wrapped__)
+    call._say_uncached.cache_clear()
     ids, weights = batch(8, 4, 16, seed=8)
     case = Case(ids, weights, similarity_matrix(16, 8), {"select_top_k": 1})
     with caplog.at_level(logging.WARNING, logger="sere"):

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from .shim import driver
+from tests.support.shim import driver
 
 HERE = Path(__file__).parent
 SUITE = (
-    "shim/driven.py",
+    "driven.py",
     "test_backends.py",
     "test_weights.py",
     "test_worked_example.py",
@@ -27,7 +27,7 @@ def test_common_suite_through_cuda_core(tmp_path: Path, monkeypatch: pytest.Monk
     """Compiled by NVRTC, launched by cuda-core: the reference's results, in a process that ends well."""
     monkeypatch.setenv("SERE_CACHE_DIR", str(tmp_path))
     files = [str(HERE / file) for file in SUITE]
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "tests.reroute.shim.driver", "-k", "shim", *files]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "tests.support.shim.driver", "-k", "shim", *files]
     run = subprocess.run(command, cwd=HERE.parents[1], capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stdout + run.stderr
     assert list(tmp_path.glob("reroute-sm_90-*.cubin"))

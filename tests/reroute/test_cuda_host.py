@@ -32,9 +32,8 @@ from sere.reroute.backends.cuda.launch import (
 )
 from sere.reroute.types import Rules, prepare_neighbors
 from sere.similarity.layer import LayerSimilarity
-
-from .cases import batch, similarity_matrix
-from .shim.driver import HAS_CUDA_CORE, NO_CUDA_CORE
+from tests.support.batches import batch, similarity_matrix
+from tests.support.shim.driver import HAS_CUDA_CORE, NO_CUDA_CORE
 
 without_device = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
 with_cuda_core = pytest.mark.skipif(not HAS_CUDA_CORE, reason=NO_CUDA_CORE)

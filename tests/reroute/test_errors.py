@@ -13,8 +13,7 @@ from sere.errors import BackendUnavailable, ConfigError, InputError
 from sere.reroute import make_plan, reroute, select
 from sere.reroute.backends import registry
 from sere.similarity.layer import LayerSimilarity
-
-from .cases import BACKENDS, batch, device_of, name_of, similarity_matrix
+from tests.support.batches import BACKENDS, batch, device_of, name_of, similarity_matrix
 
 IDS, WEIGHTS = batch(4, 2, 8, seed=0)
 SIMILARITY = similarity_matrix(8, 0)

@@ -15,8 +15,7 @@ from torch import Tensor
 from sere.config import RerouteConfig
 from sere.reroute import COUNTERS, Plan, make_plan, reroute, select
 from sere.similarity.layer import LayerSimilarity
-
-from .cases import NO_DEVICE, assert_same_bits, batch, fuzzed, similarity_matrix
+from tests.support.batches import NO_DEVICE, assert_same_bits, batch, fuzzed, similarity_matrix
 
 pytestmark = [
     pytest.mark.gpu,

@@ -14,9 +14,8 @@ import pytest
 import torch
 
 from sere.reroute.backends.cuda import device
-
-from .shim import backend as shim
-from .shim.build import COMPILER, NO_COMPILER
+from tests.support.shim import backend as shim
+from tests.support.shim.build import COMPILER, NO_COMPILER
 
 SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "gpu_reroute.py"
 pytestmark = [

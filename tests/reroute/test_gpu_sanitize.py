@@ -12,8 +12,7 @@ import pytest
 import torch
 
 from sere.reroute.backends.cuda.launch import entries
-
-from .cases import NO_DEVICE
+from tests.support.batches import NO_DEVICE
 
 SANITIZER = shutil.which("compute-sanitizer")
 # Only our kernels: PyTorch's own are many, and each that is watched takes seconds.
@@ -43,7 +42,7 @@ def test_compute_sanitizer(tool: str) -> None:
     """compute-sanitizer finds nothing in a call of every option."""
     # In PyTorch's pool a read past a tensor's end is still in somebody's memory.
     environment = os.environ | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-    program = [sys.executable, "-m", "tests.reroute.sanitized"]
+    program = [sys.executable, "-m", "tests.support.sanitized"]
     # Three tools in ten minutes, which may be all that one command has there.
     run = subprocess.run(
         command(tool) + program, env=environment, capture_output=True, text=True, check=False, timeout=190

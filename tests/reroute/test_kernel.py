@@ -19,10 +19,9 @@ from sere.reroute import COUNTERS
 from sere.reroute.backends.cuda import launch as launching
 from sere.reroute.backends.cuda.launch import SOURCE, geometry
 from sere.reroute.backends.registry import say_fallback
-
-from .cases import Case, assert_same_bits, batch, cases, fuzzed, similarity_matrix
-from .shim import backend as shim
-from .shim.build import COMPILER, NO_COMPILER, build, no_sanitizer
+from tests.support.batches import Case, assert_same_bits, batch, cases, fuzzed, similarity_matrix
+from tests.support.shim import backend as shim
+from tests.support.shim.build import COMPILER, NO_COMPILER, build, no_sanitizer
 
 pytestmark = [
     pytest.mark.usefixtures("shim_backend"),

@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 
 from sere.reroute.types import prepare_neighbors
 from sere.similarity import LayerSimilarity
-
-from .cases import forget_some, similarity_matrix
+from tests.support.batches import forget_some, similarity_matrix
 
 
 @given(

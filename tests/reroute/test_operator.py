@@ -11,8 +11,7 @@ from torch import Tensor
 from sere.config import RerouteConfig
 from sere.reroute import COUNTERS, Plan, make_plan, reroute
 from sere.similarity.layer import LayerSimilarity
-
-from .cases import BACKENDS, batch, device_of, name_of, similarity_matrix
+from tests.support.batches import BACKENDS, batch, device_of, name_of, similarity_matrix
 
 pytestmark = pytest.mark.usefixtures("shim_backend")
 

@@ -14,9 +14,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from sere.reroute import COUNTERS
-from sere.reroute.batch import has_weight, members, real_rows, weight_ranks
-
-from .cases import BACKENDS, Case, bits, cases, outside
+from sere.reroute.slots import has_weight, members, real_rows, weight_ranks
+from tests.support.batches import BACKENDS, Case, bits, cases, outside
 
 pytestmark = pytest.mark.usefixtures("shim_backend")
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from .cases import BACKENDS, Case, bits
+from tests.support.batches import BACKENDS, Case, bits
 
 pytestmark = pytest.mark.usefixtures("shim_backend")
 backends = pytest.mark.parametrize("backend", BACKENDS)

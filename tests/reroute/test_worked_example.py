@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from .cases import BACKENDS, Case
+from tests.support.batches import BACKENDS, Case
 
 pytestmark = pytest.mark.usefixtures("shim_backend")
 

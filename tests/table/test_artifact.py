@@ -12,7 +12,7 @@ import torch
 from sere.errors import InputError, TableError, TableMismatch
 from sere.similarity import LayerSimilarity
 from sere.table import artifact
-from tests.table.examples import ARCHITECTURE, identity, matrix, table
+from tests.support.tables import ARCHITECTURE, identity, matrix, table
 
 
 def refuses(error: type[Exception], text: str) -> Any:
@@ -105,7 +105,7 @@ def sized(experts: dict[int, int], **changes: Any) -> Any:
 def test_layers_may_have_different_numbers_of_experts() -> None:
     """Each layer is checked against its own E; E and K of the whole are the largest."""
     made = sized({1: 6, 3: 4}, slots={1: 2, 3: 3})
-    assert (made.E, made.identity.K, made.layers[3].E) == (6, 3, 4)
+    assert (made.num_experts, made.identity.top_k, made.layers[3].num_experts) == (6, 3, 4)
     assert repr(made).startswith("SimilarityTable('tiny', cka, L=2, E=4 to 6, K=2 to 3, fingerprint ")
     made.check(made.identity)
     with refuses(TableError, "layer 3: expected E = 4 experts as in 'tiny' (E=4 to 6, K=2"):
@@ -154,7 +154,7 @@ def test_a_single_row_of_zeros_is_no_identity() -> None:
     """An expert that was never routed has such a row under ``projection``."""
     similarity = matrix(1)
     similarity[2] = torch.eye(5)[2]
-    assert table(layers={1: LayerSimilarity(similarity), 3: LayerSimilarity(matrix(3))}).E == 5
+    assert table(layers={1: LayerSimilarity(similarity), 3: LayerSimilarity(matrix(3))}).num_experts == 5
 
 
 def test_layers_of_another_size_or_place_are_refused() -> None:

@@ -15,7 +15,7 @@ from sere.cli import table as command
 from sere.errors import ConfigError, MissingDependency, TableError
 from sere.similarity import LayerSimilarity
 from sere.table import plot
-from tests.table.examples import identity, matrix, table
+from tests.support.tables import identity, matrix, table
 
 
 def sere(*words: object) -> int:

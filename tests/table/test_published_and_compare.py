@@ -12,7 +12,7 @@ import torch
 from sere.errors import TableError, TableMismatch
 from sere.similarity import LayerSimilarity
 from sere.table import SimilarityTable, compare, import_published
-from tests.table.examples import identity, matrix, table
+from tests.support.tables import identity, matrix, table
 
 
 def refuses(error: type[Exception], text: str) -> Any:
@@ -141,7 +141,7 @@ def test_layers_of_different_sizes_are_imported_and_compared(tmp_path: Path) -> 
     """Each layer is taken and compared with its own E; a layer of another size is refused."""
     model = identity(experts={1: 6, 3: 4})
     imported = import_published(published(tmp_path, {1: matrix(1, E=6), 3: matrix(3, E=4)}), model)
-    assert [layer.E for layer in imported.layers.values()] == [6, 4]
+    assert [layer.num_experts for layer in imported.layers.values()] == [6, 4]
     assert compare(imported, imported).equal
     with refuses(TableMismatch, "holds layers [1, 3] of E = [4, 6], but the model is 'tiny' (E=4 to 6, K=2"):
         import_published(published(tmp_path, {1: matrix(1, E=4), 3: matrix(3, E=6)}), model)

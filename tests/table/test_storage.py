@@ -17,8 +17,8 @@ from sere.errors import OutputError, TableError
 from sere.similarity import LayerSimilarity
 from sere.structure import identify
 from sere.table import SimilarityTable, artifact
-from tests.table.examples import identity, matrix, table
-from tests.tiny import tiny_model
+from tests.support.tables import identity, matrix, table
+from tests.support.tiny import tiny_model
 
 
 def refuses(text: str) -> Any:
@@ -74,7 +74,7 @@ def test_sizes_of_each_layer_are_saved(tmp_path: Path) -> None:
     path = saved(tmp_path, layers=layers, identity=identity(experts={1: 6, 3: 4}, slots={1: 2, 3: 3}))
     loaded = SimilarityTable.load(path).identity
     assert (loaded.experts, loaded.slots) == ({1: 6, 3: 4}, {1: 2, 3: 3})
-    assert (loaded.E, loaded.K) == (6, 3)
+    assert (loaded.num_experts, loaded.top_k) == (6, 3)
 
 
 # What version 0.1.0 wrote for `tiny_model("qwen3_moe")`: one E, K and digest of the architecture.
@@ -108,7 +108,7 @@ def test_a_file_of_version_1_is_read_and_fits_its_model(tmp_path: Path) -> None:
     """Its digest is made again from the model at hand; saved again, it is the same file."""
     path = old_file(tmp_path)
     loaded = SimilarityTable.load(path)
-    assert (loaded.E, loaded.identity.K, loaded.identity.digest[:8]) == (16, 4, "1bf7fd9e")
+    assert (loaded.num_experts, loaded.identity.top_k, loaded.identity.digest[:8]) == (16, 4, "1bf7fd9e")
     loaded.check(identify(tiny_model("qwen3_moe")))
     loaded.save(tmp_path / "again.safetensors")
     again = SimilarityTable.load(tmp_path / "again.safetensors")

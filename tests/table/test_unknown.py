@@ -20,7 +20,7 @@ from sere.identity import ModelIdentity
 from sere.reroute import reroute
 from sere.similarity import LayerSimilarity
 from sere.table import SimilarityTable, compare, import_published, plot, say_unknown, verify_table
-from tests.table.examples import identity, matrix, table
+from tests.support.tables import identity, matrix, table
 
 NAN = math.nan
 

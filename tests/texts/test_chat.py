@@ -11,7 +11,7 @@ import pytest
 from sere.calibrate.packing import pack
 from sere.errors import DataError, MissingDependency
 from sere.texts import ChatText, load_texts, read_rows
-from tests.calibrate.helpers import BOS, EOS, char_tokenizer
+from tests.support.calibration import BOS, EOS, char_tokenizer
 
 TEMPLATE = (
     "<bos>{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}{% endfor %}"

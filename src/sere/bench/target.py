@@ -89,8 +89,8 @@ def random_table(model: Any, *, seed: int = 0) -> SimilarityTable:
     generator = torch.Generator().manual_seed(seed)
     layers = {}
     for layer in find_experts(model):
-        upper = torch.rand(layer.E, layer.E, generator=generator, device="cpu").triu(1)
-        layers[layer.index] = LayerSimilarity(upper + upper.T + torch.eye(layer.E, device="cpu"))
+        upper = torch.rand(layer.num_experts, layer.num_experts, generator=generator, device="cpu").triu(1)
+        layers[layer.index] = LayerSimilarity(upper + upper.T + torch.eye(layer.num_experts, device="cpu"))
     return SimilarityTable(
         layers,
         identify(model),

@@ -68,7 +68,7 @@ class LayerCollector:
 
     def chunk_tokens(self, H: int) -> int:
         """Tokens of one chunk, for hidden size ``H``."""
-        return max(1, self._settings.chunk_bytes // (self.layer.E * H * 4))
+        return max(1, self._settings.chunk_bytes // (self.layer.num_experts * H * 4))
 
     def finish(self, num_tokens: int = 0) -> dict[str, LayerSimilarity]:
         """Return the layer's similarities by metric; log where fewer than ``num_tokens`` reached it.
@@ -103,7 +103,7 @@ class LayerCollector:
         if name not in self._accumulators:
             parameters = self._settings.parameters.get(name, {})
             self._accumulators[name] = make_accumulator(
-                name, self.layer.E, device=hidden.device, **parameters
+                name, self.layer.num_experts, device=hidden.device, **parameters
             )
         return self._accumulators[name]
 

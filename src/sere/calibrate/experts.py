@@ -34,13 +34,13 @@ def expert_outputs(layer: ExpertsLayer, hidden: Tensor) -> Tensor:
 
     Source: docs/method.md section 3.
     """
-    outputs = torch.empty(layer.E, *hidden.shape, dtype=torch.float32, device=hidden.device)
+    outputs = torch.empty(layer.num_experts, *hidden.shape, dtype=torch.float32, device=hidden.device)
     # Offloaded weights come in at each call, so there should be one.
     at_once = is_offloaded(layer.module)
     with torch.no_grad(), experts_implementation(layer.module, _fastest(layer.module, hidden)) as name:
         if name == "grouped_mm" or at_once:
             return outputs.copy_(_all_at_once(layer, hidden))
-        for e in range(layer.E):
+        for e in range(layer.num_experts):
             outputs[e] = _run(layer, hidden, torch.full_like(hidden[:, :1], e, dtype=torch.int64))
     return outputs
 
@@ -61,7 +61,7 @@ def check_weighted_sum(
         UnsupportedModel: It is not, as where the weight is applied to an expert's input: outputs before
             the gate weight then do not exist. Rows with ids outside [0, E) are left out.
     """
-    rows = ((ids >= 0) & (ids < layer.E)).all(dim=1).nonzero().flatten()[:_CHECKED]
+    rows = ((ids >= 0) & (ids < layer.num_experts)).all(dim=1).nonzero().flatten()[:_CHECKED]
     if rows.numel() == 0:
         return
     with torch.no_grad():
@@ -126,8 +126,8 @@ def _interchangeable(name: str) -> bool:
 
 def _all_at_once(layer: ExpertsLayer, hidden: Tensor) -> Tensor:
     t = hidden.shape[0]
-    ids = torch.arange(layer.E, device=hidden.device).repeat_interleave(t).unsqueeze(1)
-    return _run(layer, hidden.repeat(layer.E, 1), ids).reshape(layer.E, t, -1)
+    ids = torch.arange(layer.num_experts, device=hidden.device).repeat_interleave(t).unsqueeze(1)
+    return _run(layer, hidden.repeat(layer.num_experts, 1), ids).reshape(layer.num_experts, t, -1)
 
 
 def _run(layer: ExpertsLayer, hidden: Tensor, ids: Tensor) -> Tensor:
@@ -137,11 +137,11 @@ def _run(layer: ExpertsLayer, hidden: Tensor, ids: Tensor) -> Tensor:
     slots hold other experts with weight 0, which changes nothing.
     """
     first: Exception | None = None
-    for slots in sorted({1, 2, layer.K}):
+    for slots in sorted({1, 2, layer.top_k}):
         others = torch.arange(slots, device=ids.device)
         weights = (others == 0).to(hidden.dtype).expand(len(ids), slots)
         try:
-            output: Tensor = layer.module.forward(hidden, (ids + others) % layer.E, weights)
+            output: Tensor = layer.module.forward(hidden, (ids + others) % layer.num_experts, weights)
             return output.reshape(hidden.shape)
         except (ValueError, RuntimeError, IndexError, AssertionError) as error:
             first = first or error

@@ -52,7 +52,7 @@ def check_outputs(layer: ExpertsLayer, outputs: Tensor) -> None:
     if not bool(finite.all()):
         bad = (~finite).any(dim=1).nonzero().flatten().tolist()
         raise InputError(
-            f"{layer.name}: the outputs of {len(bad)} of its {layer.E} experts [{name_some(bad, 8)}] are NaN "
+            f"{layer.name}: the outputs of {len(bad)} of its {layer.num_experts} experts [{name_some(bad, 8)}] are NaN "
             f"or infinite; {_FINITE_ADVICE}"
         )
 
@@ -63,7 +63,7 @@ def check_similarity(layer: ExpertsLayer, metric: str, found: LayerSimilarity) -
     Raises:
         InputError: All are 0; the text names layer and metric.
     """
-    E = found.E
+    E = found.num_experts
     if E <= 2:
         return
     others = found.similarity.flatten()[1:].view(E - 1, E + 1)[:, :-1]

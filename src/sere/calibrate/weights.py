@@ -29,13 +29,13 @@ def stacked_weights_similarity(layer: ExpertsLayer) -> LayerSimilarity:
 
     Source: docs/method.md section 3, metric ``weights``.
     """
-    parts: list[list[Tensor]] = [[] for _ in range(layer.E)]
+    parts: list[list[Tensor]] = [[] for _ in range(layer.num_experts)]
     with materialized(layer):
         for e, part in _parts(layer):
             parts[e].append(part.detach().reshape(-1))
         if not all(parts):
             raise UnsupportedModel(
-                f"{layer.name}: found no weights that belong to one of the {layer.E} experts each"
+                f"{layer.name}: found no weights that belong to one of the {layer.num_experts} experts each"
             )
         with named(layer):
             found = weights_similarity([torch.cat(own) for own in parts])
@@ -70,9 +70,9 @@ def _parts(layer: ExpertsLayer) -> Iterator[tuple[int, Tensor]]:
                 f"{layer.name}.{name}: quantized to {parameter.dtype}; load the model without quantization"
             )
         own = re.search(r"(?:^|\.)(\d+)\.", name)
-        if own is not None and int(own.group(1)) < layer.E:
+        if own is not None and int(own.group(1)) < layer.num_experts:
             yield int(own.group(1)), parameter
-        elif parameter.ndim == 3 and parameter.shape[0] >= layer.E:  # rows from E on: zero experts
-            yield from enumerate(parameter.detach()[: layer.E])
-        elif parameter.shape[0] % layer.E == 0:
-            yield from enumerate(parameter.detach().reshape(layer.E, -1))
+        elif parameter.ndim == 3 and parameter.shape[0] >= layer.num_experts:  # rows from E on: zero experts
+            yield from enumerate(parameter.detach()[: layer.num_experts])
+        elif parameter.shape[0] % layer.num_experts == 0:
+            yield from enumerate(parameter.detach().reshape(layer.num_experts, -1))

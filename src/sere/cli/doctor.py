@@ -168,7 +168,7 @@ def _asked(args: argparse.Namespace) -> Iterator[Finding]:
         else:
             E, K = span(identity.experts.values()), span(identity.slots.values())
             shape = f"{len(identity.layer_names)} MoE layers, E={E}, K={K}"
-            detail = f"{shape} (S < {identity.K} re-routes), digest {identity.digest[:12]}"
+            detail = f"{shape} (S < {identity.top_k} re-routes), digest {identity.digest[:12]}"
             yield Finding("model", identity.name, "ok", detail)
             yield _weights(args)
     if args.table is not None:

@@ -95,7 +95,7 @@ def routed(llm: Any, setting: Setting, *, seed: int = 0) -> Iterator[None]:
             "handle duplicate ids within one token's top-k; evaluate it with --engine transformers"
         )
     policy = make_rival(setting, seed=seed)
-    policy.bind({layer.index: layer.E for layer in layers})
+    policy.bind({layer.index: layer.num_experts for layer in layers})
     plans = [layer.plan for layer in layers]
     for layer in layers:
         # Of a plan a layer asks its route alone.

@@ -96,8 +96,8 @@ def head_of(
         "model": {
             "name": identity.name,
             "digest": identity.digest,
-            "E": identity.E,
-            "K": identity.K,
+            "E": identity.num_experts,
+            "K": identity.top_k,
             "dtype": dtype,
             "experts_implementation": implementation,
         },

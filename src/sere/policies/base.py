@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sere.reroute import COUNTERS, Routing
-from sere.reroute.batch import has_weight, members
+from sere.reroute.slots import has_weight, members
 
 
 class Policy(ABC):

@@ -27,7 +27,7 @@ def gates_from_scores(step: Choice, name: str) -> Tensor:
         InputError: The scores are missing or have another shape.
     """
     rows, ids, weights, scores = step.rows, step.ids, step.weights, step.scores
-    expected = (ids.shape[0], rows.E)
+    expected = (ids.shape[0], rows.num_experts)
     if scores is None or tuple(scores.shape) != expected:
         came = "None" if scores is None else str(list(scores.shape))
         raise InputError(f"policy {name!r}: expected router scores of shape {list(expected)}, got {came}")

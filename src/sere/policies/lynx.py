@@ -50,13 +50,13 @@ class Lynx(Rival):
     def _kept(self, step: Choice) -> Tensor:
         """Return the experts that stay, ``[E]`` bool."""
         rows, ids = step.rows, step.ids
-        index = torch.where(rows.valid, ids.long(), rows.E).flatten()
-        uses = torch.zeros(rows.E + 1, dtype=torch.int64, device=ids.device)
-        uses = uses.scatter_add(0, index, torch.ones_like(index))[: rows.E]
+        index = torch.where(rows.valid, ids.long(), rows.num_experts).flatten()
+        uses = torch.zeros(rows.num_experts + 1, dtype=torch.int64, device=ids.device)
+        uses = uses.scatter_add(0, index, torch.ones_like(index))[: rows.num_experts]
         active = uses > 0
         # Protected experts stand first, the most used next, the idle last.
         protected = occurring(step, torch.zeros_like(rows.valid))
         order = (uses + protected.long() * (index.numel() + 1)).argsort(descending=True, stable=True)
-        place = torch.empty_like(order).scatter(0, order, torch.arange(rows.E, device=ids.device))
+        place = torch.empty_like(order).scatter(0, order, torch.arange(rows.num_experts, device=ids.device))
         dropped = torch.floor(active.sum().double() * self.drop_share).long()
         return (active & (place < active.sum() - dropped)) | protected

@@ -13,7 +13,7 @@ from torch import Tensor
 from sere.errors import ConfigError
 from sere.policies.rows import Choice, SlotRival, check_count, finish, heaviest, occurring
 from sere.reroute import Routing
-from sere.reroute.batch import fill_up
+from sere.reroute.slots import fill_up
 
 # Constants of splitmix64 as signed numbers (Steele, Lea and Flood 2014, doi 10.1145/2660193.2660195).
 _STEP, _MIX_1, _MIX_2 = -7046029254386353131, -4658895280553007687, -7723592293110705685

@@ -13,8 +13,8 @@ from torch import Tensor
 from sere.errors import ConfigError, InputError
 from sere.policies.base import Policy, count
 from sere.reroute import Routing
-from sere.reroute.batch import has_weight, members, real_rows, weight_ranks
 from sere.reroute.checks import check_batch
+from sere.reroute.slots import has_weight, members, real_rows, weight_ranks
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +22,7 @@ class Rows:
     """A step's rows and slots, sorted out; docs/method.md section 4, steps 1 and 2.
 
     Attributes:
-        E: Number of experts.
+        num_experts: Number of experts.
         real: ``[T]``, bool; rows that are not padding.
         protected: ``[T]``, bool; real rows with a budget of K or more.
         inside: ``[T, K]``, bool; slots with an id in [0, E).
@@ -30,7 +30,7 @@ class Rows:
         ranks: ``[T, K]``, int64; 0 for a row's heaviest valid slot (ties: the lower slot).
     """
 
-    E: int
+    num_experts: int
     real: Tensor
     protected: Tensor
     inside: Tensor
@@ -46,7 +46,7 @@ def sort_out(
     Args:
         ids: ``[T, K]``, integers.
         weights: ``[T, K]``, floating point.
-        E: Number of experts.
+        num_experts: Number of experts.
         row_budget: ``[T]``, integers, or None; negative marks padding, K or more protects.
         num_tokens: N, or None for T.
     """
@@ -190,12 +190,12 @@ def finish(step: Choice, new_ids: Tensor, new_weights: Tensor) -> Routing:
     changed = rows.valid & ~rows.protected[:, None]
     out_ids = torch.where(changed, new_ids, ids.long())
     out_weights = torch.where(changed, new_weights, weights.double())
-    active = members(out_ids, rows.valid & (out_weights != 0), rows.E)
-    lowest = torch.where(active, torch.arange(rows.E, device=ids.device), rows.E).amin()
+    active = members(out_ids, rows.valid & (out_weights != 0), rows.num_experts)
+    lowest = torch.where(active, torch.arange(rows.num_experts, device=ids.device), rows.num_experts).amin()
     padding = rows.inside & ~rows.real[:, None]
     out_ids = torch.where(padding, lowest, out_ids)
     out_weights = torch.where(padding, 0.0, out_weights)
-    some = lowest < rows.E
+    some = lowest < rows.num_experts
     return Routing(
         torch.where(some, out_ids, ids.long()).to(ids.dtype),
         # Slots that pass through keep their bits, whatever these are.
@@ -218,7 +218,7 @@ def refill(step: Choice, gates: Tensor, allowed: Tensor) -> Routing:
         allowed: ``[E]``, bool; includes the experts of protected rows.
     """
     rows, ids, weights = step.rows, step.ids, step.weights
-    E = rows.E
+    E = rows.num_experts
     safe = torch.where(rows.inside, ids.long(), 0)
     keeps = rows.valid & allowed[safe]
     needs = rows.valid & ~keeps
@@ -243,7 +243,7 @@ def refill(step: Choice, gates: Tensor, allowed: Tensor) -> Routing:
 def occurring(step: Choice, slots: Tensor) -> Tensor:
     """Return the experts in the chosen slots and those of protected rows, ``[E]`` bool."""
     rows = step.rows
-    return members(step.ids, slots | (rows.valid & rows.protected[:, None]), rows.E)
+    return members(step.ids, slots | (rows.valid & rows.protected[:, None]), rows.num_experts)
 
 
 def _heaviest_kept(rows: Rows, ids: Tensor, keeps: Tensor, fallback: Tensor) -> Tensor:

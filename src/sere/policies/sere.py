@@ -89,11 +89,11 @@ class Shape(Protocol):
         """Decoder-layer index."""
 
     @property
-    def E(self) -> int:
+    def num_experts(self) -> int:
         """Number of experts."""
 
     @property
-    def K(self) -> int:
+    def top_k(self) -> int:
         """Routed slots per token, as the model at hand routes."""
 
 
@@ -106,21 +106,21 @@ def why_idle(config: RerouteConfig, layers: Iterable[Shape]) -> str | None:
     Source: docs/method.md section 4, steps 2 to 4.
     """
     S, floor, shapes = config.select_top_k, config.min_active, list(layers)
-    floored = [layer for layer in shapes if floor >= layer.E]
-    kept = [layer for layer in shapes if floor < layer.E and layer.K <= S]
+    floored = [layer for layer in shapes if floor >= layer.num_experts]
+    kept = [layer for layer in shapes if floor < layer.num_experts and layer.top_k <= S]
     reasons = []
     if floored:
-        E = span(layer.E for layer in floored)
+        E = span(layer.num_experts for layer in floored)
         reasons.append(
             f"min_active={floor}: nothing will be re-routed{_in(floored, shapes)}, because with {E} experts "
-            f"per layer all that occur are primary; use a floor well below {min(x.E for x in floored)}"
+            f"per layer all that occur are primary; use a floor well below {min(x.num_experts for x in floored)}"
         )
     if kept:
-        K = span(layer.K for layer in kept)
+        K = span(layer.top_k for layer in kept)
         reasons.append(
             f"select_top_k={S}: nothing will be re-routed{_in(kept, shapes)} but rows with a smaller "
             f"budget of their own, because all K={K} slots of a token are kept; use a select_top_k below "
-            f"{min(x.K for x in kept)}"
+            f"{min(x.top_k for x in kept)}"
         )
     return "; ".join(reasons) or None
 
@@ -140,7 +140,7 @@ def why_no_substitute(config: RerouteConfig, layers: Mapping[int, LayerSimilarit
 
     Source: docs/method.md section 4, steps 2 and 4.
     """
-    if all(len(config.keep.get(index, ())) >= layer.E for index, layer in layers.items()):
+    if all(len(config.keep.get(index, ())) >= layer.num_experts for index, layer in layers.items()):
         return "keep: nothing will be re-routed, because every expert of every layer is kept; keep fewer"
     most = max(_most_similar(layer) for layer in layers.values())
     # In float32, as re-routing compares them.
@@ -154,7 +154,7 @@ def why_no_substitute(config: RerouteConfig, layers: Mapping[int, LayerSimilarit
 
 def _most_similar(layer: LayerSimilarity) -> float:
     """Return the largest similarity between two different experts of a layer."""
-    own = torch.eye(layer.E, dtype=torch.bool, device=layer.similarity.device)
+    own = torch.eye(layer.num_experts, dtype=torch.bool, device=layer.similarity.device)
     # One that is not known (NaN) is a substitute at no threshold.
     return float(layer.similarity.masked_fill(own | layer.similarity.isnan(), 0.0).max())
 
@@ -187,7 +187,7 @@ def check_keep(keep: Mapping[int, Sequence[int]], layers: Mapping[int, LayerSimi
     for layer, experts in sorted(keep.items()):
         if layer not in layers:
             raise ConfigError(f"keep: layer {layer} has no similarities; the table has {sorted(layers)}")
-        E = layers[layer].E
+        E = layers[layer].num_experts
         for expert in experts:
             if not 0 <= expert < E:
                 raise ConfigError(f"keep: layer {layer} has the experts 0 to {E - 1}, got {expert}")

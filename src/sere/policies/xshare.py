@@ -13,7 +13,7 @@ from torch import Tensor
 from sere.policies.gates import gates_from_scores
 from sere.policies.rows import Choice, Rival, Rows, check_count, occurring, refill
 from sere.reroute import Routing
-from sere.reroute.batch import mass_units
+from sere.reroute.slots import mass_units
 
 
 class XShare(Rival):
@@ -51,6 +51,6 @@ class XShare(Rival):
         """Add the experts of the largest summed gates until there are ``budget``; none without real rows."""
         units = mass_units(torch.where(rows.real[:, None], gates, 0.0)).sum(dim=0)
         order = torch.where(chosen, -1, units).argsort(descending=True, stable=True)
-        place = torch.empty_like(order).scatter(0, order, torch.arange(rows.E, device=order.device))
+        place = torch.empty_like(order).scatter(0, order, torch.arange(rows.num_experts, device=order.device))
         room = self.budget - chosen.sum()
         return chosen | (~chosen & (place < room) & rows.real.any())

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from sere.config import Backend, Merge, RerouteConfig, Targets
 from sere.reroute.backends.registry import BACKENDS, BackendRecord, select
+from sere.reroute.batch import Routing
 from sere.reroute.prepare import Plan, make_plan
-from sere.reroute.types import COUNTERS, Neighbors, Routing
+from sere.reroute.types import COUNTERS, Neighbors
 from sere.similarity.layer import LayerSimilarity, check_tensor
 
 __all__ = [

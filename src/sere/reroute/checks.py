@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sere.config import MOST_INT, as_integer
 from sere.errors import InputError
-from sere.reroute.batch import MOST_SLOTS
+from sere.reroute.slots import MOST_SLOTS
 from sere.reroute.types import COUNTERS
 from sere.similarity.layer import check_tensor
 

@@ -12,8 +12,9 @@ from sere.config import RerouteConfig
 from sere.errors import ConfigError, InputError
 from sere.reroute import operator
 from sere.reroute.backends.registry import Run, implementation, on_device, select
+from sere.reroute.batch import Routing
 from sere.reroute.checks import check_batch
-from sere.reroute.types import MERGE_MODES, Neighbors, Routing, Rules, prepare_neighbors
+from sere.reroute.types import MERGE_MODES, Neighbors, Rules, prepare_neighbors
 from sere.similarity.layer import LayerSimilarity, check_scale
 
 
@@ -93,14 +94,14 @@ def make_plan(
     """
     if scale is not None:
         # Compiled backends read it through a raw pointer: a wrong shape would read foreign memory.
-        check_scale(scale, layer.E)
-    if config.sentinel is not None and 0 <= config.sentinel < layer.E:
+        check_scale(scale, layer.num_experts)
+    if config.sentinel is not None and 0 <= config.sentinel < layer.num_experts:
         raise ConfigError(
-            f"sentinel: expected the id of no expert, such as -1 or {layer.E}, got {config.sentinel}, one of "
-            f"the layer's {layer.E} experts, which would run for every freed slot"
+            f"sentinel: expected the id of no expert, such as -1 or {layer.num_experts}, got {config.sentinel}, one of "
+            f"the layer's {layer.num_experts} experts, which would run for every freed slot"
         )
     device = torch.device(device)
-    backend = select(config.backend, device.type, layer.E)
+    backend = select(config.backend, device.type, layer.num_experts)
     neighbors = prepare_neighbors(layer, threshold=config.threshold, keep=keep, scale=scale, device=device)
     rules = Rules(
         select_top_k=config.select_top_k,

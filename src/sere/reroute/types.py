@@ -22,19 +22,6 @@ _UNKNOWN = -1.0
 
 
 @dataclass(frozen=True, slots=True)
-class Routing:
-    """The result of re-routing: the engine's expert kernel runs on it unchanged.
-
-    Attributes:
-        ids: Expert ids, ``[T, K]``, dtype and device of the ids that came.
-        weights: Gate weights, ``[T, K]``, dtype and device of the weights that came.
-    """
-
-    ids: Tensor
-    weights: Tensor
-
-
-@dataclass(frozen=True, slots=True)
 class Rules:
     """The settings that do not change from step to step, as plain numbers."""
 
@@ -89,7 +76,7 @@ def prepare_neighbors(
 
     Source: docs/method.md section 4, steps 3 and 4.
     """
-    E = layer.E
+    E = layer.num_experts
     similarity = layer.similarity.detach().to("cpu", torch.float32).nan_to_num(nan=_UNKNOWN)
     similarity.fill_diagonal_(-math.inf)
     sorted_similarity, order = torch.sort(similarity, dim=1, descending=True, stable=True)

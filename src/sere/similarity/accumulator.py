@@ -49,7 +49,7 @@ class Accumulator(ABC):
             raise InputError(f"E: expected a number of experts of at least 1, got {E!r}")
         if dtype not in (torch.float32, torch.float64):
             raise InputError(f"dtype: expected float32 or float64 (16-bit sums change choices), got {dtype}")
-        self.E = E
+        self.num_experts = E
         self.parameters: dict[str, Any] = {}
         self.tokens = 0
         self._device = None if device is None else torch.device(device)
@@ -90,8 +90,8 @@ class Accumulator(ABC):
         Raises:
             InputError: ``other`` has another metric, E, H or other parameters.
         """
-        mine = (self.metric, self.E, self.parameters)
-        theirs = (getattr(other, "metric", type(other).__name__), other.E, other.parameters)
+        mine = (self.metric, self.num_experts, self.parameters)
+        theirs = (getattr(other, "metric", type(other).__name__), other.num_experts, other.parameters)
         if mine != theirs:
             raise InputError(f"merge: expected an accumulator of {mine}, got one of {theirs}")
         if None not in (self._H, other._H) and self._H != other._H:
@@ -169,9 +169,9 @@ class Accumulator(ABC):
         return wide
 
     def _check_outputs(self, outputs: Tensor) -> None:
-        if outputs.ndim != 3 or outputs.shape[0] != self.E or outputs.shape[2] == 0:
+        if outputs.ndim != 3 or outputs.shape[0] != self.num_experts or outputs.shape[2] == 0:
             raise InputError(
-                f"outputs: expected shape [E, t, H] with E = {self.E} experts, got {list(outputs.shape)}"
+                f"outputs: expected shape [E, t, H] with E = {self.num_experts} experts, got {list(outputs.shape)}"
             )
         if not outputs.is_floating_point():
             raise InputError(f"outputs: expected a floating-point dtype, got {outputs.dtype}")

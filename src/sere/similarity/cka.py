@@ -57,7 +57,7 @@ class CKA(Accumulator):
     def state(self) -> dict[str, Tensor]:
         """Return everything that was accumulated, with the tokens of the unfinished window."""
         waiting = (
-            torch.empty(self.E, 0, 0, device="cpu")
+            torch.empty(self.num_experts, 0, 0, device="cpu")
             if self._waiting is None
             else self._waiting[:, : self._filled].cpu()
         )
@@ -70,9 +70,9 @@ class CKA(Accumulator):
             InputError: The state is of another metric or E, or its window is longer than this one's.
         """
         waiting = state.get("cka.waiting")
-        if waiting is None or waiting.shape[0] != self.E or waiting.shape[1] >= self._window:
+        if waiting is None or waiting.shape[0] != self.num_experts or waiting.shape[1] >= self._window:
             got = None if waiting is None else list(waiting.shape)
-            expected = f"[{self.E}, fewer than {self._window}, H]"
+            expected = f"[{self.num_experts}, fewer than {self._window}, H]"
             raise InputError(f"state cka.waiting: expected shape {expected}, got {got}")
         super().load_state({name: value for name, value in state.items() if name != "cka.waiting"})
         self._waiting, self._filled = None, 0
@@ -92,7 +92,7 @@ class CKA(Accumulator):
 
     def _wait(self, part: Tensor) -> None:
         if self._waiting is None:
-            shape = (self.E, self._window, part.shape[2])
+            shape = (self.num_experts, self._window, part.shape[2])
             self._waiting = torch.empty(shape, dtype=self._dtype, device=part.device)
         end = self._filled + part.shape[1]
         self._waiting[:, self._filled : end] = part

@@ -36,20 +36,20 @@ class LayerSimilarity:
     def __post_init__(self) -> None:
         check_similarity(self.similarity)
         if self.scale is not None:
-            check_scale(self.scale, self.E)
+            check_scale(self.scale, self.num_experts)
 
     def __repr__(self) -> str:
-        return f"LayerSimilarity(E={self.E}, scale={self.scale is not None})"
+        return f"LayerSimilarity(E={self.num_experts}, scale={self.scale is not None})"
 
     @property
-    def E(self) -> int:
+    def num_experts(self) -> int:
         """Number of experts of the layer."""
         return int(self.similarity.shape[0])
 
     @property
     def unknown(self) -> tuple[int, ...]:
         """The experts of which no similarity to any other is known: they are never replaced."""
-        if self.E == 1:
+        if self.num_experts == 1:
             return ()
         known = (~self.similarity.isnan()).sum(dim=1)  # the diagonal among them
         return tuple((known == 1).nonzero().flatten().tolist())

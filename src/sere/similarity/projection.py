@@ -33,8 +33,8 @@ class Projection(Accumulator):
     def _add(self, outputs: Tensor, *routing: Tensor) -> None:
         ids, weights = routing
         ids, weights = ids.to(outputs.device, torch.int64), weights.to(outputs.device, self._dtype)
-        weights = weights.masked_fill((ids < 0) | (ids >= self.E), 0)
-        ids = ids.clamp(0, self.E - 1)
+        weights = weights.masked_fill((ids < 0) | (ids >= self.num_experts), 0)
+        ids = ids.clamp(0, self.num_experts - 1)
         for part in self._slices(outputs):
             self._add_slice(outputs[:, part].to(self._dtype), ids[part], weights[part])
 
@@ -45,7 +45,7 @@ class Projection(Accumulator):
         inner = chosen @ by_token.transpose(1, 2)  # [t, K, E]: the slot's expert with every expert
         norms = Y.square().sum(dim=2).T  # [t, E]
         for name, value in (("common", inner), ("energy", norms[:, None, :].expand_as(inner))):
-            total = torch.zeros(self.E, self.E, dtype=self._dtype, device=Y.device)
+            total = torch.zeros(self.num_experts, self.num_experts, dtype=self._dtype, device=Y.device)
             self._sum(name, total.index_add_(0, ids.flatten(), (weights[..., None] * value).flatten(0, 1)))
 
     def _similarity(self, sums: dict[str, Tensor]) -> LayerSimilarity:

@@ -67,9 +67,9 @@ class SimilarityTable:
         )
 
     @property
-    def E(self) -> int:
+    def num_experts(self) -> int:
         """Number of experts of a layer: the largest, where layers differ."""
-        return self.identity.E
+        return self.identity.num_experts
 
     @cached_property
     def fingerprint(self) -> str:
@@ -231,13 +231,13 @@ def check_layers(layers: Mapping[int, LayerSimilarity], identity: ModelIdentity)
         )
     for index, layer in layers.items():
         E = identity.experts.get(index)
-        if layer.E != E:
+        if layer.num_experts != E:
             raise TableError(
-                f"layer {index}: expected E = {E} experts as in {summary(identity)}, got {layer.E}; "
+                f"layer {index}: expected E = {E} experts as in {summary(identity)}, got {layer.num_experts}; "
                 "calibrate again"
             )
         # Of two experts, each is the other's farthest. NaN, which is not known, is no 0.
-        if layer.E > 2 and not bool(layer.similarity.clone().fill_diagonal_(0).any()):
+        if layer.num_experts > 2 and not bool(layer.similarity.clone().fill_diagonal_(0).any()):
             raise TableError(
                 f"layer {index}: expected similarities, got the identity matrix, which is none (it would "
                 "send every token to the lowest primary expert); calibrate again"

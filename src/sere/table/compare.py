@@ -57,7 +57,11 @@ def compare(a: SimilarityTable, b: SimilarityTable) -> Comparison:
     Raises:
         TableMismatch: There is nothing to compare: no layer is in both, or E differs.
     """
-    both = [index for index in a.layers if index in b.layers and a.layers[index].E == b.layers[index].E]
+    both = [
+        index
+        for index in a.layers
+        if index in b.layers and a.layers[index].num_experts == b.layers[index].num_experts
+    ]
     if not both:
         raise TableMismatch(
             "expected two tables of the same E with a layer in common, got "

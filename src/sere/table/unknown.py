@@ -25,12 +25,12 @@ def say_unknown(layers: Mapping[int, LayerSimilarity], metric: str) -> str | Non
     counts = {index: len(layer.unknown) for index, layer in layers.items() if layer.unknown}
     if not counts:
         return None
-    named = [f"{count} of {layers[index].E} in layer {index}" for index, count in counts.items()]
+    named = [f"{count} of {layers[index].num_experts} in layer {index}" for index, count in counts.items()]
     if len(named) > _NAMED:
         named[_NAMED:] = [f"and in {len(named) - _NAMED} more layers"]
     why = METRICS[metric].unknown if metric in METRICS else ""
     return (
-        f"{sum(counts.values()):,} of {sum(layer.E for layer in layers.values()):,} experts have no known "
+        f"{sum(counts.values()):,} of {sum(layer.num_experts for layer in layers.values()):,} experts have no known "
         f"similarity to any other, so they are never replaced ({', '.join(named)})"
         + (f": {why}" if why else "")
     )
@@ -57,7 +57,7 @@ def read_zeros_as_unknown(layer: LayerSimilarity, metric: str) -> LayerSimilarit
     """
     zero = layer.similarity.clone().fill_diagonal_(0) == 0
     lost = zero.all(dim=1)[:, None]
-    if metric not in _ZERO_MEANT_UNKNOWN or layer.E == 1 or not bool(lost.any()):
+    if metric not in _ZERO_MEANT_UNKNOWN or layer.num_experts == 1 or not bool(lost.any()):
         return layer
     lost = lost | lost.T if METRICS[metric].symmetric else lost.expand_as(zero)
     similarity = layer.similarity.masked_fill(lost, torch.nan).fill_diagonal_(1)

@@ -16,8 +16,8 @@ from sere.integrations.transformers.inputs import cache_argument
 from sere.policies import Oea
 from sere.structure import identify
 from sere.wrappers import inner_model
-from tests.integrations.transformers.decoding import hook_count, prompts, random_table
-from tests.tiny import tiny_model
+from tests.support.decoding import hook_count, prompts, random_table
+from tests.support.tiny import tiny_model
 
 # PEFT warns of keys of its own that match no module, and uses a property that Transformers 5.24 renamed.
 pytestmark = pytest.mark.filterwarnings("ignore")

@@ -29,8 +29,8 @@ from sere.integrations.transformers.routers import scores_in
 from sere.policies import Oea, Off, Sere, TopK
 from sere.reroute import reroute
 from sere.structure import find_experts
-from tests.integrations.transformers.decoding import decode, hook_count, prompts, random_table
-from tests.tiny import tiny_model
+from tests.support.decoding import decode, hook_count, prompts, random_table
+from tests.support.tiny import tiny_model
 
 # By module object: the name of the package's ``apply`` is the function.
 apply_module = import_module("sere.integrations.transformers.apply")
@@ -318,7 +318,7 @@ def test_a_floor_of_all_experts_is_warned_of(
 ) -> None:
     """With min_active = E all experts are primary, so no slot moves; E - 1 is no reason to warn."""
     table = random_table(model)
-    E = table.E
+    E = table.num_experts
     apply_module._SAID.clear()
     apply_quietly(model, table, select_top_k=1, min_active=E - 1)
     assert not caplog.records

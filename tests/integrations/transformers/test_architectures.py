@@ -13,8 +13,8 @@ from sere.policies import Lynx, Oea, Off, RandomReroute, TopK, XShare
 from sere.policies.gates import gates_from_scores
 from sere.policies.rows import Choice, sort_out
 from sere.structure import find_experts
-from tests.integrations.transformers.decoding import decode, hook_count, prompts, random_table
-from tests.tiny import ARCHITECTURES, tiny_model
+from tests.support.decoding import decode, hook_count, prompts, random_table
+from tests.support.tiny import ARCHITECTURES, tiny_model
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -58,7 +58,7 @@ def test_the_router_is_found_and_its_scores_explain_its_weights(name: str) -> No
     class Check(Oea):
         def choose(self, step: Choice):  # type: ignore[no-untyped-def]
             gates = gates_from_scores(step, self.name)
-            rows = sort_out(step.ids, step.weights, step.rows.E, None, None)
+            rows = sort_out(step.ids, step.weights, step.rows.num_experts, None, None)
             inside = torch.where(rows.inside, step.ids, 0)
             error = torch.where(rows.valid, gates.gather(1, inside) - step.weights.double(), 0.0).abs().max()
             seen[step.layer] = max(seen.get(step.layer, 0.0), float(error))

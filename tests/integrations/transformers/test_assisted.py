@@ -10,8 +10,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 import sere.integrations.transformers as integration
-from tests.integrations.transformers.decoding import random_table
-from tests.tiny import tiny_model
+from tests.support.decoding import random_table
+from tests.support.tiny import tiny_model
 
 # Every word once, so that any word that is generated has a draft after it.
 TEXT = torch.arange(3, 96)[None]

@@ -12,8 +12,8 @@ from transformers import PreTrainedModel
 import sere.integrations.transformers as integration
 from sere.errors import InputError
 from sere.integrations.transformers.compiled import is_compiled
-from tests.integrations.transformers.decoding import decode, hook_count, prompts, random_table
-from tests.tiny import tiny_model
+from tests.support.decoding import decode, hook_count, prompts, random_table
+from tests.support.tiny import tiny_model
 
 
 @pytest.fixture

@@ -14,8 +14,8 @@ from transformers import PreTrainedModel
 
 import sere.integrations.transformers as integration
 from sere.errors import ConcurrentCalls
-from tests.integrations.transformers.decoding import decode, prompts, random_table
-from tests.tiny import tiny_model
+from tests.support.decoding import decode, prompts, random_table
+from tests.support.tiny import tiny_model
 
 
 @pytest.fixture

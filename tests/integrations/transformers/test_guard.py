@@ -12,8 +12,8 @@ from transformers import ContinuousBatchingConfig, GenerationConfig, PreTrainedM
 import sere.integrations.transformers as integration
 from sere.integrations.transformers.guard import ENOUGH_CALLS, ENOUGH_STEPS
 from sere.policies import Off, TopK
-from tests.integrations.transformers.decoding import decode, prompts, random_table
-from tests.tiny import tiny_model
+from tests.support.decoding import decode, prompts, random_table
+from tests.support.tiny import tiny_model
 
 
 @pytest.fixture

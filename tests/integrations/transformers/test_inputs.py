@@ -18,8 +18,8 @@ from sere.integrations.transformers.inputs import (
     past_length,
     read_call,
 )
-from tests.integrations.transformers.decoding import decode, prompts, random_table
-from tests.tiny import tiny_model
+from tests.support.decoding import decode, prompts, random_table
+from tests.support.tiny import tiny_model
 
 
 class Sized:

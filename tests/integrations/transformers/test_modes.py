@@ -12,8 +12,8 @@ from transformers import PreTrainedModel, StaticCache
 import sere.integrations.transformers as integration
 from sere.integrations.transformers.inputs import cache_argument
 from sere.policies import Oea, RandomReroute
-from tests.integrations.transformers.decoding import decode, hook_count, prompts, random_table
-from tests.tiny import tiny_model
+from tests.support.decoding import decode, hook_count, prompts, random_table
+from tests.support.tiny import tiny_model
 
 
 @pytest.fixture

@@ -16,8 +16,8 @@ from sere.integrations.transformers.guard import Guard
 from sere.integrations.transformers.inputs import cache_argument
 from sere.policies import TopK
 from sere.structure import find_experts
-from tests.integrations.transformers.decoding import decode, prompts, random_table
-from tests.tiny import tiny_model
+from tests.support.decoding import decode, prompts, random_table
+from tests.support.tiny import tiny_model
 
 PAD, END = 0, 2
 

@@ -13,8 +13,8 @@ import sere.integrations.transformers as integration
 from sere.errors import UnsupportedModel
 from sere.structure import find_experts
 from sere.wrappers import callers, inner_model
-from tests.integrations.transformers.decoding import decode, hook_count, prompts, random_table
-from tests.tiny import tiny_model
+from tests.support.decoding import decode, hook_count, prompts, random_table
+from tests.support.tiny import tiny_model
 
 
 @pytest.fixture

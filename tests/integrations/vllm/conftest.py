@@ -11,6 +11,6 @@ import pytest
 def any_table() -> Any:
     pytest.importorskip("transformers")
     from sere.bench.target import random_table
-    from tests.tiny import tiny_model
+    from tests.support.tiny import tiny_model
 
     return random_table(tiny_model("qwen3_moe"))

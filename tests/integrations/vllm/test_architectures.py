@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.integrations.vllm.models import ARCHITECTURES, save_model
+from tests.support.vllm.models import ARCHITECTURES, save_model
 
 pytest.importorskip("vllm", reason="needs vLLM: make test-vllm")
 
 from sere.integrations.vllm import configure, read_stats
-from tests.integrations.vllm.engines import engine, generate, prompts
+from tests.support.vllm.engines import engine, generate, prompts
 
 pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("default")]
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.integrations.vllm.models import save_model, table_of
+from tests.support.vllm.models import save_model, table_of
 
 pytest.importorskip("vllm", reason="needs vLLM: make test-vllm")
 
@@ -18,7 +18,7 @@ from sere.engines.in_process import session_of, worker_of
 from sere.integrations.vllm import configure, read_stats
 from sere.similarity.layer import LayerSimilarity
 from sere.table import SimilarityTable
-from tests.integrations.vllm.engines import engine, generate, prompts, sampling
+from tests.support.vllm.engines import engine, generate, prompts, sampling
 
 pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("default")]
 
@@ -84,7 +84,10 @@ def test_another_table_under_the_same_name(tmp_path: Path) -> None:
         assert read_stats(llm).layers[0].slots_moved > 0
 
     table = SimilarityTable.load(table_of(path))
-    unlike = {index: LayerSimilarity(0.1 + 0.9 * torch.eye(layer.E)) for index, layer in table.layers.items()}
+    unlike = {
+        index: LayerSimilarity(0.1 + 0.9 * torch.eye(layer.num_experts))
+        for index, layer in table.layers.items()
+    }
     dataclasses.replace(table, layers=unlike).save(table_of(path))
     with engine(path, settings, enforce_eager=False) as llm:
         generate(llm, prompts())

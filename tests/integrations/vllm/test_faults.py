@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from sere.table import SimilarityTable
-from tests.integrations.vllm.models import save_model, table_of
+from tests.support.vllm.models import save_model, table_of
 
 pytest.importorskip("vllm", reason="needs vLLM: make test-vllm")
 
@@ -28,8 +28,8 @@ from sere.errors import (
     TableMismatch,
     UnsupportedEngine,
 )
-from tests.integrations.vllm.engines import engine, generate, prompts
-from tests.integrations.vllm.server import serve
+from tests.support.vllm.engines import engine, generate, prompts
+from tests.support.vllm.server import serve
 
 pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("default")]
 

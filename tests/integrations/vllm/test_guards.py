@@ -15,11 +15,12 @@ from sere.config import RerouteConfig
 from sere.errors import ConfigError, UnsupportedEngine
 from sere.integrations.vllm import configure, engine_stats, read_stats
 from sere.integrations.vllm.start import features, versions
-from sere.integrations.vllm.tiers import PROTECTED, RequestBook, parse_tier
+from sere.integrations.vllm.tiers import PROTECTED, parse_tier
 from sere.integrations.vllm.worker import change, expert_kernels, router_hook
 from sere.integrations.vllm.worker.equip import _around_loading
+from sere.integrations.vllm.worker.request_book import RequestBook
 from sere.integrations.vllm.worker.row_budgets import RowSignal
-from tests.integrations.vllm.standins import engine_config, new, prepared, step
+from tests.support.vllm.standins import engine_config, new, prepared, step
 
 LARGE = (1 << 31) - 1
 
@@ -30,7 +31,7 @@ def session(**options: Any) -> Any:
         config=RerouteConfig(select_top_k=2, **options),
         enabled=True,
         layers={},
-        table=SimpleNamespace(E=16, layers=dict.fromkeys((0, 1), SimpleNamespace(E=16))),
+        table=SimpleNamespace(num_experts=16, layers=dict.fromkeys((0, 1), SimpleNamespace(num_experts=16))),
         guard=SimpleNamespace(restart=lambda: None),
         speaks=False,
     )
@@ -101,7 +102,7 @@ def test_settings_that_re_route_nothing(
     any_table: Any, caplog: pytest.LogCaptureFixture, below: int, lines: int
 ) -> None:
     """Beside the line that says that re-routing is active stands a warning where S is K or more."""
-    K = any_table.identity.K
+    K = any_table.identity.top_k
     found = prepared(any_table, {}, torch.nn.Module, select_top_k=K - below)
     with caplog.at_level("INFO", logger="vllm.sere"):
         found.log_start()

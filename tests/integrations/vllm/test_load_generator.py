@@ -11,7 +11,7 @@ pytest.importorskip("vllm", reason="needs vLLM: make test-vllm")
 
 from sere.bench.vllm.load import Load, run_load
 from sere.errors import InputError
-from tests.integrations.vllm.stub import CUT, REFUSED, SHORT, SPOILED, TOKENS, stub
+from tests.support.vllm.stub import CUT, REFUSED, SHORT, SPOILED, TOKENS, stub
 
 pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("default")]
 

@@ -10,12 +10,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from tests.integrations.vllm.models import save_model
+from tests.support.vllm.models import save_model
 
 pytest.importorskip("vllm", reason="needs vLLM: make test-vllm")
 
 from sere.integrations.vllm import configure, read_stats
-from tests.integrations.vllm.engines import engine, generate, prompts, sampling
+from tests.support.vllm.engines import engine, generate, prompts, sampling
 
 pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("default")]
 

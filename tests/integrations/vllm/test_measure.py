@@ -14,7 +14,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tests.integrations.vllm.models import save_model
+from tests.support.vllm.models import save_model
 
 pytest.importorskip("vllm", reason="needs vLLM: make test-vllm")
 
@@ -33,7 +33,7 @@ from sere.integrations.vllm import read_stats
 from sere.policies.spec import parse_settings
 from sere.similarity.layer import LayerSimilarity
 from sere.table import SimilarityTable
-from tests.integrations.vllm.engines import engine, generate, prompts
+from tests.support.vllm.engines import engine, generate, prompts
 
 pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("default")]
 

@@ -17,8 +17,8 @@ from sere.integrations.vllm.tiers import COUNT_ONLY_S
 from sere.integrations.vllm.worker import change
 from sere.integrations.vllm.worker.equip import _before_shutdown
 from sere.integrations.vllm.worker.guard import FIRST_LOOK
-from tests.integrations.vllm.standins import CPUUnquantizedExperts, SmallEngine, prepared
-from tests.tiny import uneven_model
+from tests.support.tiny import uneven_model
+from tests.support.vllm.standins import CPUUnquantizedExperts, SmallEngine, prepared
 
 NAMES = [f"r{i}" for i in range(6)]
 
@@ -243,7 +243,7 @@ def test_layers_of_different_shapes(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("WARNING", logger="vllm.sere")
     table = random_table(uneven_model())
     session = prepared(table, {}, torch.nn.Module, kernel=CPUUnquantizedExperts())
-    assert [(layer.E, layer.K) for layer in session.layers.values()] == [(16, 4), (12, 2)]
+    assert [(layer.num_experts, layer.top_k) for layer in session.layers.values()] == [(16, 4), (12, 2)]
     engine = SmallEngine(session)
     decode(engine, 3)
     found = engine_stats.merged([engine_stats.answer(session)])

@@ -18,7 +18,7 @@ from sere.cli import main
 from sere.cli.bench_serve import render_online
 from sere.errors import ConfigError, ServerError
 from sere.policies.spec import parse_settings
-from tests.integrations.vllm.stub import REFUSED, SHORT, TOKENS, Stub, stub
+from tests.support.vllm.stub import REFUSED, SHORT, TOKENS, Stub, stub
 
 pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("default")]
 

@@ -16,15 +16,16 @@ from sere.errors import ConfigError, TableMismatch, UnsupportedEngine
 from sere.integrations.vllm import engine_stats
 from sere.integrations.vllm.options import Options
 from sere.integrations.vllm.start import checks, tables
-from sere.integrations.vllm.tiers import PADDING, PROTECTED, RequestBook, parse_tier
+from sere.integrations.vllm.tiers import PADDING, PROTECTED, parse_tier
 from sere.integrations.vllm.worker import change, router_hook
+from sere.integrations.vllm.worker.request_book import RequestBook
 from sere.integrations.vllm.worker.row_budgets import RowSignal
 from sere.integrations.vllm.worker.step_counts import StepCounts
 from sere.integrations.vllm.worker.steps import Steps
 from sere.reroute import make_plan, reroute
 from sere.reroute.types import Neighbors
 from sere.similarity.layer import LayerSimilarity
-from tests.integrations.vllm.standins import engine_config, new, step
+from tests.support.vllm.standins import engine_config, new, step
 
 
 def budgets(book: RequestBook, output: Any, counts: dict[str, int], **options: Any) -> list[int]:

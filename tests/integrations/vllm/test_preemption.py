@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 import torch
 
-from tests.integrations.vllm.models import save_model
+from tests.support.vllm.models import save_model
 
 pytest.importorskip("vllm", reason="needs vLLM: make test-vllm")
 
 from sere.engines.in_process import session_of, worker_of
 from sere.integrations.vllm import configure, read_stats
-from tests.integrations.vllm.engines import engine, prompts, sampling
 from tests.integrations.vllm.test_steps import kinds, watched
+from tests.support.vllm.engines import engine, prompts, sampling
 
 pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("default")]
 

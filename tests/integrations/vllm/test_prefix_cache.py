@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.integrations.vllm.models import save_model
+from tests.support.vllm.models import save_model
 
 pytest.importorskip("vllm", reason="needs vLLM: make test-vllm")
 
-from tests.integrations.vllm.engines import engine, sampling
 from tests.integrations.vllm.test_steps import kinds, watched
+from tests.support.vllm.engines import engine, sampling
 
 pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("default")]
 

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.vllm
 def test_steps_of_the_second_runner() -> None:
     """Under the second model runner too each row has the budget of its request, and prompts are exact."""
     done = subprocess.run(
-        [sys.executable, "-m", "tests.integrations.vllm.second_runner", test_steps.__file__,
+        [sys.executable, "-m", "tests.support.vllm.second_runner", test_steps.__file__,
          "-q", "-p", "no:cacheprovider"],
         capture_output=True, text=True, timeout=600, check=False,
     )  # fmt: skip

@@ -16,7 +16,7 @@ import pytest
 pytest.importorskip("vllm", reason="needs vLLM: make test-vllm")
 
 from sere.bundled import model_path
-from tests.integrations.vllm.server import Server, complete, free_port, serve
+from tests.support.vllm.server import Server, complete, free_port, serve
 
 pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("default")]
 

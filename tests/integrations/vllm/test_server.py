@@ -15,7 +15,7 @@ pytest.importorskip("vllm", reason="needs vLLM: make test-vllm")
 from sere.cli import main
 from sere.engines.server import _environment, serve
 from sere.errors import ServerError
-from tests.integrations.vllm.models import save_model, table_of
+from tests.support.vllm.models import save_model, table_of
 
 pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("default")]
 

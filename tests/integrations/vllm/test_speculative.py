@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.integrations.vllm.models import save_model
+from tests.support.vllm.models import save_model
 
 pytest.importorskip("vllm", reason="needs vLLM: make test-vllm")
 
 from sere.engines.in_process import session_of, worker_of
 from sere.integrations.vllm import configure, read_stats
-from tests.integrations.vllm.engines import engine, generate, prompts
+from tests.support.vllm.engines import engine, generate, prompts
 
 pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("default")]
 

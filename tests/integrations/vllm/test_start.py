@@ -11,7 +11,7 @@ from sere.config import RerouteConfig
 from sere.errors import ConfigError, UnsupportedEngine
 from sere.integrations.vllm.options import Options, misplaced, section
 from sere.integrations.vllm.start import features, versions
-from tests.integrations.vllm.standins import engine_config
+from tests.support.vllm.standins import engine_config
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.integrations.vllm.models import save_model
+from tests.support.vllm.models import save_model
 
 pytest.importorskip("vllm", reason="needs vLLM: make test-vllm")
 
@@ -20,7 +20,7 @@ from sere.errors import ConfigError
 from sere.integrations.vllm import configure, read_stats
 from sere.integrations.vllm.engine_stats import Collector, log_line
 from sere.integrations.vllm.tiers import PADDING, PROTECTED
-from tests.integrations.vllm.engines import engine, generate, prompts, sampling
+from tests.support.vllm.engines import engine, generate, prompts, sampling
 
 pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("default")]
 

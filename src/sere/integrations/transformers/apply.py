@@ -91,8 +91,8 @@ def apply(
         policy,
         config,
         model=type(model).__name__,
-        top_k=max(layer.K for layer in layers),
-        num_experts=max(layer.E for layer in layers),
+        top_k=max(layer.top_k for layer in layers),
+        num_experts=max(layer.num_experts for layer in layers),
     )
     handle = _hook(model, layers, guard, policy, config, finished_token(model, pad_token_id))
     if config is not None:
@@ -123,7 +123,7 @@ def _hook(
     )
     try:
         if (bind := getattr(policy, "bind", None)) is not None:
-            bind({layer.index: layer.E for layer in layers})
+            bind({layer.index: layer.num_experts for layer in layers})
         for layer in layers:
             device = execution_device(layer.module)
             if (plan := getattr(policy, "plan", None)) is not None:

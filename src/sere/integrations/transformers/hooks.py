@@ -30,13 +30,13 @@ class HookedLayer:
     Attributes:
         index: Decoder-layer index.
         name: Module name of the experts.
-        E: Experts of the layer.
+        num_experts: Experts of the layer.
         counters: int64, one entry per name in ``sere.reroute.COUNTERS``, on the layer's device.
         scores: ``[T, E]``, what the router said of all experts in this step, or None.
     """
 
     def __init__(self, layer: ExpertsLayer, device: torch.device) -> None:
-        self.index, self.name, self.E = layer.index, layer.name, layer.E
+        self.index, self.name, self.num_experts = layer.index, layer.name, layer.num_experts
         # In inference mode it would be a tensor that can be changed in that mode only.
         with torch.inference_mode(False):
             self.counters = torch.zeros(len(COUNTERS), dtype=torch.int64, device=device)
@@ -77,7 +77,7 @@ def hook_router(model: nn.Module, layer: HookedLayer, step: Step) -> RemovableHa
     Raises:
         UnsupportedModel: No router stands beside the experts.
     """
-    return find_router(model, layer.name, layer.E).register_forward_hook(_KeepScores(layer, step))
+    return find_router(model, layer.name, layer.num_experts).register_forward_hook(_KeepScores(layer, step))
 
 
 def inert(*_: object) -> None:
@@ -169,4 +169,4 @@ class _KeepScores(_Hook):
 
     def __call__(self, _: nn.Module, __: object, output: object) -> None:
         if self.step.active:
-            self.layer.scores = scores_in(output, self.layer.E, self.layer.name)
+            self.layer.scores = scores_in(output, self.layer.num_experts, self.layer.name)

@@ -127,8 +127,8 @@ def answer(session: Session, *, reset: bool = False) -> dict[str, Any]:
         "settings": session.config.to_mapping(),
         "steps": session.counts.to_mapping(),
         "layers": layers,
-        "top_k": max((layer.K for layer in session.layers.values()), default=0),
-        "num_experts": max((layer.E for layer in session.layers.values()), default=0),
+        "top_k": max((layer.top_k for layer in session.layers.values()), default=0),
+        "num_experts": max((layer.num_experts for layer in session.layers.values()), default=0),
         "kernel": session.kernel,
         "expert_bytes": session.expert_bytes(),
     }

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from sere.reroute.batch import MASS_BOUND, MASS_UNITS
+from sere.reroute.slots import MASS_BOUND, MASS_UNITS
 from sere.reroute.types import Neighbors, Rules
 
 Row = list[int]

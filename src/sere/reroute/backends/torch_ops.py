@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sere.reroute.batch import fill_up, has_weight, members, real_rows, weight_ranks
+from sere.reroute.slots import fill_up, has_weight, members, real_rows, weight_ranks
 from sere.reroute.types import Neighbors, Rules
 
 

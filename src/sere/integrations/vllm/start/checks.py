@@ -38,7 +38,7 @@ def check_start(vllm_config: Any) -> None:
     path = tables.find_table(options.reroute.table, model_config)
     table = tables.load_table(path, model_config.hf_text_config)
     check_fit(options.reroute, table.layers)
-    _check_backend(options.reroute.backend, vllm_config.device_config.device_type, table.E)
+    _check_backend(options.reroute.backend, vllm_config.device_config.device_type, table.num_experts)
     E = _experts(model_config)
     if E and E not in (experts := table.identity.experts.values()):
         raise TableMismatch(

@@ -37,8 +37,8 @@ class RoutedLayer:
         index: Decoder-layer index.
         name: vLLM's name of the layer.
         runner: Its ``MoERunner``.
-        E: Routed experts, without EPLB's copies.
-        K: Routed slots per token.
+        num_experts: Routed experts, without EPLB's copies.
+        top_k: Routed slots per token.
         plan: The prepared similarities and settings; None until the model is loaded.
         counters: int64, one entry per name in ``sere.reroute.COUNTERS``, on the device.
         signal: The budgets of the coming step's rows.
@@ -47,7 +47,7 @@ class RoutedLayer:
     def __init__(self, runner: Any) -> None:
         self.runner, self.name = runner, str(runner.layer_name)
         self.index = router_hook.layer_index(self.name)
-        self.E, self.K = versions.logical_experts(runner), int(runner.router.top_k)
+        self.num_experts, self.top_k = versions.logical_experts(runner), int(runner.router.top_k)
         self.plan: Plan | None = None
         self.counters: Tensor | None = None
         self.signal: RowSignal | None = None
@@ -107,7 +107,7 @@ class Session:
             UnsupportedEngine: The layer cannot be re-routed.
         """
         layer = RoutedLayer(runner)
-        tables.check_layer(self.table, layer.index, layer.name, E=layer.E)
+        tables.check_layer(self.table, layer.index, layer.name, E=layer.num_experts)
         other = self.layers.setdefault(layer.index, layer)
         if other is not layer:
             raise UnsupportedEngine(
@@ -130,7 +130,7 @@ class Session:
         """
         tables.check_coverage(self.table, set(self.layers), stage=self._stage())
         if self.speaks:
-            self.table.check_slots({index: layer.K for index, layer in self.layers.items()})
+            self.table.check_slots({index: layer.top_k for index, layer in self.layers.items()})
         self._choose_merge()
         self.signal = RowSignal(rows, device, may_skip=device.type == "cpu" and self.eager)
         policy = Sere(self.table.layers, self.config)
@@ -140,7 +140,7 @@ class Session:
             layer.signal = self.signal
             self._keep_through_sleep(layer)
         # One of each shape: a backend may compile for a shape.
-        for layer in {(layer.E, layer.K): layer for layer in self.layers.values()}.values():
+        for layer in {(layer.num_experts, layer.top_k): layer for layer in self.layers.values()}.values():
             _warm(layer)
 
     def describe(self) -> str:
@@ -187,7 +187,7 @@ class Session:
     def expert_bytes(self) -> int | None:
         """Return the bytes of one routed expert's weights in this worker, or None if they cannot be told."""
         for layer in self.layers.values():
-            return versions.expert_bytes(layer.runner, layer.E)
+            return versions.expert_bytes(layer.runner, layer.num_experts)
         return None
 
     def reset_counters(self) -> None:
@@ -212,7 +212,7 @@ class Session:
                 expert_kernels.refuse_monolithic(layer.name, versions.quant_method(layer.runner), kernel)
             self.kernel = versions.kernel_name(kernel)
             self.config = expert_kernels.fit_to_kernel(
-                self.config, self.kernel, K=layer.K, merge_given=self.options.merge_given
+                self.config, self.kernel, K=layer.top_k, merge_given=self.options.merge_given
             )
 
     def _keep_through_sleep(self, layer: RoutedLayer) -> None:
@@ -255,7 +255,7 @@ class Session:
 def _warm(layer: RoutedLayer) -> None:
     """Run the operation once on padding, so that a backend compiles now and not in a request."""
     assert layer.plan is not None
-    ids = torch.zeros(1, layer.K, dtype=torch.int32, device=layer.plan.neighbors.order.device)
+    ids = torch.zeros(1, layer.top_k, dtype=torch.int32, device=layer.plan.neighbors.order.device)
     budget = torch.full((1,), PADDING, dtype=torch.int32, device=ids.device)
     layer.plan.route(
         ids, torch.zeros_like(ids, dtype=torch.float32), row_budget=budget, counters=layer.counters

@@ -6,11 +6,11 @@ from __future__ import annotations
 import numpy as np
 from numba import carray, njit
 
-from sere.reroute import batch
+from sere.reroute import slots
 
 # Bits of ``given``.
 SCALE, BUDGET, COUNTERS = 1, 2, 4
-MASS_UNITS, MASS_BOUND = float(batch.MASS_UNITS), float(batch.MASS_BOUND)
+MASS_UNITS, MASS_BOUND = float(slots.MASS_UNITS), float(slots.MASS_BOUND)
 
 
 def reroute(

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.checkpoints import save_checkpoint, tiny_tokenizer
-from tests.damage import change_json, change_weights
-from tests.tiny import tiny_model
+from tests.support.checkpoints import save_checkpoint, tiny_tokenizer
+from tests.support.damage import change_json, change_weights
+from tests.support.tiny import tiny_model
 
 _MODEL = """
 from pathlib import Path

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sere.bench.target import random_table
-from tests.tiny import tiny_model
+from tests.support.tiny import tiny_model
 
 # vLLM's CPU attention wants heads of at least 32, its MLA kernel DeepSeek's own latent sizes.
 _COMMON: dict[str, Any] = {

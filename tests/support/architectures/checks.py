@@ -19,10 +19,10 @@ from sere.errors import TableMismatch, UnsupportedModel
 from sere.policies import Oea
 from sere.structure import find_experts, identify
 from sere.table import SimilarityTable
-from tests.architectures.build import tiny
-from tests.architectures.configs import E
-from tests.calibrate.helpers import char_tokenizer, load_whole
-from tests.tiny import tiny_model
+from tests.support.architectures.build import tiny
+from tests.support.architectures.configs import E
+from tests.support.calibration import char_tokenizer, load_whole
+from tests.support.tiny import tiny_model
 
 WORKS = "works"
 REFUSED = "refused: "
@@ -45,7 +45,7 @@ def found(model: PreTrainedModel, folder: Path) -> str:
         model(input_ids=_prompts(2))
     for hook in hooks:
         hook.remove()
-    assert all(layer.E == E and set(calls[layer.index]) == {layer.K} for layer in layers)
+    assert all(layer.num_experts == E and set(calls[layer.index]) == {layer.top_k} for layer in layers)
     loops = {len(columns) for columns in calls.values()}
     return WORKS if loops == {1} else f"{WORKS}; some layers run {max(loops)} times in a pass"
 
@@ -76,7 +76,7 @@ def layer_by_layer(model: PreTrainedModel, folder: Path) -> str:
 
 def reroute(model: PreTrainedModel, folder: Path) -> str:
     """S = K changes nothing, S = 1 runs fewer experts in decode steps only, and the hooks go away."""
-    K = find_experts(model)[0].K
+    K = find_experts(model)[0].top_k
     table = calibrate(model, char_tokenizer(), TEXTS, **OPTIONS)["projection"]
     # A model that generates nothing has no decode steps; its one pass is re-routed where this is asked for.
     decodes = hasattr(model, "generate")
@@ -108,7 +108,7 @@ def reroute(model: PreTrainedModel, folder: Path) -> str:
 
 def rivals(model: PreTrainedModel, folder: Path) -> str:
     """The router's scores are found, which `oea`, `xshare` and `lynx` need."""
-    K = find_experts(model)[0].K
+    K = find_experts(model)[0].top_k
     if not hasattr(model, "generate"):
         return "no decode steps"
     with sere.apply(model, policy=Oea(1)) as handle:

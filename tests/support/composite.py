@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedModel
 
-from tests.tiny import COMMON
+from tests.support.tiny import COMMON
 
 _TEXT: dict[str, Any] = COMMON | {"num_experts": 16}
 _VISION: dict[str, Any] = {

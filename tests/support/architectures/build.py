@@ -17,7 +17,7 @@ from torch import nn
 from transformers import GenerationMixin, PreTrainedConfig, PreTrainedModel
 
 from sere.structure import takes_routing
-from tests.architectures.configs import OWN, TEXT, TOWER, E
+from tests.support.architectures.configs import OWN, TEXT, TOWER, E
 
 MODELS = Path(transformers.__file__).parent / "models"
 _EXPERTS = re.compile(r"^class \w*Experts\(", re.MULTILINE)

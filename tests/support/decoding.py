@@ -18,7 +18,7 @@ def random_table(model: PreTrainedModel) -> SimilarityTable:
     generator = torch.Generator().manual_seed(0)
     layers = {}
     for layer in find_experts(model):
-        similarity = torch.rand(layer.E, layer.E, generator=generator)
+        similarity = torch.rand(layer.num_experts, layer.num_experts, generator=generator)
         layers[layer.index] = LayerSimilarity(similarity.fill_diagonal_(1))
     return SimilarityTable(layers=layers, identity=identify(model), metric="frobenius")
 

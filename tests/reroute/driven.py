@@ -10,9 +10,8 @@ import torch
 
 from sere.reroute.backends.cuda import compiler, device
 from sere.reroute.backends.cuda.launch import IDS, WEIGHTS
-from tests.reroute.cases import Case, assert_same_bits, batch, fuzzed, similarity_matrix
-
-from .driver import GPU, Driver
+from tests.support.batches import Case, assert_same_bits, batch, fuzzed, similarity_matrix
+from tests.support.shim.driver import GPU, Driver
 
 pytestmark = pytest.mark.usefixtures("shim_backend")
 

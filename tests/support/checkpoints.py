@@ -9,7 +9,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from sere.calibrate import calibrate
-from tests.tiny import tiny_model
+from tests.support.tiny import tiny_model
 
 CHARACTERS = "\n " + digits + ascii_letters + "!\"#$%&'()*+,-./:;<=>?@[]^_{|}"
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from tests.tiny import COMMON
+from tests.support.tiny import COMMON
 
 E, K, VOCABULARY = 16, 4, 96
 

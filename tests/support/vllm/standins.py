@@ -86,7 +86,7 @@ def prepared(
     for index in set(table.layers) & set(range(*stage)):
         layer = runner()
         layer.layer_name, layer.router = f"model.layers.{index}.experts", Router(table.identity.slots[index])
-        layer.moe_config = SimpleNamespace(num_experts=table.layers[index].E)
+        layer.moe_config = SimpleNamespace(num_experts=table.layers[index].num_experts)
         layer.quant_method = SimpleNamespace(moe_kernel=SimpleNamespace(fused_experts=kernel))
         found.add(layer)
     found.prepare(torch.device("cpu"), 64)
@@ -126,8 +126,8 @@ class SmallEngine:
         rows = torch.arange(batch.num_tokens)[:, None]
         for layer in self.session.layers.values():
             if layer.index not in self.skipped:
-                ids = (5 * rows + torch.arange(layer.K)).remainder(layer.E).to(torch.int32)
-                layer.route(torch.linspace(1.0, 0.5, layer.K).expand(len(rows), -1), ids)
+                ids = (5 * rows + torch.arange(layer.top_k)).remainder(layer.num_experts).to(torch.int32)
+                layer.route(torch.linspace(1.0, 0.5, layer.top_k).expand(len(rows), -1), ids)
 
     def prepare_inputs(self, output: Any) -> Any:  # noqa: D102
         counts = np.array(list(output.counts.values()))

@@ -18,7 +18,7 @@ from sere.calibrate.layerwise.checkpoint import Checkpoint
 from sere.calibrate.layerwise.skeleton import Skeleton
 from sere.calibrate.packing import Tokens
 from sere.structure import ExpertsLayer, find_experts
-from tests.tiny import tiny_model
+from tests.support.tiny import tiny_model
 
 ALL_METRICS = ("frobenius", "cosine", "cka", "projection", "weights")
 PAD, BOS, EOS = 0, 1, 2
@@ -108,6 +108,6 @@ def routing(layer: ExpertsLayer, t: int, H: int = 32) -> tuple[Tensor, Tensor, T
     """Random hidden states ``[t, H]``, distinct ids and gate weights ``[t, K]``."""
     generator = torch.Generator().manual_seed(5)
     hidden = torch.randn(t, H, generator=generator)
-    scores = torch.rand(t, layer.E, generator=generator)
-    weights, ids = scores.topk(layer.K, dim=1)
+    scores = torch.rand(t, layer.num_experts, generator=generator)
+    weights, ids = scores.topk(layer.top_k, dim=1)
     return hidden, ids, weights / weights.sum(dim=1, keepdim=True)

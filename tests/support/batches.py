@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from sere.reroute import COUNTERS, Routing, reroute
-
-from .shim.build import COMPILER, NO_COMPILER
+from tests.support.shim.build import COMPILER, NO_COMPILER
 
 NO_DEVICE = "no CUDA device here: `make gpu-test` runs this on a machine that has one"
 # "shim" is the cuda backend with its kernel's own source run on the CPU, "cuda" the same on a device.

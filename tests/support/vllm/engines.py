@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sere.engines.in_process import local_engine
-from tests.integrations.vllm.models import table_of
+from tests.support.vllm.models import table_of
 
 ENVIRONMENT = {
     "VLLM_CPU_KVCACHE_SPACE": "1",

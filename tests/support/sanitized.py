@@ -1,4 +1,4 @@
-"""A small set of calls on a device, for compute-sanitizer: ``python -m tests.reroute.sanitized``."""
+"""A small set of calls on a device, for compute-sanitizer: ``python -m tests.support.sanitized``."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ from itertools import product
 import torch
 
 from sere.reroute import COUNTERS, reroute
-
-from .cases import batch, similarity_matrix
+from tests.support.batches import batch, similarity_matrix
 
 
 def main() -> None:

@@ -1,6 +1,6 @@
 """A pytest plug-in: the cuda backend through NVRTC and cuda-core themselves, with a driver of the CPU.
 
-``python -m pytest -p tests.reroute.shim.driver …``, in a process of its own: a driver stays until its
+``python -m pytest -p tests.support.shim.driver …``, in a process of its own: a driver stays until its
 process ends. There the backend ``shim`` launches as the cuda backend does, on the one device that PyTorch
 seems to see.
 """

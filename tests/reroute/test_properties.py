@@ -103,6 +103,30 @@ def junk_in(draw: st.DrawFn, case: Case, ids: st.SearchStrategy[int], slots: Ten
     return dataclasses.replace(case, ids=new_ids, weights=new_weights)
 
 
+def any_primary(case: Case) -> bool:
+    """Whether an expert is primary: it has a kept slot, is of ``keep``, or joins to reach ``min_active``."""
+    slots = valid_slots(case)
+    kept = slots & (weight_ranks(case.weights, slots) < budgets(case)[:, None])
+    of_keep = slots & torch.isin(case.ids, torch.tensor(case.options["keep"], dtype=case.ids.dtype))
+    floor = case.options.get("min_active", 0) > 0
+    return bool(kept.any() or of_keep.any() or (floor and slots.any()))
+
+
+@backends
+@given(case=cases())
+@holds()
+@few
+def test_without_a_primary_expert_nothing_changes(backend: str, case: Case) -> None:
+    """Then not a bit of any row does, padding included, and nothing is counted; otherwise the step is."""
+    routing, counters = case.run(backend)
+    counted = dict(zip(COUNTERS, counters.tolist(), strict=True))
+    assert counted["steps"] == any_primary(case)
+    if not any_primary(case):
+        assert torch.equal(routing.ids, case.ids)
+        assert torch.equal(bits(routing.weights), bits(case.weights))
+        assert not any(counted.values())
+
+
 @backends
 @given(case=cases())
 @holds()
@@ -154,9 +178,8 @@ def test_active_set(backend: str, case: Case) -> None:
         routing, counters = case.run(backend, merge="none", sentinel=None, targets=targets)
         after = members(routing.ids, slots, E)
         counted = dict(zip(COUNTERS, counters.tolist(), strict=True))
-        if counted["steps"]:
-            assert counted["distinct_before"] == int(before.sum())
-            assert counted["distinct_after"] == int(after.sum())
+        assert counted["distinct_before"] == (int(before.sum()) if counted["steps"] else 0)
+        assert counted["distinct_after"] == (int(after.sum()) if counted["steps"] else 0)
         assert not bool((after & ~before).any())
         sets.append(after)
     assert torch.equal(*sets)

@@ -29,9 +29,7 @@ LONG = {
     "tests/integrations/transformers/test_apply.py",
     "tests/integrations/vllm/test_faults.py",
     "tests/policies/test_rivals.py",
-    "tests/reroute/test_backends.py",
     "tests/reroute/test_cuda_host.py",
-    "tests/reroute/test_properties.py",
 }
 
 

@@ -60,6 +60,11 @@ class Case:
         return Routing(routing.ids.cpu(), routing.weights.cpu()), counters.cpu()
 
 
+def counted(counters: Tensor) -> dict[str, int]:
+    """Counters by name."""
+    return dict(zip(COUNTERS, counters.tolist(), strict=True))
+
+
 _BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from sere.bundled import BUNDLED, model_path
 from sere.checkpoints.weight_files import find_weights, named_weights, read_json
+from sere.defaults import TABLE
 from sere.errors import InputError, MissingDependency
 
 # What describes a model and its tokenizer lies on top of a repository; copies of the weights in other
@@ -116,7 +117,7 @@ def _from_hub(name: str, weights: bool, code: bool) -> Path:
         raise MissingDependency("hub names need transformers: pip install 'sere[transformers]'") from error
     fetch = huggingface_hub.snapshot_download
     try:
-        allow = [*_SMALL, *(["*.py"] if code else [])]
+        allow = [*_SMALL, TABLE, *(["*.py"] if code else [])]
         folder = Path(fetch(name, allow_patterns=allow, ignore_patterns=list(_BELOW)))
     except Exception as error:  # the hub's library raises network, name and cache errors of many kinds
         cached = huggingface_hub.try_to_load_from_cache(name, "config.json")

@@ -10,7 +10,7 @@ from pathlib import Path
 from sere.bundled import BUNDLED, model_path
 from sere.checkpoints.weight_files import find_weights, named_weights, read_json
 from sere.defaults import TABLE
-from sere.errors import InputError, MissingDependency
+from sere.errors import InputError, MissingDependency, how_to_install
 
 # What describes a model and its tokenizer lies on top of a repository; copies of the weights in other
 # formats have folders of their own (original, onnx), and only further chat templates have one that counts.
@@ -114,7 +114,7 @@ def _from_hub(name: str, weights: bool, code: bool) -> Path:
     try:
         import huggingface_hub
     except ImportError as error:
-        raise MissingDependency("hub names need transformers: pip install 'sere[transformers]'") from error
+        raise MissingDependency(f"hub names need Transformers: {how_to_install('transformers')}") from error
     fetch = huggingface_hub.snapshot_download
     try:
         allow = [*_SMALL, TABLE, *(["*.py"] if code else [])]

@@ -56,7 +56,7 @@ class Finding:
 def add(subparsers: Any) -> None:
     """Add the command's parser."""
     summary = "Say what is installed, what can run here, and whether table and model fit."
-    parser = add_command(subparsers, "doctor", summary, details=_DETAILS, examples=_EXAMPLES)
+    parser = add_command(subparsers, "doctor", summary, run, details=_DETAILS, examples=_EXAMPLES)
     parser.add_argument("--model", metavar="MODEL", help="a checkpoint folder, a hub name, or 'bundled'")
     parser.add_argument(
         "--table", metavar="FILE", help="a similarity table, checked against the model if given"

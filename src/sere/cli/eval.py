@@ -55,7 +55,7 @@ _EXAMPLES = """
 def add(subparsers: Any) -> None:
     """Add the command's parser."""
     summary = "Measure what re-routing costs at several settings and batch sizes."
-    parser = add_command(subparsers, "eval", summary, details=_DETAILS, examples=_EXAMPLES)
+    parser = add_command(subparsers, "eval", summary, run, details=_DETAILS, examples=_EXAMPLES)
     parser.add_argument("model", metavar="MODEL", help=f"a checkpoint folder, a hub name, or '{BUNDLED}'")
     parser.add_argument(
         "--table", metavar="FILE", help=f"similarity table (for '{BUNDLED}': calibrates if none is given)"

@@ -34,7 +34,7 @@ _EXAMPLES = """
 def add(subparsers: Any) -> None:
     """Add the command's parser."""
     summary = "Complete prompts, with or without re-routing."
-    parser = add_command(subparsers, "generate", summary, details=_DETAILS, examples=_EXAMPLES)
+    parser = add_command(subparsers, "generate", summary, run, details=_DETAILS, examples=_EXAMPLES)
     parser.add_argument("model", metavar="MODEL", help="a checkpoint folder, a hub name, or 'bundled'")
     parser.add_argument("--prompt", action="append", default=[], metavar="TEXT", help="repeatable")
     parser.add_argument(

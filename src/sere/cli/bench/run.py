@@ -1,4 +1,4 @@
-"""``sere bench``: time per output token, off against on."""
+"""``sere bench run``: time per output token, off against on."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def add(subparsers: Any) -> None:
     from sere.bench.shapes import SHAPES
 
     summary = "Time decoding with re-routing off and on."
-    parser = add_command(subparsers, "bench", summary, details=_DETAILS, examples=_EXAMPLES)
+    parser = add_command(subparsers, "run", summary, run, details=_DETAILS, examples=_EXAMPLES)
     parser.add_argument(
         "model", nargs="?", metavar="MODEL", help="a checkpoint folder, a hub name, or 'bundled'"
     )

@@ -49,9 +49,9 @@ _HOMES = {
 
 
 class _Package(ModuleType):
-    """Keeps ``sere.reroute`` and ``sere.calibrate`` functions: the packages that define them share their names.
+    """Keeps ``sere.reroute`` and ``sere.calibrate`` functions, though packages have these names too.
 
-    Importing a package sets it as an attribute of its parent, which would hide the function.
+    Importing such a package sets it as an attribute of this one, which would hide the function.
     """
 
     def __setattr__(self, name: str, value: object) -> None:

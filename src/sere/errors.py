@@ -62,22 +62,23 @@ class MissingDependency(SereError, ImportError):
     """An optional package is needed for what was asked; the text says how to install it."""
 
 
-def name_some(names: Collection[object], most: int = 10) -> str:
+def name_some(names: Collection[object], most: int = 10, *, separator: str = ", ") -> str:
     """Return names for an error text: all, or the first ones and how many more there are.
 
     Args:
         names: In the order in which they are to be named.
         most: How many are named.
+        separator: Text between two names.
     """
-    first = ", ".join(str(name) for _, name in zip(range(most), names, strict=False))
+    first = separator.join(str(name) for _, name in zip(range(most), names, strict=False))
     return f"{first} and {len(names) - most} more" if len(names) > most else first
 
 
 def how_to_install(extra: str) -> str:
-    """Return what installs an optional part of sere, for the end of an error text.
+    """Return what installs an optional part of sere, for an error text. sere is on no package index.
 
     Args:
-        extra: One of the extras in ``pyproject.toml``. sere is on no package index, so they come from a clone.
+        extra: One of the extras in ``pyproject.toml``.
     """
     return f"in a clone of sere's repository, run: pip install '.[{extra}]'"
 

@@ -1,10 +1,11 @@
 """The command line: one module per subcommand; only this layer prints or exits.
 
 Each subcommand is a module with ``add(subparsers)``, which declares its arguments, and ``run(args) -> int``,
-which returns the exit code. Results go to stdout; progress, warnings and notes to stderr. Exit codes: 0 done;
-1 failed: a check, or an error, of which an unexpected one prints its traceback; 2 wrong use; 128 and its number
-for a signal that ended the command (Ctrl-C: 130). Heavy packages are imported inside ``run``, so that
-``sere --help`` stays quick.
+which returns the exit code. Results go to stdout; progress, warnings and notes to stderr. Heavy packages are
+imported inside ``run``, so that ``sere --help`` stays quick.
+
+Exit codes: 0 done; 1 a check failed, or an error ended the command (an unexpected one prints its traceback);
+2 wrong use; 130 interrupted by Ctrl-C, as any signal that ends a command gives 128 and its number.
 """
 
 from __future__ import annotations

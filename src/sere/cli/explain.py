@@ -18,7 +18,7 @@ EXTRAS = {
     "matplotlib": ("plot", "pictures: sere table plot, sere demo"),
 }
 
-# Where the system says these, the path that was given is wrong; other faults of the system are not the user's.
+# The system's words for a wrong path; its other faults, such as a full disk, are not the user's.
 _WRONG_PATH = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError)
 
 

@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sere.cli.loading import add_model_arguments, load
+from sere.cli.loading import add_model_arguments, load, table_path
 from sere.cli.numbers import whole
 from sere.cli.output import add_json_flag, emit
 from sere.cli.parser import add_command
@@ -108,7 +108,8 @@ def _setting(args: argparse.Namespace) -> tuple[Setting | None, SimilarityTable 
     if args.setting is None and args.table is None:
         return None, None
     setting = parse_setting(args.setting or _DEFAULT_SETTING)
-    similarities = None if args.table is None else SimilarityTable.load(args.table)
+    path = table_path(args) if setting.needs_table else args.table
+    similarities = None if path is None else SimilarityTable.load(path)
     check_settings([setting], similarities)
     return setting, similarities
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from sere.bundled import BUNDLED
 from sere.cli.output import say
-from sere.defaults import SUFFIX, default_table
+from sere.defaults import SUFFIX, TABLE, default_table
 from sere.errors import ConfigError, InputError, UnsupportedModel
 
 if TYPE_CHECKING:
@@ -57,6 +57,21 @@ def table_path(args: argparse.Namespace) -> Path | None:
     if found is not None:
         say(f"using the table {found}")
     return found
+
+
+def needed_table(args: argparse.Namespace) -> Path:
+    """Return the same as `table_path` where there is no way without a table.
+
+    Raises:
+        ConfigError: There is none.
+    """
+    path = table_path(args)
+    if path is None:
+        raise ConfigError(
+            f"--table: none was given, and {args.model} has no {TABLE} in its folder, nor the current folder "
+            f"{table_here(args.model)}; make one with: sere calibrate {args.model} --texts FILE"
+        )
+    return path
 
 
 def table_here(model: str) -> Path:

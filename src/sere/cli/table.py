@@ -90,7 +90,7 @@ def _add_import(commands: Any) -> argparse.ArgumentParser:
 
 
 def _show(args: argparse.Namespace) -> int:
-    from sere.table import SimilarityTable, say_unknown
+    from sere.table import SimilarityTable, describe_unknown
 
     loaded = SimilarityTable.load(args.path)
     identity = loaded.identity
@@ -98,17 +98,17 @@ def _show(args: argparse.Namespace) -> int:
         "path": str(args.path),
         "model": identity.name,
         "model_digest": identity.digest,
-        "E": identity.num_experts,
-        "K": identity.top_k,
+        "num_experts": identity.num_experts,
+        "top_k": identity.top_k,
         "metric": loaded.metric,
         "metric_parameters": dict(loaded.metric_parameters),
-        "num_tokens": loaded.num_tokens,
+        "calibration_tokens": loaded.calibration_tokens,
         "data_digest": loaded.data_digest,
         "seed": loaded.seed,
         "fingerprint": loaded.fingerprint,
         "provenance": dict(loaded.provenance),
         "threshold": args.threshold,
-        "unknown": say_unknown(loaded.layers, loaded.metric),
+        "unknown": describe_unknown(loaded.layers, loaded.metric),
         "layers": [_layer(loaded, index, args.threshold) for index in loaded.layers],
     }
     emit(args, value, _render_show)
@@ -124,8 +124,8 @@ def _layer(loaded: SimilarityTable, index: int, threshold: float) -> dict[str, A
     return {
         "layer": index,
         "name": loaded.identity.layer_names[index],
-        "E": layer.num_experts,
-        "K": loaded.identity.slots[index],
+        "num_experts": layer.num_experts,
+        "top_k": loaded.identity.slots[index],
         "scale": layer.scale is not None,
         "min": float(others.min()) if len(others) else None,
         "mean": float(others.mean()) if len(others) else None,
@@ -143,13 +143,14 @@ def _number(value: float | None) -> str:
 def _render_show(value: dict[str, Any]) -> str:
     parameters = ", ".join(f"{name}={setting}" for name, setting in value["metric_parameters"].items())
     versions = ", ".join(f"{name} {v}" for name, v in value["provenance"].get("versions", {}).items())
-    E, K = (span(layer[name] for layer in value["layers"]) for name in ("E", "K"))
+    E, K = (span(layer[name] for layer in value["layers"]) for name in ("num_experts", "top_k"))
     facts = [
         ("model", f"{value['model']} (E={E}, K={K}, digest {value['model_digest'][:12]})"),
         ("metric", f"{value['metric']} ({parameters})" if parameters else value["metric"]),
         (
             "tokens",
-            f"{value['num_tokens']:,} (digest {value['data_digest'][:12] or 'none'}, seed {value['seed']})",
+            f"{value['calibration_tokens']:,} (digest {value['data_digest'][:12] or 'none'}, "
+            f"seed {value['seed']})",
         ),
         (
             "made by",
@@ -162,7 +163,7 @@ def _render_show(value: dict[str, Any]) -> str:
     rows = [
         [
             layer["layer"],
-            layer["E"],
+            layer["num_experts"],
             *(_number(layer[name]) for name in ("min", "mean", "max", "best_median")),
             len(layer["critical"]),
             len(layer["unknown"]),
@@ -239,9 +240,9 @@ def _plot(args: argparse.Namespace) -> int:
 
 
 def _import(args: argparse.Namespace) -> int:
-    from sere.table import import_published
+    from sere.table import import_reference_table
 
-    imported = import_published(args.path, identity_from_config(args))
+    imported = import_reference_table(args.path, identity_from_config(args))
     imported.save(args.out)
     value = {
         "path": str(args.out),

@@ -110,8 +110,8 @@ def run(args: argparse.Namespace) -> int:
     """Time, write one line a case, print the table."""
     if (args.model is None) == (args.preset is None):
         raise ConfigError("bench serve: expected either MODEL or --preset, e.g. --preset qwen3-30b-a3b")
-    if args.model is not None and (args.layers is not None or args.table is None):
-        raise ConfigError("bench serve: a MODEL is timed whole (no --layers) and needs its --table")
+    if args.model is not None and args.layers is not None:
+        raise ConfigError("--layers: only a --preset can have fewer layers; leave it out for a MODEL")
     if not args.server and (args.request_rate or args.requests is not None or args.untouched):
         raise ConfigError("bench serve: --request-rate, --requests and --untouched belong to --server")
     if args.server and args.threads is not None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sere.cli.bench.serve_tables import pairs
-from sere.cli.loading import dtype_name, engine_checkpoint
+from sere.cli.loading import dtype_name, engine_checkpoint, needed_table
 from sere.cli.output import say
 from sere.cli.server_logs import Logs
 
@@ -22,6 +22,7 @@ BATCH_SIZES = (8, 16, 32)
 
 
 def online_records(args: argparse.Namespace, logs: Logs) -> Iterator[dict[str, Any]]:
+    """Yield the records of a server under load as they are measured."""
     from sere.bench.vllm.load import Load
     from sere.bench.vllm.options import OF_SERVER, as_arguments, options_of, parse_engine_options
     from sere.bench.vllm.over_http import SERVED, OnlinePlan, bench_online
@@ -57,6 +58,7 @@ def online_records(args: argparse.Namespace, logs: Logs) -> Iterator[dict[str, A
 
 
 def records(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Yield the records of an engine in this process as they are measured."""
     from sere.bench.vllm.in_process import ServePlan, bench_serve
     from sere.bench.vllm.options import IN_PROCESS, options_of, parse_engine_options
     from sere.engines.in_process import local_engine
@@ -108,7 +110,7 @@ def _model(args: argparse.Namespace, plan: EnginePlan) -> Iterator[tuple[Path, P
     """
     with ExitStack() as stack:
         if args.preset is None:
-            path, similarities = engine_checkpoint(args), Path(args.table)
+            path, similarities = engine_checkpoint(args), needed_table(args)
         else:
             path, similarities = stack.enter_context(_random(args))
         yield path, similarities, _subject(args, plan, path, similarities)

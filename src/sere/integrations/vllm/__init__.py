@@ -1,7 +1,7 @@
 """Re-routing in vLLM: a plug-in that vLLM finds by itself, and the calls that read and change it.
 
-Importing this imports nothing of vLLM and no PyTorch: every process of vLLM loads the plug-in, whether it asks
-for re-routing or not. What an engine does with it is described in ``docs/vllm.md``.
+Importing this imports neither vLLM nor PyTorch, because every process of vLLM loads the plug-in, also without
+re-routing. What an engine does with it is described in ``docs/vllm.md``.
 """
 
 from importlib import import_module

@@ -28,7 +28,7 @@ def find_table(given: str | None, model_config: Any) -> Path:
     if found is None:
         raise TableError(
             f"table: none was given and the folder of {model!r} has no {TABLE}; make one with "
-            f"sere calibrate {model}, or give one with \"table\": \"PATH\" among the settings of sere"
+            f'sere calibrate {model}, or give one with "table": "PATH" among the settings of sere'
         )
     return found
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from sere.cli.loading import add_model_arguments, load, table_path
 from sere.cli.numbers import whole
-from sere.cli.output import add_json_flag, emit
+from sere.cli.output import add_json_flag, emit, say
 from sere.cli.parser import add_command
 from sere.errors import DataError
 
@@ -76,6 +76,8 @@ def run(args: argparse.Namespace) -> int:
         "nothing_changed": happened.get("nothing_changed"),
     }
     emit(args, value, render)
+    if not args.json and (note := _experts(value["experts"])) is not None:
+        say(note)
     return 0
 
 
@@ -151,12 +153,15 @@ def _complete(model: Any, tokenizer: Any, prompts: list[str], max_new_tokens: in
 
 
 def render(value: Mapping[str, Any]) -> str:
-    """Return prompts and completions, and what re-routing did."""
-    parts = [f"{one['prompt']}{one['text']}" for one in value["completions"]]
-    experts = value["experts"]
-    if experts is not None and experts["before"] is not None:
-        parts.append(
-            f"distinct experts per layer and step: {experts['before']:.1f} > {experts['after']:.1f}; "
-            f"{100 * experts['moved']:.0f} % of slots re-routed"
-        )
-    return "\n\n".join(parts)
+    """Return prompts and completions."""
+    return "\n\n".join(f"{one['prompt']}{one['text']}" for one in value["completions"])
+
+
+def _experts(experts: Mapping[str, Any] | None) -> str | None:
+    """Return what re-routing did; None where no decode step was counted."""
+    if experts is None or experts["before"] is None:
+        return None
+    return (
+        f"distinct experts per layer and step: {experts['before']:.1f} > {experts['after']:.1f}; "
+        f"{100 * experts['moved']:.0f} % of slots re-routed"
+    )

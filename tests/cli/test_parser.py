@@ -10,7 +10,6 @@ from sere.cli import main
 from sere.cli.parser import COMMANDS, build_parser
 from tests.support.commands import parsers, run_text
 
-
 WORDS = [name.split()[1:] for name, _ in parsers(build_parser()) if name != "sere"]
 
 
@@ -55,7 +54,7 @@ def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
 def test_bench_falls_back_on_run(argv: list[str], module: str, model: str | None) -> None:
-    """``serve`` and ``run`` right behind ``bench`` are its commands; anything else is what ``run`` is given."""
+    """``serve`` and ``run`` right after ``bench`` are its commands; anything else goes to ``run``."""
     args = build_parser().parse_args(argv)
     assert (args.run.__module__, args.model) == (f"sere.cli.bench.{module}", model)
 

@@ -176,7 +176,7 @@ def _online_records(args: argparse.Namespace, logs: Logs) -> Iterator[dict[str, 
 def _records(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     from sere.bench.vllm.in_process import ServePlan, bench_serve
     from sere.bench.vllm.options import IN_PROCESS, options_of, parse_engine_options
-    from sere.engines.in_process import local_engine
+    from sere.engines.in_process import in_process_engine
     from sere.integrations.vllm.start.versions import check_installed
 
     plan = ServePlan(
@@ -192,7 +192,7 @@ def _records(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
         def start(settings: Mapping[str, Any]) -> AbstractContextManager[Any]:
             say(", ".join(["starting an engine", *_pairs(settings)]))
-            return local_engine(path, _reroute(similarities, settings), threads=args.threads, **options)
+            return in_process_engine(path, _reroute(similarities, settings), threads=args.threads, **options)
 
         yield from bench_serve(start, subject, plan)
 

@@ -14,7 +14,7 @@ from tests.support.vllm.models import save_model, table_of
 
 pytest.importorskip("vllm", reason="needs vLLM: make test-vllm")
 
-from sere.engines.in_process import session_of, worker_of
+from sere.engines.in_process import state_of, worker_of
 from sere.integrations.vllm import configure, read_stats
 from sere.similarity.layer import LayerSimilarity
 from sere.table import SimilarityTable
@@ -32,7 +32,7 @@ def test_compiled_engine(tmp_path: Path) -> None:
     with engine(path, enforce_eager=False) as llm:
         expected = generate(llm, prompts())
     with engine(path, {"select_top_k": 4}, enforce_eager=False) as llm:
-        session = session_of(llm)
+        session = state_of(llm)
         assert not session.signal.may_skip
         assert generate(llm, prompts()) == expected
         before = read_stats(llm, reset=True).layers[0]

@@ -23,7 +23,7 @@ from sere.bench.vllm.replay import record_routing, replayed, untouched
 from sere.bundled import model_path
 from sere.cli import main
 from sere.cli.bench_serve import render
-from sere.engines.in_process import session_of, worker_of
+from sere.engines.in_process import state_of, worker_of
 from sere.engines.settings import routed
 from sere.errors import InputError, UnsupportedEngine
 from sere.eval.questions import held_out
@@ -136,7 +136,7 @@ def test_untouched(tmp_path: Path) -> None:
         with untouched(llm):
             assert generate(llm, prompts()) != expected
         assert generate(llm, prompts()) == expected
-        assert session_of(llm).layers[0].plan is not None
+        assert state_of(llm).layers[0].plan is not None
 
 
 def test_evaluate(tmp_path: Path) -> None:
@@ -158,7 +158,7 @@ def test_evaluate(tmp_path: Path) -> None:
         assert [model() for model in models] == [None] * len(models)
         with engine(path, {"select_top_k": 1, "table": str(table)} | dict(options)) as llm:
             models.append(weakref.ref(worker_of(llm).model_runner.model))
-            started.append({name: getattr(session_of(llm).config, name) for name in options})
+            started.append({name: getattr(state_of(llm).config, name) for name in options})
             yield llm
 
     record = evaluate_engine(
@@ -197,7 +197,7 @@ def test_controls_take_the_place_of_the_engines_own_routing(tmp_path: Path) -> N
             assert generate(llm, prompts()) not in (own, drawn)
         assert generate(llm, prompts()) == own != drawn
 
-        session_of(llm).kernel = "SomeExperts"
+        state_of(llm).kernel = "SomeExperts"
         with (
             pytest.raises(UnsupportedEngine, match="random:S=1: the expert kernel SomeExperts"),
             routed(llm, random),

@@ -14,7 +14,7 @@ from tests.support.vllm.models import save_model
 
 pytest.importorskip("vllm", reason="needs vLLM: make test-vllm")
 
-from sere.engines.in_process import session_of, worker_of
+from sere.engines.in_process import state_of, worker_of
 from sere.integrations.vllm import configure, read_stats
 from tests.integrations.vllm.test_steps import kinds, watched
 from tests.support.vllm.engines import engine, prompts, sampling
@@ -49,7 +49,7 @@ def preempted(llm: Any) -> Iterator[list[str]]:
 @contextmanager
 def placed(llm: Any) -> Iterator[list[list[tuple[str, int]]]]:
     """Record each step's rows: whose they are, and at which place after the request's prompt."""
-    runner, steps = worker_of(llm).model_runner, session_of(llm).steps
+    runner, steps = worker_of(llm).model_runner, state_of(llm).steps
     seen: list[list[tuple[str, int]]] = []
     announce = steps._announce
 
@@ -118,7 +118,7 @@ def test_preempted_requests(model: Path, expected: list[list[int]], caching: boo
         assert again
         counted = read_stats(llm)
         assert counted.steps_rerouted + counted.steps_passed == len(rows) == len(seen)
-        assert len(session_of(llm).steps.book) <= len(LENGTHS)
+        assert len(state_of(llm).steps.book) <= len(LENGTHS)
 
         known: set[tuple[str, int]] = set()
         beside = 0

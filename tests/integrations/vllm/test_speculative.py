@@ -10,7 +10,7 @@ from tests.support.vllm.models import save_model
 
 pytest.importorskip("vllm", reason="needs vLLM: make test-vllm")
 
-from sere.engines.in_process import session_of, worker_of
+from sere.engines.in_process import state_of, worker_of
 from sere.integrations.vllm import configure, read_stats
 from tests.support.vllm.engines import engine, generate, prompts
 
@@ -44,5 +44,5 @@ def test_drafted_rows_are_rerouted(method: str, tmp_path: Path) -> None:
         if method == "draft_model":
             model = worker_of(llm).model_runner.get_draft_model()
             routers = [module.router for module in model.modules() if hasattr(module, "router")]
-            assert len(routers) == len(session_of(llm).layers) == 2
+            assert len(routers) == len(state_of(llm).layers) == 2
             assert not any("_compute_routing" in vars(router) for router in routers)

@@ -15,7 +15,7 @@ from tests.support.vllm.models import save_model
 
 pytest.importorskip("vllm", reason="needs vLLM: make test-vllm")
 
-from sere.engines.in_process import session_of, worker_of
+from sere.engines.in_process import state_of, worker_of
 from sere.errors import ConfigError
 from sere.integrations.vllm import configure, read_stats
 from sere.integrations.vllm.engine_stats import Collector, log_line
@@ -49,7 +49,7 @@ def llm(shared: Any) -> Any:
 @contextmanager
 def watched(llm: Any) -> Iterator[list[tuple[torch.Tensor, ...]]]:
     """Record what the first layer's routing gets and gives at each step: budgets, weights, ids, new ids."""
-    session = session_of(llm)
+    session = state_of(llm)
     layer = session.layers[0]
     seen: list[tuple[torch.Tensor, ...]] = []
     route = layer.route
@@ -88,7 +88,7 @@ def test_each_row_is_its_own_requests(llm: Any) -> None:
     tiers: list[Any] = [None, "off", {"select_top_k": 2}, 3] * 2
     params = [sampling(tokens=16, extra_args=None if tier is None else {"sere": tier}) for tier in tiers]
     wanted = [1, PROTECTED, 2, 3] * 2
-    session, runner = session_of(llm), worker_of(llm).model_runner
+    session, runner = state_of(llm), worker_of(llm).model_runner
     seen: list[tuple[list[str], list[int]]] = []
     announce = session.steps._announce
 
@@ -222,13 +222,13 @@ def test_finished_requests_are_forgotten(llm: Any) -> None:
     """After its requests have ended the plug-in remembers none of them."""
     generate(llm, prompts(8))
     generate(llm, prompts(1), tokens=1)
-    assert len(session_of(llm).steps.book) <= 1
+    assert len(state_of(llm).steps.book) <= 1
 
 
 def test_dummy_steps_are_exact(llm: Any) -> None:
     """A dummy step between two steps announces no rows."""
     generate(llm, prompts(2))
-    session = session_of(llm)
+    session = state_of(llm)
     worker_of(llm).model_runner._dummy_run(8)
     assert set(session.signal.budget.tolist()) == {PADDING}
 

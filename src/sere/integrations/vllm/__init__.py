@@ -4,6 +4,6 @@ Importing this imports nothing of vLLM. What an engine does with it is described
 """
 
 from sere.integrations.vllm.client.configure import configure
-from sere.integrations.vllm.engine_stats import read_stats
+from sere.integrations.vllm.client.stats import read_stats
 
 __all__ = ["configure", "read_stats"]

@@ -1,11 +1,11 @@
-"""What the host counts of an engine's steps: which were re-routed, and why the others were left alone."""
+"""What the host counts of an engine's steps: which were re-routed, and why the others were skipped."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 
-PASSED = ("prompts", "protected", "disabled", "unknown")
-"""Why a step was left alone: the fields of `StepCounts` that count such steps."""
+SKIPPED = ("prompts", "protected", "disabled", "unknown")
+"""Why a step was skipped: the fields of `StepCounts` that count such steps."""
 
 
 @dataclass(slots=True)
@@ -13,11 +13,11 @@ class StepCounts:
     """Steps of a model runner by what was done with them.
 
     Attributes:
-        rerouted: A row was to be re-routed.
+        rerouted: At least one row could be re-routed.
         prompts: No request decoded.
         protected: Requests decoded, and each keeps all its experts.
         disabled: Re-routing was switched off.
-        unknown: The device dropped drafted tokens, so whose rows were where was not known.
+        unknown: The device dropped drafted tokens, so it was not known which rows belong to which request.
         least_budget: The smallest S that a row was re-routed with; None before the first.
     """
 
@@ -34,5 +34,5 @@ class StepCounts:
         self.least_budget = min(least_budget, self.least_budget or least_budget)
 
     def to_mapping(self) -> dict[str, int | None]:
-        """Return the counts as plain numbers, for they travel between processes."""
+        """Return the counts as plain numbers, which can be sent between processes."""
         return asdict(self)

@@ -1,4 +1,4 @@
-"""The plug-in's settings: what stands under ``additional_config["sere"]``."""
+"""The plug-in's settings: what is given under ``additional_config["sere"]``."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from sere.errors import ConfigError, did_you_mean
 
 KEY = "sere"
 _EXAMPLE = '{"select_top_k": 2, "threshold": 0.3}'
-# Names that nobody else's settings have.
-_OURS = ("select_top_k", "min_active", "use_scale")
-_OWN = ("enabled", "log_seconds", "metrics_port", "metrics_host", "allow_untested")
+# Names that no other plug-in's settings have.
+_UNMISTAKABLE = ("select_top_k", "min_active", "use_scale")
+_PLUGIN_KEYS = ("enabled", "log_seconds", "metrics_port", "metrics_host", "allow_untested")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Options:
+class PluginConfig:
     """Settings of re-routing and of the plug-in around it.
 
     Attributes:
@@ -74,17 +74,19 @@ class Options:
             )
         routing = {field.name for field in dataclasses.fields(RerouteConfig)}
         for key in values:
-            if key not in routing and key not in _OWN:
-                raise ConfigError(f"unknown setting {key!r}{did_you_mean(str(key), [*routing, *_OWN])}")
+            if key not in routing and key not in _PLUGIN_KEYS:
+                raise ConfigError(
+                    f"unknown setting {key!r}{did_you_mean(str(key), [*routing, *_PLUGIN_KEYS])}"
+                )
         return cls(
             reroute=RerouteConfig.from_mapping({k: v for k, v in values.items() if k in routing}),
             merge_given="merge" in values,
-            **{key: values[key] for key in _OWN if key in values},
+            **{key: values[key] for key in _PLUGIN_KEYS if key in values},
         )
 
 
 def section(vllm_config: Any) -> Any | None:
-    """Return what stands under ``additional_config["sere"]``, or None where nothing does.
+    """Return what ``additional_config["sere"]`` holds, or None.
 
     Args:
         vllm_config: vLLM's ``VllmConfig``.
@@ -115,7 +117,8 @@ def misplaced(vllm_config: Any) -> str | None:
     found = [
         name
         for name, value in additional.items()
-        if name in _OURS or (not asked and name != KEY and (resembles_key(name) or _has_ours(value)))
+        if name in _UNMISTAKABLE
+        or (not asked and name != KEY and (resembles_key(name) or _has_our_settings(value)))
     ]
     if found:
         outcome = "these are not read" if asked else "this engine will not re-route"
@@ -131,5 +134,5 @@ def misplaced(vllm_config: Any) -> str | None:
     return None
 
 
-def _has_ours(value: object) -> bool:
-    return isinstance(value, Mapping) and any(name in value for name in _OURS)
+def _has_our_settings(value: object) -> bool:
+    return isinstance(value, Mapping) and any(name in value for name in _UNMISTAKABLE)

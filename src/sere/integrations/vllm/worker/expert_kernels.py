@@ -11,8 +11,8 @@ from sere.config import RerouteConfig
 from sere.errors import ConfigError, UnsupportedEngine
 
 # Kernels that treat each slot by itself, so that one token's top-k may hold an id twice. The CPU kernel
-# was run; the others were read. Not among them on purpose: triton_kernels (OAITriton*), which counts a token's
-# experts in a bit set, FlashInfer TRT-LLM, which keeps one slot per token and expert, and all that could
+# was run; the others were read. Not among them on purpose: triton_kernels (OAITriton*), which counts a
+# token's experts in a bit set, FlashInfer TRT-LLM, which keeps one slot per token and expert, and all that could
 # not be determined (FlashInfer CUTLASS, AITER, the quantized CPU kernels).
 SUPPORTS_DUPLICATES = frozenset(
     {

@@ -1,66 +1,32 @@
-"""What is wrong stops the start with one clear error, and no engine is left hanging."""
+"""What is wrong stops the start with one clear error."""
 
 from __future__ import annotations
 
-import dataclasses
-import os
-import signal
-import socket
-import subprocess
-import sys
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-
-from sere.table import SimilarityTable
-from tests.support.vllm.models import save_model, table_of
-
-pytest.importorskip("vllm", reason="needs vLLM: make test-vllm")
 
 from sere.errors import (
     BackendUnavailable,
     ConfigError,
-    ServerError,
     TableError,
     TableMismatch,
     UnsupportedEngine,
 )
 from tests.support.vllm.engines import engine, generate, prompts
-from tests.support.vllm.server import serve
+from tests.support.vllm.models import save_model, table_of
+from tests.support.vllm.wrong_tables import cut_off, without_layer
+
+pytest.importorskip("vllm", reason="needs vLLM: make test-vllm")
 
 pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("default")]
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_model(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(scope="module")
 def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The table of a model that differs in its hidden size."""
     return table_of(save_model(tmp_path_factory.mktemp("other"), "qwen3_moe", hidden_size=96))
-
-
-def cut_off(path: Path, folder: Path) -> Path:
-    """Write the first half of the table of ``path``."""
-    whole = table_of(path).read_bytes()
-    (folder / "cut.safetensors").write_bytes(whole[: len(whole) // 2])
-    return folder / "cut.safetensors"
-
-
-def without_layer(path: Path, folder: Path) -> Path:
-    """Write the table of ``path`` without its last layer."""
-    table = SimilarityTable.load(table_of(path))
-    fields = ("layer_names", "experts", "slots")
-    shorter = {name: dict(list(getattr(table.identity, name).items())[:-1]) for name in fields}
-    identity = dataclasses.replace(table.identity, **shorter)
-    layers = {index: table.layers[index] for index in identity.layer_names}
-    dataclasses.replace(table, layers=layers, identity=identity).save(folder / "short.safetensors")
-    return folder / "short.safetensors"
 
 
 @pytest.mark.parametrize(
@@ -200,121 +166,3 @@ def test_nothing_happens_unasked(model: Path) -> None:
         assert len(routers) == 2
         assert all("_compute_routing" not in vars(router) for router in routers)
         assert MoERunner.__init__ is construct
-
-
-def test_failed_start_leaves_the_default_dtype(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A start that fails while the model is built gives torch its own dtype back; old releases do not."""
-
-    def fail(*_: Any, **__: Any) -> None:
-        torch.set_default_dtype(torch.bfloat16)
-        raise RuntimeError("failed while the model was built")
-
-    monkeypatch.setattr("vllm.LLM", fail)
-    with pytest.raises(RuntimeError, match="failed while"), engine(model):
-        pass
-    assert torch.get_default_dtype() == torch.float32
-
-
-def test_kill_switch() -> None:
-    """With ``SERE_DISABLE=1`` registering wraps nothing; without, registering twice wraps once."""
-    program = (
-        "import os; os.environ['SERE_DISABLE'] = '1'\n"
-        "from sere.integrations.vllm.plugin import register\n"
-        "from vllm.engine.arg_utils import EngineArgs\n"
-        "register()\n"
-        "assert not hasattr(EngineArgs.create_engine_config, 'sere')\n"
-        "os.environ['SERE_DISABLE'] = '0'\n"
-        "register(); first = EngineArgs.create_engine_config; register()\n"
-        "assert EngineArgs.create_engine_config is first and hasattr(first, 'sere')\n"
-    )
-    subprocess.run([sys.executable, "-W", "ignore", "-c", program], check=True, timeout=120)
-
-
-@pytest.mark.parametrize("fault", ["table cut off", "layer missing", "port taken"])
-def test_server_ends(model: Path, tmp_path: Path, fault: str) -> None:
-    """``vllm serve`` ends with an exit code and the error in its log, whichever process finds what is wrong.
-
-    A table is read before any process is started, a layer is missed while a worker builds the model, and the
-    port of metrics is opened after a worker's warm-up.
-    """
-    settings: dict[str, Any] = {"table": str(table_of(model)), "select_top_k": 2}
-    with socket.socket() as other:
-        other.bind(("127.0.0.1", 0))
-        other.listen()
-        if fault == "table cut off":
-            settings["table"] = str(cut_off(model, tmp_path))
-            text = "cut off"
-        elif fault == "layer missing":
-            settings["table"] = str(without_layer(model, tmp_path))
-            text = "no similarities for layer 1, only for [0]"
-        else:
-            settings["metrics_port"] = other.getsockname()[1]
-            text = "cannot be listened on"
-        flags = ("--enforce-eager", "--skip-tokenizer-init")
-        with (
-            pytest.raises(ServerError, match=r"ended by itself with exit code [1-9]"),
-            serve(model, settings, tmp_path, *flags),
-        ):
-            pass
-    assert text in (tmp_path / "server.log").read_text()
-
-
-RIVAL = """
-def register():
-    from vllm.model_executor.layers.fused_moe.router.base_router import BaseRouter
-    construct = BaseRouter.__init__
-    def __init__(self, *args, **kwargs):
-        construct(self, *args, **kwargs)
-        routing = self._compute_routing
-        self._compute_routing = lambda *a, **k: routing(*a, **k)
-    BaseRouter.__init__ = __init__
-"""
-
-
-def test_second_plug_in_that_is_installed(model: Path, tmp_path: Path) -> None:
-    """Two plug-ins that vLLM found by itself: the worker's error ends the engine and all its processes."""
-    (tmp_path / "rival.py").write_text(RIVAL)
-    (tmp_path / "rival-1.dist-info").mkdir()
-    (tmp_path / "rival-1.dist-info" / "METADATA").write_text(
-        "Metadata-Version: 2.1\nName: rival\nVersion: 1\n"
-    )
-    (tmp_path / "rival-1.dist-info" / "entry_points.txt").write_text(
-        "[vllm.general_plugins]\nrival = rival:register\n"
-    )
-    (tmp_path / "start.py").write_text(
-        "from vllm import LLM\n"
-        "if __name__ == '__main__':\n"
-        f"    LLM({str(model)!r}, skip_tokenizer_init=True, enforce_eager=True, max_model_len=64,\n"
-        f"        additional_config={{'sere': {{'select_top_k': 2, 'table': {str(table_of(model))!r}}}}})\n"
-    )
-    with (tmp_path / "log").open("w") as log:
-        process = subprocess.Popen(
-            [sys.executable, "start.py"],
-            cwd=tmp_path, env=_environment(tmp_path), stdout=log, stderr=log, start_new_session=True,
-        )  # fmt: skip
-        try:
-            assert process.wait(timeout=180) != 0
-            assert not _of_session(process.pid)
-        finally:
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-    assert "has been replaced already, by rival" in (tmp_path / "log").read_text()
-
-
-def _environment(folder: Path) -> dict[str, str]:
-    return os.environ | {
-        "VLLM_ENABLE_V1_MULTIPROCESSING": "1", "VLLM_CPU_KVCACHE_SPACE": "1",
-        "PYTHONPATH": os.pathsep.join((str(folder), *filter(None, sys.path))),
-    }  # fmt: skip
-
-
-def _of_session(leader: int) -> list[str]:
-    """Return what still runs of a process's session."""
-    import psutil
-
-    found = []
-    for process in psutil.process_iter(["status"]):
-        with suppress(ProcessLookupError):
-            if os.getsid(process.pid) == leader and process.info["status"] != psutil.STATUS_ZOMBIE:
-                found.append(str(process))
-    return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import Any
 
 import pytest
@@ -87,3 +88,24 @@ def test_monolithic_layer_is_named() -> None:
         UnsupportedEngine, match=r"layers.3.mlp.experts: .* Monolithic .*--moe-backend triton"
     ):
         expert_kernels.refuse_monolithic("model.layers.3.mlp.experts", object(), Monolithic())
+
+
+VARIANTS = ("X86CPUUnquantizedExperts", "ArmCPUUnquantizedExperts", "PowerCPUUnquantizedExperts")
+
+
+@pytest.mark.parametrize("kernel", VARIANTS)
+def test_variants_of_the_cpu_kernel(kernel: str) -> None:
+    """The CPU kernel's variants for AMX, Arm and POWER keep a row's expert twice, as it does."""
+    config = RerouteConfig(select_top_k=1)
+    assert expert_kernels.fit_to_kernel(config, kernel, K=4, merge_given=False) == config
+
+
+@pytest.mark.vllm
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize("kernel", VARIANTS)
+def test_variants_share_the_call(kernel: str) -> None:
+    """In the vLLM that is installed the variants run the very method of the CPU kernel that was run."""
+    pytest.importorskip("vllm", reason="needs vLLM: make test-vllm")
+    module = import_module("vllm.model_executor.layers.fused_moe.experts.cpu_moe")
+    variant = getattr(module, kernel, None)
+    assert variant is None or variant.apply is module.CPUUnquantizedExperts.apply

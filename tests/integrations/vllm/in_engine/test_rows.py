@@ -3,33 +3,27 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from tests.support.vllm.models import save_model
-
 pytest.importorskip("vllm", reason="needs vLLM: make test-vllm")
 
 from sere.engines.in_process import state_of, worker_of
 from sere.errors import ConfigError
 from sere.integrations.vllm import configure, read_stats
-from sere.integrations.vllm.engine_stats import Collector, log_line
+from sere.integrations.vllm.engine_stats import log_line
+from sere.integrations.vllm.prometheus import Collector
 from sere.integrations.vllm.tiers import PADDING, PROTECTED
 from tests.support.vllm.engines import engine, generate, prompts, sampling
+from tests.support.vllm.watching import announced, kinds, watched
 
 pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("default")]
 
 K = 4
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_model(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(scope="module")
@@ -46,41 +40,16 @@ def llm(shared: Any) -> Any:
     return shared
 
 
-@contextmanager
-def watched(llm: Any) -> Iterator[list[tuple[torch.Tensor, ...]]]:
-    """Record what the first layer's routing gets and gives at each step: budgets, weights, ids, new ids."""
-    session = state_of(llm)
-    layer = session.layers[0]
-    seen: list[tuple[torch.Tensor, ...]] = []
-    route = layer.route
-
-    def recorded(weights: torch.Tensor, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        result = route(weights, ids)
-        seen.append((session.signal.at(len(ids)).clone(), weights.clone(), ids.clone(), result[1].clone()))
-        return result
-
-    layer.route = recorded
-    try:
-        yield seen
-    finally:
-        del layer.route
-
-
-def kinds(budget: torch.Tensor) -> set[str]:
-    names = {PADDING: "padding", PROTECTED: "protected"}
-    return {names.get(int(value), "decoded") for value in budget}
-
-
 def test_mixed_steps_keep_rows_of_prompts(llm: Any) -> None:
     """With chunked prefill, rows of prompts keep their experts while decoded rows of the same step do not."""
     with watched(llm) as seen:
         generate(llm, [*prompts(4), *prompts(3, length=60)], tokens=24)
     mixed = [step for step in seen if {"protected", "decoded"} <= kinds(step[0])]
     assert len(mixed) > 5
-    for budget, _, ids, new_ids in mixed:
+    for budget, ids, _, new_ids in mixed:
         kept = budget >= K
         assert torch.equal(new_ids[kept], ids[kept])
-    assert any(not torch.equal(ids, new_ids) for _, _, ids, new_ids in mixed)
+    assert any(not torch.equal(ids, new_ids) for _, ids, _, new_ids in mixed)
 
 
 def test_each_row_is_its_own_requests(llm: Any) -> None:
@@ -88,21 +57,17 @@ def test_each_row_is_its_own_requests(llm: Any) -> None:
     tiers: list[Any] = [None, "off", {"select_top_k": 2}, 3] * 2
     params = [sampling(tokens=16, extra_args=None if tier is None else {"sere": tier}) for tier in tiers]
     wanted = [1, PROTECTED, 2, 3] * 2
-    session, runner = state_of(llm), worker_of(llm).model_runner
+    state, runner = state_of(llm), worker_of(llm).model_runner
     seen: list[tuple[list[str], list[int]]] = []
-    announce = session.steps._announce
 
-    def recorded(scheduler_output: Any, names: list[str], counts: Any) -> None:
+    def record(_: Any, names: list[str], counts: Any, announce: Callable[[], None]) -> None:
         # V2 keeps no batch: the one that its preparation returned is the truth.
         batch = getattr(runner, "input_batch", None)
-        announce(scheduler_output, names, counts)
-        seen.append((list(batch.req_ids if batch else names), session.signal.at(int(sum(counts))).tolist()))
+        announce()
+        seen.append((list(batch.req_ids if batch else names), state.budgets.at(int(sum(counts))).tolist()))
 
-    session.steps._announce = recorded
-    try:
+    with announced(llm, record):
         llm.generate(prompts(8), params, use_tqdm=False)
-    finally:
-        del session.steps._announce
     # vLLM numbers the requests in the order in which they came.
     order = sorted({name for names, _ in seen for name in names}, key=lambda name: int(name.split("-")[0]))
     decoding = [step for step in seen if len(step[0]) == len(step[1]) == 8 and PADDING not in step[1]]
@@ -120,7 +85,7 @@ def test_protected_request_keeps_its_experts(llm: Any) -> None:
         llm.generate(prompts(6), params, use_tqdm=False)
     steps = [s for s in seen if {"protected", "decoded"} <= kinds(s[0]) and len(s[0]) == 6]
     assert steps
-    for budget, weights, ids, new_ids in steps:
+    for budget, ids, weights, new_ids in steps:
         row = budget >= K
         assert row.sum() == 1
         assert torch.equal(new_ids[row], ids[row])
@@ -150,8 +115,8 @@ def test_prefill_is_exact(llm: Any) -> None:
 def test_settings_change_while_requests_run(llm: Any) -> None:
     """Another S, another ρ, off and on hold from the next step on; what is refused changes nothing."""
     llm_engine = llm.llm_engine
-    for place, prompt in enumerate(prompts(6)):
-        llm_engine.add_request(f"live-{place}", prompt, sampling(tokens=60))
+    for index, prompt in enumerate(prompts(6)):
+        llm_engine.add_request(f"live-{index}", prompt, sampling(tokens=60))
     for _ in range(4):
         llm_engine.step()
     counts = []
@@ -175,7 +140,7 @@ def test_settings_change_while_requests_run(llm: Any) -> None:
     assert counts[2].layers[0].slots_moved == 0
     assert counts[3].layers[0].slots_moved > 0
     assert counts[4].steps_rerouted == 0
-    assert counts[4].steps_passed == 4
+    assert counts[4].steps_skipped == 4
 
 
 @pytest.mark.parametrize(
@@ -205,9 +170,9 @@ def test_kept_experts_stay(llm: Any) -> None:
         generate(llm, prompts(6))
     decoded = [step for step in seen if kinds(step[0]) == {"decoded"}]
     assert decoded
-    for _, _, ids, new_ids in decoded:
+    for _, ids, _, new_ids in decoded:
         assert torch.equal(new_ids[ids < 8], ids[ids < 8])
-    assert any(not torch.equal(ids, new_ids) for _, _, ids, new_ids in decoded)
+    assert any(not torch.equal(ids, new_ids) for _, ids, _, new_ids in decoded)
 
 
 @pytest.mark.parametrize("value", ["of", 0, True, [2], {"select_top": 2}, {"select_top_k": 0}, "{", "[1]"])
@@ -222,15 +187,15 @@ def test_finished_requests_are_forgotten(llm: Any) -> None:
     """After its requests have ended the plug-in remembers none of them."""
     generate(llm, prompts(8))
     generate(llm, prompts(1), tokens=1)
-    assert len(state_of(llm).steps.book) <= 1
+    assert len(worker_of(llm).sere_steps.book) <= 1
 
 
 def test_dummy_steps_are_exact(llm: Any) -> None:
     """A dummy step between two steps announces no rows."""
     generate(llm, prompts(2))
-    session = state_of(llm)
+    state = state_of(llm)
     worker_of(llm).model_runner._dummy_run(8)
-    assert set(session.signal.budget.tolist()) == {PADDING}
+    assert set(state.budgets.tensor.tolist()) == {PADDING}
 
 
 def test_statistics_reach_log_and_prometheus(llm: Any) -> None:
@@ -240,7 +205,7 @@ def test_statistics_reach_log_and_prometheus(llm: Any) -> None:
     generate(llm, prompts(6))
     stats = read_stats(llm)
     assert (
-        f"{stats.steps_rerouted} steps re-routed, {stats.steps_passed} passed; per layer and step"
+        f"{stats.steps_rerouted} steps re-routed, {stats.steps_skipped} skipped; per layer and step"
         in log_line(stats)
     )
     registry = CollectorRegistry()

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import gc
-import weakref
 from pathlib import Path
 
 import pytest
@@ -14,7 +12,7 @@ from tests.support.vllm.models import save_model, table_of
 
 pytest.importorskip("vllm", reason="needs vLLM: make test-vllm")
 
-from sere.engines.in_process import state_of, worker_of
+from sere.engines.in_process import state_of
 from sere.integrations.vllm import configure, read_stats
 from sere.similarity.layer import LayerSimilarity
 from sere.table import SimilarityTable
@@ -32,8 +30,8 @@ def test_compiled_engine(tmp_path: Path) -> None:
     with engine(path, enforce_eager=False) as llm:
         expected = generate(llm, prompts())
     with engine(path, {"select_top_k": 4}, enforce_eager=False) as llm:
-        session = state_of(llm)
-        assert not session.signal.may_skip
+        state = state_of(llm)
+        assert not state.budgets.may_skip
         assert generate(llm, prompts()) == expected
         before = read_stats(llm, reset=True).layers[0]
         assert before.steps > 0
@@ -62,17 +60,6 @@ def test_compiled_engine(tmp_path: Path) -> None:
         read_stats(llm, reset=True)
         assert generate(llm, prompts()) == expected
         assert read_stats(llm).steps_rerouted == 0
-
-
-def test_an_engine_that_ended_leaves_no_weights(tmp_path: Path) -> None:
-    """Compiled code and what watches it let go of the model: the next engine of this process finds room."""
-    with engine(save_model(tmp_path), {"select_top_k": 1}, enforce_eager=False) as llm:
-        compiled = weakref.ref(worker_of(llm).model_runner.model.model)
-        assert compiled() is not None
-        generate(llm, prompts())
-    del llm
-    gc.collect()
-    assert compiled() is None
 
 
 def test_another_table_under_the_same_name(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -10,14 +10,12 @@ from typing import Any
 import pytest
 import torch
 
-from tests.support.vllm.models import save_model
-
 pytest.importorskip("vllm", reason="needs vLLM: make test-vllm")
 
-from sere.engines.in_process import state_of, worker_of
+from sere.engines.in_process import worker_of
 from sere.integrations.vllm import configure, read_stats
-from tests.integrations.vllm.test_steps import kinds, watched
 from tests.support.vllm.engines import engine, prompts, sampling
+from tests.support.vllm.watching import announced, kinds, watched
 
 pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("default")]
 
@@ -47,13 +45,12 @@ def preempted(llm: Any) -> Iterator[list[str]]:
 
 
 @contextmanager
-def placed(llm: Any) -> Iterator[list[list[tuple[str, int]]]]:
-    """Record each step's rows: whose they are, and at which place after the request's prompt."""
-    runner, steps = worker_of(llm).model_runner, state_of(llm).steps
+def positions(llm: Any) -> Iterator[list[list[tuple[str, int]]]]:
+    """Record each step's rows: the request, and the position after its prompt."""
+    runner = worker_of(llm).model_runner
     seen: list[list[tuple[str, int]]] = []
-    announce = steps._announce
 
-    def recorded(scheduler_output: Any, names: list[str], counts: Any) -> None:
+    def record(_: Any, names: list[str], counts: Any, announce: Callable[[], None]) -> None:
         first = {
             name: int(runner.input_batch.num_computed_tokens_cpu[row])
             - runner.requests[name].num_prompt_tokens
@@ -66,18 +63,10 @@ def placed(llm: Any) -> Iterator[list[list[tuple[str, int]]]]:
                 for row in range(count)
             ]
         )
-        announce(scheduler_output, names, counts)
+        announce()
 
-    steps._announce = recorded
-    try:
+    with announced(llm, record):
         yield seen
-    finally:
-        del steps._announce
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_model(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(scope="module")
@@ -112,19 +101,19 @@ def test_preempted_requests(model: Path, expected: list[list[int]], caching: boo
 
         configure(llm, enabled=True, select_top_k=1)
         read_stats(llm, reset=True)
-        with preempted(llm) as again, placed(llm) as rows, watched(llm) as seen:
+        with preempted(llm) as again, positions(llm) as rows, watched(llm) as seen:
             found = decode(llm)
         assert tuple(map(len, found)) == LENGTHS
         assert again
         counted = read_stats(llm)
-        assert counted.steps_rerouted + counted.steps_passed == len(rows) == len(seen)
-        assert len(state_of(llm).steps.book) <= len(LENGTHS)
+        assert counted.steps_rerouted + counted.steps_skipped == len(rows) == len(seen)
+        assert len(worker_of(llm).sere_steps.book) <= len(LENGTHS)
 
         known: set[tuple[str, int]] = set()
         beside = 0
-        for step, (budget, _, ids, new_ids) in zip(rows, seen, strict=True):
+        for step, (budget, ids, _, new_ids) in zip(rows, seen, strict=True):
             repeated = torch.tensor([row in known for row in step])
-            prompt = torch.tensor([place < 0 for _, place in step])
+            prompt = torch.tensor([position < 0 for _, position in step])
             assert torch.equal(new_ids[repeated | prompt], ids[repeated | prompt])
             beside += bool((repeated & ~prompt).any()) and "decoded" in kinds(budget)
             known.update(step)

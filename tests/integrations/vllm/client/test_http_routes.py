@@ -11,7 +11,7 @@ pytest.importorskip("vllm", reason="needs vLLM: make test-vllm")
 
 from sere.config import RerouteConfig
 from sere.integrations.vllm.client.http_routes import Endpoint
-from sere.integrations.vllm.worker.step_counts import StepCounts
+from sere.integrations.vllm.step_counts import StepCounts
 
 pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("default")]
 
@@ -95,10 +95,10 @@ def test_disabled_by_the_environment(method: str, route: str) -> None:
 @pytest.mark.parametrize(
     ("body", "came"),
     [
-        (b"", "got no JSON"),
-        (b"select_top_k=3", "got no JSON"),
-        (b"\xff", "got no JSON"),
-        (b"[" * 100_000, "got no JSON"),
+        (b"", "got something that is not JSON"),
+        (b"select_top_k=3", "got something that is not JSON"),
+        (b"\xff", "got something that is not JSON"),
+        (b"[" * 100_000, "got something that is not JSON"),
         (b"[3]", "got list"),
         (b"null", "got NoneType"),
     ],

@@ -3,54 +3,23 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
-import torch
 
-from sere.bench.target import random_table
-from sere.integrations.vllm import engine_stats
 from sere.integrations.vllm.tiers import COUNT_ONLY_S
 from sere.integrations.vllm.worker import change
 from sere.integrations.vllm.worker.equip import _before_shutdown
 from sere.integrations.vllm.worker.guard import FIRST_LOOK
-from tests.support.tiny import uneven_model
-from tests.support.vllm.standins import CPUUnquantizedExperts, SmallEngine, prepared
-
-NAMES = [f"r{i}" for i in range(6)]
-
-Start = Callable[..., SmallEngine]
-
-
-@pytest.fixture
-def start(any_table: Any, caplog: pytest.LogCaptureFixture) -> Start:
-    """Make an engine of two layers, 16 experts and 4 slots with the given settings."""
-    caplog.set_level("WARNING", logger="vllm.sere")
-
-    def started(skipped: tuple[int, ...] = (), **settings: Any) -> SmallEngine:
-        session = prepared(any_table, {}, torch.nn.Module, kernel=CPUUnquantizedExperts(), **settings)
-        return SmallEngine(session, skipped)
-
-    return started
-
-
-def why(engine: SmallEngine, *, reset: bool = False) -> str | None:
-    return engine_stats.merged([engine_stats.answer(engine.session, reset=reset)]).nothing_changed
-
-
-def decode(engine: SmallEngine, steps: int = FIRST_LOOK, tier: Any = None) -> None:
-    engine.prompts(*NAMES, tier=tier)
-    engine.decode(*NAMES, steps=steps)
+from tests.support.vllm.standins import NAMES, Start, decode, why
 
 
 def test_rerouting_is_not_warned_of(start: Start, caplog: pytest.LogCaptureFixture) -> None:
     """An engine that re-routes says nothing, neither after many steps nor at the end."""
     engine = start()
     decode(engine, 3 * FIRST_LOOK)
-    engine.session.guard.last_look()
+    engine.state.guard.last_look()
     assert why(engine) is None
     assert not caplog.messages
 
@@ -103,7 +72,7 @@ def test_requests_that_keep_their_experts(start: Start) -> None:
 def test_rows_that_are_not_known(start: Start) -> None:
     """Where the device drops drafted tokens in every step, the statistics say so."""
     engine = start()
-    engine.session.counts.unknown = 7
+    engine.state.counts.unknown = 7
     assert "in 7 steps the device dropped drafted tokens" in str(why(engine))
 
 
@@ -117,11 +86,11 @@ def test_layers_that_are_passed_by(
     """Layers whose routers vLLM does not ask are counted and the first is named, once; others are not."""
     engine = start(skipped)
     decode(engine, 5 * FIRST_LOOK)
-    engine.session.guard.last_look()
+    engine.state.guard.last_look()
     assert len(caplog.messages) == 1
     assert f"nothing was {where}" in caplog.messages[0]
-    assert "decode steps ran, but the hooks did not or saw no number: vLLM does not" in caplog.messages[0]
-    assert f"(model.{name}.experts the first)" in caplog.messages[0]
+    assert "decode steps ran, but vLLM did not call the router of these layers" in caplog.messages[0]
+    assert f"(first layer: model.{name}.experts)" in caplog.messages[0]
     assert f"nothing was {where}" in str(why(engine))
 
 
@@ -131,14 +100,14 @@ def test_reading_in_the_middle_of_a_step(start: Start, caplog: pytest.LogCapture
     scraped = []
 
     def scrape() -> None:
-        reader = threading.Thread(target=lambda: scraped.append(engine_stats.answer(engine.session)))
+        reader = threading.Thread(target=lambda: scraped.append(engine.state.report()))
         reader.start()
         reader.join()
 
     engine.prompts(*NAMES)
     engine.before_layers = scrape
     engine.decode(*NAMES, steps=2)
-    engine.session.guard.last_look()
+    engine.state.guard.last_look()
     first = scraped[0]
     assert first["steps"]["rerouted"] == 1
     assert first["layers"][0]["counters"][0] == 0
@@ -152,9 +121,9 @@ def test_nothing_was_asked_for(
     """An engine that is switched off, or only counts, re-routes nothing on purpose."""
     engine = start()
     engine.prompts("before")
-    change.change(engine.session, settings)
+    change.change(engine.state, settings)
     decode(engine)
-    engine.session.guard.last_look()
+    engine.state.guard.last_look()
     assert why(engine) is None
     assert not caplog.messages
 
@@ -162,7 +131,7 @@ def test_nothing_was_asked_for(
 def test_unused_engine(start: Start, caplog: pytest.LogCaptureFixture) -> None:
     """An engine that ran no step is no surprise."""
     engine = start(threshold=2.0)
-    engine.session.guard.last_look()
+    engine.state.guard.last_look()
     assert why(engine) is None
     assert not caplog.messages
 
@@ -171,15 +140,15 @@ def test_short_run_is_named_at_shutdown(start: Start, caplog: pytest.LogCaptureF
     """A run of a few steps is judged when the worker shuts down; a device that failed is no second error."""
     engine, ended = start(min_active=15), []
     worker = SimpleNamespace(shutdown=lambda: ended.append("worker"))
-    _before_shutdown(worker, engine.session.guard.last_look)
+    _before_shutdown(worker, engine.state.guard.last_look)
     decode(engine, 3)
     assert not caplog.messages
     worker.shutdown()
     worker.shutdown()
     assert [message for message in caplog.messages if "min_active=15" in message] == caplog.messages
     assert len(caplog.messages) == 1
-    engine.session.layers[0].counters = "gone"  # type: ignore[assignment]
-    engine.session.guard.restart = lambda: None  # type: ignore[method-assign]
+    engine.state.layers[0].counters = "gone"  # type: ignore[assignment]
+    engine.state.guard.restart = lambda: None  # type: ignore[method-assign]
     worker.shutdown()
     assert ended == ["worker"] * 3
 
@@ -198,15 +167,15 @@ def test_new_settings_are_judged_by_themselves(start: Start, caplog: pytest.LogC
     """What was re-routed under the old settings does not hide that the new ones re-route nothing."""
     engine = start()
     decode(engine)
-    change.change(engine.session, {"threshold": 2.0})
+    change.change(engine.state, {"threshold": 2.0})
     assert len(caplog.messages) == 1
     assert "threshold=2: nothing will be re-routed, because no two experts" in caplog.messages[0]
     engine.decode(*NAMES, steps=FIRST_LOOK + 1)
     assert len(caplog.messages) == 2
     assert "no expert had a similarity of threshold=2" in caplog.messages[1]
-    change.change(engine.session, {"select_top_k": 4, "threshold": 0.0})
+    change.change(engine.state, {"select_top_k": 4, "threshold": 0.0})
     assert "select_top_k=4: nothing will be re-routed" in caplog.messages[2]
-    change.change(engine.session, {"select_top_k": 1})
+    change.change(engine.state, {"select_top_k": 1})
     engine.decode(*NAMES, steps=FIRST_LOOK + 1)
     assert len(caplog.messages) == 3
 
@@ -217,7 +186,7 @@ def test_reset_hides_nothing(start: Start, caplog: pytest.LogCaptureFixture) -> 
     decode(engine, 3)
     assert why(engine, reset=True) is None
     engine.prompts("last")
-    engine.session.guard.last_look()
+    engine.state.guard.last_look()
     assert not caplog.messages
     assert "no decode step was seen in 1 call of the model" in str(why(engine))
     engine = start(min_active=15)
@@ -232,67 +201,7 @@ def test_reset_hides_nothing(start: Start, caplog: pytest.LogCaptureFixture) -> 
 def test_replayed_steps_are_not_judged(start: Start, caplog: pytest.LogCaptureFixture) -> None:
     """Steps whose ids come from a recording pass the counters by on purpose."""
     engine = start((0, 1))
-    with engine.session.guard.silenced():
+    with engine.state.guard.silenced():
         decode(engine, 2 * FIRST_LOOK)
-    engine.session.guard.last_look()
+    engine.state.guard.last_look()
     assert not caplog.messages
-
-
-def test_layers_of_different_shapes(caplog: pytest.LogCaptureFixture) -> None:
-    """Layers of 16 and 12 experts, 4 and 2 slots, are each checked against their own and both re-routed."""
-    caplog.set_level("WARNING", logger="vllm.sere")
-    table = random_table(uneven_model())
-    session = prepared(table, {}, torch.nn.Module, kernel=CPUUnquantizedExperts())
-    assert [(layer.num_experts, layer.top_k) for layer in session.layers.values()] == [(16, 4), (12, 2)]
-    engine = SmallEngine(session)
-    decode(engine, 3)
-    found = engine_stats.merged([engine_stats.answer(session)])
-    assert found.nothing_changed is None
-    assert all(layer.slots_moved > 0 for layer in found.layers)
-    assert not caplog.messages
-    change.change(session, {"select_top_k": 2})
-    assert "select_top_k=2: nothing will be re-routed in layer 1 but rows" in caplog.messages[0]
-
-
-def test_stage_without_moe_layers(start: Start, caplog: pytest.LogCaptureFixture) -> None:
-    """A pipeline stage of dense layers starts, says so, and is no reason for an alarm."""
-    caplog.set_level("INFO", logger="vllm.sere")
-    dense = start(stage=(2, 4), parallel={"pipeline_parallel_size": 2, "rank": 1})
-    dense.session.log_start()
-    decode(dense)
-    dense.session.guard.last_look()
-    assert caplog.messages == [
-        "sere: this pipeline stage has no MoE layers and re-routes nothing; the others may"
-    ]
-    other = start(parallel={"pipeline_parallel_size": 2})
-    decode(other)
-    answers = [engine_stats.answer(engine.session) for engine in (dense, other)]
-    whole = engine_stats.merged(answers)
-    assert whole.nothing_changed is None
-    assert (len(whole.layers), whole.kernel) == (2, "CPUUnquantizedExperts")
-
-
-def test_default_device(any_table: Any) -> None:
-    """What the plug-in makes lies where the model runs, whatever torch's default device is."""
-    with torch.device("meta"):
-        session = prepared(any_table, {}, torch.nn.Module, kernel=CPUUnquantizedExperts())
-        session.log_start()
-        assert session.signal is not None
-        session.signal.announce(np.array([1, 1], dtype=np.int32))
-        changed = change.change(session, {"threshold": 0.1, "keep": {0: [3]}})
-    assert "error" not in changed
-    assert session.signal.budget.tolist()[:3] == [1, 1, -1]
-    engine = SmallEngine(session)
-    decode(engine, 2)
-    assert why(engine) is None
-
-
-@pytest.mark.parametrize(("rank", "lines"), [(0, 1), (1, 0), (2, 1)])
-def test_ranks_of_the_same_layers_say_it_once(
-    start: Start, caplog: pytest.LogCaptureFixture, rank: int, lines: int
-) -> None:
-    """Of ranks that hold the same layers the first speaks; so does the first of the next stage."""
-    parallel = {"tensor_parallel_size": 2, "pipeline_parallel_size": 2, "rank": rank}
-    engine = start(min_active=15, parallel=parallel)
-    decode(engine)
-    assert len(caplog.messages) == lines

@@ -23,7 +23,7 @@ test-oldest: .venv-oldest/.ready ## with the oldest supported Transformers, what
 	.venv-oldest/bin/python -m pytest -n 2 --dist loadfile $(OLDEST)
 
 test-vllm: .venv-vllm/.ready ## the tests with a real vLLM engine, in an environment of their own
-	.venv-vllm/bin/python -m pytest -m vllm tests/integrations/vllm
+	.venv-vllm/bin/python -m pytest -m vllm tests/integrations/vllm tests/engines tests/bench/vllm tests/benchmarks
 
 fmt: .venv/.dev ## format the code
 	$(BIN)/ruff format $(CODE)

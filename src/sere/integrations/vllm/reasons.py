@@ -9,9 +9,9 @@ from typing import Any
 from sere.config import RerouteConfig
 from sere.integrations.activity import Activity, why_nothing_changed
 from sere.integrations.vllm.tiers import COUNT_ONLY_S
-from sere.reroute.types import COUNTERS
+from sere.reroute.stats import COUNTERS
 
-_STEPS, _REROUTED = COUNTERS.index("steps"), COUNTERS.index("moved")
+_STEPS, _REROUTED = COUNTERS.index("steps"), COUNTERS.index("slots_rerouted")
 
 
 def rerouted_slots(counted: Mapping[str, Any]) -> int:

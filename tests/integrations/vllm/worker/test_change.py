@@ -15,8 +15,7 @@ from sere.integrations.vllm.tiers import PROTECTED
 from sere.integrations.vllm.worker import change
 from sere.integrations.vllm.worker.request_book import RequestBook
 from sere.integrations.vllm.worker.row_budgets import RowBudgets
-from sere.reroute import make_plan
-from sere.reroute.types import Neighbors
+from sere.reroute import prepare_layer
 from sere.similarity.layer import LayerSimilarity
 from tests.support.vllm.standins import new, step
 
@@ -30,7 +29,7 @@ def state(**options: Any) -> Any:
         enabled=True,
         layers={},
         table=SimpleNamespace(num_experts=16, layers=dict.fromkeys((0, 1), SimpleNamespace(num_experts=16))),
-        guard=SimpleNamespace(restart=lambda: None),
+        settings_changed=lambda: None,
         speaks=False,
     )
 
@@ -77,14 +76,13 @@ def test_new_settings_reach_every_tensor_of_a_layer() -> None:
         RerouteConfig(select_top_k=1, threshold=0.2),
         RerouteConfig(select_top_k=1, threshold=0.7, keep={0: (3,)}),
     )
-    plan = make_plan(layer, before)
-    expected = make_plan(layer, after, keep=(3,)).neighbors
-    state: Any = SimpleNamespace(
-        table=SimpleNamespace(layers={0: layer}), layers={0: SimpleNamespace(index=0, plan=plan)}
+    prepared = prepare_layer(layer, before)
+    expected = prepare_layer(layer, after, keep=(3,)).tensors()
+    known: Any = SimpleNamespace(
+        table=SimpleNamespace(layers={0: layer}), layers={0: SimpleNamespace(index=0, prepared=prepared)}
     )
-    addresses = [plan.neighbors.lists.data_ptr(), plan.neighbors.position.data_ptr()]
-    change._write_neighbors(state, after)
-    for name in ("order", "count", "position", "lists", "keep"):
-        assert torch.equal(getattr(plan.neighbors, name), getattr(expected, name)), name
-    assert set(Neighbors.__slots__) == {"order", "count", "position", "lists", "keep", "scale"}
-    assert [plan.neighbors.lists.data_ptr(), plan.neighbors.position.data_ptr()] == addresses
+    addresses = {name: tensor.data_ptr() for name, tensor in prepared.tensors().items()}
+    change._update_layers(known, after)
+    for name, tensor in prepared.tensors().items():
+        assert torch.equal(tensor, expected[name]), name
+    assert {name: tensor.data_ptr() for name, tensor in prepared.tensors().items()} == addresses

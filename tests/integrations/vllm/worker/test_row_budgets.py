@@ -32,7 +32,7 @@ def test_padding_everywhere_changes_nothing() -> None:
     budgets = RowBudgets(6, torch.device("cpu"), may_skip=False)
     ids, weights = torch.randint(0, 8, (6, 2)), torch.rand(6, 2)
     result = reroute(
-        ids, weights, torch.rand(8, 8).fill_diagonal_(1.0), select_top_k=1, row_budget=budgets.at(6)
+        ids, weights, torch.rand(8, 8).fill_diagonal_(1.0), select_top_k=1, row_budgets=budgets.at(6)
     )
     assert torch.equal(result.ids, ids)
     assert torch.equal(result.weights, weights)

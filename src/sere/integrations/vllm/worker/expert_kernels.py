@@ -12,8 +12,8 @@ from sere.errors import ConfigError, UnsupportedEngine
 
 # Kernels that treat each slot by itself, so that one token's top-k may hold an id twice. The CPU kernel
 # was run; the others were read. Not among them on purpose: triton_kernels (OAITriton*), which counts a
-# token's experts in a bit set, FlashInfer TRT-LLM, which keeps one slot per token and expert, and all that could
-# not be determined (FlashInfer CUTLASS, AITER, the quantized CPU kernels).
+# token's experts in a bit set, FlashInfer TRT-LLM, which keeps one slot per token and expert, and all that
+# could not be determined (FlashInfer CUTLASS, AITER, the quantized CPU kernels).
 SUPPORTS_DUPLICATES = frozenset(
     {
         # The three after the first (AMX, NEON, VSX) are subclasses with other tile sizes and the same call.

@@ -90,7 +90,7 @@ class WorkerState:
         self.budgets = RowBudgets(rows, device, may_skip=device.type == "cpu" and self.eager)
         policy = Sere(self.table.layers, self.config)
         for layer in self.layers.values():
-            layer.plan = policy.plan(layer.index, device)
+            layer.prepared = policy.plan(layer.index, device)
             layer.counters = torch.zeros(len(COUNTERS), dtype=torch.int64, device=device)
             layer.budgets = self.budgets
             keep_through_sleep(layer, self._tensors(layer), self.vllm_config)
@@ -99,12 +99,10 @@ class WorkerState:
             layer.warm_up()
 
     def _tensors(self, layer: RoutedLayer) -> dict[str, torch.Tensor]:
-        assert layer.plan is not None
+        assert layer.prepared is not None
+        assert layer.counters is not None
         assert self.budgets is not None
-        neighbors = layer.plan.neighbors
-        tensors = {name: getattr(neighbors, name) for name in type(neighbors).__slots__}
-        tensors |= {"counters": layer.counters, "budgets": self.budgets.tensor}
-        return {name: tensor for name, tensor in tensors.items() if tensor is not None}
+        return layer.prepared.tensors() | {"counters": layer.counters, "budgets": self.budgets.tensor}
 
     def describe(self) -> str:
         """Return the line that says that re-routing is active."""
@@ -112,7 +110,8 @@ class WorkerState:
             return "this pipeline stage has no MoE layers and re-routes nothing; the others may"
         indices = sorted(self.layers)
         settings = self.config
-        backends = sorted({layer.plan.backend for layer in self.layers.values() if layer.plan is not None})
+        known = [layer.prepared for layer in self.layers.values() if layer.prepared is not None]
+        backends = sorted({prepared.backend for prepared in known})
         return (
             f"re-routing {'active' if self.enabled else 'ready, but off'}: {len(indices)} MoE layers "
             f"({indices[0]} to {indices[-1]}), table {self.table.identity.name!r} ({self.table.metric}, "

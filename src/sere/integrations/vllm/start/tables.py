@@ -72,8 +72,8 @@ def check_layer(table: SimilarityTable, index: int, name: str, *, E: int) -> Non
         )
     if (expected := table.layers[index].num_experts) != E:
         raise TableMismatch(
-            f"{name}: the table was calibrated on {summary(table.identity)}, with {expected} experts in layer "
-            f"{index}, but this layer has {E}; calibrate this model (sere calibrate) or give its own table"
+            f"{name}: the table was calibrated on {summary(table.identity)}, with {expected} experts in "
+            f"layer {index}, but this layer has {E}; calibrate this model (sere calibrate) or give its own table"
         )
 
 

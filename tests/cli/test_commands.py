@@ -55,10 +55,10 @@ def test_bench_writes_one_line_a_case(capsys: pytest.CaptureFixture[str], tmp_pa
     assert last["unit"] == "ms"
     assert last["subject"]["weights"] == "random"
     assert {"machine", "versions", "commit", "clean_tree"} <= set(last["provenance"])
-    assert last["experts"]["after"] < last["experts"]["before"]
-    assert last["hook"]["us_per_layer"] > 0
-    assert records[2]["hook"] is None
-    assert records[2]["ratio_off_to_this"] == {"p20": 1.0, "p50": 1.0, "p80": 1.0}
+    assert last["experts"]["distinct_after"] < last["experts"]["distinct_before"]
+    assert last["overhead"]["us_per_layer"] > 0
+    assert records[2]["overhead"] is None
+    assert records[2]["speedup"] == {"p20": 1.0, "p50": 1.0, "p80": 1.0}
 
 
 def test_bench_times_a_checkpoint_with_its_table(
@@ -68,7 +68,7 @@ def test_bench_times_a_checkpoint_with_its_table(
     argv = ["bench", checkpoint, "--table", similarities, "--batch-size", 2, "--steps", 2, "--rounds", 1]
     assert main([str(word) for word in argv]) == 0
     out = capsys.readouterr().err
-    assert "off/this" in out
+    assert "speedup" in out
     assert "sere:S=2" in out
 
 
@@ -116,7 +116,7 @@ def test_generate_completes_prompts(
     setting = "sere:select_top_k=1,targets=active,merge=same"
     routed = run_json(capsys, *argv, "--table", similarities, "--setting", setting)
     assert routed["setting"] == "sere:S=1,targets=active,merge=same"
-    assert routed["experts"]["after"] < routed["experts"]["before"]
+    assert routed["experts"]["distinct_after"] < routed["experts"]["distinct_before"]
     assert main([str(word) for word in [*argv, "--table", similarities]]) == 0
     out = capsys.readouterr().err
     assert plain["completions"][0]["prompt"] in out
@@ -209,7 +209,11 @@ def test_generate_takes_any_setting(capsys: pytest.CaptureFixture[str], checkpoi
     argv = ["generate", checkpoint, "--prompt", "add 1+1", "--max-new-tokens", 3, "--setting"]
     off, reduced = run_json(capsys, *argv, "off"), run_json(capsys, *argv, "topk:S=1")
     assert (off["setting"], reduced["setting"]) == ("off", "topk:S=1")
-    assert off["experts"]["before"] == off["experts"]["after"] > reduced["experts"]["after"]
+    assert (
+        off["experts"]["distinct_before"]
+        == off["experts"]["distinct_after"]
+        > reduced["experts"]["distinct_after"]
+    )
 
 
 def test_doctor_finds_everything_in_order(

@@ -17,7 +17,7 @@ from sere.cli.server_logs import Logs, server_logs
 from sere.errors import ConfigError
 
 if TYPE_CHECKING:
-    from sere.bench.vllm.plan import EnginePlan
+    from sere.bench.vllm.plan import ServePlan
 
 _DEFAULT_SETTINGS = ("sere:S=1", "sere:S=2")
 _BATCH_SIZES = (8, 16, 32)
@@ -26,22 +26,23 @@ _DETAILS = """Starts vLLM in this process and sends it batches of B requests tha
 are those of sere eval --engine vllm. Those that differ in S and rho alone take turns, block by block, in one
 engine. A floor (min_active), scale, targets and merge are part of an engine's start: such settings get an
 engine of their own, one after the other. 'off' takes turns in each of them, and a ratio is always to the off
-of the same engine. Beside the settings stand 'untouched' (the engine without any wrapper of ours; not with
---compile, where the operation is part of the compiled code) and for each sere setting its oracle (the same
-re-routed ids, put in place without the work). random and topk settings run in an eager engine of this process
-alone. With --preset, the model has a published model's layer shape, random weights (standard deviation 0.04)
-and random similarities. One JSON line a case.
+of the same engine. Two more variants show
+what re-routing costs: 'vanilla' (the engine without any wrapper of sere; not with --compile, where the
+operation is part of the compiled code) and for each sere setting its 'replay' (the same ids, recorded before,
+without the work of computing them). random and topk settings run only in an eager engine of this process.
+With --preset, the model has a published model's layer shape, random weights (standard deviation 0.04) and
+random similarities. One JSON line per case.
 
 With --server it starts a real 'vllm serve' for each of these engines instead, on a port of this machine
 alone, and sends it requests over HTTP: B at once, the next when one has ended, or R a second at random times.
-Settings take turns through the server's own route. There is no oracle; 'untouched' is one more server,
-started without sere (--untouched), which takes turns with each of the others and works with --compile too.
+Settings take turns through the server's own route. There is no replay; 'vanilla' is one more server,
+started without sere (--vanilla), which takes turns with each of the others and works with --compile too.
 Exit code 1 if any request failed. Where something failed, the servers' logs are left beside --out."""
 
 _EXAMPLES = """
   sere bench serve --preset qwen3-30b-a3b --layers 4 --batch-size 8 16 32 64 --out serve.jsonl
   sere bench serve MODEL --table table.safetensors --setting sere:S=2,min_active=32,scale=true --compile
-  sere bench serve --preset qwen3-30b-a3b --layers 4 --server --batch-size 8 16 --untouched
+  sere bench serve --preset qwen3-30b-a3b --layers 4 --server --batch-size 8 16 --vanilla
   sere bench serve --preset qwen3-30b-a3b --layers 4 --server --request-rate 1 2 4
   sere bench serve --preset qwen3-30b-a3b --setting sere:S=2 --setting sere:S=2,min_active=32
   sere bench serve MODEL --table table.safetensors --server --engine-option tensor_parallel_size=2
@@ -105,7 +106,7 @@ def add(subparsers: Any) -> None:
         "--requests", type=whole(1), metavar="N", help="requests of a block (default: 32), and at least B"
     )
     group.add_argument(
-        "--untouched",
+        "--vanilla",
         action="store_true",
         help="also time a second server without sere (memory for two models)",
     )
@@ -119,8 +120,8 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError("bench serve: expected either MODEL or --preset, e.g. --preset qwen3-30b-a3b")
     if args.model is not None and (args.layers is not None or args.table is None):
         raise ConfigError("bench serve: a MODEL is timed whole (no --layers) and needs its --table")
-    if not args.server and (args.request_rate or args.requests is not None or args.untouched):
-        raise ConfigError("bench serve: --request-rate, --requests and --untouched belong to --server")
+    if not args.server and (args.request_rate or args.requests is not None or args.vanilla):
+        raise ConfigError("bench serve: --request-rate, --requests and --vanilla belong to --server")
     if args.server and args.threads is not None:
         raise ConfigError(
             "bench serve: --threads is for the engine of this process; a server's are set by vLLM, e.g. with "
@@ -141,12 +142,12 @@ def run(args: argparse.Namespace) -> int:
 def _online_records(args: argparse.Namespace, logs: Logs) -> Iterator[dict[str, Any]]:
     from sere.bench.vllm.load import Load
     from sere.bench.vllm.options import OF_SERVER, as_arguments, options_of, parse_engine_options
-    from sere.bench.vllm.over_http import SERVED, OnlinePlan, bench_online
+    from sere.bench.vllm.over_http import SERVED, OverHttpPlan, bench_over_http
     from sere.engines.server import Server, serve
     from sere.integrations.vllm.start.versions import check_installed, check_routes
 
     sizes = args.batch_size or ([] if args.request_rate else _BATCH_SIZES)
-    plan = OnlinePlan(
+    plan = OverHttpPlan(
         loads=[
             *(Load(concurrency=B) for B in dict.fromkeys(sizes)),
             *(Load(request_rate=rate) for rate in dict.fromkeys(args.request_rate or ())),
@@ -166,20 +167,20 @@ def _online_records(args: argparse.Namespace, logs: Logs) -> Iterator[dict[str, 
             return serve(path, _reroute(similarities, settings), logs.file("server"), *arguments)
 
         with ExitStack() as stack:
-            untouched = None
-            if args.untouched:
+            vanilla = None
+            if args.vanilla:
                 say("starting vllm serve without sere")
-                untouched = stack.enter_context(serve(path, None, logs.file("untouched"), *arguments))
-            yield from bench_online(start, untouched, subject, plan)
+                vanilla = stack.enter_context(serve(path, None, logs.file("vanilla"), *arguments))
+            yield from bench_over_http(start, vanilla, subject, plan)
 
 
 def _records(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    from sere.bench.vllm.in_process import ServePlan, bench_serve
+    from sere.bench.vllm.in_process import InProcessPlan, bench_in_process
     from sere.bench.vllm.options import IN_PROCESS, options_of, parse_engine_options
     from sere.engines.in_process import local_engine
     from sere.integrations.vllm.start.versions import check_installed
 
-    plan = ServePlan(
+    plan = InProcessPlan(
         batch_sizes=list(dict.fromkeys(args.batch_size or _BATCH_SIZES)),
         **_common(args, parse_engine_options(args.engine_option, IN_PROCESS)),
     )
@@ -194,7 +195,7 @@ def _records(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
             say(", ".join(["starting an engine", *_pairs(settings)]))
             return local_engine(path, _reroute(similarities, settings), threads=args.threads, **options)
 
-        yield from bench_serve(start, subject, plan)
+        yield from bench_in_process(start, subject, plan)
 
 
 def _common(args: argparse.Namespace, engine_options: Mapping[str, Any]) -> dict[str, Any]:
@@ -219,7 +220,7 @@ def _pairs(settings: Mapping[str, Any]) -> list[str]:
 
 
 @contextmanager
-def _model(args: argparse.Namespace, plan: EnginePlan) -> Iterator[tuple[Path, Path, dict[str, Any]]]:
+def _model(args: argparse.Namespace, plan: ServePlan) -> Iterator[tuple[Path, Path, dict[str, Any]]]:
     """Give the checkpoint's folder, its table and what a reader must know of both.
 
     A preset's are made for the time of the run.
@@ -254,7 +255,7 @@ def _random(args: argparse.Namespace) -> Iterator[tuple[Path, Path]]:
         yield path, similarities
 
 
-def _subject(args: argparse.Namespace, plan: EnginePlan, path: Path, similarities: Path) -> dict[str, Any]:
+def _subject(args: argparse.Namespace, plan: ServePlan, path: Path, similarities: Path) -> dict[str, Any]:
     """Say what is timed, as far as checkpoint and table tell."""
     from sere.checkpoints import load_config
     from sere.engines.transformers import check_settings
@@ -277,8 +278,8 @@ def _subject(args: argparse.Namespace, plan: EnginePlan, path: Path, similaritie
 
 def render(records: Sequence[Mapping[str, Any]]) -> str:
     """Return the records as a table with one row a case."""
-    headers = ["B", "started with", "setting", "TPOT ms", "p20 to p80", "off/this", "p20 to p80", "tokens/s",
-               "TTFT ms", "experts", "MB read", "own µs/layer", "own %"]  # fmt: skip
+    headers = ["B", "started with", "setting", "TPOT ms", "p20 to p80", "speedup", "p20 to p80", "tokens/s",
+               "TTFT ms", "experts", "MB read", "overhead µs/layer", "overhead %"]  # fmt: skip
     return table([_row(record) for record in records], headers) + _reasons(records)
 
 
@@ -287,45 +288,45 @@ def _reasons(records: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _row(record: Mapping[str, Any]) -> list[Any]:
-    tpot, ratio, experts = record["tpot_ms"], record["ratio_off_to_this"], record["experts"]
-    cost, read = record["own_cost"], record["expert_bytes_per_step"]
+    tpot, speedup, experts = record["tpot_ms"], record["speedup"], record["experts"]
+    overhead, read = record["overhead"], record["expert_bytes_per_step"]
     return [
         record["batch_size"],
         ", ".join(_pairs(record["config"]["start"])) or None,
         record["setting"],
         *spread_cells(tpot, 2),
-        *spread_cells(ratio, 3),
+        *spread_cells(speedup, 3),
         f"{record['tokens_per_s']['p50']:.0f}",
         f"{record['ttft_ms']['p50']:.0f}",
-        None if experts is None else f"{experts['before']:.1f} > {experts['after']:.1f}",
+        None if experts is None else f"{experts['distinct_before']:.1f} > {experts['distinct_after']:.1f}",
         None if read is None else f"{read / 1e6:.0f}",
-        None if cost is None else f"{cost['us_per_layer']:.0f}",
-        None if cost is None else f"{100 * cost['ms_per_step'] / tpot['p50']:.1f}",
+        None if overhead is None else f"{overhead['us_per_layer']:.0f}",
+        None if overhead is None else f"{100 * overhead['ms_per_step'] / tpot['p50']:.1f}",
     ]
 
 
 def render_online(records: Sequence[Mapping[str, Any]]) -> str:
     """Return the records of a server under load as a table with one row a case."""
-    headers = ["requests", "started with", "setting", "TPOT ms", "p20 to p80", "off/this",
+    headers = ["requests", "started with", "setting", "TPOT ms", "p20 to p80", "speedup",
                "p20 to p80", "tokens/s", "requests/s", "TTFT ms", "p90", "experts", "rows", "MB read",
                "failed"]  # fmt: skip
     return table([_online_row(record) for record in records], headers) + _reasons(records)
 
 
 def _online_row(record: Mapping[str, Any]) -> list[Any]:
-    tpot, ratio, ttft = record["tpot_ms"], record["ratio_off_to_this"], record["ttft_ms"]
+    tpot, speedup, ttft = record["tpot_ms"], record["speedup"], record["ttft_ms"]
     experts, read = record["experts"], record["expert_bytes_per_step"]
     return [
         record["case"].partition(",")[0],
         ", ".join(_pairs(record["config"]["start"])) or None,
         record["setting"],
         *spread_cells(tpot, 2),
-        *spread_cells(ratio, 3),
+        *spread_cells(speedup, 3),
         f"{record['tokens_per_s']['p50']:.0f}",
         f"{record['requests_per_s']['p50']:.2f}",
         f"{ttft['p50']:.0f}",
         f"{ttft['p90']:.0f}",
-        None if experts is None else f"{experts['before']:.1f} > {experts['after']:.1f}",
+        None if experts is None else f"{experts['distinct_before']:.1f} > {experts['distinct_after']:.1f}",
         None if experts is None else f"{experts['rows']:.1f}",
         None if read is None else f"{read / 1e6:.0f}",
         record["failed"],

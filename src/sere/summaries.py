@@ -11,10 +11,13 @@ if TYPE_CHECKING:
     from sere.reroute.stats import LayerStats
     from sere.table import SimilarityTable
 
+_MEANS = ("distinct_before", "distinct_after", "slots_rerouted", "critical")
+
 
 def summarize_table(table: SimilarityTable) -> dict[str, Any]:
-    """Return what a record says of a similarity table: its digest, its metric, its calibration tokens."""
-    return {"fingerprint": table.fingerprint, "metric": table.metric, "num_tokens": table.num_tokens}
+    """Return what a record says of a similarity table: digest, metric, and tokens of its calibration."""
+    names = ("fingerprint", "metric", "calibration_tokens")
+    return {name: getattr(table, name) for name in names}
 
 
 def summarize_handle(handle: Handle) -> dict[str, Any]:
@@ -38,16 +41,9 @@ def summarize_layers(stats: Sequence[LayerStats]) -> dict[str, Any]:
         same values per layer, with its ``index``.
     """
     layers = [
-        {
-            "index": layer.index,
-            "distinct_before": layer.distinct_before,
-            "distinct_after": layer.distinct_after,
-            "slots_rerouted": layer.slots_moved,
-            "critical": layer.critical,
-        }
+        {"index": layer.index, **{name: getattr(layer, name) for name in _MEANS}}
         for layer in stats
         if layer.steps
     ]
-    names = ("distinct_before", "distinct_after", "slots_rerouted", "critical")
-    means = {name: fmean(layer[name] for layer in layers) if layers else None for name in names}
+    means = {name: fmean(layer[name] for layer in layers) if layers else None for name in _MEANS}
     return means | {"layers": layers}

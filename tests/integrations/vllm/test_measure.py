@@ -136,7 +136,7 @@ def test_vanilla(tmp_path: Path) -> None:
         with vanilla(llm):
             assert generate(llm, prompts()) != expected
         assert generate(llm, prompts()) == expected
-        assert session_of(llm).layers[0].plan is not None
+        assert session_of(llm).layers[0].prepared is not None
 
 
 def test_evaluate(tmp_path: Path) -> None:
@@ -176,8 +176,8 @@ def test_evaluate(tmp_path: Path) -> None:
         assert case["mean_rows"] == off["mean_rows"], case["setting"]
         assert "keeps all 8 slots of a token" in case["nothing_changed"], case["setting"]
     one, drawn, reduced, floored = (case["experts"] for case in others[len(alike) :])
-    assert max(one["after"], drawn["after"], reduced["after"]) <= 8
-    assert 23 < floored["after"] <= 24
+    assert max(one["distinct_after"], drawn["distinct_after"], reduced["distinct_after"]) <= 8
+    assert 23 < floored["distinct_after"] <= 24
     assert [case["nothing_changed"] for case in (off, *others[len(alike) :])] == [None] * (1 + len(moving))
     assert record["model"]["experts_implementation"] == "vllm"
 
@@ -190,7 +190,7 @@ def test_controls_take_the_place_of_the_engines_own_routing(tmp_path: Path) -> N
         with routed(llm, random, seed=3):
             drawn = generate(llm, prompts())
             read = read_stats(llm, reset=True)
-            assert all(layer.slots_moved > 0 for layer in read.layers)
+            assert all(layer.slots_rerouted > 0 for layer in read.layers)
         with routed(llm, random, seed=3):
             assert generate(llm, prompts()) == drawn
         with routed(llm, reduced):

@@ -244,11 +244,8 @@ def _experts(blocks: Sequence[LoadBlock]) -> dict[str, float] | None:
     if not layers:
         return None
     steps = [layer["steps"] for layer in layers]
-    names = {
-        "rows": "rows", "distinct_before": "distinct_before", "distinct_after": "distinct_after",
-        "slots_rerouted": "slots_moved", "critical": "critical",
-    }  # fmt: skip
-    return {own: fmean([layer[name] for layer in layers], steps) for own, name in names.items()}
+    names = ("rows", "distinct_before", "distinct_after", "slots_rerouted", "critical")
+    return {name: fmean([layer[name] for layer in layers], steps) for name in names}
 
 
 def _tail(values: Sequence[float]) -> dict[str, float]:

@@ -16,7 +16,7 @@ from sere.bench.overhead import Overhead
 from sere.bench.timing import Times, spread, turns
 from sere.bench.vllm.plan import ServePlan, bytes_read, refuse_controls
 from sere.bench.vllm.replay import Recording, record_routing, replayed, timed_routing, vanilla
-from sere.engines.in_process import session_of
+from sere.engines.in_process import state_of
 from sere.engines.settings import Start, counted_changes, live_changes, routed
 from sere.errors import InputError
 from sere.integrations.vllm import configure, read_stats
@@ -113,11 +113,11 @@ def bench_in_process(
 
 def _counted_subject(llm: Any) -> dict[str, Any]:
     """Return what only the running engine knows."""
-    session = session_of(llm)
+    state = state_of(llm)
     return {
-        "moe_layers": len(session.layers),
-        "bytes_per_expert": session.expert_bytes(),
-        "expert_kernel": session.kernel,
+        "moe_layers": len(state.layers),
+        "bytes_per_expert": state.expert_bytes(),
+        "expert_kernel": state.kernel,
     }
 
 
@@ -167,7 +167,7 @@ class _Engine:
     @property
     def calls(self) -> int:
         """How often the routing is called in a block's decode steps; the prompts' steps come before."""
-        return len(session_of(self.llm).layers) * self.plan.steps
+        return len(state_of(self.llm).layers) * self.plan.steps
 
     def count(self, variant: EngineVariant, prompts: list[list[int]]) -> dict[str, Any]:
         """Run one more block for a setting's experts and the time inside its routing."""

@@ -9,14 +9,14 @@ from typing import Any
 
 from torch import Tensor
 
-from sere.engines.in_process import session_of
-from sere.reroute import operator
+from sere.engines.in_process import state_of, worker_of
+from sere.reroute import Routing, operator
 from sere.reroute.backends.registry import implementation
 
 Route = Callable[..., tuple[Tensor, Tensor]]
 """What re-routes one layer's step: a layer's ``route``, or the operation behind it."""
 
-Recording = list[tuple[Tensor, Tensor]]
+Recording = list[Routing]
 """What each call of the routing returned, in order."""
 
 # What an engine calls before a step, and between a router and its experts.
@@ -46,7 +46,7 @@ def replayed(llm: Any, recording: Recording) -> Iterator[None]:
     # Compiled code may overwrite what the operation returns.
     steps = iter([_copy(step) for step in recording])
     # The layers' counters count nothing in a replay, which is no reason for a warning.
-    with session_of(llm).guard.silenced(), _routing(llm, lambda _route: lambda *_step: next(steps)):
+    with state_of(llm).guard.silenced(), _routing(llm, lambda _route: lambda *_step: next(steps)):
         yield
 
 
@@ -71,10 +71,9 @@ def timed_routing(llm: Any) -> Iterator[list[float]]:
 @contextmanager
 def vanilla(llm: Any) -> Iterator[None]:
     """Take every wrapper of sere off routers and model runner, and put them back."""
-    session = session_of(llm)
-    assert session.steps is not None
+    routers = [layer.runner.router for layer in state_of(llm).layers.values()]
     with ExitStack() as stack:
-        for holder in [*(layer.runner.router for layer in session.layers.values()), session.steps.runner]:
+        for holder in [*routers, worker_of(llm).model_runner]:
             for name in _WRAPPED:
                 if name in vars(holder):
                     stack.callback(setattr, holder, name, vars(holder).pop(name))
@@ -89,7 +88,7 @@ def _routing(llm: Any, make: Callable[[Route], Route]) -> Iterator[None]:
     runs, and neither while captured graphs are replayed.
     """
     with ExitStack() as stack:
-        for layer in session_of(llm).layers.values():
+        for layer in state_of(llm).layers.values():
             stack.enter_context(_replaced(layer, "route", make(layer.route)))
         made = _replaced(operator, "implementation", lambda backend: make(implementation(backend)))
         stack.enter_context(made)
@@ -111,5 +110,6 @@ def _replaced(holder: Any, name: str, value: object) -> Iterator[None]:
             delattr(holder, name)
 
 
-def _copy(routing: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    return routing[0].clone(), routing[1].clone()
+def _copy(routing: tuple[Tensor, Tensor]) -> Routing:
+    ids, weights = routing
+    return Routing(ids.clone(), weights.clone())

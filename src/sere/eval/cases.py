@@ -103,7 +103,11 @@ def head_of(
         },
         "table": None
         if table is None
-        else {"fingerprint": table.fingerprint, "metric": table.metric, "num_tokens": table.num_tokens},
+        else {
+            "fingerprint": table.fingerprint,
+            "metric": table.metric,
+            "num_tokens": table.calibration_tokens,
+        },
         "plan": {
             "settings": [setting.label for setting in plan.settings],
             "batch_sizes": list(plan.batch_sizes),

@@ -185,7 +185,7 @@ def summarize_layers(stats: Sequence[LayerStats]) -> dict[str, Any]:
             "index": layer.index,
             "before": layer.distinct_before,
             "after": layer.distinct_after,
-            "moved": layer.slots_moved,
+            "moved": layer.slots_rerouted,
             "critical": layer.critical,
         }
         for layer in stats

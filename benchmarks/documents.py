@@ -20,7 +20,7 @@ import tables
 from sere.files import atomic_path
 
 ROOT = Path(__file__).resolve().parents[1]
-DOCUMENTS = ("README.md", "docs/architectures.md", "docs/measurements.md")
+DOCUMENTS = ("README.md", "docs/architectures.md", "docs/evaluating.md", "docs/measurements.md")
 BLOCK = re.compile(r"(<!-- record: (?P<name>[a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -29,6 +29,8 @@ BLOCKS: Mapping[str, Callable[[], str]] = {
     "demo": tables.demo,
     "eval-overall": tables.eval_overall,
     "eval-text": tables.eval_text,
+    "eval-prompts": tables.eval_prompts,
+    "eval-questions": tables.eval_questions,
     "eval-metrics": tables.eval_metrics,
     "eval-tasks": tables.eval_tasks,
     "eval-vllm": tables.eval_vllm,

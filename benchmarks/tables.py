@@ -107,6 +107,28 @@ def eval_text() -> str:
     return _table(rows, ["setting", "experts", "perplexity", "KL"]) + _conditions([record])
 
 
+def eval_prompts() -> str:
+    """What ``sere eval --prompts`` says of the bundled model: agreement, divergence, perplexity."""
+    record = read_json("eval-prompts.json")
+    rows = [
+        [
+            label(case["setting"]), f"{case['experts']['after']:.1f}",
+            _interval(case["agreement"], "{:.1f}", times=100), _interval(case["kl"], "{:.1g}"),
+            _interval(case["perplexity"], "{:.3f}"),
+        ]
+        for case in record["cases"]
+    ]  # fmt: skip
+    return _table(rows, ["setting", "experts", "agree, %", "KL", "perplexity"]) + _conditions([record])
+
+
+def eval_questions() -> str:
+    """What ``sere eval --questions`` says of the bundled model: right answers."""
+    record = read_json("eval-questions.json")
+    rows = [[label(case["setting"]), _counts(case["experts"]), *_right(case)] for case in record["cases"]]
+    headers = ["setting", "experts", "right, %", "vs baseline, points"]
+    return _table(rows, headers) + _conditions([record])
+
+
 def eval_metrics() -> str:
     """The same slots at B = 16 re-routed by similarities of several metrics, and by none: the control."""
     records = {"projection": read_json("eval.json")}
@@ -419,6 +441,11 @@ def _grouped(
     for record in records:
         groups.setdefault(heading(record), []).append(row(record))
     return "\n\n".join(f"**{name}**\n\n{_table(rows, headers)}" for name, rows in groups.items())
+
+
+def _interval(found: Mapping[str, float], form: str, *, times: float = 1) -> str:
+    value, low, high = (form.format(times * found[name]) for name in ("value", "low", "high"))
+    return f"{value} ({low} to {high})"
 
 
 def _right(case: Record) -> list[str]:

@@ -22,7 +22,7 @@ from sere.bench.vllm.in_process import ServePlan, bench_serve
 from sere.bench.vllm.replay import record_routing, replayed, untouched
 from sere.bundled import model_path
 from sere.cli import main
-from sere.cli.bench_serve import render
+from sere.cli.bench.serve_tables import render
 from sere.engines.in_process import session_of, worker_of
 from sere.engines.settings import routed
 from sere.errors import InputError, UnsupportedEngine

@@ -15,7 +15,7 @@ pytest.importorskip("vllm", reason="needs vLLM: make test-vllm")
 from sere.bench.vllm.load import Answer, Load
 from sere.bench.vllm.over_http import Block, OnlinePlan, Variant, _record, bench_online
 from sere.cli import main
-from sere.cli.bench_serve import render_online
+from sere.cli.bench.serve_tables import render_online
 from sere.errors import ConfigError, ServerError
 from sere.policies.spec import parse_settings
 from tests.support.vllm.stub import REFUSED, SHORT, TOKENS, Stub, stub
@@ -157,7 +157,7 @@ def test_failed_requests_stand_in_the_record(
         logs.file("server").write_text("why")
         yield from records
 
-    monkeypatch.setattr("sere.cli.bench_serve._online_records", run)
+    monkeypatch.setattr("sere.cli.bench.serve.online_records", run)
     out, log = tmp_path / "out.jsonl", tmp_path / "out.jsonl.server.log"
     command = ["bench", "serve", "--preset", "tiny", "--server", "--out", str(out)]
     assert main(command) == 1

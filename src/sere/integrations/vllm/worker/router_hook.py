@@ -17,8 +17,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from sere.defaults import OLD_TABLE
 from sere.errors import UnsupportedEngine
-from sere.integrations.vllm.start.tables import DEFAULT_NAME
 from sere.integrations.vllm.worker.expert_kernels import decomposed_kernels
 
 METHOD = "_compute_routing"
@@ -118,14 +118,14 @@ def _in_drafter() -> bool:
 
 @contextmanager
 def _without_table_among_weights() -> Iterator[None]:
-    """Keep vLLM from reading ``sere.safetensors`` as weights where a model's folder has no index."""
+    """Keep vLLM from reading a table with an old name as weights where a model's folder has no index."""
     from vllm.model_executor.model_loader import default_loader
 
     choose = default_loader.filter_duplicate_safetensors_files
 
     @functools.wraps(choose)
     def filtered(files: list[str], *args: Any, **kwargs: Any) -> list[str]:
-        weights = [file for file in files if Path(file).name != DEFAULT_NAME]
+        weights = [file for file in files if Path(file).name != OLD_TABLE]
         chosen: list[str] = choose(weights, *args, **kwargs)
         return chosen
 

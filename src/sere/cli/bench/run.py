@@ -1,4 +1,4 @@
-"""``sere bench``: time per output token, off against on."""
+"""``sere bench run``: time per output token, off against on."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sere.cli.loading import add_model_arguments, checkpoint_path, load_model, pick_device
+from sere.cli.loading import add_model_arguments, checkpoint_path, load_model, pick_device, table_path
 from sere.cli.numbers import whole
 from sere.cli.output import add_json_flag, emit_lines, say, spread_cells, table
 from sere.cli.parser import add_command
@@ -34,13 +34,17 @@ def add(subparsers: Any) -> None:
     from sere.bench.shapes import SHAPES
 
     summary = "Time decoding with re-routing off and on."
-    parser = add_command(subparsers, "bench", summary, details=_DETAILS, examples=_EXAMPLES)
+    parser = add_command(subparsers, "run", summary, run, details=_DETAILS, examples=_EXAMPLES)
     parser.add_argument(
         "model", nargs="?", metavar="MODEL", help="a checkpoint folder, a hub name, or 'bundled'"
     )
     parser.add_argument("--preset", metavar="NAME", help=f"instead of MODEL: {', '.join(SHAPES)}")
     parser.add_argument("--layers", type=whole(1), metavar="L", help="layers of the preset (default: 4)")
-    parser.add_argument("--table", metavar="FILE", help="similarity table (default: random similarities)")
+    parser.add_argument(
+        "--table",
+        metavar="FILE",
+        help="similarity table (default: the model's own if there is one, else random similarities)",
+    )
     parser.add_argument(
         "--setting", action="append", metavar="SETTING",
         help=f"repeatable, as for sere eval; off is always there (default: {' '.join(_DEFAULT_SETTINGS)})",
@@ -73,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
     if (args.model is None) == (args.preset is None):
         raise ConfigError("bench: expected either MODEL or --preset, e.g. sere bench --preset qwen3-30b-a3b")
     if args.model is not None and args.layers is not None:
-        raise ConfigError("--layers: only a --preset can have fewer layers, a MODEL is timed whole")
+        raise ConfigError("--layers: only a --preset can have fewer layers; leave it out for a MODEL")
     emit_lines(args, _records(args), render)
     return 0
 
@@ -112,8 +116,9 @@ def _subject(args: argparse.Namespace) -> Any:
 
     model = _random_model(args) if args.preset is not None else load_model(checkpoint_path(args), args)
     similarities = random_table(model, seed=args.seed)
-    if args.table is not None:
-        loaded = SimilarityTable.load(args.table)
+    path = table_path(args) if args.model is not None else args.table
+    if path is not None:
+        loaded = SimilarityTable.load(path)
         loaded.check(similarities.identity)
         similarities = loaded
     identity = similarities.identity
@@ -128,7 +133,7 @@ def _subject(args: argparse.Namespace) -> Any:
         "device": str(model.device),
         "experts_implementation": getattr(model.config, "_experts_implementation", None),
         "similarity": similarities.metric,
-        "table": None if args.table is None else similarities.fingerprint,
+        "table": None if path is None else similarities.fingerprint,
         "tokens": "random",
     }
     return Subject(model, similarities, described)

@@ -1,31 +1,22 @@
-"""The pictures and ``sere table``."""
+"""``sere table`` on tables alone: what it prints, writes and refuses."""
 
 from __future__ import annotations
 
-import argparse
 import json
-import sys
-from itertools import groupby
 from pathlib import Path
 
 import pytest
-import torch
 
-from sere.cli import table as command
-from sere.errors import ConfigError, MissingDependency, TableError
+from sere.cli.parser import build_parser
+from sere.errors import ConfigError, TableError
 from sere.similarity import LayerSimilarity
-from sere.table import plot
 from tests.support.tables import identity, matrix, table
 
 
 def sere(*words: object) -> int:
     """Run ``sere table ...`` without the frame that turns errors into exit code 2."""
-    from sere.cli.parser import Parser
-
-    parser = Parser(prog="sere")
-    command.add(parser.add_subparsers())
-    args: argparse.Namespace = parser.parse_args(["table", *map(str, words)])
-    return command.run(args)
+    args = build_parser().parse_args(["table", *map(str, words)])
+    return int(args.run(args))
 
 
 @pytest.fixture
@@ -38,7 +29,7 @@ def path(tmp_path: Path) -> Path:
 def test_show_names_model_metric_data_and_layers(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """For people: every fact of the header and a row for each layer."""
     assert sere("show", path, "--threshold", "1.1") == 0
-    text = capsys.readouterr().err
+    text = capsys.readouterr().out
     assert f"model:       tiny (E=5, K=2, digest {identity().digest[:12]})" in text
     assert "metric:      cka (bandwidth=1.0, kernel=rbf, window=128)" in text
     assert "tokens:      51,200 (digest cdcdcdcdcdcd, seed 0)" in text
@@ -83,16 +74,15 @@ def test_verify_fails_with_1_and_says_why(path: Path, capsys: pytest.CaptureFixt
 
 
 def test_diff_fails_with_1_where_tables_differ(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Warnings come before the differences; with --json these alone are on stdout."""
+    """The differences are on stdout, warnings on stderr."""
     other = path.with_name("other.safetensors")
     table(metric="cosine", layers={i: LayerSimilarity(matrix(i + 5)) for i in (1, 3)}).save(other)
     assert sere("diff", path, path) == 0
-    assert "equal" in capsys.readouterr().err
+    assert "equal" in capsys.readouterr().out
     assert sere("diff", path, other) == 1
     shown = capsys.readouterr()
-    assert shown.err.startswith("warning: other metrics: cka and cosine\n")
-    assert "other best expert" in shown.err
-    assert shown.out == ""
+    assert shown.err == "warning: other metrics: cka and cosine\n"
+    assert "other best expert" in shown.out
 
 
 def test_plot_writes_a_picture_beside_the_table(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -105,47 +95,16 @@ def test_plot_writes_a_picture_beside_the_table(path: Path, capsys: pytest.Captu
         sere("plot", path, "--out", path.with_name("p.txt"))
 
 
-def test_pictures_of_many_layers_show_evenly_chosen_ones() -> None:
-    """A picture of 60 layers has 48 maps, the first and the last layer among them."""
-    names = {index: f"layer {index}" for index in range(60)}
-    layers = {index: LayerSimilarity(matrix(index)) for index in range(60)}
-    figure = plot.draw(table(layers=layers, identity=identity(layer_names=names)))
-    titles = [axis.get_title() for half in figure.subfigs for axis in half.axes]
-    maps = [title for title in titles if title.startswith("layer ")]
-    assert len(maps) == 48
-    assert (maps[0], maps[-1]) == ("layer 0", "layer 59")
-    assert titles[-2:] == ["Spread of similarities", "Experts that no other resembles"]
-
-
-def test_layers_of_different_sizes_are_shown_and_drawn(
+def test_layers_of_different_sizes_are_shown_one_by_one(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Layers of 6 and 4 experts: a row with each layer's own E, and the same pictures as for one E."""
+    """Layers of 6 and 4 experts: a row with each layer's own number, and both in the header."""
     layers = {1: LayerSimilarity(matrix(1, E=6)), 3: LayerSimilarity(matrix(3, E=4))}
     made = table(layers=layers, identity=identity(experts={1: 6, 3: 4}))
     made.save(tmp_path / "table.safetensors")
     assert sere("show", tmp_path / "table.safetensors") == 0
-    shown = capsys.readouterr().err
+    shown = capsys.readouterr().out
     assert "tiny (E=4 to 6, K=2, digest " in shown
     assert [line.split()[:2] for line in shown.splitlines()[-2:]] == [["1", "6"], ["3", "4"]]
     assert sere("plot", tmp_path / "table.safetensors") == 0
-    figure = plot.draw(made)
-    assert figure.get_suptitle().startswith("tiny: similarity of 4 to 6 experts")
     assert sere("diff", tmp_path / "table.safetensors", tmp_path / "table.safetensors") == 0
-
-
-def test_alike_experts_are_drawn_side_by_side() -> None:
-    """Three groups of experts in mixed order come out as three runs."""
-    group = torch.tensor([0, 1, 2, 0, 1, 2, 0, 1, 2])
-    similarity = torch.where(group[:, None] == group, 0.9, 0.1).fill_diagonal_(1)
-    similarity += torch.rand(9, 9) * 0.01
-    runs = [key for key, _ in groupby(group[torch.tensor(plot.order(similarity))].tolist())]
-    assert sorted(plot.order(similarity)) == list(range(9))
-    assert len(runs) == 3
-
-
-def test_a_missing_matplotlib_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The text gives the install line."""
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(MissingDependency, match=r"a plot needs matplotlib: pip install 'sere\[plot\]'"):
-        plot.draw(table())

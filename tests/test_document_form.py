@@ -91,7 +91,9 @@ def test_pages_are_short(name: str) -> None:
 
 
 def too_wide(text: str) -> Iterator[str]:
-    for line in re.sub(r"<!-- record: architectures -->.*?<!-- end -->", "", text, flags=re.DOTALL).splitlines():
+    for line in re.sub(
+        r"<!-- record: architectures -->.*?<!-- end -->", "", text, flags=re.DOTALL
+    ).splitlines():
         without_links = re.sub(r"\]\([^)]*\)", "]", line)
         table = line.startswith("|")
         # Machines and versions below a table are written by `make documents`; JSON is as long as it is.

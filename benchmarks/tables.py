@@ -112,13 +112,12 @@ def eval_prompts() -> str:
     record = read_json("eval-prompts.json")
     rows = [
         [
-            label(case["setting"]), f"{case['experts']['after']:.1f}",
-            _interval(case["agreement"], "{:.1f}", times=100), _interval(case["kl"], "{:.1g}"),
-            _interval(case["perplexity"], "{:.3f}"),
+            label(case["setting"]), _interval(case["agreement"], "{:.1f}", times=100), _interval(case["kl"], "{:.2g}"),
+            f"{case['perplexity']['value']:.3f}",
         ]
         for case in record["cases"]
     ]  # fmt: skip
-    return _table(rows, ["setting", "experts", "agree, %", "KL", "perplexity"]) + _conditions([record])
+    return _table(rows, ["setting", "agree, %", "KL", "perplexity"]) + _conditions([record])
 
 
 def eval_questions() -> str:
@@ -394,8 +393,8 @@ def similarity() -> str:
         for record in records
     ]  # fmt: skip
     headers = [
-        "metric", "E", "T", "H", "pair loop, ms", "accumulator, ms", "faster", "Gram product only, ms",
-        "largest difference",
+        "metric", "E", "T", "H", "pair loop, ms", "accumulator, ms", "faster", "Gram only, ms",
+        "difference",
     ]  # fmt: skip
     return _table(rows, headers) + _conditions(records)
 

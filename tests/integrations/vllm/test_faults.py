@@ -20,6 +20,7 @@ from tests.support.vllm.models import save_model, table_of
 
 pytest.importorskip("vllm", reason="needs vLLM: make test-vllm")
 
+from sere.defaults import TABLE, TABLES
 from sere.errors import (
     BackendUnavailable,
     ConfigError,
@@ -126,17 +127,18 @@ def test_no_table(model: Path) -> None:
     """Without a table, and without one in the model's folder, the text says how to give one."""
     with (
         pytest.raises(
-            TableError, match=r"table: none was given and the folder of .* has no sere.safetensors"
+            TableError, match=r"table: none was given and the folder of .* has no similarity.sere"
         ),
         engine(model, {"select_top_k": 2, "table": None}),
     ):
         pass
 
 
-def test_table_in_the_model_folder(tmp_path: Path) -> None:
-    """``sere.safetensors`` in the model's folder is the table, and is not read as weights."""
+@pytest.mark.parametrize("name", TABLES)
+def test_table_in_the_model_folder(tmp_path: Path, name: str) -> None:
+    """A table with the default name, new or old, in the model's folder is found, and not read as weights."""
     path = save_model(tmp_path)
-    (path / "sere.safetensors").write_bytes(table_of(path).read_bytes())
+    (path / name).write_bytes(table_of(path).read_bytes())
     with engine(path, {"select_top_k": 1, "table": None}) as llm:
         assert len(generate(llm, prompts(2))) == 2
 
@@ -318,3 +320,13 @@ def _of_session(leader: int) -> list[str]:
             if os.getsid(process.pid) == leader and process.info["status"] != psutil.STATUS_ZOMBIE:
                 found.append(str(process))
     return found
+
+
+def test_an_engine_without_sere_does_not_read_the_table(tmp_path: Path) -> None:
+    """Where nothing asks for re-routing, a folder with a table serves the same weights as one without."""
+    path = save_model(tmp_path)
+    with engine(path, None) as llm:
+        expected = generate(llm, prompts(2))
+    (path / TABLE).write_bytes(table_of(path).read_bytes())
+    with engine(path, None) as llm:
+        assert generate(llm, prompts(2)) == expected

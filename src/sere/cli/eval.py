@@ -240,7 +240,7 @@ def _on_vllm(args: argparse.Namespace, plan: Any, partial: Path | None) -> dict[
 
     from sere.cli.loading import dtype_name, engine_checkpoint, tokenizer_of
     from sere.cli.progress import bar
-    from sere.engines.in_process import local_engine
+    from sere.engines.in_process import in_process_engine
     from sere.engines.settings import check_settings
     from sere.eval.checkpoint import files_digest
     from sere.eval.vllm import evaluate_engine
@@ -265,7 +265,7 @@ def _on_vllm(args: argparse.Namespace, plan: Any, partial: Path | None) -> dict[
             del model
         fixed = {"table": str(place), "select_top_k": 1, "log_seconds": 0}
         return evaluate_engine(
-            lambda settings: local_engine(path, {**fixed, **settings}, **options),
+            lambda settings: in_process_engine(path, {**fixed, **settings}, **options),
             tokenizer, plan, table=SimilarityTable.load(place), dtype=dtype, weights=files_digest(path),
             checkpoint=partial, progress=bar,
         )  # fmt: skip

@@ -61,7 +61,7 @@ def records(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Yield the records of an engine in this process as they are measured."""
     from sere.bench.vllm.in_process import ServePlan, bench_serve
     from sere.bench.vllm.options import IN_PROCESS, options_of, parse_engine_options
-    from sere.engines.in_process import local_engine
+    from sere.engines.in_process import in_process_engine
     from sere.integrations.vllm.start.versions import check_installed
 
     plan = ServePlan(
@@ -77,7 +77,7 @@ def records(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
         def start(settings: Mapping[str, Any]) -> AbstractContextManager[Any]:
             say(", ".join(["starting an engine", *pairs(settings)]))
-            return local_engine(path, _reroute(similarities, settings), threads=args.threads, **options)
+            return in_process_engine(path, _reroute(similarities, settings), threads=args.threads, **options)
 
         yield from bench_serve(start, subject, plan)
 

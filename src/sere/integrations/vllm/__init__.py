@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sere.integrations.vllm.client.configure import configure
-    from sere.integrations.vllm.engine_stats import read_stats
+    from sere.integrations.vllm.client.stats import read_stats
 
 __all__ = ["configure", "read_stats"]
 
 _HOMES = {
     "configure": "sere.integrations.vllm.client.configure",
-    "read_stats": "sere.integrations.vllm.engine_stats",
+    "read_stats": "sere.integrations.vllm.client.stats",
 }
 
 

@@ -66,11 +66,11 @@ def check_layer(table: SimilarityTable, index: int, name: str, *, E: int) -> Non
             f"{name}: the table has no similarities for layer {index}, only for {list(table.layers)}; "
             "calibrate this model (sere calibrate) or give its own table"
         )
-    if table.layers[index].num_experts != E:
+    if (expected := table.layers[index].num_experts) != E:
         raise TableMismatch(
-            f"{name}: the table was calibrated on {summary(table.identity)}, with {table.layers[index].num_experts} "
-            f"experts in layer {index}, but this layer has {E}; calibrate this model (sere calibrate) or "
-            "give its own table"
+            f"{name}: the table was calibrated on {summary(table.identity)}, with {expected} experts in "
+            f"layer {index}, but this layer has {E}; calibrate this model (sere calibrate) or give its own "
+            "table"
         )
 
 

@@ -112,8 +112,8 @@ def eval_prompts() -> str:
     record = read_json("eval-prompts.json")
     rows = [
         [
-            label(case["setting"]), _interval(case["agreement"], "{:.1f}", times=100), _interval(case["kl"], "{:.2g}"),
-            f"{case['perplexity']['value']:.3f}",
+            label(case["setting"]), _interval(case["agreement"], "{:.1f}", times=100),
+            _interval(case["kl"], "{:.2g}"), f"{case['perplexity']['value']:.3f}",
         ]
         for case in record["cases"]
     ]  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from time import perf_counter
 from typing import Any
 from unittest.mock import patch
@@ -11,8 +12,8 @@ from unittest.mock import patch
 from torch import Tensor
 
 from sere.engines.in_process import session_of
-from sere.reroute import operator
-from sere.reroute.backends.registry import implementation
+from sere.reroute import Routing, operator
+from sere.reroute.backends.registry import Implementation, implementation
 
 Routes = Callable[..., tuple[Tensor, Tensor]]
 """What re-routes one layer's step: a layer's ``route``, or the operation behind it."""
@@ -76,9 +77,14 @@ def _routing(llm: Any, make: Callable[[Routes], Routes]) -> Iterator[None]:
     with ExitStack() as stack:
         for layer in session_of(llm).layers.values():
             stack.enter_context(patch.object(layer, "route", make(layer.route)))
-        operation = patch.object(operator, "implementation", lambda backend: make(implementation(backend)))
-        stack.enter_context(operation)
+        stack.enter_context(patch.object(operator, "implementation", partial(_made, make)))
         yield
+
+
+def _made(make: Callable[[Routes], Routes], backend: str) -> Implementation:
+    found = implementation(backend)
+    route = make(found.run)
+    return found._replace(run=lambda *step: Routing(*route(*step)))
 
 
 def _copy(routing: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:

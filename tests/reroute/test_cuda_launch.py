@@ -59,7 +59,7 @@ def test_num_tokens_elsewhere_in_a_capture(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_what_is_handed_to_the_driver(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A launch gives cuda-core a stream of its own kind, the geometry, the entry and the arguments in order."""
+    """A launch gives cuda-core a stream of its own kind, geometry, entry and the arguments in order."""
     pretend_device(monkeypatch)
     put = pretend_core(monkeypatch)
     call = Launch("reroute_int32_float32", 2, 64, (5, 6))
@@ -112,14 +112,8 @@ def test_streams_without_a_warning() -> None:
 
 def test_the_kernel_arguments_of_a_launch() -> None:
     """Addresses come first, in the order of the entry's arguments, then the numbers; what is absent is 0."""
-    raw = raw_layer(
-        similarity_matrix(16, 0),
-        select_top_k=9,
-        min_active=50,
-        targets="active",
-        merge="sentinel",
-        sentinel=-1,
-    )
+    settings = {"select_top_k": 9, "min_active": 50, "targets": "active", "merge": "sentinel", "sentinel": -1}
+    raw = raw_layer(similarity_matrix(16, 0), **settings)
     layer = prepare(raw, torch.device("cpu"))
     ids, weights = batch(4, 3, 16, seed=0)
     budgets = torch.ones(4, dtype=torch.int64)
@@ -162,7 +156,7 @@ def test_lists_side_by_side(E: int, threshold: float) -> None:
 @pytest.mark.parametrize("E", [1, 5, 8, 33, 100])
 @pytest.mark.parametrize("threshold", [0.0, 0.6, 1.5])
 def test_the_lists_are_enough_for_the_torch_backend(E: int, threshold: float) -> None:
-    """What the torch backend would have prepared follows from the lists, where it runs in the kernel's place."""
+    """Where the torch backend runs instead of the kernel, the lists hold all that it would have prepared."""
     raw = raw_layer(similarity_matrix(E, E), threshold=threshold)
     cpu = torch.device("cpu")
     expected, found = torch_ops.prepare(raw, cpu), for_torch(prepare(raw, cpu))

@@ -82,7 +82,7 @@ class PreparedLayer:
         changed = [name for name, a, b in zip(mine._fields, mine, theirs, strict=True) if a != b]
         if self.backend != other.backend or changed:
             raise ConfigError(
-                f"{', '.join(changed or ['backend'])}: cannot be changed in a prepared layer, only threshold, "
+                f"{', '.join(changed or ['backend'])}: cannot change in a prepared layer, only threshold, "
                 "keep and scale can; prepare another layer"
             )
         old, new = self.tensors(), other.tensors()

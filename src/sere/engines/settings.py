@@ -10,12 +10,12 @@ from typing import Any
 
 from torch import Tensor
 
-from sere.engines.in_process import session_of
+from sere.engines.in_process import state_of
 from sere.engines.transformers import make_rival
 from sere.errors import ConfigError, UnsupportedEngine
 from sere.integrations.vllm import configure
 from sere.integrations.vllm.tiers import COUNT_ONLY_S
-from sere.integrations.vllm.worker.expert_kernels import BEARS_DUPLICATES
+from sere.integrations.vllm.worker.expert_kernels import SUPPORTS_DUPLICATES
 from sere.policies.base import Policy
 from sere.policies.spec import Setting
 from sere.reroute import Routing, TokenBatch
@@ -91,11 +91,11 @@ def routed(llm: Any, setting: Setting, *, seed: int = 0) -> Iterator[None]:
     if setting.needs_table:
         yield
         return
-    session = session_of(llm)
-    layers = list(session.layers.values())
-    if setting.kind != "off" and session.kernel not in BEARS_DUPLICATES:
+    state = state_of(llm)
+    layers = list(state.layers.values())
+    if setting.kind != "off" and state.kernel not in SUPPORTS_DUPLICATES:
         raise UnsupportedEngine(
-            f"setting {setting.label}: the expert kernel {session.kernel or 'in use'} is not known to "
+            f"setting {setting.label}: the expert kernel {state.kernel or 'in use'} is not known to "
             "handle duplicate ids within one token's top-k; evaluate it with --engine transformers"
         )
     policy = make_rival(setting, seed=seed)

@@ -37,7 +37,7 @@ def test_readme_python_runs(
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
     exec(compile(code.replace("path/to/moe-model", str(model_path())), "README.md", "exec"), names)
-    assert (tmp_path / "model.sere.safetensors").is_file()
+    assert (tmp_path / "similarity.sere").is_file()
     shown = re.findall(r"'(\d+\.\d) -> (\d+\.\d)'", capsys.readouterr().out)
     assert len(shown) == 6, "layers of the bundled model"
     assert all(float(after) <= 32.0 < float(before) for before, after in shown)

@@ -78,13 +78,14 @@ def eval_prompts() -> str:
     record = read_json("eval-prompts.json")
     rows = [
         [
-            case["setting"], f"{case['experts']['distinct_after']:.1f}",
-            interval(case["agreement"], "{:.1f}", times=100), interval(case["kl"], "{:.1g}"),
-            interval(case["perplexity"], "{:.3f}"),
+            case["setting"],
+            interval(case["agreement"], "{:.1f}", times=100),
+            interval(case["kl"], "{:.2g}"),
+            f"{case['perplexity']['value']:.3f}",
         ]
         for case in record["cases"]
-    ]  # fmt: skip
-    return table(rows, ["setting", "experts", "agree, %", "KL", "perplexity"]) + conditions([record])
+    ]
+    return table(rows, ["setting", "agree, %", "KL", "perplexity"]) + conditions([record])
 
 
 def eval_questions() -> str:

@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import tabulate
-from records import Record, mode
 
+from records import Record, mode
 from sere.provenance import describe_machine
 
 # Headers need no room beside them: tables stay narrow.

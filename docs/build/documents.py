@@ -20,7 +20,6 @@ import pictures
 import records
 import serving_tables as serving
 import speed_tables as speed
-
 from sere.files import atomic_path
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -8,8 +8,8 @@ from typing import Any
 
 import matplotlib
 from matplotlib.figure import Figure
-from records import Record
 
+from records import Record
 from sere.bench import picture
 
 # Four more colors than there, and markers for all of them.

@@ -48,7 +48,7 @@ def modernize(value: Any) -> Any:
         return [modernize(one) for one in value]
     if not isinstance(value, Mapping):
         return value
-    found: dict[str, Any] = {_KEYS.get(key, key): modernize(one) for key, one in value.items()}
+    found: dict[str, Any] = {_KEYS.get(str(key), str(key)): modernize(one) for key, one in value.items()}
     experts = found.get("experts")
     if isinstance(experts, Mapping):
         found["experts"] = _rename(experts)

@@ -138,4 +138,4 @@ def _costs(record: Record, replay: Record | None) -> list[str]:
 def _served_setting(record: Record) -> str:
     """Return a setting; where it does not say so itself, also what its server was started with."""
     start = "" if record["setting"].startswith("sere:") else started(record)
-    return record["setting"] + (f" ({start})" if start else "")
+    return f"{record['setting']} ({start})" if start else str(record["setting"])

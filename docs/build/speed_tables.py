@@ -31,7 +31,7 @@ def bench() -> str:
         ]
         for record in records
     ]  # fmt: skip
-    headers = ["batch", "setting", "experts", "TPOT, ms", "faster", "in the hooks, ms"]
+    headers = ["batch", "setting", "experts", "TPOT, ms", "faster", "overhead, ms"]
     return shapes(records) + table(rows, headers) + conditions(records)
 
 
@@ -48,8 +48,8 @@ def similarity() -> str:
         for record in records
     ]  # fmt: skip
     headers = [
-        "metric", "E", "T", "H", "pair loop, ms", "accumulator, ms", "faster", "Gram product only, ms",
-        "largest difference",
+        "metric", "E", "T", "H", "pair loop, ms", "accumulator, ms", "faster", "Gram only, ms",
+        "difference",
     ]  # fmt: skip
     return table(rows, headers) + conditions(records)
 

@@ -51,10 +51,8 @@ def test_numbers_of_the_first_screen_are_those_of_the_record(monkeypatch: pytest
     cases = records.recommended_cases(records.read_json("demo.json"))
     off, on = cases[16]
     words = " ".join(README.split("![")[0].split())
-    assert (
-        f"that is {cases[1][0]['distinct_after']:.0f} of 96 experts for one token, but {off['distinct_after']:.0f}"
-        in words
-    )
+    alone, batch = (f"{case['distinct_after']:.0f}" for case in (cases[1][0], off))
+    assert f"that is {alone} of 96 experts for one token, but {batch} for a batch of 16" in words
     assert f"a batch of 16 reads {on['distinct_after']:.0f} experts" in words
     assert f"decodes {on['speedup']['p50']:.2f} times as fast" in words
     right = [f"{100 * case['share']['value']:.1f} %" for case in (on, off)]

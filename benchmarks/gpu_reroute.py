@@ -32,7 +32,7 @@ from torch import Tensor
 from sere.config import RerouteConfig
 from sere.files import append_json_line
 from sere.provenance import installed_version, provenance
-from sere.reroute import COUNTERS, Plan, make_plan
+from sere.reroute import COUNTERS, PreparedLayer, TokenBatch, prepare_layer
 from sere.reroute.backends.cuda import device as launching
 from sere.reroute.backends.cuda.launch import Launch
 from sere.similarity.layer import LayerSimilarity
@@ -72,7 +72,7 @@ class Work:
     ids: list[Tensor]
     weights: list[Tensor]
     similarity: list[Tensor]
-    plans: dict[str, list[Plan]]
+    prepared: dict[str, list[PreparedLayer]]
     budget: Tensor
     counters: Tensor
 
@@ -90,9 +90,9 @@ def make_work(T: int, E: int, K: int) -> Work:
         "served torch": {"backend": "torch", "merge": "distinct", "min_active": K},
         "torch": {"backend": "torch"},
     }
-    plans = {
+    prepared = {
         name: [
-            make_plan(
+            prepare_layer(
                 LayerSimilarity(matrix),
                 RerouteConfig.from_mapping({"select_top_k": 1, "threshold": THRESHOLD} | changes),
                 device=DEVICE,
@@ -105,7 +105,7 @@ def make_work(T: int, E: int, K: int) -> Work:
         [ids.int().to(DEVICE) for _, ids in pairs],
         [weights.to(DEVICE) for weights, _ in pairs],
         [matrix.to(DEVICE) for matrix in similarity],
-        plans,
+        prepared,
         torch.ones(T, dtype=torch.int32, device=DEVICE),
         torch.zeros(len(COUNTERS), dtype=torch.int64, device=DEVICE),
     )
@@ -132,8 +132,15 @@ class Baseline:
         primary.index_fill_(0, wide[:, :S].reshape(-1), True)
         found = torch.empty_like(wide)
         blocks = -(-ids.numel() // 256)
-        words = (wide.data_ptr(), primary.data_ptr(), similarity.data_ptr(), found.data_ptr(), ids.numel(), E)
-        self._put(self.search, blocks, 256, *words, THRESHOLD)
+        kernel_args = (
+            wide.data_ptr(),
+            primary.data_ptr(),
+            similarity.data_ptr(),
+            found.data_ptr(),
+            ids.numel(),
+            E,
+        )
+        self._put(self.search, blocks, 256, *kernel_args, THRESHOLD)
         return found.int()
 
     def nothing(self) -> None:
@@ -141,13 +148,13 @@ class Baseline:
         self._put(self.empty, 1, 32)
 
     @staticmethod
-    def _put(kernel: Any, blocks: int, threads: int, *words: Any) -> None:
+    def _put(kernel: Any, blocks: int, threads: int, *kernel_args: Any) -> None:
         from cuda.core import LaunchConfig, launch
 
         from sere.reroute.backends.cuda.device import stream_of
 
         stream = stream_of(torch.cuda.current_stream().cuda_stream)
-        launch(stream, LaunchConfig(grid=blocks, block=threads), kernel, *words)
+        launch(stream, LaunchConfig(grid=blocks, block=threads), kernel, *kernel_args)
 
 
 def spare_buffer() -> Tensor:
@@ -159,18 +166,20 @@ def spare_buffer() -> Tensor:
 def make_steps(work: Work, baseline: Baseline, spare: Tensor) -> dict[str, Step]:
     """Return the variants; each takes the number of the step and uses that step's batch and layer."""
 
-    def planned(backend: str) -> Step:
-        plans = work.plans[backend]
-        return lambda i: plans[i % LAYERS].route(work.ids[i % BATCHES], work.weights[i % BATCHES])
+    def routed(backend: str) -> Step:
+        prepared = work.prepared[backend]
+        return lambda i: prepared[i % LAYERS].route(
+            TokenBatch(work.ids[i % BATCHES], work.weights[i % BATCHES])
+        )
 
     def after_filling(step: Step) -> Step:
         return lambda i: (spare.fill_(1), step(i))[1]
 
     steps: dict[str, Step] = {
-        "cuda": planned("cuda"),
+        "cuda": routed("cuda"),
         "served": served(work, "served"),
         "five": lambda i: baseline.five_launches(work.ids[i % BATCHES], work.similarity[i % LAYERS], 1),
-        "torch": planned("torch"),
+        "torch": routed("torch"),
         "nothing": lambda _: baseline.nothing(),
     }
     cold = {"cold": after_filling(steps["cuda"]), "nothing cold": after_filling(steps["nothing"])}
@@ -178,9 +187,11 @@ def make_steps(work: Work, baseline: Baseline, spare: Tensor) -> dict[str, Step]
 
 
 def served(work: Work, name: str) -> Step:
-    """Return the step as an engine calls it: a budget for each row, counters, and the plan's settings."""
-    plans, options = work.plans[name], {"row_budget": work.budget, "counters": work.counters}
-    return lambda i: plans[i % LAYERS].route(work.ids[i % BATCHES], work.weights[i % BATCHES], **options)
+    """Return the step as an engine calls it: a budget for each row, counters, and the layer's settings."""
+    prepared = work.prepared[name]
+    return lambda i: prepared[i % LAYERS].route(
+        TokenBatch(work.ids[i % BATCHES], work.weights[i % BATCHES], work.budget), work.counters
+    )
 
 
 def check(steps: dict[str, Step], work: Work) -> None:
@@ -285,8 +296,8 @@ def with_threads(threads: int, step: Step) -> Step:
     """Return a step whose launches have another number of threads in each block."""
     real = launching.launch
 
-    def changed(prepared: Launch, device: torch.device) -> None:
-        real(prepared._replace(threads=threads), device)
+    def changed(call: Launch, device: torch.device) -> None:
+        real(call._replace(threads=threads), device)
 
     def run(i: int) -> Any:
         launching.launch = changed

@@ -47,7 +47,7 @@ def works_everywhere(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     generate = ["generate", path, "--table", table, "--setting", "sere:S=1", "--max-new-tokens", 4, "--json"]
     assert main([*map(str, generate), "--prompt", "add", "--prompt", "x+1"]) == 0
     experts = json.loads(capsys.readouterr().out)["experts"]
-    assert experts["after"] < experts["before"]
+    assert experts["distinct_after"] < experts["distinct_before"]
 
 
 @pytest.mark.parametrize("architectures", [["PhiMoEForCausalLM"], None])

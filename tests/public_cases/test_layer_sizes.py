@@ -33,7 +33,7 @@ def test_calibrate_save_load_and_apply_with_layers_of_16_and_12_experts(tmp_path
     assert (table.identity.experts, table.identity.slots) == ({0: 16, 1: 12}, {0: 4, 1: 2})
     with sere.apply(model, table, select_top_k=1) as handle:
         model.generate(PROMPTS, max_new_tokens=6, do_sample=False)
-        assert all(layer.slots_moved > 0 for layer in handle.stats())
+        assert all(layer.slots_rerouted > 0 for layer in handle.stats())
 
 
 def test_keep_is_checked_against_the_layers_own_number_of_experts() -> None:
@@ -80,7 +80,7 @@ def test_apply_to_a_model_with_fewer_slots_per_token_than_at_calibration(
             layer.mlp.gate.top_k = 2
     with sere.apply(model, table, select_top_k=1) as handle:
         model.generate(PROMPTS, max_new_tokens=6, do_sample=False)
-        assert all(layer.slots_moved > 0 for layer in handle.stats())
+        assert all(layer.slots_rerouted > 0 for layer in handle.stats())
     assert any(
         "calibrated with K=4 routed slots per token, this model has K=2" in text for text in caplog.messages
     )

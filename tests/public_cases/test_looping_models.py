@@ -63,4 +63,4 @@ def test_apply_counts_each_run_of_a_layer() -> None:
         model.generate(prompts, max_new_tokens=6, do_sample=False)
         stats = handle.stats()
     assert [(layer.steps, layer.rows) for layer in stats] == [(15, 8.0), (15, 8.0)]
-    assert all(layer.slots_moved > 0 and layer.distinct_after < layer.distinct_before for layer in stats)
+    assert all(layer.slots_rerouted > 0 and layer.distinct_after < layer.distinct_before for layer in stats)

@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sere.errors import MissingDependency
+from sere.errors import MissingDependency, how_to_install
 from sere.files import atomic_path
 
 # Of the Okabe-Ito palette: told apart with any color vision. Off is black.
@@ -28,16 +28,16 @@ def draw(record: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise MissingDependency("the picture needs matplotlib: pip install 'sere[plot]'") from error
+        raise MissingDependency(f"the picture needs matplotlib: {how_to_install('plot')}") from error
     figure = Figure(figsize=(9.6, 4.2), layout="constrained")
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2)
     settings = list(dict.fromkeys(case["setting"] for case in record["cases"]))
-    for place, setting in enumerate(settings):
+    for index, setting in enumerate(settings):
         cases = [case for case in record["cases"] if case["setting"] == setting]
         style = {
-            "color": COLORS[place % 6],
-            "marker": MARKERS[place % 6],
+            "color": COLORS[index % 6],
+            "marker": MARKERS[index % 6],
             "label": setting,
             "linewidth": 1.8,
             # Controls and rivals are dashed, so that a line they cover still shows.
@@ -59,7 +59,7 @@ def draw(record: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
 
 
 def _experts(axes: Any, cases: Sequence[Mapping[str, Any]], style: Mapping[str, Any]) -> None:
-    axes.plot([case["batch_size"] for case in cases], [case["experts"] for case in cases], **style)
+    axes.plot([case["batch_size"] for case in cases], [case["distinct_after"] for case in cases], **style)
 
 
 def _times(axes: Any, cases: Sequence[Mapping[str, Any]], style: Mapping[str, Any]) -> None:

@@ -8,13 +8,17 @@ from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
-from sere.engines.in_process import session_of
+from torch import Tensor
+
+from sere.engines.in_process import state_of
 from sere.engines.transformers import make_rival
 from sere.errors import ConfigError, UnsupportedEngine
 from sere.integrations.vllm import configure
 from sere.integrations.vllm.tiers import COUNT_ONLY_S
-from sere.integrations.vllm.worker.expert_kernels import BEARS_DUPLICATES
+from sere.integrations.vllm.worker.expert_kernels import SUPPORTS_DUPLICATES
+from sere.policies.base import Policy
 from sere.policies.spec import Setting
+from sere.reroute import Routing, TokenBatch
 
 LIVE = frozenset({"select_top_k", "threshold"})
 """Options of a setting that an engine can change while it runs; the others are part of its start."""
@@ -87,24 +91,36 @@ def routed(llm: Any, setting: Setting, *, seed: int = 0) -> Iterator[None]:
     if setting.needs_table:
         yield
         return
-    session = session_of(llm)
-    layers = list(session.layers.values())
-    if setting.kind != "off" and session.kernel not in BEARS_DUPLICATES:
+    state = state_of(llm)
+    layers = list(state.layers.values())
+    if setting.kind != "off" and state.kernel not in SUPPORTS_DUPLICATES:
         raise UnsupportedEngine(
-            f"setting {setting.label}: the expert kernel {session.kernel or 'in use'} is not known to "
+            f"setting {setting.label}: the expert kernel {state.kernel or 'in use'} is not known to "
             "handle duplicate ids within one token's top-k; evaluate it with --engine transformers"
         )
     policy = make_rival(setting, seed=seed)
     policy.bind({layer.index: layer.num_experts for layer in layers})
-    plans = [layer.plan for layer in layers]
+    prepared = [layer.prepared for layer in layers]
     for layer in layers:
-        # Of a plan a layer asks its route alone.
-        layer.plan = SimpleNamespace(route=partial(policy.route, layer.index))  # type: ignore[assignment]
+        # Of a prepared layer this asks its route alone.
+        run = SimpleNamespace(route=partial(_route, policy, layer.index))
+        layer.prepared = run  # type: ignore[assignment]
     try:
         yield
     finally:
-        for layer, plan in zip(layers, plans, strict=True):
-            layer.plan = plan
+        for layer, own in zip(layers, prepared, strict=True):
+            layer.prepared = own
+
+
+def _route(policy: Policy, index: int, batch: TokenBatch, counters: Tensor | None) -> Routing:
+    return policy.route(
+        index,
+        batch.topk_ids,
+        batch.topk_weights,
+        row_budgets=batch.row_budgets,
+        num_tokens=batch.num_tokens,
+        counters=counters,
+    )
 
 
 def _of_start(setting: Setting) -> tuple[tuple[str, Any], ...]:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from sere.errors import ConfigError
-from sere.eval.continuous_batching import supports_rows
+from sere.integrations.transformers.inputs import has_full_attention_cache
 from sere.policies.sere import Sere
 from sere.policies.spec import Setting
 
@@ -46,7 +46,7 @@ def apply_setting(
     from sere.integrations.transformers import apply
 
     # Every row of our decode steps is real, even one that is fed the pad token as a word of its text.
-    if pad_token_id is None and supports_rows(model):
+    if pad_token_id is None and has_full_attention_cache(model):
         pad_token_id = -1
     if not setting.needs_table:
         return apply(model, policy=rival or make_rival(setting, seed=seed), pad_token_id=pad_token_id)

@@ -38,7 +38,7 @@ class Policy(ABC):
         topk_ids: Tensor,
         topk_weights: Tensor,
         *,
-        row_budget: Tensor | Sequence[int] | None = None,
+        row_budgets: Tensor | Sequence[int] | None = None,
         num_tokens: Tensor | int | None = None,
         scores: Tensor | None = None,
         counters: Tensor | None = None,
@@ -49,7 +49,7 @@ class Policy(ABC):
             layer: Index of the decoder layer.
             topk_ids: ``[T, K]``, int32 or int64. Not modified.
             topk_weights: ``[T, K]``, floating point. Not modified.
-            row_budget: ``[T]``, integers of any size, or None.
+            row_budgets: ``[T]``, integers of any size, or None.
             num_tokens: N, or None for T.
             scores: ``[T, E]``, the router's scores, higher is better; given if ``needs_scores``. An expert
                 whose score is -∞ or NaN is not wanted.
@@ -88,10 +88,10 @@ def count(
     sums = {
         "steps": real.any(),
         "rows": real.sum(),
-        "before": members(before, slots, E).sum(),
-        "after": members(after, used, E).sum(),
+        "distinct_before": members(before, slots, E).sum(),
+        "distinct_after": members(after, used, E).sum(),
         "slots": slots.sum(),
-        "moved": (slots & (after != before)).sum(),
+        "slots_rerouted": (slots & (after != before)).sum(),
         "critical": torch.zeros((), dtype=torch.int64, device=before.device),
     }
     counters.add_(torch.stack([sums[name].long() for name in COUNTERS]))

@@ -13,7 +13,8 @@ from torch import Tensor
 from sere.errors import ConfigError, InputError
 from sere.policies.base import Policy, count
 from sere.reroute import Routing
-from sere.reroute.checks import check_batch
+from sere.reroute.batch import TokenBatch
+from sere.reroute.checks import as_row_budgets, check_batch
 from sere.reroute.slots import has_weight, members, real_rows, weight_ranks
 
 
@@ -39,7 +40,7 @@ class Rows:
 
 
 def sort_out(
-    ids: Tensor, weights: Tensor, E: int, row_budget: Tensor | None, num_tokens: Tensor | int | None
+    ids: Tensor, weights: Tensor, E: int, row_budgets: Tensor | None, num_tokens: Tensor | int | None
 ) -> Rows:
     """Tell real rows and valid slots from the others.
 
@@ -47,11 +48,11 @@ def sort_out(
         ids: ``[T, K]``, integers.
         weights: ``[T, K]``, floating point.
         num_experts: Number of experts.
-        row_budget: ``[T]``, integers, or None; negative marks padding, K or more protects.
+        row_budgets: ``[T]``, integers, or None; negative marks padding, K or more protects.
         num_tokens: N, or None for T.
     """
-    real = real_rows(ids, row_budget, num_tokens)
-    protected = torch.zeros_like(real) if row_budget is None else real & (row_budget >= ids.shape[1])
+    real = real_rows(ids, row_budgets, num_tokens)
+    protected = torch.zeros_like(real) if row_budgets is None else real & (row_budgets >= ids.shape[1])
     inside = (ids >= 0) & (ids < E)
     valid = inside & has_weight(weights) & real[:, None]
     return Rows(E, real, protected, inside, valid, weight_ranks(weights, valid))
@@ -84,7 +85,7 @@ class Rival(Policy):
         topk_ids: Tensor,
         topk_weights: Tensor,
         *,
-        row_budget: Tensor | Sequence[int] | None = None,
+        row_budgets: Tensor | Sequence[int] | None = None,
         num_tokens: Tensor | int | None = None,
         scores: Tensor | None = None,
         counters: Tensor | None = None,
@@ -100,7 +101,8 @@ class Rival(Policy):
                 f"policy {self.name!r}: the number of experts of layer {layer} is not known; "
                 f"call bind({{{layer}: E}}) first, as sere.apply does"
             )
-        budget = check_batch(topk_ids, topk_weights, row_budget, num_tokens, counters)
+        budget = as_row_budgets(row_budgets, topk_ids.device if isinstance(topk_ids, Tensor) else None)
+        check_batch(TokenBatch(topk_ids, topk_weights, budget, num_tokens, scores), counters)
         rows = sort_out(topk_ids, topk_weights, E, budget, num_tokens)
         result = self.choose(Choice(layer, rows, topk_ids, topk_weights, budget, scores))
         count(counters, topk_ids, result.ids, topk_weights, result.weights, real=rows.real, E=E)
@@ -134,7 +136,7 @@ class Choice:
     rows: Rows
     ids: Tensor
     weights: Tensor
-    row_budget: Tensor | None
+    row_budgets: Tensor | None
     scores: Tensor | None
 
 
@@ -151,7 +153,7 @@ def check_count(name: str, value: object) -> int:
 
 def heaviest(step: Choice, select_top_k: int) -> Tensor:
     """Return the valid slots among each row's b_t heaviest, ``[T, K]`` bool."""
-    budget = select_top_k if step.row_budget is None else step.row_budget[:, None]
+    budget = select_top_k if step.row_budgets is None else step.row_budgets[:, None]
     return step.rows.valid & (step.rows.ranks < budget)
 
 

@@ -15,7 +15,8 @@ from sere.config import RerouteConfig
 from sere.errors import ConfigError, TableError
 from sere.identity import span
 from sere.policies.base import Policy
-from sere.reroute import Plan, Routing, make_plan
+from sere.reroute import PreparedLayer, Routing, TokenBatch, prepare_layer
+from sere.reroute.checks import as_row_budgets
 from sere.similarity.layer import LayerSimilarity
 
 
@@ -37,13 +38,13 @@ class Sere(Policy):
         check_fit(config, layers)
         self.layers = dict(layers)
         self.config = config
-        self._plans: dict[tuple[int, torch.device], Plan] = {}
+        self._plans: dict[tuple[int, torch.device], PreparedLayer] = {}
 
     def describe(self) -> dict[str, Any]:
         """Return the settings, JSON-ready."""
         return {"policy": self.name} | self.config.to_mapping()
 
-    def plan(self, layer: int, device: torch.device) -> Plan:
+    def plan(self, layer: int, device: torch.device) -> PreparedLayer:
         """Return the prepared layer on a device, preparing it at the first call.
 
         Raises:
@@ -54,7 +55,7 @@ class Sere(Policy):
             if layer not in self.layers:
                 raise TableError(f"no similarities for layer {layer}; the table has {sorted(self.layers)}")
             similarity = self.layers[layer]
-            found = make_plan(
+            found = prepare_layer(
                 similarity,
                 self.config,
                 keep=self.config.keep.get(layer, ()),
@@ -70,15 +71,15 @@ class Sere(Policy):
         topk_ids: Tensor,
         topk_weights: Tensor,
         *,
-        row_budget: Tensor | Sequence[int] | None = None,
+        row_budgets: Tensor | Sequence[int] | None = None,
         num_tokens: Tensor | int | None = None,
         scores: Tensor | None = None,  # noqa: ARG002 - other policies need them
         counters: Tensor | None = None,
     ) -> Routing:
         """Route one step of one layer; see ``Policy.route``."""
-        return self.plan(layer, topk_ids.device).route(
-            topk_ids, topk_weights, row_budget=row_budget, num_tokens=num_tokens, counters=counters
-        )
+        budgets = as_row_budgets(row_budgets, topk_ids.device)
+        batch = TokenBatch(topk_ids, topk_weights, budgets, num_tokens)
+        return self.plan(layer, topk_ids.device).route(batch, counters)
 
 
 class Shape(Protocol):

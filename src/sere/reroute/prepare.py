@@ -1,9 +1,8 @@
-"""A layer and its settings, prepared: what every step of an engine calls."""
+"""A layer and its settings, prepared once: what every step of an engine calls."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -11,74 +10,100 @@ from torch import Tensor
 from sere.config import RerouteConfig
 from sere.errors import ConfigError, InputError
 from sere.reroute import operator
-from sere.reroute.backends.registry import Run, implementation, on_device, select
-from sere.reroute.batch import Routing
+from sere.reroute.backends.registry import implementation, on_device, select
+from sere.reroute.batch import Routing, TokenBatch
 from sere.reroute.checks import check_batch
-from sere.reroute.types import MERGE_MODES, Neighbors, Rules, prepare_neighbors
+from sere.reroute.raw_layer import KernelConfig, RawLayer
 from sere.similarity.layer import LayerSimilarity, check_scale
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Plan:
-    """Everything about one layer that does not change from step to step.
+class PreparedLayer:
+    """One layer and its settings on one device, with what its backend reads; ``prepare_layer`` makes it.
 
     Attributes:
-        neighbors: The layer's similarities, sorted and cut at ρ, on one device.
-        rules: The settings as plain numbers.
-        backend: The name of the implementation.
-        run: The implementation.
+        backend: The name of the implementation that runs.
+        config: The settings that hold.
+        device: Where the steps must be.
     """
 
-    neighbors: Neighbors
-    rules: Rules
-    backend: str
-    run: Run
+    __slots__ = ("_layer", "_run", "backend", "config", "device")
 
-    def route(
-        self,
-        topk_ids: Tensor,
-        topk_weights: Tensor,
-        *,
-        row_budget: Tensor | Sequence[int] | None = None,
-        num_tokens: Tensor | int | None = None,
-        counters: Tensor | None = None,
-    ) -> Routing:
-        """Re-route one step; see ``sere.reroute`` for the arguments."""
-        budget = check_batch(topk_ids, topk_weights, row_budget, num_tokens, counters)
-        # A tensor's device always has its index, so this compares like with like.
-        if self.neighbors.order.device != topk_ids.device:
+    def __init__(self, raw: RawLayer, config: RerouteConfig, backend: str, device: torch.device) -> None:
+        found = implementation(backend)
+        self._layer, self._run = found.prepare(raw, device), found.run
+        self.backend, self.config = backend, config
+        # With the device's index, as tensors have it.
+        self.device = self._layer.keep.device
+
+    def route(self, batch: TokenBatch, counters: Tensor | None = None) -> Routing:
+        """Re-route one step.
+
+        Args:
+            batch: The step, on this layer's device; ``router_scores`` are not read.
+            counters: int64, one entry per name in ``COUNTERS``; incremented in place unless no expert is
+                primary. None counts nothing.
+
+        Returns:
+            New ids and weights; same shapes, dtypes and device.
+
+        Raises:
+            InputError: A shape, dtype, device or bound is wrong; the text gives what was expected and what
+                came.
+
+        Source: docs/method.md section 4.
+        """
+        check_batch(batch, counters)
+        if self.device != batch.topk_ids.device:
             raise InputError(
-                f"expected ids on {self.neighbors.order.device}, where the plan was made, got "
-                f"{topk_ids.device}; make a plan for each device"
+                f"topk_ids: expected ids on {self.device}, where the layer was prepared, got "
+                f"{batch.topk_ids.device}; prepare the layer for each device"
             )
-        compiling = torch.compiler.is_compiling()
-        if compiling and self.backend != "torch":
-            ids, weights = operator.call(
-                topk_ids,
-                topk_weights,
-                self.neighbors,
-                self.rules,
-                budget,
-                num_tokens,
-                counters,
-                self.backend,
+        if torch.compiler.is_compiling() and self.backend != "torch":
+            return operator.call(self.backend, batch, self._layer, counters)
+        return self._run(batch, self._layer, counters)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return every tensor that ``route`` reads beside the batch, by name."""
+        return {name: part for name, part in self._layer._asdict().items() if isinstance(part, Tensor)}
+
+    def update(self, other: PreparedLayer) -> None:
+        """Write another threshold, keep-list or scale over this layer's, in place.
+
+        Compiled code and captured graphs then read the new values. What is refused writes nothing.
+
+        Args:
+            other: The same layer, prepared for the same backend and device.
+
+        Raises:
+            ConfigError: Another setting differs, which compiled code and graphs hold as a constant.
+            InputError: The two do not have the same tensors by name, shape, dtype and device.
+        """
+        mine, theirs = self._layer.config, other._layer.config
+        changed = [name for name, a, b in zip(mine._fields, mine, theirs, strict=True) if a != b]
+        if self.backend != other.backend or changed:
+            raise ConfigError(
+                f"{', '.join(changed or ['backend'])}: cannot change in a prepared layer, only threshold, "
+                "keep and scale can; prepare another layer"
             )
-        else:
-            ids, weights = self.run(
-                topk_ids, topk_weights, self.neighbors, self.rules, budget, num_tokens, counters
+        old, new = self.tensors(), other.tensors()
+        if _kinds(old) != _kinds(new):
+            raise InputError(
+                f"expected a prepared layer with {_kinds(old)}, got {_kinds(new)}; prepare the same layer"
             )
-        return Routing(ids, weights)
+        for name, tensor in new.items():
+            old[name].copy_(tensor)
+        self.config = other.config
 
 
-def make_plan(
+def prepare_layer(
     layer: LayerSimilarity,
     config: RerouteConfig,
     *,
     keep: Sequence[int] = (),
     scale: Tensor | None = None,
     device: torch.device | str = "cpu",
-) -> Plan:
-    """Prepare a layer: sort the neighbors, cut them at ρ, choose the backend.
+) -> PreparedLayer:
+    """Prepare a layer for many steps: choose the backend, which sorts the similarities as it needs them.
 
     Args:
         layer: The layer's similarities.
@@ -92,23 +117,35 @@ def make_plan(
         ConfigError: ``config.sentinel`` is the id of one of the layer's experts.
         BackendUnavailable: The named backend cannot run on the device.
     """
+    E = layer.num_experts
     if scale is not None:
         # Compiled backends read it through a raw pointer: a wrong shape would read foreign memory.
-        check_scale(scale, layer.num_experts)
-    if config.sentinel is not None and 0 <= config.sentinel < layer.num_experts:
+        check_scale(scale, E)
+    if config.sentinel is not None and 0 <= config.sentinel < E:
         raise ConfigError(
-            f"sentinel: expected the id of no expert, such as -1 or {layer.num_experts}, got {config.sentinel}, one of "
-            f"the layer's {layer.num_experts} experts, which would run for every freed slot"
+            f"sentinel: expected the id of no expert, such as -1 or {E}, got {config.sentinel}, one of the "
+            f"layer's {E} experts, which would run for every freed slot"
         )
-    device = torch.device(device)
-    backend = select(config.backend, device.type, layer.num_experts)
-    neighbors = prepare_neighbors(layer, threshold=config.threshold, keep=keep, scale=scale, device=device)
-    rules = Rules(
-        select_top_k=config.select_top_k,
-        min_active=config.min_active,
-        active_targets=config.targets == "active",
-        merge=MERGE_MODES.index(config.merge),
-        sentinel=0 if config.sentinel is None else config.sentinel,
+    raw = RawLayer(
+        layer.similarity.detach().to("cpu", torch.float32),
+        config.threshold,
+        _keep_mask(keep, E),
+        None if scale is None else scale.detach(),
+        KernelConfig.of(config),
     )
-    backend = on_device(backend, config.backend, neighbors.order.device)
-    return Plan(neighbors, rules, backend, implementation(backend))
+    where = torch.empty(0, device=device).device
+    backend = on_device(select(config.backend, where.type, E), config.backend, where)
+    return PreparedLayer(raw, config, backend, where)
+
+
+def _keep_mask(keep: Sequence[int], E: int) -> Tensor:
+    mask = torch.zeros(E, dtype=torch.bool, device="cpu")
+    for expert in keep:
+        if isinstance(expert, bool | float) or not 0 <= expert < E:
+            raise InputError(f"keep: expected expert ids in [0, {E}), got {expert}")
+        mask[expert] = True
+    return mask
+
+
+def _kinds(tensors: dict[str, Tensor]) -> dict[str, str]:
+    return {name: f"{t.dtype} {list(t.shape)} on {t.device}" for name, t in tensors.items()}

@@ -43,7 +43,7 @@ class Step:
         self.pad_token_id = pad_token_id
         self.default_budget = default_budget
         self.enabled = True
-        self.row_budget: Tensor | None = None
+        self.row_budgets: Tensor | None = None
         self.call: Call | None = None
         self._thread: dict[str, int] = {}
         self.active = False
@@ -65,7 +65,7 @@ class Step:
 
         Raises:
             ConcurrentCalls: A call in another thread is under way.
-            InputError: ``row_budget`` has another length than the batch, or the call cannot be re-routed
+            InputError: ``row_budgets`` has another length than the batch, or the call cannot be re-routed
                 because it is traced or computed again in the backward pass.
         """
         self._claim()
@@ -202,7 +202,7 @@ class Step:
         if call.mask is not None:
             masked = _columns(call.mask, past, q) == 0
             absent = masked if absent is None else absent | masked
-        budget = self._row_budget(B, absent.device if absent is not None else None)
+        budget = self._row_budgets(B, absent.device if absent is not None else None)
         if budget is None and absent is None:
             return None
         if absent is None:
@@ -212,17 +212,17 @@ class Step:
         # Once here instead of in each layer; budgets may be int64 of any size.
         return torch.where(absent, -1, wanted).clamp(-1, MOST_INT).to(torch.int32).reshape(-1)
 
-    def _row_budget(self, B: int, device: torch.device | None) -> Tensor | None:
-        budget = self.row_budget
+    def _row_budgets(self, B: int, device: torch.device | None) -> Tensor | None:
+        budget = self.row_budgets
         if budget is None:
             return None
         if budget.shape[0] != B:
             raise InputError(
-                f"row_budget: this step has {B} rows, but {budget.shape[0]} budgets were given; "
-                "set handle.row_budget to one integer per row, or to None"
+                f"row_budgets: this step has {B} rows, but {budget.shape[0]} budgets were given; "
+                "set handle.row_budgets to one integer per row, or to None"
             )
         if device is not None and budget.device != device:
-            self.row_budget = budget = budget.to(device, non_blocking=True)
+            self.row_budgets = budget = budget.to(device, non_blocking=True)
         return budget
 
 

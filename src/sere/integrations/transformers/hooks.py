@@ -150,12 +150,12 @@ class _Reroute(_Hook):
         if layer.counters.device != ids.device:
             layer.move(ids.device)
         step.guard.hook_ran = True
-        row_budget, num_tokens = step.at(ids.device, ids.shape[0], layer.name)
+        row_budgets, num_tokens = step.at(ids.device, ids.shape[0], layer.name)
         routing = self.policy.route(
             layer.index,
             ids,
             weights,
-            row_budget=row_budget,
+            row_budgets=row_budgets,
             num_tokens=num_tokens,
             scores=layer.scores,
             counters=layer.counters,

@@ -5,19 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from sere.integrations.vllm.engine_stats import joined
-from sere.integrations.vllm.worker.step_counts import PASSED
-from sere.reroute.types import COUNTERS
+from sere.integrations.vllm.engine_stats import join_answers
+from sere.integrations.vllm.step_counts import SKIPPED
+from sere.reroute.stats import COUNTERS
 
-# Names and meanings of `COUNTERS` as Prometheus metrics of a layer.
-_METRICS = {
-    "steps": ("steps", "Steps with at least one row that counted"),
-    "rows": ("rows", "Rows that counted"),
-    "before": ("distinct_before", "Distinct experts that the router chose, summed over steps"),
-    "after": ("distinct_after", "Distinct experts that ran, summed over steps"),
-    "slots": ("slots", "Slots of the rows that counted"),
-    "moved": ("slots_moved", "Slots whose expert changed"),
-    "critical": ("critical", "Experts that resembled no primary one and stayed, summed over steps"),
+# What each of `COUNTERS` means as a Prometheus metric of a layer.
+_TEXTS = {
+    "steps": "Steps with at least one row that counted",
+    "rows": "Rows that counted",
+    "distinct_before": "Distinct experts that the router chose, summed over steps",
+    "distinct_after": "Distinct experts that ran, summed over steps",
+    "slots": "Slots of the rows that counted",
+    "slots_rerouted": "Slots whose expert changed",
+    "critical": "Experts that resembled no primary one and stayed, summed over steps",
 }
 
 
@@ -39,17 +39,16 @@ class Collector:
         """Yield the metrics: sums since the start or the last reset, whose rates a dashboard takes."""
         from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
-        whole = joined(self._read())
+        joined = join_answers(self._read())
         yield GaugeMetricFamily(
-            "sere_enabled", "Whether steps are re-routed at present", float(whole["enabled"])
+            "sere_enabled", "Whether re-routing is on at present", float(joined["enabled"])
         )
         steps = CounterMetricFamily("sere_steps", "Steps of the engine by what was done", labels=["kind"])
-        steps.add_metric(["rerouted"], whole["steps"]["rerouted"])
-        steps.add_metric(["passed"], sum(whole["steps"][name] for name in PASSED))
+        steps.add_metric(["rerouted"], joined["steps"]["rerouted"])
+        steps.add_metric(["skipped"], sum(joined["steps"][name] for name in SKIPPED))
         yield steps
-        for place, counter in enumerate(COUNTERS):
-            name, text = _METRICS[counter]
-            family = CounterMetricFamily(f"sere_layer_{name}", text, labels=["layer"])
-            for layer in whole["layers"]:
-                family.add_metric([str(layer["index"])], layer["counters"][place])
+        for index, counter in enumerate(COUNTERS):
+            family = CounterMetricFamily(f"sere_layer_{counter}", _TEXTS[counter], labels=["layer"])
+            for layer in joined["layers"]:
+                family.add_metric([str(layer["index"])], layer["counters"][index])
             yield family

@@ -1,0 +1,37 @@
+"""Twelve architectures in real engines."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.support.vllm.models import ARCHITECTURES, save_model
+
+pytest.importorskip("vllm", reason="needs vLLM: make test-vllm")
+
+from sere.integrations.vllm import configure, read_stats
+from tests.support.vllm.engines import engine, generate, prompts
+
+pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("default")]
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_tokens_and_experts(name: str, tmp_path: Path) -> None:
+    """S = K gives the tokens of an engine without re-routing; S = 1 runs fewer distinct experts."""
+    path = save_model(tmp_path, name)
+    with engine(path) as llm:
+        expected = generate(llm, prompts())
+    with engine(path, {"select_top_k": 4}) as llm:
+        assert generate(llm, prompts()) == expected
+        at_K = read_stats(llm, reset=True)
+        configure(llm, select_top_k=1)
+        generate(llm, prompts())
+        at_1 = read_stats(llm)
+    assert at_K.steps_rerouted > 0
+    for before, after in zip(at_K.layers, at_1.layers, strict=True):
+        assert before.steps > 0
+        assert before.distinct_after == before.distinct_before
+        assert before.slots_rerouted == 0
+        assert after.distinct_after < after.distinct_before
+        assert after.slots_rerouted > 0

@@ -20,19 +20,22 @@ import tables
 from sere.files import atomic_path
 
 ROOT = Path(__file__).resolve().parents[1]
-DOCUMENTS = ("README.md", "docs/architectures.md", "docs/measurements.md", "docs/vllm.md")
+DOCUMENTS = ("README.md", "docs/architectures.md", "docs/evaluating.md", "docs/measurements.md")
 BLOCK = re.compile(r"(<!-- record: (?P<name>[a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 BLOCKS: Mapping[str, Callable[[], str]] = {
+    "recommended": tables.recommended,
     "demo": tables.demo,
     "eval-overall": tables.eval_overall,
+    "eval-text": tables.eval_text,
+    "eval-prompts": tables.eval_prompts,
+    "eval-questions": tables.eval_questions,
     "eval-metrics": tables.eval_metrics,
     "eval-tasks": tables.eval_tasks,
     "eval-vllm": tables.eval_vllm,
     "reroute": tables.reroute,
     "bench": tables.bench,
-    "bench-summary": tables.bench_summary,
     "serve": tables.serve,
     "serve-emulated": lambda: tables.serve("serve_emulated.jsonl"),
     "serve-floor": tables.serve_floor,
@@ -45,6 +48,9 @@ BLOCKS: Mapping[str, Callable[[], str]] = {
 
 
 PICTURES: Mapping[str, Callable[[], str]] = {
+    "docs/recommended.svg": lambda: pictures.recommended(
+        tables.recommended_cases(tables.read_json("demo.json"))
+    ),
     "docs/serve.svg": lambda: pictures.serve(tables.serve_records()),
     "docs/quality.svg": lambda: pictures.quality(tables.read_json("eval.json")["cases"]),
 }

@@ -4,71 +4,128 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tabulate import tabulate
+import tabulate
 
 from sere.provenance import describe_machine
+
+# Headers need no room beside them: tables stay narrow.
+tabulate.MIN_PADDING = 0
 
 RESULTS = Path(__file__).resolve().parent / "results"
 
 NOT_MEASURED = "*Not measured yet.*"
 
+# Before the name of a setting: the same re-routed ids, put in place without the work.
+REPLAY = "oracle "
+
 Record = Mapping[str, Any]
 
 
-def demo() -> str:
-    """Batch size by setting: experts, time, answers."""
+# The setting that README.md recommends, for the bundled model.
+RECOMMENDED = "sere:select_top_k=2,min_active=32,use_scale=true"
+
+# Settings as older records spell them.
+_LONG = {"S": "select_top_k", "rho": "threshold", "scale": "use_scale"}
+
+
+def label(setting: str) -> str:
+    """Return a setting with its options' long names, which older records abbreviate."""
+    kind, colon, options = setting.partition(":")
+    pairs = [option.partition("=") for option in options.split(",")] if colon else []
+    return kind + colon + ",".join(f"{_LONG.get(name, name)}{equal}{value}" for name, equal, value in pairs)
+
+
+def recommended() -> str:
+    """The recommended setting beside the baseline, speed and answers of the same run: a row a batch size."""
     record = read_json("demo.json")
     rows = [
         [
-            case["batch_size"], f"`{case['setting']}`", f"{case['experts']:.1f}",
-            f"{case['tpot_ms']['p50']:.1f}", f"{case['ratio_off_to_this']['p50']:.2f}x", case["n"],
-            f"{100 * case['share']['value']:.1f}", _points(case.get("difference")),
+            batch, *(f"{case['experts']:.0f}" for case in cases),
+            *(f"{case['tpot_ms']['p50']:.1f}" for case in cases),
+            f"{cases[1]['ratio_off_to_this']['p50']:.2f}x",
+            *(f"{100 * case['share']['value']:.1f}" for case in cases), _points(cases[1]["difference"]),
         ]
-        for case in record["cases"]
+        for batch, cases in recommended_cases(record).items()
     ]  # fmt: skip
     headers = [
-        "batch",
-        "setting",
-        "distinct experts",
-        "TPOT, ms",
-        "faster",
-        "questions",
-        "right, %",
-        "to off, points",
-    ]
+        "batch", "experts", "with sere", "ms/token", "with sere", "faster",
+        "right, %", "with sere", "difference, points",
+    ]  # fmt: skip
     return _table(rows, headers) + _conditions([record])
 
 
+def recommended_cases(record: Record) -> dict[int, tuple[Record, Record]]:
+    """Return by batch size the demo's case without re-routing and that of the recommended setting."""
+    found: dict[int, dict[str, Record]] = {}
+    for case in record["cases"]:
+        found.setdefault(case["batch_size"], {})[label(case["setting"])] = case
+    return {batch: (cases["off"], cases[RECOMMENDED]) for batch, cases in found.items()}
+
+
+def demo() -> str:
+    """Experts, time and answers: a table per setting, a row a batch size."""
+    record = read_json("demo.json")
+    headers = ["batch", "experts", "TPOT, ms", "faster", "questions", "right, %", "vs baseline, points"]
+    return _grouped(
+        record["cases"], lambda case: f"`{label(case['setting'])}`", headers,
+        lambda case: [
+            case["batch_size"], f"{case['experts']:.1f}", f"{case['tpot_ms']['p50']:.1f}",
+            f"{case['ratio_off_to_this']['p50']:.2f}x", case["n"],
+            f"{100 * case['share']['value']:.1f}", _points(case.get("difference")),
+        ],
+    ) + _conditions([record])  # fmt: skip
+
+
 def eval_overall() -> str:
-    """All tasks together: SERE, its control and the rivals."""
+    """Right answers of all tasks together, a table per batch size: SERE, its control, other methods."""
     records = [read_json("eval-small.json"), read_json("eval.json")]
-    rows = []
-    for case in sorted(_cases(records), key=lambda case: case["batch_size"]):
-        everything, experts, text = case["tasks"]["all"], case["experts"], case["text"]
-        rows.append(
-            [
-                case["batch_size"], f"`{case['setting']}`",
-                f"{experts['before']:.1f} → {experts['after']:.1f}",
-                f"{100 * everything['share']['value']:.1f}", _points(everything.get("difference")),
-                f"{case['answer_tokens']:.1f}",
-                f"{text['perplexity']:.3f}" if text else "", f"{text['kl']:.4f}" if text else "",
-            ]
-        )  # fmt: skip
-    headers = [
-        "batch",
-        "setting",
-        "distinct experts",
-        "right, %",
-        "to off, points",
-        "tokens",
-        "perplexity",
-        "KL",
-    ]
-    return _table(rows, headers) + _conditions(records)
+    headers = ["setting", "experts", "right, %", "vs baseline, points", "tokens"]
+    return _grouped(
+        sorted(_cases(records), key=lambda case: int(case["batch_size"])),
+        lambda case: f"Batch size {case['batch_size']}", headers,
+        lambda case: [
+            label(case["setting"]), _counts(case["experts"]), *_right(case), f"{case['answer_tokens']:.1f}",
+        ],
+    ) + _conditions(records)  # fmt: skip
+
+
+def eval_text() -> str:
+    """Perplexity and divergence on held-out English, of the cases that read some."""
+    record = read_json("eval.json")
+    rows = [
+        [
+            label(case["setting"]), f"{case['experts']['after']:.1f}",
+            f"{case['text']['perplexity']:.3f}", f"{case['text']['kl']:.4f}",
+        ]
+        for case in record["cases"]
+        if case["text"]
+    ]  # fmt: skip
+    return _table(rows, ["setting", "experts", "perplexity", "KL"]) + _conditions([record])
+
+
+def eval_prompts() -> str:
+    """What ``sere eval --prompts`` says of the bundled model: agreement, divergence, perplexity."""
+    record = read_json("eval-prompts.json")
+    rows = [
+        [
+            label(case["setting"]), _interval(case["agreement"], "{:.1f}", times=100),
+            _interval(case["kl"], "{:.2g}"), f"{case['perplexity']['value']:.3f}",
+        ]
+        for case in record["cases"]
+    ]  # fmt: skip
+    return _table(rows, ["setting", "agree, %", "KL", "perplexity"]) + _conditions([record])
+
+
+def eval_questions() -> str:
+    """What ``sere eval --questions`` says of the bundled model: right answers."""
+    record = read_json("eval-questions.json")
+    rows = [[label(case["setting"]), _counts(case["experts"]), *_right(case)] for case in record["cases"]]
+    headers = ["setting", "experts", "right, %", "vs baseline, points"]
+    return _table(rows, headers) + _conditions([record])
 
 
 def eval_metrics() -> str:
@@ -77,50 +134,45 @@ def eval_metrics() -> str:
     records |= {metric: read_json(f"eval-{metric}.json") for metric in ("frobenius", "cosine")}
     rows = [
         [
-            metric if kind == "sere" else "none", f"`{case['setting']}`", f"{case['experts']['after']:.1f}",
-            f"{100 * everything['share']['value']:.1f}", _points(everything.get("difference")),
+            metric if kind == "sere" else "none", label(case["setting"]),
+            f"{case['experts']['after']:.1f}", *_right(case),
         ]
         for metric, record in records.items()
         for case in record["cases"]
         for kind, _, options in [case["setting"].partition(":")]
         if case["batch_size"] == 16 and kind in ("sere", "random") and "min_active" not in options
-        for everything in [case["tasks"]["all"]]
     ]  # fmt: skip
-    headers = ["similarity", "setting", "distinct experts", "right, %", "to off, points"]
-    return _table(sorted(rows, key=lambda row: re.findall(r"S=\d+", row[1])), headers)
+    headers = ["similarity", "setting", "experts", "right, %", "vs baseline, points"]
+    return _table(sorted(rows, key=lambda row: re.findall(r"select_top_k=\d+", row[1])), headers)
 
 
 def eval_tasks() -> str:
-    """Right answers by task, in per cent."""
+    """Right answers by task, in per cent: a table for every four tasks."""
     record = read_json("eval.json")
     names = [name for name in record["cases"][0]["tasks"] if name != "all"]
+    return "\n\n".join(_task_table(record, names[at : at + 4]) for at in range(0, len(names), 4))
+
+
+def _task_table(record: Record, names: Sequence[str]) -> str:
     rows = [
-        [
-            case["batch_size"],
-            f"`{case['setting']}`",
-            *(f"{100 * case['tasks'][name]['share']['value']:.1f}" for name in names),
-        ]
-        for case in sorted(record["cases"], key=lambda case: case["batch_size"])
+        [label(case["setting"]), *(f"{100 * case['tasks'][name]['share']['value']:.0f}" for name in names)]
+        for case in record["cases"]
     ]
-    return _table(rows, ["batch", "setting", *names])
+    return _table(rows, ["setting", *names])
 
 
 def eval_vllm() -> str:
-    """On vLLM: a row a setting and a column a concurrency, first answers, then experts."""
+    """On vLLM, a table per concurrency and a row a setting: answers, the difference, experts."""
     record = read_json("eval-vllm.json")
-    sizes = record["plan"]["batch_sizes"]
-    by_setting: dict[str, dict[int, Record]] = {}
-    for case in record["cases"]:
-        by_setting.setdefault(case["setting"], {})[case["batch_size"]] = case
-    answers, experts = (
-        [[f"`{name}`", *(cell(cases[B]) for B in sizes)] for name, cases in by_setting.items()]
-        for cell in (_share_or_points, lambda case: f"{case['experts']['after']:.1f}")
-    )
-    rows = ["rows of a step, `off`", *(f"{by_setting['off'][B]['mean_rows']:.1f}" for B in sizes)]
-    return (
-        f"{_table(answers, ['right: off in %, others to off in points', *map(str, sizes)])}\n\n"
-        f"{_table([*experts, rows], ['distinct experts', *map(str, sizes)])}{_conditions([record])}"
-    )
+    return _grouped(
+        sorted(record["cases"], key=lambda case: int(case["batch_size"])),
+        lambda case: f"{case['batch_size']} request{'s' * (case['batch_size'] > 1)}",
+        ["setting", "experts", "rows", "right, %", "vs baseline, points"],
+        lambda case: [
+            label(case["setting"]), f"{case['experts']['after']:.1f}", f"{case['mean_rows']:.1f}",
+            *_right(case),
+        ],
+    ) + _conditions([record])  # fmt: skip
 
 
 def reroute() -> str:
@@ -143,50 +195,67 @@ def bench() -> str:
     records = _lines("bench.jsonl")
     rows = [
         [
-            record["subject"]["model"], record["batch_size"], f"`{record['setting']}`",
-            f"{record['experts']['before']:.1f} → {record['experts']['after']:.1f}",
-            f"{record['tpot_ms']['p50']:.1f}", f"{record['ratio_off_to_this']['p50']:.2f}x",
+            record["batch_size"], label(record["setting"]), _counts(record["experts"]), *_time(record),
             "" if record["hook"] is None else f"{record['hook']['ms_per_step']:.2f}",
         ]
         for record in records
     ]  # fmt: skip
-    headers = ["layers of", "batch", "setting", "distinct experts", "TPOT, ms", "faster", "in the hooks, ms"]
-    return _table(rows, headers) + _conditions(records)
+    headers = ["batch", "setting", "experts", "TPOT, ms", "faster", "in the hooks, ms"]
+    return _shapes(records) + _table(rows, headers) + _conditions(records)
 
 
 def serve(name: str = "serve.jsonl") -> str:
-    """A vLLM engine at real models' layer shapes, a row a batch size; not those with a floor."""
+    """A vLLM engine at real models' layer shapes, a table per engine; not those with a floor."""
     records = [record for record in serve_records(name) if not started(record)]
-    lines: dict[tuple[Any, ...], dict[str, Record]] = {}
-    for record in records:
-        lines.setdefault(_serve_line(record), {})[record["setting"]] = record
-    rows = []
-    for line, found in lines.items():
-        off, untouched = found["off"], found.get("untouched")
-        rows.append(
-            [
-                *line, f"{off['experts']['after']:.1f}", f"{off['tpot_ms']['p50']:.1f}",
-                *_serve_cells(found, "sere:S=2"), *_serve_cells(found, "sere:S=1"),
-                "" if untouched is None else f"{untouched['ratio_off_to_this']['p50']:.2f}x",
-            ]
-        )  # fmt: skip
-    each = ["MB read", "TPOT, ms", "faster", "own cost, %", "to oracle, %"]
-    headers = ["layers of", "mode", "threads", "requests", "off: experts", "TPOT, ms",
-               "S = 2: experts", *each, "S = 1: experts", *each, "untouched"]  # fmt: skip
-    return _table(rows, headers) + _conditions(records)
+    replays = {
+        (_serve_line(one), one["setting"].removeprefix(REPLAY)): one for one in records if _replay(one)
+    }
+    headers = [
+        "requests",
+        "setting",
+        "experts",
+        "MB read",
+        "TPOT, ms",
+        "faster",
+        "overhead, %",
+        "vs replay, %",
+    ]
+    return _grouped(
+        sorted((one for one in records if not _replay(one)), key=lambda one: int(one["batch_size"])),
+        _engine, headers,
+        lambda record: [
+            record["batch_size"], _served(record), *_reads(record), *_time(record),
+            *_costs(record, replays.get((_serve_line(record), record["setting"]))),
+        ],
+    ) + _conditions(records)  # fmt: skip
 
 
-def _serve_cells(found: Mapping[str, Record], setting: str) -> list[str]:
-    record, oracle = found.get(setting), found.get(f"oracle {setting}")
-    if record is None:
-        return [""] * 6
-    tpot, cost = record["tpot_ms"]["p50"], record["own_cost"]
+def _replay(record: Record) -> bool:
+    return str(record["setting"]).startswith(REPLAY)
+
+
+def _engine(record: Record) -> str:
+    model, mode, threads, _ = _serve_line(record)
+    return f"Layers of {model}, {mode}, {threads} thread{'s' * (threads > 1)}"
+
+
+def _reads(record: Record) -> list[str]:
+    """Return the distinct experts that ran and the MB of their weights; empty where nothing was counted."""
+    if record["experts"] is None:
+        return ["", ""]
+    return [f"{record['experts']['after']:.1f}", f"{record['expert_bytes_per_step'] / 1e6:.0f}"]
+
+
+def _time(record: Record) -> list[str]:
+    return [f"{record['tpot_ms']['p50']:.1f}", f"{record['ratio_off_to_this']['p50']:.2f}x"]
+
+
+def _costs(record: Record, replay: Record | None) -> list[str]:
+    tpot, cost = record["tpot_ms"]["p50"], record.get("own_cost")
     return [
-        f"{record['experts']['after']:.1f}", f"{record['expert_bytes_per_step'] / 1e6:.0f}", f"{tpot:.1f}",
-        f"{record['ratio_off_to_this']['p50']:.2f}x",
         "" if cost is None else f"{100 * cost['ms_per_step'] / tpot:.1f}",
-        "" if oracle is None else f"{100 * (tpot / oracle['tpot_ms']['p50'] - 1):+.1f}",
-    ]  # fmt: skip
+        "" if replay is None else f"{100 * (tpot / replay['tpot_ms']['p50'] - 1):+.1f}",
+    ]
 
 
 def serve_floor() -> str:
@@ -197,17 +266,13 @@ def serve_floor() -> str:
         return NOT_MEASURED
     records = [record for record in everything if _serve_line(record) in lines]
     records.sort(key=lambda record: (record["batch_size"], started(record)))
-    rows = [
-        [
-            *_serve_line(record), started(record), f"`{record['setting']}`", _counts(record["experts"]),
-            f"{record['expert_bytes_per_step'] / 1e6:.0f}", f"{record['tpot_ms']['p50']:.1f}",
-            f"{record['ratio_off_to_this']['p50']:.2f}x",
-        ]
-        for record in records
-    ]  # fmt: skip
-    headers = ["layers of", "mode", "threads", "requests", "engine started with", "setting",
-               "distinct experts", "MB read", "TPOT, ms", "faster"]  # fmt: skip
-    return _table(rows, headers) + _conditions(records)
+    headers = ["requests", "started with", "setting", "experts", "MB read", "TPOT, ms", "faster"]
+    return _grouped(
+        records, _engine, headers,
+        lambda record: [
+            record["batch_size"], started(record), _served(record), *_reads(record), *_time(record),
+        ],
+    ) + _conditions(records)  # fmt: skip
 
 
 def serve_records(name: str = "serve.jsonl") -> list[Any]:
@@ -234,79 +299,85 @@ def _mode(record: Record) -> str:
 
 
 def serve_online() -> str:
-    """A real ``vllm serve`` under load, at a real model's layer shape."""
+    """A real ``vllm serve`` under load: what a step is, then what a client sees."""
     newest = {
         (one["subject"]["model"], _mode(one), one["case"], started(one)): one
         for one in _lines("serve_online.jsonl")
     }
     records = list(newest.values())
-    rows = [
+    cases = [(record["case"].partition(",")[0], _served_setting(record), record) for record in records]
+    steps = [
         [
-            record["subject"]["model"], _mode(record), record["case"].partition(",")[0],
-            _served_setting(record), _counts(record["experts"]),
-            "" if record["experts"] is None else f"{record['experts']['rows']:.1f}",
-            "" if record["experts"] is None else f"{record['expert_bytes_per_step'] / 1e6:.0f}",
-            f"{record['tpot_ms']['p50']:.1f}", f"{record['ratio_off_to_this']['p50']:.2f}x",
-            f"{record['tokens_per_s']['p50']:.0f}", f"{record['requests_per_s']['p50']:.2f}",
-            f"{record['ttft_ms']['p50']:.0f}", f"{record['ttft_ms']['p90']:.0f}",
-            record["failed"],
+            case, setting, _counts(record["experts"]),
+            "" if record["experts"] is None else f"{record['experts']['rows']:.1f}", _reads(record)[1],
+            *_time(record),
         ]
-        for record in records
+        for case, setting, record in cases
     ]  # fmt: skip
-    headers = ["layers of", "mode", "requests", "setting", "distinct experts", "rows", "MB read", "TPOT, ms",
-               "faster", "tokens/s", "requests/s", "TTFT, ms", "p90", "failed"]  # fmt: skip
-    return _table(rows, headers) + _conditions(records)
+    clients = [
+        [
+            case, setting, f"{record['tokens_per_s']['p50']:.0f}", f"{record['requests_per_s']['p50']:.2f}",
+            f"{record['ttft_ms']['p50']:.0f}", f"{record['ttft_ms']['p90']:.0f}", record["failed"],
+        ]
+        for case, setting, record in cases
+    ]  # fmt: skip
+    before = ["requests", "setting"]
+    return (
+        f"{_shapes(records)}"
+        f"{_table(steps, [*before, 'experts', 'rows', 'MB read', 'TPOT, ms', 'faster'])}\n\n"
+        f"{_table(clients, [*before, 'tokens/s', 'requests/s', 'TTFT, ms: median', 'p90', 'failed'])}"
+        f"{_conditions(records)}"
+    )
+
+
+def _served(record: Record) -> str:
+    """Return a served setting's name; older records call the engine without sere ``untouched``."""
+    return "vanilla" if record["setting"] == "untouched" else label(record["setting"])
 
 
 def _served_setting(record: Record) -> str:
     """Return a setting; where it does not say so itself, also what its server was started with."""
     start = "" if record["setting"].startswith("sere:") else started(record)
-    return f"`{record['setting']}`" + (f" ({start})" if start else "")
+    return _served(record) + (f" ({start})" if start else "")
+
+
+def _shapes(records: Sequence[Record]) -> str:
+    """Return a line that names the models whose layers ran, and how."""
+    names = dict.fromkeys(
+        ", ".join([record["subject"]["model"], *([_mode(record)] if "mode" in record["config"] else [])])
+        for record in records
+    )
+    return f"**Layers of {'; '.join(names)}**\n\n"
 
 
 def vllm_load() -> str:
-    """What became of the requests of a load test."""
+    """What became of the requests of a load test, then of texts, settings and memory."""
     records = _lines("vllm_load.jsonl")
-    rows = [
-        [
-            record["config"]["mode"], name, record["config"]["requests"], f"{side['seconds']:.0f}",
-            *(outcomes.get(end, 0) for end in ("answered", "protected", "aborted", "refused")),
-            f"{outcomes['compared']} / {outcomes.get('other text', 0)}", side["least_margin"],
-            " / ".join(str(outcomes.get(f"settings {status}", 0)) for status in (200, 400)),
-            len(side["wrong"]), f"{side['resident_mb'][-1]:.0f}", f"{side['growth_mb']:+.0f}",
-        ]
+    sides = [
+        (record["config"]["mode"], name, record["config"]["requests"], side, side["outcomes"])
         for record in records
         for name, side in record["sides"].items()
-        for outcomes in [side["outcomes"]]
-    ]  # fmt: skip
-    headers = ["mode", "server", "requests", "seconds", "answered", "protected", "aborted", "refused",
-               "texts compared / other", "least margin", "settings changed / refused", "lost or wrong", "MB",
-               "MB grown"]  # fmt: skip
-    return _table(rows, headers) + _conditions(records)
-
-
-def bench_summary() -> str:
-    """How much faster the paper's settings are at a real model's layer shape, a row a batch size."""
-    records = [one for one in _lines("bench.jsonl") if one["setting"] in ("off", "sere:S=1", "sere:S=2")]
-    by_batch: dict[int, dict[str, Any]] = {}
-    for record in records:
-        by_batch.setdefault(record["batch_size"], {})[record["setting"]] = record
-    rows = [
+    ]
+    requests = [
         [
-            batch, f"{found['off']['tpot_ms']['p50']:.0f}", f"{found['off']['experts']['after']:.0f}",
-            *(
-                text
-                for name in ("sere:S=2", "sere:S=1")
-                for text in (
-                    f"{found[name]['experts']['after']:.0f}",
-                    f"{found[name]['ratio_off_to_this']['p50']:.2f}x",
-                )
-            ),
+            mode, name, count, f"{side['seconds']:.0f}",
+            *(outcomes.get(end, 0) for end in ("answered", "protected", "aborted", "refused")),
+            len(side["wrong"]),
         ]
-        for batch, found in sorted(by_batch.items())
+        for mode, name, count, side, outcomes in sides
     ]  # fmt: skip
-    headers = ["batch", "off: ms a token", "experts", "S = 2: experts", "faster", "S = 1: experts", "faster"]
-    return _table(rows, headers) + _conditions(records)
+    others = [
+        [
+            mode, name, f"{outcomes['compared']} / {outcomes.get('other text', 0)}", side["least_margin"],
+            " / ".join(str(outcomes.get(f"settings {status}", 0)) for status in (200, 400)),
+            f"{side['resident_mb'][-1]:.0f}", f"{side['growth_mb']:+.0f}",
+        ]
+        for mode, name, _, side, outcomes in sides
+    ]  # fmt: skip
+    before = ["mode", "server"]
+    ends = ["requests", "seconds", "answered", "protected", "aborted", "refused", "lost or wrong"]
+    kinds = ["texts compared / different", "least margin", "settings changed / refused", "MB", "MB grown"]
+    return f"{_table(requests, before + ends)}\n\n{_table(others, before + kinds)}{_conditions(records)}"
 
 
 def similarity() -> str:
@@ -322,8 +393,8 @@ def similarity() -> str:
         for record in records
     ]  # fmt: skip
     headers = [
-        "metric", "E", "T", "H", "pair loop, ms", "accumulator, ms", "faster", "Gram product alone, ms",
-        "greatest difference",
+        "metric", "E", "T", "H", "pair loop, ms", "accumulator, ms", "faster", "Gram only, ms",
+        "difference",
     ]  # fmt: skip
     return _table(rows, headers) + _conditions(records)
 
@@ -355,16 +426,35 @@ def _lines(name: str) -> list[Any]:
 
 
 def _table(rows: Sequence[Sequence[Any]], headers: Sequence[str]) -> str:
-    return str(tabulate(rows, headers, tablefmt="github", disable_numparse=True))
+    return str(tabulate.tabulate(rows, headers, tablefmt="github", disable_numparse=True))
+
+
+def _grouped(
+    records: Sequence[Record],
+    heading: Callable[[Record], str],
+    headers: Sequence[str],
+    row: Callable[[Record], list[Any]],
+) -> str:
+    """Return a table under each heading, in the order in which the headings first come."""
+    groups: dict[str, list[list[Any]]] = {}
+    for record in records:
+        groups.setdefault(heading(record), []).append(row(record))
+    return "\n\n".join(f"**{name}**\n\n{_table(rows, headers)}" for name, rows in groups.items())
+
+
+def _interval(found: Mapping[str, float], form: str, *, times: float = 1) -> str:
+    value, low, high = (form.format(times * found[name]) for name in ("value", "low", "high"))
+    return f"{value} ({low} to {high})"
+
+
+def _right(case: Record) -> list[str]:
+    """Return the share of right answers, and its paired difference to the baseline."""
+    everything = case["tasks"]["all"]
+    return [f"{100 * everything['share']['value']:.1f}", _points(everything.get("difference"))]
 
 
 def _counts(experts: Mapping[str, float] | None) -> str:
     return "" if experts is None else f"{experts['before']:.1f} → {experts['after']:.1f}"
-
-
-def _share_or_points(case: Record) -> str:
-    everything = case["tasks"]["all"]
-    return _points(everything.get("difference")) or f"{100 * everything['share']['value']:.1f}"
 
 
 def _points(difference: Mapping[str, float] | None) -> str:

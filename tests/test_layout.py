@@ -26,7 +26,6 @@ LONG = {
     "tests/cli/test_frame.py",
     "tests/integrations/transformers/test_apply.py",
     "tests/integrations/vllm/test_faults.py",
-    "tests/policies/test_rivals.py",
     "tests/reroute/test_cuda_host.py",
 }
 

@@ -24,7 +24,7 @@ DOCUMENTS = sorted(
 FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 MOST_LINES = {"README.md": 150, "docs/vllm.md": 200}
 MOST_COLUMNS = 110
-UNWRAPPED = ("CHANGELOG.md", "docs/architecture.md")
+UNWRAPPED = ("docs/architecture.md",)
 # A row of a table is as wide as what it compares; more than this, and it is to be split.
 MOST_TABLE_COLUMNS = 120
 

@@ -52,7 +52,8 @@ def test_numbers_of_the_first_screen_are_those_of_the_record(monkeypatch: pytest
     off, on = cases[16]
     words = " ".join(README.split("![")[0].split())
     assert (
-        f"that is {cases[1][0]['experts']:.0f} of 96 experts for one token, but {off['experts']:.0f}" in words
+        f"that is {cases[1][0]['experts']:.0f} of 96 experts for one token, but {off['experts']:.0f} for"
+        in words
     )
     assert f"a batch of 16 reads {on['experts']:.0f} experts" in words
     assert f"decodes {on['ratio_off_to_this']['p50']:.2f} times as fast" in words

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
-from sere.errors import ConfigError
+from sere.errors import ConfigError, name_some
 
 if TYPE_CHECKING:
     import os
@@ -83,7 +83,7 @@ class CalibrationConfig:
         if not self.metrics:
             raise ConfigError("metric: expected at least one name, got none")
         if len(set(self.metrics)) < len(self.metrics):
-            raise ConfigError(f"metric: each at most once, got {', '.join(self.metrics)}")
+            raise ConfigError(f"metric: each at most once, got {name_some(self.metrics)}")
         for name in ("max_tokens", "seq_len", "batch_size", "chunk_bytes"):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
@@ -94,8 +94,8 @@ class CalibrationConfig:
             )
         if unasked := set(self.parameters) - set(self.metrics):
             raise ConfigError(
-                f"metric_parameters: {', '.join(sorted(unasked))} is not among the metrics asked for "
-                f"({', '.join(self.metrics)})"
+                f"metric_parameters: {name_some(sorted(unasked))} is not among the metrics asked for "
+                f"({name_some(self.metrics)})"
             )
 
     @property

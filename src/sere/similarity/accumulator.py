@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
-from sere.errors import DataError, InputError
+from sere.errors import DataError, InputError, name_some
 from sere.similarity.layer import LayerSimilarity
 
 # Outputs are taken in slices of at most this many elements, so that an update needs no second copy of its
@@ -125,7 +125,9 @@ class Accumulator(ABC):
         """
         names = {f"{self.metric}.{name}": name for name in self._sums} | {"tokens": "tokens"}
         if set(state) != set(names):
-            raise InputError(f"state: expected the entries {sorted(names)}, got {sorted(state)}")
+            raise InputError(
+                f"state: expected the entries [{name_some(sorted(names))}], got [{name_some(sorted(state))}]"
+            )
         for key, name in names.items():
             if name != "tokens" and state[key].shape != self._sums[name].shape:
                 expected, got = list(self._sums[name].shape), list(state[key].shape)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from sere.errors import TableMismatch
+from sere.errors import TableMismatch, name_some
 from sere.identity import ModelIdentity, span, summary
 from sere.similarity import LayerSimilarity
 from sere.table.artifact import SimilarityTable
@@ -67,7 +67,7 @@ def compare(a: SimilarityTable, b: SimilarityTable) -> Comparison:
         raise TableMismatch(
             "expected two tables of the same E with a layer in common, got "
             + " and ".join(
-                f"{one.identity.name!r} (E={span(one.identity.experts.values())}, layers {list(one.layers)})"
+                f"{one.identity.name!r} (E={span(one.identity.experts.values())}, layers [{name_some(one.layers)}])"
                 for one in (a, b)
             )
         )
@@ -126,7 +126,7 @@ def _warnings(a: SimilarityTable, b: SimilarityTable) -> list[str]:
         slots = [span(table.identity.slots.values()) for table in (a, b)]
         found.append(f"other routed slots per token: K={slots[0]} and K={slots[1]}")
     if set(a.layers) != set(b.layers):
-        found.append(f"other layers: {sorted(a.layers)} and {sorted(b.layers)}")
+        found.append(f"other layers: [{name_some(sorted(a.layers))}] and [{name_some(sorted(b.layers))}]")
     if a.metric != b.metric:
         found.append(f"other metrics: {a.metric} and {b.metric}")
     elif dict(a.metric_parameters) != dict(b.metric_parameters):

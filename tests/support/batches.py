@@ -12,7 +12,9 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
+from sere.config import RerouteConfig
 from sere.reroute import COUNTERS, Routing, reroute
+from sere.reroute.raw_layer import KernelConfig, RawLayer
 from tests.support.shim.build import COMPILER, NO_COMPILER
 
 NO_DEVICE = "no CUDA device here: `make gpu-test` runs this on a machine that has one"
@@ -101,6 +103,13 @@ def similarity_matrix(E: int, seed: int, *, levels: int | None = None) -> Tensor
     if levels is not None:
         matrix = (matrix * levels).floor() / levels
     return matrix.fill_diagonal_(1.0)
+
+
+def raw_layer(similarity: Tensor, *, threshold: float = 0.0, **settings: Any) -> RawLayer:
+    """A layer as a backend prepares it; S = 1 unless ``settings`` say otherwise."""
+    config = RerouteConfig(**{"select_top_k": 1, "threshold": threshold} | settings)
+    keep = torch.zeros(len(similarity), dtype=torch.bool)
+    return RawLayer(similarity, threshold, keep, None, KernelConfig.of(config))
 
 
 def batch(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from time import perf_counter
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from sere.engines.in_process import state_of, worker_of
 from sere.reroute import Routing, operator
-from sere.reroute.backends.registry import implementation
+from sere.reroute.backends.registry import Implementation, implementation
 
 Route = Callable[..., tuple[Tensor, Tensor]]
 """What re-routes one layer's step: a layer's ``route``, or the operation behind it."""
@@ -90,9 +91,14 @@ def _routing(llm: Any, make: Callable[[Route], Route]) -> Iterator[None]:
     with ExitStack() as stack:
         for layer in state_of(llm).layers.values():
             stack.enter_context(_replaced(layer, "route", make(layer.route)))
-        made = _replaced(operator, "implementation", lambda backend: make(implementation(backend)))
-        stack.enter_context(made)
+        stack.enter_context(_replaced(operator, "implementation", partial(_remade, make)))
         yield
+
+
+def _remade(make: Callable[[Route], Route], backend: str) -> Implementation:
+    found = implementation(backend)
+    route = make(found.run)
+    return found._replace(run=lambda *step: Routing(*route(*step)))
 
 
 @contextmanager

@@ -65,17 +65,19 @@ def compare(a: SimilarityTable, b: SimilarityTable) -> Comparison:
     ]
     if not both:
         raise TableMismatch(
-            "expected two tables of the same E with a layer in common, got "
-            + " and ".join(
-                f"{one.identity.name!r} (E={span(one.identity.experts.values())}, layers [{name_some(one.layers)}])"
-                for one in (a, b)
-            )
+            "expected two tables with a layer in common that has as many experts in both, got "
+            f"{_shape(a)} and {_shape(b)}"
         )
     equal = set(a.layers) == set(b.layers) == set(both) and all(
         _equal(a.layers[index], b.layers[index]) for index in both
     )
     differences = tuple(_difference(index, a.layers, b.layers) for index in both)
     return Comparison(equal=equal, layers=differences, warnings=tuple(_warnings(a, b)))
+
+
+def _shape(table: SimilarityTable) -> str:
+    experts = span(table.identity.experts.values())
+    return f"{table.identity.name!r} (E={experts}, layers [{name_some(table.layers)}])"
 
 
 def _equal(a: LayerSimilarity, b: LayerSimilarity) -> bool:

@@ -50,8 +50,8 @@ def import_reference_table(
     sizes = {index: len(matrix) for index, matrix in matrices.items()}
     if sizes != dict(identity.experts):
         raise TableMismatch(
-            f"{source}: holds layers [{name_some(sorted(sizes))}] with {span(sizes.values())} experts, but the "
-            f"model is {summary(identity)} with experts in layers "
+            f"{source}: holds layers [{name_some(sorted(sizes))}] with {span(sizes.values())} experts, but "
+            f"the model is {summary(identity)} with experts in layers "
             f"[{name_some(sorted(identity.layer_names))}]; "
             "give the model it was made for"
         )

@@ -175,7 +175,9 @@ def _block(variant: ServerVariant, load: Load, plan: OverHttpPlan, index: int, v
 def _post(server: Server, route: str, body: Mapping[str, Any]) -> Any:
     status, answer = server.post(f"/v1/sere/{route}", body)
     if status != 200:
-        raise ServerError(f"bench serve: the server refused {route} ({name_some([*body.items()])}): {status} {answer}")
+        raise ServerError(
+            f"bench serve: the server refused {route} ({name_some([*body.items()])}): {status} {answer}"
+        )
     return answer
 
 

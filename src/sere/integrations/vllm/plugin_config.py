@@ -123,8 +123,8 @@ def misplaced(vllm_config: Any) -> str | None:
     if found:
         outcome = "these are not read" if asked else "this engine will not re-route"
         return (
-            f"additional_config has {name_some([*map(repr, found)])}, but settings of re-routing belong under "
-            f'"sere", as in {{"sere": {_EXAMPLE}}}; {outcome}'
+            f"additional_config has {name_some([*map(repr, found)])}, but settings of re-routing belong "
+            f'under "sere", as in {{"sere": {_EXAMPLE}}}; {outcome}'
         )
     if KEY in additional and not asked:
         return (

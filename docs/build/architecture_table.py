@@ -6,7 +6,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-import tables
+from cells import conditions, table
+from records import read_json
 
 CHECKS = {
     "found": "experts found",
@@ -34,7 +35,7 @@ class _Notes:
 
 def architectures() -> str:
     """Model types that pass all checks, then the others with what does not, then the reasons in full."""
-    releases = tables.read_json("architectures.json")
+    releases = read_json("architectures.json")
     entries: dict[str, dict[str, Any]] = {}
     for release, record in releases.items():
         for entry in record["architectures"]:
@@ -45,10 +46,10 @@ def architectures() -> str:
     others = [[f"`{name}`", _releases(entries[name]), found] for name, found in differing.items() if found]
     remarks = "\n".join(f"{number}. {text}" for number, text in enumerate(notes.texts, 1))
     parts = [
-        "## Everything works", tables._table(everything, ["model type", "Transformers"]),
+        "## Everything works", table(everything, ["model type", "Transformers"]),
         "## Something does not, or is special",
-        tables._table(others, ["model type", "Transformers", "check: result (reason below)"]),
-        "## Reasons", remarks + tables._conditions(list(releases.values())),
+        table(others, ["model type", "Transformers", "check: result (reason below)"]),
+        "## Reasons", remarks + conditions(list(releases.values())),
     ]  # fmt: skip
     return "\n\n".join(parts)
 

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from reroute_shapes import SHAPES, make_batches, make_similarities
 from tabulate import tabulate
 
+from reroute_shapes import SHAPES, make_batches, make_similarities
 from sere.bench.timing import spread
 from sere.config import RerouteConfig
 from sere.files import append_json_line
@@ -55,9 +55,7 @@ def check(layers: dict[str, PreparedLayer], batch: TokenBatch) -> None:
             raise SystemExit(f"{backend} differs from the plain loops: run make test; nothing is timed")
 
 
-def time_in_turns(
-    layers: dict[str, PreparedLayer], batch: TokenBatch, rounds: int
-) -> dict[str, list[float]]:
+def time_in_turns(layers: dict[str, PreparedLayer], batch: TokenBatch, rounds: int) -> dict[str, list[float]]:
     """Return microseconds per call; the backends take turns, ten calls per turn."""
     samples: dict[str, list[float]] = {backend: [] for backend in BACKENDS}
     for turn in range(rounds + WARM_UP):

@@ -86,7 +86,7 @@ gpu-bench: ## on a GPU: one launch against tensor operations and the published f
 gpu-calibrate: ## on a GPU: similarity accumulators against the CPU's results, and their time
 	$(GPU) benchmarks/gpu_similarity.py --out $(RESULTS)/gpu_similarity.jsonl
 
-gpu-serve: ## on a GPU: vLLM with Qwen3-30B-A3B's shape, re-routing off and on; see docs/kernel.md
+gpu-serve: ## on a GPU: vLLM with Qwen3-30B-A3B's shape, re-routing off and on; see CONTRIBUTING.md
 	$(GPU) benchmarks/gpu_serve.py --out $(RESULTS)/gpu_serve.jsonl
 
 wheel-test: ## build the wheel and run against it, in a clean environment, what shows that nothing is missing in it

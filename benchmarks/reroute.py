@@ -1,7 +1,7 @@
-"""Time one call of re-routing, whole, as an engine makes it: checks, backend and result.
+"""Time one call of re-routing as an engine makes it, with a prepared layer: checks, backend and result.
 
 Run ``python benchmarks/reroute.py``. The backends are first compared with each other, then timed in turns
-in one run, through the public ``sere.reroute`` with a layer that was prepared before.
+in one run.
 """
 
 from __future__ import annotations
@@ -10,18 +10,16 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from tabulate import tabulate
-from torch import Tensor
 
-from sere.config import Backend
+from sere.config import Backend, RerouteConfig
 from sere.files import append_json_line
 from sere.provenance import provenance
-from sere.reroute import Routing, reroute
+from sere.reroute import Routing, TokenBatch, prepare_layer
 from sere.similarity.layer import LayerSimilarity
 
 # (model, E, K): the shapes that people serve.
@@ -34,43 +32,44 @@ SHAPES = [
 ]
 ROWS = (1, 16, 64, 256)
 BACKENDS: tuple[Backend, ...] = ("cpu", "torch")
-Call = Callable[..., Routing]
+Call = Callable[[TokenBatch], Routing]
 DEFAULT_OUT = Path("benchmarks/results/reroute.jsonl")
 
 
-def make_batch(T: int, K: int, E: int) -> tuple[Tensor, Tensor]:
+def make_batch(T: int, K: int, E: int) -> TokenBatch:
     """Return ids (int32) and weights (float32) of a router that likes some experts more than others."""
     generator = torch.Generator().manual_seed(T * E + K)
     logits = torch.randn(T, E, generator=generator) + torch.randn(E, generator=generator)
     weights, ids = logits.softmax(dim=1).topk(K, dim=1)
-    return ids.int(), weights
+    return TokenBatch(ids.int(), weights)
 
 
 def make_calls(E: int, settings: dict[str, Any]) -> dict[str, Call]:
-    """Return the public call on one random layer, for every backend."""
+    """Return the call of one prepared random layer, for every backend."""
     similarity = torch.rand(E, E, generator=torch.Generator().manual_seed(E)).fill_diagonal_(1.0)
     layer = LayerSimilarity(similarity)
-    return {backend: partial(reroute, similarity=layer, backend=backend, **settings) for backend in BACKENDS}
+    return {
+        backend: prepare_layer(layer, RerouteConfig(backend=backend, **settings)).route
+        for backend in BACKENDS
+    }
 
 
-def time_in_turns(
-    calls: dict[str, Call], ids: Tensor, weights: Tensor, rounds: int
-) -> dict[str, list[float]]:
-    """Return microseconds a call, backends taking turns, ten calls a turn."""
+def time_in_turns(calls: dict[str, Call], batch: TokenBatch, rounds: int) -> dict[str, list[float]]:
+    """Return microseconds per call; backends take turns of ten calls."""
     samples: dict[str, list[float]] = {name: [] for name in calls}
     for turn in range(rounds + 2):
         for name, call in calls.items():
             start = time.perf_counter()
             for _ in range(10):
-                call(ids, weights)
+                call(batch)
             if turn >= 2:
                 samples[name].append((time.perf_counter() - start) * 1e5)
     return samples
 
 
-def check(calls: dict[str, Call], ids: Tensor, weights: Tensor) -> None:
+def check(calls: dict[str, Call], batch: TokenBatch) -> None:
     """Stop unless all backends agree on this batch."""
-    results = [call(ids, weights) for call in calls.values()]
+    results = [call(batch) for call in calls.values()]
     if any(not torch.equal(result.ids, results[0].ids) for result in results):
         raise SystemExit("the backends disagree: run the tests, nothing is timed")
 
@@ -88,9 +87,9 @@ def main() -> None:
         for settings in ({"select_top_k": 1}, {"select_top_k": 2, "threshold": 0.5}):
             calls = make_calls(E, settings)
             for T in ROWS:
-                ids, weights = make_batch(T, K, E)
-                check(calls, ids, weights)
-                for backend, samples in time_in_turns(calls, ids, weights, rounds).items():
+                batch = make_batch(T, K, E)
+                check(calls, batch)
+                for backend, samples in time_in_turns(calls, batch, rounds).items():
                     p20, median, p80 = (statistics.quantiles(samples, n=10)[i] for i in (1, 4, 7))
                     config = {"model": model, "T": T, "K": K, "E": E, "backend": backend, **settings}
                     record = {

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -15,8 +16,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sere.reroute import COUNTERS
+from sere.reroute import COUNTERS, constants
 from sere.reroute.backends.cuda import launch as launching
+from sere.reroute.backends.cuda import layer
 from sere.reroute.backends.cuda.launch import SOURCE, geometry
 from sere.reroute.backends.registry import warn_once_of_fallback
 from tests.support.batches import Case, assert_same_bits, batch, cases, fuzzed, similarity_matrix
@@ -181,22 +183,47 @@ def test_geometry_fits_a_block() -> None:
     assert geometry(1, 8, 16) == (1, 64)
 
 
-def test_numbers_shared_with_the_source() -> None:
-    """Limits, flag bits and the order of arguments are the same in Python and in the source."""
-    call = (SOURCE.parent / "call.cuh").read_text()
-    assert f"MOST_EXPERTS = {launching.MOST_EXPERTS};" in call
-    flags = {"ACTIVE_TARGETS": 1, "WIDE_BUDGETS": 2, "WIDE_NUM_TOKENS": 4}
-    for name, bit in flags.items():
-        assert getattr(launching, name) == bit
-        assert f"{name} = {bit}" in call
-    names = re.findall(r"\w+", re.findall(r"enum Count \{(.*)\}", call)[0])
-    renamed = {
-        "before": "distinct_before",
-        "primaries": "distinct_after",
-        "moved": "slots_rerouted",
-        "criticals": "critical",
-    }
-    assert [renamed.get(name.lower(), name.lower()) for name in names] == [*COUNTERS, "counts"]
+def numbers_of_the_source() -> dict[str, float]:
+    """Every named constant of the kernel's source."""
+    found: dict[str, float] = {}
+    for header in SOURCE.parent.glob("*.cuh"):
+        text = header.read_text()
+        for line in re.findall(r"^constexpr \w+ (.+?);", text, re.MULTILINE):
+            found |= {name: float(value) for name, value in re.findall(r"(\w+) = (-?[\d.]+)", line)}
+        for body in re.findall(r"^enum \w+ \{(.+?)\};", text, re.MULTILINE):
+            for position, entry in enumerate(body.split(",")):
+                name, _, value = entry.partition("=")
+                found[name.strip()] = float(value or position)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("module", "names"),
+    [
+        (constants, ["MERGE_NONE", "MERGE_SAME", "MERGE_DISTINCT", "MERGE_SENTINEL"]),
+        (constants, ["PADDING_BUDGET", "MASS_UNITS", "MASS_BOUND"]),
+        (launching, ["MOST_EXPERTS", "MOST_THREADS"]),
+        (launching, ["ACTIVE_TARGETS", "WIDE_BUDGETS", "WIDE_NUM_TOKENS"]),
+        (layer, ["WARP", "GROUP"]),
+    ],
+    ids=["merge modes", "budgets and masses", "limits", "flags", "lists"],
+)
+def test_numbers_shared_with_the_source(module: ModuleType, names: list[str]) -> None:
+    """What has a name in Python and in the source has one value."""
+    source = numbers_of_the_source()
+    assert {name: getattr(module, name) for name in names} == {name: source[name] for name in names}
+
+
+def test_counters_are_in_the_source_s_order() -> None:
+    """Each counter has the position that the source gives it; there P and C are counted apart."""
+    source = numbers_of_the_source()
+    names = [{"distinct_after": "PRIMARIES"}.get(name, name.upper()) for name in COUNTERS]
+    assert [source[name] for name in names] == [*range(len(COUNTERS))]
+    assert source["COUNTS"] == len(COUNTERS)
+
+
+def test_entries_are_those_of_the_source() -> None:
+    """Each id and weight type has its entry, and there is no other."""
     entries = re.findall(r"^SERE_ENTRY\((\w+),", SOURCE.read_text(), re.MULTILINE)
     assert sorted(entries) == sorted(launching.entries())
 

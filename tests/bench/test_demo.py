@@ -14,7 +14,7 @@ from sere.bench.target import random_table
 from sere.engines.transformers import apply_setting
 from sere.eval.decoding.greedy import StopRule, decode, stop_rule
 from sere.eval.questions import encode, held_out
-from sere.policies.spec import parse_settings
+from sere.policies.spec import parse_specs
 from sere.structure import find_experts
 from tests.support.checkpoints import tiny_tokenizer
 from tests.support.tiny import tiny_model
@@ -36,7 +36,7 @@ def record(model: Any, tokenizer: Any) -> dict[str, Any]:
         model,
         tokenizer,
         random_table(model),
-        settings=parse_settings(["sere:S=1", "topk:S=4"]),
+        settings=parse_specs(["sere:select_top_k=1", "topk:select_top_k=4"]),
         rounds=[Round(1, 2), Round(4, 8)],
         questions=held_out(2, tasks=["addition", "sorting", "reversal", "shift"]),
         max_new_tokens=30,
@@ -47,7 +47,9 @@ def test_each_batch_size_has_off_first_and_its_ratio(record: dict[str, Any], mod
     """One case a batch size and setting; off is its own base; SERE reads fewer experts; no hook is left."""
     cases = record["cases"]
     assert [(case["batch_size"], case["setting"], case["n"]) for case in cases] == [
-        (B, name, n) for B, n in ((1, 2), (4, 8)) for name in ("off", "sere:S=1", "topk:S=4")
+        (B, name, n)
+        for B, n in ((1, 2), (4, 8))
+        for name in ("off", "sere:select_top_k=1", "topk:select_top_k=4")
     ]
     for off, sere, same in (cases[:3], cases[3:]):
         assert off["speedup"] == {"p20": 1.0, "p50": 1.0, "p80": 1.0}
@@ -81,7 +83,7 @@ def test_runs_that_take_turns_answer_as_a_run_alone(
     model: Any, tokenizer: Any, answers: list[list[list[int]]]
 ) -> None:
     """The unmodified run, cut into slices between other settings' slices, gives the same tokens as alone."""
-    settings = parse_settings(["random:select_top_k=1", "sere:select_top_k=1"])
+    settings = parse_specs(["random:select_top_k=1", "sere:select_top_k=1"])
     demonstrate(
         model, tokenizer, random_table(model), settings=settings, rounds=[Round(2, 4)], questions=QUESTIONS,
         max_new_tokens=20,
@@ -97,7 +99,7 @@ def test_the_controls_draws_continue_from_turn_to_turn(
 ) -> None:
     """The random control, cut into slices, answers as alone: no turn repeats another's draws."""
     monkeypatch.setattr(demo, "SLICE", 3)
-    settings, table = parse_settings(["random:select_top_k=1"]), random_table(model)
+    settings, table = parse_specs(["random:select_top_k=1"]), random_table(model)
     demonstrate(
         model, tokenizer, table, settings=settings, rounds=[Round(4, 4)], questions=QUESTIONS,
         max_new_tokens=20,

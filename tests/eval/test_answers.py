@@ -18,12 +18,19 @@ from sere.eval.questions import encode, held_out, held_out_english, mark
 from sere.eval.run import evaluate
 from sere.eval.statistics.by_question import paired_difference, wilson
 from sere.integrations.transformers.inputs import cache_argument, find_cache
-from sere.policies.spec import parse_setting, parse_settings
+from sere.policies.spec import parse_spec, parse_specs
 from tests.support.checkpoints import tiny_tokenizer
 from tests.support.progress import Interrupting
 from tests.support.tiny import tiny_model
 
-ALL_KINDS = ["sere:S=1,min_active=2", "random:S=1", "topk:S=1", "oea:S=1", "xshare:budget=6", "lynx:drop=0.5"]
+ALL_KINDS = [
+    "sere:select_top_k=1,min_active=2",
+    "random:select_top_k=1",
+    "topk:select_top_k=1",
+    "oea:select_top_k=1",
+    "xshare:budget=6",
+    "lynx:drop_share=0.5",
+]
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +45,7 @@ def model(tokenizer: Any) -> Any:
 
 def plan(**changes: Any) -> QuestionPlan:
     values: dict[str, Any] = {
-        "settings": parse_settings(["sere:S=1"]),
+        "settings": parse_specs(["sere:select_top_k=1"]),
         "batch_sizes": [2],
         "questions": held_out(2, tasks=["addition", "sorting"]),
         "max_new_tokens": 4,
@@ -52,7 +59,7 @@ def test_every_kind_of_setting_is_measured_beside_off(model: Any, tokenizer: Any
     record = evaluate(
         model,
         tokenizer,
-        plan(settings=parse_settings(ALL_KINDS), passages=passages),
+        plan(settings=parse_specs(ALL_KINDS), passages=passages),
         table=random_table(model),
     )
     assert [case["setting"] for case in record["cases"]] == ["off", *ALL_KINDS]
@@ -76,7 +83,9 @@ def test_english_is_scored_on_every_cache(tokenizer: Any) -> None:
     """If the cache is not one of plain full attention, the passages show what a setting changes too."""
     sliding = tiny_model("gpt_oss", vocab_size=len(tokenizer))
     passages = [text[:30] for text in held_out_english(2)]
-    record = evaluate(sliding, tokenizer, plan(settings=parse_settings(["topk:S=1"]), passages=passages))
+    record = evaluate(
+        sliding, tokenizer, plan(settings=parse_specs(["topk:select_top_k=1"]), passages=passages)
+    )
     off, reduced = record["cases"]
     assert off["loop"] == "generate"
     assert off["text"]["kl"] < 1e-8
@@ -121,7 +130,7 @@ def test_an_interrupted_run_continues_after_its_finished_cases(
     with pytest.raises(KeyboardInterrupt):
         evaluate(model, tokenizer, plan(), table=table, checkpoint=path, progress=progress)
     record = evaluate(model, tokenizer, plan(), table=table, checkpoint=path, progress=progress)
-    assert progress.begun == ["B=2 off", "B=2 sere:S=1", "B=2 sere:S=1"]
+    assert progress.begun == ["B=2 off", "B=2 sere:select_top_k=1", "B=2 sere:select_top_k=1"]
     assert not path.exists()
     once = evaluate(model, tokenizer, plan(), table=table)
     assert [case["tasks"] for case in record["cases"]] == [case["tasks"] for case in once["cases"]]
@@ -130,7 +139,7 @@ def test_an_interrupted_run_continues_after_its_finished_cases(
 
 def test_rows_that_are_fed_the_pad_token_count(model: Any) -> None:
     """In our decode steps every row is real, so a pad token that the model itself chose still votes."""
-    with apply_setting(model, parse_setting("off"), None) as handle:
+    with apply_setting(model, parse_spec("off"), None) as handle:
         import torch
 
         cache = find_cache(model(torch.tensor([[5, 6], [7, 8]])))
@@ -145,7 +154,9 @@ def test_rows_that_are_fed_the_pad_token_count(model: Any) -> None:
         pytest.param({"questions": []}, "at least one question", id="no question"),
         pytest.param({"max_new_tokens": 0}, "max_new_tokens: expected at least 1, got 0", id="no new token"),
         pytest.param(
-            {"settings": parse_settings(["topk:S=1"])[1:]}, "first setting must be 'off'", id="no baseline"
+            {"settings": parse_specs(["topk:select_top_k=1"])[1:]},
+            "first setting must be 'off'",
+            id="no baseline",
         ),
         pytest.param({"batch_sizes": [0]}, r"batch sizes of at least 1, got \[0\]", id="no row"),
     ],

@@ -17,7 +17,7 @@ from sere.errors import AlreadyApplied, ConfigError, DataError, InputError
 from sere.eval.plan import PromptPlan
 from sere.eval.run import evaluate
 from sere.eval.statistics.by_prompt import mean_per_token, share_of_tokens
-from sere.policies.spec import parse_setting, parse_settings
+from sere.policies.spec import parse_spec, parse_specs
 from tests.support.checkpoints import tiny_tokenizer
 from tests.support.progress import Interrupting
 from tests.support.tiny import tiny_model
@@ -43,7 +43,7 @@ def model(tokenizer: Any) -> Any:
 
 def plan(**changes: Any) -> PromptPlan:
     values: dict[str, Any] = {
-        "settings": parse_settings(["sere:S=1"]),
+        "settings": parse_specs(["sere:select_top_k=1"]),
         "batch_sizes": [3],
         "prompts": PROMPTS,
         "max_new_tokens": 9,
@@ -67,7 +67,7 @@ def own_continuation(model: Any, ids: Sequence[int], limit: int) -> list[int]:
 def test_models_of_every_cache_are_compared_with_itself(name: str, tokenizer: Any) -> None:
     """Off agrees with itself up to rounding, at each batch size; a setting that re-routes does not."""
     model = build(name, tokenizer)
-    settings = parse_settings(["sere:S=1", "topk:S=1"])
+    settings = parse_specs(["sere:select_top_k=1", "topk:select_top_k=1"])
     record = evaluate(
         model, tokenizer, plan(settings=settings, batch_sizes=[1, 3]), table=random_table(model)
     )
@@ -110,7 +110,10 @@ def test_results_are_estimates_over_prompts(model: Any, tokenizer: Any) -> None:
 def test_a_setting_that_reroutes_nothing_says_why(model: Any, tokenizer: Any) -> None:
     """A divergence of nothing is not read as no loss: the case holds the reason."""
     found = evaluate(
-        model, tokenizer, plan(settings=parse_settings(["sere:S=1,min_active=15"])), table=random_table(model)
+        model,
+        tokenizer,
+        plan(settings=parse_specs(["sere:select_top_k=1,min_active=15"])),
+        table=random_table(model),
     )
     off, idle = found["cases"]
     assert off["nothing_changed"] is None
@@ -120,9 +123,7 @@ def test_a_setting_that_reroutes_nothing_says_why(model: Any, tokenizer: Any) ->
 
 def test_fewer_prompts_than_rows_are_said(model: Any, tokenizer: Any) -> None:
     """The rows of a case are those that its steps had; one prompt has no interval."""
-    record = evaluate(
-        model, tokenizer, plan(settings=parse_settings([]), batch_sizes=[8], prompts=PROMPTS[:1])
-    )
+    record = evaluate(model, tokenizer, plan(settings=parse_specs([]), batch_sizes=[8], prompts=PROMPTS[:1]))
     (case,) = record["cases"]
     assert (case["batch_size"], case["rows"]) == (8, 1)
     assert case["agreement"] == {"value": 1.0, "low": None, "high": None}
@@ -136,7 +137,12 @@ def test_an_interrupted_run_continues_with_its_continuations(
     with pytest.raises(KeyboardInterrupt):
         evaluate(model, tokenizer, plan(), table=table, checkpoint=path, progress=progress)
     record = evaluate(model, tokenizer, plan(), table=table, checkpoint=path, progress=progress)
-    assert progress.begun == ["continuations", "B=3 off", "B=3 sere:S=1", "B=3 sere:S=1"]
+    assert progress.begun == [
+        "continuations",
+        "B=3 off",
+        "B=3 sere:select_top_k=1",
+        "B=3 sere:select_top_k=1",
+    ]
     assert not path.exists()
     assert record["cases"] == evaluate(model, tokenizer, plan(), table=table)["cases"]
 
@@ -176,10 +182,10 @@ def test_a_missing_table_is_refused(model: Any, tokenizer: Any) -> None:
 def test_a_model_that_is_rerouted_already_is_refused(model: Any, tokenizer: Any) -> None:
     """Its continuations would not be the unmodified model's."""
     with (
-        apply_setting(model, parse_setting("topk:select_top_k=1"), None, pad_token_id=-1),
+        apply_setting(model, parse_spec("topk:select_top_k=1"), None, pad_token_id=-1),
         pytest.raises(AlreadyApplied),
     ):
-        evaluate(model, tokenizer, plan(settings=parse_settings([])))
+        evaluate(model, tokenizer, plan(settings=parse_specs([])))
 
 
 def test_continuations_without_a_token_to_score_are_refused(tokenizer: Any) -> None:
@@ -187,14 +193,14 @@ def test_continuations_without_a_token_to_score_are_refused(tokenizer: Any) -> N
     model = build("qwen2_moe", tokenizer)
     model.generation_config.eos_token_id = list(range(len(tokenizer)))
     with pytest.raises(DataError, match="the model ends each of the 7 prompts with its first token"):
-        evaluate(model, tokenizer, plan(settings=parse_settings([])))
+        evaluate(model, tokenizer, plan(settings=parse_specs([])))
 
 
 def test_tokens_beyond_the_embedding_are_named(tokenizer: Any) -> None:
     """Another model's tokenizer is found before anything is decoded, with the token and both sizes."""
     small = tiny_model("olmoe", vocab_size=60)
     with pytest.raises(DataError, match=r"token '}' has the id \d+, but the model's embedding has 60 rows"):
-        evaluate(small, tokenizer, plan(settings=parse_settings([]), prompts=["a", "}"]))
+        evaluate(small, tokenizer, plan(settings=parse_specs([]), prompts=["a", "}"]))
 
 
 def test_logits_that_are_no_numbers_are_refused(tokenizer: Any) -> None:
@@ -203,4 +209,4 @@ def test_logits_that_are_no_numbers_are_refused(tokenizer: Any) -> None:
     with torch.no_grad():
         broken.lm_head.weight.fill_(float("nan"))
     with pytest.raises(InputError, match=r"logits are not finite numbers.*--dtype bfloat16 or float32"):
-        evaluate(broken, tokenizer, plan(settings=parse_settings([])))
+        evaluate(broken, tokenizer, plan(settings=parse_specs([])))

@@ -17,47 +17,44 @@ from sere.eval.digests import files_digest
 from sere.eval.plan import QuestionPlan
 from sere.eval.questions import held_out
 from sere.eval.user_questions import FileQuestion
-from sere.policies.spec import parse_settings
+from sere.policies.spec import parse_specs
 from sere.texts import Row
 from tests.support.checkpoints import tiny_tokenizer
 from tests.support.tiny import tiny_model
 
 
 def groups(*texts: str) -> list[tuple[dict[str, Any], list[str]]]:
-    found = by_engine(parse_settings(texts))
+    found = by_engine(parse_specs(texts))
     return [(options, [setting.label for setting in settings]) for options, settings in found]
 
 
 def test_settings_that_differ_in_more_than_s_and_rho_need_another_engine() -> None:
     """S and ρ change while an engine runs; each other choice is part of an engine's start."""
-    assert groups(
-        "sere:S=1,scale=true", "sere:S=1,min_active=8,scale=true", "sere:S=2,rho=0.3,scale=yes",
-        "sere:S=4,min_active=8,scale=true", "sere:S=1",
-    ) == [
-        ({"use_scale": True}, ["off", "sere:S=1,scale=true", "sere:S=2,rho=0.3,scale=true"]),
-        (
-            {"min_active": 8, "use_scale": True},
-            ["sere:S=1,min_active=8,scale=true", "sere:S=4,min_active=8,scale=true"],
-        ),
-        ({}, ["sere:S=1"]),
-    ]  # fmt: skip
+    scaled = [f"sere:select_top_k={rest},use_scale=true" for rest in ("1", "2,threshold=0.3")]
+    floored = [f"sere:select_top_k={S},min_active=8,use_scale=true" for S in (1, 4)]
+    plain = "sere:select_top_k=1"
+    assert groups(scaled[0], floored[0], scaled[1], floored[1], plain) == [
+        ({"use_scale": True}, ["off", *scaled]),
+        ({"min_active": 8, "use_scale": True}, floored),
+        ({}, [plain]),
+    ]
 
 
 def test_controls_need_no_engine_of_their_own() -> None:
     """Off, random and topk settings run in the first engine, whatever it was started with."""
-    controls = ["random:S=1,min_active=8", "topk:S=1"]
+    controls = ["random:select_top_k=1,min_active=8", "topk:select_top_k=1"]
     assert groups(*controls) == [({}, ["off", *controls])]
-    assert groups(*controls, "sere:S=1,min_active=4", "sere:S=1") == [
-        ({"min_active": 4}, ["off", *controls, "sere:S=1,min_active=4"]),
-        ({}, ["sere:S=1"]),
+    assert groups(*controls, "sere:select_top_k=1,min_active=4", "sere:select_top_k=1") == [
+        ({"min_active": 4}, ["off", *controls, "sere:select_top_k=1,min_active=4"]),
+        ({}, ["sere:select_top_k=1"]),
     ]
 
 
-@pytest.mark.parametrize("text", ["oea:S=2", "xshare:budget=16", "lynx:drop=0.5"])
+@pytest.mark.parametrize("text", ["oea:select_top_k=2", "xshare:budget=16", "lynx:drop_share=0.5"])
 def test_rivals_that_need_scores_are_refused(text: str) -> None:
     """The router's scores of all experts are not to be had there; the text says where they are."""
     with pytest.raises(ConfigError, match=rf"{text}: .* router's scores .* --engine transformers"):
-        check_settings(parse_settings(["sere:S=1", text]))
+        check_settings(parse_specs(["sere:select_top_k=1", text]))
 
 
 class Engines:
@@ -96,7 +93,9 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def evaluate(engines: Engines, **options: Any) -> dict[str, Any]:
     plan = QuestionPlan(
-        settings=parse_settings(["sere:S=1,min_active=4", "sere:S=1", "sere:S=2,min_active=4"]),
+        settings=parse_specs(
+            ["sere:select_top_k=1,min_active=4", "sere:select_top_k=1", "sere:select_top_k=2,min_active=4"]
+        ),
         batch_sizes=[1, 8],
         questions=held_out(2, tasks=["addition"]),
     )
@@ -109,7 +108,12 @@ def test_off_is_measured_once_and_paired_with_all(measured: list[str]) -> None:
     engines = Engines()
     record = evaluate(engines)
     assert engines.started == [{"min_active": 4}, {}]
-    labels = ["off", "sere:S=1,min_active=4", "sere:S=1", "sere:S=2,min_active=4"]
+    labels = [
+        "off",
+        "sere:select_top_k=1,min_active=4",
+        "sere:select_top_k=1",
+        "sere:select_top_k=2,min_active=4",
+    ]
     order = [f"B={B} {label}" for B in (1, 8) for label in labels]
     assert sorted(measured) == sorted(order)
     assert [f"B={case['batch_size']} {case['setting']}" for case in record["cases"]] == order
@@ -125,7 +129,7 @@ def test_an_interrupted_run_starts_only_the_engines_that_it_still_needs(
     path, engines = tmp_path / "partial.json", Engines()
 
     def progress(name: str, _total: int) -> AbstractContextManager[Any]:
-        if name == "B=8 sere:S=1" and len(engines.started) == 2:
+        if name == "B=8 sere:select_top_k=1" and len(engines.started) == 2:
             raise KeyboardInterrupt
         return nullcontext(lambda: None)
 
@@ -165,7 +169,7 @@ def test_questions_of_a_file_run_on_engines(monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setattr(vllm._Run, "measure", measure)
     plan = QuestionPlan(
-        settings=parse_settings([]),
+        settings=parse_specs([]),
         batch_sizes=[2],
         questions=[FileQuestion(Row("line 1", "one"), "1"), FileQuestion(Row("line 2", "two"), "2")],
         chat_template=True,

@@ -33,9 +33,9 @@ def generate(model: Any, rows: int = 6, **options: Any) -> None:
             lambda m: generate(m, 2),
             "min_active=12 is never below what these",
         ),
-        ({"threshold": 2}, generate, "threshold=2: nothing will be re-routed, because no two experts"),
-        ({"min_active": 16}, generate, "min_active=16: nothing will be re-routed, because with 16 experts"),
-        ({"select_top_k": 4}, generate, "select_top_k=4: nothing will be re-routed but rows with a smaller"),
+        ({"threshold": 2}, generate, "threshold=2 is above every similarity in the table"),
+        ({"min_active": 16}, generate, "min_active=16 disables re-routing: with 16 experts per layer"),
+        ({"select_top_k": 4}, generate, "select_top_k=4 is not smaller than the model's top_k=4, so nothing"),
         ({}, lambda _: None, "the model was not called while re-routing was on"),
     ],
     ids=["scoring", "no cache", "two prompts", "rho of 2", "floor of E", "S of K", "not used"],
@@ -44,7 +44,7 @@ def test_one_line_says_why(
     caplog: pytest.LogCaptureFixture, settings: dict[str, Any], use: Any, text: str
 ) -> None:
     """The logger ``sere`` warns once, at the latest when the block ends."""
-    import_module("sere.integrations.transformers.apply")._SAID.clear()
+    import_module("sere.integrations.transformers.apply").warn_once.forget()
     model = tiny_model("qwen3_moe")
     with sere.apply(model, random_table(model), **{"select_top_k": 1} | settings):
         use(model)

@@ -11,12 +11,12 @@ from itertools import count, islice
 from typing import TYPE_CHECKING, Any
 
 from sere.bench.timing import Times
-from sere.engines.transformers import apply_setting, make_rival
+from sere.engines.transformers import Resumed, apply_setting
 from sere.eval.decoding.greedy import decode_steps, stop_rule
 from sere.eval.questions import encode, mark
 from sere.eval.statistics.by_question import paired_difference, wilson
 from sere.eval.tasks import Question
-from sere.policies.spec import Setting
+from sere.policies.spec import PolicySpec
 from sere.progress import NO_PROGRESS, Progress
 from sere.provenance import provenance
 from sere.summaries import summarize_table
@@ -55,17 +55,17 @@ class _Run:
     Attributes:
         steps: Decodes one step per turn and yields its time in ms.
         answers: Tokens per question, once it has ended.
-        rival: The policy of a setting that needs no table, the same in all turns: otherwise the control's
+        policy: The policy of a setting that needs no table, resumed at each turn: otherwise the control's
             draws would repeat in each turn.
         slices: Times of the steps in ms, per turn; the last turn, in which the run ended, is shorter.
         sums: Sums over the counted steps and layers, by counter.
         idle: Per counted turn, why nothing changed in it, or None.
     """
 
-    setting: Setting
+    setting: PolicySpec
     steps: Iterator[float]
     answers: dict[int, list[int]]
-    rival: Policy | None
+    policy: Policy | None
     slices: list[list[float]] = field(default_factory=list)
     sums: Counter[str] = field(default_factory=Counter)
     idle: list[str | None] = field(default_factory=list)
@@ -77,7 +77,7 @@ def demonstrate(
     tokenizer: Any,
     table: SimilarityTable,
     *,
-    settings: Sequence[Setting],
+    settings: Sequence[PolicySpec],
     rounds: Sequence[Round],
     questions: Sequence[Question],
     max_new_tokens: int = 256,
@@ -133,7 +133,7 @@ def demonstrate(
 def _start(
     model: Any,
     tokenizer: Any,
-    setting: Setting,
+    setting: PolicySpec,
     prompts: Sequence[Sequence[int]],
     batch_size: int,
     max_new_tokens: int,
@@ -149,7 +149,7 @@ def _start(
         model, prompts, batch_size=batch_size, rule=stop_rule(model, tokenizer, max_new_tokens),
         on_finished=finished,
     )  # fmt: skip
-    return _Run(setting, steps, answers, None if setting.needs_table else make_rival(setting))
+    return _Run(setting, steps, answers, None if setting.needs_table else Resumed(setting.build()))
 
 
 def _take_turns(model: Any, table: SimilarityTable, runs: Sequence[_Run]) -> None:
@@ -161,7 +161,7 @@ def _take_turns(model: Any, table: SimilarityTable, runs: Sequence[_Run]) -> Non
             run = runs[(turn + offset) % len(runs)]
             if run.done:
                 continue
-            counted = run.setting.kind != "off" or turn % COUNT_EVERY == 0
+            counted = run.setting.name != "off" or turn % COUNT_EVERY == 0
             with _context(model, table, run, counted) as handle:
                 if handle is not None:
                     # One turn is too short to say that nothing changes; the run is judged at its end.
@@ -174,7 +174,7 @@ def _take_turns(model: Any, table: SimilarityTable, runs: Sequence[_Run]) -> Non
 
 
 def _context(model: Any, table: SimilarityTable, run: _Run, counted: bool) -> AbstractContextManager[Any]:
-    return apply_setting(model, run.setting, table, rival=run.rival) if counted else nullcontext()
+    return apply_setting(model, run.setting, table, policy=run.policy) if counted else nullcontext()
 
 
 def _add_counts(sums: Counter[str], stats: Sequence[LayerStats]) -> None:

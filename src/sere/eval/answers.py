@@ -16,7 +16,7 @@ from sere.eval.questions import encode, mark
 from sere.eval.statistics.by_question import paired_difference, wilson
 from sere.eval.text import passage_texts, paused, score_texts, summarize
 from sere.integrations.transformers.inputs import has_full_attention_cache
-from sere.policies.spec import Setting
+from sere.policies.spec import PolicySpec
 from sere.summaries import summarize_handle
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ class RightAnswers:
     bench: Workbench
     plan: QuestionPlan
 
-    def case(self, setting: Setting, batch_size: int) -> dict[str, Any]:
+    def case(self, setting: PolicySpec, batch_size: int) -> dict[str, Any]:
         """Decode and mark all questions, and score the passages, under one setting at one batch size."""
         plan, model = self.plan, self.bench.model
         rule = stop_rule(model, self.bench.tokenizer, plan.max_new_tokens)

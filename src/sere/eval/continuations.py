@@ -27,7 +27,7 @@ from sere.eval.statistics.by_prompt import (
 )
 from sere.eval.text import Text, paused, score_texts
 from sere.integrations.transformers.inputs import has_full_attention_cache
-from sere.policies.spec import Setting
+from sere.policies.spec import PolicySpec
 from sere.summaries import summarize_handle
 
 _CONTINUATIONS = "continuations"
@@ -69,7 +69,7 @@ class ContinuationScores:
             )
         return cls(bench, plan, texts)
 
-    def case(self, setting: Setting, batch_size: int) -> dict[str, Any]:
+    def case(self, setting: PolicySpec, batch_size: int) -> dict[str, Any]:
         """Score all continuations under one setting at one batch size; the sums are per prompt."""
         model = self.bench.model
         # Every row of these steps is real, whatever token it is fed.

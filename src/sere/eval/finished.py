@@ -16,7 +16,7 @@ from sere.resume import differences
 
 if TYPE_CHECKING:
     from sere.eval.plan import EvalPlan
-    from sere.policies.spec import Setting
+    from sere.policies.spec import PolicySpec
 
 logger = logging.getLogger("sere")
 
@@ -73,7 +73,7 @@ class FinishedCases:
         if self.path is not None:
             self.path.unlink(missing_ok=True)
 
-    def missing(self, plan: EvalPlan, settings: Sequence[Setting]) -> list[tuple[Setting, int]]:
+    def missing(self, plan: EvalPlan, settings: Sequence[PolicySpec]) -> list[tuple[PolicySpec, int]]:
         """Return the cases of some of the plan's settings that are still to be measured, by batch size."""
         cases = [(setting, batch_size) for batch_size in plan.batch_sizes for setting in settings]
         return [case for case in cases if self.get(case_name(*case)) is None]
@@ -116,6 +116,6 @@ class FinishedCases:
             yield
 
 
-def case_name(setting: Setting, batch_size: int) -> str:
+def case_name(setting: PolicySpec, batch_size: int) -> str:
     """Return what progress and the file of finished cases call a case."""
     return f"B={batch_size} {setting.label}"

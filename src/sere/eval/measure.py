@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from sere.engines.transformers import apply_setting
-from sere.policies.spec import Setting
+from sere.policies.spec import PolicySpec
 from sere.progress import Progress
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ class Workbench:
 
     @contextmanager
     def applied(
-        self, setting: Setting, name: str, parts: int, *, seed: int = 0, pad_token_id: int | None = None
+        self, setting: PolicySpec, name: str, parts: int, *, seed: int = 0, pad_token_id: int | None = None
     ) -> Iterator[tuple[Handle, Callable[[], object]]]:
         """Apply a setting and show progress.
 
@@ -63,7 +63,7 @@ class Measure(Protocol):
     """One kind of evaluation: how a case is measured, and what a record says of all cases."""
 
     @abstractmethod
-    def case(self, setting: Setting, batch_size: int) -> dict[str, Any]:
+    def case(self, setting: PolicySpec, batch_size: int) -> dict[str, Any]:
         """Measure one case; JSON-ready, not yet compared with the baseline."""
 
     @abstractmethod

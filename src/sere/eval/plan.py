@@ -11,7 +11,7 @@ from typing import Any, Self
 from sere.errors import InputError
 from sere.eval.digests import texts_digest
 from sere.eval.questions import Asked, prompt_key, takes_template
-from sere.policies.spec import Setting, check_off_first
+from sere.policies.spec import PolicySpec, check_off_first
 from sere.texts import Row
 
 
@@ -29,7 +29,7 @@ class EvalPlan(ABC):
         source: How a record names the file that the texts are from; None for tasks.
     """
 
-    settings: Sequence[Setting]
+    settings: Sequence[PolicySpec]
     batch_sizes: Sequence[int]
     max_new_tokens: int
     seed: int = 0

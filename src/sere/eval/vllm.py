@@ -15,7 +15,7 @@ from sere.eval.plan import QuestionPlan
 from sere.eval.questions import encode, mark
 from sere.eval.record import make_header
 from sere.integrations.vllm import read_stats
-from sere.policies.spec import Setting
+from sere.policies.spec import PolicySpec
 from sere.progress import NO_PROGRESS, Progress
 from sere.summaries import summarize_layers
 
@@ -89,7 +89,7 @@ class _Run:
     prompts: Sequence[Sequence[int]]
     progress: Progress
 
-    def measure(self, llm: Any, setting: Setting, B: int) -> dict[str, Any]:
+    def measure(self, llm: Any, setting: PolicySpec, B: int) -> dict[str, Any]:
         """Return the record of one case, without the comparison to ``off``."""
         plan = self.plan
         with (

@@ -15,12 +15,17 @@ def test_bench_writes_one_line_a_case(capsys: pytest.CaptureFixture[str], tmp_pa
     """Each case is one JSON line, on stdout and appended to --out, with its unit and conditions."""
     out = tmp_path / "results" / "bench.jsonl"
     sizes = ["--batch-size", "1", "4", "--steps", "2", "--rounds", "1"]
-    argv = ["bench", "--preset", "tiny", *sizes, "--setting", "sere:S=1", "--json"]
+    argv = ["bench", "--preset", "tiny", *sizes, "--setting", "sere:select_top_k=1", "--json"]
     assert main([*argv, "--out", str(out)]) == 0
     printed = capsys.readouterr().out
     assert out.read_text() == printed
     records = [json.loads(line) for line in printed.splitlines()]
-    assert [record["case"] for record in records] == ["B=1 off", "B=1 sere:S=1", "B=4 off", "B=4 sere:S=1"]
+    assert [record["case"] for record in records] == [
+        "B=1 off",
+        "B=1 sere:select_top_k=1",
+        "B=4 off",
+        "B=4 sere:select_top_k=1",
+    ]
     last = records[-1]
     assert last["unit"] == "ms"
     assert last["subject"]["weights"] == "random"
@@ -38,7 +43,7 @@ def test_bench_times_a_checkpoint_with_its_table(
     argv = ["bench", checkpoint, "--table", similarities, "--batch-size", 2, "--steps", 2, "--rounds", 1]
     out, _ = run_text(capsys, *argv)
     assert "speedup" in out
-    assert "sere:S=2" in out
+    assert "sere:select_top_k=2" in out
 
 
 @pytest.mark.parametrize(

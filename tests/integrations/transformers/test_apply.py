@@ -197,15 +197,16 @@ def test_settings_that_re_route_nothing_are_warned_of(
 ) -> None:
     """S = K as settings or in a policy: one line names K and what to do; below K there is none."""
     table, config = random_table(model), RerouteConfig(select_top_k=4, min_active=3, keep={0: (1,)})
-    apply_module._SAID.clear()
+    apply_module.warn_once.forget()
     apply_quietly(model, table, select_top_k=3)
     assert not caplog.records
     apply_quietly(model, table, config=config)
     apply_quietly(model, policy=Sere(table.layers, config))
     (line,) = [record.getMessage() for record in caplog.records]
-    assert line.startswith("sere: Qwen3MoeForCausalLM: select_top_k=4: nothing will be re-routed")
-    assert "K=4" in line
-    assert line.endswith("use a select_top_k below 4")
+    assert line == (
+        "sere: Qwen3MoeForCausalLM: select_top_k=4 is not smaller than the model's top_k=4, so nothing will "
+        "be re-routed; use a value from 1 to 3"
+    )
 
 
 @pytest.mark.parametrize(
@@ -213,11 +214,11 @@ def test_settings_that_re_route_nothing_are_warned_of(
     [
         (
             {"threshold": 2},
-            r"threshold=2: nothing will be re-routed, because no two experts of the table are more similar",
+            r"threshold=2 is above every similarity in the table \(at most \d\.\d+\), so nothing",
         ),
         (
             {"keep": {0: range(16), 1: range(16)}},
-            "keep: nothing will be re-routed, because every expert of every",
+            "keep names every expert of every layer, so nothing will be re-routed; keep fewer",
         ),
     ],
     ids=["threshold", "keep"],
@@ -226,7 +227,7 @@ def test_settings_that_leave_no_substitute_are_warned_of(
     model: PreTrainedModel, caplog: pytest.LogCaptureFixture, settings: dict[str, Any], text: str
 ) -> None:
     """A threshold above every similarity of the table, or all experts kept: said once, before any step."""
-    apply_module._SAID.clear()
+    apply_module.warn_once.forget()
     with integration.apply(model, random_table(model), select_top_k=1, **settings) as handle:
         decode(model, prompts())
         assert all(layer.slots_rerouted == 0 for layer in handle.stats())
@@ -265,7 +266,7 @@ def test_experts_that_save_no_time_are_warned_of(
     text: str | None,
 ) -> None:
     """``batched_mm`` reads one expert per token and slot, and is what ``generate`` switches to on a GPU."""
-    apply_module._SAID.clear()
+    apply_module.warn_once.forget()
     model.set_experts_implementation(implementation)
     slow = apply_module.why_slow
     layers = find_experts(model)
@@ -319,7 +320,7 @@ def test_a_floor_of_all_experts_is_warned_of(
     """With min_active = E all experts are primary, so no slot moves; E - 1 is no reason to warn."""
     table = random_table(model)
     E = table.num_experts
-    apply_module._SAID.clear()
+    apply_module.warn_once.forget()
     apply_quietly(model, table, select_top_k=1, min_active=E - 1)
     assert not caplog.records
     with integration.apply(model, table, select_top_k=1, min_active=E) as handle:
@@ -327,7 +328,10 @@ def test_a_floor_of_all_experts_is_warned_of(
         model.generate(torch.arange(1, 9).reshape(4, 2), max_new_tokens=4, do_sample=False)
     assert all(layer.slots_rerouted == 0 for layer in handle.stats())
     (line,) = [record.getMessage() for record in caplog.records]
-    assert f"min_active={E}: nothing will be re-routed, because with {E} experts per layer" in line
+    assert (
+        f"min_active={E} disables re-routing: with {E} experts per layer every routed expert is primary."
+        in line
+    )
 
 
 def test_a_compiled_model_is_refused(model: PreTrainedModel) -> None:

@@ -20,7 +20,7 @@ from sere.engines.in_process import state_of
 from sere.engines.settings import Start, counted_changes, live_changes, routed
 from sere.errors import InputError
 from sere.integrations.vllm import configure, read_stats
-from sere.policies.spec import Setting
+from sere.policies.spec import PolicySpec
 from sere.provenance import provenance
 from sere.summaries import summarize_layers
 
@@ -73,7 +73,7 @@ class EngineVariant:
     """One way to run the engine, and what was measured under it."""
 
     label: str
-    setting: Setting
+    setting: PolicySpec
     enter: Callable[[], AbstractContextManager[None]]
     blocks: list[EngineBlock] = field(default_factory=list)
 
@@ -129,7 +129,7 @@ class _Engine:
     subject: Mapping[str, Any]
     plan: InProcessPlan
     start: Mapping[str, Any]
-    settings: Sequence[Setting]
+    settings: Sequence[PolicySpec]
 
     def batch(self, B: int) -> Iterator[dict[str, Any]]:
         """Time all variants of one batch size, which take turns, and yield their records."""
@@ -153,7 +153,7 @@ class _Engine:
         for setting in self.settings:
             enter = partial(_running, llm, setting, plan.seed)
             variants.append(EngineVariant(setting.label, setting, enter))
-            if setting.kind == "sere" and plan.replay:
+            if setting.name == "sere" and plan.replay:
                 with enter():
                     recording = record_routing(llm, lambda: run_block(llm, prompts, plan.steps))
                 # Captured graphs run none of our Python, so there is nothing to replay.
@@ -181,7 +181,7 @@ class _Engine:
         experts = summarize_layers(stats.layers)
         layers = experts.pop("layers")
         overhead = None
-        if len(spent) > self.calls and variant.setting.kind != "off":
+        if len(spent) > self.calls and variant.setting.name != "off":
             decoding = median(spent[-self.calls :])
             overhead = asdict(Overhead(decoding * 1e3, decoding * len(layers)))
         return {
@@ -215,9 +215,9 @@ class _Engine:
 
 
 @contextmanager
-def _running(llm: Any, setting: Setting, seed: int, *, counted: bool = False) -> Iterator[None]:
+def _running(llm: Any, setting: PolicySpec, seed: int, *, counted: bool = False) -> Iterator[None]:
     """Let an engine run a setting as it would be served, or so that its experts are counted; off too."""
-    if setting.kind in ("off", "sere"):  # as the engine itself runs it
+    if setting.name in ("off", "sere"):  # as the engine itself runs it
         configure(llm, **(counted_changes(setting) if counted else live_changes(setting)))
         yield
         return
@@ -226,7 +226,7 @@ def _running(llm: Any, setting: Setting, seed: int, *, counted: bool = False) ->
 
 
 @contextmanager
-def _replayed(llm: Any, setting: Setting, seed: int, recording: Recording) -> Iterator[None]:
+def _replayed(llm: Any, setting: PolicySpec, seed: int, recording: Recording) -> Iterator[None]:
     """Let an engine run a setting's recorded ids."""
     with _running(llm, setting, seed), replayed(llm, recording):
         yield

@@ -12,6 +12,7 @@ from sere.integrations.vllm.start import versions
 from sere.integrations.vllm.tiers import PADDING
 from sere.integrations.vllm.worker.router_hook import layer_index
 from sere.integrations.vllm.worker.row_budgets import RowBudgets
+from sere.policies.base import LayerShape
 from sere.reroute import PreparedLayer, Routing, TokenBatch
 
 _ID_DTYPES = (torch.int32, torch.int64)
@@ -38,6 +39,11 @@ class RoutedLayer:
         self.prepared: PreparedLayer | None = None
         self.counters: Tensor | None = None
         self.budgets: RowBudgets | None = None
+
+    @property
+    def shape(self) -> LayerShape:
+        """The layer as routing rules see it."""
+        return LayerShape(self.index, self.num_experts, self.top_k)
 
     def route(self, ids: Tensor, weights: Tensor) -> Routing:
         """Re-route one step; called where the router returns.

@@ -18,8 +18,7 @@ from sere.integrations.vllm.worker.guard import Guard
 from sere.integrations.vllm.worker.layer import RoutedLayer
 from sere.integrations.vllm.worker.row_budgets import RowBudgets
 from sere.integrations.vllm.worker.sleep import keep_through_sleep
-from sere.policies.sere import Sere, why_idle, why_no_substitute
-from sere.reroute import COUNTERS
+from sere.policies.sere import Sere
 from sere.table import SimilarityTable
 
 # A child of vLLM's logger: its lines come out where and as the engine's own do, in every process.
@@ -90,8 +89,8 @@ class WorkerState:
         self.budgets = RowBudgets(rows, device, may_skip=device.type == "cpu" and self.eager)
         policy = Sere(self.table.layers, self.config)
         for layer in self.layers.values():
-            layer.prepared = policy.plan(layer.index, device)
-            layer.counters = torch.zeros(len(COUNTERS), dtype=torch.int64, device=device)
+            router = policy.bind(layer.shape, device)
+            layer.prepared, layer.counters = router.prepared, router.counters
             layer.budgets = self.budgets
             keep_through_sleep(layer, self._tensors(layer), self.vllm_config)
         # One of each shape: a backend may compile for a shape.
@@ -139,11 +138,8 @@ class WorkerState:
         """Warn if the current settings leave nothing to re-route."""
         if self.config.select_top_k == COUNT_ONLY_S or not self.layers:
             return
-        reasons = (
-            why_idle(self.config, self.layers.values()),
-            why_no_substitute(self.config, self.table.layers),
-        )
-        for reason in filter(None, reasons):
+        shapes = [layer.shape for layer in self.layers.values()]
+        for reason in Sere(self.table.layers, self.config).why_idle(shapes):
             logger.warning("sere: %s", reason)
 
     def settings_changed(self) -> None:

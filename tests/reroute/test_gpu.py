@@ -15,7 +15,8 @@ from torch import Tensor
 from sere.config import RerouteConfig
 from sere.reroute import COUNTERS, PreparedLayer, TokenBatch, prepare_layer, reroute, select
 from sere.similarity.layer import LayerSimilarity
-from tests.support.batches import NO_DEVICE, assert_same_bits, batch, fuzzed, similarity_matrix
+from tests.support.batches import NO_DEVICE, assert_same_bits, batch, similarity_matrix
+from tests.support.drawn_cases import fuzzed
 
 pytestmark = [
     pytest.mark.gpu,

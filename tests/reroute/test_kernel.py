@@ -21,7 +21,8 @@ from sere.reroute.backends.cuda import launch as launching
 from sere.reroute.backends.cuda import layer
 from sere.reroute.backends.cuda.launch import SOURCE, geometry
 from sere.reroute.backends.registry import warn_once_of_fallback
-from tests.support.batches import Case, assert_same_bits, batch, cases, fuzzed, similarity_matrix
+from tests.support.batches import Case, assert_same_bits, batch, similarity_matrix
+from tests.support.drawn_cases import cases, fuzzed
 from tests.support.shim import backend as shim
 from tests.support.shim.build import COMPILER, NO_COMPILER, build, no_sanitizer
 
@@ -127,20 +128,20 @@ def test_wide_ids_pass_through() -> None:
     assert routing.ids[1, 1] == -(2**40)
 
 
+@pytest.mark.parametrize("factor", [1.0 + 2**-9, 0.3337, 2**-14])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_every_16_bit_weight(dtype: torch.dtype) -> None:
+def test_every_16_bit_weight(dtype: torch.dtype, factor: float) -> None:
     """Each 16-bit number, subnormal and infinite ones too, is read exactly; products round as PyTorch's."""
     weights = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(dtype)
     weights = weights[~weights.isnan()]
     weights = torch.cat([weights, weights[:2]]).reshape(-1, 4)
     ids = torch.arange(4, dtype=torch.int32).expand(len(weights), 4)
-    for factor in (1.0 + 2**-9, 0.3337, 2**-14):
-        scale = torch.full((4, 4), factor)
-        options = {"select_top_k": 1, "scale": scale, "row_budgets": torch.arange(len(weights)) % 2}
-        case = Case(ids, weights, similarity_matrix(4, 2), options)
-        expected, _ = case.run("torch")
-        actual, _ = case.run("shim")
-        assert torch.equal(actual.weights.view(torch.int16), expected.weights.view(torch.int16))
+    scale = torch.full((4, 4), factor)
+    options = {"select_top_k": 1, "scale": scale, "row_budgets": torch.arange(len(weights)) % 2}
+    case = Case(ids, weights, similarity_matrix(4, 2), options)
+    expected, _ = case.run("torch")
+    actual, _ = case.run("shim")
+    assert torch.equal(actual.weights.view(torch.int16), expected.weights.view(torch.int16))
 
 
 def test_more_slots_than_the_kernel_takes(caplog: pytest.LogCaptureFixture) -> None:
@@ -157,29 +158,20 @@ def test_more_slots_than_the_kernel_takes(caplog: pytest.LogCaptureFixture) -> N
     )
 
 
-def test_counters_add_up() -> None:
-    """Each call adds to the counters; a call without a primary expert adds nothing."""
-    ids, weights = batch(6, 4, 16, seed=1)
-    counters = torch.zeros(len(COUNTERS), dtype=torch.int64)
-    case = Case(ids, weights, similarity_matrix(16, 1), {"select_top_k": 1, "counters": counters})
-    case.run("shim")
-    once = counters.clone()
-    case.run("shim", num_tokens=0)
-    assert torch.equal(counters, once)
-    case.run("shim")
-    assert torch.equal(counters, 2 * once)
+@pytest.mark.parametrize("T", [1, 2, 16, 64, 256, 1024, 10**5])
+@pytest.mark.parametrize("K", [1, 2, 6, 8, 10, 32])
+@pytest.mark.parametrize("E", [1, 60, 128, 1024])
+def test_geometry_fits_a_block(T: int, K: int, E: int) -> None:
+    """A grid has at most 32 blocks, of 64 to 1024 threads in whole warps, one thread for each expert."""
+    blocks, threads = geometry(T, K, E)
+    assert 1 <= blocks <= 32
+    assert 64 <= threads <= 1024
+    assert threads % 32 == 0
+    assert threads >= E
 
 
-def test_geometry_fits_a_block() -> None:
-    """Blocks have 64 to 1024 threads, one for each expert, and no more than a small batch needs."""
-    for T in (1, 2, 16, 64, 256, 1024, 10**5):
-        for K in (1, 2, 6, 8, 10, 32):
-            for E in (1, 60, 128, 1024):
-                blocks, threads = geometry(T, K, E)
-                assert 1 <= blocks <= 32
-                assert 64 <= threads <= 1024
-                assert threads % 32 == 0
-                assert threads >= E
+def test_a_small_batch_takes_the_smallest_block() -> None:
+    """One row needs no more than the fewest threads."""
     assert geometry(1, 8, 16) == (1, 64)
 
 

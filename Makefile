@@ -27,8 +27,8 @@ test: .venv/.dev ## the whole test suite
 	@echo "make test: all passed, with the newest and the oldest supported Transformers and with vLLM"
 
 # What touches Transformers, and does not start the command line in processes of its own.
-OLDEST := tests/integrations/transformers tests/public_cases tests/checkpoints tests/texts tests/calibrate tests/cli/test_commands.py \
-	tests/cli/test_table_and_model.py tests/test_structure.py
+OLDEST := tests/integrations/transformers tests/public_cases tests/checkpoints tests/texts tests/calibrate tests/cli/test_calibrate.py \
+	tests/cli/test_generate.py tests/cli/test_table_and_model.py tests/test_structure.py
 test-oldest: .venv-oldest/.ready ## with the oldest supported Transformers, what touches it, in an environment of its own
 	.venv-oldest/bin/python $(PYTEST) $(PARALLEL) $(OLDEST)
 

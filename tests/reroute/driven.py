@@ -10,8 +10,7 @@ import torch
 
 from sere.reroute.backends.cuda import compiler, device
 from sere.reroute.backends.cuda.launch import IDS, WEIGHTS
-from tests.support.batches import Case, assert_same_bits, batch, similarity_matrix
-from tests.support.drawn_cases import fuzzed
+from tests.support.batches import Case, assert_same_bits, batch, fuzzed, similarity_matrix
 from tests.support.shim.driver import GPU, Driver
 
 pytestmark = pytest.mark.usefixtures("shim_backend")

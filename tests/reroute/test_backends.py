@@ -17,7 +17,7 @@ from tests.support.batches import (
     batch,
     similarity_matrix,
 )
-from tests.support.drawn_cases import cases
+from tests.support.calls import cases
 
 pytestmark = pytest.mark.usefixtures("shim_backend")
 WEIGHT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)

@@ -15,8 +15,7 @@ from torch import Tensor
 from sere.config import RerouteConfig
 from sere.reroute import COUNTERS, PreparedLayer, TokenBatch, prepare_layer, reroute, select
 from sere.similarity.layer import LayerSimilarity
-from tests.support.batches import NO_DEVICE, assert_same_bits, batch, similarity_matrix
-from tests.support.drawn_cases import fuzzed
+from tests.support.batches import NO_DEVICE, assert_same_bits, batch, fuzzed, similarity_matrix
 
 pytestmark = [
     pytest.mark.gpu,

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sere.reroute.slots import members, weight_ranks
 from tests.support.batches import Case, bits
-from tests.support.drawn_cases import cases
+from tests.support.calls import cases
 from tests.support.properties import any_primary, backends, budgets, few, holds, repeats, valid_slots, without
 
 pytestmark = pytest.mark.usefixtures("shim_backend")

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sere.reroute.slots import real_rows
 from tests.support.batches import Case, bits
-from tests.support.drawn_cases import cases
+from tests.support.calls import cases
 from tests.support.properties import (
     any_primary,
     backends,

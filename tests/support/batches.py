@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -156,3 +157,43 @@ def odd_weight_bits(dtype: torch.dtype) -> list[int]:
     silent = 1 << (-int(math.log2(limits.eps)) - 1)
     nans = [quiet, quiet | torch.iinfo(bits(nan).dtype).min, quiet | 1, (quiet & ~silent) | 1]
     return [*bits(torch.tensor(values, dtype=torch.float64).to(dtype)).tolist(), *nans, quiet, quiet]
+
+
+def fuzzed(seed: int) -> Case:
+    """A random call of any size that the kernel takes."""
+    rng = random.Random(seed)
+    E = rng.choice([1, 3, 8, 31, 60, 64, 128, 256, 512, 1024])
+    K = rng.randint(1, min(E, 32 if rng.random() < 0.1 else 12))
+    T = rng.choice([1, 2, 5, 16, 33, 64, 100, 256])
+    dtype = rng.choice([torch.float32, torch.bfloat16, torch.float16, torch.float64])
+    ids, weights = batch(T, K, E, seed, order="shuffled", ties=rng.random() < 0.3, dtype=dtype)
+    for _ in range(rng.choice([0, 0, 5])):
+        ids[rng.randrange(T), rng.randrange(K)] = rng.choice([-1, E, E + 7])
+    for _ in range(rng.choice([0, 0, T])):
+        t = rng.randrange(T)
+        ids[t, rng.randrange(K)] = ids[t, rng.randrange(K)]
+    odd = odd_weight_bits(dtype)
+    for _ in range(rng.choice([0, 0, 0, 5, T])):
+        bits(weights)[rng.randrange(T), rng.randrange(K)] = rng.choice(odd)
+    merge = rng.choice(["none", "same", "distinct", "sentinel"])
+    options: dict[str, Any] = {
+        "select_top_k": rng.choice([1, 1, 2, K]),
+        "threshold": rng.choice([0.0, 0.5, 0.9, 0.99]),
+        "min_active": rng.choice([0, 0, K, E // 2]),
+        "keep": tuple(rng.sample(range(E), min(E, rng.choice([0, 0, 3])))),
+        "targets": rng.choice(["primary", "active"]),
+        "merge": merge,
+        "sentinel": -1 if merge == "sentinel" else None,
+    }
+    if rng.random() < 0.5:
+        options["num_tokens"] = torch.tensor(rng.randint(0, T), dtype=rng.choice([torch.int32, torch.int64]))
+    if rng.random() < 0.3:
+        options["row_budgets"] = torch.tensor([rng.randint(-1, K) for _ in range(T)])
+    if rng.random() < 0.3:
+        options["scale"] = similarity_matrix(E, seed) + 0.5
+    levels = rng.choice([None, 4])
+    wide = ids.long() if rng.random() < 0.5 else ids
+    similarity = similarity_matrix(E, seed, levels=levels)
+    if rng.random() < 0.3:
+        similarity = forget_some(similarity, seed, share=0.5)
+    return Case(wide, weights, similarity, options)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sere.reroute.slots import has_weight, real_rows, weight_ranks
 from tests.support.batches import BACKENDS, Case
-from tests.support.drawn_cases import cases, outside
+from tests.support.calls import cases, outside
 
 backends = pytest.mark.parametrize("backend", BACKENDS)
 few = settings(max_examples=60)

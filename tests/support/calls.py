@@ -1,9 +1,8 @@
-"""Calls drawn by chance: every legal option, strange slots, odd weights."""
+"""Any legal call of re-routing, for hypothesis to draw."""
 
 from __future__ import annotations
 
 import math
-import random
 from typing import Any
 
 import torch
@@ -65,6 +64,20 @@ def cases(
     return Case(ids, weights, similarity, options)
 
 
+def _leave_no_primary(draw: st.DrawFn, ids: Tensor, weights: Tensor, options: dict[str, Any]) -> None:
+    """Change a call in place so that no expert is primary."""
+    reason = draw(st.sampled_from(["no budgets", "no tokens", "no weights", "no ids"]))
+    if reason == "no budgets":
+        options |= {"keep": (), "min_active": 0}
+        options["row_budgets"] = torch.tensor([draw(st.integers(-1, 0)) for _ in ids], dtype=torch.int32)
+    elif reason == "no tokens":
+        options["num_tokens"] = 0
+    elif reason == "no weights":
+        weights.fill_(draw(st.sampled_from([0.0, -0.0, math.nan])))
+    else:
+        ids.fill_(draw(st.sampled_from([-1, 2**31 - 1])))
+
+
 def _put_odd_weights(draw: st.DrawFn, weights: Tensor) -> None:
     """Put odd weights into some slots, in place."""
     T, K = weights.shape
@@ -98,57 +111,3 @@ def _disturb(draw: st.DrawFn, ids: Tensor, weights: Tensor, E: int) -> None:
             ids[t, k] = ids[t, draw(st.integers(0, K - 1))]
         else:
             ids[t, k] = E + 1 if kind == "shared" else draw(outside(E, ids.dtype))
-
-
-def fuzzed(seed: int) -> Case:
-    """A random call of any size that the kernel takes."""
-    rng = random.Random(seed)
-    E = rng.choice([1, 3, 8, 31, 60, 64, 128, 256, 512, 1024])
-    K = rng.randint(1, min(E, 32 if rng.random() < 0.1 else 12))
-    T = rng.choice([1, 2, 5, 16, 33, 64, 100, 256])
-    dtype = rng.choice([torch.float32, torch.bfloat16, torch.float16, torch.float64])
-    ids, weights = batch(T, K, E, seed, order="shuffled", ties=rng.random() < 0.3, dtype=dtype)
-    for _ in range(rng.choice([0, 0, 5])):
-        ids[rng.randrange(T), rng.randrange(K)] = rng.choice([-1, E, E + 7])
-    for _ in range(rng.choice([0, 0, T])):
-        t = rng.randrange(T)
-        ids[t, rng.randrange(K)] = ids[t, rng.randrange(K)]
-    odd = odd_weight_bits(dtype)
-    for _ in range(rng.choice([0, 0, 0, 5, T])):
-        bits(weights)[rng.randrange(T), rng.randrange(K)] = rng.choice(odd)
-    merge = rng.choice(["none", "same", "distinct", "sentinel"])
-    options: dict[str, Any] = {
-        "select_top_k": rng.choice([1, 1, 2, K]),
-        "threshold": rng.choice([0.0, 0.5, 0.9, 0.99]),
-        "min_active": rng.choice([0, 0, K, E // 2]),
-        "keep": tuple(rng.sample(range(E), min(E, rng.choice([0, 0, 3])))),
-        "targets": rng.choice(["primary", "active"]),
-        "merge": merge,
-        "sentinel": -1 if merge == "sentinel" else None,
-    }
-    if rng.random() < 0.5:
-        options["num_tokens"] = torch.tensor(rng.randint(0, T), dtype=rng.choice([torch.int32, torch.int64]))
-    if rng.random() < 0.3:
-        options["row_budgets"] = torch.tensor([rng.randint(-1, K) for _ in range(T)])
-    if rng.random() < 0.3:
-        options["scale"] = similarity_matrix(E, seed) + 0.5
-    levels = rng.choice([None, 4])
-    wide = ids.long() if rng.random() < 0.5 else ids
-    similarity = similarity_matrix(E, seed, levels=levels)
-    if rng.random() < 0.3:
-        similarity = forget_some(similarity, seed, share=0.5)
-    return Case(wide, weights, similarity, options)
-
-
-def _leave_no_primary(draw: st.DrawFn, ids: Tensor, weights: Tensor, options: dict[str, Any]) -> None:
-    """Change a call in place so that no expert is primary."""
-    reason = draw(st.sampled_from(["no budgets", "no tokens", "no weights", "no ids"]))
-    if reason == "no budgets":
-        options |= {"keep": (), "min_active": 0}
-        options["row_budgets"] = torch.tensor([draw(st.integers(-1, 0)) for _ in ids], dtype=torch.int32)
-    elif reason == "no tokens":
-        options["num_tokens"] = 0
-    elif reason == "no weights":
-        weights.fill_(draw(st.sampled_from([0.0, -0.0, math.nan])))
-    else:
-        ids.fill_(draw(st.sampled_from([-1, 2**31 - 1])))

@@ -11,13 +11,13 @@ from itertools import count, islice
 from typing import TYPE_CHECKING, Any
 
 from sere.bench.timing import Times
-from sere.engines.transformers import apply_setting, make_rival
+from sere.engines.transformers import Resumed, apply_setting
 from sere.eval.cases import NO_PROGRESS, Progress
 from sere.eval.decode import decode_steps, stop_ids
 from sere.eval.questions import encode, mark
 from sere.eval.statistics import paired_difference, wilson
 from sere.eval.tasks import Question
-from sere.policies.spec import Setting
+from sere.policies.spec import PolicySpec
 from sere.provenance import provenance
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ class _Run:
         idle: Per counted turn why nothing changed in it, or None.
     """
 
-    setting: Setting
+    setting: PolicySpec
     steps: Iterator[float]
     answers: dict[int, list[int]]
     rival: Policy | None
@@ -76,7 +76,7 @@ def demonstrate(
     tokenizer: Any,
     table: SimilarityTable,
     *,
-    settings: Sequence[Setting],
+    settings: Sequence[PolicySpec],
     rounds: Sequence[Round],
     questions: Sequence[Question],
     max_new_tokens: int = 256,
@@ -132,7 +132,7 @@ def demonstrate(
 def _start(
     model: Any,
     tokenizer: Any,
-    setting: Setting,
+    setting: PolicySpec,
     prompts: Sequence[Sequence[int]],
     batch_size: int,
     max_new_tokens: int,
@@ -148,7 +148,7 @@ def _start(
         model, prompts, batch_size=batch_size, max_new_tokens=max_new_tokens,
         stop=stop_ids(model, tokenizer), on_finished=finished,
     )  # fmt: skip
-    return _Run(setting, steps, answers, None if setting.needs_table else make_rival(setting))
+    return _Run(setting, steps, answers, None if setting.needs_table else Resumed(setting.build()))
 
 
 def _take_turns(model: Any, table: SimilarityTable, runs: Sequence[_Run]) -> None:
@@ -160,7 +160,7 @@ def _take_turns(model: Any, table: SimilarityTable, runs: Sequence[_Run]) -> Non
             run = runs[(turn + offset) % len(runs)]
             if run.done:
                 continue
-            counted = run.setting.kind != "off" or turn % COUNT_EVERY == 0
+            counted = run.setting.name != "off" or turn % COUNT_EVERY == 0
             with _context(model, table, run, counted) as handle:
                 if handle is not None:
                     # A turn is too short to judge by; the run as a whole is judged at its end.
@@ -173,7 +173,7 @@ def _take_turns(model: Any, table: SimilarityTable, runs: Sequence[_Run]) -> Non
 
 
 def _context(model: Any, table: SimilarityTable, run: _Run, counted: bool) -> AbstractContextManager[Any]:
-    return apply_setting(model, run.setting, table, rival=run.rival) if counted else nullcontext()
+    return apply_setting(model, run.setting, table, policy=run.policy) if counted else nullcontext()
 
 
 def _add_counts(sums: Counter[str], stats: Sequence[LayerStats]) -> None:

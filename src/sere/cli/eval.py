@@ -105,9 +105,9 @@ def _add_texts(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Evaluate, write the record, print the tables."""
-    from sere.policies.spec import parse_settings
+    from sere.policies.spec import parse_specs
 
-    settings = parse_settings(args.setting or _DEFAULT_SETTINGS)
+    settings = parse_specs(args.setting or _DEFAULT_SETTINGS)
     bundled = _is_bundled(args.model)
     _check_texts(args, bundled)
     _check_table(args, bundled, needed=any(setting.needs_table for setting in settings))

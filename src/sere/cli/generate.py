@@ -15,7 +15,7 @@ from sere.cli.parser import add_command
 from sere.errors import DataError
 
 if TYPE_CHECKING:
-    from sere.policies.spec import Setting
+    from sere.policies.spec import PolicySpec
     from sere.table import SimilarityTable
     from sere.texts import Row
 
@@ -99,22 +99,22 @@ def _prompts(args: argparse.Namespace) -> list[Row]:
     return rows
 
 
-def _setting(args: argparse.Namespace) -> tuple[Setting | None, SimilarityTable | None]:
+def _setting(args: argparse.Namespace) -> tuple[PolicySpec | None, SimilarityTable | None]:
     """Return the way to route, None to leave the model as it is, and the table."""
     from sere.engines.transformers import check_settings
-    from sere.policies.spec import parse_setting
+    from sere.policies.spec import parse_spec
     from sere.table import SimilarityTable
 
     if args.setting is None and args.table is None:
         return None, None
-    setting = parse_setting(args.setting or _DEFAULT_SETTING)
+    setting = parse_spec(args.setting or _DEFAULT_SETTING)
     similarities = None if args.table is None else SimilarityTable.load(args.table)
     check_settings([setting], similarities)
     return setting, similarities
 
 
 def _applied(
-    model: Any, setting: Setting | None, table: SimilarityTable | None, pad_token_id: int | None
+    model: Any, setting: PolicySpec | None, table: SimilarityTable | None, pad_token_id: int | None
 ) -> AbstractContextManager[Any]:
     from sere.engines.transformers import apply_setting
 

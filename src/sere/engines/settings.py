@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
 from sere.engines.in_process import session_of
-from sere.engines.transformers import make_rival
 from sere.errors import ConfigError, UnsupportedEngine
 from sere.integrations.vllm import configure
 from sere.integrations.vllm.tiers import COUNT_ONLY_S
 from sere.integrations.vllm.worker.expert_kernels import BEARS_DUPLICATES
-from sere.policies.spec import Setting
+from sere.policies.base import LayerRouter
+from sere.policies.spec import PolicySpec
+from sere.reroute import Routing
+from sere.reroute.batch import TokenBatch
 
 LIVE = frozenset({"select_top_k", "threshold"})
 """Options of a setting that an engine can change while it runs; the others are part of its start."""
@@ -26,22 +27,22 @@ Start = Callable[[Mapping[str, Any]], AbstractContextManager[Any]]
 """Starts an engine (or a server of one) with settings of re-routing beside the table, and ends it."""
 
 
-def check_settings(settings: Sequence[Setting]) -> None:
+def check_settings(settings: Sequence[PolicySpec]) -> None:
     """Refuse settings that no engine can run.
 
     Raises:
         ConfigError: A policy needs the scores of all experts, which routers of vLLM do not hand on.
     """
     for setting in settings:
-        if not setting.needs_table and make_rival(setting).needs_scores:
+        if setting.policy_class.needs_scores:
             raise ConfigError(
-                f"setting {setting.label}: {setting.kind} needs the router's scores of all experts, which "
+                f"setting {setting.label}: {setting.name} needs the router's scores of all experts, which "
                 "vLLM does not hand on; on vLLM expected off, sere, random or topk, so evaluate it with "
                 "--engine transformers"
             )
 
 
-def by_engine(settings: Sequence[Setting]) -> list[tuple[dict[str, Any], list[Setting]]]:
+def by_engine(settings: Sequence[PolicySpec]) -> list[tuple[dict[str, Any], list[PolicySpec]]]:
     """Group settings by the engine that they need.
 
     Args:
@@ -51,26 +52,26 @@ def by_engine(settings: Sequence[Setting]) -> list[tuple[dict[str, Any], list[Se
         For each engine the settings of its start and what is measured in it. ``sere`` settings that differ
         in S and ρ alone share one; what is no ``sere`` setting runs in any engine and so in the first.
     """
-    groups: dict[tuple[tuple[str, Any], ...], list[Setting]] = {}
+    groups: dict[tuple[tuple[str, Any], ...], list[PolicySpec]] = {}
     first = next((_of_start(setting) for setting in settings if setting.needs_table), ())
     for setting in settings:
         groups.setdefault(_of_start(setting) if setting.needs_table else first, []).append(setting)
     return [(dict(options), group) for options, group in groups.items()]
 
 
-def counted_changes(setting: Setting) -> dict[str, Any]:
+def counted_changes(setting: PolicySpec) -> dict[str, Any]:
     """Return what to change in a running engine for a setting, so that its experts are counted; off too."""
     live = {name: value for name, value in setting.options.items() if name in LIVE}
     return dict(COUNT_ONLY) | live
 
 
-def live_changes(setting: Setting) -> dict[str, Any]:
+def live_changes(setting: PolicySpec) -> dict[str, Any]:
     """Return what to change in a running engine for a setting as it would be served: off counts nothing."""
-    return {"enabled": False} if setting.kind == "off" else counted_changes(setting)
+    return {"enabled": False} if setting.name == "off" else counted_changes(setting)
 
 
 @contextmanager
-def routed(llm: Any, setting: Setting, *, seed: int = 0) -> Iterator[None]:
+def routed(llm: Any, setting: PolicySpec, *, seed: int = 0) -> Iterator[None]:
     """Let an engine run a setting: ``sere`` as the engine itself does it, others in its place.
 
     Who has which row, that prompts are exact, and the counters are the engine's in either case.
@@ -89,17 +90,18 @@ def routed(llm: Any, setting: Setting, *, seed: int = 0) -> Iterator[None]:
         return
     session = session_of(llm)
     layers = list(session.layers.values())
-    if setting.kind != "off" and session.kernel not in BEARS_DUPLICATES:
+    if setting.name != "off" and session.kernel not in BEARS_DUPLICATES:
         raise UnsupportedEngine(
             f"setting {setting.label}: the expert kernel {session.kernel or 'in use'} is not known to "
             "handle duplicate ids within one token's top-k; evaluate it with --engine transformers"
         )
-    policy = make_rival(setting, seed=seed)
-    policy.bind({layer.index: layer.num_experts for layer in layers})
+    policy = setting.build(seed=seed)
     plans = [layer.plan for layer in layers]
     for layer in layers:
+        router = policy.bind(layer.shape, layer.signal.budget.device)
+        router.counters = layer.counters
         # Of a plan a layer asks its route alone.
-        layer.plan = SimpleNamespace(route=partial(policy.route, layer.index))  # type: ignore[assignment]
+        layer.plan = SimpleNamespace(route=_Route(router))  # type: ignore[assignment]
     try:
         yield
     finally:
@@ -107,6 +109,17 @@ def routed(llm: Any, setting: Setting, *, seed: int = 0) -> Iterator[None]:
             layer.plan = plan
 
 
-def _of_start(setting: Setting) -> tuple[tuple[str, Any], ...]:
+class _Route:
+    """A router called as a plan is."""
+
+    def __init__(self, router: LayerRouter) -> None:
+        self.router = router
+
+    def __call__(self, ids: Any, weights: Any, *, row_budget: Any, counters: Any) -> Routing:
+        del counters
+        return self.router(TokenBatch(ids, weights, row_budget))
+
+
+def _of_start(setting: PolicySpec) -> tuple[tuple[str, Any], ...]:
     """Return a setting's options that are part of an engine's start."""
     return tuple(sorted((name, value) for name, value in setting.options.items() if name not in LIVE))

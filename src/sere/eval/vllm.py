@@ -21,7 +21,7 @@ from sere.eval.cases import (
 from sere.eval.questions import encode, mark
 from sere.eval.run import Plan, completed, for_tokenizer
 from sere.integrations.vllm import read_stats
-from sere.policies.spec import Setting
+from sere.policies.spec import PolicySpec
 
 if TYPE_CHECKING:
     from sere.table import SimilarityTable
@@ -91,7 +91,7 @@ class _Run:
     prompts: Sequence[Sequence[int]]
     progress: Progress
 
-    def measure(self, llm: Any, setting: Setting, B: int) -> dict[str, Any]:
+    def measure(self, llm: Any, setting: PolicySpec, B: int) -> dict[str, Any]:
         """Return the record of one case, without the comparison to ``off``."""
         plan = self.plan
         with (

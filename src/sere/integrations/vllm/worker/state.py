@@ -17,8 +17,9 @@ from sere.integrations.vllm.worker import expert_kernels, router_hook
 from sere.integrations.vllm.worker.guard import Guard
 from sere.integrations.vllm.worker.row_budgets import RowSignal
 from sere.integrations.vllm.worker.step_counts import StepCounts
-from sere.policies.sere import Sere, why_idle, why_no_substitute
-from sere.reroute import COUNTERS, Plan
+from sere.policies.base import LayerShape
+from sere.policies.sere import Sere
+from sere.reroute import Plan
 from sere.table import SimilarityTable
 
 if TYPE_CHECKING:
@@ -51,6 +52,11 @@ class RoutedLayer:
         self.plan: Plan | None = None
         self.counters: Tensor | None = None
         self.signal: RowSignal | None = None
+
+    @property
+    def shape(self) -> LayerShape:
+        """The layer as routing rules see it."""
+        return LayerShape(self.index, self.num_experts, self.top_k)
 
     def route(self, weights: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
         """Re-route one step; called where the router returns.
@@ -135,8 +141,8 @@ class Session:
         self.signal = RowSignal(rows, device, may_skip=device.type == "cpu" and self.eager)
         policy = Sere(self.table.layers, self.config)
         for layer in self.layers.values():
-            layer.plan = policy.plan(layer.index, device)
-            layer.counters = torch.zeros(len(COUNTERS), dtype=torch.int64, device=device)
+            router = policy.bind(layer.shape, device)
+            layer.plan, layer.counters = router.prepared, router.counters
             layer.signal = self.signal
             self._keep_through_sleep(layer)
         # One of each shape: a backend may compile for a shape.
@@ -177,11 +183,8 @@ class Session:
         """Warn where the settings that hold leave nothing to re-route."""
         if self.config.select_top_k == COUNT_ONLY_S or not self.layers:
             return
-        reasons = (
-            why_idle(self.config, self.layers.values()),
-            why_no_substitute(self.config, self.table.layers),
-        )
-        for reason in filter(None, reasons):
+        shapes = [layer.shape for layer in self.layers.values()]
+        for reason in Sere(self.table.layers, self.config).why_idle(shapes):
             logger.warning("sere: %s", reason)
 
     def expert_bytes(self) -> int | None:

@@ -54,7 +54,7 @@ class _Run:
     Attributes:
         steps: Decodes one step a turn and yields its time in ms.
         answers: Per question its tokens, once there.
-        rival: The policy of a setting that needs no table, the same in all turns: the control's draws
+        policy: The policy of a setting that needs no table, resumed at each turn: the control's draws
             would else repeat in each.
         slices: Times of the steps in ms, by turn; the last turn, in which the run ended, is shorter.
         sums: Over the counted steps and layers: steps, and distinct experts after.
@@ -64,7 +64,7 @@ class _Run:
     setting: PolicySpec
     steps: Iterator[float]
     answers: dict[int, list[int]]
-    rival: Policy | None
+    policy: Policy | None
     slices: list[list[float]] = field(default_factory=list)
     sums: Counter[str] = field(default_factory=Counter)
     idle: list[str | None] = field(default_factory=list)

@@ -98,6 +98,8 @@ def routed(llm: Any, setting: PolicySpec, *, seed: int = 0) -> Iterator[None]:
     policy = setting.build(seed=seed)
     plans = [layer.plan for layer in layers]
     for layer in layers:
+        assert layer.signal is not None
+        assert layer.counters is not None
         router = policy.bind(layer.shape, layer.signal.budget.device)
         router.counters = layer.counters
         # Of a plan a layer asks its route alone.

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
-from typing import Any, ClassVar, NamedTuple, Self
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -15,7 +16,8 @@ from sere.reroute.batch import TokenBatch
 from sere.similarity.layer import LayerSimilarity
 
 
-class LayerShape(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class LayerShape:
     """What a rule needs to know about one MoE layer of a model.
 
     Attributes:

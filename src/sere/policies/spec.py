@@ -104,9 +104,9 @@ def parse_spec(text: str) -> PolicySpec:
         if option in options:
             raise ConfigError(f"setting {text!r}: {option} is given twice; leave one out")
         options[option] = value
-    for option in known.values():
-        if option.required and option.name not in options:
-            raise ConfigError(f"setting {text!r}: {name} needs {option.name}, e.g. {name}:{kind.example}")
+    missing = [option.name for option in known.values() if option.required and option.name not in options]
+    if missing:
+        raise ConfigError(f"setting {text!r}: {name} needs {missing[0]}, e.g. {name}:{kind.example}")
     # Refuse values out of range here, before long work.
     kind.settings_type()(**options)
     return PolicySpec(name, options)

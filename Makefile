@@ -17,7 +17,7 @@ test: .venv/.dev ## the whole test suite
 	$(MAKE) test-vllm
 
 # What touches Transformers, and does not start the command line in processes of its own.
-OLDEST := tests/integrations/transformers tests/public_cases tests/loading tests/texts tests/calibrate tests/cli/test_commands.py \
+OLDEST := tests/integrations/transformers tests/public_cases tests/checkpoints tests/texts tests/calibrate tests/cli/test_commands.py \
 	tests/cli/test_table_and_model.py tests/test_structure.py
 test-oldest: .venv-oldest/.ready ## with the oldest supported Transformers, what touches it, in an environment of its own
 	.venv-oldest/bin/python -m pytest -n 2 --dist loadfile $(OLDEST)

@@ -20,8 +20,9 @@ from tabulate import tabulate
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from sere.bench.timing import spread, turns
+from sere.config import RerouteConfig
 from sere.provenance import installed_version, machine
-from sere.reroute import COUNTERS, Plan
+from sere.reroute import COUNTERS, PreparedLayer, TokenBatch
 from sere.reroute.backends.cuda import device
 from sere.reroute.backends.cuda.launch import Launch
 from sere.reroute.types import Rules, prepare_neighbors
@@ -53,14 +54,14 @@ def make_calls() -> dict[str, Callable[[], object]]:
     similarity = torch.rand(E, E, generator=torch.Generator().manual_seed(0)).fill_diagonal_(1.0)
     neighbors = prepare_neighbors(LayerSimilarity(similarity), threshold=0.3)
     rules = Rules(select_top_k=1, min_active=0, active_targets=False, merge=0, sentinel=0)
-    plan = Plan(neighbors, rules, "cuda", device.run)
+    prepared = PreparedLayer(neighbors, rules, RerouteConfig(select_top_k=1), "cuda")
     ids, weights = torch.arange(T * K, dtype=torch.int32).reshape(T, K) % E, torch.rand(T, K)
     budget, counters = torch.ones(T, dtype=torch.int32), torch.zeros(len(COUNTERS), dtype=torch.int64)
     num_tokens = torch.tensor(T - 4)
     return {
-        "bare": lambda: plan.route(ids, weights),
-        "with budgets and counters": lambda: plan.route(
-            ids, weights, row_budget=budget, num_tokens=num_tokens, counters=counters
+        "bare": lambda: prepared.route(TokenBatch(ids, weights)),
+        "with budgets and counters": lambda: prepared.route(
+            TokenBatch(ids, weights, budget, num_tokens), counters
         ),
     }
 

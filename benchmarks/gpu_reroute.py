@@ -32,7 +32,7 @@ from torch import Tensor
 from sere.config import RerouteConfig
 from sere.files import append_json_line
 from sere.provenance import installed_version, provenance
-from sere.reroute import COUNTERS, Plan, make_plan
+from sere.reroute import COUNTERS, PreparedLayer, TokenBatch, prepare_layer
 from sere.reroute.backends.cuda import device as launching
 from sere.reroute.backends.cuda.launch import Launch
 from sere.similarity.layer import LayerSimilarity
@@ -72,7 +72,7 @@ class Work:
     ids: list[Tensor]
     weights: list[Tensor]
     similarity: list[Tensor]
-    plans: dict[str, list[Plan]]
+    prepared: dict[str, list[PreparedLayer]]
     budget: Tensor
     counters: Tensor
 
@@ -90,9 +90,9 @@ def make_work(T: int, E: int, K: int) -> Work:
         "served torch": {"backend": "torch", "merge": "distinct", "min_active": K},
         "torch": {"backend": "torch"},
     }
-    plans = {
+    prepared = {
         name: [
-            make_plan(
+            prepare_layer(
                 LayerSimilarity(matrix),
                 RerouteConfig.from_mapping({"select_top_k": 1, "threshold": THRESHOLD} | changes),
                 device=DEVICE,
@@ -105,7 +105,7 @@ def make_work(T: int, E: int, K: int) -> Work:
         [ids.int().to(DEVICE) for _, ids in pairs],
         [weights.to(DEVICE) for weights, _ in pairs],
         [matrix.to(DEVICE) for matrix in similarity],
-        plans,
+        prepared,
         torch.ones(T, dtype=torch.int32, device=DEVICE),
         torch.zeros(len(COUNTERS), dtype=torch.int64, device=DEVICE),
     )
@@ -159,18 +159,20 @@ def spare_buffer() -> Tensor:
 def make_steps(work: Work, baseline: Baseline, spare: Tensor) -> dict[str, Step]:
     """Return the variants; each takes the number of the step and uses that step's batch and layer."""
 
-    def planned(backend: str) -> Step:
-        plans = work.plans[backend]
-        return lambda i: plans[i % LAYERS].route(work.ids[i % BATCHES], work.weights[i % BATCHES])
+    def routed(backend: str) -> Step:
+        prepared = work.prepared[backend]
+        return lambda i: prepared[i % LAYERS].route(
+            TokenBatch(work.ids[i % BATCHES], work.weights[i % BATCHES])
+        )
 
     def after_filling(step: Step) -> Step:
         return lambda i: (spare.fill_(1), step(i))[1]
 
     steps: dict[str, Step] = {
-        "cuda": planned("cuda"),
+        "cuda": routed("cuda"),
         "served": served(work, "served"),
         "five": lambda i: baseline.five_launches(work.ids[i % BATCHES], work.similarity[i % LAYERS], 1),
-        "torch": planned("torch"),
+        "torch": routed("torch"),
         "nothing": lambda _: baseline.nothing(),
     }
     cold = {"cold": after_filling(steps["cuda"]), "nothing cold": after_filling(steps["nothing"])}
@@ -178,9 +180,11 @@ def make_steps(work: Work, baseline: Baseline, spare: Tensor) -> dict[str, Step]
 
 
 def served(work: Work, name: str) -> Step:
-    """Return the step as an engine calls it: a budget for each row, counters, and the plan's settings."""
-    plans, options = work.plans[name], {"row_budget": work.budget, "counters": work.counters}
-    return lambda i: plans[i % LAYERS].route(work.ids[i % BATCHES], work.weights[i % BATCHES], **options)
+    """Return the step as an engine calls it: a budget for each row, counters, and the layer's settings."""
+    prepared = work.prepared[name]
+    return lambda i: prepared[i % LAYERS].route(
+        TokenBatch(work.ids[i % BATCHES], work.weights[i % BATCHES], work.budget), work.counters
+    )
 
 
 def check(steps: dict[str, Step], work: Work) -> None:

@@ -140,14 +140,14 @@ def summary(tpot: list[float], layers: Any, B: int) -> dict[str, float]:
         "tokens_per_s": B * 1e3 / median,
         "experts_before": mean("distinct_before"),
         "experts_after": mean("distinct_after"),
-        "slots_moved": mean("slots_moved"),
+        "slots_rerouted": mean("slots_rerouted"),
     }
 
 
 def rows_of(B: int, result: Mapping[str, Mapping[str, float]]) -> list[list[Any]]:
     """Return the table's rows for one batch size."""
     off = result["off"]["tpot_ms"]
-    names = ("tpot_ms", "p20", "p80", "tokens_per_s", "experts_before", "experts_after", "slots_moved")
+    names = ("tpot_ms", "p20", "p80", "tokens_per_s", "experts_before", "experts_after", "slots_rerouted")
     return [
         [B, name, *(figures[key] for key in names), off / figures["tpot_ms"]]
         for name, figures in result.items()

@@ -62,14 +62,15 @@ class MissingDependency(SereError, ImportError):
     """An optional package is needed for what was asked; the text gives the install line."""
 
 
-def name_some(names: Collection[object], most: int = 10) -> str:
+def name_some(names: Collection[object], most: int = 10, *, separator: str = ", ") -> str:
     """Return names for an error text: all, or the first ones and how many more there are.
 
     Args:
         names: In the order in which they are to be named.
         most: How many are named.
+        separator: Text between two names.
     """
-    first = ", ".join(str(name) for _, name in zip(range(most), names, strict=False))
+    first = separator.join(str(name) for _, name in zip(range(most), names, strict=False))
     return f"{first} and {len(names) - most} more" if len(names) > most else first
 
 

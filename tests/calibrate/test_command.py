@@ -34,7 +34,12 @@ def test_writes_the_table_and_says_so(place: Path, capsys: pytest.CaptureFixture
     table = SimilarityTable.load(out)
     (facts,) = json.loads(capsys.readouterr().out)["tables"]
     assert facts["fingerprint"] == table.fingerprint
-    assert (facts["num_tokens"], facts["layers"], facts["E"], facts["K"]) == (96, 2, 16, 4)
+    assert (facts["calibration_tokens"], facts["layers"], facts["num_experts"], facts["top_k"]) == (
+        96,
+        2,
+        16,
+        4,
+    )
     assert sorted(path.name for path in out.parent.iterdir()) == ["table.safetensors"]
 
 
@@ -70,7 +75,7 @@ def test_interruption_leaves_no_table_and_resumes(
     assert (place / "a.safetensors.work").is_dir()
     assert _run(place, "--out", str(out), "--low-memory") == 0
     assert len(seen) == 3
-    assert SimilarityTable.load(out).num_tokens == 96
+    assert SimilarityTable.load(out).calibration_tokens == 96
 
 
 def test_interruption_before_anything_is_done_leaves_nothing(

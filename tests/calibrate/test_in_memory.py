@@ -35,7 +35,7 @@ def test_table_says_where_it_comes_from() -> None:
     assert table.identity == identify(model)
     assert set(table.layers) == {0, 1}
     assert (table.metric, table.metric_parameters["kernel"]) == ("cka", "rbf")
-    assert (table.num_tokens, table.seed, len(table.data_digest)) == (100, 4, 64)
+    assert (table.calibration_tokens, table.seed, len(table.data_digest)) == (100, 4, 64)
     assert table.provenance["calibration"] == {"seq_len": 16, "batch_size": 8}
     assert "torch" in table.provenance["versions"]
 
@@ -184,7 +184,7 @@ def test_weights_need_neither_texts_nor_tokenizer() -> None:
     """The metric of the weights runs without data, and the table says that there was none."""
     model = tiny_model("gpt_oss")
     table = calibrate(model, metric="weights", progress=False)
-    assert (table.num_tokens, table.data_digest, table.seed) == (0, "", None)
+    assert (table.calibration_tokens, table.data_digest, table.seed) == (0, "", None)
     module = find_experts(model)[0].module
     by_hand = torch.cat([p.detach().reshape(16, -1) for p in module.parameters()], dim=1)
     assert table.layers[0].similarity.equal(weights_similarity(by_hand).similarity)

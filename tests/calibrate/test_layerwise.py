@@ -14,7 +14,6 @@ from sere.calibrate import calibrate, calibrate_checkpoint, memory
 from sere.calibrate.in_memory import collect_in_memory
 from sere.calibrate.layerwise import by_layers
 from sere.calibrate.layerwise.by_layers import collect_layerwise
-from sere.calibrate.layerwise.checkpoint import Checkpoint
 from sere.calibrate.layerwise.runner import LayerRunner
 from sere.calibrate.layerwise.skeleton import Skeleton
 from sere.calibrate.layerwise.work_folder import WorkFolder, resumable
@@ -38,9 +37,7 @@ DEEP = [
 def _by_layers(path: Path, folder: Path, *metrics: str, in_memory: bool = False, **options: Any) -> Any:
     work = WorkFolder(folder, {"run": 1})
     wanted = settings(*metrics, **options)
-    return collect_layerwise(
-        Skeleton(Checkpoint(path)), some_tokens(), wanted, work, states_in_memory=in_memory
-    )
+    return collect_layerwise(Skeleton(path), some_tokens(), wanted, work, states_in_memory=in_memory)
 
 
 def _whole(path: Path, *metrics: str, **options: Any) -> Any:
@@ -73,7 +70,7 @@ def test_equals_in_bfloat16(tmp_path: Path) -> None:
 
 def test_one_layer_has_weights_at_a_time(tmp_path: Path) -> None:
     """While a layer is computed, the others and the output head are without weights; afterward all are."""
-    skeleton = Skeleton(Checkpoint(save_tiny(tmp_path, "deepseek_v3")))
+    skeleton = Skeleton(save_tiny(tmp_path, "deepseek_v3"))
     for index in range(len(skeleton.layers)):
         with skeleton.loaded(index):
             filled = [i for i, layer in enumerate(skeleton.layers) if not _empty(layer)]
@@ -110,8 +107,8 @@ def test_no_tensor_of_a_layer_outlives_it(tmp_path: Path, monkeypatch: pytest.Mo
 def test_files_are_closed_once_a_layer_is_read(tmp_path: Path) -> None:
     """While a layer is computed no shard is open or mapped: mapped pages would count as memory."""
     path = save_tiny(tmp_path, "qwen3_moe")
-    skeleton = Skeleton(Checkpoint(path))
-    with skeleton.checkpoint as files:
+    skeleton = Skeleton(path)
+    with skeleton.reader as files:
         files.read(next(iter(files.files)))
         assert _in_use(path)
     with skeleton.loaded(0):
@@ -272,7 +269,7 @@ def test_several_metrics_with_parameters(tmp_path: Path) -> None:
         metric_parameters={"cka": {"kernel": "rbf"}}, **OPTIONS,
     )  # fmt: skip
     assert tables["cka"].metric_parameters["kernel"] == "rbf"
-    assert (tables["cka"].num_tokens, tables["weights"].num_tokens) == (100, 0)
+    assert (tables["cka"].calibration_tokens, tables["weights"].calibration_tokens) == (100, 0)
     alone = calibrate_checkpoint(path, metric="weights", progress=False)
     assert alone.fingerprint == tables["weights"].fingerprint
 
@@ -313,7 +310,7 @@ def test_layers_that_share_more_than_hidden_states_are_refused(tmp_path: Path) -
         (_read_shared, "a collection that its decoder layers share"),
         (_return_more, "further results"),
     ):
-        skeleton = Skeleton(Checkpoint(path))
+        skeleton = Skeleton(path)
         for layer in skeleton.layers:
             spoil(layer)
         work = WorkFolder(tmp_path / spoil.__name__, {})
@@ -367,7 +364,7 @@ def _return_more(layer: Any) -> None:
 
 def test_a_model_that_loops_over_its_layers_is_refused(tmp_path: Path) -> None:
     """Its first loop alone would be measured: the layer and its number of runs are named."""
-    skeleton = Skeleton(Checkpoint(save_tiny(tmp_path, "qwen3_moe")))
+    skeleton = Skeleton(save_tiny(tmp_path, "qwen3_moe"))
     skeleton.layers.__class__ = Looping
     text = r"decoder layer 0 3 times; expected once.*low_memory=False"
     with pytest.raises(UnsupportedModel, match=text), resumable(tmp_path / "work", {}, total=2) as work:
@@ -376,7 +373,7 @@ def test_a_model_that_loops_over_its_layers_is_refused(tmp_path: Path) -> None:
 
 def test_layers_that_get_what_follows_from_earlier_hidden_states_are_refused(tmp_path: Path) -> None:
     """An argument made of an earlier layer's hidden states would be that of the embeddings instead."""
-    skeleton = Skeleton(Checkpoint(save_tiny(tmp_path, "qwen3_moe")))
+    skeleton = Skeleton(save_tiny(tmp_path, "qwen3_moe"))
     first, second = skeleton.layers
     seen: list[Any] = []
     first.register_forward_hook(lambda *call: seen.append(call[-1]))
@@ -406,7 +403,7 @@ def test_tied_embeddings_are_found_under_either_name(name: str, tmp_path: Path) 
     saved = "model.embed_tokens.weight"
     _rewrite(path, lambda named: named.update({name: named.pop(saved)}))
     assert worst(_by_layers(path, tmp_path / "work", "frobenius"), _whole(path, "frobenius")) == 0
-    skeleton = Skeleton(Checkpoint(path))
+    skeleton = Skeleton(path)
     skeleton.load_rest()
     assert not skeleton.model.get_input_embeddings().weight.is_meta
     assert skeleton.model.get_output_embeddings().weight.is_meta
@@ -431,7 +428,7 @@ def test_weights_beside_the_layers_that_are_missing_are_named(name: str, tmp_pat
 )
 def test_weights_elsewhere_that_the_pass_needs_are_named(tmp_path: Path, spoil: Any) -> None:
     """A forward pass that needs what stands outside the decoder layers' parent is refused by name."""
-    skeleton = Skeleton(Checkpoint(save_tiny(tmp_path, "qwen3_moe")))
+    skeleton = Skeleton(save_tiny(tmp_path, "qwen3_moe"))
     head = skeleton.model.lm_head
     skeleton.layers[0].register_forward_pre_hook(spoil(head))
     work = WorkFolder(tmp_path / "work", {})

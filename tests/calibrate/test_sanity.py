@@ -12,7 +12,6 @@ import torch
 from sere.calibrate.collect import LayerCollector
 from sere.calibrate.in_memory import collect_in_memory
 from sere.calibrate.layerwise.by_layers import collect_layerwise
-from sere.calibrate.layerwise.checkpoint import Checkpoint
 from sere.calibrate.layerwise.skeleton import Skeleton
 from sere.calibrate.layerwise.work_folder import WorkFolder
 from sere.errors import DataError, InputError
@@ -74,7 +73,7 @@ def test_values_that_are_no_numbers_are_named_layer_by_layer(tmp_path: Path) -> 
     broken_expert(tiny_model("qwen3_moe")).save_pretrained(tmp_path / "model")
     with pytest.raises(InputError, match=rf"{NAME}: the outputs of 1 of its 16 experts \[3\]"):
         collect_layerwise(
-            Skeleton(Checkpoint(tmp_path / "model")), some_tokens(), settings("cosine"),
+            Skeleton(tmp_path / "model"), some_tokens(), settings("cosine"),
             WorkFolder(tmp_path / "work", {}), states_in_memory=True,
         )  # fmt: skip
 

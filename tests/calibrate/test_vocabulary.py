@@ -44,7 +44,7 @@ def test_a_token_beyond_the_embedding_is_named(low_memory: bool, tmp_path: Path)
 def test_only_tokens_that_are_used_count() -> None:
     """A tokenizer with more tokens than the embedding has rows is taken as long as the texts need none."""
     table = calibrate(tiny_model("qwen3_moe"), larger(), ["The quick brown fox"] * 8, **OPTIONS)
-    assert table.num_tokens == 64
+    assert table.calibration_tokens == 64
 
 
 def test_a_much_smaller_tokenizer_is_a_line_in_the_log(caplog: pytest.LogCaptureFixture) -> None:

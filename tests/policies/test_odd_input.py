@@ -55,7 +55,7 @@ def test_anything_is_routed(rival: Rival, step: tuple[Tensor, Tensor, Tensor, Te
     """No error; what does not count keeps its bits; what was finite stays a number; ids are experts'."""
     ids, weights, scores, budget, E = step
     counters = torch.zeros(len(COUNTERS), dtype=torch.int64)
-    result = route(rival, E, ids, weights, scores=scores, row_budget=budget, counters=counters)
+    result = route(rival, E, ids, weights, scores=scores, row_budgets=budget, counters=counters)
     assert (result.ids.shape, result.weights.dtype) == (ids.shape, weights.dtype)
     real = budget >= 0
     valid = (ids >= 0) & (ids < E) & (weights.abs() > 0) & real[:, None]
@@ -144,8 +144,8 @@ def test_a_row_may_need_more_experts_than_there_are(rival: Rival) -> None:
             {"topk_ids": torch.zeros(2, 0, dtype=torch.int64), "topk_weights": torch.ones(2, 0)},
             "one slot per row",
         ),
-        ({"row_budget": torch.tensor([1, 1, 1])}, "row_budget: expected 2 integers"),
-        ({"row_budget": [1, 0.5]}, "row_budget: expected one integer per row"),
+        ({"row_budgets": torch.tensor([1, 1, 1])}, "row_budgets: expected 2 integers"),
+        ({"row_budgets": [1, 0.5]}, "row_budgets: expected one integer per row"),
         ({"num_tokens": 3}, "num_tokens: expected 0 to 2"),
         ({"counters": torch.zeros(3)}, "counters: expected int64"),
     ],
@@ -171,7 +171,7 @@ def test_budgets_may_be_a_list_of_numbers_of_any_size(rival: Rival) -> None:
     for budget in ([2**70, -(2**70), 1], [2, -1, 1]):
         if isinstance(rival, RandomReroute):
             rival._steps.clear()
-        results.append(route(rival, 4, ids, weights, scores=scores, row_budget=budget))
+        results.append(route(rival, 4, ids, weights, scores=scores, row_budgets=budget))
     assert torch.equal(results[0].ids, results[1].ids)
     assert torch.equal(results[0].weights, results[1].weights)
     assert torch.equal(results[0].ids[0], ids[0])

@@ -145,8 +145,8 @@ def test_random_changes_nothing_without_a_primary_expert(padding: bool) -> None:
     """Budgets of 0 leave P empty: bitwise what came, padding rows too, as SERE does (steps 3 and 8)."""
     ids, weights = chosen(PROBABILITIES)
     budget = torch.tensor([0, 0, -1 if padding else 0])
-    sere = reroute(ids, weights, torch.ones(6, 6), select_top_k=1, row_budget=budget)
-    result = run(RandomReroute(1), row_budget=budget)
+    sere = reroute(ids, weights, torch.ones(6, 6), select_top_k=1, row_budgets=budget)
+    result = run(RandomReroute(1), row_budgets=budget)
     assert torch.equal(sere.ids, ids)
     assert torch.equal(result.ids, ids)
     assert torch.equal(result.weights, weights)
@@ -195,7 +195,7 @@ def test_what_every_rival_keeps(
     T, k = ids.shape
     budget = torch.tensor(data.draw(st.lists(st.sampled_from([-1, k, 1]), min_size=T, max_size=T)))
     before = ids.clone(), weights.clone()
-    result = bound(rival, experts).route(0, ids, weights, scores=logits, row_budget=budget)
+    result = bound(rival, experts).route(0, ids, weights, scores=logits, row_budgets=budget)
     assert torch.equal(ids, before[0])
     assert torch.equal(weights, before[1])
     assert (result.ids.dtype, result.weights.dtype) == (ids.dtype, weights.dtype)
@@ -233,7 +233,7 @@ def test_padding_rows_do_not_vote(
     for i, w, scores in ((ids, weights, logits), noise):
         if isinstance(rival, RandomReroute):
             rival._steps.clear()
-        results.append(bound(rival, experts).route(0, i, w, scores=scores, row_budget=budget))
+        results.append(bound(rival, experts).route(0, i, w, scores=scores, row_budgets=budget))
     assert torch.equal(results[0].ids, results[1].ids)
     assert torch.equal(results[0].weights, results[1].weights)
     assert not results[0].weights[padding].any()
@@ -285,7 +285,7 @@ def test_zero_experts_and_sentinels_pass_through(rival: Rival) -> None:
         assert result.ids[row, slot] == ids[row, slot]
         assert result.weights[row, slot] == weights[row, slot]
     seen = dict(zip(COUNTERS, counters.tolist(), strict=True))
-    assert (seen["steps"], seen["rows"], seen["before"], seen["slots"]) == (1, 3, 5, 6)
+    assert (seen["steps"], seen["rows"], seen["distinct_before"], seen["slots"]) == (1, 3, 5, 6)
 
 
 def test_counters_count_what_runs() -> None:
@@ -296,10 +296,10 @@ def test_counters_count_what_runs() -> None:
     seen = dict(zip(COUNTERS, counters.tolist(), strict=True))
     assert seen["steps"] == 2
     assert seen["rows"] == 3 + 2
-    assert seen["before"] == 6 + 4
-    assert seen["after"] == 4 + 3
+    assert seen["distinct_before"] == 6 + 4
+    assert seen["distinct_after"] == 4 + 3
     assert seen["slots"] == 9 + 6
-    assert seen["moved"] == 3 + 2
+    assert seen["slots_rerouted"] == 3 + 2
 
 
 @pytest.mark.parametrize("rival", RIVALS[1:], ids=NAMES[1:])

@@ -52,7 +52,7 @@ def test_metrics_that_do_not_exist_leave_no_folder(
 def test_a_number_written_as_a_power_of_ten(command: list[str], tmp_path: Path) -> None:
     """``--max-tokens 1e3`` is 1,000."""
     assert main([*command, "--max-tokens", "1e3"]) == 0
-    assert SimilarityTable.load(tmp_path / "new" / "table").num_tokens == 1000
+    assert SimilarityTable.load(tmp_path / "new" / "table").calibration_tokens == 1000
 
 
 def test_the_same_command_goes_on_and_another_says_what_differs(

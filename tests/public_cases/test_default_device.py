@@ -10,7 +10,7 @@ import torch
 
 import sere
 from sere.calibrate import calibrate_checkpoint
-from sere.table import SimilarityTable, compare, import_published
+from sere.table import SimilarityTable, compare, import_reference_table, verify_table
 from sere.table.plot import draw
 from tests.support.checkpoints import tiny_tokenizer
 from tests.support.tiny import tiny_model
@@ -58,8 +58,10 @@ def test_tables(elsewhere: None, tmp_path: Path) -> None:
     table.save(tmp_path / "table.safetensors")
     loaded = SimilarityTable.load(tmp_path / "table.safetensors")
     assert compare(table, loaded).equal
-    assert all(check.passed for check in loaded.verify(table.identity))
+    assert all(check.passed for check in verify_table(loaded, table.identity))
     assert loaded.critical_experts(0, 1.1) == tuple(range(16))
     torch.save({i: layer.similarity for i, layer in table.layers.items()}, tmp_path / "published.pt")
-    assert compare(import_published(tmp_path / "published.pt", table.identity, metric="weights"), table).equal
+    assert compare(
+        import_reference_table(tmp_path / "published.pt", table.identity, metric="weights"), table
+    ).equal
     draw(loaded)

@@ -10,7 +10,7 @@ import torch
 
 import sere
 from sere.errors import ConfigError
-from sere.table import SimilarityTable, artifact
+from sere.table import SimilarityTable, fit
 from tests.support.checkpoints import tiny_tokenizer
 from tests.support.tiny import tiny_model, uneven_model
 
@@ -33,7 +33,7 @@ def test_calibrate_save_load_and_apply_with_layers_of_16_and_12_experts(tmp_path
     assert (table.identity.experts, table.identity.slots) == ({0: 16, 1: 12}, {0: 4, 1: 2})
     with sere.apply(model, table, select_top_k=1) as handle:
         model.generate(PROMPTS, max_new_tokens=6, do_sample=False)
-        assert all(layer.slots_moved > 0 for layer in handle.stats())
+        assert all(layer.slots_rerouted > 0 for layer in handle.stats())
 
 
 def test_keep_is_checked_against_the_layers_own_number_of_experts() -> None:
@@ -72,7 +72,7 @@ def test_apply_to_a_model_with_fewer_slots_per_token_than_at_calibration(
     how: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """``num_experts_per_tok=2`` at loading, or ``gate.top_k = 2`` later: the table fits, with one line."""
-    artifact._say_other_slots.cache_clear()
+    fit._warn_other_slots.cache_clear()
     table = calibrated(tiny_model("qwen3_moe"), metric="projection")
     model = tiny_model("qwen3_moe", num_experts_per_tok=2 if how == "config" else 4)
     if how == "router":
@@ -80,7 +80,7 @@ def test_apply_to_a_model_with_fewer_slots_per_token_than_at_calibration(
             layer.mlp.gate.top_k = 2
     with sere.apply(model, table, select_top_k=1) as handle:
         model.generate(PROMPTS, max_new_tokens=6, do_sample=False)
-        assert all(layer.slots_moved > 0 for layer in handle.stats())
+        assert all(layer.slots_rerouted > 0 for layer in handle.stats())
     assert any(
         "calibrated with K=4 routed slots per token, this model has K=2" in text for text in caplog.messages
     )

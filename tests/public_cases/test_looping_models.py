@@ -30,7 +30,7 @@ def test_calibrate_sees_all_loops() -> None:
     """The first loop's hidden states alone would give another table."""
     looped = sere.calibrate(looping_model(), tiny_tokenizer(), TEXTS, **OPTIONS)
     once = sere.calibrate(tiny_model("qwen3_moe"), tiny_tokenizer(), TEXTS, **OPTIONS)
-    assert looped.num_tokens == once.num_tokens
+    assert looped.calibration_tokens == once.calibration_tokens
     assert not torch.allclose(looped.layers[0].similarity, once.layers[0].similarity, rtol=0, atol=1e-3)
 
 
@@ -63,4 +63,4 @@ def test_apply_counts_each_run_of_a_layer() -> None:
         model.generate(prompts, max_new_tokens=6, do_sample=False)
         stats = handle.stats()
     assert [(layer.steps, layer.rows) for layer in stats] == [(15, 8.0), (15, 8.0)]
-    assert all(layer.slots_moved > 0 and layer.distinct_after < layer.distinct_before for layer in stats)
+    assert all(layer.slots_rerouted > 0 and layer.distinct_after < layer.distinct_before for layer in stats)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sere.config import RerouteConfig
 from sere.errors import InputError
-from sere.reroute import make_plan, reroute
+from sere.reroute import TokenBatch, prepare_layer, reroute
 from sere.reroute.backends.cpu import call
 from sere.similarity.layer import LayerSimilarity
 from tests.support.batches import (
@@ -81,7 +81,7 @@ def test_sums_go_in_slot_order(backend: str, merge: str) -> None:
     weights[1], weights[2] = weights[1].flip(0), weights[2].roll(2)
     ids = torch.arange(6, dtype=torch.int32).repeat(3, 1)
     options = {"select_top_k": 1, "merge": merge, "sentinel": -1 if merge == "sentinel" else None}
-    keep = {"row_budget": torch.tensor([1, 0, 0])}
+    keep = {"row_budgets": torch.tensor([1, 0, 0])}
     scale = 0.5 + similarity_matrix(6, 9)
     assert_same_bits(Case(ids, weights, similarity_matrix(6, 9), options | keep | {"scale": scale}), backend)
 
@@ -110,9 +110,9 @@ def test_budgets_of_any_size(backend: str, dtype: Any) -> None:
     budget = [huge, 1, -huge, 0, 1, huge]
     ids, weights = batch(6, 4, 16, seed=4)
     case = Case(ids, weights, similarity_matrix(16, 4), {"select_top_k": 1})
-    plain, counters = case.run(backend, row_budget=[4, 1, -1, 0, 1, 4])
+    plain, counters = case.run(backend, row_budgets=[4, 1, -1, 0, 1, 4])
     given_budget = budget if dtype is list else torch.tensor(budget, dtype=dtype)
-    large, large_counters = case.run(backend, row_budget=given_budget)
+    large, large_counters = case.run(backend, row_budgets=given_budget)
     assert torch.equal(plain.ids[0], ids[0])
     assert not torch.equal(plain.ids, ids)
     assert torch.equal(large.ids, plain.ids)
@@ -194,22 +194,12 @@ def test_device_scalars(backend: str) -> None:
     """``num_tokens`` as a tensor or as a number, and budgets as a list or a tensor, give the same."""
     ids, weights = batch(6, 4, 16, seed=4)
     case = Case(ids, weights, similarity_matrix(16, 4), {"select_top_k": 1, "threshold": 0.4})
-    plain, _ = case.run(backend, num_tokens=4, row_budget=[1, 2, -1, 4, 1, 1])
+    plain, _ = case.run(backend, num_tokens=4, row_budgets=[1, 2, -1, 4, 1, 1])
     for num_tokens in (torch.tensor(4), torch.tensor([4], dtype=torch.int32)):
         budget = torch.tensor([1, 2, -1, 4, 1, 1])
-        tensors, _ = case.run(backend, num_tokens=num_tokens, row_budget=budget)
+        tensors, _ = case.run(backend, num_tokens=num_tokens, row_budgets=budget)
         assert torch.equal(tensors.ids, plain.ids)
         assert torch.equal(tensors.weights, plain.weights)
-
-
-def test_a_layer_is_prepared_once() -> None:
-    """Neighbors are sorted at the first call with some settings, not at every step."""
-    layer = LayerSimilarity(similarity_matrix(16, 5))
-    ids, weights = batch(4, 4, 16, seed=5)
-    for _ in range(3):
-        reroute(ids, weights, layer, select_top_k=1)
-        reroute(ids, weights, layer, select_top_k=2)
-    assert len(layer.prepared) == 2
 
 
 @pytest.mark.parametrize(
@@ -230,73 +220,25 @@ def test_a_wrong_scale_is_refused(backend: str, scale: Tensor, text: str) -> Non
         Case(ids, weights, similarity_matrix(8, 6), {"select_top_k": 1, "scale": scale}).run(backend)
     layer, config = LayerSimilarity(similarity_matrix(8, 6)), RerouteConfig(select_top_k=1)
     with pytest.raises(InputError, match=text):
-        make_plan(layer, config, scale=scale.to(device_of(backend)), device=device_of(backend))
+        prepare_layer(layer, config, scale=scale.to(device_of(backend)), device=device_of(backend))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_scale_changed_in_place_is_seen(backend: str) -> None:
-    """The next call uses the new factors; a plan that was made before keeps the old ones."""
+    """The next call uses the new factors; a layer prepared before keeps the old ones."""
     ids, weights = (tensor.to(device_of(backend)) for tensor in batch(8, 4, 16, seed=7))
     layer = LayerSimilarity(similarity_matrix(16, 7))
     scale = torch.full((16, 16), 2.0, device=device_of(backend))
     config = RerouteConfig.from_mapping({"select_top_k": 1, "backend": name_of(backend)})
-    plan = make_plan(layer, config, scale=scale, device=device_of(backend))
+    prepared = prepare_layer(layer, config, scale=scale, device=device_of(backend))
     options = {"select_top_k": 1, "backend": name_of(backend)}
     before = reroute(ids, weights, layer, scale=scale, **options)  # type: ignore[arg-type]
     scale.mul_(2)
     after = reroute(ids, weights, layer, scale=scale, **options)  # type: ignore[arg-type]
-    assert torch.equal(plan.route(ids, weights).weights, before.weights)
+    assert torch.equal(prepared.route(TokenBatch(ids, weights)).weights, before.weights)
     moved = before.ids != ids
     assert moved.any()
     assert torch.equal(after.weights[moved], 2 * before.weights[moved])
-
-
-def test_scales_of_inference_mode_are_read_at_each_call() -> None:
-    """Such tensors do not count their writes, so that a change in place could not be noticed."""
-    ids, weights = batch(8, 4, 16, seed=7)
-    layer = LayerSimilarity(similarity_matrix(16, 7))
-    with torch.inference_mode():
-        scale = torch.full((16, 16), 2.0)
-        before = reroute(ids, weights, layer, select_top_k=1, scale=scale)
-        scale.mul_(2)
-        after = reroute(ids, weights, layer, select_top_k=1, scale=scale)
-    moved = before.ids != ids
-    assert torch.equal(after.weights[moved], 2 * before.weights[moved])
-
-
-def test_a_layer_remembers_a_bounded_number_of_settings() -> None:
-    """A fresh scale at every call does not fill the memory, and each call uses its own."""
-    layer = LayerSimilarity(similarity_matrix(16, 5))
-    ids, weights = batch(4, 4, 16, seed=5)
-    plain = reroute(ids, weights, layer, select_top_k=1)
-    moved = plain.ids != ids
-    for factor in range(1, 100):
-        scaled = reroute(ids, weights, layer, select_top_k=1, scale=torch.full((16, 16), float(factor)))
-        torch.testing.assert_close(scaled.weights[moved], weights[moved] * factor)
-    assert len(layer.prepared) == 64
-
-
-@pytest.mark.parametrize(
-    ("good", "bad", "text"),
-    [
-        ({"select_top_k": 1}, {"select_top_k": True}, "select_top_k: expected an integer .*, got True"),
-        ({"select_top_k": 1}, {"select_top_k": 1.0}, "select_top_k: expected an integer .*, got 1.0"),
-        ({"threshold": 0.0}, {"threshold": False}, "threshold: expected a number .*, got False"),
-        ({"min_active": 0}, {"min_active": 0.0}, "min_active: expected an integer .*, got 0.0"),
-        ({"keep": [1]}, {"keep": [True]}, r"keep: expected expert ids in \[0, 16\), got True"),
-        ({"keep": [1]}, {"keep": [1.0]}, r"keep: expected expert ids in \[0, 16\), got 1.0"),
-    ],
-)
-def test_what_a_fresh_layer_refuses_a_prepared_one_refuses(
-    good: dict[str, object], bad: dict[str, object], text: str
-) -> None:
-    """1, 1.0 and True are equal and hash alike: a plan of the one is none of the others."""
-    layer = LayerSimilarity(similarity_matrix(16, 5))
-    ids, weights = batch(4, 4, 16, seed=5)
-    for options in ({}, good):
-        reroute(ids, weights, layer, **{"select_top_k": 1} | options)  # type: ignore[arg-type]
-        with pytest.raises(InputError, match=text):
-            reroute(ids, weights, layer, **{"select_top_k": 1} | bad)  # type: ignore[arg-type]
 
 
 def test_compiled_without_a_cache_where_nothing_can_be_written(

@@ -17,8 +17,8 @@ import torch
 
 from sere.config import RerouteConfig
 from sere.errors import BackendUnavailable, InputError
-from sere.reroute import make_plan, reroute, select
 from sere.reroute import prepare as prepare_module
+from sere.reroute import prepare_layer, reroute, select
 from sere.reroute.backends import cuda, registry
 from sere.reroute.backends.cuda import compiler, device
 from sere.reroute.backends.cuda.launch import (
@@ -113,7 +113,7 @@ def test_more_experts_than_the_kernel_takes(monkeypatch: pytest.MonkeyPatch) -> 
         select("cuda", "cuda", MOST_EXPERTS + 1)
     layer = LayerSimilarity(torch.ones(1025, 1025))
     with pytest.raises(BackendUnavailable, match="it runs on cuda tensors, these are on cpu"):
-        make_plan(layer, RerouteConfig(select_top_k=1, backend="cuda"))
+        prepare_layer(layer, RerouteConfig(select_top_k=1, backend="cuda"))
 
 
 def test_why_not_reports_any_failure(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -154,7 +154,7 @@ def pretend_core(monkeypatch: pytest.MonkeyPatch, **changes: Any) -> list[Any]:
 
 
 def test_each_device_is_tried_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A plan on another device compiles and tries there, once, and its failure concerns that device alone."""
+    """Another device is compiled for and tried once, and its failure concerns that device alone."""
     tried: list[int] = []
 
     def attempt(ids_dtype: torch.dtype, weights_dtype: torch.dtype, where: torch.device) -> None:
@@ -175,8 +175,8 @@ def test_each_device_is_tried_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert registry.on_device("torch", "auto", torch.device("cuda", 4)) == "torch"
 
 
-def test_a_plan_makes_its_own_device_ready(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A plan asks for the very device that its tensors are on, and takes the backend that it is told."""
+def test_a_layer_makes_its_own_device_ready(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Preparing asks for the very device that its tensors are on, and takes the backend that it is told."""
     asked: list[Any] = []
 
     def on_device(*arguments: object) -> str:
@@ -185,7 +185,7 @@ def test_a_plan_makes_its_own_device_ready(monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.setattr(prepare_module, "on_device", on_device)
     config = RerouteConfig(select_top_k=1, backend="torch")
-    made = make_plan(LayerSimilarity(similarity_matrix(8, 0)), config)
+    made = prepare_layer(LayerSimilarity(similarity_matrix(8, 0)), config)
     assert asked == [("torch", "torch", torch.device("cpu"))]
     assert made.backend == "reference"
 
@@ -195,7 +195,7 @@ def test_first_use_in_a_capture(monkeypatch: pytest.MonkeyPatch) -> None:
     pretend_device(monkeypatch, capturing=True)
     pretend_core(monkeypatch)
     prepared = Launch("reroute_int32_float32", 2, 64, (5, 6))
-    text = "not ready on cuda:3 while a CUDA graph is captured; make the plan, or call it once, before"
+    text = "not ready on cuda:3 while a CUDA graph is captured; prepare the layer, or route one step, before"
     with pytest.raises(BackendUnavailable, match=text):
         device.launch(prepared, torch.device("cuda", 3))
     with pytest.raises(BackendUnavailable, match=text):

@@ -10,7 +10,7 @@ import torch
 
 from sere.config import RerouteConfig
 from sere.errors import BackendUnavailable, ConfigError, InputError
-from sere.reroute import make_plan, reroute, select
+from sere.reroute import TokenBatch, prepare_layer, reroute, select
 from sere.reroute.backends import registry
 from sere.similarity.layer import LayerSimilarity
 from tests.support.batches import BACKENDS, batch, device_of, name_of, similarity_matrix
@@ -52,12 +52,12 @@ WRONG: list[Any] = [
     ({"merge": "sentinel", "sentinel": 0}, "sentinel: expected the id of no expert, such as -1 or 8, got 0"),
     ({"merge": "sentinel", "sentinel": 7}, "got 7, one of the layer's 8 experts"),
     ({"sentinel": -1}, "sentinel: given .* but merge is 'none'"),
-    ({"row_budget": [1, 1]}, r"row_budget: expected 4 integers .* got torch.int32 of shape \[2\]"),
-    ({"row_budget": torch.ones(4)}, "row_budget: expected 4 integers .* got torch.float32"),
-    ({"row_budget": [1, 1.5, 1, 1]}, "row_budget: expected one integer per row, got .* 'float' object"),
-    ({"row_budget": [1, True, 1, 1]}, "row_budget: expected one integer per row, got .* True is no integer"),
-    ({"row_budget": [[1, 1]] * 4}, "row_budget: expected one integer per row, got .* 'list' object"),
-    ({"row_budget": 2}, "row_budget: expected one integer per row, got .* 'int' object is not iterable"),
+    ({"row_budgets": [1, 1]}, r"row_budgets: expected 4 integers .* got torch.int32 of shape \[2\]"),
+    ({"row_budgets": torch.ones(4)}, "row_budgets: expected 4 integers .* got torch.float32"),
+    ({"row_budgets": [1, 1.5, 1, 1]}, "row_budgets: expected one integer per row, got 1.5 \\(float\\)"),
+    ({"row_budgets": [1, True, 1, 1]}, "row_budgets: expected one integer per row, got True \\(bool\\)"),
+    ({"row_budgets": [[1, 1]] * 4}, "row_budgets: expected one integer per row, got \\[1, 1\\] \\(list\\)"),
+    ({"row_budgets": 2}, "row_budgets: expected one integer per row, got 2 \\(int\\)"),
     ({"num_tokens": 2.5}, "num_tokens: expected an integer or a tensor with one, got 2.5"),
     ({"num_tokens": True}, "num_tokens: expected an integer or a tensor with one, got True"),
     ({"num_tokens": torch.tensor([[2]])}, r"of shape \[\] or \[1\]\), got torch.int64 of shape \[1, 1\]"),
@@ -96,13 +96,13 @@ def test_a_number_of_tokens_may_be_numpys() -> None:
     assert torch.equal(given.ids, plain.ids)
 
 
-def test_ids_on_another_device_than_the_plan() -> None:
-    """A plan runs where it was made: its addresses mean nothing elsewhere."""
+def test_ids_on_another_device_than_the_layer() -> None:
+    """A prepared layer runs where it was prepared: its addresses mean nothing elsewhere."""
     config = RerouteConfig(select_top_k=1, backend="torch")
-    plan = make_plan(LayerSimilarity(SIMILARITY), config)
-    text = "expected ids on cpu, where the plan was made, got meta; make a plan for each device"
+    prepared = prepare_layer(LayerSimilarity(SIMILARITY), config)
+    text = "expected ids on cpu, where the layer was prepared, got meta; prepare the layer for each device"
     with pytest.raises(InputError, match=text):
-        plan.route(IDS.to("meta"), WEIGHTS.to("meta"))
+        prepared.route(TokenBatch(IDS.to("meta"), WEIGHTS.to("meta")))
 
 
 def test_a_named_backend_that_cannot_run_raises(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from sere.config import RerouteConfig
-from sere.reroute import COUNTERS, Plan, make_plan, reroute, select
+from sere.reroute import COUNTERS, PreparedLayer, TokenBatch, prepare_layer, reroute, select
 from sere.similarity.layer import LayerSimilarity
 from tests.support.batches import NO_DEVICE, assert_same_bits, batch, fuzzed, similarity_matrix
 
@@ -23,9 +23,9 @@ pytestmark = [
 ]
 
 
-def make(E: int, **settings: Any) -> Plan:
+def make(E: int, **settings: Any) -> PreparedLayer:
     values = {"select_top_k": 1, "threshold": 0.4, "backend": "cuda"} | settings
-    return make_plan(
+    return prepare_layer(
         LayerSimilarity(similarity_matrix(E, E)), RerouteConfig.from_mapping(values), device="cuda"
     )
 
@@ -48,13 +48,13 @@ def test_the_automatic_choice_is_the_kernel() -> None:
 @pytest.mark.parametrize(("T", "K", "E"), [(8, 4, 16), (64, 8, 128), (512, 8, 256)])
 def test_graph_replay(T: int, K: int, E: int) -> None:
     """A captured launch follows new ids, weights and ``num_tokens``, and counts at every replay."""
-    plan = make(E, merge="distinct", min_active=3, targets="active")
+    prepared = make(E, merge="distinct", min_active=3, targets="active")
     ids, weights = on_device(T, K, E, seed=0)
     num_tokens, counted = torch.tensor(T, device="cuda"), counters()
-    plan.route(ids, weights, num_tokens=num_tokens, counters=counted)
+    prepared.route(TokenBatch(ids, weights, num_tokens=num_tokens), counted)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        routing = plan.route(ids, weights, num_tokens=num_tokens, counters=counted)
+        routing = prepared.route(TokenBatch(ids, weights, num_tokens=num_tokens), counted)
     counted.zero_()
     expected_counts = torch.zeros(len(COUNTERS), dtype=torch.int64)
     for seed, N in [(1, T), (2, T // 2), (3, 0), (4, 1), (5, T - 1)]:
@@ -74,10 +74,10 @@ def test_graph_replay(T: int, K: int, E: int) -> None:
 
 def test_compiles_whole() -> None:
     """Inductor compiles a step around the kernel with ``fullgraph=True``; the result is the eager one."""
-    plan = make(64, merge="same")
+    prepared = make(64, merge="same")
 
     def step(ids: Tensor, weights: Tensor, num_tokens: Tensor) -> Tensor:
-        routing = plan.route(ids, weights * 2, num_tokens=num_tokens)
+        routing = prepared.route(TokenBatch(ids, weights * 2, num_tokens=num_tokens))
         return (routing.weights * routing.ids).sum(dim=1)
 
     ids, weights = on_device(16, 8, 64, seed=1)
@@ -88,58 +88,60 @@ def test_compiles_whole() -> None:
 
 def test_nothing_waits() -> None:
     """A call reads nothing back from the device."""
-    plan = make(64, merge="distinct", min_active=4)
+    prepared = make(64, merge="distinct", min_active=4)
     ids, weights = on_device(16, 8, 64, seed=1)
     num_tokens, counted = torch.tensor(12, device="cuda"), counters()
     budget = torch.ones(16, dtype=torch.int32, device="cuda")
-    plan.route(ids, weights)
+    prepared.route(TokenBatch(ids, weights))
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
     try:
-        plan.route(ids, weights, num_tokens=num_tokens, row_budget=budget, counters=counted)
+        prepared.route(TokenBatch(ids, weights, budget, num_tokens), counted)
     finally:
         torch.cuda.set_sync_debug_mode("default")
 
 
 def test_the_current_stream() -> None:
     """The launch goes to PyTorch's current stream: it waits for what that stream does, and no other."""
-    plan = make(64)
+    prepared = make(64)
     ids, weights = on_device(16, 8, 64, seed=1)
-    expected = plan.route(ids, weights).ids
+    expected = prepared.route(TokenBatch(ids, weights)).ids
     torch.cuda.synchronize()
     late = torch.zeros_like(ids)
     stream = torch.cuda.Stream()
     with torch.cuda.stream(stream):
         torch.cuda._sleep(50_000_000)
         late.copy_(ids)
-        routing = plan.route(late, weights)
+        routing = prepared.route(TokenBatch(late, weights))
     stream.synchronize()
     assert torch.equal(routing.ids, expected)
 
 
 def test_another_thread() -> None:
     """A thread that never touched the device before launches as the main one does."""
-    plan = make(64)
+    prepared = make(64)
     ids, weights = on_device(16, 8, 64, seed=1)
-    expected = plan.route(ids, weights).ids
+    expected = prepared.route(TokenBatch(ids, weights)).ids
     torch.cuda.synchronize()
     with ThreadPoolExecutor(1) as pool:
-        assert torch.equal(pool.submit(lambda: plan.route(ids, weights).ids).result(), expected)
+        assert torch.equal(
+            pool.submit(lambda: prepared.route(TokenBatch(ids, weights)).ids).result(), expected
+        )
 
 
 FIRST_IN_A_CAPTURE = """
 import torch
 from sere.config import RerouteConfig
-from sere.reroute import make_plan
+from sere.reroute import TokenBatch, prepare_layer
 from sere.similarity.layer import LayerSimilarity
 
 ids = torch.tensor([[0, 1], [2, 3]], dtype=torch.int32, device="cuda")
 weights = torch.tensor([[0.75, 0.25], [0.5, 0.375]], device="cuda")
 layer = LayerSimilarity(torch.full((4, 4), 0.5).fill_diagonal_(1.0))
-plan = make_plan(layer, RerouteConfig(select_top_k=1, backend="cuda"), device="cuda")
+prepared = prepare_layer(layer, RerouteConfig(select_top_k=1, backend="cuda"), device="cuda")
 graph = torch.cuda.CUDAGraph()
 with torch.cuda.graph(graph):
-    routing = plan.route(ids, weights)
+    routing = prepared.route(TokenBatch(ids, weights))
 graph.replay()
 assert routing.ids.tolist() == [[0, 0], [2, 0]], routing.ids
 """
@@ -147,7 +149,7 @@ assert routing.ids.tolist() == [[0, 0], [2, 0]], routing.ids
 
 @pytest.mark.parametrize("loading", ["LAZY", "EAGER"])
 def test_the_first_launch_in_a_capture(loading: str) -> None:
-    """In a new process a plan is all that a capture needs before: no kernel is loaded during it."""
+    """In a new process a prepared layer is all that a capture needs before: no kernel is loaded during it."""
     environment = os.environ | {"CUDA_MODULE_LOADING": loading}
     run = subprocess.run(
         [sys.executable, "-c", FIRST_IN_A_CAPTURE],
@@ -161,12 +163,14 @@ def test_the_first_launch_in_a_capture(loading: str) -> None:
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="this needs two devices")
 def test_a_second_device() -> None:
-    """A plan on another device than the current one runs there, and leaves the current one as it was."""
+    """A layer on another device than the current one runs there, and leaves the current one as it was."""
     layer = LayerSimilarity(similarity_matrix(64, 64))
     settings = RerouteConfig(select_top_k=1, threshold=0.4, backend="cuda")
     ids, weights = batch(16, 8, 64, seed=1)
     first, second = (
-        make_plan(layer, settings, device=where).route(ids.to(where), weights.to(where)).ids.cpu()
+        prepare_layer(layer, settings, device=where)
+        .route(TokenBatch(ids.to(where), weights.to(where)))
+        .ids.cpu()
         for where in ("cuda:0", "cuda:1")
     )
     assert torch.equal(first, second)
@@ -175,16 +179,16 @@ def test_a_second_device() -> None:
 
 def test_slices_of_larger_tensors() -> None:
     """Rows and columns of a larger tensor, at addresses that only suit one element, give the same."""
-    plan = make(64, merge="same")
+    prepared = make(64, merge="same")
     ids, weights = on_device(17, 9, 64, seed=1)
-    got = plan.route(ids[1:, 1:], weights[1:, 1:])
-    expected = plan.route(ids[1:, 1:].clone(), weights[1:, 1:].clone())
+    got = prepared.route(TokenBatch(ids[1:, 1:], weights[1:, 1:]))
+    expected = prepared.route(TokenBatch(ids[1:, 1:].clone(), weights[1:, 1:].clone()))
     assert torch.equal(got.ids, expected.ids)
     assert torch.equal(got.weights, expected.weights)
     flat_ids, flat_weights = ids.flatten()[1:129].view(16, 8), weights.flatten()[1:129].view(16, 8)
     assert flat_ids.data_ptr() % 8 == 4
-    got = plan.route(flat_ids, flat_weights)
-    assert torch.equal(got.ids, plan.route(flat_ids.clone(), flat_weights.clone()).ids)
+    got = prepared.route(TokenBatch(flat_ids, flat_weights))
+    assert torch.equal(got.ids, prepared.route(TokenBatch(flat_ids.clone(), flat_weights.clone())).ids)
 
 
 @pytest.mark.parametrize("block", range(10))
@@ -196,10 +200,10 @@ def test_a_thousand_fuzzed_cases(block: int) -> None:
 
 def test_the_same_bits_every_time() -> None:
     """Two hundred runs of one call give one result."""
-    plan = make(256, merge="distinct", min_active=200)
+    prepared = make(256, merge="distinct", min_active=200)
     ids, weights = on_device(256, 8, 256, seed=1)
-    first = plan.route(ids, weights)
+    first = prepared.route(TokenBatch(ids, weights))
     for _ in range(200):
-        again = plan.route(ids, weights)
+        again = prepared.route(TokenBatch(ids, weights))
         assert torch.equal(again.ids, first.ids)
         assert torch.equal(again.weights, first.weights)

@@ -87,10 +87,12 @@ def test_other_threads(script: ModuleType, monkeypatch: pytest.MonkeyPatch) -> N
     work, steps = steps_of(script)
     expected = steps["torch"](0).ids
     monkeypatch.setattr(device, "launch", launch)
-    plan = work.plans["cuda"][0]
+    prepared = work.prepared["cuda"][0]
+
+    parts = (prepared._neighbors, prepared._rules)
 
     def step(_: int) -> Any:
-        return device.run(work.ids[0], work.weights[0], plan.neighbors, plan.rules, None, None, None)
+        return device.run(work.ids[0], work.weights[0], *parts, None, None, None)
 
     for threads in script.THREADS:
         assert torch.equal(script.with_threads(threads, step)(0)[0], expected)

@@ -66,14 +66,14 @@ EDGES = [
     pytest.param(5, 17, 33, {"merge": "distinct"}, id="K=17: a row takes a whole warp"),
     pytest.param(3, 32, 40, {"merge": "distinct", "min_active": 36}, id="K=32: the most slots"),
     pytest.param(
-        2, 16, 64, {"merge": "distinct", "row_budget": torch.tensor([1, 16])}, id="15 slots to fill"
+        2, 16, 64, {"merge": "distinct", "row_budgets": torch.tensor([1, 16])}, id="15 slots to fill"
     ),
     pytest.param(3, 4, 1024, {"merge": "distinct"}, id="E=1024: the most experts"),
     pytest.param(1100, 2, 8, {"merge": "same"}, id="more rows than one block has lanes for"),
     pytest.param(6, 4, 16, {"num_tokens": 0}, id="N=0"),
-    pytest.param(6, 4, 16, {"row_budget": torch.full((6,), -1)}, id="padding rows only"),
-    pytest.param(6, 4, 16, {"row_budget": torch.zeros(6, dtype=torch.int64)}, id="P empty: no budgets"),
-    pytest.param(6, 4, 16, {"row_budget": torch.full((6,), 2**40)}, id="a budget beyond int32"),
+    pytest.param(6, 4, 16, {"row_budgets": torch.full((6,), -1)}, id="padding rows only"),
+    pytest.param(6, 4, 16, {"row_budgets": torch.zeros(6, dtype=torch.int64)}, id="P empty: no budgets"),
+    pytest.param(6, 4, 16, {"row_budgets": torch.full((6,), 2**40)}, id="a budget beyond int32"),
     pytest.param(6, 4, 16, {"min_active": 10**6}, id="a floor above all"),
     pytest.param(6, 4, 16, {"select_top_k": 2**31 - 1}, id="the largest S"),
     pytest.param(6, 4, 60, {"keep": tuple(range(0, 60, 2)), "threshold": 0.9}, id="half of E is kept"),
@@ -134,7 +134,7 @@ def test_every_16_bit_weight(dtype: torch.dtype) -> None:
     ids = torch.arange(4, dtype=torch.int32).expand(len(weights), 4)
     for factor in (1.0 + 2**-9, 0.3337, 2**-14):
         scale = torch.full((4, 4), factor)
-        options = {"select_top_k": 1, "scale": scale, "row_budget": torch.arange(len(weights)) % 2}
+        options = {"select_top_k": 1, "scale": scale, "row_budgets": torch.arange(len(weights)) % 2}
         case = Case(ids, weights, similarity_matrix(4, 2), options)
         expected, _ = case.run("torch")
         actual, _ = case.run("shim")
@@ -188,7 +188,12 @@ def test_numbers_shared_with_the_source() -> None:
         assert getattr(launching, name) == bit
         assert f"{name} = {bit}" in call
     names = re.findall(r"\w+", re.findall(r"enum Count \{(.*)\}", call)[0])
-    renamed = {"primaries": "after", "criticals": "critical"}
+    renamed = {
+        "before": "distinct_before",
+        "primaries": "distinct_after",
+        "moved": "slots_rerouted",
+        "criticals": "critical",
+    }
     assert [renamed.get(name.lower(), name.lower()) for name in names] == [*COUNTERS, "counts"]
     entries = re.findall(r"^SERE_ENTRY\((\w+),", SOURCE.read_text(), re.MULTILINE)
     assert sorted(entries) == sorted(launching.entries())

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 from torch import Tensor
 
 from sere.config import RerouteConfig
-from sere.reroute import COUNTERS, Plan, make_plan, reroute
+from sere.reroute import COUNTERS, PreparedLayer, TokenBatch, prepare_layer
 from sere.similarity.layer import LayerSimilarity
 from tests.support.batches import BACKENDS, batch, device_of, name_of, similarity_matrix
 
@@ -18,9 +16,9 @@ pytestmark = pytest.mark.usefixtures("shim_backend")
 LAYER = LayerSimilarity(similarity_matrix(16, 0))
 
 
-def plan(backend: str, **settings: object) -> Plan:
+def prepared_layer(backend: str, **settings: object) -> PreparedLayer:
     values = {"select_top_k": 1, "threshold": 0.4, "backend": name_of(backend)} | settings
-    return make_plan(LAYER, RerouteConfig.from_mapping(values), device=device_of(backend))
+    return prepare_layer(LAYER, RerouteConfig.from_mapping(values), device=device_of(backend))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -28,8 +26,8 @@ def test_operator_is_registered_properly(backend: str) -> None:
     """Torch's own checks of schema, aliasing and the fake implementation pass."""
     device = device_of(backend)
     ids, weights = (tensor.to(device) for tensor in batch(5, 4, 16, seed=1))
-    prepared = plan(backend)
-    n, rules = prepared.neighbors, prepared.rules
+    prepared = prepared_layer(backend)
+    n, rules = prepared._neighbors, prepared._rules
     counters = torch.zeros(len(COUNTERS), dtype=torch.int64, device=device)
     arguments = (
         ids, weights, n.order, n.count, n.position, n.lists, n.keep, n.scale, None,
@@ -43,13 +41,13 @@ def test_operator_is_registered_properly(backend: str) -> None:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_compiles_whole(backend: str) -> None:
-    """Under ``torch.compile(fullgraph=True)`` a plan gives the eager result and counts, step after step."""
+    """Under ``torch.compile(fullgraph=True)`` a layer gives the eager result and counts, step after step."""
     device = device_of(backend)
-    prepared = plan(backend, merge="distinct", min_active=3, targets="active")
+    prepared = prepared_layer(backend, merge="distinct", min_active=3, targets="active")
     counters = torch.zeros(len(COUNTERS), dtype=torch.int64, device=device)
 
     def step(ids: Tensor, weights: Tensor, num_tokens: Tensor) -> tuple[Tensor, Tensor]:
-        routing = prepared.route(ids, weights, num_tokens=num_tokens, counters=counters)
+        routing = prepared.route(TokenBatch(ids, weights, num_tokens=num_tokens), counters)
         return routing.ids * 1, routing.weights * 2
 
     compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
@@ -66,45 +64,14 @@ def test_compiles_whole(backend: str) -> None:
         assert counters.tolist() == expected_counters
 
 
-def test_public_call_compiles_whole() -> None:
-    """``sere.reroute`` itself compiles without a graph break once its layer is prepared."""
-    ids, weights = batch(6, 4, 16, seed=1)
-
-    def step(ids: Tensor, weights: Tensor) -> Tensor:
-        return reroute(ids, weights, LAYER, select_top_k=1, threshold=0.4, backend="torch").ids
-
-    expected = step(ids, weights)
-    assert torch.equal(torch.compile(step, fullgraph=True, backend="aot_eager")(ids, weights), expected)
-
-
 def test_no_data_dependent_shapes_or_values() -> None:
     """The torch backend runs on fake tensors: nothing reads a value, so nothing synchronizes a device."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     ids, weights = batch(6, 4, 16, seed=1)
-    prepared = plan("torch", merge="distinct", min_active=3, targets="active")
+    prepared = prepared_layer("torch", merge="distinct", min_active=3, targets="active")
     budget, num_tokens = torch.ones(6, dtype=torch.int32), torch.tensor(4)
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
         fakes = [mode.from_tensor(tensor) for tensor in (ids, weights, budget, num_tokens)]
-        routing = prepared.route(fakes[0], fakes[1], row_budget=fakes[2], num_tokens=fakes[3])
+        routing = prepared.route(TokenBatch(*fakes))
     assert routing.ids.shape == ids.shape
-
-
-@pytest.mark.parametrize("scaled", [False, True])
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_a_call_with_a_prepared_layer_compiles_whole(backend: str, scaled: bool) -> None:
-    """What looks up the layer's plan breaks no graph, with a scale as without."""
-    device = device_of(backend)
-    layer = LayerSimilarity(similarity_matrix(16, 1))
-    options: dict[str, Any] = {"select_top_k": 1, "backend": name_of(backend)}
-    options["scale"] = torch.full((16, 16), 0.5, device=device) if scaled else None
-
-    def step(ids: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-        routing = reroute(ids, weights, layer, **options)
-        return routing.ids * 1, routing.weights * 2
-
-    ids, weights = (tensor.to(device) for tensor in batch(6, 4, 16, seed=1))
-    expected = step(ids, weights)
-    actual = torch.compile(step, fullgraph=True, backend="aot_eager")(ids, weights)
-    assert torch.equal(actual[0], expected[0])
-    torch.testing.assert_close(actual[1], expected[1])

@@ -36,8 +36,8 @@ NO_PRIMARY = [
     _no_primary(merge, **changes)
     for merge in ("none", "same", "distinct", "sentinel")
     for changes in (
-        {"row_budget": torch.tensor([0, 0])},
-        {"row_budget": torch.tensor([0, -1])},
+        {"row_budgets": torch.tensor([0, 0])},
+        {"row_budgets": torch.tensor([0, -1])},
         {"num_tokens": 0},
         {"times": 0},
         {"times": math.nan},
@@ -65,7 +65,7 @@ def valid_slots(case: Case) -> Tensor:
 
 def budgets(case: Case) -> Tensor:
     """b_t of every row."""
-    given_budgets = case.options.get("row_budget")
+    given_budgets = case.options.get("row_budgets")
     return (
         torch.full((len(case.ids),), case.options["select_top_k"]) if given_budgets is None else given_budgets
     )
@@ -87,7 +87,7 @@ def assert_nothing_changes(case: Case, backend: str, **changes: Any) -> None:
     once = ~repeats(case)
     assert torch.equal(merged.ids[once], case.ids[once])
     assert torch.equal(bits(merged.weights[once]), bits(case.weights[once]))
-    assert counters[COUNTERS.index("moved")] == 0
+    assert counters[COUNTERS.index("slots_rerouted")] == 0
 
 
 def without(case: Case, *names: str) -> Case:
@@ -109,7 +109,7 @@ def junk_in(draw: st.DrawFn, case: Case, ids: st.SearchStrategy[int], slots: Ten
 @few
 def test_full_budget_changes_nothing(backend: str, case: Case) -> None:
     """``select_top_k >= K`` is the identity, bit for bit, but for merging what came repeated."""
-    case = without(case, "num_tokens", "row_budget")
+    case = without(case, "num_tokens", "row_budgets")
     assert_nothing_changes(case, backend, select_top_k=case.ids.shape[1])
 
 
@@ -119,7 +119,7 @@ def test_full_budget_changes_nothing(backend: str, case: Case) -> None:
 @few
 def test_unreachable_threshold_changes_nothing(backend: str, case: Case) -> None:
     """A threshold above every similarity is the identity, bit for bit, but for merging what came repeated."""
-    assert_nothing_changes(without(case, "num_tokens", "row_budget"), backend, threshold=1.01)
+    assert_nothing_changes(without(case, "num_tokens", "row_budgets"), backend, threshold=1.01)
 
 
 @backends
@@ -155,8 +155,8 @@ def test_active_set(backend: str, case: Case) -> None:
         after = members(routing.ids, slots, E)
         counted = dict(zip(COUNTERS, counters.tolist(), strict=True))
         if counted["steps"]:
-            assert counted["before"] == int(before.sum())
-            assert counted["after"] == int(after.sum())
+            assert counted["distinct_before"] == int(before.sum())
+            assert counted["distinct_after"] == int(after.sum())
         assert not bool((after & ~before).any())
         sets.append(after)
     assert torch.equal(*sets)
@@ -190,8 +190,8 @@ def test_row_order_does_not_matter(backend: str, case: Case, seed: int) -> None:
     expected, _ = case.run(backend)
     shuffled = dataclasses.replace(case, ids=case.ids[shuffle], weights=case.weights[shuffle])
     changes: dict[str, Any] = {}
-    if "row_budget" in case.options:
-        changes["row_budget"] = case.options["row_budget"][shuffle]
+    if "row_budgets" in case.options:
+        changes["row_budgets"] = case.options["row_budgets"][shuffle]
     actual, _ = shuffled.run(backend, **changes)
     assert torch.equal(actual.ids, expected.ids[shuffle])
     assert torch.equal(bits(actual.weights), bits(expected.weights[shuffle]))
@@ -232,7 +232,7 @@ def test_expert_names_do_not_matter(backend: str, case: Case, seed: int) -> None
 def test_doing_it_twice_is_doing_it_once(backend: str, case: Case) -> None:
     """With primary targets and no merging, a second pass with the same P changes nothing."""
     changes: dict[str, Any] = {"targets": "primary", "merge": "none", "sentinel": None, "scale": None}
-    case = without(case, "min_active", "num_tokens", "row_budget")
+    case = without(case, "min_active", "num_tokens", "row_budgets")
     once, _ = case.run(backend, **changes)
     E = case.similarity.shape[0]
     kept = valid_slots(case) & (weight_ranks(case.weights, valid_slots(case)) < budgets(case)[:, None])

@@ -47,7 +47,7 @@ def test_nan_keeps_its_bits(backend: str, dtype: torch.dtype) -> None:
     one = int(bits(torch.tensor([NAN], dtype=dtype)))
     weights = torch.full((2, 3), 0.5, dtype=dtype)
     bits(weights)[0, 1], bits(weights)[1, 2] = one | 1, one | torch.iinfo(bits(weights).dtype).min
-    for options in ({}, {"merge": "same", "scale": ALIKE}, {"row_budget": torch.tensor([0, 0])}):
+    for options in ({}, {"merge": "same", "scale": ALIKE}, {"row_budgets": torch.tensor([0, 0])}):
         routing, _ = case([[0, 1, 2], [3, 4, 5]], weights, **options).run(backend)
         kept = bits(routing.weights)
         assert [kept[0, 1], kept[1, 2]] == [bits(weights)[0, 1], bits(weights)[1, 2]]
@@ -69,7 +69,7 @@ def test_nan_is_not_merged(backend: str) -> None:
     # Row 0 holds 1 twice, once as NaN, and 0 twice, once as NaN: nothing is freed there.
     distinct, _ = call.run(backend, merge="distinct")
     assert distinct.ids.tolist() == [[1, 1, 0, 0], [0, 1, 0, 0]]
-    freed = case([[2, 2, 0], [0, 1, 3]], [[0.5, 0.25, NAN], [0.5, 0.25, 0.125]], row_budget=[3, 3])
+    freed = case([[2, 2, 0], [0, 1, 3]], [[0.5, 0.25, NAN], [0.5, 0.25, 0.125]], row_budgets=[3, 3])
     assert freed.run(backend, merge="distinct")[0].ids.tolist() == [[2, 1, 0], [0, 1, 3]]
 
 

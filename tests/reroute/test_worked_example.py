@@ -68,8 +68,8 @@ def test_equal_masses_let_the_lower_expert_join(backend: str) -> None:
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_budgets(backend: str) -> None:
     """A protected row keeps its experts and others use them; a negative budget makes a row padding."""
-    assert example(row_budget=[3, 1, 1]).run(backend)[0].ids.tolist() == [[2, 0, 3], [1, 2, 2], [0, 3, 2]]
-    routing, counters = example(row_budget=[1, -1, 1]).run(backend)
+    assert example(row_budgets=[3, 1, 1]).run(backend)[0].ids.tolist() == [[2, 0, 3], [1, 2, 2], [0, 3, 2]]
+    routing, counters = example(row_budgets=[1, -1, 1]).run(backend)
     assert routing.ids.tolist() == [[0, 0, 0], [0, 0, 0], [0, 0, 0]]
     assert routing.weights.tolist() == [WEIGHTS[0], [0.0, 0.0, 0.0], WEIGHTS[2]]
     assert counters.tolist() == [1, 2, 4, 1, 6, 4, 0]

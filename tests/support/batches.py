@@ -162,7 +162,7 @@ def cases(
     if draw(st.booleans()):
         options["num_tokens"] = draw(st.integers(0, T))
     if draw(st.booleans()):
-        options["row_budget"] = torch.tensor(
+        options["row_budgets"] = torch.tensor(
             [draw(st.integers(-1, K + 1)) for _ in range(T)], dtype=torch.int32
         )
     if draw(st.booleans()):
@@ -260,7 +260,7 @@ def fuzzed(seed: int) -> Case:
     if rng.random() < 0.5:
         options["num_tokens"] = torch.tensor(rng.randint(0, T), dtype=rng.choice([torch.int32, torch.int64]))
     if rng.random() < 0.3:
-        options["row_budget"] = torch.tensor([rng.randint(-1, K) for _ in range(T)])
+        options["row_budgets"] = torch.tensor([rng.randint(-1, K) for _ in range(T)])
     if rng.random() < 0.3:
         options["scale"] = similarity_matrix(E, seed) + 0.5
     levels = rng.choice([None, 4])

@@ -12,9 +12,8 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from sere.calibrate import collect
-from sere.calibrate.config import Settings
+from sere.calibrate.config import CalibrationConfig
 from sere.calibrate.experts import check_weighted_sum
-from sere.calibrate.layerwise.checkpoint import Checkpoint
 from sere.calibrate.layerwise.skeleton import Skeleton
 from sere.calibrate.packing import Tokens
 from sere.structure import ExpertsLayer, find_experts
@@ -39,10 +38,10 @@ def some_tokens(count: int = 16 * 5 + 7, seq_len: int = 16) -> Tokens:
     return Tokens(torch.randint(3, 96, (count,), generator=generator), seq_len)
 
 
-def settings(*metrics: str, **options: Any) -> Settings:
-    """Settings for `some_tokens`, without a bar."""
+def settings(*metrics: str, **options: Any) -> CalibrationConfig:
+    """CalibrationConfig for `some_tokens`, without a bar."""
     values = {"max_tokens": 200, "seq_len": 16, "batch_size": 3, "progress": False} | options
-    return Settings(metrics or ALL_METRICS, values.pop("parameters", {}), **values)
+    return CalibrationConfig(metrics or ALL_METRICS, values.pop("parameters", {}), **values)
 
 
 def save_tiny(folder: Path, architecture: str, **overrides: Any) -> Path:
@@ -58,7 +57,7 @@ def load_whole(path: Path) -> Any:
     Transformers leaves weights where the mapped file has them; on some processors a product rounds otherwise
     (seen: one unit in the last place) for weights that do not begin at a multiple of 64 bytes.
     """
-    skeleton = Skeleton(Checkpoint(path))
+    skeleton = Skeleton(path)
     model = type(skeleton.model).from_pretrained(path, dtype="auto")
     for weight in model.parameters():
         weight.data = weight.data.clone()

@@ -24,7 +24,7 @@ def main() -> None:
                 threshold=0.7,
                 min_active=floor,
                 num_tokens=torch.tensor(T - 1, device="cuda"),
-                row_budget=torch.arange(T, device="cuda") % 3,
+                row_budgets=torch.arange(T, device="cuda") % 3,
                 targets="active" if merge == "same" else "primary",
                 scale=similarity_matrix(E, 1) if merge == "sentinel" else None,
                 merge=merge,

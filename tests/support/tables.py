@@ -39,7 +39,7 @@ def table(*, scale: bool = False, **changes: Any) -> SimilarityTable:
         "identity": identity(),
         "metric": "cka",
         "metric_parameters": {"kernel": "rbf", "window": 128, "bandwidth": 1.0},
-        "num_tokens": 51_200,
+        "calibration_tokens": 51_200,
         "data_digest": "cd" * 32,
         "seed": 0,
         "provenance": {"versions": {"torch": "2.9"}, "commit": "0" * 40},

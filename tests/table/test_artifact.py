@@ -11,7 +11,7 @@ import torch
 
 from sere.errors import InputError, TableError, TableMismatch
 from sere.similarity import LayerSimilarity
-from sere.table import artifact
+from sere.table import fit, verify_table
 from tests.support.tables import ARCHITECTURE, identity, matrix, table
 
 
@@ -47,7 +47,7 @@ def test_the_fingerprint_does_not_depend_on_the_order_of_keys() -> None:
     [
         {"metric": "cka_rbf"},
         {"metric_parameters": {"kernel": "rbf"}},
-        {"num_tokens": 1},
+        {"calibration_tokens": 1},
         {"data_digest": ""},
         {"seed": 1},
         {"identity": identity(name="other")},
@@ -110,8 +110,8 @@ def test_layers_may_have_different_numbers_of_experts() -> None:
     made.check(made.identity)
     with refuses(TableError, "layer 3: expected E = 4 experts as in 'tiny' (E=4 to 6, K=2"):
         table(layers={1: made.layers[1], 3: made.layers[1]}, identity=made.identity)
-    assert all(check.passed for check in made.verify(made.identity))
-    assert made.verify()[0].detail == "2 layers of 4 to 6 experts, fingerprint matches"
+    assert all(check.passed for check in verify_table(made, made.identity))
+    assert verify_table(made)[0].detail == "2 layers of 4 to 6 experts, fingerprint matches"
 
 
 @pytest.mark.parametrize(
@@ -127,7 +127,7 @@ def test_layers_may_have_different_numbers_of_experts() -> None:
 def test_another_k_is_a_line_in_the_log(metric: str, text: str, caplog: pytest.LogCaptureFixture) -> None:
     """A model loaded with another K is the calibrated one: both numbers are named, once, not refused."""
     made = table(metric=metric, data_digest=metric)
-    artifact._say_other_slots.cache_clear()
+    fit._warn_other_slots.cache_clear()
     for _ in range(2):
         made.check(identity(K=1))
         made.check(identity())
@@ -146,7 +146,9 @@ def test_a_table_is_shown_in_a_line() -> None:
 def test_an_identity_matrix_is_refused() -> None:
     """A missing similarity that looks like one would map everything to the lowest primary expert."""
     layers = {1: LayerSimilarity(matrix(1)), 3: LayerSimilarity(torch.eye(5))}
-    with refuses(TableError, "layer 3: expected similarities, got the identity matrix, which is none"):
+    with refuses(
+        TableError, "layer 3: expected similarities, got the identity matrix, which stands for missing"
+    ):
         table(layers=layers)
 
 
@@ -186,12 +188,12 @@ def test_verify_finds_what_loading_cannot() -> None:
     lopsided[0, 1] += 0.01
     flat = torch.full((5, 5), 0.5).fill_diagonal_(1)
     made = table(layers={1: LayerSimilarity(lopsided), 3: LayerSimilarity(flat)})
-    checks = {c.name: c for c in made.verify()}
+    checks = {c.name: c for c in verify_table(made)}
     assert not checks["symmetry"].passed
     assert checks["symmetry"].detail == "layer 1: differs from its transpose by 0.01; calibrate again"
     assert checks["spread"].detail == "layer 3: all similarities are 0.5, so none tells experts apart"
-    assert all(check.passed for check in table().verify(identity()))
-    assert not table().verify(identity(E=6))[-1].passed
+    assert all(check.passed for check in verify_table(table(), identity()))
+    assert not verify_table(table(), identity(E=6))[-1].passed
 
 
 def test_directed_metrics_need_no_symmetry() -> None:
@@ -199,7 +201,7 @@ def test_directed_metrics_need_no_symmetry() -> None:
     lopsided = matrix(1)
     lopsided[0, 1] += 0.01
     layers = {1: LayerSimilarity(lopsided), 3: LayerSimilarity(matrix(3))}
-    assert all(check.passed for check in table(layers=layers, metric="projection").verify())
+    assert all(check.passed for check in verify_table(table(layers=layers, metric="projection")))
 
 
 def test_a_model_of_another_name_is_named_once(caplog: pytest.LogCaptureFixture) -> None:

@@ -77,7 +77,7 @@ def test_verify_fails_with_1_and_says_why(path: Path, capsys: pytest.CaptureFixt
     assert sere("verify", path, "--json") == 1
     value = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert not value["passed"]
-    assert "a whole safetensors file" in value["checks"][0]["detail"]
+    assert "a complete safetensors file" in value["checks"][0]["detail"]
     with pytest.raises(TableError, match="there is no such file"):
         sere("verify", path.with_name("no"))
 

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from sere.errors import OutputError, TableError
 from sere.similarity import LayerSimilarity
 from sere.structure import identify
-from sere.table import SimilarityTable, artifact
+from sere.table import SimilarityTable, fit
 from tests.support.tables import identity, matrix, table
 from tests.support.tiny import tiny_model
 
@@ -58,7 +58,7 @@ def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
     for name in (
         "metric",
         "metric_parameters",
-        "num_tokens",
+        "calibration_tokens",
         "data_digest",
         "seed",
         "provenance",
@@ -119,7 +119,7 @@ def test_a_file_of_version_1_is_taken_for_its_model_with_another_k(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The digest is made with the table's K, so a model loaded with another is still the same model."""
-    artifact._say_other_slots.cache_clear()
+    fit._warn_other_slots.cache_clear()
     SimilarityTable.load(old_file(tmp_path)).check(identify(tiny_model("qwen3_moe", num_experts_per_tok=2)))
     (line,) = [record.getMessage() for record in caplog.records]
     assert "calibrated with K=4 routed slots per token, this model has K=2" in line
@@ -204,7 +204,7 @@ def test_a_truncated_file_is_refused(tmp_path: Path, keep: int) -> None:
     path = saved(tmp_path)
     path.write_bytes(path.read_bytes()[:keep])
     size = path.stat().st_size
-    with refuses(f"{path}: expected a similarity table (a whole safetensors file), got {size} bytes"):
+    with refuses(f"{path}: expected a similarity table (a complete safetensors file), got {size} bytes"):
         SimilarityTable.load(path)
 
 

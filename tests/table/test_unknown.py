@@ -19,7 +19,7 @@ from sere.errors import TableError
 from sere.identity import ModelIdentity
 from sere.reroute import reroute
 from sere.similarity import LayerSimilarity
-from sere.table import SimilarityTable, compare, import_published, plot, say_unknown, verify_table
+from sere.table import SimilarityTable, compare, describe_unknown, import_reference_table, plot, verify_table
 from tests.support.tables import identity, matrix, table
 
 NAN = math.nan
@@ -95,17 +95,17 @@ def test_unknown_experts_are_critical_at_every_threshold() -> None:
 def test_the_sentence_counts_by_layer_and_in_total_and_says_why() -> None:
     """Long lists are cut; the reason is the metric's."""
     layers = {index: LayerSimilarity(lacking(*range(index % 3))) for index in range(30)}
-    text = say_unknown(layers, "projection")
+    text = describe_unknown(layers, "projection")
     assert text is not None
     assert text.startswith(
         "30 of 150 experts have no known similarity to any other, so they are never replaced "
         "(1 of 5 in layer 1, 2 of 5 in layer 2, 1 of 5 in layer 4,"
     )
-    assert "2 of 5 in layer 11, and in 12 more layers): no calibration token was routed to them" in text
+    assert "2 of 5 in layer 14 and 10 more): no calibration token was routed to them" in text
     cut = {1: layers[1]}
-    assert str(say_unknown(cut, "weights")).endswith("(1 of 5 in layer 1): their weights are all 0")
-    assert str(say_unknown(cut, "of somebody")).endswith("never replaced (1 of 5 in layer 1)")
-    assert say_unknown({3: layers[3]}, "projection") is None
+    assert str(describe_unknown(cut, "weights")).endswith("(1 of 5 in layer 1): their weights are all 0")
+    assert str(describe_unknown(cut, "of somebody")).endswith("never replaced (1 of 5 in layer 1)")
+    assert describe_unknown({3: layers[3]}, "projection") is None
 
 
 def test_verify_says_it_and_passes(tmp_path: Path) -> None:
@@ -230,12 +230,12 @@ def test_two_experts_at_the_farthest_are_no_missing_similarity(tmp_path: Path) -
     assert SimilarityTable.load(tmp_path / "t").layers[1].unknown == ()
 
 
-def test_nan_in_a_published_file_is_not_known(tmp_path: Path) -> None:
+def test_nan_in_a_reference_table_is_not_known(tmp_path: Path) -> None:
     """An expert of nothing but NaN is taken so, with a note; the others keep their bits."""
     values = matrix(1)
     values[2], values[:, 2] = NAN, NAN
     torch.save({1: values, 3: matrix(3).bfloat16()}, tmp_path / "similarity_matrices.pt")
-    imported = import_published(tmp_path / "similarity_matrices.pt", identity())
+    imported = import_reference_table(tmp_path / "similarity_matrices.pt", identity())
     assert imported.layers[1].unknown == (2,)
     assert imported.layers[1].similarity[2, 2] == 1
     assert torch.equal(imported.layers[1].similarity[0, [0, 1, 3, 4]], values[0, [0, 1, 3, 4]])
@@ -244,8 +244,8 @@ def test_nan_in_a_published_file_is_not_known(tmp_path: Path) -> None:
     )
 
 
-def test_a_published_layer_of_nothing_but_nan_is_refused(tmp_path: Path) -> None:
+def test_a_reference_layer_of_nothing_but_nan_is_refused(tmp_path: Path) -> None:
     """Something overflowed when it was made: there is nothing to re-route by."""
     torch.save({1: torch.full((5, 5), NAN), 3: matrix(3)}, tmp_path / "similarity_matrices.pt")
     with pytest.raises(TableError, match="layer 1: expected similarities, got NaN for every pair of experts"):
-        import_published(tmp_path / "similarity_matrices.pt", identity())
+        import_reference_table(tmp_path / "similarity_matrices.pt", identity())

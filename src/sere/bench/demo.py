@@ -123,7 +123,11 @@ def demonstrate(
         "experts_implementation": getattr(model.config, "_experts_implementation", None),
         "E": table.identity.num_experts,
         "K": table.identity.top_k,
-        "table": {"fingerprint": table.fingerprint, "metric": table.metric, "num_tokens": table.num_tokens},
+        "table": {
+            "fingerprint": table.fingerprint,
+            "metric": table.metric,
+            "num_tokens": table.calibration_tokens,
+        },
         "cases": cases,
         "provenance": provenance(),
     }

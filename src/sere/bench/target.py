@@ -96,7 +96,7 @@ def random_table(model: Any, *, seed: int = 0) -> SimilarityTable:
         identify(model),
         metric="random",
         metric_parameters={},
-        num_tokens=0,
+        calibration_tokens=0,
         data_digest="",
         seed=seed,
         provenance={"versions": versions()},

@@ -25,14 +25,13 @@ from sere.calibrate.config import (
     MAX_TOKENS,
     SEQ_LEN,
     CalibrateOptions,
+    CalibrationConfig,
     CheckpointOptions,
     Progress,
-    Settings,
     metric_settings,
 )
 from sere.calibrate.in_memory import collect_in_memory
 from sere.calibrate.layerwise.by_layers import collect_layerwise
-from sere.calibrate.layerwise.checkpoint import Checkpoint
 from sere.calibrate.layerwise.skeleton import Skeleton
 from sere.calibrate.layerwise.work_folder import WorkFolder, resumable
 from sere.calibrate.memory import fits_memory
@@ -246,7 +245,7 @@ def _by_layers(
     path: Path,
     tokenizer: Any,
     texts: Source | None,
-    settings: Settings,
+    settings: CalibrationConfig,
     single: bool,
     *,
     field: str,
@@ -257,7 +256,7 @@ def _by_layers(
     device: str = "cpu",
     trust_remote_code: bool = False,
 ) -> Tables:
-    skeleton = Skeleton(Checkpoint(path), dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+    skeleton = Skeleton(path, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
     tokenizer = tokenizer or _tokenizer(path, settings, trust_remote_code)
     tokens = read_tokens(texts, tokenizer, settings, field, split)
     run = run_record(skeleton, tokens, settings)
@@ -271,7 +270,7 @@ def _by_layers(
         return make_tables(results, skeleton.model, skeleton.experts, tokens, settings, single=single)
 
 
-def _tokenizer(path: Path, settings: Settings, trusted: bool) -> Any:
+def _tokenizer(path: Path, settings: CalibrationConfig, trusted: bool) -> Any:
     return load_tokenizer(path, trust_remote_code=trusted) if settings.needs_tokens else None
 
 
@@ -284,8 +283,8 @@ def _settings(
     seed: int | None,
     chunk_bytes: int,
     progress: Progress,
-) -> Settings:
-    settings = Settings(
+) -> CalibrationConfig:
+    settings = CalibrationConfig(
         metrics, parameters, max_tokens, seq_len, batch_size, seed, chunk_bytes, progress
     )  # fmt: skip
     for name in metrics:

@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 
 from torch import nn
 
-from sere.calibrate.config import Settings
+from sere.calibrate.config import CalibrationConfig
 from sere.calibrate.in_memory import Results
 from sere.calibrate.layerwise.skeleton import Skeleton
 from sere.calibrate.packing import Tokens, pack
@@ -15,7 +15,7 @@ from sere.errors import AlreadyApplied, ConfigError, DataError
 from sere.provenance import provenance, versions
 from sere.similarity import resolve_parameters
 from sere.structure import ExpertsLayer, identity_of, is_rerouted
-from sere.table import SimilarityTable, say_unknown
+from sere.table import SimilarityTable, describe_unknown
 from sere.texts import Source, load_texts
 
 logger = logging.getLogger("sere")
@@ -24,7 +24,7 @@ Tables: TypeAlias = SimilarityTable | dict[str, SimilarityTable]
 
 
 def read_tokens(
-    texts: Source | None, tokenizer: Any, settings: Settings, field: str, split: str
+    texts: Source | None, tokenizer: Any, settings: CalibrationConfig, field: str, split: str
 ) -> Tokens | None:
     """Read and pack the calibration tokens; None where no metric needs any.
 
@@ -72,7 +72,7 @@ def make_tables(
     model: nn.Module,
     layers: list[ExpertsLayer],
     tokens: Tokens | None,
-    settings: Settings,
+    settings: CalibrationConfig,
     *,
     single: bool,
 ) -> Tables:
@@ -89,20 +89,20 @@ def make_tables(
             identity=identity_of(model, layers),
             metric=name,
             metric_parameters=resolve_parameters(name, settings.parameters.get(name, {})),
-            num_tokens=0 if used is None else used.num_tokens,
+            calibration_tokens=0 if used is None else used.num_tokens,
             data_digest="" if used is None else used.digest,
             seed=None if used is None else settings.seed,
             provenance=provenance() | ({} if used is None else {"calibration": how}),
         )
-        if unknown := say_unknown(results[name], name):
+        if unknown := describe_unknown(results[name], name):
             logger.warning("sere: %s: %s", name, unknown)
     return tables[settings.metrics[0]] if single else tables
 
 
-def run_record(skeleton: Skeleton, tokens: Tokens | None, settings: Settings) -> dict[str, Any]:
+def run_record(skeleton: Skeleton, tokens: Tokens | None, settings: CalibrationConfig) -> dict[str, Any]:
     """Return all that decides a layer-by-layer run's result: another value is another run."""
     return {
-        "checkpoint": skeleton.checkpoint.fingerprint(),
+        "checkpoint": skeleton.reader.fingerprint(),
         "model": identity_of(skeleton.model, skeleton.experts).digest,
         "metrics": list(settings.metrics),
         "metric_parameters": dict(settings.parameters),

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sere.calibrate.config import Settings
+from sere.calibrate.config import CalibrationConfig
 from sere.calibrate.experts import check_weighted_sum, expert_outputs
 from sere.calibrate.sanity import (
     check_inputs,
@@ -34,7 +34,7 @@ class LayerCollector:
             than there are tokens.
     """
 
-    def __init__(self, layer: ExpertsLayer, settings: Settings) -> None:
+    def __init__(self, layer: ExpertsLayer, settings: CalibrationConfig) -> None:
         self.layer = layer
         self._settings = settings
         self._accumulators: dict[str, Accumulator] = {}

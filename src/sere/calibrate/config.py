@@ -53,7 +53,7 @@ class CheckpointOptions(Options, total=False):
 
 
 @dataclass(frozen=True)
-class Settings:
+class CalibrationConfig:
     """The settings of one calibration run.
 
     Attributes:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from sere.calibrate.collect import LayerCollector, routing_of
-from sere.calibrate.config import Settings
+from sere.calibrate.config import CalibrationConfig
 from sere.calibrate.offload import refuse_without_weights
 from sere.calibrate.packing import Tokens
 from sere.calibrate.progress import progress_bar
@@ -28,7 +28,7 @@ Results = dict[str, dict[int, LayerSimilarity]]
 
 
 def collect_in_memory(
-    model: nn.Module, layers: Sequence[ExpertsLayer], tokens: Tokens | None, settings: Settings
+    model: nn.Module, layers: Sequence[ExpertsLayer], tokens: Tokens | None, settings: CalibrationConfig
 ) -> Results:
     """Run the model over the tokens and return every layer's similarities.
 
@@ -65,7 +65,7 @@ def collect_in_memory(
 
 
 def _forward(
-    model: nn.Module, layers: Sequence[ExpertsLayer], tokens: Tokens, settings: Settings
+    model: nn.Module, layers: Sequence[ExpertsLayer], tokens: Tokens, settings: CalibrationConfig
 ) -> list[LayerCollector]:
     collectors = [LayerCollector(layer, settings) for layer in layers]
     device, arguments = input_device(model), forward_arguments(model)

@@ -52,8 +52,8 @@ def check_outputs(layer: ExpertsLayer, outputs: Tensor) -> None:
     if not bool(finite.all()):
         bad = (~finite).any(dim=1).nonzero().flatten().tolist()
         raise InputError(
-            f"{layer.name}: the outputs of {len(bad)} of its {layer.num_experts} experts [{name_some(bad, 8)}] are NaN "
-            f"or infinite; {_FINITE_ADVICE}"
+            f"{layer.name}: the outputs of {len(bad)} of its {layer.num_experts} experts [{name_some(bad)}] "
+            f"are NaN or infinite; {_FINITE_ADVICE}"
         )
 
 

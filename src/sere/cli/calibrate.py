@@ -152,9 +152,9 @@ def _summary(path: Path, made: SimilarityTable) -> dict[str, Any]:
         "metric_parameters": dict(made.metric_parameters),
         "model": made.identity.name,
         "layers": len(made.layers),
-        "E": made.identity.num_experts,
-        "K": made.identity.top_k,
-        "num_tokens": made.num_tokens,
+        "num_experts": made.identity.num_experts,
+        "top_k": made.identity.top_k,
+        "calibration_tokens": made.calibration_tokens,
         "data_digest": made.data_digest,
         "unknown_experts": sum(len(layer.unknown) for layer in made.layers.values()),
         "fingerprint": made.fingerprint,
@@ -162,7 +162,7 @@ def _summary(path: Path, made: SimilarityTable) -> dict[str, Any]:
 
 
 def _render(result: dict[str, Any]) -> str:
-    columns = ("table", "metric", "layers", "E", "K", "num_tokens", "unknown_experts")
+    columns = ("table", "metric", "layers", "num_experts", "top_k", "calibration_tokens", "unknown_experts")
     rows = [[*(str(made[name]) for name in columns), made["fingerprint"][:12]] for made in result["tables"]]
     say(f"next: sere table verify {result['tables'][0]['table']}")
     return table(rows, (*columns, "fingerprint"))

@@ -17,9 +17,9 @@ from sere.table import (
     SimilarityTable,
     best_neighbors,
     compare,
-    import_published,
+    describe_unknown,
+    import_reference_table,
     off_diagonal,
-    say_unknown,
     verify_file,
 )
 
@@ -82,7 +82,7 @@ def add(subparsers: Any) -> None:
     bring = add_command(
         commands,
         "import",
-        "Make a table of the published code's similarity_matrices.pt.",
+        "Turn a similarity_matrices.pt of SERE's reference implementation into a table.",
         examples="  sere table import similarity_matrices.pt --model MODEL --out table.safetensors",
     )
     bring.add_argument("path", type=Path, metavar="FILE")
@@ -109,17 +109,17 @@ def _show(args: argparse.Namespace) -> int:
         "path": str(args.path),
         "model": identity.name,
         "model_digest": identity.digest,
-        "E": identity.num_experts,
-        "K": identity.top_k,
+        "num_experts": identity.num_experts,
+        "top_k": identity.top_k,
         "metric": loaded.metric,
         "metric_parameters": dict(loaded.metric_parameters),
-        "num_tokens": loaded.num_tokens,
+        "calibration_tokens": loaded.calibration_tokens,
         "data_digest": loaded.data_digest,
         "seed": loaded.seed,
         "fingerprint": loaded.fingerprint,
         "provenance": dict(loaded.provenance),
         "threshold": args.threshold,
-        "unknown": say_unknown(loaded.layers, loaded.metric),
+        "unknown": describe_unknown(loaded.layers, loaded.metric),
         "layers": [_layer(loaded, index, args.threshold) for index in loaded.layers],
     }
     emit(args, value, _render_show)
@@ -133,8 +133,8 @@ def _layer(loaded: SimilarityTable, index: int, threshold: float) -> dict[str, A
     return {
         "layer": index,
         "name": loaded.identity.layer_names[index],
-        "E": layer.num_experts,
-        "K": loaded.identity.slots[index],
+        "num_experts": layer.num_experts,
+        "top_k": loaded.identity.slots[index],
         "scale": layer.scale is not None,
         "min": float(others.min()) if len(others) else None,
         "mean": float(others.mean()) if len(others) else None,
@@ -152,13 +152,14 @@ def _number(value: float | None) -> str:
 def _render_show(value: dict[str, Any]) -> str:
     parameters = ", ".join(f"{name}={setting}" for name, setting in value["metric_parameters"].items())
     versions = ", ".join(f"{name} {v}" for name, v in value["provenance"].get("versions", {}).items())
-    E, K = (span(layer[name] for layer in value["layers"]) for name in ("E", "K"))
+    E, K = (span(layer[name] for layer in value["layers"]) for name in ("num_experts", "top_k"))
     facts = [
         ("model", f"{value['model']} (E={E}, K={K}, digest {value['model_digest'][:12]})"),
         ("metric", f"{value['metric']} ({parameters})" if parameters else value["metric"]),
         (
             "tokens",
-            f"{value['num_tokens']:,} (digest {value['data_digest'][:12] or 'none'}, seed {value['seed']})",
+            f"{value['calibration_tokens']:,} (digest {value['data_digest'][:12] or 'none'}, "
+            f"seed {value['seed']})",
         ),
         (
             "made by",
@@ -171,7 +172,7 @@ def _render_show(value: dict[str, Any]) -> str:
     rows = [
         [
             layer["layer"],
-            layer["E"],
+            layer["num_experts"],
             *(_number(layer[name]) for name in ("min", "mean", "max", "best_median")),
             len(layer["critical"]),
             len(layer["unknown"]),
@@ -243,7 +244,7 @@ def _plot(args: argparse.Namespace) -> int:
 
 
 def _import(args: argparse.Namespace) -> int:
-    imported = import_published(args.path, identity_from_config(args))
+    imported = import_reference_table(args.path, identity_from_config(args))
     imported.save(args.out)
     value = {
         "path": str(args.out),

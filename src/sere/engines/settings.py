@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
+
+from torch import Tensor
 
 from sere.engines.in_process import session_of
 from sere.errors import ConfigError, UnsupportedEngine
@@ -14,8 +17,7 @@ from sere.integrations.vllm.tiers import COUNT_ONLY_S
 from sere.integrations.vllm.worker.expert_kernels import BEARS_DUPLICATES
 from sere.policies.base import LayerRouter
 from sere.policies.spec import PolicySpec
-from sere.reroute import Routing
-from sere.reroute.batch import TokenBatch
+from sere.reroute import Routing, TokenBatch
 
 LIVE = frozenset({"select_top_k", "threshold"})
 """Options of a setting that an engine can change while it runs; the others are part of its start."""
@@ -96,30 +98,25 @@ def routed(llm: Any, setting: PolicySpec, *, seed: int = 0) -> Iterator[None]:
             "handle duplicate ids within one token's top-k; evaluate it with --engine transformers"
         )
     policy = setting.build(seed=seed)
-    plans = [layer.plan for layer in layers]
+    prepared = [layer.prepared for layer in layers]
     for layer in layers:
         assert layer.signal is not None
         assert layer.counters is not None
         router = policy.bind(layer.shape, layer.signal.budget.device)
         router.counters = layer.counters
-        # Of a plan a layer asks its route alone.
-        layer.plan = SimpleNamespace(route=_Route(router))  # type: ignore[assignment]
+        # Of a prepared layer this asks its route alone.
+        run = SimpleNamespace(route=partial(_route, router))
+        layer.prepared = run  # type: ignore[assignment]
     try:
         yield
     finally:
-        for layer, plan in zip(layers, plans, strict=True):
-            layer.plan = plan
+        for layer, own in zip(layers, prepared, strict=True):
+            layer.prepared = own
 
 
-class _Route:
-    """A router called as a plan is."""
-
-    def __init__(self, router: LayerRouter) -> None:
-        self.router = router
-
-    def __call__(self, ids: Any, weights: Any, *, row_budget: Any, counters: Any) -> Routing:
-        del counters
-        return self.router(TokenBatch(ids, weights, row_budget))
+def _route(router: LayerRouter, batch: TokenBatch, counters: Tensor | None) -> Routing:
+    del counters
+    return router(batch)
 
 
 def _of_start(setting: PolicySpec) -> tuple[tuple[str, Any], ...]:

@@ -103,7 +103,11 @@ def head_of(
         },
         "table": None
         if table is None
-        else {"fingerprint": table.fingerprint, "metric": table.metric, "num_tokens": table.num_tokens},
+        else {
+            "fingerprint": table.fingerprint,
+            "metric": table.metric,
+            "num_tokens": table.calibration_tokens,
+        },
         "plan": {
             "settings": [setting.label for setting in plan.settings],
             "batch_sizes": list(plan.batch_sizes),
@@ -181,7 +185,7 @@ def summarize_layers(stats: Sequence[LayerStats]) -> dict[str, Any]:
             "index": layer.index,
             "before": layer.distinct_before,
             "after": layer.distinct_after,
-            "moved": layer.slots_moved,
+            "moved": layer.slots_rerouted,
             "critical": layer.critical,
         }
         for layer in stats

@@ -52,10 +52,10 @@ class Activity:
         steps = max(1, total["steps"])
         return cls(
             layer_steps=max((layer["steps"] for layer in layers), default=0),
-            rerouted=total["moved"],
+            rerouted=total["slots_rerouted"],
             critical=total["critical"],
-            experts_before=total["before"] / steps,
-            experts_after=total["after"] / steps,
+            experts_before=total["distinct_before"] / steps,
+            experts_after=total["distinct_after"] / steps,
             **seen,
         )
 

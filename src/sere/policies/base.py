@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from sere.config import RerouteConfig
-from sere.reroute import COUNTERS, Routing
-from sere.reroute.batch import TokenBatch
+from sere.reroute import COUNTERS, Routing, TokenBatch
 from sere.similarity.layer import LayerSimilarity
 
 

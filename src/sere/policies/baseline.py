@@ -11,8 +11,7 @@ from torch import Tensor
 
 from sere.errors import ConfigError
 from sere.policies.base import LayerRouter, LayerShape, Policy
-from sere.reroute import COUNTERS, Routing
-from sere.reroute.batch import TokenBatch
+from sere.reroute import COUNTERS, Routing, TokenBatch
 from sere.reroute.checks import check_batch
 from sere.reroute.slots import has_weight, members, real_rows, weight_ranks
 
@@ -111,11 +110,9 @@ class BaselineRouter(LayerRouter):
 
     def __call__(self, batch: TokenBatch) -> Routing:
         """Route one step; see `LayerRouter`."""
-        budgets = check_batch(
-            batch.topk_ids, batch.topk_weights, batch.row_budgets, batch.num_tokens, self.counters
-        )
+        check_batch(batch, self.counters)
         self.step.add_(1)
-        step = LayerBatch.of(self.layer, batch._replace(row_budgets=budgets), self.step)
+        step = LayerBatch.of(self.layer, batch, self.step)
         result = self.policy.choose(step)
         self.counters.add_(_counts(step, result))
         return result
@@ -132,10 +129,10 @@ def _counts(batch: LayerBatch, result: Routing) -> Tensor:
     sums = {
         "steps": batch.real.any(),
         "rows": batch.real.sum(),
-        "before": members(batch.ids, batch.valid, E).sum(),
-        "after": members(result.ids, used, E).sum(),
+        "distinct_before": members(batch.ids, batch.valid, E).sum(),
+        "distinct_after": members(result.ids, used, E).sum(),
         "slots": batch.valid.sum(),
-        "moved": (batch.valid & (result.ids != batch.ids)).sum(),
+        "slots_rerouted": (batch.valid & (result.ids != batch.ids)).sum(),
         "critical": torch.zeros((), dtype=torch.int64, device=batch.ids.device),
     }
     return torch.stack([sums[name].long() for name in COUNTERS])

@@ -16,8 +16,7 @@ from sere.config import RerouteConfig
 from sere.errors import ConfigError, TableError
 from sere.policies.base import LayerRouter, LayerShape, Policy
 from sere.policies.idle import why_idle, why_no_substitute
-from sere.reroute import Plan, Routing, make_plan
-from sere.reroute.batch import TokenBatch
+from sere.reroute import PreparedLayer, Routing, TokenBatch, prepare_layer
 from sere.similarity.layer import LayerSimilarity
 
 
@@ -77,7 +76,7 @@ class Sere(Policy):
         similarity = self.layers.get(layer.index)
         if similarity is None:
             raise TableError(f"no similarities for layer {layer.index}; {_layers_of(self.layers)}")
-        prepared = make_plan(
+        prepared = prepare_layer(
             similarity,
             self.config,
             keep=self.config.keep.get(layer.index, ()),
@@ -98,41 +97,28 @@ class SereRouter(LayerRouter):
         prepared: The prepared layer.
     """
 
-    def __init__(self, layer: LayerShape, device: torch.device, prepared: Plan) -> None:
+    def __init__(self, layer: LayerShape, device: torch.device, prepared: PreparedLayer) -> None:
         super().__init__(layer, device)
         self.prepared = prepared
 
     def __call__(self, batch: TokenBatch) -> Routing:
         """Route one step; see `LayerRouter`."""
-        ids, weights, budgets, num_tokens, _ = batch
-        return self.prepared.route(
-            ids, weights, row_budget=budgets, num_tokens=num_tokens, counters=self.counters
-        )
+        return self.prepared.route(batch, self.counters)
 
     def tensors(self) -> dict[str, Tensor]:
         """Return every tensor that a step reads or writes, by name."""
-        neighbors = self.prepared.neighbors
-        named = {
-            "order": neighbors.order,
-            "count": neighbors.count,
-            "position": neighbors.position,
-            "lists": neighbors.lists,
-            "keep": neighbors.keep,
-            "scale": neighbors.scale,
-        }
-        return super().tensors() | {name: value for name, value in named.items() if value is not None}
+        return super().tensors() | self.prepared.tensors()
 
     def update(self, other: SereRouter) -> None:
         """Take over another router's threshold and kept experts, in place: captured graphs read the same tensors.
 
         Args:
-            other: A router of the same layer, device and similarities. Not modified.
+            other: A router of the same layer and device, bound with another threshold or ``keep``.
+
+        Raises:
+            ConfigError: It has another backend, or tensors of another shape.
         """
-        old, new = self.prepared.neighbors, other.prepared.neighbors
-        old.count.copy_(new.count)
-        old.position.copy_(new.position)
-        old.lists.copy_(new.lists)
-        old.keep.copy_(new.keep)
+        self.prepared.update(other.prepared)
 
 
 def check_fit(config: RerouteConfig, layers: Mapping[int, LayerSimilarity]) -> None:

@@ -2,34 +2,29 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from typing import Any
 
-import torch
 from torch import Tensor
 
 from sere.config import Backend, Merge, RerouteConfig, Targets
 from sere.reroute.backends.registry import BACKENDS, BackendRecord, select
-from sere.reroute.batch import Routing
-from sere.reroute.prepare import Plan, make_plan
-from sere.reroute.types import COUNTERS, Neighbors
+from sere.reroute.batch import Routing, TokenBatch
+from sere.reroute.checks import as_row_budgets
+from sere.reroute.prepare import PreparedLayer, prepare_layer
+from sere.reroute.stats import COUNTERS
 from sere.similarity.layer import LayerSimilarity, check_tensor
 
 __all__ = [
     "BACKENDS",
     "COUNTERS",
     "BackendRecord",
-    "Neighbors",
-    "Plan",
+    "PreparedLayer",
     "Routing",
-    "make_plan",
+    "TokenBatch",
+    "prepare_layer",
     "reroute",
     "select",
 ]
-
-# A caller with a fresh scale at every call would otherwise fill the memory with plans.
-_MOST_PLANS = 64
 
 
 def reroute(
@@ -39,7 +34,7 @@ def reroute(
     *,
     select_top_k: int,
     threshold: float = 0.0,
-    row_budget: Tensor | Sequence[int] | None = None,
+    row_budgets: Tensor | Sequence[int] | None = None,
     num_tokens: Tensor | int | None = None,
     min_active: int = 0,
     keep: Sequence[int] = (),
@@ -52,17 +47,18 @@ def reroute(
 ) -> Routing:
     """Replace each secondary expert by the most similar expert that the batch needs anyway.
 
+    The similarities are sorted at every call, which takes milliseconds: for more than one step per layer use
+    ``prepare_layer(layer, config).route(batch)``, which sorts them once.
+
     Args:
         topk_ids: Expert ids, ``[T, K]``, int32 or int64, slots in any order. Not modified. Ids outside
             [0, E) pass through untouched.
         topk_weights: Gate weights, ``[T, K]``, floating point. Not modified. Slots of weight 0 or NaN
             pass through untouched.
-        similarity: ``[E, E]``, float32, NaN where it is not known, or a layer of a table. A layer is prepared
-            once for each combination of settings and remembers the latest 64; a plain tensor is prepared
-            again at every call.
+        similarity: ``[E, E]``, float32, NaN where it is not known, or a layer of a table.
         select_top_k: S, slots per row that are primary: its heaviest.
         threshold: ρ, least similarity at which an expert may be replaced.
-        row_budget: ``[T]``, int32 or int64, or None: b_t for each row instead of ``select_top_k``. K or more
+        row_budgets: ``[T]``, int32 or int64, or None: b_t for each row instead of ``select_top_k``. K or more
             protects the row; a negative number marks it as padding, wherever it stands. A sequence may hold
             integers of any size.
         num_tokens: N, an integer or a tensor of shape ``[]`` or ``[1]``, int32 or int64; rows from N on are
@@ -89,36 +85,6 @@ def reroute(
     """
     check_tensor("topk_ids", topk_ids)
     layer = similarity if isinstance(similarity, LayerSimilarity) else LayerSimilarity(similarity)
-    settings = (
-        select_top_k, threshold, min_active, tuple(keep), targets, merge, sentinel, backend, topk_ids.device
-    )  # fmt: skip
-    # 1, 1.0 and True are one key to a dictionary, but not all of them are numbers of slots.
-    kinds = tuple(map(type, (select_top_k, threshold, min_active, sentinel, *settings[3])))
-    # PyTorch 2.9 and 2.11 cannot compile the id of None.
-    key = (settings, kinds, None if scale is None else id(scale))
-    cached = layer.prepared.get(key)
-    if cached is None or (scale is not None and _is_stale(cached, scale)):
-        while len(layer.prepared) >= _MOST_PLANS:
-            layer.prepared.pop(next(iter(layer.prepared)), None)
-        # With the scale, which must live as long as its identity is a key.
-        cached = (_prepare(layer, settings, scale), scale, _writes(scale))
-        layer.prepared[key] = cached
-    plan: Plan = cached[0]
-    return plan.route(topk_ids, topk_weights, row_budget=row_budget, num_tokens=num_tokens, counters=counters)
-
-
-def _is_stale(cached: tuple[Any, ...], scale: Tensor) -> bool:
-    """Whether a plan's scale has been written to since; compiled code takes it for a constant."""
-    return not torch.compiler.is_compiling() and cached[2] != _writes(scale)
-
-
-def _writes(scale: Tensor | None) -> float:
-    """How often a scale was written to; inference tensors do not count it, and are never up to date."""
-    return 0 if scale is None else math.nan if scale.is_inference() else scale._version
-
-
-def _prepare(layer: LayerSimilarity, settings: tuple[object, ...], scale: Tensor | None) -> Plan:
-    select_top_k, threshold, min_active, keep, targets, merge, sentinel, backend, device = settings
     config = RerouteConfig.from_mapping(
         {
             "select_top_k": select_top_k,
@@ -130,6 +96,6 @@ def _prepare(layer: LayerSimilarity, settings: tuple[object, ...], scale: Tensor
             "backend": backend,
         }
     )
-    assert isinstance(keep, tuple)
-    assert isinstance(device, torch.device)
-    return make_plan(layer, config, keep=keep, scale=scale, device=device)
+    prepared = prepare_layer(layer, config, keep=keep, scale=scale, device=topk_ids.device)
+    budgets = as_row_budgets(row_budgets, topk_ids.device)
+    return prepared.route(TokenBatch(topk_ids, topk_weights, budgets, num_tokens), counters)

@@ -10,68 +10,70 @@ from torch import Tensor
 
 from sere.config import MOST_INT, as_integer
 from sere.errors import InputError
+from sere.reroute.batch import TokenBatch
 from sere.reroute.slots import MOST_SLOTS
-from sere.reroute.types import COUNTERS
+from sere.reroute.stats import COUNTERS
 from sere.similarity.layer import check_tensor
 
 ID_DTYPES = (torch.int32, torch.int64)
 WEIGHT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
-def check_batch(
-    ids: Tensor,
-    weights: Tensor,
-    row_budget: Tensor | Sequence[int] | None,
-    num_tokens: Tensor | int | None,
-    counters: Tensor | None,
-) -> Tensor | None:
-    """Refuse arguments that no rule can route, by shape, dtype and device: no value of a tensor is read.
+def check_batch(batch: TokenBatch, counters: Tensor | None = None) -> None:
+    """Refuse a step that no rule can route, by shape, dtype and device: no value of a tensor is read.
 
     Args:
-        ids: ``[T, K]``, int32 or int64, fewer than 2³¹ of them; K at least 1.
-        weights: ``[T, K]``, floating point, on the same device.
-        row_budget: ``[T]``, integers, or None.
-        num_tokens: N, an integer in [0, T] or a tensor with one, or None.
+        batch: The step; fewer than 2³¹ slots, K at least 1. The router's scores are not looked at.
         counters: int64, one entry per name in ``COUNTERS``, or None.
-
-    Returns:
-        The budgets as a tensor, or None.
 
     Raises:
         InputError: Something is wrong; the text gives what was expected and what came.
     """
+    ids, weights, row_budgets, num_tokens, _ = batch
     check_tensor("topk_ids", ids)
     check_tensor("topk_weights", weights)
-    budget = as_budget(row_budget, ids.device)
     _check_slots(ids, weights)
-    if budget is not None:
-        _check_budget(budget, ids)
+    if row_budgets is not None:
+        _check_row_budgets(row_budgets, ids)
     if num_tokens is not None:
         _check_num_tokens(num_tokens, ids)
     if counters is not None:
         _check_counters(counters, ids)
-    return budget
 
 
-def as_budget(row_budget: Tensor | Sequence[int] | None, device: torch.device | None = None) -> Tensor | None:
+def as_row_budgets(
+    row_budgets: Tensor | Sequence[int] | None, device: torch.device | None = None
+) -> Tensor | None:
     """Return budgets as a tensor; one that is a tensor already, or None, as it is.
 
     Args:
-        row_budget: ``[T]``; a sequence may hold integers of any size.
+        row_budgets: ``[T]``; a sequence may hold integers of any size.
         device: Where the tensor is to be.
 
     Raises:
         InputError: It is no sequence of integers.
     """
-    if row_budget is None or isinstance(row_budget, Tensor):
-        return row_budget
+    if row_budgets is None or isinstance(row_budgets, Tensor):
+        return row_budgets
     try:
-        # Negative numbers all mean padding, and no row has MOST_INT slots.
-        budgets = [max(-1, min(MOST_INT, as_integer(budget))) for budget in row_budget]
-    except TypeError as error:
-        raise InputError(f"row_budget: expected one integer per row, got something else: {error}") from None
+        given = list(row_budgets)
+    except TypeError:
+        raise InputError(
+            f"row_budgets: expected one integer per row, got {row_budgets!r} ({type(row_budgets).__name__})"
+        ) from None
+    budgets = [_as_budget(budget) for budget in given]
     # By name: the default device may be another than the host.
     return torch.tensor(budgets, dtype=torch.int32, device=device or "cpu")
+
+
+def _as_budget(budget: object) -> int:
+    try:
+        # Negative numbers all mean padding, and no row has MOST_INT slots.
+        return max(-1, min(MOST_INT, as_integer(budget)))
+    except TypeError:
+        raise InputError(
+            f"row_budgets: expected one integer per row, got {budget!r} ({type(budget).__name__})"
+        ) from None
 
 
 def _check_slots(ids: Tensor, weights: Tensor) -> None:
@@ -112,11 +114,12 @@ def _check_counters(counters: Tensor, ids: Tensor) -> None:
         )
 
 
-def _check_budget(budget: Tensor, ids: Tensor) -> None:
-    if budget.shape != ids.shape[:1] or budget.dtype not in ID_DTYPES or budget.device != ids.device:
+def _check_row_budgets(budgets: Tensor, ids: Tensor) -> None:
+    check_tensor("row_budgets", budgets)
+    if budgets.shape != ids.shape[:1] or budgets.dtype not in ID_DTYPES or budgets.device != ids.device:
         raise InputError(
-            f"row_budget: expected {ids.shape[0]} integers (int32 or int64) on {ids.device}, one per row, "
-            f"got {budget.dtype} of shape {list(budget.shape)} on {budget.device}"
+            f"row_budgets: expected {ids.shape[0]} integers (int32 or int64) on {ids.device}, one per row, "
+            f"got {budgets.dtype} of shape {list(budgets.shape)} on {budgets.device}"
         )
 
 

@@ -10,7 +10,7 @@ from sere.reroute.types import Neighbors, Rules
 
 SCHEMA = (
     "reroute(Tensor topk_ids, Tensor topk_weights, Tensor order, Tensor count, Tensor position, "
-    "Tensor lists, Tensor keep, Tensor? scale, Tensor? row_budget, Tensor? num_tokens, "
+    "Tensor lists, Tensor keep, Tensor? scale, Tensor? row_budgets, Tensor? num_tokens, "
     "Tensor(a!)? counters, int select_top_k, int min_active, bool active_targets, int merge, "
     "int sentinel, str backend) -> (Tensor, Tensor)"
 )
@@ -24,7 +24,7 @@ def call(
     topk_weights: Tensor,
     neighbors: Neighbors,
     rules: Rules,
-    row_budget: Tensor | None,
+    row_budgets: Tensor | None,
     num_tokens: Tensor | int | None,
     counters: Tensor | None,
     backend: str,
@@ -35,7 +35,7 @@ def call(
     result: tuple[Tensor, Tensor] = torch.ops.sere.reroute(
         topk_ids, topk_weights,
         neighbors.order, neighbors.count, neighbors.position, neighbors.lists, neighbors.keep,
-        neighbors.scale, row_budget, num_tokens, counters,
+        neighbors.scale, row_budgets, num_tokens, counters,
         rules.select_top_k, rules.min_active, rules.active_targets, rules.merge, rules.sentinel, backend,
     )  # fmt: skip
     return result
@@ -51,7 +51,7 @@ def _reroute(
     lists: Tensor,
     keep: Tensor,
     scale: Tensor | None,
-    row_budget: Tensor | None,
+    row_budgets: Tensor | None,
     num_tokens: Tensor | None,
     counters: Tensor | None,
     select_top_k: int,
@@ -63,7 +63,9 @@ def _reroute(
 ) -> tuple[Tensor, Tensor]:
     neighbors = Neighbors(order, count, position, lists, scale, keep)
     rules = Rules(select_top_k, min_active, active_targets, merge, sentinel)
-    return implementation(backend)(topk_ids, topk_weights, neighbors, rules, row_budget, num_tokens, counters)
+    return implementation(backend)(
+        topk_ids, topk_weights, neighbors, rules, row_budgets, num_tokens, counters
+    )
 
 
 @torch.library.register_fake("sere::reroute", lib=_library)  # type: ignore[untyped-decorator]

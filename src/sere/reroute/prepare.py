@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -11,73 +10,102 @@ from torch import Tensor
 from sere.config import RerouteConfig
 from sere.errors import ConfigError, InputError
 from sere.reroute import operator
-from sere.reroute.backends.registry import Run, implementation, on_device, select
-from sere.reroute.batch import Routing
+from sere.reroute.backends.registry import implementation, on_device, select
+from sere.reroute.batch import Routing, TokenBatch
 from sere.reroute.checks import check_batch
 from sere.reroute.types import MERGE_MODES, Neighbors, Rules, prepare_neighbors
 from sere.similarity.layer import LayerSimilarity, check_scale
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Plan:
-    """Everything about one layer that does not change from step to step.
+class PreparedLayer:
+    """One layer and its settings on one device, ready for every step: made by ``prepare_layer``.
 
     Attributes:
-        neighbors: The layer's similarities, sorted and cut at ρ, on one device.
-        rules: The settings as plain numbers.
-        backend: The name of the implementation.
-        run: The implementation.
+        backend: The name of the implementation that runs.
+        device: Where the steps must be.
+        config: The settings that hold.
     """
 
-    neighbors: Neighbors
-    rules: Rules
-    backend: str
-    run: Run
+    __slots__ = ("_neighbors", "_rules", "_run", "backend", "config", "device")
 
-    def route(
-        self,
-        topk_ids: Tensor,
-        topk_weights: Tensor,
-        *,
-        row_budget: Tensor | Sequence[int] | None = None,
-        num_tokens: Tensor | int | None = None,
-        counters: Tensor | None = None,
-    ) -> Routing:
-        """Re-route one step; see ``sere.reroute`` for the arguments."""
-        budget = check_batch(topk_ids, topk_weights, row_budget, num_tokens, counters)
+    def __init__(self, neighbors: Neighbors, rules: Rules, config: RerouteConfig, backend: str) -> None:
+        self._neighbors, self._rules, self.config = neighbors, rules, config
+        self.backend, self.device = backend, neighbors.order.device
+        self._run = implementation(backend)
+
+    def route(self, batch: TokenBatch, counters: Tensor | None = None) -> Routing:
+        """Re-route one step.
+
+        Args:
+            batch: The step, on this layer's device; ``router_scores`` are not read.
+            counters: int64, one entry per name in ``COUNTERS``; incremented in place unless no expert is
+                primary. None counts nothing.
+
+        Returns:
+            New ids and weights; same shapes, dtypes and device.
+
+        Raises:
+            InputError: A shape, dtype, device or bound is wrong; the text gives what was expected and what
+                came.
+
+        Source: docs/method.md section 4.
+        """
+        check_batch(batch, counters)
         # A tensor's device always has its index, so this compares like with like.
-        if self.neighbors.order.device != topk_ids.device:
+        if self.device != batch.topk_ids.device:
             raise InputError(
-                f"expected ids on {self.neighbors.order.device}, where the plan was made, got "
-                f"{topk_ids.device}; make a plan for each device"
+                f"topk_ids: expected ids on {self.device}, where the layer was prepared, got "
+                f"{batch.topk_ids.device}; prepare the layer for each device"
             )
-        compiling = torch.compiler.is_compiling()
-        if compiling and self.backend != "torch":
-            ids, weights = operator.call(
-                topk_ids,
-                topk_weights,
-                self.neighbors,
-                self.rules,
-                budget,
-                num_tokens,
-                counters,
-                self.backend,
+        run = operator.call if torch.compiler.is_compiling() and self.backend != "torch" else None
+        arguments = (
+            batch.topk_ids, batch.topk_weights, self._neighbors, self._rules, batch.row_budgets,
+            batch.num_tokens, counters,
+        )  # fmt: skip
+        if run is None:
+            return Routing(*self._run(*arguments))
+        return Routing(*run(*arguments, self.backend))
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return every device tensor that ``route`` reads, by name: what must survive an engine's sleep."""
+        names = ("order", "count", "position", "lists", "keep", "scale")
+        named = {name: getattr(self._neighbors, name) for name in names}
+        return {name: tensor for name, tensor in named.items() if tensor is not None}
+
+    def update(self, other: PreparedLayer) -> None:
+        """Write another threshold and keep-list over this one's, in place, where compiled code reads them.
+
+        Args:
+            other: The same layer, prepared with settings that differ in ``threshold`` and ``keep`` only.
+
+        Raises:
+            ConfigError: Another backend, or a tensor of another shape, dtype or device.
+        """
+        mine, theirs = self.tensors(), other.tensors()
+        if self.backend != other.backend or mine.keys() != theirs.keys():
+            raise ConfigError(
+                "a prepared layer is updated from another backend's; prepare it for the same one"
             )
-        else:
-            ids, weights = self.run(
-                topk_ids, topk_weights, self.neighbors, self.rules, budget, num_tokens, counters
-            )
-        return Routing(ids, weights)
+        for name, tensor in theirs.items():
+            if (tensor.shape, tensor.dtype, tensor.device) != (
+                mine[name].shape, mine[name].dtype, mine[name].device,
+            ):  # fmt: skip
+                raise ConfigError(
+                    f"{name}: expected shape {list(mine[name].shape)}, got {list(tensor.shape)}"
+                )
+        for name, tensor in theirs.items():
+            mine[name].copy_(tensor)
+        self.config = other.config
 
 
-def make_plan(
+def prepare_layer(
     layer: LayerSimilarity,
     config: RerouteConfig,
     *,
     keep: Sequence[int] = (),
     scale: Tensor | None = None,
     device: torch.device | str = "cpu",
-) -> Plan:
+) -> PreparedLayer:
     """Prepare a layer: sort the neighbors, cut them at ρ, choose the backend.
 
     Args:
@@ -97,8 +125,9 @@ def make_plan(
         check_scale(scale, layer.num_experts)
     if config.sentinel is not None and 0 <= config.sentinel < layer.num_experts:
         raise ConfigError(
-            f"sentinel: expected the id of no expert, such as -1 or {layer.num_experts}, got {config.sentinel}, one of "
-            f"the layer's {layer.num_experts} experts, which would run for every freed slot"
+            f"sentinel: expected the id of no expert, such as -1 or {layer.num_experts}, got "
+            f"{config.sentinel}, one of the layer's {layer.num_experts} experts, which would run for every "
+            "freed slot"
         )
     device = torch.device(device)
     backend = select(config.backend, device.type, layer.num_experts)
@@ -111,4 +140,4 @@ def make_plan(
         sentinel=0 if config.sentinel is None else config.sentinel,
     )
     backend = on_device(backend, config.backend, neighbors.order.device)
-    return Plan(neighbors, rules, backend, implementation(backend))
+    return PreparedLayer(neighbors, rules, config, backend)

@@ -9,14 +9,14 @@ from torch import Tensor
 MASS_UNITS, MASS_BOUND, MOST_SLOTS = 2**24, 2**32, 2**31
 
 
-def real_rows(topk_ids: Tensor, row_budget: Tensor | None, num_tokens: Tensor | int | None) -> Tensor:
+def real_rows(topk_ids: Tensor, row_budgets: Tensor | None, num_tokens: Tensor | int | None) -> Tensor:
     """Return which rows are real, ``[T]`` bool, without host synchronization."""
     T = topk_ids.shape[0]
     real = torch.ones(T, dtype=torch.bool, device=topk_ids.device)
     if num_tokens is not None:
         real = real & (torch.arange(T, device=topk_ids.device) < num_tokens)
-    if row_budget is not None:
-        real = real & (row_budget >= 0)
+    if row_budgets is not None:
+        real = real & (row_budgets >= 0)
     return real
 
 

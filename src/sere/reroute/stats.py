@@ -1,11 +1,12 @@
-"""What the counters of one layer say, as means."""
+"""What a layer's counters add up, and what they say as means."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sere.reroute.types import COUNTERS
+# What each entry of a counters tensor adds up, over the calls in which an expert is primary.
+COUNTERS = ("steps", "rows", "distinct_before", "distinct_after", "slots", "slots_rerouted", "critical")
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +21,7 @@ class LayerStats:
         rows: Real rows, mean per run.
         distinct_before: Distinct experts that the router chose, mean per run.
         distinct_after: Distinct experts that ran, mean per run.
-        slots_moved: Share of the real rows' slots whose expert changed, 0 to 1.
+        slots_rerouted: Share of the real rows' slots whose expert changed, 0 to 1.
         critical: Experts that resembled no primary one and stayed, mean per run.
     """
 
@@ -30,7 +31,7 @@ class LayerStats:
     rows: float
     distinct_before: float
     distinct_after: float
-    slots_moved: float
+    slots_rerouted: float
     critical: float
 
 
@@ -49,8 +50,8 @@ def layer_stats(index: int, name: str, counters: Sequence[int]) -> LayerStats:
         name=name,
         steps=sums["steps"],
         rows=sums["rows"] / steps,
-        distinct_before=sums["before"] / steps,
-        distinct_after=sums["after"] / steps,
-        slots_moved=sums["moved"] / slots,
+        distinct_before=sums["distinct_before"] / steps,
+        distinct_after=sums["distinct_after"] / steps,
+        slots_rerouted=sums["slots_rerouted"] / slots,
         critical=sums["critical"] / steps,
     )

@@ -12,9 +12,6 @@ from torch import Tensor
 from sere.errors import InputError
 from sere.similarity.layer import LayerSimilarity
 
-# What each entry of a counters tensor adds up, over the calls in which an expert is primary.
-COUNTERS = ("steps", "rows", "before", "after", "slots", "moved", "critical")
-
 MERGE_MODES = ("none", "same", "distinct", "sentinel")
 
 # Sorts behind every similarity, which are at least 0 but for rounding.

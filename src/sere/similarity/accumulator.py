@@ -171,7 +171,8 @@ class Accumulator(ABC):
     def _check_outputs(self, outputs: Tensor) -> None:
         if outputs.ndim != 3 or outputs.shape[0] != self.num_experts or outputs.shape[2] == 0:
             raise InputError(
-                f"outputs: expected shape [E, t, H] with E = {self.num_experts} experts, got {list(outputs.shape)}"
+                f"outputs: expected shape [E, t, H] with E = {self.num_experts} experts, "
+                f"got {list(outputs.shape)}"
             )
         if not outputs.is_floating_point():
             raise InputError(f"outputs: expected a floating-point dtype, got {outputs.dtype}")

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -31,7 +30,6 @@ class LayerSimilarity:
 
     similarity: Tensor
     scale: Tensor | None = None
-    prepared: dict[Any, Any] = field(default_factory=dict, repr=False, init=False)
 
     def __post_init__(self) -> None:
         check_similarity(self.similarity)

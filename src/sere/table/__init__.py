@@ -1,10 +1,10 @@
 """The similarity table: one safetensors file, checked when it is read."""
 
 from sere.identity import ModelIdentity
-from sere.table.artifact import SimilarityTable, best_neighbors
+from sere.table.artifact import SimilarityTable
 from sere.table.compare import Comparison, LayerDifference, compare
-from sere.table.published import import_published
-from sere.table.unknown import off_diagonal, say_unknown
+from sere.table.layers import best_neighbors, describe_unknown, off_diagonal
+from sere.table.reference_table import import_reference_table
 from sere.table.verify import Check, verify_file, verify_table
 
 __all__ = [
@@ -15,9 +15,9 @@ __all__ = [
     "SimilarityTable",
     "best_neighbors",
     "compare",
-    "import_published",
+    "describe_unknown",
+    "import_reference_table",
     "off_diagonal",
-    "say_unknown",
     "verify_file",
     "verify_table",
 ]

@@ -1,28 +1,24 @@
-"""The similarity table: what calibration leaves behind and every integration takes."""
+"""The similarity table: what calibration returns and every integration takes."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from functools import cache, cached_property
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import torch
-from torch import Tensor
 
-from sere.errors import InputError, TableError, TableMismatch
-from sere.identity import ModelIdentity, span, summary
+from sere.errors import InputError, TableError, name_some
+from sere.identity import ModelIdentity, span
 from sere.similarity import LayerSimilarity
-
-if TYPE_CHECKING:
-    from sere.table.verify import Check
-
-logger = logging.getLogger("sere")
+from sere.table import storage
+from sere.table.fit import check_identity, check_slots
+from sere.table.layers import best_neighbors, check_layers, from_tensors, read_zeros_as_unknown, to_tensors
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,18 +26,18 @@ class SimilarityTable:
     """The similarities of all MoE layers of one model, and where they come from.
 
     Attributes:
-        layers: One `LayerSimilarity` by decoder-layer index; in layer order.
+        layers: One `LayerSimilarity` per decoder-layer index, in layer order.
         identity: The model that was calibrated.
         metric: The metric's name.
         metric_parameters: Its parameters, JSON-ready.
-        num_tokens: Calibration tokens; 0 for a metric without data, or where it is not known.
-        data_digest: Hex digest of the calibration tokens; empty where there were none.
+        calibration_tokens: Number of calibration tokens; 0 for a metric without data, or if not known.
+        data_digest: Hex digest of the calibration tokens; empty if there were none.
         seed: Seed of the choice of texts, or None.
         provenance: Versions, commit, machine, time, notes; JSON-ready. Not part of the fingerprint.
 
     Raises:
-        TableError: There is no layer, layers or their E differ from the identity, or a layer is an identity
-            matrix, which is a missing similarity in disguise.
+        TableError: There is no layer, layers or their numbers of experts differ from the identity, or a layer
+            is an identity matrix, which stands for missing similarities.
 
     Source: docs/method.md section 3.
     """
@@ -50,7 +46,7 @@ class SimilarityTable:
     identity: ModelIdentity
     metric: str
     metric_parameters: Mapping[str, Any] = field(default_factory=dict)
-    num_tokens: int = 0
+    calibration_tokens: int = 0
     data_digest: str = ""
     seed: int | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict)
@@ -68,27 +64,29 @@ class SimilarityTable:
 
     @property
     def num_experts(self) -> int:
-        """Number of experts of a layer: the largest, where layers differ."""
+        """Number of experts per layer: the largest, if layers differ."""
         return self.identity.num_experts
 
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 over similarities, identity, metric and data, as hex; the order of keys does not matter."""
-        digest = hashlib.sha256(json.dumps(describe(self), sort_keys=True).encode())
-        for name, tensor in sorted(tensors(self).items()):
+        digest = hashlib.sha256(json.dumps(self._description(), sort_keys=True).encode())
+        for name, tensor in sorted(to_tensors(self.layers).items()):
             digest.update(name.encode())
             digest.update(tensor.numpy().astype("<f4", copy=False).tobytes())
         return digest.hexdigest()
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write one safetensors file, atomically; see `sere.table.storage`.
+        """Write one safetensors file, atomically; `sere.table.storage` describes the format.
 
         Raises:
-            OutputError: It cannot be written there; the text says why.
+            OutputError: It cannot be written, or a file that is not a table is there; the text says which.
         """
-        from sere.table.storage import save
-
-        save(self, path)
+        entries = self._description()
+        entries |= {"provenance": dict(self.provenance), "fingerprint": self.fingerprint}
+        # A table that was read from a file of version 1 knows no more than such a file holds.
+        version = storage.FORMAT_VERSION if self.identity.recorded_digest is None else 1
+        storage.write(path, entries, to_tensors(self.layers), version=version)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
@@ -97,29 +95,24 @@ class SimilarityTable:
         Raises:
             TableError: It is missing, damaged, of an unknown version or makes no sense; the text says which.
         """
-        from sere.table.storage import load
-
-        return load(cls, path)
+        stored = storage.read(path)
+        try:
+            return cls._from_stored(stored)
+        except (InputError, TableError) as error:
+            raise TableError(f"{os.fspath(path)}: {error}") from error
 
     def check(self, identity: ModelIdentity) -> None:
         """Refuse to be used with another model than the one that was calibrated.
 
         Args:
-            identity: The model at hand, from `sere.structure.identify`. Its name and its K may differ: both
-                are worth a line in the log.
+            identity: The model at hand, from `sere.structure.identify`. Its name and its K may differ: each
+                is logged once.
 
         Raises:
-            TableMismatch: The architecture, the layers or a layer's E differ; the text names both sides and
-                each value that differs.
+            TableMismatch: The architecture, the layers or a layer's number of experts differ; the text names
+                both sides and the values that differ.
         """
-        if differences := self.identity.differences(identity):
-            raise TableMismatch(
-                f"the table was calibrated on {summary(self.identity)}, but the model is "
-                f"{summary(identity)}: {'; '.join(differences)}; calibrate this model (sere calibrate) or "
-                "give its own table"
-            )
-        if self.identity.name != identity.name:
-            _say_other_name(self.identity.name, identity.name)
+        check_identity(self.identity, identity)
         self.check_slots(identity.slots)
 
     def check_slots(self, slots: Mapping[int, int]) -> None:
@@ -128,17 +121,7 @@ class SimilarityTable:
         Args:
             slots: The model's K by decoder-layer index.
         """
-        mine = self.identity.slots
-        if self.identity.recorded_digest is not None:  # its file holds the largest K for every layer
-            mine, slots = {0: max(mine.values(), default=0)}, {0: max(slots.values(), default=0)}
-        if any(mine.get(index, K) != K for index, K in slots.items()):
-            _say_other_slots(self.identity.name, self.metric, span(mine.values()), span(slots.values()))
-
-    def verify(self, identity: ModelIdentity | None = None) -> tuple[Check, ...]:
-        """Return the checks that go beyond loading, each with its outcome; see `sere.table.verify`."""
-        from sere.table.verify import verify_table
-
-        return verify_table(self, identity)
+        check_slots(self.identity, self.metric, slots)
 
     def critical_experts(self, layer: int, threshold: float) -> tuple[int, ...]:
         """Return the experts that no other resembles, as far as is known: they are kept whatever the batch.
@@ -151,94 +134,43 @@ class SimilarityTable:
             InputError: The table has no such layer.
         """
         if layer not in self.layers:
-            raise InputError(f"layer: expected one of {list(self.layers)}, got {layer}")
+            raise InputError(f"layer: expected one of [{name_some(self.layers)}], got {layer}")
         best = best_neighbors(self.layers[layer].similarity)
         least = torch.tensor(threshold, dtype=torch.float32, device=best.device)
         return tuple((~(best >= least)).nonzero().flatten().tolist())
 
+    def _description(self) -> dict[str, Any]:
+        """Return everything that identifies the table except its tensors, JSON-ready, by a file's names."""
+        return {
+            "identity": self.identity.to_mapping(),
+            "metric": self.metric,
+            "metric_parameters": dict(self.metric_parameters),
+            # The name in files and fingerprints since version 1.
+            "num_tokens": self.calibration_tokens,
+            "data_digest": self.data_digest,
+            "seed": self.seed,
+        }
 
-def best_neighbors(similarity: Tensor) -> Tensor:
-    """Return each expert's similarity to the other expert that resembles it most; ``[E]``, float32.
-
-    NaN for an expert whose similarity to no other is known.
-    """
-    best = similarity.nan_to_num(nan=-1).fill_diagonal_(-1).max(dim=1).values
-    return best.masked_fill(best == -1, torch.nan)
-
-
-def tensors(table: SimilarityTable) -> dict[str, Tensor]:
-    """Return the table's tensors by the names they have in the file."""
-    named: dict[str, Tensor] = {}
-    for index, layer in table.layers.items():
-        named[f"layers.{index}.similarity"] = layer.similarity.cpu().contiguous()
-        if layer.scale is not None:
-            named[f"layers.{index}.scale"] = layer.scale.cpu().contiguous()
-    return named
-
-
-def describe(table: SimilarityTable) -> dict[str, Any]:
-    """Return all that identifies a table but its tensors, JSON-ready."""
-    return {
-        "identity": table.identity.to_mapping(),
-        "metric": table.metric,
-        "metric_parameters": dict(table.metric_parameters),
-        "num_tokens": table.num_tokens,
-        "data_digest": table.data_digest,
-        "seed": table.seed,
-    }
-
-
-@cache
-def _say_other_name(table_name: str, model_name: str) -> None:
-    """Log, once, that names differ: what is compared otherwise is the architecture."""
-    logger.warning(
-        "sere: the table was calibrated on %r, the model is %r, of the same architecture: right if the "
-        "weights are the same, renamed or quantized, and wrong for any others",
-        table_name,
-        model_name,
-    )
-
-
-@cache
-def _say_other_slots(name: str, metric: str, table_slots: str, model_slots: str) -> None:
-    """Log, once, that K differs, and what that means for the metric."""
-    meaning = (
-        f"it was measured on the tokens routed to each expert with K={table_slots}, so its similarities and "
-        f"scales describe those tokens; calibrate with K={model_slots} if that matters"
-        if metric == "projection"
-        else "similarities do not depend on K, so the table fits"
-    )
-    logger.warning(
-        "sere: the table of %r (%s) was calibrated with K=%s routed slots per token, this model has K=%s: %s",
-        name,
-        metric,
-        table_slots,
-        model_slots,
-        meaning,
-    )
-
-
-def check_layers(layers: Mapping[int, LayerSimilarity], identity: ModelIdentity) -> None:
-    """Refuse layers that do not belong to a model of this identity.
-
-    Raises:
-        TableError: Missing or extra layers, another E, or an identity matrix; the text names the layer.
-    """
-    if set(layers) != set(identity.layer_names) or not layers:
-        raise TableError(
-            f"similarities exist for layers {sorted(layers)}, but {summary(identity)} has its experts in "
-            f"layers {sorted(identity.layer_names)}; calibrate again"
-        )
-    for index, layer in layers.items():
-        E = identity.experts.get(index)
-        if layer.num_experts != E:
+    @classmethod
+    def _from_stored(cls, stored: storage.StoredTable) -> Self:
+        entries = dict(stored.entries)
+        fingerprint, identity = entries.pop("fingerprint"), entries.pop("identity")
+        entries["calibration_tokens"] = entries.pop("num_tokens")
+        layers = from_tensors(stored.tensors)
+        try:
+            table = cls(layers=layers, identity=ModelIdentity.from_mapping(identity), **entries)
+        except InputError:
+            raise
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise TableError(
-                f"layer {index}: expected E = {E} experts as in {summary(identity)}, got {layer.num_experts}; "
-                "calibrate again"
-            )
-        # Of two experts, each is the other's farthest. NaN, which is not known, is no 0.
-        if layer.num_experts > 2 and not bool(layer.similarity.clone().fill_diagonal_(0).any()):
+                f"the identity in its header makes no sense: {error!r}; calibrate again"
+            ) from error
+        if table.fingerprint != fingerprint:
             raise TableError(
-                f"layer {index}: expected similarities, got the identity matrix, which is none (it would "
-                "send every token to the lowest primary expert); calibrate again"
+                f"expected the fingerprint {fingerprint[:12]} of its header, got {table.fingerprint[:12]}: "
+                "the content was changed after it was written; calibrate again or copy it again"
             )
+        if stored.version > 1:
+            return table
+        known = {i: read_zeros_as_unknown(layer, table.metric) for i, layer in table.layers.items()}
+        return replace(table, layers=known)

@@ -10,7 +10,8 @@ import torch
 from sere.errors import TableMismatch
 from sere.identity import ModelIdentity, span, summary
 from sere.similarity import LayerSimilarity
-from sere.table.artifact import SimilarityTable, best_neighbors
+from sere.table.artifact import SimilarityTable
+from sere.table.layers import best_neighbors
 
 
 @dataclass(frozen=True)
@@ -133,6 +134,9 @@ def _warnings(a: SimilarityTable, b: SimilarityTable) -> list[str]:
             f"other {a.metric} parameters: {dict(a.metric_parameters)} and {dict(b.metric_parameters)}"
         )
     if a.data_digest != b.data_digest:
-        texts = [f"{table.num_tokens} tokens, digest {table.data_digest[:12] or 'none'}" for table in (a, b)]
+        texts = [
+            f"{table.calibration_tokens} tokens, digest {table.data_digest[:12] or 'none'}"
+            for table in (a, b)
+        ]
         found.append(f"other calibration data: {texts[0]} and {texts[1]}")
     return found

@@ -12,8 +12,8 @@ from torch import Tensor
 from sere.errors import MissingDependency
 from sere.files import atomic_path
 from sere.identity import span
-from sere.table.artifact import SimilarityTable, best_neighbors
-from sere.table.unknown import off_diagonal
+from sere.table.artifact import SimilarityTable
+from sere.table.layers import best_neighbors, off_diagonal
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -107,7 +107,7 @@ def _title(table: SimilarityTable) -> str:
     parameters = ", ".join(f"{name}={value}" for name, value in table.metric_parameters.items())
     metric = f"{table.metric} ({parameters})" if parameters else table.metric
     experts = span(table.identity.experts.values())
-    tokens = f", {table.num_tokens:,} calibration tokens" if table.num_tokens else ""
+    tokens = f", {table.calibration_tokens:,} calibration tokens" if table.calibration_tokens else ""
     return f"{table.identity.name}: similarity of {experts} experts, {metric}{tokens}"
 
 

@@ -15,7 +15,7 @@ from sere.identity import ModelIdentity, span
 from sere.similarity import METRICS
 from sere.similarity.layer import TOLERANCE
 from sere.table.artifact import SimilarityTable
-from sere.table.unknown import off_diagonal, say_unknown
+from sere.table.layers import describe_unknown, off_diagonal
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def verify_table(table: SimilarityTable, identity: ModelIdentity | None = None) 
         Check("metric", table.metric in METRICS, f"{table.metric}; known: {', '.join(METRICS)}"),
         _over_layers("symmetry", table, _asymmetric if _symmetric(table.metric) else None),
         _over_layers("spread", table, _without_spread),
-        Check("known", True, say_unknown(table.layers, table.metric) or "similarities of every expert"),
+        Check("known", True, describe_unknown(table.layers, table.metric) or "similarities of every expert"),
     ]
     if identity is not None:
         checks.append(_matches(table, identity))

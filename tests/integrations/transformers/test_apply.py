@@ -229,7 +229,7 @@ def test_settings_that_leave_no_substitute_are_warned_of(
     apply_module.warn_once.forget()
     with integration.apply(model, random_table(model), select_top_k=1, **settings) as handle:
         decode(model, prompts())
-        assert all(layer.slots_moved == 0 for layer in handle.stats())
+        assert all(layer.slots_rerouted == 0 for layer in handle.stats())
         assert handle.why_nothing_changed() is not None
     (line,) = [record.getMessage() for record in caplog.records]
     assert re.match(f"sere: Qwen3MoeForCausalLM: {text}", line)
@@ -299,13 +299,13 @@ def test_another_default_device_changes_nothing(model: PreTrainedModel, tmp_path
         torch.set_default_device(device)
         try:
             with integration.apply(model, path, select_top_k=1, min_active=3, threshold=0.1) as handle:
-                handle.row_budget = [1, 1, -1, 4, 1, 1]
+                handle.row_budgets = [1, 1, -1, 4, 1, 1]
                 handle.quiet = True
                 with torch.no_grad():
                     rows.append(model(**inputs | cache_argument(model, copy.deepcopy(cache))).logits)
                 assert handle.stats()[0].rows == 5
             routing = reroute(torch.tensor([[0, 1]], device="cpu"), torch.tensor([[0.7, 0.3]], device="cpu"),
-                              table.layers[0], select_top_k=1, row_budget=[1])  # fmt: skip
+                              table.layers[0], select_top_k=1, row_budgets=[1])  # fmt: skip
             assert routing.ids.tolist() == [[0, 0]]
             assert table.critical_experts(0, 2.0) == tuple(range(16))
         finally:
@@ -325,7 +325,7 @@ def test_a_floor_of_all_experts_is_warned_of(
     with integration.apply(model, table, select_top_k=1, min_active=E) as handle:
         handle.quiet = True
         model.generate(torch.arange(1, 9).reshape(4, 2), max_new_tokens=4, do_sample=False)
-    assert all(layer.slots_moved == 0 for layer in handle.stats())
+    assert all(layer.slots_rerouted == 0 for layer in handle.stats())
     (line,) = [record.getMessage() for record in caplog.records]
     assert f"min_active={E}: nothing will be re-routed, because with {E} experts per layer" in line
 
@@ -385,7 +385,7 @@ def test_statistics_are_per_step_and_per_layer(model: PreTrainedModel) -> None:
         stats = handle.stats()
     assert [s.name for s in stats] == ["model.layers.0.mlp.experts", "model.layers.1.mlp.experts"]
     for s in stats:
-        assert s.slots_moved == 0
+        assert s.slots_rerouted == 0
         assert s.distinct_after == s.distinct_before
         assert 0 < s.critical < s.distinct_before
 

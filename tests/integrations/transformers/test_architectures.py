@@ -32,7 +32,7 @@ def test_s_equal_to_k_changes_nothing_and_s_of_one_saves_experts(name: str) -> N
     assert all(s.steps == 5 and s.rows == 6 for s in identity), (
         "five decode steps of six rows follow the prefill"
     )
-    assert all(s.distinct_after == s.distinct_before and s.slots_moved == 0 for s in identity)
+    assert all(s.distinct_after == s.distinct_before and s.slots_rerouted == 0 for s in identity)
 
     with integration.apply(model, table, select_top_k=1) as handle:
         _, fewer_logits = decode(model, tokens)
@@ -41,7 +41,7 @@ def test_s_equal_to_k_changes_nothing_and_s_of_one_saves_experts(name: str) -> N
     assert not torch.equal(fewer_logits[1:], logits[1:])
     assert [s.index for s in fewer] == [layer.index for layer in find_experts(model)]
     assert all(1 <= s.distinct_after <= 6 and s.distinct_after < s.distinct_before for s in fewer)
-    assert all(0 < s.slots_moved < 1 for s in fewer)
+    assert all(0 < s.slots_rerouted < 1 for s in fewer)
 
     assert hook_count(model) == hooks
     again, again_logits = decode(model, tokens)

@@ -69,8 +69,8 @@ def test_a_protected_text_keeps_its_experts(model: PreTrainedModel) -> None:
     options = {"prompt_lookup_num_tokens": 3, "max_matching_ngram_size": 1}
     plain = generate(model, **options)
     with integration.apply(model, random_table(model), select_top_k=1) as handle:
-        handle.row_budget = [4]
+        handle.row_budgets = [4]
         assert torch.equal(generate(model, **options), plain)
-        assert handle.stats()[0].slots_moved == 0
-        handle.row_budget = None
+        assert handle.stats()[0].slots_rerouted == 0
+        handle.row_budgets = None
         assert not torch.equal(generate(model, **options), plain)

@@ -151,10 +151,10 @@ def test_a_model_that_computes_nan_is_named(model: PreTrainedModel) -> None:
 def test_rows_that_all_count_as_padding_are_named(model: PreTrainedModel) -> None:
     """Steps in which no row votes are not taken for compiled ones."""
     handle = integration.apply(model, random_table(model), select_top_k=1)
-    handle.row_budget = [-1] * 6
+    handle.row_budgets = [-1] * 6
     decode(model, prompts())
     assert "in 5 steps every row counted as padding" in str(handle.why_nothing_changed())
-    handle.row_budget = [4] * 6
+    handle.row_budgets = [4] * 6
     handle.reset_stats()
     decode(model, prompts())
     assert "smaller row budgets" in str(handle.why_nothing_changed())

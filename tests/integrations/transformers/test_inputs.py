@@ -135,8 +135,8 @@ def test_budgets_of_the_wrong_length_are_refused_in_generate() -> None:
     model: PreTrainedModel = tiny_model("qwen3_moe")
     with integration.apply(model, random_table(model), select_top_k=1) as handle:
         handle.quiet = True
-        handle.row_budget = [1, 1]
-        with pytest.raises(InputError, match="row_budget: expected one integer per row, 6 for this step, got 2"):
+        handle.row_budgets = [1, 1]
+        with pytest.raises(InputError, match="row_budgets: expected one integer per row, 6 for this step, got 2"):
             decode(model, prompts())
 
 

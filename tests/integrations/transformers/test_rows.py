@@ -196,10 +196,10 @@ def test_a_protected_row_keeps_its_experts(model: PreTrainedModel) -> None:
     step(model, feed, prefilled(model, tokens))
     plain_ids, plain_weights = calls[1]
     with integration.apply(model, table, select_top_k=1) as handle:
-        handle.row_budget = [1, 4, 1, 1]
-        assert handle.row_budget is not None
+        handle.row_budgets = [1, 4, 1, 1]
+        assert handle.row_budgets is not None
         step(model, feed, prefilled(model, tokens))
-        handle.row_budget = None
+        handle.row_budgets = None
         step(model, feed, prefilled(model, tokens))
     (ids, weights), (free_ids, _) = calls[3], calls[5]
     assert torch.equal(ids[1], plain_ids[1])
@@ -211,7 +211,7 @@ def test_a_protected_row_keeps_its_experts(model: PreTrainedModel) -> None:
 def test_a_negative_budget_marks_a_row_as_finished(model: PreTrainedModel) -> None:
     """Decoding loops of one's own can say which rows have ended."""
     handle = integration.apply(model, random_table(model), select_top_k=4)
-    handle.row_budget = torch.tensor([4, -1, 4])
+    handle.row_budgets = torch.tensor([4, -1, 4])
     step(model, torch.tensor([[8], [9], [10]]), prefilled(model, prompts(3)))
     assert handle.stats()[0].rows == 2
 
@@ -219,12 +219,12 @@ def test_a_negative_budget_marks_a_row_as_finished(model: PreTrainedModel) -> No
 def test_budgets_of_the_wrong_length_are_refused(model: PreTrainedModel) -> None:
     """The text names the rows of the step and the number of budgets; the model works again afterward."""
     handle = integration.apply(model, random_table(model), select_top_k=1)
-    handle.row_budget = [4, 4]
+    handle.row_budgets = [4, 4]
     cache = prefilled(model, prompts(3))
     feed = torch.tensor([[8], [9], [10]])
-    with pytest.raises(InputError, match="row_budget: expected one integer per row, 3 for this step, got 2; set"):
+    with pytest.raises(InputError, match=r"row_budgets: expected one integer per row, 3 for this step, got 2; set"):
         step(model, feed, cache)
-    handle.row_budget = None
+    handle.row_budgets = None
     step(model, feed, cache)
     assert handle.stats()[0].steps == 1
 
@@ -232,9 +232,9 @@ def test_budgets_of_the_wrong_length_are_refused(model: PreTrainedModel) -> None
 @pytest.mark.parametrize(
     ("budget", "text"),
     [
-        ([0.5, 1.0], "expected one integer per row, got something else: 'float' object"),
-        ([[1, 2]], "expected one integer per row, got something else: 'list' object"),
-        ([True, 2], "expected one integer per row, got something else: True is no integer"),
+        ([0.5, 1.0], r"expected one integer per row, got 0.5 \(float\)"),
+        ([[1, 2]], r"expected one integer per row, got \[1, 2\] \(list\)"),
+        ([True, 2], r"expected one integer per row, got True \(bool\)"),
         (torch.tensor(3), "expected one integer per row of the batch, got torch.int64 of shape"),
         (torch.ones(3), "expected one integer per row of the batch, got torch.float32 of shape"),
     ],
@@ -245,11 +245,11 @@ def test_budgets_that_are_no_row_of_integers_are_refused(
 ) -> None:
     """Wrong dtypes and shapes are found when they are set; the budgets that held before still hold."""
     handle = integration.apply(model, random_table(model), select_top_k=1)
-    handle.row_budget = [4, 2**40]
-    with pytest.raises(InputError, match=f"row_budget: {text}"):
-        handle.row_budget = budget
-    assert handle.row_budget is not None
-    assert handle.row_budget.tolist() == [4, 2**31 - 1]
+    handle.row_budgets = [4, 2**40]
+    with pytest.raises(InputError, match=f"row_budgets: {text}"):
+        handle.row_budgets = budget
+    assert handle.row_budgets is not None
+    assert handle.row_budgets.tolist() == [4, 2**31 - 1]
 
 
 def test_all_phases_re_route_prefill_without_its_padding(model: PreTrainedModel) -> None:
@@ -260,7 +260,7 @@ def test_all_phases_re_route_prefill_without_its_padding(model: PreTrainedModel)
     with torch.no_grad():
         model(tokens, attention_mask=mask)
     with integration.apply(model, random_table(model), select_top_k=1, phases="all") as handle:
-        handle.row_budget = [1, 4, 1, 1, 1, 1]
+        handle.row_budgets = [1, 4, 1, 1, 1, 1]
         with torch.no_grad():
             model(tokens, attention_mask=mask)
         stats = handle.stats()[0]

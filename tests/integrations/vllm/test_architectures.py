@@ -32,6 +32,6 @@ def test_tokens_and_experts(name: str, tmp_path: Path) -> None:
     for before, after in zip(at_K.layers, at_1.layers, strict=True):
         assert before.steps > 0
         assert before.distinct_after == before.distinct_before
-        assert before.slots_moved == 0
+        assert before.slots_rerouted == 0
         assert after.distinct_after < after.distinct_before
-        assert after.slots_moved > 0
+        assert after.slots_rerouted > 0

@@ -37,7 +37,7 @@ def test_compiled_engine(tmp_path: Path) -> None:
         assert generate(llm, prompts()) == expected
         before = read_stats(llm, reset=True).layers[0]
         assert before.steps > 0
-        assert before.slots_moved == 0
+        assert before.slots_rerouted == 0
 
         configure(llm, select_top_k=1)
         changed = generate(llm, prompts())
@@ -47,7 +47,7 @@ def test_compiled_engine(tmp_path: Path) -> None:
 
         configure(llm, threshold=1.0)
         assert generate(llm, prompts()) == expected
-        assert read_stats(llm, reset=True).layers[0].slots_moved == 0
+        assert read_stats(llm, reset=True).layers[0].slots_rerouted == 0
 
         configure(llm, threshold=0.0)
         assert generate(llm, prompts()) == changed
@@ -81,7 +81,7 @@ def test_another_table_under_the_same_name(tmp_path: Path) -> None:
     settings = {"select_top_k": 1, "threshold": 0.5}
     with engine(path, settings, enforce_eager=False) as llm:
         generate(llm, prompts())
-        assert read_stats(llm).layers[0].slots_moved > 0
+        assert read_stats(llm).layers[0].slots_rerouted > 0
 
     table = SimilarityTable.load(table_of(path))
     unlike = {
@@ -91,5 +91,5 @@ def test_another_table_under_the_same_name(tmp_path: Path) -> None:
     dataclasses.replace(table, layers=unlike).save(table_of(path))
     with engine(path, settings, enforce_eager=False) as llm:
         generate(llm, prompts())
-        assert read_stats(llm).layers[0].slots_moved == 0
+        assert read_stats(llm).layers[0].slots_rerouted == 0
         assert read_stats(llm).layers[0].critical > 0

@@ -46,5 +46,5 @@ def test_tiny_shape_on_a_cpu(tmp_path: Path) -> None:
     assert one["experts_after"] < two["experts_after"] < one["experts_before"]
     for same in (off, four):
         assert same["experts_after"] == same["experts_before"] > two["experts_after"]
-        assert same["slots_moved"] == 0
+        assert same["slots_rerouted"] == 0
     assert "the numbers mean nothing" in done.stdout

@@ -76,7 +76,7 @@ def test_adapters_in_a_batch(tmp_path: Path) -> None:
         expected = adapted(llm)
         full = read_stats(llm, reset=True)
         assert full.layers[0].steps > 0
-        assert full.layers[0].slots_moved == 0
+        assert full.layers[0].slots_rerouted == 0
         plain = generate(llm, prompts())
         assert [a == b for a, b in zip(expected, plain, strict=True)] == [False, True] * 4
         configure(llm, enabled=False)

@@ -136,7 +136,7 @@ def test_untouched(tmp_path: Path) -> None:
         with untouched(llm):
             assert generate(llm, prompts()) != expected
         assert generate(llm, prompts()) == expected
-        assert session_of(llm).layers[0].plan is not None
+        assert session_of(llm).layers[0].prepared is not None
 
 
 def test_evaluate(tmp_path: Path) -> None:
@@ -190,7 +190,7 @@ def test_controls_take_the_place_of_the_engines_own_routing(tmp_path: Path) -> N
         with routed(llm, random, seed=3):
             drawn = generate(llm, prompts())
             read = read_stats(llm, reset=True)
-            assert all(layer.slots_moved > 0 for layer in read.layers)
+            assert all(layer.slots_rerouted > 0 for layer in read.layers)
         with routed(llm, random, seed=3):
             assert generate(llm, prompts()) == drawn
         with routed(llm, reduced):

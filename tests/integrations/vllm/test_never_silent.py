@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from sere.bench.target import random_table
 from sere.bundled import model_path
-from sere.table import artifact
+from sere.table import fit
 from tests.support.vllm.models import save_model, table_of
 
 pytest.importorskip("vllm", reason="needs vLLM: make test-vllm")
@@ -49,7 +49,7 @@ def told(caplog: pytest.LogCaptureFixture) -> Iterator[Callable[[], list[str]]]:
 
 def test_each_reason(tmp_path: Path, told: Callable[[], list[str]]) -> None:
     """An engine with another K than the table's gets a line; each use that moves nothing is named."""
-    artifact._say_other_slots.cache_clear()  # said once a process, perhaps in another test
+    fit._warn_other_slots.cache_clear()  # said once a process, perhaps in another test
     path = save_model(tmp_path)
     with engine(path, {"select_top_k": 1}, hf_overrides={"num_experts_per_tok": 2}) as llm:
         assert [layer.top_k for layer in session_of(llm).layers.values()] == [2, 2]

@@ -248,7 +248,7 @@ def test_layers_of_different_shapes(caplog: pytest.LogCaptureFixture) -> None:
     decode(engine, 3)
     found = engine_stats.merged([engine_stats.answer(session)])
     assert found.nothing_changed is None
-    assert all(layer.slots_moved > 0 for layer in found.layers)
+    assert all(layer.slots_rerouted > 0 for layer in found.layers)
     assert not caplog.messages
     change.change(session, {"select_top_k": 2})
     assert "select_top_k=2: nothing will be re-routed in layer 1 but rows" in caplog.messages[0]

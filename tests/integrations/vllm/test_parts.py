@@ -22,8 +22,7 @@ from sere.integrations.vllm.worker.request_book import RequestBook
 from sere.integrations.vllm.worker.row_budgets import RowSignal
 from sere.integrations.vllm.worker.step_counts import StepCounts
 from sere.integrations.vllm.worker.steps import Steps
-from sere.reroute import make_plan, reroute
-from sere.reroute.types import Neighbors
+from sere.reroute import prepare_layer, reroute
 from sere.similarity.layer import LayerSimilarity
 from tests.support.vllm.standins import engine_config, new, step
 
@@ -141,7 +140,7 @@ def test_padding_everywhere_changes_nothing() -> None:
     signal = RowSignal(6, torch.device("cpu"), may_skip=False)
     ids, weights = torch.randint(0, 8, (6, 2)), torch.rand(6, 2)
     result = reroute(
-        ids, weights, torch.rand(8, 8).fill_diagonal_(1.0), select_top_k=1, row_budget=signal.at(6)
+        ids, weights, torch.rand(8, 8).fill_diagonal_(1.0), select_top_k=1, row_budgets=signal.at(6)
     )
     assert torch.equal(result.ids, ids)
     assert torch.equal(result.weights, weights)
@@ -259,14 +258,13 @@ def test_new_settings_reach_every_tensor_of_a_layer() -> None:
         RerouteConfig(select_top_k=1, threshold=0.2),
         RerouteConfig(select_top_k=1, threshold=0.7, keep={0: (3,)}),
     )
-    plan = make_plan(layer, before)
-    expected = make_plan(layer, after, keep=(3,)).neighbors
+    prepared = prepare_layer(layer, before)
+    expected = prepare_layer(layer, after, keep=(3,)).tensors()
     session: Any = SimpleNamespace(
-        table=SimpleNamespace(layers={0: layer}), layers={0: SimpleNamespace(index=0, plan=plan)}
+        table=SimpleNamespace(layers={0: layer}), layers={0: SimpleNamespace(index=0, prepared=prepared)}
     )
-    addresses = [plan.neighbors.lists.data_ptr(), plan.neighbors.position.data_ptr()]
-    change._write_neighbors(session, after)
-    for name in ("order", "count", "position", "lists", "keep"):
-        assert torch.equal(getattr(plan.neighbors, name), getattr(expected, name)), name
-    assert set(Neighbors.__slots__) == {"order", "count", "position", "lists", "keep", "scale"}
-    assert [plan.neighbors.lists.data_ptr(), plan.neighbors.position.data_ptr()] == addresses
+    addresses = {name: tensor.data_ptr() for name, tensor in prepared.tensors().items()}
+    change._update_layers(session, after)
+    for name, tensor in prepared.tensors().items():
+        assert torch.equal(tensor, expected[name]), name
+    assert {name: tensor.data_ptr() for name, tensor in prepared.tensors().items()} == addresses

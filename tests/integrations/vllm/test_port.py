@@ -113,7 +113,7 @@ def test_metrics_are_sums() -> None:
     text = scraped(stages)
     for name, value in (
         ("steps", 4), ("rows", 8), ("distinct_before", 40), ("distinct_after", 20), ("slots", 32),
-        ("slots_moved", 12), ("critical", 6),
+        ("slots_rerouted", 12), ("critical", 6),
     ):  # fmt: skip
         assert f"# TYPE sere_layer_{name}_total counter" in text
         for layer in (0, 1):

@@ -172,8 +172,8 @@ def test_settings_change_while_requests_run(llm: Any) -> None:
         llm_engine.step()
     after = [stats.layers[0].distinct_after for stats in counts]
     assert after[0] < after[1]
-    assert counts[2].layers[0].slots_moved == 0
-    assert counts[3].layers[0].slots_moved > 0
+    assert counts[2].layers[0].slots_rerouted == 0
+    assert counts[3].layers[0].slots_rerouted > 0
     assert counts[4].steps_rerouted == 0
     assert counts[4].steps_passed == 4
 

@@ -22,12 +22,12 @@ def run(
     topk_weights: Tensor,
     neighbors: Neighbors,
     rules: Rules,
-    row_budget: Tensor | None,
+    row_budgets: Tensor | None,
     num_tokens: Tensor | int | None,
     counters: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """Do what ``sere.reroute.backends.cuda.run`` does, all but the launch itself."""
-    arguments = (topk_ids, topk_weights, neighbors, rules, row_budget, num_tokens, counters)
+    arguments = (topk_ids, topk_weights, neighbors, rules, row_budgets, num_tokens, counters)
     if topk_ids.device.type == "cuda":
         return device.run(*arguments)
     real_launch = device.launch

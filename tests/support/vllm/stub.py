@@ -49,7 +49,7 @@ class Stub(ThreadingHTTPServer):
             "rows": 8.0,
             "distinct_before": 6.0,
             "distinct_after": 3.0,
-            "slots_moved": 0.5,
+            "slots_rerouted": 0.5,
         }
         reason = self.reason if self.enabled else None
         layers = [layer | {"critical": 1.0}, layer | {"critical": 1.0, "steps": 0}]

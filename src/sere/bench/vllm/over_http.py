@@ -245,7 +245,7 @@ def _experts(blocks: Sequence[Block]) -> dict[str, float] | None:
         return None
     steps = [layer["steps"] for layer in layers]
     names = {
-        "rows": "rows", "before": "distinct_before", "after": "distinct_after", "moved": "slots_moved",
+        "rows": "rows", "before": "distinct_before", "after": "distinct_after", "moved": "slots_rerouted",
         "critical": "critical",
     }  # fmt: skip
     return {short: fmean([layer[name] for layer in layers], steps) for short, name in names.items()}

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sere.calibrate.collect import LayerCollector
-from sere.calibrate.config import Settings
+from sere.calibrate.config import CalibrationConfig
 from sere.calibrate.in_memory import Results, collecting
 from sere.calibrate.layerwise.hidden_states import MemoryStates, States
 from sere.calibrate.layerwise.runner import LayerRunner
@@ -25,7 +25,12 @@ from sere.structure import ExpertsLayer
 
 
 def collect_layerwise(
-    skeleton: Skeleton, tokens: Tokens | None, settings: Settings, work: WorkFolder, *, states_in_memory: bool
+    skeleton: Skeleton,
+    tokens: Tokens | None,
+    settings: CalibrationConfig,
+    work: WorkFolder,
+    *,
+    states_in_memory: bool,
 ) -> Results:
     """Compute every layer's similarities with one decoder layer's weights in memory at a time.
 
@@ -62,7 +67,12 @@ class _Pass:
     """One walk through the decoder layers, from the first unfinished one to the last with experts."""
 
     def __init__(
-        self, skeleton: Skeleton, tokens: Tokens | None, settings: Settings, work: WorkFolder, in_memory: bool
+        self,
+        skeleton: Skeleton,
+        tokens: Tokens | None,
+        settings: CalibrationConfig,
+        work: WorkFolder,
+        in_memory: bool,
     ) -> None:
         self._skeleton = skeleton
         self._tokens = tokens

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -10,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from sere.calibrate.layerwise.checkpoint import Checkpoint
+from sere.calibrate.layerwise.tensor_reader import TensorReader
 from sere.checkpoints import check_weights, empty_model, load_config, say_unused
 from sere.checkpoints.classes import choose_class
 from sere.checkpoints.transfer import conversions_of, load_into
@@ -26,7 +27,7 @@ class Skeleton:
 
     Attributes:
         model: The model, in evaluation mode. Buffers that no checkpoint holds (rotary frequencies) are real.
-        checkpoint: Its files.
+        reader: Reads the tensors of its files.
         device: Where parts get their weights.
         experts: Its experts modules.
         stack: Name of the list of decoder layers, e.g. ``model.layers``.
@@ -40,15 +41,15 @@ class Skeleton:
 
     def __init__(
         self,
-        checkpoint: Checkpoint,
+        path: str | os.PathLike[str],
         *,
         dtype: torch.dtype | None = None,
         device: str = "cpu",
         trust_remote_code: bool = False,
     ) -> None:
-        self.checkpoint = checkpoint
+        self.reader = TensorReader(path)
         self.device = torch.device(device)
-        self.model = _empty_model(checkpoint, dtype, self.device, trust_remote_code)
+        self.model = _empty_model(self.reader, dtype, self.device, trust_remote_code)
         self.experts = find_experts(self.model)
         self.stack = stack_of(self.model, self.experts)
         layers = self.model.get_submodule(self.stack)
@@ -76,7 +77,7 @@ class Skeleton:
             absent = [name for name, value in _saved(layer) if value.is_meta]
             if absent:
                 raise InputError(
-                    f"{self.checkpoint.path}: no weights for {prefix}.{absent[0]} ({len(absent)} in this "
+                    f"{self.reader.path}: no weights for {prefix}.{absent[0]} ({len(absent)} in this "
                     "layer); expected a complete checkpoint of this architecture"
                 )
             yield layer
@@ -94,12 +95,12 @@ class Skeleton:
                 _empty(other, other_last)
 
     def _read(self, names: Iterable[str]) -> None:
-        with self.checkpoint as files:
+        with self.reader as files:
             state = {name: files.lazy(name) for name in names}
             report = load_into(self.model, state, self.device, self._conversions)
         wrong = [*report.mismatched_keys, *report.conversion_errors.items(), *report.error_msgs]
         if wrong:
-            raise InputError(f"{self.checkpoint.path}: weights do not fit the config: {wrong[0]}")
+            raise InputError(f"{self.reader.path}: weights do not fit the config: {wrong[0]}")
 
     def _sort_names(self) -> None:
         """Sort the names of the checkpoint's tensors by decoder layer; None for those beside the layers."""
@@ -115,7 +116,7 @@ class Skeleton:
         state, prefix = self.model.state_dict(), self.model.base_model_prefix
         sources: dict[str, str] = {}
         # In the loader's order: some renamings apply only once another has been seen.
-        for name in sorted(self.checkpoint.files, key=dot_natural_key):
+        for name in sorted(self.reader.files, key=dot_natural_key):
             target, _ = rename_source_key(name, renamings, converters, prefix, state)
             if target not in state and name in state:
                 target = name
@@ -161,20 +162,18 @@ def _outer_list(model: nn.Module, name: str) -> str | None:
     return None
 
 
-def _empty_model(
-    checkpoint: Checkpoint, dtype: torch.dtype | None, device: torch.device, trusted: bool
-) -> Any:
-    config = load_config(checkpoint.path, trust_remote_code=trusted)
+def _empty_model(reader: TensorReader, dtype: torch.dtype | None, device: torch.device, trusted: bool) -> Any:
+    config = load_config(reader.path, trust_remote_code=trusted)
     if getattr(config, "quantization_config", None) is not None:
         raise UnsupportedModel(
-            f"{checkpoint.path}: quantized weights cannot be read layer by layer; calibrate the checkpoint "
+            f"{reader.path}: quantized weights cannot be read layer by layer; calibrate the checkpoint "
             "from before quantization (its table fits this model too)"
         )
     if dtype is None and choose_class(config)[1].dtype is None:
-        dtype = checkpoint.first_dtype()
+        dtype = reader.first_dtype()
     # Found out now, not in the layer whose weights are missing.
-    say_unused(checkpoint.path, check_weights(checkpoint.path, trust_remote_code=trusted) or ())
-    model = empty_model(checkpoint.path, dtype=dtype, trust_remote_code=trusted)
+    say_unused(reader.path, check_weights(reader.path, trust_remote_code=trusted) or ())
+    model = empty_model(reader.path, dtype=dtype, trust_remote_code=trusted)
     _make_buffers(model, device)
     return model
 

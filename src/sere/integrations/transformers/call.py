@@ -43,7 +43,7 @@ class CurrentCall:
         self.pad_token_id = pad_token_id
         self.default_budget = default_budget
         self.enabled = True
-        self.row_budget: Tensor | None = None
+        self.row_budgets: Tensor | None = None
         self.inputs: CallInputs | None = None
         self._thread: dict[str, int] = {}
         self.active = False
@@ -65,7 +65,7 @@ class CurrentCall:
 
         Raises:
             ConcurrentCalls: A call in another thread is under way.
-            InputError: ``row_budget`` has another length than the batch, or the call cannot be re-routed
+            InputError: ``row_budgets`` has another length than the batch, or the call cannot be re-routed
                 because it is traced or computed again in the backward pass.
         """
         self._claim()
@@ -198,12 +198,12 @@ class CurrentCall:
 
     def _given_budgets(self, B: int, device: torch.device | None) -> Tensor | None:
         """The caller's budgets, moved to the device of the other inputs once."""
-        given = self.row_budget
+        given = self.row_budgets
         if given is None:
             return None
         check_length(given, B)
         if device is not None and given.device != device:
-            self.row_budget = given = given.to(device, non_blocking=True)
+            self.row_budgets = given = given.to(device, non_blocking=True)
         return given
 
 

@@ -14,7 +14,7 @@ from sere.integrations.activity import Activity
 from sere.integrations.transformers.call import CurrentCall
 from sere.integrations.transformers.guard import Guard
 from sere.policies.base import Policy
-from sere.reroute.checks import ID_DTYPES, as_budget
+from sere.reroute.checks import ID_DTYPES, as_row_budgets
 from sere.reroute.stats import LayerStats, layer_stats
 
 
@@ -126,7 +126,7 @@ class Handle:
         self._call.enabled = bool(value)
 
     @property
-    def row_budget(self) -> Tensor | None:
+    def row_budgets(self) -> Tensor | None:
         """Budgets of the rows of the batch, ``[B]``, from the next step on; None for the policy's own.
 
         A budget of K or more protects its row: it keeps its experts, which others may use. A negative
@@ -137,17 +137,17 @@ class Handle:
             InputError: On setting what is not one dimension of integers. A length that is not the
                 batch's is found at the next step.
         """
-        return self._call.row_budget
+        return self._call.row_budgets
 
-    @row_budget.setter
-    def row_budget(self, budget: Sequence[int] | Tensor | None) -> None:
-        values = as_budget(budget)
+    @row_budgets.setter
+    def row_budgets(self, budget: Sequence[int] | Tensor | None) -> None:
+        values = as_row_budgets(budget)
         if values is not None and (values.ndim != 1 or values.dtype not in ID_DTYPES):
             raise InputError(
-                "row_budget: expected one integer per row of the batch, "
+                "row_budgets: expected one integer per row of the batch, "
                 f"got {values.dtype} of shape {list(values.shape)}"
             )
-        self._call.row_budget = values
+        self._call.row_budgets = values
         self._guard.own_budgets |= values is not None
 
     def stats(self) -> list[LayerStats]:

@@ -18,8 +18,7 @@ from sere.integrations.transformers.call import CurrentCall
 from sere.integrations.transformers.inputs import forward_names, named
 from sere.integrations.transformers.routers import find_router, scores_in
 from sere.policies.base import LayerShape, Policy
-from sere.reroute import Routing
-from sere.reroute.batch import TokenBatch
+from sere.reroute import Routing, TokenBatch
 from sere.structure import ExpertsLayer
 
 logger = logging.getLogger("sere")

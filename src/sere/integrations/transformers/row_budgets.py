@@ -65,8 +65,8 @@ def check_length(given: Tensor, B: int) -> None:
     """
     if given.shape[0] != B:
         raise InputError(
-            f"row_budget: expected one integer per row, {B} for this step, got {given.shape[0]}; "
-            "set handle.row_budget to as many integers as rows, or to None"
+            f"row_budgets: expected one integer per row, {B} for this step, got {given.shape[0]}; "
+            "set handle.row_budgets to as many integers as rows, or to None"
         )
 
 

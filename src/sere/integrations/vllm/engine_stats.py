@@ -33,7 +33,7 @@ class EngineStats:
         enabled: Whether steps are re-routed at present.
         settings: The settings that hold, JSON-ready.
         steps_rerouted: Steps with at least one row to re-route. With S >= K they are counted and change
-            nothing: ``slots_moved`` of the layers is 0.
+            nothing: ``slots_rerouted`` of the layers is 0.
         passed: Steps without, by reason: ``prompts`` only; ``protected``, requests with ``"off"`` only;
             ``disabled``, while switched off; ``unknown``, where it was not known whose rows are where.
         layers: The MoE layers.
@@ -148,6 +148,6 @@ def log_line(stats: EngineStats) -> str:
         f"{fmean(layer.rows for layer in active):.1f} rows, experts "
         f"{fmean(layer.distinct_before for layer in active):.1f} -> "
         f"{fmean(layer.distinct_after for layer in active):.1f}, "
-        f"{100 * fmean(layer.slots_moved for layer in active):.0f} % of slots re-routed, "
+        f"{100 * fmean(layer.slots_rerouted for layer in active):.0f} % of slots re-routed, "
         f"{fmean(layer.critical for layer in active):.1f} critical experts kept"
     )

@@ -7,17 +7,17 @@ from typing import Any
 
 from sere.integrations.vllm.engine_stats import joined
 from sere.integrations.vllm.worker.step_counts import PASSED
-from sere.reroute.types import COUNTERS
+from sere.reroute.stats import COUNTERS
 
-# Names and meanings of `COUNTERS` as Prometheus metrics of a layer.
-_METRICS = {
-    "steps": ("steps", "Steps with at least one row that counted"),
-    "rows": ("rows", "Rows that counted"),
-    "before": ("distinct_before", "Distinct experts that the router chose, summed over steps"),
-    "after": ("distinct_after", "Distinct experts that ran, summed over steps"),
-    "slots": ("slots", "Slots of the rows that counted"),
-    "moved": ("slots_moved", "Slots whose expert changed"),
-    "critical": ("critical", "Experts that resembled no primary one and stayed, summed over steps"),
+# What each of `COUNTERS` means as a Prometheus metric of a layer.
+_TEXTS = {
+    "steps": "Steps with at least one row that counted",
+    "rows": "Rows that counted",
+    "distinct_before": "Distinct experts that the router chose, summed over steps",
+    "distinct_after": "Distinct experts that ran, summed over steps",
+    "slots": "Slots of the rows that counted",
+    "slots_rerouted": "Slots whose expert changed",
+    "critical": "Experts that resembled no primary one and stayed, summed over steps",
 }
 
 
@@ -47,9 +47,8 @@ class Collector:
         steps.add_metric(["rerouted"], whole["steps"]["rerouted"])
         steps.add_metric(["passed"], sum(whole["steps"][name] for name in PASSED))
         yield steps
-        for place, counter in enumerate(COUNTERS):
-            name, text = _METRICS[counter]
-            family = CounterMetricFamily(f"sere_layer_{name}", text, labels=["layer"])
+        for position, counter in enumerate(COUNTERS):
+            family = CounterMetricFamily(f"sere_layer_{counter}", _TEXTS[counter], labels=["layer"])
             for layer in whole["layers"]:
-                family.add_metric([str(layer["index"])], layer["counters"][place])
+                family.add_metric([str(layer["index"])], layer["counters"][position])
             yield family

@@ -9,7 +9,7 @@ from typing import Any
 from sere.config import RerouteConfig
 from sere.integrations.activity import Activity, why_nothing_changed
 from sere.integrations.vllm.tiers import COUNT_ONLY_S
-from sere.reroute.types import COUNTERS
+from sere.reroute.stats import COUNTERS
 
 _STEPS = COUNTERS.index("steps")
 

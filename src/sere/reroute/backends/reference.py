@@ -18,7 +18,7 @@ def run(
     topk_weights: Tensor,
     neighbors: Neighbors,
     rules: Rules,
-    row_budget: Tensor | None,
+    row_budgets: Tensor | None,
     num_tokens: Tensor | int | None,
     counters: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
@@ -29,7 +29,7 @@ def run(
         topk_weights: ``[T, K]``, floating point.
         neighbors: The layer, prepared.
         rules: The settings.
-        row_budget: ``[T]``, integers, or None; negative marks a padding row.
+        row_budgets: ``[T]``, integers, or None; negative marks a padding row.
         num_tokens: N, or None for T.
         counters: int64, one entry per name in ``COUNTERS``, incremented in place, or None.
 
@@ -43,7 +43,7 @@ def run(
     T, K = topk_ids.shape
     E = neighbors.keep.shape[0]
     N = T if num_tokens is None else max(0, min(T, int(num_tokens)))
-    budget = [rules.select_top_k] * T if row_budget is None else [int(b) for b in row_budget.tolist()]
+    budget = [rules.select_top_k] * T if row_budgets is None else [int(b) for b in row_budgets.tolist()]
 
     # 1. Validity.
     real = [t for t in range(T) if t < N and budget[t] >= 0]

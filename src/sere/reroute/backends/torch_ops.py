@@ -18,7 +18,7 @@ def run(
     topk_weights: Tensor,
     neighbors: Neighbors,
     rules: Rules,
-    row_budget: Tensor | None,
+    row_budgets: Tensor | None,
     num_tokens: Tensor | int | None,
     counters: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
@@ -28,10 +28,10 @@ def run(
     """
     ids = topk_ids.long()
     E = neighbors.keep.shape[0]
-    real = real_rows(ids, row_budget, num_tokens)
+    real = real_rows(ids, row_budgets, num_tokens)
     inside = (ids >= 0) & (ids < E)
     valid = inside & has_weight(topk_weights) & real[:, None]
-    budget = rules.select_top_k if row_budget is None else row_budget[:, None]
+    budget = rules.select_top_k if row_budgets is None else row_budgets[:, None]
     kept = valid & (weight_ranks(topk_weights, valid) < budget)
 
     occurring = members(ids, valid, E)

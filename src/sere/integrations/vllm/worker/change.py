@@ -6,10 +6,11 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from sere.config import RerouteConfig
 from sere.errors import ConfigError, SereError, did_you_mean
 from sere.integrations.vllm.worker.state import Session
 from sere.policies.sere import check_keep
-from sere.reroute.types import prepare_neighbors
+from sere.reroute import PreparedLayer, prepare_layer
 
 CHANGEABLE = ("select_top_k", "threshold", "keep", "enabled")
 
@@ -47,25 +48,30 @@ def _apply(session: Session, changes: Mapping[str, Any]) -> None:
     # All layers, not only this process's: ranks must agree on what is refused.
     check_keep(config.keep, session.table.layers)
     if {"threshold", "keep"} & set(changes):
-        _write_neighbors(session, config)
+        _update_layers(session, config)
     session.config, session.enabled = config, enabled
     session.guard.restart()
     if enabled and session.speaks:
         session.warn_of_settings()
 
 
-def _write_neighbors(session: Session, config: Any) -> None:
+def _update_layers(session: Session, config: RerouteConfig) -> None:
     """Write lists cut at the new ρ over the old ones, in place: graphs and compiled code read these."""
     prepared = [
-        (layer.plan.neighbors, prepare_neighbors(
-            session.table.layers[layer.index], threshold=config.threshold,
-            keep=config.keep.get(layer.index, ()), device=layer.plan.neighbors.order.device,
-        ))
+        (layer.prepared, _prepared_again(session, layer.index, layer.prepared, config))
         for layer in session.layers.values()
-        if layer.plan is not None
-    ]  # fmt: skip
+        if layer.prepared is not None
+    ]
     for old, new in prepared:
-        old.count.copy_(new.count)
-        old.position.copy_(new.position)
-        old.lists.copy_(new.lists)
-        old.keep.copy_(new.keep)
+        old.update(new)
+
+
+def _prepared_again(session: Session, index: int, old: PreparedLayer, config: RerouteConfig) -> PreparedLayer:
+    layer = session.table.layers[index]
+    return prepare_layer(
+        layer,
+        dataclasses.replace(old.config, threshold=config.threshold, keep=config.keep),
+        keep=config.keep.get(index, ()),
+        scale=layer.scale if old.config.use_scale else None,
+        device=old.device,
+    )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from sere.integrations.activity import without_numbers
 from sere.integrations.vllm import engine_stats
 from sere.integrations.vllm.reasons import why_engine_changed_nothing
-from sere.reroute.types import COUNTERS
+from sere.reroute.stats import COUNTERS
 
 if TYPE_CHECKING:
     from sere.integrations.vllm.worker.state import Session
@@ -20,7 +20,7 @@ logger = logging.getLogger("vllm.sere")
 FIRST_LOOK = 200
 """Steps after which the counters are first looked at; then after twice as many, and so on."""
 
-_MOVED = COUNTERS.index("moved")
+_REROUTED = COUNTERS.index("slots_rerouted")
 
 
 class Guard:
@@ -66,7 +66,7 @@ class Guard:
         counted = _difference(engine_stats.answer(self._session), self._base)
         sentence = why_engine_changed_nothing(counted)
         if sentence is None:
-            self._done = any(layer["counters"][_MOVED] for layer in counted["layers"])
+            self._done = any(layer["counters"][_REROUTED] for layer in counted["layers"])
             return
         reason = without_numbers(sentence)
         if reason not in self._said:

@@ -19,7 +19,7 @@ from sere.integrations.vllm.worker.row_budgets import RowSignal
 from sere.integrations.vllm.worker.step_counts import StepCounts
 from sere.policies.base import LayerShape
 from sere.policies.sere import Sere
-from sere.reroute import Plan
+from sere.reroute import PreparedLayer, TokenBatch
 from sere.table import SimilarityTable
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ class RoutedLayer:
         runner: Its ``MoERunner``.
         num_experts: Routed experts, without EPLB's copies.
         top_k: Routed slots per token.
-        plan: The prepared similarities and settings; None until the model is loaded.
+        prepared: The prepared similarities and settings; None until the model is loaded.
         counters: int64, one entry per name in ``sere.reroute.COUNTERS``, on the device.
         signal: The budgets of the coming step's rows.
     """
@@ -49,7 +49,7 @@ class RoutedLayer:
         self.runner, self.name = runner, str(runner.layer_name)
         self.index = router_hook.layer_index(self.name)
         self.num_experts, self.top_k = versions.logical_experts(runner), int(runner.router.top_k)
-        self.plan: Plan | None = None
+        self.prepared: PreparedLayer | None = None
         self.counters: Tensor | None = None
         self.signal: RowSignal | None = None
 
@@ -64,14 +64,15 @@ class RoutedLayer:
         Raises:
             SereError: The engine runs the layer before its model was loaded.
         """
-        plan, signal = self.plan, self.signal
-        if plan is None or signal is None:
+        prepared, signal = self.prepared, self.signal
+        if prepared is None or signal is None:
             raise SereError(f"{self.name}: runs before re-routing was prepared; please report this")
         if signal.skip:
             return weights, ids
         # Some kernels ask for uint32 or int16 ids.
         narrow = ids if ids.dtype in _ID_DTYPES else ids.to(torch.int32)
-        routing = plan.route(narrow, weights, row_budget=signal.at(ids.shape[0]), counters=self.counters)
+        batch = TokenBatch(narrow, weights, signal.at(ids.shape[0]))
+        routing = prepared.route(batch, self.counters)
         return routing.weights, routing.ids if narrow is ids else routing.ids.to(ids.dtype)
 
 
@@ -142,7 +143,7 @@ class Session:
         policy = Sere(self.table.layers, self.config)
         for layer in self.layers.values():
             router = policy.bind(layer.shape, device)
-            layer.plan, layer.counters = router.prepared, router.counters
+            layer.prepared, layer.counters = router.prepared, router.counters
             layer.signal = self.signal
             self._keep_through_sleep(layer)
         # One of each shape: a backend may compile for a shape.
@@ -155,7 +156,8 @@ class Session:
             return "this pipeline stage has no MoE layers and re-routes nothing; the others may"
         indices = sorted(self.layers)
         settings = self.config
-        backends = sorted({layer.plan.backend for layer in self.layers.values() if layer.plan is not None})
+        known = [layer.prepared for layer in self.layers.values() if layer.prepared is not None]
+        backends = sorted({prepared.backend for prepared in known})
         return (
             f"re-routing {'active' if self.enabled else 'ready, but off'}: {len(indices)} MoE layers "
             f"({indices[0]} to {indices[-1]}), table {self.table.identity.name!r} ({self.table.metric}, "
@@ -220,7 +222,7 @@ class Session:
 
     def _keep_through_sleep(self, layer: RoutedLayer) -> None:
         """Make the layer's tensors buffers of its module: the sleep mode saves and restores those alone."""
-        assert layer.plan is not None
+        assert layer.prepared is not None
         assert layer.signal is not None
         # Until 0.20 the runner is no module; the one that owns it stands in the forward context by its name.
         known = getattr(self.vllm_config.compilation_config, "static_forward_context", {})
@@ -228,20 +230,9 @@ class Session:
         if not isinstance(owner, torch.nn.Module):
             logger.warning("sere: %s has no module to keep its tensors; do not use sleep level 2", layer.name)
             return
-        neighbors = layer.plan.neighbors
-        tensors = {
-            "order": neighbors.order,
-            "count": neighbors.count,
-            "position": neighbors.position,
-            "lists": neighbors.lists,
-            "keep": neighbors.keep,
-            "scale": neighbors.scale,
-            "counters": layer.counters,
-            "budget": layer.signal.budget,
-        }
-        for name, tensor in tensors.items():
-            if tensor is not None:
-                owner.register_buffer(f"sere_{name}", tensor, persistent=False)
+        own = {"counters": layer.counters, "budget": layer.signal.budget}
+        for name, tensor in {**layer.prepared.tensors(), **own}.items():
+            owner.register_buffer(f"sere_{name}", tensor, persistent=False)
 
     @property
     def speaks(self) -> bool:
@@ -257,9 +248,8 @@ class Session:
 
 def _warm(layer: RoutedLayer) -> None:
     """Run the operation once on padding, so that a backend compiles now and not in a request."""
-    assert layer.plan is not None
-    ids = torch.zeros(1, layer.top_k, dtype=torch.int32, device=layer.plan.neighbors.order.device)
-    budget = torch.full((1,), PADDING, dtype=torch.int32, device=ids.device)
-    layer.plan.route(
-        ids, torch.zeros_like(ids, dtype=torch.float32), row_budget=budget, counters=layer.counters
-    )
+    assert layer.prepared is not None
+    ids = torch.zeros(1, layer.top_k, dtype=torch.int32, device=layer.prepared.device)
+    budgets = torch.full((1,), PADDING, dtype=torch.int32, device=ids.device)
+    batch = TokenBatch(ids, torch.zeros_like(ids, dtype=torch.float32), budgets)
+    layer.prepared.route(batch, layer.counters)

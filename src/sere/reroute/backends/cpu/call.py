@@ -31,7 +31,7 @@ def run(
     topk_weights: Tensor,
     neighbors: Neighbors,
     rules: Rules,
-    row_budget: Tensor | None,
+    row_budgets: Tensor | None,
     num_tokens: Tensor | int | None,
     counters: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
@@ -45,15 +45,15 @@ def run(
     ids, weights = topk_ids.contiguous(), wide.contiguous()
     new_ids = torch.empty_like(ids)
     new_weights = torch.empty_like(weights)
-    if row_budget is not None:
-        if row_budget.dtype is torch.int64:
+    if row_budgets is not None:
+        if row_budgets.dtype is torch.int64:
             # As int32 alone, 2^32 + 1 would be 1.
-            row_budget = row_budget.clamp(-1, K)
-        row_budget = row_budget.to(torch.int32).contiguous()
+            row_budgets = row_budgets.clamp(-1, K)
+        row_budgets = row_budgets.to(torch.int32).contiguous()
     scale = neighbors.scale
     given = (
         (0 if scale is None else kernel.SCALE)
-        | (0 if row_budget is None else kernel.BUDGET)
+        | (0 if row_budgets is None else kernel.BUDGET)
         | (0 if counters is None else kernel.COUNTERS)
     )
     some_nan = _compiled(ids.dtype, weights.dtype)(
@@ -65,7 +65,7 @@ def run(
         neighbors.count.data_ptr(),
         neighbors.keep.data_ptr(),
         0 if scale is None else scale.data_ptr(),
-        0 if row_budget is None else row_budget.data_ptr(),
+        0 if row_budgets is None else row_budgets.data_ptr(),
         0 if counters is None else counters.data_ptr(),
         T,
         K,

@@ -14,7 +14,8 @@ from sere.reroute.backends import torch_ops
 from sere.reroute.backends.cuda.compiler import cubin, forget
 from sere.reroute.backends.cuda.launch import IDS, WEIGHTS, Launch, entries, prepare, too_large
 from sere.reroute.backends.registry import say_fallback
-from sere.reroute.types import COUNTERS, Neighbors, Rules, prepare_neighbors
+from sere.reroute.stats import COUNTERS
+from sere.reroute.types import Neighbors, Rules, prepare_neighbors
 from sere.similarity.layer import LayerSimilarity
 
 
@@ -23,7 +24,7 @@ def run(
     topk_weights: Tensor,
     neighbors: Neighbors,
     rules: Rules,
-    row_budget: Tensor | None,
+    row_budgets: Tensor | None,
     num_tokens: Tensor | int | None,
     counters: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
@@ -42,14 +43,14 @@ def run(
     reason = too_large(T, K, neighbors.keep.shape[0])
     if reason is not None:
         say_fallback("cuda", reason)
-        return torch_ops.run(topk_ids, topk_weights, neighbors, rules, row_budget, num_tokens, counters)
+        return torch_ops.run(topk_ids, topk_weights, neighbors, rules, row_budgets, num_tokens, counters)
     ids, weights = topk_ids.contiguous(), topk_weights.contiguous()
     new_ids, new_weights = torch.empty_like(ids), torch.empty_like(weights)
     if ids.numel() == 0:
         return new_ids, new_weights
     if isinstance(num_tokens, Tensor) and num_tokens.device != ids.device:
         num_tokens = _read(num_tokens, ids.device)
-    budget = None if row_budget is None else row_budget.contiguous()
+    budget = None if row_budgets is None else row_budgets.contiguous()
     launch(
         prepare(ids, weights, new_ids, new_weights, neighbors, rules, budget, num_tokens, counters),
         ids.device,
@@ -165,7 +166,7 @@ def _refuse_capture(index: int) -> None:
     if torch.cuda.is_current_stream_capturing():
         raise BackendUnavailable(
             f"backend 'cuda' is not ready on cuda:{index} while a CUDA graph is captured; "
-            "make the plan, or call it once, before the capture begins"
+            "prepare the layer, or route one step, before the capture begins"
         )
 
 

@@ -79,7 +79,7 @@ def prepare(
     new_weights: Tensor,
     neighbors: Neighbors,
     rules: Rules,
-    row_budget: Tensor | None,
+    row_budgets: Tensor | None,
     num_tokens: Tensor | int | None,
     counters: Tensor | None,
 ) -> Launch:
@@ -92,7 +92,7 @@ def prepare(
         new_weights: ``[T, K]``, like ``weights``.
         neighbors: The layer, prepared on the same device.
         rules: The settings.
-        row_budget: ``[T]``, int32 or int64, or None.
+        row_budgets: ``[T]``, int32 or int64, or None.
         num_tokens: One int32 or int64 on the same device, a number, or None for T.
         counters: int64, one entry per name in ``COUNTERS``, or None.
     """
@@ -101,7 +101,7 @@ def prepare(
     entry, blocks, threads, lane_bits = _shaped(T, K, E, ids.dtype, weights.dtype)
     N, there = T, 0
     given = ACTIVE_TARGETS if rules.active_targets else 0
-    if row_budget is not None and row_budget.dtype is torch.int64:
+    if row_budgets is not None and row_budgets.dtype is torch.int64:
         given |= WIDE_BUDGETS
     if isinstance(num_tokens, Tensor):
         there = num_tokens.data_ptr()
@@ -112,7 +112,7 @@ def prepare(
     words = (
         ids.data_ptr(), weights.data_ptr(), new_ids.data_ptr(), new_weights.data_ptr(),
         neighbors.lists.data_ptr(), neighbors.keep.data_ptr(),
-        0 if scale is None else scale.data_ptr(), 0 if row_budget is None else row_budget.data_ptr(),
+        0 if scale is None else scale.data_ptr(), 0 if row_budgets is None else row_budgets.data_ptr(),
         there, 0 if counters is None else counters.data_ptr(),
         T, K, E, max(0, min(T, N)), min(rules.select_top_k, K), min(rules.min_active, E), rules.merge, given,
         lane_bits, rules.sentinel,

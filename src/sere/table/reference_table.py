@@ -1,4 +1,4 @@
-"""Read what the published code's calibration wrote, so that it need not be repeated."""
+"""Read what the reference implementation's calibration wrote, so that it need not be repeated."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ from sere.identity import ModelIdentity, summary
 from sere.provenance import provenance
 from sere.similarity import LayerSimilarity
 from sere.table.artifact import SimilarityTable
-from sere.table.unknown import off_diagonal
+from sere.table.layers import off_diagonal
 
 # A 16-bit similarity may lie this far outside [0, 1] by rounding: twice bfloat16's epsilon.
 ROUNDING_16_BIT = 2**-6
 
 
-def import_published(
+def import_reference_table(
     path: str | os.PathLike[str], identity: ModelIdentity, *, metric: str = "frobenius"
 ) -> SimilarityTable:
-    """Turn a ``similarity_matrices.pt`` (``{layer: tensor}``) into a table; NaN is a similarity not known.
+    """Turn a ``similarity_matrices.pt`` (``{layer: tensor}``) into a table; NaN means not known.
 
-    Nothing in the file is executed (``weights_only=True``). It does not say how it was made: metric, data and
-    seed in the table are what the caller knows, and a note in its provenance says so.
+    Nothing in the file is executed (``weights_only=True``). The file does not say how it was made: the metric
+    is what the caller says, data and seed stay empty, and a note in the provenance says so.
 
     Args:
         path: The file; keys are decoder-layer indices (int or str), values ``[E, E]``, any float dtype.
         identity: The model that was calibrated.
-        metric: The metric that was used; the published code's default.
+        metric: The metric that was used; the reference implementation's default.
 
     Returns:
         The table, in float32; ``provenance["notes"]`` names each loss.
@@ -43,7 +43,7 @@ def import_published(
         TableError: The file is missing, unreadable or holds something else.
         TableMismatch: Its layers or E are not the model's; the text names both sides.
 
-    Source: SERE (arXiv 2602.07616), its published calibration.
+    Source: SERE (arXiv 2602.07616), the calibration of its reference implementation.
     """
     source = Path(path)
     matrices = {_index(source, key): _matrix(source, key, value) for key, value in _read(source).items()}
@@ -74,7 +74,7 @@ def import_published(
 def _read(source: Path) -> Mapping[Any, Any]:
     if not source.is_file():
         raise TableError(
-            f"{source}: {what_is_there(source)}; expected the published code's similarity_matrices.pt"
+            f"{source}: {what_is_there(source)}; expected the reference implementation's similarity_matrices.pt"
         )
     try:
         content = torch.load(source, map_location="cpu", weights_only=True)

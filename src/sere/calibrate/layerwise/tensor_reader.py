@@ -1,4 +1,4 @@
-"""A checkpoint's safetensors files, read one tensor at a time into fresh memory."""
+"""Reads a checkpoint's safetensors files one tensor at a time into fresh memory."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from sere.checkpoints.weight_files import open_safetensors
 from sere.errors import InputError
 
 
-class Checkpoint:
-    """Which file of a checkpoint folder holds each tensor.
+class TensorReader:
+    """Reads the tensors of a checkpoint folder by name.
 
     Files are open only inside a ``with`` block, and what is read is copied out of them: a mapped file's
     pages would count as this process's memory for as long as the file is open.
@@ -63,7 +63,7 @@ class Checkpoint:
                     return tensor.dtype
         raise InputError(f"{self.path}: expected floating-point weights, found none")
 
-    def __enter__(self) -> Checkpoint:
+    def __enter__(self) -> TensorReader:
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -86,11 +86,11 @@ class Checkpoint:
 
 
 class LazyTensor:
-    """Stands for a tensor of a checkpoint; indexing it reads the tensor."""
+    """A tensor of a checkpoint that is read when it is indexed."""
 
-    def __init__(self, checkpoint: Checkpoint, name: str) -> None:
-        self._checkpoint = checkpoint
+    def __init__(self, reader: TensorReader, name: str) -> None:
+        self._reader = reader
         self._name = name
 
     def __getitem__(self, index: Any) -> Tensor:
-        return self._checkpoint.read(self._name)[index]
+        return self._reader.read(self._name)[index]

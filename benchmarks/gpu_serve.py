@@ -28,13 +28,13 @@ from sere.bench.target import random_model, random_table
 from sere.engines.settings import counted_changes, live_changes
 from sere.files import append_json_line
 from sere.integrations.vllm.start.versions import engine_version
-from sere.policies.spec import Setting
+from sere.policies.spec import PolicySpec
 from sere.provenance import provenance
 
 ROWS = (1, 4, 8, 16, 32, 64, 128)
-SETTINGS: Mapping[str, Setting] = {
-    "off": Setting("off", {}),
-    **{f"S={S}": Setting("sere", {"select_top_k": S}) for S in (1, 2, 4)},
+SETTINGS: Mapping[str, PolicySpec] = {
+    "off": PolicySpec("off", {}),
+    **{f"S={S}": PolicySpec("sere", {"select_top_k": S}) for S in (1, 2, 4)},
 }
 PROMPT, ROUNDS, SPREAD = 32, 5, 0.04
 RESULTS = Path(__file__).parent / "results" / "gpu_serve.jsonl"

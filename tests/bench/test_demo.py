@@ -14,7 +14,7 @@ from sere.bench.target import random_table
 from sere.engines.transformers import apply_setting
 from sere.eval.decode import decode, stop_ids
 from sere.eval.questions import encode, held_out
-from sere.policies.spec import parse_settings
+from sere.policies.spec import parse_specs
 from sere.structure import find_experts
 from tests.support.checkpoints import tiny_tokenizer
 from tests.support.tiny import tiny_model
@@ -36,7 +36,7 @@ def record(model: Any, tokenizer: Any) -> dict[str, Any]:
         model,
         tokenizer,
         random_table(model),
-        settings=parse_settings(["sere:S=1", "topk:S=4"]),
+        settings=parse_specs(["sere:S=1", "topk:S=4"]),
         rounds=[Round(1, 2), Round(4, 8)],
         questions=held_out(2, tasks=["addition", "sorting", "reversal", "shift"]),
         max_new_tokens=30,
@@ -71,7 +71,7 @@ def test_runs_that_take_turns_answer_as_a_run_alone(
 
     monkeypatch.setattr(demo, "mark", keep)
     questions = held_out(2, tasks=["addition", "sorting"])
-    settings = parse_settings(["random:S=1", "sere:S=1"])
+    settings = parse_specs(["random:S=1", "sere:S=1"])
     options: dict[str, Any] = {"settings": settings, "rounds": [Round(2, 4)], "questions": questions}
     demonstrate(model, tokenizer, random_table(model), max_new_tokens=20, **options)
     prompts = encode(tokenizer, [question.prompt for question in questions])
@@ -93,7 +93,7 @@ def test_the_controls_draws_go_on_from_turn_to_turn(
     monkeypatch.setattr(demo, "mark", keep)
     monkeypatch.setattr(demo, "SLICE", 3)
     questions = held_out(2, tasks=["addition", "sorting"])
-    settings = parse_settings(["random:S=1"])
+    settings = parse_specs(["random:S=1"])
     options: dict[str, Any] = {"settings": settings, "rounds": [Round(4, 4)], "questions": questions}
     table = random_table(model)
     demonstrate(model, tokenizer, table, max_new_tokens=20, **options)

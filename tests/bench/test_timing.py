@@ -15,7 +15,7 @@ from sere.bench.target import Subject, random_model, random_table, random_tokens
 from sere.bench.timing import Stepper, Times, interleave, spread, turns
 from sere.errors import InputError
 from sere.integrations.transformers.inputs import find_cache
-from sere.policies.spec import parse_setting
+from sere.policies.spec import parse_spec
 from sere.structure import find_experts, identify
 from tests.support.tiny import tiny_model
 
@@ -127,7 +127,7 @@ def test_a_setting_that_changes_nothing_is_named_once(caplog: pytest.LogCaptureF
     """However many blocks it is timed in, one line says why, and the record does too."""
     model = tiny_model("qwen3_moe")
     subject = Subject(model, random_table(model), {})
-    settings = [parse_setting(text) for text in ("off", "sere:S=1,min_active=15", "sere:S=1")]
+    settings = [parse_spec(text) for text in ("off", "sere:S=1,min_active=15", "sere:S=1")]
     plan = BenchPlan(settings=settings, batch_sizes=[2], prompt=4, steps=2, rounds=2)
     records = list(bench(subject, plan))
     reasons = [record["nothing_changed"] for record in records]

@@ -249,7 +249,7 @@ def test_an_interrupted_run_goes_on_with_the_same_prompts_only(
     measure = continuations._measure
 
     def interrupted(model: Any, texts: Any, plan: Any, setting: Any, *rest: Any) -> Any:
-        if setting.kind == "topk":
+        if setting.name == "topk":
             raise KeyboardInterrupt
         return measure(model, texts, plan, setting, *rest)
 

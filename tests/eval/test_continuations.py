@@ -18,7 +18,7 @@ from sere.engines.transformers import apply_setting
 from sere.errors import AlreadyApplied, ConfigError, DataError, InputError
 from sere.eval.clusters import mean_per_token, share_of_tokens
 from sere.eval.continuations import PromptPlan, evaluate_prompts
-from sere.policies.spec import parse_setting, parse_settings
+from sere.policies.spec import parse_spec, parse_specs
 from tests.support.checkpoints import tiny_tokenizer
 from tests.support.tiny import tiny_model
 
@@ -43,7 +43,7 @@ def model(tokenizer: Any) -> Any:
 
 def plan(**changes: Any) -> PromptPlan:
     values: dict[str, Any] = {
-        "settings": parse_settings(["sere:S=1"]),
+        "settings": parse_specs(["sere:S=1"]),
         "batch_sizes": [3],
         "prompts": PROMPTS,
         "max_new_tokens": 9,
@@ -67,7 +67,7 @@ def own_continuation(model: Any, ids: Sequence[int], limit: int) -> list[int]:
 def test_models_of_every_cache_are_compared_with_itself(name: str, tokenizer: Any) -> None:
     """Off agrees with itself up to rounding, at each batch size; a setting that moves slots does not."""
     model = build(name, tokenizer)
-    settings = parse_settings(["sere:S=1", "topk:S=1"])
+    settings = parse_specs(["sere:S=1", "topk:S=1"])
     record = evaluate_prompts(
         model, tokenizer, plan(settings=settings, batch_sizes=[1, 3]), table=random_table(model)
     )
@@ -110,7 +110,7 @@ def test_results_are_estimates_over_prompts(model: Any, tokenizer: Any) -> None:
 def test_a_setting_that_moves_nothing_says_why(model: Any, tokenizer: Any) -> None:
     """A divergence of nothing is not read as no loss: the case holds the reason."""
     found = evaluate_prompts(
-        model, tokenizer, plan(settings=parse_settings(["sere:S=1,min_active=15"])), table=random_table(model)
+        model, tokenizer, plan(settings=parse_specs(["sere:S=1,min_active=15"])), table=random_table(model)
     )
     off, idle = found["cases"]
     assert off["nothing_changed"] is None
@@ -121,7 +121,7 @@ def test_a_setting_that_moves_nothing_says_why(model: Any, tokenizer: Any) -> No
 def test_fewer_prompts_than_rows_are_said(model: Any, tokenizer: Any) -> None:
     """The rows of a case are those that its steps had; one prompt has no interval."""
     record = evaluate_prompts(
-        model, tokenizer, plan(settings=parse_settings([]), batch_sizes=[8], prompts=PROMPTS[:1])
+        model, tokenizer, plan(settings=parse_specs([]), batch_sizes=[8], prompts=PROMPTS[:1])
     )
     (case,) = record["cases"]
     assert (case["batch_size"], case["rows"]) == (8, 1)
@@ -171,9 +171,9 @@ def test_what_cannot_be_evaluated_is_refused(model: Any, tokenizer: Any) -> None
         plan(batch_sizes=[0])
     with pytest.raises(ConfigError, match="sere:S=1: needs a similarity table"):
         evaluate_prompts(model, tokenizer, plan())
-    off = replace(plan(), settings=parse_settings([]))
+    off = replace(plan(), settings=parse_specs([]))
     with (
-        apply_setting(model, parse_setting("topk:S=1"), None, pad_token_id=-1),
+        apply_setting(model, parse_spec("topk:S=1"), None, pad_token_id=-1),
         pytest.raises(AlreadyApplied),
     ):
         evaluate_prompts(model, tokenizer, off)
@@ -190,7 +190,7 @@ def test_tokens_beyond_the_embedding_are_named(tokenizer: Any) -> None:
     """Another model's tokenizer is found before anything is decoded, with the token and both sizes."""
     small = tiny_model("olmoe", vocab_size=60)
     with pytest.raises(DataError, match=r"token '}' has the id \d+, but the model's embedding has 60 rows"):
-        evaluate_prompts(small, tokenizer, plan(settings=parse_settings([]), prompts=["a", "}"]))
+        evaluate_prompts(small, tokenizer, plan(settings=parse_specs([]), prompts=["a", "}"]))
 
 
 def test_logits_that_are_no_numbers_are_refused(tokenizer: Any) -> None:
@@ -199,4 +199,4 @@ def test_logits_that_are_no_numbers_are_refused(tokenizer: Any) -> None:
     with torch.no_grad():
         broken.lm_head.weight.fill_(float("nan"))
     with pytest.raises(InputError, match=r"logits are not finite numbers.*--dtype bfloat16 or float32"):
-        evaluate_prompts(broken, tokenizer, plan(settings=parse_settings([])))
+        evaluate_prompts(broken, tokenizer, plan(settings=parse_specs([])))

@@ -18,7 +18,7 @@ from sere.eval.questions import encode, held_out, held_out_english, mark
 from sere.eval.run import Plan, evaluate
 from sere.eval.statistics import paired_difference, wilson
 from sere.integrations.transformers.inputs import cache_argument, find_cache
-from sere.policies.spec import parse_setting, parse_settings
+from sere.policies.spec import parse_spec, parse_specs
 from tests.support.checkpoints import tiny_tokenizer
 from tests.support.tiny import tiny_model
 
@@ -37,7 +37,7 @@ def model(tokenizer: Any) -> Any:
 
 def plan(**changes: Any) -> Plan:
     values: dict[str, Any] = {
-        "settings": parse_settings(["sere:S=1"]),
+        "settings": parse_specs(["sere:S=1"]),
         "batch_sizes": [2],
         "questions": held_out(2, tasks=["addition", "sorting"]),
         "max_new_tokens": 4,
@@ -51,7 +51,7 @@ def test_every_kind_of_setting_is_measured_beside_off(model: Any, tokenizer: Any
     record = evaluate(
         model,
         tokenizer,
-        plan(settings=parse_settings(ALL_KINDS), passages=passages),
+        plan(settings=parse_specs(ALL_KINDS), passages=passages),
         table=random_table(model),
     )
     assert [case["setting"] for case in record["cases"]] == ["off", *ALL_KINDS]
@@ -75,7 +75,7 @@ def test_english_is_scored_on_every_cache(tokenizer: Any) -> None:
     """Where the cache is not one of plain full attention, the passages show what a setting changes too."""
     sliding = tiny_model("gpt_oss", vocab_size=len(tokenizer))
     passages = [text[:30] for text in held_out_english(2)]
-    record = evaluate(sliding, tokenizer, plan(settings=parse_settings(["topk:S=1"]), passages=passages))
+    record = evaluate(sliding, tokenizer, plan(settings=parse_specs(["topk:S=1"]), passages=passages))
     off, reduced = record["cases"]
     assert off["loop"] == "generate"
     assert off["text"]["kl"] < 1e-8
@@ -137,7 +137,7 @@ def test_an_interrupted_run_goes_on_behind_its_finished_cases(
 
 def test_rows_that_are_fed_the_pad_token_count(model: Any) -> None:
     """In our decode steps every row is real, so a pad token that the model itself chose still votes."""
-    with apply_setting(model, parse_setting("off"), None) as handle:
+    with apply_setting(model, parse_spec("off"), None) as handle:
         import torch
 
         cache = find_cache(model(torch.tensor([[5, 6], [7, 8]])))
@@ -151,7 +151,7 @@ def test_wrong_plans_and_tables_are_refused(model: Any, tokenizer: Any) -> None:
     with pytest.raises(InputError, match="at least one question"):
         plan(questions=[])
     with pytest.raises(InputError, match="first setting must be 'off'"):
-        plan(settings=[parse_setting("topk:S=1")])
+        plan(settings=[parse_spec("topk:S=1")])
     with pytest.raises(InputError, match=r"batch sizes of at least 1, got \[0\]"):
         plan(batch_sizes=[0])
     with pytest.raises(ConfigError, match="sere:S=1: needs a similarity table"):

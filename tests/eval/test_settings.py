@@ -6,13 +6,13 @@ import pytest
 
 from sere.config import RerouteConfig
 from sere.errors import ConfigError
-from sere.policies.spec import parse_setting, parse_settings
+from sere.policies.spec import parse_spec, parse_specs
 
 
 def test_short_and_long_names_mean_the_same() -> None:
     """S, rho and scale are the method's symbols for select_top_k, threshold and use_scale."""
-    short = parse_setting("sere:S=2,rho=0.3,scale=true,targets=active,min_active=8")
-    long = parse_setting("sere:min_active=8,use_scale=yes,targets=active,threshold=.30,select_top_k=2")
+    short = parse_spec("sere:S=2,rho=0.3,scale=true,targets=active,min_active=8")
+    long = parse_spec("sere:min_active=8,use_scale=yes,targets=active,threshold=.30,select_top_k=2")
     assert short.options == long.options
     assert short.label == long.label == "sere:S=2,rho=0.3,min_active=8,targets=active,scale=true"
     assert short.config() == RerouteConfig(
@@ -25,22 +25,22 @@ def test_short_and_long_names_mean_the_same() -> None:
 )
 def test_labels_read_back(text: str) -> None:
     """A setting's label is what one would type to get it again."""
-    setting = parse_setting(text)
+    setting = parse_spec(text)
     assert setting.label == text
-    assert parse_setting(setting.label) == setting
+    assert parse_spec(setting.label) == setting
     assert not setting.needs_table
 
 
 def test_off_comes_first_and_nothing_twice() -> None:
     """The unmodified model is always measured, first; a setting named twice is measured once."""
-    settings = parse_settings(["sere:S=1", "topk:S=1", "off", "sere:select_top_k=1"])
+    settings = parse_specs(["sere:S=1", "topk:S=1", "off", "sere:select_top_k=1"])
     assert [setting.label for setting in settings] == ["off", "sere:S=1", "topk:S=1"]
 
 
 def test_thresholds_that_differ_are_two_settings() -> None:
     """A label keeps every digit that tells its number from others, and no more."""
     texts = ["sere:S=1,rho=0.3", "sere:S=1,rho=0.3000001", "sere:S=1,rho=1", "sere:S=1,rho=1e-07"]
-    settings = parse_settings(texts)
+    settings = parse_specs(texts)
     assert [setting.label for setting in settings] == ["off", *texts]
     assert settings[2].options["threshold"] == 0.3000001
 
@@ -66,5 +66,5 @@ def test_thresholds_that_differ_are_two_settings() -> None:
 def test_wrong_settings_are_refused_with_the_nearest_name(text: str, message: str) -> None:
     """Every mistake is named, with what to write instead."""
     with pytest.raises(ConfigError) as caught:
-        parse_setting(text)
+        parse_spec(text)
     assert message in str(caught.value)

@@ -10,21 +10,20 @@ from typing import Any
 import pytest
 
 from sere.bench.target import random_table
-from sere.engines.settings import by_engine, check_settings
-from sere.errors import ConfigError
+from sere.engines.settings import by_engine
 from sere.eval import vllm
 from sere.eval.checkpoint import files_digest
 from sere.eval.examples import FileQuestion
 from sere.eval.questions import held_out
 from sere.eval.run import Plan
-from sere.policies.spec import parse_settings
+from sere.policies.spec import parse_specs
 from sere.texts import Row
 from tests.support.checkpoints import tiny_tokenizer
 from tests.support.tiny import tiny_model
 
 
 def groups(*texts: str) -> list[tuple[dict[str, Any], list[str]]]:
-    found = by_engine(parse_settings(texts))
+    found = by_engine(parse_specs(texts))
     return [(options, [setting.label for setting in settings]) for options, settings in found]
 
 
@@ -44,20 +43,13 @@ def test_settings_that_differ_in_more_than_s_and_rho_need_another_engine() -> No
 
 
 def test_controls_need_no_engine_of_their_own() -> None:
-    """Off, random and topk settings run in the first engine, whatever it was started with."""
-    controls = ["random:S=1,min_active=8", "topk:S=1"]
+    """Other settings than ``sere`` run in the first engine, whatever it was started with."""
+    controls = ["random:S=1,min_active=8", "topk:S=1", "xshare:budget=16"]
     assert groups(*controls) == [({}, ["off", *controls])]
     assert groups(*controls, "sere:S=1,min_active=4", "sere:S=1") == [
         ({"min_active": 4}, ["off", *controls, "sere:S=1,min_active=4"]),
         ({}, ["sere:S=1"]),
     ]
-
-
-@pytest.mark.parametrize("text", ["oea:S=2", "xshare:budget=16", "lynx:drop=0.5"])
-def test_rivals_that_need_scores_are_refused(text: str) -> None:
-    """The router's scores of all experts are not to be had there; the text says where they are."""
-    with pytest.raises(ConfigError, match=rf"{text}: .* router's scores .* --engine transformers"):
-        check_settings(parse_settings(["sere:S=1", text]))
 
 
 class Engines:
@@ -96,7 +88,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def evaluate(engines: Engines, **options: Any) -> dict[str, Any]:
     plan = Plan(
-        settings=parse_settings(["sere:S=1,min_active=4", "sere:S=1", "sere:S=2,min_active=4"]),
+        settings=parse_specs(["sere:S=1,min_active=4", "sere:S=1", "sere:S=2,min_active=4"]),
         batch_sizes=[1, 8],
         questions=held_out(2, tasks=["addition"]),
     )
@@ -165,7 +157,7 @@ def test_questions_of_a_file_run_on_engines(monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setattr(vllm._Run, "measure", measure)
     plan = Plan(
-        settings=parse_settings([]),
+        settings=parse_specs([]),
         batch_sizes=[2],
         questions=[FileQuestion(Row("line 1", "one"), "1"), FileQuestion(Row("line 2", "two"), "2")],
         chat_template=True,

@@ -44,7 +44,7 @@ def test_one_line_says_why(
     caplog: pytest.LogCaptureFixture, settings: dict[str, Any], use: Any, text: str
 ) -> None:
     """The logger ``sere`` warns once, at the latest when the block ends."""
-    import_module("sere.integrations.transformers.apply")._SAID.clear()
+    import_module("sere.integrations.transformers.apply").warn_once.forget()
     model = tiny_model("qwen3_moe")
     with sere.apply(model, random_table(model), **{"select_top_k": 1} | settings):
         use(model)

@@ -11,13 +11,13 @@ from itertools import count, islice
 from typing import TYPE_CHECKING, Any
 
 from sere.bench.timing import Times
-from sere.engines.transformers import apply_setting, make_rival
+from sere.engines.transformers import Resumed, apply_setting
 from sere.eval.cases import NO_PROGRESS, Progress
 from sere.eval.decode import decode_steps, stop_ids
 from sere.eval.questions import encode, mark
 from sere.eval.statistics import paired_difference, wilson
 from sere.eval.tasks import Question
-from sere.policies.spec import Setting
+from sere.policies.spec import PolicySpec
 from sere.provenance import provenance
 
 if TYPE_CHECKING:
@@ -54,17 +54,17 @@ class _Run:
     Attributes:
         steps: Decodes one step a turn and yields its time in ms.
         answers: Per question its tokens, once there.
-        rival: The policy of a setting that needs no table, the same in all turns: the control's draws
+        policy: The policy of a setting that needs no table, resumed at each turn: the control's draws
             would else repeat in each.
         slices: Times of the steps in ms, by turn; the last turn, in which the run ended, is shorter.
         sums: Over the counted steps and layers: steps, and distinct experts after.
         idle: Per counted turn why nothing changed in it, or None.
     """
 
-    setting: Setting
+    setting: PolicySpec
     steps: Iterator[float]
     answers: dict[int, list[int]]
-    rival: Policy | None
+    policy: Policy | None
     slices: list[list[float]] = field(default_factory=list)
     sums: Counter[str] = field(default_factory=Counter)
     idle: list[str | None] = field(default_factory=list)
@@ -76,7 +76,7 @@ def demonstrate(
     tokenizer: Any,
     table: SimilarityTable,
     *,
-    settings: Sequence[Setting],
+    settings: Sequence[PolicySpec],
     rounds: Sequence[Round],
     questions: Sequence[Question],
     max_new_tokens: int = 256,
@@ -136,7 +136,7 @@ def demonstrate(
 def _start(
     model: Any,
     tokenizer: Any,
-    setting: Setting,
+    setting: PolicySpec,
     prompts: Sequence[Sequence[int]],
     batch_size: int,
     max_new_tokens: int,
@@ -152,7 +152,7 @@ def _start(
         model, prompts, batch_size=batch_size, max_new_tokens=max_new_tokens,
         stop=stop_ids(model, tokenizer), on_finished=finished,
     )  # fmt: skip
-    return _Run(setting, steps, answers, None if setting.needs_table else make_rival(setting))
+    return _Run(setting, steps, answers, None if setting.needs_table else Resumed(setting.build()))
 
 
 def _take_turns(model: Any, table: SimilarityTable, runs: Sequence[_Run]) -> None:
@@ -164,7 +164,7 @@ def _take_turns(model: Any, table: SimilarityTable, runs: Sequence[_Run]) -> Non
             run = runs[(turn + offset) % len(runs)]
             if run.done:
                 continue
-            counted = run.setting.kind != "off" or turn % COUNT_EVERY == 0
+            counted = run.setting.name != "off" or turn % COUNT_EVERY == 0
             with _context(model, table, run, counted) as handle:
                 if handle is not None:
                     # A turn is too short to judge by; the run as a whole is judged at its end.
@@ -177,7 +177,7 @@ def _take_turns(model: Any, table: SimilarityTable, runs: Sequence[_Run]) -> Non
 
 
 def _context(model: Any, table: SimilarityTable, run: _Run, counted: bool) -> AbstractContextManager[Any]:
-    return apply_setting(model, run.setting, table, rival=run.rival) if counted else nullcontext()
+    return apply_setting(model, run.setting, table, policy=run.policy) if counted else nullcontext()
 
 
 def _add_counts(sums: Counter[str], stats: Sequence[LayerStats]) -> None:

@@ -15,7 +15,7 @@ from sere.bench.timing import Stepper, Times, interleave
 from sere.engines.transformers import apply_setting, check_settings
 from sere.errors import InputError
 from sere.eval.cases import NO_PROGRESS, Progress, what_happened
-from sere.policies.spec import Setting, check_off_first
+from sere.policies.spec import PolicySpec, check_off_first
 from sere.provenance import provenance
 
 logger = logging.getLogger("sere")
@@ -34,7 +34,7 @@ class BenchPlan:
         seed: Of tokens and of the random control.
     """
 
-    settings: Sequence[Setting]
+    settings: Sequence[PolicySpec]
     batch_sizes: Sequence[int]
     prompt: int = 32
     steps: int = 16
@@ -92,9 +92,9 @@ def _batch(subject: Subject, plan: BenchPlan, B: int) -> Iterator[dict[str, Any]
         yield _record(subject, plan, B, setting, mine, times[0]) | counts
 
 
-def _variant(subject: Subject, setting: Setting, seed: int) -> AbstractContextManager[object]:
+def _variant(subject: Subject, setting: PolicySpec, seed: int) -> AbstractContextManager[object]:
     """Return the context of a timed block: for ``off`` the model as it is, without a hook."""
-    if setting.kind == "off":
+    if setting.name == "off":
         return nullcontext()
     handle = apply_setting(subject.model, setting, subject.table, seed=seed)
     # Said once, of the block that is counted.
@@ -102,17 +102,19 @@ def _variant(subject: Subject, setting: Setting, seed: int) -> AbstractContextMa
     return handle
 
 
-def _count(subject: Subject, setting: Setting, seed: int, block: Callable[[], list[float]]) -> dict[str, Any]:
+def _count(
+    subject: Subject, setting: PolicySpec, seed: int, block: Callable[[], list[float]]
+) -> dict[str, Any]:
     """Run one block more, not for its time but for its experts and the time inside the hooks."""
     with apply_setting(subject.model, setting, subject.table, seed=seed) as handle:
         handle.quiet = True
         cost = hook_cost(subject.model, block)
         happened = what_happened(handle)
-    return happened | {"hook": None if setting.kind == "off" else asdict(cost)}
+    return happened | {"hook": None if setting.name == "off" else asdict(cost)}
 
 
 def _record(
-    subject: Subject, plan: BenchPlan, B: int, setting: Setting, mine: Times, off: Times
+    subject: Subject, plan: BenchPlan, B: int, setting: PolicySpec, mine: Times, off: Times
 ) -> dict[str, Any]:
     return {
         "format": "sere-bench-2",

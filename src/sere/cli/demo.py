@@ -97,7 +97,7 @@ def _measure(args: argparse.Namespace) -> dict[str, Any]:
     from sere.eval.calibration import calibrate_on_tasks
     from sere.eval.questions import held_out
     from sere.eval.tasks import TASK_NAMES
-    from sere.policies.spec import parse_settings
+    from sere.policies.spec import parse_specs
 
     rounds = plan_rounds(args.batch_size, args.per_task, len(TASK_NAMES))
     most = max(one.questions for one in rounds)
@@ -112,7 +112,7 @@ def _measure(args: argparse.Namespace) -> dict[str, Any]:
         model,
         tokenizer,
         similarities,
-        settings=parse_settings(SETTINGS),
+        settings=parse_specs(SETTINGS),
         rounds=rounds,
         questions=questions,
         progress=bar,

@@ -15,7 +15,7 @@ from sere.cli.parser import add_command
 from sere.errors import DataError
 
 if TYPE_CHECKING:
-    from sere.policies.spec import Setting
+    from sere.policies.spec import PolicySpec
     from sere.table import SimilarityTable
     from sere.texts import Row
 
@@ -101,15 +101,15 @@ def _prompts(args: argparse.Namespace) -> list[Row]:
     return rows
 
 
-def _setting(args: argparse.Namespace) -> tuple[Setting | None, SimilarityTable | None]:
+def _setting(args: argparse.Namespace) -> tuple[PolicySpec | None, SimilarityTable | None]:
     """Return the way to route, None to leave the model as it is, and the table."""
     from sere.engines.transformers import check_settings
-    from sere.policies.spec import parse_setting
+    from sere.policies.spec import parse_spec
     from sere.table import SimilarityTable
 
     if args.setting is None and args.table is None:
         return None, None
-    setting = parse_setting(args.setting or _DEFAULT_SETTING)
+    setting = parse_spec(args.setting or _DEFAULT_SETTING)
     path = table_path(args) if setting.needs_table else args.table
     similarities = None if path is None else SimilarityTable.load(path)
     check_settings([setting], similarities)
@@ -117,7 +117,7 @@ def _setting(args: argparse.Namespace) -> tuple[Setting | None, SimilarityTable 
 
 
 def _applied(
-    model: Any, setting: Setting | None, table: SimilarityTable | None, pad_token_id: int | None
+    model: Any, setting: PolicySpec | None, table: SimilarityTable | None, pad_token_id: int | None
 ) -> AbstractContextManager[Any]:
     from sere.engines.transformers import apply_setting
 

@@ -4,24 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from functools import partial
-from types import SimpleNamespace
 from typing import Any
 
-from torch import Tensor
-
 from sere.engines.in_process import state_of
-from sere.engines.transformers import make_rival
-from sere.errors import ConfigError, UnsupportedEngine
 from sere.integrations.vllm import configure
 from sere.integrations.vllm.tiers import COUNT_ONLY_S
-from sere.integrations.vllm.worker.expert_kernels import SUPPORTS_DUPLICATES
-from sere.policies.base import Policy
-from sere.policies.spec import Setting
-from sere.reroute import Routing, TokenBatch
+from sere.policies.spec import PolicySpec
 
 LIVE = frozenset({"select_top_k", "threshold"})
-"""Options of a setting that an engine can change while it runs; the others are part of its start."""
+"""Options of a ``sere`` setting that an engine can change while it runs; the others are part of its start."""
 
 COUNT_ONLY: Mapping[str, Any] = {"enabled": True, "select_top_k": COUNT_ONLY_S, "threshold": 0.0}
 """Changes that count experts and re-route none: S is beyond any K."""
@@ -30,22 +21,7 @@ Start = Callable[[Mapping[str, Any]], AbstractContextManager[Any]]
 """Starts an engine (or a server of one) with settings of re-routing beside the table, and ends it."""
 
 
-def check_settings(settings: Sequence[Setting]) -> None:
-    """Refuse settings that no engine can run.
-
-    Raises:
-        ConfigError: A policy needs the scores of all experts, which routers of vLLM do not hand on.
-    """
-    for setting in settings:
-        if not setting.needs_table and make_rival(setting).needs_scores:
-            raise ConfigError(
-                f"setting {setting.label}: {setting.kind} needs the router's scores of all experts, which "
-                "vLLM does not hand on; on vLLM expected off, sere, random or topk, so evaluate it with "
-                "--engine transformers"
-            )
-
-
-def by_engine(settings: Sequence[Setting]) -> list[tuple[dict[str, Any], list[Setting]]]:
+def by_engine(settings: Sequence[PolicySpec]) -> list[tuple[dict[str, Any], list[PolicySpec]]]:
     """Group settings by the engine that they need.
 
     Args:
@@ -53,76 +29,56 @@ def by_engine(settings: Sequence[Setting]) -> list[tuple[dict[str, Any], list[Se
 
     Returns:
         For each engine the settings of its start and what is measured in it. ``sere`` settings that differ
-        in S and ρ alone share one; what is no ``sere`` setting runs in any engine and so in the first.
+        only in S and ρ share one; other settings run in any engine and so in the first.
     """
-    groups: dict[tuple[tuple[str, Any], ...], list[Setting]] = {}
-    first = next((_of_start(setting) for setting in settings if setting.needs_table), ())
+    groups: dict[tuple[tuple[str, Any], ...], list[PolicySpec]] = {}
+    first = next((_of_start(setting) for setting in settings if is_own(setting)), ())
     for setting in settings:
-        groups.setdefault(_of_start(setting) if setting.needs_table else first, []).append(setting)
+        groups.setdefault(_of_start(setting) if is_own(setting) else first, []).append(setting)
     return [(dict(options), group) for options, group in groups.items()]
 
 
-def counted_changes(setting: Setting) -> dict[str, Any]:
-    """Return what to change in a running engine for a setting, so that its experts are counted; off too."""
+def is_own(setting: PolicySpec) -> bool:
+    """Whether it is the rule that a served engine runs itself; an eager engine runs others in its place."""
+    return setting.name == "sere"
+
+
+def counted_changes(setting: PolicySpec) -> dict[str, Any]:
+    """Return what to change in a running engine for ``sere`` or ``off``, so that its experts are counted."""
     live = {name: value for name, value in setting.options.items() if name in LIVE}
     return dict(COUNT_ONLY) | live
 
 
-def live_changes(setting: Setting) -> dict[str, Any]:
-    """Return what to change in a running engine for a setting as it would be served: off counts nothing."""
-    return {"enabled": False} if setting.kind == "off" else counted_changes(setting)
+def live_changes(setting: PolicySpec) -> dict[str, Any]:
+    """Return what to change in a running engine for ``sere`` or ``off`` as served: off counts nothing."""
+    return {"enabled": False} if setting.name == "off" else counted_changes(setting)
 
 
 @contextmanager
-def routed(llm: Any, setting: Setting, *, seed: int = 0) -> Iterator[None]:
-    """Let an engine run a setting: ``sere`` as the engine itself does it, others in its place.
+def routed(llm: Any, setting: PolicySpec, *, seed: int = 0) -> Iterator[None]:
+    """Let an engine run a setting: ``sere`` and ``off`` as the engine itself does, others in its place.
 
-    Who has which row, that prompts are exact, and the counters are the engine's in either case.
+    Which rows are decoded, and that prompts are exact, is up to the engine in either case.
 
     Args:
-        llm: An engine of this process, started with what ``by_engine`` says, eager.
+        llm: An engine of this process, started with what ``by_engine`` says; eager for other rules.
         setting: What to run.
-        seed: Of ``random``, unless the setting has its own.
+        seed: The seed of a rule that draws, unless the setting names one.
 
     Raises:
-        UnsupportedEngine: The expert kernel is not known to handle duplicate ids in a row.
+        UnsupportedEngine: The engine is compiled, its expert kernel is not known to handle duplicate ids
+            within one token's top-k, or its routers have no scores for a rule that needs them.
     """
-    configure(llm, **counted_changes(setting))
-    if setting.needs_table:
+    if is_own(setting) or not setting.policy_class.changes_routing:
+        configure(llm, **counted_changes(setting))
         yield
         return
+    configure(llm, enabled=True)
     state = state_of(llm)
-    layers = list(state.layers.values())
-    if setting.kind != "off" and state.kernel not in SUPPORTS_DUPLICATES:
-        raise UnsupportedEngine(
-            f"setting {setting.label}: the expert kernel {state.kernel or 'in use'} is not known to "
-            "handle duplicate ids within one token's top-k; evaluate it with --engine transformers"
-        )
-    policy = make_rival(setting, seed=seed)
-    policy.bind({layer.index: layer.num_experts for layer in layers})
-    prepared = [layer.prepared for layer in layers]
-    for layer in layers:
-        # Of a prepared layer this asks its route alone.
-        run = SimpleNamespace(route=partial(_route, policy, layer.index))
-        layer.prepared = run  # type: ignore[assignment]
-    try:
+    with state.routed_by(setting.build(state.table.layers, seed=seed)):
         yield
-    finally:
-        for layer, own in zip(layers, prepared, strict=True):
-            layer.prepared = own
 
 
-def _route(policy: Policy, index: int, batch: TokenBatch, counters: Tensor | None) -> Routing:
-    return policy.route(
-        index,
-        batch.topk_ids,
-        batch.topk_weights,
-        row_budgets=batch.row_budgets,
-        num_tokens=batch.num_tokens,
-        counters=counters,
-    )
-
-
-def _of_start(setting: Setting) -> tuple[tuple[str, Any], ...]:
+def _of_start(setting: PolicySpec) -> tuple[tuple[str, Any], ...]:
     """Return a setting's options that are part of an engine's start."""
     return tuple(sorted((name, value) for name, value in setting.options.items() if name not in LIVE))

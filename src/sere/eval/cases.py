@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from sere.errors import InputError
 from sere.eval.checkpoint import Checkpoint
-from sere.policies.spec import Setting, check_off_first
+from sere.policies.spec import PolicySpec, check_off_first
 from sere.provenance import provenance
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ class Cases(Protocol):
     """A plan: its settings at its batch sizes are the cases of a run."""
 
     @property
-    def settings(self) -> Sequence[Setting]:
+    def settings(self) -> Sequence[PolicySpec]:
         """The ways to route; the first is ``off``."""
 
     @property
@@ -118,7 +118,7 @@ def head_of(
     }
 
 
-def case_name(setting: Setting, batch_size: int) -> str:
+def case_name(setting: PolicySpec, batch_size: int) -> str:
     """Return what a case is called in progress and checkpoints."""
     return f"B={batch_size} {setting.label}"
 
@@ -150,7 +150,7 @@ def open_run(
     return head, checkpoint_of(head, path, weights=weights_digest(model))
 
 
-def missing(kept: Checkpoint, plan: Cases, settings: Sequence[Setting]) -> list[tuple[Setting, int]]:
+def missing(kept: Checkpoint, plan: Cases, settings: Sequence[PolicySpec]) -> list[tuple[PolicySpec, int]]:
     """Return the cases of some of the plan's settings that are still to be measured, by batch size."""
     cases = [(setting, batch_size) for batch_size in plan.batch_sizes for setting in settings]
     return [case for case in cases if kept.get(case_name(*case)) is None]

@@ -36,7 +36,7 @@ from sere.eval.decode import decode, stop_ids
 from sere.eval.examples import prompt_key
 from sere.eval.questions import encode, takes_template
 from sere.eval.text import Text, score_texts
-from sere.policies.spec import Setting
+from sere.policies.spec import PolicySpec
 from sere.texts import Row
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ class PromptPlan:
         source: The file that the prompts are from, as a record names it.
     """
 
-    settings: Sequence[Setting]
+    settings: Sequence[PolicySpec]
     batch_sizes: Sequence[int]
     prompts: Sequence[str | Row]
     max_new_tokens: int = 64
@@ -218,7 +218,7 @@ def _measure(
     model: Any,
     texts: Sequence[Text],
     plan: PromptPlan,
-    setting: Setting,
+    setting: PolicySpec,
     batch_size: int,
     table: SimilarityTable | None,
     progress: Progress,

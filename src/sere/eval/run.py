@@ -31,7 +31,7 @@ from sere.eval.generation import end_mark
 from sere.eval.questions import Asked, encode, mark, takes_template
 from sere.eval.statistics import paired_difference, wilson
 from sere.eval.text import passages, score_texts, summarize
-from sere.policies.spec import Setting
+from sere.policies.spec import PolicySpec
 
 if TYPE_CHECKING:
     from sere.integrations.transformers import Handle
@@ -57,7 +57,7 @@ class Plan:
         source: The file that the questions are from, as a record names it; None for tasks.
     """
 
-    settings: Sequence[Setting]
+    settings: Sequence[PolicySpec]
     batch_sizes: Sequence[int]
     questions: Sequence[Asked]
     passages: Sequence[str] = ()
@@ -149,7 +149,7 @@ class _Run:
     table: SimilarityTable | None
     progress: Progress
 
-    def measure(self, setting: Setting, batch_size: int) -> dict[str, Any]:
+    def measure(self, setting: PolicySpec, batch_size: int) -> dict[str, Any]:
         """Return the record of one case, without the comparison to ``off``."""
         plan, name = self.plan, case_name(setting, batch_size)
         stop = stop_ids(self.model, self.tokenizer)

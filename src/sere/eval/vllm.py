@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from sere.engines.settings import Start, by_engine, check_settings, routed
+from sere.engines.settings import Start, by_engine, routed
 from sere.eval.cases import (
     NO_PROGRESS,
     Progress,
@@ -21,7 +21,7 @@ from sere.eval.cases import (
 from sere.eval.questions import encode, mark
 from sere.eval.run import Plan, completed, for_tokenizer
 from sere.integrations.vllm import read_stats
-from sere.policies.spec import Setting
+from sere.policies.spec import PolicySpec
 
 if TYPE_CHECKING:
     from sere.table import SimilarityTable
@@ -61,11 +61,9 @@ def evaluate_engine(
         rows count among ``experts`` too.
 
     Raises:
-        ConfigError: No engine can run one of the settings.
-        UnsupportedEngine: A control's rows may hold an expert twice, and the expert kernel is not known to
-            handle that.
+        UnsupportedEngine: A rule may leave duplicate ids within one token's top-k, and the expert kernel is
+            not known to handle these; or it needs scores that the model's routers do not have.
     """
-    check_settings(plan.settings)
     plan = for_tokenizer(plan, tokenizer)
     head = head_of(plan, table.identity, table, dtype=dtype, implementation="vllm")
     kept = checkpoint_of(head, checkpoint, weights=weights)
@@ -91,7 +89,7 @@ class _Run:
     prompts: Sequence[Sequence[int]]
     progress: Progress
 
-    def measure(self, llm: Any, setting: Setting, B: int) -> dict[str, Any]:
+    def measure(self, llm: Any, setting: PolicySpec, B: int) -> dict[str, Any]:
         """Return the record of one case, without the comparison to ``off``."""
         plan = self.plan
         with (

@@ -1,97 +1,141 @@
-"""What a routing rule is: ids and weights of one layer and step in, ids and weights out."""
+"""What a routing rule is: immutable settings that are bound to each layer once, and the object that this gives."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import Any, ClassVar
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
 
-from sere.reroute import COUNTERS, Routing
-from sere.reroute.slots import has_weight, members
+from sere.config import RerouteConfig
+from sere.reroute import COUNTERS, Routing, TokenBatch
+from sere.similarity.layer import LayerSimilarity
+
+
+@dataclass(frozen=True, slots=True)
+class LayerShape:
+    """What a rule needs to know about one MoE layer of a model.
+
+    Attributes:
+        index: Decoder-layer index.
+        num_experts: E, routed experts; other ids pass through unchanged.
+        top_k: K, routed slots per token.
+    """
+
+    index: int
+    num_experts: int
+    top_k: int
+
+
+class LayerRouter(ABC):
+    """A rule bound to one layer on one device: the state and the prepared tensors of that layer.
+
+    Args:
+        layer: The layer.
+        device: Where its steps run.
+
+    Attributes:
+        layer: The layer.
+        counters: int64, one entry per name in ``sere.reroute.COUNTERS``, on the device; incremented in place.
+    """
+
+    def __init__(self, layer: LayerShape, device: torch.device) -> None:
+        self.layer = layer
+        # A tensor made in inference mode could not be changed outside it.
+        with torch.inference_mode(False):
+            self.counters = torch.zeros(len(COUNTERS), dtype=torch.int64, device=device)
+
+    @abstractmethod
+    def __call__(self, batch: TokenBatch) -> Routing:
+        """Route one step of the layer, and count it.
+
+        Args:
+            batch: The step, on the router's device; ``router_scores`` are given if the rule ``needs_scores``.
+                An expert whose score is -∞ or NaN is not wanted.
+
+        Returns:
+            New ids and weights; same shapes, dtypes and device.
+
+        Raises:
+            InputError: A shape, dtype, device or bound is wrong; the text gives what was expected and what came.
+        """
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return every tensor that a step reads or writes, by name: an engine that frees memory must keep these."""
+        return {"counters": self.counters}
 
 
 class Policy(ABC):
-    """A rule that changes which experts the rows of a decode step use.
+    """The settings of a rule that changes which experts the rows of a decode step use.
+
+    A policy is immutable; what changes from step to step is in the routers that `bind` returns.
 
     Rows with a negative budget, and rows from ``num_tokens`` on, are padding: they neither vote nor count.
     Rows with a budget of K or more are protected: they keep their experts, which others may use.
 
     Attributes:
-        name: What settings and records call it.
-        needs_scores: Whether ``route`` must be given the router's scores of all experts.
+        name: The name in ``sere.policies.spec.POLICIES``, settings and records.
+        needs_scores: Whether its routers must be given the router's scores of all experts.
+        needs_table: Whether it needs a similarity table.
+        changes_routing: Whether it is meant to change anything; False for the baseline ``off``.
+        example: Options as one would write them, such as ``"select_top_k=2"``, for help, errors and tests.
+        given_elsewhere: Fields of the settings that are not options, because they are given in another way.
+        config: The settings of re-routing; None for a rule that has others.
     """
 
     name: ClassVar[str]
     needs_scores: ClassVar[bool] = False
+    needs_table: ClassVar[bool] = False
+    changes_routing: ClassVar[bool] = True
+    example: ClassVar[str] = ""
+    given_elsewhere: ClassVar[frozenset[str]] = frozenset()
+    config: RerouteConfig | None = None
+
+    @abstractmethod
+    def bind(self, layer: LayerShape, device: torch.device) -> LayerRouter:
+        """Prepare the rule for one layer on one device.
+
+        Args:
+            layer: The layer.
+            device: Where its steps will run.
+        """
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:
-        """Return the settings, JSON-ready, for records."""
+        """Return the settings as JSON-ready values, for records."""
 
-    @abstractmethod
-    def route(
-        self,
-        layer: int,
-        topk_ids: Tensor,
-        topk_weights: Tensor,
-        *,
-        row_budgets: Tensor | Sequence[int] | None = None,
-        num_tokens: Tensor | int | None = None,
-        scores: Tensor | None = None,
-        counters: Tensor | None = None,
-    ) -> Routing:
-        """Route one step of one layer.
+    @classmethod
+    def settings_type(cls) -> type:
+        """Return the dataclass whose fields are the rule's options: the rule itself, unless it holds more."""
+        return cls
+
+    @classmethod
+    def from_options(cls, options: Mapping[str, Any], layers: Mapping[int, LayerSimilarity]) -> Self:
+        """Build the rule from its options.
 
         Args:
-            layer: Index of the decoder layer.
-            topk_ids: ``[T, K]``, int32 or int64. Not modified.
-            topk_weights: ``[T, K]``, floating point. Not modified.
-            row_budgets: ``[T]``, integers of any size, or None.
-            num_tokens: N, or None for T.
-            scores: ``[T, E]``, the router's scores, higher is better; given if ``needs_scores``. An expert
-                whose score is -∞ or NaN is not wanted.
-            counters: int64, one entry per name in ``sere.reroute.COUNTERS``, incremented in place, or None.
+            options: Values by field name of ``settings_type``.
+            layers: Similarities by decoder-layer index; empty unless the rule ``needs_table``.
 
-        Returns:
-            New ids and weights; same shapes, dtypes and device.
+        Raises:
+            ConfigError: A value is out of range.
         """
+        del layers
+        return cls(**options)
 
+    @property
+    def default_budget(self) -> int:
+        """The budget of a row that was given none while another row was; below K for a rule without budgets."""
+        return 0
 
-def count(
-    counters: Tensor | None,
-    before: Tensor,
-    after: Tensor,
-    weights: Tensor,
-    new_weights: Tensor,
-    *,
-    real: Tensor,
-    E: int,
-) -> None:
-    """Add one step to the counters of a policy that does not count by itself.
+    def why_idle(self, layers: Iterable[LayerShape]) -> list[str]:
+        """Return one sentence per reason why the settings re-route nothing in some or all of the layers.
 
-    Args:
-        counters: int64, one entry per name in ``COUNTERS``; None counts nothing.
-        before: Ids that came, ``[T, K]``.
-        after: Ids that go, ``[T, K]``.
-        weights: Weights that came, ``[T, K]``; slots of weight 0 or NaN are no slots.
-        new_weights: Weights that go, ``[T, K]``; slots of weight 0 read no expert, those of NaN do not count.
-        real: ``[T]``, bool.
-        E: Number of experts.
-    """
-    if counters is None:
-        return
-    slots = (before >= 0) & (before < E) & has_weight(weights) & real[:, None]
-    used = (after >= 0) & (after < E) & has_weight(new_weights) & real[:, None]
-    sums = {
-        "steps": real.any(),
-        "rows": real.sum(),
-        "distinct_before": members(before, slots, E).sum(),
-        "distinct_after": members(after, used, E).sum(),
-        "slots": slots.sum(),
-        "slots_rerouted": (slots & (after != before)).sum(),
-        "critical": torch.zeros((), dtype=torch.int64, device=before.device),
-    }
-    counters.add_(torch.stack([sums[name].long() for name in COUNTERS]))
+        Args:
+            layers: The layers of a model.
+        """
+        del layers
+        return []

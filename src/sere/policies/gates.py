@@ -6,17 +6,17 @@ import torch
 from torch import Tensor
 
 from sere.errors import InputError
-from sere.policies.rows import Choice
+from sere.policies.baseline import LayerBatch
 
 
-def gates_from_scores(step: Choice, name: str) -> Tensor:
+def gates_from_scores(batch: LayerBatch, name: str) -> Tensor:
     """Estimate the gate weight of every expert for every row.
 
     Routers show logits or probabilities, and weigh by softmax or sigmoid; which of them it is can be told
     from the weights of the chosen slots. Selection biases, groups and temperatures are not known here.
 
     Args:
-        step: The step, with the router's ``scores`` of all experts.
+        batch: The step, with the router's ``scores`` of all experts.
         name: The policy's name, for the error.
 
     Returns:
@@ -26,26 +26,26 @@ def gates_from_scores(step: Choice, name: str) -> Tensor:
     Raises:
         InputError: The scores are missing or have another shape.
     """
-    rows, ids, weights, scores = step.rows, step.ids, step.weights, step.scores
-    expected = (ids.shape[0], rows.num_experts)
+    ids, weights, scores = batch.ids, batch.weights, batch.scores
+    expected = (ids.shape[0], batch.num_experts)
     if scores is None or tuple(scores.shape) != expected:
-        came = "None" if scores is None else str(list(scores.shape))
-        raise InputError(f"policy {name!r}: expected router scores of shape {list(expected)}, got {came}")
+        shape = "None" if scores is None else str(list(scores.shape))
+        raise InputError(f"policy {name!r}: expected router scores of shape {list(expected)}, got {shape}")
     raw = scores.double()
     wanted = raw > -torch.inf
     raw = raw.nan_to_num(nan=-torch.inf, neginf=-torch.inf)
-    safe = torch.where(rows.inside, ids.long(), 0)
-    given = torch.where(rows.valid, weights.double(), 0.0)
+    safe = torch.where(batch.inside, ids.long(), 0)
+    given = torch.where(batch.valid, weights.double(), 0.0)
     sums = given.sum(dim=1, keepdim=True)
     share = given / sums.clamp(min=1e-30)
     candidates, errors = [], []
     for gates in (raw.softmax(dim=1), raw.sigmoid(), raw.clamp(min=1e-30)):
         gates = torch.where(wanted, gates, 0.0)
-        chosen = torch.where(rows.valid, gates.gather(1, safe), 0.0)
+        chosen = torch.where(batch.valid, gates.gather(1, safe), 0.0)
         total = chosen.sum(dim=1, keepdim=True).clamp(min=1e-30)
         factor = sums / total
         candidates.append((gates * torch.where(torch.isfinite(factor), factor, 1.0)).nan_to_num())
-        told = rows.valid & torch.isfinite(sums)
+        told = batch.valid & torch.isfinite(sums)
         errors.append(torch.where(told, (chosen / total - share).abs(), 0.0).sum())
     best = torch.stack(errors).argmin()
     return torch.stack(candidates).index_select(0, best[None])[0]

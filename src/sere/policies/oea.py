@@ -5,29 +5,43 @@ Source: "Opportunistic Expert Activation", arXiv 2511.02237; docs/method.md sect
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import ClassVar
 
+from sere.policies.baseline import Baseline, LayerBatch, check_count
 from sere.policies.gates import gates_from_scores
-from sere.policies.rows import Choice, SlotRival, heaviest, occurring, refill
+from sere.policies.refill import refill
 from sere.reroute import Routing
 
 
-class Oea(SlotRival):
+@dataclass(frozen=True)
+class Oea(Baseline):
     """Keep each row's ``select_top_k`` heaviest slots; refill up to K from the experts so made active.
 
     Each row refills in its own router's order, and its weights are renormalized to their old sum.
 
-    Args:
+    Attributes:
         select_top_k: Slots per row that are kept, at least 1; the paper's k0.
 
     Raises:
-        ConfigError: ``select_top_k`` is no integer of at least 1.
+        ConfigError: ``select_top_k`` is not an integer of at least 1.
     """
 
     name: ClassVar[str] = "oea"
     needs_scores: ClassVar[bool] = True
+    example: ClassVar[str] = "select_top_k=2"
 
-    def choose(self, step: Choice) -> Routing:
+    select_top_k: int
+
+    def __post_init__(self) -> None:
+        check_count("select_top_k", self.select_top_k)
+
+    @property
+    def default_budget(self) -> int:
+        """The slots that a row keeps."""
+        return self.select_top_k
+
+    def choose(self, batch: LayerBatch) -> Routing:
         """Refill from the experts that kept slots make active."""
-        gates = gates_from_scores(step, self.name)
-        return refill(step, gates, occurring(step, heaviest(step, self.select_top_k)))
+        gates = gates_from_scores(batch, self.name)
+        return refill(batch, gates, batch.experts_in(batch.heaviest(self.select_top_k)))

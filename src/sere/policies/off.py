@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import ClassVar
 
-from sere.policies.rows import Choice, Rival
+from sere.policies.baseline import Baseline, LayerBatch
 from sere.reroute import Routing
 
 
-class Off(Rival):
+@dataclass(frozen=True)
+class Off(Baseline):
     """Leave every row as the router chose, padding rows included, and count."""
 
     name: ClassVar[str] = "off"
+    changes_routing: ClassVar[bool] = False
 
-    def describe(self) -> dict[str, Any]:
-        """Return the settings, JSON-ready."""
-        return {"policy": self.name}
-
-    def choose(self, step: Choice) -> Routing:
-        """Return what came."""
-        return Routing(step.ids, step.weights)
+    def choose(self, batch: LayerBatch) -> Routing:
+        """Return the router's own choice."""
+        return Routing(batch.ids, batch.weights)

@@ -1,160 +1,174 @@
-"""Settings as they are written on a command line: ``off``, ``sere:S=1,rho=0.3``, ``random:S=1``."""
+"""The registry of routing rules, and settings as they are written: ``off``, ``sere:select_top_k=1,threshold=0.3``."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from sere.config import RerouteConfig
 from sere.errors import ConfigError, InputError, did_you_mean
+from sere.policies.base import Policy
+from sere.policies.lynx import Lynx
+from sere.policies.oea import Oea
+from sere.policies.off import Off
+from sere.policies.options import Option, options_of, text_of
+from sere.policies.random import RandomReroute
+from sere.policies.sere import Sere
+from sere.policies.topk import TopK
+from sere.policies.xshare import XShare
+from sere.similarity.layer import LayerSimilarity
 
-# Short names of the method's symbols; the long names are those of RerouteConfig.
+POLICIES: Mapping[str, type[Policy]] = MappingProxyType(
+    {kind.name: kind for kind in (Off, Sere, RandomReroute, TopK, Oea, XShare, Lynx)}
+)
+"""Every routing rule by name. The command line, ``eval``, ``bench``, both engines and the tests look here."""
+
+# Symbols of the method that older records use for option names.
 _SHORT = {"S": "select_top_k", "rho": "threshold", "scale": "use_scale", "drop": "drop_share"}
-_LONG = {long: short for short, long in _SHORT.items()}
-
-
-def _boolean(text: str) -> bool:
-    if text.lower() in ("true", "yes", "1"):
-        return True
-    if text.lower() in ("false", "no", "0"):
-        return False
-    raise ValueError
-
-
-_KINDS: Mapping[str, Mapping[str, Callable[[str], Any]]] = {
-    "off": {},
-    "sere": {
-        "select_top_k": int, "threshold": float, "min_active": int, "targets": str, "merge": str,
-        "use_scale": _boolean, "backend": str,
-    },
-    "random": {"select_top_k": int, "min_active": int, "seed": int},
-    "topk": {"select_top_k": int},
-    "oea": {"select_top_k": int},
-    "xshare": {"budget": int},
-    "lynx": {"drop_share": float},
-}  # fmt: skip
-_NEEDED = {
-    "sere": "select_top_k", "random": "select_top_k", "topk": "select_top_k", "oea": "select_top_k",
-    "xshare": "budget", "lynx": "drop_share",
-}  # fmt: skip
-_EXAMPLE = {"budget": 16, "drop_share": 0.5}
 
 
 @dataclass(frozen=True, slots=True)
-class Setting:
-    """One way to route, as named on the command line.
+class PolicySpec:
+    """One routing rule with its options, as written on a command line.
 
     Attributes:
-        kind: Which policy: ``off`` (unmodified), ``sere``, the control ``random``, or a rival.
-        options: Its settings under their long names, e.g. ``{"select_top_k": 1}``.
+        name: The rule, a key of ``POLICIES``.
+        options: Its options by name, e.g. ``{"select_top_k": 1}``.
     """
 
-    kind: str
+    name: str
     options: Mapping[str, Any]
 
     @property
     def label(self) -> str:
-        """The setting as it would be typed, e.g. ``sere:S=1,rho=0.3``; equal settings have equal labels."""
-        parts = [
-            f"{_LONG.get(name, name)}={_text(self.options[name])}"
-            for name in _KINDS[self.kind]
-            if name in self.options
-        ]
-        return f"{self.kind}:{','.join(parts)}" if parts else self.kind
+        """The setting as it would be typed, e.g. ``sere:select_top_k=1,threshold=0.3``."""
+        given = [name for name in options_of(self.policy_class) if name in self.options]
+        parts = [f"{name}={text_of(self.options[name])}" for name in given]
+        return f"{self.name}:{','.join(parts)}" if parts else self.name
+
+    @property
+    def policy_class(self) -> type[Policy]:
+        """The class of the rule."""
+        return POLICIES[self.name]
 
     @property
     def needs_table(self) -> bool:
-        """Whether it needs similarities."""
-        return self.kind == "sere"
+        """Whether the rule needs a similarity table."""
+        return self.policy_class.needs_table
 
     def config(self) -> RerouteConfig:
-        """Return the settings of a ``sere`` setting.
+        """Return the settings of a ``sere`` rule.
 
         Raises:
             ConfigError: A value is out of range.
         """
         return RerouteConfig.from_mapping(self.options)
 
+    def build(self, layers: Mapping[int, LayerSimilarity] | None = None, *, seed: int = 0) -> Policy:
+        """Build the rule.
 
-def parse_setting(text: str) -> Setting:
-    """Read one setting: a policy's name, then ``:`` and ``name=value`` pairs with commas between.
+        Args:
+            layers: Similarities by decoder-layer index, ``table.layers``, or None.
+            seed: The seed of a rule that draws, unless the options name one.
+
+        Raises:
+            ConfigError: The rule needs a table and there is none, or an option does not fit it.
+        """
+        if layers is None and self.needs_table:
+            raise ConfigError(f"setting {self.label}: needs a similarity table; give one with --table")
+        options = dict(self.options)
+        if "seed" in options_of(self.policy_class):
+            options.setdefault("seed", seed)
+        return self.policy_class.from_options(options, layers or {})
+
+
+def parse_spec(text: str) -> PolicySpec:
+    """Read one setting: a rule's name, then ``:`` and ``name=value`` pairs with commas between.
 
     Args:
-        text: E.g. ``off``, ``sere:S=2,rho=0.3,targets=active,min_active=8``, ``random:S=1``, ``topk:S=2``.
+        text: E.g. ``off``, ``sere:select_top_k=2,threshold=0.3,targets=active``, ``random:select_top_k=1``.
 
     Raises:
-        ConfigError: A name is unknown (the text gives the nearest), a value does not fit, or the
-            setting that the policy needs is missing, or one is given twice.
+        ConfigError: A name is unknown (the text gives the nearest), a value does not fit, or an option that
+            the rule needs is missing, or one is given twice.
     """
-    kind, _, rest = text.strip().partition(":")
-    if kind not in _KINDS:
-        raise ConfigError(f"setting {text!r}: unknown policy {kind!r}{did_you_mean(kind, _KINDS)}")
-    options: dict[str, Any] = {}
-    for part in rest.split(","):
-        if not part.strip():
-            continue
-        name, value = _option(text, kind, part)
-        if name in options:
-            raise ConfigError(f"setting {text!r}: {_LONG.get(name, name)} is given twice; leave one out")
-        options[name] = value
-    needed = _NEEDED.get(kind)
-    if needed is not None and needed not in options:
-        short = _LONG.get(needed, needed)
-        raise ConfigError(
-            f"setting {text!r}: {kind} needs {short}, e.g. {kind}:{short}={_EXAMPLE.get(needed, 2)}"
-        )
-    setting = Setting(kind, options)
-    if kind == "sere":
-        setting.config()
-    return setting
+    name, _, rest = text.strip().partition(":")
+    if name not in POLICIES:
+        raise ConfigError(f"setting {text!r}: unknown policy {name!r}{did_you_mean(name, POLICIES)}")
+    kind = POLICIES[name]
+    known, options = options_of(kind), {}
+    for part in filter(str.strip, rest.split(",")):
+        option, value = _read(text, name, known, part)
+        if option in options:
+            raise ConfigError(f"setting {text!r}: {option} is given twice; leave one out")
+        options[option] = value
+    missing = [option.name for option in known.values() if option.required and option.name not in options]
+    if missing:
+        raise ConfigError(f"setting {text!r}: {name} needs {missing[0]}, e.g. {name}:{kind.example}")
+    # Refuse values out of range here, before long work.
+    kind.settings_type()(**options)
+    return PolicySpec(name, options)
 
 
-def parse_settings(texts: Iterable[str]) -> list[Setting]:
+def parse_specs(texts: Iterable[str]) -> list[PolicySpec]:
     """Read several settings, ``off`` first (what all are compared with), each once.
 
     Raises:
-        ConfigError: As ``parse_setting``.
+        ConfigError: As ``parse_spec``.
     """
-    unique = {setting.label: setting for setting in [Setting("off", {}), *map(parse_setting, texts)]}
+    unique = {spec.label: spec for spec in [PolicySpec("off", {}), *map(parse_spec, texts)]}
     return list(unique.values())
 
 
-def check_off_first(settings: Sequence[Setting]) -> None:
+def normalize_label(label: str) -> str:
+    """Return a record's label in today's spelling: ``sere:S=1`` becomes ``sere:select_top_k=1``.
+
+    Args:
+        label: A label; one that is not a setting is returned as it is.
+    """
+    try:
+        return parse_spec(label).label
+    except ConfigError:
+        return label
+
+
+def describe_policies() -> str:
+    """Return one line per rule: its name, its options (those it needs first), and what it does."""
+    lines = []
+    for name, kind in POLICIES.items():
+        options = sorted(options_of(kind).values(), key=lambda option: not option.required)
+        written = ",".join(f"{option.name}={option.form}" for option in options)
+        summary = (kind.__doc__ or "").partition("\n")[0]
+        lines.append(f"{name}:{written}" if written else name)
+        lines.append(f"    {summary}")
+    return "\n".join(lines)
+
+
+def check_off_first(specs: Sequence[PolicySpec]) -> None:
     """Make sure that there is something to compare with.
 
     Raises:
-        InputError: The first setting is not ``off``, or there is none.
+        InputError: The first setting is not ``off``, or there are no settings.
     """
-    if not settings or settings[0].kind != "off":
-        came = settings[0].label if settings else "none"
+    if not specs or specs[0].name != "off":
+        first = specs[0].label if specs else "none"
         raise InputError(
-            f"settings: the first setting must be 'off', which all others are compared with; got {came}"
+            f"settings: the first setting must be 'off', which all others are compared with; got {first}"
         )
 
 
-def _option(text: str, kind: str, part: str) -> tuple[str, Any]:
-    """Return the long name and the value of one ``name=value``."""
+def _read(text: str, policy: str, known: Mapping[str, Option], part: str) -> tuple[str, Any]:
+    """Return the name and the value of one ``name=value``."""
     name, equals, value = (piece.strip() for piece in part.partition("="))
-    long = _SHORT.get(name, name)
-    readers = _KINDS[kind]
-    if long not in readers:
-        valid = [_LONG.get(known, known) for known in readers]
-        hint = did_you_mean(name, valid) if valid else f"; {kind} takes none"
+    option = known.get(_SHORT.get(name, name))
+    if option is None:
+        hint = did_you_mean(name, known) if known else f"; {policy} takes none"
         raise ConfigError(f"setting {text!r}: unknown option {name!r}{hint}")
     try:
         if not equals:
             raise ValueError
-        return long, readers[long](value)
+        return option.name, option.read(value)
     except ValueError:
-        words = {int: "an integer", float: "a number", str: "a word", _boolean: "true or false"}
-        wanted = next(word for reader, word in words.items() if reader is readers[long])
-        raise ConfigError(f"setting {text!r}: {name} expects {wanted}, got {value!r}") from None
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, float):
-        # The short form only where it reads back as the same number: labels tell settings apart.
-        short = f"{value:g}"
-        return short if float(short) == value else repr(value)
-    return str(value).lower() if isinstance(value, bool) else str(value)
+        raise ConfigError(f"setting {text!r}: {name} expects {option.expects}, got {value!r}") from None

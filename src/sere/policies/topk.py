@@ -5,33 +5,47 @@ Source: docs/method.md section 6; the baseline "top-k" of SERE (ICLR 2026, arXiv
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 
-from sere.policies.rows import Choice, SlotRival, finish, heaviest, renormalized
+from sere.policies.baseline import Baseline, LayerBatch, check_count
+from sere.policies.refill import finish, renormalized
 from sere.reroute import Routing
 
 
-class TopK(SlotRival):
+@dataclass(frozen=True)
+class TopK(Baseline):
     """Keep the ``select_top_k`` heaviest slots of each row; the others get the row's heaviest id, weight 0.
 
     The kept weights are renormalized to the row's old sum.
 
-    Args:
+    Attributes:
         select_top_k: Slots per row that are kept, at least 1.
 
     Raises:
-        ConfigError: ``select_top_k`` is no integer of at least 1.
+        ConfigError: ``select_top_k`` is not an integer of at least 1.
     """
 
     name: ClassVar[str] = "topk"
+    example: ClassVar[str] = "select_top_k=2"
 
-    def choose(self, step: Choice) -> Routing:
+    select_top_k: int
+
+    def __post_init__(self) -> None:
+        check_count("select_top_k", self.select_top_k)
+
+    @property
+    def default_budget(self) -> int:
+        """The slots that a row keeps."""
+        return self.select_top_k
+
+    def choose(self, batch: LayerBatch) -> Routing:
         """Keep the heaviest slots, free the others."""
-        rows = step.rows
-        kept = heaviest(step, self.select_top_k)
-        slot = torch.where(rows.valid, rows.ranks, rows.ranks.shape[1]).argmin(dim=1, keepdim=True)
-        new_ids = torch.where(kept, step.ids, step.ids.gather(1, slot)).long()
-        new_weights = renormalized(torch.where(kept, step.weights.double(), 0.0), step.weights, rows.valid)
-        return finish(step, new_ids, new_weights)
+        kept = batch.heaviest(self.select_top_k)
+        K = batch.ids.shape[1]
+        slot = torch.where(batch.valid, batch.ranks, K).argmin(dim=1, keepdim=True)
+        new_ids = torch.where(kept, batch.ids, batch.ids.gather(1, slot)).long()
+        new_weights = renormalized(torch.where(kept, batch.weights.double(), 0.0), batch.weights, batch.valid)
+        return finish(batch, new_ids, new_weights)

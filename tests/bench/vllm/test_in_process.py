@@ -30,7 +30,7 @@ from sere.eval.questions import held_out
 from sere.eval.run import Plan
 from sere.eval.vllm import evaluate_engine
 from sere.integrations.vllm import read_stats
-from sere.policies.spec import parse_settings
+from sere.policies.spec import parse_specs
 from sere.similarity.layer import LayerSimilarity
 from sere.table import SimilarityTable
 from tests.support.vllm.engines import engine, generate, prompts
@@ -52,7 +52,7 @@ def test_bench(tmp_path: Path, compiled: bool) -> None:
             yield llm
 
     plan = ServePlan(
-        settings=parse_settings(["sere:S=1", "sere:S=4", "sere:S=1,min_active=10"]), batch_sizes=[6],
+        settings=parse_specs(["sere:S=1", "sere:S=4", "sere:S=1,min_active=10"]), batch_sizes=[6],
         prompt=8, steps=6, rounds=1, compiled=compiled, engine_options={"block_size": 32},
     )  # fmt: skip
     records = list(bench_serve(start, {"model": "m"}, plan))
@@ -108,7 +108,7 @@ def test_replay(tmp_path: Path, compiled: bool) -> None:
 def test_bench_of_controls(tmp_path: Path) -> None:
     """Controls take turns with off in one eager engine; each runs its own experts and has no oracle."""
     plan = ServePlan(
-        settings=parse_settings(["topk:S=1", "random:S=1"]), batch_sizes=[6], prompt=8, steps=6, rounds=1
+        settings=parse_specs(["topk:S=1", "random:S=1"]), batch_sizes=[6], prompt=8, steps=6, rounds=1
     )
     path = save_model(tmp_path)
 
@@ -136,7 +136,6 @@ def test_untouched(tmp_path: Path) -> None:
         with untouched(llm):
             assert generate(llm, prompts()) != expected
         assert generate(llm, prompts()) == expected
-        assert state_of(llm).layers[0].prepared is not None
 
 
 def test_evaluate(tmp_path: Path) -> None:
@@ -145,7 +144,7 @@ def test_evaluate(tmp_path: Path) -> None:
     alike = ["sere:S=8", "random:S=8", "topk:S=8"]
     moving = ["sere:S=1", "random:S=1", "topk:S=1", "sere:S=1,min_active=24,scale=true"]
     plan = Plan(
-        settings=parse_settings([*alike, *moving]),
+        settings=parse_specs([*alike, *moving]),
         batch_sizes=[8],
         questions=held_out(6, tasks=["addition", "reversal"]),
         max_new_tokens=100,
@@ -186,7 +185,7 @@ def test_controls_take_the_place_of_the_engines_own_routing(tmp_path: Path) -> N
     """A control decodes other text than SERE at the same S; behind it the engine is as before."""
     with engine(save_model(tmp_path), {"select_top_k": 1}) as llm:
         own = generate(llm, prompts())
-        random, reduced = parse_settings(["random:S=1", "topk:S=1"])[1:]
+        random, reduced = parse_specs(["random:S=1", "topk:S=1"])[1:]
         with routed(llm, random, seed=3):
             drawn = generate(llm, prompts())
             read = read_stats(llm, reset=True)
@@ -203,7 +202,7 @@ def test_controls_take_the_place_of_the_engines_own_routing(tmp_path: Path) -> N
             routed(llm, random),
         ):
             pass
-        with routed(llm, parse_settings([])[0]):
+        with routed(llm, parse_specs([])[0]):
             generate(llm, prompts())
 
 
@@ -245,9 +244,9 @@ def scaled_table(folder: Path) -> Path:
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ({"settings": parse_settings(["topk:S=1"]), "compiled": True}, "topk:S=1: .* in a compiled engine"),
-        ({"settings": parse_settings(["oea:S=2"])}, "oea:S=2: oea needs the router's scores"),
-        ({"settings": parse_settings(["sere:S=1"])[1:]}, "first setting must be 'off'.*; got sere:S=1"),
+        ({"settings": parse_specs(["topk:S=1"]), "compiled": True}, "topk:S=1: .* in a compiled engine"),
+        ({"settings": parse_specs(["oea:S=2"])}, "oea:S=2: oea needs the router's scores"),
+        ({"settings": parse_specs(["sere:S=1"])[1:]}, "first setting must be 'off'.*; got sere:S=1"),
         ({"batch_sizes": []}, "expected batch sizes of at least 1"),
         ({"steps": 1}, "at least 2 steps"),
     ],
@@ -255,4 +254,4 @@ def scaled_table(folder: Path) -> Path:
 def test_refused_plans(options: dict[str, object], text: str) -> None:
     """What no engine can be timed with is refused before one starts."""
     with pytest.raises(InputError, match=text):
-        ServePlan(**{"settings": parse_settings(["sere:S=1"]), "batch_sizes": [8]} | options)  # type: ignore[arg-type]
+        ServePlan(**{"settings": parse_specs(["sere:S=1"]), "batch_sizes": [8]} | options)  # type: ignore[arg-type]

@@ -17,7 +17,7 @@ from sere.bench.vllm.over_http import Block, OnlinePlan, Variant, _record, bench
 from sere.cli import main
 from sere.cli.bench.serve_tables import render_online
 from sere.errors import ConfigError, ServerError
-from sere.policies.spec import parse_settings
+from sere.policies.spec import parse_specs
 from tests.support.vllm.stub import REFUSED, SHORT, TOKENS, Stub, stub
 
 pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("default")]
@@ -26,7 +26,7 @@ pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("default")]
 def online_records(*texts: str, **values: Any) -> tuple[list[Stub], Stub, list[dict[str, Any]]]:
     """Run the benchmark with stubs and return those started for settings, the untouched one, the records."""
     plan = OnlinePlan(
-        settings=parse_settings(texts or ["sere:S=1"]), prompt=3, steps=TOKENS - 1, **({"rounds": 2} | values)
+        settings=parse_specs(texts or ["sere:S=1"]), prompt=3, steps=TOKENS - 1, **({"rounds": 2} | values)
     )
     servers: list[Stub] = []
 
@@ -117,7 +117,7 @@ def test_settings_of_a_start_have_a_server_and_an_off_of_their_own() -> None:
 def test_controls_need_an_engine_of_this_process() -> None:
     """No server can be told to run a control; the text says where one runs."""
     with pytest.raises(ConfigError, match=r"topk:S=2: .* in a server, .* without --compile and --server"):
-        OnlinePlan(settings=parse_settings(["topk:S=2"]), loads=[Load(concurrency=1)])
+        OnlinePlan(settings=parse_specs(["topk:S=2"]), loads=[Load(concurrency=1)])
 
 
 def test_times_and_ratio_of_a_block() -> None:
@@ -136,7 +136,7 @@ def test_times_and_ratio_of_a_block() -> None:
         return Variant(label, None, blocks=[Block([quick], [], None), Block([timed], [], None)])  # type: ignore[arg-type]
 
     load = Load(concurrency=1)
-    plan = OnlinePlan(settings=parse_settings(["sere:S=1"]), loads=[load], rounds=1)
+    plan = OnlinePlan(settings=parse_specs(["sere:S=1"]), loads=[load], rounds=1)
     subject = {"moe_layers": 1, "bytes_per_expert": 1}
     record = _record(subject, plan, load, variant("sere:S=1", quick), variant("off", slow), {"min_active": 8})
     assert record["config"]["start"] == {"min_active": 8}

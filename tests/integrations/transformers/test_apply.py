@@ -197,7 +197,7 @@ def test_settings_that_re_route_nothing_are_warned_of(
 ) -> None:
     """S = K as settings or in a policy: one line names K and what to do; below K there is none."""
     table, config = random_table(model), RerouteConfig(select_top_k=4, min_active=3, keep={0: (1,)})
-    apply_module._SAID.clear()
+    apply_module.warn_once.forget()
     apply_quietly(model, table, select_top_k=3)
     assert not caplog.records
     apply_quietly(model, table, config=config)
@@ -226,7 +226,7 @@ def test_settings_that_leave_no_substitute_are_warned_of(
     model: PreTrainedModel, caplog: pytest.LogCaptureFixture, settings: dict[str, Any], text: str
 ) -> None:
     """A threshold above every similarity of the table, or all experts kept: said once, before any step."""
-    apply_module._SAID.clear()
+    apply_module.warn_once.forget()
     with integration.apply(model, random_table(model), select_top_k=1, **settings) as handle:
         decode(model, prompts())
         assert all(layer.slots_rerouted == 0 for layer in handle.stats())
@@ -265,7 +265,7 @@ def test_experts_that_save_no_time_are_warned_of(
     text: str | None,
 ) -> None:
     """``batched_mm`` reads one expert per token and slot, and is what ``generate`` switches to on a GPU."""
-    apply_module._SAID.clear()
+    apply_module.warn_once.forget()
     model.set_experts_implementation(implementation)
     slow = apply_module.why_slow
     layers = find_experts(model)
@@ -319,7 +319,7 @@ def test_a_floor_of_all_experts_is_warned_of(
     """With min_active = E all experts are primary, so no slot moves; E - 1 is no reason to warn."""
     table = random_table(model)
     E = table.num_experts
-    apply_module._SAID.clear()
+    apply_module.warn_once.forget()
     apply_quietly(model, table, select_top_k=1, min_active=E - 1)
     assert not caplog.records
     with integration.apply(model, table, select_top_k=1, min_active=E) as handle:

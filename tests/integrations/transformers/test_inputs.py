@@ -136,7 +136,9 @@ def test_budgets_of_the_wrong_length_are_refused_in_generate() -> None:
     with integration.apply(model, random_table(model), select_top_k=1) as handle:
         handle.quiet = True
         handle.row_budgets = [1, 1]
-        with pytest.raises(InputError, match="row_budgets: this step has 6 rows, but 2 budgets were given"):
+        with pytest.raises(
+            InputError, match="row_budgets: expected one integer per row, 6 for this step, got 2"
+        ):
             decode(model, prompts())
 
 

@@ -222,7 +222,9 @@ def test_budgets_of_the_wrong_length_are_refused(model: PreTrainedModel) -> None
     handle.row_budgets = [4, 4]
     cache = prefilled(model, prompts(3))
     feed = torch.tensor([[8], [9], [10]])
-    with pytest.raises(InputError, match=r"row_budgets: this step has 3 rows, but 2 budgets were given; set"):
+    with pytest.raises(
+        InputError, match=r"row_budgets: expected one integer per row, 3 for this step, got 2; set"
+    ):
         step(model, feed, cache)
     handle.row_budgets = None
     step(model, feed, cache)

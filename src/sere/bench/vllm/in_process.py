@@ -20,7 +20,7 @@ from sere.engines.settings import Start, counted_changes, live_changes, routed
 from sere.errors import InputError
 from sere.eval.cases import summarize_layers
 from sere.integrations.vllm import configure, read_stats
-from sere.policies.spec import Setting
+from sere.policies.spec import PolicySpec
 from sere.provenance import provenance
 
 
@@ -72,7 +72,7 @@ class Variant:
     """One way to run the engine, and what was measured under it."""
 
     label: str
-    setting: Setting
+    setting: PolicySpec
     enter: Callable[[], AbstractContextManager[None]]
     blocks: list[Block] = field(default_factory=list)
 
@@ -126,7 +126,7 @@ class _Engine:
     subject: Mapping[str, Any]
     plan: ServePlan
     start: Mapping[str, Any]
-    settings: Sequence[Setting]
+    settings: Sequence[PolicySpec]
 
     def batch(self, B: int) -> Iterator[dict[str, Any]]:
         """Time all variants of one batch size, which take turns, and yield their records."""
@@ -150,7 +150,7 @@ class _Engine:
         for setting in self.settings:
             enter = partial(_running, llm, setting, plan.seed)
             variants.append(Variant(setting.label, setting, enter))
-            if setting.kind == "sere" and plan.oracle:
+            if setting.name == "sere" and plan.oracle:
                 with enter():
                     tape = record_routing(llm, lambda: run_block(llm, prompts, plan.steps))
                 if len(tape) > self.calls:  # else steps passed that ran none of our Python: captured graphs
@@ -177,7 +177,7 @@ class _Engine:
         experts = summarize_layers(stats.layers)
         layers = experts.pop("layers")
         cost = None
-        if len(spent) > self.calls and variant.setting.kind != "off":
+        if len(spent) > self.calls and variant.setting.name != "off":
             decoding = median(spent[-self.calls :])
             cost = {"us_per_layer": decoding * 1e3, "ms_per_step": decoding * len(layers)}
         return {
@@ -209,9 +209,9 @@ class _Engine:
 
 
 @contextmanager
-def _running(llm: Any, setting: Setting, seed: int, *, counted: bool = False) -> Iterator[None]:
+def _running(llm: Any, setting: PolicySpec, seed: int, *, counted: bool = False) -> Iterator[None]:
     """Let an engine run a setting as it would be served, or so that its experts are counted; off too."""
-    if setting.kind in ("off", "sere"):  # as the engine itself runs it
+    if setting.name in ("off", "sere"):  # as the engine itself runs it
         configure(llm, **(counted_changes(setting) if counted else live_changes(setting)))
         yield
         return
@@ -220,7 +220,7 @@ def _running(llm: Any, setting: Setting, seed: int, *, counted: bool = False) ->
 
 
 @contextmanager
-def _replayed(llm: Any, setting: Setting, seed: int, tape: Tape) -> Iterator[None]:
+def _replayed(llm: Any, setting: PolicySpec, seed: int, tape: Tape) -> Iterator[None]:
     """Let an engine run a setting's recorded ids."""
     with _running(llm, setting, seed), replayed(llm, tape):
         yield

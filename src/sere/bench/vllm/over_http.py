@@ -16,7 +16,7 @@ from sere.bench.vllm.plan import EnginePlan, bytes_read, refuse_controls
 from sere.engines.server import Server
 from sere.engines.settings import Start, counted_changes, live_changes
 from sere.errors import InputError, ServerError
-from sere.policies.spec import Setting
+from sere.policies.spec import PolicySpec
 from sere.provenance import provenance
 
 SERVED = "model"
@@ -139,7 +139,7 @@ def bench_online(
                     yield _record(known, plan, load, variant, variants[0], options)
 
 
-def _variants(server: Server, untouched: Server | None, settings: Sequence[Setting]) -> list[Variant]:
+def _variants(server: Server, untouched: Server | None, settings: Sequence[PolicySpec]) -> list[Variant]:
     variants = []
     for setting in settings:
         # What is switched off counts nothing, so its experts are counted in the block that is not timed.

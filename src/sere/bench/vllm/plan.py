@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sere.engines.settings import by_engine, check_settings
+from sere.engines.settings import by_engine
 from sere.errors import ConfigError
 from sere.eval.cases import NO_PROGRESS, Progress
-from sere.policies.spec import Setting, check_off_first
+from sere.policies.spec import PolicySpec, check_off_first
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,7 +26,7 @@ class EnginePlan:
         seed: Of all that is random.
     """
 
-    settings: Sequence[Setting]
+    settings: Sequence[PolicySpec]
     prompt: int = 32
     steps: int = 32
     rounds: int = 3
@@ -37,9 +37,8 @@ class EnginePlan:
 
     def __post_init__(self) -> None:
         check_off_first(self.settings)
-        check_settings(self.settings)
 
-    def groups(self) -> list[tuple[dict[str, Any], list[Setting]]]:
+    def groups(self) -> list[tuple[dict[str, Any], list[PolicySpec]]]:
         """Return for each engine the settings of its start and what takes turns in it.
 
         The first in each is ``off``, in that very engine: what its others are compared with.
@@ -79,7 +78,7 @@ def bytes_read(experts: Mapping[str, float] | None, subject: Mapping[str, Any]) 
     return round(experts["after"] * per_expert * int(subject["moe_layers"]))
 
 
-def refuse_controls(settings: Sequence[Setting], where: str) -> None:
+def refuse_controls(settings: Sequence[PolicySpec], where: str) -> None:
     """Refuse settings that only an eager engine of this process can be made to run.
 
     Args:
@@ -90,9 +89,9 @@ def refuse_controls(settings: Sequence[Setting], where: str) -> None:
         ConfigError: One is neither ``off`` nor a ``sere`` setting.
     """
     for setting in settings:
-        if setting.kind not in ("off", "sere"):
+        if setting.name not in ("off", "sere"):
             raise ConfigError(
                 f"bench serve: setting {setting.label}: expected off or sere settings in {where}, for "
-                f"{setting.kind} runs in place of the engine's own re-routing; time it in an eager engine of "
+                f"{setting.name} runs in place of the engine's own re-routing; time it in an eager engine of "
                 "this process, without --compile and --server"
             )

@@ -87,10 +87,10 @@ def _records(args: argparse.Namespace) -> Any:
     from sere.bench.run import BenchPlan, bench
     from sere.bench.shapes import shape_config
     from sere.cli.progress import bar
-    from sere.policies.spec import parse_settings
+    from sere.policies.spec import parse_specs
 
     plan = BenchPlan(
-        settings=parse_settings(args.setting or _DEFAULT_SETTINGS),
+        settings=parse_specs(args.setting or _DEFAULT_SETTINGS),
         batch_sizes=list(dict.fromkeys(args.batch_size)),
         prompt=args.prompt,
         steps=args.steps,

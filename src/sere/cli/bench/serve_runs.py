@@ -85,10 +85,10 @@ def records(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
 def _common(args: argparse.Namespace, engine_options: Mapping[str, Any]) -> dict[str, Any]:
     """Return what both plans hold."""
     from sere.cli.progress import bar
-    from sere.policies.spec import parse_settings
+    from sere.policies.spec import parse_specs
 
     return {
-        "settings": parse_settings(args.setting or DEFAULT_SETTINGS), "prompt": args.prompt,
+        "settings": parse_specs(args.setting or DEFAULT_SETTINGS), "prompt": args.prompt,
         "steps": args.steps, "rounds": args.rounds, "compiled": args.compile, "seed": args.seed,
         "engine_options": engine_options, "progress": bar,
     }  # fmt: skip

@@ -12,20 +12,20 @@ from torch.utils.hooks import RemovableHandle
 from sere.config import RerouteConfig, as_integer
 from sere.defaults import TABLE, default_table
 from sere.errors import AlreadyApplied, ConfigError, InputError
-from sere.integrations.transformers.call import Step
+from sere.integrations.transformers.call import CurrentCall
 from sere.integrations.transformers.compiled import refuse_compiled
 from sere.integrations.transformers.guard import Guard
 from sere.integrations.transformers.handle import Handle
 from sere.integrations.transformers.hooks import HookedLayer, hook_calls, hook_experts, hook_router
-from sere.policies.base import Policy
-from sere.policies.off import Off
-from sere.policies.sere import Sere, why_idle, why_no_substitute
+from sere.policies.base import LayerShape, Policy
+from sere.policies.sere import Sere
 from sere.structure import ExpertsLayer, find_experts, identity_of, is_rerouted, text_config
 from sere.table import SimilarityTable
 from sere.versions import warn_untested
+from sere.warn_once import WarnOnce
 from sere.wrappers import callers, execution_device, inner_model
 
-logger = logging.getLogger("sere")
+warn_once = WarnOnce(logging.getLogger("sere"))
 
 
 def apply(
@@ -84,25 +84,19 @@ def apply(
         policy = Sere(_load(table, config, model, layers).layers, config)
     elif table is not None or config is not None or settings:
         raise InputError("policy: give either a policy, or a table and settings for SERE, not both")
-    else:
-        # SERE as a ready policy brings its settings with it.
-        config = found if isinstance(found := getattr(policy, "config", None), RerouteConfig) else None
-    if config is not None:
-        _refuse_sentinel(config)
+    if policy.config is not None:
+        _refuse_sentinel(policy.config)
     guard = Guard(
         policy,
-        config,
         model=type(model).__name__,
         top_k=max(layer.top_k for layer in layers),
         num_experts=max(layer.num_experts for layer in layers),
     )
-    handle = _hook(model, layers, guard, policy, config, finished_token(model, pad_token_id))
-    if config is not None:
-        guard.told = _say(guard.model, why_idle(config, layers))
-        if isinstance(policy, Sere):
-            guard.told |= _say(guard.model, why_no_substitute(config, policy.layers))
-    if not isinstance(policy, Off):
-        _say(guard.model, why_slow(model, layers))
+    handle = _hook(model, layers, guard, policy, finished_token(model, pad_token_id))
+    idle = policy.why_idle([LayerShape(one.index, one.num_experts, one.top_k) for one in layers])
+    guard.told = any([_warn(guard.model, reason) for reason in idle])
+    if policy.changes_routing and (slow := why_slow(model, layers)) is not None:
+        _warn(guard.model, slow)
     return handle
 
 
@@ -111,37 +105,30 @@ def _hook(
     layers: list[ExpertsLayer],
     guard: Guard,
     policy: Policy,
-    config: RerouteConfig | None,
     pad_token_id: int | None,
 ) -> Handle:
     """Set all hooks, or none: what was set is removed if anything fails."""
     hooks: list[RemovableHandle] = []
     hooked: list[HookedLayer] = []
-    step = Step(
+    call = CurrentCall(
         guard,
-        all_phases=config is not None and config.phases == "all",
+        all_phases=policy.config is not None and policy.config.phases == "all",
         pad_token_id=pad_token_id,
-        default_budget=_default_budget(policy),
+        default_budget=policy.default_budget,
     )
     try:
-        if (bind := getattr(policy, "bind", None)) is not None:
-            bind({layer.index: layer.num_experts for layer in layers})
         for layer in layers:
-            device = execution_device(layer.module)
-            if (plan := getattr(policy, "plan", None)) is not None:
-                # Prepared here, not in the first step: that one may be under a compiler's eyes.
-                plan(layer.index, device)
-            hooked.append(HookedLayer(layer, device))
+            hooked.append(HookedLayer(layer, policy, execution_device(layer.module)))
             if policy.needs_scores:
-                hooks.append(hook_router(model, hooked[-1], step))
-            hooks.append(hook_experts(layer.module, hooked[-1], step, policy))
+                hooks.append(hook_router(model, hooked[-1], call))
+            hooks.append(hook_experts(layer.module, hooked[-1], call))
         guard.layers = hooked
-        hooks.extend(hook_calls(callers(model, [layer.name for layer in layers]), step, hooked))
+        hooks.extend(hook_calls(callers(model, [layer.name for layer in layers]), call, hooked))
     except BaseException:
         for hook in hooks:
             hook.remove()
         raise
-    return Handle(guard, step, hooks, policy, config)
+    return Handle(guard, call, hooks, policy)
 
 
 def _check_kinds(model: object, table: object, policy: object, config: object) -> None:
@@ -169,16 +156,9 @@ def _kind(value: object) -> str:
     return type(value).__name__
 
 
-_SAID: set[tuple[str, str]] = set()
-
-
-def _say(name: str, why: str | None) -> bool:
-    """Log what the settings will not do, the same reason once a process; return whether it was logged now."""
-    if why is None or (name, why) in _SAID:
-        return False
-    _SAID.add((name, why))
-    logger.warning("sere: %s: %s", name, why)
-    return True
+def _warn(model: str, reason: str) -> bool:
+    """Log what the settings will not do, the same reason once per process; return whether it was logged now."""
+    return warn_once((model, reason), "sere: %s: %s", model, reason)
 
 
 def _config(config: RerouteConfig | None, settings: dict[str, Any]) -> RerouteConfig:
@@ -212,15 +192,6 @@ def _load(
     loaded = source if isinstance(source, SimilarityTable) else SimilarityTable.load(source)
     loaded.check(identity_of(model, layers))
     return loaded
-
-
-def _default_budget(policy: Policy) -> int:
-    """The budget of a row that nothing is known about; policies without one take any number below K."""
-    for holder in (policy, getattr(policy, "config", None)):
-        found = getattr(holder, "select_top_k", None)
-        if isinstance(found, int):
-            return found
-    return 0
 
 
 def finished_token(model: nn.Module, given: int | None = None) -> int | None:

@@ -1,4 +1,4 @@
-"""What one call of the model is: a decode step or not, and which of its rows are real."""
+"""The call of the model that is under way: a decode step or not, and the budgets of its rows."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ import torch
 from torch import Tensor, nn
 from torch._C import _is_tracing
 
-from sere.config import MOST_INT
 from sere.errors import ConcurrentCalls, InputError, UnsupportedModel
 from sere.integrations.transformers.guard import Guard
-from sere.integrations.transformers.inputs import Call, past_length, read_call
+from sere.integrations.transformers.inputs import CallInputs, past_length, read_call
+from sere.integrations.transformers.row_budgets import absent_positions, check_length, position_budgets
 from sere.integrations.transformers.running import is_running
 
 _TAKING_OVER = threading.Lock()
 
 
-class Step:
+class CurrentCall:
     """The state that the model's hooks write before each call and the layers' hooks read during it.
 
     Attributes:
         guard: Counts the calls.
         modules: The modules whose calls are entered, the outermost first.
         enabled: Whether calls are re-routed at all; compiled code guards on it, not on hooks.
-        call: The innermost call that is under way, or None.
+        inputs: What the innermost module that is under way was called with, or None outside a call.
         active: Whether the layers of this call are re-routed.
         rows: T, the rows that the experts will see; 0 outside a call.
-        budget: ``[T]``, integers, or None where every row has the policy's own budget; once prepared.
-        num_tokens: T or 0 as a tensor, where only the device knows whether the cache is empty; else None.
+        budget: ``[T]``, integers, or None if every row has the policy's own budget; once prepared.
+        num_tokens: T or 0 as a tensor, if only the device knows whether the cache is empty; else None.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class Step:
         self.default_budget = default_budget
         self.enabled = True
         self.row_budgets: Tensor | None = None
-        self.call: Call | None = None
+        self.inputs: CallInputs | None = None
         self._thread: dict[str, int] = {}
         self.active = False
         self.rows = 0
@@ -70,10 +70,10 @@ class Step:
         """
         self._claim()
         self._forget_cut_off(module)
-        outer = self.call
+        outer = self.inputs
         self._rest()
-        self.call = Call(outer, module)
-        self.call = call = read_call(inputs, outer, module)
+        self.inputs = CallInputs(outer, module)
+        self.inputs = call = read_call(inputs, outer, module)
         if not self.enabled:
             return
         past = past_length(call.cache)
@@ -103,8 +103,8 @@ class Step:
                 # The refused call of another thread ends; the one that is under way goes on.
                 return
         self._rest()
-        self.call = None if self.call is None else self.call.outer
-        if self.call is None and not torch.compiler.is_compiling():
+        self.inputs = None if self.inputs is None else self.inputs.outer
+        if self.inputs is None and not torch.compiler.is_compiling():
             self._thread.pop("of the call", None)
 
     def stop(self) -> None:
@@ -112,10 +112,10 @@ class Step:
         # A compiled graph does not look at hooks, but it does look at this.
         self.enabled = False
         self._rest()
-        self.call = None
+        self.inputs = None
         self._thread.clear()
 
-    def stopped(self) -> Step:
+    def stopped(self) -> CurrentCall:
         """Return a copy that is of no call and re-routes nothing."""
         other = copy.copy(self)
         other._thread = {}
@@ -164,12 +164,12 @@ class Step:
                 if self._thread.get("of the call") == owner:
                     # Ctrl-C ended that call, after which PyTorch runs no hooks.
                     self._thread["of the call"] = me
-                    self.call = None
+                    self.inputs = None
             owner = self._thread.setdefault("of the call", me)
         if owner != me:
             raise ConcurrentCalls(
                 "the model was called in a second thread while a call in another one is under way: "
-                "re-routing keeps the rows of one step at a time. Call the model in one thread at a time (a "
+                "re-routing keeps the rows of one step at a time. CallInputs the model in one thread at a time (a "
                 "lock around each call will do), or give each thread a model of its own"
             )
 
@@ -177,53 +177,34 @@ class Step:
         """Forget calls that Ctrl-C ended, after which PyTorch runs no hooks."""
         if torch.compiler.is_compiling():
             return
-        me, call = threading.get_ident(), self.call
+        me, call = threading.get_ident(), self.inputs
         while call is not None and call.module is not None:
             # No module calls itself.
             if call.module is module or not is_running([call.module], me):
-                self.call = call.outer
+                self.inputs = call.outer
             call = call.outer
 
     def _prepare(self) -> None:
         """Work out the rows of this call, once for all layers."""
-        call, past = self.call, self._past
+        call, past = self.inputs, self._past
         assert call is not None
-        self.budget = self._budget(call, past)
+        # Drafts of assisted decoding may hold the pad token as a word; rows of a decode step are finished.
+        absent = absent_positions(call, past, self.pad_token_id if self._decoding else None)
+        given = self._given_budgets(call.B, None if absent is None else absent.device)
+        self.budget = position_budgets(call, absent, given, self.default_budget)
         if isinstance(past, Tensor) and not self.all_phases:
             self.num_tokens = (past > 0).to(torch.int32) * self.rows
         self._prepared = True
 
-    def _budget(self, call: Call, past: Tensor | int) -> Tensor | None:
-        """Budgets per row, ``[B * q]``: -1 where a row is padding, the caller's or the default elsewhere."""
-        absent, B, q = None, call.B, call.q
-        # Drafts of assisted decoding may hold the pad token as a word; rows of a decode step are finished.
-        if call.tokens is not None and self.pad_token_id is not None and self._decoding:
-            absent = call.tokens == self.pad_token_id
-        if call.mask is not None:
-            masked = _columns(call.mask, past, q) == 0
-            absent = masked if absent is None else absent | masked
-        budget = self._row_budgets(B, absent.device if absent is not None else None)
-        if budget is None and absent is None:
+    def _given_budgets(self, B: int, device: torch.device | None) -> Tensor | None:
+        """The caller's budgets, moved to the device of the other inputs once."""
+        given = self.row_budgets
+        if given is None:
             return None
-        if absent is None:
-            assert budget is not None
-            return budget[:, None].expand(B, q).reshape(-1)
-        wanted = self.default_budget if budget is None else budget[:, None]
-        # Once here instead of in each layer; budgets may be int64 of any size.
-        return torch.where(absent, -1, wanted).clamp(-1, MOST_INT).to(torch.int32).reshape(-1)
-
-    def _row_budgets(self, B: int, device: torch.device | None) -> Tensor | None:
-        budget = self.row_budgets
-        if budget is None:
-            return None
-        if budget.shape[0] != B:
-            raise InputError(
-                f"row_budgets: this step has {B} rows, but {budget.shape[0]} budgets were given; "
-                "set handle.row_budgets to one integer per row, or to None"
-            )
-        if device is not None and budget.device != device:
-            self.row_budgets = budget = budget.to(device, non_blocking=True)
-        return budget
+        check_length(given, B)
+        if device is not None and given.device != device:
+            self.row_budgets = given = given.to(device, non_blocking=True)
+        return given
 
 
 def _refuse_repeats(module: nn.Module | None) -> None:
@@ -245,12 +226,3 @@ def _refuse_repeats(module: nn.Module | None) -> None:
 
 def _computed_twice(module: nn.Module) -> bool:
     return module.training and getattr(module, "gradient_checkpointing", False) is True
-
-
-def _columns(mask: Tensor, past: Tensor | int, q: int) -> Tensor:
-    """The columns of this call's positions in a mask ``[B, L]`` that may reach beyond them."""
-    L = mask.shape[1]
-    if isinstance(past, Tensor):
-        places = (torch.arange(q, device=mask.device) + past.to(mask.device)).clamp(max=L - 1)
-        return mask.index_select(1, places)
-    return mask[:, past : past + q] if past + q <= L else mask[:, -q:]

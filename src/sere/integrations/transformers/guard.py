@@ -9,11 +9,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from sere.config import RerouteConfig
 from sere.integrations.activity import Activity, why_nothing_changed, without_numbers
 from sere.policies.base import Policy
-from sere.policies.off import Off
 from sere.reroute import COUNTERS
+from sere.warn_once import WarnOnce
 
 logger = logging.getLogger("sere")
 
@@ -33,9 +32,17 @@ _VERIFYING = (
 class Counted(Protocol):
     """What a guard needs of a layer."""
 
-    index: int
-    name: str
-    counters: Tensor
+    @property
+    def index(self) -> int:
+        """Decoder-layer index."""
+
+    @property
+    def name(self) -> str:
+        """Module name of the experts."""
+
+    @property
+    def counters(self) -> Tensor:
+        """One entry per name in ``COUNTERS``."""
 
 
 class Guard:
@@ -57,7 +64,6 @@ class Guard:
     def __init__(
         self,
         policy: Policy,
-        config: RerouteConfig | None,
         *,
         model: str,
         top_k: int,
@@ -65,8 +71,8 @@ class Guard:
     ) -> None:
         self.layers: Sequence[Counted] = ()
         self.model, self.top_k, self.num_experts = model, top_k, num_experts
-        self._policy, self._config = policy, config
-        self._said: set[str] = set()
+        self._policy = policy
+        self._warn_once = WarnOnce(logger)
         self.told = False
         self.quiet = False
         self.own_budgets = False
@@ -88,12 +94,12 @@ class Guard:
             verifying: Whether it checks the drafts of assisted decoding.
         """
         if verifying:
-            self._say_once("assisted", _VERIFYING)
+            self._warn("assisted", _VERIFYING)
         looking = (
             self.eligible == ENOUGH_STEPS if eligible else self.calls == ENOUGH_CALLS and self.eligible == 0
         )
         if looking and not _capturing():
-            self.say()
+            self.warn()
         self.calls += 1
         self.eligible += eligible
 
@@ -110,13 +116,13 @@ class Guard:
 
     def why(self) -> str | None:
         """Return one sentence that says why nothing was re-routed; None if something was, or for ``off``."""
-        if isinstance(self._policy, Off):
+        if not self._policy.changes_routing:
             return None
         return why_nothing_changed(
-            self.activity(), self._config, top_k=self.top_k, num_experts=self.num_experts
+            self.activity(), self._policy.config, top_k=self.top_k, num_experts=self.num_experts
         )
 
-    def say(self) -> None:
+    def warn(self) -> None:
         """Log the sentence, each kind of it once."""
         if self.quiet or (self.told and self.hook_ran):
             return
@@ -124,9 +130,9 @@ class Guard:
             # Statistics that were reset after the last call are no sign that there was none.
             return
         if (why := self.why()) is not None:
-            self._say_once(without_numbers(why), why)
+            self._warn(without_numbers(why), why)
         elif (left := self.left_out()) is not None:
-            self._say_once("left out", left)
+            self._warn("left out", left)
 
     def left_out(self) -> str | None:
         """Return one sentence about layers that no step reached while others were; None if there are none."""
@@ -140,10 +146,9 @@ class Guard:
             "hooks; remove the handle and apply again"
         )
 
-    def _say_once(self, kind: str, text: str) -> None:
-        if not self.quiet and kind not in self._said:
-            self._said.add(kind)
-            logger.warning("sere: %s: %s", self.model, text)
+    def _warn(self, kind: str, text: str) -> None:
+        if not self.quiet:
+            self._warn_once(kind, "sere: %s: %s", self.model, text)
 
 
 def _capturing() -> bool:

@@ -9,10 +9,9 @@ from typing import Any, NoReturn, Self
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
-from sere.config import RerouteConfig
 from sere.errors import InputError
 from sere.integrations.activity import Activity
-from sere.integrations.transformers.call import Step
+from sere.integrations.transformers.call import CurrentCall
 from sere.integrations.transformers.guard import Guard
 from sere.policies.base import Policy
 from sere.reroute.checks import ID_DTYPES, as_row_budgets
@@ -35,13 +34,12 @@ class Handle:
     def __init__(
         self,
         guard: Guard,
-        step: Step,
+        call: CurrentCall,
         hooks: list[RemovableHandle],
         policy: Policy,
-        config: RerouteConfig | None,
     ) -> None:
-        self._guard, self._step, self._hooks = guard, step, hooks
-        self.policy, self.config = policy, config
+        self._guard, self._call, self._hooks = guard, call, hooks
+        self.policy, self.config = policy, policy.config
         self.top_k, self.num_experts = guard.top_k, guard.num_experts
         self._blocks = 0
 
@@ -64,7 +62,7 @@ class Handle:
         self._blocks -= 1
         if self._blocks == 0:
             # An error is news enough.
-            self._remove(say=error is None)
+            self._remove(warn=error is None)
 
     def _refuse_removed(self) -> None:
         if not self.active:
@@ -80,15 +78,15 @@ class Handle:
 
     def remove(self) -> None:
         """Take every hook off the model; a second call does nothing. `stats` stays readable."""
-        self._remove(say=True)
+        self._remove(warn=True)
 
-    def _remove(self, *, say: bool) -> None:
+    def _remove(self, *, warn: bool) -> None:
         active = self.active
-        self._step.stop()
+        self._call.stop()
         while self._hooks:
             self._hooks.pop().remove()
-        if say and active:
-            self._guard.say()
+        if warn and active:
+            self._guard.warn()
 
     def activity(self) -> Activity:
         """Return what was seen since the statistics began; the host waits for the device."""
@@ -119,13 +117,13 @@ class Handle:
         Raises:
             InputError: On setting it to True once the handle was removed.
         """
-        return self._step.enabled
+        return self._call.enabled
 
     @enabled.setter
     def enabled(self, value: bool) -> None:
         if value:
             self._refuse_removed()
-        self._step.enabled = bool(value)
+        self._call.enabled = bool(value)
 
     @property
     def row_budgets(self) -> Tensor | None:
@@ -139,7 +137,7 @@ class Handle:
             InputError: On setting what is not one dimension of integers. A length that is not the
                 batch's is found at the next step.
         """
-        return self._step.row_budgets
+        return self._call.row_budgets
 
     @row_budgets.setter
     def row_budgets(self, budget: Sequence[int] | Tensor | None) -> None:
@@ -149,12 +147,12 @@ class Handle:
                 "row_budgets: expected one integer per row of the batch, "
                 f"got {values.dtype} of shape {list(values.shape)}"
             )
-        self._step.row_budgets = values
+        self._call.row_budgets = values
         self._guard.own_budgets |= values is not None
 
     def stats(self) -> list[LayerStats]:
         """Read the counters of all layers; this is where the host waits for the device."""
-        self._guard.say()
+        self._guard.warn()
         layers = self._guard.layers
         return [layer_stats(layer.index, layer.name, layer.counters.tolist()) for layer in layers]
 
@@ -166,7 +164,7 @@ class Handle:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """Return a removed handle with the same statistics: the copy of a model is not re-routed."""
-        return type(self)(self._guard, self._step.stopped(), [], self.policy, self.config)
+        return type(self)(self._guard, self._call.stopped(), [], self.policy)
 
     def __reduce__(self) -> NoReturn:
         """Refuse to be saved: hooks belong to the model in this process.

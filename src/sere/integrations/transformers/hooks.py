@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from sere.errors import UnsupportedModel
-from sere.integrations.transformers.call import Step
+from sere.integrations.transformers.call import CurrentCall
 from sere.integrations.transformers.inputs import forward_names, named
 from sere.integrations.transformers.routers import find_router, scores_in
-from sere.policies.base import Policy
-from sere.reroute import COUNTERS
+from sere.policies.base import LayerShape, Policy
+from sere.reroute import Routing, TokenBatch
 from sere.structure import ExpertsLayer
 
 logger = logging.getLogger("sere")
@@ -27,57 +27,82 @@ logger = logging.getLogger("sere")
 class HookedLayer:
     """One layer as its hook sees it.
 
+    Args:
+        layer: The experts module that is found in the model.
+        policy: The rule.
+        device: Where the layer is.
+
     Attributes:
-        index: Decoder-layer index.
         name: Module name of the experts.
-        num_experts: Experts of the layer.
-        counters: int64, one entry per name in ``sere.reroute.COUNTERS``, on the layer's device.
-        scores: ``[T, E]``, what the router said of all experts in this step, or None.
+        shape: The layer's index and sizes.
+        router: The rule, bound to the layer and its device.
+        scores: ``[T, E]``, the router's scores of all experts in this step, or None.
     """
 
-    def __init__(self, layer: ExpertsLayer, device: torch.device) -> None:
-        self.index, self.name, self.num_experts = layer.index, layer.name, layer.num_experts
-        # In inference mode it would be a tensor that can be changed in that mode only.
-        with torch.inference_mode(False):
-            self.counters = torch.zeros(len(COUNTERS), dtype=torch.int64, device=device)
+    def __init__(self, layer: ExpertsLayer, policy: Policy, device: torch.device) -> None:
+        self.name, self._policy = layer.name, policy
+        self.shape = LayerShape(layer.index, layer.num_experts, layer.top_k)
+        # Here and not in the first step, which a compiler may be tracing.
+        self.router = policy.bind(self.shape, device)
         self.scores: Tensor | None = None
 
-    def move(self, device: torch.device) -> None:
-        """Take the counters to where the layer is now."""
-        with torch.inference_mode(False):
-            self.counters = self.counters.to(device)
+    @property
+    def index(self) -> int:
+        """Decoder-layer index."""
+        return self.shape.index
+
+    @property
+    def counters(self) -> Tensor:
+        """The router's counters."""
+        return self.router.counters
+
+    def route(self, batch: TokenBatch) -> Routing:
+        """Route one step on the device where the layer is now."""
+        if self.router.counters.device != batch.topk_ids.device:
+            self._move(batch.topk_ids.device)
+        return self.router(batch)
+
+    def _move(self, device: torch.device) -> None:
+        """Bind the rule once more, where the layer is now; the counts go on."""
+        router = self._policy.bind(self.shape, device)
+        router.counters.copy_(self.router.counters)
+        self.router = router
 
 
-def hook_calls(modules: list[nn.Module], step: Step, layers: list[HookedLayer]) -> list[RemovableHandle]:
-    """Set the hooks that begin and end a step.
+def hook_calls(
+    modules: list[nn.Module], call: CurrentCall, layers: list[HookedLayer]
+) -> list[RemovableHandle]:
+    """Set the hooks that begin and end a call.
 
     Args:
         modules: The modules around all layers that are called with tokens, the outermost first.
-        step: The state to write.
+        call: The state to write.
         layers: Whose scores are forgotten after a call.
     """
     handles = []
-    step.modules = modules
+    call.modules = modules
     for module in modules:
-        begin = _Begin(step, forward_names(type(module)), innermost=module is modules[-1])
+        begin = _Begin(call, forward_names(type(module)), innermost=module is modules[-1])
         handles.append(module.register_forward_pre_hook(begin, with_kwargs=True))
-        # Also when the call fails: a later call of an inner module must not find an old step.
-        handles.append(module.register_forward_hook(_End(step, layers), always_call=True))
+        # Also when the call fails: a later call of an inner module must not find an old one.
+        handles.append(module.register_forward_hook(_End(call, layers), always_call=True))
     return handles
 
 
-def hook_experts(module: nn.Module, layer: HookedLayer, step: Step, policy: Policy) -> RemovableHandle:
+def hook_experts(module: nn.Module, layer: HookedLayer, call: CurrentCall) -> RemovableHandle:
     """Set the hook that changes ids and weights on their way into an experts module."""
-    return module.register_forward_pre_hook(_Reroute(layer, step, policy))
+    return module.register_forward_pre_hook(_Reroute(layer, call))
 
 
-def hook_router(model: nn.Module, layer: HookedLayer, step: Step) -> RemovableHandle:
+def hook_router(model: nn.Module, layer: HookedLayer, call: CurrentCall) -> RemovableHandle:
     """Set the hook that keeps a router's scores for the policy.
 
     Raises:
         UnsupportedModel: No router stands beside the experts.
     """
-    return find_router(model, layer.name, layer.num_experts).register_forward_hook(_KeepScores(layer, step))
+    return find_router(model, layer.name, layer.shape.num_experts).register_forward_hook(
+        _KeepScores(layer, call)
+    )
 
 
 def inert(*_: object) -> None:
@@ -112,34 +137,34 @@ class _Hook:
 
 
 class _Begin(_Hook):
-    def __init__(self, step: Step, names: tuple[str, ...], *, innermost: bool) -> None:
-        self.step, self.names, self.innermost = step, names, innermost
+    def __init__(self, call: CurrentCall, names: tuple[str, ...], *, innermost: bool) -> None:
+        self.call, self.names, self.innermost = call, names, innermost
         # One line per model, not one per hook.
         self.says = innermost
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self.step.enter(named(self.names, args, kwargs), module, innermost=self.innermost)
+        self.call.enter(named(self.names, args, kwargs), module, innermost=self.innermost)
 
 
 class _End(_Hook):
-    def __init__(self, step: Step, layers: list[HookedLayer]) -> None:
-        self.step, self.layers = step, layers
+    def __init__(self, call: CurrentCall, layers: list[HookedLayer]) -> None:
+        self.call, self.layers = call, layers
 
     def __call__(self, *_: object) -> None:
-        self.step.leave()
+        self.call.leave()
         for layer in self.layers:
             layer.scores = None
 
 
 class _Reroute(_Hook):
-    def __init__(self, layer: HookedLayer, step: Step, policy: Policy) -> None:
-        self.layer, self.step, self.policy = layer, step, policy
+    def __init__(self, layer: HookedLayer, call: CurrentCall) -> None:
+        self.layer, self.call = layer, call
         # The mark that sere.structure.is_rerouted looks for.
         self.sere_layer = layer.index
 
     def __call__(self, _: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
-        layer, step = self.layer, self.step
-        if not step.active:
+        layer, call = self.layer, self.call
+        if not call.active:
             return None
         if len(args) != 3:
             raise UnsupportedModel(
@@ -147,26 +172,15 @@ class _Reroute(_Hook):
                 f"got {len(args)} positional arguments"
             )
         hidden, ids, weights = args
-        if layer.counters.device != ids.device:
-            layer.move(ids.device)
-        step.guard.hook_ran = True
-        row_budgets, num_tokens = step.at(ids.device, ids.shape[0], layer.name)
-        routing = self.policy.route(
-            layer.index,
-            ids,
-            weights,
-            row_budgets=row_budgets,
-            num_tokens=num_tokens,
-            scores=layer.scores,
-            counters=layer.counters,
-        )
-        return hidden, routing.ids, routing.weights
+        call.guard.hook_ran = True
+        rows = call.at(ids.device, ids.shape[0], layer.name)
+        return hidden, *layer.route(TokenBatch(ids, weights, *rows, layer.scores))
 
 
 class _KeepScores(_Hook):
-    def __init__(self, layer: HookedLayer, step: Step) -> None:
-        self.layer, self.step = layer, step
+    def __init__(self, layer: HookedLayer, call: CurrentCall) -> None:
+        self.layer, self.call = layer, call
 
     def __call__(self, _: nn.Module, __: object, output: object) -> None:
-        if self.step.active:
-            self.layer.scores = scores_in(output, self.layer.num_experts, self.layer.name)
+        if self.call.active:
+            self.layer.scores = scores_in(output, self.layer.shape.num_experts, self.layer.name)

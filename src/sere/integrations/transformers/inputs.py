@@ -18,8 +18,8 @@ _CACHE_NAMES = ("cache", "past_key_values", "cache_params", "past_key_value")
 FILLED = MOST_INT
 
 
-class Call(NamedTuple):
-    """A call of the model or of one of its modules that is under way.
+class CallInputs(NamedTuple):
+    """What the model, or a module inside that takes tokens as well, was called with.
 
     Attributes:
         outer: The call of the module around it, or None.
@@ -32,7 +32,7 @@ class Call(NamedTuple):
         q: Positions per row.
     """
 
-    outer: Call | None
+    outer: CallInputs | None
     module: nn.Module | None = None
     tokens: Tensor | None = None
     mask: Tensor | None = None
@@ -42,7 +42,9 @@ class Call(NamedTuple):
     q: int = 0
 
 
-def read_call(inputs: Mapping[str, Any], outer: Call | None, module: nn.Module | None = None) -> Call:
+def read_call(
+    inputs: Mapping[str, Any], outer: CallInputs | None, module: nn.Module | None = None
+) -> CallInputs:
     """Return what a call's arguments say; what they leave open is taken from the call around it.
 
     Args:
@@ -74,7 +76,7 @@ def read_call(inputs: Mapping[str, Any], outer: Call | None, module: nn.Module |
         mask = outer_mask if outer_mask is not None and outer_mask.shape[0] == B else None
     cache = find_cache(inputs)
     wanted = inputs.get("logits_to_keep")
-    return Call(
+    return CallInputs(
         outer=outer,
         module=module,
         tokens=tokens,

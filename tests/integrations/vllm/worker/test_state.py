@@ -27,7 +27,10 @@ def test_layers_of_different_shapes(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("WARNING", logger="vllm.sere")
     table = random_table(uneven_model())
     state = prepared(table, {}, torch.nn.Module, kernel=CPUUnquantizedExperts())
-    assert [(layer.num_experts, layer.top_k) for layer in state.layers.values()] == [(16, 4), (12, 2)]
+    assert [(layer.shape.num_experts, layer.shape.top_k) for layer in state.layers.values()] == [
+        (16, 4),
+        (12, 2),
+    ]
     engine = SmallEngine(state)
     decode(engine, 3)
     found = merge_answers([state.report()])

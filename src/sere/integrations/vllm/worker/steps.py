@@ -93,9 +93,12 @@ class Steps:
             state.budgets.exact()
             state.counts.disabled += 1
             return
-        config = state.config
         rows = self.book.budgets(
-            scheduler_output, names, counts, config.select_top_k, all_phases=config.phases == "all"
+            scheduler_output,
+            names,
+            counts,
+            state.policy.default_budget,
+            all_phases=state.config.phases == "all",
         )
         if state.budgets.announce(rows.budgets):
             state.counts.add_rerouted(int(rows.budgets.min()))

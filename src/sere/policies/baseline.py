@@ -1,0 +1,153 @@
+"""What the rules that SERE is compared with share: one batch sorted out, one choice for all rows, counted."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sere.errors import ConfigError
+from sere.policies.base import LayerRouter, LayerShape, Policy
+from sere.reroute import COUNTERS, Routing, TokenBatch
+from sere.reroute.checks import check_batch
+from sere.reroute.slots import has_weight, members, real_rows, weight_ranks
+
+
+@dataclass(frozen=True, slots=True)
+class LayerBatch:
+    """One step of one layer, its rows and slots sorted out; docs/method.md section 4, steps 1 and 2.
+
+    Attributes:
+        layer: The layer.
+        ids: Expert ids, ``[T, K]``, int32 or int64.
+        weights: Gate weights, ``[T, K]``, floating point.
+        row_budgets: ``[T]``, integers, or None.
+        scores: ``[T, E]``, the router's scores of all experts, or None.
+        step: int64 of shape ``[]``: the number of this call of the layer's router, from 1 on.
+        real: ``[T]``, bool; rows that are not padding.
+        protected: ``[T]``, bool; real rows with a budget of K or more.
+        inside: ``[T, K]``, bool; slots with an id in [0, E).
+        valid: ``[T, K]``, bool; such slots of real rows whose weight is neither 0 nor NaN.
+        ranks: ``[T, K]``, int64; 0 for a row's heaviest valid slot (ties: the lower slot).
+    """
+
+    layer: LayerShape
+    ids: Tensor
+    weights: Tensor
+    row_budgets: Tensor | None
+    scores: Tensor | None
+    step: Tensor
+    real: Tensor
+    protected: Tensor
+    inside: Tensor
+    valid: Tensor
+    ranks: Tensor
+
+    @classmethod
+    def of(cls, layer: LayerShape, batch: TokenBatch, step: Tensor) -> LayerBatch:
+        """Tell real rows and valid slots of a checked batch from the others."""
+        ids, weights, budgets, num_tokens, scores = batch
+        real = real_rows(ids, budgets, num_tokens)
+        protected = torch.zeros_like(real) if budgets is None else real & (budgets >= ids.shape[1])
+        inside = (ids >= 0) & (ids < layer.num_experts)
+        valid = inside & has_weight(weights) & real[:, None]
+        ranks = weight_ranks(weights, valid)
+        return cls(layer, ids, weights, budgets, scores, step, real, protected, inside, valid, ranks)
+
+    @property
+    def num_experts(self) -> int:
+        """E, the layer's routed experts."""
+        return self.layer.num_experts
+
+    def heaviest(self, select_top_k: int) -> Tensor:
+        """Return the valid slots among each row's b_t heaviest, ``[T, K]`` bool."""
+        budget = select_top_k if self.row_budgets is None else self.row_budgets[:, None]
+        return self.valid & (self.ranks < budget)
+
+    def experts_in(self, slots: Tensor) -> Tensor:
+        """Return the experts in the chosen slots and those of protected rows, ``[E]`` bool."""
+        return members(self.ids, slots | (self.valid & self.protected[:, None]), self.num_experts)
+
+
+@dataclass(frozen=True)
+class Baseline(Policy):
+    """A rule that chooses experts for all rows of a step at once, in PyTorch operations.
+
+    Its settings are the fields of a frozen dataclass, which is what the command line and records read.
+    """
+
+    @abstractmethod
+    def choose(self, batch: LayerBatch) -> Routing:
+        """Return new ids and weights for one step; ``sere.policies.refill`` has what rules share.
+
+        Rows that are protected, and slots that are not valid, must keep what they have.
+        """
+
+    def bind(self, layer: LayerShape, device: torch.device) -> BaselineRouter:
+        """Return the router of one layer."""
+        return BaselineRouter(self, layer, device)
+
+    def describe(self) -> dict[str, Any]:
+        """Return the settings as JSON-ready values."""
+        return {"policy": self.name} | asdict(self)
+
+
+class BaselineRouter(LayerRouter):
+    """One layer of a baseline: checks a step, lets the rule choose, and counts.
+
+    Attributes:
+        step: int64 of shape ``[]``, how often the router was called.
+    """
+
+    def __init__(self, policy: Baseline, layer: LayerShape, device: torch.device) -> None:
+        super().__init__(layer, device)
+        self.policy = policy
+        with torch.inference_mode(False):
+            self.step = torch.zeros((), dtype=torch.int64, device=device)
+
+    def __call__(self, batch: TokenBatch) -> Routing:
+        """Route one step; see `LayerRouter`."""
+        check_batch(batch, self.counters)
+        self.step.add_(1)
+        step = LayerBatch.of(self.layer, batch, self.step)
+        result = self.policy.choose(step)
+        self.counters.add_(_counts(step, result))
+        return result
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return every tensor that a step reads or writes, by name."""
+        return super().tensors() | {"step": self.step}
+
+
+def _counts(batch: LayerBatch, result: Routing) -> Tensor:
+    """Return what one step adds to the counters; slots of weight 0 or NaN read no expert that counts."""
+    E = batch.num_experts
+    used = (result.ids >= 0) & (result.ids < E) & has_weight(result.weights) & batch.real[:, None]
+    sums = {
+        "steps": batch.real.any(),
+        "rows": batch.real.sum(),
+        "distinct_before": members(batch.ids, batch.valid, E).sum(),
+        "distinct_after": members(result.ids, used, E).sum(),
+        "slots": batch.valid.sum(),
+        "slots_rerouted": (batch.valid & (result.ids != batch.ids)).sum(),
+        "critical": torch.zeros((), dtype=torch.int64, device=batch.ids.device),
+    }
+    return torch.stack([sums[name].long() for name in COUNTERS])
+
+
+def check_count(name: str, value: object, *, least: int = 1) -> None:
+    """Refuse a setting that is not a number of slots or experts.
+
+    Args:
+        name: The setting.
+        value: Its value.
+        least: The least number that is allowed.
+
+    Raises:
+        ConfigError: It is not an integer of at least ``least``.
+    """
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ConfigError(f"{name}: expected an integer of at least {least}, got {value!r}")

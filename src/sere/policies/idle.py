@@ -1,0 +1,91 @@
+"""Why settings of SERE re-route nothing, told from the settings, the table and the layers' shapes alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import torch
+
+from sere.config import RerouteConfig
+from sere.identity import span
+from sere.policies.base import LayerShape
+from sere.similarity.layer import LayerSimilarity
+
+_MOST_NAMED = 10
+
+
+def why_idle(config: RerouteConfig, shapes: Iterable[LayerShape]) -> list[str]:
+    """Return one sentence per reason why the settings re-route nothing in some or all layers.
+
+    With S >= K, or a floor of E, every expert of a layer that occurs is primary, and no other setting undoes
+    that.
+
+    Args:
+        config: The settings.
+        shapes: The layers of a model.
+
+    Source: docs/method.md section 4, steps 2 to 4.
+    """
+    S, floor, layers = config.select_top_k, config.min_active, list(shapes)
+    floored = [layer for layer in layers if floor >= layer.num_experts]
+    kept = [layer for layer in layers if floor < layer.num_experts and layer.top_k <= S]
+    reasons = []
+    if floored:
+        E = span(layer.num_experts for layer in floored)
+        reasons.append(
+            f"min_active={floor} disables re-routing{_in(floored, layers)}: with {E} experts per layer every "
+            "routed expert is primary. Use a smaller value"
+        )
+    if kept:
+        K = span(layer.top_k for layer in kept)
+        reasons.append(
+            f"select_top_k={S} is not smaller than the model's top_k={K}, so nothing will be re-routed"
+            f"{_in(kept, layers)}; {_smaller(min(layer.top_k for layer in kept))}"
+        )
+    return reasons
+
+
+def why_no_substitute(config: RerouteConfig, layers: Mapping[int, LayerSimilarity]) -> list[str]:
+    """Return the reason, if there is one, why no expert of any layer has a substitute under these settings.
+
+    Above every similarity between two experts, ρ makes each secondary expert critical; experts that are kept
+    are all primary.
+
+    Args:
+        config: The settings.
+        layers: Similarities by layer.
+
+    Source: docs/method.md section 4, steps 2 and 4.
+    """
+    if all(len(config.keep.get(index, ())) >= layer.num_experts for index, layer in layers.items()):
+        return ["keep names every expert of every layer, so nothing will be re-routed; keep fewer experts"]
+    most = max(_most_similar(layer) for layer in layers.values())
+    # In float32, as re-routing compares them.
+    if float(torch.tensor(config.threshold, dtype=torch.float64, device="cpu").float()) <= most:
+        return []
+    return [
+        f"threshold={config.threshold:g} is above every similarity in the table (at most {most:.3f}), so "
+        "nothing will be re-routed; use a smaller threshold"
+    ]
+
+
+def _smaller(K: int) -> str:
+    """Return what to use below a layer's K."""
+    if K == 1:
+        return "a model with one expert per token cannot be re-routed"
+    return "use select_top_k=1" if K == 2 else f"use a value from 1 to {K - 1}"
+
+
+def _in(some: list[LayerShape], layers: list[LayerShape]) -> str:
+    """Name the layers that a sentence is about, unless it is about all."""
+    if len(some) == len(layers):
+        return ""
+    names = [str(layer.index) for layer in some[:_MOST_NAMED]] + ["..."] * (len(some) > _MOST_NAMED)
+    return f" in layer{'s' * (len(some) > 1)} {', '.join(names)}"
+
+
+def _most_similar(layer: LayerSimilarity) -> float:
+    """Return the largest similarity between two different experts of a layer."""
+    own = torch.eye(layer.num_experts, dtype=torch.bool, device=layer.similarity.device)
+    # An unknown similarity (NaN) is a substitute at no threshold.
+    return float(layer.similarity.masked_fill(own | layer.similarity.isnan(), 0.0).max())

@@ -36,7 +36,7 @@ def record(model: Any, tokenizer: Any) -> dict[str, Any]:
         model,
         tokenizer,
         random_table(model),
-        settings=parse_specs(["sere:S=1", "topk:S=4"]),
+        settings=parse_specs(["sere:select_top_k=1", "topk:select_top_k=4"]),
         rounds=[Round(1, 2), Round(4, 8)],
         questions=held_out(2, tasks=["addition", "sorting", "reversal", "shift"]),
         max_new_tokens=30,
@@ -47,7 +47,9 @@ def test_each_batch_size_has_off_first_and_its_ratio(record: dict[str, Any], mod
     """One case a batch size and setting; off is its own base; SERE reads fewer experts; no hook is left."""
     cases = record["cases"]
     assert [(case["batch_size"], case["setting"], case["n"]) for case in cases] == [
-        (B, name, n) for B, n in ((1, 2), (4, 8)) for name in ("off", "sere:S=1", "topk:S=4")
+        (B, name, n)
+        for B, n in ((1, 2), (4, 8))
+        for name in ("off", "sere:select_top_k=1", "topk:select_top_k=4")
     ]
     for off, sere, same in (cases[:3], cases[3:]):
         assert off["ratio_off_to_this"] == {"p20": 1.0, "p50": 1.0, "p80": 1.0}
@@ -71,7 +73,7 @@ def test_runs_that_take_turns_answer_as_a_run_alone(
 
     monkeypatch.setattr(demo, "mark", keep)
     questions = held_out(2, tasks=["addition", "sorting"])
-    settings = parse_specs(["random:S=1", "sere:S=1"])
+    settings = parse_specs(["random:select_top_k=1", "sere:select_top_k=1"])
     options: dict[str, Any] = {"settings": settings, "rounds": [Round(2, 4)], "questions": questions}
     demonstrate(model, tokenizer, random_table(model), max_new_tokens=20, **options)
     prompts = encode(tokenizer, [question.prompt for question in questions])
@@ -93,7 +95,7 @@ def test_the_controls_draws_go_on_from_turn_to_turn(
     monkeypatch.setattr(demo, "mark", keep)
     monkeypatch.setattr(demo, "SLICE", 3)
     questions = held_out(2, tasks=["addition", "sorting"])
-    settings = parse_specs(["random:S=1"])
+    settings = parse_specs(["random:select_top_k=1"])
     options: dict[str, Any] = {"settings": settings, "rounds": [Round(4, 4)], "questions": questions}
     table = random_table(model)
     demonstrate(model, tokenizer, table, max_new_tokens=20, **options)

@@ -73,7 +73,12 @@ def test_each_engine_has_its_own_off() -> None:
         return [(start, [setting.label for setting in settings]) for start, settings in found]
 
     assert groups() == [({}, ["off"])]
-    assert groups("sere:S=2,min_active=32", "sere:S=1", "topk:S=2", "sere:S=2") == [
-        ({"min_active": 32}, ["off", "sere:S=2,min_active=32", "topk:S=2"]),
-        ({}, ["off", "sere:S=1", "sere:S=2"]),
+    assert groups(
+        "sere:select_top_k=2,min_active=32",
+        "sere:select_top_k=1",
+        "topk:select_top_k=2",
+        "sere:select_top_k=2",
+    ) == [
+        ({"min_active": 32}, ["off", "sere:select_top_k=2,min_active=32", "topk:select_top_k=2"]),
+        ({}, ["off", "sere:select_top_k=1", "sere:select_top_k=2"]),
     ]

@@ -45,12 +45,17 @@ def test_bench_writes_one_line_a_case(capsys: pytest.CaptureFixture[str], tmp_pa
     """Each case is one JSON line, on stdout and appended to --out, with its unit and conditions."""
     out = tmp_path / "results" / "bench.jsonl"
     sizes = ["--batch-size", "1", "4", "--steps", "2", "--rounds", "1"]
-    argv = ["bench", "--preset", "tiny", *sizes, "--setting", "sere:S=1", "--json"]
+    argv = ["bench", "--preset", "tiny", *sizes, "--setting", "sere:select_top_k=1", "--json"]
     assert main([*argv, "--out", str(out)]) == 0
     printed = capsys.readouterr().out
     assert out.read_text() == printed
     records = [json.loads(line) for line in printed.splitlines()]
-    assert [record["case"] for record in records] == ["B=1 off", "B=1 sere:S=1", "B=4 off", "B=4 sere:S=1"]
+    assert [record["case"] for record in records] == [
+        "B=1 off",
+        "B=1 sere:select_top_k=1",
+        "B=4 off",
+        "B=4 sere:select_top_k=1",
+    ]
     last = records[-1]
     assert last["unit"] == "ms"
     assert last["subject"]["weights"] == "random"
@@ -69,7 +74,7 @@ def test_bench_times_a_checkpoint_with_its_table(
     assert main([str(word) for word in argv]) == 0
     out = capsys.readouterr().err
     assert "off/this" in out
-    assert "sere:S=2" in out
+    assert "sere:select_top_k=2" in out
 
 
 @pytest.mark.parametrize(
@@ -115,7 +120,7 @@ def test_generate_completes_prompts(
     assert plain["experts"] is None
     setting = "sere:select_top_k=1,targets=active,merge=same"
     routed = run_json(capsys, *argv, "--table", similarities, "--setting", setting)
-    assert routed["setting"] == "sere:S=1,targets=active,merge=same"
+    assert routed["setting"] == "sere:select_top_k=1,targets=active,merge=same"
     assert routed["experts"]["after"] < routed["experts"]["before"]
     assert main([str(word) for word in [*argv, "--table", similarities]]) == 0
     out = capsys.readouterr().err
@@ -163,8 +168,14 @@ def test_generate_puts_conversations_through_the_chat_template(
     ("argv", "line"),
     [
         ([], "at least one prompt"),
-        (["--prompt", "a", "--setting", "sere:S=1"], "sere:S=1: needs a similarity table; give one with --t"),
-        (["--prompt", "a", "--table", "SIMILARITIES", "--setting", "sere:S=1,scale=true"], "has no scale"),
+        (
+            ["--prompt", "a", "--setting", "sere:select_top_k=1"],
+            "sere:select_top_k=1: needs a similarity table; give one with --t",
+        ),
+        (
+            ["--prompt", "a", "--table", "SIMILARITIES", "--setting", "sere:select_top_k=1,use_scale=true"],
+            "has no scale",
+        ),
         (
             ["--prompt", "a", "--max-new-tokens", "0"],
             "argument --max-new-tokens: expected a whole number of at least 1",
@@ -207,8 +218,8 @@ def test_generate_refuses_in_one_line(
 def test_generate_takes_any_setting(capsys: pytest.CaptureFixture[str], checkpoint: Path) -> None:
     """A rival needs no table, and off counts; of both the experts are reported."""
     argv = ["generate", checkpoint, "--prompt", "add 1+1", "--max-new-tokens", 3, "--setting"]
-    off, reduced = run_json(capsys, *argv, "off"), run_json(capsys, *argv, "topk:S=1")
-    assert (off["setting"], reduced["setting"]) == ("off", "topk:S=1")
+    off, reduced = run_json(capsys, *argv, "off"), run_json(capsys, *argv, "topk:select_top_k=1")
+    assert (off["setting"], reduced["setting"]) == ("off", "topk:select_top_k=1")
     assert off["experts"]["before"] == off["experts"]["after"] > reduced["experts"]["after"]
 
 

@@ -43,7 +43,7 @@ def model(tokenizer: Any) -> Any:
 
 def plan(**changes: Any) -> PromptPlan:
     values: dict[str, Any] = {
-        "settings": parse_specs(["sere:S=1"]),
+        "settings": parse_specs(["sere:select_top_k=1"]),
         "batch_sizes": [3],
         "prompts": PROMPTS,
         "max_new_tokens": 9,
@@ -67,7 +67,7 @@ def own_continuation(model: Any, ids: Sequence[int], limit: int) -> list[int]:
 def test_models_of_every_cache_are_compared_with_itself(name: str, tokenizer: Any) -> None:
     """Off agrees with itself up to rounding, at each batch size; a setting that moves slots does not."""
     model = build(name, tokenizer)
-    settings = parse_specs(["sere:S=1", "topk:S=1"])
+    settings = parse_specs(["sere:select_top_k=1", "topk:select_top_k=1"])
     record = evaluate_prompts(
         model, tokenizer, plan(settings=settings, batch_sizes=[1, 3]), table=random_table(model)
     )
@@ -110,7 +110,10 @@ def test_results_are_estimates_over_prompts(model: Any, tokenizer: Any) -> None:
 def test_a_setting_that_moves_nothing_says_why(model: Any, tokenizer: Any) -> None:
     """A divergence of nothing is not read as no loss: the case holds the reason."""
     found = evaluate_prompts(
-        model, tokenizer, plan(settings=parse_specs(["sere:S=1,min_active=15"])), table=random_table(model)
+        model,
+        tokenizer,
+        plan(settings=parse_specs(["sere:select_top_k=1,min_active=15"])),
+        table=random_table(model),
     )
     off, idle = found["cases"]
     assert off["nothing_changed"] is None
@@ -144,7 +147,7 @@ def test_an_interrupted_run_goes_on_with_its_continuations(
     with pytest.raises(KeyboardInterrupt):
         evaluate_prompts(model, tokenizer, plan(), table=table, checkpoint=path, progress=progress)
     record = evaluate_prompts(model, tokenizer, plan(), table=table, checkpoint=path, progress=progress)
-    assert opened == ["continuations", "B=3 off", "B=3 sere:S=1", "B=3 sere:S=1"]
+    assert opened == ["continuations", "B=3 off", "B=3 sere:select_top_k=1", "B=3 sere:select_top_k=1"]
     assert not path.exists()
     assert record["cases"] == evaluate_prompts(model, tokenizer, plan(), table=table)["cases"]
 
@@ -169,11 +172,11 @@ def test_what_cannot_be_evaluated_is_refused(model: Any, tokenizer: Any) -> None
         plan(max_new_tokens=1)
     with pytest.raises(InputError, match=r"batch sizes of at least 1, got \[0\]"):
         plan(batch_sizes=[0])
-    with pytest.raises(ConfigError, match="sere:S=1: needs a similarity table"):
+    with pytest.raises(ConfigError, match="sere:select_top_k=1: needs a similarity table"):
         evaluate_prompts(model, tokenizer, plan())
     off = replace(plan(), settings=parse_specs([]))
     with (
-        apply_setting(model, parse_spec("topk:S=1"), None, pad_token_id=-1),
+        apply_setting(model, parse_spec("topk:select_top_k=1"), None, pad_token_id=-1),
         pytest.raises(AlreadyApplied),
     ):
         evaluate_prompts(model, tokenizer, off)

@@ -22,7 +22,14 @@ from sere.policies.spec import parse_spec, parse_specs
 from tests.support.checkpoints import tiny_tokenizer
 from tests.support.tiny import tiny_model
 
-ALL_KINDS = ["sere:S=1,min_active=2", "random:S=1", "topk:S=1", "oea:S=1", "xshare:budget=6", "lynx:drop=0.5"]
+ALL_KINDS = [
+    "sere:select_top_k=1,min_active=2",
+    "random:select_top_k=1",
+    "topk:select_top_k=1",
+    "oea:select_top_k=1",
+    "xshare:budget=6",
+    "lynx:drop_share=0.5",
+]
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +44,7 @@ def model(tokenizer: Any) -> Any:
 
 def plan(**changes: Any) -> Plan:
     values: dict[str, Any] = {
-        "settings": parse_specs(["sere:S=1"]),
+        "settings": parse_specs(["sere:select_top_k=1"]),
         "batch_sizes": [2],
         "questions": held_out(2, tasks=["addition", "sorting"]),
         "max_new_tokens": 4,
@@ -75,7 +82,9 @@ def test_english_is_scored_on_every_cache(tokenizer: Any) -> None:
     """Where the cache is not one of plain full attention, the passages show what a setting changes too."""
     sliding = tiny_model("gpt_oss", vocab_size=len(tokenizer))
     passages = [text[:30] for text in held_out_english(2)]
-    record = evaluate(sliding, tokenizer, plan(settings=parse_specs(["topk:S=1"]), passages=passages))
+    record = evaluate(
+        sliding, tokenizer, plan(settings=parse_specs(["topk:select_top_k=1"]), passages=passages)
+    )
     off, reduced = record["cases"]
     assert off["loop"] == "generate"
     assert off["text"]["kl"] < 1e-8
@@ -128,7 +137,7 @@ def test_an_interrupted_run_goes_on_behind_its_finished_cases(
     with pytest.raises(KeyboardInterrupt):
         evaluate(model, tokenizer, plan(), table=table, checkpoint=path, progress=progress)
     record = evaluate(model, tokenizer, plan(), table=table, checkpoint=path, progress=progress)
-    assert opened == ["B=2 off", "B=2 sere:S=1", "B=2 sere:S=1"]
+    assert opened == ["B=2 off", "B=2 sere:select_top_k=1", "B=2 sere:select_top_k=1"]
     assert not path.exists()
     whole = evaluate(model, tokenizer, plan(), table=table)
     assert [case["tasks"] for case in record["cases"]] == [case["tasks"] for case in whole["cases"]]
@@ -151,10 +160,10 @@ def test_wrong_plans_and_tables_are_refused(model: Any, tokenizer: Any) -> None:
     with pytest.raises(InputError, match="at least one question"):
         plan(questions=[])
     with pytest.raises(InputError, match="first setting must be 'off'"):
-        plan(settings=[parse_spec("topk:S=1")])
+        plan(settings=[parse_spec("topk:select_top_k=1")])
     with pytest.raises(InputError, match=r"batch sizes of at least 1, got \[0\]"):
         plan(batch_sizes=[0])
-    with pytest.raises(ConfigError, match="sere:S=1: needs a similarity table"):
+    with pytest.raises(ConfigError, match="sere:select_top_k=1: needs a similarity table"):
         evaluate(model, tokenizer, plan())
     other = random_table(tiny_model("olmoe"))
     with pytest.raises(TableMismatch):

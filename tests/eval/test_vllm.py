@@ -31,33 +31,33 @@ def groups(*texts: str) -> list[tuple[dict[str, Any], list[str]]]:
 def test_settings_that_differ_in_more_than_s_and_rho_need_another_engine() -> None:
     """S and ρ change while an engine runs; each other choice is part of an engine's start."""
     assert groups(
-        "sere:S=1,scale=true", "sere:S=1,min_active=8,scale=true", "sere:S=2,rho=0.3,scale=yes",
-        "sere:S=4,min_active=8,scale=true", "sere:S=1",
+        "sere:select_top_k=1,use_scale=true", "sere:select_top_k=1,min_active=8,use_scale=true", "sere:select_top_k=2,threshold=0.3,use_scale=yes",
+        "sere:select_top_k=4,min_active=8,use_scale=true", "sere:select_top_k=1",
     ) == [
-        ({"use_scale": True}, ["off", "sere:S=1,scale=true", "sere:S=2,rho=0.3,scale=true"]),
+        ({"use_scale": True}, ["off", "sere:select_top_k=1,use_scale=true", "sere:select_top_k=2,threshold=0.3,use_scale=true"]),
         (
             {"min_active": 8, "use_scale": True},
-            ["sere:S=1,min_active=8,scale=true", "sere:S=4,min_active=8,scale=true"],
+            ["sere:select_top_k=1,min_active=8,use_scale=true", "sere:select_top_k=4,min_active=8,use_scale=true"],
         ),
-        ({}, ["sere:S=1"]),
+        ({}, ["sere:select_top_k=1"]),
     ]  # fmt: skip
 
 
 def test_controls_need_no_engine_of_their_own() -> None:
     """Off, random and topk settings run in the first engine, whatever it was started with."""
-    controls = ["random:S=1,min_active=8", "topk:S=1"]
+    controls = ["random:select_top_k=1,min_active=8", "topk:select_top_k=1"]
     assert groups(*controls) == [({}, ["off", *controls])]
-    assert groups(*controls, "sere:S=1,min_active=4", "sere:S=1") == [
-        ({"min_active": 4}, ["off", *controls, "sere:S=1,min_active=4"]),
-        ({}, ["sere:S=1"]),
+    assert groups(*controls, "sere:select_top_k=1,min_active=4", "sere:select_top_k=1") == [
+        ({"min_active": 4}, ["off", *controls, "sere:select_top_k=1,min_active=4"]),
+        ({}, ["sere:select_top_k=1"]),
     ]
 
 
-@pytest.mark.parametrize("text", ["oea:S=2", "xshare:budget=16", "lynx:drop=0.5"])
+@pytest.mark.parametrize("text", ["oea:select_top_k=2", "xshare:budget=16", "lynx:drop_share=0.5"])
 def test_rivals_that_need_scores_are_refused(text: str) -> None:
     """The router's scores of all experts are not to be had there; the text says where they are."""
     with pytest.raises(ConfigError, match=rf"{text}: .* router's scores .* --engine transformers"):
-        check_settings(parse_specs(["sere:S=1", text]))
+        check_settings(parse_specs(["sere:select_top_k=1", text]))
 
 
 class Engines:
@@ -96,7 +96,9 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def evaluate(engines: Engines, **options: Any) -> dict[str, Any]:
     plan = Plan(
-        settings=parse_specs(["sere:S=1,min_active=4", "sere:S=1", "sere:S=2,min_active=4"]),
+        settings=parse_specs(
+            ["sere:select_top_k=1,min_active=4", "sere:select_top_k=1", "sere:select_top_k=2,min_active=4"]
+        ),
         batch_sizes=[1, 8],
         questions=held_out(2, tasks=["addition"]),
     )
@@ -109,7 +111,12 @@ def test_off_is_measured_once_and_paired_with_all(measured: list[str]) -> None:
     engines = Engines()
     record = evaluate(engines)
     assert engines.started == [{"min_active": 4}, {}]
-    labels = ["off", "sere:S=1,min_active=4", "sere:S=1", "sere:S=2,min_active=4"]
+    labels = [
+        "off",
+        "sere:select_top_k=1,min_active=4",
+        "sere:select_top_k=1",
+        "sere:select_top_k=2,min_active=4",
+    ]
     order = [f"B={B} {label}" for B in (1, 8) for label in labels]
     assert sorted(measured) == sorted(order)
     assert [f"B={case['batch_size']} {case['setting']}" for case in record["cases"]] == order
@@ -125,7 +132,7 @@ def test_an_interrupted_run_starts_only_the_engines_that_it_still_needs(
     path, engines = tmp_path / "partial.json", Engines()
 
     def progress(name: str, _total: int) -> AbstractContextManager[Any]:
-        if name == "B=8 sere:S=1" and len(engines.started) == 2:
+        if name == "B=8 sere:select_top_k=1" and len(engines.started) == 2:
             raise KeyboardInterrupt
         return nullcontext(lambda: None)
 

@@ -55,7 +55,7 @@ def test_serving_with_a_threshold_of_two(caplog: pytest.LogCaptureFixture) -> No
     """The log says so as soon as the engine has started."""
     caplog.set_level("WARNING", logger="vllm.sere")
     started(threshold=2.0).session.log_start()
-    assert "threshold=2: nothing will be re-routed" in caplog.text
+    assert "threshold=2 is above every similarity in the table" in caplog.text
 
 
 @pytest.mark.parametrize("additional", [{"seree": {"select_top_k": 2}}, {"select_top_k": 2}, {"sere": None}])

@@ -102,7 +102,9 @@ def _variant(subject: Subject, setting: PolicySpec, seed: int) -> AbstractContex
     return handle
 
 
-def _count(subject: Subject, setting: PolicySpec, seed: int, block: Callable[[], list[float]]) -> dict[str, Any]:
+def _count(
+    subject: Subject, setting: PolicySpec, seed: int, block: Callable[[], list[float]]
+) -> dict[str, Any]:
     """Run one block more, not for its time but for its experts and the time inside the hooks."""
     with apply_setting(subject.model, setting, subject.table, seed=seed) as handle:
         handle.quiet = True

@@ -110,7 +110,7 @@ class SereRouter(LayerRouter):
         return super().tensors() | self.prepared.tensors()
 
     def update(self, other: SereRouter) -> None:
-        """Take over another router's threshold and kept experts, in place: captured graphs read the same tensors.
+        """Take over another router's threshold and kept experts, in place, where captured graphs read them.
 
         Args:
             other: A router of the same layer and device, bound with another threshold or ``keep``.

@@ -1,4 +1,4 @@
-"""The registry of routing rules, and settings as they are written: ``off``, ``sere:select_top_k=1,threshold=0.3``."""
+"""The registry of routing rules, and settings as they are written: ``sere:select_top_k=1``."""
 
 from __future__ import annotations
 
@@ -171,6 +171,4 @@ def _read(text: str, policy: str, known: Mapping[str, Option], part: str) -> tup
             raise ValueError
         return option.name, option.read(value)
     except ValueError:
-        raise ConfigError(
-            f"setting {text!r}: {name} expects {option.expects}, got {value!r}"
-        ) from None
+        raise ConfigError(f"setting {text!r}: {name} expects {option.expects}, got {value!r}") from None

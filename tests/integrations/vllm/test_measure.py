@@ -52,7 +52,7 @@ def test_bench(tmp_path: Path, compiled: bool) -> None:
             yield llm
 
     plan = ServePlan(
-        settings=parse_specs(["sere:S=1", "sere:S=4", "sere:S=1,min_active=10"]), batch_sizes=[6],
+        settings=parse_specs(["sere:select_top_k=1", "sere:select_top_k=4", "sere:select_top_k=1,min_active=10"]), batch_sizes=[6],
         prompt=8, steps=6, rounds=1, compiled=compiled, engine_options={"block_size": 32},
     )  # fmt: skip
     records = list(bench_serve(start, {"model": "m"}, plan))
@@ -60,8 +60,8 @@ def test_bench(tmp_path: Path, compiled: bool) -> None:
     assert [(r["setting"], r["config"]["start"]) for r in records] == [
         (name, options)
         for options, labels in (
-            ({}, ["sere:S=1", "sere:S=4"]),
-            ({"min_active": 10}, ["sere:S=1,min_active=10"]),
+            ({}, ["sere:select_top_k=1", "sere:select_top_k=4"]),
+            ({"min_active": 10}, ["sere:select_top_k=1,min_active=10"]),
         )
         for name in [
             "off",
@@ -70,9 +70,9 @@ def test_bench(tmp_path: Path, compiled: bool) -> None:
         ]
     ]
     reasons = {record["setting"]: record["nothing_changed"] for record in records}
-    assert "select_top_k=4 keeps all 4 slots of a token" in str(reasons.pop("sere:S=4"))
+    assert "select_top_k=4 keeps all 4 slots of a token" in str(reasons.pop("sere:select_top_k=4"))
     assert set(reasons.values()) == {None}
-    assert "B=6 sere:S=4: nothing was re-routed: select_top_k=4" in render(records)
+    assert "B=6 sere:select_top_k=4: nothing was re-routed: select_top_k=4" in render(records)
     offs = [record for record in records if record["setting"] == "off"]
     one, _, floored = (r for r in records if r["setting"].startswith("sere:"))
     for off in offs:
@@ -108,7 +108,11 @@ def test_replay(tmp_path: Path, compiled: bool) -> None:
 def test_bench_of_controls(tmp_path: Path) -> None:
     """Controls take turns with off in one eager engine; each runs its own experts and has no oracle."""
     plan = ServePlan(
-        settings=parse_specs(["topk:S=1", "random:S=1"]), batch_sizes=[6], prompt=8, steps=6, rounds=1
+        settings=parse_specs(["topk:select_top_k=1", "random:select_top_k=1"]),
+        batch_sizes=[6],
+        prompt=8,
+        steps=6,
+        rounds=1,
     )
     path = save_model(tmp_path)
 
@@ -116,7 +120,11 @@ def test_bench_of_controls(tmp_path: Path) -> None:
         return engine(path, {"select_top_k": 1} | dict(settings), async_scheduling=False)
 
     off, *others = bench_serve(start, {}, plan)
-    assert [record["setting"] for record in others] == ["topk:S=1", "random:S=1", "untouched"]
+    assert [record["setting"] for record in others] == [
+        "topk:select_top_k=1",
+        "random:select_top_k=1",
+        "untouched",
+    ]
     assert off["experts"]["after"] == off["experts"]["before"]
     for record in others[:2]:
         assert record["experts"]["after"] <= 6 < record["experts"]["before"]
@@ -142,8 +150,13 @@ def test_untouched(tmp_path: Path) -> None:
 def test_evaluate(tmp_path: Path) -> None:
     """Where nothing can be moved every mark is that of off; a floor and factors get their own engine."""
     path, table = model_path(), scaled_table(tmp_path)
-    alike = ["sere:S=8", "random:S=8", "topk:S=8"]
-    moving = ["sere:S=1", "random:S=1", "topk:S=1", "sere:S=1,min_active=24,scale=true"]
+    alike = ["sere:select_top_k=8", "random:select_top_k=8", "topk:select_top_k=8"]
+    moving = [
+        "sere:select_top_k=1",
+        "random:select_top_k=1",
+        "topk:select_top_k=1",
+        "sere:select_top_k=1,min_active=24,use_scale=true",
+    ]
     plan = Plan(
         settings=parse_specs([*alike, *moving]),
         batch_sizes=[8],
@@ -186,7 +199,7 @@ def test_controls_take_the_place_of_the_engines_own_routing(tmp_path: Path) -> N
     """A control decodes other text than SERE at the same S; behind it the engine is as before."""
     with engine(save_model(tmp_path), {"select_top_k": 1}) as llm:
         own = generate(llm, prompts())
-        random, reduced = parse_specs(["random:S=1", "topk:S=1"])[1:]
+        random, reduced = parse_specs(["random:select_top_k=1", "topk:select_top_k=1"])[1:]
         with routed(llm, random, seed=3):
             drawn = generate(llm, prompts())
             read = read_stats(llm, reset=True)
@@ -199,7 +212,7 @@ def test_controls_take_the_place_of_the_engines_own_routing(tmp_path: Path) -> N
 
         session_of(llm).kernel = "SomeExperts"
         with (
-            pytest.raises(UnsupportedEngine, match="random:S=1: the expert kernel SomeExperts"),
+            pytest.raises(UnsupportedEngine, match="random:select_top_k=1: the expert kernel SomeExperts"),
             routed(llm, random),
         ):
             pass
@@ -215,17 +228,20 @@ def test_evaluate_by_command(
     out = tmp_path / "out" / "eval.json"
     argv = ["eval", "bundled", "--engine", "vllm", "--table", str(scaled_table(tmp_path)), "--out", str(out),
             "--batch-size", "4", "--per-task", "1", "--tasks", "addition", "sorting",
-            "--setting", "sere:S=8,min_active=9,scale=true", "--setting", "random:S=8"]  # fmt: skip
+            "--setting", "sere:select_top_k=8,min_active=9,use_scale=true", "--setting", "random:select_top_k=8"]  # fmt: skip
     assert main(argv) == 0
     record = json.loads(out.read_text())
     assert list(out.parent.iterdir()) == [out]
     assert record["model"]["dtype"] == "bfloat16"
-    labels = ["off", "sere:S=8,min_active=9,scale=true", "random:S=8"]
+    labels = ["off", "sere:select_top_k=8,min_active=9,use_scale=true", "random:select_top_k=8"]
     assert [case["setting"] for case in record["cases"]] == labels
     assert len({case["tasks"]["all"]["marks"] for case in record["cases"]}) == 1
     told = capsys.readouterr().err
-    assert "B=4 random:S=8: done" in told
-    assert "B=4 random:S=8: nothing was re-routed: select_top_k=8 keeps all 8 slots of a token" in told
+    assert "B=4 random:select_top_k=8: done" in told
+    assert (
+        "B=4 random:select_top_k=8: nothing was re-routed: select_top_k=8 keeps all 8 slots of a token"
+        in told
+    )
 
 
 def scaled_table(folder: Path) -> Path:
@@ -245,9 +261,18 @@ def scaled_table(folder: Path) -> Path:
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ({"settings": parse_specs(["topk:S=1"]), "compiled": True}, "topk:S=1: .* in a compiled engine"),
-        ({"settings": parse_specs(["oea:S=2"])}, "oea:S=2: oea needs the router's scores"),
-        ({"settings": parse_specs(["sere:S=1"])[1:]}, "first setting must be 'off'.*; got sere:S=1"),
+        (
+            {"settings": parse_specs(["topk:select_top_k=1"]), "compiled": True},
+            "topk:select_top_k=1: .* in a compiled engine",
+        ),
+        (
+            {"settings": parse_specs(["oea:select_top_k=2"])},
+            "oea:select_top_k=2: oea needs the router's scores",
+        ),
+        (
+            {"settings": parse_specs(["sere:select_top_k=1"])[1:]},
+            "first setting must be 'off'.*; got sere:select_top_k=1",
+        ),
         ({"batch_sizes": []}, "expected batch sizes of at least 1"),
         ({"steps": 1}, "at least 2 steps"),
     ],
@@ -255,4 +280,4 @@ def scaled_table(folder: Path) -> Path:
 def test_refused_plans(options: dict[str, object], text: str) -> None:
     """What no engine can be timed with is refused before one starts."""
     with pytest.raises(InputError, match=text):
-        ServePlan(**{"settings": parse_specs(["sere:S=1"]), "batch_sizes": [8]} | options)  # type: ignore[arg-type]
+        ServePlan(**{"settings": parse_specs(["sere:select_top_k=1"]), "batch_sizes": [8]} | options)  # type: ignore[arg-type]

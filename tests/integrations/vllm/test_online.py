@@ -26,7 +26,10 @@ pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("default")]
 def online_records(*texts: str, **values: Any) -> tuple[list[Stub], Stub, list[dict[str, Any]]]:
     """Run the benchmark with stubs and return those started for settings, the untouched one, the records."""
     plan = OnlinePlan(
-        settings=parse_specs(texts or ["sere:S=1"]), prompt=3, steps=TOKENS - 1, **({"rounds": 2} | values)
+        settings=parse_specs(texts or ["sere:select_top_k=1"]),
+        prompt=3,
+        steps=TOKENS - 1,
+        **({"rounds": 2} | values),
     )
     servers: list[Stub] = []
 
@@ -54,7 +57,7 @@ def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_variants_of_a_round_get_the_same_requests() -> None:
     """Off, the setting and the untouched server take turns with the same prompts, other ones each round."""
     (server,), other, records = online_records(loads=[Load(request_rate=500.0)], requests=4)
-    assert [record["setting"] for record in records] == ["off", "sere:S=1", "untouched"]
+    assert [record["setting"] for record in records] == ["off", "sere:select_top_k=1", "untouched"]
 
     blocks: list[tuple[str, list[Any]]] = []
     for path, body in server.asked:
@@ -87,10 +90,10 @@ def test_variants_of_a_round_get_the_same_requests() -> None:
 def test_setting_that_re_routes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Why a setting re-routed nothing stands in its record and below the table; off needs no reason."""
     monkeypatch.setattr(Stub, "reason", "nothing was re-routed: because")
-    _, _, records = online_records("sere:S=9", loads=[Load(concurrency=2)], requests=2, rounds=1)
+    _, _, records = online_records("sere:select_top_k=9", loads=[Load(concurrency=2)], requests=2, rounds=1)
     assert [record["nothing_changed"] for record in records] == [None, Stub.reason, None]
     text = render_online(records)
-    assert text.endswith("\n2 at once, sere:S=9: nothing was re-routed: because")
+    assert text.endswith("\n2 at once, sere:select_top_k=9: nothing was re-routed: because")
     assert text.count("because") == 1
 
 
@@ -98,12 +101,16 @@ def test_setting_that_re_routes_nothing(monkeypatch: pytest.MonkeyPatch) -> None
 def test_settings_of_a_start_have_a_server_and_an_off_of_their_own() -> None:
     """A floor's server comes after the first has ended; the untouched server takes turns with both."""
     servers, other, records = online_records(
-        "sere:S=2", "sere:S=2,min_active=8", loads=[Load(concurrency=2)], requests=2, rounds=1
+        "sere:select_top_k=2",
+        "sere:select_top_k=2,min_active=8",
+        loads=[Load(concurrency=2)],
+        requests=2,
+        rounds=1,
     )
     floored = {"min_active": 8}
     assert [(record["setting"], record["config"]["start"]) for record in records] == [
-        ("off", {}), ("sere:S=2", {}), ("untouched", {}),
-        ("off", floored), ("sere:S=2,min_active=8", floored), ("untouched", floored),
+        ("off", {}), ("sere:select_top_k=2", {}), ("untouched", {}),
+        ("off", floored), ("sere:select_top_k=2,min_active=8", floored), ("untouched", floored),
     ]  # fmt: skip
     sent = [[tuple(body["prompt"]) for body in server.completions()] for server in servers]
     assert sorted(sent[0]) == sorted(sent[1])
@@ -116,8 +123,10 @@ def test_settings_of_a_start_have_a_server_and_an_off_of_their_own() -> None:
 
 def test_controls_need_an_engine_of_this_process() -> None:
     """No server can be told to run a control; the text says where one runs."""
-    with pytest.raises(ConfigError, match=r"topk:S=2: .* in a server, .* without --compile and --server"):
-        OnlinePlan(settings=parse_specs(["topk:S=2"]), loads=[Load(concurrency=1)])
+    with pytest.raises(
+        ConfigError, match=r"topk:select_top_k=2: .* in a server, .* without --compile and --server"
+    ):
+        OnlinePlan(settings=parse_specs(["topk:select_top_k=2"]), loads=[Load(concurrency=1)])
 
 
 def test_times_and_ratio_of_a_block() -> None:
@@ -136,9 +145,11 @@ def test_times_and_ratio_of_a_block() -> None:
         return Variant(label, None, blocks=[Block([quick], [], None), Block([timed], [], None)])  # type: ignore[arg-type]
 
     load = Load(concurrency=1)
-    plan = OnlinePlan(settings=parse_specs(["sere:S=1"]), loads=[load], rounds=1)
+    plan = OnlinePlan(settings=parse_specs(["sere:select_top_k=1"]), loads=[load], rounds=1)
     subject = {"moe_layers": 1, "bytes_per_expert": 1}
-    record = _record(subject, plan, load, variant("sere:S=1", quick), variant("off", slow), {"min_active": 8})
+    record = _record(
+        subject, plan, load, variant("sere:select_top_k=1", quick), variant("off", slow), {"min_active": 8}
+    )
     assert record["config"]["start"] == {"min_active": 8}
     assert record["ratio_off_to_this"]["p50"] == pytest.approx(2)
 
@@ -210,19 +221,19 @@ def test_real_server(tmp_path: Path) -> None:
     out = tmp_path / "out.jsonl"
     command = ["bench", "serve", "--preset", "tiny", "--server", "--batch-size", "1", "6"]
     options = ["--request-rate", "50", "--requests", "6", "--rounds", "1", "--steps", "8", "--out", str(out)]
-    settings = ["--setting", "sere:S=1", "--setting", "sere:S=1,min_active=3"]
+    settings = ["--setting", "sere:select_top_k=1", "--setting", "sere:select_top_k=1,min_active=3"]
     assert (
         main([*command, *options, *settings, "--dtype", "float32", "--engine-option", "max_num_seqs=8"]) == 0
     )
     assert list(tmp_path.iterdir()) == [out]
     records = [json.loads(line) for line in out.read_text().splitlines()]
     records, floored = records[:6], records[6:]
-    assert [record["setting"] for record in floored] == ["off", "sere:S=1,min_active=3"] * 3
+    assert [record["setting"] for record in floored] == ["off", "sere:select_top_k=1,min_active=3"] * 3
     assert all(record["config"]["start"] == {"min_active": 3} for record in floored)
     assert [(record["concurrency"], record["request_rate"]) for record in records] == [
         (1, None), (1, None), (6, None), (6, None), (None, 50.0), (None, 50.0)
     ]  # fmt: skip
-    assert [record["setting"] for record in records] == ["off", "sere:S=1"] * 3
+    assert [record["setting"] for record in records] == ["off", "sere:select_top_k=1"] * 3
     for record in (*records, *floored):
         assert record["failed"] == 0
         assert record["requests"] == 6

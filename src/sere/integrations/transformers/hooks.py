@@ -69,7 +69,9 @@ class HookedLayer:
         self.router = router
 
 
-def hook_calls(modules: list[nn.Module], call: CurrentCall, layers: list[HookedLayer]) -> list[RemovableHandle]:
+def hook_calls(
+    modules: list[nn.Module], call: CurrentCall, layers: list[HookedLayer]
+) -> list[RemovableHandle]:
     """Set the hooks that begin and end a call.
 
     Args:
@@ -98,7 +100,9 @@ def hook_router(model: nn.Module, layer: HookedLayer, call: CurrentCall) -> Remo
     Raises:
         UnsupportedModel: No router stands beside the experts.
     """
-    return find_router(model, layer.name, layer.shape.num_experts).register_forward_hook(_KeepScores(layer, call))
+    return find_router(model, layer.name, layer.shape.num_experts).register_forward_hook(
+        _KeepScores(layer, call)
+    )
 
 
 def inert(*_: object) -> None:

@@ -42,7 +42,9 @@ class CallInputs(NamedTuple):
     q: int = 0
 
 
-def read_call(inputs: Mapping[str, Any], outer: CallInputs | None, module: nn.Module | None = None) -> CallInputs:
+def read_call(
+    inputs: Mapping[str, Any], outer: CallInputs | None, module: nn.Module | None = None
+) -> CallInputs:
     """Return what a call's arguments say; what they leave open is taken from the call around it.
 
     Args:

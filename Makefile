@@ -1,29 +1,43 @@
-# Everything runs in .venv, made from pinned versions; every target is safe to repeat.
+# Everything runs in .venv, made from pinned versions; every target is safe to repeat. `make help` lists them.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 CODE := src tests benchmarks recipe examples
 export HF_HUB_OFFLINE := 1
+SECONDS ?= 300
+# Tests are the same every time: examples (tests/conftest.py), the order, the order of sets, and which worker runs what.
+# A worker that is killed, where memory runs out, fails the run. Another order: make test SEED=1
+export PYTHONHASHSEED := 0
+PYTEST := -m pytest $(if $(SEED),--randomly-seed=$(SEED))
+PARALLEL := -n 2 --max-worker-restart=0
 
-.PHONY: demo test test-oldest test-vllm fmt lint type cuda-check bench-smoke architectures documents train wheel-test clean \
+.PHONY: help demo fuzz test test-oldest test-vllm fmt lint type cuda-check bench-smoke architectures documents train wheel-test clean \
 	gpu-test gpu-sanitize gpu-bench gpu-calibrate gpu-serve
+
+help: ## what each target does
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: .venv/.demo ## calibrate the bundled model and decode with re-routing off and on
 	$(BIN)/sere demo
 
 test: .venv/.dev ## the whole test suite
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python $(PYTEST) $(PARALLEL)
 	$(MAKE) test-oldest
 	$(MAKE) test-vllm
+	@echo "make test: all passed, with the newest and the oldest supported Transformers and with vLLM"
 
 # What touches Transformers, and does not start the command line in processes of its own.
 OLDEST := tests/integrations/transformers tests/public_cases tests/checkpoints tests/texts tests/calibrate tests/cli/test_commands.py \
 	tests/cli/test_table_and_model.py tests/test_structure.py
 test-oldest: .venv-oldest/.ready ## with the oldest supported Transformers, what touches it, in an environment of its own
-	.venv-oldest/bin/python -m pytest -n 2 --dist loadfile $(OLDEST)
+	.venv-oldest/bin/python $(PYTEST) $(PARALLEL) $(OLDEST)
 
 test-vllm: .venv-vllm/.ready ## the tests with a real vLLM engine, in an environment of their own
-	.venv-vllm/bin/python -m pytest -m vllm tests/integrations/vllm
+	.venv-vllm/bin/python -m pytest -m vllm tests/integrations/vllm tests/engines tests/bench/vllm tests/benchmarks
+
+fuzz: .venv/.dev ## look for counterexamples to the property tests with fresh seeds; make fuzz SECONDS=300
+	PYTHONHASHSEED=random $(BIN)/python -m pytest -q --tb=short -p tests.support.fuzz -m hypothesis \
+		--fuzz-seconds=$(SECONDS) -o console_output_style=classic
 
 fmt: .venv/.dev ## format the code
 	$(BIN)/ruff format $(CODE)

@@ -59,7 +59,7 @@ class ConcurrentCalls(SereError, RuntimeError):
 
 
 class MissingDependency(SereError, ImportError):
-    """An optional package is needed for what was asked; the text gives the install line."""
+    """An optional package is needed for what was asked; the text says how to install it."""
 
 
 def name_some(names: Collection[object], most: int = 10, *, separator: str = ", ") -> str:
@@ -74,8 +74,17 @@ def name_some(names: Collection[object], most: int = 10, *, separator: str = ", 
     return f"{first} and {len(names) - most} more" if len(names) > most else first
 
 
+def how_to_install(extra: str) -> str:
+    """Return what installs an optional part of sere, for an error text. sere is on no package index.
+
+    Args:
+        extra: One of the extras in ``pyproject.toml``.
+    """
+    return f"in a clone of sere's repository, run: pip install '.[{extra}]'"
+
+
 def did_you_mean(name: str, valid: Iterable[str]) -> str:
-    """Return ``"; did you mean 'x'?"`` followed by all valid names, for the end of an error text.
+    """Return ``"; did you mean 'x'?"`` followed by the valid names, for the end of an error text.
 
     Args:
         name: What came.
@@ -84,4 +93,4 @@ def did_you_mean(name: str, valid: Iterable[str]) -> str:
     names = sorted(valid)
     close = get_close_matches(name, names, n=1, cutoff=0.5)
     hint = f"; did you mean {close[0]!r}?" if close else ""
-    return f"{hint} (valid: {', '.join(names)})"
+    return f"{hint} (valid: {name_some(names)})"

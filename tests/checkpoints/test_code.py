@@ -84,7 +84,7 @@ def test_every_command_refuses_foreign_code_and_asks_nothing(
     path = model_with_code(tmp_path, mark)
     for command in commands(path, tmp_path / "table.safetensors", tmp_path / "out.safetensors"):
         assert main(command) in (1, 2), command
-        shown = capsys.readouterr().err
+        shown = "".join(capsys.readouterr())
         assert "is Python code (modeling_mill.py), which is not run" in " ".join(shown.split()), command
         assert "give --trust-remote-code" in " ".join(shown.split()), command
     assert not mark.exists()
@@ -170,7 +170,12 @@ def test_models_are_loaded_in_one_room_and_foreign_code_is_decided_on_at_every_c
     assert all("trust_remote_code" in ast.unparse(call) for call in loading)
 
 
-@pytest.mark.parametrize("command", sorted({*COMMANDS, "table verify", "table import"} - {"demo", "table"}))
+@pytest.mark.parametrize(
+    "command",
+    sorted(
+        {*COMMANDS, "bench run", "bench serve", "table verify", "table import"} - {"bench", "demo", "table"}
+    ),
+)
 def test_every_command_that_takes_a_model_takes_the_flag(
     command: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -110,7 +110,7 @@ def test_a_name_that_the_hub_does_not_know_is_refused(hub: Hub, monkeypatch: pyt
     with pytest.raises(InputError, match="no folder mill/other, and on the hub: 404"):
         find_checkpoint("mill/other")
     monkeypatch.setitem(__import__("sys").modules, "huggingface_hub", None)
-    with pytest.raises(MissingDependency, match=r"pip install 'sere\[transformers\]'"):
+    with pytest.raises(MissingDependency, match=r"pip install '\.\[transformers\]'"):
         find_checkpoint("mill/moe")
 
 

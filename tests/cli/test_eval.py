@@ -14,20 +14,9 @@ from sere.bundled import is_bundled, model_path
 from sere.cli import main
 from sere.eval import continuations
 from tests.support.checkpoints import save_checkpoint
+from tests.support.commands import refused, run_json, run_text
 
 TASKS = ("--per-task", 1, "--tasks", "addition", "sorting", "reversal", "--max-new-tokens", 6)
-
-
-def run_json(capsys: pytest.CaptureFixture[str], *argv: object) -> Any:
-    assert main([*map(str, argv), "--json"]) == 0
-    return json.loads(capsys.readouterr().out)
-
-
-def refused(capsys: pytest.CaptureFixture[str], *argv: object) -> str:
-    """Run a command that ends with code 2 and return its one line."""
-    assert main([*map(str, argv)]) == 2
-    (line,) = [text for text in capsys.readouterr().err.splitlines() if text.startswith("sere: error:")]
-    return line
 
 
 @pytest.fixture
@@ -76,13 +65,11 @@ def test_tasks_print_two_tables(
 ) -> None:
     """For people: one row a case, over all tasks and by task; progress goes to stderr."""
     argv = ["eval", tiny_bundled, "--table", similarities, "--batch-size", 2, *TASKS, "--passages", 3]
-    assert main([*map(str, argv), "--setting", "sere:select_top_k=1"]) == 0
-    nothing, out = capsys.readouterr()
-    assert nothing == ""
+    out, err = run_text(capsys, *argv, "--setting", "sere:select_top_k=1")
     assert out.count("sere:select_top_k=1 ") >= 2
     assert "perplexity" in out
     assert "reversal" in out
-    assert "B=2 sere:select_top_k=1: done" in out
+    assert "B=2 sere:select_top_k=1: done" in err
 
 
 def test_any_model_is_compared_with_itself_on_prompts(
@@ -106,10 +93,8 @@ def test_any_model_is_compared_with_itself_on_prompts(
     assert off["kl"]["value"] < 1e-6 < sere["kl"]["value"]
     assert off["agreement"]["value"] == 1
     assert idle["nothing_changed"].startswith("nothing was re-routed: min_active=15")
-    assert main([*map(str, argv)]) == 0
-    nothing, shown = capsys.readouterr()
-    assert nothing == ""
-    assert "continuations: done" in shown
+    shown, err = run_text(capsys, *argv)
+    assert "continuations: done" in err
     assert "agree %" in shown
     assert f"{record['continuations']['prompts']} prompts, " in shown
     assert (
@@ -137,8 +122,7 @@ def test_any_model_is_asked_questions_of_a_file(
     off, reduced = record["cases"]
     assert off["tasks"]["all"]["n"] == 5
     assert {"value", "low", "high"} == set(reduced["tasks"]["all"]["difference"])
-    assert main([*map(str, argv)]) == 0
-    shown = capsys.readouterr().err
+    shown, _ = run_text(capsys, *argv)
     assert "5 questions." in shown
     assert "perplexity" not in shown
     assert "1 rows of the file are null or blank and were skipped." in shown
@@ -169,8 +153,7 @@ def test_texts_take_the_chat_template_unless_told_otherwise(
     assert plain["plan"]["chat_template"] is False
     lengths = [record["continuations"]["prompt_tokens"] for record in (chat, plain)]
     assert lengths[0] > lengths[1]
-    assert main([*map(str, argv)]) == 0
-    assert "put to the model as a user's message" in capsys.readouterr().err
+    assert "put to the model as a user's message" in run_text(capsys, *argv)[0]
 
 
 def test_a_copy_of_the_bundled_model_is_one(tmp_path: Path) -> None:
@@ -231,11 +214,11 @@ def test_tasks_are_for_the_bundled_model_alone(
         ),
         (
             ["x", "--questions", "q.jsonl", "--setting", "sere:select_top_k=1"],
-            "--table: sere settings need a similarity",
+            "--table: none was given, and x has no similarity.sere in its folder",
         ),
         (
             ["x", "--questions", "q.jsonl", "--metric", "cosine", "--setting", "off"],
-            "--metric: a table that is",
+            "--metric: only for 'bundled' without --table",
         ),
         (["x", "--questions", "q.jsonl", "--setting", "off"], "questions: no file q.jsonl"),
         (["x", "--prompts", "p.txt", "--setting", "off"], "prompts: no file p.txt"),
@@ -248,7 +231,7 @@ def test_tasks_are_for_the_bundled_model_alone(
         (["x", "--prompts", "p.txt", "--engine", "vllm"], "--prompts: vLLM does not hand on the logits"),
         (
             ["x", "--questions", "q.jsonl", "--engine", "vllm"],
-            "need a similarity table, and so does --engine vllm",
+            "--table: none was given, and x has no similarity.sere in its folder",
         ),
     ],
 )

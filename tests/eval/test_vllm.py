@@ -30,17 +30,14 @@ def groups(*texts: str) -> list[tuple[dict[str, Any], list[str]]]:
 
 def test_settings_that_differ_in_more_than_s_and_rho_need_another_engine() -> None:
     """S and ρ change while an engine runs; each other choice is part of an engine's start."""
-    assert groups(
-        "sere:select_top_k=1,use_scale=true", "sere:select_top_k=1,min_active=8,use_scale=true", "sere:select_top_k=2,threshold=0.3,use_scale=yes",
-        "sere:select_top_k=4,min_active=8,use_scale=true", "sere:select_top_k=1",
-    ) == [
-        ({"use_scale": True}, ["off", "sere:select_top_k=1,use_scale=true", "sere:select_top_k=2,threshold=0.3,use_scale=true"]),
-        (
-            {"min_active": 8, "use_scale": True},
-            ["sere:select_top_k=1,min_active=8,use_scale=true", "sere:select_top_k=4,min_active=8,use_scale=true"],
-        ),
-        ({}, ["sere:select_top_k=1"]),
-    ]  # fmt: skip
+    scaled = [f"sere:select_top_k={rest},use_scale=true" for rest in ("1", "2,threshold=0.3")]
+    floored = [f"sere:select_top_k={S},min_active=8,use_scale=true" for S in (1, 4)]
+    plain = "sere:select_top_k=1"
+    assert groups(scaled[0], floored[0], scaled[1], floored[1], plain) == [
+        ({"use_scale": True}, ["off", *scaled]),
+        ({"min_active": 8, "use_scale": True}, floored),
+        ({}, [plain]),
+    ]
 
 
 def test_controls_need_no_engine_of_their_own() -> None:

@@ -127,7 +127,7 @@ def test_counters_count_what_runs(rule: str) -> None:
 
 @rules
 def test_equal_rules_decide_equally_step_by_step(rule: str) -> None:
-    """What a router remembers is its own: two routers of one policy, and of equal policies, go the same way."""
+    """What a router remembers is its own: routers of one policy, or of equal ones, go the same way."""
     logits = torch.randn(4, 8, generator=torch.Generator().manual_seed(1))
     weights, ids = logits.softmax(1).topk(3, dim=1)
     policy = named_rule(rule, 8)
@@ -177,9 +177,7 @@ def test_a_policy_is_immutable_and_a_router_names_its_tensors(name: str) -> None
 def test_missing_scores_are_named(name: str) -> None:
     """A rule that chooses again needs the router's scores of all experts."""
     ids, weights = torch.tensor([[0, 1]]), torch.tensor([[0.6, 0.4]])
-    with pytest.raises(
-        InputError, match=rf"'{name}': expected router scores of shape \[1, 6\], got None"
-    ):
+    with pytest.raises(InputError, match=rf"'{name}': expected router scores of shape \[1, 6\], got None"):
         route(example(name, 6), 6, ids, weights)
 
 

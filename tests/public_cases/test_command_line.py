@@ -28,7 +28,8 @@ def command(tmp_path: Path) -> list[str]:
 def test_ctrl_c_right_after_the_command_was_given(tmp_path: Path) -> None:
     """While PyTorch is still being imported, Ctrl-C is one line and exit code 130, not a traceback."""
     (tmp_path / "torch.py").write_text("import time\nprint('importing', flush=True)\ntime.sleep(60)\n")
-    code = f"import sys; sys.path[:0] = {[str(tmp_path), *sys.path]!r}; sys.argv[0] = 'sere'; import sere"
+    code = f"import sys; sys.path[:0] = {[str(tmp_path), *sys.path]!r}; sys.argv[:] = ['sere', 'doctor']; "
+    code += "import sere.cli; sere.cli.main()"
     process = subprocess.Popen(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),

@@ -19,7 +19,7 @@ def test_the_code_of_a_folder_is_neither_run_nor_asked_for(
     monkeypatch.setattr(builtins, "input", lambda *_: "y")
     path = model_with_code(tmp_path, tmp_path / "ran")
     assert main([*command, str(path)]) in (1, 2)
-    shown = " ".join(capsys.readouterr().err.split())
+    shown = " ".join("".join(capsys.readouterr()).split())
     assert "is Python code (modeling_mill.py), which is not run; read it, and if you trust it" in shown
     assert "--trust-remote-code" in shown
     assert not (tmp_path / "ran").exists()

@@ -63,7 +63,7 @@ def test_the_doctor_looks_at_the_weights_too(tmp_path: Path, capsys: pytest.Capt
     """A checkpoint without its router is broken, and the line names what is missing."""
     path = drop(save_checkpoint(tmp_path), "layers.1.mlp.gate.weight")
     assert main(["doctor", "--model", str(path)]) == 1
-    assert "1 weight of the model is not in it: model.layers.1.mlp.gate.weight" in capsys.readouterr().err
+    assert "1 weight of the model is not in it: model.layers.1.mlp.gate.weight" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("how", ["--whole", "--low-memory"])
@@ -79,7 +79,7 @@ def test_a_config_of_fewer_layers_than_the_weights(
     (line,) = caplog.messages
     assert "has no use for: model.layers.1.input_layernorm.weight, " in line
     assert main(["doctor", "--model", str(path)]) == 0
-    assert "tensors that the model has no use for: 11" in capsys.readouterr().err
+    assert "tensors that the model has no use for: 11" in capsys.readouterr().out
 
 
 def test_two_files_that_hold_other_values_for_one_weight(

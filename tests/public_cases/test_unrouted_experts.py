@@ -71,7 +71,7 @@ def test_the_command_line_counts_them(
     path = tmp_path / "table.safetensors"
     table.save(path)
     assert main(["table", "verify", str(path)]) == 0
-    assert f"{count} of 128 experts have no known similarity" in " ".join(capsys.readouterr().err.split())
+    assert f"{count} of 128 experts have no known similarity" in " ".join(capsys.readouterr().out.split())
     assert main(["table", "show", str(path), "--json"]) == 0
     value = json.loads(capsys.readouterr().out)
     assert [layer["unknown"] for layer in value["layers"]] == [

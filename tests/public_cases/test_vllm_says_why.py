@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from sere.bench.target import random_table
-from sere.integrations.vllm import engine_stats, plugin
-from sere.integrations.vllm.options import misplaced
+from sere.integrations.vllm import plugin
+from sere.integrations.vllm.engine_stats import merge_answers
+from sere.integrations.vllm.plugin_config import misplaced
 from tests.support.tiny import tiny_model
 from tests.support.vllm.standins import CPUUnquantizedExperts, SmallEngine, prepared
 
@@ -25,7 +26,7 @@ def started(**settings: Any) -> SmallEngine:
 
 def why(engine: SmallEngine) -> str:
     """What the log says at shutdown is what the statistics say."""
-    return str(engine_stats.merged([engine_stats.answer(engine.session)]).nothing_changed)
+    return str(merge_answers([engine.state.report()]).nothing_changed)
 
 
 def test_log_likelihoods_through_vllm() -> None:
@@ -54,7 +55,7 @@ def test_serving_requests_that_are_all_protected() -> None:
 def test_serving_with_a_threshold_of_two(caplog: pytest.LogCaptureFixture) -> None:
     """The log says so as soon as the engine has started."""
     caplog.set_level("WARNING", logger="vllm.sere")
-    started(threshold=2.0).session.log_start()
+    started(threshold=2.0).state.log_start()
     assert "threshold=2 is above every similarity in the table" in caplog.text
 
 

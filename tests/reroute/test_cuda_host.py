@@ -70,7 +70,7 @@ def test_without_cuda_core(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCa
         assert select("auto", "cuda", 128) == "torch"
     (record,) = caplog.records
     assert "instead of cuda: the package cuda.core is not installed" in record.message
-    with pytest.raises(BackendUnavailable, match=r"'cuda' cannot run here: .* pip install 'sere\[cuda\]'"):
+    with pytest.raises(BackendUnavailable, match=r"'cuda' cannot run here: .* pip install '\.\[cuda\]'"):
         select("cuda", "cuda")
 
 

@@ -112,7 +112,7 @@ def test_a_named_backend_that_cannot_run_raises(monkeypatch: pytest.MonkeyPatch)
     ):
         select("cpu", "cuda")
     monkeypatch.setattr(registry, "_installed", lambda package: package != "numba")
-    with pytest.raises(BackendUnavailable, match=r"numba is not installed; .* pip install 'sere\[cpu\]'"):
+    with pytest.raises(BackendUnavailable, match=r"numba is not installed; .* pip install '\.\[cpu\]'"):
         select.__wrapped__("cpu", "cpu")
 
 

@@ -13,8 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sere.cli import table as command
-from sere.cli.parser import Parser
+from sere.cli.parser import build_parser
 from sere.errors import TableError
 from sere.identity import ModelIdentity
 from sere.reroute import reroute
@@ -41,16 +40,13 @@ def projected(first: Tensor, second: Tensor, **changes: Any) -> SimilarityTable:
 def show(path: Path, capsys: pytest.CaptureFixture[str], *words: str) -> str:
     """What ``sere table show`` prints."""
     assert sere("show", path, *words) == 0
-    shown = capsys.readouterr()
-    return shown.out if "--json" in words else shown.err
+    return capsys.readouterr().out
 
 
 def sere(*words: object) -> int:
     """Run ``sere table ...``."""
-    parser = Parser(prog="sere")
-    command.add(parser.add_subparsers())
-    args = parser.parse_args(["table", *map(str, words)])
-    return command.run(args)
+    args = build_parser().parse_args(["table", *map(str, words)])
+    return int(args.run(args))
 
 
 def save_as_version_1(made: SimilarityTable, path: Path) -> None:

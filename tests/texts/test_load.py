@@ -163,7 +163,7 @@ def test_data_set_name_needs_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the datasets package a name that is no file gives the line that installs it."""
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(
-        MissingDependency, match=r"'wikitext' is not a file here.*pip install 'sere\[datasets\]'"
+        MissingDependency, match=r"'wikitext' is not a file here.*pip install '\.\[datasets\]'"
     ):
         load_texts("wikitext")
 
@@ -172,7 +172,7 @@ def test_parquet_needs_the_extra(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     """Without pyarrow a parquet file gives the line that installs it."""
     path = _parquet(tmp_path / "a.parquet", {"text": ["x"]})
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(MissingDependency, match=r"pip install 'sere\[data\]'"):
+    with pytest.raises(MissingDependency, match=r"pip install '\.\[data\]'"):
         list(load_texts(path))
 
 

@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sere.errors import MissingDependency
+from sere.errors import MissingDependency, how_to_install
 from sere.files import atomic_path
 
 # Of the Okabe-Ito palette: told apart with any color vision. Off is black.
@@ -28,7 +28,7 @@ def draw(record: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise MissingDependency("the picture needs matplotlib: pip install 'sere[plot]'") from error
+        raise MissingDependency(f"the picture needs matplotlib: {how_to_install('plot')}") from error
     figure = Figure(figsize=(9.6, 4.2), layout="constrained")
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2)

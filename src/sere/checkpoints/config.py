@@ -8,7 +8,7 @@ from typing import Any
 
 from sere.checkpoints.folder import hub_name
 from sere.checkpoints.weight_files import read_json
-from sere.errors import InputError, MissingDependency, UnsupportedModel
+from sere.errors import InputError, MissingDependency, UnsupportedModel, how_to_install
 
 _TRUST = "read it, and if you trust it, give --trust-remote-code (in Python: trust_remote_code=True)"
 
@@ -32,7 +32,7 @@ def load_config(folder: Path, *, trust_remote_code: bool = False) -> Any:
         from transformers import AutoConfig
     except ImportError as error:
         raise MissingDependency(
-            "reading checkpoints needs transformers: pip install 'sere[transformers]'"
+            f"reading checkpoints needs Transformers: {how_to_install('transformers')}"
         ) from error
     described = read_json(folder / "config.json")
     native = is_native(described)

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from sere.bundled import BUNDLED, model_path
 from sere.checkpoints.weight_files import find_weights, named_weights, read_json
-from sere.errors import InputError, MissingDependency
+from sere.defaults import TABLE
+from sere.errors import InputError, MissingDependency, how_to_install
 
 # What describes a model and its tokenizer lies on top of a repository; copies of the weights in other
 # formats have folders of their own (original, onnx), and only further chat templates have one that counts.
@@ -113,10 +114,10 @@ def _from_hub(name: str, weights: bool, code: bool) -> Path:
     try:
         import huggingface_hub
     except ImportError as error:
-        raise MissingDependency("hub names need transformers: pip install 'sere[transformers]'") from error
+        raise MissingDependency(f"hub names need Transformers: {how_to_install('transformers')}") from error
     fetch = huggingface_hub.snapshot_download
     try:
-        allow = [*_SMALL, *(["*.py"] if code else [])]
+        allow = [*_SMALL, TABLE, *(["*.py"] if code else [])]
         folder = Path(fetch(name, allow_patterns=allow, ignore_patterns=list(_BELOW)))
     except Exception as error:  # the hub's library raises network, name and cache errors of many kinds
         cached = huggingface_hub.try_to_load_from_cache(name, "config.json")

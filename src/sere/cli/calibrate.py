@@ -8,43 +8,46 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sere.cli.loading import add_trust_argument
+from sere.bundled import BUNDLED
+from sere.cli.loading import add_trust_argument, table_here
 from sere.cli.numbers import whole
 from sere.cli.output import add_json_flag, emit, say, table
 from sere.cli.parser import add_command
-from sere.errors import ConfigError
+from sere.defaults import SUFFIX, TABLE
+from sere.errors import ConfigError, OutputError
 from sere.files import check_writable, keep_other_files
 
 if TYPE_CHECKING:
     from sere.table import SimilarityTable
 
-_DETAILS = """Runs the texts through the model once and measures, in each layer, how well experts replace
-each other. A checkpoint that does not fit the memory available is read layer by layer; an interrupted
-run of that kind goes on where it was when the same command is given again."""
+_DETAILS = f"""Runs the texts through the model once and measures, in each layer, how well experts replace
+each other. The table is written as {TABLE} to the model's folder, where sere.apply, vLLM and the other
+commands find it; for a model on the hub, or in a folder that is read-only, as NAME{SUFFIX} to the current
+folder. A checkpoint that does not fit into memory is read layer by layer; if such a run is interrupted, the
+same command continues it."""
 
 _EXAMPLES = """
-  sere calibrate MODEL --texts notes.txt --out table.safetensors
-  sere calibrate MODEL --texts data.jsonl --field content --metric projection --out table.safetensors
+  sere calibrate MODEL --texts notes.txt
+  sere calibrate MODEL --texts data.jsonl --field content --metric projection
   sere calibrate MODEL --texts wikitext:wikitext-2-raw-v1 --metric frobenius,cosine --out tables/
-  sere calibrate MODEL --metric cka --parameters '{"kernel": "rbf"}' --texts notes.txt --out table.safetensors
-  sere calibrate MODEL --metric weights --out table.safetensors
-  sere calibrate MODEL --texts notes.txt --low-memory --work-dir work --out table.safetensors
+  sere calibrate MODEL --metric cka --parameters '{"kernel": "rbf"}' --texts notes.txt --out cka.sere
+  sere calibrate MODEL --metric weights
+  sere calibrate MODEL --texts notes.txt --low-memory --work-dir work
 """
 
 
 def add(subparsers: Any) -> None:
     """Add the command's parser."""
-    summary = "measure how well a model's experts replace each other"
-    parser = add_command(subparsers, "calibrate", summary, details=_DETAILS, examples=_EXAMPLES)
+    summary = "Measure how well a model's experts replace each other, and write the table."
+    parser = add_command(subparsers, "calibrate", summary, run, details=_DETAILS, examples=_EXAMPLES)
     parser.add_argument("model", metavar="MODEL", help="a checkpoint folder, a hub name, or 'bundled'")
-    text = "the table to write; a folder where several metrics are asked for"
-    parser.add_argument("--out", required=True, metavar="TABLE", help=text)
+    text = f"the table to write (default: {TABLE} in the model's folder), or a folder for several metrics"
+    parser.add_argument("--out", metavar="TABLE", help=text)
     _add_data(parser)
     _add_metric(parser)
     _add_memory(parser)
     add_trust_argument(parser)
     add_json_flag(parser)
-    parser.set_defaults(run=run)
 
 
 def _add_data(parser: argparse.ArgumentParser) -> None:
@@ -56,10 +59,10 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--split", default="train", help="part of a Hugging Face data set (default: train)")
     group.add_argument("--max-tokens", type=whole(1), default=51_200, metavar="N", help="(default: 51200)")
     group.add_argument(
-        "--seq-len", type=whole(1), default=128, metavar="N", help="tokens a sequence (default: 128)"
+        "--seq-len", type=whole(1), default=128, metavar="N", help="tokens per sequence (default: 128)"
     )
     group.add_argument(
-        "--batch-size", type=whole(1), default=8, metavar="B", help="sequences a pass (default: 8)"
+        "--batch-size", type=whole(1), default=8, metavar="B", help="sequences per forward pass (default: 8)"
     )
     group.add_argument("--seed", type=whole(), default=0, help="seed of the documents' order (default: 0)")
 
@@ -76,11 +79,11 @@ def _add_metric(parser: argparse.ArgumentParser) -> None:
 def _add_memory(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("memory and progress")
     how = group.add_mutually_exclusive_group()
-    how.add_argument("--low-memory", action="store_true", default=None, help="go layer by layer")
-    how.add_argument("--whole", dest="low_memory", action="store_false", help="load the model whole")
-    text = "where a layer-by-layer run keeps what it has finished (default: TABLE.work)"
+    how.add_argument("--low-memory", action="store_true", default=None, help="read layer by layer")
+    how.add_argument("--whole", dest="low_memory", action="store_false", help="load the complete model")
+    text = "where a run layer by layer keeps finished layers (default: TABLE.work)"
     group.add_argument("--work-dir", metavar="DIR", help=text)
-    text = "bound on the experts' outputs held at a time (default: 256)"
+    text = "most memory for experts' outputs at a time (default: 256)"
     group.add_argument("--chunk-mb", type=whole(1), default=256, metavar="MB", help=text)
     text = "show a progress bar; auto: on a terminal (default)"
     group.add_argument("--progress", choices=("auto", "always", "never"), default="auto", help=text)
@@ -90,18 +93,41 @@ def run(args: argparse.Namespace) -> int:
     """Calibrate and write the table or tables."""
     metrics = [name.strip() for name in args.metric.split(",") if name.strip()]
     single = len(metrics) == 1
-    out = Path(args.out)
-    places = _places(out, metrics)
+    out = _out(args, single)
+    paths = _paths(out, metrics)
     from sere.calibrate import calibrate
 
     tables: Any = calibrate(
         args.model, None, args.texts, metric=metrics[0] if single else metrics, **_options(args, out)
     )
-    written = {places[name]: made for name, made in _named(tables).items()}
+    written = {paths[name]: made for name, made in _named(tables).items()}
     for path, made in written.items():
         made.save(path)
     emit(args, {"tables": [_summary(path, made) for path, made in written.items()]}, _render)
+    say(f"next: sere table verify {next(iter(written))}")
     return 0
+
+
+def _out(args: argparse.Namespace, single: bool) -> Path:
+    """Return where to write: what was asked for, else the model's folder, else the current one.
+
+    Raises:
+        ConfigError: Several metrics have no default.
+    """
+    if args.out is not None:
+        return Path(args.out)
+    if not single:
+        raise ConfigError(
+            "--out: expected a folder for the tables of several metrics; give one with --out DIR"
+        )
+    folder = Path(args.model)
+    if args.model == BUNDLED or not folder.is_dir():
+        return table_here(args.model)
+    try:
+        check_writable(folder / TABLE)
+    except OutputError:
+        return table_here(args.model)
+    return folder / TABLE
 
 
 def _options(args: argparse.Namespace, out: Path) -> dict[str, Any]:
@@ -125,20 +151,20 @@ def _options(args: argparse.Namespace, out: Path) -> dict[str, Any]:
     }
 
 
-def _places(out: Path, metrics: Sequence[str]) -> dict[str, Path]:
+def _paths(out: Path, metrics: Sequence[str]) -> dict[str, Path]:
     """Return each metric's file; refuse what cannot be written before hours of work, not after."""
     single = len(metrics) == 1
     if single and out.is_dir():
-        raise ConfigError(f"--out: expected a file, got the folder {out}; try {out / 'table.safetensors'}")
+        raise ConfigError(f"--out: expected a file, got the folder {out}; try {out / TABLE}")
     if not single and out.exists() and not out.is_dir():
         raise ConfigError(f"--out: expected a folder for several metrics, got the file {out}")
-    places = {name: out if single else out / f"{name}.safetensors" for name in metrics}
+    paths = {name: out if single else out / f"{name}{SUFFIX}" for name in metrics}
     from sere.table.storage import holds_table
 
-    for path in places.values():
+    for path in paths.values():
         keep_other_files(path, holds_table, "a similarity table")
         check_writable(path)
-    return places
+    return paths
 
 
 def _named(tables: Any) -> Mapping[str, SimilarityTable]:
@@ -164,7 +190,6 @@ def _summary(path: Path, made: SimilarityTable) -> dict[str, Any]:
 def _render(result: dict[str, Any]) -> str:
     columns = ("table", "metric", "layers", "num_experts", "top_k", "calibration_tokens", "unknown_experts")
     rows = [[*(str(made[name]) for name in columns), made["fingerprint"][:12]] for made in result["tables"]]
-    say(f"next: sere table verify {result['tables'][0]['table']}")
     return table(rows, (*columns, "fingerprint"))
 
 

@@ -56,7 +56,7 @@ _NEXT = """For your own model (any Mixture-of-Experts model of Transformers); th
 def add(subparsers: Any) -> None:
     """Add the command's parser."""
     summary = "Show the whole path on the bundled model."
-    parser = add_command(subparsers, "demo", summary, details=_DETAILS, examples=_EXAMPLES)
+    parser = add_command(subparsers, "demo", summary, run, details=_DETAILS, examples=_EXAMPLES)
     parser.add_argument("--out", type=Path, default=Path("out"), metavar="DIR", help="(default: out)")
     parser.add_argument(
         "--batch-size", type=whole(1), nargs="+", default=list(QUESTIONS), metavar="B",

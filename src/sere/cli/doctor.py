@@ -7,10 +7,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from sere.cli.loading import add_trust_argument, checkpoint_path, identity_from_config
+from sere.cli.explain import EXTRAS
+from sere.cli.loading import add_trust_argument, checkpoint_path, identity_from_config, table_path
 from sere.cli.output import add_json_flag, emit, table
 from sere.cli.parser import add_command
-from sere.errors import SereError
+from sere.errors import SereError, how_to_install
 from sere.identity import span
 
 _DETAILS = """Exit code 1 where something that was asked for is broken: the model or the table that were
@@ -23,16 +24,6 @@ _EXAMPLES = """
   sere doctor --model bundled --json
 """
 
-_EXTRAS = {
-    "transformers": ("transformers", "running and calibrating models"),
-    "tqdm": ("transformers", "progress with time left"),
-    "psutil": ("transformers", "choosing how to calibrate by the memory there is"),
-    "numba": ("cpu", "the compiled CPU backend"),
-    "cuda-core": ("cuda", "the CUDA kernel, on a machine with an NVIDIA GPU"),
-    "pyarrow": ("data", "calibration texts from .parquet"),
-    "datasets": ("datasets", "calibration texts from Hugging Face data sets"),
-    "matplotlib": ("plot", "pictures: sere table plot, sere demo"),
-}
 _SERVER = "serving: the plug-in finds it by itself"
 
 
@@ -56,7 +47,7 @@ class Finding:
 def add(subparsers: Any) -> None:
     """Add the command's parser."""
     summary = "Say what is installed, what can run here, and whether table and model fit."
-    parser = add_command(subparsers, "doctor", summary, details=_DETAILS, examples=_EXAMPLES)
+    parser = add_command(subparsers, "doctor", summary, run, details=_DETAILS, examples=_EXAMPLES)
     parser.add_argument("--model", metavar="MODEL", help="a checkpoint folder, a hub name, or 'bundled'")
     parser.add_argument(
         "--table", metavar="FILE", help="a similarity table, checked against the model if given"
@@ -122,9 +113,9 @@ def _backends() -> Iterator[Finding]:
 def _extras() -> Iterator[Finding]:
     from sere.provenance import installed_version
 
-    for package, (extra, purpose) in _EXTRAS.items():
+    for package, (extra, purpose) in EXTRAS.items():
         version = installed_version(package)
-        detail = f"{purpose} ({version})" if version else f"{purpose}: pip install 'sere[{extra}]'"
+        detail = f"{purpose} ({version})" if version else f"{purpose}; {how_to_install(extra)}"
         yield Finding("extras", package, "ok" if version else "missing", detail)
     yield _vllm()
 
@@ -171,8 +162,9 @@ def _asked(args: argparse.Namespace) -> Iterator[Finding]:
             detail = f"{shape} (S < {identity.top_k} re-routes), digest {identity.digest[:12]}"
             yield Finding("model", identity.name, "ok", detail)
             yield _weights(args)
-    if args.table is not None:
-        yield from _table(args.table, identity)
+    path = args.table if args.model is None else table_path(args)
+    if path is not None:
+        yield from _table(str(path), identity)
 
 
 def _weights(args: argparse.Namespace) -> Finding:

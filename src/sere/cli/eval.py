@@ -8,10 +8,11 @@ from typing import Any
 
 from sere.bundled import BUNDLED
 from sere.cli.eval_tables import render
-from sere.cli.loading import add_model_arguments, load
+from sere.cli.loading import add_model_arguments, load, needed_table, table_path
 from sere.cli.numbers import whole
 from sere.cli.output import add_json_flag, emit, say
 from sere.cli.parser import add_command
+from sere.defaults import TABLE
 from sere.errors import ConfigError
 from sere.files import check_writable, holds_json, keep_other_files, write_json
 
@@ -55,7 +56,7 @@ _EXAMPLES = """
 def add(subparsers: Any) -> None:
     """Add the command's parser."""
     summary = "Measure what re-routing costs at several settings and batch sizes."
-    parser = add_command(subparsers, "eval", summary, details=_DETAILS, examples=_EXAMPLES)
+    parser = add_command(subparsers, "eval", summary, run, details=_DETAILS, examples=_EXAMPLES)
     parser.add_argument("model", metavar="MODEL", help=f"a checkpoint folder, a hub name, or '{BUNDLED}'")
     parser.add_argument(
         "--table", metavar="FILE", help=f"similarity table (for '{BUNDLED}': calibrates if none is given)"
@@ -110,7 +111,7 @@ def run(args: argparse.Namespace) -> int:
     settings = parse_specs(args.setting or _DEFAULT_SETTINGS)
     bundled = _is_bundled(args.model)
     _check_texts(args, bundled)
-    _check_table(args, bundled, needed=any(setting.needs_table for setting in settings))
+    args.table = _find_table(args, bundled, needed=any(setting.needs_table for setting in settings))
     if args.out is not None:
         read = (args.table, args.prompts, args.questions)
         keep_other_files(args.out, holds_json, "a record in JSON", read=read)
@@ -168,26 +169,25 @@ def _check_texts(args: argparse.Namespace, bundled: bool) -> None:
         )
 
 
-def _check_table(args: argparse.Namespace, bundled: bool, *, needed: bool) -> None:
-    """Refuse a table that is missing or a metric that would not be used.
+def _find_table(args: argparse.Namespace, bundled: bool, *, needed: bool) -> Path | None:
+    """Return the path of the table; None if none is needed or one of the bundled model is to be made.
 
     Raises:
-        ConfigError: One of these.
+        ConfigError: The table is missing, or a metric is given that would not be used.
     """
-    # An engine of vLLM starts with a table, whatever is measured in it.
-    if args.table is None and not bundled and (needed or args.engine == "vllm"):
-        raise ConfigError(
-            "--table: sere settings need a similarity table, and so does --engine vllm; make one with "
-            "sere calibrate"
-        )
-    if args.metric is not None and (args.table is not None or not bundled):
-        raise ConfigError(
-            f"--metric: a table that is given has its metric; only for '{BUNDLED}' without --table"
-        )
     if args.metric is not None:
+        if args.table is not None or not bundled:
+            raise ConfigError(
+                f"--metric: only for '{BUNDLED}' without --table; a table that is given has its own"
+            )
         from sere.similarity.metrics import get_metric
 
         get_metric(args.metric)
+        return None
+    # An engine of vLLM starts with a table, whatever is measured in it.
+    if needed or args.engine == "vllm":
+        return table_path(args) if bundled else needed_table(args)
+    return None if args.table is None else Path(args.table)
 
 
 def _plan(args: argparse.Namespace, settings: list[Any]) -> Any:
@@ -240,7 +240,7 @@ def _on_vllm(args: argparse.Namespace, plan: Any, partial: Path | None) -> dict[
 
     from sere.cli.loading import dtype_name, engine_checkpoint, tokenizer_of
     from sere.cli.progress import bar
-    from sere.engines.in_process import local_engine
+    from sere.engines.in_process import in_process_engine
     from sere.engines.settings import check_settings
     from sere.eval.checkpoint import files_digest
     from sere.eval.vllm import evaluate_engine
@@ -258,14 +258,14 @@ def _on_vllm(args: argparse.Namespace, plan: Any, partial: Path | None) -> dict[
         "trust_remote_code": args.trust_remote_code,
     }  # fmt: skip
     with TemporaryDirectory(prefix="sere-eval-") as folder:
-        place = Path(args.table) if args.table is not None else Path(folder) / "table.safetensors"
+        place = args.table if args.table is not None else Path(folder) / TABLE
         if args.table is None:
             model, _ = load(args)
             _table(args, model, tokenizer).save(place)
             del model
         fixed = {"table": str(place), "select_top_k": 1, "log_seconds": 0}
         return evaluate_engine(
-            lambda settings: local_engine(path, {**fixed, **settings}, **options),
+            lambda settings: in_process_engine(path, {**fixed, **settings}, **options),
             tokenizer, plan, table=SimilarityTable.load(place), dtype=dtype, weights=files_digest(path),
             checkpoint=partial, progress=bar,
         )  # fmt: skip

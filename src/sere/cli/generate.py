@@ -8,9 +8,9 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sere.cli.loading import add_model_arguments, load
+from sere.cli.loading import add_model_arguments, load, table_path
 from sere.cli.numbers import whole
-from sere.cli.output import add_json_flag, emit
+from sere.cli.output import add_json_flag, emit, say
 from sere.cli.parser import add_command
 from sere.errors import DataError
 
@@ -34,7 +34,7 @@ _EXAMPLES = """
 def add(subparsers: Any) -> None:
     """Add the command's parser."""
     summary = "Complete prompts, with or without re-routing."
-    parser = add_command(subparsers, "generate", summary, details=_DETAILS, examples=_EXAMPLES)
+    parser = add_command(subparsers, "generate", summary, run, details=_DETAILS, examples=_EXAMPLES)
     parser.add_argument("model", metavar="MODEL", help="a checkpoint folder, a hub name, or 'bundled'")
     parser.add_argument("--prompt", action="append", default=[], metavar="TEXT", help="repeatable")
     parser.add_argument(
@@ -76,6 +76,8 @@ def run(args: argparse.Namespace) -> int:
         "nothing_changed": happened.get("nothing_changed"),
     }
     emit(args, value, render)
+    if not args.json and (note := _experts(value["experts"])) is not None:
+        say(note)
     return 0
 
 
@@ -108,7 +110,8 @@ def _setting(args: argparse.Namespace) -> tuple[PolicySpec | None, SimilarityTab
     if args.setting is None and args.table is None:
         return None, None
     setting = parse_spec(args.setting or _DEFAULT_SETTING)
-    similarities = None if args.table is None else SimilarityTable.load(args.table)
+    path = table_path(args) if setting.needs_table else args.table
+    similarities = None if path is None else SimilarityTable.load(path)
     check_settings([setting], similarities)
     return setting, similarities
 
@@ -150,12 +153,15 @@ def _complete(model: Any, tokenizer: Any, prompts: list[str], max_new_tokens: in
 
 
 def render(value: Mapping[str, Any]) -> str:
-    """Return prompts and completions, and what re-routing did."""
-    parts = [f"{one['prompt']}{one['text']}" for one in value["completions"]]
-    experts = value["experts"]
-    if experts is not None and experts["before"] is not None:
-        parts.append(
-            f"distinct experts per layer and step: {experts['before']:.1f} > {experts['after']:.1f}; "
-            f"{100 * experts['moved']:.0f} % of slots re-routed"
-        )
-    return "\n\n".join(parts)
+    """Return prompts and completions."""
+    return "\n\n".join(f"{one['prompt']}{one['text']}" for one in value["completions"])
+
+
+def _experts(experts: Mapping[str, Any] | None) -> str | None:
+    """Return what re-routing did; None where no decode step was counted."""
+    if experts is None or experts["before"] is None:
+        return None
+    return (
+        f"distinct experts per layer and step: {experts['before']:.1f} > {experts['after']:.1f}; "
+        f"{100 * experts['moved']:.0f} % of slots re-routed"
+    )

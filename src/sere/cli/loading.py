@@ -1,4 +1,4 @@
-"""Load the model that a command names, ready to decode."""
+"""Find the model and the table that a command names, and load the model, ready to decode."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sere.bundled import BUNDLED
+from sere.cli.output import say
+from sere.defaults import SUFFIX, TABLE, default_table
 from sere.errors import ConfigError, InputError, UnsupportedModel
 
 if TYPE_CHECKING:
@@ -37,6 +40,43 @@ def add_trust_argument(parser: Any) -> None:
         help="run Python code that comes with the checkpoint: its tokenizer's, or its model's where "
         "Transformers has no class of its own (default: refuse)",
     )
+
+
+def table_path(args: argparse.Namespace) -> Path | None:
+    """Return the similarity table that ``--table`` names, else the one that belongs to ``args.model``.
+
+    That one is beside the model's weights, or in the current folder under the model's name: where
+    ``sere calibrate`` writes it if no other place is given. A note says which one it is.
+    """
+    if args.table is not None:
+        return Path(args.table)
+    here = table_here(args.model)
+    found = None if args.model == BUNDLED else default_table(args.model)
+    if found is None and here.is_file():
+        found = here
+    if found is not None:
+        say(f"using the table {found}")
+    return found
+
+
+def needed_table(args: argparse.Namespace) -> Path:
+    """Return the same as `table_path` where there is no way without a table.
+
+    Raises:
+        ConfigError: There is none.
+    """
+    path = table_path(args)
+    if path is None:
+        raise ConfigError(
+            f"--table: none was given, and {args.model} has no {TABLE} in its folder, nor the current folder "
+            f"{table_here(args.model)}; make one with: sere calibrate {args.model} --texts FILE"
+        )
+    return path
+
+
+def table_here(model: str) -> Path:
+    """Return the name of a model's table in the current folder: for a model whose own folder is no place."""
+    return Path(f"{Path(model).absolute().name}{SUFFIX}")
 
 
 def checkpoint_path(args: argparse.Namespace, *, weights: bool = True) -> Path:

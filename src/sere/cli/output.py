@@ -1,4 +1,4 @@
-"""What commands print: with ``--json`` one JSON value on stdout, else a rendering for people on stderr."""
+"""What commands print: results on stdout, for people or as JSON; progress, warnings and notes on stderr."""
 
 from __future__ import annotations
 
@@ -8,28 +8,23 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
-from tabulate import tabulate
-
 _T = TypeVar("_T")
 
 
 def add_json_flag(parser: argparse.ArgumentParser) -> None:
-    """Add ``--json``: the result as JSON on stdout and nothing else there."""
-    parser.add_argument("--json", action="store_true", help="print the result as JSON on stdout")
+    """Add ``--json``: the result as JSON instead of tables and text."""
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
 
 
 def emit(args: argparse.Namespace, value: _T, render: Callable[[_T], str]) -> None:
-    """Print a command's result: as JSON on stdout, or for people on stderr.
+    """Print a command's result on stdout, as JSON or for people.
 
     Args:
         args: The command's arguments; ``args.json`` decides the form.
         value: The result; JSON-ready.
         render: Turns the result into the text for people.
     """
-    if getattr(args, "json", False):
-        print(json.dumps(value, allow_nan=False))
-    else:
-        say(render(value))
+    print(json.dumps(value, allow_nan=False) if args.json else render(value), flush=True)
 
 
 def emit_lines(
@@ -38,8 +33,8 @@ def emit_lines(
     """Write records as they come, one JSON line each, show all of them at the end, and return them.
 
     Args:
-        args: The command's arguments; each line is appended to ``args.out`` if that is given, and printed on
-            stdout with ``args.json``, else the rendering for people goes to stderr.
+        args: The command's arguments; each line is appended to ``args.out`` if that is given. On stdout,
+            each line is printed with ``args.json``, else the rendering for people at the end.
         records: JSON-ready.
         render: Turns all records into the text for people.
 
@@ -62,12 +57,12 @@ def emit_lines(
             if args.json:
                 print(json.dumps(record), flush=True)
     if not args.json:
-        say(render(found))
+        print(render(found), flush=True)
     return found
 
 
 def say(text: str) -> None:
-    """Print a line for people on stderr, which ``--json`` leaves free."""
+    """Print a note on stderr: stdout has results only."""
     print(text, file=sys.stderr, flush=True)
 
 
@@ -81,9 +76,11 @@ def table(rows: Iterable[Sequence[Any]], headers: Sequence[str]) -> str:
     """Return an aligned text table.
 
     Args:
-        rows: One sequence a row, as many cells as ``headers``; None shows as ``-``. Texts stay as they are.
+        rows: One sequence per row, as many cells as ``headers``; None shows as ``-``. Texts stay as they are.
         headers: The column titles.
     """
+    from tabulate import tabulate
+
     cells = [list(row) for row in rows]
     return str(
         tabulate(cells, headers=list(headers), tablefmt="simple", missingval="-", disable_numparse=True,

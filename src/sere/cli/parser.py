@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import sys
+from collections.abc import Callable
 from importlib import import_module
 from typing import Any, NoReturn
 
-from sere.provenance import installed_version
-
-COMMANDS = ("calibrate", "table", "eval", "bench", "bench serve", "generate", "demo", "doctor")
+COMMANDS = ("calibrate", "table", "eval", "bench", "generate", "demo", "doctor")
 
 _EXAMPLES = """examples:
-  sere demo                                    the whole path on the bundled model
-  sere calibrate MODEL --texts notes.txt --metric projection --out table.safetensors
-  sere eval MODEL --table table.safetensors --setting sere:S=2,min_active=32,scale=true --prompts prompts.txt
-  sere doctor --model MODEL --table table.safetensors
+  sere demo                                    calibrate, decode and compare on the bundled model
+  sere calibrate MODEL --texts notes.txt --metric projection
+  sere eval MODEL --setting sere:select_top_k=2,min_active=32,use_scale=true --prompts prompts.txt
+  sere doctor --model MODEL
 """
 
 
@@ -35,20 +33,37 @@ class Parser(argparse.ArgumentParser):
         options.setdefault("formatter_class", _Formatter)
         options.setdefault("allow_abbrev", False)
         super().__init__(*args, **options)
+        self._commands: tuple[str, ...] = ()
+
+    def fall_back(self, subparsers: Any, command: str) -> None:
+        """Read arguments that name none of the subcommands as those of ``command``.
+
+        Args:
+            subparsers: What ``add_subparsers`` of this parser returned, with all subcommands added.
+            command: One of the subcommands. A file with the name of one is given as ``./name``.
+        """
+        self._commands = (command, *subparsers.choices)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Read the first two words ``bench serve`` as one: argparse knows commands of one word."""
-        given = list(sys.argv[1:] if args is None else args)
-        if self.prog == "sere":
-            # Before the command stand flags alone, which take no value.
-            place = next((at for at, word in enumerate(given) if not word.startswith("-")), len(given))
-            if given[place : place + 2] == ["bench", "serve"]:
-                given[place : place + 2] = ["bench serve"]
-        return super().parse_known_args(given, namespace)
+        """Parse arguments as `argparse` does, with the subcommand that is fallen back on put first."""
+        first = next((word for word in args or () if word != "--debug"), None)
+        if self._commands and first not in (*self._commands, "-h", "--help"):
+            args = [self._commands[0], *(args or ())]
+        return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
         """Leave with exit code 2 and one line that names the command whose help to read."""
         self.exit(2, f"sere: error: {message} (see {self.prog} --help)\n")
+
+
+class _Version(argparse.Action):
+    """Looks for the version when it is asked for: that reads the installed packages."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
+        from sere import __version__
+
+        print(f"sere {__version__}")
+        parser.exit()
 
 
 def build_parser() -> Parser:
@@ -58,36 +73,41 @@ def build_parser() -> Parser:
         description="Re-route Mixture-of-Experts decoding to fewer, similar experts.",
         epilog=_EXAMPLES,
     )
-    parser.add_argument(
-        "--version", action="version", version=f"sere {installed_version('sere') or 'unknown'}"
-    )
+    parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for name in COMMANDS:
-        module = import_module(f"sere.cli.{name.replace(' ', '_')}")
-        module.add(subparsers)
-        subparsers.choices[name].set_defaults(run=module.run)
-        _add_debug(subparsers.choices[name])
+        import_module(f"sere.cli.{name}").add(subparsers)
     return parser
 
 
-def add_command(subparsers: Any, name: str, summary: str, *, details: str = "", examples: str = "") -> Parser:
+def add_command(
+    subparsers: Any,
+    name: str,
+    summary: str,
+    run: Callable[[argparse.Namespace], int] | None = None,
+    *,
+    details: str = "",
+    examples: str = "",
+    **options: Any,
+) -> Parser:
     """Add a subcommand and return its parser.
 
     Args:
         subparsers: What ``add(subparsers)`` was given.
         name: The word on the command line.
-        summary: One line, shown in ``sere --help`` and on top of the command's own help.
+        summary: One line, shown in the help of the program or command above and on top of its own help.
+        run: Runs it and returns the exit code; None for a command that only holds further ones.
         details: Further lines of the command's help.
         examples: Lines that can be pasted, shown at its end.
+        **options: Further arguments of its parser.
     """
     epilog = f"examples:\n{examples.strip(chr(10))}\n" if examples else None
     parser: Parser = subparsers.add_parser(
-        name, help=summary, description=f"{summary}\n\n{details}".strip(), epilog=epilog
+        name, help=summary, description=f"{summary}\n\n{details}".strip(), epilog=epilog, **options
     )
-    return parser
-
-
-def _add_debug(parser: argparse.ArgumentParser) -> None:
     # SUPPRESS: a default here would overwrite a --debug given before the command's name.
     parser.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+    if run is not None:
+        parser.set_defaults(run=run)
+    return parser

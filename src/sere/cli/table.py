@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sere.cli.loading import add_trust_argument, identity_from_config
 from sere.cli.numbers import at_least
@@ -13,96 +13,85 @@ from sere.cli.output import add_json_flag, emit, say, table
 from sere.cli.parser import add_command
 from sere.errors import ConfigError
 from sere.identity import span
-from sere.table import (
-    SimilarityTable,
-    best_neighbors,
-    compare,
-    describe_unknown,
-    import_reference_table,
-    off_diagonal,
-    verify_file,
-)
+
+if TYPE_CHECKING:
+    from sere.table import SimilarityTable
 
 _EXAMPLES = """
-  sere table show table.safetensors --threshold 0.5
-  sere table verify table.safetensors
-  sere table diff frobenius.safetensors projection.safetensors
-  sere table plot table.safetensors --out table.png
-  sere table import similarity_matrices.pt --model MODEL --out table.safetensors
+  sere table show similarity.sere --threshold 0.5
+  sere table verify similarity.sere --model MODEL
+  sere table diff frobenius.sere projection.sere
+  sere table plot similarity.sere --out table.png
+  sere table import similarity_matrices.pt --model MODEL --out similarity.sere
 """
 
 
 def add(subparsers: Any) -> None:
     """Add ``sere table`` with its subcommands."""
-    parser = add_command(
-        subparsers, "table", "Show, verify, compare or draw similarity tables.", examples=_EXAMPLES
-    )
+    summary = "Show, verify, compare or draw similarity tables."
+    parser = add_command(subparsers, "table", summary, examples=_EXAMPLES)
     commands = parser.add_subparsers(title="what to do", metavar="WHAT", required=True)
-    show = add_command(
-        commands,
-        "show",
-        "Say what a table holds and where it comes from.",
-        examples="  sere table show table.safetensors --threshold 0.5",
+    for one in (_add_show, _add_verify, _add_diff, _add_plot, _add_import):
+        add_json_flag(one(commands))
+
+
+def _add_show(commands: Any) -> argparse.ArgumentParser:
+    summary = "Show what a table holds and where it comes from."
+    parser = add_command(commands, "show", summary, _show, examples="  sere table show similarity.sere")
+    parser.add_argument("path", type=Path, metavar="TABLE")
+    parser.add_argument(
+        "--threshold", type=at_least(0, "a similarity"), default=0.5, metavar="RHO",
+        help="count experts that no other expert resembles this much (default: %(default)s)",
+    )  # fmt: skip
+    return parser
+
+
+def _add_verify(commands: Any) -> argparse.ArgumentParser:
+    examples = "  sere table verify similarity.sere --model MODEL"
+    parser = add_command(
+        commands, "verify", "Check a table; exit code 1 if a check failed.", _verify, examples=examples
     )
-    show.add_argument("path", type=Path, metavar="TABLE")
-    show.add_argument(
-        "--threshold",
-        type=at_least(0, "a similarity"),
-        default=0.5,
-        metavar="RHO",
-        help="count experts that no other resembles this much (default: %(default)s)",
+    parser.add_argument("path", type=Path, metavar="TABLE")
+    parser.add_argument("--model", metavar="MODEL", help="also check that the table belongs to this model")
+    add_trust_argument(parser)
+    return parser
+
+
+def _add_diff(commands: Any) -> argparse.ArgumentParser:
+    examples = "  sere table diff old.sere new.sere"
+    parser = add_command(
+        commands, "diff", "Compare two tables; exit code 1 if they differ.", _diff, examples=examples
     )
-    verify = add_command(
-        commands,
-        "verify",
-        "Check a table; exit code 1 when a check failed.",
-        examples="  sere table verify table.safetensors --model MODEL",
-    )
-    verify.add_argument("path", type=Path, metavar="TABLE")
-    verify.add_argument("--model", metavar="MODEL", help="check that the table belongs to this model, too")
-    add_trust_argument(verify)
-    diff = add_command(
-        commands,
-        "diff",
-        "Compare two tables; exit code 1 when they differ.",
-        examples="  sere table diff old.safetensors new.safetensors",
-    )
-    diff.add_argument("path", type=Path, metavar="TABLE")
-    diff.add_argument("other", type=Path, metavar="OTHER")
-    plot = add_command(
-        commands,
-        "plot",
-        "Draw a table: heat maps, spread, critical experts.",
-        examples="  sere table plot table.safetensors --out table.png",
-    )
-    plot.add_argument("path", type=Path, metavar="TABLE")
-    plot.add_argument(
+    parser.add_argument("path", type=Path, metavar="TABLE")
+    parser.add_argument("other", type=Path, metavar="OTHER")
+    return parser
+
+
+def _add_plot(commands: Any) -> argparse.ArgumentParser:
+    summary = "Draw a table: heat maps, spread, critical experts."
+    examples = "  sere table plot similarity.sere --out table.png"
+    parser = add_command(commands, "plot", summary, _plot, examples=examples)
+    parser.add_argument("path", type=Path, metavar="TABLE")
+    parser.add_argument(
         "--out", type=Path, metavar="FILE", help="the picture: .png, .svg or .pdf (default: TABLE with .png)"
     )
-    bring = add_command(
-        commands,
-        "import",
-        "Turn a similarity_matrices.pt of SERE's reference implementation into a table.",
-        examples="  sere table import similarity_matrices.pt --model MODEL --out table.safetensors",
-    )
-    bring.add_argument("path", type=Path, metavar="FILE")
-    bring.add_argument("--model", required=True, metavar="MODEL", help="the model it was calibrated on")
-    add_trust_argument(bring)
-    bring.add_argument("--out", type=Path, required=True, metavar="TABLE")
-    actions = ((show, _show), (verify, _verify), (diff, _diff), (plot, _plot), (bring, _import))
-    for command, action in actions:
-        add_json_flag(command)
-        command.set_defaults(action=action)
-    parser.set_defaults(run=run)
+    return parser
 
 
-def run(args: argparse.Namespace) -> int:
-    """Run the chosen subcommand; 0 for done, 1 for a failed check or a difference."""
-    code: int = args.action(args)
-    return code
+def _add_import(commands: Any) -> argparse.ArgumentParser:
+    summary = "Make a table of the reference implementation's similarity_matrices.pt."
+    examples = "  sere table import similarity_matrices.pt --model MODEL --out similarity.sere"
+    parser = add_command(commands, "import", summary, _import, examples=examples)
+    parser.add_argument("path", type=Path, metavar="FILE")
+    parser.add_argument("--model", required=True, metavar="MODEL", help="the model it was calibrated on")
+    add_trust_argument(parser)
+    parser.add_argument("--out", type=Path, required=True, metavar="TABLE")
+    return parser
 
 
 def _show(args: argparse.Namespace) -> int:
+    from sere.table import SimilarityTable, describe_unknown
+
     loaded = SimilarityTable.load(args.path)
     identity = loaded.identity
     value = {
@@ -127,6 +116,8 @@ def _show(args: argparse.Namespace) -> int:
 
 
 def _layer(loaded: SimilarityTable, index: int, threshold: float) -> dict[str, Any]:
+    from sere.table import best_neighbors, off_diagonal
+
     layer = loaded.layers[index]
     others = off_diagonal(layer.similarity).double()
     best = best_neighbors(layer.similarity)
@@ -193,6 +184,8 @@ def _render_show(value: dict[str, Any]) -> str:
 
 
 def _verify(args: argparse.Namespace) -> int:
+    from sere.table import verify_file
+
     checks = verify_file(args.path, None if args.model is None else identity_from_config(args))
     passed = all(check.passed for check in checks)
     value = {"path": str(args.path), "passed": passed, "checks": [asdict(check) for check in checks]}
@@ -208,6 +201,8 @@ def _render_verify(value: dict[str, Any]) -> str:
 
 
 def _diff(args: argparse.Namespace) -> int:
+    from sere.table import SimilarityTable, compare
+
     result = compare(SimilarityTable.load(args.path), SimilarityTable.load(args.other))
     for warning in result.warnings:
         say(f"warning: {warning}")
@@ -233,6 +228,7 @@ def _render_diff(value: dict[str, Any]) -> str:
 
 
 def _plot(args: argparse.Namespace) -> int:
+    from sere.table import SimilarityTable
     from sere.table.plot import plot
 
     out: Path = args.out or args.path.with_suffix(".png")
@@ -244,6 +240,8 @@ def _plot(args: argparse.Namespace) -> int:
 
 
 def _import(args: argparse.Namespace) -> int:
+    from sere.table import import_reference_table
+
     imported = import_reference_table(args.path, identity_from_config(args))
     imported.save(args.out)
     value = {

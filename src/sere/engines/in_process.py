@@ -8,22 +8,20 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import fields
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from sere.errors import ConfigError, MissingDependency, UnsupportedEngine
-from sere.integrations.vllm.options import KEY
+from sere.integrations.vllm.plugin_config import KEY
 from sere.integrations.vllm.start.versions import engine_version
-
-if TYPE_CHECKING:
-    from sere.integrations.vllm.worker.state import Session
+from sere.integrations.vllm.worker.state import WorkerState
 
 _ENVIRONMENT = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_NO_USAGE_STATS": "1"}
 
 
 @contextmanager
-def local_engine(
+def in_process_engine(
     model: str | os.PathLike[str], sere: Any = None, *, threads: int | None = None, **options: Any
 ) -> Iterator[Any]:
     """Start an engine whose only process is this one, and end it.
@@ -69,9 +67,9 @@ def local_engine(
                 llm.llm_engine.engine_core.shutdown()
             llm = None
             # vLLM does not take its hooks on compiled code back, and they hold the model.
-            for place in hooks.keys() - kept:
-                if hooks[place].__module__.startswith("vllm."):
-                    del hooks[place]
+            for key in hooks.keys() - kept:
+                if hooks[key].__module__.startswith("vllm."):
+                    del hooks[key]
             gc.collect()
             cleanup_dist_env_and_memory()
     finally:
@@ -93,22 +91,26 @@ def worker_of(llm: Any) -> Any:
     """Return the worker of an engine of this process.
 
     Raises:
-        UnsupportedEngine: Its worker lives in another process.
+        UnsupportedEngine: Its worker runs in another process.
     """
     core = getattr(llm.llm_engine.engine_core, "engine_core", None)
     worker = getattr(getattr(getattr(core, "model_executor", None), "driver_worker", None), "worker", None)
     if worker is None:
-        raise UnsupportedEngine("the engine's worker lives in another process; start it with local_engine")
+        raise UnsupportedEngine(
+            "the engine's worker runs in another process; start it with in_process_engine"
+        )
     return worker
 
 
-def session_of(llm: Any) -> Session:
-    """Return the plug-in's session in an engine of this process.
+def state_of(llm: Any) -> WorkerState:
+    """Return the plug-in's state in an engine of this process.
 
     Raises:
-        UnsupportedEngine: Re-routing is not active, or the worker lives in another process.
+        UnsupportedEngine: Re-routing is not active, or the worker runs in another process.
     """
-    session: Session | None = getattr(worker_of(llm), "sere_session", None)
-    if session is None:
-        raise UnsupportedEngine("re-routing is not active in this engine: it was started without settings")
-    return session
+    state: WorkerState | None = getattr(worker_of(llm), "sere_state", None)
+    if state is None:
+        raise UnsupportedEngine(
+            "re-routing is not active in this engine; give in_process_engine settings of sere"
+        )
+    return state

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from sere.errors import ServerError
-from sere.integrations.vllm.options import KEY
 from sere.integrations.vllm.plugin import DISABLE
+from sere.integrations.vllm.plugin_config import KEY
 from sere.integrations.vllm.start.versions import check_installed, check_routes
 from sere.provenance import installed_version
 
@@ -26,7 +26,7 @@ START_S = 900
 _END_S = 30
 _TAIL = 12
 
-# The server is on this machine, whatever proxy the environment names.
+# The server is on this machine, so no proxy of the environment is used.
 _NO_PROXY = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 _MAIN = "from vllm.entrypoints.cli.main import main; main()"
@@ -75,7 +75,7 @@ class Server:
         raise ServerError(f"vllm serve did not answer within {seconds:g} s; {self._tail()}")
 
     def resident_bytes(self) -> int:
-        """Return the memory that the server and its processes hold, those that have just ended excepted."""
+        """Return the memory that the server and its running child processes hold."""
         import psutil
 
         total = 0
@@ -118,7 +118,7 @@ def serve(
 
     Raises:
         MissingDependency: vLLM is not installed.
-        UnsupportedEngine: It is to re-route, and has no routes for plug-ins.
+        UnsupportedEngine: ``sere`` has settings, and this vLLM has no routes for plug-ins.
         ServerError: It ended by itself or did not answer in time.
     """
     version = check_installed()
@@ -149,13 +149,13 @@ def free_port() -> int:
 
 
 def _environment(sere: Any) -> dict[str, str]:
-    # Named, for vLLM adds the routes of those plug-ins alone that are.
+    # vLLM adds the routes only of plug-ins that are named here.
     others = [name for name in os.environ.get("VLLM_PLUGINS", "").split(",") if name not in ("", KEY)]
     plugins = {"VLLM_PLUGINS": ",".join(others if sere is None else [*others, KEY])}
     fixed = {
         "VLLM_NO_USAGE_STATS": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "1", "VLLM_LOGGING_LEVEL": "INFO",
     }  # fmt: skip
-    # vLLM takes a share of all memory otherwise; GiB, read on a CPU alone.
+    # In GiB; without it vLLM on a CPU takes a share of all memory.
     defaults = {"VLLM_CPU_KVCACHE_SPACE": "1"}
     # A key would lock our own requests out.
     inherited = {name: value for name, value in os.environ.items() if name != "VLLM_API_KEY"}

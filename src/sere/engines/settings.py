@@ -10,11 +10,11 @@ from typing import Any
 
 from torch import Tensor
 
-from sere.engines.in_process import session_of
+from sere.engines.in_process import state_of
 from sere.errors import ConfigError, UnsupportedEngine
 from sere.integrations.vllm import configure
 from sere.integrations.vllm.tiers import COUNT_ONLY_S
-from sere.integrations.vllm.worker.expert_kernels import BEARS_DUPLICATES
+from sere.integrations.vllm.worker.expert_kernels import SUPPORTS_DUPLICATES
 from sere.policies.base import LayerRouter
 from sere.policies.spec import PolicySpec
 from sere.reroute import Routing, TokenBatch
@@ -90,19 +90,19 @@ def routed(llm: Any, setting: PolicySpec, *, seed: int = 0) -> Iterator[None]:
     if setting.needs_table:
         yield
         return
-    session = session_of(llm)
-    layers = list(session.layers.values())
-    if setting.name != "off" and session.kernel not in BEARS_DUPLICATES:
+    state = state_of(llm)
+    layers = list(state.layers.values())
+    if setting.name != "off" and state.kernel not in SUPPORTS_DUPLICATES:
         raise UnsupportedEngine(
-            f"setting {setting.label}: the expert kernel {session.kernel or 'in use'} is not known to "
+            f"setting {setting.label}: the expert kernel {state.kernel or 'in use'} is not known to "
             "handle duplicate ids within one token's top-k; evaluate it with --engine transformers"
         )
     policy = setting.build(seed=seed)
     prepared = [layer.prepared for layer in layers]
     for layer in layers:
-        assert layer.signal is not None
+        assert layer.budgets is not None
         assert layer.counters is not None
-        router = policy.bind(layer.shape, layer.signal.budget.device)
+        router = policy.bind(layer.shape, layer.counters.device)
         router.counters = layer.counters
         # Of a prepared layer this asks its route alone.
         run = SimpleNamespace(route=partial(_route, router))

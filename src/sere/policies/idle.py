@@ -33,8 +33,8 @@ def why_idle(config: RerouteConfig, shapes: Iterable[LayerShape]) -> list[str]:
     if floored:
         E = span(layer.num_experts for layer in floored)
         reasons.append(
-            f"min_active={floor} disables re-routing{_where(floored, layers)}: with {E} experts per layer every "
-            "routed expert is primary. Use a smaller value"
+            f"min_active={floor} disables re-routing{_where(floored, layers)}: with {E} experts per layer "
+            "every routed expert is primary. Use a smaller value"
         )
     if kept:
         K = span(layer.top_k for layer in kept)

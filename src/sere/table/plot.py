@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from sere.errors import MissingDependency
+from sere.errors import MissingDependency, how_to_install
 from sere.files import atomic_path
 from sere.identity import span
 from sere.table.artifact import SimilarityTable
@@ -48,7 +48,7 @@ def draw(table: SimilarityTable) -> Figure:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise MissingDependency("a plot needs matplotlib: pip install 'sere[plot]'") from error
+        raise MissingDependency(f"a plot needs matplotlib: {how_to_install('plot')}") from error
     shown = _chosen(list(table.layers), MAX_MAPS)
     rows = math.ceil(len(shown) / (COLUMNS if len(shown) <= 4 * COLUMNS else FINE_COLUMNS))
     columns = math.ceil(len(shown) / rows)

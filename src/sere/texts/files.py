@@ -10,7 +10,7 @@ from itertools import chain
 from pathlib import Path
 from typing import IO, Any
 
-from sere.errors import DataError, MissingDependency
+from sere.errors import DataError, MissingDependency, how_to_install
 
 # A long text file is cut at line ends into documents of about this many characters, so that it can be
 # shuffled and never has to be in memory whole.
@@ -151,7 +151,7 @@ def _parquet(path: Path, wanted: tuple[str, ...] | None) -> Places:
         import pyarrow as pa
         import pyarrow.parquet as pq
     except ImportError as error:
-        raise MissingDependency("parquet files need pyarrow: pip install 'sere[data]'") from error
+        raise MissingDependency(f"parquet files need pyarrow: {how_to_install('data')}") from error
     try:
         with pq.ParquetFile(path) as table:
             columns = table.schema_arrow.names

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from sere.errors import DataError, MissingDependency
+from sere.errors import DataError, MissingDependency, how_to_install
 from sere.texts.files import KINDS, Places, open_file
 
 Source = str | os.PathLike[str] | Iterable[Any]
@@ -128,8 +128,8 @@ def _data_set(source: str, split: str) -> Places:
         import datasets
     except ImportError as error:
         raise MissingDependency(
-            f"texts: {source!r} is not a file here; to read it as a Hugging Face data set: "
-            "pip install 'sere[datasets]'; a text itself goes into a list: [text, ...]"
+            f"texts: {source!r} is not a file here; to read it as a Hugging Face data set, "
+            f"{how_to_install('datasets')}; a text itself goes into a list: [text, ...]"
         ) from error
     name, _, config = source.partition(":")
     # Releases before 4 ask on the terminal whether to run a data set's script; later ones run none.

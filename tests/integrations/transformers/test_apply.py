@@ -204,8 +204,8 @@ def test_settings_that_re_route_nothing_are_warned_of(
     apply_quietly(model, policy=Sere(table.layers, config))
     (line,) = [record.getMessage() for record in caplog.records]
     assert line == (
-        "sere: Qwen3MoeForCausalLM: select_top_k=4 is not smaller than the model's top_k=4, so nothing will be "
-        "re-routed; use a value from 1 to 3"
+        "sere: Qwen3MoeForCausalLM: select_top_k=4 is not smaller than the model's top_k=4, so nothing will "
+        "be re-routed; use a value from 1 to 3"
     )
 
 
@@ -328,7 +328,10 @@ def test_a_floor_of_all_experts_is_warned_of(
         model.generate(torch.arange(1, 9).reshape(4, 2), max_new_tokens=4, do_sample=False)
     assert all(layer.slots_rerouted == 0 for layer in handle.stats())
     (line,) = [record.getMessage() for record in caplog.records]
-    assert f"min_active={E} disables re-routing: with {E} experts per layer every routed expert is primary." in line
+    assert (
+        f"min_active={E} disables re-routing: with {E} experts per layer every routed expert is primary."
+        in line
+    )
 
 
 def test_a_compiled_model_is_refused(model: PreTrainedModel) -> None:

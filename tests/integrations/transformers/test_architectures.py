@@ -10,8 +10,8 @@ from packaging.version import Version
 import sere.integrations.transformers as integration
 from sere.errors import UnsupportedModel
 from sere.policies import Lynx, Oea, Off, RandomReroute, TopK, XShare
-from sere.policies.gates import gates_from_scores
 from sere.policies.baseline import LayerBatch
+from sere.policies.gates import gates_from_scores
 from sere.reroute import Routing
 from sere.structure import find_experts
 from tests.support.decoding import decode, hook_count, prompts, random_table

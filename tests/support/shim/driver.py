@@ -24,7 +24,7 @@ GPU = torch.device("cuda", 0)
 # Whoever asks for libcuda.so.1 later in the process gets the library that has this name.
 FLAGS = ("-O2", "-shared", "-fPIC", "-Wl,-soname,libcuda.so.1")
 HAS_CUDA_CORE = find_spec("cuda") is not None and find_spec("cuda.core") is not None
-NO_CUDA_CORE = "cuda-core is not installed: pip install 'sere[cuda]'"
+NO_CUDA_CORE = "cuda-core is not installed: in a clone of sere's repository, run: pip install '.[cuda]'"
 
 
 class Config(ctypes.Structure):

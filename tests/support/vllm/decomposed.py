@@ -1,6 +1,6 @@
 """Run tests under a vLLM whose CPU expert kernels route inside themselves: 0.20 to 0.29.
 
-    python -m pytest -p tests.support.vllm.decomposed tests/integrations/vllm/test_steps.py
+    python -m pytest -p tests.support.vllm.decomposed tests/integrations/vllm/in_engine/test_rows.py
 
 The engine takes the way that it takes on a GPU, router and then Triton's expert kernel. Only what is compiled
 for a GPU is replaced by tensor operations: the router's choice and the kernel's arithmetic.

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sere.engines.in_process import local_engine
+from sere.engines.in_process import in_process_engine
 from tests.support.vllm.models import table_of
 
 ENVIRONMENT = {
@@ -33,7 +33,7 @@ def engine(path: Path, sere: Any = None, **options: Any) -> Iterator[Any]:
         "skip_tokenizer_init": True, "dtype": "bfloat16", "enforce_eager": True, "max_model_len": 256,
         "max_num_seqs": 16, "seed": 0, "enable_prefix_caching": False,
     }  # fmt: skip
-    with local_engine(path, sere, **(defaults | options)) as llm:
+    with in_process_engine(path, sere, **(defaults | options)) as llm:
         yield llm
 
 

@@ -1,6 +1,6 @@
 """Run tests under vLLM's second model runner, on a CPU, where Triton's interpreter runs its kernels.
 
-    python -m tests.support.vllm.second_runner tests/integrations/vllm/test_steps.py
+    python -m tests.support.vllm.second_runner tests/integrations/vllm/in_engine/test_rows.py
 
 vLLM for CPUs uses Triton only where it has a backend for them, which the released one lacks; the interpreter
 needs none.

@@ -10,8 +10,10 @@ import numpy as np
 import torch
 
 from sere.config import RerouteConfig
-from sere.integrations.vllm.options import Options
-from sere.integrations.vllm.worker.state import Session
+from sere.integrations.vllm.engine_stats import merge_answers
+from sere.integrations.vllm.plugin_config import PluginConfig
+from sere.integrations.vllm.worker.guard import FIRST_LOOK
+from sere.integrations.vllm.worker.state import WorkerState
 from sere.integrations.vllm.worker.steps import Steps
 
 
@@ -73,8 +75,8 @@ def prepared(
     log_seconds: float = 0,
     stage: tuple[int, int] = (0, 2),
     **settings: Any,
-) -> Session:
-    """A session whose layers are stand-ins for vLLM's runners, prepared as after loading."""
+) -> WorkerState:
+    """A state whose layers are stand-ins for vLLM's runners, prepared as after loading."""
     sizes = {"pipeline_parallel_size": 1, "tensor_parallel_size": 1, "rank": 0} | (parallel or {})
     config = SimpleNamespace(
         parallel_config=SimpleNamespace(**sizes),
@@ -82,7 +84,7 @@ def prepared(
         model_config=SimpleNamespace(get_layers_start_end_indices=lambda _parallel: stage),
     )
     reroute = RerouteConfig(select_top_k=select_top_k, **settings)
-    found = Session(Options(reroute=reroute, log_seconds=log_seconds), config, table)
+    found = WorkerState(PluginConfig(reroute=reroute, log_seconds=log_seconds), config, table)
     for index in set(table.layers) & set(range(*stage)):
         layer = runner()
         layer.layer_name, layer.router = f"model.layers.{index}.experts", Router(table.identity.slots[index])
@@ -94,18 +96,17 @@ def prepared(
 
 
 class SmallEngine:
-    """A model runner (V2) whose model is the layers of a session: it routes, and computes nothing.
+    """A model runner (V2) whose model is the layers of a state: it routes, and computes nothing.
 
     Args:
-        session: Prepared.
+        state: Prepared.
         skipped: Indices of layers whose routers are not asked.
     """
 
-    def __init__(self, session: Session, skipped: Sequence[int] = ()) -> None:
-        self.session, self.skipped = session, skipped
+    def __init__(self, state: WorkerState, skipped: Sequence[int] = ()) -> None:
+        self.state, self.skipped = state, skipped
         self.before_layers: Callable[[], object] = lambda: None
-        session.steps = Steps(self, session)
-        session.steps.watch()
+        Steps(self, state).watch()
 
     def prompts(self, *names: str, tier: Any = None) -> None:
         """Run one step that reads prompts of three tokens."""
@@ -124,10 +125,10 @@ class SmallEngine:
         batch = self.prepare_inputs(output)
         self.before_layers()
         rows = torch.arange(batch.num_tokens)[:, None]
-        for layer in self.session.layers.values():
+        for layer in self.state.layers.values():
             if layer.index not in self.skipped:
                 ids = (5 * rows + torch.arange(layer.top_k)).remainder(layer.num_experts).to(torch.int32)
-                layer.route(torch.linspace(1.0, 0.5, layer.top_k).expand(len(rows), -1), ids)
+                layer.route(ids, torch.linspace(1.0, 0.5, layer.top_k).expand(len(rows), -1))
 
     def prepare_inputs(self, output: Any) -> Any:  # noqa: D102
         counts = np.array(list(output.counts.values()))
@@ -137,3 +138,20 @@ class SmallEngine:
 
     def _dummy_run(self) -> None:
         """Never run."""
+
+
+NAMES = [f"r{i}" for i in range(6)]
+"""Requests of `decode`."""
+
+Start = Callable[..., SmallEngine]
+
+
+def decode(engine: SmallEngine, steps: int = FIRST_LOOK, tier: Any = None) -> None:
+    """Read the prompts of six requests, then decode them for some steps."""
+    engine.prompts(*NAMES, tier=tier)
+    engine.decode(*NAMES, steps=steps)
+
+
+def why(engine: SmallEngine, *, reset: bool = False) -> str | None:
+    """Return why an engine re-routed nothing, as its statistics say."""
+    return merge_answers([engine.state.read(reset)]).nothing_changed

@@ -15,7 +15,7 @@ import torch
 from sere.bench.timing import Times, spread, turns
 from sere.bench.vllm.plan import EnginePlan, bytes_read, refuse_controls
 from sere.bench.vllm.replay import Tape, record_routing, replayed, timed_routing, untouched
-from sere.engines.in_process import session_of
+from sere.engines.in_process import state_of
 from sere.engines.settings import Start, counted_changes, live_changes, routed
 from sere.errors import InputError
 from sere.eval.cases import summarize_layers
@@ -110,11 +110,11 @@ def bench_serve(start: Start, subject: Mapping[str, Any], plan: ServePlan) -> It
 
 def _counted_subject(llm: Any) -> dict[str, Any]:
     """Return what the engine knows better than the checkpoint."""
-    session = session_of(llm)
+    state = state_of(llm)
     return {
-        "moe_layers": len(session.layers),
-        "bytes_per_expert": session.expert_bytes(),
-        "expert_kernel": session.kernel,
+        "moe_layers": len(state.layers),
+        "bytes_per_expert": state.expert_bytes(),
+        "expert_kernel": state.kernel,
     }
 
 
@@ -163,7 +163,7 @@ class _Engine:
     @property
     def calls(self) -> int:
         """How often the routing is called in a block's decode steps; the prompts' steps come before."""
-        return len(session_of(self.llm).layers) * self.plan.steps
+        return len(state_of(self.llm).layers) * self.plan.steps
 
     def count(self, variant: Variant, prompts: list[list[int]]) -> dict[str, Any]:
         """Run one block more for a setting's experts and the time inside its routing."""

@@ -10,7 +10,7 @@ from unittest.mock import patch
 
 from torch import Tensor
 
-from sere.engines.in_process import session_of
+from sere.engines.in_process import state_of, worker_of
 from sere.reroute import operator
 from sere.reroute.backends.registry import implementation
 
@@ -44,7 +44,7 @@ def replayed(llm: Any, tape: Tape) -> Iterator[None]:
     # Compiled code may write over what the operation has given it.
     steps = iter([_copy(step) for step in tape])
     # The layers' counters see nothing of a replay, which is no fault to warn of.
-    with session_of(llm).guard.silenced(), _routing(llm, lambda _route: lambda *_step: next(steps)):
+    with state_of(llm).guard.silenced(), _routing(llm, lambda _route: lambda *_step: next(steps)):
         yield
 
 
@@ -74,7 +74,7 @@ def _routing(llm: Any, make: Callable[[Routes], Routes]) -> Iterator[None]:
     Only one of the two runs, and neither where captured graphs are replayed.
     """
     with ExitStack() as stack:
-        for layer in session_of(llm).layers.values():
+        for layer in state_of(llm).layers.values():
             stack.enter_context(patch.object(layer, "route", make(layer.route)))
         operation = patch.object(operator, "implementation", lambda backend: make(implementation(backend)))
         stack.enter_context(operation)
@@ -88,13 +88,11 @@ def _copy(routing: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
 @contextmanager
 def untouched(llm: Any) -> Iterator[None]:
     """Take every wrapper off routers and model runner, and put them back."""
-    session = session_of(llm)
-    assert session.steps is not None
-    holders = [layer.runner.router for layer in session.layers.values()]
+    holders = [layer.runner.router for layer in state_of(llm).layers.values()]
     names = ("_compute_routing", "execute_model", "_prepare_inputs", "prepare_inputs", "_dummy_run")
     taken = [
         (holder, name, vars(holder).pop(name))
-        for holder in [*holders, session.steps.runner]
+        for holder in [*holders, worker_of(llm).model_runner]
         for name in names
         if name in vars(holder)
     ]

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from sere.config import RerouteConfig, as_integer
+from sere.defaults import TABLE, default_table
 from sere.errors import AlreadyApplied, ConfigError, InputError
 from sere.integrations.transformers.call import CurrentCall
 from sere.integrations.transformers.compiled import refuse_compiled
@@ -24,7 +25,8 @@ from sere.versions import warn_untested
 from sere.warn_once import WarnOnce
 from sere.wrappers import callers, execution_device, inner_model
 
-warn_once = WarnOnce(logging.getLogger("sere"))
+logger = logging.getLogger("sere")
+warn_once = WarnOnce(logger)
 
 
 def apply(
@@ -49,7 +51,8 @@ def apply(
     Args:
         model: A causal language model of Transformers with experts modules, or a module that holds one; see
             ``sere.structure``.
-        table: The similarity table, or its path; may stand in the settings instead.
+        table: The similarity table, or its path; may be given in the settings instead. Without one, the
+            ``similarity.sere`` in the folder that the model was loaded from.
         policy: Another routing rule than SERE; then neither a table nor settings.
         pad_token_id: The token fed to finished rows, if not the one ``generate`` would use; -1 for none.
         config: The settings as one object.
@@ -178,9 +181,15 @@ def _load(
     """Return the table, from the argument or the settings, checked against the model."""
     source = config.table if table is None else table
     if source is None:
-        raise InputError(
-            "table: expected a similarity table or its path, got None; make one with sere.calibrate"
-        )
+        folder = getattr(model, "name_or_path", None)
+        source = default_table(folder)
+        if source is None:
+            raise InputError(
+                f"table: expected a similarity table or its path, got None, and there is no {TABLE} in the "
+                f"model's folder ({folder or 'unknown: the model was made in memory'}); make one with "
+                "sere.calibrate"
+            )
+        logger.info("sere: using the table %s", source)
     loaded = source if isinstance(source, SimilarityTable) else SimilarityTable.load(source)
     loaded.check(identity_of(model, layers))
     return loaded

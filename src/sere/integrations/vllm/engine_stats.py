@@ -1,28 +1,16 @@
-"""Read what re-routing did: from Python, as a log line, and as Prometheus metrics."""
+"""What re-routing did in an engine: the workers' answers made one, and a line for the log."""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
-
-import torch
+from typing import Any
 
 from sere.errors import UnsupportedEngine
-from sere.integrations.vllm.client.rpc import ask_workers
 from sere.integrations.vllm.reasons import why_engine_changed_nothing
-from sere.integrations.vllm.worker.step_counts import PASSED
+from sere.integrations.vllm.step_counts import SKIPPED
 from sere.reroute.stats import LayerStats, layer_stats
-
-if TYPE_CHECKING:
-    from sere.integrations.vllm.worker.state import Session
-
-logger = logging.getLogger("vllm.sere")
-
-READ = "sere_stats"
-"""Name of the worker's method, for ``collective_rpc``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,53 +18,45 @@ class EngineStats:
     """What re-routing did in an engine since its start or the last reset.
 
     Attributes:
-        enabled: Whether steps are re-routed at present.
-        settings: The settings that hold, JSON-ready.
-        steps_rerouted: Steps with at least one row to re-route. With S >= K they are counted and change
-            nothing: ``slots_rerouted`` of the layers is 0.
-        passed: Steps without, by reason: ``prompts`` only; ``protected``, requests with ``"off"`` only;
-            ``disabled``, while switched off; ``unknown``, where it was not known whose rows are where.
+        enabled: Whether re-routing is on at present.
+        settings: The current settings, JSON-ready.
+        steps_rerouted: Steps with at least one row that could be re-routed. With S >= K they are counted and
+            change nothing: ``slots_rerouted`` of the layers is 0.
+        skipped: The other steps, by reason: ``prompts`` only; ``protected``, requests with ``"off"`` only;
+            ``disabled``, while switched off; ``unknown``, where it was not known which rows belong to which
+            request.
         layers: The MoE layers.
         kernel: Class name of the expert kernel, or None where it cannot be told.
         expert_bytes: Bytes of one routed expert's weights in one worker, or None where they cannot be told.
-        nothing_changed: One sentence that says why nothing was re-routed, in the whole model or in some
-            layers; None where something was, or nothing was to be: switched off, no step, counting only.
+        nothing_changed: One sentence that says why nothing was re-routed, in the entire model or in some
+            layers; None where something was re-routed, or nothing was meant to be: switched off, no step,
+            counting only.
     """
 
     enabled: bool
     settings: Mapping[str, Any]
     steps_rerouted: int
-    passed: Mapping[str, int]
+    skipped: Mapping[str, int]
     layers: tuple[LayerStats, ...]
     kernel: str | None = None
     expert_bytes: int | None = None
     nothing_changed: str | None = None
 
     @property
-    def steps_passed(self) -> int:
+    def steps_skipped(self) -> int:
         """Steps without a row to re-route."""
-        return sum(self.passed.values())
+        return sum(self.skipped.values())
 
     def to_mapping(self) -> dict[str, Any]:
         """Return the same as a JSON-ready mapping."""
-        return asdict(self) | {"steps_passed": self.steps_passed}
+        return asdict(self) | {"steps_skipped": self.steps_skipped}
 
 
-def read_stats(llm: Any, *, reset: bool = False) -> EngineStats:
-    """Read the statistics of a running engine; this is where the host waits for the device.
+def join_answers(answers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Make one answer of the workers': ranks of tensor parallelism repeat, of pipeline parallelism add.
 
     Args:
-        llm: vLLM's ``LLM`` (or anything with its ``collective_rpc``).
-        reset: Set all counters to zero after reading.
-
-    Raises:
-        UnsupportedEngine: Re-routing is not active in this engine.
-    """
-    return merged(ask_workers(llm, READ, reset))
-
-
-def joined(answers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Make one answer of the workers': ranks of tensor parallelism repeat, of pipeline parallelism add.
+        answers: What each worker's ``sere_stats`` returned.
 
     Raises:
         UnsupportedEngine: There is no answer.
@@ -93,58 +73,35 @@ def joined(answers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return dict(answers[0]) | {"layers": [layers[index] for index in sorted(layers)]} | largest | known
 
 
-def merged(answers: Sequence[Mapping[str, Any]]) -> EngineStats:
+def merge_answers(answers: Sequence[Mapping[str, Any]]) -> EngineStats:
     """Turn the workers' answers into the engine's statistics.
+
+    Args:
+        answers: What each worker's ``sere_stats`` returned.
 
     Raises:
         UnsupportedEngine: There is no answer.
     """
-    whole = joined(answers)
-    passed = {name: whole["steps"][name] for name in PASSED}
+    joined = join_answers(answers)
     return EngineStats(
-        enabled=whole["enabled"],
-        settings=whole["settings"],
-        steps_rerouted=whole["steps"]["rerouted"],
-        passed=passed,
-        layers=tuple(layer_stats(**layer) for layer in whole["layers"]),
-        kernel=whole["kernel"],
-        expert_bytes=whole["expert_bytes"],
-        nothing_changed=why_engine_changed_nothing(whole),
+        enabled=joined["enabled"],
+        settings=joined["settings"],
+        steps_rerouted=joined["steps"]["rerouted"],
+        skipped={name: joined["steps"][name] for name in SKIPPED},
+        layers=tuple(layer_stats(**layer) for layer in joined["layers"]),
+        kernel=joined["kernel"],
+        expert_bytes=joined["expert_bytes"],
+        nothing_changed=why_engine_changed_nothing(joined),
     )
-
-
-def answer(session: Session, *, reset: bool = False) -> dict[str, Any]:
-    """Return a worker's answer to ``sere_stats``: plain numbers, for they travel between processes."""
-    counters = {layer: layer.counters for layer in session.layers.values() if layer.counters is not None}
-    # One copy for all layers, because it waits for the device.
-    copied = torch.stack(list(counters.values())).tolist() if counters else []
-    layers = [
-        {"index": layer.index, "name": layer.name, "counters": sums}
-        for layer, sums in zip(counters, copied, strict=True)
-    ]
-    found = {
-        "enabled": session.enabled,
-        "settings": session.config.to_mapping(),
-        "steps": session.counts.to_mapping(),
-        "layers": layers,
-        "top_k": max((layer.top_k for layer in session.layers.values()), default=0),
-        "num_experts": max((layer.num_experts for layer in session.layers.values()), default=0),
-        "kernel": session.kernel,
-        "expert_bytes": session.expert_bytes(),
-    }
-    if reset:
-        session.guard.carry(found)
-        session.reset_counters()
-    return found
 
 
 def log_line(stats: EngineStats) -> str:
     """Return one line for the engine's log: means over the layers."""
     active = [layer for layer in stats.layers if layer.steps]
     if not active:
-        return f"no step re-routed, {stats.steps_passed} passed"
+        return f"no step re-routed, {stats.steps_skipped} skipped"
     return (
-        f"{stats.steps_rerouted} steps re-routed, {stats.steps_passed} passed; per layer and step "
+        f"{stats.steps_rerouted} steps re-routed, {stats.steps_skipped} skipped; per layer and step "
         f"{fmean(layer.rows for layer in active):.1f} rows, experts "
         f"{fmean(layer.distinct_before for layer in active):.1f} -> "
         f"{fmean(layer.distinct_after for layer in active):.1f}, "

@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import Any
 
 from sere.integrations.vllm.import_hook import after_import
-from sere.integrations.vllm.options import misplaced, section
+from sere.integrations.vllm.plugin_config import misplaced, section
 
 DISABLE = "SERE_DISABLE"
 _ARGUMENTS = "vllm.engine.arg_utils"

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from sere.integrations.vllm.engine_stats import joined
-from sere.integrations.vllm.worker.step_counts import PASSED
+from sere.integrations.vllm.engine_stats import join_answers
+from sere.integrations.vllm.step_counts import SKIPPED
 from sere.reroute.stats import COUNTERS
 
 # What each of `COUNTERS` means as a Prometheus metric of a layer.
@@ -39,16 +39,16 @@ class Collector:
         """Yield the metrics: sums since the start or the last reset, whose rates a dashboard takes."""
         from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
-        whole = joined(self._read())
+        joined = join_answers(self._read())
         yield GaugeMetricFamily(
-            "sere_enabled", "Whether steps are re-routed at present", float(whole["enabled"])
+            "sere_enabled", "Whether re-routing is on at present", float(joined["enabled"])
         )
         steps = CounterMetricFamily("sere_steps", "Steps of the engine by what was done", labels=["kind"])
-        steps.add_metric(["rerouted"], whole["steps"]["rerouted"])
-        steps.add_metric(["passed"], sum(whole["steps"][name] for name in PASSED))
+        steps.add_metric(["rerouted"], joined["steps"]["rerouted"])
+        steps.add_metric(["skipped"], sum(joined["steps"][name] for name in SKIPPED))
         yield steps
-        for position, counter in enumerate(COUNTERS):
+        for index, counter in enumerate(COUNTERS):
             family = CounterMetricFamily(f"sere_layer_{counter}", _TEXTS[counter], labels=["layer"])
-            for layer in whole["layers"]:
-                family.add_metric([str(layer["index"])], layer["counters"][position])
+            for layer in joined["layers"]:
+                family.add_metric([str(layer["index"])], layer["counters"][index])
             yield family

@@ -11,17 +11,23 @@ from sere.integrations.activity import Activity, why_nothing_changed
 from sere.integrations.vllm.tiers import COUNT_ONLY_S
 from sere.reroute.stats import COUNTERS
 
-_STEPS = COUNTERS.index("steps")
+_STEPS, _REROUTED = COUNTERS.index("steps"), COUNTERS.index("slots_rerouted")
+
+
+def rerouted_slots(counted: Mapping[str, Any]) -> int:
+    """Return how many slots were re-routed, over all layers; ``counted`` as below."""
+    return sum(layer["counters"][_REROUTED] for layer in counted["layers"])
 
 
 def why_engine_changed_nothing(counted: Mapping[str, Any]) -> str | None:
-    """Return one sentence that says why nothing was re-routed, or None where that is no surprise.
+    """Return one sentence that says why nothing was re-routed, or None if that is no surprise.
 
-    No surprise are an engine that is switched off, that has run no step, that only counts (``COUNT_ONLY_S``),
-    and of course one that re-routed.
+    It is no surprise in an engine that is switched off, that has run no step, or that only counts
+    (``COUNT_ONLY_S``), and of course in one that re-routed.
 
     Args:
-        counted: What ``stats.joined`` gives: the settings, the host's counts and the layers' counters.
+        counted: What ``engine_stats.join_answers`` returns: the settings, the host's counts and the layers'
+            counters.
     """
     steps, layers = counted["steps"], counted["layers"]
     config = RerouteConfig.from_mapping(counted["settings"])
@@ -58,9 +64,9 @@ def _no_row(counted: Mapping[str, Any], config: RerouteConfig) -> str | None:
 def _idle_layers(steps: int, idle: Sequence[str], layers: int) -> str:
     where = "" if len(idle) == layers else f" in {len(idle)} of {layers} layers"
     return (
-        f"nothing was re-routed{where}: {steps} decode steps ran, but the hooks did not or saw no number: "
-        f"vLLM does not ask the routers, or all their weights are NaN ({idle[0]} the first); if the engine "
-        "gives sensible text without re-routing, please report this with its settings"
+        f"nothing was re-routed{where}: {steps} decode steps ran, but vLLM did not call the router of these "
+        f"layers, or all gate weights are NaN (first layer: {idle[0]}); if the engine gives sensible text "
+        "without re-routing, please report this with its settings"
     )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from sere.errors import ConfigError, did_you_mean
-from sere.integrations.vllm.options import KEY
+from sere.integrations.vllm.plugin_config import KEY
 
 # A budget that no router's K reaches: the row keeps all its experts.
 PROTECTED = 1 << 20

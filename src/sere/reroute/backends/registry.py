@@ -13,7 +13,7 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
-from sere.errors import BackendUnavailable, ConfigError, did_you_mean
+from sere.errors import BackendUnavailable, ConfigError, did_you_mean, how_to_install
 from sere.reroute.types import Neighbors, Rules
 
 logger = logging.getLogger("sere")
@@ -81,14 +81,14 @@ BACKENDS: Mapping[str, BackendRecord] = MappingProxyType(
                 "sere.reroute.backends.cpu",
                 ("cpu",),
                 needs="numba",
-                install="install it with: pip install 'sere[cpu]'",
+                install=how_to_install("cpu"),
             ),
             BackendRecord(
                 "cuda",
                 "sere.reroute.backends.cuda",
                 ("cuda",),
                 needs="cuda.core",
-                install="install it with: pip install 'sere[cuda]'",
+                install=how_to_install("cuda"),
                 most_experts=1024,
                 tries=True,
             ),

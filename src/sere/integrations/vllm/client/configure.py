@@ -7,16 +7,14 @@ from typing import Any
 
 from sere.errors import ConfigError
 from sere.integrations.vllm.client.rpc import ask_workers
-
-CHANGE = "sere_configure"
-"""Name of the worker's method, for ``collective_rpc``."""
+from sere.integrations.vllm.methods import CONFIGURE
 
 
 def configure(llm: Any, **changes: Any) -> dict[str, Any]:
     """Change how a running engine re-routes, from its next step on.
 
-    All workers change between the same two steps. Requests that are running go on; a value that is refused
-    changes nothing.
+    All workers change between the same two steps. Running requests go on; a value that is refused changes
+    nothing.
 
     Args:
         llm: vLLM's ``LLM`` (or anything with its ``collective_rpc``).
@@ -25,16 +23,16 @@ def configure(llm: Any, **changes: Any) -> dict[str, Any]:
             and need a restart.
 
     Returns:
-        The settings that hold now, with ``enabled`` among them.
+        The current settings, with ``enabled`` among them.
 
     Raises:
         ConfigError: A setting cannot be changed here, or its value is refused.
         UnsupportedEngine: Re-routing is not active in this engine.
     """
-    return agreed(ask_workers(llm, CHANGE, changes))
+    return agreed_settings(ask_workers(llm, CONFIGURE, changes))
 
 
-def agreed(answers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def agreed_settings(answers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Return what the workers agree on, or raise what they say is wrong.
 
     Raises:

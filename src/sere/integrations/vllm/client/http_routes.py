@@ -1,8 +1,8 @@
 """Routes on ``vllm serve``: read and change re-routing over HTTP.
 
-vLLM adds a plug-in's routes only where ``VLLM_PLUGINS`` names it (since 0.26), so a server that nobody told
-to has none of these. Re-routing itself needs no route. They stand under ``/v1``, which is where vLLM asks
-for its ``--api-key``.
+vLLM adds a plug-in's routes only if ``VLLM_PLUGINS`` names it (since 0.26), so other servers have none of
+these. Re-routing itself needs no route. They are under ``/v1``, which is where vLLM asks for its
+``--api-key``.
 """
 
 from __future__ import annotations
@@ -11,10 +11,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from sere.errors import ConfigError, SereError
-from sere.integrations.vllm import engine_stats
-from sere.integrations.vllm.client.configure import CHANGE, agreed
+from sere.integrations.vllm.client.configure import agreed_settings
 from sere.integrations.vllm.client.rpc import DISABLED, NOT_ACTIVE, is_missing
-from sere.integrations.vllm.options import section
+from sere.integrations.vllm.engine_stats import merge_answers
+from sere.integrations.vllm.methods import CONFIGURE, STATS
+from sere.integrations.vllm.plugin_config import section
 from sere.integrations.vllm.prometheus import Collector
 
 
@@ -32,7 +33,7 @@ class Endpoint:
         app.add_route("/v1/sere/settings", change_settings, methods=["POST"])
 
     async def init_state(self, engine_client: Any, state: Any, args: Any) -> None:  # noqa: ARG002
-        """Keep the way to the engine for the routes."""
+        """Keep the engine client for the routes."""
         state.sere_engine = engine_client
 
 
@@ -54,7 +55,7 @@ async def _ask(engine: Any, method: str, *args: Any) -> Any:
 
 
 def _public(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return settings without what is nobody's business over HTTP: where a file lies on the server."""
+    """Return settings without what HTTP must not tell: the path of a file on the server."""
     return {name: value for name, value in settings.items() if name != "table"}
 
 
@@ -76,10 +77,10 @@ async def reset_stats(request: Any) -> Any:
 
 async def _stats(request: Any, *, reset: bool) -> Any:
     try:
-        answers = await _ask(request.app.state.sere_engine, engine_stats.READ, reset)
+        answers = await _ask(request.app.state.sere_engine, STATS, reset)
     except LookupError as error:
         return _json({"error": str(error)}, 409)
-    found = engine_stats.merged(answers).to_mapping()
+    found = merge_answers(answers).to_mapping()
     return _json(found | {"settings": _public(found["settings"])})
 
 
@@ -89,7 +90,7 @@ async def read_metrics(request: Any) -> Any:
     from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 
     try:
-        answers = await _ask(request.app.state.sere_engine, engine_stats.READ, False)
+        answers = await _ask(request.app.state.sere_engine, STATS, False)
     except LookupError as error:
         return _json({"error": str(error)}, 409)
     registry = CollectorRegistry()
@@ -101,8 +102,8 @@ async def change_settings(request: Any) -> Any:
     """Change settings from a JSON object; see `sere.integrations.vllm.configure`."""
     try:
         changes = await _object(request)
-        answers = await _ask(request.app.state.sere_engine, CHANGE, changes)
-        return _json(_public(agreed(answers)))
+        answers = await _ask(request.app.state.sere_engine, CONFIGURE, changes)
+        return _json(_public(agreed_settings(answers)))
     except LookupError as error:
         return _json({"error": str(error)}, 409)
     except (SereError, ValueError) as error:
@@ -113,13 +114,13 @@ async def _object(request: Any) -> dict[str, Any]:
     """Return a request's body.
 
     Raises:
-        ConfigError: It is no JSON object.
+        ConfigError: It is not a JSON object.
     """
     wanted = 'expected a JSON object of settings, such as {"threshold": 0.3}'
     try:
         body = await request.json()
     except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{wanted}, got no JSON ({error})") from error
+        raise ConfigError(f"{wanted}, got something that is not JSON ({error})") from error
     if not isinstance(body, dict):
         raise ConfigError(f"{wanted}, got {type(body).__name__}")
     return body

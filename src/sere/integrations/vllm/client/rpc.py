@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from sere.errors import UnsupportedEngine
-from sere.integrations.vllm.options import section
+from sere.integrations.vllm.plugin_config import section
 
 NOT_ACTIVE = "re-routing is not active in this engine: start it with settings under additional_config['sere']"
 DISABLED = (

@@ -8,7 +8,7 @@ from typing import Any
 
 from sere.errors import BackendUnavailable, ConfigError, TableMismatch
 from sere.identity import span
-from sere.integrations.vllm.options import KEY, Options, resembles_key, section
+from sere.integrations.vllm.plugin_config import KEY, PluginConfig, resembles_key, section
 from sere.integrations.vllm.start import features, tables, versions
 from sere.integrations.vllm.tiers import parse_tier
 from sere.policies.sere import check_fit
@@ -27,18 +27,18 @@ def check_start(vllm_config: Any) -> None:
         SereError: Something is refused; the text says what was expected, what came and what to do.
     """
     values = section(vllm_config)
-    options = Options.from_mapping(values)
+    config = PluginConfig.from_mapping(values)
     versions.check_version(
         versions.engine_version(),
         device_type=vllm_config.device_config.device_type,
-        allow_untested=options.allow_untested,
+        allow_untested=config.allow_untested,
     )
-    features.check_features(vllm_config, allow_untested=options.allow_untested)
+    features.check_features(vllm_config, allow_untested=config.allow_untested)
     model_config = vllm_config.model_config
-    path = tables.find_table(options.reroute.table, model_config)
+    path = tables.find_table(config.reroute.table, model_config)
     table = tables.load_table(path, model_config.hf_text_config)
-    check_fit(options.reroute, table.layers)
-    _check_backend(options.reroute.backend, vllm_config.device_config.device_type, table.num_experts)
+    check_fit(config.reroute, table.layers)
+    _check_backend(config.reroute.backend, vllm_config.device_config.device_type, table.num_experts)
     E = _experts(model_config)
     if E and E not in (experts := table.identity.experts.values()):
         raise TableMismatch(

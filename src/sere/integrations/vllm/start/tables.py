@@ -5,15 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from sere.defaults import TABLE, default_table
 from sere.errors import TableError, TableMismatch
 from sere.identity import architecture_of, summary
 from sere.table import SimilarityTable
 
-DEFAULT_NAME = "sere.safetensors"
-
 
 def find_table(given: str | None, model_config: Any) -> Path:
-    """Return the path of the table: the one given, else ``sere.safetensors`` beside the model's weights.
+    """Return the path of the table: the one given, else the one beside the model's weights.
 
     Args:
         given: The setting ``table``.
@@ -25,16 +24,13 @@ def find_table(given: str | None, model_config: Any) -> Path:
     if given is not None:
         return Path(given).expanduser().absolute()
     model = str(model_config.model)
-    beside = Path(model) / DEFAULT_NAME
-    if beside.is_file():
-        return beside.absolute()
-    cached = None if Path(model).is_dir() else _in_hub_cache(model, getattr(model_config, "revision", None))
-    if cached is None:
+    found = default_table(model, getattr(model_config, "revision", None))
+    if found is None:
         raise TableError(
-            f"table: none was given and the folder of {model!r} has no {DEFAULT_NAME}; give one with "
-            '"table": "PATH" among the settings of sere, or make one with sere calibrate'
+            f"table: none was given and the folder of {model!r} has no {TABLE}; make one with "
+            f'sere calibrate {model}, or give one with "table": "PATH" among the settings of sere'
         )
-    return cached
+    return found
 
 
 def load_table(path: Path, text_config: Any) -> SimilarityTable:
@@ -70,11 +66,11 @@ def check_layer(table: SimilarityTable, index: int, name: str, *, E: int) -> Non
             f"{name}: the table has no similarities for layer {index}, only for {list(table.layers)}; "
             "calibrate this model (sere calibrate) or give its own table"
         )
-    if table.layers[index].num_experts != E:
+    if (expected := table.layers[index].num_experts) != E:
         raise TableMismatch(
-            f"{name}: the table was calibrated on {summary(table.identity)}, with {table.layers[index].num_experts} "
-            f"experts in layer {index}, but this layer has {E}; calibrate this model (sere calibrate) or "
-            "give its own table"
+            f"{name}: the table was calibrated on {summary(table.identity)}, with {expected} experts in "
+            f"layer {index}, but this layer has {E}; calibrate this model (sere calibrate) or give its own "
+            "table"
         )
 
 
@@ -96,17 +92,3 @@ def check_coverage(table: SimilarityTable, found: set[int], *, stage: range | No
             f"the table was calibrated on {summary(table.identity)}, but the engine built MoE layers "
             f"{sorted(found) or 'none'}; calibrate this model (sere calibrate) or give its own table"
         )
-
-
-def _in_hub_cache(model: str, revision: str | None) -> Path | None:
-    """Return the table in the hub's cache of a model that was named by its id, if it is there."""
-    try:
-        from huggingface_hub import try_to_load_from_cache
-        from huggingface_hub.utils import HFValidationError
-    except ImportError:
-        return None
-    try:
-        found = try_to_load_from_cache(model, DEFAULT_NAME, revision=revision)
-    except HFValidationError:
-        return None
-    return Path(found) if isinstance(found, str) else None

@@ -1,4 +1,4 @@
-"""What each expert kernel supports: two slots of a row with one expert, or freed slots of id -1."""
+"""What vLLM's expert kernels support: duplicate ids within one token's top-k, or freed slots of id -1."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Any
 from sere.config import RerouteConfig
 from sere.errors import ConfigError, UnsupportedEngine
 
-# Kernels that treat each slot by itself, so that a row may hold an expert twice. The CPU kernel was run;
-# the others were read. Not among them on purpose: triton_kernels (OAITriton*), which counts a row's
-# experts in a bit set, FlashInfer TRT-LLM, which keeps one slot per row and expert, and all that could
-# not be determined (FlashInfer CUTLASS, AITER, the quantized CPU kernels).
-BEARS_DUPLICATES = frozenset(
+# Kernels that treat each slot by itself, so that one token's top-k may hold an id twice. The CPU kernel
+# was run; the others were read. Not among them on purpose: triton_kernels (OAITriton*), which counts a
+# token's experts in a bit set, FlashInfer TRT-LLM, which keeps one slot per token and expert, and all that
+# could not be determined (FlashInfer CUTLASS, AITER, the quantized CPU kernels).
+SUPPORTS_DUPLICATES = frozenset(
     {
         # The three after the first (AMX, NEON, VSX) are subclasses with other tile sizes and the same call.
         "CPUUnquantizedExperts",
@@ -25,7 +25,7 @@ BEARS_DUPLICATES = frozenset(
 )  # fmt: skip
 # Kernels that skip a slot of id -1 in a real row. Elsewhere it reads or writes out of bounds, or its
 # output is summed without having been written.
-BEARS_SENTINEL = frozenset({"DeepGemmExperts"})
+SUPPORTS_SENTINEL = frozenset({"DeepGemmExperts"})
 
 _REASON = "sere needs a decomposed backend: it changes the routing between the router and the experts"
 
@@ -33,9 +33,9 @@ _REASON = "sere needs a decomposed backend: it changes the routing between the r
 def fit_to_kernel(config: RerouteConfig, kernel: str | None, *, K: int, merge_given: bool) -> RerouteConfig:
     """Return the settings with the ``merge`` mode that an expert kernel supports.
 
-    A kernel that is not known to handle duplicate ids in a row gets rows of distinct experts: merged slots
-    are filled with other active experts at weight 0, and at least K experts stay active so that
-    there are enough of them.
+    A kernel that is not known to handle duplicate ids within one token's top-k gets distinct ones: merged
+    slots are filled with other active experts at weight 0, and at least K experts stay active so that there
+    are enough of them.
 
     Args:
         config: The settings.
@@ -46,12 +46,12 @@ def fit_to_kernel(config: RerouteConfig, kernel: str | None, *, K: int, merge_gi
     Raises:
         ConfigError: The user's choice is one that this kernel does not support.
     """
-    if kernel in BEARS_DUPLICATES and config.merge != "sentinel":
+    if kernel in SUPPORTS_DUPLICATES and config.merge != "sentinel":
         return config
-    if config.merge == "sentinel" and (kernel not in BEARS_SENTINEL or config.sentinel != -1):
+    if config.merge == "sentinel" and (kernel not in SUPPORTS_SENTINEL or config.sentinel != -1):
         raise ConfigError(
             f"merge='sentinel' (sentinel {config.sentinel}): the expert kernel {kernel or 'in use'} is not "
-            "known to handle such ids; omit merge, and sere picks a mode that it supports"
+            "known to handle such ids; omit merge and sere picks a mode that this kernel supports"
         )
     if config.merge == "sentinel":
         return config

@@ -3,74 +3,70 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sere.integrations.activity import without_numbers
-from sere.integrations.vllm import engine_stats
-from sere.integrations.vllm.reasons import why_engine_changed_nothing
-from sere.reroute.stats import COUNTERS
-
-if TYPE_CHECKING:
-    from sere.integrations.vllm.worker.state import Session
+from sere.integrations.vllm.reasons import rerouted_slots, why_engine_changed_nothing
 
 logger = logging.getLogger("vllm.sere")
 
 FIRST_LOOK = 200
 """Steps after which the counters are first looked at; then after twice as many, and so on."""
 
-_REROUTED = COUNTERS.index("slots_rerouted")
+Counted = Mapping[str, Any]
+"""What `WorkerState.report` returns."""
 
 
 class Guard:
-    """Watches one worker's counters until something has been re-routed under the settings that hold.
+    """Watches one worker's counters until something has been re-routed under the current settings.
 
-    All of it runs between two steps, where steps and layers have counted the same: a step under way cannot
+    All of it runs between two steps, when steps and layers have counted the same: a step under way cannot
     be taken for one that layers missed. Reading waits for the device, so it is done ever more rarely.
 
     Args:
-        session: The worker's session.
+        read: Returns what the worker has counted since its start or the last reset.
+        speaks: Whether this worker writes to the log.
     """
 
-    def __init__(self, session: Session) -> None:
-        self._session = session
-        self._said: set[str] = set()
-        self._base: Mapping[str, Any] | None = None
+    def __init__(self, read: Callable[[], Counted], *, speaks: bool) -> None:
+        self._read, self._speaks = read, speaks
+        self._logged: set[str] = set()
+        self._base: Counted | None = None
         self._steps, self._due = 0, FIRST_LOOK
         self._done = False
 
     def restart(self) -> None:
         """Judge only what is counted from now on: settings have changed."""
-        self._session.counts.least_budget = None
-        self._base = engine_stats.answer(self._session)
+        self._base = self._read()
         self._steps, self._due = 0, FIRST_LOOK
         self._done = False
 
-    def carry(self, counted: Mapping[str, Any]) -> None:
-        """Keep in mind what was counted so far, for the counters are set to zero next."""
-        nothing = _difference(counted, counted)
-        self._base = _difference(self._base or nothing, counted)
+    def carry(self, counted: Counted) -> None:
+        """Remember what was counted so far, because the counters are set to zero next."""
+        zero = _difference(counted, counted)
+        self._base = _difference(self._base or zero, counted)
 
     def step(self) -> None:
         """Count a step that is about to run; look when it is time."""
-        self._steps += self._session.enabled
+        self._steps += 1
         if self._steps >= self._due:
             self._due *= 2
             self.look()
 
     def look(self) -> None:
         """Log why nothing was re-routed, if nothing was and this reason has not been logged."""
-        if self._done or not self._session.speaks:
+        if self._done or not self._speaks:
             return
-        counted = _difference(engine_stats.answer(self._session), self._base)
+        counted = _difference(self._read(), self._base)
         sentence = why_engine_changed_nothing(counted)
         if sentence is None:
-            self._done = any(layer["counters"][_REROUTED] for layer in counted["layers"])
+            self._done = rerouted_slots(counted) > 0
             return
         reason = without_numbers(sentence)
-        if reason not in self._said:
-            self._said.add(reason)
+        if reason not in self._logged:
+            self._logged.add(reason)
             logger.warning("sere: %s", sentence)
 
     def last_look(self) -> None:
@@ -89,7 +85,7 @@ class Guard:
             self.restart()
 
 
-def _difference(counted: Mapping[str, Any], base: Mapping[str, Any] | None) -> Mapping[str, Any]:
+def _difference(counted: Counted, base: Counted | None) -> Counted:
     """Return what was counted beyond a base."""
     if base is None:
         return counted

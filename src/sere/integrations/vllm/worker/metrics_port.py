@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from sere.errors import ConfigError
-from sere.integrations.vllm import engine_stats
 from sere.integrations.vllm.prometheus import Collector
 
-if TYPE_CHECKING:
-    from sere.integrations.vllm.worker.state import Session
+logger = logging.getLogger("vllm.sere")
 
 
-def serve(session: Session, host: str, port: int) -> Callable[[], None]:
+def serve_metrics(read: Callable[[], Mapping[str, Any]], host: str, port: int) -> Callable[[], None]:
     """Serve metrics until the worker ends.
 
     Args:
-        session: The worker's session.
+        read: Returns what the worker has counted.
         host: Address to listen on; ``"0.0.0.0"`` for all of the machine's.
         port: Port to listen on.
 
@@ -25,20 +24,20 @@ def serve(session: Session, host: str, port: int) -> Callable[[], None]:
         What closes the port; it may be called again.
 
     Raises:
-        ConfigError: The port cannot be had; the text says what to do.
+        ConfigError: The port cannot be opened; the text says what to do.
     """
     from prometheus_client import CollectorRegistry, start_http_server
 
     registry = CollectorRegistry()
-    registry.register(Collector(lambda: [engine_stats.answer(session)]))
+    registry.register(Collector(lambda: [read()]))
     try:
         server, thread = start_http_server(port, addr=host, registry=registry)
     except OSError as error:
         raise ConfigError(
-            f"metrics_port: {host}:{port} cannot be listened on ({error}); give a free port, or another "
-            "metrics_host, or drop metrics_port"
+            f"metrics_port: expected a free port, but {host}:{port} cannot be opened ({error}); choose "
+            "another port or metrics_host, or omit metrics_port"
         ) from error
-    engine_stats.logger.info("sere: Prometheus metrics on http://%s:%d/metrics", host, port)
+    logger.info("sere: Prometheus metrics on http://%s:%d/metrics", host, port)
 
     def close() -> None:
         server.shutdown()

@@ -1,4 +1,4 @@
-"""What is known about the running requests, and which rows of a step are whose."""
+"""What is known about the running requests, and which rows of a step belong to which."""
 
 from __future__ import annotations
 
@@ -70,13 +70,13 @@ class RequestBook:
         drafts = scheduler_output.scheduled_spec_decode_tokens
         chosen = np.full(len(names), PROTECTED, dtype=np.int32)
         count = 0
-        for place, name in enumerate(names):
+        for index, name in enumerate(names):
             known, done = self._known.get(name), computed.get(name)
             if known is None:
                 continue
             decoding = done is not None and done >= known[0]
-            if all_phases or (decoding and counts[place] == 1 + len(drafts.get(name, ()))):
-                chosen[place] = min(default if known[1] is None else known[1], PROTECTED)
+            if all_phases or (decoding and counts[index] == 1 + len(drafts.get(name, ()))):
+                chosen[index] = min(default if known[1] is None else known[1], PROTECTED)
                 count += 1
         return StepRows(np.repeat(chosen, counts), count)
 

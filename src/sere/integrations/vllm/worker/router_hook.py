@@ -17,15 +17,16 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from sere.defaults import OLD_TABLE
 from sere.errors import UnsupportedEngine
-from sere.integrations.vllm.start.tables import DEFAULT_NAME
 from sere.integrations.vllm.worker.expert_kernels import decomposed_kernels
+from sere.reroute import Routing
 
-METHOD = "_compute_routing"
+ROUTER_METHOD = "_compute_routing"
 
 
 @contextmanager
-def building(found: Callable[[Any], None]) -> Iterator[None]:
+def report_layers(found: Callable[[Any], None]) -> Iterator[None]:
     """Report each MoE layer that is built in this context.
 
     Layers of a drafter of speculative decoding are not reported: only the target is re-routed.
@@ -54,7 +55,7 @@ def building(found: Callable[[Any], None]) -> Iterator[None]:
 
 
 class Layer(Protocol):
-    """What stands behind a router.
+    """What sees and changes the result of a router.
 
     Attributes:
         name: The layer's name, for errors.
@@ -62,8 +63,8 @@ class Layer(Protocol):
 
     name: str
 
-    def route(self, weights: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Take weights and logical ids, ``[T, K]``, and return them anew."""
+    def route(self, ids: Tensor, weights: Tensor) -> Routing:
+        """Take logical ids and weights, ``[T, K]``, and return new ones."""
 
 
 def intercept(router: Any, layer: Layer) -> None:
@@ -71,30 +72,32 @@ def intercept(router: Any, layer: Layer) -> None:
 
     Args:
         router: A router object of vLLM; its class stays as it is.
-        layer: Asked at every step, so that its ``route`` can be replaced.
+        layer: Its ``route`` is looked up at every step, so that it can be replaced.
 
     Raises:
-        UnsupportedEngine: The router has another shape than expected, or something else sits there already.
+        UnsupportedEngine: The router lacks the method, or something has replaced the method already.
     """
-    original = getattr(router, METHOD, None)
+    original = getattr(router, ROUTER_METHOD, None)
     if original is None:
         raise UnsupportedEngine(
-            f"{layer.name}: its router {type(router).__name__} has no {METHOD}; expected a subclass of "
-            "vLLM's BaseRouter"
+            f"{layer.name}: its router {type(router).__name__} has no {ROUTER_METHOD}; expected a subclass "
+            "of vLLM's BaseRouter"
         )
-    if METHOD in vars(router):
+    if ROUTER_METHOD in vars(router):
         raise UnsupportedEngine(
-            f"{layer.name}: {METHOD} of its router has been replaced already, by {_origin(original)}; two "
-            "plug-ins cannot both change the routing, so switch one off (VLLM_PLUGINS says which to load)"
+            f"{layer.name}: {ROUTER_METHOD} of its router has been replaced already, by {_origin(original)}; "
+            "two plug-ins cannot both change the routing, so switch one off (VLLM_PLUGINS says which to load)"
         )
 
     def routed(
         hidden_states: Tensor, router_logits: Tensor, indices_type: torch.dtype | None = None, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
         weights, ids = original(hidden_states, router_logits, indices_type, **kwargs)
-        return layer.route(weights, ids)
+        routing = layer.route(ids, weights)
+        # The one place where the order is vLLM's.
+        return routing.weights, routing.ids
 
-    setattr(router, METHOD, routed)
+    setattr(router, ROUTER_METHOD, routed)
 
 
 def layer_index(name: str) -> int:
@@ -118,14 +121,14 @@ def _in_drafter() -> bool:
 
 @contextmanager
 def _without_table_among_weights() -> Iterator[None]:
-    """Keep vLLM from reading ``sere.safetensors`` as weights where a model's folder has no index."""
+    """Keep vLLM from reading a table with an old name as weights where a model's folder has no index."""
     from vllm.model_executor.model_loader import default_loader
 
     choose = default_loader.filter_duplicate_safetensors_files
 
     @functools.wraps(choose)
     def filtered(files: list[str], *args: Any, **kwargs: Any) -> list[str]:
-        weights = [file for file in files if Path(file).name != DEFAULT_NAME]
+        weights = [file for file in files if Path(file).name != OLD_TABLE]
         chosen: list[str] = choose(weights, *args, **kwargs)
         return chosen
 

@@ -1,4 +1,4 @@
-"""The signal from the host to the layers: one budget for each row, on the device, updated in place."""
+"""From the host to the layers: one budget per row, on the device, updated in place."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from torch import Tensor
 from sere.integrations.vllm.tiers import PADDING, PROTECTED
 
 
-class RowSignal:
-    """Budgets of the rows of the coming step.
+class RowBudgets:
+    """The budgets of the coming step's rows.
 
     All rows are padding until a step is announced, which leaves every layer's routing alone: profiling,
     graph capture and dummy steps are exact. The tensor is allocated once and only ever written in place, on
@@ -21,15 +21,15 @@ class RowSignal:
         rows: Most rows of a step.
         device: Where the layers run.
         may_skip: Whether nothing replays the layers without their Python (no graphs, no compiled code), so
-            that a step without rows to re-route can pass them by.
+            that layers can skip a step without rows to re-route.
 
     Attributes:
-        budget: ``[rows]``, int32: S, ``PROTECTED`` or ``PADDING``.
+        tensor: ``[rows]``, int32: S, ``PROTECTED`` or ``PADDING``.
         skip: Whether the layers need not look at this step at all.
     """
 
     def __init__(self, rows: int, device: torch.device, *, may_skip: bool) -> None:
-        self.budget = torch.full((rows,), PADDING, dtype=torch.int32, device=device)
+        self.tensor = torch.full((rows,), PADDING, dtype=torch.int32, device=device)
         self.may_skip = may_skip
         self.skip = may_skip
         self._written = np.empty(0, dtype=np.int32)
@@ -37,7 +37,7 @@ class RowSignal:
     def announce(self, budgets: npt.NDArray[np.int32]) -> bool:
         """Write the budgets of the coming step's rows, ``[N]``; the rows after them are padding.
 
-        Where no row is to be re-routed the step is exact.
+        If no row can be re-routed the step is exact.
 
         Returns:
             Whether the step re-routes.
@@ -56,16 +56,16 @@ class RowSignal:
 
     def at(self, rows: int) -> Tensor:
         """Return the budgets of a layer's first ``rows`` rows."""
-        return self.budget.narrow(0, 0, rows)
+        return self.tensor.narrow(0, 0, rows)
 
     def _write(self, budgets: npt.NDArray[np.int32]) -> None:
         """Copy what differs from the last step; a steady batch costs a comparison and no copy."""
         if np.array_equal(budgets, self._written):
             return
         width = max(len(budgets), len(self._written))
-        host = torch.full((width,), PADDING, dtype=torch.int32, device="cpu", pin_memory=self.budget.is_cuda)
+        host = torch.full((width,), PADDING, dtype=torch.int32, device="cpu", pin_memory=self.tensor.is_cuda)
         host[: len(budgets)] = torch.from_numpy(budgets)
         # A fresh pinned buffer each time: torch does not reuse it before the copy has run, so a step
         # that is scheduled ahead cannot overwrite what the one before has not read yet.
-        self.budget[:width].copy_(host, non_blocking=True)
+        self.tensor[:width].copy_(host, non_blocking=True)
         self._written = budgets.copy()

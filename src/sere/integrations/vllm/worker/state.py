@@ -1,113 +1,60 @@
-"""One engine in one worker process: its layers, its settings, its signal."""
+"""Re-routing of one engine in one worker process: its layers, its settings, its rows' budgets."""
 
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from torch import Tensor
 
 from sere.config import RerouteConfig
-from sere.errors import SereError, UnsupportedEngine
-from sere.integrations.vllm.options import Options
+from sere.errors import UnsupportedEngine
+from sere.integrations.vllm.plugin_config import PluginConfig
 from sere.integrations.vllm.start import features, tables, versions
-from sere.integrations.vllm.tiers import COUNT_ONLY_S, PADDING
+from sere.integrations.vllm.step_counts import StepCounts
+from sere.integrations.vllm.tiers import COUNT_ONLY_S
 from sere.integrations.vllm.worker import expert_kernels, router_hook
 from sere.integrations.vllm.worker.guard import Guard
-from sere.integrations.vllm.worker.row_budgets import RowSignal
-from sere.integrations.vllm.worker.step_counts import StepCounts
-from sere.policies.base import LayerShape
+from sere.integrations.vllm.worker.layer import RoutedLayer
+from sere.integrations.vllm.worker.row_budgets import RowBudgets
+from sere.integrations.vllm.worker.sleep import keep_through_sleep
 from sere.policies.sere import Sere
-from sere.reroute import PreparedLayer, TokenBatch
 from sere.table import SimilarityTable
-
-if TYPE_CHECKING:
-    from sere.integrations.vllm.worker.steps import Steps
 
 # A child of vLLM's logger: its lines come out where and as the engine's own do, in every process.
 logger = logging.getLogger("vllm.sere")
 
-_ID_DTYPES = (torch.int32, torch.int64)
 
-
-class RoutedLayer:
-    """One MoE layer of the engine.
-
-    Attributes:
-        index: Decoder-layer index.
-        name: vLLM's name of the layer.
-        runner: Its ``MoERunner``.
-        num_experts: Routed experts, without EPLB's copies.
-        top_k: Routed slots per token.
-        prepared: The prepared similarities and settings; None until the model is loaded.
-        counters: int64, one entry per name in ``sere.reroute.COUNTERS``, on the device.
-        signal: The budgets of the coming step's rows.
-    """
-
-    def __init__(self, runner: Any) -> None:
-        self.runner, self.name = runner, str(runner.layer_name)
-        self.index = router_hook.layer_index(self.name)
-        self.num_experts, self.top_k = versions.logical_experts(runner), int(runner.router.top_k)
-        self.prepared: PreparedLayer | None = None
-        self.counters: Tensor | None = None
-        self.signal: RowSignal | None = None
-
-    @property
-    def shape(self) -> LayerShape:
-        """The layer as routing rules see it."""
-        return LayerShape(self.index, self.num_experts, self.top_k)
-
-    def route(self, weights: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Re-route one step; called where the router returns.
-
-        Raises:
-            SereError: The engine runs the layer before its model was loaded.
-        """
-        prepared, signal = self.prepared, self.signal
-        if prepared is None or signal is None:
-            raise SereError(f"{self.name}: runs before re-routing was prepared; please report this")
-        if signal.skip:
-            return weights, ids
-        # Some kernels ask for uint32 or int16 ids.
-        narrow = ids if ids.dtype in _ID_DTYPES else ids.to(torch.int32)
-        batch = TokenBatch(narrow, weights, signal.at(ids.shape[0]))
-        routing = prepared.route(batch, self.counters)
-        return routing.weights, routing.ids if narrow is ids else routing.ids.to(ids.dtype)
-
-
-class Session:
+class WorkerState:
     """Re-routing of one engine in one worker.
 
     Args:
-        options: The plug-in's settings.
+        plugin_config: The plug-in's settings.
         vllm_config: vLLM's ``VllmConfig``.
         table: The similarities, checked against the model's config.
 
     Attributes:
         layers: The MoE layers, by index, once the model is built.
-        config: The settings as they fit the expert kernel.
-        enabled: Whether steps are re-routed at present.
-        signal: The budgets of the coming step's rows; None until the model is loaded.
+        config: The current settings, fitted to the expert kernel.
+        enabled: Whether re-routing is on at present.
+        budgets: The budgets of the coming step's rows; None until the model is loaded.
         kernel: Class name of the expert kernel, or None where it cannot be told.
-        steps: What watches the model runner; None until the model is loaded.
         counts: Steps by what was done with them.
-        guard: What says in the log why nothing was re-routed.
+        guard: Says in the log why nothing was re-routed.
     """
 
-    def __init__(self, options: Options, vllm_config: Any, table: SimilarityTable) -> None:
-        self.options, self.vllm_config, self.table = options, vllm_config, table
-        self.config: RerouteConfig = options.reroute
-        self.enabled = options.enabled
+    def __init__(self, plugin_config: PluginConfig, vllm_config: Any, table: SimilarityTable) -> None:
+        self.plugin_config, self.vllm_config, self.table = plugin_config, vllm_config, table
+        self.config: RerouteConfig = plugin_config.reroute
+        self.enabled = plugin_config.enabled
         self.layers: dict[int, RoutedLayer] = {}
-        self.signal: RowSignal | None = None
+        self.budgets: RowBudgets | None = None
         self.kernel: str | None = None
-        self.steps: Steps | None = None
         self.counts = StepCounts()
-        self.guard = Guard(self)
+        self.guard = Guard(self.report, speaks=self.speaks)
 
     def add(self, runner: Any) -> None:
-        """Take in one MoE layer while the model is built.
+        """Add one MoE layer while the model is built.
 
         Raises:
             TableError: The table does not know this layer.
@@ -139,16 +86,22 @@ class Session:
         if self.speaks:
             self.table.check_slots({index: layer.top_k for index, layer in self.layers.items()})
         self._choose_merge()
-        self.signal = RowSignal(rows, device, may_skip=device.type == "cpu" and self.eager)
+        self.budgets = RowBudgets(rows, device, may_skip=device.type == "cpu" and self.eager)
         policy = Sere(self.table.layers, self.config)
         for layer in self.layers.values():
             router = policy.bind(layer.shape, device)
             layer.prepared, layer.counters = router.prepared, router.counters
-            layer.signal = self.signal
-            self._keep_through_sleep(layer)
+            layer.budgets = self.budgets
+            keep_through_sleep(layer, self._tensors(layer), self.vllm_config)
         # One of each shape: a backend may compile for a shape.
         for layer in {(layer.num_experts, layer.top_k): layer for layer in self.layers.values()}.values():
-            _warm(layer)
+            layer.warm_up()
+
+    def _tensors(self, layer: RoutedLayer) -> dict[str, torch.Tensor]:
+        assert layer.prepared is not None
+        assert layer.counters is not None
+        assert self.budgets is not None
+        return layer.prepared.tensors() | {"counters": layer.counters, "budgets": self.budgets.tensor}
 
     def describe(self) -> str:
         """Return the line that says that re-routing is active."""
@@ -168,13 +121,13 @@ class Session:
         )
 
     def log_start(self) -> None:
-        """Say that re-routing is active, and warn of what may surprise."""
+        """Log that re-routing is active, and warn of what may surprise."""
         logger.info("sere: %s", self.describe())
-        floor, asked = self.config.min_active, self.options.reroute.min_active
+        floor, asked = self.config.min_active, self.plugin_config.reroute.min_active
         if floor != asked:
             logger.warning(
                 "sere: min_active is %d instead of %d: the expert kernel %s is not known to handle duplicate "
-                "ids within one token\'s top-k, so every row needs as many distinct experts as it has slots",
+                "ids within one token's top-k, so every row needs as many distinct experts as it has slots",
                 floor, asked, self.kernel or "in use",
             )  # fmt: skip
         for warning in features.surprises(self.vllm_config, self.config):
@@ -182,12 +135,44 @@ class Session:
         self.warn_of_settings()
 
     def warn_of_settings(self) -> None:
-        """Warn where the settings that hold leave nothing to re-route."""
+        """Warn if the current settings leave nothing to re-route."""
         if self.config.select_top_k == COUNT_ONLY_S or not self.layers:
             return
         shapes = [layer.shape for layer in self.layers.values()]
         for reason in Sere(self.table.layers, self.config).why_idle(shapes):
             logger.warning("sere: %s", reason)
+
+    def settings_changed(self) -> None:
+        """Judge what is counted from now on by itself."""
+        self.counts.least_budget = None
+        self.guard.restart()
+
+    def read(self, reset: bool = False) -> dict[str, Any]:
+        """Return what was counted, as `report`, and set all counters to zero if ``reset`` says so."""
+        found = self.report()
+        if reset:
+            self.guard.carry(found)
+            self.reset_counters()
+        return found
+
+    def report(self) -> dict[str, Any]:
+        """Return settings and counts as plain numbers, which can be sent between processes."""
+        counters = {layer: layer.counters for layer in self.layers.values() if layer.counters is not None}
+        # One copy for all layers, because it waits for the device.
+        copied = torch.stack(list(counters.values())).tolist() if counters else []
+        return {
+            "enabled": self.enabled,
+            "settings": self.config.to_mapping(),
+            "steps": self.counts.to_mapping(),
+            "layers": [
+                {"index": layer.index, "name": layer.name, "counters": sums}
+                for layer, sums in zip(counters, copied, strict=True)
+            ],
+            "top_k": max((layer.top_k for layer in self.layers.values()), default=0),
+            "num_experts": max((layer.num_experts for layer in self.layers.values()), default=0),
+            "kernel": self.kernel,
+            "expert_bytes": self.expert_bytes(),
+        }
 
     def expert_bytes(self) -> int | None:
         """Return the bytes of one routed expert's weights in this worker, or None if they cannot be told."""
@@ -210,29 +195,15 @@ class Session:
         return range(*self.vllm_config.model_config.get_layers_start_end_indices(parallel))
 
     def _choose_merge(self) -> None:
-        """Fit the settings to the expert kernels; where they differ, all get what all support."""
+        """Fit the settings to the expert kernels: all layers get what all kernels support."""
         for _, layer in sorted(self.layers.items()):
             kernel, monolithic = versions.expert_kernel(layer.runner)
             if monolithic:
                 expert_kernels.refuse_monolithic(layer.name, versions.quant_method(layer.runner), kernel)
             self.kernel = versions.kernel_name(kernel)
             self.config = expert_kernels.fit_to_kernel(
-                self.config, self.kernel, K=layer.top_k, merge_given=self.options.merge_given
+                self.config, self.kernel, K=layer.top_k, merge_given=self.plugin_config.merge_given
             )
-
-    def _keep_through_sleep(self, layer: RoutedLayer) -> None:
-        """Make the layer's tensors buffers of its module: the sleep mode saves and restores those alone."""
-        assert layer.prepared is not None
-        assert layer.signal is not None
-        # Until 0.20 the runner is no module; the one that owns it stands in the forward context by its name.
-        known = getattr(self.vllm_config.compilation_config, "static_forward_context", {})
-        owner = layer.runner if isinstance(layer.runner, torch.nn.Module) else known.get(layer.name)
-        if not isinstance(owner, torch.nn.Module):
-            logger.warning("sere: %s has no module to keep its tensors; do not use sleep level 2", layer.name)
-            return
-        own = {"counters": layer.counters, "budget": layer.signal.budget}
-        for name, tensor in {**layer.prepared.tensors(), **own}.items():
-            owner.register_buffer(f"sere_{name}", tensor, persistent=False)
 
     @property
     def speaks(self) -> bool:
@@ -244,12 +215,3 @@ class Session:
     def eager(self) -> bool:
         """Whether every step runs the layers' Python, neither compiled nor captured."""
         return int(self.vllm_config.compilation_config.mode or 0) == 0
-
-
-def _warm(layer: RoutedLayer) -> None:
-    """Run the operation once on padding, so that a backend compiles now and not in a request."""
-    assert layer.prepared is not None
-    ids = torch.zeros(1, layer.top_k, dtype=torch.int32, device=layer.prepared.device)
-    budgets = torch.full((1,), PADDING, dtype=torch.int32, device=ids.device)
-    batch = TokenBatch(ids, torch.zeros_like(ids, dtype=torch.float32), budgets)
-    layer.prepared.route(batch, layer.counters)

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from sere.integrations.vllm import engine_stats
+from sere.integrations.vllm.engine_stats import log_line, merge_answers
 from sere.integrations.vllm.start import versions
 from sere.integrations.vllm.worker.request_book import RequestBook
-from sere.integrations.vllm.worker.state import Session, logger
+from sere.integrations.vllm.worker.state import WorkerState, logger
 
 
 class Steps:
@@ -20,11 +20,11 @@ class Steps:
 
     Args:
         runner: vLLM's model runner, V1 or V2.
-        session: The worker's session.
+        state: The worker's state.
     """
 
-    def __init__(self, runner: Any, session: Session) -> None:
-        self.runner, self.session = runner, session
+    def __init__(self, runner: Any, state: WorkerState) -> None:
+        self.runner, self.state = runner, state
         self.book = RequestBook()
         self._logged = monotonic()
 
@@ -57,19 +57,20 @@ class Steps:
     def _before_step(self, scheduler_output: Any, *_: Any, **kwargs: Any) -> None:
         if not kwargs.get("dummy_run", False):
             self.book.update(scheduler_output)
-            self.session.guard.step()
+            if self.state.enabled:
+                self.state.guard.step()
         self._log()
 
     def _before_dummy(self, *_: Any, **__: Any) -> None:
-        assert self.session.signal is not None
-        self.session.signal.exact()
+        assert self.state.budgets is not None
+        self.state.budgets.exact()
 
     def _before_prepare(self, scheduler_output: Any, counts: Any, *_: Any, **__: Any) -> None:
-        """V1: requests have taken their places in the batch by now."""
+        """V1: the order of requests in the batch is known by now."""
         self._announce(scheduler_output, self.runner.input_batch.req_ids, np.asarray(counts))
 
     def _around_prepare(self, prepare: Callable[..., Any]) -> Callable[..., Any]:
-        """V2: the batch that comes back says who has which rows."""
+        """V2: the returned batch says which rows belong to which request."""
 
         def prepared(scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
             batch = prepare(scheduler_output, *args, **kwargs)
@@ -77,40 +78,38 @@ class Steps:
             if int(counts.sum()) == int(batch.num_tokens):
                 self._announce(scheduler_output, batch.req_ids, counts)
             else:
-                # The device drops some drafted tokens by itself: whose rows are where is not known here.
+                # The device drops some drafted tokens by itself: which rows are whose is not known here.
                 self._before_dummy()
-                self.session.counts.unknown += 1
+                self.state.counts.unknown += 1
             return batch
 
         return prepared
 
     def _announce(self, scheduler_output: Any, names: list[str], counts: Any) -> None:
-        session = self.session
-        assert session.signal is not None
+        state = self.state
+        assert state.budgets is not None
         names = names[: len(counts)]
-        if not session.enabled:
-            session.signal.exact()
-            session.counts.disabled += 1
+        if not state.enabled:
+            state.budgets.exact()
+            state.counts.disabled += 1
             return
-        config = session.config
+        config = state.config
         rows = self.book.budgets(
             scheduler_output, names, counts, config.select_top_k, all_phases=config.phases == "all"
         )
-        if session.signal.announce(rows.budgets):
-            session.counts.add_rerouted(int(rows.budgets.min()))
+        if state.budgets.announce(rows.budgets):
+            state.counts.add_rerouted(int(rows.budgets.min()))
         elif rows.decoding:
-            session.counts.protected += 1
+            state.counts.protected += 1
         else:
-            session.counts.prompts += 1
+            state.counts.prompts += 1
 
     def _log(self) -> None:
-        session, every = self.session, self.session.options.log_seconds
-        if not every or session.vllm_config.parallel_config.rank != 0:
+        state, every = self.state, self.state.plugin_config.log_seconds
+        if not every or state.vllm_config.parallel_config.rank != 0:
             return
         now = monotonic()
         if now - self._logged >= every:
             self._logged = now
-            session.guard.look()
-            logger.info(
-                "sere: %s", engine_stats.log_line(engine_stats.merged([engine_stats.answer(session)]))
-            )
+            state.guard.look()
+            logger.info("sere: %s", log_line(merge_answers([state.report()])))

@@ -1,0 +1,174 @@
+"""``sere bench run``: time per output token, off against on."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from sere.cli.loading import add_model_arguments, checkpoint_path, load_model, pick_device, table_path
+from sere.cli.numbers import whole
+from sere.cli.output import add_json_flag, emit_lines, say, spread_cells, table
+from sere.cli.parser import add_command
+from sere.errors import ConfigError
+
+_DEFAULT_SETTINGS = ("sere:S=1", "sere:S=2")
+
+_DETAILS = """Times decode steps of B rows with re-routing off and on. All settings take turns, block by
+block, in one run and decode the same tokens; medians with 20th and 80th percentile, of the times and of
+off's by each (off/this: above 1 is faster). With --preset, the model has a published model's layer shape
+and random weights (standard deviation 0.04), and the similarities are random: neither changes how long a
+step takes. One JSON line a case.
+A vLLM engine is timed by sere bench serve."""
+
+_EXAMPLES = """
+  sere bench --preset qwen3-30b-a3b --layers 4 --batch-size 1 8 16 32 --out benchmarks/results/bench.jsonl
+  sere bench MODEL --table table.safetensors --setting sere:S=2,min_active=32,scale=true --setting topk:S=2
+  sere bench --preset tiny --batch-size 4 --steps 4 --json
+"""
+
+
+def add(subparsers: Any) -> None:
+    """Add the command's parser."""
+    from sere.bench.shapes import SHAPES
+
+    summary = "Time decoding with re-routing off and on."
+    parser = add_command(subparsers, "run", summary, run, details=_DETAILS, examples=_EXAMPLES)
+    parser.add_argument(
+        "model", nargs="?", metavar="MODEL", help="a checkpoint folder, a hub name, or 'bundled'"
+    )
+    parser.add_argument("--preset", metavar="NAME", help=f"instead of MODEL: {', '.join(SHAPES)}")
+    parser.add_argument("--layers", type=whole(1), metavar="L", help="layers of the preset (default: 4)")
+    parser.add_argument(
+        "--table",
+        metavar="FILE",
+        help="similarity table (default: the model's own if there is one, else random similarities)",
+    )
+    parser.add_argument(
+        "--setting", action="append", metavar="SETTING",
+        help=f"repeatable, as for sere eval; off is always there (default: {' '.join(_DEFAULT_SETTINGS)})",
+    )  # fmt: skip
+    parser.add_argument(
+        "--batch-size",
+        type=whole(1),
+        nargs="+",
+        default=[1, 8, 16, 32],
+        metavar="B",
+        help="(default: 1 8 16 32)",
+    )
+    parser.add_argument(
+        "--prompt", type=whole(1), default=32, metavar="N", help="tokens prefilled (default: 32)"
+    )
+    parser.add_argument(
+        "--steps", type=whole(1), default=16, metavar="N", help="timed steps of a block (default: 16)"
+    )
+    parser.add_argument(
+        "--rounds", type=whole(1), default=5, metavar="N", help="blocks of each setting (default: 5)"
+    )
+    parser.add_argument("--seed", type=whole(), default=0, help="of weights, tokens and control (default: 0)")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="append the JSON lines to this file")
+    add_model_arguments(parser)
+    add_json_flag(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Time, write one line a case, print the table."""
+    if (args.model is None) == (args.preset is None):
+        raise ConfigError("bench: expected either MODEL or --preset, e.g. sere bench --preset qwen3-30b-a3b")
+    if args.model is not None and args.layers is not None:
+        raise ConfigError("--layers: only a --preset can have fewer layers; leave it out for a MODEL")
+    emit_lines(args, _records(args), render)
+    return 0
+
+
+def _records(args: argparse.Namespace) -> Any:
+    """Yield the records as they are measured; settings and sizes are checked before the model is made."""
+    from sere.bench.run import BenchPlan, bench
+    from sere.bench.shapes import shape_config
+    from sere.cli.progress import bar
+    from sere.policies.spec import parse_specs
+
+    plan = BenchPlan(
+        settings=parse_specs(args.setting or _DEFAULT_SETTINGS),
+        batch_sizes=list(dict.fromkeys(args.batch_size)),
+        prompt=args.prompt,
+        steps=args.steps,
+        rounds=args.rounds,
+        seed=args.seed,
+        progress=bar,
+    )
+    if args.preset is not None:
+        shape_config(args.preset, layers=_layers(args))
+    yield from bench(_subject(args), plan)
+
+
+def _layers(args: argparse.Namespace) -> int:
+    if args.layers is not None:
+        return int(args.layers)
+    return 2 if args.preset == "tiny" else 4
+
+
+def _subject(args: argparse.Namespace) -> Any:
+    """Load or make what is timed."""
+    from sere.bench.target import Subject, random_table
+    from sere.table import SimilarityTable
+
+    model = _random_model(args) if args.preset is not None else load_model(checkpoint_path(args), args)
+    similarities = random_table(model, seed=args.seed)
+    path = table_path(args) if args.model is not None else args.table
+    if path is not None:
+        loaded = SimilarityTable.load(path)
+        loaded.check(similarities.identity)
+        similarities = loaded
+    identity = similarities.identity
+    described = {
+        "model": args.preset or identity.name,
+        "weights": "random" if args.preset is not None else "checkpoint",
+        "layers": model.config.get_text_config().num_hidden_layers,
+        "E": identity.num_experts,
+        "K": identity.top_k,
+        "vocab_size": model.get_input_embeddings().num_embeddings,
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "device": str(model.device),
+        "experts_implementation": getattr(model.config, "_experts_implementation", None),
+        "similarity": similarities.metric,
+        "table": None if path is None else similarities.fingerprint,
+        "tokens": "random",
+    }
+    return Subject(model, similarities, described)
+
+
+def _random_model(args: argparse.Namespace) -> Any:
+    import torch
+
+    from sere.bench.target import random_model
+
+    dtype = torch.bfloat16 if args.dtype == "auto" else getattr(torch, args.dtype)
+    say(f"making {args.preset} with {_layers(args)} layers and random weights")
+    return random_model(
+        args.preset, layers=_layers(args), dtype=dtype, device=pick_device(args.device),
+        experts_implementation=args.experts_implementation, seed=args.seed,
+    )  # fmt: skip
+
+
+def render(records: list[Mapping[str, Any]]) -> str:
+    """Return the records as a table with one row a case."""
+    headers = ["B", "setting", "TPOT ms", "p20 to p80", "off/this", "p20 to p80", "experts",
+               "hook µs/layer", "hook % of step"]  # fmt: skip
+    return table([_row(record) for record in records], headers)
+
+
+def _row(record: Mapping[str, Any]) -> list[Any]:
+    tpot, ratio, hook, experts = (
+        record[name] for name in ("tpot_ms", "ratio_off_to_this", "hook", "experts")
+    )
+    return [
+        record["batch_size"],
+        record["setting"],
+        *spread_cells(tpot, 2),
+        *spread_cells(ratio, 3),
+        f"{experts['before']:.1f} > {experts['after']:.1f}",
+        None if hook is None else f"{hook['us_per_layer']:.0f}",
+        None if hook is None else f"{100 * hook['ms_per_step'] / tpot['p50']:.1f}",
+    ]

@@ -1,0 +1,131 @@
+"""``sere bench serve``: a vLLM engine with re-routing off and on."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from sere.cli.bench.serve_runs import DEFAULT_SETTINGS, online_records, records
+from sere.cli.bench.serve_tables import render, render_online
+from sere.cli.loading import DTYPES, add_trust_argument
+from sere.cli.numbers import at_least, whole
+from sere.cli.output import add_json_flag, emit_lines, say
+from sere.cli.parser import add_command
+from sere.cli.server_logs import server_logs
+from sere.errors import ConfigError
+
+_DETAILS = """Starts vLLM in this process and sends it batches of B requests that arrive together. Settings
+are those of sere eval --engine vllm. Those that differ in S and rho alone take turns, block by block, in one
+engine. A floor (min_active), scale, targets and merge are part of an engine's start: such settings get an
+engine of their own, one after the other. 'off' takes turns in each of them, and a ratio is always to the off
+of the same engine. Beside the settings stand 'untouched' (the engine without any wrapper of ours; not with
+--compile, where the operation is part of the compiled code) and for each sere setting its oracle (the same
+re-routed ids, put in place without the work). random and topk settings run in an eager engine of this process
+alone. With --preset, the model has a published model's layer shape, random weights (standard deviation 0.04)
+and random similarities. One JSON line a case.
+
+With --server it starts a real 'vllm serve' for each of these engines instead, on a port of this machine
+alone, and sends it requests over HTTP: B at once, the next when one has ended, or R a second at random times.
+Settings take turns through the server's own route. There is no oracle; 'untouched' is one more server,
+started without sere (--untouched), which takes turns with each of the others and works with --compile too.
+Exit code 1 if any request failed. Where something failed, the servers' logs are left beside --out."""
+
+_EXAMPLES = """
+  sere bench serve --preset qwen3-30b-a3b --layers 4 --batch-size 8 16 32 64 --out serve.jsonl
+  sere bench serve MODEL --table table.safetensors --setting sere:S=2,min_active=32,scale=true --compile
+  sere bench serve --preset qwen3-30b-a3b --layers 4 --server --batch-size 8 16 --untouched
+  sere bench serve --preset qwen3-30b-a3b --layers 4 --server --request-rate 1 2 4
+  sere bench serve --preset qwen3-30b-a3b --setting sere:S=2 --setting sere:S=2,min_active=32
+  sere bench serve MODEL --table table.safetensors --server --engine-option tensor_parallel_size=2
+"""
+
+
+def add(subparsers: Any) -> None:
+    """Add the command's parser."""
+    from sere.bench.shapes import SHAPES
+
+    summary = "Time a vLLM engine with re-routing off and on."
+    parser = add_command(subparsers, "serve", summary, run, details=_DETAILS, examples=_EXAMPLES)
+    parser.add_argument(
+        "model", nargs="?", metavar="MODEL", help="a checkpoint folder, a hub name, or 'bundled'"
+    )
+    parser.add_argument("--preset", metavar="NAME", help=f"instead of MODEL: {', '.join(SHAPES)}")
+    parser.add_argument("--layers", type=whole(1), metavar="L", help="layers of the preset (default: 4)")
+    parser.add_argument("--table", metavar="FILE", help="similarity table of MODEL")
+    parser.add_argument(
+        "--setting", action="append", metavar="SETTING",
+        help="repeatable, as for sere eval --engine vllm; off is always there (default: "
+        f"{' '.join(DEFAULT_SETTINGS)})",
+    )  # fmt: skip
+    parser.add_argument(
+        "--batch-size", type=whole(1), nargs="+", metavar="B",
+        help="requests at once (default: 8 16 32, or none beside --request-rate)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--prompt", type=whole(1), default=32, metavar="N", help="tokens of a prompt (default: 32)"
+    )
+    parser.add_argument("--steps", type=whole(1), default=32, metavar="N", help="decode steps (default: 32)")
+    parser.add_argument("--rounds", type=whole(1), default=3, metavar="N", help="blocks of each (default: 3)")
+    parser.add_argument(
+        "--dtype",
+        choices=DTYPES,
+        default="bfloat16",
+        help="of the weights; auto: as stored (default: bfloat16)",
+    )
+    parser.add_argument(
+        "--engine-option", action="append", default=[], metavar="KEY=VALUE",
+        help="repeatable; an option of vLLM, its value as JSON or a word, e.g. max_num_seqs=64",
+    )  # fmt: skip
+    add_trust_argument(parser)
+    parser.add_argument("--compile", action="store_true", help="let vLLM compile the model")
+    parser.add_argument(
+        "--threads", type=whole(1), metavar="N",
+        help="threads of torch (default: OMP_NUM_THREADS, else all cores; vllm serve on a CPU: one less, "
+        "for its scheduler)",
+    )  # fmt: skip
+    parser.add_argument("--seed", type=whole(), default=0, help="of weights and prompts (default: 0)")
+    group = parser.add_argument_group("over HTTP")
+    group.add_argument("--server", action="store_true", help="time a 'vllm serve' under load")
+    group.add_argument(
+        "--request-rate",
+        type=at_least(0, "requests a second", above=True),
+        nargs="+",
+        metavar="R",
+        help="requests a second",
+    )
+    group.add_argument(
+        "--requests", type=whole(1), metavar="N", help="requests of a block (default: 32), and at least B"
+    )
+    group.add_argument(
+        "--untouched",
+        action="store_true",
+        help="also time a second server without sere (memory for two models)",
+    )
+    parser.add_argument("--out", type=Path, metavar="FILE", help="append the JSON lines to this file")
+    add_json_flag(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Time, write one line a case, print the table."""
+    if (args.model is None) == (args.preset is None):
+        raise ConfigError("bench serve: expected either MODEL or --preset, e.g. --preset qwen3-30b-a3b")
+    if args.model is not None and args.layers is not None:
+        raise ConfigError("--layers: only a --preset can have fewer layers; leave it out for a MODEL")
+    if not args.server and (args.request_rate or args.requests is not None or args.untouched):
+        raise ConfigError("bench serve: --request-rate, --requests and --untouched belong to --server")
+    if args.server and args.threads is not None:
+        raise ConfigError(
+            "bench serve: --threads is for the engine of this process; a server's are set by vLLM, e.g. with "
+            "VLLM_CPU_OMP_THREADS_BIND"
+        )
+    if not args.server:
+        emit_lines(args, records(args), render)
+        return 0
+    with server_logs(args.out) as logs:
+        shown = emit_lines(args, online_records(args, logs), render_online)
+        failed = sum(record["failed"] for record in shown)
+        if failed:
+            logs.keep = True
+            say(f"{failed} requests failed; the records say how{logs.where()}")
+    return int(failed > 0)

@@ -1,0 +1,48 @@
+"""The similarity table that is used where nobody names one: its file name, and where it is looked for."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+TABLE = "similarity.sere"
+"""The name of a model's table beside its weights. No engine reads a file of this name as weights."""
+
+SUFFIX = ".sere"
+
+# Older tables were named like weights: an engine without sere reads such a file as one of the model's.
+OLD_TABLE = "sere.safetensors"
+TABLES = (TABLE, OLD_TABLE)
+
+
+def default_table(model: str | os.PathLike[str] | None, revision: str | None = None) -> Path | None:
+    """Return the table beside a model's weights, or None where there is none.
+
+    Args:
+        model: The model's folder, or its name on the hub, of which only the local cache is searched; None and
+            an empty name (a model that was made in memory) have no table.
+        revision: The revision of a model on the hub.
+    """
+    name = os.fspath(model or "")
+    if not name:
+        return None
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        found = [folder / table for table in TABLES if (folder / table).is_file()]
+    else:
+        found = _in_hub_cache(name, revision)
+    return found[0].absolute() if found else None
+
+
+def _in_hub_cache(name: str, revision: str | None) -> list[Path]:
+    """Return the tables in the hub's cache of a model that is named by its id."""
+    try:
+        from huggingface_hub import try_to_load_from_cache
+        from huggingface_hub.utils import HFValidationError
+    except ImportError:
+        return []
+    try:
+        found = [try_to_load_from_cache(name, table, revision=revision) for table in TABLES]
+    except HFValidationError:
+        return []
+    return [Path(path) for path in found if isinstance(path, str)]

@@ -1,0 +1,138 @@
+"""The plug-in's settings: what is given under ``additional_config["sere"]``."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any, Self
+
+from sere.config import RerouteConfig
+from sere.errors import ConfigError, did_you_mean
+
+KEY = "sere"
+_EXAMPLE = '{"select_top_k": 2, "threshold": 0.3}'
+# Names that no other plug-in's settings have.
+_UNMISTAKABLE = ("select_top_k", "min_active", "use_scale")
+_PLUGIN_KEYS = ("enabled", "log_seconds", "metrics_port", "metrics_host", "allow_untested")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PluginConfig:
+    """Settings of re-routing and of the plug-in around it.
+
+    Attributes:
+        reroute: How to re-route.
+        merge_given: Whether ``merge`` was among the settings; if not, the expert kernel decides.
+        enabled: Whether re-routing is on when the engine starts; it can be switched later.
+        log_seconds: Seconds between log lines with statistics; 0 for none.
+        metrics_port: Port on which rank 0 serves Prometheus metrics, or None.
+        metrics_host: Address of that port.
+        allow_untested: Accept versions and combinations of features that nobody has tried.
+
+    Raises:
+        ConfigError: A value has the wrong type or is out of range.
+    """
+
+    reroute: RerouteConfig
+    merge_given: bool = False
+    enabled: bool = True
+    log_seconds: float = 60.0
+    metrics_port: int | None = None
+    metrics_host: str = "127.0.0.1"
+    allow_untested: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("enabled", "allow_untested"):
+            if not isinstance(getattr(self, name), bool):
+                raise ConfigError(f"{name}: expected true or false, got {getattr(self, name)!r}")
+        seconds, port = self.log_seconds, self.metrics_port
+        if not isinstance(seconds, int | float) or isinstance(seconds, bool) or not seconds >= 0:
+            raise ConfigError(f"log_seconds: expected seconds, 0 for no log lines, got {seconds!r}")
+        if port is not None and (
+            not isinstance(port, int) or isinstance(port, bool) or not 1 <= port <= 65535
+        ):
+            raise ConfigError(f"metrics_port: expected a port from 1 to 65535, got {port!r}")
+        if not isinstance(self.metrics_host, str) or not self.metrics_host:
+            raise ConfigError(
+                "metrics_host: expected an address to listen on, such as '127.0.0.1', "
+                f"got {self.metrics_host!r}"
+            )
+
+    @classmethod
+    def from_mapping(cls, values: object) -> Self:
+        """Read the settings as the engine hands them on.
+
+        Raises:
+            ConfigError: Not a mapping, a key is unknown (the text names the nearest), or a value is invalid.
+        """
+        if not isinstance(values, Mapping):
+            raise ConfigError(
+                f'additional_config["sere"]: expected settings such as {_EXAMPLE}, got {values!r}; an engine '
+                'that is not to re-route has no "sere" there'
+            )
+        routing = {field.name for field in dataclasses.fields(RerouteConfig)}
+        for key in values:
+            if key not in routing and key not in _PLUGIN_KEYS:
+                raise ConfigError(
+                    f"unknown setting {key!r}{did_you_mean(str(key), [*routing, *_PLUGIN_KEYS])}"
+                )
+        return cls(
+            reroute=RerouteConfig.from_mapping({k: v for k, v in values.items() if k in routing}),
+            merge_given="merge" in values,
+            **{key: values[key] for key in _PLUGIN_KEYS if key in values},
+        )
+
+
+def section(vllm_config: Any) -> Any | None:
+    """Return what ``additional_config["sere"]`` holds, or None.
+
+    Args:
+        vllm_config: vLLM's ``VllmConfig``.
+    """
+    additional = getattr(vllm_config, "additional_config", None)
+    return additional.get(KEY) if isinstance(additional, Mapping) else None
+
+
+def resembles_key(name: object) -> bool:
+    """Whether a name is not ``"sere"``, but may well be meant to be."""
+    return (
+        isinstance(name, str)
+        and name != KEY
+        and bool(get_close_matches(name.strip().lower(), [KEY], n=1, cutoff=0.8))
+    )
+
+
+def misplaced(vllm_config: Any) -> str | None:
+    """Say what in ``additional_config`` looks like settings of re-routing that nothing will read, or None.
+
+    Args:
+        vllm_config: vLLM's ``VllmConfig``.
+    """
+    additional = getattr(vllm_config, "additional_config", None)
+    if not isinstance(additional, Mapping):
+        return None
+    asked = additional.get(KEY) is not None
+    found = [
+        name
+        for name, value in additional.items()
+        if name in _UNMISTAKABLE
+        or (not asked and name != KEY and (resembles_key(name) or _has_our_settings(value)))
+    ]
+    if found:
+        outcome = "these are not read" if asked else "this engine will not re-route"
+        return (
+            f"additional_config has {', '.join(map(repr, found))}, but settings of re-routing belong under "
+            f'"sere", as in {{"sere": {_EXAMPLE}}}; {outcome}'
+        )
+    if KEY in additional and not asked:
+        return (
+            f'additional_config["sere"] is null, so this engine will not re-route; expected settings such as '
+            f"{_EXAMPLE}"
+        )
+    return None
+
+
+def _has_our_settings(value: object) -> bool:
+    return isinstance(value, Mapping) and any(name in value for name in _UNMISTAKABLE)

@@ -1,0 +1,32 @@
+"""vLLM's sleep mode: it saves and restores only what modules of the model hold."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sere.integrations.vllm.worker.layer import RoutedLayer
+
+logger = logging.getLogger("vllm.sere")
+
+
+def keep_through_sleep(layer: RoutedLayer, tensors: Mapping[str, Tensor], vllm_config: Any) -> None:
+    """Make tensors that a layer reads buffers of its module.
+
+    Args:
+        layer: The layer.
+        tensors: By name.
+        vllm_config: vLLM's ``VllmConfig``.
+    """
+    # Up to 0.20 the runner is not a module; its owner is in the forward context under the layer's name.
+    known = getattr(vllm_config.compilation_config, "static_forward_context", {})
+    owner = layer.runner if isinstance(layer.runner, torch.nn.Module) else known.get(layer.name)
+    if not isinstance(owner, torch.nn.Module):
+        logger.warning("sere: %s has no module to keep its tensors; do not use sleep level 2", layer.name)
+        return
+    for name, tensor in tensors.items():
+        owner.register_buffer(f"sere_{name}", tensor, persistent=False)

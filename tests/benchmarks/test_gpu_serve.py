@@ -1,0 +1,50 @@
+"""The serving benchmark: what it refuses, and its whole way on a CPU with the tiny shape."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+pytestmark = pytest.mark.checkout
+
+
+def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-W", "ignore", "benchmarks/gpu_serve.py", *arguments],
+        cwd=ROOT, env=os.environ | environment, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+
+
+def test_nothing_to_serve_with() -> None:
+    """Without vLLM, or without a GPU that nobody asked to do without, it ends with one line."""
+    done = run(CUDA_VISIBLE_DEVICES="")
+    (line,) = done.stderr.splitlines()
+    assert done.returncode == 1
+    assert line.startswith(
+        ("nothing to serve: vLLM is not installed", "nothing to serve: no CUDA device here")
+    )
+
+
+@pytest.mark.vllm
+def test_tiny_shape_on_a_cpu(tmp_path: Path) -> None:
+    """The script serves the tiny shape without a GPU: S = 1 reads fewest experts, S = K and off move none."""
+    pytest.importorskip("vllm", reason="needs vLLM: make test-vllm")
+    out = tmp_path / "out.jsonl"
+    done = run(
+        "--shape", "tiny", "--rows", "8", "--steps", "4", "--eager", "--out", str(out),
+        VLLM_CPU_KVCACHE_SPACE="1",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    (record,) = [json.loads(line) for line in out.read_text().splitlines()]
+    off, one, two, four = (record["settings"][name] for name in ("off", "S=1", "S=2", "S=4"))
+    assert one["experts_after"] < two["experts_after"] < one["experts_before"]
+    for same in (off, four):
+        assert same["experts_after"] == same["experts_before"] > two["experts_after"]
+        assert same["slots_rerouted"] == 0
+    assert "the numbers mean nothing" in done.stdout

@@ -1,0 +1,62 @@
+"""``sere bench run``, for short ``sere bench``: a line per case, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from sere.cli import main
+from tests.support.commands import refused, run_text
+
+
+def test_bench_writes_one_line_a_case(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """Each case is one JSON line, on stdout and appended to --out, with its unit and conditions."""
+    out = tmp_path / "results" / "bench.jsonl"
+    sizes = ["--batch-size", "1", "4", "--steps", "2", "--rounds", "1"]
+    argv = ["bench", "--preset", "tiny", *sizes, "--setting", "sere:select_top_k=1", "--json"]
+    assert main([*argv, "--out", str(out)]) == 0
+    printed = capsys.readouterr().out
+    assert out.read_text() == printed
+    records = [json.loads(line) for line in printed.splitlines()]
+    assert [record["case"] for record in records] == [
+        "B=1 off",
+        "B=1 sere:select_top_k=1",
+        "B=4 off",
+        "B=4 sere:select_top_k=1",
+    ]
+    last = records[-1]
+    assert last["unit"] == "ms"
+    assert last["subject"]["weights"] == "random"
+    assert {"machine", "versions", "commit", "clean_tree"} <= set(last["provenance"])
+    assert last["experts"]["after"] < last["experts"]["before"]
+    assert last["hook"]["us_per_layer"] > 0
+    assert records[2]["hook"] is None
+    assert records[2]["ratio_off_to_this"] == {"p20": 1.0, "p50": 1.0, "p80": 1.0}
+
+
+def test_bench_times_a_checkpoint_with_its_table(
+    capsys: pytest.CaptureFixture[str], checkpoint: Path, similarities: Path
+) -> None:
+    """A checkpoint is timed with the similarities of its table; the table for people has a row a case."""
+    argv = ["bench", checkpoint, "--table", similarities, "--batch-size", 2, "--steps", 2, "--rounds", 1]
+    out, _ = run_text(capsys, *argv)
+    assert "off/this" in out
+    assert "sere:select_top_k=2" in out
+
+
+@pytest.mark.parametrize(
+    ("argv", "line"),
+    [
+        ([], "expected either MODEL or --preset"),
+        (["--preset", "qwen3-30b"], "did you mean 'qwen3-30b-a3b'"),
+        (["--preset", "mixtral-8x7b", "--layers", "33"], "expected 1 to 32 for mixtral-8x7b, got 33"),
+        (["--preset", "tiny", "--rounds", "0"], "argument --rounds: expected a whole number of at least 1"),
+        (["x", "--layers", "2"], "--layers: only a --preset"),
+        (["--preset", "tiny", "--out", "."], ".: expected a file or a free name, got a folder"),
+    ],
+)
+def test_bench_refuses_in_one_line(capsys: pytest.CaptureFixture[str], argv: list[str], line: str) -> None:
+    """Wrong names and sizes are found before anything is made."""
+    assert line in refused(capsys, "bench", *argv)

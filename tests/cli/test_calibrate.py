@@ -1,0 +1,174 @@
+"""``sere calibrate``: the tables that it writes, what an interruption leaves, what it refuses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from sere.cli import main
+from sere.table import SimilarityTable
+from tests.support.calibration import char_tokenizer, interrupt_at_layer, save_tiny
+
+SMALL = ["--max-tokens", "96", "--seq-len", "16"]
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    """A folder with a checkpoint and texts."""
+    model = save_tiny(tmp_path, "qwen3_moe")
+    char_tokenizer().save_pretrained(model)
+    rows = [{"text": f"{i} little documents, each of them different"} for i in range(20)]
+    (tmp_path / "texts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return tmp_path
+
+
+def _run(place: Path, *arguments: str) -> int:
+    model, texts = str(place / "qwen3_moe"), str(place / "texts.jsonl")
+    return main(["calibrate", model, "--texts", texts, *SMALL, *arguments])
+
+
+def test_writes_the_table_and_says_so(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One command writes a table that loads; ``--json`` prints its facts alone on stdout."""
+    out = place / "new" / "table.safetensors"
+    assert _run(place, "--out", str(out), "--json") == 0
+    table = SimilarityTable.load(out)
+    (facts,) = json.loads(capsys.readouterr().out)["tables"]
+    assert facts["fingerprint"] == table.fingerprint
+    assert (facts["calibration_tokens"], facts["layers"], facts["num_experts"], facts["top_k"]) == (
+        96,
+        2,
+        16,
+        4,
+    )
+    assert sorted(path.name for path in out.parent.iterdir()) == ["table.safetensors"]
+
+
+def test_several_metrics_make_a_folder(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Several metrics go into one file each, named after them, and the text table lists them."""
+    assert _run(place, "--out", str(place / "tables"), "--metric", "cosine,projection") == 0
+    for name in ("cosine", "projection"):
+        assert SimilarityTable.load(place / "tables" / f"{name}.sere").metric == name
+    out, err = capsys.readouterr()
+    assert "cosine.sere" in out
+    assert "projection.sere" in out
+    assert f"next: sere table verify {place / 'tables' / 'cosine.sere'}" in err
+
+
+def test_low_memory_gives_the_same_table_and_leaves_no_folder(place: Path) -> None:
+    """Layer by layer the table is the same; the work folder beside it is gone at the end."""
+    assert _run(place, "--out", str(place / "a.safetensors"), "--whole") == 0
+    assert _run(place, "--out", str(place / "b.safetensors"), "--low-memory", "--progress", "always") == 0
+    a, b = (SimilarityTable.load(place / name) for name in ("a.safetensors", "b.safetensors"))
+    assert a.fingerprint == b.fingerprint
+    assert not (place / "b.safetensors.work").exists()
+
+
+def test_interruption_leaves_no_table_and_resumes(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Ctrl-C leaves the work folder but no table, half or whole; the same command then finishes the work."""
+    out, seen = place / "a.safetensors", interrupt_at_layer(monkeypatch, 2)
+    assert _run(place, "--out", str(out), "--low-memory") == 130
+    kept = f"1 of 2 layers are done (kept in {out}.work); the same command continues after them"
+    assert capsys.readouterr().err == f"\nsere: interrupted; {kept}\n"
+    assert not list(place.glob("*a.safetensors"))
+    assert (place / "a.safetensors.work").is_dir()
+    assert _run(place, "--out", str(out), "--low-memory") == 0
+    assert len(seen) == 3
+    assert SimilarityTable.load(out).calibration_tokens == 96
+
+
+def test_interruption_before_anything_is_done_leaves_nothing(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where no layer is finished there is nothing to go on with: no folder, and no word of it."""
+    before = sorted(place.rglob("*"))
+    for how in ("--low-memory", "--whole"):
+        interrupt_at_layer(monkeypatch, 1)
+        assert _run(place, "--out", str(place / "new" / "a.safetensors"), how) == 130
+        assert capsys.readouterr().err == "\nsere: interrupted\n"
+    assert sorted(place.rglob("*")) == before
+
+
+def test_going_on_with_other_settings_names_them(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What differs from the interrupted run is named with both values, or in words where it is a digest."""
+    out = place / "a.safetensors"
+    interrupt_at_layer(monkeypatch, 2)
+    run = ["--out", str(out), "--low-memory"]
+    assert _run(place, *run) == 130
+    for changed, words in (
+        (["--seq-len", "32", "--batch-size", "4"], "seq_len was 16, now 32; batch_size was 8, now 4; give"),
+        (
+            ["--max-tokens", "64", "--seed", "1"],
+            "max_tokens was 96, now 64; seed was 0, now 1; give the command",
+        ),
+        (
+            ["--metric", "cka", "--parameters", '{"window": 4}'],
+            "metrics was frobenius, now cka; metric_parameters.",
+        ),
+    ):
+        capsys.readouterr()
+        assert _run(place, *run, *changed) == 2
+        assert words in capsys.readouterr().err
+    (place / "texts.jsonl").write_text(json.dumps({"text": "x" * 200}), encoding="utf-8")
+    assert _run(place, *run) == 2
+    assert (
+        "with other settings: the texts or the tokenizer differ; give the command" in capsys.readouterr().err
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["--metric", "frobenus"], "unknown metric 'frobenus'; did you mean 'frobenius'"),
+        (["--field", "body"], "texts.jsonl line 1 has no field 'body'; it has text"),
+        (["--max-tokens", "100000", "--seq-len", "90000"], "at least 90000 are needed"),
+        (["--metric", "cosine,cosine"], "metric: each at most once, got cosine, cosine"),
+        (["--metric", ","], "metric: expected at least one name, got none"),
+        (
+            ["--metric", "cka", "--parameters", '{"kernel": "rbff"}'],
+            "unknown kernel 'rbff'; did you mean 'rbf'",
+        ),
+        (["--parameters", '{"window": 4}'], "frobenius: unknown parameter 'window'; it has none"),
+        (
+            ["--metric", "cka,cosine", "--parameters", '{"window": 4}'],
+            "expected a mapping from a metric's name",
+        ),
+        (["--batch-size", "0"], "argument --batch-size: expected a whole number of at least 1"),
+    ],
+)
+def test_wrong_use_is_one_line_and_exit_code_2(
+    arguments: list[str], text: str, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What is wrong is the only line on stderr, before the model is loaded; no table is written."""
+    capsys.readouterr()
+    assert _run(place, "--out", str(place / "a.safetensors"), *arguments) == 2
+    shown = capsys.readouterr()
+    assert shown.err.startswith("sere: error:")
+    assert shown.err.count("\n") == 1
+    assert text in shown.err
+    assert not shown.out
+    assert not (place / "a.safetensors").exists()
+
+
+def test_place_that_cannot_be_written_is_refused_first(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A folder as the table, or a file as the folder of several, is an error before any work."""
+    assert _run(place, "--out", str(place)) == 2
+    assert "--out: expected a file, got the folder" in capsys.readouterr().err
+    assert _run(place, "--out", str(place / "texts.jsonl"), "--metric", "cosine,cka") == 2
+    assert "--out: expected a folder for several metrics" in capsys.readouterr().err
+
+
+def test_parameters_are_json(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A metric's parameters come as a JSON object; anything else is wrong use."""
+    out = place / "a.safetensors"
+    assert _run(place, "--out", str(out), "--metric", "cka", "--parameters", '{"kernel": "rbf"}') == 0
+    assert SimilarityTable.load(out).metric_parameters["kernel"] == "rbf"
+    assert _run(place, "--out", str(out), "--metric", "cka", "--parameters", "kernel=rbf") == 2
+    assert "expected a JSON object, got 'kernel=rbf'" in capsys.readouterr().err

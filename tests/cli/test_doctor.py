@@ -1,0 +1,78 @@
+"""``sere doctor``: what is there, what is missing, and what does not fit."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+from sere.cli import main
+from sere.versions import TESTED
+from tests.support.checkpoints import save_checkpoint
+from tests.support.commands import run_json
+
+
+def test_doctor_finds_everything_in_order(
+    capsys: pytest.CaptureFixture[str], checkpoint: Path, similarities: Path
+) -> None:
+    """Model and table that fit give code 0; versions, backends and extras are all there."""
+    value = run_json(capsys, "doctor", "--model", checkpoint, "--table", similarities)
+    assert value["passed"]
+    parts = {finding["part"] for finding in value["findings"]}
+    assert {"versions", "machine", "backends", "extras", "model", "table"} <= parts
+    states = {(finding["part"], finding["name"]): finding["state"] for finding in value["findings"]}
+    assert states["backends", "reference"] == "ok"
+    assert states["extras", "transformers"] == "ok"
+    model, weights = (finding for finding in value["findings"] if finding["part"] == "model")
+    assert "K=4 (S < 4 re-routes)" in model["detail"]
+    assert weights["state"] == "ok"
+    assert "; complete" in weights["detail"]
+
+
+@pytest.mark.parametrize("package", ["transformers", "torch"])
+def test_doctor_says_which_releases_are_tested(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, package: str
+) -> None:
+    """The tested range stands beside the release; one outside is untested, which is not broken."""
+
+    def line(release: str) -> dict[str, str]:
+        monkeypatch.setattr("sere.provenance.versions", lambda: {package: release})
+        value = run_json(capsys, "doctor")
+        assert value["passed"]
+        (found,) = (f for f in value["findings"] if (f["part"], f["name"]) == ("versions", package))
+        return found
+
+    oldest, newest = TESTED[package]
+    within, beyond = line(f"{newest}.1"), line("99.0.0")
+    assert (within["state"], within["detail"]) == ("ok", f"{newest}.1 (tested: {oldest} to {newest})")
+    assert beyond["state"] == "untested"
+    assert (
+        f"99.0.0 is newer than what sere is tested with ({oldest} to {newest}): check that"
+        in beyond["detail"]
+    )
+
+
+def test_doctor_exits_1_where_table_and_model_do_not_fit(
+    capsys: pytest.CaptureFixture[str], similarities: Path, tmp_path: Path
+) -> None:
+    """A table of another model, a missing table and a missing model are broken; the rest is still shown."""
+    other = save_checkpoint(tmp_path, "olmoe")
+    assert main(["doctor", "--model", str(other), "--table", str(similarities)]) == 1
+    out = capsys.readouterr().out
+    assert "BROKEN" in out
+    assert "backends" in out
+    assert main(["doctor", "--table", "nowhere.safetensors"]) == 1
+    assert main(["doctor", "--model", "./nowhere"]) == 1
+
+
+def test_doctor_says_why_a_backend_is_missing(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without numba the cpu backend's line gives the install line, and nothing is broken."""
+    # By module object: the name sere.reroute is the function.
+    monkeypatch.setattr(import_module("sere.reroute.backends.registry"), "_installed", lambda _: False)
+    value = run_json(capsys, "doctor")
+    (finding,) = (f for f in value["findings"] if (f["part"], f["name"]) == ("backends", "cpu"))
+    assert finding["state"] == "missing"
+    assert "pip install '.[cpu]'" in finding["detail"]

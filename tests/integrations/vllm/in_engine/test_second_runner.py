@@ -1,0 +1,25 @@
+"""The tests of rows, under vLLM's second model runner."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("vllm", reason="needs vLLM: make test-vllm")
+
+pytestmark = pytest.mark.vllm
+
+ROWS = str(Path(__file__).with_name("test_rows.py"))
+
+
+def test_steps_of_the_second_runner() -> None:
+    """Under the second model runner too each row has the budget of its request, and prompts are exact."""
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.support.vllm.second_runner", ROWS,
+         "-q", "-p", "no:cacheprovider"],
+        capture_output=True, text=True, timeout=600, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-4000:]

@@ -1,0 +1,96 @@
+"""Features of the engine that cannot be combined with re-routing."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from sere.config import RerouteConfig
+from sere.errors import UnsupportedEngine
+from sere.integrations.vllm.start import features
+from tests.support.vllm.standins import engine_config
+
+
+@pytest.mark.parametrize(
+    ("holder", "value", "text", "certain"),
+    [
+        (
+            "cache_config",
+            {"kv_sharing_fast_prefill": True},
+            "kv_sharing_fast_prefill: its later layers",
+            True,
+        ),
+        ("model_config", {"is_diffusion": True}, "block diffusion: the model computes a block", True),
+        ("diffusion_config", {}, "block diffusion: the model computes a block", True),
+        ("speculative_config", {"enable_adaptive_verification": True}, "adaptive verification of dr", False),
+    ],
+)
+def test_features_that_hide_decode_steps(
+    holder: str, value: dict[str, Any], text: str, certain: bool
+) -> None:
+    """What would give rows the budgets of others, or re-route nothing, is refused by its name."""
+    config = engine_config()
+    setattr(config, holder, SimpleNamespace(**value))
+    with pytest.raises(UnsupportedEngine, match=text):
+        features.check_features(config, allow_untested=False)
+    if certain:
+        with pytest.raises(UnsupportedEngine, match=text):
+            features.check_features(config, allow_untested=True)
+    else:
+        features.check_features(config, allow_untested=True)
+
+
+@pytest.mark.parametrize(
+    ("holder", "value", "text"),
+    [
+        ("model_config", {"runner_type": "pooling"}, "this engine embeds or classifies (runner 'pooling')"),
+        ("kv_transfer_config", {"kv_role": "kv_producer"}, "turn re-routing on in the engine that decodes"),
+        ("model_config", {"runner_type": "generate"}, None),
+        ("kv_transfer_config", {"kv_role": "kv_both"}, None),
+    ],
+)
+def test_engines_without_decode_steps(holder: str, value: dict[str, Any], text: str | None) -> None:
+    """An engine that only reads prompts is warned of at its start, unless prompts are re-routed too."""
+    config = engine_config()
+    setattr(config, holder, SimpleNamespace(**value))
+    warnings = list(features.surprises(config, RerouteConfig(select_top_k=1)))
+    assert len(warnings) == (text is not None)
+    assert all(str(text) in warning for warning in warnings)
+    assert not list(features.surprises(config, RerouteConfig(select_top_k=1, phases="all")))
+
+
+@pytest.mark.parametrize(
+    ("parallel", "text"),
+    [
+        ({"enable_dbo": True}, "dual batch overlap: each half of the batch"),
+        ({"use_sequence_parallel_moe": True}, "sequence-parallel MoE: each rank sees a part"),
+        ({"prefill_context_parallel_size": 2}, "prefill context parallelism: each rank sees a part"),
+        ({"data_parallel_size": 2}, "data parallelism: where an expert kernel gathers"),
+    ],
+)
+def test_refused_features(parallel: dict[str, Any], text: str) -> None:
+    """Each feature that mixes up rows is refused with its reason; plain tensor parallelism is not."""
+    with pytest.raises(UnsupportedEngine, match=text):
+        features.check_features(engine_config(**parallel), allow_untested=False)
+    features.check_features(engine_config(tensor_parallel_size=2), allow_untested=False)
+
+
+def test_untested_feature_may_be_allowed() -> None:
+    """What was only never tried can be allowed; what would be wrong cannot."""
+    features.check_features(engine_config(data_parallel_size=2), allow_untested=True)
+    with pytest.raises(UnsupportedEngine, match="dual batch overlap"):
+        features.check_features(engine_config(enable_dbo=True), allow_untested=True)
+
+
+def test_backend_that_passes_routers_by() -> None:
+    """A decode backend that chooses experts without the router is refused, with its name; others are not."""
+    config = engine_config()
+    config.additional_config = {"decode_backend": "latency_specialized"}
+    with pytest.raises(
+        UnsupportedEngine, match="decode_backend latency_specialized: its decode steps choose"
+    ):
+        features.check_features(config, allow_untested=True)
+    config.additional_config = {"decode_backend": "other"}
+    features.check_features(config, allow_untested=False)

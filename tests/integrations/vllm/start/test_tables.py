@@ -1,0 +1,30 @@
+"""The table must be the one of the model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from sere.errors import TableMismatch
+from sere.integrations.vllm.start import tables
+
+
+def test_coverage(any_table: Any) -> None:
+    """A model without a layer of the table is refused, but for the part that a pipeline stage holds."""
+    tables.check_coverage(any_table, {0, 1}, stage=None)
+    tables.check_coverage(any_table, {1}, stage=range(1, 4))
+    # A stage of dense layers.
+    tables.check_coverage(any_table, set(), stage=range(2, 4))
+    for found, stage in (({1}, None), (set(), range(1, 4)), ({1}, range(2)), (set(), None)):
+        with pytest.raises(TableMismatch, match="but the engine built MoE layers"):
+            tables.check_coverage(any_table, found, stage=stage)
+
+
+def test_layer_of_another_size(any_table: Any) -> None:
+    """A layer with another number of experts than the table has for it is refused by name."""
+    tables.check_layer(any_table, 0, "model.layers.0.mlp.experts", E=16)
+    with pytest.raises(
+        TableMismatch, match=r"model.layers.0.mlp.experts: .* 16 experts in layer 0, but this layer has 8"
+    ):
+        tables.check_layer(any_table, 0, "model.layers.0.mlp.experts", E=8)

@@ -1,0 +1,74 @@
+"""The plug-in's settings: what is accepted, refused, and warned of."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from sere.config import RerouteConfig
+from sere.errors import ConfigError
+from sere.integrations.vllm.plugin_config import PluginConfig, misplaced, section
+
+
+def test_options() -> None:
+    """Settings of routing and of the plug-in stand side by side; whether merge was given is remembered."""
+    options = PluginConfig.from_mapping(
+        {"select_top_k": 2, "threshold": 0.3, "log_seconds": 5, "merge": "none"}
+    )
+    assert options.reroute == RerouteConfig(select_top_k=2, threshold=0.3)
+    assert (options.log_seconds, options.merge_given, options.enabled) == (5, True, True)
+    assert not PluginConfig.from_mapping({"select_top_k": 2}).merge_given
+    assert section(SimpleNamespace(additional_config={"sere": 1})) == 1
+    assert section(SimpleNamespace(additional_config=object())) is None
+
+
+SETTINGS = {"select_top_k": 2}
+
+
+@pytest.mark.parametrize(
+    ("additional", "words"),
+    [
+        ({"seree": SETTINGS}, ["'seree'", "this engine will not re-route"]),
+        ({"SERE": True}, ["'SERE'", "this engine will not re-route"]),
+        ({"rerouting": SETTINGS}, ["'rerouting'", "this engine will not re-route"]),
+        (SETTINGS | {"threshold": 0.3}, ["'select_top_k'", "this engine will not re-route"]),
+        ({"sere": SETTINGS, "min_active": 8}, ["'min_active'", "these are not read"]),
+        ({"sere": None}, ["is null", "this engine will not re-route"]),
+    ],
+)
+def test_misplaced_settings(additional: dict[str, Any], words: list[str]) -> None:
+    """Settings that stand where nothing reads them are named, with the place where they belong."""
+    warning = str(misplaced(SimpleNamespace(additional_config=additional)))
+    assert all(word in warning for word in words)
+    assert '{"select_top_k": 2, "threshold": 0.3}' in warning
+
+
+@pytest.mark.parametrize(
+    "additional",
+    [
+        {},
+        None,
+        object(),
+        {"sere": SETTINGS},
+        {"gdn_prefill_backend": "triton", "threshold": 1, "user": {"a": 1}},
+    ],
+)
+def test_settings_of_others(additional: Any) -> None:
+    """Settings in their place, and those of others, are not warned of."""
+    assert misplaced(SimpleNamespace(additional_config=additional)) is None
+
+
+def test_true_is_no_settings() -> None:
+    """``{"sere": true}`` is refused with what to write, and with how to leave an engine alone."""
+    with pytest.raises(
+        ConfigError, match=r'\{"select_top_k": 2.*, got True; .* that is not to re-route has no'
+    ):
+        PluginConfig.from_mapping(True)
+
+
+def test_unknown_option_of_the_plug_in() -> None:
+    """A misspelled name is refused with the nearest of all names, the plug-in's own among them."""
+    with pytest.raises(ConfigError, match="unknown setting 'log_second'; did you mean 'log_seconds'"):
+        PluginConfig.from_mapping({"select_top_k": 2, "log_second": 3})

@@ -1,0 +1,49 @@
+"""What re-routing did, as Prometheus metrics."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from sere.errors import UnsupportedEngine
+from sere.integrations.vllm.engine_stats import merge_answers
+from sere.integrations.vllm.prometheus import Collector
+from sere.integrations.vllm.step_counts import StepCounts
+
+pytest.importorskip("prometheus_client")
+
+
+def scraped(answers: list[dict[str, Any]]) -> str:
+    from prometheus_client import CollectorRegistry, generate_latest
+
+    registry = CollectorRegistry()
+    registry.register(Collector(lambda: answers))
+    return generate_latest(registry).decode()
+
+
+def test_metrics_are_sums() -> None:
+    """Prometheus gets what the layers of all pipeline stages counted, as counters that only grow."""
+    stages = [
+        {"enabled": True, "settings": {}, "steps": StepCounts(rerouted=4, prompts=1).to_mapping(),
+         "top_k": 4, "num_experts": 16, "kernel": None, "expert_bytes": None,
+         "layers": [{"index": index, "name": f"layer {index}", "counters": [4, 8, 40, 20, 32, 12, 6]}]}
+        for index in (1, 0)
+    ]  # fmt: skip
+    text = scraped(stages)
+    for name, value in (
+        ("steps", 4), ("rows", 8), ("distinct_before", 40), ("distinct_after", 20), ("slots", 32),
+        ("slots_rerouted", 12), ("critical", 6),
+    ):  # fmt: skip
+        assert f"# TYPE sere_layer_{name}_total counter" in text
+        for layer in (0, 1):
+            assert f'sere_layer_{name}_total{{layer="{layer}"}} {value}.0' in text
+    assert 'sere_steps_total{kind="rerouted"} 4.0' in text
+    assert "sere_enabled 1.0" in text
+
+
+def test_no_answer() -> None:
+    """Without a worker's answer there are neither statistics nor metrics."""
+    for read in (merge_answers, scraped):
+        with pytest.raises(UnsupportedEngine, match="no worker answered"):
+            read([])

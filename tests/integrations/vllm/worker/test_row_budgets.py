@@ -1,0 +1,38 @@
+"""The budgets that the layers read are those of the last announced step."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sere.integrations.vllm.tiers import PADDING, PROTECTED
+from sere.integrations.vllm.worker.row_budgets import RowBudgets
+from sere.reroute import reroute
+
+
+@given(st.lists(st.lists(st.sampled_from([1, 2, PROTECTED]), max_size=8), max_size=6), st.booleans())
+def test_signal_is_the_last_step(steps: list[list[int]], may_skip: bool) -> None:
+    """The device holds the last step's budgets and padding behind them; exact steps are all padding."""
+    budgets = RowBudgets(10, torch.device("cpu"), may_skip=may_skip)
+    address = budgets.tensor.data_ptr()
+    for rows in steps:
+        active = budgets.announce(np.array(rows, dtype=np.int32))
+        assert active == any(row != PROTECTED for row in rows)
+        assert budgets.tensor.tolist() == (rows if active else []) + [PADDING] * (10 - len(rows) * active)
+        assert budgets.skip == (may_skip and not active)
+    budgets.exact()
+    assert budgets.tensor.tolist() == [PADDING] * 10
+    assert budgets.tensor.data_ptr() == address
+
+
+def test_padding_everywhere_changes_nothing() -> None:
+    """A step whose rows are all padding leaves ids and weights as they were, bit for bit."""
+    budgets = RowBudgets(6, torch.device("cpu"), may_skip=False)
+    ids, weights = torch.randint(0, 8, (6, 2)), torch.rand(6, 2)
+    result = reroute(
+        ids, weights, torch.rand(8, 8).fill_diagonal_(1.0), select_top_k=1, row_budgets=budgets.at(6)
+    )
+    assert torch.equal(result.ids, ids)
+    assert torch.equal(result.weights, weights)

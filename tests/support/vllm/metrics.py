@@ -1,0 +1,23 @@
+"""Read Prometheus metrics over HTTP, and what they are made of."""
+
+from __future__ import annotations
+
+import urllib.request
+from typing import Any
+
+from sere.integrations.vllm.step_counts import StepCounts
+
+HOST = "127.0.0.1"
+
+
+def scrape(port: int) -> str:
+    """Return what a port of this machine says under ``/metrics``."""
+    with urllib.request.urlopen(f"http://{HOST}:{port}/metrics", timeout=30) as answer:
+        return str(answer.read().decode())
+
+
+def report_without_layers(**counts: int) -> dict[str, Any]:
+    """Return the report of a worker without layers that counted some steps."""
+    steps = StepCounts(**counts).to_mapping()
+    known = {"kernel": None, "expert_bytes": None, "top_k": 0, "num_experts": 0}
+    return {"enabled": True, "settings": {"select_top_k": 1}, "steps": steps, "layers": []} | known

@@ -160,4 +160,4 @@ def _layers_of(layers: Mapping[int, LayerSimilarity]) -> str:
     """Say which layers a table has, at most ten of them by number."""
     first = sorted(layers)[:10]
     rest = f", ... ({len(layers)} layers)" if len(layers) > len(first) else ""
-    return f"the table has {', '.join(map(str, first))}{rest}"
+    return f"the table has the layers {', '.join(map(str, first))}{rest}"

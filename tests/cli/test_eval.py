@@ -12,7 +12,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sere.bundled import is_bundled, model_path
 from sere.cli import main
-from sere.eval import continuations
+from sere.eval.continuations import ContinuationScores
+from sere.policies.spec import PolicySpec
 from tests.support.checkpoints import save_checkpoint
 from tests.support.commands import refused, run_json, run_text
 
@@ -55,7 +56,11 @@ def test_the_bundled_model_is_asked_its_own_tasks(
     ]
     assert list(out.parent.iterdir()) == [out]
     off, sere = record["cases"][4:6]
-    assert off["experts"]["before"] == off["experts"]["after"] > sere["experts"]["after"]
+    assert (
+        off["experts"]["distinct_before"]
+        == off["experts"]["distinct_after"]
+        > sere["experts"]["distinct_after"]
+    )
     assert sere["tasks"]["all"]["n"] == 3
     assert sere["text"]["kl"] > off["text"]["kl"]
 
@@ -285,15 +290,15 @@ def test_an_interrupted_run_goes_on_with_the_same_prompts_only(
         code = main(["eval", str(checkpoint), "--prompts", str(file), *flags])
         return code, capsys.readouterr().err
 
-    measure = continuations._measure
+    measure = ContinuationScores.case
 
-    def interrupted(model: Any, texts: Any, plan: Any, setting: Any, *rest: Any) -> Any:
+    def interrupted(scores: ContinuationScores, setting: PolicySpec, batch_size: int) -> dict[str, Any]:
         if setting.name == "topk":
             raise KeyboardInterrupt
-        return measure(model, texts, plan, setting, *rest)
+        return measure(scores, setting, batch_size)
 
     with monkeypatch.context() as patch:
-        patch.setattr(continuations, "_measure", interrupted)
+        patch.setattr(ContinuationScores, "case", interrupted)
         code, err = evaluated(prompts)
     assert (code, out.exists()) == (130, False)
     assert "the same command continues after them" in err

@@ -40,7 +40,7 @@ def test_generate_completes_prompts(
     setting = "sere:select_top_k=1,targets=active,merge=same"
     routed = run_json(capsys, *argv, "--table", similarities, "--setting", setting)
     assert routed["setting"] == "sere:select_top_k=1,targets=active,merge=same"
-    assert routed["experts"]["after"] < routed["experts"]["before"]
+    assert routed["experts"]["distinct_after"] < routed["experts"]["distinct_before"]
     out, err = run_text(capsys, *argv, "--table", similarities)
     assert out.startswith(plain["completions"][0]["prompt"])
     assert err.startswith("distinct experts per layer")
@@ -138,4 +138,8 @@ def test_generate_takes_any_setting(capsys: pytest.CaptureFixture[str], checkpoi
     argv = ["generate", checkpoint, "--prompt", "add 1+1", "--max-new-tokens", 3, "--setting"]
     off, reduced = run_json(capsys, *argv, "off"), run_json(capsys, *argv, "topk:select_top_k=1")
     assert (off["setting"], reduced["setting"]) == ("off", "topk:select_top_k=1")
-    assert off["experts"]["before"] == off["experts"]["after"] > reduced["experts"]["after"]
+    assert (
+        off["experts"]["distinct_before"]
+        == off["experts"]["distinct_after"]
+        > reduced["experts"]["distinct_after"]
+    )

@@ -13,10 +13,10 @@ from sere.bench.target import random_table
 from sere.engines.settings import by_engine, check_settings
 from sere.errors import ConfigError
 from sere.eval import vllm
-from sere.eval.checkpoint import files_digest
-from sere.eval.examples import FileQuestion
+from sere.eval.digests import files_digest
+from sere.eval.plan import QuestionPlan
 from sere.eval.questions import held_out
-from sere.eval.run import Plan
+from sere.eval.user_questions import FileQuestion
 from sere.policies.spec import parse_specs
 from sere.texts import Row
 from tests.support.checkpoints import tiny_tokenizer
@@ -78,7 +78,7 @@ class Engines:
 
 @pytest.fixture
 def measured(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Names of the cases that were measured; each is right at its first question alone."""
+    """Names of the cases that were measured; in each, only the first question is right."""
     names: list[str] = []
 
     def measure(run: Any, _llm: object, setting: Any, B: int) -> dict[str, Any]:
@@ -92,7 +92,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def evaluate(engines: Engines, **options: Any) -> dict[str, Any]:
-    plan = Plan(
+    plan = QuestionPlan(
         settings=parse_specs(
             ["sere:select_top_k=1,min_active=4", "sere:select_top_k=1", "sere:select_top_k=2,min_active=4"]
         ),
@@ -168,7 +168,7 @@ def test_questions_of_a_file_run_on_engines(monkeypatch: pytest.MonkeyPatch) -> 
         return {"setting": setting.label, "batch_size": B, "right": "10"}
 
     monkeypatch.setattr(vllm._Run, "measure", measure)
-    plan = Plan(
+    plan = QuestionPlan(
         settings=parse_specs([]),
         batch_sizes=[2],
         questions=[FileQuestion(Row("line 1", "one"), "1"), FileQuestion(Row("line 2", "two"), "2")],

@@ -57,7 +57,7 @@ def works_everywhere(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ]
     assert main([*map(str, generate), "--prompt", "add", "--prompt", "x+1"]) == 0
     experts = json.loads(capsys.readouterr().out)["experts"]
-    assert experts["after"] < experts["before"]
+    assert experts["distinct_after"] < experts["distinct_before"]
 
 
 @pytest.mark.parametrize("architectures", [["PhiMoEForCausalLM"], None])

@@ -34,7 +34,7 @@ def test_evaluating_ones_own_model_with_prompts(
     )
     assert off["agreement"]["value"] == 1
     assert off["kl"]["value"] < 1e-6
-    assert sere["experts"]["after"] < sere["experts"]["before"]
+    assert sere["experts"]["distinct_after"] < sere["experts"]["distinct_before"]
     assert sere["kl"]["low"] > 1e-3
     assert sere["agreement"]["high"] < 1
 

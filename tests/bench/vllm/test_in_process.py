@@ -18,16 +18,16 @@ from tests.support.vllm.models import save_model
 
 pytest.importorskip("vllm", reason="needs vLLM: make test-vllm")
 
-from sere.bench.vllm.in_process import ServePlan, bench_serve
-from sere.bench.vllm.replay import record_routing, replayed, untouched
+from sere.bench.vllm.in_process import InProcessPlan, bench_in_process
+from sere.bench.vllm.replay import record_routing, replayed, vanilla
 from sere.bundled import model_path
 from sere.cli import main
 from sere.cli.bench.serve_tables import render
 from sere.engines.in_process import state_of, worker_of
 from sere.engines.settings import routed
 from sere.errors import InputError, UnsupportedEngine
+from sere.eval.plan import QuestionPlan
 from sere.eval.questions import held_out
-from sere.eval.run import Plan
 from sere.eval.vllm import evaluate_engine
 from sere.integrations.vllm import read_stats
 from sere.policies.spec import parse_specs
@@ -40,7 +40,7 @@ pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("default")]
 
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
 def test_bench(tmp_path: Path, compiled: bool) -> None:
-    """Off, S = 1 and its oracle side by side; a floor has its own engine with its own off, and holds."""
+    """Off, S = 1 and its replay side by side; a floor has its own engine with its own off, and holds."""
     path = save_model(tmp_path)
     started: list[dict[str, Any]] = []
 
@@ -51,11 +51,11 @@ def test_bench(tmp_path: Path, compiled: bool) -> None:
         with engine(path, {"select_top_k": 1} | dict(settings), **options) as llm:
             yield llm
 
-    plan = ServePlan(
+    plan = InProcessPlan(
         settings=parse_specs([f"sere:select_top_k={rest}" for rest in ("1", "4", "1,min_active=10")]),
         batch_sizes=[6], prompt=8, steps=6, rounds=1, compiled=compiled, engine_options={"block_size": 32},
     )  # fmt: skip
-    records = list(bench_serve(start, {"model": "m"}, plan))
+    records = list(bench_in_process(start, {"model": "m"}, plan))
     assert started == [{}, {"min_active": 10}]
     assert [(r["setting"], r["config"]["start"]) for r in records] == [
         (name, options)
@@ -65,8 +65,8 @@ def test_bench(tmp_path: Path, compiled: bool) -> None:
         )
         for name in [
             "off",
-            *(name for label in labels for name in (label, f"oracle {label}")),
-            *["untouched"] * (not compiled),
+            *(name for label in labels for name in (label, f"replay {label}")),
+            *["vanilla"] * (not compiled),
         ]
     ]
     reasons = {record["setting"]: record["nothing_changed"] for record in records}
@@ -76,17 +76,17 @@ def test_bench(tmp_path: Path, compiled: bool) -> None:
     offs = [record for record in records if record["setting"] == "off"]
     one, _, floored = (r for r in records if r["setting"].startswith("sere:"))
     for off in offs:
-        assert off["experts"]["after"] == off["experts"]["before"]
-        assert off["ratio_off_to_this"] == {"p20": 1, "p50": 1, "p80": 1}
-        assert off["own_cost"] is None
+        assert off["experts"]["distinct_after"] == off["experts"]["distinct_before"]
+        assert off["speedup"] == {"p20": 1, "p50": 1, "p80": 1}
+        assert off["overhead"] is None
         assert off["config"]["mode"] == ("compiled" if compiled else "eager")
         assert off["config"]["engine_options"] == {"block_size": 32}
-    assert one["experts"]["after"] < 8
-    assert 9.5 < floored["experts"]["after"] <= 10 < floored["experts"]["before"]
+    assert one["experts"]["distinct_after"] < 8
+    assert 9.5 < floored["experts"]["distinct_after"] <= 10 < floored["experts"]["distinct_before"]
     per_expert = one["subject"]["bytes_per_expert"]
     assert one["subject"]["moe_layers"] == 2
-    assert one["expert_bytes_per_step"] == round(one["experts"]["after"] * per_expert * 2)
-    assert one["own_cost"]["us_per_layer"] > 0
+    assert one["expert_bytes_per_step"] == round(one["experts"]["distinct_after"] * per_expert * 2)
+    assert one["overhead"]["us_per_layer"] > 0
     assert records[2]["experts"] is None
     assert one["provenance"]["machine"]["threads"] == torch.get_num_threads()
 
@@ -97,17 +97,17 @@ def test_replay(tmp_path: Path, compiled: bool) -> None:
     options = {"enforce_eager": not compiled, "async_scheduling": False}
     with engine(save_model(tmp_path), {"select_top_k": 1}, **options) as llm:
         expected = generate(llm, prompts())
-        tape = record_routing(llm, lambda: generate(llm, prompts()))
+        recording = record_routing(llm, lambda: generate(llm, prompts()))
         read_stats(llm, reset=True)
         for _ in range(2):
-            with replayed(llm, tape):
+            with replayed(llm, recording):
                 assert generate(llm, prompts()) == expected
         assert read_stats(llm).layers[0].steps == 0
 
 
 def test_bench_of_controls(tmp_path: Path) -> None:
-    """Controls take turns with off in one eager engine; each runs its own experts and has no oracle."""
-    plan = ServePlan(
+    """Controls take turns with off in one eager engine; each runs its own experts and has no replay."""
+    plan = InProcessPlan(
         settings=parse_specs(["topk:select_top_k=1", "random:select_top_k=1"]),
         batch_sizes=[6],
         prompt=8,
@@ -119,16 +119,16 @@ def test_bench_of_controls(tmp_path: Path) -> None:
     def start(settings: Mapping[str, Any]) -> Any:
         return engine(path, {"select_top_k": 1} | dict(settings), async_scheduling=False)
 
-    off, *others = bench_serve(start, {}, plan)
+    off, *others = bench_in_process(start, {}, plan)
     assert [record["setting"] for record in others] == [
         "topk:select_top_k=1",
         "random:select_top_k=1",
-        "untouched",
+        "vanilla",
     ]
-    assert off["experts"]["after"] == off["experts"]["before"]
+    assert off["experts"]["distinct_after"] == off["experts"]["distinct_before"]
     for record in others[:2]:
-        assert record["experts"]["after"] <= 6 < record["experts"]["before"]
-        assert record["own_cost"]["us_per_layer"] > 0
+        assert record["experts"]["distinct_after"] <= 6 < record["experts"]["distinct_before"]
+        assert record["overhead"]["us_per_layer"] > 0
 
 
 def test_bench_refuses_an_option_that_vllm_lacks(capsys: pytest.CaptureFixture[str]) -> None:
@@ -137,11 +137,11 @@ def test_bench_refuses_an_option_that_vllm_lacks(capsys: pytest.CaptureFixture[s
     assert "has no engine option 'max_num_sequences'" in capsys.readouterr().err.splitlines()[-1]
 
 
-def test_untouched(tmp_path: Path) -> None:
+def test_vanilla(tmp_path: Path) -> None:
     """Without the wrappers the engine does not re-route; afterward it does as before."""
     with engine(save_model(tmp_path), {"select_top_k": 1}, async_scheduling=False) as llm:
         expected = generate(llm, prompts())
-        with untouched(llm):
+        with vanilla(llm):
             assert generate(llm, prompts()) != expected
         assert generate(llm, prompts()) == expected
         assert state_of(llm).layers[0].prepared is not None
@@ -157,7 +157,7 @@ def test_evaluate(tmp_path: Path) -> None:
         "topk:select_top_k=1",
         "sere:select_top_k=1,min_active=24,use_scale=true",
     ]
-    plan = Plan(
+    plan = QuestionPlan(
         settings=parse_specs([*alike, *moving]),
         batch_sizes=[8],
         questions=held_out(6, tasks=["addition", "reversal"]),
@@ -181,7 +181,7 @@ def test_evaluate(tmp_path: Path) -> None:
     off, *others = record["cases"]
     assert [case["setting"] for case in others] == [*alike, *moving]
     assert off["tasks"]["all"]["right"] > 6
-    assert off["experts"]["after"] == off["experts"]["before"]
+    assert off["experts"]["distinct_after"] == off["experts"]["distinct_before"]
     assert 4 < off["mean_rows"] <= 8
     for case in others[: len(alike)]:
         assert case["tasks"]["all"]["marks"] == off["tasks"]["all"]["marks"], case["setting"]
@@ -189,8 +189,8 @@ def test_evaluate(tmp_path: Path) -> None:
         assert case["mean_rows"] == off["mean_rows"], case["setting"]
         assert "keeps all 8 slots of a token" in case["nothing_changed"], case["setting"]
     one, drawn, reduced, floored = (case["experts"] for case in others[len(alike) :])
-    assert max(one["after"], drawn["after"], reduced["after"]) <= 8
-    assert 23 < floored["after"] <= 24
+    assert max(one["distinct_after"], drawn["distinct_after"], reduced["distinct_after"]) <= 8
+    assert 23 < floored["distinct_after"] <= 24
     assert [case["nothing_changed"] for case in (off, *others[len(alike) :])] == [None] * (1 + len(moving))
     assert record["model"]["experts_implementation"] == "vllm"
 
@@ -281,4 +281,4 @@ def scaled_table(folder: Path) -> Path:
 def test_refused_plans(options: dict[str, object], text: str) -> None:
     """What no engine can be timed with is refused before one starts."""
     with pytest.raises(InputError, match=text):
-        ServePlan(**{"settings": parse_specs(["sere:select_top_k=1"]), "batch_sizes": [8]} | options)  # type: ignore[arg-type]
+        InProcessPlan(**{"settings": parse_specs(["sere:select_top_k=1"]), "batch_sizes": [8]} | options)  # type: ignore[arg-type]

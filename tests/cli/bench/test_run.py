@@ -30,10 +30,10 @@ def test_bench_writes_one_line_a_case(capsys: pytest.CaptureFixture[str], tmp_pa
     assert last["unit"] == "ms"
     assert last["subject"]["weights"] == "random"
     assert {"machine", "versions", "commit", "clean_tree"} <= set(last["provenance"])
-    assert last["experts"]["after"] < last["experts"]["before"]
-    assert last["hook"]["us_per_layer"] > 0
-    assert records[2]["hook"] is None
-    assert records[2]["ratio_off_to_this"] == {"p20": 1.0, "p50": 1.0, "p80": 1.0}
+    assert last["experts"]["distinct_after"] < last["experts"]["distinct_before"]
+    assert last["overhead"]["us_per_layer"] > 0
+    assert records[2]["overhead"] is None
+    assert records[2]["speedup"] == {"p20": 1.0, "p50": 1.0, "p80": 1.0}
 
 
 def test_bench_times_a_checkpoint_with_its_table(
@@ -42,7 +42,7 @@ def test_bench_times_a_checkpoint_with_its_table(
     """A checkpoint is timed with the similarities of its table; the table for people has a row a case."""
     argv = ["bench", checkpoint, "--table", similarities, "--batch-size", 2, "--steps", 2, "--rounds", 1]
     out, _ = run_text(capsys, *argv)
-    assert "off/this" in out
+    assert "speedup" in out
     assert "sere:select_top_k=2" in out
 
 

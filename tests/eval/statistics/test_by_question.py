@@ -7,7 +7,7 @@ import random
 import pytest
 
 from sere.errors import InputError
-from sere.eval.statistics import paired_difference, wilson
+from sere.eval.statistics.by_question import paired_difference, wilson
 
 
 @pytest.mark.parametrize(

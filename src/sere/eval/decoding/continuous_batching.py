@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sere.eval.prefill import KeyValues
+from sere.eval.decoding.prefill import KeyValues
 from sere.integrations.transformers.inputs import cache_argument
 
 
@@ -44,16 +44,6 @@ Choose = Callable[[Sequence[Job], Tensor], list[int | None]]
 """Given the jobs of a step and their logits ``[B, V]``: each row's next token, or None if it has ended."""
 
 
-def supports_rows(model: Any) -> bool:
-    """Say whether the model's cache is one of plain full attention, which ``run_rows`` needs."""
-    from transformers import DynamicCache
-    from transformers.cache_utils import DynamicLayer
-
-    if getattr(model.config, "is_encoder_decoder", False):
-        return False
-    return all(type(layer) is DynamicLayer for layer in DynamicCache(config=model.config).layers)
-
-
 @torch.no_grad()
 def run_rows(
     model: Any, jobs: Iterator[Job], choose: Choose, *, B: int, finished: Callable[[Job], object]
@@ -61,7 +51,7 @@ def run_rows(
     """Decode ``jobs`` in steps of ``B`` rows until all that are no fillers have ended, one step a turn.
 
     Args:
-        model: A causal language model for which ``supports_rows`` holds.
+        model: A causal language model for which `has_full_attention_cache` holds.
         jobs: The texts in order, then fillers without end: every step has ``B`` rows. Or none at all.
         choose: Chooses each row's next token.
         B: Rows of a step.

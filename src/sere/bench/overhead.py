@@ -1,4 +1,4 @@
-"""What re-routing itself costs: the time inside its hooks."""
+"""The overhead of re-routing: the time inside its hooks."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from sere.structure import find_experts
 
 
 @dataclass(frozen=True, slots=True)
-class HookCost:
-    """Time inside the hooks of the experts modules.
+class Overhead:
+    """Time that re-routing itself takes.
 
     Attributes:
-        us_per_layer: Median time of one layer's hook, in µs.
+        us_per_layer: Median time per layer and step, in µs.
         ms_per_step: Median over steps of the sum over layers, in ms.
     """
 
@@ -28,15 +28,15 @@ class HookCost:
     ms_per_step: float
 
 
-def hook_cost(model: Any, block: Callable[[], list[float]]) -> HookCost:
-    """Run a block of decode steps and time what stands between each experts module's call and its forward.
+def measure_overhead(model: Any, block: Callable[[], list[float]]) -> Overhead:
+    """Run a block of decode steps and time the hooks between each experts module's call and its forward.
 
-    A clock hook is put before and one behind those that are there; both wait for the device, so the
-    block's own step times are of no use.
+    One clock hook is set before the existing hooks and one after them. Both wait for the device, so the
+    block's own step times mean nothing.
 
     Args:
         model: A model on which a setting is applied.
-        block: Runs some decode steps, one prefilled state behind them; returns one time a step but the first.
+        block: Runs decode steps from a prefilled state; returns the time of each step but the first.
     """
     layers = find_experts(model)
     clock = _Clock()
@@ -51,7 +51,7 @@ def hook_cost(model: Any, block: Callable[[], list[float]]) -> HookCost:
             hook.remove()
     calls = clock.us[len(layers) :]  # the first step prepares and compiles
     steps = [sum(calls[at : at + len(layers)]) for at in range(0, len(calls), len(layers))]
-    return HookCost(median(calls), median(steps) / 1e3)
+    return Overhead(median(calls), median(steps) / 1e3)
 
 
 class _Clock:

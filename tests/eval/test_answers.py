@@ -1,9 +1,8 @@
-"""A whole evaluation on a tiny model: the record, its comparisons, and going on after an interruption."""
+"""Right answers on a tiny model: the record, its comparisons, and continuing after an interruption."""
 
 from __future__ import annotations
 
 import json
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +12,15 @@ import torch
 from sere.bench.target import random_table
 from sere.engines.transformers import apply_setting
 from sere.errors import ConfigError, DataError, InputError, TableMismatch
-from sere.eval.cases import weights_digest
+from sere.eval.digests import weights_digest
+from sere.eval.plan import QuestionPlan
 from sere.eval.questions import encode, held_out, held_out_english, mark
-from sere.eval.run import Plan, evaluate
-from sere.eval.statistics import paired_difference, wilson
+from sere.eval.run import evaluate
+from sere.eval.statistics.by_question import paired_difference, wilson
 from sere.integrations.transformers.inputs import cache_argument, find_cache
 from sere.policies.spec import parse_spec, parse_specs
 from tests.support.checkpoints import tiny_tokenizer
+from tests.support.progress import Interrupting
 from tests.support.tiny import tiny_model
 
 ALL_KINDS = [
@@ -42,14 +43,14 @@ def model(tokenizer: Any) -> Any:
     return tiny_model("qwen3_moe", vocab_size=len(tokenizer))
 
 
-def plan(**changes: Any) -> Plan:
+def plan(**changes: Any) -> QuestionPlan:
     values: dict[str, Any] = {
         "settings": parse_specs(["sere:select_top_k=1"]),
         "batch_sizes": [2],
         "questions": held_out(2, tasks=["addition", "sorting"]),
         "max_new_tokens": 4,
     }
-    return Plan(**(values | changes))
+    return QuestionPlan(**(values | changes))
 
 
 def test_every_kind_of_setting_is_measured_beside_off(model: Any, tokenizer: Any) -> None:
@@ -63,12 +64,12 @@ def test_every_kind_of_setting_is_measured_beside_off(model: Any, tokenizer: Any
     )
     assert [case["setting"] for case in record["cases"]] == ["off", *ALL_KINDS]
     off = record["cases"][0]
-    assert off["experts"]["moved"] == 0
+    assert off["experts"]["slots_rerouted"] == 0
     assert off["text"]["kl"] < 1e-8
     assert "difference" not in off["tasks"]["all"]
     for case in record["cases"][1:]:
         assert case["loop"] == "rows"
-        assert case["experts"]["after"] < off["experts"]["after"], case["setting"]
+        assert case["experts"]["distinct_after"] < off["experts"]["distinct_after"], case["setting"]
         assert len(case["experts"]["layers"]) == 2
         assert case["text"]["tokens"] == off["text"]["tokens"]
         assert case["text"]["kl"] > 1e-6
@@ -79,7 +80,7 @@ def test_every_kind_of_setting_is_measured_beside_off(model: Any, tokenizer: Any
 
 
 def test_english_is_scored_on_every_cache(tokenizer: Any) -> None:
-    """Where the cache is not one of plain full attention, the passages show what a setting changes too."""
+    """If the cache is not one of plain full attention, the passages show what a setting changes too."""
     sliding = tiny_model("gpt_oss", vocab_size=len(tokenizer))
     passages = [text[:30] for text in held_out_english(2)]
     record = evaluate(
@@ -96,7 +97,7 @@ def test_results_are_shares_with_paired_differences(
 ) -> None:
     """Each task's share is Wilson's of its marks; the difference is the paired one to off at the same B."""
     marks = iter([[True, True, False, False], [True, False, True, False]])
-    monkeypatch.setattr("sere.eval.run.mark", lambda *_: next(marks))
+    monkeypatch.setattr("sere.eval.answers.mark", lambda *_: next(marks))
     record = evaluate(model, tokenizer, plan(), table=random_table(model))
     off, sere = (case["tasks"] for case in record["cases"])
     assert (off["addition"]["marks"], off["sorting"]["marks"]) == ("10", "10")
@@ -107,8 +108,8 @@ def test_results_are_shares_with_paired_differences(
     assert sere["addition"]["difference"]["value"] == 0.5
 
 
-def test_cases_of_other_weights_are_not_taken_over(model: Any, tokenizer: Any, tmp_path: Path) -> None:
-    """A model of equal shape and name but other weights starts anew."""
+def test_models_of_other_weights_have_other_digests(model: Any) -> None:
+    """A model of equal shape and name but other weights is not taken for the same."""
     first = weights_digest(model)
     assert weights_digest(model) == first
     weight = next(model.parameters())
@@ -121,27 +122,19 @@ def test_cases_of_other_weights_are_not_taken_over(model: Any, tokenizer: Any, t
         weight.data.copy_(before)
 
 
-def test_an_interrupted_run_goes_on_behind_its_finished_cases(
+def test_an_interrupted_run_continues_after_its_finished_cases(
     model: Any, tokenizer: Any, tmp_path: Path
 ) -> None:
     """Stopped in the second case, the same plan measures only what is missing, with equal results."""
-    path, opened = tmp_path / "partial.json", []
-
-    def progress(name: str, _total: int) -> AbstractContextManager[Any]:
-        opened.append(name)
-        if len(opened) == 2:
-            raise KeyboardInterrupt
-        return nullcontext(lambda: None)
-
-    table = random_table(model)
+    path, progress, table = tmp_path / "partial.json", Interrupting(at=2), random_table(model)
     with pytest.raises(KeyboardInterrupt):
         evaluate(model, tokenizer, plan(), table=table, checkpoint=path, progress=progress)
     record = evaluate(model, tokenizer, plan(), table=table, checkpoint=path, progress=progress)
-    assert opened == ["B=2 off", "B=2 sere:select_top_k=1", "B=2 sere:select_top_k=1"]
+    assert progress.begun == ["B=2 off", "B=2 sere:select_top_k=1", "B=2 sere:select_top_k=1"]
     assert not path.exists()
-    whole = evaluate(model, tokenizer, plan(), table=table)
-    assert [case["tasks"] for case in record["cases"]] == [case["tasks"] for case in whole["cases"]]
-    assert [case["experts"] for case in record["cases"]] == [case["experts"] for case in whole["cases"]]
+    once = evaluate(model, tokenizer, plan(), table=table)
+    assert [case["tasks"] for case in record["cases"]] == [case["tasks"] for case in once["cases"]]
+    assert [case["experts"] for case in record["cases"]] == [case["experts"] for case in once["cases"]]
 
 
 def test_rows_that_are_fed_the_pad_token_count(model: Any) -> None:
@@ -155,15 +148,28 @@ def test_rows_that_are_fed_the_pad_token_count(model: Any) -> None:
         assert [layer.rows for layer in handle.stats()] == [2, 2]
 
 
-def test_wrong_plans_and_tables_are_refused(model: Any, tokenizer: Any) -> None:
-    """What cannot be evaluated is named before anything is decoded."""
-    with pytest.raises(InputError, match="at least one question"):
-        plan(questions=[])
-    with pytest.raises(InputError, match="first setting must be 'off'"):
-        plan(settings=[parse_spec("topk:select_top_k=1")])
-    with pytest.raises(InputError, match=r"batch sizes of at least 1, got \[0\]"):
-        plan(batch_sizes=[0])
-    with pytest.raises(ConfigError, match="sere:select_top_k=1: needs a similarity table"):
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        pytest.param({"questions": []}, "at least one question", id="no question"),
+        pytest.param({"max_new_tokens": 0}, "max_new_tokens: expected at least 1, got 0", id="no new token"),
+        pytest.param(
+            {"settings": parse_specs(["topk:select_top_k=1"])[1:]},
+            "first setting must be 'off'",
+            id="no baseline",
+        ),
+        pytest.param({"batch_sizes": [0]}, r"batch sizes of at least 1, got \[0\]", id="no row"),
+    ],
+)
+def test_wrong_plans_are_refused(changes: dict[str, Any], words: str) -> None:
+    """What cannot be evaluated is named when the plan is made."""
+    with pytest.raises(InputError, match=words):
+        plan(**changes)
+
+
+def test_wrong_tables_are_refused(model: Any, tokenizer: Any) -> None:
+    """A missing table and another model's are named before anything is decoded."""
+    with pytest.raises(ConfigError, match="needs a similarity table"):
         evaluate(model, tokenizer, plan())
     other = random_table(tiny_model("olmoe"))
     with pytest.raises(TableMismatch):

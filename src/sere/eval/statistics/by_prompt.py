@@ -8,7 +8,7 @@ from functools import lru_cache
 from math import cos, exp, pi, sin, sqrt, tan
 
 from sere.errors import InputError
-from sere.eval.statistics import normal_bound, score_interval
+from sere.eval.statistics.by_question import normal_bound, score_interval
 
 # From so many degrees of freedom on, Student's t and the normal distribution agree in four digits.
 _MANY = 10_000
@@ -53,7 +53,8 @@ def positive_mean_per_token(
     """Return the mean of a value that is never negative, such as a divergence, with an interval.
 
     Such values are skewed: a few prompts hold most of the sum. The interval is made on a log scale, so it
-    reaches further up than down and covers the mean more often (``tests/eval/test_clusters.py`` counts).
+    reaches further up than down and covers the mean more often
+    (``tests/eval/statistics/test_by_prompt.py`` counts).
 
     Args:
         totals: As for `mean_per_token`, like the other arguments.

@@ -1,19 +1,22 @@
-"""Keep the finished cases of a long run, so that it can be interrupted."""
+"""The finished cases of an evaluation, kept in a file so that an interrupted run can continue."""
 
 from __future__ import annotations
 
 import json
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from hashlib import blake2b
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Self
 
 from sere.files import write_json
 from sere.interrupts import going_on
 from sere.resume import differences
+
+if TYPE_CHECKING:
+    from sere.eval.plan import EvalPlan
+    from sere.policies.spec import PolicySpec
 
 logger = logging.getLogger("sere")
 
@@ -27,14 +30,14 @@ _IN_WORDS = {
 }
 
 
-class Checkpoint:
+class FinishedCases:
     """Finished cases in a file, valid only for the run that wrote them.
 
     A file of another run (other model, table or plan) or a damaged one counts as empty and is
-    overwritten: its cases cannot be compared with this run's. A warning says in what they differ.
+    overwritten: its cases cannot be compared with this run's. A warning says how the runs differ.
 
     Args:
-        path: The file; None keeps nothing.
+        path: The file; None keeps nothing on disk.
         key: What identifies the run; JSON-ready.
     """
 
@@ -42,6 +45,18 @@ class Checkpoint:
         self.path = None if path is None else Path(path)
         self.key = json.loads(json.dumps(key))
         self.cases: dict[str, dict[str, Any]] = self._read()
+
+    @classmethod
+    def of_run(cls, header: Mapping[str, Any], path: str | os.PathLike[str] | None, *, weights: str) -> Self:
+        """Return the finished cases of a run, including those of an interrupted one.
+
+        Args:
+            header: What ``sere.eval.record.make_header`` returned.
+            path: The file; None keeps nothing on disk.
+            weights: A digest that differs between models of equal shape.
+        """
+        key = {name: header[name] for name in ("model", "table", "plan")}
+        return cls(path, key | {"weights": weights, "versions": header["provenance"]["versions"]})
 
     def get(self, name: str) -> dict[str, Any] | None:
         """Return a finished case, or None."""
@@ -57,6 +72,19 @@ class Checkpoint:
         """Remove the file: the run is complete."""
         if self.path is not None:
             self.path.unlink(missing_ok=True)
+
+    def missing(self, plan: EvalPlan, settings: Sequence[PolicySpec]) -> list[tuple[PolicySpec, int]]:
+        """Return the cases of some of the plan's settings that are still to be measured, by batch size."""
+        cases = [(setting, batch_size) for batch_size in plan.batch_sizes for setting in settings]
+        return [case for case in cases if self.get(case_name(*case)) is None]
+
+    def in_order(self, plan: EvalPlan) -> list[dict[str, Any]]:
+        """Return all cases of a run that is complete, by batch size."""
+        return [
+            self.cases[case_name(setting, batch_size)]
+            for batch_size in plan.batch_sizes
+            for setting in plan.settings
+        ]
 
     def _read(self) -> dict[str, dict[str, Any]]:
         if self.path is None:
@@ -76,7 +104,7 @@ class Checkpoint:
 
     @contextmanager
     def going_on(self) -> Iterator[None]:
-        """Note on whatever ends the block early how many cases the same command finds done."""
+        """Add to any error that ends the block how many cases the same command will find finished."""
 
         def kept() -> str | None:
             if self.path is None or not self.cases:
@@ -88,10 +116,6 @@ class Checkpoint:
             yield
 
 
-def files_digest(folder: str | os.PathLike[str]) -> str:
-    """Return what tells a model's folder from itself with other weights: files' names, sizes and times."""
-    digest = blake2b(digest_size=16)
-    for path in sorted(Path(folder).iterdir()):
-        found = path.stat()
-        digest.update(f"{path.name} {found.st_size} {found.st_mtime_ns}\n".encode())
-    return digest.hexdigest()
+def case_name(setting: PolicySpec, batch_size: int) -> str:
+    """Return what progress and the file of finished cases call a case."""
+    return f"B={batch_size} {setting.label}"

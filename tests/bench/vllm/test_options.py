@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from sere.bench.vllm.options import IN_PROCESS, OF_SERVER, as_arguments, options_of, parse_engine_options
-from sere.bench.vllm.plan import EnginePlan
+from sere.bench.vllm.plan import ServePlan
 from sere.errors import ConfigError
 from sere.policies.spec import parse_specs
 
@@ -55,7 +55,7 @@ def test_parallel_engines_need_a_server() -> None:
 
 def test_given_options_take_the_place_of_our_room_alone() -> None:
     """Room for requests is ours unless given; every option that is not room is refused by both tables."""
-    plan = EnginePlan(settings=parse_specs([]), prompt=100, steps=10, engine_options={"max_num_seqs": 3})
+    plan = ServePlan(settings=parse_specs([]), prompt=100, steps=10, engine_options={"max_num_seqs": 3})
     options = options_of(plan, 64, dtype="float32")
     assert (options["max_num_seqs"], options["max_num_batched_tokens"]) == (3, 6400)
     assert (options["max_model_len"], options["dtype"], options["enforce_eager"]) == (118, "float32", True)
@@ -69,7 +69,7 @@ def test_each_engine_has_its_own_off() -> None:
     """Settings are grouped by what an engine starts with, and off comes first in each group."""
 
     def groups(*texts: str) -> list[tuple[dict[str, object], list[str]]]:
-        found = EnginePlan(settings=parse_specs(texts)).groups()
+        found = ServePlan(settings=parse_specs(texts)).groups()
         return [(start, [setting.label for setting in settings]) for start, settings in found]
 
     assert groups() == [({}, ["off"])]

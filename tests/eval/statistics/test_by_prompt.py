@@ -9,14 +9,14 @@ from random import Random
 import pytest
 
 from sere.errors import InputError
-from sere.eval.clusters import (
+from sere.eval.statistics.by_prompt import (
     Estimate,
     mean_per_token,
     positive_mean_per_token,
     share_of_tokens,
     student_t,
 )
-from sere.eval.statistics import wilson
+from sere.eval.statistics.by_question import wilson
 
 
 @pytest.mark.parametrize(

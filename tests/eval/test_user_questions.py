@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from sere.errors import DataError
-from sere.eval.examples import FileQuestion, read_prompts, read_questions
 from sere.eval.questions import encode, takes_template
+from sere.eval.user_questions import FileQuestion, read_prompts, read_questions
 from sere.texts import Row
 from tests.support.checkpoints import tiny_tokenizer
 

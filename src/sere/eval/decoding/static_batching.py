@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sere.eval.prefill import pad_left
+from sere.eval.decoding.prefill import pad_left
 
 
 @dataclass(frozen=True, slots=True)

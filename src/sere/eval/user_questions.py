@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sere.errors import DataError
+from sere.eval.questions import prompt_key
 from sere.texts import Row, naming, read_rows
 
 
@@ -44,12 +45,6 @@ class FileQuestion:
                 return False
             output = matches[-1][min(1, self.pattern.groups)] or ""
         return output.strip() == self.answer
-
-
-def prompt_key(prompt: str | Row) -> str:
-    """Return what tells a prompt from others: its text, or its messages as JSON."""
-    content = prompt.content if isinstance(prompt, Row) else prompt
-    return content if isinstance(content, str) else json.dumps(content, default=str)
 
 
 def read_prompts(path: str | os.PathLike[str], *, field: str = "prompt") -> tuple[list[Row], dict[str, Any]]:

@@ -25,8 +25,7 @@ from sere.provenance import installed_version, machine
 from sere.reroute import COUNTERS, PreparedLayer, TokenBatch
 from sere.reroute.backends.cuda import device
 from sere.reroute.backends.cuda.launch import Launch
-from sere.reroute.types import Rules, prepare_neighbors
-from sere.similarity.layer import LayerSimilarity
+from sere.reroute.raw_layer import KernelConfig, RawLayer
 from tests.support.shim import driver
 
 T, E, K = 64, 128, 8
@@ -34,7 +33,7 @@ CALLS, ROUNDS = 4000, 24
 Put = Callable[[Launch, torch.device], None]
 
 
-def leave_out(prepared: Launch, device: torch.device) -> None:
+def leave_out(call: Launch, device: torch.device) -> None:
     """Stand in for the launch."""
 
 
@@ -52,9 +51,10 @@ def ways_to_launch(patch: pytest.MonkeyPatch) -> dict[str, Put]:
 def make_calls() -> dict[str, Callable[[], object]]:
     """Return a bare call and a call as an engine makes it."""
     similarity = torch.rand(E, E, generator=torch.Generator().manual_seed(0)).fill_diagonal_(1.0)
-    neighbors = prepare_neighbors(LayerSimilarity(similarity), threshold=0.3)
-    rules = Rules(select_top_k=1, min_active=0, active_targets=False, merge=0, sentinel=0)
-    prepared = PreparedLayer(neighbors, rules, RerouteConfig(select_top_k=1), "cuda")
+    config = RerouteConfig(select_top_k=1, threshold=0.3)
+    keep = torch.zeros(E, dtype=torch.bool)
+    raw = RawLayer(similarity, config.threshold, keep, None, KernelConfig.of(config))
+    prepared = PreparedLayer(raw, config, "cuda", torch.device("cpu"))
     ids, weights = torch.arange(T * K, dtype=torch.int32).reshape(T, K) % E, torch.rand(T, K)
     budget, counters = torch.ones(T, dtype=torch.int32), torch.zeros(len(COUNTERS), dtype=torch.int64)
     num_tokens = torch.tensor(T - 4)
@@ -86,15 +86,15 @@ def main() -> None:
     with pytest.MonkeyPatch.context() as patch:
         ways = ways_to_launch(patch)
         times: dict[tuple[str, str], list[float]] = {case: [] for case in product(ways, calls)}
-        for place in range(ROUNDS + 1):
-            for way, name in turns(list(times), place):
+        for round_number in range(ROUNDS + 1):
+            for way, name in turns(list(times), round_number):
                 took = time_block(ways[way], calls[name])
                 # The first round warms up: there the kernel is compiled and loaded.
-                if place > 0:
+                if round_number > 0:
                     times[way, name].append(took)
     rows = [[way, *(shown(times[way, name]) for name in calls)] for way in ways]
     print(tabulate(rows, ["launch", *calls]))
-    print(f"T={T} E={E} K={K}; us a call: median of {ROUNDS} blocks (20th to 80th percentile)")
+    print(f"T={T} E={E} K={K}; us per call: median of {ROUNDS} blocks (20th to 80th percentile)")
     print(f"{machine()['cpu']}; torch {torch.__version__}")
 
 

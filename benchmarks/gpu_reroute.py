@@ -132,8 +132,15 @@ class Baseline:
         primary.index_fill_(0, wide[:, :S].reshape(-1), True)
         found = torch.empty_like(wide)
         blocks = -(-ids.numel() // 256)
-        words = (wide.data_ptr(), primary.data_ptr(), similarity.data_ptr(), found.data_ptr(), ids.numel(), E)
-        self._put(self.search, blocks, 256, *words, THRESHOLD)
+        kernel_args = (
+            wide.data_ptr(),
+            primary.data_ptr(),
+            similarity.data_ptr(),
+            found.data_ptr(),
+            ids.numel(),
+            E,
+        )
+        self._put(self.search, blocks, 256, *kernel_args, THRESHOLD)
         return found.int()
 
     def nothing(self) -> None:
@@ -141,13 +148,13 @@ class Baseline:
         self._put(self.empty, 1, 32)
 
     @staticmethod
-    def _put(kernel: Any, blocks: int, threads: int, *words: Any) -> None:
+    def _put(kernel: Any, blocks: int, threads: int, *kernel_args: Any) -> None:
         from cuda.core import LaunchConfig, launch
 
         from sere.reroute.backends.cuda.device import stream_of
 
         stream = stream_of(torch.cuda.current_stream().cuda_stream)
-        launch(stream, LaunchConfig(grid=blocks, block=threads), kernel, *words)
+        launch(stream, LaunchConfig(grid=blocks, block=threads), kernel, *kernel_args)
 
 
 def spare_buffer() -> Tensor:
@@ -289,8 +296,8 @@ def with_threads(threads: int, step: Step) -> Step:
     """Return a step whose launches have another number of threads in each block."""
     real = launching.launch
 
-    def changed(prepared: Launch, device: torch.device) -> None:
-        real(prepared._replace(threads=threads), device)
+    def changed(call: Launch, device: torch.device) -> None:
+        real(call._replace(threads=threads), device)
 
     def run(i: int) -> Any:
         launching.launch = changed

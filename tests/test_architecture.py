@@ -2,68 +2,93 @@
 
 from __future__ import annotations
 
-import ast
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-import sere
+from tests.support.source import ROOT, SOURCE, circle, import_graph, modules
 
 pytestmark = pytest.mark.checkout
 
-SOURCE = Path(sere.__file__).parent
-DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "architecture.md"
-ROOMS = sorted({path.relative_to(SOURCE).parts[0].removesuffix(".py") for path in SOURCE.rglob("*.py")})
-# The ways in, which name everything and which nothing imports.
-ENTRANCES = ("__init__", "__main__")
+DOCUMENT = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+# The ways in, which name everything.
+ENTRANCES = {"sere", "sere.__main__"}
+ROOMS = sorted({name.split(".")[1] for name in modules().keys() - ENTRANCES})
+GRAPH = import_graph()
+INSIDE = {module: imported - ENTRANCES for module, imported in GRAPH.items() if module not in ENTRANCES}
+
+
+def room(module: str) -> str:
+    """The folder or single module, right below the package, that a module is in."""
+    return module.split(".")[1]
 
 
 def floors() -> dict[str, int]:
     """Each room's floor in the picture of imports, from 0."""
-    (picture,) = re.findall(r"^Imports point one way:\n\n```\n(.*?)^```$", DOCUMENT.read_text(), re.M | re.S)
+    (picture,) = re.findall(r"^Imports point one way:\n\n```\n(.*?)^```$", DOCUMENT, re.MULTILINE | re.DOTALL)
     return {
         name: floor for floor, names in enumerate(picture.split("→")) for name in re.findall(r"[a-z]+", names)
     }
 
 
-def imported(path: Path) -> Iterator[str]:
-    """The rooms that a module imports at any place, but for type checkers alone."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    typing_only = {
-        id(inside)
-        for node in ast.walk(tree)
-        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
-        for inside in ast.walk(node)
-    }
-    for node in ast.walk(tree):
-        if id(node) in typing_only:
-            continue
-        if isinstance(node, ast.ImportFrom) and node.module is not None:
-            names = [node.module] if node.module != "sere" else [f"sere.{name.name}" for name in node.names]
-        else:
-            names = [name.name for name in node.names] if isinstance(node, ast.Import) else []
-        yield from (name.split(".")[1] for name in names if name.startswith("sere."))
-
-
 def test_every_room_is_in_the_picture_and_in_the_table() -> None:
-    """A module or folder that is added gets its floor and a line that says what lives there."""
-    assert sorted(floors()) == [room for room in ROOMS if room not in ENTRANCES]
-    rows = [line for line in DOCUMENT.read_text().splitlines() if line.startswith("| `")]
-    named = re.findall(r"`([a-z]+)(?:\.py|/)", " ".join(row.split("|")[1] for row in rows))
-    assert sorted(set(named)) == [room for room in ROOMS if room not in ENTRANCES]
+    """A module or folder that is added gets its floor and a line that says what belongs there."""
+    assert sorted(floors()) == ROOMS
+    cells = [line.split("|")[1] for line in DOCUMENT.splitlines() if line.startswith("| `")]
+    named = re.findall(r"`([a-z_]+(?:/[a-z_]+)*)(\.py|/)`", " ".join(cells))
+    assert sorted({name.split("/")[0] for name, _ in named}) == ROOMS
+    assert not [f"{name}{ending}" for name, ending in named if not (SOURCE / f"{name}{ending}").exists()]
 
 
-@pytest.mark.parametrize("room", [room for room in ROOMS if room not in ENTRANCES])
-def test_imports_point_one_way(room: str) -> None:
+@pytest.mark.parametrize("name", ROOMS)
+def test_imports_point_one_way(name: str) -> None:
     """No module imports a room of a higher floor."""
     floor = floors()
-    paths = [SOURCE / f"{room}.py"] if (SOURCE / f"{room}.py").is_file() else (SOURCE / room).rglob("*.py")
     wrong = [
-        f"{path.relative_to(SOURCE)} imports {name}"
-        for path in paths
-        for name in imported(path)
-        if floor[name] > floor[room]
+        f"{module} imports {imported}"
+        for module in INSIDE
+        for imported in INSIDE[module]
+        if room(module) == name and floor[room(imported)] > floor[name]
     ]
     assert not wrong
+
+
+def test_only_the_command_line_imports_an_entrance() -> None:
+    """What the package gives to others, others inside take from where it is written."""
+    assert {room(module) for module in INSIDE if GRAPH[module] & ENTRANCES} <= {"cli"}
+
+
+def test_no_circle_of_modules() -> None:
+    """Not even one that an import inside a function or for type checkers alone would hide."""
+    assert circle(GRAPH) == []
+
+
+def test_no_circle_of_rooms() -> None:
+    """Of two rooms on one floor, too, at most one knows the other."""
+    rooms = {
+        name: {room(found) for module in INSIDE if room(module) == name for found in INSIDE[module]} - {name}
+        for name in ROOMS
+    }
+    assert circle(rooms) == []
+
+
+@pytest.mark.parametrize(
+    "hidden",
+    [
+        "def late():\n    from package import first\n",
+        "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import package.first\n",
+        "from .first import One\n",
+    ],
+    ids=["in a function", "for type checkers", "relative"],
+)
+def test_a_hidden_circle_is_found(tmp_path: Path, hidden: str) -> None:
+    """Wherever in the module its import is written, and however."""
+    package = tmp_path / "package"
+    package.mkdir()
+    (package / "__init__.py").write_text("from package.first import One\n")
+    (package / "first.py").write_text("from package.second import Two\nOne = Two\n")
+    (package / "second.py").write_text("Two = 2\n")
+    assert circle(import_graph(package)) == []
+    (package / "second.py").write_text(hidden)
+    assert {*circle(import_graph(package))} == {"package.first", "package.second"}

@@ -74,17 +74,6 @@ def test_tables_come_from_the_records() -> None:
 
 
 @pytest.mark.checkout
-def test_cited_sections_of_the_method_exist() -> None:
-    """Docstrings cite sections of docs/method.md by number."""
-    headings = re.findall(
-        r"^## (\d+)\. ", (ROOT / "docs/method.md").read_text(encoding="utf-8"), re.MULTILINE
-    )
-    sources = [path.read_text(encoding="utf-8") for path in (ROOT / "src").rglob("*.py")]
-    cited = {number for text in sources for number in re.findall(r"docs/method\.md section (\d+)", text)}
-    assert {"3", "4", "6"} <= cited <= set(headings)
-
-
-@pytest.mark.checkout
 def test_newest_record_of_a_case_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     """A case measured again takes the old one's place; other threads or another start are another case."""
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))

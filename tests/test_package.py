@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import ast
+import pickle
 import subprocess
 import sys
 from importlib import resources
 from importlib.metadata import entry_points
+from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 import sere
+import sere.integrations.vllm as sere_vllm
 
 # What a serving environment may not have; torch and its own dependencies are there anyway.
 OPTIONAL = (
@@ -48,14 +53,81 @@ assert routing.ids.shape == (2, 2)
     assert "numba is not installed" in run.stderr
 
 
-def test_import_is_light() -> None:
-    """Importing loads neither Transformers nor vLLM nor numba, and does not start CUDA."""
+COMMANDS = "from sere.cli import main\nassert main({!r}.split()) == 0"
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        "import sere; assert set(sere.__all__) <= set(dir(sere)); sere.SereError; sere.RerouteConfig",
+        "import sere.integrations.vllm as v; assert set(v.__all__) <= set(dir(v))",
+        "from sere.integrations.vllm.plugin import register; register()",
+        *map(
+            COMMANDS.format, ("--version", "--help", "calibrate --help", "table show --help", "eval --help")
+        ),
+        *map(COMMANDS.format, ("bench run --help", "bench serve --help", "generate --help", "demo --help")),
+        COMMANDS.format("doctor --help"),
+    ],
+)
+def test_start_is_light(program: str) -> None:
+    """Importing, the plug-in of an engine that does not ask for sere, and every help load no PyTorch."""
+    heavy = (
+        "import sys\nprint(sorted({'torch', 'numpy', 'transformers', 'vllm', 'numba'} & set(sys.modules)))"
+    )
+    command = [sys.executable, "-c", f"{program}\n{heavy}"]
+    run = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert run.stdout.splitlines()[-1] == "[]"
+
+
+def test_names_load_without_optional_packages() -> None:
+    """All public names together load neither Transformers nor vLLM nor numba, and do not start CUDA."""
     program = """
-import sys, sere, torch
+import sys, torch
+from sere import *
 assert not {"transformers", "vllm", "numba", "matplotlib"} & set(sys.modules)
 assert not torch.cuda.is_initialized()
 """
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+@pytest.mark.parametrize("first", ["sere.reroute.batch", "sere.calibrate.api", "sere.reroute", "sere.table"])
+def test_public_names_are_functions_whatever_is_imported_first(first: str) -> None:
+    """``sere.reroute`` and ``sere.calibrate`` are functions, before and after the import of the packages."""
+    program = f"""
+import sere
+import {first}
+from sere import calibrate, reroute
+import sere.reroute, sere.calibrate, sys
+assert sere.reroute is reroute is sys.modules["sere.reroute"].reroute
+assert sere.calibrate is calibrate is sys.modules["sere.calibrate"].calibrate
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+@pytest.mark.parametrize("name", sorted({*sere.__all__} - {"__version__"}))
+def test_public_names_can_be_pickled(name: str) -> None:
+    """A name that was loaded late is pickled as what it is."""
+    assert pickle.loads(pickle.dumps(getattr(sere, name))) is getattr(sere, name)
+
+
+@pytest.mark.parametrize("module", [sere, sere_vllm], ids=["sere", "vllm"])
+def test_other_names_are_missing(module: ModuleType) -> None:
+    """A name that does not exist is the error that Python gives."""
+    with pytest.raises(AttributeError, match=f"module '{module.__name__}' has no attribute 'nothing'"):
+        module.nothing  # noqa: B018
+
+
+def test_type_checkers_see_the_names_that_are_lazy() -> None:
+    """What is imported for type checkers is what is loaded, name by name."""
+    tree = ast.parse(Path(sere.__file__).read_text(encoding="utf-8"))
+    (typed,) = (node for node in tree.body if isinstance(node, ast.If))
+    seen = {
+        alias.name: node.module
+        for node in typed.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    assert seen == sere._HOMES
 
 
 @pytest.mark.parametrize(

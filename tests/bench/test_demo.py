@@ -12,7 +12,7 @@ from sere.bench.demo import Round, demonstrate
 from sere.bench.picture import draw
 from sere.bench.target import random_table
 from sere.engines.transformers import apply_setting
-from sere.eval.decode import decode, stop_ids
+from sere.eval.decoding.greedy import StopRule, decode, stop_rule
 from sere.eval.questions import encode, held_out
 from sere.policies.spec import parse_specs
 from sere.structure import find_experts
@@ -36,7 +36,7 @@ def record(model: Any, tokenizer: Any) -> dict[str, Any]:
         model,
         tokenizer,
         random_table(model),
-        settings=parse_specs(["sere:S=1", "topk:S=4"]),
+        settings=parse_specs(["sere:select_top_k=1", "topk:select_top_k=4"]),
         rounds=[Round(1, 2), Round(4, 8)],
         questions=held_out(2, tasks=["addition", "sorting", "reversal", "shift"]),
         max_new_tokens=30,
@@ -47,64 +47,71 @@ def test_each_batch_size_has_off_first_and_its_ratio(record: dict[str, Any], mod
     """One case a batch size and setting; off is its own base; SERE reads fewer experts; no hook is left."""
     cases = record["cases"]
     assert [(case["batch_size"], case["setting"], case["n"]) for case in cases] == [
-        (B, name, n) for B, n in ((1, 2), (4, 8)) for name in ("off", "sere:S=1", "topk:S=4")
+        (B, name, n)
+        for B, n in ((1, 2), (4, 8))
+        for name in ("off", "sere:select_top_k=1", "topk:select_top_k=4")
     ]
     for off, sere, same in (cases[:3], cases[3:]):
-        assert off["ratio_off_to_this"] == {"p20": 1.0, "p50": 1.0, "p80": 1.0}
+        assert off["speedup"] == {"p20": 1.0, "p50": 1.0, "p80": 1.0}
         assert "difference" not in off
-        assert sere["experts"] < off["experts"]
-        assert same["experts"] == pytest.approx(off["experts"], rel=0.2)  # off is counted in some turns only
+        assert sere["distinct_after"] < off["distinct_after"]
+        assert same["distinct_after"] == pytest.approx(
+            off["distinct_after"], rel=0.2
+        )  # off is counted in some turns only
         assert same["right"] == off["right"]  # top-k reduction to K slots changes nothing
         assert min(case["tpot_ms"]["p20"] for case in (off, sere, same)) > 0
     assert all(not layer.module._forward_pre_hooks for layer in find_experts(model))
 
 
-def test_runs_that_take_turns_answer_as_a_run_alone(
-    model: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The unmodified run, cut into slices between other settings' slices, gives the same tokens as alone."""
-    answers: list[list[list[int]]] = []
+@pytest.fixture
+def answers(monkeypatch: pytest.MonkeyPatch) -> list[list[list[int]]]:
+    """The tokens of every run's answers, in the order of the settings."""
+    kept: list[list[list[int]]] = []
 
     def keep(_tokenizer: Any, asked: Any, tokens: list[list[int]]) -> list[bool]:
-        answers.append(tokens)
+        kept.append(tokens)
         return [True] * len(asked)
 
     monkeypatch.setattr(demo, "mark", keep)
-    questions = held_out(2, tasks=["addition", "sorting"])
-    settings = parse_specs(["random:S=1", "sere:S=1"])
-    options: dict[str, Any] = {"settings": settings, "rounds": [Round(2, 4)], "questions": questions}
-    demonstrate(model, tokenizer, random_table(model), max_new_tokens=20, **options)
-    prompts = encode(tokenizer, [question.prompt for question in questions])
-    alone = decode(model, prompts, batch_size=2, max_new_tokens=20, stop=frozenset())
+    return kept
+
+
+QUESTIONS = held_out(2, tasks=["addition", "sorting"])
+
+
+def test_runs_that_take_turns_answer_as_a_run_alone(
+    model: Any, tokenizer: Any, answers: list[list[list[int]]]
+) -> None:
+    """The unmodified run, cut into slices between other settings' slices, gives the same tokens as alone."""
+    settings = parse_specs(["random:select_top_k=1", "sere:select_top_k=1"])
+    demonstrate(
+        model, tokenizer, random_table(model), settings=settings, rounds=[Round(2, 4)], questions=QUESTIONS,
+        max_new_tokens=20,
+    )  # fmt: skip
+    prompts = encode(tokenizer, [question.prompt for question in QUESTIONS])
+    alone = decode(model, prompts, batch_size=2, rule=StopRule(20))
     assert answers[0] == alone.tokens
     assert answers[1] != alone.tokens
 
 
-def test_the_controls_draws_go_on_from_turn_to_turn(
-    model: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+def test_the_controls_draws_continue_from_turn_to_turn(
+    model: Any, tokenizer: Any, answers: list[list[list[int]]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The random control, cut into slices, answers as alone: no turn repeats another's draws."""
-    answers: list[list[list[int]]] = []
-
-    def keep(_tokenizer: Any, asked: Any, tokens: list[list[int]]) -> list[bool]:
-        answers.append(tokens)
-        return [True] * len(asked)
-
-    monkeypatch.setattr(demo, "mark", keep)
     monkeypatch.setattr(demo, "SLICE", 3)
-    questions = held_out(2, tasks=["addition", "sorting"])
-    settings = parse_specs(["random:S=1"])
-    options: dict[str, Any] = {"settings": settings, "rounds": [Round(4, 4)], "questions": questions}
-    table = random_table(model)
-    demonstrate(model, tokenizer, table, max_new_tokens=20, **options)
-    prompts = encode(tokenizer, [question.prompt for question in questions])
+    settings, table = parse_specs(["random:select_top_k=1"]), random_table(model)
+    demonstrate(
+        model, tokenizer, table, settings=settings, rounds=[Round(4, 4)], questions=QUESTIONS,
+        max_new_tokens=20,
+    )  # fmt: skip
+    prompts = encode(tokenizer, [question.prompt for question in QUESTIONS])
     with apply_setting(model, settings[1], table):
-        alone = decode(model, prompts, batch_size=4, max_new_tokens=20, stop=stop_ids(model, tokenizer))
+        alone = decode(model, prompts, batch_size=4, rule=stop_rule(model, tokenizer, 20))
     assert answers[1] == alone.tokens
     assert answers[1] != answers[0]
 
 
-def test_the_picture_is_written_whole(record: dict[str, Any], tmp_path: Path) -> None:
+def test_the_picture_is_a_png(record: dict[str, Any], tmp_path: Path) -> None:
     """The picture is a PNG of the wanted name, with nothing else beside it."""
     path = tmp_path / "new" / "demo.png"
     draw(record, path)

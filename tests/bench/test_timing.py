@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, contextmanager
 import pytest
 import torch
 
-from sere.bench.hook_cost import hook_cost
+from sere.bench.overhead import measure_overhead
 from sere.bench.run import BenchPlan, bench
 from sere.bench.shapes import SHAPES, shape_config
 from sere.bench.target import Subject, random_model, random_table, random_tokens
@@ -22,7 +22,7 @@ from tests.support.tiny import tiny_model
 
 def test_turns_change() -> None:
     """Over twice as many rounds as variants each is first twice, and follows different ones."""
-    rounds = [turns("abc", place) for place in range(6)]
+    rounds = [turns("abc", index) for index in range(6)]
     assert ["".join(order) for order in rounds] == ["abc", "cba", "bca", "acb", "cab", "bac"]
 
 
@@ -46,7 +46,7 @@ def test_variants_take_turns_and_the_first_round_is_not_kept() -> None:
 def test_ratios_compare_blocks_of_the_same_round() -> None:
     """A machine that slows down in one round changes the times, not the ratio; above 1 is faster than off."""
     off, on = Times([[2.0, 2.0], [20.0, 20.0]]), Times([[1.0, 1.0], [10.0, 10.0]])
-    ratio = on.ratio_from(off)
+    ratio = on.speedup_over(off)
     assert (ratio.p20, ratio.p50, ratio.p80) == (2, 2, 2)
     assert on.tpot_ms().p50 == 5.5
 
@@ -74,11 +74,11 @@ def test_blocks_start_from_the_same_state_and_do_not_time_the_first_step() -> No
     hook.remove()
     assert seen == [4, 5, 6, 7, 8] * 2
     assert [len(block) for block in blocks] == [4, 4]
-    with pytest.raises(InputError, match="at least 2 tokens a row, got 1"):
+    with pytest.raises(InputError, match="at least 2 tokens per row, got 1"):
         Stepper(model, tokens[:, :4], tokens[:, 4:5])
 
 
-def test_hook_cost_times_the_hooks_and_leaves_none() -> None:
+def test_overhead_times_the_hooks_and_leaves_none() -> None:
     """A hook that waits is measured in each layer, and the clocks are gone afterward."""
     model = tiny_model("qwen3_moe")
     tokens = random_tokens(model, 2, 8)
@@ -86,11 +86,11 @@ def test_hook_cost_times_the_hooks_and_leaves_none() -> None:
     layers = find_experts(model)
     busy = torch.rand(300, 300)
     hooks = [layer.module.register_forward_pre_hook(lambda *_: (busy @ busy, None)[1]) for layer in layers]
-    cost = hook_cost(model, stepper.block)
+    overhead = measure_overhead(model, stepper.block)
     for hook in hooks:
         hook.remove()
-    assert cost.us_per_layer > 20
-    assert cost.ms_per_step > cost.us_per_layer / 1e3
+    assert overhead.us_per_layer > 20
+    assert overhead.ms_per_step > overhead.us_per_layer / 1e3
     assert all(not layer.module._forward_pre_hooks for layer in layers)
 
 
@@ -127,7 +127,9 @@ def test_a_setting_that_changes_nothing_is_named_once(caplog: pytest.LogCaptureF
     """However many blocks it is timed in, one line says why, and the record does too."""
     model = tiny_model("qwen3_moe")
     subject = Subject(model, random_table(model), {})
-    settings = [parse_spec(text) for text in ("off", "sere:S=1,min_active=15", "sere:S=1")]
+    settings = [
+        parse_spec(text) for text in ("off", "sere:select_top_k=1,min_active=15", "sere:select_top_k=1")
+    ]
     plan = BenchPlan(settings=settings, batch_sizes=[2], prompt=4, steps=2, rounds=2)
     records = list(bench(subject, plan))
     reasons = [record["nothing_changed"] for record in records]
@@ -135,4 +137,4 @@ def test_a_setting_that_changes_nothing_is_named_once(caplog: pytest.LogCaptureF
     assert reasons[2] is None
     assert "min_active=15 is never below what these batches read" in reasons[1]
     (line,) = [record.getMessage() for record in caplog.records]
-    assert line == f"sere: B=2 sere:S=1,min_active=15: {reasons[1]}"
+    assert line == f"sere: B=2 sere:select_top_k=1,min_active=15: {reasons[1]}"

@@ -68,7 +68,7 @@ def commands(model: Path, table: Path, out: Path) -> list[list[str]]:
             "--rounds",
             "1",
             "--setting",
-            "topk:S=1",
+            "topk:select_top_k=1",
         ],
         ["table", "verify", str(table), "--model", name],
         ["table", "import", str(table), "--model", name, "--out", str(out)],

@@ -12,7 +12,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sere.bundled import is_bundled, model_path
 from sere.cli import main
-from sere.eval import continuations
+from sere.eval.continuations import ContinuationScores
+from sere.policies.spec import PolicySpec
 from tests.support.checkpoints import save_checkpoint
 from tests.support.commands import refused, run_json, run_text
 
@@ -49,13 +50,17 @@ def test_the_bundled_model_is_asked_its_own_tasks(
     argv = ["eval", tiny_bundled, "--table", similarities, "--batch-size", 1, 2, *TASKS]
     record = run_json(capsys, *argv, "--passages", 3, "--out", out)
     assert json.loads(out.read_text()) == record
-    names = ["off", "sere:S=1", "random:S=1", "topk:S=1"]
+    names = ["off", "sere:select_top_k=1", "random:select_top_k=1", "topk:select_top_k=1"]
     assert [(case["batch_size"], case["setting"]) for case in record["cases"]] == [
         (B, name) for B in (1, 2) for name in names
     ]
     assert list(out.parent.iterdir()) == [out]
     off, sere = record["cases"][4:6]
-    assert off["experts"]["before"] == off["experts"]["after"] > sere["experts"]["after"]
+    assert (
+        off["experts"]["distinct_before"]
+        == off["experts"]["distinct_after"]
+        > sere["experts"]["distinct_after"]
+    )
     assert sere["tasks"]["all"]["n"] == 3
     assert sere["text"]["kl"] > off["text"]["kl"]
 
@@ -65,11 +70,11 @@ def test_tasks_print_two_tables(
 ) -> None:
     """For people: one row a case, over all tasks and by task; progress goes to stderr."""
     argv = ["eval", tiny_bundled, "--table", similarities, "--batch-size", 2, *TASKS, "--passages", 3]
-    out, err = run_text(capsys, *argv, "--setting", "sere:S=1")
-    assert out.count("sere:S=1 ") >= 2
+    out, err = run_text(capsys, *argv, "--setting", "sere:select_top_k=1")
+    assert out.count("sere:select_top_k=1 ") >= 2
     assert "perplexity" in out
     assert "reversal" in out
-    assert "B=2 sere:S=1: done" in err
+    assert "B=2 sere:select_top_k=1: done" in err
 
 
 def test_any_model_is_compared_with_itself_on_prompts(
@@ -78,7 +83,14 @@ def test_any_model_is_compared_with_itself_on_prompts(
     """A record of agreement, divergence and perplexity; the table says what is what."""
     out = tmp_path / "eval.json"
     argv = ["eval", checkpoint, "--table", similarities, "--prompts", prompts, "--batch-size", 2]
-    argv += ["--max-new-tokens", 8, "--setting", "sere:S=1", "--setting", "sere:S=1,min_active=15"]
+    argv += [
+        "--max-new-tokens",
+        8,
+        "--setting",
+        "sere:select_top_k=1",
+        "--setting",
+        "sere:select_top_k=1,min_active=15",
+    ]
     record = run_json(capsys, *argv, "--out", out)
     assert json.loads(out.read_text()) == record
     assert record["plan"]["prompts"] == {"file": "prompts.txt", "count": 4, "skipped": 0}
@@ -90,14 +102,25 @@ def test_any_model_is_compared_with_itself_on_prompts(
     assert "continuations: done" in err
     assert "agree %" in shown
     assert f"{record['continuations']['prompts']} prompts, " in shown
-    assert "B=2 sere:S=1,min_active=15: nothing was re-routed: min_active=15 is never below" in shown
+    assert (
+        "B=2 sere:select_top_k=1,min_active=15: nothing was re-routed: min_active=15 is never below" in shown
+    )
 
 
 def test_any_model_is_asked_questions_of_a_file(
     capsys: pytest.CaptureFixture[str], checkpoint: Path, questions: Path
 ) -> None:
     """Right answers with the paired difference; skipped rows and small steps are said."""
-    argv = ["eval", checkpoint, "--questions", questions, "--batch-size", 8, "--setting", "topk:S=1"]
+    argv = [
+        "eval",
+        checkpoint,
+        "--questions",
+        questions,
+        "--batch-size",
+        8,
+        "--setting",
+        "topk:select_top_k=1",
+    ]
     argv += ["--max-new-tokens", 4]
     record = run_json(capsys, *argv)
     assert record["plan"]["source"] == {"file": "questions.jsonl", "count": 5, "skipped": 1}
@@ -125,7 +148,7 @@ def test_texts_take_the_chat_template_unless_told_otherwise(
         "--batch-size",
         2,
         "--setting",
-        "topk:S=1",
+        "topk:select_top_k=1",
         "--max-new-tokens",
         4,
     ]
@@ -154,7 +177,7 @@ def test_a_copy_of_the_bundled_model_is_one(tmp_path: Path) -> None:
     assert not is_bundled(tmp_path)
 
 
-@pytest.mark.parametrize("flags", [[], ["--setting", "topk:S=1"], ["--tasks", "addition"]])
+@pytest.mark.parametrize("flags", [[], ["--setting", "topk:select_top_k=1"], ["--tasks", "addition"]])
 @pytest.mark.parametrize("model", ["CHECKPOINT", "owner/model"])
 def test_tasks_are_for_the_bundled_model_alone(
     capsys: pytest.CaptureFixture[str],
@@ -179,7 +202,10 @@ def test_tasks_are_for_the_bundled_model_alone(
         (["bundled", "--setting", "off", "--per-task", "0"], "argument --per-task: expected a whole number"),
         (["bundled", "--setting", "off", "--batch-size", "0"], "argument --batch-size: expected a whole"),
         (["bundled", "--table", "nowhere.safetensors"], "nowhere.safetensors"),
-        (["bundled", "--setting", "random:S=0"], "select_top_k: expected an integer of at least 1, got 0"),
+        (
+            ["bundled", "--setting", "random:select_top_k=0"],
+            "select_top_k: expected an integer of at least 1, got 0",
+        ),
         (["bundled", "--setting", "off", "--out", "/dev/null/eval.json"], "/dev/null"),
         (["bundled", "--setting", "off", "--device", "nonsense"], "--device nonsense: not usable here"),
         (
@@ -192,7 +218,7 @@ def test_tasks_are_for_the_bundled_model_alone(
             "how many questions of each task 'bundled' is asked, --per-task says",
         ),
         (
-            ["x", "--questions", "q.jsonl", "--setting", "sere:S=1"],
+            ["x", "--questions", "q.jsonl", "--setting", "sere:select_top_k=1"],
             "--table: none was given, and x has no similarity.sere in its folder",
         ),
         (
@@ -225,7 +251,16 @@ def test_short_continuations_and_engines_are_refused_with_their_files(
     """What only a file shows: a single token has no decode step; vLLM does not run every policy."""
     argv = ["eval", checkpoint, "--setting", "off", "--prompts", prompts, "--max-new-tokens", 1]
     assert "max_new_tokens: expected at least 2, got 1" in refused(capsys, *argv)
-    argv = ["eval", checkpoint, "--setting", "oea:S=2", "--questions", questions, "--engine", "vllm"]
+    argv = [
+        "eval",
+        checkpoint,
+        "--setting",
+        "oea:select_top_k=2",
+        "--questions",
+        questions,
+        "--engine",
+        "vllm",
+    ]
     assert "oea needs the router's scores" in refused(capsys, *argv, "--table", "t")
 
 
@@ -240,21 +275,30 @@ def test_an_interrupted_run_goes_on_with_the_same_prompts_only(
     """Finished cases are kept on Ctrl-C; the same command goes on; other prompts are said to differ."""
     out, other = tmp_path / "eval.json", tmp_path / "other.txt"
     other.write_text("a\nb\n")
-    flags = ["--setting", "topk:S=1", "--batch-size", "2", "--max-new-tokens", "6", "--out", str(out)]
+    flags = [
+        "--setting",
+        "topk:select_top_k=1",
+        "--batch-size",
+        "2",
+        "--max-new-tokens",
+        "6",
+        "--out",
+        str(out),
+    ]
 
     def evaluated(file: Path) -> tuple[int, str]:
         code = main(["eval", str(checkpoint), "--prompts", str(file), *flags])
         return code, capsys.readouterr().err
 
-    measure = continuations._measure
+    measure = ContinuationScores.case
 
-    def interrupted(model: Any, texts: Any, plan: Any, setting: Any, *rest: Any) -> Any:
+    def interrupted(scores: ContinuationScores, setting: PolicySpec, batch_size: int) -> dict[str, Any]:
         if setting.name == "topk":
             raise KeyboardInterrupt
-        return measure(model, texts, plan, setting, *rest)
+        return measure(scores, setting, batch_size)
 
     with monkeypatch.context() as patch:
-        patch.setattr(continuations, "_measure", interrupted)
+        patch.setattr(ContinuationScores, "case", interrupted)
         code, err = evaluated(prompts)
     assert (code, out.exists()) == (130, False)
     assert "the same command continues after them" in err
@@ -262,7 +306,7 @@ def test_an_interrupted_run_goes_on_with_the_same_prompts_only(
     before = kept.read_text()
     code, err = evaluated(prompts)
     assert code == 0
-    assert "B=2 topk:S=1: done" in err
+    assert "B=2 topk:select_top_k=1: done" in err
     assert "B=2 off: done" not in err
     assert not kept.exists()
     kept.write_text(before)

@@ -39,8 +39,8 @@ def test_generate_completes_prompts(
     assert plain["experts"] is None
     setting = "sere:select_top_k=1,targets=active,merge=same"
     routed = run_json(capsys, *argv, "--table", similarities, "--setting", setting)
-    assert routed["setting"] == "sere:S=1,targets=active,merge=same"
-    assert routed["experts"]["after"] < routed["experts"]["before"]
+    assert routed["setting"] == "sere:select_top_k=1,targets=active,merge=same"
+    assert routed["experts"]["distinct_after"] < routed["experts"]["distinct_before"]
     out, err = run_text(capsys, *argv, "--table", similarities)
     assert out.startswith(plain["completions"][0]["prompt"])
     assert err.startswith("distinct experts per layer")
@@ -87,8 +87,14 @@ def test_generate_puts_conversations_through_the_chat_template(
     ("argv", "line"),
     [
         ([], "at least one prompt"),
-        (["--prompt", "a", "--setting", "sere:S=1"], "sere:S=1: needs a similarity table; give one with --t"),
-        (["--prompt", "a", "--table", "SIMILARITIES", "--setting", "sere:S=1,scale=true"], "has no scale"),
+        (
+            ["--prompt", "a", "--setting", "sere:select_top_k=1"],
+            "sere:select_top_k=1: needs a similarity table; give one with --t",
+        ),
+        (
+            ["--prompt", "a", "--table", "SIMILARITIES", "--setting", "sere:select_top_k=1,use_scale=true"],
+            "has no scale",
+        ),
         (
             ["--prompt", "a", "--max-new-tokens", "0"],
             "argument --max-new-tokens: expected a whole number of at least 1",
@@ -130,6 +136,10 @@ def test_generate_refuses_in_one_line(
 def test_generate_takes_any_setting(capsys: pytest.CaptureFixture[str], checkpoint: Path) -> None:
     """A rival needs no table, and off counts; of both the experts are reported."""
     argv = ["generate", checkpoint, "--prompt", "add 1+1", "--max-new-tokens", 3, "--setting"]
-    off, reduced = run_json(capsys, *argv, "off"), run_json(capsys, *argv, "topk:S=1")
-    assert (off["setting"], reduced["setting"]) == ("off", "topk:S=1")
-    assert off["experts"]["before"] == off["experts"]["after"] > reduced["experts"]["after"]
+    off, reduced = run_json(capsys, *argv, "off"), run_json(capsys, *argv, "topk:select_top_k=1")
+    assert (off["setting"], reduced["setting"]) == ("off", "topk:select_top_k=1")
+    assert (
+        off["experts"]["distinct_before"]
+        == off["experts"]["distinct_after"]
+        > reduced["experts"]["distinct_after"]
+    )

@@ -46,7 +46,7 @@ def test_every_error_is_one_line_and_a_code(
     code: int,
     line: str,
 ) -> None:
-    """Whatever a command raises becomes one line on stderr: 2 for wrong use, 1 for what was tried and failed."""
+    """Whatever a command raises becomes one line on stderr: code 2 for wrong use, 1 for a failure."""
     failing(monkeypatch, error)
     assert main(["doctor"]) == code
     out, err = capsys.readouterr()

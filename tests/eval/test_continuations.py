@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
 from math import log
 from pathlib import Path
 from typing import Any
@@ -16,10 +14,12 @@ import torch
 from sere.bench.target import random_table
 from sere.engines.transformers import apply_setting
 from sere.errors import AlreadyApplied, ConfigError, DataError, InputError
-from sere.eval.clusters import mean_per_token, share_of_tokens
-from sere.eval.continuations import PromptPlan, evaluate_prompts
+from sere.eval.plan import PromptPlan
+from sere.eval.run import evaluate
+from sere.eval.statistics.by_prompt import mean_per_token, share_of_tokens
 from sere.policies.spec import parse_spec, parse_specs
 from tests.support.checkpoints import tiny_tokenizer
+from tests.support.progress import Interrupting
 from tests.support.tiny import tiny_model
 
 PROMPTS = ["add 4821", "the mill stood by", "a", "sort 7 3 9", "reverse", "one two three four", "x y"]
@@ -43,7 +43,7 @@ def model(tokenizer: Any) -> Any:
 
 def plan(**changes: Any) -> PromptPlan:
     values: dict[str, Any] = {
-        "settings": parse_specs(["sere:S=1"]),
+        "settings": parse_specs(["sere:select_top_k=1"]),
         "batch_sizes": [3],
         "prompts": PROMPTS,
         "max_new_tokens": 9,
@@ -53,7 +53,7 @@ def plan(**changes: Any) -> PromptPlan:
 
 @torch.no_grad()
 def own_continuation(model: Any, ids: Sequence[int], limit: int) -> list[int]:
-    """Return the greedy tokens of one prompt by whole forward passes, the end token included."""
+    """Return the greedy tokens of one prompt by full forward passes, the end token included."""
     text = list(ids)
     while len(text) - len(ids) < limit:
         text.append(int(model(torch.tensor([text])).logits[0, -1].argmax()))
@@ -65,10 +65,10 @@ def own_continuation(model: Any, ids: Sequence[int], limit: int) -> list[int]:
 # One for each kind of cache; tests/eval/test_text.py scores all architectures.
 @pytest.mark.parametrize("name", ["olmoe", "qwen3_next", "gpt_oss", "deepseek_v3", "longcat_flash"])
 def test_models_of_every_cache_are_compared_with_itself(name: str, tokenizer: Any) -> None:
-    """Off agrees with itself up to rounding, at each batch size; a setting that moves slots does not."""
+    """Off agrees with itself up to rounding, at each batch size; a setting that re-routes does not."""
     model = build(name, tokenizer)
-    settings = parse_specs(["sere:S=1", "topk:S=1"])
-    record = evaluate_prompts(
+    settings = parse_specs(["sere:select_top_k=1", "topk:select_top_k=1"])
+    record = evaluate(
         model, tokenizer, plan(settings=settings, batch_sizes=[1, 3]), table=random_table(model)
     )
     wanted = [own_continuation(model, tokenizer(text)["input_ids"], 9) for text in PROMPTS]
@@ -80,18 +80,18 @@ def test_models_of_every_cache_are_compared_with_itself(name: str, tokenizer: An
         if case["setting"] == "off":
             assert case["agreement"]["value"] == 1
             assert 0 <= case["kl"]["value"] < 1e-6
-            assert experts["before"] == experts["after"]
+            assert experts["distinct_before"] == experts["distinct_after"]
         else:
             assert case["nothing_changed"] is None
             assert case["kl"]["value"] > 1e-3
             assert case["agreement"]["value"] < 1
-            assert experts["after"] < experts["before"]
+            assert experts["distinct_after"] < experts["distinct_before"]
     json.dumps(record, allow_nan=False)
 
 
 def test_results_are_estimates_over_prompts(model: Any, tokenizer: Any) -> None:
     """Each result is made of the sums by prompt that stand beside it; the loss is paired with off's."""
-    record = evaluate_prompts(model, tokenizer, plan(), table=random_table(model))
+    record = evaluate(model, tokenizer, plan(), table=random_table(model))
     off, sere = record["cases"]
     tokens = record["continuations"]["scored_tokens"]
     share = share_of_tokens(sere["prompts"]["agreed"], tokens)
@@ -101,96 +101,106 @@ def test_results_are_estimates_over_prompts(model: Any, tokenizer: Any) -> None:
     assert log(sere["perplexity"]["value"]) == pytest.approx(loss.value)
     assert log(sere["perplexity"]["low"]) == pytest.approx(loss.low)
     more = [a - b for a, b in zip(sere["prompts"]["loss"], off["prompts"]["loss"], strict=True)]
-    assert sere["loss_to_off"]["value"] == pytest.approx(sum(more) / sum(tokens))
-    assert "loss_to_off" not in off
+    assert sere["loss_vs_baseline"]["value"] == pytest.approx(sum(more) / sum(tokens))
+    assert "loss_vs_baseline" not in off
     assert record["plan"]["intervals"]["unit"] == "prompt"
     assert {"versions", "machine"} <= set(record["provenance"])
 
 
-def test_a_setting_that_moves_nothing_says_why(model: Any, tokenizer: Any) -> None:
+def test_a_setting_that_reroutes_nothing_says_why(model: Any, tokenizer: Any) -> None:
     """A divergence of nothing is not read as no loss: the case holds the reason."""
-    found = evaluate_prompts(
-        model, tokenizer, plan(settings=parse_specs(["sere:S=1,min_active=15"])), table=random_table(model)
+    found = evaluate(
+        model,
+        tokenizer,
+        plan(settings=parse_specs(["sere:select_top_k=1,min_active=15"])),
+        table=random_table(model),
     )
     off, idle = found["cases"]
     assert off["nothing_changed"] is None
-    assert idle["experts"]["moved"] == 0
+    assert idle["experts"]["slots_rerouted"] == 0
     assert "min_active=15 is never below what these batches read" in idle["nothing_changed"]
 
 
 def test_fewer_prompts_than_rows_are_said(model: Any, tokenizer: Any) -> None:
     """The rows of a case are those that its steps had; one prompt has no interval."""
-    record = evaluate_prompts(
-        model, tokenizer, plan(settings=parse_specs([]), batch_sizes=[8], prompts=PROMPTS[:1])
-    )
+    record = evaluate(model, tokenizer, plan(settings=parse_specs([]), batch_sizes=[8], prompts=PROMPTS[:1]))
     (case,) = record["cases"]
     assert (case["batch_size"], case["rows"]) == (8, 1)
     assert case["agreement"] == {"value": 1.0, "low": None, "high": None}
 
 
-def test_an_interrupted_run_goes_on_with_its_continuations(
+def test_an_interrupted_run_continues_with_its_continuations(
     model: Any, tokenizer: Any, tmp_path: Path
 ) -> None:
     """Stopped in a case, the same plan measures what is missing on the same tokens, with equal results."""
-    path, opened = tmp_path / "partial.json", []
-
-    def progress(name: str, _total: int) -> AbstractContextManager[Any]:
-        opened.append(name)
-        if len(opened) == 3:
-            raise KeyboardInterrupt
-        return nullcontext(lambda: None)
-
-    table = random_table(model)
+    path, progress, table = tmp_path / "partial.json", Interrupting(at=3), random_table(model)
     with pytest.raises(KeyboardInterrupt):
-        evaluate_prompts(model, tokenizer, plan(), table=table, checkpoint=path, progress=progress)
-    record = evaluate_prompts(model, tokenizer, plan(), table=table, checkpoint=path, progress=progress)
-    assert opened == ["continuations", "B=3 off", "B=3 sere:S=1", "B=3 sere:S=1"]
+        evaluate(model, tokenizer, plan(), table=table, checkpoint=path, progress=progress)
+    record = evaluate(model, tokenizer, plan(), table=table, checkpoint=path, progress=progress)
+    assert progress.begun == [
+        "continuations",
+        "B=3 off",
+        "B=3 sere:select_top_k=1",
+        "B=3 sere:select_top_k=1",
+    ]
     assert not path.exists()
-    assert record["cases"] == evaluate_prompts(model, tokenizer, plan(), table=table)["cases"]
+    assert record["cases"] == evaluate(model, tokenizer, plan(), table=table)["cases"]
 
 
 def test_generation_settings_of_the_checkpoint_do_not_count(tokenizer: Any) -> None:
     """Greedy means the most likely token: penalties and bans of a checkpoint's own settings are left out."""
     model = build("qwen3_next", tokenizer)
     table = random_table(model)
-    before = evaluate_prompts(model, tokenizer, plan(), table=table)["continuations"]["digest"]
+    before = evaluate(model, tokenizer, plan(), table=table)["continuations"]["digest"]
     model.generation_config.repetition_penalty = 5.0
     model.generation_config.suppress_tokens = list(range(3, 40))
     own = model.generation_config
-    assert evaluate_prompts(model, tokenizer, plan(), table=table)["continuations"]["digest"] == before
+    assert evaluate(model, tokenizer, plan(), table=table)["continuations"]["digest"] == before
     assert model.generation_config is own
 
 
-def test_what_cannot_be_evaluated_is_refused(model: Any, tokenizer: Any) -> None:
-    """No prompt, continuations without a second token, a model that is re-routed, a table that is missing."""
-    with pytest.raises(InputError, match="at least one prompt, got none"):
-        plan(prompts=[])
-    with pytest.raises(InputError, match="max_new_tokens: expected at least 2, got 1"):
-        plan(max_new_tokens=1)
-    with pytest.raises(InputError, match=r"batch sizes of at least 1, got \[0\]"):
-        plan(batch_sizes=[0])
-    with pytest.raises(ConfigError, match="sere:S=1: needs a similarity table"):
-        evaluate_prompts(model, tokenizer, plan())
-    off = replace(plan(), settings=parse_specs([]))
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        pytest.param({"prompts": []}, "at least one prompt, got none", id="no prompt"),
+        pytest.param({"max_new_tokens": 1}, "max_new_tokens: expected at least 2, got 1", id="one new token"),
+        pytest.param({"batch_sizes": [0]}, r"batch sizes of at least 1, got \[0\]", id="no row"),
+    ],
+)
+def test_wrong_plans_are_refused(changes: dict[str, Any], words: str) -> None:
+    """What cannot be evaluated is named when the plan is made."""
+    with pytest.raises(InputError, match=words):
+        plan(**changes)
+
+
+def test_a_missing_table_is_refused(model: Any, tokenizer: Any) -> None:
+    """The setting that needs the table is named."""
+    with pytest.raises(ConfigError, match="needs a similarity table"):
+        evaluate(model, tokenizer, plan())
+
+
+def test_a_model_that_is_rerouted_already_is_refused(model: Any, tokenizer: Any) -> None:
+    """Its continuations would not be the unmodified model's."""
     with (
-        apply_setting(model, parse_spec("topk:S=1"), None, pad_token_id=-1),
+        apply_setting(model, parse_spec("topk:select_top_k=1"), None, pad_token_id=-1),
         pytest.raises(AlreadyApplied),
     ):
-        evaluate_prompts(model, tokenizer, off)
-    ends = model.generation_config.eos_token_id
+        evaluate(model, tokenizer, plan(settings=parse_specs([])))
+
+
+def test_continuations_without_a_token_to_score_are_refused(tokenizer: Any) -> None:
+    """If every first token ends the text, no decode step is left, and the error says what to give."""
+    model = build("qwen2_moe", tokenizer)
     model.generation_config.eos_token_id = list(range(len(tokenizer)))
-    try:
-        with pytest.raises(DataError, match="the model ends each of the 7 prompts with its first token"):
-            evaluate_prompts(model, tokenizer, off)
-    finally:
-        model.generation_config.eos_token_id = ends
+    with pytest.raises(DataError, match="the model ends each of the 7 prompts with its first token"):
+        evaluate(model, tokenizer, plan(settings=parse_specs([])))
 
 
 def test_tokens_beyond_the_embedding_are_named(tokenizer: Any) -> None:
     """Another model's tokenizer is found before anything is decoded, with the token and both sizes."""
     small = tiny_model("olmoe", vocab_size=60)
     with pytest.raises(DataError, match=r"token '}' has the id \d+, but the model's embedding has 60 rows"):
-        evaluate_prompts(small, tokenizer, plan(settings=parse_specs([]), prompts=["a", "}"]))
+        evaluate(small, tokenizer, plan(settings=parse_specs([]), prompts=["a", "}"]))
 
 
 def test_logits_that_are_no_numbers_are_refused(tokenizer: Any) -> None:
@@ -199,4 +209,4 @@ def test_logits_that_are_no_numbers_are_refused(tokenizer: Any) -> None:
     with torch.no_grad():
         broken.lm_head.weight.fill_(float("nan"))
     with pytest.raises(InputError, match=r"logits are not finite numbers.*--dtype bfloat16 or float32"):
-        evaluate_prompts(broken, tokenizer, plan(settings=parse_specs([])))
+        evaluate(broken, tokenizer, plan(settings=parse_specs([])))

@@ -7,11 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 from sere.errors import DataError
-from sere.eval.cases import paused
-from sere.eval.text import PREFIX, Text, passages, score_texts, summarize
+from sere.eval.text import PREFIX, Text, passage_texts, paused, score_texts, summarize
 from sere.integrations.transformers import apply
 from sere.integrations.transformers.inputs import cache_argument, find_cache
 from sere.policies.topk import TopK
@@ -20,13 +18,7 @@ from tests.support.tiny import ARCHITECTURES, tiny_model
 
 @pytest.fixture(scope="module")
 def model() -> Any:
-    torch.manual_seed(3)
-    config = Qwen3MoeConfig(
-        vocab_size=50, hidden_size=32, intermediate_size=32, moe_intermediate_size=16, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=2, head_dim=8, num_experts=8, num_experts_per_tok=2,
-        initializer_range=0.3, bos_token_id=None, eos_token_id=None, pad_token_id=0,
-    )  # fmt: skip
-    return Qwen3MoeForCausalLM(config).eval()
+    return tiny_model("qwen3_moe", vocab_size=50, eos_token_id=None, bos_token_id=None)
 
 
 def texts(count: int) -> list[list[int]]:
@@ -37,12 +29,12 @@ def texts(count: int) -> list[list[int]]:
 
 @torch.no_grad()
 def plain(model: Any, texts: list[list[int]]) -> tuple[float, int]:
-    """Return the perplexity of whole forward passes over the same tokens, and their number."""
+    """Return the perplexity of full forward passes over the same tokens, and their number."""
     loss, count = 0.0, 0
     for text in texts:
         logits = model(torch.tensor([text])).logits[0].double().log_softmax(-1)
-        for place in range(PREFIX + 1, len(text)):
-            loss -= float(logits[place - 1, text[place]])
+        for index in range(PREFIX + 1, len(text)):
+            loss -= float(logits[index - 1, text[index]])
             count += 1
     return exp(loss / count), count
 
@@ -51,7 +43,7 @@ def plain(model: Any, texts: list[list[int]]) -> tuple[float, int]:
 def test_unmodified_perplexity_equals_that_of_forward_passes(model: Any, batch_size: int) -> None:
     """Reading token by token in steps of B rows gives a plain pass's perplexity, and no divergence."""
     read = texts(20)
-    score = summarize(score_texts(model, passages(read), batch_size=batch_size))
+    score = summarize(score_texts(model, passage_texts(read), batch_size=batch_size))
     perplexity, count = plain(model, read)
     assert score["tokens"] == count
     assert score["perplexity"] == pytest.approx(perplexity, rel=1e-4)
@@ -59,7 +51,7 @@ def test_unmodified_perplexity_equals_that_of_forward_passes(model: Any, batch_s
 
 
 def test_divergence_counts_what_decode_steps_change(model: Any) -> None:
-    """A change that only decode steps bear shows as divergence, and leaves its reference alone."""
+    """A change of decode steps only shows as divergence, and leaves its reference alone."""
     read = [text[: PREFIX + 2] for text in texts(6)]  # one scored token each: no changed cache behind it
 
     def halve(_: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -67,7 +59,7 @@ def test_divergence_counts_what_decode_steps_change(model: Any) -> None:
         return (hidden, ids, weights / 2 if len(hidden) == 3 else weights)
 
     hooks = [layer.mlp.experts.register_forward_pre_hook(halve) for layer in model.model.layers]
-    score = summarize(score_texts(model, passages(read), batch_size=3))
+    score = summarize(score_texts(model, passage_texts(read), batch_size=3))
     for hook in hooks:
         hook.remove()
     expected = 0.0
@@ -91,12 +83,12 @@ def test_divergence_counts_what_decode_steps_change(model: Any) -> None:
 def test_short_passages_are_refused(model: Any) -> None:
     """A passage without a token to score raises, saying how long it must be."""
     with pytest.raises(DataError, match="at least 10 tokens, got one of 9"):
-        passages([[1] * 20, [1] * 9])
+        passage_texts([[1] * 20, [1] * 9])
 
 
 @torch.no_grad()
 def alone(model: Any, text: Text) -> float:
-    """Return the loss of a whole forward pass over the scored tokens."""
+    """Return the loss of a full forward pass over the scored tokens."""
     logits = model(torch.tensor([text.tokens])).logits[0].double()[text.read : -1]
     wanted = torch.tensor(text.tokens[text.read + 1 :])
     loss = -logits.log_softmax(-1).gather(1, wanted[:, None]).sum()

@@ -12,10 +12,10 @@ import pytest
 from sere.bench.target import random_table
 from sere.engines.settings import by_engine
 from sere.eval import vllm
-from sere.eval.checkpoint import files_digest
-from sere.eval.examples import FileQuestion
+from sere.eval.digests import files_digest
+from sere.eval.plan import QuestionPlan
 from sere.eval.questions import held_out
-from sere.eval.run import Plan
+from sere.eval.user_questions import FileQuestion
 from sere.policies.spec import parse_specs
 from sere.texts import Row
 from tests.support.checkpoints import tiny_tokenizer
@@ -29,26 +29,23 @@ def groups(*texts: str) -> list[tuple[dict[str, Any], list[str]]]:
 
 def test_settings_that_differ_in_more_than_s_and_rho_need_another_engine() -> None:
     """S and ρ change while an engine runs; each other choice is part of an engine's start."""
-    assert groups(
-        "sere:S=1,scale=true", "sere:S=1,min_active=8,scale=true", "sere:S=2,rho=0.3,scale=yes",
-        "sere:S=4,min_active=8,scale=true", "sere:S=1",
-    ) == [
-        ({"use_scale": True}, ["off", "sere:S=1,scale=true", "sere:S=2,rho=0.3,scale=true"]),
-        (
-            {"min_active": 8, "use_scale": True},
-            ["sere:S=1,min_active=8,scale=true", "sere:S=4,min_active=8,scale=true"],
-        ),
-        ({}, ["sere:S=1"]),
-    ]  # fmt: skip
+    scaled = [f"sere:select_top_k={rest},use_scale=true" for rest in ("1", "2,threshold=0.3")]
+    floored = [f"sere:select_top_k={S},min_active=8,use_scale=true" for S in (1, 4)]
+    plain = "sere:select_top_k=1"
+    assert groups(scaled[0], floored[0], scaled[1], floored[1], plain) == [
+        ({"use_scale": True}, ["off", *scaled]),
+        ({"min_active": 8, "use_scale": True}, floored),
+        ({}, [plain]),
+    ]
 
 
 def test_controls_need_no_engine_of_their_own() -> None:
     """Other settings than ``sere`` run in the first engine, whatever it was started with."""
-    controls = ["random:S=1,min_active=8", "topk:S=1", "xshare:budget=16"]
+    controls = ["random:select_top_k=1,min_active=8", "topk:select_top_k=1"]
     assert groups(*controls) == [({}, ["off", *controls])]
-    assert groups(*controls, "sere:S=1,min_active=4", "sere:S=1") == [
-        ({"min_active": 4}, ["off", *controls, "sere:S=1,min_active=4"]),
-        ({}, ["sere:S=1"]),
+    assert groups(*controls, "sere:select_top_k=1,min_active=4", "sere:select_top_k=1") == [
+        ({"min_active": 4}, ["off", *controls, "sere:select_top_k=1,min_active=4"]),
+        ({}, ["sere:select_top_k=1"]),
     ]
 
 
@@ -73,7 +70,7 @@ class Engines:
 
 @pytest.fixture
 def measured(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Names of the cases that were measured; each is right at its first question alone."""
+    """Names of the cases that were measured; in each, only the first question is right."""
     names: list[str] = []
 
     def measure(run: Any, _llm: object, setting: Any, B: int) -> dict[str, Any]:
@@ -87,8 +84,10 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def evaluate(engines: Engines, **options: Any) -> dict[str, Any]:
-    plan = Plan(
-        settings=parse_specs(["sere:S=1,min_active=4", "sere:S=1", "sere:S=2,min_active=4"]),
+    plan = QuestionPlan(
+        settings=parse_specs(
+            ["sere:select_top_k=1,min_active=4", "sere:select_top_k=1", "sere:select_top_k=2,min_active=4"]
+        ),
         batch_sizes=[1, 8],
         questions=held_out(2, tasks=["addition"]),
     )
@@ -101,7 +100,12 @@ def test_off_is_measured_once_and_paired_with_all(measured: list[str]) -> None:
     engines = Engines()
     record = evaluate(engines)
     assert engines.started == [{"min_active": 4}, {}]
-    labels = ["off", "sere:S=1,min_active=4", "sere:S=1", "sere:S=2,min_active=4"]
+    labels = [
+        "off",
+        "sere:select_top_k=1,min_active=4",
+        "sere:select_top_k=1",
+        "sere:select_top_k=2,min_active=4",
+    ]
     order = [f"B={B} {label}" for B in (1, 8) for label in labels]
     assert sorted(measured) == sorted(order)
     assert [f"B={case['batch_size']} {case['setting']}" for case in record["cases"]] == order
@@ -117,7 +121,7 @@ def test_an_interrupted_run_starts_only_the_engines_that_it_still_needs(
     path, engines = tmp_path / "partial.json", Engines()
 
     def progress(name: str, _total: int) -> AbstractContextManager[Any]:
-        if name == "B=8 sere:S=1" and len(engines.started) == 2:
+        if name == "B=8 sere:select_top_k=1" and len(engines.started) == 2:
             raise KeyboardInterrupt
         return nullcontext(lambda: None)
 
@@ -156,7 +160,7 @@ def test_questions_of_a_file_run_on_engines(monkeypatch: pytest.MonkeyPatch) -> 
         return {"setting": setting.label, "batch_size": B, "right": "10"}
 
     monkeypatch.setattr(vllm._Run, "measure", measure)
-    plan = Plan(
+    plan = QuestionPlan(
         settings=parse_specs([]),
         batch_sizes=[2],
         questions=[FileQuestion(Row("line 1", "one"), "1"), FileQuestion(Row("line 2", "two"), "2")],

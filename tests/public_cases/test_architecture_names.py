@@ -39,15 +39,25 @@ def works_everywhere(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
             "--rounds",
             1,
             "--setting",
-            "sere:S=1",
+            "sere:select_top_k=1",
         ],
     ):
         assert main([str(word) for word in command]) == 0, command
     capsys.readouterr()
-    generate = ["generate", path, "--table", table, "--setting", "sere:S=1", "--max-new-tokens", 4, "--json"]
+    generate = [
+        "generate",
+        path,
+        "--table",
+        table,
+        "--setting",
+        "sere:select_top_k=1",
+        "--max-new-tokens",
+        4,
+        "--json",
+    ]
     assert main([*map(str, generate), "--prompt", "add", "--prompt", "x+1"]) == 0
     experts = json.loads(capsys.readouterr().out)["experts"]
-    assert experts["after"] < experts["before"]
+    assert experts["distinct_after"] < experts["distinct_before"]
 
 
 @pytest.mark.parametrize("architectures", [["PhiMoEForCausalLM"], None])

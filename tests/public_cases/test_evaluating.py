@@ -29,10 +29,12 @@ def test_evaluating_ones_own_model_with_prompts(
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("Once upon a time\nThe answer is\nA list of\nWhy\nBecause\n")
     table = tmp_path / "table.safetensors"
-    off, sere = evaluated(capsys, model, "--table", table, "--setting", "sere:S=1", "--prompts", prompts)
+    off, sere = evaluated(
+        capsys, model, "--table", table, "--setting", "sere:select_top_k=1", "--prompts", prompts
+    )
     assert off["agreement"]["value"] == 1
     assert off["kl"]["value"] < 1e-6
-    assert sere["experts"]["after"] < sere["experts"]["before"]
+    assert sere["experts"]["distinct_after"] < sere["experts"]["distinct_before"]
     assert sere["kl"]["low"] > 1e-3
     assert sere["agreement"]["high"] < 1
 
@@ -42,7 +44,17 @@ def test_prompts_in_a_table_of_commas(tmp_path: Path, capsys: pytest.CaptureFixt
     model = save_checkpoint(tmp_path)
     (tmp_path / "prompts.csv").write_text("id,prompt\n1,Why\n")
     assert (
-        main(["eval", str(model), "--setting", "topk:S=1", "--prompts", str(tmp_path / "prompts.csv")]) == 2
+        main(
+            [
+                "eval",
+                str(model),
+                "--setting",
+                "topk:select_top_k=1",
+                "--prompts",
+                str(tmp_path / "prompts.csv"),
+            ]
+        )
+        == 2
     )
     assert "prompts.csv ends in '.csv'; expected one of .txt, .jsonl" in capsys.readouterr().err
 
@@ -64,7 +76,7 @@ def test_evaluating_ones_own_model_with_questions(
     assert len(rows) > 2
     questions = tmp_path / "questions.jsonl"
     questions.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
-    off, reduced = evaluated(capsys, model, "--setting", "topk:S=1", "--questions", questions)
+    off, reduced = evaluated(capsys, model, "--setting", "topk:select_top_k=1", "--questions", questions)
     assert off["tasks"]["all"]["share"]["value"] == 1
     assert reduced["tasks"]["all"]["difference"]["value"] < 0
 
@@ -74,5 +86,5 @@ def test_evaluating_ones_own_model_without_either_is_refused(
 ) -> None:
     """The bundled model's notation is not put to another model: one line says what to give."""
     table = tmp_path / "table.safetensors"
-    assert main(["eval", str(model), "--table", str(table), "--setting", "sere:S=2"]) == 2
+    assert main(["eval", str(model), "--table", str(table), "--setting", "sere:select_top_k=2"]) == 2
     assert "Give --prompts FILE" in capsys.readouterr().err

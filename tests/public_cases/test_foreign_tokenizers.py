@@ -55,7 +55,14 @@ def test_prompts_that_are_longer_than_the_model_was_made_for(
     """``generate`` and ``eval`` say so, for what comes of it may be nonsense."""
     path = str(save_checkpoint(tmp_path))
     (tmp_path / "prompts.txt").write_text("a" * 200 + "\nb\n")
-    prompts = ["--prompts", str(tmp_path / "prompts.txt"), "--batch-size", "2", "--setting", "topk:S=1"]
+    prompts = [
+        "--prompts",
+        str(tmp_path / "prompts.txt"),
+        "--batch-size",
+        "2",
+        "--setting",
+        "topk:select_top_k=1",
+    ]
     text = "the longest prompt and its 3 new tokens are 203 tokens, and the model has 128 positions"
     for command in (["generate", path, "--prompt", "a" * 200], ["eval", path, *prompts]):
         caplog.clear()

@@ -50,8 +50,8 @@ def test_layers_that_the_settings_leave_idle_are_named(caplog: pytest.LogCapture
     model = uneven_model()
     sere.apply(model, calibrated(model), select_top_k=2).remove()
     (line,) = [text for text in caplog.messages if "will be re-routed" in text]
-    assert "select_top_k=2: nothing will be re-routed in layer 1 but rows with" in line
-    assert "all K=2 slots of a token are kept; use a select_top_k below 2" in line
+    assert "select_top_k=2 is not smaller than top_k=2 of layer 1, so nothing will be re-routed there" in line
+    assert line.endswith("; use select_top_k=1")
 
 
 def test_a_floor_that_is_all_experts_of_one_layer_is_named(caplog: pytest.LogCaptureFixture) -> None:
@@ -59,12 +59,12 @@ def test_a_floor_that_is_all_experts_of_one_layer_is_named(caplog: pytest.LogCap
     model = uneven_model()
     table = calibrated(model)
     sere.apply(model, table, select_top_k=1, min_active=12).remove()
-    (line,) = [text for text in caplog.messages if "nothing will be re-routed" in text]
-    assert "min_active=12: nothing will be re-routed in layer 1, because with 12 experts per layer" in line
+    (line,) = [text for text in caplog.messages if "disables re-routing" in text]
+    assert "min_active=12 disables re-routing in layer 1: with 12 experts per layer every routed" in line
     caplog.clear()
     sere.apply(model, table, select_top_k=4, min_active=12).remove()
-    (line,) = [text for text in caplog.messages if "nothing will be re-routed" in text]
-    assert "select_top_k=4: nothing will be re-routed in layer 0 but rows" in line
+    (line,) = [text for text in caplog.messages if "will be re-routed" in text]
+    assert "select_top_k=4 is not smaller than top_k=4 of layer 0, so nothing will be re-routed" in line
 
 
 @pytest.mark.parametrize("how", ["config", "router"])
@@ -92,4 +92,4 @@ def test_settings_that_fit_only_the_calibrated_k_are_warned_of(caplog: pytest.Lo
     sere.apply(tiny_model("mixtral"), table, select_top_k=2).remove()
     assert not any("will be re-routed" in text for text in caplog.messages)
     sere.apply(tiny_model("mixtral", num_experts_per_tok=2), table, select_top_k=2).remove()
-    assert any("all K=2 slots of a token are kept" in text for text in caplog.messages)
+    assert any("select_top_k=2 is not smaller than the model's top_k=2" in text for text in caplog.messages)

@@ -8,6 +8,7 @@ from types import MappingProxyType
 import pytest
 
 from sere.reroute.backends import registry
+from tests.support.cuda_host import forget
 
 
 @pytest.fixture(scope="module")
@@ -24,3 +25,11 @@ def shim_backend() -> Iterator[None]:
 def _forget() -> None:
     registry.select.cache_clear()
     registry.implementation.cache_clear()
+
+
+@pytest.fixture
+def forgetful() -> Iterator[None]:
+    """A process that has not looked for a CUDA device yet, and forgets what it finds."""
+    forget()
+    yield
+    forget()

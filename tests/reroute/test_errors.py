@@ -10,7 +10,7 @@ import torch
 
 from sere.config import RerouteConfig
 from sere.errors import BackendUnavailable, ConfigError, InputError
-from sere.reroute import TokenBatch, prepare_layer, reroute, select
+from sere.reroute import COUNTERS, TokenBatch, prepare_layer, reroute, select
 from sere.reroute.backends import registry
 from sere.similarity.layer import LayerSimilarity
 from tests.support.batches import BACKENDS, batch, device_of, name_of, similarity_matrix
@@ -90,6 +90,13 @@ def test_counters_with_gaps(backend: str) -> None:
     assert memory.tolist() == [0] * 14
 
 
+def test_counters_on_another_device() -> None:
+    """Counters must be where the ids are: an address on another device would be written to."""
+    counters = torch.zeros(len(COUNTERS), dtype=torch.int64, device="meta")
+    with pytest.raises(InputError, match="counters: expected them on cpu like the ids, got meta"):
+        reroute(IDS, WEIGHTS, SIMILARITY, select_top_k=1, counters=counters)
+
+
 def test_a_number_of_tokens_may_be_numpys() -> None:
     """An integer of numpy is an integer."""
     given, plain = (reroute(IDS, WEIGHTS, SIMILARITY, select_top_k=1, num_tokens=N) for N in (np.int64(2), 2))
@@ -120,7 +127,7 @@ def test_automatic_choice_falls_back_and_says_why(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Without numba the torch backend runs, with one log line; else it is the choice anyway."""
-    registry.say_fallback.cache_clear()
+    registry.warn_once_of_fallback.cache_clear()
     assert select("auto", "cpu") == "cpu"
     assert select("auto", "mps") == "torch"
     assert caplog.text == ""

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 
+from sere.reroute import TokenBatch
 from sere.reroute.backends.cuda import device
 from tests.support.shim import backend as shim
 from tests.support.shim.build import COMPILER, NO_COMPILER
@@ -80,19 +81,19 @@ def test_other_threads(script: ModuleType, monkeypatch: pytest.MonkeyPatch) -> N
     """A step with a number of threads launches with that number, and gives the same."""
     seen: list[int] = []
 
-    def launch(prepared: Any, where: torch.device) -> None:
-        seen.append(prepared.threads)
-        shim.launch(prepared, where)
+    def launch(call: Any, where: torch.device) -> None:
+        seen.append(call.threads)
+        shim.launch(call, where)
 
     work, steps = steps_of(script)
     expected = steps["torch"](0).ids
     monkeypatch.setattr(device, "launch", launch)
     prepared = work.prepared["cuda"][0]
 
-    parts = (prepared._neighbors, prepared._rules)
+    batch = TokenBatch(work.ids[0], work.weights[0])
 
     def step(_: int) -> Any:
-        return device.run(work.ids[0], work.weights[0], *parts, None, None, None)
+        return device.run(batch, prepared._layer, None)
 
     for threads in script.THREADS:
         assert torch.equal(script.with_threads(threads, step)(0)[0], expected)

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from sere.reroute import COUNTERS
 from sere.reroute.backends.cuda import launch as launching
 from sere.reroute.backends.cuda.launch import SOURCE, geometry
-from sere.reroute.backends.registry import say_fallback
+from sere.reroute.backends.registry import warn_once_of_fallback
 from tests.support.batches import Case, assert_same_bits, batch, cases, fuzzed, similarity_matrix
 from tests.support.shim import backend as shim
 from tests.support.shim.build import COMPILER, NO_COMPILER, build, no_sanitizer
@@ -143,14 +143,16 @@ def test_every_16_bit_weight(dtype: torch.dtype) -> None:
 
 def test_more_slots_than_the_kernel_takes(caplog: pytest.LogCaptureFixture) -> None:
     """Rows of 33 slots go to the torch backend, with the same result and one log line that says why."""
-    say_fallback.cache_clear()
+    warn_once_of_fallback.cache_clear()
     ids, weights = batch(3, 33, 40, seed=1)
     case = Case(ids, weights, similarity_matrix(40, 1), {"select_top_k": 1})
     with caplog.at_level(logging.WARNING, "sere"):
         for _ in range(2):
             assert_same_bits(case)
     (record,) = caplog.records
-    assert record.message.endswith("instead of cuda: the kernel takes at most 32 slots a row, these are 33")
+    assert record.message.endswith(
+        "instead of cuda: the kernel takes at most 32 slots per row, these rows have 33"
+    )
 
 
 def test_counters_add_up() -> None:

@@ -27,13 +27,11 @@ def test_operator_is_registered_properly(backend: str) -> None:
     device = device_of(backend)
     ids, weights = (tensor.to(device) for tensor in batch(5, 4, 16, seed=1))
     prepared = prepared_layer(backend)
-    n, rules = prepared._neighbors, prepared._rules
+    *tensors, scale, config = prepared._layer
     counters = torch.zeros(len(COUNTERS), dtype=torch.int64, device=device)
     arguments = (
-        ids, weights, n.order, n.count, n.position, n.lists, n.keep, n.scale, None,
-        torch.tensor(4, device=device), counters,
-        rules.select_top_k, rules.min_active, rules.active_targets, rules.merge, rules.sentinel,
-        name_of(backend),
+        name_of(backend), ids, weights, None, torch.tensor(4, device=device), tensors, scale, *config,
+        counters,
     )  # fmt: skip
     tests = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
     torch.library.opcheck(torch.ops.sere.reroute.default, arguments, test_utils=tests)

@@ -12,7 +12,9 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
+from sere.config import RerouteConfig
 from sere.reroute import COUNTERS, Routing, reroute
+from sere.reroute.raw_layer import KernelConfig, RawLayer
 from tests.support.shim.build import COMPILER, NO_COMPILER
 
 NO_DEVICE = "no CUDA device here: `make gpu-test` runs this on a machine that has one"
@@ -60,6 +62,11 @@ class Case:
         return Routing(routing.ids.cpu(), routing.weights.cpu()), counters.cpu()
 
 
+def counted(counters: Tensor) -> dict[str, int]:
+    """Counters by name."""
+    return dict(zip(COUNTERS, counters.tolist(), strict=True))
+
+
 _BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -98,6 +105,13 @@ def similarity_matrix(E: int, seed: int, *, levels: int | None = None) -> Tensor
     return matrix.fill_diagonal_(1.0)
 
 
+def raw_layer(similarity: Tensor, *, threshold: float = 0.0, **settings: Any) -> RawLayer:
+    """A layer as a backend prepares it; S = 1 unless ``settings`` say otherwise."""
+    config = RerouteConfig(**{"select_top_k": 1, "threshold": threshold} | settings)
+    keep = torch.zeros(len(similarity), dtype=torch.bool)
+    return RawLayer(similarity, threshold, keep, None, KernelConfig.of(config))
+
+
 def batch(
     T: int,
     K: int,
@@ -129,8 +143,8 @@ def cases(
 ) -> Case:
     """Any legal call: every option, padding, sentinels, zero experts, shared columns, ties, repeated ids.
 
-    Some similarities may be unknown. With ``odd_weights`` some weights, and factors of the scale, are such as
-    no router should give.
+    Some similarities may be unknown; in one call of eight no expert is primary, for one reason or another.
+    With ``odd_weights`` some weights, and factors of the scale, are such as no router should give.
     """
     E = draw(st.integers(1, 24))
     K = draw(st.integers(1, min(E, 6)))
@@ -170,7 +184,23 @@ def cases(
         if odd_weights:
             factors = torch.tensor([0.0, -0.0, -1.5, 1e-30, 3e38, -3e38])
             options["scale"].view(-1)[::3] = factors[torch.arange(E * E)[::3] % 6]
+    if draw(st.integers(0, 7)) == 7:
+        _leave_no_primary(draw, ids, weights, options)
     return Case(ids, weights, similarity, options)
+
+
+def _leave_no_primary(draw: st.DrawFn, ids: Tensor, weights: Tensor, options: dict[str, Any]) -> None:
+    """Change a call in place so that no expert is primary."""
+    reason = draw(st.sampled_from(["no budgets", "no tokens", "no weights", "no ids"]))
+    if reason == "no budgets":
+        options |= {"keep": (), "min_active": 0}
+        options["row_budgets"] = torch.tensor([draw(st.integers(-1, 0)) for _ in ids], dtype=torch.int32)
+    elif reason == "no tokens":
+        options["num_tokens"] = 0
+    elif reason == "no weights":
+        weights.fill_(draw(st.sampled_from([0.0, -0.0, math.nan])))
+    else:
+        ids.fill_(draw(st.sampled_from([-1, 2**31 - 1])))
 
 
 def forget_some(similarity: Tensor, seed: int, *, share: float) -> Tensor:

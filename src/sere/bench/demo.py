@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 from sere.bench.timing import Times
 from sere.engines.transformers import Resumed, apply_setting
-from sere.eval.cases import NO_PROGRESS, Progress
-from sere.eval.decode import decode_steps, stop_ids
+from sere.eval.decoding.greedy import decode_steps, stop_rule
 from sere.eval.questions import encode, mark
-from sere.eval.statistics import paired_difference, wilson
+from sere.eval.statistics.by_question import paired_difference, wilson
 from sere.eval.tasks import Question
 from sere.policies.spec import PolicySpec
+from sere.progress import NO_PROGRESS, Progress
 from sere.provenance import provenance
+from sere.summaries import summarize_table
 
 if TYPE_CHECKING:
     from sere.integrations.transformers import LayerStats
@@ -27,10 +28,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("sere")
 
-# Steps that a run decodes before the next has its turn: short, so that slow changes of the machine
-# fall on all alike; long, so that putting the hooks on and off (not timed) stays cheap.
+# Steps that a run decodes before the next run's turn: few, so that slow changes of the machine affect all
+# alike; enough, so that setting and removing the hooks (not timed) stays cheap.
 SLICE = 12
-# Every so many turns off is counted (which takes a hook) instead of timed; such turns are timed for no run.
+# In every fourth turn off is counted, which takes a hook, instead of timed; no run is timed in these turns.
 COUNT_EVERY = 4
 
 
@@ -49,16 +50,16 @@ class Round:
 
 @dataclass(slots=True)
 class _Run:
-    """One setting at one batch size, on its way.
+    """One setting at one batch size, while it decodes.
 
     Attributes:
-        steps: Decodes one step a turn and yields its time in ms.
-        answers: Per question its tokens, once there.
-        policy: The policy of a setting that needs no table, resumed at each turn: the control's draws
-            would else repeat in each.
-        slices: Times of the steps in ms, by turn; the last turn, in which the run ended, is shorter.
-        sums: Over the counted steps and layers: steps, and distinct experts after.
-        idle: Per counted turn why nothing changed in it, or None.
+        steps: Decodes one step per turn and yields its time in ms.
+        answers: Tokens per question, once it has ended.
+        policy: The policy of a setting that needs no table, resumed at each turn: otherwise the control's
+            draws would repeat in each turn.
+        slices: Times of the steps in ms, per turn; the last turn, in which the run ended, is shorter.
+        sums: Sums over the counted steps and layers, by counter.
+        idle: Per counted turn, why nothing changed in it, or None.
     """
 
     setting: PolicySpec
@@ -82,7 +83,7 @@ def demonstrate(
     max_new_tokens: int = 256,
     progress: Progress = NO_PROGRESS,
 ) -> dict[str, Any]:
-    """Decode questions at each batch size under each setting and return what a reader wants to see.
+    """Decode questions at each batch size under each setting; count experts, time and right answers.
 
     The runs of a batch size take turns of ``SLICE`` steps. ``off`` is the model without any hook.
 
@@ -117,17 +118,13 @@ def demonstrate(
                 logger.warning("sere: B=%d %s: %s", one.batch_size, run.setting.label, run.idle[0])
         cases += _cases(tokenizer, asked, one.batch_size, runs)
     return {
-        "format": "sere-demo-2",
+        "format": "sere-demo-3",
         "model": table.identity.name,
         "dtype": str(model.dtype).removeprefix("torch."),
         "experts_implementation": getattr(model.config, "_experts_implementation", None),
         "E": table.identity.num_experts,
         "K": table.identity.top_k,
-        "table": {
-            "fingerprint": table.fingerprint,
-            "metric": table.metric,
-            "num_tokens": table.calibration_tokens,
-        },
+        "table": summarize_table(table),
         "cases": cases,
         "provenance": provenance(),
     }
@@ -149,14 +146,14 @@ def _start(
         tick()
 
     steps = decode_steps(
-        model, prompts, batch_size=batch_size, max_new_tokens=max_new_tokens,
-        stop=stop_ids(model, tokenizer), on_finished=finished,
+        model, prompts, batch_size=batch_size, rule=stop_rule(model, tokenizer, max_new_tokens),
+        on_finished=finished,
     )  # fmt: skip
     return _Run(setting, steps, answers, None if setting.needs_table else Resumed(setting.build()))
 
 
 def _take_turns(model: Any, table: SimilarityTable, runs: Sequence[_Run]) -> None:
-    """Let the runs decode slice by slice until all have ended; who comes first moves on by one."""
+    """Let the runs decode slice by slice until all have ended; the next turn starts with the next run."""
     for turn in count():
         if all(run.done for run in runs):
             return
@@ -167,7 +164,7 @@ def _take_turns(model: Any, table: SimilarityTable, runs: Sequence[_Run]) -> Non
             counted = run.setting.name != "off" or turn % COUNT_EVERY == 0
             with _context(model, table, run, counted) as handle:
                 if handle is not None:
-                    # A turn is too short to judge by; the run as a whole is judged at its end.
+                    # One turn is too short to say that nothing changes; the run is judged at its end.
                     handle.quiet = True
                 run.slices.append(list(islice(run.steps, SLICE)))
                 if handle is not None:
@@ -183,11 +180,11 @@ def _context(model: Any, table: SimilarityTable, run: _Run, counted: bool) -> Ab
 def _add_counts(sums: Counter[str], stats: Sequence[LayerStats]) -> None:
     for layer in stats:
         sums["steps"] += layer.steps
-        sums["after"] += round(layer.distinct_after * layer.steps)
+        sums["distinct_after"] += round(layer.distinct_after * layer.steps)
 
 
 def _timed(runs: Sequence[_Run]) -> list[Times]:
-    """Return the runs' times in the turns that all of them decoded whole and none was counted in."""
+    """Return the runs' times in the turns that all decoded completely and in which none was counted."""
     complete = min(len(run.slices) for run in runs) - 1
     turns = [turn for turn in range(complete) if turn % COUNT_EVERY] or [0]
     return [Times([run.slices[turn] for turn in turns]) for run in runs]
@@ -205,9 +202,9 @@ def _cases(
         case = {
             "batch_size": batch_size,
             "setting": run.setting.label,
-            "experts": run.sums["after"] / steps,
+            "distinct_after": run.sums["distinct_after"] / steps,
             "tpot_ms": asdict(times.tpot_ms()),
-            "ratio_off_to_this": asdict(times.ratio_from(timed[0])),
+            "speedup": asdict(times.speedup_over(timed[0])),
             "n": len(right),
             "right": sum(right),
             "share": asdict(wilson(sum(right), len(right))),

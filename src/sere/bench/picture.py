@@ -33,11 +33,11 @@ def draw(record: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2)
     settings = list(dict.fromkeys(case["setting"] for case in record["cases"]))
-    for place, setting in enumerate(settings):
+    for index, setting in enumerate(settings):
         cases = [case for case in record["cases"] if case["setting"] == setting]
         style = {
-            "color": COLORS[place % 6],
-            "marker": MARKERS[place % 6],
+            "color": COLORS[index % 6],
+            "marker": MARKERS[index % 6],
             "label": setting,
             "linewidth": 1.8,
             # Controls and rivals are dashed, so that a line they cover still shows.
@@ -59,7 +59,7 @@ def draw(record: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
 
 
 def _experts(axes: Any, cases: Sequence[Mapping[str, Any]], style: Mapping[str, Any]) -> None:
-    axes.plot([case["batch_size"] for case in cases], [case["experts"] for case in cases], **style)
+    axes.plot([case["batch_size"] for case in cases], [case["distinct_after"] for case in cases], **style)
 
 
 def _times(axes: Any, cases: Sequence[Mapping[str, Any]], style: Mapping[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""The benchmark: one record a batch size and setting."""
+"""Time decoding in Transformers: one record per batch size and setting."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
 
-from sere.bench.hook_cost import hook_cost
+from sere.bench.overhead import measure_overhead
 from sere.bench.target import Subject, random_tokens
 from sere.bench.timing import Stepper, Times, interleave
 from sere.engines.transformers import apply_setting, check_settings
 from sere.errors import InputError
-from sere.eval.cases import NO_PROGRESS, Progress, what_happened
 from sere.policies.spec import PolicySpec, check_off_first
+from sere.progress import NO_PROGRESS, Progress
 from sere.provenance import provenance
+from sere.summaries import summarize_handle
 
 logger = logging.getLogger("sere")
 
@@ -26,12 +27,12 @@ class BenchPlan:
     """What to time.
 
     Attributes:
-        settings: The ways to route; the first is ``off``: the model without any hook.
+        settings: The ways to route; the first is ``off``, the baseline: the model without any hook.
         batch_sizes: Rows of a decode step.
-        prompt: Tokens a row that are prefilled.
-        steps: Timed decode steps of a block.
-        rounds: Blocks of each setting.
-        seed: Of tokens and of the random control.
+        prompt: Prefilled tokens per row.
+        steps: Timed decode steps per block.
+        rounds: Blocks per setting.
+        seed: Seed of the tokens and of the random control.
     """
 
     settings: Sequence[PolicySpec]
@@ -54,12 +55,12 @@ class BenchPlan:
 
 
 def bench(subject: Subject, plan: BenchPlan) -> Iterator[dict[str, Any]]:
-    """Time decoding at each batch size under each setting and yield one JSON-ready record a case.
+    """Time decoding at each batch size under each setting and yield one JSON-ready record per case.
 
     All settings of a batch size take turns in one run and decode the same tokens. The record gives the
-    time per output token (``tpot_ms``) with its spread, the ratio of ``off``'s to it round by round, the
-    distinct experts of a layer and step before and after, the time inside the hooks, and, where a setting
-    changed nothing, why (``nothing_changed``), which is logged as well.
+    time per output token (``tpot_ms``) with its spread, the ``speedup`` over ``off`` (its time over this
+    setting's, round by round: above 1 is faster), the ``experts`` before and after, the ``overhead`` (time
+    inside the hooks), and, if a setting changed nothing, why (``nothing_changed``), which is logged too.
 
     Args:
         subject: What to time.
@@ -67,7 +68,7 @@ def bench(subject: Subject, plan: BenchPlan) -> Iterator[dict[str, Any]]:
 
     Raises:
         TableMismatch: The table belongs to another model.
-        ConfigError: A setting's value is out of range, or its table is not there or lacks the factors.
+        ConfigError: A setting's value is out of range, or its table is missing or lacks the factors.
     """
     check_settings(plan.settings, subject.table)
     for B in plan.batch_sizes:
@@ -105,25 +106,25 @@ def _variant(subject: Subject, setting: PolicySpec, seed: int) -> AbstractContex
 def _count(
     subject: Subject, setting: PolicySpec, seed: int, block: Callable[[], list[float]]
 ) -> dict[str, Any]:
-    """Run one block more, not for its time but for its experts and the time inside the hooks."""
+    """Run one more block, not for its time but for its experts and the time inside the hooks."""
     with apply_setting(subject.model, setting, subject.table, seed=seed) as handle:
         handle.quiet = True
-        cost = hook_cost(subject.model, block)
-        happened = what_happened(handle)
-    return happened | {"hook": None if setting.name == "off" else asdict(cost)}
+        overhead = measure_overhead(subject.model, block)
+        happened = summarize_handle(handle)
+    return happened | {"overhead": None if setting.name == "off" else asdict(overhead)}
 
 
 def _record(
-    subject: Subject, plan: BenchPlan, B: int, setting: PolicySpec, mine: Times, off: Times
+    subject: Subject, plan: BenchPlan, B: int, setting: PolicySpec, mine: Times, baseline: Times
 ) -> dict[str, Any]:
     return {
-        "format": "sere-bench-2",
+        "format": "sere-bench-3",
         "unit": "ms",
         "case": f"B={B} {setting.label}",
         "setting": setting.label,
         "batch_size": B,
         "tpot_ms": asdict(mine.tpot_ms()),
-        "ratio_off_to_this": asdict(mine.ratio_from(off)),
+        "speedup": asdict(mine.speedup_over(baseline)),
         "config": {
             "prompt": plan.prompt,
             "steps": plan.steps,

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from sere.bench.shapes import shape_config
+from sere.checkpoints import choose_experts_implementation
 from sere.errors import InputError
 from sere.provenance import versions
 from sere.similarity.layer import LayerSimilarity
@@ -61,14 +62,11 @@ def random_model(
     torch.manual_seed(seed)
     with torch.device(device):
         model = AutoModelForCausalLM.from_config(
-            config, dtype=dtype, experts_implementation=implementation(experts_implementation, device)
+            config,
+            dtype=dtype,
+            experts_implementation=choose_experts_implementation(experts_implementation, device),
         )
     return model.eval()
-
-
-def implementation(wanted: str | None, device: str) -> str | None:
-    """Return the experts implementation: what was wanted, else ``eager`` on a CPU (the fastest there)."""
-    return wanted or ("eager" if torch.device(device).type == "cpu" else None)
 
 
 def random_table(model: Any, *, seed: int = 0) -> SimilarityTable:

@@ -39,28 +39,28 @@ class Times:
     blocks: list[list[float]] = field(default_factory=list)
 
     def tpot_ms(self) -> Spread:
-        """Return the time per output token of a request: a decode step yields one token a row."""
+        """Return the time per output token of a request: a decode step yields one token per row."""
         return spread([ms for block in self.blocks for ms in block])
 
-    def ratio_from(self, off: Times) -> Spread:
-        """Return, over the rounds, off's median step by this setting's of that round: above 1 is faster."""
-        pairs = zip(off.blocks, self.blocks, strict=True)
+    def speedup_over(self, baseline: Times) -> Spread:
+        """Return how many times faster this is: per round, the baseline's median step over this one's."""
+        pairs = zip(baseline.blocks, self.blocks, strict=True)
         return spread([median(base) / median(mine) for base, mine in pairs])
 
 
-def turns(variants: Sequence[T], place: int) -> list[T]:
+def turns(variants: Sequence[T], round_index: int) -> list[T]:
     """Return the order in which variants are timed in one round.
 
-    Each round and the next go forwards and backwards from the same start, the two after them from the next
-    variant, so that who goes first, and whose traces a variant finds in the caches, changes.
+    A round goes forward and the next one backward from the same start; the two after them start with the next
+    variant. So every variant is first in turn, and runs after different ones.
 
     Args:
         variants: What takes turns.
-        place: Number of the round, from 0.
+        round_index: Number of the round, from 0.
     """
-    start = place // 2 % len(variants)
+    start = round_index // 2 % len(variants)
     order = [*variants[start:], *variants[:start]]
-    return order[::-1] if place % 2 else order
+    return order[::-1] if round_index % 2 else order
 
 
 def spread(values: Sequence[float]) -> Spread:
@@ -89,13 +89,13 @@ class Stepper:
     Args:
         model: A causal language model of Transformers.
         prompt: Token ids, ``[B, P]``, prefilled once.
-        tokens: Token ids to decode, ``[B, n]``; n is at least 2, for the first step is never timed.
-            Given, not chosen by the model: so every setting decodes the same.
+        tokens: Token ids to decode, ``[B, n]``; n is at least 2, because the first step is never timed.
+            They are given, not chosen by the model, so that every setting decodes the same.
     """
 
     def __init__(self, model: Any, prompt: Tensor, tokens: Tensor) -> None:
         if tokens.shape[1] < 2:
-            raise InputError(f"steps: expected at least 2 tokens a row, got {tokens.shape[1]}")
+            raise InputError(f"steps: expected at least 2 tokens per row, got {tokens.shape[1]}")
         self.model, self.tokens = model, tokens
         with torch.no_grad():
             self.state = find_cache(model(input_ids=prompt, use_cache=True, logits_to_keep=1))
@@ -106,8 +106,8 @@ class Stepper:
         given = cache_argument(self.model, deepcopy(self.state))
         device = self.tokens.device
         times = []
-        for place in range(self.tokens.shape[1]):
-            column = self.tokens[:, place : place + 1]
+        for step in range(self.tokens.shape[1]):
+            column = self.tokens[:, step : step + 1]
             synchronize(device)
             started = perf_counter()
             self.model(input_ids=column, use_cache=True, **given).logits.argmax(-1)
@@ -125,8 +125,8 @@ def interleave(
 ) -> list[Times]:
     """Run a block under each variant in turn, ``rounds`` times, and return the variants' times.
 
-    Slow changes of the machine (frequency, neighbors) so fall on all variants alike. Their
-    order is that of ``turns``. A first round, not kept, warms up.
+    So slow changes of the machine (frequency, other load) affect all variants alike. Their order is that of
+    `turns`. A first round, not kept, warms up.
 
     Args:
         block: Runs some steps and returns their times in ms.
@@ -140,11 +140,11 @@ def interleave(
     if rounds < 1:
         raise InputError(f"rounds: expected at least 1, got {rounds}")
     times = [Times() for _ in variants]
-    for place in range(rounds + 1):
-        for index in turns(range(len(variants)), place):
+    for round_index in range(rounds + 1):
+        for index in turns(range(len(variants)), round_index):
             with variants[index]():
                 measured = block()
-            if place > 0:
+            if round_index > 0:
                 times[index].blocks.append(measured)
             on_block()
     return times

@@ -5,6 +5,7 @@ Find the folder, read its config, choose the class, check and load the weights, 
 
 from sere.checkpoints.completeness import say_unused
 from sere.checkpoints.config import load_config
+from sere.checkpoints.experts import choose_experts_implementation
 from sere.checkpoints.folder import find_checkpoint, hub_name
 from sere.checkpoints.model import check_weights, empty_model, load_model
 from sere.checkpoints.tokenizer import load_tokenizer
@@ -13,6 +14,7 @@ from sere.checkpoints.weight_files import WeightFiles, find_weights
 __all__ = [
     "WeightFiles",
     "check_weights",
+    "choose_experts_implementation",
     "empty_model",
     "find_checkpoint",
     "find_weights",

@@ -39,8 +39,8 @@ _EXAMPLES = """
 """
 
 _COLUMNS = """experts: distinct experts per layer and decode step, all of which must be read from memory.
-TPOT: median time per output token; off/this: off's by it, taking turns: above 1 is faster. right: exact
-answers, 95 % interval; vs off: difference in points on the same questions, 95 % interval. One thread,
+TPOT: median time per output token; speedup: the baseline's (off) over it, taking turns. right: exact
+answers, 95 % interval; vs baseline: difference in points on the same questions, 95 % interval. One thread,
 float32."""
 
 _NEXT = """For your own model (any Mixture-of-Experts model of Transformers); the floor is 4 K here:
@@ -133,7 +133,7 @@ def plan_rounds(batch_sizes: Sequence[int], per_task: int | None, tasks: int) ->
 
 def render(record: Mapping[str, Any]) -> str:
     """Return the result as a table, what its columns mean, and what to do next."""
-    headers = ["B", "setting", "experts", "TPOT ms", "off/this", "right", "95 %", "vs off", "95 %"]
+    headers = ["B", "setting", "experts", "TPOT ms", "speedup", "right", "95 %", "vs baseline", "95 %"]
     rows = [_row(case) for case in record["cases"]]
     return f"\n{table(rows, headers)}\n\n{_COLUMNS}\n\n{_NEXT}"
 
@@ -143,9 +143,9 @@ def _row(case: Mapping[str, Any]) -> list[Any]:
     return [
         case["batch_size"],
         case["setting"],
-        f"{case['experts']:.1f}",
+        f"{case['distinct_after']:.1f}",
         f"{case['tpot_ms']['p50']:.1f}",
-        f"{case['ratio_off_to_this']['p50']:.2f}",
+        f"{case['speedup']['p50']:.2f}",
         f"{case['right']} of {case['n']}",
         f"{100 * share['low']:.1f} to {100 * share['high']:.1f}",
         None if difference is None else f"{100 * difference['value']:+.1f}",

@@ -192,10 +192,9 @@ def _find_table(args: argparse.Namespace, bundled: bool, *, needed: bool) -> Pat
 
 def _plan(args: argparse.Namespace, settings: list[Any]) -> Any:
     """Return what to evaluate: prompts, a file's questions, or the bundled model's tasks."""
-    from sere.eval.continuations import PromptPlan
-    from sere.eval.examples import read_prompts, read_questions
+    from sere.eval.plan import PromptPlan, QuestionPlan
     from sere.eval.questions import held_out, held_out_english
-    from sere.eval.run import Plan
+    from sere.eval.user_questions import read_prompts, read_questions
 
     common: dict[str, Any] = {
         "settings": settings, "batch_sizes": list(dict.fromkeys(args.batch_size)), "seed": args.seed,
@@ -209,10 +208,10 @@ def _plan(args: argparse.Namespace, settings: list[Any]) -> Any:
         return PromptPlan(prompts=prompts, source=source, **files, **common)
     if args.questions is not None:
         questions, source = read_questions(args.questions, field=args.field)
-        return Plan(questions=questions, source=source, **files, **common)
+        return QuestionPlan(questions=questions, source=source, **files, **common)
     passages = _PASSAGES if args.passages is None else args.passages
     per_task = _PER_TASK if args.per_task is None else args.per_task
-    return Plan(
+    return QuestionPlan(
         questions=held_out(per_task, tasks=args.tasks, seed=args.seed),
         # vLLM gives no logits of decoded text.
         passages=held_out_english(passages, seed=args.seed)
@@ -224,14 +223,12 @@ def _plan(args: argparse.Namespace, settings: list[Any]) -> Any:
 
 def _on_transformers(args: argparse.Namespace, plan: Any, partial: Path | None) -> dict[str, Any]:
     from sere.cli.progress import bar
-    from sere.eval.continuations import PromptPlan, evaluate_prompts
     from sere.eval.run import evaluate
 
     model, tokenizer = load(args)
     needed = any(setting.needs_table for setting in plan.settings)
     similarities = _table(args, model, tokenizer) if needed or args.table is not None else None
-    measure: Any = evaluate_prompts if isinstance(plan, PromptPlan) else evaluate
-    return dict(measure(model, tokenizer, plan, table=similarities, checkpoint=partial, progress=bar))
+    return evaluate(model, tokenizer, plan, table=similarities, checkpoint=partial, progress=bar)
 
 
 def _on_vllm(args: argparse.Namespace, plan: Any, partial: Path | None) -> dict[str, Any]:
@@ -241,7 +238,7 @@ def _on_vllm(args: argparse.Namespace, plan: Any, partial: Path | None) -> dict[
     from sere.cli.loading import dtype_name, engine_checkpoint, tokenizer_of
     from sere.cli.progress import bar
     from sere.engines.in_process import in_process_engine
-    from sere.eval.checkpoint import files_digest
+    from sere.eval.digests import files_digest
     from sere.eval.vllm import evaluate_engine
     from sere.integrations.vllm.start.versions import check_installed
     from sere.table import SimilarityTable

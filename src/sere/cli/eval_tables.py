@@ -7,8 +7,8 @@ from typing import Any
 
 from sere.cli.output import table
 
-_ANSWER_NOTES = """experts: distinct per layer and step, before > after. difference: to off at the same B,
-points, paired. tokens: mean answer length."""
+_ANSWER_NOTES = """experts: distinct per layer and step, before > after. vs baseline: difference
+to off at the same B, points, paired. tokens: mean answer length."""
 _ENGLISH_NOTE = " KL: to the unmodified model, nats per token of English."
 
 _PROMPT_NOTES = """In decode steps, on the unmodified model's own continuations from their second token on.
@@ -24,7 +24,7 @@ def render(record: Mapping[str, Any]) -> str:
 
 
 def _prompts(record: Mapping[str, Any]) -> str:
-    headers = ["B", "setting", "experts", "moved %", "agree %", "95 %", "KL", "95 %", "perplexity", "95 %"]
+    headers = ["B", "setting", "experts", "rerouted %", "agree %", "95 %", "KL", "95 %", "perplexity", "95 %"]
     rows = [
         [
             *_first(case),
@@ -46,7 +46,7 @@ def _answers(record: Mapping[str, Any]) -> str:
     """Return one table over all questions and, where there are several tasks, one by task."""
     cases = record["cases"]
     english = any(case["text"] for case in cases)
-    headers = ["B", "setting", "experts", "moved %", "right %", "95 %", "difference", "95 %", "tokens"]
+    headers = ["B", "setting", "experts", "rerouted %", "right %", "95 %", "vs baseline", "95 %", "tokens"]
     rows = [_overall(case, english) for case in cases]
     overall = table(rows, [*headers, "perplexity", "KL"] if english else headers)
     shown = f"{overall}\n{_ANSWER_NOTES}{_ENGLISH_NOTE if english else ''}"
@@ -110,12 +110,12 @@ def _overall(case: Mapping[str, Any], english: bool) -> list[Any]:
 def _first(case: Mapping[str, Any]) -> Sequence[Any]:
     """Return the cells that every table begins with."""
     experts = case["experts"]
-    counted = experts["before"] is not None
+    counted = experts["distinct_before"] is not None
     return [
         case["batch_size"],
         case["setting"],
-        f"{experts['before']:.1f} > {experts['after']:.1f}" if counted else None,
-        f"{100 * experts['moved']:.0f}" if counted else None,
+        f"{experts['distinct_before']:.1f} > {experts['distinct_after']:.1f}" if counted else None,
+        f"{100 * experts['slots_rerouted']:.0f}" if counted else None,
     ]
 
 

@@ -55,8 +55,8 @@ def add(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Generate and print the completions."""
-    from sere.eval.cases import what_happened
     from sere.integrations.transformers.apply import finished_token
+    from sere.summaries import summarize_handle
 
     rows = _prompts(args)
     setting, similarities = _setting(args)
@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
     prompts = [row.text(tokenizer, generation_prompt=True) for row in rows]
     with _applied(model, setting, similarities, pad) as handle:
         texts = _complete(model, tokenizer, prompts, args.max_new_tokens)
-        happened = {} if handle is None else what_happened(handle)
+        happened = {} if handle is None else summarize_handle(handle)
     value: dict[str, Any] = {
         "setting": None if setting is None else setting.label,
         "completions": [{"prompt": p, "text": text} for p, text in zip(prompts, texts, strict=True)],
@@ -159,9 +159,9 @@ def render(value: Mapping[str, Any]) -> str:
 
 def _experts(experts: Mapping[str, Any] | None) -> str | None:
     """Return what re-routing did; None where no decode step was counted."""
-    if experts is None or experts["before"] is None:
+    if experts is None or experts["distinct_before"] is None:
         return None
     return (
-        f"distinct experts per layer and step: {experts['before']:.1f} > {experts['after']:.1f}; "
-        f"{100 * experts['moved']:.0f} % of slots re-routed"
+        f"distinct experts per layer and step: {experts['distinct_before']:.1f} > "
+        f"{experts['distinct_after']:.1f}; {100 * experts['slots_rerouted']:.0f} % of slots re-routed"
     )

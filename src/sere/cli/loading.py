@@ -157,14 +157,13 @@ def load_model(path: Path, args: argparse.Namespace) -> Any:
     import torch
 
     from sere import checkpoints
-    from sere.bench.target import implementation
 
     device = pick_device(args.device)
     quiet_transformers()
     model = checkpoints.load_model(
         path,
         dtype="auto" if args.dtype == "auto" else getattr(torch, args.dtype),
-        experts_implementation=implementation(args.experts_implementation, device),
+        experts_implementation=checkpoints.choose_experts_implementation(args.experts_implementation, device),
         trust_remote_code=args.trust_remote_code,
     )
     try:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from sere.integrations.transformers.inputs import has_full_attention_cache
 from sere.policies.base import LayerRouter, LayerShape, Policy
 from sere.policies.spec import PolicySpec
 
@@ -40,11 +41,10 @@ def apply_setting(
     Raises:
         ConfigError: The setting needs a table and there is none.
     """
-    from sere.eval.continuous_batching import supports_rows
     from sere.integrations.transformers import apply
 
     # Every row of our decode steps is real, even one that is fed the pad token as a word of its text.
-    if pad_token_id is None and supports_rows(model):
+    if pad_token_id is None and has_full_attention_cache(model):
         pad_token_id = -1
     if setting.needs_table and table is not None:
         return apply(model, table, config=setting.config(), pad_token_id=pad_token_id)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Protocol
@@ -80,6 +81,12 @@ def encode(tokenizer: Any, prompts: Sequence[str | Row], *, chat: bool = False) 
         DataError: The chat template refuses a prompt, or a prompt has no tokens.
     """
     return [_encode(tokenizer, prompt, chat) for prompt in prompts]
+
+
+def prompt_key(prompt: str | Row) -> str:
+    """Return what tells a prompt from others: its text, or its messages as JSON."""
+    content = prompt.content if isinstance(prompt, Row) else prompt
+    return content if isinstance(content, str) else json.dumps(content, default=str)
 
 
 def takes_template(tokenizer: Any, prompts: Sequence[str | Row]) -> bool:

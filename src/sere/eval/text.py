@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from math import exp, inf, isfinite
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from sere.errors import DataError, InputError
-from sere.eval.continuous_batching import Job, run_rows, supports_rows
-from sere.eval.generation import Forced, force, groups
-from sere.eval.prefill import prefill
+from sere.eval.decoding.continuous_batching import Job, run_rows
+from sere.eval.decoding.prefill import prefill
+from sere.eval.decoding.static_batching import Forced, force, groups
+from sere.integrations.transformers.inputs import has_full_attention_cache
+
+if TYPE_CHECKING:
+    from sere.integrations.transformers import Handle
 
 # Tokens of each English passage that are read before decoding begins: a model must know what it is reading.
 PREFIX = 8
@@ -57,7 +61,7 @@ class TextScore:
     agreed: int = 0
 
 
-def passages(encoded: Sequence[Sequence[int]]) -> list[Text]:
+def passage_texts(encoded: Sequence[Sequence[int]]) -> list[Text]:
     """Return passages as texts whose first `PREFIX` tokens are read by prefill.
 
     Raises:
@@ -67,6 +71,16 @@ def passages(encoded: Sequence[Sequence[int]]) -> list[Text]:
     if short < PREFIX + 2:
         raise DataError(f"text: expected passages of at least {PREFIX + 2} tokens, got one of {short}")
     return [Text(passage, PREFIX) for passage in encoded]
+
+
+@contextmanager
+def paused(handle: Handle) -> Iterator[None]:
+    """Run a model to which a setting is applied as if it were unmodified."""
+    handle.enabled = False
+    try:
+        yield
+    finally:
+        handle.enabled = handle.active
 
 
 def summarize(scores: Sequence[TextScore]) -> dict[str, Any]:
@@ -113,7 +127,7 @@ def score_texts(
     """
     scorer = _Scorer(texts)
     B = min(batch_size, len(texts))
-    if supports_rows(model):
+    if has_full_attention_cache(model):
         reader = _Reader(texts, scorer)
         steps = run_rows(model, reader.jobs(model), reader.choose, B=B, finished=lambda _: on_finished())
         for _ in steps:

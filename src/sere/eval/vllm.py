@@ -9,19 +9,15 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from sere.engines.settings import Start, by_engine, routed
-from sere.eval.cases import (
-    NO_PROGRESS,
-    Progress,
-    case_name,
-    checkpoint_of,
-    head_of,
-    missing,
-    summarize_layers,
-)
+from sere.eval.answers import compare_answers, marks_text
+from sere.eval.finished import FinishedCases, case_name
+from sere.eval.plan import QuestionPlan
 from sere.eval.questions import encode, mark
-from sere.eval.run import Plan, completed, for_tokenizer
+from sere.eval.record import make_header
 from sere.integrations.vllm import read_stats
 from sere.policies.spec import PolicySpec
+from sere.progress import NO_PROGRESS, Progress
+from sere.summaries import summarize_layers
 
 if TYPE_CHECKING:
     from sere.table import SimilarityTable
@@ -30,7 +26,7 @@ if TYPE_CHECKING:
 def evaluate_engine(
     start: Start,
     tokenizer: Any,
-    plan: Plan,
+    plan: QuestionPlan,
     *,
     table: SimilarityTable,
     dtype: str,
@@ -41,43 +37,45 @@ def evaluate_engine(
     """Decode all questions under every setting at every concurrency and score them.
 
     One engine is started for each group of settings that can share one (`by_engine`), and ended before the
-    next. An engine holds B requests at once for as long as there are questions: a request that ends gives
-    its place to the next, whose prompt is read beside the others' decoding (exactly, whatever the setting).
-    At the end of the questions fewer run at once.
+    next. An engine holds B requests at once while there are questions: after a request ends, the next one
+    starts, and its prompt is read in the same steps in which the others decode (prompts are never
+    re-routed). At the end of the questions fewer run at once.
 
     Args:
         start: Starts an engine.
         tokenizer: The model's tokenizer.
-        plan: What to evaluate; passages are not read, for the engine gives no logits of decoded text.
+        plan: What to evaluate; passages are not scored, because the engine gives no logits of given text.
         table: The similarities that the engines use.
-        dtype: Of the engines' weights, e.g. ``"bfloat16"``.
-        weights: What tells the model from others of its shape; for ``checkpoint``.
+        dtype: The engines' weights' dtype, e.g. ``"bfloat16"``.
+        weights: A digest that differs between models of equal shape; for ``checkpoint``.
         checkpoint: A file that keeps finished cases, as for ``sere.eval.run.evaluate``.
         progress: Shows how far each case is.
 
     Returns:
         A record as ``sere.eval.run.evaluate`` gives it; ``rows`` is the concurrency, and ``mean_rows`` the
-        rows of the steps in which a request decoded, with those of prompts that were read beside it. Such
-        rows count among ``experts`` too.
+        mean rows of the steps in which a request decoded. Rows of prompts that were read in these steps are
+        included, there and in ``experts``.
 
     Raises:
         UnsupportedEngine: A rule may leave duplicate ids within one token's top-k, and the expert kernel is
             not known to handle these; or it needs scores that the model's routers do not have.
     """
-    plan = for_tokenizer(plan, tokenizer)
-    head = head_of(plan, table.identity, table, dtype=dtype, implementation="vllm")
-    kept = checkpoint_of(head, checkpoint, weights=weights)
-    prompts = encode(tokenizer, [question.prompt for question in plan.questions], chat=plan.chat_template)
+    plan = plan.for_tokenizer(tokenizer)
+    header = make_header(plan, table.identity, table, dtype=dtype, experts_implementation="vllm")
+    kept = FinishedCases.of_run(header, checkpoint, weights=weights)
+    prompts = encode(tokenizer, plan.asked(), chat=plan.chat_template)
     run = _Run(tokenizer, plan, prompts, progress)
     with kept.going_on():
         for options, settings in by_engine(plan.settings):
-            if cases := missing(kept, plan, settings):
+            if cases := kept.missing(plan, settings):
                 with start(options) as llm:
                     for setting, B in cases:
                         kept.put(case_name(setting, B), run.measure(llm, setting, B))
                 # The next engine needs the memory that this name holds.
                 del llm
-    return completed(head, kept, plan)
+    record = header | {"cases": compare_answers(kept.in_order(plan), plan)}
+    kept.delete()
+    return record
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +83,7 @@ class _Run:
     """What every case needs beside its engine."""
 
     tokenizer: Any
-    plan: Plan
+    plan: QuestionPlan
     prompts: Sequence[Sequence[int]]
     progress: Progress
 
@@ -115,7 +113,7 @@ class _Run:
             "experts": summarize_layers(layers),
             "nothing_changed": stats.nothing_changed,
             "text": None,
-            "right": "".join("01"[answer] for answer in right),
+            "right": marks_text(right),
         }
 
 
@@ -144,8 +142,8 @@ def decode_at(
     waiting = iter(range(len(prompts)))
     running = 0
     while True:
-        while running < concurrency and (place := next(waiting, None)) is not None:
-            engine.add_request(str(place), {"prompt_token_ids": list(prompts[place])}, params)
+        while running < concurrency and (index := next(waiting, None)) is not None:
+            engine.add_request(str(index), {"prompt_token_ids": list(prompts[index])}, params)
             running += 1
         if not running:
             return answers

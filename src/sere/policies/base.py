@@ -1,4 +1,4 @@
-"""What a routing rule is: immutable settings that are bound to each layer once, and the object that this gives."""
+"""A routing rule: immutable settings, bound once to each layer, and the router that this gives."""
 
 from __future__ import annotations
 
@@ -60,11 +60,11 @@ class LayerRouter(ABC):
             New ids and weights; same shapes, dtypes and device.
 
         Raises:
-            InputError: A shape, dtype, device or bound is wrong; the text gives what was expected and what came.
+            InputError: A shape, dtype, device or bound is wrong; the text says what was expected.
         """
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return every tensor that a step reads or writes, by name: an engine that frees memory must keep these."""
+        """Return every tensor that a step reads or writes, by name; an engine that sleeps must keep them."""
         return {"counters": self.counters}
 
 
@@ -128,7 +128,7 @@ class Policy(ABC):
 
     @property
     def default_budget(self) -> int:
-        """The budget of a row that was given none while another row was; below K for a rule without budgets."""
+        """The budget of a row without one in a batch with budgets; 0 for a rule that knows none."""
         return 0
 
     def why_idle(self, layers: Iterable[LayerShape]) -> list[str]:

@@ -33,14 +33,14 @@ def why_idle(config: RerouteConfig, shapes: Iterable[LayerShape]) -> list[str]:
     if floored:
         E = span(layer.num_experts for layer in floored)
         reasons.append(
-            f"min_active={floor} disables re-routing{_in(floored, layers)}: with {E} experts per layer every "
-            "routed expert is primary. Use a smaller value"
+            f"min_active={floor} disables re-routing{_where(floored, layers)}: with {E} experts per layer "
+            "every routed expert is primary. Use a smaller value"
         )
     if kept:
         K = span(layer.top_k for layer in kept)
         reasons.append(
-            f"select_top_k={S} is not smaller than the model's top_k={K}, so nothing will be re-routed"
-            f"{_in(kept, layers)}; {_smaller(min(layer.top_k for layer in kept))}"
+            f"select_top_k={S} is not smaller than {_whose(kept, layers, K)}; "
+            f"{_smaller(min(layer.top_k for layer in kept))}"
         )
     return reasons
 
@@ -76,12 +76,21 @@ def _smaller(K: int) -> str:
     return "use select_top_k=1" if K == 2 else f"use a value from 1 to {K - 1}"
 
 
-def _in(some: list[LayerShape], layers: list[LayerShape]) -> str:
-    """Name the layers that a sentence is about, unless it is about all."""
+def _whose(some: list[LayerShape], layers: list[LayerShape], K: str) -> str:
+    """Say whose K it is, and what follows."""
     if len(some) == len(layers):
-        return ""
-    names = [str(layer.index) for layer in some[:_MOST_NAMED]] + ["..."] * (len(some) > _MOST_NAMED)
-    return f" in layer{'s' * (len(some) > 1)} {', '.join(names)}"
+        return f"the model's top_k={K}, so nothing will be re-routed"
+    return f"top_k={K} of {_names(some)}, so nothing will be re-routed there"
+
+
+def _where(some: list[LayerShape], layers: list[LayerShape]) -> str:
+    """Name the layers that a sentence is about, unless it is about all."""
+    return "" if len(some) == len(layers) else f" in {_names(some)}"
+
+
+def _names(some: list[LayerShape]) -> str:
+    named = [str(layer.index) for layer in some[:_MOST_NAMED]] + ["..."] * (len(some) > _MOST_NAMED)
+    return f"layer{'s' * (len(some) > 1)} {', '.join(named)}"
 
 
 def _most_similar(layer: LayerSimilarity) -> float:

@@ -1,4 +1,4 @@
-"""What rules that choose again share: refilling slots from a set of experts, old sums, and what stays as it was."""
+"""What rules that choose experts again share: refilling slots, keeping sums, keeping rows."""
 
 from __future__ import annotations
 
@@ -64,8 +64,8 @@ def refill(batch: LayerBatch, gates: Tensor, allowed: Tensor) -> Routing:
     A slot whose expert is allowed keeps it: the row's own choice is the best of all experts, so it is
     the best of fewer. The other slots take, by gate, the row's best allowed experts that it does not
     have; when there are none left, the row's heaviest kept expert with weight 0, which reads nothing
-    new. If all gates of a row's final experts are 0, these experts get equal weights. Weights are renormalized to the
-    row's old sum.
+    new. If all gates of a row's final experts are 0, these experts get equal weights.
+    Weights are renormalized to the row's old sum.
 
     Args:
         batch: The step.

@@ -110,7 +110,7 @@ class SereRouter(LayerRouter):
         return super().tensors() | self.prepared.tensors()
 
     def update(self, other: SereRouter) -> None:
-        """Take over another router's threshold and kept experts, in place: captured graphs read the same tensors.
+        """Take over another router's threshold and kept experts, in place, where captured graphs read them.
 
         Args:
             other: A router of the same layer and device, bound with another threshold or ``keep``.
@@ -160,4 +160,4 @@ def _layers_of(layers: Mapping[int, LayerSimilarity]) -> str:
     """Say which layers a table has, at most ten of them by number."""
     first = sorted(layers)[:10]
     rest = f", ... ({len(layers)} layers)" if len(layers) > len(first) else ""
-    return f"the table has {', '.join(map(str, first))}{rest}"
+    return f"the table has the layers {', '.join(map(str, first))}{rest}"

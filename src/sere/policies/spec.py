@@ -1,4 +1,4 @@
-"""The registry of routing rules, and settings as they are written: ``off``, ``sere:select_top_k=1,threshold=0.3``."""
+"""The registry of routing rules, and settings as they are written: ``sere:select_top_k=1``."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from sere.config import MOST_INT, as_integer
 from sere.errors import InputError
 from sere.reroute.batch import TokenBatch
-from sere.reroute.slots import MOST_SLOTS
+from sere.reroute.constants import MOST_SLOTS, PADDING_BUDGET
 from sere.reroute.stats import COUNTERS
 from sere.similarity.layer import check_tensor
 
@@ -68,8 +68,8 @@ def as_row_budgets(
 
 def _as_budget(budget: object) -> int:
     try:
-        # Negative numbers all mean padding, and no row has MOST_INT slots.
-        return max(-1, min(MOST_INT, as_integer(budget)))
+        # No row has MOST_INT slots.
+        return max(PADDING_BUDGET, min(MOST_INT, as_integer(budget)))
     except TypeError:
         raise InputError(
             f"row_budgets: expected one integer per row, got {budget!r} ({type(budget).__name__})"

@@ -2,74 +2,63 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-from sere.reroute.backends.registry import implementation
-from sere.reroute.types import Neighbors, Rules
+from sere.reroute.backends.registry import BackendLayer, implementation
+from sere.reroute.batch import Routing, TokenBatch
+from sere.reroute.raw_layer import KernelConfig
 
+# ``layer``: a backend's own tensors, in its order, without ``scale``.
 SCHEMA = (
-    "reroute(Tensor topk_ids, Tensor topk_weights, Tensor order, Tensor count, Tensor position, "
-    "Tensor lists, Tensor keep, Tensor? scale, Tensor? row_budgets, Tensor? num_tokens, "
-    "Tensor(a!)? counters, int select_top_k, int min_active, bool active_targets, int merge, "
-    "int sentinel, str backend) -> (Tensor, Tensor)"
+    "reroute(str backend, Tensor topk_ids, Tensor topk_weights, Tensor? row_budgets, Tensor? num_tokens, "
+    "Tensor[] layer, Tensor? scale, int select_top_k, int min_active, bool active_targets, int merge, "
+    "int sentinel, Tensor(a!)? counters) -> (Tensor, Tensor)"
 )
 
 _library = torch.library.Library("sere", "DEF")  # type: ignore[no-untyped-call]
 _library.define(SCHEMA)  # type: ignore[no-untyped-call]
 
 
-def call(
-    topk_ids: Tensor,
-    topk_weights: Tensor,
-    neighbors: Neighbors,
-    rules: Rules,
-    row_budgets: Tensor | None,
-    num_tokens: Tensor | int | None,
-    counters: Tensor | None,
-    backend: str,
-) -> tuple[Tensor, Tensor]:
-    """Call a backend through the operator, with the arguments of the reference backend."""
+def call(backend: str, batch: TokenBatch, layer: BackendLayer, counters: Tensor | None) -> Routing:
+    """Call a backend through the operator, with the arguments of its ``run``."""
+    *tensors, scale, config = layer
+    num_tokens = batch.num_tokens
     if isinstance(num_tokens, int):
-        num_tokens = torch.full((), num_tokens, dtype=torch.int32, device=topk_ids.device)
-    result: tuple[Tensor, Tensor] = torch.ops.sere.reroute(
-        topk_ids, topk_weights,
-        neighbors.order, neighbors.count, neighbors.position, neighbors.lists, neighbors.keep,
-        neighbors.scale, row_budgets, num_tokens, counters,
-        rules.select_top_k, rules.min_active, rules.active_targets, rules.merge, rules.sentinel, backend,
+        num_tokens = torch.full((), num_tokens, dtype=torch.int32, device=batch.topk_ids.device)
+    ids, weights = torch.ops.sere.reroute(
+        backend, batch.topk_ids, batch.topk_weights, batch.row_budgets, num_tokens, tensors, scale, *config,
+        counters,
     )  # fmt: skip
-    return result
+    return Routing(ids, weights)
 
 
 @torch.library.impl(_library, "reroute", "CompositeExplicitAutograd")
 def _reroute(
+    backend: str,
     topk_ids: Tensor,
     topk_weights: Tensor,
-    order: Tensor,
-    count: Tensor,
-    position: Tensor,
-    lists: Tensor,
-    keep: Tensor,
-    scale: Tensor | None,
     row_budgets: Tensor | None,
     num_tokens: Tensor | None,
-    counters: Tensor | None,
+    layer: Sequence[Tensor],
+    scale: Tensor | None,
     select_top_k: int,
     min_active: int,
     active_targets: bool,
     merge: int,
     sentinel: int,
-    backend: str,
+    counters: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    neighbors = Neighbors(order, count, position, lists, scale, keep)
-    rules = Rules(select_top_k, min_active, active_targets, merge, sentinel)
-    return implementation(backend)(
-        topk_ids, topk_weights, neighbors, rules, row_budgets, num_tokens, counters
-    )
+    found = implementation(backend)
+    config = KernelConfig(select_top_k, min_active, active_targets, merge, sentinel)
+    batch = TokenBatch(topk_ids, topk_weights, row_budgets, num_tokens)
+    return found.run(batch, found.Layer(*layer, scale, config), counters)
 
 
 @torch.library.register_fake("sere::reroute", lib=_library)  # type: ignore[untyped-decorator]
-def _fake(topk_ids: Tensor, topk_weights: Tensor, *_: object) -> tuple[Tensor, Tensor]:
+def _fake(_: str, topk_ids: Tensor, topk_weights: Tensor, *__: object) -> tuple[Tensor, Tensor]:
     return (
         torch.empty_like(topk_ids, memory_format=torch.contiguous_format),
         torch.empty_like(topk_weights, memory_format=torch.contiguous_format),

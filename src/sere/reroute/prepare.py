@@ -1,4 +1,4 @@
-"""A layer and its settings, prepared: what every step of an engine calls."""
+"""A layer and its settings, prepared once: what every step of an engine calls."""
 
 from __future__ import annotations
 
@@ -13,25 +13,27 @@ from sere.reroute import operator
 from sere.reroute.backends.registry import implementation, on_device, select
 from sere.reroute.batch import Routing, TokenBatch
 from sere.reroute.checks import check_batch
-from sere.reroute.types import MERGE_MODES, Neighbors, Rules, prepare_neighbors
+from sere.reroute.raw_layer import KernelConfig, RawLayer
 from sere.similarity.layer import LayerSimilarity, check_scale
 
 
 class PreparedLayer:
-    """One layer and its settings on one device, ready for every step: made by ``prepare_layer``.
+    """One layer and its settings on one device, with what its backend reads; ``prepare_layer`` makes it.
 
     Attributes:
         backend: The name of the implementation that runs.
-        device: Where the steps must be.
         config: The settings that hold.
+        device: Where the steps must be.
     """
 
-    __slots__ = ("_neighbors", "_rules", "_run", "backend", "config", "device")
+    __slots__ = ("_layer", "_run", "backend", "config", "device")
 
-    def __init__(self, neighbors: Neighbors, rules: Rules, config: RerouteConfig, backend: str) -> None:
-        self._neighbors, self._rules, self.config = neighbors, rules, config
-        self.backend, self.device = backend, neighbors.order.device
-        self._run = implementation(backend)
+    def __init__(self, raw: RawLayer, config: RerouteConfig, backend: str, device: torch.device) -> None:
+        found = implementation(backend)
+        self._layer, self._run = found.prepare(raw, device), found.run
+        self.backend, self.config = backend, config
+        # With the device's index, as tensors have it.
+        self.device = self._layer.keep.device
 
     def route(self, batch: TokenBatch, counters: Tensor | None = None) -> Routing:
         """Re-route one step.
@@ -51,50 +53,45 @@ class PreparedLayer:
         Source: docs/method.md section 4.
         """
         check_batch(batch, counters)
-        # A tensor's device always has its index, so this compares like with like.
         if self.device != batch.topk_ids.device:
             raise InputError(
                 f"topk_ids: expected ids on {self.device}, where the layer was prepared, got "
                 f"{batch.topk_ids.device}; prepare the layer for each device"
             )
-        run = operator.call if torch.compiler.is_compiling() and self.backend != "torch" else None
-        arguments = (
-            batch.topk_ids, batch.topk_weights, self._neighbors, self._rules, batch.row_budgets,
-            batch.num_tokens, counters,
-        )  # fmt: skip
-        if run is None:
-            return Routing(*self._run(*arguments))
-        return Routing(*run(*arguments, self.backend))
+        if torch.compiler.is_compiling() and self.backend != "torch":
+            return operator.call(self.backend, batch, self._layer, counters)
+        return self._run(batch, self._layer, counters)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return every device tensor that ``route`` reads, by name: what must survive an engine's sleep."""
-        names = ("order", "count", "position", "lists", "keep", "scale")
-        named = {name: getattr(self._neighbors, name) for name in names}
-        return {name: tensor for name, tensor in named.items() if tensor is not None}
+        """Return every tensor that ``route`` reads beside the batch, by name."""
+        return {name: part for name, part in self._layer._asdict().items() if isinstance(part, Tensor)}
 
     def update(self, other: PreparedLayer) -> None:
-        """Write another threshold and keep-list over this one's, in place, where compiled code reads them.
+        """Write another threshold, keep-list or scale over this layer's, in place.
+
+        Compiled code and captured graphs then read the new values. What is refused writes nothing.
 
         Args:
-            other: The same layer, prepared with settings that differ in ``threshold`` and ``keep`` only.
+            other: The same layer, prepared for the same backend and device.
 
         Raises:
-            ConfigError: Another backend, or a tensor of another shape, dtype or device.
+            ConfigError: Another setting differs, which compiled code and graphs hold as a constant.
+            InputError: The two do not have the same tensors by name, shape, dtype and device.
         """
-        mine, theirs = self.tensors(), other.tensors()
-        if self.backend != other.backend or mine.keys() != theirs.keys():
+        mine, theirs = self._layer.config, other._layer.config
+        changed = [name for name, a, b in zip(mine._fields, mine, theirs, strict=True) if a != b]
+        if self.backend != other.backend or changed:
             raise ConfigError(
-                "a prepared layer is updated from another backend's; prepare it for the same one"
+                f"{', '.join(changed or ['backend'])}: cannot change in a prepared layer, only threshold, "
+                "keep and scale can; prepare another layer"
             )
-        for name, tensor in theirs.items():
-            if (tensor.shape, tensor.dtype, tensor.device) != (
-                mine[name].shape, mine[name].dtype, mine[name].device,
-            ):  # fmt: skip
-                raise ConfigError(
-                    f"{name}: expected shape {list(mine[name].shape)}, got {list(tensor.shape)}"
-                )
-        for name, tensor in theirs.items():
-            mine[name].copy_(tensor)
+        old, new = self.tensors(), other.tensors()
+        if _kinds(old) != _kinds(new):
+            raise InputError(
+                f"expected a prepared layer with {_kinds(old)}, got {_kinds(new)}; prepare the same layer"
+            )
+        for name, tensor in new.items():
+            old[name].copy_(tensor)
         self.config = other.config
 
 
@@ -106,7 +103,7 @@ def prepare_layer(
     scale: Tensor | None = None,
     device: torch.device | str = "cpu",
 ) -> PreparedLayer:
-    """Prepare a layer: sort the neighbors, cut them at ρ, choose the backend.
+    """Prepare a layer for many steps: choose the backend, which sorts the similarities as it needs them.
 
     Args:
         layer: The layer's similarities.
@@ -120,24 +117,35 @@ def prepare_layer(
         ConfigError: ``config.sentinel`` is the id of one of the layer's experts.
         BackendUnavailable: The named backend cannot run on the device.
     """
+    E = layer.num_experts
     if scale is not None:
         # Compiled backends read it through a raw pointer: a wrong shape would read foreign memory.
-        check_scale(scale, layer.num_experts)
-    if config.sentinel is not None and 0 <= config.sentinel < layer.num_experts:
+        check_scale(scale, E)
+    if config.sentinel is not None and 0 <= config.sentinel < E:
         raise ConfigError(
-            f"sentinel: expected the id of no expert, such as -1 or {layer.num_experts}, got "
-            f"{config.sentinel}, one of the layer's {layer.num_experts} experts, which would run for every "
-            "freed slot"
+            f"sentinel: expected the id of no expert, such as -1 or {E}, got {config.sentinel}, one of the "
+            f"layer's {E} experts, which would run for every freed slot"
         )
-    device = torch.device(device)
-    backend = select(config.backend, device.type, layer.num_experts)
-    neighbors = prepare_neighbors(layer, threshold=config.threshold, keep=keep, scale=scale, device=device)
-    rules = Rules(
-        select_top_k=config.select_top_k,
-        min_active=config.min_active,
-        active_targets=config.targets == "active",
-        merge=MERGE_MODES.index(config.merge),
-        sentinel=0 if config.sentinel is None else config.sentinel,
+    raw = RawLayer(
+        layer.similarity.detach().to("cpu", torch.float32),
+        config.threshold,
+        _keep_mask(keep, E),
+        None if scale is None else scale.detach(),
+        KernelConfig.of(config),
     )
-    backend = on_device(backend, config.backend, neighbors.order.device)
-    return PreparedLayer(neighbors, rules, config, backend)
+    where = torch.empty(0, device=device).device
+    backend = on_device(select(config.backend, where.type, E), config.backend, where)
+    return PreparedLayer(raw, config, backend, where)
+
+
+def _keep_mask(keep: Sequence[int], E: int) -> Tensor:
+    mask = torch.zeros(E, dtype=torch.bool, device="cpu")
+    for expert in keep:
+        if isinstance(expert, bool | float) or not 0 <= expert < E:
+            raise InputError(f"keep: expected expert ids in [0, {E}), got {expert}")
+        mask[expert] = True
+    return mask
+
+
+def _kinds(tensors: dict[str, Tensor]) -> dict[str, str]:
+    return {name: f"{t.dtype} {list(t.shape)} on {t.device}" for name, t in tensors.items()}

@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-# A mass is a sum of weights in units of 2⁻²⁴. Each is clamped: 2³¹ slots of 2³² units do not reach 2⁶³.
-MASS_UNITS, MASS_BOUND, MOST_SLOTS = 2**24, 2**32, 2**31
+from sere.reroute.constants import MASS_BOUND, MASS_UNITS
 
 
 def real_rows(topk_ids: Tensor, row_budgets: Tensor | None, num_tokens: Tensor | int | None) -> Tensor:
@@ -90,5 +89,5 @@ def fill_up(
     candidate = occurring & ~primary
     lightest = torch.iinfo(torch.int64).min
     by_mass = torch.where(candidate, mass, lightest).sort(descending=True, stable=True).indices
-    place = torch.empty_like(by_mass).scatter(0, by_mass, torch.arange(E, device=ids.device))
-    return candidate & (place < min_active - primary.sum())
+    rank = torch.empty_like(by_mass).scatter(0, by_mass, torch.arange(E, device=ids.device))
+    return candidate & (rank < min_active - primary.sum())

@@ -13,7 +13,7 @@ import pytest
 pytest.importorskip("vllm", reason="needs vLLM: make test-vllm")
 
 from sere.bench.vllm.load import Answer, Load
-from sere.bench.vllm.over_http import Block, OnlinePlan, Variant, _record, bench_online
+from sere.bench.vllm.over_http import LoadBlock, OverHttpPlan, ServerVariant, _record, bench_over_http
 from sere.cli import main
 from sere.cli.bench.serve_tables import render_online
 from sere.errors import ConfigError, ServerError
@@ -24,9 +24,12 @@ pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("default")]
 
 
 def online_records(*texts: str, **values: Any) -> tuple[list[Stub], Stub, list[dict[str, Any]]]:
-    """Run the benchmark with stubs and return those started for settings, the untouched one, the records."""
-    plan = OnlinePlan(
-        settings=parse_specs(texts or ["sere:S=1"]), prompt=3, steps=TOKENS - 1, **({"rounds": 2} | values)
+    """Run the benchmark with stubs and return those started for settings, the vanilla one, the records."""
+    plan = OverHttpPlan(
+        settings=parse_specs(texts or ["sere:select_top_k=1"]),
+        prompt=3,
+        steps=TOKENS - 1,
+        **({"rounds": 2} | values),
     )
     servers: list[Stub] = []
 
@@ -40,7 +43,7 @@ def online_records(*texts: str, **values: Any) -> tuple[list[Stub], Stub, list[d
             server.started = {}
 
     with stub() as other:
-        records = list(bench_online(start, other, {"vocab_size": 900}, plan))  # type: ignore[arg-type]
+        records = list(bench_over_http(start, other, {"vocab_size": 900}, plan))  # type: ignore[arg-type]
     return servers, other, records
 
 
@@ -52,9 +55,9 @@ def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("hasty")
 def test_variants_of_a_round_get_the_same_requests() -> None:
-    """Off, the setting and the untouched server take turns with the same prompts, other ones each round."""
+    """Off, the setting and the vanilla server take turns with the same prompts, other ones each round."""
     (server,), other, records = online_records(loads=[Load(request_rate=500.0)], requests=4)
-    assert [record["setting"] for record in records] == ["off", "sere:S=1", "untouched"]
+    assert [record["setting"] for record in records] == ["off", "sere:select_top_k=1", "vanilla"]
 
     blocks: list[tuple[str, list[Any]]] = []
     for path, body in server.asked:
@@ -73,37 +76,43 @@ def test_variants_of_a_round_get_the_same_requests() -> None:
     assert [sorted(theirs[i : i + 4]) for i in (0, 4, 8)] == [sent[0], sent[2], sent[4]]
     assert all(path == "/v1/completions" for path, _ in other.asked)
 
-    off, on_record, untouched = records
+    off, on_record, vanilla = records
     assert [record["failed"] for record in records] == [0, 0, 0]
     assert (off["requests"], off["request_rate"], off["concurrency"]) == (8, 500.0, None)
     # Layers without a step do not count.
-    assert on_record["experts"] == {"rows": 8, "before": 6, "after": 3, "moved": 0.5, "critical": 1}
+    assert on_record["experts"] == {
+        "rows": 8, "distinct_before": 6, "distinct_after": 3, "slots_rerouted": 0.5, "critical": 1,
+    }  # fmt: skip
     assert on_record["expert_bytes_per_step"] == 3 * 10 * 2
-    assert untouched["experts"] is untouched["expert_bytes_per_step"] is None
-    assert off["ratio_off_to_this"] == {"p20": 1, "p50": 1, "p80": 1}
+    assert vanilla["experts"] is vanilla["expert_bytes_per_step"] is None
+    assert off["speedup"] == {"p20": 1, "p50": 1, "p80": 1}
 
 
 @pytest.mark.usefixtures("hasty")
 def test_setting_that_re_routes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Why a setting re-routed nothing stands in its record and below the table; off needs no reason."""
     monkeypatch.setattr(Stub, "reason", "nothing was re-routed: because")
-    _, _, records = online_records("sere:S=9", loads=[Load(concurrency=2)], requests=2, rounds=1)
+    _, _, records = online_records("sere:select_top_k=9", loads=[Load(concurrency=2)], requests=2, rounds=1)
     assert [record["nothing_changed"] for record in records] == [None, Stub.reason, None]
     text = render_online(records)
-    assert text.endswith("\n2 at once, sere:S=9: nothing was re-routed: because")
+    assert text.endswith("\n2 at once, sere:select_top_k=9: nothing was re-routed: because")
     assert text.count("because") == 1
 
 
 @pytest.mark.usefixtures("hasty")
 def test_settings_of_a_start_have_a_server_and_an_off_of_their_own() -> None:
-    """A floor's server comes after the first has ended; the untouched server takes turns with both."""
+    """A floor's server comes after the first has ended; the vanilla server takes turns with both."""
     servers, other, records = online_records(
-        "sere:S=2", "sere:S=2,min_active=8", loads=[Load(concurrency=2)], requests=2, rounds=1
+        "sere:select_top_k=2",
+        "sere:select_top_k=2,min_active=8",
+        loads=[Load(concurrency=2)],
+        requests=2,
+        rounds=1,
     )
     floored = {"min_active": 8}
     assert [(record["setting"], record["config"]["start"]) for record in records] == [
-        ("off", {}), ("sere:S=2", {}), ("untouched", {}),
-        ("off", floored), ("sere:S=2,min_active=8", floored), ("untouched", floored),
+        ("off", {}), ("sere:select_top_k=2", {}), ("vanilla", {}),
+        ("off", floored), ("sere:select_top_k=2,min_active=8", floored), ("vanilla", floored),
     ]  # fmt: skip
     sent = [[tuple(body["prompt"]) for body in server.completions()] for server in servers]
     assert sorted(sent[0]) == sorted(sent[1])
@@ -116,8 +125,10 @@ def test_settings_of_a_start_have_a_server_and_an_off_of_their_own() -> None:
 
 def test_controls_need_an_engine_of_this_process() -> None:
     """No server can be told to run a control; the text says where one runs."""
-    with pytest.raises(ConfigError, match=r"topk:S=2: .* in a server, .* without --compile and --server"):
-        OnlinePlan(settings=parse_specs(["topk:S=2"]), loads=[Load(concurrency=1)])
+    with pytest.raises(
+        ConfigError, match=r"topk:select_top_k=2: .* in a server, .* without --compile and --server"
+    ):
+        OverHttpPlan(settings=parse_specs(["topk:select_top_k=2"]), loads=[Load(concurrency=1)])
 
 
 def test_times_and_ratio_of_a_block() -> None:
@@ -128,19 +139,21 @@ def test_times_and_ratio_of_a_block() -> None:
     assert quick.tpot_ms == pytest.approx(100)
     assert slow.tpot_ms == pytest.approx(200)
     assert slow.gaps_ms == pytest.approx([400, 200])
-    block = Block([quick, slow, Answer(error="no")], [], None)
+    block = LoadBlock([quick, slow, Answer(error="no")], [], None)
     assert block.tpot_ms == pytest.approx(150)
     assert block.per_second(4.2) == pytest.approx(2)
 
-    def variant(label: str, timed: Answer) -> Variant:
-        return Variant(label, None, blocks=[Block([quick], [], None), Block([timed], [], None)])  # type: ignore[arg-type]
+    def variant(label: str, timed: Answer) -> ServerVariant:
+        return ServerVariant(label, None, blocks=[LoadBlock([quick], [], None), LoadBlock([timed], [], None)])  # type: ignore[arg-type]
 
     load = Load(concurrency=1)
-    plan = OnlinePlan(settings=parse_specs(["sere:S=1"]), loads=[load], rounds=1)
+    plan = OverHttpPlan(settings=parse_specs(["sere:select_top_k=1"]), loads=[load], rounds=1)
     subject = {"moe_layers": 1, "bytes_per_expert": 1}
-    record = _record(subject, plan, load, variant("sere:S=1", quick), variant("off", slow), {"min_active": 8})
+    record = _record(
+        subject, plan, load, variant("sere:select_top_k=1", quick), variant("off", slow), {"min_active": 8}
+    )
     assert record["config"]["start"] == {"min_active": 8}
-    assert record["ratio_off_to_this"]["p50"] == pytest.approx(2)
+    assert record["speedup"]["p50"] == pytest.approx(2)
 
 
 @pytest.mark.usefixtures("hasty")
@@ -186,7 +199,7 @@ def iter_random(values: list[int]) -> Any:
 def test_flags_of_the_server_need_it(capsys: pytest.CaptureFixture[str]) -> None:
     """A request rate without ``--server`` is wrong use."""
     assert main(["bench", "serve", "--preset", "tiny", "--request-rate", "1"]) == 2
-    assert "--request-rate, --requests and --untouched belong to --server" in capsys.readouterr().err
+    assert "--request-rate, --requests and --vanilla belong to --server" in capsys.readouterr().err
 
 
 def test_server_without_routes_is_refused_at_once(
@@ -210,31 +223,32 @@ def test_real_server(tmp_path: Path) -> None:
     out = tmp_path / "out.jsonl"
     command = ["bench", "serve", "--preset", "tiny", "--server", "--batch-size", "1", "6"]
     options = ["--request-rate", "50", "--requests", "6", "--rounds", "1", "--steps", "8", "--out", str(out)]
-    settings = ["--setting", "sere:S=1", "--setting", "sere:S=1,min_active=3"]
+    settings = ["--setting", "sere:select_top_k=1", "--setting", "sere:select_top_k=1,min_active=3"]
     assert (
         main([*command, *options, *settings, "--dtype", "float32", "--engine-option", "max_num_seqs=8"]) == 0
     )
     assert list(tmp_path.iterdir()) == [out]
     records = [json.loads(line) for line in out.read_text().splitlines()]
     records, floored = records[:6], records[6:]
-    assert [record["setting"] for record in floored] == ["off", "sere:S=1,min_active=3"] * 3
+    assert [record["setting"] for record in floored] == ["off", "sere:select_top_k=1,min_active=3"] * 3
     assert all(record["config"]["start"] == {"min_active": 3} for record in floored)
     assert [(record["concurrency"], record["request_rate"]) for record in records] == [
         (1, None), (1, None), (6, None), (6, None), (None, 50.0), (None, 50.0)
     ]  # fmt: skip
-    assert [record["setting"] for record in records] == ["off", "sere:S=1"] * 3
+    assert [record["setting"] for record in records] == ["off", "sere:select_top_k=1"] * 3
     for record in (*records, *floored):
         assert record["failed"] == 0
         assert record["requests"] == 6
         assert record["ttft_ms"]["p50"] > 0
         experts = record["experts"]
         if record["setting"] == "off":
-            assert experts["after"] == experts["before"]
+            assert experts["distinct_after"] == experts["distinct_before"]
         else:
-            assert experts["after"] < experts["before"]
+            assert experts["distinct_after"] < experts["distinct_before"]
     # One row chooses K = 4 experts; it keeps one at S = 1, and three with a floor of three.
     alone = [
-        (record["experts"]["before"], record["experts"]["after"]) for record in records[:2] + floored[:2]
+        (record["experts"]["distinct_before"], record["experts"]["distinct_after"])
+        for record in records[:2] + floored[:2]
     ]
     assert alone == [(4, 4), (4, 1), (4, 4), (4, 3)]
     off, on = (record["expert_bytes_per_step"] for record in records[:2])

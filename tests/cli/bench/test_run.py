@@ -15,20 +15,25 @@ def test_bench_writes_one_line_a_case(capsys: pytest.CaptureFixture[str], tmp_pa
     """Each case is one JSON line, on stdout and appended to --out, with its unit and conditions."""
     out = tmp_path / "results" / "bench.jsonl"
     sizes = ["--batch-size", "1", "4", "--steps", "2", "--rounds", "1"]
-    argv = ["bench", "--preset", "tiny", *sizes, "--setting", "sere:S=1", "--json"]
+    argv = ["bench", "--preset", "tiny", *sizes, "--setting", "sere:select_top_k=1", "--json"]
     assert main([*argv, "--out", str(out)]) == 0
     printed = capsys.readouterr().out
     assert out.read_text() == printed
     records = [json.loads(line) for line in printed.splitlines()]
-    assert [record["case"] for record in records] == ["B=1 off", "B=1 sere:S=1", "B=4 off", "B=4 sere:S=1"]
+    assert [record["case"] for record in records] == [
+        "B=1 off",
+        "B=1 sere:select_top_k=1",
+        "B=4 off",
+        "B=4 sere:select_top_k=1",
+    ]
     last = records[-1]
     assert last["unit"] == "ms"
     assert last["subject"]["weights"] == "random"
     assert {"machine", "versions", "commit", "clean_tree"} <= set(last["provenance"])
-    assert last["experts"]["after"] < last["experts"]["before"]
-    assert last["hook"]["us_per_layer"] > 0
-    assert records[2]["hook"] is None
-    assert records[2]["ratio_off_to_this"] == {"p20": 1.0, "p50": 1.0, "p80": 1.0}
+    assert last["experts"]["distinct_after"] < last["experts"]["distinct_before"]
+    assert last["overhead"]["us_per_layer"] > 0
+    assert records[2]["overhead"] is None
+    assert records[2]["speedup"] == {"p20": 1.0, "p50": 1.0, "p80": 1.0}
 
 
 def test_bench_times_a_checkpoint_with_its_table(
@@ -37,8 +42,8 @@ def test_bench_times_a_checkpoint_with_its_table(
     """A checkpoint is timed with the similarities of its table; the table for people has a row a case."""
     argv = ["bench", checkpoint, "--table", similarities, "--batch-size", 2, "--steps", 2, "--rounds", 1]
     out, _ = run_text(capsys, *argv)
-    assert "off/this" in out
-    assert "sere:S=2" in out
+    assert "speedup" in out
+    assert "sere:select_top_k=2" in out
 
 
 @pytest.mark.parametrize(

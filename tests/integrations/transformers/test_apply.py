@@ -203,9 +203,10 @@ def test_settings_that_re_route_nothing_are_warned_of(
     apply_quietly(model, table, config=config)
     apply_quietly(model, policy=Sere(table.layers, config))
     (line,) = [record.getMessage() for record in caplog.records]
-    assert line.startswith("sere: Qwen3MoeForCausalLM: select_top_k=4: nothing will be re-routed")
-    assert "K=4" in line
-    assert line.endswith("use a select_top_k below 4")
+    assert line == (
+        "sere: Qwen3MoeForCausalLM: select_top_k=4 is not smaller than the model's top_k=4, so nothing will "
+        "be re-routed; use a value from 1 to 3"
+    )
 
 
 @pytest.mark.parametrize(
@@ -213,11 +214,11 @@ def test_settings_that_re_route_nothing_are_warned_of(
     [
         (
             {"threshold": 2},
-            r"threshold=2: nothing will be re-routed, because no two experts of the table are more similar",
+            r"threshold=2 is above every similarity in the table \(at most \d\.\d+\), so nothing",
         ),
         (
             {"keep": {0: range(16), 1: range(16)}},
-            "keep: nothing will be re-routed, because every expert of every",
+            "keep names every expert of every layer, so nothing will be re-routed; keep fewer",
         ),
     ],
     ids=["threshold", "keep"],
@@ -327,7 +328,10 @@ def test_a_floor_of_all_experts_is_warned_of(
         model.generate(torch.arange(1, 9).reshape(4, 2), max_new_tokens=4, do_sample=False)
     assert all(layer.slots_rerouted == 0 for layer in handle.stats())
     (line,) = [record.getMessage() for record in caplog.records]
-    assert f"min_active={E}: nothing will be re-routed, because with {E} experts per layer" in line
+    assert (
+        f"min_active={E} disables re-routing: with {E} experts per layer every routed expert is primary."
+        in line
+    )
 
 
 def test_a_compiled_model_is_refused(model: PreTrainedModel) -> None:

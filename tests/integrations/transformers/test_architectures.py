@@ -10,8 +10,9 @@ from packaging.version import Version
 import sere.integrations.transformers as integration
 from sere.errors import UnsupportedModel
 from sere.policies import Lynx, Oea, Off, RandomReroute, TopK, XShare
+from sere.policies.baseline import LayerBatch
 from sere.policies.gates import gates_from_scores
-from sere.policies.rows import Choice, sort_out
+from sere.reroute import Routing
 from sere.structure import find_experts
 from tests.support.decoding import decode, hook_count, prompts, random_table
 from tests.support.tiny import ARCHITECTURES, tiny_model
@@ -56,13 +57,13 @@ def test_the_router_is_found_and_its_scores_explain_its_weights(name: str) -> No
     seen: dict[int, float] = {}
 
     class Check(Oea):
-        def choose(self, step: Choice):  # type: ignore[no-untyped-def]
-            gates = gates_from_scores(step, self.name)
-            rows = sort_out(step.ids, step.weights, step.rows.num_experts, None, None)
-            inside = torch.where(rows.inside, step.ids, 0)
-            error = torch.where(rows.valid, gates.gather(1, inside) - step.weights.double(), 0.0).abs().max()
-            seen[step.layer] = max(seen.get(step.layer, 0.0), float(error))
-            return super().choose(step)
+        def choose(self, batch: LayerBatch) -> Routing:
+            gates = gates_from_scores(batch, self.name)
+            inside = torch.where(batch.inside, batch.ids, 0)
+            error = torch.where(batch.valid, gates.gather(1, inside) - batch.weights.double(), 0.0)
+            index = batch.layer.index
+            seen[index] = max(seen.get(index, 0.0), float(error.abs().max()))
+            return super().choose(batch)
 
     # Before 5.19, LongCat's router keeps its scores to itself.
     hidden = name == "longcat_flash" and Version(transformers.__version__) < Version("5.19")

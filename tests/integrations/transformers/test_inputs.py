@@ -75,13 +75,13 @@ def test_lengths_of_every_kind_of_cache() -> None:
 def test_a_recurrent_past_reads_the_mask_at_its_end() -> None:
     """Without a length the last columns are this step's."""
     handle = integration.apply(tiny_model("qwen3_moe"), random_table(tiny_model("qwen3_moe")), select_top_k=1)
-    step = handle._step
-    step.enter({"input_ids": torch.ones(2, 1).long(), "cache": Recurrent(True),
+    current = handle._call
+    current.enter({"input_ids": torch.ones(2, 1).long(), "cache": Recurrent(True),
                 "attention_mask": torch.tensor([[1, 1, 0], [1, 1, 1]])})  # fmt: skip
-    assert step.active
-    assert step.budget is not None
-    assert step.budget.tolist() == [-1, 1]
-    step.leave()
+    assert current.active
+    assert current.budget is not None
+    assert current.budget.tolist() == [-1, 1]
+    current.leave()
     handle.quiet = True
     handle.remove()
 

@@ -121,9 +121,9 @@ def steps_with_static_cache(model: PreTrainedModel, call: Callable[..., object])
 def start_again(handle: integration.Handle) -> None:
     """Set the statistics, and the steps that random choices depend on, to zero."""
     handle.reset_stats()
-    if isinstance(handle.policy, RandomReroute):
-        for number in handle.policy._steps.values():
-            number.zero_()
+    for layer in handle._guard.layers:
+        for tensor in layer.router.tensors().values() if handle.config is None else ():
+            tensor.zero_()
 
 
 @pytest.mark.parametrize("policy", [None, Oea(1), RandomReroute(1)], ids=["sere", "oea", "random"])

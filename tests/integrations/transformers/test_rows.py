@@ -11,7 +11,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 import sere.integrations.transformers as integration
 from sere.errors import InputError
-from sere.integrations.transformers.call import Step
+from sere.integrations.transformers.call import CurrentCall
 from sere.integrations.transformers.guard import Guard
 from sere.integrations.transformers.inputs import cache_argument
 from sere.policies import TopK
@@ -149,8 +149,8 @@ def test_the_mask_is_read_at_this_step_s_column(length: int | Tensor, spare: int
     mask = torch.ones(3, 6 + spare)
     mask[:, 6:] = 0
     mask[1, 5] = 0
-    guard = Guard(TopK(1), None, model="m", top_k=4, num_experts=16)
-    state = Step(guard, all_phases=False, pad_token_id=None, default_budget=2)
+    guard = Guard(TopK(1), model="m", top_k=4, num_experts=16)
+    state = CurrentCall(guard, all_phases=False, pad_token_id=None, default_budget=2)
     state.enter({"input_ids": torch.ones(3, 1), "attention_mask": mask, "past_key_values": CacheOf(length)})
     assert state.active
     assert state.budget is not None
@@ -160,7 +160,7 @@ def test_the_mask_is_read_at_this_step_s_column(length: int | Tensor, spare: int
 @pytest.mark.parametrize("length", [0, 5])
 def test_checks_of_drafts_in_a_static_cache(length: int) -> None:
     """Whether the cache is filled is decided on the device: all of the text's positions are rows, or none."""
-    state = Step(Guard(TopK(1), None, model="m", top_k=4, num_experts=16), all_phases=False,
+    state = CurrentCall(Guard(TopK(1), model="m", top_k=4, num_experts=16), all_phases=False,
                  pad_token_id=1, default_budget=2)  # fmt: skip
     call = {"input_ids": torch.ones(1, 3).long(), "cache": CacheOf(torch.tensor(length)), "logits_to_keep": 3}
     state.enter(call)

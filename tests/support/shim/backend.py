@@ -10,50 +10,39 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sere.reroute.backends.cuda import device
+from sere.reroute.backends.cuda import Layer, device, prepare
 from sere.reroute.backends.cuda.launch import Launch
-from sere.reroute.types import Neighbors, Rules
+from sere.reroute.batch import Routing, TokenBatch
 
 from .build import build
 
+__all__ = ["Layer", "launch", "open_library", "prepare", "run"]
 
-def run(
-    topk_ids: Tensor,
-    topk_weights: Tensor,
-    neighbors: Neighbors,
-    rules: Rules,
-    row_budgets: Tensor | None,
-    num_tokens: Tensor | int | None,
-    counters: Tensor | None,
-) -> tuple[Tensor, Tensor]:
+
+def run(batch: TokenBatch, layer: Layer, counters: Tensor | None) -> Routing:
     """Do what ``sere.reroute.backends.cuda.run`` does, all but the launch itself."""
-    arguments = (topk_ids, topk_weights, neighbors, rules, row_budgets, num_tokens, counters)
-    if topk_ids.device.type == "cuda":
-        return device.run(*arguments)
+    if batch.topk_ids.device.type == "cuda":
+        return device.run(batch, layer, counters)
     real_launch = device.launch
     device.launch = launch
     try:
-        return device.run(*arguments)
+        return device.run(batch, layer, counters)
     finally:
         device.launch = real_launch
 
 
-def launch(
-    prepared: Launch, device: torch.device, *, blocks: int = 0, threads: int = 0, seed: int = 1
-) -> None:
+def launch(call: Launch, device: torch.device, *, blocks: int = 0, threads: int = 0, seed: int = 1) -> None:
     """Run a launch on fibers.
 
     Args:
-        prepared: The launch.
+        call: The launch.
         device: Not looked at.
         blocks: Other than the launch's own number of blocks, or 0.
         threads: Other than its own number of threads, or 0.
         seed: In which order threads take turns.
     """
-    words = (ctypes.c_int64 * len(prepared.words))(*prepared.words)
-    why = _library()(
-        prepared.entry.encode(), blocks or prepared.blocks, threads or prepared.threads, seed, words
-    )
+    kernel_args = (ctypes.c_int64 * len(call.kernel_args))(*call.kernel_args)
+    why = _library()(call.entry.encode(), blocks or call.blocks, threads or call.threads, seed, kernel_args)
     assert why is None, why.decode()
 
 

@@ -72,8 +72,8 @@ def put_in_place(patch: pytest.MonkeyPatch) -> Driver:
     driver = Driver()
     put = device.launch
 
-    def launch(prepared: Launch, _: torch.device) -> None:
-        put(prepared, GPU)
+    def launch(call: Launch, _: torch.device) -> None:
+        put(call, GPU)
 
     patch.setattr(torch.cuda, "current_device", lambda: GPU.index)
     patch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)

@@ -12,35 +12,36 @@ from typing import Any
 
 import torch
 
+from sere.bench.overhead import Overhead
 from sere.bench.timing import Times, spread, turns
-from sere.bench.vllm.plan import EnginePlan, bytes_read, refuse_controls
-from sere.bench.vllm.replay import Tape, record_routing, replayed, timed_routing, untouched
+from sere.bench.vllm.plan import ServePlan, bytes_read, refuse_controls
+from sere.bench.vllm.replay import Recording, record_routing, replayed, timed_routing, vanilla
 from sere.engines.in_process import state_of
 from sere.engines.settings import Start, counted_changes, live_changes, routed
 from sere.errors import InputError
-from sere.eval.cases import summarize_layers
 from sere.integrations.vllm import configure, read_stats
 from sere.policies.spec import PolicySpec
 from sere.provenance import provenance
+from sere.summaries import summarize_layers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ServePlan(EnginePlan):
+class InProcessPlan(ServePlan):
     """What to time in an engine of this process.
 
     Attributes:
         batch_sizes: Requests at once.
-        oracle: Whether to time, for each ``sere`` setting, the same ids put in place at no cost.
-        untouched: Whether to time the engine without any wrapper of ours as well; not where it is compiled,
-            for the operation is part of the compiled code.
+        replay: Whether to time, for each ``sere`` setting, a replay of its recorded ids, without their cost.
+        vanilla: Whether to time the engine without any wrapper of sere too; not if it is compiled, because
+            the operation is part of the compiled code.
     """
 
     batch_sizes: Sequence[int]
-    oracle: bool = True
-    untouched: bool = True
+    replay: bool = True
+    vanilla: bool = True
 
     def __post_init__(self) -> None:
-        EnginePlan.__post_init__(self)
+        ServePlan.__post_init__(self)
         if self.compiled:
             refuse_controls(self.settings, "a compiled engine")
         if not self.batch_sizes or min(self.batch_sizes) < 1:
@@ -53,7 +54,7 @@ class ServePlan(EnginePlan):
 
 
 @dataclass(slots=True)
-class Block:
+class EngineBlock:
     """One batch of requests, from their arrival to their last token.
 
     Attributes:
@@ -68,28 +69,30 @@ class Block:
 
 
 @dataclass(slots=True)
-class Variant:
+class EngineVariant:
     """One way to run the engine, and what was measured under it."""
 
     label: str
     setting: PolicySpec
     enter: Callable[[], AbstractContextManager[None]]
-    blocks: list[Block] = field(default_factory=list)
+    blocks: list[EngineBlock] = field(default_factory=list)
 
     def times(self) -> Times:
         """Return the times of its decode steps, block by block."""
         return Times([block.step_ms for block in self.blocks])
 
 
-def bench_serve(start: Start, subject: Mapping[str, Any], plan: ServePlan) -> Iterator[dict[str, Any]]:
-    """Time engines at each batch size under each setting; yield one JSON-ready record a case.
+def bench_in_process(
+    start: Start, subject: Mapping[str, Any], plan: InProcessPlan
+) -> Iterator[dict[str, Any]]:
+    """Time engines at each batch size under each setting; yield one JSON-ready record per case.
 
     One engine is started for each group of settings that can share one, and ended before the next. Each has
-    an ``off`` of its own, which takes turns with the group's others and which their ratios are to. A block
-    is one batch of requests with random prompts that arrive together, the same in all engines; its decode
-    steps are timed one by one. Beside the settings stand ``untouched`` (the engine without a wrapper of
-    ours: what being there costs) and, for each ``sere`` setting, its oracle (the ids of the same steps,
-    recorded before and put in place: what re-routing itself costs).
+    its own ``off``, the baseline of the group, which takes turns with the others. A block is one batch of
+    requests with random prompts that arrive together, the same in all engines; its decode steps are timed one
+    by one. Two more variants show the cost of re-routing: ``vanilla``, the engine without any wrapper of
+    sere, and for each ``sere`` setting its ``replay``: the same ids, recorded before, without the work of
+    computing them.
 
     Args:
         start: Starts an engine of this process, as ``plan`` says eager or compiled.
@@ -109,7 +112,7 @@ def bench_serve(start: Start, subject: Mapping[str, Any], plan: ServePlan) -> It
 
 
 def _counted_subject(llm: Any) -> dict[str, Any]:
-    """Return what the engine knows better than the checkpoint."""
+    """Return what only the running engine knows."""
     state = state_of(llm)
     return {
         "moe_layers": len(state.layers),
@@ -124,7 +127,7 @@ class _Engine:
 
     llm: Any
     subject: Mapping[str, Any]
-    plan: ServePlan
+    plan: InProcessPlan
     start: Mapping[str, Any]
     settings: Sequence[PolicySpec]
 
@@ -134,30 +137,31 @@ class _Engine:
         prompts = _prompts(self.llm, B, plan)
         variants = self.variants(prompts)
         with plan.progress(f"B={B}", len(variants) * (plan.rounds + 1)) as tick:
-            for place in range(plan.rounds + 1):
-                for variant in turns(variants, place):
+            for index in range(plan.rounds + 1):
+                for variant in turns(variants, index):
                     with variant.enter():
                         block = run_block(self.llm, prompts, plan.steps)
-                    if place > 0:
+                    if index > 0:
                         variant.blocks.append(block)
                     tick()
         for variant in variants:
             yield self.record(B, variant, variants[0], self.count(variant, prompts))
 
-    def variants(self, prompts: list[list[int]]) -> list[Variant]:
-        """Return the settings, ``off`` first, with their oracles, and the untouched engine."""
+    def variants(self, prompts: list[list[int]]) -> list[EngineVariant]:
+        """Return the settings, ``off`` first, with their replays, and the vanilla engine."""
         llm, plan, variants = self.llm, self.plan, []
         for setting in self.settings:
             enter = partial(_running, llm, setting, plan.seed)
-            variants.append(Variant(setting.label, setting, enter))
-            if setting.name == "sere" and plan.oracle:
+            variants.append(EngineVariant(setting.label, setting, enter))
+            if setting.name == "sere" and plan.replay:
                 with enter():
-                    tape = record_routing(llm, lambda: run_block(llm, prompts, plan.steps))
-                if len(tape) > self.calls:  # else steps passed that ran none of our Python: captured graphs
-                    replay = partial(_replayed, llm, setting, plan.seed, tape)
-                    variants.append(Variant(f"oracle {setting.label}", setting, replay))
-        if plan.untouched and not plan.compiled:
-            variants.append(Variant("untouched", self.settings[0], partial(untouched, llm)))
+                    recording = record_routing(llm, lambda: run_block(llm, prompts, plan.steps))
+                # Captured graphs run none of our Python, so there is nothing to replay.
+                if len(recording) > self.calls:
+                    replay = partial(_replayed, llm, setting, plan.seed, recording)
+                    variants.append(EngineVariant(f"replay {setting.label}", setting, replay))
+        if plan.vanilla and not plan.compiled:
+            variants.append(EngineVariant("vanilla", self.settings[0], partial(vanilla, llm)))
         return variants
 
     @property
@@ -165,39 +169,41 @@ class _Engine:
         """How often the routing is called in a block's decode steps; the prompts' steps come before."""
         return len(state_of(self.llm).layers) * self.plan.steps
 
-    def count(self, variant: Variant, prompts: list[list[int]]) -> dict[str, Any]:
-        """Run one block more for a setting's experts and the time inside its routing."""
+    def count(self, variant: EngineVariant, prompts: list[list[int]]) -> dict[str, Any]:
+        """Run one more block for a setting's experts and the time inside its routing."""
         llm, plan = self.llm, self.plan
         if variant.label not in {setting.label for setting in self.settings}:
-            return {"experts": None, "own_cost": None, "nothing_changed": None}
+            return {"experts": None, "overhead": None, "nothing_changed": None}
         with _running(llm, variant.setting, plan.seed, counted=True), timed_routing(llm) as spent:
             read_stats(llm, reset=True)
             run_block(llm, prompts, plan.steps)
             stats = read_stats(llm, reset=True)
         experts = summarize_layers(stats.layers)
         layers = experts.pop("layers")
-        cost = None
+        overhead = None
         if len(spent) > self.calls and variant.setting.name != "off":
             decoding = median(spent[-self.calls :])
-            cost = {"us_per_layer": decoding * 1e3, "ms_per_step": decoding * len(layers)}
+            overhead = asdict(Overhead(decoding * 1e3, decoding * len(layers)))
         return {
             "experts": experts if layers else None,
-            "own_cost": cost,
+            "overhead": overhead,
             "nothing_changed": stats.nothing_changed,
         }
 
-    def record(self, B: int, variant: Variant, off: Variant, counted: dict[str, Any]) -> dict[str, Any]:
+    def record(
+        self, B: int, variant: EngineVariant, baseline: EngineVariant, counted: dict[str, Any]
+    ) -> dict[str, Any]:
         """Return the record of one case."""
         plan, blocks = self.plan, variant.blocks
         tokens = [1e3 * B * (plan.steps + 1) / block.total_ms for block in blocks]
         return {
-            "format": "sere-bench-serve-1",
+            "format": "sere-bench-serve-2",
             "unit": "ms",
             "case": f"B={B} {variant.label}",
             "setting": variant.label,
             "batch_size": B,
             "tpot_ms": asdict(variant.times().tpot_ms()),
-            "ratio_off_to_this": asdict(variant.times().ratio_from(off.times())),
+            "speedup": asdict(variant.times().speedup_over(baseline.times())),
             "ttft_ms": asdict(spread([block.ttft_ms for block in blocks])),
             "tokens_per_s": asdict(spread(tokens)),
             "expert_bytes_per_step": bytes_read(counted["experts"], self.subject),
@@ -220,13 +226,13 @@ def _running(llm: Any, setting: PolicySpec, seed: int, *, counted: bool = False)
 
 
 @contextmanager
-def _replayed(llm: Any, setting: PolicySpec, seed: int, tape: Tape) -> Iterator[None]:
+def _replayed(llm: Any, setting: PolicySpec, seed: int, recording: Recording) -> Iterator[None]:
     """Let an engine run a setting's recorded ids."""
-    with _running(llm, setting, seed), replayed(llm, tape):
+    with _running(llm, setting, seed), replayed(llm, recording):
         yield
 
 
-def run_block(llm: Any, prompts: Sequence[Sequence[int]], steps: int) -> Block:
+def run_block(llm: Any, prompts: Sequence[Sequence[int]], steps: int) -> EngineBlock:
     """Send requests that arrive together and time the engine's steps until all have ended.
 
     Args:
@@ -242,9 +248,9 @@ def run_block(llm: Any, prompts: Sequence[Sequence[int]], steps: int) -> Block:
     engine = llm.llm_engine
     params = SamplingParams(temperature=0, max_tokens=steps + 1, ignore_eos=True, detokenize=False)
     started = perf_counter()
-    for place, prompt in enumerate(prompts):
-        engine.add_request(f"bench-{place}", {"prompt_token_ids": list(prompt)}, params)
-    waiting = {f"bench-{place}" for place in range(len(prompts))}
+    for index, prompt in enumerate(prompts):
+        engine.add_request(f"bench-{index}", {"prompt_token_ids": list(prompt)}, params)
+    waiting = {f"bench-{index}" for index in range(len(prompts))}
     while waiting:
         waiting -= {output.request_id for output in engine.step() if output.outputs[0].token_ids}
     first = last = perf_counter()
@@ -257,12 +263,12 @@ def run_block(llm: Any, prompts: Sequence[Sequence[int]], steps: int) -> Block:
     if len(step_ms) != steps:
         raise InputError(
             f"bench serve: {len(prompts)} requests took {len(step_ms)} decode steps instead of {steps}, so "
-            "they did not all run at once; give the engine more room for keys and values, or ask for fewer"
+            "they did not all run at once; give the engine more memory for keys and values, or ask for fewer"
         )
-    return Block((first - started) * 1e3, step_ms, (last - started) * 1e3)
+    return EngineBlock((first - started) * 1e3, step_ms, (last - started) * 1e3)
 
 
-def _prompts(llm: Any, B: int, plan: ServePlan) -> list[list[int]]:
+def _prompts(llm: Any, B: int, plan: InProcessPlan) -> list[list[int]]:
     generator = torch.Generator().manual_seed(plan.seed + B)
     vocabulary = llm.llm_engine.model_config.get_vocab_size()
     ids: list[list[int]] = torch.randint(

@@ -1,4 +1,4 @@
-"""Send requests to a server of the OpenAI API as users would, and note when each token came."""
+"""Send requests to a server of the OpenAI API as users would, and note when each token arrives."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ _MOST_LINE = 1 << 24
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Load:
-    """How requests arrive; one of the two is given.
+    """How requests arrive; exactly one of the two is given.
 
     Attributes:
-        concurrency: So many at once, the next when one has ended: a closed loop.
-        request_rate: So many a second on average, at the times of a Poisson process, whether or not earlier
+        concurrency: Requests at once; the next is sent when one has ended: a closed loop.
+        request_rate: Mean requests per second, at the times of a Poisson process, whether or not earlier
             ones have ended: an open loop.
     """
 
@@ -40,15 +40,15 @@ class Load:
 
     @property
     def label(self) -> str:
-        """The load in words, e.g. ``8 at once`` or ``2 a second``."""
-        return f"{self.concurrency} at once" if self.concurrency else f"{self.request_rate:g} a second"
+        """The load in words, e.g. ``8 at once`` or ``2 per second``."""
+        return f"{self.concurrency} at once" if self.concurrency else f"{self.request_rate:g} per second"
 
     def arrivals(self, count: int, seed: str) -> list[float]:
-        """Return when requests arrive, in seconds since the first; in a closed loop all are there at once.
+        """Return when requests arrive, in seconds since the first; in a closed loop all arrive at 0.
 
         Args:
             count: Requests.
-            seed: Of the gaps between them.
+            seed: Seed of the gaps between them.
         """
         if self.request_rate is None:
             return [0.0] * count
@@ -59,11 +59,11 @@ class Load:
 
 @dataclass(slots=True)
 class Answer:
-    """What became of one request; times are seconds since the first request was due.
+    """The outcome of one request; times are in seconds since the first request was due.
 
     Attributes:
-        due: When it arrived, in a closed loop: when it was sent.
-        pieces: When tokens came, and how many.
+        due: When it arrived; in a closed loop, when it was sent.
+        pieces: When tokens arrived, and how many.
         error: What went wrong, or None.
     """
 
@@ -73,7 +73,7 @@ class Answer:
 
     @property
     def tokens(self) -> int:
-        """Tokens that came."""
+        """Tokens that arrived."""
         return sum(count for _, count in self.pieces)
 
     @property
@@ -83,23 +83,23 @@ class Answer:
 
     @property
     def tpot_ms(self) -> float:
-        """Mean time of a token after the first piece."""
+        """Mean time per token after the first piece."""
         (first, count), (last, _) = self.pieces[0], self.pieces[-1]
         return 1e3 * (last - first) / (self.tokens - count)
 
     @property
     def gaps_ms(self) -> list[float]:
-        """Times between pieces, which are one token each unless the server put some together."""
+        """Times between pieces, which are one token each unless the server joined some."""
         return [1e3 * (after - before) for (before, _), (after, _) in pairwise(self.pieces)]
 
 
 def run_load(
     url: str, model: str, prompts: Sequence[Sequence[int]], tokens: int, load: Load, *, seed: str
 ) -> list[Answer]:
-    """Send one request a prompt, wait for all, and return what became of each, in the prompts' order.
+    """Send one request per prompt, wait for all, and return the outcome of each, in the prompts' order.
 
-    Decoding is greedy and does not stop at an end token. A request that fails, or does not give all its
-    tokens, has an ``error``; the others go on.
+    Decoding is greedy and does not stop at an end token. A request that fails, or does not return all
+    its tokens, has an ``error``; the others continue.
 
     Args:
         url: The server's address, without a path.
@@ -107,7 +107,7 @@ def run_load(
         prompts: Token ids.
         tokens: New tokens of each request, at least 2.
         load: How they arrive.
-        seed: Of their arrival.
+        seed: Seed of their arrival.
 
     Raises:
         MissingDependency: aiohttp is not installed.
@@ -120,7 +120,7 @@ def run_load(
         ) from error
     body = {
         "model": model, "max_tokens": tokens, "temperature": 0, "ignore_eos": True, "stream": True,
-        # Counts tokens where there is no tokenizer, and so no text.
+        # Without a tokenizer there is no text, so tokens are counted by their ids.
         "return_token_ids": True,
     }  # fmt: skip
     bodies = [body | {"prompt": list(prompt)} for prompt in prompts]
@@ -153,7 +153,7 @@ async def _send_all(
             if answer.error is None and answer.tokens != body["max_tokens"]:
                 answer.error = f"expected {body['max_tokens']} tokens, got {answer.tokens}"
             if answer.error is None and len(answer.pieces) < 2:
-                answer.error = "all tokens came in one piece, so their times cannot be told"
+                answer.error = "all tokens arrived in one piece, so their times are not known"
 
         await asyncio.gather(*(one(body, answer) for body, answer in zip(bodies, answers, strict=True)))
     return answers

@@ -1,4 +1,4 @@
-"""Options of vLLM as they are written on a command line, for an engine and for ``vllm serve``."""
+"""Options of vLLM as written on a command line, for an engine of this process and for ``vllm serve``."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from sere.bench.vllm.plan import EnginePlan
+from sere.bench.vllm.plan import ServePlan
 from sere.errors import ConfigError
 
 _FIXED: Mapping[str, str] = {
@@ -16,14 +16,14 @@ _FIXED: Mapping[str, str] = {
     "trust_remote_code": "use --trust-remote-code",
     "enforce_eager": "use --compile",
     "seed": "use --seed",
-    "enable_prefix_caching": "blocks send the same prompts again, and each is to compute its own",
+    "enable_prefix_caching": "every block sends the same prompts, and must compute them itself",
     "skip_tokenizer_init": "requests are token ids",
 }
 """Options that every timing sets itself, and what to do instead."""
 
 IN_PROCESS: Mapping[str, str] = {
     **_FIXED,
-    "async_scheduling": "a step's time is to be its own; with --server the server schedules ahead",
+    "async_scheduling": "each step must be timed alone; with --server the server schedules ahead",
     "disable_log_stats": "statistics would be part of a step's time",
     **dict.fromkeys(
         (
@@ -33,14 +33,14 @@ IN_PROCESS: Mapping[str, str] = {
             "distributed_executor_backend",
             "worker_cls",
         ),
-        "an engine of this process has this process alone; add --server",
+        "an engine of this process has no other process; add --server",
     ),
 }
 """Those of an engine of this process."""
 
 OF_SERVER: Mapping[str, str] = {
     **_FIXED,
-    "host": "the server is for this machine alone",
+    "host": "the server is only for this machine",
     "port": "a free one is taken",
     "api_key": "it would lock our own requests out",
     "served_model_name": "requests name it",
@@ -53,7 +53,7 @@ def parse_engine_options(texts: Iterable[str], taken: Mapping[str, str]) -> dict
     """Read options such as ``max_num_seqs=64``, ``quantization=fp8`` or ``kv_cache_dtype="fp8"``.
 
     Args:
-        texts: ``KEY=VALUE`` each; a value is JSON, or where it is none, the text itself. Dashes of a key
+        texts: ``KEY=VALUE`` each; a value is JSON, or else the text itself. Dashes of a key
             count as underscores, as on vLLM's own command line.
         taken: Options that cannot be given, and what to do instead.
 
@@ -106,7 +106,7 @@ def _word(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def options_of(plan: EnginePlan, most: int, *, dtype: str, trust_remote_code: bool = False) -> dict[str, Any]:
+def options_of(plan: ServePlan, most: int, *, dtype: str, trust_remote_code: bool = False) -> dict[str, Any]:
     """Return what every engine or server of a timing is started with.
 
     Args:

@@ -12,7 +12,7 @@ from typing import Any
 
 from sere.bench.timing import spread, turns
 from sere.bench.vllm.load import Answer, Load, run_load
-from sere.bench.vllm.plan import EnginePlan, bytes_read, refuse_controls
+from sere.bench.vllm.plan import ServePlan, bytes_read, refuse_controls
 from sere.engines.server import Server
 from sere.engines.settings import Start, counted_changes, live_changes
 from sere.errors import InputError, ServerError
@@ -22,24 +22,24 @@ from sere.provenance import provenance
 SERVED = "model"
 """The name under which the servers must serve the model."""
 
-# vLLM's workers look for work without a pause for a second after their last; then an idle server is idle.
+# vLLM's workers poll for work for one second after their last step; only then is an idle server idle.
 _SETTLE_S = 1.2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class OnlinePlan(EnginePlan):
-    """What to time over HTTP; prompts and arrivals of a round are the same for all variants.
+class OverHttpPlan(ServePlan):
+    """What to time over HTTP; within a round, prompts and arrivals are the same for all variants.
 
     Attributes:
         loads: How requests arrive.
-        requests: Requests of a block; in a closed loop at least its concurrency are sent.
+        requests: Requests per block; in a closed loop at least as many as its concurrency.
     """
 
     loads: Sequence[Load]
     requests: int = 32
 
     def __post_init__(self) -> None:
-        EnginePlan.__post_init__(self)
+        ServePlan.__post_init__(self)
         refuse_controls(self.settings, "a server")
         if not self.loads or min(self.prompt, self.steps, self.requests, self.rounds) < 1:
             raise InputError(
@@ -53,12 +53,12 @@ class OnlinePlan(EnginePlan):
 
 
 @dataclass(frozen=True, slots=True)
-class Block:
-    """One lot of requests, from the first one's arrival to the last token.
+class LoadBlock:
+    """One set of requests, from the first arrival to the last token.
 
     Attributes:
-        answers: What became of each.
-        layers: The server's statistics of its steps, by layer; empty where nothing was counted.
+        answers: The outcome of each.
+        layers: The server's statistics of its steps, per layer; empty if nothing was counted.
         nothing_changed: Why nothing was re-routed, or None; see ``EngineStats``.
     """
 
@@ -82,14 +82,14 @@ class Block:
 
 
 @dataclass(slots=True)
-class Variant:
+class ServerVariant:
     """One way to serve, and what was measured under it.
 
     Attributes:
-        label: The setting as it would be typed, or ``untouched``.
+        label: The setting as it would be typed, or ``vanilla``.
         server: The server that answers.
         changes: The settings of the timed blocks; None for a server without re-routing.
-        first_changes: Those of the first block, which is not timed.
+        first_changes: The settings of the first block, which is not timed.
         blocks: The first block and the timed ones.
     """
 
@@ -97,28 +97,28 @@ class Variant:
     server: Server
     changes: Mapping[str, Any] | None = None
     first_changes: Mapping[str, Any] | None = None
-    blocks: list[Block] = field(default_factory=list)
+    blocks: list[LoadBlock] = field(default_factory=list)
 
     @property
-    def timed(self) -> list[Block]:
+    def timed(self) -> list[LoadBlock]:
         """All blocks but the first."""
         return self.blocks[1:]
 
 
-def bench_online(
-    start: Start, untouched: Server | None, subject: Mapping[str, Any], plan: OnlinePlan
+def bench_over_http(
+    start: Start, vanilla: Server | None, subject: Mapping[str, Any], plan: OverHttpPlan
 ) -> Iterator[dict[str, Any]]:
-    """Time servers at each load under each setting; yield one JSON-ready record a case.
+    """Time servers at each load under each setting; yield one JSON-ready record per case.
 
     One server is started for each group of settings that can share one, and ended before the next. Each has
-    an ``off`` of its own, which the ratios of the group are to. All variants of a load take turns, block by
-    block. A block is one lot of requests with random prompts; those of a round, and their arrivals, are the
-    same for every variant.
+    its own ``off``, the baseline of the group. All variants of a load take turns, block by block. A block is
+    one set of requests with random prompts; within a round, prompts and arrivals are the same for every
+    variant.
 
     Args:
         start: Starts a server that re-routes, has the routes of sere and serves the model as `SERVED`.
-        untouched: A server of the same model without sere, which takes turns with each of the others: it
-            shows what being there costs. None to leave it out.
+        vanilla: A server of the same model without sere, which takes turns with each of the others: it
+            shows what the plug-in costs. None to leave it out.
         subject: What a reader must know of the model; JSON-ready, with ``vocab_size``.
         plan: How.
 
@@ -129,41 +129,41 @@ def bench_online(
         with start(options) as server:
             known = dict(subject) | _counted_subject(server)
             for load in plan.loads:
-                variants = _variants(server, untouched, settings)
+                variants = _variants(server, vanilla, settings)
                 with plan.progress(load.label, len(variants) * (plan.rounds + 1)) as tick:
-                    for place in range(plan.rounds + 1):
-                        for variant in turns(variants, place):
-                            variant.blocks.append(_block(variant, load, plan, place, known["vocab_size"]))
+                    for index in range(plan.rounds + 1):
+                        for variant in turns(variants, index):
+                            variant.blocks.append(_block(variant, load, plan, index, known["vocab_size"]))
                             tick()
                 for variant in variants:
                     yield _record(known, plan, load, variant, variants[0], options)
 
 
-def _variants(server: Server, untouched: Server | None, settings: Sequence[PolicySpec]) -> list[Variant]:
+def _variants(server: Server, vanilla: Server | None, settings: Sequence[PolicySpec]) -> list[ServerVariant]:
     variants = []
     for setting in settings:
-        # What is switched off counts nothing, so its experts are counted in the block that is not timed.
-        variants.append(Variant(setting.label, server, live_changes(setting), counted_changes(setting)))
-    if untouched is not None:
-        variants.append(Variant("untouched", untouched))
+        # Re-routing that is switched off counts nothing, so off is counted in the block that is not timed.
+        variants.append(ServerVariant(setting.label, server, live_changes(setting), counted_changes(setting)))
+    if vanilla is not None:
+        variants.append(ServerVariant("vanilla", vanilla))
     return variants
 
 
-def _block(variant: Variant, load: Load, plan: OnlinePlan, place: int, vocabulary: int) -> Block:
-    server, changes = variant.server, variant.first_changes if place == 0 else variant.changes
+def _block(variant: ServerVariant, load: Load, plan: OverHttpPlan, index: int, vocabulary: int) -> LoadBlock:
+    server, changes = variant.server, variant.first_changes if index == 0 else variant.changes
     server.check()
     if changes is not None:
         _post(server, "settings", changes)
         _post(server, "reset", {})
     sleep(_SETTLE_S)
-    seed = f"{plan.seed}, {load.label}, {place}"
+    seed = f"{plan.seed}, {load.label}, {index}"
     chance = Random(seed)
     prompts = [[chance.randrange(vocabulary) for _ in range(plan.prompt)] for _ in range(plan.count(load))]
     answers = run_load(server.url, SERVED, prompts, plan.steps + 1, load, seed=seed)
     server.check()
     counted = {"layers": [], "nothing_changed": None} if changes is None else _post(server, "reset", {})
     layers = [layer for layer in counted["layers"] if layer["steps"]]
-    block = Block(answers, layers, counted["nothing_changed"])
+    block = LoadBlock(answers, layers, counted["nothing_changed"])
     if not block.good:
         raise ServerError(
             f"bench serve: {variant.label}, {load.label}: none of {len(answers)} requests was answered; the "
@@ -180,7 +180,7 @@ def _post(server: Server, route: str, body: Mapping[str, Any]) -> Any:
 
 
 def _counted_subject(server: Server) -> dict[str, Any]:
-    """Return what the engine knows better than the checkpoint."""
+    """Return what only the running engine knows."""
     found = _post(server, "reset", {})
     return {
         "moe_layers": len(found["layers"]),
@@ -191,10 +191,10 @@ def _counted_subject(server: Server) -> dict[str, Any]:
 
 def _record(
     subject: Mapping[str, Any],
-    plan: OnlinePlan,
+    plan: OverHttpPlan,
     load: Load,
-    variant: Variant,
-    off: Variant,
+    variant: ServerVariant,
+    baseline: ServerVariant,
     start: Mapping[str, Any],
 ) -> dict[str, Any]:
     blocks = variant.timed
@@ -203,12 +203,12 @@ def _record(
         answer.error for block in variant.blocks for answer in block.answers if answer.error is not None
     ]
     experts = _experts(blocks) or _experts(variant.blocks[:1])
-    ratios = [base.tpot_ms / mine.tpot_ms for base, mine in zip(off.timed, blocks, strict=True)]
+    speedups = [base.tpot_ms / mine.tpot_ms for base, mine in zip(baseline.timed, blocks, strict=True)]
     tokens = [block.per_second(sum(answer.tokens for answer in block.good)) for block in blocks]
     ttft = [answer.ttft_ms for answer in good]
     reasons = [block.nothing_changed for block in blocks]
     return {
-        "format": "sere-bench-serve-online-1",
+        "format": "sere-bench-serve-online-2",
         "unit": "ms",
         "case": f"{load.label}, {variant.label}",
         "setting": variant.label,
@@ -217,7 +217,7 @@ def _record(
         "tpot_ms": asdict(spread([answer.tpot_ms for answer in good])),
         "itl_ms": asdict(spread([gap for answer in good for gap in answer.gaps_ms]))
         | _tail([gap for answer in good for gap in answer.gaps_ms]),
-        "ratio_off_to_this": asdict(spread(ratios)),
+        "speedup": asdict(spread(speedups)),
         "ttft_ms": asdict(spread(ttft)) | _tail(ttft),
         "tokens_per_s": asdict(spread(tokens)),
         "requests_per_s": asdict(spread([block.per_second(len(block.good)) for block in blocks])),
@@ -230,7 +230,7 @@ def _record(
         "config": plan.config("vllm serve", start)
         | {
             "requests": plan.count(load),
-            # On a CPU this decides about the threads of a server's workers: unset, all cores but one.
+            # On a CPU this decides how many threads a server's workers have; if unset, all cores but one.
             "omp_threads_bind": os.environ.get("VLLM_CPU_OMP_THREADS_BIND"),
         },
         "subject": dict(subject),
@@ -238,17 +238,14 @@ def _record(
     }
 
 
-def _experts(blocks: Sequence[Block]) -> dict[str, float] | None:
-    """Return means over the layers' steps with a decoded row; None where nothing was counted."""
+def _experts(blocks: Sequence[LoadBlock]) -> dict[str, float] | None:
+    """Return means over the layers' steps with a decoded row; None if nothing was counted."""
     layers = [layer for block in blocks for layer in block.layers]
     if not layers:
         return None
     steps = [layer["steps"] for layer in layers]
-    names = {
-        "rows": "rows", "before": "distinct_before", "after": "distinct_after", "moved": "slots_rerouted",
-        "critical": "critical",
-    }  # fmt: skip
-    return {short: fmean([layer[name] for layer in layers], steps) for short, name in names.items()}
+    names = ("rows", "distinct_before", "distinct_after", "slots_rerouted", "critical")
+    return {name: fmean([layer[name] for layer in layers], steps) for name in names}
 
 
 def _tail(values: Sequence[float]) -> dict[str, float]:

@@ -8,22 +8,22 @@ from typing import Any
 
 from sere.engines.settings import by_engine
 from sere.errors import ConfigError
-from sere.eval.cases import NO_PROGRESS, Progress
 from sere.policies.spec import PolicySpec, check_off_first
+from sere.progress import NO_PROGRESS, Progress
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class EnginePlan:
+class ServePlan:
     """How engines or servers are timed.
 
     Attributes:
-        settings: The ways to route; the first is ``off``.
-        prompt: Tokens of a request's prompt.
-        steps: Decode steps of a request.
-        rounds: Timed blocks of each variant; one that is not timed goes before.
+        settings: The ways to route; the first is ``off``, the baseline.
+        prompt: Prompt tokens per request.
+        steps: Decode steps per request.
+        rounds: Timed blocks per variant, after one that is not timed.
         compiled: Whether the engines compile the model.
         engine_options: Options of vLLM that the user gave; for the record.
-        seed: Of all that is random.
+        seed: Seed of everything that is random.
     """
 
     settings: Sequence[PolicySpec]
@@ -41,7 +41,7 @@ class EnginePlan:
     def groups(self) -> list[tuple[dict[str, Any], list[PolicySpec]]]:
         """Return for each engine the settings of its start and what takes turns in it.
 
-        The first in each is ``off``, in that very engine: what its others are compared with.
+        The first setting of each engine is ``off``, in the same engine: the baseline of its others.
         """
         off, *others = self.settings
         return [(start, [off, *group]) for start, group in by_engine(others)] or [({}, [off])]
@@ -51,7 +51,7 @@ class EnginePlan:
 
         Args:
             engine: What was timed.
-            start: The settings of re-routing that it was started with, beside S, ρ and the table.
+            start: The settings of re-routing that it was started with, other than S, ρ and the table.
         """
         return {
             "engine": engine,
@@ -66,20 +66,20 @@ class EnginePlan:
 
 
 def bytes_read(experts: Mapping[str, float] | None, subject: Mapping[str, Any]) -> int | None:
-    """Return the bytes of expert weights that a step reads in all layers, or None where nothing tells.
+    """Return the bytes of expert weights that a step reads in all layers, or None if it is not known.
 
     Args:
-        experts: Means over the layers' steps, with ``after``; None where nothing was counted.
+        experts: Means over the layers' steps, with ``distinct_after``; None if nothing was counted.
         subject: With ``bytes_per_expert``, which may be None, and ``moe_layers``.
     """
     per_expert: int | None = subject["bytes_per_expert"]
     if experts is None or per_expert is None:
         return None
-    return round(experts["after"] * per_expert * int(subject["moe_layers"]))
+    return round(experts["distinct_after"] * per_expert * int(subject["moe_layers"]))
 
 
 def refuse_controls(settings: Sequence[PolicySpec], where: str) -> None:
-    """Refuse settings that only an eager engine of this process can be made to run.
+    """Refuse settings that only an eager engine of this process can run.
 
     Args:
         settings: ``off`` and others.
@@ -91,7 +91,7 @@ def refuse_controls(settings: Sequence[PolicySpec], where: str) -> None:
     for setting in settings:
         if setting.name not in ("off", "sere"):
             raise ConfigError(
-                f"bench serve: setting {setting.label}: expected off or sere settings in {where}, for "
-                f"{setting.name} runs in place of the engine's own re-routing; time it in an eager engine of "
+                f"bench serve: setting {setting.label}: expected off or sere settings in {where}, "
+                f"because {setting.name} replaces the engine's own re-routing; time it in an eager engine of "
                 "this process, without --compile and --server"
             )

@@ -1,49 +1,52 @@
-"""What takes the place of an engine's routing for a while: a recording, a clock, or nothing at all."""
+"""Replace an engine's routing for a while: by a replay of recorded ids, by a timed one, or by none at all."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from time import perf_counter
 from typing import Any
-from unittest.mock import patch
 
 from torch import Tensor
 
 from sere.engines.in_process import state_of, worker_of
-from sere.reroute import operator
-from sere.reroute.backends.registry import implementation
+from sere.reroute import Routing, operator
+from sere.reroute.backends.registry import Implementation, implementation
 
-Routes = Callable[..., tuple[Tensor, Tensor]]
+Route = Callable[..., tuple[Tensor, Tensor]]
 """What re-routes one layer's step: a layer's ``route``, or the operation behind it."""
 
-Tape = list[tuple[Tensor, Tensor]]
+Recording = list[Routing]
 """What each call of the routing returned, in order."""
 
+# What an engine calls before a step, and between a router and its experts.
+_WRAPPED = ("_compute_routing", "execute_model", "_prepare_inputs", "prepare_inputs", "_dummy_run")
 
-def record_routing(llm: Any, run: Callable[[], object]) -> Tape:
-    """Run something and keep what each call of the routing returned."""
-    tape: Tape = []
 
-    def recording(route: Routes) -> Routes:
+def record_routing(llm: Any, run: Callable[[], object]) -> Recording:
+    """Run something and return what each call of the routing returned."""
+    recording: Recording = []
+
+    def recorded(route: Route) -> Route:
         def record(*step: Any) -> tuple[Tensor, Tensor]:
             result = route(*step)
-            tape.append(_copy(result))
+            recording.append(_copy(result))
             return result
 
         return record
 
-    with _routing(llm, recording):
+    with _routing(llm, recorded):
         run()
-    return tape
+    return recording
 
 
 @contextmanager
-def replayed(llm: Any, tape: Tape) -> Iterator[None]:
-    """Let the layers take their routing from a tape: the same ids as re-routing, without its work."""
-    # Compiled code may write over what the operation has given it.
-    steps = iter([_copy(step) for step in tape])
-    # The layers' counters see nothing of a replay, which is no fault to warn of.
+def replayed(llm: Any, recording: Recording) -> Iterator[None]:
+    """Let the layers take their routing from a recording: the same ids as re-routing, without its work."""
+    # Compiled code may overwrite what the operation returns.
+    steps = iter([_copy(step) for step in recording])
+    # The layers' counters count nothing in a replay, which is no reason for a warning.
     with state_of(llm).guard.silenced(), _routing(llm, lambda _route: lambda *_step: next(steps)):
         yield
 
@@ -53,51 +56,66 @@ def timed_routing(llm: Any) -> Iterator[list[float]]:
     """Collect the time of each call of the routing, in ms."""
     spent: list[float] = []
 
-    def timing(route: Routes) -> Routes:
-        def timed(*step: Any) -> tuple[Tensor, Tensor]:
+    def timed(route: Route) -> Route:
+        def clocked(*step: Any) -> tuple[Tensor, Tensor]:
             started = perf_counter()
             result = route(*step)
             spent.append((perf_counter() - started) * 1e3)
             return result
 
-        return timed
+        return clocked
 
-    with _routing(llm, timing):
+    with _routing(llm, timed):
         yield spent
 
 
 @contextmanager
-def _routing(llm: Any, make: Callable[[Routes], Routes]) -> Iterator[None]:
-    """Put another function in place of the Python that re-routes at each step of the engine.
-
-    That is each layer's ``route``; where compiled code has taken it in, the operation that this code calls.
-    Only one of the two runs, and neither where captured graphs are replayed.
-    """
+def vanilla(llm: Any) -> Iterator[None]:
+    """Take every wrapper of sere off routers and model runner, and put them back."""
+    routers = [layer.runner.router for layer in state_of(llm).layers.values()]
     with ExitStack() as stack:
-        for layer in state_of(llm).layers.values():
-            stack.enter_context(patch.object(layer, "route", make(layer.route)))
-        operation = patch.object(operator, "implementation", lambda backend: make(implementation(backend)))
-        stack.enter_context(operation)
+        for holder in [*routers, worker_of(llm).model_runner]:
+            for name in _WRAPPED:
+                if name in vars(holder):
+                    stack.callback(setattr, holder, name, vars(holder).pop(name))
         yield
-
-
-def _copy(routing: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    return routing[0].clone(), routing[1].clone()
 
 
 @contextmanager
-def untouched(llm: Any) -> Iterator[None]:
-    """Take every wrapper off routers and model runner, and put them back."""
-    holders = [layer.runner.router for layer in state_of(llm).layers.values()]
-    names = ("_compute_routing", "execute_model", "_prepare_inputs", "prepare_inputs", "_dummy_run")
-    taken = [
-        (holder, name, vars(holder).pop(name))
-        for holder in [*holders, worker_of(llm).model_runner]
-        for name in names
-        if name in vars(holder)
-    ]
+def _routing(llm: Any, make: Callable[[Route], Route]) -> Iterator[None]:
+    """Replace the Python that re-routes at each step of the engine.
+
+    That is each layer's ``route``; in compiled code, the operation that this code calls. Only one of the two
+    runs, and neither while captured graphs are replayed.
+    """
+    with ExitStack() as stack:
+        for layer in state_of(llm).layers.values():
+            stack.enter_context(_replaced(layer, "route", make(layer.route)))
+        stack.enter_context(_replaced(operator, "implementation", partial(_remade, make)))
+        yield
+
+
+def _remade(make: Callable[[Route], Route], backend: str) -> Implementation:
+    found = implementation(backend)
+    route = make(found.run)
+    return found._replace(run=lambda *step: Routing(*route(*step)))
+
+
+@contextmanager
+def _replaced(holder: Any, name: str, value: object) -> Iterator[None]:
+    """Set an attribute of an object or a module, and restore what it had of its own."""
+    own = vars(holder)
+    before, had = own.get(name), name in own
+    setattr(holder, name, value)
     try:
         yield
     finally:
-        for holder, name, wrapper in taken:
-            setattr(holder, name, wrapper)
+        if had:
+            setattr(holder, name, before)
+        else:
+            delattr(holder, name)
+
+
+def _copy(routing: tuple[Tensor, Tensor]) -> Routing:
+    ids, weights = routing
+    return Routing(ids.clone(), weights.clone())

@@ -17,7 +17,7 @@ _DEFAULT_SETTINGS = ("sere:S=1", "sere:S=2")
 
 _DETAILS = """Times decode steps of B rows with re-routing off and on. All settings take turns, block by
 block, in one run and decode the same tokens; medians with 20th and 80th percentile, of the times and of
-off's by each (off/this: above 1 is faster). With --preset, the model has a published model's layer shape
+speedups over off (above 1 is faster). With --preset, the model has a published model's layer shape
 and random weights (standard deviation 0.04), and the similarities are random: neither changes how long a
 step takes. One JSON line a case.
 A vLLM engine is timed by sere bench serve."""
@@ -154,21 +154,21 @@ def _random_model(args: argparse.Namespace) -> Any:
 
 def render(records: list[Mapping[str, Any]]) -> str:
     """Return the records as a table with one row a case."""
-    headers = ["B", "setting", "TPOT ms", "p20 to p80", "off/this", "p20 to p80", "experts",
-               "hook µs/layer", "hook % of step"]  # fmt: skip
+    headers = ["B", "setting", "TPOT ms", "p20 to p80", "speedup", "p20 to p80", "experts",
+               "overhead µs/layer", "overhead % of step"]  # fmt: skip
     return table([_row(record) for record in records], headers)
 
 
 def _row(record: Mapping[str, Any]) -> list[Any]:
-    tpot, ratio, hook, experts = (
-        record[name] for name in ("tpot_ms", "ratio_off_to_this", "hook", "experts")
+    tpot, speedup, overhead, experts = (
+        record[name] for name in ("tpot_ms", "speedup", "overhead", "experts")
     )
     return [
         record["batch_size"],
         record["setting"],
         *spread_cells(tpot, 2),
-        *spread_cells(ratio, 3),
-        f"{experts['before']:.1f} > {experts['after']:.1f}",
-        None if hook is None else f"{hook['us_per_layer']:.0f}",
-        None if hook is None else f"{100 * hook['ms_per_step'] / tpot['p50']:.1f}",
+        *spread_cells(speedup, 3),
+        f"{experts['distinct_before']:.1f} > {experts['distinct_after']:.1f}",
+        None if overhead is None else f"{overhead['us_per_layer']:.0f}",
+        None if overhead is None else f"{100 * overhead['ms_per_step'] / tpot['p50']:.1f}",
     ]

@@ -19,22 +19,23 @@ _DETAILS = """Starts vLLM in this process and sends it batches of B requests tha
 are those of sere eval --engine vllm. Those that differ in S and rho alone take turns, block by block, in one
 engine. A floor (min_active), scale, targets and merge are part of an engine's start: such settings get an
 engine of their own, one after the other. 'off' takes turns in each of them, and a ratio is always to the off
-of the same engine. Beside the settings stand 'untouched' (the engine without any wrapper of ours; not with
---compile, where the operation is part of the compiled code) and for each sere setting its oracle (the same
-re-routed ids, put in place without the work). random and topk settings run in an eager engine of this process
-alone. With --preset, the model has a published model's layer shape, random weights (standard deviation 0.04)
-and random similarities. One JSON line a case.
+of the same engine. Two more variants show
+what re-routing costs: 'vanilla' (the engine without any wrapper of sere; not with --compile, where the
+operation is part of the compiled code) and for each sere setting its 'replay' (the same ids, recorded before,
+without the work of computing them). random and topk settings run only in an eager engine of this process.
+With --preset, the model has a published model's layer shape, random weights (standard deviation 0.04) and
+random similarities. One JSON line per case.
 
 With --server it starts a real 'vllm serve' for each of these engines instead, on a port of this machine
 alone, and sends it requests over HTTP: B at once, the next when one has ended, or R a second at random times.
-Settings take turns through the server's own route. There is no oracle; 'untouched' is one more server,
-started without sere (--untouched), which takes turns with each of the others and works with --compile too.
+Settings take turns through the server's own route. There is no replay; 'vanilla' is one more server,
+started without sere (--vanilla), which takes turns with each of the others and works with --compile too.
 Exit code 1 if any request failed. Where something failed, the servers' logs are left beside --out."""
 
 _EXAMPLES = """
   sere bench serve --preset qwen3-30b-a3b --layers 4 --batch-size 8 16 32 64 --out serve.jsonl
   sere bench serve MODEL --table table.safetensors --setting sere:S=2,min_active=32,scale=true --compile
-  sere bench serve --preset qwen3-30b-a3b --layers 4 --server --batch-size 8 16 --untouched
+  sere bench serve --preset qwen3-30b-a3b --layers 4 --server --batch-size 8 16 --vanilla
   sere bench serve --preset qwen3-30b-a3b --layers 4 --server --request-rate 1 2 4
   sere bench serve --preset qwen3-30b-a3b --setting sere:S=2 --setting sere:S=2,min_active=32
   sere bench serve MODEL --table table.safetensors --server --engine-option tensor_parallel_size=2
@@ -98,7 +99,7 @@ def add(subparsers: Any) -> None:
         "--requests", type=whole(1), metavar="N", help="requests of a block (default: 32), and at least B"
     )
     group.add_argument(
-        "--untouched",
+        "--vanilla",
         action="store_true",
         help="also time a second server without sere (memory for two models)",
     )
@@ -112,8 +113,8 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError("bench serve: expected either MODEL or --preset, e.g. --preset qwen3-30b-a3b")
     if args.model is not None and args.layers is not None:
         raise ConfigError("--layers: only a --preset can have fewer layers; leave it out for a MODEL")
-    if not args.server and (args.request_rate or args.requests is not None or args.untouched):
-        raise ConfigError("bench serve: --request-rate, --requests and --untouched belong to --server")
+    if not args.server and (args.request_rate or args.requests is not None or args.vanilla):
+        raise ConfigError("bench serve: --request-rate, --requests and --vanilla belong to --server")
     if args.server and args.threads is not None:
         raise ConfigError(
             "bench serve: --threads is for the engine of this process; a server's are set by vLLM, e.g. with "

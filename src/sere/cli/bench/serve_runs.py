@@ -15,7 +15,7 @@ from sere.cli.output import say
 from sere.cli.server_logs import Logs
 
 if TYPE_CHECKING:
-    from sere.bench.vllm.plan import EnginePlan
+    from sere.bench.vllm.plan import ServePlan
 
 DEFAULT_SETTINGS = ("sere:S=1", "sere:S=2")
 BATCH_SIZES = (8, 16, 32)
@@ -25,12 +25,12 @@ def online_records(args: argparse.Namespace, logs: Logs) -> Iterator[dict[str, A
     """Yield the records of a server under load as they are measured."""
     from sere.bench.vllm.load import Load
     from sere.bench.vllm.options import OF_SERVER, as_arguments, options_of, parse_engine_options
-    from sere.bench.vllm.over_http import SERVED, OnlinePlan, bench_online
+    from sere.bench.vllm.over_http import SERVED, OverHttpPlan, bench_over_http
     from sere.engines.server import Server, serve
     from sere.integrations.vllm.start.versions import check_installed, check_routes
 
     sizes = args.batch_size or ([] if args.request_rate else BATCH_SIZES)
-    plan = OnlinePlan(
+    plan = OverHttpPlan(
         loads=[
             *(Load(concurrency=B) for B in dict.fromkeys(sizes)),
             *(Load(request_rate=rate) for rate in dict.fromkeys(args.request_rate or ())),
@@ -50,21 +50,21 @@ def online_records(args: argparse.Namespace, logs: Logs) -> Iterator[dict[str, A
             return serve(path, _reroute(similarities, settings), logs.file("server"), *arguments)
 
         with ExitStack() as stack:
-            untouched = None
-            if args.untouched:
+            vanilla = None
+            if args.vanilla:
                 say("starting vllm serve without sere")
-                untouched = stack.enter_context(serve(path, None, logs.file("untouched"), *arguments))
-            yield from bench_online(start, untouched, subject, plan)
+                vanilla = stack.enter_context(serve(path, None, logs.file("vanilla"), *arguments))
+            yield from bench_over_http(start, vanilla, subject, plan)
 
 
 def records(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Yield the records of an engine in this process as they are measured."""
-    from sere.bench.vllm.in_process import ServePlan, bench_serve
+    from sere.bench.vllm.in_process import InProcessPlan, bench_in_process
     from sere.bench.vllm.options import IN_PROCESS, options_of, parse_engine_options
     from sere.engines.in_process import in_process_engine
     from sere.integrations.vllm.start.versions import check_installed
 
-    plan = ServePlan(
+    plan = InProcessPlan(
         batch_sizes=list(dict.fromkeys(args.batch_size or BATCH_SIZES)),
         **_common(args, parse_engine_options(args.engine_option, IN_PROCESS)),
     )
@@ -79,7 +79,7 @@ def records(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
             say(", ".join(["starting an engine", *pairs(settings)]))
             return in_process_engine(path, _reroute(similarities, settings), threads=args.threads, **options)
 
-        yield from bench_serve(start, subject, plan)
+        yield from bench_in_process(start, subject, plan)
 
 
 def _common(args: argparse.Namespace, engine_options: Mapping[str, Any]) -> dict[str, Any]:
@@ -100,7 +100,7 @@ def _reroute(similarities: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @contextmanager
-def _model(args: argparse.Namespace, plan: EnginePlan) -> Iterator[tuple[Path, Path, dict[str, Any]]]:
+def _model(args: argparse.Namespace, plan: ServePlan) -> Iterator[tuple[Path, Path, dict[str, Any]]]:
     """Give the checkpoint's folder, its table and what a reader must know of both.
 
     A preset's are made for the time of the run.
@@ -135,7 +135,7 @@ def _random(args: argparse.Namespace) -> Iterator[tuple[Path, Path]]:
         yield path, similarities
 
 
-def _subject(args: argparse.Namespace, plan: EnginePlan, path: Path, similarities: Path) -> dict[str, Any]:
+def _subject(args: argparse.Namespace, plan: ServePlan, path: Path, similarities: Path) -> dict[str, Any]:
     """Say what is timed, as far as checkpoint and table tell."""
     from sere.checkpoints import load_config
     from sere.engines.transformers import check_settings

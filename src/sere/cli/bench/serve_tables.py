@@ -10,8 +10,8 @@ from sere.cli.output import reasons, spread_cells, table
 
 def render(records: Sequence[Mapping[str, Any]]) -> str:
     """Return the records as a table with one row a case."""
-    headers = ["B", "started with", "setting", "TPOT ms", "p20 to p80", "off/this", "p20 to p80", "tokens/s",
-               "TTFT ms", "experts", "MB read", "own µs/layer", "own %"]  # fmt: skip
+    headers = ["B", "started with", "setting", "TPOT ms", "p20 to p80", "speedup", "p20 to p80", "tokens/s",
+               "TTFT ms", "experts", "MB read", "overhead µs/layer", "overhead %"]  # fmt: skip
     return table([_row(record) for record in records], headers) + _reasons(records)
 
 
@@ -20,45 +20,45 @@ def _reasons(records: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _row(record: Mapping[str, Any]) -> list[Any]:
-    tpot, ratio, experts = record["tpot_ms"], record["ratio_off_to_this"], record["experts"]
-    cost, read = record["own_cost"], record["expert_bytes_per_step"]
+    tpot, speedup, experts = record["tpot_ms"], record["speedup"], record["experts"]
+    overhead, read = record["overhead"], record["expert_bytes_per_step"]
     return [
         record["batch_size"],
         ", ".join(pairs(record["config"]["start"])) or None,
         record["setting"],
         *spread_cells(tpot, 2),
-        *spread_cells(ratio, 3),
+        *spread_cells(speedup, 3),
         f"{record['tokens_per_s']['p50']:.0f}",
         f"{record['ttft_ms']['p50']:.0f}",
-        None if experts is None else f"{experts['before']:.1f} > {experts['after']:.1f}",
+        None if experts is None else f"{experts['distinct_before']:.1f} > {experts['distinct_after']:.1f}",
         None if read is None else f"{read / 1e6:.0f}",
-        None if cost is None else f"{cost['us_per_layer']:.0f}",
-        None if cost is None else f"{100 * cost['ms_per_step'] / tpot['p50']:.1f}",
+        None if overhead is None else f"{overhead['us_per_layer']:.0f}",
+        None if overhead is None else f"{100 * overhead['ms_per_step'] / tpot['p50']:.1f}",
     ]
 
 
 def render_online(records: Sequence[Mapping[str, Any]]) -> str:
     """Return the records of a server under load as a table with one row a case."""
-    headers = ["requests", "started with", "setting", "TPOT ms", "p20 to p80", "off/this",
+    headers = ["requests", "started with", "setting", "TPOT ms", "p20 to p80", "speedup",
                "p20 to p80", "tokens/s", "requests/s", "TTFT ms", "p90", "experts", "rows", "MB read",
                "failed"]  # fmt: skip
     return table([_online_row(record) for record in records], headers) + _reasons(records)
 
 
 def _online_row(record: Mapping[str, Any]) -> list[Any]:
-    tpot, ratio, ttft = record["tpot_ms"], record["ratio_off_to_this"], record["ttft_ms"]
+    tpot, speedup, ttft = record["tpot_ms"], record["speedup"], record["ttft_ms"]
     experts, read = record["experts"], record["expert_bytes_per_step"]
     return [
         record["case"].partition(",")[0],
         ", ".join(pairs(record["config"]["start"])) or None,
         record["setting"],
         *spread_cells(tpot, 2),
-        *spread_cells(ratio, 3),
+        *spread_cells(speedup, 3),
         f"{record['tokens_per_s']['p50']:.0f}",
         f"{record['requests_per_s']['p50']:.2f}",
         f"{ttft['p50']:.0f}",
         f"{ttft['p90']:.0f}",
-        None if experts is None else f"{experts['before']:.1f} > {experts['after']:.1f}",
+        None if experts is None else f"{experts['distinct_before']:.1f} > {experts['distinct_after']:.1f}",
         None if experts is None else f"{experts['rows']:.1f}",
         None if read is None else f"{read / 1e6:.0f}",
         record["failed"],

@@ -12,7 +12,7 @@ from hashlib import blake2b
 from random import Random
 from typing import Literal, TypeVar
 
-from . import arithmetic, sequences, stories, text, words
+from . import arithmetic, passages, sequences, stories, words
 from .question import ANSWER_MARK, Question
 
 __all__ = [
@@ -79,17 +79,17 @@ def mixed(*, split: Split, per_task: int, seed: int = 0) -> list[Question]:
 
 def english(*, split: Split, count: int, seed: int = 0) -> list[str]:
     """Return ``count`` distinct English passages of about 200 characters; arguments as for ``questions``."""
-    return _draw(text.passage, lambda made: made, "english", split, count, seed)
+    return _draw(passages.passage, lambda made: made, "english", split, count, seed)
 
 
 def calibration_texts(*, count: int, seed: int = 0) -> list[str]:
     """Return ``count`` texts of the train split: worked questions of all tasks, every eighth text English."""
     share = count // 8
-    passages = english(split="train", count=share, seed=seed)
+    english_texts = english(split="train", count=share, seed=seed)
     per_task = -(-(count - share) // len(TASK_NAMES))
     worked = [made.prompt + made.solution for made in mixed(split="train", per_task=per_task, seed=seed)]
     texts = worked[: count - share]
-    for index, passage in enumerate(passages):
+    for index, passage in enumerate(english_texts):
         texts.insert(8 * index + 7, passage)
     return texts
 

@@ -25,7 +25,8 @@ from sere.versions import warn_untested
 from sere.warn_once import WarnOnce
 from sere.wrappers import callers, execution_device, inner_model
 
-warn_once = WarnOnce(logging.getLogger("sere"))
+logger = logging.getLogger("sere")
+warn_once = WarnOnce(logger)
 
 
 def apply(
@@ -94,7 +95,7 @@ def apply(
     )
     handle = _hook(model, layers, guard, policy, finished_token(model, pad_token_id))
     idle = policy.why_idle([LayerShape(one.index, one.num_experts, one.top_k) for one in layers])
-    guard.told = any([_warn(guard.model, reason) for reason in idle])
+    guard.told = sum(_warn(guard.model, reason) for reason in idle) > 0
     if policy.changes_routing and (slow := why_slow(model, layers)) is not None:
         _warn(guard.model, slow)
     return handle
@@ -157,7 +158,7 @@ def _kind(value: object) -> str:
 
 
 def _warn(model: str, reason: str) -> bool:
-    """Log what the settings will not do, the same reason once per process; return whether it was logged now."""
+    """Log a reason, the same one once per process; return whether it was logged now."""
     return warn_once((model, reason), "sere: %s: %s", model, reason)
 
 

@@ -169,7 +169,7 @@ class CurrentCall:
         if owner != me:
             raise ConcurrentCalls(
                 "the model was called in a second thread while a call in another one is under way: "
-                "re-routing keeps the rows of one step at a time. CallInputs the model in one thread at a time (a "
+                "re-routing keeps the rows of one step at a time. Call the model in one thread at a time (a "
                 "lock around each call will do), or give each thread a model of its own"
             )
 

@@ -138,6 +138,16 @@ def cache_argument(model: nn.Module, cache: object) -> dict[str, Any]:
     return {next((name for name in _CACHE_NAMES if name in names), "past_key_values"): cache}
 
 
+def has_full_attention_cache(model: Any) -> bool:
+    """Say whether the cache keeps the keys and values of all tokens in every layer, and nothing else."""
+    from transformers import DynamicCache
+    from transformers.cache_utils import DynamicLayer
+
+    if getattr(model.config, "is_encoder_decoder", False):
+        return False
+    return all(type(layer) is DynamicLayer for layer in DynamicCache(config=model.config).layers)
+
+
 def _looks_like_input(inputs: Mapping[str, Any]) -> Tensor | None:
     """The tokens or embeddings under another name: the first argument of such a dtype and shape."""
     for name, value in inputs.items():

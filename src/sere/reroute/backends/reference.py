@@ -3,34 +3,55 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from sere.reroute.slots import MASS_BOUND, MASS_UNITS
-from sere.reroute.types import Neighbors, Rules
+from sere.reroute.batch import Routing, TokenBatch
+from sere.reroute.constants import (
+    MASS_BOUND,
+    MASS_UNITS,
+    MERGE_DISTINCT,
+    MERGE_NONE,
+    MERGE_SENTINEL,
+)
+from sere.reroute.raw_layer import KernelConfig, RawLayer
 
 Row = list[int]
 
 
-def run(
-    topk_ids: Tensor,
-    topk_weights: Tensor,
-    neighbors: Neighbors,
-    rules: Rules,
-    row_budgets: Tensor | None,
-    num_tokens: Tensor | int | None,
-    counters: Tensor | None,
-) -> tuple[Tensor, Tensor]:
+class Layer(NamedTuple):
+    """What this backend reads: the layer as it is.
+
+    Attributes:
+        similarity: ``[E, E]``, float32; NaN where it is not known.
+        threshold: ρ, ``[]``, float32.
+        keep: ``[E]``, bool.
+        scale: ``[E, E]``, float32, or None.
+        config: The other settings.
+    """
+
+    similarity: Tensor
+    threshold: Tensor
+    keep: Tensor
+    scale: Tensor | None
+    config: KernelConfig
+
+
+def prepare(raw: RawLayer, device: torch.device) -> Layer:
+    """Copy the layer to a device."""
+    scale = None if raw.scale is None else raw.scale.to(device, copy=True)
+    threshold = torch.tensor(raw.threshold, dtype=torch.float32, device=device)
+    return Layer(raw.similarity.to(device, copy=True), threshold, raw.keep.to(device), scale, raw.config)
+
+
+def run(batch: TokenBatch, layer: Layer, counters: Tensor | None) -> Routing:
     """Re-route in plain loops over rows, slots and experts.
 
     Args:
-        topk_ids: ``[T, K]``, int32 or int64.
-        topk_weights: ``[T, K]``, floating point.
-        neighbors: The layer, prepared.
-        rules: The settings.
-        row_budgets: ``[T]``, integers, or None; negative marks a padding row.
-        num_tokens: N, or None for T.
+        batch: The step, checked.
+        layer: The layer, prepared.
         counters: int64, one entry per name in ``COUNTERS``, incremented in place, or None.
 
     Returns:
@@ -38,12 +59,14 @@ def run(
 
     Source: docs/method.md section 4; the steps below carry its numbers.
     """
+    topk_ids, topk_weights, row_budgets, num_tokens, _ = batch
+    config = layer.config
     ids: list[Row] = topk_ids.tolist()
     weights: list[list[float]] = topk_weights.double().tolist()
     T, K = topk_ids.shape
-    E = neighbors.keep.shape[0]
+    E = layer.keep.shape[0]
     N = T if num_tokens is None else max(0, min(T, int(num_tokens)))
-    budget = [rules.select_top_k] * T if row_budgets is None else [int(b) for b in row_budgets.tolist()]
+    budget: Row = [config.select_top_k] * T if row_budgets is None else row_budgets.tolist()
 
     # 1. Validity.
     real = [t for t in range(T) if t < N and budget[t] >= 0]
@@ -55,20 +78,20 @@ def run(
 
     # 3. Primary set.
     primary = {ids[t][k] for t in real for k in kept[t]}
-    primary |= {e for e in occurring if bool(neighbors.keep[e])}
-    primary |= _fill_up(primary, occurring, ids, weights, slots, rules.min_active)
+    primary |= {e for e in occurring if bool(layer.keep[e])}
+    primary |= _fill_up(primary, occurring, ids, weights, slots, config.min_active)
     if not primary:
-        return topk_ids.clone(), topk_weights.clone()
+        return Routing(topk_ids.clone(), topk_weights.clone())
 
     # 4. Secondary experts, 5. targets.
-    target = {e: _most_similar(e, primary, neighbors) for e in occurring - primary}
+    target = {e: _most_similar(e, primary, layer) for e in occurring - primary}
     critical = {e for e, p in target.items() if p is None}
     active = primary | critical
-    if rules.active_targets:
-        target = {e: _most_similar(e, active, neighbors) for e in target if e not in critical}
+    if config.active_targets:
+        target = {e: _most_similar(e, active, layer) for e in target if e not in critical}
 
     # 6. Weights, 7. merge, 8. padding rows.
-    moved = 0
+    rerouted = 0
     changed = torch.zeros(T, K, dtype=torch.bool, device=topk_weights.device)
     for t in range(T):
         if t not in slots:
@@ -76,18 +99,18 @@ def run(
             for k in inside:
                 ids[t][k], weights[t][k] = min(primary), 0.0
             changed[t, inside] = True
-            _merge(ids[t], weights[t], inside, active, rules, padding=True)
+            _merge(ids[t], weights[t], inside, active, config, padding=True)
             continue
         for k in slots[t]:
             e = ids[t][k]
             p = target.get(e)
             if p is not None:
                 ids[t][k] = p
-                moved += 1
-                if neighbors.scale is not None:
-                    weights[t][k] *= float(neighbors.scale[e, p])
+                rerouted += 1
+                if layer.scale is not None:
+                    weights[t][k] *= float(layer.scale[e, p])
         changed[t, slots[t]] = True
-        _merge(ids[t], weights[t], slots[t], active, rules, padding=False)
+        _merge(ids[t], weights[t], slots[t], active, config, padding=False)
 
     if counters is not None:
         step = (
@@ -96,14 +119,14 @@ def run(
             len(occurring),
             len(active),
             sum(map(len, slots.values())),
-            moved,
+            rerouted,
             len(critical),
         )
         counters += counters.new_tensor(step)
     new_weights = topk_weights.new_tensor(weights).reshape(T, K)
     # Slots that pass through keep their bits, whatever these are.
     new_weights = torch.where(changed, new_weights, topk_weights)
-    return topk_ids.new_tensor(ids).reshape(T, K), new_weights
+    return Routing(topk_ids.new_tensor(ids).reshape(T, K), new_weights)
 
 
 def _counts(weight: float) -> bool:
@@ -132,23 +155,23 @@ def _fill_up(
     return set(by_mass[: max(0, min_active - len(primary))])
 
 
-def _most_similar(e: int, candidates: set[int], neighbors: Neighbors) -> int | None:
+def _most_similar(e: int, candidates: set[int], layer: Layer) -> int | None:
     """Return the candidate most similar to ``e`` (ties: lower id), or None if all are below the threshold."""
-    for p in neighbors.order[e, : int(neighbors.count[e])].tolist():
-        if p in candidates:
-            return int(p)
-    return None
+    similarity: list[float] = layer.similarity[e].tolist()
+    # A similarity that is not known, NaN, reaches no threshold.
+    enough = [p for p in sorted(candidates) if similarity[p] >= float(layer.threshold)]
+    return max(enough, key=lambda p: similarity[p], default=None)
 
 
 def _merge(
-    ids: Row, weights: list[float], slots: Row, active: set[int], rules: Rules, *, padding: bool
+    ids: Row, weights: list[float], slots: Row, active: set[int], config: KernelConfig, *, padding: bool
 ) -> None:
     """Sum the weights of equal ids into the lowest slot and free the others, in place."""
-    if padding and rules.merge == 3:
+    if padding and config.merge == MERGE_SENTINEL:
         for k in slots:
-            ids[k] = rules.sentinel
+            ids[k] = config.sentinel
         return
-    if rules.merge == 0:
+    if config.merge == MERGE_NONE:
         return
     first: dict[int, int] = {}
     freed = []
@@ -161,9 +184,9 @@ def _merge(
             first[ids[k]] = k
     taken = {ids[k] for k in range(len(ids)) if k not in freed}
     for k in freed:
-        if rules.merge == 3:
-            ids[k] = rules.sentinel
-        elif rules.merge == 2:
+        if config.merge == MERGE_SENTINEL:
+            ids[k] = config.sentinel
+        elif config.merge == MERGE_DISTINCT:
             fillers = sorted(active - taken)
             if fillers:
                 ids[k] = fillers[0]

@@ -4,24 +4,55 @@ from __future__ import annotations
 
 import importlib
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
 from types import MappingProxyType
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from sere.errors import BackendUnavailable, ConfigError, did_you_mean, how_to_install
-from sere.reroute.types import Neighbors, Rules
+from sere.reroute.batch import Routing, TokenBatch
+from sere.reroute.raw_layer import KernelConfig, RawLayer
 
 logger = logging.getLogger("sere")
 
-Run = Callable[
-    [Tensor, Tensor, Neighbors, Rules, Tensor | None, Tensor | int | None, Tensor | None],
-    tuple[Tensor, Tensor],
-]
+
+class BackendLayer(Protocol):
+    """A layer as one backend prepared it: a named tuple of its own tensors, then ``scale`` and ``config``."""
+
+    @property
+    def keep(self) -> Tensor:
+        """``[E]``, bool: experts that are never replaced."""
+
+    @property
+    def scale(self) -> Tensor | None:
+        """``[E, E]``, float32: factors for the weights of re-routed slots, or None."""
+
+    @property
+    def config(self) -> KernelConfig:
+        """The settings that are no tensors."""
+
+    def __iter__(self) -> Iterator[Any]: ...
+
+    def _asdict(self) -> dict[str, Any]: ...
+
+
+class Implementation(NamedTuple):
+    """What a backend's module offers.
+
+    Attributes:
+        Layer: What it keeps of a layer.
+        prepare: Make that on a device; nothing else of a layer stays.
+        run: Route one step that was checked before; it adds to counters in place.
+    """
+
+    Layer: Callable[..., BackendLayer]
+    prepare: Callable[[RawLayer, torch.device], BackendLayer]
+    run: Callable[[TokenBatch, Any, Tensor | None], Routing]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +61,7 @@ class BackendRecord:
 
     Attributes:
         name: What ``backend=`` calls it.
-        module: Where its ``run`` lives; imported at first use.
+        module: Where its ``Layer``, ``prepare`` and ``run`` are; imported at first use.
         devices: Device types it runs on; empty for any.
         needs: An optional package, or None.
         install: The line that installs that package.
@@ -64,7 +95,7 @@ class BackendRecord:
         if self.devices and device_type not in self.devices:
             return f"it runs on {' or '.join(self.devices)} tensors, these are on {device_type}"
         if self.most_experts is not None and self.most_experts < E:
-            return f"it takes at most {self.most_experts} experts a layer, these are {E}"
+            return f"it takes at most {self.most_experts} experts per layer, this one has {E}"
         if self.needs is not None and not _installed(self.needs):
             return f"the package {self.needs} is not installed; {self.install}"
         return None
@@ -118,7 +149,7 @@ def select(backend: str, device_type: str, E: int = 1) -> str:
         reason = BACKENDS[fastest].why_not(device_type, E)
         if reason is None:
             return fastest
-        say_fallback(fastest, reason)
+        warn_once_of_fallback(fastest, reason)
         return "torch"
     if backend not in BACKENDS:
         raise ConfigError(f"backend: got {backend!r}{did_you_mean(backend, ['auto', *BACKENDS])}")
@@ -145,21 +176,21 @@ def on_device(backend: str, asked: str, device: torch.device) -> str:
         return backend
     if asked != "auto":
         raise BackendUnavailable(f"backend {backend!r} cannot run on {device}: {reason}")
-    say_fallback(backend, f"on {device}, {reason}")
+    warn_once_of_fallback(backend, f"on {device}, {reason}")
     return "torch"
 
 
 @cache
-def say_fallback(backend: str, reason: str) -> None:
+def warn_once_of_fallback(backend: str, reason: str) -> None:
     """Log that the torch backend runs in another's place; the same reason once a process."""
     logger.warning("sere: re-routing with the torch backend instead of %s: %s", backend, reason)
 
 
 @cache
-def implementation(name: str) -> Run:
-    """Import a backend and return its ``run``."""
-    run: Run = importlib.import_module(BACKENDS[name].module).run
-    return run
+def implementation(name: str) -> Implementation:
+    """Import a backend."""
+    module = importlib.import_module(BACKENDS[name].module)
+    return Implementation(module.Layer, module.prepare, module.run)
 
 
 @cache

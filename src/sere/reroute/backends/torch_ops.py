@@ -6,82 +6,107 @@ captured in a CUDA graph.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
+from sere.reroute.batch import Routing, TokenBatch
+from sere.reroute.constants import MERGE_DISTINCT, MERGE_NONE, MERGE_SENTINEL
+from sere.reroute.neighbors import rank_neighbors
+from sere.reroute.raw_layer import KernelConfig, RawLayer
 from sere.reroute.slots import fill_up, has_weight, members, real_rows, weight_ranks
-from sere.reroute.types import Neighbors, Rules
 
 
-def run(
-    topk_ids: Tensor,
-    topk_weights: Tensor,
-    neighbors: Neighbors,
-    rules: Rules,
-    row_budgets: Tensor | None,
-    num_tokens: Tensor | int | None,
-    counters: Tensor | None,
-) -> tuple[Tensor, Tensor]:
+class Layer(NamedTuple):
+    """What this backend reads.
+
+    Attributes:
+        position: ``[E, E]``, int32; the position of p among the neighbors of e, 0 for the most similar; E
+            where p is below the threshold, unknown, or e itself.
+        keep: ``[E]``, bool.
+        scale: ``[E, E]``, float32, or None.
+        config: The settings that are no tensors.
+    """
+
+    position: Tensor
+    keep: Tensor
+    scale: Tensor | None
+    config: KernelConfig
+
+
+def prepare(raw: RawLayer, device: torch.device) -> Layer:
+    """Turn each expert's sorted neighbors into the position of every expert among them."""
+    order, counts = rank_neighbors(raw.similarity, raw.threshold)
+    E = order.shape[0]
+    position = torch.empty_like(order).scatter_(1, order, torch.arange(E, device="cpu").expand(E, E))
+    position = torch.where(position < counts[:, None], position, E)
+    scale = None if raw.scale is None else raw.scale.to(device, copy=True)
+    return Layer(position.to(device, torch.int32), raw.keep.to(device), scale, raw.config)
+
+
+def run(batch: TokenBatch, layer: Layer, counters: Tensor | None) -> Routing:
     """Re-route with tensor operations; arguments and result as in the reference backend.
 
     Source: docs/method.md section 4.
     """
+    topk_ids, topk_weights, row_budgets, num_tokens, _ = batch
+    config = layer.config
     ids = topk_ids.long()
-    E = neighbors.keep.shape[0]
+    E = layer.keep.shape[0]
     real = real_rows(ids, row_budgets, num_tokens)
     inside = (ids >= 0) & (ids < E)
     valid = inside & has_weight(topk_weights) & real[:, None]
-    budget = rules.select_top_k if row_budgets is None else row_budgets[:, None]
+    budget = config.select_top_k if row_budgets is None else row_budgets[:, None]
     kept = valid & (weight_ranks(topk_weights, valid) < budget)
 
     occurring = members(ids, valid, E)
-    primary = members(ids, kept, E) | (neighbors.keep & occurring)
-    if rules.min_active > 0:
-        primary = primary | fill_up(primary, occurring, ids, topk_weights, valid, rules.min_active)
+    primary = members(ids, kept, E) | (layer.keep & occurring)
+    if config.min_active > 0:
+        primary = primary | fill_up(primary, occurring, ids, topk_weights, valid, config.min_active)
 
     secondary = occurring & ~primary
-    best = _best_position(neighbors, primary)
-    critical = secondary & (best == E)
+    found, substitute = _most_similar(layer, primary)
+    critical = secondary & ~found
     active = primary | critical
-    if rules.active_targets:
-        best = torch.where(critical, best, _best_position(neighbors, active))
+    if config.active_targets:
+        _, substitute = _most_similar(layer, active)
     experts = torch.arange(E, device=ids.device)
-    replaced = secondary & ~critical
-    found = neighbors.order.gather(1, best.clamp(max=E - 1)[:, None]).squeeze(1).long()
-    target = torch.where(replaced, found, experts)
+    target = torch.where(secondary & ~critical, substitute, experts)
 
     safe = torch.where(inside, ids, 0)
     new_ids = torch.where(valid, target[safe], ids)
-    moved = valid & (new_ids != ids)
+    rerouted = valid & (new_ids != ids)
     new_weights = topk_weights.double()
-    if neighbors.scale is not None:
-        factors = neighbors.scale[safe, torch.where(valid, new_ids, 0)].double()
-        new_weights = torch.where(moved, new_weights * factors, new_weights)
+    if layer.scale is not None:
+        factors = layer.scale[safe, torch.where(valid, new_ids, 0)].double()
+        new_weights = torch.where(rerouted, new_weights * factors, new_weights)
 
     lowest = torch.where(primary, experts, E).amin()
     some_primary = lowest < E
     padding = inside & ~real[:, None]
     new_ids = torch.where(padding, lowest, new_ids)
     new_weights = torch.where(padding, 0.0, new_weights)
-    if rules.merge != 0:
-        new_ids, new_weights = _merge(new_ids, new_weights, valid | padding, padding, active, rules)
+    if config.merge != MERGE_NONE:
+        new_ids, new_weights = _merge(new_ids, new_weights, valid | padding, padding, active, config)
 
     if counters is not None:
-        _count(counters, some_primary, real, occurring, active, valid, moved, critical)
+        _count(counters, some_primary, real, occurring, active, valid, rerouted, critical)
     # P empty: nothing changes, padding rows included. Slots that pass through keep their bits, NaN's too.
     new_ids = torch.where(some_primary, new_ids, ids).to(topk_ids.dtype)
     changed = some_primary & (valid | padding)
-    return new_ids, torch.where(changed, new_weights.to(topk_weights.dtype), topk_weights)
+    return Routing(new_ids, torch.where(changed, new_weights.to(topk_weights.dtype), topk_weights))
 
 
-def _best_position(neighbors: Neighbors, candidates: Tensor) -> Tensor:
-    """Where each expert's most similar candidate stands in its list, ``[E]``; E if there is none."""
+def _most_similar(layer: Layer, candidates: Tensor) -> tuple[Tensor, Tensor]:
+    """Whether a candidate is among each expert's neighbors, ``[E]`` bool, and the nearest, ``[E]`` int64."""
     E = candidates.shape[0]
-    return torch.where(candidates[None, :], neighbors.position.long(), E).amin(dim=1)
+    nearest = torch.where(candidates[None, :], layer.position, E).min(dim=1)
+    return nearest.values < E, nearest.indices
 
 
 def _merge(
-    ids: Tensor, weights: Tensor, slots: Tensor, padding: Tensor, active: Tensor, rules: Rules
+    ids: Tensor, weights: Tensor, slots: Tensor, padding: Tensor, active: Tensor, config: KernelConfig
 ) -> tuple[Tensor, Tensor]:
     """Sum the weights of equal ids of a row into the lowest slot; give the other slots weight 0."""
     K = ids.shape[1]
@@ -91,9 +116,9 @@ def _merge(
     # In the order of the slots, as the reference adds: another order rounds otherwise. -0 adds nothing.
     shares = torch.where(same, weights[:, None, :], -0.0).unbind(dim=2)
     weights = torch.where(freed, 0.0, torch.where(slots, sum(shares[1:], shares[0]), weights))
-    if rules.merge == 3:
-        return torch.where(freed | padding, rules.sentinel, ids), weights
-    if rules.merge == 2:
+    if config.merge == MERGE_SENTINEL:
+        return torch.where(freed | padding, config.sentinel, ids), weights
+    if config.merge == MERGE_DISTINCT:
         ids = _fill_distinct(ids, freed, active)
     return ids, weights
 
@@ -122,9 +147,9 @@ def _count(
     occurring: Tensor,
     active: Tensor,
     valid: Tensor,
-    moved: Tensor,
+    rerouted: Tensor,
     critical: Tensor,
 ) -> None:
     one = torch.ones_like(some_primary)
-    sums = [one, real.sum(), occurring.sum(), active.sum(), valid.sum(), moved.sum(), critical.sum()]
+    sums = [one, real.sum(), occurring.sum(), active.sum(), valid.sum(), rerouted.sum(), critical.sum()]
     counters.add_(torch.stack([torch.where(some_primary, s, 0) for s in sums]).to(counters.dtype))

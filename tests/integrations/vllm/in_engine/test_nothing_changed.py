@@ -76,7 +76,7 @@ def test_each_reason(tmp_path: Path, told: Callable[[], list[str]]) -> None:
 
         configure(llm, enabled=True, threshold=2)
         (line,) = told()
-        assert "threshold=2: nothing will be re-routed" in line
+        assert "threshold=2 is above every similarity in the table" in line
         generate(llm, prompts(4))
         assert "similarity of threshold=2 or more" in str(read_stats(llm).nothing_changed)
         assert not told()

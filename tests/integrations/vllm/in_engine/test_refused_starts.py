@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from sere.defaults import TABLE, TABLES
 from sere.errors import (
     BackendUnavailable,
     ConfigError,
@@ -91,18 +92,17 @@ def test_layer_without_similarities(model: Path, tmp_path: Path) -> None:
 def test_no_table(model: Path) -> None:
     """Without a table, and without one in the model's folder, the text says how to give one."""
     with (
-        pytest.raises(
-            TableError, match=r"table: none was given and the folder of .* has no sere.safetensors"
-        ),
+        pytest.raises(TableError, match=r"table: none was given and the folder of .* has no similarity.sere"),
         engine(model, {"select_top_k": 2, "table": None}),
     ):
         pass
 
 
-def test_table_in_the_model_folder(tmp_path: Path) -> None:
-    """``sere.safetensors`` in the model's folder is the table, and is not read as weights."""
+@pytest.mark.parametrize("name", TABLES)
+def test_table_in_the_model_folder(tmp_path: Path, name: str) -> None:
+    """A table with the default name, new or old, in the model's folder is found, and not read as weights."""
     path = save_model(tmp_path)
-    (path / "sere.safetensors").write_bytes(table_of(path).read_bytes())
+    (path / name).write_bytes(table_of(path).read_bytes())
     with engine(path, {"select_top_k": 1, "table": None}) as llm:
         assert len(generate(llm, prompts(2))) == 2
 
@@ -166,3 +166,13 @@ def test_nothing_happens_unasked(model: Path) -> None:
         assert len(routers) == 2
         assert all("_compute_routing" not in vars(router) for router in routers)
         assert MoERunner.__init__ is construct
+
+
+def test_an_engine_without_sere_does_not_read_the_table(tmp_path: Path) -> None:
+    """Where nothing asks for re-routing, a folder with a table serves the same weights as one without."""
+    path = save_model(tmp_path)
+    with engine(path, None) as llm:
+        expected = generate(llm, prompts(2))
+    (path / TABLE).write_bytes(table_of(path).read_bytes())
+    with engine(path, None) as llm:
+        assert generate(llm, prompts(2)) == expected

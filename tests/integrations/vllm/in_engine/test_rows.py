@@ -149,7 +149,7 @@ def test_settings_change_while_requests_run(llm: Any) -> None:
         ({"min_active": 4}, "'min_active' cannot be changed while the engine runs"),
         ({"select_top_k": 0}, "select_top_k: expected an integer of at least 1, got 0"),
         ({"threshold": -1}, "threshold: expected a number of at least 0"),
-        ({"keep": {9: [1]}}, "keep: layer 9 has no similarities; the table has [0, 1]"),
+        ({"keep": {9: [1]}}, "keep: layer 9 has no similarities; the table has the layers 0, 1"),
         ({"keep": {0: [99]}}, "keep: layer 0 has the experts 0 to 15, got 99"),
         ({"enabled": "no"}, "enabled: expected true or false, got 'no'"),
     ],

@@ -47,7 +47,7 @@ def test_kept_experts_of_layers_elsewhere(any_table: Any) -> None:
     known = prepared(any_table, {}, torch.nn.Module, select_top_k=2)
     for keep, text in (
         ({1: [3, 16]}, "keep: layer 1 has the experts 0 to 15, got 16"),
-        ({4: [3]}, "keep: layer 4 has no similarities; the table has 0, 1"),
+        ({4: [3]}, "keep: layer 4 has no similarities; the table has the layers 0, 1"),
     ):
         assert change.change(known, {"keep": keep}) == {"error": text}
         assert not known.config.keep

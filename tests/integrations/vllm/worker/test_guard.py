@@ -169,12 +169,12 @@ def test_new_settings_are_judged_by_themselves(start: Start, caplog: pytest.LogC
     decode(engine)
     change.change(engine.state, {"threshold": 2.0})
     assert len(caplog.messages) == 1
-    assert "threshold=2: nothing will be re-routed, because no two experts" in caplog.messages[0]
+    assert "threshold=2 is above every similarity in the table" in caplog.messages[0]
     engine.decode(*NAMES, steps=FIRST_LOOK + 1)
     assert len(caplog.messages) == 2
     assert "no expert had a similarity of threshold=2" in caplog.messages[1]
     change.change(engine.state, {"select_top_k": 4, "threshold": 0.0})
-    assert "select_top_k=4: nothing will be re-routed" in caplog.messages[2]
+    assert "select_top_k=4 is not smaller than the model's top_k=4" in caplog.messages[2]
     change.change(engine.state, {"select_top_k": 1})
     engine.decode(*NAMES, steps=FIRST_LOOK + 1)
     assert len(caplog.messages) == 3

@@ -11,6 +11,7 @@ import torch
 from sere.bench.target import random_table
 from sere.integrations.vllm.engine_stats import merge_answers
 from sere.integrations.vllm.worker import change
+from sere.integrations.vllm.worker.start_log import log_start
 from tests.support.tiny import uneven_model
 from tests.support.vllm.standins import (
     CPUUnquantizedExperts,
@@ -38,14 +39,14 @@ def test_layers_of_different_shapes(caplog: pytest.LogCaptureFixture) -> None:
     assert all(layer.slots_rerouted > 0 for layer in found.layers)
     assert not caplog.messages
     change.change(state, {"select_top_k": 2})
-    assert "select_top_k=2: nothing will be re-routed in layer 1 but rows" in caplog.messages[0]
+    assert "select_top_k=2 is not smaller than top_k=2 of layer 1" in caplog.messages[0]
 
 
 def test_stage_without_moe_layers(start: Start, caplog: pytest.LogCaptureFixture) -> None:
     """A pipeline stage of dense layers starts, says so, and is no reason for an alarm."""
     caplog.set_level("INFO", logger="vllm.sere")
     dense = start(stage=(2, 4), parallel={"pipeline_parallel_size": 2, "rank": 1})
-    dense.state.log_start()
+    log_start(dense.state)
     decode(dense)
     dense.state.guard.last_look()
     assert caplog.messages == [
@@ -63,7 +64,7 @@ def test_default_device(any_table: Any) -> None:
     """What the plug-in makes lies where the model runs, whatever torch's default device is."""
     with torch.device("meta"):
         state = prepared(any_table, {}, torch.nn.Module, kernel=CPUUnquantizedExperts())
-        state.log_start()
+        log_start(state)
         assert state.budgets is not None
         state.budgets.announce(np.array([1, 1], dtype=np.int32))
         changed = change.change(state, {"threshold": 0.1, "keep": {0: [3]}})
@@ -93,14 +94,12 @@ def test_settings_that_re_route_nothing(
     K = any_table.identity.top_k
     found = prepared(any_table, {}, torch.nn.Module, select_top_k=K - below)
     with caplog.at_level("INFO", logger="vllm.sere"):
-        found.log_start()
+        log_start(found)
     assert "re-routing active" in caplog.text
     warnings = [line for line in caplog.messages if "nothing will be re-routed" in line]
     assert len(warnings) == lines
-    assert all(f"select_top_k={K - below}: nothing" in line for line in warnings)
-    assert all(
-        f"all K={K} slots of a token are kept; use a select_top_k below {K}" in line for line in warnings
-    )
+    text = f"select_top_k={K - below} is not smaller than the model's top_k={K}, so nothing will be re-routed"
+    assert all(text in line for line in warnings)
 
 
 def test_one_wait_for_all_layers(any_table: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from sere.errors import ConfigError, SereError, did_you_mean
+from sere.integrations.vllm.worker.start_log import warn_of_settings
 from sere.integrations.vllm.worker.state import WorkerState
 
 CHANGEABLE = ("select_top_k", "threshold", "keep", "enabled")
@@ -43,3 +44,5 @@ def _apply(state: WorkerState, changes: Mapping[str, Any]) -> None:
         raise ConfigError(f"enabled: expected true or false, got {enabled!r}")
     config = dataclasses.replace(state.config, **{k: v for k, v in changes.items() if k != "enabled"})
     state.change(config, enabled=enabled)
+    if enabled and state.speaks:
+        warn_of_settings(state)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import logging
+import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -12,9 +12,8 @@ import torch
 from sere.config import RerouteConfig
 from sere.errors import UnsupportedEngine
 from sere.integrations.vllm.plugin_config import PluginConfig
-from sere.integrations.vllm.start import features, tables, versions
+from sere.integrations.vllm.start import tables, versions
 from sere.integrations.vllm.step_counts import StepCounts
-from sere.integrations.vllm.tiers import COUNT_ONLY_S
 from sere.integrations.vllm.worker import expert_kernels, router_hook
 from sere.integrations.vllm.worker.guard import Guard
 from sere.integrations.vllm.worker.layer import RoutedLayer
@@ -23,9 +22,6 @@ from sere.integrations.vllm.worker.sleep import keep_through_sleep
 from sere.policies.base import Policy
 from sere.policies.sere import Sere, SereRouter
 from sere.table import SimilarityTable
-
-# A child of vLLM's logger: its lines come out where and as the engine's own do, in every process.
-logger = logging.getLogger("vllm.sere")
 
 
 class WorkerState:
@@ -66,6 +62,11 @@ class WorkerState:
     def config(self) -> RerouteConfig:
         """The current settings of ``sere``."""
         return self.sere.config
+
+    @property
+    def backends(self) -> list[str]:
+        """Names of the backends that run ``sere``."""
+        return sorted({router.prepared.backend for router in self._routers.values()})
 
     def add(self, runner: Any) -> None:
         """Add one MoE layer while the model is built.
@@ -125,20 +126,23 @@ class WorkerState:
         """
         sere = Sere(self.table.layers, config)
         if (config.threshold, config.keep) != (self.config.threshold, self.config.keep):
-            bound = {
-                index: sere.bind(self.layers[index].shape, router.counters.device)
-                for index, router in self._routers.items()
-            }
-            # In place, because graphs and compiled code read these tensors.
-            for index, router in self._routers.items():
-                router.update(bound[index])
+            self._update_routers(config)
         if self.policy is self.sere:
             self.policy = sere
         self.sere, self.enabled = sere, enabled
         self.counts.least_budget = None
         self.guard.restart()
-        if enabled and self.speaks:
-            self.warn_of_settings()
+
+    def _update_routers(self, config: RerouteConfig) -> None:
+        """Write another threshold and keep-list over those that graphs and compiled code read, in place."""
+        bound = {}
+        for index, router in self._routers.items():
+            # S comes with the rows, so a router keeps the one that it was prepared with.
+            S = router.prepared.config.select_top_k
+            rule = dataclasses.replace(self.sere, config=dataclasses.replace(config, select_top_k=S))
+            bound[index] = rule.bind(self.layers[index].shape, router.counters.device)
+        for index, router in self._routers.items():
+            router.update(bound[index])
 
     @contextmanager
     def routed_by(self, policy: Policy) -> Iterator[None]:
@@ -175,43 +179,6 @@ class WorkerState:
     def _restart_counting(self) -> None:
         self.reset_counters()
         self.guard.restart()
-
-    def describe(self) -> str:
-        """Return the line that says that re-routing is active."""
-        if not self.layers:
-            return "this pipeline stage has no MoE layers and re-routes nothing; the others may"
-        indices = sorted(self.layers)
-        settings = self.config
-        backends = sorted({router.prepared.backend for router in self._routers.values()})
-        return (
-            f"re-routing {'active' if self.enabled else 'ready, but off'}: {len(indices)} MoE layers "
-            f"({indices[0]} to {indices[-1]}), table {self.table.identity.name!r} ({self.table.metric}, "
-            f"{self.table.fingerprint[:12]}), select_top_k={settings.select_top_k} "
-            f"threshold={settings.threshold:g} min_active={settings.min_active} "
-            f"targets={settings.targets} merge={settings.merge}, expert kernel {self.kernel or 'unknown'}, "
-            f"backend {', '.join(backends)}"
-        )
-
-    def log_start(self) -> None:
-        """Log that re-routing is active, and warn of what may surprise."""
-        logger.info("sere: %s", self.describe())
-        floor, asked = self.config.min_active, self.plugin_config.reroute.min_active
-        if floor != asked:
-            logger.warning(
-                "sere: min_active is %d instead of %d: the expert kernel %s is not known to handle duplicate "
-                "ids within one token's top-k, so every row needs as many distinct experts as it has slots",
-                floor, asked, self.kernel or "in use",
-            )  # fmt: skip
-        for warning in features.surprises(self.vllm_config, self.config):
-            logger.warning("sere: %s", warning)
-        self.warn_of_settings()
-
-    def warn_of_settings(self) -> None:
-        """Warn if the current settings leave nothing to re-route."""
-        if self.config.select_top_k == COUNT_ONLY_S or not self.layers:
-            return
-        for reason in self.sere.why_idle([layer.shape for layer in self.layers.values()]):
-            logger.warning("sere: %s", reason)
 
     def read(self, reset: bool = False) -> dict[str, Any]:
         """Return what was counted, as `report`, and set all counters to zero if ``reset`` says so."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Callable
 from time import monotonic
 from typing import Any
@@ -12,7 +13,9 @@ import numpy as np
 from sere.integrations.vllm.engine_stats import log_line, merge_answers
 from sere.integrations.vllm.start import versions
 from sere.integrations.vllm.worker.request_book import RequestBook
-from sere.integrations.vllm.worker.state import WorkerState, logger
+from sere.integrations.vllm.worker.state import WorkerState
+
+logger = logging.getLogger("vllm.sere")
 
 
 class Steps:

@@ -10,7 +10,7 @@ import ctypes
 import logging
 from collections.abc import Callable
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numba
 import torch
@@ -18,7 +18,10 @@ from numba import types
 from torch import Tensor
 
 from sere.reroute.backends.cpu import kernel
-from sere.reroute.types import Neighbors, Rules
+from sere.reroute.batch import Routing, TokenBatch
+from sere.reroute.constants import PADDING_BUDGET
+from sere.reroute.neighbors import rank_neighbors
+from sere.reroute.raw_layer import KernelConfig, RawLayer
 
 logger = logging.getLogger("sere")
 
@@ -26,19 +29,44 @@ _IDS = {torch.int32: types.int32, torch.int64: types.int64}
 _WEIGHTS = {torch.float32: types.float32, torch.float64: types.float64}
 
 
-def run(
-    topk_ids: Tensor,
-    topk_weights: Tensor,
-    neighbors: Neighbors,
-    rules: Rules,
-    row_budgets: Tensor | None,
-    num_tokens: Tensor | int | None,
-    counters: Tensor | None,
-) -> tuple[Tensor, Tensor]:
+class Layer(NamedTuple):
+    """What the compiled loops read, contiguous.
+
+    Attributes:
+        order: ``[E, E]``, int32; row e lists the other experts, most similar first (ties: lower id), e last.
+        counts: ``[E]``, int32; how many of ``order[e]`` reach the threshold.
+        keep: ``[E]``, bool.
+        scale: ``[E, E]``, float32, or None.
+        config: The settings that are no tensors.
+    """
+
+    order: Tensor
+    counts: Tensor
+    keep: Tensor
+    scale: Tensor | None
+    config: KernelConfig
+
+
+def prepare(raw: RawLayer, device: torch.device) -> Layer:
+    """Sort each expert's neighbors and count those that reach the threshold."""
+    order, counts = rank_neighbors(raw.similarity, raw.threshold)
+    scale = None if raw.scale is None else raw.scale.to(device, copy=True).contiguous()
+    return Layer(
+        order.to(device, torch.int32).contiguous(),
+        counts.to(device, torch.int32),
+        raw.keep.to(device),
+        scale,
+        raw.config,
+    )
+
+
+def run(batch: TokenBatch, layer: Layer, counters: Tensor | None) -> Routing:
     """Re-route with a compiled loop; arguments and result as in the reference backend.
 
     Source: docs/method.md section 4.
     """
+    topk_ids, topk_weights, row_budgets, num_tokens, _ = batch
+    order, counts, keep, scale, config = layer
     T, K = topk_ids.shape
     dtype = topk_weights.dtype
     wide = topk_weights if dtype in _WEIGHTS else topk_weights.float()
@@ -48,43 +76,38 @@ def run(
     if row_budgets is not None:
         if row_budgets.dtype is torch.int64:
             # As int32 alone, 2^32 + 1 would be 1.
-            row_budgets = row_budgets.clamp(-1, K)
+            row_budgets = row_budgets.clamp(PADDING_BUDGET, K)
         row_budgets = row_budgets.to(torch.int32).contiguous()
-    scale = neighbors.scale
     given = (
-        (0 if scale is None else kernel.SCALE)
-        | (0 if row_budgets is None else kernel.BUDGET)
-        | (0 if counters is None else kernel.COUNTERS)
+        (0 if scale is None else kernel.HAS_SCALE)
+        | (0 if row_budgets is None else kernel.HAS_ROW_BUDGETS)
+        | (0 if counters is None else kernel.HAS_COUNTERS)
     )
     some_nan = _compiled(ids.dtype, weights.dtype)(
         ids.data_ptr(),
         weights.data_ptr(),
         new_ids.data_ptr(),
         new_weights.data_ptr(),
-        neighbors.order.data_ptr(),
-        neighbors.count.data_ptr(),
-        neighbors.keep.data_ptr(),
+        order.data_ptr(),
+        counts.data_ptr(),
+        keep.data_ptr(),
         0 if scale is None else scale.data_ptr(),
         0 if row_budgets is None else row_budgets.data_ptr(),
         0 if counters is None else counters.data_ptr(),
         T,
         K,
-        neighbors.keep.shape[0],
+        keep.shape[0],
         T if num_tokens is None else int(num_tokens),
-        rules.select_top_k,
-        rules.min_active,
-        rules.active_targets,
-        rules.merge,
-        rules.sentinel,
+        *config,
         given,
     )
     if weights.dtype is dtype:
-        return new_ids, new_weights
+        return Routing(new_ids, new_weights)
     narrow = new_weights.to(dtype)
     if some_nan:
         # A conversion keeps no NaN's bits: of those that passed through, they are put back.
         narrow = torch.where(weights.isnan() & new_weights.isnan(), topk_weights, narrow)
-    return new_ids, narrow
+    return Routing(new_ids, narrow)
 
 
 @cache
@@ -104,15 +127,15 @@ def _compile(signature: Any) -> Any:
     try:
         return numba.cfunc(signature, cache=True)(kernel.reroute)
     except (RuntimeError, OSError) as error:
-        _say_uncached(str(error))
+        _warn_once_uncached(str(error))
         return numba.cfunc(signature)(kernel.reroute)
 
 
 @cache
-def _say_uncached(reason: str) -> None:
+def _warn_once_uncached(reason: str) -> None:
     """Log that compiled code is not kept; the same reason once a process."""
     logger.warning(
-        "sere: the cpu backend is compiled again in each process, for its code cannot be kept (%s); "
+        "sere: the cpu backend is compiled again in each process, because its code cannot be kept (%s); "
         "set NUMBA_CACHE_DIR to a folder that can be written to",
         reason,
     )

@@ -6,15 +6,19 @@ from __future__ import annotations
 import numpy as np
 from numba import carray, njit
 
-from sere.reroute import slots
+from sere.reroute import constants
+from sere.reroute.constants import MERGE_NONE, MERGE_SAME, MERGE_SENTINEL, PADDING_BUDGET
+from sere.reroute.stats import COUNTERS
 
 # Bits of ``given``.
-SCALE, BUDGET, COUNTERS = 1, 2, 4
-MASS_UNITS, MASS_BOUND = float(slots.MASS_UNITS), float(slots.MASS_BOUND)
+HAS_SCALE, HAS_ROW_BUDGETS, HAS_COUNTERS = 1, 2, 4
+MASS_UNITS, MASS_BOUND = float(constants.MASS_UNITS), float(constants.MASS_BOUND)
+NUM_COUNTERS = len(COUNTERS)
 
 
 def reroute(
-    ids_p, weights_p, new_ids_p, new_weights_p, order_p, count_p, keep_p, scale_p, budget_p, counters_p,
+    ids_p, weights_p, new_ids_p, new_weights_p, order_p, counts_p, keep_p, scale_p,
+    budgets_p, counters_p,
     T, K, E, N, select_top_k, min_active, active_targets, merge, sentinel, given,
 ):  # fmt: skip
     """Do docs/method.md section 4 for one layer and step; ``given`` has a bit for each optional pointer.
@@ -23,14 +27,17 @@ def reroute(
     """
     ids, weights = carray(ids_p, (T, K)), carray(weights_p, (T, K))
     new_ids, new_weights = carray(new_ids_p, (T, K)), carray(new_weights_p, (T, K))
-    order, count, keep = carray(order_p, (E, E)), carray(count_p, (E,)), carray(keep_p, (E,))
-    scale, budget, counters = carray(scale_p, (E, E)), carray(budget_p, (T,)), carray(counters_p, (7,))
+    order, counts, keep = carray(order_p, (E, E)), carray(counts_p, (E,)), carray(keep_p, (E,))
+    scale, counters = carray(scale_p, (E, E)), carray(counters_p, (NUM_COUNTERS,))
+    given_budgets = carray(budgets_p, (T,))
     # An array over a null pointer is never read: these guard every use.
-    has_scale, has_budget, has_counters = given & SCALE != 0, given & BUDGET != 0, given & COUNTERS != 0
+    has_scale, has_counters = given & HAS_SCALE != 0, given & HAS_COUNTERS != 0
+    has_budgets = given & HAS_ROW_BUDGETS != 0
 
     row_budgets = np.empty(T, np.int64)
     for t in range(T):
-        row_budgets[t] = -1 if t >= N else (budget[t] if has_budget else select_top_k)
+        budget = given_budgets[t] if has_budgets else select_top_k
+        row_budgets[t] = budget if t < N else PADDING_BUDGET
     occurring, primary = np.zeros(E, np.bool_), np.zeros(E, np.bool_)
     rows, slots = _vote(ids, weights, row_budgets, E, occurring, primary)
     size = 0
@@ -44,17 +51,17 @@ def reroute(
         new_weights[:] = weights
         return np.isnan(weights).any()
 
-    active, target, moving = primary.copy(), np.arange(E), np.zeros(E, np.bool_)
-    before, critical = _choose(order, count, occurring, primary, active, target, moving)
+    active, target, replaced = primary.copy(), np.arange(E), np.zeros(E, np.bool_)
+    before, critical = _choose(order, counts, occurring, primary, active, target, replaced)
     if active_targets:
         for e in range(E):
-            if moving[e]:
-                target[e] = _first_of(order[e], count[e], active)
+            if replaced[e]:
+                target[e] = _first_of(order[e], counts[e], active)
     lowest = 0
     while not primary[lowest]:
         lowest += 1
 
-    moved, some_nan = 0, False
+    rerouted, some_nan = 0, False
     in_merge, row_weights = np.empty(K, np.bool_), np.empty(K, np.float64)
     present = np.zeros(E, np.bool_)
     for t in range(T):
@@ -67,15 +74,15 @@ def reroute(
             if in_merge[k]:
                 if padding:
                     e, w = lowest, np.float64(0.0)
-                elif moving[e]:
+                elif replaced[e]:
                     p = target[e]
-                    moved += 1
+                    rerouted += 1
                     if has_scale:
                         w *= np.float64(scale[e, p])
                     e = p
             new_ids[t, k] = e
             row_weights[k] = w
-        if merge != 0:
+        if merge != MERGE_NONE:
             _merge(new_ids[t], row_weights, in_merge, padding, active, present, merge, sentinel)
         for k in range(K):
             if in_merge[k]:
@@ -84,8 +91,8 @@ def reroute(
                 new_weights[t, k] = weights[t, k]
 
     if has_counters:
-        step = (1, rows, before, size + critical, slots, moved, critical)
-        for i in range(7):
+        step = (1, rows, before, size + critical, slots, rerouted, critical)
+        for i in range(NUM_COUNTERS):
             counters[i] += step[i]
     return some_nan
 
@@ -162,7 +169,7 @@ def _first_of(neighbors, count, candidates):
 
 
 @njit(inline="always")
-def _choose(order, count, occurring, primary, active, target, moving):
+def _choose(order, counts, occurring, primary, active, target, replaced):
     """Step 4: find each secondary expert's primary one; those without become critical and active."""
     before, critical = 0, 0
     for e in range(primary.shape[0]):
@@ -171,10 +178,10 @@ def _choose(order, count, occurring, primary, active, target, moving):
         before += 1
         if primary[e]:
             continue
-        p = _first_of(order[e], count[e], primary)
+        p = _first_of(order[e], counts[e], primary)
         if p >= 0:
             target[e] = p
-            moving[e] = True
+            replaced[e] = True
         else:
             active[e] = True
             critical += 1
@@ -185,7 +192,7 @@ def _choose(order, count, occurring, primary, active, target, moving):
 def _merge(ids, weights, in_merge, padding, active, present, merge, sentinel):
     """Step 7 for one row, in place; ``present`` is scratch, all False before and after."""
     K, E = ids.shape[0], active.shape[0]
-    if padding and merge == 3:
+    if padding and merge == MERGE_SENTINEL:
         for k in range(K):
             if in_merge[k]:
                 ids[k] = sentinel
@@ -201,13 +208,14 @@ def _merge(ids, weights, in_merge, padding, active, present, merge, sentinel):
                 weights[k] = 0.0
                 freed[k] = some = True
                 break
-    if not some or merge == 1:
+    if not some or merge == MERGE_SAME:
         return
-    if merge == 3:
+    if merge == MERGE_SENTINEL:
         for k in range(K):
             if freed[k]:
                 ids[k] = sentinel
         return
+    # MERGE_DISTINCT: freed slots get the lowest active experts that the row does not have.
     for k in range(K):
         if not freed[k] and 0 <= ids[k] < E:
             present[ids[k]] = True

@@ -6,5 +6,6 @@
 from __future__ import annotations
 
 from sere.reroute.backends.cuda.device import run, why_not
+from sere.reroute.backends.cuda.layer import Layer, prepare
 
-__all__ = ["run", "why_not"]
+__all__ = ["Layer", "prepare", "run", "why_not"]

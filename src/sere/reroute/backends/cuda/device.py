@@ -12,26 +12,20 @@ from torch import Tensor
 from sere.errors import BackendUnavailable, InputError
 from sere.reroute.backends import torch_ops
 from sere.reroute.backends.cuda.compiler import cubin, forget
-from sere.reroute.backends.cuda.launch import IDS, WEIGHTS, Launch, entries, prepare, too_large
-from sere.reroute.backends.registry import say_fallback
+from sere.reroute.backends.cuda.launch import IDS, WEIGHTS, Launch, entries, make_launch, too_large
+from sere.reroute.backends.cuda.layer import Layer, for_torch, prepare
+from sere.reroute.backends.registry import warn_once_of_fallback
+from sere.reroute.batch import Routing, TokenBatch
+from sere.reroute.constants import MERGE_NONE
+from sere.reroute.raw_layer import KernelConfig, RawLayer
 from sere.reroute.stats import COUNTERS
-from sere.reroute.types import Neighbors, Rules, prepare_neighbors
-from sere.similarity.layer import LayerSimilarity
 
 
-def run(
-    topk_ids: Tensor,
-    topk_weights: Tensor,
-    neighbors: Neighbors,
-    rules: Rules,
-    row_budgets: Tensor | None,
-    num_tokens: Tensor | int | None,
-    counters: Tensor | None,
-) -> tuple[Tensor, Tensor]:
+def run(batch: TokenBatch, layer: Layer, counters: Tensor | None) -> Routing:
     """Re-route with one kernel launch; arguments and result as in the reference backend.
 
-    Nothing is read back, and nothing is allocated but the result. Batches with more slots a row or more rows
-    than the kernel takes go to the torch backend, which gives the same, with one log line.
+    Nothing is read back, and nothing is allocated but the result. Batches with more rows, or more slots per
+    row, than the kernel takes go to the torch backend, which gives the same, with one log line.
 
     Raises:
         InputError: A graph is being captured, and ``num_tokens`` is not on the device of the ids.
@@ -39,23 +33,21 @@ def run(
 
     Source: docs/method.md section 4.
     """
+    topk_ids, topk_weights, row_budgets, num_tokens, _ = batch
     T, K = topk_ids.shape
-    reason = too_large(T, K, neighbors.keep.shape[0])
+    reason = too_large(T, K, layer.keep.shape[0])
     if reason is not None:
-        say_fallback("cuda", reason)
-        return torch_ops.run(topk_ids, topk_weights, neighbors, rules, row_budgets, num_tokens, counters)
+        warn_once_of_fallback("cuda", reason)
+        return torch_ops.run(batch, for_torch(layer), counters)
     ids, weights = topk_ids.contiguous(), topk_weights.contiguous()
-    new_ids, new_weights = torch.empty_like(ids), torch.empty_like(weights)
+    result = Routing(torch.empty_like(ids), torch.empty_like(weights))
     if ids.numel() == 0:
-        return new_ids, new_weights
+        return result
     if isinstance(num_tokens, Tensor) and num_tokens.device != ids.device:
         num_tokens = _read(num_tokens, ids.device)
-    budget = None if row_budgets is None else row_budgets.contiguous()
-    launch(
-        prepare(ids, weights, new_ids, new_weights, neighbors, rules, budget, num_tokens, counters),
-        ids.device,
-    )
-    return new_ids, new_weights
+    budgets = None if row_budgets is None else row_budgets.contiguous()
+    launch(make_launch(TokenBatch(ids, weights, budgets, num_tokens), layer, result, counters), ids.device)
+    return result
 
 
 def _read(num_tokens: Tensor, device: torch.device) -> int:
@@ -67,11 +59,11 @@ def _read(num_tokens: Tensor, device: torch.device) -> int:
     return int(num_tokens)
 
 
-def launch(prepared: Launch, device: torch.device) -> None:
+def launch(call: Launch, device: torch.device) -> None:
     """Put a launch on PyTorch's current stream of a device.
 
     Args:
-        prepared: The launch.
+        call: The launch.
         device: With its index.
 
     Raises:
@@ -79,18 +71,18 @@ def launch(prepared: Launch, device: torch.device) -> None:
     """
     index = device.index
     if index == torch.cuda.current_device():
-        _put(prepared, index)
+        _put(call, index)
     else:
         with torch.cuda.device(index):
-            _put(prepared, index)
+            _put(call, index)
 
 
-def _put(prepared: Launch, index: int) -> None:
-    kernel = kernels(index)[prepared.entry]
+def _put(call: Launch, index: int) -> None:
+    kernel = kernels(index)[call.entry]
     if index not in _thread.current:
         _set_current(index)
     stream = stream_of(torch._C._cuda_getCurrentRawStream(index))
-    _core().launch(stream, _shape_of(prepared.blocks, prepared.threads), kernel, *prepared.words)
+    _core().launch(stream, _shape_of(call.blocks, call.threads), kernel, *call.kernel_args)
 
 
 class _Thread(threading.local):
@@ -202,10 +194,10 @@ def tried(index: int) -> str | None:
 def _try(ids_dtype: torch.dtype, weights_dtype: torch.dtype, device: torch.device) -> None:
     ids = torch.tensor([[0, 1], [2, 3]], dtype=ids_dtype, device=device)
     weights = torch.tensor([[0.75, 0.25], [0.5, 0.375]], dtype=weights_dtype, device=device)
-    layer = LayerSimilarity(torch.full((4, 4), 0.5, device="cpu").fill_diagonal_(1.0))
-    neighbors = prepare_neighbors(layer, threshold=0.0, device=device)
+    similarity = torch.full((4, 4), 0.5, device="cpu").fill_diagonal_(1.0)
+    config = KernelConfig(select_top_k=1, min_active=0, active_targets=False, merge=MERGE_NONE, sentinel=0)
+    raw = RawLayer(similarity, 0.0, torch.zeros(4, dtype=torch.bool, device="cpu"), None, config)
     counters = torch.zeros(len(COUNTERS), dtype=torch.int64, device=device)
-    rules = Rules(select_top_k=1, min_active=0, active_targets=False, merge=0, sentinel=0)
-    found = run(ids, weights, neighbors, rules, None, None, counters)[0].tolist()
+    found = run(TokenBatch(ids, weights), prepare(raw, device), counters).ids.tolist()
     if found != [[0, 0], [2, 0]]:
         raise RuntimeError(f"the kernel gave {found} where [[0, 0], [2, 0]] is right")

@@ -1,0 +1,1 @@
+"""Confidence intervals: over independent questions, and over prompts whose tokens depend on each other."""

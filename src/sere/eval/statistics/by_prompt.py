@@ -1,0 +1,148 @@
+"""Estimates over prompts whose tokens are not independent: a prompt is the unit, a token is not."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from math import cos, exp, pi, sin, sqrt, tan
+
+from sere.errors import InputError
+from sere.eval.statistics.by_question import normal_bound, score_interval
+
+# From so many degrees of freedom on, Student's t and the normal distribution agree in four digits.
+_MANY = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A value per token with its confidence interval; None as bounds where there is one prompt only."""
+
+    value: float
+    low: float | None
+    high: float | None
+
+
+def mean_per_token(totals: Sequence[float], tokens: Sequence[int], *, confidence: float = 0.95) -> Estimate:
+    """Return the mean of a value per token, with an interval by the variance between prompts.
+
+    The ratio of two sums over prompts, its variance linearized (the prompts being the sample) and Student's t
+    with one degree of freedom less than there are prompts.
+
+    Args:
+        totals: By prompt, the sum of the value over its tokens.
+        tokens: By prompt, how many tokens that is, at least 1.
+        confidence: Of the two-sided interval.
+
+    Raises:
+        InputError: There is no prompt, or the two have different lengths.
+
+    Source: Cochran (1977), Sampling Techniques, 3rd edition, chapters 6 (ratio estimators) and 9A (clusters
+        of unequal sizes).
+    """
+    ratio, error = _ratio(totals, tokens)
+    if error is None:
+        return Estimate(ratio, None, None)
+    half = student_t(len(tokens) - 1, confidence) * error
+    return Estimate(ratio, ratio - half, ratio + half)
+
+
+def positive_mean_per_token(
+    totals: Sequence[float], tokens: Sequence[int], *, confidence: float = 0.95
+) -> Estimate:
+    """Return the mean of a value that is never negative, such as a divergence, with an interval.
+
+    Such values are skewed: a few prompts hold most of the sum. The interval is made on a log scale, so it
+    reaches further up than down and covers the mean more often
+    (``tests/eval/statistics/test_by_prompt.py`` counts).
+
+    Args:
+        totals: As for `mean_per_token`, like the other arguments.
+        tokens: As there.
+        confidence: As there.
+
+    Raises:
+        InputError: As `mean_per_token`.
+    """
+    ratio, error = _ratio(totals, tokens)
+    if error is None:
+        return Estimate(ratio, None, None)
+    if ratio <= 0:
+        return Estimate(ratio, ratio, ratio)
+    half = student_t(len(tokens) - 1, confidence) * error / ratio
+    # A number, however little two prompts may say: records hold no infinities.
+    return Estimate(ratio, ratio * exp(-half), ratio * exp(min(half, 500.0)))
+
+
+def share_of_tokens(hits: Sequence[int], tokens: Sequence[int], *, confidence: float = 0.95) -> Estimate:
+    """Return a share of tokens with Wilson's interval at the effective number of tokens.
+
+    The effective number is that of independent tokens which would give the variance that is seen between
+    prompts, made smaller where few prompts make that variance uncertain. Wilson's interval keeps a width
+    where the share is 0 or 1; there the tokens count in full.
+
+    Args:
+        hits: By prompt, how many of its tokens count.
+        tokens: By prompt, how many tokens it has, at least 1.
+        confidence: Of the two-sided interval.
+
+    Raises:
+        InputError: As `mean_per_token`.
+
+    Source: Korn and Graubard (1998), Survey Methodology 24, 193 (effective sample size and its correction for
+        the degrees of freedom); Wilson (1927).
+    """
+    share, error = _ratio(hits, tokens)
+    if error is None:
+        return Estimate(share, None, None)
+    n = float(sum(tokens))
+    if error > 0:
+        n = min(n, share * (1 - share) / error**2)
+    z = normal_bound(confidence)
+    found = score_interval(share, n * (z / student_t(len(tokens) - 1, confidence)) ** 2, z)
+    return Estimate(share, found.low, found.high)
+
+
+@lru_cache(maxsize=64)
+def student_t(freedom: int, confidence: float = 0.95) -> float:
+    """Return the bound that Student's t stays within with probability ``confidence``.
+
+    Args:
+        freedom: Degrees of freedom, at least 1.
+        confidence: Two-sided, between 0 and 1.
+
+    Source: Abramowitz and Stegun (1964), 26.7.3 and 26.7.4, solved by bisection.
+    """
+    if freedom > _MANY:
+        return normal_bound(confidence)
+    low, high = 0.0, pi / 2
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if _within(middle, freedom) < confidence else (low, middle)
+    return tan((low + high) / 2) * sqrt(freedom)
+
+
+def _within(angle: float, freedom: int) -> float:
+    """Return the probability that Student's t is within ``tan(angle) * sqrt(freedom)`` of 0."""
+    odd = freedom % 2
+    term = cos(angle) if odd else 1.0
+    total = term if freedom > 1 else 0.0
+    for k in range(2 + odd, freedom - 1, 2):
+        term *= cos(angle) ** 2 * (k - 1) / k
+        total += term
+    return (angle + sin(angle) * total) * 2 / pi if odd else sin(angle) * total
+
+
+def _ratio(totals: Sequence[float], tokens: Sequence[int]) -> tuple[float, float | None]:
+    """Return the ratio of the two sums, and its standard error; None for one prompt."""
+    m = len(tokens)
+    if len(totals) != m or not m or min(tokens) < 1:
+        raise InputError(
+            f"estimate: expected a sum and at least 1 token for each prompt, got {len(totals)} sums for {m}"
+        )
+    n = sum(tokens)
+    ratio = sum(totals) / n
+    if m == 1:
+        return ratio, None
+    spread = sum((total - ratio * size) ** 2 for total, size in zip(totals, tokens, strict=True))
+    return ratio, sqrt(spread * m / (m - 1)) / n

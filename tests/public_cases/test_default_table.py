@@ -1,0 +1,155 @@
+"""Calibrate, then serve: nobody has to say where the table is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from transformers import AutoModelForCausalLM
+
+import sere
+from sere.cli import main
+from sere.defaults import OLD_TABLE, TABLE
+from sere.errors import InputError, OutputError
+from sere.table import SimilarityTable
+from tests.support.checkpoints import save_checkpoint
+from tests.support.commands import refused, run_json, run_text
+from tests.support.hub import Hub
+
+SETTING = ("--setting", "sere:select_top_k=1")
+GENERATE = ("--prompt", "add 1+1", "--max-new-tokens", "4")
+BENCH = ("--batch-size", "2", "--steps", "2", "--rounds", "1")
+
+
+@pytest.fixture
+def model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Path:
+    """A checkpoint that was calibrated without a word about where the table goes."""
+    folder = save_checkpoint(tmp_path)
+    (tmp_path / "table.safetensors").unlink()
+    before = {*folder.iterdir()}
+    run_text(capsys, "calibrate", folder, "--metric", "weights")
+    assert {*folder.iterdir()} - before == {folder / TABLE}
+    return folder
+
+
+def test_apply_finds_the_table_where_the_model_was_loaded_from(model: Path) -> None:
+    """``sere.apply(model, select_top_k=1)`` takes the table in the model's folder."""
+    loaded = AutoModelForCausalLM.from_pretrained(model)
+    with sere.apply(loaded, select_top_k=1) as handle:
+        assert handle.config is not None
+    with sere.apply(loaded, model / TABLE, select_top_k=1):
+        pass
+
+
+def test_apply_says_where_it_looked(tmp_path: Path) -> None:
+    """Without a table in the model's folder, the error names file and folder."""
+    folder = save_checkpoint(tmp_path)
+    loaded = AutoModelForCausalLM.from_pretrained(folder)
+    with pytest.raises(InputError, match=rf"there is no {TABLE} in the model's folder \({folder}\)"):
+        sere.apply(loaded, select_top_k=1)
+
+
+def test_the_table_is_not_read_as_weights(model: Path) -> None:
+    """Transformers loads the folder as before, with no weight more or less."""
+    loaded, report = AutoModelForCausalLM.from_pretrained(model, output_loading_info=True)
+    assert not report["unexpected_keys"]
+    assert not report["missing_keys"]
+    assert loaded.config.model_type == "qwen3_moe"
+
+
+def test_generate_finds_the_table_if_a_setting_needs_it(
+    model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With a setting that needs a table, a note says which it is; without, the model is as it was."""
+    _, err = run_text(capsys, "generate", model, *GENERATE, *SETTING)
+    assert f"using the table {model / TABLE}\n" in err
+    _, err = run_text(capsys, "generate", model, *GENERATE)
+    assert err == ""
+
+
+def test_bench_and_doctor_find_the_table(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The benchmark's similarities are the table's, and doctor checks it against the model."""
+    record = run_json(capsys, "bench", model, *BENCH, "--setting", "off")
+    assert record["subject"]["table"] == SimilarityTable.load(model / TABLE).fingerprint
+    found = run_json(capsys, "doctor", "--model", model)["findings"]
+    assert {finding["state"] for finding in found if finding["part"] == "table"} == {"ok"}
+
+
+def test_eval_finds_the_table(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """``sere eval MODEL`` needs no --table."""
+    (tmp_path / "prompts.txt").write_text("add 1+2\nthe mill stood\n")
+    argv = ("eval", model, "--prompts", tmp_path / "prompts.txt", "--batch-size", 2, "--max-new-tokens", 4)
+    record = run_json(capsys, *argv, *SETTING)
+    assert len(record["cases"]) == 2
+
+
+def test_a_missing_table_is_one_line_with_what_to_do(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nothing is computed; the line names the places and the command that makes a table."""
+    folder = save_checkpoint(tmp_path)
+    (tmp_path / "prompts.txt").write_text("add 1+2\n")
+    line = refused(capsys, "eval", folder, "--prompts", tmp_path / "prompts.txt", *SETTING)
+    assert f"{folder} has no {TABLE} in its folder, nor the current folder checkpoint.sere" in line
+    assert f"make one with: sere calibrate {folder}" in line
+
+
+def test_an_old_table_is_found_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """``sere.safetensors``, the name of older tables, is looked for second."""
+    folder = save_checkpoint(tmp_path)
+    (tmp_path / "table.safetensors").rename(folder / OLD_TABLE)
+    _, err = run_text(capsys, "generate", folder, *GENERATE, *SETTING)
+    assert f"using the table {folder / OLD_TABLE}\n" in err
+
+
+def test_a_hub_model_brings_its_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A table that was uploaded with the model is fetched with its config."""
+    hub = Hub(tmp_path, monkeypatch)
+    save_checkpoint(tmp_path).rename(hub.repository)
+    (tmp_path / "table.safetensors").rename(hub.repository / TABLE)
+    assert main(["doctor", "--model", "mill/moe"]) == 0
+    assert TABLE in hub.fetched
+
+
+def test_a_hub_model_is_calibrated_into_the_current_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The cache of the hub is no place for a table: it is the model's name here, and found here."""
+    hub = Hub(tmp_path, monkeypatch)
+    save_checkpoint(tmp_path).rename(hub.repository)
+    monkeypatch.chdir(tmp_path)
+    run_text(capsys, "calibrate", "mill/moe", "--metric", "weights")
+    assert SimilarityTable.load(tmp_path / "moe.sere").identity.name == "mill/moe"
+    _, err = run_text(capsys, "generate", "mill/moe", *GENERATE, *SETTING)
+    assert "using the table moe.sere\n" in err
+
+
+@pytest.mark.parametrize("name", ["bundled", "checkpoint"], ids=["installed", "read-only"])
+def test_a_folder_that_is_no_place_leaves_the_current_one(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The installed package and a folder that cannot be written stay as they are."""
+    from sere.cli import calibrate
+
+    folder = save_checkpoint(tmp_path)
+    checked = calibrate.check_writable
+
+    def check(path: Path) -> None:
+        if path.parent.absolute() == folder:
+            raise OutputError(f"{path}: cannot be written")
+        checked(path)
+
+    monkeypatch.setattr(calibrate, "check_writable", check)
+    monkeypatch.chdir(tmp_path)
+    run_text(capsys, "calibrate", name, "--metric", "weights")
+    assert (tmp_path / f"{name}.sere").is_file()
+    assert not (folder / TABLE).exists()
+
+
+def test_several_metrics_need_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One name cannot be that of two tables."""
+    folder = save_checkpoint(tmp_path)
+    line = refused(capsys, "calibrate", folder, "--texts", __file__, "--metric", "cosine,cka")
+    assert "--out: expected a folder for the tables of several metrics; give one with --out DIR" in line

@@ -1,0 +1,144 @@
+"""When the ``cuda`` backend is chosen, and what is said where it cannot run; without a device."""
+
+from __future__ import annotations
+
+import builtins
+import logging
+from typing import Any
+
+import pytest
+import torch
+
+from sere.config import RerouteConfig
+from sere.errors import BackendUnavailable
+from sere.reroute import prepare as prepare_module
+from sere.reroute import prepare_layer, select
+from sere.reroute.backends import registry
+from sere.reroute.backends.cuda import device
+from sere.reroute.backends.cuda.launch import (
+    MOST_EXPERTS,
+)
+from sere.similarity.layer import LayerSimilarity
+from tests.support.batches import similarity_matrix
+from tests.support.cuda_host import pretend, pretend_device
+
+pytestmark = pytest.mark.usefixtures("forgetful")
+
+without_device = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
+
+
+def test_without_cuda_core(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """The automatic choice is torch with one log line, the named backend raises with the install line."""
+    monkeypatch.setattr(registry, "_installed", lambda package: package != "cuda.core")
+    with caplog.at_level(logging.WARNING, "sere"):
+        assert select("auto", "cuda", 64) == "torch"
+        assert select("auto", "cuda", 128) == "torch"
+    (record,) = caplog.records
+    assert "instead of cuda: the package cuda.core is not installed" in record.message
+    with pytest.raises(BackendUnavailable, match=r"'cuda' cannot run here: .* pip install '\.\[cuda\]'"):
+        select("cuda", "cuda")
+
+
+def test_a_package_whose_parent_is_missing() -> None:
+    """Looking for ``cuda.core`` where there is no ``cuda`` at all says that it is not installed."""
+    assert registry._installed.__wrapped__("no_such_package_at_all.core") is False
+
+
+@without_device
+def test_without_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With cuda-core but no device the named backend says that PyTorch sees none."""
+    monkeypatch.setattr(registry, "_installed", lambda _: True)
+    with pytest.raises(BackendUnavailable, match="cannot run here: PyTorch sees no CUDA device"):
+        select("cuda", "cuda")
+
+
+def test_a_device_that_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the try ends well, the automatic choice for CUDA tensors is the kernel."""
+    pretend(monkeypatch, reason=None)
+    assert select("auto", "cuda") == "cuda"
+    assert select("cuda", "cuda", MOST_EXPERTS) == "cuda"
+
+
+def test_a_compiler_that_fails(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """What the try reports is what the log line and the error say."""
+    pretend(monkeypatch, reason="DynamicLibNotFoundError: libnvrtc.so.13")
+    with caplog.at_level(logging.WARNING, "sere"):
+        assert select("auto", "cuda") == "torch"
+    assert "instead of cuda: DynamicLibNotFoundError: libnvrtc.so.13" in caplog.text
+    with pytest.raises(BackendUnavailable, match="libnvrtc"):
+        select("cuda", "cuda")
+
+
+def test_more_experts_than_the_kernel_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A layer of 1025 experts falls back, or raises where the backend was named."""
+    pretend(monkeypatch, reason=None)
+    assert registry.BACKENDS["cuda"].most_experts == MOST_EXPERTS
+    assert select("auto", "cuda", MOST_EXPERTS + 1) == "torch"
+    with pytest.raises(BackendUnavailable, match="at most 1024 experts per layer, this one has 1025"):
+        select("cuda", "cuda", MOST_EXPERTS + 1)
+    layer = LayerSimilarity(torch.ones(1025, 1025))
+    with pytest.raises(BackendUnavailable, match="it runs on cuda tensors, these are on cpu"):
+        prepare_layer(layer, RerouteConfig(select_top_k=1, backend="cuda"))
+
+
+def test_why_not_reports_any_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever goes wrong while the kernel is tried becomes one line of reason, never a traceback."""
+
+    def fail(*_: object) -> None:
+        raise OSError("the driver\n  refused")
+
+    pretend_device(monkeypatch)
+    monkeypatch.setattr(device, "_try", fail)
+    assert device.why_not() == "OSError: the driver refused"
+
+
+def test_each_device_is_tried_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another device is compiled for and tried once, and its failure concerns that device alone."""
+    tried: list[int] = []
+
+    def attempt(ids_dtype: torch.dtype, weights_dtype: torch.dtype, where: torch.device) -> None:
+        tried.append(where.index)
+        if where.index == 4:
+            raise OSError("refused")
+
+    pretend_device(monkeypatch)
+    monkeypatch.setattr(registry, "_installed", lambda _: True)
+    monkeypatch.setattr(device, "_try", attempt)
+    for _ in range(2):
+        assert select("auto", "cuda") == "cuda"
+        assert registry.on_device("cuda", "auto", torch.device("cuda", 5)) == "cuda"
+        assert registry.on_device("cuda", "auto", torch.device("cuda", 4)) == "torch"
+    assert tried == [3] * 8 + [5] * 8 + [4]
+    with pytest.raises(BackendUnavailable, match="'cuda' cannot run on cuda:4: OSError: refused"):
+        registry.on_device("cuda", "cuda", torch.device("cuda", 4))
+    assert registry.on_device("torch", "auto", torch.device("cuda", 4)) == "torch"
+
+
+def test_a_layer_makes_its_own_device_ready(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Preparing asks for the very device that its tensors are on, and takes the backend that it is told."""
+    asked: list[Any] = []
+
+    def on_device(*arguments: object) -> str:
+        asked.append(arguments)
+        return "reference"
+
+    monkeypatch.setattr(prepare_module, "on_device", on_device)
+    config = RerouteConfig(select_top_k=1, backend="torch")
+    made = prepare_layer(LayerSimilarity(similarity_matrix(8, 0)), config)
+    assert asked == [("torch", "torch", torch.device("cpu"))]
+    assert made.backend == "reference"
+
+
+def test_importing_the_backend_loads_no_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The module itself imports where cuda-core is missing: the reason comes when it is asked for."""
+    import importlib
+
+    real_import = builtins.__import__
+
+    def without_cuda(name: str, *rest: Any) -> Any:
+        if name == "cuda" or name.startswith("cuda."):
+            raise ImportError(name)
+        return real_import(name, *rest)
+
+    monkeypatch.setattr(builtins, "__import__", without_cuda)
+    importlib.reload(importlib.import_module("sere.reroute.backends.cuda"))

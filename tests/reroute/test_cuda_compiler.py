@@ -1,0 +1,113 @@
+"""How the kernel's source becomes machine code, and where that is kept; without a device."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from sere.reroute.backends.cuda import compiler, device
+from sere.reroute.backends.cuda.launch import (
+    SOURCE,
+)
+from tests.support.cuda_host import pretend_core, pretend_device
+from tests.support.shim.driver import HAS_CUDA_CORE, NO_CUDA_CORE
+
+pytestmark = pytest.mark.usefixtures("forgetful")
+
+with_cuda_core = pytest.mark.skipif(not HAS_CUDA_CORE, reason=NO_CUDA_CORE)
+
+
+def test_a_damaged_file_in_the_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Machine code that the driver refuses is deleted and compiled once more; a second refusal is the end."""
+
+    def load(code: bytes) -> Any:
+        if code != b"good":
+            raise RuntimeError("no image")
+        return SimpleNamespace(get_kernel=lambda entry: entry)
+
+    pretend_device(monkeypatch)
+    pretend_core(monkeypatch, ObjectCode=SimpleNamespace(from_cubin=load))
+    monkeypatch.setattr(device, "cubin", compiler.cubin)
+    monkeypatch.setattr(compiler, "compile_source", lambda _: b"good")
+    monkeypatch.setenv("SERE_CACHE_DIR", str(tmp_path))
+    compiler.cubin("sm_93")
+    (file,) = tmp_path.iterdir()
+    file.write_bytes(b"bad")
+    assert set(device.kernels(3)) == set(device.entries())
+    assert file.read_bytes() == b"good"
+    device.kernels.cache_clear()
+    file.write_bytes(b"bad")
+    monkeypatch.setattr(compiler, "compile_source", lambda _: b"bad again")
+    with pytest.raises(RuntimeError, match="no image"):
+        device.kernels(3)
+
+
+def test_cache_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """``SERE_CACHE_DIR`` goes before ``XDG_CACHE_HOME``, that before the home folder."""
+    monkeypatch.delenv("SERE_CACHE_DIR", raising=False)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    assert compiler.cache_folder() == Path.home() / ".cache" / "sere"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert compiler.cache_folder() == tmp_path / "sere"
+    monkeypatch.setenv("SERE_CACHE_DIR", str(tmp_path / "mine"))
+    assert compiler.cache_folder() == tmp_path / "mine"
+
+
+def test_compiled_once_per_architecture(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The second call reads the file; another architecture or another source compiles anew."""
+    calls: list[str] = []
+
+    def compile_source(arch: str, **_: Any) -> bytes:
+        calls.append(arch)
+        return f"code for {arch}, {len(calls)}".encode()
+
+    monkeypatch.setenv("SERE_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(compiler, "compile_source", compile_source)
+    assert compiler.cubin("sm_90") == compiler.cubin("sm_90") == b"code for sm_90, 1"
+    assert compiler.cubin("sm_80") == b"code for sm_80, 2"
+    monkeypatch.setattr(compiler, "source_text", lambda: "another source")
+    assert compiler.cubin("sm_90") == b"code for sm_90, 3"
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_a_cache_that_cannot_be_written(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The code is compiled and used all the same."""
+    (tmp_path / "file").write_text("not a folder")
+    monkeypatch.setenv("SERE_CACHE_DIR", str(tmp_path / "file" / "cache"))
+    monkeypatch.setattr(compiler, "compile_source", lambda _: b"code")
+    assert compiler.cubin("sm_90") == b"code"
+
+
+def test_a_user_without_a_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no folder can be named the code is compiled and used, not kept."""
+
+    def homeless() -> Path:
+        raise RuntimeError("could not determine home directory")
+
+    monkeypatch.delenv("SERE_CACHE_DIR", raising=False)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", homeless)
+    monkeypatch.setattr(compiler, "compile_source", lambda _: b"code")
+    assert compiler.cubin("sm_90") == b"code"
+    assert compiler.forget("sm_90") is False
+
+
+def test_source_is_one_text() -> None:
+    """What NVRTC gets has every header of ours once, and asks for none of its own."""
+    text = compiler.source_text()
+    assert "#include" not in text
+    for header in SOURCE.parent.glob("*.cuh"):
+        body = [line for line in header.read_text().splitlines() if line and not line.startswith("#include")]
+        assert text.count(body[0]) == 1
+        assert text.count(body[-2]) >= 1
+
+
+@with_cuda_core
+def test_nvrtc_compiles_the_source() -> None:
+    """NVRTC itself, through cuda-core, makes machine code with every entry, without a device."""
+    code = compiler.compile_source("sm_90")
+    assert code[:4] == b"\x7fELF"
+    assert all(entry.encode() in code for entry in device.entries())

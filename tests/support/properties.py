@@ -1,0 +1,140 @@
+"""What the property tests of re-routing share: calls without a primary expert, and what counts in a call."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import example, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from sere.reroute.slots import has_weight, real_rows, weight_ranks
+from tests.support.batches import BACKENDS, Case, cases, outside
+
+backends = pytest.mark.parametrize("backend", BACKENDS)
+few = settings(max_examples=60)
+
+
+def _no_primary(merge: str, **changes: Any) -> Case:
+    """A call in which no expert is primary, with a row that comes with an expert twice."""
+    options: dict[str, Any] = {"select_top_k": 1, "threshold": 0.0, "keep": (), "targets": "primary"}
+    options |= {"merge": merge, "sentinel": -1 if merge == "sentinel" else None}
+    ids = torch.tensor([[1, 1], [1, 0]], dtype=torch.int32)
+    weights = torch.tensor([[0.5, 0.25], [0.5, 0.25]]) * changes.pop("times", 1)
+    return Case(ids, weights, torch.full((2, 2), 0.5).fill_diagonal_(1.0), options | changes)
+
+
+NO_PRIMARY = [
+    _no_primary(merge, **changes)
+    for merge in ("none", "same", "distinct", "sentinel")
+    for changes in (
+        {"row_budgets": torch.tensor([0, 0])},
+        {"row_budgets": torch.tensor([0, -1])},
+        {"num_tokens": 0},
+        {"times": 0},
+        {"times": math.nan},
+    )
+]
+
+
+def holds(
+    name: str = "case", make: Callable[[Case], Any] = lambda case: case, **others: Any
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Let a property face the calls in which no expert is primary, each as what ``make`` makes of it."""
+
+    def with_examples(test: Callable[..., None]) -> Callable[..., None]:
+        for case in NO_PRIMARY:
+            test = example(**{name: make(case)}, **others)(test)
+        return test
+
+    return with_examples
+
+
+def valid_slots(case: Case) -> Tensor:
+    """Real rows' slots that count."""
+    E = case.similarity.shape[0]
+    real = real_rows(case.ids, budgets(case), case.options.get("num_tokens"))
+    return (case.ids >= 0) & (case.ids < E) & has_weight(case.weights) & real[:, None]
+
+
+def budgets(case: Case) -> Tensor:
+    """b_t of every row."""
+    given_budgets = case.options.get("row_budgets")
+    return (
+        torch.full((len(case.ids),), case.options["select_top_k"]) if given_budgets is None else given_budgets
+    )
+
+
+def repeats(case: Case) -> Tensor:
+    """Rows that came with an expert in several slots that count, ``[T]`` bool."""
+    slots = valid_slots(case)
+    same = (case.ids[:, :, None] == case.ids[:, None, :]) & slots[:, :, None] & slots[:, None, :]
+    return same.sum(dim=(1, 2)) > slots.sum(dim=1)
+
+
+def without(case: Case, *names: str) -> Case:
+    return dataclasses.replace(case, options={k: v for k, v in case.options.items() if k not in names})
+
+
+def padding_slots(case: Case) -> Tensor:
+    """The slots of padding rows, ``[T, K]`` bool."""
+    padding = ~real_rows(case.ids, budgets(case), case.options.get("num_tokens"))
+    return padding[:, None].expand_as(case.ids)
+
+
+def put(case: Case, slots: Tensor, ids: list[int], weights: list[float]) -> Case:
+    """The same call with other ids and weights in some slots, in their order."""
+    new_ids, new_weights = case.ids.clone(), case.weights.clone()
+    new_ids[slots] = torch.tensor(ids, dtype=case.ids.dtype)
+    new_weights[slots] = torch.tensor(weights, dtype=case.weights.dtype)
+    return dataclasses.replace(case, ids=new_ids, weights=new_weights)
+
+
+def put_nan(case: Case, slots: Tensor) -> Case:
+    """The same call with an id that is no expert's, and a weight that is no number, in some slots."""
+    count = int(slots.sum())
+    return put(case, slots, [-1] * count, [math.nan] * count)
+
+
+def _junk(draw: st.DrawFn, case: Case, ids: st.SearchStrategy[int], slots: Tensor) -> Case:
+    count = int(slots.sum())
+    odd_weights = st.sampled_from([0.0, -0.0, 7.0, math.nan, math.inf, -math.inf])
+    return put(
+        case,
+        slots,
+        draw(st.lists(ids, min_size=count, max_size=count)),
+        draw(st.lists(odd_weights, min_size=count, max_size=count)),
+    )
+
+
+@st.composite
+def calls_with_other_padding(draw: st.DrawFn) -> tuple[Case, Case]:
+    """A call, and the same with anything in its padding rows."""
+    case = draw(cases())
+    E = case.similarity.shape[0]
+    return case, _junk(draw, case, st.integers(0, E - 1) | outside(E, case.ids.dtype), padding_slots(case))
+
+
+@st.composite
+def calls_with_other_outsiders(draw: st.DrawFn) -> tuple[Case, Case, Tensor]:
+    """A call in which some slots have no expert, the same with anything else in them, and these slots."""
+    case = draw(cases())
+    seed = draw(st.integers(0, 1000))
+    slots = torch.rand(case.ids.shape, generator=torch.Generator().manual_seed(seed)) < 0.3
+    count = int(slots.sum())
+    plain = put(case, slots, [-1] * count, [0.0] * count)
+    return plain, _junk(draw, plain, outside(len(case.similarity), case.ids.dtype), slots), slots
+
+
+def any_primary(case: Case) -> bool:
+    """Whether an expert is primary: it has a kept slot, is of ``keep``, or joins to reach ``min_active``."""
+    slots = valid_slots(case)
+    kept = slots & (weight_ranks(case.weights, slots) < budgets(case)[:, None])
+    of_keep = slots & torch.isin(case.ids, torch.tensor(case.options["keep"], dtype=case.ids.dtype))
+    floor = case.options.get("min_active", 0) > 0
+    return bool(kept.any() or of_keep.any() or (floor and slots.any()))

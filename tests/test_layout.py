@@ -1,0 +1,68 @@
+"""Tests mirror the source: where a test is, what it may import, how long a file may be."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.support.source import ROOT, SOURCE, imports, modules
+
+pytestmark = pytest.mark.checkout
+
+TESTS = ROOT / "tests"
+KNOWN = modules(TESTS)
+# Folders that are not named like one of the source, and what is in them.
+OTHER = {
+    "support": "what several test modules share",
+    "public_cases": "what users do, one small test per kind of report",
+    "architectures": "every architecture of the installed Transformers",
+    "recipe": "how the bundled model was made",
+}
+LONGEST = 300
+# Longer ones that are still to be split.
+LONG = {
+    "src/sere/cli/bench_serve.py",
+    "tests/calibrate/test_in_memory.py",
+    "tests/calibrate/test_layerwise.py",
+    "tests/cli/test_frame.py",
+    "tests/integrations/transformers/test_apply.py",
+    "tests/integrations/vllm/test_faults.py",
+    "tests/reroute/test_cuda_host.py",
+}
+
+
+def folders() -> list[str]:
+    """The folders of tests, but for those inside ``support``."""
+    found = {path.parent.relative_to(TESTS).as_posix() for path in TESTS.rglob("*.py")} - {"."}
+    return sorted(name for name in found if not name.startswith("support/"))
+
+
+@pytest.mark.parametrize("folder", folders())
+def test_a_folder_is_named_like_what_it_tests(folder: str) -> None:
+    """A folder of tests is one of the source, or one of the few others."""
+    assert folder in OTHER or (SOURCE / folder).is_dir()
+
+
+def test_the_other_folders_exist() -> None:
+    """None is excused that is no longer there."""
+    assert not [folder for folder in OTHER if not (TESTS / folder).is_dir()]
+
+
+@pytest.mark.parametrize("module", KNOWN)
+def test_what_tests_share_is_in_support(module: str) -> None:
+    """Of the tests, a module imports nothing but ``tests.support``."""
+    found = [name for name in imports(module, KNOWN) if name.split(".")[0] == "tests"]
+    assert not [name for name in found if not name.startswith("tests.support")]
+
+
+def test_no_file_is_too_long() -> None:
+    """A file of more than 300 lines is two files."""
+    paths = [path for folder in (SOURCE, TESTS) for path in folder.rglob("*.py")]
+    long = {name_of(path) for path in paths if len(path.read_text(encoding="utf-8").splitlines()) > LONGEST}
+    assert long <= LONG
+
+
+def name_of(path: Path) -> str:
+    """The path from the checkout's folder."""
+    return path.relative_to(ROOT).as_posix()

@@ -2,7 +2,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
-CODE := src tests benchmarks recipe examples
+CODE := src tests benchmarks docs/build recipe examples
 export HF_HUB_OFFLINE := 1
 SECONDS ?= 300
 # Tests are the same every time: examples (tests/conftest.py), the order, the order of sets, and which worker runs what.
@@ -60,10 +60,10 @@ bench-smoke: .venv/.dev ## every benchmark once, on the smallest sizes; numbers 
 
 architectures: .venv/.dev ## every Mixture-of-Experts architecture built tiny and checked; writes docs/architectures.md
 	PYTHONPATH=. $(BIN)/python benchmarks/architectures.py
-	$(BIN)/python benchmarks/documents.py
+	$(BIN)/python docs/build/documents.py
 
 documents: .venv/.dev ## write the documents' tables anew from benchmarks/results
-	$(BIN)/python benchmarks/documents.py
+	$(BIN)/python docs/build/documents.py
 
 train: .venv/.dev ## train the bundled model again from nothing (an hour and a half on two cores)
 	$(BIN)/python -m recipe.train --out runs/train

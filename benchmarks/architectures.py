@@ -4,7 +4,7 @@
     PYTHONPATH=. python benchmarks/architectures.py NAME ...   some model types, printed and not recorded
 
 The checks are those of ``tests/architectures``. ``benchmarks/results/architectures.json`` keeps one entry for
-each release of Transformers; a run replaces its own. From it ``benchmarks/documents.py`` writes the table of
+each release of Transformers; a run replaces its own. From it ``docs/build/documents.py`` writes the table of
 docs/architectures.md. The exit status is 1 where a check failed in another way than by a refusal.
 """
 

@@ -160,13 +160,14 @@ def _write(stream: IO[bytes], tensor: Tensor) -> None:
 
 def child(args: argparse.Namespace) -> None:
     """Calibrate ``args.child`` and print one JSON line: peak resident bytes and seconds."""
-    from sere.calibrate import calibrate_checkpoint
+    from sere.calibrate import calibrate
 
     imported = _peak_bytes()
     start = time.perf_counter()
-    table = calibrate_checkpoint(
-        args.child, ["The quick brown fox jumps over the lazy dog. " * 400] * 20, tokenizer=ByteTokenizer(),
-        max_tokens=args.tokens, seq_len=128, progress="always",
+    texts = ["The quick brown fox jumps over the lazy dog. " * 400] * 20
+    table = calibrate(
+        args.child, ByteTokenizer(), texts,
+        max_tokens=args.tokens, seq_len=128, progress="always", low_memory=True,
     )  # fmt: skip
     measured = {
         "peak_rss_bytes": _peak_bytes(),

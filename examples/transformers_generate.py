@@ -15,7 +15,7 @@ def main(path: str) -> None:
     """Print the answers to a batch of questions and how many experts each layer read."""
     model = AutoModelForCausalLM.from_pretrained(path, dtype="auto", experts_implementation="eager")
     tokenizer = AutoTokenizer.from_pretrained(path, padding_side="left")
-    table_path = Path(tempfile.gettempdir()) / "example.sere.safetensors"
+    table_path = Path(tempfile.gettempdir()) / "example.sere"
     texts = calibration_texts(count=400)
     sere.calibrate(model, tokenizer, texts, metric="projection", max_tokens=4096).save(table_path)
 
@@ -28,7 +28,7 @@ def main(path: str) -> None:
         print(f"{question.prompt.strip()}  ->  {answer.strip()}")
     for layer in handle.stats():
         print(
-            f"layer {layer.index}: {layer.distinct_before:.1f} -> {layer.distinct_after:.1f} experts a step"
+            f"layer {layer.index}: {layer.distinct_before:.1f} -> {layer.distinct_after:.1f} experts per step"
         )
 
 

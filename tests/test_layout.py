@@ -23,8 +23,6 @@ LONGEST = 300
 # Longer ones that are still to be split.
 LONG = {
     "src/sere/cli/bench_serve.py",
-    "tests/calibrate/test_in_memory.py",
-    "tests/calibrate/test_layerwise.py",
     "tests/cli/test_frame.py",
     "tests/integrations/transformers/test_apply.py",
     "tests/integrations/vllm/test_faults.py",

@@ -24,11 +24,11 @@ ALONE = ("-c", "/dev/null")
 pytestmark = pytest.mark.checkout
 
 
-def run_pytest(*arguments: str, folder: Path = ROOT, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run pytest in a process of its own."""
+def run_pytest(*arguments: str, folder: Path = ROOT, code: int = 0, **environment: str) -> str:
+    """Run pytest in a process of its own, which is to end with a code; return what it printed."""
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *arguments]
     paths = os.pathsep.join([str(ROOT), str(Path(sere.__file__).parents[1])])
-    return subprocess.run(
+    found = subprocess.run(
         command,
         cwd=folder,
         env={**os.environ, "PYTHONPATH": paths, **environment},
@@ -36,6 +36,8 @@ def run_pytest(*arguments: str, folder: Path = ROOT, **environment: str) -> subp
         text=True,
         check=False,
     )
+    assert found.returncode == code, found.stdout + found.stderr
+    return found.stdout
 
 
 def test_examples_are_the_same_in_every_run() -> None:
@@ -62,8 +64,7 @@ def test_examples_depend_on_nothing_but_the_test(tmp_path: Path) -> None:
         file = tmp_path / "test_drawn.py"
         file.write_text(before + DRAWN)
         found = run_pytest("-s", "-p", "tests.conftest", *ALONE, str(file), PYTHONHASHSEED=seed)
-        assert found.returncode == 0, found.stdout + found.stderr
-        drawn.append([line for line in found.stdout.splitlines() if "drawn" in line])
+        drawn.append([line for line in found.splitlines() if "drawn" in line])
     assert len(drawn[0]) > 50
     assert drawn[0] == drawn[1]
 
@@ -84,7 +85,7 @@ def test_the_order_is_shuffled_by_a_seed_that_is_printed(tmp_path: Path) -> None
     file.write_text("".join(f"def test_{number}(): pass\n" for number in range(30)))
     orders = []
     for _ in range(2):
-        found = run_pytest("--collect-only", "-p", "tests.conftest", *ALONE, str(file)).stdout
+        found = run_pytest("--collect-only", "-p", "tests.conftest", *ALONE, str(file))
         assert "Using --randomly-seed=" in found
         orders.append([int(number) for number in re.findall(r"test_(\d+)>", found)])
     assert orders[0] == orders[1]
@@ -118,8 +119,7 @@ def test_each_worker_has_the_same_files_in_every_run(tmp_path: Path) -> None:
         for name in "abcd":
             wait = "time.sleep(0.05)" if name in slow else ""
             (tmp_path / f"test_{name}.py").write_text(WORKERS.format(name=name, wait=wait))
-        found = run_pytest("-n", "2", "-p", "no:randomly", *ALONE, "--rootdir", ".", folder=tmp_path)
-        assert found.returncode == 0, found.stdout + found.stderr
+        run_pytest("-n", "2", "-p", "no:randomly", *ALONE, "--rootdir", ".", folder=tmp_path)
         ran.append(set((tmp_path / "ran.txt").read_text().splitlines()))
         (tmp_path / "ran.txt").unlink()
     assert ran[0] == ran[1]
@@ -148,9 +148,8 @@ def test_a_worker_that_is_killed_fails_the_run(tmp_path: Path) -> None:
     (tmp_path / "conftest.py").write_text(DISTRIBUTE)
     for name in "ab":
         (tmp_path / f"test_{name}.py").write_text(KILLED.format(name=name))
-    found = run_pytest("-n", "2", "--max-worker-restart=0", *ALONE, "--rootdir", ".", folder=tmp_path)
-    assert found.returncode == 1
-    assert "test_any[3]" in found.stdout
+    found = run_pytest("-n", "2", "--max-worker-restart=0", *ALONE, "--rootdir", ".", folder=tmp_path, code=1)
+    assert "test_any[3]" in found
 
 
 FALSE = """
@@ -171,11 +170,7 @@ def test_fuzzing_finds_what_is_false(tmp_path: Path) -> None:
     file = tmp_path / "test_false.py"
     file.write_text(FALSE)
     plugins = ("-p", "tests.conftest", "-p", "tests.support.fuzz")
-    found = run_pytest(*plugins, "-m", "hypothesis", *ALONE, "--fuzz-seconds=3", str(file))
-    assert found.returncode == 1, found.stdout + found.stderr
-    assert "@example(numbers=[1000])" in found.stdout
-    (repeat,) = re.findall(
-        r"Repeat: pytest '\S+' (--hypothesis-profile=fuzz --hypothesis-seed=\d+)", found.stdout
-    )
-    again = run_pytest("-p", "tests.conftest", *ALONE, *repeat.split(), f"{file}::test_false")
-    assert "numbers=[1000]" in again.stdout
+    found = run_pytest(*plugins, "-m", "hypothesis", *ALONE, "--fuzz-seconds=3", str(file), code=1)
+    assert re.search(r"Add to the test: @example\(numbers=\[.+\]\)", found)
+    (repeat,) = re.findall(r"Repeat: pytest '\S+' (--hypothesis-profile=fuzz --hypothesis-seed=\d+)", found)
+    run_pytest("-p", "tests.conftest", *ALONE, *repeat.split(), f"{file}::test_false", code=1)

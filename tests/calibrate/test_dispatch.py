@@ -18,13 +18,13 @@ from sere.calibrate.experts import expert_outputs
 from sere.calibrate.in_memory import collect_in_memory
 from sere.errors import UnsupportedModel
 from sere.structure import find_experts
-from tests.support.calibration import ALL_METRICS, first_experts, routing, settings, some_tokens, worst
+from tests.support.calibration import ALL_METRICS, config, first_experts, routing, some_tokens, worst
 from tests.support.tiny import tiny_model
 
 
 def run(model: Any, *metrics: str) -> Any:
     """Calibrate a model in memory."""
-    return collect_in_memory(model, find_experts(model), some_tokens(), settings(*metrics))
+    return collect_in_memory(model, find_experts(model), some_tokens(), config(*metrics))
 
 
 class Listed(nn.Module):
@@ -152,7 +152,7 @@ def test_a_model_without_weights_is_refused_by_name() -> None:
         with pytest.raises(UnsupportedModel, match=r"embed_tokens\.weight: has no values .*low_memory=True"):
             run(model, metric)
     with pytest.raises(UnsupportedModel, match=r"0\.mlp\.experts\.\w+: has no values"):
-        collect_in_memory(model, find_experts(model), None, settings("weights"))
+        collect_in_memory(model, find_experts(model), None, config("weights"))
 
 
 def test_one_weight_without_values_is_named() -> None:
@@ -161,4 +161,4 @@ def test_one_weight_without_values_is_named() -> None:
     model.model.layers[1].self_attn.o_proj.to("meta")
     with pytest.raises(UnsupportedModel, match=r"layers\.1\.self_attn\.o_proj\.weight: has no values"):
         run(model, "frobenius")
-    assert set(collect_in_memory(model, find_experts(model), None, settings("weights"))) == {"weights"}
+    assert set(collect_in_memory(model, find_experts(model), None, config("weights"))) == {"weights"}

@@ -11,18 +11,18 @@ from torch import nn
 from sere.calibrate import calibrate, collect
 from sere.calibrate.collect import LayerCollector
 from sere.calibrate.in_memory import collect_in_memory
-from sere.calibrate.weights import stacked_weights_similarity
-from sere.errors import AlreadyApplied, ConfigError, DataError, InputError, UnsupportedModel
+from sere.calibrate.weights import similarity_of_weights
+from sere.errors import AlreadyApplied, UnsupportedModel
 from sere.similarity import make_accumulator, weights_similarity
 from sere.structure import find_experts, identify
-from tests.support.calibration import ALL_METRICS, char_tokenizer, routing, settings, some_tokens, worst
+from tests.support.calibration import ALL_METRICS, char_tokenizer, config, routing, some_tokens, worst
 from tests.support.tiny import ARCHITECTURES, Looping, tiny_model
 
 TEXTS = ["The quick brown fox jumps over the lazy dog.", "Pack my box with five dozen liquor jugs!"] * 8
 
 
 def _run(model: nn.Module, *metrics: str, **options: Any) -> Any:
-    return collect_in_memory(model, find_experts(model), some_tokens(), settings(*metrics, **options))
+    return collect_in_memory(model, find_experts(model), some_tokens(), config(*metrics, **options))
 
 
 def test_table_says_where_it_comes_from() -> None:
@@ -108,7 +108,7 @@ def test_chunks_stay_within_their_bytes(monkeypatch: pytest.MonkeyPatch) -> None
 
     monkeypatch.setattr(collect, "expert_outputs", watched)
     layer = find_experts(tiny_model("qwen3_moe"))[0]
-    collector = LayerCollector(layer, settings("frobenius", chunk_bytes=30_000))
+    collector = LayerCollector(layer, config("frobenius", chunk_bytes=30_000))
     for t in (1, 100, 1000):
         collector.add(*routing(layer, t))
     assert max(sizes) <= 30_000
@@ -120,7 +120,7 @@ def test_memory_does_not_grow_with_tokens() -> None:
     layer = find_experts(tiny_model("qwen3_moe"))[0]
     held = []
     for calls in (3, 30):
-        collector = LayerCollector(layer, settings("frobenius", "cosine", "projection", "cka"))
+        collector = LayerCollector(layer, config("frobenius", "cosine", "projection", "cka"))
         for _ in range(calls):
             collector.add(*routing(layer, 50))
         held.append(sum(tensor.nbytes for tensor in _tensors(vars(collector)["_accumulators"])))
@@ -198,44 +198,9 @@ def test_weights_of_every_layout_are_found(architecture: str) -> None:
         for parameter in layer.module.parameters():
             rows = parameter if parameter.ndim == 3 else parameter.view(layer.num_experts, -1)
             rows[1] = 2 * rows[0]
-    similarity = stacked_weights_similarity(layer).similarity
+    similarity = similarity_of_weights(layer, "weights").similarity
     assert similarity[0, 1] > 0.9999
     assert similarity[0, 2] < 0.5
-
-
-def test_what_is_missing_is_named() -> None:
-    """No texts or tokenizer, something else in its place, unknown settings: each has its error at once."""
-    model = tiny_model("qwen3_moe")
-    with pytest.raises(DataError, match="texts: expected a source, got none"):
-        calibrate(model, char_tokenizer())
-    with pytest.raises(ConfigError, match="tokenizer: expected the model's tokenizer"):
-        calibrate(model, None, TEXTS)
-    tokenizer = char_tokenizer()
-    text = f"model: expected .*, got {type(tokenizer).__name__}; the model goes first"
-    with pytest.raises(InputError, match=text):
-        calibrate(tokenizer, model, TEXTS)
-    for wrong in (model, "folder"):
-        text = f"tokenizer: expected the model's tokenizer, got {type(wrong).__name__}; load it"
-        with pytest.raises(ConfigError, match=text):
-            calibrate(model, wrong, TEXTS)
-    with pytest.raises(ConfigError, match="unknown metric 'frobenus'; did you mean 'frobenius'"):
-        calibrate(model, char_tokenizer(), TEXTS, metric="frobenus")
-    with pytest.raises(ConfigError, match="unknown parameter 'kernal'; did you mean 'kernel'"):
-        calibrate(model, char_tokenizer(), TEXTS, metric="cka", metric_parameters={"kernal": "rbf"})
-    with pytest.raises(ConfigError, match="seq_len: expected a whole number of at least 1, got 0"):
-        calibrate(model, char_tokenizer(), TEXTS, seq_len=0)
-    with pytest.raises(
-        ConfigError, match="max_tokens: expected at least one sequence of seq_len=128, got 64"
-    ):
-        calibrate(model, char_tokenizer(), TEXTS, max_tokens=64)
-    with pytest.raises(ConfigError, match="metric: each at most once"):
-        calibrate(model, char_tokenizer(), TEXTS, metric=["cosine", "cosine"])
-    with pytest.raises(ConfigError, match="metric_parameters: cka is not among the metrics"):
-        calibrate(model, char_tokenizer(), TEXTS, metric=["cosine"], metric_parameters={"cka": {}})
-    with pytest.raises(ConfigError, match="expected a mapping from a metric's name"):
-        calibrate(model, char_tokenizer(), TEXTS, metric=["cka"], metric_parameters={"kernel": "rbf"})
-    with pytest.raises(ConfigError, match="low_memory and work_dir: expected a checkpoint's path"):
-        calibrate(model, char_tokenizer(), TEXTS, low_memory=True)
 
 
 def test_dense_model_is_refused() -> None:
@@ -269,7 +234,7 @@ def test_layer_that_is_never_called_is_refused() -> None:
     with pytest.raises(
         UnsupportedModel, match=r"layers\.1\.mlp\.experts: the model's forward pass never called"
     ):
-        collect_in_memory(model, layers, some_tokens(), settings("frobenius"))
+        collect_in_memory(model, layers, some_tokens(), config("frobenius"))
 
 
 def test_all_loops_over_the_layers_count() -> None:

@@ -16,7 +16,7 @@ from sere.calibrate.layerwise.skeleton import Skeleton
 from sere.calibrate.layerwise.work_folder import WorkFolder
 from sere.errors import DataError, InputError
 from sere.structure import find_experts
-from tests.support.calibration import ALL_METRICS, first_experts, routing, settings, some_tokens
+from tests.support.calibration import ALL_METRICS, config, first_experts, routing, some_tokens
 from tests.support.tiny import tiny_model
 
 NAME = r"model\.layers\.1\.mlp\.experts"
@@ -65,7 +65,7 @@ def test_values_that_are_no_numbers_are_named(spoil: Callable[[Any], Any], text:
     """Float16 overflow, broken weights, hidden states or gates: layer, what is broken, and what to do."""
     model = spoil(tiny_model("qwen3_moe"))
     with pytest.raises(InputError, match=f"{NAME}: {text}"):
-        collect_in_memory(model, find_experts(model), some_tokens(), settings(metric))
+        collect_in_memory(model, find_experts(model), some_tokens(), config(metric))
 
 
 def test_values_that_are_no_numbers_are_named_layer_by_layer(tmp_path: Path) -> None:
@@ -73,7 +73,7 @@ def test_values_that_are_no_numbers_are_named_layer_by_layer(tmp_path: Path) -> 
     broken_expert(tiny_model("qwen3_moe")).save_pretrained(tmp_path / "model")
     with pytest.raises(InputError, match=rf"{NAME}: the outputs of 1 of its 16 experts \[3\]"):
         collect_layerwise(
-            Skeleton(tmp_path / "model"), some_tokens(), settings("cosine"),
+            Skeleton(tmp_path / "model"), some_tokens(), config("cosine"),
             WorkFolder(tmp_path / "work", {}), states_in_memory=True,
         )  # fmt: skip
 
@@ -82,13 +82,13 @@ def test_weights_that_are_no_numbers_are_named() -> None:
     """The metric of the weights names the layer and the experts."""
     model = broken_expert(tiny_model("qwen3_moe"))
     with pytest.raises(InputError, match=rf"{NAME}: .* NaN or infinity from experts \[3\]"):
-        collect_in_memory(model, find_experts(model), None, settings("weights"))
+        collect_in_memory(model, find_experts(model), None, config("weights"))
 
 
 def test_a_layer_that_no_token_reaches_is_named() -> None:
     """Calls without rows are no data: the layer and the number of its calls are named."""
     layer = first_experts("qwen3_moe")
-    collector = LayerCollector(layer, settings("frobenius"))
+    collector = LayerCollector(layer, config("frobenius"))
     for _ in range(2):
         collector.add(*(tensor[:0] for tensor in routing(layer, 3)))
     with pytest.raises(DataError, match=r"0\.mlp\.experts: no calibration token reached it in 2 calls"):
@@ -105,7 +105,7 @@ def test_experts_that_are_all_alike_are_a_line_in_the_log(
     model = tiny_model("qwen3_moe")
     for parameter in model.model.layers[1].mlp.experts.parameters():
         parameter.data.copy_(parameter.data[:1].expand_as(parameter))
-    collect_in_memory(model, find_experts(model), some_tokens(), settings(metric))
+    collect_in_memory(model, find_experts(model), some_tokens(), config(metric))
     (line,) = caplog.messages
     assert f"layers.1.mlp.experts: all similarities of its 16 experts are 1 by the metric '{metric}'" in line
 
@@ -120,4 +120,4 @@ def test_experts_with_nothing_in_common_are_refused_at_once() -> None:
     with pytest.raises(
         InputError, match=r"0\.mlp\.experts: no two of its 16 experts have anything in common"
     ):
-        collect_in_memory(model, find_experts(model), None, settings("weights"))
+        collect_in_memory(model, find_experts(model), None, config("weights"))

@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from sere.calibrate import calibrate_checkpoint
+from sere.calibrate import calibrate
 from sere.checkpoints import load_model
 from sere.checkpoints.completeness import refuse_incomplete
 from sere.cli.loading import engine_checkpoint
@@ -55,7 +55,7 @@ def test_a_missing_tensor_is_named(tmp_path: Path, part: str, text: str, low_mem
     """A layer's experts, one expert, one matrix, a router, the head, the embeddings: none is made up."""
     path = drop(saved(tmp_path), part)
     with pytest.raises(InputError, match=text):
-        calibrate_checkpoint(path, metric="weights") if low_memory else load_model(path)
+        calibrate(path, low_memory=True, metric="weights") if low_memory else load_model(path)
 
 
 @pytest.mark.parametrize(
@@ -84,7 +84,7 @@ def test_a_tensor_of_another_shape_is_named(tmp_path: Path, part: str, text: str
     """Norms, a matrix of one expert, routers: name and both shapes, where Transformers says nothing."""
     path = change_weights(saved(tmp_path), reshape(part))
     with pytest.raises(InputError, match=text):
-        calibrate_checkpoint(path, metric="weights") if low_memory else load_model(path)
+        calibrate(path, low_memory=True, metric="weights") if low_memory else load_model(path)
 
 
 def test_a_config_of_more_experts_than_there_are_is_refused(tmp_path: Path) -> None:
@@ -134,7 +134,7 @@ def test_pytorch_bin_files_are_loaded_and_checked_too(tmp_path: Path) -> None:
     with pytest.raises(
         InputError, match=r"only safetensors files can be read layer by layer, got pytorch_model\.bin"
     ):
-        calibrate_checkpoint(path, metric="weights")
+        calibrate(path, low_memory=True, metric="weights")
     head = tensors.pop("lm_head.weight")
     torch.save(tensors, path / "pytorch_model.bin")
     with pytest.raises(InputError, match=r"1 weight of the model is not in it: lm_head\.weight"):

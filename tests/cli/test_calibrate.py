@@ -127,11 +127,11 @@ def test_going_on_with_other_settings_names_them(
         (["--metric", "frobenus"], "unknown metric 'frobenus'; did you mean 'frobenius'"),
         (["--field", "body"], "texts.jsonl line 1 has no field 'body'; it has text"),
         (["--max-tokens", "100000", "--seq-len", "90000"], "at least 90000 are needed"),
-        (["--metric", "cosine,cosine"], "metric: each at most once, got cosine, cosine"),
+        (["--metric", "cosine,cosine"], "metric: expected each name once, got cosine, cosine"),
         (["--metric", ","], "metric: expected at least one name, got none"),
         (
             ["--metric", "cka", "--parameters", '{"kernel": "rbff"}'],
-            "unknown kernel 'rbff'; did you mean 'rbf'",
+            "kernel: expected one of linear, rbf, polynomial, got 'rbff'",
         ),
         (["--parameters", '{"window": 4}'], "frobenius: unknown parameter 'window'; it has none"),
         (

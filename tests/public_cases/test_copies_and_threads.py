@@ -30,7 +30,7 @@ def test_four_threads_at_once() -> None:
     together, errors = Barrier(4), list[BaseException]()
 
     def meet(*_: object) -> None:
-        together.wait(timeout=5)
+        together.wait(timeout=60)
 
     def run() -> None:
         try:

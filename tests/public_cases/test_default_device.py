@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import sere
-from sere.calibrate import calibrate_checkpoint
+from sere.calibrate import calibrate
 from sere.table import SimilarityTable, compare, import_reference_table, verify_table
 from sere.table.plot import draw
 from tests.support.checkpoints import tiny_tokenizer
@@ -45,8 +45,10 @@ def test_calibrate_layer_by_layer(elsewhere: None, tmp_path: Path) -> None:
     """Nor that of a checkpoint that is read layer by layer."""
     with torch.device("cpu"):
         tiny_model("qwen3_moe").save_pretrained(tmp_path)
-        expected = fingerprints(calibrate_checkpoint(tmp_path, TEXTS, tokenizer=tiny_tokenizer(), **OPTIONS))
-    made = calibrate_checkpoint(tmp_path, TEXTS, tokenizer=tiny_tokenizer(), **OPTIONS)
+        expected = fingerprints(
+            calibrate(tmp_path, low_memory=True, texts=TEXTS, tokenizer=tiny_tokenizer(), **OPTIONS)
+        )
+    made = calibrate(tmp_path, low_memory=True, texts=TEXTS, tokenizer=tiny_tokenizer(), **OPTIONS)
     assert fingerprints(made) == expected
 
 

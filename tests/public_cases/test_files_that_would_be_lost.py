@@ -40,13 +40,21 @@ def test_weights_texts_and_tables_are_not_written_over(
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
-def test_a_table_is_saved_over_a_table_but_not_over_weights(tmp_path: Path) -> None:
-    """``table.save`` replaces an older table and an empty file; weights are left as they are."""
-    model = save_checkpoint(tmp_path)
+@pytest.mark.parametrize("name", ["table.safetensors", "empty"])
+def test_a_table_is_saved_over_a_table(tmp_path: Path, name: str) -> None:
+    """``table.save`` replaces an older table and an empty file."""
+    save_checkpoint(tmp_path)
     table = SimilarityTable.load(tmp_path / "table.safetensors")
     (tmp_path / "empty").touch()
-    for name in ("table.safetensors", "empty"):
-        table.save(tmp_path / name)
-        assert SimilarityTable.load(tmp_path / name).fingerprint == table.fingerprint
+    table.save(tmp_path / name)
+    assert SimilarityTable.load(tmp_path / name).fingerprint == table.fingerprint
+
+
+def test_a_table_is_not_saved_over_weights(tmp_path: Path) -> None:
+    """They are left as they are."""
+    model = save_checkpoint(tmp_path)
+    table = SimilarityTable.load(tmp_path / "table.safetensors")
+    before = (model / "model.safetensors").read_bytes()
     with pytest.raises(OutputError, match=r"model\.safetensors: holds something other than a similarity"):
         table.save(model / "model.safetensors")
+    assert (model / "model.safetensors").read_bytes() == before

@@ -49,8 +49,9 @@ def test_a_prompt_with_a_token_that_the_model_lacks(larger: Path, capsys: pytest
     assert main(["generate", str(larger), "--prompt", "a cat", "--max-new-tokens", "2"]) == 0
 
 
+@pytest.mark.parametrize("name", ["generate", "eval"])
 def test_prompts_that_are_longer_than_the_model_was_made_for(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str
 ) -> None:
     """``generate`` and ``eval`` say so, for what comes of it may be nonsense."""
     path = str(save_checkpoint(tmp_path))
@@ -64,8 +65,7 @@ def test_prompts_that_are_longer_than_the_model_was_made_for(
         "topk:select_top_k=1",
     ]
     text = "the longest prompt and its 3 new tokens are 203 tokens, and the model has 128 positions"
-    for command in (["generate", path, "--prompt", "a" * 200], ["eval", path, *prompts]):
-        caplog.clear()
-        with caplog.at_level("WARNING", "sere"):
-            assert main([*command, "--max-new-tokens", "3"]) == 0
-        assert [text in line for line in caplog.messages] == [True], command
+    options = {"generate": ["--prompt", "a" * 200], "eval": prompts}[name]
+    with caplog.at_level("WARNING", "sere"):
+        assert main([name, path, *options, "--max-new-tokens", "3"]) == 0
+    assert [text in line for line in caplog.messages] == [True]

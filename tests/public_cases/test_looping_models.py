@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import sere
-from sere.calibrate import calibrate_checkpoint
+from sere.calibrate import calibrate
 from sere.calibrate.layerwise.skeleton import Skeleton
 from sere.errors import UnsupportedModel
 from tests.support.checkpoints import tiny_tokenizer
@@ -46,7 +46,7 @@ def test_low_memory_refuses_loops(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(Skeleton, "__init__", looping)
     options = {"tokenizer": tiny_tokenizer(), "work_dir": tmp_path / "work"} | OPTIONS
     with pytest.raises(UnsupportedModel, match=r"decoder layer 0 3 times; expected once.*low_memory=False"):
-        calibrate_checkpoint(tmp_path / "model", TEXTS, **options)
+        calibrate(tmp_path / "model", low_memory=True, texts=TEXTS, **options)
     assert not (tmp_path / "work").exists()
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sere.similarity import accumulator, definitions, frobenius, make_accumulator, weights_similarity
+from sere.similarity import METRICS, accumulator, frobenius, make_accumulator, weights_similarity
 
 
 def result(metric: str, Y: Tensor, **parameters: Any) -> Tensor:
@@ -18,38 +18,41 @@ def result(metric: str, Y: Tensor, **parameters: Any) -> Tensor:
     return accumulator.finalize().similarity.double()
 
 
+def defined(metric: str, Y: Tensor, **parameters: Any) -> Tensor:
+    """The similarity by the metric's definition."""
+    found = METRICS[metric]
+    similarity = found.definition(Y, **found.resolve(parameters))
+    assert isinstance(similarity, Tensor)
+    return similarity
+
+
 def test_near_identical_experts_keep_their_order() -> None:
     """Distances of 1e-3 and 2e-3 of the farthest pair are told apart: the pairs are computed again."""
     base, far, noise = torch.randn(1, 64, 32), torch.randn(1, 64, 32), torch.randn(3, 64, 32)
     sizes = torch.tensor([0.0, 1e-3, 3e-3])[:, None, None]
     Y = torch.cat([base + sizes * noise, far, far + 1e-4 * noise[:1]])
     similarity = result("frobenius", Y)
-    torch.testing.assert_close(similarity, definitions.frobenius(Y), atol=1e-6, rtol=0)
+    torch.testing.assert_close(similarity, defined("frobenius", Y), atol=1e-6, rtol=0)
 
 
 def test_a_chain_of_close_experts_is_computed_by_pairs() -> None:
     """Where every expert is close to the next, no group has a mean of its own; pairs serve."""
     steps = torch.cat([torch.tensor([0.0]), torch.logspace(-3, 0, 7)]).cumsum(0)
     Y = torch.randn(1, 64, 32) * steps[:, None, None] + 1e-4 * torch.randn(8, 64, 32)
-    torch.testing.assert_close(result("frobenius", Y), definitions.frobenius(Y), atol=5e-6, rtol=0)
+    torch.testing.assert_close(result("frobenius", Y), defined("frobenius", Y), atol=5e-6, rtol=0)
 
 
 def test_a_large_common_part_costs_no_accuracy() -> None:
     """What all experts have in common cancels before squares are taken, not after."""
     Y = 1000 * torch.randn(1, 64, 32) + torch.randn(6, 64, 32)
-    torch.testing.assert_close(result("frobenius", Y), definitions.frobenius(Y), atol=5e-6, rtol=0)
+    torch.testing.assert_close(result("frobenius", Y), defined("frobenius", Y), atol=5e-6, rtol=0)
 
 
 @pytest.mark.parametrize("kernel", ["linear", "rbf", "polynomial"])
 def test_a_constant_part_of_the_tokens_costs_cka_no_accuracy(kernel: str) -> None:
     """Tokens around a far point have the kernels of their differences, not of rounding."""
     Y = 100 * torch.randn(4, 1, 32) + torch.randn(1, 64, 32) + 0.5 * torch.randn(4, 64, 32)
-    rule = {
-        "linear": definitions.linear_kernel,
-        "rbf": lambda rows: definitions.rbf_kernel(rows, bandwidth=1.0),
-        "polynomial": lambda rows: definitions.polynomial_kernel(rows, degree=3, offset=1.0),
-    }[kernel]
-    expected = definitions.cka(Y, window=32, kernel=rule)
+    expected = defined("cka", Y, kernel=kernel, window=32)
     torch.testing.assert_close(result("cka", Y, kernel=kernel, window=32), expected, atol=1e-5, rtol=0)
 
 
@@ -57,12 +60,12 @@ def test_a_constant_part_of_the_tokens_costs_cka_no_accuracy(kernel: str) -> Non
 def test_a_common_part_and_copies_need_no_loop_over_pairs(
     copies: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Centring, over all or within a group of copies, keeps the work in matrix products."""
+    """Centering, over all or within a group of copies, keeps the work in matrix products."""
     pairs: list[object] = []
     monkeypatch.setattr(frobenius, "_replace_pairs", lambda *arguments: pairs.append(arguments))
     Y = 1000 * torch.randn(1, 64, 32) + torch.randn(6, 64, 32).repeat(copies, 1, 1)
     Y += 1e-3 * torch.randn_like(Y)
-    torch.testing.assert_close(result("frobenius", Y), definitions.frobenius(Y), atol=5e-6, rtol=0)
+    torch.testing.assert_close(result("frobenius", Y), defined("frobenius", Y), atol=5e-6, rtol=0)
     assert not pairs
 
 
@@ -92,14 +95,14 @@ def test_a_zero_row_has_cosine_zero() -> None:
 def test_cosine_survives_rows_whose_squares_leave_float32(size: float) -> None:
     """Rows of 1e-30 or 1e30 have directions too."""
     Y = torch.randn(3, 10, 8)
-    torch.testing.assert_close(result("cosine", Y * size), definitions.cosine(Y), atol=1e-6, rtol=0)
+    torch.testing.assert_close(result("cosine", Y * size), defined("cosine", Y), atol=1e-6, rtol=0)
 
 
 def test_a_silent_expert_has_no_known_cosine() -> None:
     """An expert that gives nothing on any token points nowhere: NaN, not half alike."""
     Y = torch.rand(3, 4, 3)
     Y[1] = 0
-    for similarity in (result("cosine", Y), definitions.cosine(Y)):
+    for similarity in (result("cosine", Y), defined("cosine", Y)):
         assert similarity.isnan().tolist() == [
             [False, True, False],
             [True, False, True],
@@ -128,7 +131,7 @@ def test_of_an_all_zero_expert_the_weights_say_nothing() -> None:
     layer = weights_similarity(flat)
     assert layer.unknown == (1,)
     assert layer.similarity[0, 2] == 0
-    assert torch.equal(layer.similarity.isnan(), definitions.weights(flat).isnan())
+    assert torch.equal(layer.similarity.isnan(), defined("weights", flat).isnan())
 
 
 def test_long_calibration_does_not_drift() -> None:

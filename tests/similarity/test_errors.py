@@ -24,19 +24,19 @@ def refuses(error: type[Exception], text: str) -> Any:
     [
         ("frobenus", {}, "unknown metric 'frobenus'; did you mean 'frobenius'?"),
         ("cka", {"kernal": "rbf"}, "cka: unknown parameter 'kernal'; did you mean 'kernel'?"),
-        ("cka", {"kernel": "rfb"}, "cka: unknown kernel 'rfb'; did you mean 'rbf'?"),
+        ("cka", {"kernel": "rfb"}, "cka: kernel: expected one of linear, rbf, polynomial, got 'rfb'"),
         ("cka", {"bandwidth": 1.0}, "cka: unknown parameter 'bandwidth'"),
         (
             "cka_rbf",
             {"kernel": "linear"},
-            "cka_rbf: has the kernel 'rbf', got kernel='linear'; use metric 'cka'",
+            "cka_rbf: kernel: expected one of rbf, got 'linear'",
         ),
         ("cka_rbf", {"bandwidth": 0}, "cka_rbf: bandwidth: expected a finite number above 0, got 0"),
         ("cka", {"window": 1}, "cka: window: expected an integer of at least 2, got 1"),
         ("cka_polynomial", {"degree": 1.5}, "degree: expected an integer of at least 1, got 1.5"),
         ("cka_polynomial", {"offset": -1}, "offset: expected a finite number of at least 0, got -1"),
         ("cosine", {"window": 5}, "cosine: unknown parameter 'window'; it has none"),
-        ("weights", {}, "weights: is computed from the experts' weights; use weights_similarity(weights)"),
+        ("weights", {}, "weights: is computed from the experts' weights, not from outputs; use METRICS"),
     ],
 )
 def test_unknown_metrics_and_parameters_are_named(metric: str, parameters: dict[str, Any], text: str) -> None:
@@ -60,7 +60,7 @@ def test_parameters_are_given_back_whole() -> None:
 def test_metrics_say_what_they_need() -> None:
     """Calibration asks the registry, not the names."""
     assert {name for name, metric in METRICS.items() if metric.needs_routing} == {"projection"}
-    assert {name for name, metric in METRICS.items() if metric.build is None} == {"weights"}
+    assert {name for name, metric in METRICS.items() if metric.accumulator is None} == {"weights"}
     assert {name for name, metric in METRICS.items() if not metric.symmetric} == {"projection"}
 
 
@@ -69,7 +69,7 @@ def test_no_token_is_an_error_of_its_own(metric: str) -> None:
     """Without a token there is no similarity; an identity would be worse than an error."""
     empty = make_accumulator(metric, 4)
     empty.update(torch.empty(4, 0, 8), torch.empty(0, 2, dtype=torch.long), torch.empty(0, 2))
-    with refuses(DataError, "no token was taken, so no similarity exists; call update first"):
+    with refuses(DataError, "expected at least one token, got none; call update first"):
         empty.finalize()
 
 
@@ -77,7 +77,9 @@ def test_cka_refuses_a_single_token() -> None:
     """One token has no kernel to center."""
     single = make_accumulator("cka", 3)
     single.update(torch.randn(3, 1, 4))
-    with refuses(DataError, "cka: one token has no likeness to others; expected at least 2 tokens"):
+    with refuses(
+        DataError, "cka: expected at least 2 tokens, because one token has no others to compare with; got 1"
+    ):
         single.finalize()
 
 
@@ -162,7 +164,7 @@ def test_a_strangers_state_is_refused() -> None:
 
 def test_impossible_accumulators_are_refused() -> None:
     """E below 1 and 16-bit sums have no meaning."""
-    with refuses(InputError, "E: expected a number of experts of at least 1, got 0"):
+    with refuses(InputError, "num_experts: expected an integer of at least 1, got 0"):
         make_accumulator("cosine", 0)
     with refuses(InputError, "dtype: expected float32 or float64 (16-bit sums change choices), got torch.bf"):
         make_accumulator("cosine", 4, dtype=torch.bfloat16)

@@ -14,7 +14,10 @@ from transformers import PreTrainedTokenizerFast
 from sere.calibrate import collect
 from sere.calibrate.config import CalibrationConfig
 from sere.calibrate.experts import check_weighted_sum
+from sere.calibrate.in_memory import collect_in_memory
+from sere.calibrate.layerwise.by_layers import collect_layerwise
 from sere.calibrate.layerwise.skeleton import Skeleton
+from sere.calibrate.layerwise.work_folder import WorkFolder
 from sere.calibrate.packing import Tokens
 from sere.structure import ExpertsLayer, find_experts
 from tests.support.tiny import tiny_model
@@ -38,10 +41,10 @@ def some_tokens(count: int = 16 * 5 + 7, seq_len: int = 16) -> Tokens:
     return Tokens(torch.randint(3, 96, (count,), generator=generator), seq_len)
 
 
-def settings(*metrics: str, **options: Any) -> CalibrationConfig:
-    """CalibrationConfig for `some_tokens`, without a bar."""
+def config(*metrics: str, **options: Any) -> CalibrationConfig:
+    """Return the config for `some_tokens`, without a bar."""
     values = {"max_tokens": 200, "seq_len": 16, "batch_size": 3, "progress": False} | options
-    return CalibrationConfig(metrics or ALL_METRICS, values.pop("parameters", {}), **values)
+    return CalibrationConfig(metric=metrics or ALL_METRICS, **values)
 
 
 def save_tiny(folder: Path, architecture: str, **overrides: Any) -> Path:
@@ -62,6 +65,19 @@ def load_whole(path: Path) -> Any:
     for weight in model.parameters():
         weight.data = weight.data.clone()
     return model
+
+
+def by_layers_of(path: Path, folder: Path, *metrics: str, in_memory: bool = False, **options: Any) -> Any:
+    """Calibrate a saved tiny model layer by layer on `some_tokens`, with the work folder ``folder``."""
+    work = WorkFolder(folder, {"run": 1})
+    wanted = config(*metrics, **options)
+    return collect_layerwise(Skeleton(path), some_tokens(), wanted, work, states_in_memory=in_memory)
+
+
+def in_memory_of(path: Path, *metrics: str, **options: Any) -> Any:
+    """Calibrate a saved tiny model in memory on `some_tokens`."""
+    model = load_whole(path)
+    return collect_in_memory(model, find_experts(model), some_tokens(), config(*metrics, **options))
 
 
 def worst(a: Any, b: Any) -> float:

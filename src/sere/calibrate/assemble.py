@@ -1,9 +1,9 @@
-"""The pieces that both ways of calibrating share: tokens in front, tables behind."""
+"""What both ways of calibrating share: the tokens before, the tables after."""
 
 from __future__ import annotations
 
 import logging
-from typing import Any, TypeAlias
+from typing import Any
 
 from torch import nn
 
@@ -13,39 +13,39 @@ from sere.calibrate.layerwise.skeleton import Skeleton
 from sere.calibrate.packing import Tokens, pack
 from sere.errors import AlreadyApplied, ConfigError, DataError
 from sere.provenance import provenance, versions
-from sere.similarity import resolve_parameters
 from sere.structure import ExpertsLayer, identity_of, is_rerouted
 from sere.table import SimilarityTable, describe_unknown
 from sere.texts import Source, load_texts
 
 logger = logging.getLogger("sere")
 
-Tables: TypeAlias = SimilarityTable | dict[str, SimilarityTable]
 
-
-def read_tokens(
-    texts: Source | None, tokenizer: Any, settings: CalibrationConfig, field: str, split: str
-) -> Tokens | None:
-    """Read and pack the calibration tokens; None where no metric needs any.
+def read_tokens(texts: Source | None, tokenizer: Any, config: CalibrationConfig) -> Tokens | None:
+    """Read and pack the calibration tokens; None if no metric needs any.
 
     Raises:
         DataError: There are no texts, or they are unreadable or too few.
         ConfigError: There is no tokenizer, or something else in its place.
     """
-    if not settings.needs_tokens:
+    if not config.output_metrics:
         return None
     if texts is None:
-        raise DataError("texts: expected a source, got none; only the metric 'weights' needs none")
-    # A processor of texts and images holds the tokenizer.
+        raise DataError(
+            "texts: expected a source of texts, got None; give one, or use the metric 'weights', which needs "
+            "no texts"
+        )
+    # A processor for texts and images holds the tokenizer.
     tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
     if isinstance(tokenizer, nn.Module) or not callable(tokenizer):
-        kind = "none" if tokenizer is None else type(tokenizer).__name__
+        kind = "None" if tokenizer is None else type(tokenizer).__name__
         raise ConfigError(
             f"tokenizer: expected the model's tokenizer, got {kind}; load it with "
             "AutoTokenizer.from_pretrained"
         )
-    documents = load_texts(texts, field=field, split=split, seed=settings.seed, tokenizer=tokenizer)
-    tokens = pack(documents, tokenizer, max_tokens=settings.max_tokens, seq_len=settings.seq_len)
+    documents = load_texts(
+        texts, field=config.field, split=config.split, seed=config.seed, tokenizer=tokenizer
+    )
+    tokens = pack(documents, tokenizer, max_tokens=config.max_tokens, seq_len=config.seq_len)
     if documents.skipped:
         logger.warning(
             "sere: texts: skipped %d of %d rows, which hold no text (null or blank)",
@@ -72,45 +72,40 @@ def make_tables(
     model: nn.Module,
     layers: list[ExpertsLayer],
     tokens: Tokens | None,
-    settings: CalibrationConfig,
-    *,
-    single: bool,
-) -> Tables:
-    """Return the table of each metric, or with ``single`` that of the one metric asked for.
-
-    Logs of how many experts nothing is known.
-    """
-    how = {"seq_len": settings.seq_len, "batch_size": settings.batch_size}
+    config: CalibrationConfig,
+) -> dict[str, SimilarityTable]:
+    """Return the table of each metric; log how many experts have no known similarity."""
+    how = {"seq_len": config.seq_len, "batch_size": config.batch_size}
     tables: dict[str, SimilarityTable] = {}
-    for name in settings.metrics:
-        used = tokens if name != "weights" else None
+    for name in config.metrics:
+        used = tokens if name in config.output_metrics else None
         tables[name] = SimilarityTable(
             layers=results[name],
             identity=identity_of(model, layers),
             metric=name,
-            metric_parameters=resolve_parameters(name, settings.parameters.get(name, {})),
+            metric_parameters=config.resolved_parameters(name),
             calibration_tokens=0 if used is None else used.num_tokens,
             data_digest="" if used is None else used.digest,
-            seed=None if used is None else settings.seed,
+            seed=None if used is None else config.seed,
             provenance=provenance() | ({} if used is None else {"calibration": how}),
         )
         if unknown := describe_unknown(results[name], name):
             logger.warning("sere: %s: %s", name, unknown)
-    return tables[settings.metrics[0]] if single else tables
+    return tables
 
 
-def run_record(skeleton: Skeleton, tokens: Tokens | None, settings: CalibrationConfig) -> dict[str, Any]:
-    """Return all that decides a layer-by-layer run's result: another value is another run."""
+def run_record(skeleton: Skeleton, tokens: Tokens | None, config: CalibrationConfig) -> dict[str, Any]:
+    """Return everything that decides a layer-by-layer run's result, to tell another run from the same one."""
     return {
         "checkpoint": skeleton.reader.fingerprint(),
         "model": identity_of(skeleton.model, skeleton.experts).digest,
-        "metrics": list(settings.metrics),
-        "metric_parameters": dict(settings.parameters),
+        "metrics": list(config.metrics),
+        "metric_parameters": config.parameters,
         "data_digest": None if tokens is None else tokens.digest,
-        "chosen": {"max_tokens": settings.max_tokens, "seed": settings.seed},
-        "seq_len": settings.seq_len,
-        "batch_size": settings.batch_size,
-        "chunk_bytes": settings.chunk_bytes,
+        "chosen": {"max_tokens": config.max_tokens, "seed": config.seed},
+        "seq_len": config.seq_len,
+        "batch_size": config.batch_size,
+        "chunk_bytes": config.chunk_bytes,
         "dtype": str(skeleton.model.dtype),
         "device": str(skeleton.device),
         "versions": versions(),

@@ -26,7 +26,7 @@ class LayerCollector:
     """Turns what an experts module is called with into the sums of every metric asked for.
 
     At most one chunk of expert outputs exists at a time: ``[E, t, H]`` float32 with t such that it stays
-    within ``settings.chunk_bytes`` (or t = 1). Between calls only the accumulators are held.
+    within ``config.chunk_bytes`` (or t = 1). Between calls only the accumulators are held.
 
     Attributes:
         layer: The experts module.
@@ -34,9 +34,9 @@ class LayerCollector:
             than there are tokens.
     """
 
-    def __init__(self, layer: ExpertsLayer, settings: CalibrationConfig) -> None:
+    def __init__(self, layer: ExpertsLayer, config: CalibrationConfig) -> None:
         self.layer = layer
-        self._settings = settings
+        self._config = config
         self._accumulators: dict[str, Accumulator] = {}
         self._checked = False
         self._calls = 0
@@ -68,7 +68,7 @@ class LayerCollector:
 
     def chunk_tokens(self, H: int) -> int:
         """Tokens of one chunk, for hidden size ``H``."""
-        return max(1, self._settings.chunk_bytes // (self.layer.num_experts * H * 4))
+        return max(1, self._config.chunk_bytes // (self.layer.num_experts * H * 4))
 
     def finish(self, num_tokens: int = 0) -> dict[str, LayerSimilarity]:
         """Return the layer's similarities by metric; log where fewer than ``num_tokens`` reached it.
@@ -95,13 +95,12 @@ class LayerCollector:
             check_weighted_sum(self.layer, hidden, ids, weights, outputs)
             self._checked = True
         with named(self.layer):
-            for name in self._settings.metrics:
-                if name != "weights":
-                    self._accumulator(name, hidden).update(outputs, ids, weights)
+            for name in self._config.output_metrics:
+                self._accumulator(name, hidden).update(outputs, ids, weights)
 
     def _accumulator(self, name: str, hidden: Tensor) -> Accumulator:
         if name not in self._accumulators:
-            parameters = self._settings.parameters.get(name, {})
+            parameters = self._config.parameters.get(name, {})
             self._accumulators[name] = make_accumulator(
                 name, self.layer.num_experts, device=hidden.device, **parameters
             )

@@ -1,130 +1,151 @@
-"""What one calibration was asked to do, checked once."""
+"""What one calibration is asked to do: all keyword arguments of `sere.calibrate`, checked once."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypedDict
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Literal, Self, TypedDict
 
-from sere.errors import ConfigError
+import torch
 
-if TYPE_CHECKING:
-    import os
-
-    import torch
-
-# 400 sequences of 128 tokens, as in the paper (SERE, arXiv 2602.07616).
-MAX_TOKENS = 51_200
-SEQ_LEN = 128
-CHUNK_BYTES = 256 * 2**20
+from sere.errors import ConfigError, did_you_mean, name_some
+from sere.similarity import get_metric
 
 Progress = bool | Literal["always"]
 
 
-class Options(TypedDict, total=False):
-    """Keyword arguments that both ways of calibrating take; see `sere.calibrate.calibrate`."""
+class CalibrationOptions(TypedDict, total=False):
+    """The fields of `CalibrationConfig` other than ``metric``, for the signature of `sere.calibrate`."""
 
+    metric_parameters: Mapping[str, Any] | None
     max_tokens: int
     seq_len: int
     batch_size: int
     seed: int | None
-    progress: Progress
-    metric_parameters: Mapping[str, Any] | None
-    chunk_bytes: int
     field: str
     split: str
+    chunk_bytes: int
+    progress: Progress
+    low_memory: bool | None
     work_dir: str | os.PathLike[str] | None
+    dtype: torch.dtype | None
+    device: str
     trust_remote_code: bool
 
 
-class CalibrateOptions(Options, total=False):
-    """Keyword arguments of `sere.calibrate.calibrate`."""
-
-    low_memory: bool | None
-
-
-class CheckpointOptions(Options, total=False):
-    """Keyword arguments of `sere.calibrate.calibrate_checkpoint`."""
-
-    tokenizer: Any
-    states_bytes: int
-    dtype: torch.dtype | None
-    device: str
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class CalibrationConfig:
-    """The settings of one calibration run.
-
-    Attributes:
-        metrics: Names of the metrics, each once.
-        parameters: Parameters of a metric by its name; absent for none.
-        max_tokens: At most this many tokens of the texts are used.
-        seq_len: Tokens per sequence.
-        batch_size: Sequences per forward pass.
-        seed: Seed of the documents' order; None keeps their order.
-        chunk_bytes: Bound on the experts' outputs held at a time, in bytes of float32.
-        progress: True shows a bar on a terminal, "always" anywhere, False nowhere.
+    """How to calibrate; `sere.calibrate` describes each field.
 
     Raises:
-        ConfigError: A value is out of range; the text names it.
+        ConfigError: A value is wrong, or a metric or a parameter is unknown; the text names it.
     """
 
-    metrics: tuple[str, ...]
-    parameters: Mapping[str, Mapping[str, Any]]
-    max_tokens: int = MAX_TOKENS
-    seq_len: int = SEQ_LEN
+    metric: str | Sequence[str] = "frobenius"
+    metric_parameters: Mapping[str, Any] | None = None
+    # 400 sequences of 128 tokens, as in the paper (SERE, arXiv 2602.07616).
+    max_tokens: int = 51_200
+    seq_len: int = 128
     batch_size: int = 8
     seed: int | None = 0
-    chunk_bytes: int = CHUNK_BYTES
+    field: str = "text"
+    split: str = "train"
+    chunk_bytes: int = 256 * 2**20
     progress: Progress = True
+    low_memory: bool | None = None
+    work_dir: str | os.PathLike[str] | None = None
+    dtype: torch.dtype | None = None
+    device: str = "cpu"
+    trust_remote_code: bool = False
+
+    @classmethod
+    def from_options(cls, **options: Any) -> Self:
+        """Build from keyword arguments as a user wrote them.
+
+        Raises:
+            TypeError: A name is unknown; the text names the nearest.
+            ConfigError: A value is wrong.
+        """
+        names = [field.name for field in fields(cls)]
+        for name in options:
+            if name not in names:
+                raise TypeError(f"calibrate: unexpected argument {name!r}{did_you_mean(name, names)}")
+        return cls(**options)
 
     def __post_init__(self) -> None:
         if not self.metrics:
             raise ConfigError("metric: expected at least one name, got none")
         if len(set(self.metrics)) < len(self.metrics):
-            raise ConfigError(f"metric: each at most once, got {', '.join(self.metrics)}")
+            raise ConfigError(f"metric: expected each name once, got {name_some(self.metrics)}")
         for name in ("max_tokens", "seq_len", "batch_size", "chunk_bytes"):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ConfigError(f"{name}: expected a whole number of at least 1, got {value!r}")
+                raise ConfigError(f"{name}: expected an integer of at least 1, got {value!r}")
         if self.max_tokens < self.seq_len:
             raise ConfigError(
                 f"max_tokens: expected at least one sequence of seq_len={self.seq_len}, got {self.max_tokens}"
             )
         if unasked := set(self.parameters) - set(self.metrics):
             raise ConfigError(
-                f"metric_parameters: {', '.join(sorted(unasked))} is not among the metrics asked for "
-                f"({', '.join(self.metrics)})"
+                f"metric_parameters: expected names among the metrics ({name_some(self.metrics)}), "
+                f"got {name_some(sorted(unasked))}"
             )
+        for name in self.metrics:
+            self.resolved_parameters(name)
 
     @property
-    def needs_tokens(self) -> bool:
-        """Whether any metric looks at the experts' outputs; `weights` alone does not."""
-        return any(name != "weights" for name in self.metrics)
+    def metrics(self) -> tuple[str, ...]:
+        """The names of the metrics."""
+        return (self.metric,) if isinstance(self.metric, str) else tuple(self.metric)
 
+    @property
+    def parameters(self) -> dict[str, dict[str, Any]]:
+        """The metrics' parameters, as given, by metric name; no entry for a metric without any.
 
-def metric_settings(
-    metric: str | Iterable[str], parameters: Mapping[str, Any] | None
-) -> tuple[tuple[str, ...], dict[str, Mapping[str, Any]]]:
-    """Bring the two forms of asking, one metric or several, into one.
+        Raises:
+            ConfigError: For several metrics, an entry is not a mapping.
+        """
+        given = self.metric_parameters or {}
+        if isinstance(self.metric, str):
+            return {self.metric: dict(given)} if given else {}
+        for name, value in given.items():
+            if not isinstance(value, Mapping):
+                raise ConfigError(
+                    f"metric_parameters: for several metrics expected a mapping from a metric's name to its "
+                    f"parameters, got {name}={value!r}"
+                )
+        return {name: dict(value) for name, value in given.items()}
 
-    Args:
-        metric: A name, or several.
-        parameters: For one metric its parameters; for several, a mapping from a metric's name to its.
+    def resolved_parameters(self, metric: str) -> dict[str, Any]:
+        """Return all parameters of one of the metrics, defaults included.
 
-    Returns:
-        The names, and the parameters by name.
+        Raises:
+            ConfigError: The metric or a parameter is unknown, or a value is wrong.
+        """
+        return get_metric(metric).resolve(self.parameters.get(metric, {}))
 
-    Raises:
-        ConfigError: For several metrics, the parameters of one are no mapping.
-    """
-    if isinstance(metric, str):
-        return (metric,), ({metric: dict(parameters)} if parameters else {})
-    for name, value in (parameters or {}).items():
-        if not isinstance(value, Mapping):
-            raise ConfigError(
-                f"metric_parameters: for several metrics expected a mapping from a metric's name to its "
-                f"parameters, got {name}={value!r}"
-            )
-    return tuple(metric), {name: dict(value) for name, value in (parameters or {}).items()}
+    @property
+    def output_metrics(self) -> tuple[str, ...]:
+        """The names of the metrics that are computed from the experts' outputs on the calibration tokens."""
+        return tuple(name for name in self.metrics if get_metric(name).accumulator is not None)
+
+    @property
+    def weight_metrics(self) -> tuple[str, ...]:
+        """The names of the metrics that are computed from the experts' weights, without tokens."""
+        return tuple(name for name in self.metrics if get_metric(name).of_weights is not None)
+
+    def check_for_loaded_model(self) -> None:
+        """Refuse options that only apply to a checkpoint that is yet to be loaded.
+
+        Raises:
+            ConfigError: One of them is set; the text names it.
+        """
+        defaults = {field.name: field.default for field in fields(self)}
+        for name in ("low_memory", "work_dir", "dtype", "device"):
+            value = getattr(self, name)
+            if value is not False and value != defaults[name]:
+                raise ConfigError(
+                    f"{name}: only applies to a checkpoint, got a model that is already in memory; leave "
+                    f"{name} out, or give the checkpoint's path instead of the model"
+                )

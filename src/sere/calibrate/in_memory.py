@@ -17,7 +17,7 @@ from sere.calibrate.offload import refuse_without_weights
 from sere.calibrate.packing import Tokens
 from sere.calibrate.progress import progress_bar
 from sere.calibrate.vocabulary import check_tokens
-from sere.calibrate.weights import refuse_adapted, stacked_weights_similarity
+from sere.calibrate.weights import refuse_adapted, similarity_of_weights
 from sere.errors import UnsupportedModel
 from sere.similarity import LayerSimilarity
 from sere.structure import ExpertsLayer
@@ -28,7 +28,7 @@ Results = dict[str, dict[int, LayerSimilarity]]
 
 
 def collect_in_memory(
-    model: nn.Module, layers: Sequence[ExpertsLayer], tokens: Tokens | None, settings: CalibrationConfig
+    model: nn.Module, layers: Sequence[ExpertsLayer], tokens: Tokens | None, config: CalibrationConfig
 ) -> Results:
     """Run the model over the tokens and return every layer's similarities.
 
@@ -38,7 +38,7 @@ def collect_in_memory(
         model: The model.
         layers: Its experts modules.
         tokens: The calibration tokens; None where no metric needs any.
-        settings: What to compute.
+        config: What to compute.
 
     Returns:
         Similarities by metric and layer index.
@@ -51,23 +51,23 @@ def collect_in_memory(
     refuse_without_weights(model, layers, runs=tokens is not None)
     if tokens is not None:
         check_tokens(tokens, model)
-    results: Results = {name: {} for name in settings.metrics}
-    if "weights" in results:
+    results: Results = {name: {} for name in config.metrics}
+    for name in config.weight_metrics:
         for layer in layers:
-            refuse_adapted(model, layer)
+            refuse_adapted(model, layer, name)
         for layer in layers:
-            results["weights"][layer.index] = stacked_weights_similarity(layer)
-    if tokens is not None and settings.needs_tokens:
-        for collector in _forward(model, layers, tokens, settings):
+            results[name][layer.index] = similarity_of_weights(layer, name)
+    if tokens is not None and config.output_metrics:
+        for collector in _forward(model, layers, tokens, config):
             for name, similarity in collector.finish(tokens.num_tokens).items():
                 results[name][collector.layer.index] = similarity
     return results
 
 
 def _forward(
-    model: nn.Module, layers: Sequence[ExpertsLayer], tokens: Tokens, settings: CalibrationConfig
+    model: nn.Module, layers: Sequence[ExpertsLayer], tokens: Tokens, config: CalibrationConfig
 ) -> list[LayerCollector]:
-    collectors = [LayerCollector(layer, settings) for layer in layers]
+    collectors = [LayerCollector(layer, config) for layer in layers]
     device, arguments = input_device(model), forward_arguments(model)
     with ExitStack() as stack:
         stack.enter_context(torch.no_grad())
@@ -76,8 +76,8 @@ def _forward(
         _try_token_ids(model, next(tokens.batches(1)).to(device), arguments)
         for collector in collectors:
             stack.enter_context(collecting(collector))
-        bar = stack.enter_context(progress_bar(settings.progress, tokens.num_tokens, "calibrating"))
-        for batch in tokens.batches(settings.batch_size):
+        bar = stack.enter_context(progress_bar(config.progress, tokens.num_tokens, "calibrating"))
+        for batch in tokens.batches(config.batch_size):
             model(input_ids=batch.to(device), **arguments)
             bar.update(batch.numel())
     return collectors

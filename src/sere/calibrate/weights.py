@@ -1,4 +1,4 @@
-"""The experts' own weights, for the metric that needs no data."""
+"""The experts' own weights, for metrics that need no data."""
 
 from __future__ import annotations
 
@@ -11,23 +11,24 @@ from torch import Tensor, nn
 from sere.calibrate.offload import materialized
 from sere.calibrate.sanity import check_similarity, named
 from sere.errors import UnsupportedModel
-from sere.similarity import LayerSimilarity, weights_similarity
+from sere.similarity import LayerSimilarity, get_metric
 from sere.structure import ExpertsLayer
 from sere.wrappers import MERGE, adapts
 
 
-def stacked_weights_similarity(layer: ExpertsLayer) -> LayerSimilarity:
-    """Return the cosine of a layer's experts' concatenated weights.
+def similarity_of_weights(layer: ExpertsLayer, metric: str) -> LayerSimilarity:
+    """Return a layer's similarities by a metric of the experts' concatenated weights.
 
     Args:
         layer: The experts module.
+        metric: Name of a metric that has ``of_weights``.
 
     Raises:
         InputError: Weights are NaN or infinite, or no two experts have anything in common.
         UnsupportedModel: No parameter of the module belongs to one expert each, or they are packed by
             quantization.
 
-    Source: docs/method.md section 3, metric ``weights``.
+    Source: docs/method.md section 3.
     """
     parts: list[list[Tensor]] = [[] for _ in range(layer.num_experts)]
     with materialized(layer):
@@ -37,13 +38,15 @@ def stacked_weights_similarity(layer: ExpertsLayer) -> LayerSimilarity:
             raise UnsupportedModel(
                 f"{layer.name}: found no weights that belong to one of the {layer.num_experts} experts each"
             )
+        of_weights = get_metric(metric).of_weights
+        assert of_weights is not None  # the caller chose by it
         with named(layer):
-            found = weights_similarity([torch.cat(own) for own in parts])
-    check_similarity(layer, "weights", found)
+            found = of_weights([torch.cat(own) for own in parts])
+    check_similarity(layer, metric, found)
     return found
 
 
-def refuse_adapted(model: nn.Module, layer: ExpertsLayer) -> None:
+def refuse_adapted(model: nn.Module, layer: ExpertsLayer, metric: str) -> None:
     """Refuse experts whose own weights are not those that they compute with, because of an adapter.
 
     Raises:
@@ -53,8 +56,8 @@ def refuse_adapted(model: nn.Module, layer: ExpertsLayer) -> None:
     within = (module for module in layer.module.modules() if adapts(module))
     if any(not getattr(module, "merged", False) for module in (*around, *within)):
         raise UnsupportedModel(
-            f"{layer.name}: an adapter changes the experts' weights in each call, so the metric 'weights' "
-            f"cannot read them; {MERGE}, or take a metric of outputs"
+            f"{layer.name}: an adapter changes the experts' weights in each call, so the metric {metric!r} "
+            f"cannot read them; {MERGE}, or use a metric of outputs, such as 'frobenius'"
         )
 
 

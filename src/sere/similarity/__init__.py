@@ -1,9 +1,10 @@
-"""How well one expert replaces another: metrics as defined, and their streaming accumulators."""
+"""How well one expert replaces another: one file per metric, with its definition and what computes it."""
 
 from sere.similarity.accumulator import Accumulator
-from sere.similarity.cosine import weights_similarity
 from sere.similarity.layer import LayerSimilarity, check_scale, check_similarity
-from sere.similarity.metrics import METRICS, Metric, get_metric, make_accumulator, resolve_parameters
+from sere.similarity.metric import Metric
+from sere.similarity.metrics import METRICS, get_metric, make_accumulator, resolve_parameters
+from sere.similarity.weights import weights_similarity
 
 __all__ = [
     "METRICS",

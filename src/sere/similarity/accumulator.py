@@ -1,4 +1,4 @@
-"""What all metrics share: they take outputs piece by piece and hold only sums of shape [E, E]."""
+"""The base of all metrics of outputs: takes outputs piece by piece and holds only sums of shape [E, E]."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
-from sere.errors import DataError, InputError
+from sere.errors import DataError, InputError, name_some
 from sere.similarity.layer import LayerSimilarity
 
 # Outputs are taken in slices of at most this many elements, so that an update needs no second copy of its
@@ -23,18 +23,18 @@ GRAM_STRIP = 64
 
 
 class Accumulator(ABC):
-    """Sums over tokens from which one layer's similarities follow.
+    """Sums over tokens, from which one layer's similarities are computed.
 
     Products are computed in ``dtype`` (float32 by default, whatever the outputs' dtype), sums are held in
-    float64 on the CPU. Feed tokens in any pieces; accumulators of parts of the tokens can be merged in any
-    order. After an error in `update`, start afresh.
+    float64 on the CPU. Tokens may come in any pieces; accumulators of parts of the tokens can be merged in
+    any order. After an error in `update`, make a new accumulator.
 
     Attributes:
         metric: The metric's name.
         needs_routing: Whether `update` must be given the router's ids and weights.
-        E: Number of experts.
+        num_experts: Number of experts.
         parameters: The metric's parameters, JSON-ready.
-        tokens: Tokens taken so far.
+        tokens: Number of tokens so far.
 
     Source: docs/method.md section 3.
     """
@@ -43,13 +43,17 @@ class Accumulator(ABC):
     needs_routing: ClassVar[bool] = False
 
     def __init__(
-        self, E: int, *, device: torch.device | str | None = None, dtype: torch.dtype = torch.float32
+        self,
+        num_experts: int,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
-        if isinstance(E, bool) or not isinstance(E, int) or E < 1:
-            raise InputError(f"E: expected a number of experts of at least 1, got {E!r}")
+        if isinstance(num_experts, bool) or not isinstance(num_experts, int) or num_experts < 1:
+            raise InputError(f"num_experts: expected an integer of at least 1, got {num_experts!r}")
         if dtype not in (torch.float32, torch.float64):
             raise InputError(f"dtype: expected float32 or float64 (16-bit sums change choices), got {dtype}")
-        self.num_experts = E
+        self.num_experts = num_experts
         self.parameters: dict[str, Any] = {}
         self.tokens = 0
         self._device = None if device is None else torch.device(device)
@@ -59,11 +63,11 @@ class Accumulator(ABC):
 
     @torch.no_grad()
     def update(self, outputs: Tensor, ids: Tensor | None = None, weights: Tensor | None = None) -> None:
-        """Take the outputs of all experts for some more tokens.
+        """Add the outputs of all experts for some more tokens.
 
         Args:
             outputs: Expert outputs before the gate weight, ``[E, t, H]``, any floating dtype. Not modified.
-            ids: The router's expert ids for these tokens, ``[t, K]``, or None where the metric needs none.
+            ids: The router's expert ids for these tokens, ``[t, K]``, or None if the metric needs none.
             weights: The router's gate weights for these tokens, ``[t, K]``, or None likewise.
 
         Raises:
@@ -85,10 +89,10 @@ class Accumulator(ABC):
 
     @torch.no_grad()
     def merge(self, other: Self) -> None:
-        """Add what ``other`` has taken; ``other`` stays as it is.
+        """Add the sums of ``other``, which stays as it is.
 
         Raises:
-            InputError: ``other`` has another metric, E, H or other parameters.
+            InputError: ``other`` has another metric, number of experts, hidden size or other parameters.
         """
         mine = (self.metric, self.num_experts, self.parameters)
         theirs = (getattr(other, "metric", type(other).__name__), other.num_experts, other.parameters)
@@ -103,13 +107,13 @@ class Accumulator(ABC):
 
     @torch.no_grad()
     def finalize(self) -> LayerSimilarity:
-        """Return the similarities of all tokens so far; more may be taken afterward.
+        """Return the similarities of all tokens so far; updates may follow.
 
         Raises:
             DataError: No token was taken.
         """
         if self.tokens == 0:
-            raise DataError(f"{self.metric}: no token was taken, so no similarity exists; call update first")
+            raise DataError(f"{self.metric}: expected at least one token, got none; call update first")
         return self._similarity(self._closed_sums())
 
     def state(self) -> dict[str, Tensor]:
@@ -118,10 +122,10 @@ class Accumulator(ABC):
         return sums | {"tokens": torch.tensor([self.tokens, self._H or 0], device="cpu")}
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Go on where ``state`` was taken; what was accumulated here is replaced.
+        """Continue from ``state``; what was accumulated here is replaced.
 
         Raises:
-            InputError: The state is of another metric or E.
+            InputError: The state belongs to another metric or number of experts.
         """
         names = {f"{self.metric}.{name}": name for name in self._sums} | {"tokens": "tokens"}
         if set(state) != set(names):
@@ -164,7 +168,7 @@ class Accumulator(ABC):
             bad = (~torch.isfinite(wide.diagonal())).nonzero().flatten().tolist()
             raise InputError(
                 f"outputs: expected finite values, got NaN, infinity or values whose squares overflow "
-                f"{self._dtype} from experts {bad[:8]}; run the model in bfloat16 or float32"
+                f"{self._dtype} from experts [{name_some(bad)}]; run the model in bfloat16 or float32"
             )
         return wide
 
@@ -198,7 +202,7 @@ class Accumulator(ABC):
 
 
 def blocks(count: int, size: int, elements: int) -> Iterator[slice]:
-    """Yield slices that cover ``range(count)``, each of about ``elements`` at ``size`` elements an entry."""
+    """Yield slices that cover ``range(count)``, each of about ``elements`` at ``size`` elements per entry."""
     step = max(1, elements // size)
     for start in range(0, count, step):
         yield slice(start, min(start + step, count))
@@ -225,9 +229,9 @@ def gram(rows: Tensor) -> Tensor:
     return products
 
 
-def zeros(E: int) -> Tensor:
-    """Return a fresh sum: ``[E, E]``, float64, on the CPU."""
-    return torch.zeros(E, E, dtype=torch.float64, device="cpu")
+def zeros(num_experts: int) -> Tensor:
+    """Return an empty sum: ``[E, E]``, float64, on the CPU."""
+    return torch.zeros(num_experts, num_experts, dtype=torch.float64, device="cpu")
 
 
 def as_layer(similarity: Tensor, scale: Tensor | None = None) -> LayerSimilarity:

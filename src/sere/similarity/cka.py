@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from functools import partial
+from itertools import combinations
 
 import torch
 from torch import Tensor
@@ -11,18 +13,87 @@ from torch import Tensor
 from sere.errors import DataError, InputError
 from sere.similarity.accumulator import Accumulator, as_layer, blocks, cached_elements, gram, zeros
 from sere.similarity.layer import LayerSimilarity
+from sere.similarity.metric import Metric, Parameter, at_least, finite, one_of
 
-KernelName = Literal["linear", "rbf", "polynomial"]
+
+def definition(outputs: Tensor, *, kernel: str, window: int, **parameters: float) -> Tensor:
+    """Return the centered kernel alignment, its HSIC summed over windows of tokens, clamped to [0, 1].
+
+    ``HSIC_ij = Σ_windows trace(C k(Y_i) C k(Y_j))``, ``C = I - 1/w``; the result is
+    ``HSIC_ij / sqrt(HSIC_ii HSIC_jj)``, and NaN for an expert whose centered kernels vanish: its rows are the
+    same within each window.
+
+    Args:
+        outputs: ``Y``, ``[E, T, H]``.
+        kernel: ``"linear"``, ``"rbf"`` or ``"polynomial"``.
+        window: Tokens per window; the last one may be shorter.
+        **parameters: The kernel's: ``bandwidth``; ``degree`` and ``offset``.
+
+    Returns:
+        ``[E, E]``, float64, diagonal 1.
+    """
+    of_window = partial(_DEFINED_KERNELS[kernel], **parameters)
+    Y = outputs.double()
+    E, T, _ = Y.shape
+    hsic = torch.zeros(E, E, dtype=torch.float64, device="cpu")
+    for start in range(0, T, window):
+        kernels = [_centered_kernel(Y[e, start : start + window], of_window) for e in range(E)]
+        for i in range(E):
+            for j in range(E):
+                hsic[i, j] += torch.trace(kernels[i] @ kernels[j])
+    similarity = torch.eye(E, dtype=torch.float64, device="cpu")
+    for i, j in combinations(range(E), 2):
+        norm = math.sqrt(float(hsic[i, i] * hsic[j, j]))
+        similarity[i, j] = similarity[j, i] = float(hsic[i, j]) / norm if norm > 0 else math.nan
+    return similarity.clamp(0, 1)
+
+
+def _centered_kernel(rows: Tensor, kernel: Callable[[Tensor], Tensor]) -> Tensor:
+    w = rows.shape[0]
+    if bool((rows == rows[0]).all()):
+        return rows.new_zeros(w, w)
+    C = torch.eye(w, dtype=rows.dtype, device=rows.device) - 1 / w
+    return C @ kernel(rows) @ C
+
+
+def _linear_kernel(rows: Tensor) -> Tensor:
+    """Return ``k(x, y) = ⟨x, y⟩`` of all pairs of rows, ``[w, w]``."""
+    return rows @ rows.T
+
+
+def _rbf_kernel(rows: Tensor, *, bandwidth: float) -> Tensor:
+    """Return ``exp(-|x - y|² / (2 bandwidth² m))``, ``[w, w]``.
+
+    ``m`` is the window's mean squared distance over pairs of different tokens.
+    """
+    w = rows.shape[0]
+    squared = torch.stack([(rows - row).square().sum(dim=1) for row in rows])
+    mean = float(squared.sum()) / (w * (w - 1)) if w > 1 else 0.0
+    return torch.exp(-squared / (2 * bandwidth**2 * mean)) if mean > 0 else torch.ones_like(squared)
+
+
+def _polynomial_kernel(rows: Tensor, *, degree: int, offset: float) -> Tensor:
+    """Return ``(⟨x, y⟩ / s + offset)^degree``, ``[w, w]``; ``s`` is the window's mean squared norm."""
+    mean = float(rows.square().sum()) / rows.shape[0]
+    inner = rows @ rows.T / mean if mean > 0 else rows @ rows.T
+    return (inner + offset) ** degree
+
+
+_DEFINED_KERNELS: Mapping[str, Callable[..., Tensor]] = {
+    "linear": _linear_kernel,
+    "rbf": _rbf_kernel,
+    "polynomial": _polynomial_kernel,
+}
 
 
 class CKA(Accumulator):
     """Accumulates ``HSIC_ij``, the inner products of experts' centered kernels, over windows of tokens.
 
     Kernels are taken on windows of ``window`` consecutive tokens, whatever the sizes of the updates; tokens
-    of an unfinished window wait in a buffer. What an accumulator was fed is one stream: its last window may
-    be shorter (of at least two tokens), and merging joins streams at window boundaries. Of an expert whose
-    centered kernels all vanish (outputs that are the same for all tokens of a window) no similarity is known:
-    NaN.
+    of an unfinished window wait in a buffer. All updates of one accumulator are one stream of tokens: its
+    last window may be shorter (at least two tokens), and merging joins streams at window boundaries. For an
+    expert whose centered kernels all vanish (its outputs are the same for all tokens of a window) no
+    similarity is known: NaN.
 
     Parameters of the kernels: ``bandwidth`` (``rbf``), relative to the root of the mean squared distance of
     the window's tokens; ``degree`` and ``offset`` (``polynomial``), of inner products relative to the
@@ -35,24 +106,22 @@ class CKA(Accumulator):
 
     def __init__(
         self,
-        E: int,
+        num_experts: int,
         *,
-        kernel: KernelName,
+        kernel: str,
         window: int,
-        bandwidth: float | None = None,
-        degree: int | None = None,
-        offset: float | None = None,
-        **options: Any,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype = torch.float32,
+        **parameters: float,
     ) -> None:
-        super().__init__(E, **options)
-        values = {"bandwidth": bandwidth, "degree": degree, "offset": offset}
-        self._kernel_parameters = {name: value for name, value in values.items() if value is not None}
-        self.parameters = {"kernel": kernel, "window": window, **self._kernel_parameters}
+        super().__init__(num_experts, device=device, dtype=dtype)
+        self._kernel_parameters = parameters
+        self.parameters = {"kernel": kernel, "window": window, **parameters}
         self._kernel = kernel
         self._window = window
         self._waiting: Tensor | None = None
         self._filled = 0
-        self._sums = {"hsic": zeros(E)}
+        self._sums = {"hsic": zeros(num_experts)}
 
     def state(self) -> dict[str, Tensor]:
         """Return everything that was accumulated, with the tokens of the unfinished window."""
@@ -64,10 +133,10 @@ class CKA(Accumulator):
         return super().state() | {"cka.waiting": waiting.clone()}
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Go on where ``state`` was taken; what was accumulated here is replaced.
+        """Continue from ``state``; what was accumulated here is replaced.
 
         Raises:
-            InputError: The state is of another metric or E, or its window is longer than this one's.
+            InputError: The state is of another metric or number of experts, or its window is longer.
         """
         waiting = state.get("cka.waiting")
         if waiting is None or waiting.shape[0] != self.num_experts or waiting.shape[1] >= self._window:
@@ -124,7 +193,9 @@ class CKA(Accumulator):
 
     def _similarity(self, sums: dict[str, Tensor]) -> LayerSimilarity:
         if self.tokens < 2:
-            raise DataError("cka: one token has no likeness to others; expected at least 2 tokens")
+            raise DataError(
+                "cka: expected at least 2 tokens, because one token has no others to compare with; got 1"
+            )
         hsic = sums["hsic"]
         norms = hsic.diagonal().sqrt()
         norms = norms.masked_fill(norms == 0, torch.nan)
@@ -138,7 +209,7 @@ def _inner(x: Tensor, y: Tensor) -> Tensor:
 
 
 def _linear(Y: Tensor) -> Tensor:
-    # Centring the tokens first changes the centered kernel in nothing but its rounding.
+    # Centering the tokens first changes only the rounding of the centered kernel.
     centered = Y - Y.mean(dim=1, keepdim=True)
     return _inner(centered, centered)
 
@@ -164,3 +235,32 @@ def _polynomial(Y: Tensor, *, degree: int, offset: float) -> Tensor:
 
 
 KERNELS: Mapping[str, Callable[..., Tensor]] = {"linear": _linear, "rbf": _rbf, "polynomial": _polynomial}
+
+_WINDOW = Parameter(128, at_least(2))
+_OF_KERNEL: Mapping[str, Mapping[str, Parameter]] = {
+    "linear": {},
+    "rbf": {"bandwidth": Parameter(1.0, finite(above_zero=True))},
+    "polynomial": {"degree": Parameter(3, at_least(1)), "offset": Parameter(1.0, finite())},
+}
+_UNKNOWN = "they gave the same output for all tokens of each window"
+
+METRIC = Metric(
+    name="cka",
+    summary="centered kernel alignment (kernel: linear, rbf, polynomial)",
+    definition=definition,
+    accumulator=CKA,
+    parameters={"kernel": Parameter("linear", one_of(*KERNELS), adds=_OF_KERNEL), "window": _WINDOW},
+    unknown=_UNKNOWN,
+)
+
+WITH_ONE_KERNEL = tuple(
+    Metric(
+        name=f"cka_{kernel}",
+        summary=f"cka with the {kernel} kernel",
+        definition=definition,
+        accumulator=CKA,
+        parameters={"kernel": Parameter(kernel, one_of(kernel)), "window": _WINDOW, **_OF_KERNEL[kernel]},
+        unknown=_UNKNOWN,
+    )
+    for kernel in KERNELS
+)

@@ -1,16 +1,15 @@
-"""Cosine similarity: the mean cosine of two experts' outputs, token by token; and of two experts' weights."""
+"""Cosine similarity: the mean cosine of two experts' outputs, token by token."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from itertools import combinations
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from sere.errors import InputError
 from sere.similarity.accumulator import (
-    SLICE_ELEMENTS,
     Accumulator,
     as_layer,
     blocks,
@@ -19,6 +18,34 @@ from sere.similarity.accumulator import (
     zeros,
 )
 from sere.similarity.layer import LayerSimilarity
+from sere.similarity.metric import Metric
+
+
+def definition(outputs: Tensor) -> Tensor:
+    """Return ``(1 + mean over tokens of cos(Y_i(t), Y_j(t))) / 2``; the cosine with a zero row is 0.
+
+    NaN for an expert whose rows are all zero.
+
+    Args:
+        outputs: ``Y``, ``[E, T, H]``.
+
+    Returns:
+        ``[E, E]``, float64, diagonal 1.
+    """
+    Y = outputs.double()
+    E, T, _ = Y.shape
+    similarity = torch.ones(E, E, dtype=torch.float64, device="cpu")
+    for i, j in combinations(range(E), 2):
+        total = sum(cosine_of(Y[i, t], Y[j, t]) for t in range(T))
+        known = bool(Y[i].any()) and bool(Y[j].any())
+        similarity[i, j] = similarity[j, i] = (1 + total / T) / 2 if known else math.nan
+    return similarity
+
+
+def cosine_of(a: Tensor, b: Tensor) -> float:
+    """Return the cosine of two vectors; 0 if one is zero."""
+    norm = float(a.norm() * b.norm())
+    return float(a @ b) / norm if norm > 0 else 0.0
 
 
 class Cosine(Accumulator):
@@ -31,9 +58,9 @@ class Cosine(Accumulator):
 
     metric = "cosine"
 
-    def __init__(self, E: int, **options: Any) -> None:
-        super().__init__(E, **options)
-        self._sums = {"cosine": zeros(E)}
+    def __init__(self, num_experts: int, **options: Any) -> None:
+        super().__init__(num_experts, **options)
+        self._sums = {"cosine": zeros(num_experts)}
 
     def _add(self, outputs: Tensor, *_routing: Tensor) -> None:
         for part in self._slices(outputs):
@@ -55,6 +82,15 @@ class Cosine(Accumulator):
         return as_layer(similarity.masked_fill(silent[:, None] | silent, torch.nan))
 
 
+METRIC = Metric(
+    name="cosine",
+    summary="mean cosine of outputs, token by token",
+    definition=definition,
+    accumulator=Cosine,
+    unknown="they gave no output on any token",
+)
+
+
 def directions(rows: Tensor) -> Tensor:
     """Return the rows ``[..., H]`` divided by their norms; zero rows stay zero. ``rows`` is not modified.
 
@@ -70,38 +106,3 @@ def directions(rows: Tensor) -> Tensor:
     rows = rows / largest.masked_fill(largest == 0, 1)
     norm = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
     return torch.div(rows, norm.masked_fill(norm == 0, 1))
-
-
-@torch.no_grad()
-def weights_similarity(weights: Sequence[Tensor] | Tensor) -> LayerSimilarity:
-    """Return the cosine of the experts' concatenated weights: similarity without data.
-
-    Args:
-        weights: One flat tensor an expert, or ``[E, n]``; any floating dtype. Not modified.
-
-    Returns:
-        The layer's similarities. Negative cosines are 0; those with an all-zero expert are NaN: not known.
-
-    Raises:
-        InputError: There is no expert, or they differ in size, are not floating-point or not finite.
-
-    Source: docs/method.md section 3, metric ``weights``.
-    """
-    flat = [expert.detach().reshape(-1) for expert in weights]
-    if not flat or len({expert.numel() for expert in flat}) > 1 or flat[0].numel() == 0:
-        sizes = sorted({expert.numel() for expert in flat})
-        raise InputError(
-            f"weights: expected one non-empty tensor an expert, all of one size, got sizes {sizes}"
-        )
-    if not all(expert.is_floating_point() for expert in flat):
-        raise InputError("weights: expected floating-point tensors; dequantize the experts first")
-    products, step = zeros(len(flat)), max(1, SLICE_ELEMENTS // len(flat))
-    for start in range(0, flat[0].numel(), step):
-        block = torch.stack([expert[start : start + step].float() for expert in flat])
-        products += gram(block).cpu().double()
-    if not bool(torch.isfinite(products).all()):
-        bad = (~torch.isfinite(products.diagonal())).nonzero().flatten().tolist()
-        raise InputError(f"weights: expected finite values, got NaN or infinity from experts {bad[:8]}")
-    norms = products.diagonal().sqrt()
-    norms = norms.masked_fill(norms == 0, torch.nan)
-    return as_layer(products / norms[:, None] / norms[None, :])

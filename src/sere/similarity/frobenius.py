@@ -9,10 +9,30 @@ from torch import Tensor
 
 from sere.similarity.accumulator import Accumulator, as_layer, blocks, cached_elements, gram, zeros
 from sere.similarity.layer import LayerSimilarity
+from sere.similarity.metric import Metric
 
 # A similarity may be off by this much because of cancellation in the Gram form; pairs for which it could be
 # more are computed again. Rounding of a Gram entry is taken as twice the dtype's epsilon.
 CANCELLATION = 5e-6
+
+
+def definition(outputs: Tensor) -> Tensor:
+    """Return ``1 - D_ij / max(D)`` with ``D_ij = ||Y_i - Y_j||_F`` over all tokens.
+
+    Args:
+        outputs: ``Y``, ``[E, T, H]``.
+
+    Returns:
+        ``[E, E]``, float64; all ones where all experts are equal.
+    """
+    Y = outputs.double()
+    E = Y.shape[0]
+    distance = torch.zeros(E, E, dtype=torch.float64, device="cpu")
+    for i in range(E):
+        for j in range(E):
+            distance[i, j] = (Y[i] - Y[j]).square().sum().sqrt()
+    farthest = float(distance.max())
+    return 1 - distance / farthest if farthest > 0 else torch.ones_like(distance)
 
 
 class Frobenius(Accumulator):
@@ -23,9 +43,9 @@ class Frobenius(Accumulator):
 
     metric = "frobenius"
 
-    def __init__(self, E: int, **options: Any) -> None:
-        super().__init__(E, **options)
-        self._sums = {"squared_distance": zeros(E)}
+    def __init__(self, num_experts: int, **options: Any) -> None:
+        super().__init__(num_experts, **options)
+        self._sums = {"squared_distance": zeros(num_experts)}
 
     def _add(self, outputs: Tensor, *_routing: Tensor) -> None:
         for part in self._slices(outputs):
@@ -36,6 +56,14 @@ class Frobenius(Accumulator):
         distance = sums["squared_distance"].sqrt()
         farthest = distance.max()
         return as_layer(1 - distance / farthest if farthest > 0 else torch.ones_like(distance))
+
+
+METRIC = Metric(
+    name="frobenius",
+    summary="distance of outputs, relative to the farthest pair",
+    definition=definition,
+    accumulator=Frobenius,
+)
 
 
 def squared_distances(rows: Tensor, dtype: torch.dtype, *, split: bool = True) -> Tensor:

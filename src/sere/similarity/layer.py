@@ -1,4 +1,4 @@
-"""One layer's similarities: the unit that calibration makes, a table holds and re-routing takes."""
+"""One layer's similarities: what calibration computes, a table holds and re-routing uses."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ class LayerSimilarity:
     """How well one expert of a layer replaces another.
 
     Attributes:
-        similarity: ``[E, E]``, float32; row e, column p: how well p replaces e, in [0, 1]; NaN where that is
-            not known, which is never enough to replace e; diagonal 1.
-        scale: ``[E, E]``, float32, finite, or None; the factor α that fits p's output to e's best.
+        similarity: ``[E, E]``, float32; row e, column p: how well p replaces e, in [0, 1]; NaN if that is
+            not known, and then p never replaces e; diagonal 1.
+        scale: ``[E, E]``, float32, finite, or None; the factor α by which p's output fits e's best.
 
     Raises:
-        InputError: A shape, dtype or value is wrong; the text gives what was expected and what came.
+        InputError: A shape, dtype or value is wrong.
 
     Source: docs/method.md section 3.
     """
@@ -46,7 +46,7 @@ class LayerSimilarity:
 
     @property
     def unknown(self) -> tuple[int, ...]:
-        """The experts of which no similarity to any other is known: they are never replaced."""
+        """The experts that have no known similarity to any other: they are never replaced."""
         if self.num_experts == 1:
             return ()
         known = (~self.similarity.isnan()).sum(dim=1)  # the diagonal among them
@@ -54,14 +54,14 @@ class LayerSimilarity:
 
 
 def check_tensor(name: str, value: object) -> None:
-    """Refuse what is no tensor.
+    """Refuse an argument that is not a tensor.
 
     Args:
-        name: What the argument is called.
-        value: What came.
+        name: The argument's name.
+        value: Its value.
 
     Raises:
-        InputError: It is something else.
+        InputError: It is not a tensor.
     """
     if not isinstance(value, Tensor):
         raise InputError(f"{name}: expected a torch.Tensor, got {type(value).__name__}; use torch.as_tensor")
@@ -71,7 +71,7 @@ def check_similarity(similarity: Tensor) -> None:
     """Refuse what cannot be a similarity matrix. NaN off the diagonal is a similarity that is not known.
 
     Raises:
-        InputError: No tensor, not square, not float32, outside [0, 1], or the diagonal is not 1.
+        InputError: Not a tensor, not square, not float32, outside [0, 1], or the diagonal is not 1.
     """
     check_tensor("similarity", similarity)
     if similarity.ndim != 2 or similarity.shape[0] != similarity.shape[1] or similarity.shape[0] == 0:
@@ -95,13 +95,14 @@ def check_similarity(similarity: Tensor) -> None:
         raise InputError(f"similarity: expected a diagonal of 1, got one off by {worst:.3g}")
 
 
-def check_scale(scale: Tensor, E: int) -> None:
-    """Refuse what cannot be the factors of a layer with ``E`` experts.
+def check_scale(scale: Tensor, num_experts: int) -> None:
+    """Refuse what cannot be the factors of a layer with this many experts.
 
     Raises:
-        InputError: It is no tensor, or shape, dtype or a value is wrong.
+        InputError: It is not a tensor, or shape, dtype or a value is wrong.
     """
     check_tensor("scale", scale)
+    E = num_experts
     if tuple(scale.shape) != (E, E):
         raise InputError(f"scale: expected shape [{E}, {E}] like the similarity, got {list(scale.shape)}")
     if scale.dtype != torch.float32:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -9,6 +10,43 @@ from torch import Tensor
 
 from sere.similarity.accumulator import Accumulator, as_layer, zeros
 from sere.similarity.layer import LayerSimilarity
+from sere.similarity.metric import Metric
+
+
+def definition(outputs: Tensor, ids: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Return how much of each expert one scalar times another explains, and that scalar.
+
+    On the tokens routed to e, weighted by their gate: ``1 - min_α Σ w ||Y_e - α Y_p||² / Σ w ||Y_e||²``.
+
+    Args:
+        outputs: ``Y``, ``[E, T, H]``.
+        ids: The router's choice, ``[T, K]``; a slot with an id outside [0, E) or weight 0 does not count.
+        weights: Gate weights, ``[T, K]``.
+
+    Returns:
+        Similarity and scale α, both ``[E, E]``, float64, row e and column p: p in place of e. Similarity is 0
+        where α is negative. It is NaN, and scale 1, where ``Y_e`` or ``Y_p`` is zero on all of e's tokens, as
+        on the none of an expert that no slot chose.
+    """
+    Y, w = outputs.double(), weights.double()
+    E, T, _ = Y.shape
+    similarity, scale = (
+        torch.eye(E, dtype=torch.float64, device="cpu"),
+        torch.ones(E, E, dtype=torch.float64, device="cpu"),
+    )
+    for e in range(E):
+        slots = [(t, float(w[t, k])) for t in range(T) for k in range(ids.shape[1]) if ids[t, k] == e]
+        energy = sum(weight * float(Y[e, t].square().sum()) for t, weight in slots)
+        for p in set(range(E)) - {e}:
+            common = sum(weight * float(Y[e, t] @ Y[p, t]) for t, weight in slots)
+            other = sum(weight * float(Y[p, t].square().sum()) for t, weight in slots)
+            if energy == 0 or other == 0:
+                similarity[e, p] = math.nan
+                continue
+            alpha = scale[e, p] = common / other
+            residual = sum(weight * float((Y[e, t] - alpha * Y[p, t]).square().sum()) for t, weight in slots)
+            similarity[e, p] = 1 - residual / energy if alpha > 0 else 0
+    return similarity, scale
 
 
 class Projection(Accumulator):
@@ -26,9 +64,9 @@ class Projection(Accumulator):
     metric = "projection"
     needs_routing = True
 
-    def __init__(self, E: int, **options: Any) -> None:
-        super().__init__(E, **options)
-        self._sums = {"common": zeros(E), "energy": zeros(E)}
+    def __init__(self, num_experts: int, **options: Any) -> None:
+        super().__init__(num_experts, **options)
+        self._sums = {"common": zeros(num_experts), "energy": zeros(num_experts)}
 
     def _add(self, outputs: Tensor, *routing: Tensor) -> None:
         ids, weights = routing
@@ -55,3 +93,14 @@ class Projection(Accumulator):
         known = (own > 0) & (B > 0) & torch.isfinite((A / B).float())
         similarity = torch.where(A > 0, A.square() / (B * own), 0.0).masked_fill(~known, torch.nan)
         return as_layer(similarity, torch.where(known, A / B, 1.0).fill_diagonal_(1))
+
+
+METRIC = Metric(
+    name="projection",
+    summary="share of an expert's routed output that one scalar times another's explains",
+    definition=definition,
+    accumulator=Projection,
+    symmetric=False,
+    unknown="no calibration token was routed to them, or they gave no output on those that were; calibrate "
+    "on more tokens",
+)

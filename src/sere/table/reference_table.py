@@ -74,7 +74,8 @@ def import_reference_table(
 def _read(source: Path) -> Mapping[Any, Any]:
     if not source.is_file():
         raise TableError(
-            f"{source}: {what_is_there(source)}; expected the reference implementation's similarity_matrices.pt"
+            f"{source}: {what_is_there(source)}; expected the reference implementation's "
+            "similarity_matrices.pt"
         )
     try:
         content = torch.load(source, map_location="cpu", weights_only=True)

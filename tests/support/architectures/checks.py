@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 import sere
-from sere.calibrate import calibrate, calibrate_checkpoint
+from sere.calibrate import calibrate
 from sere.errors import TableMismatch, UnsupportedModel
 from sere.policies import Oea
 from sere.structure import find_experts, identify
@@ -67,7 +67,7 @@ def layer_by_layer(model: PreTrainedModel, folder: Path) -> str:
     """From a saved checkpoint, layer by layer, the tables are those of the model in memory."""
     path = folder / "checkpoint"
     model.save_pretrained(path)
-    by_layers = calibrate_checkpoint(path, TEXTS, tokenizer=char_tokenizer(), **OPTIONS)
+    by_layers = calibrate(path, low_memory=True, texts=TEXTS, tokenizer=char_tokenizer(), **OPTIONS)
     whole = calibrate(load_whole(path), char_tokenizer(), TEXTS, **OPTIONS)
     for metric in METRICS:
         assert whole[metric].fingerprint == by_layers[metric].fingerprint

@@ -19,7 +19,7 @@ from sere.calibrate.layerwise.work_folder import WorkFolder
 from sere.calibrate.packing import Tokens
 from sere.calibrate.progress import Bar, progress_bar
 from sere.calibrate.vocabulary import check_tokens
-from sere.calibrate.weights import stacked_weights_similarity
+from sere.calibrate.weights import similarity_of_weights
 from sere.similarity import LayerSimilarity
 from sere.structure import ExpertsLayer
 
@@ -27,7 +27,7 @@ from sere.structure import ExpertsLayer
 def collect_layerwise(
     skeleton: Skeleton,
     tokens: Tokens | None,
-    settings: CalibrationConfig,
+    config: CalibrationConfig,
     work: WorkFolder,
     *,
     states_in_memory: bool,
@@ -37,7 +37,7 @@ def collect_layerwise(
     Args:
         skeleton: The model without weights.
         tokens: The calibration tokens; None where no metric needs any.
-        settings: What to compute.
+        config: What to compute.
         work: Where finished layers go; the run starts behind those that are there.
         states_in_memory: Keep the hidden states in memory; the run then cannot be resumed.
 
@@ -54,9 +54,9 @@ def collect_layerwise(
     if tokens is not None:
         check_tokens(tokens, skeleton.model)
     experts = {_place(skeleton, layer): layer for layer in skeleton.experts}
-    pass_ = _Pass(skeleton, tokens if settings.needs_tokens else None, settings, work, states_in_memory)
+    pass_ = _Pass(skeleton, tokens if config.output_metrics else None, config, work, states_in_memory)
     pass_.run(experts)
-    results: Results = {name: {} for name in settings.metrics}
+    results: Results = {name: {} for name in config.metrics}
     for place, layer in experts.items():
         for name, similarity in work.load_layer(place).items():
             results[name][layer.index] = similarity
@@ -70,13 +70,13 @@ class _Pass:
         self,
         skeleton: Skeleton,
         tokens: Tokens | None,
-        settings: CalibrationConfig,
+        config: CalibrationConfig,
         work: WorkFolder,
         in_memory: bool,
     ) -> None:
         self._skeleton = skeleton
         self._tokens = tokens
-        self._settings = settings
+        self._config = config
         self._work = work
         self._in_memory = in_memory
         self._states: States | None = work.states()
@@ -89,7 +89,7 @@ class _Pass:
             self._skeleton.load_rest()
             runner = LayerRunner(self._skeleton.model, self._skeleton.layers)
         total, done = count * (last + 1), count * start
-        with progress_bar(self._settings.progress, total, "calibrating", done=done) as bar:
+        with progress_bar(self._config.progress, total, "calibrating", done=done) as bar:
             for place in range(start, last + 1):
                 self._layer(place, experts.get(place), runner, bar, is_last=place == last)
 
@@ -101,8 +101,8 @@ class _Pass:
         found: dict[str, LayerSimilarity] = {}
         leaving: States | None = None
         with self._skeleton.loaded(place):
-            if layer is not None and "weights" in self._settings.metrics:
-                found["weights"] = stacked_weights_similarity(layer)
+            if layer is not None:
+                found = {name: similarity_of_weights(layer, name) for name in self._config.weight_metrics}
             if runner is not None:
                 leaving = None if is_last else self._new_states(place + 1)
                 found |= self._outputs(place, layer, runner, leaving, bar)
@@ -121,7 +121,7 @@ class _Pass:
         if layer is None:
             self._run_batches(place, runner, leaving, bar)
             return {}
-        collector = LayerCollector(layer, self._settings)
+        collector = LayerCollector(layer, self._config)
         with collecting(collector):
             self._run_batches(place, runner, leaving, bar)
         return collector.finish(0 if self._tokens is None else self._tokens.num_tokens)
@@ -137,7 +137,7 @@ class _Pass:
             bar.update(ids.numel())
 
     def _batches(self, tokens: Tokens) -> Iterator[tuple[Tensor, Tensor | None]]:
-        batches = tokens.batches(self._settings.batch_size)
+        batches = tokens.batches(self._config.batch_size)
         if self._states is None:
             return zip(batches, itertools.repeat(None))
         return zip(batches, self._states.read(), strict=True)

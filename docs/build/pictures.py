@@ -9,23 +9,64 @@ from typing import Any
 import matplotlib
 from matplotlib.figure import Figure
 
+from records import Record
 from sere.bench import picture
-
-Record = Mapping[str, Any]
 
 # Four more colors than there, and markers for all of them.
 COLORS = (*picture.COLORS, "#56B4E9", "#999999", "#882255", "#7A6A00")
 MARKERS = (*picture.MARKERS, "X", "<", ">", "*")
 
 
+def recommended(cases: Mapping[int, tuple[Record, Record]]) -> str:
+    """Draw time per token and right answers over the batch size, baseline and recommended setting.
+
+    Args:
+        cases: By batch size: without re-routing, with the recommended setting; both of one run.
+
+    Returns:
+        The picture, as SVG, on white, so that it reads on light and on dark pages.
+    """
+    figure = Figure(figsize=(9.6, 3.6), layout="constrained")
+    times, answers = figure.subplots(1, 2)
+    sizes = sorted(cases)
+    for index, name in enumerate(("without sere", "with sere, recommended setting")):
+        line = [cases[size][index] for size in sizes]
+        style = {"color": COLORS[index], "marker": MARKERS[index], "linewidth": 1.8, "label": name}
+        times.plot(sizes, [case["tpot_ms"]["p50"] for case in line], **style)
+        shares = [case["share"] for case in line]
+        answers.errorbar(
+            # Side by side, so that the bars of one do not hide those of the other.
+            [size * (0.97, 1.03)[index] for size in sizes],
+            [100 * share["value"] for share in shares],
+            yerr=[
+                [100 * (share["value"] - share["low"]) for share in shares],
+                [100 * (share["high"] - share["value"]) for share in shares],
+            ],
+            elinewidth=1.2, capsize=3, **style,
+        )  # fmt: skip
+    for size in sizes:
+        faster = cases[size][1]
+        times.annotate(
+            f"{faster['speedup']['p50']:.2f}x", (size, faster["tpot_ms"]["p50"]),
+            xytext=(0, -14), textcoords="offset points", ha="center", fontsize=9, color=COLORS[1],
+        )  # fmt: skip
+    axis = "batch size (rows of a decode step)"
+    picture.batch_axis(times, sizes, "time per output token, ms; labels: times as fast", axis)
+    picture.batch_axis(answers, sizes, "right answers, %; bars: 95 % intervals", axis)
+    times.legend(frameon=False, fontsize=9, loc="upper left")
+    answers.legend(frameon=False, fontsize=9, loc="lower right")
+    answers.set_ylim(0, 104)
+    return _svg(figure)
+
+
 def serve(records: Sequence[Record]) -> str:
     """Draw how much faster a vLLM engine is than off, and its distinct experts, over the batch size.
 
     Args:
-        records: Of ``sere bench serve``; oracles and ``untouched`` are left out.
+        records: Of ``sere bench serve``; replays and the engine without sere are left out.
 
     Returns:
-        The picture, as SVG; a row a model.
+        The picture, as SVG; one row per model.
     """
     # A floor's engine has an off of its own, which its ratios are to; one line of off is enough to draw.
     shown = [
@@ -47,16 +88,17 @@ def serve(records: Sequence[Record]) -> str:
                     continue
                 line.sort(key=lambda record: int(record["batch_size"]))
                 style = _style(settings.index(setting), ways.index(way))
-                style["label"] = setting if len(ways) == 1 else f"{setting}, {way}"
+                name = setting
+                style["label"] = name if len(ways) == 1 else f"{name}, {way}"
                 sizes = [record["batch_size"] for record in line]
                 if setting != "off":
-                    faster.plot(sizes, [record["ratio_off_to_this"]["p50"] for record in line], **style)
-                style["label"] = setting
+                    faster.plot(sizes, [record["speedup"]["p50"] for record in line], **style)
+                style["label"] = name
                 if way == _way(mine[0]):  # the others route alike
-                    experts.plot(sizes, [record["experts"]["after"] for record in line], **style)
+                    experts.plot(sizes, [record["experts"]["distinct_after"] for record in line], **style)
         sizes = sorted({record["batch_size"] for record in mine})
         counts = f"distinct experts per layer and step (of {mine[0]['subject']['E']})"
-        picture.batch_axis(faster, sizes, f"{model}: times faster than off", "requests at once")
+        picture.batch_axis(faster, sizes, f"{model}: times as fast as off", "requests at once")
         picture.batch_axis(experts, sizes, counts, "requests at once")
         faster.axhline(1, color=COLORS[0], linewidth=1)
         for axes in (faster, experts):
@@ -65,7 +107,7 @@ def serve(records: Sequence[Record]) -> str:
 
 
 def quality(cases: Sequence[Record]) -> str:
-    """Draw right answers over distinct experts, a line a method; further up and further left is better.
+    """Draw right answers over distinct experts, one line per method; further up and further left is better.
 
     Args:
         cases: Of ``sere eval``, all of one batch size.
@@ -78,12 +120,12 @@ def quality(cases: Sequence[Record]) -> str:
         lines.setdefault(_method(case["setting"]), []).append(case)
     figure = Figure(figsize=(8, 4.6), layout="constrained")
     axes = figure.subplots()
-    for place, (method, line) in enumerate(lines.items()):
-        line.sort(key=lambda case: float(case["experts"]["after"]))
+    for index, (method, line) in enumerate(lines.items()):
+        line.sort(key=lambda case: float(case["experts"]["distinct_after"]))
         shares = [case["tasks"]["all"]["share"] for case in line]
-        style = _style(place % len(COLORS), 0 if method.startswith(("off", "sere")) else 1)
+        style = _style(index % len(COLORS), 0 if method.startswith(("off", "sere")) else 1)
         axes.errorbar(
-            [case["experts"]["after"] for case in line],
+            [case["experts"]["distinct_after"] for case in line],
             [100 * share["value"] for share in shares],
             yerr=[
                 [100 * (share["value"] - share["low"]) for share in shares],
@@ -104,7 +146,7 @@ def _method(setting: str) -> str:
     """Return a setting without the number that moves it along its line."""
     kind, _, options = setting.partition(":")
     names = [option.partition("=")[0] for option in options.split(",")]
-    marks = [name for name in ("min_active", "scale") if name in names]
+    marks = [name for name in ("min_active", "use_scale") if name in names]
     return " with ".join([kind, *([" and ".join(marks)] if marks else [])])
 
 
@@ -113,10 +155,10 @@ def _way(record: Record) -> str:
     return f"{record['config']['mode']}, {threads} thread{'s' * (threads > 1)}"
 
 
-def _style(place: int, dashes: int) -> dict[str, Any]:
+def _style(index: int, dashes: int) -> dict[str, Any]:
     return {
-        "color": COLORS[place % len(COLORS)],
-        "marker": MARKERS[place % len(MARKERS)],
+        "color": COLORS[index % len(COLORS)],
+        "marker": MARKERS[index % len(MARKERS)],
         "linewidth": 1.6,
         "linestyle": ("-", (0, (3, 3)), (0, (1, 2)), (0, (5, 1, 1, 1)))[dashes % 4],
     }

@@ -6,9 +6,10 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-import tables
+from cells import conditions, table
+from records import read_json
 
-COLUMNS = {
+CHECKS = {
     "found": "experts found",
     "in_memory": "calibrated in memory",
     "layer_by_layer": "layer by layer",
@@ -33,25 +34,34 @@ class _Notes:
 
 
 def architectures() -> str:
-    """Model type by check, for all releases together; below it the reasons in full."""
-    releases = tables.read_json("architectures.json")
+    """Model types that pass all checks, then the others with what does not, then the reasons in full."""
+    releases = read_json("architectures.json")
     entries: dict[str, dict[str, Any]] = {}
     for release, record in releases.items():
         for entry in record["architectures"]:
             entries.setdefault(entry["name"], {})[release] = entry
     notes = _Notes()
-    rows = [[f"`{name}`", _releases(found), *_cells(found, notes)] for name, found in sorted(entries.items())]
-    table = tables._table(rows, ["model type", "Transformers", *COLUMNS.values()])
+    differing = {name: _differing(found, notes) for name, found in sorted(entries.items())}
+    everything = [[f"`{name}`", _releases(entries[name])] for name, found in differing.items() if not found]
+    others = [[f"`{name}`", _releases(entries[name]), found] for name, found in differing.items() if found]
     remarks = "\n".join(f"{number}. {text}" for number, text in enumerate(notes.texts, 1))
-    return f"{table}\n\n{remarks}" + tables._conditions(list(releases.values()))
+    parts = [
+        "## Everything works", table(everything, ["model type", "Transformers"]),
+        "## Something does not, or is special",
+        table(others, ["model type", "Transformers", "check: result (reason below)"]),
+        "## Reasons", remarks + conditions(list(releases.values())),
+    ]  # fmt: skip
+    return "\n\n".join(parts)
+
+
+def _differing(found: Mapping[str, Any], notes: _Notes) -> str:
+    """Name the checks whose result is more or less than a plain yes, with the result."""
+    results = {title: _cell(found, check, notes) for check, title in CHECKS.items()}
+    return "; ".join(f"{title}: {result}" for title, result in results.items() if result not in ("", "yes"))
 
 
 def _releases(found: Mapping[str, Any]) -> str:
     return ", ".join(release.removesuffix(".0") for release in found)
-
-
-def _cells(found: Mapping[str, Any], notes: _Notes) -> list[str]:
-    return [_cell(found, check, notes) for check in COLUMNS]
 
 
 def _cell(found: Mapping[str, Any], check: str, notes: _Notes) -> str:
@@ -62,7 +72,7 @@ def _cell(found: Mapping[str, Any], check: str, notes: _Notes) -> str:
             said.setdefault(word, []).append(release.removesuffix(".0"))
     if len(said) <= 1:
         return next(iter(said), "")
-    return "; ".join(f"{', '.join(releases)}: {word}" for word, releases in said.items())
+    return ", ".join(f"{word} in {', '.join(releases)}" for word, releases in said.items())
 
 
 def _word(entry: Mapping[str, Any], check: str, notes: _Notes) -> str:

@@ -1,6 +1,6 @@
 """Write the documents' tables and pictures from the committed records: no number in them is typed by hand.
 
-Run ``python benchmarks/documents.py``. A block of a document between ``<!-- record: NAME -->`` and
+Run ``python docs/build/documents.py``. A block of a document between ``<!-- record: NAME -->`` and
 ``<!-- end -->`` is replaced by what the function of that name renders; ``--check`` only compares. Pictures
 are drawn beside the documents; of them ``--check`` compares the words alone, for matplotlib's versions
 draw differently.
@@ -14,39 +14,48 @@ import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import answer_tables as answers
 import architecture_table
 import pictures
-import tables
+import records
+import serving_tables as serving
+import speed_tables as speed
 from sere.files import atomic_path
 
-ROOT = Path(__file__).resolve().parents[1]
-DOCUMENTS = ("README.md", "docs/architectures.md", "docs/measurements.md", "docs/vllm.md")
+ROOT = Path(__file__).resolve().parents[2]
+DOCUMENTS = ("README.md", "docs/architectures.md", "docs/evaluating.md", "docs/measurements.md")
 BLOCK = re.compile(r"(<!-- record: (?P<name>[a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 BLOCKS: Mapping[str, Callable[[], str]] = {
-    "demo": tables.demo,
-    "eval-overall": tables.eval_overall,
-    "eval-metrics": tables.eval_metrics,
-    "eval-tasks": tables.eval_tasks,
-    "eval-vllm": tables.eval_vllm,
-    "reroute": tables.reroute,
-    "bench": tables.bench,
-    "bench-summary": tables.bench_summary,
-    "serve": tables.serve,
-    "serve-emulated": lambda: tables.serve("serve_emulated.jsonl"),
-    "serve-floor": tables.serve_floor,
-    "serve-online": tables.serve_online,
-    "vllm-load": tables.vllm_load,
-    "similarity": tables.similarity,
-    "calibrate-large": tables.calibrate_large,
+    "recommended": answers.recommended,
+    "demo": answers.demo,
+    "eval-overall": answers.eval_overall,
+    "eval-text": answers.eval_text,
+    "eval-prompts": answers.eval_prompts,
+    "eval-questions": answers.eval_questions,
+    "eval-metrics": answers.eval_metrics,
+    "eval-tasks": answers.eval_tasks,
+    "eval-vllm": answers.eval_vllm,
+    "reroute": speed.reroute,
+    "bench": speed.bench,
+    "serve": serving.serve,
+    "serve-emulated": lambda: serving.serve("serve_emulated.jsonl"),
+    "serve-floor": serving.serve_floor,
+    "serve-online": serving.serve_online,
+    "vllm-load": serving.vllm_load,
+    "similarity": speed.similarity,
+    "calibrate-large": speed.calibrate_large,
     "architectures": architecture_table.architectures,
 }
 
 
 PICTURES: Mapping[str, Callable[[], str]] = {
-    "docs/serve.svg": lambda: pictures.serve(tables.serve_records()),
-    "docs/quality.svg": lambda: pictures.quality(tables.read_json("eval.json")["cases"]),
+    "docs/recommended.svg": lambda: pictures.recommended(
+        records.recommended_cases(records.read_json("demo.json"))
+    ),
+    "docs/serve.svg": lambda: pictures.serve(records.serve_records()),
+    "docs/quality.svg": lambda: pictures.quality(records.read_json("eval.json")["cases"]),
 }
 
 
@@ -57,7 +66,7 @@ def render(document: str) -> str:
         try:
             text = BLOCKS[match.group("name")]()
         except FileNotFoundError:
-            text = tables.NOT_MEASURED
+            text = records.NOT_MEASURED
         return f"{match.group(1)}\n{text}\n\n{match.group(3)}"
 
     return BLOCK.sub(replace, document)

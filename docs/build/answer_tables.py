@@ -1,0 +1,145 @@
+"""Tables of answers: what re-routing costs, per setting and batch size."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from cells import conditions, counts, grouped, interval, points, right, table
+from records import Record, cases_of, read_json, recommended_cases
+
+
+def recommended() -> str:
+    """The recommended setting beside the baseline, speed and answers of the same run: a row a batch size."""
+    record = read_json("demo.json")
+    rows = [
+        [
+            batch, *(f"{case['distinct_after']:.0f}" for case in cases),
+            *(f"{case['tpot_ms']['p50']:.1f}" for case in cases),
+            f"{cases[1]['speedup']['p50']:.2f}x",
+            *(f"{100 * case['share']['value']:.1f}" for case in cases), points(cases[1]["difference"]),
+        ]
+        for batch, cases in recommended_cases(record).items()
+    ]  # fmt: skip
+    headers = [
+        "batch", "experts", "with sere", "ms/token", "with sere", "faster",
+        "right, %", "with sere", "difference, points",
+    ]  # fmt: skip
+    return table(rows, headers) + conditions([record])
+
+
+def demo() -> str:
+    """Experts, time and answers: a table per setting, a row a batch size."""
+    record = read_json("demo.json")
+    headers = ["batch", "experts", "TPOT, ms", "faster", "questions", "right, %", "vs baseline, points"]
+    return grouped(
+        record["cases"], lambda case: f"`{case['setting']}`", headers,
+        lambda case: [
+            case["batch_size"], f"{case['distinct_after']:.1f}", f"{case['tpot_ms']['p50']:.1f}",
+            f"{case['speedup']['p50']:.2f}x", case["n"],
+            f"{100 * case['share']['value']:.1f}", points(case.get("difference")),
+        ],
+    ) + conditions([record])  # fmt: skip
+
+
+def eval_overall() -> str:
+    """Right answers of all tasks together, a table per batch size; the speedup of settings in the demo."""
+    records, timed = [read_json("eval-small.json"), read_json("eval.json")], read_json("demo.json")
+    speedups = {
+        (case["batch_size"], case["setting"]): f"{case['speedup']['p50']:.2f}x" for case in timed["cases"]
+    }
+    headers = ["setting", "experts", "right, %", "vs baseline, points", "tokens", "faster"]
+    return grouped(
+        sorted(cases_of(records), key=lambda case: int(case["batch_size"])),
+        lambda case: f"Batch size {case['batch_size']}", headers,
+        lambda case: [
+            case["setting"], counts(case["experts"]), *right(case), f"{case['answer_tokens']:.1f}",
+            speedups.get((case["batch_size"], case["setting"]), ""),
+        ],
+    ) + conditions([*records, timed])  # fmt: skip
+
+
+def eval_text() -> str:
+    """Perplexity and divergence on held-out English, of the cases that read some."""
+    record = read_json("eval.json")
+    rows = [
+        [
+            case["setting"], f"{case['experts']['distinct_after']:.1f}",
+            f"{case['text']['perplexity']:.3f}", f"{case['text']['kl']:.4f}",
+        ]
+        for case in record["cases"]
+        if case["text"]
+    ]  # fmt: skip
+    return table(rows, ["setting", "experts", "perplexity", "KL"]) + conditions([record])
+
+
+def eval_prompts() -> str:
+    """What ``sere eval --prompts`` says of the bundled model: agreement, divergence, perplexity."""
+    record = read_json("eval-prompts.json")
+    rows = [
+        [
+            case["setting"],
+            interval(case["agreement"], "{:.1f}", times=100),
+            interval(case["kl"], "{:.2g}"),
+            f"{case['perplexity']['value']:.3f}",
+        ]
+        for case in record["cases"]
+    ]
+    return table(rows, ["setting", "agree, %", "KL", "perplexity"]) + conditions([record])
+
+
+def eval_questions() -> str:
+    """What ``sere eval --questions`` says of the bundled model: right answers."""
+    record = read_json("eval-questions.json")
+    rows = [[case["setting"], counts(case["experts"]), *right(case)] for case in record["cases"]]
+    headers = ["setting", "experts", "right, %", "vs baseline, points"]
+    return table(rows, headers) + conditions([record])
+
+
+def eval_metrics() -> str:
+    """The same slots at B = 16 re-routed by similarities of several metrics, and by none: the control."""
+    records = {"projection": read_json("eval.json")}
+    records |= {metric: read_json(f"eval-{metric}.json") for metric in ("frobenius", "cosine")}
+    rows = [
+        [
+            metric if kind == "sere" else "none", case["setting"],
+            f"{case['experts']['distinct_after']:.1f}", *right(case),
+        ]
+        for metric, record in records.items()
+        for case in record["cases"]
+        for kind, _, options in [case["setting"].partition(":")]
+        if case["batch_size"] == 16 and kind in ("sere", "random") and "min_active" not in options
+    ]  # fmt: skip
+    headers = ["similarity", "setting", "experts", "right, %", "vs baseline, points"]
+    rows.sort(key=lambda row: re.findall(r"select_top_k=\d+", row[1]))
+    return table(rows, headers) + conditions(list(records.values()))
+
+
+def eval_tasks() -> str:
+    """Right answers by task, in percent: a table for every four tasks."""
+    record = read_json("eval.json")
+    names = [name for name in record["cases"][0]["tasks"] if name != "all"]
+    tables = [_task_table(record, names[start : start + 4]) for start in range(0, len(names), 4)]
+    return "\n\n".join(tables) + conditions([record])
+
+
+def _task_table(record: Record, names: Sequence[str]) -> str:
+    rows = [
+        [case["setting"], *(f"{100 * case['tasks'][name]['share']['value']:.0f}" for name in names)]
+        for case in record["cases"]
+    ]
+    return table(rows, ["right, %", *names])
+
+
+def eval_vllm() -> str:
+    """On vLLM, a table per concurrency and a row a setting: answers, the difference, experts."""
+    record = read_json("eval-vllm.json")
+    return grouped(
+        sorted(record["cases"], key=lambda case: int(case["batch_size"])),
+        lambda case: f"{case['batch_size']} request{'s' * (case['batch_size'] > 1)}",
+        ["setting", "experts", "rows", "right, %", "vs baseline, points"],
+        lambda case: [
+            case["setting"], f"{case['experts']['distinct_after']:.1f}", f"{case['mean_rows']:.1f}",
+            *right(case),
+        ],
+    ) + conditions([record])  # fmt: skip

@@ -1,0 +1,118 @@
+"""The committed records, read with today's names: older ones name the same things differently."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).resolve().parents[2] / "benchmarks" / "results"
+
+NOT_MEASURED = "*Not measured yet.*"
+
+# Before the name of a setting: the same re-routed ids, recorded before, without the work of computing them.
+REPLAY = "replay "
+
+# The setting that README.md recommends, for the bundled model.
+RECOMMENDED = "sere:select_top_k=2,min_active=32,use_scale=true"
+
+Record = Mapping[str, Any]
+
+# Keys of older records.
+_KEYS = {
+    "ratio_off_to_this": "speedup",
+    "loss_to_off": "loss_vs_baseline",
+    "hook": "overhead",
+    "own_cost": "overhead",
+    "num_tokens": "calibration_tokens",
+}
+_COUNTERS = {"before": "distinct_before", "after": "distinct_after", "moved": "slots_rerouted"}
+_OPTIONS = {"S": "select_top_k", "rho": "threshold", "scale": "use_scale", "drop": "drop_share"}
+
+
+def read_json(name: str) -> Any:
+    """Return a record that is a file of its own."""
+    return modernize(json.loads((RESULTS / name).read_text(encoding="utf-8")))
+
+
+def read_lines(name: str) -> list[Any]:
+    """Return the records of a file of JSON lines."""
+    lines = (RESULTS / name).read_text(encoding="utf-8").splitlines()
+    return [modernize(json.loads(line)) for line in lines]
+
+
+def modernize(value: Any) -> Any:
+    """Return a record, or a part of one, with today's keys, counters and names of settings."""
+    if isinstance(value, list):
+        return [modernize(one) for one in value]
+    if not isinstance(value, Mapping):
+        return value
+    found: dict[str, Any] = {_KEYS.get(str(key), str(key)): modernize(one) for key, one in value.items()}
+    experts = found.get("experts")
+    if isinstance(experts, Mapping):
+        found["experts"] = _rename(experts)
+    elif isinstance(experts, int | float):
+        found["distinct_after"] = found.pop("experts")
+    if isinstance(found.get("setting"), str):
+        found["setting"] = label(found["setting"])
+    if isinstance(found.get("case"), str):
+        found["case"] = found["case"].replace(" a second", " per second")
+    return found
+
+
+def _rename(experts: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        _COUNTERS.get(key, key): [_rename(one) for one in value] if key == "layers" else value
+        for key, value in experts.items()
+    }
+
+
+def label(setting: str) -> str:
+    """Return a setting's name as it is spelled today, whichever way it was recorded."""
+    if setting == "untouched":
+        return "vanilla"
+    if setting.startswith("oracle "):
+        return REPLAY + label(setting.removeprefix("oracle "))
+    kind, colon, options = setting.partition(":")
+    pairs = [option.partition("=") for option in options.split(",")] if colon else []
+    return (
+        kind + colon + ",".join(f"{_OPTIONS.get(name, name)}{equal}{value}" for name, equal, value in pairs)
+    )
+
+
+def cases_of(records: Sequence[Record]) -> list[Any]:
+    """Return the cases of several records."""
+    return [case for record in records for case in record["cases"]]
+
+
+def recommended_cases(record: Record) -> dict[int, tuple[Record, Record]]:
+    """Return by batch size the demo's baseline and its case of the recommended setting."""
+    found: dict[int, dict[str, Record]] = {}
+    for case in record["cases"]:
+        found.setdefault(case["batch_size"], {})[case["setting"]] = case
+    return {batch: (cases["off"], cases[RECOMMENDED]) for batch, cases in found.items()}
+
+
+def serve_records(name: str = "serve.jsonl") -> list[Any]:
+    """Return the newest record of each case, in the order in which the cases first came."""
+    newest = {(serve_line(one), started(one), one["setting"]): one for one in read_lines(name)}
+    return list(newest.values())
+
+
+def started(record: Record) -> str:
+    """Return what a served record's engine was started with, other than select_top_k, threshold and table."""
+    return ", ".join(f"{name}={value}" for name, value in record["config"].get("start", {}).items())
+
+
+def serve_line(record: Record) -> tuple[Any, ...]:
+    """Return which records of an engine belong together: model, mode, threads, requests at once."""
+    threads = record["provenance"]["machine"]["threads"]
+    return record["subject"]["model"], mode(record), threads, record["batch_size"]
+
+
+def mode(record: Record) -> str:
+    """Return how an engine ran, as far as it is not what all did: in bfloat16, without options of vLLM."""
+    dtype, config = record["subject"].get("dtype", "bfloat16"), record["config"]
+    given = [f"{name}={value}" for name, value in config.get("engine_options", {}).items()]
+    return ", ".join([config["mode"], *([] if dtype == "bfloat16" else [dtype]), *given])

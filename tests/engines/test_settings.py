@@ -47,9 +47,9 @@ class Engines(NamedTuple):
     table: SimilarityTable
 
 
-@pytest.fixture(scope="module", params=["qwen3_moe", "deepseek_v3"])
+@pytest.fixture(scope="module", params=["qwen3_moe", "glm4_moe"])
 def engines(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engines]:
-    """A router of softmax, and one of sigmoid with groups and a bias; float32."""
+    """Routers of softmax, and of sigmoid with bias and groups; float32, in which the engines agree."""
     path = save_model(tmp_path_factory.mktemp("model"), request.param)
     model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
     with engine(path, {"select_top_k": 1}, dtype="float32") as llm:
@@ -90,14 +90,13 @@ def test_same_tokens_and_experts_in_both_engines(engines: Engines, name: str) ->
 def test_random_leaves_the_same_experts_in_both_engines(engines: Engines) -> None:
     """Draws depend on the order of slots, which differs by engine; which experts are left in a step does not.
 
-    The second layer's input depends on the first one's draws.
+    That is asked of the first layer: the input of the next one depends on the draws.
     """
-    _, layers = on_transformers(engines, SETTINGS["random"], 2)
-    _, found = on_vllm(engines, SETTINGS["random"], 2)
-    for one, other in zip(layers, found, strict=True):
-        assert one.steps == other.steps == 1
-        assert one.distinct_after == other.distinct_after == 6
-    assert layers[0].distinct_before == found[0].distinct_before > 6
+    _, (one, *_) = on_transformers(engines, SETTINGS["random"], 2)
+    _, (other, *_) = on_vllm(engines, SETTINGS["random"], 2)
+    assert one.steps == other.steps == 1
+    assert one.distinct_before == other.distinct_before
+    assert 6 <= one.distinct_after == other.distinct_after < one.distinct_before
 
 
 def test_engine_is_as_before_afterward(engines: Engines) -> None:

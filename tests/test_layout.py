@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,12 @@ OTHER = {
     "public_cases": "what users do, one small test per kind of report",
     "architectures": "every architecture of the installed Transformers",
     "recipe": "how the bundled model was made",
+    "benchmarks": "what measures, outside the package",
+    "docs": "what builds the documents' tables and pictures",
+    "integrations/vllm/in_engine": "the plug-in in real engines",
 }
+# Files that name paths of tests.
+RUNNERS = ("Makefile", "tests/wheel.sh")
 LONGEST = 300
 # Longer ones that are still to be split.
 LONG = {
@@ -52,6 +58,23 @@ def test_what_tests_share_is_in_support(module: str) -> None:
     """Of the tests, a module imports nothing but ``tests.support``."""
     found = [name for name in imports(module, KNOWN) if name.split(".")[0] == "tests"]
     assert not [name for name in found if not name.startswith("tests.support")]
+
+
+@pytest.mark.parametrize("runner", RUNNERS)
+def test_what_is_run_exists(runner: str) -> None:
+    """A folder or file of tests that moves is still run, and is named where it is now."""
+    named = re.findall(r"\btests/[\w/]+(?:\.py)?", (ROOT / runner).read_text(encoding="utf-8"))
+    assert len(named) >= 4
+    assert [path for path in named if not (ROOT / path).exists() and path != "tests/wheel"] == []
+
+
+def test_every_test_with_an_engine_is_run() -> None:
+    """`make test-vllm` names the folder of each test that needs vLLM."""
+    (line,) = re.findall(r"pytest -m vllm (.*)", (ROOT / "Makefile").read_text(encoding="utf-8"))
+    run = [ROOT / folder for folder in line.split()]
+    marked = [path for path in TESTS.rglob("test_*.py") if "mark.vllm" in path.read_text(encoding="utf-8")]
+    assert len(marked) >= 10
+    assert [path for path in marked if not set(run) & set(path.parents) and path != Path(__file__)] == []
 
 
 def test_no_file_is_too_long() -> None:

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from sere.policies.spec import normalize_label
+
 RESULTS = Path(__file__).resolve().parents[2] / "benchmarks" / "results"
 
 NOT_MEASURED = "*Not measured yet.*"
@@ -28,7 +30,6 @@ _KEYS = {
     "num_tokens": "calibration_tokens",
 }
 _COUNTERS = {"before": "distinct_before", "after": "distinct_after", "moved": "slots_rerouted"}
-_OPTIONS = {"S": "select_top_k", "rho": "threshold", "scale": "use_scale", "drop": "drop_share"}
 
 
 def read_json(name: str) -> Any:
@@ -74,11 +75,7 @@ def label(setting: str) -> str:
         return "vanilla"
     if setting.startswith("oracle "):
         return REPLAY + label(setting.removeprefix("oracle "))
-    kind, colon, options = setting.partition(":")
-    pairs = [option.partition("=") for option in options.split(",")] if colon else []
-    return (
-        kind + colon + ",".join(f"{_OPTIONS.get(name, name)}{equal}{value}" for name, equal, value in pairs)
-    )
+    return normalize_label(setting)
 
 
 def cases_of(records: Sequence[Record]) -> list[Any]:

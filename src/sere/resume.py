@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from sere.errors import name_some
+
 # Parts of a record whose name says nothing to the reader of a message.
 _PARTS = ("plan", "versions", "model", "table", "chosen")
 _ABSENT = object()
@@ -48,5 +50,5 @@ def _value(value: Any) -> str:
     if value is _ABSENT or value is None:
         return "not given"
     if isinstance(value, list):
-        return " ".join(map(str, value)) or "empty"
+        return name_some(value, separator=" ") or "empty"
     return str(value)

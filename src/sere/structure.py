@@ -10,7 +10,7 @@ from pathlib import Path
 
 from torch import nn
 
-from sere.errors import UnsupportedModel
+from sere.errors import UnsupportedModel, name_some
 from sere.identity import ModelIdentity, architecture_of, first_of
 from sere.wrappers import plain_name, refuse_copies, wraps
 
@@ -228,7 +228,7 @@ def _why_not(name: str, module: nn.Module) -> str | None:
     if not names or next(module.parameters(), None) is None:
         return None
     return (
-        f"its forward takes ({', '.join(names)}); expected (hidden_states, top_k_index, top_k_weights), "
+        f"its forward takes ({name_some(names)}); expected (hidden_states, top_k_index, top_k_weights), "
         "because re-routing changes the ids and weights on their way in"
     )
 

@@ -22,11 +22,11 @@ from tests.support.batches import (
     Case,
     assert_same_bits,
     batch,
-    cases,
     device_of,
     name_of,
     similarity_matrix,
 )
+from tests.support.calls import cases
 
 pytestmark = pytest.mark.usefixtures("shim_backend")
 WEIGHT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)

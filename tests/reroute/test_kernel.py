@@ -19,7 +19,8 @@ from sere.reroute import COUNTERS
 from sere.reroute.backends.cuda import launch as launching
 from sere.reroute.backends.cuda.launch import SOURCE, geometry
 from sere.reroute.backends.registry import warn_once_of_fallback
-from tests.support.batches import Case, assert_same_bits, batch, cases, fuzzed, similarity_matrix
+from tests.support.batches import Case, assert_same_bits, batch, fuzzed, similarity_matrix
+from tests.support.calls import cases
 from tests.support.shim import backend as shim
 from tests.support.shim.build import COMPILER, NO_COMPILER, build, no_sanitizer
 

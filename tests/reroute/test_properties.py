@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from sere.reroute.slots import members, weight_ranks
-from tests.support.batches import Case, bits, cases, counted
+from tests.support.batches import Case, bits, counted
+from tests.support.calls import cases
 from tests.support.properties import any_primary, backends, budgets, few, holds, repeats, valid_slots, without
 
 pytestmark = pytest.mark.usefixtures("shim_backend")

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from sere.reroute.slots import real_rows
-from tests.support.batches import Case, bits, cases
+from tests.support.batches import Case, bits
+from tests.support.calls import cases
 from tests.support.properties import (
     any_primary,
     backends,

@@ -152,7 +152,7 @@ def test_merging_strangers_is_refused() -> None:
 def test_a_strangers_state_is_refused() -> None:
     """State of another metric, E or a longer window is not read as this one's."""
     cosine = make_accumulator("cosine", 4)
-    with refuses(InputError, "state: expected the entries ['cosine.cosine', 'tokens'], got"):
+    with refuses(InputError, "state: expected the entries [cosine.cosine, tokens], got"):
         cosine.load_state(make_accumulator("frobenius", 4).state())
     with refuses(InputError, "state cosine.cosine: expected shape [4, 4], got [5, 5]"):
         cosine.load_state(make_accumulator("cosine", 5).state())

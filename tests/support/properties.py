@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from sere.reroute.slots import has_weight, real_rows, weight_ranks
-from tests.support.batches import BACKENDS, Case, cases, outside
+from tests.support.batches import BACKENDS, Case
+from tests.support.calls import cases, outside
 
 backends = pytest.mark.parametrize("backend", BACKENDS)
 few = settings(max_examples=60)

@@ -55,9 +55,9 @@ def test_other_precisions_become_float32_with_a_note(tmp_path: Path, dtype: torc
 
 def test_a_file_of_another_model_is_refused_with_both_sides(tmp_path: Path) -> None:
     """Other layers, or another E."""
-    with refuses(TableMismatch, "holds layers [0, 1] of E = [5], but the model is 'tiny' (E=5, K=2"):
+    with refuses(TableMismatch, "holds layers [0, 1] with 5 experts, but the model is 'tiny' (E=5, K=2"):
         import_reference_table(reference_file(tmp_path, {0: matrix(1), 1: matrix(1)}), identity())
-    with refuses(TableMismatch, "holds layers [1, 3] of E = [4], but the model is 'tiny' (E=5, K=2"):
+    with refuses(TableMismatch, "holds layers [1, 3] with 4 experts, but the model is 'tiny' (E=5, K=2"):
         import_reference_table(reference_file(tmp_path, {1: matrix(1, E=4), 3: matrix(1, E=4)}), identity())
 
 
@@ -117,5 +117,7 @@ def test_layers_of_different_sizes_are_imported(tmp_path: Path) -> None:
     model = identity(experts={1: 6, 3: 4})
     imported = import_reference_table(reference_file(tmp_path, {1: matrix(1, E=6), 3: matrix(3, E=4)}), model)
     assert [layer.num_experts for layer in imported.layers.values()] == [6, 4]
-    with refuses(TableMismatch, "holds layers [1, 3] of E = [4, 6], but the model is 'tiny' (E=4 to 6, K=2"):
+    with refuses(
+        TableMismatch, "holds layers [1, 3] with 4 to 6 experts, but the model is 'tiny' (E=4 to 6, K=2"
+    ):
         import_reference_table(reference_file(tmp_path, {1: matrix(1, E=4), 3: matrix(3, E=6)}), model)

@@ -13,7 +13,7 @@ from sere.bench.overhead import measure_overhead
 from sere.bench.target import Subject, random_tokens
 from sere.bench.timing import Stepper, Times, interleave
 from sere.engines.transformers import apply_setting, check_settings
-from sere.errors import InputError
+from sere.errors import InputError, name_some
 from sere.policies.spec import PolicySpec, check_off_first
 from sere.progress import NO_PROGRESS, Progress
 from sere.provenance import provenance
@@ -46,7 +46,9 @@ class BenchPlan:
     def __post_init__(self) -> None:
         check_off_first(self.settings)
         if not self.batch_sizes or min(self.batch_sizes) < 1:
-            raise InputError(f"bench: expected batch sizes of at least 1, got {list(self.batch_sizes)}")
+            raise InputError(
+                f"bench: expected batch sizes of at least 1, got [{name_some(self.batch_sizes)}]"
+            )
         if min(self.prompt, self.steps, self.rounds) < 1:
             raise InputError(
                 "bench: expected prompt, steps and rounds of at least 1, "

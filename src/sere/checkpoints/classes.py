@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from sere.errors import UnsupportedModel
+from sere.errors import UnsupportedModel, name_some
 
 # Auto classes whose models continue a text, the plainest first.
 _AUTO = (
@@ -39,7 +39,7 @@ def choose_class(config: Any) -> tuple[Any, Any]:
     for found in _candidates(config):
         if _generates(found) and (own := _config_for(found, config)) is not None:
             return found, own
-    named = ", ".join(config.architectures or ()) or "none"
+    named = name_some(config.architectures or ()) or "none"
     raise UnsupportedModel(
         f"model: Transformers {transformers.__version__} has no class that generates text for model type "
         f"{config.model_type!r} (architectures: {named}); expected a causal language model, or a model that "
@@ -96,5 +96,5 @@ def _class_of_code(config: Any) -> Any:
             return getattr(transformers, name)
     raise UnsupportedModel(
         f"model: {config._name_or_path}: its code has no class that generates text; expected one of "
-        f"{', '.join(_AUTO)} in the auto_map of config.json, got {', '.join(auto_map) or 'none'}"
+        f"{', '.join(_AUTO)} in the auto_map of config.json, got {name_some(auto_map) or 'none'}"
     )

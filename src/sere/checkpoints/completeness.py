@@ -96,8 +96,9 @@ def refuse_incomplete(
         count = _count(unexpected, "tensor")
         faults.append(f"it holds {count} that the model does not have: {name_some(sorted(unexpected))}")
     raise InputError(
-        f"model: {folder} is not a complete checkpoint of this architecture: {'; '.join(faults)}. Download "
-        "or copy it again, or give one whose weights and config.json belong together"
+        f"model: {folder} is not a complete checkpoint of this architecture: "
+        f"{name_some(faults, separator='; ')}. Download or copy it again, "
+        "or give one whose weights and config.json belong together"
     )
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from sere.checkpoints.folder import hub_name
 from sere.checkpoints.weight_files import read_json
-from sere.errors import InputError, MissingDependency, UnsupportedModel, how_to_install
+from sere.errors import InputError, MissingDependency, UnsupportedModel, how_to_install, name_some
 
 _TRUST = "read it, and if you trust it, give --trust-remote-code (in Python: trust_remote_code=True)"
 
@@ -78,7 +78,7 @@ def refusal_of_code(folder: Path, what: str, auto_map: Any) -> UnsupportedModel:
     flat = (one for entry in named for one in (entry if isinstance(entry, list | tuple) else [entry]))
     files = {_file_of(one) for one in flat if isinstance(one, str)}
     return UnsupportedModel(
-        f"model: {folder}: {what} is Python code ({', '.join(sorted(files))}), which is not run; {_TRUST}"
+        f"model: {folder}: {what} is Python code ({name_some(sorted(files))}), which is not run; {_TRUST}"
     )
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from sere.bundled import BUNDLED, model_path
 from sere.checkpoints.weight_files import find_weights, named_weights, read_json
 from sere.defaults import TABLE
-from sere.errors import InputError, MissingDependency, how_to_install
+from sere.errors import InputError, MissingDependency, how_to_install, name_some
 
 # What describes a model and its tokenizer lies on top of a repository; copies of the weights in other
 # formats have folders of their own (original, onnx), and only further chat templates have one that counts.
@@ -101,7 +101,7 @@ def _check_format(folder: Path) -> None:
         return
     inside = sorted(path.parent.name for path in folder.glob("*/config.json"))
     if inside:
-        instead = f"found one in {', '.join(inside[:5])} inside it; give one of these folders"
+        instead = f"found one in {name_some(inside, 5)} inside it; give one of these folders"
     elif (folder / "params.json").is_file():
         instead = "found params.json, another format; give the checkpoint in Transformers' format"
     else:

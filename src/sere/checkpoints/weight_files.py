@@ -64,7 +64,7 @@ def find_weights(folder: Path) -> WeightFiles:
         others = sorted(_shown(path) for path in folder.iterdir() if path.suffix in _OTHER)
         raise InputError(
             f"model: {folder} holds no weights; expected {', '.join(_NAMES)} or the name that config.json "
-            f"gives as transformers_weights, found {', '.join(others[:5]) or 'no such file'}"
+            f"gives as transformers_weights, found {name_some(others, 5) or 'no such file'}"
         )
     missing = [name for name in found.names if not (folder / name).is_file()]
     if missing:

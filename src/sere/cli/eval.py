@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sere.bundled import BUNDLED
+from sere.cli.calibrate import list_metrics
 from sere.cli.eval_tables import render
 from sere.cli.loading import add_model_arguments, load, needed_table, table_path
 from sere.cli.numbers import whole
@@ -57,13 +58,14 @@ def add(subparsers: Any) -> None:
     """Add the command's parser."""
     summary = "Measure what re-routing costs at several settings and batch sizes."
     parser = add_command(subparsers, "eval", summary, run, details=_DETAILS, examples=_EXAMPLES)
+    parser.more_help = list_metrics
     parser.add_argument("model", metavar="MODEL", help=f"a checkpoint folder, a hub name, or '{BUNDLED}'")
     parser.add_argument(
         "--table", metavar="FILE", help=f"similarity table (for '{BUNDLED}': calibrates if none is given)"
     )
     parser.add_argument(
         "--metric", metavar="NAME",
-        help=f"of the table calibrated for '{BUNDLED}' (default: projection)",
+        help=f"of the table calibrated for '{BUNDLED}', one of those below (default: projection)",
     )  # fmt: skip
     parser.add_argument(
         "--setting", action="append", metavar="SETTING",

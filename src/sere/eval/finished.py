@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+from sere.errors import name_some
 from sere.files import write_json
 from sere.interrupts import going_on
 from sere.resume import differences
@@ -97,7 +98,7 @@ class FinishedCases:
         if different := differences(key, self.key, _IN_WORDS):
             logger.warning(
                 "sere: starting over: %d finished cases in %s are of another run: %s",
-                len(cases), self.path, "; ".join(different),
+                len(cases), self.path, name_some(different, separator="; "),
             )  # fmt: skip
             return {}
         return cases

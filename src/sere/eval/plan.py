@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
-from sere.errors import InputError
+from sere.errors import InputError, name_some
 from sere.eval.digests import texts_digest
 from sere.eval.questions import Asked, prompt_key, takes_template
 from sere.policies.spec import PolicySpec, check_off_first
@@ -39,7 +39,9 @@ class EvalPlan(ABC):
     def __post_init__(self) -> None:
         check_off_first(self.settings)
         if not self.batch_sizes or min(self.batch_sizes) < 1:
-            raise InputError(f"evaluate: expected batch sizes of at least 1, got {list(self.batch_sizes)}")
+            raise InputError(
+                f"evaluate: expected batch sizes of at least 1, got [{name_some(self.batch_sizes)}]"
+            )
 
     @abstractmethod
     def asked(self) -> Sequence[str | Row]:

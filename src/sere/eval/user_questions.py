@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from sere.errors import DataError
+from sere.errors import DataError, name_some
 from sere.eval.questions import prompt_key
 from sere.texts import Row, naming, read_rows
 
@@ -118,7 +118,7 @@ def _question(row: Row) -> FileQuestion:
     answer, pattern = row.fields.get("answer"), row.fields.get("pattern")
     if isinstance(answer, bool) or not isinstance(answer, str | int | float) or not str(answer).strip():
         came = (
-            _shown(answer) if "answer" in row.fields else f"a row of {', '.join(row.fields) or 'text alone'}"
+            _shown(answer) if "answer" in row.fields else f"a row of {name_some(row.fields) or 'text only'}"
         )
         raise DataError(
             f"questions: {row.place}: expected the right answer, a text or a number, in field 'answer'; got "

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sere.config import RerouteConfig
-from sere.errors import ConfigError, InputError
+from sere.errors import ConfigError, InputError, name_some
 from sere.reroute import operator
 from sere.reroute.backends.registry import implementation, on_device, select
 from sere.reroute.batch import Routing, TokenBatch
@@ -82,7 +82,7 @@ class PreparedLayer:
         changed = [name for name, a, b in zip(mine._fields, mine, theirs, strict=True) if a != b]
         if self.backend != other.backend or changed:
             raise ConfigError(
-                f"{', '.join(changed or ['backend'])}: cannot change in a prepared layer, only threshold, "
+                f"{name_some(changed or ['backend'])}: cannot change in a prepared layer, only threshold, "
                 "keep and scale can; prepare another layer"
             )
         old, new = self.tensors(), other.tensors()

@@ -129,7 +129,9 @@ class Accumulator(ABC):
         """
         names = {f"{self.metric}.{name}": name for name in self._sums} | {"tokens": "tokens"}
         if set(state) != set(names):
-            raise InputError(f"state: expected the entries {sorted(names)}, got {sorted(state)}")
+            raise InputError(
+                f"state: expected the entries [{name_some(sorted(names))}], got [{name_some(sorted(state))}]"
+            )
         for key, name in names.items():
             if name != "tokens" and state[key].shape != self._sums[name].shape:
                 expected, got = list(self._sums[name].shape), list(state[key].shape)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from sere.errors import TableMismatch
+from sere.errors import TableMismatch, name_some
 from sere.identity import ModelIdentity, span, summary
 from sere.similarity import LayerSimilarity
 from sere.table.artifact import SimilarityTable
@@ -65,17 +65,19 @@ def compare(a: SimilarityTable, b: SimilarityTable) -> Comparison:
     ]
     if not both:
         raise TableMismatch(
-            "expected two tables of the same E with a layer in common, got "
-            + " and ".join(
-                f"{one.identity.name!r} (E={span(one.identity.experts.values())}, layers {list(one.layers)})"
-                for one in (a, b)
-            )
+            "expected two tables with a layer in common that has as many experts in both, got "
+            f"{_shape(a)} and {_shape(b)}"
         )
     equal = set(a.layers) == set(b.layers) == set(both) and all(
         _equal(a.layers[index], b.layers[index]) for index in both
     )
     differences = tuple(_difference(index, a.layers, b.layers) for index in both)
     return Comparison(equal=equal, layers=differences, warnings=tuple(_warnings(a, b)))
+
+
+def _shape(table: SimilarityTable) -> str:
+    experts = span(table.identity.experts.values())
+    return f"{table.identity.name!r} (E={experts}, layers [{name_some(table.layers)}])"
 
 
 def _equal(a: LayerSimilarity, b: LayerSimilarity) -> bool:
@@ -126,7 +128,7 @@ def _warnings(a: SimilarityTable, b: SimilarityTable) -> list[str]:
         slots = [span(table.identity.slots.values()) for table in (a, b)]
         found.append(f"other routed slots per token: K={slots[0]} and K={slots[1]}")
     if set(a.layers) != set(b.layers):
-        found.append(f"other layers: {sorted(a.layers)} and {sorted(b.layers)}")
+        found.append(f"other layers: [{name_some(sorted(a.layers))}] and [{name_some(sorted(b.layers))}]")
     if a.metric != b.metric:
         found.append(f"other metrics: {a.metric} and {b.metric}")
     elif dict(a.metric_parameters) != dict(b.metric_parameters):

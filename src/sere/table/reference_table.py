@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sere.errors import InputError, TableError, TableMismatch
+from sere.errors import InputError, TableError, TableMismatch, name_some
 from sere.files import what_is_there
-from sere.identity import ModelIdentity, summary
+from sere.identity import ModelIdentity, span, summary
 from sere.provenance import provenance
 from sere.similarity import LayerSimilarity
 from sere.table.artifact import SimilarityTable
@@ -50,8 +50,9 @@ def import_reference_table(
     sizes = {index: len(matrix) for index, matrix in matrices.items()}
     if sizes != dict(identity.experts):
         raise TableMismatch(
-            f"{source}: holds layers {sorted(sizes)} of E = {sorted(set(sizes.values()))}, but the model "
-            f"is {summary(identity)} with experts in layers {sorted(identity.layer_names)}; "
+            f"{source}: holds layers [{name_some(sorted(sizes))}] with {span(sizes.values())} experts, but "
+            f"the model is {summary(identity)} with experts in layers "
+            f"[{name_some(sorted(identity.layer_names))}]; "
             "give the model it was made for"
         )
     notes = [

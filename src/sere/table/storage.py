@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from sere.errors import OutputError, TableError
+from sere.errors import OutputError, TableError, name_some
 from sere.files import atomic_path, keep_other_files, what_is_there
 
 FORMAT = "sere-similarity-table"
@@ -138,7 +138,7 @@ def _version(metadata: Mapping[str, str]) -> int:
 def _entries(metadata: Mapping[str, str]) -> dict[str, Any]:
     missing = [name for name in ENTRIES if name not in metadata]
     if missing:
-        raise TableError(f"the header lacks {', '.join(missing)}; calibrate again")
+        raise TableError(f"the header lacks {name_some(missing)}; calibrate again")
     try:
         return {name: json.loads(metadata[name]) for name in ENTRIES}
     except json.JSONDecodeError as error:

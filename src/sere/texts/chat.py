@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from sere.errors import DataError, MissingDependency
+from sere.errors import DataError, MissingDependency, name_some
 
 Message = Mapping[str, Any]
 """``role`` and ``content``, both strings, and whatever else the row's message holds."""
@@ -98,7 +98,7 @@ def _message(value: Any, place: str) -> Message:
             return kept | {"role": _ROLES.get(name, name), "content": _content(value.get(content), place)}
     raise DataError(
         f"texts: {place}: expected 'role' and 'content', or 'from' and 'value'; it has "
-        f"{', '.join(map(str, value)) or 'nothing'}"
+        f"{name_some(value) or 'nothing'}"
     )
 
 

@@ -10,7 +10,7 @@ from itertools import chain
 from pathlib import Path
 from typing import IO, Any
 
-from sere.errors import DataError, MissingDependency, how_to_install
+from sere.errors import DataError, MissingDependency, how_to_install, name_some
 
 # A long text file is cut at line ends into documents of about this many characters, so that it can be
 # shuffled and never has to be in memory whole.
@@ -157,7 +157,7 @@ def _parquet(path: Path, wanted: tuple[str, ...] | None) -> Places:
             columns = table.schema_arrow.names
             chosen = columns if wanted is None else [name for name in columns if name in wanted]
             if wanted is not None and not chosen:
-                raise DataError(f"texts: {path} has no column {wanted[0]!r}; it has {', '.join(columns)}")
+                raise DataError(f"texts: {path} has no column {wanted[0]!r}; it has {name_some(columns)}")
             row = 0
             for batch in table.iter_batches(batch_size=256, columns=chosen):
                 for value in batch.to_pylist():

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from sere.errors import DataError
+from sere.errors import DataError, name_some
 from sere.texts.chat import Message, messages_of, render, says_nothing
 from sere.texts.sources import CONVERSATIONS, Source, open_source
 
@@ -95,7 +95,7 @@ def _chosen(row: Mapping[str, Any], name: str, place: str) -> Any:
         bare = "role" in row or "from" in row
         hint = "; put the messages of a conversation into a list of their own" if bare else ""
         hint = hint or "; choose one with field"
-        has = ", ".join(map(str, row)) or "none"
+        has = name_some(row) or "none"
         raise DataError(f"texts: {place} has no field {name!r}; it has {has}{hint}")
     return next((row[one] for one in present if not _is_null(row[one])), None)
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from sere.errors import DataError, MissingDependency, how_to_install
+from sere.errors import DataError, MissingDependency, how_to_install, name_some
 from sere.texts.files import KINDS, Places, open_file
 
 Source = str | os.PathLike[str] | Iterable[Any]
@@ -102,7 +102,7 @@ def _of_mapping(source: Mapping[str, Any], split: str) -> Places:
     if part is None or isinstance(part, str | bytes | Mapping | list | tuple):
         raise DataError(
             f"texts: expected a list of rows, got a {type(source).__name__} with "
-            f"{', '.join(map(str, source)) or 'nothing'}; put a single row into a list, or choose one split"
+            f"{name_some(source) or 'nothing'}; put a single row into a list, or choose one split"
         )
     return open_source(part, split=split, lines=False, columns=None)
 

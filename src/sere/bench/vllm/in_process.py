@@ -18,7 +18,7 @@ from sere.bench.vllm.plan import ServePlan, bytes_read, refuse_controls
 from sere.bench.vllm.replay import Recording, record_routing, replayed, timed_routing, vanilla
 from sere.engines.in_process import state_of
 from sere.engines.settings import Start, counted_changes, live_changes, routed
-from sere.errors import InputError
+from sere.errors import InputError, name_some
 from sere.integrations.vllm import configure, read_stats
 from sere.policies.spec import PolicySpec
 from sere.provenance import provenance
@@ -45,7 +45,9 @@ class InProcessPlan(ServePlan):
         if self.compiled:
             refuse_controls(self.settings, "a compiled engine")
         if not self.batch_sizes or min(self.batch_sizes) < 1:
-            raise InputError(f"bench serve: expected batch sizes of at least 1, got {list(self.batch_sizes)}")
+            raise InputError(
+                f"bench serve: expected batch sizes of at least 1, got [{name_some(self.batch_sizes)}]"
+            )
         if min(self.prompt, self.rounds) < 1 or self.steps < 2:
             raise InputError(
                 "bench serve: expected a prompt and rounds of at least 1 and at least 2 steps, "

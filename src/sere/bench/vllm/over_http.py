@@ -15,7 +15,7 @@ from sere.bench.vllm.load import Answer, Load, run_load
 from sere.bench.vllm.plan import ServePlan, bytes_read, refuse_controls
 from sere.engines.server import Server
 from sere.engines.settings import Start, counted_changes, live_changes
-from sere.errors import InputError, ServerError
+from sere.errors import InputError, ServerError, name_some
 from sere.policies.spec import PolicySpec
 from sere.provenance import provenance
 
@@ -175,7 +175,9 @@ def _block(variant: ServerVariant, load: Load, plan: OverHttpPlan, index: int, v
 def _post(server: Server, route: str, body: Mapping[str, Any]) -> Any:
     status, answer = server.post(f"/v1/sere/{route}", body)
     if status != 200:
-        raise ServerError(f"bench serve: the server refused {route} {dict(body)}: {status} {answer}")
+        raise ServerError(
+            f"bench serve: the server refused {route} ({name_some([*body.items()])}): {status} {answer}"
+        )
     return answer
 
 

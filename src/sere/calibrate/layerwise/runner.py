@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from sere.calibrate.in_memory import forward_arguments
-from sere.errors import UnsupportedModel
+from sere.errors import UnsupportedModel, name_some
 
 
 class _Done(Exception):
@@ -89,7 +89,7 @@ class LayerRunner:
             return done
         except (RuntimeError, NotImplementedError) as error:
             if "meta" in str(error):
-                raise _needs_weights(self._model, list(self._without_values())) from error
+                raise _needs_weights(self._model, [*self._without_values()]) from error
             raise
         return None
 
@@ -230,7 +230,7 @@ def _same(a: Any, b: Any) -> bool:
 
 
 def _needs_weights(model: nn.Module, names: list[str]) -> UnsupportedModel:
-    why = f"its forward pass needs weights beside its decoder layers' own ({', '.join(names[:3])})"
+    why = f"its forward pass needs weights beside its decoder layers' own ({name_some(names, 3)})"
     return _not_layer_by_layer(model, why)
 
 

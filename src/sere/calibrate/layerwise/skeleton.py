@@ -15,7 +15,7 @@ from sere.calibrate.layerwise.tensor_reader import TensorReader
 from sere.checkpoints import check_weights, empty_model, load_config, say_unused
 from sere.checkpoints.classes import choose_class
 from sere.checkpoints.transfer import conversions_of, load_into
-from sere.errors import InputError, UnsupportedModel
+from sere.errors import InputError, UnsupportedModel, name_some
 from sere.structure import ExpertsLayer, find_experts
 
 
@@ -149,7 +149,7 @@ def stack_of(model: nn.Module, experts: list[ExpertsLayer]) -> str:
     if len(stacks) != 1 or None in stacks:
         raise UnsupportedModel(
             f"{type(model).__name__}: expected all experts modules in one list of decoder layers, got "
-            f"{', '.join(sorted(map(str, stacks)))}; calibrate it in memory (low_memory=False)"
+            f"{name_some(sorted(map(str, stacks)))}; calibrate it in memory (low_memory=False)"
         )
     return str(stacks.pop())
 

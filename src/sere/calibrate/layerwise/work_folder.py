@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sere.calibrate.layerwise.hidden_states import FileStates, States
-from sere.errors import InputError
+from sere.errors import InputError, name_some
 from sere.files import atomic_path, new_folders, write_json
 from sere.interrupts import going_on
 from sere.resume import differences
@@ -126,8 +126,9 @@ class WorkFolder:
             )
         if different := differences(*_told_apart(manifest.get("run", {}), self._run), _IN_WORDS):
             raise InputError(
-                f"{self.path}: holds an interrupted calibration with other settings: {'; '.join(different)}; "
-                "give the command as it was, delete the folder, or give another"
+                f"{self.path}: holds an interrupted calibration with other settings: "
+                f"{name_some(different, separator='; ')}; give the command as it was, "
+                "delete the folder, or give another"
             )
         self.next_layer, self._states = int(manifest["next_layer"]), manifest["states"]
 

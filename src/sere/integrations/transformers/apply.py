@@ -11,7 +11,7 @@ from torch.utils.hooks import RemovableHandle
 
 from sere.config import RerouteConfig, as_integer
 from sere.defaults import TABLE, default_table
-from sere.errors import AlreadyApplied, ConfigError, InputError
+from sere.errors import AlreadyApplied, ConfigError, InputError, name_some
 from sere.integrations.transformers.call import CurrentCall
 from sere.integrations.transformers.compiled import refuse_compiled
 from sere.integrations.transformers.guard import Guard
@@ -167,7 +167,7 @@ def _config(config: RerouteConfig | None, settings: dict[str, Any]) -> RerouteCo
         return RerouteConfig.from_mapping(settings)
     if settings:
         raise ConfigError(
-            f"config: give either config or settings by name, not both (got {', '.join(settings)})"
+            f"config: give either config or settings by name, not both (got {name_some(settings)})"
         )
     return config
 

@@ -9,7 +9,7 @@ from difflib import get_close_matches
 from typing import Any, Self
 
 from sere.config import RerouteConfig
-from sere.errors import ConfigError, did_you_mean
+from sere.errors import ConfigError, did_you_mean, name_some
 
 KEY = "sere"
 _EXAMPLE = '{"select_top_k": 2, "threshold": 0.3}'
@@ -123,8 +123,8 @@ def misplaced(vllm_config: Any) -> str | None:
     if found:
         outcome = "these are not read" if asked else "this engine will not re-route"
         return (
-            f"additional_config has {', '.join(map(repr, found))}, but settings of re-routing belong under "
-            f'"sere", as in {{"sere": {_EXAMPLE}}}; {outcome}'
+            f"additional_config has {name_some([*map(repr, found)])}, but settings of re-routing belong "
+            f'under "sere", as in {{"sere": {_EXAMPLE}}}; {outcome}'
         )
     if KEY in additional and not asked:
         return (

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from sere.defaults import TABLE, default_table
-from sere.errors import TableError, TableMismatch
+from sere.errors import TableError, TableMismatch, name_some
 from sere.identity import architecture_of, summary
 from sere.table import SimilarityTable
 
@@ -49,7 +49,8 @@ def load_table(path: Path, text_config: Any) -> SimilarityTable:
     if differences := mine.architecture_differences(architecture_of(text_config)):
         raise TableMismatch(
             f"{path}: the table was calibrated on {summary(mine)}, but the model is another: "
-            f"{'; '.join(differences)}; calibrate this model (sere calibrate) or give its own table"
+            f"{name_some(differences, separator='; ')}; calibrate this model (sere calibrate) or "
+            "give its own table"
         )
     return table
 
@@ -63,8 +64,8 @@ def check_layer(table: SimilarityTable, index: int, name: str, *, E: int) -> Non
     """
     if index not in table.layers:
         raise TableError(
-            f"{name}: the table has no similarities for layer {index}, only for {list(table.layers)}; "
-            "calibrate this model (sere calibrate) or give its own table"
+            f"{name}: the table has no similarities for layer {index}, only for layers "
+            f"{name_some(table.layers)}; calibrate this model (sere calibrate) or give its own table"
         )
     if (expected := table.layers[index].num_experts) != E:
         raise TableMismatch(
@@ -90,5 +91,6 @@ def check_coverage(table: SimilarityTable, found: set[int], *, stage: range | No
     if expected - found or (stage is None and not found):
         raise TableMismatch(
             f"the table was calibrated on {summary(table.identity)}, but the engine built MoE layers "
-            f"{sorted(found) or 'none'}; calibrate this model (sere calibrate) or give its own table"
+            f"[{name_some(sorted(found)) or 'none'}]; calibrate this model (sere calibrate) or give its "
+            "own table"
         )

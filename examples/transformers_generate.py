@@ -1,4 +1,4 @@
-"""Calibrate a model once, then generate with re-routing on. Without a path, the model is the one that comes with sere."""
+"""Calibrate a model once, then generate with re-routing on. Without a path: the model that sere ships."""
 
 import sys
 import tempfile

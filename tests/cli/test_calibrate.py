@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 
+from sere.calibrate import CalibrationConfig
 from sere.cli import main
+from sere.similarity import METRICS
 from sere.table import SimilarityTable
 from tests.support.calibration import char_tokenizer, interrupt_at_layer, save_tiny
 
@@ -36,12 +39,8 @@ def test_writes_the_table_and_says_so(place: Path, capsys: pytest.CaptureFixture
     table = SimilarityTable.load(out)
     (facts,) = json.loads(capsys.readouterr().out)["tables"]
     assert facts["fingerprint"] == table.fingerprint
-    assert (facts["calibration_tokens"], facts["layers"], facts["num_experts"], facts["top_k"]) == (
-        96,
-        2,
-        16,
-        4,
-    )
+    assert (facts["calibration_tokens"], facts["layers"]) == (96, 2)
+    assert (facts["num_experts"], facts["top_k"]) == (16, 4)
     assert sorted(path.name for path in out.parent.iterdir()) == ["table.safetensors"]
 
 
@@ -172,3 +171,35 @@ def test_parameters_are_json(place: Path, capsys: pytest.CaptureFixture[str]) ->
     assert SimilarityTable.load(out).metric_parameters["kernel"] == "rbf"
     assert _run(place, "--out", str(out), "--metric", "cka", "--parameters", "kernel=rbf") == 2
     assert "expected a JSON object, got 'kernel=rbf'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["calibrate", "eval"])
+@pytest.mark.parametrize("name", METRICS)
+def test_help_lists_every_metric(command: str, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """With its summary, from the registry."""
+    assert main([command, "--help"]) == 0
+    assert re.search(
+        rf"^  {name} +{re.escape(METRICS[name].summary)}$", capsys.readouterr().out, re.MULTILINE
+    )
+
+
+@pytest.mark.parametrize(
+    ("option", "default"),
+    [
+        ("--max-tokens", CalibrationConfig.max_tokens),
+        ("--seq-len", CalibrationConfig.seq_len),
+        ("--batch-size", CalibrationConfig.batch_size),
+        ("--seed", CalibrationConfig.seed),
+        ("--split", CalibrationConfig.split),
+        ("--metric", CalibrationConfig.metric),
+        ("--chunk-mb", CalibrationConfig.chunk_bytes // 2**20),
+    ],
+)
+def test_help_says_the_default_that_holds(
+    option: str, default: object, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The help's default is that of `sere.calibrate`, which is used if the option is not given."""
+    assert main(["calibrate", "--help"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    (found,) = re.findall(rf" {option} [A-Z].*?\(default: (.*?)\)", text)
+    assert found == str(default)

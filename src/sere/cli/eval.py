@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sere.bundled import BUNDLED
+from sere.cli.calibrate import list_metrics
 from sere.cli.eval_tables import render
 from sere.cli.loading import add_model_arguments, load, needed_table, table_path
 from sere.cli.numbers import whole
@@ -57,13 +58,14 @@ def add(subparsers: Any) -> None:
     """Add the command's parser."""
     summary = "Measure what re-routing costs at several settings and batch sizes."
     parser = add_command(subparsers, "eval", summary, run, details=_DETAILS, examples=_EXAMPLES)
+    parser.more_help = list_metrics
     parser.add_argument("model", metavar="MODEL", help=f"a checkpoint folder, a hub name, or '{BUNDLED}'")
     parser.add_argument(
         "--table", metavar="FILE", help=f"similarity table (for '{BUNDLED}': calibrates if none is given)"
     )
     parser.add_argument(
         "--metric", metavar="NAME",
-        help=f"of the table calibrated for '{BUNDLED}' (default: projection)",
+        help=f"of the table calibrated for '{BUNDLED}', one of those below (default: projection)",
     )  # fmt: skip
     parser.add_argument(
         "--setting", action="append", metavar="SETTING",
@@ -79,7 +81,7 @@ def add(subparsers: Any) -> None:
     parser.add_argument("--seed", type=whole(), default=0, help="of tasks and control (default: 0)")
     parser.add_argument(
         "--engine", choices=("transformers", "vllm"), default="transformers",
-        help="what decodes; vllm takes off, sere, random and topk settings, and gives right answers only",
+        help="what decodes; vllm takes all settings, and gives right answers only",
     )  # fmt: skip
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the whole result as JSON")
     _add_texts(parser)
@@ -238,13 +240,11 @@ def _on_vllm(args: argparse.Namespace, plan: Any, partial: Path | None) -> dict[
     from sere.cli.loading import dtype_name, engine_checkpoint, tokenizer_of
     from sere.cli.progress import bar
     from sere.engines.in_process import in_process_engine
-    from sere.engines.settings import check_settings
     from sere.eval.digests import files_digest
     from sere.eval.vllm import evaluate_engine
     from sere.integrations.vllm.start.versions import check_installed
     from sere.table import SimilarityTable
 
-    check_settings(plan.settings)
     check_installed()
     path = engine_checkpoint(args)
     tokenizer = tokenizer_of(path, args)

@@ -34,6 +34,13 @@ class Parser(argparse.ArgumentParser):
         options.setdefault("allow_abbrev", False)
         super().__init__(*args, **options)
         self._commands: tuple[str, ...] = ()
+        # A part of the help that heavy packages know: they are imported only when help is asked for.
+        self.more_help: Callable[[], str] = lambda: ""
+
+    def format_help(self) -> str:
+        """Return the help, with what ``more_help`` adds before the examples."""
+        options, title, examples = super().format_help().partition("\nexamples:\n")
+        return options + self.more_help() + title + examples
 
     def fall_back(self, subparsers: Any, command: str) -> None:
         """Read arguments that name none of the subcommands as those of ``command``.

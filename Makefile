@@ -62,7 +62,7 @@ architectures: .venv/.dev ## every Mixture-of-Experts architecture built tiny an
 	PYTHONPATH=. $(BIN)/python benchmarks/architectures.py
 	$(BIN)/python docs/build/documents.py
 
-documents: .venv/.dev ## write the documents' tables anew from benchmarks/results
+documents: .venv/.dev ## write the documents' tables and pictures from benchmarks/results
 	$(BIN)/python docs/build/documents.py
 
 train: .venv/.dev ## train the bundled model again from nothing (an hour and a half on two cores)

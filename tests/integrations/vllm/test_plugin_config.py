@@ -13,7 +13,7 @@ from sere.integrations.vllm.plugin_config import PluginConfig, misplaced, sectio
 
 
 def test_options() -> None:
-    """Settings of routing and of the plug-in are given side by side; whether merge was given is remembered."""
+    """Settings of routing and of the plug-in are given side by side; a given merge is remembered."""
     options = PluginConfig.from_mapping(
         {"select_top_k": 2, "threshold": 0.3, "log_seconds": 5, "merge": "none"}
     )

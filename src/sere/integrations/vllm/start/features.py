@@ -67,8 +67,8 @@ def _wrong(vllm_config: Any) -> Iterator[tuple[str, str, str]]:
     if _is_diffusion(vllm_config):
         yield (
             "block diffusion",
-            "the model computes a block of tokens together, so no step decodes a single token and nothing would "
-            "be re-routed",
+            "the model computes a block of tokens together, so no step decodes a single token and nothing "
+            "would be re-routed",
             "serve it without sere",
         )
     if os.environ.get("VLLM_BATCH_INVARIANT", "0") not in ("", "0"):
@@ -83,8 +83,8 @@ def _untested(vllm_config: Any) -> Iterator[tuple[str, str]]:
     if getattr(vllm_config.parallel_config, "data_parallel_size", 1) > 1:
         yield (
             "data parallelism",
-            "an expert kernel may gather the rows of all ranks before routing, which would then read budgets of "
-            "other rows; this was never run",
+            "an expert kernel may gather the rows of all ranks before routing, which would then read budgets "
+            "of other rows; this was never run",
         )
     if getattr(getattr(vllm_config, "speculative_config", None), "enable_adaptive_verification", False):
         yield (

@@ -42,8 +42,8 @@ A setting is a policy's name, then its options: off, sere:S=1,rho=0.3,targets=ac
 random:S=1 (the control: secondary slots go to a random primary expert), topk:S=1 (secondary slots are
 dropped), oea:S=2, xshare:budget=16, lynx:drop=0.5. S, rho, scale and drop may also be written select_top_k,
 threshold, use_scale and drop_share. With --engine vllm, B is the number of requests at once, settings that
-differ in more than S and rho each get an engine of their own, one after the other, and oea, xshare, lynx and
---prompts are refused. Interrupted, the same command with --out continues after the last finished case."""
+differ in more than S and rho each get an engine of their own, one after the other, and --prompts is refused.
+Interrupted, the same command with --out continues after the last finished case."""
 
 _EXAMPLES = """
   sere eval MODEL --table table.safetensors --setting sere:S=2,min_active=32,scale=true --prompts prompts.txt
@@ -81,7 +81,7 @@ def add(subparsers: Any) -> None:
     parser.add_argument("--seed", type=whole(), default=0, help="of tasks and control (default: 0)")
     parser.add_argument(
         "--engine", choices=("transformers", "vllm"), default="transformers",
-        help="what decodes; vllm takes off, sere, random and topk settings, and gives right answers only",
+        help="what decodes; vllm takes all settings, and gives right answers only",
     )  # fmt: skip
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the whole result as JSON")
     _add_texts(parser)
@@ -240,13 +240,11 @@ def _on_vllm(args: argparse.Namespace, plan: Any, partial: Path | None) -> dict[
     from sere.cli.loading import dtype_name, engine_checkpoint, tokenizer_of
     from sere.cli.progress import bar
     from sere.engines.in_process import in_process_engine
-    from sere.engines.settings import check_settings
     from sere.eval.digests import files_digest
     from sere.eval.vllm import evaluate_engine
     from sere.integrations.vllm.start.versions import check_installed
     from sere.table import SimilarityTable
 
-    check_settings(plan.settings)
     check_installed()
     path = engine_checkpoint(args)
     tokenizer = tokenizer_of(path, args)

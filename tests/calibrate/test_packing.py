@@ -67,7 +67,9 @@ def test_tokenizer_without_end_of_text_joins_documents_directly() -> None:
 
 def test_too_few_tokens_says_how_many_there_are_and_are_needed() -> None:
     """Less than one sequence is an error with both numbers."""
-    with pytest.raises(DataError, match=r"expected at least 128 tokens \(one sequence\), got 4 from 1 documents"):
+    with pytest.raises(
+        DataError, match=r"expected at least 128 tokens \(one sequence\), got 4 from 1 documents"
+    ):
         pack(["abc"], char_tokenizer(), max_tokens=51_200, seq_len=128)
 
 

@@ -18,7 +18,7 @@ NEWER: tuple[str, ...] = (
 )  # fmt: skip
 _ENCODER_DECODER = {"found": "an encoder-decoder model"}
 _EVERY_EXPERT = {"found": "it computes every expert for every token"}
-_MORE_THAN_HIDDEN = {"layer_by_layer": "a decoder layer hands on .*; expected hidden states only"}
+_MORE_THAN_HIDDEN = {"layer_by_layer": "a decoder layer passes on .*; expected only hidden states"}
 
 # In releases before the one named.
 _BEFORE: tuple[str, Mapping[str, Mapping[str, str]]] = (

@@ -15,8 +15,14 @@ from tests.support.checkpoints import save_checkpoint
 @pytest.mark.parametrize(
     ("command", "text"),
     [
-        (["calibrate", "MODEL", "--metric", "weights", "--out", "WEIGHTS"], "expected a similarity table or no file"),
-        (["calibrate", "MODEL", "--texts", "TEXTS", "--out", "TEXTS"], "expected a similarity table or no file"),
+        (
+            ["calibrate", "MODEL", "--metric", "weights", "--out", "WEIGHTS"],
+            "expected a similarity table or no file",
+        ),
+        (
+            ["calibrate", "MODEL", "--texts", "TEXTS", "--out", "TEXTS"],
+            "expected a similarity table or no file",
+        ),
         (["eval", "MODEL", "--table", "TABLE", "--prompts", "TEXTS", "--out", "TABLE"], "read by the same"),
         (["eval", "MODEL", "--table", "TABLE", "--questions", "ROWS", "--out", "ROWS"], "read by the same"),
         (["eval", "MODEL", "--table", "TABLE", "--prompts", "TEXTS", "--out", "WEIGHTS"], "a record in JSON"),

@@ -42,8 +42,8 @@ A setting is a policy's name, then its options: off, sere:S=1,rho=0.3,targets=ac
 random:S=1 (the control: secondary slots go to a random primary expert), topk:S=1 (secondary slots are
 dropped), oea:S=2, xshare:budget=16, lynx:drop=0.5. S, rho, scale and drop may also be written select_top_k,
 threshold, use_scale and drop_share. With --engine vllm, B is the number of requests at once, settings that
-differ in more than S and rho each get an engine of their own, one after the other, and oea, xshare, lynx and
---prompts are refused. Interrupted, the same command with --out continues after the last finished case."""
+differ in more than S and rho each get an engine of their own, one after the other, and --prompts is refused.
+Interrupted, the same command with --out continues after the last finished case."""
 
 _EXAMPLES = """
   sere eval MODEL --table table.safetensors --setting sere:S=2,min_active=32,scale=true --prompts prompts.txt

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from pathlib import Path
 
@@ -73,6 +74,26 @@ def test_no_circle_of_rooms() -> None:
         for name in ROOMS
     }
     assert circle(rooms) == []
+
+
+def test_the_hops_of_the_path_are_there() -> None:
+    """Each method that the path of ``topk_ids`` goes through is one of the source, and so is each file."""
+    path = DOCUMENT.partition("## The path of `topk_ids`")[2]
+    methods = {
+        f"{outer.name}.{inner.name}"
+        for file in modules().values()
+        for outer in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(outer, ast.ClassDef)
+        for inner in outer.body
+        if isinstance(inner, ast.FunctionDef)
+    }
+    named = re.findall(r"`([A-Z]\w+\.\w+)[`(]", path)
+    assert len(named) >= 4
+    assert [name for name in named if name not in methods] == []
+    files = re.findall(r"`((?:\w+/)+(?:\w+\.py)?)`", path)
+    roots = (SOURCE, SOURCE / "integrations" / "vllm")
+    assert len(files) >= 5
+    assert [file for file in files if not any((root / file).exists() for root in roots)] == []
 
 
 @pytest.mark.parametrize(

@@ -116,7 +116,7 @@ def test_automatic_choice_falls_back_and_says_why(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Without numba the torch backend runs, with one log line; else it is the choice anyway."""
-    registry.warn_once_of_fallback.cache_clear()
+    registry.warn_once.forget()
     assert select("auto", "cpu") == "cpu"
     assert select("auto", "mps") == "torch"
     assert caplog.text == ""

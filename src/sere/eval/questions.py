@@ -108,5 +108,5 @@ def _encode(tokenizer: Any, prompt: str | Row, chat: bool) -> list[int]:
     with naming("prompts"):
         ids = encode_text(row.text(tokenizer, generation_prompt=True), tokenizer)
     if not ids:
-        raise DataError(f"prompts: {row.place} has no tokens; expected at least one")
+        raise DataError(f"prompts: {row.origin} has no tokens; expected at least one")
     return ids

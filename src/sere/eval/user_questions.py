@@ -109,7 +109,7 @@ def _without_answer(row: Row, name: str) -> Row:
         messages = messages[:-1]
     if not messages:
         raise DataError(
-            f"{name}: {row.place}: expected a message that the model should answer, got only answers"
+            f"{name}: {row.origin}: expected a message that the model should answer, got only answers"
         )
     return replace(row, content=tuple(messages))
 
@@ -121,20 +121,21 @@ def _question(row: Row) -> FileQuestion:
             _shown(answer) if "answer" in row.fields else f"a row of {name_some(row.fields) or 'text only'}"
         )
         raise DataError(
-            f"questions: {row.place}: expected the right answer, a text or a number, in field 'answer'; got "
+            f"questions: {row.origin}: expected the right answer, a text or a number, in field 'answer'; got "
             f"{came}"
         )
     if pattern is None:
         return FileQuestion(row, str(answer).strip())
     if not isinstance(pattern, str):
         raise DataError(
-            f"questions: {row.place}: expected a regular expression in field 'pattern', got {_shown(pattern)}"
+            f"questions: {row.origin}: expected a regular expression in field 'pattern', "
+            f"got {_shown(pattern)}"
         )
     try:
         compiled = re.compile(pattern)
     except re.error as error:
         raise DataError(
-            f"questions: {row.place}: pattern {pattern!r} is not a regular expression: {error}"
+            f"questions: {row.origin}: pattern {pattern!r} is not a regular expression: {error}"
         ) from error
     return FileQuestion(row, str(answer).strip(), compiled)
 

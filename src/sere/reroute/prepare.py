@@ -126,16 +126,18 @@ def prepare_layer(
             f"sentinel: expected the id of no expert, such as -1 or {E}, got {config.sentinel}, one of the "
             f"layer's {E} experts, which would run for every freed slot"
         )
-    raw = RawLayer(
-        layer.similarity.detach().to("cpu", torch.float32),
-        config.threshold,
-        _keep_mask(keep, E),
-        None if scale is None else scale.detach(),
-        KernelConfig.of(config),
-    )
     where = torch.empty(0, device=device).device
     backend = on_device(select(config.backend, where.type, E), config.backend, where)
-    return PreparedLayer(raw, config, backend, where)
+    # Tensors made in inference mode could not be updated outside it.
+    with torch.inference_mode(False):
+        raw = RawLayer(
+            layer.similarity.detach().to("cpu", torch.float32),
+            config.threshold,
+            _keep_mask(keep, E),
+            None if scale is None else scale.detach(),
+            KernelConfig.of(config),
+        )
+        return PreparedLayer(raw, config, backend, where)
 
 
 def _keep_mask(keep: Sequence[int], E: int) -> Tensor:

@@ -86,7 +86,7 @@ def _records(args: argparse.Namespace) -> Any:
     """Yield the records as they are measured; settings and sizes are checked before the model is made."""
     from sere.bench.run import BenchPlan, bench
     from sere.bench.shapes import shape_config
-    from sere.cli.progress import bar
+    from sere.cli.progress_bar import bar
     from sere.policies.spec import parse_specs
 
     plan = BenchPlan(

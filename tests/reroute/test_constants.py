@@ -17,7 +17,9 @@ METHOD = Path(__file__).parents[2] / "docs" / "method.md"
 def documented() -> dict[str, int]:
     """Every constant of the method's table, by name."""
     found: dict[str, int] = {}
-    for names, values in re.findall(r"^\| (`[A-Z_]+`(?:, `[A-Z_]+`)*) \| ([^|]+) \|", METHOD.read_text(), re.M):
+    for names, values in re.findall(
+        r"^\| (`[A-Z_]+`(?:, `[A-Z_]+`)*) \| ([^|]+) \|", METHOD.read_text(), re.M
+    ):
         for name, value in zip(names.split(", "), values.split(", "), strict=True):
             base, _, power = value.partition("^")
             found[name.strip("`")] = int(base) ** int(power or 1)

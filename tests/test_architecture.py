@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import itertools
 import re
 from pathlib import Path
 
@@ -74,6 +75,33 @@ def test_no_circle_of_rooms() -> None:
         for name in ROOMS
     }
     assert circle(rooms) == []
+
+
+def test_the_integrations_do_not_know_each_other() -> None:
+    """Either engine's is there without the other's packages."""
+    engines = [f"sere.integrations.{engine}" for engine in ("transformers", "vllm")]
+    for mine, other in itertools.permutations(engines):
+        assert not [
+            module
+            for module, imported in INSIDE.items()
+            if module.startswith(mine) and any(name.startswith(other) for name in imported)
+        ]
+
+
+@pytest.mark.parametrize(
+    ("called", "where"),
+    [("print", "sere.cli"), ("sys.exit", "sere.__main__"), ("from_pretrained", "sere.checkpoints")],
+)
+def test_what_is_done_in_one_room_only(called: str, where: str) -> None:
+    """The command line prints and exits; models of users are loaded in one place."""
+    callers = {
+        name
+        for name, path in modules().items()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and f".{ast.unparse(node.func)}".endswith(f".{called}")
+    }
+    assert any(name.startswith(where) for name in callers)
+    assert [name for name in callers - ENTRANCES if not name.startswith(where)] == []
 
 
 def test_the_hops_of_the_path_are_there() -> None:

@@ -14,7 +14,7 @@ COLORS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")
 MARKERS = ("o", "s", "^", "D", "v", "P")
 
 
-def draw(record: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
+def draw_demo(record: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
     """Draw the record of ``demonstrate``: experts on the left, time per token on the right.
 
     Args:

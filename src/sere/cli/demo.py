@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 # Chosen for the bundled model; `sere eval bundled` shows how others do.
 SETTINGS = (
-    "sere:S=2,min_active=32,scale=true",
-    "sere:S=1,min_active=24,scale=true",
-    "random:S=1,min_active=24",
-    "topk:S=4",
+    "sere:select_top_k=2,min_active=32,use_scale=true",
+    "sere:select_top_k=1,min_active=24,use_scale=true",
+    "random:select_top_k=1,min_active=24",
+    "topk:select_top_k=4",
 )
 # Batch sizes and how many questions each is asked, so that the whole takes some minutes.
 QUESTIONS = {1: 10, 8: 60, 16: 160, 32: 240}
@@ -46,7 +46,7 @@ float32."""
 _NEXT = """For your own model (any Mixture-of-Experts model of Transformers); the floor is 4 K here:
 
   sere calibrate MODEL --texts notes.txt --metric projection --out table.safetensors
-  sere eval MODEL --table table.safetensors --setting sere:S=2,min_active=32,scale=true --prompts FILE
+  sere eval MODEL --setting sere:select_top_k=2,min_active=32,use_scale=true --prompts FILE
 
   with sere.apply(model, "table.safetensors", select_top_k=2, min_active=32, use_scale=True):
       model.generate(**batch)
@@ -74,7 +74,7 @@ def add(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Calibrate, decode, print, draw."""
-    from sere.bench.picture import draw
+    from sere.bench.picture import draw_demo
     from sere.files import check_writable, write_json
 
     checkpoint_path(args)
@@ -82,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
         check_writable(args.out / name)
     record = _measure(args)
     write_json(args.out / "demo.json", record)
-    draw(record, args.out / "demo.png")
+    draw_demo(record, args.out / "demo.png")
     emit(args, record, render)
     for name in _FILES:
         say(f"wrote {args.out / name}")
@@ -93,7 +93,7 @@ def _measure(args: argparse.Namespace) -> dict[str, Any]:
     import torch
 
     from sere.bench.demo import demonstrate
-    from sere.cli.progress import bar
+    from sere.cli.progress_bar import bar
     from sere.eval.calibration import calibrate_on_tasks
     from sere.eval.questions import held_out
     from sere.eval.tasks import TASK_NAMES

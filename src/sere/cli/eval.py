@@ -13,11 +13,12 @@ from sere.cli.loading import add_model_arguments, load, needed_table, table_path
 from sere.cli.numbers import whole
 from sere.cli.output import add_json_flag, emit, say
 from sere.cli.parser import add_command
+from sere.cli.settings import list_policies
 from sere.defaults import TABLE
 from sere.errors import ConfigError
 from sere.files import check_writable, holds_json, keep_other_files, write_json
 
-_DEFAULT_SETTINGS = ("sere:S=1", "random:S=1", "topk:S=1")
+_DEFAULT_SETTINGS = ("sere:select_top_k=1", "random:select_top_k=1", "topk:select_top_k=1")
 
 # Most tokens of an answer, and of a continuation.
 _ANSWER_TOKENS, _CONTINUATION_TOKENS = 256, 64
@@ -38,19 +39,20 @@ neither: the bundled model's own tasks, in its own notation, and its English. Fo
 
 Where the tokenizer has a chat template, a text is put to the model as a user's message.
 
-A setting is a policy's name, then its options: off, sere:S=1,rho=0.3,targets=active,min_active=8,
-random:S=1 (the control: secondary slots go to a random primary expert), topk:S=1 (secondary slots are
-dropped), oea:S=2, xshare:budget=16, lynx:drop=0.5. S, rho, scale and drop may also be written select_top_k,
-threshold, use_scale and drop_share. With --engine vllm, B is the number of requests at once, settings that
-differ in more than S and rho each get an engine of their own, one after the other, and --prompts is refused.
-Interrupted, the same command with --out continues after the last finished case."""
+A setting is a policy's name, then its options, such as sere:select_top_k=1,threshold=0.3,min_active=8.
+Compare with random (the control: secondary slots go to a random primary expert) and topk (secondary slots are
+dropped); all policies and their options are listed below.
+
+With --engine vllm, B is the number of requests at once, settings that differ in more than select_top_k and
+threshold each get an engine of their own, one after the other, and --prompts is refused. Interrupted, the
+same command with --out continues after the last finished case."""
 
 _EXAMPLES = """
-  sere eval MODEL --table table.safetensors --setting sere:S=2,min_active=32,scale=true --prompts prompts.txt
-  sere eval MODEL --setting topk:S=4 --batch-size 16 --questions questions.jsonl --out eval.json
-  sere eval bundled --batch-size 1 16 --setting sere:S=1,min_active=8 --setting random:S=1 --out eval.json
+  sere eval MODEL --setting sere:select_top_k=2,min_active=32,use_scale=true --prompts prompts.txt
+  sere eval MODEL --setting topk:select_top_k=4 --batch-size 16 --questions questions.jsonl --out eval.json
+  sere eval bundled --batch-size 1 16 --setting sere:select_top_k=1 --setting random:select_top_k=1
   sere eval bundled --batch-size 16 --tasks addition sorting --per-task 50 --no-text --json
-  sere eval bundled --engine vllm --batch-size 8 64 --setting sere:S=2,min_active=32,scale=true
+  sere eval bundled --engine vllm --batch-size 8 64 --setting sere:select_top_k=2,min_active=32,use_scale=true
 """
 
 
@@ -58,7 +60,7 @@ def add(subparsers: Any) -> None:
     """Add the command's parser."""
     summary = "Measure what re-routing costs at several settings and batch sizes."
     parser = add_command(subparsers, "eval", summary, run, details=_DETAILS, examples=_EXAMPLES)
-    parser.more_help = list_metrics
+    parser.more_help = lambda: list_policies() + list_metrics()
     parser.add_argument("model", metavar="MODEL", help=f"a checkpoint folder, a hub name, or '{BUNDLED}'")
     parser.add_argument(
         "--table", metavar="FILE", help=f"similarity table (for '{BUNDLED}': calibrates if none is given)"
@@ -67,10 +69,8 @@ def add(subparsers: Any) -> None:
         "--metric", metavar="NAME",
         help=f"of the table calibrated for '{BUNDLED}', one of those below (default: projection)",
     )  # fmt: skip
-    parser.add_argument(
-        "--setting", action="append", metavar="SETTING",
-        help=f"repeatable; off is always there (default: {' '.join(_DEFAULT_SETTINGS)})",
-    )  # fmt: skip
+    text = f"repeatable; off is always included (default: {' '.join(_DEFAULT_SETTINGS)})"
+    parser.add_argument("--setting", action="append", metavar="SETTING", help=text)
     parser.add_argument(
         "--batch-size", type=whole(1), nargs="+", default=[1, 16], metavar="B", help="(default: 1 16)"
     )
@@ -224,7 +224,7 @@ def _plan(args: argparse.Namespace, settings: list[Any]) -> Any:
 
 
 def _on_transformers(args: argparse.Namespace, plan: Any, partial: Path | None) -> dict[str, Any]:
-    from sere.cli.progress import bar
+    from sere.cli.progress_bar import bar
     from sere.eval.run import evaluate
 
     model, tokenizer = load(args)
@@ -238,7 +238,7 @@ def _on_vllm(args: argparse.Namespace, plan: Any, partial: Path | None) -> dict[
     from tempfile import TemporaryDirectory
 
     from sere.cli.loading import dtype_name, engine_checkpoint, tokenizer_of
-    from sere.cli.progress import bar
+    from sere.cli.progress_bar import bar
     from sere.engines.in_process import in_process_engine
     from sere.eval.digests import files_digest
     from sere.eval.vllm import evaluate_engine

@@ -12,6 +12,7 @@ from sere.cli.loading import add_model_arguments, load, table_path
 from sere.cli.numbers import whole
 from sere.cli.output import add_json_flag, emit, say
 from sere.cli.parser import add_command
+from sere.cli.settings import list_policies
 from sere.errors import DataError
 
 if TYPE_CHECKING:
@@ -19,14 +20,14 @@ if TYPE_CHECKING:
     from sere.table import SimilarityTable
     from sere.texts import Row
 
-_DEFAULT_SETTING = "sere:S=2"
+_DEFAULT_SETTING = "sere:select_top_k=2"
 
 _DETAILS = """All prompts are decoded as one batch, greedily. With --table or --setting their decode steps are
 re-routed; without, the model is as it was."""
 
 _EXAMPLES = """
   sere generate bundled --prompt $'add 4821+937\\n' --prompt $'sort 7 3 9 1\\n'
-  sere generate MODEL --table table.safetensors --setting sere:S=2,min_active=32 --prompt 'The mill stood'
+  sere generate MODEL --setting sere:select_top_k=2,min_active=32 --prompt 'The mill stood'
   sere generate MODEL --prompt-file prompts.txt --max-new-tokens 100 --json
 """
 
@@ -35,6 +36,7 @@ def add(subparsers: Any) -> None:
     """Add the command's parser."""
     summary = "Complete prompts, with or without re-routing."
     parser = add_command(subparsers, "generate", summary, run, details=_DETAILS, examples=_EXAMPLES)
+    parser.more_help = list_policies
     parser.add_argument("model", metavar="MODEL", help="a checkpoint folder, a hub name, or 'bundled'")
     parser.add_argument("--prompt", action="append", default=[], metavar="TEXT", help="repeatable")
     parser.add_argument(
@@ -46,9 +48,8 @@ def add(subparsers: Any) -> None:
     parser.add_argument("--max-new-tokens", type=whole(1), default=64, metavar="N", help="(default: 64)")
     group = parser.add_argument_group("re-routing")
     group.add_argument("--table", metavar="FILE", help="similarity table")
-    group.add_argument(
-        "--setting", metavar="SETTING", help=f"as for sere eval (default, with --table: {_DEFAULT_SETTING})"
-    )
+    text = f"as for sere eval (default, with --table: {_DEFAULT_SETTING})"
+    group.add_argument("--setting", metavar="SETTING", help=text)
     add_model_arguments(parser)
     add_json_flag(parser)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from textwrap import fill
 from types import MappingProxyType
 from typing import Any
 
@@ -24,6 +25,8 @@ POLICIES: Mapping[str, type[Policy]] = MappingProxyType(
     {kind.name: kind for kind in (Off, Sere, RandomReroute, TopK, Oea, XShare, Lynx)}
 )
 """Every routing rule by name. The command line, ``eval``, ``bench``, both engines and the tests look here."""
+
+_INDENTED: Any = {"initial_indent": " " * 4, "subsequent_indent": " " * 6, "break_on_hyphens": False}
 
 # Symbols of the method that older records use for option names.
 _SHORT = {"S": "select_top_k", "rho": "threshold", "scale": "use_scale", "drop": "drop_share"}
@@ -134,15 +137,25 @@ def normalize_label(label: str) -> str:
         return label
 
 
+def needed_form(name: str) -> str:
+    """Return what to write for a rule with the options that it needs, e.g. ``topk:select_top_k=N``."""
+    needed = [f"{one.name}={one.form}" for one in options_of(POLICIES[name]).values() if one.required]
+    return f"{name}:{','.join(needed)}" if needed else name
+
+
+def summary(name: str) -> str:
+    """Return the first sentence of a rule's docstring, without its period and markup."""
+    return (POLICIES[name].__doc__ or "").partition("\n")[0].rstrip(".").replace("``", "")
+
+
 def describe_policies() -> str:
-    """Return one line per rule: its name, its options (those it needs first), and what it does."""
+    """Return each rule as it is written, what it does, and its further options, for help."""
     lines = []
     for name, kind in POLICIES.items():
-        options = sorted(options_of(kind).values(), key=lambda option: not option.required)
-        written = ",".join(f"{option.name}={option.form}" for option in options)
-        summary = (kind.__doc__ or "").partition("\n")[0]
-        lines.append(f"{name}:{written}" if written else name)
-        lines.append(f"    {summary}")
+        more = [f"{one.name}={one.form}" for one in options_of(kind).values() if not one.required]
+        lines += [needed_form(name), f"    {summary(name)}"]
+        if more:
+            lines.append(fill(f"further options: {', '.join(more)}", 100, **_INDENTED))
     return "\n".join(lines)
 
 

@@ -12,7 +12,7 @@ import pytest
 
 pytest.importorskip("vllm", reason="needs vLLM: make test-vllm")
 
-from sere.bench.vllm.load import Answer, Load
+from sere.bench.vllm.load_generator import Answer, Load
 from sere.bench.vllm.over_http import LoadBlock, OverHttpPlan, ServerVariant, _record, bench_over_http
 from sere.cli import main
 from sere.cli.bench.serve_tables import render_online

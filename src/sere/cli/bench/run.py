@@ -11,9 +11,10 @@ from sere.cli.loading import add_model_arguments, checkpoint_path, load_on_devic
 from sere.cli.numbers import whole
 from sere.cli.output import add_json_flag, emit_lines, say, spread_cells, table
 from sere.cli.parser import add_command
+from sere.cli.settings import list_policies
 from sere.errors import ConfigError
 
-_DEFAULT_SETTINGS = ("sere:S=1", "sere:S=2")
+_DEFAULT_SETTINGS = ("sere:select_top_k=1", "sere:select_top_k=2")
 
 _DETAILS = """Times decode steps of B rows with re-routing off and on. All settings take turns, block by
 block, in one run and decode the same tokens; medians with 20th and 80th percentile, of the times and of
@@ -24,7 +25,7 @@ A vLLM engine is timed by sere bench serve."""
 
 _EXAMPLES = """
   sere bench --preset qwen3-30b-a3b --layers 4 --batch-size 1 8 16 32 --out benchmarks/results/bench.jsonl
-  sere bench MODEL --table table.safetensors --setting sere:S=2,min_active=32,scale=true --setting topk:S=2
+  sere bench MODEL --setting sere:select_top_k=2,min_active=32,use_scale=true --setting topk:select_top_k=2
   sere bench --preset tiny --batch-size 4 --steps 4 --json
 """
 
@@ -35,6 +36,7 @@ def add(subparsers: Any) -> None:
 
     summary = "Time decoding with re-routing off and on."
     parser = add_command(subparsers, "run", summary, run, details=_DETAILS, examples=_EXAMPLES)
+    parser.more_help = list_policies
     parser.add_argument(
         "model", nargs="?", metavar="MODEL", help="a checkpoint folder, a hub name, or 'bundled'"
     )
@@ -45,10 +47,8 @@ def add(subparsers: Any) -> None:
         metavar="FILE",
         help="similarity table (default: the model's own if there is one, else random similarities)",
     )
-    parser.add_argument(
-        "--setting", action="append", metavar="SETTING",
-        help=f"repeatable, as for sere eval; off is always there (default: {' '.join(_DEFAULT_SETTINGS)})",
-    )  # fmt: skip
+    text = f"repeatable; off is always included (default: {' '.join(_DEFAULT_SETTINGS)})"
+    parser.add_argument("--setting", action="append", metavar="SETTING", help=text)
     parser.add_argument(
         "--batch-size",
         type=whole(1),
@@ -86,7 +86,7 @@ def _records(args: argparse.Namespace) -> Any:
     """Yield the records as they are measured; settings and sizes are checked before the model is made."""
     from sere.bench.run import BenchPlan, bench
     from sere.bench.shapes import shape_config
-    from sere.cli.progress import bar
+    from sere.cli.progress_bar import bar
     from sere.policies.spec import parse_specs
 
     plan = BenchPlan(

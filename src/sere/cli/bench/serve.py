@@ -13,6 +13,7 @@ from sere.cli.numbers import at_least, whole
 from sere.cli.output import add_json_flag, emit_lines, say
 from sere.cli.parser import add_command
 from sere.cli.server_logs import server_logs
+from sere.cli.settings import list_policies
 from sere.errors import ConfigError
 
 _DETAILS = """Starts vLLM in this process and sends it batches of B requests that arrive together. Settings
@@ -34,10 +35,10 @@ Exit code 1 if any request failed. Where something failed, the servers' logs are
 
 _EXAMPLES = """
   sere bench serve --preset qwen3-30b-a3b --layers 4 --batch-size 8 16 32 64 --out serve.jsonl
-  sere bench serve MODEL --table table.safetensors --setting sere:S=2,min_active=32,scale=true --compile
+  sere bench serve MODEL --setting sere:select_top_k=2,min_active=32,use_scale=true --compile
   sere bench serve --preset qwen3-30b-a3b --layers 4 --server --batch-size 8 16 --vanilla
   sere bench serve --preset qwen3-30b-a3b --layers 4 --server --request-rate 1 2 4
-  sere bench serve --preset qwen3-30b-a3b --setting sere:S=2 --setting sere:S=2,min_active=32
+  sere bench serve --preset qwen3-30b-a3b --setting sere:select_top_k=2,min_active=32 --layers 4
   sere bench serve MODEL --table table.safetensors --server --engine-option tensor_parallel_size=2
 """
 
@@ -48,17 +49,15 @@ def add(subparsers: Any) -> None:
 
     summary = "Time a vLLM engine with re-routing off and on."
     parser = add_command(subparsers, "serve", summary, run, details=_DETAILS, examples=_EXAMPLES)
+    parser.more_help = list_policies
     parser.add_argument(
         "model", nargs="?", metavar="MODEL", help="a checkpoint folder, a hub name, or 'bundled'"
     )
     parser.add_argument("--preset", metavar="NAME", help=f"instead of MODEL: {', '.join(SHAPES)}")
     parser.add_argument("--layers", type=whole(1), metavar="L", help="layers of the preset (default: 4)")
     parser.add_argument("--table", metavar="FILE", help="similarity table of MODEL")
-    parser.add_argument(
-        "--setting", action="append", metavar="SETTING",
-        help="repeatable, as for sere eval --engine vllm; off is always there (default: "
-        f"{' '.join(DEFAULT_SETTINGS)})",
-    )  # fmt: skip
+    text = f"repeatable, as for sere eval --engine vllm (default: {' '.join(DEFAULT_SETTINGS)})"
+    parser.add_argument("--setting", action="append", metavar="SETTING", help=text)
     parser.add_argument(
         "--batch-size", type=whole(1), nargs="+", metavar="B",
         help="requests at once (default: 8 16 32, or none beside --request-rate)",

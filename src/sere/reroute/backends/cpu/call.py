@@ -43,7 +43,7 @@ class Layer(NamedTuple):
         counts: ``[E]``, int32; how many of ``order[e]`` reach the threshold.
         keep: ``[E]``, bool.
         scale: ``[E, E]``, float32, or None.
-        config: The settings that are no tensors.
+        config: The settings that are not tensors.
     """
 
     order: Tensor

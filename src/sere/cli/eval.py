@@ -224,7 +224,7 @@ def _plan(args: argparse.Namespace, settings: list[Any]) -> Any:
 
 
 def _on_transformers(args: argparse.Namespace, plan: Any, partial: Path | None) -> dict[str, Any]:
-    from sere.cli.progress import bar
+    from sere.cli.progress_bar import bar
     from sere.eval.run import evaluate
 
     model, tokenizer = load(args)
@@ -238,7 +238,7 @@ def _on_vllm(args: argparse.Namespace, plan: Any, partial: Path | None) -> dict[
     from tempfile import TemporaryDirectory
 
     from sere.cli.loading import dtype_name, engine_checkpoint, tokenizer_of
-    from sere.cli.progress import bar
+    from sere.cli.progress_bar import bar
     from sere.engines.in_process import in_process_engine
     from sere.eval.digests import files_digest
     from sere.eval.vllm import evaluate_engine

@@ -35,7 +35,7 @@ class BackendLayer(Protocol):
 
     @property
     def config(self) -> KernelConfig:
-        """The settings that are no tensors."""
+        """The settings that are not tensors."""
 
     def __iter__(self) -> Iterator[Any]: ...
 
@@ -182,7 +182,7 @@ def on_device(backend: str, asked: str, device: torch.device) -> str:
 
 
 def warn_of_fallback(backend: str, reason: str) -> None:
-    """Log that the torch backend runs in another's place; the same reason once a process."""
+    """Log that the torch backend runs instead of another one; once per process for each reason."""
     text = "sere: re-routing with the torch backend instead of %s: %s"
     warn_once((backend, reason), text, backend, reason)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from sere.bench.vllm.engine_options import (
@@ -45,11 +47,11 @@ def test_values_are_json_or_words() -> None:
         (["trust_remote_code=true"], "trust_remote_code: sere .* sets it itself; use --trust-remote-code"),
     ],
 )
-def test_refused_options(texts: list[str], text: str) -> None:
+@pytest.mark.parametrize("taken", [IN_PROCESS, OF_SERVER], ids=["in process", "server"])
+def test_refused_options(texts: list[str], text: str, taken: Any) -> None:
     """What cannot be read, or is ours to set, is named with what to do."""
-    for taken in (IN_PROCESS, OF_SERVER):
-        with pytest.raises(ConfigError, match=f"--engine-option {text}"):
-            parse_engine_options(texts, taken)
+    with pytest.raises(ConfigError, match=f"--engine-option {text}"):
+        parse_engine_options(texts, taken)
 
 
 def test_parallel_engines_need_a_server() -> None:

@@ -215,7 +215,7 @@ def test_tasks_are_for_the_bundled_model_alone(
         (["bundled", "--no-chat-template"], "--no-chat-template: only with --prompts or --questions"),
         (
             ["bundled", "--questions", "50"],
-            "how many questions of each task 'bundled' is asked, --per-task says",
+            "for the number of questions per task of 'bundled', use --per-task 50",
         ),
         (
             ["x", "--questions", "q.jsonl", "--setting", "sere:select_top_k=1"],
@@ -233,7 +233,7 @@ def test_tasks_are_for_the_bundled_model_alone(
         ),
         (["x", "--prompts", "p.txt", "--no-text"], "--passages or --no-text: only for the bundled model's"),
         (["x", "--prompts", "p.txt", "--questions", "q.jsonl"], "not allowed with argument --prompts"),
-        (["x", "--prompts", "p.txt", "--engine", "vllm"], "--prompts: vLLM does not hand on the logits"),
+        (["x", "--prompts", "p.txt", "--engine", "vllm"], "--prompts: vLLM does not return the logits"),
         (
             ["x", "--questions", "q.jsonl", "--engine", "vllm"],
             "--table: none was given, and x has no similarity.sere in its folder",

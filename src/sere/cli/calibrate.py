@@ -20,11 +20,11 @@ from sere.files import check_writable, keep_other_files
 if TYPE_CHECKING:
     from sere.table import SimilarityTable
 
-_DETAILS = f"""Runs the texts through the model once and measures, in each layer, how well experts replace
-each other. The table is written as {TABLE} to the model's folder, where sere.apply, vLLM and the other
-commands find it; for a model on the hub, or in a folder that is read-only, as NAME{SUFFIX} to the current
-folder. A checkpoint that does not fit into memory is read layer by layer; if such a run is interrupted, the
-same command continues it."""
+_DETAILS = f"""Runs the texts through the model once and measures, in each layer, how well experts
+replace each other. The table is written as {TABLE} to the model's folder, where sere.apply, vLLM and
+the other commands find it; for a model on the hub, or in a folder that is read-only, as NAME{SUFFIX} to
+the current folder. A checkpoint that does not fit into memory is read layer by layer; if such a run is
+interrupted, the same command continues it."""
 
 _EXAMPLES = """
   sere calibrate MODEL --texts notes.txt
@@ -57,7 +57,9 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
     text = "field or column of the text or conversation (default: text, or else messages or conversations)"
     group.add_argument("--field", default="text", help=text)
     group.add_argument("--split", default="train", help="part of a Hugging Face data set (default: train)")
-    group.add_argument("--max-tokens", type=whole(1), default=51_200, metavar="N", help="(default: 51200)")
+    group.add_argument(
+        "--max-tokens", type=whole(1), default=51_200, metavar="N", help="tokens in all (default: 51200)"
+    )
     group.add_argument(
         "--seq-len", type=whole(1), default=128, metavar="N", help="tokens per sequence (default: 128)"
     )

@@ -16,40 +16,50 @@ from sere.defaults import TABLE
 from sere.errors import ConfigError
 from sere.files import check_writable, holds_json, keep_other_files, write_json
 
-_DEFAULT_SETTINGS = ("sere:S=1", "random:S=1", "topk:S=1")
+_DEFAULT_SETTINGS = ("sere:select_top_k=1", "random:select_top_k=1", "topk:select_top_k=1")
 
 # Most tokens of an answer, and of a continuation.
 _ANSWER_TOKENS, _CONTINUATION_TOKENS = 256, 64
 _PER_TASK, _PASSAGES = 100, 100
 
-_DETAILS = """Decodes in steps of B rows under each setting, all against the unmodified model. One of:
+_DETAILS = """Decodes in steps of B rows under each setting and compares with the unmodified model.
+Texts come from:
 
---prompts FILE: the unmodified model continues each prompt, and each setting is scored on these same tokens:
-  how often it would choose the same token, KL divergence in nats per token, perplexity, with 95 % intervals
-  over prompts. For any model; needs no answers. FILE is a .txt file with one prompt per line, or rows
-  (.jsonl, .json, .parquet) with "prompt", "messages" or "conversations"; an answer at the end of a
-  conversation is left off. Give 50 prompts or more: with fewer, intervals are too narrow where a few prompts
-  differ much from the others.
---questions FILE: right answers, with the paired difference to the unmodified model. Rows as above with
-  "answer", and "pattern" where the answer is only a part of the output: a regular expression, whose last
-  match counts (of it the first group, if it has one). Without, the whole output must be the answer.
-neither: the bundled model's own tasks, in its own notation, and its English. For no other model.
+--prompts FILE: the unmodified model continues each prompt, and each setting
+  is scored on these tokens: how often it would choose the same token, KL
+  divergence in nats per token, and perplexity, with 95 % intervals over
+  prompts. Works with any model and needs no answers. FILE is a .txt file with
+  one prompt per line, or rows (.jsonl, .json, .parquet) with "prompt",
+  "messages" or "conversations"; an answer at the end of a conversation is
+  left out. Give at least 50 prompts: with fewer, the intervals are too narrow
+  if a few prompts differ much from the others.
+--questions FILE: counts right answers and the difference to the unmodified
+  model on the same questions. Rows as above with "answer", and "pattern" if
+  the answer is only a part of the output: a regular expression whose last
+  match counts (its first group, if it has one). Without a pattern the
+  complete output must be the answer.
+neither: the tasks and the English of the bundled model, which no other model
+  knows.
 
-Where the tokenizer has a chat template, a text is put to the model as a user's message.
+If the tokenizer has a chat template, each text is given to the model as a user's message.
 
-A setting is a policy's name, then its options: off, sere:S=1,rho=0.3,targets=active,min_active=8,
-random:S=1 (the control: secondary slots go to a random primary expert), topk:S=1 (secondary slots are
-dropped), oea:S=2, xshare:budget=16, lynx:drop=0.5. S, rho, scale and drop may also be written select_top_k,
-threshold, use_scale and drop_share. With --engine vllm, B is the number of requests at once, settings that
-differ in more than S and rho each get an engine of their own, one after the other, and oea, xshare, lynx and
---prompts are refused. Interrupted, the same command with --out continues after the last finished case."""
+A setting is a routing rule and its options. sere policies lists them; among them are:
+  off                      the unmodified model, always measured
+  sere:select_top_k=2,min_active=32,use_scale=true
+  sere:select_top_k=1,threshold=0.3,targets=active
+  random:select_top_k=1    the control: a random primary expert
+  topk:select_top_k=1      drop the lighter experts instead of re-routing them
+
+With --engine vllm, B is the number of concurrent requests, --prompts is refused, and settings that
+differ in more than select_top_k and threshold each get an engine of their own, one after the other. If
+a run with --out is interrupted, the same command continues after the last finished case."""
 
 _EXAMPLES = """
-  sere eval MODEL --table table.safetensors --setting sere:S=2,min_active=32,scale=true --prompts prompts.txt
-  sere eval MODEL --setting topk:S=4 --batch-size 16 --questions questions.jsonl --out eval.json
-  sere eval bundled --batch-size 1 16 --setting sere:S=1,min_active=8 --setting random:S=1 --out eval.json
+  sere eval MODEL --setting sere:select_top_k=2,min_active=32,use_scale=true --prompts prompts.txt
+  sere eval MODEL --setting topk:select_top_k=4 --batch-size 16 --questions questions.jsonl --out eval.json
+  sere eval bundled --batch-size 1 16 --setting sere:select_top_k=1 --setting random:select_top_k=1
   sere eval bundled --batch-size 16 --tasks addition sorting --per-task 50 --no-text --json
-  sere eval bundled --engine vllm --batch-size 8 64 --setting sere:S=2,min_active=32,scale=true
+  sere eval bundled --engine vllm --batch-size 8 64 --setting sere:select_top_k=2,min_active=32
 """
 
 
@@ -59,29 +69,39 @@ def add(subparsers: Any) -> None:
     parser = add_command(subparsers, "eval", summary, run, details=_DETAILS, examples=_EXAMPLES)
     parser.add_argument("model", metavar="MODEL", help=f"a checkpoint folder, a hub name, or '{BUNDLED}'")
     parser.add_argument(
-        "--table", metavar="FILE", help=f"similarity table (for '{BUNDLED}': calibrates if none is given)"
+        "--table",
+        metavar="FILE",
+        help=f"similarity table (default: the model's own; '{BUNDLED}' is calibrated if it has none)",
     )
     parser.add_argument(
         "--metric", metavar="NAME",
-        help=f"of the table calibrated for '{BUNDLED}' (default: projection)",
+        help=f"metric of the table that is calibrated for '{BUNDLED}' (default: projection)",
     )  # fmt: skip
     parser.add_argument(
         "--setting", action="append", metavar="SETTING",
-        help=f"repeatable; off is always there (default: {' '.join(_DEFAULT_SETTINGS)})",
+        help="a routing rule, see sere policies; repeatable; off is always measured "
+        f"(default: {' '.join(_DEFAULT_SETTINGS)})",
     )  # fmt: skip
     parser.add_argument(
-        "--batch-size", type=whole(1), nargs="+", default=[1, 16], metavar="B", help="(default: 1 16)"
+        "--batch-size",
+        type=whole(1),
+        nargs="+",
+        default=[1, 16],
+        metavar="B",
+        help="rows per step (default: 1 16)",
     )
     parser.add_argument(
         "--max-new-tokens", type=whole(1), metavar="N",
-        help=f"of an answer (default: {_ANSWER_TOKENS}) or a continuation ({_CONTINUATION_TOKENS})",
+        help=f"per answer (default: {_ANSWER_TOKENS}) or continuation (default: {_CONTINUATION_TOKENS})",
     )  # fmt: skip
-    parser.add_argument("--seed", type=whole(), default=0, help="of tasks and control (default: 0)")
+    parser.add_argument(
+        "--seed", type=whole(), default=0, help="seed of tasks and of random rules (default: 0)"
+    )
     parser.add_argument(
         "--engine", choices=("transformers", "vllm"), default="transformers",
-        help="what decodes; vllm takes off, sere, random and topk settings, and gives right answers only",
+        help="what decodes; vllm counts right answers only (default: transformers)",
     )  # fmt: skip
-    parser.add_argument("--out", type=Path, metavar="FILE", help="write the whole result as JSON")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write the complete result as JSON")
     _add_texts(parser)
     add_model_arguments(parser)
     add_json_flag(parser)
@@ -94,14 +114,20 @@ def _add_texts(parser: argparse.ArgumentParser) -> None:
     one.add_argument("--questions", metavar="FILE", help="questions with their answers")
     files.add_argument(
         "--field", default="prompt", metavar="NAME",
-        help="of a row: holds a text or a conversation (default: prompt, or else messages or conversations)",
+        help="field with a row's text or conversation (default: prompt, else messages or conversations)",
     )  # fmt: skip
     files.add_argument("--no-chat-template", action="store_true", help="give texts to the model as they are")
     tasks = parser.add_argument_group("the bundled model's own tasks")
-    tasks.add_argument("--per-task", type=whole(1), metavar="N", help=f"questions (default: {_PER_TASK})")
-    tasks.add_argument("--tasks", nargs="+", metavar="TASK", help="(default: all)")
-    tasks.add_argument("--passages", type=whole(0), metavar="N", help=f"of English (default: {_PASSAGES})")
-    tasks.add_argument("--no-text", dest="passages", action="store_const", const=0, help="no English")
+    tasks.add_argument(
+        "--per-task", type=whole(1), metavar="N", help=f"questions per task (default: {_PER_TASK})"
+    )
+    tasks.add_argument("--tasks", nargs="+", metavar="TASK", help="names of tasks (default: all)")
+    tasks.add_argument(
+        "--passages", type=whole(0), metavar="N", help=f"passages of English (default: {_PASSAGES})"
+    )
+    tasks.add_argument(
+        "--no-text", dest="passages", action="store_const", const=0, help="leave out the English"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -146,8 +172,8 @@ def _check_texts(args: argparse.Namespace, bundled: bool) -> None:
         if not bundled:
             raise ConfigError(
                 f"{args.model}: sere's own tasks are in the notation of the bundled model, which no other "
-                "model knows. Give --prompts FILE, to compare what this model says with re-routing off and "
-                "on, or --questions FILE, to count right answers"
+                "model knows. Give --prompts FILE to compare its outputs with re-routing off and on, or "
+                "--questions FILE to count right answers"
             )
         if args.no_chat_template:
             raise ConfigError("--no-chat-template: only with --prompts or --questions")
@@ -159,13 +185,13 @@ def _check_texts(args: argparse.Namespace, bundled: bool) -> None:
         )
     if args.questions is not None and args.questions.isdigit() and not Path(args.questions).exists():
         raise ConfigError(
-            f"--questions: expected a file, got {args.questions}; how many questions of each task "
-            f"'{BUNDLED}' is asked, --per-task says"
+            f"--questions: expected a file, got {args.questions}; for the number of questions per task of "
+            f"'{BUNDLED}', use --per-task {args.questions}"
         )
     if args.engine == "vllm" and args.prompts is not None:
         raise ConfigError(
-            "--prompts: vLLM does not hand on the logits of tokens that it is given to decode; use --engine "
-            "transformers, or --questions"
+            "--prompts: vLLM does not return the logits of given tokens; use --engine transformers, or "
+            "--questions"
         )
 
 
@@ -269,7 +295,7 @@ def _on_vllm(args: argparse.Namespace, plan: Any, partial: Path | None) -> dict[
 
 
 def _table(args: argparse.Namespace, model: Any, tokenizer: Any) -> Any:
-    """Return the similarity table: the file's, or, for the bundled model alone, one calibrated now."""
+    """Return the similarity table: the file's or, only for the bundled model, one calibrated now."""
     if args.table is not None:
         from sere.table import SimilarityTable
 

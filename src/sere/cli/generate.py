@@ -19,14 +19,14 @@ if TYPE_CHECKING:
     from sere.table import SimilarityTable
     from sere.texts import Row
 
-_DEFAULT_SETTING = "sere:S=2"
+_DEFAULT_SETTING = "sere:select_top_k=2"
 
-_DETAILS = """All prompts are decoded as one batch, greedily. With --table or --setting their decode steps are
-re-routed; without, the model is as it was."""
+_DETAILS = """All prompts are decoded as one batch, greedily. With --table or --setting the decode steps
+are re-routed; without, the model is unmodified. Prompts with their completions go to stdout."""
 
 _EXAMPLES = """
   sere generate bundled --prompt $'add 4821+937\\n' --prompt $'sort 7 3 9 1\\n'
-  sere generate MODEL --table table.safetensors --setting sere:S=2,min_active=32 --prompt 'The mill stood'
+  sere generate MODEL --setting sere:select_top_k=2,min_active=32 --prompt 'The mill stood' > completion.txt
   sere generate MODEL --prompt-file prompts.txt --max-new-tokens 100 --json
 """
 
@@ -39,15 +39,21 @@ def add(subparsers: Any) -> None:
     parser.add_argument("--prompt", action="append", default=[], metavar="TEXT", help="repeatable")
     parser.add_argument(
         "--prompt-file", metavar="FILE",
-        help="one prompt per line; of a .jsonl or .json file each row's prompt (or another --field): a text, "
-        "or a list of messages for the chat template",
+        help="a .txt file with one prompt per line, or rows (.jsonl, .json, .parquet) with a text or "
+        "messages in --field",
     )  # fmt: skip
-    parser.add_argument("--field", default="prompt", metavar="NAME", help="(default: prompt)")
-    parser.add_argument("--max-new-tokens", type=whole(1), default=64, metavar="N", help="(default: 64)")
+    parser.add_argument(
+        "--field", default="prompt", metavar="NAME", help="field of a row with the prompt (default: prompt)"
+    )
+    parser.add_argument(
+        "--max-new-tokens", type=whole(1), default=64, metavar="N", help="tokens per completion (default: 64)"
+    )
     group = parser.add_argument_group("re-routing")
-    group.add_argument("--table", metavar="FILE", help="similarity table")
+    group.add_argument("--table", metavar="FILE", help="similarity table (default: the model's own)")
     group.add_argument(
-        "--setting", metavar="SETTING", help=f"as for sere eval (default, with --table: {_DEFAULT_SETTING})"
+        "--setting",
+        metavar="SETTING",
+        help=f"a routing rule; see sere policies (default with --table: {_DEFAULT_SETTING})",
     )
     add_model_arguments(parser)
     add_json_flag(parser)

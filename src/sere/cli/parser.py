@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import textwrap
 from collections.abc import Callable
 from importlib import import_module
 from typing import Any, NoReturn
 
-COMMANDS = ("calibrate", "table", "eval", "bench", "generate", "demo", "doctor")
+COMMANDS = ("calibrate", "table", "generate", "eval", "bench", "policies", "demo", "doctor")
 
 _EXAMPLES = """examples:
   sere demo                                    calibrate, decode and compare on the bundled model
@@ -18,12 +19,21 @@ _EXAMPLES = """examples:
 
 
 class _Formatter(argparse.RawDescriptionHelpFormatter):
-    """Keeps line breaks, and leaves room for the longest command's name beside its help."""
+    """Fills paragraphs, keeps those with indented lines, leaves room beside the longest command's name."""
 
     def __init__(self, prog: str, **options: Any) -> None:
         super().__init__(prog, **options)
         # argparse forgets the indent of subcommands when it looks for the longest name.
         self._action_max_length = 4 + max(map(len, COMMANDS))
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        """Fit each paragraph of a description to the terminal, lists and examples aside."""
+        return "\n\n".join(
+            part
+            if "\n " in part
+            else textwrap.fill(part, width, initial_indent=indent, subsequent_indent=indent)
+            for part in text.split("\n\n")
+        )
 
 
 class Parser(argparse.ArgumentParser):

@@ -17,7 +17,7 @@ from sere.cli.server_logs import Logs
 if TYPE_CHECKING:
     from sere.bench.vllm.plan import ServePlan
 
-DEFAULT_SETTINGS = ("sere:S=1", "sere:S=2")
+DEFAULT_SETTINGS = ("sere:select_top_k=1", "sere:select_top_k=2")
 BATCH_SIZES = (8, 16, 32)
 
 

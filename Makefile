@@ -62,7 +62,7 @@ architectures: .venv/.dev ## every Mixture-of-Experts architecture built tiny an
 	PYTHONPATH=. $(BIN)/python benchmarks/architectures.py
 	$(BIN)/python docs/build/documents.py
 
-documents: .venv/.dev ## write the documents' tables anew from benchmarks/results
+documents: .venv/.dev ## write the documents' tables and pictures from benchmarks/results
 	$(BIN)/python docs/build/documents.py
 
 train: .venv/.dev ## train the bundled model again from nothing (an hour and a half on two cores)
@@ -86,7 +86,7 @@ gpu-bench: ## on a GPU: one launch against tensor operations and the published f
 gpu-calibrate: ## on a GPU: similarity accumulators against the CPU's results, and their time
 	$(GPU) benchmarks/gpu_similarity.py --out $(RESULTS)/gpu_similarity.jsonl
 
-gpu-serve: ## on a GPU: vLLM with Qwen3-30B-A3B's shape, re-routing off and on; see docs/kernel.md
+gpu-serve: ## on a GPU: vLLM with Qwen3-30B-A3B's shape, re-routing off and on; see CONTRIBUTING.md
 	$(GPU) benchmarks/gpu_serve.py --out $(RESULTS)/gpu_serve.jsonl
 
 wheel-test: ## build the wheel and run against it, in a clean environment, what shows that nothing is missing in it

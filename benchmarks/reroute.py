@@ -1,108 +1,97 @@
-"""Time one call of re-routing, whole, as an engine makes it: checks, backend and result.
+"""Time one call of re-routing as an engine makes it: checks, backend and result.
 
-Run ``python benchmarks/reroute.py``. The backends are first compared with each other, then timed in turns
-in one run, through the public ``sere.reroute`` with a layer that was prepared before.
+Run ``python benchmarks/reroute.py``. Every backend is first compared with the plain loops, bit by bit; if one
+differs, nothing is timed. Then the backends take turns in one run, on a layer that was prepared before.
 """
 
 from __future__ import annotations
 
 import argparse
-import statistics
 import time
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from tabulate import tabulate
-from torch import Tensor
 
-from sere.config import Backend
+from reroute_shapes import SHAPES, make_batches, make_similarities
+from sere.bench.timing import spread
+from sere.config import RerouteConfig
 from sere.files import append_json_line
 from sere.provenance import provenance
-from sere.reroute import Routing, reroute
+from sere.reroute import PreparedLayer, TokenBatch, prepare_layer
 from sere.similarity.layer import LayerSimilarity
 
-# (model, E, K): the shapes that people serve.
-SHAPES = [
-    ("Mixtral-8x7B", 8, 2),
-    ("Qwen1.5-MoE-A2.7B", 60, 4),
-    ("DeepSeek-V2-Lite", 64, 6),
-    ("Qwen3-30B-A3B", 128, 8),
-    ("DeepSeek-V3", 256, 8),
-]
 ROWS = (1, 16, 64, 256)
-BACKENDS: tuple[Backend, ...] = ("cpu", "torch")
-Call = Callable[..., Routing]
+BACKENDS = ("cpu", "torch")
+REFERENCE = "reference"
+SETTINGS: tuple[dict[str, Any], ...] = ({"select_top_k": 1}, {"select_top_k": 2, "threshold": 0.5})
+# Calls of a turn, and turns that warm up.
+CALLS, WARM_UP = 10, 2
 DEFAULT_OUT = Path("benchmarks/results/reroute.jsonl")
 
 
-def make_batch(T: int, K: int, E: int) -> tuple[Tensor, Tensor]:
-    """Return ids (int32) and weights (float32) of a router that likes some experts more than others."""
-    generator = torch.Generator().manual_seed(T * E + K)
-    logits = torch.randn(T, E, generator=generator) + torch.randn(E, generator=generator)
-    weights, ids = logits.softmax(dim=1).topk(K, dim=1)
-    return ids.int(), weights
+def prepare(E: int, settings: dict[str, Any]) -> dict[str, PreparedLayer]:
+    """Return one random layer, prepared for the plain loops and for every backend that is timed."""
+    (similarity,) = make_similarities(1, E)
+    return {
+        backend: prepare_layer(
+            LayerSimilarity(similarity), RerouteConfig.from_mapping(settings | {"backend": backend})
+        )
+        for backend in (REFERENCE, *BACKENDS)
+    }
 
 
-def make_calls(E: int, settings: dict[str, Any]) -> dict[str, Call]:
-    """Return the public call on one random layer, for every backend."""
-    similarity = torch.rand(E, E, generator=torch.Generator().manual_seed(E)).fill_diagonal_(1.0)
-    layer = LayerSimilarity(similarity)
-    return {backend: partial(reroute, similarity=layer, backend=backend, **settings) for backend in BACKENDS}
+def check(layers: dict[str, PreparedLayer], batch: TokenBatch) -> None:
+    """Stop unless every backend gives the ids and the weights of the plain loops.
+
+    Raises:
+        SystemExit: A backend differs.
+    """
+    expected = layers[REFERENCE].route(batch)
+    for backend in BACKENDS:
+        found = layers[backend].route(batch)
+        if not (torch.equal(found.ids, expected.ids) and torch.equal(found.weights, expected.weights)):
+            raise SystemExit(f"{backend} differs from the plain loops: run make test; nothing is timed")
 
 
-def time_in_turns(
-    calls: dict[str, Call], ids: Tensor, weights: Tensor, rounds: int
-) -> dict[str, list[float]]:
-    """Return microseconds a call, backends taking turns, ten calls a turn."""
-    samples: dict[str, list[float]] = {name: [] for name in calls}
-    for turn in range(rounds + 2):
-        for name, call in calls.items():
-            start = time.perf_counter()
-            for _ in range(10):
-                call(ids, weights)
-            if turn >= 2:
-                samples[name].append((time.perf_counter() - start) * 1e5)
+def time_in_turns(layers: dict[str, PreparedLayer], batch: TokenBatch, rounds: int) -> dict[str, list[float]]:
+    """Return microseconds per call; the backends take turns, ten calls per turn."""
+    samples: dict[str, list[float]] = {backend: [] for backend in BACKENDS}
+    for turn in range(rounds + WARM_UP):
+        for backend, taken in samples.items():
+            route = layers[backend].route
+            started = time.perf_counter()
+            for _ in range(CALLS):
+                route(batch)
+            if turn >= WARM_UP:
+                taken.append((time.perf_counter() - started) * 1e6 / CALLS)
     return samples
 
 
-def check(calls: dict[str, Call], ids: Tensor, weights: Tensor) -> None:
-    """Stop unless all backends agree on this batch."""
-    results = [call(ids, weights) for call in calls.values()]
-    if any(not torch.equal(result.ids, results[0].ids) for result in results):
-        raise SystemExit("the backends disagree: run the tests, nothing is timed")
-
-
 def main() -> None:
-    """Check, time, print a table and write one record a case."""
+    """Check, time, print a table and write one record per case."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="one small shape, few rounds: only that it runs")
     parser.add_argument("--out", type=Path, default=DEFAULT_OUT)
     arguments = parser.parse_args()
-    rounds = 5 if arguments.quick else 200
-    shapes = SHAPES[:1] if arguments.quick else SHAPES
+    rounds, shapes = (5, SHAPES[:1]) if arguments.quick else (200, SHAPES[:5])
     rows = []
     for model, E, K in shapes:
-        for settings in ({"select_top_k": 1}, {"select_top_k": 2, "threshold": 0.5}):
-            calls = make_calls(E, settings)
+        for settings in SETTINGS:
+            layers = prepare(E, settings)
             for T in ROWS:
-                ids, weights = make_batch(T, K, E)
-                check(calls, ids, weights)
-                for backend, samples in time_in_turns(calls, ids, weights, rounds).items():
-                    p20, median, p80 = (statistics.quantiles(samples, n=10)[i] for i in (1, 4, 7))
+                batch = TokenBatch(*make_batches(1, T, E, K)[0])
+                check(layers, batch)
+                for backend, samples in time_in_turns(layers, batch, rounds).items():
+                    found = spread(samples)
                     config = {"model": model, "T": T, "K": K, "E": E, "backend": backend, **settings}
-                    record = {
-                        "benchmark": "reroute",
-                        "unit": "us_per_call",
-                        "median": median,
-                        "p20": p20,
-                        "p80": p80,
-                    }
-                    append_json_line(arguments.out, {**record, "config": config, **provenance()})
-                    rows.append([model, E, K, T, settings["select_top_k"], backend, median, p20, p80])
-    headers = ["shape", "E", "K", "T", "S", "backend", "median us", "p20", "p80"]
+                    line = {"benchmark": "reroute", "unit": "us_per_call", "median": found.p50}
+                    line |= {"p20": found.p20, "p80": found.p80, "config": config}
+                    append_json_line(arguments.out, {**line, **provenance()})
+                    S = settings["select_top_k"]
+                    rows.append([model, E, K, T, S, backend, found.p50, found.p20, found.p80])
+    headers = ["shape", "E", "K", "T", "S", "backend", "median, µs per call", "p20", "p80"]
     print(tabulate(rows, headers, floatfmt=".1f"))
 
 

@@ -21,14 +21,13 @@ import random
 import re
 import sys
 import tempfile
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from load_requests import PROTECTED, Load, ask_margin, ask_text, one
 from sere.bundled import model_path
 from sere.files import append_json_line
 from sere.provenance import provenance
@@ -44,38 +43,10 @@ CHANGES: Sequence[dict[str, Any]] = (
     {"select_top_k": 2}, {"threshold": 0.5}, {"enabled": False}, {"enabled": True, "threshold": 0.0},
     {"select_top_k": 8}, {"select_top_k": 1}, {"select_top_k": 0},
 )  # fmt: skip
-REFUSED_BY_VLLM: Sequence[dict[str, Any]] = ({"max_tokens": -1}, {"temperature": -1.0})
-REFUSED_BY_SERE: Sequence[dict[str, Any]] = ({"vllm_xargs": {"sere": "of"}}, {"vllm_xargs": {"sere": 0}})
 ALLOWANCE = 0.01
 """Share of the control's resident memory by which growth may exceed the control's: some 30 MB, twice what two
 servers differed by so far. A row of budgets kept of each step, 8 kB, would show; a record of 100 bytes kept
 of each request would not, which is why the tests count those."""
-PROTECTED = {"vllm_xargs": {"sere": "off"}}
-
-
-@dataclass
-class Load:
-    """One server under load, and what became of its requests.
-
-    Attributes:
-        server: The server.
-        client: The client that sends the requests.
-        reroutes: Whether it is the server that re-routes, not the control.
-        expected: Texts by prompt, alone in the batch and not re-routed.
-        margins: By how much the best token led at each prompt's closest choice, in log-probability.
-        outcomes: How many requests ended in which way.
-        wrong: Descriptions of what should not have happened.
-        resident: Resident bytes of all the server's processes after each stretch.
-    """
-
-    server: Server
-    client: Any
-    reroutes: bool
-    expected: dict[str, str] = field(default_factory=dict)
-    margins: list[float] = field(default_factory=list)
-    outcomes: Counter[str] = field(default_factory=Counter)
-    wrong: list[str] = field(default_factory=list)
-    resident: list[int] = field(default_factory=list)
 
 
 def main() -> int:
@@ -167,100 +138,20 @@ async def _alone(load: Load, prompts: Sequence[str]) -> dict[str, str]:
     if load.reroutes:
         load.server.post("/v1/sere/settings", {"enabled": False})
     for prompt in prompts:
-        load.expected[prompt] = await _text(load.client, prompt, {})
-        load.margins.append(await _margin(load.client, prompt))
+        load.expected[prompt] = await ask_text(load.client, prompt, {})
+        load.margins.append(await ask_margin(load.client, prompt))
     if not load.reroutes:
         return load.expected
     load.server.post("/v1/sere/settings", {"enabled": True})
-    return {prompt: await _text(load.client, prompt, {}) for prompt in prompts}
-
-
-async def _margin(client: Any, prompt: str) -> float:
-    """Return the lead of the best token over the second, in log-probability, at the closest choice."""
-    answer = await _ask(client, prompt, {"logprobs": 2, "return_tokens_as_token_ids": True})
-    chosen = [sorted(tokens.values()) for tokens in answer.choices[0].logprobs.top_logprobs]
-    return float(min(values[-1] - values[-2] for values in chosen))
-
-
-async def one(load: Load, gate: asyncio.Semaphore, dice: float, prompt: str) -> None:
-    """Send one request of a kind that the dice choose; note what became of it."""
-    async with gate:
-        try:
-            if dice < 0.10:
-                await _abort(load, prompt)
-            elif dice < 0.15:
-                await _malformed(load, prompt, int(dice * 10_000))
-            elif dice < 0.35:
-                _compare(load, "protected", prompt, await _text(load.client, prompt, PROTECTED))
-            elif load.reroutes:
-                await _text(load.client, prompt, {})
-                load.outcomes["answered"] += 1
-            else:
-                _compare(load, "answered", prompt, await _text(load.client, prompt, {}))
-        except Exception as error:
-            load.wrong.append(f"{type(error).__name__}: {error} ({error.__cause__!r})"[:300])
-
-
-def _compare(load: Load, kind: str, prompt: str, text: str) -> None:
-    load.outcomes[kind] += 1
-    load.outcomes["compared"] += 1
-    if text != load.expected[prompt]:
-        load.outcomes["other text"] += 1
-        load.wrong.append(f"{kind}, but another text than alone and off: {prompt!r}")
-
-
-async def _text(client: Any, prompt: str, extra: dict[str, Any]) -> str:
-    return str((await _ask(client, prompt, extra)).choices[0].text)
-
-
-async def _ask(client: Any, prompt: str, extra: dict[str, Any]) -> Any:
-    answer = await client.completions.create(
-        model="tiny", prompt=prompt, max_tokens=16, temperature=0, extra_body={"ignore_eos": True} | extra
-    )
-    if answer.usage.completion_tokens != 16:
-        raise RuntimeError(f"expected 16 tokens, got {answer.usage.completion_tokens}")
-    return answer
-
-
-async def _abort(load: Load, prompt: str) -> None:
-    """Start a long answer and hang up after a few pieces."""
-    stream = await load.client.completions.create(
-        model="tiny",
-        prompt=prompt,
-        max_tokens=150,
-        temperature=0,
-        stream=True,
-        extra_body={"ignore_eos": True},
-    )
-    seen = 0
-    async for _ in stream:
-        seen += 1
-        if seen == 3:
-            await stream.close()
-            break
-    load.outcomes["aborted"] += 1
-
-
-async def _malformed(load: Load, prompt: str, number: int) -> None:
-    """Send what must be refused."""
-    from openai import BadRequestError
-
-    kinds = (*REFUSED_BY_VLLM, *REFUSED_BY_SERE) if load.reroutes else REFUSED_BY_VLLM
-    change = kinds[number % len(kinds)]
-    try:
-        await load.client.completions.create(model="tiny", prompt=prompt, extra_body=change)
-    except BadRequestError:
-        load.outcomes["refused"] += 1
-    else:
-        load.wrong.append(f"accepted although malformed: {change}")
+    return {prompt: await ask_text(load.client, prompt, {}) for prompt in prompts}
 
 
 async def _change(load: Load) -> None:
     """Change settings and read the metrics all the while; the last kind of change must be refused."""
-    place = 0
+    number = 0
     while True:
         await asyncio.sleep(1.0)
-        change = CHANGES[place % len(CHANGES)]
+        change = CHANGES[number % len(CHANGES)]
         status, answer = await asyncio.to_thread(load.server.post, "/v1/sere/settings", change)
         load.outcomes[f"settings {status}"] += 1
         if (status == 200) != (change != {"select_top_k": 0}):
@@ -269,7 +160,7 @@ async def _change(load: Load) -> None:
         load.outcomes[f"metrics {status}"] += 1
         if status != 200:
             load.wrong.append(f"metrics: {status}")
-        place += 1
+        number += 1
 
 
 async def _after(load: Load, prompts: Sequence[str], alone: dict[str, str]) -> None:
@@ -277,9 +168,9 @@ async def _after(load: Load, prompts: Sequence[str], alone: dict[str, str]) -> N
     if load.reroutes:
         load.server.post("/v1/sere/settings", {"enabled": True, "select_top_k": 1, "threshold": 0.0})
     for prompt in prompts:
-        if await _text(load.client, prompt, {}) != alone[prompt]:
+        if await ask_text(load.client, prompt, {}) != alone[prompt]:
             load.wrong.append(f"alone, but another text than before the load: {prompt!r}")
-        if await _text(load.client, prompt, PROTECTED) != load.expected[prompt]:
+        if await ask_text(load.client, prompt, PROTECTED) != load.expected[prompt]:
             load.wrong.append(f"protected and alone, but another text than off: {prompt!r}")
     running = re.findall(
         r"^vllm:num_requests_(?:running|waiting)\{.*\} (\S+)$", load.server.get("/metrics")[1], re.M

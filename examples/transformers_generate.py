@@ -1,4 +1,4 @@
-"""Calibrate a model once, then generate with re-routing on; here with the model that sere ships."""
+"""Calibrate a model once, then generate with re-routing on. Without a path: the model that sere ships."""
 
 import sys
 import tempfile

@@ -21,14 +21,14 @@ pipeline_tag: text-generation
 
 # abacus
 
-A small Mixture-of-Experts language model that works out questions with one right answer. It exists so that
-`sere` can be tried and tested on a trained model whose answers can be counted. It knows nothing else.
+A small Mixture-of-Experts language model that works out questions with one right answer. With it, `sere`
+can be tried and tested on a trained model whose answers can be counted. It knows nothing else.
 
 Architecture `Qwen3MoeForCausalLM`: {layers} layers, hidden size {hidden_size}, {heads} heads ({kv_heads}
 of keys and values), {experts} experts of width {expert_width} in every layer, {top_k} of them per token,
 bfloat16.
-One token a character. A document is the question's prompt, which ends with a newline, its solution, and
-`<|end|>`; there is no BOS token.
+One token per character. A document is the question's prompt, which ends with a newline, its solution,
+and `<|end|>`. There is no BOS token.
 
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -42,9 +42,9 @@ print(tokenizer.decode(out[0], skip_special_tokens=True))
 
 ## Training
 
-All data is made by the seeded generators of `sere.eval.tasks`; a digest of each prompt decides whether it
-belongs to training or test. A dense model was trained, upcycled, trained on, and trained with siblings
-exchanged (`recipe/README.md` says what and why), on {threads} CPU cores:
+The seeded generators of `sere.eval.tasks` make all data. A digest of each prompt decides whether it belongs
+to training or test. A dense model was trained and then upcycled. The upcycled model was trained further,
+at the end with sibling experts exchanged (`recipe/README.md` says what and why), on {threads} CPU cores:
 
 | phase | steps | tokens | minutes | last loss |
 |---|---|---|---|---|

@@ -79,7 +79,7 @@ def ffn_inputs(dense: Qwen3ForCausalLM, batches: Sequence[Batch]) -> list[Tensor
 def upcycle(
     dense: Qwen3ForCausalLM, moe: Qwen3MoeForCausalLM, settings: Settings, batches: Sequence[Batch]
 ) -> None:
-    """Fill ``moe`` from ``dense``: each expert is a slice of the FFN, part of its units drawn anew.
+    """Fill ``moe`` from ``dense``: each expert is a slice of the FFN, part of its units drawn again.
 
     Expert ``c * K + k`` is copy c of slice k. The K slices of a copy share a router row up to a jitter
     (virtual groups), so a token's K experts are at first the K slices of one copy: the dense FFN. Gates

@@ -38,7 +38,7 @@ class Settings:
         exchange_rows: Share of its tokens that have their lighter slots exchanged.
         exchange_rate: Factor on the MoE phase's rates at its start; falls linearly to zero.
         balance: Coefficient of the load balancing loss.
-        fresh_rows: Share of each expert's hidden units that upcycling draws anew.
+        fresh_rows: Share of each expert's hidden units that upcycling draws again.
         noise: Standard deviation of the noise on the kept units, relative to the weights' own.
         router_std, router_jitter: Deviation of the logit that a copy's K slices share, and of
             what tells them apart.

@@ -28,7 +28,9 @@ def floors() -> dict[str, int]:
     """Each room's floor in the picture of imports, from 0."""
     (picture,) = re.findall(r"^Imports point one way:\n\n```\n(.*?)^```$", DOCUMENT, re.MULTILINE | re.DOTALL)
     return {
-        name: floor for floor, names in enumerate(picture.split("→")) for name in re.findall(r"[a-z]+", names)
+        name: floor
+        for floor, names in enumerate(picture.split("→"))
+        for name in re.findall(r"[a-z_]+", names)
     }
 
 

@@ -105,6 +105,14 @@ def test_named_files_exist(name: str) -> None:
     ]
 
 
+def test_documents_that_the_source_names_exist() -> None:
+    """A docstring, a comment or a make target that sends to a document sends to one that is there."""
+    sources = [*(ROOT / "src").rglob("*.py"), *(ROOT / "benchmarks").rglob("*.py"), ROOT / "Makefile"]
+    named = {name for path in sources for name in re.findall(r"docs/[\w-]+\.md", path.read_text("utf-8"))}
+    assert named
+    assert not [name for name in sorted(named) if not (ROOT / name).is_file()]
+
+
 def too_wide(text: str) -> Iterator[str]:
     for line in re.sub(
         r"<!-- record: architectures -->.*?<!-- end -->", "", text, flags=re.DOTALL

@@ -6,14 +6,24 @@ import importlib
 import re
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
 from sere.bundled import model_path
+from sere.config import RerouteConfig
+from sere.integrations.vllm.plugin_config import PluginConfig
+from sere.reroute.stats import COUNTERS
 
 ROOT = Path(__file__).resolve().parents[1]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def read(name: str) -> str:
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
+README = read("README.md")
 
 
 def blocks(language: str) -> list[str]:
@@ -57,6 +67,27 @@ def test_numbers_of_the_first_screen_are_those_of_the_record(monkeypatch: pytest
     assert f"decodes {on['speedup']['p50']:.2f} times as fast" in words
     right = [f"{100 * case['share']['value']:.1f} %" for case in (on, off)]
     assert f"answers {right[0]} of our questions right, against {right[1]} without sere" in words
+
+
+@pytest.mark.checkout
+def test_every_metric_of_a_served_engine_is_explained() -> None:
+    """docs/operations.md has a row for each metric that Prometheus gets, and for no other."""
+    rows = re.findall(r"^\| `(sere_\w+)", read("docs/operations.md"), re.MULTILINE)
+    layers = [f"sere_layer_{counter}_total" for counter in COUNTERS]
+    assert sorted(rows) == sorted(["sere_enabled", "sere_steps_total", *layers])
+
+
+@pytest.mark.checkout
+def test_settings_in_the_documents_are_those_of_the_code() -> None:
+    """docs/vllm.md has each key of the plug-in with its default, and README only settings that exist."""
+    rows = re.findall(r"^\| `(\w+)` \| (\S+) \|", read("docs/vllm.md"), re.MULTILINE)
+    own = {field.name: field.default for field in fields(PluginConfig)}
+    del own["reroute"], own["merge_given"]
+    said = {None: "none", True: "true", False: "false", 60.0: "60"}
+    assert dict(rows) == {name: said.get(value, f"`{value}`") for name, value in own.items()}
+    settings = re.findall(r"^\| `(\w+)` \|", README, re.MULTILINE)
+    assert settings
+    assert set(settings) <= {field.name for field in fields(RerouteConfig)}
 
 
 @pytest.mark.checkout

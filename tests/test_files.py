@@ -1,4 +1,4 @@
-"""Files appear whole or not at all."""
+"""Files appear complete or not at all."""
 
 from __future__ import annotations
 
@@ -36,12 +36,32 @@ def test_failure_leaves_the_old_file_and_no_other(tmp_path: Path, error: type[Ba
 
 
 def test_success_replaces_the_file(tmp_path: Path) -> None:
-    """The finished file has the usual permissions, and missing folders are made."""
+    """Missing folders are made."""
     target = tmp_path / "new" / "a.json"
     write_json(target, {"a": 1})
     assert json.loads(target.read_text()) == {"a": 1}
-    assert target.stat().st_mode & 0o444 == 0o444
     assert [path.name for path in target.parent.iterdir()] == ["a.json"]
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077, 0o002], ids=oct)
+def test_a_file_has_the_permissions_that_any_new_file_has(tmp_path: Path, umask: int) -> None:
+    """Those that the process's umask leaves, as if the file had been opened directly."""
+    before = os.umask(umask)
+    try:
+        write_json(tmp_path / "a.json", 1)
+        (tmp_path / "plain").touch()
+    finally:
+        os.umask(before)
+    assert (tmp_path / "a.json").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def test_a_circle_of_links_is_named(tmp_path: Path) -> None:
+    """With the system's words, and the links stay."""
+    link = tmp_path / "a"
+    link.symlink_to(link)
+    with pytest.raises(OutputError, match=f"^{link}: cannot be written: {os.strerror(errno.ELOOP)}"):
+        write_json(link, 1)
+    assert link.is_symlink()
 
 
 def test_json_lines_are_appended(tmp_path: Path) -> None:
@@ -84,7 +104,9 @@ def make_socket(path: Path) -> None:
 
 @pytest.mark.parametrize("write", WRITERS.values(), ids=WRITERS)
 @pytest.mark.parametrize(
-    ("make", "kind"), [(make_socket, "a socket"), (os.mkdir, "a folder")], ids=["socket", "folder"]
+    ("make", "kind"),
+    [(make_socket, "device, pipe or socket"), (os.mkdir, "directory")],
+    ids=["socket", "folder"],
 )
 @pytest.mark.parametrize("name", ["taken", "link"])
 def test_what_is_no_file_stays_what_it_is(
@@ -98,7 +120,9 @@ def test_what_is_no_file_stays_what_it_is(
     path = tmp_path / name
     with pytest.raises(OutputError) as refused:
         write(path)
-    assert str(refused.value) == f"{path}: expected a file or a free name, got {kind}; name another"
+    assert str(refused.value) == (
+        f"{path}: expected a file path, but a {kind} exists there; choose another path"
+    )
     assert stat.S_IFMT(target.stat().st_mode) == before
     assert link.is_symlink()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "taken"]

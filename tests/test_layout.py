@@ -20,6 +20,7 @@ OTHER = {
     "architectures": "every architecture of the installed Transformers",
     "recipe": "how the bundled model was made",
     "benchmarks": "what measures, outside the package",
+    "docs": "what builds the documents' tables and pictures",
     "integrations/vllm/in_engine": "the plug-in in real engines",
 }
 # Files that name paths of tests.

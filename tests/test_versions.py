@@ -36,13 +36,13 @@ def test_a_release_outside_the_range_is_named(package: str, release: str, text: 
 
 def test_it_is_said_once(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     """One line a process; a package that is not installed gives none."""
-    versions.warn_outside.cache_clear()
+    versions.warn_once.forget()
     monkeypatch.setattr(versions, "installed_version", {"transformers": "6.0.0"}.get)
     for _ in range(2):
         versions.warn_untested()
     (line,) = [record.getMessage() for record in caplog.records]
     assert line.startswith("sere: Transformers 6.0.0 is newer")
-    versions.warn_outside.cache_clear()
+    versions.warn_once.forget()
 
 
 @pytest.mark.checkout

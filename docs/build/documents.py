@@ -60,7 +60,7 @@ PICTURES: Mapping[str, Callable[[], str]] = {
 
 
 def render(document: str) -> str:
-    """Return a document's text with every block written anew."""
+    """Return a document's text with every block written again."""
 
     def replace(match: re.Match[str]) -> str:
         try:
@@ -100,7 +100,7 @@ def main() -> int:
 
 
 def _texts(picture: str) -> list[str]:
-    """Return what stands in an SVG: it names settings, models and sizes."""
+    """Return the words of an SVG: they name settings, models and sizes."""
     return re.findall(r"<text[^>]*>([^<]*)</text>", picture)
 
 

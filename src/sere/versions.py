@@ -1,16 +1,16 @@
-"""Which releases of Transformers and PyTorch sere is tested with, and a word about others."""
+"""Which releases of Transformers and PyTorch sere is tested with, and a warning about others."""
 
 from __future__ import annotations
 
 import logging
 import re
 from collections.abc import Mapping
-from functools import cache
 from types import MappingProxyType
 
 from sere.provenance import installed_version
+from sere.warn_once import WarnOnce
 
-logger = logging.getLogger("sere")
+warn_once = WarnOnce(logging.getLogger("sere"))
 
 # Oldest and newest minor release that the tests ran with. `.ci/run` runs both ends of Transformers with
 # PyTorch 2.13; PyTorch 2.9, 2.11 and 2.15 were run by hand.
@@ -35,7 +35,7 @@ def why_outside(package: str, installed: str | None = None) -> str | None:
 
     Args:
         package: A key of ``TESTED``.
-        installed: The release; the installed one if None.
+        installed: The release; None for the installed one.
     """
     installed = installed_version(package) if installed is None else installed
     if installed is None:
@@ -46,24 +46,23 @@ def why_outside(package: str, installed: str | None = None) -> str | None:
     age = "older" if _minor(installed) < oldest else "newer"
     return (
         f"{NAMES[package]} {installed} is {age} than what sere is tested with ({describe_range(package)}): "
-        "check that S = K gives the tokens of the model as it is"
+        "check that with S = K the model gives the same tokens as without sere"
     )
 
 
-@cache
 def warn_outside(package: str) -> None:
-    """Log, once a process, that the installed release is not in the tested range.
+    """Log, once per process, that the installed release is not in the tested range.
 
     Args:
         package: A key of ``TESTED``.
     """
     reason = why_outside(package)
     if reason is not None:
-        logger.warning("sere: %s", reason)
+        warn_once(package, "sere: %s", reason)
 
 
 def warn_untested() -> None:
-    """Log, once a process, each package whose installed release is not in the tested range."""
+    """Log, once per process, each package whose installed release is not in the tested range."""
     for package in TESTED:
         warn_outside(package)
 

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from benchmarks.vllm_load import CYCLE, STRETCH, Load, judge_memory, one
+from load_requests import Load, one
+from vllm_load import CYCLE, STRETCH, judge_memory
 
 PROMPT = "add 5 7 = "
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 
+from sere.calibrate import CalibrationConfig
 from sere.cli import main
 from sere.table import SimilarityTable
 from tests.support.calibration import char_tokenizer, interrupt_at_layer, save_tiny
@@ -36,12 +38,8 @@ def test_writes_the_table_and_says_so(place: Path, capsys: pytest.CaptureFixture
     table = SimilarityTable.load(out)
     (facts,) = json.loads(capsys.readouterr().out)["tables"]
     assert facts["fingerprint"] == table.fingerprint
-    assert (facts["calibration_tokens"], facts["layers"], facts["num_experts"], facts["top_k"]) == (
-        96,
-        2,
-        16,
-        4,
-    )
+    assert (facts["calibration_tokens"], facts["layers"]) == (96, 2)
+    assert (facts["num_experts"], facts["top_k"]) == (16, 4)
     assert sorted(path.name for path in out.parent.iterdir()) == ["table.safetensors"]
 
 
@@ -172,3 +170,25 @@ def test_parameters_are_json(place: Path, capsys: pytest.CaptureFixture[str]) ->
     assert SimilarityTable.load(out).metric_parameters["kernel"] == "rbf"
     assert _run(place, "--out", str(out), "--metric", "cka", "--parameters", "kernel=rbf") == 2
     assert "expected a JSON object, got 'kernel=rbf'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("option", "default"),
+    [
+        ("--max-tokens", CalibrationConfig.max_tokens),
+        ("--seq-len", CalibrationConfig.seq_len),
+        ("--batch-size", CalibrationConfig.batch_size),
+        ("--seed", CalibrationConfig.seed),
+        ("--split", CalibrationConfig.split),
+        ("--metric", CalibrationConfig.metric),
+        ("--chunk-mb", CalibrationConfig.chunk_bytes // 2**20),
+    ],
+)
+def test_help_says_the_default_that_holds(
+    option: str, default: object, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The help's default is that of `sere.calibrate`, which is used if the option is not given."""
+    assert main(["calibrate", "--help"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    (found,) = re.findall(rf" {option} [A-Z].*?\(default: (.*?)\)", text)
+    assert found == str(default)

@@ -69,7 +69,7 @@ def test_verify_fails_with_1_and_says_why(path: Path, capsys: pytest.CaptureFixt
     value = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert not value["passed"]
     assert "a complete safetensors file" in value["checks"][0]["detail"]
-    with pytest.raises(TableError, match="there is no such file"):
+    with pytest.raises(TableError, match="does not exist"):
         sere("verify", path.with_name("no"))
 
 

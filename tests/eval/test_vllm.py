@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 
 from sere.bench.target import random_table
-from sere.engines.settings import by_engine, check_settings
-from sere.errors import ConfigError
+from sere.engines.settings import by_engine
 from sere.eval import vllm
 from sere.eval.digests import files_digest
 from sere.eval.plan import QuestionPlan
@@ -41,20 +40,13 @@ def test_settings_that_differ_in_more_than_s_and_rho_need_another_engine() -> No
 
 
 def test_controls_need_no_engine_of_their_own() -> None:
-    """Off, random and topk settings run in the first engine, whatever it was started with."""
+    """Other settings than ``sere`` run in the first engine, whatever it was started with."""
     controls = ["random:select_top_k=1,min_active=8", "topk:select_top_k=1"]
     assert groups(*controls) == [({}, ["off", *controls])]
     assert groups(*controls, "sere:select_top_k=1,min_active=4", "sere:select_top_k=1") == [
         ({"min_active": 4}, ["off", *controls, "sere:select_top_k=1,min_active=4"]),
         ({}, ["sere:select_top_k=1"]),
     ]
-
-
-@pytest.mark.parametrize("text", ["oea:select_top_k=2", "xshare:budget=16", "lynx:drop_share=0.5"])
-def test_rivals_that_need_scores_are_refused(text: str) -> None:
-    """The router's scores of all experts are not to be had there; the text says where they are."""
-    with pytest.raises(ConfigError, match=rf"{text}: .* router's scores .* --engine transformers"):
-        check_settings(parse_specs(["sere:select_top_k=1", text]))
 
 
 class Engines:

@@ -61,12 +61,13 @@ def test_dtypes_inputs_sums_and_protected_rows_stay(rule: str, step: Any, data: 
 @settings(max_examples=8)
 @given(step=router_steps(), data=st.data())
 def test_padding_rows_do_not_vote(rule: str, step: Any, data: st.DataObject) -> None:
-    """What padding rows hold changes nothing; their weights become 0 and their ids an active expert."""
+    """What padding rows hold changes nothing; their weights become 0 and their ids an active expert.
+
+    Where all rows are padding, they keep what they hold.
+    """
     ids, weights, logits, E = step
     T = ids.shape[0]
     padding = torch.tensor(data.draw(st.lists(st.booleans(), min_size=T, max_size=T)))
-    if bool(padding.all()):
-        padding[0] = False
     budgets = torch.where(padding, -1, 1)
     noise = ids.clone(), weights.clone(), logits.clone()
     for values, value in zip(noise, (0, 0.5, 3.0), strict=True):
@@ -76,6 +77,11 @@ def test_padding_rows_do_not_vote(rule: str, step: Any, data: st.DataObject) -> 
         route(policy, E, i, w, router_scores=scores, row_budgets=budgets)
         for i, w, scores in ((ids, weights, logits), noise)
     )
+    if bool(padding.all()):
+        assert torch.equal(result.ids, ids)
+        assert torch.equal(other.ids, noise[0])
+        assert torch.equal(other.weights, noise[1])
+        return
     assert torch.equal(result.ids, other.ids)
     assert torch.equal(result.weights, other.weights)
     assert not result.weights[padding].any()
@@ -93,6 +99,20 @@ def test_nothing_real_changes_nothing(rule: str) -> None:
     assert torch.equal(result.ids, ids)
     assert torch.equal(result.weights, weights)
     assert not any(seen.values())
+
+
+@rules
+@pytest.mark.parametrize(
+    "weight", [0.0, math.nan, 0.5], ids=["weights of 0", "weights of NaN", "ids outside"]
+)
+def test_without_a_slot_that_counts_nothing_changes(rule: str, weight: float) -> None:
+    """Not a bit of any row; at most the step and its rows are counted."""
+    ids = torch.tensor([[1, 1, 2], [3, 1, 0]]) if weight != 0.5 else torch.tensor([[-1, 6, 7], [-2, 9, -1]])
+    weights = torch.full((2, 3), weight)
+    result, seen = route(named_rule(rule, 6), 6, ids, weights, router_scores=torch.zeros(2, 6))
+    assert torch.equal(result.ids, ids)
+    assert torch.equal(result.weights.view(torch.int32), weights.view(torch.int32))
+    assert not [name for name, count in seen.items() if count and name not in ("steps", "rows")]
 
 
 @rules

@@ -15,8 +15,14 @@ from tests.support.checkpoints import save_checkpoint
 @pytest.mark.parametrize(
     ("command", "text"),
     [
-        (["calibrate", "MODEL", "--metric", "weights", "--out", "WEIGHTS"], "other than a similarity table"),
-        (["calibrate", "MODEL", "--texts", "TEXTS", "--out", "TEXTS"], "other than a similarity table"),
+        (
+            ["calibrate", "MODEL", "--metric", "weights", "--out", "WEIGHTS"],
+            "expected a similarity table or no file",
+        ),
+        (
+            ["calibrate", "MODEL", "--texts", "TEXTS", "--out", "TEXTS"],
+            "expected a similarity table or no file",
+        ),
         (["eval", "MODEL", "--table", "TABLE", "--prompts", "TEXTS", "--out", "TABLE"], "read by the same"),
         (["eval", "MODEL", "--table", "TABLE", "--questions", "ROWS", "--out", "ROWS"], "read by the same"),
         (["eval", "MODEL", "--table", "TABLE", "--prompts", "TEXTS", "--out", "WEIGHTS"], "a record in JSON"),
@@ -55,6 +61,8 @@ def test_a_table_is_not_saved_over_weights(tmp_path: Path) -> None:
     model = save_checkpoint(tmp_path)
     table = SimilarityTable.load(tmp_path / "table.safetensors")
     before = (model / "model.safetensors").read_bytes()
-    with pytest.raises(OutputError, match=r"model\.safetensors: holds something other than a similarity"):
+    with pytest.raises(
+        OutputError, match=r"model\.safetensors: expected a similarity table or no file, got another file"
+    ):
         table.save(model / "model.safetensors")
     assert (model / "model.safetensors").read_bytes() == before

@@ -72,7 +72,7 @@ def test_apply_to_a_model_with_fewer_slots_per_token_than_at_calibration(
     how: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """``num_experts_per_tok=2`` at loading, or ``gate.top_k = 2`` later: the table fits, with one line."""
-    fit._warn_other_slots.cache_clear()
+    fit.warn_once.forget()
     table = calibrated(tiny_model("qwen3_moe"), metric="projection")
     model = tiny_model("qwen3_moe", num_experts_per_tok=2 if how == "config" else 4)
     if how == "router":

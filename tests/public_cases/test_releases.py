@@ -19,9 +19,9 @@ def tomorrow(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     releases = {"transformers": "9.9.0", "torch": "9.9.0+cpu"}
     monkeypatch.setattr(versions, "installed_version", releases.get)
     monkeypatch.setattr("sere.provenance.versions", lambda: releases)
-    versions.warn_outside.cache_clear()
+    versions.warn_once.forget()
     yield
-    versions.warn_outside.cache_clear()
+    versions.warn_once.forget()
 
 
 @pytest.mark.usefixtures("tomorrow")
@@ -46,4 +46,4 @@ def test_doctor_calls_them_untested(capsys: pytest.CaptureFixture[str]) -> None:
     (found,) = (one for one in findings if one["part"] == "versions" and one["name"] == "torch")
     assert found["state"] == "untested"
     tested = versions.describe_range("torch")
-    assert f"({tested}): check that S = K gives the tokens of the model as it is" in found["detail"]
+    assert f"({tested}): check that with S = K the model gives the same tokens" in found["detail"]

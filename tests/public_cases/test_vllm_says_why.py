@@ -12,6 +12,7 @@ from sere.bench.target import random_table
 from sere.integrations.vllm import plugin
 from sere.integrations.vllm.engine_stats import merge_answers
 from sere.integrations.vllm.plugin_config import misplaced
+from sere.integrations.vllm.worker.start_log import log_start
 from tests.support.tiny import tiny_model
 from tests.support.vllm.standins import CPUUnquantizedExperts, SmallEngine, prepared
 
@@ -55,7 +56,7 @@ def test_serving_requests_that_are_all_protected() -> None:
 def test_serving_with_a_threshold_of_two(caplog: pytest.LogCaptureFixture) -> None:
     """The log says so as soon as the engine has started."""
     caplog.set_level("WARNING", logger="vllm.sere")
-    started(threshold=2.0).state.log_start()
+    log_start(started(threshold=2.0).state)
     assert "threshold=2 is above every similarity in the table" in caplog.text
 
 

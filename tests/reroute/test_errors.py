@@ -8,11 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from sere.config import RerouteConfig
 from sere.errors import BackendUnavailable, ConfigError, InputError
-from sere.reroute import COUNTERS, TokenBatch, prepare_layer, reroute, select
+from sere.reroute import COUNTERS, reroute, select
 from sere.reroute.backends import registry
-from sere.similarity.layer import LayerSimilarity
 from tests.support.batches import BACKENDS, batch, device_of, name_of, similarity_matrix
 
 IDS, WEIGHTS = batch(4, 2, 8, seed=0)
@@ -81,7 +79,7 @@ def test_wrong_input(change: dict[str, Any], text: str) -> None:
 @pytest.mark.usefixtures("shim_backend")
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_counters_with_gaps(backend: str) -> None:
-    """Every backend refuses counters that do not lie side by side, and writes nothing between them."""
+    """Every backend refuses counters that are not contiguous, and writes nothing between them."""
     memory = torch.zeros(14, dtype=torch.int64, device=device_of(backend))
     ids, weights = IDS.to(memory.device), WEIGHTS.to(memory.device)
     text = r"counters: expected them side by side, got strides \[2\]; .* torch.zeros"
@@ -101,15 +99,6 @@ def test_a_number_of_tokens_may_be_numpys() -> None:
     """An integer of numpy is an integer."""
     given, plain = (reroute(IDS, WEIGHTS, SIMILARITY, select_top_k=1, num_tokens=N) for N in (np.int64(2), 2))
     assert torch.equal(given.ids, plain.ids)
-
-
-def test_ids_on_another_device_than_the_layer() -> None:
-    """A prepared layer runs where it was prepared: its addresses mean nothing elsewhere."""
-    config = RerouteConfig(select_top_k=1, backend="torch")
-    prepared = prepare_layer(LayerSimilarity(SIMILARITY), config)
-    text = "expected ids on cpu, where the layer was prepared, got meta; prepare the layer for each device"
-    with pytest.raises(InputError, match=text):
-        prepared.route(TokenBatch(IDS.to("meta"), WEIGHTS.to("meta")))
 
 
 def test_a_named_backend_that_cannot_run_raises(monkeypatch: pytest.MonkeyPatch) -> None:

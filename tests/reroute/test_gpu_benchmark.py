@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import json
 import subprocess
-import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -13,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from sere.reroute import TokenBatch
+from sere.reroute import COUNTERS, Routing, TokenBatch
 from sere.reroute.backends.cuda import device
 from tests.support.shim import backend as shim
 from tests.support.shim.build import COMPILER, NO_COMPILER
@@ -27,14 +26,10 @@ pytestmark = [
 
 @pytest.fixture
 def script(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    spec = importlib.util.spec_from_file_location("gpu_reroute", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "gpu_reroute", module)
-    spec.loader.exec_module(module)
-    monkeypatch.setattr(module, "DEVICE", "cpu")
-    return module
+    monkeypatch.syspath_prepend(str(SCRIPT.parent))
+    for module in ("gpu_variants", "gpu_timing"):
+        monkeypatch.setattr(importlib.import_module(module), "DEVICE", "cpu")
+    return importlib.import_module("gpu_reroute")
 
 
 def steps_of(script: ModuleType) -> tuple[Any, dict[str, Any]]:
@@ -44,15 +39,41 @@ def steps_of(script: ModuleType) -> tuple[Any, dict[str, Any]]:
     return work, steps | {"five": lambda i: steps["torch"](i).ids}
 
 
-def test_the_variants_agree(script: ModuleType) -> None:
-    """The check passes for right variants, and stops the run where the served one alone is wrong."""
+def test_the_variants_agree_with_the_plain_loops(script: ModuleType) -> None:
+    """The check passes for right variants, the served one with its own settings, and each is timed."""
     work, steps = steps_of(script)
     script.check(steps, work)
     assert set(steps) == set(script.STEPS)
     assert not torch.equal(steps["served"](0).ids, steps["cuda"](0).ids)
-    assert work.counters[0] > 0
-    with pytest.raises(SystemExit, match="the variants disagree"):
-        script.check(steps | {"served": steps["cuda"]}, work)
+    assert work.counters[COUNTERS.index("steps")] > 0
+
+
+@pytest.mark.parametrize("name", ["cuda", "torch", "served", "five"])
+def test_a_variant_that_differs_stops_the_run(script: ModuleType, name: str) -> None:
+    """One wrong slot in one variant is named, and nothing is timed."""
+    work, steps = steps_of(script)
+
+    def wrong(i: int) -> Any:
+        found = steps[name](i)
+        if name == "five":
+            return found + 1
+        return found._replace(ids=found.ids + 1)
+
+    with pytest.raises(SystemExit, match=f"{name} differs from the plain loops: .* nothing is timed"):
+        script.check(steps | {name: wrong}, work)
+
+
+@pytest.mark.parametrize("name", ["cuda", "torch", "served"])
+def test_weights_are_checked_too(script: ModuleType, name: str) -> None:
+    """Right ids with other weights are not right."""
+    work, steps = steps_of(script)
+
+    def wrong(i: int) -> Any:
+        found = steps[name](i)
+        return found._replace(weights=found.weights * 2)
+
+    with pytest.raises(SystemExit, match=f"{name} differs from the plain loops"):
+        script.check(steps | {name: wrong}, work)
 
 
 def test_cold_memory(script: ModuleType) -> None:
@@ -77,7 +98,8 @@ def test_the_table(script: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path
     assert set(json.loads((tmp_path / "out.jsonl").read_text())["variants"]) == set(script.STEPS)
 
 
-def test_other_threads(script: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("threads", [128, 256, 512, 1024])
+def test_other_threads(script: ModuleType, monkeypatch: pytest.MonkeyPatch, threads: int) -> None:
     """A step with a number of threads launches with that number, and gives the same."""
     seen: list[int] = []
 
@@ -85,20 +107,21 @@ def test_other_threads(script: ModuleType, monkeypatch: pytest.MonkeyPatch) -> N
         seen.append(call.threads)
         shim.launch(call, where)
 
-    work, steps = steps_of(script)
-    expected = steps["torch"](0).ids
+    work, _ = steps_of(script)
     monkeypatch.setattr(device, "launch", launch)
-    prepared = work.prepared["cuda"][0]
-
-    batch = TokenBatch(work.ids[0], work.weights[0])
-
-    def step(_: int) -> Any:
-        return device.run(batch, prepared._layer, None)
-
-    for threads in script.THREADS:
-        assert torch.equal(script.with_threads(threads, step)(0)[0], expected)
-    assert tuple(seen) == script.THREADS
+    batch, prepared = TokenBatch(work.ids[0], work.weights[0]), work.prepared["cuda"][0]
+    step = script.with_threads(threads, lambda _: Routing(*device.run(batch, prepared._layer, None)))
+    script.check_threads({str(threads): step}, work)
+    assert seen == [threads]
+    assert threads in script.THREADS
     assert device.launch is launch
+
+
+def test_threads_that_change_the_result_stop_the_run(script: ModuleType) -> None:
+    """Their number is named, and nothing is timed."""
+    work, steps = steps_of(script)
+    with pytest.raises(SystemExit, match="256 threads differs from the plain loops"):
+        script.check_threads({"256": lambda i: steps["cuda"](i + 1)}, work)
 
 
 def test_a_driver_that_says_nothing(script: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,8 +130,9 @@ def test_a_driver_that_says_nothing(script: ModuleType, monkeypatch: pytest.Monk
     def missing(*_: object, **__: object) -> None:
         raise FileNotFoundError("nvidia-smi")
 
+    timing = importlib.import_module("gpu_timing")
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(uuid="1"))
     monkeypatch.setattr(subprocess, "run", missing)
-    assert script.driver_says("clocks.sm") is None
+    assert timing.driver_says("clocks.sm") is None
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: SimpleNamespace(stdout="1980 MHz\n"))
-    assert script.driver_says("clocks.sm") == "1980 MHz"
+    assert timing.driver_says("clocks.sm") == "1980 MHz"

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -15,8 +16,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sere.reroute import COUNTERS
+from sere.reroute import COUNTERS, constants
 from sere.reroute.backends.cuda import launch as launching
+from sere.reroute.backends.cuda import layer
 from sere.reroute.backends.cuda.launch import SOURCE, geometry
 from sere.reroute.backends.registry import warn_once_of_fallback
 from tests.support.batches import Case, assert_same_bits, batch, fuzzed, similarity_matrix
@@ -126,20 +128,20 @@ def test_wide_ids_pass_through() -> None:
     assert routing.ids[1, 1] == -(2**40)
 
 
+@pytest.mark.parametrize("factor", [1.0 + 2**-9, 0.3337, 2**-14])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_every_16_bit_weight(dtype: torch.dtype) -> None:
+def test_every_16_bit_weight(dtype: torch.dtype, factor: float) -> None:
     """Each 16-bit number, subnormal and infinite ones too, is read exactly; products round as PyTorch's."""
     weights = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(dtype)
     weights = weights[~weights.isnan()]
     weights = torch.cat([weights, weights[:2]]).reshape(-1, 4)
     ids = torch.arange(4, dtype=torch.int32).expand(len(weights), 4)
-    for factor in (1.0 + 2**-9, 0.3337, 2**-14):
-        scale = torch.full((4, 4), factor)
-        options = {"select_top_k": 1, "scale": scale, "row_budgets": torch.arange(len(weights)) % 2}
-        case = Case(ids, weights, similarity_matrix(4, 2), options)
-        expected, _ = case.run("torch")
-        actual, _ = case.run("shim")
-        assert torch.equal(actual.weights.view(torch.int16), expected.weights.view(torch.int16))
+    scale = torch.full((4, 4), factor)
+    options = {"select_top_k": 1, "scale": scale, "row_budgets": torch.arange(len(weights)) % 2}
+    case = Case(ids, weights, similarity_matrix(4, 2), options)
+    expected, _ = case.run("torch")
+    actual, _ = case.run("shim")
+    assert torch.equal(actual.weights.view(torch.int16), expected.weights.view(torch.int16))
 
 
 def test_more_slots_than_the_kernel_takes(caplog: pytest.LogCaptureFixture) -> None:
@@ -156,48 +158,64 @@ def test_more_slots_than_the_kernel_takes(caplog: pytest.LogCaptureFixture) -> N
     )
 
 
-def test_counters_add_up() -> None:
-    """Each call adds to the counters; a call without a primary expert adds nothing."""
-    ids, weights = batch(6, 4, 16, seed=1)
-    counters = torch.zeros(len(COUNTERS), dtype=torch.int64)
-    case = Case(ids, weights, similarity_matrix(16, 1), {"select_top_k": 1, "counters": counters})
-    case.run("shim")
-    once = counters.clone()
-    case.run("shim", num_tokens=0)
-    assert torch.equal(counters, once)
-    case.run("shim")
-    assert torch.equal(counters, 2 * once)
+@pytest.mark.parametrize("T", [1, 2, 16, 64, 256, 1024, 10**5])
+@pytest.mark.parametrize("K", [1, 2, 6, 8, 10, 32])
+@pytest.mark.parametrize("E", [1, 60, 128, 1024])
+def test_geometry_fits_a_block(T: int, K: int, E: int) -> None:
+    """A grid has at most 32 blocks, of 64 to 1024 threads in whole warps, one thread for each expert."""
+    blocks, threads = geometry(T, K, E)
+    assert 1 <= blocks <= 32
+    assert 64 <= threads <= 1024
+    assert threads % 32 == 0
+    assert threads >= E
 
 
-def test_geometry_fits_a_block() -> None:
-    """Blocks have 64 to 1024 threads, one for each expert, and no more than a small batch needs."""
-    for T in (1, 2, 16, 64, 256, 1024, 10**5):
-        for K in (1, 2, 6, 8, 10, 32):
-            for E in (1, 60, 128, 1024):
-                blocks, threads = geometry(T, K, E)
-                assert 1 <= blocks <= 32
-                assert 64 <= threads <= 1024
-                assert threads % 32 == 0
-                assert threads >= E
+def test_a_small_batch_takes_the_smallest_block() -> None:
+    """One row needs no more than the fewest threads."""
     assert geometry(1, 8, 16) == (1, 64)
 
 
-def test_numbers_shared_with_the_source() -> None:
-    """Limits, flag bits and the order of arguments are the same in Python and in the source."""
-    call = (SOURCE.parent / "call.cuh").read_text()
-    assert f"MOST_EXPERTS = {launching.MOST_EXPERTS};" in call
-    flags = {"ACTIVE_TARGETS": 1, "WIDE_BUDGETS": 2, "WIDE_NUM_TOKENS": 4}
-    for name, bit in flags.items():
-        assert getattr(launching, name) == bit
-        assert f"{name} = {bit}" in call
-    names = re.findall(r"\w+", re.findall(r"enum Count \{(.*)\}", call)[0])
-    renamed = {
-        "before": "distinct_before",
-        "primaries": "distinct_after",
-        "moved": "slots_rerouted",
-        "criticals": "critical",
-    }
-    assert [renamed.get(name.lower(), name.lower()) for name in names] == [*COUNTERS, "counts"]
+def numbers_of_the_source() -> dict[str, float]:
+    """Every named constant of the kernel's source."""
+    found: dict[str, float] = {}
+    for header in SOURCE.parent.glob("*.cuh"):
+        text = header.read_text()
+        for line in re.findall(r"^constexpr \w+ (.+?);", text, re.MULTILINE):
+            found |= {name: float(value) for name, value in re.findall(r"(\w+) = (-?[\d.]+)", line)}
+        for body in re.findall(r"^enum \w+ \{(.+?)\};", text, re.MULTILINE):
+            for position, entry in enumerate(body.split(",")):
+                name, _, value = entry.partition("=")
+                found[name.strip()] = float(value or position)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("module", "names"),
+    [
+        (constants, ["MERGE_NONE", "MERGE_SAME", "MERGE_DISTINCT", "MERGE_SENTINEL"]),
+        (constants, ["PADDING_BUDGET", "MASS_UNITS", "MASS_BOUND"]),
+        (launching, ["MOST_EXPERTS", "MOST_THREADS"]),
+        (launching, ["ACTIVE_TARGETS", "WIDE_BUDGETS", "WIDE_NUM_TOKENS"]),
+        (layer, ["WARP", "GROUP"]),
+    ],
+    ids=["merge modes", "budgets and masses", "limits", "flags", "lists"],
+)
+def test_numbers_shared_with_the_source(module: ModuleType, names: list[str]) -> None:
+    """What has a name in Python and in the source has one value."""
+    source = numbers_of_the_source()
+    assert {name: getattr(module, name) for name in names} == {name: source[name] for name in names}
+
+
+def test_counters_are_in_the_source_s_order() -> None:
+    """Each counter has the position that the source gives it; there P and C are counted apart."""
+    source = numbers_of_the_source()
+    names = [{"distinct_after": "PRIMARIES"}.get(name, name.upper()) for name in COUNTERS]
+    assert [source[name] for name in names] == [*range(len(COUNTERS))]
+    assert source["COUNTS"] == len(COUNTERS)
+
+
+def test_entries_are_those_of_the_source() -> None:
+    """Each id and weight type has its entry, and there is no other."""
     entries = re.findall(r"^SERE_ENTRY\((\w+),", SOURCE.read_text(), re.MULTILINE)
     assert sorted(entries) == sorted(launching.entries())
 

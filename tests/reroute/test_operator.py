@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from sere.config import RerouteConfig
-from sere.reroute import COUNTERS, PreparedLayer, TokenBatch, prepare_layer
+from sere.reroute import COUNTERS, PreparedLayer, TokenBatch, prepare_layer, reroute
 from sere.similarity.layer import LayerSimilarity
 from tests.support.batches import BACKENDS, batch, device_of, name_of, similarity_matrix
 
@@ -73,3 +73,13 @@ def test_no_data_dependent_shapes_or_values() -> None:
         fakes = [mode.from_tensor(tensor) for tensor in (ids, weights, budget, num_tokens)]
         routing = prepared.route(TokenBatch(*fakes))
     assert routing.ids.shape == ids.shape
+
+
+def test_the_functional_form_says_what_to_compile() -> None:
+    """It prepares its layer at each call, which no graph can hold: the error names the prepared form."""
+    ids, weights = batch(6, 4, 16, seed=1)
+    compiled = torch.compile(
+        lambda i, w: reroute(i, w, LAYER, select_top_k=1), fullgraph=True, backend="eager"
+    )
+    with pytest.raises(torch._dynamo.exc.Unsupported, match=r"prepare it before with prepare_layer"):
+        compiled(ids, weights)

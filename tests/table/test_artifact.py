@@ -127,7 +127,7 @@ def test_layers_may_have_different_numbers_of_experts() -> None:
 def test_another_k_is_a_line_in_the_log(metric: str, text: str, caplog: pytest.LogCaptureFixture) -> None:
     """A model loaded with another K is the calibrated one: both numbers are named, once, not refused."""
     made = table(metric=metric, data_digest=metric)
-    fit._warn_other_slots.cache_clear()
+    fit.warn_once.forget()
     for _ in range(2):
         made.check(identity(K=1))
         made.check(identity())

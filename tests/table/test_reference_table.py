@@ -100,11 +100,11 @@ def test_other_content_is_refused(tmp_path: Path, content: object, text: str) ->
 def test_unreadable_files_are_refused(tmp_path: Path) -> None:
     """Missing, a folder, or not written by torch.save."""
     with refuses(
-        TableError, "there is no such file; expected the reference implementation's similarity_matrices.pt"
+        TableError, "does not exist; expected the reference implementation's similarity_matrices.pt"
     ):
         import_reference_table(tmp_path / "no.pt", identity())
     with refuses(
-        TableError, "this is a folder; expected the reference implementation's similarity_matrices.pt"
+        TableError, "is a directory; expected the reference implementation's similarity_matrices.pt"
     ):
         import_reference_table(tmp_path, identity())
     (tmp_path / "text.pt").write_text("hello")

@@ -119,7 +119,7 @@ def test_a_file_of_version_1_is_taken_for_its_model_with_another_k(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The digest is made with the table's K, so a model loaded with another is still the same model."""
-    fit._warn_other_slots.cache_clear()
+    fit.warn_once.forget()
     SimilarityTable.load(old_file(tmp_path)).check(identify(tiny_model("qwen3_moe", num_experts_per_tok=2)))
     (line,) = [record.getMessage() for record in caplog.records]
     assert "calibrated with K=4 routed slots per token, this model has K=2" in line
@@ -181,9 +181,9 @@ def test_a_full_disk_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     """The text names the path, what is there and what would have been."""
     path = tmp_path / "no.safetensors"
-    with refuses(f"{path}: there is no such file; expected a similarity table"):
+    with refuses(f"{path}: does not exist; expected a similarity table"):
         SimilarityTable.load(path)
-    with refuses(f"{tmp_path}: this is a folder; expected a similarity table"):
+    with refuses(f"{tmp_path}: is a directory; expected a similarity table"):
         SimilarityTable.load(tmp_path)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,32 +50,28 @@ def add(subparsers: Any) -> None:
     add_json_flag(parser)
 
 
+# An argument that is not given is None and left out, so that the defaults of `sere.calibrate` hold.
 def _add_data(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("texts")
     kinds = ".txt, .jsonl, .json or .parquet file, or a Hugging Face data set (name or name:config)"
     group.add_argument("--texts", metavar="FILE", help=kinds)
     text = "field or column of the text or conversation (default: text, or else messages or conversations)"
-    group.add_argument("--field", default="text", help=text)
-    group.add_argument("--split", default="train", help="part of a Hugging Face data set (default: train)")
+    group.add_argument("--field", help=text)
+    group.add_argument("--split", help="part of a Hugging Face data set (default: train)")
+    group.add_argument("--max-tokens", type=whole(1), metavar="N", help="tokens in all (default: 51200)")
+    group.add_argument("--seq-len", type=whole(1), metavar="N", help="tokens per sequence (default: 128)")
     group.add_argument(
-        "--max-tokens", type=whole(1), default=51_200, metavar="N", help="tokens in all (default: 51200)"
+        "--batch-size", type=whole(1), metavar="B", help="sequences per forward pass (default: 8)"
     )
-    group.add_argument(
-        "--seq-len", type=whole(1), default=128, metavar="N", help="tokens per sequence (default: 128)"
-    )
-    group.add_argument(
-        "--batch-size", type=whole(1), default=8, metavar="B", help="sequences per forward pass (default: 8)"
-    )
-    group.add_argument("--seed", type=whole(), default=0, help="seed of the documents' order (default: 0)")
+    group.add_argument("--seed", type=whole(), metavar="N", help="seed of the documents' order (default: 0)")
 
 
 def _add_metric(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("similarity")
-    names = "frobenius, cosine, cka_linear, cka_rbf, cka_polynomial, cka, projection or weights"
-    text = f"{names}; several are computed in one pass (default: frobenius)"
+    text = "see sere list metrics; several are computed in one pass (default: frobenius)"
     group.add_argument("--metric", default="frobenius", metavar="NAME[,NAME...]", help=text)
     text = "the metric's parameters; for several metrics, an object by metric name"
-    group.add_argument("--parameters", type=_json_object, default=None, metavar="JSON", help=text)
+    group.add_argument("--parameters", type=_json_object, metavar="JSON", help=text)
 
 
 def _add_memory(parser: argparse.ArgumentParser) -> None:
@@ -86,7 +82,7 @@ def _add_memory(parser: argparse.ArgumentParser) -> None:
     text = "where a run layer by layer keeps finished layers (default: TABLE.work)"
     group.add_argument("--work-dir", metavar="DIR", help=text)
     text = "most memory for experts' outputs at a time (default: 256)"
-    group.add_argument("--chunk-mb", type=whole(1), default=256, metavar="MB", help=text)
+    group.add_argument("--chunk-mb", type=whole(1), metavar="MB", help=text)
     text = "show a progress bar; auto: on a terminal (default)"
     group.add_argument("--progress", choices=("auto", "always", "never"), default="auto", help=text)
 
@@ -99,10 +95,8 @@ def run(args: argparse.Namespace) -> int:
     paths = _paths(out, metrics)
     from sere.calibrate import calibrate
 
-    tables: Any = calibrate(
-        args.model, None, args.texts, metric=metrics[0] if single else metrics, **_options(args, out)
-    )
-    written = {paths[name]: made for name, made in _named(tables).items()}
+    tables = calibrate(args.model, None, args.texts, metric=metrics, **_options(args, metrics, out))
+    written = {paths[name]: made for name, made in tables.items()}
     for path, made in written.items():
         made.save(path)
     emit(args, {"tables": [_summary(path, made) for path, made in written.items()]}, _render)
@@ -132,25 +126,18 @@ def _out(args: argparse.Namespace, single: bool) -> Path:
     return folder / TABLE
 
 
-def _options(args: argparse.Namespace, out: Path) -> dict[str, Any]:
-    progress = {"auto": True, "always": "always", "never": False}[args.progress]
-    work_dir = args.work_dir if args.work_dir is not None else out.with_name(f"{out.name}.work")
-    same = (
-        "field",
-        "split",
-        "max_tokens",
-        "seq_len",
-        "batch_size",
-        "seed",
-        "low_memory",
-        "trust_remote_code",
-    )
-    return {name: getattr(args, name) for name in same} | {
-        "metric_parameters": args.parameters,
-        "chunk_bytes": args.chunk_mb * 2**20,
-        "progress": progress,
-        "work_dir": work_dir,
-    }
+def _options(args: argparse.Namespace, metrics: Sequence[str], out: Path) -> dict[str, Any]:
+    """Return the keyword arguments of `sere.calibrate`: those that were given."""
+    names = ("field", "split", "max_tokens", "seq_len", "batch_size", "seed", "low_memory")
+    options: dict[str, Any] = {name: value for name in names if (value := getattr(args, name)) is not None}
+    options["progress"] = {"auto": True, "always": "always", "never": False}[args.progress]
+    options["work_dir"] = args.work_dir if args.work_dir is not None else out.with_name(f"{out.name}.work")
+    options["trust_remote_code"] = args.trust_remote_code
+    if args.parameters is not None:
+        options["metric_parameters"] = {metrics[0]: args.parameters} if len(metrics) == 1 else args.parameters
+    if args.chunk_mb is not None:
+        options["chunk_bytes"] = args.chunk_mb * 2**20
+    return options
 
 
 def _paths(out: Path, metrics: Sequence[str]) -> dict[str, Path]:
@@ -167,10 +154,6 @@ def _paths(out: Path, metrics: Sequence[str]) -> dict[str, Path]:
         keep_other_files(path, holds_table, "a similarity table")
         check_writable(path)
     return paths
-
-
-def _named(tables: Any) -> Mapping[str, SimilarityTable]:
-    return tables if isinstance(tables, dict) else {tables.metric: tables}
 
 
 def _summary(path: Path, made: SimilarityTable) -> dict[str, Any]:

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from sere.bundled import BUNDLED
+from sere.cli.eval_engines import on_transformers, on_vllm
 from sere.cli.eval_tables import render
-from sere.cli.loading import add_model_arguments, load, needed_table, table_path
+from sere.cli.loading import add_model_arguments, needed_table, table_path
 from sere.cli.numbers import whole
 from sere.cli.output import add_json_flag, emit, say
 from sere.cli.parser import add_command
-from sere.defaults import TABLE
 from sere.errors import ConfigError
 from sere.files import check_writable, holds_json, keep_other_files, write_json
 
@@ -43,7 +43,7 @@ neither: the tasks and the English of the bundled model, which no other model
 
 If the tokenizer has a chat template, each text is given to the model as a user's message.
 
-A setting is a routing rule and its options. sere policies lists them; among them are:
+A setting is a routing rule and its options. sere list policies shows them; among them are:
   off                      the unmodified model, always measured
   sere:select_top_k=2,min_active=32,use_scale=true
   sere:select_top_k=1,threshold=0.3,targets=active
@@ -75,11 +75,11 @@ def add(subparsers: Any) -> None:
     )
     parser.add_argument(
         "--metric", metavar="NAME",
-        help=f"metric of the table that is calibrated for '{BUNDLED}' (default: projection)",
+        help=f"metric of the table calibrated for '{BUNDLED}'; see sere list metrics (default: projection)",
     )  # fmt: skip
     parser.add_argument(
         "--setting", action="append", metavar="SETTING",
-        help="a routing rule, see sere policies; repeatable; off is always measured "
+        help="a routing rule, see sere list policies; repeatable; off is always measured "
         f"(default: {' '.join(_DEFAULT_SETTINGS)})",
     )  # fmt: skip
     parser.add_argument(
@@ -144,7 +144,7 @@ def run(args: argparse.Namespace) -> int:
         check_writable(args.out)
     plan = _plan(args, settings)
     partial = None if args.out is None else args.out.with_name(f".{args.out.name}.partial")
-    measure = _on_vllm if args.engine == "vllm" else _on_transformers
+    measure = on_vllm if args.engine == "vllm" else on_transformers
     record = measure(args, plan, partial)
     if args.out is not None:
         write_json(args.out, record)
@@ -245,62 +245,3 @@ def _plan(args: argparse.Namespace, settings: list[Any]) -> Any:
         else (),
         **common,
     )
-
-
-def _on_transformers(args: argparse.Namespace, plan: Any, partial: Path | None) -> dict[str, Any]:
-    from sere.cli.progress import bar
-    from sere.eval.run import evaluate
-
-    model, tokenizer = load(args)
-    needed = any(setting.needs_table for setting in plan.settings)
-    similarities = _table(args, model, tokenizer) if needed or args.table is not None else None
-    return evaluate(model, tokenizer, plan, table=similarities, checkpoint=partial, progress=bar)
-
-
-def _on_vllm(args: argparse.Namespace, plan: Any, partial: Path | None) -> dict[str, Any]:
-    """Evaluate with engines of vLLM in this process; their table is the file's, or made from the weights."""
-    from tempfile import TemporaryDirectory
-
-    from sere.cli.loading import dtype_name, engine_checkpoint, tokenizer_of
-    from sere.cli.progress import bar
-    from sere.engines.in_process import in_process_engine
-    from sere.engines.settings import check_settings
-    from sere.eval.digests import files_digest
-    from sere.eval.vllm import evaluate_engine
-    from sere.integrations.vllm.start.versions import check_installed
-    from sere.table import SimilarityTable
-
-    check_settings(plan.settings)
-    check_installed()
-    path = engine_checkpoint(args)
-    tokenizer = tokenizer_of(path, args)
-    dtype = dtype_name(path, args.dtype, trust_remote_code=args.trust_remote_code)
-    options: dict[str, Any] = {
-        "skip_tokenizer_init": True, "dtype": dtype, "enforce_eager": True, "disable_log_stats": True,
-        "max_num_seqs": max(plan.batch_sizes), "enable_prefix_caching": False, "seed": args.seed,
-        "trust_remote_code": args.trust_remote_code,
-    }  # fmt: skip
-    with TemporaryDirectory(prefix="sere-eval-") as folder:
-        place = args.table if args.table is not None else Path(folder) / TABLE
-        if args.table is None:
-            model, _ = load(args)
-            _table(args, model, tokenizer).save(place)
-            del model
-        fixed = {"table": str(place), "select_top_k": 1, "log_seconds": 0}
-        return evaluate_engine(
-            lambda settings: in_process_engine(path, {**fixed, **settings}, **options),
-            tokenizer, plan, table=SimilarityTable.load(place), dtype=dtype, weights=files_digest(path),
-            checkpoint=partial, progress=bar,
-        )  # fmt: skip
-
-
-def _table(args: argparse.Namespace, model: Any, tokenizer: Any) -> Any:
-    """Return the similarity table: the file's or, only for the bundled model, one calibrated now."""
-    if args.table is not None:
-        from sere.table import SimilarityTable
-
-        return SimilarityTable.load(args.table)
-    from sere.eval.calibration import calibrate_on_tasks
-
-    say("no --table: calibrating the bundled model")
-    return calibrate_on_tasks(model, tokenizer, metric=args.metric or "projection", seed=args.seed)

@@ -53,7 +53,7 @@ def add(subparsers: Any) -> None:
     group.add_argument(
         "--setting",
         metavar="SETTING",
-        help=f"a routing rule; see sere policies (default with --table: {_DEFAULT_SETTING})",
+        help=f"a routing rule; see sere list policies (default with --table: {_DEFAULT_SETTING})",
     )
     add_model_arguments(parser)
     add_json_flag(parser)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import Any, NoReturn
 
-COMMANDS = ("calibrate", "table", "generate", "eval", "bench", "policies", "demo", "doctor")
+COMMANDS = ("calibrate", "table", "generate", "eval", "bench", "list", "demo", "doctor")
 
 _EXAMPLES = """examples:
   sere demo                                    calibrate, decode and compare on the bundled model

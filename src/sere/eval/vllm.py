@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from sere.engines.settings import Start, by_engine, check_settings, routed
+from sere.engines.settings import Start, by_engine, routed
 from sere.eval.answers import compare_answers, marks_text
 from sere.eval.finished import FinishedCases, case_name
 from sere.eval.plan import QuestionPlan
@@ -57,11 +57,9 @@ def evaluate_engine(
         included, there and in ``experts``.
 
     Raises:
-        ConfigError: No engine can run one of the settings.
-        UnsupportedEngine: A control's rows may hold an expert twice, and the expert kernel is not known to
-            handle that.
+        UnsupportedEngine: A rule may leave duplicate ids within one token's top-k, and the expert kernel is
+            not known to handle these; or it needs scores that the model's routers do not have.
     """
-    check_settings(plan.settings)
     plan = plan.for_tokenizer(tokenizer)
     header = make_header(plan, table.identity, table, dtype=dtype, experts_implementation="vllm")
     kept = FinishedCases.of_run(header, checkpoint, weights=weights)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from sere.config import Backend, Merge, RerouteConfig, Targets
+from sere.errors import InputError
 from sere.reroute.backends.registry import BACKENDS, BackendRecord, select
 from sere.reroute.batch import Routing, TokenBatch
 from sere.reroute.checks import as_row_budgets
@@ -47,20 +49,20 @@ def reroute(
 ) -> Routing:
     """Replace each secondary expert by the most similar expert that the batch needs anyway.
 
-    The similarities are sorted at every call, which takes milliseconds: for more than one step per layer use
-    ``prepare_layer(layer, config).route(batch)``, which sorts them once.
+    The layer is prepared at every call, which takes far longer than the step. For more than one step per
+    layer, or to compile a step, prepare it once:
+    ``prepare_layer(layer, config).route(TokenBatch(ids, weights))``.
 
     Args:
         topk_ids: Expert ids, ``[T, K]``, int32 or int64, slots in any order. Not modified. Ids outside
             [0, E) pass through untouched.
         topk_weights: Gate weights, ``[T, K]``, floating point. Not modified. Slots of weight 0 or NaN
             pass through untouched.
-        similarity: ``[E, E]``, float32, NaN where it is not known, or a layer of a table.
+        similarity: ``[E, E]``, float32, NaN where it is not known; or a layer of a table.
         select_top_k: S, slots per row that are primary: its heaviest.
         threshold: ρ, least similarity at which an expert may be replaced.
         row_budgets: ``[T]``, int32 or int64, or None: b_t for each row instead of ``select_top_k``. K or more
-            protects the row; a negative number marks it as padding, wherever it stands. A sequence may hold
-            integers of any size.
+            protects the row; a negative number marks it as padding. A sequence may hold integers of any size.
         num_tokens: N, an integer or a tensor of shape ``[]`` or ``[1]``, int32 or int64; rows from N on are
             padding. N = 0 changes nothing.
         min_active: Least size of the primary set.
@@ -78,11 +80,17 @@ def reroute(
         New ids and weights; same shapes, dtypes and device.
 
     Raises:
-        InputError: A shape, dtype or bound is wrong; the text gives what was expected and what came.
+        InputError: A shape, dtype or bound is wrong, or the call is being compiled; the text gives what was
+            expected and what came.
         BackendUnavailable: ``backend`` was named and cannot run here; the text says why.
 
     Source: SERE (ICLR 2026, arXiv 2602.07616); docs/method.md section 4.
     """
+    if torch.compiler.is_compiling():
+        raise InputError(
+            "sere.reroute prepares its layer at each call, which cannot be compiled; prepare it before with "
+            "prepare_layer(layer, config) and compile its route"
+        )
     check_tensor("topk_ids", topk_ids)
     layer = similarity if isinstance(similarity, LayerSimilarity) else LayerSimilarity(similarity)
     config = RerouteConfig.from_mapping(

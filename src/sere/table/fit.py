@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from functools import cache
 
 from sere.errors import TableMismatch, name_some
 from sere.identity import ModelIdentity, span, summary
 from sere.similarity import METRICS
+from sere.warn_once import WarnOnce
 
-logger = logging.getLogger("sere")
+warn_once = WarnOnce(logging.getLogger("sere"))
 
 
 def check_identity(table: ModelIdentity, model: ModelIdentity) -> None:
@@ -49,9 +49,9 @@ def check_slots(table: ModelIdentity, metric: str, slots: Mapping[int, int]) -> 
         _warn_other_slots(table.name, metric, span(mine.values()), span(slots.values()))
 
 
-@cache
 def _warn_other_name(table_name: str, model_name: str) -> None:
-    logger.warning(
+    warn_once(
+        ("name", table_name, model_name),
         "sere: the table was calibrated on %r and the model is %r, of the same architecture: this is right "
         "if the weights are the same, renamed or quantized, and wrong otherwise",
         table_name,
@@ -59,7 +59,6 @@ def _warn_other_name(table_name: str, model_name: str) -> None:
     )
 
 
-@cache
 def _warn_other_slots(name: str, metric: str, table_slots: str, model_slots: str) -> None:
     routed = metric in METRICS and METRICS[metric].needs_routing
     meaning = (
@@ -68,7 +67,8 @@ def _warn_other_slots(name: str, metric: str, table_slots: str, model_slots: str
         if routed
         else "similarities do not depend on K, so the table fits"
     )
-    logger.warning(
+    warn_once(
+        ("slots", name, metric, table_slots, model_slots),
         "sere: the table of %r (%s) was calibrated with K=%s routed slots per token, this model has K=%s: %s",
         name,
         metric,

@@ -144,7 +144,6 @@ def test_vanilla(tmp_path: Path) -> None:
         with vanilla(llm):
             assert generate(llm, prompts()) != expected
         assert generate(llm, prompts()) == expected
-        assert state_of(llm).layers[0].prepared is not None
 
 
 def test_evaluate(tmp_path: Path) -> None:

@@ -54,7 +54,7 @@ def test_bench_times_a_checkpoint_with_its_table(
         (["--preset", "mixtral-8x7b", "--layers", "33"], "expected 1 to 32 for mixtral-8x7b, got 33"),
         (["--preset", "tiny", "--rounds", "0"], "argument --rounds: expected a whole number of at least 1"),
         (["x", "--layers", "2"], "--layers: only a --preset"),
-        (["--preset", "tiny", "--out", "."], ".: expected a file or a free name, got a folder"),
+        (["--preset", "tiny", "--out", "."], ".: expected a file path, but a directory exists there"),
     ],
 )
 def test_bench_refuses_in_one_line(capsys: pytest.CaptureFixture[str], argv: list[str], line: str) -> None:

@@ -80,12 +80,12 @@ int entry_of(Body* found, const std::string* code, const char* name) {
 }
 
 int launch(const Config* config, Body entry, void** arguments, void**) {
-    long long words[ARGUMENTS];
-    for (size_t i = 0; i < ARGUMENTS; ++i) std::memcpy(words + i, arguments[i], 8);
+    long long kernel_args[ARGUMENTS];
+    for (size_t i = 0; i < ARGUMENTS; ++i) std::memcpy(kernel_args + i, arguments[i], 8);
     shim_config = *config;
     ++shim_launches;
     if (!shim_runs) return SUCCESS;
-    const char* why = run_grid(entry, words, config->grid[0], config->block[0], 1);
+    const char* why = run_grid(entry, kernel_args, config->grid[0], config->block[0], 1);
     if (why != nullptr) std::fprintf(stderr, "%s\n", why);
     return why == nullptr ? SUCCESS : LAUNCH_FAILED;
 }

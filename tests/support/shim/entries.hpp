@@ -4,20 +4,20 @@
 #include <cstring>
 #include <utility>
 
-#include "cuda_words.hpp"
+#include "cuda_intrinsics.hpp"
 #include "reroute.cu"
 
 using Body = void (*)(const void*);
 
-template <auto ENTRY, class... Arguments, size_t... PLACE>
-void call_with(void (*)(Arguments...), const long long* words, std::index_sequence<PLACE...>) {
-    ENTRY(shim::unpack<Arguments>(static_cast<uint64_t>(words[PLACE]))...);
+template <auto ENTRY, class... Arguments, size_t... POSITION>
+void call_with(void (*)(Arguments...), const long long* kernel_args, std::index_sequence<POSITION...>) {
+    ENTRY(shim::unpack<Arguments>(static_cast<uint64_t>(kernel_args[POSITION]))...);
 }
 
 template <auto ENTRY>
-void call_entry(const void* words) {
+void call_entry(const void* kernel_args) {
     auto as_pack = []<class... A>(void (*)(A...)) { return std::index_sequence_for<A...>{}; };
-    call_with<ENTRY>(ENTRY, static_cast<const long long*>(words), as_pack(ENTRY));
+    call_with<ENTRY>(ENTRY, static_cast<const long long*>(kernel_args), as_pack(ENTRY));
 }
 
 // All entries take the same number of arguments.

@@ -10,7 +10,7 @@
 #include <string>
 #include <vector>
 
-#include "cuda_words.hpp"
+#include "cuda_intrinsics.hpp"
 
 namespace {
 

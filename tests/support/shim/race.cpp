@@ -80,7 +80,7 @@ struct Result {
 long long address(const void* pointer) { return static_cast<long long>(reinterpret_cast<intptr_t>(pointer)); }
 
 template <auto ENTRY>
-void run_blocks(const long long* words, int blocks, int threads) {
+void run_blocks(const long long* kernel_args, int blocks, int threads) {
     gridDim.x = static_cast<unsigned>(blocks);
     for (int block = 0; block < blocks; ++block) {
         blockIdx.x = static_cast<unsigned>(block);
@@ -90,7 +90,7 @@ void run_blocks(const long long* words, int blocks, int threads) {
         for (int i = 0; i < threads; ++i) {
             team.emplace_back([&, i] {
                 place = {static_cast<unsigned>(i), &warps[i / 32], &meeting, 32, threads};
-                call_entry<ENTRY>(words);
+                call_entry<ENTRY>(kernel_args);
             });
         }
         for (std::thread& thread : team) thread.join();
@@ -102,14 +102,14 @@ Result<Id> run(const Batch<Id>& batch, int merge, int given, int min_active, int
     Result<Id> result{std::vector<Id>(batch.ids.size(), 77), std::vector<float>(batch.ids.size(), 77)};
     int lane_bits = 3;
     while (1 << lane_bits < batch.K) ++lane_bits;
-    const long long words[] = {
+    const long long kernel_args[] = {
         address(batch.ids.data()), address(batch.weights.data()), address(result.ids.data()),
         address(result.weights.data()), address(batch.lists.data()), address(batch.keep.data()),
         address(batch.scale.data()), address(batch.budgets.data()), 0,
         address(result.counters.data()), batch.T, batch.K, batch.E, batch.T - 1, 1, min_active, merge, given,
         lane_bits, -1,
     };
-    run_blocks<ENTRY>(words, blocks, threads);
+    run_blocks<ENTRY>(kernel_args, blocks, threads);
     return result;
 }
 

@@ -125,10 +125,12 @@ class SmallEngine:
         batch = self.prepare_inputs(output)
         self.before_layers()
         rows = torch.arange(batch.num_tokens)[:, None]
-        for layer in self.state.layers.values():
-            if layer.index not in self.skipped:
-                ids = (5 * rows + torch.arange(layer.top_k)).remainder(layer.num_experts).to(torch.int32)
-                layer.route(ids, torch.linspace(1.0, 0.5, layer.top_k).expand(len(rows), -1))
+        for index, layer in self.state.layers.items():
+            if index not in self.skipped:
+                E, K = layer.shape.num_experts, layer.shape.top_k
+                ids = (5 * rows + torch.arange(K)).remainder(E).to(torch.int32)
+                weights = torch.linspace(1.0, 0.5, K).expand(len(rows), -1)
+                layer.route(ids, weights, torch.zeros(len(rows), E))
 
     def prepare_inputs(self, output: Any) -> Any:  # noqa: D102
         counts = np.array(list(output.counts.values()))

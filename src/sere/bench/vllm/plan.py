@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sere.engines.settings import by_engine, check_settings
+from sere.engines.settings import by_engine
 from sere.errors import ConfigError
 from sere.policies.spec import PolicySpec, check_off_first
 from sere.progress import NO_PROGRESS, Progress
@@ -37,7 +37,6 @@ class ServePlan:
 
     def __post_init__(self) -> None:
         check_off_first(self.settings)
-        check_settings(self.settings)
 
     def groups(self) -> list[tuple[dict[str, Any], list[PolicySpec]]]:
         """Return for each engine the settings of its start and what takes turns in it.

@@ -46,7 +46,7 @@ def add(subparsers: Any) -> None:
     )
     parser.add_argument(
         "--setting", action="append", metavar="SETTING",
-        help="a routing rule, see sere policies; repeatable; off is always timed "
+        help="a routing rule, see sere list policies; repeatable; off is always timed "
         f"(default: {' '.join(_DEFAULT_SETTINGS)})",
     )  # fmt: skip
     parser.add_argument(

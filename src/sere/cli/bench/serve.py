@@ -58,7 +58,7 @@ def add(subparsers: Any) -> None:
     )
     parser.add_argument(
         "--setting", action="append", metavar="SETTING",
-        help="a routing rule, see sere policies; repeatable; off is always timed (default: "
+        help="a routing rule, see sere list policies; repeatable; off is always timed (default: "
         f"{' '.join(DEFAULT_SETTINGS)})",
     )  # fmt: skip
     parser.add_argument(

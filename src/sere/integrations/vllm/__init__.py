@@ -1,7 +1,7 @@
 """Re-routing in vLLM: a plug-in that vLLM finds by itself, and the calls that read and change it.
 
 Importing this imports neither vLLM nor PyTorch, because every process of vLLM loads the plug-in, also without
-re-routing. What an engine does with it is described in ``docs/vllm.md``.
+re-routing. What an engine does with it is described in ``docs/vllm-internals.md``.
 """
 
 from importlib import import_module

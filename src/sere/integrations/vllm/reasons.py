@@ -30,9 +30,14 @@ def why_engine_changed_nothing(counted: Mapping[str, Any]) -> str | None:
             counters.
     """
     steps, layers = counted["steps"], counted["layers"]
-    config = RerouteConfig.from_mapping(counted["settings"])
+    config = _config(counted)
     seen = steps["rerouted"] + steps["prompts"] + steps["protected"] + steps["unknown"]
-    if not counted["enabled"] or config.select_top_k == COUNT_ONLY_S or not seen or not layers:
+    if (
+        not counted["enabled"]
+        or counted["settings"].get("select_top_k") == COUNT_ONLY_S
+        or not seen
+        or not layers
+    ):
         return None
     if not steps["rerouted"]:
         return _no_row(counted, config)
@@ -40,12 +45,13 @@ def why_engine_changed_nothing(counted: Mapping[str, Any]) -> str | None:
     if idle:
         return _idle_layers(steps["rerouted"], idle, len(layers))
     # A request may have brought a smaller or larger S of its own.
-    config = dataclasses.replace(config, select_top_k=steps["least_budget"] or config.select_top_k)
+    if config is not None:
+        config = dataclasses.replace(config, select_top_k=steps["least_budget"] or config.select_top_k)
     counters = [layer["counters"] for layer in layers]
     return _explain(counted, config, Activity.of(counters, calls=seen, eligible=steps["rerouted"]))
 
 
-def _no_row(counted: Mapping[str, Any], config: RerouteConfig) -> str | None:
+def _no_row(counted: Mapping[str, Any], config: RerouteConfig | None) -> str | None:
     """Say why no step had a row to re-route."""
     steps = counted["steps"]
     if steps["protected"]:
@@ -70,5 +76,14 @@ def _idle_layers(steps: int, idle: Sequence[str], layers: int) -> str:
     )
 
 
-def _explain(counted: Mapping[str, Any], config: RerouteConfig, activity: Activity) -> str | None:
+def _explain(counted: Mapping[str, Any], config: RerouteConfig | None, activity: Activity) -> str | None:
     return why_nothing_changed(activity, config, top_k=counted["top_k"], num_experts=counted["num_experts"])
+
+
+def _config(counted: Mapping[str, Any]) -> RerouteConfig | None:
+    """Return the settings that may be the reason; None for a rule of which no setting is known to be one."""
+    settings = counted["settings"]
+    if "policy" not in settings:
+        return RerouteConfig.from_mapping(settings)
+    S, K = settings.get("select_top_k", 0), counted["top_k"]
+    return RerouteConfig(select_top_k=S) if S >= K else None

@@ -49,10 +49,10 @@ def told(caplog: pytest.LogCaptureFixture) -> Iterator[Callable[[], list[str]]]:
 
 def test_each_reason(tmp_path: Path, told: Callable[[], list[str]]) -> None:
     """An engine with another K than the table's gets a line; each use that moves nothing is named."""
-    fit._warn_other_slots.cache_clear()  # said once a process, perhaps in another test
+    fit.warn_once.forget()  # said once a process, perhaps in another test
     path = save_model(tmp_path)
     with engine(path, {"select_top_k": 1}, hf_overrides={"num_experts_per_tok": 2}) as llm:
-        assert [layer.top_k for layer in state_of(llm).layers.values()] == [2, 2]
+        assert [layer.shape.top_k for layer in state_of(llm).layers.values()] == [2, 2]
         (line,) = told()
         assert "was calibrated with K=4 routed slots per token, this model has K=2: similarities do" in line
 
@@ -148,7 +148,7 @@ def test_layers_of_different_slots(tmp_path: Path) -> None:
     model.save_pretrained(path)
     random_table(model).save(table_of(path))
     with engine(path, {"select_top_k": 1}) as llm:
-        assert [layer.top_k for layer in state_of(llm).layers.values()] == [2, 4]
+        assert [layer.shape.top_k for layer in state_of(llm).layers.values()] == [2, 4]
         generate(llm, prompts(6))
         found = read_stats(llm)
     assert found.nothing_changed is None

@@ -147,7 +147,7 @@ def test_short_run_is_named_at_shutdown(start: Start, caplog: pytest.LogCaptureF
     worker.shutdown()
     assert [message for message in caplog.messages if "min_active=15" in message] == caplog.messages
     assert len(caplog.messages) == 1
-    engine.state.layers[0].counters = "gone"  # type: ignore[assignment]
+    engine.state.layers[0].router.counters = "gone"  # type: ignore[assignment, union-attr]
     engine.state.guard.restart = lambda: None  # type: ignore[method-assign]
     worker.shutdown()
     assert ended == ["worker"] * 3

@@ -14,11 +14,15 @@ def test_tensors_are_buffers_of_the_runner(any_table: Any) -> None:
     """Where the runner is a module, it holds the layer's tensors, which the sleep mode then saves."""
     found = prepared(any_table, {}, torch.nn.Module)
     for layer in found.layers.values():
-        assert dict(layer.runner.named_buffers())["sere_counters"] is layer.counters
+        assert layer.router is not None
+        held = dict(layer.runner.named_buffers())
+        for name, tensor in layer.router.tensors().items():
+            assert held[f"sere_{name}"] is tensor, name
+        assert held["sere_counters"] is layer.router.counters
 
 
 def test_runner_that_is_no_module(any_table: Any, caplog: pytest.LogCaptureFixture) -> None:
-    """Until 0.20 the runner is no module: its owner holds the tensors; without one the log warns."""
+    """Up to 0.20 the runner is not a module: its owner holds the tensors; without one the log warns."""
     owner = torch.nn.Module()
     with caplog.at_level("WARNING", logger="vllm.sere"):
         found = prepared(any_table, {"model.layers.0.experts": owner})

@@ -11,6 +11,7 @@ import torch
 from sere.bench.target import random_table
 from sere.integrations.vllm.engine_stats import merge_answers
 from sere.integrations.vllm.worker import change
+from sere.integrations.vllm.worker.start_log import log_start
 from tests.support.tiny import uneven_model
 from tests.support.vllm.standins import (
     CPUUnquantizedExperts,
@@ -27,7 +28,10 @@ def test_layers_of_different_shapes(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("WARNING", logger="vllm.sere")
     table = random_table(uneven_model())
     state = prepared(table, {}, torch.nn.Module, kernel=CPUUnquantizedExperts())
-    assert [(layer.num_experts, layer.top_k) for layer in state.layers.values()] == [(16, 4), (12, 2)]
+    assert [(layer.shape.num_experts, layer.shape.top_k) for layer in state.layers.values()] == [
+        (16, 4),
+        (12, 2),
+    ]
     engine = SmallEngine(state)
     decode(engine, 3)
     found = merge_answers([state.report()])
@@ -42,7 +46,7 @@ def test_stage_without_moe_layers(start: Start, caplog: pytest.LogCaptureFixture
     """A pipeline stage of dense layers starts, says so, and is no reason for an alarm."""
     caplog.set_level("INFO", logger="vllm.sere")
     dense = start(stage=(2, 4), parallel={"pipeline_parallel_size": 2, "rank": 1})
-    dense.state.log_start()
+    log_start(dense.state)
     decode(dense)
     dense.state.guard.last_look()
     assert caplog.messages == [
@@ -60,7 +64,7 @@ def test_default_device(any_table: Any) -> None:
     """What the plug-in makes lies where the model runs, whatever torch's default device is."""
     with torch.device("meta"):
         state = prepared(any_table, {}, torch.nn.Module, kernel=CPUUnquantizedExperts())
-        state.log_start()
+        log_start(state)
         assert state.budgets is not None
         state.budgets.announce(np.array([1, 1], dtype=np.int32))
         changed = change.change(state, {"threshold": 0.1, "keep": {0: [3]}})
@@ -90,7 +94,7 @@ def test_settings_that_re_route_nothing(
     K = any_table.identity.top_k
     found = prepared(any_table, {}, torch.nn.Module, select_top_k=K - below)
     with caplog.at_level("INFO", logger="vllm.sere"):
-        found.log_start()
+        log_start(found)
     assert "re-routing active" in caplog.text
     warnings = [line for line in caplog.messages if "nothing will be re-routed" in line]
     assert len(warnings) == lines

@@ -24,6 +24,7 @@ class Announced:
 
     def __init__(self) -> None:
         self.config = RerouteConfig(select_top_k=2)
+        self.policy = SimpleNamespace(default_budget=2)
         self.plugin_config = PluginConfig(reroute=self.config, log_seconds=0)
         self.enabled = True
         self.budgets = RowBudgets(8, torch.device("cpu"), may_skip=False)

@@ -10,8 +10,8 @@ from sere.provenance import installed_version
 
 # Oldest and newest minor version that were run, on a CPU: the newest by the test suite, the others by hand.
 RUN = ((0, 30), (0, 32))
-# Their sources have the seams that `seam` and `worker` use; nothing of them was run on a GPU. 0.20 to 0.29
-# were run on a CPU with the arithmetic of a GPU's expert kernel replaced (docs/vllm.md, Versions).
+# Reviewed in their sources; nothing of them was run on a GPU. 0.20 to 0.29 were run on a CPU with the
+# arithmetic of a GPU's expert kernel replaced (docs/vllm-compatibility.md, Versions).
 READ = ((0, 20), (0, 33))
 # Before this version every CPU expert kernel routes inside itself, so there is nothing to hook.
 FIRST_ON_CPU = (0, 30)

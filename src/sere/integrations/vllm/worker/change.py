@@ -6,11 +6,9 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from sere.config import RerouteConfig
 from sere.errors import ConfigError, SereError, did_you_mean
+from sere.integrations.vllm.worker.start_log import warn_of_settings
 from sere.integrations.vllm.worker.state import WorkerState
-from sere.policies.sere import check_keep
-from sere.reroute import PreparedLayer, prepare_layer
 
 CHANGEABLE = ("select_top_k", "threshold", "keep", "enabled")
 
@@ -45,32 +43,6 @@ def _apply(state: WorkerState, changes: Mapping[str, Any]) -> None:
     if not isinstance(enabled, bool):
         raise ConfigError(f"enabled: expected true or false, got {enabled!r}")
     config = dataclasses.replace(state.config, **{k: v for k, v in changes.items() if k != "enabled"})
-    # All layers, not only this process's: ranks must agree on what is refused.
-    check_keep(config.keep, state.table.layers)
-    if {"threshold", "keep"} & set(changes):
-        _update_layers(state, config)
-    state.config, state.enabled = config, enabled
-    state.settings_changed()
+    state.change(config, enabled=enabled)
     if enabled and state.speaks:
-        state.warn_of_settings()
-
-
-def _update_layers(state: WorkerState, config: RerouteConfig) -> None:
-    """Write lists cut at the new ρ over the old ones: graphs and compiled code read these."""
-    layers = {layer.index: layer.prepared for layer in state.layers.values() if layer.prepared is not None}
-    new = {index: _prepare_again(state, index, old, config) for index, old in layers.items()}
-    for index, prepared in new.items():
-        layers[index].update(prepared)
-
-
-def _prepare_again(
-    state: WorkerState, index: int, old: PreparedLayer, config: RerouteConfig
-) -> PreparedLayer:
-    layer = state.table.layers[index]
-    return prepare_layer(
-        layer,
-        dataclasses.replace(old.config, threshold=config.threshold, keep=config.keep),
-        keep=config.keep.get(index, ()),
-        scale=layer.scale if old.config.use_scale else None,
-        device=old.device,
-    )
+        warn_of_settings(state)

@@ -18,6 +18,7 @@ from sere.integrations.vllm.start import features, tables, versions
 from sere.integrations.vllm.worker.change import change
 from sere.integrations.vllm.worker.metrics_port import serve_metrics
 from sere.integrations.vllm.worker.router_hook import report_layers
+from sere.integrations.vllm.worker.start_log import log_start
 from sere.integrations.vllm.worker.state import WorkerState
 from sere.integrations.vllm.worker.steps import Steps
 
@@ -67,7 +68,7 @@ def _around_loading(worker: Any, state: WorkerState) -> None:
         worker.sere_steps = Steps(worker.model_runner, state)
         worker.sere_steps.watch()
         if state.speaks:
-            state.log_start()
+            log_start(state)
         return result
 
     worker.load_model = loading

@@ -63,6 +63,23 @@ def fit_to_kernel(config: RerouteConfig, kernel: str | None, *, K: int, merge_gi
     return dataclasses.replace(config, merge="distinct", min_active=max(config.min_active, K))
 
 
+def check_duplicates(policy: str, kernel: str | None) -> None:
+    """Refuse a rule whose rows may hold an id twice where the expert kernel may not support that.
+
+    Args:
+        policy: The rule's name.
+        kernel: Class name of the expert kernel, or None where it cannot be told.
+
+    Raises:
+        UnsupportedEngine: The kernel is not known to support it.
+    """
+    if kernel not in SUPPORTS_DUPLICATES:
+        raise UnsupportedEngine(
+            f"{policy}: the expert kernel {kernel or 'in use'} is not known to handle duplicate ids within "
+            "one token's top-k; use sere, whose merge mode is fitted to the kernel, or Transformers"
+        )
+
+
 def refuse_monolithic(name: str, method: Any, kernel: Any) -> None:
     """Say that a layer routes inside its kernel.
 

@@ -11,9 +11,10 @@ from sere.errors import SereError
 from sere.integrations.vllm.start import versions
 from sere.integrations.vllm.tiers import PADDING
 from sere.integrations.vllm.worker.router_hook import layer_index
+from sere.integrations.vllm.worker.router_scores import check_scores
 from sere.integrations.vllm.worker.row_budgets import RowBudgets
-from sere.policies.base import LayerShape
-from sere.reroute import PreparedLayer, Routing, TokenBatch
+from sere.policies.base import LayerRouter, LayerShape, Policy
+from sere.reroute import Routing, TokenBatch
 
 _ID_DTYPES = (torch.int32, torch.int64)
 
@@ -22,35 +23,45 @@ class RoutedLayer:
     """One MoE layer of the engine.
 
     Attributes:
-        index: Decoder-layer index.
         name: vLLM's name of the layer.
         runner: Its ``MoERunner``.
-        num_experts: Routed experts, without EPLB's copies.
-        top_k: Routed slots per token.
-        prepared: The prepared similarities and settings; None until the model is loaded.
-        counters: int64, one entry per name in ``sere.reroute.COUNTERS``, on the device.
+        shape: Its index, routed experts (without EPLB's copies) and routed slots per token.
+        router: The rule, bound to this layer; None until the model is loaded.
+        needs_scores: Whether ``router`` is given the scores of all experts.
         budgets: The budgets of the coming step's rows; None until the model is loaded.
     """
 
     def __init__(self, runner: Any) -> None:
         self.runner, self.name = runner, str(runner.layer_name)
-        self.index = layer_index(self.name)
-        self.num_experts, self.top_k = versions.logical_experts(runner), int(runner.router.top_k)
-        self.prepared: PreparedLayer | None = None
-        self.counters: Tensor | None = None
+        self.shape = LayerShape(
+            layer_index(self.name), versions.logical_experts(runner), int(runner.router.top_k)
+        )
+        self.router: LayerRouter | None = None
+        self.needs_scores = False
         self.budgets: RowBudgets | None = None
 
-    @property
-    def shape(self) -> LayerShape:
-        """The layer as routing rules see it."""
-        return LayerShape(self.index, self.num_experts, self.top_k)
+    def bind(self, policy: Policy, device: torch.device) -> None:
+        """Let a policy route this layer from the next step on.
 
-    def route(self, ids: Tensor, weights: Tensor) -> Routing:
-        """Re-route one step; called where the router returns.
+        Args:
+            policy: The rule.
+            device: Where the layer runs.
+
+        Raises:
+            UnsupportedEngine: It needs scores that this layer's router does not have.
+            SereError: It cannot be bound to this layer.
+        """
+        if policy.needs_scores:
+            check_scores(policy.name, self.name, self.runner.router)
+        self.router, self.needs_scores = policy.bind(self.shape, device), policy.needs_scores
+
+    def route(self, ids: Tensor, weights: Tensor, logits: Tensor) -> Routing:
+        """Route one step; called where vLLM's router returns.
 
         Args:
             ids: Logical expert ids, ``[T, K]``, any integer dtype. Not modified.
             weights: Gate weights, ``[T, K]``. Not modified.
+            logits: What vLLM's router chose by, ``[T, E]`` or wider (zero experts).
 
         Returns:
             New ids and weights; same shapes, dtypes and device.
@@ -58,21 +69,20 @@ class RoutedLayer:
         Raises:
             SereError: The engine runs the layer before its model was loaded.
         """
-        prepared, budgets = self.prepared, self.budgets
-        if prepared is None or budgets is None:
+        router, budgets = self.router, self.budgets
+        if router is None or budgets is None:
             raise SereError(f"{self.name}: runs before re-routing was prepared; please report this")
         if budgets.skip:
             return Routing(ids, weights)
+        scores = logits[:, : self.shape.num_experts] if self.needs_scores else None
         # Some kernels ask for uint32 or int16 ids.
         narrow = ids if ids.dtype in _ID_DTYPES else ids.to(torch.int32)
-        routing = prepared.route(TokenBatch(narrow, weights, budgets.at(ids.shape[0])), self.counters)
+        routing = router(TokenBatch(narrow, weights, budgets.at(ids.shape[0]), None, scores))
         return routing if narrow is ids else Routing(routing.ids.to(ids.dtype), routing.weights)
 
     def warm_up(self) -> None:
-        """Run the operation once on padding, so that a backend compiles now and not in a request."""
-        assert self.prepared is not None
-        assert self.counters is not None
-        ids = torch.zeros(1, self.top_k, dtype=torch.int32, device=self.counters.device)
+        """Run the router once on padding, so that a backend compiles now and not in a request."""
+        assert self.router is not None
+        ids = torch.zeros(1, self.shape.top_k, dtype=torch.int32, device=self.router.counters.device)
         padding = torch.full((1,), PADDING, dtype=torch.int32, device=ids.device)
-        batch = TokenBatch(ids, torch.zeros_like(ids, dtype=torch.float32), padding)
-        self.prepared.route(batch, self.counters)
+        self.router(TokenBatch(ids, torch.zeros_like(ids, dtype=torch.float32), padding))

@@ -63,8 +63,8 @@ class Layer(Protocol):
 
     name: str
 
-    def route(self, ids: Tensor, weights: Tensor) -> Routing:
-        """Take logical ids and weights, ``[T, K]``, and return new ones."""
+    def route(self, ids: Tensor, weights: Tensor, logits: Tensor) -> Routing:
+        """Take logical ids and weights, ``[T, K]``, and logits; return new ids and weights."""
 
 
 def intercept(router: Any, layer: Layer) -> None:
@@ -93,7 +93,7 @@ def intercept(router: Any, layer: Layer) -> None:
         hidden_states: Tensor, router_logits: Tensor, indices_type: torch.dtype | None = None, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
         weights, ids = original(hidden_states, router_logits, indices_type, **kwargs)
-        routing = layer.route(ids, weights)
+        routing = layer.route(ids, weights, router_logits)
         # The one place where the order is vLLM's.
         return routing.weights, routing.ids
 

@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from sere.integrations.vllm.worker.layer import RoutedLayer
 
 logger = logging.getLogger("vllm.sere")
 
 
-def keep_through_sleep(layer: RoutedLayer, tensors: Mapping[str, Tensor], vllm_config: Any) -> None:
-    """Make tensors that a layer reads buffers of its module.
+def keep_through_sleep(layer: RoutedLayer, vllm_config: Any) -> None:
+    """Make the tensors that a layer's steps read buffers of its module.
 
     Args:
-        layer: The layer.
-        tensors: By name.
+        layer: The layer, prepared.
         vllm_config: vLLM's ``VllmConfig``.
     """
     # Up to 0.20 the runner is not a module; its owner is in the forward context under the layer's name.
@@ -28,5 +25,7 @@ def keep_through_sleep(layer: RoutedLayer, tensors: Mapping[str, Tensor], vllm_c
     if not isinstance(owner, torch.nn.Module):
         logger.warning("sere: %s has no module to keep its tensors; do not use sleep level 2", layer.name)
         return
-    for name, tensor in tensors.items():
+    assert layer.router is not None
+    assert layer.budgets is not None
+    for name, tensor in {**layer.router.tensors(), "budgets": layer.budgets.tensor}.items():
         owner.register_buffer(f"sere_{name}", tensor, persistent=False)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-import logging
+import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -10,19 +12,16 @@ import torch
 from sere.config import RerouteConfig
 from sere.errors import UnsupportedEngine
 from sere.integrations.vllm.plugin_config import PluginConfig
-from sere.integrations.vllm.start import features, tables, versions
+from sere.integrations.vllm.start import tables, versions
 from sere.integrations.vllm.step_counts import StepCounts
-from sere.integrations.vllm.tiers import COUNT_ONLY_S
 from sere.integrations.vllm.worker import expert_kernels, router_hook
 from sere.integrations.vllm.worker.guard import Guard
 from sere.integrations.vllm.worker.layer import RoutedLayer
 from sere.integrations.vllm.worker.row_budgets import RowBudgets
 from sere.integrations.vllm.worker.sleep import keep_through_sleep
-from sere.policies.sere import Sere
+from sere.policies.base import Policy
+from sere.policies.sere import Sere, SereRouter
 from sere.table import SimilarityTable
-
-# A child of vLLM's logger: its lines come out where and as the engine's own do, in every process.
-logger = logging.getLogger("vllm.sere")
 
 
 class WorkerState:
@@ -34,24 +33,40 @@ class WorkerState:
         table: The similarities, checked against the model's config.
 
     Attributes:
-        layers: The MoE layers, by index, once the model is built.
-        config: The current settings, fitted to the expert kernel.
+        sere: The engine's own rule with its current settings, fitted to the expert kernel.
+        policy: The rule that routes at present: ``sere``, or what `routed_by` has put in its place.
         enabled: Whether re-routing is on at present.
+        layers: The MoE layers, by index, once the model is built.
         budgets: The budgets of the coming step's rows; None until the model is loaded.
         kernel: Class name of the expert kernel, or None where it cannot be told.
         counts: Steps by what was done with them.
         guard: Says in the log why nothing was re-routed.
+
+    Raises:
+        ConfigError: The settings do not fit the table.
     """
 
     def __init__(self, plugin_config: PluginConfig, vllm_config: Any, table: SimilarityTable) -> None:
         self.plugin_config, self.vllm_config, self.table = plugin_config, vllm_config, table
-        self.config: RerouteConfig = plugin_config.reroute
+        self.sere = Sere(table.layers, plugin_config.reroute)
+        self.policy: Policy = self.sere
         self.enabled = plugin_config.enabled
         self.layers: dict[int, RoutedLayer] = {}
         self.budgets: RowBudgets | None = None
         self.kernel: str | None = None
         self.counts = StepCounts()
         self.guard = Guard(self.report, speaks=self.speaks)
+        self._routers: dict[int, SereRouter] = {}
+
+    @property
+    def config(self) -> RerouteConfig:
+        """The current settings of ``sere``."""
+        return self.sere.config
+
+    @property
+    def backends(self) -> list[str]:
+        """Names of the backends that run ``sere``."""
+        return sorted({router.prepared.backend for router in self._routers.values()})
 
     def add(self, runner: Any) -> None:
         """Add one MoE layer while the model is built.
@@ -61,11 +76,12 @@ class WorkerState:
             UnsupportedEngine: The layer cannot be re-routed.
         """
         layer = RoutedLayer(runner)
-        tables.check_layer(self.table, layer.index, layer.name, E=layer.num_experts)
-        other = self.layers.setdefault(layer.index, layer)
+        index = layer.shape.index
+        tables.check_layer(self.table, index, layer.name, E=layer.shape.num_experts)
+        other = self.layers.setdefault(index, layer)
         if other is not layer:
             raise UnsupportedEngine(
-                f"{other.name} and {layer.name} are both layer {layer.index}; a model of two language models "
+                f"{other.name} and {layer.name} are both layer {index}; a model of two language models "
                 "cannot be re-routed"
             )
         router_hook.intercept(runner.router, layer)
@@ -84,67 +100,84 @@ class WorkerState:
         """
         tables.check_coverage(self.table, set(self.layers), stage=self._stage())
         if self.speaks:
-            self.table.check_slots({index: layer.top_k for index, layer in self.layers.items()})
+            self.table.check_slots({index: layer.shape.top_k for index, layer in self.layers.items()})
         self._choose_merge()
         self.budgets = RowBudgets(rows, device, may_skip=device.type == "cpu" and self.eager)
-        policy = Sere(self.table.layers, self.config)
-        for layer in self.layers.values():
-            router = policy.bind(layer.shape, device)
-            layer.prepared, layer.counters = router.prepared, router.counters
+        for index, layer in self.layers.items():
             layer.budgets = self.budgets
-            keep_through_sleep(layer, self._tensors(layer), self.vllm_config)
+            layer.router = self._routers[index] = self.sere.bind(layer.shape, device)
+            keep_through_sleep(layer, self.vllm_config)
         # One of each shape: a backend may compile for a shape.
-        for layer in {(layer.num_experts, layer.top_k): layer for layer in self.layers.values()}.values():
+        for layer in {
+            (layer.shape.num_experts, layer.shape.top_k): layer for layer in self.layers.values()
+        }.values():
             layer.warm_up()
 
-    def _tensors(self, layer: RoutedLayer) -> dict[str, torch.Tensor]:
-        assert layer.prepared is not None
-        assert layer.counters is not None
-        assert self.budgets is not None
-        return layer.prepared.tensors() | {"counters": layer.counters, "budgets": self.budgets.tensor}
+    def change(self, config: RerouteConfig, *, enabled: bool) -> None:
+        """Change settings from the next step on, all or none.
 
-    def describe(self) -> str:
-        """Return the line that says that re-routing is active."""
-        if not self.layers:
-            return "this pipeline stage has no MoE layers and re-routes nothing; the others may"
-        indices = sorted(self.layers)
-        settings = self.config
-        known = [layer.prepared for layer in self.layers.values() if layer.prepared is not None]
-        backends = sorted({prepared.backend for prepared in known})
-        return (
-            f"re-routing {'active' if self.enabled else 'ready, but off'}: {len(indices)} MoE layers "
-            f"({indices[0]} to {indices[-1]}), table {self.table.identity.name!r} ({self.table.metric}, "
-            f"{self.table.fingerprint[:12]}), select_top_k={settings.select_top_k} "
-            f"threshold={settings.threshold:g} min_active={settings.min_active} "
-            f"targets={settings.targets} merge={settings.merge}, expert kernel {self.kernel or 'unknown'}, "
-            f"backend {', '.join(backends)}"
-        )
+        Args:
+            config: Settings that differ from the current ones in ``select_top_k``, ``threshold`` and ``keep``
+                only.
+            enabled: Whether re-routing is on.
 
-    def log_start(self) -> None:
-        """Log that re-routing is active, and warn of what may surprise."""
-        logger.info("sere: %s", self.describe())
-        floor, asked = self.config.min_active, self.plugin_config.reroute.min_active
-        if floor != asked:
-            logger.warning(
-                "sere: min_active is %d instead of %d: the expert kernel %s is not known to handle duplicate "
-                "ids within one token's top-k, so every row needs as many distinct experts as it has slots",
-                floor, asked, self.kernel or "in use",
-            )  # fmt: skip
-        for warning in features.surprises(self.vllm_config, self.config):
-            logger.warning("sere: %s", warning)
-        self.warn_of_settings()
-
-    def warn_of_settings(self) -> None:
-        """Warn if the current settings leave nothing to re-route."""
-        if self.config.select_top_k == COUNT_ONLY_S or not self.layers:
-            return
-        shapes = [layer.shape for layer in self.layers.values()]
-        for reason in Sere(self.table.layers, self.config).why_idle(shapes):
-            logger.warning("sere: %s", reason)
-
-    def settings_changed(self) -> None:
-        """Judge what is counted from now on by itself."""
+        Raises:
+            ConfigError: They do not fit the table.
+        """
+        sere = Sere(self.table.layers, config)
+        if (config.threshold, config.keep) != (self.config.threshold, self.config.keep):
+            self._update_routers(config)
+        if self.policy is self.sere:
+            self.policy = sere
+        self.sere, self.enabled = sere, enabled
         self.counts.least_budget = None
+        self.guard.restart()
+
+    def _update_routers(self, config: RerouteConfig) -> None:
+        """Write another threshold and keep-list over those that graphs and compiled code read, in place."""
+        bound = {}
+        for index, router in self._routers.items():
+            # S comes with the rows, so a router keeps the one that it was prepared with.
+            S = router.prepared.config.select_top_k
+            rule = dataclasses.replace(self.sere, config=dataclasses.replace(config, select_top_k=S))
+            bound[index] = rule.bind(self.layers[index].shape, router.counters.device)
+        for index, router in self._routers.items():
+            router.update(bound[index])
+
+    @contextmanager
+    def routed_by(self, policy: Policy) -> Iterator[None]:
+        """Let another rule route all layers, with counters of 0; which rows it may change stays the engine's.
+
+        Args:
+            policy: The rule.
+
+        Raises:
+            UnsupportedEngine: Compiled code or captured graphs would not run it, the expert kernel is not
+                known to support its result, or it needs scores that a layer's router does not have.
+            SereError: It cannot be bound to a layer.
+        """
+        assert self.budgets is not None
+        if not self.eager:
+            raise UnsupportedEngine(
+                f"{policy.name}: this engine runs compiled code, which has the rule that it was started with "
+                "built in; start it with enforce_eager=True"
+            )
+        if policy.changes_routing:
+            expert_kernels.check_duplicates(policy.name, self.kernel)
+        try:
+            for layer in self.layers.values():
+                layer.bind(policy, self.budgets.tensor.device)
+            self.policy = policy
+            self._restart_counting()
+            yield
+        finally:
+            for index, router in self._routers.items():
+                self.layers[index].router, self.layers[index].needs_scores = router, False
+            self.policy = self.sere
+            self._restart_counting()
+
+    def _restart_counting(self) -> None:
+        self.reset_counters()
         self.guard.restart()
 
     def read(self, reset: bool = False) -> dict[str, Any]:
@@ -157,19 +190,22 @@ class WorkerState:
 
     def report(self) -> dict[str, Any]:
         """Return settings and counts as plain numbers, which can be sent between processes."""
-        counters = {layer: layer.counters for layer in self.layers.values() if layer.counters is not None}
+        counters = {
+            layer: layer.router.counters for layer in self.layers.values() if layer.router is not None
+        }
         # One copy for all layers, because it waits for the device.
         copied = torch.stack(list(counters.values())).tolist() if counters else []
+        own = self.policy is self.sere
         return {
             "enabled": self.enabled,
-            "settings": self.config.to_mapping(),
+            "settings": self.config.to_mapping() if own else self.policy.describe(),
             "steps": self.counts.to_mapping(),
             "layers": [
-                {"index": layer.index, "name": layer.name, "counters": sums}
+                {"index": layer.shape.index, "name": layer.name, "counters": sums}
                 for layer, sums in zip(counters, copied, strict=True)
             ],
-            "top_k": max((layer.top_k for layer in self.layers.values()), default=0),
-            "num_experts": max((layer.num_experts for layer in self.layers.values()), default=0),
+            "top_k": max((layer.shape.top_k for layer in self.layers.values()), default=0),
+            "num_experts": max((layer.shape.num_experts for layer in self.layers.values()), default=0),
             "kernel": self.kernel,
             "expert_bytes": self.expert_bytes(),
         }
@@ -177,15 +213,15 @@ class WorkerState:
     def expert_bytes(self) -> int | None:
         """Return the bytes of one routed expert's weights in this worker, or None if they cannot be told."""
         for layer in self.layers.values():
-            return versions.expert_bytes(layer.runner, layer.num_experts)
+            return versions.expert_bytes(layer.runner, layer.shape.num_experts)
         return None
 
     def reset_counters(self) -> None:
         """Set all counters to zero."""
         self.counts = StepCounts()
         for layer in self.layers.values():
-            if layer.counters is not None:
-                layer.counters.zero_()
+            if layer.router is not None:
+                layer.router.counters.zero_()
 
     def _stage(self) -> range | None:
         """Return the decoder layers that this process holds, or None if it holds all."""
@@ -201,9 +237,11 @@ class WorkerState:
             if monolithic:
                 expert_kernels.refuse_monolithic(layer.name, versions.quant_method(layer.runner), kernel)
             self.kernel = versions.kernel_name(kernel)
-            self.config = expert_kernels.fit_to_kernel(
-                self.config, self.kernel, K=layer.top_k, merge_given=self.plugin_config.merge_given
+            config = expert_kernels.fit_to_kernel(
+                self.config, self.kernel, K=layer.shape.top_k, merge_given=self.plugin_config.merge_given
             )
+            if config != self.config:
+                self.policy = self.sere = Sere(self.table.layers, config)
 
     @property
     def speaks(self) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Callable
 from time import monotonic
 from typing import Any
@@ -12,7 +13,9 @@ import numpy as np
 from sere.integrations.vllm.engine_stats import log_line, merge_answers
 from sere.integrations.vllm.start import versions
 from sere.integrations.vllm.worker.request_book import RequestBook
-from sere.integrations.vllm.worker.state import WorkerState, logger
+from sere.integrations.vllm.worker.state import WorkerState
+
+logger = logging.getLogger("vllm.sere")
 
 
 class Steps:
@@ -93,9 +96,12 @@ class Steps:
             state.budgets.exact()
             state.counts.disabled += 1
             return
-        config = state.config
         rows = self.book.budgets(
-            scheduler_output, names, counts, config.select_top_k, all_phases=config.phases == "all"
+            scheduler_output,
+            names,
+            counts,
+            state.policy.default_budget,
+            all_phases=state.config.phases == "all",
         )
         if state.budgets.announce(rows.budgets):
             state.counts.add_rerouted(int(rows.budgets.min()))

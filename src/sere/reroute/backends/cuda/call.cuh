@@ -2,12 +2,16 @@
 
 #include "numbers.cuh"
 
-constexpr int MOST_EXPERTS = 1024;
+constexpr int MOST_EXPERTS = 1024, MOST_THREADS = 1024;
+constexpr int WARP = 32;             // lanes of a warp, and bits of a word of marks
+constexpr int GROUP = 8;             // experts whose lists stand side by side
+constexpr int PADDING_BUDGET = -1;   // of a padding row
+constexpr int NO_POSITION = 255;     // of an expert that is not among the lowest active ones
 constexpr unsigned ALL_LANES = 0xffffffffu;
 enum Merge { MERGE_NONE, MERGE_SAME, MERGE_DISTINCT, MERGE_SENTINEL };
 enum Given { ACTIVE_TARGETS = 1, WIDE_BUDGETS = 2, WIDE_NUM_TOKENS = 4 };
-// In the order of the counters; P is what AFTER lacks C of.
-enum Count { STEPS, ROWS, BEFORE, PRIMARIES, SLOTS, MOVED, CRITICALS, COUNTS };
+// In the order of the counters. Distinct experts after re-routing are P and C: PRIMARIES and CRITICAL.
+enum Count { STEPS, ROWS, DISTINCT_BEFORE, PRIMARIES, SLOTS, SLOTS_REROUTED, CRITICAL, COUNTS };
 
 // Threads write the same 1 into a flag at the same time. A device allows that for volatile stores, which are the same
 // instruction; C++ does not: a host that runs this source brings its own form.
@@ -15,7 +19,7 @@ enum Count { STEPS, ROWS, BEFORE, PRIMARIES, SLOTS, MOVED, CRITICALS, COUNTS };
 #define SERE_MARK(flag) (*static_cast<volatile unsigned char*>(&(flag)) = 1)
 #endif
 
-// One place of the lists of eight experts that stand side by side.
+// One position of the lists of eight experts that stand side by side.
 struct alignas(16) Eight {
     unsigned pairs[4];
 
@@ -48,11 +52,11 @@ struct Call {
 
 struct Block {
     unsigned char occurs[MOST_EXPERTS], primary[MOST_EXPERTS], critical[MOST_EXPERTS], keep[MOST_EXPERTS];
-    unsigned char place[MOST_EXPERTS];      // among the active, 255 from the 32nd on
+    unsigned char position[MOST_EXPERTS];   // among the lowest active experts, or NO_POSITION
     unsigned short target[MOST_EXPERTS];    // the expert itself unless it is replaced
     unsigned mass_low[MOST_EXPERTS], mass_high[MOST_EXPERTS];
-    unsigned active_words[MOST_EXPERTS / 32];
-    unsigned short lowest_active[32];
+    unsigned active_words[MOST_EXPERTS / WARP];
+    unsigned short lowest_active[WARP];
     int counts[COUNTS], lowest;
 };
 
@@ -70,8 +74,8 @@ SERE_INLINE Thread this_thread() {
 struct Words {
     int low, high;
 
-    SERE_INLINE Words fetch(const void* from, int place, bool wide) {
-        const int* words = static_cast<const int*>(from) + (wide ? 2 * place : place);
+    SERE_INLINE Words fetch(const void* from, int index, bool wide) {
+        const int* words = static_cast<const int*>(from) + (wide ? 2 * index : index);
         return Words{words[0], wide ? words[1] : 0};
     }
 
@@ -87,7 +91,7 @@ SERE_INLINE int real_rows(const Call<Id, W>& call, Words words) {
     return N < 0 ? 0 : N > call.T ? call.T : static_cast<int>(N);
 }
 
-// The rows that a block takes at once, one tile after the other: 32 >> lane_bits rows a warp.
+// The rows that a block takes at once, one tile after the other: 32 >> lane_bits rows per warp.
 template <class Id, class W>
 SERE_INLINE int tile_rows(const Call<Id, W>& call, const Thread& thread) {
     return thread.warps << (5 - call.lane_bits);
@@ -100,7 +104,7 @@ struct Slot {
     Id id;
     typename W::Bits bits;
     Words words;                 // of the row's budget
-    int row, budget;             // budget: -1 in a padding row
+    int row, budget;             // budget: PADDING_BUDGET in a padding row
     bool there, inside, valid;
 
     // Which slot of its row a lane holds: lanes of one row stand side by side.
@@ -127,7 +131,7 @@ struct Slot {
         const long long asked =
             call.budgets != nullptr ? words.value(call.given & WIDE_BUDGETS) : call.select_top_k;
         const bool padding = row >= N || asked < 0;
-        budget = !there ? 0 : padding ? -1 : asked > call.K ? call.K : static_cast<int>(asked);
+        budget = !there ? 0 : padding ? PADDING_BUDGET : asked > call.K ? call.K : static_cast<int>(asked);
         inside = there && id >= 0 && id < call.E;
         valid = inside && budget >= 0 && has_weight(W::read(bits));
     }

@@ -24,7 +24,7 @@ SERE_INLINE void merge_row(const Call<Id, W>& call, const Thread& thread, bool p
 #pragma unroll
         for (int i = 0; i < 8; ++i) equal |= static_cast<unsigned>(others[i] == mine.expert) << (first + i);
     }
-    equal &= mine.merging ? ALL_LANES >> (32 - call.K) : 0;
+    equal &= mine.merging ? ALL_LANES >> (WARP - call.K) : 0;
     mine.freed = bits_below(equal, slot) > 0;
     // The others' weights in the order of the slots, in as many rounds as some row needs; a padding row has zeros.
     unsigned above = mine.freed || padding ? 0 : equal & ~1u << slot;
@@ -44,12 +44,12 @@ SERE_INLINE void fill_distinct(const Call<Id, W>& call, const Thread& thread, co
     const int lanes = 1 << call.lane_bits, slot = Slot<Id, W>::of(call, thread);
     const unsigned freed = __ballot_sync(ALL_LANES, mine.freed) >> (thread.lane - slot);
     const bool holds = !mine.freed && mine.expert >= 0;
-    const int place = holds ? block.place[mine.expert] : 255;
-    unsigned taken = place < 32 ? 1u << place : 0;
+    const int position = holds ? block.position[mine.expert] : NO_POSITION;
+    unsigned taken = position < WARP ? 1u << position : 0;
 #pragma unroll 1
     for (int step = 1; step < lanes; step *= 2) taken |= __shfl_xor_sync(ALL_LANES, taken, step);
-    const int active = block.counts[PRIMARIES] + block.counts[CRITICALS];
-    unsigned unused = ~taken & (active < 32 ? (1u << active) - 1 : ~0u);
+    const int active = block.counts[PRIMARIES] + block.counts[CRITICAL];
+    unsigned unused = ~taken & (active < WARP ? (1u << active) - 1 : ~0u);
 #pragma unroll 1
     for (int before = bits_below(freed, slot); before > 0; --before) unused &= unused - 1;
     if (mine.freed && unused != 0) mine.expert = block.lowest_active[__ffs(unused) - 1];
@@ -65,7 +65,7 @@ SERE_INLINE void write(const Call<Id, W>& call, const Slot<Id, W>& slot, const O
     call.new_weights[slot.at] = !mine.merging ? slot.bits : weighed ? W::write(mine.weight) : bits;
 }
 
-// Steps 6 to 8 for a warp's rows; returns how many slots moved.
+// Steps 6 to 8 for a warp's rows; returns how many slots were re-routed.
 template <class Id, class W>
 SERE_INLINE int apply(
     const Call<Id, W>& call, const Thread& thread, const Block& block, const Slot<Id, W>& slot
@@ -74,26 +74,26 @@ SERE_INLINE int apply(
     Outcome mine = {slot.inside ? static_cast<int>(slot.id) : -1, 0.0, false, false, false};
     mine.merging = slot.there && slot.inside && (padding || slot.valid);
     mine.weight = mine.merging && !padding ? static_cast<double>(W::read(slot.bits)) : 0.0;
-    bool moves = false;
+    bool changes = false;
     if (mine.merging) {
         const int target = padding ? block.lowest : block.target[mine.expert];
-        moves = !padding && target != mine.expert;
-        if (moves && call.scale != nullptr) mine.weight *= call.scale[mine.expert * call.E + target];
+        changes = !padding && target != mine.expert;
+        if (changes && call.scale != nullptr) mine.weight *= call.scale[mine.expert * call.E + target];
         mine.expert = target;
     }
     if (call.merge != MERGE_NONE) merge_row(call, thread, padding, mine);
     if (call.merge == MERGE_DISTINCT) fill_distinct(call, thread, block, mine);
     mine.sentinel = call.merge == MERGE_SENTINEL && mine.merging && (padding || mine.freed);
     if (slot.there) write(call, slot, mine);
-    return __popc(__ballot_sync(ALL_LANES, moves));
+    return __popc(__ballot_sync(ALL_LANES, changes));
 }
 
-// Every block saw the same batch: the first one counts it. The moved slots each warp adds by itself.
+// Every block saw the same batch: the first one counts it. Each warp adds its re-routed slots by itself.
 template <class Id, class W>
 SERE_INLINE void count(const Call<Id, W>& call, const Thread& thread, const Block& block) {
-    if (blockIdx.x > 0 || thread.index >= COUNTS || thread.index == MOVED) return;
+    if (blockIdx.x > 0 || thread.index >= COUNTS || thread.index == SLOTS_REROUTED) return;
     int amount = block.counts[thread.index];
-    if (thread.index == PRIMARIES) amount += block.counts[CRITICALS];
+    if (thread.index == PRIMARIES) amount += block.counts[CRITICAL];
     atomicAdd(&call.counters[thread.index], static_cast<unsigned long long>(amount));
 }
 
@@ -133,18 +133,18 @@ SERE_INLINE void reroute(const Call<Id, W>& call, Block& block) {
     if (counting) count(call, thread, block);
     if (call.merge == MERGE_DISTINCT) list_active(call, thread, block);
 
-    int moved = 0;
+    int rerouted = 0;
 #pragma unroll 1
     for (int tile = own; tile < call.T; tile += static_cast<int>(gridDim.x) * rows) {
         const Slot<Id, W> slot = tile == own ? first : Slot<Id, W>::read(call, thread, tile, N);
         if (some) {
-            moved += apply(call, thread, block, slot);
+            rerouted += apply(call, thread, block, slot);
         } else if (slot.there) {
             call.new_ids[slot.at] = slot.id;
             call.new_weights[slot.at] = slot.bits;
         }
     }
-    if (counting && moved > 0 && thread.lane == 0) {
-        atomicAdd(&call.counters[MOVED], static_cast<unsigned long long>(moved));
+    if (counting && rerouted > 0 && thread.lane == 0) {
+        atomicAdd(&call.counters[SLOTS_REROUTED], static_cast<unsigned long long>(rerouted));
     }
 }

@@ -64,9 +64,11 @@ template <class Number>
 SERE_INLINE bool has_weight(Number weight) { return weight < 0 || weight > 0; }
 
 // An expert's mass is a sum of integers: no order of addition can change it. Clamped, so that no sum overflows.
+constexpr double MASS_UNITS = 16777216.0, MASS_BOUND = 4294967296.0;
 SERE_INLINE long long mass_units(float weight) {
-    return __float2ll_rn(fminf(fmaxf(weight * 0x1p24f, -0x1p32f), 0x1p32f));
+    constexpr float units = MASS_UNITS, bound = MASS_BOUND;
+    return __float2ll_rn(fminf(fmaxf(weight * units, -bound), bound));
 }
 SERE_INLINE long long mass_units(double weight) {
-    return __double2ll_rn(fmin(fmax(weight * 0x1p24, -0x1p32), 0x1p32));
+    return __double2ll_rn(fmin(fmax(weight * MASS_UNITS, -MASS_BOUND), MASS_BOUND));
 }

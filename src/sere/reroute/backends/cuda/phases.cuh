@@ -2,7 +2,7 @@
 
 #include "call.cuh"
 
-SERE_INLINE int bits_below(unsigned bits, int place) { return __popc(bits & ((1u << place) - 1)); }
+SERE_INLINE int bits_below(unsigned bits, int bit) { return __popc(bits & ((1u << bit) - 1)); }
 
 // Nothing counted, no expert marked, every expert its own target. ``kept``: the flag of the thread's expert, which
 // alone comes from memory: it goes last.
@@ -77,7 +77,7 @@ SERE_INLINE void take_census(const Call<Id, W>& call, const Thread& thread, Bloc
     const unsigned occurring = __ballot_sync(ALL_LANES, e < call.E && block.occurs[e]);
     const unsigned primary = __ballot_sync(ALL_LANES, e < call.E && block.primary[e]);
     if (thread.lane != 0) return;
-    atomicAdd(&block.counts[BEFORE], __popc(occurring));
+    atomicAdd(&block.counts[DISTINCT_BEFORE], __popc(occurring));
     atomicAdd(&block.counts[PRIMARIES], __popc(primary));
     if (primary != 0) atomicMin(&block.lowest, e + __ffs(primary) - 1);
 }
@@ -123,7 +123,7 @@ SERE_INLINE void fill_up(
         if (mass == none) continue;
         int heavier = 0;
 #pragma unroll 1
-        for (int start = 0; start < call.E; start += 32) {
+        for (int start = 0; start < call.E; start += WARP) {
             const int other = start + thread.lane;
             const long long theirs = other < call.E ? mass_of(block, other) : none;
             heavier += __popc(__ballot_sync(ALL_LANES, theirs > mass || (theirs == mass && other < e)));
@@ -136,12 +136,12 @@ SERE_INLINE void fill_up(
     __syncthreads();
 }
 
-// A lane's place in a piece of the lists of eight experts: a warp holds 32 places of each.
+// A lane's position in a piece of the lists of eight experts: a warp holds 32 positions of each.
 template <class Id, class W>
 SERE_INLINE Eight fetch(const Call<Id, W>& call, const Thread& thread, int group, int piece) {
-    const int pieces = (call.E + 31) / 32, groups = (call.E + 7) / 8;
-    const int there = (group < groups ? group : 0) * pieces + (piece < pieces ? piece : 0);
-    return call.lists[there * 32 + thread.lane];
+    const int pieces = (call.E + WARP - 1) / WARP, groups = (call.E + GROUP - 1) / GROUP;
+    const int first = (group < groups ? group : 0) * pieces + (piece < pieces ? piece : 0);
+    return call.lists[first * WARP + thread.lane];
 }
 
 // Two pieces of a warp's lists: the first ones are read before anyone knows P, for memory is far away.
@@ -165,29 +165,29 @@ struct Ahead {
 // the expert. The nearest candidate becomes the target; whose piece ends with itself, the end of a list, is critical.
 // Returns who of the wanted is still searching.
 SERE_INLINE unsigned look(const Thread& thread, Block& block, const Eight& near, int first, unsigned wanted) {
-    bool fits[8];
-    unsigned votes[8];
+    bool fits[GROUP];
+    unsigned votes[GROUP];
 #pragma unroll
-    for (int i = 0; i < 8; ++i) fits[i] = block.primary[near[i]];
+    for (int i = 0; i < GROUP; ++i) fits[i] = block.primary[near[i]];
 #pragma unroll
-    for (int i = 0; i < 8; ++i) votes[i] = __ballot_sync(ALL_LANES, fits[i]);
+    for (int i = 0; i < GROUP; ++i) votes[i] = __ballot_sync(ALL_LANES, fits[i]);
 #pragma unroll
-    for (int half = 4; half > 0; half /= 2) {
+    for (int half = GROUP / 2; half > 0; half /= 2) {
 #pragma unroll
-        for (int i = 0; i < half; ++i) votes[i] = thread.lane & (4 / half) ? votes[2 * i + 1] : votes[2 * i];
+        for (int i = 0; i < half; ++i) votes[i] = thread.lane & (GROUP / 2 / half) ? votes[2 * i + 1] : votes[2 * i];
     }
     const unsigned found = votes[0];
     Eight nearest;
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-        nearest.pairs[i] = __shfl_sync(ALL_LANES, near.pairs[i], found != 0 ? __ffs(found) - 1 : 31);
+        nearest.pairs[i] = __shfl_sync(ALL_LANES, near.pairs[i], found != 0 ? __ffs(found) - 1 : WARP - 1);
     }
     const bool mine = wanted >> thread.lane & 1u;
     const int e = first + thread.lane, target = nearest.mine(thread.lane);
     if (mine && found != 0) block.target[e] = static_cast<unsigned short>(target);
     if (mine && target == e) {
         block.critical[e] = 1;
-        atomicAdd(&block.counts[CRITICALS], 1);
+        atomicAdd(&block.counts[CRITICAL], 1);
     }
     return __ballot_sync(ALL_LANES, mine && found == 0 && target != e);
 }
@@ -197,15 +197,15 @@ SERE_INLINE unsigned look(const Thread& thread, Block& block, const Eight& near,
 template <class Id, class W>
 SERE_INLINE void choose_targets(const Call<Id, W>& call, const Thread& thread, Block& block, const Ahead& ahead) {
 #pragma unroll 1
-    for (int group = thread.warp; 8 * group < call.E; group += thread.warps) {
-        const int e = 8 * group + thread.lane;
-        const bool mine = thread.lane < 8 && e < call.E;
+    for (int group = thread.warp; GROUP * group < call.E; group += thread.warps) {
+        const int e = GROUP * group + thread.lane;
+        const bool mine = thread.lane < GROUP && e < call.E;
         unsigned wanted = __ballot_sync(ALL_LANES, mine && block.occurs[e] && !block.primary[e]);
         Ahead here = ahead;
         if (group != thread.warp) here = Ahead::fetch(call, thread, group, 0);
 #pragma unroll 1
         for (int piece = 0; wanted != 0;) {
-            wanted = look(thread, block, here.of(piece), 8 * group, wanted);
+            wanted = look(thread, block, here.of(piece), GROUP * group, wanted);
             if (wanted != 0 && ++piece % 2 == 0) here = Ahead::fetch(call, thread, group, piece);
         }
     }
@@ -217,7 +217,7 @@ SERE_INLINE void admit_critical(const Call<Id, W>& call, const Thread& thread, B
     if (thread.index < call.E && block.critical[thread.index]) block.primary[thread.index] = 1;
 }
 
-// For merge="distinct": the 32 lowest active experts, and each active expert's place among them.
+// For merge="distinct": the 32 lowest active experts, and each active expert's position among them.
 template <class Id, class W>
 SERE_INLINE void list_active(const Call<Id, W>& call, const Thread& thread, Block& block) {
     const int e = thread.index;
@@ -225,10 +225,11 @@ SERE_INLINE void list_active(const Call<Id, W>& call, const Thread& thread, Bloc
     const unsigned word = __ballot_sync(ALL_LANES, active);
     if (thread.lane == 0) block.active_words[thread.warp] = word;
     __syncthreads();
-    int place = bits_below(word, thread.lane);
+    int position = bits_below(word, thread.lane);
 #pragma unroll 1
-    for (int before = 0; before < thread.warp; ++before) place += __popc(block.active_words[before]);
-    if (e < call.E) block.place[e] = static_cast<unsigned char>(active && place < 32 ? place : 255);
-    if (active && place < 32) block.lowest_active[place] = static_cast<unsigned short>(e);
+    for (int before = 0; before < thread.warp; ++before) position += __popc(block.active_words[before]);
+    const bool listed = active && position < WARP;
+    if (e < call.E) block.position[e] = static_cast<unsigned char>(listed ? position : NO_POSITION);
+    if (listed) block.lowest_active[position] = static_cast<unsigned short>(e);
     __syncthreads();
 }

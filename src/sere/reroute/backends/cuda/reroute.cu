@@ -3,7 +3,7 @@
 #include "kernel.cuh"
 
 #define SERE_ENTRY(NAME, ID, WEIGHT)                                                                              \
-    extern "C" __global__ void __launch_bounds__(1024, 1) NAME(                                                   \
+    extern "C" __global__ void __launch_bounds__(MOST_THREADS, 1) NAME(                                           \
         const ID* ids, const WEIGHT::Bits* weights, ID* new_ids, WEIGHT::Bits* new_weights, const Eight* lists,   \
         const unsigned char* keep, const float* scale, const void* budgets, const void* num_tokens,               \
         unsigned long long* counters, long long T, long long K, long long E, long long N,                         \

@@ -1,4 +1,4 @@
-// The CUDA words that the kernel uses, on a CPU: enough to run its own source, nothing more.
+// The CUDA intrinsics that the kernel uses, on a CPU: enough to run its own source, nothing more.
 //
 // A block's threads are fibers of one thread, or, with SHIM_THREADS, threads of the system. Blocks run one after
 // the other. Every collective checks that the lanes that meet there mean the same operation.

@@ -1,0 +1,28 @@
+"""The ``cpu`` backend alone: its compiled code and where that is kept."""
+
+from __future__ import annotations
+
+import logging
+
+import numba.core.caching
+import pytest
+
+from sere.reroute.backends.cpu import call
+from tests.support.batches import Case, assert_same_bits, batch, similarity_matrix
+
+
+def test_compiled_without_a_cache_where_nothing_can_be_written(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """On a read-only installation the cpu backend runs all the same, with one log line."""
+    monkeypatch.setattr(numba.core.caching.CompileResultCacheImpl, "_locator_classes", [])
+    monkeypatch.setattr(call, "_compiled", call._compiled.__wrapped__)
+    call._warn_once_uncached.cache_clear()
+    ids, weights = batch(8, 4, 16, seed=8)
+    case = Case(ids, weights, similarity_matrix(16, 8), {"select_top_k": 1})
+    with caplog.at_level(logging.WARNING, logger="sere"):
+        for _ in range(2):
+            assert_same_bits(case, "cpu")
+    assert len(caplog.records) == 1
+    assert "its code cannot be kept (cannot cache function" in caplog.text
+    assert "set NUMBA_CACHE_DIR to a folder that can be written to" in caplog.text

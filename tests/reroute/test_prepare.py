@@ -1,0 +1,197 @@
+"""A prepared layer: what it keeps, and how other settings are written over it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from sere.config import RerouteConfig
+from sere.errors import ConfigError, InputError
+from sere.reroute import COUNTERS, PreparedLayer, TokenBatch, prepare_layer, reroute
+from sere.similarity.layer import LayerSimilarity
+from tests.support.batches import BACKENDS, Case, batch, device_of, name_of, similarity_matrix
+
+pytestmark = pytest.mark.usefixtures("shim_backend")
+backends = pytest.mark.parametrize("backend", BACKENDS)
+LAYER = LayerSimilarity(similarity_matrix(16, 0))
+IDS, WEIGHTS = batch(6, 4, 16, seed=1)
+# What each backend reads of a layer beside its scale.
+TENSORS = {
+    "reference": {"similarity", "threshold", "keep"},
+    "torch": {"position", "keep"},
+    "cpu": {"order", "counts", "keep"},
+    "shim": {"lists", "keep"},
+    "cuda": {"lists", "keep"},
+}
+
+
+def prepared(
+    backend: str,
+    *,
+    layer: LayerSimilarity = LAYER,
+    keep: tuple[int, ...] = (),
+    scale: Tensor | None = None,
+    **settings: Any,
+) -> PreparedLayer:
+    """A layer at S = 1 and ρ = 0.4, unless ``settings`` say otherwise."""
+    values = {"select_top_k": 1, "threshold": 0.4, "backend": name_of(backend)} | settings
+    config = RerouteConfig.from_mapping(values)
+    return prepare_layer(layer, config, keep=keep, scale=scale, device=device_of(backend))
+
+
+def step(backend: str) -> TokenBatch:
+    """One batch where the backend runs."""
+    return TokenBatch(IDS.to(device_of(backend)), WEIGHTS.to(device_of(backend)))
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+@backends
+def test_a_layer_keeps_what_its_backend_reads(backend: str, scaled: bool) -> None:
+    """No backend holds another one's tensors; a scale is there only if it was given."""
+    scale = torch.ones(16, 16) if scaled else None
+    tensors = prepared(backend, scale=scale).tensors()
+    assert set(tensors) == TENSORS[backend] | ({"scale"} if scaled else set())
+    assert {tensor.device.type for tensor in tensors.values()} == {device_of(backend).type}
+
+
+@backends
+def test_counters_add_up(backend: str) -> None:
+    """Each call adds to the counters; a call without a primary expert adds nothing."""
+    layer, one = prepared(backend), step(backend)
+    counters = torch.zeros(len(COUNTERS), dtype=torch.int64, device=device_of(backend))
+    layer.route(one, counters)
+    once = counters.clone()
+    layer.route(one._replace(num_tokens=0), counters)
+    assert torch.equal(counters, once)
+    layer.route(one, counters)
+    assert torch.equal(counters, 2 * once)
+
+
+CHANGES = [
+    pytest.param({"threshold": 0.8}, id="a higher threshold"),
+    pytest.param({"threshold": 0.0}, id="a lower threshold"),
+    pytest.param({"keep": (2, 5)}, id="experts to keep"),
+    pytest.param({"threshold": 1.5, "scale": torch.full((16, 16), 0.25)}, id="another scale"),
+]
+
+
+@pytest.mark.parametrize("changes", CHANGES)
+@backends
+def test_an_update_is_as_if_prepared_with_it(backend: str, changes: dict[str, Any]) -> None:
+    """Every tensor takes the new values at its old address, and steps come out as with the other layer."""
+    scale = torch.full((16, 16), 2.0) if "scale" in changes else None
+    mine, other = prepared(backend, scale=scale), prepared(backend, **changes)
+    addresses = {name: tensor.data_ptr() for name, tensor in mine.tensors().items()}
+    expected = other.route(step(backend))
+    mine.update(other)
+    assert {name: tensor.data_ptr() for name, tensor in mine.tensors().items()} == addresses
+    assert all(torch.equal(tensor, other.tensors()[name]) for name, tensor in mine.tensors().items())
+    found = mine.route(step(backend))
+    assert torch.equal(found.ids, expected.ids)
+    assert torch.equal(found.weights, expected.weights)
+    assert mine.config == other.config
+
+
+@backends
+def test_compiled_code_reads_an_update(backend: str) -> None:
+    """What was compiled before an update gives the new result after it, without being compiled again."""
+    mine, other = prepared(backend, threshold=0.0), prepared(backend, threshold=0.9)
+    frames: list[Any] = []
+
+    def count(graph: torch.fx.GraphModule, _: object) -> Any:
+        frames.append(graph)
+        return graph.forward
+
+    compiled = torch.compile(lambda one: mine.route(one).ids * 1, fullgraph=True, backend=count)
+    before = compiled(step(backend))
+    expected = other.route(step(backend)).ids
+    assert not torch.equal(before, expected)
+    mine.update(other)
+    assert torch.equal(compiled(step(backend)), expected)
+    assert len(frames) == 1
+
+
+@pytest.mark.parametrize(
+    ("other", "error", "text"),
+    [
+        ({"select_top_k": 2}, ConfigError, "select_top_k: cannot change in a prepared layer, only threshold"),
+        ({"min_active": 3}, ConfigError, "min_active: cannot change .* prepare another layer"),
+        ({"targets": "active"}, ConfigError, "active_targets: cannot change"),
+        ({"merge": "sentinel", "sentinel": -1}, ConfigError, "merge, sentinel: cannot change"),
+        ({"scale": torch.ones(16, 16)}, InputError, "expected a prepared layer with .*, got .*'scale'"),
+        (
+            {"layer": LayerSimilarity(similarity_matrix(12, 0))},
+            InputError,
+            r"expected a prepared layer with .*\[16\].*, got .*\[12\].*; prepare the same layer",
+        ),
+    ],
+    ids=["S", "floor", "targets", "merge", "a scale where there was none", "another number of experts"],
+)
+@backends
+def test_an_update_that_cannot_be_is_refused(
+    backend: str, other: dict[str, Any], error: type[Exception], text: str
+) -> None:
+    """What compiled code holds as a constant cannot change; nothing at all is written then."""
+    mine = prepared(backend)
+    before = {name: tensor.clone() for name, tensor in mine.tensors().items()}
+    with pytest.raises(error, match=text):
+        mine.update(prepared(backend, **{"threshold": 0.9} | other))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in mine.tensors().items())
+    assert mine.config.threshold == 0.4
+
+
+def test_an_update_by_another_backend_is_refused() -> None:
+    """Its tensors are others."""
+    with pytest.raises(ConfigError, match="backend: cannot change in a prepared layer"):
+        prepared("cpu").update(prepared("torch"))
+
+
+@pytest.mark.parametrize(
+    ("scale", "text"),
+    [
+        (torch.ones(3, 3), r"scale: expected shape \[8, 8\] like the similarity, got \[3, 3\]"),
+        (torch.ones(64), r"scale: expected shape \[8, 8\] like the similarity, got \[64\]"),
+        (torch.ones(8, 8, dtype=torch.float64), "scale: expected float32, got torch.float64"),
+        (torch.full((8, 8), torch.nan), "scale: expected finite values, got NaN or infinity"),
+    ],
+    ids=["too small", "flat", "float64", "NaN"],
+)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_wrong_scale_is_refused(backend: str, scale: Tensor, text: str) -> None:
+    """No backend reads beyond a scale that is too small, or takes one that is no number."""
+    ids, weights = batch(4, 2, 8, seed=6)
+    with pytest.raises(InputError, match=text):
+        Case(ids, weights, similarity_matrix(8, 6), {"select_top_k": 1, "scale": scale}).run(backend)
+    layer, config = LayerSimilarity(similarity_matrix(8, 6)), RerouteConfig(select_top_k=1)
+    with pytest.raises(InputError, match=text):
+        prepare_layer(layer, config, scale=scale.to(device_of(backend)), device=device_of(backend))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_scale_is_copied(backend: str) -> None:
+    """The next call uses the new factors; a layer prepared before keeps the old ones."""
+    ids, weights = (tensor.to(device_of(backend)) for tensor in batch(8, 4, 16, seed=7))
+    layer = LayerSimilarity(similarity_matrix(16, 7))
+    scale = torch.full((16, 16), 2.0, device=device_of(backend))
+    config = RerouteConfig.from_mapping({"select_top_k": 1, "backend": name_of(backend)})
+    prepared = prepare_layer(layer, config, scale=scale, device=device_of(backend))
+    options = {"select_top_k": 1, "backend": name_of(backend)}
+    before = reroute(ids, weights, layer, scale=scale, **options)  # type: ignore[arg-type]
+    scale.mul_(2)
+    after = reroute(ids, weights, layer, scale=scale, **options)  # type: ignore[arg-type]
+    assert torch.equal(prepared.route(TokenBatch(ids, weights)).weights, before.weights)
+    rerouted = before.ids != ids
+    assert rerouted.any()
+    assert torch.equal(after.weights[rerouted], 2 * before.weights[rerouted])
+
+
+def test_ids_on_another_device_than_the_layer() -> None:
+    """A prepared layer runs where it was prepared: its addresses mean nothing elsewhere."""
+    config = RerouteConfig(select_top_k=1, backend="torch")
+    prepared = prepare_layer(LayerSimilarity(similarity_matrix(16, 0)), config)
+    text = "expected ids on cpu, where the layer was prepared, got meta; prepare the layer for each device"
+    with pytest.raises(InputError, match=text):
+        prepared.route(TokenBatch(IDS.to("meta"), WEIGHTS.to("meta")))

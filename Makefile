@@ -36,7 +36,7 @@ test-vllm: .venv-vllm/.ready ## the tests with a real vLLM engine, in an environ
 	.venv-vllm/bin/python -m pytest -m vllm tests/integrations/vllm tests/engines tests/bench/vllm tests/benchmarks
 
 fuzz: .venv/.dev ## look for counterexamples to the property tests with fresh seeds; make fuzz SECONDS=300
-	PYTHONHASHSEED=random $(BIN)/python -m pytest -q --tb=short -p tests.support.fuzz -m hypothesis \
+	PYTHONHASHSEED=random $(BIN)/python -m pytest -q -rfE --tb=short -p tests.support.fuzz -m hypothesis \
 		--fuzz-seconds=$(SECONDS) -o console_output_style=classic
 
 fmt: .venv/.dev ## format the code

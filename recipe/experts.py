@@ -2,91 +2,44 @@
 
 The eager forward of Transformers loops over experts under autograd and builds some twenty nodes for each.
 Here the slots are sorted by expert once, and forward and backward are plain matrix products per expert: in
-``experts.cpp`` where a C++ compiler is at hand, else in torch. Both give what the eager forward gives.
+``experts.cpp`` if there is a C++ compiler, else in torch (``products.py``). Both give what the eager forward
+gives.
 """
 
 from __future__ import annotations
 
-from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from recipe import native
-
-
-def _product_forward(
-    x: Tensor, rows: Tensor, gates: Tensor, start: Tensor, gate_up: Tensor, down: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Return the output ``[T, H]`` and the hidden units before activation, slots in the order of experts."""
-    width = down.shape[2]
-    hidden, out = x.new_empty(len(rows), 2 * width), torch.zeros_like(x)
-    for e, i, j in _segments(start):
-        torch.mm(x[rows[i:j]], gate_up[e].t(), out=hidden[i:j])
-        gate, up = hidden[i:j].chunk(2, dim=1)
-        scaled = (nn.functional.silu(gate) * up).mul_(gates[i:j, None])
-        out.index_add_(0, rows[i:j], scaled @ down[e].t())
-    return out, hidden
-
-
-def _product_backward(
-    x: Tensor,
-    dout: Tensor,
-    rows: Tensor,
-    gates: Tensor,
-    start: Tensor,
-    gate_up: Tensor,
-    down: Tensor,
-    hidden: Tensor,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return the gradients of x, of the gates in the order of experts, and of both weights."""
-    dx, dgates = torch.zeros_like(x), torch.zeros_like(gates)
-    dgate_up, ddown = torch.zeros_like(gate_up), torch.zeros_like(down)
-    for e, i, j in _segments(start):
-        dy, xs, scale = dout[rows[i:j]], x[rows[i:j]], gates[i:j, None]
-        gate, up = hidden[i:j].chunk(2, dim=1)
-        sigmoid = torch.sigmoid(gate)
-        silu = gate * sigmoid
-        dact = dy @ down[e]
-        dgates[i:j] = (dact * silu * up).sum(1)
-        dact *= scale
-        ddown[e] = dy.t() @ (silu * up * scale)
-        dhidden = torch.cat([dact * up * (sigmoid + silu * (1 - sigmoid)), dact * silu], dim=1)
-        dgate_up[e] = dhidden.t() @ xs
-        dx.index_add_(0, rows[i:j], dhidden @ gate_up[e])
-    return dx, dgates, dgate_up, ddown
-
-
-def _segments(start: Tensor) -> list[tuple[int, int, int]]:
-    """Return ``(expert, from, to)`` of each expert that has slots."""
-    bounds = start.tolist()
-    return [(e, i, j) for e, (i, j) in enumerate(pairwise(bounds)) if j > i]
+from recipe import native, products
+from recipe.products import Slots
 
 
 class _GroupedExperts(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, ids: Tensor, gates: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
-        library = native.load()
         flat = ids.reshape(-1)
         order = torch.argsort(flat, stable=True)
         start = torch.zeros(gate_up.shape[0] + 1, dtype=torch.long)
         torch.cumsum(torch.bincount(flat, minlength=gate_up.shape[0]), 0, out=start[1:])
         rows = torch.div(order, ids.shape[1], rounding_mode="floor")
-        sorted_gates = gates.reshape(-1)[order]
-        forward = library.forward if library else _product_forward
-        out, hidden = forward(x.contiguous(), rows, sorted_gates, start, gate_up, down)
-        ctx.save_for_backward(x, rows, sorted_gates, start, gate_up, down, hidden, order)
-        ctx.top_k, ctx.backward_of = ids.shape[1], library.backward if library else _product_backward
+        slots = Slots(x.contiguous(), rows, gates.reshape(-1)[order], start, gate_up, down)
+        ctx.computed_by = native.load() or products
+        out: Tensor
+        out, hidden = ctx.computed_by.forward(slots)
+        ctx.save_for_backward(*slots, hidden, order)
+        ctx.top_k = ids.shape[1]
         return out
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        x, *rest, order = ctx.saved_tensors
-        dx, dsorted, dgate_up, ddown = ctx.backward_of(x.contiguous(), grads[0].contiguous(), *rest)
-        dgates = torch.empty_like(dsorted)
-        dgates[order] = dsorted
-        return dx, None, dgates.view(-1, ctx.top_k), dgate_up, ddown
+        *saved, hidden, order = ctx.saved_tensors
+        found = ctx.computed_by.backward(Slots(*saved), grads[0].contiguous(), hidden)
+        dgates = torch.empty_like(found.gates)
+        dgates[order] = found.gates
+        return found.x, None, dgates.view(-1, ctx.top_k), found.gate_up, found.down
 
 
 def grouped_experts(x: Tensor, ids: Tensor, gates: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:

@@ -7,53 +7,44 @@ import os
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from recipe.products import Gradients, Slots
+
 SOURCE = Path(__file__).with_name("experts.cpp")
 
 
 class Library:
-    """The compiled forward and backward; arguments as in ``recipe.experts``."""
+    """The compiled forward and backward; arguments and results as in ``recipe.products``."""
 
     def __init__(self, path: Path):
         self._library = ctypes.CDLL(str(path))
 
-    @staticmethod
-    def _arguments(tensors: tuple[Tensor, ...], gate_up: Tensor, tokens: int) -> list[object]:
-        experts, double, width = gate_up.shape
-        sizes = [ctypes.c_int64(n) for n in (tokens, experts, width, double // 2)]
-        return [*(ctypes.c_void_p(tensor.data_ptr()) for tensor in tensors), *sizes]
-
-    def forward(
-        self, x: Tensor, rows: Tensor, gates: Tensor, start: Tensor, gate_up: Tensor, down: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, slots: Slots) -> tuple[Tensor, Tensor]:
         """Return the output and the hidden units."""
-        hidden, out = x.new_empty(len(rows), gate_up.shape[1]), torch.zeros_like(x)
-        tensors = (x, rows, gates, start, gate_up, down, hidden, out)
-        self._library.experts_forward(*self._arguments(tensors, gate_up, len(x)))
+        hidden = slots.x.new_empty(len(slots.rows), slots.gate_up.shape[1])
+        out = torch.zeros_like(slots.x)
+        self._library.experts_forward(*_arguments((*slots, hidden, out), slots))
         return out, hidden
 
-    def backward(
-        self,
-        x: Tensor,
-        dout: Tensor,
-        rows: Tensor,
-        gates: Tensor,
-        start: Tensor,
-        gate_up: Tensor,
-        down: Tensor,
-        hidden: Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return the gradients of x, gates and both weights."""
-        dx, dgates = torch.zeros_like(x), torch.zeros_like(gates)
-        dgate_up, ddown = torch.zeros_like(gate_up), torch.zeros_like(down)
-        tensors = (x, dout, rows, gates, start, gate_up, down, hidden, dx, dgates, dgate_up, ddown)
-        self._library.experts_backward(*self._arguments(tensors, gate_up, len(x)))
-        return dx, dgates, dgate_up, ddown
+    def backward(self, slots: Slots, dout: Tensor, hidden: Tensor) -> Gradients:
+        """Return the gradients."""
+        found = Gradients.zeros(slots)
+        tensors = (slots.x, dout, *slots[1:], hidden, *found)
+        self._library.experts_backward(*_arguments(tensors, slots))
+        return found
+
+
+def _arguments(tensors: Sequence[Tensor], slots: Slots) -> list[object]:
+    """Return the tensors' addresses and the sizes, as the functions of ``experts.cpp`` take them."""
+    experts, double, width = slots.gate_up.shape
+    sizes = [ctypes.c_int64(n) for n in (len(slots.x), experts, width, double // 2)]
+    return [*(ctypes.c_void_p(tensor.data_ptr()) for tensor in tensors), *sizes]
 
 
 @cache

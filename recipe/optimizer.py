@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from recipe.settings import Settings
 
 
-def orthogonalise(matrix: Tensor, iterations: int = 5) -> Tensor:
+def orthogonalize(matrix: Tensor, iterations: int = 5) -> Tensor:
     """Return the nearest (semi-)orthogonal matrices, roughly, of ``[..., M, N]``.
 
     Source: Newton-Schulz iteration of Muon (Jordan et al., 2024); the coefficients are theirs.
@@ -28,7 +28,7 @@ def orthogonalise(matrix: Tensor, iterations: int = 5) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum whose update is orthogonalised; for matrices and stacks of matrices."""
+    """Momentum whose update is orthogonalized; for matrices and stacks of matrices."""
 
     def __init__(
         self, params: Iterable[nn.Parameter], lr: float, momentum: float = 0.95, decay: float = 0.01
@@ -44,7 +44,7 @@ class Muon(torch.optim.Optimizer):
                     continue
                 buffer = self.state[param].setdefault("momentum", torch.zeros_like(param))
                 buffer.lerp_(param.grad, 1 - group["momentum"])
-                update = orthogonalise(param.grad.lerp(buffer, group["momentum"]))
+                update = orthogonalize(param.grad.lerp(buffer, group["momentum"]))
                 # Root mean square of an update as Adam's has it (Liu et al., 2025): 0.2 at lr 1.
                 size = 0.2 * max(param.shape[-2:]) ** 0.5
                 param.mul_(1 - group["lr"] * group["decay"])

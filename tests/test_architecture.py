@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import itertools
 import re
 from pathlib import Path
 
@@ -73,6 +75,53 @@ def test_no_circle_of_rooms() -> None:
         for name in ROOMS
     }
     assert circle(rooms) == []
+
+
+def test_the_integrations_do_not_know_each_other() -> None:
+    """Either engine's is there without the other's packages."""
+    engines = [f"sere.integrations.{engine}" for engine in ("transformers", "vllm")]
+    for mine, other in itertools.permutations(engines):
+        assert not [
+            module
+            for module, imported in INSIDE.items()
+            if module.startswith(mine) and any(name.startswith(other) for name in imported)
+        ]
+
+
+@pytest.mark.parametrize(
+    ("called", "where"),
+    [("print", "sere.cli"), ("sys.exit", "sere.__main__"), ("from_pretrained", "sere.checkpoints")],
+)
+def test_what_is_done_in_one_room_only(called: str, where: str) -> None:
+    """The command line prints and exits; models of users are loaded in one place."""
+    callers = {
+        name
+        for name, path in modules().items()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and f".{ast.unparse(node.func)}".endswith(f".{called}")
+    }
+    assert any(name.startswith(where) for name in callers)
+    assert [name for name in callers - ENTRANCES if not name.startswith(where)] == []
+
+
+def test_the_hops_of_the_path_are_there() -> None:
+    """Each method that the path of ``topk_ids`` goes through is one of the source, and so is each file."""
+    path = DOCUMENT.partition("## The path of `topk_ids`")[2]
+    methods = {
+        f"{outer.name}.{inner.name}"
+        for file in modules().values()
+        for outer in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(outer, ast.ClassDef)
+        for inner in outer.body
+        if isinstance(inner, ast.FunctionDef)
+    }
+    named = re.findall(r"`([A-Z]\w+\.\w+)[`(]", path)
+    assert len(named) >= 4
+    assert [name for name in named if name not in methods] == []
+    files = re.findall(r"`((?:\w+/)+(?:\w+\.py)?)`", path)
+    roots = (SOURCE, SOURCE / "integrations" / "vllm")
+    assert len(files) >= 5
+    assert [file for file in files if not any((root / file).exists() for root in roots)] == []
 
 
 @pytest.mark.parametrize(

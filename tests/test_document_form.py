@@ -24,7 +24,6 @@ DOCUMENTS = sorted(
 FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 MOST_LINES = {"README.md": 150, "docs/vllm.md": 200}
 MOST_COLUMNS = 110
-UNWRAPPED = ("docs/architecture.md",)
 # A row of a table is as wide as what it compares; more than this, and it is to be split.
 MOST_TABLE_COLUMNS = 120
 
@@ -126,7 +125,7 @@ def too_wide(text: str) -> Iterator[str]:
             yield line
 
 
-@pytest.mark.parametrize("name", [name for name in DOCUMENTS if name not in UNWRAPPED])
+@pytest.mark.parametrize("name", DOCUMENTS)
 def test_lines_wrap(name: str) -> None:
     """Prose and code fit 110 columns beside a terminal's edge, tables about as many."""
     assert list(too_wide(read(name))) == []

@@ -54,6 +54,16 @@ def test_readme_python_runs(
     assert not [record for record in caplog.records if "nothing was re-routed" in record.getMessage()]
 
 
+@pytest.mark.checkout
+@pytest.mark.parametrize("name", ["docs/adding-an-architecture.md", "docs/evaluating.md"])
+def test_python_of_other_pages_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A page's Python that needs no model of the reader's runs as printed."""
+    monkeypatch.chdir(tmp_path)
+    (code,) = re.findall(r"^```python\n(.*?)^```$", read(name), re.DOTALL | re.MULTILINE)
+    exec(compile(code, name, "exec"), {})
+
+
+@pytest.mark.checkout
 def test_numbers_of_the_first_screen_are_those_of_the_record(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a batch costs and what changes is said in words, with the numbers of the table below it."""
     monkeypatch.syspath_prepend(str(ROOT / "docs" / "build"))

@@ -30,7 +30,6 @@ LONGEST = 300
 LONG = {
     "src/sere/cli/bench_serve.py",
     "tests/cli/test_frame.py",
-    "tests/integrations/transformers/test_apply.py",
     "tests/integrations/vllm/test_faults.py",
     "tests/reroute/test_cuda_host.py",
 }

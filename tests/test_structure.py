@@ -48,7 +48,7 @@ LACKING: dict[str, dict[str, Any]] = {
 # What cannot be re-routed, by the words of its reason.
 REFUSED = {
     "llama4": "computes every expert",
-    "jetmoe": "routes inside",
+    "jetmoe": "routes internally",
     "nllb_moe": "encoder-decoder",
     "switch_transformers": "encoder-decoder",
 }

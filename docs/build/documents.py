@@ -17,13 +17,20 @@ from pathlib import Path
 import answer_tables as answers
 import architecture_table
 import pictures
+import policy_table
 import records
 import serving_tables as serving
 import speed_tables as speed
 from sere.files import atomic_path
 
 ROOT = Path(__file__).resolve().parents[2]
-DOCUMENTS = ("README.md", "docs/architectures.md", "docs/evaluating.md", "docs/measurements.md")
+DOCUMENTS = (
+    "README.md",
+    "docs/architectures.md",
+    "docs/evaluating.md",
+    "docs/measurements.md",
+    "docs/method.md",
+)
 BLOCK = re.compile(r"(<!-- record: (?P<name>[a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -47,6 +54,7 @@ BLOCKS: Mapping[str, Callable[[], str]] = {
     "similarity": speed.similarity,
     "calibrate-large": speed.calibrate_large,
     "architectures": architecture_table.architectures,
+    "policies": policy_table.policies,
 }
 
 

@@ -26,7 +26,7 @@ def recommended(cases: Mapping[int, tuple[Record, Record]]) -> str:
     Returns:
         The picture, as SVG, on white, so that it reads on light and on dark pages.
     """
-    figure = Figure(figsize=(9.6, 3.6), layout="constrained")
+    figure = Figure(figsize=(9.6, 2.9), layout="constrained")
     times, answers = figure.subplots(1, 2)
     sizes = sorted(cases)
     for index, name in enumerate(("without sere", "with sere, recommended setting")):

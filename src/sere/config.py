@@ -96,7 +96,7 @@ class RerouteConfig:
         """Build from a JSON object in a string.
 
         Raises:
-            ConfigError: The text is no JSON object, or a setting is invalid.
+            ConfigError: The text is not a JSON object, or a setting is invalid.
         """
         try:
             values = json.loads(text)
@@ -125,7 +125,7 @@ class RerouteConfig:
 
 
 def check_sentinel(merge: str, sentinel: int | None) -> None:
-    """Refuse a sentinel without ``merge="sentinel"``, the other way round, and one that is no int32."""
+    """Refuse a sentinel without ``merge="sentinel"``, the merge without one, and one that is not an int32."""
     if merge == "sentinel" and (not isinstance(sentinel, int) or isinstance(sentinel, bool)):
         raise ConfigError(
             f"sentinel: merge='sentinel' needs the id for freed slots, e.g. -1; got {sentinel!r}"
@@ -176,7 +176,7 @@ def _normalized_keep(keep: object) -> Mapping[int, tuple[int, ...]]:
     result: dict[int, tuple[int, ...]] = {}
     for layer, experts in keep.items():
         try:
-            # JSON has no numbers as keys.
+            # Keys in JSON are strings.
             index = int(layer) if isinstance(layer, str) else as_integer(layer)
         except (TypeError, ValueError):
             raise ConfigError(
@@ -209,11 +209,11 @@ def _expert_ids(layer: int, experts: object) -> tuple[int, ...]:
 
 
 def as_integer(value: Any) -> int:
-    """Return an integer of any kind, numpy's too, as Python's own.
+    """Return an integer of any kind, also numpy's, as a Python int.
 
     Raises:
-        TypeError: It is none; True and False are none.
+        TypeError: It is not an integer; True and False are not.
     """
     if isinstance(value, bool):
-        raise TypeError(f"{value} is no integer")
+        raise TypeError(f"expected an integer, got {value}")
     return operator.index(value)

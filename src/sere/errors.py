@@ -1,4 +1,4 @@
-"""The errors that sere raises: each says what was expected, what came and what to do."""
+"""The errors that sere raises: each says what was expected, what was found and what to do."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class UnsupportedEngine(SereError):
 
 
 class ServerError(SereError, RuntimeError):
-    """A server that was started ended by itself or did not answer; the text ends with its log."""
+    """A server that sere started ended by itself or did not answer; the text ends with its log."""
 
 
 class DataError(SereError):
@@ -47,7 +47,7 @@ class DataError(SereError):
 
 
 class OutputError(SereError, OSError):
-    """A file cannot be written where it was asked for; the text names the place as it was given."""
+    """A file cannot be written where it was asked for; the text names the path as it was given."""
 
 
 class AlreadyApplied(SereError, RuntimeError):
@@ -87,7 +87,7 @@ def did_you_mean(name: str, valid: Iterable[str]) -> str:
     """Return ``"; did you mean 'x'?"`` followed by the valid names, for the end of an error text.
 
     Args:
-        name: What came.
+        name: What was given.
         valid: The names that would have been accepted.
     """
     names = sorted(valid)

@@ -8,9 +8,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-# What makes two models the same for a table, besides the experts of each layer. Values are read through
-# aliases, so that a renamed key in another release, a quantized copy or a grown vocabulary does not make
-# another model of it.
+from sere.errors import name_some
+
+# The values that must be equal for a table to fit a model, besides the experts of each layer. Each is read
+# by several names, so that a key renamed in another release does not make it another model.
 _KEYS: Mapping[str, tuple[str, ...]] = {
     "model_type": ("model_type",),
     "hidden_size": ("hidden_size", "d_model", "n_embd"),
@@ -29,14 +30,14 @@ class ModelIdentity:
     """Which model a similarity table was made for.
 
     Attributes:
-        name: What people call it: a hub id, or the last part of a path; for texts only, not compared.
+        name: A hub id, or the last part of a path; shown to people, not compared.
         architecture: Model type, hidden size, number of layers and expert width, as the config has them;
-            JSON-ready. Empty if ``recorded_digest`` stands for them.
+            JSON-ready. Empty if only ``recorded_digest`` is known.
         layer_names: Module name of the experts by decoder-layer index.
         experts: E, number of experts, by decoder-layer index.
         slots: K, routed slots per token, by decoder-layer index. Not compared: a similarity does not depend
             on how many experts a token is sent to.
-        recorded_digest: The digest that a file of format version 1 holds in place of the values; None
+        recorded_digest: The digest that a file of format version 1 holds instead of the values; None
             otherwise.
     """
 
@@ -49,31 +50,31 @@ class ModelIdentity:
 
     @property
     def num_experts(self) -> int:
-        """Experts of a layer: the largest number, where layers differ."""
+        """Number of experts per layer: the largest, if layers differ."""
         return max(self.experts.values(), default=0)
 
     @property
     def top_k(self) -> int:
-        """Routed slots per token: the largest number, where layers differ."""
+        """Routed slots per token: the largest number, if layers differ."""
         return max(self.slots.values(), default=0)
 
     @property
     def digest(self) -> str:
         """Hex digest of the architecture with the largest E and K; for people and records."""
         return self.recorded_digest or architecture_digest(
-            self.architecture, E=self.num_experts, K=self.top_k
+            self.architecture, num_experts=self.num_experts, top_k=self.top_k
         )
 
     def differences(self, model: ModelIdentity) -> list[str]:
-        """Return what makes ``model`` another model than this one, a phrase for each value; empty if nothing.
+        """Return the values in which ``model`` differs from this model, a phrase for each; empty if none.
 
         Args:
             model: The model at hand; this identity is a table's. Names and K may differ.
         """
         found = self.architecture_differences(model.architecture)
         if set(self.experts) != set(model.experts):
-            layers = [sorted(identity.experts) for identity in (self, model)]
-            found.append(f"MoE layers: the table has {layers[0]}, the model {layers[1]}")
+            table, other = (name_some(sorted(identity.experts)) for identity in (self, model))
+            found.append(f"MoE layers: the table has [{table}], the model [{other}]")
         found += [
             f"experts of layer {index}: the table has {E}, the model {model.experts[index]}"
             for index, E in sorted(self.experts.items())
@@ -93,8 +94,8 @@ class ModelIdentity:
                 for key in dict.fromkeys((*self.architecture, *architecture))
                 if self.architecture.get(key) != architecture.get(key)
             ]
-        # The table's own E and K: those of the model are compared on their own.
-        digest = architecture_digest(architecture, E=self.num_experts, K=self.top_k)
+        # With the table's own E and K: the model's are compared separately.
+        digest = architecture_digest(architecture, num_experts=self.num_experts, top_k=self.top_k)
         if digest == self.recorded_digest:
             return []
         return [
@@ -112,7 +113,7 @@ class ModelIdentity:
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> ModelIdentity:
-        """Build from what ``to_mapping`` returned, or from the form with one E, K and digest.
+        """Build from what ``to_mapping`` returned, or from the older form with one E, one K and a digest.
 
         Raises:
             AttributeError, KeyError, TypeError, ValueError: The values make no sense.
@@ -139,18 +140,18 @@ def architecture_of(config: object) -> dict[str, Any]:
     return plain
 
 
-def architecture_digest(architecture: Mapping[str, Any], *, E: int, K: int) -> str:
+def architecture_digest(architecture: Mapping[str, Any], *, num_experts: int, top_k: int) -> str:
     """Return the hex digest over the values of `architecture_of`.
 
     Args:
         architecture: The values.
-        E: Experts of a layer.
-        K: Routed slots per token.
+        num_experts: Experts per layer.
+        top_k: Routed slots per token.
 
     Returns:
         64 hex digits, independent of library versions, dtype and quantization.
     """
-    values = dict(architecture) | {"E": E, "K": K}
+    values = dict(architecture) | {"E": num_experts, "K": top_k}
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
@@ -170,11 +171,16 @@ def span(numbers: Iterable[int]) -> str:
     return str(values[0]) if len(values) == 1 else f"{values[0]} to {values[-1]}"
 
 
-def first_of(place: object, names: tuple[str, ...]) -> Any:
-    """Return the first of these attributes that is there and not None, else None."""
-    for holder in (place, getattr(place, "ffn_config", None)):
+def first_of(holder: object, names: tuple[str, ...]) -> Any:
+    """Return the first of these attributes that exists and is not None; else None.
+
+    Args:
+        holder: A config or module; the config in its ``ffn_config`` (DBRX) is searched too.
+        names: Names of attributes.
+    """
+    for config in (holder, getattr(holder, "ffn_config", None)):
         for name in names:
-            value = getattr(holder, name, None)
+            value = getattr(config, name, None)
             if value is not None:
                 return value
     return None

@@ -1,4 +1,4 @@
-"""Ctrl-C: one line and exit code 130, whenever it comes, and what the same command then finds done."""
+"""Ctrl-C: one line and exit code 130 at any time, and a note on what the same command will continue."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ _ENDING = ("SIGINT", "SIGTERM", "SIGHUP")
 class Watch:
     """Turns signals that ask the process to end into exceptions, which unwind what was begun.
 
-    Ctrl-C is a `KeyboardInterrupt`, the others a `SystemExit`. Code on the way may make another error of them
-    (an import does), so that only ``number`` tells for certain.
+    Ctrl-C is a `KeyboardInterrupt`, the others a `SystemExit`. Code in between may turn them into
+    other errors (imports do), so only ``number`` is certain.
 
     Attributes:
-        number: The last such signal that came, or None.
+        number: The last such signal, or None.
     """
 
     def __init__(self) -> None:
@@ -29,7 +29,7 @@ class Watch:
         self._watching = False
 
     def start(self) -> None:
-        """Take over the signals, those aside that are ignored or have a handler of somebody else's."""
+        """Take over the signals, except those that are ignored or have another handler."""
         for name in _ENDING:
             number = getattr(signal, name, None)
             if number is not None:
@@ -46,7 +46,7 @@ class Watch:
         exec("")
 
     def line(self, notes: list[str]) -> str:
-        """Return the line for people: what ended the command, and what it leaves."""
+        """Return one line: what ended the command, and what it leaves."""
         interrupted = self.number in (None, signal.SIGINT)
         what = "interrupted" if interrupted else f"ended by {signal.Signals(self.number or 0).name}"
         return "; ".join([f"sere: {what}", *notes])
@@ -64,7 +64,7 @@ class Watch:
 
 @contextmanager
 def going_on(described: Callable[[], str | None]) -> Iterator[None]:
-    """Note on whatever ends the block early what of its work is kept.
+    """Add a note to the exception that ends the block early: what of its work is kept.
 
     Args:
         described: Says, once the block has ended early, what the same command finds done; None for nothing.
@@ -78,7 +78,7 @@ def going_on(described: Callable[[], str | None]) -> Iterator[None]:
 
 
 def notes_of(error: BaseException | None) -> list[str]:
-    """Return the notes of an error and of those that it came from, without doubles."""
+    """Return the notes of an error and of its causes, each once."""
     notes: list[str] = []
     seen: set[int] = set()
     while error is not None and id(error) not in seen:

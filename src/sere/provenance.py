@@ -47,7 +47,7 @@ def commit() -> tuple[str | None, bool | None]:
 
 
 def machine() -> dict[str, Any]:
-    """Return processor, instructions, cores and accelerator: what a reader needs to compare two records."""
+    """Return processor, instructions, cores and accelerator, which a reader needs to compare two records."""
     import torch
 
     described = _cpuinfo()
@@ -62,7 +62,7 @@ def machine() -> dict[str, Any]:
 
 
 def describe_machine(machine: Mapping[str, Any]) -> str:
-    """Say in one line what processor a machine has, and how many cores and threads.
+    """Return one line: a machine's processor, cores and threads.
 
     Args:
         machine: What ``machine`` returned; records from before 2026-11-25 do not name the instructions.
@@ -73,7 +73,7 @@ def describe_machine(machine: Mapping[str, Any]) -> str:
 
 
 def instructions(flags: str) -> list[str]:
-    """Return which of ``INSTRUCTIONS`` a processor names among its flags.
+    """Return which of ``INSTRUCTIONS`` are among a processor's flags.
 
     Args:
         flags: What Linux calls ``flags`` or ``Features``: words with spaces between.

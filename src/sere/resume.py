@@ -1,4 +1,4 @@
-"""Say in words how the run that left something to resume differs from the one that is asked for."""
+"""Describe how an interrupted run differs from the one that is asked for."""
 
 from __future__ import annotations
 
@@ -7,29 +7,29 @@ from typing import Any
 
 from sere.errors import name_some
 
-# Parts of a record whose name says nothing to the reader of a message.
+# Parts of a record whose names tell the reader of a message nothing.
 _PARTS = ("plan", "versions", "model", "table", "chosen")
 _ABSENT = object()
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any], in_words: Mapping[str, str]) -> list[str]:
-    """Return one phrase for each value that differs, with both values; none where nothing does.
+    """Return one phrase for each value that differs, with both values; empty if none does.
 
     Args:
         before: The record of the run that was interrupted; JSON-ready, nested by string keys.
         now: The record of the run that is asked for.
-        in_words: Phrases for values that tell a reader nothing (digests), by their place with dots,
+        in_words: Phrases for values that tell a reader nothing (digests), by their dotted path,
             e.g. ``"plan.questions_digest"``.
     """
     return list(dict.fromkeys(_phrases(before, now, in_words, ())))
 
 
 def _phrases(
-    before: Mapping[str, Any], now: Mapping[str, Any], in_words: Mapping[str, str], place: tuple[str, ...]
+    before: Mapping[str, Any], now: Mapping[str, Any], in_words: Mapping[str, str], path: tuple[str, ...]
 ) -> Iterator[str]:
     for name in dict.fromkeys([*before, *now]):
         old, new = before.get(name, _ABSENT), now.get(name, _ABSENT)
-        here = (*place, name)
+        here = (*path, name)
         dotted = ".".join(here)
         if old == new:
             continue

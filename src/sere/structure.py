@@ -1,4 +1,4 @@
-"""Find a model's experts modules, and say which model it is, by structure: no list of class names."""
+"""Find a model's experts modules, and identify the model, by structure: no list of class names."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class ExpertsLayer:
         index: Decoder-layer index, parsed from the module's name.
         name: The module's name within the model, e.g. ``model.layers.3.mlp.experts``.
         module: The experts module itself.
-        num_experts: Its routed experts; ids from E on (zero experts, sentinels) are none of them.
+        num_experts: Number of routed experts; ids from there on are zero experts or sentinels.
         top_k: Routed slots per token.
     """
 
@@ -94,13 +94,13 @@ def find_experts(model: nn.Module) -> list[ExpertsLayer]:
 
 
 def is_rerouted(layers: Iterable[ExpertsLayer]) -> bool:
-    """Whether re-routing is active on any of the layers: a hook on its experts bears our mark."""
+    """Whether re-routing is active on any of the layers: one of its experts' hooks is ours."""
     hooks = (hook for layer in layers for hook in layer.module._forward_pre_hooks.values())
     return any(hasattr(hook, "sere_layer") for hook in hooks)
 
 
 def identify(model: nn.Module) -> ModelIdentity:
-    """Say which model this is, from its experts modules and a fixed list of its config's values.
+    """Return which model this is, from its experts modules and a fixed list of config values.
 
     Args:
         model: As for `find_experts`. It may be on the meta device.
@@ -115,7 +115,7 @@ def identify(model: nn.Module) -> ModelIdentity:
 
 
 def identity_of(model: nn.Module, layers: list[ExpertsLayer]) -> ModelIdentity:
-    """Say which model this is, from layers that were found already; see `identify`."""
+    """Return which model this is, from experts layers that were found already; see `identify`."""
     return ModelIdentity(
         name=_model_name(model),
         architecture=architecture_of(text_config(model)),
@@ -160,7 +160,7 @@ def _parameters(kind: type) -> list[str]:
 
 
 def _count_experts(module: nn.Module) -> int | None:
-    """E, from the weights; a module that names more experts than it has weights for has zero experts."""
+    """Return E by the weights, not by the module's own number, which may include zero experts."""
     stacked = [p.shape[0] for p in module.parameters() if p.ndim == 3]
     if stacked:
         return int(min(stacked))
@@ -193,13 +193,13 @@ def _describe(name: str, module: nn.Module, parent: nn.Module, config: object) -
 
 
 def _routed_slots(module: nn.Module, parent: nn.Module, config: object, index: int) -> int | None:
-    """K, from what stands nearest to the choice: the router beside the experts, the MoE block, the config.
+    """Return K from where it is used: the router beside the experts, else the MoE block, else the config.
 
-    Where router and block both name a number, the block's is a copy that nothing reads.
+    If router and block both have a number, the block's is a copy that nothing reads.
     """
     siblings = [child for child in parent.children() if child is not module]
-    for place in (*siblings, parent, getattr(module, "config", None), config):
-        found = first_of(place, _TOP_K_NAMES)
+    for holder in (*siblings, parent, getattr(module, "config", None), config):
+        found = first_of(holder, _TOP_K_NAMES)
         if isinstance(found, list | tuple) and index < len(found):
             found = found[index]
         if isinstance(found, int) and found > 0:
@@ -208,7 +208,7 @@ def _routed_slots(module: nn.Module, parent: nn.Module, config: object, index: i
 
 
 def _why_not(name: str, module: nn.Module) -> str | None:
-    """Why a module that looks like routed experts cannot be re-routed, or None if it does not look so."""
+    """Return why a module that looks like routed experts cannot be re-routed; None for other modules."""
     last = name.rpartition(".")[2]
     kind = type(module).__name__
     if not (last == "experts" or kind.endswith("Experts")) or re.search(
@@ -224,12 +224,12 @@ def _why_not(name: str, module: nn.Module) -> str | None:
     if names == ["hidden_states"]:
         return "it computes every expert for every token, so fewer distinct experts save nothing"
     if "expert_size" in names:
-        return "the block around it routes inside and hands on group sizes, so no ids and weights pass by"
+        return "the block around it routes internally and passes group sizes, not ids and weights"
     if not names or next(module.parameters(), None) is None:
         return None
     return (
         f"its forward takes ({name_some(names)}); expected (hidden_states, top_k_index, top_k_weights), "
-        "because re-routing changes the ids and weights on their way in"
+        "because re-routing changes these ids and weights"
     )
 
 
@@ -255,9 +255,9 @@ def _in_order(layers: list[ExpertsLayer], model: nn.Module) -> list[ExpertsLayer
 
 
 def _way_out(one: str, other: str) -> str:
-    """What to do about two experts modules with one layer index, by where their names part."""
+    """Return what to do about two experts modules with one layer index, by where their names differ."""
     pairs = list(zip(one.split("."), other.split("."), strict=False))
-    common = next((place for place, (a, b) in enumerate(pairs) if a != b), len(pairs))
+    common = next((index for index, (a, b) in enumerate(pairs) if a != b), len(pairs))
     if any(a.isdecimal() for a, _ in pairs[:common]):
         return "expected one group of experts per decoder layer, because a table holds one per layer"
     parts = (".".join(name.split(".")[: common + 1]) for name in (one, other))
@@ -267,7 +267,7 @@ def _way_out(one: str, other: str) -> str:
 
 
 def _model_name(model: nn.Module) -> str:
-    """Return a hub id as it is, but a path's last part only: a table must not carry paths."""
+    """Return a hub id as it is, and only the last part of a path: tables must not hold paths."""
     named = str(getattr(getattr(model, "config", None), "_name_or_path", "") or "")
     if named.count("/") > 1 or Path(named).is_absolute() or Path(named).exists():
         named = Path(named).name

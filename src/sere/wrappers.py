@@ -1,4 +1,4 @@
-"""Look through what is put around a model or its experts: adapters, parallelism, offloading, own modules."""
+"""Look inside wrappers of a model or its experts: adapters, parallelism, offloading, other modules."""
 
 from __future__ import annotations
 
@@ -18,14 +18,13 @@ _INNER = ("base_layer", "original_module", "_orig_mod")
 
 
 def inner_model(model: nn.Module) -> nn.Module:
-    """Return the model of Transformers within wrappers, which is the one that ``generate`` calls.
+    """Return the Transformers model inside wrappers.
 
     Args:
-        model: The model, or a module that holds exactly one: a PEFT model, ``DataParallel``, a module of the
-            user's own.
+        model: The model, or a module that holds one: a PEFT model, ``DataParallel``, the user's own module.
 
     Returns:
-        The model within; ``model`` itself where it is one, holds none, or holds several.
+        The model inside; ``model`` itself if it is one, or holds none or several.
     """
     if _is_library_model(model):
         return model
@@ -63,7 +62,7 @@ def adapts(module: nn.Module) -> bool:
 
 
 def refuse_copies(name: str, module: nn.Module) -> None:
-    """Refuse experts of which an adapter holds a second, trained copy.
+    """Refuse experts if an adapter holds a second, trained copy of them.
 
     Raises:
         UnsupportedModel: The text says to merge the adapter.
@@ -78,24 +77,24 @@ def refuse_copies(name: str, module: nn.Module) -> None:
 def callers(model: nn.Module, names: list[str]) -> list[nn.Module]:
     """Return the modules around all layers that are called with tokens or embeddings, the outermost first.
 
-    Whoever calls a model, its innermost such module is called in each step: the decoder.
+    The innermost of them is the decoder, which is called in every step, whoever calls the model.
 
     Args:
         model: The model.
         names: Names of the layers' experts modules.
 
     Returns:
-        At least one module: the model itself where none takes tokens by a known name.
+        At least one module: the model itself if none takes tokens by a known name.
     """
     # The last part is the experts module itself.
     paths = [name.split(".")[:-1] for name in names]
     shared = [parts[0] for parts in takewhile(lambda parts: len(set(parts)) == 1, zip(*paths, strict=False))]
-    places = [model.get_submodule(".".join(shared[:depth])) for depth in range(len(shared) + 1)]
-    return [place for place in places if _takes_tokens(type(place))] or [model]
+    around = [model.get_submodule(".".join(shared[:depth])) for depth in range(len(shared) + 1)]
+    return [module for module in around if _takes_tokens(type(module))] or [model]
 
 
 def execution_device(module: nn.Module) -> torch.device:
-    """Return where a module computes: its weights' device, or where accelerate brings them for a call."""
+    """Return where a module computes: its weights' device, or the one to which accelerate moves them."""
     parameter = next(module.parameters(), None)
     for part in module.modules():
         if (device := getattr(getattr(part, "_hf_hook", None), "execution_device", None)) is not None:
@@ -112,5 +111,5 @@ def _takes_tokens(kind: type[nn.Module]) -> bool:
 
 
 def _is_library_model(module: nn.Module) -> bool:
-    """Whether a module is a model of Transformers: its class says so, which a wrapper's does not."""
+    """Whether a module is a Transformers model and not a wrapper, by its class."""
     return hasattr(type(module), "base_model_prefix") and hasattr(type(module), "from_pretrained")

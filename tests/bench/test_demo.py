@@ -16,18 +16,6 @@ from sere.eval.decoding.greedy import StopRule, decode, stop_rule
 from sere.eval.questions import encode, held_out
 from sere.policies.spec import parse_specs
 from sere.structure import find_experts
-from tests.support.checkpoints import tiny_tokenizer
-from tests.support.tiny import tiny_model
-
-
-@pytest.fixture(scope="module")
-def tokenizer() -> Any:
-    return tiny_tokenizer()
-
-
-@pytest.fixture(scope="module")
-def model(tokenizer: Any) -> Any:
-    return tiny_model("qwen3_moe", vocab_size=len(tokenizer))
 
 
 @pytest.fixture(scope="module")

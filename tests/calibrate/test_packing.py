@@ -65,9 +65,11 @@ def test_tokenizer_without_end_of_text_joins_documents_directly() -> None:
     assert pack(["ab", "cd"], tokenizer, max_tokens=9, seq_len=4).num_tokens == 4
 
 
-def test_too_few_tokens_says_how_many_came_and_are_needed() -> None:
+def test_too_few_tokens_says_how_many_there_are_and_are_needed() -> None:
     """Less than one sequence is an error with both numbers."""
-    with pytest.raises(DataError, match="too few tokens: 4 came from 1 documents, at least 128 are needed"):
+    with pytest.raises(
+        DataError, match=r"expected at least 128 tokens \(one sequence\), got 4 from 1 documents"
+    ):
         pack(["abc"], char_tokenizer(), max_tokens=51_200, seq_len=128)
 
 
@@ -87,7 +89,7 @@ class Fixed:
 def test_a_tokenizer_that_makes_nothing_of_the_texts_is_refused() -> None:
     """End-of-text tokens alone are no data: no table is made of them."""
     with pytest.raises(
-        DataError, match=r"too few tokens: 0 came from 9 documents.*is it the model's tokenizer"
+        DataError, match=r"tokens \(one sequence\), got 0 from 9 documents.*is it the model's tokenizer"
     ):
         pack(["abc"] * 9, Fixed({"input_ids": []}), max_tokens=8, seq_len=4)
 

@@ -261,7 +261,7 @@ def test_an_adapter_is_to_be_merged_first(tmp_path: Path, with_model: bool) -> N
         ),
         ("/no/where", "expected a checkpoint folder, a hub name"),
         ("", "got an empty name"),
-        ("~/models/x", "write out the home folder in place of ~"),
+        ("~/models/x", "write the home folder's path instead of ~"),
         ("owner/", "expected a checkpoint folder, a hub name"),
         ("a/b/c", "expected a checkpoint folder, a hub name"),
         ("name", "expected a checkpoint folder, a hub name"),

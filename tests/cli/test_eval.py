@@ -17,6 +17,7 @@ from sere.policies.spec import PolicySpec
 from tests.support.checkpoints import save_checkpoint
 from tests.support.commands import run_json, run_text
 
+SERE, TOPK = "sere:select_top_k=1", "topk:select_top_k=1"
 TASKS = ("--per-task", 1, "--tasks", "addition", "sorting", "reversal", "--max-new-tokens", 6)
 
 
@@ -83,14 +84,7 @@ def test_any_model_is_compared_with_itself_on_prompts(
     """A record of agreement, divergence and perplexity; the table says what is what."""
     out = tmp_path / "eval.json"
     argv = ["eval", checkpoint, "--table", similarities, "--prompts", prompts, "--batch-size", 2]
-    argv += [
-        "--max-new-tokens",
-        8,
-        "--setting",
-        "sere:select_top_k=1",
-        "--setting",
-        "sere:select_top_k=1,min_active=15",
-    ]
+    argv += ["--max-new-tokens", 8, "--setting", SERE, "--setting", f"{SERE},min_active=15"]
     record = run_json(capsys, *argv, "--out", out)
     assert json.loads(out.read_text()) == record
     assert record["plan"]["prompts"] == {"file": "prompts.txt", "count": 4, "skipped": 0}
@@ -102,25 +96,14 @@ def test_any_model_is_compared_with_itself_on_prompts(
     assert "continuations: done" in err
     assert "agree %" in shown
     assert f"{record['continuations']['prompts']} prompts, " in shown
-    assert (
-        "B=2 sere:select_top_k=1,min_active=15: nothing was re-routed: min_active=15 is never below" in shown
-    )
+    assert f"B=2 {SERE},min_active=15: nothing was re-routed: min_active=15 is never below" in shown
 
 
 def test_any_model_is_asked_questions_of_a_file(
     capsys: pytest.CaptureFixture[str], checkpoint: Path, questions: Path
 ) -> None:
     """Right answers with the paired difference; skipped rows and small steps are said."""
-    argv = [
-        "eval",
-        checkpoint,
-        "--questions",
-        questions,
-        "--batch-size",
-        8,
-        "--setting",
-        "topk:select_top_k=1",
-    ]
+    argv = ["eval", checkpoint, "--questions", questions, "--batch-size", 8, "--setting", TOPK]
     argv += ["--max-new-tokens", 4]
     record = run_json(capsys, *argv)
     assert record["plan"]["source"] == {"file": "questions.jsonl", "count": 5, "skipped": 1}
@@ -148,7 +131,7 @@ def test_texts_take_the_chat_template_unless_told_otherwise(
         "--batch-size",
         2,
         "--setting",
-        "topk:select_top_k=1",
+        TOPK,
         "--max-new-tokens",
         4,
     ]
@@ -190,7 +173,7 @@ def test_an_interrupted_run_goes_on_with_the_same_prompts_only(
     other.write_text("a\nb\n")
     flags = [
         "--setting",
-        "topk:select_top_k=1",
+        TOPK,
         "--batch-size",
         "2",
         "--max-new-tokens",

@@ -19,7 +19,6 @@ from sere.eval.run import evaluate
 from sere.eval.statistics.by_question import paired_difference, wilson
 from sere.integrations.transformers.inputs import cache_argument, find_cache
 from sere.policies.spec import parse_spec, parse_specs
-from tests.support.checkpoints import tiny_tokenizer
 from tests.support.progress import Interrupting
 from tests.support.tiny import tiny_model
 
@@ -31,16 +30,6 @@ ALL_KINDS = [
     "xshare:budget=6",
     "lynx:drop_share=0.5",
 ]
-
-
-@pytest.fixture(scope="module")
-def tokenizer() -> Any:
-    return tiny_tokenizer()
-
-
-@pytest.fixture(scope="module")
-def model(tokenizer: Any) -> Any:
-    return tiny_model("qwen3_moe", vocab_size=len(tokenizer))
 
 
 def plan(**changes: Any) -> QuestionPlan:
@@ -146,25 +135,6 @@ def test_rows_that_are_fed_the_pad_token_count(model: Any) -> None:
         pad = model.generation_config.pad_token_id
         model(torch.tensor([[pad], [9]]), **cache_argument(model, cache))
         assert [layer.rows for layer in handle.stats()] == [2, 2]
-
-
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
-        pytest.param({"questions": []}, "at least one question", id="no question"),
-        pytest.param({"max_new_tokens": 0}, "max_new_tokens: expected at least 1, got 0", id="no new token"),
-        pytest.param(
-            {"settings": parse_specs(["topk:select_top_k=1"])[1:]},
-            "first setting must be 'off'",
-            id="no baseline",
-        ),
-        pytest.param({"batch_sizes": [0]}, r"batch sizes of at least 1, got \[0\]", id="no row"),
-    ],
-)
-def test_wrong_plans_are_refused(changes: dict[str, Any], words: str) -> None:
-    """What cannot be evaluated is named when the plan is made."""
-    with pytest.raises(InputError, match=words):
-        plan(**changes)
 
 
 def test_wrong_tables_are_refused(model: Any, tokenizer: Any) -> None:

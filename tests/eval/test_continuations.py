@@ -159,20 +159,6 @@ def test_generation_settings_of_the_checkpoint_do_not_count(tokenizer: Any) -> N
     assert model.generation_config is own
 
 
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
-        pytest.param({"prompts": []}, "at least one prompt, got none", id="no prompt"),
-        pytest.param({"max_new_tokens": 1}, "max_new_tokens: expected at least 2, got 1", id="one new token"),
-        pytest.param({"batch_sizes": [0]}, r"batch sizes of at least 1, got \[0\]", id="no row"),
-    ],
-)
-def test_wrong_plans_are_refused(changes: dict[str, Any], words: str) -> None:
-    """What cannot be evaluated is named when the plan is made."""
-    with pytest.raises(InputError, match=words):
-        plan(**changes)
-
-
 def test_a_missing_table_is_refused(model: Any, tokenizer: Any) -> None:
     """The setting that needs the table is named."""
     with pytest.raises(ConfigError, match="needs a similarity table"):

@@ -98,7 +98,7 @@ def test_prompts_that_cannot_be_encoded_are_named() -> None:
         (
             "p.jsonl",
             b'{"messages": [{"role": "assistant", "content": "a"}]}\n',
-            "line 1: expected a message that the model is to answer",
+            "line 1: expected a message that the model should answer, got only answers",
         ),
     ],
 )

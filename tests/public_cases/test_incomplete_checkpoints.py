@@ -77,7 +77,7 @@ def test_a_config_of_fewer_layers_than_the_weights(
     with caplog.at_level("WARNING", "sere"):
         assert main(command) == 0
     (line,) = caplog.messages
-    assert "has no use for: model.layers.1.input_layernorm.weight, " in line
+    assert "does not use: model.layers.1.input_layernorm.weight, " in line
     assert main(["doctor", "--model", str(path)]) == 0
     assert "tensors that the model does not use: 11" in capsys.readouterr().out
 
@@ -106,5 +106,5 @@ def test_weights_with_python_objects_in_them(tmp_path: Path, capsys: pytest.Capt
     torch.save({"lm_head.weight": Path}, path / "pytorch_model.bin")
     assert main(["generate", str(path), "--prompt", "a"]) == 2
     text = capsys.readouterr().err
-    assert "Python objects too, which can run code and are not loaded" in text
+    assert "Python objects besides tensors, which can run code and are not loaded" in text
     assert "weights_only" not in text

@@ -1,4 +1,4 @@
-"""The recipe's parts against their plain definitions, and the whole of it in seconds."""
+"""The recipe's parts against their plain definitions, and all of it in seconds."""
 
 from __future__ import annotations
 
@@ -19,24 +19,30 @@ import torch
 from recipe import data, models, native, tokenizer
 from recipe.card import write_card, write_results
 from recipe.experts import grouped_experts
-from recipe.optimizer import orthogonalise
+from recipe.optimizer import orthogonalize
 from recipe.settings import SMOKE, Settings
 from sere.eval.tasks import TASK_NAMES, english, questions
 
 ROOT = Path(__file__).parents[2]
 
 
-def test_tokenizer_gives_back_every_text() -> None:
+@pytest.mark.parametrize("task", [*TASK_NAMES, "english"])
+def test_tokenizer_gives_back_every_text(task: str) -> None:
     """Every character of every task and passage has a token of its own."""
     characters = tokenizer.build()
-    texts = english(split="test", count=50)
-    for task in TASK_NAMES:
-        texts += [made.prompt + made.solution for made in questions(task, split="test", count=50)]
-    for text in texts:
-        ids = characters(text)["input_ids"]
-        assert len(ids) == len(text)
-        assert characters.unk_token_id not in ids
-        assert characters.decode(ids) == text
+    if task == "english":
+        texts = english(split="test", count=50)
+    else:
+        texts = [made.prompt + made.solution for made in questions(task, split="test", count=50)]
+    encoded = [characters(text)["input_ids"] for text in texts]
+    assert [len(ids) for ids in encoded] == [len(text) for text in texts]
+    assert characters.unk_token_id not in {token for ids in encoded for token in ids}
+    assert [characters.decode(ids) for ids in encoded] == texts
+
+
+def test_special_tokens_are_distinct() -> None:
+    """Padding, end and unknown are three tokens, and the end is one token of a text."""
+    characters = tokenizer.build()
     assert len({characters.pad_token_id, characters.eos_token_id, characters.unk_token_id}) == 3
     assert characters("<|end|>")["input_ids"] == [characters.eos_token_id]
 
@@ -68,7 +74,7 @@ def test_grouped_experts_equals_the_eager_forward(compiled: bool, monkeypatch: p
 
 
 def test_upcycling_without_noise_starts_at_the_dense_model() -> None:
-    """Slices times K, gates of 1/K: with nothing drawn anew the logits are those of the dense model."""
+    """Slices times K, gates of 1/K: with no unit drawn again the logits are those of the dense model."""
     still = Settings(**{**_as_dict(SMOKE), "fresh_rows": 0.0, "noise": 0.0, "router_jitter": 1e-6})
     characters = tokenizer.build()
     dense, moe = models.dense_model(still, characters), models.moe_model(still, characters)
@@ -80,7 +86,7 @@ def test_upcycling_without_noise_starts_at_the_dense_model() -> None:
     torch.testing.assert_close(found, expected, atol=1e-3, rtol=1e-3)
 
 
-def test_documents_bear_their_loss_on_solutions_only() -> None:
+def test_loss_is_taken_on_solutions_only() -> None:
     """The targets of a question's row are its solution and the end token, nothing else."""
     characters = tokenizer.build()
     documents = data.load_documents(SMOKE, characters)
@@ -104,10 +110,10 @@ def test_steps_depend_on_the_step_number_only() -> None:
 
 
 @pytest.mark.parametrize("shape", [(8, 24), (24, 8), (3, 8, 16)], ids=["wide", "tall", "stack"])
-def test_orthogonalise(shape: tuple[int, ...]) -> None:
+def test_orthogonalize(shape: tuple[int, ...]) -> None:
     """All singular values end near 1, for wide and tall matrices and for stacks of them."""
     drawn = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    values = torch.linalg.svdvals(orthogonalise(drawn))
+    values = torch.linalg.svdvals(orthogonalize(drawn))
     assert float(values.min()) > 0.5
     assert float(values.max()) < 1.5
 
@@ -121,7 +127,7 @@ def test_settings_refuse_unknown_keys(tmp_path: Path) -> None:
         Settings.read(tmp_path / "bad.json")
 
 
-def test_whole_recipe_in_smoke_mode(tmp_path: Path) -> None:
+def test_the_recipe_in_smoke_mode(tmp_path: Path) -> None:
     """Training, resuming when all is done, export with its own checks, card and evaluation run through."""
     out, model = tmp_path / "run", tmp_path / "model"
     _run("recipe.train", "--out", str(out), "--smoke")

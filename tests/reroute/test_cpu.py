@@ -17,7 +17,7 @@ def test_compiled_without_a_cache_where_nothing_can_be_written(
     """On a read-only installation the cpu backend runs all the same, with one log line."""
     monkeypatch.setattr(numba.core.caching.CompileResultCacheImpl, "_locator_classes", [])
     monkeypatch.setattr(call, "_compiled", call._compiled.__wrapped__)
-    call._warn_once_uncached.cache_clear()
+    call.warn_once.forget()
     ids, weights = batch(8, 4, 16, seed=8)
     case = Case(ids, weights, similarity_matrix(16, 8), {"select_top_k": 1})
     with caplog.at_level(logging.WARNING, logger="sere"):

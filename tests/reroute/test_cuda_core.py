@@ -14,10 +14,12 @@ HERE = Path(__file__).parent
 SUITE = (
     "driven.py",
     "test_backends.py",
+    "test_prepare.py",
     "test_weights.py",
     "test_worked_example.py",
     "test_operator.py",
     "test_properties.py",
+    "test_what_does_not_matter.py",
 )
 
 

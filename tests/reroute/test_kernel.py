@@ -17,10 +17,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sere.reroute import COUNTERS, constants
+from sere.reroute.backends import registry
 from sere.reroute.backends.cuda import launch as launching
 from sere.reroute.backends.cuda import layer
 from sere.reroute.backends.cuda.launch import SOURCE, geometry
-from sere.reroute.backends.registry import warn_once_of_fallback
 from tests.support.batches import Case, assert_same_bits, batch, fuzzed, similarity_matrix
 from tests.support.calls import cases
 from tests.support.shim import backend as shim
@@ -146,7 +146,7 @@ def test_every_16_bit_weight(dtype: torch.dtype, factor: float) -> None:
 
 def test_more_slots_than_the_kernel_takes(caplog: pytest.LogCaptureFixture) -> None:
     """Rows of 33 slots go to the torch backend, with the same result and one log line that says why."""
-    warn_once_of_fallback.cache_clear()
+    registry.warn_once.forget()
     ids, weights = batch(3, 33, 40, seed=1)
     case = Case(ids, weights, similarity_matrix(40, 1), {"select_top_k": 1})
     with caplog.at_level(logging.WARNING, "sere"):

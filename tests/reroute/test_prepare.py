@@ -114,6 +114,18 @@ def test_compiled_code_reads_an_update(backend: str) -> None:
     assert len(frames) == 1
 
 
+@backends
+def test_a_layer_prepared_in_inference_mode_can_be_updated_outside_it(backend: str) -> None:
+    """An engine may load its model in that mode and change its settings later."""
+    with torch.inference_mode():
+        mine = prepared(backend)
+    other = prepared(backend, threshold=0.9)
+    mine.update(other)
+    with torch.inference_mode():
+        found = mine.route(step(backend))
+    assert torch.equal(found.ids, other.route(step(backend)).ids)
+
+
 @pytest.mark.parametrize(
     ("other", "error", "text"),
     [

@@ -16,7 +16,7 @@ from sere.reroute.backends.cuda import device
 def forget() -> None:
     """Forget what the backends have found out about this machine."""
     select.cache_clear()
-    registry.warn_once_of_fallback.cache_clear()
+    registry.warn_once.forget()
     device.tried.cache_clear()
     device.kernels.cache_clear()
     device.stream_of.cache_clear()

@@ -6,8 +6,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel
 
+from sere.integrations.transformers.inputs import cache_argument
 from sere.similarity.layer import LayerSimilarity
 from sere.structure import find_experts, identify
 from sere.table import SimilarityTable
@@ -38,3 +39,32 @@ def decode(model: PreTrainedModel, tokens: Tensor, **options: Any) -> tuple[Tens
 def hook_count(model: PreTrainedModel) -> int:
     """Forward hooks of every kind on every module."""
     return sum(len(m._forward_pre_hooks) + len(m._forward_hooks) for m in model.modules())
+
+
+def prefilled(model: PreTrainedModel, tokens: Tensor, mask: Tensor | None = None) -> DynamicCache:
+    """The cache after a prompt."""
+    cache = DynamicCache(config=model.config)
+    with torch.no_grad():
+        model(tokens, attention_mask=mask, **cache_argument(model, cache))
+    return cache
+
+
+def step(model: PreTrainedModel, tokens: Tensor, cache: DynamicCache, **inputs: Any) -> Tensor:
+    """The logits of one decode step."""
+    with torch.no_grad():
+        logits: Tensor = model(tokens, **cache_argument(model, cache), **inputs).logits
+    return logits
+
+
+def recorded(model: PreTrainedModel) -> list[tuple[Tensor, Tensor]]:
+    """Record the ids and weights that the first experts module runs on, call by call."""
+    calls: list[tuple[Tensor, Tensor]] = []
+    module = find_experts(model)[0].module
+    forward = type(module).forward
+
+    def record(*args: Any) -> Tensor:
+        calls.append((args[1].clone(), args[2].clone()))
+        return forward(module, *args)
+
+    module.forward = record
+    return calls

@@ -7,6 +7,7 @@ what to add as an ``@example`` and how to repeat it; then its test is not tried 
 from __future__ import annotations
 
 import ast
+import random
 import re
 import secrets
 import sys
@@ -61,8 +62,9 @@ class Fuzz:
         return True
 
     def _turns(self, items: list[pytest.Item]) -> Iterator[pytest.Function]:
-        while len(self.findings) < len(items):
-            yield from (item for item in items if isinstance(item, pytest.Function))
+        tests = [item for item in items if isinstance(item, pytest.Function)]
+        while len(self.findings) < len(tests):
+            yield from random.SystemRandom().sample(tests, len(tests))
 
     def pytest_exception_interact(self, node: pytest.Item, call: pytest.CallInfo[None]) -> None:
         """Keep what to print of a failure."""

@@ -139,7 +139,7 @@ def test_rows_keep_their_other_fields_and_open_an_answer(tmp_path: Path) -> None
     assert row.text(_tokenizer(), generation_prompt=True) == "<bos>[user]2+2?[assistant]"
     assert row.text(None, generation_prompt=True) == "user: 2+2?\n\nassistant:"
     assert row.fields["answer"] == "4"
-    assert (row.place, empty.content) == (f"{path} line 1", None)
+    assert (row.origin, empty.content) == (f"{path} line 1", None)
 
 
 def test_conversations_in_parquet_are_read(tmp_path: Path) -> None:

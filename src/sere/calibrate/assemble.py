@@ -25,7 +25,7 @@ def read_tokens(texts: Source | None, tokenizer: Any, config: CalibrationConfig)
 
     Raises:
         DataError: There are no texts, or they are unreadable or too few.
-        ConfigError: There is no tokenizer, or something else in its place.
+        ConfigError: There is no tokenizer, or something else was given as one.
     """
     if not config.output_metrics:
         return None

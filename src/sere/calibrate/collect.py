@@ -23,15 +23,14 @@ from sere.structure import ExpertsLayer
 
 
 class LayerCollector:
-    """Turns what an experts module is called with into the sums of every metric asked for.
+    """Feeds the calls of an experts module to the accumulators of every metric.
 
     At most one chunk of expert outputs exists at a time: ``[E, t, H]`` float32 with t such that it stays
     within ``config.chunk_bytes`` (or t = 1). Between calls only the accumulators are held.
 
     Attributes:
         layer: The experts module.
-        num_tokens: Rows that it was called with so far; a model that loops over its layers brings more
-            than there are tokens.
+        num_tokens: Rows so far; more than the calibration tokens if the model loops over its layers.
     """
 
     def __init__(self, layer: ExpertsLayer, config: CalibrationConfig) -> None:
@@ -43,7 +42,7 @@ class LayerCollector:
         self.num_tokens = 0
 
     def add(self, hidden: Tensor, ids: Tensor, weights: Tensor) -> None:
-        """Take in the tokens of one call of the experts module.
+        """Add the tokens of one call of the experts module.
 
         Args:
             hidden: ``[..., H]``.

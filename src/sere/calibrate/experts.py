@@ -1,4 +1,4 @@
-"""What every expert of a layer makes of the same tokens, through the model's own experts module."""
+"""Outputs of every expert of a layer for the same tokens, through the model's own experts module."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def expert_outputs(layer: ExpertsLayer, hidden: Tensor) -> Tensor:
     Source: docs/method.md section 3.
     """
     outputs = torch.empty(layer.num_experts, *hidden.shape, dtype=torch.float32, device=hidden.device)
-    # Offloaded weights come in at each call, so there should be one.
+    # Offloaded weights are loaded at each call, so there should be only one.
     at_once = is_offloaded(layer.module)
     with torch.no_grad(), experts_implementation(layer.module, _fastest(layer.module, hidden)) as name:
         if name == "grouped_mm" or at_once:
@@ -73,7 +73,7 @@ def check_weighted_sum(
         raise UnsupportedModel(
             f"{layer.name} ({type(layer.module).__name__}): its output is not the sum of its experts' "
             f"outputs times the gate weights (relative difference {error:.2g}, expected rounding only); "
-            "an expert's output before the gate weight cannot be had from it, so it cannot be calibrated"
+            "an expert's output before the gate weight cannot be computed, so it cannot be calibrated"
         )
 
 
@@ -133,7 +133,7 @@ def _all_at_once(layer: ExpertsLayer, hidden: Tensor) -> Tensor:
 def _run(layer: ExpertsLayer, hidden: Tensor, ids: Tensor) -> Tensor:
     """Run the module with expert ``ids[t]`` of weight 1 for row t, in one slot if its forward takes that.
 
-    Some take no single slot, LongCat's for one, and a dispatch of somebody's own may ask for K: then further
+    Some cannot take a single slot (LongCat's), and a registered experts function may need K: then further
     slots hold other experts with weight 0, which changes nothing.
     """
     first: Exception | None = None

@@ -37,7 +37,7 @@ def collect_in_memory(
     Args:
         model: The model.
         layers: Its experts modules.
-        tokens: The calibration tokens; None where no metric needs any.
+        tokens: The calibration tokens; None if no metric needs any.
         config: What to compute.
 
     Returns:
@@ -84,7 +84,7 @@ def _forward(
 
 
 def _try_token_ids(model: nn.Module, ids: Tensor, arguments: dict[str, Any]) -> None:
-    """Refuse a model that needs more than token ids, such as one that speaks what another one wrote."""
+    """Refuse a model that needs more than token ids, such as a part of a larger model."""
     try:
         model(input_ids=ids, **arguments)
     except (AttributeError, TypeError, ValueError) as error:
@@ -110,7 +110,7 @@ def collecting(collector: LayerCollector) -> Iterator[None]:
 
 @contextmanager
 def not_compiled() -> Iterator[None]:
-    """Run compiled code as it was written while the block runs: it may have been compiled without hooks."""
+    """Run compiled code eagerly while the block runs: it may have been compiled without hooks."""
     if "torch._dynamo" not in sys.modules:  # nothing was ever compiled
         yield
         return
@@ -138,7 +138,7 @@ def input_device(model: nn.Module) -> torch.device:
 
 
 def forward_arguments(model: nn.Module) -> dict[str, Any]:
-    """Return what spares a forward pass its cache and most of its logits, as far as the model takes it."""
+    """Return the arguments that the model takes of those that save memory: no cache, only the last logits."""
     parameters = inspect.signature(model.forward).parameters
     arguments = {"use_cache": False, "logits_to_keep": 1}
     return {name: value for name, value in arguments.items() if name in parameters}

@@ -1,4 +1,4 @@
-"""Whether a checkpoint can be loaded whole and calibrated in the memory that there is."""
+"""Whether a complete checkpoint can be loaded and calibrated in the available memory."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _SHARE_OF_MEMORY = 0.7
 
 
 def fits_memory(folder: Path) -> bool:
-    """Whether a checkpoint's weights leave room to calibrate within the memory that is available now."""
+    """Whether a checkpoint's weights leave room to calibrate in the memory that is available now."""
     try:
         import psutil
     except ImportError:

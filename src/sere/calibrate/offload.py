@@ -1,4 +1,4 @@
-"""Weights that accelerate keeps on a disk or in host memory and brings in for each call of a module."""
+"""Weights that accelerate keeps on disk or in host memory and loads for each call of a module."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ def is_offloaded(module: nn.Module) -> bool:
 
 
 def refuse_without_weights(model: nn.Module, layers: Sequence[ExpertsLayer], *, runs: bool) -> None:
-    """Refuse a model whose weights have no values, with nothing that would bring them in.
+    """Refuse a model with weights that have no values and that nothing will load.
 
-    PyTorch raises no error for some operations with such weights: it makes numbers of nothing.
+    Some operations of PyTorch raise no error for such weights and return arbitrary numbers.
 
     Args:
         model: The model.
@@ -45,7 +45,7 @@ def materialized(layer: ExpertsLayer) -> Iterator[None]:
     """Give a layer's offloaded experts their values while the block runs.
 
     Raises:
-        UnsupportedModel: There is a weight that stays without values; the text names it.
+        UnsupportedModel: A weight stays without values; the text names it.
         MissingDependency: accelerate is not installed.
     """
     with ExitStack() as stack:
@@ -80,6 +80,6 @@ def _owners(name: str) -> Iterator[str]:
 
 def _no_weights(name: str) -> UnsupportedModel:
     return UnsupportedModel(
-        f"{name}: has no values (meta device) and nothing that brings them in; load the model's weights, or "
-        "give the checkpoint's path instead of the model, with low_memory=True if it does not fit memory"
+        f"{name}: has no values (meta device), and nothing will load them; load the model's weights, or give "
+        "the checkpoint's path instead of the model, with low_memory=True if it does not fit into memory"
     )

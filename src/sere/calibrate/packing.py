@@ -28,13 +28,13 @@ _PIECE = 65_536
 class Tokens:
     """The calibration tokens: one stream, cut into sequences.
 
-    There is no padding: where the stream does not divide, the last sequence is shorter and goes
-    through the model on its own, so every row that any layer sees is a token of the data.
+    There is no padding: the last sequence may be shorter and then goes through the model on its own, so every
+    row that a layer sees is a token of the data.
 
     Attributes:
         ids: ``[num_tokens]``, int64.
         seq_len: Tokens per sequence; the last may be shorter.
-        tokenizer: What made them, for error texts; None where that is not known.
+        tokenizer: The tokenizer that made them, for error texts, or None.
     """
 
     ids: Tensor
@@ -65,17 +65,17 @@ def pack(documents: Iterable[str], tokenizer: Any, *, max_tokens: int, seq_len: 
 
     Args:
         documents: Texts; read no further than needed.
-        tokenizer: A Transformers tokenizer: its own special tokens open a document (not a `ChatText`: its
-            template has put them there), its end-of-text token (where it has one) closes it.
+        tokenizer: A Transformers tokenizer: its own special tokens open a document (not a `ChatText`, whose
+            template wrote them); its end-of-text token, if it has one, closes it.
         max_tokens: At most this many tokens.
         seq_len: Tokens per sequence.
 
     Returns:
-        The tokens; fewer than ``max_tokens`` where the documents hold no more.
+        The tokens; fewer than ``max_tokens`` if the documents hold no more.
 
     Raises:
-        DataError: Not even one sequence (the text says how many tokens came and were needed), or tokens
-            that are nothing but unknown ones.
+        DataError: Fewer tokens than one sequence needs (the text gives both numbers), or only unknown
+            tokens.
         ConfigError: The tokenizer does not return token ids.
     """
     blocks: list[_Ids] = []
@@ -92,8 +92,8 @@ def pack(documents: Iterable[str], tokenizer: Any, *, max_tokens: int, seq_len: 
     if total < seq_len:
         hint = "give more text or a smaller seq_len" if total else "is it the model's tokenizer?"
         raise DataError(
-            f"texts: too few tokens: {total} came from {used} documents, at least {seq_len} are needed "
-            f"(one sequence); {hint}"
+            f"texts: expected at least {seq_len} tokens (one sequence), got {total} from {used} documents; "
+            f"{hint}"
         )
     ids = np.concatenate(blocks)[:max_tokens]
     _check_known(ids, tokenizer)
@@ -113,13 +113,13 @@ def _tokenize(document: str, tokenizer: Any) -> Iterator[_Ids]:
         if len(ids):
             last = int(ids[-1])
             yield ids
-    # A document of which the tokenizer makes nothing does not count: end-of-text tokens alone are no data.
+    # A document without tokens does not count: end-of-text tokens alone are not data.
     if last is not None and eos is not None and last != eos:
         yield np.asarray([eos], dtype=np.int64)
 
 
 def _ids(tokenizer: Any, text: str, *, add_special_tokens: bool) -> _Ids:
-    """Return a text's token ids; refuse what is no list of them."""
+    """Return a text's token ids; refuse anything but a list of them."""
     try:
         ids = np.asarray(tokenizer(text, add_special_tokens=add_special_tokens, verbose=False)["input_ids"])
     except (TypeError, KeyError, IndexError) as error:
@@ -139,11 +139,11 @@ def _ids(tokenizer: Any, text: str, *, add_special_tokens: bool) -> _Ids:
 
 
 def _check_known(ids: _Ids, tokenizer: Any) -> None:
-    """Refuse tokens that are all unknown, and warn where most are."""
+    """Refuse tokens that are all unknown; warn if most are."""
     unknown = getattr(tokenizer, "unk_token_id", None)
     if unknown is None:
         return
-    # The other special tokens stand around documents whatever the tokenizer makes of these.
+    # Other special tokens are put around documents whether or not the tokenizer knows their words.
     others = [i for i in getattr(tokenizer, "all_special_ids", None) or () if i != unknown]
     words = ids[~np.isin(ids, others)]
     share = float((words == unknown).mean()) if len(words) else 0.0

@@ -10,7 +10,7 @@ from sere.calibrate.config import Progress
 
 
 class Bar(Protocol):
-    """What the drivers need of a progress bar."""
+    """The part of a progress bar that calibration uses."""
 
     def update(self, n: int) -> object:
         """Count ``n`` more units as done."""
@@ -27,12 +27,12 @@ def progress_bar(wanted: Progress, total: int, label: str, *, done: int = 0) -> 
 
     Args:
         wanted: True shows it on a terminal only, "always" anywhere, False nowhere.
-        total: Units of the whole work.
-        label: What stands before the bar.
+        total: Number of units, finished ones included.
+        label: Text before the bar.
         done: Units done by an earlier run.
 
     Yields:
-        The bar; nothing is shown where tqdm is not installed.
+        The bar; nothing is shown if tqdm is not installed.
     """
     try:
         from tqdm import tqdm

@@ -1,4 +1,4 @@
-"""Whether what a layer's experts compute, and the similarities made of it, mean anything; by layer name."""
+"""Checks of what a layer's experts compute, and of its similarities; errors name the layer."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def check_outputs(layer: ExpertsLayer, outputs: Tensor) -> None:
 
 
 def check_similarity(layer: ExpertsLayer, metric: str, found: LayerSimilarity) -> None:
-    """Refuse similarities that are all 0 and warn of ones that are all alike: nothing tells experts apart.
+    """Refuse similarities that are all 0, warn if they are all equal: they tell no experts apart.
 
     Raises:
         InputError: All are 0; the text names layer and metric.
@@ -86,7 +86,7 @@ def check_similarity(layer: ExpertsLayer, metric: str, found: LayerSimilarity) -
 
 @contextmanager
 def named(layer: ExpertsLayer) -> Iterator[None]:
-    """Put the layer's name in front of what is wrong with its numbers."""
+    """Put the layer's name at the start of an error about its numbers."""
     try:
         yield
     except (InputError, DataError) as error:

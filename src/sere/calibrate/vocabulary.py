@@ -1,4 +1,4 @@
-"""Whether tokens and sequences are ones that the model has embeddings for."""
+"""Whether the model has embeddings for all tokens and positions."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ def check_prompts(
 
     Args:
         prompts: Token ids of each prompt; none is empty.
-        new_tokens: How many tokens are decoded behind the longest, at most.
-        tokenizer: The one that they are from, or None.
+        new_tokens: At most this many tokens are decoded after each prompt.
+        tokenizer: The tokenizer that they come from, or None.
         model: The model.
 
     Raises:
@@ -59,7 +59,7 @@ def check_prompts(
         raise DataError(
             f"prompts: {text}positions ({learned}); give shorter prompts, or a smaller max_new_tokens"
         )
-    logger.warning("sere: %spositions that it was made for: what it says beyond them may be nonsense", text)
+    logger.warning("sere: %spositions that it was made for: its output beyond them may be nonsense", text)
 
 
 def check_largest(largest: int, tokenizer: Any, model: nn.Module) -> None:
@@ -67,7 +67,7 @@ def check_largest(largest: int, tokenizer: Any, model: nn.Module) -> None:
 
     Args:
         largest: The largest id of all tokens.
-        tokenizer: The one that they are from, or None.
+        tokenizer: The tokenizer that they come from, or None.
         model: The model, with or without weights.
 
     Raises:

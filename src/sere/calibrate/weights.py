@@ -64,7 +64,7 @@ def refuse_adapted(model: nn.Module, layer: ExpertsLayer, metric: str) -> None:
 def _parts(layer: ExpertsLayer) -> Iterator[tuple[int, Tensor]]:
     """Yield (expert, one of its parameters).
 
-    Parameters may be stacked ``[E, ...]``, flat ``[E·n, ...]`` or lie in a list of modules; those that all
+    Parameters may be stacked ``[E, ...]``, flat ``[E·n, ...]`` or in a list of modules; those that all
     experts share are left out.
     """
     for name, parameter in layer.module.named_parameters():

@@ -1,4 +1,4 @@
-"""Which class of Transformers a checkpoint is to be loaded as."""
+"""Which class of Transformers loads a checkpoint."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _AUTO = (
 def choose_class(config: Any) -> tuple[Any, Any]:
     """Return the class that a checkpoint is to be loaded as, and the config that this class takes.
 
-    That is the class which ``architectures`` names, if Transformers has it, it generates and it goes with the
+    That is the class which ``architectures`` names, if Transformers has it, it generates and it fits the
     config; else the one that Transformers has for the config's model type, causal models before those that
     take images too. For code that comes with a checkpoint, it is the Auto class that the code is meant for.
 
@@ -67,7 +67,7 @@ def _candidates(config: Any) -> Iterator[Any]:
 def _generates(found: Any) -> bool:
     from transformers import PreTrainedModel
 
-    # Where a package is missing, Transformers has a stand-in that raises when it is used.
+    # If a package is missing, Transformers has a dummy class that raises when it is used.
     if not isinstance(found, type) or getattr(found, "is_dummy", False):
         return False
     generates: Any = issubclass(found, PreTrainedModel) and getattr(found, "can_generate", None)
@@ -75,7 +75,7 @@ def _generates(found: Any) -> bool:
 
 
 def _config_for(found: Any, config: Any) -> Any:
-    """Return the config that a class takes: the whole or its text config; None where neither fits."""
+    """Return the config that a class takes: the config or its text config; None if neither fits."""
     if found.config_class is None or isinstance(config, found.config_class):
         return config
     text = config.get_text_config()

@@ -49,11 +49,11 @@ def check_complete(files: WeightFiles, model: Any) -> frozenset[str]:
 
 
 def say_unused(folder: Path, names: Collection[str]) -> None:
-    """Log that a checkpoint holds tensors that its model has no use for, if it does."""
+    """Log tensors in a checkpoint that its model does not use, if there are any."""
     if names:
         logger.warning(
-            "sere: %s holds %s that the model of its config.json has no use for: %s; if the model should use "
-            "them, this config.json is another model's",
+            "sere: %s holds %s that the model of its config.json does not use: %s; if it should use "
+            "them, this config.json belongs to another model",
             folder,
             _count(names, "tensor"),
             name_some(sorted(names)),
@@ -68,7 +68,7 @@ def refuse_incomplete(
     unexpected: Collection[str] = (),
     failed: Collection[str] = (),
 ) -> None:
-    """Refuse a checkpoint, for Transformers would fill with random numbers what it lacks.
+    """Refuse a checkpoint that lacks weights: Transformers would fill them with random numbers.
 
     Args:
         folder: The checkpoint folder.
@@ -80,7 +80,7 @@ def refuse_incomplete(
     Raises:
         InputError: Something is missing, does not fit or cannot be put together.
     """
-    wrong = [f"{name} ({_size(came)} instead of {_size(wanted)})" for name, came, wanted in mismatched]
+    wrong = [f"{name} ({_size(found)} instead of {_size(wanted)})" for name, found, wanted in mismatched]
     faults = [
         f"{_count(names, 'weight')} {one if len(names) == 1 else more}: {name_some(sorted(names))}"
         for names, one, more in (
@@ -109,20 +109,20 @@ def read_shapes(files: WeightFiles) -> dict[str, tuple[tuple[int, ...], torch.dt
         InputError: A file is damaged, or two hold other values under one name.
     """
     found: dict[str, tuple[tuple[int, ...], torch.dtype]] = {}
-    places: dict[str, Path] = {}
+    paths: dict[str, Path] = {}
     for name in files.names:
         path = files.folder / name
         with open_safetensors(path)[0] as opened:
             for tensor in opened.keys():  # noqa: SIM118 - it is no mapping
                 part = opened.get_slice(tensor)
-                if (first := places.setdefault(tensor, path)) is not path:
+                if (first := paths.setdefault(tensor, path)) is not path:
                     _refuse_unequal(tensor, first, path)
                 found[tensor] = tuple(part.get_shape()), _DTYPES.get(part.get_dtype(), torch.uint8)
     return found
 
 
 def _refuse_unequal(tensor: str, first: Path, second: Path) -> None:
-    """Refuse two files that give one tensor other values: which of them counts would be left to chance."""
+    """Refuse two files that hold different values for one tensor: either could be loaded."""
     with open_safetensors(first)[0] as one, open_safetensors(second)[0] as other:
         if not torch.equal(one.get_tensor(tensor), other.get_tensor(tensor)):
             raise InputError(
@@ -138,7 +138,7 @@ _DTYPES = {
 
 
 class _Shape:
-    """Stands for a tensor of a checkpoint: a tensor without data, wherever it is moved to."""
+    """A tensor of a checkpoint without its data, wherever it is moved to."""
 
     def __init__(self, shape: tuple[int, ...], dtype: torch.dtype) -> None:
         self._shape = shape
@@ -147,7 +147,7 @@ class _Shape:
     def __getitem__(self, index: Any) -> _Shape:
         return self
 
-    def to(self, dtype: torch.dtype | None = None, **_place: Any) -> torch.Tensor:
+    def to(self, dtype: torch.dtype | None = None, **_device: Any) -> torch.Tensor:
         return torch.empty(self._shape, dtype=dtype or self.dtype, device="meta")
 
 

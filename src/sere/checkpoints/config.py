@@ -16,7 +16,7 @@ _TRUST = "read it, and if you trust it, give --trust-remote-code (in Python: tru
 def load_config(folder: Path, *, trust_remote_code: bool = False) -> Any:
     """Return a checkpoint's config.
 
-    Where Transformers knows the model type, its own class is used, whatever code lies in the folder.
+    If Transformers knows the model type, its own class is used, whatever code is in the folder.
 
     Args:
         folder: The checkpoint folder.

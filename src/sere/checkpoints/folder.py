@@ -12,8 +12,8 @@ from sere.checkpoints.weight_files import find_weights, named_weights, read_json
 from sere.defaults import TABLE
 from sere.errors import InputError, MissingDependency, how_to_install, name_some
 
-# What describes a model and its tokenizer lies on top of a repository; copies of the weights in other
-# formats have folders of their own (original, onnx), and only further chat templates have one that counts.
+# The files that describe a model and its tokenizer are at the top of a repository. Copies of the weights in
+# other formats have their own folders (original, onnx); the only folder that counts has chat templates.
 _SMALL = ("*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken")
 _BELOW = tuple(f"*/{pattern}" for pattern in _SMALL if pattern != "*.jinja")
 
@@ -65,7 +65,7 @@ def _refuse_no_folder(name: str | os.PathLike[str]) -> None:
     if not os.fspath(name):
         raise InputError(f"model: expected a checkpoint folder, a hub name or '{BUNDLED}', got an empty name")
     if str(name).startswith("~"):
-        raise InputError(f"model: {path}: there is no such folder; write out the home folder in place of ~")
+        raise InputError(f"model: {path}: does not exist; write the home folder's path instead of ~")
     if path.suffix == ".gguf":
         raise InputError(f"model: {path}: {_GGUF}")
     if path.exists():
@@ -86,7 +86,7 @@ _GGUF = (
 
 
 def _check_format(folder: Path) -> None:
-    """Refuse a folder that is not a whole model in Transformers' format, with what it is instead."""
+    """Refuse a folder that is not a complete model in Transformers' format; the text says what it is."""
     if (folder / "adapter_config.json").is_file():
         base = read_json(folder / "adapter_config.json").get("base_model_name_or_path")
         raise InputError(

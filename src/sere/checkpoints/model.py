@@ -1,4 +1,4 @@
-"""A checkpoint's model: without weights, for what its config alone tells, or with all of them."""
+"""A checkpoint's model: without weights, as its config describes it, or with all of them."""
 
 from __future__ import annotations
 
@@ -46,14 +46,14 @@ def empty_model(folder: Path, *, dtype: torch.dtype | None = None, trust_remote_
 def check_weights(folder: Path, *, trust_remote_code: bool = False) -> frozenset[str] | None:
     """Refuse a checkpoint that does not hold all weights of its model, without reading them.
 
-    Not looked at are weights that are quantized, not safetensors, or of a model that Transformers lacks.
+    Weights are not checked if they are quantized, not safetensors, or of a model that Transformers lacks.
 
     Args:
         folder: The checkpoint folder.
         trust_remote_code: Run the folder's own Python code where Transformers does not know the model type.
 
     Returns:
-        The names of tensors that the model has no use for; None where the weights were not looked at.
+        The names of tensors that the model does not use; None if the weights were not checked.
 
     Raises:
         InputError: Weights are missing or have the wrong shape; the text names them.
@@ -111,8 +111,8 @@ def load_model(
     )
     say_unused(folder, report["unexpected_keys"])
     model.config._name_or_path = config._name_or_path
-    whole: nn.Module = model.eval()
-    return whole
+    loaded: nn.Module = model.eval()
+    return loaded
 
 
 def _refusal(folder: Path, what: str, error: Exception) -> SereError:
@@ -123,7 +123,7 @@ def _refusal(folder: Path, what: str, error: Exception) -> SereError:
     if isinstance(error, UnpicklingError):
         # Its text is not quoted: PyTorch advises to load the file without protection.
         return InputError(
-            f"model: {folder}: {what}: its weights are damaged, or not tensors alone but Python objects too, "
+            f"model: {folder}: {what}: its weights are damaged, or contain Python objects besides tensors, "
             "which can run code and are not loaded; copy it again, or give the checkpoint as safetensors"
         )
     kind = "" if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: "

@@ -20,8 +20,8 @@ def load_into(
 
     Args:
         model: The model.
-        state: By name in the checkpoint, tensors or stand-ins that give them when indexed. They are read one
-            after another, each when it is converted.
+        state: By name in the checkpoint, tensors, or objects that return them when indexed. Each is read
+            when it is converted.
         device: Where the tensors go.
         conversions: What `conversions_of` the model gives; several calls may have to share its state.
     """

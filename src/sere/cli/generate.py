@@ -97,7 +97,7 @@ def _prompts(args: argparse.Namespace) -> list[Row]:
     if args.prompt_file is not None:
         with naming("--prompt-file"):
             found = list(read_rows(Path(args.prompt_file), field=args.field, lines=True))
-        if empty := [row.place for row in found if row.content is None]:
+        if empty := [row.origin for row in found if row.content is None]:
             raise DataError(f"--prompt-file: {empty[0]} holds no prompt (null or blank)")
         if not found:
             raise DataError(f"--prompt-file: {args.prompt_file} holds no prompt; expected one per line")

@@ -9,7 +9,7 @@ from sere.eval.tasks import calibration_texts
 if TYPE_CHECKING:
     from sere.table import SimilarityTable
 
-# Far more than MAX_TOKENS needs, so that what is used is drawn from all tasks.
+# Far more than MAX_TOKENS needs, so that the texts that are used come from all tasks.
 TEXTS = 900
 # On the bundled model 8,192 tokens give the answers of 25,600, in a third of the time.
 MAX_TOKENS = 8_192
@@ -24,15 +24,15 @@ def calibrate_on_tasks(
     seed: int = 0,
     progress: bool = True,
 ) -> SimilarityTable:
-    """Return a table calibrated on texts of the training split; no held-out question is among them.
+    """Return a table calibrated on texts of the training split, without any held-out question.
 
     Args:
-        model: A model with experts modules, of the bundled kind.
+        model: A model with experts modules, of the bundled model's kind.
         tokenizer: Its tokenizer.
-        metric: A metric's name. ``projection`` keeps factors (``use_scale``), and on the bundled model
+        metric: A metric's name. ``projection`` keeps factors (for ``use_scale``), and on the bundled model it
             loses the fewest answers at the same number of experts.
         max_tokens: At most this many tokens are used.
-        seed: Of texts and their order.
+        seed: Seed of the texts and their order.
         progress: Show a bar on a terminal.
 
     Raises:

@@ -14,11 +14,11 @@ from sere.texts import encode as encode_text
 
 
 class Asked(Protocol):
-    """A question that can be marked, of a task or of a user's file."""
+    """A question whose answer can be checked, of a task or of a user's file."""
 
     @property
     def task(self) -> str:
-        """Under which name its result is counted."""
+        """The task under which its result is counted."""
 
     @property
     def prompt(self) -> str | Row:
@@ -26,14 +26,14 @@ class Asked(Protocol):
 
     @property
     def key(self) -> str:
-        """What tells it from other questions."""
+        """What distinguishes it from other questions."""
 
     def is_right(self, output: str) -> bool:
-        """Say whether an output answers it exactly."""
+        """Return whether an output answers it exactly."""
 
 
 def held_out(per_task: int, *, tasks: Sequence[str] | None = None, seed: int = 0) -> list[Question]:
-    """Return held-out questions, tasks interleaved, so that any stretch of them holds all tasks.
+    """Return held-out questions of all tasks in turn.
 
     Args:
         per_task: Questions of each task, at least 1.
@@ -74,8 +74,8 @@ def encode(tokenizer: Any, prompts: Sequence[str | Row], *, chat: bool = False) 
 
     Args:
         tokenizer: The model's tokenizer.
-        prompts: Texts, or conversations, which take the tokenizer's chat template where it has one.
-        chat: Take a text for a user's message, where the tokenizer has a chat template.
+        prompts: Texts, or conversations, which go through the tokenizer's chat template if it has one.
+        chat: Give a text as a user's message if the tokenizer has a chat template.
 
     Raises:
         DataError: The chat template refuses a prompt, or a prompt has no tokens.
@@ -84,19 +84,19 @@ def encode(tokenizer: Any, prompts: Sequence[str | Row], *, chat: bool = False) 
 
 
 def prompt_key(prompt: str | Row) -> str:
-    """Return what tells a prompt from others: its text, or its messages as JSON."""
+    """Return what distinguishes a prompt from others: its text, or its messages as JSON."""
     content = prompt.content if isinstance(prompt, Row) else prompt
     return content if isinstance(content, str) else json.dumps(content, default=str)
 
 
 def takes_template(tokenizer: Any, prompts: Sequence[str | Row]) -> bool:
-    """Say whether there are texts and a chat template that could make them a user's messages."""
+    """Return whether there are plain texts, and a chat template to give them as a user's messages."""
     plain = any(isinstance(one.content if isinstance(one, Row) else one, str) for one in prompts)
     return plain and has_template(tokenizer)
 
 
 def mark(tokenizer: Any, asked: Sequence[Asked], answers: Sequence[Sequence[int]]) -> list[bool]:
-    """Say for each question whether its answer, given as token ids, is exactly right."""
+    """Return for each question whether its answer, given as token ids, is exactly right."""
     texts = [tokenizer.decode(answer, skip_special_tokens=True) for answer in answers]
     return [question.is_right(text) for question, text in zip(asked, texts, strict=True)]
 
@@ -108,5 +108,5 @@ def _encode(tokenizer: Any, prompt: str | Row, chat: bool) -> list[int]:
     with naming("prompts"):
         ids = encode_text(row.text(tokenizer, generation_prompt=True), tokenizer)
     if not ids:
-        raise DataError(f"prompts: {row.place} has no tokens; expected at least one")
+        raise DataError(f"prompts: {row.origin} has no tokens; expected at least one")
     return ids

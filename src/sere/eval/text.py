@@ -20,7 +20,7 @@ from sere.integrations.transformers.inputs import has_full_attention_cache
 if TYPE_CHECKING:
     from sere.integrations.transformers import Handle
 
-# Tokens of each English passage that are read before decoding begins: a model must know what it is reading.
+# Tokens of each English passage that prefill reads, so that the model knows what it continues.
 PREFIX = 8
 
 
@@ -30,8 +30,8 @@ class Text:
 
     Attributes:
         tokens: Its token ids.
-        read: So many of them, at least 1, are read by prefill. The next is fed in the first decode step, and
-            the one after that is the first that is scored.
+        read: How many of them prefill reads, at least 1. The next token is fed in the first decode step; the
+            one after it is the first that is scored.
     """
 
     tokens: Sequence[int]
@@ -50,9 +50,9 @@ class TextScore:
     Attributes:
         tokens: How many there are.
         loss: Negative log-likelihood, nats.
-        kl: KL(unmodified ‖ at hand), nats. Where the unmodified model's distributions come from prefill, this
-            is a rounding error above 0 even without re-routing.
-        agreed: Tokens where the most likely token of the model at hand is the unmodified model's too.
+        kl: KL(unmodified ‖ scored model), nats. If the unmodified model's distributions come from prefill,
+            rounding makes it slightly larger than 0 even without re-routing.
+        agreed: Tokens where the most likely token is the unmodified model's too.
     """
 
     tokens: int = 0
@@ -105,22 +105,22 @@ def score_texts(
 ) -> list[TextScore]:
     """Read texts in decode steps of ``batch_size`` rows and score each next token.
 
-    One token per row and step, with the model's cache, so that re-routing sees decode batches as it does in
-    serving. Where the cache is one of plain full attention, a row whose text has ended is given the next
-    text, and the unmodified model's distributions come from prefill. Else a group of texts begins together,
-    and a row that has ended is fed its own tokens again, unscored; the group is decoded twice, first by the
-    unmodified model: with some of these caches prefill computes something else, or padding tells. So every
-    step has as many rows, all of them of real text.
+    One token per row and step, with the model's cache, so that re-routing sees the same batches as in
+    serving. If the cache is one of plain full attention, a row whose text has ended continues with the next
+    text, and the unmodified model's distributions come from prefill. Otherwise a group of texts begins
+    together, and a row that has ended is fed its own tokens again, unscored. Such a group is decoded twice,
+    first by the unmodified model, because with some of these caches prefill computes something else or
+    padding changes the result. In both cases every step has the same number of rows, all of real text.
 
     Args:
         model: A causal language model of Transformers; re-routing, if any, on decode steps only.
         texts: At least one scored token each.
         batch_size: Rows of a step, at most the number of texts.
-        unmodified: Within what it gives, the model's decode steps are not re-routed.
+        unmodified: A context in which the model's decode steps are not re-routed.
         on_finished: Called after each text, for progress.
 
     Returns:
-        One score a text.
+        One score per text.
 
     Raises:
         InputError: The model's logits are not finite numbers.
@@ -138,10 +138,11 @@ def score_texts(
 
 
 class _Scorer:
-    """Adds up what the model made of each text's tokens.
+    """Adds up how well the model predicts each text's tokens.
 
     Attributes:
-        expected: By text, the unmodified model's logits of its scored tokens ``[n, V]``, while it is read.
+        expected: Per text that is being decoded, the unmodified model's logits of its scored tokens,
+            ``[n, V]``; else None.
     """
 
     def __init__(self, texts: Sequence[Text]) -> None:
@@ -150,7 +151,7 @@ class _Scorer:
         self.expected: list[Tensor | None] = [None] * len(texts)
 
     def expect(self, index: int, logits: Tensor) -> None:
-        """Keep what the unmodified model says of the text's scored tokens: ``logits`` ``[n, V]``."""
+        """Keep the unmodified model's logits of the text's scored tokens, ``[n, V]``."""
         self.expected[index] = logits
 
     def add(self, indices: Sequence[int], logits: Tensor) -> None:
@@ -161,15 +162,15 @@ class _Scorer:
         """
         references, wanted = [], []
         for index in indices:
-            text, expected, place = self.texts[index], self.expected[index], self.scores[index].tokens
+            text, expected, scored = self.texts[index], self.expected[index], self.scores[index].tokens
             assert expected is not None
-            references.append(expected[place])
-            wanted.append(text.tokens[text.read + 1 + place])
+            references.append(expected[scored])
+            wanted.append(text.tokens[text.read + 1 + scored])
         got = logits.double().log_softmax(-1)
         reference = torch.stack(references).double().log_softmax(-1)
         targets = torch.tensor(wanted, device=logits.device)
         losses = -got.gather(1, targets[:, None])[:, 0]
-        # What the unmodified model holds for impossible adds nothing, whatever the other says of it.
+        # A token that is impossible under the unmodified model adds nothing.
         terms = torch.where(reference.isneginf(), 0.0, reference.exp() * (reference - got))
         rows = zip(
             indices,
@@ -181,8 +182,8 @@ class _Scorer:
         for index, loss, kl, agreed in rows:
             if not (isfinite(loss) and isfinite(kl)):
                 raise InputError(
-                    "model: its logits are not finite numbers; a 16-bit float may be too small for it: try "
-                    "--dtype bfloat16 or float32"
+                    "model: its logits are not finite numbers; float16 may overflow: try --dtype bfloat16 or "
+                    "float32"
                 )
             score = self.scores[index]
             score.loss, score.kl, score.agreed = score.loss + loss, score.kl + kl, score.agreed + agreed
@@ -199,14 +200,14 @@ class _Reader:
     scorer: _Scorer
 
     def jobs(self, model: Any) -> Iterator[Job]:
-        """Yield a job a text, then fillers without end."""
+        """Yield one job per text, then fillers without end."""
         tokens, keep = [text.tokens for text in self.texts], 1 + max(text.scored for text in self.texts)
         filler = False
         while True:
             for found in prefill(model, tokens, keep=1 if filler else keep):
                 text = self.texts[found.index]
                 if not filler:
-                    # The last token's logits are of what follows the text.
+                    # The logits of the last token predict what follows the text.
                     self.scorer.expect(found.index, found.logits[-text.scored - 1 : -1].clone())
                 cache = [(k[:, : text.read], v[:, : text.read]) for k, v in found.cache]
                 yield Job(found.index, text.tokens[text.read], cache, filler)
@@ -221,9 +222,9 @@ class _Reader:
 
     def _follow(self, job: Job) -> int | None:
         text = self.texts[job.index]
-        place = text.read + 1 + len(job.tokens)
-        job.tokens.append(text.tokens[place])
-        return text.tokens[place] if place + 1 < len(text.tokens) else None
+        index = text.read + 1 + len(job.tokens)
+        job.tokens.append(text.tokens[index])
+        return text.tokens[index] if index + 1 < len(text.tokens) else None
 
 
 def _score_groups(
@@ -234,10 +235,10 @@ def _score_groups(
     unmodified: Callable[[], AbstractContextManager[object]],
     on_finished: Callable[[], object],
 ) -> None:
-    """Score groups of B texts by the model's own ``generate``, whatever its cache is."""
+    """Score groups of B texts with the model's own ``generate``, which works with every cache."""
     for indices in groups(len(texts), B):
         rows = [Forced(texts[i].tokens[: texts[i].read], texts[i].tokens[texts[i].read :]) for i in indices]
-        # Texts that only fill the last group are scored in the first.
+        # Texts that only fill up the last group were scored in the first.
         group = _Group(scorer, [index for index in indices if index >= indices[0]])
         with unmodified():
             force(model, rows, 1 + max(group.scored), group.keep)
@@ -248,11 +249,11 @@ def _score_groups(
 
 
 class _Group:
-    """Texts that are decoded together, twice: what the unmodified model says is kept, then scored against.
+    """Texts that are decoded together, twice: for the unmodified model's logits, then for the scores.
 
     Attributes:
-        own: Places of its texts, which are its first rows.
-        scored: How many tokens of each are scored. The first logits of a row come from prefill and are not.
+        own: Indices of its texts, which are its first rows.
+        scored: How many tokens of each are scored, without the first, whose logits come from prefill.
     """
 
     def __init__(self, scorer: _Scorer, own: Sequence[int]) -> None:

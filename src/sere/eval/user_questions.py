@@ -1,4 +1,4 @@
-"""Prompts and questions from a user's own file, each with the place that it stands in."""
+"""Prompts and questions from a user's own file, each with its position there for errors."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ class FileQuestion:
     Attributes:
         prompt: What the model reads: a text or a conversation.
         answer: The right answer, without white space around it.
-        pattern: Finds the answer in the output: the last match counts, of it the first group where there is
-            one. None: the whole output is the answer.
-        task: The one task that all questions of a file are.
+        pattern: Finds the answer in the output: the last match counts, or its first group if it has one.
+            None if the complete output is the answer.
+        task: The name of the task; all questions of a file have one.
     """
 
     prompt: Row
@@ -34,11 +34,11 @@ class FileQuestion:
 
     @property
     def key(self) -> str:
-        """What tells it from other questions."""
+        """What distinguishes it from other questions."""
         return "\0".join([prompt_key(self.prompt), self.answer, self.pattern.pattern if self.pattern else ""])
 
     def is_right(self, output: str) -> bool:
-        """Say whether the answer in an output is exactly right, white space around it aside."""
+        """Return whether the answer in an output is exactly right; white space around it does not count."""
         if self.pattern is not None:
             matches = list(self.pattern.finditer(output))
             if not matches:
@@ -53,15 +53,15 @@ def read_prompts(path: str | os.PathLike[str], *, field: str = "prompt") -> tupl
     Args:
         path: A ``.txt`` file, one prompt per line; or rows (``.jsonl``, ``.json``, ``.parquet``) whose
             ``field`` holds a text or a conversation. An answer at the end of a conversation is left off.
-        field: The field. Where a row has no ``prompt``, its ``messages`` or ``conversations`` are taken.
+        field: The field. If a row has no ``prompt``, its ``messages`` or ``conversations`` are taken.
 
     Returns:
         The prompts; and for a record the file's name, how many prompts there are, and how many rows were
         skipped because they are null or blank.
 
     Raises:
-        DataError: The file is missing, of another kind or no text, a row is not what was expected (its place
-            is given), or there is no prompt.
+        DataError: The file is missing, of another kind or not text, a row is not what was expected (the error
+            names it), or there is no prompt.
         MissingDependency: A parquet file needs pyarrow.
     """
     return _read(Path(path), "prompts", field)
@@ -73,16 +73,16 @@ def read_questions(
     """Read the questions of a file.
 
     Args:
-        path: Rows as `read_prompts` takes them, with ``answer`` (a text or a number) and, where the answer is
-            only a part of the output, ``pattern``, a regular expression.
-        field: As there.
+        path: Rows as for `read_prompts`, with ``answer`` (a text or a number) and, if the answer is only a
+            part of the output, ``pattern``, a regular expression.
+        field: As for `read_prompts`.
 
     Returns:
-        The questions, and what a record says of them, as `read_prompts`.
+        The questions, and what a record says of them, as for `read_prompts`.
 
     Raises:
-        DataError: As `read_prompts`; or an answer is missing, or a pattern is no regular expression.
-        MissingDependency: As there.
+        DataError: As for `read_prompts`; or an answer is missing, or a pattern is not a regular expression.
+        MissingDependency: A parquet file needs pyarrow.
     """
     found, source = _read(Path(path), "questions", field)
     return [_question(row) for row in found], source
@@ -101,7 +101,7 @@ def _read(path: Path, name: str, field: str) -> tuple[list[Row], dict[str, Any]]
 
 
 def _without_answer(row: Row, name: str) -> Row:
-    """Leave off what the assistant says at the end of a conversation: the model is to say it."""
+    """Leave out the assistant's messages at the end of a conversation, which the model should write."""
     if row.content is None or isinstance(row.content, str):
         return row
     messages: Sequence[Mapping[str, Any]] = row.content
@@ -109,7 +109,7 @@ def _without_answer(row: Row, name: str) -> Row:
         messages = messages[:-1]
     if not messages:
         raise DataError(
-            f"{name}: {row.place}: expected a message that the model is to answer, got answers only"
+            f"{name}: {row.origin}: expected a message that the model should answer, got only answers"
         )
     return replace(row, content=tuple(messages))
 
@@ -121,20 +121,21 @@ def _question(row: Row) -> FileQuestion:
             _shown(answer) if "answer" in row.fields else f"a row of {name_some(row.fields) or 'text only'}"
         )
         raise DataError(
-            f"questions: {row.place}: expected the right answer, a text or a number, in field 'answer'; got "
+            f"questions: {row.origin}: expected the right answer, a text or a number, in field 'answer'; got "
             f"{came}"
         )
     if pattern is None:
         return FileQuestion(row, str(answer).strip())
     if not isinstance(pattern, str):
         raise DataError(
-            f"questions: {row.place}: expected a regular expression in field 'pattern', got {_shown(pattern)}"
+            f"questions: {row.origin}: expected a regular expression in field 'pattern', "
+            f"got {_shown(pattern)}"
         )
     try:
         compiled = re.compile(pattern)
     except re.error as error:
         raise DataError(
-            f"questions: {row.place}: pattern {pattern!r} is not a regular expression: {error}"
+            f"questions: {row.origin}: pattern {pattern!r} is not a regular expression: {error}"
         ) from error
     return FileQuestion(row, str(answer).strip(), compiled)
 

@@ -81,6 +81,7 @@ class Policy(ABC):
         needs_scores: Whether its routers must be given the router's scores of all experts.
         needs_table: Whether it needs a similarity table.
         changes_routing: Whether it is meant to change anything; False for the baseline ``off``.
+        source: The paper or idea behind it, for documents.
         example: Options as one would write them, such as ``"select_top_k=2"``, for help, errors and tests.
         given_elsewhere: Fields of the settings that are not options, because they are given in another way.
         config: The settings of re-routing; None for a rule that has others.
@@ -90,6 +91,7 @@ class Policy(ABC):
     needs_scores: ClassVar[bool] = False
     needs_table: ClassVar[bool] = False
     changes_routing: ClassVar[bool] = True
+    source: ClassVar[str] = ""
     example: ClassVar[str] = ""
     given_elsewhere: ClassVar[frozenset[str]] = frozenset()
     config: RerouteConfig | None = None

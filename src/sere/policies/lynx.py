@@ -21,7 +21,7 @@ from sere.reroute import Routing
 
 @dataclass(frozen=True)
 class Lynx(Baseline):
-    """Drop a share of the batch's experts, those in the fewest slots; choose again inside the rest.
+    """Drop a share of the batch's experts, those in the fewest slots; choose again among the rest.
 
     Ties drop the higher id. Each row takes its best K of the rest, and its weights are renormalized to
     their old sum. Experts of protected rows are never dropped, and one expert always stays.
@@ -35,6 +35,7 @@ class Lynx(Baseline):
     """
 
     name: ClassVar[str] = "lynx"
+    source: ClassVar[str] = "arXiv 2411.08982"
     needs_scores: ClassVar[bool] = True
     example: ClassVar[str] = "drop_share=0.5"
 

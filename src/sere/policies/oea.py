@@ -28,6 +28,7 @@ class Oea(Baseline):
     """
 
     name: ClassVar[str] = "oea"
+    source: ClassVar[str] = "arXiv 2511.02237"
     needs_scores: ClassVar[bool] = True
     example: ClassVar[str] = "select_top_k=2"
 

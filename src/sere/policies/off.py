@@ -14,6 +14,7 @@ class Off(Baseline):
     """Leave every row as the router chose, padding rows included, and count."""
 
     name: ClassVar[str] = "off"
+    source: ClassVar[str] = "the baseline: the model's own routing"
     changes_routing: ClassVar[bool] = False
 
     def choose(self, batch: LayerBatch) -> Routing:

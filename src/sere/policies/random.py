@@ -42,6 +42,7 @@ class RandomReroute(Baseline):
     """
 
     name: ClassVar[str] = "random"
+    source: ClassVar[str] = "the control that similarity must beat"
     example: ClassVar[str] = "select_top_k=2"
 
     select_top_k: int

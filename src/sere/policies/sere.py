@@ -22,7 +22,7 @@ from sere.similarity.layer import LayerSimilarity
 
 @dataclass(frozen=True, eq=False)
 class Sere(Policy):
-    """Similarity-based re-routing with one configuration for all layers.
+    """Send every secondary slot to the most similar expert that the batch needs anyway.
 
     Attributes:
         layers: Similarities by index of the decoder layer: ``table.layers``.
@@ -34,6 +34,7 @@ class Sere(Policy):
     """
 
     name: ClassVar[str] = "sere"
+    source: ClassVar[str] = "arXiv 2602.07616"
     needs_table: ClassVar[bool] = True
     example: ClassVar[str] = "select_top_k=2"
     # The table is an argument of its own, and what settings are compared on are decode steps.

@@ -25,6 +25,8 @@ POLICIES: Mapping[str, type[Policy]] = MappingProxyType(
 )
 """Every routing rule by name. The command line, ``eval``, ``bench``, both engines and the tests look here."""
 
+_INDENTED: Any = {"initial_indent": " " * 4, "subsequent_indent": " " * 6, "break_on_hyphens": False}
+
 # Symbols of the method that older records use for option names.
 _SHORT = {"S": "select_top_k", "rho": "threshold", "scale": "use_scale", "drop": "drop_share"}
 
@@ -134,16 +136,15 @@ def normalize_label(label: str) -> str:
         return label
 
 
-def describe_policies() -> str:
-    """Return one line per rule: its name, its options (those it needs first), and what it does."""
-    lines = []
-    for name, kind in POLICIES.items():
-        options = sorted(options_of(kind).values(), key=lambda option: not option.required)
-        written = ",".join(f"{option.name}={option.form}" for option in options)
-        summary = (kind.__doc__ or "").partition("\n")[0]
-        lines.append(f"{name}:{written}" if written else name)
-        lines.append(f"    {summary}")
-    return "\n".join(lines)
+def needed_form(name: str) -> str:
+    """Return what to write for a rule with the options that it needs, e.g. ``topk:select_top_k=N``."""
+    needed = [f"{one.name}={one.form}" for one in options_of(POLICIES[name]).values() if one.required]
+    return f"{name}:{','.join(needed)}" if needed else name
+
+
+def summary(name: str) -> str:
+    """Return the first sentence of a rule's docstring, without its period and markup."""
+    return (POLICIES[name].__doc__ or "").partition("\n")[0].rstrip(".").replace("``", "")
 
 
 def check_off_first(specs: Sequence[PolicySpec]) -> None:

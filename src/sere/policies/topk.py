@@ -29,6 +29,7 @@ class TopK(Baseline):
     """
 
     name: ClassVar[str] = "topk"
+    source: ClassVar[str] = "plain top-k reduction"
     example: ClassVar[str] = "select_top_k=2"
 
     select_top_k: int

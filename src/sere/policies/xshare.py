@@ -34,6 +34,7 @@ class XShare(Baseline):
     """
 
     name: ClassVar[str] = "xshare"
+    source: ClassVar[str] = "arXiv 2602.07265"
     needs_scores: ClassVar[bool] = True
     example: ClassVar[str] = "budget=16"
 

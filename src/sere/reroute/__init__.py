@@ -80,8 +80,8 @@ def reroute(
         New ids and weights; same shapes, dtypes and device.
 
     Raises:
-        InputError: A shape, dtype or bound is wrong, or the call is being compiled; the text gives what was
-            expected and what came.
+        InputError: A shape, dtype or bound is wrong, or the call is being compiled; the text says what was
+            expected.
         BackendUnavailable: ``backend`` was named and cannot run here; the text says why.
 
     Source: SERE (ICLR 2026, arXiv 2602.07616); docs/method.md section 4.

@@ -32,8 +32,8 @@ class Routing(NamedTuple):
     """The result of a routing rule: the engine's expert kernel runs on it unchanged.
 
     Attributes:
-        ids: Expert ids, ``[T, K]``, dtype and device of the ids that came in.
-        weights: Gate weights, ``[T, K]``, dtype and device of the weights that came in.
+        ids: Expert ids, ``[T, K]``, dtype and device as in the batch.
+        weights: Gate weights, ``[T, K]``, dtype and device as in the batch.
     """
 
     ids: Tensor

@@ -1,4 +1,4 @@
-"""What is asked of the arguments of one step, whichever rule routes it."""
+"""Checks of the arguments of one step, whichever rule routes it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def check_batch(batch: TokenBatch, counters: Tensor | None = None) -> None:
         counters: int64, one entry per name in ``COUNTERS``, or None.
 
     Raises:
-        InputError: Something is wrong; the text gives what was expected and what came.
+        InputError: Something is wrong; the text says what was expected.
     """
     ids, weights, row_budgets, num_tokens, _ = batch
     check_tensor("topk_ids", ids)
@@ -51,7 +51,7 @@ def as_row_budgets(
         device: Where the tensor is to be.
 
     Raises:
-        InputError: It is no sequence of integers.
+        InputError: It is not a sequence of integers.
     """
     if row_budgets is None or isinstance(row_budgets, Tensor):
         return row_budgets
@@ -106,11 +106,11 @@ def _check_counters(counters: Tensor, ids: Tensor) -> None:
             f"got {counters.dtype} of {list(counters.shape)}"
         )
     if counters.device != ids.device:
-        raise InputError(f"counters: expected them on {ids.device} like the ids, got {counters.device}")
+        raise InputError(f"counters: expected {ids.device} like the ids, got {counters.device}")
     if not counters.is_contiguous():
         raise InputError(
-            f"counters: expected them side by side, got strides {list(counters.stride())}; they are added to "
-            "in place, so make them with torch.zeros and copy them out of it"
+            f"counters: expected a contiguous tensor, got strides {list(counters.stride())}; they are added "
+            "to in place, so make them with torch.zeros"
         )
 
 
@@ -133,4 +133,4 @@ def _check_num_tokens(num_tokens: Tensor | int, ids: Tensor) -> None:
     elif isinstance(num_tokens, bool) or not isinstance(num_tokens, int | np.integer):
         raise InputError(f"num_tokens: expected an integer or a tensor with one, got {num_tokens!r}")
     elif not 0 <= num_tokens <= ids.shape[0]:
-        raise InputError(f"num_tokens: expected 0 to {ids.shape[0]} (the rows), got {num_tokens}")
+        raise InputError(f"num_tokens: expected 0 to {ids.shape[0]} (the number of rows), got {num_tokens}")

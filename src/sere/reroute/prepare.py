@@ -47,8 +47,7 @@ class PreparedLayer:
             New ids and weights; same shapes, dtypes and device.
 
         Raises:
-            InputError: A shape, dtype, device or bound is wrong; the text gives what was expected and what
-                came.
+            InputError: A shape, dtype, device or bound is wrong; the text says what was expected.
 
         Source: docs/method.md section 4.
         """
@@ -123,19 +122,21 @@ def prepare_layer(
         check_scale(scale, E)
     if config.sentinel is not None and 0 <= config.sentinel < E:
         raise ConfigError(
-            f"sentinel: expected the id of no expert, such as -1 or {E}, got {config.sentinel}, one of the "
-            f"layer's {E} experts, which would run for every freed slot"
+            f"sentinel: expected an id outside [0, {E}), such as -1, got {config.sentinel}, which is one of "
+            f"the layer's {E} experts: it would run for every freed slot"
         )
-    raw = RawLayer(
-        layer.similarity.detach().to("cpu", torch.float32),
-        config.threshold,
-        _keep_mask(keep, E),
-        None if scale is None else scale.detach(),
-        KernelConfig.of(config),
-    )
     where = torch.empty(0, device=device).device
     backend = on_device(select(config.backend, where.type, E), config.backend, where)
-    return PreparedLayer(raw, config, backend, where)
+    # Tensors made in inference mode could not be updated outside it.
+    with torch.inference_mode(False):
+        raw = RawLayer(
+            layer.similarity.detach().to("cpu", torch.float32),
+            config.threshold,
+            _keep_mask(keep, E),
+            None if scale is None else scale.detach(),
+            KernelConfig.of(config),
+        )
+        return PreparedLayer(raw, config, backend, where)
 
 
 def _keep_mask(keep: Sequence[int], E: int) -> Tensor:

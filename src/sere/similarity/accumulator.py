@@ -211,7 +211,7 @@ def blocks(count: int, size: int, elements: int) -> Iterator[slice]:
 
 
 def cached_elements(device: torch.device) -> int:
-    """Return how many elements a pass should take at once: a CPU's cache, elsewhere a whole slice."""
+    """Return how many elements a pass should take at once: what fits a CPU's cache, else a complete slice."""
     return CACHED_ELEMENTS if device.type == "cpu" else SLICE_ELEMENTS
 
 

@@ -24,7 +24,7 @@ def definition(outputs: Tensor, ids: Tensor, weights: Tensor) -> tuple[Tensor, T
         weights: Gate weights, ``[T, K]``.
 
     Returns:
-        Similarity and scale α, both ``[E, E]``, float64, row e and column p: p in place of e. Similarity is 0
+        Similarity and scale α, both ``[E, E]``, float64, row e and column p: p replaces e. Similarity is 0
         where α is negative. It is NaN, and scale 1, where ``Y_e`` or ``Y_p`` is zero on all of e's tokens, as
         on the none of an expert that no slot chose.
     """

@@ -19,7 +19,7 @@ from sere.similarity import LayerSimilarity
 from sere.table.artifact import SimilarityTable
 from sere.table.layers import off_diagonal
 
-# A 16-bit similarity may lie this far outside [0, 1] by rounding: twice bfloat16's epsilon.
+# A 16-bit similarity may be this far outside [0, 1] by rounding: twice bfloat16's epsilon.
 ROUNDING_16_BIT = 2**-6
 
 
@@ -112,7 +112,7 @@ def _layer(source: Path, index: int, matrix: Tensor) -> LayerSimilarity:
             f"{source}: layer {index}: expected similarities, got NaN for every pair of experts; calibrate "
             "again with sere calibrate"
         )
-    # An expert of which nothing is known is still like itself.
+    # An expert with no known similarity is still like itself.
     itself = values.diagonal()
     values = values.diagonal_scatter(torch.where(itself.isnan(), 1.0, itself))
     inside = not bool(((values < -ROUNDING_16_BIT) | (values > 1 + ROUNDING_16_BIT)).any())

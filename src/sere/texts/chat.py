@@ -18,25 +18,25 @@ _FORMS = (("role", "content"), ("from", "value"))
 
 
 class ChatText(str):
-    """A conversation as a chat template writes it: its special tokens are in it, so none are to be added."""
+    """A conversation as a chat template writes it, with its special tokens: the tokenizer adds none."""
 
     __slots__ = ()
 
 
-def messages_of(value: Any, place: str) -> tuple[Message, ...]:
+def messages_of(value: Any, origin: str) -> tuple[Message, ...]:
     """Return a row's conversation in the form that chat templates take.
 
     Args:
         value: A list of messages, each with ``role`` and ``content`` or with ``from`` and ``value``. The
             content is a string, a list of text parts (joined by line breaks), or null (an empty string).
-        place: Where it comes from, for errors.
+        origin: File and line or position that it comes from, for errors.
 
     Raises:
-        DataError: It is no such list; the text names the place and the message.
+        DataError: It is not such a list; the text names the origin and the message.
     """
     if isinstance(value, str | bytes | Mapping) or not isinstance(value, Iterable):
-        raise DataError(f"texts: {place}: expected a list of messages, got {type(value).__name__}")
-    return tuple(_message(one, f"{place} message {number}") for number, one in enumerate(value))
+        raise DataError(f"texts: {origin}: expected a list of messages, got {type(value).__name__}")
+    return tuple(_message(one, f"{origin} message {number}") for number, one in enumerate(value))
 
 
 def says_nothing(messages: Sequence[Message]) -> bool:
@@ -50,7 +50,7 @@ def has_template(tokenizer: Any) -> bool:
 
 
 def render(
-    messages: Sequence[Message], tokenizer: Any, place: str, *, generation_prompt: bool = False
+    messages: Sequence[Message], tokenizer: Any, origin: str, *, generation_prompt: bool = False
 ) -> str:
     """Write a conversation as one text.
 
@@ -58,11 +58,11 @@ def render(
         messages: What `messages_of` returned.
         tokenizer: With its chat template, the text is a `ChatText`. Without a template (or tokenizer) it is
             each message as ``role: content``, with a blank line between messages.
-        place: Where the conversation comes from, for errors.
+        origin: File and line or position that the conversation comes from, for errors.
         generation_prompt: End with the opening of an answer.
 
     Raises:
-        DataError: The template refuses the conversation, for example two messages of one role in a row.
+        DataError: The template refuses the conversation, for example two consecutive messages of one role.
         MissingDependency: The template needs a package that is not installed.
     """
     if not has_template(tokenizer):
@@ -75,7 +75,7 @@ def render(
     except ImportError as error:
         raise MissingDependency(f"texts: the chat template needs a package: {error}") from error
     except Exception as error:  # a template is a program of the model's author, and may raise anything
-        raise DataError(f"texts: {place}: the model's chat template refuses it: {error}") from error
+        raise DataError(f"texts: {origin}: the model's chat template refuses it: {error}") from error
     return ChatText(text)
 
 
@@ -85,37 +85,37 @@ def encode(text: str, tokenizer: Any) -> list[int]:
     return list(tokenizer(str(text), add_special_tokens=own)["input_ids"])
 
 
-def _message(value: Any, place: str) -> Message:
+def _message(value: Any, origin: str) -> Message:
     if not isinstance(value, Mapping):
-        raise DataError(f"texts: {place}: expected an object, got {type(value).__name__}")
+        raise DataError(f"texts: {origin}: expected an object, got {type(value).__name__}")
     for role, content in _FORMS:
         if role in value:
             name = value[role]
             if not isinstance(name, str):
-                raise DataError(f"texts: {place}: expected a string in {role!r}, got {type(name).__name__}")
+                raise DataError(f"texts: {origin}: expected a string in {role!r}, got {type(name).__name__}")
             rest = {key: other for key, other in value.items() if key not in (role, content)}
             kept = {key: other for key, other in rest.items() if other is not None}
-            return kept | {"role": _ROLES.get(name, name), "content": _content(value.get(content), place)}
+            return kept | {"role": _ROLES.get(name, name), "content": _content(value.get(content), origin)}
     raise DataError(
-        f"texts: {place}: expected 'role' and 'content', or 'from' and 'value'; it has "
+        f"texts: {origin}: expected 'role' and 'content', or 'from' and 'value'; it has "
         f"{name_some(value) or 'nothing'}"
     )
 
 
-def _content(value: Any, place: str) -> str:
+def _content(value: Any, origin: str) -> str:
     if value is None or isinstance(value, str):
         return value or ""
     if isinstance(value, Mapping | bytes) or not isinstance(value, Iterable):
         kind = type(value).__name__
-        raise DataError(f"texts: {place}: expected a string or a list of text parts as content, got {kind}")
-    return "\n".join(_part(part, place) for part in value)
+        raise DataError(f"texts: {origin}: expected a string or a list of text parts as content, got {kind}")
+    return "\n".join(_part(part, origin) for part in value)
 
 
-def _part(part: Any, place: str) -> str:
+def _part(part: Any, origin: str) -> str:
     if isinstance(part, str):
         return part
     text = part.get("text") if isinstance(part, Mapping) else None
     if not isinstance(text, str):
         kind = part.get("type", "unknown") if isinstance(part, Mapping) else type(part).__name__
-        raise DataError(f"texts: {place}: expected only text parts, got one of type {kind!r}")
+        raise DataError(f"texts: {origin}: expected only text parts, got one of type {kind!r}")
     return text

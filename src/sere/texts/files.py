@@ -13,19 +13,19 @@ from typing import IO, Any
 from sere.errors import DataError, MissingDependency, how_to_install, name_some
 
 # A long text file is cut at line ends into documents of about this many characters, so that it can be
-# shuffled and never has to be in memory whole.
+# shuffled and is never in memory completely.
 _PIECE = 16_384
 _LINES = (".jsonl", ".ndjson")
-_COLUMNS = (".csv", ".tsv")  # not read: a line of them is no text
+_COLUMNS = (".csv", ".tsv")  # not read: their lines are not texts
 
 KINDS = (".txt", ".jsonl", ".json", ".parquet")
 """The kinds of files, as errors name them."""
 
-Places = Iterator[tuple[str, Any]]
-"""Values, each with the place that it comes from in front."""
+Located = Iterator[tuple[str, Any]]
+"""Pairs of origin (file and line, for errors) and value."""
 
 
-def open_file(path: Path, *, lines: bool, columns: tuple[str, ...] | None) -> Places:
+def open_file(path: Path, *, lines: bool, columns: tuple[str, ...] | None) -> Located:
     """Read a file by its suffix, in upper or lower case.
 
     Args:
@@ -55,7 +55,7 @@ def open_file(path: Path, *, lines: bool, columns: tuple[str, ...] | None) -> Pl
 
 
 def _lines(path: Path, limit: int = _PIECE) -> Iterator[str]:
-    """Lines of a UTF-8 file; one longer than ``limit`` comes in parts, -1 for no limit."""
+    """Yield the lines of a UTF-8 file; one longer than ``limit`` in parts; -1 for no limit."""
     try:
         with _stream(path) as stream:
             while line := stream.readline(limit):
@@ -73,13 +73,13 @@ def _lines(path: Path, limit: int = _PIECE) -> Iterator[str]:
 
 
 def _stream(path: Path) -> IO[str]:
-    # With -sig, a byte order mark in front is no part of the text.
+    # With -sig, a byte order mark at the start is not part of the text.
     if path.suffix.lower() == ".gz":
         return gzip.open(path, "rt", encoding="utf-8-sig")
     return path.open(encoding="utf-8-sig")
 
 
-def _pieces(path: Path) -> Places:
+def _pieces(path: Path) -> Located:
     piece: list[str] = []
     length = number = 0
     for line in _lines(path):
@@ -91,29 +91,29 @@ def _pieces(path: Path) -> Places:
     yield from _unless_blank(f"{path} piece {number}", "".join(piece))
 
 
-def _prompts(path: Path) -> Places:
+def _prompts(path: Path) -> Located:
     for number, line in enumerate(_lines(path, limit=-1), start=1):
         yield from _unless_blank(f"{path} line {number}", line.rstrip("\n"))
 
 
-def _unless_blank(place: str, text: str) -> Places:
+def _unless_blank(origin: str, text: str) -> Located:
     if text.strip():
-        yield place, text
+        yield origin, text
 
 
-def _json_lines(path: Path) -> Places:
+def _json_lines(path: Path) -> Located:
     yield from _objects(path, _lines(path, limit=-1), "expected one object per line")
 
 
-def _objects(path: Path, lines: Iterable[str], expected: str) -> Places:
+def _objects(path: Path, lines: Iterable[str], expected: str) -> Located:
     for number, line in enumerate(lines, start=1):
         if line.strip():
-            place = f"{path} line {number}"
-            yield _object(place, _parse(line, place, expected))
+            origin = f"{path} line {number}"
+            yield _object(origin, _parse(line, origin, expected))
 
 
-def _json(path: Path) -> Places:
-    """Read a ``.json`` file: an array of rows, or (also common) one object a line."""
+def _json(path: Path) -> Located:
+    """Read a ``.json`` file: an array of rows, or (also common) one object per line."""
     lines = _lines(path, limit=-1)  # once: a pipe cannot be read twice
     begin: list[str] = []
     for line in lines:
@@ -128,25 +128,25 @@ def _json(path: Path) -> Places:
         yield _object(f"{path} row {number}", row)
 
 
-def _parse(text: str, place: str, expected: str) -> Any:
+def _parse(text: str, origin: str, expected: str) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise DataError(f"texts: {place} is not JSON ({error}); {expected}") from error
+        raise DataError(f"texts: {origin} is not JSON ({error}); {expected}") from error
 
 
-def _object(place: str, value: Any) -> tuple[str, Any]:
+def _object(origin: str, value: Any) -> tuple[str, Any]:
     if value is not None and not isinstance(value, dict | str | list):
-        raise DataError(f"texts: {place}: expected an object, got {type(value).__name__}")
-    return place, value
+        raise DataError(f"texts: {origin}: expected an object, got {type(value).__name__}")
+    return origin, value
 
 
-_READERS: dict[str, Callable[[Path], Places]] = {
+_READERS: dict[str, Callable[[Path], Located]] = {
     ".txt": _pieces, ".json": _json, **dict.fromkeys(_LINES, _json_lines),
 }  # fmt: skip
 
 
-def _parquet(path: Path, wanted: tuple[str, ...] | None) -> Places:
+def _parquet(path: Path, wanted: tuple[str, ...] | None) -> Located:
     try:
         import pyarrow as pa
         import pyarrow.parquet as pq

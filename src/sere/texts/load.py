@@ -74,10 +74,10 @@ def load_texts(
     Raises:
         DataError: The source is missing or of another kind, the field is missing or holds no text, a line
             is not JSON (its number is given), or there is no document. A missing source raises at once,
-            the others while iterating, when the bad place is reached.
+            the others while iterating.
         MissingDependency: The source needs pyarrow or datasets, which are not installed.
     """
-    rows = read_rows(source, field=field, split=split, whole=False)
+    rows = read_rows(source, field=field, split=split, all_columns=False)
     return Texts(rows, describe(source), seed, tokenizer)
 
 
@@ -89,8 +89,8 @@ def shuffled(documents: Iterable[str], seed: int, buffer: int = _SHUFFLE_BUFFER)
         if len(held) < buffer:
             held.append(document)
             continue
-        place = draw.randrange(buffer)
-        yield held[place]
-        held[place] = document
+        index = draw.randrange(buffer)
+        yield held[index]
+        held[index] = document
     draw.shuffle(held)
     yield from held

@@ -17,12 +17,12 @@ class Row:
     """One row.
 
     Attributes:
-        place: Where it comes from, for errors: a file and line, or a position.
+        origin: Where it comes from, for errors: a file and line, or a position in a list.
         content: Its text or its conversation; None where it holds neither, or only blanks.
-        fields: The whole row as it came; empty for a bare text or conversation.
+        fields: The complete row; empty for a bare text or conversation.
     """
 
-    place: str
+    origin: str
     content: str | tuple[Message, ...] | None
     fields: Mapping[str, Any] = field(default_factory=dict)
 
@@ -38,11 +38,16 @@ class Row:
         """
         if self.content is None or isinstance(self.content, str):
             return self.content or ""
-        return render(self.content, tokenizer, self.place, generation_prompt=generation_prompt)
+        return render(self.content, tokenizer, self.origin, generation_prompt=generation_prompt)
 
 
 def read_rows(
-    source: Source, *, field: str = "text", split: str = "train", lines: bool = False, whole: bool = True
+    source: Source,
+    *,
+    field: str = "text",
+    split: str = "train",
+    lines: bool = False,
+    all_columns: bool = True,
 ) -> Iterator[Row]:
     """Stream the rows of a source, empty ones included.
 
@@ -56,16 +61,16 @@ def read_rows(
         lines: Each line of a ``.txt`` file (or one whose suffix says nothing) is a row, without its line
             end; else the file comes in pieces of about 16,000 characters, cut at line ends. Blank ones are
             left out.
-        whole: Read all columns of a parquet file for `Row.fields`, not only those needed for the content.
+        all_columns: Read all columns of a parquet file for `Row.fields`, not only those for the content.
 
     Raises:
         DataError: The source is missing or of another kind, or a row cannot be read; the text names the row.
-            A missing source raises at once, the others while iterating, when the bad place is reached.
+            A missing source raises at once, the others while iterating.
         MissingDependency: The source needs pyarrow or datasets, which are not installed.
     """
-    columns = None if whole else _names(field)
-    places = open_source(source, split=split, lines=lines, columns=columns)
-    return (_row(place, value, field) for place, value in places)
+    columns = None if all_columns else _names(field)
+    located = open_source(source, split=split, lines=lines, columns=columns)
+    return (_row(origin, value, field) for origin, value in located)
 
 
 @contextmanager
@@ -77,10 +82,10 @@ def naming(argument: str) -> Iterator[None]:
         raise DataError(f"{argument}: {str(error).removeprefix('texts: ')}") from error
 
 
-def _row(place: str, value: Any, name: str) -> Row:
+def _row(origin: str, value: Any, name: str) -> Row:
     if isinstance(value, Mapping):
-        return Row(place, _content(_chosen(value, name, place), place, f"in field {name!r}"), value)
-    return Row(place, _content(value, place, "or a row"))
+        return Row(origin, _content(_chosen(value, name, origin), origin, f"in field {name!r}"), value)
+    return Row(origin, _content(value, origin, "or a row"))
 
 
 def _names(field: str) -> tuple[str, ...]:
@@ -88,7 +93,7 @@ def _names(field: str) -> tuple[str, ...]:
     return (field, *CONVERSATIONS) if field in ("text", "prompt") else (field,)
 
 
-def _chosen(row: Mapping[str, Any], name: str, place: str) -> Any:
+def _chosen(row: Mapping[str, Any], name: str, origin: str) -> Any:
     """Return the value of the first field to look at that is there and not null."""
     present = [one for one in _names(name) if one in row]
     if not present:
@@ -96,37 +101,37 @@ def _chosen(row: Mapping[str, Any], name: str, place: str) -> Any:
         hint = "; put the messages of a conversation into a list of their own" if bare else ""
         hint = hint or "; choose one with field"
         has = name_some(row) or "none"
-        raise DataError(f"texts: {place} has no field {name!r}; it has {has}{hint}")
+        raise DataError(f"texts: {origin} has no field {name!r}; it has {has}{hint}")
     return next((row[one] for one in present if not _is_null(row[one])), None)
 
 
-def _content(value: Any, place: str, where: str) -> str | tuple[Message, ...] | None:
+def _content(value: Any, origin: str, where: str) -> str | tuple[Message, ...] | None:
     if _is_null(value):
         return None
     if isinstance(value, str):
-        return _checked(value, place) if value.strip() else None
+        return _checked(value, origin) if value.strip() else None
     if isinstance(value, bytes | bytearray):
-        raise DataError(f"texts: {place}: expected a string, got bytes; decode them first")
+        raise DataError(f"texts: {origin}: expected a string, got bytes; decode them first")
     if not isinstance(value, Mapping) and hasattr(value, "__iter__"):
-        messages = messages_of(value, place)
+        messages = messages_of(value, origin)
         for message in messages:
-            _checked(message["content"], place)
+            _checked(message["content"], origin)
         return None if says_nothing(messages) else messages
     kind = type(value).__name__
-    raise DataError(f"texts: {place}: expected a string {where} (or a list of messages), got {kind}")
+    raise DataError(f"texts: {origin}: expected a string {where} (or a list of messages), got {kind}")
 
 
 def _is_null(value: Any) -> bool:
-    # Data frames have a NaN or a value of their own where nothing is.
+    # Data frames mark a missing value by NaN or by a value of their own.
     return value is None or (isinstance(value, float) and value != value) or type(value).__name__ == "NAType"
 
 
-def _checked(text: str, place: str) -> str:
+def _checked(text: str, origin: str) -> str:
     try:
         text.encode()
     except UnicodeEncodeError as error:
         code = f"U+{ord(text[error.start]):04X}"
         raise DataError(
-            f"texts: {place}: holds half a character ({code}) at position {error.start}; remove it first"
+            f"texts: {origin}: holds half a character ({code}) at position {error.start}; remove it first"
         ) from error
     return text

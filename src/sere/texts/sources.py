@@ -1,4 +1,4 @@
-"""Open a source: a file, a data set's name, or rows in memory, as values with their places."""
+"""Open a source (a file, a data set's name, or rows in memory) as pairs of origin and value."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sere.errors import DataError, MissingDependency, how_to_install, name_some
-from sere.texts.files import KINDS, Places, open_file
+from sere.texts.files import KINDS, Located, open_file
 
 Source = str | os.PathLike[str] | Iterable[Any]
 """A file, a data set's name, or the rows: texts, mappings, conversations, a data frame."""
@@ -18,7 +18,7 @@ Source = str | os.PathLike[str] | Iterable[Any]
 CONVERSATIONS = ("messages", "conversations", "conversation")
 """Fields that hold a conversation."""
 
-# Names that end so are meant as files, and taken for a data set's name only by mistake.
+# Names with these endings are meant as files, never as a data set.
 _FILE_LIKE = (".txt", ".jsonl", ".ndjson", ".json", ".parquet", ".csv", ".tsv", ".md", ".gz", ".zip", ".zst",
               ".bz2", ".xz")  # fmt: skip
 _DATA_SET = re.compile(r"[\w.-]+(/[\w.-]+)?(:[^\n]+)?")
@@ -26,7 +26,7 @@ _LONGEST = 200
 _SHOWN = 40
 
 
-def open_source(source: Source, *, split: str, lines: bool, columns: tuple[str, ...] | None) -> Places:
+def open_source(source: Source, *, split: str, lines: bool, columns: tuple[str, ...] | None) -> Located:
     """Open a source; see `sere.texts.rows.read_rows`.
 
     Args:
@@ -57,7 +57,7 @@ def describe(source: Source) -> str:
 
 def _named(
     source: str | os.PathLike[str], split: str, lines: bool, columns: tuple[str, ...] | None
-) -> Places:
+) -> Located:
     name = os.fspath(source)
     if not isinstance(name, str):
         raise DataError("texts: expected a path as a string, got bytes")
@@ -96,7 +96,7 @@ def _short(text: str) -> str:
     return repr(text if len(text) <= _SHOWN else f"{text[:_SHOWN]}...")
 
 
-def _of_mapping(source: Mapping[str, Any], split: str) -> Places:
+def _of_mapping(source: Mapping[str, Any], split: str) -> Located:
     """Open one split of a data set that was loaded with all of them; nothing else is a mapping."""
     part = source.get(split)
     if part is None or isinstance(part, str | bytes | Mapping | list | tuple):
@@ -123,7 +123,7 @@ def _values(source: Any) -> Iterable[Any]:
     return source
 
 
-def _data_set(source: str, split: str) -> Places:
+def _data_set(source: str, split: str) -> Located:
     try:
         import datasets
     except ImportError as error:

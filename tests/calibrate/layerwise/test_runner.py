@@ -107,7 +107,7 @@ def test_layers_that_get_what_follows_from_earlier_hidden_states_are_refused(tmp
     second.register_forward_pre_hook(
         lambda _, args, kwargs: (args, kwargs | {"residual": seen[-1]}), with_kwargs=True
     )
-    refuses(skeleton, "hands on arguments of decoder layer 1; expected", tmp_path)
+    refuses(skeleton, "passes on arguments of decoder layer 1; expected", tmp_path)
 
 
 @pytest.mark.parametrize(

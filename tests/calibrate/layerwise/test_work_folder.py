@@ -125,7 +125,7 @@ def test_folder_with_other_things_is_refused(tmp_path: Path) -> None:
     """A folder that holds something else is not written to."""
     (tmp_path / "work").mkdir()
     (tmp_path / "work" / "thesis.tex").touch()
-    with pytest.raises(InputError, match="expected an empty folder or one of an interrupted calibration"):
+    with pytest.raises(InputError, match="expected an empty folder or that of an interrupted calibration"):
         WorkFolder(tmp_path / "work", {})
 
 

@@ -33,11 +33,6 @@ ADAPTERS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.fixture
-def model() -> PreTrainedModel:
-    return tiny_model("qwen3_moe")
-
-
 def adapted(model: PreTrainedModel, **options: Any) -> PeftModel:
     """A model with an adapter that changes its outputs."""
     with torch.random.fork_rng():

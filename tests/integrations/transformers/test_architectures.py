@@ -9,9 +9,10 @@ from packaging.version import Version
 
 import sere.integrations.transformers as integration
 from sere.errors import UnsupportedModel
-from sere.policies import Lynx, Oea, Off, RandomReroute, TopK, XShare
+from sere.policies import POLICIES, Lynx, Oea, Off, Policy, RandomReroute, TopK, XShare
 from sere.policies.baseline import LayerBatch
 from sere.policies.gates import gates_from_scores
+from sere.policies.spec import parse_spec
 from sere.reroute import Routing
 from sere.structure import find_experts
 from tests.support.decoding import decode, hook_count, prompts, random_table
@@ -81,23 +82,41 @@ def test_the_router_is_found_and_its_scores_explain_its_weights(name: str) -> No
     assert max(seen.values()) < (0.6 if name == "phimoe" else 1e-5)
 
 
-@pytest.mark.parametrize(
-    "policy", [Off(), TopK(2), RandomReroute(1), Oea(1), XShare(5), Lynx(0.5)], ids=lambda p: p.name
-)
-def test_rivals_run_in_place_of_sere(policy: object) -> None:
-    """A policy needs neither table nor settings; all but ``off`` change the tokens and run fewer experts."""
+@pytest.mark.parametrize("name", [name for name, kind in POLICIES.items() if not kind.needs_table])
+def test_every_rule_runs_in_place_of_sere(name: str) -> None:
+    """Without a table or settings: prefill is the model's own, and each decode step is counted."""
     model, tokens = tiny_model("qwen3_moe"), prompts()
-    plain, logits = decode(model, tokens)
-    with integration.apply(model, policy=policy) as handle:  # type: ignore[arg-type]
-        result, result_logits = decode(model, tokens)
+    _, logits = decode(model, tokens)
+    with integration.apply(model, policy=parse_spec(f"{name}:{POLICIES[name].example}").build()) as handle:
+        handle.quiet = True
+        _, result_logits = decode(model, tokens)
         stats = handle.stats()
         assert handle.config is None
     assert torch.equal(result_logits[0], logits[0])
-    assert all(s.steps == 5 for s in stats)
-    if policy.name == "off":  # type: ignore[attr-defined]
-        assert torch.equal(result, plain)
-        assert torch.equal(result_logits, logits)
-        assert all(s.distinct_after == s.distinct_before for s in stats)
-    else:
-        assert not torch.equal(result_logits, logits)
-        assert all(s.distinct_after < s.distinct_before for s in stats)
+    assert all(s.steps == 5 and s.distinct_after <= s.distinct_before for s in stats)
+
+
+def test_off_leaves_the_model_as_it_is() -> None:
+    """The baseline counts, and changes no bit."""
+    model, tokens = tiny_model("qwen3_moe"), prompts()
+    plain, logits = decode(model, tokens)
+    with integration.apply(model, policy=Off()) as handle:
+        result, result_logits = decode(model, tokens)
+        stats = handle.stats()
+    assert torch.equal(result, plain)
+    assert torch.equal(result_logits, logits)
+    assert all(s.distinct_after == s.distinct_before for s in stats)
+
+
+@pytest.mark.parametrize(
+    "policy", [TopK(2), RandomReroute(1), Oea(1), XShare(5), Lynx(0.5)], ids=lambda policy: policy.name
+)
+def test_other_rules_run_fewer_experts(policy: Policy) -> None:
+    """Settings that drop something change the logits and run fewer experts in every layer."""
+    model, tokens = tiny_model("qwen3_moe"), prompts()
+    _, logits = decode(model, tokens)
+    with integration.apply(model, policy=policy) as handle:
+        _, result_logits = decode(model, tokens)
+        stats = handle.stats()
+    assert not torch.equal(result_logits, logits)
+    assert all(s.distinct_after < s.distinct_before for s in stats)

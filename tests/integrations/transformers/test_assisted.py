@@ -17,11 +17,6 @@ from tests.support.tiny import tiny_model
 TEXT = torch.arange(3, 96)[None]
 
 
-@pytest.fixture
-def model() -> PreTrainedModel:
-    return tiny_model("qwen3_moe")
-
-
 def generate(model: PreTrainedModel, **options: Any) -> Tensor:
     result: Tensor = model.generate(TEXT, max_new_tokens=8, do_sample=False, **options)
     return result

@@ -16,9 +16,18 @@ from tests.support.decoding import decode, hook_count, prompts, random_table
 from tests.support.tiny import tiny_model
 
 
-@pytest.fixture
-def model() -> PreTrainedModel:
-    return tiny_model("qwen3_moe")
+def test_a_compiled_model_is_refused(model: PreTrainedModel) -> None:
+    """Compiled code would pass over hooks without a word: wrapped, compiled in place, or by ``generate``."""
+    table = random_table(model)
+    with pytest.raises(InputError, match="it is compiled already"):
+        integration.apply(torch.compile(model, backend="eager"), table, select_top_k=1)  # type: ignore[arg-type]
+    model._compiled_call = torch.compile(model.__call__, backend="eager")
+    with pytest.raises(InputError, match=r"delete model\._compiled_call"):
+        integration.apply(model, table, select_top_k=1)
+    del model._compiled_call
+    model.compile(backend="eager")
+    with pytest.raises(InputError, match=r"apply re-routing first, compile then and switch it"):
+        integration.apply(model, table, select_top_k=1)
 
 
 def compiled(function: Callable[..., object]) -> Callable[..., object]:

@@ -18,11 +18,6 @@ from tests.support.decoding import decode, prompts, random_table
 from tests.support.tiny import tiny_model
 
 
-@pytest.fixture
-def model() -> PreTrainedModel:
-    return tiny_model("qwen3_moe")
-
-
 def saved_and_loaded(model: nn.Module) -> nn.Module:
     file = io.BytesIO()
     torch.save(model, file)

@@ -13,12 +13,6 @@ import sere.integrations.transformers as integration
 from sere.integrations.transformers.guard import ENOUGH_CALLS, ENOUGH_STEPS
 from sere.policies import Off, TopK
 from tests.support.decoding import decode, prompts, random_table
-from tests.support.tiny import tiny_model
-
-
-@pytest.fixture
-def model() -> PreTrainedModel:
-    return tiny_model("qwen3_moe")
 
 
 def lines(caplog: pytest.LogCaptureFixture) -> list[str]:

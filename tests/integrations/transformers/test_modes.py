@@ -16,11 +16,6 @@ from tests.support.decoding import decode, hook_count, prompts, random_table
 from tests.support.tiny import tiny_model
 
 
-@pytest.fixture
-def model() -> PreTrainedModel:
-    return tiny_model("qwen3_moe")
-
-
 @pytest.mark.parametrize("implementation", ["eager", "batched_mm", "grouped_mm"])
 def test_every_experts_implementation(model: PreTrainedModel, implementation: str) -> None:
     """S = K is bitwise equal, S = 1 saves experts, and the re-routed tokens are the same for each."""

@@ -17,11 +17,6 @@ from tests.support.decoding import decode, hook_count, prompts, random_table
 from tests.support.tiny import tiny_model
 
 
-@pytest.fixture
-def model() -> PreTrainedModel:
-    return tiny_model("qwen3_moe")
-
-
 class Holder(nn.Module):
     """A module of the user's own around a model."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -10,8 +11,15 @@ from sere.errors import UnsupportedEngine
 from sere.integrations.vllm.engine_stats import merge_answers
 from sere.integrations.vllm.prometheus import Collector
 from sere.integrations.vllm.step_counts import StepCounts
+from sere.reroute import COUNTERS
 
 pytest.importorskip("prometheus_client")
+
+
+SUMS = {
+    "steps": 4, "rows": 8, "distinct_before": 40, "distinct_after": 20, "slots": 32, "slots_rerouted": 12,
+    "critical": 6,
+}  # fmt: skip
 
 
 def scraped(answers: list[dict[str, Any]]) -> str:
@@ -27,14 +35,13 @@ def test_metrics_are_sums() -> None:
     stages = [
         {"enabled": True, "settings": {}, "steps": StepCounts(rerouted=4, prompts=1).to_mapping(),
          "top_k": 4, "num_experts": 16, "kernel": None, "expert_bytes": None,
-         "layers": [{"index": index, "name": f"layer {index}", "counters": [4, 8, 40, 20, 32, 12, 6]}]}
+         "layers": [
+             {"index": index, "name": f"layer {index}", "counters": [SUMS[name] for name in COUNTERS]}
+         ]}
         for index in (1, 0)
     ]  # fmt: skip
     text = scraped(stages)
-    for name, value in (
-        ("steps", 4), ("rows", 8), ("distinct_before", 40), ("distinct_after", 20), ("slots", 32),
-        ("slots_rerouted", 12), ("critical", 6),
-    ):  # fmt: skip
+    for name, value in SUMS.items():
         assert f"# TYPE sere_layer_{name}_total counter" in text
         for layer in (0, 1):
             assert f'sere_layer_{name}_total{{layer="{layer}"}} {value}.0' in text
@@ -42,8 +49,8 @@ def test_metrics_are_sums() -> None:
     assert "sere_enabled 1.0" in text
 
 
-def test_no_answer() -> None:
+@pytest.mark.parametrize("read", [merge_answers, scraped], ids=["statistics", "metrics"])
+def test_no_answer(read: Callable[[list[dict[str, Any]]], object]) -> None:
     """Without a worker's answer there are neither statistics nor metrics."""
-    for read in (merge_answers, scraped):
-        with pytest.raises(UnsupportedEngine, match="no worker answered"):
-            read([])
+    with pytest.raises(UnsupportedEngine, match="no worker answered"):
+        read([])

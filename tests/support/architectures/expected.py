@@ -18,7 +18,7 @@ NEWER: tuple[str, ...] = (
 )  # fmt: skip
 _ENCODER_DECODER = {"found": "an encoder-decoder model"}
 _EVERY_EXPERT = {"found": "it computes every expert for every token"}
-_MORE_THAN_HIDDEN = {"layer_by_layer": "a decoder layer hands on .*; expected hidden states only"}
+_MORE_THAN_HIDDEN = {"layer_by_layer": "a decoder layer passes on .*; expected only hidden states"}
 
 # In releases before the one named.
 _BEFORE: tuple[str, Mapping[str, Mapping[str, str]]] = (
@@ -40,7 +40,7 @@ _REFUSALS: Mapping[str, Mapping[str, str]] = {
     "inkling2_loop": {"layer_by_layer": "runs decoder layer 2 3 times; expected once"},
     "inkling2_loop_text": {"layer_by_layer": "runs decoder layer 2 3 times; expected once"},
     "inkling2_text": _MORE_THAN_HIDDEN,
-    "jetmoe": {"found": "the block around it routes inside"},
+    "jetmoe": {"found": "the block around it routes internally"},
     "llama4": _EVERY_EXPERT,
     "llama4_text": _EVERY_EXPERT,
     "mistral_large4": _MORE_THAN_HIDDEN,

@@ -36,10 +36,10 @@ def collect_layerwise(
 
     Args:
         skeleton: The model without weights.
-        tokens: The calibration tokens; None where no metric needs any.
+        tokens: The calibration tokens; None if no metric needs any.
         config: What to compute.
-        work: Where finished layers go; the run starts behind those that are there.
-        states_in_memory: Keep the hidden states in memory; the run then cannot be resumed.
+        work: Folder for finished layers; the run starts after those that are in it.
+        states_in_memory: Keep the hidden states in memory; then the run cannot be resumed.
 
     Returns:
         Similarities by metric and layer index; equal to `collect_in_memory`'s.
@@ -53,18 +53,18 @@ def collect_layerwise(
     """
     if tokens is not None:
         check_tokens(tokens, skeleton.model)
-    experts = {_place(skeleton, layer): layer for layer in skeleton.experts}
+    experts = {_index(skeleton, layer): layer for layer in skeleton.experts}
     pass_ = _Pass(skeleton, tokens if config.output_metrics else None, config, work, states_in_memory)
     pass_.run(experts)
     results: Results = {name: {} for name in config.metrics}
-    for place, layer in experts.items():
-        for name, similarity in work.load_layer(place).items():
+    for index, layer in experts.items():
+        for name, similarity in work.load_layer(index).items():
             results[name][layer.index] = similarity
     return results
 
 
 class _Pass:
-    """One walk through the decoder layers, from the first unfinished one to the last with experts."""
+    """One pass through the decoder layers, from the first unfinished one to the last with experts."""
 
     def __init__(
         self,
@@ -90,48 +90,48 @@ class _Pass:
             runner = LayerRunner(self._skeleton.model, self._skeleton.layers)
         total, done = count * (last + 1), count * start
         with progress_bar(self._config.progress, total, "calibrating", done=done) as bar:
-            for place in range(start, last + 1):
-                self._layer(place, experts.get(place), runner, bar, is_last=place == last)
+            for index in range(start, last + 1):
+                self._layer(index, experts.get(index), runner, bar, is_last=index == last)
 
     def _layer(
-        self, place: int, layer: ExpertsLayer | None, runner: LayerRunner | None, bar: Bar, *, is_last: bool
+        self, index: int, layer: ExpertsLayer | None, runner: LayerRunner | None, bar: Bar, *, is_last: bool
     ) -> None:
         if runner is None and layer is None:
             return
         found: dict[str, LayerSimilarity] = {}
         leaving: States | None = None
-        with self._skeleton.loaded(place):
+        with self._skeleton.loaded(index):
             if layer is not None:
                 found = {name: similarity_of_weights(layer, name) for name in self._config.weight_metrics}
             if runner is not None:
-                leaving = None if is_last else self._new_states(place + 1)
-                found |= self._outputs(place, layer, runner, leaving, bar)
+                leaving = None if is_last else self._new_states(index + 1)
+                found |= self._outputs(index, layer, runner, leaving, bar)
         _return_freed_memory()
         if layer is not None:
-            self._work.save_layer(place, found)
-        self._work.finish(place, leaving)
+            self._work.save_layer(index, found)
+        self._work.finish(index, leaving)
         if self._states is not None:
             self._states.discard()
         self._states = leaving
 
     def _outputs(
-        self, place: int, layer: ExpertsLayer | None, runner: LayerRunner, leaving: States | None, bar: Bar
+        self, index: int, layer: ExpertsLayer | None, runner: LayerRunner, leaving: States | None, bar: Bar
     ) -> dict[str, LayerSimilarity]:
         """Run the layer over all batches; fill ``leaving``; return what its experts' accumulators found."""
         if layer is None:
-            self._run_batches(place, runner, leaving, bar)
+            self._run_batches(index, runner, leaving, bar)
             return {}
         collector = LayerCollector(layer, self._config)
         with collecting(collector):
-            self._run_batches(place, runner, leaving, bar)
+            self._run_batches(index, runner, leaving, bar)
         return collector.finish(0 if self._tokens is None else self._tokens.num_tokens)
 
-    def _run_batches(self, place: int, runner: LayerRunner, leaving: States | None, bar: Bar) -> None:
+    def _run_batches(self, index: int, runner: LayerRunner, leaving: States | None, bar: Bar) -> None:
         assert self._tokens is not None  # a runner exists only with tokens
         device = self._skeleton.device
         for ids, hidden in self._batches(self._tokens):
             entering = None if hidden is None else hidden.to(device)
-            output = runner.run(place, ids.to(device), entering)
+            output = runner.run(index, ids.to(device), entering)
             if leaving is not None:
                 leaving.append(output)
             bar.update(ids.numel())
@@ -142,16 +142,16 @@ class _Pass:
             return zip(batches, itertools.repeat(None))
         return zip(batches, self._states.read(), strict=True)
 
-    def _new_states(self, place: int) -> States:
-        return MemoryStates() if self._in_memory else self._work.new_states(place)
+    def _new_states(self, index: int) -> States:
+        return MemoryStates() if self._in_memory else self._work.new_states(index)
 
 
-def _place(skeleton: Skeleton, layer: ExpertsLayer) -> int:
+def _index(skeleton: Skeleton, layer: ExpertsLayer) -> int:
     return int(layer.name.removeprefix(f"{skeleton.stack}.").partition(".")[0])
 
 
 def _return_freed_memory() -> None:
-    """Hand freed heap pages back to the system: glibc keeps those of small tensors, a layer has hundreds."""
+    """Return freed memory to the system: glibc keeps the pages of small tensors, and a layer has hundreds."""
     try:
         ctypes.CDLL(None).malloc_trim(0)
     except (AttributeError, OSError, TypeError):  # another C library

@@ -20,7 +20,7 @@ class States(ABC):
 
     @abstractmethod
     def append(self, batch: Tensor) -> None:
-        """Take the next batch, ``[B, S, ...]``; it is copied."""
+        """Append the next batch, ``[B, S, ...]``; it is copied."""
 
     @abstractmethod
     def read(self) -> Iterator[Tensor]:
@@ -28,7 +28,7 @@ class States(ABC):
 
     @abstractmethod
     def describe(self) -> dict[str, Any] | None:
-        """Return what `reopen` needs, JSON-ready; None where nothing outlives the process."""
+        """Return what `reopen` needs, JSON-ready; None if nothing outlives the process."""
 
     @abstractmethod
     def discard(self) -> None:
@@ -42,7 +42,7 @@ class MemoryStates(States):
         self._batches: list[Tensor] = []
 
     def append(self, batch: Tensor) -> None:
-        """Take the next batch, ``[B, S, ...]``; it is copied."""
+        """Append the next batch, ``[B, S, ...]``; it is copied."""
         self._batches.append(batch.detach().to("cpu", copy=True))
 
     def read(self) -> Iterator[Tensor]:
@@ -72,7 +72,7 @@ class FileStates(States):
 
     @classmethod
     def reopen(cls, folder: Path, description: Mapping[str, Any]) -> FileStates:
-        """Open what an earlier run left.
+        """Open the file of an earlier run.
 
         Raises:
             InputError: The file is missing or has another size than described.
@@ -91,7 +91,7 @@ class FileStates(States):
         return states
 
     def append(self, batch: Tensor) -> None:
-        """Take the next batch, ``[B, S, ...]``; it is copied."""
+        """Append the next batch, ``[B, S, ...]``; it is copied."""
         batch = batch.detach().cpu().contiguous()
         if self._dtype not in (None, batch.dtype):
             raise InputError(f"{self.path}: expected {self._dtype} as before, got {batch.dtype}")

@@ -1,4 +1,4 @@
-"""Run one decoder layer of a model by the model's own forward pass, the others passed through."""
+"""Run one decoder layer by the model's own forward pass; the other layers return their input."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ class _Done(Exception):
 
 
 class _Trace:
-    """What decoder layers are called with besides hidden states, in a pass that computes none of them."""
+    """The arguments of decoder layers besides hidden states, in a pass that computes no layer."""
 
     def __init__(self, changed: bool) -> None:
         self.calls: dict[int, list[Any]] = {}
         self._changed = changed
 
     def take(self, index: int, others: Any, entering: Tensor) -> Tensor:
-        """Note a call; return what the layer hands on."""
+        """Record a call; return what the layer passes on."""
         self.calls.setdefault(index, []).append(others)
         return entering * 2 + 1 if self._changed else entering
 
@@ -37,10 +37,10 @@ class _Trace:
 class LayerRunner:
     """Computes one decoder layer for given hidden states.
 
-    The model itself prepares masks, positions and every other argument of the layer from the true token
-    ids, as in a whole forward pass; layers before the one asked for hand on what they get, and the pass
-    ends behind it. That is right only if each layer runs once and gets nothing from the layers before it but
-    hidden states, which the first run checks.
+    The model itself prepares masks, positions and every other argument of the layer from the token ids, as in
+    a complete forward pass. Earlier layers return their input, and the pass ends after the layer asked for.
+    That is correct only if each layer runs once and gets only hidden states from earlier layers; the first
+    run checks both.
     """
 
     def __init__(self, model: nn.Module, layers: nn.ModuleList) -> None:
@@ -61,13 +61,13 @@ class LayerRunner:
         """Return the hidden states that leave decoder layer ``index``.
 
         Args:
-            index: Its place in the list.
+            index: Its position in the list.
             ids: Token ids of the batch, ``[B, S]``.
-            hidden: The hidden states that enter it, ``[B, S, ...]``; None for what the model makes
-                of the ids.
+            hidden: The hidden states that enter it, ``[B, S, ...]``; None for those
+                that the model computes from the ids.
 
         Raises:
-            UnsupportedModel: Layers hand more to each other than hidden states, or run more than once.
+            UnsupportedModel: Layers pass on more than hidden states, or run more than once.
         """
         self._index, self._hidden = index, hidden
         done = self._pass(ids)
@@ -101,7 +101,7 @@ class LayerRunner:
                 yield name
 
     def _guard(self) -> None:
-        """Refuse a call of a module without weights: PyTorch makes numbers of nothing in some operations."""
+        """Refuse calls of modules without weights: some operations would return arbitrary numbers."""
         for name in self._without_values():
 
             def refuse(*_: Any, name: str = name) -> None:
@@ -110,9 +110,9 @@ class LayerRunner:
             self._model.get_submodule(name.rpartition(".")[0]).register_forward_pre_hook(refuse)
 
     def _check(self, ids: Tensor) -> None:
-        """Refuse layers that run more than once, or whose other arguments follow from earlier hidden states.
+        """Refuse layers that run more than once, or whose other arguments depend on earlier hidden states.
 
-        The model runs twice with every layer passed through, the second time with changed hidden states.
+        The model runs twice with layers that return their input, the second time with changed hidden states.
         """
         plain, changed = self._traced(ids, changed=False), self._traced(ids, changed=True)
         for index, calls in plain.calls.items():
@@ -129,7 +129,7 @@ class LayerRunner:
             self._pass(ids)
         except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
             raise _not_layer_by_layer(
-                self._model, f"its forward pass fails where decoder layers are passed through: {error}"
+                self._model, f"its forward pass fails if decoder layers return their input: {error}"
             ) from error
         finally:
             handle.remove()
@@ -174,20 +174,20 @@ class LayerRunner:
 
 
 def _held(collection: Any) -> tuple[Any, ...]:
-    """Return what a collection holds now."""
+    """Return the values that a collection holds now."""
     return tuple(collection.values() if isinstance(collection, Mapping) else collection)
 
 
 def _differ(before: tuple[Any, ...], after: tuple[Any, ...]) -> bool:
-    """Whether not the very same objects are held."""
+    """Whether two collections do not hold the very same objects."""
     return len(before) != len(after) or any(x is not y for x, y in zip(before, after, strict=True))
 
 
 @contextmanager
 def _refusing_what_is_absent(mapping: UserDict[Any, Any], error: Exception) -> Iterator[None]:
-    """Raise ``error`` where a key is read that is absent: a layer before would have put it there.
+    """Raise ``error`` if an absent key is read: an earlier layer would have set it.
 
-    What a layer only puts there does no harm; Gemma 4 does so where no later layer reads it.
+    Setting a key that no later layer reads is harmless; Gemma 4 does that.
     """
     kind = type(mapping)
 
@@ -208,7 +208,7 @@ def _refusing_what_is_absent(mapping: UserDict[Any, Any], error: Exception) -> I
 
 
 def _stop(*call: Any) -> None:
-    """End a pass where the module around the decoder layers returns: what follows has no weights."""
+    """End a pass when the module around the decoder layers returns: what follows has no weights."""
     raise _Done(call[-1])
 
 
@@ -235,7 +235,7 @@ def _needs_weights(model: nn.Module, names: list[str]) -> UnsupportedModel:
 
 
 def _more_than_hidden(model: nn.Module, what: str) -> UnsupportedModel:
-    return _not_layer_by_layer(model, f"a decoder layer hands on {what}; expected hidden states only")
+    return _not_layer_by_layer(model, f"a decoder layer passes on {what}; expected only hidden states")
 
 
 def _not_layer_by_layer(model: nn.Module, why: str) -> UnsupportedModel:

@@ -61,7 +61,7 @@ class Skeleton:
         self._sort_names()
 
     def load_rest(self) -> None:
-        """Load what stands beside the decoder layers: embeddings, norms; no output head, no other tower."""
+        """Load the weights outside the decoder layers: embeddings, norms; no output head, no other tower."""
         self._load(None)
 
     @contextmanager
@@ -85,7 +85,7 @@ class Skeleton:
             _to_meta(layer)
 
     def _load(self, part: int | None) -> None:
-        """Load the tensors of a part; tied ones that the file has under another name are taken from there."""
+        """Load the tensors of a part; tied ones may be in the file under another name."""
         self._read(self._names.get(part, []))
         for name, source in self._stand_ins.get(part, {}).items():
             owner, last = _owner(self.model, name)
@@ -103,7 +103,7 @@ class Skeleton:
             raise InputError(f"{self.reader.path}: weights do not fit the config: {wrong[0]}")
 
     def _sort_names(self) -> None:
-        """Sort the names of the checkpoint's tensors by decoder layer; None for those beside the layers."""
+        """Sort the names of the checkpoint's tensors by decoder layer; None for those outside the layers."""
         from transformers.core_model_loading import (
             WeightConverter,
             WeightRenaming,
@@ -129,11 +129,11 @@ class Skeleton:
                 self._stand_ins.setdefault(part, {})[target] = source
 
     def _part(self, target: str) -> tuple[int | None, ...]:
-        """Return the decoder layer of a tensor, None for one beside the layers, nothing for others."""
+        """Return the decoder layer of a tensor, None for one outside the layers, nothing for others."""
         parent = self.stack.rpartition(".")[0]
         if (found := re.match(rf"{re.escape(self.stack)}\.(\d+)\.", target)) is not None:
             return (int(found.group(1)),)
-        # What a module around them owns itself is needed as well: it is called, and may use it.
+        # The own tensors of a module around the layers are needed too: it is called and may use them.
         owner = target.rpartition(".")[0]
         around = not owner or self.stack.startswith(f"{owner}.")
         return (None,) if around or not parent or target.startswith(f"{parent}.") else ()
@@ -143,7 +143,7 @@ def stack_of(model: nn.Module, experts: list[ExpertsLayer]) -> str:
     """Return the name of the one list of decoder layers that holds all experts modules.
 
     Raises:
-        UnsupportedModel: There is not one such list.
+        UnsupportedModel: There are several such lists, or none.
     """
     stacks = {_outer_list(model, layer.name) for layer in experts}
     if len(stacks) != 1 or None in stacks:
@@ -171,7 +171,7 @@ def _empty_model(reader: TensorReader, dtype: torch.dtype | None, device: torch.
         )
     if dtype is None and choose_class(config)[1].dtype is None:
         dtype = reader.first_dtype()
-    # Found out now, not in the layer whose weights are missing.
+    # Checked now, not hours later in the layer whose weights are missing.
     say_unused(reader.path, check_weights(reader.path, trust_remote_code=trusted) or ())
     model = empty_model(reader.path, dtype=dtype, trust_remote_code=trusted)
     _make_buffers(model, device)
@@ -179,7 +179,7 @@ def _empty_model(reader: TensorReader, dtype: torch.dtype | None, device: torch.
 
 
 def _make_buffers(model: Any, device: torch.device) -> None:
-    """Compute the buffers that no checkpoint holds, by the model's own initialization."""
+    """Compute the buffers that checkpoints do not hold, by the model's own initialization."""
     for _, value in _saved(model):
         value._is_hf_initialized = True  # type: ignore[attr-defined]
     for name, buffer in list(model.named_non_persistent_buffers()):
@@ -217,7 +217,7 @@ def _owner(module: nn.Module, name: str) -> tuple[nn.Module, str]:
 
 
 def _empty(owner: nn.Module, name: str) -> None:
-    """Take the values of a tensor away."""
+    """Replace a tensor by one without values."""
     if name in owner._parameters:
         empty = torch.empty_like(owner.get_parameter(name), device="meta")
         owner._parameters[name] = nn.Parameter(empty, requires_grad=False)

@@ -32,7 +32,7 @@ _IN_WORDS = {
 class WorkFolder:
     """One run's finished layers and the hidden states after the last of them.
 
-    The manifest is written last and atomically, so that it never names what is not there whole.
+    The manifest is written last and atomically, so that everything it names is complete.
 
     Attributes:
         path: The folder.
@@ -53,7 +53,8 @@ class WorkFolder:
             self._resume(self._read(manifest))
         elif self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
             raise InputError(
-                f"{self.path}: expected an empty folder or one of an interrupted calibration; give another"
+                f"{self.path}: expected an empty folder or that of an interrupted calibration, got one with "
+                "other files; choose another"
             )
         else:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -64,7 +65,7 @@ class WorkFolder:
         return FileStates(self.path / f"states-{layer:04d}.bin")
 
     def states(self) -> FileStates | None:
-        """Return the hidden states that enter `next_layer`, or None where the run is at its start.
+        """Return the hidden states that enter `next_layer`, or None if no layer is finished.
 
         Raises:
             InputError: The file is damaged.
@@ -72,7 +73,7 @@ class WorkFolder:
         return None if self._states is None else FileStates.reopen(self.path, self._states)
 
     def save_layer(self, layer: int, similarities: Mapping[str, LayerSimilarity]) -> None:
-        """Keep the similarities, by metric, of a decoder layer."""
+        """Save a decoder layer's similarities, by metric."""
         tensors: dict[str, Tensor] = {}
         for name, similarity in similarities.items():
             tensors[f"{name}/similarity"] = similarity.similarity.cpu().contiguous()
@@ -82,7 +83,7 @@ class WorkFolder:
             save_file(tensors, temporary)
 
     def load_layer(self, layer: int) -> dict[str, LayerSimilarity]:
-        """Return the similarities of a finished decoder layer by metric; none for a dense one."""
+        """Return the similarities of a finished decoder layer by metric; empty for a dense layer."""
         path = self._layer_file(layer)
         tensors = load_file(path) if path.is_file() else {}
         names = [name.removesuffix("/similarity") for name in tensors if name.endswith("/similarity")]
@@ -92,7 +93,7 @@ class WorkFolder:
         }
 
     def finish(self, layer: int, states: States | None) -> None:
-        """Note that a decoder layer is done and where the hidden states after it are."""
+        """Record that a decoder layer is done, and the hidden states after it."""
         self.next_layer = layer + 1
         self._states = None if states is None else states.describe()
         self._write()
@@ -121,8 +122,8 @@ class WorkFolder:
     def _resume(self, manifest: Mapping[str, Any]) -> None:
         if manifest.get("format") != _FORMAT:
             raise InputError(
-                f"{self.path}: was left by another version of sere, and this one cannot continue it; delete "
-                "it, or give another folder"
+                f"{self.path}: was written by another version of sere, which this one cannot continue; "
+                "delete it, or choose another folder"
             )
         if different := differences(*_told_apart(manifest.get("run", {}), self._run), _IN_WORDS):
             raise InputError(
@@ -134,9 +135,9 @@ class WorkFolder:
 
 
 def _told_apart(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return two records without what tells a reader nothing.
+    """Return two records without entries that tell a reader nothing.
 
-    How the tokens were chosen matters if other tokens came of it, and then says why better than their digest.
+    How the tokens were chosen is shown if it led to other tokens, because it says more than their digest.
     """
     same = before.get("data_digest") == now.get("data_digest")
     chosen = before.get("chosen") != now.get("chosen")
@@ -147,13 +148,13 @@ def _told_apart(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[dict
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Keep other processes out of a folder while the block runs; the system ends that with the process.
+    """Keep other processes out of a folder while the block runs; the lock ends with the process.
 
     Raises:
         InputError: Another process has it.
     """
     if path.exists() and not path.is_dir():
-        raise InputError(f"{path}: expected a folder, got a file; give another")
+        raise InputError(f"{path}: expected a folder, got a file; choose another")
     path.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
         try:
@@ -164,7 +165,7 @@ def _locked(path: Path) -> Iterator[None]:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise InputError(
-                f"{path}: another calibration is at work in it; wait for its end, or give another folder"
+                f"{path}: another calibration is running in it; wait until it ends, or choose another folder"
             ) from error
         except (ImportError, OSError):  # this system, or this disk, cannot lock a folder
             pass
@@ -173,10 +174,10 @@ def _locked(path: Path) -> Iterator[None]:
 
 @contextmanager
 def resumable(path: str | os.PathLike[str], run: Mapping[str, Any], *, total: int) -> Iterator[WorkFolder]:
-    """Open a work folder for the time of a run; delete it at the end.
+    """Open a work folder while the block runs; delete it at the end.
 
-    A run that ends early leaves the folder if a layer is finished, and a note on the exception that says so;
-    otherwise it leaves nothing.
+    If the block fails after a layer is finished, the folder stays, and a note on the exception says so;
+    otherwise nothing stays.
 
     Args:
         path: The folder.

@@ -1,9 +1,9 @@
-"""Decode steps of exactly B rows: what a serving engine under load does.
+"""Decode steps of exactly B rows, as in a serving engine under load (continuous batching).
 
-The rows of a step stand in one cache, aligned at its right end. A row whose text has ended is given
-the next prompt at once: the prompt's keys and values are put in front of the common right end, and
-the mask hides what stands before them. Positions are each row's own, so a row computes what it would
-compute alone.
+The rows of a step share one cache, aligned at its right end. A row whose text has ended gets the next prompt
+at once: the prompt's keys and values are written to the left of the common right end, and the mask hides
+everything before them. Every row has its own positions, so it computes what it would compute in a batch of
+one.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from sere.integrations.transformers.inputs import cache_argument
 
 @dataclass(slots=True)
 class Job:
-    """One text on its way.
+    """One text while it is decoded.
 
     Attributes:
-        index: Its place among the texts.
+        index: Its index among the texts.
         token: The next input token.
-        cache: Keys and values of what precedes it; handed over when the job gets a row.
-        filler: Only keeps the batch full; its result is not wanted.
-        tokens: What has been chosen so far.
+        cache: Keys and values of the tokens before it; given away when the job gets a row.
+        filler: Whether it only keeps the batch full, and its result is not used.
+        tokens: The tokens chosen so far.
     """
 
     index: int
@@ -48,14 +48,14 @@ Choose = Callable[[Sequence[Job], Tensor], list[int | None]]
 def run_rows(
     model: Any, jobs: Iterator[Job], choose: Choose, *, B: int, finished: Callable[[Job], object]
 ) -> Iterator[float]:
-    """Decode ``jobs`` in steps of ``B`` rows until all that are no fillers have ended, one step a turn.
+    """Decode ``jobs`` in steps of ``B`` rows until all but the fillers have ended, one step per turn.
 
     Args:
         model: A causal language model for which `has_full_attention_cache` holds.
-        jobs: The texts in order, then fillers without end: every step has ``B`` rows. Or none at all.
+        jobs: The texts in order, then fillers without end, so that every step has ``B`` rows; or nothing.
         choose: Chooses each row's next token.
         B: Rows of a step.
-        finished: Called with each job that has ended, fillers excepted.
+        finished: Called with each job that has ended, except fillers.
 
     Yields:
         After each step its time in ms: the model's forward pass and the choice, without prefill.
@@ -75,7 +75,7 @@ def run_rows(
             if not rows[row].filler:
                 finished(rows[row])
             rows[row] = next(jobs)
-            slots.place(row, rows[row])
+            slots.put(row, rows[row])
         if None in chosen:
             slots.trim()
         yield step_ms
@@ -97,10 +97,10 @@ class _Slots:
             self.cache.update(empty_k, empty_v, index)
         self._widen(max(job.cache[0][0].shape[1] for job in jobs))
         for row, job in enumerate(jobs):
-            self.place(row, job)
+            self.put(row, job)
 
     def step(self, tokens: list[int]) -> Tensor:
-        """Feed one token a row and return the logits, ``[B, V]``."""
+        """Feed one token per row and return the logits, ``[B, V]``."""
         positions = torch.tensor(self.lengths, device=self.mask.device)[:, None]
         self.mask = torch.nn.functional.pad(self.mask, (0, 1), value=True)
         output = self.model(
@@ -114,8 +114,8 @@ class _Slots:
         logits: Tensor = output.logits[:, -1]
         return logits
 
-    def place(self, row: int, job: Job) -> None:
-        """Give ``row`` to ``job``: its keys and values end where the other rows' end."""
+    def put(self, row: int, job: Job) -> None:
+        """Give ``row`` to ``job``; its keys and values end at the common right end."""
         length = job.cache[0][0].shape[1]
         self._widen(length)
         start = self.mask.shape[1] - length
@@ -128,7 +128,7 @@ class _Slots:
         job.cache = []
 
     def trim(self) -> None:
-        """Drop the columns on the left that no row needs any more."""
+        """Drop the columns on the left that no row uses any longer."""
         spare = self.mask.shape[1] - max(self.lengths)
         if spare > 0:
             self.mask = self.mask[:, spare:]

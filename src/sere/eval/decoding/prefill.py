@@ -15,9 +15,9 @@ from sere.structure import text_config
 KeyValues = list[tuple[Tensor, Tensor]]
 """Per layer the keys and values of one row, ``[heads, length, head size]`` each."""
 
-# Prompts read at once. Fixed, so that the same prompts give the same bits at every batch size and setting.
+# Prompts read at once; fixed, so that the same prompts give the same bits at every batch size and setting.
 GROUP = 16
-# Logits held at once while a group is read; of large vocabularies, fewer texts are read at once.
+# Logits held at once while a group is read; with large vocabularies, fewer texts are read at once.
 MOST_LOGITS = 1 << 27
 
 
@@ -26,9 +26,9 @@ class Prefilled:
     """One prompt after prefill.
 
     Attributes:
-        index: Its place among the prompts.
+        index: Its index among the prompts.
         cache: Keys and values of all its tokens.
-        logits: ``[n, V]``: of its last n tokens.
+        logits: Of its last n tokens, ``[n, V]``.
     """
 
     index: int
@@ -43,7 +43,7 @@ def prefill(model: Any, prompts: Sequence[Sequence[int]], *, keep: int = 1) -> I
     Args:
         model: A causal language model of Transformers with full attention.
         prompts: Token ids, at least one each.
-        keep: Keep the logits of so many last tokens of each prompt, of all where it has fewer.
+        keep: For how many last tokens of each prompt logits are kept; of a shorter prompt, all.
     """
     size = _group_size(model, keep)
     for first in range(0, len(prompts), size):
@@ -66,7 +66,7 @@ def pad_left(group: Sequence[Sequence[int]], device: Any = None) -> tuple[Tensor
 
 
 def _group_size(model: Any, keep: int) -> int:
-    """Return how many texts to read at once: fewer where their logits would fill much memory."""
+    """Return how many texts to read at once: fewer if their logits would fill much memory."""
     vocabulary = getattr(text_config(model), "vocab_size", None) or 1
     return max(1, min(GROUP, MOST_LOGITS // (keep * vocabulary)))
 

@@ -1,7 +1,7 @@
-"""Decode groups of B rows with the model's own ``generate``: for every kind of cache that there is.
+"""Decode groups of B rows with the model's own ``generate``, which works with every cache (static batching).
 
-``generate`` knows how each architecture names and makes its cache, masks and positions: sliding windows,
-states of linear attention, compressed keys. It cannot give the row of a text that has ended to the next text.
+``generate`` knows how each architecture makes its cache, masks and positions: sliding windows, states of
+linear attention, compressed keys. It cannot give the row of a text that has ended to the next text.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Forced:
 
     Attributes:
         read: What prefill reads.
-        fed: What the decode steps are fed, one token a step, at least one; then from the beginning again.
+        fed: What the decode steps are fed, one token per step, at least one; after the last, the first again.
     """
 
     read: Sequence[int]
@@ -32,7 +32,7 @@ class Forced:
 
 
 def end_mark(model: Any, stop: frozenset[int]) -> int:
-    """Return the token that is fed to rows that have ended, by which re-routing knows them.
+    """Return the token that is fed to rows that have ended, by which re-routing recognizes them.
 
     Args:
         model: The model, with its generation settings.
@@ -56,8 +56,8 @@ def continue_groups(
 ) -> list[float]:
     """Continue prompts greedily in groups of B rows that wait for their longest answer.
 
-    Where the prompts do not fill the last group, prompts from the beginning do, whose second answers are
-    thrown away.
+    If the prompts do not fill the last group, prompts from the beginning do; their second answers are
+    discarded.
 
     Args:
         model: A causal language model of Transformers.
@@ -66,10 +66,10 @@ def continue_groups(
         max_new_tokens: Most tokens of an answer.
         stop: Ids that end an answer.
         pad_token_id: Fed to rows that have ended.
-        on_finished: Called with each prompt's place and its new tokens, what follows its end among them.
+        on_finished: Called with each prompt's index and its new tokens, including those after its end.
 
     Returns:
-        The time of each decode step in ms, prefill excluded.
+        The time of each decode step in ms, without prefill.
     """
     step_ms: list[float] = []
     for indices in groups(len(prompts), B):
@@ -98,9 +98,9 @@ def force(model: Any, rows: Sequence[Forced], steps: int, see: Callable[[int, Te
     Args:
         model: A causal language model of Transformers.
         rows: The rows of the group.
-        steps: So many logits are shown.
-        see: Called with a step's number and logits ``[B, V]``: 0 is prefill, whose logits are of the rows'
-            first fed tokens; those of step s are of token s.
+        steps: How many times logits are shown.
+        see: Called with a step's number and logits ``[B, V]``: step 0 is prefill, whose logits predict the
+            rows' first fed tokens; those of step s predict token s.
     """
     ids, mask = pad_left([row.read for row in rows], model.device)
     with _plain_settings(model):
@@ -114,9 +114,9 @@ def force(model: Any, rows: Sequence[Forced], steps: int, see: Callable[[int, Te
 
 
 def groups(count: int, B: int) -> Iterator[list[int]]:
-    """Yield the places of each group of B; the last is filled up from the beginning."""
+    """Yield the indices of each group of B; the last group is filled up from the beginning."""
     for first in range(0, count, B):
-        yield [place % count for place in range(first, first + B)]
+        yield [index % count for index in range(first, first + B)]
 
 
 class _Teacher:
@@ -136,7 +136,7 @@ class _Teacher:
 
 
 class _Clock:
-    """A stopping criterion that never stops: called once a step, it takes the time between calls."""
+    """A stopping criterion that never stops: called once per step, it takes the time between calls."""
 
     def __init__(self) -> None:
         self.last: float | None = None
@@ -152,7 +152,7 @@ class _Clock:
 
 @contextmanager
 def _plain_settings(model: Any) -> Iterator[None]:
-    """Let ``generate`` take the most likely token: no penalties or bans of the checkpoint's own settings."""
+    """Let ``generate`` take the most likely token, without penalties or bans of the checkpoint's settings."""
     from transformers import GenerationConfig
 
     own = model.generation_config

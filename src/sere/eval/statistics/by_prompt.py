@@ -16,7 +16,7 @@ _MANY = 10_000
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A value per token with its confidence interval; None as bounds where there is one prompt only."""
+    """A value per token with its confidence interval; the bounds are None if there is only one prompt."""
 
     value: float
     low: float | None
@@ -26,12 +26,12 @@ class Estimate:
 def mean_per_token(totals: Sequence[float], tokens: Sequence[int], *, confidence: float = 0.95) -> Estimate:
     """Return the mean of a value per token, with an interval by the variance between prompts.
 
-    The ratio of two sums over prompts, its variance linearized (the prompts being the sample) and Student's t
-    with one degree of freedom less than there are prompts.
+    The ratio of two sums over prompts, with the linearized variance between prompts (the sample) and
+    Student's t with one degree of freedom less than there are prompts.
 
     Args:
-        totals: By prompt, the sum of the value over its tokens.
-        tokens: By prompt, how many tokens that is, at least 1.
+        totals: Per prompt, the sum of the value over its tokens.
+        tokens: Per prompt, how many tokens that is, at least 1.
         confidence: Of the two-sided interval.
 
     Raises:
@@ -57,12 +57,12 @@ def positive_mean_per_token(
     (``tests/eval/statistics/test_by_prompt.py`` counts).
 
     Args:
-        totals: As for `mean_per_token`, like the other arguments.
-        tokens: As there.
-        confidence: As there.
+        totals: Per prompt, the sum of the value over its tokens.
+        tokens: Per prompt, how many tokens that is, at least 1.
+        confidence: Of the two-sided interval.
 
     Raises:
-        InputError: As `mean_per_token`.
+        InputError: There is no prompt, or the two have different lengths.
     """
     ratio, error = _ratio(totals, tokens)
     if error is None:
@@ -70,24 +70,24 @@ def positive_mean_per_token(
     if ratio <= 0:
         return Estimate(ratio, ratio, ratio)
     half = student_t(len(tokens) - 1, confidence) * error / ratio
-    # A number, however little two prompts may say: records hold no infinities.
+    # A finite number even for two prompts that say little, because records hold no infinities.
     return Estimate(ratio, ratio * exp(-half), ratio * exp(min(half, 500.0)))
 
 
 def share_of_tokens(hits: Sequence[int], tokens: Sequence[int], *, confidence: float = 0.95) -> Estimate:
     """Return a share of tokens with Wilson's interval at the effective number of tokens.
 
-    The effective number is that of independent tokens which would give the variance that is seen between
-    prompts, made smaller where few prompts make that variance uncertain. Wilson's interval keeps a width
-    where the share is 0 or 1; there the tokens count in full.
+    The effective number is how many independent tokens would give the variance observed between prompts,
+    reduced if few prompts make this variance uncertain. Wilson's interval keeps a width if the share is 0 or
+    1; then all tokens count.
 
     Args:
-        hits: By prompt, how many of its tokens count.
-        tokens: By prompt, how many tokens it has, at least 1.
+        hits: Per prompt, how many of its tokens count.
+        tokens: Per prompt, how many tokens it has, at least 1.
         confidence: Of the two-sided interval.
 
     Raises:
-        InputError: As `mean_per_token`.
+        InputError: There is no prompt, or the two have different lengths.
 
     Source: Korn and Graubard (1998), Survey Methodology 24, 193 (effective sample size and its correction for
         the degrees of freedom); Wilson (1927).

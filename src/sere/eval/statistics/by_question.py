@@ -43,11 +43,11 @@ def normal_bound(confidence: float) -> float:
 
 
 def score_interval(share: float, n: float, z: float) -> Interval:
-    """Return Wilson's interval of a share that was seen in ``n`` trials, which need be no whole number.
+    """Return Wilson's interval of a share that was observed in ``n`` trials; ``n`` may be fractional.
 
     Args:
         share: In [0, 1].
-        n: Independent trials, or as many as dependent ones are worth.
+        n: Independent trials, or the effective number of dependent ones.
         z: The normal distribution's quantile of the wanted confidence.
     """
     center = (share + z * z / (2 * n)) / (1 + z * z / n)
@@ -59,7 +59,7 @@ def score_interval(share: float, n: float, z: float) -> Interval:
 def paired_difference(after: Sequence[bool], before: Sequence[bool], *, confidence: float = 0.95) -> Interval:
     """Return the difference of two shares measured on the same questions, with Newcombe's interval.
 
-    Both methods answered the same questions, so what counts are the questions on which they differ.
+    Both methods answered the same questions, so only the questions on which they differ count.
     Newcombe's method 10 combines the two Wilson intervals with the correlation of the pairs; unlike
     the bootstrap it needs no draws, and unlike McNemar's it holds where few questions differ.
 

@@ -1,7 +1,7 @@
 """Questions with one right answer each, and English passages, made by seeded rules.
 
 Which of the two splits a prompt belongs to is decided by a digest of the prompt itself, so no
-prompt can be in both, whatever the seeds. Plain Python: nothing but the standard library.
+prompt can be in both, whatever the seeds. Plain Python: only the standard library.
 """
 
 from __future__ import annotations

@@ -14,16 +14,18 @@ def _word(rng: Random, low: int, high: int) -> str:
 
 
 def reversal(rng: Random) -> Question:
-    """Reverse a line of three words; the step reverses each word in its place."""
+    """Reverse a line of three words; the step reverses each word where it is."""
     words = [_word(rng, 3, 7) for _ in range(3)]
     turned = [word[::-1] for word in words]
     return worked("reversal", f"reverse {' '.join(words)}", " ".join(turned), " ".join(reversed(turned)))
 
 
 def shift(rng: Random) -> Question:
-    """Shift letters along the alphabet; each step is a letter, its new place (a = 00), the letter there."""
+    """Shift letters along the alphabet; each step is a letter, its new position (a = 00) and letter."""
     amount, word = rng.randint(2, 24), _word(rng, 5, 8)
-    places = [(ord(letter) - ord("a") + amount) % 26 for letter in word]
-    shifted = [ascii_lowercase[place] for place in places]
-    steps = " ".join(f"{old}{place:02d}{new}" for old, place, new in zip(word, places, shifted, strict=True))
+    positions = [(ord(letter) - ord("a") + amount) % 26 for letter in word]
+    shifted = [ascii_lowercase[position] for position in positions]
+    steps = " ".join(
+        f"{old}{position:02d}{new}" for old, position, new in zip(word, positions, shifted, strict=True)
+    )
     return worked("shift", f"shift {amount} {word}", steps, "".join(shifted))

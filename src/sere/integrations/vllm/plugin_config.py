@@ -69,8 +69,8 @@ class PluginConfig:
         """
         if not isinstance(values, Mapping):
             raise ConfigError(
-                f'additional_config["sere"]: expected settings such as {_EXAMPLE}, got {values!r}; an engine '
-                'that is not to re-route has no "sere" there'
+                f'additional_config["sere"]: expected settings such as {_EXAMPLE}, got {values!r}; to '
+                'leave the engine alone, omit "sere"'
             )
         routing = {field.name for field in dataclasses.fields(RerouteConfig)}
         for key in values:

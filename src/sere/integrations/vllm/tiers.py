@@ -25,14 +25,14 @@ def parse_tier(extra_args: Mapping[str, Any] | None) -> int | None:
 
     Args:
         extra_args: ``SamplingParams.extra_args``, which ``vllm_xargs`` of the OpenAI API becomes. Under
-            ``"sere"`` stands ``"off"``, S as an integer, or ``{"select_top_k": S}``, the last also as JSON
+            ``"sere"``: ``"off"``, S as an integer, or ``{"select_top_k": S}``, the last also as JSON
             text, because the API's extra arguments are flat.
 
     Returns:
-        S for the request's rows, ``PROTECTED`` for ``"off"``, or None where the engine's setting holds.
+        S for the request's rows, ``PROTECTED`` for ``"off"``, or None for the engine's setting.
 
     Raises:
-        ConfigError: The value is none of these.
+        ConfigError: The value is something else.
     """
     value = (extra_args or {}).get(KEY)
     if value is None:
@@ -55,7 +55,7 @@ def _decoded(text: str) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
-        # Besides what is no JSON: too many digits, too deep.
+        # Not JSON, or too many digits, or too deep.
         raise ConfigError(_expected(text)) from None
 
 

@@ -17,8 +17,9 @@ from torch import Tensor
 from sere.errors import BackendUnavailable, ConfigError, did_you_mean, how_to_install
 from sere.reroute.batch import Routing, TokenBatch
 from sere.reroute.raw_layer import KernelConfig, RawLayer
+from sere.warn_once import WarnOnce
 
-logger = logging.getLogger("sere")
+warn_once = WarnOnce(logging.getLogger("sere"))
 
 
 class BackendLayer(Protocol):
@@ -34,7 +35,7 @@ class BackendLayer(Protocol):
 
     @property
     def config(self) -> KernelConfig:
-        """The settings that are no tensors."""
+        """The settings that are not tensors."""
 
     def __iter__(self) -> Iterator[Any]: ...
 
@@ -149,7 +150,7 @@ def select(backend: str, device_type: str, E: int = 1) -> str:
         reason = BACKENDS[fastest].why_not(device_type, E)
         if reason is None:
             return fastest
-        warn_once_of_fallback(fastest, reason)
+        warn_of_fallback(fastest, reason)
         return "torch"
     if backend not in BACKENDS:
         raise ConfigError(f"backend: got {backend!r}{did_you_mean(backend, ['auto', *BACKENDS])}")
@@ -176,14 +177,14 @@ def on_device(backend: str, asked: str, device: torch.device) -> str:
         return backend
     if asked != "auto":
         raise BackendUnavailable(f"backend {backend!r} cannot run on {device}: {reason}")
-    warn_once_of_fallback(backend, f"on {device}, {reason}")
+    warn_of_fallback(backend, f"on {device}, {reason}")
     return "torch"
 
 
-@cache
-def warn_once_of_fallback(backend: str, reason: str) -> None:
-    """Log that the torch backend runs in another's place; the same reason once a process."""
-    logger.warning("sere: re-routing with the torch backend instead of %s: %s", backend, reason)
+def warn_of_fallback(backend: str, reason: str) -> None:
+    """Log that the torch backend runs instead of another one; once per process for each reason."""
+    text = "sere: re-routing with the torch backend instead of %s: %s"
+    warn_once((backend, reason), text, backend, reason)
 
 
 @cache

@@ -1,4 +1,4 @@
-"""The ``torch`` backend: whole-tensor operations, no host synchronization, any device.
+"""The ``torch`` backend: tensor operations on any device, without host synchronization.
 
 Shapes depend on T, K and E only, so that the operations can be compiled with ``fullgraph=True`` and
 captured in a CUDA graph.
@@ -26,7 +26,7 @@ class Layer(NamedTuple):
             where p is below the threshold, unknown, or e itself.
         keep: ``[E]``, bool.
         scale: ``[E, E]``, float32, or None.
-        config: The settings that are no tensors.
+        config: The settings that are not tensors.
     """
 
     position: Tensor

@@ -67,8 +67,8 @@ def test_adapters_in_a_batch(tmp_path: Path) -> None:
         outputs = llm.generate(prompts(), sampling(), use_tqdm=False, lora_request=[adapter, None] * 4)
         return [list(output.outputs[0].token_ids) for output in outputs]
 
-    # The CPU's kernel bears no adapter for experts, so only the projections are given one. A request without
-    # an adapter gets that of the last place on a CPU, so that one stays empty.
+    # The CPU's kernel supports no adapter for experts, so only the projections are given one. A request
+    # without an adapter gets the last one on a CPU, so that one stays empty.
     with engine(
         path, {"select_top_k": 4}, dtype="float32", enable_lora=True, max_loras=2, max_lora_rank=RANK,
         lora_target_modules=["qkv_proj", "o_proj"],

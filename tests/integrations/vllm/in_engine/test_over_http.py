@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import time
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -33,7 +32,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, ports: int) -> Iterator[Ser
     folder = tmp_path_factory.mktemp("served")
     table = folder / "table.safetensors"
     bundled_table(table)
-    settings = {"table": str(table), "select_top_k": 1, "log_seconds": 1, "metrics_port": ports}
+    settings = {"table": str(table), "select_top_k": 1, "log_seconds": 0.001, "metrics_port": ports}
     with serve(model_path(), settings, folder, "--enforce-eager") as running:
         yield running
 
@@ -65,8 +64,6 @@ def test_served_requests_are_rerouted(server: Server) -> None:
     assert len(stats["layers"]) == 6
     assert all(layer["distinct_after"] < layer["distinct_before"] for layer in stats["layers"])
     assert "sere: re-routing active: 6 MoE layers (0 to 5)" in server.log.read_text()
-    time.sleep(1.1)  # log_seconds
-    assert complete(server, PROMPTS[0])[0] == 200
     assert re.search(r"sere: \d+ steps re-routed, \d+ skipped; per layer and step", server.log.read_text())
 
 

@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("default")]
 
 @pytest.fixture(autouse=True)
 def _one_core_each(monkeypatch: pytest.MonkeyPatch) -> None:
-    # On one NUMA node vLLM does not find a place for two workers by itself.
+    # On one NUMA node vLLM does not find cores for two workers by itself.
     cores = sorted(os.sched_getaffinity(0))
     monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", f"{cores[0]}|{cores[-1]}")
 

@@ -21,7 +21,7 @@ def test_misspelled_tier(extra: Any, refused: bool, monkeypatch: pytest.MonkeyPa
     """A tier under a name like "sere", which nothing would read, is refused; what others send is not."""
     monkeypatch.setattr(checks, "_refusal", lambda: ConfigError)
     if refused:
-        with pytest.raises(ConfigError, match=f"stands under 'sere', got {next(iter(extra))!r}"):
+        with pytest.raises(ConfigError, match=f"setting under 'sere', got {next(iter(extra))!r}"):
             checks.check_tier(extra)
     else:
         checks.check_tier(extra)

@@ -65,9 +65,9 @@ def test_engines_without_decode_steps(holder: str, value: dict[str, Any], text: 
     ("parallel", "text"),
     [
         ({"enable_dbo": True}, "dual batch overlap: each half of the batch"),
-        ({"use_sequence_parallel_moe": True}, "sequence-parallel MoE: each rank sees a part"),
-        ({"prefill_context_parallel_size": 2}, "prefill context parallelism: each rank sees a part"),
-        ({"data_parallel_size": 2}, "data parallelism: where an expert kernel gathers"),
+        ({"use_sequence_parallel_moe": True}, "sequence-parallel MoE: each rank sees only a part"),
+        ({"prefill_context_parallel_size": 2}, "prefill context parallelism: each rank sees only a part"),
+        ({"data_parallel_size": 2}, "data parallelism: an expert kernel may gather"),
     ],
 )
 def test_refused_features(parallel: dict[str, Any], text: str) -> None:

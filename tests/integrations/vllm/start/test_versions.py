@@ -30,15 +30,15 @@ def test_versions(version: str | None, device: str, fine: bool) -> None:
             versions.check_version(version, device_type=device, allow_untested=False)
 
 
-@pytest.mark.parametrize("place", ["routed_experts.quant_method", "_quant_method", "quant_method"])
-def test_kernel_is_found_where_each_release_keeps_it(place: str) -> None:
+@pytest.mark.parametrize("path", ["routed_experts.quant_method", "_quant_method", "quant_method"])
+def test_kernel_is_found_where_each_release_keeps_it(path: str) -> None:
     """Kernel and whether it routes inside itself are read in 0.24 and later, in 0.23 and in 0.20."""
     experts = object()
     method = SimpleNamespace(
         moe_kernel=SimpleNamespace(impl=SimpleNamespace(fused_experts=experts)), is_monolithic=True
     )
     runner: Any = method
-    for name in reversed(place.split(".")):
+    for name in reversed(path.split(".")):
         runner = SimpleNamespace(**{name: runner})
     assert versions.expert_kernel(runner) == (experts, True)
 

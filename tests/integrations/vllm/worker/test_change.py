@@ -31,26 +31,29 @@ def test_large_s_is_exact(any_table: Any) -> None:
     assert not RowBudgets(2, torch.device("cpu"), may_skip=True).announce(found.budgets)
 
 
-def test_larger_s_is_refused(any_table: Any) -> None:
-    """An S or a floor that no int32 holds is refused at the start and live, where nothing changes."""
-    text = f"expected an integer of at most {LARGE}, got {LARGE + 1}"
-    for name in ("select_top_k", "min_active"):
-        with pytest.raises(ConfigError, match=f"{name}: {text}"):
-            RerouteConfig.from_mapping({"select_top_k": 1} | {name: LARGE + 1})
-    known = prepared(any_table, {}, torch.nn.Module, select_top_k=2)
-    assert text in change.change(known, {"select_top_k": LARGE + 1})["error"]
-    assert known.config.select_top_k == 2
+@pytest.mark.parametrize("name", ["select_top_k", "min_active"])
+def test_larger_numbers_are_refused_at_the_start(name: str) -> None:
+    """An S or a floor that no int32 holds is refused."""
+    with pytest.raises(ConfigError, match=f"{name}: expected an integer of at most {LARGE}, got {LARGE + 1}"):
+        RerouteConfig.from_mapping({"select_top_k": 1} | {name: LARGE + 1})
 
 
-def test_kept_experts_of_layers_elsewhere(any_table: Any) -> None:
-    """A live ``keep`` is checked for layers of other processes too, so that all ranks refuse it alike."""
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"select_top_k": LARGE + 1}, f"expected an integer of at most {LARGE}, got {LARGE + 1}"),
+        # Layers of other processes too, so that all ranks refuse it alike.
+        ({"keep": {1: [3, 16]}}, "keep: layer 1 has the experts 0 to 15, got 16"),
+        ({"keep": {4: [3]}}, "keep: layer 4 has no similarities; the table has the layers 0, 1"),
+    ],
+    ids=["S", "expert", "layer"],
+)
+def test_refused_changes(any_table: Any, changes: dict[str, Any], text: str) -> None:
+    """A change that is refused says why and changes nothing."""
     known = prepared(any_table, {}, torch.nn.Module, select_top_k=2)
-    for keep, text in (
-        ({1: [3, 16]}, "keep: layer 1 has the experts 0 to 15, got 16"),
-        ({4: [3]}, "keep: layer 4 has no similarities; the table has the layers 0, 1"),
-    ):
-        assert change.change(known, {"keep": keep}) == {"error": text}
-        assert not known.config.keep
+    before = known.config
+    assert text in change.change(known, changes)["error"]
+    assert known.config == before
 
 
 def test_new_settings_reach_every_tensor_of_a_layer(any_table: Any) -> None:

@@ -14,16 +14,16 @@ from sere.integrations.vllm.worker import expert_kernels
 from sere.reroute import reroute
 
 
-def test_kernel_that_bears_duplicates_keeps_the_settings() -> None:
-    """The CPU kernel takes any mode but sentinels."""
-    for merge in ("none", "same", "distinct"):
-        config = RerouteConfig(select_top_k=1, merge=merge)
-        assert expert_kernels.fit_to_kernel(config, "CPUUnquantizedExperts", K=4, merge_given=True) == config
+@pytest.mark.parametrize("merge", ["none", "same", "distinct"])
+def test_kernel_that_supports_duplicates_keeps_the_settings(merge: Any) -> None:
+    """The CPU kernel takes any mode except sentinels."""
+    config = RerouteConfig(select_top_k=1, merge=merge)
+    assert expert_kernels.fit_to_kernel(config, "CPUUnquantizedExperts", K=4, merge_given=True) == config
 
 
 @pytest.mark.parametrize("kernel", ["OAITritonExperts", "TrtLlmFp8ExpertsModular", "SomethingNew", None])
 def test_other_kernels_get_distinct_rows(kernel: str | None) -> None:
-    """A kernel that may not bear duplicates gets distinct experts, enough of them, and no sentinel."""
+    """A kernel that may not support duplicate ids gets distinct experts, enough of them, and no sentinel."""
     config = expert_kernels.fit_to_kernel(RerouteConfig(select_top_k=1), kernel, K=4, merge_given=False)
     assert (config.merge, config.min_active, config.sentinel) == ("distinct", 4, None)
     ids, weights = torch.stack([torch.randperm(8)[:4] for _ in range(3)]), torch.rand(3, 4)

@@ -12,6 +12,7 @@ from sere.integrations.vllm.tiers import COUNT_ONLY_S
 from sere.integrations.vllm.worker import change
 from sere.integrations.vllm.worker.equip import _before_shutdown
 from sere.integrations.vllm.worker.guard import FIRST_LOOK
+from sere.reroute import COUNTERS
 from tests.support.vllm.standins import NAMES, Start, decode, why
 
 
@@ -27,11 +28,11 @@ def test_rerouting_is_not_warned_of(start: Start, caplog: pytest.LogCaptureFixtu
 def test_scoring_of_prompts(start: Start, caplog: pytest.LogCaptureFixture) -> None:
     """Prompts alone, as log-likelihood tasks and max_tokens=1 send them, are named once, after some steps."""
     engine = start()
-    for place in range(FIRST_LOOK - 1):
-        engine.prompts(f"p{place}")
+    for number in range(FIRST_LOOK - 1):
+        engine.prompts(f"p{number}")
     assert not caplog.messages
-    for place in range(20 * FIRST_LOOK):
-        engine.prompts(f"q{place}")
+    for number in range(20 * FIRST_LOOK):
+        engine.prompts(f"q{number}")
     assert len(caplog.messages) == 1
     assert f"no decode step was seen in {FIRST_LOOK - 1} calls" in caplog.messages[0]
     assert f"no decode step was seen in {21 * FIRST_LOOK - 1} calls" in str(why(engine))
@@ -110,7 +111,7 @@ def test_reading_in_the_middle_of_a_step(start: Start, caplog: pytest.LogCapture
     engine.state.guard.last_look()
     first = scraped[0]
     assert first["steps"]["rerouted"] == 1
-    assert first["layers"][0]["counters"][0] == 0
+    assert first["layers"][0]["counters"][COUNTERS.index("steps")] == 0
     assert not caplog.messages
 
 

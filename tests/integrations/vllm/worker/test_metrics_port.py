@@ -30,9 +30,13 @@ def test_only_this_machine_unless_asked() -> None:
             scrape(port)
     finally:
         close()
-    for wrong in ("", 1):
-        with pytest.raises(ConfigError, match="metrics_host: expected an address to listen on"):
-            PluginConfig.from_mapping({"select_top_k": 1, "metrics_host": wrong})
+
+
+@pytest.mark.parametrize("host", ["", 1])
+def test_refused_hosts(host: object) -> None:
+    """What is not an address is refused."""
+    with pytest.raises(ConfigError, match="metrics_host: expected an address to listen on"):
+        PluginConfig.from_mapping({"select_top_k": 1, "metrics_host": host})
 
 
 def test_port_that_is_taken() -> None:

@@ -55,9 +55,9 @@ def test_stage_without_moe_layers(start: Start, caplog: pytest.LogCaptureFixture
     other = start(parallel={"pipeline_parallel_size": 2})
     decode(other)
     answers = [engine.state.report() for engine in (dense, other)]
-    whole = merge_answers(answers)
-    assert whole.nothing_changed is None
-    assert (len(whole.layers), whole.kernel) == (2, "CPUUnquantizedExperts")
+    joined = merge_answers(answers)
+    assert joined.nothing_changed is None
+    assert (len(joined.layers), joined.kernel) == (2, "CPUUnquantizedExperts")
 
 
 def test_default_device(any_table: Any) -> None:

@@ -46,8 +46,8 @@ def check_start(vllm_config: Any) -> None:
             f"one has {E}; calibrate this model (sere calibrate) or give its own table"
         )
     # Workers may run in another folder.
-    whole = dict(values or {}) | {"table": str(path)}
-    vllm_config.additional_config = dict(vllm_config.additional_config) | {KEY: whole}
+    settings = dict(values or {}) | {"table": str(path)}
+    vllm_config.additional_config = dict(vllm_config.additional_config) | {KEY: settings}
 
 
 def check_requests(processor_class: Any) -> None:
@@ -76,8 +76,8 @@ def check_tier(extra_args: Any) -> None:
     """Refuse a request's value as vLLM refuses its own: the API answers with 400, other requests go on.
 
     Raises:
-        ConfigError: The value is no tier, or a tier stands under a misspelled name, where nothing would read
-            it; the error is also vLLM's ``VLLMValidationError``.
+        ConfigError: The value is not a tier, or a tier is under a misspelled name, which nothing would read;
+            the error is also vLLM's ``VLLMValidationError``.
     """
     try:
         parse_tier(extra_args)
@@ -85,7 +85,7 @@ def check_tier(extra_args: Any) -> None:
         raise _refusal()(str(error)) from None
     for name in filter(resembles_key, extra_args or ()):
         if _is_tier(extra_args[name]):
-            raise _refusal()(f"sere: a request's own setting stands under {KEY!r}, got {name!r}")
+            raise _refusal()(f"sere: expected a request's own setting under {KEY!r}, got {name!r}; rename it")
 
 
 def _is_tier(value: Any) -> bool:

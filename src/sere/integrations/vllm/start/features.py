@@ -41,20 +41,20 @@ def _wrong(vllm_config: Any) -> Iterator[tuple[str, str, str]]:
     if getattr(parallel, "use_sequence_parallel_moe", False):
         yield (
             "sequence-parallel MoE",
-            "each rank sees a part of the rows only, so ranks would read budgets of other rows",
+            "each rank sees only a part of the rows, so it would read budgets of other rows",
             "start without expert parallelism, or with a data-parallel size of 1",
         )
     if getattr(parallel, "prefill_context_parallel_size", 1) > 1:
         yield (
             "prefill context parallelism",
-            "each rank sees a part of the rows only, so ranks would read budgets of other rows",
+            "each rank sees only a part of the rows, so it would read budgets of other rows",
             "start without --prefill-context-parallel-size",
         )
     additional = getattr(vllm_config, "additional_config", None)
     if isinstance(additional, Mapping) and additional.get("decode_backend") == "latency_specialized":
         yield (
             "decode_backend latency_specialized",
-            "its decode steps choose their experts without vLLM's router, so that nothing would be re-routed",
+            "its decode steps choose their experts without vLLM's router, so nothing would be re-routed",
             "start without decode_backend in additional_config",
         )
     if getattr(getattr(vllm_config, "cache_config", None), "kv_sharing_fast_prefill", False):
@@ -67,8 +67,8 @@ def _wrong(vllm_config: Any) -> Iterator[tuple[str, str, str]]:
     if _is_diffusion(vllm_config):
         yield (
             "block diffusion",
-            "the model computes a block of tokens together, so that no step decodes one and nothing would be "
-            "re-routed",
+            "the model computes a block of tokens together, so no step decodes a single token and nothing "
+            "would be re-routed",
             "serve it without sere",
         )
     if os.environ.get("VLLM_BATCH_INVARIANT", "0") not in ("", "0"):
@@ -83,13 +83,13 @@ def _untested(vllm_config: Any) -> Iterator[tuple[str, str]]:
     if getattr(vllm_config.parallel_config, "data_parallel_size", 1) > 1:
         yield (
             "data parallelism",
-            "where an expert kernel gathers the ranks' rows before routing, budgets would meet other ranks' "
-            "rows, and this was never run",
+            "an expert kernel may gather the rows of all ranks before routing, which would then read budgets "
+            "of other rows; this was never run",
         )
     if getattr(getattr(vllm_config, "speculative_config", None), "enable_adaptive_verification", False):
         yield (
             "adaptive verification of drafts",
-            "the device drops drafted tokens by itself, and no step in which it does is re-routed",
+            "the device drops drafted tokens by itself, and steps in which it does are not re-routed",
         )
 
 
@@ -102,11 +102,11 @@ def _is_diffusion(vllm_config: Any) -> bool:
 
 
 def surprises(vllm_config: Any, config: RerouteConfig) -> Iterator[str]:
-    """Yield what an engine is for that leaves nothing to re-route, without being wrong.
+    """Yield one sentence for each use of an engine that leaves nothing to re-route.
 
     Args:
         vllm_config: vLLM's ``VllmConfig``.
-        config: The settings that hold.
+        config: The current settings.
     """
     if config.phases == "all":
         return

@@ -1,4 +1,4 @@
-"""All that is known about versions of vLLM: which are run, which were read, what differs between them."""
+"""All that is known about versions of vLLM: which were run, which were reviewed, what differs."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def describe_range() -> str:
     """Return what is supported, for error texts and ``sere doctor``."""
     (a, b), (c, d) = RUN
     (e, f), (g, h) = READ
-    return f"{a}.{b} to {c}.{d} (run, on a CPU) and {e}.{f} to {g}.{h} on GPUs (by source)"
+    return f"{a}.{b} to {c}.{d} on CPUs (tested) and {e}.{f} to {g}.{h} on GPUs (reviewed, not run)"
 
 
 def check_version(version: str | None, *, device_type: str, allow_untested: bool) -> None:
@@ -96,7 +96,7 @@ def check_routes(version: str) -> None:
     found, (major, minor) = parse_version(version), FIRST_WITH_ROUTES
     if found is not None and found < FIRST_WITH_ROUTES:
         raise UnsupportedEngine(
-            f"vLLM {version}: its server takes no routes from plug-ins, so that nothing can be changed or "
+            f"vLLM {version}: its server takes no routes from plug-ins, so nothing can be changed or "
             f"read while it runs; expected {major}.{minor} or later, or no --server"
         )
 
@@ -182,5 +182,5 @@ def prepares_in_place(model_runner: Any) -> bool:
         return True
     raise UnsupportedEngine(
         f"model runner {type(model_runner).__module__}.{type(model_runner).__name__}: expected vLLM's "
-        "GPUModelRunner (V1 or V2) or a subclass, because only there it is known which rows are decoded"
+        "GPUModelRunner (V1 or V2) or a subclass, because only these say which rows are decoded"
     )

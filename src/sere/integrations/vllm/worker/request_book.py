@@ -54,7 +54,7 @@ class RequestBook:
     ) -> StepRows:
         """Return the budget of every row of a step, and how many requests decode.
 
-        A request is decoding if its whole prompt has been computed and it has one token scheduled
+        A request is decoding if its complete prompt has been computed and it has one token scheduled
         besides drafted ones. Rows of any other request are protected: prompts, and what is computed
         again after a preemption.
 

@@ -94,7 +94,7 @@ def intercept(router: Any, layer: Layer) -> None:
     ) -> tuple[Tensor, Tensor]:
         weights, ids = original(hidden_states, router_logits, indices_type, **kwargs)
         routing = layer.route(ids, weights, router_logits)
-        # The one place where the order is vLLM's.
+        # Only here the order is vLLM's.
         return routing.weights, routing.ids
 
     setattr(router, ROUTER_METHOD, routed)

@@ -22,8 +22,14 @@ from sere.reroute.batch import Routing, TokenBatch
 from sere.reroute.constants import PADDING_BUDGET
 from sere.reroute.neighbors import rank_neighbors
 from sere.reroute.raw_layer import KernelConfig, RawLayer
+from sere.warn_once import WarnOnce
 
-logger = logging.getLogger("sere")
+warn_once = WarnOnce(logging.getLogger("sere"))
+
+_UNCACHED = (
+    "sere: the cpu backend is compiled again in each process, because its code cannot be kept (%s); "
+    "set NUMBA_CACHE_DIR to a folder that can be written to"
+)
 
 _IDS = {torch.int32: types.int32, torch.int64: types.int64}
 _WEIGHTS = {torch.float32: types.float32, torch.float64: types.float64}
@@ -37,7 +43,7 @@ class Layer(NamedTuple):
         counts: ``[E]``, int32; how many of ``order[e]`` reach the threshold.
         keep: ``[E]``, bool.
         scale: ``[E, E]``, float32, or None.
-        config: The settings that are no tensors.
+        config: The settings that are not tensors.
     """
 
     order: Tensor
@@ -127,15 +133,6 @@ def _compile(signature: Any) -> Any:
     try:
         return numba.cfunc(signature, cache=True)(kernel.reroute)
     except (RuntimeError, OSError) as error:
-        _warn_once_uncached(str(error))
+        reason = str(error)
+        warn_once(reason, _UNCACHED, reason)
         return numba.cfunc(signature)(kernel.reroute)
-
-
-@cache
-def _warn_once_uncached(reason: str) -> None:
-    """Log that compiled code is not kept; the same reason once a process."""
-    logger.warning(
-        "sere: the cpu backend is compiled again in each process, because its code cannot be kept (%s); "
-        "set NUMBA_CACHE_DIR to a folder that can be written to",
-        reason,
-    )

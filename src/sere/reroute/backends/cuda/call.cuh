@@ -4,7 +4,7 @@
 
 constexpr int MOST_EXPERTS = 1024, MOST_THREADS = 1024;
 constexpr int WARP = 32;             // lanes of a warp, and bits of a word of marks
-constexpr int GROUP = 8;             // experts whose lists stand side by side
+constexpr int GROUP = 8;             // experts whose lists are interleaved
 constexpr int PADDING_BUDGET = -1;   // of a padding row
 constexpr int NO_POSITION = 255;     // of an expert that is not among the lowest active ones
 constexpr unsigned ALL_LANES = 0xffffffffu;
@@ -19,7 +19,7 @@ enum Count { STEPS, ROWS, DISTINCT_BEFORE, PRIMARIES, SLOTS, SLOTS_REROUTED, CRI
 #define SERE_MARK(flag) (*static_cast<volatile unsigned char*>(&(flag)) = 1)
 #endif
 
-// One position of the lists of eight experts that stand side by side.
+// One position of the interleaved lists of eight experts.
 struct alignas(16) Eight {
     unsigned pairs[4];
 
@@ -60,7 +60,7 @@ struct Block {
     int counts[COUNTS], lowest;
 };
 
-// Where a thread stands. There are at least E threads: each expert has one of its own.
+// A thread's position in its block. There are at least E threads: each expert has one of its own.
 struct Thread {
     int index, lane, warp, warps;
 };
@@ -70,7 +70,7 @@ SERE_INLINE Thread this_thread() {
     return Thread{index, index & 31, index >> 5, static_cast<int>(blockDim.x) >> 5};
 }
 
-// 32 or 64 bits as they came from memory. They are looked at only after every other load is on its way.
+// 32 or 64 bits as loaded from memory. They are looked at only after every other load is on its way.
 struct Words {
     int low, high;
 
@@ -100,14 +100,14 @@ SERE_INLINE int tile_rows(const Call<Id, W>& call, const Thread& thread) {
 // One lane's slot of a row: loaded first, judged later. A lane beyond K or T holds none.
 template <class Id, class W>
 struct Slot {
-    unsigned at;                 // in [T, K]; 0 where there is none, so that every lane may load
+    unsigned at;                 // in [T, K]; 0 for a lane without a slot, so that every lane may load
     Id id;
     typename W::Bits bits;
     Words words;                 // of the row's budget
     int row, budget;             // budget: PADDING_BUDGET in a padding row
     bool there, inside, valid;
 
-    // Which slot of its row a lane holds: lanes of one row stand side by side.
+    // Which slot of its row a lane holds: lanes of one row are adjacent.
     SERE_INLINE int of(const Call<Id, W>& call, const Thread& thread) {
         return thread.lane & ((1 << call.lane_bits) - 1);
     }

@@ -31,7 +31,7 @@ def cubin(arch: str) -> bytes:
         Exception: NVRTC is missing or does not know the architecture; cuda-core's own classes.
     """
     path = _file(arch)
-    # A file that cannot be read, or that another process has just deleted, is made anew.
+    # A file that cannot be read, or that another process has just deleted, is compiled again.
     with suppress(OSError):
         if path is not None:
             return path.read_bytes()
@@ -41,7 +41,7 @@ def cubin(arch: str) -> bytes:
             with atomic_path(path) as temporary:
                 temporary.write_bytes(code)
     except OSError:
-        pass  # a cache that cannot be written costs some seconds at each start, no more
+        pass  # a cache that cannot be written only costs some seconds at each start
     return code
 
 

@@ -14,7 +14,7 @@ from sere.reroute.backends import torch_ops
 from sere.reroute.backends.cuda.compiler import cubin, forget
 from sere.reroute.backends.cuda.launch import IDS, WEIGHTS, Launch, entries, make_launch, too_large
 from sere.reroute.backends.cuda.layer import Layer, for_torch, prepare
-from sere.reroute.backends.registry import warn_once_of_fallback
+from sere.reroute.backends.registry import warn_of_fallback
 from sere.reroute.batch import Routing, TokenBatch
 from sere.reroute.constants import MERGE_NONE
 from sere.reroute.raw_layer import KernelConfig, RawLayer
@@ -37,7 +37,7 @@ def run(batch: TokenBatch, layer: Layer, counters: Tensor | None) -> Routing:
     T, K = topk_ids.shape
     reason = too_large(T, K, layer.keep.shape[0])
     if reason is not None:
-        warn_once_of_fallback("cuda", reason)
+        warn_of_fallback("cuda", reason)
         return torch_ops.run(batch, for_torch(layer), counters)
     ids, weights = topk_ids.contiguous(), topk_weights.contiguous()
     result = Routing(torch.empty_like(ids), torch.empty_like(weights))

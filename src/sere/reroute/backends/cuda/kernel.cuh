@@ -2,14 +2,14 @@
 
 #include "phases.cuh"
 
-// What becomes of one slot: expert -1 stands for an id outside [0, E).
+// What becomes of one slot: expert -1 means an id outside [0, E).
 struct Outcome {
     int expert;
     double weight;
     bool merging, freed, sentinel;
 };
 
-// Step 7 for a row, whose lanes stand side by side: the weights of equal experts go into the lowest slot.
+// Step 7 for a row, whose lanes are adjacent: the weights of equal experts go into the lowest slot.
 template <class Id, class W>
 SERE_INLINE void merge_row(const Call<Id, W>& call, const Thread& thread, bool padding, Outcome& mine) {
     const int lanes = 1 << call.lane_bits, slot = Slot<Id, W>::of(call, thread);
@@ -103,7 +103,7 @@ SERE_INLINE void reroute(const Call<Id, W>& call, Block& block) {
     const int rows = tile_rows(call, thread), own = static_cast<int>(blockIdx.x) * rows;
     const int start = own < call.T ? own : 0;
     // Every load of the first trip to memory comes before the first look at one. The number of tokens is the last: the
-    // same for all threads, it goes to a register that they share, and that is a look.
+    // same for all threads, it is put into a register that they share, and that is a look.
     Slot<Id, W> first = Slot<Id, W>::load(call, thread, start);
     const Ahead ahead = Ahead::fetch(call, thread, thread.warp, 0);
     const unsigned char kept = call.keep[thread.index < call.E ? thread.index : 0];

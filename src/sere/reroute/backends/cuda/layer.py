@@ -23,7 +23,7 @@ class Layer(NamedTuple):
             threshold, most similar first, then only the expert itself. The last axis is eight experts.
         keep: ``[E]``, bool.
         scale: ``[E, E]``, float32, or None.
-        config: The settings that are no tensors.
+        config: The settings that are not tensors.
     """
 
     lists: Tensor

@@ -1,6 +1,6 @@
 // The weight types, by their bits: the run-time compiler has no headers, so none are needed here.
 //
-// Each type T has T::Bits, what lies in memory; T::read(Bits), the exact value; T::order(Bits), an integer that grows
+// Each type T has T::Bits, its form in memory; T::read(Bits), the exact value; T::order(Bits), an integer that grows
 // with it; and T::write(double) -> Bits, which rounds as PyTorch does: to float32 first, then to nearest, ties to even.
 
 #define SERE_INLINE static __device__ __forceinline__

@@ -5,7 +5,7 @@
 SERE_INLINE int bits_below(unsigned bits, int bit) { return __popc(bits & ((1u << bit) - 1)); }
 
 // Nothing counted, no expert marked, every expert its own target. ``kept``: the flag of the thread's expert, which
-// alone comes from memory: it goes last.
+// alone comes from memory, so it is stored last.
 template <class Id, class W>
 SERE_INLINE void clear(const Call<Id, W>& call, const Thread& thread, Block& block, unsigned char kept) {
     const int e = thread.index;
@@ -18,7 +18,7 @@ SERE_INLINE void clear(const Call<Id, W>& call, const Thread& thread, Block& blo
 }
 
 // How many valid slots of its row go before a lane's own: heavier ones, and of equal ones the lower. Eight are asked
-// for at once, for one answer takes longer than seven more questions; lanes beyond K are below all.
+// for at once, because one answer takes longer than seven more questions; lanes beyond K are below all.
 template <class Id, class W>
 SERE_INLINE int rank_in_row(const Call<Id, W>& call, const Thread& thread, const Slot<Id, W>& mine) {
     typedef decltype(W::order(mine.bits)) Order;
@@ -82,7 +82,7 @@ SERE_INLINE void take_census(const Call<Id, W>& call, const Thread& thread, Bloc
     if (primary != 0) atomicMin(&block.lowest, e + __ffs(primary) - 1);
 }
 
-// Two halves, for the device has no addition of 64 bits in shared memory: each carry is seen by one thread.
+// Two halves, because the device has no addition of 64 bits in shared memory: each carry is seen by one thread.
 SERE_INLINE void add_mass(Block& block, int e, long long units) {
     const unsigned long long bits = static_cast<unsigned long long>(units);
     const unsigned low = static_cast<unsigned>(bits), before = atomicAdd(&block.mass_low[e], low);
@@ -144,7 +144,7 @@ SERE_INLINE Eight fetch(const Call<Id, W>& call, const Thread& thread, int group
     return call.lists[first * WARP + thread.lane];
 }
 
-// Two pieces of a warp's lists: the first ones are read before anyone knows P, for memory is far away.
+// Two pieces of a warp's lists: the first ones are read before anyone knows P, because memory is far away.
 struct Ahead {
     Eight near, next;
 
@@ -161,7 +161,7 @@ struct Ahead {
     }
 };
 
-// One piece of eight lists, those of expert ``first`` and the next: for each a vote of the warp, which goes to the lane of
+// One piece of eight lists, those of expert ``first`` and the next: for each a vote of the warp, handed to the lane of
 // the expert. The nearest candidate becomes the target; whose piece ends with itself, the end of a list, is critical.
 // Returns who of the wanted is still searching.
 SERE_INLINE unsigned look(const Thread& thread, Block& block, const Eight& near, int first, unsigned wanted) {
@@ -211,7 +211,7 @@ SERE_INLINE void choose_targets(const Call<Id, W>& call, const Thread& thread, B
     }
 }
 
-// With targets="active" critical experts may take over slots as well: the search goes once more, over P and C.
+// With targets="active" critical experts may take over slots as well: the search runs once more, over P and C.
 template <class Id, class W>
 SERE_INLINE void admit_critical(const Call<Id, W>& call, const Thread& thread, Block& block) {
     if (thread.index < call.E && block.critical[thread.index]) block.primary[thread.index] = 1;

@@ -1,0 +1,59 @@
+"""What the hooks touch, and calls that they cannot or need not re-route."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+import sere.integrations.transformers as integration
+from sere.errors import UnsupportedModel
+from sere.integrations.transformers.inputs import cache_argument
+from tests.support.decoding import decode, prefilled, prompts, random_table
+
+
+def test_nothing_is_patched(model: PreTrainedModel) -> None:
+    """No attribute of any module and no forward of any class changes."""
+    names = {name: set(vars(module)) for name, module in model.named_modules()}
+    forwards = {type(m): type(m).forward for m in model.modules()}
+    handle = integration.apply(model, random_table(model), select_top_k=1)
+    decode(model, prompts())
+    assert {name: set(vars(module)) for name, module in model.named_modules()} == names
+    assert all(kind.forward is forward for kind, forward in forwards.items())
+    handle.remove()
+
+
+def test_experts_called_by_keyword_are_refused(model: PreTrainedModel) -> None:
+    """A model whose block names its arguments would not be re-routed: an error instead of silence."""
+    block = model.model.layers[0].mlp
+    gate, experts = block.gate, block.experts
+
+    def forward(hidden: torch.Tensor) -> torch.Tensor:
+        flat = hidden.reshape(-1, hidden.shape[-1])
+        _, weights, ids = gate(flat)
+        return experts(flat, top_k_index=ids, top_k_weights=weights).reshape(hidden.shape)  # type: ignore[no-any-return]
+
+    block.forward = forward
+    integration.apply(model, random_table(model), select_top_k=1)
+    with pytest.raises(UnsupportedModel, match=r"layers\.0\.mlp\.experts: expected a call .* got 1"):
+        decode(model, prompts())
+
+
+def test_a_call_of_the_decoder_alone_is_re_routed(model: PreTrainedModel) -> None:
+    """Code that passes over the outermost model, as adapters and own loops do, finds the hooks inside."""
+    handle = integration.apply(model, random_table(model), select_top_k=1)
+    cache = prefilled(model, prompts(3))
+    inner: nn.Module = model.model
+    with torch.no_grad():
+        inner(torch.tensor([[8], [9], [10]]), **cache_argument(inner, cache))
+    assert [layer.steps for layer in handle.stats()] == [1, 1]
+    assert handle.activity().calls == 2
+
+
+def test_layers_called_outside_of_any_call_are_left_alone(model: PreTrainedModel) -> None:
+    """Where nothing is known of the rows, nothing is changed."""
+    handle = integration.apply(model, random_table(model), select_top_k=1)
+    with torch.no_grad():
+        model.model.layers[0].mlp(torch.ones(3, 1, 32))
+    assert handle.stats()[0].steps == 0

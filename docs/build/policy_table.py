@@ -1,12 +1,13 @@
-"""The routing rules as a table, from the registry."""
+"""The routing rules as a list, from the registry."""
 
 from __future__ import annotations
 
-from cells import table
+import textwrap
+
 from sere.policies.spec import POLICIES, needed_form, summary
 
 
 def policies() -> str:
-    """Return what each rule does and where it comes from, a row per rule."""
-    rows = [[f"`{needed_form(name)}`", summary(name), kind.source] for name, kind in POLICIES.items()]
-    return table(rows, ["setting", "what it does", "source"])
+    """Return what each rule does and where it comes from, an item per rule, wrapped."""
+    items = [f"- `{needed_form(name)}` ({kind.source}). {summary(name)}." for name, kind in POLICIES.items()]
+    return "\n".join(textwrap.fill(item, width=102, subsequent_indent="  ") for item in items)

@@ -9,11 +9,11 @@ import pytest
 
 from sere.bench import demo
 from sere.bench.demo import Round, demonstrate
-from sere.bench.picture import draw
+from sere.bench.picture import draw_demo
 from sere.bench.target import random_table
 from sere.engines.transformers import apply_setting
 from sere.eval.decoding.greedy import StopRule, decode, stop_rule
-from sere.eval.questions import encode, held_out
+from sere.eval.questions import encode_prompts, held_out
 from sere.policies.spec import parse_specs
 from sere.structure import find_experts
 
@@ -76,7 +76,7 @@ def test_runs_that_take_turns_answer_as_a_run_alone(
         model, tokenizer, random_table(model), settings=settings, rounds=[Round(2, 4)], questions=QUESTIONS,
         max_new_tokens=20,
     )  # fmt: skip
-    prompts = encode(tokenizer, [question.prompt for question in QUESTIONS])
+    prompts = encode_prompts(tokenizer, [question.prompt for question in QUESTIONS])
     alone = decode(model, prompts, batch_size=2, rule=StopRule(20))
     assert answers[0] == alone.tokens
     assert answers[1] != alone.tokens
@@ -92,7 +92,7 @@ def test_the_controls_draws_continue_from_turn_to_turn(
         model, tokenizer, table, settings=settings, rounds=[Round(4, 4)], questions=QUESTIONS,
         max_new_tokens=20,
     )  # fmt: skip
-    prompts = encode(tokenizer, [question.prompt for question in QUESTIONS])
+    prompts = encode_prompts(tokenizer, [question.prompt for question in QUESTIONS])
     with apply_setting(model, settings[1], table):
         alone = decode(model, prompts, batch_size=4, rule=stop_rule(model, tokenizer, 20))
     assert answers[1] == alone.tokens
@@ -102,6 +102,6 @@ def test_the_controls_draws_continue_from_turn_to_turn(
 def test_the_picture_is_a_png(record: dict[str, Any], tmp_path: Path) -> None:
     """The picture is a PNG of the wanted name, with nothing else beside it."""
     path = tmp_path / "new" / "demo.png"
-    draw(record, path)
+    draw_demo(record, path)
     assert path.read_bytes().startswith(b"\x89PNG")
     assert list(path.parent.iterdir()) == [path]

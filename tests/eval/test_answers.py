@@ -14,7 +14,7 @@ from sere.engines.transformers import apply_setting
 from sere.errors import ConfigError, DataError, InputError, TableMismatch
 from sere.eval.digests import weights_digest
 from sere.eval.plan import QuestionPlan
-from sere.eval.questions import encode, held_out, held_out_english, mark
+from sere.eval.questions import encode_prompts, held_out, held_out_english, mark
 from sere.eval.run import evaluate
 from sere.eval.statistics.by_question import paired_difference, wilson
 from sere.integrations.transformers.inputs import cache_argument, find_cache
@@ -150,7 +150,7 @@ def test_questions_are_interleaved_and_marked_by_their_final_answer(tokenizer: A
     """Tasks alternate; a question's own solution is right, another ending wrong; wrong names are refused."""
     asked = held_out(2, tasks=["addition", "sorting"])
     assert [question.task for question in asked] == ["addition", "sorting"] * 2
-    solutions = encode(tokenizer, [question.solution for question in asked])
+    solutions = encode_prompts(tokenizer, [question.solution for question in asked])
     assert mark(tokenizer, asked, solutions) == [True] * 4
     assert mark(tokenizer, asked[:1], [solutions[0] + solutions[0][-1:]]) == [False]
     with pytest.raises(InputError, match="did you mean 'sorting'"):

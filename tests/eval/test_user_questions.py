@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from sere.errors import DataError
-from sere.eval.questions import encode, takes_template
+from sere.eval.questions import encode_prompts, takes_template
 from sere.eval.user_questions import FileQuestion, read_prompts, read_questions
 from sere.texts import Row
 from tests.support.checkpoints import tiny_tokenizer
@@ -61,14 +61,14 @@ def test_prompts_take_the_chat_template_where_there_is_one(tmp_path: Path) -> No
     )
     tokenizer = tiny_tokenizer()
     assert not takes_template(tokenizer, prompts)
-    assert [tokenizer.decode(ids) for ids in encode(tokenizer, prompts, chat=True)] == [
+    assert [tokenizer.decode(ids) for ids in encode_prompts(tokenizer, prompts, chat=True)] == [
         "hi",
         "user: b\n\nassistant:",
     ]
     tokenizer.chat_template = TEMPLATE
     assert takes_template(tokenizer, prompts)
     assert not takes_template(tokenizer, prompts[1:])
-    asked, plain = encode(tokenizer, prompts, chat=True), encode(tokenizer, prompts)
+    asked, plain = encode_prompts(tokenizer, prompts, chat=True), encode_prompts(tokenizer, prompts)
     assert [tokenizer.decode(ids) for ids in asked] == ["<user>hi\n<assistant>", "<user>b\n<assistant>"]
     assert [tokenizer.decode(ids) for ids in plain] == ["hi", "<user>b\n<assistant>"]
 
@@ -80,9 +80,9 @@ def test_prompts_that_cannot_be_encoded_are_named() -> None:
     with pytest.raises(
         DataError, match=r"prompts: rows line 3: the model's chat template refuses it: .*users only"
     ):
-        encode(tokenizer, [Row("rows line 3", ({"role": "system", "content": "x"},))])
+        encode_prompts(tokenizer, [Row("rows line 3", ({"role": "system", "content": "x"},))])
     with pytest.raises(DataError, match="prompts: rows line 4 has no tokens"):
-        encode(tokenizer, [Row("rows line 4", "")])
+        encode_prompts(tokenizer, [Row("rows line 4", "")])
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from sere.bench.timing import Times
 from sere.engines.transformers import Resumed, apply_setting
 from sere.eval.decoding.greedy import decode_steps, stop_rule
-from sere.eval.questions import encode, mark
+from sere.eval.questions import encode_prompts, mark
 from sere.eval.statistics.by_question import paired_difference, wilson
 from sere.eval.tasks import Question
 from sere.policies.spec import PolicySpec
@@ -106,7 +106,7 @@ def demonstrate(
     cases = []
     for one in rounds:
         asked = questions[: one.questions]
-        prompts = encode(tokenizer, [question.prompt for question in asked])
+        prompts = encode_prompts(tokenizer, [question.prompt for question in asked])
         with progress(f"batch size {one.batch_size}", len(asked) * len(settings)) as tick:
             runs = [
                 _start(model, tokenizer, setting, prompts, one.batch_size, max_new_tokens, tick)
@@ -122,8 +122,8 @@ def demonstrate(
         "model": table.identity.name,
         "dtype": str(model.dtype).removeprefix("torch."),
         "experts_implementation": getattr(model.config, "_experts_implementation", None),
-        "E": table.identity.num_experts,
-        "K": table.identity.top_k,
+        "num_experts": table.identity.num_experts,
+        "top_k": table.identity.top_k,
         "table": summarize_table(table),
         "cases": cases,
         "provenance": provenance(),

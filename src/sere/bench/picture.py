@@ -14,7 +14,7 @@ COLORS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")
 MARKERS = ("o", "s", "^", "D", "v", "P")
 
 
-def draw(record: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
+def draw_demo(record: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
     """Draw the record of ``demonstrate``: experts on the left, time per token on the right.
 
     Args:
@@ -47,7 +47,7 @@ def draw(record: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
         _times(right, cases, style)
     sizes = sorted({case["batch_size"] for case in record["cases"]})
     name = "batch size (rows of a decode step)"
-    batch_axis(left, sizes, f"distinct experts per layer and step (of {record['E']})", name)
+    batch_axis(left, sizes, f"distinct experts per layer and step (of {record['num_experts']})", name)
     batch_axis(right, sizes, "time per output token, ms", name)
     right.legend(frameon=False, fontsize=9, loc="upper left")
     figure.suptitle(f"{record['model']}: decoding with re-routing off and on", fontsize=11)

@@ -82,7 +82,7 @@ def add(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Calibrate, decode, print, draw."""
-    from sere.bench.picture import draw
+    from sere.bench.picture import draw_demo
     from sere.files import check_writable, write_json
 
     checkpoint_path(args)
@@ -90,7 +90,7 @@ def run(args: argparse.Namespace) -> int:
         check_writable(args.out / name)
     record = _measure(args)
     write_json(args.out / "demo.json", record)
-    draw(record, args.out / "demo.png")
+    draw_demo(record, args.out / "demo.png")
     emit(args, record, render)
     for name in _FILES:
         say(f"wrote {args.out / name}")
@@ -101,7 +101,7 @@ def _measure(args: argparse.Namespace) -> dict[str, Any]:
     import torch
 
     from sere.bench.demo import demonstrate
-    from sere.cli.progress import bar
+    from sere.cli.progress_bar import bar
     from sere.eval.calibration import calibrate_on_tasks
     from sere.eval.questions import held_out
     from sere.eval.tasks import TASK_NAMES

@@ -13,7 +13,7 @@ from sere.defaults import TABLE
 
 def on_transformers(args: argparse.Namespace, plan: Any, partial: Path | None) -> dict[str, Any]:
     """Evaluate with a model of Transformers and return the record."""
-    from sere.cli.progress import bar
+    from sere.cli.progress_bar import bar
     from sere.eval.run import evaluate
 
     model, tokenizer = load(args)
@@ -27,7 +27,7 @@ def on_vllm(args: argparse.Namespace, plan: Any, partial: Path | None) -> dict[s
     from tempfile import TemporaryDirectory
 
     from sere.cli.loading import dtype_name, engine_checkpoint, tokenizer_of
-    from sere.cli.progress import bar
+    from sere.cli.progress_bar import bar
     from sere.engines.in_process import in_process_engine
     from sere.eval.digests import files_digest
     from sere.eval.vllm import evaluate_engine

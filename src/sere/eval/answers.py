@@ -12,7 +12,7 @@ from sere.eval.decoding.static_batching import end_mark
 from sere.eval.finished import case_name
 from sere.eval.measure import Workbench
 from sere.eval.plan import QuestionPlan
-from sere.eval.questions import encode, mark
+from sere.eval.questions import encode_prompts, mark
 from sere.eval.statistics.by_question import paired_difference, wilson
 from sere.eval.text import passage_texts, paused, score_texts, summarize
 from sere.integrations.transformers.inputs import has_full_attention_cache
@@ -63,7 +63,7 @@ class RightAnswers:
     def _text(self, batch_size: int, handle: Handle, tick: Callable[[], object]) -> dict[str, Any] | None:
         if not self.plan.passages:
             return None
-        texts = passage_texts(encode(self.bench.tokenizer, self.plan.passages))
+        texts = passage_texts(encode_prompts(self.bench.tokenizer, self.plan.passages))
         scores = score_texts(
             self.bench.model,
             texts,

@@ -9,8 +9,7 @@ from typing import Any, Protocol
 
 from sere.errors import DataError, InputError, did_you_mean
 from sere.eval.tasks import TASK_NAMES, Question, english, questions
-from sere.texts import Row, has_template, naming
-from sere.texts import encode as encode_text
+from sere.texts import Row, encode, has_template, naming
 
 
 class Asked(Protocol):
@@ -69,7 +68,7 @@ def held_out_english(count: int, *, seed: int = 0) -> list[str]:
         raise DataError(f"text: {error}") from error
 
 
-def encode(tokenizer: Any, prompts: Sequence[str | Row], *, chat: bool = False) -> list[list[int]]:
+def encode_prompts(tokenizer: Any, prompts: Sequence[str | Row], *, chat: bool = False) -> list[list[int]]:
     """Return the token ids of each prompt, with the special tokens that the tokenizer puts in front.
 
     Args:
@@ -106,7 +105,7 @@ def _encode(tokenizer: Any, prompt: str | Row, chat: bool) -> list[int]:
     if isinstance(row.content, str) and chat and has_template(tokenizer):
         row = replace(row, content=({"role": "user", "content": row.content},))
     with naming("prompts"):
-        ids = encode_text(row.text(tokenizer, generation_prompt=True), tokenizer)
+        ids = encode(row.text(tokenizer, generation_prompt=True), tokenizer)
     if not ids:
         raise DataError(f"prompts: {row.origin} has no tokens; expected at least one")
     return ids

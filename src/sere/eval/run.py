@@ -13,7 +13,7 @@ from sere.eval.digests import weights_digest
 from sere.eval.finished import FinishedCases, case_name
 from sere.eval.measure import Measure, Workbench
 from sere.eval.plan import PromptPlan, QuestionPlan
-from sere.eval.questions import encode
+from sere.eval.questions import encode_prompts
 from sere.eval.record import header_of_model
 from sere.progress import NO_PROGRESS, Progress
 
@@ -62,7 +62,7 @@ def evaluate(
     plan = plan.for_tokenizer(tokenizer)
     header = header_of_model(model, plan, table)
     kept = FinishedCases.of_run(header, checkpoint, weights=weights_digest(model))
-    prompts = encode(tokenizer, plan.asked(), chat=plan.chat_template)
+    prompts = encode_prompts(tokenizer, plan.asked(), chat=plan.chat_template)
     check_prompts(prompts, plan.max_new_tokens, tokenizer, model)
     bench = Workbench(model, tokenizer, prompts, table, progress)
     with kept.going_on():

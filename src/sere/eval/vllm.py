@@ -12,7 +12,7 @@ from sere.engines.settings import Start, by_engine, routed
 from sere.eval.answers import compare_answers, marks_text
 from sere.eval.finished import FinishedCases, case_name
 from sere.eval.plan import QuestionPlan
-from sere.eval.questions import encode, mark
+from sere.eval.questions import encode_prompts, mark
 from sere.eval.record import make_header
 from sere.integrations.vllm import read_stats
 from sere.policies.spec import PolicySpec
@@ -63,7 +63,7 @@ def evaluate_engine(
     plan = plan.for_tokenizer(tokenizer)
     header = make_header(plan, table.identity, table, dtype=dtype, experts_implementation="vllm")
     kept = FinishedCases.of_run(header, checkpoint, weights=weights)
-    prompts = encode(tokenizer, plan.asked(), chat=plan.chat_template)
+    prompts = encode_prompts(tokenizer, plan.asked(), chat=plan.chat_template)
     run = _Run(tokenizer, plan, prompts, progress)
     with kept.going_on():
         for options, settings in by_engine(plan.settings):

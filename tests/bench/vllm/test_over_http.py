@@ -12,7 +12,7 @@ import pytest
 
 pytest.importorskip("vllm", reason="needs vLLM: make test-vllm")
 
-from sere.bench.vllm.load import Answer, Load
+from sere.bench.vllm.load_generator import Answer, Load
 from sere.bench.vllm.over_http import LoadBlock, OverHttpPlan, ServerVariant, _record, bench_over_http
 from sere.cli import main
 from sere.cli.bench.serve_tables import render_online
@@ -257,5 +257,5 @@ def test_real_server(tmp_path: Path) -> None:
     # Gate, up and down of 64 x 32 in four bytes.
     assert subject["bytes_per_expert"] == 3 * 64 * 32 * 4
     assert records[0]["config"]["engine_options"] == {"max_num_seqs": 8}
-    assert (subject["moe_layers"], subject["E"], subject["K"]) == (2, 16, 4)
+    assert (subject["moe_layers"], subject["num_experts"], subject["top_k"]) == (2, 16, 4)
     assert subject["expert_kernel"] == "CPUUnquantizedExperts"

@@ -14,8 +14,8 @@ import torch
 
 from sere.bench.overhead import Overhead
 from sere.bench.timing import Times, spread, turns
-from sere.bench.vllm.plan import ServePlan, bytes_read, refuse_controls
 from sere.bench.vllm.replay import Recording, record_routing, replayed, timed_routing, vanilla
+from sere.bench.vllm.serve_plan import ServePlan, bytes_read, refuse_controls
 from sere.engines.in_process import state_of
 from sere.engines.settings import Start, counted_changes, live_changes, routed
 from sere.errors import InputError, name_some

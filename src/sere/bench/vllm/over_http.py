@@ -11,8 +11,8 @@ from time import sleep
 from typing import Any
 
 from sere.bench.timing import spread, turns
-from sere.bench.vllm.load import Answer, Load, run_load
-from sere.bench.vllm.plan import ServePlan, bytes_read, refuse_controls
+from sere.bench.vllm.load_generator import Answer, Load, run_load
+from sere.bench.vllm.serve_plan import ServePlan, bytes_read, refuse_controls
 from sere.engines.server import Server
 from sere.engines.settings import Start, counted_changes, live_changes
 from sere.errors import InputError, ServerError, name_some

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sere.cli.loading import add_model_arguments, checkpoint_path, load_model, pick_device, table_path
+from sere.cli.loading import add_model_arguments, checkpoint_path, load_on_device, pick_device, table_path
 from sere.cli.numbers import whole
 from sere.cli.output import add_json_flag, case_table, emit_lines, say, spread_cells
 from sere.cli.parser import add_command
@@ -88,7 +88,7 @@ def _records(args: argparse.Namespace) -> Any:
     """Yield the records as they are measured; settings and sizes are checked before the model is made."""
     from sere.bench.run import BenchPlan, bench
     from sere.bench.shapes import shape_config
-    from sere.cli.progress import bar
+    from sere.cli.progress_bar import bar
     from sere.policies.spec import parse_specs
 
     plan = BenchPlan(
@@ -116,7 +116,7 @@ def _subject(args: argparse.Namespace) -> Any:
     from sere.bench.target import Subject, random_table
     from sere.table import SimilarityTable
 
-    model = _random_model(args) if args.preset is not None else load_model(checkpoint_path(args), args)
+    model = _random_model(args) if args.preset is not None else load_on_device(checkpoint_path(args), args)
     similarities = random_table(model, seed=args.seed)
     path = table_path(args) if args.model is not None else args.table
     if path is not None:
@@ -128,8 +128,8 @@ def _subject(args: argparse.Namespace) -> Any:
         "model": args.preset or identity.name,
         "weights": "random" if args.preset is not None else "checkpoint",
         "layers": model.config.get_text_config().num_hidden_layers,
-        "E": identity.num_experts,
-        "K": identity.top_k,
+        "num_experts": identity.num_experts,
+        "top_k": identity.top_k,
         "vocab_size": model.get_input_embeddings().num_embeddings,
         "dtype": str(model.dtype).removeprefix("torch."),
         "device": str(model.device),

@@ -15,7 +15,7 @@ from sere.cli.output import say
 from sere.cli.server_logs import Logs
 
 if TYPE_CHECKING:
-    from sere.bench.vllm.plan import ServePlan
+    from sere.bench.vllm.serve_plan import ServePlan
 
 DEFAULT_SETTINGS = ("sere:select_top_k=1", "sere:select_top_k=2")
 BATCH_SIZES = (8, 16, 32)
@@ -23,8 +23,8 @@ BATCH_SIZES = (8, 16, 32)
 
 def online_records(args: argparse.Namespace, logs: Logs) -> Iterator[dict[str, Any]]:
     """Yield the records of a server under load as they are measured."""
-    from sere.bench.vllm.load import Load
-    from sere.bench.vllm.options import OF_SERVER, as_arguments, options_of, parse_engine_options
+    from sere.bench.vllm.engine_options import OF_SERVER, as_arguments, parse_engine_options, start_options
+    from sere.bench.vllm.load_generator import Load
     from sere.bench.vllm.over_http import SERVED, OverHttpPlan, bench_over_http
     from sere.engines.server import Server, serve
     from sere.integrations.vllm.start.versions import check_installed, check_routes
@@ -41,7 +41,7 @@ def online_records(args: argparse.Namespace, logs: Logs) -> Iterator[dict[str, A
     check_routes(check_installed())
     most = max(plan.count(load) if load.concurrency is None else load.concurrency for load in plan.loads)
     with _model(args, plan) as (path, similarities, subject):
-        options = options_of(plan, most, dtype=subject["dtype"], trust_remote_code=args.trust_remote_code)
+        options = start_options(plan, most, dtype=subject["dtype"], trust_remote_code=args.trust_remote_code)
         options |= {"served_model_name": SERVED, "disable_uvicorn_access_log": True}
         arguments = as_arguments(options)
 
@@ -59,8 +59,8 @@ def online_records(args: argparse.Namespace, logs: Logs) -> Iterator[dict[str, A
 
 def records(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Yield the records of an engine in this process as they are measured."""
+    from sere.bench.vllm.engine_options import IN_PROCESS, parse_engine_options, start_options
     from sere.bench.vllm.in_process import InProcessPlan, bench_in_process
-    from sere.bench.vllm.options import IN_PROCESS, options_of, parse_engine_options
     from sere.engines.in_process import in_process_engine
     from sere.integrations.vllm.start.versions import check_installed
 
@@ -70,7 +70,7 @@ def records(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     )
     check_installed()
     with _model(args, plan) as (path, similarities, subject):
-        options = options_of(
+        options = start_options(
             plan, max(plan.batch_sizes), dtype=subject["dtype"], trust_remote_code=args.trust_remote_code
         )
         options |= {"async_scheduling": False, "disable_log_stats": True}
@@ -84,7 +84,7 @@ def records(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
 def _common(args: argparse.Namespace, engine_options: Mapping[str, Any]) -> dict[str, Any]:
     """Return what both plans hold."""
-    from sere.cli.progress import bar
+    from sere.cli.progress_bar import bar
     from sere.policies.spec import parse_specs
 
     return {
@@ -148,8 +148,8 @@ def _subject(args: argparse.Namespace, plan: ServePlan, path: Path, similarities
         "model": args.preset or table.identity.name,
         "weights": "random" if args.preset is not None else "checkpoint",
         "layers": config.num_hidden_layers,
-        "E": table.identity.num_experts,
-        "K": table.identity.top_k,
+        "num_experts": table.identity.num_experts,
+        "top_k": table.identity.top_k,
         "vocab_size": config.vocab_size,
         "dtype": dtype_name(path, args.dtype, trust_remote_code=trusted),
         "similarity": table.metric,

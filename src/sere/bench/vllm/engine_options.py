@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from sere.bench.vllm.plan import ServePlan
+from sere.bench.vllm.serve_plan import ServePlan
 from sere.errors import ConfigError
 
 _FIXED: Mapping[str, str] = {
@@ -106,11 +106,13 @@ def _word(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def options_of(plan: ServePlan, most: int, *, dtype: str, trust_remote_code: bool = False) -> dict[str, Any]:
+def start_options(
+    plan: ServePlan, most: int, *, dtype: str, trust_remote_code: bool = False
+) -> dict[str, Any]:
     """Return what every engine or server of a timing is started with.
 
     Args:
-        plan: What is timed; its options take the place of our own room for requests.
+        plan: What is timed; its options replace our own limits on requests.
         most: Requests at once.
         dtype: Of the weights, e.g. ``"bfloat16"``.
         trust_remote_code: Whether vLLM may run Python code that comes with the checkpoint.

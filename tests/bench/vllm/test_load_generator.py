@@ -9,7 +9,7 @@ import pytest
 
 pytest.importorskip("vllm", reason="needs vLLM: make test-vllm")
 
-from sere.bench.vllm.load import Load, run_load
+from sere.bench.vllm.load_generator import Load, run_load
 from sere.errors import InputError
 from tests.support.vllm.stub import CUT, REFUSED, SHORT, SPOILED, TOKENS, stub
 

@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from sere.bench.vllm.options import IN_PROCESS, OF_SERVER, as_arguments, options_of, parse_engine_options
-from sere.bench.vllm.plan import ServePlan
+from sere.bench.vllm.engine_options import (
+    IN_PROCESS,
+    OF_SERVER,
+    as_arguments,
+    parse_engine_options,
+    start_options,
+)
+from sere.bench.vllm.serve_plan import ServePlan
 from sere.errors import ConfigError
 from sere.policies.spec import parse_specs
 
@@ -56,11 +62,11 @@ def test_parallel_engines_need_a_server() -> None:
 def test_given_options_take_the_place_of_our_room_alone() -> None:
     """Room for requests is ours unless given; every option that is not room is refused by both tables."""
     plan = ServePlan(settings=parse_specs([]), prompt=100, steps=10, engine_options={"max_num_seqs": 3})
-    options = options_of(plan, 64, dtype="float32")
+    options = start_options(plan, 64, dtype="float32")
     assert (options["max_num_seqs"], options["max_num_batched_tokens"]) == (3, 6400)
     assert (options["max_model_len"], options["dtype"], options["enforce_eager"]) == (118, "float32", True)
     assert options["trust_remote_code"] is False
-    assert options_of(plan, 64, dtype="float32", trust_remote_code=True)["trust_remote_code"] is True
+    assert start_options(plan, 64, dtype="float32", trust_remote_code=True)["trust_remote_code"] is True
     room = {"max_num_seqs", "max_num_batched_tokens", "max_model_len"}
     assert set(options) - room == set(options) & set(IN_PROCESS) == set(options) & set(OF_SERVER)
 

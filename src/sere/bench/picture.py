@@ -47,7 +47,7 @@ def draw_demo(record: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
         _times(right, cases, style)
     sizes = sorted({case["batch_size"] for case in record["cases"]})
     name = "batch size (rows of a decode step)"
-    batch_axis(left, sizes, f"distinct experts per layer and step (of {record['E']})", name)
+    batch_axis(left, sizes, f"distinct experts per layer and step (of {record['num_experts']})", name)
     batch_axis(right, sizes, "time per output token, ms", name)
     right.legend(frameon=False, fontsize=9, loc="upper left")
     figure.suptitle(f"{record['model']}: decoding with re-routing off and on", fontsize=11)

@@ -1,9 +1,9 @@
 """Time what a call of the cuda backend costs on the host: ``python benchmarks/gpu_host.py``.
 
 It runs the backend's own code (checks, outputs, arguments) on CPU tensors, so it needs no GPU. First without
-the launch; then, if cuda-core is installed, through cuda-core to the tests' driver for the CPU, which launches
-nothing. The time of a real driver, and of PyTorch's lookup of device and stream, is not included, and outputs
-come from the CPU's allocator.
+the launch; then, if cuda-core is installed, through cuda-core to the tests' driver for the CPU, which
+launches nothing. The time of a real driver, and of PyTorch's lookup of device and stream, is not included.
+Outputs come from the CPU's allocator.
 """
 
 from __future__ import annotations

@@ -103,7 +103,7 @@ def generate_ms(llm: Any, prompts: list[Any], tokens: int) -> float:
 
 
 def measure(llm: Any, B: int, steps: int, vocabulary: int) -> dict[str, dict[str, float]]:
-    """Return, per setting, TPOT in ms with spread, tokens per second, experts and the share of re-routed slots."""
+    """Return per setting TPOT in ms with spread, tokens per second, experts, share of re-routed slots."""
     from sere.integrations.vllm import configure, read_stats  # type: ignore[import-not-found, unused-ignore]
 
     generator = torch.Generator().manual_seed(B)

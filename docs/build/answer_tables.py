@@ -10,7 +10,7 @@ from records import Record, cases_of, read_json, recommended_cases
 
 
 def recommended() -> str:
-    """The recommended setting beside the baseline, speed and answers of the same run: one row per batch size."""
+    """The recommended setting beside the baseline, speed and answers of one run: a row per batch size."""
     record = read_json("demo.json")
     rows = [
         [

@@ -33,7 +33,7 @@ def test_nothing_to_serve_with() -> None:
 
 @pytest.mark.vllm
 def test_tiny_shape_on_a_cpu(tmp_path: Path) -> None:
-    """The script serves the tiny shape without a GPU: S = 1 reads the fewest experts; S = K and off re-route none."""
+    """Without a GPU it serves the tiny shape: S = 1 reads the fewest experts; S = K and off re-route none."""
     pytest.importorskip("vllm", reason="needs vLLM: make test-vllm")
     out = tmp_path / "out.jsonl"
     done = run(

@@ -9,7 +9,7 @@ from typing import Any
 
 from sere.errors import InputError, did_you_mean
 
-# With random weights of the usual 0.02 all tokens choose the same few experts; 0.04 spreads them as text does.
+# Random weights of the usual 0.02 make all tokens choose the same few experts; 0.04 spreads them like text.
 WEIGHT_STD = 0.04
 
 

@@ -1,6 +1,7 @@
 """Compile the kernel for every architecture that matters; fail on spilled registers or stack.
 
-Run ``python benchmarks/cuda_check.py``. Uses nvcc, NVRTC (through cuda-core), or both; needs no GPU. If neither is installed, it says so and exits with 0.
+Run ``python benchmarks/cuda_check.py``. Uses nvcc, NVRTC (through cuda-core), or both; needs no GPU. If
+neither is installed, it says so and exits with 0.
 
 With nvdisasm it also counts instructions in the machine code for sm_90, per entry with int32 ids, including
 both sides of a branch. These counts are not times.

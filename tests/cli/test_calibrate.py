@@ -10,7 +10,6 @@ import pytest
 
 from sere.calibrate import CalibrationConfig
 from sere.cli import main
-from sere.similarity import METRICS
 from sere.table import SimilarityTable
 from tests.support.calibration import char_tokenizer, interrupt_at_layer, save_tiny
 
@@ -171,16 +170,6 @@ def test_parameters_are_json(place: Path, capsys: pytest.CaptureFixture[str]) ->
     assert SimilarityTable.load(out).metric_parameters["kernel"] == "rbf"
     assert _run(place, "--out", str(out), "--metric", "cka", "--parameters", "kernel=rbf") == 2
     assert "expected a JSON object, got 'kernel=rbf'" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("command", ["calibrate", "eval"])
-@pytest.mark.parametrize("name", METRICS)
-def test_help_lists_every_metric(command: str, name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """With its summary, from the registry."""
-    assert main([command, "--help"]) == 0
-    assert re.search(
-        rf"^  {name} +{re.escape(METRICS[name].summary)}$", capsys.readouterr().out, re.MULTILINE
-    )
 
 
 @pytest.mark.parametrize(

@@ -79,7 +79,7 @@ def test_two_calibrations_in_one_work_folder(
     with resumable(work, {}, total=2):
         before = (work / "calibration.json").read_text()
         assert main(command) == 2
-        assert "another calibration is at work in it" in capsys.readouterr().err
+        assert "another calibration is running in it" in capsys.readouterr().err
         assert (work / "calibration.json").read_text() == before
     assert main(command) == 0
 

@@ -40,14 +40,14 @@ def draw_demo(record: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
             "marker": MARKERS[index % 6],
             "label": setting,
             "linewidth": 1.8,
-            # Controls and rivals are dashed, so that a line they cover still shows.
+            # Baselines are dashed, so that a line below them stays visible.
             "linestyle": "-" if setting.startswith(("off", "sere")) else (0, (3, 3)),
         }
         _experts(left, cases, style)
         _times(right, cases, style)
     sizes = sorted({case["batch_size"] for case in record["cases"]})
     name = "batch size (rows of a decode step)"
-    batch_axis(left, sizes, f"distinct experts per layer and step (of {record['E']})", name)
+    batch_axis(left, sizes, f"distinct experts per layer and step (of {record['num_experts']})", name)
     batch_axis(right, sizes, "time per output token, ms", name)
     right.legend(frameon=False, fontsize=9, loc="upper left")
     figure.suptitle(f"{record['model']}: decoding with re-routing off and on", fontsize=11)

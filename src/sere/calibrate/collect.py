@@ -12,8 +12,8 @@ from sere.calibrate.experts import check_weighted_sum, expert_outputs
 from sere.calibrate.sanity import (
     check_inputs,
     check_outputs,
-    check_similarity,
-    named,
+    check_tells_apart,
+    naming_layer,
     never_reached,
     say_few,
 )
@@ -81,10 +81,10 @@ class LayerCollector:
             raise never_reached(self.layer, self._calls)
         if self.num_tokens < num_tokens:
             say_few(self.layer, self.num_tokens, num_tokens)
-        with named(self.layer):
+        with naming_layer(self.layer):
             found = {name: accumulator.finalize() for name, accumulator in self._accumulators.items()}
         for name, similarity in found.items():
-            check_similarity(self.layer, name, similarity)
+            check_tells_apart(self.layer, name, similarity)
         return found
 
     def _add_chunk(self, hidden: Tensor, ids: Tensor, weights: Tensor) -> None:
@@ -93,7 +93,7 @@ class LayerCollector:
         if not self._checked:
             check_weighted_sum(self.layer, hidden, ids, weights, outputs)
             self._checked = True
-        with named(self.layer):
+        with naming_layer(self.layer):
             for name in self._config.output_metrics:
                 self._accumulator(name, hidden).update(outputs, ids, weights)
 

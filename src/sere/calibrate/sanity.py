@@ -57,7 +57,7 @@ def check_outputs(layer: ExpertsLayer, outputs: Tensor) -> None:
         )
 
 
-def check_similarity(layer: ExpertsLayer, metric: str, found: LayerSimilarity) -> None:
+def check_tells_apart(layer: ExpertsLayer, metric: str, found: LayerSimilarity) -> None:
     """Refuse similarities that are all 0, warn if they are all equal: they tell no experts apart.
 
     Raises:
@@ -85,7 +85,7 @@ def check_similarity(layer: ExpertsLayer, metric: str, found: LayerSimilarity) -
 
 
 @contextmanager
-def named(layer: ExpertsLayer) -> Iterator[None]:
+def naming_layer(layer: ExpertsLayer) -> Iterator[None]:
     """Put the layer's name at the start of an error about its numbers."""
     try:
         yield

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from sere.calibrate.offload import materialized
-from sere.calibrate.sanity import check_similarity, named
+from sere.calibrate.sanity import check_tells_apart, naming_layer
 from sere.errors import UnsupportedModel
 from sere.similarity import LayerSimilarity, get_metric
 from sere.structure import ExpertsLayer
@@ -40,9 +40,9 @@ def similarity_of_weights(layer: ExpertsLayer, metric: str) -> LayerSimilarity:
             )
         of_weights = get_metric(metric).of_weights
         assert of_weights is not None  # the caller chose by it
-        with named(layer):
+        with naming_layer(layer):
             found = of_weights([torch.cat(own) for own in parts])
-    check_similarity(layer, metric, found)
+    check_tells_apart(layer, metric, found)
     return found
 
 

@@ -132,7 +132,7 @@ def load(args: argparse.Namespace) -> tuple[Any, Any]:
     """
     path = checkpoint_path(args)
     tokenizer = tokenizer_of(path, args)  # first, because it is quick to fail
-    return load_model(path, args), tokenizer
+    return load_on_device(path, args), tokenizer
 
 
 def tokenizer_of(path: Path, args: argparse.Namespace) -> Any:
@@ -147,7 +147,7 @@ def tokenizer_of(path: Path, args: argparse.Namespace) -> Any:
     return load_tokenizer(path, trust_remote_code=args.trust_remote_code)
 
 
-def load_model(path: Path, args: argparse.Namespace) -> Any:
+def load_on_device(path: Path, args: argparse.Namespace) -> Any:
     """Load a checkpoint's weights as the arguments of ``add_model_arguments`` say.
 
     Raises:

@@ -35,8 +35,8 @@ def make_header(
         "model": {
             "name": identity.name,
             "digest": identity.digest,
-            "E": identity.num_experts,
-            "K": identity.top_k,
+            "num_experts": identity.num_experts,
+            "top_k": identity.top_k,
             "dtype": dtype,
             "experts_implementation": experts_implementation,
         },

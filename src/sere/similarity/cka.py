@@ -13,7 +13,7 @@ from torch import Tensor
 from sere.errors import DataError, InputError
 from sere.similarity.accumulator import Accumulator, as_layer, blocks, cached_elements, gram, zeros
 from sere.similarity.layer import LayerSimilarity
-from sere.similarity.metric import Metric, Parameter, at_least, finite, one_of
+from sere.similarity.metric import Metric, Parameter, integer, number, one_of
 
 
 def definition(outputs: Tensor, *, kernel: str, window: int, **parameters: float) -> Tensor:
@@ -236,11 +236,11 @@ def _polynomial(Y: Tensor, *, degree: int, offset: float) -> Tensor:
 
 KERNELS: Mapping[str, Callable[..., Tensor]] = {"linear": _linear, "rbf": _rbf, "polynomial": _polynomial}
 
-_WINDOW = Parameter(128, at_least(2))
+_WINDOW = Parameter(128, integer(2))
 _OF_KERNEL: Mapping[str, Mapping[str, Parameter]] = {
     "linear": {},
-    "rbf": {"bandwidth": Parameter(1.0, finite(above_zero=True))},
-    "polynomial": {"degree": Parameter(3, at_least(1)), "offset": Parameter(1.0, finite())},
+    "rbf": {"bandwidth": Parameter(1.0, number(above_zero=True))},
+    "polynomial": {"degree": Parameter(3, integer(1)), "offset": Parameter(1.0, number())},
 }
 _UNKNOWN = "they gave the same output for all tokens of each window"
 

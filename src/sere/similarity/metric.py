@@ -91,7 +91,7 @@ class Metric:
         return values
 
 
-def at_least(least: int) -> Callable[[Any], str | None]:
+def integer(least: int) -> Callable[[Any], str | None]:
     """Return the check of a parameter that is an integer of at least ``least``."""
 
     def problem(value: Any) -> str | None:
@@ -101,12 +101,12 @@ def at_least(least: int) -> Callable[[Any], str | None]:
     return problem
 
 
-def finite(*, above_zero: bool = False) -> Callable[[Any], str | None]:
+def number(*, above_zero: bool = False) -> Callable[[Any], str | None]:
     """Return the check of a parameter that is a finite number of at least 0, or above 0."""
 
     def problem(value: Any) -> str | None:
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if number and 0 <= value < float("inf") and not (above_zero and value == 0):
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if is_number and 0 <= value < float("inf") and not (above_zero and value == 0):
             return None
         return f"a finite number {'above 0' if above_zero else 'of at least 0'}"
 

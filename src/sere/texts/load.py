@@ -8,7 +8,7 @@ from typing import Any
 
 from sere.errors import DataError
 from sere.texts.rows import Row, read_rows
-from sere.texts.sources import Source, describe
+from sere.texts.sources import Source, describe_source
 
 _SHUFFLE_BUFFER = 1_000
 
@@ -78,7 +78,7 @@ def load_texts(
         MissingDependency: The source needs pyarrow or datasets, which are not installed.
     """
     rows = read_rows(source, field=field, split=split, all_columns=False)
-    return Texts(rows, describe(source), seed, tokenizer)
+    return Texts(rows, describe_source(source), seed, tokenizer)
 
 
 def shuffled(documents: Iterable[str], seed: int, buffer: int = _SHUFFLE_BUFFER) -> Iterator[str]:

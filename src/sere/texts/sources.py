@@ -48,7 +48,7 @@ def open_source(source: Source, *, split: str, lines: bool, columns: tuple[str, 
     return ((f"position {number}", value) for number, value in enumerate(_values(source)))
 
 
-def describe(source: Source) -> str:
+def describe_source(source: Source) -> str:
     """Return what to call a source in an error."""
     if isinstance(source, str | os.PathLike):
         return os.fspath(source)

@@ -257,5 +257,5 @@ def test_real_server(tmp_path: Path) -> None:
     # Gate, up and down of 64 x 32 in four bytes.
     assert subject["bytes_per_expert"] == 3 * 64 * 32 * 4
     assert records[0]["config"]["engine_options"] == {"max_num_seqs": 8}
-    assert (subject["moe_layers"], subject["E"], subject["K"]) == (2, 16, 4)
+    assert (subject["moe_layers"], subject["num_experts"], subject["top_k"]) == (2, 16, 4)
     assert subject["expert_kernel"] == "CPUUnquantizedExperts"

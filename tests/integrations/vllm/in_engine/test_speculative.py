@@ -6,8 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.vllm.models import save_model
-
 pytest.importorskip("vllm", reason="needs vLLM: make test-vllm")
 
 from sere.engines.in_process import state_of, worker_of
@@ -19,18 +17,25 @@ pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("default")]
 NGRAM = {"method": "ngram", "num_speculative_tokens": 2, "prompt_lookup_max": 3, "prompt_lookup_min": 1}
 
 
+@pytest.fixture(scope="module")
+def expected(model: Path) -> list[list[int]]:
+    """Tokens of an engine without drafts and without re-routing."""
+    with engine(model, dtype="float32") as llm:
+        return generate(llm, prompts(), tokens=24)
+
+
 @pytest.mark.parametrize("method", ["ngram", "draft_model"])
-def test_drafted_rows_are_rerouted(method: str, tmp_path: Path) -> None:
+def test_drafted_rows_are_rerouted(method: str, model: Path, expected: list[list[int]]) -> None:
     """With drafts S = K and off give the tokens of plain decoding, S = 1 fewer experts.
 
     Drafts come from the prompt, or from a drafter with layers of experts, which keeps its own.
     """
-    path = save_model(tmp_path)
-    drafter = {"method": method, "model": str(path), "num_speculative_tokens": 2}
-    with engine(path, dtype="float32") as llm:
-        expected = generate(llm, prompts(), tokens=24)
+    drafter = {"method": method, "model": str(model), "num_speculative_tokens": 2}
     with engine(
-        path, {"select_top_k": 4}, dtype="float32", speculative_config=NGRAM if method == "ngram" else drafter
+        model,
+        {"select_top_k": 4},
+        dtype="float32",
+        speculative_config=NGRAM if method == "ngram" else drafter,
     ) as llm:
         assert generate(llm, prompts(), tokens=24) == expected
         full = read_stats(llm, reset=True)

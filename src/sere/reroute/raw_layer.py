@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple, Self
 
+import torch
 from torch import Tensor
 
 from sere.config import RerouteConfig
@@ -46,7 +47,7 @@ class RawLayer(NamedTuple):
         similarity: ``[E, E]``, float32, on the host; NaN where it is not known.
         threshold: ρ; compared in float32, like the similarities.
         keep: ``[E]``, bool, on the host: experts that are never replaced.
-        scale: ``[E, E]``, float32, or None: factors for the weights of re-routed slots. Backends copy it.
+        scale: ``[E, E]``, float32, or None: factors for the weights of re-routed slots.
         config: The other settings.
     """
 
@@ -55,3 +56,8 @@ class RawLayer(NamedTuple):
     keep: Tensor
     scale: Tensor | None
     config: KernelConfig
+
+    def shared(self, device: torch.device) -> tuple[Tensor, Tensor | None, KernelConfig]:
+        """Return what every backend keeps: ``keep`` and a copy of ``scale``, on a device, and ``config``."""
+        scale = None if self.scale is None else self.scale.to(device, copy=True).contiguous()
+        return self.keep.to(device), scale, self.config

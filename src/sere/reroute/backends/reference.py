@@ -27,9 +27,7 @@ class Layer(NamedTuple):
     Attributes:
         similarity: ``[E, E]``, float32; NaN where it is not known.
         threshold: ρ, ``[]``, float32.
-        keep: ``[E]``, bool.
-        scale: ``[E, E]``, float32, or None.
-        config: The other settings.
+        keep, scale, config: As in ``RawLayer``, on the device.
     """
 
     similarity: Tensor
@@ -41,9 +39,8 @@ class Layer(NamedTuple):
 
 def prepare(raw: RawLayer, device: torch.device) -> Layer:
     """Copy the layer to a device."""
-    scale = None if raw.scale is None else raw.scale.to(device, copy=True)
     threshold = torch.tensor(raw.threshold, dtype=torch.float32, device=device)
-    return Layer(raw.similarity.to(device, copy=True), threshold, raw.keep.to(device), scale, raw.config)
+    return Layer(raw.similarity.to(device, copy=True), threshold, *raw.shared(device))
 
 
 def run(batch: TokenBatch, layer: Layer, counters: Tensor | None) -> Routing:

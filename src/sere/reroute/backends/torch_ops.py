@@ -24,9 +24,7 @@ class Layer(NamedTuple):
     Attributes:
         position: ``[E, E]``, int32; the position of p among the neighbors of e, 0 for the most similar; E
             where p is below the threshold, unknown, or e itself.
-        keep: ``[E]``, bool.
-        scale: ``[E, E]``, float32, or None.
-        config: The settings that are not tensors.
+        keep, scale, config: As in ``RawLayer``, on the device.
     """
 
     position: Tensor
@@ -41,8 +39,7 @@ def prepare(raw: RawLayer, device: torch.device) -> Layer:
     E = order.shape[0]
     position = torch.empty_like(order).scatter_(1, order, torch.arange(E, device="cpu").expand(E, E))
     position = torch.where(position < counts[:, None], position, E)
-    scale = None if raw.scale is None else raw.scale.to(device, copy=True)
-    return Layer(position.to(device, torch.int32), raw.keep.to(device), scale, raw.config)
+    return Layer(position.to(device, torch.int32), *raw.shared(device))
 
 
 def run(batch: TokenBatch, layer: Layer, counters: Tensor | None) -> Routing:

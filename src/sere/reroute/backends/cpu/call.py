@@ -41,9 +41,7 @@ class Layer(NamedTuple):
     Attributes:
         order: ``[E, E]``, int32; row e lists the other experts, most similar first (ties: lower id), e last.
         counts: ``[E]``, int32; how many of ``order[e]`` reach the threshold.
-        keep: ``[E]``, bool.
-        scale: ``[E, E]``, float32, or None.
-        config: The settings that are not tensors.
+        keep, scale, config: As in ``RawLayer``, on the device.
     """
 
     order: Tensor
@@ -56,14 +54,8 @@ class Layer(NamedTuple):
 def prepare(raw: RawLayer, device: torch.device) -> Layer:
     """Sort each expert's neighbors and count those that reach the threshold."""
     order, counts = rank_neighbors(raw.similarity, raw.threshold)
-    scale = None if raw.scale is None else raw.scale.to(device, copy=True).contiguous()
-    return Layer(
-        order.to(device, torch.int32).contiguous(),
-        counts.to(device, torch.int32),
-        raw.keep.to(device),
-        scale,
-        raw.config,
-    )
+    order = order.to(device, torch.int32).contiguous()
+    return Layer(order, counts.to(device, torch.int32), *raw.shared(device))
 
 
 def run(batch: TokenBatch, layer: Layer, counters: Tensor | None) -> Routing:

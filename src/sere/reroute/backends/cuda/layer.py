@@ -21,9 +21,7 @@ class Layer(NamedTuple):
     Attributes:
         lists: ``[E / 8, E / 32, 32, 8]``, int16, both rounded up; each expert's neighbors that reach the
             threshold, most similar first, then only the expert itself. The last axis is eight experts.
-        keep: ``[E]``, bool.
-        scale: ``[E, E]``, float32, or None.
-        config: The settings that are not tensors.
+        keep, scale, config: As in ``RawLayer``, on the device.
     """
 
     lists: Tensor
@@ -42,8 +40,7 @@ def prepare(raw: RawLayer, device: torch.device) -> Layer:
     lists = itself.repeat(1, WARP * pieces)
     lists[:E, :E] = torch.where(torch.arange(E, device="cpu") < counts[:, None], order, itself[:E])
     side_by_side = lists.reshape(groups, GROUP, pieces, WARP).permute(0, 2, 3, 1)
-    scale = None if raw.scale is None else raw.scale.to(device, copy=True).contiguous()
-    return Layer(side_by_side.to(torch.int16).contiguous().to(device), raw.keep.to(device), scale, raw.config)
+    return Layer(side_by_side.to(torch.int16).contiguous().to(device), *raw.shared(device))
 
 
 def for_torch(layer: Layer) -> torch_ops.Layer:

@@ -66,7 +66,7 @@ COMMANDS = "from sere.cli import main\nassert main({!r}.split()) == 0"
             COMMANDS.format, ("--version", "--help", "calibrate --help", "table show --help", "eval --help")
         ),
         *map(COMMANDS.format, ("bench run --help", "bench serve --help", "generate --help", "demo --help")),
-        COMMANDS.format("doctor --help"),
+        *map(COMMANDS.format, ("doctor --help", "list policies --help")),
     ],
 )
 def test_start_is_light(program: str) -> None:

@@ -25,7 +25,7 @@ def test_doctor_finds_everything_in_order(
     assert states["backends", "reference"] == "ok"
     assert states["extras", "transformers"] == "ok"
     model, weights = (finding for finding in value["findings"] if finding["part"] == "model")
-    assert "K=4 (S < 4 re-routes)" in model["detail"]
+    assert "K=4 (select_top_k < 4 re-routes)" in model["detail"]
     assert weights["state"] == "ok"
     assert "; complete" in weights["detail"]
 

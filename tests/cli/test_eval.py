@@ -15,7 +15,7 @@ from sere.cli import main
 from sere.eval.continuations import ContinuationScores
 from sere.policies.spec import PolicySpec
 from tests.support.checkpoints import save_checkpoint
-from tests.support.commands import refused, run_json, run_text
+from tests.support.commands import run_json, run_text
 
 SERE, TOPK = "sere:select_top_k=1", "topk:select_top_k=1"
 TASKS = ("--per-task", 1, "--tasks", "addition", "sorting", "reversal", "--max-new-tokens", 6)
@@ -158,93 +158,6 @@ def test_a_copy_of_the_bundled_model_is_one(tmp_path: Path) -> None:
     assert is_bundled(saved)
     assert not is_bundled(save_checkpoint(tmp_path))
     assert not is_bundled(tmp_path)
-
-
-@pytest.mark.parametrize("flags", [[], ["--setting", "topk:select_top_k=1"], ["--tasks", "addition"]])
-@pytest.mark.parametrize("model", ["CHECKPOINT", "owner/model"])
-def test_tasks_are_for_the_bundled_model_alone(
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-    checkpoint: Path,
-    model: str,
-    flags: list[str],
-) -> None:
-    """Another model is refused before it is loaded, with what to give; a hub name before it is fetched."""
-    monkeypatch.setattr("sere.cli.eval.load", lambda _: pytest.fail("loaded"))
-    line = refused(capsys, "eval", checkpoint if model == "CHECKPOINT" else model, *flags)
-    assert "own tasks are in the notation of the bundled model" in line
-    assert "Give --prompts FILE" in line
-    assert "or --questions FILE" in line
-
-
-@pytest.mark.parametrize(
-    ("argv", "line"),
-    [
-        (["bundled", "--setting", "ser:S=1"], "did you mean 'sere'"),
-        (["bundled", "--setting", "off", "--tasks", "adition"], "did you mean 'addition'"),
-        (["bundled", "--setting", "off", "--per-task", "0"], "argument --per-task: expected a whole number"),
-        (["bundled", "--setting", "off", "--batch-size", "0"], "argument --batch-size: expected a whole"),
-        (["bundled", "--table", "nowhere.safetensors"], "nowhere.safetensors"),
-        (
-            ["bundled", "--setting", "random:select_top_k=0"],
-            "select_top_k: expected an integer of at least 1, got 0",
-        ),
-        (["bundled", "--setting", "off", "--out", "/dev/null/eval.json"], "/dev/null"),
-        (["bundled", "--setting", "off", "--device", "nonsense"], "--device nonsense: not usable here"),
-        (
-            ["bundled", "--setting", "off", "--max-new-tokens", "0"],
-            "argument --max-new-tokens: expected",
-        ),
-        (["bundled", "--no-chat-template"], "--no-chat-template: only with --prompts or --questions"),
-        (
-            ["bundled", "--questions", "50"],
-            "how many questions of each task 'bundled' is asked, --per-task says",
-        ),
-        (
-            ["x", "--questions", "q.jsonl", "--setting", "sere:select_top_k=1"],
-            "--table: none was given, and x has no similarity.sere in its folder",
-        ),
-        (
-            ["x", "--questions", "q.jsonl", "--metric", "cosine", "--setting", "off"],
-            "--metric: only for 'bundled' without --table",
-        ),
-        (["x", "--questions", "q.jsonl", "--setting", "off"], "questions: no file q.jsonl"),
-        (["x", "--prompts", "p.txt", "--setting", "off"], "prompts: no file p.txt"),
-        (
-            ["x", "--prompts", "p.txt", "--per-task", "5"],
-            "--per-task: only for the bundled model's own tasks",
-        ),
-        (["x", "--prompts", "p.txt", "--no-text"], "--passages or --no-text: only for the bundled model's"),
-        (["x", "--prompts", "p.txt", "--questions", "q.jsonl"], "not allowed with argument --prompts"),
-        (["x", "--prompts", "p.txt", "--engine", "vllm"], "--prompts: vLLM does not hand on the logits"),
-        (
-            ["x", "--questions", "q.jsonl", "--engine", "vllm"],
-            "--table: none was given, and x has no similarity.sere in its folder",
-        ),
-    ],
-)
-def test_eval_refuses_in_one_line(capsys: pytest.CaptureFixture[str], argv: list[str], line: str) -> None:
-    """Wrong settings, tasks, sizes, files and combinations each give one line and code 2."""
-    assert line in refused(capsys, "eval", *argv)
-
-
-def test_short_continuations_and_engines_are_refused_with_their_files(
-    capsys: pytest.CaptureFixture[str], checkpoint: Path, prompts: Path, questions: Path
-) -> None:
-    """What only a file shows: a single token has no decode step; vLLM does not run every policy."""
-    argv = ["eval", checkpoint, "--setting", "off", "--prompts", prompts, "--max-new-tokens", 1]
-    assert "max_new_tokens: expected at least 2, got 1" in refused(capsys, *argv)
-    argv = [
-        "eval",
-        checkpoint,
-        "--setting",
-        "oea:select_top_k=2",
-        "--questions",
-        questions,
-        "--engine",
-        "vllm",
-    ]
-    assert "oea needs the router's scores" in refused(capsys, *argv, "--table", "t")
 
 
 def test_an_interrupted_run_goes_on_with_the_same_prompts_only(

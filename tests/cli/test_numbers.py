@@ -31,5 +31,5 @@ def test_what_is_no_whole_number_is_named(capsys: pytest.CaptureFixture[str], te
 def test_a_rate_is_a_finite_number_above_zero(capsys: pytest.CaptureFixture[str], text: str) -> None:
     """Requests come at some pace."""
     assert main(["bench", "serve", "--preset", "tiny", "--server", f"--request-rate={text}"]) == 2
-    expected = "argument --request-rate: expected a number above 0 (requests a second), got"
+    expected = "argument --request-rate: expected a number above 0 (requests per second), got"
     assert f"{expected} {text!r}" in capsys.readouterr().err

@@ -12,7 +12,7 @@ from sere.errors import ConfigError, InputError
 from sere.policies import POLICIES, Sere
 from sere.policies.baseline import Baseline, LayerBatch
 from sere.policies.options import options_of
-from sere.policies.spec import check_off_first, describe_policies, normalize_label, parse_spec, parse_specs
+from sere.policies.spec import check_off_first, normalize_label, parse_spec, parse_specs
 from sere.reroute import Routing
 from tests.support.policies import example
 
@@ -116,17 +116,6 @@ def test_options_are_the_fields_of_the_class() -> None:
         "where": ("WORD", False),
     }
     assert options_of(Sere)["targets"].form == "primary|active"
-
-
-def test_help_names_every_rule_with_its_options() -> None:
-    """What to type with the options that it needs, what it does, and its further options."""
-    lines = describe_policies().splitlines()
-    assert [line.partition(":")[0] for line in lines if not line.startswith(" ")] == list(POLICIES)
-    assert "lynx:drop_share=X" in lines
-    at = lines.index("random:select_top_k=N")
-    assert lines[at + 1].startswith("    Send every secondary slot to a random primary expert")
-    assert lines[at + 2] == "    further options: min_active=N, seed=N"
-    assert max(map(len, lines)) <= 104
 
 
 @pytest.mark.parametrize("name", POLICIES)

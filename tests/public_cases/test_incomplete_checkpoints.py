@@ -79,7 +79,7 @@ def test_a_config_of_fewer_layers_than_the_weights(
     (line,) = caplog.messages
     assert "does not use: model.layers.1.input_layernorm.weight, " in line
     assert main(["doctor", "--model", str(path)]) == 0
-    assert "tensors that the model has no use for: 11" in capsys.readouterr().out
+    assert "tensors that the model does not use: 11" in capsys.readouterr().out
 
 
 def test_two_files_that_hold_other_values_for_one_weight(

@@ -20,11 +20,11 @@ from sere.files import check_writable, keep_other_files
 if TYPE_CHECKING:
     from sere.table import SimilarityTable
 
-_DETAILS = f"""Runs the texts through the model once and measures, in each layer, how well experts replace
-each other. The table is written as {TABLE} to the model's folder, where sere.apply, vLLM and the other
-commands find it; for a model on the hub, or in a folder that is read-only, as NAME{SUFFIX} to the current
-folder. A checkpoint that does not fit into memory is read layer by layer; if such a run is interrupted, the
-same command continues it."""
+_DETAILS = f"""Runs the texts through the model once and measures, in each layer, how well experts
+replace each other. The table is written as {TABLE} to the model's folder, where sere.apply, vLLM and
+the other commands find it; for a model on the hub, or in a folder that is read-only, as NAME{SUFFIX} to
+the current folder. A checkpoint that does not fit into memory is read layer by layer; if such a run is
+interrupted, the same command continues it."""
 
 _EXAMPLES = """
   sere calibrate MODEL --texts notes.txt
@@ -48,17 +48,6 @@ def add(subparsers: Any) -> None:
     _add_memory(parser)
     add_trust_argument(parser)
     add_json_flag(parser)
-    parser.more_help = list_metrics
-
-
-def list_metrics() -> str:
-    """Return the names and summaries of all metrics, for the end of a command's help."""
-    from sere.similarity import METRICS
-
-    width = max(map(len, METRICS))
-    return "\nmetrics:\n" + "".join(
-        f"  {name:<{width}}  {metric.summary}\n" for name, metric in METRICS.items()
-    )
 
 
 # An argument that is not given is None and left out, so that the defaults of `sere.calibrate` hold.
@@ -69,7 +58,7 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
     text = "field or column of the text or conversation (default: text, or else messages or conversations)"
     group.add_argument("--field", help=text)
     group.add_argument("--split", help="part of a Hugging Face data set (default: train)")
-    group.add_argument("--max-tokens", type=whole(1), metavar="N", help="at most (default: 51200)")
+    group.add_argument("--max-tokens", type=whole(1), metavar="N", help="tokens in all (default: 51200)")
     group.add_argument("--seq-len", type=whole(1), metavar="N", help="tokens per sequence (default: 128)")
     group.add_argument(
         "--batch-size", type=whole(1), metavar="B", help="sequences per forward pass (default: 8)"
@@ -79,7 +68,7 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
 
 def _add_metric(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("similarity")
-    text = "one of those below, or several, computed in one pass (default: frobenius)"
+    text = "see sere list metrics; several are computed in one pass (default: frobenius)"
     group.add_argument("--metric", default="frobenius", metavar="NAME[,NAME...]", help=text)
     text = "the metric's parameters; for several metrics, an object by metric name"
     group.add_argument("--parameters", type=_json_object, metavar="JSON", help=text)

@@ -1,4 +1,4 @@
-"""``sere demo``: the whole path on the bundled model."""
+"""``sere demo``: calibrate, decode and compare on the bundled model."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 from sere.bundled import BUNDLED
 from sere.cli.loading import checkpoint_path, load
 from sere.cli.numbers import whole
-from sere.cli.output import add_json_flag, emit, say, table
+from sere.cli.output import add_json_flag, case_table, emit, say
 from sere.cli.parser import add_command
+from sere.defaults import SUFFIX
 
 if TYPE_CHECKING:
     from sere.bench.demo import Round
@@ -23,14 +24,15 @@ SETTINGS = (
     "random:select_top_k=1,min_active=24",
     "topk:select_top_k=4",
 )
-# Batch sizes and how many questions each is asked, so that the whole takes some minutes.
+# Batch sizes and how many questions each is asked, so that all of them take some minutes.
 QUESTIONS = {1: 10, 8: 60, 16: 160, 32: 240}
 
-_FILES = ("demo.png", "demo.json", "demo-table.safetensors")
+_TABLE = f"demo{SUFFIX}"
+_FILES = ("demo.png", "demo.json", _TABLE)
 
-_DETAILS = """Calibrates the model that comes with sere, decodes held-out questions at several batch sizes
-with re-routing off and on, and counts experts, time and right answers. Writes a picture, the table of
-similarities and the result as JSON. Some minutes on two idle cores."""
+_DETAILS = """Calibrates the model that comes with sere, decodes held-out questions at several batch
+sizes with re-routing off and on, and counts experts, time and right answers. Writes a picture, the
+table of similarities and the result as JSON. Some minutes on two idle cores."""
 
 _EXAMPLES = """
   sere demo
@@ -38,33 +40,39 @@ _EXAMPLES = """
   sere demo --json > demo.json
 """
 
-_COLUMNS = """experts: distinct experts per layer and decode step, all of which must be read from memory.
-TPOT: median time per output token; speedup: the baseline's (off) over it, taking turns. right: exact
-answers, 95 % interval; vs baseline: difference in points on the same questions, 95 % interval. One thread,
-float32."""
+_COLUMNS = """experts: distinct experts per layer and decode step, all of which must be read from
+memory. TPOT: median time per output token; speedup: the baseline's (off) over it, taking turns. right:
+exact answers, 95 % interval; vs baseline: difference in points on the same questions, 95 % interval.
+One thread, float32."""
 
-_NEXT = """For your own model (any Mixture-of-Experts model of Transformers); the floor is 4 K here:
+_NEXT = """For your own Mixture-of-Experts model of Transformers (min_active is 4 times top_k here):
 
-  sere calibrate MODEL --texts notes.txt --metric projection --out table.safetensors
+  sere calibrate MODEL --texts notes.txt --metric projection
   sere eval MODEL --setting sere:select_top_k=2,min_active=32,use_scale=true --prompts FILE
 
-  with sere.apply(model, "table.safetensors", select_top_k=2, min_active=32, use_scale=True):
+  with sere.apply(model, select_top_k=2, min_active=32, use_scale=True):
       model.generate(**batch)
 """
 
 
 def add(subparsers: Any) -> None:
     """Add the command's parser."""
-    summary = "Show the whole path on the bundled model."
+    summary = "Calibrate, decode and compare on the bundled model."
     parser = add_command(subparsers, "demo", summary, run, details=_DETAILS, examples=_EXAMPLES)
-    parser.add_argument("--out", type=Path, default=Path("out"), metavar="DIR", help="(default: out)")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("out"),
+        metavar="DIR",
+        help="folder for picture, table and JSON (default: out)",
+    )
     parser.add_argument(
         "--batch-size", type=whole(1), nargs="+", default=list(QUESTIONS), metavar="B",
-        help=f"(default: {' '.join(map(str, QUESTIONS))})",
+        help=f"rows per step (default: {' '.join(map(str, QUESTIONS))})",
     )  # fmt: skip
     parser.add_argument(
         "--per-task", type=whole(1), metavar="N",
-        help="questions, but at least one per row (default: by batch size, few enough for some minutes)",
+        help="questions per task, at least one per row (default: by batch size, for some minutes in all)",
     )  # fmt: skip
     add_json_flag(parser)
     parser.set_defaults(
@@ -105,9 +113,9 @@ def _measure(args: argparse.Namespace) -> dict[str, Any]:
     # Matrices this small gain nothing from a second thread, and in bfloat16 a CPU is twice as slow.
     torch.set_num_threads(1)
     model, tokenizer = load(args)
-    say("calibrating: which expert can stand in for which")
+    say("calibrating: how well experts replace each other")
     similarities = calibrate_on_tasks(model, tokenizer)
-    similarities.save(args.out / "demo-table.safetensors")
+    similarities.save(args.out / _TABLE)
     return demonstrate(
         model,
         tokenizer,
@@ -133,16 +141,15 @@ def plan_rounds(batch_sizes: Sequence[int], per_task: int | None, tasks: int) ->
 
 def render(record: Mapping[str, Any]) -> str:
     """Return the result as a table, what its columns mean, and what to do next."""
-    headers = ["B", "setting", "experts", "TPOT ms", "speedup", "right", "95 %", "vs baseline", "95 %"]
-    rows = [_row(case) for case in record["cases"]]
-    return f"\n{table(rows, headers)}\n\n{_COLUMNS}\n\n{_NEXT}"
+    headers = ["B", "experts", "TPOT ms", "speedup", "right", "95 %", "vs baseline", "95 %"]
+    rows = [(case["setting"], _row(case)) for case in record["cases"]]
+    return f"\n{case_table(rows, headers)}\n\n{_COLUMNS}\n\n{_NEXT}"
 
 
 def _row(case: Mapping[str, Any]) -> list[Any]:
     share, difference = case["share"], case.get("difference")
     return [
         case["batch_size"],
-        case["setting"],
         f"{case['distinct_after']:.1f}",
         f"{case['tpot_ms']['p50']:.1f}",
         f"{case['speedup']['p50']:.2f}",

@@ -14,17 +14,18 @@ from sere.cli.parser import add_command
 from sere.errors import SereError, how_to_install
 from sere.identity import span
 
-_DETAILS = """Exit code 1 where something that was asked for is broken: the model or the table that were
-named, or the two together. A missing extra is no fault; its line says how to install it. Nor is a release of
-Transformers or PyTorch that sere is not tested with: it may work, and its line says how to make sure."""
+_DETAILS = """Exit code 1 if the model or the table that you name is broken, or if they do not fit each
+other. A missing optional package is no fault; its line says how to install it. A release of
+Transformers or PyTorch that sere is not tested with is no fault either; its line says how to make sure
+that it works."""
 
 _EXAMPLES = """
   sere doctor
-  sere doctor --model MODEL --table table.safetensors
+  sere doctor --model MODEL --table cosine.sere
   sere doctor --model bundled --json
 """
 
-_SERVER = "serving: the plug-in finds it by itself"
+_SERVER = "serving: vLLM loads the plug-in by itself"
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,11 +47,13 @@ class Finding:
 
 def add(subparsers: Any) -> None:
     """Add the command's parser."""
-    summary = "Say what is installed, what can run here, and whether table and model fit."
+    summary = "Check what is installed, what can run here, and whether table and model fit."
     parser = add_command(subparsers, "doctor", summary, run, details=_DETAILS, examples=_EXAMPLES)
     parser.add_argument("--model", metavar="MODEL", help="a checkpoint folder, a hub name, or 'bundled'")
     parser.add_argument(
-        "--table", metavar="FILE", help="a similarity table, checked against the model if given"
+        "--table",
+        metavar="FILE",
+        help="similarity table, checked against the model (default: the model's own)",
     )
     add_trust_argument(parser)
     add_json_flag(parser)
@@ -82,7 +85,7 @@ def _versions() -> Iterator[Finding]:
     found = machine()
     yield Finding("machine", "cpu", "ok", describe_machine(found))
     yield Finding(
-        "machine", "gpu", "ok" if found["gpu"] else "missing", found["gpu"] or "none that PyTorch sees"
+        "machine", "gpu", "ok" if found["gpu"] else "missing", found["gpu"] or "no GPU that PyTorch can use"
     )
 
 
@@ -159,7 +162,7 @@ def _asked(args: argparse.Namespace) -> Iterator[Finding]:
         else:
             E, K = span(identity.experts.values()), span(identity.slots.values())
             shape = f"{len(identity.layer_names)} MoE layers, E={E}, K={K}"
-            detail = f"{shape} (S < {identity.top_k} re-routes), digest {identity.digest[:12]}"
+            detail = f"{shape} (select_top_k < {identity.top_k} re-routes), digest {identity.digest[:12]}"
             yield Finding("model", identity.name, "ok", detail)
             yield _weights(args)
     path = args.table if args.model is None else table_path(args)
@@ -181,12 +184,12 @@ def _weights(args: argparse.Namespace) -> Finding:
         if fetched:
             return Finding("model", "weights", "BROKEN", str(error))
         return Finding(
-            "model", "weights", "missing", "not downloaded; the first command that needs them does"
+            "model", "weights", "missing", "not downloaded; the first command that needs them downloads them"
         )
     size = f"{found.num_bytes / 2**30:.2f} GiB, files: {len(found.names)}"
     if unused is None:
         return Finding("model", "weights", "ok", f"{size}; loading them shows whether they are complete")
-    left = f"; tensors that the model has no use for: {len(unused)}" if unused else ""
+    left = f"; tensors that the model does not use: {len(unused)}" if unused else ""
     return Finding("model", "weights", "ok", f"{size}; complete{left}")
 
 
@@ -209,5 +212,5 @@ def render(value: Mapping[str, Any]) -> str:
         part = finding["part"] if finding["part"] != last else ""
         last = finding["part"]
         rows.append([part, finding["name"], finding["state"], " ".join(finding["detail"].split())])
-    verdict = "nothing that was asked for is broken" if value["passed"] else "something is BROKEN, see above"
+    verdict = "no problems found" if value["passed"] else "problems found: see the lines with BROKEN"
     return f"{table(rows, ['', 'what', 'state', 'found'])}\n\n{verdict}"

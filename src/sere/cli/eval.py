@@ -7,14 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from sere.bundled import BUNDLED
-from sere.cli.calibrate import list_metrics
+from sere.cli.eval_engines import on_transformers, on_vllm
 from sere.cli.eval_tables import render
-from sere.cli.loading import add_model_arguments, load, needed_table, table_path
+from sere.cli.loading import add_model_arguments, needed_table, table_path
 from sere.cli.numbers import whole
 from sere.cli.output import add_json_flag, emit, say
 from sere.cli.parser import add_command
-from sere.cli.settings import list_policies
-from sere.defaults import TABLE
 from sere.errors import ConfigError
 from sere.files import check_writable, holds_json, keep_other_files, write_json
 
@@ -24,35 +22,44 @@ _DEFAULT_SETTINGS = ("sere:select_top_k=1", "random:select_top_k=1", "topk:selec
 _ANSWER_TOKENS, _CONTINUATION_TOKENS = 256, 64
 _PER_TASK, _PASSAGES = 100, 100
 
-_DETAILS = """Decodes in steps of B rows under each setting, all against the unmodified model. One of:
+_DETAILS = """Decodes in steps of B rows under each setting and compares with the unmodified model.
+Texts come from:
 
---prompts FILE: the unmodified model continues each prompt, and each setting is scored on these same tokens:
-  how often it would choose the same token, KL divergence in nats per token, perplexity, with 95 % intervals
-  over prompts. For any model; needs no answers. FILE is a .txt file with one prompt per line, or rows
-  (.jsonl, .json, .parquet) with "prompt", "messages" or "conversations"; an answer at the end of a
-  conversation is left off. Give 50 prompts or more: with fewer, intervals are too narrow where a few prompts
-  differ much from the others.
---questions FILE: right answers, with the paired difference to the unmodified model. Rows as above with
-  "answer", and "pattern" where the answer is only a part of the output: a regular expression, whose last
-  match counts (of it the first group, if it has one). Without, the whole output must be the answer.
-neither: the bundled model's own tasks, in its own notation, and its English. For no other model.
+--prompts FILE: the unmodified model continues each prompt, and each setting
+  is scored on these tokens: how often it would choose the same token, KL
+  divergence in nats per token, and perplexity, with 95 % intervals over
+  prompts. Works with any model and needs no answers. FILE is a .txt file with
+  one prompt per line, or rows (.jsonl, .json, .parquet) with "prompt",
+  "messages" or "conversations"; an answer at the end of a conversation is
+  left out. Give at least 50 prompts: with fewer, the intervals are too narrow
+  if a few prompts differ much from the others.
+--questions FILE: counts right answers and the difference to the unmodified
+  model on the same questions. Rows as above with "answer", and "pattern" if
+  the answer is only a part of the output: a regular expression whose last
+  match counts (its first group, if it has one). Without a pattern the
+  complete output must be the answer.
+neither: the tasks and the English of the bundled model, which no other model
+  knows.
 
-Where the tokenizer has a chat template, a text is put to the model as a user's message.
+If the tokenizer has a chat template, each text is given to the model as a user's message.
 
-A setting is a policy's name, then its options, such as sere:select_top_k=1,threshold=0.3,min_active=8.
-Compare with random (the control: secondary slots go to a random primary expert) and topk (secondary slots are
-dropped); all policies and their options are listed below.
+A setting is a routing rule and its options. sere list policies shows them; among them are:
+  off                      the unmodified model, always measured
+  sere:select_top_k=2,min_active=32,use_scale=true
+  sere:select_top_k=1,threshold=0.3,targets=active
+  random:select_top_k=1    the control: a random primary expert
+  topk:select_top_k=1      drop the lighter experts instead of re-routing them
 
-With --engine vllm, B is the number of requests at once, settings that differ in more than select_top_k and
-threshold each get an engine of their own, one after the other, and --prompts is refused. Interrupted, the
-same command with --out continues after the last finished case."""
+With --engine vllm, B is the number of concurrent requests, --prompts is refused, and settings that
+differ in more than select_top_k and threshold each get an engine of their own, one after the other. If
+a run with --out is interrupted, the same command continues after the last finished case."""
 
 _EXAMPLES = """
   sere eval MODEL --setting sere:select_top_k=2,min_active=32,use_scale=true --prompts prompts.txt
   sere eval MODEL --setting topk:select_top_k=4 --batch-size 16 --questions questions.jsonl --out eval.json
   sere eval bundled --batch-size 1 16 --setting sere:select_top_k=1 --setting random:select_top_k=1
   sere eval bundled --batch-size 16 --tasks addition sorting --per-task 50 --no-text --json
-  sere eval bundled --engine vllm --batch-size 8 64 --setting sere:select_top_k=2,min_active=32,use_scale=true
+  sere eval bundled --engine vllm --batch-size 8 64 --setting sere:select_top_k=2,min_active=32
 """
 
 
@@ -60,30 +67,41 @@ def add(subparsers: Any) -> None:
     """Add the command's parser."""
     summary = "Measure what re-routing costs at several settings and batch sizes."
     parser = add_command(subparsers, "eval", summary, run, details=_DETAILS, examples=_EXAMPLES)
-    parser.more_help = lambda: list_policies() + list_metrics()
     parser.add_argument("model", metavar="MODEL", help=f"a checkpoint folder, a hub name, or '{BUNDLED}'")
     parser.add_argument(
-        "--table", metavar="FILE", help=f"similarity table (for '{BUNDLED}': calibrates if none is given)"
+        "--table",
+        metavar="FILE",
+        help=f"similarity table (default: the model's own; '{BUNDLED}' is calibrated if it has none)",
     )
     parser.add_argument(
         "--metric", metavar="NAME",
-        help=f"of the table calibrated for '{BUNDLED}', one of those below (default: projection)",
+        help=f"metric of the table calibrated for '{BUNDLED}'; see sere list metrics (default: projection)",
     )  # fmt: skip
-    text = f"repeatable; off is always included (default: {' '.join(_DEFAULT_SETTINGS)})"
-    parser.add_argument("--setting", action="append", metavar="SETTING", help=text)
     parser.add_argument(
-        "--batch-size", type=whole(1), nargs="+", default=[1, 16], metavar="B", help="(default: 1 16)"
+        "--setting", action="append", metavar="SETTING",
+        help="a routing rule, see sere list policies; repeatable; off is always measured "
+        f"(default: {' '.join(_DEFAULT_SETTINGS)})",
+    )  # fmt: skip
+    parser.add_argument(
+        "--batch-size",
+        type=whole(1),
+        nargs="+",
+        default=[1, 16],
+        metavar="B",
+        help="rows per step (default: 1 16)",
     )
     parser.add_argument(
         "--max-new-tokens", type=whole(1), metavar="N",
-        help=f"of an answer (default: {_ANSWER_TOKENS}) or a continuation ({_CONTINUATION_TOKENS})",
+        help=f"per answer (default: {_ANSWER_TOKENS}) or continuation (default: {_CONTINUATION_TOKENS})",
     )  # fmt: skip
-    parser.add_argument("--seed", type=whole(), default=0, help="of tasks and control (default: 0)")
+    parser.add_argument(
+        "--seed", type=whole(), default=0, help="seed of tasks and of random rules (default: 0)"
+    )
     parser.add_argument(
         "--engine", choices=("transformers", "vllm"), default="transformers",
-        help="what decodes; vllm takes all settings, and gives right answers only",
+        help="what decodes; vllm counts right answers only (default: transformers)",
     )  # fmt: skip
-    parser.add_argument("--out", type=Path, metavar="FILE", help="write the whole result as JSON")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write the complete result as JSON")
     _add_texts(parser)
     add_model_arguments(parser)
     add_json_flag(parser)
@@ -96,14 +114,20 @@ def _add_texts(parser: argparse.ArgumentParser) -> None:
     one.add_argument("--questions", metavar="FILE", help="questions with their answers")
     files.add_argument(
         "--field", default="prompt", metavar="NAME",
-        help="of a row: holds a text or a conversation (default: prompt, or else messages or conversations)",
+        help="field with a row's text or conversation (default: prompt, else messages or conversations)",
     )  # fmt: skip
     files.add_argument("--no-chat-template", action="store_true", help="give texts to the model as they are")
     tasks = parser.add_argument_group("the bundled model's own tasks")
-    tasks.add_argument("--per-task", type=whole(1), metavar="N", help=f"questions (default: {_PER_TASK})")
-    tasks.add_argument("--tasks", nargs="+", metavar="TASK", help="(default: all)")
-    tasks.add_argument("--passages", type=whole(0), metavar="N", help=f"of English (default: {_PASSAGES})")
-    tasks.add_argument("--no-text", dest="passages", action="store_const", const=0, help="no English")
+    tasks.add_argument(
+        "--per-task", type=whole(1), metavar="N", help=f"questions per task (default: {_PER_TASK})"
+    )
+    tasks.add_argument("--tasks", nargs="+", metavar="TASK", help="names of tasks (default: all)")
+    tasks.add_argument(
+        "--passages", type=whole(0), metavar="N", help=f"passages of English (default: {_PASSAGES})"
+    )
+    tasks.add_argument(
+        "--no-text", dest="passages", action="store_const", const=0, help="leave out the English"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -120,7 +144,7 @@ def run(args: argparse.Namespace) -> int:
         check_writable(args.out)
     plan = _plan(args, settings)
     partial = None if args.out is None else args.out.with_name(f".{args.out.name}.partial")
-    measure = _on_vllm if args.engine == "vllm" else _on_transformers
+    measure = on_vllm if args.engine == "vllm" else on_transformers
     record = measure(args, plan, partial)
     if args.out is not None:
         write_json(args.out, record)
@@ -148,8 +172,8 @@ def _check_texts(args: argparse.Namespace, bundled: bool) -> None:
         if not bundled:
             raise ConfigError(
                 f"{args.model}: sere's own tasks are in the notation of the bundled model, which no other "
-                "model knows. Give --prompts FILE, to compare what this model says with re-routing off and "
-                "on, or --questions FILE, to count right answers"
+                "model knows. Give --prompts FILE to compare its outputs with re-routing off and on, or "
+                "--questions FILE to count right answers"
             )
         if args.no_chat_template:
             raise ConfigError("--no-chat-template: only with --prompts or --questions")
@@ -161,13 +185,13 @@ def _check_texts(args: argparse.Namespace, bundled: bool) -> None:
         )
     if args.questions is not None and args.questions.isdigit() and not Path(args.questions).exists():
         raise ConfigError(
-            f"--questions: expected a file, got {args.questions}; how many questions of each task "
-            f"'{BUNDLED}' is asked, --per-task says"
+            f"--questions: expected a file, got {args.questions}; for the number of questions per task of "
+            f"'{BUNDLED}', use --per-task {args.questions}"
         )
     if args.engine == "vllm" and args.prompts is not None:
         raise ConfigError(
-            "--prompts: vLLM does not hand on the logits of tokens that it is given to decode; use --engine "
-            "transformers, or --questions"
+            "--prompts: vLLM does not return the logits of given tokens; use --engine transformers, or "
+            "--questions"
         )
 
 
@@ -221,60 +245,3 @@ def _plan(args: argparse.Namespace, settings: list[Any]) -> Any:
         else (),
         **common,
     )
-
-
-def _on_transformers(args: argparse.Namespace, plan: Any, partial: Path | None) -> dict[str, Any]:
-    from sere.cli.progress_bar import bar
-    from sere.eval.run import evaluate
-
-    model, tokenizer = load(args)
-    needed = any(setting.needs_table for setting in plan.settings)
-    similarities = _table(args, model, tokenizer) if needed or args.table is not None else None
-    return evaluate(model, tokenizer, plan, table=similarities, checkpoint=partial, progress=bar)
-
-
-def _on_vllm(args: argparse.Namespace, plan: Any, partial: Path | None) -> dict[str, Any]:
-    """Evaluate with engines of vLLM in this process; their table is the file's, or made from the weights."""
-    from tempfile import TemporaryDirectory
-
-    from sere.cli.loading import dtype_name, engine_checkpoint, tokenizer_of
-    from sere.cli.progress_bar import bar
-    from sere.engines.in_process import in_process_engine
-    from sere.eval.digests import files_digest
-    from sere.eval.vllm import evaluate_engine
-    from sere.integrations.vllm.start.versions import check_installed
-    from sere.table import SimilarityTable
-
-    check_installed()
-    path = engine_checkpoint(args)
-    tokenizer = tokenizer_of(path, args)
-    dtype = dtype_name(path, args.dtype, trust_remote_code=args.trust_remote_code)
-    options: dict[str, Any] = {
-        "skip_tokenizer_init": True, "dtype": dtype, "enforce_eager": True, "disable_log_stats": True,
-        "max_num_seqs": max(plan.batch_sizes), "enable_prefix_caching": False, "seed": args.seed,
-        "trust_remote_code": args.trust_remote_code,
-    }  # fmt: skip
-    with TemporaryDirectory(prefix="sere-eval-") as folder:
-        place = args.table if args.table is not None else Path(folder) / TABLE
-        if args.table is None:
-            model, _ = load(args)
-            _table(args, model, tokenizer).save(place)
-            del model
-        fixed = {"table": str(place), "select_top_k": 1, "log_seconds": 0}
-        return evaluate_engine(
-            lambda settings: in_process_engine(path, {**fixed, **settings}, **options),
-            tokenizer, plan, table=SimilarityTable.load(place), dtype=dtype, weights=files_digest(path),
-            checkpoint=partial, progress=bar,
-        )  # fmt: skip
-
-
-def _table(args: argparse.Namespace, model: Any, tokenizer: Any) -> Any:
-    """Return the similarity table: the file's, or, for the bundled model alone, one calibrated now."""
-    if args.table is not None:
-        from sere.table import SimilarityTable
-
-        return SimilarityTable.load(args.table)
-    from sere.eval.calibration import calibrate_on_tasks
-
-    say("no --table: calibrating the bundled model")
-    return calibrate_on_tasks(model, tokenizer, metric=args.metric or "projection", seed=args.seed)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sere.cli.output import table
+from sere.cli.output import case_table
 
 _ANSWER_NOTES = """experts: distinct per layer and step, before > after. vs baseline: difference
 to off at the same B, points, paired. tokens: mean answer length."""
@@ -24,46 +24,48 @@ def render(record: Mapping[str, Any]) -> str:
 
 
 def _prompts(record: Mapping[str, Any]) -> str:
-    headers = ["B", "setting", "experts", "rerouted %", "agree %", "95 %", "KL", "95 %", "perplexity", "95 %"]
+    headers = ["B", "experts", "rerouted %", "agree %", "95 %", "KL", "95 %", "perplexity", "95 %"]
     rows = [
-        [
-            *_first(case),
-            _percent(case["agreement"]["value"]),
-            _bounds(case["agreement"], _percent),
-            _small(case["kl"]["value"]),
-            _bounds(case["kl"], _small),
-            _three(case["perplexity"]["value"]),
-            _bounds(case["perplexity"], _three),
-        ]
+        (
+            case["setting"],
+            [
+                *_first(case),
+                _percent(case["agreement"]["value"]),
+                _bounds(case["agreement"], _percent),
+                _small(case["kl"]["value"]),
+                _bounds(case["kl"], _small),
+                _three(case["perplexity"]["value"]),
+                _bounds(case["perplexity"], _three),
+            ],
+        )
         for case in record["cases"]
     ]
     scored = record["continuations"]
     count = f"{scored['prompts']} prompts, {sum(scored['scored_tokens'])} tokens scored"
-    return f"{table(rows, headers)}\n{_PROMPT_NOTES}\n{count}."
+    return f"{case_table(rows, headers)}\n{_PROMPT_NOTES}\n{count}."
 
 
 def _answers(record: Mapping[str, Any]) -> str:
     """Return one table over all questions and, where there are several tasks, one by task."""
     cases = record["cases"]
     english = any(case["text"] for case in cases)
-    headers = ["B", "setting", "experts", "rerouted %", "right %", "95 %", "vs baseline", "95 %", "tokens"]
-    rows = [_overall(case, english) for case in cases]
-    overall = table(rows, [*headers, "perplexity", "KL"] if english else headers)
+    headers = ["B", "experts", "rerouted %", "right %", "95 %", "vs baseline", "95 %", "tokens"]
+    rows = [(case["setting"], _overall(case, english)) for case in cases]
+    overall = case_table(rows, [*headers, "perplexity", "KL"] if english else headers)
     shown = f"{overall}\n{_ANSWER_NOTES}{_ENGLISH_NOTE if english else ''}"
     names = [name for name in cases[0]["tasks"] if name != "all"]
     if len(names) == 1:
         return f"{shown}\n{cases[0]['tasks'][names[0]]['n']} {names[0]}."
     by_task = [
-        [
-            case["batch_size"],
+        (
             case["setting"],
-            *(f"{100 * case['tasks'][name]['share']['value']:.1f}" for name in names),
-        ]
+            [case["batch_size"], *(f"{100 * case['tasks'][name]['share']['value']:.1f}" for name in names)],
+        )
         for case in cases
     ]
     counts = {case["tasks"][name]["n"] for case in cases for name in names}
     title = f"Right answers by task, % ({min(counts)} questions each)"
-    return f"{shown}\n\n{title}\n{table(by_task, ['B', 'setting', *names])}"
+    return f"{shown}\n\n{title}\n{case_table(by_task, ['B', *names])}"
 
 
 def _remarks(record: Mapping[str, Any]) -> list[str]:
@@ -113,7 +115,6 @@ def _first(case: Mapping[str, Any]) -> Sequence[Any]:
     counted = experts["distinct_before"] is not None
     return [
         case["batch_size"],
-        case["setting"],
         f"{experts['distinct_before']:.1f} > {experts['distinct_after']:.1f}" if counted else None,
         f"{100 * experts['slots_rerouted']:.0f}" if counted else None,
     ]

@@ -12,7 +12,6 @@ from sere.cli.loading import add_model_arguments, load, table_path
 from sere.cli.numbers import whole
 from sere.cli.output import add_json_flag, emit, say
 from sere.cli.parser import add_command
-from sere.cli.settings import list_policies
 from sere.errors import DataError
 
 if TYPE_CHECKING:
@@ -22,12 +21,12 @@ if TYPE_CHECKING:
 
 _DEFAULT_SETTING = "sere:select_top_k=2"
 
-_DETAILS = """All prompts are decoded as one batch, greedily. With --table or --setting their decode steps are
-re-routed; without, the model is as it was."""
+_DETAILS = """All prompts are decoded as one batch, greedily. With --table or --setting the decode steps
+are re-routed; without, the model is unmodified. Prompts with their completions go to stdout."""
 
 _EXAMPLES = """
   sere generate bundled --prompt $'add 4821+937\\n' --prompt $'sort 7 3 9 1\\n'
-  sere generate MODEL --setting sere:select_top_k=2,min_active=32 --prompt 'The mill stood'
+  sere generate MODEL --setting sere:select_top_k=2,min_active=32 --prompt 'The mill stood' > completion.txt
   sere generate MODEL --prompt-file prompts.txt --max-new-tokens 100 --json
 """
 
@@ -36,20 +35,26 @@ def add(subparsers: Any) -> None:
     """Add the command's parser."""
     summary = "Complete prompts, with or without re-routing."
     parser = add_command(subparsers, "generate", summary, run, details=_DETAILS, examples=_EXAMPLES)
-    parser.more_help = list_policies
     parser.add_argument("model", metavar="MODEL", help="a checkpoint folder, a hub name, or 'bundled'")
     parser.add_argument("--prompt", action="append", default=[], metavar="TEXT", help="repeatable")
     parser.add_argument(
         "--prompt-file", metavar="FILE",
-        help="one prompt per line; of a .jsonl or .json file each row's prompt (or another --field): a text, "
-        "or a list of messages for the chat template",
+        help="a .txt file with one prompt per line, or rows (.jsonl, .json, .parquet) with a text or "
+        "messages in --field",
     )  # fmt: skip
-    parser.add_argument("--field", default="prompt", metavar="NAME", help="(default: prompt)")
-    parser.add_argument("--max-new-tokens", type=whole(1), default=64, metavar="N", help="(default: 64)")
+    parser.add_argument(
+        "--field", default="prompt", metavar="NAME", help="field of a row with the prompt (default: prompt)"
+    )
+    parser.add_argument(
+        "--max-new-tokens", type=whole(1), default=64, metavar="N", help="tokens per completion (default: 64)"
+    )
     group = parser.add_argument_group("re-routing")
-    group.add_argument("--table", metavar="FILE", help="similarity table")
-    text = f"as for sere eval (default, with --table: {_DEFAULT_SETTING})"
-    group.add_argument("--setting", metavar="SETTING", help=text)
+    group.add_argument("--table", metavar="FILE", help="similarity table (default: the model's own)")
+    group.add_argument(
+        "--setting",
+        metavar="SETTING",
+        help=f"a routing rule; see sere list policies (default with --table: {_DEFAULT_SETTING})",
+    )
     add_model_arguments(parser)
     add_json_flag(parser)
 

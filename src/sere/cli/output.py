@@ -6,9 +6,13 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import chain
 from typing import Any, TypeVar
 
 _T = TypeVar("_T")
+
+# Up to here a case's name leaves room for its numbers beside it.
+_SHORT_NAME = 20
 
 
 def add_json_flag(parser: argparse.ArgumentParser) -> None:
@@ -86,6 +90,22 @@ def table(rows: Iterable[Sequence[Any]], headers: Sequence[str]) -> str:
         tabulate(cells, headers=list(headers), tablefmt="simple", missingval="-", disable_numparse=True,
                  colalign=_alignment(cells, len(headers)))
     )  # fmt: skip
+
+
+def case_table(cases: Iterable[tuple[str, Sequence[Any]]], headers: Sequence[str]) -> str:
+    """Return a table with one row per case, which stays narrow whatever the cases are called.
+
+    Args:
+        cases: What each case is called, and its cells. If all names are short, they are the first column;
+            else each has a line of its own above its row.
+        headers: The column titles, without that of the names.
+    """
+    named = list(cases)
+    if all(len(name) <= _SHORT_NAME for name, _ in named):
+        return table([[name, *row] for name, row in named], ["setting", *headers])
+    head, rule, *lines = table([row for _, row in named], headers).splitlines()
+    names = [name for name, _ in named]
+    return "\n".join([head, rule, *chain.from_iterable(zip(names, lines, strict=True))])
 
 
 def reasons(cases: Iterable[tuple[str, str | None]]) -> str:

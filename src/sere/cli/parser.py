@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import textwrap
 from collections.abc import Callable
 from importlib import import_module
 from typing import Any, NoReturn
 
-COMMANDS = ("calibrate", "table", "eval", "bench", "generate", "demo", "doctor")
+COMMANDS = ("calibrate", "table", "generate", "eval", "bench", "list", "demo", "doctor")
 
 _EXAMPLES = """examples:
   sere demo                                    calibrate, decode and compare on the bundled model
@@ -18,12 +19,21 @@ _EXAMPLES = """examples:
 
 
 class _Formatter(argparse.RawDescriptionHelpFormatter):
-    """Keeps line breaks, and leaves room for the longest command's name beside its help."""
+    """Fills paragraphs, keeps those with indented lines, leaves room beside the longest command's name."""
 
     def __init__(self, prog: str, **options: Any) -> None:
         super().__init__(prog, **options)
         # argparse forgets the indent of subcommands when it looks for the longest name.
         self._action_max_length = 4 + max(map(len, COMMANDS))
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        """Fit each paragraph of a description to the terminal, lists and examples aside."""
+        return "\n\n".join(
+            part
+            if "\n " in part
+            else textwrap.fill(part, width, initial_indent=indent, subsequent_indent=indent)
+            for part in text.split("\n\n")
+        )
 
 
 class Parser(argparse.ArgumentParser):
@@ -34,13 +44,6 @@ class Parser(argparse.ArgumentParser):
         options.setdefault("allow_abbrev", False)
         super().__init__(*args, **options)
         self._commands: tuple[str, ...] = ()
-        # A part of the help that heavy packages know: they are imported only when help is asked for.
-        self.more_help: Callable[[], str] = lambda: ""
-
-    def format_help(self) -> str:
-        """Return the help, with what ``more_help`` adds before the examples."""
-        options, title, examples = super().format_help().partition("\nexamples:\n")
-        return options + self.more_help() + title + examples
 
     def fall_back(self, subparsers: Any, command: str) -> None:
         """Read arguments that name none of the subcommands as those of ``command``.

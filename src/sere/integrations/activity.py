@@ -79,7 +79,7 @@ def why_nothing_changed(
     if activity.rerouted or (activity.layer_steps and activity.experts_after < activity.experts_before):
         return None
     if activity.layer_steps:
-        why = _nothing_moved(activity, config, top_k, num_experts)
+        why = _nothing_rerouted(activity, config, top_k, num_experts)
     else:
         why = _nothing_reached_a_layer(activity, config)
     return f"nothing was re-routed: {why}"
@@ -111,7 +111,7 @@ def _count(number: int, thing: str) -> str:
     return f"{number} {thing}{'s' * (number != 1)}"
 
 
-def _nothing_moved(activity: Activity, config: RerouteConfig | None, top_k: int, num_experts: int) -> str:
+def _nothing_rerouted(activity: Activity, config: RerouteConfig | None, top_k: int, num_experts: int) -> str:
     before = activity.experts_before
     if config is None:
         return f"the policy changed no slot of batches that read {before:.1f} experts per layer"

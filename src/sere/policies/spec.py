@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from textwrap import fill
 from types import MappingProxyType
 from typing import Any
 
@@ -146,17 +145,6 @@ def needed_form(name: str) -> str:
 def summary(name: str) -> str:
     """Return the first sentence of a rule's docstring, without its period and markup."""
     return (POLICIES[name].__doc__ or "").partition("\n")[0].rstrip(".").replace("``", "")
-
-
-def describe_policies() -> str:
-    """Return each rule as it is written, what it does, and its further options, for help."""
-    lines = []
-    for name, kind in POLICIES.items():
-        more = [f"{one.name}={one.form}" for one in options_of(kind).values() if not one.required]
-        lines += [needed_form(name), f"    {summary(name)}"]
-        if more:
-            lines.append(fill(f"further options: {', '.join(more)}", 100, **_INDENTED))
-    return "\n".join(lines)
 
 
 def check_off_first(specs: Sequence[PolicySpec]) -> None:

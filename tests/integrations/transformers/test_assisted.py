@@ -48,7 +48,7 @@ def test_checks_of_drafts_are_re_routed(
     assert stats[0].rows == sum(checks) / len(checks)
     (line,) = [record.getMessage() for record in caplog.records if record.name == "sere"]
     assert "assisted decoding (prompt lookup, a draft model) checks several tokens" in line
-    assert "neither those of the model as it is nor those of plain decoding with re-routing" in line
+    assert "neither that of the unmodified model nor that of plain decoding with re-routing" in line
 
 
 def test_nothing_changes_where_all_slots_are_primary(model: PreTrainedModel) -> None:

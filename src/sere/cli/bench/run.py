@@ -9,23 +9,21 @@ from typing import Any
 
 from sere.cli.loading import add_model_arguments, checkpoint_path, load_on_device, pick_device, table_path
 from sere.cli.numbers import whole
-from sere.cli.output import add_json_flag, emit_lines, say, spread_cells, table
+from sere.cli.output import add_json_flag, case_table, emit_lines, say, spread_cells
 from sere.cli.parser import add_command
-from sere.cli.settings import list_policies
 from sere.errors import ConfigError
 
 _DEFAULT_SETTINGS = ("sere:select_top_k=1", "sere:select_top_k=2")
 
-_DETAILS = """Times decode steps of B rows with re-routing off and on. All settings take turns, block by
-block, in one run and decode the same tokens; medians with 20th and 80th percentile, of the times and of
-speedups over off (above 1 is faster). With --preset, the model has a published model's layer shape
-and random weights (standard deviation 0.04), and the similarities are random: neither changes how long a
-step takes. One JSON line a case.
-A vLLM engine is timed by sere bench serve."""
+_DETAILS = """Times decode steps of B rows with re-routing off and on, in Transformers. In one run, all
+settings take turns, block by block, and decode the same tokens. Shown are medians with the 20th and
+80th percentile of the times and of the speedups over off (above 1 is faster). With --preset, the model
+has a published model's layer shape and random weights (standard deviation 0.04), and the similarities
+are random: neither changes how long a step takes. One JSON line per case."""
 
 _EXAMPLES = """
   sere bench --preset qwen3-30b-a3b --layers 4 --batch-size 1 8 16 32 --out benchmarks/results/bench.jsonl
-  sere bench MODEL --setting sere:select_top_k=2,min_active=32,use_scale=true --setting topk:select_top_k=2
+  sere bench run MODEL --setting sere:select_top_k=2,min_active=32 --setting topk:select_top_k=2
   sere bench --preset tiny --batch-size 4 --steps 4 --json
 """
 
@@ -36,7 +34,6 @@ def add(subparsers: Any) -> None:
 
     summary = "Time decoding with re-routing off and on."
     parser = add_command(subparsers, "run", summary, run, details=_DETAILS, examples=_EXAMPLES)
-    parser.more_help = list_policies
     parser.add_argument(
         "model", nargs="?", metavar="MODEL", help="a checkpoint folder, a hub name, or 'bundled'"
     )
@@ -47,33 +44,38 @@ def add(subparsers: Any) -> None:
         metavar="FILE",
         help="similarity table (default: the model's own if there is one, else random similarities)",
     )
-    text = f"repeatable; off is always included (default: {' '.join(_DEFAULT_SETTINGS)})"
-    parser.add_argument("--setting", action="append", metavar="SETTING", help=text)
+    parser.add_argument(
+        "--setting", action="append", metavar="SETTING",
+        help="a routing rule, see sere list policies; repeatable; off is always timed "
+        f"(default: {' '.join(_DEFAULT_SETTINGS)})",
+    )  # fmt: skip
     parser.add_argument(
         "--batch-size",
         type=whole(1),
         nargs="+",
         default=[1, 8, 16, 32],
         metavar="B",
-        help="(default: 1 8 16 32)",
+        help="rows per step (default: 1 8 16 32)",
     )
     parser.add_argument(
-        "--prompt", type=whole(1), default=32, metavar="N", help="tokens prefilled (default: 32)"
+        "--prompt", type=whole(1), default=32, metavar="N", help="tokens per prompt (default: 32)"
     )
     parser.add_argument(
-        "--steps", type=whole(1), default=16, metavar="N", help="timed steps of a block (default: 16)"
+        "--steps", type=whole(1), default=16, metavar="N", help="timed steps per block (default: 16)"
     )
     parser.add_argument(
-        "--rounds", type=whole(1), default=5, metavar="N", help="blocks of each setting (default: 5)"
+        "--rounds", type=whole(1), default=5, metavar="N", help="blocks per setting (default: 5)"
     )
-    parser.add_argument("--seed", type=whole(), default=0, help="of weights, tokens and control (default: 0)")
+    parser.add_argument(
+        "--seed", type=whole(), default=0, help="seed of weights, tokens and random rules (default: 0)"
+    )
     parser.add_argument("--out", type=Path, metavar="FILE", help="append the JSON lines to this file")
     add_model_arguments(parser)
     add_json_flag(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Time, write one line a case, print the table."""
+    """Time, write one line per case, print the table."""
     if (args.model is None) == (args.preset is None):
         raise ConfigError("bench: expected either MODEL or --preset, e.g. sere bench --preset qwen3-30b-a3b")
     if args.model is not None and args.layers is not None:
@@ -153,10 +155,10 @@ def _random_model(args: argparse.Namespace) -> Any:
 
 
 def render(records: list[Mapping[str, Any]]) -> str:
-    """Return the records as a table with one row a case."""
-    headers = ["B", "setting", "TPOT ms", "p20 to p80", "speedup", "p20 to p80", "experts",
-               "overhead µs/layer", "overhead % of step"]  # fmt: skip
-    return table([_row(record) for record in records], headers)
+    """Return the records as a table with one row per case."""
+    headers = ["B", "TPOT ms", "p20 to p80", "speedup", "p20 to p80", "experts",
+               "overhead µs/layer", "% of step"]  # fmt: skip
+    return case_table([(record["setting"], _row(record)) for record in records], headers)
 
 
 def _row(record: Mapping[str, Any]) -> list[Any]:
@@ -165,7 +167,6 @@ def _row(record: Mapping[str, Any]) -> list[Any]:
     )
     return [
         record["batch_size"],
-        record["setting"],
         *spread_cells(tpot, 2),
         *spread_cells(speedup, 3),
         f"{experts['distinct_before']:.1f} > {experts['distinct_after']:.1f}",

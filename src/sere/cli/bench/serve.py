@@ -13,33 +13,32 @@ from sere.cli.numbers import at_least, whole
 from sere.cli.output import add_json_flag, emit_lines, say
 from sere.cli.parser import add_command
 from sere.cli.server_logs import server_logs
-from sere.cli.settings import list_policies
 from sere.errors import ConfigError
 
-_DETAILS = """Starts vLLM in this process and sends it batches of B requests that arrive together. Settings
-are those of sere eval --engine vllm. Those that differ in S and rho alone take turns, block by block, in one
-engine. A floor (min_active), scale, targets and merge are part of an engine's start: such settings get an
-engine of their own, one after the other. 'off' takes turns in each of them, and a ratio is always to the off
-of the same engine. Two more variants show
-what re-routing costs: 'vanilla' (the engine without any wrapper of sere; not with --compile, where the
-operation is part of the compiled code) and for each sere setting its 'replay' (the same ids, recorded before,
-without the work of computing them). random and topk settings run only in an eager engine of this process.
-With --preset, the model has a published model's layer shape, random weights (standard deviation 0.04) and
-random similarities. One JSON line per case.
+_DETAILS = """Starts vLLM in this process and sends it batches of B requests that arrive together.
+Settings that differ only in select_top_k and threshold take turns, block by block, in one engine. All
+other options, such as min_active and use_scale, are fixed when an engine starts: such settings get
+engines of their own, one after the other. 'off' takes turns in each engine, and a speedup is always
+over the off of the same engine. Two more variants show what re-routing costs: 'vanilla' is the engine
+without any wrapper of sere (not with --compile, because the operation is part of the compiled code),
+and for each sere setting 'replay' uses the same ids, recorded before, without the work of computing
+them. Rules other than sere need an engine of this process that is not compiled. With --preset, the
+model has a published model's layer shape, random weights (standard deviation 0.04) and random
+similarities. One JSON line per case.
 
-With --server it starts a real 'vllm serve' for each of these engines instead, on a port of this machine
-alone, and sends it requests over HTTP: B at once, the next when one has ended, or R a second at random times.
-Settings take turns through the server's own route. There is no replay; 'vanilla' is one more server,
-started without sere (--vanilla), which takes turns with each of the others and works with --compile too.
-Exit code 1 if any request failed. Where something failed, the servers' logs are left beside --out."""
+With --server, each engine is a real 'vllm serve' on a local port that gets requests over HTTP: B at
+once, each followed by the next, or R per second at random times. Settings take turns through the
+server's own route. There is no replay, and 'vanilla' is one more server, started without sere
+(--vanilla), that takes turns with each of the others; it works with --compile too. The exit code is 1
+if any request failed. If anything failed, the servers' logs are kept beside --out."""
 
 _EXAMPLES = """
   sere bench serve --preset qwen3-30b-a3b --layers 4 --batch-size 8 16 32 64 --out serve.jsonl
   sere bench serve MODEL --setting sere:select_top_k=2,min_active=32,use_scale=true --compile
   sere bench serve --preset qwen3-30b-a3b --layers 4 --server --batch-size 8 16 --vanilla
   sere bench serve --preset qwen3-30b-a3b --layers 4 --server --request-rate 1 2 4
-  sere bench serve --preset qwen3-30b-a3b --setting sere:select_top_k=2,min_active=32 --layers 4
-  sere bench serve MODEL --table table.safetensors --server --engine-option tensor_parallel_size=2
+  sere bench serve MODEL --setting sere:select_top_k=2 --setting sere:select_top_k=2,min_active=32
+  sere bench serve MODEL --server --engine-option tensor_parallel_size=2
 """
 
 
@@ -49,33 +48,39 @@ def add(subparsers: Any) -> None:
 
     summary = "Time a vLLM engine with re-routing off and on."
     parser = add_command(subparsers, "serve", summary, run, details=_DETAILS, examples=_EXAMPLES)
-    parser.more_help = list_policies
     parser.add_argument(
         "model", nargs="?", metavar="MODEL", help="a checkpoint folder, a hub name, or 'bundled'"
     )
     parser.add_argument("--preset", metavar="NAME", help=f"instead of MODEL: {', '.join(SHAPES)}")
     parser.add_argument("--layers", type=whole(1), metavar="L", help="layers of the preset (default: 4)")
-    parser.add_argument("--table", metavar="FILE", help="similarity table of MODEL")
-    text = f"repeatable, as for sere eval --engine vllm (default: {' '.join(DEFAULT_SETTINGS)})"
-    parser.add_argument("--setting", action="append", metavar="SETTING", help=text)
     parser.add_argument(
-        "--batch-size", type=whole(1), nargs="+", metavar="B",
-        help="requests at once (default: 8 16 32, or none beside --request-rate)",
+        "--table", metavar="FILE", help="similarity table of MODEL (default: the model's own)"
+    )
+    parser.add_argument(
+        "--setting", action="append", metavar="SETTING",
+        help="a routing rule, see sere list policies; repeatable; off is always timed (default: "
+        f"{' '.join(DEFAULT_SETTINGS)})",
     )  # fmt: skip
     parser.add_argument(
-        "--prompt", type=whole(1), default=32, metavar="N", help="tokens of a prompt (default: 32)"
+        "--batch-size", type=whole(1), nargs="+", metavar="B",
+        help="concurrent requests (default: 8 16 32, or none with --request-rate)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--prompt", type=whole(1), default=32, metavar="N", help="tokens per prompt (default: 32)"
     )
     parser.add_argument("--steps", type=whole(1), default=32, metavar="N", help="decode steps (default: 32)")
-    parser.add_argument("--rounds", type=whole(1), default=3, metavar="N", help="blocks of each (default: 3)")
+    parser.add_argument(
+        "--rounds", type=whole(1), default=3, metavar="N", help="blocks per setting (default: 3)"
+    )
     parser.add_argument(
         "--dtype",
         choices=DTYPES,
         default="bfloat16",
-        help="of the weights; auto: as stored (default: bfloat16)",
+        help="dtype of the weights; auto: as stored (default: bfloat16)",
     )
     parser.add_argument(
         "--engine-option", action="append", default=[], metavar="KEY=VALUE",
-        help="repeatable; an option of vLLM, its value as JSON or a word, e.g. max_num_seqs=64",
+        help="an option of vLLM, its value as JSON or a word, e.g. max_num_seqs=64; repeatable",
     )  # fmt: skip
     add_trust_argument(parser)
     parser.add_argument("--compile", action="store_true", help="let vLLM compile the model")
@@ -84,40 +89,40 @@ def add(subparsers: Any) -> None:
         help="threads of torch (default: OMP_NUM_THREADS, else all cores; vllm serve on a CPU: one less, "
         "for its scheduler)",
     )  # fmt: skip
-    parser.add_argument("--seed", type=whole(), default=0, help="of weights and prompts (default: 0)")
+    parser.add_argument("--seed", type=whole(), default=0, help="seed of weights and prompts (default: 0)")
     group = parser.add_argument_group("over HTTP")
     group.add_argument("--server", action="store_true", help="time a 'vllm serve' under load")
     group.add_argument(
         "--request-rate",
-        type=at_least(0, "requests a second", above=True),
+        type=at_least(0, "requests per second", above=True),
         nargs="+",
         metavar="R",
-        help="requests a second",
+        help="requests per second",
     )
     group.add_argument(
-        "--requests", type=whole(1), metavar="N", help="requests of a block (default: 32), and at least B"
+        "--requests", type=whole(1), metavar="N", help="requests per block, at least B (default: 32)"
     )
     group.add_argument(
         "--vanilla",
         action="store_true",
-        help="also time a second server without sere (memory for two models)",
+        help="also time a second server without sere (needs memory for two models)",
     )
     parser.add_argument("--out", type=Path, metavar="FILE", help="append the JSON lines to this file")
     add_json_flag(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Time, write one line a case, print the table."""
+    """Time, write one line per case, print the table."""
     if (args.model is None) == (args.preset is None):
         raise ConfigError("bench serve: expected either MODEL or --preset, e.g. --preset qwen3-30b-a3b")
     if args.model is not None and args.layers is not None:
         raise ConfigError("--layers: only a --preset can have fewer layers; leave it out for a MODEL")
     if not args.server and (args.request_rate or args.requests is not None or args.vanilla):
-        raise ConfigError("bench serve: --request-rate, --requests and --vanilla belong to --server")
+        raise ConfigError("bench serve: --request-rate, --requests and --vanilla need --server")
     if args.server and args.threads is not None:
         raise ConfigError(
-            "bench serve: --threads is for the engine of this process; a server's are set by vLLM, e.g. with "
-            "VLLM_CPU_OMP_THREADS_BIND"
+            "bench serve: --threads sets the threads of this process, not of --server; set those of vLLM, "
+            "e.g. with VLLM_CPU_OMP_THREADS_BIND"
         )
     if not args.server:
         emit_lines(args, records(args), render)

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sere.cli.output import reasons, spread_cells, table
+from sere.cli.output import case_table, reasons, spread_cells
 
 
 def render(records: Sequence[Mapping[str, Any]]) -> str:
-    """Return the records as a table with one row a case."""
-    headers = ["B", "started with", "setting", "TPOT ms", "p20 to p80", "speedup", "p20 to p80", "tokens/s",
-               "TTFT ms", "experts", "MB read", "overhead µs/layer", "overhead %"]  # fmt: skip
-    return table([_row(record) for record in records], headers) + _reasons(records)
+    """Return the records as a table with one row per case."""
+    headers = ["B", "TPOT ms", "p20 to p80", "speedup", "p20 to p80", "tokens/s",
+               "TTFT ms", "experts", "MB read", "overhead µs/layer", "% of step"]  # fmt: skip
+    return case_table([(_name(record), _row(record)) for record in records], headers) + _reasons(records)
 
 
 def _reasons(records: Sequence[Mapping[str, Any]]) -> str:
@@ -24,8 +24,6 @@ def _row(record: Mapping[str, Any]) -> list[Any]:
     overhead, read = record["overhead"], record["expert_bytes_per_step"]
     return [
         record["batch_size"],
-        ", ".join(pairs(record["config"]["start"])) or None,
-        record["setting"],
         *spread_cells(tpot, 2),
         *spread_cells(speedup, 3),
         f"{record['tokens_per_s']['p50']:.0f}",
@@ -38,11 +36,12 @@ def _row(record: Mapping[str, Any]) -> list[Any]:
 
 
 def render_online(records: Sequence[Mapping[str, Any]]) -> str:
-    """Return the records of a server under load as a table with one row a case."""
-    headers = ["requests", "started with", "setting", "TPOT ms", "p20 to p80", "speedup",
+    """Return the records of a server under load as a table with one row per case."""
+    headers = ["requests", "TPOT ms", "p20 to p80", "speedup",
                "p20 to p80", "tokens/s", "requests/s", "TTFT ms", "p90", "experts", "rows", "MB read",
                "failed"]  # fmt: skip
-    return table([_online_row(record) for record in records], headers) + _reasons(records)
+    rows = [(_name(record), _online_row(record)) for record in records]
+    return case_table(rows, headers) + _reasons(records)
 
 
 def _online_row(record: Mapping[str, Any]) -> list[Any]:
@@ -50,8 +49,6 @@ def _online_row(record: Mapping[str, Any]) -> list[Any]:
     experts, read = record["experts"], record["expert_bytes_per_step"]
     return [
         record["case"].partition(",")[0],
-        ", ".join(pairs(record["config"]["start"])) or None,
-        record["setting"],
         *spread_cells(tpot, 2),
         *spread_cells(speedup, 3),
         f"{record['tokens_per_s']['p50']:.0f}",
@@ -63,6 +60,12 @@ def _online_row(record: Mapping[str, Any]) -> list[Any]:
         None if read is None else f"{read / 1e6:.0f}",
         record["failed"],
     ]
+
+
+def _name(record: Mapping[str, Any]) -> str:
+    """Return a setting with what its engine was started with."""
+    started = ", ".join(pairs(record["config"]["start"]))
+    return f"{record['setting']} (engine with {started})" if started else str(record["setting"])
 
 
 def pairs(settings: Mapping[str, Any]) -> list[str]:

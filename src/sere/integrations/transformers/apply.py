@@ -65,7 +65,7 @@ def apply(
         AlreadyApplied: Re-routing is active on this model.
         ConfigError: A setting is unknown, missing, out of range, or asks for ``merge="sentinel"``.
         InputError: The table is missing, an argument is of another kind, arguments exclude each other, or the
-            model is compiled already, in whole or around its experts.
+            model, or a part of it around its experts, is compiled already.
         TableError: The table cannot be read.
         TableMismatch: The table belongs to another model.
         UnsupportedModel: The model has no experts modules that can be re-routed, or the policy needs router
@@ -95,7 +95,7 @@ def apply(
     )
     handle = _hook(model, layers, guard, policy, finished_token(model, pad_token_id))
     idle = policy.why_idle([LayerShape(one.index, one.num_experts, one.top_k) for one in layers])
-    guard.told = sum(_warn(guard.model, reason) for reason in idle) > 0
+    guard.warned = sum(_warn(guard.model, reason) for reason in idle) > 0
     if policy.changes_routing and (slow := why_slow(model, layers)) is not None:
         _warn(guard.model, slow)
     return handle
@@ -108,7 +108,7 @@ def _hook(
     policy: Policy,
     pad_token_id: int | None,
 ) -> Handle:
-    """Set all hooks, or none: what was set is removed if anything fails."""
+    """Set all hooks, or none: if one fails, those that are set are removed."""
     hooks: list[RemovableHandle] = []
     hooked: list[HookedLayer] = []
     call = CurrentCall(

@@ -86,7 +86,7 @@ class CurrentCall:
             _refuse_repeats(module)
         self.rows = call.B * call.q
         self._decoding = decoding and not verifying
-        # Now, for the layers move the end of the cache.
+        # Now, because the layers move the end of the cache.
         self._past = past.clone() if isinstance(past, Tensor) else past
         if torch.compiler.is_compiling():
             self.guard.compiled = True

@@ -24,11 +24,11 @@ def refuse_compiled(model: nn.Module, experts: list[nn.Module]) -> None:
     for name, module in _around(model, experts):
         undo = _compiled_how(module, is_experts=any(module is one for one in experts))
         if undo is not None:
-            place = f"model.{name}" if name else "model"
+            path = f"model.{name}" if name else "model"
             raise InputError(
-                f"model: it is compiled already ({place}, a {type(module).__name__}), and compiled code does "
+                f"model: it is compiled already ({path}, a {type(module).__name__}), and compiled code does "
                 "not see new hooks; apply re-routing first, compile then and switch it with handle.enabled, "
-                f"or call torch._dynamo.reset() and {undo.format(place=place)} before"
+                f"or call torch._dynamo.reset() and {undo.format(path=path)} before"
             )
 
 
@@ -43,17 +43,17 @@ def _around(model: nn.Module, experts: list[nn.Module]) -> Iterator[tuple[str, n
 def _compiled_how(module: nn.Module, *, is_experts: bool) -> str | None:
     """How to undo a module's compilation, or None if it is not compiled."""
     if "_orig_mod" in module._modules:
-        return "use {place}._orig_mod in its place"
+        return "use {path}._orig_mod instead"
     if getattr(module, "_compiled_call_impl", None) is not None:
-        return "set {place}._compiled_call_impl = None"
+        return "set {path}._compiled_call_impl = None"
     if "_compiled_call" in vars(module):
         # `generate` does so with a static cache on a GPU.
-        return "delete {place}._compiled_call"
+        return "delete {path}._compiled_call"
     # The hook before the experts runs outside their forward.
     if not is_experts:
         for name in ("forward", "_old_forward"):
             if is_compiled(vars(module).get(name)):
-                return f"delete {{place}}.{name}"
+                return f"delete {{path}}.{name}"
         if is_compiled(type(module).forward):
             return f"take torch.compile off {type(module).__name__}.forward"
     return None

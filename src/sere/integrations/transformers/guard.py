@@ -1,4 +1,4 @@
-"""Notice that re-routing changes nothing, and say so in one line."""
+"""Notice when re-routing changes nothing, and log one line that says why."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _STEPS = COUNTERS.index("steps")
 
 _VERIFYING = (
     "assisted decoding (prompt lookup, a draft model) checks several tokens of one text in one step, and "
-    "re-routing takes them for a batch: the tokens are neither those of the model as it is nor those of "
+    "re-routing treats them as a batch: the output is neither that of the unmodified model nor that of "
     "plain decoding with re-routing"
 )
 
@@ -57,7 +57,7 @@ class Guard:
         eligible: Of them, those whose layers may be re-routed.
         hook_ran: Whether a layer's hook ran in such a call.
         compiled: Whether a compiler took the hooks into its code.
-        told: Whether `apply` said already that the settings can change nothing.
+        warned: Whether `apply` has warned already that the settings re-route nothing.
         quiet: Whether nothing is logged, because the caller reads `why` itself.
     """
 
@@ -73,7 +73,7 @@ class Guard:
         self.model, self.top_k, self.num_experts = model, top_k, num_experts
         self._policy = policy
         self._warn_once = WarnOnce(logger)
-        self.told = False
+        self.warned = False
         self.quiet = False
         self.own_budgets = False
         self._used = False
@@ -87,7 +87,7 @@ class Guard:
         self.hook_ran = self.compiled = False
 
     def count(self, *, eligible: bool, verifying: bool) -> None:
-        """Count a call that begins; look once, after enough of them, whether anything moved.
+        """Count a call that begins; look once, after enough of them, whether anything was re-routed.
 
         Args:
             eligible: Whether its layers may be re-routed.
@@ -124,7 +124,7 @@ class Guard:
 
     def warn(self) -> None:
         """Log the sentence, each kind of it once."""
-        if self.quiet or (self.told and self.hook_ran):
+        if self.quiet or (self.warned and self.hook_ran):
             return
         if self._used and not (self.calls or self.compiled):
             # Statistics that were reset after the last call are no sign that there was none.

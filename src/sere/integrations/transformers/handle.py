@@ -61,7 +61,7 @@ class Handle:
     ) -> None:
         self._blocks -= 1
         if self._blocks == 0:
-            # An error is news enough.
+            # After an error, a warning would only distract from it.
             self._remove(warn=error is None)
 
     def _refuse_removed(self) -> None:
@@ -112,7 +112,7 @@ class Handle:
     def enabled(self) -> bool:
         """Whether the next call is re-routed; set it to False to run the model as it was, hooks in place.
 
-        Compiled code heeds it, at the price of one more compilation.
+        Compiled code obeys it, after one more compilation.
 
         Raises:
             InputError: On setting it to True once the handle was removed.
@@ -130,7 +130,7 @@ class Handle:
         """Budgets of the rows of the batch, ``[B]``, from the next step on; None for the policy's own.
 
         A budget of K or more protects its row: it keeps its experts, which others may use. A negative
-        one says that the row is padding or has finished: it does not vote, and its output is void.
+        one says that the row is padding or has finished: it does not vote, and its output means nothing.
         Beam search has one row per beam.
 
         Raises:

@@ -98,7 +98,7 @@ def hook_router(model: nn.Module, layer: HookedLayer, call: CurrentCall) -> Remo
     """Set the hook that keeps a router's scores for the policy.
 
     Raises:
-        UnsupportedModel: No router stands beside the experts.
+        UnsupportedModel: No router is found beside the experts.
     """
     return find_router(model, layer.name, layer.shape.num_experts).register_forward_hook(
         _KeepScores(layer, call)
@@ -116,19 +116,19 @@ def _nothing() -> object:
 class _Hook:
     """A hook that stays with the model it was set on."""
 
-    says = False
+    warns = False
 
     def __deepcopy__(self, memo: dict[int, Any]) -> object:
-        self._say("copied")
+        self._warn("copied")
         return inert
 
     def __reduce__(self) -> tuple[Any, ...]:
-        self._say("saved")
+        self._warn("saved")
         # A saved model then holds nothing of the handle.
         return _nothing, ()
 
-    def _say(self, what: str) -> None:
-        if self.says:
+    def _warn(self, what: str) -> None:
+        if self.warns:
             logger.warning(
                 "sere: a model was %s while re-routing was on; the copy is not re-routed, call sere.apply on "
                 "it if it should be",
@@ -140,7 +140,7 @@ class _Begin(_Hook):
     def __init__(self, call: CurrentCall, names: tuple[str, ...], *, innermost: bool) -> None:
         self.call, self.names, self.innermost = call, names, innermost
         # One line per model, not one per hook.
-        self.says = innermost
+        self.warns = innermost
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.call.enter(named(self.names, args, kwargs), module, innermost=self.innermost)

@@ -58,7 +58,7 @@ def read_call(
     if given is None:
         given = _looks_like_input(inputs)
     if given is not None and given.ndim < 2:
-        # The model says better than we what is wrong with it.
+        # The model's own error explains better what is wrong.
         given = None
     if outer is None:
         outer_tokens = outer_mask = outer_cache = None

@@ -44,7 +44,7 @@ def scores_in(output: object, E: int, name: str) -> Tensor:
     Raises:
         UnsupportedModel: No floating-point tensor of it has a column per expert.
     """
-    # A tuple of types, for the compiler of PyTorch 2.9 does not know a union of them.
+    # A tuple of types, because the compiler of PyTorch 2.9 does not know a union of them.
     parts = output if isinstance(output, (tuple, list)) else (output,)
     for part in parts:
         if isinstance(part, Tensor) and part.is_floating_point() and part.shape[-1] >= E:

@@ -1,4 +1,4 @@
-"""Whether a call of a module is under way: asked of the interpreter, for hooks do not run after Ctrl-C."""
+"""Whether a call of a module is under way: read from the interpreter, as Ctrl-C skips hooks."""
 
 from __future__ import annotations
 

@@ -1,0 +1,80 @@
+"""SERE as a policy: prepared once per layer and device, changed in place while graphs read it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from sere.config import RerouteConfig
+from sere.errors import ConfigError, TableError
+from sere.policies import LayerShape, Sere
+from sere.policies.sere import SereRouter
+from sere.reroute import COUNTERS, TokenBatch, reroute
+from sere.similarity.layer import LayerSimilarity
+from tests.support.policies import CPU, counted
+
+SHAPE = LayerShape(3, 8, 3)
+LAYER = LayerSimilarity(torch.rand(8, 8, generator=torch.Generator().manual_seed(0)).fill_diagonal_(1.0))
+
+
+def bound(**settings: object) -> SereRouter:
+    config = RerouteConfig.from_mapping({"select_top_k": 1} | settings)
+    return Sere({3: LAYER}, config).bind(SHAPE, CPU)
+
+
+def batch() -> TokenBatch:
+    logits = torch.randn(5, 8, generator=torch.Generator().manual_seed(1))
+    weights, ids = logits.softmax(1).topk(3, dim=1)
+    return TokenBatch(ids, weights)
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"threshold": 0.6, "min_active": 4}, {"keep": {3: [2, 5]}}], ids=["S", "floor", "keep"]
+)
+def test_a_router_decides_and_counts_as_the_operation(settings: dict[str, object]) -> None:
+    """Ids, weights and counters are those of ``sere.reroute`` with the same settings."""
+    router, step = bound(**settings), batch()
+    counters = torch.zeros(len(COUNTERS), dtype=torch.int64)
+    options = {"select_top_k": 1} | settings
+    keep = options.pop("keep", {3: []})[3]  # type: ignore[index]
+    expected = reroute(step.topk_ids, step.topk_weights, LAYER, keep=keep, counters=counters, **options)  # type: ignore[arg-type]
+    result = router(step)
+    assert torch.equal(result.ids, expected.ids)
+    assert torch.equal(result.weights, expected.weights)
+    assert counted(router) == dict(zip(COUNTERS, counters.tolist(), strict=True))
+
+
+def test_an_update_writes_into_the_same_tensors() -> None:
+    """The router decides as one made with the new settings, and a captured graph reads the new values."""
+    router, other = bound(), bound(threshold=0.6, keep={3: [2, 5]})
+    before = {name: tensor.data_ptr() for name, tensor in router.tensors().items()}
+    router(batch())
+    router.update(other)
+    assert {name: tensor.data_ptr() for name, tensor in router.tensors().items()} == before
+    assert torch.equal(router(batch()).ids, other(batch()).ids)
+    assert counted(router)["steps"] == 2, "the counters go on"
+
+
+def test_every_tensor_of_the_prepared_layer_is_named() -> None:
+    """What an engine keeps through its sleep: the counters, and all that the backend reads."""
+    router = bound()
+    assert router.tensors() == {"counters": router.counters} | router.prepared.tensors()
+    assert len(router.tensors()) > 1
+
+
+def test_a_layer_without_similarities_is_named() -> None:
+    """The text names the layer and those that the table has, at most ten."""
+    config = RerouteConfig(select_top_k=1)
+    with pytest.raises(TableError, match=r"no similarities for layer 4; the table has the layers 3$"):
+        Sere({3: LAYER}, config).bind(LayerShape(4, 8, 3), CPU)
+    many = dict.fromkeys(range(12), LAYER)
+    with pytest.raises(TableError, match=r"the layers 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, \.\.\. \(12 layers\)$"):
+        Sere(many, config).bind(LayerShape(40, 8, 3), CPU)
+
+
+def test_factors_that_the_table_lacks_are_refused() -> None:
+    """``use_scale`` needs a table of the projection metric."""
+    with pytest.raises(
+        ConfigError, match="use_scale: the table has no scale; calibrate with metric='projection'"
+    ):
+        bound(use_scale=True)

@@ -153,15 +153,6 @@ def test_tied_embeddings_may_be_saved_under_either_name(tmp_path: Path, name: st
     expected = tiny_model("qwen3_moe", tie_word_embeddings=True).state_dict()
     change_weights(path, lambda tensors: _renamed_embeddings(tensors, name))
     assert all(torch.equal(value, expected[key]) for key, value in load_model(path).state_dict().items())
-<<<<<<< HEAD
-
-
-def test_tied_embeddings_must_be_saved_under_one_name(tmp_path: Path) -> None:
-    """With neither, the model has no words."""
-    path = saved(tmp_path, tie_word_embeddings=True)
-    change_weights(path, lambda tensors: _renamed_embeddings(tensors, "lm_head.weight"))
-=======
->>>>>>> hub
     with pytest.raises(InputError, match="weights of the model are not in it: "):
         load_model(drop(path, name))
 

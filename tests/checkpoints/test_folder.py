@@ -150,15 +150,9 @@ def test_what_the_cache_holds_is_used_while_the_hub_does_not_answer(
         find_checkpoint("mill/moe")
 
 
-<<<<<<< HEAD
-@pytest.mark.parametrize(("times", "fits"), [(2, True), (1, False)], ids=["enough", "too little"])
-def test_only_weights_that_are_read_count_for_memory(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, times: int, fits: bool
-=======
 @pytest.mark.parametrize(("free", "fits"), [(2, True), (1, False)], ids=["twice", "just"])
 def test_only_weights_that_are_read_count_for_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: int, fits: bool
->>>>>>> hub
 ) -> None:
     """Copies in other formats beside the weights do not make a model look larger."""
     path = files(tmp_path, *SHARDS)
@@ -168,13 +162,8 @@ def test_only_weights_that_are_read_count_for_memory(
         files(path, name)
         (path / name).write_bytes(bytes(10 * size))
     assert find_weights(path).num_bytes == size
-<<<<<<< HEAD
-    free = SimpleNamespace(available=times * size)
-    monkeypatch.setitem(sys.modules, "psutil", SimpleNamespace(virtual_memory=lambda: free))
-=======
     available = SimpleNamespace(available=free * size)
     monkeypatch.setitem(sys.modules, "psutil", SimpleNamespace(virtual_memory=lambda: available))
->>>>>>> hub
     assert memory.fits_memory(path) is fits
 
 

@@ -187,15 +187,9 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         SimilarityTable.load(tmp_path)
 
 
-<<<<<<< HEAD
-@pytest.mark.parametrize("name", ["folder", "file/table.safetensors"])
-def test_a_place_that_cannot_be_written_to_is_named(tmp_path: Path, name: str) -> None:
-    """A folder, or a path below a file: the text names the path as it was given; nothing is left behind."""
-=======
 @pytest.mark.parametrize("name", ["folder", "file/table.safetensors"], ids=["a folder", "below a file"])
 def test_a_path_that_cannot_be_written_to_is_named(tmp_path: Path, name: str) -> None:
     """The text names the path as it was given; nothing is left behind."""
->>>>>>> hub
     folder, file = tmp_path / "folder", tmp_path / "file"
     folder.mkdir()
     file.write_text("text")

@@ -223,22 +223,13 @@ def test_empty_rows_are_skipped_and_counted() -> None:
 
 @pytest.mark.parametrize("name", ["prompts.txt", "prompts", "prompts.md"])
 def test_lines_of_a_file_are_rows_where_asked_for(tmp_path: Path, name: str) -> None:
-<<<<<<< HEAD
-    """A file of prompts: one a line, whatever its suffix, without line ends and blank lines."""
-=======
     """A file of prompts: one per line, whatever its suffix, without line ends and blank lines."""
->>>>>>> hub
     (tmp_path / name).write_bytes(b"\xef\xbb\xbfone\r\n\r\n two \r\n")
     assert [row.content for row in read_rows(tmp_path / name, lines=True)] == ["one", " two "]
 
 
-<<<<<<< HEAD
-def test_lines_of_json_are_read_as_json(tmp_path: Path) -> None:
-    """Also where lines of a file are asked for."""
-=======
 def test_rows_of_json_stay_rows_where_lines_are_asked_for(tmp_path: Path) -> None:
     """The suffix says what the file holds."""
->>>>>>> hub
     (tmp_path / "p.jsonl").write_text('{"prompt": "one"}', encoding="utf-8")
     assert [row.content for row in read_rows(tmp_path / "p.jsonl", field="prompt", lines=True)] == ["one"]
 

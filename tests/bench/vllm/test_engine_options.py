@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-<<<<<<< HEAD
-from typing import Any
-=======
 from collections.abc import Mapping
->>>>>>> hub
 
 import pytest
 
@@ -52,12 +48,7 @@ def test_values_are_json_or_words() -> None:
         (["trust_remote_code=true"], "trust_remote_code: sere .* sets it itself; use --trust-remote-code"),
     ],
 )
-<<<<<<< HEAD
-@pytest.mark.parametrize("taken", [IN_PROCESS, OF_SERVER], ids=["in process", "server"])
-def test_refused_options(texts: list[str], text: str, taken: Any) -> None:
-=======
 def test_refused_options(texts: list[str], text: str, taken: Mapping[str, str]) -> None:
->>>>>>> hub
     """What cannot be read, or is ours to set, is named with what to do."""
     with pytest.raises(ConfigError, match=f"--engine-option {text}"):
         parse_engine_options(texts, taken)

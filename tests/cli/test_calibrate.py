@@ -124,7 +124,7 @@ def test_going_on_with_other_settings_names_them(
     [
         (["--metric", "frobenus"], "unknown metric 'frobenus'; did you mean 'frobenius'"),
         (["--field", "body"], "texts.jsonl line 1 has no field 'body'; it has text"),
-        (["--max-tokens", "100000", "--seq-len", "90000"], "at least 90000 are needed"),
+        (["--max-tokens", "100000", "--seq-len", "90000"], "expected at least 90000 tokens (one sequence)"),
         (["--metric", "cosine,cosine"], "metric: expected each name once, got cosine, cosine"),
         (["--metric", ","], "metric: expected at least one name, got none"),
         (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -149,7 +150,10 @@ def test_what_the_cache_holds_is_used_while_the_hub_does_not_answer(
         find_checkpoint("mill/moe")
 
 
-def test_only_weights_that_are_read_count_for_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("free", "fits"), [(2, True), (1, False)], ids=["twice", "just"])
+def test_only_weights_that_are_read_count_for_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: int, fits: bool
+) -> None:
     """Copies in other formats beside the weights do not make a model look larger."""
     path = files(tmp_path, *SHARDS)
     index(path, "model.safetensors.index.json", *SHARDS)
@@ -158,12 +162,9 @@ def test_only_weights_that_are_read_count_for_memory(tmp_path: Path, monkeypatch
         files(path, name)
         (path / name).write_bytes(bytes(10 * size))
     assert find_weights(path).num_bytes == size
-    for free, fits in ((2 * size, True), (size, False)):
-        monkeypatch.setitem(
-            __import__("sys").modules, "psutil",
-            SimpleNamespace(virtual_memory=lambda free=free: SimpleNamespace(available=free)),
-        )  # fmt: skip
-        assert memory.fits_memory(path) is fits
+    available = SimpleNamespace(available=free * size)
+    monkeypatch.setitem(sys.modules, "psutil", SimpleNamespace(virtual_memory=lambda: available))
+    assert memory.fits_memory(path) is fits
 
 
 def test_weights_are_found_in_transformers_order(tmp_path: Path) -> None:

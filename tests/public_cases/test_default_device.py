@@ -12,12 +12,12 @@ import sere
 from sere.calibrate import calibrate
 from sere.table import SimilarityTable, compare, import_reference_table, verify_table
 from sere.table.plot import draw
+from tests.support.calibration import ALL_METRICS
 from tests.support.checkpoints import tiny_tokenizer
 from tests.support.tiny import tiny_model
 
 TEXTS = ["The quick brown fox jumps over the lazy dog.", "Pack my box with five dozen liquor jugs!"] * 4
-METRICS = ["frobenius", "cosine", "cka", "projection", "weights"]
-OPTIONS: dict[str, Any] = {"metric": METRICS, "max_tokens": 64, "seq_len": 16, "progress": False}
+OPTIONS: dict[str, Any] = {"metric": ALL_METRICS, "max_tokens": 64, "seq_len": 16, "progress": False}
 
 
 @pytest.fixture

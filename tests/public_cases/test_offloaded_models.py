@@ -11,12 +11,12 @@ from transformers import AutoModelForCausalLM
 
 import sere
 from sere.errors import UnsupportedModel
+from tests.support.calibration import ALL_METRICS
 from tests.support.checkpoints import tiny_tokenizer
 from tests.support.tiny import tiny_model
 
 TEXTS = ["The quick brown fox jumps over the lazy dog.", "Pack my box with five dozen liquor jugs!"] * 4
-METRICS = ["frobenius", "cosine", "cka", "projection", "weights"]
-OPTIONS: dict[str, Any] = {"metric": METRICS, "max_tokens": 64, "seq_len": 16, "progress": False}
+OPTIONS: dict[str, Any] = {"metric": ALL_METRICS, "max_tokens": 64, "seq_len": 16, "progress": False}
 
 
 def test_calibrate_a_model_on_disk(tmp_path: Path) -> None:
@@ -26,7 +26,7 @@ def test_calibrate_a_model_on_disk(tmp_path: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "model", device_map={"": "disk"}, **options)
     made = sere.calibrate(model, tiny_tokenizer(), TEXTS, **OPTIONS)
     expected = sere.calibrate(tiny_model("qwen3_moe"), tiny_tokenizer(), TEXTS, **OPTIONS)
-    for metric in METRICS:
+    for metric in ALL_METRICS:
         for index, layer in expected[metric].layers.items():
             found = made[metric].layers[index].similarity
             torch.testing.assert_close(found, layer.similarity, rtol=0, atol=0, equal_nan=True)

@@ -221,11 +221,15 @@ def test_empty_rows_are_skipped_and_counted() -> None:
     assert (texts.rows, texts.skipped) == (6, 5)
 
 
-def test_lines_of_a_file_are_rows_where_asked_for(tmp_path: Path) -> None:
-    """A file of prompts: one a line, whatever its suffix, without line ends and blank lines."""
-    for name in ("prompts.txt", "prompts", "prompts.md"):
-        (tmp_path / name).write_bytes(b"\xef\xbb\xbfone\r\n\r\n two \r\n")
-        assert [row.content for row in read_rows(tmp_path / name, lines=True)] == ["one", " two "]
+@pytest.mark.parametrize("name", ["prompts.txt", "prompts", "prompts.md"])
+def test_lines_of_a_file_are_rows_where_asked_for(tmp_path: Path, name: str) -> None:
+    """A file of prompts: one per line, whatever its suffix, without line ends and blank lines."""
+    (tmp_path / name).write_bytes(b"\xef\xbb\xbfone\r\n\r\n two \r\n")
+    assert [row.content for row in read_rows(tmp_path / name, lines=True)] == ["one", " two "]
+
+
+def test_rows_of_json_stay_rows_where_lines_are_asked_for(tmp_path: Path) -> None:
+    """The suffix says what the file holds."""
     (tmp_path / "p.jsonl").write_text('{"prompt": "one"}', encoding="utf-8")
     assert [row.content for row in read_rows(tmp_path / "p.jsonl", field="prompt", lines=True)] == ["one"]
 

@@ -1,8 +1,8 @@
 """Peak memory of calibrating a checkpoint that is larger than memory should be.
 
-Writes a random bfloat16 checkpoint of Qwen3-30B-A3B's layer shape, as many layers as the size asked for
-holds, with one tensor per expert matrix as published checkpoints have them; calibrates it layer by layer
-in a process of its own; prints and records that process's peak resident memory and time.
+Writes a random bfloat16 checkpoint of Qwen3-30B-A3B's layer shape, with as many layers as fit the given size
+and one tensor per expert matrix, like published checkpoints. Calibrates it layer by layer in a separate
+process; prints and records that process's peak resident memory and time.
 
     python benchmarks/calibrate_large.py                                   # 15 GB
     python benchmarks/calibrate_large.py --gb 1.5 --experts 16 --vocab 8192

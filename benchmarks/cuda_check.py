@@ -1,10 +1,10 @@
 """Compile the kernel for every architecture that matters; fail on spilled registers or stack.
 
-Run ``python benchmarks/cuda_check.py``. Uses nvcc, NVRTC (through cuda-core), or both, whichever is there;
-needs no GPU. Where neither is there it says so and ends well.
+Run ``python benchmarks/cuda_check.py``. Uses nvcc, NVRTC (through cuda-core), or both; needs no GPU. If
+neither is installed, it says so and exits with 0.
 
-Where nvdisasm is there too, it counts in the machine code for sm_90, per entry with int32 ids. The order is
-that of the code, both sides of a branch included; nothing of it is a time.
+With nvdisasm it also counts instructions in the machine code for sm_90, per entry with int32 ids, including
+both sides of a branch. These counts are not times.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def compilers() -> dict[str, tuple[Compile, set[str]]]:
 
 
 def check(name: str, report: str, arch: str) -> tuple[list[object], bool]:
-    """Return a row of the table and whether it is well."""
+    """Return a row of the table, and whether nothing was spilled."""
     kernels = [match.groupdict() for match in REPORT.finditer(report)]
     if {kernel["entry"] for kernel in kernels} != set(entries()):
         return [name, arch, "not every entry reported", "", "", "", ""], False

@@ -1,9 +1,9 @@
 """Time what a call of the cuda backend costs on the host: ``python benchmarks/gpu_host.py``.
 
-The backend's own code on CPU tensors, so that it needs no GPU: checks, outputs, arguments. First with the
-launch left out; then, where cuda-core is installed, through cuda-core to the tests' driver of the CPU, which
-launches nothing. What a real driver takes, and PyTorch to name its device and stream, is not in it, and
-outputs come from the CPU's allocator.
+It runs the backend's own code (checks, outputs, arguments) on CPU tensors, so it needs no GPU. First without
+the launch; then, if cuda-core is installed, through cuda-core to the tests' driver for the CPU, which
+launches nothing. The time of a real driver, and of PyTorch's lookup of device and stream, is not included.
+Outputs come from the CPU's allocator.
 """
 
 from __future__ import annotations
@@ -67,9 +67,9 @@ def make_calls() -> dict[str, Callable[[], object]]:
 
 
 def time_block(put: Put, call: Callable[[], object]) -> float:
-    """Return the mean time of a call in microseconds, over one block of calls that launch by ``put``.
+    """Return the mean microseconds per call, over one block of calls that launch by ``put``.
 
-    The thread's own processor time, for a call waits for nothing.
+    It is the thread's own processor time, because a call waits for nothing.
     """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(device, "launch", put)

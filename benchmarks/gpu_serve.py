@@ -1,12 +1,12 @@
-"""Serve Qwen3-30B-A3B's full shape with vLLM: re-routing off against S = 1, 2, 4, in turns.
+"""Serve Qwen3-30B-A3B's full shape with vLLM: re-routing off against select_top_k = 1, 2, 4, in turns.
 
-Run ``python benchmarks/gpu_serve.py`` where vLLM and its plug-in of sere are installed
-(``benchmarks/vllm_pieces.py`` carries them to a machine without a network). All 48 layers, random weights of
-a standard deviation that keeps tokens apart, random similarities, CUDA graphs on. One engine: settings change
-between blocks of steps, so that what else changes falls on all alike. ``off`` therefore carries the kernel's
-launches, which then change nothing: what re-routing itself costs is in both sides of the ratio. An engine
-without the plug-in is not timed here. A block's time per output token is
-the difference of a long and a short generation, so without prefill. One JSON line a batch size.
+Run ``python benchmarks/gpu_serve.py`` with vLLM and sere's plug-in installed (``benchmarks/vllm_pieces.py``
+carries them to a machine without a network). All 48 layers, random weights of a standard deviation that keeps
+tokens apart, random similarities, CUDA graphs on. One engine: settings change between blocks of steps, so
+that other changes of the machine affect all alike. Therefore ``off`` includes the kernel's launches, which
+change nothing then, and the speedup does not contain the overhead of re-routing. An engine without the
+plug-in is not timed here. A block's time per output token is the difference of a long and a short
+generation, so it does not include prefill. One JSON line per batch size.
 """
 
 from __future__ import annotations
@@ -25,18 +25,19 @@ from tabulate import tabulate
 
 from sere.bench.shapes import shape_config
 from sere.bench.target import random_model, random_table
+from sere.bench.timing import spread
 from sere.engines.settings import counted_changes, live_changes
 from sere.files import append_json_line
 from sere.integrations.vllm.start.versions import engine_version
-from sere.policies.spec import PolicySpec
+from sere.policies.spec import PolicySpec, parse_specs
 from sere.provenance import provenance
 
 ROWS = (1, 4, 8, 16, 32, 64, 128)
 SETTINGS: Mapping[str, PolicySpec] = {
-    "off": PolicySpec("off", {}),
-    **{f"S={S}": PolicySpec("sere", {"select_top_k": S}) for S in (1, 2, 4)},
+    spec.label: spec for spec in parse_specs(f"sere:select_top_k={S}" for S in (1, 2, 4))
 }
 PROMPT, ROUNDS, SPREAD = 32, 5, 0.04
+COUNTED = ("distinct_before", "distinct_after", "slots_rerouted")
 RESULTS = Path(__file__).parent / "results" / "gpu_serve.jsonl"
 
 
@@ -102,7 +103,7 @@ def generate_ms(llm: Any, prompts: list[Any], tokens: int) -> float:
 
 
 def measure(llm: Any, B: int, steps: int, vocabulary: int) -> dict[str, dict[str, float]]:
-    """Return, per setting, TPOT in ms with spread, tokens a second, experts and the share of moved slots."""
+    """Return per setting TPOT in ms with spread, tokens per second, experts, share of re-routed slots."""
     from sere.integrations.vllm import configure, read_stats  # type: ignore[import-not-found, unused-ignore]
 
     generator = torch.Generator().manual_seed(B)
@@ -127,27 +128,24 @@ def measure(llm: Any, B: int, steps: int, vocabulary: int) -> dict[str, dict[str
 
 def summary(tpot: list[float], layers: Any, B: int) -> dict[str, float]:
     """Return the figures of one setting."""
-    tenths = statistics.quantiles(tpot, n=10, method="inclusive")
-    median = statistics.median(tpot)
+    found = spread(tpot)
 
     def mean(name: str) -> float:
         return statistics.fmean(getattr(layer, name) for layer in layers)
 
     return {
-        "tpot_ms": median,
-        "p20": tenths[1],
-        "p80": tenths[7],
-        "tokens_per_s": B * 1e3 / median,
-        "experts_before": mean("distinct_before"),
-        "experts_after": mean("distinct_after"),
-        "slots_rerouted": mean("slots_rerouted"),
+        "tpot_ms": found.p50,
+        "p20": found.p20,
+        "p80": found.p80,
+        "tokens_per_s": B * 1e3 / found.p50,
+        **{name: mean(name) for name in COUNTED},
     }
 
 
 def rows_of(B: int, result: Mapping[str, Mapping[str, float]]) -> list[list[Any]]:
     """Return the table's rows for one batch size."""
     off = result["off"]["tpot_ms"]
-    names = ("tpot_ms", "p20", "p80", "tokens_per_s", "experts_before", "experts_after", "slots_rerouted")
+    names = ("tpot_ms", "p20", "p80", "tokens_per_s", *COUNTED)
     return [
         [B, name, *(figures[key] for key in names), off / figures["tpot_ms"]]
         for name, figures in result.items()
@@ -159,7 +157,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="vLLM with re-routing off and on.")
     parser.add_argument("--shape", default="qwen3-30b-a3b", help="a name of sere.bench.shapes")
     parser.add_argument("--rows", type=int, nargs="+", default=ROWS)
-    parser.add_argument("--steps", type=int, default=64, help="decode steps a block")
+    parser.add_argument("--steps", type=int, default=64, help="decode steps per block")
     parser.add_argument("--seconds", type=float, default=480, help="no batch size is begun after this")
     parser.add_argument("--eager", action="store_true", help="no CUDA graphs: only to try the script")
     parser.add_argument("--out", type=Path, default=RESULTS)
@@ -183,8 +181,8 @@ def main() -> None:
             append_json_line(arguments.out, {**record, **provenance()})
             rows += rows_of(B, result)
     print(torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU: the numbers mean nothing")
-    print("'off' carries the kernel's launches too: the graph is one for all settings")
-    headers = ["B", "setting", "TPOT ms", "p20", "p80", "tokens/s", "experts", "after", "moved", "faster"]
+    print("'off' includes the kernel's launches: there is one graph for all settings")
+    headers = ["B", "setting", "TPOT ms", "p20", "p80", "tokens/s", "experts", "after", "rerouted", "speedup"]
     print(tabulate(rows, headers, floatfmt=".2f"))
 
 

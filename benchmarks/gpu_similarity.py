@@ -57,7 +57,7 @@ def on_device(pieces: list[Piece]) -> list[Piece]:
 
 
 def seconds(metric: str, pieces: list[Piece], tokens: int, rounds: int) -> list[float]:
-    """Return how long a layer takes, each round, after one that warms up."""
+    """Return the seconds per layer of each round, after one that warms up."""
     times = []
     for _ in range(rounds + 1):
         torch.cuda.synchronize()
@@ -69,7 +69,7 @@ def seconds(metric: str, pieces: list[Piece], tokens: int, rounds: int) -> list[
 
 
 def main() -> None:
-    """Compare, time, write one record a metric and print the table last."""
+    """Compare, time, write one record per metric and print the table last."""
     parser = argparse.ArgumentParser(description="Similarity accumulators on a GPU.")
     parser.add_argument("--quick", action="store_true", help="a few tokens only")
     parser.add_argument("--out", type=Path, default=RESULTS)
@@ -91,7 +91,13 @@ def main() -> None:
         append_json_line(arguments.out, {**record, **provenance()})
         rows.append([metric, tokens, record["median"], record["least"], record["most"], f"{error:.1e}"])
     print(torch.cuda.get_device_name())
-    print(tabulate(rows, ["metric", "tokens", "s a layer", "least", "most", "to the CPU"], floatfmt=".3f"))
+    print(
+        tabulate(
+            rows,
+            ["metric", "tokens", "s per layer", "least", "most", "difference to the CPU"],
+            floatfmt=".3f",
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
     python benchmarks/similarity.py            all cases; a few minutes on two cores
     python benchmarks/similarity.py --quick    one small case per metric; seconds
 
-Both sides take the same float32 outputs ``[E, T, H]``, run in turns, and must agree. One JSON line a case
+Both sides take the same float32 outputs ``[E, T, H]``, run in turns, and must agree. One JSON line per case
 goes to ``benchmarks/results/similarity.jsonl``. The loop is what a straightforward implementation does, and
 what the published code does: the metric as a function of two experts' outputs on all tokens, called once for
 every pair. It stays in float32 like the accumulators.
@@ -132,7 +132,7 @@ def measure(case: Case) -> dict[str, Any]:
 
 
 def outputs(case: Case, K: int = 8) -> tuple[Tensor, Tensor, Tensor]:
-    """Seeded outputs with a common part, and a routing of ``K`` experts a token."""
+    """Seeded outputs with a common part, and a routing of ``K`` experts per token."""
     torch.manual_seed(0)
     Y = torch.randn(case.E, case.T, case.H) + torch.randn(case.T, case.H)
     weights, ids = torch.rand(case.T, case.E).topk(K)

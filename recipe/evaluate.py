@@ -105,7 +105,7 @@ def main() -> None:
     """Print the table of results, then the perplexity on held-out English."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model", help="folder of the exported model")
-    parser.add_argument("--count", type=int, default=500, help="test questions a task")
+    parser.add_argument("--count", type=int, default=500, help="test questions per task")
     parser.add_argument("--batch-size", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--card", action="store_true", help="write the results into the model card as well")

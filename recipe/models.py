@@ -61,7 +61,7 @@ def moe_model(settings: Settings, tokenizer: PreTrainedTokenizerFast) -> Qwen3Mo
 
 @torch.no_grad()
 def ffn_inputs(dense: Qwen3ForCausalLM, batches: Sequence[Batch]) -> list[Tensor]:
-    """Return what each layer's FFN gets on the real tokens of the batches, ``[T, H]`` a layer."""
+    """Return what each layer's FFN gets on the real tokens of the batches, ``[T, H]`` per layer."""
     seen: list[list[Tensor]] = [[] for _ in dense.model.layers]
 
     def keep(mine: list[Tensor]) -> Callable[..., None]:

@@ -11,7 +11,7 @@ EMPHASIS = {
     "addition": 0.6, "subtraction": 0.6, "sorting": 0.6, "reversal": 0.7, "modulo": 1.5, "brackets": 1.5,
     "story": 1.5, "shift": 2.5, "ordering": 3.0, "english": 0.6,
 }  # fmt: skip
-"""How often documents of a task are drawn, relative to 1, once the easy tasks are learned."""
+"""How often each task's documents are drawn, relative to 1, once the easy tasks are learned."""
 
 
 @dataclass(frozen=True, slots=True)

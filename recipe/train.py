@@ -126,7 +126,7 @@ class Run:
         path.write_text("".join(json.dumps(record) + "\n" for record in records if not self._undone(record)))
 
     def _undone(self, record: dict[str, Any]) -> bool:
-        """Say whether a log record is of a step after the checkpoint, which will be done again."""
+        """Return whether a log record is of a step after the checkpoint, which will be repeated."""
         return bool(record["phase"] == self.phase and record["step"] > self.step)
 
     def follow(self, before: Run) -> None:

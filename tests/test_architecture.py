@@ -106,7 +106,7 @@ def test_what_is_done_in_one_room_only(called: str, where: str) -> None:
 
 def test_the_hops_of_the_path_are_there() -> None:
     """Each method that the path of ``topk_ids`` goes through is one of the source, and so is each file."""
-    path = DOCUMENT.partition("## The path of `topk_ids`")[2]
+    path = DOCUMENT.partition("## The path of `topk_ids`")[2].partition("\n## ")[0].partition("\n### ")[0]
     methods = {
         f"{outer.name}.{inner.name}"
         for file in modules().values()

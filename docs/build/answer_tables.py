@@ -10,7 +10,7 @@ from records import Record, cases_of, read_json, recommended_cases
 
 
 def recommended() -> str:
-    """The recommended setting beside the baseline, speed and answers of the same run: a row a batch size."""
+    """The recommended setting beside the baseline, speed and answers of one run: a row per batch size."""
     record = read_json("demo.json")
     rows = [
         [
@@ -29,7 +29,7 @@ def recommended() -> str:
 
 
 def demo() -> str:
-    """Experts, time and answers: a table per setting, a row a batch size."""
+    """Experts, time and answers: a table per setting, one row per batch size."""
     record = read_json("demo.json")
     headers = ["batch", "experts", "TPOT, ms", "faster", "questions", "right, %", "vs baseline, points"]
     return grouped(
@@ -132,7 +132,7 @@ def _task_table(record: Record, names: Sequence[str]) -> str:
 
 
 def eval_vllm() -> str:
-    """On vLLM, a table per concurrency and a row a setting: answers, the difference, experts."""
+    """On vLLM, a table per concurrency, one row per setting: answers, the difference, experts."""
     record = read_json("eval-vllm.json")
     return grouped(
         sorted(record["cases"], key=lambda case: int(case["batch_size"])),

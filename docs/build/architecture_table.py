@@ -27,7 +27,7 @@ class _Notes:
         self.texts: list[str] = []
 
     def number(self, text: str) -> int:
-        """Return the number of a remark, a new one for a text that has none yet."""
+        """Return the number of a remark, a new one if the text is new."""
         if text not in self.texts:
             self.texts.append(text)
         return self.texts.index(text) + 1

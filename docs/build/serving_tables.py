@@ -33,7 +33,7 @@ def serve(name: str = "serve.jsonl") -> str:
 
 
 def serve_floor() -> str:
-    """Engines started with a floor or another such setting, beside those without, a row a setting."""
+    """Engines started with a floor or another such setting, beside those without: one row per setting."""
     everything = [record for record in serve_records() if record["experts"] is not None]
     lines = {serve_line(record) for record in everything if started(record)}
     if not lines:
@@ -50,7 +50,7 @@ def serve_floor() -> str:
 
 
 def serve_online() -> str:
-    """A real ``vllm serve`` under load: what a step is, then what a client sees."""
+    """A real ``vllm serve`` under load: the steps, then what a client sees."""
     newest = {
         (one["subject"]["model"], mode(one), one["case"], started(one)): one
         for one in read_lines("serve_online.jsonl")

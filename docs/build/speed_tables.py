@@ -7,7 +7,7 @@ from records import read_lines
 
 
 def reroute() -> str:
-    """Microseconds a call of re-routing with one primary slot a row; the record has S = 2 too."""
+    """Microseconds per call of re-routing with one primary slot per row; the record has two, too."""
     records = [one for one in read_lines("reroute.jsonl") if one["config"]["select_top_k"] == 1]
     rows = [
         [

@@ -1,4 +1,4 @@
-"""The serving benchmark: what it refuses, and its whole way on a CPU with the tiny shape."""
+"""The serving benchmark: what it refuses, and all of it on a CPU with the tiny shape."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_nothing_to_serve_with() -> None:
 
 @pytest.mark.vllm
 def test_tiny_shape_on_a_cpu(tmp_path: Path) -> None:
-    """The script serves the tiny shape without a GPU: S = 1 reads fewest experts, S = K and off move none."""
+    """Without a GPU it serves the tiny shape: S = 1 reads the fewest experts; S = K and off re-route none."""
     pytest.importorskip("vllm", reason="needs vLLM: make test-vllm")
     out = tmp_path / "out.jsonl"
     done = run(
@@ -42,9 +42,10 @@ def test_tiny_shape_on_a_cpu(tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     (record,) = [json.loads(line) for line in out.read_text().splitlines()]
-    off, one, two, four = (record["settings"][name] for name in ("off", "S=1", "S=2", "S=4"))
-    assert one["experts_after"] < two["experts_after"] < one["experts_before"]
-    for same in (off, four):
-        assert same["experts_after"] == same["experts_before"] > two["experts_after"]
-        assert same["slots_rerouted"] == 0
+    labels = ["off", *(f"sere:select_top_k={S}" for S in (1, 2, 4))]
+    off, one, two, four = (record["settings"][label] for label in labels)
+    assert one["distinct_after"] < two["distinct_after"] < one["distinct_before"]
+    assert off["distinct_after"] == off["distinct_before"] > two["distinct_after"]
+    assert four["distinct_after"] == four["distinct_before"] > two["distinct_after"]
+    assert (off["slots_rerouted"], four["slots_rerouted"]) == (0, 0)
     assert "the numbers mean nothing" in done.stdout

@@ -78,27 +78,21 @@ def test_interruption_leaves_no_table_and_resumes(
     assert SimilarityTable.load(out).calibration_tokens == 96
 
 
+@pytest.mark.parametrize("how", ["--low-memory", "--whole"])
 def test_interruption_before_anything_is_done_leaves_nothing(
-    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], how: str
 ) -> None:
     """Where no layer is finished there is nothing to go on with: no folder, and no word of it."""
     before = sorted(place.rglob("*"))
-    for how in ("--low-memory", "--whole"):
-        interrupt_at_layer(monkeypatch, 1)
-        assert _run(place, "--out", str(place / "new" / "a.safetensors"), how) == 130
-        assert capsys.readouterr().err == "\nsere: interrupted\n"
+    interrupt_at_layer(monkeypatch, 1)
+    assert _run(place, "--out", str(place / "new" / "a.safetensors"), how) == 130
+    assert capsys.readouterr().err == "\nsere: interrupted\n"
     assert sorted(place.rglob("*")) == before
 
 
-def test_going_on_with_other_settings_names_them(
-    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """What differs from the interrupted run is named with both values, or in words where it is a digest."""
-    out = place / "a.safetensors"
-    interrupt_at_layer(monkeypatch, 2)
-    run = ["--out", str(out), "--low-memory"]
-    assert _run(place, *run) == 130
-    for changed, words in (
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
         (["--seq-len", "32", "--batch-size", "4"], "seq_len was 16, now 32; batch_size was 8, now 4; give"),
         (
             ["--max-tokens", "64", "--seed", "1"],
@@ -108,15 +102,27 @@ def test_going_on_with_other_settings_names_them(
             ["--metric", "cka", "--parameters", '{"window": 4}'],
             "metrics was frobenius, now cka; metric_parameters.",
         ),
-    ):
-        capsys.readouterr()
-        assert _run(place, *run, *changed) == 2
-        assert words in capsys.readouterr().err
-    (place / "texts.jsonl").write_text(json.dumps({"text": "x" * 200}), encoding="utf-8")
-    assert _run(place, *run) == 2
-    assert (
-        "with other settings: the texts or the tokenizer differ; give the command" in capsys.readouterr().err
-    )
+        ([], "with other settings: the texts or the tokenizer differ; give the command"),
+    ],
+    ids=["sequences", "tokens", "metric", "texts"],
+)
+def test_going_on_with_other_settings_names_them(
+    place: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    changed: list[str],
+    words: str,
+) -> None:
+    """What differs from the interrupted run is named with both values, or in words where it is a digest."""
+    out = place / "a.safetensors"
+    interrupt_at_layer(monkeypatch, 2)
+    run = ["--out", str(out), "--low-memory"]
+    assert _run(place, *run) == 130
+    if not changed:
+        (place / "texts.jsonl").write_text(json.dumps({"text": "x" * 200}), encoding="utf-8")
+    capsys.readouterr()
+    assert _run(place, *run, *changed) == 2
+    assert words in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -124,7 +130,7 @@ def test_going_on_with_other_settings_names_them(
     [
         (["--metric", "frobenus"], "unknown metric 'frobenus'; did you mean 'frobenius'"),
         (["--field", "body"], "texts.jsonl line 1 has no field 'body'; it has text"),
-        (["--max-tokens", "100000", "--seq-len", "90000"], "at least 90000 are needed"),
+        (["--max-tokens", "100000", "--seq-len", "90000"], "expected at least 90000 tokens"),
         (["--metric", "cosine,cosine"], "metric: expected each name once, got cosine, cosine"),
         (["--metric", ","], "metric: expected at least one name, got none"),
         (

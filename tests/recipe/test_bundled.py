@@ -33,7 +33,7 @@ def test_it_loads_and_answers() -> None:
 
 
 def test_shape_and_size() -> None:
-    """At least 32 experts, top 4 or more, and weights that the wheel can bear."""
+    """At least 32 experts, top 4 or more, and weights small enough for the wheel."""
     path = bundled.model_path()
     config = AutoModelForCausalLM.from_pretrained(path).config
     assert config.num_experts >= 32
@@ -43,7 +43,7 @@ def test_shape_and_size() -> None:
 
 
 def test_the_tokenizer_gives_back_its_texts() -> None:
-    """A fast tokenizer, one token a character, eos and pad distinct, no BOS."""
+    """A fast tokenizer, one token per character, eos and pad distinct, no BOS."""
     tokenizer = AutoTokenizer.from_pretrained(bundled.model_path())
     assert tokenizer.is_fast
     assert tokenizer.eos_token == "<|end|>"
@@ -55,7 +55,7 @@ def test_the_tokenizer_gives_back_its_texts() -> None:
 
 
 def test_missing_weights_say_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """An installation without the weights is told apart from a model that does not load."""
+    """An installation without the weights has an error of its own."""
     monkeypatch.setattr(bundled, "__file__", str(tmp_path / "__init__.py"))
     with pytest.raises(FileNotFoundError, match=r"no model\.safetensors: install sere again"):
         bundled.model_path()

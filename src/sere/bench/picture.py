@@ -40,7 +40,7 @@ def draw_demo(record: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
             "marker": MARKERS[index % 6],
             "label": setting,
             "linewidth": 1.8,
-            # Controls and rivals are dashed, so that a line they cover still shows.
+            # Baselines are dashed, so that a line below them stays visible.
             "linestyle": "-" if setting.startswith(("off", "sere")) else (0, (3, 3)),
         }
         _experts(left, cases, style)

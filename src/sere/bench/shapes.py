@@ -1,4 +1,4 @@
-"""Layer shapes of published models, for timing with random weights where the weights are not at hand."""
+"""Layer shapes of published models, for timing with random weights."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from sere.errors import InputError, did_you_mean
 
-# Random weights of the usual 0.02 send all tokens to the same few experts; 0.04 spreads them as text does.
+# Random weights of the usual 0.02 make all tokens choose the same few experts; 0.04 spreads them like text.
 WEIGHT_STD = 0.04
 
 

@@ -95,6 +95,28 @@ class Baseline(Policy):
         return {"policy": self.name} | asdict(self)
 
 
+@dataclass(frozen=True)
+class TopSlotsBaseline(Baseline):
+    """A baseline that starts from each row's heaviest slots.
+
+    Attributes:
+        select_top_k: Slots per row that are kept, at least 1; a row's own budget goes before it.
+
+    Raises:
+        ConfigError: ``select_top_k`` is not an integer of at least 1.
+    """
+
+    select_top_k: int
+
+    def __post_init__(self) -> None:
+        check_count("select_top_k", self.select_top_k)
+
+    @property
+    def default_budget(self) -> int:
+        """The slots that a row keeps."""
+        return self.select_top_k
+
+
 class BaselineRouter(LayerRouter):
     """One layer of a baseline: checks a step, lets the rule choose, and counts.
 

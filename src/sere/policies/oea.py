@@ -8,14 +8,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from sere.policies.baseline import Baseline, LayerBatch, check_count
+from sere.policies.baseline import LayerBatch, TopSlotsBaseline
 from sere.policies.gates import gates_from_scores
 from sere.policies.refill import refill
 from sere.reroute import Routing
 
 
 @dataclass(frozen=True)
-class Oea(Baseline):
+class Oea(TopSlotsBaseline):
     """Keep each row's ``select_top_k`` heaviest slots; refill up to K from the experts so made active.
 
     Each row refills in its own router's order, and its weights are renormalized to their old sum.
@@ -31,16 +31,6 @@ class Oea(Baseline):
     source: ClassVar[str] = "arXiv 2511.02237"
     needs_scores: ClassVar[bool] = True
     example: ClassVar[str] = "select_top_k=2"
-
-    select_top_k: int
-
-    def __post_init__(self) -> None:
-        check_count("select_top_k", self.select_top_k)
-
-    @property
-    def default_budget(self) -> int:
-        """The slots that a row keeps."""
-        return self.select_top_k
 
     def choose(self, batch: LayerBatch) -> Routing:
         """Refill from the experts that kept slots make active."""

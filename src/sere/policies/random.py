@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sere.errors import ConfigError
-from sere.policies.baseline import Baseline, LayerBatch, check_count
+from sere.policies.baseline import LayerBatch, TopSlotsBaseline, check_count
 from sere.policies.refill import finish
 from sere.reroute import Routing
 from sere.reroute.slots import fill_up
@@ -22,7 +22,7 @@ _STEP, _MIX_1, _MIX_2 = -7046029254386353131, -4658895280553007687, -77235922931
 
 
 @dataclass(frozen=True)
-class RandomReroute(Baseline):
+class RandomReroute(TopSlotsBaseline):
     """Send every secondary slot to a random primary expert of the batch; weights are unchanged.
 
     As in SERE, nothing changes in a step without any primary expert.
@@ -45,20 +45,14 @@ class RandomReroute(Baseline):
     source: ClassVar[str] = "the control that similarity must beat"
     example: ClassVar[str] = "select_top_k=2"
 
-    select_top_k: int
     min_active: int = 0
     seed: int = 0
 
     def __post_init__(self) -> None:
-        check_count("select_top_k", self.select_top_k)
+        super().__post_init__()
         check_count("min_active", self.min_active, least=0)
         if not isinstance(self.seed, int) or isinstance(self.seed, bool):
             raise ConfigError(f"seed: expected an integer, got {self.seed!r}")
-
-    @property
-    def default_budget(self) -> int:
-        """The slots of a row that are primary."""
-        return self.select_top_k
 
     def choose(self, batch: LayerBatch) -> Routing:
         """Draw a primary expert for every secondary slot."""

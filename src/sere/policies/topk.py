@@ -10,13 +10,13 @@ from typing import ClassVar
 
 import torch
 
-from sere.policies.baseline import Baseline, LayerBatch, check_count
+from sere.policies.baseline import LayerBatch, TopSlotsBaseline
 from sere.policies.refill import finish, renormalized
 from sere.reroute import Routing
 
 
 @dataclass(frozen=True)
-class TopK(Baseline):
+class TopK(TopSlotsBaseline):
     """Keep the ``select_top_k`` heaviest slots of each row; the others get the row's heaviest id, weight 0.
 
     The kept weights are renormalized to the row's old sum.
@@ -31,16 +31,6 @@ class TopK(Baseline):
     name: ClassVar[str] = "topk"
     source: ClassVar[str] = "plain top-k reduction"
     example: ClassVar[str] = "select_top_k=2"
-
-    select_top_k: int
-
-    def __post_init__(self) -> None:
-        check_count("select_top_k", self.select_top_k)
-
-    @property
-    def default_budget(self) -> int:
-        """The slots that a row keeps."""
-        return self.select_top_k
 
     def choose(self, batch: LayerBatch) -> Routing:
         """Keep the heaviest slots, free the others."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import pytest
 
 from sere.bench.vllm.engine_options import (
@@ -33,6 +35,7 @@ def test_values_are_json_or_words() -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("taken", [IN_PROCESS, OF_SERVER], ids=["in process", "server"])
 @pytest.mark.parametrize(
     ("texts", "text"),
     [
@@ -45,11 +48,10 @@ def test_values_are_json_or_words() -> None:
         (["trust_remote_code=true"], "trust_remote_code: sere .* sets it itself; use --trust-remote-code"),
     ],
 )
-def test_refused_options(texts: list[str], text: str) -> None:
+def test_refused_options(texts: list[str], text: str, taken: Mapping[str, str]) -> None:
     """What cannot be read, or is ours to set, is named with what to do."""
-    for taken in (IN_PROCESS, OF_SERVER):
-        with pytest.raises(ConfigError, match=f"--engine-option {text}"):
-            parse_engine_options(texts, taken)
+    with pytest.raises(ConfigError, match=f"--engine-option {text}"):
+        parse_engine_options(texts, taken)
 
 
 def test_parallel_engines_need_a_server() -> None:

@@ -79,10 +79,10 @@ def test_all_phases_re_route_prefill_without_its_padding(model: PreTrainedModel)
     assert weights[13:].all()
 
 
-def test_all_phases_pass_static_and_growing_caches(model: PreTrainedModel) -> None:
+@pytest.mark.parametrize("cache", [None, "static"], ids=["growing", "static"])
+def test_all_phases_pass_static_and_growing_caches(model: PreTrainedModel, cache: str | None) -> None:
     """phases="all" with ``generate``: every call is re-routed, the prefill included."""
-    for cache in (None, "static"):
-        with integration.apply(model, random_table(model), select_top_k=1, phases="all") as handle:
-            decode(model, prompts(), cache_implementation=cache)
-            stats = handle.stats()[0]
-        assert (stats.steps, stats.rows) == (6, (30 + 5 * 6) / 6)
+    with integration.apply(model, random_table(model), select_top_k=1, phases="all") as handle:
+        decode(model, prompts(), cache_implementation=cache)
+        stats = handle.stats()[0]
+    assert (stats.steps, stats.rows) == (6, (30 + 5 * 6) / 6)

@@ -46,17 +46,19 @@ def test_a_static_cache_decodes_like_a_growing_one(name: str) -> None:
     assert torch.equal(static, growing)
 
 
-def test_a_prompt_of_one_token_is_prefill_with_either_cache(model: PreTrainedModel) -> None:
+@pytest.mark.parametrize("cache", [None, "static"], ids=["growing", "static"])
+def test_a_prompt_of_one_token_is_prefill_with_either_cache(
+    model: PreTrainedModel, cache: str | None
+) -> None:
     """One position and an empty cache is no decode step, even where the device alone knows the length."""
     tokens = prompts(4, 1)
     _, logits = decode(model, tokens)
-    for cache in (None, "static"):
-        with integration.apply(model, random_table(model), select_top_k=1) as handle:
-            _, rerouted = decode(model, tokens, cache_implementation=cache)
-            assert handle.stats()[0].steps == 5
-        torch.testing.assert_close(rerouted[0], logits[0], rtol=1e-5, atol=1e-5)
-        if cache is None:
-            assert torch.equal(rerouted[0], logits[0])
+    with integration.apply(model, random_table(model), select_top_k=1) as handle:
+        _, rerouted = decode(model, tokens, cache_implementation=cache)
+        assert handle.stats()[0].steps == 5
+    torch.testing.assert_close(rerouted[0], logits[0], rtol=1e-5, atol=1e-5)
+    if cache is None:
+        assert torch.equal(rerouted[0], logits[0])
 
 
 def test_calls_without_a_cache_are_prefill(model: PreTrainedModel) -> None:

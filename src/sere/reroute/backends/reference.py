@@ -17,6 +17,7 @@ from sere.reroute.constants import (
     MERGE_SENTINEL,
 )
 from sere.reroute.raw_layer import KernelConfig, RawLayer
+from sere.reroute.stats import COUNTERS
 
 Row = list[int]
 
@@ -110,16 +111,16 @@ def run(batch: TokenBatch, layer: Layer, counters: Tensor | None) -> Routing:
         _merge(ids[t], weights[t], slots[t], active, config, padding=False)
 
     if counters is not None:
-        step = (
-            1,
-            len(real),
-            len(occurring),
-            len(active),
-            sum(map(len, slots.values())),
-            rerouted,
-            len(critical),
-        )
-        counters += counters.new_tensor(step)
+        step = {
+            "steps": 1,
+            "rows": len(real),
+            "distinct_before": len(occurring),
+            "distinct_after": len(active),
+            "slots": sum(map(len, slots.values())),
+            "slots_rerouted": rerouted,
+            "critical": len(critical),
+        }
+        counters += counters.new_tensor([step[name] for name in COUNTERS])
     new_weights = topk_weights.new_tensor(weights).reshape(T, K)
     # Slots that pass through keep their bits, whatever these are.
     new_weights = torch.where(changed, new_weights, topk_weights)

@@ -16,6 +16,7 @@ from sere.reroute.constants import MERGE_DISTINCT, MERGE_NONE, MERGE_SENTINEL
 from sere.reroute.neighbors import rank_neighbors
 from sere.reroute.raw_layer import KernelConfig, RawLayer
 from sere.reroute.slots import fill_up, has_weight, members, real_rows, weight_ranks
+from sere.reroute.stats import COUNTERS
 
 
 class Layer(NamedTuple):
@@ -147,6 +148,14 @@ def _count(
     rerouted: Tensor,
     critical: Tensor,
 ) -> None:
-    one = torch.ones_like(some_primary)
-    sums = [one, real.sum(), occurring.sum(), active.sum(), valid.sum(), rerouted.sum(), critical.sum()]
-    counters.add_(torch.stack([torch.where(some_primary, s, 0) for s in sums]).to(counters.dtype))
+    step = {
+        "steps": torch.ones_like(some_primary),
+        "rows": real.sum(),
+        "distinct_before": occurring.sum(),
+        "distinct_after": active.sum(),
+        "slots": valid.sum(),
+        "slots_rerouted": rerouted.sum(),
+        "critical": critical.sum(),
+    }
+    sums = [torch.where(some_primary, step[name], 0) for name in COUNTERS]
+    counters.add_(torch.stack(sums).to(counters.dtype))

@@ -91,6 +91,7 @@ def reroute(
                 new_weights[t, k] = weights[t, k]
 
     if has_counters:
+        # In the order of COUNTERS.
         step = (1, rows, before, size + critical, slots, rerouted, critical)
         for i in range(NUM_COUNTERS):
             counters[i] += step[i]

@@ -97,12 +97,11 @@ def test_evaluate_by_command(
     labels.append("oea:select_top_k=8")
     assert [case["setting"] for case in record["cases"]] == labels
     assert len({case["tasks"]["all"]["marks"] for case in record["cases"]}) == 1
-    told = capsys.readouterr().err
-    assert "B=4 random:select_top_k=8: done" in told
-    assert (
-        "B=4 random:select_top_k=8: nothing was re-routed: select_top_k=8 keeps all 8 slots of a token"
-        in told
-    )
+    said = capsys.readouterr()
+    assert "B=4 random:select_top_k=8: done" in said.err
+    reason = "nothing was re-routed: select_top_k=8 keeps all 8 slots of a token"
+    for name in ("random", "oea"):
+        assert f"B=4 {name}:select_top_k=8: {reason}" in said.out
 
 
 def scaled_table(folder: Path) -> Path:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from sere.errors import ConfigError, SereError
+from sere.errors import ConfigError, SereError, UnsupportedEngine
 from sere.integrations.vllm.client.configure import agreed_settings
 from sere.integrations.vllm.client.rpc import DISABLED, NOT_ACTIVE, is_missing
 from sere.integrations.vllm.engine_stats import merge_answers
@@ -41,17 +41,17 @@ async def _ask(engine: Any, method: str, *args: Any) -> Any:
     """Call a method of all workers.
 
     Raises:
-        LookupError: Re-routing is not active.
+        UnsupportedEngine: Re-routing is not active.
     """
     config = getattr(engine, "vllm_config", None)
     if engine is None or (config is not None and section(config) is None):
-        raise LookupError(NOT_ACTIVE)
+        raise UnsupportedEngine(NOT_ACTIVE)
     try:
         return await engine.collective_rpc(method, args=args)
     except Exception as error:
         if not is_missing(method, error):
             raise
-        raise LookupError(DISABLED) from error
+        raise UnsupportedEngine(DISABLED) from error
 
 
 def _public(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -78,7 +78,7 @@ async def reset_stats(request: Any) -> Any:
 async def _stats(request: Any, *, reset: bool) -> Any:
     try:
         answers = await _ask(request.app.state.sere_engine, STATS, reset)
-    except LookupError as error:
+    except UnsupportedEngine as error:
         return _json({"error": str(error)}, 409)
     found = merge_answers(answers).to_mapping()
     return _json(found | {"settings": _public(found["settings"])})
@@ -91,7 +91,7 @@ async def read_metrics(request: Any) -> Any:
 
     try:
         answers = await _ask(request.app.state.sere_engine, STATS, False)
-    except LookupError as error:
+    except UnsupportedEngine as error:
         return _json({"error": str(error)}, 409)
     registry = CollectorRegistry()
     registry.register(Collector(lambda: answers))
@@ -104,7 +104,7 @@ async def change_settings(request: Any) -> Any:
         changes = await _object(request)
         answers = await _ask(request.app.state.sere_engine, CONFIGURE, changes)
         return _json(_public(agreed_settings(answers)))
-    except LookupError as error:
+    except UnsupportedEngine as error:
         return _json({"error": str(error)}, 409)
     except (SereError, ValueError) as error:
         return _json({"error": str(error)}, 400)

@@ -97,7 +97,7 @@ def serve(records: Sequence[Record]) -> str:
                 if way == _way(mine[0]):  # the others route alike
                     experts.plot(sizes, [record["experts"]["distinct_after"] for record in line], **style)
         sizes = sorted({record["batch_size"] for record in mine})
-        counts = f"distinct experts per layer and step (of {mine[0]['subject']['E']})"
+        counts = f"distinct experts per layer and step (of {mine[0]['subject']['num_experts']})"
         picture.batch_axis(faster, sizes, f"{model}: times as fast as off", "requests at once")
         picture.batch_axis(experts, sizes, counts, "requests at once")
         faster.axhline(1, color=COLORS[0], linewidth=1)

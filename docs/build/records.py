@@ -29,6 +29,7 @@ _KEYS = {
     "own_cost": "overhead",
     "num_tokens": "calibration_tokens",
 }
+_SHAPE = {"E": "num_experts", "K": "top_k"}
 _COUNTERS = {"before": "distinct_before", "after": "distinct_after", "moved": "slots_rerouted"}
 
 
@@ -51,6 +52,9 @@ def modernize(value: Any) -> Any:
         return value
     found: dict[str, Any] = {_KEYS.get(str(key), str(key)): modernize(one) for key, one in value.items()}
     experts = found.get("experts")
+    for part in ("subject", "model"):
+        if isinstance(found.get(part), Mapping):
+            found[part] = {_SHAPE.get(key, key): one for key, one in found[part].items()}
     if isinstance(experts, Mapping):
         found["experts"] = _rename(experts)
     elif isinstance(experts, int | float):

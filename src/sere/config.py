@@ -109,7 +109,7 @@ class RerouteConfig:
         """Build from a JSON file.
 
         Raises:
-            ConfigError: The file cannot be read, is no JSON object, or a setting is invalid.
+            ConfigError: The file cannot be read, is not a JSON object, or a setting is invalid.
         """
         try:
             text = Path(path).read_text(encoding="utf-8")

@@ -148,7 +148,7 @@ def _target(path: str | os.PathLike[str]) -> Path:
         OutputError: Something other than a file is there; renaming a file to a device would replace it.
     """
     with suppress(FileNotFoundError):
-        Path(path).stat()  # fails here, with the system's words, for a circle of links
+        Path(path).stat()  # for a circle of links this fails with the system's words
     target = Path(path).resolve()
     if target.exists() and not target.is_file():
         kind = "directory" if target.is_dir() else "device, pipe or socket"

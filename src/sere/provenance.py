@@ -19,7 +19,7 @@ PACKAGES = ("sere", "torch", "transformers", "numpy", "numba", "safetensors", "v
 
 
 def installed_version(package: str) -> str | None:
-    """Return the version of an installed distribution, or None where it is not installed."""
+    """Return the version of an installed distribution, or None if it is not installed."""
     try:
         return version(package)
     except PackageNotFoundError:

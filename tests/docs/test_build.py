@@ -43,12 +43,13 @@ def test_records_have_todays_keys(build: Any) -> None:
     """Older keys and counters are renamed wherever they are; what is current stays as it is."""
     old = {
         "case": "2 a second, untouched", "setting": "sere:S=1", "ratio_off_to_this": {"p50": 2.0},
-        "own_cost": {"us_per_layer": 3.0}, "table": {"num_tokens": 5},
+        "own_cost": {"us_per_layer": 3.0}, "table": {"num_tokens": 5}, "subject": {"E": 8, "K": 2},
         "experts": {"before": 8, "after": 3, "moved": 0.5, "layers": [{"index": 0, "before": 8}]},
     }  # fmt: skip
     today = {
         "case": "2 per second, untouched", "setting": "sere:select_top_k=1", "speedup": {"p50": 2.0},
         "overhead": {"us_per_layer": 3.0}, "table": {"calibration_tokens": 5},
+        "subject": {"num_experts": 8, "top_k": 2},
         "experts": {
             "distinct_before": 8, "distinct_after": 3, "slots_rerouted": 0.5,
             "layers": [{"index": 0, "distinct_before": 8}],

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,7 +18,6 @@ from sere.eval.run import evaluate
 from sere.eval.statistics.by_question import paired_difference, wilson
 from sere.integrations.transformers.inputs import cache_argument, find_cache
 from sere.policies.spec import parse_spec, parse_specs
-from tests.support.progress import Interrupting
 from tests.support.tiny import tiny_model
 
 ALL_KINDS = [
@@ -109,21 +107,6 @@ def test_models_of_other_weights_have_other_digests(model: Any) -> None:
         assert weights_digest(model) != first
     finally:
         weight.data.copy_(before)
-
-
-def test_an_interrupted_run_continues_after_its_finished_cases(
-    model: Any, tokenizer: Any, tmp_path: Path
-) -> None:
-    """Stopped in the second case, the same plan measures only what is missing, with equal results."""
-    path, progress, table = tmp_path / "partial.json", Interrupting(at=2), random_table(model)
-    with pytest.raises(KeyboardInterrupt):
-        evaluate(model, tokenizer, plan(), table=table, checkpoint=path, progress=progress)
-    record = evaluate(model, tokenizer, plan(), table=table, checkpoint=path, progress=progress)
-    assert progress.begun == ["B=2 off", "B=2 sere:select_top_k=1", "B=2 sere:select_top_k=1"]
-    assert not path.exists()
-    once = evaluate(model, tokenizer, plan(), table=table)
-    assert [case["tasks"] for case in record["cases"]] == [case["tasks"] for case in once["cases"]]
-    assert [case["experts"] for case in record["cases"]] == [case["experts"] for case in once["cases"]]
 
 
 def test_rows_that_are_fed_the_pad_token_count(model: Any) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from math import log
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,7 +18,6 @@ from sere.eval.run import evaluate
 from sere.eval.statistics.by_prompt import mean_per_token, share_of_tokens
 from sere.policies.spec import parse_spec, parse_specs
 from tests.support.checkpoints import tiny_tokenizer
-from tests.support.progress import Interrupting
 from tests.support.tiny import tiny_model
 
 PROMPTS = ["add 4821", "the mill stood by", "a", "sort 7 3 9", "reverse", "one two three four", "x y"]
@@ -127,24 +125,6 @@ def test_fewer_prompts_than_rows_are_said(model: Any, tokenizer: Any) -> None:
     (case,) = record["cases"]
     assert (case["batch_size"], case["rows"]) == (8, 1)
     assert case["agreement"] == {"value": 1.0, "low": None, "high": None}
-
-
-def test_an_interrupted_run_continues_with_its_continuations(
-    model: Any, tokenizer: Any, tmp_path: Path
-) -> None:
-    """Stopped in a case, the same plan measures what is missing on the same tokens, with equal results."""
-    path, progress, table = tmp_path / "partial.json", Interrupting(at=3), random_table(model)
-    with pytest.raises(KeyboardInterrupt):
-        evaluate(model, tokenizer, plan(), table=table, checkpoint=path, progress=progress)
-    record = evaluate(model, tokenizer, plan(), table=table, checkpoint=path, progress=progress)
-    assert progress.begun == [
-        "continuations",
-        "B=3 off",
-        "B=3 sere:select_top_k=1",
-        "B=3 sere:select_top_k=1",
-    ]
-    assert not path.exists()
-    assert record["cases"] == evaluate(model, tokenizer, plan(), table=table)["cases"]
 
 
 def test_generation_settings_of_the_checkpoint_do_not_count(tokenizer: Any) -> None:

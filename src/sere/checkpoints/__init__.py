@@ -1,4 +1,4 @@
-"""A checkpoint, from the name that a user gives to a model with its tokenizer: one way for all commands.
+"""A checkpoint, from the name that a user gives, to a model with its tokenizer; the same for all commands.
 
 Find the folder, read its config, choose the class, check and load the weights, load the tokenizer.
 """

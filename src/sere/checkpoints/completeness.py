@@ -28,7 +28,7 @@ def check_complete(files: WeightFiles, model: Any) -> frozenset[str]:
         model: The model on the meta device, not quantized; its parameters are replaced by others there.
 
     Returns:
-        The names of tensors that the model has no use for.
+        The names of tensors that the model does not use.
 
     Raises:
         InputError: Weights are missing or have the wrong shape, or a file is damaged; the text names them.
@@ -113,7 +113,7 @@ def read_shapes(files: WeightFiles) -> dict[str, tuple[tuple[int, ...], torch.dt
     for name in files.names:
         path = files.folder / name
         with open_safetensors(path)[0] as opened:
-            for tensor in opened.keys():  # noqa: SIM118 - it is no mapping
+            for tensor in opened.keys():  # noqa: SIM118 - it is not a mapping
                 part = opened.get_slice(tensor)
                 if (first := paths.setdefault(tensor, path)) is not path:
                     _refuse_unequal(tensor, first, path)

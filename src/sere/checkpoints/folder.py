@@ -30,7 +30,7 @@ def find_checkpoint(
         trust_remote_code: Download Python files too.
 
     Raises:
-        InputError: It is no path, there is neither a folder nor a hub model of this name, or what is there
+        InputError: It is not a path, there is neither a folder nor a hub model of this name, or what is there
             is not a checkpoint of Transformers with all its weights.
         MissingDependency: A hub name is given, and huggingface_hub is not installed.
     """

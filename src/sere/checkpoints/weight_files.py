@@ -50,7 +50,7 @@ class WeightFiles:
 
 
 def find_weights(folder: Path) -> WeightFiles:
-    """Return a checkpoint's weight files, all of which are there.
+    """Return a checkpoint's weight files, after checking that all of them exist.
 
     Args:
         folder: The checkpoint folder.
@@ -86,7 +86,7 @@ def _shown(path: Path) -> str:
 
 
 def named_weights(folder: Path) -> WeightFiles | None:
-    """Return the weight files that a folder names, there or not; None where it names none.
+    """Return the weight files that a folder names, whether they exist or not; None if it names none.
 
     Raises:
         InputError: The index is damaged.

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from sere.bundled import BUNDLED
 from sere.cli.loading import add_trust_argument, table_here
 from sere.cli.numbers import whole
-from sere.cli.output import add_json_flag, emit, say, table
+from sere.cli.output import add_json_flag, case_table, emit, say
 from sere.cli.parser import add_command
 from sere.defaults import SUFFIX, TABLE
 from sere.errors import ConfigError, OutputError
@@ -173,9 +173,15 @@ def _summary(path: Path, made: SimilarityTable) -> dict[str, Any]:
 
 
 def _render(result: dict[str, Any]) -> str:
-    columns = ("table", "metric", "layers", "num_experts", "top_k", "calibration_tokens", "unknown_experts")
-    rows = [[*(str(made[name]) for name in columns), made["fingerprint"][:12]] for made in result["tables"]]
-    return table(rows, (*columns, "fingerprint"))
+    columns = {
+        "metric": "metric", "layers": "layers", "num_experts": "experts", "top_k": "top_k",
+        "calibration_tokens": "tokens", "unknown_experts": "not known",
+    }  # fmt: skip
+    rows = [
+        (made["table"], [*(str(made[name]) for name in columns), made["fingerprint"][:12]])
+        for made in result["tables"]
+    ]
+    return case_table(rows, [*columns.values(), "fingerprint"], title="table")
 
 
 def _json_object(text: str) -> dict[str, Any]:

@@ -26,7 +26,7 @@ def on_vllm(args: argparse.Namespace, plan: Any, partial: Path | None) -> dict[s
     """Evaluate with engines of vLLM in this process; their table is the file's, or made from the weights."""
     from tempfile import TemporaryDirectory
 
-    from sere.cli.loading import dtype_name, engine_checkpoint, tokenizer_of
+    from sere.cli.loading import dtype_name, engine_checkpoint, log_vllm_to_stderr, tokenizer_of
     from sere.cli.progress_bar import bar
     from sere.engines.in_process import in_process_engine
     from sere.eval.digests import files_digest
@@ -35,6 +35,7 @@ def on_vllm(args: argparse.Namespace, plan: Any, partial: Path | None) -> dict[s
     from sere.table import SimilarityTable
 
     check_installed()
+    log_vllm_to_stderr()
     path = engine_checkpoint(args)
     tokenizer = tokenizer_of(path, args)
     dtype = dtype_name(path, args.dtype, trust_remote_code=args.trust_remote_code)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -207,6 +208,14 @@ def pick_device(wanted: str | None) -> str:
         why = str(error).splitlines()[0]
         raise ConfigError(f"--device {wanted}: not usable here, expected {valid} ({why})") from error
     return wanted
+
+
+def log_vllm_to_stderr() -> None:
+    """Send vLLM's log to stderr, which by default goes to stdout; to be called before vLLM is imported.
+
+    Somebody's own choice of a stream stays.
+    """
+    os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")
 
 
 def quiet_transformers() -> None:

@@ -92,17 +92,20 @@ def table(rows: Iterable[Sequence[Any]], headers: Sequence[str]) -> str:
     )  # fmt: skip
 
 
-def case_table(cases: Iterable[tuple[str, Sequence[Any]]], headers: Sequence[str]) -> str:
+def case_table(
+    cases: Iterable[tuple[str, Sequence[Any]]], headers: Sequence[str], title: str = "setting"
+) -> str:
     """Return a table with one row per case, which stays narrow whatever the cases are called.
 
     Args:
         cases: What each case is called, and its cells. If all names are short, they are the first column;
             else each has a line of its own above its row.
         headers: The column titles, without that of the names.
+        title: The title of the names, where they are a column.
     """
     named = list(cases)
     if all(len(name) <= _SHORT_NAME for name, _ in named):
-        return table([[name, *row] for name, row in named], ["setting", *headers])
+        return table([[name, *row] for name, row in named], [title, *headers])
     head, rule, *lines = table([row for _, row in named], headers).splitlines()
     names = [name for name, _ in named]
     return "\n".join([head, rule, *chain.from_iterable(zip(names, lines, strict=True))])

@@ -51,7 +51,7 @@ def cosine_of(a: Tensor, b: Tensor) -> float:
 class Cosine(Accumulator):
     """Accumulates the Gram matrix of row-normalized outputs; gives ``(1 + mean cos) / 2``.
 
-    The cosine with a zero row is 0; of an expert whose rows are all zero, no similarity is known (NaN).
+    The cosine with a zero row is 0; an expert whose rows are all zero has no known similarity (NaN).
 
     Source: docs/method.md section 3.
     """

@@ -1,4 +1,4 @@
-"""Projection similarity: how much of an expert's output another explains, where it is really used."""
+"""Projection similarity: how much of an expert's output another explains, on the tokens routed to it."""
 
 from __future__ import annotations
 
@@ -53,9 +53,9 @@ class Projection(Accumulator):
     """Accumulates ``A_ep = Σ w ⟨Y_e, Y_p⟩`` and ``B_ep = Σ w |Y_p|²`` over the tokens routed to e.
 
     Gives the similarity ``A² / (B A_ee)``, which is ``1 - min_α Σ w |Y_e - α Y_p|² / Σ w |Y_e|²``, and 0
-    where α is negative; ``α = A / B`` is kept as ``scale``. The result is directed: row e, column p is p in
-    place of e. Of an expert that was never routed, or gave nothing where it was, no similarity is known: its
-    row is NaN, its scale 1. So is an entry whose p gives nothing on e's tokens, where no α is the best. Slots
+    where α is negative; ``α = A / B`` is kept as ``scale``. The result is directed: in row e, column p,
+    p replaces e. An expert that was never routed, or gave no output on its tokens, has no known similarity:
+    its row is NaN, its scale 1. So is an entry whose p gives no output on e's tokens: no α is the best. Slots
     with an id outside [0, E) or weight 0 do not count. The work of an update is ``t·K·E·H`` multiplications.
 
     Source: docs/method.md section 3.

@@ -13,7 +13,7 @@ from sere.identity import ModelIdentity, summary
 from sere.similarity import METRICS, LayerSimilarity
 
 _NAME = re.compile(r"layers\.(\d+)\.(similarity|scale)")
-# Metrics of which files of format version 1 hold 0 where a similarity is not known.
+# For these metrics, files of format version 1 hold 0 for a similarity that is not known.
 _ZERO_MEANT_UNKNOWN = ("projection", "weights", "cka", "cka_linear", "cka_rbf", "cka_polynomial")
 
 

@@ -142,7 +142,7 @@ def _draw_spread(axis: Axes, table: SimilarityTable) -> None:
         ([best_neighbors(s) for s in similarities], _BEST, "best other expert", 0.18),
     ):
         parts = torch.tensor([0, 0.25, 0.5, 0.75, 1.0], dtype=torch.float64, device="cpu")
-        # A layer of which nothing is known has no mark.
+        # A layer without any known similarity has no mark.
         quantiles = torch.stack(
             [v.double().nanquantile(parts) if len(v) else parts * math.nan for v in values]
         )

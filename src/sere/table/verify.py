@@ -38,13 +38,13 @@ def verify_file(path: str | os.PathLike[str], identity: ModelIdentity | None = N
 
     Args:
         path: The file.
-        identity: The model it is meant for, if it is at hand.
+        identity: The model that it is for, or None.
 
     Returns:
-        All checks; only the first, failed, where the file cannot be loaded.
+        All checks; only the first, failed, if the file cannot be loaded.
 
     Raises:
-        TableError: There is no such file.
+        TableError: The file does not exist.
     """
     try:
         table = SimilarityTable.load(path)
@@ -56,7 +56,7 @@ def verify_file(path: str | os.PathLike[str], identity: ModelIdentity | None = N
 
 
 def verify_table(table: SimilarityTable, identity: ModelIdentity | None = None) -> tuple[Check, ...]:
-    """Check a loaded table: the rules of loading have been met; these are the metric's and the model's."""
+    """Check a loaded table against the rules of its metric and, if given, its model."""
     experts = span(table.identity.experts.values())
     checks = [
         Check("file", True, f"{len(table.layers)} layers of {experts} experts, fingerprint matches"),

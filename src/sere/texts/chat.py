@@ -1,4 +1,4 @@
-"""Conversations: from the forms in which rows hold them to one text, by the model's chat template."""
+"""Conversations, in the forms in which rows hold them, become one text by the model's chat template."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ class Row:
 
     Attributes:
         origin: Where it comes from, for errors: a file and line, or a position in a list.
-        content: Its text or its conversation; None where it holds neither, or only blanks.
+        content: Its text or its conversation; None if it holds neither, or only blanks.
         fields: The complete row; empty for a bare text or conversation.
     """
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sere.cli.bench.serve_tables import pairs
-from sere.cli.loading import dtype_name, engine_checkpoint, needed_table
+from sere.cli.loading import dtype_name, engine_checkpoint, log_vllm_to_stderr, needed_table
 from sere.cli.output import say
 from sere.cli.server_logs import Logs
 
@@ -69,6 +69,7 @@ def records(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
         **_common(args, parse_engine_options(args.engine_option, IN_PROCESS)),
     )
     check_installed()
+    log_vllm_to_stderr()
     with _model(args, plan) as (path, similarities, subject):
         options = start_options(
             plan, max(plan.batch_sizes), dtype=subject["dtype"], trust_remote_code=args.trust_remote_code

@@ -57,9 +57,9 @@ def positive_mean_per_token(
     (``tests/eval/statistics/test_by_prompt.py`` counts).
 
     Args:
-        totals: Per prompt, the sum of the value over its tokens.
-        tokens: Per prompt, how many tokens that is, at least 1.
-        confidence: Of the two-sided interval.
+        totals: As for `mean_per_token`, like the other arguments.
+        tokens: As for `mean_per_token`.
+        confidence: As for `mean_per_token`.
 
     Raises:
         InputError: There is no prompt, or the two have different lengths.

@@ -37,7 +37,7 @@ class Watch:
         self._watching = signal.getsignal(signal.SIGINT) == self._came
 
     def done(self, code: int) -> None:
-        """Let Ctrl-C, now that the command is done, end the process at once with the command's exit code."""
+        """Now that the command is done, let Ctrl-C end the process at once with the command's exit code."""
         if not self._watching:
             return
         signal.signal(signal.SIGINT, lambda _number, _frame: os._exit(code))

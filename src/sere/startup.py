@@ -10,13 +10,13 @@ import sys
 
 
 def watch_start() -> None:
-    """End at once, with one line, on Ctrl-C before a command has begun, and ignore it at the very end.
+    """On Ctrl-C before a command has begun, end at once with one line; ignore it at the very end.
 
-    Importing takes seconds, in which nothing has begun that would have to be ended. Where this is not the
-    command line's own process, or Ctrl-C is ignored or has another handler, nothing is changed.
+    Importing takes seconds, in which nothing has been started that would have to be ended. Nothing is changed
+    if this is not the command line's own process, or if Ctrl-C is ignored or has another handler.
     """
     if is_command() and take_over(signal.SIGINT, end_at_once):
-        # Registered first, it is called last: behind it Python takes itself apart, with no handler of ours.
+        # Registered first, so called last: after it Python shuts down, without any handler of ours.
         atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)
 
 
@@ -24,15 +24,15 @@ def is_command() -> bool:
     """Whether this process was started as ``sere`` or ``python -m sere``, and is not a child of it."""
     processes = sys.modules.get("multiprocessing.process")
     if processes is not None and processes.parent_process() is not None:
-        return False  # a child is given its parent's arguments
-    if sys.argv[:1] == ["-m"]:  # what it is while the package that is to be run is being imported
+        return False  # a child has its parent's arguments
+    if sys.argv[:1] == ["-m"]:  # its value while the package that is to be run is being imported
         _, _, after = " ".join(sys.orig_argv).partition(" -m ")
         return after.partition(" ")[0] == "sere"
     return bool(sys.argv) and os.path.basename(sys.argv[0]) in ("sere", "sere.exe")  # noqa: PTH119 - see above
 
 
 def take_over(number: int, handler: object) -> bool:
-    """Handle a signal from now on, unless it is ignored or has a handler of somebody else's.
+    """Handle a signal from now on, unless it is ignored or already has another handler.
 
     Returns:
         Whether it is handled; it never is outside the main thread.

@@ -141,7 +141,7 @@ def test_texts_take_the_chat_template_unless_told_otherwise(
     assert plain["plan"]["chat_template"] is False
     lengths = [record["continuations"]["prompt_tokens"] for record in (chat, plain)]
     assert lengths[0] > lengths[1]
-    assert "put to the model as a user's message" in run_text(capsys, *argv)[0]
+    assert "given to the model as a user's message" in run_text(capsys, *argv)[0]
 
 
 def test_a_copy_of_the_bundled_model_is_one(tmp_path: Path) -> None:

@@ -71,7 +71,7 @@ def test_log_of_a_server_that_cannot_start_stays(
     command = ["bench", "serve", "--preset", "tiny", "--server", "--engine-option", "no-such=1"]
     assert main([*command, "--out", str(out)]) == 2
     log = out.with_name("out.jsonl.server.log")
-    assert f"whole logs: {log}" in capsys.readouterr().err
+    assert f"complete logs: {log}" in capsys.readouterr().err
     assert "--no-such" in log.read_text()
     assert list(out.parent.iterdir()) == [log]
     assert marked(mark) == []

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from sere.bench.target import random_table
+from sere.defaults import TABLE
 from sere.engines.settings import by_engine
 from sere.eval import vllm
 from sere.eval.digests import files_digest
@@ -140,10 +141,12 @@ def test_an_interrupted_run_starts_only_the_engines_that_it_still_needs(
 
 
 def test_folders_with_other_files_have_other_digests(tmp_path: Path) -> None:
-    """A model that was written anew is not the one whose cases were kept."""
+    """A model that was written again is not the one whose cases were kept."""
     file = tmp_path / "model.safetensors"
     file.write_bytes(b"one")
     first = files_digest(tmp_path)
+    assert files_digest(tmp_path) == first
+    (tmp_path / TABLE).write_bytes(b"a table is told apart by its own fingerprint")
     assert files_digest(tmp_path) == first
     file.write_bytes(b"three")
     assert files_digest(tmp_path) != first

@@ -14,7 +14,7 @@ _ENGLISH_NOTE = " KL: to the unmodified model, nats per token of English."
 _PROMPT_NOTES = """In decode steps, on the unmodified model's own continuations from their second token on.
 experts: distinct per layer and step, before > after. agree: tokens where the setting's most likely token is
 the unmodified model's too. KL: from the unmodified model, nats per token; off's row shows what
-rounding leaves. perplexity: of the continuations. 95 %: a prompt, not a token, is one observation."""
+rounding leaves. perplexity: of the continuations. 95 %: intervals over prompts, not over tokens."""
 
 
 def render(record: Mapping[str, Any]) -> str:
@@ -73,7 +73,9 @@ def _remarks(record: Mapping[str, Any]) -> list[str]:
     remarks = []
     plan, scored = record["plan"], record.get("continuations", {})
     if plan.get("chat_template"):
-        remarks.append("Texts were put to the model as a user's message (--no-chat-template: as they are).")
+        remarks.append(
+            "Texts were given to the model as a user's message (--no-chat-template gives them as they are)."
+        )
     skipped = (plan.get("prompts") or plan.get("source") or {}).get("skipped")
     if skipped:
         remarks.append(f"{skipped} rows of the file are null or blank and were skipped.")

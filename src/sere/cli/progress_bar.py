@@ -11,13 +11,13 @@ from tqdm import tqdm
 
 @contextmanager
 def bar(name: str, total: int) -> Iterator[Callable[[], object]]:
-    """Show a bar while the block runs; what it gives is called after each of ``total`` parts.
+    """Show a bar while the block runs; call what it yields after each of ``total`` parts.
 
-    A terminal shows the bar with the time left; elsewhere one line at the end says that the part is done.
+    On a terminal the bar shows the time left; elsewhere, one line at the end says that the work is done.
 
     Args:
-        name: What stands before the bar.
-        total: Parts of the whole.
+        name: The text before the bar.
+        total: The number of parts.
     """
     with tqdm(total=total, desc=name, leave=False, disable=not sys.stderr.isatty(), file=sys.stderr) as shown:
         yield shown.update

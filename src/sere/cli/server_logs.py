@@ -1,4 +1,4 @@
-"""Where the logs of servers lie that a command starts, and whether they stay."""
+"""Where a command puts the logs of the servers that it starts, and whether they are kept."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from sere.errors import ServerError
+from sere.errors import ServerError, name_some
 
 
 class Logs:
     """The files of the servers' logs.
 
     Attributes:
-        keep: Whether they stay.
+        keep: Whether the files are kept when the command ends.
     """
 
     def __init__(self, folder: Path, prefix: str) -> None:
@@ -31,15 +31,15 @@ class Logs:
     def where(self) -> str:
         """Return the end of a text that says where the logs are."""
         found = [str(path) for path in self.files if path.exists()]
-        return f"; whole logs: {', '.join(found)}" if found else ""
+        return f"; complete logs: {name_some(found)}" if found else ""
 
 
 @contextmanager
 def server_logs(out: Path | None) -> Iterator[Logs]:
-    """Give the servers' logs a place; they stay there if something failed.
+    """Give the servers' logs a folder; they are kept if something failed.
 
     Args:
-        out: The file beside which they lie; None for a new folder.
+        out: The file beside which they are written; None for a new folder.
 
     Raises:
         ServerError: A server's error, with where the logs are.

@@ -8,6 +8,8 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
+from sere.defaults import TABLES
+
 
 def weights_digest(model: Any) -> str:
     """Return a digest of samples of every weight: it differs between models of equal shape."""
@@ -20,9 +22,12 @@ def weights_digest(model: Any) -> str:
 
 
 def files_digest(folder: str | os.PathLike[str]) -> str:
-    """Return a digest of the names, sizes and times of a folder's files: it differs once weights change."""
+    """Return a digest of the names, sizes and times of a folder's files: it differs once weights change.
+
+    A table beside the weights does not count: it is told apart by its own fingerprint.
+    """
     digest = blake2b(digest_size=16)
-    for path in sorted(Path(folder).iterdir()):
+    for path in sorted(path for path in Path(folder).iterdir() if path.name not in TABLES):
         found = path.stat()
         digest.update(f"{path.name} {found.st_size} {found.st_mtime_ns}\n".encode())
     return digest.hexdigest()

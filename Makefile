@@ -6,9 +6,11 @@ CODE := src tests benchmarks docs/build recipe examples
 export HF_HUB_OFFLINE := 1
 SECONDS ?= 300
 # Tests are the same every time: examples (tests/conftest.py), the order, the order of sets, and which worker runs what.
-# A worker that is killed, where memory runs out, fails the run. Another order: make test SEED=1
+# A worker that is killed, where memory runs out, fails the run, and so does a test that hangs for ten minutes.
+# Another order: make test SEED=1
 export PYTHONHASHSEED := 0
-PYTEST := -m pytest $(if $(SEED),--randomly-seed=$(SEED))
+LAST_RESORT := -o faulthandler_timeout=600 -o faulthandler_exit_on_timeout=true
+PYTEST := -m pytest $(LAST_RESORT) $(if $(SEED),--randomly-seed=$(SEED))
 PARALLEL := -n 2 --max-worker-restart=0
 
 .PHONY: help demo fuzz test test-oldest test-vllm fmt lint type cuda-check bench-smoke architectures documents train wheel-test clean \
@@ -33,7 +35,7 @@ test-oldest: .venv-oldest/.ready ## with the oldest supported Transformers, what
 	.venv-oldest/bin/python $(PYTEST) $(PARALLEL) $(OLDEST)
 
 test-vllm: .venv-vllm/.ready ## the tests with a real vLLM engine, in an environment of their own
-	.venv-vllm/bin/python -m pytest -m vllm tests/integrations/vllm tests/engines tests/bench/vllm tests/benchmarks tests/eval/test_vllm_engines.py
+	.venv-vllm/bin/python -m pytest $(LAST_RESORT) -m vllm tests/integrations/vllm tests/engines tests/bench/vllm tests/benchmarks tests/eval/test_vllm_engines.py
 
 fuzz: .venv/.dev ## look for counterexamples to the property tests with fresh seeds; make fuzz SECONDS=300
 	PYTHONHASHSEED=random $(BIN)/python -m pytest -q -rfE --tb=short -p tests.support.fuzz -m hypothesis \

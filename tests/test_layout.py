@@ -62,7 +62,7 @@ def test_what_is_run_exists(runner: str) -> None:
 
 def test_every_test_with_an_engine_is_run() -> None:
     """`make test-vllm` names the folder of each test that needs vLLM."""
-    (line,) = re.findall(r"pytest -m vllm (.*)", (ROOT / "Makefile").read_text(encoding="utf-8"))
+    (line,) = re.findall(r" -m vllm (.*)", (ROOT / "Makefile").read_text(encoding="utf-8"))
     run = [ROOT / folder for folder in line.split()]
     marked = [path for path in TESTS.rglob("test_*.py") if "mark.vllm" in path.read_text(encoding="utf-8")]
     assert len(marked) >= 10

@@ -134,7 +134,7 @@ def test_generate_refuses_in_one_line(
 
 
 def test_generate_takes_any_setting(capsys: pytest.CaptureFixture[str], checkpoint: Path) -> None:
-    """A rival needs no table, and off counts; of both the experts are reported."""
+    """Another rule needs no table, and off counts; of both the experts are reported."""
     argv = ["generate", checkpoint, "--prompt", "add 1+1", "--max-new-tokens", 3, "--setting"]
     off, reduced = run_json(capsys, *argv, "off"), run_json(capsys, *argv, "topk:select_top_k=1")
     assert (off["setting"], reduced["setting"]) == ("off", "topk:select_top_k=1")

@@ -41,7 +41,7 @@ def plan(**changes: Any) -> QuestionPlan:
 
 
 def test_every_kind_of_setting_is_measured_beside_off(model: Any, tokenizer: Any) -> None:
-    """SERE, the control and every rival run; each record has counts, scores and a paired difference."""
+    """SERE, the control and every other rule run; each record has counts, scores and a paired difference."""
     passages = held_out_english(2)
     record = evaluate(
         model,

@@ -50,7 +50,7 @@ def test_what_moved_is_no_news(changed: dict[str, Any]) -> None:
     ],
     ids=[
         "not called", "prefill only", "prefill compiled",
-        "no hook", "one step", "no hook seen", "all phases", "padding", "rival",
+        "no hook", "one step", "no hook seen", "all phases", "padding", "baseline",
         "floor of E", "S = K", "floor above", "threshold", "unknown", "all primary", "budgets",
     ],
 )  # fmt: skip

@@ -25,8 +25,6 @@ POLICIES: Mapping[str, type[Policy]] = MappingProxyType(
 )
 """Every routing rule by name. The command line, ``eval``, ``bench``, both engines and the tests look here."""
 
-_INDENTED: Any = {"initial_indent": " " * 4, "subsequent_indent": " " * 6, "break_on_hyphens": False}
-
 # Symbols of the method that older records use for option names.
 _SHORT = {"S": "select_top_k", "rho": "threshold", "scale": "use_scale", "drop": "drop_share"}
 

@@ -9,7 +9,11 @@ from transformers import PreTrainedModel
 
 import sere.integrations.transformers as integration
 from sere.errors import UnsupportedModel
+from sere.integrations.transformers.hooks import HookedLayer
 from sere.integrations.transformers.inputs import cache_argument
+from sere.policies import TopK
+from sere.reroute import TokenBatch
+from sere.structure import find_experts
 from tests.support.decoding import decode, prefilled, prompts, random_table
 
 
@@ -57,3 +61,18 @@ def test_layers_called_outside_of_any_call_are_left_alone(model: PreTrainedModel
     with torch.no_grad():
         model.model.layers[0].mlp(torch.ones(3, 1, 32))
     assert handle.stats()[0].steps == 0
+
+
+def test_a_layer_that_moved_is_bound_where_it_is_now(model: PreTrainedModel) -> None:
+    """The rule is bound to a device once; a layer on another one gets a router there."""
+    (first, _) = find_experts(model)
+    layer = HookedLayer(first, TopK(1), torch.device("cpu"))
+    here = layer.router
+    batch = TokenBatch(torch.zeros(2, 4, dtype=torch.int64), torch.ones(2, 4))
+    layer.route(batch)
+    assert layer.router is here
+    assert int(layer.counters[0]) == 1
+    moved = TokenBatch(batch.topk_ids.to("meta"), batch.topk_weights.to("meta"))
+    assert layer.route(moved).ids.device.type == "meta"
+    assert layer.counters.device.type == "meta"
+    assert layer.router.layer == here.layer

@@ -16,9 +16,8 @@ from sere.errors import InputError
 from sere.policies import POLICIES
 from sere.policies.spec import parse_spec
 from sere.reroute import TokenBatch
-from tests.support.policies import counted, example, named_rule, route, router, router_steps
+from tests.support.policies import EXAMPLES, counted, example, named_rule, route, router, router_steps
 
-EXAMPLES = [f"{name}:{kind.example}" if kind.example else name for name, kind in POLICIES.items()]
 OTHERS = [
     "sere:select_top_k=1,threshold=0.5,min_active=3",
     "random:select_top_k=2,min_active=3",

@@ -10,12 +10,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sere.policies import POLICIES
-from tests.support.policies import named_rule, route
+from tests.support.policies import EXAMPLES, named_rule, route
 
 ODD = [math.nan, math.inf, -math.inf, 0.0, -0.0, -0.5, 1e-45, 3.4e38, -3.4e38, 300.0]
-RULES = [f"{name}:{kind.example}" if kind.example else name for name, kind in POLICIES.items()]
-RULES += ["random:select_top_k=2,min_active=3", "xshare:budget=3"]
+RULES = [*EXAMPLES, "random:select_top_k=2,min_active=3", "xshare:budget=3"]
 
 
 @st.composite

@@ -14,10 +14,10 @@ from sere.policies.baseline import Baseline, LayerBatch
 from sere.policies.options import options_of
 from sere.policies.spec import check_off_first, normalize_label, parse_spec, parse_specs
 from sere.reroute import Routing
-from tests.support.policies import example
+from tests.support.policies import EXAMPLES, example
 
-LABELS = [f"{name}:{kind.example}" if kind.example else name for name, kind in POLICIES.items()]
-LABELS += [
+LABELS = [
+    *EXAMPLES,
     "sere:select_top_k=2,threshold=0.3,min_active=32,use_scale=true,merge=same,backend=torch",
     "random:select_top_k=1,seed=3",
 ]

@@ -15,6 +15,8 @@ from sere.reroute import COUNTERS, Routing, TokenBatch
 from sere.similarity.layer import LayerSimilarity
 
 CPU = torch.device("cpu")
+# Each rule of the registry as it would be typed.
+EXAMPLES = [f"{name}:{kind.example}" if kind.example else name for name, kind in POLICIES.items()]
 
 
 def example(name: str, num_experts: int, **options: Any) -> Policy:

@@ -8,6 +8,7 @@ from typing import Any
 
 from sere.errors import MissingDependency, how_to_install
 from sere.files import atomic_path
+from sere.provenance import describe_machine
 
 # Of the Okabe-Ito palette: told apart with any color vision. Off is black.
 COLORS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")
@@ -29,7 +30,7 @@ def draw_demo(record: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise MissingDependency(f"the picture needs matplotlib: {how_to_install('plot')}") from error
-    figure = Figure(figsize=(9.6, 4.2), layout="constrained")
+    figure = Figure(figsize=(9.6, 4.8), layout="constrained")
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2)
     settings = list(dict.fromkeys(case["setting"] for case in record["cases"]))
@@ -49,11 +50,14 @@ def draw_demo(record: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
     name = "batch size (rows of a decode step)"
     batch_axis(left, sizes, f"distinct experts per layer and step (of {record['num_experts']})", name)
     batch_axis(right, sizes, "time per output token, ms", name)
-    right.legend(frameon=False, fontsize=9, loc="upper left")
     figure.suptitle(f"{record['model']}: decoding with re-routing off and on", fontsize=11)
-    figure.supxlabel(
-        "lines: medians; bands: 20th to 80th percentile of the steps", fontsize=8, color="#555555"
-    )
+    machine = describe_machine(record["provenance"]["machine"])
+    note = f"lines: medians; bands: 20th to 80th percentile of the steps; {machine}"
+    # Settings have long names, which would cover the lines.
+    legend = figure.legend(*right.get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    legend.set(frame_on=False)
+    legend.set_title(note)
+    legend.get_title().set_fontsize(8)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=150, format=_format(path))
 

@@ -199,7 +199,7 @@ def iter_random(values: list[int]) -> Any:
 def test_flags_of_the_server_need_it(capsys: pytest.CaptureFixture[str]) -> None:
     """A request rate without ``--server`` is wrong use."""
     assert main(["bench", "serve", "--preset", "tiny", "--request-rate", "1"]) == 2
-    assert "--request-rate, --requests and --vanilla belong to --server" in capsys.readouterr().err
+    assert "--request-rate, --requests and --vanilla need --server" in capsys.readouterr().err
 
 
 def test_server_without_routes_is_refused_at_once(

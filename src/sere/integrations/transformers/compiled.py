@@ -43,7 +43,7 @@ def _around(model: nn.Module, experts: list[nn.Module]) -> Iterator[tuple[str, n
 def _compiled_how(module: nn.Module, *, is_experts: bool) -> str | None:
     """How to undo a module's compilation, or None if it is not compiled."""
     if "_orig_mod" in module._modules:
-        return "use {path}._orig_mod instead"
+        return "use {path}._orig_mod in its place"
     if getattr(module, "_compiled_call_impl", None) is not None:
         return "set {path}._compiled_call_impl = None"
     if "_compiled_call" in vars(module):

@@ -47,8 +47,8 @@ def _arguments(tensors: Sequence[Tensor], slots: Slots) -> list[object]:
     return [*(ctypes.c_void_p(tensor.data_ptr()) for tensor in tensors), *sizes]
 
 
-# What -ffast-math allows, flag by flag. That flag itself also links start-up code that lets the process that loads
-# the library read and write every subnormal number as 0, in everything that it computes from then on.
+# What -ffast-math allows, flag by flag. That flag itself would also link start-up code: the process that loads
+# the library would then read and write every subnormal number as 0, in everything that it computes.
 _FAST_MATH = (
     "-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros", "-fassociative-math", "-freciprocal-math",
     "-ffinite-math-only", "-fcx-limited-range", "-fexcess-precision=fast",
@@ -64,8 +64,8 @@ def load() -> Library | None:
     torch_home = Path(torch.__file__).parent
     target = Path(tempfile.mkdtemp(prefix="recipe-")) / "experts.so"
     command = [
-        compiler, "-std=c++20", "-O3", "-march=native", *_FAST_MATH, "-fopenmp", "-DAT_PARALLEL_OPENMP=1", "-shared",
-        "-fPIC", str(SOURCE), "-o", str(target),
+        compiler, "-std=c++20", "-O3", "-march=native", *_FAST_MATH, "-fopenmp", "-DAT_PARALLEL_OPENMP=1",
+        "-shared", "-fPIC", str(SOURCE), "-o", str(target),
         f"-I{torch_home / 'include'}", f"-L{torch_home / 'lib'}", "-ltorch_cpu", "-lc10",
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -11,7 +11,7 @@ from torch.utils.hooks import RemovableHandle
 
 from sere.config import RerouteConfig, as_integer
 from sere.defaults import TABLE, default_table
-from sere.errors import AlreadyApplied, ConfigError, InputError, name_some
+from sere.errors import AlreadyApplied, ConfigError, InputError, TableMismatch, name_some
 from sere.integrations.transformers.call import CurrentCall
 from sere.integrations.transformers.compiled import refuse_compiled
 from sere.integrations.transformers.guard import Guard
@@ -124,7 +124,8 @@ def _hook(
                 hooks.append(hook_router(model, hooked[-1], call))
             hooks.append(hook_experts(layer.module, hooked[-1], call))
         guard.layers = hooked
-        hooks.extend(hook_calls(callers(model, [layer.name for layer in layers]), call, hooked))
+        scored = hooked if policy.needs_scores else []
+        hooks.extend(hook_calls(callers(model, [layer.name for layer in layers]), call, scored))
     except BaseException:
         for hook in hooks:
             hook.remove()
@@ -190,8 +191,14 @@ def _load(
                 "sere.calibrate"
             )
         logger.info("sere: using the table %s", source)
-    loaded = source if isinstance(source, SimilarityTable) else SimilarityTable.load(source)
-    loaded.check(identity_of(model, layers))
+    if isinstance(source, SimilarityTable):
+        source.check(identity_of(model, layers))
+        return source
+    loaded = SimilarityTable.load(source)
+    try:
+        loaded.check(identity_of(model, layers))
+    except TableMismatch as error:
+        raise TableMismatch(f"{os.fspath(source)}: {error}") from error
     return loaded
 
 

@@ -47,8 +47,8 @@ def _arguments(tensors: Sequence[Tensor], slots: Slots) -> list[object]:
     return [*(ctypes.c_void_p(tensor.data_ptr()) for tensor in tensors), *sizes]
 
 
-# What -ffast-math allows, flag by flag. That flag itself would also link start-up code: the process that loads
-# the library would then read and write every subnormal number as 0, in everything that it computes.
+# What -ffast-math allows, flag by flag. That flag itself would also link start-up code: the process that
+# loads the library would then read and write every subnormal number as 0, in everything that it computes.
 _FAST_MATH = (
     "-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros", "-fassociative-math", "-freciprocal-math",
     "-ffinite-math-only", "-fcx-limited-range", "-fexcess-precision=fast",

@@ -91,6 +91,7 @@ def did_you_mean(name: str, valid: Iterable[str]) -> str:
         valid: The names that would have been accepted.
     """
     names = sorted(valid)
-    close = get_close_matches(name, names, n=1, cutoff=0.5)
-    hint = f"; did you mean {close[0]!r}?" if close else ""
+    by_small = {valid.lower(): valid for valid in names}
+    close = get_close_matches(name.lower(), by_small, n=1, cutoff=0.5)
+    hint = f"; did you mean {by_small[close[0]]!r}?" if close else ""
     return f"{hint} (valid: {name_some(names)})"

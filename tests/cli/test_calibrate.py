@@ -132,7 +132,7 @@ def test_going_on_with_other_settings_names_them(
         (["--field", "body"], "texts.jsonl line 1 has no field 'body'; it has text"),
         (["--max-tokens", "100000", "--seq-len", "90000"], "expected at least 90000 tokens"),
         (["--metric", "cosine,cosine"], "metric: expected each name once, got cosine, cosine"),
-        (["--metric", ","], "metric: expected at least one name, got none"),
+        (["--metric", ","], "--metric: expected at least one name, got ','; see sere list metrics"),
         (
             ["--metric", "cka", "--parameters", '{"kernel": "rbff"}'],
             "kernel: expected one of linear, rbf, polynomial, got 'rbff'",

@@ -92,6 +92,8 @@ def _add_memory(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Calibrate and write the table or tables."""
     metrics = [name.strip() for name in args.metric.split(",") if name.strip()]
+    if not metrics:
+        raise ConfigError(f"--metric: expected at least one name, got {args.metric!r}; see sere list metrics")
     single = len(metrics) == 1
     out = _out(args, single)
     paths = _paths(out, metrics)

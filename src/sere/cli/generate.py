@@ -115,7 +115,7 @@ def _setting(args: argparse.Namespace) -> tuple[PolicySpec | None, SimilarityTab
 
     if args.setting is None and args.table is None:
         return None, None
-    setting = parse_spec(args.setting or _DEFAULT_SETTING)
+    setting = parse_spec(_DEFAULT_SETTING if args.setting is None else args.setting)
     path = table_path(args) if setting.needs_table else args.table
     similarities = None if path is None else SimilarityTable.load(path)
     check_settings([setting], similarities)

@@ -135,7 +135,7 @@ def check_sentinel(merge: str, sentinel: int | None) -> None:
         raise ConfigError(f"sentinel: expected an id in the range of int32, e.g. -1; got {sentinel}")
     if merge != "sentinel" and sentinel is not None:
         raise ConfigError(
-            f"sentinel: given ({sentinel!r}) but merge is {merge!r}; set merge='sentinel' or drop it"
+            f"sentinel: given ({sentinel!r}) but merge is {merge!r}; set merge='sentinel' or omit sentinel"
         )
 
 

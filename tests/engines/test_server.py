@@ -85,7 +85,7 @@ def test_server_that_dies(tmp_path: Path, mark: str) -> None:
     with serve(path, settings, tmp_path / "log", *arguments) as server:
         assert len(marked(mark)) > 1
         os.kill(server.pid, signal.SIGKILL)
-        with pytest.raises(ServerError, match="ended by itself with exit code -9; the end of its log"):
+        with pytest.raises(ServerError, match="exited with code -9; the end of its log"):
             server.wait(60)
     psutil.wait_procs(marked(mark), timeout=10)
     assert marked(mark) == []

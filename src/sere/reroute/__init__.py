@@ -88,8 +88,8 @@ def reroute(
     """
     if torch.compiler.is_compiling():
         raise InputError(
-            "sere.reroute prepares its layer at each call, which cannot be compiled; prepare it before with "
-            "prepare_layer(layer, config) and compile its route"
+            "sere.reroute prepares its layer on each call, which torch.compile cannot do; call "
+            "prepare_layer(layer, config) first and compile the route method of its result"
         )
     check_tensor("topk_ids", topk_ids)
     layer = similarity if isinstance(similarity, LayerSimilarity) else LayerSimilarity(similarity)

@@ -255,5 +255,5 @@ def why_slow(model: nn.Module, layers: list[ExpertsLayer]) -> str | None:
     )
     return (
         f"re-routing will save no time: {why}, which copies one expert's weights per token and slot; load "
-        "the model with experts_implementation='eager', or decode with a loop of your own and 'grouped_mm'"
+        "the model with experts_implementation='eager', or decode in your own loop with 'grouped_mm'"
     )

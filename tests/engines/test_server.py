@@ -69,7 +69,7 @@ def test_log_of_a_server_that_cannot_start_stays(
     """What vLLM does not know ends the server; its log lies beside the records, and the error says so."""
     out = tmp_path / "results" / "out.jsonl"
     command = ["bench", "serve", "--preset", "tiny", "--server", "--engine-option", "no-such=1"]
-    assert main([*command, "--out", str(out)]) == 2
+    assert main([*command, "--out", str(out)]) == 1
     log = out.with_name("out.jsonl.server.log")
     assert f"complete logs: {log}" in capsys.readouterr().err
     assert "--no-such" in log.read_text()

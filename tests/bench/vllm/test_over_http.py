@@ -174,7 +174,7 @@ def test_failed_requests_stand_in_the_record(
     out, log = tmp_path / "out.jsonl", tmp_path / "out.jsonl.server.log"
     command = ["bench", "serve", "--preset", "tiny", "--server", "--out", str(out)]
     assert main(command) == 1
-    assert f"6 requests failed; the records say how; whole logs: {log}" in capsys.readouterr().err
+    assert f"6 requests failed; the records say how; complete logs: {log}" in capsys.readouterr().err
     assert log.read_text() == "why"
     for record in records:
         record["failed"] = 0

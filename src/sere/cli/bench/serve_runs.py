@@ -13,6 +13,7 @@ from sere.cli.bench.serve_tables import pairs
 from sere.cli.loading import dtype_name, engine_checkpoint, log_vllm_to_stderr, needed_table
 from sere.cli.output import say
 from sere.cli.server_logs import Logs
+from sere.defaults import TABLE
 
 if TYPE_CHECKING:
     from sere.bench.vllm.serve_plan import ServePlan
@@ -129,7 +130,7 @@ def _random(args: argparse.Namespace) -> Iterator[tuple[Path, Path]]:
     say(f"making {args.preset} with {layers} layers and random weights")
     with tempfile.TemporaryDirectory(prefix="sere-bench-") as folder:
         model = random_model(args.preset, layers=layers, dtype=dtype, seed=args.seed)
-        path, similarities = Path(folder) / "model", Path(folder) / "table.safetensors"
+        path, similarities = Path(folder) / "model", Path(folder) / TABLE
         model.save_pretrained(path)
         random_table(model, seed=args.seed).save(similarities)
         del model

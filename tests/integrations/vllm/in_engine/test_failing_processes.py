@@ -41,7 +41,7 @@ def test_server_ends(model: Path, tmp_path: Path, fault: str) -> None:
             text = "cut off"
         elif fault == "layer missing":
             settings["table"] = str(without_layer(model, tmp_path))
-            text = "no similarities for layer 1, only for [0]"
+            text = "no similarities for layer 1, only for layers 0"
         else:
             settings["metrics_port"] = other.getsockname()[1]
             text = "cannot be opened"

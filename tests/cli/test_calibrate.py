@@ -93,7 +93,7 @@ def test_interruption_before_anything_is_done_leaves_nothing(
 @pytest.mark.parametrize(
     ("changed", "words"),
     [
-        (["--seq-len", "32", "--batch-size", "4"], "seq_len was 16, now 32; batch_size was 8, now 4; give"),
+        (["--seq-len", "32", "--batch-size", "4"], "seq_len was 16, now 32; batch_size was 8, now 4; repeat"),
         (
             ["--max-tokens", "64", "--seed", "1"],
             "max_tokens was 96, now 64; seed was 0, now 1; repeat the original",

@@ -104,7 +104,7 @@ def test_a_number_of_tokens_may_be_numpys() -> None:
 def test_a_named_backend_that_cannot_run_raises(monkeypatch: pytest.MonkeyPatch) -> None:
     """``cpu`` on another device, or without numba, is refused with the reason and the install line."""
     with pytest.raises(
-        BackendUnavailable, match="'cpu' cannot run here: it runs on cpu tensors, these are on cuda"
+        BackendUnavailable, match="'cpu' cannot run here: it needs cpu tensors, got cuda tensors"
     ):
         select("cpu", "cuda")
     monkeypatch.setattr(registry, "_installed", lambda package: package != "numba")

@@ -109,7 +109,7 @@ def _backends() -> Iterator[Finding]:
     for name, record in BACKENDS.items():
         reason = record.why_not(device)
         yield Finding("backends", name, "missing" if reason else "ok", reason or f"runs on {device} tensors")
-    yield Finding("backends", "auto", "ok", f"{select('auto', device)} on {device}")
+    yield Finding("backends", "auto", "ok", f"chooses {select('auto', device)} for {device} tensors")
 
 
 def _extras() -> Iterator[Finding]:

@@ -36,7 +36,7 @@ def add(subparsers: Any) -> None:
     summary = "Complete prompts, with or without re-routing."
     parser = add_command(subparsers, "generate", summary, run, details=_DETAILS, examples=_EXAMPLES)
     parser.add_argument("model", metavar="MODEL", help="a checkpoint folder, a hub name, or 'bundled'")
-    parser.add_argument("--prompt", action="append", default=[], metavar="TEXT", help="repeatable")
+    parser.add_argument("--prompt", action="append", default=[], metavar="TEXT", help="a prompt; repeatable")
     parser.add_argument(
         "--prompt-file", metavar="FILE",
         help="a .txt file with one prompt per line, or rows (.jsonl, .json, .parquet) with a text or "

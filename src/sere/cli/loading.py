@@ -23,7 +23,9 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     """Add ``--device``, ``--dtype``, ``--experts-implementation`` and ``--trust-remote-code``."""
     group = parser.add_argument_group("loading the model")
     group.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: cuda if available)")
-    group.add_argument("--dtype", choices=DTYPES, default="auto", help="of the weights (default: as stored)")
+    group.add_argument(
+        "--dtype", choices=DTYPES, default="auto", help="dtype of the weights (default: as stored)"
+    )
     group.add_argument(
         "--experts-implementation",
         metavar="NAME",

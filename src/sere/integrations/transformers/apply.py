@@ -41,10 +41,10 @@ def apply(
     """Re-route the decode steps of a Transformers model, until the handle is removed.
 
     A forward pre-hook on each experts module changes expert ids and gate weights on their way in; nothing is
-    patched and nothing is global. Prefill is left bit-identical unless ``phases="all"``, and rows that are
-    padding or have finished do not vote. docs/transformers.md says which calls and rows these are, and what
-    works together: ``generate``, static caches, assisted decoding, ``device_map``, adapters and other
-    wrappers, ``torch.compile`` (apply first, then compile), copies, threads.
+    patched and nothing is global. Prefill stays bit-identical unless ``phases="all"``, and rows that are
+    padding or have finished have no primary experts. docs/transformers.md lists these calls and rows, and
+    what works together: ``generate``, static caches, assisted decoding, ``device_map``, adapters and other
+    wrappers, ``torch.compile`` (apply before compiling), copies, threads.
 
     If nothing changes, the logger ``sere`` says why, once; see `Handle`.
 

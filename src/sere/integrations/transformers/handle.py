@@ -26,7 +26,7 @@ class Handle:
 
     Attributes:
         policy: The rule that changes the routing.
-        config: The settings, or None where a policy without them was given instead.
+        config: The settings, or None if a policy without them was given.
         top_k: K, routed slots per token; the largest of any layer.
         num_experts: E, experts of a layer; the largest of any layer.
     """

@@ -34,6 +34,7 @@ def refused_path(cause: OSError) -> OutputError:
         ),
         (refused_path(OSError(28, "No space left on device")), 1, "t: cannot be written: No space left"),
         (OSError(28, "No space left on device", "a.txt"), 1, "No space left on device: a.txt"),
+        (BrokenPipeError(32, "Broken pipe"), 1, "sere: error: Broken pipe"),  # of a server, not of stdout
         (ServerError("vllm serve exited with code 1"), 1, "sere: error: vllm serve exited with code 1"),
         (MemoryError("no 8 GB"), 1, "not enough memory (no 8 GB); use a smaller batch size"),
         (KeyboardInterrupt(), 130, "sere: interrupted"),
@@ -73,6 +74,17 @@ def test_debug_shows_the_traceback(
         (["evaluate"], "invalid choice: 'evaluate'"),
         ([], "the following arguments are required: COMMAND"),
         (["eval"], "the following arguments are required: MODEL (see sere eval --help)"),
+        (["calibrat", "m"], "invalid choice: 'calibrat'; did you mean 'calibrate'? (valid: bench, "),
+        (["table", "shw"], "invalid choice: 'shw'; did you mean 'show'? (valid: diff, import, plot, show, "),
+        (["list", "polices"], "invalid choice: 'polices'; did you mean 'policies'?"),
+        (["doctor", "--jsn"], "unrecognized arguments: --jsn; did you mean --json? (see sere doctor --help)"),
+        (["doctor", "--tabl=x"], "--tabl=x; did you mean --table? (see sere doctor --help)"),
+        (["list", "metrics", "more"], "unrecognized arguments: more (see sere list metrics --help)"),
+        (["--json", "doctor"], "unrecognized arguments: --json (see sere --help)"),
+        (
+            ["bench", "serv", "--preset", "tiny"],
+            "neither a command nor a model; did you mean 'sere bench serve'",
+        ),
         (["bench", "--steps", "many"], "argument --steps: expected a whole number of at least 1"),
     ],
 )

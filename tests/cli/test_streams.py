@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -96,3 +97,47 @@ def test_a_pipe_gets_the_result(similarities: Path) -> None:
         shown.stdout.close()
         assert shown.stderr.read() == ""
     assert shown.returncode == 0
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("argv", ["list metrics", "--help", "--version", "eval --help"])
+def test_a_full_disk_is_one_line_and_code_1(argv: str, unbuffered: str) -> None:
+    """What could not be written is no success, be it a result, a help text or the version."""
+    with Path("/dev/full").open("w", encoding="utf-8") as full:
+        run = subprocess.run(
+            [sys.executable, "-m", "sere", *argv.split()], stdout=full, stderr=subprocess.PIPE, text=True,
+            env=os.environ | {"PYTHONUNBUFFERED": unbuffered}, check=False,
+        )  # fmt: skip
+    assert run.stderr == "sere: error: stdout: cannot be written: No space left on device\n"
+    assert run.returncode == 1
+
+
+@pytest.mark.parametrize("how", ["2>/dev/full", "2>&-", "2> >(true)"])
+def test_work_goes_on_where_notes_cannot_be_read(how: str, tmp_path: Path) -> None:
+    """A stderr that is full, closed or left by its reader costs the notes alone; they never reach stdout."""
+    program = """
+import sys, time, sere.cli, sere.cli.doctor
+from sere.cli.output import say, show
+def run(_):
+    time.sleep(0.5)  # until the reader has left
+    say("a note")
+    say("another")
+    show("the result")
+    return 0
+sere.cli.doctor.run = run
+sys.argv = ["sere", "doctor"]
+sys.exit(sere.cli.main())
+"""
+    (tmp_path / "program.py").write_text(program)
+    command = f"{sys.executable} {tmp_path / 'program.py'} {how}"
+    run = subprocess.run(["bash", "-c", command], stdout=subprocess.PIPE, text=True, check=False)
+    assert (run.returncode, run.stdout) == (0, "the result\n")
+
+
+@pytest.mark.parametrize("how", ["2>/dev/full", "2>&-"])
+def test_wrong_use_is_code_2_where_its_line_cannot_be_read(how: str) -> None:
+    """The exit code does not depend on who reads."""
+    for words in ("nothing", "generate bundled"):
+        command = f"{sys.executable} -m sere {words} {how}"
+        run = subprocess.run(["bash", "-c", command], stdout=subprocess.PIPE, text=True, check=False)
+        assert (run.returncode, run.stdout) == (2, "")

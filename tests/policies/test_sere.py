@@ -49,7 +49,7 @@ def test_an_update_writes_into_the_same_tensors() -> None:
     router, other = bound(), bound(threshold=0.6, keep={3: [2, 5]})
     before = {name: tensor.data_ptr() for name, tensor in router.tensors().items()}
     router(batch())
-    router.update(other)
+    router.prepared.update(other.prepared)
     assert {name: tensor.data_ptr() for name, tensor in router.tensors().items()} == before
     assert torch.equal(router(batch()).ids, other(batch()).ids)
     assert counted(router)["steps"] == 2, "the counters go on"

@@ -107,14 +107,14 @@ def test_active_set(backend: str, case: Case) -> None:
 @holds()
 @few
 def test_active_targets_are_at_least_as_similar(backend: str, case: Case) -> None:
-    """Allowing critical experts as targets can only raise a moved slot's similarity."""
-    moved_to: list[Tensor] = []
+    """Allowing critical experts as targets can only raise a re-routed slot's similarity."""
+    rerouted: list[Tensor] = []
     for targets in ("primary", "active"):
         routing, _ = case.run(backend, merge="none", sentinel=None, targets=targets)
-        moved_to.append(routing.ids)
-    slots = valid_slots(case) & (moved_to[0] != case.ids)
+        rerouted.append(routing.ids)
+    slots = valid_slots(case) & (rerouted[0] != case.ids)
     source = case.ids[slots].long()
-    primary, active = (case.similarity[source, ids[slots].long()] for ids in moved_to)
+    primary, active = (case.similarity[source, ids[slots].long()] for ids in rerouted)
     assert bool((active >= primary).all())
     assert bool((primary >= torch.tensor(case.options["threshold"])).all())
 

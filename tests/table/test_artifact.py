@@ -160,7 +160,7 @@ def test_a_single_row_of_zeros_is_no_identity() -> None:
     assert table(layers={1: LayerSimilarity(similarity), 3: LayerSimilarity(matrix(3))}).num_experts == 5
 
 
-def test_layers_of_another_size_or_place_are_refused() -> None:
+def test_layers_of_another_size_or_index_are_refused() -> None:
     """All layers of the model, all with its E."""
     with refuses(TableError, "layer 3: expected E = 5 experts as in 'tiny'"):
         table(layers={1: LayerSimilarity(matrix(1)), 3: LayerSimilarity(matrix(3, E=4))})

@@ -12,7 +12,7 @@ import torch
 from sere.errors import ConfigError, did_you_mean, name_some
 from sere.similarity import get_metric
 
-Progress = bool | Literal["always"]
+ShowProgress = bool | Literal["always"]
 
 
 class CalibrationOptions(TypedDict, total=False):
@@ -26,7 +26,7 @@ class CalibrationOptions(TypedDict, total=False):
     field: str
     split: str
     chunk_bytes: int
-    progress: Progress
+    progress: ShowProgress
     low_memory: bool | None
     work_dir: str | os.PathLike[str] | None
     dtype: torch.dtype | None
@@ -52,7 +52,7 @@ class CalibrationConfig:
     field: str = "text"
     split: str = "train"
     chunk_bytes: int = 256 * 2**20
-    progress: Progress = True
+    progress: ShowProgress = True
     low_memory: bool | None = None
     work_dir: str | os.PathLike[str] | None = None
     dtype: torch.dtype | None = None

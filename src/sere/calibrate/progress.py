@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
-from sere.calibrate.config import Progress
+from sere.calibrate.config import ShowProgress
 
 
 class Bar(Protocol):
@@ -22,7 +22,7 @@ class _NoBar:
 
 
 @contextmanager
-def progress_bar(wanted: Progress, total: int, label: str, *, done: int = 0) -> Iterator[Bar]:
+def progress_bar(wanted: ShowProgress, total: int, label: str, *, done: int = 0) -> Iterator[Bar]:
     """Show progress while the block runs.
 
     Args:

@@ -16,8 +16,10 @@ import sys
 import traceback
 from argparse import Namespace
 from collections.abc import Sequence
+from pathlib import Path
 
 from sere.cli.explain import DONE, FAILED, code_of, explain
+from sere.cli.output import ReaderLeft, say, settle, show
 from sere.cli.parser import build_parser
 from sere.interrupts import Watch, notes_of
 
@@ -28,50 +30,48 @@ def main(argv: Sequence[str] | None = None) -> int:
     Args:
         argv: The arguments after the program's name; those of the process if None.
     """
-    if argv is None and isinstance(sys.stdout, io.TextIOWrapper):
-        # What a terminal or file cannot show, such as ρ in ASCII, is no reason to fail.
-        sys.stdout.reconfigure(errors="backslashreplace")
-    try:
-        args = build_parser().parse_args(argv)
-    except SystemExit as stop:  # argparse: --help and --version leave with 0, wrong use with 2
-        return _flushed(int(stop.code or 0))
+    if argv is None:
+        _prepare_streams()
     watch = Watch()
-    code = _run(args, watch, in_process=argv is not None)
+    code = _run(argv, watch)
+    settle()
     watch.done(code)
     return code
 
 
-def _run(args: Namespace, watch: Watch, *, in_process: bool) -> int:
+def _prepare_streams() -> None:
+    """Make both streams take any text."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # was closed by who started us; print would turn to the other one
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115 - for good
+        elif isinstance(stream, io.TextIOWrapper):
+            # What a terminal or file cannot show, such as ρ in ASCII, is no reason to fail.
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _run(argv: Sequence[str] | None, watch: Watch) -> int:
+    args = Namespace(debug=False)
     try:
-        if not in_process:
+        try:
+            args = build_parser().parse_args(argv)
+        except SystemExit as stop:  # argparse: --help and --version leave with 0, wrong use with 2
+            return int(stop.code or 0)
+        if argv is None:
             # Takes seconds, in which nothing has begun: Ctrl-C still ends the process at once.
             import torch  # noqa: F401
 
             # From here on, a request to end unwinds the command: what it started is ended and removed.
             watch.start()
-        return _flushed(int(args.run(args)))
-    except BrokenPipeError:
-        return _reader_left()
+        code = int(args.run(args))
+        show("", end="")  # whatever else was printed
+        return code
+    except ReaderLeft:
+        return DONE
     except BaseException as error:
         if watch.number is None and not isinstance(error, Exception | KeyboardInterrupt):
             raise
         return _report(error, args, watch)
-
-
-def _flushed(code: int) -> int:
-    """Write out what stdout still holds and return the exit code."""
-    try:
-        if sys.stdout is not None:
-            sys.stdout.flush()
-    except BrokenPipeError:
-        return _reader_left()
-    return code
-
-
-def _reader_left() -> int:
-    """End quietly where nobody reads on (`| head`), and keep Python from complaining at shutdown."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return DONE
 
 
 def _report(error: BaseException, args: Namespace, watch: Watch) -> int:
@@ -82,14 +82,14 @@ def _report(error: BaseException, args: Namespace, watch: Watch) -> int:
     ended = watch.number is not None or isinstance(error, KeyboardInterrupt)
     line = None if ended else explain(error)
     if args.debug or not (ended or line):
-        traceback.print_exception(error)
+        say("".join(traceback.format_exception(error)).rstrip())
     if ended:
-        print(f"\n{watch.line(notes_of(error))}", file=sys.stderr)
+        say(f"\n{watch.line(notes_of(error))}")
         return watch.code()
     if line is not None:
-        print(f"sere: error: {' '.join(line.split())}", file=sys.stderr)
+        say(f"sere: error: {' '.join(line.split())}")
         return code_of(error)
     what = " ".join(f"unexpected {type(error).__name__}: {error}".split())
     report = "please report the lines above, the command, and what 'sere doctor --json' prints"
-    print(f"sere: error: {'; '.join([what, report, *notes_of(error)])}", file=sys.stderr)
+    say(f"sere: error: {'; '.join([what, report, *notes_of(error)])}")
     return FAILED

@@ -126,14 +126,14 @@ def _vllm() -> Finding:
     """Say which vLLM is there and whether re-routing knows it on the device that it was built for."""
     from sere.integrations.vllm.start.versions import (
         check_version,
-        describe_range,
+        describe_versions,
         engine_device,
         engine_version,
     )
 
     version = engine_version()
     if version is None:
-        return Finding("extras", "vllm", "missing", f"{_SERVER}, {describe_range()}")
+        return Finding("extras", "vllm", "missing", f"{_SERVER}, {describe_versions()}")
     try:
         check_version(version, device_type=engine_device(), allow_untested=False)
     except SereError as error:

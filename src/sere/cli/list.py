@@ -31,13 +31,13 @@ def add(subparsers: Any) -> None:
 
 def _policies(args: argparse.Namespace) -> int:
     from sere.policies.options import options_of
-    from sere.policies.spec import POLICIES
+    from sere.policies.spec import POLICIES, summarize
 
     value = {
         "policies": [
             {
                 "name": name,
-                "summary": " ".join((kind.__doc__ or "").partition("\n\n")[0].split()).replace("``", ""),
+                "summary": summarize(name),
                 "options": [
                     {"name": option.name, "value": option.form, "required": option.required}
                     for option in sorted(options_of(kind).values(), key=lambda option: not option.required)

@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import Any, TextIO, TypeVar
+
+from sere.errors import OutputError
 
 _T = TypeVar("_T")
+
+
+class ReaderLeft(Exception):
+    """Nobody reads stdout any more, as after ``| head``: the command ends, and that is no error."""
+
 
 # Up to here a case's name leaves room for its numbers beside it.
 _SHORT_NAME = 20
@@ -28,7 +37,7 @@ def emit(args: argparse.Namespace, value: _T, render: Callable[[_T], str]) -> No
         value: The result; JSON-ready.
         render: Turns the result into the text for people.
     """
-    print(json.dumps(value, allow_nan=False) if args.json else render(value), flush=True)
+    show(json.dumps(value, allow_nan=False) if args.json else render(value))
 
 
 def emit_lines(
@@ -59,15 +68,54 @@ def emit_lines(
             if args.out is not None:
                 append_json_line(args.out, record)
             if args.json:
-                print(json.dumps(record), flush=True)
+                show(json.dumps(record))
     if not args.json:
-        print(render(found), flush=True)
+        show(render(found))
     return found
 
 
+def show(text: str, *, end: str = "\n") -> None:
+    """Print a result on stdout.
+
+    Args:
+        text: Any.
+        end: What follows it.
+
+    Raises:
+        ReaderLeft: Nobody reads stdout any more. A broken pipe elsewhere, such as to a server, is an error.
+        OutputError: It cannot be written, as on a full disk.
+    """
+    try:
+        print(text, end=end, flush=True)
+    except BrokenPipeError as error:
+        raise ReaderLeft from error
+    except OSError as error:
+        raise OutputError(f"stdout: cannot be written: {error.strerror}") from error
+
+
 def say(text: str) -> None:
-    """Print a note on stderr: stdout has results only."""
-    print(text, file=sys.stderr, flush=True)
+    """Print a note on stderr: stdout has results only.
+
+    Work goes on where nobody reads notes any more: from then on they go nowhere.
+    """
+    try:
+        print(text, file=sys.stderr, flush=True)
+    except OSError:
+        _discard(sys.stderr)
+
+
+def settle() -> None:
+    """Let go of what stdout cannot write, which Python would try once more at the very end."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        _discard(sys.stdout)
+
+
+def _discard(stream: TextIO) -> None:
+    """Let what a stream still holds, and what is written to it from now on, go nowhere."""
+    with Path(os.devnull).open("wb") as nowhere:
+        os.dup2(nowhere.fileno(), stream.fileno())
 
 
 def spread_cells(spread: Mapping[str, float], digits: int) -> list[str]:

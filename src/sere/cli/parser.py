@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import sys
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from difflib import get_close_matches
 from importlib import import_module
 from typing import Any, NoReturn
+
+from sere.cli.output import say, show
+from sere.errors import did_you_mean, name_some
 
 COMMANDS = ("calibrate", "table", "generate", "eval", "bench", "list", "demo", "doctor")
 
@@ -59,7 +64,30 @@ class Parser(argparse.ArgumentParser):
         first = next((word for word in args or () if word != "--debug"), None)
         if self._commands and first not in (*self._commands, "-h", "--help"):
             args = [self._commands[0], *(args or ())]
-        return super().parse_known_args(args, namespace)
+        found, unknown = super().parse_known_args(args, namespace)
+        if unknown:  # here and not in the program's parser, which knows none of the command's options
+            self.error(f"unrecognized arguments: {name_some(unknown, separator=' ')}{self._nearest(unknown)}")
+        return found, unknown
+
+    def _nearest(self, unknown: Sequence[str]) -> str:
+        """Return a hint for the first option that is not known, if its name is close to one that is."""
+        word = next((word.partition("=")[0] for word in unknown if word.startswith("-")), "")
+        close = get_close_matches(word, self._option_string_actions, n=1, cutoff=0.7)
+        return f"; did you mean {close[0]}?" if close else ""
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        """Refuse a word that is none of the choices, with the nearest one."""
+        if action.choices is not None and value not in action.choices:
+            raise argparse.ArgumentError(
+                action, f"invalid choice: {value!r}{did_you_mean(str(value), action.choices)}"
+            )
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        """Print help to stdout and errors to stderr as everything else is."""
+        if file is sys.stdout:
+            show(message, end="")
+        else:
+            say(message.removesuffix("\n"))
 
     def error(self, message: str) -> NoReturn:
         """Leave with exit code 2 and one line that names the command whose help to read."""
@@ -72,7 +100,7 @@ class _Version(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
         from sere import __version__
 
-        print(f"sere {__version__}")
+        show(f"sere {__version__}")
         parser.exit()
 
 

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 
 from tqdm import tqdm
 
+from sere.cli.output import say
+
 
 @contextmanager
 def bar(name: str, total: int) -> Iterator[Callable[[], object]]:
@@ -22,4 +24,4 @@ def bar(name: str, total: int) -> Iterator[Callable[[], object]]:
     with tqdm(total=total, desc=name, leave=False, disable=not sys.stderr.isatty(), file=sys.stderr) as shown:
         yield shown.update
         took = shown.format_interval(shown.format_dict["elapsed"]) if not shown.disable else None
-    print(f"{name}: done" + (f" in {took}" if took else ""), file=sys.stderr, flush=True)
+    say(f"{name}: done" + (f" in {took}" if took else ""))

@@ -67,7 +67,15 @@ class Sere(Policy):
         return self.config.select_top_k
 
     def bind(self, layer: LayerShape, device: torch.device) -> SereRouter:
-        """Prepare one layer on one device; see `Policy`.
+        """Return the router of one layer on one device; see `Policy` and `prepare`."""
+        return SereRouter(layer, self.prepare(layer, device))
+
+    def prepare(self, layer: LayerShape, device: torch.device) -> PreparedLayer:
+        """Prepare one layer on one device.
+
+        Args:
+            layer: The layer.
+            device: Where its steps will run.
 
         Raises:
             TableError: The table has no such layer.
@@ -77,14 +85,13 @@ class Sere(Policy):
         similarity = self.layers.get(layer.index)
         if similarity is None:
             raise TableError(f"no similarities for layer {layer.index}; {_layers_of(self.layers)}")
-        prepared = prepare_layer(
+        return prepare_layer(
             similarity,
             self.config,
             keep=self.config.keep.get(layer.index, ()),
             scale=similarity.scale if self.config.use_scale else None,
             device=device,
         )
-        return SereRouter(layer, device, prepared)
 
     def why_idle(self, layers: Iterable[LayerShape]) -> list[str]:
         """Return why the settings re-route nothing; see `Policy`."""
@@ -98,8 +105,8 @@ class SereRouter(LayerRouter):
         prepared: The prepared layer.
     """
 
-    def __init__(self, layer: LayerShape, device: torch.device, prepared: PreparedLayer) -> None:
-        super().__init__(layer, device)
+    def __init__(self, layer: LayerShape, prepared: PreparedLayer) -> None:
+        super().__init__(layer, prepared.device)
         self.prepared = prepared
 
     def __call__(self, batch: TokenBatch) -> Routing:
@@ -109,17 +116,6 @@ class SereRouter(LayerRouter):
     def tensors(self) -> dict[str, Tensor]:
         """Return every tensor that a step reads or writes, by name."""
         return super().tensors() | self.prepared.tensors()
-
-    def update(self, other: SereRouter) -> None:
-        """Take over another router's threshold and kept experts, in place, where captured graphs read them.
-
-        Args:
-            other: A router of the same layer and device, bound with another threshold or ``keep``.
-
-        Raises:
-            ConfigError: It has another backend, or tensors of another shape.
-        """
-        self.prepared.update(other.prepared)
 
 
 def check_fit(config: RerouteConfig, layers: Mapping[int, LayerSimilarity]) -> None:

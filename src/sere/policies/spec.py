@@ -140,9 +140,9 @@ def needed_form(name: str) -> str:
     return f"{name}:{','.join(needed)}" if needed else name
 
 
-def summary(name: str) -> str:
-    """Return the first sentence of a rule's docstring, without its period and markup."""
-    return (POLICIES[name].__doc__ or "").partition("\n")[0].rstrip(".").replace("``", "")
+def summarize(name: str) -> str:
+    """Return the first sentence of a rule's docstring, without markup."""
+    return (POLICIES[name].__doc__ or "").partition("\n")[0].replace("``", "")
 
 
 def check_off_first(specs: Sequence[PolicySpec]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -53,10 +55,20 @@ def test_checks_of_drafts_in_a_static_cache(length: int) -> None:
     assert state.num_tokens.item() == (3 if length else 0)
     assert state.budget is None, "a draft may hold the pad token as a word"
     state.leave()
-    for other in ({"input_ids": torch.ones(2, 3).long()}, {"logits_to_keep": 1}, {"logits_to_keep": 0}):
-        state.enter(call | other)
-        assert not state.active, "several texts, or other logits: no check of drafts"
-        state.leave()
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"input_ids": torch.ones(2, 3).long()}, {"logits_to_keep": 1}, {"logits_to_keep": 0}],
+    ids=["several texts", "the last logits", "all logits"],
+)
+def test_what_is_no_check_of_drafts(other: dict[str, Any]) -> None:
+    """Several texts, or other logits than those of all positions: no decode step."""
+    state = CurrentCall(Guard(TopK(1), model="m", top_k=4, num_experts=16), all_phases=False,
+                 pad_token_id=1, default_budget=2)  # fmt: skip
+    call = {"input_ids": torch.ones(1, 3).long(), "cache": CacheOf(torch.tensor(5)), "logits_to_keep": 3}
+    state.enter(call | other)
+    assert not state.active
 
 
 def test_all_phases_re_route_prefill_without_its_padding(model: PreTrainedModel) -> None:

@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from sere.engines.in_process import state_of, worker_of
-from sere.integrations.vllm.tiers import PADDING, PROTECTED
+from sere.integrations.vllm.tiers import PROTECTED
 from sere.reroute import Routing
+from sere.reroute.constants import PADDING_BUDGET
 
 
 class WatchedStep(NamedTuple):
@@ -62,5 +63,5 @@ def announced(llm: Any, act: Callable[[Any, list[str], Any, Callable[[], None]],
 
 def kinds(budgets: Tensor) -> set[str]:
     """Return which kinds of rows a step has: padding, protected, decoded."""
-    names = {PADDING: "padding", PROTECTED: "protected"}
+    names = {PADDING_BUDGET: "padding", PROTECTED: "protected"}
     return {names.get(int(value), "decoded") for value in budgets}

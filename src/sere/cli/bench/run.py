@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -76,12 +77,26 @@ def add(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Time, write one line per case, print the table."""
+    _check_word(args.model)
     if (args.model is None) == (args.preset is None):
         raise ConfigError("bench: expected either MODEL or --preset, e.g. sere bench --preset qwen3-30b-a3b")
     if args.model is not None and args.layers is not None:
         raise ConfigError("--layers: only a --preset can have fewer layers; leave it out for a MODEL")
     emit_lines(args, _records(args), render)
     return 0
+
+
+def _check_word(model: str | None) -> None:
+    """Refuse a model that is rather a command of ``sere bench`` with a typing error.
+
+    Raises:
+        ConfigError: There is no such model, and the nearest command is close.
+    """
+    close = get_close_matches(model or "", ("run", "serve"), n=1)
+    if model is not None and close and not Path(model).exists():
+        raise ConfigError(
+            f"bench: {model!r} is neither a command nor a model; did you mean 'sere bench {close[0]}'?"
+        )
 
 
 def _records(args: argparse.Namespace) -> Any:

@@ -124,7 +124,8 @@ def _hook(
                 hooks.append(hook_router(model, hooked[-1], call))
             hooks.append(hook_experts(layer.module, hooked[-1], call))
         guard.layers = hooked
-        hooks.extend(hook_calls(callers(model, [layer.name for layer in layers]), call, hooked))
+        scored = hooked if policy.needs_scores else []
+        hooks.extend(hook_calls(callers(model, [layer.name for layer in layers]), call, scored))
     except BaseException:
         for hook in hooks:
             hook.remove()

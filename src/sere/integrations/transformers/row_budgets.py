@@ -8,8 +8,7 @@ from torch import Tensor
 from sere.config import MOST_INT
 from sere.errors import InputError
 from sere.integrations.transformers.inputs import CallInputs
-
-PADDING = -1
+from sere.reroute.constants import PADDING_BUDGET
 
 
 def absent_positions(call: CallInputs, past: Tensor | int, finished_token: int | None) -> Tensor | None:
@@ -44,13 +43,19 @@ def position_budgets(
         default: The policy's own budget, for rows that were given none.
 
     Returns:
-        ``[B * q]``, integers, ``PADDING`` at absent positions; None if every row has the policy's own budget.
+        ``[B * q]``, integers, ``PADDING_BUDGET`` at absent positions; None if every row has the policy's own
+        budget.
     """
     if absent is None:
         return None if given is None else given[:, None].expand(call.B, call.q).reshape(-1)
     wanted = default if given is None else given[:, None]
     # Once here instead of in each layer; budgets may be int64 of any size.
-    return torch.where(absent, PADDING, wanted).clamp(PADDING, MOST_INT).to(torch.int32).reshape(-1)
+    return (
+        torch.where(absent, PADDING_BUDGET, wanted)
+        .clamp(PADDING_BUDGET, MOST_INT)
+        .to(torch.int32)
+        .reshape(-1)
+    )
 
 
 def check_length(given: Tensor, B: int) -> None:

@@ -11,7 +11,6 @@ from sere.integrations.vllm.plugin_config import KEY
 
 # A budget that no router's K reaches: the row keeps all its experts.
 PROTECTED = 1 << 20
-PADDING = -1
 # An S that is beyond any router's K too, but whose rows count: the engine counts experts and re-routes none.
 COUNT_ONLY_S = 1 << 19
 

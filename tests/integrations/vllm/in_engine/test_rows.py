@@ -17,7 +17,8 @@ from sere.errors import ConfigError
 from sere.integrations.vllm import configure, read_stats
 from sere.integrations.vllm.engine_stats import log_line
 from sere.integrations.vllm.prometheus import Collector
-from sere.integrations.vllm.tiers import PADDING, PROTECTED
+from sere.integrations.vllm.tiers import PROTECTED
+from sere.reroute.constants import PADDING_BUDGET
 from tests.support.vllm.engines import engine, generate, prompts, sampling
 from tests.support.vllm.watching import announced, kinds, watched
 
@@ -70,7 +71,7 @@ def test_each_row_is_its_own_requests(llm: Any) -> None:
         llm.generate(prompts(8), params, use_tqdm=False)
     # vLLM numbers the requests in the order in which they came.
     order = sorted({name for names, _ in seen for name in names}, key=lambda name: int(name.split("-")[0]))
-    decoding = [step for step in seen if len(step[0]) == len(step[1]) == 8 and PADDING not in step[1]]
+    decoding = [step for step in seen if len(step[0]) == len(step[1]) == 8 and PADDING_BUDGET not in step[1]]
     assert len(decoding) > 5
     for names, budgets in decoding:
         for name, budget in zip(names, budgets, strict=True):
@@ -195,7 +196,7 @@ def test_dummy_steps_are_exact(llm: Any) -> None:
     generate(llm, prompts(2))
     state = state_of(llm)
     worker_of(llm).model_runner._dummy_run(8)
-    assert set(state.budgets.tensor.tolist()) == {PADDING}
+    assert set(state.budgets.tensor.tolist()) == {PADDING_BUDGET}
 
 
 def test_statistics_reach_log_and_prometheus(llm: Any) -> None:

@@ -1,4 +1,4 @@
-"""Where re-routing enters vLLM: layers' names, and routers that it cannot follow."""
+"""Where re-routing enters vLLM: routers that it cannot follow."""
 
 from __future__ import annotations
 
@@ -8,16 +8,6 @@ import pytest
 
 from sere.errors import UnsupportedEngine
 from sere.integrations.vllm.worker import router_hook
-
-
-@pytest.mark.parametrize(
-    "name", ["model.layers.3.mlp.experts", "language_model.model.layers.3.block.experts"]
-)
-def test_layer_index(name: str) -> None:
-    """The index is read from the layer's name; a name without one is refused."""
-    assert router_hook.layer_index(name) == 3
-    with pytest.raises(UnsupportedEngine, match="expected a decoder-layer index"):
-        router_hook.layer_index("experts")
 
 
 def test_router_of_another_kind() -> None:

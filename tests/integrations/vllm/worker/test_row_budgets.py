@@ -7,23 +7,26 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sere.integrations.vllm.tiers import PADDING, PROTECTED
+from sere.integrations.vllm.tiers import PROTECTED
 from sere.integrations.vllm.worker.row_budgets import RowBudgets
 from sere.reroute import reroute
+from sere.reroute.constants import PADDING_BUDGET
 
 
 @given(st.lists(st.lists(st.sampled_from([1, 2, PROTECTED]), max_size=8), max_size=6), st.booleans())
-def test_signal_is_the_last_step(steps: list[list[int]], may_skip: bool) -> None:
+def test_budgets_are_those_of_the_last_step(steps: list[list[int]], may_skip: bool) -> None:
     """The device holds the last step's budgets and padding behind them; exact steps are all padding."""
     budgets = RowBudgets(10, torch.device("cpu"), may_skip=may_skip)
     address = budgets.tensor.data_ptr()
     for rows in steps:
         active = budgets.announce(np.array(rows, dtype=np.int32))
         assert active == any(row != PROTECTED for row in rows)
-        assert budgets.tensor.tolist() == (rows if active else []) + [PADDING] * (10 - len(rows) * active)
+        assert budgets.tensor.tolist() == (rows if active else []) + [PADDING_BUDGET] * (
+            10 - len(rows) * active
+        )
         assert budgets.skip == (may_skip and not active)
     budgets.exact()
-    assert budgets.tensor.tolist() == [PADDING] * 10
+    assert budgets.tensor.tolist() == [PADDING_BUDGET] * 10
     assert budgets.tensor.data_ptr() == address
 
 

@@ -13,9 +13,9 @@ from sere.config import RerouteConfig
 from sere.errors import UnsupportedEngine
 from sere.integrations.vllm.plugin_config import PluginConfig
 from sere.integrations.vllm.step_counts import StepCounts
-from sere.integrations.vllm.tiers import PADDING
 from sere.integrations.vllm.worker.row_budgets import RowBudgets
 from sere.integrations.vllm.worker.steps import Steps
+from sere.reroute.constants import PADDING_BUDGET
 from tests.support.vllm.standins import engine_config, new, step
 
 
@@ -56,11 +56,11 @@ def test_second_model_runner() -> None:
     Steps(runner, state).watch()  # type: ignore[arg-type]
     output = step(news=(new("a", 3), new("b", 4, 1)))
     runner.execute_model(output)
-    assert state.budgets.tensor.tolist() == [PADDING] * 8
+    assert state.budgets.tensor.tolist() == [PADDING_BUDGET] * 8
     runner.execute_model(step(cached={"a": 3, "b": 4}))
-    assert state.budgets.tensor.tolist() == [1, 2, *[PADDING] * 6]
+    assert state.budgets.tensor.tolist() == [1, 2, *[PADDING_BUDGET] * 6]
     runner._dummy_run(4)
-    assert state.budgets.tensor.tolist() == [PADDING] * 8
+    assert state.budgets.tensor.tolist() == [PADDING_BUDGET] * 8
     assert state.counts == StepCounts(rerouted=1, prompts=1, least_budget=1)
 
 
@@ -71,7 +71,7 @@ def test_drafts_dropped_on_the_device() -> None:
     Steps(runner, state).watch()  # type: ignore[arg-type]
     runner.execute_model(step(news=(new("a", 3),)))
     runner.execute_model(step(cached={"a": 3}, drafts={"a": [1, 2]}))
-    assert state.budgets.tensor.tolist() == [PADDING] * 8
+    assert state.budgets.tensor.tolist() == [PADDING_BUDGET] * 8
     assert state.counts == StepCounts(unknown=2)
 
 

@@ -49,7 +49,7 @@ def engine_device() -> str:
     return "cpu" if version is None or "+cpu" in version else "cuda"
 
 
-def describe_range() -> str:
+def describe_versions() -> str:
     """Return what is supported, for error texts and ``sere doctor``."""
     (a, b), (c, d) = RUN
     (e, f), (g, h) = READ
@@ -79,8 +79,8 @@ def check_version(version: str | None, *, device_type: str, allow_untested: bool
             f"{FIRST_ON_CPU[1]} or later on a CPU"
         )
     raise UnsupportedEngine(
-        f"vLLM {version or 'of unknown version'}: expected {describe_range()}; install one of these, or set "
-        '"allow_untested": true beside the other settings of sere to try it'
+        f"vLLM {version or 'of unknown version'}: expected {describe_versions()}; install one of these, or "
+        'set "allow_untested": true beside the other settings of sere to try it'
     )
 
 

@@ -15,7 +15,7 @@ logger = logging.getLogger("vllm.sere")
 FIRST_LOOK = 200
 """Steps after which the counters are first looked at; then after twice as many, and so on."""
 
-Counted = Mapping[str, Any]
+Report = Mapping[str, Any]
 """What `WorkerState.report` returns."""
 
 
@@ -30,10 +30,10 @@ class Guard:
         speaks: Whether this worker writes to the log.
     """
 
-    def __init__(self, read: Callable[[], Counted], *, speaks: bool) -> None:
+    def __init__(self, read: Callable[[], Report], *, speaks: bool) -> None:
         self._read, self._speaks = read, speaks
         self._logged: set[str] = set()
-        self._base: Counted | None = None
+        self._base: Report | None = None
         self._steps, self._due = 0, FIRST_LOOK
         self._done = False
 
@@ -43,7 +43,7 @@ class Guard:
         self._steps, self._due = 0, FIRST_LOOK
         self._done = False
 
-    def carry(self, counted: Counted) -> None:
+    def carry(self, counted: Report) -> None:
         """Remember what was counted so far, because the counters are set to zero next."""
         zero = _difference(counted, counted)
         self._base = _difference(self._base or zero, counted)
@@ -85,7 +85,7 @@ class Guard:
             self.restart()
 
 
-def _difference(counted: Counted, base: Counted | None) -> Counted:
+def _difference(counted: Report, base: Report | None) -> Report:
     """Return what was counted beyond a base."""
     if base is None:
         return counted

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from sere.errors import SereError
+from sere.errors import SereError, UnsupportedEngine
 from sere.integrations.vllm.start import versions
-from sere.integrations.vllm.tiers import PADDING
-from sere.integrations.vllm.worker.router_hook import layer_index
 from sere.integrations.vllm.worker.router_scores import check_scores
 from sere.integrations.vllm.worker.row_budgets import RowBudgets
 from sere.policies.base import LayerRouter, LayerShape, Policy
 from sere.reroute import Routing, TokenBatch
-
-_ID_DTYPES = (torch.int32, torch.int64)
+from sere.reroute.checks import ID_DTYPES
+from sere.reroute.constants import PADDING_BUDGET
 
 
 class RoutedLayer:
@@ -76,7 +75,7 @@ class RoutedLayer:
             return Routing(ids, weights)
         scores = logits[:, : self.shape.num_experts] if self.needs_scores else None
         # Some kernels ask for uint32 or int16 ids.
-        narrow = ids if ids.dtype in _ID_DTYPES else ids.to(torch.int32)
+        narrow = ids if ids.dtype in ID_DTYPES else ids.to(torch.int32)
         routing = router(TokenBatch(narrow, weights, budgets.at(ids.shape[0]), None, scores))
         return routing if narrow is ids else Routing(routing.ids.to(ids.dtype), routing.weights)
 
@@ -84,5 +83,17 @@ class RoutedLayer:
         """Run the router once on padding, so that a backend compiles now and not in a request."""
         assert self.router is not None
         ids = torch.zeros(1, self.shape.top_k, dtype=torch.int32, device=self.router.counters.device)
-        padding = torch.full((1,), PADDING, dtype=torch.int32, device=ids.device)
+        padding = torch.full((1,), PADDING_BUDGET, dtype=torch.int32, device=ids.device)
         self.router(TokenBatch(ids, torch.zeros_like(ids, dtype=torch.float32), padding))
+
+
+def layer_index(name: str) -> int:
+    """Return the decoder layer's index in a layer's name, such as 3 in ``model.layers.3.mlp.experts``.
+
+    Raises:
+        UnsupportedEngine: There is none.
+    """
+    match = re.search(r"(?:^|\.)(\d+)(?:\.|$)", name)
+    if match is None:
+        raise UnsupportedEngine(f"{name}: expected a decoder-layer index in the layer's name, found none")
+    return int(match[1])

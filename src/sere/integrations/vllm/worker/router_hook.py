@@ -8,11 +8,10 @@ object of an engine that asked for it.
 from __future__ import annotations
 
 import functools
-import re
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,7 +19,7 @@ from torch import Tensor
 from sere.defaults import OLD_TABLE
 from sere.errors import UnsupportedEngine
 from sere.integrations.vllm.worker.expert_kernels import decomposed_kernels
-from sere.reroute import Routing
+from sere.integrations.vllm.worker.layer import RoutedLayer
 
 ROUTER_METHOD = "_compute_routing"
 
@@ -54,20 +53,7 @@ def report_layers(found: Callable[[Any], None]) -> Iterator[None]:
         yield
 
 
-class Layer(Protocol):
-    """What sees and changes the result of a router.
-
-    Attributes:
-        name: The layer's name, for errors.
-    """
-
-    name: str
-
-    def route(self, ids: Tensor, weights: Tensor, logits: Tensor) -> Routing:
-        """Take logical ids and weights, ``[T, K]``, and logits; return new ids and weights."""
-
-
-def intercept(router: Any, layer: Layer) -> None:
+def intercept(router: Any, layer: RoutedLayer) -> None:
     """Let ``layer.route`` see and change what a router returns.
 
     Args:
@@ -98,18 +84,6 @@ def intercept(router: Any, layer: Layer) -> None:
         return routing.weights, routing.ids
 
     setattr(router, ROUTER_METHOD, routed)
-
-
-def layer_index(name: str) -> int:
-    """Return the decoder layer's index in a layer's name, such as 3 in ``model.layers.3.mlp.experts``.
-
-    Raises:
-        UnsupportedEngine: There is none.
-    """
-    match = re.search(r"(?:^|\.)(\d+)(?:\.|$)", name)
-    if match is None:
-        raise UnsupportedEngine(f"{name}: expected a decoder-layer index in the layer's name, found none")
-    return int(match[1])
 
 
 def _in_drafter() -> bool:

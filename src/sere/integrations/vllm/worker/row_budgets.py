@@ -7,7 +7,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from sere.integrations.vllm.tiers import PADDING, PROTECTED
+from sere.integrations.vllm.tiers import PROTECTED
+from sere.reroute.constants import PADDING_BUDGET
 
 
 class RowBudgets:
@@ -24,12 +25,12 @@ class RowBudgets:
             that layers can skip a step without rows to re-route.
 
     Attributes:
-        tensor: ``[rows]``, int32: S, ``PROTECTED`` or ``PADDING``.
+        tensor: ``[rows]``, int32: S, ``PROTECTED`` or ``PADDING_BUDGET``.
         skip: Whether the layers need not look at this step at all.
     """
 
     def __init__(self, rows: int, device: torch.device, *, may_skip: bool) -> None:
-        self.tensor = torch.full((rows,), PADDING, dtype=torch.int32, device=device)
+        self.tensor = torch.full((rows,), PADDING_BUDGET, dtype=torch.int32, device=device)
         self.may_skip = may_skip
         self.skip = may_skip
         self._written = np.empty(0, dtype=np.int32)
@@ -63,7 +64,9 @@ class RowBudgets:
         if np.array_equal(budgets, self._written):
             return
         width = max(len(budgets), len(self._written))
-        host = torch.full((width,), PADDING, dtype=torch.int32, device="cpu", pin_memory=self.tensor.is_cuda)
+        host = torch.full(
+            (width,), PADDING_BUDGET, dtype=torch.int32, device="cpu", pin_memory=self.tensor.is_cuda
+        )
         host[: len(budgets)] = torch.from_numpy(budgets)
         # A fresh pinned buffer each time: torch does not reuse it before the copy has run, so a step
         # that is scheduled ahead cannot overwrite what the one before has not read yet.

@@ -135,14 +135,14 @@ class WorkerState:
 
     def _update_routers(self, config: RerouteConfig) -> None:
         """Write another threshold and keep-list over those that graphs and compiled code read, in place."""
-        bound = {}
+        prepared = {}
         for index, router in self._routers.items():
             # S comes with the rows, so a router keeps the one that it was prepared with.
             S = router.prepared.config.select_top_k
             rule = dataclasses.replace(self.sere, config=dataclasses.replace(config, select_top_k=S))
-            bound[index] = rule.bind(self.layers[index].shape, router.counters.device)
+            prepared[index] = rule.prepare(self.layers[index].shape, router.prepared.device)
         for index, router in self._routers.items():
-            router.update(bound[index])
+            router.prepared.update(prepared[index])
 
     @contextmanager
     def routed_by(self, policy: Policy) -> Iterator[None]:

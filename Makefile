@@ -67,7 +67,7 @@ architectures: .venv/.dev ## every Mixture-of-Experts architecture built tiny an
 documents: .venv/.dev ## write the documents' tables and pictures from benchmarks/results
 	$(BIN)/python docs/build/documents.py
 
-train: .venv/.dev ## train the bundled model again from nothing (an hour and a half on two cores)
+train: .venv/.dev ## train the bundled model again from nothing (about an hour on two idle cores)
 	$(BIN)/python -m recipe.train --out runs/train
 
 # The machine with the GPU may have no network: these run in the environment that holds its PyTorch.

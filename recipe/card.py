@@ -21,14 +21,14 @@ pipeline_tag: text-generation
 
 # abacus
 
-A small Mixture-of-Experts language model that works out questions with one right answer. With it, `sere`
-can be tried and tested on a trained model whose answers can be counted. It knows nothing else.
+A small Mixture-of-Experts language model that solves questions with one right answer. It comes with `sere`,
+so that you can try and test re-routing on a trained model, and count right answers. It can do nothing else.
 
 Architecture `Qwen3MoeForCausalLM`: {layers} layers, hidden size {hidden_size}, {heads} heads ({kv_heads}
 of keys and values), {experts} experts of width {expert_width} in every layer, {top_k} of them per token,
 bfloat16.
-One token per character. A document is the question's prompt, which ends with a newline, its solution,
-and `<|end|>`. There is no BOS token.
+Each character is one token. A document is a question (which ends with a newline), then its solution, then
+`<|end|>`. There is no BOS token.
 
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -43,8 +43,9 @@ print(tokenizer.decode(out[0], skip_special_tokens=True))
 ## Training
 
 The seeded generators of `sere.eval.tasks` make all data. A digest of each prompt decides whether it belongs
-to training or test. A dense model was trained and then upcycled. The upcycled model was trained further,
-at the end with sibling experts exchanged (`recipe/README.md` says what and why), on {threads} CPU cores:
+to training or test. We trained a dense model, upcycled it to an MoE model, and trained that one further, at
+the end with exchanged sibling experts. `recipe/README.md` explains these phases. They ran on
+{threads} CPU cores:
 
 | phase | steps | tokens | minutes | last loss |
 |---|---|---|---|---|

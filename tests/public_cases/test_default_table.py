@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 import sere
 from sere.cli import main
 from sere.defaults import OLD_TABLE, TABLE
-from sere.errors import InputError, OutputError
+from sere.errors import InputError, OutputError, TableMismatch
 from sere.table import SimilarityTable
 from tests.support.checkpoints import save_checkpoint
 from tests.support.commands import refused, run_json, run_text
@@ -146,6 +146,74 @@ def test_a_folder_that_is_no_place_leaves_the_current_one(
     run_text(capsys, "calibrate", name, "--metric", "weights")
     assert (tmp_path / f"{name}.sere").is_file()
     assert not (folder / TABLE).exists()
+
+
+def test_a_table_in_the_default_place_is_not_lost(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Nobody named the file that a second calibration would replace: ``--force`` says that it may."""
+    before = (model / TABLE).read_bytes()
+    texts = model.parent / "texts.txt"
+    texts.write_text("some words that are texts\n" * 99)
+    command = ("calibrate", model, "--texts", texts, "--metric", "cosine", "--seq-len", "16")
+    line = refused(capsys, *command)
+    assert f"{model / TABLE}: is there already and would be lost; replace it with --force" in line
+    assert (model / TABLE).read_bytes() == before
+    run_text(capsys, *command, "--force")
+    assert SimilarityTable.load(model / TABLE).metric == "cosine"
+
+
+@pytest.mark.parametrize("force", [[], ["--force"]])
+def test_what_is_no_table_is_kept_anyway(
+    force: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Not even ``--force`` replaces a file that is something else."""
+    folder = save_checkpoint(tmp_path)
+    (folder / TABLE).write_text("notes")
+    line = refused(capsys, "calibrate", folder, "--metric", "weights", *force)
+    assert f"{folder / TABLE}: expected a similarity table or no file, got another file" in line
+    assert (folder / TABLE).read_text() == "notes"
+
+
+def test_a_table_that_is_not_found_first_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Beside a hub model that brings a table, a new one must be named to be used."""
+    hub = Hub(tmp_path, monkeypatch)
+    save_checkpoint(tmp_path).rename(hub.repository)
+    (tmp_path / "table.safetensors").rename(hub.repository / TABLE)
+    monkeypatch.setattr(
+        "huggingface_hub.try_to_load_from_cache", lambda _, name, **_options: str(hub.cached / name)
+    )
+    monkeypatch.chdir(tmp_path)
+    _, err = run_text(capsys, "calibrate", "mill/moe", "--metric", "weights")
+    assert "without --table moe.sere, the table that comes with the model is used: " in err
+
+
+@pytest.mark.parametrize("command", ["show", "verify", "diff", "plot"])
+def test_the_commands_for_tables_take_a_model(
+    command: str, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """``sere table show MODEL`` shows the model's own table; a note says which file it is."""
+    others = [model / TABLE] if command == "diff" else []
+    _, err = run_text(capsys, "table", command, model, *others)
+    assert f"using the table {model / TABLE}\n" in err
+
+
+def test_a_folder_without_a_table_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The error names the file that is missing and the command that makes it."""
+    line = refused(capsys, "table", "show", tmp_path)
+    assert f"there is no {TABLE} in it; make one with: sere calibrate {tmp_path}" in line
+
+
+def test_the_table_of_another_model_is_named(tmp_path: Path) -> None:
+    """Nobody gave the path, so the error must: else it is unclear which file is wrong."""
+    folder = save_checkpoint(tmp_path)
+    config = AutoModelForCausalLM.from_pretrained(folder).config
+    (tmp_path / "table.safetensors").rename(folder / TABLE)
+    config.moe_intermediate_size *= 2
+    other = AutoModelForCausalLM.from_config(config)
+    other.name_or_path = str(folder)
+    with pytest.raises(TableMismatch, match=rf"^{folder / TABLE}: the table was calibrated on "):
+        sere.apply(other, select_top_k=1)
 
 
 def test_several_metrics_need_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,7 +13,7 @@ from sere.cli.loading import add_trust_argument, table_here
 from sere.cli.numbers import whole
 from sere.cli.output import add_json_flag, case_table, emit, say
 from sere.cli.parser import add_command
-from sere.defaults import SUFFIX, TABLE
+from sere.defaults import SUFFIX, TABLE, default_table
 from sere.errors import ConfigError, OutputError
 from sere.files import check_writable, keep_other_files
 
@@ -43,6 +43,8 @@ def add(subparsers: Any) -> None:
     parser.add_argument("model", metavar="MODEL", help="a checkpoint folder, a hub name, or 'bundled'")
     text = f"the table to write (default: {TABLE} in the model's folder), or a folder for several metrics"
     parser.add_argument("--out", metavar="TABLE", help=text)
+    text = "replace the table that is in the default place (one that --out names is replaced anyway)"
+    parser.add_argument("--force", action="store_true", help=text)
     _add_data(parser)
     _add_metric(parser)
     _add_memory(parser)
@@ -100,6 +102,8 @@ def run(args: argparse.Namespace) -> int:
     for path, made in written.items():
         made.save(path)
     emit(args, {"tables": [_summary(path, made) for path, made in written.items()]}, _render)
+    if args.out is None:
+        _say_what_is_used(args.model, out)
     say(f"next: sere table verify {next(iter(written))}")
     return 0
 
@@ -109,6 +113,7 @@ def _out(args: argparse.Namespace, single: bool) -> Path:
 
     Raises:
         ConfigError: Several metrics have no default.
+        OutputError: A table is in the default place, and nobody said that it may be replaced.
     """
     if args.out is not None:
         return Path(args.out)
@@ -116,14 +121,33 @@ def _out(args: argparse.Namespace, single: bool) -> Path:
         raise ConfigError(
             "--out: expected a folder for the tables of several metrics; give one with --out DIR"
         )
-    folder = Path(args.model)
-    if args.model == BUNDLED or not folder.is_dir():
-        return table_here(args.model)
+    from sere.table.storage import holds_table
+
+    place = _default_place(args.model)
+    if not args.force and place.is_file() and holds_table(place):
+        raise OutputError(
+            f"{place}: is there already and would be lost; replace it with --force, or write another file "
+            "with --out FILE"
+        )
+    return place
+
+
+def _default_place(model: str) -> Path:
+    folder = Path(model)
+    if model == BUNDLED or not folder.is_dir():
+        return table_here(model)
     try:
         check_writable(folder / TABLE)
     except OutputError:
-        return table_here(args.model)
+        return table_here(model)
     return folder / TABLE
+
+
+def _say_what_is_used(model: str, written: Path) -> None:
+    """Say so if commands without ``--table`` find another table first than the one in the current folder."""
+    own = None if model == BUNDLED else default_table(model)
+    if written == table_here(model) and own is not None:
+        say(f"without --table {written}, the table that comes with the model is used: {own}")
 
 
 def _options(args: argparse.Namespace, metrics: Sequence[str], out: Path) -> dict[str, Any]:

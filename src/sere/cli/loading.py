@@ -77,6 +77,19 @@ def needed_table(args: argparse.Namespace) -> Path:
     return path
 
 
+def table_of(name: Path) -> Path:
+    """Return a table's file, found as in `table_path` where a model is named instead."""
+    if name.is_file():
+        return name
+    found = table_path(argparse.Namespace(table=None, model=str(name)))
+    if found is None and name.is_dir():
+        raise ConfigError(
+            f"{name}: expected a similarity table or a model's folder that has one, but there is no {TABLE} "
+            f"in it; make one with: sere calibrate {name} --texts FILE"
+        )
+    return found or name
+
+
 def table_here(model: str) -> Path:
     """Return where a model's table is in the current folder, used if the model's folder is not writable."""
     return Path(f"{Path(model).absolute().name}{SUFFIX}")

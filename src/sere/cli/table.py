@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sere.cli.loading import add_trust_argument, identity_from_config
+from sere.cli.loading import add_trust_argument, identity_from_config, table_of
 from sere.cli.numbers import at_least
 from sere.cli.output import add_json_flag, emit, say, table
 from sere.cli.parser import add_command
@@ -26,6 +26,9 @@ _EXAMPLES = """
 """
 
 
+_TABLE_HELP = "a table, or a model that was calibrated"
+
+
 def add(subparsers: Any) -> None:
     """Add ``sere table`` with its subcommands."""
     summary = "Show, verify, compare or draw similarity tables."
@@ -38,7 +41,7 @@ def add(subparsers: Any) -> None:
 def _add_show(commands: Any) -> argparse.ArgumentParser:
     summary = "Show what a table holds and where it comes from."
     parser = add_command(commands, "show", summary, _show, examples="  sere table show similarity.sere")
-    parser.add_argument("path", type=Path, metavar="TABLE")
+    parser.add_argument("path", type=Path, metavar="TABLE", help=_TABLE_HELP)
     parser.add_argument(
         "--threshold", type=at_least(0, "a similarity"), default=0.5, metavar="RHO",
         help="count experts without another expert of at least this similarity (default: %(default)s)",
@@ -51,7 +54,7 @@ def _add_verify(commands: Any) -> argparse.ArgumentParser:
     parser = add_command(
         commands, "verify", "Check a table; exit code 1 if a check failed.", _verify, examples=examples
     )
-    parser.add_argument("path", type=Path, metavar="TABLE")
+    parser.add_argument("path", type=Path, metavar="TABLE", help=_TABLE_HELP)
     parser.add_argument("--model", metavar="MODEL", help="also check that the table belongs to this model")
     add_trust_argument(parser)
     return parser
@@ -62,8 +65,8 @@ def _add_diff(commands: Any) -> argparse.ArgumentParser:
     parser = add_command(
         commands, "diff", "Compare two tables; exit code 1 if they differ.", _diff, examples=examples
     )
-    parser.add_argument("path", type=Path, metavar="TABLE")
-    parser.add_argument("other", type=Path, metavar="OTHER")
+    parser.add_argument("path", type=Path, metavar="TABLE", help=_TABLE_HELP)
+    parser.add_argument("other", type=Path, metavar="OTHER", help="another one")
     return parser
 
 
@@ -71,7 +74,7 @@ def _add_plot(commands: Any) -> argparse.ArgumentParser:
     summary = "Draw a table: heat maps, spread, critical experts."
     examples = "  sere table plot similarity.sere --out table.png"
     parser = add_command(commands, "plot", summary, _plot, examples=examples)
-    parser.add_argument("path", type=Path, metavar="TABLE")
+    parser.add_argument("path", type=Path, metavar="TABLE", help=_TABLE_HELP)
     parser.add_argument(
         "--out", type=Path, metavar="FILE", help="the picture: .png, .svg or .pdf (default: TABLE with .png)"
     )
@@ -94,10 +97,11 @@ def _add_import(commands: Any) -> argparse.ArgumentParser:
 def _show(args: argparse.Namespace) -> int:
     from sere.table import SimilarityTable, describe_unknown
 
-    loaded = SimilarityTable.load(args.path)
+    path = table_of(args.path)
+    loaded = SimilarityTable.load(path)
     identity = loaded.identity
     value = {
-        "path": str(args.path),
+        "path": str(path),
         "model": identity.name,
         "model_digest": identity.digest,
         "num_experts": identity.num_experts,
@@ -188,9 +192,10 @@ def _render_show(value: dict[str, Any]) -> str:
 def _verify(args: argparse.Namespace) -> int:
     from sere.table import verify_file
 
-    checks = verify_file(args.path, None if args.model is None else identity_from_config(args))
+    path = table_of(args.path)
+    checks = verify_file(path, None if args.model is None else identity_from_config(args))
     passed = all(check.passed for check in checks)
-    value = {"path": str(args.path), "passed": passed, "checks": [asdict(check) for check in checks]}
+    value = {"path": str(path), "passed": passed, "checks": [asdict(check) for check in checks]}
     emit(args, value, _render_verify)
     return 0 if passed else 1
 
@@ -205,10 +210,11 @@ def _render_verify(value: dict[str, Any]) -> str:
 def _diff(args: argparse.Namespace) -> int:
     from sere.table import SimilarityTable, compare
 
-    result = compare(SimilarityTable.load(args.path), SimilarityTable.load(args.other))
+    path, other = table_of(args.path), table_of(args.other)
+    result = compare(SimilarityTable.load(path), SimilarityTable.load(other))
     for warning in result.warnings:
         say(f"warning: {warning}")
-    emit(args, {"path": str(args.path), "other": str(args.other), **asdict(result)}, _render_diff)
+    emit(args, {"path": str(path), "other": str(other), **asdict(result)}, _render_diff)
     return 0 if result.equal else 1
 
 
@@ -233,10 +239,11 @@ def _plot(args: argparse.Namespace) -> int:
     from sere.table import SimilarityTable
     from sere.table.plot import plot
 
-    out: Path = args.out or args.path.with_suffix(".png")
+    path = table_of(args.path)
+    out: Path = args.out or path.with_suffix(".png")
     if out.suffix not in (".png", ".svg", ".pdf"):
         raise ConfigError(f"--out: expected a picture file (.png, .svg, .pdf), got {str(out)!r}")
-    plot(SimilarityTable.load(args.path), out)
+    plot(SimilarityTable.load(path), out)
     emit(args, {"picture": str(out)}, lambda value: f"wrote {value['picture']}")
     return 0
 

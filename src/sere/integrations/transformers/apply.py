@@ -11,7 +11,7 @@ from torch.utils.hooks import RemovableHandle
 
 from sere.config import RerouteConfig, as_integer
 from sere.defaults import TABLE, default_table
-from sere.errors import AlreadyApplied, ConfigError, InputError, name_some
+from sere.errors import AlreadyApplied, ConfigError, InputError, TableMismatch, name_some
 from sere.integrations.transformers.call import CurrentCall
 from sere.integrations.transformers.compiled import refuse_compiled
 from sere.integrations.transformers.guard import Guard
@@ -191,8 +191,14 @@ def _load(
                 "sere.calibrate"
             )
         logger.info("sere: using the table %s", source)
-    loaded = source if isinstance(source, SimilarityTable) else SimilarityTable.load(source)
-    loaded.check(identity_of(model, layers))
+    if isinstance(source, SimilarityTable):
+        source.check(identity_of(model, layers))
+        return source
+    loaded = SimilarityTable.load(source)
+    try:
+        loaded.check(identity_of(model, layers))
+    except TableMismatch as error:
+        raise TableMismatch(f"{os.fspath(source)}: {error}") from error
     return loaded
 
 

@@ -47,6 +47,14 @@ def _arguments(tensors: Sequence[Tensor], slots: Slots) -> list[object]:
     return [*(ctypes.c_void_p(tensor.data_ptr()) for tensor in tensors), *sizes]
 
 
+# What -ffast-math allows, flag by flag. That flag itself would also link start-up code: the process that
+# loads the library would then read and write every subnormal number as 0, in everything that it computes.
+_FAST_MATH = (
+    "-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros", "-fassociative-math", "-freciprocal-math",
+    "-ffinite-math-only", "-fcx-limited-range", "-fexcess-precision=fast",
+)  # fmt: skip
+
+
 @cache
 def load() -> Library | None:
     """Return the compiled library, or None where there is no compiler or ``RECIPE_NO_COMPILER`` is set."""
@@ -56,7 +64,7 @@ def load() -> Library | None:
     torch_home = Path(torch.__file__).parent
     target = Path(tempfile.mkdtemp(prefix="recipe-")) / "experts.so"
     command = [
-        compiler, "-std=c++20", "-O3", "-march=native", "-ffast-math", "-fopenmp", "-DAT_PARALLEL_OPENMP=1",
+        compiler, "-std=c++20", "-O3", "-march=native", *_FAST_MATH, "-fopenmp", "-DAT_PARALLEL_OPENMP=1",
         "-shared", "-fPIC", str(SOURCE), "-o", str(target),
         f"-I{torch_home / 'include'}", f"-L{torch_home / 'lib'}", "-ltorch_cpu", "-lc10",
     ]  # fmt: skip

@@ -39,7 +39,7 @@ def test_the_symbols_of_older_records_are_read() -> None:
     assert short.options == long.options
     expected = "sere:select_top_k=2,threshold=0.3,min_active=8,targets=active,use_scale=true"
     assert short.label == long.label == expected
-    assert short.config() == RerouteConfig(
+    assert RerouteConfig.from_mapping(short.options) == RerouteConfig(
         select_top_k=2, threshold=0.3, use_scale=True, targets="active", min_active=8
     )
 

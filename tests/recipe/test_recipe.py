@@ -47,6 +47,15 @@ def test_special_tokens_are_distinct() -> None:
     assert characters("<|end|>")["input_ids"] == [characters.eos_token_id]
 
 
+def test_the_compiled_library_leaves_subnormal_numbers_alone() -> None:
+    """Loading code that is compiled for speed does not change how the process computes."""
+    if native.load() is None:
+        pytest.skip("no C++ compiler here")
+    smallest = torch.tensor(2.0**-149)
+    assert float(smallest * 1.0) == 2.0**-149
+    assert float(torch.tensor(2.0**-126) * 0.5) == 2.0**-127
+
+
 @pytest.mark.parametrize("compiled", [False, True])
 def test_grouped_experts_equals_the_eager_forward(compiled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Outputs and all gradients agree with those of Transformers, with experts nobody chose among them."""

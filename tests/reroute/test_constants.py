@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
-from sere.config import RerouteConfig
-from sere.reroute import constants
+from sere.config import Backend, Merge, RerouteConfig
+from sere.reroute import BACKENDS, constants
 from sere.reroute.raw_layer import KernelConfig
 
 METHOD = Path(__file__).parents[2] / "docs" / "method.md"
@@ -32,7 +33,13 @@ def test_the_method_names_every_constant() -> None:
     assert documented() == ours
 
 
-@pytest.mark.parametrize("merge", ["none", "same", "distinct", "sentinel"])
+def test_settings_offer_every_backend_and_merge_mode() -> None:
+    """The names that type checkers and settings know are those of the registries."""
+    assert get_args(Backend) == ("auto", *BACKENDS)
+    assert get_args(Merge) == (*constants.MERGE_MODES,)
+
+
+@pytest.mark.parametrize("merge", get_args(Merge))
 def test_each_merge_mode_is_the_constant_of_its_name(merge: str) -> None:
     """What a setting says becomes the number that kernels compare with."""
     sentinel = -1 if merge == "sentinel" else None

@@ -12,7 +12,7 @@ from sere.cli.eval_tables import render
 from sere.cli.loading import add_model_arguments, needed_table, table_path
 from sere.cli.numbers import whole
 from sere.cli.output import add_json_flag, emit, say
-from sere.cli.parser import add_command
+from sere.cli.parser import add_command, add_setting_argument
 from sere.errors import ConfigError
 from sere.files import check_writable, holds_json, keep_other_files, write_json
 
@@ -77,11 +77,7 @@ def add(subparsers: Any) -> None:
         "--metric", metavar="NAME",
         help=f"metric of the table calibrated for '{BUNDLED}'; see sere list metrics (default: projection)",
     )  # fmt: skip
-    parser.add_argument(
-        "--setting", action="append", metavar="SETTING",
-        help="a routing rule, see sere list policies; repeatable; off is always measured "
-        f"(default: {' '.join(_DEFAULT_SETTINGS)})",
-    )  # fmt: skip
+    add_setting_argument(parser, _DEFAULT_SETTINGS, done="measured")
     parser.add_argument(
         "--batch-size",
         type=whole(1),

@@ -149,3 +149,18 @@ def add_command(
     if run is not None:
         parser.set_defaults(run=run)
     return parser
+
+
+def add_setting_argument(parser: argparse.ArgumentParser, default: Sequence[str], *, done: str) -> None:
+    """Add ``--setting`` to a command that compares several.
+
+    Args:
+        parser: The command's parser.
+        default: The settings if none is given.
+        done: What is done with them and with ``off``, for the help.
+    """
+    parser.add_argument(
+        "--setting", action="append", metavar="SETTING",
+        help=f"a routing rule, see sere list policies; repeatable; off is always {done} "
+        f"(default: {' '.join(default)})",
+    )  # fmt: skip

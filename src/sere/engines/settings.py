@@ -43,6 +43,11 @@ def is_own(setting: PolicySpec) -> bool:
     return setting.name == "sere"
 
 
+def is_served(setting: PolicySpec) -> bool:
+    """Whether a served engine can run it as well: its own rule, or none."""
+    return is_own(setting) or not setting.policy_class.changes_routing
+
+
 def counted_changes(setting: PolicySpec) -> dict[str, Any]:
     """Return what to change in a running engine for ``sere`` or ``off``, so that its experts are counted."""
     live = {name: value for name, value in setting.options.items() if name in LIVE}
@@ -69,7 +74,7 @@ def routed(llm: Any, setting: PolicySpec, *, seed: int = 0) -> Iterator[None]:
         UnsupportedEngine: The engine is compiled, its expert kernel is not known to handle duplicate ids
             within one token's top-k, or its routers have no scores for a rule that needs them.
     """
-    if is_own(setting) or not setting.policy_class.changes_routing:
+    if is_served(setting):
         configure(llm, **counted_changes(setting))
         yield
         return

@@ -10,6 +10,8 @@ import torch
 from sere.integrations.transformers.inputs import has_full_attention_cache
 from sere.policies.base import LayerRouter, LayerShape, Policy
 from sere.policies.spec import PolicySpec
+from sere.structure import identify
+from sere.wrappers import inner_model
 
 if TYPE_CHECKING:
     from sere.integrations.transformers import Handle
@@ -33,22 +35,25 @@ def apply_setting(
     Args:
         model: A model of Transformers.
         setting: What to apply.
-        table: Similarities; needed by ``sere`` settings only.
+        table: Similarities, for rules that need them.
         seed: The seed of a rule that draws, unless the setting names one.
         policy: The setting's policy, if it was built already.
         pad_token_id: What ``generate`` feeds to rows that have ended; None for decode steps of our own.
 
     Raises:
         ConfigError: The setting needs a table and there is none.
+        TableMismatch: The table belongs to another model.
     """
     from sere.integrations.transformers import apply
 
     # Every row of our decode steps is real, even one that is fed the pad token as a word of its text.
     if pad_token_id is None and has_full_attention_cache(model):
         pad_token_id = -1
-    if setting.needs_table and table is not None:
-        return apply(model, table, config=setting.config(), pad_token_id=pad_token_id)
-    return apply(model, policy=policy or setting.build(seed=seed), pad_token_id=pad_token_id)
+    if policy is None:
+        if setting.needs_table and table is not None:
+            table.check(identify(inner_model(model)))
+        policy = setting.build(None if table is None else table.layers, seed=seed)
+    return apply(model, policy=policy, pad_token_id=pad_token_id)
 
 
 def check_settings(settings: Iterable[PolicySpec], table: SimilarityTable | None) -> None:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-from sere.config import RerouteConfig
 from sere.errors import ConfigError, InputError, did_you_mean
 from sere.policies.base import Policy
 from sere.policies.lynx import Lynx
@@ -57,14 +56,6 @@ class PolicySpec:
     def needs_table(self) -> bool:
         """Whether the rule needs a similarity table."""
         return self.policy_class.needs_table
-
-    def config(self) -> RerouteConfig:
-        """Return the settings of a ``sere`` rule.
-
-        Raises:
-            ConfigError: A value is out of range.
-        """
-        return RerouteConfig.from_mapping(self.options)
 
     def build(self, layers: Mapping[int, LayerSimilarity] | None = None, *, seed: int = 0) -> Policy:
         """Build the rule.

@@ -17,7 +17,7 @@ from sere.bench.timing import Times, spread, turns
 from sere.bench.vllm.replay import Recording, record_routing, replayed, timed_routing, vanilla
 from sere.bench.vllm.serve_plan import ServePlan, bytes_read, refuse_controls
 from sere.engines.in_process import state_of
-from sere.engines.settings import Start, counted_changes, live_changes, routed
+from sere.engines.settings import Start, counted_changes, is_own, is_served, live_changes, routed
 from sere.errors import InputError, name_some
 from sere.integrations.vllm import configure, read_stats
 from sere.policies.spec import PolicySpec
@@ -155,7 +155,7 @@ class _Engine:
         for setting in self.settings:
             enter = partial(_running, llm, setting, plan.seed)
             variants.append(EngineVariant(setting.label, setting, enter))
-            if setting.name == "sere" and plan.replay:
+            if is_own(setting) and plan.replay:
                 with enter():
                     recording = record_routing(llm, lambda: run_block(llm, prompts, plan.steps))
                 # Captured graphs run none of our Python, so there is nothing to replay.
@@ -219,7 +219,7 @@ class _Engine:
 @contextmanager
 def _running(llm: Any, setting: PolicySpec, seed: int, *, counted: bool = False) -> Iterator[None]:
     """Let an engine run a setting as it would be served, or so that its experts are counted; off too."""
-    if setting.name in ("off", "sere"):  # as the engine itself runs it
+    if is_served(setting):
         configure(llm, **(counted_changes(setting) if counted else live_changes(setting)))
         yield
         return

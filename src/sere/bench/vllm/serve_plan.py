@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sere.engines.settings import by_engine
+from sere.engines.settings import by_engine, is_served
 from sere.errors import ConfigError
 from sere.policies.spec import PolicySpec, check_off_first
 from sere.progress import NO_PROGRESS, Progress
@@ -89,7 +89,7 @@ def refuse_controls(settings: Sequence[PolicySpec], where: str) -> None:
         ConfigError: One is neither ``off`` nor a ``sere`` setting.
     """
     for setting in settings:
-        if setting.name not in ("off", "sere"):
+        if not is_served(setting):
             raise ConfigError(
                 f"bench serve: setting {setting.label}: expected off or sere settings in {where}, "
                 f"because {setting.name} replaces the engine's own re-routing; time it in an eager engine of "

@@ -8,10 +8,11 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from sere.cli.bench.arguments import add_target_arguments
 from sere.cli.loading import add_model_arguments, checkpoint_path, load_on_device, pick_device, table_path
 from sere.cli.numbers import whole
 from sere.cli.output import add_json_flag, case_table, emit_lines, say, spread_cells
-from sere.cli.parser import add_command
+from sere.cli.parser import add_command, add_setting_argument
 from sere.errors import ConfigError
 
 _DEFAULT_SETTINGS = ("sere:select_top_k=1", "sere:select_top_k=2")
@@ -31,25 +32,15 @@ _EXAMPLES = """
 
 def add(subparsers: Any) -> None:
     """Add the command's parser."""
-    from sere.bench.shapes import SHAPES
-
     summary = "Time decoding with re-routing off and on."
     parser = add_command(subparsers, "run", summary, run, details=_DETAILS, examples=_EXAMPLES)
-    parser.add_argument(
-        "model", nargs="?", metavar="MODEL", help="a checkpoint folder, a hub name, or 'bundled'"
-    )
-    parser.add_argument("--preset", metavar="NAME", help=f"instead of MODEL: {', '.join(SHAPES)}")
-    parser.add_argument("--layers", type=whole(1), metavar="L", help="layers of the preset (default: 4)")
+    add_target_arguments(parser)
     parser.add_argument(
         "--table",
         metavar="FILE",
         help="similarity table (default: the model's own if there is one, else random similarities)",
     )
-    parser.add_argument(
-        "--setting", action="append", metavar="SETTING",
-        help="a routing rule, see sere list policies; repeatable; off is always timed "
-        f"(default: {' '.join(_DEFAULT_SETTINGS)})",
-    )  # fmt: skip
+    add_setting_argument(parser, _DEFAULT_SETTINGS, done="timed")
     parser.add_argument(
         "--batch-size",
         type=whole(1),

@@ -6,12 +6,13 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from sere.cli.bench.arguments import add_target_arguments
 from sere.cli.bench.serve_runs import DEFAULT_SETTINGS, online_records, records
 from sere.cli.bench.serve_tables import render, render_online
 from sere.cli.loading import DTYPES, add_trust_argument
 from sere.cli.numbers import at_least, whole
 from sere.cli.output import add_json_flag, emit_lines, say
-from sere.cli.parser import add_command
+from sere.cli.parser import add_command, add_setting_argument
 from sere.cli.server_logs import server_logs
 from sere.errors import ConfigError
 
@@ -44,23 +45,13 @@ _EXAMPLES = """
 
 def add(subparsers: Any) -> None:
     """Add the command's parser."""
-    from sere.bench.shapes import SHAPES
-
     summary = "Time a vLLM engine with re-routing off and on."
     parser = add_command(subparsers, "serve", summary, run, details=_DETAILS, examples=_EXAMPLES)
-    parser.add_argument(
-        "model", nargs="?", metavar="MODEL", help="a checkpoint folder, a hub name, or 'bundled'"
-    )
-    parser.add_argument("--preset", metavar="NAME", help=f"instead of MODEL: {', '.join(SHAPES)}")
-    parser.add_argument("--layers", type=whole(1), metavar="L", help="layers of the preset (default: 4)")
+    add_target_arguments(parser)
     parser.add_argument(
         "--table", metavar="FILE", help="similarity table of MODEL (default: the model's own)"
     )
-    parser.add_argument(
-        "--setting", action="append", metavar="SETTING",
-        help="a routing rule, see sere list policies; repeatable; off is always timed (default: "
-        f"{' '.join(DEFAULT_SETTINGS)})",
-    )  # fmt: skip
+    add_setting_argument(parser, DEFAULT_SETTINGS, done="timed")
     parser.add_argument(
         "--batch-size", type=whole(1), nargs="+", metavar="B",
         help="concurrent requests (default: 8 16 32, or none with --request-rate)",

@@ -15,7 +15,6 @@ KEY = "sere"
 _EXAMPLE = '{"select_top_k": 2, "threshold": 0.3}'
 # Names that no other plug-in's settings have.
 _UNMISTAKABLE = ("select_top_k", "min_active", "use_scale")
-_PLUGIN_KEYS = ("enabled", "log_seconds", "metrics_port", "metrics_host", "allow_untested")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,15 +72,14 @@ class PluginConfig:
                 'leave the engine alone, omit "sere"'
             )
         routing = {field.name for field in dataclasses.fields(RerouteConfig)}
+        ours = {field.name for field in dataclasses.fields(cls)} - {"reroute", "merge_given"}
         for key in values:
-            if key not in routing and key not in _PLUGIN_KEYS:
-                raise ConfigError(
-                    f"unknown setting {key!r}{did_you_mean(str(key), [*routing, *_PLUGIN_KEYS])}"
-                )
+            if key not in routing | ours:
+                raise ConfigError(f"unknown setting {key!r}{did_you_mean(str(key), routing | ours)}")
         return cls(
             reroute=RerouteConfig.from_mapping({k: v for k, v in values.items() if k in routing}),
             merge_given="merge" in values,
-            **{key: values[key] for key in _PLUGIN_KEYS if key in values},
+            **{key: value for key, value in values.items() if key in ours},
         )
 
 

@@ -23,11 +23,11 @@ class BackendUnavailable(SereError, RuntimeError):
 
 
 class TableError(SereError):
-    """A similarity table is missing, damaged or makes no sense."""
+    """A similarity table is missing, damaged or invalid."""
 
 
 class TableMismatch(TableError):
-    """A similarity table belongs to another model than the one at hand."""
+    """A similarity table was made for a different model."""
 
 
 class UnsupportedModel(SereError):
@@ -39,7 +39,7 @@ class UnsupportedEngine(SereError):
 
 
 class ServerError(SereError, RuntimeError):
-    """A server that sere started ended by itself or did not answer; the text ends with its log."""
+    """A server that sere started exited or did not answer; the text ends with its log."""
 
 
 class DataError(SereError):

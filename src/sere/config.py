@@ -36,7 +36,7 @@ class RerouteConfig:
         keep: Experts that are never replaced: ``{layer index: expert ids}``.
         targets: Replace by the most similar ``"primary"`` expert (the paper) or ``"active"`` one.
         use_scale: Multiply the weight of a re-routed slot by the table's ``scale``.
-        merge: What to do with an expert that a row holds twice.
+        merge: What to do with duplicate expert ids within one token's top-k.
         sentinel: The id that freed slots get with ``merge="sentinel"``.
         phases: Re-route ``"decode"`` steps only, or prefill as well (``"all"``).
         backend: Which implementation of the operation; ``"auto"`` chooses by device.

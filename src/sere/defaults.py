@@ -16,7 +16,7 @@ TABLES = (TABLE, OLD_TABLE)
 
 
 def default_table(model: str | os.PathLike[str] | None, revision: str | None = None) -> Path | None:
-    """Return the table beside a model's weights, or None where there is none.
+    """Return the table beside a model's weights, or None if it has none.
 
     Args:
         model: The model's folder, or its name on the hub, of which only the local cache is searched; None and

@@ -69,7 +69,7 @@ class ModelIdentity:
         """Return the values in which ``model`` differs from this model, a phrase for each; empty if none.
 
         Args:
-            model: The model at hand; this identity is a table's. Names and K may differ.
+            model: The model to compare with; this identity is a table's. Names and K may differ.
         """
         found = self.architecture_differences(model.architecture)
         if set(self.experts) != set(model.experts):

@@ -9,7 +9,7 @@ from typing import Any
 NAME = "abacus"
 
 BUNDLED = "bundled"
-"""What stands for it where a model is named."""
+"""The name that commands and functions accept for it."""
 
 
 def model_path() -> Path:

@@ -43,7 +43,7 @@ class Tokens:
 
     @property
     def num_tokens(self) -> int:
-        """Tokens in all sequences together."""
+        """Total number of tokens in all sequences."""
         return int(self.ids.numel())
 
     @property

@@ -52,7 +52,7 @@ def load_config(folder: Path, *, trust_remote_code: bool = False) -> Any:
 
 
 def is_native(described: dict[str, Any]) -> bool:
-    """Whether Transformers has a config class of its own for what a ``config.json`` holds."""
+    """Whether Transformers has a config class for the model type in a ``config.json``."""
     from transformers import CONFIG_MAPPING
 
     kind = described.get("model_type")

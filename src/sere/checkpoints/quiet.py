@@ -23,7 +23,7 @@ def loading_bar(*, shown: bool) -> Iterator[None]:
 
 @contextmanager
 def errors_only() -> Iterator[None]:
-    """Keep Transformers' warnings to itself while the block runs: what matters of them is raised."""
+    """Silence Transformers' warnings while the block runs: those that matter are raised as errors."""
     from transformers.utils import logging
 
     before = logging.get_verbosity()

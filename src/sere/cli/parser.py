@@ -76,7 +76,7 @@ class Parser(argparse.ArgumentParser):
         return f"; did you mean {close[0]}?" if close else ""
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
-        """Refuse a word that is none of the choices, with the nearest one."""
+        """Refuse a word that is not one of the choices, and suggest the nearest one."""
         if action.choices is not None and value not in action.choices:
             raise argparse.ArgumentError(
                 action, f"invalid choice: {value!r}{did_you_mean(str(value), action.choices)}"

@@ -1,4 +1,4 @@
-"""A ``vllm serve`` in processes of its own: for measurements over HTTP, and for tests."""
+"""A ``vllm serve`` in separate processes, for measurements over HTTP and for tests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which settings an engine of vLLM runs, which of them share one, and how it changes between them."""
+"""Which settings a vLLM engine runs, which of them can share an engine, and how it switches between them."""
 
 from __future__ import annotations
 

@@ -69,7 +69,7 @@ def reroute(
         keep: Experts of this layer that are never replaced.
         targets: ``"primary"`` (the paper) or ``"active"``: critical experts, too, may take over slots.
         scale: ``[E, E]``, float32: multiplies the weight of a re-routed slot.
-        merge: What to do with an expert that a row holds twice.
+        merge: What to do with duplicate expert ids within one token's top-k.
         sentinel: The id of freed slots with ``merge="sentinel"``; outside [0, E).
         counters: int64, one entry per name in ``COUNTERS``; incremented in place unless no expert is
             primary. None counts nothing.

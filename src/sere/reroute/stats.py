@@ -1,4 +1,4 @@
-"""What a layer's counters add up, and what they say as means."""
+"""What a layer's counters add up, and the means computed from them."""
 
 from __future__ import annotations
 

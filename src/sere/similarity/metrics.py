@@ -30,7 +30,7 @@ def get_metric(name: str) -> Metric:
     """Return the metric of this name.
 
     Raises:
-        ConfigError: There is none; the text names the nearest.
+        ConfigError: No metric has this name; the text suggests the nearest.
     """
     if name not in METRICS:
         raise ConfigError(f"unknown metric {name!r}{did_you_mean(str(name), METRICS)}")

@@ -37,7 +37,7 @@ class SimilarityTable:
 
     Raises:
         TableError: There is no layer, layers or their numbers of experts differ from the identity, or a layer
-            is an identity matrix, which stands for missing similarities.
+            is an identity matrix, which means that similarities are missing.
 
     Source: docs/method.md section 3.
     """

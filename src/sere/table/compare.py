@@ -1,4 +1,4 @@
-"""How far two tables are apart, and whether comparing them means anything."""
+"""How much two tables differ, and whether comparing them is meaningful."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether a table belongs to the model at hand."""
+"""Whether a table belongs to a model."""
 
 from __future__ import annotations
 

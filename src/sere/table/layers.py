@@ -38,7 +38,7 @@ def from_tensors(named: Mapping[str, Tensor]) -> dict[int, LayerSimilarity]:
     """Return the layers that `to_tensors` turned into tensors.
 
     Raises:
-        TableError: A name is unknown, a similarity is missing, or a value makes no sense; the text names the
+        TableError: A name is unknown, a similarity is missing, or a value is invalid; the text names the
             layer.
     """
     parts: dict[int, dict[str, Tensor]] = {}

@@ -44,7 +44,7 @@ class Load:
         return f"{self.concurrency} at once" if self.concurrency else f"{self.request_rate:g} per second"
 
     def arrivals(self, count: int, seed: str) -> list[float]:
-        """Return when requests arrive, in seconds since the first; in a closed loop all arrive at 0.
+        """Return arrival times in seconds since the first request; in a closed loop all are 0.
 
         Args:
             count: Requests.

@@ -45,7 +45,7 @@ class TensorReader:
         return LazyTensor(self, name)
 
     def read(self, name: str) -> Tensor:
-        """Read one tensor into memory of its own."""
+        """Read one tensor into newly allocated memory."""
         file = self.files[name]
         if file not in self._open:
             handle, mapped = open_safetensors(self.path / file)

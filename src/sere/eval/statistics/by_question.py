@@ -64,7 +64,7 @@ def paired_difference(after: Sequence[bool], before: Sequence[bool], *, confiden
     the bootstrap it needs no draws, and unlike McNemar's it holds where few questions differ.
 
     Args:
-        after: Per question, whether the method at hand was right.
+        after: Per question, whether the setting was right.
         before: The same for the method it is compared with, in the same order.
         confidence: Of the two-sided interval.
 

@@ -19,7 +19,7 @@ def find_router(model: nn.Module, experts_name: str, E: int) -> nn.Module:
         E: Experts of the layer.
 
     Raises:
-        UnsupportedModel: There is none; the text names the layer.
+        UnsupportedModel: No such module was found; the text names the layer.
     """
     parent = model.get_submodule(experts_name.rpartition(".")[0])
     found = [

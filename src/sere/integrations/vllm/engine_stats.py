@@ -1,4 +1,4 @@
-"""What re-routing did in an engine: the workers' answers made one, and a line for the log."""
+"""What re-routing did in an engine: the workers' answers combined, and a line for the log."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class EngineStats:
 
 
 def join_answers(answers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Make one answer of the workers': ranks of tensor parallelism repeat, of pipeline parallelism add.
+    """Combine the workers' answers: tensor-parallel ranks repeat each other, pipeline-parallel ranks add up.
 
     Args:
         answers: What each worker's ``sere_stats`` returned.

@@ -24,7 +24,7 @@ def check_start(vllm_config: Any) -> None:
         vllm_config: vLLM's ``VllmConfig``, complete.
 
     Raises:
-        SereError: Something is refused; the text says what was expected, what came and what to do.
+        SereError: Something is refused; the text says what was expected, what was found and what to do.
     """
     values = section(vllm_config)
     config = PluginConfig.from_mapping(values)

@@ -1,4 +1,4 @@
-"""All that is known about versions of vLLM: which were run, which were reviewed, what differs."""
+"""Versions of vLLM: which were run, which were reviewed, and how they differ."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def check_installed() -> str:
     """Return vLLM's version; make sure, before a model is made or loaded for it, that there is one.
 
     Raises:
-        MissingDependency: There is none.
+        MissingDependency: vLLM is not installed.
     """
     version = engine_version()
     if version is None:
@@ -137,7 +137,7 @@ def expert_kernel(runner: Any) -> tuple[Any, bool]:
 
 
 def kernel_name(kernel: Any) -> str | None:
-    """Return the class name of an expert kernel, or None where there is none.
+    """Return the class name of an expert kernel, or None if there is no kernel.
 
     The CPU kernel may hand its work to zentorch, which nobody has read: that is another kernel.
     """

@@ -1,4 +1,4 @@
-"""A port of its own on which a worker serves its Prometheus metrics."""
+"""The separate port on which a worker serves its Prometheus metrics."""
 
 from __future__ import annotations
 

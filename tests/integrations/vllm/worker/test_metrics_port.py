@@ -15,7 +15,9 @@ from sere.integrations.vllm.worker import metrics_port
 from tests.support.vllm.metrics import HOST, report_without_layers, scrape
 from tests.support.vllm.server import free_port
 
-pytest.importorskip("prometheus_client")
+pytest.importorskip("prometheus_client", reason="comes with vLLM: make test-vllm")
+
+pytestmark = pytest.mark.vllm
 
 
 def test_only_this_machine_unless_asked() -> None:
@@ -46,6 +48,6 @@ def test_port_that_is_taken() -> None:
         other.listen()
         number = other.getsockname()[1]
         with pytest.raises(
-            ConfigError, match=f"metrics_port: {HOST}:{number} cannot be opened .*; choose another"
+            ConfigError, match=f"metrics_port: expected a free port, but {HOST}:{number} cannot .*; choose"
         ):
             metrics_port.serve_metrics(report_without_layers, HOST, number)

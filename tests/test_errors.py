@@ -42,6 +42,12 @@ def test_of_many_valid_names_ten_are_named() -> None:
     assert text.endswith("name09 and 20 more)")
 
 
+def test_capital_letters_hide_no_name() -> None:
+    """``SERE`` is close to ``sere``, and the other way round."""
+    assert did_you_mean("SERE", ["off", "sere"]).startswith("; did you mean 'sere'?")
+    assert did_you_mean("model", ["MODEL", "OTHER"]).startswith("; did you mean 'MODEL'?")
+
+
 def test_the_install_line_works_from_a_clone() -> None:
     """There is no sere on a package index: ``pip install sere`` would bring something else, or nothing."""
     assert how_to_install("plot") == "in a clone of sere's repository, run: pip install '.[plot]'"

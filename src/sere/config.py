@@ -29,10 +29,10 @@ class RerouteConfig:
     """How to re-route; docs/method.md section 4 defines each setting.
 
     Attributes:
-        select_top_k: S, slots per token that are primary; 1 to ``MOST_INT``. From K on nothing is re-routed.
-        threshold: ρ, least similarity at which an expert may be replaced; at least 0.
+        select_top_k: S, slots per token that are primary; 1 to ``MOST_INT``. K or more re-routes nothing.
+        threshold: ρ, minimum similarity at which an expert may be replaced; at least 0.
             Compared in float32, like the similarities.
-        min_active: Least number of primary experts per layer and step, to ``MOST_INT``; 0 for no floor.
+        min_active: Minimum number of primary experts per layer and step, at most ``MOST_INT``; 0 for none.
         keep: Experts that are never replaced: ``{layer index: expert ids}``.
         targets: Replace by the most similar ``"primary"`` expert (the paper) or ``"active"`` one.
         use_scale: Multiply the weight of a re-routed slot by the table's ``scale``.
@@ -135,7 +135,7 @@ def check_sentinel(merge: str, sentinel: int | None) -> None:
         raise ConfigError(f"sentinel: expected an id in the range of int32, e.g. -1; got {sentinel}")
     if merge != "sentinel" and sentinel is not None:
         raise ConfigError(
-            f"sentinel: given ({sentinel!r}) but merge is {merge!r}; set merge='sentinel' or drop it"
+            f"sentinel: given ({sentinel!r}) but merge is {merge!r}; set merge='sentinel' or omit sentinel"
         )
 
 

@@ -26,11 +26,11 @@ class BackendUnavailable(SereError, RuntimeError):
 
 
 class TableError(SereError):
-    """A similarity table is missing, damaged or makes no sense."""
+    """A similarity table is missing, damaged or invalid."""
 
 
 class TableMismatch(TableError):
-    """A similarity table belongs to another model than the one at hand."""
+    """A similarity table was made for a different model."""
 
 
 class UnsupportedModel(SereError):
@@ -42,7 +42,7 @@ class UnsupportedEngine(SereError):
 
 
 class ServerError(SereError, RuntimeError):
-    """A server that sere started ended by itself or did not answer; the text ends with its log."""
+    """A server that sere started exited or did not answer; the text ends with its log."""
 
 
 class DataError(SereError):
@@ -94,6 +94,7 @@ def did_you_mean(name: str, valid: Iterable[str]) -> str:
         valid: The names that would have been accepted.
     """
     names = sorted(valid)
-    close = get_close_matches(name, names, n=1, cutoff=0.5)
-    hint = f"; did you mean {close[0]!r}?" if close else ""
+    by_small = {valid.lower(): valid for valid in names}
+    close = get_close_matches(name.lower(), by_small, n=1, cutoff=0.5)
+    hint = f"; did you mean {by_small[close[0]]!r}?" if close else ""
     return f"{hint} (valid: {name_some(names)})"

@@ -99,8 +99,8 @@ class ModelIdentity:
         if digest == self.recorded_digest:
             return []
         return [
-            f"{', '.join(_KEYS)}: the table, written by an older sere, has their digest "
-            f"{self.recorded_digest[:12]} only, and the model's is {digest[:12]}"
+            f"{', '.join(_KEYS)}: the table was written by an older sere and has only their digest "
+            f"{self.recorded_digest[:12]}, but the model's digest is {digest[:12]}"
         ]
 
     def to_mapping(self) -> dict[str, Any]:

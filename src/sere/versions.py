@@ -45,8 +45,9 @@ def why_outside(package: str, installed: str | None = None) -> str | None:
         return None
     age = "older" if _minor(installed) < oldest else "newer"
     return (
-        f"{NAMES[package]} {installed} is {age} than what sere is tested with ({describe_range(package)}): "
-        "check that with S = K the model gives the same tokens as without sere"
+        f"{NAMES[package]} {installed} is {age} than the releases that sere is tested with "
+        f"({describe_range(package)}); check that with select_top_k equal to the model's top_k "
+        "the output is the same as without sere"
     )
 
 

@@ -93,16 +93,16 @@ def test_interruption_before_anything_is_done_leaves_nothing(
 @pytest.mark.parametrize(
     ("changed", "words"),
     [
-        (["--seq-len", "32", "--batch-size", "4"], "seq_len was 16, now 32; batch_size was 8, now 4; give"),
+        (["--seq-len", "32", "--batch-size", "4"], "seq_len was 16, now 32; batch_size was 8, now 4; repeat"),
         (
             ["--max-tokens", "64", "--seed", "1"],
-            "max_tokens was 96, now 64; seed was 0, now 1; give the command",
+            "max_tokens was 96, now 64; seed was 0, now 1; repeat the original",
         ),
         (
             ["--metric", "cka", "--parameters", '{"window": 4}'],
             "metrics was frobenius, now cka; metric_parameters.",
         ),
-        ([], "with other settings: the texts or the tokenizer differ; give the command"),
+        ([], "with other settings: the texts or the tokenizer differ; repeat the original"),
     ],
     ids=["sequences", "tokens", "metric", "texts"],
 )
@@ -132,7 +132,7 @@ def test_going_on_with_other_settings_names_them(
         (["--field", "body"], "texts.jsonl line 1 has no field 'body'; it has text"),
         (["--max-tokens", "100000", "--seq-len", "90000"], "expected at least 90000 tokens"),
         (["--metric", "cosine,cosine"], "metric: expected each name once, got cosine, cosine"),
-        (["--metric", ","], "metric: expected at least one name, got none"),
+        (["--metric", ","], "--metric: expected at least one name, got ','; see sere list metrics"),
         (
             ["--metric", "cka", "--parameters", '{"kernel": "rbff"}'],
             "kernel: expected one of linear, rbf, polynomial, got 'rbff'",

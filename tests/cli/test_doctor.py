@@ -48,7 +48,7 @@ def test_doctor_says_which_releases_are_tested(
     assert (within["state"], within["detail"]) == ("ok", f"{newest}.1 (tested: {oldest} to {newest})")
     assert beyond["state"] == "untested"
     assert (
-        f"99.0.0 is newer than what sere is tested with ({oldest} to {newest}): check that"
+        f"99.0.0 is newer than the releases that sere is tested with ({oldest} to {newest}); check that"
         in beyond["detail"]
     )
 

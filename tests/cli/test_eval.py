@@ -114,7 +114,7 @@ def test_any_model_is_asked_questions_of_a_file(
     assert "5 questions." in shown
     assert "perplexity" not in shown
     assert "1 rows of the file are null or blank and were skipped." in shown
-    assert "B=8: steps had 5 rows" in shown
+    assert "B=8: steps had only 5 rows" in shown
 
 
 def test_texts_take_the_chat_template_unless_told_otherwise(

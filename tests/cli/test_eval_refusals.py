@@ -51,7 +51,7 @@ def test_tasks_are_for_the_bundled_model_alone(
         ),
         (
             ["x", "--questions", "q.jsonl", "--setting", "sere:select_top_k=1"],
-            "--table: none was given, and x has no similarity.sere in its folder",
+            "--table: none was given, x has no similarity.sere in its folder",
         ),
         (
             ["x", "--questions", "q.jsonl", "--metric", "cosine", "--setting", "off"],
@@ -68,7 +68,7 @@ def test_tasks_are_for_the_bundled_model_alone(
         (["x", "--prompts", "p.txt", "--engine", "vllm"], "--prompts: vLLM does not return the logits"),
         (
             ["x", "--questions", "q.jsonl", "--engine", "vllm"],
-            "--table: none was given, and x has no similarity.sere in its folder",
+            "--table: none was given, x has no similarity.sere in its folder",
         ),
     ],
 )

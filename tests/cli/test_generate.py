@@ -106,7 +106,9 @@ def test_generate_puts_conversations_through_the_chat_template(
         (["--prompt-file", "."], "--prompt-file: . is a folder"),
         (["--prompt-file", "ROWS"], "rows.jsonl line 1 has no field 'prompt'; it has body; choose one"),
         (["--prompt-file", "ROWS", "--field", "body"], "rows.jsonl line 2 holds no prompt (null or blank)"),
-        (["--prompt", ""], "--prompt: expected a prompt that is not empty"),
+        (["--prompt", ""], "--prompt: expected a non-empty prompt"),
+        # An unset variable of a shell is no wish for the default.
+        (["--prompt", "a", "--setting", ""], "setting '': unknown policy ''"),
     ],
 )
 def test_generate_refuses_in_one_line(

@@ -21,7 +21,9 @@ def test_the_dtype_of_a_checkpoint_is_that_of_its_config(tmp_path: Path) -> None
     config = json.loads((path / "config.json").read_text())
     del config["dtype"]
     (path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ConfigError, match=r"--dtype: the config of .* names none; choose one of bfloat16"):
+    with pytest.raises(
+        ConfigError, match=r"--dtype auto: the config of .* has no dtype; choose one of bfloat16"
+    ):
         dtype_name(path, "auto")
 
 

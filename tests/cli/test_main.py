@@ -35,7 +35,7 @@ def refused_path(cause: OSError) -> OutputError:
         (refused_path(OSError(28, "No space left on device")), 1, "t: cannot be written: No space left"),
         (OSError(28, "No space left on device", "a.txt"), 1, "No space left on device: a.txt"),
         (BrokenPipeError(32, "Broken pipe"), 1, "sere: error: Broken pipe"),  # of a server, not of stdout
-        (ServerError("vllm serve ended by itself"), 1, "sere: error: vllm serve ended by itself"),
+        (ServerError("vllm serve exited with code 1"), 1, "sere: error: vllm serve exited with code 1"),
         (MemoryError("no 8 GB"), 1, "not enough memory (no 8 GB); use a smaller batch size"),
         (KeyboardInterrupt(), 130, "sere: interrupted"),
     ],

@@ -81,8 +81,8 @@ def test_diff_fails_with_1_where_tables_differ(path: Path, capsys: pytest.Captur
     assert "equal" in capsys.readouterr().out
     assert sere("diff", path, other) == 1
     shown = capsys.readouterr()
-    assert shown.err == "warning: other metrics: cka and cosine\n"
-    assert "other best expert" in shown.out
+    assert shown.err == "warning: different metrics: cka and cosine\n"
+    assert "changed best expert" in shown.out
 
 
 def test_plot_writes_a_picture_beside_the_table(path: Path, capsys: pytest.CaptureFixture[str]) -> None:

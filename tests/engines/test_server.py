@@ -56,7 +56,7 @@ def test_server_that_cannot_start(tmp_path: Path, mark: str) -> None:
     path = save_model(tmp_path)
     settings = {"table": str(tmp_path / "missing.safetensors"), "select_top_k": 1}
     with (
-        pytest.raises(ServerError, match=r"(?s)exit code 1; the end of its log:.*missing.safetensors"),
+        pytest.raises(ServerError, match=r"(?s)exited with code 1; the end of its log:.*missing.safetensors"),
         serve(path, settings, tmp_path / "log", "--skip-tokenizer-init", "--enforce-eager"),
     ):
         pass
@@ -85,7 +85,7 @@ def test_server_that_dies(tmp_path: Path, mark: str) -> None:
     with serve(path, settings, tmp_path / "log", *arguments) as server:
         assert len(marked(mark)) > 1
         os.kill(server.pid, signal.SIGKILL)
-        with pytest.raises(ServerError, match="ended by itself with exit code -9; the end of its log"):
+        with pytest.raises(ServerError, match="exited with code -9; the end of its log"):
             server.wait(60)
     psutil.wait_procs(marked(mark), timeout=10)
     assert marked(mark) == []

@@ -29,7 +29,7 @@ def test_cases_of_another_run_are_named_before_they_are_lost(
     with caplog.at_level(logging.WARNING, "sere"):
         FinishedCases(path, {"plan": other, "weights": "b", "table": {"metric": "cka"}})
     (line,) = caplog.messages
-    assert line.startswith(f"sere: starting over: 1 finished cases in {path} are of another run: ")
+    assert line.startswith(f"sere: starting over: 1 finished cases in {path} belong to another run: ")
     assert (
         "seed was 1, now 2; batch_sizes was 1 8, now 1; the questions differ; the model's weights differ"
         in line

@@ -205,7 +205,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"topk_ids": torch.zeros(2, 2, dtype=torch.int16)},
         "topk_ids: expected int32 or int64, got torch.int16",
     ),
-    "shapes": ({"topk_weights": torch.ones(2, 3)}, "one shape"),
+    "shapes": ({"topk_weights": torch.ones(2, 3)}, "the same shape"),
     "no slots": (
         {"topk_ids": torch.zeros(2, 0, dtype=torch.int64), "topk_weights": torch.ones(2, 0)},
         "one slot per row",

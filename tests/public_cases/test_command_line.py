@@ -65,7 +65,7 @@ def test_the_same_command_goes_on_and_another_says_what_differs(
     assert main(command) == 130
     assert "interrupted; 1 of 2 layers are done" in capsys.readouterr().err
     assert main([*command, "--batch-size", "4"]) == 2
-    assert "with other settings: batch_size was 8, now 4; give the command" in capsys.readouterr().err
+    assert "with other settings: batch_size was 8, now 4; repeat the original" in capsys.readouterr().err
     assert main(command) == 0
     assert len(seen) == 3
 

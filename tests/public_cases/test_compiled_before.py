@@ -35,6 +35,6 @@ def test_compile_use_apply(how: Any) -> None:
     how(model)
     with torch.no_grad():
         model(prompts())
-    with pytest.raises(InputError, match=r"it is compiled already .*apply re-routing first, compile then"):
+    with pytest.raises(InputError, match=r"it is already compiled .*apply re-routing before compiling"):
         sere.apply(model, table, select_top_k=1)
     torch._dynamo.reset()

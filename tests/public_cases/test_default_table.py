@@ -90,7 +90,7 @@ def test_a_missing_table_is_one_line_with_what_to_do(
     folder = save_checkpoint(tmp_path)
     (tmp_path / "prompts.txt").write_text("add 1+2\n")
     line = refused(capsys, "eval", folder, "--prompts", tmp_path / "prompts.txt", *SETTING)
-    assert f"{folder} has no {TABLE} in its folder, nor the current folder checkpoint.sere" in line
+    assert f"{folder} has no {TABLE} in its folder, and the current folder has no checkpoint.sere" in line
     assert f"make one with: sere calibrate {folder}" in line
 
 

@@ -46,4 +46,4 @@ def test_doctor_calls_them_untested(capsys: pytest.CaptureFixture[str]) -> None:
     (found,) = (one for one in findings if one["part"] == "versions" and one["name"] == "torch")
     assert found["state"] == "untested"
     tested = versions.describe_range("torch")
-    assert f"({tested}): check that with S = K the model gives the same tokens" in found["detail"]
+    assert f"({tested}); check that with select_top_k equal to the model's top_k" in found["detail"]

@@ -46,7 +46,7 @@ def test_calibration_says_how_many_experts_no_token_reached(
     assert line == (
         f"sere: projection: {sum(counts)} of 128 experts have no known similarity to any other, so they are "
         f"never replaced ({counts[0]} of 64 in layer 0, {counts[1]} of 64 in layer 1): no calibration token "
-        "was routed to them, or they gave no output on those that were; calibrate on more tokens"
+        "was routed to them, or their output is 0 on all tokens that were; calibrate on more tokens"
     )
 
 

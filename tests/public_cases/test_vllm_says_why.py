@@ -50,7 +50,7 @@ def test_serving_requests_that_are_all_protected() -> None:
     engine = started()
     engine.prompts(*REQUESTS, tier="off")
     engine.decode(*REQUESTS, steps=3)
-    assert 'all of them keep their own experts, by "off"' in why(engine)
+    assert 'all requests kept their own experts, because "off"' in why(engine)
 
 
 def test_serving_with_a_threshold_of_two(caplog: pytest.LogCaptureFixture) -> None:

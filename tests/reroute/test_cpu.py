@@ -24,5 +24,5 @@ def test_compiled_without_a_cache_where_nothing_can_be_written(
         for _ in range(2):
             assert_same_bits(case, "cpu")
     assert len(caplog.records) == 1
-    assert "its code cannot be kept (cannot cache function" in caplog.text
-    assert "set NUMBA_CACHE_DIR to a folder that can be written to" in caplog.text
+    assert "its code cannot be cached (cannot cache function" in caplog.text
+    assert "set NUMBA_CACHE_DIR to a writable folder" in caplog.text

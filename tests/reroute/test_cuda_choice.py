@@ -77,7 +77,7 @@ def test_more_experts_than_the_kernel_takes(monkeypatch: pytest.MonkeyPatch) -> 
     with pytest.raises(BackendUnavailable, match="at most 1024 experts per layer, this one has 1025"):
         select("cuda", "cuda", MOST_EXPERTS + 1)
     layer = LayerSimilarity(torch.ones(1025, 1025))
-    with pytest.raises(BackendUnavailable, match="it runs on cuda tensors, these are on cpu"):
+    with pytest.raises(BackendUnavailable, match="it needs cuda tensors, got cpu tensors"):
         prepare_layer(layer, RerouteConfig(select_top_k=1, backend="cuda"))
 
 

@@ -22,8 +22,8 @@ WRONG: list[Any] = [
     ({"similarity": SIMILARITY.tolist()}, "similarity: expected a torch.Tensor, got list"),
     ({"scale": SIMILARITY.tolist()}, "scale: expected a torch.Tensor, got list"),
     ({"counters": [0] * 7}, "counters: expected a torch.Tensor, got list"),
-    ({"topk_ids": IDS[0]}, r"one shape \[T, K\], got \[2\] and \[4, 2\]"),
-    ({"topk_weights": WEIGHTS[:2]}, r"one shape \[T, K\], got \[4, 2\] and \[2, 2\]"),
+    ({"topk_ids": IDS[0]}, r"the same shape \[T, K\], got \[2\] and \[4, 2\]"),
+    ({"topk_weights": WEIGHTS[:2]}, r"the same shape \[T, K\], got \[4, 2\] and \[2, 2\]"),
     ({"topk_ids": IDS.float()}, "topk_ids: expected int32 or int64, got torch.float32"),
     ({"topk_weights": WEIGHTS.int()}, "topk_weights: expected a floating-point dtype, got torch.int32"),
     ({"similarity": SIMILARITY[:4]}, r"square \[E, E\] matrix, got shape \[4, 8\]"),
@@ -104,7 +104,7 @@ def test_a_number_of_tokens_may_be_numpys() -> None:
 def test_a_named_backend_that_cannot_run_raises(monkeypatch: pytest.MonkeyPatch) -> None:
     """``cpu`` on another device, or without numba, is refused with the reason and the install line."""
     with pytest.raises(
-        BackendUnavailable, match="'cpu' cannot run here: it runs on cpu tensors, these are on cuda"
+        BackendUnavailable, match="'cpu' cannot run here: it needs cpu tensors, got cuda tensors"
     ):
         select("cpu", "cuda")
     monkeypatch.setattr(registry, "_installed", lambda package: package != "numba")

@@ -81,5 +81,5 @@ def test_the_functional_form_says_what_to_compile() -> None:
     compiled = torch.compile(
         lambda i, w: reroute(i, w, LAYER, select_top_k=1), fullgraph=True, backend="eager"
     )
-    with pytest.raises(torch._dynamo.exc.Unsupported, match=r"prepare it before with prepare_layer"):
+    with pytest.raises(torch._dynamo.exc.Unsupported, match=r"call prepare_layer"):
         compiled(ids, weights)

@@ -147,7 +147,8 @@ def test_an_identity_matrix_is_refused() -> None:
     """A missing similarity that looks like one would map everything to the lowest primary expert."""
     layers = {1: LayerSimilarity(matrix(1)), 3: LayerSimilarity(torch.eye(5))}
     with refuses(
-        TableError, "layer 3: expected similarities, got the identity matrix, which stands for missing"
+        TableError,
+        "layer 3: expected similarities, got the identity matrix, which means that they are missing",
     ):
         table(layers=layers)
 

@@ -79,16 +79,16 @@ def test_incomparable_tables_are_compared_with_warnings() -> None:
     )
     result = compare(table(), other)
     assert [warning.split(":")[0] for warning in result.warnings] == [
-        "other models",
-        "other layers",
-        "other metrics",
-        "other calibration data",
+        "different models",
+        "different layers",
+        "different metrics",
+        "different calibration data",
     ]
     assert result.warnings[3].endswith("digest cdcdcdcdcdcd and 7 tokens, digest none")
     assert [difference.layer for difference in result.layers] == [1]
     assert not result.equal
     fewer = compare(table(), table(identity=identity(K=1)))
-    assert fewer.warnings == ("other routed slots per token: K=2 and K=1",)
+    assert fewer.warnings == ("different numbers of routed slots per token: K=2 and K=1",)
     narrow = compare(table(), table(metric_parameters={"kernel": "rbf", "window": 64}))
     assert narrow.equal
-    assert narrow.warnings[0].startswith("other cka parameters: {'kernel': 'rbf', 'window': 128")
+    assert narrow.warnings[0].startswith("different cka parameters: {'kernel': 'rbf', 'window': 128")

@@ -128,7 +128,7 @@ def test_a_file_of_version_1_is_taken_for_its_model_with_another_k(
 @pytest.mark.parametrize(
     ("changes", "text"),
     [
-        ({"hidden_size": 16}, "hidden_size, layers, expert_width: the table, written by an older sere, has "),
+        ({"hidden_size": 16}, "hidden_size, layers, expert_width: the table was written by an older sere "),
         ({"num_experts": 8}, "experts of layer 0: the table has 16, the model 8"),
         ({"num_hidden_layers": 3}, "MoE layers: the table has [0, 1], the model [0, 1, 2]"),
     ],
@@ -212,7 +212,7 @@ def test_a_pickle_is_refused_unread(tmp_path: Path) -> None:
     """Nothing but safetensors is opened."""
     path = tmp_path / "similarity_matrices.pt"
     torch.save({0: torch.eye(4)}, path)
-    with refuses("that are not one or are cut off"):
+    with refuses("that are something else or were cut off"):
         SimilarityTable.load(path)
 
 
@@ -237,10 +237,10 @@ def test_a_models_weights_are_refused(tmp_path: Path) -> None:
         ({"format_version": None}, "expected format version 1 or 2, got None"),
         ({"metric": None, "seed": None}, "the header lacks metric, seed; calibrate again"),
         ({"seed": "{"}, "the header is not valid JSON"),
-        ({"identity": "[]"}, "the identity in its header makes no sense"),
+        ({"identity": "[]"}, "the model identity in its header is invalid"),
         (
             {"identity": json.dumps({"name": "x", "layer_names": {}})},
-            "the identity in its header makes no sense",
+            "the model identity in its header is invalid",
         ),
         (
             {"identity": json.dumps(identity().to_mapping() | {"experts": {"1": 5}})},

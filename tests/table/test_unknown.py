@@ -235,7 +235,7 @@ def test_nan_in_a_reference_table_is_not_known(tmp_path: Path) -> None:
     assert imported.layers[1].unknown == (2,)
     assert imported.layers[1].similarity[2, 2] == 1
     assert torch.equal(imported.layers[1].similarity[0, [0, 1, 3, 4]], values[0, [0, 1, 3, 4]])
-    assert "8 similarities are NaN in the file, which is read as not known: never enough" in str(
+    assert "8 similarities are NaN in the file; they count as not known and are never used" in str(
         imported.provenance["notes"]
     )
 

@@ -119,7 +119,7 @@ def test_a_template_that_lacks_a_package_says_so(monkeypatch: pytest.MonkeyPatch
         ({"messages": [{"role": "user", "content": 5}]}, "a list of text parts as content, got int"),
         ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, "got one of type 'image'"),
         ({"role": "user", "content": "x"}, "no field 'text'; it has role, content; put the messages"),
-        ({"messages": [{"role": "user", "content": "\ud83d"}]}, r"half a character \(U\+D83D\)"),
+        ({"messages": [{"role": "user", "content": "\ud83d"}]}, r"unpaired surrogate \(U\+D83D\)"),
     ],
 )
 def test_what_is_no_conversation_is_named(row: Any, text: str | None) -> None:

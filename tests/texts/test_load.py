@@ -113,7 +113,7 @@ def test_folder_and_unknown_kind_are_refused(tmp_path: Path) -> None:
             '{"text": 5}',
             r"a\.jsonl line 2: expected a string in field 'text' \(or a list of messages\), got int",
         ),
-        ('{"text": "\\ud83d"}', r"a\.jsonl line 2: holds half a character \(U\+D83D\) at position 0"),
+        ('{"text": "\\ud83d"}', r"a\.jsonl line 2: contains an unpaired surrogate \(U\+D83D\) at position 0"),
     ],
 )
 def test_bad_jsonl_line_is_named_with_its_number(tmp_path: Path, line: str, text: str) -> None:

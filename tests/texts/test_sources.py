@@ -89,7 +89,7 @@ def test_parquet_with_an_upper_case_suffix(tmp_path: Path) -> None:
         ("a.parquet.gz", b"x", r"ends in '\.parquet\.gz'; expected one of"),
         ("a", b"x", r"ends in ''; expected one of"),
         ("a.txt", b"a\0b", r"a\.txt is a binary file"),
-        ("a.txt", b"\x89PNG", r"a\.txt is not UTF-8 .*a binary file, or text to convert"),
+        ("a.txt", b"\x89PNG", r"a\.txt is not UTF-8 .*expected text, convert it to UTF-8"),
         ("a.txt", "é".encode("utf-16"), r"a\.txt is not UTF-8"),
         ("a.txt.gz", b"not compressed", r"a\.txt\.gz cannot be read: Not a gzipped file"),
         ("a.txt.gz", gzip.compress(b"one" * 9999)[:40], r"a\.txt\.gz cannot be read: Compressed file ended"),

@@ -84,9 +84,9 @@ def calibrate(
             - ``seed``: Seed of the documents' order (default 0); None keeps their order.
             - ``field``: Field or column of the texts (default ``"text"``); if a row has no ``text``, its
               ``messages`` or ``conversations`` are used.
-            - ``split``: Part of a Hugging Face data set (default ``"train"``).
-            - ``chunk_bytes``: Most bytes of experts' outputs in memory at a time (default 256 MiB).
-            - ``progress``: True (default) shows a bar on a terminal, ``"always"`` anywhere, False nowhere.
+            - ``split``: Split of a Hugging Face data set (default ``"train"``).
+            - ``chunk_bytes``: Limit on the bytes of experts' outputs in memory at a time (default 256 MiB).
+            - ``progress``: True (default) shows a bar on a terminal, ``"always"`` everywhere, False never.
 
             For a checkpoint:
 

@@ -70,8 +70,8 @@ def check_tells_apart(layer: ExpertsLayer, metric: str, found: LayerSimilarity) 
     low, high = float(others.min()), float(others.max())
     if low == high == 0:
         raise InputError(
-            f"{layer.name}: no two of its {E} experts have anything in common by the metric {metric!r} (all "
-            "similarities are 0), so nothing can be re-routed by it; try another metric, or check the weights"
+            f"{layer.name}: all similarities of its {E} experts are 0 by the metric {metric!r}, so nothing "
+            "can be re-routed with it; try another metric, or check the weights"
         )
     if low == high:
         logger.warning(

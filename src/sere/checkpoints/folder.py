@@ -80,8 +80,8 @@ def _refuse_no_folder(name: str | os.PathLike[str]) -> None:
 # What the hub allows; a name that it does not know, it says itself.
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9_][\w.-]*")
 _GGUF = (
-    "GGUF weights are packed in a format without experts modules; give the checkpoint in Transformers' "
-    "format (config.json and safetensors) that they were made of"
+    "GGUF weights are packed in a format without experts modules; give the original checkpoint "
+    "in Transformers' format (config.json and safetensors)"
 )
 
 

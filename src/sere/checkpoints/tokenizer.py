@@ -47,7 +47,7 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> Any:
         raise refusal_of_code(folder, "its tokenizer", code)
     if not tokens:
         # Transformers makes an empty tokenizer where the files of a known kind are missing.
-        raise _none(folder, f"without its files, {type(tokenizer).__name__} knows no words")
+        raise _none(folder, f"without its files, {type(tokenizer).__name__} has an empty vocabulary")
     return tokenizer
 
 

@@ -82,7 +82,7 @@ def find_weights(folder: Path) -> WeightFiles:
 
 
 def _shown(path: Path) -> str:
-    return path.name if path.is_file() else f"{path.name} (no file, or a link to none)"
+    return path.name if path.is_file() else f"{path.name} (not a file, or a broken link)"
 
 
 def named_weights(folder: Path) -> WeightFiles | None:

@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
 _DETAILS = f"""Runs the texts through the model once and measures, in each layer, how well experts
 replace each other. The table is written as {TABLE} to the model's folder, where sere.apply, vLLM and
-the other commands find it; for a model on the hub, or in a folder that is read-only, as NAME{SUFFIX} to
-the current folder. A checkpoint that does not fit into memory is read layer by layer; if such a run is
-interrupted, the same command continues it."""
+the other commands find it. For a model on the hub or in a read-only folder, it is written as
+NAME{SUFFIX} to the current folder. A checkpoint that does not fit into memory is read layer by layer;
+if such a run is interrupted, the same command continues it."""
 
 _EXAMPLES = """
   sere calibrate MODEL --texts notes.txt
@@ -59,8 +59,8 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--texts", metavar="FILE", help=kinds)
     text = "field or column of the text or conversation (default: text, or else messages or conversations)"
     group.add_argument("--field", help=text)
-    group.add_argument("--split", help="part of a Hugging Face data set (default: train)")
-    group.add_argument("--max-tokens", type=whole(1), metavar="N", help="tokens in all (default: 51200)")
+    group.add_argument("--split", help="split of a Hugging Face data set (default: train)")
+    group.add_argument("--max-tokens", type=whole(1), metavar="N", help="total tokens (default: 51200)")
     group.add_argument("--seq-len", type=whole(1), metavar="N", help="tokens per sequence (default: 128)")
     group.add_argument(
         "--batch-size", type=whole(1), metavar="B", help="sequences per forward pass (default: 8)"
@@ -72,7 +72,7 @@ def _add_metric(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("similarity")
     text = "see sere list metrics; several are computed in one pass (default: frobenius)"
     group.add_argument("--metric", default="frobenius", metavar="NAME[,NAME...]", help=text)
-    text = "the metric's parameters; for several metrics, an object by metric name"
+    text = "the metric's parameters; for several metrics, an object with one entry per metric name"
     group.add_argument("--parameters", type=_json_object, metavar="JSON", help=text)
 
 
@@ -81,9 +81,9 @@ def _add_memory(parser: argparse.ArgumentParser) -> None:
     how = group.add_mutually_exclusive_group()
     how.add_argument("--low-memory", action="store_true", default=None, help="read layer by layer")
     how.add_argument("--whole", dest="low_memory", action="store_false", help="load the complete model")
-    text = "where a run layer by layer keeps finished layers (default: TABLE.work)"
+    text = "where a layer-by-layer run keeps finished layers (default: TABLE.work)"
     group.add_argument("--work-dir", metavar="DIR", help=text)
-    text = "most memory for experts' outputs at a time (default: 256)"
+    text = "memory limit for the experts' outputs held at a time (default: 256)"
     group.add_argument("--chunk-mb", type=whole(1), metavar="MB", help=text)
     text = "show a progress bar; auto: on a terminal (default)"
     group.add_argument("--progress", choices=("auto", "always", "never"), default="auto", help=text)
@@ -92,6 +92,8 @@ def _add_memory(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Calibrate and write the table or tables."""
     metrics = [name.strip() for name in args.metric.split(",") if name.strip()]
+    if not metrics:
+        raise ConfigError(f"--metric: expected at least one name, got {args.metric!r}; see sere list metrics")
     single = len(metrics) == 1
     out = _out(args, single)
     paths = _paths(out, metrics)

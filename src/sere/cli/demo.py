@@ -32,7 +32,7 @@ _FILES = ("demo.png", "demo.json", _TABLE)
 
 _DETAILS = """Calibrates the model that comes with sere, decodes held-out questions at several batch
 sizes with re-routing off and on, and counts experts, time and right answers. Writes a picture, the
-table of similarities and the result as JSON. Some minutes on two idle cores."""
+similarity table and the result as JSON. Takes a few minutes on two idle cores."""
 
 _EXAMPLES = """
   sere demo
@@ -41,9 +41,9 @@ _EXAMPLES = """
 """
 
 _COLUMNS = """experts: distinct experts per layer and decode step, all of which must be read from
-memory. TPOT: median time per output token; speedup: the baseline's (off) over it, taking turns. right:
-exact answers, 95 % interval; vs baseline: difference in points on the same questions, 95 % interval.
-One thread, float32."""
+memory. TPOT: median time per output token. speedup: TPOT of the baseline (off) divided by TPOT of the
+setting; the two take turns. right: exactly right answers, with a 95 % interval. vs baseline: difference
+in percentage points on the same questions, with a 95 % interval. One thread, float32."""
 
 _NEXT = """For your own Mixture-of-Experts model of Transformers (min_active is 4 times top_k here):
 
@@ -72,7 +72,8 @@ def add(subparsers: Any) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--per-task", type=whole(1), metavar="N",
-        help="questions per task, at least one per row (default: by batch size, for some minutes in all)",
+        help="questions per task, at least one per row (default: chosen by batch size, for a run of "
+        "a few minutes)",
     )  # fmt: skip
     add_json_flag(parser)
     parser.set_defaults(

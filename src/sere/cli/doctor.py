@@ -14,10 +14,9 @@ from sere.cli.parser import add_command
 from sere.errors import SereError, how_to_install
 from sere.identity import span
 
-_DETAILS = """Exit code 1 if the model or the table that you name is broken, or if they do not fit each
-other. A missing optional package is no fault; its line says how to install it. A release of
-Transformers or PyTorch that sere is not tested with is no fault either; its line says how to make sure
-that it works."""
+_DETAILS = """The exit code is 1 if the given model or table is broken, or if the table was not made for
+the model. A missing optional package is not an error; its line says how to install it. An untested
+release of Transformers or PyTorch is not an error either; its line says how to check that it works."""
 
 _EXAMPLES = """
   sere doctor
@@ -110,7 +109,7 @@ def _backends() -> Iterator[Finding]:
     for name, record in BACKENDS.items():
         reason = record.why_not(device)
         yield Finding("backends", name, "missing" if reason else "ok", reason or f"runs on {device} tensors")
-    yield Finding("backends", "auto", "ok", f"{select('auto', device)} on {device}")
+    yield Finding("backends", "auto", "ok", f"chooses {select('auto', device)} for {device} tensors")
 
 
 def _extras() -> Iterator[Finding]:

@@ -33,13 +33,13 @@ Texts come from:
   "messages" or "conversations"; an answer at the end of a conversation is
   left out. Give at least 50 prompts: with fewer, the intervals are too narrow
   if a few prompts differ much from the others.
---questions FILE: counts right answers and the difference to the unmodified
-  model on the same questions. Rows as above with "answer", and "pattern" if
-  the answer is only a part of the output: a regular expression whose last
-  match counts (its first group, if it has one). Without a pattern the
-  complete output must be the answer.
-neither: the tasks and the English of the bundled model, which no other model
-  knows.
+--questions FILE: counts right answers and compares them with those of the
+  unmodified model on the same questions. Rows as above with "answer", and
+  "pattern" if the answer is only part of the output: a regular expression
+  whose last match counts (its first group, if it has one). Without a pattern
+  the complete output must be the answer.
+neither: the tasks and English passages of the bundled model, which no other
+  model was trained on.
 
 If the tokenizer has a chat template, each text is given to the model as a user's message.
 
@@ -51,7 +51,7 @@ A setting is a routing rule and its options. sere list policies shows them; amon
   topk:select_top_k=1      drop the lighter experts instead of re-routing them
 
 With --engine vllm, B is the number of concurrent requests, --prompts is refused, and settings that
-differ in more than select_top_k and threshold each get an engine of their own, one after the other. If
+differ in more than select_top_k and threshold get separate engines, one after the other. If
 a run with --out is interrupted, the same command continues after the last finished case."""
 
 _EXAMPLES = """
@@ -88,14 +88,15 @@ def add(subparsers: Any) -> None:
     )
     parser.add_argument(
         "--max-new-tokens", type=whole(1), metavar="N",
-        help=f"per answer (default: {_ANSWER_TOKENS}) or continuation (default: {_CONTINUATION_TOKENS})",
+        help=f"tokens per answer (default: {_ANSWER_TOKENS}) or per continuation (default: "
+        f"{_CONTINUATION_TOKENS})",
     )  # fmt: skip
     parser.add_argument(
         "--seed", type=whole(), default=0, help="seed of tasks and of random rules (default: 0)"
     )
     parser.add_argument(
         "--engine", choices=("transformers", "vllm"), default="transformers",
-        help="what decodes; vllm counts right answers only (default: transformers)",
+        help="engine that decodes; vllm only counts right answers (default: transformers)",
     )  # fmt: skip
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the complete result as JSON")
     _add_texts(parser)
@@ -104,7 +105,7 @@ def add(subparsers: Any) -> None:
 
 
 def _add_texts(parser: argparse.ArgumentParser) -> None:
-    files = parser.add_argument_group("what is decoded")
+    files = parser.add_argument_group("what to decode")
     one = files.add_mutually_exclusive_group()
     one.add_argument("--prompts", metavar="FILE", help="prompts for the model to continue")
     one.add_argument("--questions", metavar="FILE", help="questions with their answers")
@@ -112,17 +113,19 @@ def _add_texts(parser: argparse.ArgumentParser) -> None:
         "--field", default="prompt", metavar="NAME",
         help="field with a row's text or conversation (default: prompt, else messages or conversations)",
     )  # fmt: skip
-    files.add_argument("--no-chat-template", action="store_true", help="give texts to the model as they are")
+    files.add_argument(
+        "--no-chat-template", action="store_true", help="do not apply the tokenizer's chat template"
+    )
     tasks = parser.add_argument_group("the bundled model's own tasks")
     tasks.add_argument(
         "--per-task", type=whole(1), metavar="N", help=f"questions per task (default: {_PER_TASK})"
     )
     tasks.add_argument("--tasks", nargs="+", metavar="TASK", help="names of tasks (default: all)")
     tasks.add_argument(
-        "--passages", type=whole(0), metavar="N", help=f"passages of English (default: {_PASSAGES})"
+        "--passages", type=whole(0), metavar="N", help=f"English passages (default: {_PASSAGES})"
     )
     tasks.add_argument(
-        "--no-text", dest="passages", action="store_const", const=0, help="leave out the English"
+        "--no-text", dest="passages", action="store_const", const=0, help="skip the English passages"
     )
 
 

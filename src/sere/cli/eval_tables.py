@@ -7,18 +7,18 @@ from typing import Any
 
 from sere.cli.output import case_table
 
-_ANSWER_NOTES = """experts: distinct per layer and step, before > after. vs baseline: difference
-to off at the same B, points, paired. tokens: mean answer length."""
-_ENGLISH_NOTE = " KL: to the unmodified model, nats per token of English."
+_ANSWER_NOTES = """experts: distinct per layer and step, before > after. vs baseline: difference from off
+at the same B on the same questions, in percentage points. tokens: mean answer length."""
+_ENGLISH_NOTE = " KL: from the unmodified model, nats per token of the English passages."
 
-_PROMPT_NOTES = """In decode steps, on the unmodified model's own continuations from their second token on.
-experts: distinct per layer and step, before > after. agree: tokens where the setting's most likely token is
-the unmodified model's too. KL: from the unmodified model, nats per token; off's row shows what
-rounding leaves. perplexity: of the continuations. 95 %: intervals over prompts, not over tokens."""
+_PROMPT_NOTES = """Scored in decode steps on the unmodified model's own continuations, from the second token.
+experts: distinct per layer and step, before > after. agree: tokens where the setting and the unmodified
+model have the same most likely token. KL: from the unmodified model, nats per token; the row of off shows
+the effect of rounding. perplexity: of the continuations. 95 %: intervals over prompts, not over tokens."""
 
 
 def render(record: Mapping[str, Any]) -> str:
-    """Return the result of an evaluation as tables, with what their columns mean and what to know of them."""
+    """Return the result of an evaluation as tables, with the meaning of their columns and remarks."""
     shown = _prompts(record) if "continuations" in record else _answers(record)
     return "\n".join([shown, *_remarks(record)])
 
@@ -74,7 +74,7 @@ def _remarks(record: Mapping[str, Any]) -> list[str]:
     plan, scored = record["plan"], record.get("continuations", {})
     if plan.get("chat_template"):
         remarks.append(
-            "Texts were given to the model as a user's message (--no-chat-template gives them as they are)."
+            "Texts were given to the model as a user's message (--no-chat-template turns this off)."
         )
     skipped = (plan.get("prompts") or plan.get("source") or {}).get("skipped")
     if skipped:
@@ -89,8 +89,8 @@ def _remarks(record: Mapping[str, Any]) -> list[str]:
             remarks.append(f"B={case['batch_size']} {case['setting']}: {case['nothing_changed']}")
         if case["setting"] == "off" and case["rows"] < case["batch_size"]:
             remarks.append(
-                f"B={case['batch_size']}: steps had {case['rows']} rows, because there are no more texts; "
-                f"give {case['batch_size']} or more."
+                f"B={case['batch_size']}: steps had only {case['rows']} rows, because there are too few "
+                f"texts; give at least {case['batch_size']}."
             )
     return remarks
 

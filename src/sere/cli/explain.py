@@ -10,7 +10,7 @@ DONE, FAILED, WRONG_USE = 0, 1, 2
 EXTRAS = {
     "transformers": ("transformers", "running and calibrating models"),
     "tqdm": ("transformers", "progress with time left"),
-    "psutil": ("transformers", "choosing how to calibrate by the memory there is"),
+    "psutil": ("transformers", "choosing how to calibrate by the available memory"),
     "numba": ("cpu", "the compiled CPU backend"),
     "cuda-core": ("cuda", "the CUDA kernel, on a machine with an NVIDIA GPU"),
     "pyarrow": ("data", "calibration texts from .parquet"),

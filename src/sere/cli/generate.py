@@ -36,7 +36,7 @@ def add(subparsers: Any) -> None:
     summary = "Complete prompts, with or without re-routing."
     parser = add_command(subparsers, "generate", summary, run, details=_DETAILS, examples=_EXAMPLES)
     parser.add_argument("model", metavar="MODEL", help="a checkpoint folder, a hub name, or 'bundled'")
-    parser.add_argument("--prompt", action="append", default=[], metavar="TEXT", help="repeatable")
+    parser.add_argument("--prompt", action="append", default=[], metavar="TEXT", help="a prompt; repeatable")
     parser.add_argument(
         "--prompt-file", metavar="FILE",
         help="a .txt file with one prompt per line, or rows (.jsonl, .json, .parquet) with a text or "
@@ -92,7 +92,7 @@ def _prompts(args: argparse.Namespace) -> list[Row]:
     from sere.texts import Row, naming, read_rows
 
     if not all(args.prompt):
-        raise DataError("--prompt: expected a prompt that is not empty")
+        raise DataError("--prompt: expected a non-empty prompt, got an empty one")
     rows = [Row("--prompt", text) for text in args.prompt]
     if args.prompt_file is not None:
         with naming("--prompt-file"):
@@ -115,7 +115,7 @@ def _setting(args: argparse.Namespace) -> tuple[PolicySpec | None, SimilarityTab
 
     if args.setting is None and args.table is None:
         return None, None
-    setting = parse_spec(args.setting or _DEFAULT_SETTING)
+    setting = parse_spec(_DEFAULT_SETTING if args.setting is None else args.setting)
     path = table_path(args) if setting.needs_table else args.table
     similarities = None if path is None else SimilarityTable.load(path)
     check_settings([setting], similarities)
@@ -142,7 +142,7 @@ def _complete(model: Any, tokenizer: Any, prompts: list[str], max_new_tokens: in
 
     rows = [torch.tensor(encode(prompt, tokenizer), dtype=torch.long, device="cpu") for prompt in prompts]
     if empty := [prompt for prompt, row in zip(prompts, rows, strict=True) if not row.numel()]:
-        raise DataError(f"generate: the prompt {empty[0]!r} has no tokens")
+        raise DataError(f"generate: the prompt {empty[0]!r} has no tokens; expected at least one")
     check_prompts([row.tolist() for row in rows], max_new_tokens, tokenizer, model)
     pad = tokenizer.pad_token_id
     ids = pad_sequence(rows, batch_first=True, padding_value=pad or 0, padding_side="left")

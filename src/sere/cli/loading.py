@@ -22,8 +22,10 @@ DTYPES = ("auto", "bfloat16", "float16", "float32")
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     """Add ``--device``, ``--dtype``, ``--experts-implementation`` and ``--trust-remote-code``."""
     group = parser.add_argument_group("loading the model")
-    group.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: cuda if there is one)")
-    group.add_argument("--dtype", choices=DTYPES, default="auto", help="of the weights (default: as stored)")
+    group.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: cuda if available)")
+    group.add_argument(
+        "--dtype", choices=DTYPES, default="auto", help="dtype of the weights (default: as stored)"
+    )
     group.add_argument(
         "--experts-implementation",
         metavar="NAME",
@@ -61,7 +63,7 @@ def table_path(args: argparse.Namespace) -> Path | None:
 
 
 def needed_table(args: argparse.Namespace) -> Path:
-    """Return the same as `table_path` where there is no way without a table.
+    """Return the same as `table_path`, for commands that cannot run without a table.
 
     Raises:
         ConfigError: There is none.
@@ -69,8 +71,8 @@ def needed_table(args: argparse.Namespace) -> Path:
     path = table_path(args)
     if path is None:
         raise ConfigError(
-            f"--table: none was given, and {args.model} has no {TABLE} in its folder, nor the current folder "
-            f"{table_here(args.model)}; make one with: sere calibrate {args.model} --texts FILE"
+            f"--table: none was given, {args.model} has no {TABLE} in its folder, and the current folder has "
+            f"no {table_here(args.model)}; make one with: sere calibrate {args.model} --texts FILE"
         )
     return path
 
@@ -89,7 +91,7 @@ def table_of(name: Path) -> Path:
 
 
 def table_here(model: str) -> Path:
-    """Return the name of a model's table in the current folder: for a model whose own folder is no place."""
+    """Return where a model's table is in the current folder, used if the model's folder is not writable."""
     return Path(f"{Path(model).absolute().name}{SUFFIX}")
 
 
@@ -184,7 +186,7 @@ def load_on_device(path: Path, args: argparse.Namespace) -> Any:
         return model.to(device)
     except torch.OutOfMemoryError as error:
         raise InputError(
-            f"--device {device}: {path} does not fit its memory; choose another --device or --dtype"
+            f"--device {device}: {path} does not fit into its memory; choose another --device or --dtype"
         ) from error
 
 
@@ -200,7 +202,9 @@ def dtype_name(path: Path, wanted: str, *, trust_remote_code: bool = False) -> s
         return wanted
     stored = load_config(path, trust_remote_code=trust_remote_code).get_text_config().dtype
     if stored is None:
-        raise ConfigError(f"--dtype: the config of {path} names none; choose one of {', '.join(DTYPES[1:])}")
+        raise ConfigError(
+            f"--dtype auto: the config of {path} has no dtype; choose one of {', '.join(DTYPES[1:])}"
+        )
     return str(stored).removeprefix("torch.")
 
 

@@ -44,7 +44,7 @@ def _add_show(commands: Any) -> argparse.ArgumentParser:
     parser.add_argument("path", type=Path, metavar="TABLE", help=_TABLE_HELP)
     parser.add_argument(
         "--threshold", type=at_least(0, "a similarity"), default=0.5, metavar="RHO",
-        help="count experts that no other expert resembles this much (default: %(default)s)",
+        help="count experts without another expert of at least this similarity (default: %(default)s)",
     )  # fmt: skip
     return parser
 
@@ -82,11 +82,13 @@ def _add_plot(commands: Any) -> argparse.ArgumentParser:
 
 
 def _add_import(commands: Any) -> argparse.ArgumentParser:
-    summary = "Make a table of the reference implementation's similarity_matrices.pt."
+    summary = "Make a table from the reference implementation's similarity_matrices.pt."
     examples = "  sere table import similarity_matrices.pt --model MODEL --out similarity.sere"
     parser = add_command(commands, "import", summary, _import, examples=examples)
     parser.add_argument("path", type=Path, metavar="FILE")
-    parser.add_argument("--model", required=True, metavar="MODEL", help="the model it was calibrated on")
+    parser.add_argument(
+        "--model", required=True, metavar="MODEL", help="the model that FILE was calibrated on"
+    )
     add_trust_argument(parser)
     parser.add_argument("--out", type=Path, required=True, metavar="TABLE")
     return parser
@@ -218,7 +220,7 @@ def _diff(args: argparse.Namespace) -> int:
 
 def _render_diff(value: dict[str, Any]) -> str:
     if value["equal"]:
-        return "equal: all similarities and scales are the same to the bit"
+        return "equal: all similarities and scales are bit-identical"
     rows = [
         [
             layer["layer"],
@@ -229,7 +231,7 @@ def _render_diff(value: dict[str, Any]) -> str:
         ]
         for layer in value["layers"]
     ]
-    headers = ["layer", "largest difference", "mean difference", "other best expert", "known in one only"]
+    headers = ["layer", "largest difference", "mean difference", "changed best expert", "known in only one"]
     return table(rows, headers)
 
 

@@ -57,7 +57,7 @@ class Server:
             ServerError: It has; the text gives the last lines of its log.
         """
         if (code := self._process.poll()) is not None:
-            raise ServerError(f"vllm serve ended by itself with exit code {code}; {self._tail()}")
+            raise ServerError(f"vllm serve exited with code {code}; {self._tail()}")
 
     def wait(self, seconds: float) -> None:
         """Wait until the server answers.
@@ -119,7 +119,7 @@ def serve(
     Raises:
         MissingDependency: vLLM is not installed.
         UnsupportedEngine: ``sere`` has settings, and this vLLM has no routes for plug-ins.
-        ServerError: It ended by itself or did not answer in time.
+        ServerError: It exited or did not answer in time.
     """
     version = check_installed()
     if sere is not None:

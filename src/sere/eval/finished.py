@@ -97,7 +97,7 @@ class FinishedCases:
             return {}
         if different := differences(key, self.key, _IN_WORDS):
             logger.warning(
-                "sere: starting over: %d finished cases in %s are of another run: %s",
+                "sere: starting over: %d finished cases in %s belong to another run: %s",
                 len(cases), self.path, name_some(different, separator="; "),
             )  # fmt: skip
             return {}

@@ -94,16 +94,16 @@ def _nothing_reached_a_layer(activity: Activity, config: RerouteConfig | None) -
     if activity.eligible:
         kind = "call" if config is not None and config.phases == "all" else "decode step"
         return (
-            f"{_count(activity.eligible, kind)} ran, but no layer's hook did; the model was compiled before "
-            "re-routing was applied, or its experts were replaced or are computed by other code: apply "
-            "first, then compile; apply again after a replacement"
+            f"{_count(activity.eligible, kind)} ran, but no layer's hook was called; the model was compiled "
+            "before re-routing was applied, or its experts were replaced or are computed by other code: "
+            "apply before compiling, and again after replacing experts"
         )
     if not activity.calls and not activity.compiled:
         return "the model was not called while re-routing was on, or not through the object it was applied to"
     calls = "the compiled calls" if activity.compiled else _count(activity.calls, "call")
     return (
         f"no decode step was seen in {calls} of the model; prompts, log-likelihood scoring and calls without "
-        "a cache are prefill, which is left as it is unless phases='all'"
+        "a cache are prefill, which is re-routed only with phases='all'"
     )
 
 

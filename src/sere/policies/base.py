@@ -130,7 +130,7 @@ class Policy(ABC):
 
     @property
     def default_budget(self) -> int:
-        """The budget of a row without one in a batch with budgets; 0 for a rule that knows none."""
+        """The budget of a row that has none in a batch with budgets; 0 for a rule without budgets."""
         return 0
 
     def why_idle(self, layers: Iterable[LayerShape]) -> list[str]:

@@ -16,7 +16,7 @@ from sere.reroute import Routing
 
 @dataclass(frozen=True)
 class Oea(TopSlotsBaseline):
-    """Keep each row's ``select_top_k`` heaviest slots; refill up to K from the experts so made active.
+    """Keep each row's ``select_top_k`` heaviest slots; refill up to K from the experts that any row kept.
 
     Each row refills in its own router's order, and its weights are renormalized to their old sum.
 

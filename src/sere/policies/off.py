@@ -11,7 +11,7 @@ from sere.reroute import Routing
 
 @dataclass(frozen=True)
 class Off(Baseline):
-    """Leave every row as the router chose, padding rows included, and count."""
+    """Keep the router's choice for every row, padding rows included; only count."""
 
     name: ClassVar[str] = "off"
     source: ClassVar[str] = "the baseline: the model's own routing"

@@ -49,7 +49,7 @@ def reroute(
 ) -> Routing:
     """Replace each secondary expert by the most similar expert that the batch needs anyway.
 
-    The layer is prepared at every call, which takes far longer than the step. For more than one step per
+    The layer is prepared on every call, which takes far longer than the step. For more than one step per
     layer, or to compile a step, prepare it once:
     ``prepare_layer(layer, config).route(TokenBatch(ids, weights))``.
 
@@ -60,12 +60,12 @@ def reroute(
             pass through untouched.
         similarity: ``[E, E]``, float32, NaN where it is not known; or a layer of a table.
         select_top_k: S, slots per row that are primary: its heaviest.
-        threshold: ρ, least similarity at which an expert may be replaced.
+        threshold: ρ, minimum similarity at which an expert may be replaced.
         row_budgets: ``[T]``, int32 or int64, or None: b_t for each row instead of ``select_top_k``. K or more
             protects the row; a negative number marks it as padding. A sequence may hold integers of any size.
         num_tokens: N, an integer or a tensor of shape ``[]`` or ``[1]``, int32 or int64; rows from N on are
             padding. N = 0 changes nothing.
-        min_active: Least size of the primary set.
+        min_active: Minimum size of the primary set.
         keep: Experts of this layer that are never replaced.
         targets: ``"primary"`` (the paper) or ``"active"``: critical experts, too, may take over slots.
         scale: ``[E, E]``, float32: multiplies the weight of a re-routed slot.
@@ -88,8 +88,8 @@ def reroute(
     """
     if torch.compiler.is_compiling():
         raise InputError(
-            "sere.reroute prepares its layer at each call, which cannot be compiled; prepare it before with "
-            "prepare_layer(layer, config) and compile its route"
+            "sere.reroute prepares its layer on each call, which torch.compile cannot do; call "
+            "prepare_layer(layer, config) first and compile the route method of its result"
         )
     check_tensor("topk_ids", topk_ids)
     layer = similarity if isinstance(similarity, LayerSimilarity) else LayerSimilarity(similarity)

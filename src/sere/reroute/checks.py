@@ -79,7 +79,7 @@ def _as_budget(budget: object) -> int:
 def _check_slots(ids: Tensor, weights: Tensor) -> None:
     if ids.ndim != 2 or ids.shape != weights.shape:
         raise InputError(
-            "expected topk_ids and topk_weights of one shape [T, K], "
+            "expected topk_ids and topk_weights of the same shape [T, K], "
             f"got {list(ids.shape)} and {list(weights.shape)}"
         )
     if ids.dtype not in ID_DTYPES:
@@ -87,7 +87,9 @@ def _check_slots(ids: Tensor, weights: Tensor) -> None:
     if weights.dtype not in WEIGHT_DTYPES:
         raise InputError(f"topk_weights: expected a floating-point dtype, got {weights.dtype}")
     if weights.device != ids.device:
-        raise InputError(f"expected ids and weights on one device, got {ids.device} and {weights.device}")
+        raise InputError(
+            f"expected topk_ids and topk_weights on the same device, got {ids.device} and {weights.device}"
+        )
     if ids.shape[1] == 0:
         raise InputError(f"topk_ids: expected at least one slot per row, got shape {list(ids.shape)}")
     # Compiled graphs are made for any T: a bound on it would be one more guard.

@@ -87,7 +87,7 @@ METRIC = Metric(
     summary="mean cosine of outputs, token by token",
     definition=definition,
     accumulator=Cosine,
-    unknown="they gave no output on any token",
+    unknown="their output is 0 on every token",
 )
 
 

@@ -101,6 +101,6 @@ METRIC = Metric(
     definition=definition,
     accumulator=Projection,
     symmetric=False,
-    unknown="no calibration token was routed to them, or they gave no output on those that were; calibrate "
-    "on more tokens",
+    unknown="no calibration token was routed to them, or their output is 0 on all tokens that were; "
+    "calibrate on more tokens",
 )

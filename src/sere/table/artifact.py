@@ -93,7 +93,7 @@ class SimilarityTable:
         """Read and check a file that `save` wrote.
 
         Raises:
-            TableError: It is missing, damaged, of an unknown version or makes no sense; the text says which.
+            TableError: It is missing, damaged, of an unknown version or invalid; the text says which.
         """
         stored = storage.read(path)
         try:
@@ -163,7 +163,7 @@ class SimilarityTable:
             raise
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise TableError(
-                f"the identity in its header makes no sense: {error!r}; calibrate again"
+                f"the model identity in its header is invalid: {error!r}; calibrate again"
             ) from error
         if table.fingerprint != fingerprint:
             raise TableError(

@@ -123,22 +123,22 @@ def _other_model(a: ModelIdentity, b: ModelIdentity) -> bool:
 def _warnings(a: SimilarityTable, b: SimilarityTable) -> list[str]:
     found = []
     if _other_model(a.identity, b.identity):
-        found.append(f"other models: {summary(a.identity)} and {summary(b.identity)}")
+        found.append(f"different models: {summary(a.identity)} and {summary(b.identity)}")
     elif a.identity.slots != b.identity.slots:
         slots = [span(table.identity.slots.values()) for table in (a, b)]
-        found.append(f"other routed slots per token: K={slots[0]} and K={slots[1]}")
+        found.append(f"different numbers of routed slots per token: K={slots[0]} and K={slots[1]}")
     if set(a.layers) != set(b.layers):
-        found.append(f"other layers: [{name_some(sorted(a.layers))}] and [{name_some(sorted(b.layers))}]")
+        found.append(f"different layers: [{name_some(sorted(a.layers))}] and [{name_some(sorted(b.layers))}]")
     if a.metric != b.metric:
-        found.append(f"other metrics: {a.metric} and {b.metric}")
+        found.append(f"different metrics: {a.metric} and {b.metric}")
     elif dict(a.metric_parameters) != dict(b.metric_parameters):
         found.append(
-            f"other {a.metric} parameters: {dict(a.metric_parameters)} and {dict(b.metric_parameters)}"
+            f"different {a.metric} parameters: {dict(a.metric_parameters)} and {dict(b.metric_parameters)}"
         )
     if a.data_digest != b.data_digest:
         texts = [
             f"{table.calibration_tokens} tokens, digest {table.data_digest[:12] or 'none'}"
             for table in (a, b)
         ]
-        found.append(f"other calibration data: {texts[0]} and {texts[1]}")
+        found.append(f"different calibration data: {texts[0]} and {texts[1]}")
     return found

@@ -52,8 +52,8 @@ def check_slots(table: ModelIdentity, metric: str, slots: Mapping[int, int]) -> 
 def _warn_other_name(table_name: str, model_name: str) -> None:
     warn_once(
         ("name", table_name, model_name),
-        "sere: the table was calibrated on %r and the model is %r, of the same architecture: this is right "
-        "if the weights are the same, renamed or quantized, and wrong otherwise",
+        "sere: the table was calibrated on %r, but the model is %r, which has the same architecture; the "
+        "table fits only if the weights are the same (renamed or quantized), else calibrate again",
         table_name,
         model_name,
     )

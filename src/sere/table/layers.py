@@ -74,8 +74,8 @@ def check_layers(layers: Mapping[int, LayerSimilarity], identity: ModelIdentity)
         # Of two experts, each is the other's farthest, so 0 can be right. NaN (not known) is not 0.
         if layer.num_experts > 2 and not bool(layer.similarity.clone().fill_diagonal_(0).any()):
             raise TableError(
-                f"layer {index}: expected similarities, got the identity matrix, which stands for missing "
-                "ones (it would send every token to the lowest primary expert); calibrate again"
+                f"layer {index}: expected similarities, got the identity matrix, which means that they "
+                "are missing (every token would go to the lowest primary expert); calibrate again"
             )
 
 

@@ -128,7 +128,7 @@ def _draw_maps(figure: Any, table: SimilarityTable, shown: list[int], rows: int,
         axis.set_yticks([])
     known = not any(bool(table.layers[index].similarity.isnan().any()) for index in shown)
     note = "" if known else "; gray: not known"
-    figure.supxlabel(f"replaced by expert p (alike experts side by side{note})", fontsize=9)
+    figure.supxlabel(f"replaced by expert p (similar experts side by side{note})", fontsize=9)
     figure.supylabel("expert e", fontsize=9)
     assert image is not None  # a table has at least one layer
     figure.colorbar(image, ax=axes, label="similarity", pad=0.01, aspect=20 * max(1, rows * 4 / columns))

@@ -63,7 +63,9 @@ def import_reference_table(
         notes.append(f"stored as {', '.join(dtypes)}: rounding may have changed which expert is most similar")
     layers = {index: _layer(source, index, matrix) for index, matrix in matrices.items()}
     if pairs := sum(int(layer.similarity.isnan().sum()) for layer in layers.values()):
-        notes.append(f"{pairs:,} similarities are NaN in the file, which is read as not known: never enough")
+        notes.append(
+            f"{pairs:,} similarities are NaN in the file; they count as not known and are never used"
+        )
     return SimilarityTable(
         layers=layers,
         identity=identity,

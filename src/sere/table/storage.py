@@ -101,8 +101,8 @@ def read(path: str | os.PathLike[str]) -> StoredTable:
     except (SafetensorError, OSError) as error:
         raise TableError(
             f"{source}: expected a similarity table (a complete safetensors file), got "
-            f"{source.stat().st_size} bytes that are not one or are cut off ({error}); calibrate again or "
-            "copy it again"
+            f"{source.stat().st_size} bytes that are something else or were cut off ({error}); calibrate "
+            "again or copy it again"
         ) from error
     try:
         return StoredTable(_version(metadata), _entries(metadata), tensors)

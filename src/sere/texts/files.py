@@ -64,7 +64,7 @@ def _lines(path: Path, limit: int = _PIECE) -> Iterator[str]:
                 yield line
     except UnicodeDecodeError as error:
         raise DataError(
-            f"texts: {path} is not UTF-8 ({error.reason}): a binary file, or text to convert first"
+            f"texts: {path} is not UTF-8 ({error.reason}); expected text, convert it to UTF-8 first"
         ) from error
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(

@@ -132,6 +132,7 @@ def _checked(text: str, origin: str) -> str:
     except UnicodeEncodeError as error:
         code = f"U+{ord(text[error.start]):04X}"
         raise DataError(
-            f"texts: {origin}: holds half a character ({code}) at position {error.start}; remove it first"
+            f"texts: {origin}: contains an unpaired surrogate ({code}) at position {error.start}; "
+            "remove it first"
         ) from error
     return text

@@ -181,7 +181,9 @@ def test_failed_requests_stand_in_the_record(
     assert main(command) == 0
     assert not log.exists()
     monkeypatch.setattr("sere.bench.vllm.over_http.Random", lambda _seed: iter_random([REFUSED] * 6))
-    with pytest.raises(ServerError, match="off, 2 at once: none of 2 requests was answered; the first: HTTP"):
+    with pytest.raises(
+        ServerError, match="off, 2 at once: none of 2 requests succeeded; the first error: HTTP"
+    ):
         online_records(loads=[Load(concurrency=2)], requests=2, rounds=1)
 
 

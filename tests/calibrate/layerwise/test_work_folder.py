@@ -109,15 +109,17 @@ def _interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path,
 def test_folder_of_another_run_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Other settings, texts or weights do not continue an interrupted run: the error names what differs."""
     path, arguments = _interrupted(tmp_path, monkeypatch)
-    with pytest.raises(InputError, match=r"with other settings: batch_size was 8, now 4; give the command"):
+    with pytest.raises(
+        InputError, match=r"with other settings: batch_size was 8, now 4; repeat the original"
+    ):
         calibrate(path, low_memory=True, texts=TEXTS, **(arguments | {"batch_size": 4}))
     with pytest.raises(InputError, match="with other settings: metrics was frobenius, now "):
         calibrate(path, low_memory=True, texts=TEXTS, metric="cosine", **arguments)
-    with pytest.raises(InputError, match="with other settings: the texts or the tokenizer differ; give"):
+    with pytest.raises(InputError, match="with other settings: the texts or the tokenizer differ; repeat"):
         calibrate(path, low_memory=True, texts=TEXTS[1:], **arguments)
     shard = next(path.glob("*.safetensors"))
     shard.write_bytes(shard.read_bytes())
-    with pytest.raises(InputError, match="with other settings: the checkpoint's files differ; give"):
+    with pytest.raises(InputError, match="with other settings: the checkpoint's files differ; repeat"):
         calibrate(path, low_memory=True, texts=TEXTS, **arguments)
 
 

@@ -19,14 +19,14 @@ from tests.support.tiny import tiny_model
 def test_a_compiled_model_is_refused(model: PreTrainedModel) -> None:
     """Compiled code would pass over hooks without a word: wrapped, compiled in place, or by ``generate``."""
     table = random_table(model)
-    with pytest.raises(InputError, match="it is compiled already"):
+    with pytest.raises(InputError, match="it is already compiled"):
         integration.apply(torch.compile(model, backend="eager"), table, select_top_k=1)  # type: ignore[arg-type]
     model._compiled_call = torch.compile(model.__call__, backend="eager")
     with pytest.raises(InputError, match=r"delete model\._compiled_call"):
         integration.apply(model, table, select_top_k=1)
     del model._compiled_call
     model.compile(backend="eager")
-    with pytest.raises(InputError, match=r"apply re-routing first, compile then and switch it"):
+    with pytest.raises(InputError, match=r"apply re-routing before compiling and switch it"):
         integration.apply(model, table, select_top_k=1)
 
 
@@ -71,7 +71,7 @@ def test_compiled_parts_around_the_experts_are_refused(model: PreTrainedModel, c
     table = random_table(tiny_model("qwen3_moe"))
     make, text = CASES[case]
     make(model)
-    with pytest.raises(InputError, match=f"model: it is compiled already {text}"):
+    with pytest.raises(InputError, match=f"model: it is already compiled {text}"):
         integration.apply(model, table, select_top_k=1)
     assert hook_count(model) == 0
 
@@ -118,7 +118,7 @@ def test_compiled_code_that_cannot_be_seen_is_named_by_the_handle(
     with integration.apply(model, random_table(model), select_top_k=1):
         decode(model, prompts())
     (line,) = [record.getMessage() for record in caplog.records]
-    assert "nothing was re-routed: 5 decode steps ran, but no layer's hook did; the model was" in line
+    assert "nothing was re-routed: 5 decode steps ran, but no layer's hook was called; the model was" in line
 
 
 def test_layers_compiled_after_apply_are_re_routed(model: PreTrainedModel) -> None:

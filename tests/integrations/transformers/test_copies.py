@@ -76,7 +76,7 @@ def test_calls_that_overlap_in_two_threads_are_refused(model: PreTrainedModel) -
         hook = model.model.layers[1].register_forward_pre_hook(wait)
         first = pool.submit(model, prompts())
         inside.wait()
-        with pytest.raises(ConcurrentCalls, match="called in a second thread while a call in another one"):
+        with pytest.raises(ConcurrentCalls, match="called in a second thread while a call in another thread"):
             model(prompts())
         refused.wait()
         assert first.result().logits.shape == (6, 5, 96)

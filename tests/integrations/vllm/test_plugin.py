@@ -57,7 +57,7 @@ def test_words_of_the_kill_switch(
     with caplog.at_level(logging.WARNING, logger="vllm.sere"):
         plugin.register()
     assert bool(waiting) != disabled
-    assert ("expected 1 or 0, got 'maybe', which is taken as 1" in caplog.text) == (value == "maybe")
+    assert ("expected 1 or 0, got 'maybe'; treating it as 1" in caplog.text) == (value == "maybe")
 
 
 @pytest.mark.vllm

@@ -44,7 +44,7 @@ OF_SERVER: Mapping[str, str] = {
     "port": "a free one is taken",
     "api_key": "it would lock our own requests out",
     "served_model_name": "requests name it",
-    "disable_uvicorn_access_log": "lines of a log would be part of a step's time",
+    "disable_uvicorn_access_log": "log lines would be part of a step's time",
 }
 """Those of a server."""
 

@@ -265,7 +265,7 @@ def run_block(llm: Any, prompts: Sequence[Sequence[int]], steps: int) -> EngineB
     if len(step_ms) != steps:
         raise InputError(
             f"bench serve: {len(prompts)} requests took {len(step_ms)} decode steps instead of {steps}, so "
-            "they did not all run at once; give the engine more memory for keys and values, or ask for fewer"
+            "they did not all run at once; give the engine a larger KV cache, or use a smaller --batch-size"
         )
     return EngineBlock((first - started) * 1e3, step_ms, (last - started) * 1e3)
 

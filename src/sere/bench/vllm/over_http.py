@@ -166,8 +166,8 @@ def _block(variant: ServerVariant, load: Load, plan: OverHttpPlan, index: int, v
     block = LoadBlock(answers, layers, counted["nothing_changed"])
     if not block.good:
         raise ServerError(
-            f"bench serve: {variant.label}, {load.label}: none of {len(answers)} requests was answered; the "
-            f"first: {answers[0].error}"
+            f"bench serve: {variant.label}, {load.label}: none of {len(answers)} requests succeeded; the "
+            f"first error: {answers[0].error}"
         )
     return block
 

@@ -166,8 +166,8 @@ def _empty_model(reader: TensorReader, dtype: torch.dtype | None, device: torch.
     config = load_config(reader.path, trust_remote_code=trusted)
     if getattr(config, "quantization_config", None) is not None:
         raise UnsupportedModel(
-            f"{reader.path}: quantized weights cannot be read layer by layer; calibrate the checkpoint "
-            "from before quantization (its table fits this model too)"
+            f"{reader.path}: quantized weights cannot be read layer by layer; calibrate the "
+            "unquantized checkpoint (its table fits this model too)"
         )
     if dtype is None and choose_class(config)[1].dtype is None:
         dtype = reader.first_dtype()

@@ -75,7 +75,8 @@ class TensorReader:
         if not found.safetensors:
             raise InputError(
                 f"{self.path}: only safetensors files can be read layer by layer, got {found.names[0]}; load "
-                "it whole (--whole, low_memory=False), or convert it: save_pretrained writes safetensors"
+                "the complete model (--whole, low_memory=False), or convert it: save_pretrained writes "
+                "safetensors"
             )
         # What the files hold counts, as for Transformers, not what an index says of them.
         files: dict[str, str] = {}

@@ -128,8 +128,8 @@ class WorkFolder:
         if different := differences(*_told_apart(manifest.get("run", {}), self._run), _IN_WORDS):
             raise InputError(
                 f"{self.path}: holds an interrupted calibration with other settings: "
-                f"{name_some(different, separator='; ')}; give the command as it was, "
-                "delete the folder, or give another"
+                f"{name_some(different, separator='; ')}; repeat the original "
+                "command, delete the folder, or choose another folder"
             )
         self.next_layer, self._states = int(manifest["next_layer"]), manifest["states"]
 

@@ -18,10 +18,10 @@ from sere.errors import ConfigError
 _DEFAULT_SETTINGS = ("sere:select_top_k=1", "sere:select_top_k=2")
 
 _DETAILS = """Times decode steps of B rows with re-routing off and on, in Transformers. In one run, all
-settings take turns, block by block, and decode the same tokens. Shown are medians with the 20th and
-80th percentile of the times and of the speedups over off (above 1 is faster). With --preset, the model
-has a published model's layer shape and random weights (standard deviation 0.04), and the similarities
-are random: neither changes how long a step takes. One JSON line per case."""
+settings take turns, block by block, and decode the same tokens. The table shows medians with the 20th
+and 80th percentile, for the times and for the speedups over off (above 1 is faster). With --preset, the
+model has a published model's layer shape and random weights (standard deviation 0.04), and the
+similarities are random: neither changes how long a step takes. --out gets one JSON line per case."""
 
 _EXAMPLES = """
   sere bench --preset qwen3-30b-a3b --layers 4 --batch-size 1 8 16 32 --out benchmarks/results/bench.jsonl
@@ -38,7 +38,7 @@ def add(subparsers: Any) -> None:
     parser.add_argument(
         "--table",
         metavar="FILE",
-        help="similarity table (default: the model's own if there is one, else random similarities)",
+        help="similarity table (default: the model's own, or random similarities if it has none)",
     )
     add_setting_argument(parser, _DEFAULT_SETTINGS, done="timed")
     parser.add_argument(

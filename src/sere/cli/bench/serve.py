@@ -18,19 +18,19 @@ from sere.errors import ConfigError
 
 _DETAILS = """Starts vLLM in this process and sends it batches of B requests that arrive together.
 Settings that differ only in select_top_k and threshold take turns, block by block, in one engine. All
-other options, such as min_active and use_scale, are fixed when an engine starts: such settings get
-engines of their own, one after the other. 'off' takes turns in each engine, and a speedup is always
-over the off of the same engine. Two more variants show what re-routing costs: 'vanilla' is the engine
-without any wrapper of sere (not with --compile, because the operation is part of the compiled code),
-and for each sere setting 'replay' uses the same ids, recorded before, without the work of computing
-them. Rules other than sere need an engine of this process that is not compiled. With --preset, the
-model has a published model's layer shape, random weights (standard deviation 0.04) and random
-similarities. One JSON line per case.
+other options, such as min_active and use_scale, are fixed when an engine starts: settings that differ
+in them get separate engines, one after the other. 'off' takes turns in each engine, and a speedup is
+always relative to 'off' in the same engine. Two more variants show what re-routing costs: 'vanilla' is
+the engine without any wrapper of sere (not with --compile, because the operation is part of the compiled
+code), and for each sere setting 'replay' uses recorded ids, without the work of computing them. Rules
+other than sere cannot be combined with --compile or --server. With --preset, the model has a published
+model's layer shape, random weights (standard deviation 0.04) and random similarities. --out gets one
+JSON line per case.
 
-With --server, each engine is a real 'vllm serve' on a local port that gets requests over HTTP: B at
-once, each followed by the next, or R per second at random times. Settings take turns through the
-server's own route. There is no replay, and 'vanilla' is one more server, started without sere
-(--vanilla), that takes turns with each of the others; it works with --compile too. The exit code is 1
+With --server, each engine is a real 'vllm serve' on a local port that gets requests over HTTP: B
+concurrent requests, each replaced when it ends, or R requests per second at random times. Settings are
+switched over HTTP. There is no replay. With --vanilla, a second server, started without sere, takes
+turns with each of the others; this works with --compile too. The exit code is 1
 if any request failed. If anything failed, the servers' logs are kept beside --out."""
 
 _EXAMPLES = """
@@ -77,8 +77,8 @@ def add(subparsers: Any) -> None:
     parser.add_argument("--compile", action="store_true", help="let vLLM compile the model")
     parser.add_argument(
         "--threads", type=whole(1), metavar="N",
-        help="threads of torch (default: OMP_NUM_THREADS, else all cores; vllm serve on a CPU: one less, "
-        "for its scheduler)",
+        help="threads of torch (default: OMP_NUM_THREADS, else all cores; vllm serve on a CPU: one fewer, "
+        "which is left to its scheduler)",
     )  # fmt: skip
     parser.add_argument("--seed", type=whole(), default=0, help="seed of weights and prompts (default: 0)")
     group = parser.add_argument_group("over HTTP")

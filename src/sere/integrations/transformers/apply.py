@@ -41,10 +41,10 @@ def apply(
     """Re-route the decode steps of a Transformers model, until the handle is removed.
 
     A forward pre-hook on each experts module changes expert ids and gate weights on their way in; nothing is
-    patched and nothing is global. Prefill is left bit-identical unless ``phases="all"``, and rows that are
-    padding or have finished do not vote. docs/transformers.md says which calls and rows these are, and what
-    works together: ``generate``, static caches, assisted decoding, ``device_map``, adapters and other
-    wrappers, ``torch.compile`` (apply first, then compile), copies, threads.
+    patched and nothing is global. Prefill stays bit-identical unless ``phases="all"``, and rows that are
+    padding or have finished have no primary experts. docs/transformers.md lists these calls and rows, and
+    what works together: ``generate``, static caches, assisted decoding, ``device_map``, adapters and other
+    wrappers, ``torch.compile`` (apply before compiling), copies, threads.
 
     If nothing changes, the logger ``sere`` says why, once; see `Handle`.
 
@@ -262,5 +262,5 @@ def why_slow(model: nn.Module, layers: list[ExpertsLayer]) -> str | None:
     )
     return (
         f"re-routing will save no time: {why}, which copies one expert's weights per token and slot; load "
-        "the model with experts_implementation='eager', or decode with a loop of your own and 'grouped_mm'"
+        "the model with experts_implementation='eager', or decode in your own loop with 'grouped_mm'"
     )

@@ -136,7 +136,7 @@ class CurrentCall:
             if rows != self.rows:
                 raise UnsupportedModel(
                     f"{name}: expected {self.rows} rows (batch times positions), got {rows}; this layer sees "
-                    "a part of the tokens only, so that it is not known which rows are padding. "
+                    "only part of the tokens, so it is not known which rows are padding. "
                     "Use phases='decode'"
                 )
             if budget.device != device:
@@ -168,9 +168,9 @@ class CurrentCall:
             owner = self._thread.setdefault("of the call", me)
         if owner != me:
             raise ConcurrentCalls(
-                "the model was called in a second thread while a call in another one is under way: "
-                "re-routing keeps the rows of one step at a time. Call the model in one thread at a time (a "
-                "lock around each call will do), or give each thread a model of its own"
+                "the model was called in a second thread while a call in another thread is running: "
+                "re-routing can follow only one call at a time. Put a lock around each call, or give each "
+                "thread its own model"
             )
 
     def _forget_cut_off(self, module: nn.Module | None) -> None:

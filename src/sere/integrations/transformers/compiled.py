@@ -26,9 +26,9 @@ def refuse_compiled(model: nn.Module, experts: list[nn.Module]) -> None:
         if undo is not None:
             path = f"model.{name}" if name else "model"
             raise InputError(
-                f"model: it is compiled already ({path}, a {type(module).__name__}), and compiled code does "
-                "not see new hooks; apply re-routing first, compile then and switch it with handle.enabled, "
-                f"or call torch._dynamo.reset() and {undo.format(path=path)} before"
+                f"model: it is already compiled ({path}, a {type(module).__name__}), and compiled code does "
+                "not call hooks that are set later; apply re-routing before compiling and switch it with "
+                f"handle.enabled, or first call torch._dynamo.reset() and {undo.format(path=path)}"
             )
 
 

@@ -142,8 +142,8 @@ class Guard:
             return None
         return (
             f"{len(names)} of {len(steps)} layers ({names[0]}{', …' * (len(names) > 1)}) saw none of "
-            f"{max(steps.values())} re-routed steps: their experts were replaced, or are computed past their "
-            "hooks; remove the handle and apply again"
+            f"{max(steps.values())} re-routed steps: their experts were replaced, or are computed without "
+            "calling the hooks; remove the handle and apply again"
         )
 
     def _warn(self, kind: str, text: str) -> None:

@@ -26,7 +26,7 @@ class Handle:
 
     Attributes:
         policy: The rule that changes the routing.
-        config: The settings, or None where a policy without them was given instead.
+        config: The settings, or None if a policy without them was given.
         top_k: K, routed slots per token; the largest of any layer.
         num_experts: E, experts of a layer; the largest of any layer.
     """
@@ -67,8 +67,8 @@ class Handle:
     def _refuse_removed(self) -> None:
         if not self.active:
             raise InputError(
-                "handle: it was removed (at the end of a with block, or by remove()) and re-routes nothing "
-                "any more; call sere.apply again"
+                "handle: it was removed (at the end of a with block, or by remove()) and no longer "
+                "re-routes; call sere.apply again"
             )
 
     @property
@@ -173,6 +173,6 @@ class Handle:
             InputError: Always.
         """
         raise InputError(
-            "handle: re-routing belongs to the model in this process and cannot be saved or sent to another; "
-            "delete the attribute that holds the handle first, and call sere.apply on the model once loaded"
+            "handle: re-routing belongs to the model in this process and cannot be saved or sent to another "
+            "process; delete the attribute that holds the handle first, and call sere.apply after loading"
         )

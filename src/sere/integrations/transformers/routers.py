@@ -31,7 +31,7 @@ def find_router(model: nn.Module, experts_name: str, E: int) -> nn.Module:
     named = [c for n, c in parent.named_children() if c in found and ("gate" in n or "router" in n)]
     if len(named or found) != 1:
         raise UnsupportedModel(
-            f"{experts_name}: this policy needs the router's scores of all {E} experts, and expected one "
+            f"{experts_name}: this policy needs the router's scores of all {E} experts; expected one "
             f"module beside the experts that computes them, found {len(named or found)}; "
             "use a policy that does without, such as sere, topk or random"
         )

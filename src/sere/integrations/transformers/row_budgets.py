@@ -71,7 +71,7 @@ def check_length(given: Tensor, B: int) -> None:
     if given.shape[0] != B:
         raise InputError(
             f"row_budgets: expected one integer per row, {B} for this step, got {given.shape[0]}; "
-            "set handle.row_budgets to as many integers as rows, or to None"
+            "set handle.row_budgets to one integer per row, or to None"
         )
 
 

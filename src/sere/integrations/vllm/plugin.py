@@ -38,7 +38,7 @@ def _disabled() -> bool:
     """Whether the environment switches the plug-in off; what is neither yes nor no counts as yes."""
     value = os.environ.get(DISABLE, "").strip().lower()
     if value not in (*_YES, *_NO):
-        logger.warning("sere: %s: expected 1 or 0, got %r, which is taken as 1", DISABLE, value)
+        logger.warning("sere: %s: expected 1 or 0, got %r; treating it as 1", DISABLE, value)
     return value not in _NO
 
 

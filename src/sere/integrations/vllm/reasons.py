@@ -56,8 +56,9 @@ def _no_row(counted: Mapping[str, Any], config: RerouteConfig | None) -> str | N
     steps = counted["steps"]
     if steps["protected"]:
         return (
-            f"nothing was re-routed: in each of {steps['protected']} steps with decoding requests all of "
-            'them keep their own experts, by "off" or a large select_top_k of the request or the engine'
+            f"nothing was re-routed: in each of {steps['protected']} steps with decoding requests, all "
+            'requests kept their own experts, because "off" or a large select_top_k is set for each of them '
+            "or for the engine"
         )
     if steps["unknown"]:
         return (

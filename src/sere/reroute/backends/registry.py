@@ -94,7 +94,7 @@ class BackendRecord:
     def why_never(self, device_type: str, E: int = 1) -> str | None:
         """Return what ``why_not`` can tell without touching the device: None where that has the last word."""
         if self.devices and device_type not in self.devices:
-            return f"it runs on {' or '.join(self.devices)} tensors, these are on {device_type}"
+            return f"it needs {' or '.join(self.devices)} tensors, got {device_type} tensors"
         if self.most_experts is not None and self.most_experts < E:
             return f"it takes at most {self.most_experts} experts per layer, this one has {E}"
         if self.needs is not None and not _installed(self.needs):

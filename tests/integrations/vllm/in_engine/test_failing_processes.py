@@ -47,7 +47,7 @@ def test_server_ends(model: Path, tmp_path: Path, fault: str) -> None:
             text = "cannot be opened"
         flags = ("--enforce-eager", "--skip-tokenizer-init")
         with (
-            pytest.raises(ServerError, match=r"ended by itself with exit code [1-9]"),
+            pytest.raises(ServerError, match=r"exited with code [1-9]"),
             serve(model, settings, tmp_path, *flags),
         ):
             pass

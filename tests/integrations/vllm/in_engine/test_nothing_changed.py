@@ -67,7 +67,7 @@ def test_each_reason(tmp_path: Path, told: Callable[[], list[str]]) -> None:
         generate(llm, prompts(4), extra_args={"sere": "off"})
         found = read_stats(llm, reset=True)
         assert found.skipped["protected"] > 0
-        assert "all of them keep their own experts" in str(found.nothing_changed)
+        assert "all requests kept their own experts" in str(found.nothing_changed)
         assert not told()
 
         configure(llm, enabled=False)

@@ -43,7 +43,7 @@ def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ({"select_top_k": 2, "log_seconds": -1}, ConfigError, "log_seconds: expected seconds"),
         ({"select_top_k": 2, "metrics_port": 0}, ConfigError, "metrics_port: expected a port"),
         ({"select_top_k": 2, "use_scale": True}, ConfigError, "use_scale: the table has no scale"),
-        ({"select_top_k": 2, "backend": "cuda"}, BackendUnavailable, "runs on cuda tensors, these are on c"),
+        ({"select_top_k": 2, "backend": "cuda"}, BackendUnavailable, "needs cuda tensors, got c"),
         (2, ConfigError, 'additional_config["sere"]: expected settings'),
     ],
 )  # fmt: skip

@@ -48,6 +48,7 @@ def test_port_that_is_taken() -> None:
         other.listen()
         number = other.getsockname()[1]
         with pytest.raises(
-            ConfigError, match=f"metrics_port: expected a free port, but {HOST}:{number} cannot .*; choose"
+            ConfigError,
+            match=f"metrics_port: expected a free port, but {HOST}:{number} cannot be opened .*; choose",
         ):
             metrics_port.serve_metrics(report_without_layers, HOST, number)

@@ -11,7 +11,7 @@ from sere.errors import UnsupportedEngine
 
 
 def check_features(vllm_config: Any, *, allow_untested: bool) -> None:
-    """Refuse a configuration in which rows of a step would be taken for others.
+    """Refuse a configuration in which rows of a step could be mistaken for other rows.
 
     Args:
         vllm_config: vLLM's ``VllmConfig``.
@@ -84,7 +84,7 @@ def _untested(vllm_config: Any) -> Iterator[tuple[str, str]]:
         yield (
             "data parallelism",
             "an expert kernel may gather the rows of all ranks before routing, which would then read budgets "
-            "of other rows; this was never run",
+            "of other rows; this is untested",
         )
     if getattr(getattr(vllm_config, "speculative_config", None), "enable_adaptive_verification", False):
         yield (
@@ -113,10 +113,10 @@ def surprises(vllm_config: Any, config: RerouteConfig) -> Iterator[str]:
     if getattr(getattr(vllm_config, "model_config", None), "runner_type", None) == "pooling":
         yield (
             "this engine embeds or classifies (runner 'pooling'): all of its steps are prompts, which are "
-            "left as they are unless phases='all', so nothing will be re-routed"
+            "re-routed only with phases='all', so nothing will be re-routed"
         )
     if getattr(getattr(vllm_config, "kv_transfer_config", None), "kv_role", None) == "kv_producer":
         yield (
             "this engine reads prompts for another one that decodes (kv_role 'kv_producer'): prompts are "
-            "left as they are unless phases='all', so turn re-routing on in the engine that decodes"
+            "re-routed only with phases='all', so turn re-routing on in the engine that decodes"
         )

@@ -70,7 +70,7 @@ class RoutedLayer:
         """
         router, budgets = self.router, self.budgets
         if router is None or budgets is None:
-            raise SereError(f"{self.name}: runs before re-routing was prepared; please report this")
+            raise SereError(f"{self.name}: its router ran before re-routing was prepared; please report this")
         if budgets.skip:
             return Routing(ids, weights)
         scores = logits[:, : self.shape.num_experts] if self.needs_scores else None

@@ -81,8 +81,8 @@ class WorkerState:
         other = self.layers.setdefault(index, layer)
         if other is not layer:
             raise UnsupportedEngine(
-                f"{other.name} and {layer.name} are both layer {index}; a model of two language models "
-                "cannot be re-routed"
+                f"{other.name} and {layer.name} are both layer {index}; a model that contains two language "
+                "models cannot be re-routed"
             )
         router_hook.intercept(runner.router, layer)
 
@@ -159,8 +159,8 @@ class WorkerState:
         assert self.budgets is not None
         if not self.eager:
             raise UnsupportedEngine(
-                f"{policy.name}: this engine runs compiled code, which has the rule that it was started with "
-                "built in; start it with enforce_eager=True"
+                f"{policy.name}: this engine runs compiled code, whose routing rule cannot be replaced; "
+                "start it with enforce_eager=True"
             )
         if policy.changes_routing:
             expert_kernels.check_duplicates(policy.name, self.kernel)

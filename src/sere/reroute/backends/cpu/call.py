@@ -1,4 +1,4 @@
-"""The ``cpu`` backend: one compiled function a call, through raw pointers.
+"""The ``cpu`` backend: one compiled function per call, through raw pointers.
 
 Numba compiles it at first use and keeps the result on disk where it may. It is called through ctypes:
 handing numpy arrays to a numba dispatcher would cost more than the work itself.
@@ -27,8 +27,8 @@ from sere.warn_once import WarnOnce
 warn_once = WarnOnce(logging.getLogger("sere"))
 
 _UNCACHED = (
-    "sere: the cpu backend is compiled again in each process, because its code cannot be kept (%s); "
-    "set NUMBA_CACHE_DIR to a folder that can be written to"
+    "sere: the cpu backend is compiled again in each process, because its code cannot be cached (%s); "
+    "set NUMBA_CACHE_DIR to a writable folder"
 )
 
 _IDS = {torch.int32: types.int32, torch.int64: types.int64}

@@ -69,6 +69,15 @@ def test_every_test_with_an_engine_is_run() -> None:
     assert [path for path in marked if not {path, *path.parents} & {*run, Path(__file__)}] == []
 
 
+def test_what_comes_with_vllm_is_run_with_vllm() -> None:
+    """A test that needs a package of vLLM's environment is marked: else nothing runs it."""
+    skipping = re.compile(r'importorskip\(\s*"(?:vllm|prometheus_client|openai|fastapi)"')
+    texts = {path: path.read_text(encoding="utf-8") for path in TESTS.rglob("test_*.py")}
+    found = {path: text for path, text in texts.items() if skipping.search(text)}
+    assert len(found) >= 10
+    assert [path.as_posix() for path, text in found.items() if "mark.vllm" not in text] == []
+
+
 def test_no_file_is_too_long() -> None:
     """A file of more than 300 lines is two files."""
     paths = [path for folder in (SOURCE, TESTS) for path in folder.rglob("*.py")]

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from difflib import get_close_matches
 
+MOST_NAMED = 10
+"""How many items of a list an error or warning names."""
+
 
 class SereError(Exception):
     """Base of every error that sere raises on purpose."""
@@ -62,7 +65,7 @@ class MissingDependency(SereError, ImportError):
     """An optional package is needed for what was asked; the text says how to install it."""
 
 
-def name_some(names: Collection[object], most: int = 10, *, separator: str = ", ") -> str:
+def name_some(names: Collection[object], most: int = MOST_NAMED, *, separator: str = ", ") -> str:
     """Return names for an error text: all, or the first ones and how many more there are.
 
     Args:

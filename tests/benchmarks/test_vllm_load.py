@@ -49,9 +49,10 @@ def test_lost_tokens_are_wrong() -> None:
     assert load.wrong == ["RuntimeError: expected 16 tokens, got 15 (None)"]
 
 
+@pytest.mark.vllm
 def test_accepted_although_malformed() -> None:
     """A malformed request that is answered is wrong."""
-    pytest.importorskip("openai")
+    pytest.importorskip("openai", reason="comes with vLLM: make test-vllm")
     load = sent(0.12, "12")
     assert not load.outcomes["refused"]
     assert "accepted although malformed" in load.wrong[0]

@@ -7,11 +7,10 @@ from collections.abc import Iterable, Mapping
 import torch
 
 from sere.config import RerouteConfig
+from sere.errors import MOST_NAMED
 from sere.identity import span
 from sere.policies.base import LayerShape
 from sere.similarity.layer import LayerSimilarity
-
-_MOST_NAMED = 10
 
 
 def why_idle(config: RerouteConfig, shapes: Iterable[LayerShape]) -> list[str]:
@@ -89,7 +88,7 @@ def _where(some: list[LayerShape], layers: list[LayerShape]) -> str:
 
 
 def _names(some: list[LayerShape]) -> str:
-    named = [str(layer.index) for layer in some[:_MOST_NAMED]] + ["..."] * (len(some) > _MOST_NAMED)
+    named = [str(layer.index) for layer in some[:MOST_NAMED]] + ["..."] * (len(some) > MOST_NAMED)
     return f"layer{'s' * (len(some) > 1)} {', '.join(named)}"
 
 

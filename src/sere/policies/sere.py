@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from sere.config import RerouteConfig
-from sere.errors import ConfigError, TableError
+from sere.errors import MOST_NAMED, ConfigError, TableError
 from sere.policies.base import LayerRouter, LayerShape, Policy
 from sere.policies.idle import why_idle, why_no_substitute
 from sere.reroute import PreparedLayer, Routing, TokenBatch, prepare_layer
@@ -154,7 +154,7 @@ def check_keep(keep: Mapping[int, Sequence[int]], layers: Mapping[int, LayerSimi
 
 
 def _layers_of(layers: Mapping[int, LayerSimilarity]) -> str:
-    """Say which layers a table has, at most ten of them by number."""
-    first = sorted(layers)[:10]
+    """Say which layers a table has, at most `MOST_NAMED` of them by number."""
+    first = sorted(layers)[:MOST_NAMED]
     rest = f", ... ({len(layers)} layers)" if len(layers) > len(first) else ""
     return f"the table has the layers {', '.join(map(str, first))}{rest}"

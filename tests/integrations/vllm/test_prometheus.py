@@ -13,7 +13,9 @@ from sere.integrations.vllm.prometheus import Collector
 from sere.integrations.vllm.step_counts import StepCounts
 from sere.reroute import COUNTERS
 
-pytest.importorskip("prometheus_client")
+pytest.importorskip("prometheus_client", reason="comes with vLLM: make test-vllm")
+
+pytestmark = pytest.mark.vllm
 
 
 SUMS = {

@@ -18,9 +18,10 @@ from tests.support.vllm.metrics import report_without_layers, scrape
 from tests.support.vllm.server import free_port
 
 
+@pytest.mark.vllm
 def test_port_closes_with_its_worker() -> None:
     """After a worker's warm-up its numbers are served until it shuts down, and then the port is free."""
-    pytest.importorskip("prometheus_client")
+    pytest.importorskip("prometheus_client", reason="comes with vLLM: make test-vllm")
     ended, port = [], free_port()
     state = SimpleNamespace(
         plugin_config=PluginConfig(reroute=RerouteConfig(select_top_k=1), metrics_port=port),

@@ -15,7 +15,9 @@ from sere.integrations.vllm.worker import metrics_port
 from tests.support.vllm.metrics import HOST, report_without_layers, scrape
 from tests.support.vllm.server import free_port
 
-pytest.importorskip("prometheus_client")
+pytest.importorskip("prometheus_client", reason="comes with vLLM: make test-vllm")
+
+pytestmark = pytest.mark.vllm
 
 
 def test_only_this_machine_unless_asked() -> None:

@@ -89,7 +89,7 @@ def test_second_plug_in_that_is_installed(model: Path, tmp_path: Path) -> None:
         )  # fmt: skip
         try:
             assert process.wait(timeout=180) != 0
-            assert not _of_session(process.pid)
+            assert not _left_behind(process.pid)
         finally:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
@@ -103,13 +103,14 @@ def _environment(folder: Path) -> dict[str, str]:
     }  # fmt: skip
 
 
-def _of_session(leader: int) -> list[str]:
-    """Return what still runs of a process's state."""
+def _left_behind(leader: int) -> list[str]:
+    """Return the processes of a session that do not end by themselves, soon after their leader."""
     import psutil
 
     found = []
-    for process in psutil.process_iter(["status"]):
+    for process in psutil.process_iter():
         with suppress(ProcessLookupError):
-            if os.getsid(process.pid) == leader and process.info["status"] != psutil.STATUS_ZOMBIE:
-                found.append(str(process))
-    return found
+            if os.getsid(process.pid) == leader:
+                found.append(process)
+    _, left = psutil.wait_procs(found, timeout=60)
+    return [str(process) for process in left if process.status() != psutil.STATUS_ZOMBIE]

@@ -14,18 +14,28 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import Phase, settings
+from hypothesis import HealthCheck, Phase, settings
 
 torch.set_num_threads(1)
 
 # The same examples in every run; `make fuzz` explores with fresh ones.
-settings.register_profile("fixed", derandomize=True, database=None, deadline=None, print_blob=True)
+# How fast examples are drawn depends on the machine, and says nothing about a property.
+SLOW = [HealthCheck.too_slow]
+settings.register_profile(
+    "fixed",
+    derandomize=True,
+    database=None,
+    deadline=None,
+    print_blob=True,
+    suppress_health_check=SLOW,
+)
 settings.register_profile(
     "fuzz",
     database=None,
     deadline=None,
     print_blob=True,
     report_multiple_bugs=False,
+    suppress_health_check=SLOW,
     phases=(Phase.generate, Phase.shrink),
 )
 settings.load_profile("fixed")

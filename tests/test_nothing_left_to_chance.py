@@ -170,7 +170,7 @@ def test_fuzzing_finds_what_is_false(tmp_path: Path) -> None:
     file = tmp_path / "test_false.py"
     file.write_text(FALSE)
     plugins = ("-p", "tests.conftest", "-p", "tests.support.fuzz")
-    found = run_pytest(*plugins, "-m", "hypothesis", *ALONE, "--fuzz-seconds=3", str(file), code=1)
+    found = run_pytest(*plugins, "-m", "hypothesis", *ALONE, "--fuzz-seconds=10", str(file), code=1)
     assert re.search(r"Add to the test: @example\(numbers=\[.+\]\)", found)
     (repeat,) = re.findall(r"Repeat: pytest '\S+' (--hypothesis-profile=fuzz --hypothesis-seed=\d+)", found)
     run_pytest("-p", "tests.conftest", *ALONE, *repeat.split(), f"{file}::test_false", code=1)

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+from unittest.mock import patch
 
 import tabulate
 
 from records import Record, mode
 from sere.provenance import describe_machine
 
-# Headers need no room beside them: tables stay narrow.
-tabulate.MIN_PADDING = 0
-
 
 def table(rows: Sequence[Sequence[Any]], headers: Sequence[str]) -> str:
     """Return rows under headers as a table of Markdown."""
-    return str(tabulate.tabulate(rows, headers, tablefmt="github", disable_numparse=True))
+    # Headers need no room beside them, so that tables stay narrow. The padding is a global of the library.
+    with patch.object(tabulate, "MIN_PADDING", 0):
+        return str(tabulate.tabulate(rows, headers, tablefmt="github", disable_numparse=True))
 
 
 def grouped(

@@ -54,8 +54,11 @@ def _no_tokenizer(path: Path) -> Path:
 @pytest.mark.parametrize(
     ("make", "text"),
     [
-        (_gguf, "GGUF weights are packed in a format without experts modules; give the checkpoint"),
-        (_gguf_file, "GGUF weights are packed in a format without experts modules; give the checkpoint"),
+        (_gguf, "GGUF weights are packed in a format without experts modules; give the original checkpoint"),
+        (
+            _gguf_file,
+            "GGUF weights are packed in a format without experts modules; give the original checkpoint",
+        ),
         (_adapter, "holds an adapter (adapter_config.json) of mill/moe; merge it into that model first"),
         (_no_config, "has no config.json: give a folder that save_pretrained wrote"),
         (lambda path: path / "config.json", "expected a checkpoint folder, got the file"),

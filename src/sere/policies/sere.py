@@ -88,8 +88,10 @@ class Sere(Policy):
         return prepare_layer(
             similarity,
             self.config,
+            index=layer.index,
+            top_k=layer.top_k,
             keep=self.config.keep.get(layer.index, ()),
-            scale=similarity.scale if self.config.use_scale else None,
+            scale=None if self.config.use_scale is False else similarity.scale,
             device=device,
         )
 

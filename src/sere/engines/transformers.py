@@ -91,8 +91,3 @@ class Resumed(Policy):
     def describe(self) -> dict[str, Any]:
         """Return the rule's settings."""
         return self._policy.describe()
-
-    @property
-    def default_budget(self) -> int:
-        """The rule's budget of a row that was given none."""
-        return self._policy.default_budget

@@ -74,7 +74,9 @@ class Policy(ABC):
     A policy is immutable; what changes from step to step is in the routers that `bind` returns.
 
     Rows with a negative budget, and rows from ``num_tokens`` on, are padding: they neither vote nor count.
-    Rows with a budget of K or more are protected: they keep their experts, which others may use.
+    Rows with a budget of K or more are protected: they keep their experts, which others may use. Rows with
+    ``LAYER_BUDGET``, and all rows of a batch without budgets, have the rule's own settings. A rule without S
+    treats all rows that are neither padding nor protected alike.
 
     Attributes:
         name: The name in ``sere.policies.spec.POLICIES``, settings and records.
@@ -127,11 +129,6 @@ class Policy(ABC):
         """
         del layers
         return cls(**options)
-
-    @property
-    def default_budget(self) -> int:
-        """The budget of a row that has none in a batch with budgets; 0 for a rule without budgets."""
-        return 0
 
     def why_idle(self, layers: Iterable[LayerShape]) -> list[str]:
         """Return one sentence per reason why the settings re-route nothing in some or all of the layers.

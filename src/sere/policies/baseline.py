@@ -141,11 +141,6 @@ class TopSlotsBaseline(Baseline):
     def __post_init__(self) -> None:
         check_count("select_top_k", self.select_top_k)
 
-    @property
-    def default_budget(self) -> int:
-        """The slots that a row keeps."""
-        return self.select_top_k
-
 
 class BaselineRouter(LayerRouter):
     """One layer of a baseline: checks a step, lets the rule choose, and counts.

@@ -61,11 +61,6 @@ class Sere(Policy):
         """Return the settings as JSON-ready values."""
         return {"policy": self.name} | self.config.to_mapping()
 
-    @property
-    def default_budget(self) -> int:
-        """The slots of a row that are primary."""
-        return self.config.select_top_k
-
     def bind(self, layer: LayerShape, device: torch.device) -> SereRouter:
         """Return the router of one layer on one device; see `Policy` and `prepare`."""
         return SereRouter(layer, self.prepare(layer, device))

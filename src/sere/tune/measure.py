@@ -155,8 +155,9 @@ def continue_prompts(
         texts[half] = [Text([*prompt, *new], len(prompt)) for prompt, new in pairs if len(new) > 1]
         if not texts[half]:
             raise DataError(
-                f"prompts: the model ends each of the {len(encoded)} prompts with its first token, which comes "
-                "from prefill, so no decode step is left to score; give prompts with longer answers"
+                f"prompts: the model ends each of the {len(encoded)} {half} prompts with its first token, "
+                "which comes from prefill, so no decode step is left to score; give prompts with longer "
+                "answers"
             )
     return texts
 

@@ -10,7 +10,7 @@ from typing import Any, Literal, Self
 
 from sere.errors import ConfigError, DataError, InputError, name_some
 from sere.eval.digests import texts_digest
-from sere.eval.questions import prompt_key, takes_template
+from sere.eval.questions import Asked, prompt_key, takes_template
 from sere.reroute.constants import LIMIT_ROWS
 from sere.texts import Row
 
@@ -71,6 +71,7 @@ class TunePlan:
 
     Attributes:
         prompts: What the model continues.
+        questions: The questions that the prompts ask, in the same order, for goals in right answers; or None.
         goals: What is wanted, by the tier's name.
         batch_sizes: Rows of the steps that are measured, from 2 to ``LIMIT_ROWS``.
         max_new_tokens: Most tokens of a continuation, at least 2: the first comes from prefill.
@@ -85,6 +86,7 @@ class TunePlan:
     """
 
     prompts: Sequence[str | Row]
+    questions: Sequence[Asked] | None = None
     goals: Mapping[str, Goal] = field(default_factory=lambda: TIERS)
     batch_sizes: Sequence[int] = BATCH_SIZES
     max_new_tokens: int = 64
@@ -108,11 +110,13 @@ class TunePlan:
                 f"max_new_tokens: expected at least 2, got {self.max_new_tokens}; the first token comes from "
                 "prefill, which is not re-routed"
             )
+        if self.questions is None and any(goal.kind == "loss" for goal in self.goals.values()):
+            raise ConfigError("tune: a loss in right answers needs questions with their answers; give some")
         few = min(len(self.prompts), self.max_prompts)
         if few < FEWEST_PROMPTS:
             raise DataError(
-                f"prompts: expected at least {FEWEST_PROMPTS}, better 100 or more (one half to tune on, one to "
-                f"verify with), got {few}"
+                f"prompts: expected at least {FEWEST_PROMPTS}, better 100 or more (one half to tune on, one "
+                f"to verify with), got {few}"
             )
 
     def halves(self) -> dict[Half, list[int]]:
@@ -132,7 +136,7 @@ class TunePlan:
         return replace(self, chat_template=self.chat_template and takes_template(tokenizer, self.prompts))
 
     def describe(self) -> dict[str, Any]:
-        """Return what measurements depend on, JSON-ready: not the goals and batch sizes, which only choose."""
+        """Return what measurements depend on; JSON-ready. Goals and batch sizes only choose among them."""
         keys = [prompt_key(prompt) for prompt in self.prompts]
         return {
             "prompts": dict(self.source or {"count": len(keys)}),

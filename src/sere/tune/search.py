@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 from math import exp, log
 from statistics import fmean
 
@@ -17,50 +16,18 @@ Known = Sequence[tuple[float, float]]
 """Pairs of simulated error and measured loss."""
 
 
-@dataclass(frozen=True, slots=True)
-class Errors:
-    """The simulated error at every M, between points of a grid.
-
-    Attributes:
-        points: Errors by M, in the order of M; 0 from the last M on.
-    """
-
-    points: Mapping[int, float]
-
-    def at(self, active_experts: int) -> float:
-        """Return the error at an M, by a straight line between its neighbors."""
-        inside = sorted(self.points)
-        if active_experts >= inside[-1]:
-            return 0.0
-        for low, high in pairwise(inside):
-            if low <= active_experts < high:
-                share = (active_experts - low) / (high - low)
-                return self.points[low] * (1 - share) + self.points[high] * share
-        return self.points[inside[0]]
-
-    @property
-    def least(self) -> int:
-        """The smallest M of the grid."""
-        return min(self.points)
-
-    @property
-    def most(self) -> int:
-        """The M from which on nothing is re-routed."""
-        return max(self.points)
-
-
 @dataclass(slots=True)
 class Curve:
     """The loss over M at one number of rows, as far as it is known.
 
     Attributes:
-        errors: The simulated errors.
+        errors: The simulated error at every M, from the smallest to where nothing is re-routed any longer.
         measure: Measures the loss at an M.
         prior: What is known at other numbers of rows.
         known: Losses by M so far.
     """
 
-    errors: Errors
+    errors: Mapping[int, float]
     measure: Callable[[int], float]
     prior: Known = ()
     known: dict[int, float] = field(default_factory=dict)
@@ -87,24 +54,22 @@ class Curve:
 
     def bracket(self, accepted: float) -> tuple[int, int]:
         """Return the largest M known to lose too much, and the smallest above it known not to."""
-        low = max((M for M, loss in self.known.items() if loss > accepted), default=self.errors.least - 1)
-        good = (M for M, loss in self.known.items() if loss <= accepted and M > low)
-        return low, min(good, default=self.errors.most)
+        low = max((M for M, loss in self.known.items() if loss > accepted), default=min(self.errors) - 1)
+        good = (M for M, loss in self.known.items() if loss <= accepted and low < M)
+        return low, min(good, default=max(self.errors))
 
     def guess(self, accepted: float) -> int:
         """Return the smallest M that is predicted to stay within a loss."""
         predicted = predictor(self.pairs(), self.prior)
-        low, high = self.errors.least, self.errors.most
+        low, high = min(self.errors), max(self.errors)
         while low < high:
             middle = (low + high) // 2
-            low, high = (
-                (low, middle) if predicted(self.errors.at(middle)) <= accepted else (middle + 1, high)
-            )
+            low, high = (low, middle) if predicted(self.errors[middle]) <= accepted else (middle + 1, high)
         return low
 
     def pairs(self) -> list[tuple[float, float]]:
         """Return what is known as pairs of simulated error and loss."""
-        return [(self.errors.at(M), loss) for M, loss in self.known.items()]
+        return [(self.errors[M], loss) for M, loss in self.known.items()]
 
 
 def predictor(own: Known, prior: Known) -> Callable[[float], float]:

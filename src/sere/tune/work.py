@@ -72,8 +72,8 @@ class Work:
             known, run, done = False, {}, {}
         if not known:
             raise InputError(
-                f"{path}: is damaged, or of another version of sere; delete the folder {self.path}, or choose "
-                "another"
+                f"{path}: is damaged, or of another version of sere; delete the folder {self.path}, or "
+                "choose another"
             )
         if different := differences(run, self._run, _IN_WORDS):
             raise InputError(

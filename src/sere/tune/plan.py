@@ -12,6 +12,7 @@ from sere.errors import ConfigError, DataError, InputError, name_some
 from sere.eval.digests import texts_digest
 from sere.eval.questions import Asked, prompt_key, takes_template
 from sere.reroute.constants import LIMIT_ROWS
+from sere.table import Tier
 from sere.texts import Row
 
 BATCH_SIZES = (4, 8, 16, 32, 64, 128)
@@ -82,6 +83,7 @@ class TunePlan:
 
     Raises:
         InputError: There are no goals, or a number is out of range.
+        ConfigError: A tier's name is not one, or a goal needs questions and there are none.
         DataError: There are too few prompts.
     """
 
@@ -105,6 +107,8 @@ class TunePlan:
         object.__setattr__(self, "batch_sizes", sizes)
         if not self.goals:
             raise InputError("tune: expected at least one tier, got none")
+        for name in self.goals:
+            Tier(name, 1)  # refuses a name that no setting could name
         if self.max_new_tokens < 2:
             raise InputError(
                 f"max_new_tokens: expected at least 2, got {self.max_new_tokens}; the first token comes from "

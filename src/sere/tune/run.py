@@ -242,7 +242,7 @@ class _Tuning:
     ) -> dict[str, Any]:
         identity = self.table.identity
         measured = {
-            str(B): {str(M): meter.loss("tuning", B, M).describe() for M in sorted(curve.known)}
+            str(B): {str(M): self._tuning_loss(meter, B, M) for M in sorted(curve.known)}
             for B, curve in curves.items()
         }
         return {
@@ -256,6 +256,10 @@ class _Tuning:
             "tiers": {name: tier.to_mapping() for name, tier in tiers.items()},
             **about,
         }  # fmt: skip
+
+    def _tuning_loss(self, meter: Meter, rows: int, active_experts: int) -> dict[str, Any]:
+        found = meter.loss("tuning", rows, active_experts)
+        return found.describe() | {"upper": found.upper}
 
 
 @contextmanager

@@ -24,16 +24,23 @@ class Verified:
         active_experts: M.
         loss: On the held-out prompts.
         tuned: M before it was raised.
+        tried: Every M that was measured.
     """
 
     active_experts: int
     loss: Loss
     tuned: int
+    tried: Sequence[int]
 
     def describe(self) -> dict[str, Any]:
         """Return it as JSON-ready values."""
         raised = None if self.tuned == self.active_experts else self.tuned
-        return {"active_experts": self.active_experts, **self.loss.describe(), "raised_from": raised}
+        return {
+            "active_experts": self.active_experts,
+            **self.loss.describe(),
+            "raised_from": raised,
+            "verified": sorted(self.tried),
+        }
 
 
 def verify(
@@ -65,7 +72,7 @@ def verify(
         if curve.known.get(tuned, 0.0) > allocation.accepted:
             M = curve.find(allocation.accepted, within=max(1, len(curve.errors) // _FINE), tries=_TRIES)
             allocation = allocation.raised(B, M)
-        found[B] = Verified(M, _held_out(meter, B, M), tuned)
+        found[B] = Verified(M, _held_out(meter, B, M), tuned, [*{*curve.known, M}])
     return allocation, found
 
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from sere.config import ActiveExperts
+from sere.config import ActiveExperts, RerouteConfig, read_active_experts
 from sere.errors import ConfigError
 from sere.policies.base import LayerRouter, LayerShape, Policy
+from sere.policies.idle import why_idle
 from sere.reroute import COUNTERS, Routing, TokenBatch
 from sere.reroute.checks import check_batch
 from sere.reroute.limits import active_by_rows
@@ -37,6 +39,7 @@ class LayerBatch:
         row_budgets: ``[T]``, integers, or None.
         scores: ``[T, E]``, the router's scores of all experts, or None.
         step: int64 of shape ``[]``: the number of this call of the layer's router, from 1 on.
+        prepared: What the rule prepared for the layer, by name.
         real: ``[T]``, bool; rows that are not padding.
         protected: ``[T]``, bool; real rows with a budget of K or more.
         inside: ``[T, K]``, bool; slots with an id in [0, E).
@@ -50,6 +53,7 @@ class LayerBatch:
     row_budgets: Tensor | None
     scores: Tensor | None
     step: Tensor
+    prepared: Mapping[str, Tensor]
     real: Tensor
     protected: Tensor
     inside: Tensor
@@ -57,7 +61,9 @@ class LayerBatch:
     ranks: Tensor
 
     @classmethod
-    def of(cls, layer: LayerShape, batch: TokenBatch, step: Tensor) -> LayerBatch:
+    def of(
+        cls, layer: LayerShape, batch: TokenBatch, step: Tensor, prepared: Mapping[str, Tensor]
+    ) -> LayerBatch:
         """Tell real rows and valid slots of a checked batch from the others."""
         ids, weights, budgets, num_tokens, scores = batch
         real = real_rows(ids, budgets, num_tokens)
@@ -65,7 +71,9 @@ class LayerBatch:
         inside = (ids >= 0) & (ids < layer.num_experts)
         valid = inside & has_weight(weights) & real[:, None]
         ranks = weight_ranks(weights, valid)
-        return cls(layer, ids, weights, budgets, scores, step, real, protected, inside, valid, ranks)
+        return cls(
+            layer, ids, weights, budgets, scores, step, prepared, real, protected, inside, valid, ranks
+        )
 
     @property
     def num_experts(self) -> int:
@@ -81,23 +89,22 @@ class LayerBatch:
         """Return the experts in the chosen slots and those of protected rows, ``[E]`` bool."""
         return members(self.ids, slots | (self.valid & self.protected[:, None]), self.num_experts)
 
-    def primary_set(self, select_top_k: int, active_experts: ActiveExperts) -> Tensor:
+    def primary_set(self, select_top_k: int, most: Tensor) -> Tensor:
         """Return SERE's primary set, ``[E]`` bool; docs/method.md section 4, step 3.
 
         Args:
             select_top_k: S.
-            active_experts: M, as in the settings of SERE.
+            most: M for a step of 1, 2, ... rows, ``[LIMIT_ROWS]``, integers.
         """
         E, valid = self.num_experts, self.valid
         fixed = members(self.ids, valid & self.protected[:, None], E)
-        most = torch.tensor(active_by_rows(active_experts, E, self.layer.top_k), device=self.ids.device)
         rows = (self.real & ~self.protected).sum().clamp(1, len(most))
         return choose_primary(
             fixed,
             members(self.ids, self.heaviest(select_top_k), E),
             members(self.ids, valid, E),
             expert_masses(self.ids, self.weights, valid, E),
-            most[rows - 1],
+            most.index_select(0, rows[None] - 1)[0],
             cap=False,
         )
 
@@ -108,6 +115,15 @@ class Baseline(Policy):
 
     Its settings are the fields of a frozen dataclass, which is what the command line and records read.
     """
+
+    def prepare(self, layer: LayerShape) -> Mapping[str, Tensor]:
+        """Return tensors on the CPU that the rule needs for one layer, by name; none unless it says so.
+
+        Args:
+            layer: The layer.
+        """
+        del layer
+        return {}
 
     @abstractmethod
     def choose(self, batch: LayerBatch) -> Routing:
@@ -122,7 +138,8 @@ class Baseline(Policy):
 
     def describe(self) -> dict[str, Any]:
         """Return the settings as JSON-ready values."""
-        return {"policy": self.name} | asdict(self)
+        options = [one.name for one in fields(self) if one.name not in self.given_elsewhere]
+        return {"policy": self.name} | {name: getattr(self, name) for name in options}
 
 
 @dataclass(frozen=True)
@@ -141,12 +158,52 @@ class TopSlotsBaseline(Baseline):
     def __post_init__(self) -> None:
         check_count("select_top_k", self.select_top_k)
 
+    def why_idle(self, layers: Iterable[LayerShape]) -> list[str]:
+        """Return why the settings re-route nothing: S is K or more; see `Policy`."""
+        return why_idle(RerouteConfig(select_top_k=self.select_top_k, active_experts=0), layers)
+
+
+@dataclass(frozen=True)
+class PrimarySetBaseline(TopSlotsBaseline):
+    """A baseline that leaves the experts that SERE's primary set has at equal settings.
+
+    Attributes:
+        select_top_k: S, slots per row that are primary, at least 1.
+        active_experts: M, as in `RerouteConfig`.
+
+    Raises:
+        ConfigError: ``select_top_k`` is not an integer of at least 1, or ``active_experts`` is not one of the
+            forms of `RerouteConfig`.
+    """
+
+    select_top_k: int = 1
+    active_experts: ActiveExperts = "auto"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "active_experts", read_active_experts(self.active_experts))
+
+    def prepare(self, layer: LayerShape) -> Mapping[str, Tensor]:
+        """Return M by the number of rows."""
+        most = active_by_rows(self.active_experts, layer.num_experts, layer.top_k)
+        return {"active_experts": torch.tensor(most, device="cpu")}
+
+    def primary_set(self, batch: LayerBatch) -> Tensor:
+        """Return the primary set of one step, ``[E]`` bool."""
+        return batch.primary_set(self.select_top_k, batch.prepared["active_experts"])
+
+    def why_idle(self, layers: Iterable[LayerShape]) -> list[str]:
+        """Return why the settings re-route nothing: S is K or more, or M is E; see `Policy`."""
+        settings = RerouteConfig(select_top_k=self.select_top_k, active_experts=self.active_experts)
+        return why_idle(settings, layers)
+
 
 class BaselineRouter(LayerRouter):
     """One layer of a baseline: checks a step, lets the rule choose, and counts.
 
     Attributes:
         step: int64 of shape ``[]``, how often the router was called.
+        prepared: What the rule prepared for the layer, by name, on the device.
     """
 
     def __init__(self, policy: Baseline, layer: LayerShape, device: torch.device) -> None:
@@ -154,19 +211,20 @@ class BaselineRouter(LayerRouter):
         self.policy = policy
         with torch.inference_mode(False):
             self.step = torch.zeros((), dtype=torch.int64, device=device)
+            self.prepared = {name: tensor.to(device) for name, tensor in policy.prepare(layer).items()}
 
     def __call__(self, batch: TokenBatch) -> Routing:
         """Route one step; see `LayerRouter`."""
         check_batch(batch, self.counters)
         self.step.add_(1)
-        step = LayerBatch.of(self.layer, batch, self.step)
+        step = LayerBatch.of(self.layer, batch, self.step, self.prepared)
         result = self.policy.choose(step)
         self.counters.add_(_counts(step, result))
         return result
 
     def tensors(self) -> dict[str, Tensor]:
         """Return every tensor that a step reads or writes, by name."""
-        return super().tensors() | {"step": self.step}
+        return super().tensors() | {"step": self.step} | self.prepared
 
 
 def _counts(batch: LayerBatch, result: Routing) -> Tensor:
@@ -198,3 +256,17 @@ def check_count(name: str, value: object, *, least: int = 1) -> None:
     """
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise ConfigError(f"{name}: expected an integer of at least {least}, got {value!r}")
+
+
+def check_switch(name: str, value: object) -> None:
+    """Refuse a setting that is neither true nor false.
+
+    Args:
+        name: The setting.
+        value: Its value.
+
+    Raises:
+        ConfigError: It is something else.
+    """
+    if not isinstance(value, bool):
+        raise ConfigError(f"{name}: expected true or false, got {value!r}")

@@ -13,7 +13,7 @@ from sere.config import RerouteConfig
 from sere.errors import ConfigError
 
 FULL: dict[str, Any] = {
-    "select_top_k": 2, "threshold": 0.3, "min_active": 4, "keep": {"3": [5, 1]}, "targets": "active",
+    "select_top_k": 2, "threshold": 0.3, "active_experts": 4, "keep": {"3": [5, 1]}, "targets": "active",
     "use_scale": True, "merge": "sentinel", "sentinel": -1, "phases": "all", "backend": "torch", "table": "t",
 }  # fmt: skip
 

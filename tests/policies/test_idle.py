@@ -17,7 +17,7 @@ MIXED = [LayerShape(0, 16, 4), LayerShape(1, 12, 2)]
 @pytest.mark.parametrize(
     ("settings", "layers", "reasons"),
     [
-        ({"select_top_k": 3, "min_active": 15}, SAME, []),
+        ({"select_top_k": 3, "active_experts": 15}, SAME, []),
         (
             {"select_top_k": 4},
             SAME,
@@ -43,18 +43,18 @@ MIXED = [LayerShape(0, 16, 4), LayerShape(1, 12, 2)]
             ],
         ),
         (
-            {"select_top_k": 1, "min_active": 16},
+            {"select_top_k": 1, "active_experts": 16},
             MIXED,
             [
-                "min_active=16 disables re-routing: with 12 to 16 experts per layer every routed expert is "
+                "active_experts=16 disables re-routing: with 12 to 16 experts per layer every routed expert is "
                 "primary. Use a smaller value"
             ],
         ),
         (
-            {"select_top_k": 4, "min_active": 12},
+            {"select_top_k": 4, "active_experts": 12},
             MIXED,
             [
-                "min_active=12 disables re-routing in layer 1: with 12 experts per layer every routed expert "
+                "active_experts=12 disables re-routing in layer 1: with 12 experts per layer every routed expert "
                 "is primary. Use a smaller value",
                 "select_top_k=4 is not smaller than top_k=4 of layer 0, so nothing will be re-routed there; "
                 "use a value from 1 to 3",

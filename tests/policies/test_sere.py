@@ -29,7 +29,7 @@ def batch() -> TokenBatch:
 
 
 @pytest.mark.parametrize(
-    "settings", [{}, {"threshold": 0.6, "min_active": 4}, {"keep": {3: [2, 5]}}], ids=["S", "floor", "keep"]
+    "settings", [{}, {"threshold": 0.6, "active_experts": 4}, {"keep": {3: [2, 5]}}], ids=["S", "floor", "keep"]
 )
 def test_a_router_decides_and_counts_as_the_operation(settings: dict[str, object]) -> None:
     """Ids, weights and counters are those of ``sere.reroute`` with the same settings."""
@@ -75,6 +75,6 @@ def test_a_layer_without_similarities_is_named() -> None:
 def test_factors_that_the_table_lacks_are_refused() -> None:
     """``use_scale`` needs a table of the projection metric."""
     with pytest.raises(
-        ConfigError, match="use_scale: the table has no scale; calibrate with metric='projection'"
+        ConfigError, match="use_scale: the table has no factors; calibrate with metric='projection', or leave"
     ):
         bound(use_scale=True)

@@ -18,7 +18,7 @@ from tests.support.policies import EXAMPLES, example
 
 LABELS = [
     *EXAMPLES,
-    "sere:select_top_k=2,threshold=0.3,min_active=32,use_scale=true,merge=same,backend=torch",
+    "sere:select_top_k=2,threshold=0.3,active_experts=32,use_scale=true,merge=same,backend=torch",
     "random:select_top_k=1,seed=3",
 ]
 
@@ -34,20 +34,20 @@ def test_labels_read_back(text: str) -> None:
 
 def test_the_symbols_of_older_records_are_read() -> None:
     """S, rho, scale and drop mean the long names; labels are written with these only."""
-    short = parse_spec("sere:S=2,rho=0.3,scale=true,targets=active,min_active=8")
-    long = parse_spec("sere:min_active=8,use_scale=yes,targets=active,threshold=.30,select_top_k=2")
+    short = parse_spec("sere:S=2,rho=0.3,scale=true,targets=active,active_experts=8")
+    long = parse_spec("sere:active_experts=8,use_scale=yes,targets=active,threshold=.30,select_top_k=2")
     assert short.options == long.options
-    expected = "sere:select_top_k=2,threshold=0.3,min_active=8,targets=active,use_scale=true"
+    expected = "sere:select_top_k=2,threshold=0.3,active_experts=8,targets=active,use_scale=true"
     assert short.label == long.label == expected
     assert RerouteConfig.from_mapping(short.options) == RerouteConfig(
-        select_top_k=2, threshold=0.3, use_scale=True, targets="active", min_active=8
+        select_top_k=2, threshold=0.3, use_scale=True, targets="active", active_experts=8
     )
 
 
 @pytest.mark.parametrize(
     ("label", "normalized"),
     [
-        ("sere:S=2,min_active=32,scale=true", "sere:select_top_k=2,min_active=32,use_scale=true"),
+        ("sere:S=2,active_experts=32,scale=true", "sere:select_top_k=2,active_experts=32,use_scale=true"),
         ("sere:S=1,merge=same,scale=true", "sere:select_top_k=1,use_scale=true,merge=same"),
         ("lynx:drop=0.5", "lynx:drop_share=0.5"),
         ("random:select_top_k=1", "random:select_top_k=1"),

@@ -38,7 +38,7 @@ def test_nan_in_a_row_gives_one_result_on_every_backend() -> None:
 @pytest.mark.parametrize("large", [1e4, 1e13, 1e30, math.inf])
 def test_huge_gates_give_one_result_on_every_backend(large: float) -> None:
     """Also with a floor, where gates are summed."""
-    reference, torch_backend, cpu = results(WEIGHTS * large, min_active=4)
+    reference, torch_backend, cpu = results(WEIGHTS * large, active_experts=4)
     assert reference == torch_backend == cpu
     assert len({expert for row in reference[0] for expert in row}) == 4
 
@@ -52,7 +52,7 @@ def test_a_request_whose_hidden_states_are_nan_leaves_the_others_alone() -> None
     embeddings = model.get_input_embeddings().weight
     with torch.no_grad():
         embeddings[40] = math.nan
-    with sere.apply(model, table, select_top_k=1, min_active=0):
+    with sere.apply(model, table, select_top_k=1, active_experts=0):
         # The broken row gives token 0 for ever, which its experts would not have voted with.
         with_it = model.generate(prompts, max_new_tokens=6, do_sample=False)
         without = model.generate(prompts[:7], max_new_tokens=6, do_sample=False)

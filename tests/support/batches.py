@@ -179,7 +179,7 @@ def fuzzed(seed: int) -> Case:
     options: dict[str, Any] = {
         "select_top_k": rng.choice([1, 1, 2, K]),
         "threshold": rng.choice([0.0, 0.5, 0.9, 0.99]),
-        "min_active": rng.choice([0, 0, K, E // 2]),
+        "active_experts": rng.choice([0, 0, K, E // 2]),
         "keep": tuple(rng.sample(range(E), min(E, rng.choice([0, 0, 3])))),
         "targets": rng.choice(["primary", "active"]),
         "merge": merge,

@@ -42,7 +42,7 @@ def cases(
     options: dict[str, Any] = {
         "select_top_k": draw(st.integers(1, K + 1)),
         "threshold": draw(st.sampled_from([0.0, 0.3, 0.5, 0.9, 1.5])),
-        "min_active": draw(st.integers(0, E + 1)) if draw(st.booleans()) else 0,
+        "active_experts": draw(st.integers(0, E + 1)) if draw(st.booleans()) else 0,
         "keep": tuple(draw(st.lists(st.integers(0, E - 1), max_size=3))),
         "targets": draw(st.sampled_from(["primary", "active"])),
         "merge": merge,
@@ -68,7 +68,7 @@ def _leave_no_primary(draw: st.DrawFn, ids: Tensor, weights: Tensor, options: di
     """Change a call in place so that no expert is primary."""
     reason = draw(st.sampled_from(["no budgets", "no tokens", "no weights", "no ids"]))
     if reason == "no budgets":
-        options |= {"keep": (), "min_active": 0}
+        options |= {"keep": (), "active_experts": 0}
         options["row_budgets"] = torch.tensor([draw(st.integers(-1, 0)) for _ in ids], dtype=torch.int32)
     elif reason == "no tokens":
         options["num_tokens"] = 0

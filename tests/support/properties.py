@@ -133,9 +133,9 @@ def calls_with_other_outsiders(draw: st.DrawFn) -> tuple[Case, Case, Tensor]:
 
 
 def any_primary(case: Case) -> bool:
-    """Whether an expert is primary: it has a kept slot, is of ``keep``, or joins to reach ``min_active``."""
+    """Whether an expert is primary: it has a kept slot, is of ``keep``, or joins to reach ``active_experts``."""
     slots = valid_slots(case)
     kept = slots & (weight_ranks(case.weights, slots) < budgets(case)[:, None])
     of_keep = slots & torch.isin(case.ids, torch.tensor(case.options["keep"], dtype=case.ids.dtype))
-    floor = case.options.get("min_active", 0) > 0
+    floor = case.options.get("active_experts", 0) > 0
     return bool(kept.any() or of_keep.any() or (floor and slots.any()))

@@ -22,7 +22,7 @@ def main() -> None:
                 similarity_matrix(E, E),
                 select_top_k=1,
                 threshold=0.7,
-                min_active=floor,
+                active_experts=floor,
                 num_tokens=torch.tensor(T - 1, device="cuda"),
                 row_budgets=torch.arange(T, device="cuda") % 3,
                 targets="active" if merge == "same" else "primary",

@@ -140,7 +140,7 @@ WRONG: dict[str, tuple[Callable[[SimilarityTable], dict[str, Any]], type[SereErr
         ConfigError,
         "merge: 'sentinel' .* fail or give wrong output",
     ),
-    "scale": (lambda table: settings_of(table, use_scale=True), ConfigError, "the table has no scale"),
+    "scale": (lambda table: settings_of(table, use_scale=True), ConfigError, "use_scale: the table has no factors; calibrate"),
 }
 
 

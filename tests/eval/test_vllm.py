@@ -87,7 +87,11 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def evaluate(engines: Engines, **options: Any) -> dict[str, Any]:
     plan = QuestionPlan(
         settings=parse_specs(
-            ["sere:select_top_k=1,active_experts=4", "sere:select_top_k=1", "sere:select_top_k=2,active_experts=4"]
+            [
+                "sere:select_top_k=1,active_experts=4",
+                "sere:select_top_k=1",
+                "sere:select_top_k=2,active_experts=4",
+            ]
         ),
         batch_sizes=[1, 8],
         questions=held_out(2, tasks=["addition"]),

@@ -34,7 +34,11 @@ def generate(model: Any, rows: int = 6, **options: Any) -> None:
             "active_experts=12 is not below what these",
         ),
         ({"threshold": 2}, generate, "threshold=2 is above every similarity in the table"),
-        ({"active_experts": 16}, generate, "active_experts=16 disables re-routing: with 16 experts per layer"),
+        (
+            {"active_experts": 16},
+            generate,
+            "active_experts=16 disables re-routing: with 16 experts per layer",
+        ),
         ({"select_top_k": 4}, generate, "select_top_k=4 is not smaller than the model's top_k=4, so nothing"),
         ({}, lambda _: None, "the model was not called while re-routing was on"),
     ],

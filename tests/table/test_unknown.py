@@ -19,7 +19,7 @@ from sere.identity import ModelIdentity
 from sere.reroute import reroute
 from sere.similarity import LayerSimilarity
 from sere.table import SimilarityTable, compare, describe_unknown, import_reference_table, plot, verify_table
-from tests.support.tables import identity, matrix, table
+from tests.support.tables import identity, matrix, rewrite_as, table
 
 NAN = math.nan
 
@@ -57,6 +57,7 @@ def save_as_version_1(made: SimilarityTable, path: Path) -> None:
         i: LayerSimilarity(one.similarity.nan_to_num(nan=0), one.scale) for i, one in made.layers.items()
     }
     replace(made, layers=layers, identity=ModelIdentity.from_mapping(old)).save(path)
+    rewrite_as(path, 1)
 
 
 def test_unknown_similarities_are_saved_and_loaded(tmp_path: Path) -> None:

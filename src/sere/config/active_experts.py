@@ -33,8 +33,8 @@ def read_active_experts(value: object) -> ActiveExperts:
         return check_integer("active_experts", as_integer(value), least=0)
     except TypeError:
         pass
-    # No NaN, which is in no range.
-    if isinstance(value, Real) and not isinstance(value, bool) and 0 < float(value) <= 1:
+    # No NaN, which is in no range; False and True are no shares.
+    if type(value) is not bool and isinstance(value, Real) and 0 < float(value) <= 1:
         return float(value)
     raise ConfigError(_expected(value))
 

@@ -38,54 +38,62 @@ class LayerSettings:
         object.__setattr__(self, "active_experts", read_active_experts(self.active_experts))
 
 
-def read_layers(given: object) -> Mapping[int, Mapping[str, Any]]:
-    """Return checked settings by layer, each with the names that were given.
+def read_by_layer(
+    layers: object, active_experts: object
+) -> tuple[Mapping[int, Mapping[str, Any]], ActiveExperts]:
+    """Return checked settings by layer, each with the names that were given, and M of the other layers.
 
     Args:
-        given: ``{layer index: {"active_experts": 24}}``.
+        layers: ``{layer index: {"active_experts": 24}}``.
+        active_experts: M of all layers, or ``{layer index: M}``, which belongs to the settings by layer; M
+            of the other layers is then ``"auto"``.
 
     Raises:
-        ConfigError: It has another form, a layer is named twice, or a setting is unknown or invalid.
+        ConfigError: One has another form, a value is given twice, or a setting is unknown or invalid.
     """
+    if not isinstance(active_experts, Mapping):
+        return MappingProxyType(_read_layers(layers)), read_active_experts(active_experts)
+    result = _read_layers(layers)
+    for index, own in _by_index("active_experts", active_experts, "layer index: experts").items():
+        if "active_experts" in result.get(index, {}):
+            raise ConfigError(f"active_experts: layer {index} is named in layers, too; give one value")
+        most = _of_layer(index, {"active_experts": own})
+        result[index] = MappingProxyType({**result.get(index, {}), **most})
+    return MappingProxyType(dict(sorted(result.items()))), "auto"
+
+
+def _read_layers(given: object) -> dict[int, Mapping[str, Any]]:
     if not isinstance(given, Mapping):
         raise ConfigError(f"layers: expected {{layer index: settings}}, got {given!r}")
     result: dict[int, Mapping[str, Any]] = {}
-    for key, values in given.items():
-        index = _index("layers", key)
-        if index in result:
-            raise ConfigError(f"layers: layer {index} is named twice; give its settings once")
+    for index, values in _by_index("layers", given, "layer index: settings").items():
         if not isinstance(values, Mapping):
             raise ConfigError(f'layers: expected settings such as {{"active_experts": 24}}, got {values!r}')
         for name in values:
             if name not in OF_A_LAYER:
                 raise ConfigError(f"layers: unknown setting {name!r}{did_you_mean(str(name), OF_A_LAYER)}")
-        try:
-            checked = LayerSettings(**values)
-        except ConfigError as error:
-            raise ConfigError(f"layers: layer {index}: {error}") from None
-        result[index] = MappingProxyType({name: getattr(checked, name) for name in values})
-    return MappingProxyType(dict(sorted(result.items())))
+        result[index] = MappingProxyType(_of_layer(index, values))
+    return dict(sorted(result.items()))
 
 
-def with_active_experts(layers: object, active_experts: Mapping[Any, Any]) -> dict[int, dict[str, Any]]:
-    """Return settings by layer, with M by layer among them.
+def _of_layer(index: int, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the checked values of one layer under their names."""
+    try:
+        checked = LayerSettings(**values)
+    except ConfigError as error:
+        raise ConfigError(f"layers: layer {index}: {error}") from None
+    return {name: getattr(checked, name) for name in values}
 
-    Args:
-        layers: As `read_layers` takes them.
-        active_experts: M by layer, ``{layer index: M}``.
 
-    Raises:
-        ConfigError: A layer's M is given twice, or one of the two has another form.
-    """
-    result = {index: dict(own) for index, own in read_layers(layers).items()}
-    named = set()
-    for key, value in active_experts.items():
-        index = _index("active_experts", key, "layer index: experts")
-        own = result.setdefault(index, {})
-        if index in named or "active_experts" in own:
-            raise ConfigError(f"active_experts: layer {index} has two values; give one")
-        named.add(index)
-        own["active_experts"] = value
+def _by_index(name: str, given: Mapping[Any, Any], form: str) -> dict[int, Any]:
+    """Return values by the index of their layer; keys in JSON are strings."""
+    result: dict[int, Any] = {}
+    for key, value in given.items():
+        wrong = f"{{{form}}}, got the key {key!r}"
+        index = check_layer_index(name, key, wrong, f"layer indices start at 0, got {key!r}")
+        if index in result:
+            raise ConfigError(f"{name}: layer {index} is named twice; give its settings once")
+        result[index] = value
     return result
 
 
@@ -113,12 +121,6 @@ def read_keep(keep: object) -> Mapping[int, tuple[int, ...]]:
             raise ConfigError(f"keep: layer {index} is named twice; give its experts in one list")
         result[index] = _expert_ids(index, experts)
     return MappingProxyType(dict(sorted(result.items())))
-
-
-def _index(name: str, key: object, form: str = "layer index: settings") -> int:
-    return check_layer_index(
-        name, key, f"{{{form}}}, got the key {key!r}", f"layer indices start at 0, got {key!r}"
-    )
 
 
 def _expert_ids(layer: int, experts: object) -> tuple[int, ...]:

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
-from sere.config.active_experts import ActiveExperts, json_of_active_experts, read_active_experts
+from sere.config.active_experts import ActiveExperts, json_of_active_experts
 from sere.config.checks import check_boolean, check_choice, check_integer, check_sentinel, check_threshold
-from sere.config.layers import OF_A_LAYER, LayerSettings, read_keep, read_layers, with_active_experts
+from sere.config.layers import OF_A_LAYER, LayerSettings, read_by_layer, read_keep
 from sere.errors import ConfigError, did_you_mean
 
 Targets = Literal["primary", "active"]
@@ -71,15 +71,13 @@ class RerouteConfig:
     preset: Literal["paper"] | None = None
 
     def __post_init__(self) -> None:
-        if isinstance(self.active_experts, Mapping):
-            object.__setattr__(self, "layers", with_active_experts(self.layers, self.active_experts))
-            object.__setattr__(self, "active_experts", "auto")
+        layers, active_experts = read_by_layer(self.layers, self.active_experts)
+        object.__setattr__(self, "layers", layers)
+        object.__setattr__(self, "active_experts", active_experts)
         if self.preset is not None:
             self._take_preset()
         object.__setattr__(self, "select_top_k", check_integer("select_top_k", self.select_top_k, least=1))
         object.__setattr__(self, "threshold", check_threshold(self.threshold))
-        object.__setattr__(self, "active_experts", read_active_experts(self.active_experts))
-        object.__setattr__(self, "layers", read_layers(self.layers))
         check_choice("targets", self.targets, get_args(Targets))
         check_choice("merge", self.merge, get_args(Merge))
         check_choice("phases", self.phases, get_args(Phases))

@@ -167,7 +167,9 @@ def _no_substitute(own: Sequence[LayerSettings]) -> str:
             f"no expert had a similarity of threshold={value} or more to a primary one; use a smaller "
             "threshold"
         )
-    return "the table knows no similarity between the experts that these batches read; calibrate it on more text"
+    return (
+        "the table knows no similarity between the experts that these batches read; calibrate it on more text"
+    )
 
 
 def _limit(

@@ -30,9 +30,7 @@ def why_idle(config: RerouteConfig, shapes: Iterable[LayerShape]) -> list[str]:
     layers = list(shapes)
     own = {layer.index: config.for_layer(layer.index) for layer in layers}
     filled = [layer for layer in layers if _least_active(own[layer.index], layer) >= layer.num_experts]
-    kept = [
-        layer for layer in layers if layer not in filled and layer.top_k <= own[layer.index].select_top_k
-    ]
+    kept = [layer for layer in layers if layer not in filled and layer.top_k <= own[layer.index].select_top_k]
     reasons = []
     for value in dict.fromkeys(own[layer.index].active_experts for layer in filled):
         some = [layer for layer in filled if own[layer.index].active_experts == value]

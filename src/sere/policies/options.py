@@ -68,7 +68,7 @@ def text_of(value: Any) -> str:
 
 
 def _form(kind: Any) -> _Form | None:
-    """Return how values of a type are read, what to call them, what to write in help, and how to write one."""
+    """Return how values of a type are read, what to call them, their form in help, and how to write one."""
     if kind == ActiveExperts:
         return (
             active_experts_of_text,

@@ -150,7 +150,12 @@ def test_times_and_ratio_of_a_block() -> None:
     plan = OverHttpPlan(settings=parse_specs(["sere:select_top_k=1"]), loads=[load], rounds=1)
     subject = {"moe_layers": 1, "bytes_per_expert": 1}
     record = _record(
-        subject, plan, load, variant("sere:select_top_k=1", quick), variant("off", slow), {"active_experts": 8}
+        subject,
+        plan,
+        load,
+        variant("sere:select_top_k=1", quick),
+        variant("off", slow),
+        {"active_experts": 8},
     )
     assert record["config"]["start"] == {"active_experts": 8}
     assert record["speedup"]["p50"] == pytest.approx(2)

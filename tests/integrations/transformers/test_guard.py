@@ -36,7 +36,11 @@ def test_what_works_is_no_news(model: PreTrainedModel, caplog: pytest.LogCapture
     ("options", "settings", "text"),
     [
         ({"use_cache": False}, {}, r"no decode step was seen in 6 calls of the model; .*phases='all'"),
-        ({}, {"active_experts": 15}, r"active_experts=15 is not below what these batches read \(\d+\.\d experts"),
+        (
+            {},
+            {"active_experts": 15},
+            r"active_experts=15 is not below what these batches read \(\d+\.\d experts",
+        ),
     ],
     ids=["no cache", "floor"],
 )

@@ -153,7 +153,7 @@ def test_slots_go_to_the_most_similar_expert_of_the_pool(
 
 
 def test_the_pool_is_the_same_for_every_batch() -> None:
-    """By hand: 0 and 2 go to 1, 4 to 3, each with its factor; 5 stays, since nobody is known to replace it."""
+    """By hand: 0 and 2 go to 1, 4 to 3, each with its factor; 5 stays, as nobody is known to replace it."""
     scale = torch.ones(6, 6)
     scale[0, 1], scale[2, 1], scale[4, 3] = 0.5, 2.0, 1.5
     policy = Pool(2, table=one_layer(LayerSimilarity(KNOWN, scale)))

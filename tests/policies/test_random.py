@@ -66,7 +66,7 @@ def test_nothing_changes_without_a_primary_expert(padding: bool) -> None:
     """Budgets of 0 leave P empty: the router's own bits, padding rows too, as SERE does (steps 3 and 8)."""
     ids, weights = top_slots()
     budgets = torch.tensor([0, 0, -1 if padding else 0])
-    sere = reroute(ids, weights, torch.ones(6, 6), select_top_k=1, row_budgets=budgets)
+    sere = reroute(ids, weights, torch.ones(6, 6), active_experts=0, row_budgets=budgets)
     result, _ = route_worked(RandomReroute(1, 0), row_budgets=budgets)
     assert torch.equal(sere.ids, ids)
     assert torch.equal(result.ids, ids)

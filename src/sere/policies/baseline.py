@@ -10,13 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sere.config import ActiveExperts, RerouteConfig, read_active_experts
+from sere.config import RerouteConfig
 from sere.errors import ConfigError
 from sere.policies.base import LayerRouter, LayerShape, Policy
 from sere.policies.idle import why_idle
 from sere.reroute import COUNTERS, Routing, TokenBatch
 from sere.reroute.checks import check_batch
-from sere.reroute.limits import active_by_rows
 from sere.reroute.slots import (
     choose_primary,
     expert_masses,
@@ -80,7 +79,7 @@ class LayerBatch:
         """E, the layer's routed experts."""
         return self.layer.num_experts
 
-    def heaviest(self, select_top_k: int) -> Tensor:
+    def heaviest(self, select_top_k: Tensor | int) -> Tensor:
         """Return the valid slots among each row's b_t heaviest, ``[T, K]`` bool."""
         budgets = whole_budgets(self.row_budgets, select_top_k, len(self.ids), self.ids.device)
         return self.valid & (self.ranks < budgets[:, None])
@@ -89,22 +88,20 @@ class LayerBatch:
         """Return the experts in the chosen slots and those of protected rows, ``[E]`` bool."""
         return members(self.ids, slots | (self.valid & self.protected[:, None]), self.num_experts)
 
-    def primary_set(self, select_top_k: int, most: Tensor) -> Tensor:
+    def primary_set(self, limits: Tensor) -> Tensor:
         """Return SERE's primary set, ``[E]`` bool; docs/method.md section 4, step 3.
 
         Args:
-            select_top_k: S.
-            most: M for a step of 1, 2, ... rows, ``[LIMIT_ROWS]``, integers.
+            limits: What `sere.reroute.limits.layer_limits` returns: S and M of the layer.
         """
         E, valid = self.num_experts, self.valid
-        fixed = members(self.ids, valid & self.protected[:, None], E)
-        rows = (self.real & ~self.protected).sum().clamp(1, len(most))
+        rows = (self.real & ~self.protected).sum().clamp(1, len(limits) - 1)
         return choose_primary(
-            fixed,
-            members(self.ids, self.heaviest(select_top_k), E),
+            members(self.ids, valid & self.protected[:, None], E),
+            members(self.ids, self.heaviest(limits[0]), E),
             members(self.ids, valid, E),
             expert_masses(self.ids, self.weights, valid, E),
-            most.index_select(0, rows[None] - 1)[0],
+            limits.index_select(0, rows[None])[0],
             cap=False,
         )
 
@@ -161,41 +158,6 @@ class TopSlotsBaseline(Baseline):
     def why_idle(self, layers: Iterable[LayerShape]) -> list[str]:
         """Return why the settings re-route nothing: S is K or more; see `Policy`."""
         return why_idle(RerouteConfig(select_top_k=self.select_top_k, active_experts=0), layers)
-
-
-@dataclass(frozen=True)
-class PrimarySetBaseline(TopSlotsBaseline):
-    """A baseline that leaves the experts that SERE's primary set has at equal settings.
-
-    Attributes:
-        select_top_k: S, slots per row that are primary, at least 1.
-        active_experts: M, as in `RerouteConfig`.
-
-    Raises:
-        ConfigError: ``select_top_k`` is not an integer of at least 1, or ``active_experts`` is not one of the
-            forms of `RerouteConfig`.
-    """
-
-    select_top_k: int = 1
-    active_experts: ActiveExperts = "auto"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        object.__setattr__(self, "active_experts", read_active_experts(self.active_experts))
-
-    def prepare(self, layer: LayerShape) -> Mapping[str, Tensor]:
-        """Return M by the number of rows."""
-        most = active_by_rows(self.active_experts, layer.num_experts, layer.top_k)
-        return {"active_experts": torch.tensor(most, device="cpu")}
-
-    def primary_set(self, batch: LayerBatch) -> Tensor:
-        """Return the primary set of one step, ``[E]`` bool."""
-        return batch.primary_set(self.select_top_k, batch.prepared["active_experts"])
-
-    def why_idle(self, layers: Iterable[LayerShape]) -> list[str]:
-        """Return why the settings re-route nothing: S is K or more, or M is E; see `Policy`."""
-        settings = RerouteConfig(select_top_k=self.select_top_k, active_experts=self.active_experts)
-        return why_idle(settings, layers)
 
 
 class BaselineRouter(LayerRouter):

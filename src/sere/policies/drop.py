@@ -10,7 +10,8 @@ from typing import ClassVar
 
 import torch
 
-from sere.policies.baseline import LayerBatch, PrimarySetBaseline, check_switch
+from sere.policies.baseline import LayerBatch, check_switch
+from sere.policies.primary_set import PrimarySetBaseline
 from sere.policies.refill import drop_slots
 from sere.reroute import Routing
 
@@ -25,6 +26,7 @@ class Drop(PrimarySetBaseline):
     Attributes:
         select_top_k: S, slots per row that are primary, at least 1.
         active_experts: M, as in SERE: at equal settings both leave the same experts.
+        tier: As in SERE.
         renormalize: Whether the weights that are left are scaled to the row's old sum.
 
     Raises:

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from sere.errors import ConfigError
-from sere.policies.baseline import LayerBatch, PrimarySetBaseline
+from sere.policies.baseline import LayerBatch
+from sere.policies.primary_set import PrimarySetBaseline
 from sere.policies.refill import finish
 from sere.reroute import Routing
 
@@ -33,6 +34,7 @@ class RandomReroute(PrimarySetBaseline):
     Attributes:
         select_top_k: S, slots per row that are primary, at least 1.
         active_experts: M, as in SERE: at equal settings both leave the same experts.
+        tier: As in SERE.
         seed: Of the random choices.
 
     Raises:

@@ -19,8 +19,8 @@ from sere.reroute import TokenBatch
 from tests.support.policies import EXAMPLES, counted, example, named_rule, route, router, router_steps
 
 OTHERS = [
-    "sere:select_top_k=1,threshold=0.5,active_experts=3",
-    "random:select_top_k=2,active_experts=3",
+    "sere:select_top_k=1,threshold=0.5,min_active=3",
+    "random:select_top_k=2,min_active=3",
     "topk:select_top_k=1",
     "oea:select_top_k=1",
     "xshare:budget=1",

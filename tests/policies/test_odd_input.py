@@ -13,7 +13,7 @@ from torch import Tensor
 from tests.support.policies import EXAMPLES, named_rule, route
 
 ODD = [math.nan, math.inf, -math.inf, 0.0, -0.0, -0.5, 1e-45, 3.4e38, -3.4e38, 300.0]
-RULES = [*EXAMPLES, "random:select_top_k=2,active_experts=3", "xshare:budget=3"]
+RULES = [*EXAMPLES, "random:select_top_k=2,min_active=3", "xshare:budget=3"]
 
 
 @st.composite

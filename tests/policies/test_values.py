@@ -17,10 +17,7 @@ from sere.policies import Lynx, Oea, Policy, RandomReroute, TopK, XShare
         (lambda: Oea(True), "select_top_k: expected an integer of at least 1, got True"),
         (lambda: XShare(1.5), "budget: expected an integer of at least 1, got 1.5"),  # type: ignore[arg-type]
         (lambda: Lynx(1.0), "drop_share: expected a number of at least 0 and below 1, got 1.0"),
-        (
-            lambda: RandomReroute(1, active_experts=-1),
-            "active_experts: expected an integer of at least 0, got -1",
-        ),
+        (lambda: RandomReroute(1, min_active=-1), "min_active: expected an integer of at least 0, got -1"),
         (lambda: RandomReroute(1, seed="a"), "seed: expected an integer, got 'a'"),  # type: ignore[arg-type]
     ],
     ids=["zero", "bool", "float", "share", "floor", "seed"],

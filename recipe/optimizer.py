@@ -57,7 +57,7 @@ def build(model: nn.Module, settings: Settings, factor: float) -> list[torch.opt
     for name, param in model.named_parameters():
         if ".mlp.gate.weight" in name:
             routers.append(param)
-        elif param.ndim >= 2 and ".layers." in name:
+        elif param.ndim >= 2 and ".layers." in name and "shared_expert_gate" not in name:
             matrices.append(param)
         else:
             others.append(param)

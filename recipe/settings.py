@@ -35,6 +35,8 @@ class Settings:
         emphasis: Task (or ``english``) to how often its documents are drawn, relative to 1.
         emphasis_from: Step of the MoE phase from which on ``emphasis`` holds; before, all are drawn alike.
         matrix_lr, other_lr, router_lr: Peak learning rates: Muon for matrices, AdamW for the others.
+        query_key_factor: What the matrix rate is multiplied by for queries and keys; without their
+            normalization (``qwen2_moe``), 1 saturates the attention.
         moe_lr_factor: What the matrix and other rates are multiplied by in the MoE phase.
         warmup_steps: Steps of linear warm-up in each phase.
         decay_from: Share of the MoE phase after which the rate falls linearly to ``last_rate``.
@@ -76,6 +78,7 @@ class Settings:
     matrix_lr: float = 0.02
     other_lr: float = 3e-3
     router_lr: float = 3e-4
+    query_key_factor: float = 1.0
     moe_lr_factor: float = 0.7
     warmup_steps: int = 40
     decay_from: float = 1150 / 1960

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -21,9 +22,8 @@ from transformers import (
 from recipe.data import Batch
 from recipe.settings import Settings
 
-
-Dense = Qwen3ForCausalLM | Qwen2ForCausalLM
-Moe = Qwen3MoeForCausalLM | Qwen2MoeForCausalLM
+Dense: TypeAlias = Qwen3ForCausalLM | Qwen2ForCausalLM
+Moe: TypeAlias = Qwen3MoeForCausalLM | Qwen2MoeForCausalLM
 
 
 def _shape(settings: Settings, tokenizer: PreTrainedTokenizerFast) -> dict[str, object]:

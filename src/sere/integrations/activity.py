@@ -9,6 +9,7 @@ from typing import Any, Self
 
 from sere.config import RerouteConfig
 from sere.reroute import COUNTERS
+from sere.reroute.limits import active_by_rows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,20 +116,21 @@ def _nothing_rerouted(activity: Activity, config: RerouteConfig | None, top_k: i
     before = activity.experts_before
     if config is None:
         return f"the policy changed no slot of batches that read {before:.1f} experts per layer"
-    if config.min_active >= num_experts:
+    most = config.active_experts
+    if isinstance(most, int) and most >= num_experts:
         return (
-            f"min_active={config.min_active} is not below the {num_experts} experts of a layer, so every "
-            "expert is primary; use a smaller min_active"
+            f"active_experts={most} is not below the {num_experts} experts of a layer, so every expert is "
+            "primary; use a smaller active_experts"
         )
     if config.select_top_k >= top_k:
         return (
             f"select_top_k={config.select_top_k} keeps all {top_k} slots of a token; use a select_top_k "
             f"below {top_k}"
         )
-    if config.min_active >= before:
+    if max(active_by_rows(most, num_experts, top_k)) >= before:
         return (
-            f"min_active={config.min_active} is never below what these batches read ({before:.1f} experts "
-            "per layer); use a smaller min_active or larger batches"
+            f"active_experts={most} is never below what these batches read ({before:.1f} experts per layer); "
+            "use a smaller active_experts or larger batches"
         )
     if activity.critical and config.threshold > 0:
         return (

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sere.config import RerouteConfig
 from sere.reroute import COUNTERS, Routing, TokenBatch
-from sere.similarity.layer import LayerSimilarity
+from sere.table import SimilarityTable
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +74,9 @@ class Policy(ABC):
     A policy is immutable; what changes from step to step is in the routers that `bind` returns.
 
     Rows with a negative budget, and rows from ``num_tokens`` on, are padding: they neither vote nor count.
-    Rows with a budget of K or more are protected: they keep their experts, which others may use.
+    Rows with a budget of K or more are protected: they keep their experts, which others may use. Rows with
+    ``LAYER_BUDGET``, and all rows of a batch without budgets, have the rule's own settings. A rule without S
+    treats all rows that are neither padding nor protected alike.
 
     Attributes:
         name: The name in ``sere.policies.spec.POLICIES``, settings and records.
@@ -115,23 +117,18 @@ class Policy(ABC):
         return cls
 
     @classmethod
-    def from_options(cls, options: Mapping[str, Any], layers: Mapping[int, LayerSimilarity]) -> Self:
+    def from_options(cls, options: Mapping[str, Any], table: SimilarityTable | None) -> Self:
         """Build the rule from its options.
 
         Args:
             options: Values by field name of ``settings_type``.
-            layers: Similarities by decoder-layer index; empty unless the rule ``needs_table``.
+            table: The model's similarity table; not None if the rule ``needs_table``.
 
         Raises:
             ConfigError: A value is out of range.
         """
-        del layers
+        del table
         return cls(**options)
-
-    @property
-    def default_budget(self) -> int:
-        """The budget of a row that has none in a batch with budgets; 0 for a rule without budgets."""
-        return 0
 
     def why_idle(self, layers: Iterable[LayerShape]) -> list[str]:
         """Return one sentence per reason why the settings re-route nothing in some or all of the layers.

@@ -9,11 +9,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sere.config import ActiveExperts
 from sere.errors import ConfigError
 from sere.policies.base import LayerRouter, LayerShape, Policy
 from sere.reroute import COUNTERS, Routing, TokenBatch
 from sere.reroute.checks import check_batch
-from sere.reroute.slots import has_weight, members, real_rows, weight_ranks
+from sere.reroute.limits import active_by_rows
+from sere.reroute.slots import (
+    choose_primary,
+    expert_masses,
+    has_weight,
+    members,
+    real_rows,
+    weight_ranks,
+    whole_budgets,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,12 +74,32 @@ class LayerBatch:
 
     def heaviest(self, select_top_k: int) -> Tensor:
         """Return the valid slots among each row's b_t heaviest, ``[T, K]`` bool."""
-        budget = select_top_k if self.row_budgets is None else self.row_budgets[:, None]
-        return self.valid & (self.ranks < budget)
+        budgets = whole_budgets(self.row_budgets, select_top_k, len(self.ids), self.ids.device)
+        return self.valid & (self.ranks < budgets[:, None])
 
     def experts_in(self, slots: Tensor) -> Tensor:
         """Return the experts in the chosen slots and those of protected rows, ``[E]`` bool."""
         return members(self.ids, slots | (self.valid & self.protected[:, None]), self.num_experts)
+
+    def primary_set(self, select_top_k: int, active_experts: ActiveExperts) -> Tensor:
+        """Return SERE's primary set, ``[E]`` bool; docs/method.md section 4, step 3.
+
+        Args:
+            select_top_k: S.
+            active_experts: M, as in the settings of SERE.
+        """
+        E, valid = self.num_experts, self.valid
+        fixed = members(self.ids, valid & self.protected[:, None], E)
+        most = torch.tensor(active_by_rows(active_experts, E, self.layer.top_k), device=self.ids.device)
+        rows = (self.real & ~self.protected).sum().clamp(1, len(most))
+        return choose_primary(
+            fixed,
+            members(self.ids, self.heaviest(select_top_k), E),
+            members(self.ids, valid, E),
+            expert_masses(self.ids, self.weights, valid, E),
+            most[rows - 1],
+            cap=False,
+        )
 
 
 @dataclass(frozen=True)
@@ -110,11 +140,6 @@ class TopSlotsBaseline(Baseline):
 
     def __post_init__(self) -> None:
         check_count("select_top_k", self.select_top_k)
-
-    @property
-    def default_budget(self) -> int:
-        """The slots that a row keeps."""
-        return self.select_top_k
 
 
 class BaselineRouter(LayerRouter):

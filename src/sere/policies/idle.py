@@ -6,17 +6,18 @@ from collections.abc import Iterable, Mapping
 
 import torch
 
-from sere.config import RerouteConfig
+from sere.config import LayerSettings, RerouteConfig
 from sere.errors import MOST_NAMED
 from sere.identity import span
 from sere.policies.base import LayerShape
+from sere.reroute.limits import active_by_rows
 from sere.similarity.layer import LayerSimilarity
 
 
 def why_idle(config: RerouteConfig, shapes: Iterable[LayerShape]) -> list[str]:
     """Return one sentence per reason why the settings re-route nothing in some or all layers.
 
-    With S >= K, or a floor of E, every expert of a layer that occurs is primary, and no other setting undoes
+    With S >= K, or M >= E, every expert of a layer that occurs is primary, and no other setting undoes
     that.
 
     Args:
@@ -25,18 +26,22 @@ def why_idle(config: RerouteConfig, shapes: Iterable[LayerShape]) -> list[str]:
 
     Source: docs/method.md section 4, steps 2 to 4.
     """
-    S, floor, layers = config.select_top_k, config.min_active, list(shapes)
-    floored = [layer for layer in layers if floor >= layer.num_experts]
-    kept = [layer for layer in layers if floor < layer.num_experts and layer.top_k <= S]
+    layers = list(shapes)
+    own = {layer.index: config.for_layer(layer.index) for layer in layers}
+    floored = [layer for layer in layers if _least_active(own[layer.index], layer) >= layer.num_experts]
+    kept = [
+        layer for layer in layers if layer not in floored and layer.top_k <= own[layer.index].select_top_k
+    ]
     reasons = []
     if floored:
         E = span(layer.num_experts for layer in floored)
         reasons.append(
-            f"min_active={floor} disables re-routing{_where(floored, layers)}: with {E} experts per layer "
-            "every routed expert is primary. Use a smaller value"
+            f"active_experts={config.active_experts} disables re-routing{_where(floored, layers)}: with {E} "
+            "experts per layer every routed expert is primary. Use a smaller value"
         )
     if kept:
         K = span(layer.top_k for layer in kept)
+        S = span(own[layer.index].select_top_k for layer in kept)
         reasons.append(
             f"select_top_k={S} is not smaller than {_whose(kept, layers, K)}; "
             f"{_smaller(min(layer.top_k for layer in kept))}"
@@ -66,6 +71,11 @@ def why_no_substitute(config: RerouteConfig, layers: Mapping[int, LayerSimilarit
         f"threshold={config.threshold:g} is above every similarity in the table (at most {most:.3f}), so "
         "nothing will be re-routed; use a smaller threshold"
     ]
+
+
+def _least_active(settings: LayerSettings, layer: LayerShape) -> int:
+    """Return the smallest M of any step."""
+    return min(active_by_rows(settings.active_experts, layer.num_experts, layer.top_k))
 
 
 def _smaller(K: int) -> str:

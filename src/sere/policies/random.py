@@ -11,11 +11,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from sere.config import ActiveExperts, read_active_experts
 from sere.errors import ConfigError
-from sere.policies.baseline import LayerBatch, TopSlotsBaseline, check_count
+from sere.policies.baseline import LayerBatch, TopSlotsBaseline
 from sere.policies.refill import finish
 from sere.reroute import Routing
-from sere.reroute.slots import fill_up
 
 # Constants of splitmix64 as signed numbers (Steele, Lea and Flood 2014, doi 10.1145/2660193.2660195).
 _STEP, _MIX_1, _MIX_2 = -7046029254386353131, -4658895280553007687, -7723592293110705685
@@ -33,34 +33,31 @@ class RandomReroute(TopSlotsBaseline):
 
     Attributes:
         select_top_k: S, slots per row that are primary, at least 1.
-        min_active: Least size of the primary set, as in SERE: at equal settings both leave the same experts.
+        active_experts: M, as in SERE: at equal settings both leave the same experts.
         seed: Of the random choices.
 
     Raises:
-        ConfigError: ``select_top_k`` is not an integer of at least 1, ``min_active`` is not one of at least
-            0, or ``seed`` is not an integer.
+        ConfigError: ``select_top_k`` is not an integer of at least 1, ``active_experts`` is not one of the
+            forms of `RerouteConfig`, or ``seed`` is not an integer.
     """
 
     name: ClassVar[str] = "random"
     source: ClassVar[str] = "the control that similarity must beat"
     example: ClassVar[str] = "select_top_k=2"
 
-    min_active: int = 0
+    active_experts: ActiveExperts = "auto"
     seed: int = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_count("min_active", self.min_active, least=0)
+        object.__setattr__(self, "active_experts", read_active_experts(self.active_experts))
         if not isinstance(self.seed, int) or isinstance(self.seed, bool):
             raise ConfigError(f"seed: expected an integer, got {self.seed!r}")
 
     def choose(self, batch: LayerBatch) -> Routing:
         """Draw a primary expert for every secondary slot."""
-        ids, weights, valid = batch.ids, batch.weights, batch.valid
-        primary = batch.experts_in(batch.heaviest(self.select_top_k))
-        if self.min_active:
-            wanted = batch.experts_in(valid)
-            primary = primary | fill_up(primary, wanted, ids, weights, valid, self.min_active)
+        ids, weights = batch.ids, batch.weights
+        primary = batch.primary_set(self.select_top_k, self.active_experts)
         listed = primary.long().argsort(descending=True, stable=True)
         draws = _hash(batch.step, batch.layer.index, self.seed, ids.shape)
         drawn = listed[draws % primary.sum().clamp(min=1)]

@@ -18,6 +18,7 @@ from sere.policies.base import LayerRouter, LayerShape, Policy
 from sere.policies.idle import why_idle, why_no_substitute
 from sere.reroute import PreparedLayer, Routing, TokenBatch, prepare_layer
 from sere.similarity.layer import LayerSimilarity
+from sere.table import SimilarityTable
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,18 +54,13 @@ class Sere(Policy):
         return RerouteConfig
 
     @classmethod
-    def from_options(cls, options: Mapping[str, Any], layers: Mapping[int, LayerSimilarity]) -> Self:
-        """Build the rule from settings by name and a table's layers."""
-        return cls(layers, RerouteConfig.from_mapping(options))
+    def from_options(cls, options: Mapping[str, Any], table: SimilarityTable | None) -> Self:
+        """Build the rule from settings by name and a table."""
+        return cls({} if table is None else table.layers, RerouteConfig.from_mapping(options))
 
     def describe(self) -> dict[str, Any]:
         """Return the settings as JSON-ready values."""
         return {"policy": self.name} | self.config.to_mapping()
-
-    @property
-    def default_budget(self) -> int:
-        """The slots of a row that are primary."""
-        return self.config.select_top_k
 
     def bind(self, layer: LayerShape, device: torch.device) -> SereRouter:
         """Return the router of one layer on one device; see `Policy` and `prepare`."""
@@ -88,8 +84,10 @@ class Sere(Policy):
         return prepare_layer(
             similarity,
             self.config,
+            index=layer.index,
+            top_k=layer.top_k,
             keep=self.config.keep.get(layer.index, ()),
-            scale=similarity.scale if self.config.use_scale else None,
+            scale=None if self.config.use_scale is False else similarity.scale,
             device=device,
         )
 

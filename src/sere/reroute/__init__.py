@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from sere.config import Backend, Merge, RerouteConfig, Targets
+from sere.config import ActiveExperts, Backend, Merge, RerouteConfig, Targets
 from sere.errors import InputError
 from sere.reroute.backends.registry import BACKENDS, BackendRecord, select
 from sere.reroute.batch import Routing, TokenBatch
-from sere.reroute.checks import as_row_budgets
+from sere.reroute.checks import as_row_budgets, check_batch
 from sere.reroute.prepare import PreparedLayer, prepare_layer
 from sere.reroute.stats import COUNTERS
 from sere.similarity.layer import LayerSimilarity, check_tensor
@@ -34,11 +34,12 @@ def reroute(
     topk_weights: Tensor,
     similarity: Tensor | LayerSimilarity,
     *,
-    select_top_k: int,
+    select_top_k: int = 1,
     threshold: float = 0.0,
+    active_experts: ActiveExperts = "auto",
+    cap: bool = False,
     row_budgets: Tensor | Sequence[int] | None = None,
     num_tokens: Tensor | int | None = None,
-    min_active: int = 0,
     keep: Sequence[int] = (),
     targets: Targets = "primary",
     scale: Tensor | None = None,
@@ -51,7 +52,7 @@ def reroute(
 
     The layer is prepared on every call, which takes far longer than the step. For more than one step per
     layer, or to compile a step, prepare it once:
-    ``prepare_layer(layer, config).route(TokenBatch(ids, weights))``.
+    ``prepare_layer(layer, config, top_k=K).route(TokenBatch(ids, weights))``.
 
     Args:
         topk_ids: Expert ids, ``[T, K]``, int32 or int64, slots in any order. Not modified. Ids outside
@@ -61,11 +62,13 @@ def reroute(
         similarity: ``[E, E]``, float32, NaN where it is not known; or a layer of a table.
         select_top_k: S, slots per row that are primary: its heaviest.
         threshold: ρ, minimum similarity at which an expert may be replaced.
-        row_budgets: ``[T]``, int32 or int64, or None: b_t for each row instead of ``select_top_k``. K or more
-            protects the row; a negative number marks it as padding. A sequence may hold integers of any size.
+        active_experts: M, up to which the primary set is filled; see `RerouteConfig`.
+        cap: Whether M bounds the primary set, too.
+        row_budgets: ``[T]``, int32 or int64, or None: b_t for each row; -2 means ``select_top_k``. K or more
+            protects the row; another negative number marks it as padding. A sequence may hold integers of
+            any size.
         num_tokens: N, an integer or a tensor of shape ``[]`` or ``[1]``, int32 or int64; rows from N on are
             padding. N = 0 changes nothing.
-        min_active: Minimum size of the primary set.
         keep: Experts of this layer that are never replaced.
         targets: ``"primary"`` (the paper) or ``"active"``: critical experts, too, may take over slots.
         scale: ``[E, E]``, float32: multiplies the weight of a re-routed slot.
@@ -92,18 +95,22 @@ def reroute(
             "prepare_layer(layer, config) first and compile the route method of its result"
         )
     check_tensor("topk_ids", topk_ids)
+    budgets = as_row_budgets(row_budgets, topk_ids.device)
+    batch = TokenBatch(topk_ids, topk_weights, budgets, num_tokens)
+    check_batch(batch, counters)
     layer = similarity if isinstance(similarity, LayerSimilarity) else LayerSimilarity(similarity)
     config = RerouteConfig.from_mapping(
         {
             "select_top_k": select_top_k,
             "threshold": threshold,
-            "min_active": min_active,
+            "active_experts": active_experts,
+            "cap": cap,
             "targets": targets,
             "merge": merge,
             "sentinel": sentinel,
             "backend": backend,
         }
     )
-    prepared = prepare_layer(layer, config, keep=keep, scale=scale, device=topk_ids.device)
-    budgets = as_row_budgets(row_budgets, topk_ids.device)
-    return prepared.route(TokenBatch(topk_ids, topk_weights, budgets, num_tokens), counters)
+    K, device = topk_ids.shape[1], topk_ids.device
+    prepared = prepare_layer(layer, config, top_k=K, keep=keep, scale=scale, device=device)
+    return prepared.route(batch, counters)

@@ -11,7 +11,7 @@ from torch import Tensor
 from sere.config import MOST_INT, as_integer
 from sere.errors import InputError
 from sere.reroute.batch import TokenBatch
-from sere.reroute.constants import MOST_SLOTS, PADDING_BUDGET
+from sere.reroute.constants import LAYER_BUDGET, MOST_SLOTS, PADDING_BUDGET
 from sere.reroute.stats import COUNTERS
 from sere.similarity.layer import check_tensor
 
@@ -23,7 +23,7 @@ def check_batch(batch: TokenBatch, counters: Tensor | None = None) -> None:
     """Refuse a step that no rule can route, by shape, dtype and device: no value of a tensor is read.
 
     Args:
-        batch: The step; fewer than 2³¹ slots, K at least 1. The router's scores are not looked at.
+        batch: The step; fewer than 2²⁵ slots, K at least 1. The router's scores are not looked at.
         counters: int64, one entry per name in ``COUNTERS``, or None.
 
     Raises:
@@ -68,8 +68,9 @@ def as_row_budgets(
 
 def _as_budget(budget: object) -> int:
     try:
-        # No row has MOST_INT slots.
-        return max(PADDING_BUDGET, min(MOST_INT, as_integer(budget)))
+        # No row has MOST_INT slots; all padding is alike.
+        number = as_integer(budget)
+        return min(MOST_INT, number) if number >= LAYER_BUDGET else PADDING_BUDGET
     except TypeError:
         raise InputError(
             f"row_budgets: expected one integer per row, got {budget!r} ({type(budget).__name__})"
@@ -95,7 +96,7 @@ def _check_slots(ids: Tensor, weights: Tensor) -> None:
     # Compiled graphs are made for any T: a bound on it would be one more guard.
     if not torch.compiler.is_compiling() and ids.numel() >= MOST_SLOTS:
         raise InputError(
-            f"topk_ids: expected fewer than 2^31 slots in a step (T x K), got {list(ids.shape)}; "
+            f"topk_ids: expected fewer than 2^25 slots in a step (T x K), got {list(ids.shape)}; "
             "route the rows in several calls"
         )
 

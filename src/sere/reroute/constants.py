@@ -11,8 +11,11 @@ MERGE_MODES: Mapping[str, int] = MappingProxyType(
     {"none": MERGE_NONE, "same": MERGE_SAME, "distinct": MERGE_DISTINCT, "sentinel": MERGE_SENTINEL}
 )
 
-# The budget of a padding row; any other negative number means the same.
-PADDING_BUDGET = -1
+# The budget of a row that has the layer's own S, and that of a padding row. Other negative ones are padding.
+LAYER_BUDGET, PADDING_BUDGET = -2, -1
 
-# A mass is a sum of weights in units of 2⁻²⁴. Each is clamped: 2³¹ slots of 2³² units do not reach 2⁶³.
-MASS_UNITS, MASS_BOUND, MOST_SLOTS = 2**24, 2**32, 2**31
+# A mass is a sum of cubed weights in units of 2⁻³⁴. Each is clamped: 2²⁵ slots of 2³⁸ units make 2⁶³.
+MASS_UNITS, MASS_BOUND, MOST_SLOTS = 2**34, 2**38, 2**25
+
+# A layer's limits, in int32: S, then M for a step of 1, 2, ... rows; more rows have the last one.
+LIMIT_ROWS = 256

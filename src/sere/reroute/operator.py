@@ -14,8 +14,8 @@ from sere.reroute.raw_layer import KernelConfig
 # ``layer``: a backend's own tensors, in its order, without ``scale``.
 SCHEMA = (
     "reroute(str backend, Tensor topk_ids, Tensor topk_weights, Tensor? row_budgets, Tensor? num_tokens, "
-    "Tensor[] layer, Tensor? scale, int select_top_k, int min_active, bool active_targets, int merge, "
-    "int sentinel, Tensor(a!)? counters) -> (Tensor, Tensor)"
+    "Tensor[] layer, Tensor? scale, bool cap, bool active_targets, int merge, int sentinel, "
+    "Tensor(a!)? counters) -> (Tensor, Tensor)"
 )
 
 _library = torch.library.Library("sere", "DEF")  # type: ignore[no-untyped-call]
@@ -44,15 +44,14 @@ def _reroute(
     num_tokens: Tensor | None,
     layer: Sequence[Tensor],
     scale: Tensor | None,
-    select_top_k: int,
-    min_active: int,
+    cap: bool,
     active_targets: bool,
     merge: int,
     sentinel: int,
     counters: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     found = implementation(backend)
-    config = KernelConfig(select_top_k, min_active, active_targets, merge, sentinel)
+    config = KernelConfig(cap, active_targets, merge, sentinel)
     batch = TokenBatch(topk_ids, topk_weights, row_budgets, num_tokens)
     return found.run(batch, found.Layer(*layer, scale, config), counters)
 

@@ -13,6 +13,7 @@ from sere.reroute import operator
 from sere.reroute.backends.registry import implementation, on_device, select
 from sere.reroute.batch import Routing, TokenBatch
 from sere.reroute.checks import check_batch
+from sere.reroute.limits import layer_limits
 from sere.reroute.raw_layer import KernelConfig, RawLayer
 from sere.similarity.layer import LayerSimilarity, check_scale
 
@@ -66,7 +67,7 @@ class PreparedLayer:
         return {name: part for name, part in self._layer._asdict().items() if isinstance(part, Tensor)}
 
     def update(self, other: PreparedLayer) -> None:
-        """Write another threshold, keep-list or scale over this layer's, in place.
+        """Write other limits, another threshold, keep-list or scale over this layer's, in place.
 
         Compiled code and captured graphs then read the new values. What is refused writes nothing.
 
@@ -81,8 +82,8 @@ class PreparedLayer:
         changed = [name for name, a, b in zip(mine._fields, mine, theirs, strict=True) if a != b]
         if self.backend != other.backend or changed:
             raise ConfigError(
-                f"{name_some(changed or ['backend'])}: cannot change in a prepared layer, only threshold, "
-                "keep and scale can; prepare another layer"
+                f"{name_some(changed or ['backend'])}: cannot change in a prepared layer, only select_top_k, "
+                "active_experts, threshold, keep and scale can; prepare another layer"
             )
         old, new = self.tensors(), other.tensors()
         if _kinds(old) != _kinds(new):
@@ -98,6 +99,8 @@ def prepare_layer(
     layer: LayerSimilarity,
     config: RerouteConfig,
     *,
+    index: int | None = None,
+    top_k: int | None = None,
     keep: Sequence[int] = (),
     scale: Tensor | None = None,
     device: torch.device | str = "cpu",
@@ -106,14 +109,16 @@ def prepare_layer(
 
     Args:
         layer: The layer's similarities.
-        config: The settings; ``config.keep`` is not read here, it is for all layers.
+        config: The settings; ``keep``, ``use_scale`` and ``tier`` are not read here, they need the table.
+        index: Decoder-layer index, for the settings of single layers; None for those of all layers.
+        top_k: K; needed for ``active_experts="auto"`` only.
         keep: Experts of this layer that are never replaced.
         scale: ``[E, E]``, float32, finite: factors for the weights of re-routed slots, or None. Copied.
         device: Where the steps will run.
 
     Raises:
         InputError: ``keep`` or ``scale`` does not fit the layer.
-        ConfigError: ``config.sentinel`` is the id of one of the layer's experts.
+        ConfigError: ``config.sentinel`` is the id of one of the layer's experts, or K is needed and missing.
         BackendUnavailable: The named backend cannot run on the device.
     """
     E = layer.num_experts
@@ -125,13 +130,15 @@ def prepare_layer(
             f"sentinel: expected an id outside [0, {E}), such as -1, got {config.sentinel}, which is one of "
             f"the layer's {E} experts: it would run for every freed slot"
         )
+    settings = config.for_layer(-1 if index is None else index)
     where = torch.empty(0, device=device).device
     backend = on_device(select(config.backend, where.type, E), config.backend, where)
     # Tensors made in inference mode could not be updated outside it.
     with torch.inference_mode(False):
         raw = RawLayer(
             layer.similarity.detach().to("cpu", torch.float32),
-            config.threshold,
+            settings.threshold,
+            layer_limits(settings, E, top_k),
             _keep_mask(keep, E),
             None if scale is None else scale.detach(),
             KernelConfig.of(config),

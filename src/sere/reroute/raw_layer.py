@@ -15,15 +15,13 @@ class KernelConfig(NamedTuple):
     """The settings that a kernel takes as numbers; docs/method.md section 4 defines each.
 
     Attributes:
-        select_top_k: S, slots per row that are primary where a batch has no budgets.
-        min_active: Least size of the primary set.
+        cap: Whether P has at most M experts, but for those that are never replaced.
         active_targets: Whether critical experts, too, may take over slots.
         merge: One of ``MERGE_NONE``, ``MERGE_SAME``, ``MERGE_DISTINCT`` and ``MERGE_SENTINEL``.
         sentinel: The id of freed slots with ``MERGE_SENTINEL``, else 0.
     """
 
-    select_top_k: int
-    min_active: int
+    cap: bool
     active_targets: bool
     merge: int
     sentinel: int
@@ -32,8 +30,7 @@ class KernelConfig(NamedTuple):
     def of(cls, config: RerouteConfig) -> Self:
         """Return the numbers of a configuration."""
         return cls(
-            select_top_k=config.select_top_k,
-            min_active=config.min_active,
+            cap=config.cap,
             active_targets=config.targets == "active",
             merge=MERGE_MODES[config.merge],
             sentinel=0 if config.sentinel is None else config.sentinel,
@@ -46,6 +43,8 @@ class RawLayer(NamedTuple):
     Attributes:
         similarity: ``[E, E]``, float32, on the host; NaN where it is not known.
         threshold: ρ; compared in float32, like the similarities.
+        limits: ``[1 + LIMIT_ROWS]``, int32, on the host: S, then M for a step of 1, 2, ... rows; a step with
+            more rows has the last M.
         keep: ``[E]``, bool, on the host: experts that are never replaced.
         scale: ``[E, E]``, float32, or None: factors for the weights of re-routed slots.
         config: The other settings.
@@ -53,11 +52,15 @@ class RawLayer(NamedTuple):
 
     similarity: Tensor
     threshold: float
+    limits: Tensor
     keep: Tensor
     scale: Tensor | None
     config: KernelConfig
 
-    def shared(self, device: torch.device) -> tuple[Tensor, Tensor | None, KernelConfig]:
-        """Return what every backend keeps: ``keep`` and a copy of ``scale``, on a device, and ``config``."""
+    def shared(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor | None, KernelConfig]:
+        """Return what every backend keeps, in its order: ``limits``, ``keep`` and ``scale``, ``config``.
+
+        The tensors are copies on a device.
+        """
         scale = None if self.scale is None else self.scale.to(device, copy=True).contiguous()
-        return self.keep.to(device), scale, self.config
+        return self.limits.to(device, copy=True), self.keep.to(device), scale, self.config

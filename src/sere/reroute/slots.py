@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sere.reroute.constants import MASS_BOUND, MASS_UNITS
+from sere.reroute.constants import LAYER_BUDGET, MASS_BOUND, MASS_UNITS
 
 
 def real_rows(topk_ids: Tensor, row_budgets: Tensor | None, num_tokens: Tensor | int | None) -> Tensor:
@@ -15,7 +15,7 @@ def real_rows(topk_ids: Tensor, row_budgets: Tensor | None, num_tokens: Tensor |
     if num_tokens is not None:
         real = real & (torch.arange(T, device=topk_ids.device) < num_tokens)
     if row_budgets is not None:
-        real = real & (row_budgets >= 0)
+        real = real & ((row_budgets >= 0) | (row_budgets == LAYER_BUDGET))
     return real
 
 
@@ -56,38 +56,70 @@ def weight_ranks(weights: Tensor, valid: Tensor) -> Tensor:
     return (before & valid[:, None, :]).sum(dim=2)
 
 
-def mass_units(weights: Tensor) -> Tensor:
-    """Return weights, none of them NaN, as integers in units of 2⁻²⁴, at most ``MASS_BOUND`` in size; int64.
-
-    Fewer than ``MOST_SLOTS`` of them add up to less than 2⁶³ in any order.
-    """
-    return torch.round(weights.double() * MASS_UNITS).clamp(-MASS_BOUND, MASS_BOUND).long()
-
-
-def fill_up(
-    primary: Tensor, occurring: Tensor, ids: Tensor, weights: Tensor, valid: Tensor, min_active: int
+def whole_budgets(
+    row_budgets: Tensor | None, select_top_k: Tensor | int, num_rows: int, device: torch.device
 ) -> Tensor:
-    """Return the experts that join P so that it has ``min_active``, ``[E]`` bool.
-
-    They join in the order of their mass, ties to the lower id; integer sums, so that the order of addition
-    changes nothing.
+    """Return each row's budget, ``[T]``: the layer's S for rows that have none of their own.
 
     Args:
-        primary: P, ``[E]``, bool.
-        occurring: The experts of valid slots, ``[E]``, bool.
+        row_budgets: ``[T]``, integers, or None.
+        select_top_k: S of the layer, an integer or a tensor of shape ``[]``.
+        num_rows: T.
+        device: Where the rows are.
+    """
+    if row_budgets is None:
+        return torch.zeros(num_rows, dtype=torch.int64, device=device) + select_top_k
+    return torch.where(row_budgets == LAYER_BUDGET, select_top_k, row_budgets)
+
+
+def mass_units(weights: Tensor) -> Tensor:
+    """Return cubed weights, none of them NaN, as integers in units of 2⁻³⁴, at most ``MASS_BOUND`` in size.
+
+    Returns:
+        int64; fewer than ``MOST_SLOTS`` of them add up to less than 2⁶³ in any order.
+    """
+    wide = weights.double()
+    return torch.round(wide * wide * wide * MASS_UNITS).clamp(-MASS_BOUND, MASS_BOUND).long()
+
+
+def expert_masses(ids: Tensor, weights: Tensor, valid: Tensor, E: int) -> Tensor:
+    """Return each expert's mass: the sum of the cubed weights of its slots, in integers.
+
+    Args:
         ids: ``[T, K]``, integers.
         weights: ``[T, K]``, floating point.
         valid: ``[T, K]``, bool: slots that count.
-        min_active: Least size of P.
+        E: Number of experts.
+
+    Returns:
+        ``[E]``, int64; the order of addition changes nothing.
+    """
+    units = mass_units(torch.where(valid, weights, 0))
+    mass = torch.zeros(E + 1, dtype=torch.int64, device=ids.device)
+    return mass.scatter_add(0, torch.where(valid, ids.long(), E).flatten(), units.flatten())[:E]
+
+
+def choose_primary(
+    fixed: Tensor, kept: Tensor, occurring: Tensor, mass: Tensor, most: Tensor | int, *, cap: bool
+) -> Tensor:
+    """Return the primary set P, ``[E]`` bool.
+
+    Args:
+        fixed: Experts that are never replaced, and those of protected rows, ``[E]``, bool; all of them occur.
+        kept: Experts in the kept slots of the other rows, ``[E]``, bool.
+        occurring: The experts of valid slots, ``[E]``, bool.
+        mass: ``[E]``, int64, as `expert_masses` returns it.
+        most: M, an integer or a tensor of shape ``[]``.
+        cap: Whether M bounds P, too, and does not only fill it.
 
     Source: docs/method.md section 4, step 3.
     """
-    E = primary.shape[0]
-    mass = torch.zeros(E + 1, dtype=torch.int64, device=ids.device)
-    units = mass_units(torch.where(valid, weights, 0))
-    mass = mass.scatter_add(0, torch.where(valid, ids.long(), E).flatten(), units.flatten())[:E]
-    candidate = occurring & ~primary
-    lightest = torch.iinfo(torch.int64).min
-    by_mass = torch.where(candidate, mass, lightest).sort(descending=True, stable=True).indices
-    rank = torch.empty_like(by_mass).scatter(0, by_mass, torch.arange(E, device=ids.device))
-    return candidate & (rank < min_active - primary.sum())
+    E = occurring.shape[0]
+    kept = kept & ~fixed
+    # By class, then by mass, ties to the lower id: two stable sorts.
+    by_mass = mass.sort(descending=True, stable=True).indices
+    classes = fixed.int() * 3 + kept.int() * 2 + (occurring & ~fixed & ~kept).int()
+    order = by_mass[classes[by_mass].sort(descending=True, stable=True).indices]
+    rank = torch.empty_like(order).scatter(0, order, torch.arange(E, device=order.device))
+    least = fixed.sum() if cap else (fixed | kept).sum()
+    return occurring & (rank < torch.maximum(least, torch.as_tensor(most, device=least.device)))

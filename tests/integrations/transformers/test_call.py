@@ -13,6 +13,7 @@ import sere.integrations.transformers as integration
 from sere.integrations.transformers.call import CurrentCall
 from sere.integrations.transformers.guard import Guard
 from sere.policies import TopK
+from sere.reroute.constants import LAYER_BUDGET, PADDING_BUDGET
 from tests.support.decoding import decode, prompts, random_table, recorded
 
 
@@ -35,18 +36,18 @@ def test_the_mask_is_read_at_this_step_s_column(length: int | Tensor, spare: int
     mask[:, 6:] = 0
     mask[1, 5] = 0
     guard = Guard(TopK(1), model="m", top_k=4, num_experts=16)
-    state = CurrentCall(guard, all_phases=False, pad_token_id=None, default_budget=2)
+    state = CurrentCall(guard, all_phases=False, pad_token_id=None)
     state.enter({"input_ids": torch.ones(3, 1), "attention_mask": mask, "past_key_values": CacheOf(length)})
     assert state.active
     assert state.budget is not None
-    assert state.budget.tolist() == [2, -1, 2]
+    assert state.budget.tolist() == [LAYER_BUDGET, PADDING_BUDGET, LAYER_BUDGET]
 
 
 @pytest.mark.parametrize("length", [0, 5])
 def test_checks_of_drafts_in_a_static_cache(length: int) -> None:
     """Whether the cache is filled is decided on the device: all of the text's positions are rows, or none."""
-    state = CurrentCall(Guard(TopK(1), model="m", top_k=4, num_experts=16), all_phases=False,
-                 pad_token_id=1, default_budget=2)  # fmt: skip
+    guard = Guard(TopK(1), model="m", top_k=4, num_experts=16)
+    state = CurrentCall(guard, all_phases=False, pad_token_id=1)
     call = {"input_ids": torch.ones(1, 3).long(), "cache": CacheOf(torch.tensor(length)), "logits_to_keep": 3}
     state.enter(call)
     assert state.active
@@ -64,8 +65,8 @@ def test_checks_of_drafts_in_a_static_cache(length: int) -> None:
 )
 def test_what_is_no_check_of_drafts(other: dict[str, Any]) -> None:
     """Several texts, or other logits than those of all positions: no decode step."""
-    state = CurrentCall(Guard(TopK(1), model="m", top_k=4, num_experts=16), all_phases=False,
-                 pad_token_id=1, default_budget=2)  # fmt: skip
+    guard = Guard(TopK(1), model="m", top_k=4, num_experts=16)
+    state = CurrentCall(guard, all_phases=False, pad_token_id=1)
     call = {"input_ids": torch.ones(1, 3).long(), "cache": CacheOf(torch.tensor(5)), "logits_to_keep": 3}
     state.enter(call | other)
     assert not state.active

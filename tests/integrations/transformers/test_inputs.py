@@ -18,6 +18,7 @@ from sere.integrations.transformers.inputs import (
     past_length,
     read_call,
 )
+from sere.reroute.constants import LAYER_BUDGET
 from tests.support.decoding import decode, prompts, random_table
 from tests.support.tiny import tiny_model
 
@@ -80,7 +81,7 @@ def test_a_recurrent_past_reads_the_mask_at_its_end() -> None:
                 "attention_mask": torch.tensor([[1, 1, 0], [1, 1, 1]])})  # fmt: skip
     assert current.active
     assert current.budget is not None
-    assert current.budget.tolist() == [-1, 1]
+    assert current.budget.tolist() == [-1, LAYER_BUDGET]
     current.leave()
     handle.quiet = True
     handle.remove()

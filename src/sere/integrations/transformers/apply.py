@@ -115,7 +115,6 @@ def _hook(
         guard,
         all_phases=policy.config is not None and policy.config.phases == "all",
         pad_token_id=pad_token_id,
-        default_budget=policy.default_budget,
     )
     try:
         for layer in layers:

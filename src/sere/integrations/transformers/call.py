@@ -30,18 +30,15 @@ class CurrentCall:
         inputs: What the innermost module that is under way was called with, or None outside a call.
         active: Whether the layers of this call are re-routed.
         rows: T, the rows that the experts will see; 0 outside a call.
-        budget: ``[T]``, integers, or None if every row has the policy's own budget; once prepared.
+        budget: ``[T]``, integers, or None if no row has one of its own; once prepared.
         num_tokens: T or 0 as a tensor, if only the device knows whether the cache is empty; else None.
     """
 
-    def __init__(
-        self, guard: Guard, *, all_phases: bool, pad_token_id: int | None, default_budget: int
-    ) -> None:
+    def __init__(self, guard: Guard, *, all_phases: bool, pad_token_id: int | None) -> None:
         self.guard = guard
         self.modules: list[nn.Module] = []
         self.all_phases = all_phases
         self.pad_token_id = pad_token_id
-        self.default_budget = default_budget
         self.enabled = True
         self.row_budgets: Tensor | None = None
         self.inputs: CallInputs | None = None
@@ -191,7 +188,7 @@ class CurrentCall:
         # Drafts of assisted decoding may hold the pad token as a word; rows of a decode step are finished.
         absent = absent_positions(call, past, self.pad_token_id if self._decoding else None)
         given = self._given_budgets(call.B, None if absent is None else absent.device)
-        self.budget = position_budgets(call, absent, given, self.default_budget)
+        self.budget = position_budgets(call, absent, given)
         if isinstance(past, Tensor) and not self.all_phases:
             self.num_tokens = (past > 0).to(torch.int32) * self.rows
         self._prepared = True

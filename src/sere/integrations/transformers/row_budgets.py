@@ -8,7 +8,7 @@ from torch import Tensor
 from sere.config import MOST_INT
 from sere.errors import InputError
 from sere.integrations.transformers.inputs import CallInputs
-from sere.reroute.constants import PADDING_BUDGET
+from sere.reroute.constants import LAYER_BUDGET, PADDING_BUDGET
 
 
 def absent_positions(call: CallInputs, past: Tensor | int, finished_token: int | None) -> Tensor | None:
@@ -31,31 +31,26 @@ def absent_positions(call: CallInputs, past: Tensor | int, finished_token: int |
     return masked if finished is None else finished | masked
 
 
-def position_budgets(
-    call: CallInputs, absent: Tensor | None, given: Tensor | None, default: int
-) -> Tensor | None:
+def position_budgets(call: CallInputs, absent: Tensor | None, given: Tensor | None) -> Tensor | None:
     """Return the budget of each position of a call.
 
     Args:
         call: What the model was called with.
         absent: What `absent_positions` returned.
         given: ``[B]``, integers: the caller's budgets, or None.
-        default: The policy's own budget, for rows that were given none.
 
     Returns:
-        ``[B * q]``, integers, ``PADDING_BUDGET`` at absent positions; None if every row has the policy's own
-        budget.
+        ``[B * q]``, integers: ``PADDING_BUDGET`` at absent positions, ``LAYER_BUDGET`` where the caller gave
+        none; None if that is so in every row.
     """
     if absent is None:
         return None if given is None else given[:, None].expand(call.B, call.q).reshape(-1)
-    wanted = default if given is None else given[:, None]
-    # Once here instead of in each layer; budgets may be int64 of any size.
-    return (
-        torch.where(absent, PADDING_BUDGET, wanted)
-        .clamp(PADDING_BUDGET, MOST_INT)
-        .to(torch.int32)
-        .reshape(-1)
-    )
+    if given is None:
+        wanted: Tensor | int = LAYER_BUDGET
+    else:
+        # Once here instead of in each layer; budgets may be int64 of any size.
+        wanted = given.masked_fill(given < LAYER_BUDGET, PADDING_BUDGET).clamp(max=MOST_INT)[:, None]
+    return torch.where(absent, PADDING_BUDGET, wanted).to(torch.int32).reshape(-1)
 
 
 def check_length(given: Tensor, B: int) -> None:

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from sere.reroute.batch import Routing, TokenBatch
 from sere.reroute.constants import (
+    LAYER_BUDGET,
+    LIMIT_ROWS,
     MASS_BOUND,
     MASS_UNITS,
     MERGE_DISTINCT,
@@ -28,11 +30,12 @@ class Layer(NamedTuple):
     Attributes:
         similarity: ``[E, E]``, float32; NaN where it is not known.
         threshold: ρ, ``[]``, float32.
-        keep, scale, config: As in ``RawLayer``, on the device.
+        limits, keep, scale, config: As in ``RawLayer``, on the device.
     """
 
     similarity: Tensor
     threshold: Tensor
+    limits: Tensor
     keep: Tensor
     scale: Tensor | None
     config: KernelConfig
@@ -64,20 +67,26 @@ def run(batch: TokenBatch, layer: Layer, counters: Tensor | None) -> Routing:
     T, K = topk_ids.shape
     E = layer.keep.shape[0]
     N = T if num_tokens is None else max(0, min(T, int(num_tokens)))
-    budget: Row = [config.select_top_k] * T if row_budgets is None else row_budgets.tolist()
+    own, *most_active = layer.limits.tolist()
+    given: Row = [LAYER_BUDGET] * T if row_budgets is None else row_budgets.tolist()
+    budget = [own if b == LAYER_BUDGET else b for b in given]
 
     # 1. Validity.
     real = [t for t in range(T) if t < N and budget[t] >= 0]
     slots = {t: [k for k in range(K) if 0 <= ids[t][k] < E and _counts(weights[t][k])] for t in real}
     occurring = {ids[t][k] for t in real for k in slots[t]}
 
-    # 2. Budget: the heaviest slots of each row.
+    # 2. Budget: the heaviest slots of each row; protected rows.
     kept = {t: _heaviest(slots[t], weights[t], budget[t]) for t in real}
+    protected = [t for t in real if budget[t] >= K]
 
     # 3. Primary set.
-    primary = {ids[t][k] for t in real for k in kept[t]}
-    primary |= {e for e in occurring if bool(layer.keep[e])}
-    primary |= _fill_up(primary, occurring, ids, weights, slots, config.min_active)
+    fixed = {e for e in occurring if bool(layer.keep[e])} | {ids[t][k] for t in protected for k in slots[t]}
+    rows = max(1, min(LIMIT_ROWS, len(real) - len(protected)))
+    heaviest = {ids[t][k] for t in real for k in kept[t]}
+    order = _order(occurring, fixed, heaviest, _masses(ids, weights, slots))
+    least = len(fixed) if config.cap else len(fixed | heaviest)
+    primary = set(order[: max(least, most_active[rows - 1])])
     if not primary:
         return Routing(topk_ids.clone(), topk_weights.clone())
 
@@ -135,22 +144,21 @@ def _heaviest(slots: Row, weights: list[float], budget: int) -> Row:
     return sorted(slots, key=lambda k: (-weights[k], k))[:budget]
 
 
-def _fill_up(
-    primary: set[int],
-    occurring: set[int],
-    ids: list[Row],
-    weights: list[list[float]],
-    slots: dict[int, Row],
-    min_active: int,
-) -> set[int]:
-    """Return the experts that join P so that it has ``min_active``, by mass (ties: lower id)."""
-    mass = dict.fromkeys(occurring - primary, 0)
+def _masses(ids: list[Row], weights: list[list[float]], slots: dict[int, Row]) -> dict[int, int]:
+    """Return the mass of each expert: the sum of its slots' cubed weights, in integers."""
+    mass: dict[int, int] = {}
     for t, valid in slots.items():
         for k in valid:
-            if ids[t][k] in mass:
-                mass[ids[t][k]] += round(max(-MASS_BOUND, min(MASS_BOUND, weights[t][k] * MASS_UNITS)))
-    by_mass = sorted(mass, key=lambda e: (-mass[e], e))
-    return set(by_mass[: max(0, min_active - len(primary))])
+            w = weights[t][k]
+            # A cube beyond float64 is infinite, as in the other backends.
+            units = round(max(-MASS_BOUND, min(MASS_BOUND, w * w * w * MASS_UNITS)))
+            mass[ids[t][k]] = mass.get(ids[t][k], 0) + units
+    return mass
+
+
+def _order(occurring: set[int], fixed: set[int], heaviest: set[int], mass: dict[int, int]) -> Row:
+    """Return the experts that occur in the order in which they become primary."""
+    return sorted(occurring, key=lambda e: (e not in fixed, e not in heaviest, -mass[e], e))
 
 
 def _most_similar(e: int, candidates: set[int], layer: Layer) -> int | None:

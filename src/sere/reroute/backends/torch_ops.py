@@ -12,10 +12,18 @@ import torch
 from torch import Tensor
 
 from sere.reroute.batch import Routing, TokenBatch
-from sere.reroute.constants import MERGE_DISTINCT, MERGE_NONE, MERGE_SENTINEL
+from sere.reroute.constants import LIMIT_ROWS, MERGE_DISTINCT, MERGE_NONE, MERGE_SENTINEL
 from sere.reroute.neighbors import rank_neighbors
 from sere.reroute.raw_layer import KernelConfig, RawLayer
-from sere.reroute.slots import fill_up, has_weight, members, real_rows, weight_ranks
+from sere.reroute.slots import (
+    choose_primary,
+    expert_masses,
+    has_weight,
+    members,
+    real_rows,
+    weight_ranks,
+    whole_budgets,
+)
 from sere.reroute.stats import COUNTERS
 
 
@@ -25,10 +33,11 @@ class Layer(NamedTuple):
     Attributes:
         position: ``[E, E]``, int32; the position of p among the neighbors of e, 0 for the most similar; E
             where p is below the threshold, unknown, or e itself.
-        keep, scale, config: As in ``RawLayer``, on the device.
+        limits, keep, scale, config: As in ``RawLayer``, on the device.
     """
 
     position: Tensor
+    limits: Tensor
     keep: Tensor
     scale: Tensor | None
     config: KernelConfig
@@ -55,13 +64,18 @@ def run(batch: TokenBatch, layer: Layer, counters: Tensor | None) -> Routing:
     real = real_rows(ids, row_budgets, num_tokens)
     inside = (ids >= 0) & (ids < E)
     valid = inside & has_weight(topk_weights) & real[:, None]
-    budget = config.select_top_k if row_budgets is None else row_budgets[:, None]
-    kept = valid & (weight_ranks(topk_weights, valid) < budget)
+    T, K = ids.shape
+    budgets = whole_budgets(row_budgets, layer.limits[0], T, ids.device)
+    kept = valid & (weight_ranks(topk_weights, valid) < budgets[:, None])
+    protected = real & (budgets >= K)
 
     occurring = members(ids, valid, E)
-    primary = members(ids, kept, E) | (layer.keep & occurring)
-    if config.min_active > 0:
-        primary = primary | fill_up(primary, occurring, ids, topk_weights, valid, config.min_active)
+    fixed = members(ids, valid & protected[:, None], E) | (layer.keep & occurring)
+    rows = (real & ~protected).sum().clamp(1, LIMIT_ROWS)
+    mass = expert_masses(ids, topk_weights, valid, E)
+    # Taken, not indexed: an index that is a tensor without axes would be read on the host.
+    most = layer.limits.take(rows)
+    primary = choose_primary(fixed, members(ids, kept, E), occurring, mass, most, cap=config.cap)
 
     secondary = occurring & ~primary
     found, substitute = _most_similar(layer, primary)

@@ -9,11 +9,12 @@ import pytest
 
 from sere.integrations.vllm.tiers import PROTECTED
 from sere.integrations.vllm.worker.request_book import RequestBook
+from sere.reroute.constants import LAYER_BUDGET
 from tests.support.vllm.standins import new, step
 
 
 def budgets(book: RequestBook, output: Any, counts: dict[str, int], **options: Any) -> list[int]:
-    rows = book.budgets(output, list(counts), np.array(list(counts.values())), 2, **options)
+    rows = book.budgets(output, list(counts), np.array(list(counts.values())), **options)
     return rows.budgets.tolist()
 
 
@@ -25,11 +26,11 @@ def book() -> RequestBook:
 
 
 def test_decoding_and_prompts(book: RequestBook) -> None:
-    """In the batch's order: decoding requests get their S; prompts, their pieces and "off" are protected."""
+    """In the batch's order: decoding requests get their S or the layer's; prompts and "off" are protected."""
     output = step(news=(new("e", 2),), cached={"a": 5, "b": 9, "c": 3, "d": 2})
     book.update(output)
     counts = {"c": 1, "a": 1, "d": 2, "b": 1, "e": 2}
-    assert budgets(book, output, counts) == [1, 2, PROTECTED, PROTECTED, PROTECTED, PROTECTED, PROTECTED]
+    assert budgets(book, output, counts) == [1, LAYER_BUDGET, *[PROTECTED] * 5]
 
 
 def test_last_token_of_a_prompt_is_prompt(book: RequestBook) -> None:
@@ -40,20 +41,20 @@ def test_last_token_of_a_prompt_is_prompt(book: RequestBook) -> None:
 def test_drafted_tokens_are_decoded(book: RequestBook) -> None:
     """Rows that verify drafted tokens are decoded; more rows than drafted tokens and one are not."""
     output = step(cached={"a": 6, "d": 4}, drafts={"a": [1, 2]})
-    assert budgets(book, output, {"a": 3, "d": 3}) == [2, 2, 2, *[PROTECTED] * 3]
+    assert budgets(book, output, {"a": 3, "d": 3}) == [*[LAYER_BUDGET] * 3, *[PROTECTED] * 3]
 
 
 def test_preempted_request_is_computed_again_exactly(book: RequestBook) -> None:
     """After a preemption a request's rows are protected until it decodes again."""
     assert budgets(book, step(cached={"a": 0}), {"a": 7}) == [PROTECTED] * 7
-    assert budgets(book, step(cached={"a": 7}), {"a": 1}) == [2]
+    assert budgets(book, step(cached={"a": 7}), {"a": 1}) == [LAYER_BUDGET]
 
 
 def test_all_phases(book: RequestBook) -> None:
     """With ``phases="all"`` rows of prompts are re-routed too, but for requests that said "off"."""
     output = step(news=(new("e", 2),), cached={"b": 2})
     book.update(output)
-    assert budgets(book, output, {"e": 2, "b": 2}, all_phases=True) == [2, 2, PROTECTED, PROTECTED]
+    assert budgets(book, output, {"e": 2, "b": 2}, all_phases=True) == [*[LAYER_BUDGET] * 2, *[PROTECTED] * 2]
 
 
 def test_book_forgets_finished_requests(book: RequestBook) -> None:
@@ -77,5 +78,5 @@ def test_any_fault_in_the_worker_protects(value: Any) -> None:
     """Whatever goes wrong with a request's tier in the worker protects that request; the engine goes on."""
     book = RequestBook()
     book.update(step(news=(new("a", 3, value), new("b", 3))))
-    found = book.budgets(step(cached={"a": 3, "b": 3}), ["a", "b"], np.array([1, 1]), 2)
-    assert found.budgets.tolist() == [PROTECTED, 2]
+    found = book.budgets(step(cached={"a": 3, "b": 3}), ["a", "b"], np.array([1, 1]))
+    assert found.budgets.tolist() == [PROTECTED, LAYER_BUDGET]

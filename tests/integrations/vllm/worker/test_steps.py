@@ -15,7 +15,7 @@ from sere.integrations.vllm.plugin_config import PluginConfig
 from sere.integrations.vllm.step_counts import StepCounts
 from sere.integrations.vllm.worker.row_budgets import RowBudgets
 from sere.integrations.vllm.worker.steps import Steps
-from sere.reroute.constants import PADDING_BUDGET
+from sere.reroute.constants import LAYER_BUDGET, PADDING_BUDGET
 from tests.support.vllm.standins import engine_config, new, step
 
 
@@ -24,7 +24,6 @@ class Announced:
 
     def __init__(self) -> None:
         self.config = RerouteConfig(select_top_k=2)
-        self.policy = SimpleNamespace(default_budget=2)
         self.plugin_config = PluginConfig(reroute=self.config, log_seconds=0)
         self.enabled = True
         self.budgets = RowBudgets(8, torch.device("cpu"), may_skip=False)
@@ -58,7 +57,7 @@ def test_second_model_runner() -> None:
     runner.execute_model(output)
     assert state.budgets.tensor.tolist() == [PADDING_BUDGET] * 8
     runner.execute_model(step(cached={"a": 3, "b": 4}))
-    assert state.budgets.tensor.tolist() == [1, 2, *[PADDING_BUDGET] * 6]
+    assert state.budgets.tensor.tolist() == [1, LAYER_BUDGET, *[PADDING_BUDGET] * 6]
     runner._dummy_run(4)
     assert state.budgets.tensor.tolist() == [PADDING_BUDGET] * 8
     assert state.counts == StepCounts(rerouted=1, prompts=1, least_budget=1)

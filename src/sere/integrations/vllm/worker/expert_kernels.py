@@ -60,7 +60,7 @@ def fit_to_kernel(config: RerouteConfig, kernel: str | None, *, K: int, merge_gi
             f"merge={config.merge!r}: the expert kernel {kernel or 'in use'} is not known to handle "
             "duplicate ids within one token's top-k; use merge='distinct', or omit merge"
         )
-    return dataclasses.replace(config, merge="distinct", min_active=max(config.min_active, K))
+    return dataclasses.replace(config, merge="distinct")
 
 
 def check_duplicates(policy: str, kernel: str | None) -> None:

@@ -9,18 +9,29 @@ import numpy as np
 import numpy.typing as npt
 
 from sere.integrations.vllm.tiers import PROTECTED, parse_tier
+from sere.reroute.constants import LAYER_BUDGET
 
 
 class StepRows(NamedTuple):
     """What the rows of a step are.
 
     Attributes:
-        budgets: Of every row, ``[N]``, int32.
+        budgets: Of every row, ``[N]``, int32: ``LAYER_BUDGET`` where the request has no S of its own.
         decoding: How many requests decode, those with ``"off"`` among them.
     """
 
     budgets: npt.NDArray[np.int32]
     decoding: int
+
+    def least_budget(self, layers_least: int) -> int:
+        """Return the smallest S of any row.
+
+        Args:
+            layers_least: The smallest S of any layer, for rows without one of their own.
+        """
+        if self.budgets.min() != LAYER_BUDGET:
+            return int(self.budgets.min())
+        return int(np.where(self.budgets == LAYER_BUDGET, layers_least, self.budgets).min())
 
 
 class RequestBook:
@@ -48,7 +59,6 @@ class RequestBook:
         scheduler_output: Any,
         names: Sequence[str],
         counts: npt.NDArray[Any],
-        default: int,
         *,
         all_phases: bool = False,
     ) -> StepRows:
@@ -62,7 +72,6 @@ class RequestBook:
             scheduler_output: vLLM's ``SchedulerOutput`` of the step.
             names: The requests in the order of the model runner's batch.
             counts: Scheduled tokens of each, ``[len(names)]``.
-            default: S of requests without a tier.
             all_phases: Treat rows of prompts as decoded ones.
         """
         cached = scheduler_output.scheduled_cached_reqs
@@ -76,7 +85,7 @@ class RequestBook:
                 continue
             decoding = done is not None and done >= known[0]
             if all_phases or (decoding and counts[index] == 1 + len(drafts.get(name, ()))):
-                chosen[index] = min(default if known[1] is None else known[1], PROTECTED)
+                chosen[index] = LAYER_BUDGET if known[1] is None else known[1]
                 count += 1
         return StepRows(np.repeat(chosen, counts), count)
 

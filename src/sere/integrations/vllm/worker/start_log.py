@@ -19,13 +19,6 @@ def log_start(state: WorkerState) -> None:
         state: The worker's state, prepared.
     """
     logger.info("sere: %s", describe(state))
-    floor, asked = state.config.min_active, state.plugin_config.reroute.min_active
-    if floor != asked:
-        logger.warning(
-            "sere: min_active is %d instead of %d: the expert kernel %s is not known to handle duplicate ids "
-            "within one token's top-k, so every token needs as many distinct experts as it has slots",
-            floor, asked, state.kernel or "in use",
-        )  # fmt: skip
     for warning in features.surprises(state.vllm_config, state.config):
         logger.warning("sere: %s", warning)
     warn_of_settings(state)
@@ -40,7 +33,7 @@ def describe(state: WorkerState) -> str:
         f"re-routing {'active' if state.enabled else 'ready, but off'}: {len(indices)} MoE layers "
         f"({indices[0]} to {indices[-1]}), table {table.identity.name!r} ({table.metric}, "
         f"{table.fingerprint[:12]}), select_top_k={config.select_top_k} threshold={config.threshold:g} "
-        f"min_active={config.min_active} targets={config.targets} merge={config.merge}, expert kernel "
+        f"active_experts={config.active_experts} targets={config.targets} merge={config.merge}, expert kernel "
         f"{state.kernel or 'unknown'}, backend {', '.join(state.backends)}"
     )
 

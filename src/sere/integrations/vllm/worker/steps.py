@@ -96,15 +96,9 @@ class Steps:
             state.budgets.exact()
             state.counts.disabled += 1
             return
-        rows = self.book.budgets(
-            scheduler_output,
-            names,
-            counts,
-            state.policy.default_budget,
-            all_phases=state.config.phases == "all",
-        )
+        rows = self.book.budgets(scheduler_output, names, counts, all_phases=state.config.phases == "all")
         if state.budgets.announce(rows.budgets):
-            state.counts.add_rerouted(int(rows.budgets.min()))
+            state.counts.add_rerouted(rows.least_budget(state.config.select_top_k))
         elif rows.decoding:
             state.counts.protected += 1
         else:

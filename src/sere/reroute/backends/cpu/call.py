@@ -19,7 +19,7 @@ from torch import Tensor
 
 from sere.reroute.backends.cpu import kernel
 from sere.reroute.batch import Routing, TokenBatch
-from sere.reroute.constants import PADDING_BUDGET
+from sere.reroute.constants import LAYER_BUDGET, PADDING_BUDGET
 from sere.reroute.neighbors import rank_neighbors
 from sere.reroute.raw_layer import KernelConfig, RawLayer
 from sere.warn_once import WarnOnce
@@ -41,11 +41,12 @@ class Layer(NamedTuple):
     Attributes:
         order: ``[E, E]``, int32; row e lists the other experts, most similar first (ties: lower id), e last.
         counts: ``[E]``, int32; how many of ``order[e]`` reach the threshold.
-        keep, scale, config: As in ``RawLayer``, on the device.
+        limits, keep, scale, config: As in ``RawLayer``, on the device.
     """
 
     order: Tensor
     counts: Tensor
+    limits: Tensor
     keep: Tensor
     scale: Tensor | None
     config: KernelConfig
@@ -64,7 +65,7 @@ def run(batch: TokenBatch, layer: Layer, counters: Tensor | None) -> Routing:
     Source: docs/method.md section 4.
     """
     topk_ids, topk_weights, row_budgets, num_tokens, _ = batch
-    order, counts, keep, scale, config = layer
+    order, counts, limits, keep, scale, config = layer
     T, K = topk_ids.shape
     dtype = topk_weights.dtype
     wide = topk_weights if dtype in _WEIGHTS else topk_weights.float()
@@ -74,7 +75,8 @@ def run(batch: TokenBatch, layer: Layer, counters: Tensor | None) -> Routing:
     if row_budgets is not None:
         if row_budgets.dtype is torch.int64:
             # As int32 alone, 2^32 + 1 would be 1.
-            row_budgets = row_budgets.clamp(PADDING_BUDGET, K)
+            padding = row_budgets < LAYER_BUDGET
+            row_budgets = row_budgets.clamp(LAYER_BUDGET, K).masked_fill(padding, PADDING_BUDGET)
         row_budgets = row_budgets.to(torch.int32).contiguous()
     given = (
         (0 if scale is None else kernel.HAS_SCALE)
@@ -88,6 +90,7 @@ def run(batch: TokenBatch, layer: Layer, counters: Tensor | None) -> Routing:
         new_weights.data_ptr(),
         order.data_ptr(),
         counts.data_ptr(),
+        limits.data_ptr(),
         keep.data_ptr(),
         0 if scale is None else scale.data_ptr(),
         0 if row_budgets is None else row_budgets.data_ptr(),
@@ -112,11 +115,11 @@ def run(batch: TokenBatch, layer: Layer, counters: Tensor | None) -> Routing:
 def _compiled(ids_dtype: torch.dtype, weights_dtype: torch.dtype) -> Callable[..., bool]:
     ids, weights = types.CPointer(_IDS[ids_dtype]), types.CPointer(_WEIGHTS[weights_dtype])
     int32s, flags = types.CPointer(types.int32), types.CPointer(types.uint8)
-    pointers = (ids, weights, ids, weights, int32s, int32s, flags)
+    pointers = (ids, weights, ids, weights, int32s, int32s, int32s, flags)
     optional = (types.CPointer(types.float32), int32s, types.CPointer(types.int64))
-    signature = types.boolean(*pointers, *optional, *[types.int64] * 10)
+    signature = types.boolean(*pointers, *optional, *[types.int64] * 9)
     compiled = _compile(signature)
-    prototype = ctypes.CFUNCTYPE(ctypes.c_bool, *[ctypes.c_void_p] * 10, *[ctypes.c_int64] * 10)
+    prototype = ctypes.CFUNCTYPE(ctypes.c_bool, *[ctypes.c_void_p] * 11, *[ctypes.c_int64] * 9)
     return prototype(compiled.address)
 
 

@@ -7,19 +7,28 @@ import numpy as np
 from numba import carray, njit
 
 from sere.reroute import constants
-from sere.reroute.constants import MERGE_NONE, MERGE_SAME, MERGE_SENTINEL, PADDING_BUDGET
+from sere.reroute.constants import (
+    LAYER_BUDGET,
+    LIMIT_ROWS,
+    MERGE_NONE,
+    MERGE_SAME,
+    MERGE_SENTINEL,
+    PADDING_BUDGET,
+)
 from sere.reroute.stats import COUNTERS
 
 # Bits of ``given``.
 HAS_SCALE, HAS_ROW_BUDGETS, HAS_COUNTERS = 1, 2, 4
 MASS_UNITS, MASS_BOUND = float(constants.MASS_UNITS), float(constants.MASS_BOUND)
 NUM_COUNTERS = len(COUNTERS)
+# Classes of experts, in the order in which they become primary.
+NONE, OCCURS, KEPT, FIXED = range(4)
 
 
 def reroute(
-    ids_p, weights_p, new_ids_p, new_weights_p, order_p, counts_p, keep_p, scale_p,
+    ids_p, weights_p, new_ids_p, new_weights_p, order_p, counts_p, limits_p, keep_p, scale_p,
     budgets_p, counters_p,
-    T, K, E, N, select_top_k, min_active, active_targets, merge, sentinel, given,
+    T, K, E, N, cap, active_targets, merge, sentinel, given,
 ):  # fmt: skip
     """Do docs/method.md section 4 for one layer and step; ``given`` has a bit for each optional pointer.
 
@@ -34,18 +43,34 @@ def reroute(
     has_scale, has_counters = given & HAS_SCALE != 0, given & HAS_COUNTERS != 0
     has_budgets = given & HAS_ROW_BUDGETS != 0
 
+    limits = carray(limits_p, (1 + LIMIT_ROWS,))
     row_budgets = np.empty(T, np.int64)
     for t in range(T):
-        budget = given_budgets[t] if has_budgets else select_top_k
+        budget = np.int64(given_budgets[t]) if has_budgets else LAYER_BUDGET
+        if budget == LAYER_BUDGET:
+            budget = np.int64(limits[0])
         row_budgets[t] = budget if t < N else PADDING_BUDGET
-    occurring, primary = np.zeros(E, np.bool_), np.zeros(E, np.bool_)
-    rows, slots = _vote(ids, weights, row_budgets, E, occurring, primary)
-    size = 0
+    # An expert's class: 0 does not occur, 1 occurs, 2 in a kept slot, 3 never replaced or in a protected row.
+    classes = np.zeros(E, np.uint8)
+    rows, open_rows, slots = _vote(ids, weights, row_budgets, E, classes)
+    size, kept = 0, 0
     for e in range(E):
-        primary[e] |= keep[e] != 0 and occurring[e]
-        size += primary[e]
-    if size < min_active:
-        size += _fill_up(ids, weights, row_budgets, occurring, primary, min_active - size)
+        if classes[e] != NONE and keep[e] != 0:
+            classes[e] = FIXED
+        size += classes[e] >= KEPT
+        kept += classes[e] == KEPT
+    wanted = min(E, limits[max(1, min(open_rows, LIMIT_ROWS))])
+    if size < wanted:
+        size += _join(_masses(ids, weights, row_budgets, classes), classes, OCCURS, KEPT, wanted - size)
+    elif cap and size > wanted and kept > 0:
+        # Of the experts in kept slots, the heaviest stay primary.
+        stay = max(0, wanted - (size - kept))
+        mass = _masses(ids, weights, row_budgets, classes)
+        size = size - kept + _join(mass, classes, KEPT, FIXED, stay)
+        for e in range(E):
+            if classes[e] == KEPT:
+                classes[e] = OCCURS
+    occurring, primary = classes != NONE, classes >= KEPT
     if size == 0:
         new_ids[:] = ids
         new_weights[:] = weights
@@ -99,28 +124,30 @@ def reroute(
 
 
 @njit(inline="always")
-def _vote(ids, weights, row_budgets, E, occurring, primary):
-    """Steps 1 to 3: mark the experts of real rows and those in each row's heaviest slots."""
+def _vote(ids, weights, row_budgets, E, classes):
+    """Steps 1 to 3: mark the experts of real rows, of each row's heaviest slots and of protected rows."""
     T, K = ids.shape
-    rows, slots = 0, 0
+    rows, open_rows, slots = 0, 0, 0
     valid = np.empty(K, np.bool_)
     for t in range(T):
         b = row_budgets[t]
         if b < 0:
             continue
         rows += 1
+        open_rows += b < K
         left = 0
         for k in range(K):
             e = ids[t, k]
             valid[k] = 0 <= e < E and abs(weights[t, k]) > 0
             if valid[k]:
                 left += 1
-                occurring[e] = True
+                classes[e] = max(classes[e], OCCURS)
         slots += left
         if b >= left:
             for k in range(K):
                 if valid[k]:
-                    primary[ids[t, k]] = True
+                    e = ids[t, k]
+                    classes[e] = FIXED if b >= K else max(classes[e], KEPT)
             continue
         for _ in range(b):
             best = -1
@@ -128,33 +155,41 @@ def _vote(ids, weights, row_budgets, E, occurring, primary):
                 if valid[k] and (best < 0 or weights[t, k] > weights[t, best]):
                     best = k
             valid[best] = False
-            primary[ids[t, best]] = True
-    return rows, slots
+            e = ids[t, best]
+            classes[e] = max(classes[e], KEPT)
+    return rows, open_rows, slots
 
 
 @njit
-def _fill_up(ids, weights, row_budgets, occurring, primary, wanted):
-    """Let the heaviest other experts join P, by integer mass (ties: lower id); return how many joined."""
+def _masses(ids, weights, row_budgets, classes):
+    """Return each expert's mass, the integer sum of its slots' cubed weights."""
     T, K = ids.shape
-    E = primary.shape[0]
+    E = classes.shape[0]
     mass = np.zeros(E, np.int64)
     for t in range(T):
         if row_budgets[t] < 0:
             continue
         for k in range(K):
             e = ids[t, k]
-            if 0 <= e < E and abs(weights[t, k]) > 0 and not primary[e]:
-                units = np.rint(np.float64(weights[t, k]) * MASS_UNITS)
-                mass[e] += np.int64(min(max(units, -MASS_BOUND), MASS_BOUND))
+            if 0 <= e < E and abs(weights[t, k]) > 0:
+                w = np.float64(weights[t, k])
+                mass[e] += np.int64(min(max(np.rint(w * w * w * MASS_UNITS), -MASS_BOUND), MASS_BOUND))
+    return mass
+
+
+@njit
+def _join(mass, classes, from_class, to_class, wanted):
+    """Move the heaviest experts of a class to another (ties: the lower id); return how many moved."""
+    E = classes.shape[0]
     joined = 0
     while joined < wanted:
         best = -1
         for e in range(E):
-            if occurring[e] and not primary[e] and (best < 0 or mass[e] > mass[best]):
+            if classes[e] == from_class and (best < 0 or mass[e] > mass[best]):
                 best = e
         if best < 0:
             break
-        primary[best] = True
+        classes[best] = to_class
         joined += 1
     return joined
 

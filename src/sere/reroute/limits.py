@@ -1,0 +1,87 @@
+"""How many experts a layer may read in a step: from the settings to the numbers that kernels read."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from sere.config import ActiveExperts, LayerSettings
+from sere.errors import ConfigError
+from sere.reroute.constants import LIMIT_ROWS
+
+# The points of ``"auto"``: M grows with the logarithm of the rows.
+_AUTO_ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+_AUTO_GROWTH = 0.6
+
+
+def auto_active_experts(num_experts: int, top_k: int) -> tuple[tuple[int, int], ...]:
+    """Return what ``active_experts="auto"`` means for a layer that nobody has tuned, as points (rows, M).
+
+    Args:
+        num_experts: E.
+        top_k: K.
+
+    Source: docs/method.md section 4, "How many experts".
+    """
+    return tuple(
+        (rows, min(num_experts, math.ceil(top_k * (1 + _AUTO_GROWTH * math.log2(rows)))))
+        for rows in _AUTO_ROWS
+    )
+
+
+def active_by_rows(active_experts: ActiveExperts, num_experts: int, top_k: int | None = None) -> list[int]:
+    """Return M for a step of 1, 2, ... ``LIMIT_ROWS`` rows.
+
+    Args:
+        active_experts: The setting; see `RerouteConfig`.
+        num_experts: E.
+        top_k: K; needed for ``"auto"`` only.
+
+    Returns:
+        ``LIMIT_ROWS`` numbers from 0 to E. Between two points M is interpolated, and rounded up.
+
+    Raises:
+        ConfigError: The setting is ``"auto"`` and K is not known.
+    """
+    if isinstance(active_experts, str):
+        if top_k is None:
+            raise ConfigError(
+                'active_experts: "auto" depends on the slots per token (K); give top_k or a number'
+            )
+        active_experts = auto_active_experts(num_experts, top_k)
+    if isinstance(active_experts, float):
+        active_experts = max(1, round(active_experts * num_experts))
+    points = active_experts if isinstance(active_experts, tuple) else ((1, int(active_experts)),)
+    return [min(num_experts, _interpolated(points, rows)) for rows in range(1, LIMIT_ROWS + 1)]
+
+
+def layer_limits(settings: LayerSettings, num_experts: int, top_k: int | None = None) -> Tensor:
+    """Return the limits of one layer, as kernels read them.
+
+    Args:
+        settings: The layer's own settings.
+        num_experts: E.
+        top_k: K; needed for ``active_experts="auto"`` only.
+
+    Returns:
+        ``[1 + LIMIT_ROWS]``, int32, on the host: S, then M for a step of 1, 2, ... rows.
+
+    Raises:
+        ConfigError: ``active_experts`` is ``"auto"`` and K is not known.
+    """
+    most = active_by_rows(settings.active_experts, num_experts, top_k)
+    return torch.tensor([settings.select_top_k, *most], dtype=torch.int32, device="cpu")
+
+
+def _interpolated(points: tuple[tuple[int, int], ...], rows: int) -> int:
+    before = [point for point in points if point[0] <= rows]
+    after = [point for point in points if point[0] >= rows]
+    if not before:
+        return points[0][1]
+    if not after:
+        return points[-1][1]
+    (r0, m0), (r1, m1) = before[-1], after[0]
+    # Rounded up, in integers.
+    return m0 if r0 == r1 else m0 - (-(m1 - m0) * (rows - r0) // (r1 - r0))

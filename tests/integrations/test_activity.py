@@ -43,7 +43,7 @@ def test_what_moved_is_no_news(changed: dict[str, Any]) -> None:
         (None, {}, "the policy changed no slot of batches that read 13.5 experts per layer"),
         ({"active_experts": 96}, {}, "active_experts=96 is not below the 96 experts of a layer"),
         ({"select_top_k": 8}, {}, "select_top_k=8 keeps all 8 slots of a token"),
-        ({"active_experts": 32}, {}, r"active_experts=32 is not below what these batches read \(13.5 experts"),
+        ({"active_experts": 32}, {}, r"active_experts=32 is not below what these batches read \(13.5"),
         (
             {"active_experts": 0.5}, {},
             r"active_experts=0.5 \(48 for 2 rows\) is not below what these batches read \(13.5 experts",

@@ -21,15 +21,15 @@ def test_secondary_slots_go_to_primary_experts_only() -> None:
     assert torch.equal(result.weights, weights)
 
 
-@pytest.mark.parametrize("min_active", [0, 2, 3, 4, 9])
-def test_the_experts_that_stay_are_those_of_sere_at_equal_settings(min_active: int) -> None:
-    """With a floor, too, the active set is SERE's at threshold 0: only who takes over differs."""
+@pytest.mark.parametrize("active_experts", [0, 2, 3, 4, 9])
+def test_the_experts_that_stay_are_those_of_sere_at_equal_settings(active_experts: int) -> None:
+    """Filled up, too, the active set is SERE's at threshold 0: only who takes over differs."""
     ids, weights = top_slots()
-    result, _ = route_worked(RandomReroute(1, min_active=min_active))
-    sere = reroute(ids, weights, torch.ones(6, 6), select_top_k=1, min_active=min_active)
+    result, _ = route_worked(RandomReroute(1, active_experts=active_experts))
+    sere = reroute(ids, weights, torch.ones(6, 6), select_top_k=1, active_experts=active_experts)
     active = set(result.ids.flatten().tolist())
     assert active == set(sere.ids.flatten().tolist())
-    assert len(active) == max(2, min(min_active, 6))
+    assert len(active) == max(2, min(active_experts, 6))
 
 
 def test_draws_are_uniform_and_those_of_seed_layer_and_step() -> None:

@@ -26,7 +26,7 @@ Mode = Literal["substitute", "truncate"]
 
 @dataclass(frozen=True)
 class Budget(Baseline):
-    """Keep the batch's ``budget`` experts of the largest summed gate, whatever a row's best is.
+    """Keep the ``budget`` experts that have the largest summed gate in the batch, whatever a row's best is.
 
     Gates are summed over all real rows, those that did not choose the expert too, in integers; ties go to the
     lower id. Experts that no row chose do not count. Experts of protected rows stay, within the budget while

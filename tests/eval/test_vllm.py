@@ -42,7 +42,7 @@ def test_settings_that_differ_in_more_than_s_rho_and_m_need_another_engine() -> 
 
 def test_the_published_method_starts_an_engine_without_factors() -> None:
     """The preset stands for values; those that an engine cannot change are part of its start."""
-    paper = [f"sere:preset=paper,select_top_k={S}" for S in (2, 4)]
+    paper = [f"sere:paper,select_top_k={S}" for S in (2, 4)]
     ((options, labels),) = groups(*paper)
     assert options == {"use_scale": False}
     assert len(labels) == 3
@@ -95,7 +95,11 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def evaluate(engines: Engines, **options: Any) -> dict[str, Any]:
     plan = QuestionPlan(
         settings=parse_specs(
-            ["sere:select_top_k=1,min_active=4", "sere:select_top_k=1", "sere:select_top_k=2,min_active=4"]
+            [
+                "sere:select_top_k=1,active_experts=4",
+                "sere:select_top_k=1",
+                "sere:select_top_k=2,active_experts=4",
+            ]
         ),
         batch_sizes=[1, 8],
         questions=held_out(2, tasks=["addition"]),
@@ -108,12 +112,12 @@ def test_off_is_measured_once_and_paired_with_all(measured: list[str]) -> None:
     """Two engines one after the other; the record's order is the plan's, by batch size."""
     engines = Engines()
     record = evaluate(engines)
-    assert engines.started == [{"min_active": 4}, {}]
+    assert engines.started == [{"active_experts": 4}, {}]
     labels = [
         "off",
-        "sere:select_top_k=1,min_active=4",
+        "sere:select_top_k=1,active_experts=4",
         "sere:select_top_k=1",
-        "sere:select_top_k=2,min_active=4",
+        "sere:select_top_k=2,active_experts=4",
     ]
     order = [f"B={B} {label}" for B in (1, 8) for label in labels]
     assert sorted(measured) == sorted(order)
@@ -139,7 +143,7 @@ def test_an_interrupted_run_starts_only_the_engines_that_it_still_needs(
     assert not engines.running
     before = path.read_text()
     evaluate(engines, checkpoint=path, progress=progress)
-    assert engines.started == [{"min_active": 4}, {}, {}]
+    assert engines.started == [{"active_experts": 4}, {}, {}]
     assert len(measured) == 8
     assert not path.exists()
 

@@ -196,8 +196,8 @@ def test_old_tables_with_rows_of_0_are_read_as_not_known(tmp_path: Path, metric:
     assert loaded.scale is not None
     assert loaded.scale[2, [0, 1, 3, 4]].tolist() == [1, 1, 1, 1]
     ids, weights = torch.tensor([[0, 2], [1, 2]]), torch.tensor([[0.6, 0.4]] * 2)
-    assert reroute(ids, weights, loaded, select_top_k=1).ids.tolist() == ids.tolist()
-    assert reroute(ids, weights, made.layers[1], select_top_k=1).ids.tolist() == [[0, 0], [1, 0]]
+    assert reroute(ids, weights, loaded, active_experts=0).ids.tolist() == ids.tolist()
+    assert reroute(ids, weights, made.layers[1], active_experts=0).ids.tolist() == [[0, 0], [1, 0]]
 
 
 @pytest.mark.parametrize("metric", ["frobenius", "cosine"])

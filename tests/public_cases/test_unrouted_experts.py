@@ -57,7 +57,7 @@ def test_an_expert_that_no_token_reached_is_never_replaced(table: SimilarityTabl
         ids = torch.tensor([[known, e] for e in layer.unknown])
         weights = torch.tensor([[0.75, 0.25]]).repeat(len(ids), 1)
         counters = torch.zeros(len(COUNTERS), dtype=torch.int64)
-        routing = sere.reroute(ids, weights, layer, select_top_k=1, counters=counters)
+        routing = sere.reroute(ids, weights, layer, active_experts=0, counters=counters)
         assert torch.equal(routing.ids, ids)
         assert torch.equal(routing.weights, weights)
         counts = dict(zip(COUNTERS, counters.tolist(), strict=True))

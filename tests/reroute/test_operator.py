@@ -18,7 +18,7 @@ LAYER = LayerSimilarity(similarity_matrix(16, 0))
 
 def prepared_layer(backend: str, **settings: object) -> PreparedLayer:
     values = {"select_top_k": 1, "threshold": 0.4, "backend": name_of(backend)} | settings
-    return prepare_layer(LAYER, RerouteConfig.from_mapping(values), device=device_of(backend))
+    return prepare_layer(LAYER, RerouteConfig.from_mapping(values), top_k=4, device=device_of(backend))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -41,7 +41,9 @@ def test_operator_is_registered_properly(backend: str) -> None:
 def test_compiles_whole(backend: str) -> None:
     """Under ``torch.compile(fullgraph=True)`` a layer gives the eager result and counts, step after step."""
     device = device_of(backend)
-    prepared = prepared_layer(backend, merge="distinct", min_active=3, targets="active")
+    prepared = prepared_layer(
+        backend, merge="distinct", active_experts=((1, 2), (6, 5)), cap=True, targets="active"
+    )
     counters = torch.zeros(len(COUNTERS), dtype=torch.int64, device=device)
 
     def step(ids: Tensor, weights: Tensor, num_tokens: Tensor) -> tuple[Tensor, Tensor]:
@@ -67,7 +69,9 @@ def test_no_data_dependent_shapes_or_values() -> None:
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     ids, weights = batch(6, 4, 16, seed=1)
-    prepared = prepared_layer("torch", merge="distinct", min_active=3, targets="active")
+    prepared = prepared_layer(
+        "torch", merge="distinct", active_experts=((1, 2), (6, 5)), cap=True, targets="active"
+    )
     budget, num_tokens = torch.ones(6, dtype=torch.int32), torch.tensor(4)
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
         fakes = [mode.from_tensor(tensor) for tensor in (ids, weights, budget, num_tokens)]

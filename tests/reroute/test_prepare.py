@@ -20,11 +20,11 @@ LAYER = LayerSimilarity(similarity_matrix(16, 0))
 IDS, WEIGHTS = batch(6, 4, 16, seed=1)
 # What each backend reads of a layer beside its scale.
 TENSORS = {
-    "reference": {"similarity", "threshold", "keep"},
-    "torch": {"position", "keep"},
-    "cpu": {"order", "counts", "keep"},
-    "shim": {"lists", "keep"},
-    "cuda": {"lists", "keep"},
+    "reference": {"similarity", "threshold", "limits", "keep"},
+    "torch": {"position", "limits", "keep"},
+    "cpu": {"order", "counts", "limits", "keep"},
+    "shim": {"lists", "limits", "keep"},
+    "cuda": {"lists", "limits", "keep"},
 }
 
 
@@ -32,14 +32,17 @@ def prepared(
     backend: str,
     *,
     layer: LayerSimilarity = LAYER,
+    index: int | None = None,
     keep: tuple[int, ...] = (),
     scale: Tensor | None = None,
     **settings: Any,
 ) -> PreparedLayer:
-    """A layer at S = 1 and ρ = 0.4, unless ``settings`` say otherwise."""
-    values = {"select_top_k": 1, "threshold": 0.4, "backend": name_of(backend)} | settings
+    """A layer at S = 1, M = 0 and ρ = 0.4, unless ``settings`` say otherwise."""
+    values = {"active_experts": 0, "threshold": 0.4, "backend": name_of(backend)} | settings
     config = RerouteConfig.from_mapping(values)
-    return prepare_layer(layer, config, keep=keep, scale=scale, device=device_of(backend))
+    return prepare_layer(
+        layer, config, index=index, top_k=4, keep=keep, scale=scale, device=device_of(backend)
+    )
 
 
 def step(backend: str) -> TokenBatch:
@@ -73,6 +76,10 @@ def test_counters_add_up(backend: str) -> None:
 CHANGES = [
     pytest.param({"threshold": 0.8}, id="a higher threshold"),
     pytest.param({"threshold": 0.0}, id="a lower threshold"),
+    pytest.param({"select_top_k": 2}, id="another S"),
+    pytest.param({"active_experts": 5}, id="another M"),
+    pytest.param({"active_experts": ((1, 2), (6, 7))}, id="M by the rows"),
+    pytest.param({"layers": {1: {"active_experts": 6, "threshold": 0.7}}, "index": 1}, id="one layer's own"),
     pytest.param({"keep": (2, 5)}, id="experts to keep"),
     pytest.param({"threshold": 1.5, "scale": torch.full((16, 16), 0.25)}, id="another scale"),
 ]
@@ -95,10 +102,17 @@ def test_an_update_is_as_if_prepared_with_it(backend: str, changes: dict[str, An
     assert mine.config == other.config
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [{"threshold": 0.9}, {"select_top_k": 2}, {"active_experts": 6}, {"active_experts": ((2, 3), (6, 7))}],
+    ids=["threshold", "S", "M", "M by the rows"],
+)
 @backends
-def test_compiled_code_reads_an_update(backend: str) -> None:
+def test_compiled_code_reads_an_update(backend: str, changes: dict[str, Any]) -> None:
     """What was compiled before an update gives the new result after it, without being compiled again."""
-    mine, other = prepared(backend, threshold=0.0), prepared(backend, threshold=0.9)
+    torch.compiler.reset()
+    start: dict[str, Any] = {"threshold": 0.0}
+    mine, other = prepared(backend, **start), prepared(backend, **start | changes)
     frames: list[Any] = []
 
     def count(graph: torch.fx.GraphModule, _: object) -> Any:
@@ -129,8 +143,11 @@ def test_a_layer_prepared_in_inference_mode_can_be_updated_outside_it(backend: s
 @pytest.mark.parametrize(
     ("other", "error", "text"),
     [
-        ({"select_top_k": 2}, ConfigError, "select_top_k: cannot change in a prepared layer, only threshold"),
-        ({"min_active": 3}, ConfigError, "min_active: cannot change .* prepare another layer"),
+        (
+            {"active_experts": 3, "cap": True},
+            ConfigError,
+            "cap: cannot change in a prepared layer, only select_top_k, .* prepare another layer",
+        ),
         ({"targets": "active"}, ConfigError, "active_targets: cannot change"),
         ({"merge": "sentinel", "sentinel": -1}, ConfigError, "merge, sentinel: cannot change"),
         ({"scale": torch.ones(16, 16)}, InputError, "expected a prepared layer with .*, got .*'scale'"),
@@ -140,7 +157,7 @@ def test_a_layer_prepared_in_inference_mode_can_be_updated_outside_it(backend: s
             r"expected a prepared layer with .*\[16\].*, got .*\[12\].*; prepare the same layer",
         ),
     ],
-    ids=["S", "floor", "targets", "merge", "a scale where there was none", "another number of experts"],
+    ids=["cap", "targets", "merge", "a scale where there was none", "another number of experts"],
 )
 @backends
 def test_an_update_that_cannot_be_is_refused(
@@ -177,7 +194,7 @@ def test_a_wrong_scale_is_refused(backend: str, scale: Tensor, text: str) -> Non
     ids, weights = batch(4, 2, 8, seed=6)
     with pytest.raises(InputError, match=text):
         Case(ids, weights, similarity_matrix(8, 6), {"select_top_k": 1, "scale": scale}).run(backend)
-    layer, config = LayerSimilarity(similarity_matrix(8, 6)), RerouteConfig(select_top_k=1)
+    layer, config = LayerSimilarity(similarity_matrix(8, 6)), RerouteConfig(active_experts=0)
     with pytest.raises(InputError, match=text):
         prepare_layer(layer, config, scale=scale.to(device_of(backend)), device=device_of(backend))
 
@@ -188,9 +205,9 @@ def test_a_scale_is_copied(backend: str) -> None:
     ids, weights = (tensor.to(device_of(backend)) for tensor in batch(8, 4, 16, seed=7))
     layer = LayerSimilarity(similarity_matrix(16, 7))
     scale = torch.full((16, 16), 2.0, device=device_of(backend))
-    config = RerouteConfig.from_mapping({"select_top_k": 1, "backend": name_of(backend)})
+    config = RerouteConfig.from_mapping({"active_experts": 0, "backend": name_of(backend)})
     prepared = prepare_layer(layer, config, scale=scale, device=device_of(backend))
-    options = {"select_top_k": 1, "backend": name_of(backend)}
+    options = {"active_experts": 0, "backend": name_of(backend)}
     before = reroute(ids, weights, layer, scale=scale, **options)  # type: ignore[arg-type]
     scale.mul_(2)
     after = reroute(ids, weights, layer, scale=scale, **options)  # type: ignore[arg-type]
@@ -202,7 +219,7 @@ def test_a_scale_is_copied(backend: str) -> None:
 
 def test_ids_on_another_device_than_the_layer() -> None:
     """A prepared layer runs where it was prepared: its addresses mean nothing elsewhere."""
-    config = RerouteConfig(select_top_k=1, backend="torch")
+    config = RerouteConfig(active_experts=0, backend="torch")
     prepared = prepare_layer(LayerSimilarity(similarity_matrix(16, 0)), config)
     text = "expected ids on cpu, where the layer was prepared, got meta; prepare the layer for each device"
     with pytest.raises(InputError, match=text):

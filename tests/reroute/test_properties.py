@@ -11,10 +11,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sere.reroute.slots import members, weight_ranks
+from sere.reroute.slots import members
 from tests.support.batches import Case, bits
 from tests.support.calls import cases
-from tests.support.properties import any_primary, backends, budgets, few, holds, repeats, valid_slots, without
+from tests.support.properties import (
+    any_primary,
+    backends,
+    few,
+    holds,
+    kept_slots,
+    most_active,
+    occurring_experts,
+    primary_experts,
+    repeats,
+    valid_slots,
+    without,
+)
 
 pytestmark = pytest.mark.usefixtures("shim_backend")
 
@@ -68,10 +80,24 @@ def test_unreachable_threshold_changes_nothing(backend: str, case: Case) -> None
 @given(case=cases())
 @holds()
 @few
+def test_room_for_all_changes_nothing(backend: str, case: Case) -> None:
+    """M at least the number of experts that occur is the identity, but for merging what came repeated."""
+    case = without(case, "num_tokens", "row_budgets")
+    assert_nothing_changes(case, backend, active_experts=max(1, int(occurring_experts(case).sum())))
+
+
+@backends
+@given(case=cases())
+@holds()
+@few
 def test_heaviest_slots_never_change(backend: str, case: Case) -> None:
-    """The b_t heaviest slots of each row keep their id unless merging frees them; inputs are not modified."""
+    """Without a cap the b_t heaviest slots of each row keep their id unless merging frees them.
+
+    Inputs are not modified.
+    """
+    case = without(case, "cap")
     ids, weights = case.ids.clone(), case.weights.clone()
-    kept = valid_slots(case) & (weight_ranks(case.weights, valid_slots(case)) < budgets(case)[:, None])
+    kept = kept_slots(case)
     for merge in ("none", "same"):
         routing, _ = case.run(backend, merge=merge, sentinel=None)
         assert torch.equal(routing.ids[kept], case.ids[kept])
@@ -106,6 +132,38 @@ def test_active_set(backend: str, case: Case) -> None:
 @given(case=cases())
 @holds()
 @few
+def test_the_primary_set_is_filled_up_to_m(backend: str, case: Case) -> None:
+    """P has M experts, or all that occur; more than M only if rows' own experts are more (with a cap: none).
+
+    Experts of ``keep`` and of protected rows are primary whatever M is.
+    """
+    _, counts = case.run(backend)
+    assert counts["distinct_after"] - counts["critical"] == primary_experts(case)
+    assert counts["distinct_before"] == (int(occurring_experts(case).sum()) if any_primary(case) else 0)
+
+
+@backends
+@given(case=cases(), more=st.integers(1, 6))
+@holds(more=1)
+@few
+def test_a_larger_m_only_adds_primary_experts(backend: str, case: Case, more: int) -> None:
+    """The primary set at M is part of the one at M + ``more``, with a cap, too."""
+    slots, E = valid_slots(case), case.similarity.shape[0]
+    case = dataclasses.replace(case, similarity=torch.full((E, E), 0.5).fill_diagonal_(1.0))
+    least = max(1, most_active(case))
+    sets = []
+    for most in (least, least + more):
+        # Every secondary expert finds a primary one, so the primary ones are all that are left.
+        changes: dict[str, Any] = {"threshold": 0.0, "merge": "none", "sentinel": None}
+        routing, _ = case.run(backend, active_experts=most, **changes)
+        sets.append(members(routing.ids, slots, E))
+    assert not bool((sets[0] & ~sets[1]).any())
+
+
+@backends
+@given(case=cases())
+@holds()
+@few
 def test_active_targets_are_at_least_as_similar(backend: str, case: Case) -> None:
     """Allowing critical experts as targets can only raise a re-routed slot's similarity."""
     rerouted: list[Tensor] = []
@@ -126,11 +184,10 @@ def test_active_targets_are_at_least_as_similar(backend: str, case: Case) -> Non
 def test_doing_it_twice_is_doing_it_once(backend: str, case: Case) -> None:
     """With primary targets and no merging, a second pass with the same P changes nothing."""
     changes: dict[str, Any] = {"targets": "primary", "merge": "none", "sentinel": None, "scale": None}
-    case = without(case, "min_active", "num_tokens", "row_budgets")
+    case = without(case, "active_experts", "cap", "num_tokens", "row_budgets")
     once, _ = case.run(backend, **changes)
     E = case.similarity.shape[0]
-    kept = valid_slots(case) & (weight_ranks(case.weights, valid_slots(case)) < budgets(case)[:, None])
-    primary = members(case.ids, kept, E).nonzero().flatten().tolist()
+    primary = members(case.ids, kept_slots(case), E).nonzero().flatten().tolist()
     again = dataclasses.replace(case, ids=once.ids, weights=once.weights)
     twice, _ = again.run(backend, **changes | {"keep": (*case.options["keep"], *primary)})
     assert torch.equal(twice.ids, once.ids)

@@ -135,18 +135,18 @@ def test_the_smallest_subnormal_number_counts_and_zeros_do_not(
 @backends
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 def test_masses_are_clamped_slot_by_slot(backend: str, dtype: torch.dtype) -> None:
-    """Beyond 256 a slot's mass is that of 256: three slots of 300 outweigh two of the largest number."""
+    """A slot's mass is at most 16: three slots of 300 outweigh two of the largest number."""
     most = torch.finfo(dtype).max
     weights = torch.tensor(
         [[INF, most, 300.0], [INF, most, 300.0], [INF, 1.0, 300.0]], dtype=torch.float64
     ).to(dtype)
-    routing, _ = case([[0, 1, 4], [0, 1, 4], [0, 1, 4]], weights, min_active=2).run(backend)
+    routing, _ = case([[0, 1, 4], [0, 1, 4], [0, 1, 4]], weights, active_experts=2).run(backend)
     assert routing.ids.tolist() == [[0, 0, 4]] * 3
 
 
 @backends
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
-@pytest.mark.parametrize("weight", [INF, 1e30, 300.0])
+@pytest.mark.parametrize("weight", [INF, 1e30, 300.0, 2.53125])
 @pytest.mark.parametrize("ids", [[0, 4, 1], [0, 1, 4]])
 def test_masses_at_the_bound_are_a_tie(
     backend: str, dtype: torch.dtype, weight: float, ids: list[int]
@@ -154,23 +154,29 @@ def test_masses_at_the_bound_are_a_tie(
     """However far beyond it two weights are, the lower id joins."""
     most = torch.finfo(dtype).max
     tied = torch.tensor([[INF, most, weight]], dtype=torch.float64).to(dtype)
-    routing, _ = case([ids], tied, min_active=2).run(backend)
+    routing, _ = case([ids], tied, active_experts=2).run(backend)
     assert set(routing.ids[0].tolist()) == {0, 1}
 
 
 @backends
 def test_masses_of_either_sign_cancel(backend: str) -> None:
-    """A sum is one of clamped integers, in any order: 256 - 256 + 2⁻²⁴ is 2⁻²⁴."""
-    weights = [[INF, INF, 2.0**-24], [INF, -INF, 2.0**-24], [INF, 2.0**-24, 2.0**-25]]
-    routing, _ = case([[0, 3, 2], [0, 3, 2], [0, 3, 2]], weights, min_active=2).run(backend)
-    # 3 has 1 unit; 2 has 1 + 1 + 0, for half a unit is rounded to the even number of units.
+    """A sum is one of clamped integers, in any order: 16 - 16 + 2⁻³³ is 2⁻³³."""
+    weights = [[INF, INF, 2.0**-11], [INF, -INF, 2.0**-11], [INF, 2.0**-11, 2.0**-12]]
+    routing, _ = case([[0, 3, 2], [0, 3, 2], [0, 3, 2]], weights, active_experts=2).run(backend)
+    # 3 has 2 units of 2⁻³⁴; 2 has 2 + 2 + 0, for a quarter of a unit is none.
     assert routing.ids.tolist() == [[0, 0, 2]] * 3
-    assert case([[0, 3, 2]], [[1.0, 1.5 * 2**-24, 2.0**-24]], min_active=2).run(backend)[0].ids.tolist() == [
-        [0, 3, 0]
-    ]
-    assert case([[0, 3, 2]], [[1.0, 2.5 * 2**-24, 2**-23]], min_active=2).run(backend)[0].ids.tolist() == [
-        [0, 0, 2]
-    ], "2.5 units are 2: a tie, so the lower id"
+
+
+@backends
+@pytest.mark.parametrize(
+    ("heavier", "lighter", "joins"),
+    [(3.0625, 3.0, [0, 0, 2]), (3.125, 3.0625, [0, 3, 0])],
+    ids=["7.18 and 6.75 units are both 7: the lower id", "7.63 units are 8, 7.18 are 7"],
+)
+def test_masses_are_rounded(backend: str, heavier: float, lighter: float, joins: list[int]) -> None:
+    """Each cube is rounded to the nearest unit before it is added."""
+    call = case([[0, 3, 2]], [[1.0, heavier * 2**-12, lighter * 2**-12]], active_experts=2)
+    assert call.run(backend)[0].ids.tolist() == [joins]
 
 
 @backends

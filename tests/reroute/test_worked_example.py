@@ -59,10 +59,57 @@ def test_ids(backend: str, options: dict[str, Any], expected: list[list[int]]) -
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_equal_masses_let_the_lower_expert_join(backend: str) -> None:
-    """Experts 2 and 3 weigh 0.375 each beside P: with a floor of 3 expert 2 joins, with 4 both."""
-    assert example(min_active=3).run(backend)[0].ids.tolist() == [[2, 0, 2], [1, 2, 2], [0, 2, 2]]
-    assert example(min_active=4).run(backend)[0].ids.tolist() == [[2, 0, 3], [1, 2, 2], [0, 3, 2]]
-    assert example(min_active=5).run(backend)[0].ids.tolist() == IDS
+    """Experts 2 and 3 have cubes of 9/512 each beside P: at M = 3 expert 2 joins, at M = 4 both."""
+    assert example(active_experts=3).run(backend)[0].ids.tolist() == [[2, 0, 2], [1, 2, 2], [0, 2, 2]]
+    assert example(active_experts=4).run(backend)[0].ids.tolist() == [[2, 0, 3], [1, 2, 2], [0, 3, 2]]
+    assert example(active_experts=5).run(backend)[0].ids.tolist() == IDS
+
+
+CAPPED = [
+    pytest.param({"active_experts": 1}, [[1, 1, 1], [1, 1, 1], [1, 1, 1]], id="1 has more mass than 0"),
+    pytest.param(
+        {"active_experts": 1, "threshold": 0.3}, [[1, 1, 1], [1, 1, 4], [1, 1, 4]], id="4 is critical even so"
+    ),
+    pytest.param({"active_experts": 2}, [[1, 0, 0], [1, 1, 0], [0, 0, 0]], id="room for both"),
+    pytest.param(
+        {"active_experts": 1, "keep": (0,)}, [[0, 0, 0], [0, 0, 0], [0, 0, 0]], id="a kept expert goes first"
+    ),
+    pytest.param(
+        {"active_experts": 1, "row_budgets": [3, -2, -2]},
+        [[2, 0, 3], [0, 2, 2], [0, 3, 2]],
+        id="a protected row has its experts, others than those are capped",
+    ),
+    pytest.param({"active_experts": 3}, [[2, 0, 2], [1, 2, 2], [0, 2, 2]], id="filled up as without a cap"),
+]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(("options", "expected"), CAPPED)
+def test_a_cap_bounds_even_the_heaviest_slots(
+    backend: str, options: dict[str, Any], expected: list[list[int]]
+) -> None:
+    """Of the experts in kept slots only the heaviest M stay; the others are secondary like any."""
+    routing, _ = example(cap=True, **options).run(backend)
+    assert routing.ids.tolist() == expected
+
+
+BY_ROWS = [
+    pytest.param(None, [[2, 0, 3], [1, 2, 2], [0, 3, 2]], id="three rows: four experts"),
+    pytest.param([-2, -1, -2], [[2, 0, 3], [0, 0, 0], [0, 3, 2]], id="one is padding: three"),
+    pytest.param([-2, 3, -2], [[2, 0, 2], [1, 2, 4], [0, 2, 4]], id="one is protected: three, but 4 must be"),
+    pytest.param([0, 0, -2], [[2, 0, 3], [1, 2, 2], [0, 3, 2]], id="rows with a budget of 0 count"),
+]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(("row_budgets", "expected"), BY_ROWS)
+def test_the_rows_that_may_change_decide_how_many_experts(
+    backend: str, row_budgets: list[int] | None, expected: list[list[int]]
+) -> None:
+    """With points M is 2 for one row, 3 for two and 4 for three; padding and protected rows do not count."""
+    points = ((1, 2), (3, 4))
+    routing, _ = example(active_experts=points, row_budgets=row_budgets).run(backend)
+    assert routing.ids.tolist() == expected
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

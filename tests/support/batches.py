@@ -11,8 +11,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from sere.config import RerouteConfig
+from sere.config import ActiveExperts, RerouteConfig
 from sere.reroute import COUNTERS, Routing, reroute
+from sere.reroute.constants import LAYER_BUDGET
+from sere.reroute.limits import layer_limits
 from sere.reroute.raw_layer import KernelConfig, RawLayer
 from tests.support.shim.build import COMPILER, NO_COMPILER
 
@@ -50,10 +52,11 @@ class Case:
     options: dict[str, Any] = field(default_factory=dict)
 
     def run(self, backend: str, **changes: Any) -> tuple[Routing, dict[str, int]]:
-        """Route; return the routing and the counters by name."""
+        """Route, at M = 0 unless the options say otherwise; return the routing and the counters by name."""
         device = device_of(backend)
         counters = torch.zeros(len(COUNTERS), dtype=torch.int64, device=device)
-        options = {"counters": counters, "backend": name_of(backend)} | self.options | changes
+        always = {"counters": counters, "backend": name_of(backend), "active_experts": 0}
+        options = always | self.options | changes
         options = {
             name: value.to(device) if isinstance(value, Tensor) else value for name, value in options.items()
         }
@@ -105,10 +108,11 @@ def similarity_matrix(E: int, seed: int, *, levels: int | None = None) -> Tensor
 
 
 def raw_layer(similarity: Tensor, *, threshold: float = 0.0, **settings: Any) -> RawLayer:
-    """A layer as a backend prepares it; S = 1 unless ``settings`` say otherwise."""
-    config = RerouteConfig(**{"select_top_k": 1, "threshold": threshold} | settings)
+    """A layer as a backend prepares it; S = 1 and M = 0 unless ``settings`` say otherwise."""
+    config = RerouteConfig(**{"active_experts": 0, "threshold": threshold} | settings)
+    limits = layer_limits(config.for_layer(0), len(similarity))
     keep = torch.zeros(len(similarity), dtype=torch.bool)
-    return RawLayer(similarity, threshold, keep, None, KernelConfig.of(config))
+    return RawLayer(similarity, threshold, limits, keep, None, KernelConfig.of(config))
 
 
 def batch(
@@ -159,6 +163,12 @@ def odd_weight_bits(dtype: torch.dtype) -> list[int]:
     return [*bits(torch.tensor(values, dtype=torch.float64).to(dtype)).tolist(), *nans, quiet, quiet]
 
 
+def may_cap(active_experts: ActiveExperts) -> bool:
+    """Whether a cap goes with this M: one that is 0 for some number of rows is no limit to keep to."""
+    points = active_experts if isinstance(active_experts, tuple) else ((1, active_experts),)
+    return all(most != 0 for _, most in points)
+
+
 def fuzzed(seed: int) -> Case:
     """A random call of any size that the kernel takes."""
     rng = random.Random(seed)
@@ -176,10 +186,12 @@ def fuzzed(seed: int) -> Case:
     for _ in range(rng.choice([0, 0, 0, 5, T])):
         bits(weights)[rng.randrange(T), rng.randrange(K)] = rng.choice(odd)
     merge = rng.choice(["none", "same", "distinct", "sentinel"])
+    active_experts = rng.choice([0, 0, K, E // 2, 0.25, "auto", ((1, 0), (8, E // 4), (100, E))])
     options: dict[str, Any] = {
         "select_top_k": rng.choice([1, 1, 2, K]),
         "threshold": rng.choice([0.0, 0.5, 0.9, 0.99]),
-        "min_active": rng.choice([0, 0, K, E // 2]),
+        "active_experts": active_experts,
+        "cap": may_cap(active_experts) and rng.random() < 0.5,
         "keep": tuple(rng.sample(range(E), min(E, rng.choice([0, 0, 3])))),
         "targets": rng.choice(["primary", "active"]),
         "merge": merge,
@@ -188,7 +200,7 @@ def fuzzed(seed: int) -> Case:
     if rng.random() < 0.5:
         options["num_tokens"] = torch.tensor(rng.randint(0, T), dtype=rng.choice([torch.int32, torch.int64]))
     if rng.random() < 0.3:
-        options["row_budgets"] = torch.tensor([rng.randint(-1, K) for _ in range(T)])
+        options["row_budgets"] = torch.tensor([rng.randint(LAYER_BUDGET, K) for _ in range(T)])
     if rng.random() < 0.3:
         options["scale"] = similarity_matrix(E, seed) + 0.5
     levels = rng.choice([None, 4])

@@ -9,7 +9,27 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tests.support.batches import Case, batch, bits, forget_some, odd_weight_bits, similarity_matrix
+from sere.config import ActiveExperts
+from sere.reroute.constants import LAYER_BUDGET, PADDING_BUDGET
+from tests.support.batches import (
+    Case,
+    batch,
+    bits,
+    forget_some,
+    may_cap,
+    odd_weight_bits,
+    similarity_matrix,
+)
+
+
+def active_experts(E: int, T: int) -> st.SearchStrategy[ActiveExperts]:
+    """M in each of its forms: a number, a share of E, by the rows of the step, ``"auto"``; often 0."""
+    rows = st.lists(st.integers(1, max(1, T) + 2), min_size=1, max_size=4, unique=True).map(sorted)
+    points = rows.flatmap(
+        lambda rows: st.tuples(*[st.tuples(st.just(row), st.integers(0, E + 1)) for row in rows])
+    )
+    shares = st.sampled_from([0.01, 0.25, 0.5, 1.0])
+    return st.just(0) | st.integers(0, E + 1) | shares | st.just("auto") | points
 
 
 @st.composite
@@ -39,10 +59,12 @@ def cases(
     if draw(st.booleans()):
         similarity = forget_some(similarity, seed, share=draw(st.sampled_from([0.2, 0.9, 1.0])))
     merge = draw(st.sampled_from(["none", "same", "distinct", "sentinel"]))
+    most = draw(active_experts(E, T))
     options: dict[str, Any] = {
         "select_top_k": draw(st.integers(1, K + 1)),
         "threshold": draw(st.sampled_from([0.0, 0.3, 0.5, 0.9, 1.5])),
-        "min_active": draw(st.integers(0, E + 1)) if draw(st.booleans()) else 0,
+        "active_experts": most,
+        "cap": may_cap(most) and draw(st.booleans()),
         "keep": tuple(draw(st.lists(st.integers(0, E - 1), max_size=3))),
         "targets": draw(st.sampled_from(["primary", "active"])),
         "merge": merge,
@@ -52,7 +74,7 @@ def cases(
         options["num_tokens"] = draw(st.integers(0, T))
     if draw(st.booleans()):
         options["row_budgets"] = torch.tensor(
-            [draw(st.integers(-1, K + 1)) for _ in range(T)], dtype=torch.int32
+            [draw(st.integers(LAYER_BUDGET - 1, K + 1)) for _ in range(T)], dtype=torch.int32
         )
     if draw(st.booleans()):
         options["scale"] = torch.rand(E, E, generator=torch.Generator().manual_seed(seed)) + 0.5
@@ -68,8 +90,10 @@ def _leave_no_primary(draw: st.DrawFn, ids: Tensor, weights: Tensor, options: di
     """Change a call in place so that no expert is primary."""
     reason = draw(st.sampled_from(["no budgets", "no tokens", "no weights", "no ids"]))
     if reason == "no budgets":
-        options |= {"keep": (), "min_active": 0}
-        options["row_budgets"] = torch.tensor([draw(st.integers(-1, 0)) for _ in ids], dtype=torch.int32)
+        options |= {"keep": (), "active_experts": 0, "cap": False}
+        options["row_budgets"] = torch.tensor(
+            [draw(st.integers(PADDING_BUDGET, 0)) for _ in ids], dtype=torch.int32
+        )
     elif reason == "no tokens":
         options["num_tokens"] = 0
     elif reason == "no weights":

@@ -9,10 +9,12 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
+from sere.identity import ModelIdentity
 from sere.policies import POLICIES, LayerRouter, LayerShape, Policy
 from sere.policies.spec import parse_spec
 from sere.reroute import COUNTERS, Routing, TokenBatch
 from sere.similarity.layer import LayerSimilarity
+from sere.table import SimilarityTable
 
 CPU = torch.device("cpu")
 # Each rule of the registry as it would be typed.
@@ -20,12 +22,28 @@ EXAMPLES = [f"{name}:{kind.example}" if kind.example else name for name, kind in
 
 
 def example(name: str, num_experts: int, **options: Any) -> Policy:
-    """A rule with the options of its own example, and similarities for layer 0 if it needs them."""
+    """A rule with the options of its own example, and the table of `table_of_layer` if it needs one."""
     spec = parse_spec(f"{name}:{POLICIES[name].example}")
+    return spec.policy_class.from_options({**spec.options, **options}, table_of_layer(num_experts))
+
+
+def table_of_layer(num_experts: int) -> SimilarityTable:
+    """A table of one layer of so many experts, with random similarities."""
     generator = torch.Generator().manual_seed(num_experts)
     matrix = torch.rand(num_experts, num_experts, generator=generator).fill_diagonal_(1.0)
-    layers = {0: LayerSimilarity(matrix)}
-    return spec.policy_class.from_options({**spec.options, **options}, layers)
+    return one_layer(LayerSimilarity(matrix))
+
+
+def one_layer(layer: LayerSimilarity) -> SimilarityTable:
+    """A table whose layer 0 is the given one."""
+    identity = ModelIdentity(
+        name="one layer",
+        architecture={"model_type": "any_moe"},
+        layer_names={0: "model.layers.0.mlp.experts"},
+        experts={0: layer.num_experts},
+        slots={0: 1},
+    )
+    return SimilarityTable(layers={0: layer}, identity=identity, metric="projection")
 
 
 def router(policy: Policy, num_experts: int, top_k: int) -> LayerRouter:

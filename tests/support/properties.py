@@ -13,7 +13,9 @@ from hypothesis import example, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sere.reroute.slots import has_weight, real_rows, weight_ranks
+from sere.reroute.constants import LIMIT_ROWS
+from sere.reroute.limits import active_by_rows
+from sere.reroute.slots import has_weight, members, real_rows, weight_ranks, whole_budgets
 from tests.support.batches import BACKENDS, Case
 from tests.support.calls import cases, outside
 
@@ -66,9 +68,7 @@ def valid_slots(case: Case) -> Tensor:
 def budgets(case: Case) -> Tensor:
     """b_t of every row."""
     given_budgets = case.options.get("row_budgets")
-    return (
-        torch.full((len(case.ids),), case.options["select_top_k"]) if given_budgets is None else given_budgets
-    )
+    return whole_budgets(given_budgets, case.options["select_top_k"], len(case.ids), case.ids.device)
 
 
 def repeats(case: Case) -> Tensor:
@@ -132,10 +132,46 @@ def calls_with_other_outsiders(draw: st.DrawFn) -> tuple[Case, Case, Tensor]:
     return plain, _junk(draw, plain, outside(len(case.similarity), case.ids.dtype), slots), slots
 
 
-def any_primary(case: Case) -> bool:
-    """Whether an expert is primary: it has a kept slot, is of ``keep``, or joins to reach ``min_active``."""
-    slots = valid_slots(case)
-    kept = slots & (weight_ranks(case.weights, slots) < budgets(case)[:, None])
+def occurring_experts(case: Case) -> Tensor:
+    """Which experts occur, ``[E]`` bool."""
+    return members(case.ids, valid_slots(case), len(case.similarity))
+
+
+def fixed_experts(case: Case) -> Tensor:
+    """Which experts are primary whatever M is: those of ``keep`` and of protected rows, ``[E]`` bool."""
+    slots, E = valid_slots(case), len(case.similarity)
     of_keep = slots & torch.isin(case.ids, torch.tensor(case.options["keep"], dtype=case.ids.dtype))
-    floor = case.options.get("min_active", 0) > 0
-    return bool(kept.any() or of_keep.any() or (floor and slots.any()))
+    return members(case.ids, of_keep | (slots & protected_rows(case)[:, None]), E)
+
+
+def kept_slots(case: Case) -> Tensor:
+    """The b_t heaviest slots of every real row, ``[T, K]`` bool."""
+    slots = valid_slots(case)
+    return slots & (weight_ranks(case.weights, slots) < budgets(case)[:, None])
+
+
+def protected_rows(case: Case) -> Tensor:
+    """Real rows that are not re-routed, ``[T]`` bool."""
+    real = real_rows(case.ids, budgets(case), case.options.get("num_tokens"))
+    return real & (budgets(case) >= case.ids.shape[1])
+
+
+def most_active(case: Case) -> int:
+    """M for the rows of the step that may be re-routed."""
+    real = real_rows(case.ids, budgets(case), case.options.get("num_tokens"))
+    rows = int((real & ~protected_rows(case)).sum())
+    limits = active_by_rows(case.options.get("active_experts", 0), len(case.similarity), case.ids.shape[1])
+    return limits[max(1, min(rows, LIMIT_ROWS)) - 1]
+
+
+def primary_experts(case: Case) -> int:
+    """How many experts are primary: M, but for those that must be and those that occur."""
+    least = fixed_experts(case)
+    if not case.options.get("cap", False):
+        least = least | members(case.ids, kept_slots(case), len(case.similarity))
+    return min(int(occurring_experts(case).sum()), max(int(least.sum()), most_active(case)))
+
+
+def any_primary(case: Case) -> bool:
+    """Whether an expert is primary: nothing at all changes otherwise."""
+    return primary_experts(case) > 0

@@ -14,15 +14,15 @@ def main() -> None:
     """Run every option once, on shapes of one block and of several."""
     for T, K, E in [(5, 4, 24), (64, 8, 128), (300, 10, 512)]:
         ids, weights = (tensor.cuda() for tensor in batch(T, K, E, seed=T))
-        # Without a floor the kernel has fewer barriers.
-        for merge, floor in product(("none", "same", "distinct", "sentinel"), (0, E // 2)):
+        # Where the primary set is not filled up the kernel has fewer barriers.
+        for merge, most in product(("none", "same", "distinct", "sentinel"), (0, E // 2)):
             reroute(
                 ids.long() if merge == "same" else ids,
                 weights.bfloat16() if merge == "distinct" else weights,
                 similarity_matrix(E, E),
                 select_top_k=1,
                 threshold=0.7,
-                min_active=floor,
+                active_experts=most,
                 num_tokens=torch.tensor(T - 1, device="cuda"),
                 row_budgets=torch.arange(T, device="cuda") % 3,
                 targets="active" if merge == "same" else "primary",

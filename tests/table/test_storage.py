@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from sere.errors import OutputError, TableError
 from sere.similarity import LayerSimilarity
 from sere.structure import identify
 from sere.table import SimilarityTable, fit
-from tests.support.tables import identity, matrix, table
+from tests.support.tables import identity, matrix, rewrite, rewrite_as, table
 from tests.support.tiny import tiny_model
 
 
@@ -31,15 +31,6 @@ def saved(folder: Path, **changes: Any) -> Path:
     path = folder / "table.safetensors"
     table(**changes).save(path)
     return path
-
-
-def rewrite(path: Path, *, tensors: dict[str, Any] | None = None, **metadata: str | None) -> None:
-    """Change a saved file's tensors or header behind the table's back; None removes an entry."""
-    named = load_file(path) | (tensors or {})
-    with safe_open(path, framework="pt") as file:
-        header = dict(file.metadata()) | metadata
-    kept = {name: value for name, value in header.items() if value is not None}
-    save_file({name: t for name, t in named.items() if t is not None}, path, metadata=kept)
 
 
 def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
@@ -232,16 +223,13 @@ def test_a_models_weights_are_refused(tmp_path: Path) -> None:
     [
         (
             {"format_version": "9"},
-            "expected format version 1 or 2, got 9; a newer sere wrote it: upgrade, or",
+            "expected format version 1 to 3, got 9; a newer sere wrote it: upgrade, or",
         ),
-        ({"format_version": None}, "expected format version 1 or 2, got None"),
+        ({"format_version": None}, "expected format version 1 to 3, got None"),
         ({"metric": None, "seed": None}, "the header lacks metric, seed; calibrate again"),
         ({"seed": "{"}, "the header is not valid JSON"),
         ({"identity": "[]"}, "the model identity in its header is invalid"),
-        (
-            {"identity": json.dumps({"name": "x", "layer_names": {}})},
-            "the model identity in its header is invalid",
-        ),
+        ({"identity": '{"name": "x", "layer_names": {}}'}, "the model identity in its header is invalid"),
         (
             {"identity": json.dumps(identity().to_mapping() | {"experts": {"1": 5}})},
             "layer_names, experts and slots name different layers",
@@ -282,6 +270,21 @@ def test_similarities_that_make_no_sense_are_refused(tmp_path: Path, tensor: Any
     rewrite(path, tensors={"layers.1.similarity": tensor})
     with refuses(text):
         SimilarityTable.load(path)
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_file_of_an_older_version_has_no_tiers_and_no_sample(tmp_path: Path, version: int) -> None:
+    """It is read, and saved again it is a file of today's version that knows no more."""
+    path = old_file(tmp_path) if version == 1 else saved(tmp_path)
+    if version == 2:
+        rewrite_as(path, 2)
+    loaded = SimilarityTable.load(path)
+    assert (dict(loaded.tiers), loaded.routing) == ({}, None)
+    loaded.save(path)
+    again = SimilarityTable.load(path)
+    assert (dict(again.tiers), again.routing, again.fingerprint) == ({}, None, loaded.fingerprint)
+    with safe_open(path, framework="pt") as file:
+        assert file.metadata()["format_version"] == "3"
 
 
 def test_foreign_tensors_are_refused(tmp_path: Path) -> None:

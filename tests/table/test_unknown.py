@@ -19,7 +19,7 @@ from sere.identity import ModelIdentity
 from sere.reroute import reroute
 from sere.similarity import LayerSimilarity
 from sere.table import SimilarityTable, compare, describe_unknown, import_reference_table, plot, verify_table
-from tests.support.tables import identity, matrix, table
+from tests.support.tables import identity, matrix, rewrite_as, table
 
 NAN = math.nan
 
@@ -57,6 +57,7 @@ def save_as_version_1(made: SimilarityTable, path: Path) -> None:
         i: LayerSimilarity(one.similarity.nan_to_num(nan=0), one.scale) for i, one in made.layers.items()
     }
     replace(made, layers=layers, identity=ModelIdentity.from_mapping(old)).save(path)
+    rewrite_as(path, 1)
 
 
 def test_unknown_similarities_are_saved_and_loaded(tmp_path: Path) -> None:
@@ -195,8 +196,8 @@ def test_old_tables_with_rows_of_0_are_read_as_not_known(tmp_path: Path, metric:
     assert loaded.scale is not None
     assert loaded.scale[2, [0, 1, 3, 4]].tolist() == [1, 1, 1, 1]
     ids, weights = torch.tensor([[0, 2], [1, 2]]), torch.tensor([[0.6, 0.4]] * 2)
-    assert reroute(ids, weights, loaded, select_top_k=1).ids.tolist() == ids.tolist()
-    assert reroute(ids, weights, made.layers[1], select_top_k=1).ids.tolist() == [[0, 0], [1, 0]]
+    assert reroute(ids, weights, loaded, active_experts=0).ids.tolist() == ids.tolist()
+    assert reroute(ids, weights, made.layers[1], active_experts=0).ids.tolist() == [[0, 0], [1, 0]]
 
 
 @pytest.mark.parametrize("metric", ["frobenius", "cosine"])

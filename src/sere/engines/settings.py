@@ -80,7 +80,7 @@ def routed(llm: Any, setting: PolicySpec, *, seed: int = 0) -> Iterator[None]:
         return
     configure(llm, enabled=True)
     state = state_of(llm)
-    with state.routed_by(setting.build(state.table.layers, seed=seed)):
+    with state.routed_by(setting.build(state.table, seed=seed)):
         yield
 
 

@@ -52,7 +52,7 @@ def apply_setting(
     if policy is None:
         if setting.needs_table and table is not None:
             table.check(identify(inner_model(model)))
-        policy = setting.build(None if table is None else table.layers, seed=seed)
+        policy = setting.build(table, seed=seed)
     return apply(model, policy=policy, pad_token_id=pad_token_id)
 
 
@@ -63,7 +63,7 @@ def check_settings(settings: Iterable[PolicySpec], table: SimilarityTable | None
         ConfigError: A value is out of range, or what the setting needs of a table is missing.
     """
     for setting in settings:
-        setting.build(None if table is None else table.layers)
+        setting.build(table)
 
 
 class Resumed(Policy):

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sere.config import RerouteConfig
 from sere.reroute import COUNTERS, Routing, TokenBatch
-from sere.similarity.layer import LayerSimilarity
+from sere.table import SimilarityTable
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,17 +117,17 @@ class Policy(ABC):
         return cls
 
     @classmethod
-    def from_options(cls, options: Mapping[str, Any], layers: Mapping[int, LayerSimilarity]) -> Self:
+    def from_options(cls, options: Mapping[str, Any], table: SimilarityTable | None) -> Self:
         """Build the rule from its options.
 
         Args:
             options: Values by field name of ``settings_type``.
-            layers: Similarities by decoder-layer index; empty unless the rule ``needs_table``.
+            table: The model's similarity table; not None if the rule ``needs_table``.
 
         Raises:
             ConfigError: A value is out of range.
         """
-        del layers
+        del table
         return cls(**options)
 
     def why_idle(self, layers: Iterable[LayerShape]) -> list[str]:

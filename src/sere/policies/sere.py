@@ -18,6 +18,7 @@ from sere.policies.base import LayerRouter, LayerShape, Policy
 from sere.policies.idle import why_idle, why_no_substitute
 from sere.reroute import PreparedLayer, Routing, TokenBatch, prepare_layer
 from sere.similarity.layer import LayerSimilarity
+from sere.table import SimilarityTable
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,9 +54,9 @@ class Sere(Policy):
         return RerouteConfig
 
     @classmethod
-    def from_options(cls, options: Mapping[str, Any], layers: Mapping[int, LayerSimilarity]) -> Self:
-        """Build the rule from settings by name and a table's layers."""
-        return cls(layers, RerouteConfig.from_mapping(options))
+    def from_options(cls, options: Mapping[str, Any], table: SimilarityTable | None) -> Self:
+        """Build the rule from settings by name and a table."""
+        return cls({} if table is None else table.layers, RerouteConfig.from_mapping(options))
 
     def describe(self) -> dict[str, Any]:
         """Return the settings as JSON-ready values."""

@@ -17,7 +17,7 @@ from sere.policies.random import RandomReroute
 from sere.policies.sere import Sere
 from sere.policies.topk import TopK
 from sere.policies.xshare import XShare
-from sere.similarity.layer import LayerSimilarity
+from sere.table import SimilarityTable
 
 POLICIES: Mapping[str, type[Policy]] = MappingProxyType(
     {kind.name: kind for kind in (Off, Sere, RandomReroute, TopK, Oea, XShare, Lynx)}
@@ -57,22 +57,22 @@ class PolicySpec:
         """Whether the rule needs a similarity table."""
         return self.policy_class.needs_table
 
-    def build(self, layers: Mapping[int, LayerSimilarity] | None = None, *, seed: int = 0) -> Policy:
+    def build(self, table: SimilarityTable | None = None, *, seed: int = 0) -> Policy:
         """Build the rule.
 
         Args:
-            layers: Similarities by decoder-layer index, ``table.layers``, or None.
+            table: The model's similarity table, or None.
             seed: The seed of a rule that draws, unless the options name one.
 
         Raises:
             ConfigError: The rule needs a table and there is none, or an option does not fit it.
         """
-        if layers is None and self.needs_table:
+        if table is None and self.needs_table:
             raise ConfigError(f"setting {self.label}: needs a similarity table; give one with --table")
         options = dict(self.options)
         if "seed" in options_of(self.policy_class):
             options.setdefault("seed", seed)
-        return self.policy_class.from_options(options, layers or {})
+        return self.policy_class.from_options(options, table)
 
 
 def parse_spec(text: str) -> PolicySpec:

@@ -11,7 +11,7 @@ from sere.config import ActiveExperts, Backend, Merge, RerouteConfig, Targets
 from sere.errors import InputError
 from sere.reroute.backends.registry import BACKENDS, BackendRecord, select
 from sere.reroute.batch import Routing, TokenBatch
-from sere.reroute.checks import as_row_budgets
+from sere.reroute.checks import as_row_budgets, check_batch
 from sere.reroute.prepare import PreparedLayer, prepare_layer
 from sere.reroute.stats import COUNTERS
 from sere.similarity.layer import LayerSimilarity, check_tensor
@@ -36,7 +36,7 @@ def reroute(
     *,
     select_top_k: int = 1,
     threshold: float = 0.0,
-    active_experts: ActiveExperts = 0,
+    active_experts: ActiveExperts = "auto",
     cap: bool = False,
     row_budgets: Tensor | Sequence[int] | None = None,
     num_tokens: Tensor | int | None = None,
@@ -52,7 +52,7 @@ def reroute(
 
     The layer is prepared on every call, which takes far longer than the step. For more than one step per
     layer, or to compile a step, prepare it once:
-    ``prepare_layer(layer, config).route(TokenBatch(ids, weights))``.
+    ``prepare_layer(layer, config, top_k=K).route(TokenBatch(ids, weights))``.
 
     Args:
         topk_ids: Expert ids, ``[T, K]``, int32 or int64, slots in any order. Not modified. Ids outside
@@ -95,6 +95,9 @@ def reroute(
             "prepare_layer(layer, config) first and compile the route method of its result"
         )
     check_tensor("topk_ids", topk_ids)
+    budgets = as_row_budgets(row_budgets, topk_ids.device)
+    batch = TokenBatch(topk_ids, topk_weights, budgets, num_tokens)
+    check_batch(batch, counters)
     layer = similarity if isinstance(similarity, LayerSimilarity) else LayerSimilarity(similarity)
     config = RerouteConfig.from_mapping(
         {
@@ -108,13 +111,6 @@ def reroute(
             "backend": backend,
         }
     )
-    prepared = prepare_layer(
-        layer, config, top_k=_slots_of(topk_ids), keep=keep, scale=scale, device=topk_ids.device
-    )
-    budgets = as_row_budgets(row_budgets, topk_ids.device)
-    return prepared.route(TokenBatch(topk_ids, topk_weights, budgets, num_tokens), counters)
-
-
-def _slots_of(topk_ids: Tensor) -> int | None:
-    """Return K; None for ids of another shape, which the step refuses."""
-    return int(topk_ids.shape[1]) if topk_ids.ndim == 2 else None
+    K, device = topk_ids.shape[1], topk_ids.device
+    prepared = prepare_layer(layer, config, top_k=K, keep=keep, scale=scale, device=device)
+    return prepared.route(batch, counters)

@@ -5,14 +5,19 @@ from sere.table.artifact import SimilarityTable
 from sere.table.compare import Comparison, LayerDifference, compare
 from sere.table.layers import best_neighbors, describe_unknown, off_diagonal
 from sere.table.reference_table import import_reference_table
+from sere.table.routing_sample import RoutingSample
+from sere.table.tiers import DEFAULT_TIER, Tier
 from sere.table.verify import Check, verify_file, verify_table
 
 __all__ = [
+    "DEFAULT_TIER",
     "Check",
     "Comparison",
     "LayerDifference",
     "ModelIdentity",
+    "RoutingSample",
     "SimilarityTable",
+    "Tier",
     "best_neighbors",
     "compare",
     "describe_unknown",

@@ -13,12 +13,16 @@ from typing import Any, Self
 
 import torch
 
+from sere.config import RerouteConfig
 from sere.errors import InputError, TableError, name_some
 from sere.identity import ModelIdentity, span
 from sere.similarity import LayerSimilarity
 from sere.table import storage
+from sere.table.additions import check_additions, digest_of
 from sere.table.fit import check_identity, check_slots
 from sere.table.layers import best_neighbors, check_layers, from_tensors, read_zeros_as_unknown, to_tensors
+from sere.table.routing_sample import RoutingSample, is_of_sample
+from sere.table.tiers import Tier, resolve, tiers_from_json
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,10 +38,14 @@ class SimilarityTable:
         data_digest: Hex digest of the calibration tokens; empty if there were none.
         seed: Seed of the choice of texts, or None.
         provenance: Versions, commit, machine, time, notes; JSON-ready. Not part of the fingerprint.
+        tiers: Recommended settings by name. Not part of the fingerprint.
+        routing: How the router chose on some calibration tokens, or None if that is not known. Not part of
+            the fingerprint.
 
     Raises:
-        TableError: There is no layer, layers or their numbers of experts differ from the identity, or a layer
-            is an identity matrix, which means that similarities are missing.
+        TableError: There is no layer, layers or their numbers of experts differ from the identity, a layer
+            is an identity matrix, which means that similarities are missing, or tiers or routing sample do
+            not belong to these layers.
 
     Source: docs/method.md section 3.
     """
@@ -50,10 +58,14 @@ class SimilarityTable:
     data_digest: str = ""
     seed: int | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    tiers: Mapping[str, Tier] = field(default_factory=dict)
+    routing: RoutingSample | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "layers", MappingProxyType(dict(sorted(self.layers.items()))))
+        object.__setattr__(self, "tiers", MappingProxyType(dict(self.tiers)))
         check_layers(self.layers, self.identity)
+        check_additions(self.layers, self.tiers, self.routing)
 
     def __repr__(self) -> str:
         return (
@@ -69,7 +81,7 @@ class SimilarityTable:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over similarities, identity, metric and data, as hex; the order of keys does not matter."""
+        """SHA-256 over similarities, identity, metric and data, as hex; tiers and routing do not count."""
         digest = hashlib.sha256(json.dumps(self._description(), sort_keys=True).encode())
         for name, tensor in sorted(to_tensors(self.layers).items()):
             digest.update(name.encode())
@@ -82,11 +94,12 @@ class SimilarityTable:
         Raises:
             OutputError: It cannot be written, or a file that is not a table is there; the text says which.
         """
+        tiers = {name: tier.to_mapping() for name, tier in self.tiers.items()}
+        sample = {} if self.routing is None else self.routing.to_tensors()
         entries = self._description()
         entries |= {"provenance": dict(self.provenance), "fingerprint": self.fingerprint}
-        # A table that was read from a file of version 1 knows no more than such a file holds.
-        version = storage.FORMAT_VERSION if self.identity.recorded_digest is None else 1
-        storage.write(path, entries, to_tensors(self.layers), version=version)
+        entries |= {"tiers": tiers, "additions": digest_of(tiers, sample)}
+        storage.write(path, entries, to_tensors(self.layers) | sample)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
@@ -123,6 +136,31 @@ class SimilarityTable:
         """
         check_slots(self.identity, self.metric, slots)
 
+    def with_tiers(self, tiers: Mapping[str, Tier]) -> Self:
+        """Return this table with these recommended settings in place of its own; the fingerprint stays.
+
+        Args:
+            tiers: By name.
+
+        Raises:
+            TableError: A tier has another name, or names layers that the table lacks.
+        """
+        return replace(self, tiers=tiers)
+
+    def settings(self, config: RerouteConfig) -> RerouteConfig:
+        """Return settings in which a tier is replaced by the numbers that it stands for here.
+
+        Args:
+            config: The settings. Without ``tier``, ``active_experts="auto"`` means the tier ``"balanced"``,
+                if the table has it and the settings are not those of the preset ``"paper"``.
+
+        Raises:
+            ConfigError: ``tier`` names one that the table lacks; the text names those that it has.
+
+        Source: docs/method.md section 4, "How many experts".
+        """
+        return resolve(config, self.tiers)
+
     def critical_experts(self, layer: int, threshold: float) -> tuple[int, ...]:
         """Return the experts that no other resembles, as far as is known: they are kept whatever the batch.
 
@@ -156,8 +194,11 @@ class SimilarityTable:
         entries = dict(stored.entries)
         fingerprint, identity = entries.pop("fingerprint"), entries.pop("identity")
         entries["calibration_tokens"] = entries.pop("num_tokens")
-        layers = from_tensors(stored.tensors)
+        sample = {name: tensor for name, tensor in stored.tensors.items() if is_of_sample(name)}
+        layers = from_tensors({name: t for name, t in stored.tensors.items() if name not in sample})
+        tiers, additions = entries.pop("tiers", {}), entries.pop("additions", None)
         try:
+            entries |= {"tiers": tiers_from_json(tiers), "routing": RoutingSample.from_tensors(sample)}
             table = cls(layers=layers, identity=ModelIdentity.from_mapping(identity), **entries)
         except InputError:
             raise
@@ -169,6 +210,11 @@ class SimilarityTable:
             raise TableError(
                 f"expected the fingerprint {fingerprint[:12]} of its header, got {table.fingerprint[:12]}: "
                 "the content was changed after it was written; calibrate again or copy it again"
+            )
+        if additions not in (None, digest_of(tiers, sample)):
+            raise TableError(
+                "its tiers or its routing sample were changed after it was written; calibrate again or copy "
+                "it again"
             )
         if stored.version > 1:
             return table

@@ -2,7 +2,8 @@
 
 The header's metadata are strings, all but ``format`` in JSON. Entries: ``identity``, ``metric``,
 ``metric_parameters``, ``num_tokens`` (calibration tokens), ``data_digest``, ``seed``, ``provenance``,
-``fingerprint``.
+``fingerprint``; from version 3 on ``tiers`` and ``additions`` (the digest of tiers and routing sample, which
+the fingerprint leaves out).
 """
 
 from __future__ import annotations
@@ -21,11 +22,11 @@ from sere.errors import OutputError, TableError, name_some
 from sere.files import atomic_path, keep_other_files, what_is_there
 
 FORMAT = "sere-similarity-table"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 # Version 1 held one E and K for all layers, a digest of the architecture's values instead of the values, and
-# 0 for a similarity that is not known.
-_READ_VERSIONS = (1, 2)
-ENTRIES = (
+# 0 for a similarity that is not known. Version 2 held no tiers and no routing sample.
+_READ_VERSIONS = (1, 2, 3)
+_ENTRIES = (
     "identity",
     "metric",
     "metric_parameters",
@@ -35,6 +36,7 @@ ENTRIES = (
     "provenance",
     "fingerprint",
 )
+_ENTRIES_SINCE_3 = ("tiers", "additions")
 
 
 class StoredTable(NamedTuple):
@@ -42,7 +44,7 @@ class StoredTable(NamedTuple):
 
     Attributes:
         version: Format version.
-        entries: The header's values by the names in ``ENTRIES``.
+        entries: The header's values by name.
         tensors: Tensors by name.
     """
 
@@ -51,27 +53,20 @@ class StoredTable(NamedTuple):
     tensors: dict[str, Tensor]
 
 
-def write(
-    path: str | os.PathLike[str],
-    entries: Mapping[str, Any],
-    tensors: Mapping[str, Tensor],
-    *,
-    version: int = FORMAT_VERSION,
-) -> None:
+def write(path: str | os.PathLike[str], entries: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
     """Write one table file, atomically.
 
     Args:
         path: The file; its folder is created if need be.
-        entries: Values for the header, JSON-ready, by the names in ``ENTRIES``.
+        entries: Values for the header, JSON-ready, by name.
         tensors: Tensors by name.
-        version: Format version that the entries are in.
 
     Raises:
         OutputError: It cannot be written, or a file that is not a table is there.
     """
     keep_other_files(path, holds_table, "a similarity table")
     metadata = {name: json.dumps(value, sort_keys=True) for name, value in entries.items()}
-    metadata |= {"format": FORMAT, "format_version": json.dumps(version)}
+    metadata |= {"format": FORMAT, "format_version": json.dumps(FORMAT_VERSION)}
     with atomic_path(path) as temporary:
         # Layers may share a tensor, which safetensors refuses to write twice.
         copies = {name: tensor.clone() for name, tensor in tensors.items()}
@@ -105,7 +100,8 @@ def read(path: str | os.PathLike[str]) -> StoredTable:
             "again or copy it again"
         ) from error
     try:
-        return StoredTable(_version(metadata), _entries(metadata), tensors)
+        version = _version(metadata)
+        return StoredTable(version, _entries(metadata, version), tensors)
     except TableError as error:
         raise TableError(f"{source}: {error}") from error
 
@@ -130,16 +126,17 @@ def _version(metadata: Mapping[str, str]) -> int:
         if version == json.dumps(known):
             return known
     raise TableError(
-        f"expected format version {' or '.join(map(str, _READ_VERSIONS))}, got {version}; a newer sere wrote "
+        f"expected format version 1 to {FORMAT_VERSION}, got {version}; a newer sere wrote "
         "it: upgrade, or calibrate again"
     )
 
 
-def _entries(metadata: Mapping[str, str]) -> dict[str, Any]:
-    missing = [name for name in ENTRIES if name not in metadata]
+def _entries(metadata: Mapping[str, str], version: int) -> dict[str, Any]:
+    names = (*_ENTRIES, *(_ENTRIES_SINCE_3 if version >= 3 else ()))
+    missing = [name for name in names if name not in metadata]
     if missing:
         raise TableError(f"the header lacks {name_some(missing)}; calibrate again")
     try:
-        return {name: json.loads(metadata[name]) for name in ENTRIES}
+        return {name: json.loads(metadata[name]) for name in names}
     except json.JSONDecodeError as error:
         raise TableError(f"the header is not valid JSON ({error}); calibrate again") from error

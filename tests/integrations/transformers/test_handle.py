@@ -78,7 +78,7 @@ def test_another_default_device_changes_nothing(model: PreTrainedModel, tmp_path
                     rows.append(model(**inputs | cache_argument(model, copy.deepcopy(cache))).logits)
                 assert handle.stats()[0].rows == 5
             routing = reroute(torch.tensor([[0, 1]], device="cpu"), torch.tensor([[0.7, 0.3]], device="cpu"),
-                              table.layers[0], select_top_k=1, row_budgets=[1])  # fmt: skip
+                              table.layers[0], active_experts=0, row_budgets=[1])  # fmt: skip
             assert routing.ids.tolist() == [[0, 0]]
             assert table.critical_experts(0, 2.0) == tuple(range(16))
         finally:

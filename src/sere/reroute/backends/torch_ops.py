@@ -73,9 +73,9 @@ def run(batch: TokenBatch, layer: Layer, counters: Tensor | None) -> Routing:
     fixed = members(ids, valid & protected[:, None], E) | (layer.keep & occurring)
     rows = (real & ~protected).sum().clamp(1, LIMIT_ROWS)
     mass = expert_masses(ids, topk_weights, valid, E)
-    primary = choose_primary(
-        fixed, members(ids, kept, E), occurring, mass, layer.limits[rows], cap=config.cap
-    )
+    # Taken, not indexed: an index that is a tensor without axes would be read on the host.
+    most = layer.limits.take(rows)
+    primary = choose_primary(fixed, members(ids, kept, E), occurring, mass, most, cap=config.cap)
 
     secondary = occurring & ~primary
     found, substitute = _most_similar(layer, primary)

@@ -1,0 +1,157 @@
+"""Tiers: the settings that a table recommends, each with a name and with what they were chosen by."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from types import MappingProxyType
+from typing import Any, Self
+
+from sere.config import ActiveExperts, LayerSettings, RerouteConfig
+from sere.errors import ConfigError, did_you_mean, name_some
+
+DEFAULT_TIER = "balanced"
+"""The tier that settings mean which name none."""
+
+# A name stands in settings such as ``sere:tier=fast``.
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+
+
+@dataclass(frozen=True)
+class Tier:
+    """Recommended settings: how many experts a layer reads in a step, and the evidence for it.
+
+    Attributes:
+        name: ``"safe"``, ``"balanced"``, ``"fast"`` or a user's own.
+        active_experts: M for all layers; see `RerouteConfig`.
+        layers: M of the layers that differ, by decoder-layer index.
+        select_top_k: S.
+        threshold: ρ.
+        evidence: What was measured and how; JSON-ready.
+
+    Raises:
+        ConfigError: A value has the wrong type or is out of range.
+    """
+
+    name: str
+    active_experts: ActiveExperts
+    layers: Mapping[int, ActiveExperts] = field(default_factory=dict)
+    select_top_k: int = 1
+    threshold: float = 0.0
+    evidence: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not _NAME.fullmatch(self.name):
+            raise ConfigError(
+                "tier: expected a name of letters, digits, dots, '-' and '_', such as 'fast', "
+                f"got {self.name!r}"
+            )
+        try:
+            self._check()
+        except ConfigError as error:
+            raise ConfigError(f"tier {self.name!r}: {error}") from error
+
+    def _check(self) -> None:
+        if not isinstance(self.layers, Mapping):
+            raise ConfigError(f"layers: expected {{layer index: active_experts}}, got {self.layers!r}")
+        if not isinstance(self.evidence, Mapping):
+            raise ConfigError(f"evidence: expected names and values, got {self.evidence!r}")
+        own = LayerSettings(
+            select_top_k=self.select_top_k, threshold=self.threshold, active_experts=self.active_experts
+        )
+        given = {index: {"active_experts": most} for index, most in self.layers.items()}
+        settings = RerouteConfig(layers=given)
+        layers = {index: settings.for_layer(index).active_experts for index in settings.layers}
+        for name in ("select_top_k", "threshold", "active_experts"):
+            object.__setattr__(self, name, getattr(own, name))
+        object.__setattr__(self, "layers", MappingProxyType(layers))
+        try:
+            evidence = json.loads(json.dumps(dict(self.evidence), allow_nan=False))
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"evidence: expected values that JSON can hold ({error})") from error
+        object.__setattr__(self, "evidence", MappingProxyType(evidence))
+
+    def settings(self, config: RerouteConfig) -> RerouteConfig:
+        """Return settings with what this tier says where they leave it open.
+
+        Args:
+            config: The settings. What differs from the defaults stays: ``select_top_k``, ``threshold``,
+                ``active_experts``, and the settings of single layers.
+        """
+        defaults = RerouteConfig()
+        taken: dict[str, Any] = {"tier": self.name}
+        for name in ("select_top_k", "threshold"):
+            if getattr(config, name) == getattr(defaults, name):
+                taken[name] = getattr(self, name)
+        if config.active_experts == defaults.active_experts:
+            layers: dict[int, Mapping[str, Any]] = {
+                index: {"active_experts": most} for index, most in self.layers.items()
+            }
+            for index, own in config.layers.items():
+                layers[index] = {**layers.get(index, {}), **own}
+            taken |= {"active_experts": self.active_experts, "layers": layers}
+        return replace(config, **taken)
+
+    def to_mapping(self) -> dict[str, Any]:
+        """Return all values but the name, JSON-ready; `from_mapping` reads them back."""
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "name"}
+        values["active_experts"] = _as_json(self.active_experts)
+        values["layers"] = {str(index): _as_json(most) for index, most in self.layers.items()}
+        return values | {"evidence": dict(self.evidence)}
+
+    @classmethod
+    def from_mapping(cls, name: str, values: object) -> Self:
+        """Build from what `to_mapping` returned.
+
+        Raises:
+            ConfigError: A value is missing, unknown, of the wrong type or out of range.
+        """
+        if not isinstance(values, Mapping) or "active_experts" not in values:
+            raise ConfigError(f"tier {name!r}: expected its settings with active_experts, got {values!r}")
+        known = [f.name for f in fields(cls) if f.name != "name"]
+        for key in values:
+            if key not in known:
+                raise ConfigError(f"tier {name!r}: unknown setting {key!r}{did_you_mean(str(key), known)}")
+        return cls(name, **values)
+
+
+def resolve(config: RerouteConfig, tiers: Mapping[str, Tier]) -> RerouteConfig:
+    """Return settings in which a tier is replaced by the numbers that it stands for.
+
+    Args:
+        config: The settings.
+        tiers: The table's tiers by name.
+
+    Returns:
+        With ``tier``, that tier's numbers. Without, and with ``active_experts="auto"`` outside of the preset
+        ``"paper"``, those of ``"balanced"`` if there is such a tier; else the settings as they are.
+
+    Raises:
+        ConfigError: ``tier`` names one that does not exist; the text names those that do.
+    """
+    name = config.tier
+    if name is None and config.preset is None and config.active_experts == "auto" and DEFAULT_TIER in tiers:
+        name = DEFAULT_TIER
+    if name is None:
+        return config
+    if name not in tiers:
+        there = f"it has {name_some(list(tiers))}" if tiers else "it has none; sere tune makes them"
+        raise ConfigError(f"tier: the table has no tier {name!r}; {there}")
+    return tiers[name].settings(config)
+
+
+def tiers_from_json(values: object) -> dict[str, Tier]:
+    """Return the tiers that a file's header holds, by name.
+
+    Raises:
+        ConfigError: They are not valid; the text names the tier.
+    """
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"tiers: expected settings by tier name, got {values!r}")
+    return {name: Tier.from_mapping(name, one) for name, one in values.items()}
+
+
+def _as_json(value: ActiveExperts) -> Any:
+    return [list(point) for point in value] if isinstance(value, tuple) else value

@@ -60,7 +60,8 @@ def too_large(T: int, K: int, E: int) -> str | None:
 def geometry(T: int, K: int, E: int) -> tuple[int, int]:
     """Return blocks and threads: a lane for each slot and a warp for eight experts, within a block's limit.
 
-    Each expert has its own thread, and so has each limit that as many rows can need. Every block looks at all rows, so more of them only share the writing.
+    Each expert has its own thread, and so has each limit that T rows can need. Every block looks at all rows,
+    so more of them only share the writing.
     """
     lanes = T << _lane_bits(K)
     threads = LEAST_THREADS

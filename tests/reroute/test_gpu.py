@@ -48,7 +48,7 @@ def test_the_automatic_choice_is_the_kernel() -> None:
 
 @pytest.mark.parametrize(("T", "K", "E"), [(8, 4, 16), (64, 8, 128), (512, 8, 256)])
 def test_graph_replay(T: int, K: int, E: int) -> None:
-    """A captured launch follows new ids, weights, ``num_tokens`` and with it M, and counts at every replay."""
+    """A captured launch follows new ids, weights and numbers of tokens (so M), and counts at every replay."""
     points = ((1, K), (T // 2, E // 4), (T, E // 2))
     prepared = make(E, merge="distinct", active_experts=points, targets="active")
     ids, weights = on_device(T, K, E, seed=0)

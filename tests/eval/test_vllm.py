@@ -96,9 +96,9 @@ def evaluate(engines: Engines, **options: Any) -> dict[str, Any]:
     plan = QuestionPlan(
         settings=parse_specs(
             [
-                "sere:select_top_k=1,active_experts=4",
+                "sere:select_top_k=1,targets=active",
                 "sere:select_top_k=1",
-                "sere:select_top_k=2,active_experts=4",
+                "sere:select_top_k=2,targets=active",
             ]
         ),
         batch_sizes=[1, 8],
@@ -112,12 +112,12 @@ def test_off_is_measured_once_and_paired_with_all(measured: list[str]) -> None:
     """Two engines one after the other; the record's order is the plan's, by batch size."""
     engines = Engines()
     record = evaluate(engines)
-    assert engines.started == [{"active_experts": 4}, {}]
+    assert engines.started == [{"targets": "active"}, {}]
     labels = [
         "off",
-        "sere:select_top_k=1,active_experts=4",
+        "sere:select_top_k=1,targets=active",
         "sere:select_top_k=1",
-        "sere:select_top_k=2,active_experts=4",
+        "sere:select_top_k=2,targets=active",
     ]
     order = [f"B={B} {label}" for B in (1, 8) for label in labels]
     assert sorted(measured) == sorted(order)
@@ -143,7 +143,7 @@ def test_an_interrupted_run_starts_only_the_engines_that_it_still_needs(
     assert not engines.running
     before = path.read_text()
     evaluate(engines, checkpoint=path, progress=progress)
-    assert engines.started == [{"active_experts": 4}, {}, {}]
+    assert engines.started == [{"targets": "active"}, {}, {}]
     assert len(measured) == 8
     assert not path.exists()
 

@@ -149,8 +149,8 @@ def test_the_table_alone_says_the_error(
          "overwrites", "missing", "two goals", "name"],
 )  # fmt: skip
 def test_what_cannot_be_done_is_refused(
-    capsys: pytest.CaptureFixture[str], checkpoint: Path, table: Path, prompts: Path, more: tuple[object, ...],
-    text: str,
+    capsys: pytest.CaptureFixture[str], checkpoint: Path, table: Path, prompts: Path,
+    more: tuple[object, ...], text: str,
 ) -> None:  # fmt: skip
     """With exit code 2 and one line; the table stays as it is."""
     before = table.read_bytes()

@@ -46,7 +46,9 @@ def test_a_model_in_memory_is_tuned(folder: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(folder, experts_implementation="eager").eval()
     tokenizer = AutoTokenizer.from_pretrained(folder)
     mine = sere.tune(model, tokenizer, PROMPTS, **QUICK).table.tiers["mine"]
-    assert mine.active_experts == sere.tune(folder, prompts=PROMPTS, **QUICK).table.tiers["mine"].active_experts
+    assert (
+        mine.active_experts == sere.tune(folder, prompts=PROMPTS, **QUICK).table.tiers["mine"].active_experts
+    )
     with pytest.raises(InputError, match="expected the model's tokenizer, got None"):
         sere.tune(model, prompts=PROMPTS, **QUICK)
 
@@ -87,5 +89,5 @@ def test_prompts_are_needed(folder: Path) -> None:
 def test_a_table_is_needed(tmp_path: Path) -> None:
     """A model without one is refused with what to do."""
     path = save_checkpoint(tmp_path)
-    with pytest.raises(InputError, match="make one with sere.calibrate"):
+    with pytest.raises(InputError, match="make one with sere"):
         sere.tune(path, prompts=PROMPTS, **QUICK)

@@ -47,7 +47,7 @@ def test_one_row_reads_its_own_experts(model: Any) -> None:
 
 def test_a_table_without_routing_is_refused(model: Any) -> None:
     """The text says what to do."""
-    with pytest.raises(TableError, match="does not hold the router's choices .* calibrate again"):
+    with pytest.raises(TableError, match=r"does not hold the router's choices .* calibrate again"):
         simulate(replace(routed_table(model), routing=None), 4)
 
 

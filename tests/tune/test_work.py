@@ -13,12 +13,18 @@ from sere.tune.work import Work, resumable
 RUN: dict[str, Any] = {"table": "ab", "plan": {"seed": 0, "prompts_digest": "x"}}
 
 
+def measure_and_fail(folder: Path) -> None:
+    """Finish one measurement, then fail."""
+    with resumable(folder, RUN, keep=False) as work:
+        work.put("one", [0.1, 2 / 3])
+        raise ZeroDivisionError
+
+
 def test_the_same_run_finds_what_is_finished(tmp_path: Path) -> None:
     """After an error, a note says where it is; the next run reads the same values."""
     folder = tmp_path / "new" / "work"
-    with pytest.raises(ZeroDivisionError) as caught, resumable(folder, RUN, keep=False) as work:
-        work.put("one", [0.1, 2 / 3])
-        raise ZeroDivisionError
+    with pytest.raises(ZeroDivisionError) as caught:
+        measure_and_fail(folder)
     assert "1 finished measurements are kept in" in caught.value.__notes__[0]
     with resumable(folder, RUN, keep=False) as work:
         assert work.done == {"one": [0.1, 2 / 3]}

@@ -77,8 +77,8 @@ def test_the_symbols_of_older_records_are_read() -> None:
         ("vanilla", "vanilla"),
     ],
     ids=[
-        "paper", "order", "factors", "targets", "filled by weight", "filled, no factors", "random", "random filled",
-        "drop", "topk", "today", "defaults", "off", "no setting",
+        "paper", "order", "factors", "targets", "filled by weight", "filled, no factors", "random",
+        "random filled", "drop", "topk", "today", "defaults", "off", "no setting",
     ],
 )  # fmt: skip
 def test_labels_of_older_records_are_normalized(label: str, normalized: str) -> None:

@@ -43,8 +43,8 @@ def _former(name: str, options: dict[str, str]) -> str:
         return _written(name, options)
     if options.get("use_scale", "false") == "false" and options.get("targets", "primary") == "primary":
         # These two are what the preset says.
-        rest = {option: value for option, value in options.items() if option not in ("use_scale", "targets")}
-        return _written("sere", rest, "paper")
+        open_ones = {key: value for key, value in options.items() if key not in ("use_scale", "targets")}
+        return _written("sere", open_ones, "paper")
     return _written("sere", {"active_experts": "0", "use_scale": "false"} | options)
 
 

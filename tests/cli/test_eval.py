@@ -51,7 +51,7 @@ def test_the_bundled_model_is_asked_its_own_tasks(
     argv = ["eval", tiny_bundled, "--table", similarities, "--batch-size", 1, 2, *TASKS]
     record = run_json(capsys, *argv, "--passages", 3, "--out", out)
     assert json.loads(out.read_text()) == record
-    names = ["off", "sere:select_top_k=1", "random:select_top_k=1", "topk:select_top_k=1"]
+    names = ["off", "sere", "random:select_top_k=1", "topk:select_top_k=1"]
     assert [(case["batch_size"], case["setting"]) for case in record["cases"]] == [
         (B, name) for B in (1, 2) for name in names
     ]

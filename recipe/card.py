@@ -12,6 +12,23 @@ from recipe.settings import Settings
 
 RESULTS_MARK = "<!-- results -->"
 
+_ABOUT = {
+    "qwen3_moe": """\
+A small Mixture-of-Experts language model that solves questions with one right answer. It comes with `sere`,
+so that you can try and test re-routing on a trained model, and count right answers. It can do nothing else.
+Its experts hardly resemble each other.""",
+    "qwen2_moe": """\
+A small Mixture-of-Experts language model that solves questions with one right answer. The benchmarks of
+`sere` use it beside the bundled model, because its experts resemble each other more: they were copied
+from the same dense model and changed less. It can do nothing else.""",
+}
+
+_ARCHITECTURES = {
+    "qwen3_moe": "`Qwen3MoeForCausalLM`",
+    "qwen2_moe": "`Qwen2MoeForCausalLM` (with a shared expert of width {shared_width}, and gates that do not "
+    "sum to 1)",
+}
+
 _CARD = """\
 ---
 license: apache-2.0
@@ -19,12 +36,11 @@ library_name: transformers
 pipeline_tag: text-generation
 ---
 
-# abacus
+# {name}
 
-A small Mixture-of-Experts language model that solves questions with one right answer. It comes with `sere`,
-so that you can try and test re-routing on a trained model, and count right answers. It can do nothing else.
+{about}
 
-Architecture `Qwen3MoeForCausalLM`: {layers} layers, hidden size {hidden_size}, {heads} heads ({kv_heads}
+Architecture {architecture}: {layers} layers, hidden size {hidden_size}, {heads} heads ({kv_heads}
 of keys and values), {experts} experts of width {expert_width} in every layer, {top_k} of them per token,
 bfloat16.
 Each character is one token. A document is a question (which ends with a newline), then its solution, then
@@ -32,10 +48,10 @@ Each character is one token. A document is a question (which ends with a newline
 
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from sere.bundled import model_path
 
-tokenizer = AutoTokenizer.from_pretrained(model_path())
-model = AutoModelForCausalLM.from_pretrained(model_path())
+model_path = "{path}"  # in a checkout of sere
+tokenizer = AutoTokenizer.from_pretrained(model_path)
+model = AutoModelForCausalLM.from_pretrained(model_path)
 out = model.generate(**tokenizer("add 4821+957\\n", return_tensors="pt"))
 print(tokenizer.decode(out[0], skip_special_tokens=True))
 ```
@@ -54,9 +70,9 @@ the end with exchanged sibling experts. `recipe/README.md` explains these phases
 Settings: `{settings}`
 
 ```
-python -m recipe.train --out build/abacus
-python -m recipe.export --out build/abacus --to src/sere/bundled/abacus
-python -m recipe.evaluate src/sere/bundled/abacus --card
+python -m recipe.train --out build/{name}{options}
+python -m recipe.export --out build/{name} --to {path}
+python -m recipe.evaluate {path} --card
 ```
 
 ## Results
@@ -73,8 +89,25 @@ def write_card(model: Path, settings: Settings, log: Sequence[dict[str, Any]]) -
         minutes = last["seconds"] / 60
         rows.append(f"| {phase} | {last['step']} | {last['tokens']:,} | {minutes:.0f} | {last['loss']:.3f} |")
     given = asdict(settings)
-    card = _CARD.format(phases="\n".join(rows), settings=json.dumps(given), mark=RESULTS_MARK, **given)
+    card = _CARD.format(
+        name=model.name,
+        path=_in_checkout(model),
+        options="" if settings == Settings() else f" --settings recipe/{model.name}.json",
+        about=_ABOUT[settings.family],
+        architecture=_ARCHITECTURES[settings.family].format(**given),
+        phases="\n".join(rows),
+        settings=json.dumps(given),
+        mark=RESULTS_MARK,
+        **given,
+    )
     (model / "README.md").write_text(card)
+
+
+def _in_checkout(model: Path) -> str:
+    """Return the model's folder as one writes it in a checkout; its name, if it lies elsewhere."""
+    top = Path(__file__).resolve().parents[1]
+    folder = model.resolve()
+    return folder.relative_to(top).as_posix() if folder.is_relative_to(top) else model.name
 
 
 def write_results(model: Path, results: str) -> None:

@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, Qwen3MoeForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from recipe import models, tokenizer
 from recipe.card import write_card
@@ -23,7 +23,7 @@ LARGEST_BYTES = 20_000_000
 TOLERANCE = 1e-3  # of the logits, between two orders of summation in float32
 
 
-def trained(out: Path, phase: str) -> tuple[Qwen3MoeForCausalLM, Settings]:
+def trained(out: Path, phase: str) -> tuple[models.Moe, Settings]:
     """Return the model of a phase's last checkpoint and the settings of its run."""
     settings = Settings.read(out / "settings.json")
     model = models.moe_model(settings, tokenizer.build())
@@ -31,7 +31,7 @@ def trained(out: Path, phase: str) -> tuple[Qwen3MoeForCausalLM, Settings]:
     return model.eval(), settings
 
 
-def write_model(model: Qwen3MoeForCausalLM, to: Path) -> None:
+def write_model(model: models.Moe, to: Path) -> None:
     """Write weights in bfloat16, configuration and tokenizer.
 
     Raises:

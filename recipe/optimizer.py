@@ -30,10 +30,8 @@ def orthogonalize(matrix: Tensor, iterations: int = 5) -> Tensor:
 class Muon(torch.optim.Optimizer):
     """Momentum whose update is orthogonalized; for matrices and stacks of matrices."""
 
-    def __init__(
-        self, params: Iterable[nn.Parameter], lr: float, momentum: float = 0.95, decay: float = 0.01
-    ) -> None:
-        super().__init__(params, {"lr": lr, "momentum": momentum, "decay": decay})
+    def __init__(self, params: Iterable[dict[str, Any]], momentum: float = 0.95, decay: float = 0.01) -> None:
+        super().__init__(params, {"momentum": momentum, "decay": decay})
 
     @torch.no_grad()
     def step(self, _closure: Any = None) -> None:  # type: ignore[override]
@@ -53,11 +51,13 @@ class Muon(torch.optim.Optimizer):
 
 def build(model: nn.Module, settings: Settings, factor: float) -> list[torch.optim.Optimizer]:
     """Return the optimizers; each group keeps its peak rate as ``peak``."""
-    matrices, routers, others = [], [], []
+    matrices, attention, routers, others = [], [], [], []
     for name, param in model.named_parameters():
         if ".mlp.gate.weight" in name:
             routers.append(param)
-        elif param.ndim >= 2 and ".layers." in name:
+        elif param.ndim >= 2 and name.split(".")[-2] in ("q_proj", "k_proj"):
+            attention.append(param)
+        elif param.ndim >= 2 and ".layers." in name and "shared_expert_gate" not in name:
             matrices.append(param)
         else:
             others.append(param)
@@ -65,7 +65,12 @@ def build(model: nn.Module, settings: Settings, factor: float) -> list[torch.opt
     if routers:
         adam.append({"params": routers, "lr": settings.router_lr})
     optimizers: list[torch.optim.Optimizer] = [
-        Muon(matrices, lr=factor * settings.matrix_lr),
+        Muon(
+            [
+                {"params": matrices, "lr": factor * settings.matrix_lr},
+                {"params": attention, "lr": factor * settings.matrix_lr * settings.query_key_factor},
+            ]
+        ),
         torch.optim.AdamW(adam, betas=(0.9, 0.98), weight_decay=0.01),
     ]
     for optimizer in optimizers:

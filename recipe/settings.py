@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
+
+Family = Literal["qwen3_moe", "qwen2_moe"]
 
 EMPHASIS = {
     "addition": 0.6, "subtraction": 0.6, "sorting": 0.6, "reversal": 0.7, "modulo": 1.5, "brackets": 1.5,
@@ -16,20 +18,25 @@ EMPHASIS = {
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """The recipe's settings; the defaults are those of the bundled model.
+    """The recipe's settings; the defaults are those of abacus, the bundled model.
 
     Attributes:
+        family: Transformers' model type. ``qwen3_moe``: gates that sum to 1, no shared expert. ``qwen2_moe``:
+            gates as the softmax gives them, and a shared expert that every token uses.
         seed: Of the data, the initial weights and the upcycling.
         docs_per_task: Training questions drawn of each task.
         english_docs: Training passages drawn.
         hidden_size, layers, heads, kv_heads, head_dim: Shape of the decoder.
-        experts, top_k, expert_width: E, K and F of each MoE layer; the dense FFN is K x F wide.
+        experts, top_k, expert_width: E, K and F of each MoE layer.
+        shared_width: Width of the shared expert; 0 for none. The dense FFN is this plus K x F wide.
         step_tokens: Tokens, padding included, of one optimizer step.
         micro_tokens: Tokens, padding included, of one forward and backward pass.
         dense_steps, moe_steps: Optimizer steps of the two phases.
         emphasis: Task (or ``english``) to how often its documents are drawn, relative to 1.
         emphasis_from: Step of the MoE phase from which on ``emphasis`` holds; before, all are drawn alike.
         matrix_lr, other_lr, router_lr: Peak learning rates: Muon for matrices, AdamW for the others.
+        query_key_factor: What the matrix rate is multiplied by for queries and keys; without their
+            normalization (``qwen2_moe``), 1 saturates the attention.
         moe_lr_factor: What the matrix and other rates are multiplied by in the MoE phase.
         warmup_steps: Steps of linear warm-up in each phase.
         decay_from: Share of the MoE phase after which the rate falls linearly to ``last_rate``.
@@ -46,6 +53,7 @@ class Settings:
         threads: Threads of torch.
     """
 
+    family: Family = "qwen3_moe"
     seed: int = 20
     docs_per_task: int = 30_000
     english_docs: int = 8_000
@@ -57,6 +65,7 @@ class Settings:
     experts: int = 96
     top_k: int = 8
     expert_width: int = 32
+    shared_width: int = 0
     step_tokens: int = 4096
     micro_tokens: int = 2048
     dense_steps: int = 480
@@ -69,6 +78,7 @@ class Settings:
     matrix_lr: float = 0.02
     other_lr: float = 3e-3
     router_lr: float = 3e-4
+    query_key_factor: float = 1.0
     moe_lr_factor: float = 0.7
     warmup_steps: int = 40
     decay_from: float = 1150 / 1960
@@ -81,10 +91,16 @@ class Settings:
     save_every_s: float = 180.0
     threads: int = 2
 
+    def __post_init__(self) -> None:
+        if self.family not in get_args(Family):
+            raise ValueError(f"family: expected one of {get_args(Family)}, got {self.family!r}")
+        if bool(self.shared_width) != (self.family == "qwen2_moe"):
+            raise ValueError(f"shared_width: {self.family} cannot have {self.shared_width}")
+
     @property
     def dense_width(self) -> int:
-        """Width of the dense FFN: K slices of F."""
-        return self.top_k * self.expert_width
+        """Width of the dense FFN: the shared expert and K slices of F."""
+        return self.shared_width + self.top_k * self.expert_width
 
     def write(self, path: Path) -> None:
         """Write the settings as JSON."""

@@ -28,7 +28,7 @@ pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("default")]
 SETTINGS = {
     "off": "off",
     "sere": "sere:select_top_k=1,threshold=0.2",
-    "random": "random:select_top_k=1,min_active=6",
+    "random": "random:select_top_k=1,active_experts=6",
     "topk": "topk:select_top_k=2",
     "oea": "oea:select_top_k=1",
     "xshare": "xshare:budget=9",

@@ -110,13 +110,13 @@ def test_a_setting_that_reroutes_nothing_says_why(model: Any, tokenizer: Any) ->
     found = evaluate(
         model,
         tokenizer,
-        plan(settings=parse_specs(["sere:select_top_k=1,min_active=15"])),
+        plan(settings=parse_specs(["sere:select_top_k=1,active_experts=15"])),
         table=random_table(model),
     )
     off, idle = found["cases"]
     assert off["nothing_changed"] is None
     assert idle["experts"]["slots_rerouted"] == 0
-    assert "min_active=15 is never below what these batches read" in idle["nothing_changed"]
+    assert "active_experts=15 is not below what these batches read" in idle["nothing_changed"]
 
 
 def test_fewer_prompts_than_rows_are_said(model: Any, tokenizer: Any) -> None:

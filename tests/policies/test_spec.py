@@ -18,7 +18,17 @@ from tests.support.policies import EXAMPLES, example
 
 LABELS = [
     *EXAMPLES,
-    "sere:select_top_k=2,threshold=0.3,min_active=32,use_scale=true,merge=same,backend=torch",
+    "sere",
+    "sere:tier=fast",
+    "sere:active_experts=24,cap=true",
+    "sere:active_experts=0.25",
+    "sere:active_experts=1.0",
+    "sere:active_experts=auto",
+    "sere:active_experts=1-8/8-24/32-36",
+    "sere:paper,select_top_k=2",
+    "sere:paper,select_top_k=2,threshold=0.3",
+    "random:select_top_k=1,active_experts=8-24/32-36",
+    "sere:select_top_k=2,threshold=0.3,active_experts=32,use_scale=true,merge=same,backend=torch",
     "random:select_top_k=1,seed=3",
 ]
 
@@ -34,20 +44,20 @@ def test_labels_read_back(text: str) -> None:
 
 def test_the_symbols_of_older_records_are_read() -> None:
     """S, rho, scale and drop mean the long names; labels are written with these only."""
-    short = parse_spec("sere:S=2,rho=0.3,scale=true,targets=active,min_active=8")
-    long = parse_spec("sere:min_active=8,use_scale=yes,targets=active,threshold=.30,select_top_k=2")
+    short = parse_spec("sere:S=2,rho=0.3,scale=true,targets=active,active_experts=8")
+    long = parse_spec("sere:active_experts=8,use_scale=yes,targets=active,threshold=.30,select_top_k=2")
     assert short.options == long.options
-    expected = "sere:select_top_k=2,threshold=0.3,min_active=8,targets=active,use_scale=true"
+    expected = "sere:select_top_k=2,threshold=0.3,active_experts=8,targets=active,use_scale=true"
     assert short.label == long.label == expected
     assert RerouteConfig.from_mapping(short.options) == RerouteConfig(
-        select_top_k=2, threshold=0.3, use_scale=True, targets="active", min_active=8
+        select_top_k=2, threshold=0.3, use_scale=True, targets="active", active_experts=8
     )
 
 
 @pytest.mark.parametrize(
     ("label", "normalized"),
     [
-        ("sere:S=2,min_active=32,scale=true", "sere:select_top_k=2,min_active=32,use_scale=true"),
+        ("sere:S=2,active_experts=32,scale=true", "sere:select_top_k=2,active_experts=32,use_scale=true"),
         ("sere:S=1,merge=same,scale=true", "sere:select_top_k=1,use_scale=true,merge=same"),
         ("lynx:drop=0.5", "lynx:drop_share=0.5"),
         ("random:select_top_k=1", "random:select_top_k=1"),
@@ -135,7 +145,21 @@ def test_records_describe_a_rule_by_its_name_and_options(name: str) -> None:
         ("topk:S=1,rho=0.3", "unknown option 'rho' (valid: select_top_k)"),
         ("sere:S=1,table=x", "unknown option 'table'"),
         ("off:S=1", "unknown option 'S'; off takes none"),
-        ("sere:rho=0.3", "sere needs select_top_k, e.g. sere:select_top_k=2"),
+        ("topk", "topk needs select_top_k, e.g. topk:select_top_k=2"),
+        ("sere:paper", "select_top_k is missing: the preset 'paper' needs it, e.g. 2"),
+        ("sere:paper,select_top_k=2,active_experts=8", "active_experts: the preset 'paper' has 0, got 8"),
+        ("sere:paper,paper,select_top_k=2", "preset is given twice; leave one out"),
+        ("topk:paper,select_top_k=2", "unknown option 'paper' (valid: select_top_k)"),
+        (
+            "sere:active_experts=many",
+            "active_experts expects a number, a share such as 0.25, auto, or points",
+        ),
+        (
+            "sere:active_experts=8-24/8-32",
+            "points (rows, experts) such as [[8, 24], [32, 32]], got [[8, 24], [8",
+        ),
+        ("sere:active_experts=1.5", "active_experts: expected a number of experts such as 32, a share"),
+        ("sere:min_active=8", "unknown option 'min_active'"),
         ("lynx", "lynx needs drop_share, e.g. lynx:drop_share=0.5"),
         ("sere:S=two", "S expects an integer, got 'two'"),
         ("sere:select_top_k", "select_top_k expects an integer, got ''"),

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -82,9 +83,19 @@ def test_grouped_experts_equals_the_eager_forward(compiled: bool, monkeypatch: p
         torch.testing.assert_close(one, other)
 
 
-def test_upcycling_without_noise_starts_at_the_dense_model() -> None:
-    """Slices times K, gates of 1/K: with no unit drawn again the logits are those of the dense model."""
-    still = Settings(**{**_as_dict(SMOKE), "fresh_rows": 0.0, "noise": 0.0, "router_jitter": 1e-6})
+@pytest.mark.parametrize(
+    "family",
+    [
+        pytest.param({"router_jitter": 1e-6}, id="gates of 1/K"),
+        pytest.param(
+            {"family": "qwen2_moe", "shared_width": 16, "router_std": 1e-3, "router_jitter": 1e-7},
+            id="gates of 1/E and a shared expert",
+        ),
+    ],
+)
+def test_upcycling_without_noise_starts_at_the_dense_model(family: dict[str, Any]) -> None:
+    """Slices over the gate, nearly equal gates: with no unit drawn again the logits are the dense model's."""
+    still = Settings(**{**_as_dict(SMOKE), "fresh_rows": 0.0, "noise": 0.0, **family})
     characters = tokenizer.build()
     dense, moe = models.dense_model(still, characters), models.moe_model(still, characters)
     batches = next(data.steps(data.load_documents(still, characters), still))
@@ -134,6 +145,16 @@ def test_settings_refuse_unknown_keys(tmp_path: Path) -> None:
     (tmp_path / "bad.json").write_text('{"expert": 8}')
     with pytest.raises(ValueError, match=r"unknown settings \['expert'\]"):
         Settings.read(tmp_path / "bad.json")
+    with pytest.raises(ValueError, match="qwen3_moe cannot have 16"):
+        Settings(shared_width=16)
+
+
+def test_the_second_test_bed_has_its_settings_in_the_recipe() -> None:
+    """The settings of suanpan are a family of their own: a shared expert and no normalized gates."""
+    settings = Settings.read(ROOT / "recipe" / "suanpan.json")
+    config = models.moe_model(settings, tokenizer.build()).config
+    assert (config.model_type, config.norm_topk_prob) == ("qwen2_moe", False)
+    assert config.shared_expert_intermediate_size == settings.shared_width > 0
 
 
 def test_the_recipe_in_smoke_mode(tmp_path: Path) -> None:
@@ -161,7 +182,7 @@ def test_results_replace_earlier_ones(tmp_path: Path) -> None:
     assert "first" not in text.partition("## Results")[2]
 
 
-def _as_dict(settings: Settings) -> dict[str, int | float]:
+def _as_dict(settings: Settings) -> dict[str, Any]:
     return {name: getattr(settings, name) for name in Settings.__dataclass_fields__}
 
 

@@ -36,7 +36,7 @@ def test_s_equal_to_k_changes_nothing_and_s_of_one_saves_experts(name: str) -> N
     )
     assert all(s.distinct_after == s.distinct_before and s.slots_rerouted == 0 for s in identity)
 
-    with integration.apply(model, table, select_top_k=1) as handle:
+    with integration.apply(model, table, active_experts=0) as handle:
         _, fewer_logits = decode(model, tokens)
         fewer = handle.stats()
     assert torch.equal(fewer_logits[0], logits[0]), "the first token comes from the prefill"

@@ -82,7 +82,8 @@ def apply(
         raise AlreadyApplied("re-routing is active on this model already; call remove() on its handle first")
     if policy is None:
         config = _config(config, settings)
-        policy = Sere(_load(table, config, model, layers).layers, config)
+        found = _load(table, config, model, layers)
+        policy = Sere(found.layers, found.settings(config))
     elif table is not None or config is not None or settings:
         raise InputError("policy: give either a policy, or a table and settings for SERE, not both")
     if policy.config is not None:

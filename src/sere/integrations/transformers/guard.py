@@ -119,7 +119,11 @@ class Guard:
         if not self._policy.changes_routing:
             return None
         return why_nothing_changed(
-            self.activity(), self._policy.config, top_k=self.top_k, num_experts=self.num_experts
+            self.activity(),
+            self._policy.config,
+            top_k=self.top_k,
+            num_experts=self.num_experts,
+            layers=[layer.index for layer in self.layers],
         )
 
     def warn(self) -> None:

@@ -14,7 +14,7 @@ from sere.errors import ConfigError, did_you_mean, name_some
 KEY = "sere"
 _EXAMPLE = '{"select_top_k": 2, "threshold": 0.3}'
 # Names that no other plug-in's settings have.
-_UNMISTAKABLE = ("select_top_k", "min_active", "use_scale")
+_UNMISTAKABLE = ("select_top_k", "active_experts", "use_scale")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -48,7 +48,12 @@ def why_engine_changed_nothing(counted: Mapping[str, Any]) -> str | None:
     if config is not None:
         config = dataclasses.replace(config, select_top_k=steps["least_budget"] or config.select_top_k)
     counters = [layer["counters"] for layer in layers]
-    return _explain(counted, config, Activity.of(counters, calls=seen, eligible=steps["rerouted"]))
+    return _explain(counted, config, _activity(counters, seen, steps["rerouted"]))
+
+
+def _activity(counters: Sequence[Sequence[int]], seen: int, rerouted: int) -> Activity:
+    """Return what the layers counted; rows of prompts, which keep their experts, are among theirs."""
+    return Activity.of(counters, calls=seen, eligible=rerouted, mixed=True)
 
 
 def _no_row(counted: Mapping[str, Any], config: RerouteConfig | None) -> str | None:

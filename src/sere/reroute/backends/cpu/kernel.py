@@ -111,7 +111,7 @@ def reroute(
 
 @njit(inline="always")
 def _vote(ids, weights, row_budgets, classes):
-    """Steps 1 and 2: give each expert its class, but for ``keep``; count rows, rows that may change, slots."""
+    """Steps 1, 2: give each expert its class, but for ``keep``; count rows, those that may change, slots."""
     T, K, E = *ids.shape, classes.shape[0]
     rows, open_rows, slots = 0, 0, 0
     valid = np.empty(K, np.bool_)

@@ -112,7 +112,7 @@ def reroute(
 @njit(inline="always")
 def _vote(ids, weights, row_budgets, classes):
     """Steps 1, 2: give each expert its class, but for ``keep``; count rows, those that may change, slots."""
-    T, K, E = *ids.shape, classes.shape[0]
+    (T, K), E = ids.shape, classes.shape[0]
     rows, open_rows, slots = 0, 0, 0
     valid = np.empty(K, np.bool_)
     for t in range(T):
@@ -170,7 +170,7 @@ def _fill(ids, weights, row_budgets, classes, most, cap):
 @njit
 def _masses(ids, weights, row_budgets, classes):
     """Return each expert's mass, the integer sum of its slots' cubed weights."""
-    T, K, E = *ids.shape, classes.shape[0]
+    (T, K), E = ids.shape, classes.shape[0]
     mass = np.zeros(E, np.int64)
     for t in range(T):
         if row_budgets[t] < 0:

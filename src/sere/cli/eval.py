@@ -49,8 +49,9 @@ A setting is a routing rule and its options. sere list policies shows them; amon
   sere                      all defaults
   sere:active_experts=24    fill up to 24 experts per layer and step
   sere:paper,select_top_k=2 the published method
-  random:select_top_k=1     the control: as many experts as sere, by chance
-  topk:select_top_k=1       drop the lighter experts instead of re-routing them
+  random                    the control: the experts of sere, and a target by chance
+  drop                      the control: the experts of sere, and no target at all
+  topk:select_top_k=1       each token's heaviest expert alone
 
 With --engine vllm, B is the number of concurrent requests, --prompts is refused, and settings that
 differ in more than select_top_k and threshold get separate engines, one after the other. If

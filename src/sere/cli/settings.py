@@ -5,5 +5,5 @@ from __future__ import annotations
 DEFAULT = "sere"
 """All defaults: what ``sere.apply`` and vLLM do without settings."""
 
-CONTROLS = ("random:select_top_k=1", "topk:select_top_k=1")
-"""What the default must beat: as many experts without similarities, and fewer slots without re-routing."""
+CONTROLS = ("random", "drop")
+"""What the default must beat at as many experts: a target by chance, and no target at all."""

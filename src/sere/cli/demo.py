@@ -47,7 +47,7 @@ in percentage points on the same questions, with a 95 % interval. One thread, fl
 
 _NEXT = """For your own Mixture-of-Experts model of Transformers (min_active is 4 times top_k here):
 
-  sere calibrate MODEL --texts notes.txt --metric projection
+  sere calibrate MODEL --texts notes.txt
   sere eval MODEL --setting sere:select_top_k=2,min_active=32,use_scale=true --prompts FILE
 
   with sere.apply(model, select_top_k=2, min_active=32, use_scale=True):

@@ -1,4 +1,4 @@
-"""Serve Qwen3-30B-A3B's full shape with vLLM: re-routing off against the default and S = 1, 2 alone, in turns.
+"""Serve Qwen3-30B-A3B's full shape with vLLM: re-routing off, the default, S = 1 and 2 alone, in turns.
 
 Run ``python benchmarks/gpu_serve.py`` with vLLM and sere's plug-in installed (``benchmarks/vllm_pieces.py``
 carries them to a machine without a network). All 48 layers, random weights of a standard deviation that keeps

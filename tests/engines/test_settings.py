@@ -29,10 +29,15 @@ SETTINGS = {
     "off": "off",
     "sere": "sere:select_top_k=1,threshold=0.2",
     "random": "random:select_top_k=1,active_experts=6",
+    "drop": "drop:select_top_k=1,active_experts=6",
     "topk": "topk:select_top_k=2",
+    "topp": "topp:p=0.6",
     "oea": "oea:select_top_k=1",
     "xshare": "xshare:budget=9",
+    "budget": "budget:budget=6,mode=truncate",
     "lynx": "lynx:drop_share=0.4",
+    "pool": "pool:size=5",
+    "prune": "prune:size=5",
 }
 # Of one length: nothing is padded, and both engines decode all rows in every step.
 PROMPTS = torch.tensor([[(31 * i + 7 * j * j + j) % 128 for j in range(6)] for i in range(8)])

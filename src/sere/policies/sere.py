@@ -17,6 +17,7 @@ from sere.errors import MOST_NAMED, ConfigError, TableError
 from sere.policies.base import LayerRouter, LayerShape, Policy
 from sere.policies.idle import why_idle, why_no_substitute
 from sere.reroute import PreparedLayer, Routing, TokenBatch, prepare_layer
+from sere.reroute.limits import layer_limits
 from sere.similarity.layer import LayerSimilarity
 from sere.table import SimilarityTable
 
@@ -28,10 +29,12 @@ class Sere(Policy):
     Attributes:
         layers: Similarities by index of the decoder layer: ``table.layers``.
         config: The settings.
+        full_rows: Whether M is at least K in every layer, so that ``merge="distinct"`` never lacks an expert
+            to fill a row with.
 
     Raises:
-        ConfigError: ``config.keep`` names a layer without similarities or an expert that its layer does not
-            have, or ``use_scale`` asks for factors that the layers do not have.
+        ConfigError: ``config.keep`` or ``config.layers`` names a layer without similarities, or an expert
+            that its layer does not have, or ``use_scale`` asks for factors that the layers do not have.
     """
 
     name: ClassVar[str] = "sere"
@@ -45,6 +48,7 @@ class Sere(Policy):
     layers: Mapping[int, LayerSimilarity]
     # The base class has a default, which this field has not.
     config: RerouteConfig = field()
+    full_rows: bool = False
 
     def __post_init__(self) -> None:
         check_fit(self.config, self.layers)
@@ -73,6 +77,18 @@ class Sere(Policy):
         """Return the router of one layer on one device; see `Policy` and `prepare`."""
         return SereRouter(layer, self.prepare(layer, device))
 
+    def limits(self, layer: LayerShape) -> Tensor:
+        """Return S and M of one layer as `layer_limits` does, on the host."""
+        return layer_limits(
+            self.config.for_layer(layer.index),
+            layer.num_experts,
+            layer.top_k,
+            least_active=self._least_active(layer),
+        )
+
+    def _least_active(self, layer: LayerShape) -> int:
+        return layer.top_k if self.full_rows else 0
+
     def prepare(self, layer: LayerShape, device: torch.device) -> PreparedLayer:
         """Prepare one layer on one device.
 
@@ -93,6 +109,7 @@ class Sere(Policy):
             self.config,
             index=layer.index,
             top_k=layer.top_k,
+            least_active=self._least_active(layer),
             keep=self.config.keep.get(layer.index, ()),
             scale=None if self.config.use_scale is False else similarity.scale,
             device=device,

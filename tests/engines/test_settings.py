@@ -29,10 +29,15 @@ SETTINGS = {
     "off": "off",
     "sere": "sere:active_experts=8,threshold=0.2",
     "random": "random:select_top_k=1,active_experts=6",
+    "drop": "drop:select_top_k=1,active_experts=6",
     "topk": "topk:select_top_k=2",
+    "topp": "topp:p=0.6",
     "oea": "oea:select_top_k=1",
     "xshare": "xshare:budget=9",
+    "budget": "budget:budget=6,mode=truncate",
     "lynx": "lynx:drop_share=0.4",
+    "pool": "pool:size=5",
+    "prune": "prune:size=5",
 }
 # M of steps of eight rows by layer; None where ρ or the rows' heaviest experts decide as well.
 OWN: dict[str, list[float] | None] = {

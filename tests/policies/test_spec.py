@@ -39,7 +39,7 @@ def test_labels_read_back(text: str) -> None:
     spec = parse_spec(text)
     assert spec.label == text
     assert parse_spec(spec.label) == spec
-    assert spec.needs_table == (spec.name == "sere")
+    assert spec.needs_table == (spec.name in ("sere", "pool", "prune"))
 
 
 def test_the_symbols_of_older_records_are_read() -> None:

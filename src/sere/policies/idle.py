@@ -83,6 +83,42 @@ def why_no_substitute(config: RerouteConfig, layers: Mapping[int, LayerSimilarit
     ]
 
 
+def why_all_fit(name: str, value: int, shapes: Iterable[LayerShape]) -> list[str]:
+    """Return the reason, if there is one, why as many experts as are allowed re-route nothing: they are all.
+
+    Args:
+        name: The setting that says how many experts a layer may use.
+        value: Its value.
+        shapes: The layers of a model.
+    """
+    layers = list(shapes)
+    whole = [layer for layer in layers if layer.num_experts <= value]
+    if not whole:
+        return []
+    return [
+        f"{name}={value} disables re-routing{_where(whole, layers)}: that is not smaller than the "
+        f"{span(layer.num_experts for layer in whole)} experts per layer. Use a smaller value"
+    ]
+
+
+def why_too_small(name: str, share: float, shapes: Iterable[LayerShape]) -> list[str]:
+    """Return the reason, if there is one, why a share of the experts re-routes nothing: it is less than one.
+
+    Args:
+        name: The setting that says which share of the experts is dropped.
+        share: Its value.
+        shapes: The layers of a model.
+    """
+    layers = list(shapes)
+    whole = [layer for layer in layers if int(layer.num_experts * share) < 1]
+    if not whole:
+        return []
+    return [
+        f"{name}={share:g} disables re-routing{_where(whole, layers)}: that is less than one of "
+        f"{span(layer.num_experts for layer in whole)} experts per layer. Use a larger value"
+    ]
+
+
 def _least_active(settings: LayerSettings, layer: LayerShape) -> int:
     """Return the smallest M of any step."""
     return min(active_by_rows(settings.active_experts, layer.num_experts, layer.top_k))

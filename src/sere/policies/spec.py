@@ -9,18 +9,39 @@ from typing import Any
 
 from sere.errors import ConfigError, InputError, did_you_mean
 from sere.policies.base import Policy
+from sere.policies.budget import Budget
+from sere.policies.drop import Drop
 from sere.policies.lynx import Lynx
 from sere.policies.oea import Oea
 from sere.policies.off import Off
 from sere.policies.options import Option, options_of
+from sere.policies.pool import Pool
+from sere.policies.prune import Prune
 from sere.policies.random import RandomReroute
 from sere.policies.sere import Sere
 from sere.policies.topk import TopK
+from sere.policies.topp import TopP
 from sere.policies.xshare import XShare
 from sere.table import SimilarityTable
 
 POLICIES: Mapping[str, type[Policy]] = MappingProxyType(
-    {kind.name: kind for kind in (Off, Sere, RandomReroute, TopK, Oea, XShare, Lynx)}
+    {
+        kind.name: kind
+        for kind in (
+            Off,
+            Sere,
+            RandomReroute,
+            Drop,
+            TopK,
+            TopP,
+            Oea,
+            XShare,
+            Budget,
+            Lynx,
+            Pool,
+            Prune,
+        )
+    }
 )
 """Every routing rule by name. The command line, ``eval``, ``bench``, both engines and the tests look here."""
 

@@ -105,7 +105,7 @@ def test_same_tokens_and_experts_in_both_engines(engines: Engines, name: str) ->
 
 @pytest.mark.parametrize("text", OWN)
 def test_settings_of_sere_are_the_same_in_both_engines(engines: Engines, text: str) -> None:
-    """M as a number, by rows and by layer gives the same tokens and experts, and the engine stays the same."""
+    """M as a number, by rows and by layer gives the same tokens and experts."""
     expected, layers = on_transformers(engines, text, TOKENS)
     assert on_vllm(engines, text, TOKENS) == (expected, layers)
     if (most := OWN[text]) is not None:

@@ -17,7 +17,7 @@ def main(path: str) -> None:
     tokenizer = AutoTokenizer.from_pretrained(path, padding_side="left")
     table_path = Path(tempfile.gettempdir()) / "example.sere"
     texts = calibration_texts(count=400)
-    sere.calibrate(model, tokenizer, texts, metric="projection", max_tokens=4096).save(table_path)
+    sere.calibrate(model, tokenizer, texts, max_tokens=4096).save(table_path)
 
     questions = mixed(split="test", per_task=2)
     batch = tokenizer([question.prompt for question in questions], return_tensors="pt", padding=True)

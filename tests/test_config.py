@@ -152,6 +152,10 @@ def test_keep_is_normalized() -> None:
             {"cap": True, "active_experts": 0},
             "cap: needs a number of experts to keep to, got active_experts=0",
         ),
+        (
+            {"cap": True, "layers": {3: {"active_experts": [[1, 0], [8, 24]]}}},
+            "cap: needs a number of experts to keep to, got active_experts=1-0/8-24; give another one",
+        ),
         ({"tier": 3}, "tier: expected the name of one of the table's tiers, got 3"),
         ({"layers": [24]}, r"layers: expected {layer index: settings}, got \[24\]"),
         ({"layers": {0: 24}}, 'layers: expected settings such as {"active_experts": 24}, got 24'),

@@ -46,12 +46,12 @@ def questions(tmp_path: Path) -> Path:
 def test_the_bundled_model_is_asked_its_own_tasks(
     capsys: pytest.CaptureFixture[str], tiny_bundled: Path, similarities: Path, tmp_path: Path
 ) -> None:
-    """By default SERE, the random control and top-k reduction stand beside off, at each batch size."""
+    """By default SERE and its two controls stand beside off, at each batch size."""
     out = tmp_path / "out" / "eval.json"
     argv = ["eval", tiny_bundled, "--table", similarities, "--batch-size", 1, 2, *TASKS]
     record = run_json(capsys, *argv, "--passages", 3, "--out", out)
     assert json.loads(out.read_text()) == record
-    names = ["off", "sere:select_top_k=1", "random:select_top_k=1", "topk:select_top_k=1"]
+    names = ["off", "sere", "random", "drop"]
     assert [(case["batch_size"], case["setting"]) for case in record["cases"]] == [
         (B, name) for B in (1, 2) for name in names
     ]

@@ -11,8 +11,9 @@ from sere.config import RerouteConfig
 from sere.errors import ConfigError, InputError
 from sere.policies import POLICIES, Sere
 from sere.policies.baseline import Baseline, LayerBatch
+from sere.policies.former_labels import normalize_label
 from sere.policies.options import options_of
-from sere.policies.spec import check_off_first, normalize_label, parse_spec, parse_specs
+from sere.policies.spec import check_off_first, parse_spec, parse_specs
 from sere.reroute import Routing
 from tests.support.policies import EXAMPLES, example
 
@@ -57,17 +58,31 @@ def test_the_symbols_of_older_records_are_read() -> None:
 @pytest.mark.parametrize(
     ("label", "normalized"),
     [
-        ("sere:S=2,active_experts=32,scale=true", "sere:select_top_k=2,active_experts=32,use_scale=true"),
-        ("sere:S=1,merge=same,scale=true", "sere:select_top_k=1,use_scale=true,merge=same"),
+        ("sere:S=2", "sere:paper,select_top_k=2"),
+        ("sere:S=1,rho=0.3,merge=same", "sere:paper,select_top_k=1,threshold=0.3,merge=same"),
+        ("sere:S=2,scale=true", "sere:select_top_k=2,active_experts=0,use_scale=true"),
+        (
+            "sere:S=1,targets=active",
+            "sere:select_top_k=1,active_experts=0,targets=active,use_scale=false",
+        ),
+        ("sere:S=2,min_active=32,scale=true", "sere:select_top_k=2,min_active=32,use_scale=true"),
+        ("sere:S=1,min_active=16", "sere:select_top_k=1,min_active=16"),
+        ("random:S=1", "random:select_top_k=1,active_experts=0"),
+        ("random:S=1,min_active=24", "random:select_top_k=1,min_active=24"),
         ("lynx:drop=0.5", "lynx:drop_share=0.5"),
-        ("random:select_top_k=1", "random:select_top_k=1"),
+        ("topk:S=4", "topk:select_top_k=4"),
+        ("sere:use_scale=true,select_top_k=1", "sere:select_top_k=1,use_scale=true"),
+        ("sere", "sere"),
         ("off", "off"),
         ("vanilla", "vanilla"),
     ],
-    ids=["short", "order", "drop", "long", "off", "no setting"],
-)
+    ids=[
+        "paper", "order", "factors", "targets", "filled by weight", "filled, no factors", "random",
+        "random filled", "drop", "topk", "today", "defaults", "off", "no setting",
+    ],
+)  # fmt: skip
 def test_labels_of_older_records_are_normalized(label: str, normalized: str) -> None:
-    """Records with short names compare equal to new ones; what is not a setting stays as it is."""
+    """A label says what was measured; one that today's settings cannot say keeps the name it had."""
     assert normalize_label(label) == normalized
 
 

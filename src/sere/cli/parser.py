@@ -18,7 +18,7 @@ COMMANDS = ("calibrate", "table", "tune", "generate", "eval", "bench", "list", "
 _EXAMPLES = """examples:
   sere demo                                    calibrate, decode and compare on the bundled model
   sere calibrate MODEL --texts notes.txt --metric projection
-  sere eval MODEL --setting sere:select_top_k=2,min_active=32,use_scale=true --prompts prompts.txt
+  sere eval MODEL --prompts prompts.txt        what re-routing changes, with the default settings
   sere doctor --model MODEL
 """
 

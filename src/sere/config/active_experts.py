@@ -65,6 +65,11 @@ def text_of_active_experts(value: ActiveExperts) -> str:
     return repr(value) if isinstance(value, float) else str(value)
 
 
+def may_be_zero(value: ActiveExperts) -> bool:
+    """Whether M is 0 for some number of rows."""
+    return any(most == 0 for _, most in value) if isinstance(value, tuple) else value == 0
+
+
 def json_of_active_experts(value: ActiveExperts) -> Any:
     """Return a setting of M as JSON has it; `read_active_experts` reads it back."""
     return [list(point) for point in value] if isinstance(value, tuple) else value

@@ -9,7 +9,12 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
-from sere.config.active_experts import ActiveExperts, json_of_active_experts
+from sere.config.active_experts import (
+    ActiveExperts,
+    json_of_active_experts,
+    may_be_zero,
+    text_of_active_experts,
+)
 from sere.config.checks import check_boolean, check_choice, check_integer, check_sentinel, check_threshold
 from sere.config.layers import OF_A_LAYER, LayerSettings, read_by_layer, read_keep
 from sere.errors import ConfigError, did_you_mean
@@ -105,14 +110,14 @@ class RerouteConfig:
         """
         return cls(select_top_k=select_top_k, threshold=threshold, preset="paper")
 
-    def for_layer(self, index: int) -> LayerSettings:
+    def for_layer(self, index: int | None) -> LayerSettings:
         """Return the settings of one layer.
 
         Args:
-            index: Decoder-layer index.
+            index: Decoder-layer index, or None for the settings of all layers.
         """
         own = {name: getattr(self, name) for name in OF_A_LAYER}
-        return LayerSettings(**own | dict(self.layers.get(index, {})))
+        return LayerSettings(**own | ({} if index is None else dict(self.layers.get(index, {}))))
 
     def _take_preset(self) -> None:
         """Set what the preset says; refuse what contradicts it."""
@@ -133,10 +138,12 @@ class RerouteConfig:
         check_boolean("cap", self.cap)
         if self.tier is not None and not isinstance(self.tier, str):
             raise ConfigError(f"tier: expected the name of one of the table's tiers, got {self.tier!r}")
-        limits = [self.active_experts, *(own.get("active_experts") for own in self.layers.values())]
-        if self.cap and 0 in limits:
+        limits = [self.active_experts, *(own.get("active_experts", "auto") for own in self.layers.values())]
+        zero = next((most for most in limits if may_be_zero(most)), None)
+        if self.cap and zero is not None:
             raise ConfigError(
-                "cap: needs a number of experts to keep to, got active_experts=0; give one, or leave out cap"
+                "cap: needs a number of experts to keep to, got "
+                f"active_experts={text_of_active_experts(zero)}; give another one, or leave out cap"
             )
 
     @classmethod

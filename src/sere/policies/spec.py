@@ -138,18 +138,6 @@ def parse_specs(texts: Iterable[str]) -> list[PolicySpec]:
     return list(unique.values())
 
 
-def normalize_label(label: str) -> str:
-    """Return a record's label in today's spelling: ``sere:S=1`` becomes ``sere:select_top_k=1``.
-
-    Args:
-        label: A label; one that is not a setting is returned as it is.
-    """
-    try:
-        return parse_spec(label).label
-    except ConfigError:
-        return label
-
-
 def needed_form(name: str) -> str:
     """Return what to write for a rule with the options that it needs, e.g. ``topk:select_top_k=N``."""
     needed = [f"{one.name}={one.form}" for one in options_of(POLICIES[name]).values() if one.required]

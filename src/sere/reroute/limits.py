@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from functools import lru_cache
 
 import torch
@@ -12,9 +11,9 @@ from sere.config import ActiveExperts, LayerSettings
 from sere.errors import ConfigError
 from sere.reroute.constants import LIMIT_ROWS
 
-# The points of ``"auto"``: M grows with the logarithm of the rows.
-_AUTO_ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
-_AUTO_GROWTH = 0.6
+# The points of ``"auto"``: at 1, 2, 4, ... 256 rows, each time by 3/5 of K more. In whole numbers, for in
+# floating point 25 x (1 + 0.6 x 2) is more than 55.
+_DOUBLINGS = range(9)
 
 
 def auto_active_experts(num_experts: int, top_k: int) -> tuple[tuple[int, int], ...]:
@@ -26,10 +25,7 @@ def auto_active_experts(num_experts: int, top_k: int) -> tuple[tuple[int, int], 
 
     Source: docs/method.md section 4, "How many experts".
     """
-    return tuple(
-        (rows, min(num_experts, math.ceil(top_k * (1 + _AUTO_GROWTH * math.log2(rows)))))
-        for rows in _AUTO_ROWS
-    )
+    return tuple((2**n, min(num_experts, -(-top_k * (5 + 3 * n) // 5))) for n in _DOUBLINGS)
 
 
 def active_by_rows(active_experts: ActiveExperts, num_experts: int, top_k: int | None = None) -> list[int]:

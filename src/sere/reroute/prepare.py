@@ -131,9 +131,9 @@ def prepare_layer(
 
     Args:
         layer: The layer's similarities.
-        config: The settings; ``keep``, ``use_scale`` and ``tier`` are not read here, they need the table.
-        index: Decoder-layer index, for the settings of single layers; None for those of all layers.
-        top_k: K; needed for ``active_experts="auto"`` only.
+        config: The settings. Not read: ``keep``, ``use_scale`` and ``tier``, which need the table.
+        index: Decoder-layer index, for settings of this layer alone; None for those of all layers.
+        top_k: K; needed for ``active_experts="auto"`` only, which is the default.
         least_active: M is at least this, whatever the settings say, but at most E.
         keep: Experts of this layer that are never replaced.
         scale: ``[E, E]``, float32, finite: factors for the weights of re-routed slots, or None. Copied.
@@ -153,7 +153,7 @@ def prepare_layer(
             f"sentinel: expected an id outside [0, {E}), such as -1, got {config.sentinel}, which is one of "
             f"the layer's {E} experts: it would run for every freed slot"
         )
-    settings = config.for_layer(-1 if index is None else index)
+    settings = config.for_layer(index)
     where = torch.empty(0, device=device).device
     backend = on_device(select(config.backend, where.type, E), config.backend, where)
     # Tensors made in inference mode could not be updated outside it.

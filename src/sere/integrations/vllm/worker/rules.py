@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from sere.config import RerouteConfig
+from sere.config.change import without_active_experts
 from sere.integrations.vllm.plugin_config import PluginConfig
 from sere.integrations.vllm.start import tables
 from sere.integrations.vllm.worker.expert_kernels import fit_to_kernel, needs_full_rows
@@ -95,15 +96,6 @@ class Rules:
             name: torch.stack([rule.limits(shape) for shape in shapes]) if shapes else none
             for name, rule in rules.items()
         }
-
-
-def without_active_experts(layers: Mapping[int, Mapping[str, Any]]) -> dict[int, dict[str, Any]]:
-    """Return settings of single layers without M, which a tier brings."""
-    kept = {
-        index: {name: value for name, value in own.items() if name != "active_experts"}
-        for index, own in layers.items()
-    }
-    return {index: own for index, own in kept.items() if own}
 
 
 def neighbor_settings(sere: Sere, index: int) -> tuple[float, tuple[int, ...]]:

@@ -102,6 +102,13 @@ def test_auto_needs_the_number_of_slots() -> None:
         prepare_layer(LayerSimilarity(similarity_matrix(8, 0)), RerouteConfig())
 
 
+@pytest.mark.parametrize(("least", "expected"), [(0, [2, 6, 10]), (5, [5, 6, 10]), (99, [16, 16, 16])])
+def test_m_may_have_a_least_value(least: int, expected: list[int]) -> None:
+    """Where an expert kernel needs full rows M is at least K, but never above E."""
+    limits = layer_limits(LayerSettings(active_experts=((1, 2), (3, 10))), 16, least_active=least)
+    assert limits[1:4].tolist() == expected
+
+
 def test_limits_are_s_and_then_m_for_every_number_of_rows() -> None:
     """What kernels read: int32, on the host, whatever the default device is."""
     limits = layer_limits(LayerSettings(select_top_k=3, active_experts=((1, 4), (3, 8))), 16)

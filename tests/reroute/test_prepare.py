@@ -73,6 +73,17 @@ def test_counters_add_up(backend: str) -> None:
     assert torch.equal(counters, 2 * once)
 
 
+@pytest.mark.parametrize("index", [None, 0, 1])
+@backends
+def test_a_layer_has_its_own_settings(backend: str, index: int | None) -> None:
+    """Layer 1 has what ``layers`` names and all else of the others; without an index nothing is special."""
+    own = {"select_top_k": 2, "active_experts": 7}
+    found = prepared(backend, layers={1: own}, index=index)
+    expected = prepared(backend, **own if index == 1 else {})
+    assert all(torch.equal(tensor, expected.tensors()[name]) for name, tensor in found.tensors().items())
+    assert torch.equal(found.route(step(backend)).ids, expected.route(step(backend)).ids)
+
+
 CHANGES = [
     pytest.param({"threshold": 0.8}, id="a higher threshold"),
     pytest.param({"threshold": 0.0}, id="a lower threshold"),
@@ -126,6 +137,37 @@ def test_compiled_code_reads_an_update(backend: str, changes: dict[str, Any]) ->
     mine.update(other)
     assert torch.equal(compiled(step(backend)), expected)
     assert len(frames) == 1
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+@backends
+def test_limits_of_the_caller_are_read_at_each_step(backend: str, compiled: bool) -> None:
+    """What the caller writes there between two steps counts in the next one, in compiled code, too."""
+    torch.compiler.reset()
+    mine, other = prepared(backend), prepared(backend, select_top_k=2, active_experts=7)
+    limits = torch.zeros_like(mine.tensors()["limits"])
+    mine.read_limits_from(limits)
+    assert torch.equal(limits, prepared(backend).tensors()["limits"])
+    route = torch.compile(mine.route, fullgraph=True, backend="eager") if compiled else mine.route
+    assert torch.equal(route(step(backend)).ids, prepared(backend).route(step(backend)).ids)
+    limits.copy_(other.tensors()["limits"])
+    found, expected = route(step(backend)).ids, other.route(step(backend)).ids
+    assert torch.equal(found, expected)
+    assert not torch.equal(found, prepared(backend).route(step(backend)).ids)
+
+
+@pytest.mark.parametrize(
+    "limits",
+    [torch.zeros(257), torch.zeros(5, dtype=torch.int32), torch.zeros(514, dtype=torch.int32)[::2]],
+    ids=["floating point", "too few", "with gaps"],
+)
+def test_limits_of_another_kind_are_refused(limits: Tensor) -> None:
+    """A kernel reads them by address; the layer keeps its own."""
+    layer = prepared("cpu")
+    mine = layer.tensors()["limits"]
+    with pytest.raises(InputError, match=r"limits: expected a contiguous tensor torch.int32 \[257\] on cpu"):
+        layer.read_limits_from(limits)
+    assert layer.tensors()["limits"] is mine
 
 
 @backends

@@ -8,10 +8,10 @@ Variants: ``cuda`` (one launch), ``served`` (the same as an engine calls it: bud
 the default M, distinct slots filled up), ``torch`` (tensor operations), ``five`` (the published form: zero,
 cast, scatter, serial search, cast) and ``nothing`` (an empty kernel: what a launch costs in a graph). Each
 replay runs through rotating batches and layers; they all fit a large GPU's L2 cache, so these figures are of
-warm memory. ``cold`` and ``nothing cold`` are ``cuda`` and ``nothing`` after a buffer of twice the L2 cache has
-been filled, less the time of the filling alone in the same turn: in a served model the experts' weights push
-everything out between two layers. Before a shape is timed, every variant must give what the plain loops give.
-One JSON line per row goes to ``--out``.
+warm memory. ``cold`` and ``nothing cold`` are ``cuda`` and ``nothing`` after a buffer of twice the L2 cache
+has been filled, less the time of the filling alone in the same turn: in a served model the experts' weights
+push everything out between two layers. Before a shape is timed, every variant must give what the plain loops
+give. One JSON line per row goes to ``--out``.
 """
 
 from __future__ import annotations

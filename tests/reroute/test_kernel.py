@@ -79,6 +79,18 @@ EDGES = [
     pytest.param(6, 4, 16, {"row_budgets": torch.full((6,), 2**40)}, id="a budget beyond int32"),
     pytest.param(6, 4, 16, {"active_experts": 10**6}, id="M above all"),
     pytest.param(6, 4, 16, {"select_top_k": 2**31 - 1}, id="the largest S"),
+    pytest.param(300, 2, 64, {"active_experts": ((1, 4), (256, 40), (300, 64))}, id="more rows than limits"),
+    pytest.param(24, 8, 1024, {"active_experts": 150}, id="E=1024, P filled up"),
+    pytest.param(
+        64, 8, 128, {"select_top_k": 3, "active_experts": 24, "cap": True}, id="kept slots beyond M"
+    ),
+    pytest.param(
+        6,
+        4,
+        16,
+        {"row_budgets": torch.tensor([-2, 4, -1, -3, 0, 1]), "active_experts": ((1, 1), (3, 9))},
+        id="budgets of every kind, int64",
+    ),
     pytest.param(6, 4, 60, {"keep": tuple(range(0, 60, 2)), "threshold": 0.9}, id="half of E is kept"),
     pytest.param(64, 8, 300, {"threshold": 0.97, "targets": "active"}, id="targets far down the lists"),
 ]
@@ -108,6 +120,26 @@ def test_equal_masses() -> None:
     options = {"active_experts": 5}
     routing = assert_same_bits(Case(ids, weights, similarity_matrix(10, 1), options))
     assert set(routing.ids.flatten().tolist()) == {9, 8, 0, 1, 2}
+
+
+def test_nearly_equal_masses() -> None:
+    """Experts whose masses agree in more digits than their keys hold join P by mass, not by id."""
+    ids = torch.arange(40).flip(0).reshape(4, 10)
+    weights = 0.125 * (1 + torch.arange(40).flip(0) * 2.0**-20).reshape(4, 10)
+    options = {"select_top_k": 1, "active_experts": 12, "row_budgets": [0, 0, 0, 0]}
+    routing = assert_same_bits(Case(ids, weights, similarity_matrix(40, 1), options))
+    assert set(routing.ids.flatten().tolist()) == set(range(28, 40))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_masses_at_their_bound(dtype: torch.dtype) -> None:
+    """Above the cube root of 16 all weights have one mass, so the lowest ids join; below they have less."""
+    root = torch.tensor(16 ** (1 / 3), dtype=dtype)
+    below = torch.nextafter(root, root - 1) if dtype == torch.float32 else root - 1e-9
+    weights = torch.stack([below, torch.nextafter(root, root + 1), 2 * root, torch.tensor(torch.inf)])
+    options = {"active_experts": 2, "row_budgets": [0]}
+    case = Case(torch.arange(4)[None], weights.to(dtype)[None], similarity_matrix(4, 1), options)
+    assert set(assert_same_bits(case).ids.flatten().tolist()) == {1, 2}
 
 
 def test_targets_at_the_very_end() -> None:

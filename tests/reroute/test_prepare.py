@@ -11,6 +11,7 @@ from torch import Tensor
 from sere.config import RerouteConfig
 from sere.errors import ConfigError, InputError
 from sere.reroute import COUNTERS, PreparedLayer, TokenBatch, prepare_layer, reroute
+from sere.reroute.constants import LIMIT_ROWS
 from sere.similarity.layer import LayerSimilarity
 from tests.support.batches import BACKENDS, Case, batch, device_of, name_of, similarity_matrix
 
@@ -212,6 +213,45 @@ def test_an_update_that_cannot_be_is_refused(
         mine.update(prepared(backend, **{"threshold": 0.9} | other))
     assert all(torch.equal(tensor, before[name]) for name, tensor in mine.tensors().items())
     assert mine.config.threshold == 0.4
+
+
+@backends
+def test_limits_of_the_caller_are_read(backend: str) -> None:
+    """A layer reads S and M where the caller writes them, one row of a tensor for many layers."""
+    mine, more = prepared(backend, active_experts=3), prepared(backend, active_experts=9)
+    shared = torch.zeros(2, 1 + LIMIT_ROWS, dtype=torch.int32, device=device_of(backend))
+    mine.read_limits_from(shared[1])
+    assert mine.tensors()["limits"].data_ptr() == shared[1].data_ptr()
+    assert torch.equal(shared[1], prepared(backend, active_experts=3).tensors()["limits"])
+    shared[1].copy_(more.tensors()["limits"])
+    assert torch.equal(mine.route(step(backend)).ids, more.route(step(backend)).ids)
+    mine.update(prepared(backend, active_experts=3))
+    assert torch.equal(shared[1], prepared(backend, active_experts=3).tensors()["limits"])
+
+
+@pytest.mark.parametrize(
+    "limits",
+    [
+        torch.zeros(LIMIT_ROWS, dtype=torch.int32),
+        torch.zeros(1 + LIMIT_ROWS),
+        torch.zeros(1 + LIMIT_ROWS, 2, dtype=torch.int32)[:, 0],
+    ],
+    ids=["too short", "floats", "not contiguous"],
+)
+def test_limits_that_a_kernel_cannot_read_are_refused(limits: Tensor) -> None:
+    """Compiled backends read them through a raw pointer."""
+    mine = prepared("cpu")
+    with pytest.raises(InputError, match=r"limits: expected a contiguous tensor torch.int32 \[257\]"):
+        mine.read_limits_from(limits)
+
+
+@backends
+def test_a_least_number_of_active_experts(backend: str) -> None:
+    """M is never below what the caller needs, and never above E."""
+    config = RerouteConfig(active_experts=2, backend=name_of(backend))  # type: ignore[arg-type]
+    for least, most in ((0, 2), (5, 5), (99, 16)):
+        layer = prepare_layer(LAYER, config, least_active=least, device=device_of(backend))
+        assert set(layer.tensors()["limits"].tolist()[1:]) == {most}
 
 
 def test_an_update_by_another_backend_is_refused() -> None:

@@ -11,7 +11,7 @@ from transformers import ContinuousBatchingConfig, GenerationConfig, PreTrainedM
 
 import sere.integrations.transformers as integration
 from sere.integrations.transformers.guard import ENOUGH_CALLS, ENOUGH_STEPS
-from sere.policies import Off, TopK
+from sere.policies import Off, TopK, TopP
 from tests.support.decoding import decode, prompts, random_table
 
 
@@ -111,7 +111,7 @@ def test_off_and_quiet_handles_say_nothing(model: PreTrainedModel, caplog: pytes
     with integration.apply(model, policy=Off()) as handle:
         decode(model, prompts())
         assert handle.why_nothing_changed() is None
-    with integration.apply(model, policy=TopK(4)) as handle:
+    with integration.apply(model, policy=TopP(1 - 1e-9)) as handle:
         handle.quiet = True
         decode(model, prompts())
         assert "the policy changed no slot" in str(handle.why_nothing_changed())

@@ -59,9 +59,7 @@ def _settings(joined: Mapping[str, Any]) -> Iterator[Any]:
     """Yield the metrics of which settings hold and which tiers requests ask for."""
     from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
-    in_use = GaugeMetricFamily(
-        "sere_tier", "1 for the table's tier that the settings are from", labels=["tier"]
-    )
+    in_use = GaugeMetricFamily("sere_tier", "1 for the tier that the settings are from", labels=["tier"])
     in_use.add_metric([str(joined["settings"].get("tier") or "none")], 1)
     yield in_use
     tiers = CounterMetricFamily(

@@ -113,5 +113,6 @@ def test_metrics_over_http(server: Server, ports: int) -> None:
         port = answer.read().decode()
     assert status == 200
     lines = [line for line in route.splitlines() if line.startswith(("sere_layer", "sere_steps_total"))]
-    assert len(lines) == 2 + 7 * 6
+    # Seven counters of six layers, and M of each for seven sizes of a step.
+    assert len(lines) == 2 + 7 * 6 + 7 * 6
     assert set(lines) <= set(port.splitlines())

@@ -59,7 +59,11 @@ struct Call {
 };
 
 struct Block {
-    Four order[MOST_EXPERTS / 4];           // a key for each expert that occurs, in any order, then zeros
+    // A key for each expert that occurs, in any order, then zeros.
+    union {
+        unsigned keys[MOST_EXPERTS];
+        Four fours[MOST_EXPERTS / 4];
+    };
     // Fixed: kept by the layer, or of a protected row. Until the order is known, primary: fixed, or in a kept slot.
     unsigned char occurs[MOST_EXPERTS], fixed[MOST_EXPERTS], primary[MOST_EXPERTS], critical[MOST_EXPERTS];
     unsigned char keep[MOST_EXPERTS];

@@ -4,8 +4,6 @@
 
 SERE_INLINE int bits_below(unsigned bits, int bit) { return __popc(bits & ((1u << bit) - 1)); }
 
-SERE_INLINE unsigned& key_at(Block& block, unsigned place) { return block.order[place / 4].keys[place % 4]; }
-
 // Two halves, because the device has no addition of 64 bits in shared memory: each carry is seen by one thread.
 SERE_INLINE void add_mass(Block& block, int e, long long units) {
     const unsigned long long bits = static_cast<unsigned long long>(units);
@@ -29,7 +27,7 @@ SERE_INLINE void clear(const Call<Id, W>& call, const Thread& thread, Block& blo
         block.free_rows = block.fixed_count = block.marked_count = 0;
         block.last_in = block.first_out = 0;
     }
-    key_at(block, e) = 0;
+    block.keys[e] = 0;
     if (e < call.E) {
         block.occurs[e] = block.fixed[e] = block.primary[e] = block.critical[e] = 0;
         block.mass_low[e] = block.mass_high[e] = 0;
@@ -100,15 +98,15 @@ SERE_INLINE void vote(
     atomicAdd(&block.counts[SLOTS], valid);
 }
 
-// The key of an expert that occurs: its class, then its mass to 15 binary digits, then its id, the lowest first. Keys
+// The key of an expert that occurs: its class, then its mass to 14 binary digits, then its id, the lowest first. Keys
 // differ; only where classes and digits are equal do the masses themselves decide.
-constexpr int ID_BITS = 10, CLASS_AT = 30;
+constexpr int ID_BITS = 10, CLASS_AT = 29;
 
 SERE_INLINE unsigned key_of(const Block& block, int e) {
     const unsigned rank = block.fixed[e] ? 3 : block.primary[e] ? 2 : 1;
     // As a float: eight bits of exponent, of which six can differ, and 23 digits after the first.
     const unsigned digits = __float_as_uint(fmaxf(static_cast<float>(mass_of(block, e)), 1.0f)) - 0x3f800000u;
-    return rank << CLASS_AT | digits >> 9 << ID_BITS | static_cast<unsigned>(MOST_EXPERTS - 1 - e);
+    return rank << CLASS_AT | digits >> 10 << ID_BITS | static_cast<unsigned>(MOST_EXPERTS - 1 - e);
 }
 
 SERE_INLINE int expert_of(unsigned key) { return MOST_EXPERTS - 1 - static_cast<int>(key % MOST_EXPERTS); }
@@ -129,7 +127,7 @@ SERE_INLINE void take_census(const Call<Id, W>& call, const Thread& thread, Bloc
         atomicAdd(&block.marked_count, __popc(marked));
     }
     place = __shfl_sync(ALL_LANES, place, 0) + bits_below(occurring, thread.lane);
-    if (occurs) key_at(block, place) = key_of(block, e);
+    if (occurs) block.keys[place] = key_of(block, e);
 }
 
 // How many experts are primary: M, as it is for the rows that may be re-routed, and at least all that must be.
@@ -158,7 +156,7 @@ SERE_INLINE int shared_sum(int found, int bits) {
 SERE_INLINE void settle(const Thread& thread, Block& block, int primaries, unsigned edge) {
     const int occurring = block.counts[DISTINCT_BEFORE], bits = sharing_bits(thread, occurring);
     const int place = thread.index >> bits, share = thread.index & ((1 << bits) - 1);
-    const unsigned mine = key_at(block, place < occurring ? place : 0);
+    const unsigned mine = block.keys[place < occurring ? place : 0];
     const int e = expert_of(mine);
     const bool asks = place < occurring && mine >> ID_BITS == edge;
     if (__ballot_sync(ALL_LANES, asks) == 0) return;
@@ -166,7 +164,7 @@ SERE_INLINE void settle(const Thread& thread, Block& block, int primaries, unsig
     int before = 0;
 #pragma unroll 1
     for (int other = share; other < occurring; other += 1 << bits) {
-        const unsigned theirs = key_at(block, other);
+        const unsigned theirs = block.keys[other];
         bool first = theirs >> ID_BITS > edge;
         if (theirs >> ID_BITS == edge) {
             const long long their_mass = mass_of(block, expert_of(theirs));
@@ -183,13 +181,16 @@ SERE_INLINE void choose_primary(const Thread& thread, Block& block, int primarie
     const int occurring = block.counts[DISTINCT_BEFORE], bits = sharing_bits(thread, occurring);
     const int place = thread.index >> bits, share = thread.index & ((1 << bits) - 1);
     if ((thread.index - thread.lane) >> bits < occurring) {
-        const unsigned mine = place < occurring ? key_at(block, place) : ~0u;
+        const unsigned mine = place < occurring ? block.keys[place] : ~0u >> 1;
         int before = 0;
 #pragma unroll 1
         for (int start = 2 * share; 4 * start < occurring; start += 2 << bits) {
-            const Four near = block.order[start], far = block.order[start + 1];
+            const Four near = block.fours[start], far = block.fours[start + 1];
+            // A difference's sign is the comparison: keys have 31 bits.
 #pragma unroll
-            for (int i = 0; i < 4; ++i) before += (near.keys[i] > mine) + (far.keys[i] > mine);
+            for (int i = 0; i < 4; ++i) before += (mine - near.keys[i]) >> 31;
+#pragma unroll
+            for (int i = 0; i < 4; ++i) before += (mine - far.keys[i]) >> 31;
         }
         before = shared_sum(before, bits);
         if (place < occurring && share == 0) {

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 
-from sere.bundled import is_bundled, model_path
+from sere.bundled import BUNDLED, knows_tasks, model_path
 from sere.cli import main
 from sere.eval.continuations import ContinuationScores
 from sere.policies.spec import PolicySpec
@@ -22,10 +22,13 @@ TASKS = ("--per-task", 1, "--tasks", "addition", "sorting", "reversal", "--max-n
 
 
 @pytest.fixture
-def tiny_bundled(monkeypatch: pytest.MonkeyPatch, checkpoint: Path) -> Path:
-    """A tiny model that passes for the bundled one, which decodes slowly on a busy machine."""
-    monkeypatch.setattr("sere.bundled.is_bundled", lambda folder: folder == checkpoint)
-    return checkpoint
+def tiny_bundled(tmp_path: Path, checkpoint: Path) -> Path:
+    """A tiny model of other sizes with the bundled model's tokenizer: fast to decode on a busy machine."""
+    folder = tmp_path / "tiny"
+    shutil.copytree(checkpoint, folder)
+    for path in model_path().glob("tokenizer*.json"):
+        shutil.copy(path, folder)
+    return folder
 
 
 @pytest.fixture
@@ -43,7 +46,7 @@ def questions(tmp_path: Path) -> Path:
     return path
 
 
-def test_the_bundled_model_is_asked_its_own_tasks(
+def test_a_model_that_knows_the_tasks_is_asked_them(
     capsys: pytest.CaptureFixture[str], tiny_bundled: Path, similarities: Path, tmp_path: Path
 ) -> None:
     """By default SERE and its two controls stand beside off, at each batch size."""
@@ -144,20 +147,18 @@ def test_texts_take_the_chat_template_unless_told_otherwise(
     assert "given to the model as a user's message" in run_text(capsys, *argv)[0]
 
 
-def test_a_copy_of_the_bundled_model_is_one(tmp_path: Path) -> None:
-    """Its folder, a copy and one written by Transformers are the bundled model; other models are not."""
-    assert is_bundled(model_path())
-    copy = tmp_path / "copy"
-    shutil.copytree(model_path(), copy)
-    assert is_bundled(copy)
-    (copy / "tokenizer.json").unlink()
-    assert not is_bundled(copy)
+def test_models_with_the_bundled_tokenizer_know_the_tasks(tmp_path: Path, tiny_bundled: Path) -> None:
+    """Its own folder, a saved tokenizer and a model of other sizes do; other tokenizers do not."""
+    assert knows_tasks(BUNDLED)
+    assert knows_tasks(str(model_path()))
     saved = tmp_path / "saved"
-    AutoModelForCausalLM.from_pretrained(model_path()).save_pretrained(saved)
     AutoTokenizer.from_pretrained(model_path()).save_pretrained(saved)
-    assert is_bundled(saved)
-    assert not is_bundled(save_checkpoint(tmp_path))
-    assert not is_bundled(tmp_path)
+    assert knows_tasks(saved)
+    assert knows_tasks(tiny_bundled)
+    (tiny_bundled / "tokenizer.json").unlink()
+    assert not knows_tasks(tiny_bundled)
+    assert not knows_tasks(save_checkpoint(tmp_path))
+    assert not knows_tasks("owner/model")
 
 
 def test_an_interrupted_run_goes_on_with_the_same_prompts_only(

@@ -11,7 +11,7 @@ from tests.support.commands import refused
 
 @pytest.mark.parametrize("flags", [[], ["--setting", "topk:select_top_k=1"], ["--tasks", "addition"]])
 @pytest.mark.parametrize("model", ["CHECKPOINT", "owner/model"])
-def test_tasks_are_for_the_bundled_model_alone(
+def test_tasks_need_the_bundled_tokenizer(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
     checkpoint: Path,
@@ -21,7 +21,7 @@ def test_tasks_are_for_the_bundled_model_alone(
     """Another model is refused before it is loaded, with what to give; a hub name before it is fetched."""
     monkeypatch.setattr("sere.cli.eval_engines.load", lambda _: pytest.fail("loaded"))
     line = refused(capsys, "eval", checkpoint if model == "CHECKPOINT" else model, *flags)
-    assert "own tasks are in the notation of the bundled model" in line
+    assert "own tasks need the bundled model's tokenizer" in line
     assert "Give --prompts FILE" in line
     assert "or --questions FILE" in line
 
@@ -55,15 +55,15 @@ def test_tasks_are_for_the_bundled_model_alone(
         ),
         (
             ["x", "--questions", "q.jsonl", "--metric", "cosine", "--setting", "off"],
-            "--metric: only for 'bundled' without --table",
+            "--metric: only for 'bundled' or a model with its tokenizer, without --table",
         ),
         (["x", "--questions", "q.jsonl", "--setting", "off"], "questions: no file q.jsonl"),
         (["x", "--prompts", "p.txt", "--setting", "off"], "prompts: no file p.txt"),
         (
             ["x", "--prompts", "p.txt", "--per-task", "5"],
-            "--per-task: only for the bundled model's own tasks",
+            "--per-task: only for sere's own tasks",
         ),
-        (["x", "--prompts", "p.txt", "--no-text"], "--passages or --no-text: only for the bundled model's"),
+        (["x", "--prompts", "p.txt", "--no-text"], "--passages or --no-text: only for sere's own tasks"),
         (["x", "--prompts", "p.txt", "--questions", "q.jsonl"], "not allowed with argument --prompts"),
         (["x", "--prompts", "p.txt", "--engine", "vllm"], "--prompts: vLLM does not return the logits"),
         (

@@ -27,20 +27,21 @@ def model_path() -> Path:
     return folder
 
 
-def is_bundled(folder: Path) -> bool:
-    """Say whether a folder holds the bundled model or a copy of it, trained further or not.
+def knows_tasks(model: str | Path) -> bool:
+    """Say whether a model can be asked sere's own tasks: it has the bundled model's tokenizer.
 
-    What counts is what its own tasks need: the same sizes, and a tokenizer of the same tokens.
+    The tasks have a notation of their own. So it is the tokens that tell, whatever architecture and sizes a
+    model has. Its weights may not have learned the tasks.
+
+    Args:
+        model: ``BUNDLED``, or a checkpoint's folder. A hub name is not looked up.
     """
-    own = model_path()
-    if folder.resolve() == own.resolve():
+    if model == BUNDLED:
         return True
-    if any(_read(folder, "config.json", key) != _read(own, "config.json", key) for key in _SIZES):
-        return False
+    folder, own = Path(model), model_path()
+    if folder.is_dir() and folder.resolve() == own.resolve():
+        return True
     return bool(_read(folder, "tokenizer.json", "model") == _read(own, "tokenizer.json", "model"))
-
-
-_SIZES = ("model_type", "hidden_size", "num_hidden_layers", "moe_intermediate_size", "vocab_size")
 
 
 def _read(folder: Path, name: str, key: str) -> Any:

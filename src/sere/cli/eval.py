@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from sere.bundled import BUNDLED
+from sere.bundled import BUNDLED, knows_tasks
 from sere.cli.eval_engines import on_transformers, on_vllm
 from sere.cli.eval_tables import render
 from sere.cli.loading import add_model_arguments, needed_table, table_path
@@ -39,8 +39,8 @@ Texts come from:
   "pattern" if the answer is only part of the output: a regular expression
   whose last match counts (its first group, if it has one). Without a pattern
   the complete output must be the answer.
-neither: the tasks and English passages of the bundled model, which no other
-  model was trained on.
+neither: sere's own tasks and English passages, which the bundled model was
+  trained on. Other models need its tokenizer.
 
 If the tokenizer has a chat template, each text is given to the model as a user's message.
 
@@ -74,11 +74,12 @@ def add(subparsers: Any) -> None:
     parser.add_argument(
         "--table",
         metavar="FILE",
-        help=f"similarity table (default: the model's own; '{BUNDLED}' is calibrated if it has none)",
+        help="similarity table (default: the model's own; a model with sere's own tasks is calibrated "
+        "on their training texts if it has none)",
     )
     parser.add_argument(
         "--metric", metavar="NAME",
-        help=f"metric of the table calibrated for '{BUNDLED}'; see sere list metrics (default: projection)",
+        help="metric of the table that is calibrated; see sere list metrics (default: projection)",
     )  # fmt: skip
     add_setting_argument(parser, _DEFAULT_SETTINGS, done="measured")
     parser.add_argument(
@@ -119,7 +120,7 @@ def _add_texts(parser: argparse.ArgumentParser) -> None:
     files.add_argument(
         "--no-chat-template", action="store_true", help="do not apply the tokenizer's chat template"
     )
-    tasks = parser.add_argument_group("the bundled model's own tasks")
+    tasks = parser.add_argument_group("sere's own tasks, for models with the bundled model's tokenizer")
     tasks.add_argument(
         "--per-task", type=whole(1), metavar="N", help=f"questions per task (default: {_PER_TASK})"
     )
@@ -137,9 +138,9 @@ def run(args: argparse.Namespace) -> int:
     from sere.policies.spec import parse_specs
 
     settings = parse_specs(args.setting or _DEFAULT_SETTINGS)
-    bundled = _is_bundled(args.model)
-    _check_texts(args, bundled)
-    args.table = _find_table(args, bundled, needed=any(setting.needs_table for setting in settings))
+    own_tasks = knows_tasks(args.model)
+    _check_texts(args, own_tasks)
+    args.table = _find_table(args, own_tasks, needed=any(setting.needs_table for setting in settings))
     if args.out is not None:
         read = (args.table, args.prompts, args.questions)
         keep_other_files(args.out, holds_json, "a record in JSON", read=read)
@@ -155,14 +156,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _is_bundled(name: str) -> bool:
-    """Say whether a model is the bundled one, by its name, its folder or a copy of it."""
-    from sere.bundled import is_bundled
-
-    return name == BUNDLED or (Path(name).is_dir() and is_bundled(Path(name)))
-
-
-def _check_texts(args: argparse.Namespace, bundled: bool) -> None:
+def _check_texts(args: argparse.Namespace, own_tasks: bool) -> None:
     """Refuse what cannot be asked of a model, before anything is loaded.
 
     Raises:
@@ -171,10 +165,10 @@ def _check_texts(args: argparse.Namespace, bundled: bool) -> None:
     of_tasks = {"--per-task": args.per_task, "--tasks": args.tasks, "--passages or --no-text": args.passages}
     given = [flag for flag, value in of_tasks.items() if value is not None]
     if args.prompts is None and args.questions is None:
-        if not bundled:
+        if not own_tasks:
             raise ConfigError(
-                f"{args.model}: sere's own tasks are in the notation of the bundled model, which no other "
-                "model knows. Give --prompts FILE to compare its outputs with re-routing off and on, or "
+                f"{args.model}: sere's own tasks need the bundled model's tokenizer, which it does not have. "
+                "Give --prompts FILE to compare its outputs with re-routing off and on, or "
                 "--questions FILE to count right answers"
             )
         if args.no_chat_template:
@@ -182,7 +176,7 @@ def _check_texts(args: argparse.Namespace, bundled: bool) -> None:
         return
     if given:
         raise ConfigError(
-            f"{given[0]}: only for the bundled model's own tasks; leave it out, or leave out "
+            f"{given[0]}: only for sere's own tasks; leave it out, or leave out "
             f"{'--questions' if args.prompts is None else '--prompts'}"
         )
     if args.questions is not None and args.questions.isdigit() and not Path(args.questions).exists():
@@ -197,16 +191,17 @@ def _check_texts(args: argparse.Namespace, bundled: bool) -> None:
         )
 
 
-def _find_table(args: argparse.Namespace, bundled: bool, *, needed: bool) -> Path | None:
-    """Return the path of the table; None if none is needed or one of the bundled model is to be made.
+def _find_table(args: argparse.Namespace, own_tasks: bool, *, needed: bool) -> Path | None:
+    """Return the path of the table; None if none is needed or one is to be made with the own tasks.
 
     Raises:
         ConfigError: The table is missing, or a metric is given that would not be used.
     """
     if args.metric is not None:
-        if args.table is not None or not bundled:
+        if args.table is not None or not own_tasks:
             raise ConfigError(
-                f"--metric: only for '{BUNDLED}' without --table; a table that is given has its own"
+                f"--metric: only for '{BUNDLED}' or a model with its tokenizer, without --table; "
+                "a table that is given has its own"
             )
         from sere.similarity.metrics import get_metric
 
@@ -214,12 +209,12 @@ def _find_table(args: argparse.Namespace, bundled: bool, *, needed: bool) -> Pat
         return None
     # An engine of vLLM starts with a table, whatever is measured in it.
     if needed or args.engine == "vllm":
-        return table_path(args) if bundled else needed_table(args)
+        return table_path(args) if own_tasks else needed_table(args)
     return None if args.table is None else Path(args.table)
 
 
 def _plan(args: argparse.Namespace, settings: list[Any]) -> Any:
-    """Return what to evaluate: prompts, a file's questions, or the bundled model's tasks."""
+    """Return what to evaluate: prompts, a file's questions, or sere's own tasks."""
     from sere.eval.plan import PromptPlan, QuestionPlan
     from sere.eval.questions import held_out, held_out_english
     from sere.eval.user_questions import read_prompts, read_questions

@@ -59,7 +59,7 @@ def on_vllm(args: argparse.Namespace, plan: Any, partial: Path | None) -> dict[s
 
 
 def _table(args: argparse.Namespace, model: Any, tokenizer: Any) -> Any:
-    """Return the similarity table: the file's or, only for the bundled model, one calibrated now."""
+    """Return the similarity table: the file's or, for a model with sere's own tasks, one calibrated now."""
     if args.table is not None:
         from sere.table import SimilarityTable
 
@@ -67,5 +67,5 @@ def _table(args: argparse.Namespace, model: Any, tokenizer: Any) -> Any:
     from sere.eval.calibration import calibrate_on_tasks
     from sere.similarity import DEFAULT_METRIC
 
-    say("no --table: calibrating the bundled model")
+    say(f"no --table: calibrating {args.model} on training texts of sere's own tasks")
     return calibrate_on_tasks(model, tokenizer, metric=args.metric or DEFAULT_METRIC, seed=args.seed)

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sere.bundled import BUNDLED, is_bundled
+from sere.bundled import BUNDLED, knows_tasks
 from sere.cli.loading import add_model_arguments, load, needed_table, table_here, table_path
 from sere.cli.numbers import at_least, whole
 from sere.cli.output import add_json_flag, emit, say
@@ -31,7 +31,8 @@ writes itself. They continue:
 --texts FILE: pieces of texts, as for sere calibrate.
 --questions FILE: questions with answers, as for sere eval: needed for
   --max-loss.
-none of them: the tasks of the bundled model, which no other model knows.
+none of them: sere's own tasks, which the bundled model was trained on. Other
+  models need its tokenizer.
 
 Without --max-kl, --max-loss and --speedup, the tiers safe, balanced and fast are tuned, which accept a KL
 of {tiers}. With one of them, one tier is (--tier), and the table's others stay.
@@ -122,9 +123,9 @@ def _add_texts(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Tune, write the table, print what was found."""
-    bundled = args.model == BUNDLED or (Path(args.model).is_dir() and is_bundled(Path(args.model)))
-    _check(args, bundled)
-    source = table_path(args) if bundled else needed_table(args)
+    own_tasks = knows_tasks(args.model)
+    _check(args, own_tasks)
+    source = table_path(args) if own_tasks else needed_table(args)
     if args.simulate_only:
         return _simulate(args, source)
     out = args.out or source or table_here(args.model)
@@ -145,7 +146,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _check(args: argparse.Namespace, bundled: bool) -> None:
+def _check(args: argparse.Namespace, own_tasks: bool) -> None:
     """Refuse what contradicts itself, before anything is loaded.
 
     Raises:
@@ -155,7 +156,7 @@ def _check(args: argparse.Namespace, bundled: bool) -> None:
     if args.tier is not None and not goal:
         raise ConfigError("--tier: names the tier of --max-kl, --max-loss or --speedup; give one of them")
     given = args.prompts or args.texts or args.questions
-    if not (given or bundled or args.simulate_only):
+    if not (given or own_tasks or args.simulate_only):
         raise ConfigError(
             f"{args.model}: nothing to continue; give --prompts FILE with prompts of your own, --questions "
             "FILE, or --texts FILE with any texts"
@@ -181,7 +182,7 @@ def _check_files(args: argparse.Namespace, out: Path) -> None:
 
 
 def _plan(args: argparse.Namespace) -> TunePlan:
-    """Return what to tune, with prompts of a file or the bundled model's own questions."""
+    """Return what to tune, with prompts of a file or questions of sere's own tasks."""
     from sere.eval.user_questions import read_prompts, read_questions
     from sere.table.tiers import DEFAULT_TIER
     from sere.tune.plan import BATCH_SIZES, MOST_PROMPTS, TIERS, Goal, Kind, TunePlan
@@ -225,7 +226,7 @@ def _tune(args: argparse.Namespace, source: Path | None, plan: TunePlan, work: P
     if table is None:
         from sere.eval.calibration import calibrate_on_tasks
 
-        say("no --table: calibrating the bundled model")
+        say(f"no --table: calibrating {args.model} on training texts of sere's own tasks")
         table = calibrate_on_tasks(model, tokenizer, seed=args.seed)
     return tune_plan(
         model, tokenizer, table, plan, work_dir=work, keep_work=args.work_dir is not None, progress=bar

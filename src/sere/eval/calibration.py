@@ -28,7 +28,7 @@ def calibrate_on_tasks(
     """Return a table calibrated on texts of the training split, without any held-out question.
 
     Args:
-        model: A model with experts modules, of the bundled model's kind.
+        model: A model with experts modules and the bundled model's tokenizer.
         tokenizer: Its tokenizer.
         metric: A metric's name.
         max_tokens: At most this many tokens are used.

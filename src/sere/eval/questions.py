@@ -1,4 +1,4 @@
-"""The questions of an evaluation, as tokens and as marks; those of the bundled model's tasks."""
+"""The questions of an evaluation, as tokens and as marks; those of sere's own tasks."""
 
 from __future__ import annotations
 

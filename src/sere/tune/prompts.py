@@ -1,4 +1,4 @@
-"""What the model continues if nobody gives prompts: pieces of texts, or the bundled model's own questions."""
+"""What the model continues if nobody gives prompts: pieces of texts, or questions of sere's own tasks."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def pieces_of(texts: Source, *, field: str = "text", split: str = "train", seed:
 
 
 def own_questions(*, seed: int = 0) -> list[Question]:
-    """Return questions of the bundled model's tasks, none of which ``sere eval`` asks.
+    """Return questions of sere's own tasks, none of which ``sere eval`` asks.
 
     Args:
         seed: Seed of the questions.

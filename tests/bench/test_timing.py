@@ -128,7 +128,7 @@ def test_a_setting_that_changes_nothing_is_named_once(caplog: pytest.LogCaptureF
     model = tiny_model("qwen3_moe")
     subject = Subject(model, random_table(model), {})
     settings = [
-        parse_spec(text) for text in ("off", "sere:select_top_k=1,active_experts=15", "sere:select_top_k=1")
+        parse_spec(text) for text in ("off", "sere:select_top_k=1,active_experts=15", "sere:active_experts=0")
     ]
     plan = BenchPlan(settings=settings, batch_sizes=[2], prompt=4, steps=2, rounds=2)
     records = list(bench(subject, plan))

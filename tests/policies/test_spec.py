@@ -60,7 +60,7 @@ def test_the_symbols_of_older_records_are_read() -> None:
     [
         ("sere:S=2", "sere:paper,select_top_k=2"),
         ("sere:S=1,rho=0.3,merge=same", "sere:paper,select_top_k=1,threshold=0.3,merge=same"),
-        ("sere:S=2,scale=true", "sere:select_top_k=2,active_experts=0,use_scale=true"),
+        ("sere:S=2,scale=true", "sere:select_top_k=2,active_experts=0"),
         (
             "sere:S=1,targets=active",
             "sere:select_top_k=1,active_experts=0,targets=active,use_scale=false",

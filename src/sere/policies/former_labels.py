@@ -45,7 +45,12 @@ def _former(name: str, options: dict[str, str]) -> str:
         # These two are what the preset says.
         open_ones = {key: value for key, value in options.items() if key not in ("use_scale", "targets")}
         return _written("sere", open_ones, "paper")
-    return _written("sere", {"active_experts": "0", "use_scale": "false"} | options)
+    if options.get("use_scale") == "true":
+        # Its table had factors, which are used today unless one says no.
+        del options["use_scale"]
+    else:
+        options["use_scale"] = "false"
+    return _written("sere", {"active_experts": "0"} | options)
 
 
 def _written(name: str, options: dict[str, str], *presets: str) -> str:

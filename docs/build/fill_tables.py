@@ -101,19 +101,19 @@ def _compared(chosen: Callable[[str], bool], words: Callable[[str], str], header
 
 
 def fill_cells() -> str:
-    """Divergences by cell, for the rule of sere and its rivals."""
+    """By cell the divergence of sere's rule in nats per token, and those of the others over it."""
     records = _records("divergence")
     parts = []
     for model in dict.fromkeys(one["model"] for one in records):
         found = _by_rule(one for one in records if one["model"] == model)
-        cells = sorted({key[:2] for key in found[SERE]})
         rows = []
-        for cell in cells:
-            same = {rule: [one for key, one in by.items() if key[:2] == cell] for rule, by in found.items()}
-            experts = same[SERE][0]["experts"]
+        for cell in sorted({key[:2] for key in found[SERE]}):
+            own = {key: one for key, one in found[SERE].items() if key[:2] == cell}
+            experts = next(iter(own.values()))["experts"]
             counted = [f"{experts['distinct_before']:.1f}", f"{experts['distinct_after']:.1f}"]
-            rows.append([*cell, *counted, *(_nats(same.get(rule, [])) for rule in _COMPARED)])
-        headers = ["B", "M", "experts off", "on", *_COMPARED.values()]
+            others = [_over(found.get(rule, {}), own) for rule in _COMPARED]
+            rows.append([*cell, *counted, _nats(list(own.values())), *others])
+        headers = ["B", "M", "experts off", "on", "Σ w³", *_COMPARED.values()]
         parts.append(f"**{model}**\n\n{table(rows, headers)}")
     return "\n\n".join(parts) + conditions(_last(records))
 
@@ -144,7 +144,7 @@ def fill_answers() -> str:
 
 
 _COMPARED = {
-    TODAY: "Σ w", SERE: "Σ w³", "w4/similar": "Σ w⁴", "w3/drop": "dropped", "w3/refill": "OEA",
+    TODAY: "Σ w", "w4/similar": "Σ w⁴", "w3/drop": "dropped", "w3/refill": "OEA",
     "w3/random": "random", "xshare/refill": "XShare",
 }  # fmt: skip
 
@@ -188,14 +188,21 @@ def _against(found: Mapping[str, Mapping[Any, Record]], rule: str, other: str) -
     return [
         f"{value:.2f} ({low:.2f} to {high:.2f})",
         str(len(pairs)),
-        f"{worst:.2f} at B={key[0]}, M={key[1]}",
+        f"{worst:.2f} ({key[0]}:{key[1]})",
     ]
+
+
+def _over(found: Mapping[Any, Record], own: Mapping[Any, Record]) -> str:
+    """Return the ratio to sere's rule on the prompts of both; a star where its interval leaves out 1."""
+    pairs = [(found[key], one) for key, one in own.items() if key in found]
+    if not pairs:
+        return ""
+    value, low, high = ratio(pairs)
+    return f"{value:.2f}{'' if low <= 1 <= high else ' *'}"
 
 
 def _nats(records: Sequence[Record]) -> str:
     """Return the divergence per token over all records, in nats."""
-    if not records:
-        return ""
     return f"{sum(sum(one['kl']) for one in records) / sum(sum(one['tokens']) for one in records):.4f}"
 
 

@@ -66,6 +66,24 @@ def test_one_tier_is_added(
     assert list(out.parent.iterdir()) == [out]
 
 
+def test_the_other_commands_take_the_tier(
+    capsys: pytest.CaptureFixture[str], checkpoint: Path, table: Path, prompts: Path
+) -> None:
+    """``table show`` shows what was measured, and ``eval`` reads as few experts under the tier's name."""
+    argv = ["tune", checkpoint, "--table", table, "--prompts", prompts, *QUICK]
+    record = run_json(capsys, *argv, "--max-kl", 0.3, "--tier", "mine")
+    found = record["tiers"]["mine"]["evidence"]["by_batch_size"]["4"]
+    out, _ = run_text(capsys, "table", "show", table)
+    assert f"{found['experts_before']:.1f} > {found['experts_after']:.1f}" in out
+    assert f"{found['kl']['value']:.4f}" in out
+    evaluated = run_json(
+        capsys, "eval", checkpoint, "--table", table, "--prompts", prompts, "--batch-size", 4,
+        "--setting", "sere:tier=mine", "--max-new-tokens", 6,
+    )  # fmt: skip
+    _, case = evaluated["cases"]
+    assert case["experts"]["distinct_after"] <= found["active_experts"] < case["experts"]["distinct_before"]
+
+
 def test_points_of_right_answers(
     capsys: pytest.CaptureFixture[str], checkpoint: Path, table: Path, tmp_path: Path
 ) -> None:

@@ -111,6 +111,15 @@ def test_a_loss_is_that_of_real_decode_steps(
     assert found == sum(one.kl for one in scores) / sum(one.tokens for one in scores)
 
 
+@pytest.mark.parametrize("name", ["gpt_oss", "qwen3_next", "deepseek_v3"])
+def test_models_of_every_cache_are_tuned(name: str, tokenizer: Any) -> None:
+    """Sliding windows, linear attention and compressed keys, too; their tiers keep within the loss."""
+    model = tuned_model(name)
+    plan = tune_plan_of(goals={"fast": Goal("kl", 0.3)}, batch_sizes=[4])
+    found = tune_plan(model, tokenizer, routed_table(model), plan).table.tiers["fast"]
+    assert found.evidence["by_batch_size"]["4"]["kl"]["value"] <= 0.3
+
+
 @pytest.mark.parametrize("after", [0, 1, 2, 5, 9])
 def test_an_interrupted_run_continues_to_the_same_result(
     model: Any, tokenizer: Any, table: SimilarityTable, tuned: Tuned, tmp_path: Path,

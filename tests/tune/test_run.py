@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -142,6 +144,30 @@ def test_an_interrupted_run_continues_to_the_same_result(
     assert comparable(again) == comparable(tuned)
     assert 1000 - Breaking.left + after == measurements(tuned)
     assert not folder.exists()
+
+
+def test_progress_counts_what_an_interrupted_run_finished(
+    model: Any, tokenizer: Any, table: SimilarityTable, tmp_path: Path
+) -> None:
+    """As much work is shown in a run that continues, so that the time left is not overestimated."""
+    shown: list[list[int]] = []
+
+    @contextmanager
+    def progress(_name: str, total: int) -> Iterator[Callable[[], object]]:
+        ticks = [0, total]
+        shown.append(ticks)
+
+        def tick() -> None:
+            ticks[0] += 1
+
+        yield tick
+
+    options: dict[str, Any] = {"work_dir": tmp_path / "work", "keep_work": True, "progress": progress}
+    for _ in range(2):
+        tune_plan(model, tokenizer, table, tune_plan_of(batch_sizes=[4]), **options)
+    first, second = shown[:2], shown[2:]
+    assert first == second
+    assert all(0 < ticks <= total for ticks, total in shown)
 
 
 def measurements(tuned: Tuned) -> int:

@@ -19,6 +19,7 @@ _EXAMPLES = """examples:
   sere demo                                    calibrate, decode and compare on the bundled model
   sere calibrate MODEL --texts notes.txt --metric projection
   sere eval MODEL --prompts prompts.txt        what re-routing changes, with the default settings
+  sere tune MODEL --prompts prompts.txt        the fewest experts for a loss that you accept
   sere doctor --model MODEL
 """
 

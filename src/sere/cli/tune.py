@@ -238,8 +238,8 @@ def _simulate(args: argparse.Namespace, source: Path | None) -> int:
     from sere.table import SimilarityTable
     from sere.tune.allocate import BETWEEN
     from sere.tune.plan import BATCH_SIZES
+    from sere.tune.record import shown
     from sere.tune.simulate import simulate
-    from sere.tune.tiers import shown
 
     if source is None:
         raise ConfigError(f"--table: {args.model} has no table; make one with: sere calibrate {args.model}")

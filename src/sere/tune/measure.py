@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from sere.config import ActiveExperts, RerouteConfig
+from sere.config import RerouteConfig
 from sere.errors import DataError
 from sere.eval.decoding.greedy import decode, stop_rule
 from sere.eval.statistics.by_prompt import Estimate, positive_mean_per_token, share_of_tokens
@@ -81,26 +81,21 @@ class Meter:
     work: Work
     tick: Callable[[], object]
 
-    def loss(
-        self,
-        half: Half,
-        rows: int,
-        active_experts: ActiveExperts,
-        layers: Mapping[int, ActiveExperts] | None = None,
-    ) -> Loss:
+    def loss(self, half: Half, rows: int, active_experts: int) -> Loss:
         """Measure a setting in steps of so many rows.
 
         Args:
             half: Which prompts.
             rows: B.
             active_experts: M of all layers.
-            layers: M of the layers that differ.
         """
-        given = {index: {"active_experts": most} for index, most in (layers or {}).items()}
-        config = RerouteConfig(active_experts=active_experts, layers=given)
-        name = _name(half, rows, config)
+        name = f"{half} B={rows} M={active_experts}"
         if name not in self.work.done:
+            config = RerouteConfig(active_experts=active_experts)
             self.work.put(name, asdict(self._measure(half, rows, config)))
+        elif self.work.take_up(name):
+            for _ in self.texts[half]:
+                self.tick()
         return Loss(**self.work.done[name])
 
     def _measure(self, half: Half, rows: int, config: RerouteConfig) -> Loss:
@@ -151,6 +146,9 @@ def continue_prompts(
         if name not in work.done:
             decoded = decode(model, encoded, batch_size=32, rule=rule, on_finished=tick)
             work.put(name, decoded.tokens)
+        elif work.take_up(name):
+            for _ in encoded:
+                tick()
         pairs = zip(encoded, work.done[name], strict=True)
         texts[half] = [Text([*prompt, *new], len(prompt)) for prompt, new in pairs if len(new) > 1]
         if not texts[half]:
@@ -160,8 +158,3 @@ def continue_prompts(
                 "answers"
             )
     return texts
-
-
-def _name(half: Half, rows: int, config: RerouteConfig) -> str:
-    own = "".join(f" {index}:{one['active_experts']}" for index, one in config.layers.items())
-    return f"{half} B={rows} M={config.active_experts}{own}"

@@ -5,31 +5,29 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from math import inf
 from typing import Any
 
 from sere.calibrate.vocabulary import check_prompts
-from sere.errors import ConfigError, InputError
-from sere.eval.digests import texts_digest, weights_digest
+from sere.eval.digests import weights_digest
 from sere.eval.questions import encode_prompts
-from sere.eval.text import Text
 from sere.progress import NO_PROGRESS, Progress
 from sere.provenance import provenance
 from sere.structure import identify
-from sere.table import SimilarityTable, Tier
+from sere.table import SimilarityTable
 from sere.tune.allocate import BETWEEN, Allocation, allocate, search
 from sere.tune.answers import Examiner, accepted_divergence
+from sere.tune.checks import check_reach, measurable
 from sere.tune.measure import Meter, continue_prompts
 from sere.tune.plan import Half, TunePlan
+from sere.tune.record import about_texts, make_record
 from sere.tune.search import Curve
 from sere.tune.simulate import Simulated, simulate
 from sere.tune.speed import StepBytes, fewest_for
-from sere.tune.tiers import make_tier, shown
+from sere.tune.tiers import make_tier
 from sere.tune.verify import verify
 from sere.tune.work import Work, resumable
-
-FORMAT = "sere-tune-1"
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,22 +97,6 @@ def tune_plan(
         return tuning.run(halves, prompts, progress)
 
 
-def measurable(plan: TunePlan, halves: Mapping[Half, Sequence[int]]) -> list[int]:
-    """Return the batch sizes that each half of the prompts can fill.
-
-    Raises:
-        InputError: There is none.
-    """
-    count = min(map(len, halves.values()))
-    rows = [B for B in plan.batch_sizes if count >= B]
-    if not rows:
-        raise InputError(
-            f"prompts: expected at least {2 * plan.batch_sizes[0]} different ones for steps of "
-            f"{plan.batch_sizes[0]} rows, half of them to verify; got {sum(map(len, halves.values()))}"
-        )
-    return rows
-
-
 def simulate_all(table: SimilarityTable, plan: TunePlan) -> dict[int, Simulated]:
     """Simulate every number of rows that a tier says something of.
 
@@ -123,22 +105,6 @@ def simulate_all(table: SimilarityTable, plan: TunePlan) -> dict[int, Simulated]
     """
     rows = sorted({*plan.batch_sizes, *BETWEEN})
     return {B: simulate(table, B, seed=plan.seed) for B in rows}
-
-
-def check_reach(plan: TunePlan, simulated: Mapping[int, Simulated], size: StepBytes) -> None:
-    """Refuse, before long work, a speedup that no number of experts gives.
-
-    Raises:
-        ConfigError: One is out of reach at the largest batch size; the text says what could be had.
-    """
-    rows = plan.batch_sizes[-1]
-    best = max(size.speedup(one.before, one.after) for one in simulated[rows].values())
-    for name, goal in plan.goals.items():
-        if goal.kind == "speedup" and goal.value > best:
-            raise ConfigError(
-                f"tier {name}: a step of {rows} rows can read at most {best:.2f}x fewer bytes of weights, "
-                f"even with the fewest experts; got a speedup of {goal.value:g}"
-            )
 
 
 @dataclass(slots=True)
@@ -173,7 +139,7 @@ class _Tuning:
             accepted = self._accepted(meter, examiner)
             curves = self._search(accepted, meter)
         known = [pair for curve in curves.values() for pair in curve.pairs()]
-        about, tiers = self._about(texts), {}
+        about, tiers = about_texts(texts, self.plan), {}
         units = len(prompts["held-out"]) * len(self.rows) * len(self.plan.goals)
         with _shared(progress, "verifying", units) as share:
             meter = Meter(self.model, self.table, texts, self.work, share(units))
@@ -185,7 +151,7 @@ class _Tuning:
                     answers = {B: examiner.describe(B, one.active_experts) for B, one in verified.items()}
                 tiers[name] = make_tier(name, goal, held, verified, self.size, about, answers)
         table = self.table.with_tiers({**self.table.tiers, **tiers})
-        return Tuned(table, self._record(tiers, curves, meter, about))
+        return Tuned(table, make_record(table, tiers, self.simulated, curves, meter, self.size) | about)
 
     def _examiner(self, halves: Mapping[Half, Sequence[int]], prompts: Any) -> Examiner | None:
         questions = self.plan.questions
@@ -220,46 +186,6 @@ class _Tuning:
             return allocate(accepted[name], curves, self.simulated, top_k)
         found = {B: fewest_for(goal.value, cells, self.size) for B, cells in self.simulated.items()}
         return Allocation(inf, {1: top_k} | found)
-
-    def _about(self, texts: Mapping[Half, Sequence[Text]]) -> dict[str, Any]:
-        """Return what the evidence of every tier says beside its own numbers."""
-        return {
-            "texts": {
-                half: {
-                    "prompts": len(found),
-                    "tokens": sum(text.scored for text in found),
-                    "digest": texts_digest([" ".join(map(str, text.tokens)) for text in found]),
-                }
-                for half, found in texts.items()
-            },
-            "plan": self.plan.describe(),
-            "interval": "two-sided 95 %, Student's t on a log scale, linearized variance between prompts",
-            "provenance": provenance(),
-        }
-
-    def _record(
-        self, tiers: Mapping[str, Tier], curves: Mapping[int, Curve], meter: Meter, about: Mapping[str, Any]
-    ) -> dict[str, Any]:
-        identity = self.table.identity
-        measured = {
-            str(B): {str(M): self._tuning_loss(meter, B, M) for M in sorted(curve.known)}
-            for B, curve in curves.items()
-        }
-        return {
-            "format": FORMAT,
-            "model": {"name": identity.name, "digest": identity.digest,
-                      "num_experts": identity.num_experts, "top_k": identity.top_k},
-            "table": self.table.fingerprint,
-            "bytes": asdict(self.size),
-            "simulated": shown(self.simulated),
-            "measured": measured,
-            "tiers": {name: tier.to_mapping() for name, tier in tiers.items()},
-            **about,
-        }  # fmt: skip
-
-    def _tuning_loss(self, meter: Meter, rows: int, active_experts: int) -> dict[str, Any]:
-        found = meter.loss("tuning", rows, active_experts)
-        return found.describe() | {"upper": found.upper}
 
 
 @contextmanager

@@ -8,12 +8,8 @@ from typing import Any
 from sere.table import Tier
 from sere.tune.allocate import Allocation
 from sere.tune.plan import Goal
-from sere.tune.simulate import Simulated
 from sere.tune.speed import StepBytes
 from sere.tune.verify import Verified
-
-# Numbers of experts at which a record shows what was simulated.
-_GRID = 10
 
 
 def make_tier(
@@ -50,19 +46,3 @@ def make_tier(
         **about,
     }
     return Tier(name, allocation.points, evidence=evidence)
-
-
-def shown(simulated: Mapping[int, Simulated]) -> dict[str, dict[str, dict[str, float]]]:
-    """Return some of what was simulated as JSON-ready values: by rows and M, on a grid of M."""
-    return {
-        str(rows): {
-            str(M): {name: round(value, 5) for name, value in cells[M]._asdict().items()}
-            for M in grid(min(cells), max(cells))
-        }
-        for rows, cells in simulated.items()
-    }
-
-
-def grid(least: int, most: int, count: int = _GRID) -> list[int]:
-    """Return whole numbers from ``least`` to ``most``, each about the same factor above the one before."""
-    return sorted({round(least * (most / least) ** (i / (count - 1))) for i in range(count)})

@@ -41,17 +41,23 @@ class Work:
         self.path = None if path is None else Path(path)
         self._run = json.loads(json.dumps(run))
         self.done: dict[str, Any] = {}
-        self.found = 0
+        self._before: set[str] = set()
         if self.path is None:
             return
         if (self.path / _FILE).is_file():
             self.done = self._resume(self.path / _FILE)
-            self.found = len(self.done)
+            self._before = set(self.done)
         elif self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
             raise InputError(
                 f"{self.path}: expected an empty folder or that of an interrupted tuning, got one with other "
                 "files; choose another"
             )
+
+    def take_up(self, name: str) -> bool:
+        """Say, once, whether a measurement was finished by an earlier run: progress counts it at once."""
+        known = name in self._before
+        self._before.discard(name)
+        return known
 
     def put(self, name: str, result: Any) -> None:
         """Keep a finished measurement."""

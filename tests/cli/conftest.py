@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 
+from sere.bundled import model_path
 from tests.support.checkpoints import save_checkpoint
 
 
@@ -17,3 +19,13 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def similarities(checkpoint: Path) -> Path:
     return checkpoint.parent / "table.safetensors"
+
+
+@pytest.fixture
+def tiny_bundled(tmp_path: Path, checkpoint: Path) -> Path:
+    """A tiny model of other sizes with the bundled model's tokenizer: fast to decode on a busy machine."""
+    folder = tmp_path / "tiny"
+    shutil.copytree(checkpoint, folder)
+    for path in model_path().glob("tokenizer*.json"):
+        shutil.copy(path, folder)
+    return folder

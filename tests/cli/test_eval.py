@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +18,6 @@ from tests.support.commands import run_json, run_text
 
 SERE, TOPK = "sere:select_top_k=1", "topk:select_top_k=1"
 TASKS = ("--per-task", 1, "--tasks", "addition", "sorting", "reversal", "--max-new-tokens", 6)
-
-
-@pytest.fixture
-def tiny_bundled(tmp_path: Path, checkpoint: Path) -> Path:
-    """A tiny model of other sizes with the bundled model's tokenizer: fast to decode on a busy machine."""
-    folder = tmp_path / "tiny"
-    shutil.copytree(checkpoint, folder)
-    for path in model_path().glob("tokenizer*.json"):
-        shutil.copy(path, folder)
-    return folder
 
 
 @pytest.fixture

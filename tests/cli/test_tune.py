@@ -9,8 +9,11 @@ import pytest
 from transformers import AutoModelForCausalLM
 
 from sere.cli import main
+from sere.errors import ConfigError
+from sere.eval.tasks import TASK_NAMES
 from sere.table import SimilarityTable
 from sere.tune import work
+from sere.tune.plan import TunePlan
 from tests.support.commands import refused, run_json, run_text
 from tests.support.tuning import PROMPTS, Breaking, question_file, routed_table
 
@@ -146,6 +149,19 @@ def test_the_table_alone_says_the_error(
     errors = [cell["error"] for cell in found["8"].values()]
     assert errors == sorted(errors, reverse=True)
     assert table.read_bytes() == before
+
+
+def test_a_model_with_the_bundled_tokenizer_continues_the_tasks(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tiny_bundled: Path, table: Path
+) -> None:
+    """Without any texts, such a model is given questions of all tasks, whatever its sizes."""
+
+    def stop(_args: object, _source: object, plan: TunePlan, _work: object) -> None:
+        raise ConfigError(f"asked {sorted({question.task for question in plan.questions})}")
+
+    monkeypatch.setattr("sere.cli.tune._tune", stop)
+    line = refused(capsys, "tune", tiny_bundled, "--table", table)
+    assert f"asked {sorted(TASK_NAMES)}" in line
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 
 from cells import conditions, counts, grouped, interval, points, right, table
-from records import Record, cases_of, read_json, recommended_cases
+from records import Record, read_json, recommended_cases
 
 
 def recommended() -> str:
@@ -40,37 +40,6 @@ def demo() -> str:
             f"{100 * case['share']['value']:.1f}", points(case.get("difference")),
         ],
     ) + conditions([record])  # fmt: skip
-
-
-def eval_overall() -> str:
-    """Right answers of all tasks together, a table per batch size; the speedup of settings in the demo."""
-    records, timed = [read_json("eval-small.json"), read_json("eval.json")], read_json("demo.json")
-    speedups = {
-        (case["batch_size"], case["setting"]): f"{case['speedup']['p50']:.2f}x" for case in timed["cases"]
-    }
-    headers = ["setting", "experts", "right, %", "vs baseline, points", "tokens", "faster"]
-    return grouped(
-        sorted(cases_of(records), key=lambda case: int(case["batch_size"])),
-        lambda case: f"Batch size {case['batch_size']}", headers,
-        lambda case: [
-            case["setting"], counts(case["experts"]), *right(case), f"{case['answer_tokens']:.1f}",
-            speedups.get((case["batch_size"], case["setting"]), ""),
-        ],
-    ) + conditions([*records, timed])  # fmt: skip
-
-
-def eval_text() -> str:
-    """Perplexity and divergence on held-out English, of the cases that read some."""
-    record = read_json("eval.json")
-    rows = [
-        [
-            case["setting"], f"{case['experts']['distinct_after']:.1f}",
-            f"{case['text']['perplexity']:.3f}", f"{case['text']['kl']:.4f}",
-        ]
-        for case in record["cases"]
-        if case["text"]
-    ]  # fmt: skip
-    return table(rows, ["setting", "experts", "perplexity", "KL"]) + conditions([record])
 
 
 def eval_prompts() -> str:
@@ -117,7 +86,7 @@ def eval_metrics() -> str:
 
 def eval_tasks() -> str:
     """Right answers by task, in percent: a table for every four tasks."""
-    record = read_json("eval.json")
+    record = read_json("frontier-abacus.json")
     names = [name for name in record["cases"][0]["tasks"] if name != "all"]
     tables = [_task_table(record, names[start : start + 4]) for start in range(0, len(names), 4)]
     return "\n\n".join(tables) + conditions([record])

@@ -20,6 +20,7 @@ import fill_tables as fill
 import pictures
 import policy_table
 import records
+import rule_tables
 import serving_tables as serving
 import speed_tables as speed
 from sere.files import atomic_path
@@ -38,8 +39,7 @@ BLOCK = re.compile(r"(<!-- record: (?P<name>[a-z-]+) -->\n).*?(<!-- end -->)", r
 BLOCKS: Mapping[str, Callable[[], str]] = {
     "recommended": answers.recommended,
     "demo": answers.demo,
-    "eval-overall": answers.eval_overall,
-    "eval-text": answers.eval_text,
+    "rules": rule_tables.rules,
     "eval-prompts": answers.eval_prompts,
     "eval-questions": answers.eval_questions,
     "eval-metrics": answers.eval_metrics,
@@ -68,7 +68,7 @@ PICTURES: Mapping[str, Callable[[], str]] = {
         records.recommended_cases(records.read_json("demo.json"))
     ),
     "docs/serve.svg": lambda: pictures.serve(records.serve_records()),
-    "docs/quality.svg": lambda: pictures.quality(records.read_json("eval.json")["cases"]),
+    "docs/rules.svg": lambda: pictures.rules(rule_tables.beds()),
 }
 
 

@@ -38,11 +38,7 @@ def recommended(cases: Mapping[int, tuple[Record, Record]]) -> str:
             # Side by side, so that the bars of one do not hide those of the other.
             [size * (0.97, 1.03)[index] for size in sizes],
             [100 * share["value"] for share in shares],
-            yerr=[
-                [100 * (share["value"] - share["low"]) for share in shares],
-                [100 * (share["high"] - share["value"]) for share in shares],
-            ],
-            elinewidth=1.2, capsize=3, **style,
+            yerr=_bars(shares), elinewidth=1.2, capsize=3, **style,
         )  # fmt: skip
     for size in sizes:
         faster = cases[size][1]
@@ -106,49 +102,63 @@ def serve(records: Sequence[Record]) -> str:
     return _svg(figure)
 
 
-def quality(cases: Sequence[Record]) -> str:
-    """Draw right answers over distinct experts, one line per method; further up and further left is better.
+def rules(beds: Mapping[str, Record]) -> str:
+    """Draw right answers over distinct experts, one marker per rule; further up and further left is better.
 
     Args:
-        cases: Of ``sere eval``, all of one batch size.
+        beds: Records of ``sere eval`` by the name of the test bed, each at one batch size.
 
     Returns:
-        The picture, as SVG.
+        The picture, as SVG; the beds are side by side.
     """
-    lines: dict[str, list[Record]] = {}
-    for case in cases:
-        lines.setdefault(_method(case["setting"]), []).append(case)
-    figure = Figure(figsize=(8, 4.6), layout="constrained")
-    axes = figure.subplots()
-    for index, (method, line) in enumerate(lines.items()):
-        line.sort(key=lambda case: float(case["experts"]["distinct_after"]))
-        shares = [case["tasks"]["all"]["share"] for case in line]
-        style = _style(index % len(COLORS), 0 if method.startswith(("off", "sere")) else 1)
-        axes.errorbar(
-            [case["experts"]["distinct_after"] for case in line],
-            [100 * share["value"] for share in shares],
-            yerr=[
-                [100 * (share["value"] - share["low"]) for share in shares],
-                [100 * (share["high"] - share["value"]) for share in shares],
-            ],
-            elinewidth=0.8, capsize=2, label=method, **style,
-        )  # fmt: skip
-    axes.set_xlabel("distinct experts per layer and step")
-    axes.set_ylabel("right answers, %; bars: 95 % intervals")
-    axes.set_title(f"the bundled model at batch size {cases[0]['batch_size']}", fontsize=10, loc="left")
-    picture.plain(axes)
-    axes.set_xlim(left=0)
-    axes.legend(frameon=False, fontsize=8, loc="lower right")
+    figure = Figure(figsize=(9.6, 5), layout="constrained")
+    names: dict[str, None] = {}
+    for record in beds.values():
+        names |= dict.fromkeys(_rule(case["setting"]) for case in record["cases"])
+    handles = {}
+    for (bed, record), axes in zip(
+        beds.items(), figure.subplots(1, len(beds), squeeze=False)[0], strict=True
+    ):
+        for index, name in enumerate(names):
+            line = [case for case in record["cases"] if _rule(case["setting"]) == name]
+            if line:
+                style = _style(index, again := index // len(COLORS))
+                style["marker"] = MARKERS[(index + 3 * again) % len(MARKERS)]
+                handles[name] = _answers(axes, line, name, style)
+        axes.set_xlabel("distinct experts per layer and step")
+        axes.set_title(f"{bed}, batch size {record['cases'][0]['batch_size']}", fontsize=10, loc="left")
+        picture.plain(axes)
+        axes.set_xlim(left=0)
+        axes.set_ylim(0, 102)
+    figure.axes[0].set_ylabel("right answers, %; bars: 95 % intervals")
+    figure.legend(handles.values(), handles, loc="outside lower center", ncols=5, frameon=False, fontsize=8)
     return _svg(figure)
 
 
-def _method(setting: str) -> str:
+def _answers(axes: Any, line: Sequence[Record], name: str, style: Mapping[str, Any]) -> Any:
+    """Draw one rule's right answers over its experts; return what a legend shows."""
+    line = sorted(line, key=lambda case: float(case["experts"]["distinct_after"]))
+    shares = [case["tasks"]["all"]["share"] for case in line]
+    return axes.errorbar(
+        [case["experts"]["distinct_after"] for case in line],
+        [100 * share["value"] for share in shares],
+        yerr=_bars(shares), elinewidth=0.8, capsize=2, label=name, **style,
+    )  # fmt: skip
+
+
+def _bars(shares: Sequence[Mapping[str, float]]) -> list[list[float]]:
+    """Return how far intervals reach below and above shares, in percent."""
+    return [
+        [100 * (share["value"] - share["low"]) for share in shares],
+        [100 * (share["high"] - share["value"]) for share in shares],
+    ]
+
+
+def _rule(setting: str) -> str:
     """Return a setting without the number that moves it along its line."""
     kind, _, options = setting.partition(":")
-    names = [option.partition("=")[0] for option in options.split(",")]
-    kind = f"{kind}:{names[0]}" if names[0] == "paper" else kind
-    marks = [name for name in ("min_active", "use_scale") if name in names]
-    return " with ".join([kind, *([" and ".join(marks)] if marks else [])])
+    kept = [one for one in options.split(",") if one == "paper" or one.startswith("mode=")]
+    return ", ".join([kind, *kept])
 
 
 def _way(record: Record) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -80,11 +80,6 @@ def label(setting: str) -> str:
     if setting.startswith("oracle "):
         return REPLAY + label(setting.removeprefix("oracle "))
     return normalize_label(setting)
-
-
-def cases_of(records: Sequence[Record]) -> list[Any]:
-    """Return the cases of several records."""
-    return [case for record in records for case in record["cases"]]
 
 
 def recommended_cases(record: Record) -> dict[int, tuple[Record, Record]]:

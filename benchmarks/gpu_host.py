@@ -25,6 +25,7 @@ from sere.provenance import installed_version, machine
 from sere.reroute import COUNTERS, PreparedLayer, TokenBatch
 from sere.reroute.backends.cuda import device
 from sere.reroute.backends.cuda.launch import Launch
+from sere.reroute.limits import layer_limits
 from sere.reroute.raw_layer import KernelConfig, RawLayer
 from tests.support.shim import driver
 
@@ -51,9 +52,9 @@ def ways_to_launch(patch: pytest.MonkeyPatch) -> dict[str, Put]:
 def make_calls() -> dict[str, Callable[[], object]]:
     """Return a bare call and a call as an engine makes it."""
     similarity = torch.rand(E, E, generator=torch.Generator().manual_seed(0)).fill_diagonal_(1.0)
-    config = RerouteConfig(select_top_k=1, threshold=0.3)
-    keep = torch.zeros(E, dtype=torch.bool)
-    raw = RawLayer(similarity, config.threshold, keep, None, KernelConfig.of(config))
+    config = RerouteConfig(threshold=0.3)
+    limits, keep = layer_limits(config.for_layer(0), E, K), torch.zeros(E, dtype=torch.bool)
+    raw = RawLayer(similarity, config.threshold, limits, keep, None, KernelConfig.of(config))
     prepared = PreparedLayer(raw, config, "cuda", torch.device("cpu"))
     ids, weights = torch.arange(T * K, dtype=torch.int32).reshape(T, K) % E, torch.rand(T, K)
     budget, counters = torch.ones(T, dtype=torch.int32), torch.zeros(len(COUNTERS), dtype=torch.int64)

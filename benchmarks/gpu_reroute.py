@@ -4,14 +4,14 @@
     python benchmarks/gpu_reroute.py --quick    two shapes
     python benchmarks/gpu_reroute.py --threads  one shape with 128 to 1024 threads per block
 
-Variants: ``cuda`` (one launch), ``served`` (the same as an engine calls it: budgets, counters, distinct slots
-filled up), ``torch`` (tensor operations), ``five`` (the published form: zero, cast, scatter, serial search,
-cast) and ``nothing`` (an empty kernel: what a launch costs in a graph). Each replay runs through rotating
-batches and layers; they all fit a large GPU's L2 cache, so these figures are of warm memory. ``cold`` and
-``nothing cold`` are ``cuda`` and ``nothing`` after a buffer of twice the L2 cache has been filled, less the
-time of the filling alone in the same turn: in a served model the experts' weights push everything out between
-two layers. Before a shape is timed, every variant must give what the plain loops give. One JSON line per row
-goes to ``--out``.
+Variants: ``cuda`` (one launch), ``served`` (the same as an engine calls it: budgets, counters, P filled up to
+the default M, distinct slots filled up), ``torch`` (tensor operations), ``five`` (the published form: zero,
+cast, scatter, serial search, cast) and ``nothing`` (an empty kernel: what a launch costs in a graph). Each
+replay runs through rotating batches and layers; they all fit a large GPU's L2 cache, so these figures are of
+warm memory. ``cold`` and ``nothing cold`` are ``cuda`` and ``nothing`` after a buffer of twice the L2 cache
+has been filled, less the time of the filling alone in the same turn: in a served model the experts' weights
+push everything out between two layers. Before a shape is timed, every variant must give what the plain loops
+give. One JSON line per row goes to ``--out``.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ from tabulate import tabulate
 from gpu_timing import capture, gpu_versions, spin, summaries, time_in_turns, without_filling
 from gpu_variants import (
     COLD,
+    PUBLISHED,
+    SERVED,
     THRESHOLD,
     Baseline,
     check,
@@ -88,7 +90,7 @@ def row_of(model: str, T: int, E: int, K: int, result: dict[str, dict[str, float
 def record(out: Path, name: str, shape: tuple[int, int, int], clock: str | None, result: Any) -> None:
     """Append one shape's figures to ``out``."""
     T, E, K = shape
-    config = {"model": name, "T": T, "E": E, "K": K, "select_top_k": 1, "threshold": THRESHOLD}
+    config = {"model": name, "T": T, "E": E, "K": K, "threshold": THRESHOLD, **PUBLISHED, "served": SERVED}
     config |= {"memory": "warm, but for the cold variants", "sm_clock": clock}
     line = {"benchmark": "gpu_reroute", "unit": "us_per_step", "variants": result, "config": config}
     append_json_line(out, {**line, **provenance(), "gpu_versions": gpu_versions()})

@@ -1,4 +1,4 @@
-"""Serve Qwen3-30B-A3B's full shape with vLLM: re-routing off against select_top_k = 1, 2, 4, in turns.
+"""Serve Qwen3-30B-A3B's full shape with vLLM: re-routing off, the default, S = 1 and 2 alone, in turns.
 
 Run ``python benchmarks/gpu_serve.py`` with vLLM and sere's plug-in installed (``benchmarks/vllm_pieces.py``
 carries them to a machine without a network). All 48 layers, random weights of a standard deviation that keeps
@@ -34,7 +34,8 @@ from sere.provenance import provenance
 
 ROWS = (1, 4, 8, 16, 32, 64, 128)
 SETTINGS: Mapping[str, PolicySpec] = {
-    spec.label: spec for spec in parse_specs(f"sere:select_top_k={S}" for S in (1, 2, 4))
+    spec.label: spec
+    for spec in parse_specs(("sere", "sere:active_experts=0", "sere:select_top_k=2,active_experts=0"))
 }
 PROMPT, ROUNDS, SPREAD = 32, 5, 0.04
 COUNTED = ("distinct_before", "distinct_after", "slots_rerouted")
@@ -76,12 +77,12 @@ def scatter_weights(worker: Any) -> int:
 
 
 def start(folder: Path, table: Path, most_rows: int, options: Mapping[str, Any]) -> Any:
-    """Start the engine in this process, with re-routing on at S = 1."""
+    """Start the engine in this process, with re-routing on at its defaults."""
     os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_LOGGING_LEVEL": "WARNING"}
     os.environ["VLLM_NO_USAGE_STATS"] = "1"
     from vllm import LLM
 
-    settings = {"table": str(table), "select_top_k": 1, "threshold": 0.0, "log_seconds": 0}
+    settings = {"table": str(table), "log_seconds": 0}
     llm = LLM(
         str(folder), load_format="dummy", skip_tokenizer_init=True, dtype="bfloat16", seed=0,
         max_model_len=512, max_num_seqs=most_rows, enable_prefix_caching=False,

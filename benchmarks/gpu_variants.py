@@ -15,13 +15,15 @@ from sere.config import RerouteConfig
 from sere.reroute import COUNTERS, PreparedLayer, TokenBatch, prepare_layer
 from sere.reroute.backends.cuda import device as launching
 from sere.reroute.backends.cuda.launch import Launch
+from sere.reroute.constants import LAYER_BUDGET
 from sere.similarity.layer import LayerSimilarity
 
 LAYERS, BATCHES, THRESHOLD = 8, 8, 0.5
 DEVICE = "cuda"
 COLD = ("cold", "nothing cold")
-# How an engine calls it, beside select_top_k and threshold.
-SERVED = {"merge": "distinct"}
+# The rows' heaviest experts alone, as published; and how an engine calls it.
+PUBLISHED = {"active_experts": 0}
+SERVED = {"active_experts": "auto", "merge": "distinct"}
 Step = Callable[[int], Any]
 
 
@@ -52,16 +54,15 @@ def make_work(T: int, E: int, K: int) -> Work:
     """Return rotating batches and layers of one shape; some experts are popular."""
     similarity = make_similarities(LAYERS, E)
     batches = [TokenBatch(*pair) for pair in make_batches(BATCHES, T, E, K)]
-    served = SERVED | {"min_active": K}
     settings: dict[str, tuple[dict[str, Any], str]] = {
-        "cuda": ({"backend": "cuda"}, DEVICE),
-        "served": ({"backend": "cuda"} | served, DEVICE),
-        "torch": ({"backend": "torch"}, DEVICE),
-        "reference": ({"backend": "reference"}, "cpu"),
-        "served reference": ({"backend": "reference"} | served, "cpu"),
+        "cuda": ({"backend": "cuda"} | PUBLISHED, DEVICE),
+        "served": ({"backend": "cuda"} | SERVED, DEVICE),
+        "torch": ({"backend": "torch"} | PUBLISHED, DEVICE),
+        "reference": ({"backend": "reference"} | PUBLISHED, "cpu"),
+        "served reference": ({"backend": "reference"} | SERVED, "cpu"),
     }
     prepared = {
-        name: [_prepare(matrix, changes, device) for matrix in similarity]
+        name: [_prepare(matrix, changes, device, K) for matrix in similarity]
         for name, (changes, device) in settings.items()
     }
     return Work(
@@ -70,14 +71,14 @@ def make_work(T: int, E: int, K: int) -> Work:
         [batch.topk_weights.to(DEVICE) for batch in batches],
         [matrix.to(DEVICE) for matrix in similarity],
         prepared,
-        torch.ones(T, dtype=torch.int32, device=DEVICE),
+        torch.full((T,), LAYER_BUDGET, dtype=torch.int32, device=DEVICE),
         torch.zeros(len(COUNTERS), dtype=torch.int64, device=DEVICE),
     )
 
 
-def _prepare(matrix: Tensor, changes: dict[str, Any], device: str) -> PreparedLayer:
-    config = RerouteConfig.from_mapping({"select_top_k": 1, "threshold": THRESHOLD} | changes)
-    return prepare_layer(LayerSimilarity(matrix), config, device=device)
+def _prepare(matrix: Tensor, changes: dict[str, Any], device: str, K: int) -> PreparedLayer:
+    config = RerouteConfig.from_mapping({"threshold": THRESHOLD} | changes)
+    return prepare_layer(LayerSimilarity(matrix), config, top_k=K, device=device)
 
 
 class Baseline:

@@ -1,13 +1,15 @@
 """Time one call of re-routing as an engine makes it: checks, backend and result.
 
 Run ``python benchmarks/reroute.py``. Every backend is first compared with the plain loops, bit by bit; if one
-differs, nothing is timed. Then the backends take turns in one run, on a layer that was prepared before.
+differs, nothing is timed. Then the backends take turns in one run, on a layer that was prepared before. The
+layer has factors, which the published method does not use, and each call adds to the layer's counters.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,26 +21,36 @@ from sere.bench.timing import spread
 from sere.config import RerouteConfig
 from sere.files import append_json_line
 from sere.provenance import provenance
-from sere.reroute import PreparedLayer, TokenBatch, prepare_layer
+from sere.reroute import COUNTERS, PreparedLayer, TokenBatch, prepare_layer
 from sere.similarity.layer import LayerSimilarity
 
 ROWS = (1, 16, 64, 256)
 BACKENDS = ("cpu", "torch")
 REFERENCE = "reference"
-SETTINGS: tuple[dict[str, Any], ...] = ({"select_top_k": 1}, {"select_top_k": 2, "threshold": 0.5})
+# The published method, the default, and a number that a person gives.
+SETTINGS: Mapping[str, dict[str, Any]] = {
+    "sere:paper,select_top_k=1": {"preset": "paper", "select_top_k": 1},
+    "sere": {},
+    "sere:active_experts=32": {"active_experts": 32},
+}
 # Calls of a turn, and turns that warm up.
 CALLS, WARM_UP = 10, 2
 DEFAULT_OUT = Path("benchmarks/results/reroute.jsonl")
 
 
-def prepare(E: int, settings: dict[str, Any]) -> dict[str, PreparedLayer]:
+def prepare(E: int, K: int, settings: dict[str, Any]) -> dict[str, PreparedLayer]:
     """Return one random layer, prepared for the plain loops and for every backend that is timed."""
     (similarity,) = make_similarities(1, E)
+    layer = LayerSimilarity(similarity)
+    configs = {
+        backend: RerouteConfig.from_mapping(settings | {"backend": backend})
+        for backend in (REFERENCE, *BACKENDS)
+    }
     return {
         backend: prepare_layer(
-            LayerSimilarity(similarity), RerouteConfig.from_mapping(settings | {"backend": backend})
+            layer, config, top_k=K, scale=None if config.use_scale is False else similarity.sqrt()
         )
-        for backend in (REFERENCE, *BACKENDS)
+        for backend, config in configs.items()
     }
 
 
@@ -58,12 +70,13 @@ def check(layers: dict[str, PreparedLayer], batch: TokenBatch) -> None:
 def time_in_turns(layers: dict[str, PreparedLayer], batch: TokenBatch, rounds: int) -> dict[str, list[float]]:
     """Return microseconds per call; the backends take turns, ten calls per turn."""
     samples: dict[str, list[float]] = {backend: [] for backend in BACKENDS}
+    counters = torch.zeros(len(COUNTERS), dtype=torch.int64)
     for turn in range(rounds + WARM_UP):
         for backend, taken in samples.items():
             route = layers[backend].route
             started = time.perf_counter()
             for _ in range(CALLS):
-                route(batch)
+                route(batch, counters)
             if turn >= WARM_UP:
                 taken.append((time.perf_counter() - started) * 1e6 / CALLS)
     return samples
@@ -78,20 +91,19 @@ def main() -> None:
     rounds, shapes = (5, SHAPES[:1]) if arguments.quick else (200, SHAPES[:5])
     rows = []
     for model, E, K in shapes:
-        for settings in SETTINGS:
-            layers = prepare(E, settings)
+        for label, settings in SETTINGS.items():
+            layers = prepare(E, K, settings)
             for T in ROWS:
                 batch = TokenBatch(*make_batches(1, T, E, K)[0])
                 check(layers, batch)
                 for backend, samples in time_in_turns(layers, batch, rounds).items():
                     found = spread(samples)
-                    config = {"model": model, "T": T, "K": K, "E": E, "backend": backend, **settings}
+                    config = {"model": model, "T": T, "K": K, "E": E, "backend": backend, "settings": label}
                     line = {"benchmark": "reroute", "unit": "us_per_call", "median": found.p50}
                     line |= {"p20": found.p20, "p80": found.p80, "config": config}
                     append_json_line(arguments.out, {**line, **provenance()})
-                    S = settings["select_top_k"]
-                    rows.append([model, E, K, T, S, backend, found.p50, found.p20, found.p80])
-    headers = ["shape", "E", "K", "T", "S", "backend", "median, µs per call", "p20", "p80"]
+                    rows.append([model, E, K, T, label, backend, found.p50, found.p20, found.p80])
+    headers = ["shape", "E", "K", "T", "settings", "backend", "median, µs per call", "p20", "p80"]
     print(tabulate(rows, headers, floatfmt=".1f"))
 
 

@@ -17,11 +17,11 @@ def main(path: str) -> None:
     tokenizer = AutoTokenizer.from_pretrained(path, padding_side="left")
     table_path = Path(tempfile.gettempdir()) / "example.sere"
     texts = calibration_texts(count=400)
-    sere.calibrate(model, tokenizer, texts, metric="projection", max_tokens=4096).save(table_path)
+    sere.calibrate(model, tokenizer, texts, max_tokens=4096).save(table_path)
 
     questions = mixed(split="test", per_task=2)
     batch = tokenizer([question.prompt for question in questions], return_tensors="pt", padding=True)
-    with sere.apply(model, table_path, select_top_k=2, min_active=32, use_scale=True) as handle:
+    with sere.apply(model, table_path) as handle:
         output = model.generate(**batch, max_new_tokens=96, do_sample=False)
     answers = tokenizer.batch_decode(output[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
     for question, answer in zip(questions, answers, strict=True):

@@ -7,14 +7,18 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from sere.config import RerouteConfig
+from sere.config import LayerSettings, RerouteConfig
+from sere.config.active_experts import active_experts_of_text, text_of_active_experts
 from sere.errors import ConfigError
 
 FULL: dict[str, Any] = {
-    "select_top_k": 2, "threshold": 0.3, "min_active": 4, "keep": {"3": [5, 1]}, "targets": "active",
-    "use_scale": True, "merge": "sentinel", "sentinel": -1, "phases": "all", "backend": "torch", "table": "t",
+    "select_top_k": 2, "threshold": 0.3, "active_experts": 4, "cap": True, "tier": "fast", "preset": None,
+    "layers": {"1": {"select_top_k": 1, "active_experts": [[1, 8], [8, 24]]}, "0": {"threshold": 0.5}},
+    "keep": {"3": [5, 1]}, "targets": "active", "use_scale": True, "merge": "sentinel", "sentinel": -1,
+    "phases": "all", "backend": "torch", "table": "t",
 }  # fmt: skip
 
 
@@ -26,6 +30,83 @@ def test_round_trip_through_json_and_file(tmp_path: Path) -> None:
     path = tmp_path / "settings.json"
     path.write_text(json.dumps(FULL))
     assert RerouteConfig.from_file(path) == config
+
+
+@pytest.mark.parametrize(
+    ("value", "read", "text"),
+    [
+        (0, 0, "0"),
+        (24, 24, "24"),
+        (0.25, 0.25, "0.25"),
+        (1.0, 1.0, "1.0"),
+        (1e-05, 1e-05, "1e-05"),
+        ("auto", "auto", "auto"),
+        ([[8, 24], [32, 32]], ((8, 24), (32, 32)), "8-24/32-32"),
+        (np.int64(7), 7, "7"),
+        (np.float32(0.5), 0.5, "0.5"),
+    ],
+    ids=["none", "number", "share", "all", "tiny share", "auto", "points", "numpy int", "numpy float"],
+)
+def test_active_experts_has_one_form_in_python_json_and_text(value: Any, read: Any, text: str) -> None:
+    """A share of all experts is not one expert; what is written as JSON or text reads back as it was."""
+    config = RerouteConfig(active_experts=value)
+    assert config.active_experts == read
+    assert type(config.active_experts) is type(read)
+    assert RerouteConfig.from_json(json.dumps(config.to_mapping())) == config
+    assert text_of_active_experts(config.active_experts) == text
+    back = active_experts_of_text(text)
+    assert (back, type(back)) == (read, type(read))
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        True, False, -1, 0.0, 1.5, float("nan"), "all", b"8", None, [], [[8]], [[0, 8]], [[1, -1]],
+        [[1, True]], [[8, 24], [8, 32]], [[8, 24], [1, 8]], [[1, 2**40]], 8j,
+    ],
+    ids=repr,
+)  # fmt: skip
+def test_what_is_no_number_of_experts_is_refused(value: Any) -> None:
+    """True is not one expert, nor a share; the text shows every form."""
+    with pytest.raises(ConfigError, match="active_experts: expected"):
+        RerouteConfig(active_experts=value)
+
+
+def test_active_experts_by_layer_belongs_to_the_settings_of_layers() -> None:
+    """A mapping is short for ``layers``; the other layers have what the table or the formula says."""
+    config = RerouteConfig.from_mapping(
+        {"active_experts": {"1": 0.5, 0: 32}, "layers": {1: {"threshold": 0.3}}}
+    )
+    assert config.active_experts == "auto"
+    assert config == RerouteConfig(
+        layers={0: {"active_experts": 32}, 1: {"threshold": 0.3, "active_experts": 0.5}}
+    )
+    assert config.for_layer(0) == LayerSettings(active_experts=32)
+    assert config.for_layer(1) == LayerSettings(threshold=0.3, active_experts=0.5)
+    assert config.for_layer(2) == LayerSettings()
+
+
+def test_a_layer_has_its_own_settings_and_else_those_of_all() -> None:
+    """What a layer does not name is what the settings say for all layers."""
+    config = RerouteConfig(select_top_k=2, active_experts=24, layers={3: {"select_top_k": 1}})
+    assert config.for_layer(3) == LayerSettings(select_top_k=1, active_experts=24)
+    assert config.for_layer(0) == LayerSettings(select_top_k=2, active_experts=24)
+
+
+def test_all_settings_have_defaults() -> None:
+    """No setting is needed: one slot per token is primary, M is open, and factors are used if known."""
+    config = RerouteConfig.from_mapping({})
+    assert config == RerouteConfig()
+    assert (config.select_top_k, config.active_experts, config.use_scale) == (1, "auto", None)
+
+
+def test_the_papers_preset_is_the_published_method() -> None:
+    """No filling up, no factors, whatever the table holds; it reads back from what it writes."""
+    config = RerouteConfig.paper(2, 0.3)
+    assert (config.select_top_k, config.threshold, config.active_experts) == (2, 0.3, 0)
+    assert (config.use_scale, config.cap, config.targets, config.layers) == (False, False, "primary", {})
+    assert RerouteConfig.from_mapping(config.to_mapping()) == config
+    assert RerouteConfig.from_mapping({"preset": "paper", "select_top_k": 2, "threshold": 0.3}) == config
 
 
 def test_keep_is_normalized() -> None:
@@ -42,7 +123,7 @@ def test_keep_is_normalized() -> None:
     ("values", "text"),
     [
         ({"select_topk": 2}, "unknown setting 'select_topk'; did you mean 'select_top_k'"),
-        ({"threshold": 0.1}, "select_top_k is missing"),
+        ({"preset": "paper"}, "select_top_k is missing: the preset 'paper' needs it, e.g. 2"),
         ({"select_top_k": True}, "select_top_k: expected an integer of at least 1, got True"),
         ({"select_top_k": 2, "threshold": "0.3"}, "threshold: expected a number of at least 0 .*, got '0.3'"),
         (
@@ -56,6 +137,41 @@ def test_keep_is_normalized() -> None:
         (
             {"select_top_k": 2, "threshold": 10**400},
             "threshold: expected a number of at least 0 .*, got 1000",
+        ),
+        ({"preset": "papers", "select_top_k": 2}, "preset: got 'papers'; did you mean 'paper'"),
+        (
+            {"preset": "paper", "select_top_k": 2, "use_scale": True},
+            "use_scale: the preset 'paper' has False, got True; leave out one of the two",
+        ),
+        (
+            {"preset": "paper", "select_top_k": 2, "active_experts": {0: 8}},
+            "layers: the preset 'paper' has {}, got .* leave out one of the two",
+        ),
+        ({"cap": 1}, "cap: expected true or false, got 1"),
+        (
+            {"cap": True, "active_experts": 0},
+            "cap: needs a number of experts to keep to, got active_experts=0",
+        ),
+        (
+            {"cap": True, "layers": {3: {"active_experts": [[1, 0], [8, 24]]}}},
+            "cap: needs a number of experts to keep to, got active_experts=1-0/8-24; give another one",
+        ),
+        ({"tier": 3}, "tier: expected the name of one of the table's tiers, got 3"),
+        ({"layers": [24]}, r"layers: expected {layer index: settings}, got \[24\]"),
+        ({"layers": {0: 24}}, 'layers: expected settings such as {"active_experts": 24}, got 24'),
+        ({"layers": {0: {"keep": [1]}}}, "layers: unknown setting 'keep'"),
+        ({"layers": {0: {"threshold": -1}}}, "layers: layer 0: threshold: expected a number of at least 0"),
+        ({"layers": {"x": {}}}, "layers: expected {layer index: settings}, got the key 'x'"),
+        ({"layers": {-1: {}}}, "layers: layer indices start at 0, got -1"),
+        ({"layers": {0: {}, "0": {}}}, "layers: layer 0 is named twice; give its settings once"),
+        (
+            {"active_experts": {0: 8, "0": 9}},
+            "active_experts: layer 0 is named twice; give its settings once",
+        ),
+        ({"active_experts": {0: True}}, "layers: layer 0: active_experts: expected .* got True"),
+        (
+            {"active_experts": {0: 8}, "layers": {0: {"active_experts": 9}}},
+            "active_experts: layer 0 is named in layers, too; give one value",
         ),
         ({"select_top_k": 2, "phases": "prefill"}, "phases: got 'prefill' .*valid: all, decode"),
         ({"select_top_k": 2, "use_scale": 1}, "use_scale: expected true or false, got 1"),

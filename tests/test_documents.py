@@ -84,7 +84,8 @@ def test_every_metric_of_a_served_engine_is_explained() -> None:
     """docs/operations.md has a row for each metric that Prometheus gets, and for no other."""
     rows = re.findall(r"^\| `(sere_\w+)", read("docs/operations.md"), re.MULTILINE)
     layers = [f"sere_layer_{counter}_total" for counter in COUNTERS]
-    assert sorted(rows) == sorted(["sere_enabled", "sere_steps_total", *layers])
+    tiers = ["sere_tier", "sere_tier_steps_total", "sere_layer_active_experts"]
+    assert sorted(rows) == sorted(["sere_enabled", "sere_steps_total", *tiers, *layers])
 
 
 @pytest.mark.checkout
@@ -94,7 +95,9 @@ def test_settings_in_the_documents_are_those_of_the_code() -> None:
     own = {field.name: field.default for field in fields(PluginConfig)}
     del own["reroute"], own["merge_given"]
     said = {None: "none", True: "true", False: "false", 60.0: "60"}
-    assert dict(rows) == {name: said.get(value, f"`{value}`") for name, value in own.items()}
+    expected = {name: said.get(value, f"`{value}`") for name, value in own.items()}
+    # No list of names is none that is left out.
+    assert dict(rows) == expected | {"request_tiers": "all"}
     settings = re.findall(r"^\| `(\w+)` \|", README, re.MULTILINE)
     assert settings
     assert set(settings) <= {field.name for field in fields(RerouteConfig)}

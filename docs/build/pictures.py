@@ -146,6 +146,7 @@ def _method(setting: str) -> str:
     """Return a setting without the number that moves it along its line."""
     kind, _, options = setting.partition(":")
     names = [option.partition("=")[0] for option in options.split(",")]
+    kind = f"{kind}:{names[0]}" if names[0] == "paper" else kind
     marks = [name for name in ("min_active", "use_scale") if name in names]
     return " with ".join([kind, *([" and ".join(marks)] if marks else [])])
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sere.policies.spec import normalize_label
+from sere.policies.former_labels import normalize_label
 
 RESULTS = Path(__file__).resolve().parents[2] / "benchmarks" / "results"
 

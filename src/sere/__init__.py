@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from sere.reroute import Routing, reroute
     from sere.similarity import LayerSimilarity
     from sere.table import SimilarityTable
+    from sere.tune import tune
 
     __version__: str
 
@@ -33,6 +34,7 @@ __all__ = [
     "apply",
     "calibrate",
     "reroute",
+    "tune",
 ]
 
 # Where each lazy name is defined.
@@ -45,11 +47,12 @@ _HOMES = {
     "apply": "sere.integrations.transformers",
     "calibrate": "sere.calibrate",
     "reroute": "sere.reroute",
+    "tune": "sere.tune",
 }
 
 
 class _Package(ModuleType):
-    """Keeps ``sere.reroute`` and ``sere.calibrate`` functions, though packages have these names too.
+    """Keeps ``sere.reroute``, ``sere.calibrate`` and ``sere.tune`` functions: packages have these names, too.
 
     Importing such a package sets it as an attribute of this one, which would hide the function.
     """

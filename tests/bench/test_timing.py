@@ -128,13 +128,13 @@ def test_a_setting_that_changes_nothing_is_named_once(caplog: pytest.LogCaptureF
     model = tiny_model("qwen3_moe")
     subject = Subject(model, random_table(model), {})
     settings = [
-        parse_spec(text) for text in ("off", "sere:select_top_k=1,min_active=15", "sere:select_top_k=1")
+        parse_spec(text) for text in ("off", "sere:select_top_k=1,active_experts=15", "sere:active_experts=0")
     ]
     plan = BenchPlan(settings=settings, batch_sizes=[2], prompt=4, steps=2, rounds=2)
     records = list(bench(subject, plan))
     reasons = [record["nothing_changed"] for record in records]
     assert reasons[0] is None
     assert reasons[2] is None
-    assert "min_active=15 is never below what these batches read" in reasons[1]
+    assert "active_experts=15 is not below what these batches read" in reasons[1]
     (line,) = [record.getMessage() for record in caplog.records]
-    assert line == f"sere: B=2 sere:select_top_k=1,min_active=15: {reasons[1]}"
+    assert line == f"sere: B=2 sere:select_top_k=1,active_experts=15: {reasons[1]}"

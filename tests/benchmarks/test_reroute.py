@@ -21,8 +21,10 @@ def test_backends_agree_and_are_timed(
     monkeypatch.setattr("sys.argv", ["reroute.py", "--quick", "--out", str(out)])
     reroute.main()
     records = [json.loads(line) for line in out.read_text().splitlines()]
-    cases = [(one["config"]["select_top_k"], one["config"]["T"], one["config"]["backend"]) for one in records]
-    assert cases == [(S, T, name) for S in (1, 2) for T in reroute.ROWS for name in reroute.BACKENDS]
+    cases = [(one["config"]["settings"], one["config"]["T"], one["config"]["backend"]) for one in records]
+    assert cases == [
+        (label, T, name) for label in reroute.SETTINGS for T in reroute.ROWS for name in reroute.BACKENDS
+    ]
     assert {one["unit"] for one in records} == {"us_per_call"}
     assert all(one["machine"]["cpu"] and 0 < one["p20"] <= one["median"] <= one["p80"] for one in records)
     assert "median, µs per call" in capsys.readouterr().out
@@ -41,7 +43,7 @@ def test_a_backend_that_differs_stops_the_run(backend: str, changed: str) -> Non
             found = self.right.route(batch)
             return found._replace(**{changed: getattr(found, changed) + 1})
 
-    layers = reroute.prepare(8, {"select_top_k": 1})
+    layers = reroute.prepare(8, 2, {"active_experts": 3})
     batch = reroute.TokenBatch(*reroute.make_batches(1, 4, 8, 2)[0])
     reroute.check(layers, batch)
     with pytest.raises(SystemExit, match=f"{backend} differs from the plain loops"):

@@ -24,7 +24,7 @@ from tests.support.tiny import tiny_model
 
 def run(model: Any, *metrics: str) -> Any:
     """Calibrate a model in memory."""
-    return collect_in_memory(model, find_experts(model), some_tokens(), config(*metrics))
+    return collect_in_memory(model, find_experts(model), some_tokens(), config(*metrics)).similarities
 
 
 class Listed(nn.Module):
@@ -167,4 +167,5 @@ def test_one_weight_without_values_is_named() -> None:
     model.model.layers[1].self_attn.o_proj.to("meta")
     with pytest.raises(UnsupportedModel, match=r"layers\.1\.self_attn\.o_proj\.weight: has no values"):
         run(model, "frobenius")
-    assert set(collect_in_memory(model, find_experts(model), None, config("weights"))) == {"weights"}
+    found = collect_in_memory(model, find_experts(model), None, config("weights"))
+    assert set(found.similarities) == {"weights"}

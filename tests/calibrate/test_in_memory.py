@@ -22,7 +22,9 @@ TEXTS = ["The quick brown fox jumps over the lazy dog.", "Pack my box with five 
 
 
 def _run(model: nn.Module, *metrics: str, **options: Any) -> Any:
-    return collect_in_memory(model, find_experts(model), some_tokens(), config(*metrics, **options))
+    return collect_in_memory(
+        model, find_experts(model), some_tokens(), config(*metrics, **options)
+    ).similarities
 
 
 def test_table_says_where_it_comes_from() -> None:

@@ -97,7 +97,7 @@ def test_a_layer_that_no_token_reaches_is_named() -> None:
     assert set(collector.finish()) == {"frobenius"}
 
 
-@pytest.mark.parametrize("metric", [name for name in ALL_METRICS if name != "projection"])
+@pytest.mark.parametrize("metric", ALL_METRICS)
 def test_experts_that_are_all_alike_are_a_line_in_the_log(
     metric: str, caplog: pytest.LogCaptureFixture
 ) -> None:

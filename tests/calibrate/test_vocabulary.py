@@ -49,9 +49,11 @@ def test_only_tokens_that_are_used_count() -> None:
 
 def test_a_much_smaller_tokenizer_is_a_line_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
     """With half the embedding's rows or less it is most likely another model's."""
-    check_tokens(Tokens(torch.arange(3, 20), 4, char_tokenizer()), tiny_model("qwen3_moe"))
+    check_tokens(Tokens(torch.arange(3, 20), 4, tokenizer=char_tokenizer()), tiny_model("qwen3_moe"))
     assert not caplog.messages
-    check_tokens(Tokens(torch.arange(3, 20), 4, char_tokenizer()), tiny_model("qwen3_moe", vocab_size=200))
+    check_tokens(
+        Tokens(torch.arange(3, 20), 4, tokenizer=char_tokenizer()), tiny_model("qwen3_moe", vocab_size=200)
+    )
     (line,) = caplog.messages
     assert "the tokenizer has 96 tokens, the model's embedding 200 rows" in line
 

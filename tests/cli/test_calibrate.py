@@ -100,7 +100,7 @@ def test_interruption_before_anything_is_done_leaves_nothing(
         ),
         (
             ["--metric", "cka", "--parameters", '{"window": 4}'],
-            "metrics was frobenius, now cka; metric_parameters.",
+            "metrics was projection, now cka; metric_parameters.",
         ),
         ([], "with other settings: the texts or the tokenizer differ; repeat the original"),
     ],
@@ -137,7 +137,7 @@ def test_going_on_with_other_settings_names_them(
             ["--metric", "cka", "--parameters", '{"kernel": "rbff"}'],
             "kernel: expected one of linear, rbf, polynomial, got 'rbff'",
         ),
-        (["--parameters", '{"window": 4}'], "frobenius: unknown parameter 'window'; it has none"),
+        (["--parameters", '{"window": 4}'], "projection: unknown parameter 'window'; it has none"),
         (
             ["--metric", "cka,cosine", "--parameters", '{"window": 4}'],
             "expected a mapping from a metric's name",

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from sere.cli import main
+from sere.table import SimilarityTable, Tier
 from sere.versions import TESTED
 from tests.support.checkpoints import save_checkpoint
 from tests.support.commands import run_json
@@ -28,6 +29,22 @@ def test_doctor_finds_everything_in_order(
     assert "K=4 (select_top_k < 4 re-routes)" in model["detail"]
     assert weights["state"] == "ok"
     assert "; complete" in weights["detail"]
+    details = {f["name"]: f["detail"] for f in value["findings"] if f["part"] == "table"}
+    assert details["tiers"].startswith("none; M grows with the rows of a step")
+    assert details["defaults"] == "no tier, S=1, rho=0, M=4, 12, 16, 16 at 1, 8, 32, 128 rows"
+
+
+def test_doctor_shows_tiers(capsys: pytest.CaptureFixture[str], similarities: Path, tmp_path: Path) -> None:
+    """The table's tiers are named, and what the default one means for steps of a few sizes, by layer."""
+    tiers = {"balanced": Tier("balanced", ((1, 5), (8, 9)), {1: 11}), "fast": Tier("fast", 6)}
+    path = tmp_path / "tiers.sere"
+    SimilarityTable.load(similarities).with_tiers(tiers).save(path)
+    value = run_json(capsys, "doctor", "--table", path)
+    details = {f["name"]: f["detail"] for f in value["findings"] if f["part"] == "table"}
+    assert details["tiers"] == "balanced, fast"
+    assert details["defaults"] == (
+        "tier balanced, S=1, rho=0, M=5 to 11, 9 to 11, 9 to 11, 9 to 11 at 1, 8, 32, 128 rows"
+    )
 
 
 @pytest.mark.parametrize("package", ["transformers", "torch"])

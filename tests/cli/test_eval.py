@@ -46,12 +46,12 @@ def questions(tmp_path: Path) -> Path:
 def test_the_bundled_model_is_asked_its_own_tasks(
     capsys: pytest.CaptureFixture[str], tiny_bundled: Path, similarities: Path, tmp_path: Path
 ) -> None:
-    """By default SERE, the random control and top-k reduction stand beside off, at each batch size."""
+    """By default SERE and its two controls stand beside off, at each batch size."""
     out = tmp_path / "out" / "eval.json"
     argv = ["eval", tiny_bundled, "--table", similarities, "--batch-size", 1, 2, *TASKS]
     record = run_json(capsys, *argv, "--passages", 3, "--out", out)
     assert json.loads(out.read_text()) == record
-    names = ["off", "sere:select_top_k=1", "random:select_top_k=1", "topk:select_top_k=1"]
+    names = ["off", "sere", "random", "drop"]
     assert [(case["batch_size"], case["setting"]) for case in record["cases"]] == [
         (B, name) for B in (1, 2) for name in names
     ]
@@ -84,19 +84,19 @@ def test_any_model_is_compared_with_itself_on_prompts(
     """A record of agreement, divergence and perplexity; the table says what is what."""
     out = tmp_path / "eval.json"
     argv = ["eval", checkpoint, "--table", similarities, "--prompts", prompts, "--batch-size", 2]
-    argv += ["--max-new-tokens", 8, "--setting", SERE, "--setting", f"{SERE},min_active=15"]
+    argv += ["--max-new-tokens", 8, "--setting", SERE, "--setting", f"{SERE},active_experts=15"]
     record = run_json(capsys, *argv, "--out", out)
     assert json.loads(out.read_text()) == record
     assert record["plan"]["prompts"] == {"file": "prompts.txt", "count": 4, "skipped": 0}
     off, sere, idle = record["cases"]
     assert off["kl"]["value"] < 1e-6 < sere["kl"]["value"]
     assert off["agreement"]["value"] == 1
-    assert idle["nothing_changed"].startswith("nothing was re-routed: min_active=15")
+    assert idle["nothing_changed"].startswith("nothing was re-routed: active_experts=15")
     shown, err = run_text(capsys, *argv)
     assert "continuations: done" in err
     assert "agree %" in shown
     assert f"{record['continuations']['prompts']} prompts, " in shown
-    assert f"B=2 {SERE},min_active=15: nothing was re-routed: min_active=15 is never below" in shown
+    assert f"B=2 {SERE},active_experts=15: nothing was re-routed: active_experts=15 is not below" in shown
 
 
 def test_any_model_is_asked_questions_of_a_file(

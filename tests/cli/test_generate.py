@@ -93,7 +93,7 @@ def test_generate_puts_conversations_through_the_chat_template(
         ),
         (
             ["--prompt", "a", "--table", "SIMILARITIES", "--setting", "sere:select_top_k=1,use_scale=true"],
-            "has no scale",
+            "has no factors",
         ),
         (
             ["--prompt", "a", "--max-new-tokens", "0"],

@@ -27,7 +27,7 @@ def test_short_names_of_cases_are_a_column() -> None:
 
 def test_long_names_of_cases_have_a_line_of_their_own() -> None:
     """A table is as narrow as its numbers, however many options a setting has."""
-    name = "sere:select_top_k=2,min_active=32,use_scale=true"
+    name = "sere:select_top_k=2,active_experts=32,use_scale=true"
     assert case_table([("off", [8, "1.0"]), (name, [8, "12.0"])], ["B", "ms"]).splitlines() == [
         "  B    ms",
         "---  ----",

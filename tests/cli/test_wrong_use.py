@@ -30,7 +30,7 @@ WRONG = (
     "bench --out new/a.jsonl",
     "bench --preset nothing --out new/a.jsonl",
     "bench --preset tiny --layers 5000 --out new/a.jsonl",
-    "bench --preset tiny --setting sere --out new/a.jsonl",
+    "bench --preset tiny --setting sere:active_experts=x --out new/a.jsonl",
     "bench checkpoint --table nowhere.safetensors --out new/a.jsonl",
     "bench serve --preset nothing --out new/a.jsonl",
     "bench serve --preset tiny --setting oea:select_top_k=1 --out new/a.jsonl",

@@ -27,11 +27,11 @@ def build(monkeypatch: pytest.MonkeyPatch) -> Any:
     [
         ("off", "off"),
         ("sere:S=2,min_active=32,scale=true", "sere:select_top_k=2,min_active=32,use_scale=true"),
-        ("sere:S=1,rho=0.3", "sere:select_top_k=1,threshold=0.3"),
+        ("sere:S=1,rho=0.3", "sere:paper,select_top_k=1,threshold=0.3"),
         ("sere:select_top_k=1,threshold=0.3", "sere:select_top_k=1,threshold=0.3"),
         ("lynx:drop=0.6", "lynx:drop_share=0.6"),
         ("untouched", "vanilla"),
-        ("oracle sere:S=1", "replay sere:select_top_k=1"),
+        ("oracle sere:S=1", "replay sere:paper,select_top_k=1"),
     ],
 )
 def test_settings_have_todays_names(build: Any, recorded: str, today: str) -> None:
@@ -47,7 +47,7 @@ def test_records_have_todays_keys(build: Any) -> None:
         "experts": {"before": 8, "after": 3, "moved": 0.5, "layers": [{"index": 0, "before": 8}]},
     }  # fmt: skip
     today = {
-        "case": "2 per second, untouched", "setting": "sere:select_top_k=1", "speedup": {"p50": 2.0},
+        "case": "2 per second, untouched", "setting": "sere:paper,select_top_k=1", "speedup": {"p50": 2.0},
         "overhead": {"us_per_layer": 3.0}, "table": {"calibration_tokens": 5},
         "subject": {"num_experts": 8, "top_k": 2},
         "experts": {
@@ -110,14 +110,14 @@ def test_engines_with_a_floor_have_a_table_and_leave_the_others_alone(
         changes = {"setting": setting, "tpot_ms": {"p20": tpot, "p50": tpot, "p80": tpot}}
         return found | changes | {"config": found["config"] | {"start": {"min_active": 32}}}
 
-    on = "sere:select_top_k=2"
-    new = [floored("off", "off", 111.0), floored(on, f"{on},min_active=32", 44.0)]
+    on, floor = "sere:paper,select_top_k=2", "sere:select_top_k=2,min_active=32"
+    new = [floored("off", "off", 111.0), floored(on, floor, 44.0)]
     monkeypatch.setattr(records, "read_lines", lambda _name: [*plain, *new])
     assert serving.serve() == before
     rows = [line.split("|") for line in serving.serve_floor().splitlines() if re.match(r"\| \d", line)]
     assert [tuple(cell.strip() for cell in row[1:4]) for row in rows] == [
-        ("8", "", "off"), ("8", "", "sere:select_top_k=1"), ("8", "", on),
-        ("8", "min_active=32", "off"), ("8", "min_active=32", f"{on},min_active=32"),
+        ("8", "", "off"), ("8", "", "sere:paper,select_top_k=1"), ("8", "", on),
+        ("8", "min_active=32", "off"), ("8", "min_active=32", floor),
     ]  # fmt: skip
     assert [row[6].strip() for row in rows[3:]] == ["111.0", "44.0"]
     assert "min_active=32" in build("pictures").serve(records.serve_records())

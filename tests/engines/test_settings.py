@@ -19,7 +19,7 @@ from sere.errors import UnsupportedEngine
 from sere.integrations.vllm import read_stats
 from sere.policies.spec import POLICIES, parse_spec
 from sere.reroute.stats import LayerStats
-from sere.table import SimilarityTable
+from sere.table import SimilarityTable, Tier
 from tests.support.vllm.engines import engine, generate, prompts
 from tests.support.vllm.models import save_model, table_of
 
@@ -27,12 +27,26 @@ pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("default")]
 
 SETTINGS = {
     "off": "off",
-    "sere": "sere:select_top_k=1,threshold=0.2",
-    "random": "random:select_top_k=1,min_active=6",
+    "sere": "sere:active_experts=8,threshold=0.2",
+    "random": "random:select_top_k=1,active_experts=6",
+    "drop": "drop:select_top_k=1,active_experts=6",
     "topk": "topk:select_top_k=2",
+    "topp": "topp:p=0.6",
     "oea": "oea:select_top_k=1",
     "xshare": "xshare:budget=9",
+    "budget": "budget:budget=6,mode=truncate",
     "lynx": "lynx:drop_share=0.4",
+    "pool": "pool:size=5",
+    "prune": "prune:size=5",
+}
+# M of steps of eight rows by layer, 0 for all others; None where ρ or S decide, or a step has fewer experts.
+OWN: dict[str, dict[int, int] | None] = {
+    "sere": None,
+    "sere:active_experts=9": {0: 9, 1: 9},
+    "sere:active_experts=1-4/8-9/16-12": {0: 9, 1: 9},
+    "sere:tier=uneven": {0: 8, 1: 10},
+    "sere:tier=uneven,threshold=0.3": None,
+    "sere:paper,select_top_k=2": None,
 }
 # Of one length: nothing is padded, and both engines decode all rows in every step.
 PROMPTS = torch.tensor([[(31 * i + 7 * j * j + j) % 128 for j in range(6)] for i in range(8)])
@@ -51,6 +65,8 @@ class Engines(NamedTuple):
 def engines(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engines]:
     """Routers of softmax, and of sigmoid with bias and groups; float32, in which the engines agree."""
     path = save_model(tmp_path_factory.mktemp("model"), request.param)
+    tiers = {"uneven": Tier("uneven", ((1, 4), (8, 8)), {1: 10})}
+    SimilarityTable.load(table_of(path)).with_tiers(tiers).save(table_of(path))
     model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
     with engine(path, {"select_top_k": 1}, dtype="float32") as llm:
         yield Engines(llm, model, SimilarityTable.load(table_of(path)))
@@ -85,6 +101,15 @@ def test_same_tokens_and_experts_in_both_engines(engines: Engines, name: str) ->
     assert on_vllm(engines, SETTINGS[name], TOKENS) == (expected, layers)
     assert all(layer.steps == TOKENS - 1 for layer in layers)
     assert all((layer.distinct_after < layer.distinct_before) == (name != "off") for layer in layers)
+
+
+@pytest.mark.parametrize("text", OWN)
+def test_settings_of_sere_are_the_same_in_both_engines(engines: Engines, text: str) -> None:
+    """M as a number, by rows and by layer gives the same tokens and experts."""
+    expected, layers = on_transformers(engines, text, TOKENS)
+    assert on_vllm(engines, text, TOKENS) == (expected, layers)
+    if (most := OWN[text]) is not None:
+        assert all(layer.distinct_after == most.get(layer.index, most[0]) for layer in layers)
 
 
 def test_random_leaves_the_same_experts_in_both_engines(engines: Engines) -> None:

@@ -21,7 +21,7 @@ from sere.policies.spec import parse_spec, parse_specs
 from tests.support.tiny import tiny_model
 
 ALL_KINDS = [
-    "sere:select_top_k=1,min_active=2",
+    "sere:select_top_k=1,active_experts=2",
     "random:select_top_k=1",
     "topk:select_top_k=1",
     "oea:select_top_k=1",

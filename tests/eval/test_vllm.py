@@ -28,25 +28,33 @@ def groups(*texts: str) -> list[tuple[dict[str, Any], list[str]]]:
     return [(options, [setting.label for setting in settings]) for options, settings in found]
 
 
-def test_settings_that_differ_in_more_than_s_and_rho_need_another_engine() -> None:
-    """S and ρ change while an engine runs; each other choice is part of an engine's start."""
-    scaled = [f"sere:select_top_k={rest},use_scale=true" for rest in ("1", "2,threshold=0.3")]
-    floored = [f"sere:select_top_k={S},min_active=8,use_scale=true" for S in (1, 4)]
-    plain = "sere:select_top_k=1"
-    assert groups(scaled[0], floored[0], scaled[1], floored[1], plain) == [
+def test_settings_that_differ_in_more_than_s_rho_and_m_need_another_engine() -> None:
+    """S, ρ and M change while an engine runs; each other choice is part of an engine's start."""
+    scaled = [f"sere:select_top_k={rest},use_scale=true" for rest in ("2", "2,threshold=0.3")]
+    capped = [f"sere:select_top_k={S},active_experts=8,cap=true" for S in (2, 4)]
+    plain = ["sere:select_top_k=2", "sere:active_experts=8", "sere:tier=fast"]
+    assert groups(scaled[0], capped[0], scaled[1], capped[1], *plain) == [
         ({"use_scale": True}, ["off", *scaled]),
-        ({"min_active": 8, "use_scale": True}, floored),
-        ({}, [plain]),
+        ({"cap": True}, capped),
+        ({}, plain),
     ]
+
+
+def test_the_published_method_starts_an_engine_without_factors() -> None:
+    """The preset stands for values; those that an engine cannot change are part of its start."""
+    paper = [f"sere:paper,select_top_k={S}" for S in (2, 4)]
+    ((options, labels),) = groups(*paper)
+    assert options == {"use_scale": False}
+    assert len(labels) == 3
 
 
 def test_controls_need_no_engine_of_their_own() -> None:
     """Other settings than ``sere`` run in the first engine, whatever it was started with."""
-    controls = ["random:select_top_k=1,min_active=8", "topk:select_top_k=1"]
+    controls = ["random:select_top_k=1,active_experts=8", "topk:select_top_k=1"]
     assert groups(*controls) == [({}, ["off", *controls])]
-    assert groups(*controls, "sere:select_top_k=1,min_active=4", "sere:select_top_k=1") == [
-        ({"min_active": 4}, ["off", *controls, "sere:select_top_k=1,min_active=4"]),
-        ({}, ["sere:select_top_k=1"]),
+    assert groups(*controls, "sere:select_top_k=2,use_scale=true", "sere:select_top_k=2") == [
+        ({"use_scale": True}, ["off", *controls, "sere:select_top_k=2,use_scale=true"]),
+        ({}, ["sere:select_top_k=2"]),
     ]
 
 
@@ -87,7 +95,11 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def evaluate(engines: Engines, **options: Any) -> dict[str, Any]:
     plan = QuestionPlan(
         settings=parse_specs(
-            ["sere:select_top_k=1,min_active=4", "sere:select_top_k=1", "sere:select_top_k=2,min_active=4"]
+            [
+                "sere:select_top_k=1,targets=active",
+                "sere:select_top_k=1",
+                "sere:select_top_k=2,targets=active",
+            ]
         ),
         batch_sizes=[1, 8],
         questions=held_out(2, tasks=["addition"]),
@@ -100,12 +112,12 @@ def test_off_is_measured_once_and_paired_with_all(measured: list[str]) -> None:
     """Two engines one after the other; the record's order is the plan's, by batch size."""
     engines = Engines()
     record = evaluate(engines)
-    assert engines.started == [{"min_active": 4}, {}]
+    assert engines.started == [{"targets": "active"}, {}]
     labels = [
         "off",
-        "sere:select_top_k=1,min_active=4",
+        "sere:select_top_k=1,targets=active",
         "sere:select_top_k=1",
-        "sere:select_top_k=2,min_active=4",
+        "sere:select_top_k=2,targets=active",
     ]
     order = [f"B={B} {label}" for B in (1, 8) for label in labels]
     assert sorted(measured) == sorted(order)
@@ -131,7 +143,7 @@ def test_an_interrupted_run_starts_only_the_engines_that_it_still_needs(
     assert not engines.running
     before = path.read_text()
     evaluate(engines, checkpoint=path, progress=progress)
-    assert engines.started == [{"min_active": 4}, {}, {}]
+    assert engines.started == [{"targets": "active"}, {}, {}]
     assert len(measured) == 8
     assert not path.exists()
 

@@ -39,7 +39,7 @@ def test_evaluate(tmp_path: Path) -> None:
         "random:select_top_k=1",
         "topk:select_top_k=1",
         "oea:select_top_k=1",
-        "sere:select_top_k=1,min_active=24,use_scale=true",
+        "sere:select_top_k=1,active_experts=24,use_scale=true",
     ]
     plan = QuestionPlan(
         settings=parse_specs([*alike, *moving]),
@@ -61,7 +61,7 @@ def test_evaluate(tmp_path: Path) -> None:
     record = evaluate_engine(
         start, AutoTokenizer.from_pretrained(path), plan, table=SimilarityTable.load(table), dtype="bfloat16"
     )
-    assert started == [{}, {"min_active": 24, "use_scale": True}]
+    assert started == [{}, {"active_experts": 24, "use_scale": True}]
     off, *others = record["cases"]
     assert [case["setting"] for case in others] == [*alike, *moving]
     assert off["tasks"]["all"]["right"] > 6
@@ -87,13 +87,13 @@ def test_evaluate_by_command(
     out = tmp_path / "out" / "eval.json"
     argv = ["eval", "bundled", "--engine", "vllm", "--table", str(scaled_table(tmp_path)), "--out", str(out),
             "--batch-size", "4", "--per-task", "1", "--tasks", "addition", "sorting",
-            "--setting", "sere:select_top_k=8,min_active=9,use_scale=true",
+            "--setting", "sere:select_top_k=8,active_experts=9,use_scale=true",
             "--setting", "random:select_top_k=8", "--setting", "oea:select_top_k=8"]  # fmt: skip
     assert main(argv) == 0
     record = json.loads(out.read_text())
     assert list(out.parent.iterdir()) == [out]
     assert record["model"]["dtype"] == "bfloat16"
-    labels = ["off", "sere:select_top_k=8,min_active=9,use_scale=true", "random:select_top_k=8"]
+    labels = ["off", "sere:select_top_k=8,active_experts=9,use_scale=true", "random:select_top_k=8"]
     labels.append("oea:select_top_k=8")
     assert [case["setting"] for case in record["cases"]] == labels
     assert len({case["tasks"]["all"]["marks"] for case in record["cases"]}) == 1

@@ -19,15 +19,27 @@ from sere.reroute import TokenBatch
 from tests.support.policies import EXAMPLES, counted, example, named_rule, route, router, router_steps
 
 OTHERS = [
-    "sere:select_top_k=1,threshold=0.5,min_active=3",
-    "random:select_top_k=2,min_active=3",
+    "sere:select_top_k=1,threshold=0.5,active_experts=3",
+    "random:select_top_k=2,active_experts=3",
+    "drop:select_top_k=1,active_experts=0",
+    "drop:select_top_k=1,active_experts=3,renormalize=true",
     "topk:select_top_k=1",
+    "topp:p=0.5,renormalize=true",
     "oea:select_top_k=1",
     "xshare:budget=1",
     "xshare:budget=4",
+    "budget:budget=1",
+    "budget:budget=3",
+    "budget:budget=3,mode=truncate",
     "lynx:drop_share=0.3",
     "lynx:drop_share=0.7",
+    "pool:size=2",
+    "prune:size=1",
+    "prune:size=3",
 ]
+# They drop slots without making up for them.
+LIGHTER = ("drop:select_top_k=2", "drop:select_top_k=1,active_experts=0", "topp:p=0.8")
+LIGHTER += ("budget:budget=3,mode=truncate",)
 rules = pytest.mark.parametrize("rule", EXAMPLES + OTHERS)
 changing = pytest.mark.parametrize(
     "rule", [rule for rule in EXAMPLES + OTHERS if parse_spec(rule).policy_class.changes_routing]
@@ -38,7 +50,7 @@ changing = pytest.mark.parametrize(
 @settings(max_examples=8)
 @given(step=router_steps(), data=st.data())
 def test_dtypes_inputs_sums_and_protected_rows_stay(rule: str, step: Any, data: st.DataObject) -> None:
-    """Shapes, dtypes and each row's sum stay; protected rows are kept bit for bit."""
+    """Shapes, dtypes and each row's sum stay, or it becomes smaller; protected rows are kept bit for bit."""
     ids, weights, logits, E = step
     T, K = ids.shape
     budgets = torch.tensor(data.draw(st.lists(st.sampled_from([-1, K, 1]), min_size=T, max_size=T)))
@@ -52,8 +64,10 @@ def test_dtypes_inputs_sums_and_protected_rows_stay(rule: str, step: Any, data: 
     assert torch.equal(result.ids[protected], ids[protected])
     assert torch.equal(result.weights[protected], weights[protected])
     tolerance = 1e-6 if weights.dtype == torch.float32 else 2e-2
-    sums = result.weights[real].double().sum(1), weights[real].double().sum(1)
-    torch.testing.assert_close(*sums, rtol=tolerance, atol=tolerance)
+    after, old = result.weights[real].double().sum(1), weights[real].double().sum(1)
+    torch.testing.assert_close(
+        after if rule not in LIGHTER else after.maximum(old), old, rtol=tolerance, atol=tolerance
+    )
 
 
 @changing
@@ -267,4 +281,5 @@ def test_a_row_may_need_more_experts_than_there_are(rule: str) -> None:
     scores = torch.tensor([[0.0, 1.0]] * 2)
     result, _ = route(named_rule(rule, 2), 2, ids, torch.ones(2, 4), router_scores=scores)
     assert set(result.ids.flatten().tolist()) <= {0, 1}
-    torch.testing.assert_close(result.weights.sum(dim=1), torch.tensor([4.0, 4.0]))
+    if rule not in LIGHTER:
+        torch.testing.assert_close(result.weights.sum(dim=1), torch.tensor([4.0, 4.0]))

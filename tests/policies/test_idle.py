@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -17,7 +19,7 @@ MIXED = [LayerShape(0, 16, 4), LayerShape(1, 12, 2)]
 @pytest.mark.parametrize(
     ("settings", "layers", "reasons"),
     [
-        ({"select_top_k": 3, "min_active": 15}, SAME, []),
+        ({"select_top_k": 3, "active_experts": 15}, SAME, []),
         (
             {"select_top_k": 4},
             SAME,
@@ -43,28 +45,66 @@ MIXED = [LayerShape(0, 16, 4), LayerShape(1, 12, 2)]
             ],
         ),
         (
-            {"select_top_k": 1, "min_active": 16},
+            {"select_top_k": 1, "active_experts": 16},
             MIXED,
             [
-                "min_active=16 disables re-routing: with 12 to 16 experts per layer every routed expert is "
-                "primary. Use a smaller value"
+                "active_experts=16 disables re-routing: with 12 to 16 experts per layer every routed "
+                "expert is primary. Use a smaller value"
             ],
         ),
         (
-            {"select_top_k": 4, "min_active": 12},
+            {"select_top_k": 4, "active_experts": 12},
             MIXED,
             [
-                "min_active=12 disables re-routing in layer 1: with 12 experts per layer every routed expert "
-                "is primary. Use a smaller value",
+                "active_experts=12 disables re-routing in layer 1: with 12 experts per layer every routed "
+                "expert is primary. Use a smaller value",
                 "select_top_k=4 is not smaller than top_k=4 of layer 0, so nothing will be re-routed there; "
                 "use a value from 1 to 3",
             ],
         ),
+        (
+            {"active_experts": {0: 16, 1: 1.0}},
+            MIXED,
+            [
+                "active_experts=16 disables re-routing in layer 0: with 16 experts per layer every routed "
+                "expert is primary. Use a smaller value",
+                "active_experts=1.0 disables re-routing in layer 1: with 12 experts per layer every routed "
+                "expert is primary. Use a smaller value",
+            ],
+        ),
+        ({"active_experts": [[1, 4], [8, 16]]}, SAME, []),
+        (
+            {},
+            [LayerShape(0, 4, 4)],
+            [
+                "active_experts=auto disables re-routing: with 4 experts per layer every routed expert is "
+                "primary. Use a smaller value"
+            ],
+        ),
+        (
+            {"layers": {0: {"select_top_k": 4}}},
+            SAME,
+            [
+                "select_top_k=4 is not smaller than top_k=4 of layer 0, so nothing will be re-routed there; "
+                "use a value from 1 to 3"
+            ],
+        ),
     ],
-    ids=["none", "S of K", "S of one layer's K", "K of 1", "floor", "each layer its own"],
+    ids=[
+        "none",
+        "S of K",
+        "S of one layer's K",
+        "K of 1",
+        "M of E",
+        "each layer its own",
+        "M by layer",
+        "M by rows",
+        "dense",
+        "S by layer",
+    ],
 )
 def test_reasons_name_setting_bound_and_remedy(
-    settings: dict[str, int], layers: list[LayerShape], reasons: list[str]
+    settings: dict[str, Any], layers: list[LayerShape], reasons: list[str]
 ) -> None:
     """The whole text, because people read it."""
     assert why_idle(RerouteConfig.from_mapping(settings), layers) == reasons
@@ -90,10 +130,15 @@ def similarities(*values: float) -> dict[int, LayerSimilarity]:
     [
         ({"threshold": 0.3}, None),
         ({"threshold": 0.31}, "threshold=0.31 is above every similarity in the table (at most 0.300), so"),
+        (
+            {"threshold": 0.3, "layers": {0: {"threshold": 0.4}}},
+            "threshold=0.3 to 0.4 is above every similarity of",
+        ),
+        ({"threshold": 0.4, "layers": {0: {"threshold": 0.3}}}, None),
         ({"keep": {0: [0, 1]}}, None),
         ({"keep": {0: [0, 1], 1: [0, 1]}}, "keep names every expert of every layer, so nothing will be"),
     ],
-    ids=["at the largest", "above", "one layer", "all layers"],
+    ids=["at the largest", "above", "above in its layer", "not in its layer", "one layer", "all layers"],
 )
 def test_no_substitute_is_told_from_table_and_settings(
     settings: dict[str, object], found: str | None

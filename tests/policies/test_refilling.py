@@ -10,11 +10,11 @@ import torch
 from hypothesis import given, settings
 from torch import Tensor
 
-from sere.policies import Lynx, Oea, Policy, XShare
+from sere.policies import Budget, Lynx, Oea, Policy, XShare
 from tests.support.policies import dense, route, route_worked, router_steps, top_slots
 
 refilling = pytest.mark.parametrize(
-    "policy", [Oea(1), Oea(2), XShare(2), XShare(4), Lynx(0.3), Lynx(0.6)], ids=repr
+    "policy", [Oea(1), Oea(2), XShare(2), XShare(4), Lynx(0.3), Lynx(0.6), Budget(2), Budget(4)], ids=repr
 )
 
 
@@ -48,7 +48,7 @@ def test_lynx_drops_the_least_used() -> None:
     assert dense(result, 1) == pytest.approx([0.2 * 0.8 / 0.5, 0.25 * 0.8 / 0.5, 0.05 * 0.8 / 0.5, 0, 0, 0])
 
 
-@pytest.mark.parametrize("policy", [Oea(3), XShare(6), Lynx(0.0)], ids=repr)
+@pytest.mark.parametrize("policy", [Oea(3), XShare(6), Lynx(0.0), Budget(6)], ids=repr)
 def test_settings_that_drop_nothing_are_bitwise_identity(policy: Policy) -> None:
     """S = K, a budget of E, or no share to drop."""
     ids, weights = top_slots()

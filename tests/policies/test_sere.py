@@ -18,7 +18,7 @@ LAYER = LayerSimilarity(torch.rand(8, 8, generator=torch.Generator().manual_seed
 
 
 def bound(**settings: object) -> SereRouter:
-    config = RerouteConfig.from_mapping({"select_top_k": 1} | settings)
+    config = RerouteConfig.from_mapping({"active_experts": 0} | settings)
     return Sere({3: LAYER}, config).bind(SHAPE, CPU)
 
 
@@ -29,13 +29,15 @@ def batch() -> TokenBatch:
 
 
 @pytest.mark.parametrize(
-    "settings", [{}, {"threshold": 0.6, "min_active": 4}, {"keep": {3: [2, 5]}}], ids=["S", "floor", "keep"]
+    "settings",
+    [{}, {"threshold": 0.6, "active_experts": 4}, {"keep": {3: [2, 5]}}],
+    ids=["S", "floor", "keep"],
 )
 def test_a_router_decides_and_counts_as_the_operation(settings: dict[str, object]) -> None:
     """Ids, weights and counters are those of ``sere.reroute`` with the same settings."""
     router, step = bound(**settings), batch()
     counters = torch.zeros(len(COUNTERS), dtype=torch.int64)
-    options = {"select_top_k": 1} | settings
+    options = {"active_experts": 0} | settings
     keep = options.pop("keep", {3: []})[3]  # type: ignore[index]
     expected = reroute(step.topk_ids, step.topk_weights, LAYER, keep=keep, counters=counters, **options)  # type: ignore[arg-type]
     result = router(step)
@@ -75,6 +77,38 @@ def test_a_layer_without_similarities_is_named() -> None:
 def test_factors_that_the_table_lacks_are_refused() -> None:
     """``use_scale`` needs a table of the projection metric."""
     with pytest.raises(
-        ConfigError, match="use_scale: the table has no scale; calibrate with metric='projection'"
+        ConfigError, match="use_scale: the table has no factors; calibrate with metric='projection', or leave"
     ):
         bound(use_scale=True)
+
+
+def test_layers_without_factors_are_named() -> None:
+    """Asked for, factors are needed in every layer; unasked, those that there are are used."""
+    with_factors = LayerSimilarity(LAYER.similarity, scale=torch.full((8, 8), 0.5))
+    layers = {0: LAYER, 3: with_factors}
+    with pytest.raises(ConfigError, match="use_scale: the table has no factors for the layer 0; calibrate"):
+        Sere(layers, RerouteConfig(use_scale=True))
+    rule = Sere(layers, RerouteConfig(active_experts=0))
+    step = batch()
+    scaled = rule.bind(SHAPE, CPU)(step)
+    moved = scaled.ids != step.topk_ids
+    assert moved.any()
+    assert torch.equal(scaled.weights[moved], step.topk_weights[moved] * 0.5)
+    plain = rule.bind(LayerShape(0, 8, 3), CPU)(step)
+    assert torch.equal(plain.weights, step.topk_weights)
+
+
+def test_layers_that_the_table_lacks_are_refused() -> None:
+    """Settings of a layer without similarities name those that there are."""
+    with pytest.raises(
+        ConfigError, match=r"layers: layer 1 has no similarities; the table has the layers 3$"
+    ):
+        bound(active_experts={1: 24})
+
+
+def test_a_layer_is_bound_with_its_own_settings() -> None:
+    """S, ρ and M of the layer's index, not those of all layers."""
+    own = bound(layers={3: {"select_top_k": 2, "threshold": 0.6, "active_experts": 5}})
+    same = bound(select_top_k=2, threshold=0.6, active_experts=5)
+    assert torch.equal(own(batch()).ids, same(batch()).ids)
+    assert not torch.equal(own(batch()).ids, bound()(batch()).ids)

@@ -11,14 +11,25 @@ from sere.config import RerouteConfig
 from sere.errors import ConfigError, InputError
 from sere.policies import POLICIES, Sere
 from sere.policies.baseline import Baseline, LayerBatch
+from sere.policies.former_labels import normalize_label
 from sere.policies.options import options_of
-from sere.policies.spec import check_off_first, normalize_label, parse_spec, parse_specs
+from sere.policies.spec import check_off_first, parse_spec, parse_specs
 from sere.reroute import Routing
 from tests.support.policies import EXAMPLES, example
 
 LABELS = [
     *EXAMPLES,
-    "sere:select_top_k=2,threshold=0.3,min_active=32,use_scale=true,merge=same,backend=torch",
+    "sere",
+    "sere:tier=fast",
+    "sere:active_experts=24,cap=true",
+    "sere:active_experts=0.25",
+    "sere:active_experts=1.0",
+    "sere:active_experts=auto",
+    "sere:active_experts=1-8/8-24/32-36",
+    "sere:paper,select_top_k=2",
+    "sere:paper,select_top_k=2,threshold=0.3",
+    "random:select_top_k=1,active_experts=8-24/32-36",
+    "sere:select_top_k=2,threshold=0.3,active_experts=32,use_scale=true,merge=same,backend=torch",
     "random:select_top_k=1,seed=3",
 ]
 
@@ -29,35 +40,49 @@ def test_labels_read_back(text: str) -> None:
     spec = parse_spec(text)
     assert spec.label == text
     assert parse_spec(spec.label) == spec
-    assert spec.needs_table == (spec.name == "sere")
+    assert spec.needs_table == (spec.name in ("sere", "pool", "prune"))
 
 
 def test_the_symbols_of_older_records_are_read() -> None:
     """S, rho, scale and drop mean the long names; labels are written with these only."""
-    short = parse_spec("sere:S=2,rho=0.3,scale=true,targets=active,min_active=8")
-    long = parse_spec("sere:min_active=8,use_scale=yes,targets=active,threshold=.30,select_top_k=2")
+    short = parse_spec("sere:S=2,rho=0.3,scale=true,targets=active,active_experts=8")
+    long = parse_spec("sere:active_experts=8,use_scale=yes,targets=active,threshold=.30,select_top_k=2")
     assert short.options == long.options
-    expected = "sere:select_top_k=2,threshold=0.3,min_active=8,targets=active,use_scale=true"
+    expected = "sere:select_top_k=2,threshold=0.3,active_experts=8,targets=active,use_scale=true"
     assert short.label == long.label == expected
     assert RerouteConfig.from_mapping(short.options) == RerouteConfig(
-        select_top_k=2, threshold=0.3, use_scale=True, targets="active", min_active=8
+        select_top_k=2, threshold=0.3, use_scale=True, targets="active", active_experts=8
     )
 
 
 @pytest.mark.parametrize(
     ("label", "normalized"),
     [
+        ("sere:S=2", "sere:paper,select_top_k=2"),
+        ("sere:S=1,rho=0.3,merge=same", "sere:paper,select_top_k=1,threshold=0.3,merge=same"),
+        ("sere:S=2,scale=true", "sere:select_top_k=2,active_experts=0"),
+        (
+            "sere:S=1,targets=active",
+            "sere:select_top_k=1,active_experts=0,targets=active,use_scale=false",
+        ),
         ("sere:S=2,min_active=32,scale=true", "sere:select_top_k=2,min_active=32,use_scale=true"),
-        ("sere:S=1,merge=same,scale=true", "sere:select_top_k=1,use_scale=true,merge=same"),
+        ("sere:S=1,min_active=16", "sere:select_top_k=1,min_active=16"),
+        ("random:S=1", "random:select_top_k=1,active_experts=0"),
+        ("random:S=1,min_active=24", "random:select_top_k=1,min_active=24"),
         ("lynx:drop=0.5", "lynx:drop_share=0.5"),
-        ("random:select_top_k=1", "random:select_top_k=1"),
+        ("topk:S=4", "topk:select_top_k=4"),
+        ("sere:use_scale=true,select_top_k=1", "sere:select_top_k=1,use_scale=true"),
+        ("sere", "sere"),
         ("off", "off"),
         ("vanilla", "vanilla"),
     ],
-    ids=["short", "order", "drop", "long", "off", "no setting"],
-)
+    ids=[
+        "paper", "order", "factors", "targets", "filled by weight", "filled, no factors", "random",
+        "random filled", "drop", "topk", "today", "defaults", "off", "no setting",
+    ],
+)  # fmt: skip
 def test_labels_of_older_records_are_normalized(label: str, normalized: str) -> None:
-    """Records with short names compare equal to new ones; what is not a setting stays as it is."""
+    """A label says what was measured; one that today's settings cannot say keeps the name it had."""
     assert normalize_label(label) == normalized
 
 
@@ -135,7 +160,21 @@ def test_records_describe_a_rule_by_its_name_and_options(name: str) -> None:
         ("topk:S=1,rho=0.3", "unknown option 'rho' (valid: select_top_k)"),
         ("sere:S=1,table=x", "unknown option 'table'"),
         ("off:S=1", "unknown option 'S'; off takes none"),
-        ("sere:rho=0.3", "sere needs select_top_k, e.g. sere:select_top_k=2"),
+        ("topk", "topk needs select_top_k, e.g. topk:select_top_k=2"),
+        ("sere:paper", "select_top_k is missing: the preset 'paper' needs it, e.g. 2"),
+        ("sere:paper,select_top_k=2,active_experts=8", "active_experts: the preset 'paper' has 0, got 8"),
+        ("sere:paper,paper,select_top_k=2", "preset is given twice; leave one out"),
+        ("topk:paper,select_top_k=2", "unknown option 'paper' (valid: select_top_k)"),
+        (
+            "sere:active_experts=many",
+            "active_experts expects a number, a share such as 0.25, auto, or points",
+        ),
+        (
+            "sere:active_experts=8-24/8-32",
+            "points (rows, experts) such as [[8, 24], [32, 32]], got [[8, 24], [8",
+        ),
+        ("sere:active_experts=1.5", "active_experts: expected a number of experts such as 32, a share"),
+        ("sere:min_active=8", "unknown option 'min_active'"),
         ("lynx", "lynx needs drop_share, e.g. lynx:drop_share=0.5"),
         ("sere:S=two", "S expects an integer, got 'two'"),
         ("sere:select_top_k", "select_top_k expects an integer, got ''"),

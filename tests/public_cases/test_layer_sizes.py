@@ -58,11 +58,11 @@ def test_a_floor_that_is_all_experts_of_one_layer_is_named(caplog: pytest.LogCap
     """A floor of 12 is every expert of the layer of 12; with S = 4 the other is idle for its own reason."""
     model = uneven_model()
     table = calibrated(model)
-    sere.apply(model, table, select_top_k=1, min_active=12).remove()
+    sere.apply(model, table, select_top_k=1, active_experts=12).remove()
     (line,) = [text for text in caplog.messages if "disables re-routing" in text]
-    assert "min_active=12 disables re-routing in layer 1: with 12 experts per layer every routed" in line
+    assert "active_experts=12 disables re-routing in layer 1: with 12 experts per layer every routed" in line
     caplog.clear()
-    sere.apply(model, table, select_top_k=4, min_active=12).remove()
+    sere.apply(model, table, select_top_k=4, active_experts=12).remove()
     (line,) = [text for text in caplog.messages if "will be re-routed" in text]
     assert "select_top_k=4 is not smaller than top_k=4 of layer 0, so nothing will be re-routed" in line
 

@@ -37,4 +37,7 @@ def test_calibrate_through_a_registered_function(monkeypatch: pytest.MonkeyPatch
     model.config._experts_implementation = "mine"
     made = sere.calibrate(model, tiny_tokenizer(), TEXTS, **options)
     for index, layer in expected.layers.items():
-        torch.testing.assert_close(made.layers[index].similarity, layer.similarity, rtol=0, atol=1e-5)
+        # An expert that no token was routed to is not known in both.
+        torch.testing.assert_close(
+            made.layers[index].similarity, layer.similarity, rtol=0, atol=1e-5, equal_nan=True
+        )

@@ -17,9 +17,11 @@ from tests.support.tiny import tiny_model
 
 def test_settings_that_are_numpys_numbers() -> None:
     """They are numbers, and Python's own from then on: JSON takes them."""
-    config = sere.RerouteConfig(select_top_k=np.int64(2), min_active=np.int32(4), threshold=np.float32(0.5))
+    config = sere.RerouteConfig(
+        select_top_k=np.int64(2), active_experts=np.int32(4), threshold=np.float32(0.5)
+    )
     assert json.loads(json.dumps(config.to_mapping()))["threshold"] == 0.5
-    assert (type(config.select_top_k), type(config.min_active)) == (int, int)
+    assert (type(config.select_top_k), type(config.active_experts)) == (int, int)
 
 
 @pytest.mark.parametrize("pad", ["0", [0], 0.0, True])

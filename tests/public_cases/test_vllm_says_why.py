@@ -39,10 +39,10 @@ def test_log_likelihoods_through_vllm() -> None:
 
 def test_serving_with_a_floor_that_the_batch_never_reaches() -> None:
     """Three requests read 12 experts; a floor of 14 keeps them all."""
-    engine = started(min_active=14)
+    engine = started(active_experts=14)
     engine.prompts(*REQUESTS)
     engine.decode(*REQUESTS, steps=3)
-    assert "min_active=14 is never below what these batches read (12.0 experts per layer)" in why(engine)
+    assert "active_experts=14 is not below what these batches read (12.0 experts per layer)" in why(engine)
 
 
 def test_serving_requests_that_are_all_protected() -> None:

@@ -44,7 +44,7 @@ def test_what_the_driver_is_told(driver: Driver, monkeypatch: pytest.MonkeyPatch
     """PyTorch's stream, its default one too, our grid and block, static shared memory, no attributes."""
     monkeypatch.setattr(driver, "stream", stream)
     ids, weights = batch(300, 8, 64, seed=0)
-    Case(ids, weights, similarity_matrix(64, 0), {"select_top_k": 1}).run("shim")
+    Case(ids, weights, similarity_matrix(64, 0)).run("shim")
     config = driver.config
     assert (config.stream or 0) == stream
     assert list(config.grid) == [2, 1, 1]

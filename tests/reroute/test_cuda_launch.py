@@ -14,6 +14,7 @@ from sere.reroute.backends import torch_ops
 from sere.reroute.backends.cuda import device, prepare
 from sere.reroute.backends.cuda.launch import (
     ACTIVE_TARGETS,
+    CAP,
     MOST_EXPERTS,
     MOST_ROWS,
     MOST_SLOTS_PER_ROW,
@@ -112,17 +113,17 @@ def test_streams_without_a_warning() -> None:
 
 def test_the_kernel_arguments_of_a_launch() -> None:
     """Addresses come first, in the order of the entry's arguments, then the numbers; what is absent is 0."""
-    settings = {"select_top_k": 9, "min_active": 50, "targets": "active", "merge": "sentinel", "sentinel": -1}
+    settings = {"active_experts": 50, "cap": True, "targets": "active", "merge": "sentinel", "sentinel": -1}
     raw = raw_layer(similarity_matrix(16, 0), **settings)
     layer = prepare(raw, torch.device("cpu"))
     ids, weights = batch(4, 3, 16, seed=0)
     budgets = torch.ones(4, dtype=torch.int64)
     new = Routing(torch.empty_like(ids), torch.empty_like(weights))
     made = make_launch(TokenBatch(ids, weights, budgets, 2), layer, new, None)
-    pointers = [ids, weights, *new, layer.lists, layer.keep, None, budgets, None, None]
-    flags = ACTIVE_TARGETS | WIDE_BUDGETS
-    assert made.kernel_args[:10] == tuple(0 if p is None else p.data_ptr() for p in pointers)
-    assert made.kernel_args[10:] == (4, 3, 16, 2, 3, 16, MERGE_SENTINEL, flags, 3, -1)
+    pointers = [ids, weights, *new, layer.lists, layer.limits, layer.keep, None, budgets, None, None]
+    flags = ACTIVE_TARGETS | WIDE_BUDGETS | CAP
+    assert made.kernel_args[:11] == tuple(0 if p is None else p.data_ptr() for p in pointers)
+    assert made.kernel_args[11:] == (4, 3, 16, 2, MERGE_SENTINEL, flags, 3, -1)
     assert made.entry == "reroute_int32_float32"
     parameters = re.findall(r"(\w+)(?:,|\s*\\?\n\s*\))", SOURCE.read_text().split("NAME(")[1].split("{")[0])
     assert len(parameters) == len(made.kernel_args)
@@ -163,3 +164,4 @@ def test_the_lists_are_enough_for_the_torch_backend(E: int, threshold: float) ->
     assert torch.equal(found.position, expected.position)
     assert found.position.dtype == expected.position.dtype
     assert torch.equal(found.keep, expected.keep)
+    assert torch.equal(found.limits, expected.limits)

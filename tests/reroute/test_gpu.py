@@ -24,7 +24,8 @@ pytestmark = [
 
 
 def make(E: int, **settings: Any) -> PreparedLayer:
-    values = {"select_top_k": 1, "threshold": 0.4, "backend": "cuda"} | settings
+    """A prepared layer; M = 0 unless ``settings`` say otherwise."""
+    values = {"active_experts": 0, "threshold": 0.4, "backend": "cuda"} | settings
     return prepare_layer(
         LayerSimilarity(similarity_matrix(E, E)), RerouteConfig.from_mapping(values), device="cuda"
     )
@@ -47,8 +48,9 @@ def test_the_automatic_choice_is_the_kernel() -> None:
 
 @pytest.mark.parametrize(("T", "K", "E"), [(8, 4, 16), (64, 8, 128), (512, 8, 256)])
 def test_graph_replay(T: int, K: int, E: int) -> None:
-    """A captured launch follows new ids, weights and ``num_tokens``, and counts at every replay."""
-    prepared = make(E, merge="distinct", min_active=3, targets="active")
+    """A captured launch follows new ids, weights and numbers of tokens (so M), and counts at every replay."""
+    points = ((1, K), (T // 2, E // 4), (T, E // 2))
+    prepared = make(E, merge="distinct", active_experts=points, targets="active")
     ids, weights = on_device(T, K, E, seed=0)
     num_tokens, counted = torch.tensor(T, device="cuda"), counters()
     prepared.route(TokenBatch(ids, weights, num_tokens=num_tokens), counted)
@@ -64,12 +66,36 @@ def test_graph_replay(T: int, K: int, E: int) -> None:
         num_tokens.fill_(N)
         graph.replay()
         expected = reroute(
-            new_ids, new_weights, similarity_matrix(E, E), select_top_k=1, threshold=0.4, merge="distinct",
-            min_active=3, targets="active", num_tokens=N, counters=expected_counts, backend="reference",
+            new_ids, new_weights, similarity_matrix(E, E), threshold=0.4, merge="distinct",
+            active_experts=points, targets="active", num_tokens=N, counters=expected_counts,
+            backend="reference",
         )  # fmt: skip
         assert torch.equal(routing.ids.cpu(), expected.ids)
         assert torch.equal(routing.weights.cpu(), expected.weights)
     assert counted.tolist() == expected_counts.tolist()
+
+
+def test_a_graph_follows_new_limits() -> None:
+    """S and M of a layer are read at every replay: a captured launch obeys what ``update`` wrote."""
+    ids, weights = on_device(32, 8, 128, seed=1)
+    settings: list[dict[str, Any]] = [
+        {"active_experts": 16}, {"active_experts": 90}, {"select_top_k": 3, "active_experts": 0},
+        {"select_top_k": 8}, {"active_experts": ((1, 8), (32, 64))},
+    ]  # fmt: skip
+    prepared = make(128, **settings[0])
+    prepared.route(TokenBatch(ids, weights))
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        routing = prepared.route(TokenBatch(ids, weights))
+    for changed in settings:
+        prepared.update(make(128, **changed))
+        graph.replay()
+        expected = reroute(
+            ids.cpu(), weights.cpu(), similarity_matrix(128, 128), threshold=0.4, backend="reference",
+            **({"active_experts": 0} | changed),
+        )  # fmt: skip
+        assert torch.equal(routing.ids.cpu(), expected.ids)
+        assert torch.equal(routing.weights.cpu(), expected.weights)
 
 
 def test_compiles_whole() -> None:
@@ -88,7 +114,7 @@ def test_compiles_whole() -> None:
 
 def test_nothing_waits() -> None:
     """A call reads nothing back from the device."""
-    prepared = make(64, merge="distinct", min_active=4)
+    prepared = make(64, merge="distinct", active_experts=16)
     ids, weights = on_device(16, 8, 64, seed=1)
     num_tokens, counted = torch.tensor(12, device="cuda"), counters()
     budget = torch.ones(16, dtype=torch.int32, device="cuda")
@@ -138,7 +164,7 @@ from sere.similarity.layer import LayerSimilarity
 ids = torch.tensor([[0, 1], [2, 3]], dtype=torch.int32, device="cuda")
 weights = torch.tensor([[0.75, 0.25], [0.5, 0.375]], device="cuda")
 layer = LayerSimilarity(torch.full((4, 4), 0.5).fill_diagonal_(1.0))
-prepared = prepare_layer(layer, RerouteConfig(select_top_k=1, backend="cuda"), device="cuda")
+prepared = prepare_layer(layer, RerouteConfig(active_experts=0, backend="cuda"), device="cuda")
 graph = torch.cuda.CUDAGraph()
 with torch.cuda.graph(graph):
     routing = prepared.route(TokenBatch(ids, weights))
@@ -165,7 +191,7 @@ def test_the_first_launch_in_a_capture(loading: str) -> None:
 def test_a_second_device() -> None:
     """A layer on another device than the current one runs there, and leaves the current one as it was."""
     layer = LayerSimilarity(similarity_matrix(64, 64))
-    settings = RerouteConfig(select_top_k=1, threshold=0.4, backend="cuda")
+    settings = RerouteConfig(active_experts=16, threshold=0.4, backend="cuda")
     ids, weights = batch(16, 8, 64, seed=1)
     first, second = (
         prepare_layer(layer, settings, device=where)
@@ -200,7 +226,7 @@ def test_a_thousand_fuzzed_cases(block: int) -> None:
 
 def test_the_same_bits_every_time() -> None:
     """Two hundred runs of one call give one result."""
-    prepared = make(256, merge="distinct", min_active=200)
+    prepared = make(256, merge="distinct", active_experts=200)
     ids, weights = on_device(256, 8, 256, seed=1)
     first = prepared.route(TokenBatch(ids, weights))
     for _ in range(200):

@@ -67,7 +67,7 @@ EDGES = [
     pytest.param(1, 1, 1, {}, id="one expert"),
     pytest.param(5, 16, 31, {"targets": "active"}, id="K=16, E just below a word"),
     pytest.param(5, 17, 33, {"merge": "distinct"}, id="K=17: a row takes a whole warp"),
-    pytest.param(3, 32, 40, {"merge": "distinct", "min_active": 36}, id="K=32: the most slots"),
+    pytest.param(3, 32, 40, {"merge": "distinct", "active_experts": 36}, id="K=32: the most slots"),
     pytest.param(
         2, 16, 64, {"merge": "distinct", "row_budgets": torch.tensor([1, 16])}, id="15 slots to fill"
     ),
@@ -77,8 +77,20 @@ EDGES = [
     pytest.param(6, 4, 16, {"row_budgets": torch.full((6,), -1)}, id="padding rows only"),
     pytest.param(6, 4, 16, {"row_budgets": torch.zeros(6, dtype=torch.int64)}, id="P empty: no budgets"),
     pytest.param(6, 4, 16, {"row_budgets": torch.full((6,), 2**40)}, id="a budget beyond int32"),
-    pytest.param(6, 4, 16, {"min_active": 10**6}, id="a floor above all"),
+    pytest.param(6, 4, 16, {"active_experts": 10**6}, id="M above all"),
     pytest.param(6, 4, 16, {"select_top_k": 2**31 - 1}, id="the largest S"),
+    pytest.param(300, 2, 64, {"active_experts": ((1, 4), (256, 40), (300, 64))}, id="more rows than limits"),
+    pytest.param(24, 8, 1024, {"active_experts": 150}, id="E=1024, P filled up"),
+    pytest.param(
+        64, 8, 128, {"select_top_k": 3, "active_experts": 24, "cap": True}, id="kept slots beyond M"
+    ),
+    pytest.param(
+        6,
+        4,
+        16,
+        {"row_budgets": torch.tensor([-2, 4, -1, -3, 0, 1]), "active_experts": ((1, 1), (3, 9))},
+        id="budgets of every kind, int64",
+    ),
     pytest.param(6, 4, 60, {"keep": tuple(range(0, 60, 2)), "threshold": 0.9}, id="half of E is kept"),
     pytest.param(64, 8, 300, {"threshold": 0.97, "targets": "active"}, id="targets far down the lists"),
 ]
@@ -88,7 +100,7 @@ EDGES = [
 def test_edges(T: int, K: int, E: int, options: dict[str, Any]) -> None:
     """The least, the most and the degenerate."""
     ids, weights = batch(T, K, E, seed=T * K + E)
-    assert_same_bits(Case(ids, weights, similarity_matrix(E, E), {"select_top_k": 1} | options))
+    assert_same_bits(Case(ids, weights, similarity_matrix(E, E), {"active_experts": 0} | options))
 
 
 @pytest.mark.parametrize("E", [31, 33, 100])
@@ -97,17 +109,37 @@ def test_a_target_at_any_place(E: int) -> None:
     similarity = torch.linspace(0.9, 0.1, E).expand(E, E).clone().fill_diagonal_(1.0)
     for nearest in range(E - 1):
         ids = torch.tensor([[nearest, E - 1], [min(nearest + 1, E - 2), E - 1]])
-        case = Case(ids, torch.tensor([[0.9, 0.1], [0.9, 0.1]]), similarity, {"select_top_k": 1})
+        case = Case(ids, torch.tensor([[0.9, 0.1], [0.9, 0.1]]), similarity, {"active_experts": 0})
         assert assert_same_bits(case).ids[:, 1].tolist() == [nearest, nearest]
 
 
 def test_equal_masses() -> None:
-    """Of experts with equal mass the lowest ids join P: as many as the floor asks for, no more."""
+    """Of experts with equal mass the lowest ids join P: as many as M asks for, no more."""
     ids = torch.tensor([[9, 7, 5, 3, 1], [8, 6, 4, 2, 0]])
     weights = torch.tensor([[0.5, 0.125, 0.125, 0.125, 0.125]] * 2)
-    options = {"select_top_k": 1, "min_active": 5}
+    options = {"active_experts": 5}
     routing = assert_same_bits(Case(ids, weights, similarity_matrix(10, 1), options))
     assert set(routing.ids.flatten().tolist()) == {9, 8, 0, 1, 2}
+
+
+def test_nearly_equal_masses() -> None:
+    """Experts whose masses agree in more digits than their keys hold join P by mass, not by id."""
+    ids = torch.arange(40).flip(0).reshape(4, 10)
+    weights = 0.125 * (1 + torch.arange(40).flip(0) * 2.0**-20).reshape(4, 10)
+    options = {"select_top_k": 1, "active_experts": 12, "row_budgets": [0, 0, 0, 0]}
+    routing = assert_same_bits(Case(ids, weights, similarity_matrix(40, 1), options))
+    assert set(routing.ids.flatten().tolist()) == set(range(28, 40))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_masses_at_their_bound(dtype: torch.dtype) -> None:
+    """Above the cube root of 16 all weights have one mass, so the lowest ids join; below they have less."""
+    root = torch.tensor(16 ** (1 / 3), dtype=dtype)
+    below = torch.nextafter(root, root - 1) if dtype == torch.float32 else root - 1e-9
+    weights = torch.stack([below, torch.nextafter(root, root + 1), 2 * root, torch.tensor(torch.inf)])
+    options = {"active_experts": 2, "row_budgets": [0]}
+    case = Case(torch.arange(4)[None], weights.to(dtype)[None], similarity_matrix(4, 1), options)
+    assert set(assert_same_bits(case).ids.flatten().tolist()) == {1, 2}
 
 
 def test_targets_at_the_very_end() -> None:
@@ -115,14 +147,14 @@ def test_targets_at_the_very_end() -> None:
     E = 501
     similarity = torch.linspace(0.9, 0.1, E).expand(E, E).clone().fill_diagonal_(1.0)
     ids = torch.tensor([[E - 1, 0], [E - 1, 7]])
-    case = Case(ids, torch.tensor([[0.9, 0.1], [0.9, 0.1]]), similarity, {"select_top_k": 1})
+    case = Case(ids, torch.tensor([[0.9, 0.1], [0.9, 0.1]]), similarity, {"active_experts": 0})
     assert assert_same_bits(case).ids.tolist() == [[E - 1, E - 1]] * 2
 
 
 def test_wide_ids_pass_through() -> None:
     """An int64 id that is no int32 is outside [0, E), not what is left of it in 32 bits."""
     ids = torch.tensor([[2**32 + 1, 0], [1, -(2**40)]])
-    case = Case(ids, torch.tensor([[0.9, 0.1], [0.5, 0.5]]), similarity_matrix(4, 1), {"select_top_k": 1})
+    case = Case(ids, torch.tensor([[0.9, 0.1], [0.5, 0.5]]), similarity_matrix(4, 1), {"active_experts": 0})
     routing = assert_same_bits(case)
     assert routing.ids[0, 0] == 2**32 + 1
     assert routing.ids[1, 1] == -(2**40)
@@ -137,7 +169,7 @@ def test_every_16_bit_weight(dtype: torch.dtype, factor: float) -> None:
     weights = torch.cat([weights, weights[:2]]).reshape(-1, 4)
     ids = torch.arange(4, dtype=torch.int32).expand(len(weights), 4)
     scale = torch.full((4, 4), factor)
-    options = {"select_top_k": 1, "scale": scale, "row_budgets": torch.arange(len(weights)) % 2}
+    options = {"active_experts": 0, "scale": scale, "row_budgets": torch.arange(len(weights)) % 2}
     case = Case(ids, weights, similarity_matrix(4, 2), options)
     expected, _ = case.run("torch")
     actual, _ = case.run("shim")
@@ -148,7 +180,7 @@ def test_more_slots_than_the_kernel_takes(caplog: pytest.LogCaptureFixture) -> N
     """Rows of 33 slots go to the torch backend, with the same result and one log line that says why."""
     registry.warn_once.forget()
     ids, weights = batch(3, 33, 40, seed=1)
-    case = Case(ids, weights, similarity_matrix(40, 1), {"select_top_k": 1})
+    case = Case(ids, weights, similarity_matrix(40, 1))
     with caplog.at_level(logging.WARNING, "sere"):
         for _ in range(2):
             assert_same_bits(case)
@@ -162,12 +194,13 @@ def test_more_slots_than_the_kernel_takes(caplog: pytest.LogCaptureFixture) -> N
 @pytest.mark.parametrize("K", [1, 2, 6, 8, 10, 32])
 @pytest.mark.parametrize("E", [1, 60, 128, 1024])
 def test_geometry_fits_a_block(T: int, K: int, E: int) -> None:
-    """A grid has at most 32 blocks, of 64 to 1024 threads in whole warps, one thread for each expert."""
+    """At most 32 blocks of 64 to 1024 threads in whole warps; one thread for each expert and limit."""
     blocks, threads = geometry(T, K, E)
     assert 1 <= blocks <= 32
     assert 64 <= threads <= 1024
     assert threads % 32 == 0
     assert threads >= E
+    assert threads > min(T, constants.LIMIT_ROWS)
 
 
 def test_a_small_batch_takes_the_smallest_block() -> None:
@@ -193,9 +226,9 @@ def numbers_of_the_source() -> dict[str, float]:
     ("module", "names"),
     [
         (constants, ["MERGE_NONE", "MERGE_SAME", "MERGE_DISTINCT", "MERGE_SENTINEL"]),
-        (constants, ["PADDING_BUDGET", "MASS_UNITS", "MASS_BOUND"]),
+        (constants, ["LAYER_BUDGET", "PADDING_BUDGET", "LIMIT_ROWS", "MASS_UNITS", "MASS_BOUND"]),
         (launching, ["MOST_EXPERTS", "MOST_THREADS"]),
-        (launching, ["ACTIVE_TARGETS", "WIDE_BUDGETS", "WIDE_NUM_TOKENS"]),
+        (launching, ["ACTIVE_TARGETS", "WIDE_BUDGETS", "WIDE_NUM_TOKENS", "CAP"]),
         (layer, ["WARP", "GROUP"]),
     ],
     ids=["merge modes", "budgets and masses", "limits", "flags", "lists"],
@@ -207,10 +240,9 @@ def test_numbers_shared_with_the_source(module: ModuleType, names: list[str]) ->
 
 
 def test_counters_are_in_the_source_s_order() -> None:
-    """Each counter has the position that the source gives it; there P and C are counted apart."""
+    """Each counter has the position that the source gives it."""
     source = numbers_of_the_source()
-    names = [{"distinct_after": "PRIMARIES"}.get(name, name.upper()) for name in COUNTERS]
-    assert [source[name] for name in names] == [*range(len(COUNTERS))]
+    assert [source[name.upper()] for name in COUNTERS] == [*range(len(COUNTERS))]
     assert source["COUNTS"] == len(COUNTERS)
 
 
@@ -252,7 +284,7 @@ def test_a_barrier_that_some_miss_is_found(tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(shim, "_library", lambda: shim.open_library(library))
         with pytest.raises(AssertionError, match=r"meet in different operations|wait for others"):
-            Case(ids, weights, similarity_matrix(16, 1), {"select_top_k": 1}).run("shim")
+            Case(ids, weights, similarity_matrix(16, 1)).run("shim")
 
 
 def mutated(folder: Path, old: str, new: str) -> Path:

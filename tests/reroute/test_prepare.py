@@ -11,6 +11,7 @@ from torch import Tensor
 from sere.config import RerouteConfig
 from sere.errors import ConfigError, InputError
 from sere.reroute import COUNTERS, PreparedLayer, TokenBatch, prepare_layer, reroute
+from sere.reroute.constants import LIMIT_ROWS
 from sere.similarity.layer import LayerSimilarity
 from tests.support.batches import BACKENDS, Case, batch, device_of, name_of, similarity_matrix
 
@@ -73,6 +74,17 @@ def test_counters_add_up(backend: str) -> None:
     assert torch.equal(counters, 2 * once)
 
 
+@pytest.mark.parametrize("index", [None, 0, 1])
+@backends
+def test_a_layer_has_its_own_settings(backend: str, index: int | None) -> None:
+    """Layer 1 has what ``layers`` names and all else of the others; without an index nothing is special."""
+    own = {"select_top_k": 2, "active_experts": 7}
+    found = prepared(backend, layers={1: own}, index=index)
+    expected = prepared(backend, **own if index == 1 else {})
+    assert all(torch.equal(tensor, expected.tensors()[name]) for name, tensor in found.tensors().items())
+    assert torch.equal(found.route(step(backend)).ids, expected.route(step(backend)).ids)
+
+
 CHANGES = [
     pytest.param({"threshold": 0.8}, id="a higher threshold"),
     pytest.param({"threshold": 0.0}, id="a lower threshold"),
@@ -128,6 +140,37 @@ def test_compiled_code_reads_an_update(backend: str, changes: dict[str, Any]) ->
     assert len(frames) == 1
 
 
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+@backends
+def test_limits_of_the_caller_are_read_at_each_step(backend: str, compiled: bool) -> None:
+    """What the caller writes there between two steps counts in the next one, in compiled code, too."""
+    torch.compiler.reset()
+    mine, other = prepared(backend), prepared(backend, select_top_k=2, active_experts=7)
+    limits = torch.zeros_like(mine.tensors()["limits"])
+    mine.read_limits_from(limits)
+    assert torch.equal(limits, prepared(backend).tensors()["limits"])
+    route = torch.compile(mine.route, fullgraph=True, backend="eager") if compiled else mine.route
+    assert torch.equal(route(step(backend)).ids, prepared(backend).route(step(backend)).ids)
+    limits.copy_(other.tensors()["limits"])
+    found, expected = route(step(backend)).ids, other.route(step(backend)).ids
+    assert torch.equal(found, expected)
+    assert not torch.equal(found, prepared(backend).route(step(backend)).ids)
+
+
+@pytest.mark.parametrize(
+    "limits",
+    [torch.zeros(257), torch.zeros(5, dtype=torch.int32), torch.zeros(514, dtype=torch.int32)[::2]],
+    ids=["floating point", "too few", "with gaps"],
+)
+def test_limits_of_another_kind_are_refused(limits: Tensor) -> None:
+    """A kernel reads them by address; the layer keeps its own."""
+    layer = prepared("cpu")
+    mine = layer.tensors()["limits"]
+    with pytest.raises(InputError, match=r"limits: expected a contiguous tensor torch.int32 \[257\] on cpu"):
+        layer.read_limits_from(limits)
+    assert layer.tensors()["limits"] is mine
+
+
 @backends
 def test_a_layer_prepared_in_inference_mode_can_be_updated_outside_it(backend: str) -> None:
     """An engine may load its model in that mode and change its settings later."""
@@ -170,6 +213,45 @@ def test_an_update_that_cannot_be_is_refused(
         mine.update(prepared(backend, **{"threshold": 0.9} | other))
     assert all(torch.equal(tensor, before[name]) for name, tensor in mine.tensors().items())
     assert mine.config.threshold == 0.4
+
+
+@backends
+def test_limits_of_the_caller_are_read(backend: str) -> None:
+    """A layer reads S and M where the caller writes them, one row of a tensor for many layers."""
+    mine, more = prepared(backend, active_experts=3), prepared(backend, active_experts=9)
+    shared = torch.zeros(2, 1 + LIMIT_ROWS, dtype=torch.int32, device=device_of(backend))
+    mine.read_limits_from(shared[1])
+    assert mine.tensors()["limits"].data_ptr() == shared[1].data_ptr()
+    assert torch.equal(shared[1], prepared(backend, active_experts=3).tensors()["limits"])
+    shared[1].copy_(more.tensors()["limits"])
+    assert torch.equal(mine.route(step(backend)).ids, more.route(step(backend)).ids)
+    mine.update(prepared(backend, active_experts=3))
+    assert torch.equal(shared[1], prepared(backend, active_experts=3).tensors()["limits"])
+
+
+@pytest.mark.parametrize(
+    "limits",
+    [
+        torch.zeros(LIMIT_ROWS, dtype=torch.int32),
+        torch.zeros(1 + LIMIT_ROWS),
+        torch.zeros(1 + LIMIT_ROWS, 2, dtype=torch.int32)[:, 0],
+    ],
+    ids=["too short", "floats", "not contiguous"],
+)
+def test_limits_that_a_kernel_cannot_read_are_refused(limits: Tensor) -> None:
+    """Compiled backends read them through a raw pointer."""
+    mine = prepared("cpu")
+    with pytest.raises(InputError, match=r"limits: expected a contiguous tensor torch.int32 \[257\]"):
+        mine.read_limits_from(limits)
+
+
+@backends
+def test_a_least_number_of_active_experts(backend: str) -> None:
+    """M is never below what the caller needs, and never above E."""
+    config = RerouteConfig(active_experts=2, backend=name_of(backend))  # type: ignore[arg-type]
+    for least, most in ((0, 2), (5, 5), (99, 16)):
+        layer = prepare_layer(LAYER, config, least_active=least, device=device_of(backend))
+        assert set(layer.tensors()["limits"].tolist()[1:]) == {most}
 
 
 def test_an_update_by_another_backend_is_refused() -> None:

@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from sere.config import ActiveExperts, RerouteConfig
+from sere.config import RerouteConfig
+from sere.config.active_experts import may_be_zero
 from sere.reroute import COUNTERS, Routing, reroute
 from sere.reroute.constants import LAYER_BUDGET
 from sere.reroute.limits import layer_limits
@@ -163,12 +164,6 @@ def odd_weight_bits(dtype: torch.dtype) -> list[int]:
     return [*bits(torch.tensor(values, dtype=torch.float64).to(dtype)).tolist(), *nans, quiet, quiet]
 
 
-def may_cap(active_experts: ActiveExperts) -> bool:
-    """Whether a cap goes with this M: one that is 0 for some number of rows is no limit to keep to."""
-    points = active_experts if isinstance(active_experts, tuple) else ((1, active_experts),)
-    return all(most != 0 for _, most in points)
-
-
 def fuzzed(seed: int) -> Case:
     """A random call of any size that the kernel takes."""
     rng = random.Random(seed)
@@ -191,7 +186,7 @@ def fuzzed(seed: int) -> Case:
         "select_top_k": rng.choice([1, 1, 2, K]),
         "threshold": rng.choice([0.0, 0.5, 0.9, 0.99]),
         "active_experts": active_experts,
-        "cap": may_cap(active_experts) and rng.random() < 0.5,
+        "cap": not may_be_zero(active_experts) and rng.random() < 0.5,
         "keep": tuple(rng.sample(range(E), min(E, rng.choice([0, 0, 3])))),
         "targets": rng.choice(["primary", "active"]),
         "merge": merge,

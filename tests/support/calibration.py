@@ -73,13 +73,17 @@ def by_layers_of(path: Path, folder: Path, *metrics: str, in_memory: bool = Fals
     """Calibrate a saved tiny model layer by layer on `some_tokens`, with the work folder ``folder``."""
     work = WorkFolder(folder, {"run": 1})
     wanted = config(*metrics, **options)
-    return collect_layerwise(Skeleton(path), some_tokens(), wanted, work, states_in_memory=in_memory)
+    return collect_layerwise(
+        Skeleton(path), some_tokens(), wanted, work, states_in_memory=in_memory
+    ).similarities
 
 
 def in_memory_of(path: Path, *metrics: str, **options: Any) -> Any:
     """Calibrate a saved tiny model in memory on `some_tokens`."""
     model = load_whole(path)
-    return collect_in_memory(model, find_experts(model), some_tokens(), config(*metrics, **options))
+    return collect_in_memory(
+        model, find_experts(model), some_tokens(), config(*metrics, **options)
+    ).similarities
 
 
 def worst(a: Any, b: Any) -> float:

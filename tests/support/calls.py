@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from sere.config import ActiveExperts
+from sere.config.active_experts import may_be_zero
 from sere.reroute.constants import LAYER_BUDGET, PADDING_BUDGET
 from tests.support.batches import (
     Case,
     batch,
     bits,
     forget_some,
-    may_cap,
     odd_weight_bits,
     similarity_matrix,
 )
@@ -64,7 +64,7 @@ def cases(
         "select_top_k": draw(st.integers(1, K + 1)),
         "threshold": draw(st.sampled_from([0.0, 0.3, 0.5, 0.9, 1.5])),
         "active_experts": most,
-        "cap": may_cap(most) and draw(st.booleans()),
+        "cap": not may_be_zero(most) and draw(st.booleans()),
         "keep": tuple(draw(st.lists(st.integers(0, E - 1), max_size=3))),
         "targets": draw(st.sampled_from(["primary", "active"])),
         "merge": merge,

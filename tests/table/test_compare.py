@@ -10,7 +10,7 @@ import pytest
 from sere.errors import TableMismatch
 from sere.similarity import LayerSimilarity
 from sere.table import compare
-from tests.support.tables import identity, matrix, table
+from tests.support.tables import identity, matrix, sample, table, tiers
 
 
 def refuses(error: type[Exception], text: str) -> Any:
@@ -92,3 +92,10 @@ def test_incomparable_tables_are_compared_with_warnings() -> None:
     narrow = compare(table(), table(metric_parameters={"kernel": "rbf", "window": 64}))
     assert narrow.equal
     assert narrow.warnings[0].startswith("different cka parameters: {'kernel': 'rbf', 'window': 128")
+
+
+def test_tiers_and_routing_sample_are_not_compared() -> None:
+    """What is recommended may differ; the similarities are the same, without a warning."""
+    result = compare(table(), table(tiers=tiers(), routing=sample()))
+    assert result.equal
+    assert result.warnings == ()

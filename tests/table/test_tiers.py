@@ -32,7 +32,7 @@ def test_a_tier_goes_through_json(name: str) -> None:
         ({"threshold": -1}, "tier 'mine': threshold: expected a number of at least 0"),
         ({"layers": [3]}, "tier 'mine': layers: expected {layer index: active_experts}, got [3]"),
         ({"layers": {"x": 3}}, "tier 'mine': layers: expected {layer index: settings}, got the key 'x'"),
-        ({"layers": {1: "all"}}, "tier 'mine': active_experts: expected a number of experts"),
+        ({"layers": {1: "all"}}, "tier 'mine': layers: layer 1: active_experts: expected a number of"),
         ({"evidence": 3}, "tier 'mine': evidence: expected names and values, got 3"),
         ({"evidence": {"loss": object()}}, "tier 'mine': evidence: expected values that JSON can hold"),
         ({"evidence": {"loss": float("nan")}}, "tier 'mine': evidence: expected values that JSON can hold"),

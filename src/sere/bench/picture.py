@@ -25,13 +25,7 @@ def draw_demo(record: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
     Raises:
         MissingDependency: matplotlib is not installed.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingDependency(f"the picture needs matplotlib: {how_to_install('plot')}") from error
-    figure = Figure(figsize=(9.6, 4.8), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(9.6, 4.8)
     left, right = figure.subplots(1, 2)
     settings = list(dict.fromkeys(case["setting"] for case in record["cases"]))
     for index, setting in enumerate(settings):
@@ -58,6 +52,31 @@ def draw_demo(record: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
     legend.set(frame_on=False)
     legend.set_title(note)
     legend.get_title().set_fontsize(8)
+    save_figure(figure, path)
+
+
+def new_figure(width: float, height: float) -> Any:
+    """Return an empty matplotlib figure that belongs to no window.
+
+    Args:
+        width: In inches.
+        height: In inches.
+
+    Raises:
+        MissingDependency: matplotlib is not installed.
+    """
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise MissingDependency(f"the picture needs matplotlib: {how_to_install('plot')}") from error
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def save_figure(figure: Any, path: str | os.PathLike[str]) -> None:
+    """Write a figure, atomically; the path's ending decides the format."""
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=150, format=_format(path))
 

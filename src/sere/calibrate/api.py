@@ -25,6 +25,7 @@ from sere.calibrate.layerwise.skeleton import Skeleton
 from sere.calibrate.layerwise.work_folder import WorkFolder, resumable
 from sere.calibrate.memory import fits_memory
 from sere.checkpoints import find_checkpoint, load_model, load_tokenizer
+from sere.similarity import DEFAULT_METRIC
 from sere.structure import find_experts
 from sere.table import SimilarityTable
 from sere.texts import Source
@@ -61,7 +62,7 @@ def calibrate(
     tokenizer: Any = None,
     texts: Source | None = None,
     *,
-    metric: str | list[str] | tuple[str, ...] = "frobenius",
+    metric: str | list[str] | tuple[str, ...] = DEFAULT_METRIC,
     **options: Unpack[CalibrationOptions],
 ) -> SimilarityTable | dict[str, SimilarityTable]:
     """Measure how well the experts of each layer replace each other.
@@ -73,7 +74,8 @@ def calibrate(
         texts: A ``.txt``, ``.jsonl``, ``.json`` or ``.parquet`` file, a Hugging Face data set's name, or the
             documents themselves: a list (or any iterable) of texts, rows or conversations; see
             `sere.texts.load_texts`. Conversations are written by the tokenizer's chat template.
-        metric: A name in `sere.similarity.METRICS`, or several: all are computed in one pass.
+        metric: A name in `sere.similarity.METRICS` (default ``"projection"``; ``"frobenius"`` for the
+            paper's method), or several: all are computed in one pass.
         **options: Keyword arguments, all optional:
 
             - ``metric_parameters``: Parameters of the metric; for several, a mapping from a metric's name to

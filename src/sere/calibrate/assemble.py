@@ -11,6 +11,7 @@ from sere.calibrate.config import CalibrationConfig
 from sere.calibrate.in_memory import Results
 from sere.calibrate.layerwise.skeleton import Skeleton
 from sere.calibrate.packing import Tokens, pack
+from sere.calibrate.routing import choose_tokens, routing_sample
 from sere.errors import AlreadyApplied, ConfigError, DataError
 from sere.provenance import provenance, versions
 from sere.structure import ExpertsLayer, identity_of, is_rerouted
@@ -76,11 +77,12 @@ def make_tables(
 ) -> dict[str, SimilarityTable]:
     """Return the table of each metric; log how many experts have no known similarity."""
     how = {"seq_len": config.seq_len, "batch_size": config.batch_size}
+    sample = None if tokens is None else routing_sample(choose_tokens(tokens, config.seed), results.routing)
     tables: dict[str, SimilarityTable] = {}
     for name in config.metrics:
         used = tokens if name in config.output_metrics else None
         tables[name] = SimilarityTable(
-            layers=results[name],
+            layers=results.similarities[name],
             identity=identity_of(model, layers),
             metric=name,
             metric_parameters=config.resolved_parameters(name),
@@ -88,8 +90,9 @@ def make_tables(
             data_digest="" if used is None else used.digest,
             seed=None if used is None else config.seed,
             provenance=provenance() | ({} if used is None else {"calibration": how}),
+            routing=None if used is None else sample,
         )
-        if unknown := describe_unknown(results[name], name):
+        if unknown := describe_unknown(results.similarities[name], name):
             logger.warning("sere: %s: %s", name, unknown)
     return tables
 

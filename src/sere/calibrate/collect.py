@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from sere.calibrate.config import CalibrationConfig
 from sere.calibrate.experts import check_weighted_sum, expert_outputs
+from sere.calibrate.routing import LayerRouting, RoutingRecorder
 from sere.calibrate.sanity import (
     check_inputs,
     check_outputs,
@@ -26,15 +27,18 @@ class LayerCollector:
     """Feeds the calls of an experts module to the accumulators of every metric.
 
     At most one chunk of expert outputs exists at a time: ``[E, t, H]`` float32 with t such that it stays
-    within ``config.chunk_bytes`` (or t = 1). Between calls only the accumulators are held.
+    within ``config.chunk_bytes`` (or t = 1). Between calls only the accumulators and the routing of the
+    sampled tokens are held.
 
     Attributes:
         layer: The experts module.
         num_tokens: Rows so far; more than the calibration tokens if the model loops over its layers.
     """
 
-    def __init__(self, layer: ExpertsLayer, config: CalibrationConfig) -> None:
+    def __init__(self, layer: ExpertsLayer, config: CalibrationConfig, sampled: Tensor | None = None) -> None:
+        """Collect for one layer; ``sampled``: the tokens whose routing is recorded, ``[T]``, growing."""
         self.layer = layer
+        self._recorder = None if sampled is None else RoutingRecorder(layer.num_experts, sampled)
         self._config = config
         self._accumulators: dict[str, Accumulator] = {}
         self._checked = False
@@ -87,6 +91,14 @@ class LayerCollector:
             check_tells_apart(self.layer, name, similarity)
         return found
 
+    def routing(self, num_tokens: int) -> LayerRouting | None:
+        """Return how the router chose on the sampled tokens; None unless each token came exactly once.
+
+        Args:
+            num_tokens: The calibration tokens.
+        """
+        return None if self._recorder is None else self._recorder.finish(num_tokens)
+
     def _add_chunk(self, hidden: Tensor, ids: Tensor, weights: Tensor) -> None:
         outputs = expert_outputs(self.layer, hidden)
         check_outputs(self.layer, outputs)
@@ -96,6 +108,8 @@ class LayerCollector:
         with naming_layer(self.layer):
             for name in self._config.output_metrics:
                 self._accumulator(name, hidden).update(outputs, ids, weights)
+        if self._recorder is not None:
+            self._recorder.add(outputs, ids, weights)
 
     def _accumulator(self, name: str, hidden: Tensor) -> Accumulator:
         if name not in self._accumulators:

@@ -10,7 +10,7 @@ from typing import Any, Literal, Self, TypedDict
 import torch
 
 from sere.errors import ConfigError, did_you_mean, name_some
-from sere.similarity import get_metric
+from sere.similarity import DEFAULT_METRIC, get_metric
 
 ShowProgress = bool | Literal["always"]
 
@@ -42,7 +42,7 @@ class CalibrationConfig:
         ConfigError: A value is wrong, or a metric or a parameter is unknown; the text names it.
     """
 
-    metric: str | Sequence[str] = "frobenius"
+    metric: str | Sequence[str] = DEFAULT_METRIC
     metric_parameters: Mapping[str, Any] | None = None
     # 400 sequences of 128 tokens, as in the paper (SERE, arXiv 2602.07616).
     max_tokens: int = 51_200

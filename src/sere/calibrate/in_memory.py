@@ -6,7 +6,7 @@ import inspect
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from sere.calibrate.config import CalibrationConfig
 from sere.calibrate.offload import refuse_without_weights
 from sere.calibrate.packing import Tokens
 from sere.calibrate.progress import progress_bar
+from sere.calibrate.routing import LayerRouting, choose_tokens
 from sere.calibrate.vocabulary import check_tokens
 from sere.calibrate.weights import refuse_adapted, similarity_of_weights
 from sere.errors import UnsupportedModel
@@ -23,14 +24,23 @@ from sere.similarity import LayerSimilarity
 from sere.structure import ExpertsLayer
 from sere.wrappers import execution_device
 
-# Similarities by metric and decoder-layer index.
-Results = dict[str, dict[int, LayerSimilarity]]
+
+class Results(NamedTuple):
+    """What was measured.
+
+    Attributes:
+        similarities: By metric and decoder-layer index.
+        routing: How routers chose on the sampled tokens, by decoder-layer index.
+    """
+
+    similarities: dict[str, dict[int, LayerSimilarity]]
+    routing: dict[int, LayerRouting]
 
 
 def collect_in_memory(
     model: nn.Module, layers: Sequence[ExpertsLayer], tokens: Tokens | None, config: CalibrationConfig
 ) -> Results:
-    """Run the model over the tokens and return every layer's similarities.
+    """Run the model over the tokens; return every layer's similarities and its routing.
 
     The model is left as it was found, hooks and modes, whatever happens.
 
@@ -40,9 +50,6 @@ def collect_in_memory(
         tokens: The calibration tokens; None if no metric needs any.
         config: What to compute.
 
-    Returns:
-        Similarities by metric and layer index.
-
     Raises:
         DataError: A token is beyond the model's embedding.
         ConfigError: Sequences are longer than its learned positions.
@@ -51,23 +58,27 @@ def collect_in_memory(
     refuse_without_weights(model, layers, runs=tokens is not None)
     if tokens is not None:
         check_tokens(tokens, model)
-    results: Results = {name: {} for name in config.metrics}
+    results = Results({name: {} for name in config.metrics}, {})
     for name in config.weight_metrics:
         for layer in layers:
             refuse_adapted(model, layer, name)
         for layer in layers:
-            results[name][layer.index] = similarity_of_weights(layer, name)
+            results.similarities[name][layer.index] = similarity_of_weights(layer, name)
     if tokens is not None and config.output_metrics:
         for collector in _forward(model, layers, tokens, config):
+            index = collector.layer.index
             for name, similarity in collector.finish(tokens.num_tokens).items():
-                results[name][collector.layer.index] = similarity
+                results.similarities[name][index] = similarity
+            if (routing := collector.routing(tokens.num_tokens)) is not None:
+                results.routing[index] = routing
     return results
 
 
 def _forward(
     model: nn.Module, layers: Sequence[ExpertsLayer], tokens: Tokens, config: CalibrationConfig
 ) -> list[LayerCollector]:
-    collectors = [LayerCollector(layer, config) for layer in layers]
+    sampled = choose_tokens(tokens, config.seed).positions
+    collectors = [LayerCollector(layer, config, sampled) for layer in layers]
     device, arguments = input_device(model), forward_arguments(model)
     with ExitStack() as stack:
         stack.enter_context(torch.no_grad())

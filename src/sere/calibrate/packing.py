@@ -34,11 +34,13 @@ class Tokens:
     Attributes:
         ids: ``[num_tokens]``, int64.
         seq_len: Tokens per sequence; the last may be shorter.
+        documents: Where documents start, ``[documents]``, int64; empty if that is not known.
         tokenizer: The tokenizer that made them, for error texts, or None.
     """
 
     ids: Tensor
     seq_len: int
+    documents: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64, device="cpu"))
     tokenizer: Any = field(default=None, repr=False)
 
     @property
@@ -79,14 +81,18 @@ def pack(documents: Iterable[str], tokenizer: Any, *, max_tokens: int, seq_len: 
         ConfigError: The tokenizer does not return token ids.
     """
     blocks: list[_Ids] = []
+    starts: list[int] = []
     total = used = 0
     for document in documents:
         used += 1
+        start = total
         for block in _tokenize(document, tokenizer):
             blocks.append(block)
             total += len(block)
             if total >= max_tokens:
                 break
+        if total > start:
+            starts.append(start)
         if total >= max_tokens:
             break
     if total < seq_len:
@@ -97,7 +103,7 @@ def pack(documents: Iterable[str], tokenizer: Any, *, max_tokens: int, seq_len: 
         )
     ids = np.concatenate(blocks)[:max_tokens]
     _check_known(ids, tokenizer)
-    return Tokens(torch.from_numpy(ids), seq_len, tokenizer)
+    return Tokens(torch.from_numpy(ids), seq_len, torch.tensor(starts, device="cpu"), tokenizer)
 
 
 def _tokenize(document: str, tokenizer: Any) -> Iterator[_Ids]:

@@ -11,7 +11,9 @@ from torch import Tensor
 
 from sere.errors import DataError, InputError, SereError, UnsupportedModel, name_some
 from sere.similarity import LayerSimilarity
+from sere.similarity.layer import ROUNDING
 from sere.structure import ExpertsLayer
+from sere.table import off_diagonal
 
 logger = logging.getLogger("sere")
 
@@ -58,7 +60,7 @@ def check_outputs(layer: ExpertsLayer, outputs: Tensor) -> None:
 
 
 def check_tells_apart(layer: ExpertsLayer, metric: str, found: LayerSimilarity) -> None:
-    """Refuse similarities that are all 0, warn if they are all equal: they tell no experts apart.
+    """Refuse known similarities that are all 0, warn if they are all equal: they tell no experts apart.
 
     Raises:
         InputError: All are 0; the text names layer and metric.
@@ -66,14 +68,16 @@ def check_tells_apart(layer: ExpertsLayer, metric: str, found: LayerSimilarity) 
     E = found.num_experts
     if E <= 2:
         return
-    others = found.similarity.flatten()[1:].view(E - 1, E + 1)[:, :-1]
+    others = off_diagonal(found.similarity)
+    if not len(others):
+        return
     low, high = float(others.min()), float(others.max())
     if low == high == 0:
         raise InputError(
             f"{layer.name}: all similarities of its {E} experts are 0 by the metric {metric!r}, so nothing "
             "can be re-routed with it; try another metric, or check the weights"
         )
-    if low == high:
+    if high - low <= ROUNDING:
         logger.warning(
             "sere: %s: all similarities of its %d experts are %.3g by the metric %r, so none tells experts "
             "apart; are its weights trained?",

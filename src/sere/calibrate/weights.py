@@ -57,7 +57,7 @@ def refuse_adapted(model: nn.Module, layer: ExpertsLayer, metric: str) -> None:
     if any(not getattr(module, "merged", False) for module in (*around, *within)):
         raise UnsupportedModel(
             f"{layer.name}: an adapter changes the experts' weights in each call, so the metric {metric!r} "
-            f"cannot read them; {MERGE}, or use a metric of outputs, such as 'frobenius'"
+            f"cannot read them; {MERGE}, or use a metric of outputs, such as 'projection'"
         )
 
 

@@ -28,8 +28,8 @@ if such a run is interrupted, the same command continues it."""
 
 _EXAMPLES = """
   sere calibrate MODEL --texts notes.txt
-  sere calibrate MODEL --texts data.jsonl --field content --metric projection
-  sere calibrate MODEL --texts wikitext:wikitext-2-raw-v1 --metric frobenius,cosine --out tables/
+  sere calibrate MODEL --texts data.jsonl --field content --metric frobenius
+  sere calibrate MODEL --texts wikitext:wikitext-2-raw-v1 --metric projection,cosine --out tables/
   sere calibrate MODEL --metric cka --parameters '{"kernel": "rbf"}' --texts notes.txt --out cka.sere
   sere calibrate MODEL --metric weights
   sere calibrate MODEL --texts notes.txt --low-memory --work-dir work
@@ -70,8 +70,8 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
 
 def _add_metric(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("similarity")
-    text = "see sere list metrics; several are computed in one pass (default: frobenius)"
-    group.add_argument("--metric", default="frobenius", metavar="NAME[,NAME...]", help=text)
+    text = "see sere list metrics; several are computed in one pass (default: projection)"
+    group.add_argument("--metric", default="projection", metavar="NAME[,NAME...]", help=text)
     text = "the metric's parameters; for several metrics, an object with one entry per metric name"
     group.add_argument("--parameters", type=_json_object, metavar="JSON", help=text)
 

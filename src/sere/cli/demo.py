@@ -12,18 +12,13 @@ from sere.cli.loading import checkpoint_path, load
 from sere.cli.numbers import whole
 from sere.cli.output import add_json_flag, case_table, emit, say
 from sere.cli.parser import add_command
+from sere.cli.settings import CONTROLS, DEFAULT
 from sere.defaults import SUFFIX
 
 if TYPE_CHECKING:
     from sere.bench.demo import Round
 
-# Chosen for the bundled model; `sere eval bundled` shows how others do.
-SETTINGS = (
-    "sere:select_top_k=2,min_active=32,use_scale=true",
-    "sere:select_top_k=1,min_active=24,use_scale=true",
-    "random:select_top_k=1,min_active=24",
-    "topk:select_top_k=4",
-)
+SETTINGS = (DEFAULT, *CONTROLS)
 # Batch sizes and how many questions each is asked, so that all of them take some minutes.
 QUESTIONS = {1: 10, 8: 60, 16: 160, 32: 240}
 
@@ -45,12 +40,12 @@ memory. TPOT: median time per output token. speedup: TPOT of the baseline (off) 
 setting; the two take turns. right: exactly right answers, with a 95 % interval. vs baseline: difference
 in percentage points on the same questions, with a 95 % interval. One thread, float32."""
 
-_NEXT = """For your own Mixture-of-Experts model of Transformers (min_active is 4 times top_k here):
+_NEXT = """For your own Mixture-of-Experts model of Transformers:
 
-  sere calibrate MODEL --texts notes.txt --metric projection
-  sere eval MODEL --setting sere:select_top_k=2,min_active=32,use_scale=true --prompts FILE
+  sere calibrate MODEL --texts notes.txt
+  sere eval MODEL --prompts FILE
 
-  with sere.apply(model, select_top_k=2, min_active=32, use_scale=True):
+  with sere.apply(model):
       model.generate(**batch)
 """
 

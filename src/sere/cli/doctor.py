@@ -202,6 +202,30 @@ def _table(path: str, identity: Any) -> Iterator[Finding]:
         return
     for check in checks:
         yield Finding("table", check.name, "ok" if check.passed else "BROKEN", check.detail)
+    if all(check.passed for check in checks):
+        yield from _defaults(path)
+
+
+def _defaults(path: str) -> Iterator[Finding]:
+    """Say which tiers a table has, and what an engine does with it that is given no settings."""
+    from sere.config import RerouteConfig
+    from sere.policies.base import LayerShape
+    from sere.policies.how_many import how_many
+    from sere.policies.sere import Sere
+    from sere.table import SimilarityTable
+
+    found = SimilarityTable.load(path)
+    names = (
+        ", ".join(found.tiers)
+        or "none; M grows with the rows of a step, by a formula (sere tune makes tiers)"
+    )
+    yield Finding("table", "tiers", "ok", names)
+    shapes = [
+        LayerShape(index, layer.num_experts, found.identity.slots[index])
+        for index, layer in found.layers.items()
+    ]
+    rule = Sere(found.layers, found.settings(RerouteConfig()))
+    yield Finding("table", "defaults", "ok", how_many(rule, shapes))
 
 
 def render(value: Mapping[str, Any]) -> str:

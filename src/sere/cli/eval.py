@@ -13,10 +13,11 @@ from sere.cli.loading import add_model_arguments, needed_table, table_path
 from sere.cli.numbers import whole
 from sere.cli.output import add_json_flag, emit, say
 from sere.cli.parser import add_command, add_setting_argument
+from sere.cli.settings import CONTROLS, DEFAULT
 from sere.errors import ConfigError
 from sere.files import check_writable, holds_json, keep_other_files, write_json
 
-_DEFAULT_SETTINGS = ("sere:select_top_k=1", "random:select_top_k=1", "topk:select_top_k=1")
+_DEFAULT_SETTINGS = (DEFAULT, *CONTROLS)
 
 # Most tokens of an answer, and of a continuation.
 _ANSWER_TOKENS, _CONTINUATION_TOKENS = 256, 64
@@ -44,22 +45,24 @@ neither: the tasks and English passages of the bundled model, which no other
 If the tokenizer has a chat template, each text is given to the model as a user's message.
 
 A setting is a routing rule and its options. sere list policies shows them; among them are:
-  off                      the unmodified model, always measured
-  sere:select_top_k=2,min_active=32,use_scale=true
-  sere:select_top_k=1,threshold=0.3,targets=active
-  random:select_top_k=1    the control: a random primary expert
-  topk:select_top_k=1      drop the lighter experts instead of re-routing them
+  off                       the unmodified model, always measured
+  sere                      all defaults
+  sere:active_experts=24    fill up to 24 experts per layer and step
+  sere:paper,select_top_k=2 the published method
+  random                    the control: the experts of sere, and a target by chance
+  drop                      the control: the experts of sere, and no target at all
+  topk:select_top_k=1       each token's heaviest expert alone
 
 With --engine vllm, B is the number of concurrent requests, --prompts is refused, and settings that
 differ in more than select_top_k and threshold get separate engines, one after the other. If
 a run with --out is interrupted, the same command continues after the last finished case."""
 
 _EXAMPLES = """
-  sere eval MODEL --setting sere:select_top_k=2,min_active=32,use_scale=true --prompts prompts.txt
+  sere eval MODEL --prompts prompts.txt
   sere eval MODEL --setting topk:select_top_k=4 --batch-size 16 --questions questions.jsonl --out eval.json
-  sere eval bundled --batch-size 1 16 --setting sere:select_top_k=1 --setting random:select_top_k=1
+  sere eval bundled --batch-size 1 16 --setting sere:active_experts=24 --setting sere:active_experts=32
   sere eval bundled --batch-size 16 --tasks addition sorting --per-task 50 --no-text --json
-  sere eval bundled --engine vllm --batch-size 8 64 --setting sere:select_top_k=2,min_active=32
+  sere eval bundled --engine vllm --batch-size 8 64 --setting sere
 """
 
 

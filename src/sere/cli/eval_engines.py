@@ -65,6 +65,7 @@ def _table(args: argparse.Namespace, model: Any, tokenizer: Any) -> Any:
 
         return SimilarityTable.load(args.table)
     from sere.eval.calibration import calibrate_on_tasks
+    from sere.similarity import DEFAULT_METRIC
 
     say("no --table: calibrating the bundled model")
-    return calibrate_on_tasks(model, tokenizer, metric=args.metric or "projection", seed=args.seed)
+    return calibrate_on_tasks(model, tokenizer, metric=args.metric or DEFAULT_METRIC, seed=args.seed)

@@ -15,7 +15,7 @@ EXTRAS = {
     "cuda-core": ("cuda", "the CUDA kernel, on a machine with an NVIDIA GPU"),
     "pyarrow": ("data", "calibration texts from .parquet"),
     "datasets": ("datasets", "calibration texts from Hugging Face data sets"),
-    "matplotlib": ("plot", "pictures: sere table plot, sere demo"),
+    "matplotlib": ("plot", "pictures: sere table plot, sere tune --picture, sere demo"),
 }
 
 # The system's words for a wrong path; its other faults, such as a full disk, are not the user's.

@@ -12,6 +12,7 @@ from sere.cli.loading import add_model_arguments, load, table_path
 from sere.cli.numbers import whole
 from sere.cli.output import add_json_flag, emit, say
 from sere.cli.parser import add_command
+from sere.cli.settings import DEFAULT
 from sere.errors import DataError
 
 if TYPE_CHECKING:
@@ -19,14 +20,12 @@ if TYPE_CHECKING:
     from sere.table import SimilarityTable
     from sere.texts import Row
 
-_DEFAULT_SETTING = "sere:select_top_k=2"
-
 _DETAILS = """All prompts are decoded as one batch, greedily. With --table or --setting the decode steps
 are re-routed; without, the model is unmodified. Prompts with their completions go to stdout."""
 
 _EXAMPLES = """
   sere generate bundled --prompt $'add 4821+937\\n' --prompt $'sort 7 3 9 1\\n'
-  sere generate MODEL --setting sere:select_top_k=2,min_active=32 --prompt 'The mill stood' > completion.txt
+  sere generate MODEL --setting sere --prompt 'The mill stood' > completion.txt
   sere generate MODEL --prompt-file prompts.txt --max-new-tokens 100 --json
 """
 
@@ -53,7 +52,7 @@ def add(subparsers: Any) -> None:
     group.add_argument(
         "--setting",
         metavar="SETTING",
-        help=f"a routing rule; see sere list policies (default with --table: {_DEFAULT_SETTING})",
+        help=f"a routing rule; see sere list policies (default with --table: {DEFAULT})",
     )
     add_model_arguments(parser)
     add_json_flag(parser)
@@ -115,7 +114,7 @@ def _setting(args: argparse.Namespace) -> tuple[PolicySpec | None, SimilarityTab
 
     if args.setting is None and args.table is None:
         return None, None
-    setting = parse_spec(_DEFAULT_SETTING if args.setting is None else args.setting)
+    setting = parse_spec(DEFAULT if args.setting is None else args.setting)
     path = table_path(args) if setting.needs_table else args.table
     similarities = None if path is None else SimilarityTable.load(path)
     check_settings([setting], similarities)

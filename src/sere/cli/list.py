@@ -10,8 +10,10 @@ from sere.cli.output import add_json_flag, emit, table
 from sere.cli.parser import add_command
 
 _DETAILS = """A setting is the name of a rule, then its options: --setting
-sere:select_top_k=2,min_active=32. sere.apply, vLLM's additional_config and JSON files take the options of
-sere under the same names."""
+sere:active_experts=32,cap=true. sere alone has all defaults, and sere:paper,select_top_k=2 is the published
+method. active_experts is a number, a share of all experts (0.25), auto, or points ROWS-NUMBER for steps of
+so many rows, with a straight line between them: 1-8/8-24/32-36. sere.apply, vLLM's additional_config and
+JSON files take the options of sere under the same names."""
 
 
 def add(subparsers: Any) -> None:
@@ -57,9 +59,14 @@ def _render_policies(value: Mapping[str, Any]) -> str:
         lines = [policy["name"], f"    {policy['summary']}"]
         for option in policy["options"]:
             needed = " (required)" if option["required"] else ""
-            lines.append(f"    {option['name']}={option['value']}{needed}")
+            lines.append(f"    {_written(option)}{needed}")
         paragraphs.append("\n".join(lines))
     return "\n\n".join(paragraphs)
+
+
+def _written(option: Mapping[str, Any]) -> str:
+    """Return an option as it is typed; a preset stands alone."""
+    return str(option["value"]) if option["name"] == "preset" else f"{option['name']}={option['value']}"
 
 
 def _metrics(args: argparse.Namespace) -> int:

@@ -13,12 +13,13 @@ from typing import Any, NoReturn
 from sere.cli.output import say, show
 from sere.errors import did_you_mean, name_some
 
-COMMANDS = ("calibrate", "table", "generate", "eval", "bench", "list", "demo", "doctor")
+COMMANDS = ("calibrate", "table", "tune", "generate", "eval", "bench", "list", "demo", "doctor")
 
 _EXAMPLES = """examples:
   sere demo                                    calibrate, decode and compare on the bundled model
   sere calibrate MODEL --texts notes.txt --metric projection
-  sere eval MODEL --setting sere:select_top_k=2,min_active=32,use_scale=true --prompts prompts.txt
+  sere eval MODEL --prompts prompts.txt        what re-routing changes, with the default settings
+  sere tune MODEL --prompts prompts.txt        the fewest experts for a loss that you accept
   sere doctor --model MODEL
 """
 

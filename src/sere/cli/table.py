@@ -5,17 +5,13 @@ from __future__ import annotations
 import argparse
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sere.cli.loading import add_trust_argument, identity_from_config, table_of
 from sere.cli.numbers import at_least
 from sere.cli.output import add_json_flag, emit, say, table
 from sere.cli.parser import add_command
 from sere.errors import ConfigError
-from sere.identity import span
-
-if TYPE_CHECKING:
-    from sere.table import SimilarityTable
 
 _EXAMPLES = """
   sere table show similarity.sere --threshold 0.5
@@ -39,7 +35,7 @@ def add(subparsers: Any) -> None:
 
 
 def _add_show(commands: Any) -> argparse.ArgumentParser:
-    summary = "Show what a table holds and where it comes from."
+    summary = "Show what a table holds, where it comes from, and what to expect of it."
     parser = add_command(commands, "show", summary, _show, examples="  sere table show similarity.sere")
     parser.add_argument("path", type=Path, metavar="TABLE", help=_TABLE_HELP)
     parser.add_argument(
@@ -95,98 +91,12 @@ def _add_import(commands: Any) -> argparse.ArgumentParser:
 
 
 def _show(args: argparse.Namespace) -> int:
-    from sere.table import SimilarityTable, describe_unknown
+    from sere.cli.table_show import describe, render
+    from sere.table import SimilarityTable
 
     path = table_of(args.path)
-    loaded = SimilarityTable.load(path)
-    identity = loaded.identity
-    value = {
-        "path": str(path),
-        "model": identity.name,
-        "model_digest": identity.digest,
-        "num_experts": identity.num_experts,
-        "top_k": identity.top_k,
-        "metric": loaded.metric,
-        "metric_parameters": dict(loaded.metric_parameters),
-        "calibration_tokens": loaded.calibration_tokens,
-        "data_digest": loaded.data_digest,
-        "seed": loaded.seed,
-        "fingerprint": loaded.fingerprint,
-        "provenance": dict(loaded.provenance),
-        "threshold": args.threshold,
-        "unknown": describe_unknown(loaded.layers, loaded.metric),
-        "layers": [_layer(loaded, index, args.threshold) for index in loaded.layers],
-    }
-    emit(args, value, _render_show)
+    emit(args, describe(path, SimilarityTable.load(path), args.threshold), render)
     return 0
-
-
-def _layer(loaded: SimilarityTable, index: int, threshold: float) -> dict[str, Any]:
-    from sere.table import best_neighbors, off_diagonal
-
-    layer = loaded.layers[index]
-    others = off_diagonal(layer.similarity).double()
-    best = best_neighbors(layer.similarity)
-    return {
-        "layer": index,
-        "name": loaded.identity.layer_names[index],
-        "num_experts": layer.num_experts,
-        "top_k": loaded.identity.slots[index],
-        "scale": layer.scale is not None,
-        "min": float(others.min()) if len(others) else None,
-        "mean": float(others.mean()) if len(others) else None,
-        "max": float(others.max()) if len(others) else None,
-        "best_median": float(best.nanmedian()) if len(others) else None,
-        "critical": list(loaded.critical_experts(index, threshold)),
-        "unknown": list(layer.unknown),
-    }
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
-
-
-def _render_show(value: dict[str, Any]) -> str:
-    parameters = ", ".join(f"{name}={setting}" for name, setting in value["metric_parameters"].items())
-    versions = ", ".join(f"{name} {v}" for name, v in value["provenance"].get("versions", {}).items())
-    E, K = (span(layer[name] for layer in value["layers"]) for name in ("num_experts", "top_k"))
-    facts = [
-        ("model", f"{value['model']} (E={E}, K={K}, digest {value['model_digest'][:12]})"),
-        ("metric", f"{value['metric']} ({parameters})" if parameters else value["metric"]),
-        (
-            "tokens",
-            f"{value['calibration_tokens']:,} (digest {value['data_digest'][:12] or 'none'}, "
-            f"seed {value['seed']})",
-        ),
-        (
-            "made by",
-            f"{versions or 'unknown'}; commit {(value['provenance'].get('commit') or 'unknown')[:12]}",
-        ),
-        ("fingerprint", value["fingerprint"]),
-        *(("note", note) for note in value["provenance"].get("notes", [])),
-        *([("not known", value["unknown"])] if value["unknown"] else []),
-    ]
-    rows = [
-        [
-            layer["layer"],
-            layer["num_experts"],
-            *(_number(layer[name]) for name in ("min", "mean", "max", "best_median")),
-            len(layer["critical"]),
-            len(layer["unknown"]),
-        ]
-        for layer in value["layers"]
-    ]
-    headers = [
-        "layer",
-        "E",
-        "least",
-        "mean",
-        "most",
-        "best other (median)",
-        f"critical at ρ={value['threshold']:g}",
-        "not known",
-    ]
-    return "\n".join(f"{name + ':':<13}{text}" for name, text in facts) + "\n\n" + table(rows, headers)
 
 
 def _verify(args: argparse.Namespace) -> int:

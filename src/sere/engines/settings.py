@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
+from sere.config import RerouteConfig
 from sere.engines.in_process import state_of
 from sere.integrations.vllm import configure
-from sere.integrations.vllm.tiers import COUNT_ONLY_S
 from sere.policies.spec import PolicySpec
 
-LIVE = frozenset({"select_top_k", "threshold"})
+LIVE = ("select_top_k", "threshold", "active_experts", "layers", "tier")
 """Options of a ``sere`` setting that an engine can change while it runs; the others are part of its start."""
 
-COUNT_ONLY: Mapping[str, Any] = {"enabled": True, "select_top_k": COUNT_ONLY_S, "threshold": 0.0}
-"""Changes that count experts and re-route none: S is beyond any K."""
+COUNT_ONLY: Mapping[str, Any] = {"enabled": True, "count_only": True}
+"""Changes that count experts and re-route none."""
 
 Start = Callable[[Mapping[str, Any]], AbstractContextManager[Any]]
 """Starts an engine (or a server of one) with settings of re-routing beside the table, and ends it."""
@@ -29,13 +30,13 @@ def by_engine(settings: Sequence[PolicySpec]) -> list[tuple[dict[str, Any], list
 
     Returns:
         For each engine the settings of its start and what is measured in it. ``sere`` settings that differ
-        only in S and ρ share one; other settings run in any engine and so in the first.
+        only in S, ρ and M share one; other settings run in any engine and so in the first.
     """
-    groups: dict[tuple[tuple[str, Any], ...], list[PolicySpec]] = {}
-    first = next((_of_start(setting) for setting in settings if is_own(setting)), ())
+    groups: dict[str, list[PolicySpec]] = {}
+    first = next((_of_start(setting) for setting in settings if is_own(setting)), "{}")
     for setting in settings:
         groups.setdefault(_of_start(setting) if is_own(setting) else first, []).append(setting)
-    return [(dict(options), group) for options, group in groups.items()]
+    return [(json.loads(options), group) for options, group in groups.items()]
 
 
 def is_own(setting: PolicySpec) -> bool:
@@ -50,8 +51,10 @@ def is_served(setting: PolicySpec) -> bool:
 
 def counted_changes(setting: PolicySpec) -> dict[str, Any]:
     """Return what to change in a running engine for ``sere`` or ``off``, so that its experts are counted."""
-    live = {name: value for name, value in setting.options.items() if name in LIVE}
-    return dict(COUNT_ONLY) | live
+    if not is_own(setting):
+        return dict(COUNT_ONLY)
+    values = RerouteConfig.from_mapping(setting.options).to_mapping()
+    return {"enabled": True, "count_only": False} | {name: values[name] for name in LIVE}
 
 
 def live_changes(setting: PolicySpec) -> dict[str, Any]:
@@ -78,12 +81,15 @@ def routed(llm: Any, setting: PolicySpec, *, seed: int = 0) -> Iterator[None]:
         configure(llm, **counted_changes(setting))
         yield
         return
-    configure(llm, enabled=True)
+    configure(llm, enabled=True, count_only=False)
     state = state_of(llm)
     with state.routed_by(setting.build(state.table, seed=seed)):
         yield
 
 
-def _of_start(setting: PolicySpec) -> tuple[tuple[str, Any], ...]:
-    """Return a setting's options that are part of an engine's start."""
-    return tuple(sorted((name, value) for name, value in setting.options.items() if name not in LIVE))
+def _of_start(setting: PolicySpec) -> str:
+    """Return what differs from the defaults of what is part of an engine's start, as JSON."""
+    values, defaults = RerouteConfig.from_mapping(setting.options).to_mapping(), RerouteConfig().to_mapping()
+    # A preset stands for values of the others, and would need those that change while the engine runs.
+    of_start = values.keys() - {*LIVE, "preset"}
+    return json.dumps({name: values[name] for name in sorted(of_start) if values[name] != defaults[name]})

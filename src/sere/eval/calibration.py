@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from sere.eval.tasks import calibration_texts
+from sere.similarity import DEFAULT_METRIC
 
 if TYPE_CHECKING:
     from sere.table import SimilarityTable
@@ -19,7 +20,7 @@ def calibrate_on_tasks(
     model: Any,
     tokenizer: Any,
     *,
-    metric: str = "projection",
+    metric: str = DEFAULT_METRIC,
     max_tokens: int = MAX_TOKENS,
     seed: int = 0,
     progress: bool = True,
@@ -29,8 +30,7 @@ def calibrate_on_tasks(
     Args:
         model: A model with experts modules, of the bundled model's kind.
         tokenizer: Its tokenizer.
-        metric: A metric's name. ``projection`` keeps factors (for ``use_scale``), and on the bundled model it
-            loses the fewest answers at the same number of experts.
+        metric: A metric's name.
         max_tokens: At most this many tokens are used.
         seed: Seed of the texts and their order.
         progress: Show a bar on a terminal.

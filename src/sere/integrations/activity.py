@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
-from sere.config import RerouteConfig
+from sere.config import LayerSettings, RerouteConfig
+from sere.config.active_experts import text_of_active_experts
+from sere.identity import span
 from sere.reroute import COUNTERS
 from sere.reroute.limits import active_by_rows
 
@@ -24,9 +27,11 @@ class Activity:
         critical: Experts that resembled no primary one and stayed; sum over steps and layers.
         experts_before: Distinct experts that the routers chose, mean per step and layer.
         experts_after: Distinct experts that ran, mean per step and layer.
+        rows: Rows that were not padding, mean per step and layer.
         hook_ran: Whether a layer's hook ran in an eligible call; None where only ``layer_steps`` tells.
         compiled: Whether compiled calls ran, which ``calls`` and ``eligible`` leave out.
         own_budgets: Whether rows were given budgets of their own, which may protect all of them.
+        mixed: Whether rows that keep their experts, such as those of prompts, may be among ``rows``.
     """
 
     calls: int
@@ -36,9 +41,11 @@ class Activity:
     critical: int
     experts_before: float
     experts_after: float
+    rows: float
     hook_ran: bool | None = None
     compiled: bool = False
     own_budgets: bool = False
+    mixed: bool = False
 
     @classmethod
     def of(cls, counters: Sequence[Sequence[int]], **seen: Any) -> Self:
@@ -57,6 +64,7 @@ class Activity:
             critical=total["critical"],
             experts_before=total["distinct_before"] / steps,
             experts_after=total["distinct_after"] / steps,
+            rows=total["rows"] / steps,
             **seen,
         )
 
@@ -67,7 +75,12 @@ def without_numbers(sentence: str) -> str:
 
 
 def why_nothing_changed(
-    activity: Activity, config: RerouteConfig | None, *, top_k: int, num_experts: int
+    activity: Activity,
+    config: RerouteConfig | None,
+    *,
+    top_k: int,
+    num_experts: int,
+    layers: Collection[int] = (),
 ) -> str | None:
     """Return one sentence that says why no slot was re-routed, or None if one was.
 
@@ -76,11 +89,12 @@ def why_nothing_changed(
         config: SERE's settings, or None for another policy.
         top_k: K, routed slots per token; the largest of any layer.
         num_experts: E, experts of a layer; the largest of any layer.
+        layers: Decoder-layer indices of the layers, where the caller knows them.
     """
     if activity.rerouted or (activity.layer_steps and activity.experts_after < activity.experts_before):
         return None
     if activity.layer_steps:
-        why = _nothing_rerouted(activity, config, top_k, num_experts)
+        why = _nothing_rerouted(activity, config, top_k, num_experts, layers)
     else:
         why = _nothing_reached_a_layer(activity, config)
     return f"nothing was re-routed: {why}"
@@ -112,40 +126,68 @@ def _count(number: int, thing: str) -> str:
     return f"{number} {thing}{'s' * (number != 1)}"
 
 
-def _nothing_rerouted(activity: Activity, config: RerouteConfig | None, top_k: int, num_experts: int) -> str:
+def _nothing_rerouted(
+    activity: Activity, config: RerouteConfig | None, top_k: int, num_experts: int, layers: Collection[int]
+) -> str:
     before = activity.experts_before
     if config is None:
         return f"the policy changed no slot of batches that read {before:.1f} experts per layer"
-    most = config.active_experts
-    if isinstance(most, int) and most >= num_experts:
+    own = [config.for_layer(index) for index in layers or (-1, *config.layers)]
+    least, named = _limit(activity, config, own, top_k, num_experts)
+    if least >= num_experts:
         return (
-            f"active_experts={most} is not below the {num_experts} experts of a layer, so every expert is "
-            "primary; use a smaller active_experts"
+            f"{named} is not below the {num_experts} experts of a layer, so every expert is primary; use a "
+            "smaller active_experts"
         )
-    if config.select_top_k >= top_k:
+    if min(one.select_top_k for one in own) >= top_k and not activity.own_budgets:
         return (
-            f"select_top_k={config.select_top_k} keeps all {top_k} slots of a token; use a select_top_k "
-            f"below {top_k}"
+            f"select_top_k={span(one.select_top_k for one in own)} keeps all {top_k} slots of a token; use a "
+            f"select_top_k below {top_k}"
         )
-    if max(active_by_rows(most, num_experts, top_k)) >= before:
+    if least >= before:
         return (
-            f"active_experts={most} is never below what these batches read ({before:.1f} experts per layer); "
-            "use a smaller active_experts or larger batches"
-        )
-    if activity.critical and config.threshold > 0:
-        return (
-            f"no expert had a similarity of threshold={config.threshold:g} or more to a primary one; use a "
-            "smaller threshold"
+            f"{named} is not below what these batches read ({before:.1f} experts per layer); use a smaller "
+            "active_experts or larger batches"
         )
     if activity.critical:
-        return (
-            "the table knows no similarity between the experts that these batches read; calibrate it on more "
-            "text"
-        )
-    kept = "a smaller select_top_k"
-    if activity.own_budgets:
-        kept = "smaller row budgets"
+        return _no_substitute(own)
+    kept = "smaller row budgets" if activity.own_budgets else "a smaller select_top_k"
     return (
-        f"all {before:.1f} experts per layer that these batches read are primary; larger batches or {kept} "
-        "leave something to re-route"
+        f"all {before:.1f} experts per layer that these batches read are primary; larger batches, {kept} or "
+        "a smaller active_experts leave something to re-route"
     )
+
+
+def _no_substitute(own: Sequence[LayerSettings]) -> str:
+    """Say why the experts that are not primary stayed."""
+    least, most = (choose(one.threshold for one in own) for choose in (min, max))
+    if most > 0:
+        value = f"{least:g}" if least == most else f"{least:g} to {most:g}"
+        return (
+            f"no expert had a similarity of threshold={value} or more to a primary one; use a smaller "
+            "threshold"
+        )
+    return (
+        "the table knows no similarity between the experts that these batches read; calibrate it on more text"
+    )
+
+
+def _limit(
+    activity: Activity, config: RerouteConfig, own: Sequence[LayerSettings], top_k: int, num_experts: int
+) -> tuple[int, str]:
+    """Return the smallest M that held in any layer, and what to call what said so."""
+    by_rows = [active_by_rows(one.active_experts, num_experts, top_k) for one in own]
+    rows = min(max(1, math.ceil(activity.rows)), len(by_rows[0]))
+    # How many rows may be re-routed is not known where others are among them.
+    known = not (activity.own_budgets or activity.mixed)
+    held = [most[rows - 1] if known else min(most[:rows]) for most in by_rows]
+    settings = {one.active_experts for one in own}
+    value = next(iter(settings))
+    if len(settings) == 1 and isinstance(value, int):
+        return min(held), f"active_experts={value}"
+    where = f"{_count(rows, 'row')}" if known else f"1 to {_count(rows, 'row')}"
+    lowest = span(held) if known else f"{min(held)} or more"
+    which = "active_experts" if len(settings) > 1 else f"active_experts={text_of_active_experts(value)}"
+    tier = "" if config.tier is None else f"of the tier {config.tier!r}, "
+    layer = "by layer, " if len(settings) > 1 else ""
+    return min(held), f"{which} ({tier}{layer}{lowest} for {where})"

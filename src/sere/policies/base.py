@@ -85,6 +85,7 @@ class Policy(ABC):
         changes_routing: Whether it is meant to change anything; False for the baseline ``off``.
         source: The paper or idea behind it, for documents.
         example: Options as one would write them, such as ``"select_top_k=2"``, for help, errors and tests.
+        presets: Values of the option ``preset``, which are written without its name: ``sere:paper``.
         given_elsewhere: Fields of the settings that are not options, because they are given in another way.
         config: The settings of re-routing; None for a rule that has others.
     """
@@ -95,6 +96,7 @@ class Policy(ABC):
     changes_routing: ClassVar[bool] = True
     source: ClassVar[str] = ""
     example: ClassVar[str] = ""
+    presets: ClassVar[tuple[str, ...]] = ()
     given_elsewhere: ClassVar[frozenset[str]] = frozenset()
     config: RerouteConfig | None = None
 
@@ -115,6 +117,18 @@ class Policy(ABC):
     def settings_type(cls) -> type:
         """Return the dataclass whose fields are the rule's options: the rule itself, unless it holds more."""
         return cls
+
+    @classmethod
+    def check_options(cls, options: Mapping[str, Any]) -> None:
+        """Refuse options that are wrong whatever the model and the table.
+
+        Args:
+            options: Values by field name of ``settings_type``, those that it needs among them.
+
+        Raises:
+            ConfigError: A value is out of range.
+        """
+        cls.settings_type()(**options)
 
     @classmethod
     def from_options(cls, options: Mapping[str, Any], table: SimilarityTable | None) -> Self:

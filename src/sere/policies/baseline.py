@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from sere.config import ActiveExperts
+from sere.config import RerouteConfig
 from sere.errors import ConfigError
 from sere.policies.base import LayerRouter, LayerShape, Policy
+from sere.policies.idle import why_idle
 from sere.reroute import COUNTERS, Routing, TokenBatch
 from sere.reroute.checks import check_batch
-from sere.reroute.limits import active_by_rows
 from sere.reroute.slots import (
     choose_primary,
     expert_masses,
@@ -37,6 +38,7 @@ class LayerBatch:
         row_budgets: ``[T]``, integers, or None.
         scores: ``[T, E]``, the router's scores of all experts, or None.
         step: int64 of shape ``[]``: the number of this call of the layer's router, from 1 on.
+        prepared: What the rule prepared for the layer, by name.
         real: ``[T]``, bool; rows that are not padding.
         protected: ``[T]``, bool; real rows with a budget of K or more.
         inside: ``[T, K]``, bool; slots with an id in [0, E).
@@ -50,6 +52,7 @@ class LayerBatch:
     row_budgets: Tensor | None
     scores: Tensor | None
     step: Tensor
+    prepared: Mapping[str, Tensor]
     real: Tensor
     protected: Tensor
     inside: Tensor
@@ -57,7 +60,9 @@ class LayerBatch:
     ranks: Tensor
 
     @classmethod
-    def of(cls, layer: LayerShape, batch: TokenBatch, step: Tensor) -> LayerBatch:
+    def of(
+        cls, layer: LayerShape, batch: TokenBatch, step: Tensor, prepared: Mapping[str, Tensor]
+    ) -> LayerBatch:
         """Tell real rows and valid slots of a checked batch from the others."""
         ids, weights, budgets, num_tokens, scores = batch
         real = real_rows(ids, budgets, num_tokens)
@@ -65,14 +70,16 @@ class LayerBatch:
         inside = (ids >= 0) & (ids < layer.num_experts)
         valid = inside & has_weight(weights) & real[:, None]
         ranks = weight_ranks(weights, valid)
-        return cls(layer, ids, weights, budgets, scores, step, real, protected, inside, valid, ranks)
+        return cls(
+            layer, ids, weights, budgets, scores, step, prepared, real, protected, inside, valid, ranks
+        )
 
     @property
     def num_experts(self) -> int:
         """E, the layer's routed experts."""
         return self.layer.num_experts
 
-    def heaviest(self, select_top_k: int) -> Tensor:
+    def heaviest(self, select_top_k: Tensor | int) -> Tensor:
         """Return the valid slots among each row's b_t heaviest, ``[T, K]`` bool."""
         budgets = whole_budgets(self.row_budgets, select_top_k, len(self.ids), self.ids.device)
         return self.valid & (self.ranks < budgets[:, None])
@@ -81,23 +88,20 @@ class LayerBatch:
         """Return the experts in the chosen slots and those of protected rows, ``[E]`` bool."""
         return members(self.ids, slots | (self.valid & self.protected[:, None]), self.num_experts)
 
-    def primary_set(self, select_top_k: int, active_experts: ActiveExperts) -> Tensor:
+    def primary_set(self, limits: Tensor) -> Tensor:
         """Return SERE's primary set, ``[E]`` bool; docs/method.md section 4, step 3.
 
         Args:
-            select_top_k: S.
-            active_experts: M, as in the settings of SERE.
+            limits: What `sere.reroute.limits.layer_limits` returns: S and M of the layer.
         """
         E, valid = self.num_experts, self.valid
-        fixed = members(self.ids, valid & self.protected[:, None], E)
-        most = torch.tensor(active_by_rows(active_experts, E, self.layer.top_k), device=self.ids.device)
-        rows = (self.real & ~self.protected).sum().clamp(1, len(most))
+        rows = (self.real & ~self.protected).sum().clamp(1, len(limits) - 1)
         return choose_primary(
-            fixed,
-            members(self.ids, self.heaviest(select_top_k), E),
+            members(self.ids, valid & self.protected[:, None], E),
+            members(self.ids, self.heaviest(limits[0]), E),
             members(self.ids, valid, E),
             expert_masses(self.ids, self.weights, valid, E),
-            most[rows - 1],
+            limits.index_select(0, rows[None])[0],
             cap=False,
         )
 
@@ -108,6 +112,15 @@ class Baseline(Policy):
 
     Its settings are the fields of a frozen dataclass, which is what the command line and records read.
     """
+
+    def prepare(self, layer: LayerShape) -> Mapping[str, Tensor]:
+        """Return tensors on the CPU that the rule needs for one layer, by name; none unless it says so.
+
+        Args:
+            layer: The layer.
+        """
+        del layer
+        return {}
 
     @abstractmethod
     def choose(self, batch: LayerBatch) -> Routing:
@@ -122,7 +135,8 @@ class Baseline(Policy):
 
     def describe(self) -> dict[str, Any]:
         """Return the settings as JSON-ready values."""
-        return {"policy": self.name} | asdict(self)
+        options = [one.name for one in fields(self) if one.name not in self.given_elsewhere]
+        return {"policy": self.name} | {name: getattr(self, name) for name in options}
 
 
 @dataclass(frozen=True)
@@ -141,12 +155,17 @@ class TopSlotsBaseline(Baseline):
     def __post_init__(self) -> None:
         check_count("select_top_k", self.select_top_k)
 
+    def why_idle(self, layers: Iterable[LayerShape]) -> list[str]:
+        """Return why the settings re-route nothing: S is K or more; see `Policy`."""
+        return why_idle(RerouteConfig(select_top_k=self.select_top_k, active_experts=0), layers)
+
 
 class BaselineRouter(LayerRouter):
     """One layer of a baseline: checks a step, lets the rule choose, and counts.
 
     Attributes:
         step: int64 of shape ``[]``, how often the router was called.
+        prepared: What the rule prepared for the layer, by name, on the device.
     """
 
     def __init__(self, policy: Baseline, layer: LayerShape, device: torch.device) -> None:
@@ -154,19 +173,20 @@ class BaselineRouter(LayerRouter):
         self.policy = policy
         with torch.inference_mode(False):
             self.step = torch.zeros((), dtype=torch.int64, device=device)
+            self.prepared = {name: tensor.to(device) for name, tensor in policy.prepare(layer).items()}
 
     def __call__(self, batch: TokenBatch) -> Routing:
         """Route one step; see `LayerRouter`."""
         check_batch(batch, self.counters)
         self.step.add_(1)
-        step = LayerBatch.of(self.layer, batch, self.step)
+        step = LayerBatch.of(self.layer, batch, self.step, self.prepared)
         result = self.policy.choose(step)
         self.counters.add_(_counts(step, result))
         return result
 
     def tensors(self) -> dict[str, Tensor]:
         """Return every tensor that a step reads or writes, by name."""
-        return super().tensors() | {"step": self.step}
+        return super().tensors() | {"step": self.step} | self.prepared
 
 
 def _counts(batch: LayerBatch, result: Routing) -> Tensor:
@@ -198,3 +218,17 @@ def check_count(name: str, value: object, *, least: int = 1) -> None:
     """
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise ConfigError(f"{name}: expected an integer of at least {least}, got {value!r}")
+
+
+def check_switch(name: str, value: object) -> None:
+    """Refuse a setting that is neither true nor false.
+
+    Args:
+        name: The setting.
+        value: Its value.
+
+    Raises:
+        ConfigError: It is something else.
+    """
+    if not isinstance(value, bool):
+        raise ConfigError(f"{name}: expected true or false, got {value!r}")

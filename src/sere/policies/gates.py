@@ -8,6 +8,31 @@ from torch import Tensor
 from sere.errors import InputError
 from sere.policies.baseline import LayerBatch
 
+# Gates are summed in units of 2⁻³⁰, each at most 2³⁸: fewer than 2²⁵ of them add up to less than 2⁶³.
+GATE_UNITS, GATE_BOUND = 2**30, 2**38
+
+
+def gate_units(gates: Tensor) -> Tensor:
+    """Return gates, none of them NaN, as integers in units of 2⁻³⁰, from 0 to ``GATE_BOUND``.
+
+    Returns:
+        int64; a gate below 0 counts as 0, one above 256 as 256.
+    """
+    return torch.round(gates.double() * GATE_UNITS).clamp(0, GATE_BOUND).long()
+
+
+def gate_sums(batch: LayerBatch, gates: Tensor) -> Tensor:
+    """Return each expert's sum of gates over all real rows, in units of 2⁻³⁰.
+
+    Args:
+        batch: The step.
+        gates: ``[T, E]``, float64, finite.
+
+    Returns:
+        ``[E]``, int64; the order of addition changes nothing.
+    """
+    return gate_units(torch.where(batch.real[:, None], gates, 0.0)).sum(dim=0)
+
 
 def gates_from_scores(batch: LayerBatch, name: str) -> Tensor:
     """Estimate the gate weight of every expert for every row.

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 import torch
 
 from sere.config import LayerSettings, RerouteConfig
+from sere.config.active_experts import text_of_active_experts
 from sere.errors import MOST_NAMED
 from sere.identity import span
 from sere.policies.base import LayerShape
@@ -28,16 +29,15 @@ def why_idle(config: RerouteConfig, shapes: Iterable[LayerShape]) -> list[str]:
     """
     layers = list(shapes)
     own = {layer.index: config.for_layer(layer.index) for layer in layers}
-    floored = [layer for layer in layers if _least_active(own[layer.index], layer) >= layer.num_experts]
-    kept = [
-        layer for layer in layers if layer not in floored and layer.top_k <= own[layer.index].select_top_k
-    ]
+    filled = [layer for layer in layers if _least_active(own[layer.index], layer) >= layer.num_experts]
+    kept = [layer for layer in layers if layer not in filled and layer.top_k <= own[layer.index].select_top_k]
     reasons = []
-    if floored:
-        E = span(layer.num_experts for layer in floored)
+    for value in dict.fromkeys(own[layer.index].active_experts for layer in filled):
+        some = [layer for layer in filled if own[layer.index].active_experts == value]
+        E = span(layer.num_experts for layer in some)
         reasons.append(
-            f"active_experts={config.active_experts} disables re-routing{_where(floored, layers)}: with {E} "
-            "experts per layer every routed expert is primary. Use a smaller value"
+            f"active_experts={text_of_active_experts(value)} disables re-routing{_where(some, layers)}: with "
+            f"{E} experts per layer every routed expert is primary. Use a smaller value"
         )
     if kept:
         K = span(layer.top_k for layer in kept)
@@ -52,8 +52,8 @@ def why_idle(config: RerouteConfig, shapes: Iterable[LayerShape]) -> list[str]:
 def why_no_substitute(config: RerouteConfig, layers: Mapping[int, LayerSimilarity]) -> list[str]:
     """Return the reason, if there is one, why no expert of any layer has a substitute under these settings.
 
-    Above every similarity between two experts, ρ makes each secondary expert critical; experts that are kept
-    are all primary.
+    Above every similarity between two experts of a layer, its ρ makes each secondary expert critical; experts
+    that are kept are all primary.
 
     Args:
         config: The settings.
@@ -63,13 +63,59 @@ def why_no_substitute(config: RerouteConfig, layers: Mapping[int, LayerSimilarit
     """
     if all(len(config.keep.get(index, ())) >= layer.num_experts for index, layer in layers.items()):
         return ["keep names every expert of every layer, so nothing will be re-routed; keep fewer experts"]
-    most = max(_most_similar(layer) for layer in layers.values())
+    thresholds = {index: config.for_layer(index).threshold for index in layers}
+    similar = {index: _most_similar(layer) for index, layer in layers.items()}
     # In float32, as re-routing compares them.
-    if float(torch.tensor(config.threshold, dtype=torch.float64, device="cpu").float()) <= most:
+    if any(
+        float(torch.tensor(thresholds[index], dtype=torch.float64, device="cpu").float()) <= similar[index]
+        for index in layers
+    ):
+        return []
+    least, most = min(thresholds.values()), max(thresholds.values())
+    value, where = (
+        (f"{least:g}", "in the table")
+        if least == most
+        else (f"{least:g} to {most:g}", "of its layer in the table")
+    )
+    return [
+        f"threshold={value} is above every similarity {where} (at most {max(similar.values()):.3f}), so "
+        "nothing will be re-routed; use a smaller threshold"
+    ]
+
+
+def why_all_fit(name: str, value: int, shapes: Iterable[LayerShape]) -> list[str]:
+    """Return the reason, if there is one, why as many experts as are allowed re-route nothing: they are all.
+
+    Args:
+        name: The setting that says how many experts a layer may use.
+        value: Its value.
+        shapes: The layers of a model.
+    """
+    layers = list(shapes)
+    whole = [layer for layer in layers if layer.num_experts <= value]
+    if not whole:
         return []
     return [
-        f"threshold={config.threshold:g} is above every similarity in the table (at most {most:.3f}), so "
-        "nothing will be re-routed; use a smaller threshold"
+        f"{name}={value} disables re-routing{_where(whole, layers)}: that is not smaller than the "
+        f"{span(layer.num_experts for layer in whole)} experts per layer. Use a smaller value"
+    ]
+
+
+def why_too_small(name: str, share: float, shapes: Iterable[LayerShape]) -> list[str]:
+    """Return the reason, if there is one, why a share of the experts re-routes nothing: it is less than one.
+
+    Args:
+        name: The setting that says which share of the experts is dropped.
+        share: Its value.
+        shapes: The layers of a model.
+    """
+    layers = list(shapes)
+    whole = [layer for layer in layers if int(layer.num_experts * share) < 1]
+    if not whole:
+        return []
+    return [
+        f"{name}={share:g} disables re-routing{_where(whole, layers)}: that is less than one of "
+        f"{span(layer.num_experts for layer in whole)} experts per layer. Use a larger value"
     ]
 
 

@@ -6,6 +6,7 @@ arXiv 2411.08982 (later versions of the paper remap instead of dropping); docs/m
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -13,8 +14,10 @@ import torch
 from torch import Tensor
 
 from sere.errors import ConfigError
+from sere.policies.base import LayerShape
 from sere.policies.baseline import Baseline, LayerBatch
 from sere.policies.gates import gates_from_scores
+from sere.policies.idle import why_too_small
 from sere.policies.refill import refill
 from sere.reroute import Routing
 
@@ -50,6 +53,10 @@ class Lynx(Baseline):
     def choose(self, batch: LayerBatch) -> Routing:
         """Drop the least used experts, then choose again inside the rest."""
         return refill(batch, gates_from_scores(batch, self.name), self._kept(batch))
+
+    def why_idle(self, layers: Iterable[LayerShape]) -> list[str]:
+        """Return why the settings re-route nothing: the share is less than one expert; see `Policy`."""
+        return why_too_small("drop_share", self.drop_share, layers)
 
     def _kept(self, batch: LayerBatch) -> Tensor:
         """Return the experts that stay, ``[E]`` bool."""

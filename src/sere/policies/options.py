@@ -9,7 +9,11 @@ from functools import cache
 from types import MappingProxyType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from sere.config import ActiveExperts
+from sere.config.active_experts import active_experts_of_text, text_of_active_experts
 from sere.policies.base import Policy
+
+_Form = tuple[Callable[[str], Any], str, str, Callable[[Any], str]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +25,7 @@ class Option:
         read: Reads a value from text; raises ValueError.
         expects: What a value must be, for errors: ``"an integer"``.
         form: What to write for a value in help: ``N``, ``X``, ``true|false`` or the choices.
+        write: Returns a value as it would be typed; ``read`` reads it back.
         required: Whether the rule cannot do without it.
     """
 
@@ -28,6 +33,7 @@ class Option:
     read: Callable[[str], Any]
     expects: str
     form: str
+    write: Callable[[Any], str]
     required: bool
 
 
@@ -61,13 +67,20 @@ def text_of(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _form(kind: Any) -> tuple[Callable[[str], Any], str, str] | None:
-    """Return how values of a type are read, what to call them, and what to write for one in help."""
+def _form(kind: Any) -> _Form | None:
+    """Return how values of a type are read, what to call them, their form in help, and how to write one."""
+    if kind == ActiveExperts:
+        return (
+            active_experts_of_text,
+            "a number, a share such as 0.25, auto, or points such as 8-24/32-36",
+            "N|X|auto|ROWS-N/ROWS-N",
+            text_of_active_experts,
+        )
     if get_origin(kind) in (Union, types.UnionType):
         (kind,) = (one for one in get_args(kind) if one is not type(None))
     if get_origin(kind) is Literal:
         choices = "|".join(map(str, get_args(kind)))
-        return str, f"one of {choices.replace('|', ', ')}", choices
+        return str, f"one of {choices.replace('|', ', ')}", choices, text_of
     return _FORMS.get(kind)
 
 
@@ -79,9 +92,9 @@ def _boolean(text: str) -> bool:
     raise ValueError
 
 
-_FORMS: Mapping[Any, tuple[Callable[[str], Any], str, str]] = {
-    int: (int, "an integer", "N"),
-    float: (float, "a number", "X"),
-    bool: (_boolean, "true or false", "true|false"),
-    str: (str, "a word", "WORD"),
+_FORMS: Mapping[Any, _Form] = {
+    int: (int, "an integer", "N", text_of),
+    float: (float, "a number", "X", text_of),
+    bool: (_boolean, "true or false", "true|false", text_of),
+    str: (str, "a word", "WORD", text_of),
 }

@@ -11,9 +11,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from sere.config import ActiveExperts, read_active_experts
 from sere.errors import ConfigError
-from sere.policies.baseline import LayerBatch, TopSlotsBaseline
+from sere.policies.baseline import LayerBatch
+from sere.policies.primary_set import PrimarySetBaseline
 from sere.policies.refill import finish
 from sere.reroute import Routing
 
@@ -22,7 +22,7 @@ _STEP, _MIX_1, _MIX_2 = -7046029254386353131, -4658895280553007687, -77235922931
 
 
 @dataclass(frozen=True)
-class RandomReroute(TopSlotsBaseline):
+class RandomReroute(PrimarySetBaseline):
     """Send every secondary slot to a random primary expert of the batch; weights are unchanged.
 
     As in SERE, nothing changes in a step without any primary expert.
@@ -34,6 +34,7 @@ class RandomReroute(TopSlotsBaseline):
     Attributes:
         select_top_k: S, slots per row that are primary, at least 1.
         active_experts: M, as in SERE: at equal settings both leave the same experts.
+        tier: As in SERE.
         seed: Of the random choices.
 
     Raises:
@@ -45,19 +46,17 @@ class RandomReroute(TopSlotsBaseline):
     source: ClassVar[str] = "the control that similarity must beat"
     example: ClassVar[str] = "select_top_k=2"
 
-    active_experts: ActiveExperts = "auto"
     seed: int = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        object.__setattr__(self, "active_experts", read_active_experts(self.active_experts))
         if not isinstance(self.seed, int) or isinstance(self.seed, bool):
             raise ConfigError(f"seed: expected an integer, got {self.seed!r}")
 
     def choose(self, batch: LayerBatch) -> Routing:
         """Draw a primary expert for every secondary slot."""
         ids, weights = batch.ids, batch.weights
-        primary = batch.primary_set(self.select_top_k, self.active_experts)
+        primary = self.primary_set(batch)
         listed = primary.long().argsort(descending=True, stable=True)
         draws = _hash(batch.step, batch.layer.index, self.seed, ids.shape)
         drawn = listed[draws % primary.sum().clamp(min=1)]

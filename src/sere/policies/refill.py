@@ -58,6 +58,27 @@ def finish(batch: LayerBatch, new_ids: Tensor, new_weights: Tensor) -> Routing:
     )
 
 
+def drop_slots(batch: LayerBatch, kept: Tensor, *, renormalize: bool) -> Routing:
+    """Free the valid slots that are not kept: weight 0, and the id of the row's heaviest kept slot.
+
+    A row that keeps none gets the lowest expert that runs in the step. So freed slots read nothing new.
+
+    Args:
+        batch: The step.
+        kept: ``[T, K]``, bool: valid slots.
+        renormalize: Whether the weights of kept slots are scaled to the row's old sum.
+    """
+    E = batch.num_experts
+    running = members(batch.ids, torch.where(batch.protected[:, None], batch.valid, kept), E)
+    lowest = running.long().argmax().expand(len(kept), 1)
+    safe = torch.where(batch.inside, batch.ids.long(), 0)
+    new_ids = torch.where(kept, safe, _heaviest_kept(batch, safe, kept, lowest))
+    new_weights = torch.where(kept, batch.weights.double(), 0.0)
+    if renormalize:
+        new_weights = renormalized(new_weights, batch.weights, batch.valid)
+    return finish(batch, new_ids, new_weights)
+
+
 def refill(batch: LayerBatch, gates: Tensor, allowed: Tensor) -> Routing:
     """Let each row choose its best experts again, inside ``allowed``.
 
@@ -70,7 +91,7 @@ def refill(batch: LayerBatch, gates: Tensor, allowed: Tensor) -> Routing:
     Args:
         batch: The step.
         gates: ``[T, E]``, float64; weights that the router would give, on the scale of the weights.
-        allowed: ``[E]``, bool; includes the experts of protected rows.
+        allowed: ``[E]``, bool.
     """
     ids, weights = batch.ids, batch.weights
     E = batch.num_experts

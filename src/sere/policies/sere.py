@@ -12,11 +12,12 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
-from sere.config import RerouteConfig
+from sere.config import PAPER, RerouteConfig
 from sere.errors import MOST_NAMED, ConfigError, TableError
 from sere.policies.base import LayerRouter, LayerShape, Policy
 from sere.policies.idle import why_idle, why_no_substitute
 from sere.reroute import PreparedLayer, Routing, TokenBatch, prepare_layer
+from sere.reroute.limits import layer_limits
 from sere.similarity.layer import LayerSimilarity
 from sere.table import SimilarityTable
 
@@ -28,22 +29,26 @@ class Sere(Policy):
     Attributes:
         layers: Similarities by index of the decoder layer: ``table.layers``.
         config: The settings.
+        full_rows: Whether M is at least K in every layer, so that ``merge="distinct"`` never lacks an expert
+            to fill a row with.
 
     Raises:
-        ConfigError: ``config.keep`` names a layer without similarities or an expert that its layer does not
-            have, or ``use_scale`` asks for factors that the layers do not have.
+        ConfigError: ``config.keep`` or ``config.layers`` names a layer without similarities, or an expert
+            that its layer does not have, or ``use_scale`` asks for factors that the layers do not have.
     """
 
     name: ClassVar[str] = "sere"
     source: ClassVar[str] = "arXiv 2602.07616"
     needs_table: ClassVar[bool] = True
-    example: ClassVar[str] = "select_top_k=2"
+    example: ClassVar[str] = "active_experts=24"
+    presets: ClassVar[tuple[str, ...]] = (PAPER,)
     # The table is an argument of its own, and what settings are compared on are decode steps.
     given_elsewhere: ClassVar[frozenset[str]] = frozenset({"table", "phases"})
 
     layers: Mapping[int, LayerSimilarity]
     # The base class has a default, which this field has not.
     config: RerouteConfig = field()
+    full_rows: bool = False
 
     def __post_init__(self) -> None:
         check_fit(self.config, self.layers)
@@ -54,9 +59,15 @@ class Sere(Policy):
         return RerouteConfig
 
     @classmethod
+    def check_options(cls, options: Mapping[str, Any]) -> None:
+        """Refuse settings that are wrong whatever the model and the table; see `Policy`."""
+        RerouteConfig.from_mapping(options)
+
+    @classmethod
     def from_options(cls, options: Mapping[str, Any], table: SimilarityTable | None) -> Self:
-        """Build the rule from settings by name and a table."""
-        return cls({} if table is None else table.layers, RerouteConfig.from_mapping(options))
+        """Build the rule from settings by name and a table, whose tiers they may name."""
+        config = RerouteConfig.from_mapping(options)
+        return cls({}, config) if table is None else cls(table.layers, table.settings(config))
 
     def describe(self) -> dict[str, Any]:
         """Return the settings as JSON-ready values."""
@@ -65,6 +76,18 @@ class Sere(Policy):
     def bind(self, layer: LayerShape, device: torch.device) -> SereRouter:
         """Return the router of one layer on one device; see `Policy` and `prepare`."""
         return SereRouter(layer, self.prepare(layer, device))
+
+    def limits(self, layer: LayerShape) -> Tensor:
+        """Return S and M of one layer as `layer_limits` does, on the host."""
+        return layer_limits(
+            self.config.for_layer(layer.index),
+            layer.num_experts,
+            layer.top_k,
+            least_active=self._least_active(layer),
+        )
+
+    def _least_active(self, layer: LayerShape) -> int:
+        return layer.top_k if self.full_rows else 0
 
     def prepare(self, layer: LayerShape, device: torch.device) -> PreparedLayer:
         """Prepare one layer on one device.
@@ -86,6 +109,7 @@ class Sere(Policy):
             self.config,
             index=layer.index,
             top_k=layer.top_k,
+            least_active=self._least_active(layer),
             keep=self.config.keep.get(layer.index, ()),
             scale=None if self.config.use_scale is False else similarity.scale,
             device=device,
@@ -124,12 +148,20 @@ def check_fit(config: RerouteConfig, layers: Mapping[int, LayerSimilarity]) -> N
         layers: Similarities by layer.
 
     Raises:
-        ConfigError: ``keep`` names a layer or an expert that does not exist, or ``use_scale`` asks for
-            factors that the layers do not have.
+        ConfigError: ``keep`` or ``layers`` names a layer or an expert that does not exist, or ``use_scale``
+            asks for factors that some layer does not have.
     """
     check_keep(config.keep, layers)
-    if config.use_scale and any(layer.scale is None for layer in layers.values()):
-        raise ConfigError("use_scale: the table has no scale; calibrate with metric='projection'")
+    for index in config.layers:
+        if index not in layers:
+            raise ConfigError(f"layers: layer {index} has no similarities; {_layers_of(layers)}")
+    bare = sorted(index for index, layer in layers.items() if layer.scale is None)
+    if config.use_scale and bare:
+        whose = "the table has no factors" if len(bare) == len(layers) else _bare(bare)
+        raise ConfigError(
+            f"use_scale: {whose}; calibrate with metric='projection', or leave use_scale out to use the "
+            "factors that there are"
+        )
 
 
 def check_keep(keep: Mapping[int, Sequence[int]], layers: Mapping[int, LayerSimilarity]) -> None:
@@ -149,6 +181,12 @@ def check_keep(keep: Mapping[int, Sequence[int]], layers: Mapping[int, LayerSimi
         for expert in experts:
             if not 0 <= expert < E:
                 raise ConfigError(f"keep: layer {layer} has the experts 0 to {E - 1}, got {expert}")
+
+
+def _bare(layers: Sequence[int]) -> str:
+    """Say which layers have no factors, at most `MOST_NAMED` of them by number."""
+    named = ", ".join(map(str, layers[:MOST_NAMED])) + ", ..." * (len(layers) > MOST_NAMED)
+    return f"the table has no factors for the layer{'s' * (len(layers) > 1)} {named}"
 
 
 def _layers_of(layers: Mapping[int, LayerSimilarity]) -> str:

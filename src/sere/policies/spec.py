@@ -1,4 +1,4 @@
-"""The registry of routing rules, and settings as they are written: ``sere:select_top_k=1``."""
+"""The registry of routing rules, and settings as they are written: ``sere:active_experts=24``."""
 
 from __future__ import annotations
 
@@ -9,18 +9,39 @@ from typing import Any
 
 from sere.errors import ConfigError, InputError, did_you_mean
 from sere.policies.base import Policy
+from sere.policies.budget import Budget
+from sere.policies.drop import Drop
 from sere.policies.lynx import Lynx
 from sere.policies.oea import Oea
 from sere.policies.off import Off
-from sere.policies.options import Option, options_of, text_of
+from sere.policies.options import Option, options_of
+from sere.policies.pool import Pool
+from sere.policies.prune import Prune
 from sere.policies.random import RandomReroute
 from sere.policies.sere import Sere
 from sere.policies.topk import TopK
+from sere.policies.topp import TopP
 from sere.policies.xshare import XShare
 from sere.table import SimilarityTable
 
 POLICIES: Mapping[str, type[Policy]] = MappingProxyType(
-    {kind.name: kind for kind in (Off, Sere, RandomReroute, TopK, Oea, XShare, Lynx)}
+    {
+        kind.name: kind
+        for kind in (
+            Off,
+            Sere,
+            RandomReroute,
+            Drop,
+            TopK,
+            TopP,
+            Oea,
+            XShare,
+            Budget,
+            Lynx,
+            Pool,
+            Prune,
+        )
+    }
 )
 """Every routing rule by name. The command line, ``eval``, ``bench``, both engines and the tests look here."""
 
@@ -34,7 +55,7 @@ class PolicySpec:
 
     Attributes:
         name: The rule, a key of ``POLICIES``.
-        options: Its options by name, e.g. ``{"select_top_k": 1}``.
+        options: Its options by name, e.g. ``{"active_experts": 24}``.
     """
 
     name: str
@@ -42,9 +63,12 @@ class PolicySpec:
 
     @property
     def label(self) -> str:
-        """The setting as it would be typed, e.g. ``sere:select_top_k=1,threshold=0.3``."""
-        given = [name for name in options_of(self.policy_class) if name in self.options]
-        parts = [f"{name}={text_of(self.options[name])}" for name in given]
+        """The setting as it would be typed, e.g. ``sere:paper,select_top_k=2``."""
+        known = options_of(self.policy_class).values()
+        given = [one for one in known if one.name in self.options and one.name != "preset"]
+        parts = [f"{one.name}={one.write(self.options[one.name])}" for one in given]
+        if (preset := self.options.get("preset")) is not None:
+            parts.insert(0, preset)
         return f"{self.name}:{','.join(parts)}" if parts else self.name
 
     @property
@@ -79,7 +103,8 @@ def parse_spec(text: str) -> PolicySpec:
     """Read one setting: a rule's name, then ``:`` and ``name=value`` pairs with commas between.
 
     Args:
-        text: E.g. ``off``, ``sere:select_top_k=2,threshold=0.3,targets=active``, ``random:select_top_k=1``.
+        text: E.g. ``off``, ``sere``, ``sere:active_experts=1-8/8-24,cap=true``,
+            ``sere:paper,select_top_k=2``, ``random:select_top_k=1``.
 
     Raises:
         ConfigError: A name is unknown (the text gives the nearest), a value does not fit, or an option that
@@ -91,7 +116,7 @@ def parse_spec(text: str) -> PolicySpec:
     kind = POLICIES[name]
     known, options = options_of(kind), {}
     for part in filter(str.strip, rest.split(",")):
-        option, value = _read(text, name, known, part)
+        option, value = _read(text, kind, known, part)
         if option in options:
             raise ConfigError(f"setting {text!r}: {option} is given twice; leave one out")
         options[option] = value
@@ -99,7 +124,7 @@ def parse_spec(text: str) -> PolicySpec:
     if missing:
         raise ConfigError(f"setting {text!r}: {name} needs {missing[0]}, e.g. {name}:{kind.example}")
     # Refuse values out of range here, before long work.
-    kind.settings_type()(**options)
+    kind.check_options(options)
     return PolicySpec(name, options)
 
 
@@ -111,18 +136,6 @@ def parse_specs(texts: Iterable[str]) -> list[PolicySpec]:
     """
     unique = {spec.label: spec for spec in [PolicySpec("off", {}), *map(parse_spec, texts)]}
     return list(unique.values())
-
-
-def normalize_label(label: str) -> str:
-    """Return a record's label in today's spelling: ``sere:S=1`` becomes ``sere:select_top_k=1``.
-
-    Args:
-        label: A label; one that is not a setting is returned as it is.
-    """
-    try:
-        return parse_spec(label).label
-    except ConfigError:
-        return label
 
 
 def needed_form(name: str) -> str:
@@ -149,16 +162,20 @@ def check_off_first(specs: Sequence[PolicySpec]) -> None:
         )
 
 
-def _read(text: str, policy: str, known: Mapping[str, Option], part: str) -> tuple[str, Any]:
-    """Return the name and the value of one ``name=value``."""
+def _read(text: str, kind: type[Policy], known: Mapping[str, Option], part: str) -> tuple[str, Any]:
+    """Return the name and the value of one ``name=value``, or of a preset."""
     name, equals, value = (piece.strip() for piece in part.partition("="))
+    if not equals and name in kind.presets:
+        return "preset", name
     option = known.get(_SHORT.get(name, name))
     if option is None:
-        hint = did_you_mean(name, known) if known else f"; {policy} takes none"
+        hint = did_you_mean(name, known) if known else f"; {kind.name} takes none"
         raise ConfigError(f"setting {text!r}: unknown option {name!r}{hint}")
     try:
         if not equals:
             raise ValueError
         return option.name, option.read(value)
+    except ConfigError as error:
+        raise ConfigError(f"setting {text!r}: {error}") from None
     except ValueError:
         raise ConfigError(f"setting {text!r}: {name} expects {option.expects}, got {value!r}") from None

@@ -8,10 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
-
 from sere.policies.baseline import LayerBatch, TopSlotsBaseline
-from sere.policies.refill import finish, renormalized
+from sere.policies.refill import drop_slots
 from sere.reroute import Routing
 
 
@@ -34,9 +32,4 @@ class TopK(TopSlotsBaseline):
 
     def choose(self, batch: LayerBatch) -> Routing:
         """Keep the heaviest slots, free the others."""
-        kept = batch.heaviest(self.select_top_k)
-        K = batch.ids.shape[1]
-        slot = torch.where(batch.valid, batch.ranks, K).argmin(dim=1, keepdim=True)
-        new_ids = torch.where(kept, batch.ids, batch.ids.gather(1, slot)).long()
-        new_weights = renormalized(torch.where(kept, batch.weights.double(), 0.0), batch.weights, batch.valid)
-        return finish(batch, new_ids, new_weights)
+        return drop_slots(batch, batch.heaviest(self.select_top_k), renormalize=True)

@@ -5,17 +5,19 @@ Source: "XShare", arXiv 2602.07265; docs/method.md section 6.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from sere.policies.base import LayerShape
 from sere.policies.baseline import Baseline, LayerBatch, check_count
-from sere.policies.gates import gates_from_scores
+from sere.policies.gates import gate_sums, gates_from_scores
+from sere.policies.idle import why_all_fit
 from sere.policies.refill import refill
 from sere.reroute import Routing
-from sere.reroute.slots import mass_units
 
 
 @dataclass(frozen=True)
@@ -23,8 +25,8 @@ class XShare(Baseline):
     """Keep each row's top expert, add experts by summed gate up to ``budget``, choose again inside them.
 
     Each row takes its best K of them, and its weights are renormalized to their old sum. Rows' top experts
-    are kept even if they alone exceed the budget. Gates are summed as integers (times 2^24, like masses),
-    so that the order of addition cannot change the result; ties go to the lower id.
+    are kept even if they alone exceed the budget. Gates are summed in integers, so that the order of addition
+    cannot change the result; ties go to the lower id.
 
     Attributes:
         budget: Experts per layer and step, at least 1.
@@ -49,10 +51,14 @@ class XShare(Baseline):
         top = batch.experts_in(batch.valid & (batch.ranks < 1))
         return refill(batch, gates, self._fill(batch, top, gates))
 
+    def why_idle(self, layers: Iterable[LayerShape]) -> list[str]:
+        """Return why the settings re-route nothing: the budget is E or more; see `Policy`."""
+        return why_all_fit("budget", self.budget, layers)
+
     def _fill(self, batch: LayerBatch, chosen: Tensor, gates: Tensor) -> Tensor:
         """Add the experts of the largest summed gates until there are ``budget``; none without real rows."""
-        units = mass_units(torch.where(batch.real[:, None], gates, 0.0)).sum(dim=0)
-        order = torch.where(chosen, -1, units).argsort(descending=True, stable=True)
+        sums = gate_sums(batch, gates)
+        order = torch.where(chosen, -1, sums).argsort(descending=True, stable=True)
         rank = torch.empty_like(order).scatter(0, order, torch.arange(batch.num_experts, device=order.device))
         room = self.budget - chosen.sum()
         return chosen | (~chosen & (rank < room) & batch.real.any())

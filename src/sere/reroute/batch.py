@@ -13,8 +13,8 @@ class TokenBatch(NamedTuple):
     Attributes:
         topk_ids: Expert ids, ``[T, K]``, int32 or int64. Never modified.
         topk_weights: Gate weights, ``[T, K]``, floating point. Never modified.
-        row_budgets: ``[T]``, int32 or int64, or None: how many slots of each row are primary. A negative
-            budget marks a padding row, a budget of K or more protects the row.
+        row_budgets: ``[T]``, int32 or int64, or None: how many slots of each row are primary; -2 means the
+            layer's S. Another negative budget marks a padding row, a budget of K or more protects the row.
         num_tokens: N, an integer or a tensor of shape ``[]`` or ``[1]``, or None for T; rows from N on are
             padding.
         router_scores: ``[T, E]``, the router's scores of all experts, higher is better, or None; rules with

@@ -66,6 +66,27 @@ class PreparedLayer:
         """Return every tensor that ``route`` reads beside the batch, by name."""
         return {name: part for name, part in self._layer._asdict().items() if isinstance(part, Tensor)}
 
+    def read_limits_from(self, limits: Tensor) -> None:
+        """Let the layer read S and M from a tensor of the caller, who may write it between two steps.
+
+        Call this before a step is compiled or captured.
+
+        Args:
+            limits: ``[1 + LIMIT_ROWS]``, int32, contiguous, on the layer's device: S, then M for a step of 1,
+                2, ... rows. What the layer has is written into it.
+
+        Raises:
+            InputError: Its shape, dtype or device is another, or it is not contiguous.
+        """
+        mine = self.tensors()["limits"]
+        if _kinds({"limits": mine}) != _kinds({"limits": limits}) or not limits.is_contiguous():
+            raise InputError(
+                f"limits: expected a contiguous tensor {_kinds({'limits': mine})['limits']}, got "
+                f"{_kinds({'limits': limits})['limits']}; make one of this kind"
+            )
+        limits.copy_(mine)
+        self._layer = self._layer._replace(limits=limits)
+
     def update(self, other: PreparedLayer) -> None:
         """Write other limits, another threshold, keep-list or scale over this layer's, in place.
 
@@ -101,6 +122,7 @@ def prepare_layer(
     *,
     index: int | None = None,
     top_k: int | None = None,
+    least_active: int = 0,
     keep: Sequence[int] = (),
     scale: Tensor | None = None,
     device: torch.device | str = "cpu",
@@ -109,9 +131,10 @@ def prepare_layer(
 
     Args:
         layer: The layer's similarities.
-        config: The settings; ``keep``, ``use_scale`` and ``tier`` are not read here, they need the table.
-        index: Decoder-layer index, for the settings of single layers; None for those of all layers.
-        top_k: K; needed for ``active_experts="auto"`` only.
+        config: The settings. Not read: ``keep``, ``use_scale`` and ``tier``, which need the table.
+        index: Decoder-layer index, for settings of this layer alone; None for those of all layers.
+        top_k: K; needed for ``active_experts="auto"`` only, which is the default.
+        least_active: M is at least this, whatever the settings say, but at most E.
         keep: Experts of this layer that are never replaced.
         scale: ``[E, E]``, float32, finite: factors for the weights of re-routed slots, or None. Copied.
         device: Where the steps will run.
@@ -130,7 +153,7 @@ def prepare_layer(
             f"sentinel: expected an id outside [0, {E}), such as -1, got {config.sentinel}, which is one of "
             f"the layer's {E} experts: it would run for every freed slot"
         )
-    settings = config.for_layer(-1 if index is None else index)
+    settings = config.for_layer(index)
     where = torch.empty(0, device=device).device
     backend = on_device(select(config.backend, where.type, E), config.backend, where)
     # Tensors made in inference mode could not be updated outside it.
@@ -138,7 +161,7 @@ def prepare_layer(
         raw = RawLayer(
             layer.similarity.detach().to("cpu", torch.float32),
             settings.threshold,
-            layer_limits(settings, E, top_k),
+            layer_limits(settings, E, top_k, least_active=least_active),
             _keep_mask(keep, E),
             None if scale is None else scale.detach(),
             KernelConfig.of(config),

@@ -3,10 +3,11 @@
 from sere.similarity.accumulator import Accumulator
 from sere.similarity.layer import LayerSimilarity, check_scale, check_similarity
 from sere.similarity.metric import Metric
-from sere.similarity.metrics import METRICS, get_metric, make_accumulator, resolve_parameters
+from sere.similarity.metrics import DEFAULT_METRIC, METRICS, get_metric, make_accumulator, resolve_parameters
 from sere.similarity.weights import weights_similarity
 
 __all__ = [
+    "DEFAULT_METRIC",
     "METRICS",
     "Accumulator",
     "LayerSimilarity",

@@ -11,6 +11,8 @@ from sere.errors import InputError
 
 # Sums in float32 may leave a similarity this far outside [0, 1], or a diagonal this far from 1.
 TOLERANCE = 1e-4
+# Similarities that differ by no more are equal but for rounding.
+ROUNDING = 1e-5
 
 
 @dataclass(frozen=True, eq=False)

@@ -25,6 +25,9 @@ _ROWS = (
 METRICS: Mapping[str, Metric] = MappingProxyType({metric.name: metric for metric in _ROWS})
 """Every metric by its name. Calibration, tables, the command line and the common tests look here."""
 
+DEFAULT_METRIC = projection.METRIC.name
+"""The metric wherever none is named: the only one with factors. The paper's is ``frobenius``."""
+
 
 def get_metric(name: str) -> Metric:
     """Return the metric of this name.

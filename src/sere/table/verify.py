@@ -13,7 +13,7 @@ from torch import Tensor
 from sere.errors import TableError
 from sere.identity import ModelIdentity, span
 from sere.similarity import METRICS
-from sere.similarity.layer import TOLERANCE
+from sere.similarity.layer import ROUNDING, TOLERANCE
 from sere.table.artifact import SimilarityTable
 from sere.table.layers import describe_unknown, off_diagonal
 
@@ -94,7 +94,7 @@ def _without_spread(similarity: Tensor) -> str | None:
     others = off_diagonal(similarity)
     if E > 1 and not len(others):
         return "no similarity is known, so nothing is replaced here"
-    if E > 2 and float(others.max() - others.min()) == 0:
+    if E > 2 and float(others.max() - others.min()) <= ROUNDING:
         return f"all similarities are {float(others.max()):.3g}, so none tells experts apart"
     return None
 

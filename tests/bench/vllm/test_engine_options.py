@@ -82,11 +82,11 @@ def test_each_engine_has_its_own_off() -> None:
 
     assert groups() == [({}, ["off"])]
     assert groups(
-        "sere:select_top_k=2,min_active=32",
+        "sere:select_top_k=2,targets=active",
         "sere:select_top_k=1",
         "topk:select_top_k=2",
         "sere:select_top_k=2",
     ) == [
-        ({"min_active": 32}, ["off", "sere:select_top_k=2,min_active=32", "topk:select_top_k=2"]),
+        ({"targets": "active"}, ["off", "sere:select_top_k=2,targets=active", "topk:select_top_k=2"]),
         ({}, ["off", "sere:select_top_k=1", "sere:select_top_k=2"]),
     ]

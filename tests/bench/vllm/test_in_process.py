@@ -40,16 +40,16 @@ def test_bench(tmp_path: Path, compiled: bool) -> None:
             yield llm
 
     plan = InProcessPlan(
-        settings=parse_specs([f"sere:select_top_k={rest}" for rest in ("1", "4", "1,min_active=10")]),
+        settings=parse_specs([f"sere:select_top_k={rest}" for rest in ("1", "4", "1,active_experts=10")]),
         batch_sizes=[6], prompt=8, steps=6, rounds=1, compiled=compiled, engine_options={"block_size": 32},
     )  # fmt: skip
     records = list(bench_in_process(start, {"model": "m"}, plan))
-    assert started == [{}, {"min_active": 10}]
+    assert started == [{}, {"active_experts": 10}]
     assert [(r["setting"], r["config"]["start"]) for r in records] == [
         (name, options)
         for options, labels in (
             ({}, ["sere:select_top_k=1", "sere:select_top_k=4"]),
-            ({"min_active": 10}, ["sere:select_top_k=1,min_active=10"]),
+            ({"active_experts": 10}, ["sere:select_top_k=1,active_experts=10"]),
         )
         for name in [
             "off",

@@ -104,15 +104,15 @@ def test_settings_of_a_start_have_a_server_and_an_off_of_their_own() -> None:
     """A floor's server comes after the first has ended; the vanilla server takes turns with both."""
     servers, other, records = online_records(
         "sere:select_top_k=2",
-        "sere:select_top_k=2,min_active=8",
+        "sere:select_top_k=2,active_experts=8",
         loads=[Load(concurrency=2)],
         requests=2,
         rounds=1,
     )
-    floored = {"min_active": 8}
+    floored = {"active_experts": 8}
     assert [(record["setting"], record["config"]["start"]) for record in records] == [
         ("off", {}), ("sere:select_top_k=2", {}), ("vanilla", {}),
-        ("off", floored), ("sere:select_top_k=2,min_active=8", floored), ("vanilla", floored),
+        ("off", floored), ("sere:select_top_k=2,active_experts=8", floored), ("vanilla", floored),
     ]  # fmt: skip
     sent = [[tuple(body["prompt"]) for body in server.completions()] for server in servers]
     assert sorted(sent[0]) == sorted(sent[1])
@@ -150,9 +150,14 @@ def test_times_and_ratio_of_a_block() -> None:
     plan = OverHttpPlan(settings=parse_specs(["sere:select_top_k=1"]), loads=[load], rounds=1)
     subject = {"moe_layers": 1, "bytes_per_expert": 1}
     record = _record(
-        subject, plan, load, variant("sere:select_top_k=1", quick), variant("off", slow), {"min_active": 8}
+        subject,
+        plan,
+        load,
+        variant("sere:select_top_k=1", quick),
+        variant("off", slow),
+        {"active_experts": 8},
     )
-    assert record["config"]["start"] == {"min_active": 8}
+    assert record["config"]["start"] == {"active_experts": 8}
     assert record["speedup"]["p50"] == pytest.approx(2)
 
 
@@ -225,15 +230,15 @@ def test_real_server(tmp_path: Path) -> None:
     out = tmp_path / "out.jsonl"
     command = ["bench", "serve", "--preset", "tiny", "--server", "--batch-size", "1", "6"]
     options = ["--request-rate", "50", "--requests", "6", "--rounds", "1", "--steps", "8", "--out", str(out)]
-    settings = ["--setting", "sere:select_top_k=1", "--setting", "sere:select_top_k=1,min_active=3"]
+    settings = ["--setting", "sere:select_top_k=1", "--setting", "sere:select_top_k=1,active_experts=3"]
     assert (
         main([*command, *options, *settings, "--dtype", "float32", "--engine-option", "max_num_seqs=8"]) == 0
     )
     assert list(tmp_path.iterdir()) == [out]
     records = [json.loads(line) for line in out.read_text().splitlines()]
     records, floored = records[:6], records[6:]
-    assert [record["setting"] for record in floored] == ["off", "sere:select_top_k=1,min_active=3"] * 3
-    assert all(record["config"]["start"] == {"min_active": 3} for record in floored)
+    assert [record["setting"] for record in floored] == ["off", "sere:select_top_k=1,active_experts=3"] * 3
+    assert all(record["config"]["start"] == {"active_experts": 3} for record in floored)
     assert [(record["concurrency"], record["request_rate"]) for record in records] == [
         (1, None), (1, None), (6, None), (6, None), (None, 50.0), (None, 50.0)
     ]  # fmt: skip

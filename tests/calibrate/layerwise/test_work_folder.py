@@ -113,7 +113,7 @@ def test_folder_of_another_run_is_refused(tmp_path: Path, monkeypatch: pytest.Mo
         InputError, match=r"with other settings: batch_size was 8, now 4; repeat the original"
     ):
         calibrate(path, low_memory=True, texts=TEXTS, **(arguments | {"batch_size": 4}))
-    with pytest.raises(InputError, match="with other settings: metrics was frobenius, now "):
+    with pytest.raises(InputError, match="with other settings: metrics was projection, now "):
         calibrate(path, low_memory=True, texts=TEXTS, metric="cosine", **arguments)
     with pytest.raises(InputError, match="with other settings: the texts or the tokenizer differ; repeat"):
         calibrate(path, low_memory=True, texts=TEXTS[1:], **arguments)

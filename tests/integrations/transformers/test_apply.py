@@ -98,7 +98,16 @@ WRONG: dict[str, tuple[Callable[[SimilarityTable], dict[str, Any]], type[SereErr
         InputError,
         "policy: expected a routing rule of sere.policies, got str",
     ),
-    "no settings": (lambda table: {"table": table}, ConfigError, "select_top_k is missing"),
+    "paper without S": (
+        lambda table: {"table": table, "preset": "paper"},
+        ConfigError,
+        "select_top_k is missing",
+    ),
+    "a tier that is not there": (
+        lambda table: {"table": table, "tier": "fast"},
+        ConfigError,
+        "the table has no tier 'fast'; it has none",
+    ),
     "a typo": (
         lambda table: {"table": table, "select_topk": 1},
         ConfigError,
@@ -140,7 +149,11 @@ WRONG: dict[str, tuple[Callable[[SimilarityTable], dict[str, Any]], type[SereErr
         ConfigError,
         "merge: 'sentinel' .* fail or give wrong output",
     ),
-    "scale": (lambda table: settings_of(table, use_scale=True), ConfigError, "the table has no scale"),
+    "scale": (
+        lambda table: settings_of(table, use_scale=True),
+        ConfigError,
+        "use_scale: the table has no factors; calibrate",
+    ),
 }
 
 

@@ -37,7 +37,7 @@ def test_settings_that_re_route_nothing_are_warned_of(
     model: PreTrainedModel, caplog: pytest.LogCaptureFixture
 ) -> None:
     """S = K as settings or in a policy: one line names K and what to do; below K there is none."""
-    table, config = random_table(model), RerouteConfig(select_top_k=4, min_active=3, keep={0: (1,)})
+    table, config = random_table(model), RerouteConfig(select_top_k=4, active_experts=3, keep={0: (1,)})
     apply_quietly(model, table, select_top_k=3)
     assert not caplog.records
     apply_quietly(model, table, config=config)
@@ -86,18 +86,18 @@ def test_settings_that_leave_no_substitute_are_warned_of(
 def test_a_floor_of_all_experts_is_warned_of(
     model: PreTrainedModel, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """With min_active = E all experts are primary, so no slot moves; E - 1 is no reason to warn."""
+    """With active_experts = E all experts are primary, so no slot moves; E - 1 is no reason to warn."""
     table = random_table(model)
     E = table.num_experts
-    apply_quietly(model, table, select_top_k=1, min_active=E - 1)
+    apply_quietly(model, table, select_top_k=1, active_experts=E - 1)
     assert not caplog.records
-    with integration.apply(model, table, select_top_k=1, min_active=E) as handle:
+    with integration.apply(model, table, select_top_k=1, active_experts=E) as handle:
         handle.quiet = True
         model.generate(torch.arange(1, 9).reshape(4, 2), max_new_tokens=4, do_sample=False)
     assert all(layer.slots_rerouted == 0 for layer in handle.stats())
     (line,) = [record.getMessage() for record in caplog.records]
     assert (
-        f"min_active={E} disables re-routing: with {E} experts per layer every routed expert is primary."
+        f"active_experts={E} disables re-routing: with {E} experts per layer every routed expert is primary."
         in line
     )
 

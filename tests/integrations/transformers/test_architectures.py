@@ -9,7 +9,19 @@ from packaging.version import Version
 
 import sere.integrations.transformers as integration
 from sere.errors import UnsupportedModel
-from sere.policies import POLICIES, Lynx, Oea, Off, Policy, RandomReroute, TopK, XShare
+from sere.policies import (
+    POLICIES,
+    Budget,
+    Drop,
+    Lynx,
+    Oea,
+    Off,
+    Policy,
+    RandomReroute,
+    TopK,
+    TopP,
+    XShare,
+)
 from sere.policies.baseline import LayerBatch
 from sere.policies.gates import gates_from_scores
 from sere.policies.spec import parse_spec
@@ -36,7 +48,7 @@ def test_s_equal_to_k_changes_nothing_and_s_of_one_saves_experts(name: str) -> N
     )
     assert all(s.distinct_after == s.distinct_before and s.slots_rerouted == 0 for s in identity)
 
-    with integration.apply(model, table, select_top_k=1) as handle:
+    with integration.apply(model, table, active_experts=0) as handle:
         _, fewer_logits = decode(model, tokens)
         fewer = handle.stats()
     assert torch.equal(fewer_logits[0], logits[0]), "the first token comes from the prefill"
@@ -109,7 +121,9 @@ def test_off_leaves_the_model_as_it_is() -> None:
 
 
 @pytest.mark.parametrize(
-    "policy", [TopK(2), RandomReroute(1), Oea(1), XShare(5), Lynx(0.5)], ids=lambda policy: policy.name
+    "policy",
+    [TopK(2), TopP(0.6), RandomReroute(1, 0), Drop(1, 0), Oea(1), XShare(5), Budget(5), Lynx(0.5)],
+    ids=lambda policy: policy.name,
 )
 def test_other_rules_run_fewer_experts(policy: Policy) -> None:
     """Settings that drop something change the logits and run fewer experts in every layer."""

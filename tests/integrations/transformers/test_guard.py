@@ -11,7 +11,7 @@ from transformers import ContinuousBatchingConfig, GenerationConfig, PreTrainedM
 
 import sere.integrations.transformers as integration
 from sere.integrations.transformers.guard import ENOUGH_CALLS, ENOUGH_STEPS
-from sere.policies import Off, TopK
+from sere.policies import Off, TopK, TopP
 from tests.support.decoding import decode, prompts, random_table
 
 
@@ -36,7 +36,11 @@ def test_what_works_is_no_news(model: PreTrainedModel, caplog: pytest.LogCapture
     ("options", "settings", "text"),
     [
         ({"use_cache": False}, {}, r"no decode step was seen in 6 calls of the model; .*phases='all'"),
-        ({}, {"min_active": 15}, r"min_active=15 is never below what these batches read \(\d+\.\d experts"),
+        (
+            {},
+            {"active_experts": 15},
+            r"active_experts=15 is not below what these batches read \(\d+\.\d experts",
+        ),
     ],
     ids=["no cache", "floor"],
 )
@@ -86,12 +90,12 @@ def test_packed_batches_are_named(model: PreTrainedModel, caplog: pytest.LogCapt
 
 def test_it_is_said_in_use(model: PreTrainedModel, caplog: pytest.LogCaptureFixture) -> None:
     """A handle that nobody removes speaks after enough steps, or after enough calls without one."""
-    with integration.apply(model, random_table(model), select_top_k=1, min_active=15):
+    with integration.apply(model, random_table(model), select_top_k=1, active_experts=15):
         decode(model, prompts(), max_new_tokens=ENOUGH_STEPS + 1)
         assert not lines(caplog)
         decode(model, prompts(), max_new_tokens=2)
         (line,) = lines(caplog)
-    assert "min_active=15 is never below" in line
+    assert "active_experts=15 is not below" in line
     caplog.clear()
     with integration.apply(model, random_table(model), select_top_k=1), torch.no_grad():
         for _ in range(ENOUGH_CALLS):
@@ -107,7 +111,7 @@ def test_off_and_quiet_handles_say_nothing(model: PreTrainedModel, caplog: pytes
     with integration.apply(model, policy=Off()) as handle:
         decode(model, prompts())
         assert handle.why_nothing_changed() is None
-    with integration.apply(model, policy=TopK(4)) as handle:
+    with integration.apply(model, policy=TopP(1 - 1e-9)) as handle:
         handle.quiet = True
         decode(model, prompts())
         assert "the policy changed no slot" in str(handle.why_nothing_changed())

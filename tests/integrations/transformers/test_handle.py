@@ -71,7 +71,7 @@ def test_another_default_device_changes_nothing(model: PreTrainedModel, tmp_path
     for device in (None, "meta"):
         torch.set_default_device(device)
         try:
-            with integration.apply(model, path, select_top_k=1, min_active=3, threshold=0.1) as handle:
+            with integration.apply(model, path, select_top_k=1, active_experts=3, threshold=0.1) as handle:
                 handle.row_budgets = [1, 1, -1, 4, 1, 1]
                 handle.quiet = True
                 with torch.no_grad():

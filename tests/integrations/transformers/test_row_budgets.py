@@ -108,7 +108,7 @@ def test_a_protected_row_keeps_its_experts(model: PreTrainedModel) -> None:
     calls = recorded(model)
     step(model, feed, prefilled(model, tokens))
     plain_ids, plain_weights = calls[1]
-    with integration.apply(model, table, select_top_k=1) as handle:
+    with integration.apply(model, table, active_experts=0) as handle:
         handle.row_budgets = [1, 4, 1, 1]
         assert handle.row_budgets is not None
         step(model, feed, prefilled(model, tokens))

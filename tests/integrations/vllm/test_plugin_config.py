@@ -34,7 +34,7 @@ SETTINGS = {"select_top_k": 2}
         ({"SERE": True}, ["'SERE'", "this engine will not re-route"]),
         ({"rerouting": SETTINGS}, ["'rerouting'", "this engine will not re-route"]),
         (SETTINGS | {"threshold": 0.3}, ["'select_top_k'", "this engine will not re-route"]),
-        ({"sere": SETTINGS, "min_active": 8}, ["'min_active'", "these are not read"]),
+        ({"sere": SETTINGS, "active_experts": 8}, ["'active_experts'", "these are not read"]),
         ({"sere": None}, ["is null", "this engine will not re-route"]),
     ],
 )
@@ -42,7 +42,7 @@ def test_misplaced_settings(additional: dict[str, Any], words: list[str]) -> Non
     """Settings under a name that nothing reads are named, with where they belong."""
     warning = str(misplaced(SimpleNamespace(additional_config=additional)))
     assert all(word in warning for word in words)
-    assert '{"select_top_k": 2, "threshold": 0.3}' in warning
+    assert '{"active_experts": 24}' in warning
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,7 @@ def test_settings_of_others(additional: Any) -> None:
 
 def test_true_is_no_settings() -> None:
     """``{"sere": true}`` is refused with what to write, and with how to leave an engine alone."""
-    with pytest.raises(ConfigError, match=r'\{"select_top_k": 2.*, got True; to leave the engine alone'):
+    with pytest.raises(ConfigError, match=r'\{"active_experts": 24\}, or \{\} for the .* got True; to leave'):
         PluginConfig.from_mapping(True)
 
 

@@ -35,10 +35,13 @@ def scraped(answers: list[dict[str, Any]]) -> str:
 def test_metrics_are_sums() -> None:
     """Prometheus gets what the layers of all pipeline stages counted, as counters that only grow."""
     stages = [
-        {"enabled": True, "settings": {}, "steps": StepCounts(rerouted=4, prompts=1).to_mapping(),
+        {"enabled": True, "count_only": False, "settings": {"tier": "balanced"},
+         "steps": StepCounts(rerouted=4, prompts=1, by_tier={"safe": 3}).to_mapping(),
+         "request_tiers": ["safe", "fast"],
          "top_k": 4, "num_experts": 16, "kernel": None, "expert_bytes": None,
          "layers": [
-             {"index": index, "name": f"layer {index}", "counters": [SUMS[name] for name in COUNTERS]}
+             {"index": index, "name": f"layer {index}", "counters": [SUMS[name] for name in COUNTERS],
+              "settings": {"active_experts": [[1, 4], [8, 9 + index]]}}
          ]}
         for index in (1, 0)
     ]  # fmt: skip
@@ -49,6 +52,10 @@ def test_metrics_are_sums() -> None:
             assert f'sere_layer_{name}_total{{layer="{layer}"}} {value}.0' in text
     assert 'sere_steps_total{kind="rerouted"} 4.0' in text
     assert "sere_enabled 1.0" in text
+    assert 'sere_tier{tier="balanced"} 1.0' in text
+    assert 'sere_tier_steps_total{tier="safe"} 3.0' in text
+    assert 'sere_tier_steps_total{tier="fast"} 0.0' in text
+    assert 'sere_layer_active_experts{layer="1",rows="8"} 10.0' in text
 
 
 @pytest.mark.parametrize("read", [merge_answers, scraped], ids=["statistics", "metrics"])

@@ -107,7 +107,7 @@ def reroute(model: PreTrainedModel, folder: Path) -> str:
 
 
 def rivals(model: PreTrainedModel, folder: Path) -> str:
-    """The router's scores are found, which `oea`, `xshare` and `lynx` need."""
+    """The router's scores are found, which `oea`, `xshare` and others need."""
     K = find_experts(model)[0].top_k
     if not hasattr(model, "generate"):
         return "no decode steps"

@@ -5,6 +5,7 @@
 #pragma once
 
 #include <atomic>
+#include <bit>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -134,11 +135,10 @@ inline int atomicMin(int* address, int value) {
 }
 
 inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
+inline int __clz(int bits) { return std::countl_zero(static_cast<unsigned>(bits)); }
 inline int __ffs(unsigned bits) { return __builtin_ffs(static_cast<int>(bits)); }
 inline float __uint_as_float(unsigned bits) { return shim::unpack<float>(bits); }
 inline unsigned __float_as_uint(float value) { return static_cast<unsigned>(shim::pack(value)); }
 inline int __float_as_int(float value) { return static_cast<int>(shim::pack(value)); }
 inline long long __double_as_longlong(double value) { return static_cast<long long>(shim::pack(value)); }
 inline int __float2int_rn(float value) { return static_cast<int>(std::lrintf(value)); }
-inline long long __float2ll_rn(float value) { return std::llrintf(value); }
-inline long long __double2ll_rn(double value) { return std::llrint(value); }

@@ -98,16 +98,17 @@ void run_blocks(const long long* kernel_args, int blocks, int threads) {
 }
 
 template <auto ENTRY, class Id>
-Result<Id> run(const Batch<Id>& batch, int merge, int given, int min_active, int blocks, int threads) {
+Result<Id> run(const Batch<Id>& batch, int merge, int given, int most, int blocks, int threads) {
     Result<Id> result{std::vector<Id>(batch.ids.size(), 77), std::vector<float>(batch.ids.size(), 77)};
     int lane_bits = 3;
     while (1 << lane_bits < batch.K) ++lane_bits;
+    std::vector<int> limits(1 + LIMIT_ROWS, most);
+    limits[0] = 1;
     const long long kernel_args[] = {
         address(batch.ids.data()), address(batch.weights.data()), address(result.ids.data()),
-        address(result.weights.data()), address(batch.lists.data()), address(batch.keep.data()),
-        address(batch.scale.data()), address(batch.budgets.data()), 0,
-        address(result.counters.data()), batch.T, batch.K, batch.E, batch.T - 1, 1, min_active, merge, given,
-        lane_bits, -1,
+        address(result.weights.data()), address(batch.lists.data()), address(limits.data()),
+        address(batch.keep.data()), address(batch.scale.data()), address(batch.budgets.data()), 0,
+        address(result.counters.data()), batch.T, batch.K, batch.E, batch.T - 1, merge, given, lane_bits, -1,
     };
     run_blocks<ENTRY>(kernel_args, blocks, threads);
     return result;

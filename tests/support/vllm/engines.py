@@ -23,12 +23,13 @@ def engine(path: Path, sere: Any = None, **options: Any) -> Iterator[Any]:
 
     Args:
         path: The checkpoint.
-        sere: Settings of re-routing, the table's path filled in; None for an engine that does not ask for it.
+        sere: Settings of re-routing, the table's path filled in and, so that few experts are left of 16,
+            ``active_experts=0``; None for an engine that does not ask for it.
         **options: Further arguments of vLLM's ``LLM``.
     """
     os.environ.update(ENVIRONMENT)
     if isinstance(sere, dict):
-        sere = {"table": str(table_of(path)), "log_seconds": 0} | sere
+        sere = {"table": str(table_of(path)), "log_seconds": 0, "active_experts": 0} | sere
     defaults: dict[str, Any] = {
         "skip_tokenizer_init": True, "dtype": "bfloat16", "enforce_eager": True, "max_model_len": 256,
         "max_num_seqs": 16, "seed": 0, "enable_prefix_caching": False,

@@ -74,6 +74,7 @@ def prepared(
     select_top_k: int = 1,
     log_seconds: float = 0,
     stage: tuple[int, int] = (0, 2),
+    request_tiers: tuple[str, ...] | None = None,
     **settings: Any,
 ) -> WorkerState:
     """A state whose layers are stand-ins for vLLM's runners, prepared as after loading."""
@@ -84,7 +85,8 @@ def prepared(
         model_config=SimpleNamespace(get_layers_start_end_indices=lambda _parallel: stage),
     )
     reroute = RerouteConfig(select_top_k=select_top_k, **settings)
-    found = WorkerState(PluginConfig(reroute=reroute, log_seconds=log_seconds), config, table)
+    plugin_config = PluginConfig(reroute=reroute, log_seconds=log_seconds, request_tiers=request_tiers)
+    found = WorkerState(plugin_config, config, table)
     for index in set(table.layers) & set(range(*stage)):
         layer = runner()
         layer.layer_name, layer.router = f"model.layers.{index}.experts", Router(table.identity.slots[index])

@@ -18,6 +18,7 @@ from sere.calibrate.layerwise.skeleton import Skeleton
 from sere.calibrate.layerwise.work_folder import WorkFolder
 from sere.calibrate.packing import Tokens
 from sere.calibrate.progress import Bar, progress_bar
+from sere.calibrate.routing import LayerRouting, choose_tokens
 from sere.calibrate.vocabulary import check_tokens
 from sere.calibrate.weights import similarity_of_weights
 from sere.similarity import LayerSimilarity
@@ -42,7 +43,7 @@ def collect_layerwise(
         states_in_memory: Keep the hidden states in memory; then the run cannot be resumed.
 
     Returns:
-        Similarities by metric and layer index; equal to `collect_in_memory`'s.
+        Similarities and routing, equal to `collect_in_memory`'s.
 
     Raises:
         DataError: A token is beyond the model's embedding.
@@ -56,10 +57,13 @@ def collect_layerwise(
     experts = {_index(skeleton, layer): layer for layer in skeleton.experts}
     pass_ = _Pass(skeleton, tokens if config.output_metrics else None, config, work, states_in_memory)
     pass_.run(experts)
-    results: Results = {name: {} for name in config.metrics}
+    results = Results({name: {} for name in config.metrics}, {})
     for index, layer in experts.items():
-        for name, similarity in work.load_layer(index).items():
-            results[name][layer.index] = similarity
+        similarities, routing = work.load_layer(index)
+        for name, similarity in similarities.items():
+            results.similarities[name][layer.index] = similarity
+        if routing is not None:
+            results.routing[layer.index] = routing
     return results
 
 
@@ -80,6 +84,7 @@ class _Pass:
         self._work = work
         self._in_memory = in_memory
         self._states: States | None = work.states()
+        self._sampled = None if tokens is None else choose_tokens(tokens, config.seed).positions
 
     def run(self, experts: dict[int, ExpertsLayer]) -> None:
         last, start = max(experts), self._work.next_layer
@@ -99,16 +104,18 @@ class _Pass:
         if runner is None and layer is None:
             return
         found: dict[str, LayerSimilarity] = {}
+        routing: LayerRouting | None = None
         leaving: States | None = None
         with self._skeleton.loaded(index):
             if layer is not None:
                 found = {name: similarity_of_weights(layer, name) for name in self._config.weight_metrics}
             if runner is not None:
                 leaving = None if is_last else self._new_states(index + 1)
-                found |= self._outputs(index, layer, runner, leaving, bar)
+                of_outputs, routing = self._outputs(index, layer, runner, leaving, bar)
+                found |= of_outputs
         _return_freed_memory()
         if layer is not None:
-            self._work.save_layer(index, found)
+            self._work.save_layer(index, found, routing)
         self._work.finish(index, leaving)
         if self._states is not None:
             self._states.discard()
@@ -116,15 +123,16 @@ class _Pass:
 
     def _outputs(
         self, index: int, layer: ExpertsLayer | None, runner: LayerRunner, leaving: States | None, bar: Bar
-    ) -> dict[str, LayerSimilarity]:
-        """Run the layer over all batches; fill ``leaving``; return what its experts' accumulators found."""
+    ) -> tuple[dict[str, LayerSimilarity], LayerRouting | None]:
+        """Run the layer over all batches; fill ``leaving``; return what was found of its experts."""
         if layer is None:
             self._run_batches(index, runner, leaving, bar)
-            return {}
-        collector = LayerCollector(layer, self._config)
+            return {}, None
+        collector = LayerCollector(layer, self._config, self._sampled)
         with collecting(collector):
             self._run_batches(index, runner, leaving, bar)
-        return collector.finish(0 if self._tokens is None else self._tokens.num_tokens)
+        count = 0 if self._tokens is None else self._tokens.num_tokens
+        return collector.finish(count), collector.routing(count)
 
     def _run_batches(self, index: int, runner: LayerRunner, leaving: States | None, bar: Bar) -> None:
         assert self._tokens is not None  # a runner exists only with tokens

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sere.calibrate.layerwise.hidden_states import FileStates, States
+from sere.calibrate.routing import LayerRouting
 from sere.errors import InputError, name_some
 from sere.files import atomic_path, new_folders, write_json
 from sere.interrupts import going_on
@@ -21,7 +22,8 @@ from sere.resume import differences
 from sere.similarity import LayerSimilarity
 
 _MANIFEST = "calibration.json"
-_FORMAT = 2
+_FORMAT = 3
+_ROUTING = "routing"
 _IN_WORDS = {
     "checkpoint": "the checkpoint's files differ",
     "model": "the model's shape differs",
@@ -72,25 +74,32 @@ class WorkFolder:
         """
         return None if self._states is None else FileStates.reopen(self.path, self._states)
 
-    def save_layer(self, layer: int, similarities: Mapping[str, LayerSimilarity]) -> None:
-        """Save a decoder layer's similarities, by metric."""
+    def save_layer(
+        self, layer: int, similarities: Mapping[str, LayerSimilarity], routing: LayerRouting | None = None
+    ) -> None:
+        """Save a decoder layer's similarities, by metric, and how its router chose."""
         tensors: dict[str, Tensor] = {}
         for name, similarity in similarities.items():
             tensors[f"{name}/similarity"] = similarity.similarity.cpu().contiguous()
             if similarity.scale is not None:
                 tensors[f"{name}/scale"] = similarity.scale.cpu().contiguous()
+        if routing is not None:
+            tensors |= {f"{_ROUTING}/{name}": tensor for name, tensor in routing._asdict().items()}
         with atomic_path(self._layer_file(layer)) as temporary:
             save_file(tensors, temporary)
 
-    def load_layer(self, layer: int) -> dict[str, LayerSimilarity]:
-        """Return the similarities of a finished decoder layer by metric; empty for a dense layer."""
+    def load_layer(self, layer: int) -> tuple[dict[str, LayerSimilarity], LayerRouting | None]:
+        """Return a finished layer's similarities by metric, and its routing; none for a dense layer."""
         path = self._layer_file(layer)
         tensors = load_file(path) if path.is_file() else {}
         names = [name.removesuffix("/similarity") for name in tensors if name.endswith("/similarity")]
-        return {
+        similarities = {
             name: LayerSimilarity(tensors[f"{name}/similarity"], tensors.get(f"{name}/scale"))
             for name in names
         }
+        parts = [tensors.get(f"{_ROUTING}/{name}") for name in LayerRouting._fields]
+        recorded = [part for part in parts if part is not None]
+        return similarities, LayerRouting(*recorded) if len(recorded) == len(parts) else None
 
     def finish(self, layer: int, states: States | None) -> None:
         """Record that a decoder layer is done, and the hidden states after it."""

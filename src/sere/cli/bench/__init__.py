@@ -11,8 +11,8 @@ _DETAILS = """sere bench MODEL is short for sere bench run MODEL."""
 
 _EXAMPLES = """
   sere bench --preset qwen3-30b-a3b --layers 4 --batch-size 1 8 16 32
-  sere bench run MODEL --setting sere:select_top_k=2,min_active=32,use_scale=true
-  sere bench serve MODEL --setting sere:select_top_k=2,min_active=32,use_scale=true --server
+  sere bench run MODEL
+  sere bench serve MODEL --server
 """
 
 

@@ -13,9 +13,8 @@ from sere.cli.loading import add_model_arguments, checkpoint_path, load_on_devic
 from sere.cli.numbers import whole
 from sere.cli.output import add_json_flag, case_table, emit_lines, say, spread_cells
 from sere.cli.parser import add_command, add_setting_argument
+from sere.cli.settings import DEFAULT
 from sere.errors import ConfigError
-
-_DEFAULT_SETTINGS = ("sere:select_top_k=1", "sere:select_top_k=2")
 
 _DETAILS = """Times decode steps of B rows with re-routing off and on, in Transformers. In one run, all
 settings take turns, block by block, and decode the same tokens. The table shows medians with the 20th
@@ -25,7 +24,7 @@ similarities are random: neither changes how long a step takes. --out gets one J
 
 _EXAMPLES = """
   sere bench --preset qwen3-30b-a3b --layers 4 --batch-size 1 8 16 32 --out benchmarks/results/bench.jsonl
-  sere bench run MODEL --setting sere:select_top_k=2,min_active=32 --setting topk:select_top_k=2
+  sere bench run MODEL --setting sere --setting sere:active_experts=24 --setting topk:select_top_k=2
   sere bench --preset tiny --batch-size 4 --steps 4 --json
 """
 
@@ -40,7 +39,7 @@ def add(subparsers: Any) -> None:
         metavar="FILE",
         help="similarity table (default: the model's own, or random similarities if it has none)",
     )
-    add_setting_argument(parser, _DEFAULT_SETTINGS, done="timed")
+    add_setting_argument(parser, [DEFAULT], done="timed")
     parser.add_argument(
         "--batch-size",
         type=whole(1),
@@ -98,7 +97,7 @@ def _records(args: argparse.Namespace) -> Any:
     from sere.policies.spec import parse_specs
 
     plan = BenchPlan(
-        settings=parse_specs(args.setting or _DEFAULT_SETTINGS),
+        settings=parse_specs(args.setting or [DEFAULT]),
         batch_sizes=list(dict.fromkeys(args.batch_size)),
         prompt=args.prompt,
         steps=args.steps,

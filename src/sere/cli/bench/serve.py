@@ -7,18 +7,19 @@ from pathlib import Path
 from typing import Any
 
 from sere.cli.bench.arguments import add_target_arguments
-from sere.cli.bench.serve_runs import DEFAULT_SETTINGS, online_records, records
+from sere.cli.bench.serve_runs import online_records, records
 from sere.cli.bench.serve_tables import render, render_online
 from sere.cli.loading import DTYPES, add_trust_argument
 from sere.cli.numbers import at_least, whole
 from sere.cli.output import add_json_flag, emit_lines, say
 from sere.cli.parser import add_command, add_setting_argument
 from sere.cli.server_logs import server_logs
+from sere.cli.settings import DEFAULT
 from sere.errors import ConfigError
 
 _DETAILS = """Starts vLLM in this process and sends it batches of B requests that arrive together.
 Settings that differ only in select_top_k and threshold take turns, block by block, in one engine. All
-other options, such as min_active and use_scale, are fixed when an engine starts: settings that differ
+other options, such as use_scale, are fixed when an engine starts: settings that differ
 in them get separate engines, one after the other. 'off' takes turns in each engine, and a speedup is
 always relative to 'off' in the same engine. Two more variants show what re-routing costs: 'vanilla' is
 the engine without any wrapper of sere (not with --compile, because the operation is part of the compiled
@@ -35,10 +36,10 @@ if any request failed. If anything failed, the servers' logs are kept beside --o
 
 _EXAMPLES = """
   sere bench serve --preset qwen3-30b-a3b --layers 4 --batch-size 8 16 32 64 --out serve.jsonl
-  sere bench serve MODEL --setting sere:select_top_k=2,min_active=32,use_scale=true --compile
+  sere bench serve MODEL --compile
   sere bench serve --preset qwen3-30b-a3b --layers 4 --server --batch-size 8 16 --vanilla
   sere bench serve --preset qwen3-30b-a3b --layers 4 --server --request-rate 1 2 4
-  sere bench serve MODEL --setting sere:select_top_k=2 --setting sere:select_top_k=2,min_active=32
+  sere bench serve MODEL --setting sere --setting sere:active_experts=24
   sere bench serve MODEL --server --engine-option tensor_parallel_size=2
 """
 
@@ -51,7 +52,7 @@ def add(subparsers: Any) -> None:
     parser.add_argument(
         "--table", metavar="FILE", help="similarity table of MODEL (default: the model's own)"
     )
-    add_setting_argument(parser, DEFAULT_SETTINGS, done="timed")
+    add_setting_argument(parser, [DEFAULT], done="timed")
     parser.add_argument(
         "--batch-size", type=whole(1), nargs="+", metavar="B",
         help="concurrent requests (default: 8 16 32, or none with --request-rate)",

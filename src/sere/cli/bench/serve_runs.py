@@ -13,12 +13,12 @@ from sere.cli.bench.serve_tables import pairs
 from sere.cli.loading import dtype_name, engine_checkpoint, log_vllm_to_stderr, needed_table
 from sere.cli.output import say
 from sere.cli.server_logs import Logs
+from sere.cli.settings import DEFAULT
 from sere.defaults import TABLE
 
 if TYPE_CHECKING:
     from sere.bench.vllm.serve_plan import ServePlan
 
-DEFAULT_SETTINGS = ("sere:select_top_k=1", "sere:select_top_k=2")
 BATCH_SIZES = (8, 16, 32)
 
 
@@ -90,7 +90,7 @@ def _common(args: argparse.Namespace, engine_options: Mapping[str, Any]) -> dict
     from sere.policies.spec import parse_specs
 
     return {
-        "settings": parse_specs(args.setting or DEFAULT_SETTINGS), "prompt": args.prompt,
+        "settings": parse_specs(args.setting or [DEFAULT]), "prompt": args.prompt,
         "steps": args.steps, "rounds": args.rounds, "compiled": args.compile, "seed": args.seed,
         "engine_options": engine_options, "progress": bar,
     }  # fmt: skip

@@ -17,8 +17,8 @@ from sere.integrations.transformers.compiled import refuse_compiled
 from sere.integrations.transformers.guard import Guard
 from sere.integrations.transformers.handle import Handle
 from sere.integrations.transformers.hooks import HookedLayer, hook_calls, hook_experts, hook_router
+from sere.integrations.transformers.live_settings import LiveSettings
 from sere.policies.base import LayerShape, Policy
-from sere.policies.sere import Sere
 from sere.structure import ExpertsLayer, find_experts, identity_of, is_rerouted, text_config
 from sere.table import SimilarityTable
 from sere.versions import warn_untested
@@ -56,14 +56,16 @@ def apply(
         policy: Another routing rule than SERE; then neither a table nor settings.
         pad_token_id: The token fed to finished rows, if not the one ``generate`` would use; -1 for none.
         config: The settings as one object.
-        **settings: The settings by name, instead of ``config``: ``select_top_k=2, threshold=0.3`` and so on.
+        **settings: The settings by name, instead of ``config``: ``active_experts=24``, ``tier="fast"`` and so
+            on. None is needed.
 
     Returns:
         The handle, which is a context manager.
 
     Raises:
         AlreadyApplied: Re-routing is active on this model.
-        ConfigError: A setting is unknown, missing, out of range, or asks for ``merge="sentinel"``.
+        ConfigError: A setting is unknown, out of range, does not fit the table, or asks for
+            ``merge="sentinel"``.
         InputError: The table is missing, an argument is of another kind, arguments exclude each other, or the
             model, or a part of it around its experts, is compiled already.
         TableError: The table cannot be read.
@@ -80,9 +82,11 @@ def apply(
     refuse_compiled(outermost, [layer.module for layer in layers])
     if is_rerouted(layers):
         raise AlreadyApplied("re-routing is active on this model already; call remove() on its handle first")
+    live = None
     if policy is None:
         config = _config(config, settings)
-        policy = Sere(_load(table, config, model, layers).layers, config)
+        live = LiveSettings(_load(table, config, model, layers), config)
+        policy = live.rule()
     elif table is not None or config is not None or settings:
         raise InputError("policy: give either a policy, or a table and settings for SERE, not both")
     if policy.config is not None:
@@ -93,7 +97,7 @@ def apply(
         top_k=max(layer.top_k for layer in layers),
         num_experts=max(layer.num_experts for layer in layers),
     )
-    handle = _hook(model, layers, guard, policy, finished_token(model, pad_token_id))
+    handle = _hook(model, layers, guard, live, finished_token(model, pad_token_id))
     idle = policy.why_idle([LayerShape(one.index, one.num_experts, one.top_k) for one in layers])
     guard.warned = sum(_warn(guard.model, reason) for reason in idle) > 0
     if policy.changes_routing and (slow := why_slow(model, layers)) is not None:
@@ -105,10 +109,11 @@ def _hook(
     model: nn.Module,
     layers: list[ExpertsLayer],
     guard: Guard,
-    policy: Policy,
+    live: LiveSettings | None,
     pad_token_id: int | None,
 ) -> Handle:
     """Set all hooks, or none: if one fails, those that are set are removed."""
+    policy = guard.policy
     hooks: list[RemovableHandle] = []
     hooked: list[HookedLayer] = []
     call = CurrentCall(
@@ -129,7 +134,7 @@ def _hook(
         for hook in hooks:
             hook.remove()
         raise
-    return Handle(guard, call, hooks, policy)
+    return Handle(guard, call, hooks, hooked, live)
 
 
 def _check_kinds(model: object, table: object, policy: object, config: object) -> None:

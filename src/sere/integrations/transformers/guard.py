@@ -50,6 +50,7 @@ class Guard:
 
     Attributes:
         layers: The layers, which count on their device.
+        policy: The rule that changes the routing.
         model: The model's class, for the log.
         top_k: K, the largest of any layer.
         num_experts: E, the largest of any layer.
@@ -71,7 +72,7 @@ class Guard:
     ) -> None:
         self.layers: Sequence[Counted] = ()
         self.model, self.top_k, self.num_experts = model, top_k, num_experts
-        self._policy = policy
+        self.policy = policy
         self._warn_once = WarnOnce(logger)
         self.warned = False
         self.quiet = False
@@ -85,6 +86,11 @@ class Guard:
         self._used |= self.calls > 0 or self.compiled
         self.calls = self.eligible = 0
         self.hook_ran = self.compiled = False
+
+    def restart(self) -> None:
+        """Say again what was said before other settings held, if it is still so."""
+        self._warn_once = WarnOnce(logger)
+        self.warned = False
 
     def count(self, *, eligible: bool, verifying: bool) -> None:
         """Count a call that begins; look once, after enough of them, whether anything was re-routed.
@@ -116,10 +122,14 @@ class Guard:
 
     def why(self) -> str | None:
         """Return one sentence that says why nothing was re-routed; None if something was, or for ``off``."""
-        if not self._policy.changes_routing:
+        if not self.policy.changes_routing:
             return None
         return why_nothing_changed(
-            self.activity(), self._policy.config, top_k=self.top_k, num_experts=self.num_experts
+            self.activity(),
+            self.policy.config,
+            top_k=self.top_k,
+            num_experts=self.num_experts,
+            layers=[layer.index for layer in self.layers],
         )
 
     def warn(self) -> None:

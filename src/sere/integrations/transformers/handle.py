@@ -9,10 +9,13 @@ from typing import Any, NoReturn, Self
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
+from sere.config import RerouteConfig
 from sere.errors import InputError
 from sere.integrations.activity import Activity
 from sere.integrations.transformers.call import CurrentCall
 from sere.integrations.transformers.guard import Guard
+from sere.integrations.transformers.hooks import HookedLayer
+from sere.integrations.transformers.live_settings import LiveSettings
 from sere.policies.base import Policy
 from sere.reroute.checks import ID_DTYPES, as_row_budgets
 from sere.reroute.stats import LayerStats, layer_stats
@@ -25,8 +28,6 @@ class Handle:
     `stats` is read, and once in use.
 
     Attributes:
-        policy: The rule that changes the routing.
-        config: The settings, or None if a policy without them was given.
         top_k: K, routed slots per token; the largest of any layer.
         num_experts: E, experts of a layer; the largest of any layer.
     """
@@ -36,10 +37,10 @@ class Handle:
         guard: Guard,
         call: CurrentCall,
         hooks: list[RemovableHandle],
-        policy: Policy,
+        layers: Sequence[HookedLayer],
+        live: LiveSettings | None,
     ) -> None:
-        self._guard, self._call, self._hooks = guard, call, hooks
-        self.policy, self.config = policy, policy.config
+        self._guard, self._call, self._hooks, self._layers, self._live = guard, call, hooks, layers, live
         self.top_k, self.num_experts = guard.top_k, guard.num_experts
         self._blocks = 0
 
@@ -70,6 +71,39 @@ class Handle:
                 "handle: it was removed (at the end of a with block, or by remove()) and no longer "
                 "re-routes; call sere.apply again"
             )
+
+    @property
+    def policy(self) -> Policy:
+        """The rule that changes the routing."""
+        return self._guard.policy
+
+    @property
+    def config(self) -> RerouteConfig | None:
+        """The settings, a tier's numbers among them; None if a policy without settings was given."""
+        return self.policy.config
+
+    def configure(self, **settings: Any) -> None:
+        """Change settings from the next step on; compiled code and captured graphs read the new ones.
+
+        A tier replaces every ``active_experts`` that was given, and ``active_experts`` replaces the tier.
+
+        Args:
+            **settings: ``tier="fast"``, ``active_experts=24``, ``active_experts={0: 32}`` (these layers
+                only), ``select_top_k``, ``threshold``, ``layers`` or ``keep``.
+
+        Raises:
+            InputError: The handle was removed, or re-routing was applied with a policy, whose settings are
+                fixed.
+            ConfigError: A setting is refused, or cannot change in place; nothing has changed then.
+        """
+        self._refuse_removed()
+        if self._live is None:
+            raise InputError(
+                f"handle: the settings of the policy {self.policy.name!r} are fixed; give apply a table and "
+                "settings instead of a policy, or remove the handle and apply again"
+            )
+        self._guard.policy = self._live.change(self._layers, settings)
+        self._guard.restart()
 
     @property
     def active(self) -> bool:
@@ -164,7 +198,7 @@ class Handle:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """Return a removed handle with the same statistics: the copy of a model is not re-routed."""
-        return type(self)(self._guard, self._call.stopped(), [], self.policy)
+        return type(self)(self._guard, self._call.stopped(), [], (), None)
 
     def __reduce__(self) -> NoReturn:
         """Refuse to be saved: hooks belong to the model in this process.

@@ -34,13 +34,14 @@ class HookedLayer:
 
     Attributes:
         name: Module name of the experts.
+        policy: The rule.
         shape: The layer's index and sizes.
         router: The rule, bound to the layer and its device.
         scores: ``[T, E]``, the router's scores of all experts in this step, or None.
     """
 
     def __init__(self, layer: ExpertsLayer, policy: Policy, device: torch.device) -> None:
-        self.name, self._policy = layer.name, policy
+        self.name, self.policy = layer.name, policy
         self.shape = LayerShape(layer.index, layer.num_experts, layer.top_k)
         # Here and not in the first step, which a compiler may be tracing.
         self.router = policy.bind(self.shape, device)
@@ -64,7 +65,7 @@ class HookedLayer:
 
     def _move(self, device: torch.device) -> None:
         """Bind the rule once more, where the layer is now; the counts go on."""
-        router = self._policy.bind(self.shape, device)
+        router = self.policy.bind(self.shape, device)
         router.counters.copy_(self.router.counters)
         self.router = router
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from statistics import fmean
 from typing import Any
 
@@ -19,7 +19,7 @@ class EngineStats:
 
     Attributes:
         enabled: Whether re-routing is on at present.
-        settings: The current settings, JSON-ready.
+        settings: The current settings, JSON-ready; ``tier`` is the table's tier that they come from.
         steps_rerouted: Steps with at least one row that could be re-routed. With S >= K they are counted and
             change nothing: ``slots_rerouted`` of the layers is 0.
         skipped: The other steps, by reason: ``prompts`` only; ``protected``, requests with ``"off"`` only;
@@ -31,6 +31,10 @@ class EngineStats:
         nothing_changed: One sentence that says why nothing was re-routed, in the entire model or in some
             layers; None where something was re-routed, or nothing was meant to be: switched off, no step,
             counting only.
+        count_only: Whether experts are counted and none is re-routed at present.
+        layer_settings: The current settings by layer, JSON-ready: S, ρ, and M as points (rows, M).
+        request_tiers: The tiers that requests may ask for.
+        steps_by_tier: Of the re-routed steps, those in which a request asked for a tier, by its name.
     """
 
     enabled: bool
@@ -41,6 +45,10 @@ class EngineStats:
     kernel: str | None = None
     expert_bytes: int | None = None
     nothing_changed: str | None = None
+    count_only: bool = False
+    layer_settings: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
+    request_tiers: tuple[str, ...] = ()
+    steps_by_tier: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def steps_skipped(self) -> int:
@@ -88,10 +96,16 @@ def merge_answers(answers: Sequence[Mapping[str, Any]]) -> EngineStats:
         settings=joined["settings"],
         steps_rerouted=joined["steps"]["rerouted"],
         skipped={name: joined["steps"][name] for name in SKIPPED},
-        layers=tuple(layer_stats(**layer) for layer in joined["layers"]),
+        layers=tuple(
+            layer_stats(layer["index"], layer["name"], layer["counters"]) for layer in joined["layers"]
+        ),
         kernel=joined["kernel"],
         expert_bytes=joined["expert_bytes"],
         nothing_changed=why_engine_changed_nothing(joined),
+        count_only=joined["count_only"],
+        layer_settings={layer["index"]: layer["settings"] for layer in joined["layers"]},
+        request_tiers=tuple(joined["request_tiers"]),
+        steps_by_tier=joined["steps"]["by_tier"],
     )
 
 

@@ -12,9 +12,9 @@ from sere.config import RerouteConfig
 from sere.errors import ConfigError, did_you_mean, name_some
 
 KEY = "sere"
-_EXAMPLE = '{"select_top_k": 2, "threshold": 0.3}'
+_EXAMPLE = '{"active_experts": 24}'
 # Names that no other plug-in's settings have.
-_UNMISTAKABLE = ("select_top_k", "min_active", "use_scale")
+_UNMISTAKABLE = ("select_top_k", "active_experts", "use_scale")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,6 +25,8 @@ class PluginConfig:
         reroute: How to re-route.
         merge_given: Whether ``merge`` was among the settings; if not, the expert kernel decides.
         enabled: Whether re-routing is on when the engine starts; it can be switched later.
+        count_only: Whether the engine counts experts and re-routes nothing; it can be switched later.
+        request_tiers: The tiers of the table that requests may ask for; None for all.
         log_seconds: Seconds between log lines with statistics; 0 for none.
         metrics_port: Port on which rank 0 serves Prometheus metrics, or None.
         metrics_host: Address of that port.
@@ -37,15 +39,18 @@ class PluginConfig:
     reroute: RerouteConfig
     merge_given: bool = False
     enabled: bool = True
+    count_only: bool = False
+    request_tiers: tuple[str, ...] | None = None
     log_seconds: float = 60.0
     metrics_port: int | None = None
     metrics_host: str = "127.0.0.1"
     allow_untested: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("enabled", "allow_untested"):
+        for name in ("enabled", "count_only", "allow_untested"):
             if not isinstance(getattr(self, name), bool):
                 raise ConfigError(f"{name}: expected true or false, got {getattr(self, name)!r}")
+        object.__setattr__(self, "request_tiers", _names("request_tiers", self.request_tiers))
         seconds, port = self.log_seconds, self.metrics_port
         if not isinstance(seconds, int | float) or isinstance(seconds, bool) or not seconds >= 0:
             raise ConfigError(f"log_seconds: expected seconds, 0 for no log lines, got {seconds!r}")
@@ -68,8 +73,8 @@ class PluginConfig:
         """
         if not isinstance(values, Mapping):
             raise ConfigError(
-                f'additional_config["sere"]: expected settings such as {_EXAMPLE}, got {values!r}; to '
-                'leave the engine alone, omit "sere"'
+                f'additional_config["sere"]: expected settings such as {_EXAMPLE}, or {{}} for the defaults, '
+                f'got {values!r}; to leave the engine alone, omit "sere"'
             )
         routing = {field.name for field in dataclasses.fields(RerouteConfig)}
         ours = {field.name for field in dataclasses.fields(cls)} - {"reroute", "merge_given"}
@@ -81,6 +86,15 @@ class PluginConfig:
             merge_given="merge" in values,
             **{key: value for key, value in values.items() if key in ours},
         )
+
+
+def _names(setting: str, given: object) -> tuple[str, ...] | None:
+    """Return a list of names as a tuple."""
+    if given is None:
+        return None
+    if not isinstance(given, list | tuple) or not all(isinstance(name, str) for name in given):
+        raise ConfigError(f'{setting}: expected a list of names such as ["safe"], got {given!r}')
+    return tuple(given)
 
 
 def section(vllm_config: Any) -> Any | None:

@@ -47,8 +47,33 @@ class Collector:
         steps.add_metric(["rerouted"], joined["steps"]["rerouted"])
         steps.add_metric(["skipped"], sum(joined["steps"][name] for name in SKIPPED))
         yield steps
+        yield from _settings(joined)
         for index, counter in enumerate(COUNTERS):
             family = CounterMetricFamily(f"sere_layer_{counter}", _TEXTS[counter], labels=["layer"])
             for layer in joined["layers"]:
                 family.add_metric([str(layer["index"])], layer["counters"][index])
             yield family
+
+
+def _settings(joined: Mapping[str, Any]) -> Iterator[Any]:
+    """Yield the metrics of which settings hold and which tiers requests ask for."""
+    from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+
+    in_use = GaugeMetricFamily("sere_tier", "1 for the tier that the settings are from", labels=["tier"])
+    in_use.add_metric([str(joined["settings"].get("tier") or "none")], 1)
+    yield in_use
+    tiers = CounterMetricFamily(
+        "sere_tier_steps", "Re-routed steps in which a request asked for a tier", labels=["tier"]
+    )
+    for name in joined["request_tiers"]:
+        tiers.add_metric([name], joined["steps"]["by_tier"].get(name, 0))
+    yield tiers
+    most = GaugeMetricFamily(
+        "sere_layer_active_experts",
+        "M, experts that a step of so many rows may read",
+        labels=["layer", "rows"],
+    )
+    for layer in joined["layers"]:
+        for rows, experts in layer["settings"]["active_experts"]:
+            most.add_metric([str(layer["index"]), str(rows)], experts)
+    yield most

@@ -8,7 +8,6 @@ from typing import Any
 
 from sere.config import RerouteConfig
 from sere.integrations.activity import Activity, why_nothing_changed
-from sere.integrations.vllm.tiers import COUNT_ONLY_S
 from sere.reroute.stats import COUNTERS
 
 _STEPS, _REROUTED = COUNTERS.index("steps"), COUNTERS.index("slots_rerouted")
@@ -22,8 +21,8 @@ def rerouted_slots(counted: Mapping[str, Any]) -> int:
 def why_engine_changed_nothing(counted: Mapping[str, Any]) -> str | None:
     """Return one sentence that says why nothing was re-routed, or None if that is no surprise.
 
-    It is no surprise in an engine that is switched off, that has run no step, or that only counts
-    (``COUNT_ONLY_S``), and of course in one that re-routed.
+    It is no surprise in an engine that is switched off, that has run no step, or that only counts, and of
+    course in one that re-routed.
 
     Args:
         counted: What ``engine_stats.join_answers`` returns: the settings, the host's counts and the layers'
@@ -32,12 +31,7 @@ def why_engine_changed_nothing(counted: Mapping[str, Any]) -> str | None:
     steps, layers = counted["steps"], counted["layers"]
     config = _config(counted)
     seen = steps["rerouted"] + steps["prompts"] + steps["protected"] + steps["unknown"]
-    if (
-        not counted["enabled"]
-        or counted["settings"].get("select_top_k") == COUNT_ONLY_S
-        or not seen
-        or not layers
-    ):
+    if not counted["enabled"] or counted["count_only"] or not seen or not layers:
         return None
     if not steps["rerouted"]:
         return _no_row(counted, config)
@@ -48,7 +42,12 @@ def why_engine_changed_nothing(counted: Mapping[str, Any]) -> str | None:
     if config is not None:
         config = dataclasses.replace(config, select_top_k=steps["least_budget"] or config.select_top_k)
     counters = [layer["counters"] for layer in layers]
-    return _explain(counted, config, Activity.of(counters, calls=seen, eligible=steps["rerouted"]))
+    return _explain(counted, config, _activity(counters, seen, steps["rerouted"]))
+
+
+def _activity(counters: Sequence[Sequence[int]], seen: int, rerouted: int) -> Activity:
+    """Return what the layers counted; rows of prompts, which keep their experts, are among theirs."""
+    return Activity.of(counters, calls=seen, eligible=rerouted, mixed=True)
 
 
 def _no_row(counted: Mapping[str, Any], config: RerouteConfig | None) -> str | None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 SKIPPED = ("prompts", "protected", "disabled", "unknown")
 """Why a step was skipped: the fields of `StepCounts` that count such steps."""
@@ -19,6 +21,7 @@ class StepCounts:
         disabled: Re-routing was switched off.
         unknown: The device dropped drafted tokens, so it was not known which rows belong to which request.
         least_budget: The smallest S that a row was re-routed with; None before the first.
+        by_tier: Of the re-routed steps, those in which a decoding request asked for a tier, by its name.
     """
 
     rerouted: int = 0
@@ -27,12 +30,27 @@ class StepCounts:
     disabled: int = 0
     unknown: int = 0
     least_budget: int | None = None
+    by_tier: dict[str, int] = field(default_factory=dict)
 
-    def add_rerouted(self, least_budget: int) -> None:
-        """Count a step with rows to re-route, whose smallest S is given."""
+    def add_rerouted(self, least_budget: int, tiers: Iterable[str] = ()) -> None:
+        """Count a step with rows to re-route.
+
+        Args:
+            least_budget: The smallest S of a row.
+            tiers: What its decoding requests asked for.
+        """
         self.rerouted += 1
         self.least_budget = min(least_budget, self.least_budget or least_budget)
+        for tier in tiers:
+            self.by_tier[tier] = self.by_tier.get(tier, 0) + 1
 
-    def to_mapping(self) -> dict[str, int | None]:
+    def to_mapping(self) -> dict[str, Any]:
         """Return the counts as plain numbers, which can be sent between processes."""
         return asdict(self)
+
+
+def counted_since(now: Mapping[str, Any], then: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what was counted between two mappings; the smallest S stays that of all steps."""
+    tiers = {name: count - then["by_tier"].get(name, 0) for name, count in now["by_tier"].items()}
+    apart = {"least_budget": now["least_budget"], "by_tier": tiers}
+    return {name: value - then[name] for name, value in now.items() if name not in apart} | apart

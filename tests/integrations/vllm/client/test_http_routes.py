@@ -30,7 +30,7 @@ class Engine:
         if args[0]:
             self.resets += 1
         answer = {"enabled": True, "settings": settings, "steps": StepCounts(rerouted=1).to_mapping()}
-        shape = {"layers": [], "top_k": 4, "num_experts": 16}
+        shape = {"layers": [], "top_k": 4, "num_experts": 16, "count_only": False, "request_tiers": []}
         return [answer | shape | {"kernel": None, "expert_bytes": None}]
 
 

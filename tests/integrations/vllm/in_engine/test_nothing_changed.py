@@ -88,7 +88,7 @@ def test_each_reason(tmp_path: Path, told: Callable[[], list[str]]) -> None:
 def test_log_of_processes(tmp_path: Path) -> None:
     """A program that only scores prompts, with workers of their own, reads why nothing was re-routed."""
     path = save_model(tmp_path)
-    settings = {"sere": {"select_top_k": 2, "table": str(table_of(path))}, "min_active": 3}
+    settings = {"sere": {"select_top_k": 2, "table": str(table_of(path))}, "active_experts": 3}
     (tmp_path / "score.py").write_text(
         "from vllm import LLM, SamplingParams\n"
         "if __name__ == '__main__':\n"
@@ -112,7 +112,8 @@ def test_log_of_processes(tmp_path: Path) -> None:
     )
     assert len(reasons) == 1
     assert (
-        "sere: additional_config has 'min_active', but settings of re-routing belong under \"sere\"" in text
+        "sere: additional_config has 'active_experts', but settings of re-routing belong under \"sere\""
+        in text
     )
 
 

@@ -32,7 +32,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, ports: int) -> Iterator[Ser
     folder = tmp_path_factory.mktemp("served")
     table = folder / "table.safetensors"
     bundled_table(table)
-    settings = {"table": str(table), "select_top_k": 1, "log_seconds": 0.001, "metrics_port": ports}
+    settings = {"table": str(table), "active_experts": 0, "log_seconds": 0.001, "metrics_port": ports}
     with serve(model_path(), settings, folder, "--enforce-eager") as running:
         yield running
 
@@ -93,7 +93,7 @@ def test_settings_over_http(server: Server) -> None:
 @pytest.mark.parametrize(
     ("body", "text"),
     [
-        ({"min_active": 3}, "'min_active' cannot be changed while the engine runs"),
+        ({"cap": True}, "'cap' cannot be changed while the engine runs"),
         ({"select_top_k": 0}, "select_top_k: expected an integer of at least 1, got 0"),
         ([1], "expected a JSON object of settings"),
     ],
@@ -113,5 +113,6 @@ def test_metrics_over_http(server: Server, ports: int) -> None:
         port = answer.read().decode()
     assert status == 200
     lines = [line for line in route.splitlines() if line.startswith(("sere_layer", "sere_steps_total"))]
-    assert len(lines) == 2 + 7 * 6
+    # Seven counters of six layers, and M of each for seven sizes of a step.
+    assert len(lines) == 2 + 7 * 6 + 7 * 6
     assert set(lines) <= set(port.splitlines())

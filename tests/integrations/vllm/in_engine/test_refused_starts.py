@@ -42,7 +42,7 @@ def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ({"select_top_k": 2, "keep": {"1": [99]}}, ConfigError, "layer 1 has the experts 0 to 15, got 99"),
         ({"select_top_k": 2, "log_seconds": -1}, ConfigError, "log_seconds: expected seconds"),
         ({"select_top_k": 2, "metrics_port": 0}, ConfigError, "metrics_port: expected a port"),
-        ({"select_top_k": 2, "use_scale": True}, ConfigError, "use_scale: the table has no scale"),
+        ({"select_top_k": 2, "use_scale": True}, ConfigError, "use_scale: the table has no factors"),
         ({"select_top_k": 2, "backend": "cuda"}, BackendUnavailable, "needs cuda tensors, got c"),
         (2, ConfigError, 'additional_config["sere"]: expected settings'),
     ],

@@ -18,7 +18,7 @@ from sere.integrations.vllm import configure, read_stats
 from sere.integrations.vllm.engine_stats import log_line
 from sere.integrations.vllm.prometheus import Collector
 from sere.integrations.vllm.tiers import PROTECTED
-from sere.reroute.constants import PADDING_BUDGET
+from sere.reroute.constants import LAYER_BUDGET, PADDING_BUDGET
 from tests.support.vllm.engines import engine, generate, prompts, sampling
 from tests.support.vllm.watching import announced, kinds, watched
 
@@ -36,7 +36,7 @@ def shared(model: Path) -> Iterator[Any]:
 
 @pytest.fixture
 def llm(shared: Any) -> Any:
-    configure(shared, select_top_k=1, threshold=0.0, keep={}, enabled=True)
+    configure(shared, select_top_k=1, threshold=0.0, active_experts=0, layers={}, keep={}, enabled=True)
     read_stats(shared, reset=True)
     return shared
 
@@ -57,7 +57,7 @@ def test_each_row_is_its_own_requests(llm: Any) -> None:
     """Budgets follow the runner's order of requests: S of each request where requests of four tiers mix."""
     tiers: list[Any] = [None, "off", {"select_top_k": 2}, 3] * 2
     params = [sampling(tokens=16, extra_args=None if tier is None else {"sere": tier}) for tier in tiers]
-    wanted = [1, PROTECTED, 2, 3] * 2
+    wanted = [LAYER_BUDGET, PROTECTED, 2, 3] * 2
     state, runner = state_of(llm), worker_of(llm).model_runner
     seen: list[tuple[list[str], list[int]]] = []
 
@@ -76,7 +76,7 @@ def test_each_row_is_its_own_requests(llm: Any) -> None:
     for names, budgets in decoding:
         for name, budget in zip(names, budgets, strict=True):
             assert budget in (wanted[order.index(name)], PROTECTED)
-    assert any(sorted(budgets) == [1, 1, 2, 2, 3, 3, PROTECTED, PROTECTED] for _, budgets in decoding)
+    assert any(sorted(budgets) == sorted(wanted) for _, budgets in decoding)
 
 
 def test_protected_request_keeps_its_experts(llm: Any) -> None:
@@ -114,7 +114,7 @@ def test_prefill_is_exact(llm: Any) -> None:
 
 
 def test_settings_change_while_requests_run(llm: Any) -> None:
-    """Another S, another ρ, off and on hold from the next step on; what is refused changes nothing."""
+    """Another S, ρ and M, also of one layer, off and on hold from the next step on."""
     llm_engine = llm.llm_engine
     for index, prompt in enumerate(prompts(6)):
         llm_engine.add_request(f"live-{index}", prompt, sampling(tokens=60))
@@ -127,9 +127,11 @@ def test_settings_change_while_requests_run(llm: Any) -> None:
         {"select_top_k": 1, "threshold": 1.0},
         {"threshold": 0.0},
         {"enabled": False},
+        {"enabled": True, "active_experts": 7},
+        {"active_experts": {1: 9}},
     ):
         settings = configure(llm, **changes)
-        assert all(settings[name] == value for name, value in changes.items())
+        assert all(settings[name] == value for name, value in changes.items() if not isinstance(value, dict))
         read_stats(llm, reset=True)
         for _ in range(4):
             llm_engine.step()
@@ -142,12 +144,16 @@ def test_settings_change_while_requests_run(llm: Any) -> None:
     assert counts[3].layers[0].slots_rerouted > 0
     assert counts[4].steps_rerouted == 0
     assert counts[4].steps_skipped == 4
+    assert [layer.distinct_after for layer in counts[5].layers] == [7, 7]
+    assert [layer.distinct_after for layer in counts[6].layers] == [7, 9]
 
 
 @pytest.mark.parametrize(
     ("changes", "text"),
     [
-        ({"min_active": 4}, "'min_active' cannot be changed while the engine runs"),
+        ({"cap": True}, "'cap' cannot be changed while the engine runs"),
+        ({"tier": "fast"}, "tier: the table has no tier 'fast'; it has none"),
+        ({"active_experts": -1}, "active_experts: expected "),
         ({"select_top_k": 0}, "select_top_k: expected an integer of at least 1, got 0"),
         ({"threshold": -1}, "threshold: expected a number of at least 0"),
         ({"keep": {9: [1]}}, "keep: layer 9 has no similarities; the table has the layers 0, 1"),

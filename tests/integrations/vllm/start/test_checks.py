@@ -17,11 +17,11 @@ from sere.integrations.vllm.start import checks
         ({"seree": "fast"}, False), ({"serve": None}, False), ({"other": "off"}, False), (None, False),
     ],
 )  # fmt: skip
-def test_misspelled_tier(extra: Any, refused: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_misspelled_key(extra: Any, refused: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """A tier under a name like "sere", which nothing would read, is refused; what others send is not."""
     monkeypatch.setattr(checks, "_refusal", lambda: ConfigError)
     if refused:
         with pytest.raises(ConfigError, match=f"setting under 'sere', got {next(iter(extra))!r}"):
-            checks.check_tier(extra)
+            checks.check_request(extra, ())
     else:
-        checks.check_tier(extra)
+        checks.check_request(extra, ())

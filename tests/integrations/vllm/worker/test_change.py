@@ -4,36 +4,33 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
 from sere.config import RerouteConfig
 from sere.errors import ConfigError
-from sere.integrations.vllm.tiers import PROTECTED
+from sere.integrations.vllm.engine_stats import merge_answers
 from sere.integrations.vllm.worker import change
-from sere.integrations.vllm.worker.request_book import RequestBook
-from sere.integrations.vllm.worker.row_budgets import RowBudgets
 from sere.policies.topk import TopK
-from tests.support.vllm.standins import CPUUnquantizedExperts, new, prepared, step
+from tests.support.vllm.standins import CPUUnquantizedExperts, SmallEngine, decode, prepared
 
 LARGE = (1 << 31) - 1
 
 
 def test_large_s_is_exact(any_table: Any) -> None:
-    """The largest S that the settings take, at the start or live, protects the rows; none overflows."""
-    known = prepared(any_table, {}, torch.nn.Module, select_top_k=2)
+    """The largest S that the settings take keeps all slots of the rows; none overflows."""
+    known = prepared(any_table, {}, torch.nn.Module, kernel=CPUUnquantizedExperts(), active_experts=0)
     assert change.change(known, {"select_top_k": LARGE})["select_top_k"] == LARGE
-    book = RequestBook()
-    book.update(step(news=(new("a", 3),)))
-    found = book.budgets(step(cached={"a": 3}), ["a"], np.array([1]), known.config.select_top_k)
-    assert found.budgets.tolist() == [PROTECTED]
-    assert not RowBudgets(2, torch.device("cpu"), may_skip=True).announce(found.budgets)
+    engine = SmallEngine(known)
+    decode(engine, 3)
+    for layer in merge_answers([known.report()]).layers:
+        assert layer.steps == 3
+        assert layer.slots_rerouted == 0
 
 
-@pytest.mark.parametrize("name", ["select_top_k", "min_active"])
+@pytest.mark.parametrize("name", ["select_top_k", "active_experts"])
 def test_larger_numbers_are_refused_at_the_start(name: str) -> None:
-    """An S or a floor that no int32 holds is refused."""
+    """An S or an M that no int32 holds is refused."""
     with pytest.raises(ConfigError, match=f"{name}: expected an integer of at most {LARGE}, got {LARGE + 1}"):
         RerouteConfig.from_mapping({"select_top_k": 1} | {name: LARGE + 1})
 
@@ -77,9 +74,9 @@ def test_other_rules_leave_what_can_be_changed(any_table: Any) -> None:
     state = prepared(any_table, {}, torch.nn.Module, kernel=CPUUnquantizedExperts())
     own = [layer.router for layer in state.layers.values()]
     with state.routed_by(TopK(2)):
-        assert state.policy.default_budget == 2
         assert state.report()["settings"] == {"policy": "topk", "select_top_k": 2}
         assert change.change(state, {"select_top_k": 3, "threshold": 0.5})["select_top_k"] == 3
-        assert state.policy.default_budget == 2
+        assert state.report()["settings"] == {"policy": "topk", "select_top_k": 2}
     assert [layer.router for layer in state.layers.values()] == own
-    assert (state.policy.default_budget, state.report()["settings"]["threshold"]) == (3, 0.5)
+    settings = state.report()["settings"]
+    assert (settings["select_top_k"], settings["threshold"]) == (3, 0.5)

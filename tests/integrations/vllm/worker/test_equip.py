@@ -55,8 +55,9 @@ def test_tensors_are_made_where_the_model_runs(monkeypatch: pytest.MonkeyPatch) 
         ),
     )  # fmt: skip
     seen: list[Any] = []
-    _around_loading(
-        worker, SimpleNamespace(add=None, speaks=False, prepare=lambda *given: seen.append(given))
-    )  # type: ignore[arg-type]
+    state: Any = SimpleNamespace(
+        add=None, speaks=False, rules=SimpleNamespace(tiers=()), prepare=lambda *given: seen.append(given)
+    )
+    _around_loading(worker, state)
     worker.load_model()
     assert seen == [(torch.device("meta"), 8)]

@@ -11,27 +11,32 @@ import torch
 from sere.config import RerouteConfig
 from sere.errors import ConfigError, UnsupportedEngine
 from sere.integrations.vllm.worker import expert_kernels
-from sere.reroute import reroute
+from sere.policies.base import LayerShape
+from sere.policies.sere import Sere
+from sere.reroute import TokenBatch
+from sere.similarity.layer import LayerSimilarity
 
 
 @pytest.mark.parametrize("merge", ["none", "same", "distinct"])
 def test_kernel_that_supports_duplicates_keeps_the_settings(merge: Any) -> None:
     """The CPU kernel takes any mode except sentinels."""
     config = RerouteConfig(select_top_k=1, merge=merge)
-    assert expert_kernels.fit_to_kernel(config, "CPUUnquantizedExperts", K=4, merge_given=True) == config
+    assert expert_kernels.fit_to_kernel(config, "CPUUnquantizedExperts", merge_given=True) == config
 
 
 @pytest.mark.parametrize("kernel", ["OAITritonExperts", "TrtLlmFp8ExpertsModular", "SomethingNew", None])
 def test_other_kernels_get_distinct_rows(kernel: str | None) -> None:
     """A kernel that may not support duplicate ids gets distinct experts, enough of them, and no sentinel."""
-    config = expert_kernels.fit_to_kernel(RerouteConfig(select_top_k=1), kernel, K=4, merge_given=False)
-    assert (config.merge, config.min_active, config.sentinel) == ("distinct", 4, None)
+    config = expert_kernels.fit_to_kernel(RerouteConfig(active_experts=1), kernel, merge_given=False)
+    assert (config.merge, config.sentinel) == ("distinct", None)
+    assert expert_kernels.needs_full_rows(config, kernel)
+    layer = LayerSimilarity(torch.rand(8, 8).fill_diagonal_(1.0))
+    rule = Sere({0: layer}, config, full_rows=True)
+    router = rule.bind(LayerShape(0, 8, 4), torch.device("cpu"))
     ids, weights = torch.stack([torch.randperm(8)[:4] for _ in range(3)]), torch.rand(3, 4)
-    result = reroute(
-        ids, weights, torch.rand(8, 8).fill_diagonal_(1.0),
-        select_top_k=1, merge="distinct", min_active=config.min_active,
-    )  # fmt: skip
+    result = router(TokenBatch(ids, weights))
     assert all(len(set(row)) == 4 for row in result.ids.tolist())
+    assert len(set(result.ids.flatten().tolist())) == 4
 
 
 @pytest.mark.parametrize(
@@ -46,7 +51,7 @@ def test_other_kernels_get_distinct_rows(kernel: str | None) -> None:
 def test_refused_merge(kernel: str | None, options: dict[str, Any], text: str) -> None:
     """A mode that the kernel would abort on or compute wrongly is refused, with what to do."""
     with pytest.raises(ConfigError) as refused:
-        expert_kernels.fit_to_kernel(RerouteConfig(select_top_k=1, **options), kernel, K=4, merge_given=True)
+        expert_kernels.fit_to_kernel(RerouteConfig(select_top_k=1, **options), kernel, merge_given=True)
     assert text in str(refused.value)
 
 
@@ -97,7 +102,7 @@ VARIANTS = ("X86CPUUnquantizedExperts", "ArmCPUUnquantizedExperts", "PowerCPUUnq
 def test_variants_of_the_cpu_kernel(kernel: str) -> None:
     """The CPU kernel's variants for AMX, Arm and POWER keep a row's expert twice, as it does."""
     config = RerouteConfig(select_top_k=1)
-    assert expert_kernels.fit_to_kernel(config, kernel, K=4, merge_given=False) == config
+    assert expert_kernels.fit_to_kernel(config, kernel, merge_given=False) == config
 
 
 @pytest.mark.vllm

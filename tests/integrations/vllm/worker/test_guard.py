@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from sere.integrations.vllm.tiers import COUNT_ONLY_S
 from sere.integrations.vllm.worker import change
 from sere.integrations.vllm.worker.equip import _before_shutdown
 from sere.integrations.vllm.worker.guard import FIRST_LOOK
@@ -39,8 +38,11 @@ def test_scoring_of_prompts(start: Start, caplog: pytest.LogCaptureFixture) -> N
 
 
 SETTINGS: list[tuple[dict[str, Any], str]] = [
-    ({"min_active": 15}, "min_active=15 is never below what these batches read (15.0 experts per layer)"),
-    ({"min_active": 16}, "min_active=16 is not below the 16 experts of a layer"),
+    (
+        {"active_experts": 15},
+        "active_experts=15 is not below what these batches read (15.0 experts per layer)",
+    ),
+    ({"active_experts": 16}, "active_experts=16 is not below the 16 experts of a layer"),
     ({"select_top_k": 4}, "select_top_k=4 keeps all 4 slots of a token"),
     ({"threshold": 2.0}, "no expert had a similarity of threshold=2 or more"),
 ]
@@ -115,7 +117,7 @@ def test_reading_in_the_middle_of_a_step(start: Start, caplog: pytest.LogCapture
     assert not caplog.messages
 
 
-@pytest.mark.parametrize("settings", [{"enabled": False}, {"select_top_k": COUNT_ONLY_S}])
+@pytest.mark.parametrize("settings", [{"enabled": False}, {"count_only": True}])
 def test_nothing_was_asked_for(
     start: Start, caplog: pytest.LogCaptureFixture, settings: dict[str, Any]
 ) -> None:
@@ -139,14 +141,14 @@ def test_unused_engine(start: Start, caplog: pytest.LogCaptureFixture) -> None:
 
 def test_short_run_is_named_at_shutdown(start: Start, caplog: pytest.LogCaptureFixture) -> None:
     """A run of a few steps is judged when the worker shuts down; a device that failed is no second error."""
-    engine, ended = start(min_active=15), []
+    engine, ended = start(active_experts=15), []
     worker = SimpleNamespace(shutdown=lambda: ended.append("worker"))
     _before_shutdown(worker, engine.state.guard.last_look)
     decode(engine, 3)
     assert not caplog.messages
     worker.shutdown()
     worker.shutdown()
-    assert [message for message in caplog.messages if "min_active=15" in message] == caplog.messages
+    assert [message for message in caplog.messages if "active_experts=15" in message] == caplog.messages
     assert len(caplog.messages) == 1
     engine.state.layers[0].router.counters = "gone"  # type: ignore[assignment, union-attr]
     engine.state.guard.restart = lambda: None  # type: ignore[method-assign]
@@ -156,11 +158,11 @@ def test_short_run_is_named_at_shutdown(start: Start, caplog: pytest.LogCaptureF
 
 def test_statistics_line(start: Start, caplog: pytest.LogCaptureFixture) -> None:
     """The reason is also logged where the statistics line is due, however few steps there were."""
-    engine = start(min_active=15, log_seconds=1e-9)
+    engine = start(active_experts=15, log_seconds=1e-9)
     decode(engine, 3)
     # The first line is due before the first decode step.
     assert "no decode step was seen in 1 call of the model" in caplog.messages[0]
-    assert "min_active=15 is never below" in caplog.messages[1]
+    assert "active_experts=15 is not below" in caplog.messages[1]
     assert len(caplog.messages) == 2
 
 
@@ -190,13 +192,13 @@ def test_reset_hides_nothing(start: Start, caplog: pytest.LogCaptureFixture) -> 
     engine.state.guard.last_look()
     assert not caplog.messages
     assert "no decode step was seen in 1 call of the model" in str(why(engine))
-    engine = start(min_active=15)
+    engine = start(active_experts=15)
     engine.prompts(*NAMES)
     for _ in range(FIRST_LOOK):
         engine.decode(*NAMES)
         why(engine, reset=True)
     assert len(caplog.messages) == 1
-    assert "min_active=15 is never below" in caplog.messages[0]
+    assert "active_experts=15 is not below" in caplog.messages[0]
 
 
 def test_replayed_steps_are_not_judged(start: Start, caplog: pytest.LogCaptureFixture) -> None:

@@ -81,7 +81,7 @@ def test_ranks_of_the_same_layers_say_it_once(
 ) -> None:
     """Of ranks that hold the same layers the first speaks; so does the first of the next stage."""
     parallel = {"tensor_parallel_size": 2, "pipeline_parallel_size": 2, "rank": rank}
-    engine = start(min_active=15, parallel=parallel)
+    engine = start(active_experts=15, parallel=parallel)
     decode(engine)
     assert len(caplog.messages) == lines
 

@@ -14,6 +14,7 @@ from sere.errors import UnsupportedEngine
 from sere.integrations.vllm.plugin_config import PluginConfig
 from sere.integrations.vllm.step_counts import StepCounts
 from sere.integrations.vllm.worker.row_budgets import RowBudgets
+from sere.integrations.vllm.worker.step_limits import StepLimits
 from sere.integrations.vllm.worker.steps import Steps
 from sere.reroute.constants import LAYER_BUDGET, PADDING_BUDGET
 from tests.support.vllm.standins import engine_config, new, step
@@ -25,8 +26,9 @@ class Announced:
     def __init__(self) -> None:
         self.config = RerouteConfig(select_top_k=2)
         self.plugin_config = PluginConfig(reroute=self.config, log_seconds=0)
-        self.enabled = True
+        self.enabled, self.count_only, self.least_select_top_k = True, False, 2
         self.budgets = RowBudgets(8, torch.device("cpu"), may_skip=False)
+        self.limits, self.rules = StepLimits(1, (), torch.device("cpu")), SimpleNamespace(tiers=())
         self.counts, self.guard = StepCounts(), SimpleNamespace(step=lambda: None)
         self.vllm_config = engine_config(rank=0)
 

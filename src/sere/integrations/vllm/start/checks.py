@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Collection
 from importlib import import_module
 from typing import Any
 
@@ -10,13 +11,13 @@ from sere.errors import BackendUnavailable, ConfigError, TableMismatch
 from sere.identity import span
 from sere.integrations.vllm.plugin_config import KEY, PluginConfig, resembles_key, section
 from sere.integrations.vllm.start import features, tables, versions
-from sere.integrations.vllm.tiers import parse_tier
+from sere.integrations.vllm.tiers import NOTHING, parse_request
 from sere.policies.sere import check_fit
 from sere.reroute.backends.registry import BACKENDS
 
 
 def check_start(vllm_config: Any) -> None:
-    """Check settings, version, features and table, and write the table's full path into the settings.
+    """Check settings, version, features and table; write the table's full path and tiers into the settings.
 
     Workers check again; here an error reaches the user as it is, and no process waits for another.
 
@@ -37,7 +38,7 @@ def check_start(vllm_config: Any) -> None:
     model_config = vllm_config.model_config
     path = tables.find_table(config.reroute.table, model_config)
     table = tables.load_table(path, model_config.hf_text_config)
-    check_fit(config.reroute, table.layers)
+    check_fit(table.settings(config.reroute), table.layers)
     _check_backend(config.reroute.backend, vllm_config.device_config.device_type, table.num_experts)
     E = _experts(model_config)
     if E and E not in (experts := table.identity.experts.values()):
@@ -46,7 +47,10 @@ def check_start(vllm_config: Any) -> None:
             f"one has {E}; calibrate this model (sere calibrate) or give its own table"
         )
     # Workers may run in another folder.
-    settings = dict(values or {}) | {"table": str(path)}
+    settings = dict(values or {}) | {
+        "table": str(path),
+        "request_tiers": list(tables.request_tiers(table, config.request_tiers)),
+    }
     vllm_config.additional_config = dict(vllm_config.additional_config) | {KEY: settings}
 
 
@@ -64,33 +68,38 @@ def check_requests(processor_class: Any) -> None:
     def process_inputs(
         self: Any, request_id: Any, prompt: Any, params: Any, *args: Any, **kwargs: Any
     ) -> Any:
-        if section(self.vllm_config) is not None:
-            check_tier(getattr(params, "extra_args", None))
+        values = section(self.vllm_config)
+        if values is not None:
+            check_request(getattr(params, "extra_args", None), values.get("request_tiers") or ())
         return process(self, request_id, prompt, params, *args, **kwargs)
 
     process_inputs.sere = True  # type: ignore[attr-defined]
     processor_class.process_inputs = process_inputs
 
 
-def check_tier(extra_args: Any) -> None:
+def check_request(extra_args: Any, tiers: Collection[str]) -> None:
     """Refuse a request's value as vLLM refuses its own: the API answers with 400, other requests go on.
 
+    Args:
+        extra_args: Of the request's ``SamplingParams``.
+        tiers: The tiers that requests may ask for.
+
     Raises:
-        ConfigError: The value is not a tier, or a tier is under a misspelled name, which nothing would read;
-            the error is also vLLM's ``VLLMValidationError``.
+        ConfigError: The value is not one that a request may have, or such a value is under a misspelled name,
+            which nothing would read; the error is also vLLM's ``VLLMValidationError``.
     """
     try:
-        parse_tier(extra_args)
+        parse_request(extra_args, tiers)
     except ConfigError as error:
         raise _refusal()(str(error)) from None
     for name in filter(resembles_key, extra_args or ()):
-        if _is_tier(extra_args[name]):
+        if _is_meant(extra_args[name], tiers):
             raise _refusal()(f"sere: expected a request's own setting under {KEY!r}, got {name!r}; rename it")
 
 
-def _is_tier(value: Any) -> bool:
+def _is_meant(value: Any, tiers: Collection[str]) -> bool:
     try:
-        return parse_tier({KEY: value}) is not None
+        return parse_request({KEY: value}, tiers) != NOTHING
     except ConfigError:
         return False
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from sere.defaults import TABLE, default_table
-from sere.errors import TableError, TableMismatch, name_some
+from sere.errors import ConfigError, TableError, TableMismatch, name_some
 from sere.identity import architecture_of, summary
 from sere.table import SimilarityTable
 
@@ -53,6 +53,25 @@ def load_table(path: Path, text_config: Any) -> SimilarityTable:
             "give its own table"
         )
     return table
+
+
+def request_tiers(table: SimilarityTable, given: tuple[str, ...] | None) -> tuple[str, ...]:
+    """Return the tiers that requests may ask for.
+
+    Args:
+        table: The table.
+        given: The setting ``request_tiers``; None for all of the table's.
+
+    Raises:
+        ConfigError: The table has no such tier.
+    """
+    for name in given or ():
+        if name not in table.tiers:
+            raise ConfigError(
+                f"request_tiers: the table has no tier {name!r}, it has {name_some(table.tiers) or 'none'}; "
+                "leave it out, or give a table that has it"
+            )
+    return tuple(table.tiers) if given is None else given
 
 
 def check_layer(table: SimilarityTable, index: int, name: str, *, E: int) -> None:

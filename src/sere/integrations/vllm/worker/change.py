@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from sere.config.change import CHANGEABLE as SETTINGS
+from sere.config.change import changed
 from sere.errors import ConfigError, SereError, did_you_mean
 from sere.integrations.vllm.worker.start_log import warn_of_settings
 from sere.integrations.vllm.worker.state import WorkerState
 
-CHANGEABLE = ("select_top_k", "threshold", "keep", "enabled")
+_SWITCHES = ("enabled", "count_only")
+CHANGEABLE = (*SETTINGS, *_SWITCHES)
 
 
 def change(state: WorkerState, changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -29,7 +31,7 @@ def change(state: WorkerState, changes: Mapping[str, Any]) -> dict[str, Any]:
         _apply(state, changes)
     except SereError as error:
         return {"error": str(error)}
-    return state.config.to_mapping() | {"enabled": state.enabled}
+    return state.config.to_mapping() | {name: getattr(state, name) for name in _SWITCHES}
 
 
 def _apply(state: WorkerState, changes: Mapping[str, Any]) -> None:
@@ -39,10 +41,11 @@ def _apply(state: WorkerState, changes: Mapping[str, Any]) -> None:
                 f"{key!r} cannot be changed while the engine runs{did_you_mean(str(key), CHANGEABLE)}; "
                 "restart it with the new setting"
             )
-    enabled = changes.get("enabled", state.enabled)
-    if not isinstance(enabled, bool):
-        raise ConfigError(f"enabled: expected true or false, got {enabled!r}")
-    config = dataclasses.replace(state.config, **{k: v for k, v in changes.items() if k != "enabled"})
-    state.change(config, enabled=enabled)
-    if enabled and state.speaks:
+    switches = {name: changes.get(name, getattr(state, name)) for name in _SWITCHES}
+    for name, value in switches.items():
+        if not isinstance(value, bool):
+            raise ConfigError(f"{name}: expected true or false, got {value!r}")
+    values = {name: value for name, value in changes.items() if name not in _SWITCHES}
+    state.change(changed(state.given, values), **switches)
+    if state.enabled and state.speaks:
         warn_of_settings(state)

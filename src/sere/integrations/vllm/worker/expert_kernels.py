@@ -30,17 +30,15 @@ SUPPORTS_SENTINEL = frozenset({"DeepGemmExperts"})
 _REASON = "sere needs a decomposed backend: it changes the routing between the router and the experts"
 
 
-def fit_to_kernel(config: RerouteConfig, kernel: str | None, *, K: int, merge_given: bool) -> RerouteConfig:
+def fit_to_kernel(config: RerouteConfig, kernel: str | None, *, merge_given: bool) -> RerouteConfig:
     """Return the settings with the ``merge`` mode that an expert kernel supports.
 
     A kernel that is not known to handle duplicate ids within one token's top-k gets distinct ones: merged
-    slots are filled with other active experts at weight 0, and at least K experts stay active so that there
-    are enough of them.
+    slots are filled with other active experts at weight 0. `needs_full_rows` says that there must be enough.
 
     Args:
         config: The settings.
         kernel: Class name of the expert kernel, or None where it cannot be told.
-        K: Routed slots per token.
         merge_given: Whether the user chose ``config.merge``.
 
     Raises:
@@ -61,6 +59,16 @@ def fit_to_kernel(config: RerouteConfig, kernel: str | None, *, K: int, merge_gi
             "duplicate ids within one token's top-k; use merge='distinct', or omit merge"
         )
     return dataclasses.replace(config, merge="distinct")
+
+
+def needs_full_rows(config: RerouteConfig, kernel: str | None) -> bool:
+    """Whether every row must have K different experts to choose from, so that M has to be at least K.
+
+    Args:
+        config: The settings, fitted to the kernel.
+        kernel: Class name of the expert kernel, or None where it cannot be told.
+    """
+    return config.merge == "distinct" and kernel not in SUPPORTS_DUPLICATES
 
 
 def check_duplicates(policy: str, kernel: str | None) -> None:

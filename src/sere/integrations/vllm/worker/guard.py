@@ -9,6 +9,7 @@ from typing import Any
 
 from sere.integrations.activity import without_numbers
 from sere.integrations.vllm.reasons import rerouted_slots, why_engine_changed_nothing
+from sere.integrations.vllm.step_counts import counted_since
 
 logger = logging.getLogger("vllm.sere")
 
@@ -89,10 +90,7 @@ def _difference(counted: Report, base: Report | None) -> Report:
     """Return what was counted beyond a base."""
     if base is None:
         return counted
-    steps = {
-        name: value if name == "least_budget" else value - base["steps"][name]
-        for name, value in counted["steps"].items()
-    }
+    steps = counted_since(counted["steps"], base["steps"])
     layers = [
         layer
         | {"counters": [now - then for now, then in zip(layer["counters"], known["counters"], strict=True)]}

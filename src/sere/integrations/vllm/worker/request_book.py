@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from sere.integrations.vllm.tiers import PROTECTED, parse_tier
+from sere.integrations.vllm.tiers import NOTHING, OFF, PROTECTED, Asked, parse_request
 from sere.reroute.constants import LAYER_BUDGET
 
 
@@ -18,10 +18,17 @@ class StepRows(NamedTuple):
     Attributes:
         budgets: Of every row, ``[N]``, int32: ``LAYER_BUDGET`` where the request has no S of its own.
         decoding: How many requests decode, those with ``"off"`` among them.
+        tiers: What the decoding requests without ``"off"`` ask for; None stands for the engine's settings.
     """
 
     budgets: npt.NDArray[np.int32]
     decoding: int
+    tiers: frozenset[str | None]
+
+    def keeping_all(self) -> StepRows:
+        """Return the same rows for a step that counts the experts of those that decode and re-routes none."""
+        budgets = np.where(self.budgets == PROTECTED, PROTECTED, LAYER_BUDGET).astype(np.int32)
+        return StepRows(budgets, self.decoding, frozenset({OFF}))
 
     def least_budget(self, layers_least: int) -> int:
         """Return the smallest S of any row.
@@ -35,10 +42,15 @@ class StepRows(NamedTuple):
 
 
 class RequestBook:
-    """What is known about the requests that are running: their prompts' lengths and their tiers."""
+    """What is known about the requests that are running: their prompts' lengths and what they ask for.
 
-    def __init__(self) -> None:
-        self._known: dict[str, tuple[int, int | None]] = {}
+    Args:
+        tiers: The tiers that requests may ask for.
+    """
+
+    def __init__(self, tiers: Collection[str] = ()) -> None:
+        self._tiers = frozenset(tiers)
+        self._known: dict[str, tuple[int, Asked]] = {}
 
     def __len__(self) -> int:
         return len(self._known)
@@ -52,7 +64,17 @@ class RequestBook:
         for name in scheduler_output.finished_req_ids:
             self._known.pop(name, None)
         for request in scheduler_output.scheduled_new_reqs:
-            self._known[request.req_id] = (_prompt_length(request), _tier(request))
+            self._known[request.req_id] = (_prompt_length(request), self._asked(request))
+
+    def _asked(self, request: Any) -> Asked:
+        """What a request asks for; the front end has refused bad values, so one here protects."""
+        params = request.sampling_params
+        try:
+            extra_args = getattr(params, "extra_args", None)
+            return NOTHING if extra_args is None else parse_request(extra_args, self._tiers)
+        except Exception:
+            # Whatever it is: an error here would end the engine, with all its requests.
+            return Asked(PROTECTED)
 
     def budgets(
         self,
@@ -62,7 +84,7 @@ class RequestBook:
         *,
         all_phases: bool = False,
     ) -> StepRows:
-        """Return the budget of every row of a step, and how many requests decode.
+        """Return the budget of every row of a step, how many requests decode, and what they ask for.
 
         A request is decoding if its complete prompt has been computed and it has one token scheduled
         besides drafted ones. Rows of any other request are protected: prompts, and what is computed
@@ -78,16 +100,19 @@ class RequestBook:
         computed = dict(zip(cached.req_ids, cached.num_computed_tokens, strict=True))
         drafts = scheduler_output.scheduled_spec_decode_tokens
         chosen = np.full(len(names), PROTECTED, dtype=np.int32)
-        count = 0
+        count, tiers = 0, set()
         for index, name in enumerate(names):
             known, done = self._known.get(name), computed.get(name)
             if known is None:
                 continue
             decoding = done is not None and done >= known[0]
             if all_phases or (decoding and counts[index] == 1 + len(drafts.get(name, ()))):
-                chosen[index] = LAYER_BUDGET if known[1] is None else known[1]
+                budget, tier = known[1]
+                chosen[index] = LAYER_BUDGET if budget is None else budget
                 count += 1
-        return StepRows(np.repeat(chosen, counts), count)
+                if budget != PROTECTED:
+                    tiers.add(tier)
+        return StepRows(np.repeat(chosen, counts), count, frozenset(tiers))
 
 
 def _prompt_length(request: Any) -> int:
@@ -95,13 +120,3 @@ def _prompt_length(request: Any) -> int:
     if request.prompt_token_ids is not None:
         return len(request.prompt_token_ids)
     return 0 if request.prompt_embeds is None else int(request.prompt_embeds.shape[0])
-
-
-def _tier(request: Any) -> int | None:
-    """The request's own budget; the front end has refused bad values, so one here protects."""
-    params = request.sampling_params
-    try:
-        return None if params is None else parse_tier(getattr(params, "extra_args", None))
-    except Exception:
-        # Whatever it is: an error here would end the engine, with all its requests.
-        return PROTECTED

@@ -25,7 +25,7 @@ class RowBudgets:
             that layers can skip a step without rows to re-route.
 
     Attributes:
-        tensor: ``[rows]``, int32: S, ``PROTECTED`` or ``PADDING_BUDGET``.
+        tensor: ``[rows]``, int32: S of a request, ``LAYER_BUDGET``, ``PROTECTED`` or ``PADDING_BUDGET``.
         skip: Whether the layers need not look at this step at all.
     """
 

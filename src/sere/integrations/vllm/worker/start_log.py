@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 
 from sere.integrations.vllm.start import features
-from sere.integrations.vllm.tiers import COUNT_ONLY_S
 from sere.integrations.vllm.worker.state import WorkerState
+from sere.policies.how_many import how_many
 
 # A child of vLLM's logger: its lines come out where and as the engine's own do, in every process.
 logger = logging.getLogger("vllm.sere")
@@ -21,6 +21,13 @@ def log_start(state: WorkerState) -> None:
     logger.info("sere: %s", describe(state))
     for warning in features.surprises(state.vllm_config, state.config):
         logger.warning("sere: %s", warning)
+    if state.sere.full_rows:
+        logger.info(
+            "sere: the expert kernel %s is not known to handle duplicate ids within one token's top-k: "
+            "rows get different experts (merge='distinct'), and a layer reads at least as many as a token "
+            "has slots, also where active_experts says fewer",
+            state.kernel or "in use",
+        )
     warn_of_settings(state)
 
 
@@ -32,15 +39,21 @@ def describe(state: WorkerState) -> str:
     return (
         f"re-routing {'active' if state.enabled else 'ready, but off'}: {len(indices)} MoE layers "
         f"({indices[0]} to {indices[-1]}), table {table.identity.name!r} ({table.metric}, "
-        f"{table.fingerprint[:12]}), select_top_k={config.select_top_k} threshold={config.threshold:g} "
-        f"active_experts={config.active_experts} targets={config.targets} merge={config.merge}, expert kernel "
-        f"{state.kernel or 'unknown'}, backend {', '.join(state.backends)}"
+        f"{table.fingerprint[:12]}), {how_many(state.sere, state.shapes)}, factors {_factors(state)}, "
+        f"targets={config.targets} merge={config.merge}, expert kernel {state.kernel or 'unknown'}, backend "
+        f"{', '.join(state.backends)}"
     )
+
+
+def _factors(state: WorkerState) -> str:
+    """Say whether weights of re-routed slots are scaled."""
+    known = any(state.table.layers[shape.index].scale is not None for shape in state.shapes)
+    return "on" if known and state.config.use_scale is not False else "off"
 
 
 def warn_of_settings(state: WorkerState) -> None:
     """Warn if the current settings leave nothing to re-route."""
-    if state.config.select_top_k == COUNT_ONLY_S or not state.layers:
+    if state.count_only or not state.layers:
         return
     for reason in state.sere.why_idle([layer.shape for layer in state.layers.values()]):
         logger.warning("sere: %s", reason)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -18,9 +17,16 @@ from sere.integrations.vllm.worker import expert_kernels, router_hook
 from sere.integrations.vllm.worker.guard import Guard
 from sere.integrations.vllm.worker.layer import RoutedLayer
 from sere.integrations.vllm.worker.row_budgets import RowBudgets
+from sere.integrations.vllm.worker.rules import (
+    Rules,
+    layer_settings,
+    least_select_top_k,
+    neighbor_settings,
+)
 from sere.integrations.vllm.worker.sleep import keep_through_sleep
-from sere.policies.base import Policy
-from sere.policies.sere import Sere, SereRouter
+from sere.integrations.vllm.worker.step_limits import StepLimits
+from sere.policies.base import LayerShape, Policy
+from sere.policies.sere import SereRouter
 from sere.table import SimilarityTable
 
 
@@ -33,11 +39,15 @@ class WorkerState:
         table: The similarities, checked against the model's config.
 
     Attributes:
+        given: The engine's settings as they were given; the table's tier may say the rest.
         sere: The engine's own rule with its current settings, fitted to the expert kernel.
         policy: The rule that routes at present: ``sere``, or what `routed_by` has put in its place.
         enabled: Whether re-routing is on at present.
+        count_only: Whether experts are counted and none is re-routed at present.
+        least_select_top_k: The smallest S of any layer.
         layers: The MoE layers, by index, once the model is built.
         budgets: The budgets of the coming step's rows; None until the model is loaded.
+        limits: S and M of the layers in the coming step; None until the model is loaded.
         kernel: Class name of the expert kernel, or None where it cannot be told.
         counts: Steps by what was done with them.
         guard: Says in the log why nothing was re-routed.
@@ -48,11 +58,15 @@ class WorkerState:
 
     def __init__(self, plugin_config: PluginConfig, vllm_config: Any, table: SimilarityTable) -> None:
         self.plugin_config, self.vllm_config, self.table = plugin_config, vllm_config, table
-        self.sere = Sere(table.layers, plugin_config.reroute)
+        self.rules = Rules(table, plugin_config)
+        self.given = plugin_config.reroute
+        self.sere = self.rules.of(self.given)
         self.policy: Policy = self.sere
-        self.enabled = plugin_config.enabled
+        self.least_select_top_k = 1
+        self.enabled, self.count_only = plugin_config.enabled, plugin_config.count_only
         self.layers: dict[int, RoutedLayer] = {}
         self.budgets: RowBudgets | None = None
+        self.limits: StepLimits | None = None
         self.kernel: str | None = None
         self.counts = StepCounts()
         self.guard = Guard(self.report, speaks=self.speaks)
@@ -101,48 +115,59 @@ class WorkerState:
         tables.check_coverage(self.table, set(self.layers), stage=self._stage())
         if self.speaks:
             self.table.check_slots({index: layer.shape.top_k for index, layer in self.layers.items()})
-        self._choose_merge()
+        self._fit_to_kernels()
         self.budgets = RowBudgets(rows, device, may_skip=device.type == "cpu" and self.eager)
-        for index, layer in self.layers.items():
+        self.limits = StepLimits(len(self.layers), self.rules.tiers, device)
+        shared = {"budgets": self.budgets.tensor, "limit_choices": self.limits.choices}
+        for limits, (index, layer) in zip(self.limits.tensor, self.layers.items(), strict=True):
             layer.budgets = self.budgets
             layer.router = self._routers[index] = self.sere.bind(layer.shape, device)
-            keep_through_sleep(layer, self.vllm_config)
+            layer.router.prepared.read_limits_from(limits)
+            keep_through_sleep(layer, self.vllm_config, shared)
+        self.limits.write(self.rules.limits(self.given, self.shapes))
         # One of each shape: a backend may compile for a shape.
         for layer in {
             (layer.shape.num_experts, layer.shape.top_k): layer for layer in self.layers.values()
         }.values():
             layer.warm_up()
 
-    def change(self, config: RerouteConfig, *, enabled: bool) -> None:
+    def change(self, given: RerouteConfig, *, enabled: bool, count_only: bool) -> None:
         """Change settings from the next step on, all or none.
 
         Args:
-            config: Settings that differ from the current ones in ``select_top_k``, ``threshold`` and ``keep``
-                only.
+            given: Settings that differ from ``given`` only in what `PreparedLayer.update` can write.
             enabled: Whether re-routing is on.
+            count_only: Whether experts are counted and none is re-routed.
 
         Raises:
             ConfigError: They do not fit the table.
         """
-        sere = Sere(self.table.layers, config)
-        if (config.threshold, config.keep) != (self.config.threshold, self.config.keep):
-            self._update_routers(config)
+        assert self.limits is not None
+        sere = self.rules.of(given)
+        limits = self.rules.limits(given, self.shapes)
+        changed = {
+            index: sere.prepare(self.layers[index].shape, router.prepared.device)
+            for index, router in self._routers.items()
+            if neighbor_settings(sere, index) != neighbor_settings(self.sere, index)
+        }
+        # What could be refused has been; graphs and compiled code read what is written now.
+        for index, router in self._routers.items():
+            if index in changed:
+                router.prepared.update(changed[index])
+            router.prepared.config = sere.config
+        self.limits.write(limits)
         if self.policy is self.sere:
             self.policy = sere
-        self.sere, self.enabled = sere, enabled
+        self.given, self.sere = given, sere
+        self.least_select_top_k = least_select_top_k(sere, self.shapes)
+        self.enabled, self.count_only = enabled, count_only
         self.counts.least_budget = None
         self.guard.restart()
 
-    def _update_routers(self, config: RerouteConfig) -> None:
-        """Write another threshold and keep-list over those that graphs and compiled code read, in place."""
-        prepared = {}
-        for index, router in self._routers.items():
-            # S comes with the rows, so a router keeps the one that it was prepared with.
-            S = router.prepared.config.select_top_k
-            rule = dataclasses.replace(self.sere, config=dataclasses.replace(config, select_top_k=S))
-            prepared[index] = rule.prepare(self.layers[index].shape, router.prepared.device)
-        for index, router in self._routers.items():
-            router.prepared.update(prepared[index])
+    @property
+    def shapes(self) -> list[LayerShape]:
+        """What rules need to know about the layers."""
+        return [layer.shape for layer in self.layers.values()]
 
     @contextmanager
     def routed_by(self, policy: Policy) -> Iterator[None]:
@@ -195,14 +220,17 @@ class WorkerState:
         }
         # One copy for all layers, because it waits for the device.
         copied = torch.stack(list(counters.values())).tolist() if counters else []
+        settings = [layer_settings(self.sere, layer.shape) for layer in counters]
         own = self.policy is self.sere
         return {
             "enabled": self.enabled,
+            "count_only": self.count_only,
             "settings": self.config.to_mapping() if own else self.policy.describe(),
+            "request_tiers": list(self.rules.tiers),
             "steps": self.counts.to_mapping(),
             "layers": [
-                {"index": layer.shape.index, "name": layer.name, "counters": sums}
-                for layer, sums in zip(counters, copied, strict=True)
+                {"index": layer.shape.index, "name": layer.name, "counters": sums, "settings": own}
+                for layer, sums, own in zip(counters, copied, settings, strict=True)
             ],
             "top_k": max((layer.shape.top_k for layer in self.layers.values()), default=0),
             "num_experts": max((layer.shape.num_experts for layer in self.layers.values()), default=0),
@@ -230,18 +258,21 @@ class WorkerState:
             return None
         return range(*self.vllm_config.model_config.get_layers_start_end_indices(parallel))
 
-    def _choose_merge(self) -> None:
-        """Fit the settings to the expert kernels: all layers get what all kernels support."""
+    def _fit_to_kernels(self) -> None:
+        """Fit the settings to the expert kernels: all layers get what all kernels support.
+
+        Raises:
+            UnsupportedEngine: A layer routes inside its kernel.
+            ConfigError: A kernel does not support the settings.
+        """
         for _, layer in sorted(self.layers.items()):
             kernel, monolithic = versions.expert_kernel(layer.runner)
             if monolithic:
                 expert_kernels.refuse_monolithic(layer.name, versions.quant_method(layer.runner), kernel)
             self.kernel = versions.kernel_name(kernel)
-            config = expert_kernels.fit_to_kernel(
-                self.config, self.kernel, K=layer.shape.top_k, merge_given=self.plugin_config.merge_given
-            )
-            if config != self.config:
-                self.policy = self.sere = Sere(self.table.layers, config)
+            self.rules.kernels.add(self.kernel)
+        self.policy = self.sere = self.rules.of(self.given)
+        self.least_select_top_k = least_select_top_k(self.sere, self.shapes)
 
     @property
     def speaks(self) -> bool:

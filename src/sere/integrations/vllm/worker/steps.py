@@ -12,6 +12,7 @@ import numpy as np
 
 from sere.integrations.vllm.engine_stats import log_line, merge_answers
 from sere.integrations.vllm.start import versions
+from sere.integrations.vllm.tiers import OFF
 from sere.integrations.vllm.worker.request_book import RequestBook
 from sere.integrations.vllm.worker.state import WorkerState
 
@@ -28,7 +29,7 @@ class Steps:
 
     def __init__(self, runner: Any, state: WorkerState) -> None:
         self.runner, self.state = runner, state
-        self.book = RequestBook()
+        self.book = RequestBook(state.rules.tiers)
         self._logged = monotonic()
 
     def watch(self) -> None:
@@ -91,14 +92,20 @@ class Steps:
     def _announce(self, scheduler_output: Any, names: list[str], counts: Any) -> None:
         state = self.state
         assert state.budgets is not None
+        assert state.limits is not None
         names = names[: len(counts)]
         if not state.enabled:
             state.budgets.exact()
             state.counts.disabled += 1
             return
         rows = self.book.budgets(scheduler_output, names, counts, all_phases=state.config.phases == "all")
+        if state.count_only:
+            rows = rows.keeping_all()
         if state.budgets.announce(rows.budgets):
-            state.counts.add_rerouted(rows.least_budget(state.config.select_top_k))
+            state.limits.choose(rows.tiers)
+            state.counts.add_rerouted(
+                rows.least_budget(state.least_select_top_k), filter(None, rows.tiers - {OFF})
+            )
         elif rows.decoding:
             state.counts.protected += 1
         else:

@@ -21,7 +21,7 @@ from sere.reroute.stats import COUNTERS
 HAS_SCALE, HAS_ROW_BUDGETS, HAS_COUNTERS = 1, 2, 4
 MASS_UNITS, MASS_BOUND = float(constants.MASS_UNITS), float(constants.MASS_BOUND)
 NUM_COUNTERS = len(COUNTERS)
-# Classes of experts, in the order in which they become primary.
+# An expert's class: it does not occur, it does, in a kept slot, and it is primary whatever M is.
 NONE, OCCURS, KEPT, FIXED = range(4)
 
 
@@ -38,38 +38,24 @@ def reroute(
     new_ids, new_weights = carray(new_ids_p, (T, K)), carray(new_weights_p, (T, K))
     order, counts, keep = carray(order_p, (E, E)), carray(counts_p, (E,)), carray(keep_p, (E,))
     scale, counters = carray(scale_p, (E, E)), carray(counters_p, (NUM_COUNTERS,))
-    given_budgets = carray(budgets_p, (T,))
+    given_budgets, limits = carray(budgets_p, (T,)), carray(limits_p, (1 + LIMIT_ROWS,))
     # An array over a null pointer is never read: these guard every use.
     has_scale, has_counters = given & HAS_SCALE != 0, given & HAS_COUNTERS != 0
     has_budgets = given & HAS_ROW_BUDGETS != 0
 
-    limits = carray(limits_p, (1 + LIMIT_ROWS,))
     row_budgets = np.empty(T, np.int64)
     for t in range(T):
         budget = np.int64(given_budgets[t]) if has_budgets else LAYER_BUDGET
         if budget == LAYER_BUDGET:
             budget = np.int64(limits[0])
         row_budgets[t] = budget if t < N else PADDING_BUDGET
-    # An expert's class: 0 does not occur, 1 occurs, 2 in a kept slot, 3 never replaced or in a protected row.
     classes = np.zeros(E, np.uint8)
-    rows, open_rows, slots = _vote(ids, weights, row_budgets, E, classes)
-    size, kept = 0, 0
+    rows, open_rows, slots = _vote(ids, weights, row_budgets, classes)
     for e in range(E):
         if classes[e] != NONE and keep[e] != 0:
             classes[e] = FIXED
-        size += classes[e] >= KEPT
-        kept += classes[e] == KEPT
-    wanted = min(E, limits[max(1, min(open_rows, LIMIT_ROWS))])
-    if size < wanted:
-        size += _join(_masses(ids, weights, row_budgets, classes), classes, OCCURS, KEPT, wanted - size)
-    elif cap and size > wanted and kept > 0:
-        # Of the experts in kept slots, the heaviest stay primary.
-        stay = max(0, wanted - (size - kept))
-        mass = _masses(ids, weights, row_budgets, classes)
-        size = size - kept + _join(mass, classes, KEPT, FIXED, stay)
-        for e in range(E):
-            if classes[e] == KEPT:
-                classes[e] = OCCURS
+    most = limits[max(1, min(open_rows, LIMIT_ROWS))]
+    size = _fill(ids, weights, row_budgets, classes, most, cap)
     occurring, primary = classes != NONE, classes >= KEPT
     if size == 0:
         new_ids[:] = ids
@@ -124,9 +110,9 @@ def reroute(
 
 
 @njit(inline="always")
-def _vote(ids, weights, row_budgets, E, classes):
-    """Steps 1 to 3: mark the experts of real rows, of each row's heaviest slots and of protected rows."""
-    T, K = ids.shape
+def _vote(ids, weights, row_budgets, classes):
+    """Steps 1, 2: give each expert its class, but for ``keep``; count rows, those that may change, slots."""
+    (T, K), E = ids.shape, classes.shape[0]
     rows, open_rows, slots = 0, 0, 0
     valid = np.empty(K, np.bool_)
     for t in range(T):
@@ -161,10 +147,30 @@ def _vote(ids, weights, row_budgets, E, classes):
 
 
 @njit
+def _fill(ids, weights, row_budgets, classes, most, cap):
+    """Step 3: make P the classes from KEPT on, of M experts where it can be; return its size."""
+    fixed, kept = 0, 0
+    for c in classes:
+        fixed += c == FIXED
+        kept += c == KEPT
+    size = fixed + kept
+    if size == most or (size > most and not (cap and kept > 0)):
+        return size
+    mass = _masses(ids, weights, row_budgets, classes)
+    if size < most:
+        return size + _join(mass, classes, OCCURS, KEPT, most - size)
+    # Of the experts in kept slots only the heaviest stay.
+    stay = _join(mass, classes, KEPT, FIXED, max(0, most - fixed))
+    for e in range(classes.shape[0]):
+        if classes[e] == KEPT:
+            classes[e] = OCCURS
+    return fixed + stay
+
+
+@njit
 def _masses(ids, weights, row_budgets, classes):
     """Return each expert's mass, the integer sum of its slots' cubed weights."""
-    T, K = ids.shape
-    E = classes.shape[0]
+    (T, K), E = ids.shape, classes.shape[0]
     mass = np.zeros(E, np.int64)
     for t in range(T):
         if row_budgets[t] < 0:
@@ -180,18 +186,41 @@ def _masses(ids, weights, row_budgets, classes):
 @njit
 def _join(mass, classes, from_class, to_class, wanted):
     """Move the heaviest experts of a class to another (ties: the lower id); return how many moved."""
-    E = classes.shape[0]
-    joined = 0
-    while joined < wanted:
-        best = -1
-        for e in range(E):
-            if classes[e] == from_class and (best < 0 or mass[e] > mass[best]):
-                best = e
-        if best < 0:
-            break
-        classes[best] = to_class
-        joined += 1
-    return joined
+    (members,) = np.nonzero(classes == from_class)
+    wanted = min(wanted, members.shape[0])
+    if wanted == 0:
+        return 0
+    masses = mass[members]
+    least = _largest(masses, wanted)
+    level = np.sum(masses[:wanted] == least)
+    for e in members:
+        if mass[e] > least or (mass[e] == least and level > 0):
+            level -= mass[e] == least
+            classes[e] = to_class
+    return wanted
+
+
+@njit
+def _largest(values, wanted):
+    """Return the ``wanted``-th largest value and put the larger ones before it (Hoare's quickselect)."""
+    low, at, high = 0, wanted - 1, values.shape[0] - 1
+    while low < high:
+        pivot = values[at]
+        i, j = low, high
+        while i <= j:
+            while values[i] > pivot:
+                i += 1
+            while values[j] < pivot:
+                j -= 1
+            if i <= j:
+                values[i], values[j] = values[j], values[i]
+                i += 1
+                j -= 1
+        if j < at:
+            low = i
+        if at < i:
+            high = j
+    return values[at]
 
 
 @njit(inline="always")

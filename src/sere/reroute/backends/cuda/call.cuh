@@ -5,13 +5,15 @@
 constexpr int MOST_EXPERTS = 1024, MOST_THREADS = 1024;
 constexpr int WARP = 32;             // lanes of a warp, and bits of a word of marks
 constexpr int GROUP = 8;             // experts whose lists are interleaved
+constexpr int LAYER_BUDGET = -2;     // of a row that has the layer's S
 constexpr int PADDING_BUDGET = -1;   // of a padding row
+constexpr int LIMIT_ROWS = 256;      // M is given for this many numbers of rows
 constexpr int NO_POSITION = 255;     // of an expert that is not among the lowest active ones
 constexpr unsigned ALL_LANES = 0xffffffffu;
 enum Merge { MERGE_NONE, MERGE_SAME, MERGE_DISTINCT, MERGE_SENTINEL };
-enum Given { ACTIVE_TARGETS = 1, WIDE_BUDGETS = 2, WIDE_NUM_TOKENS = 4 };
-// In the order of the counters. Distinct experts after re-routing are P and C: PRIMARIES and CRITICAL.
-enum Count { STEPS, ROWS, DISTINCT_BEFORE, PRIMARIES, SLOTS, SLOTS_REROUTED, CRITICAL, COUNTS };
+enum Given { ACTIVE_TARGETS = 1, WIDE_BUDGETS = 2, WIDE_NUM_TOKENS = 4, CAP = 8 };
+// In the order of the counters. DISTINCT_AFTER is P and C together, added up at the end.
+enum Count { STEPS, ROWS, DISTINCT_BEFORE, DISTINCT_AFTER, SLOTS, SLOTS_REROUTED, CRITICAL, COUNTS };
 
 // Threads write the same 1 into a flag at the same time. A device allows that for volatile stores, which are the same
 // instruction; C++ does not: a host that runs this source brings its own form.
@@ -32,7 +34,12 @@ struct alignas(16) Eight {
     }
 };
 
-// Pointers that may be null: scale, budgets, num_tokens (N counts then), counters.
+// Four keys of the order in which experts become primary.
+struct alignas(16) Four {
+    unsigned keys[4];
+};
+
+// Pointers that may be null: scale, budgets (all rows have S then), num_tokens (N counts then), counters.
 template <class Id, class W>
 struct Call {
     const Id* ids;                      // [T, K]
@@ -40,27 +47,39 @@ struct Call {
     Id* new_ids;                        // [T, K]
     typename W::Bits* new_weights;      // [T, K]
     const Eight* lists;                 // [E / 8, E / 32, 32], rounded up; most similar first, ends with the expert
+    const int* limits;                  // [1 + LIMIT_ROWS]: S, then M for a step of 1, 2, ... rows
     const unsigned char* keep;          // [E]
     const float* scale;                 // [E, E]
     const void* budgets;                // [T], int or long long
     const void* num_tokens;             // [1], int or long long
     unsigned long long* counters;       // [COUNTS]
-    int T, K, E, N, select_top_k, min_active, merge, given;
+    int T, K, E, N, merge, given;
     int lane_bits;                      // 2^lane_bits lanes for one row: the power of two from K up, at least 8
     long long sentinel;
 };
 
 struct Block {
-    unsigned char occurs[MOST_EXPERTS], primary[MOST_EXPERTS], critical[MOST_EXPERTS], keep[MOST_EXPERTS];
+    // A key for each expert that occurs, in any order, then zeros.
+    union {
+        unsigned keys[MOST_EXPERTS];
+        Four fours[MOST_EXPERTS / 4];
+    };
+    // Fixed: kept by the layer, or of a protected row. Until the order is known, primary: fixed, or in a kept slot.
+    unsigned char occurs[MOST_EXPERTS], fixed[MOST_EXPERTS], primary[MOST_EXPERTS], critical[MOST_EXPERTS];
+    unsigned char keep[MOST_EXPERTS];
     unsigned char position[MOST_EXPERTS];   // among the lowest active experts, or NO_POSITION
     unsigned short target[MOST_EXPERTS];    // the expert itself unless it is replaced
     unsigned mass_low[MOST_EXPERTS], mass_high[MOST_EXPERTS];
     unsigned active_words[MOST_EXPERTS / WARP];
     unsigned short lowest_active[WARP];
-    int counts[COUNTS], lowest;
+    int limits[1 + LIMIT_ROWS];
+    // free_rows: real ones that are not protected; marked: fixed or in a kept slot.
+    int counts[COUNTS], lowest, free_rows, fixed_count, marked_count;
+    unsigned last_in, first_out;            // keys of the experts beside P's end, or 0
 };
 
-// A thread's position in its block. There are at least E threads: each expert has one of its own.
+// A thread's position in its block. There are at least E threads, and more than T or than LIMIT_ROWS: each expert, and
+// each limit that a step can need, has one of its own.
 struct Thread {
     int index, lane, warp, warps;
 };
@@ -127,18 +146,19 @@ struct Slot {
         return mine;
     }
 
-    __device__ __forceinline__ void judge(const Call<Id, W>& call, int N) {
-        const long long asked =
-            call.budgets != nullptr ? words.value(call.given & WIDE_BUDGETS) : call.select_top_k;
+    // ``select_top_k``: the layer's S.
+    __device__ __forceinline__ void judge(const Call<Id, W>& call, int N, int select_top_k) {
+        long long asked = call.budgets != nullptr ? words.value(call.given & WIDE_BUDGETS) : LAYER_BUDGET;
+        if (asked == LAYER_BUDGET) asked = select_top_k;
         const bool padding = row >= N || asked < 0;
         budget = !there ? 0 : padding ? PADDING_BUDGET : asked > call.K ? call.K : static_cast<int>(asked);
         inside = there && id >= 0 && id < call.E;
         valid = inside && budget >= 0 && has_weight(W::read(bits));
     }
 
-    SERE_INLINE Slot read(const Call<Id, W>& call, const Thread& thread, int tile, int N) {
+    SERE_INLINE Slot read(const Call<Id, W>& call, const Thread& thread, int tile, int N, int select_top_k) {
         Slot mine = load(call, thread, tile);
-        mine.judge(call, N);
+        mine.judge(call, N, select_top_k);
         return mine;
     }
 };

@@ -16,7 +16,7 @@ from sere.reroute.backends.cuda.launch import IDS, WEIGHTS, Launch, entries, mak
 from sere.reroute.backends.cuda.layer import Layer, for_torch, prepare
 from sere.reroute.backends.registry import warn_of_fallback
 from sere.reroute.batch import Routing, TokenBatch
-from sere.reroute.constants import MERGE_NONE
+from sere.reroute.constants import LIMIT_ROWS, MERGE_NONE
 from sere.reroute.raw_layer import KernelConfig, RawLayer
 from sere.reroute.stats import COUNTERS
 
@@ -195,9 +195,11 @@ def _try(ids_dtype: torch.dtype, weights_dtype: torch.dtype, device: torch.devic
     ids = torch.tensor([[0, 1], [2, 3]], dtype=ids_dtype, device=device)
     weights = torch.tensor([[0.75, 0.25], [0.5, 0.375]], dtype=weights_dtype, device=device)
     similarity = torch.full((4, 4), 0.5, device="cpu").fill_diagonal_(1.0)
-    config = KernelConfig(select_top_k=1, min_active=0, active_targets=False, merge=MERGE_NONE, sentinel=0)
-    raw = RawLayer(similarity, 0.0, torch.zeros(4, dtype=torch.bool, device="cpu"), None, config)
+    config = KernelConfig(cap=False, active_targets=False, merge=MERGE_NONE, sentinel=0)
+    # S = 1, and M = 3: the heavier of the two experts that no row needs is primary, too.
+    limits = torch.tensor([1] + [3] * LIMIT_ROWS, dtype=torch.int32, device="cpu")
+    raw = RawLayer(similarity, 0.0, limits, torch.zeros(4, dtype=torch.bool, device="cpu"), None, config)
     counters = torch.zeros(len(COUNTERS), dtype=torch.int64, device=device)
     found = run(TokenBatch(ids, weights), prepare(raw, device), counters).ids.tolist()
-    if found != [[0, 0], [2, 0]]:
-        raise RuntimeError(f"the kernel gave {found} where [[0, 0], [2, 0]] is right")
+    if found != [[0, 0], [2, 3]]:
+        raise RuntimeError(f"the kernel gave {found} where [[0, 0], [2, 3]] is right")

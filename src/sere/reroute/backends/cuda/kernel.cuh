@@ -40,7 +40,9 @@ SERE_INLINE void merge_row(const Call<Id, W>& call, const Thread& thread, bool p
 
 // merge="distinct": freed slots, in slot order, get the lowest active experts that are not yet in the row.
 template <class Id, class W>
-SERE_INLINE void fill_distinct(const Call<Id, W>& call, const Thread& thread, const Block& block, Outcome& mine) {
+SERE_INLINE void fill_distinct(
+    const Call<Id, W>& call, const Thread& thread, const Block& block, int active, Outcome& mine
+) {
     const int lanes = 1 << call.lane_bits, slot = Slot<Id, W>::of(call, thread);
     const unsigned freed = __ballot_sync(ALL_LANES, mine.freed) >> (thread.lane - slot);
     const bool holds = !mine.freed && mine.expert >= 0;
@@ -48,7 +50,6 @@ SERE_INLINE void fill_distinct(const Call<Id, W>& call, const Thread& thread, co
     unsigned taken = position < WARP ? 1u << position : 0;
 #pragma unroll 1
     for (int step = 1; step < lanes; step *= 2) taken |= __shfl_xor_sync(ALL_LANES, taken, step);
-    const int active = block.counts[PRIMARIES] + block.counts[CRITICAL];
     unsigned unused = ~taken & (active < WARP ? (1u << active) - 1 : ~0u);
 #pragma unroll 1
     for (int before = bits_below(freed, slot); before > 0; --before) unused &= unused - 1;
@@ -68,7 +69,7 @@ SERE_INLINE void write(const Call<Id, W>& call, const Slot<Id, W>& slot, const O
 // Steps 6 to 8 for a warp's rows; returns how many slots were re-routed.
 template <class Id, class W>
 SERE_INLINE int apply(
-    const Call<Id, W>& call, const Thread& thread, const Block& block, const Slot<Id, W>& slot
+    const Call<Id, W>& call, const Thread& thread, const Block& block, const Slot<Id, W>& slot, int primaries
 ) {
     const bool padding = slot.budget < 0;
     Outcome mine = {slot.inside ? static_cast<int>(slot.id) : -1, 0.0, false, false, false};
@@ -82,7 +83,9 @@ SERE_INLINE int apply(
         mine.expert = target;
     }
     if (call.merge != MERGE_NONE) merge_row(call, thread, padding, mine);
-    if (call.merge == MERGE_DISTINCT) fill_distinct(call, thread, block, mine);
+    if (call.merge == MERGE_DISTINCT) {
+        fill_distinct(call, thread, block, primaries + block.counts[CRITICAL], mine);
+    }
     mine.sentinel = call.merge == MERGE_SENTINEL && mine.merging && (padding || mine.freed);
     if (slot.there) write(call, slot, mine);
     return __popc(__ballot_sync(ALL_LANES, changes));
@@ -90,10 +93,10 @@ SERE_INLINE int apply(
 
 // Every block saw the same batch: the first one counts it. Each warp adds its re-routed slots by itself.
 template <class Id, class W>
-SERE_INLINE void count(const Call<Id, W>& call, const Thread& thread, const Block& block) {
+SERE_INLINE void count(const Call<Id, W>& call, const Thread& thread, const Block& block, int primaries) {
     if (blockIdx.x > 0 || thread.index >= COUNTS || thread.index == SLOTS_REROUTED) return;
     int amount = block.counts[thread.index];
-    if (thread.index == PRIMARIES) amount += block.counts[CRITICAL];
+    if (thread.index == DISTINCT_AFTER) amount = primaries + block.counts[CRITICAL];
     atomicAdd(&call.counters[thread.index], static_cast<unsigned long long>(amount));
 }
 
@@ -107,19 +110,20 @@ SERE_INLINE void reroute(const Call<Id, W>& call, Block& block) {
     Slot<Id, W> first = Slot<Id, W>::load(call, thread, start);
     const Ahead ahead = Ahead::fetch(call, thread, thread.warp, 0);
     const unsigned char kept = call.keep[thread.index < call.E ? thread.index : 0];
+    const int limit = call.limits[thread.index < LIMIT_ROWS ? thread.index : LIMIT_ROWS];
     Words real = {};
     if (call.num_tokens != nullptr) real = Words::fetch(call.num_tokens, 0, call.given & WIDE_NUM_TOKENS);
-    clear(call, thread, block, kept);
+    clear(call, thread, block, limit, kept);
     __syncthreads();
     const int N = real_rows(call, real);
-    first.judge(call, N);
+    first.judge(call, N, block.limits[0]);
     vote(call, thread, block, start, first, N);
     __syncthreads();
     take_census(call, thread, block);
-    if (call.min_active > 0) {
-        __syncthreads();
-        if (block.counts[PRIMARIES] < call.min_active) fill_up(call, thread, block, start, first, N);
-    }
+    __syncthreads();
+    const int primaries = count_primaries(call, block);
+    if (primaries != block.marked_count) choose_primary(thread, block, primaries);
+    find_lowest(call, thread, block);
 #pragma unroll 1
     for (bool again = call.given & ACTIVE_TARGETS; ; again = false) {
         choose_targets(call, thread, block, ahead);
@@ -128,17 +132,16 @@ SERE_INLINE void reroute(const Call<Id, W>& call, Block& block) {
         admit_critical(call, thread, block);
         __syncthreads();
     }
-    const bool some = block.lowest < call.E;
-    const bool counting = some && call.counters != nullptr;
-    if (counting) count(call, thread, block);
+    const bool some = primaries > 0, counting = some && call.counters != nullptr;
+    if (counting) count(call, thread, block, primaries);
     if (call.merge == MERGE_DISTINCT) list_active(call, thread, block);
 
     int rerouted = 0;
 #pragma unroll 1
     for (int tile = own; tile < call.T; tile += static_cast<int>(gridDim.x) * rows) {
-        const Slot<Id, W> slot = tile == own ? first : Slot<Id, W>::read(call, thread, tile, N);
+        const Slot<Id, W> slot = tile == own ? first : Slot<Id, W>::read(call, thread, tile, N, block.limits[0]);
         if (some) {
-            rerouted += apply(call, thread, block, slot);
+            rerouted += apply(call, thread, block, slot, primaries);
         } else if (slot.there) {
             call.new_ids[slot.at] = slot.id;
             call.new_weights[slot.at] = slot.bits;

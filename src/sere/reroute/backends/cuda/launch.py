@@ -18,7 +18,7 @@ MOST_EXPERTS, MOST_SLOTS_PER_ROW, MOST_ROWS = 1024, 32, 2**26 - 1
 MOST_BLOCKS, LEAST_THREADS, MOST_THREADS = 32, 64, 1024
 
 # Bits of ``given``, as in call.cuh.
-ACTIVE_TARGETS, WIDE_BUDGETS, WIDE_NUM_TOKENS = 1, 2, 4
+ACTIVE_TARGETS, WIDE_BUDGETS, WIDE_NUM_TOKENS, CAP = 1, 2, 4, 8
 
 IDS = {torch.int32: "int32", torch.int64: "int64"}
 WEIGHTS = {
@@ -60,7 +60,8 @@ def too_large(T: int, K: int, E: int) -> str | None:
 def geometry(T: int, K: int, E: int) -> tuple[int, int]:
     """Return blocks and threads: a lane for each slot and a warp for eight experts, within a block's limit.
 
-    Each expert has its own thread. Every block looks at all rows, so more of them only share the writing.
+    Each expert has its own thread, and so has each limit that T rows can need. Every block looks at all rows,
+    so more of them only share the writing.
     """
     lanes = T << _lane_bits(K)
     threads = LEAST_THREADS
@@ -85,12 +86,12 @@ def make_launch(batch: TokenBatch, layer: Layer, result: Routing, counters: Tens
         counters: int64, one entry per name in ``COUNTERS``, or None.
     """
     ids, weights, row_budgets, num_tokens, _ = batch
-    lists, keep, scale, config = layer
+    lists, limits, keep, scale, config = layer
     T, K = ids.shape
     E = keep.shape[0]
     entry, blocks, threads, lane_bits = _shaped(T, K, E, ids.dtype, weights.dtype)
     N, num_tokens_address = T, 0
-    given = ACTIVE_TARGETS if config.active_targets else 0
+    given = (ACTIVE_TARGETS if config.active_targets else 0) | (CAP if config.cap else 0)
     if row_budgets is not None and row_budgets.dtype is torch.int64:
         given |= WIDE_BUDGETS
     if isinstance(num_tokens, Tensor):
@@ -100,11 +101,10 @@ def make_launch(batch: TokenBatch, layer: Layer, result: Routing, counters: Tens
         N = num_tokens
     kernel_args = (
         ids.data_ptr(), weights.data_ptr(), result.ids.data_ptr(), result.weights.data_ptr(),
-        lists.data_ptr(), keep.data_ptr(),
+        lists.data_ptr(), limits.data_ptr(), keep.data_ptr(),
         0 if scale is None else scale.data_ptr(), 0 if row_budgets is None else row_budgets.data_ptr(),
         num_tokens_address, 0 if counters is None else counters.data_ptr(),
-        T, K, E, max(0, min(T, N)), min(config.select_top_k, K), min(config.min_active, E), config.merge,
-        given, lane_bits, config.sentinel,
+        T, K, E, max(0, min(T, N)), config.merge, given, lane_bits, config.sentinel,
     )  # fmt: skip
     return Launch(entry, blocks, threads, kernel_args)
 

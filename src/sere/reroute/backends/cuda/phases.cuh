@@ -4,84 +4,6 @@
 
 SERE_INLINE int bits_below(unsigned bits, int bit) { return __popc(bits & ((1u << bit) - 1)); }
 
-// Nothing counted, no expert marked, every expert its own target. ``kept``: the flag of the thread's expert, which
-// alone comes from memory, so it is stored last.
-template <class Id, class W>
-SERE_INLINE void clear(const Call<Id, W>& call, const Thread& thread, Block& block, unsigned char kept) {
-    const int e = thread.index;
-    if (e < COUNTS) block.counts[e] = e == STEPS;
-    if (e == 0) block.lowest = call.E;
-    if (e >= call.E) return;
-    block.occurs[e] = block.primary[e] = block.critical[e] = 0;
-    block.target[e] = static_cast<unsigned short>(e);
-    block.keep[e] = kept;
-}
-
-// How many valid slots of its row go before a lane's own: heavier ones, and of equal ones the lower. Eight are asked
-// for at once, because one answer takes longer than seven more questions; lanes beyond K are below all.
-template <class Id, class W>
-SERE_INLINE int rank_in_row(const Call<Id, W>& call, const Thread& thread, const Slot<Id, W>& mine) {
-    typedef decltype(W::order(mine.bits)) Order;
-    const Order least = -(static_cast<Order>(~0ull >> 1 >> (64 - 8 * sizeof(Order))));
-    const int slot = Slot<Id, W>::of(call, thread), lanes = 1 << call.lane_bits;
-    const Order order = mine.valid ? W::order(mine.bits) : least;
-    int rank = 0;
-#pragma unroll 1
-    for (int first = 0; first < call.K; first += 8) {
-        Order others[8];
-#pragma unroll
-        for (int i = 0; i < 8; ++i) others[i] = __shfl_sync(ALL_LANES, order, first + i, lanes);
-#pragma unroll
-        for (int i = 0; i < 8; ++i) rank += others[i] > order - (first + i < slot);
-    }
-    return rank;
-}
-
-// Steps 1 to 3: mark the experts that occur, and the primary ones: kept slots' and the keep-list's.
-// Every block looks at all rows, its own tile first: cheaper than to wait for each other.
-template <class Id, class W>
-SERE_INLINE void vote(
-    const Call<Id, W>& call, const Thread& thread, Block& block, int tile, const Slot<Id, W>& first, int N
-) {
-    const int rows = tile_rows(call, thread);
-    Slot<Id, W> mine = first;
-    int real = 0, valid = 0;
-#pragma unroll 1
-    for (int left = call.T - rows; ; left -= rows) {
-        Slot<Id, W> next = {};
-        tile = tile + rows < call.T ? tile + rows : 0;
-        if (left > 0) next = Slot<Id, W>::load(call, thread, tile);
-        const bool kept = mine.valid && block.keep[mine.id];
-        const int rank = rank_in_row(call, thread, mine);
-        if (mine.valid) SERE_MARK(block.occurs[mine.id]);
-        if (kept || (mine.valid && rank < mine.budget)) SERE_MARK(block.primary[mine.id]);
-        if (call.counters != nullptr) {
-            const bool begins = mine.there && Slot<Id, W>::of(call, thread) == 0;
-            valid += __popc(__ballot_sync(ALL_LANES, mine.valid));
-            real += __popc(__ballot_sync(ALL_LANES, begins && mine.budget >= 0));
-        }
-        if (left <= 0) break;
-        mine = next;
-        mine.judge(call, N);
-    }
-    if (call.counters == nullptr || thread.lane != 0) return;
-    atomicAdd(&block.counts[ROWS], real);
-    atomicAdd(&block.counts[SLOTS], valid);
-}
-
-// Count the marks; find the lowest primary expert.
-template <class Id, class W>
-SERE_INLINE void take_census(const Call<Id, W>& call, const Thread& thread, Block& block) {
-    const int e = thread.index;
-    if (e - thread.lane >= call.E) return;
-    const unsigned occurring = __ballot_sync(ALL_LANES, e < call.E && block.occurs[e]);
-    const unsigned primary = __ballot_sync(ALL_LANES, e < call.E && block.primary[e]);
-    if (thread.lane != 0) return;
-    atomicAdd(&block.counts[DISTINCT_BEFORE], __popc(occurring));
-    atomicAdd(&block.counts[PRIMARIES], __popc(primary));
-    if (primary != 0) atomicMin(&block.lowest, e + __ffs(primary) - 1);
-}
-
 // Two halves, because the device has no addition of 64 bits in shared memory: each carry is seen by one thread.
 SERE_INLINE void add_mass(Block& block, int e, long long units) {
     const unsigned long long bits = static_cast<unsigned long long>(units);
@@ -94,46 +16,203 @@ SERE_INLINE long long mass_of(const Block& block, int e) {
     return static_cast<long long>(high << 32 | block.mass_low[e]);
 }
 
-// Step 3's floor: the heaviest other experts join P, by integer mass (ties: lower id).
+// Nothing counted, no expert marked, every expert its own target. ``limit`` and ``kept``, the flag of the thread's
+// expert, come from memory: they are stored last.
 template <class Id, class W>
-SERE_INLINE void fill_up(
+SERE_INLINE void clear(const Call<Id, W>& call, const Thread& thread, Block& block, int limit, unsigned char kept) {
+    const int e = thread.index;
+    if (e < COUNTS) block.counts[e] = e == STEPS;
+    if (e == 0) {
+        block.lowest = call.E;
+        block.free_rows = block.fixed_count = block.marked_count = 0;
+        block.last_in = block.first_out = 0;
+    }
+    block.keys[e] = 0;
+    if (e < call.E) {
+        block.occurs[e] = block.fixed[e] = block.primary[e] = block.critical[e] = 0;
+        block.mass_low[e] = block.mass_high[e] = 0;
+        block.target[e] = static_cast<unsigned short>(e);
+        block.keep[e] = kept;
+    }
+    if (e <= LIMIT_ROWS) block.limits[e] = limit;
+}
+
+// How many valid slots of its row go before a lane's own: heavier ones, and of equal ones the lower. Eight are asked
+// for at once, because one answer takes longer than seven more questions (of 64 bits four: registers); lanes beyond K
+// are below all.
+template <class Id, class W>
+SERE_INLINE int rank_in_row(const Call<Id, W>& call, const Thread& thread, const Slot<Id, W>& mine) {
+    typedef decltype(W::order(mine.bits)) Order;
+    constexpr int ASKED = 32 / sizeof(Order);
+    const Order least = -(static_cast<Order>(~0ull >> 1 >> (64 - 8 * sizeof(Order))));
+    const int slot = Slot<Id, W>::of(call, thread), lanes = 1 << call.lane_bits;
+    const Order order = mine.valid ? W::order(mine.bits) : least;
+    int rank = 0;
+#pragma unroll 1
+    for (int first = 0; first < call.K; first += ASKED) {
+        Order others[ASKED];
+#pragma unroll
+        for (int i = 0; i < ASKED; ++i) others[i] = __shfl_sync(ALL_LANES, order, first + i, lanes);
+#pragma unroll
+        for (int i = 0; i < ASKED; ++i) rank += others[i] > order - (first + i < slot);
+    }
+    return rank;
+}
+
+// Steps 1 and 2, and what step 3 asks of the rows: which experts occur, which are fixed or in kept slots, their masses.
+// Every block looks at all rows, its own tile first: cheaper than to wait for each other.
+template <class Id, class W>
+SERE_INLINE void vote(
     const Call<Id, W>& call, const Thread& thread, Block& block, int tile, const Slot<Id, W>& first, int N
 ) {
-    const int wanted = call.min_active - block.counts[PRIMARIES], rows = tile_rows(call, thread);
-    const long long none = -0x7fffffffffffffffLL - 1;
-    if (thread.index < call.E) {
-        const bool joins = block.occurs[thread.index] && !block.primary[thread.index];
-        block.mass_low[thread.index] = 0;
-        block.mass_high[thread.index] = joins ? 0 : 0x80000000u;
-    }
-    __syncthreads();
+    const int rows = tile_rows(call, thread);
     Slot<Id, W> mine = first;
+    int real = 0, free = 0, valid = 0;
 #pragma unroll 1
-    for (int left = call.T; left > 0; left -= rows) {
-        if (mine.valid && !block.primary[mine.id]) {
+    for (int left = call.T - rows; ; left -= rows) {
+        Slot<Id, W> next = {};
+        tile = tile + rows < call.T ? tile + rows : 0;
+        if (left > 0) next = Slot<Id, W>::load(call, thread, tile);
+        const int rank = rank_in_row(call, thread, mine);
+        if (mine.valid) {
+            const bool fixed = mine.budget == call.K || block.keep[mine.id];
+            SERE_MARK(block.occurs[mine.id]);
+            if (fixed) SERE_MARK(block.fixed[mine.id]);
+            if (fixed || rank < mine.budget) SERE_MARK(block.primary[mine.id]);
             add_mass(block, static_cast<int>(mine.id), mass_units(W::read(mine.bits)));
         }
-        tile = tile + rows < call.T ? tile + rows : 0;
-        if (left > rows) mine = Slot<Id, W>::read(call, thread, tile, N);
-    }
-    __syncthreads();
-#pragma unroll 1
-    for (int e = thread.warp; e < call.E; e += thread.warps) {
-        const long long mass = mass_of(block, e);
-        if (mass == none) continue;
-        int heavier = 0;
-#pragma unroll 1
-        for (int start = 0; start < call.E; start += WARP) {
-            const int other = start + thread.lane;
-            const long long theirs = other < call.E ? mass_of(block, other) : none;
-            heavier += __popc(__ballot_sync(ALL_LANES, theirs > mass || (theirs == mass && other < e)));
+        const bool begins = mine.there && mine.budget >= 0 && Slot<Id, W>::of(call, thread) == 0;
+        free += __popc(__ballot_sync(ALL_LANES, begins && mine.budget < call.K));
+        if (call.counters != nullptr) {
+            valid += __popc(__ballot_sync(ALL_LANES, mine.valid));
+            real += __popc(__ballot_sync(ALL_LANES, begins));
         }
-        if (heavier >= wanted || thread.lane != 0) continue;
-        block.primary[e] = 1;
-        atomicAdd(&block.counts[PRIMARIES], 1);
-        atomicMin(&block.lowest, e);
+        if (left <= 0) break;
+        mine = next;
+        mine.judge(call, N, block.limits[0]);
+    }
+    if (thread.lane != 0) return;
+    atomicAdd(&block.free_rows, free);
+    if (call.counters == nullptr) return;
+    atomicAdd(&block.counts[ROWS], real);
+    atomicAdd(&block.counts[SLOTS], valid);
+}
+
+// The key of an expert that occurs: its class, then its mass to 14 binary digits, then its id, the lowest first. Keys
+// differ; only where classes and digits are equal do the masses themselves decide.
+constexpr int ID_BITS = 10, CLASS_AT = 29;
+
+SERE_INLINE unsigned key_of(const Block& block, int e) {
+    const unsigned rank = block.fixed[e] ? 3 : block.primary[e] ? 2 : 1;
+    // As a float: eight bits of exponent, of which six can differ, and 23 digits after the first.
+    const unsigned digits = __float_as_uint(fmaxf(static_cast<float>(mass_of(block, e)), 1.0f)) - 0x3f800000u;
+    return rank << CLASS_AT | digits >> 10 << ID_BITS | static_cast<unsigned>(MOST_EXPERTS - 1 - e);
+}
+
+SERE_INLINE int expert_of(unsigned key) { return MOST_EXPERTS - 1 - static_cast<int>(key % MOST_EXPERTS); }
+
+// Count the marks, and write down the keys of the experts that occur.
+template <class Id, class W>
+SERE_INLINE void take_census(const Call<Id, W>& call, const Thread& thread, Block& block) {
+    const int e = thread.index;
+    if (e - thread.lane >= call.E) return;
+    const bool occurs = e < call.E && block.occurs[e];
+    const unsigned occurring = __ballot_sync(ALL_LANES, occurs);
+    const unsigned fixed = __ballot_sync(ALL_LANES, occurs && block.fixed[e]);
+    const unsigned marked = __ballot_sync(ALL_LANES, occurs && block.primary[e]);
+    int place = 0;
+    if (thread.lane == 0) {
+        place = atomicAdd(&block.counts[DISTINCT_BEFORE], __popc(occurring));
+        atomicAdd(&block.fixed_count, __popc(fixed));
+        atomicAdd(&block.marked_count, __popc(marked));
+    }
+    place = __shfl_sync(ALL_LANES, place, 0) + bits_below(occurring, thread.lane);
+    if (occurs) block.keys[place] = key_of(block, e);
+}
+
+// How many experts are primary: M, as it is for the rows that may be re-routed, and at least all that must be.
+template <class Id, class W>
+SERE_INLINE int count_primaries(const Call<Id, W>& call, const Block& block) {
+    const int rows = block.free_rows < 1 ? 1 : block.free_rows > LIMIT_ROWS ? LIMIT_ROWS : block.free_rows;
+    const int most = block.limits[rows], least = call.given & CAP ? block.fixed_count : block.marked_count;
+    const int wanted = most > least ? most : least, occurring = block.counts[DISTINCT_BEFORE];
+    return wanted < occurring ? wanted : occurring;
+}
+
+// Of how many lanes, as a power of two, each expert that occurs has a share of the work.
+SERE_INLINE int sharing_bits(const Thread& thread, int occurring) {
+    const int bits = __clz(occurring - 1) - __clz(thread.warps * WARP) - 1;
+    return bits < 0 ? 0 : bits < 5 ? bits : 5;
+}
+
+// Add up what the lanes of one expert found.
+SERE_INLINE int shared_sum(int found, int bits) {
+#pragma unroll 1
+    for (int step = 1; step >> bits == 0; step *= 2) found += __shfl_xor_sync(ALL_LANES, found, step);
+    return found;
+}
+
+// The experts beside P's end agree in class and digits: those that do are put in order by their masses.
+SERE_INLINE void settle(const Thread& thread, Block& block, int primaries, unsigned edge) {
+    const int occurring = block.counts[DISTINCT_BEFORE], bits = sharing_bits(thread, occurring);
+    const int place = thread.index >> bits, share = thread.index & ((1 << bits) - 1);
+    const unsigned mine = block.keys[place < occurring ? place : 0];
+    const int e = expert_of(mine);
+    const bool asks = place < occurring && mine >> ID_BITS == edge;
+    if (__ballot_sync(ALL_LANES, asks) == 0) return;
+    const long long mass = mass_of(block, e);
+    int before = 0;
+#pragma unroll 1
+    for (int other = share; other < occurring; other += 1 << bits) {
+        const unsigned theirs = block.keys[other];
+        bool first = theirs >> ID_BITS > edge;
+        if (theirs >> ID_BITS == edge) {
+            const long long their_mass = mass_of(block, expert_of(theirs));
+            first = their_mass > mass || (their_mass == mass && theirs > mine);
+        }
+        before += first;
+    }
+    before = shared_sum(before, bits);
+    if (asks && share == 0) block.primary[e] = before < primaries;
+}
+
+// Step 3, where M is not just the number of marked experts: the first of the order.
+SERE_INLINE void choose_primary(const Thread& thread, Block& block, int primaries) {
+    const int occurring = block.counts[DISTINCT_BEFORE], bits = sharing_bits(thread, occurring);
+    const int place = thread.index >> bits, share = thread.index & ((1 << bits) - 1);
+    if ((thread.index - thread.lane) >> bits < occurring) {
+        const unsigned mine = place < occurring ? block.keys[place] : ~0u >> 1;
+        int before = 0;
+#pragma unroll 1
+        for (int start = 2 * share; 4 * start < occurring; start += 2 << bits) {
+            const Four near = block.fours[start], far = block.fours[start + 1];
+            // A difference's sign is the comparison: keys have 31 bits.
+#pragma unroll
+            for (int i = 0; i < 4; ++i) before += (mine - near.keys[i]) >> 31;
+#pragma unroll
+            for (int i = 0; i < 4; ++i) before += (mine - far.keys[i]) >> 31;
+        }
+        before = shared_sum(before, bits);
+        if (place < occurring && share == 0) {
+            block.primary[expert_of(mine)] = before < primaries;
+            if (before == primaries - 1) block.last_in = mine;
+            if (before == primaries) block.first_out = mine;
+        }
     }
     __syncthreads();
+    const unsigned edge = block.last_in >> ID_BITS;
+    if (edge == 0 || edge != block.first_out >> ID_BITS) return;
+    settle(thread, block, primaries, edge);
+    __syncthreads();
+}
+
+// The expert of padding rows.
+template <class Id, class W>
+SERE_INLINE void find_lowest(const Call<Id, W>& call, const Thread& thread, Block& block) {
+    const int e = thread.index;
+    if (e - thread.lane >= call.E) return;
+    const unsigned primary = __ballot_sync(ALL_LANES, e < call.E && block.primary[e]);
+    if (thread.lane == 0 && primary != 0) atomicMin(&block.lowest, e + __ffs(primary) - 1);
 }
 
 // A lane's position in a piece of the lists of eight experts: a warp holds 32 positions of each.

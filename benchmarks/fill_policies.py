@@ -1,0 +1,117 @@
+"""A rule of ``fill_rules.py`` as a policy: ``FILL/TARGET``, options of the target after commas."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fill_choices import Step, fill_of
+from fill_facts import LayerFacts
+from fill_targets import TARGETS, Slots
+from sere.policies.base import LayerRouter, LayerShape, Policy
+from sere.reroute import Routing, TokenBatch
+
+
+def parse(rule: str) -> tuple[Callable[[Step], Tensor], Callable[[Slots], Any]]:
+    """Read ``FILL/TARGET`` or ``FILL/TARGET,name=value,...``; what follows an @ in FILL is the layers'."""
+    fill, _, rest = rule.partition("/")
+    fill = fill.partition("@")[0]
+    name, *options = rest.split(",")
+    pairs = dict(option.split("=") for option in options)
+    given = {key: value if key == "metric" else float(value) for key, value in pairs.items()}
+    return fill_of(fill), lambda slots: TARGETS[name](slots, **given)
+
+
+def by_layers(rule: str, M: int, layers: Sequence[int]) -> dict[int, int]:
+    """Return M by layer; ``FILL@first=X`` gives the first layer X times the mean of all, the others less."""
+    share = rule.partition("/")[0].partition("@")[2]
+    if not share:
+        return dict.fromkeys(layers, M)
+    name, _, times = share.partition("=")
+    favored = {"first": layers[:1], "last": layers[-1:], "ends": [layers[0], layers[-1]]}[name]
+    most = round(float(times) * M)
+    whole = M * len(layers) - most * len(favored)
+    rest = [layer for layer in layers if layer not in favored]
+    return {
+        **dict.fromkeys(favored, most),
+        **{layer: whole * (i + 1) // len(rest) - whole * i // len(rest) for i, layer in enumerate(rest)},
+    }
+
+
+class StudyRouter(LayerRouter):
+    """One layer of a rule; tallies the experts that a group reads."""
+
+    def __init__(self, policy: StudyPolicy, layer: LayerShape, device: torch.device) -> None:
+        super().__init__(layer, device)
+        self.policy = policy
+        self.after = self.before = 0.0
+        self.groups = 0
+
+    def __call__(self, batch: TokenBatch) -> Routing:
+        """Route one forward pass."""
+        ids, weights = batch.topk_ids.long(), batch.topk_weights.double()
+        policy, (R, K) = self.policy, ids.shape
+        assert R % policy.B == 0, (R, policy.B)
+        G = R // policy.B
+        scores = batch.router_scores
+        assert scores is not None
+        logits = scores.double()
+        relative = (logits - logits.amax(1, keepdim=True)).exp()
+        facts = policy.facts[self.layer.index]
+        step = Step(
+            ids.reshape(G, -1, K), weights.reshape(G, -1, K), relative, facts,
+            policy.M[self.layer.index], policy.extra.get(self.layer.index, 0.0),
+        )  # fmt: skip
+        P = policy.fill(step)
+        inside = P.repeat_interleave(policy.B, 0)
+        new_ids, new = policy.target(Slots(step, ids, weights, inside, ~inside.gather(1, ids)))
+        self.groups += G
+        self.before += float(step.occurring.sum())
+        used = torch.zeros(G, step.E).scatter_add(
+            1, new_ids.reshape(G, -1), (new != 0).float().reshape(G, -1)
+        )
+        self.after += float((used > 0).sum())
+        return Routing(new_ids.to(batch.topk_ids.dtype), new.to(batch.topk_weights.dtype))
+
+
+class StudyPolicy(Policy):
+    """A rule with its settings.
+
+    Args:
+        rule: As `parse` reads it.
+        facts: By layer index.
+        B: Rows of a step.
+        M: Experts that a step may read.
+        extra: The fill's own number by layer.
+    """
+
+    name = "study"
+    needs_scores = True
+
+    def __init__(
+        self, rule: str, facts: Mapping[int, LayerFacts], B: int, M: int, extra: Mapping[int, float]
+    ) -> None:
+        self.fill, self.target = parse(rule)
+        self.facts, self.B, self.extra = facts, B, extra
+        self.M = by_layers(rule, M, sorted(facts))
+        self.routers: list[StudyRouter] = []
+
+    def bind(self, layer: LayerShape, device: torch.device) -> StudyRouter:
+        """Return the router of one layer."""
+        self.routers.append(StudyRouter(self, layer, device))
+        return self.routers[-1]
+
+    def experts(self) -> dict[str, float]:
+        """Return the mean experts of a step and layer before and after."""
+        groups = sum(router.groups for router in self.routers)
+        return {
+            "distinct_before": round(sum(router.before for router in self.routers) / groups, 3),
+            "distinct_after": round(sum(router.after for router in self.routers) / groups, 3),
+        }
+
+    def describe(self) -> dict[str, Any]:
+        """Return the settings."""
+        return {"policy": self.name, "rows": self.B, "active_experts": self.M}

@@ -1,0 +1,251 @@
+"""``sere tune``: the loss that a person accepts in, the fewest experts out."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sere.bundled import BUNDLED, is_bundled
+from sere.cli.loading import add_model_arguments, load, needed_table, table_here, table_path
+from sere.cli.numbers import at_least, whole
+from sere.cli.output import add_json_flag, emit, say
+from sere.cli.parser import add_command
+from sere.cli.tune_tables import render, render_simulated
+from sere.errors import ConfigError
+from sere.files import check_writable, holds_json, keep_other_files, write_json
+
+if TYPE_CHECKING:
+    from sere.table import SimilarityTable
+    from sere.tune.plan import TunePlan
+
+_DETAILS = """You say how much loss you accept; this finds, for each number of rows in a decode step, the
+fewest experts that a layer has to read, and stores the result in the table as a tier, with its evidence.
+Engines use the tier "balanced" where no settings are given, and others by name.
+
+The loss is the divergence (KL, nats per token) from the unmodified model, on continuations that the model
+writes itself. They continue:
+
+--prompts FILE: prompts, as for sere eval. Give 256, of at least 100 the
+  intervals say something. One half is tuned on, the other verifies.
+--texts FILE: pieces of texts, as for sere calibrate.
+--questions FILE: questions with answers, as for sere eval: needed for
+  --max-loss.
+none of them: the tasks of the bundled model, which no other model knows.
+
+Without --max-kl, --max-loss and --speedup, the tiers safe, balanced and fast are tuned, which accept a KL
+of {tiers}. With one of them, one tier is (--tier), and the table's others stay.
+
+Simulation and allocation read the table only; measuring and verifying run the model. --simulate-only stops
+before the model is loaded. If a run is interrupted, the same command continues it."""
+
+_EXAMPLES = """
+  sere tune MODEL --prompts prompts.txt
+  sere tune MODEL --prompts prompts.txt --max-kl 0.01 --tier fast
+  sere tune MODEL --questions questions.jsonl --max-loss 1.0
+  sere tune MODEL --texts notes.txt --speedup 1.5 --tier mine --out tuned.sere
+  sere tune MODEL --simulate-only
+  sere tune bundled --picture tuning.png
+"""
+
+
+def add(subparsers: Any) -> None:
+    """Add the command's parser."""
+    summary = "Find the fewest experts for a loss that you accept, and store them in the table."
+    details = _DETAILS.replace("{tiers}", "0.0005, 0.002 and 0.006")
+    parser = add_command(subparsers, "tune", summary, run, details=details, examples=_EXAMPLES)
+    parser.add_argument("model", metavar="MODEL", help=f"a checkpoint folder, a hub name, or '{BUNDLED}'")
+    parser.add_argument(
+        "--table", metavar="FILE",
+        help=f"similarity table (default: the model's own; '{BUNDLED}' is calibrated if it has none)",
+    )  # fmt: skip
+    parser.add_argument("--out", type=Path, metavar="FILE", help="table to write (default: the one read)")
+    parser.add_argument("--record", type=Path, metavar="FILE", help="write all measurements as JSON")
+    parser.add_argument("--picture", type=Path, metavar="FILE", help="draw loss over experts (.png, .svg)")
+    _add_goal(parser)
+    _add_texts(parser)
+    work = parser.add_argument_group("work")
+    work.add_argument(
+        "--batch-size", type=whole(2), nargs="+", metavar="B",
+        help="rows per step that are measured (default: 4 8 16 32 64 128)",
+    )  # fmt: skip
+    work.add_argument(
+        "--max-new-tokens",
+        type=whole(2),
+        default=64,
+        metavar="N",
+        help="tokens per continuation (default: 64)",
+    )
+    work.add_argument(
+        "--max-prompts", type=whole(1), metavar="N", help="use at most so many prompts (default: 256)"
+    )
+    work.add_argument("--seed", type=whole(), default=0, metavar="N", help="seed of all choices (default: 0)")
+    work.add_argument(
+        "--work-dir", type=Path, metavar="DIR",
+        help="keep finished measurements here, for further tiers (default: TABLE.tuning, deleted at the end)",
+    )  # fmt: skip
+    work.add_argument("--simulate-only", action="store_true", help="print what the table alone says")
+    add_model_arguments(parser)
+    add_json_flag(parser)
+
+
+def _add_goal(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("what you want")
+    one = group.add_mutually_exclusive_group()
+    one.add_argument(
+        "--max-kl", type=at_least(0, "nats per token", above=True), metavar="KL",
+        help="divergence that you accept, nats per token",
+    )  # fmt: skip
+    one.add_argument(
+        "--max-loss", type=at_least(0, "percentage points", above=True), metavar="POINTS",
+        help="right answers that you accept to lose, percentage points",
+    )  # fmt: skip
+    one.add_argument(
+        "--speedup", type=at_least(1, "times", above=True), metavar="TIMES",
+        help="how many times fewer bytes of weights a step is to read; time follows them where memory is "
+        "the limit",
+    )  # fmt: skip
+    group.add_argument("--tier", metavar="NAME", help="tier to store it as (default: balanced)")
+
+
+def _add_texts(parser: argparse.ArgumentParser) -> None:
+    files = parser.add_argument_group("what the model continues")
+    one = files.add_mutually_exclusive_group()
+    one.add_argument("--prompts", metavar="FILE", help="prompts")
+    one.add_argument("--texts", metavar="FILE", help="texts, of which pieces are continued")
+    one.add_argument("--questions", metavar="FILE", help="questions with their answers")
+    files.add_argument("--field", metavar="NAME", help="field with a row's text or conversation")
+    files.add_argument(
+        "--no-chat-template", action="store_true", help="do not apply the tokenizer's chat template"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Tune, write the table, print what was found."""
+    bundled = args.model == BUNDLED or (Path(args.model).is_dir() and is_bundled(Path(args.model)))
+    _check(args, bundled)
+    source = table_path(args) if bundled else needed_table(args)
+    if args.simulate_only:
+        return _simulate(args, source)
+    out = args.out or source or table_here(args.model)
+    _check_files(args, out)
+    plan = _plan(args)
+    work = args.work_dir or out.with_name(f"{out.name}.tuning")
+    tuned = _tune(args, source, plan, work)
+    tuned.table.save(out)
+    if args.record is not None:
+        write_json(args.record, tuned.record)
+    if args.picture is not None:
+        from sere.tune.picture import draw_frontier
+
+        draw_frontier(tuned.record, args.picture)
+    emit(args, tuned.record, render)
+    for path in filter(None, (out, args.record, args.picture)):
+        say(f"wrote {path}")
+    return 0
+
+
+def _check(args: argparse.Namespace, bundled: bool) -> None:
+    """Refuse what contradicts itself, before anything is loaded.
+
+    Raises:
+        ConfigError: Texts are missing, or arguments exclude each other.
+    """
+    goal = any(value is not None for value in (args.max_kl, args.max_loss, args.speedup))
+    if args.tier is not None and not goal:
+        raise ConfigError("--tier: names the tier of --max-kl, --max-loss or --speedup; give one of them")
+    given = args.prompts or args.texts or args.questions
+    if not (given or bundled or args.simulate_only):
+        raise ConfigError(
+            f"{args.model}: nothing to continue; give --prompts FILE with prompts of your own, --questions "
+            "FILE, or --texts FILE with any texts"
+        )
+    if args.max_loss is not None and (args.prompts or args.texts):
+        raise ConfigError(
+            "--max-loss: is counted in right answers, which --prompts and --texts do not have; give "
+            "--questions FILE, or --max-kl"
+        )
+
+
+def _check_files(args: argparse.Namespace, out: Path) -> None:
+    from sere.table.storage import holds_table
+
+    read = (args.prompts, args.texts, args.questions)
+    keep_other_files(out, holds_table, "a similarity table", read=read)
+    check_writable(out)
+    if args.record is not None:
+        keep_other_files(args.record, holds_json, "a record in JSON", read=read)
+        check_writable(args.record)
+    if args.picture is not None:
+        check_writable(args.picture)
+
+
+def _plan(args: argparse.Namespace) -> TunePlan:
+    """Return what to tune, with prompts of a file or the bundled model's own questions."""
+    from sere.eval.user_questions import read_prompts, read_questions
+    from sere.table.tiers import DEFAULT_TIER
+    from sere.tune.plan import BATCH_SIZES, MOST_PROMPTS, TIERS, Goal, Kind, TunePlan
+    from sere.tune.prompts import own_questions, pieces_of
+
+    field: dict[str, str] = {} if args.field is None else {"field": args.field}
+    texts: dict[str, Any] = {"chat_template": not args.no_chat_template}
+    if args.prompts is not None:
+        texts["prompts"], texts["source"] = read_prompts(args.prompts, **field)
+    elif args.texts is not None:
+        texts = {"prompts": pieces_of(args.texts, seed=args.seed, **field), "chat_template": False}
+    else:
+        if args.questions is not None:
+            texts["questions"], texts["source"] = read_questions(args.questions, **field)
+        else:
+            texts = {"questions": own_questions(seed=args.seed)}
+        texts["prompts"] = [question.prompt for question in texts["questions"]]
+    wanted: list[tuple[Kind, float | None]] = [
+        ("kl", args.max_kl),
+        ("loss", args.max_loss),
+        ("speedup", args.speedup),
+    ]
+    one = next((Goal(kind, value) for kind, value in wanted if value is not None), None)
+    return TunePlan(
+        goals=TIERS if one is None else {args.tier or DEFAULT_TIER: one},
+        batch_sizes=args.batch_size or BATCH_SIZES,
+        max_new_tokens=args.max_new_tokens,
+        max_prompts=args.max_prompts or MOST_PROMPTS,
+        seed=args.seed,
+        **texts,
+    )
+
+
+def _tune(args: argparse.Namespace, source: Path | None, plan: TunePlan, work: Path) -> Any:
+    from sere.cli.progress_bar import bar
+    from sere.table import SimilarityTable
+    from sere.tune.run import tune_plan
+
+    table = None if source is None else SimilarityTable.load(source)  # first, because it is quick to fail
+    model, tokenizer = load(args)
+    if table is None:
+        from sere.eval.calibration import calibrate_on_tasks
+
+        say("no --table: calibrating the bundled model")
+        table = calibrate_on_tasks(model, tokenizer, seed=args.seed)
+    return tune_plan(
+        model, tokenizer, table, plan, work_dir=work, keep_work=args.work_dir is not None, progress=bar
+    )
+
+
+def _simulate(args: argparse.Namespace, source: Path | None) -> int:
+    """Print what the table says without the model."""
+    from sere.table import SimilarityTable
+    from sere.tune.allocate import BETWEEN
+    from sere.tune.plan import BATCH_SIZES
+    from sere.tune.record import shown
+    from sere.tune.simulate import simulate
+
+    if source is None:
+        raise ConfigError(f"--table: {args.model} has no table; make one with: sere calibrate {args.model}")
+    table: SimilarityTable = SimilarityTable.load(source)
+    rows = sorted({*(args.batch_size or BATCH_SIZES), *BETWEEN})
+    found = shown({B: simulate(table, B, seed=args.seed) for B in rows})
+    identity = table.identity
+    result = {"model": identity.name, "num_experts": identity.num_experts, "top_k": identity.top_k}
+    emit(args, result | {"simulated": found}, render_simulated)
+    return 0

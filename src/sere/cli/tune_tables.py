@@ -1,0 +1,83 @@
+"""What ``sere tune`` prints for people."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from sere.cli.output import table
+
+_NOTES = """M: experts that a layer reads in a step of B rows. experts: distinct per layer and step, before >
+after; fewer: their ratio. bytes: how many times fewer bytes of weights a step reads. KL: from the
+unmodified model, nats per token, on prompts that were not tuned on, with its 95 % interval over prompts.
+agree: tokens where both have the same most likely token. One row always reads its own K experts."""
+
+_SIMULATED_NOTES = """M: experts that a layer reads in a step of B rows. error: expected error of a layer's
+output, relative to dropping all of it, mean over the layers. How much of an error a model bears only the
+model can tell: sere tune without --simulate-only measures it."""
+
+
+def render(record: Mapping[str, Any]) -> str:
+    """Return the tiers of a tuning as one table, with the meaning of its columns and remarks."""
+    headers = ["tier", "B", "M", "experts", "fewer", "bytes", "KL", "95 %", "agree %"]
+    rows = [
+        [name if first else "", *_row(B, cell)]
+        for name, tier in record["tiers"].items()
+        for first, (B, cell) in _numbered(tier["evidence"]["by_batch_size"])
+    ]
+    parts = [table(rows, headers), _NOTES]
+    for name, tier in record["tiers"].items():
+        parts += _remarks(name, tier)
+    return "\n".join(parts)
+
+
+def render_simulated(result: Mapping[str, Any]) -> str:
+    """Return what the table alone says, and what it does not."""
+    rows = [
+        [B if first else "", M, f"{cell['error']:.3f}", f"{cell['before']:.1f} > {cell['after']:.1f}"]
+        for B, cells in result["simulated"].items()
+        for first, (M, cell) in _numbered(cells)
+    ]
+    return f"{table(rows, ['B', 'M', 'error', 'experts'])}\n{_SIMULATED_NOTES}"
+
+
+def _numbered(cells: Mapping[str, Any]) -> list[tuple[bool, tuple[str, Any]]]:
+    return [(index == 0, item) for index, item in enumerate(cells.items())]
+
+
+def _row(rows: str, cell: Mapping[str, Any]) -> list[Any]:
+    before, after, kl = cell["experts_before"], cell["experts_after"], cell["kl"]
+    bounds = None if kl["low"] is None else f"{kl['low']:.4f} to {kl['high']:.4f}"
+    return [
+        rows,
+        cell["active_experts"],
+        f"{before:.1f} > {after:.1f}",
+        f"{before / after:.2f}x" if after else None,
+        f"{cell['bytes_ratio']:.2f}x",
+        f"{kl['value']:.4f}",
+        bounds,
+        f"{100 * cell['agreement']['value']:.1f}",
+    ]
+
+
+def _remarks(name: str, tier: Mapping[str, Any]) -> list[str]:
+    evidence = tier["evidence"]
+    points = " ".join(f"{rows}:{most}" for rows, most in tier["active_experts"])
+    goal = evidence["accepted_kl"]
+    wanted = "" if goal is None else f", accepts a KL of {goal:.2g}"
+    found = [f"{name}: M by rows {points}{wanted}."]
+    if evidence["simulated_rows"]:
+        rows = ", ".join(map(str, evidence["simulated_rows"]))
+        found.append(f"  M for {rows} rows is predicted from the simulated error, not measured.")
+    for B, cell in evidence["by_batch_size"].items():
+        if cell["raised_from"] is not None:
+            found.append(
+                f"  B={B}: raised from {cell['raised_from']}, which lost more on the held-out prompts."
+            )
+        if "answers" in cell:
+            lost = {key: -100 * value for key, value in cell["answers"]["difference"].items()}
+            found.append(
+                f"  B={B}: {lost['value']:.1f} points of right answers lost ({lost['high']:.1f} to "
+                f"{lost['low']:.1f}, {cell['answers']['questions']} questions)."
+            )
+    return found

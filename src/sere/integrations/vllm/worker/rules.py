@@ -1,0 +1,120 @@
+"""From settings as they were given to SERE's rule, for one worker's layers, table and expert kernels."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sere.config import RerouteConfig
+from sere.config.change import without_active_experts
+from sere.integrations.vllm.plugin_config import PluginConfig
+from sere.integrations.vllm.start import tables
+from sere.integrations.vllm.worker.expert_kernels import fit_to_kernel, needs_full_rows
+from sere.integrations.vllm.worker.step_limits import Choice
+from sere.policies.base import LayerShape
+from sere.policies.sere import Sere
+from sere.reroute.constants import LIMIT_ROWS
+from sere.table import SimilarityTable
+
+SHOWN_ROWS = (1, 4, 8, 16, 32, 64, 128)
+"""Rows of a step for which statistics and the log tell M."""
+
+
+class Rules:
+    """Makes SERE's rule from settings, the engine's own or those of a tier.
+
+    Args:
+        table: The similarities, checked against the model's config.
+        plugin_config: The plug-in's settings.
+
+    Attributes:
+        tiers: The tiers that requests may ask for.
+        kernels: Class names of the layers' expert kernels, None where one cannot be told; all layers get what
+            all of them support.
+
+    Raises:
+        ConfigError: The table lacks a tier that requests were to ask for.
+    """
+
+    def __init__(self, table: SimilarityTable, plugin_config: PluginConfig) -> None:
+        self.table = table
+        self.tiers = tables.request_tiers(table, plugin_config.request_tiers)
+        self.kernels: set[str | None] = set()
+        self._merge_given = plugin_config.merge_given
+
+    def of(self, given: RerouteConfig) -> Sere:
+        """Return the rule of the engine's settings.
+
+        Args:
+            given: The settings as they were given.
+
+        Raises:
+            ConfigError: They do not fit the table or an expert kernel.
+        """
+        config = self.table.settings(given)
+        for kernel in sorted(self.kernels, key=str):
+            config = fit_to_kernel(config, kernel, merge_given=self._merge_given)
+        full_rows = any(needs_full_rows(config, kernel) for kernel in self.kernels)
+        return Sere(self.table.layers, config, full_rows=full_rows)
+
+    def of_tier(self, given: RerouteConfig, tier: str) -> Sere:
+        """Return the rule of a tier of the table, otherwise with the engine's settings.
+
+        Args:
+            given: The engine's settings as they were given.
+            tier: The tier's name.
+
+        Raises:
+            ConfigError: They do not fit together.
+        """
+        layers = without_active_experts(given.layers)
+        return self.of(
+            dataclasses.replace(given, tier=tier, active_experts="auto", layers=layers, preset=None)
+        )
+
+    def limits(self, given: RerouteConfig, shapes: Sequence[LayerShape]) -> dict[Choice, Tensor]:
+        """Return S and M of all layers for every choice of a step but ``OFF``.
+
+        Args:
+            given: The engine's settings as they were given.
+            shapes: The layers.
+
+        Returns:
+            By choice: ``[layers, 1 + LIMIT_ROWS]``, int32, on the host.
+
+        Raises:
+            ConfigError: The settings do not fit the table.
+        """
+        rules: dict[Choice, Sere] = {None: self.of(given)}
+        rules |= {tier: self.of_tier(given, tier) for tier in self.tiers}
+        none = torch.empty(0, 1 + LIMIT_ROWS, dtype=torch.int32, device="cpu")
+        return {
+            name: torch.stack([rule.limits(shape) for shape in shapes]) if shapes else none
+            for name, rule in rules.items()
+        }
+
+
+def neighbor_settings(sere: Sere, index: int) -> tuple[float, tuple[int, ...]]:
+    """Return the settings of a layer that more depends on than its limits: ρ, and which experts it keeps."""
+    return sere.config.for_layer(index).threshold, sere.config.keep.get(index, ())
+
+
+def least_select_top_k(sere: Sere, shapes: Iterable[LayerShape]) -> int:
+    """Return the smallest S of any layer; of no layer, the setting."""
+    own = (sere.config.for_layer(shape.index).select_top_k for shape in shapes)
+    return min(own, default=sere.config.select_top_k)
+
+
+def layer_settings(sere: Sere, shape: LayerShape) -> dict[str, Any]:
+    """Return the settings of one layer, JSON-ready, with M for steps of `SHOWN_ROWS` rows."""
+    # S comes first, so that M is found at the number of rows.
+    limits = sere.limits(shape).numpy()
+    return {
+        "select_top_k": int(limits[0]),
+        "threshold": sere.config.for_layer(shape.index).threshold,
+        "active_experts": [[rows, int(limits[rows])] for rows in SHOWN_ROWS],
+    }

@@ -1,0 +1,116 @@
+"""Right answers: how many a divergence costs, and what a tier costs on questions that it was not tuned on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from sere.config import ActiveExperts, RerouteConfig
+from sere.eval.decoding.greedy import decode, stop_rule
+from sere.eval.questions import Asked, mark
+from sere.eval.statistics.by_prompt import mean_per_token
+from sere.eval.statistics.by_question import paired_difference, wilson
+from sere.integrations.transformers import apply
+from sere.table import SimilarityTable
+from sere.tune.measure import Meter
+from sere.tune.plan import Half
+from sere.tune.simulate import Simulated
+from sere.tune.work import Work
+
+# The simulated error at which answers are counted: large enough that some are lost.
+_ERROR = 0.35
+# At most so many batch sizes are asked.
+_SIZES = 3
+# The upper end of a two-sided interval of 90 % is that of a one-sided one of 95 %.
+_TWO_SIDED = 0.9
+
+
+@dataclass(frozen=True, slots=True)
+class Examiner:
+    """Asks questions, each setting once.
+
+    Attributes:
+        model: A causal language model of Transformers, unmodified.
+        tokenizer: Its tokenizer.
+        table: Its similarities.
+        asked: The questions by half.
+        prompts: Their token ids.
+        max_new_tokens: Most tokens of an answer.
+        work: Keeps what is finished.
+    """
+
+    model: Any
+    tokenizer: Any
+    table: SimilarityTable
+    asked: Mapping[Half, Sequence[Asked]]
+    prompts: Mapping[Half, Sequence[Sequence[int]]]
+    max_new_tokens: int
+    work: Work
+
+    def right(self, half: Half, rows: int, active_experts: ActiveExperts | None) -> list[bool]:
+        """Return which questions are answered right, in steps of so many rows.
+
+        Args:
+            half: Which questions.
+            rows: B.
+            active_experts: M; None for the unmodified model.
+        """
+        name = f"answers {half} B={rows} M={active_experts}"
+        if name not in self.work.done:
+            rule = stop_rule(self.model, self.tokenizer, self.max_new_tokens)
+            ask: Callable[[], Any] = lambda: decode(  # noqa: E731
+                self.model, self.prompts[half], batch_size=rows, rule=rule
+            )
+            if active_experts is None:
+                decoded = ask()
+            else:
+                config = RerouteConfig(active_experts=active_experts)
+                with apply(self.model, self.table, config=config, pad_token_id=-1) as handle:
+                    handle.quiet = True
+                    decoded = ask()
+            self.work.put(name, mark(self.tokenizer, self.asked[half], decoded.tokens))
+        found: list[bool] = self.work.done[name]
+        return found
+
+    def describe(self, rows: int, active_experts: ActiveExperts) -> dict[str, Any]:
+        """Return what a setting loses on the held-out questions, paired with off."""
+        off, on = (self.right("held-out", rows, M) for M in (None, active_experts))
+        return {
+            "questions": len(on),
+            "share_before": asdict(wilson(sum(off), len(off))),
+            "share_after": asdict(wilson(sum(on), len(on))),
+            "difference": asdict(paired_difference(on, off)),
+        }
+
+
+def accepted_divergence(
+    points: float, examiner: Examiner, meter: Meter, simulated: Mapping[int, Simulated], rows: Sequence[int]
+) -> float:
+    """Return the divergence that costs so many points of right answers, at most.
+
+    Answers are too coarse to tell settings apart: a few hundred questions leave an interval of some points.
+    So they only give the price of divergence, once, where it is large enough to be seen, on several batch
+    sizes together; the upper end of its one-sided 95 % interval counts. Below, the loss is taken to be in
+    proportion.
+
+    Args:
+        points: Accepted loss, in percentage points.
+        examiner: Asks the tuning questions.
+        meter: Measures the divergence on them.
+        simulated: What the table says, by rows.
+        rows: The rows that are measured.
+    """
+    lost = [0] * len(examiner.asked["tuning"])
+    divergence = 0.0
+    chosen = rows[-_SIZES:]
+    for B in chosen:
+        M = min((M for M, cell in simulated[B].items() if cell.error <= _ERROR), default=max(simulated[B]))
+        off, on = (examiner.right("tuning", B, one) for one in (None, M))
+        lost = [sum_ + before - after for sum_, before, after in zip(lost, off, on, strict=True)]
+        divergence += meter.loss("tuning", B, M).mean.value
+    n = len(lost) * len(chosen)
+    share = mean_per_token(lost, [len(chosen)] * len(lost), confidence=_TWO_SIDED)
+    # Nothing lost in n answers: with 95 % probability, less than 3 in n would be.
+    most = max(share.value if share.high is None else share.high, 3 / n)
+    return points / 100 / most * divergence / len(chosen)

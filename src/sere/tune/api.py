@@ -1,0 +1,119 @@
+"""``tune``: a model and prompts in, a table with tiers out."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+from sere.checkpoints import find_checkpoint, load_model, load_tokenizer
+from sere.defaults import TABLE, default_table
+from sere.errors import ConfigError, InputError, did_you_mean
+from sere.eval.user_questions import read_prompts, read_questions
+from sere.progress import NO_PROGRESS, Progress
+from sere.table import SimilarityTable
+from sere.texts import Row
+from sere.tune.plan import BATCH_SIZES, MOST_PROMPTS, TIERS, Goal, Kind, TunePlan
+from sere.tune.run import Tuned, tune_plan
+
+GOALS: Mapping[str, Kind] = {"max_kl": "kl", "max_loss": "loss", "speedup": "speedup"}
+"""What may be wanted of a tier, by its name in `tune` and on the command line."""
+
+
+def tune(
+    model: nn.Module | str | os.PathLike[str],
+    tokenizer: Any = None,
+    prompts: Sequence[str | Row] | str | os.PathLike[str] | None = None,
+    *,
+    questions: str | os.PathLike[str] | None = None,
+    table: SimilarityTable | str | os.PathLike[str] | None = None,
+    tiers: Mapping[str, Mapping[str, float]] | None = None,
+    batch_sizes: Sequence[int] = BATCH_SIZES,
+    max_new_tokens: int = 64,
+    max_prompts: int = MOST_PROMPTS,
+    seed: int = 0,
+    chat_template: bool = True,
+    work_dir: str | os.PathLike[str] | None = None,
+    progress: Progress = NO_PROGRESS,
+) -> Tuned:
+    """Find the fewest experts for a loss that you accept.
+
+    Args:
+        model: A causal language model of Transformers in evaluation mode, unmodified; or a checkpoint: its
+            path or its hub name, which is then loaded completely.
+        tokenizer: Its tokenizer; None loads the checkpoint's.
+        prompts: What the model continues: texts, or a file as for ``sere eval --prompts``. At least 100 are
+            good; half of them verify.
+        questions: A file of questions with answers, as for ``sere eval --questions``, instead of prompts.
+        table: Its similarity table, or the path of one; None for the one beside the model's weights.
+        tiers: What is wanted, by the tier's name: ``{"balanced": {"max_kl": 0.002}}``. A tier has one of
+            ``max_kl`` (nats per token), ``max_loss`` (percentage points of right answers, needs questions)
+            and ``speedup`` (how many times fewer bytes of weights a step reads). None for ``TIERS``.
+        batch_sizes: Rows of the steps that are measured, from 2 on.
+        max_new_tokens: Most tokens of a continuation.
+        max_prompts: At most so many prompts are used.
+        seed: Seed of all choices.
+        chat_template: Give plain texts as a user's message, if the tokenizer has a chat template.
+        work_dir: A folder that keeps finished measurements: the same call continues after an interruption.
+            It is deleted at the end.
+        progress: Shows how far the work is.
+
+    Returns:
+        The table with its new tiers, to be saved, and a record of all that was measured.
+
+    Raises:
+        ConfigError: A goal is unknown or out of range.
+        InputError: The model or a file cannot be used, or ``work_dir`` holds another run.
+        DataError: There are too few prompts, or they cannot be read.
+        TableError: The table cannot be read, or does not hold the router's choices.
+        TableMismatch: It belongs to another model.
+
+    Source: docs/tuning.md.
+    """
+    goals = TIERS if tiers is None else {name: _goal(name, wanted) for name, wanted in tiers.items()}
+    asked: dict[str, Any] = {}
+    if questions is not None:
+        found, asked["source"] = read_questions(questions)
+        asked |= {"questions": found, "prompts": [question.prompt for question in found]}
+    elif isinstance(prompts, str | os.PathLike):
+        asked["prompts"], asked["source"] = read_prompts(prompts)
+    elif prompts is not None:
+        asked["prompts"] = list(prompts)
+    else:
+        raise InputError("prompts: expected texts, a file of prompts or one of questions; got none")
+    plan = TunePlan(
+        goals=goals, batch_sizes=batch_sizes, max_new_tokens=max_new_tokens, max_prompts=max_prompts,
+        seed=seed, chat_template=chat_template, **asked,
+    )  # fmt: skip
+    if not isinstance(model, nn.Module):
+        path = find_checkpoint(os.fspath(model))
+        tokenizer = load_tokenizer(path) if tokenizer is None else tokenizer
+        model = load_model(path)
+    if tokenizer is None:
+        raise InputError(
+            "tokenizer: expected the model's tokenizer, got None; load it with AutoTokenizer.from_pretrained"
+        )
+    return tune_plan(model, tokenizer, _table(model, table), plan, work_dir=work_dir, progress=progress)
+
+
+def _goal(name: str, wanted: Mapping[str, float]) -> Goal:
+    if not isinstance(wanted, Mapping) or len(wanted) != 1:
+        raise ConfigError(f'tier {name}: expected one goal, such as {{"max_kl": 0.002}}, got {wanted!r}')
+    ((kind, value),) = wanted.items()
+    if kind not in GOALS:
+        raise ConfigError(f"tier {name}: unknown goal {kind!r}{did_you_mean(kind, GOALS)}")
+    return Goal(GOALS[kind], value)
+
+
+def _table(model: nn.Module, table: SimilarityTable | str | os.PathLike[str] | None) -> SimilarityTable:
+    if isinstance(table, SimilarityTable):
+        return table
+    found = default_table(getattr(model, "name_or_path", None)) if table is None else table
+    if found is None:
+        raise InputError(
+            f"table: expected a similarity table or its path, and there is no {TABLE} in the model's folder; "
+            "make one with sere.calibrate"
+        )
+    return SimilarityTable.load(found)

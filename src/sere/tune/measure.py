@@ -1,0 +1,151 @@
+"""The loss of a setting at B rows: real decode steps on the model's own continuations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from sere.config import RerouteConfig
+from sere.errors import DataError
+from sere.eval.decoding.greedy import decode, stop_rule
+from sere.eval.statistics.by_prompt import Estimate, positive_mean_per_token, share_of_tokens
+from sere.eval.text import Text, paused, score_texts
+from sere.integrations.transformers import apply
+from sere.summaries import summarize_handle
+from sere.table import SimilarityTable
+from sere.tune.plan import Half
+from sere.tune.work import Work
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """What a setting lost at one number of rows.
+
+    Attributes:
+        rows: Rows of every step.
+        tokens: Scored tokens per prompt.
+        kl: KL(unmodified ‖ setting) per prompt, summed over its tokens, in nats.
+        agreed: Per prompt, tokens where the most likely token is the unmodified model's.
+        before: Distinct experts per layer and step without re-routing, on average over the layers.
+        after: The same with re-routing.
+    """
+
+    rows: int
+    tokens: Sequence[int]
+    kl: Sequence[float]
+    agreed: Sequence[int]
+    before: float
+    after: float
+
+    @property
+    def mean(self) -> Estimate:
+        """KL per token, with its two-sided 95 % interval."""
+        return positive_mean_per_token(self.kl, self.tokens)
+
+    def describe(self) -> dict[str, Any]:
+        """Return the estimates as JSON-ready values."""
+        return {
+            "rows": self.rows,
+            "kl": asdict(self.mean),
+            "agreement": asdict(share_of_tokens(self.agreed, self.tokens)),
+            "experts_before": round(self.before, 3),
+            "experts_after": round(self.after, 3),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Meter:
+    """Measures losses, each once.
+
+    Attributes:
+        model: A causal language model of Transformers, unmodified.
+        table: Its similarities.
+        texts: The prompts with the model's continuations, by half.
+        work: Keeps what is finished.
+        tick: Called after each text, for progress.
+    """
+
+    model: Any
+    table: SimilarityTable
+    texts: Mapping[Half, Sequence[Text]]
+    work: Work
+    tick: Callable[[], object]
+
+    def loss(self, half: Half, rows: int, active_experts: int) -> Loss:
+        """Measure a setting in steps of so many rows.
+
+        Args:
+            half: Which prompts.
+            rows: B.
+            active_experts: M of all layers.
+        """
+        name = f"{half} B={rows} M={active_experts}"
+        if name not in self.work.done:
+            config = RerouteConfig(active_experts=active_experts)
+            self.work.put(name, asdict(self._measure(half, rows, config)))
+        elif self.work.take_up(name):
+            for _ in self.texts[half]:
+                self.tick()
+        return Loss(**self.work.done[name])
+
+    def _measure(self, half: Half, rows: int, config: RerouteConfig) -> Loss:
+        texts = self.texts[half]
+        # Every row of these steps is real, whatever token it is fed.
+        with apply(self.model, self.table, config=config, pad_token_id=-1) as handle:
+            handle.quiet = True
+            scores = score_texts(
+                self.model, texts, batch_size=rows, unmodified=lambda: paused(handle), on_finished=self.tick
+            )
+            experts = summarize_handle(handle)["experts"]
+        return Loss(
+            rows=min(rows, len(texts)),
+            tokens=[score.tokens for score in scores],
+            kl=[score.kl for score in scores],
+            agreed=[score.agreed for score in scores],
+            before=experts["distinct_before"] or 0.0,
+            after=experts["distinct_after"] or 0.0,
+        )
+
+
+def continue_prompts(
+    model: Any,
+    tokenizer: Any,
+    prompts: Mapping[Half, Sequence[Sequence[int]]],
+    work: Work,
+    *,
+    max_new_tokens: int,
+    tick: Callable[[], object],
+) -> dict[Half, list[Text]]:
+    """Let the unmodified model continue the prompts greedily, unless an interrupted run kept it.
+
+    Args:
+        model: A causal language model of Transformers, unmodified.
+        tokenizer: Its tokenizer.
+        prompts: Token ids by half.
+        work: Keeps what is finished.
+        max_new_tokens: Most tokens of a continuation.
+        tick: Called after each prompt, for progress.
+
+    Raises:
+        DataError: Of one half, no continuation has a token to score.
+    """
+    rule = stop_rule(model, tokenizer, max_new_tokens, keep_end=True)
+    texts: dict[Half, list[Text]] = {}
+    for half, encoded in prompts.items():
+        name = f"continuations of {half}"
+        if name not in work.done:
+            decoded = decode(model, encoded, batch_size=32, rule=rule, on_finished=tick)
+            work.put(name, decoded.tokens)
+        elif work.take_up(name):
+            for _ in encoded:
+                tick()
+        pairs = zip(encoded, work.done[name], strict=True)
+        texts[half] = [Text([*prompt, *new], len(prompt)) for prompt, new in pairs if len(new) > 1]
+        if not texts[half]:
+            raise DataError(
+                f"prompts: the model ends each of the {len(encoded)} {half} prompts with its first token, "
+                "which comes from prefill, so no decode step is left to score; give prompts with longer "
+                "answers"
+            )
+    return texts

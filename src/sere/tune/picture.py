@@ -1,0 +1,62 @@
+"""The picture of a tuning: loss over experts, and experts over rows."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from sere.bench.picture import COLORS, MARKERS, batch_axis, new_figure, plain, save_figure
+
+
+def draw_frontier(record: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
+    """Draw the record of a tuning: measured losses on the left, the tiers on the right.
+
+    Args:
+        record: What `tune` returned.
+        path: The picture, e.g. ``tuning.png``; written atomically.
+
+    Raises:
+        MissingDependency: matplotlib is not installed.
+    """
+    figure = new_figure(9.6, 4.8)
+    left, right = figure.subplots(1, 2)
+    _losses(left, record)
+    _tiers(right, record)
+    figure.suptitle(f"{record['model']['name']}: the fewest experts for an accepted loss", fontsize=11)
+    save_figure(figure, path)
+
+
+def _losses(axes: Any, record: Mapping[str, Any]) -> None:
+    """Draw one line of measured losses for each number of rows, and the accepted losses across."""
+    axes.set_title("loss on the tuning prompts, KL in nats per token", fontsize=10, loc="left")
+    axes.set_xlabel(f"distinct experts per layer and step (of {record['model']['num_experts']})")
+    axes.set_yscale("log")
+    for index, (rows, cells) in enumerate(record["measured"].items()):
+        points = sorted((cell["experts_after"], cell["kl"]["value"]) for cell in cells.values())
+        points = [(experts, kl) for experts, kl in points if kl > 0]
+        style = {"color": COLORS[index % 6], "marker": MARKERS[index % 6], "linewidth": 1.4}
+        axes.plot(*zip(*points, strict=True), label=f"{rows} rows", **style) if points else None
+    for name, tier in record["tiers"].items():
+        accepted = tier["evidence"]["accepted_kl"]
+        if accepted is not None:
+            axes.axhline(accepted, color="#666666", linewidth=0.8, linestyle=(0, (4, 3)))
+            axes.annotate(name, (1, accepted), xycoords=("axes fraction", "data"), fontsize=8, ha="right")
+    axes.grid(axis="y", alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=8)
+
+
+def _tiers(axes: Any, record: Mapping[str, Any]) -> None:
+    """Draw M over rows for each tier, and what is read without re-routing."""
+    sizes = [int(rows) for rows in record["simulated"]]
+    before = [next(iter(cells.values()))["before"] for cells in record["simulated"].values()]
+    name = "rows of a decode step"
+    batch_axis(axes, sizes, f"experts (of {record['model']['num_experts']})", name)
+    axes.plot(sizes, before, color=COLORS[0], linestyle=(0, (3, 3)), label="off")
+    for index, (tier, found) in enumerate(record["tiers"].items()):
+        points = [point for point in found["active_experts"] if point[0] > 1]
+        style = {"color": COLORS[1 + index % 5], "marker": MARKERS[index % 6], "linewidth": 1.8}
+        axes.plot(*zip(*points, strict=True), label=tier, **style)
+    plain(axes)
+    axes.legend(frameon=False, fontsize=8)

@@ -1,0 +1,48 @@
+"""Tiers with their evidence: what a table keeps of a tuning."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from sere.table import Tier
+from sere.tune.allocate import Allocation
+from sere.tune.plan import Goal
+from sere.tune.speed import StepBytes
+from sere.tune.verify import Verified
+
+
+def make_tier(
+    name: str,
+    goal: Goal,
+    allocation: Allocation,
+    verified: Mapping[int, Verified],
+    size: StepBytes,
+    about: Mapping[str, Any],
+    answers: Mapping[int, Mapping[str, Any]],
+) -> Tier:
+    """Return a tier with what was measured of it.
+
+    Args:
+        name: The tier's name.
+        goal: What was wanted.
+        allocation: M by rows.
+        verified: What was measured on held-out prompts, by rows.
+        size: The model's weights.
+        about: What all tiers of a tuning say: texts, versions, time; JSON-ready.
+        answers: What it lost in right answers, by rows; empty if none were asked.
+    """
+    measured = {str(rows): one.describe() for rows, one in verified.items()}
+    for rows, one in verified.items():
+        entry = measured[str(rows)]
+        entry["bytes_ratio"] = round(size.speedup(one.loss.before, one.loss.after), 4)
+        if rows in answers:
+            entry["answers"] = dict(answers[rows])
+    evidence = {
+        "goal": {"kind": goal.kind, "value": goal.value},
+        "accepted_kl": allocation.accepted if goal.kind != "speedup" else None,
+        "by_batch_size": measured,
+        "simulated_rows": [B for B, _ in allocation.points if B > 1 and B not in verified],
+        **about,
+    }
+    return Tier(name, allocation.points, evidence=evidence)

@@ -1,0 +1,76 @@
+"""The benchmark that compares rules measures the rule that sere computes, group by group."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from fill_choices import Step, fill_of
+from fill_facts import LayerFacts
+from fill_policies import StudyPolicy, by_layers
+from sere.policies.base import LayerShape
+from sere.reroute import TokenBatch, reroute
+
+pytestmark = pytest.mark.checkout
+E, K, B, GROUPS = 24, 4, 8, 3
+
+
+def _facts() -> LayerFacts:
+    torch.manual_seed(3)
+    similarity = torch.rand(E, E).fill_diagonal_(1).double()
+    scale = torch.rand(E, E).double()
+    empty = torch.empty(0)
+    return LayerFacts(
+        {"projection": similarity}, {"projection": scale}, torch.ones(E), empty, empty, torch.ones(E)
+    )
+
+
+def _rows() -> tuple[Tensor, Tensor, Tensor]:
+    torch.manual_seed(4)
+    logits = 2 * torch.randn(B * GROUPS, E)
+    weights, ids = logits.softmax(1).topk(K)
+    return ids, weights, logits
+
+
+@pytest.mark.parametrize("M", [4, 10, 14])
+def test_the_cubed_fill_with_similar_targets_is_what_sere_does(M: int) -> None:
+    """For each group of B rows, ids and weights are those of SERE on a step of these rows."""
+    facts, (ids, weights, logits) = _facts(), _rows()
+    policy = StudyPolicy("w3/similar", {0: facts}, B, M, {})
+    router = policy.bind(LayerShape(0, E, K), torch.device("cpu"))
+    found = router(TokenBatch(ids, weights, router_scores=logits))
+    for group in range(GROUPS):
+        rows = slice(group * B, group * B + B)
+        expected = reroute(
+            ids[rows], weights[rows], facts.similarity["projection"].float(), select_top_k=1,
+            active_experts=M, scale=facts.scale["projection"].float(), backend="reference",
+        )  # fmt: skip
+        assert torch.equal(found.ids[rows], expected.ids)
+        torch.testing.assert_close(found.weights[rows], expected.weights)
+
+
+FILLS = ("w1", "w4", "wmax", "rel3", "gap3", "loss3", "cover3", "row2^0.5", "rows2^1.5", "xshare", "free3")
+
+
+@pytest.mark.parametrize("fill", FILLS)
+def test_fills_read_as_many_experts_as_they_may(fill: str) -> None:
+    """Where the rows' heaviest slots leave room, each fill gives M experts, with the heaviest if it must."""
+    facts, (ids, weights, logits) = _facts(), _rows()
+    relative = (logits - logits.amax(1, keepdim=True)).exp().double()
+    step = Step(ids.reshape(GROUPS, B, K), weights.double().reshape(GROUPS, B, K), relative, facts, 12)
+    P = fill_of(fill)(step)
+    assert (step.kept.sum(1) <= 12).all()
+    assert P.sum(1).tolist() == [12] * GROUPS
+    assert fill == "free3" or bool((P | ~step.kept).all())
+
+
+def test_layers_that_get_more_leave_the_mean_as_it_is() -> None:
+    """A rule that favors a layer reads as many experts over all layers as one that does not."""
+    assert by_layers("w3@first=1.5/similar", 24, range(6)) == {0: 36, 1: 21, 2: 22, 3: 21, 4: 22, 5: 22}
+
+
+def test_an_unknown_fill_is_named() -> None:
+    """The error names what there is."""
+    with pytest.raises(ValueError, match="'best3': expected one of w, wmax, rel"):
+        fill_of("best3")

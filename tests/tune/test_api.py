@@ -1,0 +1,93 @@
+"""``sere.tune`` from Python: what it takes, what it gives, what it refuses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import sere
+from sere.defaults import TABLE
+from sere.errors import ConfigError, InputError
+from sere.table import SimilarityTable
+from tests.support.checkpoints import save_checkpoint
+from tests.support.tuning import PROMPTS, question_file, routed_table
+
+QUICK: dict[str, Any] = {
+    "tiers": {"mine": {"max_kl": 0.3}}, "batch_sizes": [4], "max_new_tokens": 6, "max_prompts": 10,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint with its table beside the weights."""
+    path = save_checkpoint(tmp_path_factory.mktemp("model"))
+    routed_table(AutoModelForCausalLM.from_pretrained(path)).save(path / TABLE)
+    return path
+
+
+def test_a_checkpoint_is_tuned_by_its_path(folder: Path, tmp_path: Path) -> None:
+    """With its own tokenizer and table, on the prompts of a file; the file of the table stays as it is."""
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("\n".join(PROMPTS))
+    before = (folder / TABLE).read_bytes()
+    found = sere.tune(folder, prompts=prompts, **QUICK)
+    assert list(found.table.tiers) == ["mine"]
+    assert found.record["plan"]["prompts"]["file"] == "prompts.txt"
+    assert (folder / TABLE).read_bytes() == before
+    found.table.save(tmp_path / "tuned.sere")
+    assert SimilarityTable.load(tmp_path / "tuned.sere").tiers == found.table.tiers
+
+
+def test_a_model_in_memory_is_tuned(folder: Path) -> None:
+    """On a list of texts, with the table beside its weights; the same as by its path."""
+    model = AutoModelForCausalLM.from_pretrained(folder, experts_implementation="eager").eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    mine = sere.tune(model, tokenizer, PROMPTS, **QUICK).table.tiers["mine"]
+    assert (
+        mine.active_experts == sere.tune(folder, prompts=PROMPTS, **QUICK).table.tiers["mine"].active_experts
+    )
+    with pytest.raises(InputError, match="expected the model's tokenizer, got None"):
+        sere.tune(model, prompts=PROMPTS, **QUICK)
+
+
+def test_points_need_questions(folder: Path, tmp_path: Path) -> None:
+    """A file of questions gives both the prompts and the right answers."""
+    questions = question_file(tmp_path / "questions.jsonl")
+    wanted = QUICK | {"tiers": {"mine": {"max_loss": 5}}}
+    found = sere.tune(folder, questions=questions, **wanted).table.tiers["mine"]
+    assert found.evidence["goal"] == {"kind": "loss", "value": 5}
+    with pytest.raises(ConfigError, match="needs questions"):
+        sere.tune(folder, prompts=PROMPTS, **wanted)
+
+
+@pytest.mark.parametrize(
+    ("tiers", "text"),
+    [
+        ({"mine": {"max_k1": 0.1}}, "tier mine: unknown goal 'max_k1'.*max_kl"),
+        ({"mine": 0.1}, "tier mine: expected one goal, such as"),
+        ({"mine": {"max_kl": 0.1, "speedup": 2}}, "expected one goal"),
+        ({"mine": {"max_kl": -1}}, "expected a kl above 0, got -1"),
+        ({"a b": {"max_kl": 1}}, "expected a name of letters"),
+    ],
+    ids=["unknown", "bare number", "two", "negative", "name"],
+)
+def test_goals_are_checked(folder: Path, tiers: Any, text: str) -> None:
+    """Before the model is loaded; the text says what was expected."""
+    with pytest.raises(ConfigError, match=text):
+        sere.tune("no/such/folder", prompts=PROMPTS, tiers=tiers)
+
+
+def test_prompts_are_needed(folder: Path) -> None:
+    """There is nothing to fall back on."""
+    with pytest.raises(InputError, match="expected texts, a file of prompts or one of questions; got none"):
+        sere.tune(folder)
+
+
+def test_a_table_is_needed(tmp_path: Path) -> None:
+    """A model without one is refused with what to do."""
+    path = save_checkpoint(tmp_path)
+    with pytest.raises(InputError, match="make one with sere"):
+        sere.tune(path, prompts=PROMPTS, **QUICK)

@@ -108,8 +108,8 @@ class StudyPolicy(Policy):
         """Return the mean experts of a step and layer before and after."""
         groups = sum(router.groups for router in self.routers)
         return {
-            "before": round(sum(router.before for router in self.routers) / groups, 3),
-            "after": round(sum(router.after for router in self.routers) / groups, 3),
+            "distinct_before": round(sum(router.before for router in self.routers) / groups, 3),
+            "distinct_after": round(sum(router.after for router in self.routers) / groups, 3),
         }
 
     def describe(self) -> dict[str, Any]:

@@ -50,7 +50,7 @@ def line(record: Mapping[str, Any]) -> str:
     )
     return (
         f"{record['model']} B={record['batch_size']} M={record['active_experts']} {record['rule']:<32} "
-        f"{value}  experts {record['experts'].get('after', '')}  {record['seconds']} s"
+        f"{value}  experts {record['experts'].get('distinct_after', '')}  {record['seconds']} s"
     )
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import answer_tables as answers
 import architecture_table
+import fill_tables as fill
 import pictures
 import policy_table
 import records
@@ -44,6 +45,10 @@ BLOCKS: Mapping[str, Callable[[], str]] = {
     "eval-metrics": answers.eval_metrics,
     "eval-tasks": answers.eval_tasks,
     "eval-vllm": answers.eval_vllm,
+    "fill-choices": fill.fill_choices,
+    "fill-targets": fill.fill_targets,
+    "fill-cells": fill.fill_cells,
+    "fill-answers": fill.fill_answers,
     "reroute": speed.reroute,
     "bench": speed.bench,
     "serve": serving.serve,

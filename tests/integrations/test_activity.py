@@ -50,7 +50,7 @@ def test_what_moved_is_no_news(changed: dict[str, Any]) -> None:
         ),
         (
             {"active_experts": "auto"}, {"rows": 5.5},
-            r"active_experts=auto \(21 for 6 rows\) is not below what these batches read \(13.5 experts",
+            r"active_experts=auto \(23 for 6 rows\) is not below what these batches read \(13.5 experts",
         ),
         (
             {"active_experts": [[1, 16], [8, 20]], "tier": "fast"}, {},

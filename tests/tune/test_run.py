@@ -105,7 +105,12 @@ def test_a_loss_is_that_of_real_decode_steps(
 ) -> None:
     """It is the divergence per prompt when the held-out texts are decoded under the tier's settings."""
     seen: list[Meter] = []
-    monkeypatch.setattr(tuning, "Meter", lambda *args: seen.append(Meter(*args)) or seen[-1])
+
+    def meter(*args: Any) -> Meter:
+        seen.append(Meter(*args))
+        return seen[-1]
+
+    monkeypatch.setattr(tuning, "Meter", meter)
     tuned = tune_plan(model, tokenizer, table, tune_plan_of(batch_sizes=[4]))
     tier, texts = tuned.table.tiers["fast"], seen[-1].texts["held-out"]
     config = tuned.table.settings(RerouteConfig(tier="fast"))

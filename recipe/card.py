@@ -15,12 +15,11 @@ RESULTS_MARK = "<!-- results -->"
 _ABOUT = {
     "qwen3_moe": """\
 A small Mixture-of-Experts language model that solves questions with one right answer. It comes with `sere`,
-so that you can try and test re-routing on a trained model, and count right answers. It can do nothing else.
-Its experts hardly resemble each other.""",
+so that you can try and test re-routing on a trained model, and count right answers. It can do nothing
+else.""",
     "qwen2_moe": """\
 A small Mixture-of-Experts language model that solves questions with one right answer. The benchmarks of
-`sere` use it beside the bundled model, because its experts resemble each other more: they were copied
-from the same dense model and changed less. It can do nothing else.""",
+`sere` use it beside the bundled model, because it belongs to another family. It can do nothing else.""",
 }
 
 _ARCHITECTURES = {

@@ -24,6 +24,7 @@ FILLS = {
     "free3": "Σ w³, no guarantee", "free4": "Σ w⁴, no guarantee",
     "level3": "Σ w³ above a level", "left3": "all but a share of Σ w³",
     "w3@first=1.5": "Σ w³, layer 0 x 1.5", "w4@first=1.5": "Σ w⁴, layer 0 x 1.5",
+    "w6@first=1.5": "Σ w⁶, layer 0 x 1.5",
     "xshare": "XShare", "budget": "XShare, no guarantee",
 }  # fmt: skip
 TARGETS = {
@@ -34,7 +35,7 @@ TARGETS = {
     "similar,own=0.1": "similarity + 0.1 x own relative weight",
     "similar,own=0.3": "similarity + 0.3 x own relative weight",
     "similar,tie=0.02": "gate among those within 0.02",
-    "similar,metric=rest": "similarity of slots but the heaviest",
+    "similar,metric=rest": "similarity of lighter slots",
     "similar,metric=rest2": "the same, tokens counted by w²",
     "similar,metric=squared": "similarity, tokens counted by w²",
     "similar,metric=signed": "similarity, negative factors too",
@@ -61,8 +62,8 @@ def ratio(pairs: Sequence[tuple[Record, Record]]) -> tuple[float, float, float]:
     """
     value = sum(log(sum(one["kl"]) / sum(other["kl"])) for one, other in pairs) / len(pairs)
     variance, prompts = 0.0, 0
-    for seed in {one["seed"] for one, _ in pairs}:
-        same = [(one["kl"], other["kl"]) for one, other in pairs if one["seed"] == seed]
+    for prompts_of in {(one["model"], one["seed"]) for one, _ in pairs}:
+        same = [(one["kl"], other["kl"]) for one, other in pairs if (one["model"], one["seed"]) == prompts_of]
         influence = [
             sum(a[i] / sum(a) - b[i] / sum(b) for a, b in same) / len(pairs) for i in range(len(same[0][0]))
         ]
@@ -88,15 +89,16 @@ def fill_targets() -> str:
 def _compared(chosen: Callable[[str], bool], words: Callable[[str], str], header: str) -> str:
     """Return each rule's divergence over that of Σ w³ and of Σ w, and where it is worst."""
     records = _records("divergence")
+    models = list(dict.fromkeys(one["model"] for one in records))
     parts = []
-    for model in dict.fromkeys(one["model"] for one in records):
-        found = _by_rule(one for one in records if one["model"] == model)
+    for name, group in [*((model, [model]) for model in models), ("both", models)]:
+        found = _by_rule(one for one in records if one["model"] in group)
         rows = [
             [words(rule), *_against(found, rule, SERE), _against(found, rule, TODAY)[0]]
             for rule in _in_order(found)
-            if chosen(rule)
+            if chosen(rule) and {one["model"] for one in found[rule].values()} == set(group)
         ]
-        parts.append(f"**{model}**\n\n{table(rows, [header, 'to Σ w³', 'cells', 'worst (B:M)', 'to Σ w'])}")
+        parts.append(f"**{name}**\n\n{table(rows, [header, 'to Σ w³', 'cells', 'worst (B:M)', 'to Σ w'])}")
     return "\n\n".join(parts) + conditions(_last(records))
 
 
@@ -123,7 +125,7 @@ def fill_answers() -> str:
     records = _records("answers")
     off = {(one["model"], one["seed"]): one for one in records if one["rule"] == "off"}
     rows = []
-    for one in records:
+    for one in sorted(records, key=lambda one: (one["model"], one["batch_size"], one["active_experts"])):
         base = off[(one["model"], one["seed"])]
         if one is base:
             continue
@@ -153,10 +155,10 @@ def _records(measure: str) -> list[Any]:
     return [one for one in read_lines("fill_rules.jsonl") if one["measure"] == measure]
 
 
-def _by_rule(records: Iterable[Record]) -> dict[str, dict[tuple[int, int, int], Record]]:
-    found: dict[str, dict[tuple[int, int, int], Record]] = {}
+def _by_rule(records: Iterable[Record]) -> dict[str, dict[tuple[int, int, str, int], Record]]:
+    found: dict[str, dict[tuple[int, int, str, int], Record]] = {}
     for one in records:
-        key = (one["batch_size"], one["active_experts"], one["seed"])
+        key = (one["batch_size"], one["active_experts"], one["model"], one["seed"])
         found.setdefault(one["rule"], {})[key] = one
     return found
 

@@ -24,7 +24,7 @@ def record(model: Any, tokenizer: Any) -> dict[str, Any]:
         model,
         tokenizer,
         random_table(model),
-        settings=parse_specs(["sere:select_top_k=1", "topk:select_top_k=4"]),
+        settings=parse_specs(["sere:active_experts=0", "topk:select_top_k=4"]),
         rounds=[Round(1, 2), Round(4, 8)],
         questions=held_out(2, tasks=["addition", "sorting", "reversal", "shift"]),
         max_new_tokens=30,
@@ -37,7 +37,7 @@ def test_each_batch_size_has_off_first_and_its_ratio(record: dict[str, Any], mod
     assert [(case["batch_size"], case["setting"], case["n"]) for case in cases] == [
         (B, name, n)
         for B, n in ((1, 2), (4, 8))
-        for name in ("off", "sere:select_top_k=1", "topk:select_top_k=4")
+        for name in ("off", "sere:active_experts=0", "topk:select_top_k=4")
     ]
     for off, sere, same in (cases[:3], cases[3:]):
         assert off["speedup"] == {"p20": 1.0, "p50": 1.0, "p80": 1.0}
@@ -71,7 +71,7 @@ def test_runs_that_take_turns_answer_as_a_run_alone(
     model: Any, tokenizer: Any, answers: list[list[list[int]]]
 ) -> None:
     """The unmodified run, cut into slices between other settings' slices, gives the same tokens as alone."""
-    settings = parse_specs(["random:select_top_k=1", "sere:select_top_k=1"])
+    settings = parse_specs(["random:select_top_k=1", "sere:active_experts=0"])
     demonstrate(
         model, tokenizer, random_table(model), settings=settings, rounds=[Round(2, 4)], questions=QUESTIONS,
         max_new_tokens=20,

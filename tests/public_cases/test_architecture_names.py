@@ -39,7 +39,7 @@ def works_everywhere(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
             "--rounds",
             1,
             "--setting",
-            "sere:select_top_k=1",
+            "sere:active_experts=0",
         ],
     ):
         assert main([str(word) for word in command]) == 0, command
@@ -50,7 +50,7 @@ def works_everywhere(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         "--table",
         table,
         "--setting",
-        "sere:select_top_k=1",
+        "sere:active_experts=0",
         "--max-new-tokens",
         4,
         "--json",

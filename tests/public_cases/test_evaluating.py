@@ -30,7 +30,7 @@ def test_evaluating_ones_own_model_with_prompts(
     prompts.write_text("Once upon a time\nThe answer is\nA list of\nWhy\nBecause\n")
     table = tmp_path / "table.safetensors"
     off, sere = evaluated(
-        capsys, model, "--table", table, "--setting", "sere:select_top_k=1", "--prompts", prompts
+        capsys, model, "--table", table, "--setting", "sere:active_experts=0", "--prompts", prompts
     )
     assert off["agreement"]["value"] == 1
     assert off["kl"]["value"] < 1e-6

@@ -123,7 +123,7 @@ def test_a_layer_makes_its_own_device_ready(monkeypatch: pytest.MonkeyPatch) -> 
         return "reference"
 
     monkeypatch.setattr(prepare_module, "on_device", on_device)
-    config = RerouteConfig(select_top_k=1, backend="torch")
+    config = RerouteConfig(active_experts=8, backend="torch")
     made = prepare_layer(LayerSimilarity(similarity_matrix(8, 0)), config)
     assert asked == [("torch", "torch", torch.device("cpu"))]
     assert made.backend == "reference"

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from sere.tune.picture import draw_frontier
+from sere.tune.picture import draw, draw_frontier
 
 CELL = {"experts_before": 20.0, "experts_after": 9.0, "kl": {"value": 0.01, "low": 0.005, "high": 0.02}}
 
@@ -30,6 +30,16 @@ def test_it_is_written(tmp_path: Path, name: str) -> None:
     written = (tmp_path / "new" / name).read_bytes()
     assert written.startswith(b"\x89PNG" if name.endswith("png") else b"<?xml")
     assert len(written) > 5_000
+
+
+def test_every_point_is_inside() -> None:
+    """On both sides, the axes reach as far as what is drawn."""
+    for axes in draw(record()).axes:
+        (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
+        for line in axes.lines:
+            if line.get_transform() == axes.transData:
+                assert all(left <= x <= right for x in line.get_xdata())
+                assert all(bottom <= y <= top for y in line.get_ydata())
 
 
 def test_it_names_the_tiers(tmp_path: Path) -> None:

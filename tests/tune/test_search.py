@@ -82,6 +82,14 @@ def test_the_fewest_experts_are_tried() -> None:
     assert asked == [8]
 
 
+def test_a_noisy_point_does_not_slow_the_search() -> None:
+    """Where each guess is only a little better than the one before, every third measurement is the middle."""
+    one, asked = curve({M: 0.0019 if M >= 24 else 0.9 for M in ERRORS})
+    one.known = {60: 0.0019}
+    assert one.find(0.002, within=1, tries=30) == 24
+    assert len(asked) <= 12
+
+
 def test_a_loss_that_rises_again_is_not_believed() -> None:
     """Noise: an M that is good enough does not count if a larger one is known not to be."""
     one, _ = curve({})

@@ -53,7 +53,7 @@ _EXAMPLES = """
 def add(subparsers: Any) -> None:
     """Add the command's parser."""
     summary = "Find the fewest experts for a loss that you accept, and store them in the table."
-    details = _DETAILS.replace("{tiers}", "0.0005, 0.002 and 0.008")
+    details = _DETAILS.replace("{tiers}", "0.0005, 0.002 and 0.006")
     parser = add_command(subparsers, "tune", summary, run, details=details, examples=_EXAMPLES)
     parser.add_argument("model", metavar="MODEL", help=f"a checkpoint folder, a hub name, or '{BUNDLED}'")
     parser.add_argument(

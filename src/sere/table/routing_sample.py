@@ -11,7 +11,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from sere.errors import InputError
+from sere.errors import InputError, name_some
 
 MOST_TOKENS = 4096
 """The most tokens of a sample."""
@@ -49,7 +49,7 @@ class RoutingSample:
         if not self.ids or not set(self.ids) == set(self.weights) == set(self.energy):
             raise InputError(
                 "routing sample: expected ids, weights and energy of the same layers, got those of "
-                f"{sorted(self.ids)}, {sorted(self.weights)} and {sorted(self.energy)}"
+                f"[{name_some(self.ids)}], [{name_some(self.weights)}] and [{name_some(self.energy)}]"
             )
         _check_starts(self.starts)
         for index in self.ids:

@@ -17,9 +17,6 @@ from sere.table import SimilarityTable
 from sere.tune.plan import Half
 from sere.tune.work import Work
 
-# The upper end of a two-sided interval of 90 % is that of a one-sided one of 95 %.
-_TWO_SIDED = 0.9
-
 
 @dataclass(frozen=True, slots=True)
 class Loss:
@@ -45,12 +42,6 @@ class Loss:
     def mean(self) -> Estimate:
         """KL per token, with its two-sided 95 % interval."""
         return positive_mean_per_token(self.kl, self.tokens)
-
-    @property
-    def upper(self) -> float:
-        """The upper end of the one-sided 95 % interval of KL per token."""
-        bound = positive_mean_per_token(self.kl, self.tokens, confidence=_TWO_SIDED)
-        return bound.value if bound.high is None else bound.high
 
     def describe(self) -> dict[str, Any]:
         """Return the estimates as JSON-ready values."""

@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from sere.bench.picture import COLORS, MARKERS, batch_axis, new_figure, plain, save_figure
+from sere.bench.picture import COLORS, MARKERS, batch_axis, new_figure, save_figure
 
 
 def draw_frontier(record: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
@@ -19,12 +19,17 @@ def draw_frontier(record: Mapping[str, Any], path: str | os.PathLike[str]) -> No
     Raises:
         MissingDependency: matplotlib is not installed.
     """
+    save_figure(draw(record), path)
+
+
+def draw(record: Mapping[str, Any]) -> Any:
+    """Return the picture as a matplotlib figure that belongs to no window; see `draw_frontier`."""
     figure = new_figure(9.6, 4.8)
     left, right = figure.subplots(1, 2)
     _losses(left, record)
     _tiers(right, record)
     figure.suptitle(f"{record['model']['name']}: the fewest experts for an accepted loss", fontsize=11)
-    save_figure(figure, path)
+    return figure
 
 
 def _losses(axes: Any, record: Mapping[str, Any]) -> None:
@@ -41,7 +46,9 @@ def _losses(axes: Any, record: Mapping[str, Any]) -> None:
         accepted = tier["evidence"]["accepted_kl"]
         if accepted is not None:
             axes.axhline(accepted, color="#666666", linewidth=0.8, linestyle=(0, (4, 3)))
-            axes.annotate(name, (1, accepted), xycoords=("axes fraction", "data"), fontsize=8, ha="right")
+            axes.annotate(
+                name, (1, accepted), xycoords=("axes fraction", "data"), fontsize=8, ha="right", va="bottom"
+            )
     axes.grid(axis="y", alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=8)
@@ -51,12 +58,11 @@ def _tiers(axes: Any, record: Mapping[str, Any]) -> None:
     """Draw M over rows for each tier, and what is read without re-routing."""
     sizes = [int(rows) for rows in record["simulated"]]
     before = [next(iter(cells.values()))["before"] for cells in record["simulated"].values()]
-    name = "rows of a decode step"
-    batch_axis(axes, sizes, f"experts (of {record['model']['num_experts']})", name)
     axes.plot(sizes, before, color=COLORS[0], linestyle=(0, (3, 3)), label="off")
     for index, (tier, found) in enumerate(record["tiers"].items()):
         points = [point for point in found["active_experts"] if point[0] > 1]
         style = {"color": COLORS[1 + index % 5], "marker": MARKERS[index % 6], "linewidth": 1.8}
         axes.plot(*zip(*points, strict=True), label=tier, **style)
-    plain(axes)
+    # Last, because it fixes the range of the values.
+    batch_axis(axes, sizes, f"experts (of {record['model']['num_experts']})", "rows of a decode step")
     axes.legend(frameon=False, fontsize=8)

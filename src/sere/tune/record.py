@@ -75,7 +75,7 @@ def make_record(
         "bytes": asdict(size),
         "simulated": shown(simulated),
         "measured": {
-            str(B): {str(M): _tuning_loss(meter, B, M) for M in sorted(curve.known)}
+            str(B): {str(M): meter.loss("tuning", B, M).describe() for M in sorted(curve.known)}
             for B, curve in curves.items()
         },
         "tiers": {name: tier.to_mapping() for name, tier in tiers.items()},
@@ -96,8 +96,3 @@ def shown(simulated: Mapping[int, Simulated]) -> dict[str, dict[str, dict[str, f
 def grid(least: int, most: int, count: int = _GRID) -> list[int]:
     """Return whole numbers from ``least`` to ``most``, each about the same factor above the one before."""
     return sorted({round(least * (most / least) ** (i / (count - 1))) for i in range(count)})
-
-
-def _tuning_loss(meter: Meter, rows: int, active_experts: int) -> dict[str, Any]:
-    found = meter.loss("tuning", rows, active_experts)
-    return found.describe() | {"upper": found.upper}

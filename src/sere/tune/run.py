@@ -175,10 +175,10 @@ class _Tuning:
     def _search(self, accepted: Mapping[str, float], meter: Meter) -> dict[int, Curve]:
         finite = [loss for loss in accepted.values() if loss < inf]
 
-        def upper(rows: int, active_experts: int) -> float:
-            return meter.loss("tuning", rows, active_experts).upper
+        def measure(rows: int, active_experts: int) -> float:
+            return meter.loss("tuning", rows, active_experts).mean.value
 
-        return search(finite, self.simulated, self.rows, upper, num_experts=self.table.num_experts)
+        return search(finite, self.simulated, self.rows, measure, num_experts=self.table.num_experts)
 
     def _allocate(self, name: str, accepted: Mapping[str, float], curves: Mapping[int, Curve]) -> Allocation:
         goal, top_k = self.plan.goals[name], self.table.identity.top_k

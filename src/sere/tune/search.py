@@ -45,9 +45,13 @@ class Curve:
             re-routed.
         """
         low, high = self.bracket(accepted)
+        sides: list[bool] = []
         while tries and high - low > within:
-            M = min(max(self.guess(accepted), low + 1), high - 1)
+            # Two guesses that moved the same end gain little by a third: then the middle.
+            stuck = len(sides) > 1 and sides[-1] == sides[-2]
+            M = (low + high) // 2 if stuck else min(max(self.guess(accepted), low + 1), high - 1)
             self.known[M] = self.measure(M)
+            sides = [] if stuck else [*sides, self.known[M] <= accepted]
             low, high = self.bracket(accepted)
             tries -= 1
         return high

@@ -90,7 +90,7 @@ def reroute(model: PreTrainedModel, folder: Path) -> str:
     assert torch.equal(same, plain)
     assert torch.equal(same_logits, logits)
     assert all(s.steps > 0 and s.distinct_after == s.distinct_before for s in stats)
-    with sere.apply(model, table, select_top_k=1, use_scale=True, **options) as handle:
+    with sere.apply(model, table, active_experts=0, use_scale=True, **options) as handle:
         _, fewer_logits = run(model)
         stats = handle.stats()
     if K > 1:

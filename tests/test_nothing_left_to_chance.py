@@ -172,5 +172,6 @@ def test_fuzzing_finds_what_is_false(tmp_path: Path) -> None:
     plugins = ("-p", "tests.conftest", "-p", "tests.support.fuzz")
     found = run_pytest(*plugins, "-m", "hypothesis", *ALONE, "--fuzz-seconds=10", str(file), code=1)
     assert re.search(r"Add to the test: @example\(numbers=\[.+\]\)", found)
-    (repeat,) = re.findall(r"Repeat: pytest '\S+' (--hypothesis-profile=fuzz --hypothesis-seed=\d+)", found)
-    run_pytest("-p", "tests.conftest", *ALONE, *repeat.split(), f"{file}::test_false", code=1)
+    repeats = re.findall(r"Repeat: pytest '\S+' (--hypothesis-profile=fuzz --hypothesis-seed=\d+)", found)
+    assert len(repeats) == 1, found
+    run_pytest("-p", "tests.conftest", *ALONE, *repeats[0].split(), f"{file}::test_false", code=1)

@@ -57,7 +57,9 @@ class Fuzz:
             if item.nodeid not in self.findings:
                 self.runs, self.seed = self.runs + 1, secrets.randbits(32)
                 hypothesis.seed(self.seed)(item.obj)
-                session.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
+                # pytest keeps set up what it is told comes next: never this test, nor one that is left out.
+                kept = None if following is item or _id(following) in self.findings else following
+                session.config.hook.pytest_runtest_protocol(item=item, nextitem=kept)
             item = following
         return True
 
@@ -82,6 +84,10 @@ class Fuzz:
         terminalreporter.write_line(
             f"fuzz: {self.runs} runs of property tests, {len(self.findings)} findings"
         )
+
+
+def _id(item: pytest.Item | None) -> str | None:
+    return None if item is None else item.nodeid
 
 
 class _Written(ast.NodeTransformer):

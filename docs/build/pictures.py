@@ -129,7 +129,7 @@ def rules(beds: Mapping[str, Record]) -> str:
         axes.set_title(f"{bed}, batch size {record['cases'][0]['batch_size']}", fontsize=10, loc="left")
         picture.plain(axes)
         axes.set_xlim(left=0)
-        axes.set_ylim(0, 102)
+        axes.set_ylim(50, 102)
     figure.axes[0].set_ylabel("right answers, %; bars: 95 % intervals")
     figure.legend(handles.values(), handles, loc="outside lower center", ncols=5, frameon=False, fontsize=8)
     return _svg(figure)

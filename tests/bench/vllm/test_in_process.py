@@ -23,12 +23,13 @@ from sere.integrations.vllm import read_stats
 from sere.policies.spec import parse_specs
 from tests.support.vllm.engines import engine, generate, prompts
 
+RESTS = ("1,active_experts=0", "4", "1,active_experts=10,targets=active")
 pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("default")]
 
 
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
 def test_bench(tmp_path: Path, compiled: bool) -> None:
-    """Off, S = 1 and its replay side by side; a floor has its own engine with its own off, and holds."""
+    """Off, S = 1 and its replay side by side; other targets have an engine and an off of their own."""
     path = save_model(tmp_path)
     started: list[dict[str, Any]] = []
 
@@ -40,16 +41,16 @@ def test_bench(tmp_path: Path, compiled: bool) -> None:
             yield llm
 
     plan = InProcessPlan(
-        settings=parse_specs([f"sere:select_top_k={rest}" for rest in ("1", "4", "1,active_experts=10")]),
+        settings=parse_specs([f"sere:select_top_k={rest}" for rest in RESTS]),
         batch_sizes=[6], prompt=8, steps=6, rounds=1, compiled=compiled, engine_options={"block_size": 32},
     )  # fmt: skip
     records = list(bench_in_process(start, {"model": "m"}, plan))
-    assert started == [{}, {"active_experts": 10}]
+    assert started == [{}, {"targets": "active"}]
     assert [(r["setting"], r["config"]["start"]) for r in records] == [
         (name, options)
         for options, labels in (
-            ({}, ["sere:select_top_k=1", "sere:select_top_k=4"]),
-            ({"active_experts": 10}, ["sere:select_top_k=1,active_experts=10"]),
+            ({}, ["sere:select_top_k=1,active_experts=0", "sere:select_top_k=4"]),
+            ({"targets": "active"}, [f"sere:select_top_k={RESTS[2]}"]),
         )
         for name in [
             "off",
@@ -96,7 +97,7 @@ def test_replay(tmp_path: Path, compiled: bool) -> None:
 def test_bench_of_controls(tmp_path: Path) -> None:
     """Controls take turns with off in one eager engine; each runs its own experts and has no replay."""
     plan = InProcessPlan(
-        settings=parse_specs(["topk:select_top_k=1", "random:select_top_k=1"]),
+        settings=parse_specs(["topk:select_top_k=1", "random:select_top_k=1,active_experts=0"]),
         batch_sizes=[6],
         prompt=8,
         steps=6,
@@ -110,7 +111,7 @@ def test_bench_of_controls(tmp_path: Path) -> None:
     off, *others = bench_in_process(start, {}, plan)
     assert [record["setting"] for record in others] == [
         "topk:select_top_k=1",
-        "random:select_top_k=1",
+        "random:select_top_k=1,active_experts=0",
         "vanilla",
     ]
     assert off["experts"]["distinct_after"] == off["experts"]["distinct_before"]

@@ -16,6 +16,7 @@ from sere.bench.vllm.load_generator import Answer, Load
 from sere.bench.vllm.over_http import LoadBlock, OverHttpPlan, ServerVariant, _record, bench_over_http
 from sere.cli import main
 from sere.cli.bench.serve_tables import render_online
+from sere.engines.settings import LIVE
 from sere.errors import ConfigError, ServerError
 from sere.policies.spec import parse_specs
 from tests.support.vllm.stub import REFUSED, SHORT, TOKENS, Stub, stub
@@ -66,9 +67,12 @@ def test_variants_of_a_round_get_the_same_requests() -> None:
         elif path == "/v1/completions":
             blocks[-1][1].append(tuple(body["prompt"]))
     changes = [json.loads(change) for change, _ in blocks]
-    on = {"enabled": True, "threshold": 0.0, "select_top_k": 1}
+    on = {
+        "enabled": True, "count_only": False, "select_top_k": 1, "threshold": 0.0,
+        "active_experts": "auto", "layers": {}, "tier": None,
+    }  # fmt: skip
     # First a block that counts, untimed; then the setting and off, whose turns change.
-    assert changes[0]["select_top_k"] > 10**5
+    assert changes[0] == {"enabled": True, "count_only": True}
     assert changes[1:] == [on, on, {"enabled": False}, on, {"enabled": False}]
     sent = [sorted(prompts) for _, prompts in blocks]
     assert sent[0] == sent[1] != sent[2] == sent[3] != sent[4] == sent[5]
@@ -101,18 +105,18 @@ def test_setting_that_re_routes_nothing(monkeypatch: pytest.MonkeyPatch) -> None
 
 @pytest.mark.usefixtures("hasty")
 def test_settings_of_a_start_have_a_server_and_an_off_of_their_own() -> None:
-    """A floor's server comes after the first has ended; the vanilla server takes turns with both."""
+    """Other targets have a later server; the vanilla server takes turns with both."""
     servers, other, records = online_records(
         "sere:select_top_k=2",
-        "sere:select_top_k=2,active_experts=8",
+        "sere:select_top_k=2,targets=active",
         loads=[Load(concurrency=2)],
         requests=2,
         rounds=1,
     )
-    floored = {"active_experts": 8}
+    active = {"targets": "active"}
     assert [(record["setting"], record["config"]["start"]) for record in records] == [
         ("off", {}), ("sere:select_top_k=2", {}), ("vanilla", {}),
-        ("off", floored), ("sere:select_top_k=2,active_experts=8", floored), ("vanilla", floored),
+        ("off", active), ("sere:select_top_k=2,targets=active", active), ("vanilla", active),
     ]  # fmt: skip
     sent = [[tuple(body["prompt"]) for body in server.completions()] for server in servers]
     assert sorted(sent[0]) == sorted(sent[1])
@@ -120,7 +124,7 @@ def test_settings_of_a_start_have_a_server_and_an_off_of_their_own() -> None:
     assert len(other.completions()) == 8
     # A server is asked for what can change while it runs alone.
     asked = {name for path, body in servers[1].asked if path.endswith("settings") for name in body}
-    assert asked == {"enabled", "select_top_k", "threshold"}
+    assert asked == {"enabled", "count_only", *LIVE}
 
 
 def test_controls_need_an_engine_of_this_process() -> None:
@@ -222,7 +226,7 @@ def test_server_without_routes_is_refused_at_once(
 
 @pytest.mark.usefixtures("hasty")
 def test_real_server(tmp_path: Path) -> None:
-    """With real servers off and S = 1 lose nothing, and experts fall at S = 1, with a floor to the floor.
+    """With real servers nothing is lost, and experts fall to the rows' heaviest at M = 0, and else to M.
 
     How many requests a step holds is up to the machine, unless they come one at a time: what depends on it
     is only asked of steps of one row.
@@ -230,20 +234,19 @@ def test_real_server(tmp_path: Path) -> None:
     out = tmp_path / "out.jsonl"
     command = ["bench", "serve", "--preset", "tiny", "--server", "--batch-size", "1", "6"]
     options = ["--request-rate", "50", "--requests", "6", "--rounds", "1", "--steps", "8", "--out", str(out)]
-    settings = ["--setting", "sere:select_top_k=1", "--setting", "sere:select_top_k=1,active_experts=3"]
+    labels = ["off", "sere:active_experts=0", "sere:active_experts=3"]
+    settings = ["--setting", labels[1], "--setting", labels[2]]
     assert (
         main([*command, *options, *settings, "--dtype", "float32", "--engine-option", "max_num_seqs=8"]) == 0
     )
     assert list(tmp_path.iterdir()) == [out]
     records = [json.loads(line) for line in out.read_text().splitlines()]
-    records, floored = records[:6], records[6:]
-    assert [record["setting"] for record in floored] == ["off", "sere:select_top_k=1,active_experts=3"] * 3
-    assert all(record["config"]["start"] == {"active_experts": 3} for record in floored)
-    assert [(record["concurrency"], record["request_rate"]) for record in records] == [
-        (1, None), (1, None), (6, None), (6, None), (None, 50.0), (None, 50.0)
-    ]  # fmt: skip
-    assert [record["setting"] for record in records] == ["off", "sere:select_top_k=1"] * 3
-    for record in (*records, *floored):
+    loads = [(1, None), (6, None), (None, 50.0)]
+    assert [(record["concurrency"], record["request_rate"], record["setting"]) for record in records] == [
+        (*load, label) for load in loads for label in labels
+    ]
+    for record in records:
+        assert record["config"]["start"] == {}
         assert record["failed"] == 0
         assert record["requests"] == 6
         assert record["ttft_ms"]["p50"] > 0
@@ -252,12 +255,11 @@ def test_real_server(tmp_path: Path) -> None:
             assert experts["distinct_after"] == experts["distinct_before"]
         else:
             assert experts["distinct_after"] < experts["distinct_before"]
-    # One row chooses K = 4 experts; it keeps one at S = 1, and three with a floor of three.
+    # One row chooses K = 4 experts; it keeps one at M = 0, and three at M = 3.
     alone = [
-        (record["experts"]["distinct_before"], record["experts"]["distinct_after"])
-        for record in records[:2] + floored[:2]
+        (record["experts"]["distinct_before"], record["experts"]["distinct_after"]) for record in records[:3]
     ]
-    assert alone == [(4, 4), (4, 1), (4, 4), (4, 3)]
+    assert alone == [(4, 4), (4, 1), (4, 3)]
     off, on = (record["expert_bytes_per_step"] for record in records[:2])
     assert 0 < on == off / 4
     subject = records[0]["subject"]

@@ -36,7 +36,7 @@ def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ({"select_top_k": 0}, ConfigError, "select_top_k: expected an integer of at least 1, got 0"),
         ({"select_top_k": 1 << 31}, ConfigError, "select_top_k: expected an integer of at most 2147483647"),
         ({"select_top_k": 2, "treshold": 0.3}, ConfigError, "'treshold'; did you mean 'threshold'?"),
-        ({}, ConfigError, "select_top_k is missing"),
+        ({"preset": "paper"}, ConfigError, "select_top_k is missing"),
         ({"select_top_k": 2, "table": "nowhere.safetensors"}, TableError, "does not exist"),
         ({"select_top_k": 2, "keep": {"7": [0]}}, ConfigError, "layer 7 has no similarities"),
         ({"select_top_k": 2, "keep": {"1": [99]}}, ConfigError, "layer 1 has the experts 0 to 15, got 99"),

@@ -31,7 +31,7 @@ def test_doctor_finds_everything_in_order(
     assert "; complete" in weights["detail"]
     details = {f["name"]: f["detail"] for f in value["findings"] if f["part"] == "table"}
     assert details["tiers"].startswith("none; M grows with the rows of a step")
-    assert details["defaults"] == "no tier, S=1, rho=0, M=4, 12, 16, 16 at 1, 8, 32, 128 rows"
+    assert details["defaults"] == "no tier, S=1, rho=0, M=4, 13, 16, 16 at 1, 8, 32, 128 rows"
 
 
 def test_doctor_shows_tiers(capsys: pytest.CaptureFixture[str], similarities: Path, tmp_path: Path) -> None:

@@ -29,8 +29,8 @@ CASES = {
     "list metrics": ("", "frobenius", None),
     "doctor": ("--model MODEL --table TABLE", "no problems found", None),
 }
-# Tested where their engines, matrices and minutes are: tests/bench, test_table_and_model and test_demo.
-ELSEWHERE = {"bench serve", "table import", "demo"}
+# Tested where their engines and matrices are: tests/bench, test_table_and_model, test_demo, test_tune.
+ELSEWHERE = {"bench serve", "table import", "demo", "tune"}
 
 
 def leaves() -> Iterator[str]:

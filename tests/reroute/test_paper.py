@@ -81,7 +81,7 @@ def test_the_preset_fills_and_cuts_nothing(backend: str, case: Case) -> None:
 
 def test_the_default_is_another_rule() -> None:
     """A layer with the default settings reads more experts than the paper's, and fewer than the router's."""
-    ids, weights = batch(16, 8, 64, seed=3)
-    case = Case(ids, weights, similarity_matrix(64, 3))
+    ids, weights = batch(64, 8, 128, seed=3)
+    case = Case(ids, weights, similarity_matrix(128, 3))
     paper, default = (routed(case, "cpu", config) for config in (RerouteConfig.paper(1), RerouteConfig()))
     assert len(paper.ids.unique()) < len(default.ids.unique()) < len(ids.unique())

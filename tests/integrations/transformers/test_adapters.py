@@ -56,7 +56,7 @@ def test_an_adapted_model_is_re_routed_as_the_merged_one(name: str, kind: str) -
     plain = generate(wrapped)
     with integration.apply(wrapped, table, select_top_k=4):
         assert torch.equal(generate(wrapped), plain)
-    with integration.apply(wrapped, table, select_top_k=1) as handle:
+    with integration.apply(wrapped, table, active_experts=0) as handle:
         rerouted = generate(wrapped)
         stats = handle.stats()
         assert [layer.name for layer in stats] == [f"model.layers.{i}.mlp.experts" for i in range(2)]
@@ -70,7 +70,7 @@ def test_an_adapted_model_is_re_routed_as_the_merged_one(name: str, kind: str) -
     assert hook_count(wrapped) == 0
     assert not torch.equal(rerouted, plain)
     merged = wrapped.merge_and_unload()
-    with integration.apply(merged, table, select_top_k=1):
+    with integration.apply(merged, table, active_experts=0):
         assert torch.equal(generate(merged), rerouted)
 
 
@@ -87,10 +87,10 @@ def test_trained_copies_of_the_experts_are_refused(model: PreTrainedModel) -> No
     table = random_table(model)
     wrapped = adapted(model, target_modules=["q_proj"], modules_to_save=["experts"])
     with pytest.raises(UnsupportedModel, match=r"two; merge the adapter first \(model = model\.merge_and"):
-        integration.apply(wrapped, table, select_top_k=1)
+        integration.apply(wrapped, table, active_experts=0)
     assert hook_count(wrapped) == 0
     merged = wrapped.merge_and_unload()
-    with integration.apply(merged, table, select_top_k=1) as handle:
+    with integration.apply(merged, table, active_experts=0) as handle:
         generate(merged)
         assert handle.why_nothing_changed() is None
 

@@ -85,17 +85,15 @@ def test_the_handle_shows_the_settings_that_hold(model: PreTrainedModel) -> None
         assert handle.stats()[0].steps == 10
 
 
-def test_compiled_code_reads_changed_settings(
-    model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_compiled_code_reads_changed_settings(model: PreTrainedModel) -> None:
     """One compilation serves all settings: S, rho and M are in memory."""
     step = torch.compile(model, fullgraph=True, backend="eager")
     with integration.apply(model, tuned(model), active_experts=15) as handle:
         before = one_step(model, step)
         torch.testing.assert_close(before, one_step(model, model), rtol=1e-4, atol=1e-4)
-        monkeypatch.setattr(torch._dynamo.config, "error_on_recompile", True)
         handle.configure(tier="fast")
-        changed = one_step(model, step)
+        with torch._dynamo.config.patch(error_on_recompile=True):
+            changed = one_step(model, step)
         torch.testing.assert_close(changed, one_step(model, model), rtol=1e-4, atol=1e-4)
     assert not torch.allclose(changed, before, rtol=1e-2, atol=1e-2)
 

@@ -59,8 +59,8 @@ def test_without_tiers_the_formula_holds(any_table: SimilarityTable) -> None:
     """Without tiers M grows with the rows, as the formula says, and the log says at which rows."""
     running = engine(any_table)
     running.prompts(*NAMES)
-    assert experts(decoded(running)) == [11, 11]
-    assert "no tier, S=1, rho=0, M=4, 12, 16, 16 at 1, 8, 32, 128 rows" in describe(running.state)
+    assert experts(decoded(running)) == [12, 12]
+    assert "no tier, S=1, rho=0, M=4, 13, 16, 16 at 1, 8, 32, 128 rows" in describe(running.state)
 
 
 @pytest.mark.parametrize(

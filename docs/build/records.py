@@ -17,7 +17,7 @@ NOT_MEASURED = "*Not measured yet.*"
 REPLAY = "replay "
 
 # The setting that README.md recommends, for the bundled model.
-RECOMMENDED = "sere:select_top_k=2,min_active=32,use_scale=true"
+RECOMMENDED = "sere"
 
 Record = Mapping[str, Any]
 

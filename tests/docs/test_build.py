@@ -2,24 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
 import re
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 
 pytestmark = pytest.mark.checkout
-
-BUILD = Path(__file__).resolve().parents[2] / "docs" / "build"
-
-
-@pytest.fixture
-def build(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Import a module of docs/build."""
-    monkeypatch.syspath_prepend(str(BUILD))
-    return importlib.import_module
 
 
 @pytest.mark.parametrize(

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
 import re
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,15 +10,6 @@ import pytest
 from sere.eval.statistics.by_question import paired_difference, wilson
 
 pytestmark = pytest.mark.checkout
-
-BUILD = Path(__file__).resolve().parents[2] / "docs" / "build"
-
-
-@pytest.fixture
-def build(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Import a module of docs/build."""
-    monkeypatch.syspath_prepend(str(BUILD))
-    return importlib.import_module
 
 
 def case(setting: str, experts: float, marks: str) -> dict[str, Any]:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from sere.errors import TableError
 from sere.identity import ModelIdentity
 from sere.similarity import LayerSimilarity
 from sere.table import RoutingSample, SimilarityTable, Tier
@@ -69,6 +72,27 @@ def tiers() -> dict[str, Tier]:
         "balanced": Tier("balanced", ((1, 2), (8, 4)), {3: 5}, evidence=evidence),
         "fast": Tier("fast", 0.5, select_top_k=2, threshold=0.25),
     }
+
+
+def refuses(text: str) -> Any:
+    """Expect exactly this text within a TableError."""
+    return pytest.raises(TableError, match=re.escape(text))
+
+
+def saved(folder: Path, **changes: Any) -> Path:
+    """Save a table and return its path."""
+    path = folder / "table.safetensors"
+    table(**changes).save(path)
+    return path
+
+
+def refuses_header(folder: Path, metadata: dict[str, str | None], text: str) -> None:
+    """Expect that a saved table whose header was changed is refused, with the file's name and the text."""
+    path = saved(folder)
+    rewrite(path, **metadata)
+    with refuses(text) as caught:
+        SimilarityTable.load(path)
+    assert str(caught.value).startswith(f"{path}: ")
 
 
 def rewrite(path: Path, *, tensors: dict[str, Any] | None = None, **metadata: str | None) -> None:

@@ -2,28 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from sere.errors import TableError
 from sere.table import SimilarityTable
-from tests.support.tables import rewrite, sample, table, tiers
-
-
-def refuses(text: str) -> Any:
-    """Expect exactly this text within a TableError."""
-    return pytest.raises(TableError, match=re.escape(text))
-
-
-def saved(folder: Path, **changes: Any) -> Path:
-    """Save a table and return its path."""
-    path = folder / "table.safetensors"
-    table(**changes).save(path)
-    return path
+from tests.support.tables import refuses, refuses_header, rewrite, sample, saved, table, tiers
 
 
 @pytest.mark.parametrize(
@@ -47,11 +33,7 @@ def saved(folder: Path, **changes: Any) -> Path:
 )
 def test_tiers_that_make_no_sense_are_refused(tmp_path: Path, metadata: Any, text: str) -> None:
     """The text names the file, the tier and the value."""
-    path = saved(tmp_path)
-    rewrite(path, **metadata)
-    with refuses(text) as caught:
-        SimilarityTable.load(path)
-    assert str(caught.value).startswith(f"{path}: ")
+    refuses_header(tmp_path, metadata, text)
 
 
 def test_tiers_and_routing_sample_are_saved(tmp_path: Path) -> None:

@@ -13,24 +13,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from sere.errors import OutputError, TableError
+from sere.errors import OutputError
 from sere.similarity import LayerSimilarity
 from sere.structure import identify
 from sere.table import SimilarityTable, fit
-from tests.support.tables import identity, matrix, rewrite, rewrite_as, table
+from tests.support.tables import identity, matrix, refuses, refuses_header, rewrite, rewrite_as, saved, table
 from tests.support.tiny import tiny_model
-
-
-def refuses(text: str) -> Any:
-    """Expect exactly this text within a TableError."""
-    return pytest.raises(TableError, match=re.escape(text))
-
-
-def saved(folder: Path, **changes: Any) -> Path:
-    """Save a table and return its path."""
-    path = folder / "table.safetensors"
-    table(**changes).save(path)
-    return path
 
 
 def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
@@ -239,11 +227,7 @@ def test_a_models_weights_are_refused(tmp_path: Path) -> None:
 )
 def test_a_header_that_makes_no_sense_is_refused(tmp_path: Path, metadata: Any, text: str) -> None:
     """The text names the file and the entry."""
-    path = saved(tmp_path)
-    rewrite(path, **metadata)
-    with refuses(text) as caught:
-        SimilarityTable.load(path)
-    assert str(caught.value).startswith(f"{path}: ")
+    refuses_header(tmp_path, metadata, text)
 
 
 @pytest.mark.parametrize(

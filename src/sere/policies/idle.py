@@ -93,12 +93,7 @@ def why_all_fit(name: str, value: int, shapes: Iterable[LayerShape]) -> list[str
     """
     layers = list(shapes)
     whole = [layer for layer in layers if layer.num_experts <= value]
-    if not whole:
-        return []
-    return [
-        f"{name}={value} disables re-routing{_where(whole, layers)}: that is not smaller than the "
-        f"{span(layer.num_experts for layer in whole)} experts per layer. Use a smaller value"
-    ]
+    return _disabled(f"{name}={value}", whole, layers, "that is not smaller than the {}", "smaller")
 
 
 def why_too_small(name: str, share: float, shapes: Iterable[LayerShape]) -> list[str]:
@@ -111,11 +106,19 @@ def why_too_small(name: str, share: float, shapes: Iterable[LayerShape]) -> list
     """
     layers = list(shapes)
     whole = [layer for layer in layers if int(layer.num_experts * share) < 1]
-    if not whole:
+    return _disabled(f"{name}={share:g}", whole, layers, "that is less than one of {}", "larger")
+
+
+def _disabled(
+    setting: str, some: list[LayerShape], layers: list[LayerShape], why: str, better: str
+) -> list[str]:
+    """Return the sentence on a setting that re-routes nothing in some layers; ``why`` has a place for E."""
+    if not some:
         return []
+    E = span(layer.num_experts for layer in some)
     return [
-        f"{name}={share:g} disables re-routing{_where(whole, layers)}: that is less than one of "
-        f"{span(layer.num_experts for layer in whole)} experts per layer. Use a larger value"
+        f"{setting} disables re-routing{_where(some, layers)}: {why.format(E)} experts per layer. "
+        f"Use a {better} value"
     ]
 
 

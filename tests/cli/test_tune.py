@@ -13,11 +13,22 @@ from sere.errors import ConfigError
 from sere.eval.tasks import TASK_NAMES
 from sere.table import SimilarityTable
 from sere.tune import work
-from sere.tune.plan import TunePlan
+from sere.tune.plan import BATCH_SIZES, MOST_PROMPTS, TIERS, TunePlan
 from tests.support.commands import refused, run_json, run_text
 from tests.support.tuning import PROMPTS, Breaking, question_file, routed_table
 
 QUICK = ("--batch-size", 4, "--max-new-tokens", 6, "--max-prompts", 10)
+
+
+def test_help_names_the_defaults(capsys: pytest.CaptureFixture[str]) -> None:
+    """What the help says without importing the tuning is what the tuning does."""
+    assert main(["tune", "--help"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    safe, balanced, fast = (f"{goal.value:g}" for goal in TIERS.values())
+    assert f"{', '.join(TIERS)} are tuned".replace(", fast", " and fast") in shown
+    assert f"accept a KL of {safe}, {balanced} and {fast}" in shown
+    assert f"(default: {' '.join(map(str, BATCH_SIZES))})" in shown
+    assert f"(default: {MOST_PROMPTS})" in shown
 
 
 @pytest.fixture

@@ -35,7 +35,7 @@ none of them: sere's own tasks, which the bundled model was trained on. Other
   models need its tokenizer.
 
 Without --max-kl, --max-loss and --speedup, the tiers safe, balanced and fast are tuned, which accept a KL
-of {tiers}. With one of them, one tier is (--tier), and the table's others stay.
+of 0.0005, 0.002 and 0.006. With one of them, one tier is (--tier), and the table's others stay.
 
 Simulation and allocation read the table only; measuring and verifying run the model. --simulate-only stops
 before the model is loaded. If a run is interrupted, the same command continues it."""
@@ -53,8 +53,7 @@ _EXAMPLES = """
 def add(subparsers: Any) -> None:
     """Add the command's parser."""
     summary = "Find the fewest experts for a loss that you accept, and store them in the table."
-    details = _DETAILS.replace("{tiers}", "0.0005, 0.002 and 0.006")
-    parser = add_command(subparsers, "tune", summary, run, details=details, examples=_EXAMPLES)
+    parser = add_command(subparsers, "tune", summary, run, details=_DETAILS, examples=_EXAMPLES)
     parser.add_argument("model", metavar="MODEL", help=f"a checkpoint folder, a hub name, or '{BUNDLED}'")
     parser.add_argument(
         "--table", metavar="FILE",

@@ -20,6 +20,7 @@ from sere.policies.gates import gate_sums, gates_from_scores
 from sere.policies.idle import why_all_fit
 from sere.policies.refill import drop_slots, refill
 from sere.reroute import Routing
+from sere.reroute.slots import places
 
 Mode = Literal["substitute", "truncate"]
 
@@ -76,5 +77,5 @@ class Budget(Baseline):
         order = torch.where(protected, torch.iinfo(torch.int64).max, sums).argsort(
             descending=True, stable=True
         )
-        rank = torch.empty_like(order).scatter(0, order, torch.arange(batch.num_experts, device=order.device))
+        rank = places(order)
         return protected | (occurring & (rank < self.budget))

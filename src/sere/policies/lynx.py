@@ -20,6 +20,7 @@ from sere.policies.gates import gates_from_scores
 from sere.policies.idle import why_too_small
 from sere.policies.refill import refill
 from sere.reroute import Routing
+from sere.reroute.slots import places
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,6 @@ class Lynx(Baseline):
         # Protected experts come first, then the others by use, the idle ones last.
         protected = batch.experts_in(torch.zeros_like(batch.valid))
         order = (uses + protected.long() * (index.numel() + 1)).argsort(descending=True, stable=True)
-        rank = torch.empty_like(order).scatter(0, order, torch.arange(E, device=ids.device))
+        rank = places(order)
         dropped = torch.floor(active.sum().double() * self.drop_share).long()
         return (active & (rank < active.sum() - dropped)) | protected

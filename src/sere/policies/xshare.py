@@ -18,6 +18,7 @@ from sere.policies.gates import gate_sums, gates_from_scores
 from sere.policies.idle import why_all_fit
 from sere.policies.refill import refill
 from sere.reroute import Routing
+from sere.reroute.slots import places
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,6 @@ class XShare(Baseline):
         """Add the experts of the largest summed gates until there are ``budget``; none without real rows."""
         sums = gate_sums(batch, gates)
         order = torch.where(chosen, -1, sums).argsort(descending=True, stable=True)
-        rank = torch.empty_like(order).scatter(0, order, torch.arange(batch.num_experts, device=order.device))
+        rank = places(order)
         room = self.budget - chosen.sum()
         return chosen | (~chosen & (rank < room) & batch.real.any())

@@ -99,6 +99,15 @@ def expert_masses(ids: Tensor, weights: Tensor, valid: Tensor, E: int) -> Tensor
     return mass.scatter_add(0, torch.where(valid, ids.long(), E).flatten(), units.flatten())[:E]
 
 
+def places(order: Tensor) -> Tensor:
+    """Return each expert's place in an order of all experts, ``[E]`` int64, 0 for the first.
+
+    Args:
+        order: ``[E]``, int64: expert ids, each once.
+    """
+    return torch.empty_like(order).scatter(0, order, torch.arange(order.shape[0], device=order.device))
+
+
 def choose_primary(
     fixed: Tensor, kept: Tensor, occurring: Tensor, mass: Tensor, most: Tensor | int, *, cap: bool
 ) -> Tensor:
@@ -114,12 +123,11 @@ def choose_primary(
 
     Source: docs/method.md section 4, step 3.
     """
-    E = occurring.shape[0]
     kept = kept & ~fixed
     # By class, then by mass, ties to the lower id: two stable sorts.
     by_mass = mass.sort(descending=True, stable=True).indices
     classes = fixed.int() * 3 + kept.int() * 2 + (occurring & ~fixed & ~kept).int()
     order = by_mass[classes[by_mass].sort(descending=True, stable=True).indices]
-    rank = torch.empty_like(order).scatter(0, order, torch.arange(E, device=order.device))
+    rank = places(order)
     least = fixed.sum() if cap else (fixed | kept).sum()
     return occurring & (rank < torch.maximum(least, torch.as_tensor(most, device=least.device)))

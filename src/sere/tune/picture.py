@@ -41,7 +41,8 @@ def _losses(axes: Any, record: Mapping[str, Any]) -> None:
         points = sorted((cell["experts_after"], cell["kl"]["value"]) for cell in cells.values())
         points = [(experts, kl) for experts, kl in points if kl > 0]
         style = {"color": COLORS[index % 6], "marker": MARKERS[index % 6], "linewidth": 1.4}
-        axes.plot(*zip(*points, strict=True), label=f"{rows} rows", **style) if points else None
+        if points:
+            axes.plot(*zip(*points, strict=True), label=f"{rows} rows", **style)
     for name, tier in record["tiers"].items():
         accepted = tier["evidence"]["accepted_kl"]
         if accepted is not None:

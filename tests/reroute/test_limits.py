@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sere.config import LayerSettings, RerouteConfig
+from sere.config import MOST_INT, LayerSettings, RerouteConfig
 from sere.errors import ConfigError
 from sere.reroute import prepare_layer
 from sere.reroute.constants import LIMIT_ROWS
-from sere.reroute.limits import active_by_rows, auto_active_experts, layer_limits
+from sere.reroute.limits import active_by_rows, auto_active_experts, exact_rows, layer_limits
 from sere.similarity.layer import LayerSimilarity
 from tests.support.batches import similarity_matrix
 
@@ -100,6 +100,26 @@ def test_auto_needs_the_number_of_slots() -> None:
         active_by_rows("auto", 64)
     with pytest.raises(ConfigError, match=text):
         prepare_layer(LayerSimilarity(similarity_matrix(8, 0)), RerouteConfig())
+
+
+@pytest.mark.parametrize(
+    ("setting", "expected"),
+    [
+        (0, 0), (3, 0), (4, 1), (11, 2), (15, 3), (16, MOST_INT), ("auto", 1),
+        (((1, 4), (2, 8), (3, 11)), 2), (((1, 3), (2, 8)), 0), (((1, 8), (2, 7)), 1),
+        (((4, 16), (5, 3)), 4), (((200, 16), (201, 15)), 200), (((1, 4), (4, 16)), MOST_INT),
+    ],
+)  # fmt: skip
+def test_up_to_how_many_rows_all_experts_fit(setting: Any, expected: int) -> None:
+    """With 4 slots per row and 16 experts: the most rows whose slots fit into M, and those of fewer rows."""
+    limits = layer_limits(LayerSettings(active_experts=setting), 16, 4)
+    assert exact_rows(limits, 16, 4) == expected
+
+
+def test_more_rows_than_limits_may_fit() -> None:
+    """From 256 rows on M is the last one: of 2,048 experts 1,040 are those of 260 rows of four."""
+    limits = layer_limits(LayerSettings(active_experts=1040), 2048, 4)
+    assert exact_rows(limits, 2048, 4) == 260
 
 
 @pytest.mark.parametrize(("least", "expected"), [(0, [2, 6, 10]), (5, [5, 6, 10]), (99, [16, 16, 16])])

@@ -99,7 +99,7 @@ def _variant(subject: Subject, setting: PolicySpec, seed: int) -> AbstractContex
     """Return the context of a timed block: for ``off`` the model as it is, without a hook."""
     if setting.name == "off":
         return nullcontext()
-    handle = apply_setting(subject.model, setting, subject.table, seed=seed)
+    handle = apply_setting(subject.model, setting, subject.table, seed=seed, counts_all=False)
     # Said once, of the block that is counted.
     handle.quiet = True
     return handle
@@ -108,10 +108,13 @@ def _variant(subject: Subject, setting: PolicySpec, seed: int) -> AbstractContex
 def _count(
     subject: Subject, setting: PolicySpec, seed: int, block: Callable[[], list[float]]
 ) -> dict[str, Any]:
-    """Run one more block, not for its time but for its experts and the time inside the hooks."""
-    with apply_setting(subject.model, setting, subject.table, seed=seed) as handle:
+    """Run two more blocks, one for the time inside the hooks, and one for the experts."""
+    with apply_setting(subject.model, setting, subject.table, seed=seed, counts_all=False) as handle:
         handle.quiet = True
         overhead = measure_overhead(subject.model, block)
+        handle.counts_all = True
+        handle.reset_stats()
+        block()
         happened = summarize_handle(handle)
     return happened | {"overhead": None if setting.name == "off" else asdict(overhead)}
 

@@ -26,6 +26,7 @@ def apply_setting(
     seed: int = 0,
     policy: Policy | None = None,
     pad_token_id: int | None = None,
+    counts_all: bool = True,
 ) -> Handle:
     """Apply a setting to a model and return the handle, which counts and which removes it.
 
@@ -39,6 +40,7 @@ def apply_setting(
         seed: The seed of a rule that draws, unless the setting names one.
         policy: The setting's policy, if it was built already.
         pad_token_id: What ``generate`` feeds to rows that have ended; None for decode steps of our own.
+        counts_all: Whether steps that surely change nothing are counted too, which makes them slower.
 
     Raises:
         ConfigError: The setting needs a table and there is none.
@@ -53,7 +55,9 @@ def apply_setting(
         if setting.needs_table and table is not None:
             table.check(identify(inner_model(model)))
         policy = setting.build(table, seed=seed)
-    return apply(model, policy=policy, pad_token_id=pad_token_id)
+    handle = apply(model, policy=policy, pad_token_id=pad_token_id)
+    handle.counts_all = counts_all
+    return handle
 
 
 def check_settings(settings: Iterable[PolicySpec], table: SimilarityTable | None) -> None:
@@ -87,6 +91,10 @@ class Resumed(Policy):
             found = self._routers[layer, device] = self._policy.bind(layer, device)
         found.counters.zero_()
         return found
+
+    def exact_rows(self, layer: LayerShape) -> int:
+        """Return up to how many rows the rule changes nothing."""
+        return self._policy.exact_rows(layer)
 
     def describe(self) -> dict[str, Any]:
         """Return the rule's settings."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 from sere.config import LayerSettings, RerouteConfig
@@ -22,6 +22,9 @@ class Activity:
     Attributes:
         calls: Calls of the model: forward passes in Transformers, steps of the model runner in vLLM.
         eligible: Of them, calls that the phase allows to re-route; decode steps unless ``phases="all"``.
+        exact: Runs of the layers in such calls that surely changed nothing: they had so few rows that all
+            experts fit into M. The numbers below leave them out.
+        exact_rows: The most rows of such a run.
         layer_steps: Steps that reached a layer with at least one primary expert; the most of any layer.
         rerouted: Slots whose expert changed, over all layers.
         critical: Experts that resembled no primary one and stayed; sum over steps and layers.
@@ -42,6 +45,8 @@ class Activity:
     experts_before: float
     experts_after: float
     rows: float
+    exact: int = 0
+    exact_rows: int = 0
     hook_ran: bool | None = None
     compiled: bool = False
     own_budgets: bool = False
@@ -94,7 +99,12 @@ def why_nothing_changed(
     if activity.rerouted or (activity.layer_steps and activity.experts_after < activity.experts_before):
         return None
     if activity.layer_steps:
-        why = _nothing_rerouted(activity, config, top_k, num_experts, layers)
+        read = f"{activity.experts_before:.1f}"
+        why = _nothing_rerouted(activity, config, top_k, num_experts, layers, read)
+    elif activity.exact and activity.hook_ran is not False:
+        rows, most = activity.exact_rows, min(num_experts, activity.exact_rows * top_k)
+        seen = replace(activity, rows=float(rows), experts_before=float(most))
+        why = _nothing_rerouted(seen, config, top_k, num_experts, layers, f"up to {most}")
     else:
         why = _nothing_reached_a_layer(activity, config)
     return f"nothing was re-routed: {why}"
@@ -127,11 +137,17 @@ def _count(number: int, thing: str) -> str:
 
 
 def _nothing_rerouted(
-    activity: Activity, config: RerouteConfig | None, top_k: int, num_experts: int, layers: Collection[int]
+    activity: Activity,
+    config: RerouteConfig | None,
+    top_k: int,
+    num_experts: int,
+    layers: Collection[int],
+    read: str,
 ) -> str:
+    """Say why; ``read`` says how many experts per layer the batches read."""
     before = activity.experts_before
     if config is None:
-        return f"the policy changed no slot of batches that read {before:.1f} experts per layer"
+        return f"the policy changed no slot of batches that read {read} experts per layer"
     own = [config.for_layer(index) for index in layers or (-1, *config.layers)]
     least, named = _limit(activity, config, own, top_k, num_experts)
     if least >= num_experts:
@@ -146,14 +162,14 @@ def _nothing_rerouted(
         )
     if least >= before:
         return (
-            f"{named} is not below what these batches read ({before:.1f} experts per layer); use a smaller "
+            f"{named} is not below what these batches read ({read} experts per layer); use a smaller "
             "active_experts or larger batches"
         )
     if activity.critical:
         return _no_substitute(own)
     kept = "smaller row budgets" if activity.own_budgets else "a smaller select_top_k"
     return (
-        f"all {before:.1f} experts per layer that these batches read are primary; larger batches, {kept} or "
+        f"all {read} experts per layer that these batches read are primary; larger batches, {kept} or "
         "a smaller active_experts leave something to re-route"
     )
 

@@ -144,6 +144,19 @@ class Policy(ABC):
         del table
         return cls(**options)
 
+    def exact_rows(self, layer: LayerShape) -> int:
+        """Return up to how many rows a step surely changes nothing in a layer, whatever its ids and weights.
+
+        An engine need not call the layer's router in such a step. It follows from the settings alone, and
+        holds where no row is padding or protected (one row may be). A rule that counts for its own sake
+        says 0.
+
+        Args:
+            layer: The layer.
+        """
+        del layer
+        return 0
+
     def why_idle(self, layers: Iterable[LayerShape]) -> list[str]:
         """Return one sentence per reason why the settings re-route nothing in some or all of the layers.
 

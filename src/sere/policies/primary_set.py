@@ -16,7 +16,7 @@ from sere.errors import ConfigError
 from sere.policies.base import LayerShape
 from sere.policies.baseline import LayerBatch, TopSlotsBaseline
 from sere.policies.idle import why_idle
-from sere.reroute.limits import layer_limits
+from sere.reroute.limits import exact_rows, layer_limits
 from sere.table import SimilarityTable
 
 
@@ -74,16 +74,22 @@ class PrimarySetBaseline(TopSlotsBaseline):
 
     def prepare(self, layer: LayerShape) -> Mapping[str, Tensor]:
         """Return S and M by the number of rows, as kernels of SERE read them."""
-        own = self.settings.for_layer(layer.index)
-        return {"limits": layer_limits(own, layer.num_experts, layer.top_k)}
+        return {"limits": self._limits(layer)}
 
     def primary_set(self, batch: LayerBatch) -> Tensor:
         """Return the primary set of one step, ``[E]`` bool."""
         return batch.primary_set(batch.prepared["limits"])
 
+    def exact_rows(self, layer: LayerShape) -> int:
+        """Return up to how many rows all experts are primary, as in SERE; see `Policy`."""
+        return exact_rows(self._limits(layer), layer.num_experts, layer.top_k)
+
     def why_idle(self, layers: Iterable[LayerShape]) -> list[str]:
         """Return why the settings re-route nothing: S is K or more, or M is E; see `Policy`."""
         return why_idle(self.settings, layers)
+
+    def _limits(self, layer: LayerShape) -> Tensor:
+        return layer_limits(self.settings.for_layer(layer.index), layer.num_experts, layer.top_k)
 
     def _as_given(self) -> RerouteConfig:
         return RerouteConfig(

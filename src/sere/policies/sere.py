@@ -17,7 +17,7 @@ from sere.errors import MOST_NAMED, ConfigError, TableError
 from sere.policies.base import LayerRouter, LayerShape, Policy
 from sere.policies.idle import why_idle, why_no_substitute
 from sere.reroute import PreparedLayer, Routing, TokenBatch, prepare_layer
-from sere.reroute.limits import layer_limits
+from sere.reroute.limits import exact_rows, layer_limits
 from sere.similarity.layer import LayerSimilarity
 from sere.table import SimilarityTable
 
@@ -114,6 +114,13 @@ class Sere(Policy):
             scale=None if self.config.use_scale is False else similarity.scale,
             device=device,
         )
+
+    def exact_rows(self, layer: LayerShape) -> int:
+        """Return up to how many rows nothing is re-routed; see `Policy`."""
+        if self.config.merge != "none":
+            # A router may put an expert into two slots of a row, which are then merged.
+            return 0
+        return exact_rows(self.limits(layer), layer.num_experts, layer.top_k)
 
     def why_idle(self, layers: Iterable[LayerShape]) -> list[str]:
         """Return why the settings re-route nothing; see `Policy`."""

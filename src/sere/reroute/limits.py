@@ -7,7 +7,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from sere.config import ActiveExperts, LayerSettings
+from sere.config import MOST_INT, ActiveExperts, LayerSettings
 from sere.errors import ConfigError
 from sere.reroute.constants import LIMIT_ROWS
 
@@ -80,6 +80,31 @@ def layer_limits(
     least = min(least_active, num_experts)
     most = [max(least, M) for M in active_by_rows(settings.active_experts, num_experts, top_k)]
     return torch.tensor([settings.select_top_k, *most], dtype=torch.int32, device="cpu")
+
+
+def exact_rows(limits: Tensor, num_experts: int, top_k: int) -> int:
+    """Return up to how many rows a step surely re-routes nothing: all experts that can occur are primary.
+
+    It holds if no row is padding or protected, and then for fewer rows as well; of one row always.
+
+    Args:
+        limits: As `layer_limits` returns them.
+        num_experts: E.
+        top_k: K.
+
+    Returns:
+        0 if one row can be re-routed; ``MOST_INT`` if none ever is.
+
+    Source: docs/method.md section 4, "What never changes".
+    """
+    by_rows: list[int] = limits[1:].tolist()
+    last = by_rows[-1]
+    if min(by_rows) >= num_experts:
+        return MOST_INT
+    fits = [most >= min(num_experts, rows * top_k) for rows, most in enumerate(by_rows, 1)]
+    if not all(fits):
+        return fits.index(False)
+    return MOST_INT if last >= num_experts else last // top_k
 
 
 def _interpolated(points: tuple[tuple[int, int], ...], rows: int) -> int:

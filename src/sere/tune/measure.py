@@ -93,7 +93,7 @@ class Meter:
         texts = self.texts[half]
         # Every row of these steps is real, whatever token it is fed.
         with apply(self.model, self.table, config=config, pad_token_id=-1) as handle:
-            handle.quiet = True
+            handle.quiet = handle.counts_all = True
             scores = score_texts(
                 self.model, texts, batch_size=rows, unmodified=lambda: paused(handle), on_finished=self.tick
             )

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
+from functorch.compile import make_boxed_func
 from torch import Tensor
+from torch._dynamo.backends.common import aot_autograd
 from transformers import PreTrainedModel, StaticCache
 
 import sere.integrations.transformers as integration
@@ -145,6 +148,29 @@ def test_compiled_as_one_graph(model: PreTrainedModel, policy: object) -> None:
     torch.testing.assert_close(steps_with_static_cache(model, compiled), eager, rtol=1e-4, atol=1e-4)
     handle.remove()
     torch.testing.assert_close(steps_with_static_cache(model, compiled), plain, rtol=1e-4, atol=1e-4)
+    torch._dynamo.reset()
+
+
+def test_what_compiled_code_changes_stays_where_it_is(model: PreTrainedModel) -> None:
+    """Every input that a compiled step writes to is known not to move: CUDA graphs are skipped otherwise."""
+    moving: list[set[int]] = []
+    written: list[int] = []
+
+    def look(graph: Any, _: object) -> Callable[..., object]:
+        context = torch._guards.TracingContext.get()
+        assert context.fw_metadata is not None
+        inputs = context.fw_metadata.input_info
+        written.extend(index for index, one in enumerate(inputs) if one.mutates_data)
+        moving.append(set(written) - set(context.fw_metadata.static_input_indices))
+        return make_boxed_func(graph.forward)  # type: ignore[no-any-return]
+
+    torch._dynamo.reset()
+    with integration.apply(model, random_table(model), select_top_k=1):
+        backend = aot_autograd(fw_compiler=look)
+        steps_with_static_cache(model, torch.compile(model, fullgraph=True, backend=backend))
+    assert moving == [set()]
+    # The counters of two layers, beside keys, values and lengths of the cache.
+    assert len(written) == 8
     torch._dynamo.reset()
 
 

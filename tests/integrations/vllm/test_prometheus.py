@@ -36,7 +36,7 @@ def test_metrics_are_sums() -> None:
     """Prometheus gets what the layers of all pipeline stages counted, as counters that only grow."""
     stages = [
         {"enabled": True, "count_only": False, "settings": {"tier": "balanced"},
-         "steps": StepCounts(rerouted=4, prompts=1, by_tier={"safe": 3}).to_mapping(),
+         "steps": StepCounts(rerouted=4, prompts=1, few_rows=2, mixed=5, by_tier={"safe": 3}).to_mapping(),
          "request_tiers": ["safe", "fast"],
          "top_k": 4, "num_experts": 16, "kernel": None, "expert_bytes": None,
          "layers": [
@@ -50,7 +50,8 @@ def test_metrics_are_sums() -> None:
         assert f"# TYPE sere_layer_{name}_total counter" in text
         for layer in (0, 1):
             assert f'sere_layer_{name}_total{{layer="{layer}"}} {value}.0' in text
-    assert 'sere_steps_total{kind="rerouted"} 4.0' in text
+    for kind, steps in {"rerouted": 4, "prompts": 1, "few_rows": 2, "mixed": 5, "disabled": 0}.items():
+        assert f'sere_steps_total{{kind="{kind}"}} {steps}.0' in text
     assert "sere_enabled 1.0" in text
     assert 'sere_tier{tier="balanced"} 1.0' in text
     assert 'sere_tier_steps_total{tier="safe"} 3.0' in text

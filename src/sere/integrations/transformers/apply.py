@@ -128,6 +128,7 @@ def _hook(
                 hooks.append(hook_router(model, hooked[-1], call))
             hooks.append(hook_experts(layer.module, hooked[-1], call))
         guard.layers = hooked
+        call.follow(policy, [layer.shape for layer in hooked])
         scored = hooked if policy.needs_scores else []
         hooks.extend(hook_calls(callers(model, [layer.name for layer in layers]), call, scored))
     except BaseException:

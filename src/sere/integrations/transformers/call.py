@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -12,10 +12,16 @@ from torch import Tensor, nn
 from torch._C import _is_tracing
 
 from sere.errors import ConcurrentCalls, InputError, UnsupportedModel
-from sere.integrations.transformers.guard import Guard
+from sere.integrations.transformers.guard import Guard, capturing
 from sere.integrations.transformers.inputs import CallInputs, past_length, read_call
-from sere.integrations.transformers.row_budgets import absent_positions, check_length, position_budgets
+from sere.integrations.transformers.row_budgets import (
+    absent_positions,
+    check_length,
+    position_budgets,
+    some_padding,
+)
 from sere.integrations.transformers.running import is_running
+from sere.policies.base import LayerShape, Policy
 
 _TAKING_OVER = threading.Lock()
 
@@ -28,7 +34,9 @@ class CurrentCall:
         modules: The modules whose calls are entered, the outermost first.
         enabled: Whether calls are re-routed at all; compiled code guards on it, not on hooks.
         inputs: What the innermost module that is under way was called with, or None outside a call.
+        counts_all: Whether the layers count also what surely changes nothing, for measurements.
         active: Whether the layers of this call are re-routed.
+        exact: Whether it is known that no layer with at most ``rows`` rows changes anything in this call.
         rows: T, the rows that the experts will see; 0 outside a call.
         budget: ``[T]``, integers, or None if no row has one of its own; once prepared.
         num_tokens: T or 0 as a tensor, if only the device knows whether the cache is empty; else None.
@@ -40,10 +48,12 @@ class CurrentCall:
         self.all_phases = all_phases
         self.pad_token_id = pad_token_id
         self.enabled = True
+        self.counts_all = False
         self.row_budgets: Tensor | None = None
+        self._most_exact = 0
         self.inputs: CallInputs | None = None
         self._thread: dict[str, int] = {}
-        self.active = False
+        self.active = self.exact = False
         self.rows = 0
         self.budget: Tensor | None = None
         self.num_tokens: Tensor | None = None
@@ -83,14 +93,30 @@ class CurrentCall:
             _refuse_repeats(module)
         self.rows = call.B * call.q
         self._decoding = decoding and not verifying
-        # Now, because the layers move the end of the cache.
-        self._past = past.clone() if isinstance(past, Tensor) else past
+        self._past = past
         if torch.compiler.is_compiling():
             self.guard.compiled = True
         elif outer is None:
             self.guard.count(eligible=self.active, verifying=verifying and not self.all_phases)
-        if self.active and innermost:
-            self._prepare()
+        if not innermost:
+            if isinstance(past, Tensor):
+                # Now, because the layers move the end of the cache.
+                self._past = past.clone()
+        elif self.active:
+            self.exact = self._changes_nothing()
+            if self.exact:
+                self.guard.count_exact(self.rows)
+            elif not self._prepared:
+                self._prepare()
+
+    def follow(self, policy: Policy, layers: Iterable[LayerShape]) -> None:
+        """Take in settings, from which it follows in which calls no layer can change anything.
+
+        Args:
+            policy: The rule that holds from now on.
+            layers: The layers.
+        """
+        self._most_exact = min(map(policy.exact_rows, layers), default=0)
 
     def leave(self) -> None:
         """End the innermost call: every layer is left alone until the next one."""
@@ -142,8 +168,25 @@ class CurrentCall:
             self.num_tokens = num_tokens = num_tokens.to(device, non_blocking=True)
         return budget, num_tokens
 
+    def _changes_nothing(self) -> bool:
+        """Whether it is known, without waiting for a device, that no layer changes anything in this call."""
+        # Compiled code and captured graphs outlive the settings that this follows from.
+        if self.counts_all or torch.compiler.is_compiling():
+            return False
+        if self.rows > self._most_exact or capturing():
+            return False
+        if self.rows == 1 and self.row_budgets is None:
+            # One row leaves all its experts primary; if it is padding, there is no primary expert.
+            return True
+        self._prepare()
+        if self.rows == 1 or self.row_budgets is not None:
+            # Rows with a budget of K or more read experts of their own, for which M leaves no room.
+            return self.rows == 1
+        budget = self.budget
+        return budget is None or (budget.device.type == "cpu" and not some_padding(budget))
+
     def _rest(self) -> None:
-        self.active = False
+        self.active = self.exact = False
         self.rows = 0
         self.budget = self.num_tokens = None
         self._past = 0

@@ -56,6 +56,8 @@ class Guard:
         num_experts: E, the largest of any layer.
         calls: Calls of the model; compiled ones are not seen.
         eligible: Of them, those whose layers may be re-routed.
+        exact: Runs of the layers in such calls that could not change anything, so that nothing was routed.
+        exact_rows: The most rows of such a run.
         hook_ran: Whether a layer's hook ran in such a call.
         compiled: Whether a compiler took the hooks into its code.
         warned: Whether `apply` has warned already that the settings re-route nothing.
@@ -79,12 +81,14 @@ class Guard:
         self.own_budgets = False
         self._used = False
         self.calls = self.eligible = 0
+        self.exact = self.exact_rows = 0
         self.hook_ran = self.compiled = False
 
     def reset(self) -> None:
         """Forget the calls, but not that there were some, nor what was said."""
         self._used |= self.calls > 0 or self.compiled
         self.calls = self.eligible = 0
+        self.exact = self.exact_rows = 0
         self.hook_ran = self.compiled = False
 
     def restart(self) -> None:
@@ -104,10 +108,19 @@ class Guard:
         looking = (
             self.eligible == ENOUGH_STEPS if eligible else self.calls == ENOUGH_CALLS and self.eligible == 0
         )
-        if looking and not _capturing():
+        if looking and not capturing():
             self.warn()
         self.calls += 1
         self.eligible += eligible
+
+    def count_exact(self, rows: int) -> None:
+        """Count a run of the layers that cannot change anything.
+
+        Args:
+            rows: Rows that the layers see.
+        """
+        self.exact += 1
+        self.exact_rows = max(rows, self.exact_rows)
 
     def activity(self) -> Activity:
         """Return what was seen; the host waits for the device."""
@@ -115,6 +128,8 @@ class Guard:
             [layer.counters.tolist() for layer in self.layers],
             calls=self.calls,
             eligible=self.eligible,
+            exact=self.exact,
+            exact_rows=self.exact_rows,
             hook_ran=self.hook_ran,
             compiled=self.compiled,
             own_budgets=self.own_budgets,
@@ -161,6 +176,7 @@ class Guard:
             self._warn_once(kind, "sere: %s: %s", self.model, text)
 
 
-def _capturing() -> bool:
+def capturing() -> bool:
     """Whether a CUDA graph is being captured, during which the host must not wait."""
-    return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
+    initialized: bool = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    return initialized and torch.cuda.is_current_stream_capturing()

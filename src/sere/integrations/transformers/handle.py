@@ -103,6 +103,7 @@ class Handle:
                 "settings instead of a policy, or remove the handle and apply again"
             )
         self._guard.policy = self._live.change(self._layers, settings)
+        self._call.follow(self._guard.policy, [layer.shape for layer in self._layers])
         self._guard.restart()
 
     @property
@@ -141,6 +142,19 @@ class Handle:
     @quiet.setter
     def quiet(self, value: bool) -> None:
         self._guard.quiet = value
+
+    @property
+    def counts_all(self) -> bool:
+        """Whether `stats` count also steps that surely change nothing, such as those of one row.
+
+        Such a step is left alone by default: the model runs as without re-routing. Counted, it takes as long
+        as any other; set this to True for measurements of experts, not of time.
+        """
+        return self._call.counts_all
+
+    @counts_all.setter
+    def counts_all(self, value: bool) -> None:
+        self._call.counts_all = bool(value)
 
     @property
     def enabled(self) -> bool:

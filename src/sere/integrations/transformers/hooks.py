@@ -174,6 +174,8 @@ class _Reroute(_Hook):
             )
         hidden, ids, weights = args
         call.guard.hook_ran = True
+        if call.exact and ids.shape[0] <= call.rows:
+            return None
         rows = call.at(ids.device, ids.shape[0], layer.name)
         return hidden, *layer.route(TokenBatch(ids, weights, *rows, layer.scores))
 

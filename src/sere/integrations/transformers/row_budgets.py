@@ -53,6 +53,15 @@ def position_budgets(call: CallInputs, absent: Tensor | None, given: Tensor | No
     return torch.where(absent, PADDING_BUDGET, wanted).to(torch.int32).reshape(-1)
 
 
+def some_padding(budgets: Tensor) -> bool:
+    """Whether a row is padding; the host reads the budgets.
+
+    Args:
+        budgets: ``[B * q]``, integers: what `position_budgets` returned.
+    """
+    return bool(((budgets < 0) & (budgets != LAYER_BUDGET)).any())
+
+
 def check_length(given: Tensor, B: int) -> None:
     """Refuse budgets of another batch.
 

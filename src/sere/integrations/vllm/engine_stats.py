@@ -23,6 +23,8 @@ class EngineStats:
         steps_rerouted: Steps with at least one row that could be re-routed. With S >= K they are counted and
             change nothing: ``slots_rerouted`` of the layers is 0.
         skipped: The other steps, by reason: ``prompts`` only; ``protected``, requests with ``"off"`` only;
+            ``few_rows``, so few that all their experts fit into M; ``mixed``, requests decoded beside so many
+            rows of prompts that nearly every expert was needed anyway;
             ``disabled``, while switched off; ``unknown``, where it was not known which rows belong to which
             request.
         layers: The MoE layers.
@@ -52,7 +54,7 @@ class EngineStats:
 
     @property
     def steps_skipped(self) -> int:
-        """Steps without a row to re-route."""
+        """Steps that were left alone, whatever the reason."""
         return sum(self.skipped.values())
 
     def to_mapping(self) -> dict[str, Any]:

@@ -45,7 +45,8 @@ class Collector:
         )
         steps = CounterMetricFamily("sere_steps", "Steps of the engine by what was done", labels=["kind"])
         steps.add_metric(["rerouted"], joined["steps"]["rerouted"])
-        steps.add_metric(["skipped"], sum(joined["steps"][name] for name in SKIPPED))
+        for kind in SKIPPED:
+            steps.add_metric([kind], joined["steps"][kind])
         yield steps
         yield from _settings(joined)
         for index, counter in enumerate(COUNTERS):

@@ -8,6 +8,7 @@ from typing import Any
 
 from sere.config import RerouteConfig
 from sere.integrations.activity import Activity, why_nothing_changed
+from sere.integrations.vllm.step_counts import SKIPPED
 from sere.reroute.stats import COUNTERS
 
 _STEPS, _REROUTED = COUNTERS.index("steps"), COUNTERS.index("slots_rerouted")
@@ -30,7 +31,7 @@ def why_engine_changed_nothing(counted: Mapping[str, Any]) -> str | None:
     """
     steps, layers = counted["steps"], counted["layers"]
     config = _config(counted)
-    seen = steps["rerouted"] + steps["prompts"] + steps["protected"] + steps["unknown"]
+    seen = sum(steps[name] for name in ("rerouted", *SKIPPED) if name != "disabled")
     if not counted["enabled"] or counted["count_only"] or not seen or not layers:
         return None
     if not steps["rerouted"]:
@@ -53,6 +54,17 @@ def _activity(counters: Sequence[Sequence[int]], seen: int, rerouted: int) -> Ac
 def _no_row(counted: Mapping[str, Any], config: RerouteConfig | None) -> str | None:
     """Say why no step had a row to re-route."""
     steps = counted["steps"]
+    if steps["few_rows"]:
+        few = Activity.of(
+            (), calls=steps["few_rows"], eligible=steps["few_rows"], exact=steps["few_rows"],
+            exact_rows=steps["exact_rows"],
+        )  # fmt: skip
+        return _explain(counted, config, few)
+    if steps["mixed"]:
+        return (
+            f"nothing was re-routed: {steps['mixed']} steps with decoding requests also read so many tokens "
+            "of prompts that nearly every expert was needed anyway; such steps are left alone"
+        )
     if steps["protected"]:
         return (
             f"nothing was re-routed: in each of {steps['protected']} steps with decoding requests, all "

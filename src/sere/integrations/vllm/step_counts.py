@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-SKIPPED = ("prompts", "protected", "disabled", "unknown")
+SKIPPED = ("prompts", "protected", "few_rows", "mixed", "disabled", "unknown")
 """Why a step was skipped: the fields of `StepCounts` that count such steps."""
 
 
@@ -18,18 +18,25 @@ class StepCounts:
         rerouted: At least one row could be re-routed.
         prompts: No request decoded.
         protected: Requests decoded, and each keeps all its experts.
+        few_rows: Requests decoded, in so few rows that all their experts fit into M.
+        mixed: Requests decoded beside so many rows that keep their experts, those of prompts as a rule, that
+            nearly every expert was needed anyway.
         disabled: Re-routing was switched off.
         unknown: The device dropped drafted tokens, so it was not known which rows belong to which request.
         least_budget: The smallest S that a row was re-routed with; None before the first.
+        exact_rows: The most rows of a step that counts as ``few_rows``.
         by_tier: Of the re-routed steps, those in which a decoding request asked for a tier, by its name.
     """
 
     rerouted: int = 0
     prompts: int = 0
     protected: int = 0
+    few_rows: int = 0
+    mixed: int = 0
     disabled: int = 0
     unknown: int = 0
     least_budget: int | None = None
+    exact_rows: int = 0
     by_tier: dict[str, int] = field(default_factory=dict)
 
     def add_rerouted(self, least_budget: int, tiers: Iterable[str] = ()) -> None:
@@ -44,13 +51,18 @@ class StepCounts:
         for tier in tiers:
             self.by_tier[tier] = self.by_tier.get(tier, 0) + 1
 
+    def add_few_rows(self, rows: int) -> None:
+        """Count a step whose rows were too few to re-route any."""
+        self.few_rows += 1
+        self.exact_rows = max(rows, self.exact_rows)
+
     def to_mapping(self) -> dict[str, Any]:
         """Return the counts as plain numbers, which can be sent between processes."""
         return asdict(self)
 
 
 def counted_since(now: Mapping[str, Any], then: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what was counted between two mappings; the smallest S stays that of all steps."""
+    """Return what was counted between two mappings; the smallest S and the most rows are of all steps."""
     tiers = {name: count - then["by_tier"].get(name, 0) for name, count in now["by_tier"].items()}
-    apart = {"least_budget": now["least_budget"], "by_tier": tiers}
+    apart = {name: now[name] for name in ("least_budget", "exact_rows")} | {"by_tier": tiers}
     return {name: value - then[name] for name, value in now.items() if name not in apart} | apart

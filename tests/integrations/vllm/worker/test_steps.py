@@ -27,7 +27,10 @@ class Announced:
         self.config = RerouteConfig(select_top_k=2)
         self.plugin_config = PluginConfig(reroute=self.config, log_seconds=0)
         self.enabled, self.count_only, self.least_select_top_k = True, False, 2
-        self.budgets = RowBudgets(8, torch.device("cpu"), may_skip=False)
+        self.budgets = RowBudgets(8, torch.device("cpu"))
+        self.policy = self.sere = object()
+        self.exact_rows: dict[str | None, int] = {None: 0}
+        self.mixed_rows = 8
         self.limits, self.rules = StepLimits(1, (), torch.device("cpu")), SimpleNamespace(tiers=())
         self.counts, self.guard = StepCounts(), SimpleNamespace(step=lambda: None)
         self.vllm_config = engine_config(rank=0)

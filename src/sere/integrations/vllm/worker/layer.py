@@ -71,7 +71,7 @@ class RoutedLayer:
         router, budgets = self.router, self.budgets
         if router is None or budgets is None:
             raise SereError(f"{self.name}: its router ran before re-routing was prepared; please report this")
-        if budgets.skip:
+        if not _recorded(ids) and budgets.skip:
             return Routing(ids, weights)
         scores = logits[:, : self.shape.num_experts] if self.needs_scores else None
         # Some kernels ask for uint32 or int16 ids.
@@ -85,6 +85,11 @@ class RoutedLayer:
         ids = torch.zeros(1, self.shape.top_k, dtype=torch.int32, device=self.router.counters.device)
         padding = torch.full((1,), PADDING_BUDGET, dtype=torch.int32, device=ids.device)
         self.router(TokenBatch(ids, torch.zeros_like(ids, dtype=torch.float32), padding))
+
+
+def _recorded(ids: Tensor) -> bool:
+    """Whether this run is compiled or captured, to be repeated in other steps without its Python."""
+    return torch.compiler.is_compiling() or (ids.is_cuda and torch.cuda.is_current_stream_capturing())
 
 
 def layer_index(name: str) -> int:

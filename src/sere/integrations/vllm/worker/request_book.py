@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from itertools import repeat
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from sere.config import MOST_INT
 from sere.integrations.vllm.tiers import NOTHING, OFF, PROTECTED, Asked, parse_request
 from sere.reroute.constants import LAYER_BUDGET
 
@@ -25,6 +27,16 @@ class StepRows(NamedTuple):
     decoding: int
     tiers: frozenset[str | None]
 
+    @property
+    def alike(self) -> bool:
+        """Whether every row has the layers' own S."""
+        return bool((self.budgets == LAYER_BUDGET).all())
+
+    @property
+    def protected(self) -> int:
+        """How many rows keep their experts."""
+        return int(np.count_nonzero(self.budgets == PROTECTED))
+
     def keeping_all(self) -> StepRows:
         """Return the same rows for a step that counts the experts of those that decode and re-routes none."""
         budgets = np.where(self.budgets == PROTECTED, PROTECTED, LAYER_BUDGET).astype(np.int32)
@@ -41,8 +53,34 @@ class StepRows(NamedTuple):
         return int(np.where(self.budgets == LAYER_BUDGET, layers_least, self.budgets).min())
 
 
+class _Batch(NamedTuple):
+    """What stays of a batch from step to step.
+
+    Attributes:
+        names: The requests in the order of the model runner's batch.
+        listed: The requests in the order of the scheduler's.
+        prompts: Tokens of each request's prompt, ``[len(names)]``; ``_UNKNOWN`` of one that is not known.
+        order: Where each request is in ``listed``, ``[len(names)]``; behind its end if it is not there.
+        wanted: The budget of each request's rows when it decodes, ``[len(names)]``, int32.
+        tiers: By index, what requests ask for that ask for something.
+    """
+
+    names: list[str]
+    listed: list[str]
+    prompts: npt.NDArray[np.int64]
+    order: npt.NDArray[np.int64]
+    wanted: npt.NDArray[np.int32]
+    tiers: dict[int, str | None]
+
+
+# Longer than any prompt: a request that is not known never decodes.
+_UNKNOWN = MOST_INT
+
+
 class RequestBook:
     """What is known about the requests that are running: their prompts' lengths and what they ask for.
+
+    A step of the same batch as the one before takes a few operations on arrays, whatever its size.
 
     Args:
         tiers: The tiers that requests may ask for.
@@ -50,10 +88,13 @@ class RequestBook:
 
     def __init__(self, tiers: Collection[str] = ()) -> None:
         self._tiers = frozenset(tiers)
-        self._known: dict[str, tuple[int, Asked]] = {}
+        self._prompts: dict[str, int] = {}
+        # Of few requests, as a rule.
+        self._asking: dict[str, Asked] = {}
+        self._batch: _Batch | None = None
 
     def __len__(self) -> int:
-        return len(self._known)
+        return len(self._prompts)
 
     def update(self, scheduler_output: Any) -> None:
         """Take in new requests and forget finished ones.
@@ -62,9 +103,16 @@ class RequestBook:
             scheduler_output: vLLM's ``SchedulerOutput`` of the coming step.
         """
         for name in scheduler_output.finished_req_ids:
-            self._known.pop(name, None)
+            self._batch = None
+            self._prompts.pop(name, None)
+            self._asking.pop(name, None)
         for request in scheduler_output.scheduled_new_reqs:
-            self._known[request.req_id] = (_prompt_length(request), self._asked(request))
+            self._batch = None
+            self._prompts[request.req_id] = _prompt_length(request)
+            self._asking.pop(request.req_id, None)
+            asked = self._asked(request)
+            if asked != NOTHING:
+                self._asking[request.req_id] = asked
 
     def _asked(self, request: Any) -> Asked:
         """What a request asks for; the front end has refused bad values, so one here protects."""
@@ -97,22 +145,41 @@ class RequestBook:
             all_phases: Treat rows of prompts as decoded ones.
         """
         cached = scheduler_output.scheduled_cached_reqs
-        computed = dict(zip(cached.req_ids, cached.num_computed_tokens, strict=True))
-        drafts = scheduler_output.scheduled_spec_decode_tokens
-        chosen = np.full(len(names), PROTECTED, dtype=np.int32)
-        count, tiers = 0, set()
-        for index, name in enumerate(names):
-            known, done = self._known.get(name), computed.get(name)
-            if known is None:
-                continue
-            decoding = done is not None and done >= known[0]
-            if all_phases or (decoding and counts[index] == 1 + len(drafts.get(name, ()))):
-                budget, tier = known[1]
-                chosen[index] = LAYER_BUDGET if budget is None else budget
-                count += 1
-                if budget != PROTECTED:
-                    tiers.add(tier)
+        batch = self._batch
+        if batch is None or batch.names != names or batch.listed != cached.req_ids:
+            self._batch = batch = self._read(names, cached.req_ids)
+        if all_phases:
+            decoding = batch.prompts < _UNKNOWN
+        else:
+            # A request that the scheduler does not list is new: nothing of it has been computed.
+            computed = np.array([*cached.num_computed_tokens, -1], dtype=np.int64)[batch.order]
+            drafts = scheduler_output.scheduled_spec_decode_tokens
+            tokens: Any = 1
+            if drafts:
+                tokens = [1 + len(drafts.get(name, ())) for name in names]
+            decoding = (computed >= batch.prompts) & (counts == tokens)
+        chosen = np.where(decoding, batch.wanted, np.int32(PROTECTED))
+        count = int(np.count_nonzero(decoding))
+        asking = [index for index in batch.tiers if decoding[index]]
+        tiers = {batch.tiers[index] for index in asking if batch.wanted[index] != PROTECTED}
+        if count > len(asking):
+            tiers.add(None)
         return StepRows(np.repeat(chosen, counts), count, frozenset(tiers))
+
+    def _read(self, names: Sequence[str], listed: Sequence[str]) -> _Batch:
+        """Look up the requests of a batch."""
+        count, where = len(names), {name: index for index, name in enumerate(listed)}
+        prompts = np.fromiter(map(self._prompts.get, names, repeat(_UNKNOWN)), np.int64, count)
+        order = np.fromiter(map(where.get, names, repeat(len(listed))), np.int64, count)
+        wanted = np.full(count, LAYER_BUDGET, dtype=np.int32)
+        tiers: dict[int, str | None] = {}
+        if self._asking:
+            for index, name in enumerate(names):
+                asked = self._asking.get(name)
+                if asked is not None:
+                    wanted[index] = LAYER_BUDGET if asked.budget is None else asked.budget
+                    tiers[index] = asked.tier
+        return _Batch(list(names), list(listed), prompts, order, wanted, tiers)
 
 
 def _prompt_length(request: Any) -> int:

@@ -21,18 +21,16 @@ class RowBudgets:
     Args:
         rows: Most rows of a step.
         device: Where the layers run.
-        may_skip: Whether nothing replays the layers without their Python (no graphs, no compiled code), so
-            that layers can skip a step without rows to re-route.
 
     Attributes:
         tensor: ``[rows]``, int32: S of a request, ``LAYER_BUDGET``, ``PROTECTED`` or ``PADDING_BUDGET``.
-        skip: Whether the layers need not look at this step at all.
+        skip: Whether layers whose Python runs in this step need not look at it: no row can be re-routed.
+            False in dummy steps, which may warm up what is captured next.
     """
 
-    def __init__(self, rows: int, device: torch.device, *, may_skip: bool) -> None:
+    def __init__(self, rows: int, device: torch.device) -> None:
         self.tensor = torch.full((rows,), PADDING_BUDGET, dtype=torch.int32, device=device)
-        self.may_skip = may_skip
-        self.skip = may_skip
+        self.skip = False
         self._written = np.empty(0, dtype=np.int32)
 
     def announce(self, budgets: npt.NDArray[np.int32]) -> bool:
@@ -50,9 +48,13 @@ class RowBudgets:
         self._write(budgets)
         return True
 
-    def exact(self) -> None:
-        """Leave the routing of the coming step alone."""
-        self.skip = self.may_skip
+    def exact(self, *, dummy: bool = False) -> None:
+        """Leave the routing of the coming step alone.
+
+        Args:
+            dummy: Whether it is not a step of requests, but may be one before graphs are captured.
+        """
+        self.skip = not dummy
         self._write(np.empty(0, dtype=np.int32))
 
     def at(self, rows: int) -> Tensor:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sere.config import RerouteConfig
+from sere.config import MOST_INT, RerouteConfig
 from sere.config.change import without_active_experts
 from sere.integrations.vllm.plugin_config import PluginConfig
 from sere.integrations.vllm.start import tables
@@ -22,6 +22,10 @@ from sere.table import SimilarityTable
 
 SHOWN_ROWS = (1, 4, 8, 16, 32, 64, 128)
 """Rows of a step for which statistics and the log tell M."""
+
+
+MIXED_LOAD = 8
+"""Slots of rows that keep their experts, for each expert of a layer, from which on a step is left alone."""
 
 
 class Rules:
@@ -89,13 +93,39 @@ class Rules:
         Raises:
             ConfigError: The settings do not fit the table.
         """
-        rules: dict[Choice, Sere] = {None: self.of(given)}
-        rules |= {tier: self.of_tier(given, tier) for tier in self.tiers}
+        rules = self._choices(given)
         none = torch.empty(0, 1 + LIMIT_ROWS, dtype=torch.int32, device="cpu")
         return {
             name: torch.stack([rule.limits(shape) for shape in shapes]) if shapes else none
             for name, rule in rules.items()
         }
+
+    def exact_rows(self, given: RerouteConfig, shapes: Sequence[LayerShape]) -> dict[Choice, int]:
+        """Return up to how many rows a step surely changes nothing, for every choice of a step but ``OFF``.
+
+        Args:
+            given: The engine's settings as they were given.
+            shapes: The layers.
+        """
+        return {
+            name: min(map(rule.exact_rows, shapes), default=0) for name, rule in self._choices(given).items()
+        }
+
+    def _choices(self, given: RerouteConfig) -> dict[Choice, Sere]:
+        return {None: self.of(given)} | {tier: self.of_tier(given, tier) for tier in self.tiers}
+
+
+def mixed_rows(shapes: Iterable[LayerShape]) -> int:
+    """Return from how many rows that keep their experts on a step is left alone.
+
+    So many rows need nearly every expert of each layer: ``MIXED_LOAD`` slots for each expert.
+
+    Args:
+        shapes: The layers.
+
+    Source: docs/measurements.md, "Mixed steps".
+    """
+    return max((-(-MIXED_LOAD * shape.num_experts // shape.top_k) for shape in shapes), default=MOST_INT)
 
 
 def neighbor_settings(sere: Sere, index: int) -> tuple[float, tuple[int, ...]]:

@@ -21,10 +21,11 @@ from sere.integrations.vllm.worker.rules import (
     Rules,
     layer_settings,
     least_select_top_k,
+    mixed_rows,
     neighbor_settings,
 )
 from sere.integrations.vllm.worker.sleep import keep_through_sleep
-from sere.integrations.vllm.worker.step_limits import StepLimits
+from sere.integrations.vllm.worker.step_limits import Choice, StepLimits
 from sere.policies.base import LayerShape, Policy
 from sere.policies.sere import SereRouter
 from sere.table import SimilarityTable
@@ -49,6 +50,8 @@ class WorkerState:
         budgets: The budgets of the coming step's rows; None until the model is loaded.
         limits: S and M of the layers in the coming step; None until the model is loaded.
         kernel: Class name of the expert kernel, or None where it cannot be told.
+        exact_rows: By choice, up to how many rows a step surely changes nothing; see `Rules.exact_rows`.
+        mixed_rows: From how many rows that keep their experts on a step is left alone.
         counts: Steps by what was done with them.
         guard: Says in the log why nothing was re-routed.
 
@@ -68,6 +71,8 @@ class WorkerState:
         self.budgets: RowBudgets | None = None
         self.limits: StepLimits | None = None
         self.kernel: str | None = None
+        self.exact_rows: dict[Choice, int] = {}
+        self.mixed_rows = 0
         self.counts = StepCounts()
         self.guard = Guard(self.report, speaks=self.speaks)
         self._routers: dict[int, SereRouter] = {}
@@ -116,7 +121,7 @@ class WorkerState:
         if self.speaks:
             self.table.check_slots({index: layer.shape.top_k for index, layer in self.layers.items()})
         self._fit_to_kernels()
-        self.budgets = RowBudgets(rows, device, may_skip=device.type == "cpu" and self.eager)
+        self.budgets = RowBudgets(rows, device)
         self.limits = StepLimits(len(self.layers), self.rules.tiers, device)
         shared = {"budgets": self.budgets.tensor, "limit_choices": self.limits.choices}
         for limits, (index, layer) in zip(self.limits.tensor, self.layers.items(), strict=True):
@@ -125,6 +130,8 @@ class WorkerState:
             layer.router.prepared.read_limits_from(limits)
             keep_through_sleep(layer, self.vllm_config, shared)
         self.limits.write(self.rules.limits(self.given, self.shapes))
+        self.exact_rows = self.rules.exact_rows(self.given, self.shapes)
+        self.mixed_rows = mixed_rows(self.shapes)
         # One of each shape: a backend may compile for a shape.
         for layer in {
             (layer.shape.num_experts, layer.shape.top_k): layer for layer in self.layers.values()
@@ -145,6 +152,7 @@ class WorkerState:
         assert self.limits is not None
         sere = self.rules.of(given)
         limits = self.rules.limits(given, self.shapes)
+        exact_rows = self.rules.exact_rows(given, self.shapes)
         changed = {
             index: sere.prepare(self.layers[index].shape, router.prepared.device)
             for index, router in self._routers.items()
@@ -156,6 +164,7 @@ class WorkerState:
                 router.prepared.update(changed[index])
             router.prepared.config = sere.config
         self.limits.write(limits)
+        self.exact_rows = exact_rows
         if self.policy is self.sere:
             self.policy = sere
         self.given, self.sere = given, sere

@@ -13,7 +13,7 @@ import numpy as np
 from sere.integrations.vllm.engine_stats import log_line, merge_answers
 from sere.integrations.vllm.start import versions
 from sere.integrations.vllm.tiers import OFF
-from sere.integrations.vllm.worker.request_book import RequestBook
+from sere.integrations.vllm.worker.request_book import RequestBook, StepRows
 from sere.integrations.vllm.worker.state import WorkerState
 
 logger = logging.getLogger("vllm.sere")
@@ -67,7 +67,7 @@ class Steps:
 
     def _before_dummy(self, *_: Any, **__: Any) -> None:
         assert self.state.budgets is not None
-        self.state.budgets.exact()
+        self.state.budgets.exact(dummy=True)
 
     def _before_prepare(self, scheduler_output: Any, counts: Any, *_: Any, **__: Any) -> None:
         """V1: the order of requests in the batch is known by now."""
@@ -83,7 +83,8 @@ class Steps:
                 self._announce(scheduler_output, batch.req_ids, counts)
             else:
                 # The device drops some drafted tokens by itself: which rows are whose is not known here.
-                self._before_dummy()
+                assert self.state.budgets is not None
+                self.state.budgets.exact()
                 self.state.counts.unknown += 1
             return batch
 
@@ -101,6 +102,14 @@ class Steps:
         rows = self.book.budgets(scheduler_output, names, counts, all_phases=state.config.phases == "all")
         if state.count_only:
             rows = rows.keeping_all()
+        elif rows.tiers and rows.protected >= state.mixed_rows:
+            state.budgets.exact()
+            state.counts.mixed += 1
+            return
+        elif rows.tiers and self._too_few(rows):
+            state.budgets.exact()
+            state.counts.add_few_rows(len(rows.budgets))
+            return
         if state.budgets.announce(rows.budgets):
             state.limits.choose(rows.tiers)
             state.counts.add_rerouted(
@@ -110,6 +119,16 @@ class Steps:
             state.counts.protected += 1
         else:
             state.counts.prompts += 1
+
+    def _too_few(self, rows: StepRows) -> bool:
+        """Whether the settings say that a step of so few rows changes nothing."""
+        state = self.state
+        if state.policy is not state.sere:
+            # Another rule is there to be measured.
+            return False
+        # Of several choices the larger limits hold.
+        most = max(state.exact_rows[choice] for choice in rows.tiers)
+        return len(rows.budgets) <= most and (len(rows.budgets) == 1 or rows.alike)
 
     def _log(self) -> None:
         state, every = self.state, self.state.plugin_config.log_seconds

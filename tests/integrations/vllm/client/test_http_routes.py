@@ -26,11 +26,14 @@ class Engine:
     async def collective_rpc(self, method: str, args: tuple[Any, ...]) -> list[Any]:  # noqa: D102
         settings = RerouteConfig(select_top_k=2, table="/home/somebody/secret.safetensors").to_mapping()
         if method == "sere_configure":
-            return [settings | {"enabled": True} | args[0]]
+            if args[0] == "propose":
+                return [{"fingerprint": {"common": "", "layers": {}}}]
+            return [settings | {"enabled": True}]
         if args[0]:
             self.resets += 1
         answer = {"enabled": True, "settings": settings, "steps": StepCounts(rerouted=1).to_mapping()}
         shape = {"layers": [], "top_k": 4, "num_experts": 16, "count_only": False, "request_tiers": []}
+        answer |= {"fingerprint": {"common": "", "layers": {}}, "data_parallel_rank": 0}
         return [answer | shape | {"kernel": None, "expert_bytes": None}]
 
 

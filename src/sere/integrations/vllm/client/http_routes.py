@@ -7,15 +7,15 @@ these. Re-routing itself needs no route. They are under ``/v1``, which is where 
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from typing import Any
 
-from sere.errors import ConfigError, SereError, UnsupportedEngine
-from sere.integrations.vllm.client.configure import agreed_settings
-from sere.integrations.vllm.client.rpc import DISABLED, NOT_ACTIVE, is_missing
+from sere.errors import ConcurrentChange, ConfigError, EngineError, UnsupportedEngine
+from sere.integrations.vllm.client.agreement import agree
+from sere.integrations.vllm.client.rpc import ask_engines
 from sere.integrations.vllm.engine_stats import merge_answers
 from sere.integrations.vllm.methods import CONFIGURE, STATS
-from sere.integrations.vllm.plugin_config import section
 from sere.integrations.vllm.prometheus import Collector
 
 
@@ -33,25 +33,8 @@ class Endpoint:
         app.add_route("/v1/sere/settings", change_settings, methods=["POST"])
 
     async def init_state(self, engine_client: Any, state: Any, args: Any) -> None:  # noqa: ARG002
-        """Keep the engine client for the routes."""
-        state.sere_engine = engine_client
-
-
-async def _ask(engine: Any, method: str, *args: Any) -> Any:
-    """Call a method of all workers.
-
-    Raises:
-        UnsupportedEngine: Re-routing is not active.
-    """
-    config = getattr(engine, "vllm_config", None)
-    if engine is None or (config is not None and section(config) is None):
-        raise UnsupportedEngine(NOT_ACTIVE)
-    try:
-        return await engine.collective_rpc(method, args=args)
-    except Exception as error:
-        if not is_missing(method, error):
-            raise
-        raise UnsupportedEngine(DISABLED) from error
+        """Keep for the routes the engine client, and what lets one change wait for another."""
+        state.sere_engine, state.sere_changing = engine_client, asyncio.Lock()
 
 
 def _public(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -77,10 +60,12 @@ async def reset_stats(request: Any) -> Any:
 
 async def _stats(request: Any, *, reset: bool) -> Any:
     try:
-        answers = await _ask(request.app.state.sere_engine, STATS, reset)
+        answers = await ask_engines(request.app.state.sere_engine, STATS, reset)
+        found = merge_answers(answers).to_mapping()
     except UnsupportedEngine as error:
         return _json({"error": str(error)}, 409)
-    found = merge_answers(answers).to_mapping()
+    except EngineError as error:
+        return _json({"error": str(error)}, 500)
     return _json(found | {"settings": _public(found["settings"])})
 
 
@@ -90,7 +75,7 @@ async def read_metrics(request: Any) -> Any:
     from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 
     try:
-        answers = await _ask(request.app.state.sere_engine, STATS, False)
+        answers = await ask_engines(request.app.state.sere_engine, STATS, False)
     except UnsupportedEngine as error:
         return _json({"error": str(error)}, 409)
     registry = CollectorRegistry()
@@ -102,12 +87,27 @@ async def change_settings(request: Any) -> Any:
     """Change settings from a JSON object; see `sere.integrations.vllm.configure`."""
     try:
         changes = await _object(request)
-        answers = await _ask(request.app.state.sere_engine, CONFIGURE, changes)
-        return _json(_public(agreed_settings(answers)))
-    except UnsupportedEngine as error:
+        return _json(_public(await _change(request.app.state, changes)))
+    except (UnsupportedEngine, ConcurrentChange) as error:
         return _json({"error": str(error)}, 409)
-    except (SereError, ValueError) as error:
+    except EngineError as error:
+        return _json({"error": str(error)}, 500)
+    except ValueError as error:
         return _json({"error": str(error)}, 400)
+
+
+async def _change(state: Any, changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Change settings, one change of this server after the other; see `configure`."""
+    async with state.sere_changing:
+        steps = agree(changes)
+        call = next(steps)
+        while True:
+            answers = await ask_engines(state.sere_engine, CONFIGURE, *call)
+            try:
+                call = steps.send(answers)
+            except StopIteration as end:
+                settings: dict[str, Any] = end.value
+                return settings
 
 
 async def _object(request: Any) -> dict[str, Any]:

@@ -46,13 +46,11 @@ async def ask_engines(client: Any, method: str, *args: Any) -> list[Any]:
     Raises:
         UnsupportedEngine: Re-routing is not active in this engine.
     """
-    config = getattr(client, "vllm_config", None)
-    if client is None or (config is not None and section(config) is None):
-        raise UnsupportedEngine(NOT_ACTIVE)
+    parallel = getattr(getattr(client, "vllm_config", None), "parallel_config", None)
+    # vLLM's own call of several engines returns what the first of them says.
+    ask_all = getattr(getattr(client, "engine_core", None), "call_utility_all_async", None)
     try:
-        # vLLM's own call of several engines returns what the first of them says.
-        ask_all = getattr(getattr(client, "engine_core", None), "call_utility_all_async", None)
-        if ask_all is None or config is None or config.parallel_config.data_parallel_size == 1:
+        if ask_all is None or getattr(parallel, "data_parallel_size", 1) == 1:
             return list(await client.collective_rpc(method, args=args))
         answers = await ask_all("collective_rpc", method, None, args, None)
         return [answer for engine in answers for answer in engine]

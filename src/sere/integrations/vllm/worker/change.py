@@ -10,16 +10,12 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-from sere.config.change import CHANGEABLE as SETTINGS
 from sere.config.change import changed
-from sere.errors import ConfigError, did_you_mean
 from sere.integrations.vllm import methods
+from sere.integrations.vllm.changes import SWITCHES, check_names
 from sere.integrations.vllm.worker.proposal import Proposal
 from sere.integrations.vllm.worker.start_log import warn_of_settings
 from sere.integrations.vllm.worker.state import WorkerState
-
-_SWITCHES = ("enabled", "count_only")
-CHANGEABLE = (*SETTINGS, *_SWITCHES)
 
 logger = logging.getLogger("vllm.sere")
 
@@ -84,20 +80,12 @@ def proposal_of(state: WorkerState, changes: Mapping[str, Any]) -> Proposal:
     Raises:
         ConfigError: A setting cannot be changed, or its value is refused.
     """
-    for key in changes:
-        if key not in CHANGEABLE:
-            raise ConfigError(
-                f"{key!r} cannot be changed while the engine runs{did_you_mean(str(key), CHANGEABLE)}; "
-                "restart it with the new setting"
-            )
-    switches = {name: changes.get(name, getattr(state, name)) for name in _SWITCHES}
-    for name, value in switches.items():
-        if not isinstance(value, bool):
-            raise ConfigError(f"{name}: expected true or false, got {value!r}")
-    values = {name: value for name, value in changes.items() if name not in _SWITCHES}
+    check_names(changes)
+    switches = {name: changes.get(name, getattr(state, name)) for name in SWITCHES}
+    values = {name: value for name, value in changes.items() if name not in SWITCHES}
     return state.propose(changed(state.given, values), **switches)
 
 
 def settings_of(state: WorkerState) -> dict[str, Any]:
     """Return the current settings and switches of a worker, JSON-ready."""
-    return state.config.to_mapping() | {name: getattr(state, name) for name in _SWITCHES}
+    return state.config.to_mapping() | {name: getattr(state, name) for name in SWITCHES}

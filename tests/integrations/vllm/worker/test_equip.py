@@ -21,11 +21,12 @@ from tests.support.vllm.server import free_port
 
 @pytest.mark.vllm
 def test_port_closes_with_its_worker() -> None:
-    """After a worker's warm-up its numbers are served until it shuts down, and then the port is free."""
+    """After warm-up the second engine's numbers are served on the second port, which closes with its worker."""
     pytest.importorskip("prometheus_client", reason="comes with vLLM: make test-vllm")
     ended, port = [], free_port()
     state = SimpleNamespace(
-        plugin_config=PluginConfig(reroute=RerouteConfig(select_top_k=1), metrics_port=port),
+        plugin_config=PluginConfig(reroute=RerouteConfig(select_top_k=1), metrics_port=port - 1),
+        data_parallel_rank=1,
         guard=SimpleNamespace(restart=lambda: None), reset_counters=lambda: None,
         report=lambda: report_without_layers(rerouted=3, prompts=1),
     )  # fmt: skip

@@ -21,7 +21,7 @@ from tests.support.vllm.server import free_port
 
 @pytest.mark.vllm
 def test_port_closes_with_its_worker() -> None:
-    """After warm-up the second engine's numbers are served on the second port, which closes with its worker."""
+    """After warm-up the second engine's numbers are served on the second port, until it shuts down."""
     pytest.importorskip("prometheus_client", reason="comes with vLLM: make test-vllm")
     ended, port = [], free_port()
     state = SimpleNamespace(

@@ -28,7 +28,7 @@ def layer_steps(state: WorkerState) -> list[int]:
 
 
 def test_one_row_is_left_alone_by_default(start: Start) -> None:
-    """At one row M is K: the step is counted as one of few rows, no layer counts it, and the reason is told."""
+    """At one row M is K: the step is one of few rows, no layer counts it, and the statistics say why."""
     running = start()
     running.prompts("a", "b")
     running.decode("a", steps=3)

@@ -19,7 +19,7 @@ def filled(layers: int = 3) -> tuple[StepLimits, dict[Choice, torch.Tensor]]:
     values: dict[Choice, torch.Tensor] = {
         name: torch.randint(0, 64, (layers, 1 + LIMIT_ROWS), dtype=torch.int32) for name in (None, *TIERS)
     }
-    limits.write(values)
+    limits.write(values, {None: 1, "safe": 3, "fast": 2})
     return limits, values
 
 
@@ -31,6 +31,9 @@ def test_the_most_careful_of_those_asked_for(steps: list[set[Choice]]) -> None:
     for asked in steps:
         limits.choose(frozenset(asked))
         assert torch.equal(limits.tensor, torch.stack([values[name] for name in asked]).amax(0))
+        assert limits.exact_rows(frozenset(asked)) == max(
+            {None: 1, "safe": 3, "fast": 2}[name] for name in asked
+        )
     assert limits.tensor.data_ptr() == address
 
 
@@ -44,7 +47,7 @@ def test_a_step_like_the_one_before_writes_nothing() -> None:
     limits.choose(frozenset({None, "fast"}))
     limits.choose(frozenset({None}))
     assert torch.equal(limits.tensor, values[None])
-    limits.write({None: values["safe"]})
+    limits.write({None: values["safe"]}, {None: 3})
     limits.choose(frozenset({None}))
     assert torch.equal(limits.tensor, values["safe"])
 

@@ -16,6 +16,7 @@ from sere.integrations.vllm.step_counts import StepCounts
 from sere.integrations.vllm.worker.row_budgets import RowBudgets
 from sere.integrations.vllm.worker.step_limits import StepLimits
 from sere.integrations.vllm.worker.steps import Steps
+from sere.policies import LayerShape
 from sere.reroute.constants import LAYER_BUDGET, PADDING_BUDGET
 from tests.support.vllm.standins import engine_config, new, step
 
@@ -29,8 +30,7 @@ class Announced:
         self.enabled, self.count_only, self.least_select_top_k = True, False, 2
         self.budgets = RowBudgets(8, torch.device("cpu"))
         self.policy = self.sere = object()
-        self.exact_rows: dict[str | None, int] = {None: 0}
-        self.mixed_rows = 8
+        self.shapes = [LayerShape(0, 16, 4)]
         self.limits, self.rules = StepLimits(1, (), torch.device("cpu")), SimpleNamespace(tiers=())
         self.counts, self.guard = StepCounts(), SimpleNamespace(step=lambda: None)
         self.vllm_config = engine_config(rank=0)

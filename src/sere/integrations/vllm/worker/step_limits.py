@@ -34,6 +34,7 @@ class StepLimits:
     def __init__(self, layers: int, tiers: Sequence[str], device: torch.device) -> None:
         self._index: dict[Choice, int] = {name: i for i, name in enumerate((None, OFF, *tiers))}
         self._chosen: frozenset[Choice] | None = None
+        self._exact_rows: Mapping[Choice, int] = dict.fromkeys(self._index, 0)
         width = 1 + LIMIT_ROWS
         # Tensors made in inference mode could not be written outside it.
         with torch.inference_mode(False):
@@ -41,15 +42,25 @@ class StepLimits:
             self.choices = torch.zeros(len(self._index), layers, width, dtype=torch.int32, device=device)
         self.choices[self._index[OFF], :, 0] = MOST_INT
 
-    def write(self, limits: Mapping[Choice, Tensor]) -> None:
+    def write(self, limits: Mapping[Choice, Tensor], exact_rows: Mapping[Choice, int]) -> None:
         """Take other limits from the next step on.
 
         Args:
             limits: By choice, ``OFF`` not among them: ``[layers, 1 + LIMIT_ROWS]``, int32, on the host.
+            exact_rows: By the same choices, up to how many rows a step surely changes nothing.
         """
+        self._exact_rows = exact_rows
         for name, values in limits.items():
             self.choices[self._index[name]].copy_(values)
         self._chosen = None
+
+    def exact_rows(self, asked: frozenset[Choice]) -> int:
+        """Return up to how many rows a step surely changes nothing; of several choices the largest.
+
+        Args:
+            asked: At least one choice, ``OFF`` not among them.
+        """
+        return max(self._exact_rows[choice] for choice in asked)
 
     def choose(self, asked: frozenset[Choice]) -> None:
         """Let the coming step have the limits of what its requests ask for, of each number the largest.

@@ -14,6 +14,7 @@ from sere.integrations.vllm.engine_stats import log_line, merge_answers
 from sere.integrations.vllm.start import versions
 from sere.integrations.vllm.tiers import OFF
 from sere.integrations.vllm.worker.request_book import RequestBook, StepRows
+from sere.integrations.vllm.worker.rules import mixed_rows
 from sere.integrations.vllm.worker.state import WorkerState
 
 logger = logging.getLogger("vllm.sere")
@@ -30,6 +31,7 @@ class Steps:
     def __init__(self, runner: Any, state: WorkerState) -> None:
         self.runner, self.state = runner, state
         self.book = RequestBook(state.rules.tiers)
+        self._mixed_rows = mixed_rows(state.shapes)
         self._logged = monotonic()
 
     def watch(self) -> None:
@@ -102,7 +104,7 @@ class Steps:
         rows = self.book.budgets(scheduler_output, names, counts, all_phases=state.config.phases == "all")
         if state.count_only:
             rows = rows.keeping_all()
-        elif rows.tiers and rows.protected >= state.mixed_rows:
+        elif rows.tiers and rows.protected >= self._mixed_rows:
             state.budgets.exact()
             state.counts.mixed += 1
             return
@@ -123,12 +125,12 @@ class Steps:
     def _too_few(self, rows: StepRows) -> bool:
         """Whether the settings say that a step of so few rows changes nothing."""
         state = self.state
+        assert state.limits is not None
         if state.policy is not state.sere:
             # Another rule is there to be measured.
             return False
-        # Of several choices the larger limits hold.
-        most = max(state.exact_rows[choice] for choice in rows.tiers)
-        return len(rows.budgets) <= most and (len(rows.budgets) == 1 or rows.alike)
+        count = len(rows.budgets)
+        return count <= state.limits.exact_rows(rows.tiers) and (count == 1 or rows.alike)
 
     def _log(self) -> None:
         state, every = self.state, self.state.plugin_config.log_seconds

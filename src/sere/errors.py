@@ -41,6 +41,10 @@ class UnsupportedEngine(SereError):
     """The serving engine, its version or a feature in use cannot be combined with re-routing."""
 
 
+class EngineError(SereError, RuntimeError):
+    """An engine that sere started failed; the text has the engine's own last error."""
+
+
 class ServerError(SereError, RuntimeError):
     """A server that sere started exited or did not answer; the text ends with its log."""
 

@@ -33,6 +33,10 @@ class TableMismatch(TableError):
     """A similarity table was made for a different model."""
 
 
+class HubError(SereError):
+    """A repository on the hub is missing, private or out of reach, or lacks the file that was wanted."""
+
+
 class UnsupportedModel(SereError):
     """The model has no experts modules that can be calibrated or re-routed; the text says why."""
 

@@ -8,11 +8,13 @@ from typing import Any
 from sere.defaults import TABLE, default_table
 from sere.errors import ConfigError, TableError, TableMismatch, name_some
 from sere.identity import architecture_of, summary
-from sere.table import SimilarityTable
+from sere.table import SimilarityTable, locate_table
 
 
 def find_table(given: str | None, model_config: Any) -> Path:
     """Return the path of the table: the one given, else the one beside the model's weights.
+
+    In the front end, a table that is named as on the hub is downloaded; workers get its path.
 
     Args:
         given: The setting ``table``.
@@ -20,15 +22,17 @@ def find_table(given: str | None, model_config: Any) -> Path:
 
     Raises:
         TableError: None was given and the model's folder has none.
+        HubError: The one given is on the hub, and cannot be downloaded.
     """
     if given is not None:
-        return Path(given).expanduser().absolute()
+        return locate_table(given).absolute()
     model = str(model_config.model)
     found = default_table(model, getattr(model_config, "revision", None))
     if found is None:
         raise TableError(
             f"table: none was given and the folder of {model!r} has no {TABLE}; make one with "
-            f'sere calibrate {model}, or give one with "table": "PATH" among the settings of sere'
+            f'sere calibrate {model}, or give one with "table": "PATH" or "table": "owner/name" among the '
+            "settings of sere"
         )
     return found
 

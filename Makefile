@@ -68,13 +68,14 @@ architectures: .venv/.dev ## every Mixture-of-Experts architecture built tiny an
 documents: .venv/.dev ## write the documents' tables and pictures from benchmarks/results
 	$(BIN)/python docs/build/documents.py
 
-# The defaults, fewer experts, and the paper's setting. Both targets continue after an interruption.
+# The defaults, fewer experts, and the paper's S=2, which needs no engine of its own: random tables have no factors.
+# Both targets continue after an interruption.
 BENCH_SERVE := .venv-vllm/bin/python -m sere bench serve --preset qwen3-30b-a3b --compile --threads 2 --vanilla --no-replay \
 	--out $(RESULTS)/serve_engines.jsonl
 FEW := sere:active_experts=8-8/16-15/32-28/64-50/128-80
 bench-serve: .venv-vllm/.ready ## vLLM on this CPU, at Qwen3-30B-A3B's layer shape: decoding, against vanilla
 	$(BENCH_SERVE) --depths 4 8 --batch-size 1 8 16 32 64 128 --prompt 8 --steps 12 --rounds 2 \
-		--setting sere --setting $(FEW) --setting sere:paper,select_top_k=2
+		--setting sere --setting $(FEW) --setting sere:select_top_k=2,active_experts=0
 
 bench-serve-loads: .venv-vllm/.ready ## the same: first tokens, prompts and a mixture
 	$(BENCH_SERVE) --layers 4 --rounds 2 --load ttft-32 ttft-2k ttft-8k prefill mixed

@@ -120,12 +120,6 @@ def _discard(stream: TextIO) -> None:
         os.dup2(nowhere.fileno(), stream.fileno())
 
 
-def spread_cells(spread: Mapping[str, float], digits: int) -> list[str]:
-    """Return two cells of a table: the median, and the 20th to the 80th percentile."""
-    low, middle, high = (f"{spread[name]:.{digits}f}" for name in ("p20", "p50", "p80"))
-    return [middle, f"{low} to {high}"]
-
-
 def spread_cell(spread: Mapping[str, float] | None, digits: int) -> str | None:
     """Return one cell of a table: the median, and in parentheses the 20th to the 80th percentile."""
     if spread is None:

@@ -98,6 +98,17 @@ def test_an_engine_that_fails_is_named_and_the_others_go_on(tmp_path: Path, mome
     assert [record["speedup_over_vanilla"] for record in records] == [None] * 4
 
 
+def test_all_engines_fail(tmp_path: Path) -> None:
+    """Where none starts there are no records, and each is named."""
+
+    def refuse(what: str, engine: EngineGroup, load: str) -> None:
+        raise EngineError("no memory")
+
+    failed: list[tuple[str, str]] = []
+    assert list(timing(tmp_path, Machine(refuse), failed=failed).records()) == []
+    assert [name for name, _ in failed] == ["engine sere of 4 layers", "engine vanilla of 4 layers"]
+
+
 def test_a_load_that_an_engine_refuses_is_left_out_there(tmp_path: Path) -> None:
     """Too many requests at once are no reason to lose the other loads of the same engine."""
 

@@ -76,4 +76,4 @@ def test_two_depths_say_what_the_complete_model_takes(
     records = [json.loads(line) for line in out.read_text().splitlines()]
     assert [record["subject"]["layers"] for record in records] == [1, 1, 2, 2]
     assert [("complete_model" in record) for record in records] == [False, False, True, True]
-    assert max(map(len, text.splitlines())) <= 110
+    assert max(map(len, text.splitlines())) <= 100

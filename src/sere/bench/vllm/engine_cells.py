@@ -102,7 +102,7 @@ class AliveEngines:
         ways = [(one, label) for one in timed for label in one.labels]
         for one, label in ways:
             self._prepare(one, label, load, count=visit == 0)
-        for number in rounds:
+        for number in rounds if ways else ():
             for one, label in turns(ways, number):
                 if not self._failures.has(one.engine, load):
                     block = self._try(one.engine, load, lambda: one.session.block(label))  # noqa: B023

@@ -50,7 +50,10 @@ def _serve(
         session = EngineSession(llm, settings, seed=started["seed"], replay=started["replay"])
         answer({"value": session.describe()})
         for question in questions:
-            answer({"value": _answer(session, **question)})
+            try:
+                answer({"value": _answer(session, **question)})
+            except SereError as error:  # of this load; the engine is as it was
+                answer({"refused": str(error)})
 
 
 def _answer(session: Session, do: str, of: Any) -> Any:

@@ -15,7 +15,7 @@ from typing import Any, TextIO
 from sere.bench.vllm.blocks import EngineBlock
 from sere.bench.vllm.engine_loads import EngineLoad
 from sere.engines.environment import end_session, engine_environment, last_lines
-from sere.errors import EngineError
+from sere.errors import EngineError, InputError
 from sere.policies.spec import PolicySpec
 
 _END_S = 10
@@ -60,6 +60,8 @@ class EngineStart:
 
 class RemoteSession:
     """The session of an engine in another process; see ``Session``.
+
+    Its methods raise `InputError` if the engine refuses a load, and `EngineError` if the engine has ended.
 
     Attributes:
         pid: The process.
@@ -111,7 +113,8 @@ class RemoteSession:
             raise EngineError(f"the engine's process ended with code {code}; {last_lines(self._log)}")
         answer = json.loads(line)
         if "refused" in answer:
-            raise EngineError(answer["refused"])
+            # Without a description the engine has not started; else it refuses one load.
+            raise (InputError if self._described else EngineError)(answer["refused"])
         if "failed" in answer:
             raise EngineError(f"{answer['failed']}; {last_lines(self._log)}")
         return answer["value"]

@@ -20,7 +20,7 @@ from sere.cli.loading import (
     table_path,
 )
 from sere.cli.numbers import whole
-from sere.cli.output import add_json_flag, case_table, emit_lines, say, spread_cells
+from sere.cli.output import add_json_flag, case_table, emit_lines, say, spread_cell
 from sere.cli.parser import add_command, add_setting_argument
 from sere.cli.settings import DEFAULT
 from sere.errors import ConfigError
@@ -166,8 +166,7 @@ def _random_model(args: argparse.Namespace, layers: int) -> Any:
 def render(records: list[Mapping[str, Any]]) -> str:
     """Return the records as a table with one row per case."""
     several = len({record["subject"]["layers"] for record in records}) > 1
-    headers = ["B", *["layers"] * several, "TPOT ms", "p20 to p80", "speedup", "p20 to p80", "experts",
-               "overhead µs/layer", "% of step"]  # fmt: skip
+    headers = ["B", *["layers"] * several, "TPOT ms", "speedup", "experts", "overhead µs", "% of step"]
     table = case_table([(record["setting"], _row(record, several)) for record in records], headers)
     return table + render_depths(records, lambda record: f"B={record['batch_size']}")
 
@@ -179,8 +178,8 @@ def _row(record: Mapping[str, Any], depth: bool) -> list[Any]:
     return [
         record["batch_size"],
         *[record["subject"]["layers"]] * depth,
-        *spread_cells(tpot, 2),
-        *spread_cells(speedup, 3),
+        spread_cell(tpot, 2),
+        spread_cell(speedup, 3),
         f"{experts['distinct_before']:.1f} > {experts['distinct_after']:.1f}",
         None if overhead is None else f"{overhead['us_per_layer']:.0f}",
         None if overhead is None else f"{100 * overhead['ms_per_step'] / tpot['p50']:.1f}",

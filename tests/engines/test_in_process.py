@@ -63,7 +63,7 @@ def test_a_failed_start_has_vllms_own_reason(tmp_path: Path) -> None:
 def test_an_engine_asks_for_memory_that_is_free(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: dict[str, float], asked: float
 ) -> None:
-    """On a CPU an engine starts beside others: it asks for a share of what they leave, unless one is given."""
+    """On a CPU an engine starts beside others: it asks for a share of what they leave."""
     options: dict[str, Any] = {}
 
     def started(*_: Any, **given: Any) -> None:

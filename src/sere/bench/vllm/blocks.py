@@ -65,8 +65,8 @@ def run_block(llm: Any, load: EngineLoad, prompts: Sequence[Sequence[int]]) -> E
     together = not run.ended_early and len(block.step_ms) == load.requests[0].tokens - 1
     if load.measure == "tpot" and not together:
         raise InputError(
-            f"bench serve: {len(prompts)} requests did not all run at once; give the engine a larger KV cache "
-            "(on a CPU with VLLM_CPU_KVCACHE_SPACE, in GiB), or use a smaller --batch-size"
+            f"bench serve: {len(prompts)} requests did not all run at once; give the engine a larger KV "
+            "cache (on a CPU with VLLM_CPU_KVCACHE_SPACE, in GiB), or use a smaller --batch-size"
         )
     return block
 

@@ -46,7 +46,15 @@ class UnsupportedEngine(SereError):
 
 
 class EngineError(SereError, RuntimeError):
-    """An engine that sere started failed; the text has the engine's own last error."""
+    """Workers of a serving engine failed or hold different settings; the text says what holds now."""
+
+
+class ConcurrentChange(SereError, RuntimeError):
+    """Two changes of a serving engine's settings met, and this one was not made."""
+
+
+class EngineFailure(SereError, RuntimeError):
+    """An engine that sere started did not start, or ended; the text has the engine's own last error."""
 
 
 class ServerError(SereError, RuntimeError):

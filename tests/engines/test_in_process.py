@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from sere.engines.in_process import in_process_engine, worker_of
-from sere.errors import EngineError
+from sere.errors import EngineFailure
 from tests.support.vllm.engines import engine, generate, prompts
 from tests.support.vllm.models import save_model
 
@@ -48,7 +48,7 @@ def test_an_engine_that_ended_leaves_no_weights(tmp_path: Path) -> None:
 def test_a_failed_start_has_vllms_own_reason(tmp_path: Path) -> None:
     """What vLLM refuses is one error with the reasons, without the whole configuration that it prints."""
     with (
-        pytest.raises(EngineError, match=r"vLLM .* did not start: .*max_model_len") as caught,
+        pytest.raises(EngineFailure, match=r"vLLM .* did not start: .*max_model_len") as caught,
         engine(save_model(tmp_path), max_model_len=100_000),
     ):
         pass
@@ -73,6 +73,6 @@ def test_an_engine_asks_for_memory_that_is_free(
     monkeypatch.delenv("VLLM_CPU_KVCACHE_SPACE", raising=False)
     monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=50, total=100))
     monkeypatch.setattr("vllm.LLM", started)
-    with pytest.raises(EngineError, match="enough"), in_process_engine(save_model(tmp_path), **given):
+    with pytest.raises(EngineFailure, match="enough"), in_process_engine(save_model(tmp_path), **given):
         pass
     assert options["gpu_memory_utilization"] == asked

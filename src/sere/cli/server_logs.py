@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from sere.errors import EngineError, ServerError, name_some
+from sere.errors import EngineFailure, ServerError, name_some
 
 
 class Logs:
@@ -43,14 +43,14 @@ def server_logs(out: Path | None) -> Iterator[Logs]:
 
     Raises:
         ServerError: A server's error, with where the logs are.
-        EngineError: An engine's.
+        EngineFailure: An engine's.
     """
     folder = Path(tempfile.mkdtemp(prefix="sere-bench-")) if out is None else out.absolute().parent
     folder.mkdir(parents=True, exist_ok=True)
     logs = Logs(folder, "" if out is None else f"{out.name}.")
     try:
         yield logs
-    except (ServerError, EngineError) as error:
+    except (ServerError, EngineFailure) as error:
         logs.keep = True
         raise type(error)(f"{error}{logs.where()}") from error
     finally:

@@ -14,7 +14,7 @@ import torch
 
 from sere.errors import (
     ConfigError,
-    EngineError,
+    EngineFailure,
     MissingDependency,
     SereError,
     UnsupportedEngine,
@@ -46,7 +46,7 @@ def in_process_engine(
         MissingDependency: vLLM is not installed.
         ConfigError: vLLM has no such option.
         SereError: The settings are refused.
-        EngineError: vLLM did not start; the text has its own error.
+        EngineFailure: vLLM did not start; the text has its own error.
     """
     os.environ.update(_ENVIRONMENT)
     if threads is not None:
@@ -109,7 +109,7 @@ def _started(make: Any, model: str, options: dict[str, Any]) -> Any:
 
     Raises:
         SereError: Our plug-in refused something.
-        EngineError: Anything else went wrong.
+        EngineFailure: Anything else went wrong.
     """
     try:
         return make(model, **options)
@@ -118,7 +118,7 @@ def _started(make: Any, model: str, options: dict[str, Any]) -> Any:
         for cause in causes:
             if isinstance(cause, SereError):
                 raise cause from None
-        raise EngineError(f"vLLM {engine_version()} did not start: {_own_words(causes[-1])}") from error
+        raise EngineFailure(f"vLLM {engine_version()} did not start: {_own_words(causes[-1])}") from error
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:

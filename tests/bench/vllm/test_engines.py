@@ -10,7 +10,7 @@ import pytest
 from sere.bench.vllm.engine_groups import EngineGroup
 from sere.bench.vllm.engine_loads import NAMED_LOADS, EngineLoad, decoding
 from sere.bench.vllm.engines import EnginesPlan
-from sere.errors import EngineError, InputError
+from sere.errors import EngineFailure, InputError
 from sere.policies.spec import parse_specs
 from tests.support.timed_engines import Machine, timing
 
@@ -87,7 +87,7 @@ def test_an_engine_that_fails_is_named_and_the_others_go_on(tmp_path: Path, mome
 
     def refuse(what: str, engine: EngineGroup, load: str) -> None:
         if (what, engine.kind) == (moment, "vanilla"):
-            raise EngineError("no memory")
+            raise EngineFailure("no memory")
 
     failed: list[tuple[str, str]] = []
     bench = timing(tmp_path, Machine(refuse), failed=failed)
@@ -102,7 +102,7 @@ def test_all_engines_fail(tmp_path: Path) -> None:
     """Where none starts there are no records, and each is named."""
 
     def refuse(what: str, engine: EngineGroup, load: str) -> None:
-        raise EngineError("no memory")
+        raise EngineFailure("no memory")
 
     failed: list[tuple[str, str]] = []
     assert list(timing(tmp_path, Machine(refuse), failed=failed).records()) == []

@@ -20,7 +20,7 @@ from sere.bench.vllm.engine_process import EngineStart, engine_process
 from sere.bench.vllm.replay import record_routing, replayed
 from sere.bench.vllm.session import EngineSession
 from sere.cli import main
-from sere.errors import EngineError, InputError
+from sere.errors import EngineFailure, InputError
 from sere.integrations.vllm import read_stats
 from sere.policies.spec import parse_specs
 from tests.support.vllm.engines import engine, generate, prompts
@@ -134,7 +134,7 @@ def test_a_vanilla_engine_and_the_end_of_its_process(tmp_path: Path) -> None:
         session.open(decoding(2, 4, 3))
         assert "sere" not in (tmp_path / "log").read_text().replace(str(tmp_path), "")
         os.killpg(session.pid, signal.SIGKILL)
-        with pytest.raises(EngineError, match=r"process ended with code -9; the end of its log"):
+        with pytest.raises(EngineFailure, match=r"process ended with code -9; the end of its log"):
             session.block("vanilla")
 
 
@@ -146,7 +146,7 @@ def test_a_start_that_fails_says_what_vllm_says(tmp_path: Path) -> None:
         options={"skip_tokenizer_init": True, "max_model_len": 100_000},
     )  # fmt: skip
     with (
-        pytest.raises(EngineError, match=r"vLLM .* did not start: .*max_model_len"),
+        pytest.raises(EngineFailure, match=r"vLLM .* did not start: .*max_model_len"),
         engine_process(how, tmp_path / "log"),
     ):
         pass

@@ -12,7 +12,7 @@ from sere.bench.vllm.blocks import EngineBlock
 from sere.bench.vllm.engine_groups import EngineGroup
 from sere.bench.vllm.engine_loads import EngineLoad
 from sere.bench.vllm.session import Session
-from sere.errors import EngineError, SereError
+from sere.errors import EngineFailure, SereError
 
 T = TypeVar("T")
 
@@ -43,7 +43,7 @@ class Failures:
 
     def add(self, engine: EngineGroup, load: EngineLoad | None, error: SereError) -> None:
         """Note a failure: of the engine, unless it refused the load alone."""
-        if load is None or isinstance(error, EngineError):
+        if load is None or isinstance(error, EngineFailure):
             self.engines.add(engine.name)
         else:
             self.loads.add((engine.name, load.label))

@@ -15,7 +15,7 @@ from typing import Any, TextIO
 from sere.bench.vllm.blocks import EngineBlock
 from sere.bench.vllm.engine_loads import EngineLoad
 from sere.engines.environment import end_session, engine_environment, last_lines
-from sere.errors import EngineError, InputError
+from sere.errors import EngineFailure, InputError
 from sere.policies.spec import PolicySpec
 
 _END_S = 10
@@ -61,7 +61,7 @@ class EngineStart:
 class RemoteSession:
     """The session of an engine in another process; see ``Session``.
 
-    Its methods raise `InputError` if the engine refuses a load, and `EngineError` if the engine has ended.
+    Its methods raise `InputError` if the engine refuses a load, and `EngineFailure` if the engine has ended.
 
     Attributes:
         pid: The process.
@@ -76,7 +76,7 @@ class RemoteSession:
         """Wait until the engine has started.
 
         Raises:
-            EngineError: It did not.
+            EngineFailure: It did not.
         """
         self._described = self._ask(how.to_json())
 
@@ -110,13 +110,13 @@ class RemoteSession:
         line = self._answers.readline()
         if not line:
             code = self._process.wait()
-            raise EngineError(f"the engine's process ended with code {code}; {last_lines(self._log)}")
+            raise EngineFailure(f"the engine's process ended with code {code}; {last_lines(self._log)}")
         answer = json.loads(line)
         if "refused" in answer:
             # Without a description the engine has not started; else it refuses one load.
-            raise (InputError if self._described else EngineError)(answer["refused"])
+            raise (InputError if self._described else EngineFailure)(answer["refused"])
         if "failed" in answer:
-            raise EngineError(f"{answer['failed']}; {last_lines(self._log)}")
+            raise EngineFailure(f"{answer['failed']}; {last_lines(self._log)}")
         return answer["value"]
 
 
@@ -129,7 +129,7 @@ def engine_process(how: EngineStart, log: Path) -> Iterator[RemoteSession]:
         log: Where vLLM's output goes; appended to.
 
     Raises:
-        EngineError: The engine did not start, or its process ended; the text has the reason.
+        EngineFailure: The engine did not start, or its process ended; the text has the reason.
     """
     reading, writing = os.pipe()
     with log.open("a") as output, os.fdopen(reading) as answers:

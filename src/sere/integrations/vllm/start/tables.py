@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +60,32 @@ def load_table(path: Path, text_config: Any) -> SimilarityTable:
             "give its own table"
         )
     return table
+
+
+def digest(table: SimilarityTable) -> str:
+    """Return what all ranks of an engine must agree on: similarities and tiers, as a hex digest."""
+    tiers = {name: tier.to_mapping() for name, tier in table.tiers.items()}
+    return hashlib.sha256(json.dumps([table.fingerprint, tiers], sort_keys=True).encode()).hexdigest()
+
+
+def check_same(path: Path, table: SimilarityTable, expected: str | None) -> None:
+    """Refuse a table that is not the one that the engine was started with.
+
+    Args:
+        path: The file.
+        table: Its content.
+        expected: The setting ``table_digest``; None where nothing is expected.
+
+    Raises:
+        TableMismatch: It is another table.
+    """
+    if expected is not None and (found := digest(table)) != expected:
+        raise TableMismatch(
+            f"{path} on {socket.gethostname()}: expected the table that the engine was started with "
+            f"(table_digest {expected[:12]}), got another one ({found[:12]}, fingerprint "
+            f"{table.fingerprint[:12]}): ranks with different tables would compute parts of different "
+            "experts; copy the same file to every machine, or leave table_digest out to take this one"
+        )
 
 
 def request_tiers(table: SimilarityTable, given: tuple[str, ...] | None) -> tuple[str, ...]:

@@ -108,7 +108,8 @@ class SmallEngine:
     def __init__(self, state: WorkerState, skipped: Sequence[int] = ()) -> None:
         self.state, self.skipped = state, skipped
         self.before_layers: Callable[[], object] = lambda: None
-        Steps(self, state).watch()
+        self.steps = Steps(self, state)
+        self.steps.watch()
 
     def prompts(self, *names: str, tier: Any = None) -> None:
         """Run one step that reads prompts of three tokens."""

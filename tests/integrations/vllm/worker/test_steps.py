@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from types import SimpleNamespace
 from typing import Any
 
@@ -30,7 +31,7 @@ class Announced:
         self.budgets = RowBudgets(8, torch.device("cpu"), may_skip=False)
         self.limits, self.rules = StepLimits(1, (), torch.device("cpu")), SimpleNamespace(tiers=())
         self.counts, self.guard = StepCounts(), SimpleNamespace(step=lambda: None)
-        self.vllm_config = engine_config(rank=0)
+        self.vllm_config, self.lock = engine_config(rank=0), threading.RLock()
 
 
 class RunnerV2:

@@ -35,6 +35,7 @@ def _apply(state: WorkerState, changes: Mapping[str, Any]) -> None:
     check_names(changes)
     switches = {name: changes.get(name, getattr(state, name)) for name in SWITCHES}
     values = {name: value for name, value in changes.items() if name not in SWITCHES}
-    state.change(changed(state.given, values), **switches)
+    with state.lock:
+        state.change(changed(state.given, values), **switches)
     if state.enabled and state.speaks:
         warn_of_settings(state)

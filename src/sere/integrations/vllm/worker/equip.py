@@ -52,7 +52,7 @@ def equip(worker: Any, values: object) -> None:
     setattr(worker, CONFIGURE, functools.partial(change, state))
     _around_loading(worker, state)
     _after_warm_up(worker, state)
-    _before_shutdown(worker, state.guard.last_look)
+    _before_shutdown(worker, functools.partial(_say_last, worker, state))
 
 
 def _around_loading(worker: Any, state: WorkerState) -> None:
@@ -88,11 +88,20 @@ def _after_warm_up(worker: Any, state: WorkerState) -> None:
         state.guard.restart()
         config = state.plugin_config
         if worker.rank == 0 and config.metrics_port is not None:
-            close = serve_metrics(state.report, config.metrics_host, config.metrics_port)
+            read = worker.sere_steps.reporter.read
+            close = serve_metrics(read, config.metrics_host, config.metrics_port)
             _before_shutdown(worker, close)
         return result
 
     worker.compile_or_warm_up_model = warming
+
+
+def _say_last(worker: Any, state: WorkerState) -> None:
+    """Log what is left to say when the worker shuts down, also if its model was never loaded."""
+    state.guard.last_look()
+    steps = getattr(worker, "sere_steps", None)
+    if steps is not None:
+        steps.reporter.last_line()
 
 
 def _before_shutdown(worker: Any, act: Callable[[], None]) -> None:

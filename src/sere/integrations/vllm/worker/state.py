@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -51,6 +52,7 @@ class WorkerState:
         kernel: Class name of the expert kernel, or None where it cannot be told.
         counts: Steps by what was done with them.
         guard: Says in the log why nothing was re-routed.
+        lock: Held by a step while it runs, and by whatever reads or changes what steps count.
 
     Raises:
         ConfigError: The settings do not fit the table.
@@ -69,6 +71,7 @@ class WorkerState:
         self.limits: StepLimits | None = None
         self.kernel: str | None = None
         self.counts = StepCounts()
+        self.lock = threading.RLock()
         self.guard = Guard(self.report, speaks=self.speaks)
         self._routers: dict[int, SereRouter] = {}
 
@@ -207,11 +210,12 @@ class WorkerState:
 
     def read(self, reset: bool = False) -> dict[str, Any]:
         """Return what was counted, as `report`, and set all counters to zero if ``reset`` says so."""
-        found = self.report()
-        if reset:
-            self.guard.carry(found)
-            self.reset_counters()
-        return found
+        with self.lock:
+            found = self.report()
+            if reset:
+                self.guard.carry(found)
+                self.reset_counters()
+            return found
 
     def report(self) -> dict[str, Any]:
         """Return settings and counts as plain numbers, which can be sent between processes."""

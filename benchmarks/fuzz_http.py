@@ -5,8 +5,8 @@ the bodies: JSON of any form, settings with right and wrong values, bytes, large
 wrong keys and media types; what the server must refuse stays as small as it can find. Exit code 1 unless
 
 - every request is answered with a status that is not the server's fault (below 500), and within `PATIENCE_S`;
-- no token of the stream comes later than 100 ms after the one before it, or than the worst of the control:
-  the same stream while as many requests go to ``/health``, because a busy machine delays tokens by itself;
+- no token of the stream comes later than 100 ms after the one before it, or than twice the worst of the
+  control: the same stream while requests go to ``/health``, because a busy machine delays tokens by itself;
 - the stream's text is the same at the end, with the settings of the start, as alone before.
 """
 
@@ -42,6 +42,7 @@ ROUTES = {"settings": "POST", "reset": "POST", "stats": "GET", "metrics": "GET"}
 LAYERS, EXPERTS = 6, 96
 PAUSE_MS = 100.0
 PATIENCE_S = 30.0
+CONTROL_S = 60.0
 START_S = 580.0
 PROMPT = "add 123 456 = "
 FIRST: dict[str, Any] = {"tier": None, "select_top_k": 1, "threshold": 0.0, "active_experts": 24,
@@ -107,19 +108,18 @@ class Stream:
     """One client that reads tokens all the while.
 
     Attributes:
-        gaps_ms: Milliseconds between two pieces of one answer.
+        server: The server.
         wrong: What should not have happened.
     """
 
     server: Server
-    gaps_ms: list[float] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)
 
     @contextmanager
-    def reading(self) -> Iterator[None]:
-        """Read answers until the block ends."""
+    def reading(self, gaps_ms: list[float]) -> Iterator[None]:
+        """Read answers until the block ends; add the milliseconds between two pieces of one answer."""
         stop = threading.Event()
-        thread = threading.Thread(target=self._read, args=(stop,))
+        thread = threading.Thread(target=self._read, args=(stop, gaps_ms))
         thread.start()
         try:
             yield
@@ -127,7 +127,7 @@ class Stream:
             stop.set()
             thread.join()
 
-    def _read(self, stop: threading.Event) -> None:
+    def _read(self, stop: threading.Event, gaps_ms: list[float]) -> None:
         body = {"model": "tiny", "prompt": PROMPT, "max_tokens": 200, "temperature": 0, "ignore_eos": True,
                 "stream": True}  # fmt: skip
         while not stop.is_set():
@@ -140,7 +140,7 @@ class Stream:
                 if line.startswith(b"data: {"):
                     now = perf_counter()
                     if last is not None:
-                        self.gaps_ms.append(1000 * (now - last))
+                        gaps_ms.append(1000 * (now - last))
                     last, pieces = now, pieces + 1
             connection.close()
             if answer.status != 200 or not pieces:
@@ -190,28 +190,31 @@ def random_table_of_the_bundled_model(path: Path) -> None:
 
 
 def fuzz(server: Server, examples: int, first_seed: int) -> dict[str, Any]:
-    """Send the control's requests, then the generated ones; return what was seen."""
+    """Send to each route the control's requests, then the generated ones; return what was seen."""
     before, stream = ask(server), Stream(server)
-    with stream.reading():
-        control = Sender(server)
-        for _ in range(examples):
-            control.send("GET", "/health", b"", {})
-    quiet, stream.gaps_ms = spread(stream.gaps_ms), []
+    gaps: dict[str, list[float]] = {"control": [], "fuzzed": []}
     statuses: dict[str, dict[str, int]] = {}
-    wrong = control.wrong
+    wrong: list[str] = []
     slowest = 0.0
-    with stream.reading():
-        for number, (route, method) in enumerate(ROUTES.items()):
-            sender = Sender(server)
+    for number, (route, method) in enumerate(ROUTES.items()):
+        control, sender = Sender(server), Sender(server)
+        with stream.reading(gaps["control"]):
+            started = perf_counter()
+            while perf_counter() - started < CONTROL_S:
+                control.send("GET", "/health", b"", {})
+        with stream.reading(gaps["fuzzed"]):
             _fuzz_route(sender, method, route, examples, first_seed + number)
-            statuses[route] = dict(sorted(sender.statuses.items()))
-            wrong, slowest = wrong + sender.wrong, max(slowest, sender.slowest_ms)
-    loud = spread(stream.gaps_ms)
+        statuses[route] = dict(sorted(sender.statuses.items()))
+        print(f"{route}: {statuses[route]}", file=sys.stderr, flush=True)
+        wrong, slowest = wrong + sender.wrong, max(slowest, sender.slowest_ms)
+        # Switched off or only counting, the other routes would have less to do.
+        server.post("/v1/sere/settings", FIRST)
+    quiet, loud = spread(gaps["control"]), spread(gaps["fuzzed"])
     server.check()
     status, answer = server.post("/v1/sere/settings", FIRST)
     if status != 200 or ask(server) != before:
         wrong.append(f"with the first settings again, another text or answer: {status} {answer}")
-    if loud["most"] > max(PAUSE_MS, quiet["most"]):
+    if loud["most"] > max(PAUSE_MS, 2 * quiet["most"]):
         wrong.append(
             f"a token came {loud['most']} ms after the one before; in the control {quiet['most']} ms"
         )
@@ -294,8 +297,9 @@ def ask(server: Server) -> str:
 def spread(values: list[float]) -> dict[str, float]:
     """Return the middle and the end of a distribution."""
     ordered = sorted(values) or [0.0]
+    slow = sum(value > PAUSE_MS for value in values)
     at = {"median": 0.5, "p99": 0.99, "p99_9": 0.999, "most": 1.0}
-    return {"count": len(values)} | {
+    return {"count": len(values), "above_100_ms": slow} | {
         name: round(ordered[min(len(ordered) - 1, int(share * len(ordered)))], 2)
         for name, share in at.items()
     }

@@ -12,9 +12,13 @@ import torch
 from sere.config import RerouteConfig
 from sere.integrations.vllm.engine_stats import merge_answers
 from sere.integrations.vllm.plugin_config import PluginConfig
+from sere.integrations.vllm.tiers import OFF, PROTECTED, Allowed
 from sere.integrations.vllm.worker.guard import FIRST_LOOK
 from sere.integrations.vllm.worker.state import WorkerState
 from sere.integrations.vllm.worker.steps import Steps
+
+ALL = Allowed.of([OFF], (1, PROTECTED))
+"""What requests may ask for where a table has no tiers and settings forbid nothing."""
 
 
 def new(name: str, prompt: int, tier: Any = None) -> SimpleNamespace:
@@ -74,7 +78,7 @@ def prepared(
     select_top_k: int = 1,
     log_seconds: float = 0,
     stage: tuple[int, int] = (0, 2),
-    request_tiers: tuple[str, ...] | None = None,
+    requests: dict[str, Any] | None = None,
     **settings: Any,
 ) -> WorkerState:
     """A state whose layers are stand-ins for vLLM's runners, prepared as after loading."""
@@ -85,7 +89,7 @@ def prepared(
         model_config=SimpleNamespace(get_layers_start_end_indices=lambda _parallel: stage),
     )
     reroute = RerouteConfig(select_top_k=select_top_k, **settings)
-    plugin_config = PluginConfig(reroute=reroute, log_seconds=log_seconds, request_tiers=request_tiers)
+    plugin_config = PluginConfig(reroute=reroute, log_seconds=log_seconds, **(requests or {}))
     found = WorkerState(plugin_config, config, table)
     for index in set(table.layers) & set(range(*stage)):
         layer = runner()

@@ -28,7 +28,7 @@ class Steps:
 
     def __init__(self, runner: Any, state: WorkerState) -> None:
         self.runner, self.state = runner, state
-        self.book = RequestBook(state.rules.tiers)
+        self.book = RequestBook(state.rules.allowed)
         self.reporter = Reporter(state)
 
     def watch(self) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 import urllib.error
 import urllib.request
 from contextlib import nullcontext
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,23 +16,28 @@ import torch
 from sere.config import RerouteConfig
 from sere.integrations.vllm.plugin_config import PluginConfig
 from sere.integrations.vllm.worker.equip import _after_warm_up, _around_loading
+from sere.integrations.vllm.worker.reporter import Reporter
 from tests.support.vllm.metrics import report_without_layers, scrape
 from tests.support.vllm.server import free_port
+from tests.support.vllm.standins import ALL
 
 
 @pytest.mark.vllm
 def test_port_closes_with_its_worker() -> None:
-    """After a worker's warm-up its numbers are served until it shuts down, and then the port is free."""
+    """After warm-up the second engine's numbers are served on the second port, until it shuts down."""
     pytest.importorskip("prometheus_client", reason="comes with vLLM: make test-vllm")
     ended, port = [], free_port()
     state = SimpleNamespace(
-        plugin_config=PluginConfig(reroute=RerouteConfig(select_top_k=1), metrics_port=port),
+        plugin_config=PluginConfig(reroute=RerouteConfig(select_top_k=1), metrics_port=port - 1),
+        data_parallel_rank=1,
         guard=SimpleNamespace(restart=lambda: None), reset_counters=lambda: None,
         report=lambda: report_without_layers(rerouted=3, prompts=1),
     )  # fmt: skip
+    state.lock, state.budgets = threading.RLock(), None
     worker: Any = SimpleNamespace(
-        rank=0, compile_or_warm_up_model=lambda: 7, shutdown=lambda: ended.append("worker")
-    )
+        rank=0, compile_or_warm_up_model=lambda: 7, shutdown=lambda: ended.append("worker"),
+        sere_steps=SimpleNamespace(reporter=Reporter(state)),  # type: ignore[arg-type]
+    )  # fmt: skip
     _after_warm_up(worker, state)  # type: ignore[arg-type]
     for _ in range(2):
         assert worker.compile_or_warm_up_model() == 7
@@ -43,7 +50,8 @@ def test_port_closes_with_its_worker() -> None:
 
 def test_tensors_are_made_where_the_model_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     """The device is the model runner's: before 0.23 the worker of a CPU has none."""
-    monkeypatch.setattr("sere.integrations.vllm.worker.equip.report_layers", lambda _: nullcontext())
+    for name in ("report_layers", "without_table"):
+        monkeypatch.setattr(f"sere.integrations.vllm.worker.equip.{name}", lambda _: nullcontext())
     runner = SimpleNamespace(
         device=torch.device("meta"), prepare_inputs=len, _dummy_run=len, execute_model=len
     )
@@ -56,8 +64,8 @@ def test_tensors_are_made_where_the_model_runs(monkeypatch: pytest.MonkeyPatch) 
     )  # fmt: skip
     seen: list[Any] = []
     state: Any = SimpleNamespace(
-        add=None, speaks=False, rules=SimpleNamespace(tiers=()), prepare=lambda *given: seen.append(given)
+        add=None, speaks=False, rules=SimpleNamespace(allowed=ALL), prepare=lambda *given: seen.append(given)
     )
-    _around_loading(worker, state)
+    _around_loading(worker, state, Path("none"))
     worker.load_model()
     assert seen == [(torch.device("meta"), 8)]

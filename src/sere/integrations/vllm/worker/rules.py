@@ -34,6 +34,7 @@ class Rules:
     Attributes:
         allowed: What requests may ask for.
         tiers: The tiers among that.
+        digest: What the table is, for comparing it between ranks.
         kernels: Class names of the layers' expert kernels, None where one cannot be told; all layers get what
             all of them support.
 
@@ -45,6 +46,7 @@ class Rules:
         self.table = table
         self.allowed = tables.allowed_of_requests(table, plugin_config)
         self.tiers = tuple(name for name in table.tiers if name in self.allowed.names)
+        self.digest = tables.digest(table)
         self.kernels: set[str | None] = set()
         self._merge_given = plugin_config.merge_given
 

@@ -18,6 +18,7 @@ from sere.integrations.vllm.plugin_config import PluginConfig
 from sere.integrations.vllm.start import features, tables, versions
 from sere.integrations.vllm.worker.answers import answering
 from sere.integrations.vllm.worker.change import Changes
+from sere.integrations.vllm.worker.compile_key import keep_settings_out
 from sere.integrations.vllm.worker.metrics_port import serve_metrics
 from sere.integrations.vllm.worker.router_hook import report_layers
 from sere.integrations.vllm.worker.start_log import log_start
@@ -54,6 +55,7 @@ def equip(worker: Any, values: object) -> None:
     worker.sere_state = state
     for name, method in methods_of(state).items():
         setattr(worker, name, method)
+    keep_settings_out(config)
     _around_loading(worker, state, path)
     watch_reloading(worker, path, speaks=state.speaks)
     _after_warm_up(worker, state)

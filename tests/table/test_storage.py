@@ -278,5 +278,5 @@ def test_foreign_tensors_are_refused(tmp_path: Path) -> None:
     with refuses("layer 5: has a scale but no similarity"):
         SimilarityTable.load(path)
     rewrite(path, tensors={"bias": matrix(1)})
-    with refuses("expected tensors named layers.<index>.similarity or .scale, got 'bias'"):
+    with refuses("expected tensors named layers.<index>.similarity, .scale or .sensitivity, got 'bias'"):
         SimilarityTable.load(path)

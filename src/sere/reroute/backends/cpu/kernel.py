@@ -181,10 +181,7 @@ def _masses(ids, weights, row_budgets, sensitivity):
             if 0 <= e < E and abs(weights[t, k]) > 0:
                 square = np.float64(weights[t, k]) * np.float64(weights[t, k])
                 mass[e] += np.int64(min(np.rint(square * square * MASS_UNITS), MASS_BOUND))
-    weighted = np.empty(E, np.float64)
-    for e in range(E):
-        weighted[e] = np.float64(mass[e]) * np.float64(sensitivity[e])
-    return weighted
+    return mass * sensitivity.astype(np.float64)
 
 
 @njit

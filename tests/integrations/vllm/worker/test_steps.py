@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,7 +19,7 @@ from sere.integrations.vllm.worker.step_limits import StepLimits
 from sere.integrations.vllm.worker.steps import Steps
 from sere.policies import LayerShape
 from sere.reroute.constants import LAYER_BUDGET, PADDING_BUDGET
-from tests.support.vllm.standins import engine_config, new, step
+from tests.support.vllm.standins import ALL, engine_config, new, step
 
 
 class Announced:
@@ -31,9 +32,9 @@ class Announced:
         self.budgets = RowBudgets(8, torch.device("cpu"))
         self.policy = self.sere = object()
         self.shapes = [LayerShape(0, 16, 4)]
-        self.limits, self.rules = StepLimits(1, (), torch.device("cpu")), SimpleNamespace(tiers=())
+        self.limits, self.rules = StepLimits(1, (), torch.device("cpu")), SimpleNamespace(allowed=ALL)
         self.counts, self.guard = StepCounts(), SimpleNamespace(step=lambda: None)
-        self.vllm_config = engine_config(rank=0)
+        self.vllm_config, self.lock = engine_config(rank=0), threading.RLock()
 
 
 class RunnerV2:

@@ -127,7 +127,7 @@ def mixed_rows(shapes: Iterable[LayerShape]) -> int:
     Args:
         shapes: The layers.
 
-    Source: docs/measurements.md, "Mixed steps".
+    Source: benchmarks/mixed_steps.py counts what is left to save at other loads.
     """
     return max((-(-MIXED_LOAD * shape.num_experts // shape.top_k) for shape in shapes), default=MOST_INT)
 

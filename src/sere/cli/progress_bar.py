@@ -16,8 +16,8 @@ _EVERY = 60.0
 
 
 @contextmanager
-def bar(name: str, total: int) -> Iterator[Callable[[], object]]:
-    """Show progress while the block runs; call what it yields after each of ``total`` parts.
+def bar(name: str, total: int) -> Iterator[Callable[..., object]]:
+    """Show progress while the block runs; call what it yields after each of ``total`` parts, or several.
 
     On a terminal this is a bar. Elsewhere it is a line about once a minute. Both show the time left, and a
     line at the end says how long it took.
@@ -42,11 +42,11 @@ class _Lines:
         self.name, self.total, self.started = name, total, started
         self.done, self.printed = 0, started
 
-    def tick(self) -> None:
-        """Count a part; print a line if the last one is a minute ago."""
-        self.done += 1
+    def tick(self, parts: int = 1) -> None:
+        """Count parts; print a line if the last one is a minute ago."""
+        self.done += parts
         now = monotonic()
-        if now - self.printed < _EVERY:
+        if now - self.printed < _EVERY or not self.done:
             return
         self.printed = now
         passed = now - self.started
@@ -58,4 +58,4 @@ class _Lines:
 
 
 def _interval(seconds: float) -> str:
-    return tqdm.format_interval(seconds)
+    return str(tqdm.format_interval(seconds))

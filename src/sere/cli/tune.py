@@ -88,7 +88,9 @@ def add(subparsers: Any) -> None:
         help="keep finished measurements here, for further tiers (default: TABLE.tuning, deleted at the end)",
     )  # fmt: skip
     work.add_argument(
-        "--uniform", action="store_true", help="give all layers the same number of experts; saves measurements"
+        "--uniform",
+        action="store_true",
+        help="give all layers the same number of experts; saves measurements",
     )
     work.add_argument(
         "--layer-runs", type=whole(1), metavar="N",

@@ -7,15 +7,16 @@ from typing import Any
 
 from sere.cli.output import table
 
-_NOTES = """M: experts that a layer reads in a step of B rows, mean over the layers. experts: distinct per layer and step, before >
-after; fewer: their ratio. bytes: how many times fewer bytes of weights a step reads. KL: from the
-unmodified model, nats per token, on prompts that were not tuned on, with its 95 % interval over prompts.
-agree: tokens where both have the same most likely token. One row always reads its own K experts."""
+_NOTES = """M: experts that a layer reads in a step of B rows, mean over layers. experts: distinct per layer
+and step, before > after; fewer: their ratio. bytes: how many times fewer bytes of weights a step reads.
+KL: from the unmodified model, nats per token, on prompts that were not tuned on, with its 95 % interval
+over prompts. agree: tokens where both have the same most likely token. One row always reads its own K
+experts."""
 
 # Layers whose M is printed.
 _MOST_LAYERS = 10
 
-_SIMULATED_NOTES = """M: experts that a layer reads in a step of B rows, mean over the layers. error: expected error of a layer's
+_SIMULATED_NOTES = """M: experts that a layer reads in a step of B rows. error: expected error of a layer's
 output, relative to dropping all of it, mean over the layers. How much of an error a model bears only the
 model can tell: sere tune without --simulate-only measures it."""
 

@@ -1,4 +1,4 @@
-"""Several decode steps in one forward pass, each routed on its own: measurements at small batches take less time.
+"""Several decode steps in one forward pass, each routed on its own: small batches are measured sooner.
 
 Rows of a pass meet in routing only, so each group of B rows computes what a step of B rows computes, up to
 rounding.

@@ -28,3 +28,7 @@ class WrappedPolicy(Policy):
     def why_idle(self, layers: Iterable[LayerShape]) -> list[str]:
         """Return what the rule says."""
         return self.policy.why_idle(layers)
+
+    def never_reroutes(self, rows: int, layers: Iterable[LayerShape]) -> bool:
+        """Return what the rule says."""
+        return self.policy.never_reroutes(rows, layers)

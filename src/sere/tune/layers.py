@@ -67,6 +67,4 @@ def find_layers(
     if not losses:
         return Layered(found, compared)
     prior = same.known_under(found.by_layer, cells)
-    return Layered(
-        found, compared, solve(plans, losses, rows, meter, num_experts=num_experts, prior=prior)
-    )
+    return Layered(found, compared, solve(plans, losses, rows, meter, num_experts=num_experts, prior=prior))

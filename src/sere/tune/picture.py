@@ -62,9 +62,9 @@ def _tiers(axes: Any, record: Mapping[str, Any]) -> None:
     axes.plot(sizes, before, color=COLORS[0], linestyle=(0, (3, 3)), label="off")
     for index, (tier, found) in enumerate(record["tiers"].items()):
         points = [point for point in found["active_experts"] if point[0] > 1]
-        style = {"color": COLORS[1 + index % 5], "marker": MARKERS[index % 6], "linewidth": 1.8}
-        axes.plot(*zip(*points, strict=True), label=tier, **style)
-        _layer_range(axes, found.get("layers") or {}, style["color"])
+        color, marker = COLORS[1 + index % 5], MARKERS[index % 6]
+        axes.plot(*zip(*points, strict=True), label=tier, color=color, marker=marker, linewidth=1.8)
+        _layer_range(axes, found.get("layers") or {}, color)
     # Last, because it fixes the range of the values.
     batch_axis(axes, sizes, f"experts (of {record['model']['num_experts']})", "rows of a decode step")
     axes.legend(frameon=False, fontsize=8)

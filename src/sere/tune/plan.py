@@ -22,7 +22,7 @@ MOST_PROMPTS = 256
 """Prompts that are used of a longer list, half of them to verify."""
 
 LAYER_RUNS = 48
-"""Measurements of what single layers cost: layers times batch sizes; of more layers, neighbors move together."""
+"""Measurements of what layers cost: layers times batch sizes. Of more layers, neighbors go together."""
 
 FEWEST_PROMPTS = 8
 """With fewer, no half of them gives an interval that says anything."""

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from statistics import fmean, variance
 from typing import Any
 
 from sere.eval.statistics.by_prompt import mean_and_error
 from sere.tune.measure import Meter
 from sere.tune.plans import ByLayer
+from sere.tune.simulate import Simulated
 
 # Of more layers, neighbors move together.
 _MOST_GROUPS = 24
@@ -71,9 +73,10 @@ def measure_sensitivities(
 ) -> Sensitivities | None:
     """Measure what each layer's error costs around a plan in which all layers read the same number.
 
-    One group of layers at a time reads a quarter less. What that costs is counted in the mean root of the
-    tokens' divergence, which a few tokens do not decide as they decide the mean divergence; relative to the
-    root before, so that batch sizes can be pooled; per unit of the layer's squared simulated error.
+    One group of layers at a time reads a quarter less, or a third more where there is no less. What that
+    costs is counted in the mean root of the tokens' divergence, which a few tokens do not decide as they
+    decide the mean divergence; relative to the root before, so that batch sizes can be pooled; per unit of
+    the layer's squared simulated error.
 
     Args:
         meter: Measures on the tuning prompts.
@@ -101,19 +104,18 @@ def measure_sensitivities(
 def _cost(
     meter: Meter, cells: ByLayer, at: Mapping[int, int], group: Sequence[int]
 ) -> tuple[float, float] | None:
-    """Return the mean relative rise of the root divergence per unit of squared error, with its standard error."""
+    """Return the mean relative rise of the root divergence per unit of squared error, and its error."""
     sums: list[float] | None = None
     tokens: Sequence[int] = ()
     count = 0
     for B, M in at.items():
         layers = list(cells[B])
-        least = min(cells[B][layers[0]])
-        less = max(least, round(_MOVE * M))
-        rise = sum(cells[B][index][less].error ** 2 - cells[B][index][M].error ** 2 for index in group)
+        other = _moved(M, cells[B][layers[0]])
+        rise = sum(cells[B][index][other].error ** 2 - cells[B][index][M].error ** 2 for index in group)
         base = meter.loss("tuning", B, M)
-        if rise <= 0 or sum(base.roots) <= 0:
+        if rise == 0 or sum(base.roots) <= 0:
             continue
-        moved = meter.loss("tuning", B, tuple(less if index in group else M for index in layers))
+        moved = meter.loss("tuning", B, tuple(other if index in group else M for index in layers))
         unit = rise * sum(base.roots) / sum(base.tokens)
         differences = [(new - old) / unit for new, old in zip(moved.roots, base.roots, strict=True)]
         sums = differences if sums is None else [a + b for a, b in zip(sums, differences, strict=True)]
@@ -123,6 +125,12 @@ def _cost(
     mean, error = mean_and_error([one / count for one in sums], tokens)
     # Of one prompt, nothing says how far it is off.
     return mean, abs(mean) if error is None else error
+
+
+def _moved(active_experts: int, cells: Simulated) -> int:
+    """Return an M that is a quarter less, or where there is none, a third more."""
+    less = max(min(cells), round(_MOVE * active_experts))
+    return less if less < active_experts else min(max(cells), round(active_experts / _MOVE))
 
 
 def _drawn(measured: Sequence[float], errors: Sequence[float]) -> list[float]:
@@ -142,7 +150,7 @@ def _groups(layers: Sequence[int], most: int) -> list[list[int]]:
     """Return the layers in at most so many groups of neighbors, of almost equal sizes."""
     count = max(1, min(most, len(layers)))
     bounds = [len(layers) * i // count for i in range(count + 1)]
-    return [list(layers[low:high]) for low, high in zip(bounds, bounds[1:], strict=False)]
+    return [list(layers[low:high]) for low, high in pairwise(bounds)]
 
 
 def _some(rows: Sequence[int], most: int) -> list[int]:

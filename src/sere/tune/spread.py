@@ -1,4 +1,4 @@
-"""Spread experts over the layers: more where an expert more saves more loss, equal marginal gains in the end."""
+"""Spread experts over the layers: each goes where it saves most, so that marginal gains become equal."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class _Corner(NamedTuple):
 def spread(
     cells: Mapping[int, Simulated], sensitivities: Mapping[int, float]
 ) -> tuple[dict[int, tuple[int, ...]], Simulated]:
-    """Return, for every M, what each layer reads so that together they read as many experts as M in each does.
+    """Return, for every M, what each layer reads so that all read as many experts as with M in each.
 
     What a layer loses is its sensitivity times the square of its simulated error: the square, because a
     layer that reads much less than where it was measured loses more than in proportion. Experts go, one after
@@ -92,7 +92,7 @@ def _hull(cells: Simulated, sensitivity: float) -> list[_Corner]:
         new = _Corner(cells[M].after, sensitivity * cells[M].error ** 2, M)
         if corners and (new.cost >= corners[-1].cost or new.after <= corners[-1].after):
             continue
-        while len(corners) > 1 and not _bends(*corners[-2:], new):
+        while len(corners) > 1 and not _bends(corners[-2], corners[-1], new):
             corners.pop()
         corners.append(new)
     return corners
@@ -102,4 +102,3 @@ def _bends(first: _Corner, middle: _Corner, last: _Corner) -> bool:
     """Whether the middle one is below the line between the others."""
     before = (first.cost - middle.cost) * (last.after - middle.after)
     return before > (middle.cost - last.cost) * (middle.after - first.after)
-

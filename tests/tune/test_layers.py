@@ -11,6 +11,7 @@ import pytest
 from sere.cli.tune_tables import render
 from sere.config import RerouteConfig
 from sere.table import SimilarityTable, Tier
+from sere.table.tier_rows import tier_rows
 from sere.tune.measure import Loss, Meter
 from sere.tune.plan import Goal, Half
 from sere.tune.plans import Plan
@@ -92,6 +93,8 @@ def test_a_costly_layer_gets_more_experts(
         f"{value['high']:.2f}), kept." in text
     )
     assert f"B=8: M by layer {costly[8]} {other[8]}." in text
+    rows = list(tier_rows(tier, 16, 4))
+    assert rows[1][2].endswith(f" ({other[8]} to {costly[8]})")
 
 
 def test_what_does_not_hold_on_other_prompts_is_not_kept(

@@ -52,7 +52,8 @@ class RerouteConfig:
         sentinel: The id that freed slots get with ``merge="sentinel"``.
         phases: Re-route ``"decode"`` steps only, or prefill as well (``"all"``).
         backend: Which implementation of the operation; ``"auto"`` chooses by device.
-        table: Path of the similarity table, for integrations that take all settings in one mapping.
+        table: Path of the similarity table, or its name on the hub (``owner/name``), for integrations that
+            take all settings in one mapping.
         preset: ``"paper"`` for the published method: no filling up, no factors; `paper` makes it.
 
     Raises:

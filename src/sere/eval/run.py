@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from sere.table import SimilarityTable
 
 _UNCHANGED = (
-    "nothing was re-routed: at {} rows a layer may read as many experts as the rows can choose, so that the "
-    "result is that of off, without a run of its own"
+    "nothing was re-routed: a layer may read as many experts as a single row chooses, so that the result is "
+    "that of off, without a run of its own"
 )
 
 
@@ -84,11 +84,13 @@ def evaluate(
         ]
         for setting, batch_size in kept.missing(plan, plan.settings):
             name = case_name(setting, batch_size)
-            if setting == plan.settings[0] or not setting.build(table).never_reroutes(batch_size, layers):
+            # With more rows this is rare, and the run itself says better why it changed nothing.
+            alone = batch_size == 1 and setting != plan.settings[0]
+            if alone and setting.build(table).never_reroutes(batch_size, layers):
+                off = kept.cases[case_name(plan.settings[0], batch_size)]
+                kept.put(name, off | {"setting": setting.label, "nothing_changed": _UNCHANGED})
+            else:
                 kept.put(name, measure.case(setting, batch_size))
-                continue
-            off = kept.cases[case_name(plan.settings[0], batch_size)]
-            kept.put(name, off | {"setting": setting.label, "nothing_changed": _UNCHANGED.format(batch_size)})
     record = header | measure.result(kept.in_order(plan))
     kept.delete()
     return record

@@ -118,7 +118,7 @@ def _counted_subject(llm: Any) -> dict[str, Any]:
     state = state_of(llm)
     return {
         "moe_layers": len(state.layers),
-        "bytes_per_expert": state.expert_bytes(),
+        "bytes_per_expert": next((layer.expert_bytes for layer in state.layers.values()), None),
         "expert_kernel": state.kernel,
     }
 

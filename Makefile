@@ -13,7 +13,7 @@ LAST_RESORT := -o faulthandler_timeout=600 -o faulthandler_exit_on_timeout=true
 PYTEST := -m pytest $(LAST_RESORT) $(if $(SEED),--randomly-seed=$(SEED))
 PARALLEL := -n 2 --max-worker-restart=0
 
-.PHONY: help demo fuzz test test-oldest test-vllm fmt lint type cuda-check bench-smoke architectures documents train wheel-test clean \
+.PHONY: help demo fuzz fuzz-http test test-oldest test-vllm fmt lint type cuda-check bench-smoke architectures documents train wheel-test clean \
 	gpu-test gpu-sanitize gpu-bench gpu-calibrate gpu-serve
 
 help: ## what each target does
@@ -87,6 +87,9 @@ gpu-bench: ## on a GPU: one launch against tensor operations and the published f
 
 gpu-calibrate: ## on a GPU: similarity accumulators against the CPU's results, and their time
 	$(GPU) benchmarks/gpu_similarity.py --out $(RESULTS)/gpu_similarity.jsonl
+
+fuzz-http: .venv-vllm/.ready ## 10,000 generated requests to each route of a real vllm serve; none may fail or stop the engine
+	PYTHONPATH=src:. .venv-vllm/bin/python benchmarks/fuzz_http.py
 
 gpu-serve: ## on a GPU: vLLM with Qwen3-30B-A3B's shape, re-routing off and on; see CONTRIBUTING.md
 	$(GPU) benchmarks/gpu_serve.py --out $(RESULTS)/gpu_serve.jsonl

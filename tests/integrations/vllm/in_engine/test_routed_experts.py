@@ -24,7 +24,7 @@ pytestmark = [
 
 @pytest.mark.parametrize("merge", ["none", "distinct"])
 def test_returned_experts_are_those_that_ran(model: Path, merge: str) -> None:
-    """The ids returned for decoded tokens are the re-routed ones; only ``merge="distinct"`` keeps them apart."""
+    """The ids returned for decoded tokens are the re-routed ones; with "distinct", a row has none twice."""
     options = {"enable_return_routed_experts": True, "enable_prefix_caching": True}
     with engine(model, {"select_top_k": 1, "merge": merge}, **options) as llm, watched(llm) as steps:
         outputs = llm.generate(prompts(4), sampling(tokens=4), use_tqdm=False)

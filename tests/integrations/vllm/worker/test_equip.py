@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import urllib.error
 import urllib.request
 from contextlib import nullcontext
@@ -18,9 +19,11 @@ from sere.integrations.vllm.plugin_config import PluginConfig
 from sere.integrations.vllm.start import tables
 from sere.integrations.vllm.start.checks import check_start
 from sere.integrations.vllm.worker.equip import _after_warm_up, _around_loading, equip
+from sere.integrations.vllm.worker.reporter import Reporter
 from sere.table.tiers import Tier
 from tests.support.vllm.metrics import report_without_layers, scrape
 from tests.support.vllm.server import free_port
+from tests.support.vllm.standins import ALL
 
 
 @pytest.mark.vllm
@@ -34,9 +37,11 @@ def test_port_closes_with_its_worker() -> None:
         guard=SimpleNamespace(restart=lambda: None), reset_counters=lambda: None,
         report=lambda: report_without_layers(rerouted=3, prompts=1),
     )  # fmt: skip
+    state.lock, state.budgets = threading.RLock(), None
     worker: Any = SimpleNamespace(
-        rank=0, compile_or_warm_up_model=lambda: 7, shutdown=lambda: ended.append("worker")
-    )
+        rank=0, compile_or_warm_up_model=lambda: 7, shutdown=lambda: ended.append("worker"),
+        sere_steps=SimpleNamespace(reporter=Reporter(state)),  # type: ignore[arg-type]
+    )  # fmt: skip
     _after_warm_up(worker, state)  # type: ignore[arg-type]
     for _ in range(2):
         assert worker.compile_or_warm_up_model() == 7
@@ -63,7 +68,7 @@ def test_tensors_are_made_where_the_model_runs(monkeypatch: pytest.MonkeyPatch) 
     )  # fmt: skip
     seen: list[Any] = []
     state: Any = SimpleNamespace(
-        add=None, speaks=False, rules=SimpleNamespace(tiers=()), prepare=lambda *given: seen.append(given)
+        add=None, speaks=False, rules=SimpleNamespace(allowed=ALL), prepare=lambda *given: seen.append(given)
     )
     _around_loading(worker, state, Path("none"))
     worker.load_model()

@@ -59,7 +59,7 @@ def equip(worker: Any, values: object) -> None:
     _around_loading(worker, state, path)
     watch_reloading(worker, path, speaks=state.speaks)
     _after_warm_up(worker, state)
-    _before_shutdown(worker, state.guard.last_look)
+    _before_shutdown(worker, functools.partial(_say_last, worker, state))
 
 
 def methods_of(state: WorkerState) -> dict[str, Callable[..., dict[str, Any]]]:
@@ -105,11 +105,19 @@ def _after_warm_up(worker: Any, state: WorkerState) -> None:
         if worker.rank == 0 and config.metrics_port is not None:
             # Each data-parallel engine has a rank 0.
             port = config.metrics_port + state.data_parallel_rank
-            close = serve_metrics(state.report, config.metrics_host, port)
+            close = serve_metrics(worker.sere_steps.reporter.read, config.metrics_host, port)
             _before_shutdown(worker, close)
         return result
 
     worker.compile_or_warm_up_model = warming
+
+
+def _say_last(worker: Any, state: WorkerState) -> None:
+    """Log what is left to say when the worker shuts down, also if its model was never loaded."""
+    state.guard.last_look()
+    steps = getattr(worker, "sere_steps", None)
+    if steps is not None:
+        steps.reporter.last_line()
 
 
 def _before_shutdown(worker: Any, act: Callable[[], None]) -> None:

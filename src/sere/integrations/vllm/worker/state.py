@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -50,8 +51,8 @@ class WorkerState:
         kernel: Class name of the expert kernel, or None where it cannot be told.
         counts: Steps by what was done with them.
         guard: Says in the log why nothing was re-routed.
-        counters: ``[layers, len(COUNTERS)]``, int64: each layer's own are a row; None until the model is
-            loaded.
+        lock: Held by a step while it runs, and by whatever reads or changes what steps count.
+        counters: ``[layers, len(COUNTERS)]``, int64, a row for each layer; None until the model is loaded.
         fingerprint: Of what holds at present, to be compared between ranks.
 
     Raises:
@@ -72,6 +73,7 @@ class WorkerState:
         self.limits: StepLimits | None = None
         self.kernel: str | None = None
         self.counts = StepCounts()
+        self.lock = threading.RLock()
         self.guard = Guard(self.report, speaks=self.speaks)
         self.counters: Tensor | None = None
         self.fingerprint: Fingerprint = {"common": "", "layers": {}}
@@ -279,7 +281,7 @@ class WorkerState:
 
     @property
     def rank(self) -> int:
-        """The worker's number among those of its engine; of several engines each has a 0."""
+        """The worker's number in its engine."""
         return int(self.vllm_config.parallel_config.rank)
 
     @property

@@ -10,9 +10,10 @@ from typing import Any, Literal, Self, TypedDict
 import torch
 
 from sere.errors import ConfigError, did_you_mean, name_some
+from sere.progress import Progress
 from sere.similarity import DEFAULT_METRIC, get_metric
 
-ShowProgress = bool | Literal["always"]
+ShowProgress = bool | Literal["always"] | Progress
 
 
 class CalibrationOptions(TypedDict, total=False):
@@ -26,6 +27,7 @@ class CalibrationOptions(TypedDict, total=False):
     field: str
     split: str
     chunk_bytes: int
+    sensitivity: bool
     progress: ShowProgress
     low_memory: bool | None
     work_dir: str | os.PathLike[str] | None
@@ -52,6 +54,7 @@ class CalibrationConfig:
     field: str = "text"
     split: str = "train"
     chunk_bytes: int = 256 * 2**20
+    sensitivity: bool = True
     progress: ShowProgress = True
     low_memory: bool | None = None
     work_dir: str | os.PathLike[str] | None = None

@@ -133,9 +133,7 @@ def _plugin() -> Iterator[Finding]:
 
     value = os.environ.get(DISABLE)
     if is_disabled():
-        yield Finding(
-            "serving", DISABLE, "missing", f"{value!r}: no engine re-routes; unset it, or set it to 0"
-        )
+        yield Finding("serving", DISABLE, "missing", f"{value!r}: no engine re-routes; set it to 0")
     else:
         yield Finding("serving", DISABLE, "ok", "not set" if value is None else f"{value!r}: not disabled")
     plugins = os.environ.get("VLLM_PLUGINS")

@@ -6,7 +6,7 @@ import inspect
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,25 +16,13 @@ from sere.calibrate.config import CalibrationConfig
 from sere.calibrate.offload import refuse_without_weights
 from sere.calibrate.packing import Tokens
 from sere.calibrate.progress import progress_bar
-from sere.calibrate.routing import LayerRouting, choose_tokens
+from sere.calibrate.results import Results
+from sere.calibrate.routing import choose_tokens
 from sere.calibrate.vocabulary import check_tokens
 from sere.calibrate.weights import refuse_adapted, similarity_of_weights
 from sere.errors import UnsupportedModel
-from sere.similarity import LayerSimilarity
 from sere.structure import ExpertsLayer
 from sere.wrappers import execution_device
-
-
-class Results(NamedTuple):
-    """What was measured.
-
-    Attributes:
-        similarities: By metric and decoder-layer index.
-        routing: How routers chose on the sampled tokens, by decoder-layer index.
-    """
-
-    similarities: dict[str, dict[int, LayerSimilarity]]
-    routing: dict[int, LayerRouting]
 
 
 def collect_in_memory(
@@ -58,7 +46,7 @@ def collect_in_memory(
     refuse_without_weights(model, layers, runs=tokens is not None)
     if tokens is not None:
         check_tokens(tokens, model)
-    results = Results({name: {} for name in config.metrics}, {})
+    results = Results(config.metrics)
     for name in config.weight_metrics:
         for layer in layers:
             refuse_adapted(model, layer, name)
@@ -66,11 +54,7 @@ def collect_in_memory(
             results.similarities[name][layer.index] = similarity_of_weights(layer, name)
     if tokens is not None and config.output_metrics:
         for collector in _forward(model, layers, tokens, config):
-            index = collector.layer.index
-            for name, similarity in collector.finish(tokens.num_tokens).items():
-                results.similarities[name][index] = similarity
-            if (routing := collector.routing(tokens.num_tokens)) is not None:
-                results.routing[index] = routing
+            results.add(collector.layer.index, collector.result(tokens.num_tokens))
     return results
 
 
@@ -78,7 +62,7 @@ def _forward(
     model: nn.Module, layers: Sequence[ExpertsLayer], tokens: Tokens, config: CalibrationConfig
 ) -> list[LayerCollector]:
     sampled = choose_tokens(tokens, config.seed).positions
-    collectors = [LayerCollector(layer, config, sampled) for layer in layers]
+    collectors = [LayerCollector(layer, config, sampled, tokens.num_tokens) for layer in layers]
     device, arguments = input_device(model), forward_arguments(model)
     with ExitStack() as stack:
         stack.enter_context(torch.no_grad())

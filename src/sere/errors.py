@@ -45,6 +45,18 @@ class UnsupportedEngine(SereError):
     """The serving engine, its version or a feature in use cannot be combined with re-routing."""
 
 
+class EngineError(SereError, RuntimeError):
+    """Workers of a serving engine failed or hold different settings; the text says what holds now."""
+
+
+class ConcurrentChange(SereError, RuntimeError):
+    """Two changes of a serving engine's settings met, and this one was not made."""
+
+
+class EngineFailure(SereError, RuntimeError):
+    """An engine that sere started did not start, or ended; the text has the engine's own last error."""
+
+
 class ServerError(SereError, RuntimeError):
     """A server that sere started exited or did not answer; the text ends with its log."""
 

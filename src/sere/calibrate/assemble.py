@@ -22,7 +22,7 @@ from sere.texts import Source, load_texts
 logger = logging.getLogger("sere")
 
 # Options that only matter if there are tokens, and if there are texts.
-_OF_TOKENS = ("max_tokens", "seq_len", "batch_size", "seed", "chunk_bytes")
+_OF_TOKENS = ("max_tokens", "seq_len", "batch_size", "seed", "chunk_bytes", "sensitivity")
 _OF_TEXTS = ("field", "split")
 
 

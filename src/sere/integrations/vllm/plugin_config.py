@@ -12,6 +12,7 @@ from sere.config import RerouteConfig
 from sere.errors import ConfigError, did_you_mean, name_some
 
 KEY = "sere"
+MOST_PORTS = 65535
 _EXAMPLE = '{"active_experts": 24}'
 # Names that no other plug-in's settings have.
 _UNMISTAKABLE = ("select_top_k", "active_experts", "use_scale")
@@ -26,11 +27,16 @@ class PluginConfig:
         merge_given: Whether ``merge`` was among the settings; if not, the expert kernel decides.
         enabled: Whether re-routing is on when the engine starts; it can be switched later.
         count_only: Whether the engine counts experts and re-routes nothing; it can be switched later.
-        request_tiers: The tiers of the table that requests may ask for; None for all.
+        allow_request_tiers: Whether a request may ask for anything of its own.
+        request_tiers: What requests may ask for by name, tiers of the table and ``"off"``; None for all.
+        request_select_top_k: The smallest and the largest S that a request may ask for, or nothing for none;
+            None for any S, or for none where ``request_tiers`` names what requests may ask for.
         log_seconds: Seconds between log lines with statistics; 0 for none.
-        metrics_port: Port on which rank 0 serves Prometheus metrics, or None.
+        metrics_port: Port on which rank 0 serves Prometheus metrics, or None; with data parallelism each
+            further engine's takes the next port.
         metrics_host: Address of that port.
         allow_untested: Accept versions and combinations of features that nobody has tried.
+        table_digest: What the front end found the table to be, so that each worker compares its own.
 
     Raises:
         ConfigError: A value has the wrong type or is out of range.
@@ -40,24 +46,33 @@ class PluginConfig:
     merge_given: bool = False
     enabled: bool = True
     count_only: bool = False
+    allow_request_tiers: bool = True
     request_tiers: tuple[str, ...] | None = None
+    request_select_top_k: tuple[int, ...] | None = None
     log_seconds: float = 60.0
     metrics_port: int | None = None
     metrics_host: str = "127.0.0.1"
     allow_untested: bool = False
+    table_digest: str | None = None
 
     def __post_init__(self) -> None:
-        for name in ("enabled", "count_only", "allow_untested"):
+        for name in ("enabled", "count_only", "allow_request_tiers", "allow_untested"):
             if not isinstance(getattr(self, name), bool):
                 raise ConfigError(f"{name}: expected true or false, got {getattr(self, name)!r}")
         object.__setattr__(self, "request_tiers", _names("request_tiers", self.request_tiers))
+        object.__setattr__(self, "request_select_top_k", _range(self.request_select_top_k))
         seconds, port = self.log_seconds, self.metrics_port
         if not isinstance(seconds, int | float) or isinstance(seconds, bool) or not seconds >= 0:
             raise ConfigError(f"log_seconds: expected seconds, 0 for no log lines, got {seconds!r}")
         if port is not None and (
-            not isinstance(port, int) or isinstance(port, bool) or not 1 <= port <= 65535
+            not isinstance(port, int) or isinstance(port, bool) or not 1 <= port <= MOST_PORTS
         ):
-            raise ConfigError(f"metrics_port: expected a port from 1 to 65535, got {port!r}")
+            raise ConfigError(f"metrics_port: expected a port from 1 to {MOST_PORTS}, got {port!r}")
+        if self.table_digest is not None and not isinstance(self.table_digest, str):
+            raise ConfigError(
+                f"table_digest: expected the digest that the front end writes, got {self.table_digest!r}; "
+                "leave it out"
+            )
         if not isinstance(self.metrics_host, str) or not self.metrics_host:
             raise ConfigError(
                 "metrics_host: expected an address to listen on, such as '127.0.0.1', "
@@ -95,6 +110,20 @@ def _names(setting: str, given: object) -> tuple[str, ...] | None:
     if not isinstance(given, list | tuple) or not all(isinstance(name, str) for name in given):
         raise ConfigError(f'{setting}: expected a list of names such as ["safe"], got {given!r}')
     return tuple(given)
+
+
+def _range(given: object) -> tuple[int, ...] | None:
+    """Return the smallest and the largest S of a request as a tuple, which is empty for none."""
+    if given is None:
+        return None
+    if isinstance(given, list | tuple) and all(type(bound) is int for bound in given):
+        bounds = tuple(given)
+        if not bounds or (len(bounds) == 2 and 1 <= bounds[0] <= bounds[1]):
+            return bounds
+    raise ConfigError(
+        "request_select_top_k: expected the smallest and the largest that a request may ask for, such as "
+        f"[2, 4], or [] for none, got {given!r}"
+    )
 
 
 def section(vllm_config: Any) -> Any | None:

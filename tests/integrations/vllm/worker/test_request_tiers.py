@@ -7,12 +7,21 @@ from typing import Any
 import pytest
 import torch
 
+from sere.config import RerouteConfig
 from sere.errors import ConfigError
 from sere.integrations.vllm.engine_stats import EngineStats, merge_answers
-from sere.integrations.vllm.worker import change
+from sere.integrations.vllm.plugin_config import PluginConfig
+from sere.integrations.vllm.start.tables import allowed_of_requests
+from sere.integrations.vllm.tiers import PROTECTED
 from sere.integrations.vllm.worker.start_log import describe
 from sere.table import SimilarityTable, Tier
-from tests.support.vllm.standins import NAMES, CPUUnquantizedExperts, SmallEngine, prepared
+from tests.support.vllm.standins import (
+    NAMES,
+    CPUUnquantizedExperts,
+    SmallEngine,
+    change,
+    prepared,
+)
 
 # Of 16 experts the six rows of a step read 15, and six are some row's heaviest.
 M = {"fast": 6, "balanced": 8, "safe": 12}
@@ -129,7 +138,7 @@ def test_what_changes_while_serving(
     addresses = [layer.router.tensors()["limits"].data_ptr() for layer in running.state.layers.values()]  # type: ignore[union-attr]
     running.prompts(*NAMES)
     assert experts(decoded(running)) == [8, 8]
-    assert "error" not in change.change(running.state, changes)
+    change(running.state, changes)
     stats = decoded(running)
     assert experts(stats) == counts
     assert stats.settings["tier"] == tier
@@ -139,7 +148,7 @@ def test_what_changes_while_serving(
             assert max(dict(own["active_experts"])[4], 9 if own["select_top_k"] == 2 else 6) <= count
     again = [layer.router.tensors()["limits"].data_ptr() for layer in running.state.layers.values()]  # type: ignore[union-attr]
     assert again == addresses
-    change.change(running.state, {"tier": "balanced", "layers": {}, "keep": {}, "select_top_k": 1})
+    change(running.state, {"tier": "balanced", "layers": {}, "keep": {}, "select_top_k": 1})
     assert experts(decoded(running)) == [8, 8]
 
 
@@ -162,7 +171,9 @@ def test_refused_changes_change_nothing(table: SimilarityTable, changes: dict[st
     running = engine(table)
     running.prompts(*NAMES)
     before = running.state.report()
-    assert text in change.change(running.state, {"threshold": 0.9} | changes)["error"]
+    with pytest.raises(ConfigError) as refused:
+        change(running.state, {"threshold": 0.9} | changes)
+    assert text in str(refused.value)
     assert running.state.report() == before
     assert experts(decoded(running)) == [8, 8]
 
@@ -170,12 +181,10 @@ def test_refused_changes_change_nothing(table: SimilarityTable, changes: dict[st
 def test_a_tier_and_a_number_replace_each_other(table: SimilarityTable) -> None:
     """What was given last holds: a tier takes the place of every M, and an M that of the tier."""
     running = engine(table)
-    change.change(
-        running.state, {"active_experts": 10, "layers": {0: {"active_experts": 3, "select_top_k": 2}}}
-    )
-    assert change.change(running.state, {"tier": "fast"})["tier"] == "fast"
+    change(running.state, {"active_experts": 10, "layers": {0: {"active_experts": 3, "select_top_k": 2}}})
+    assert change(running.state, {"tier": "fast"})["tier"] == "fast"
     assert running.state.config.layers == {0: {"select_top_k": 2}}
-    assert change.change(running.state, {"active_experts": 10})["tier"] is None
+    assert change(running.state, {"active_experts": 10})["tier"] is None
     assert running.state.config.active_experts == 10
 
 
@@ -184,12 +193,12 @@ def test_an_engine_that_only_counts(table: SimilarityTable) -> None:
     running = engine(table)
     running.prompts(*NAMES[:3], tier="fast")
     running.prompts(*NAMES[3:], tier=2)
-    assert change.change(running.state, {"count_only": True})["count_only"]
+    assert change(running.state, {"count_only": True})["count_only"]
     stats = decoded(running)
     assert experts(stats) == [15, 15]
     assert [layer.slots_rerouted for layer in stats.layers] == [0, 0]
     assert (stats.count_only, stats.steps_by_tier) == (True, {})
-    change.change(running.state, {"count_only": False})
+    change(running.state, {"count_only": False})
     assert experts(decoded(running)) == [8, 8]
 
 
@@ -211,11 +220,46 @@ def test_kernels_that_need_different_experts_get_at_least_k(
 
 def test_requests_may_be_kept_from_some_tiers(table: SimilarityTable) -> None:
     """``request_tiers`` says what requests may ask for; a name that the table lacks is refused."""
-    running = engine(table, request_tiers=("safe",))
+    running = engine(table, requests={"request_tiers": ("safe",)})
     running.prompts(*NAMES[:5], tier="safe")
     running.prompts(NAMES[5], tier="fast")
     assert decoded(running).steps_by_tier == {"safe": 2}
     with pytest.raises(
         ConfigError, match="request_tiers: the table has no tier 'slow', it has fast, balanced"
     ):
-        engine(table, request_tiers=("slow",))
+        engine(table, requests={"request_tiers": ("slow",)})
+
+
+EVERYTHING = (["balanced", "fast", "safe", "uneven"], "off", (1, PROTECTED))
+
+
+@pytest.mark.parametrize(
+    ("requests", "tiers", "off", "slots"),
+    [
+        ({}, *EVERYTHING),
+        ({"request_tiers": ["safe", "off"]}, ["safe"], "off", (1, 0)),
+        ({"request_tiers": ["safe"], "request_select_top_k": [2, 4]}, ["safe"], "", (2, 4)),
+        ({"request_select_top_k": [2, 4]}, *EVERYTHING[:2], (2, 4)),
+        ({"request_select_top_k": []}, *EVERYTHING[:2], (1, 0)),
+        ({"request_tiers": []}, [], "", (1, 0)),
+        ({"allow_request_tiers": False}, [], "", (1, 0)),
+        ({"allow_request_tiers": False, "request_tiers": ["safe"]}, [], "", (1, 0)),
+    ],
+    ids=["nothing said", "names", "names and S", "S", "no S", "no names", "nothing", "nothing at all"],
+)  # fmt: skip
+def test_what_an_operator_allows(
+    table: SimilarityTable, requests: dict[str, Any], tiers: list[str], off: str, slots: tuple[int, int]
+) -> None:
+    """By default requests may ask for everything; where tiers are named, for these and no other S."""
+    allowed = allowed_of_requests(table, PluginConfig(reroute=RerouteConfig(), **requests))
+    assert allowed.tiers == tiers
+    assert ("off" in allowed.names) == bool(off)
+    assert (allowed.least, allowed.most) == slots
+
+
+def test_engines_without_request_tiers(table: SimilarityTable) -> None:
+    """Where a request may ask for nothing, one that does all the same changes no step of the others."""
+    running = engine(table, requests={"allow_request_tiers": False})
+    running.prompts(*NAMES[:5])
+    running.prompts(NAMES[5], tier="off")
+    assert experts(decoded(running)) == [8, 8]

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import socket
 from pathlib import Path
 from typing import Any
 
 from sere.defaults import TABLE, default_table
 from sere.errors import ConfigError, TableError, TableMismatch, name_some
 from sere.identity import architecture_of, summary
+from sere.integrations.vllm.plugin_config import PluginConfig
+from sere.integrations.vllm.tiers import OFF, PROTECTED, Allowed
 from sere.table import SimilarityTable, locate_table
 
 
@@ -59,23 +64,55 @@ def load_table(path: Path, text_config: Any) -> SimilarityTable:
     return table
 
 
-def request_tiers(table: SimilarityTable, given: tuple[str, ...] | None) -> tuple[str, ...]:
-    """Return the tiers that requests may ask for.
+def digest(table: SimilarityTable) -> str:
+    """Return what all ranks of an engine must agree on: similarities and tiers, as a hex digest."""
+    tiers = {name: tier.to_mapping() for name, tier in table.tiers.items()}
+    return hashlib.sha256(json.dumps([table.fingerprint, tiers], sort_keys=True).encode()).hexdigest()
+
+
+def check_same(path: Path, table: SimilarityTable, expected: str | None) -> None:
+    """Refuse a table that is not the one that the engine was started with.
 
     Args:
-        table: The table.
-        given: The setting ``request_tiers``; None for all of the table's.
+        path: The file.
+        table: Its content.
+        expected: The setting ``table_digest``; None where nothing is expected.
 
     Raises:
-        ConfigError: The table has no such tier.
+        TableMismatch: It is another table.
     """
-    for name in given or ():
-        if name not in table.tiers:
+    if expected is not None and (found := digest(table)) != expected:
+        raise TableMismatch(
+            f"{path} on {socket.gethostname()}: expected the table that the engine was started with "
+            f"(table_digest {expected[:12]}), got another one ({found[:12]}, fingerprint "
+            f"{table.fingerprint[:12]}): ranks with different tables would compute parts of different "
+            "experts; copy the same file to every machine, or leave table_digest out to take this one"
+        )
+
+
+def allowed_of_requests(table: SimilarityTable, config: PluginConfig) -> Allowed:
+    """Return what requests may ask for.
+
+    Args:
+        table: The table, whose tiers they are.
+        config: The plug-in's settings.
+
+    Raises:
+        ConfigError: The settings name a tier that the table does not have.
+    """
+    for name in config.request_tiers or ():
+        if name != OFF and name not in table.tiers:
             raise ConfigError(
                 f"request_tiers: the table has no tier {name!r}, it has {name_some(table.tiers) or 'none'}; "
                 "leave it out, or give a table that has it"
             )
-    return tuple(table.tiers) if given is None else given
+    slots = config.request_select_top_k
+    if not config.allow_request_tiers:
+        return Allowed.of((), ())
+    if config.request_tiers is None:
+        return Allowed.of((*table.tiers, OFF), (1, PROTECTED) if slots is None else slots)
+    # A large S is as good as "off", so naming tiers allows no S that is not named, too.
+    return Allowed.of(config.request_tiers, slots or ())
 
 
 def check_layer(table: SimilarityTable, index: int, name: str, *, E: int) -> None:

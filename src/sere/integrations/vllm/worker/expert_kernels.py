@@ -5,10 +5,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager
+from threading import get_ident
 from typing import Any
 
 from sere.config import RerouteConfig
 from sere.errors import ConfigError, UnsupportedEngine
+from sere.integrations.vllm.start import versions
+from sere.integrations.vllm.worker.layer import RoutedLayer
 
 # Kernels that treat each slot by itself, so that one token's top-k may hold an id twice. The CPU kernel
 # was run; the others were read. Not among them on purpose: triton_kernels (OAITriton*), which counts a
@@ -88,6 +91,18 @@ def check_duplicates(policy: str, kernel: str | None) -> None:
         )
 
 
+def kernel_of(layer: RoutedLayer) -> str | None:
+    """Return the class name of a layer's expert kernel, or None where it cannot be told.
+
+    Raises:
+        UnsupportedEngine: The layer routes inside its kernel.
+    """
+    kernel, monolithic = versions.expert_kernel(layer.runner)
+    if monolithic:
+        refuse_monolithic(layer.name, versions.quant_method(layer.runner), kernel)
+    return versions.kernel_name(kernel)
+
+
 def refuse_monolithic(name: str, method: Any, kernel: Any) -> None:
     """Say that a layer routes inside its kernel.
 
@@ -110,9 +125,10 @@ def decomposed_kernels(experts_base: Any) -> Iterator[None]:
     """
     original = experts_base.__dict__["is_supported_config"]
     ask = original.__func__ if isinstance(original, staticmethod) else original
+    builder = get_ident()
 
     def is_supported_config(cls: Any, *args: Any, **kwargs: Any) -> Any:
-        if cls.is_monolithic():
+        if get_ident() == builder and cls.is_monolithic():
             return False, _REASON
         return ask(cls, *args, **kwargs)
 

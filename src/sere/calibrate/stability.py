@@ -49,7 +49,7 @@ class Halves:
         Returns:
             -1 stands for "not known". Nothing if the parts are not about equal.
         """
-        if not self._first or not _SMALLEST_PART <= self._rows / rows <= 1 - _SMALLEST_PART:
+        if not self._first or not _SMALLEST_PART < self._rows / rows < 1 - _SMALLEST_PART:
             return {}
         return {
             name: torch.stack([choice, neighbor_choices(accumulators[name].since(state))])

@@ -78,7 +78,7 @@ class Sere(Policy):
         return SereRouter(layer, self.prepare(layer, device))
 
     def limits(self, layer: LayerShape) -> Tensor:
-        """Return S and M of one layer as `layer_limits` does, on the host."""
+        """Return S, M and the least gain of one layer as `layer_limits` does, on the host."""
         return layer_limits(
             self.config.for_layer(layer.index),
             layer.num_experts,
@@ -149,17 +149,22 @@ def check_fit(config: RerouteConfig, layers: Mapping[int, LayerSimilarity]) -> N
 
     Raises:
         ConfigError: ``keep`` or ``layers`` names a layer or an expert that does not exist, or ``use_scale``
-            asks for factors that some layer does not have.
+            or ``min_gain`` needs factors that some layer does not have.
     """
     check_keep(config.keep, layers)
     for index in config.layers:
         if index not in layers:
             raise ConfigError(f"layers: layer {index} has no similarities; {_layers_of(layers)}")
     bare = sorted(index for index, layer in layers.items() if layer.scale is None)
-    if config.use_scale and bare:
+    needs = [
+        name
+        for name, needed in (("use_scale", config.use_scale), ("min_gain", config.asks_for_gain()))
+        if needed
+    ]
+    if needs and bare:
         whose = "the table has no factors" if len(bare) == len(layers) else _bare(bare)
         raise ConfigError(
-            f"use_scale: {whose}; calibrate with metric='projection', or leave use_scale out to use the "
+            f"{needs[0]}: {whose}; calibrate with metric='projection', or leave {needs[0]} out to use the "
             "factors that there are"
         )
 

@@ -43,6 +43,7 @@ def reroute(
     keep: Sequence[int] = (),
     targets: Targets = "primary",
     scale: Tensor | None = None,
+    min_gain: float = 0.0,
     merge: Merge = "none",
     sentinel: int | None = None,
     counters: Tensor | None = None,
@@ -72,6 +73,8 @@ def reroute(
         keep: Experts of this layer that are never replaced.
         targets: ``"primary"`` (the paper) or ``"active"``: critical experts, too, may take over slots.
         scale: ``[E, E]``, float32: multiplies the weight of a re-routed slot.
+        min_gain: τ, share of its row's energy that a re-routed slot must give, or its weight becomes 0; needs
+            ``scale``.
         merge: What to do with duplicate expert ids within one token's top-k.
         sentinel: The id of freed slots with ``merge="sentinel"``; outside [0, E).
         counters: int64, one entry per name in ``COUNTERS``; incremented in place unless no expert is
@@ -106,6 +109,7 @@ def reroute(
             "active_experts": active_experts,
             "cap": cap,
             "targets": targets,
+            "min_gain": min_gain,
             "merge": merge,
             "sentinel": sentinel,
             "backend": backend,

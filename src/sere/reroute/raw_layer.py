@@ -43,8 +43,8 @@ class RawLayer(NamedTuple):
     Attributes:
         similarity: ``[E, E]``, float32, on the host; NaN where it is not known.
         threshold: ρ; compared in float32, like the similarities.
-        limits: ``[1 + LIMIT_ROWS]``, int32, on the host: S, then M for a step of 1, 2, ... rows; a step with
-            more rows has the last M.
+        limits: ``[LIMITS]``, int32, on the host: S, then M for a step of 1, 2, ... rows, then -τ in units of
+            2⁻³⁰; a step with more rows has the last M.
         keep: ``[E]``, bool, on the host: experts that are never replaced.
         scale: ``[E, E]``, float32, or None: factors for the weights of re-routed slots.
         config: The other settings.
@@ -58,9 +58,12 @@ class RawLayer(NamedTuple):
     config: KernelConfig
 
     def shared(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor | None, KernelConfig]:
-        """Return what every backend keeps, in its order: ``limits``, ``keep`` and ``scale``, ``config``.
+        """Return what every backend keeps, in its order: ``limits``, ``keep``, ``substitutes``, ``config``.
 
-        The tensors are copies on a device.
+        The tensors are copies on a device. ``substitutes`` is ``[E, E, 2]``, float32: of each pair the factor
+        and the similarity; None without factors.
         """
-        scale = None if self.scale is None else self.scale.to(device, copy=True).contiguous()
-        return self.limits.to(device, copy=True), self.keep.to(device), scale, self.config
+        pairs = None
+        if self.scale is not None:
+            pairs = torch.stack([self.scale.to(device), self.similarity.to(device)], dim=2)
+        return self.limits.to(device, copy=True), self.keep.to(device), pairs, self.config

@@ -41,14 +41,14 @@ class Layer(NamedTuple):
     Attributes:
         order: ``[E, E]``, int32; row e lists the other experts, most similar first (ties: lower id), e last.
         counts: ``[E]``, int32; how many of ``order[e]`` reach the threshold.
-        limits, keep, scale, config: As in ``RawLayer``, on the device.
+        limits, keep, substitutes, config: As ``RawLayer.shared`` returns them.
     """
 
     order: Tensor
     counts: Tensor
     limits: Tensor
     keep: Tensor
-    scale: Tensor | None
+    substitutes: Tensor | None
     config: KernelConfig
 
 
@@ -65,7 +65,7 @@ def run(batch: TokenBatch, layer: Layer, counters: Tensor | None) -> Routing:
     Source: docs/method.md section 4.
     """
     topk_ids, topk_weights, row_budgets, num_tokens, _ = batch
-    order, counts, limits, keep, scale, config = layer
+    order, counts, limits, keep, substitutes, config = layer
     T, K = topk_ids.shape
     dtype = topk_weights.dtype
     wide = topk_weights if dtype in _WEIGHTS else topk_weights.float()
@@ -79,7 +79,7 @@ def run(batch: TokenBatch, layer: Layer, counters: Tensor | None) -> Routing:
             row_budgets = row_budgets.clamp(LAYER_BUDGET, K).masked_fill(padding, PADDING_BUDGET)
         row_budgets = row_budgets.to(torch.int32).contiguous()
     given = (
-        (0 if scale is None else kernel.HAS_SCALE)
+        (0 if substitutes is None else kernel.HAS_SUBSTITUTES)
         | (0 if row_budgets is None else kernel.HAS_ROW_BUDGETS)
         | (0 if counters is None else kernel.HAS_COUNTERS)
     )
@@ -92,7 +92,7 @@ def run(batch: TokenBatch, layer: Layer, counters: Tensor | None) -> Routing:
         counts.data_ptr(),
         limits.data_ptr(),
         keep.data_ptr(),
-        0 if scale is None else scale.data_ptr(),
+        0 if substitutes is None else substitutes.data_ptr(),
         0 if row_budgets is None else row_budgets.data_ptr(),
         0 if counters is None else counters.data_ptr(),
         T,

@@ -10,6 +10,7 @@ from sere.reroute import constants
 from sere.reroute.constants import (
     LAYER_BUDGET,
     LIMIT_ROWS,
+    LIMITS,
     MERGE_NONE,
     MERGE_SAME,
     MERGE_SENTINEL,
@@ -18,16 +19,17 @@ from sere.reroute.constants import (
 from sere.reroute.stats import COUNTERS
 
 # Bits of ``given``.
-HAS_SCALE, HAS_ROW_BUDGETS, HAS_COUNTERS = 1, 2, 4
+HAS_SUBSTITUTES, HAS_ROW_BUDGETS, HAS_COUNTERS = 1, 2, 4
 MASS_UNITS, MASS_BOUND = float(constants.MASS_UNITS), float(constants.MASS_BOUND)
+GAIN_UNITS = float(constants.GAIN_UNITS)
 NUM_COUNTERS = len(COUNTERS)
 # An expert's class: it does not occur, it does, in a kept slot, and it is primary whatever M is.
 NONE, OCCURS, KEPT, FIXED = range(4)
 
 
 def reroute(
-    ids_p, weights_p, new_ids_p, new_weights_p, order_p, counts_p, limits_p, keep_p, scale_p,
-    budgets_p, counters_p,
+    ids_p, weights_p, new_ids_p, new_weights_p, order_p, counts_p, limits_p, keep_p,
+    substitutes_p, budgets_p, counters_p,
     T, K, E, N, cap, active_targets, merge, sentinel, given,
 ):  # fmt: skip
     """Do docs/method.md section 4 for one layer and step; ``given`` has a bit for each optional pointer.
@@ -37,10 +39,10 @@ def reroute(
     ids, weights = carray(ids_p, (T, K)), carray(weights_p, (T, K))
     new_ids, new_weights = carray(new_ids_p, (T, K)), carray(new_weights_p, (T, K))
     order, counts, keep = carray(order_p, (E, E)), carray(counts_p, (E,)), carray(keep_p, (E,))
-    scale, counters = carray(scale_p, (E, E)), carray(counters_p, (NUM_COUNTERS,))
-    given_budgets, limits = carray(budgets_p, (T,)), carray(limits_p, (1 + LIMIT_ROWS,))
+    substitutes, counters = carray(substitutes_p, (E, E, 2)), carray(counters_p, (NUM_COUNTERS,))
+    given_budgets, limits = carray(budgets_p, (T,)), carray(limits_p, (LIMITS,))
     # An array over a null pointer is never read: these guard every use.
-    has_scale, has_counters = given & HAS_SCALE != 0, given & HAS_COUNTERS != 0
+    has_substitutes, has_counters = given & HAS_SUBSTITUTES != 0, given & HAS_COUNTERS != 0
     has_budgets = given & HAS_ROW_BUDGETS != 0
 
     row_budgets = np.empty(T, np.int64)
@@ -72,11 +74,13 @@ def reroute(
     while not primary[lowest]:
         lowest += 1
 
-    rerouted, some_nan = 0, False
+    rerouted, computed, some_nan = 0, 0, False
     in_merge, row_weights = np.empty(K, np.bool_), np.empty(K, np.float64)
+    stays, min_gain = np.empty(K, np.bool_), -limits[LIMITS - 1] / GAIN_UNITS
     present = np.zeros(E, np.bool_)
     for t in range(T):
         padding = row_budgets[t] < 0
+        stays[:] = True
         for k in range(K):
             e, w = ids[t, k], np.float64(weights[t, k])
             inside = 0 <= e < E
@@ -88,22 +92,29 @@ def reroute(
                 elif replaced[e]:
                     p = target[e]
                     rerouted += 1
-                    if has_scale:
-                        w *= np.float64(scale[e, p])
+                    if has_substitutes:
+                        w *= np.float64(substitutes[e, p, 0])
                     e = p
             new_ids[t, k] = e
             row_weights[k] = w
+        if min_gain > 0 and has_substitutes and not padding:
+            _judge(ids[t], weights[t], in_merge, replaced, target, substitutes, min_gain, stays)
         if merge != MERGE_NONE:
-            _merge(new_ids[t], row_weights, in_merge, padding, active, present, merge, sentinel)
+            _merge(new_ids[t], row_weights, stays, in_merge, padding, active, present, merge, sentinel)
         for k in range(K):
             if in_merge[k]:
+                if not stays[k]:
+                    row_weights[k] = 0.0
+                    if merge == MERGE_SENTINEL:
+                        new_ids[t, k] = sentinel
+                computed += row_weights[k] != 0
                 new_weights[t, k] = row_weights[k]
             else:
                 new_weights[t, k] = weights[t, k]
 
     if has_counters:
         # In the order of COUNTERS.
-        step = (1, rows, before, size + critical, slots, rerouted, critical)
+        step = (1, rows, before, size + critical, slots, rerouted, computed, critical)
         for i in range(NUM_COUNTERS):
             counters[i] += step[i]
     return some_nan
@@ -254,7 +265,22 @@ def _choose(order, counts, occurring, primary, active, target, replaced):
 
 
 @njit
-def _merge(ids, weights, in_merge, padding, active, present, merge, sentinel):
+def _judge(ids, weights, valid, replaced, target, substitutes, min_gain, stays):
+    """Step 9 for one row: say which of its re-routed slots stay."""
+    energy = 0.0
+    for k in range(ids.shape[0]):
+        if valid[k]:
+            w = np.float64(weights[k])
+            energy += w * w
+    for k in range(ids.shape[0]):
+        if valid[k] and replaced[ids[k]]:
+            w, similarity = np.float64(weights[k]), np.float64(substitutes[ids[k], target[ids[k]], 1])
+            # Not at least: where a gain is not known, NaN, the slot stays.
+            stays[k] = not w * w * similarity < min_gain * energy
+
+
+@njit
+def _merge(ids, weights, stays, in_merge, padding, active, present, merge, sentinel):
     """Step 7 for one row, in place; ``present`` is scratch, all False before and after."""
     K, E = ids.shape[0], active.shape[0]
     if padding and merge == MERGE_SENTINEL:
@@ -270,7 +296,8 @@ def _merge(ids, weights, in_merge, padding, active, present, merge, sentinel):
         for j in range(k):
             if in_merge[j] and not freed[j] and ids[j] == ids[k]:
                 weights[j] += weights[k]
-                weights[k] = 0.0
+                stays[j] |= stays[k]
+                weights[k], stays[k] = 0.0, True
                 freed[k] = some = True
                 break
     if not some or merge == MERGE_SAME:

@@ -37,8 +37,8 @@ def summarize_layers(stats: Sequence[LayerStats]) -> dict[str, Any]:
 
     Returns:
         ``distinct_before``, ``distinct_after`` and ``critical``: experts per layer and step;
-        ``slots_rerouted`` and ``slots_computed``: shares of the slots, in [0, 1]. Each is None where no layer ran. ``layers``: the
-        same values per layer, with its ``index``.
+        ``slots_rerouted`` and ``slots_computed``: shares of the slots, in [0, 1]. Each is None where no
+        layer ran. ``layers``: the same values per layer, with its ``index``.
     """
     layers = [
         {"index": layer.index, **{name: getattr(layer, name) for name in _MEANS}}

@@ -72,8 +72,8 @@ class PreparedLayer:
         Call this before a step is compiled or captured.
 
         Args:
-            limits: ``[LIMITS]``, int32, contiguous, on the layer's device, as `layer_limits` returns them. What
-                the layer has is written into it.
+            limits: ``[LIMITS]``, int32, contiguous, on the layer's device, as `layer_limits` returns them.
+                What the layer has is written into it.
 
         Raises:
             InputError: Its shape, dtype or device is another, or it is not contiguous.
@@ -157,8 +157,8 @@ def prepare_layer(
     settings = config.for_layer(index)
     if settings.min_gain and scale is None:
         raise ConfigError(
-            f"min_gain={settings.min_gain:g}: needs factors (scale), because only then a similarity is the share "
-            "of an expert's output that its substitute gives; give scale, or min_gain=0"
+            f"min_gain={settings.min_gain:g}: needs factors (scale), because only with them a similarity is "
+            "the share of an expert's output that its substitute gives; give scale, or min_gain=0"
         )
     where = torch.empty(0, device=device).device
     backend = on_device(select(config.backend, where.type, E), config.backend, where)

@@ -84,8 +84,8 @@ class Tier:
 
         Args:
             config: The settings. What differs from the defaults stays: ``select_top_k``, ``threshold``,
-                ``active_experts``, ``min_gain``, and the settings of single layers. Without factors there is no
-                gain.
+                ``active_experts``, ``min_gain``, and the settings of single layers. Without factors there is
+                no gain.
         """
         defaults = RerouteConfig()
         taken: dict[str, Any] = {"tier": self.name}

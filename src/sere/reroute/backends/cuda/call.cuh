@@ -15,9 +15,7 @@ constexpr unsigned ALL_LANES = 0xffffffffu;
 enum Merge { MERGE_NONE, MERGE_SAME, MERGE_DISTINCT, MERGE_SENTINEL };
 enum Given { ACTIVE_TARGETS = 1, WIDE_BUDGETS = 2, WIDE_NUM_TOKENS = 4, CAP = 8 };
 // In the order of the counters. DISTINCT_AFTER is P and C together, added up at the end.
-enum Count {
-    STEPS, ROWS, DISTINCT_BEFORE, DISTINCT_AFTER, SLOTS, SLOTS_REROUTED, SLOTS_COMPUTED, CRITICAL, COUNTS
-};
+enum Count { STEPS, ROWS, DISTINCT_BEFORE, DISTINCT_AFTER, SLOTS, SLOTS_REROUTED, SLOTS_COMPUTED, CRITICAL, COUNTS };
 
 // Threads write the same 1 into a flag at the same time. A device allows that for volatile stores, which are the same
 // instruction; C++ does not: a host that runs this source brings its own form.

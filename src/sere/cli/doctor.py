@@ -8,7 +8,13 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from sere.cli.explain import EXTRAS
-from sere.cli.loading import add_trust_argument, checkpoint_path, identity_from_config, table_path
+from sere.cli.loading import (
+    add_table_argument,
+    add_trust_argument,
+    checkpoint_path,
+    identity_from_config,
+    table_path,
+)
 from sere.cli.output import add_json_flag, emit, table
 from sere.cli.parser import add_command
 from sere.errors import SereError, how_to_install
@@ -49,11 +55,7 @@ def add(subparsers: Any) -> None:
     summary = "Check what is installed, what can run here, and whether table and model fit."
     parser = add_command(subparsers, "doctor", summary, run, details=_DETAILS, examples=_EXAMPLES)
     parser.add_argument("--model", metavar="MODEL", help="a checkpoint folder, a hub name, or 'bundled'")
-    parser.add_argument(
-        "--table",
-        metavar="FILE",
-        help="similarity table, checked against the model (default: the model's own)",
-    )
+    add_table_argument(parser, "the model's own; it is checked against the model")
     add_trust_argument(parser)
     add_json_flag(parser)
 
@@ -164,7 +166,13 @@ def _asked(args: argparse.Namespace) -> Iterator[Finding]:
             detail = f"{shape} (select_top_k < {identity.top_k} re-routes), digest {identity.digest[:12]}"
             yield Finding("model", identity.name, "ok", detail)
             yield _weights(args)
-    path = args.table if args.model is None else table_path(args)
+    if args.model is None and args.table is None:
+        return
+    try:
+        path = table_path(args)
+    except SereError as error:
+        yield Finding("table", args.table, "BROKEN", str(error))
+        return
     if path is not None:
         yield from _table(str(path), identity)
 

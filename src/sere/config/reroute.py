@@ -61,7 +61,8 @@ class RerouteConfig:
         sentinel: The id that freed slots get with ``merge="sentinel"``.
         phases: Re-route ``"decode"`` steps only, or prefill as well (``"all"``).
         backend: Which implementation of the operation; ``"auto"`` chooses by device.
-        table: Path of the similarity table, for integrations that take all settings in one mapping.
+        table: Path of the similarity table, or its name on the hub (``owner/name``), for integrations that
+            take all settings in one mapping.
         preset: ``"paper"`` for the published method: no filling up, no factors, no slot given up; `paper`
             makes it.
 
@@ -101,7 +102,7 @@ class RerouteConfig:
         check_choice("backend", self.backend, get_args(Backend))
         if self.use_scale is not None:
             check_boolean("use_scale", self.use_scale)
-        if self.use_scale is False and self.asks_for_gain():
+        if self.use_scale is False and any(self.for_layer(index).min_gain for index in (None, *self.layers)):
             raise ConfigError(
                 "min_gain: needs the table's factors, which use_scale=false leaves out; drop one of the two"
             )
@@ -125,10 +126,6 @@ class RerouteConfig:
         Source: SERE (ICLR 2026, arXiv 2602.07616).
         """
         return cls(select_top_k=select_top_k, threshold=threshold, preset="paper")
-
-    def asks_for_gain(self) -> bool:
-        """Whether re-routed slots of some layer must have a gain, which needs factors."""
-        return any(own.get("min_gain", self.min_gain) > 0 for own in ({}, *self.layers.values()))
 
     def for_layer(self, index: int | None) -> LayerSettings:
         """Return the settings of one layer.

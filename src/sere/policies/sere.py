@@ -89,12 +89,13 @@ class Sere(Policy):
     def _least_active(self, layer: LayerShape) -> int:
         return layer.top_k if self.full_rows else 0
 
-    def prepare(self, layer: LayerShape, device: torch.device) -> PreparedLayer:
+    def prepare(self, layer: LayerShape, device: torch.device, *, on_host: bool = False) -> PreparedLayer:
         """Prepare one layer on one device.
 
         Args:
             layer: The layer.
             device: Where its steps will run.
+            on_host: Leave the tensors on the CPU, for `PreparedLayer.update`.
 
         Raises:
             TableError: The table has no such layer.
@@ -113,6 +114,7 @@ class Sere(Policy):
             keep=self.config.keep.get(layer.index, ()),
             scale=None if self.config.use_scale is False else similarity.scale,
             device=device,
+            on_host=on_host,
         )
 
     def why_idle(self, layers: Iterable[LayerShape]) -> list[str]:
@@ -156,17 +158,14 @@ def check_fit(config: RerouteConfig, layers: Mapping[int, LayerSimilarity]) -> N
         if index not in layers:
             raise ConfigError(f"layers: layer {index} has no similarities; {_layers_of(layers)}")
     bare = sorted(index for index, layer in layers.items() if layer.scale is None)
-    needs = [
-        name
-        for name, needed in (("use_scale", config.use_scale), ("min_gain", config.asks_for_gain()))
-        if needed
-    ]
-    if needs and bare:
-        whose = "the table has no factors" if len(bare) == len(layers) else _bare(bare)
-        raise ConfigError(
-            f"{needs[0]}: {whose}; calibrate with metric='projection', or leave {needs[0]} out to use the "
-            "factors that there are"
-        )
+    gains = [index for index in bare if config.for_layer(index).min_gain > 0]
+    for name, without in (("use_scale", bare if config.use_scale else []), ("min_gain", gains)):
+        if without:
+            whose = "the table has no factors" if len(without) == len(layers) else _bare(without)
+            raise ConfigError(
+                f"{name}: {whose}; calibrate with metric='projection', or leave {name} out to use the "
+                "factors that there are"
+            )
 
 
 def check_keep(keep: Mapping[int, Sequence[int]], layers: Mapping[int, LayerSimilarity]) -> None:

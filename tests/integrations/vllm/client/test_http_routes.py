@@ -12,96 +12,20 @@ import pytest
 
 pytest.importorskip("vllm", reason="needs vLLM: make test-vllm")
 
-from sere.config import RerouteConfig
 from sere.integrations.vllm.client.body import MOST_BYTES
 from sere.integrations.vllm.client.http_routes import Endpoint
-from sere.integrations.vllm.step_counts import StepCounts
+from tests.support.vllm.routes import AGREED, JSON, Answering, Engine, Failing, ask, disabled
 
 pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("default")]
 
 ROUTES = (("GET", "stats"), ("GET", "metrics"), ("POST", "reset"), ("POST", "settings"))
 CHANGING = ROUTES[2:]
-JSON = "application/json"
 
 
 @pytest.fixture(autouse=True)
 def _operator(monkeypatch: pytest.MonkeyPatch) -> None:
     """The server lets whoever has the key "change" change it."""
     monkeypatch.setenv("SERE_ADMIN_KEY", "change")
-
-
-class Engine:
-    """An engine client whose one worker answers from memory; the model has 6 layers of 16 experts."""
-
-    def __init__(self) -> None:
-        self.asked: list[str] = []
-        model = SimpleNamespace(
-            hf_text_config=SimpleNamespace(num_hidden_layers=6), get_num_experts=lambda: 16
-        )
-        self.vllm_config = SimpleNamespace(additional_config={"sere": {}}, model_config=model)
-
-    async def collective_rpc(self, method: str, args: tuple[Any, ...]) -> list[Any]:  # noqa: D102
-        self.asked.append(method)
-        settings = RerouteConfig(select_top_k=2, table="/home/somebody/secret.safetensors").to_mapping()
-        if method == "sere_configure":
-            return [settings | {"enabled": True} | args[0]]
-        answer = {"enabled": True, "settings": settings, "steps": StepCounts(rerouted=1).to_mapping()}
-        shape = {"layers": [], "top_k": 4, "num_experts": 16, "count_only": False, "request_tiers": []}
-        return [answer | shape | {"kernel": None, "expert_bytes": None}]
-
-
-class Failing(Engine):
-    """An engine client whose worker fails in one way."""
-
-    def __init__(self, error: Exception) -> None:
-        super().__init__()
-        self.error = error
-
-    async def collective_rpc(self, method: str, args: tuple[Any, ...]) -> list[Any]:  # noqa: D102
-        raise self.error
-
-
-class Refusing(Engine):
-    """An engine client whose worker refuses a change: it does not fit the table."""
-
-    async def collective_rpc(self, method: str, args: tuple[Any, ...]) -> list[Any]:  # noqa: D102
-        return [{"error": "tier: the table has no tier 'slow'"}]
-
-
-def disabled(method: str) -> Exception:
-    """What a worker without our methods answers, as with ``SERE_DISABLE``."""
-    return RuntimeError(
-        "Call to collective_rpc method failed: Worker failed with error ''CPUWorker' object has no "
-        f"attribute {method!r}', please check the stack trace above for the root cause"
-    )
-
-
-def ask(
-    method: str,
-    route: str,
-    engine: Any = None,
-    body: Any = b'{"select_top_k": 3}',
-    **headers: str | bytes | None,
-) -> tuple[int, str]:
-    """Ask a server with the key "mine" for a route; ``headers`` replace those of a good request."""
-    from fastapi import FastAPI
-    from httpx import ASGITransport, AsyncClient
-    from vllm.entrypoints.serve.middleware.authenticate import AuthenticationMiddleware
-
-    app, endpoint = FastAPI(), Endpoint()
-    app.add_middleware(AuthenticationMiddleware, tokens=["mine"])
-    endpoint.attach_router(app)
-    good = {"authorization": "Bearer mine", "x_sere_admin_key": "change", "content_type": JSON}
-    sent = {name.replace("_", "-"): value for name, value in (good | headers).items() if value is not None}
-
-    async def call() -> tuple[int, str]:
-        await endpoint.init_state(engine or Engine(), app.state, None)
-        async with AsyncClient(transport=ASGITransport(app), base_url="http://test") as client:
-            content = body if method == "POST" else None
-            answer = await client.request(method, f"/v1/sere/{route}", headers=sent, content=content)
-        return answer.status_code, answer.text
-
-    return asyncio.run(call())
 
 
 @pytest.mark.parametrize(("method", "route"), ROUTES)
@@ -173,10 +97,35 @@ def test_errors_that_nobody_expects_are_the_server_s(method: str, route: str, er
         ask(method, route, Failing(error("a real bug")))
 
 
-def test_changes_that_workers_refuse() -> None:
-    """A change that does not fit the table comes back with 400 and the workers' reason."""
-    status, text = ask("POST", "settings", Refusing(), b'{"tier": "slow"}')
-    assert (status, json.loads(text)["error"]) == (400, "tier: the table has no tier 'slow'")
+@pytest.mark.parametrize(
+    ("answer", "status", "text"),
+    [
+        ({"error": "tier: the table has no tier 'slow'"}, 400, "tier: the table has no tier 'slow'"),
+        ({"failure": "rank 0: full"}, 500, "rank 0: full while the change was prepared; nothing has changed"),
+        ({"fingerprint": AGREED, "stale": True}, 409, "another change came in between: nothing has changed"),
+    ],
+    ids=["refused", "failed", "met another"],
+)
+def test_changes_that_workers_do_not_make(answer: dict[str, Any], status: int, text: str) -> None:
+    """Only what does not fit the table is the client's fault; each answer has the workers' reason."""
+    found, body = ask("POST", "settings", Answering(**answer), b'{"tier": "slow"}')
+    assert found == status
+    assert json.loads(body)["error"].startswith(text)
+
+
+def test_all_engines_of_a_server_are_asked() -> None:
+    """With data parallelism the statistics are those of every engine, not of the first alone."""
+    engine = Engine()
+
+    async def ask_all(*given: Any) -> list[Any]:
+        assert given[:2] == ("collective_rpc", "sere_stats")
+        (answer,) = await engine.collective_rpc(given[1], given[3])
+        return [[answer | {"data_parallel_rank": number}] for number in range(3)]
+
+    engine.vllm_config.parallel_config = SimpleNamespace(data_parallel_size=3)
+    engine.engine_core = SimpleNamespace(call_utility_all_async=ask_all)  # type: ignore[attr-defined]
+    status, text = ask("GET", "stats", engine)
+    assert (status, json.loads(text)["steps_rerouted"]) == (200, 3)
 
 
 @pytest.mark.parametrize(

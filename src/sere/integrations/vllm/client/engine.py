@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
 from sere.errors import UnsupportedEngine
 from sere.integrations.vllm.changes import ModelSize
-from sere.integrations.vllm.client.configure import agreed_settings
-from sere.integrations.vllm.client.rpc import DISABLED, NOT_ACTIVE, is_missing
+from sere.integrations.vllm.client.agreement import agree
+from sere.integrations.vllm.client.rpc import NOT_ACTIVE, ask_engines
 from sere.integrations.vllm.client.shared_answer import SharedAnswer
 from sere.integrations.vllm.engine_stats import merge_answers
 from sere.integrations.vllm.methods import CONFIGURE, STATS
@@ -55,11 +56,13 @@ class ServedEngine:
         self.size = ModelSize.of(getattr(config, "model_config", None))
         self._active = client is not None and (config is None or section(config) is not None)
         self._shared = SharedAnswer(self._count)
+        self._changing = asyncio.Lock()
 
     async def counted(self) -> Counted:
         """Return what was counted, at most a second ago.
 
         Raises:
+            EngineError: A worker failed, or the workers hold different settings.
             UnsupportedEngine: Re-routing is not active.
         """
         return await self._shared.get()
@@ -83,12 +86,26 @@ class ServedEngine:
 
         Raises:
             ConfigError: They do not fit the table.
+            ConcurrentChange: A change of another server process came in between.
+            EngineError: A worker failed, or the workers disagree.
             UnsupportedEngine: Re-routing is not active.
         """
         try:
-            return _public(agreed_settings(await self._ask(CONFIGURE, dict(changes))))
+            async with self._changing:
+                return _public(await self._change(changes))
         finally:
             self._shared.forget()
+
+    async def _change(self, changes: Mapping[str, Any]) -> dict[str, Any]:
+        steps = agree(changes)
+        call = next(steps)
+        while True:
+            answers = await self._ask(CONFIGURE, *call)
+            try:
+                call = steps.send(answers)
+            except StopIteration as end:
+                settings: dict[str, Any] = end.value
+                return settings
 
     async def _count(self) -> Counted:
         return Counted(await self._ask(STATS, False))
@@ -97,12 +114,7 @@ class ServedEngine:
         """Call a method of all workers."""
         if not self._active:
             raise UnsupportedEngine(NOT_ACTIVE)
-        try:
-            return await self._client.collective_rpc(method, args=args)
-        except Exception as error:
-            if not is_missing(method, error):
-                raise
-            raise UnsupportedEngine(DISABLED) from error
+        return await ask_engines(self._client, method, *args)
 
 
 def _public(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,7 +5,8 @@ these. Re-routing itself needs no route. They are under ``/v1``, which is where 
 ``--api-key``. What changes something asks for a key of its own, too.
 
 A status of 400 to 499 says that the client did something wrong, and nothing else does: an engine that cannot
-answer has 503, and an error that nobody expected stays one of the server's.
+answer has 503, one whose workers fail or disagree 500, and an error that nobody expected stays one of the
+server's. 409 is a change that met another one.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import functools
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from sere.errors import ConfigError, UnsupportedEngine
+from sere.errors import ConcurrentChange, ConfigError, EngineError, UnsupportedEngine
 from sere.integrations.vllm.changes import check_changes
 from sere.integrations.vllm.client.admin_key import check_admin
 from sere.integrations.vllm.client.body import read_body, read_object
@@ -51,8 +52,12 @@ def _answers_errors(handler: Handler) -> Callable[[Any], Awaitable[Any]]:
             return await handler(request, request.app.state.sere_engine)
         except RequestRefused as error:
             return error_answer(error, error.status)
+        except ConcurrentChange as error:
+            return error_answer(error, 409)
         except UnsupportedEngine as error:
             return error_answer(error, 503)
+        except EngineError as error:
+            return error_answer(error, 500)
 
     return answering
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sere.errors import SereError, UnsupportedEngine
-from sere.integrations.vllm.start import versions
+from sere.integrations.vllm.start import features, versions
 from sere.integrations.vllm.worker.router_scores import check_scores
 from sere.integrations.vllm.worker.row_budgets import RowBudgets
 from sere.policies.base import LayerRouter, LayerShape, Policy
@@ -28,6 +28,8 @@ class RoutedLayer:
         router: The rule, bound to this layer; None until the model is loaded.
         needs_scores: Whether ``router`` is given the scores of all experts.
         budgets: The budgets of the coming step's rows; None until the model is loaded.
+        share: Which share of a step's rows this rank computes, with sequence parallelism; else 0.
+        counters: Where every router of this layer counts; None until the model is loaded.
     """
 
     def __init__(self, runner: Any) -> None:
@@ -38,6 +40,22 @@ class RoutedLayer:
         self.router: LayerRouter | None = None
         self.needs_scores = False
         self.budgets: RowBudgets | None = None
+        self.share = 0
+        self.counters: Tensor | None = None
+
+    def find_share(self, rank: int, *, allow_untested: bool) -> None:
+        """Find out which rows of a step the layer is given, once its model is loaded.
+
+        Args:
+            rank: Tensor-parallel rank.
+            allow_untested: Let pass what cannot be told.
+
+        Raises:
+            UnsupportedEngine: Those of all data-parallel ranks, or it cannot be told.
+        """
+        gathers = versions.gathers_rows(self.runner)
+        features.refuse_gathering(self.name, gathers, allow_untested=allow_untested)
+        self.share = rank if versions.is_sequence_parallel(self.runner) else 0
 
     def bind(self, policy: Policy, device: torch.device) -> None:
         """Let a policy route this layer from the next step on.
@@ -52,7 +70,13 @@ class RoutedLayer:
         """
         if policy.needs_scores:
             check_scores(policy.name, self.name, self.runner.router)
-        self.router, self.needs_scores = policy.bind(self.shape, device), policy.needs_scores
+        self.take(policy.bind(self.shape, device), needs_scores=policy.needs_scores)
+
+    def take(self, router: LayerRouter, *, needs_scores: bool = False) -> None:
+        """Let a router route this layer from the next step on."""
+        if self.counters is not None:
+            router.counters = self.counters
+        self.router, self.needs_scores = router, needs_scores
 
     def route(self, ids: Tensor, weights: Tensor, logits: Tensor) -> Routing:
         """Route one step; called where vLLM's router returns.
@@ -76,7 +100,7 @@ class RoutedLayer:
         scores = logits[:, : self.shape.num_experts] if self.needs_scores else None
         # Some kernels ask for uint32 or int16 ids.
         narrow = ids if ids.dtype in ID_DTYPES else ids.to(torch.int32)
-        routing = router(TokenBatch(narrow, weights, budgets.at(ids.shape[0]), None, scores))
+        routing = router(TokenBatch(narrow, weights, budgets.at(ids.shape[0], self.share), None, scores))
         return routing if narrow is ids else Routing(routing.ids.to(ids.dtype), routing.weights)
 
     def warm_up(self) -> None:

@@ -138,9 +138,10 @@ def test_compiled_code_reads_an_update(backend: str, changes: dict[str, Any]) ->
         frames.append(graph)
         return graph.forward
 
-    compiled = torch.compile(lambda one: mine.route(one).ids * 1, fullgraph=True, backend=count)
+    # Ids and weights in one tensor.
+    compiled = torch.compile(lambda one: sum(mine.route(one)), fullgraph=True, backend=count)
     before = compiled(step(backend))
-    expected = other.route(step(backend)).ids
+    expected = sum(other.route(step(backend)))
     assert not torch.equal(before, expected)
     mine.update(other)
     assert torch.equal(compiled(step(backend)), expected)
@@ -168,14 +169,14 @@ def test_limits_of_the_caller_are_read_at_each_step(backend: str, compiled: bool
 
 @pytest.mark.parametrize(
     "limits",
-    [torch.zeros(257), torch.zeros(5, dtype=torch.int32), torch.zeros(514, dtype=torch.int32)[::2]],
+    [torch.zeros(LIMITS), torch.zeros(5, dtype=torch.int32), torch.zeros(2 * LIMITS, dtype=torch.int32)[::2]],
     ids=["floating point", "too few", "with gaps"],
 )
 def test_limits_of_another_kind_are_refused(limits: Tensor) -> None:
     """A kernel reads them by address; the layer keeps its own."""
     layer = prepared("cpu")
     mine = layer.tensors()["limits"]
-    with pytest.raises(InputError, match=r"limits: expected a contiguous tensor torch.int32 \[257\] on cpu"):
+    with pytest.raises(InputError, match=r"limits: expected a contiguous tensor torch.int32 \[258\] on cpu"):
         layer.read_limits_from(limits)
     assert layer.tensors()["limits"] is mine
 

@@ -7,6 +7,7 @@ import numpy as np
 from numba import carray, njit
 
 from sere.reroute import constants
+from sere.reroute.backends.cpu.selection import largest
 from sere.reroute.constants import (
     LAYER_BUDGET,
     LIMIT_ROWS,
@@ -102,18 +103,15 @@ def reroute(
         if merge != MERGE_NONE:
             _merge(new_ids[t], row_weights, stays, in_merge, padding, active, present, merge, sentinel)
         for k in range(K):
-            if in_merge[k]:
-                if not stays[k]:
-                    row_weights[k] = 0.0
-                    if merge == MERGE_SENTINEL:
-                        new_ids[t, k] = sentinel
-                computed += row_weights[k] != 0
-                new_weights[t, k] = row_weights[k]
-            else:
+            if not in_merge[k]:
                 new_weights[t, k] = weights[t, k]
+                continue
+            new_weights[t, k] = row_weights[k] if stays[k] else 0.0
+            computed += stays[k] and row_weights[k] != 0
+            if not stays[k] and merge == MERGE_SENTINEL:
+                new_ids[t, k] = sentinel
 
     if has_counters:
-        # In the order of COUNTERS.
         step = (1, rows, before, size + critical, slots, rerouted, computed, critical)
         for i in range(NUM_COUNTERS):
             counters[i] += step[i]
@@ -202,36 +200,13 @@ def _join(mass, classes, from_class, to_class, wanted):
     if wanted == 0:
         return 0
     masses = mass[members]
-    least = _largest(masses, wanted)
+    least = largest(masses, wanted)
     level = np.sum(masses[:wanted] == least)
     for e in members:
         if mass[e] > least or (mass[e] == least and level > 0):
             level -= mass[e] == least
             classes[e] = to_class
     return wanted
-
-
-@njit
-def _largest(values, wanted):
-    """Return the ``wanted``-th largest value and put the larger ones before it (Hoare's quickselect)."""
-    low, at, high = 0, wanted - 1, values.shape[0] - 1
-    while low < high:
-        pivot = values[at]
-        i, j = low, high
-        while i <= j:
-            while values[i] > pivot:
-                i += 1
-            while values[j] < pivot:
-                j -= 1
-            if i <= j:
-                values[i], values[j] = values[j], values[i]
-                i += 1
-                j -= 1
-        if j < at:
-            low = i
-        if at < i:
-            high = j
-    return values[at]
 
 
 @njit(inline="always")
@@ -270,8 +245,7 @@ def _judge(ids, weights, valid, replaced, target, substitutes, min_gain, stays):
     energy = 0.0
     for k in range(ids.shape[0]):
         if valid[k]:
-            w = np.float64(weights[k])
-            energy += w * w
+            energy += np.float64(weights[k]) * np.float64(weights[k])
     for k in range(ids.shape[0]):
         if valid[k] and replaced[ids[k]]:
             w, similarity = np.float64(weights[k]), np.float64(substitutes[ids[k], target[ids[k]], 1])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -44,6 +45,7 @@ def reroute(
     targets: Targets = "primary",
     scale: Tensor | None = None,
     min_gain: float = 0.0,
+    sensitivity: Tensor | None = None,
     merge: Merge = "none",
     sentinel: int | None = None,
     counters: Tensor | None = None,
@@ -75,6 +77,7 @@ def reroute(
         scale: ``[E, E]``, float32: multiplies the weight of a re-routed slot.
         min_gain: τ, share of its row's energy that a re-routed slot must give, or its weight becomes 0; needs
             ``scale``.
+        sensitivity: ``[E]``, float32, in (0, 1]: how much losing an expert costs; instead of the layer's own.
         merge: What to do with duplicate expert ids within one token's top-k.
         sentinel: The id of freed slots with ``merge="sentinel"``; outside [0, E).
         counters: int64, one entry per name in ``COUNTERS``; incremented in place unless no expert is
@@ -102,6 +105,8 @@ def reroute(
     batch = TokenBatch(topk_ids, topk_weights, budgets, num_tokens)
     check_batch(batch, counters)
     layer = similarity if isinstance(similarity, LayerSimilarity) else LayerSimilarity(similarity)
+    if sensitivity is not None:
+        layer = replace(layer, sensitivity=sensitivity)
     config = RerouteConfig.from_mapping(
         {
             "select_top_k": select_top_k,

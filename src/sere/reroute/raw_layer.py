@@ -46,6 +46,7 @@ class RawLayer(NamedTuple):
         limits: ``[LIMITS]``, int32, on the host: S, then M for a step of 1, 2, ... rows, then -τ in units of
             2⁻³⁰; a step with more rows has the last M.
         keep: ``[E]``, bool, on the host: experts that are never replaced.
+        sensitivity: ``[E]``, float32, in (0, 1], on the host: factors for the masses.
         scale: ``[E, E]``, float32, or None: factors for the weights of re-routed slots.
         config: The other settings.
     """
@@ -54,11 +55,12 @@ class RawLayer(NamedTuple):
     threshold: float
     limits: Tensor
     keep: Tensor
+    sensitivity: Tensor
     scale: Tensor | None
     config: KernelConfig
 
-    def shared(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor | None, KernelConfig]:
-        """Return what every backend keeps, in its order: ``limits``, ``keep``, ``substitutes``, ``config``.
+    def shared(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor | None, KernelConfig]:
+        """Return what every backend keeps, in the order of its ``Layer``: ``limits`` to ``config``.
 
         The tensors are copies on a device. ``substitutes`` is ``[E, E, 2]``, float32: of each pair the factor
         and the similarity; None without factors.
@@ -66,4 +68,5 @@ class RawLayer(NamedTuple):
         pairs = None
         if self.scale is not None:
             pairs = torch.stack([self.scale.to(device), self.similarity.to(device)], dim=2)
-        return self.limits.to(device, copy=True), self.keep.to(device), pairs, self.config
+        sensitivity = self.sensitivity.to(device, torch.float32, copy=True).contiguous()
+        return self.limits.to(device, copy=True), self.keep.to(device), sensitivity, pairs, self.config

@@ -12,6 +12,7 @@ from torch import Tensor
 from sere.integrations.activity import Activity, why_nothing_changed, without_numbers
 from sere.policies.base import Policy
 from sere.reroute import COUNTERS
+from sere.reroute.stats import read_counters
 from sere.warn_once import WarnOnce
 
 logger = logging.getLogger("sere")
@@ -112,7 +113,7 @@ class Guard:
     def activity(self) -> Activity:
         """Return what was seen; the host waits for the device."""
         return Activity.of(
-            [layer.counters.tolist() for layer in self.layers],
+            read_counters([layer.counters for layer in self.layers]),
             calls=self.calls,
             eligible=self.eligible,
             hook_ran=self.hook_ran,

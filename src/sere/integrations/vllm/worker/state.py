@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -48,6 +49,7 @@ class WorkerState:
         kernel: Class name of the expert kernel, or None where it cannot be told.
         counts: Steps by what was done with them.
         guard: Says in the log why nothing was re-routed.
+        lock: Held by a step while it runs, and by whatever reads or changes what steps count.
         counters: ``[layers, len(COUNTERS)]``, int64: each layer's own are a row; None until the model is
             loaded.
         fingerprint: Of what holds at present, to be compared between ranks.
@@ -69,6 +71,7 @@ class WorkerState:
         self.limits: StepLimits | None = None
         self.kernel: str | None = None
         self.counts = StepCounts()
+        self.lock = threading.RLock()
         self.guard = Guard(self.report, speaks=self.speaks)
         self.counters: Tensor | None = None
         self.fingerprint: Fingerprint = {"common": "", "layers": {}}

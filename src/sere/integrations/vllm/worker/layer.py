@@ -43,6 +43,11 @@ class RoutedLayer:
         self.share = 0
         self.counters: Tensor | None = None
 
+    @property
+    def expert_bytes(self) -> int | None:
+        """Bytes of one routed expert's weights in this worker, or None if they cannot be told."""
+        return versions.expert_bytes(self.runner, self.shape.num_experts)
+
     def find_share(self, rank: int, *, allow_untested: bool) -> None:
         """Find out which rows of a step the layer is given, once its model is loaded.
 

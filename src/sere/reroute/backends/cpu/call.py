@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import ctypes
 import logging
+import os
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numba
@@ -17,6 +19,7 @@ import torch
 from numba import types
 from torch import Tensor
 
+from sere.files import others_can_write
 from sere.reroute.backends.cpu import kernel
 from sere.reroute.batch import Routing, TokenBatch
 from sere.reroute.constants import LAYER_BUDGET, PADDING_BUDGET
@@ -28,7 +31,7 @@ warn_once = WarnOnce(logging.getLogger("sere"))
 
 _UNCACHED = (
     "sere: the cpu backend is compiled again in each process, because its code cannot be cached (%s); "
-    "set NUMBA_CACHE_DIR to a writable folder"
+    "set NUMBA_CACHE_DIR to a folder that you alone can write to"
 )
 
 _IDS = {torch.int32: types.int32, torch.int64: types.int64}
@@ -129,8 +132,22 @@ def _compiled(ids_dtype: torch.dtype, weights_dtype: torch.dtype) -> Callable[..
 def _compile(signature: Any) -> Any:
     """Compile, from the cache on disk or into it; without one where no folder can be written to."""
     try:
+        _check_named_cache()
         return numba.cfunc(signature, cache=True)(kernel.reroute)
     except (RuntimeError, OSError) as error:
         reason = str(error)
         warn_once(reason, _UNCACHED, reason)
         return numba.cfunc(signature)(kernel.reroute)
+
+
+def _check_named_cache() -> None:
+    """Refuse a named folder in which somebody else could put code, which would run in this process.
+
+    Without a name, Numba keeps its code beside this source, or in the user's own folder.
+
+    Raises:
+        OSError: Others can write to it.
+    """
+    folder = Path(numba.config.CACHE_DIR or os.devnull)
+    if folder.is_dir() and (reason := others_can_write(folder)) is not None:
+        raise OSError(f"{folder}: {reason}")

@@ -44,7 +44,7 @@ class Layer(NamedTuple):
     Attributes:
         order: ``[E, E]``, int32; row e lists the other experts, most similar first (ties: lower id), e last.
         counts: ``[E]``, int32; how many of ``order[e]`` reach the threshold.
-        limits, keep, sensitivity, scale, config: As in ``RawLayer``, on the device.
+        limits, keep, sensitivity, substitutes, config: As ``RawLayer.shared`` returns them.
     """
 
     order: Tensor
@@ -52,7 +52,7 @@ class Layer(NamedTuple):
     limits: Tensor
     keep: Tensor
     sensitivity: Tensor
-    scale: Tensor | None
+    substitutes: Tensor | None
     config: KernelConfig
 
 
@@ -69,7 +69,7 @@ def run(batch: TokenBatch, layer: Layer, counters: Tensor | None) -> Routing:
     Source: docs/method.md section 4.
     """
     topk_ids, topk_weights, row_budgets, num_tokens, _ = batch
-    order, counts, limits, keep, sensitivity, scale, config = layer
+    order, counts, limits, keep, sensitivity, substitutes, config = layer
     T, K = topk_ids.shape
     dtype = topk_weights.dtype
     wide = topk_weights if dtype in _WEIGHTS else topk_weights.float()
@@ -83,7 +83,7 @@ def run(batch: TokenBatch, layer: Layer, counters: Tensor | None) -> Routing:
             row_budgets = row_budgets.clamp(LAYER_BUDGET, K).masked_fill(padding, PADDING_BUDGET)
         row_budgets = row_budgets.to(torch.int32).contiguous()
     given = (
-        (0 if scale is None else kernel.HAS_SCALE)
+        (0 if substitutes is None else kernel.HAS_SUBSTITUTES)
         | (0 if row_budgets is None else kernel.HAS_ROW_BUDGETS)
         | (0 if counters is None else kernel.HAS_COUNTERS)
     )
@@ -97,7 +97,7 @@ def run(batch: TokenBatch, layer: Layer, counters: Tensor | None) -> Routing:
         limits.data_ptr(),
         keep.data_ptr(),
         sensitivity.data_ptr(),
-        0 if scale is None else scale.data_ptr(),
+        0 if substitutes is None else substitutes.data_ptr(),
         0 if row_budgets is None else row_budgets.data_ptr(),
         0 if counters is None else counters.data_ptr(),
         T,

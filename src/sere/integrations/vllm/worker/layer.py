@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sere.errors import SereError, UnsupportedEngine
 from sere.integrations.vllm.start import versions
+from sere.integrations.vllm.worker.flat_experts import FlatExperts
 from sere.integrations.vllm.worker.router_scores import check_scores
 from sere.integrations.vllm.worker.row_budgets import RowBudgets
 from sere.policies.base import LayerRouter, LayerShape, Policy
@@ -28,6 +29,7 @@ class RoutedLayer:
         router: The rule, bound to this layer; None until the model is loaded.
         needs_scores: Whether ``router`` is given the scores of all experts.
         budgets: The budgets of the coming step's rows; None until the model is loaded.
+        flat: Hands the expert kernel only what carries weight; None where it is left alone.
     """
 
     def __init__(self, runner: Any) -> None:
@@ -38,6 +40,7 @@ class RoutedLayer:
         self.router: LayerRouter | None = None
         self.needs_scores = False
         self.budgets: RowBudgets | None = None
+        self.flat: FlatExperts | None = None
 
     def bind(self, policy: Policy, device: torch.device) -> None:
         """Let a policy route this layer from the next step on.
@@ -53,6 +56,18 @@ class RoutedLayer:
         if policy.needs_scores:
             check_scores(policy.name, self.name, self.runner.router)
         self.router, self.needs_scores = policy.bind(self.shape, device), policy.needs_scores
+        if self.flat is not None:
+            self.flat.enabled = policy.changes_routing
+
+    def return_to(self, router: LayerRouter) -> None:
+        """Let the engine's own rule route this layer again.
+
+        Args:
+            router: What routed it before `bind`.
+        """
+        self.router, self.needs_scores = router, False
+        if self.flat is not None:
+            self.flat.enabled = True
 
     def route(self, ids: Tensor, weights: Tensor, logits: Tensor) -> Routing:
         """Route one step; called where vLLM's router returns.

@@ -10,10 +10,13 @@ import torch
 
 from sere.config import RerouteConfig
 from sere.errors import UnsupportedEngine
+from sere.flatten import PairCounts
 from sere.integrations.vllm.plugin_config import PluginConfig
 from sere.integrations.vllm.start import tables, versions
 from sere.integrations.vllm.step_counts import StepCounts
 from sere.integrations.vllm.worker import expert_kernels, router_hook
+from sere.integrations.vllm.worker.flat_experts import FlatExperts, why_no_pairs
+from sere.integrations.vllm.worker.flat_operator import flatten
 from sere.integrations.vllm.worker.guard import Guard
 from sere.integrations.vllm.worker.layer import RoutedLayer
 from sere.integrations.vllm.worker.row_budgets import RowBudgets
@@ -50,6 +53,7 @@ class WorkerState:
         limits: S and M of the layers in the coming step; None until the model is loaded.
         kernel: Class name of the expert kernel, or None where it cannot be told.
         counts: Steps by what was done with them.
+        why_no_pairs: Why all slots are computed in every step; None where pairs may be.
         guard: Says in the log why nothing was re-routed.
 
     Raises:
@@ -68,6 +72,7 @@ class WorkerState:
         self.budgets: RowBudgets | None = None
         self.limits: StepLimits | None = None
         self.kernel: str | None = None
+        self.why_no_pairs: str | None = None
         self.counts = StepCounts()
         self.guard = Guard(self.report, speaks=self.speaks)
         self._routers: dict[int, SereRouter] = {}
@@ -125,6 +130,7 @@ class WorkerState:
             layer.router.prepared.read_limits_from(limits)
             keep_through_sleep(layer, self.vllm_config, shared)
         self.limits.write(self.rules.limits(self.given, self.shapes))
+        self._flatten(device)
         # One of each shape: a backend may compile for a shape.
         for layer in {
             (layer.shape.num_experts, layer.shape.top_k): layer for layer in self.layers.values()
@@ -197,7 +203,7 @@ class WorkerState:
             yield
         finally:
             for index, router in self._routers.items():
-                self.layers[index].router, self.layers[index].needs_scores = router, False
+                self.layers[index].return_to(router)
             self.policy = self.sere
             self._restart_counting()
 
@@ -230,8 +236,10 @@ class WorkerState:
             "steps": self.counts.to_mapping(),
             "layers": [
                 {"index": layer.shape.index, "name": layer.name, "counters": sums, "settings": own}
+                | {"pairs": PairCounts().to_list() if layer.flat is None else layer.flat.counts.to_list()}
                 for layer, sums, own in zip(counters, copied, settings, strict=True)
             ],
+            "flatten": {"setting": self.given.flatten, "why_not": self.why_no_pairs},
             "top_k": max((layer.shape.top_k for layer in self.layers.values()), default=0),
             "num_experts": max((layer.shape.num_experts for layer in self.layers.values()), default=0),
             "kernel": self.kernel,
@@ -250,6 +258,23 @@ class WorkerState:
         for layer in self.layers.values():
             if layer.router is not None:
                 layer.router.counters.zero_()
+            if layer.flat is not None:
+                layer.flat.counts.reset()
+
+    def _flatten(self, device: torch.device) -> None:
+        """Let the expert kernels compute pairs only, if all of them take pairs and the settings allow it."""
+        assert self.budgets is not None
+        setting = self.given.flatten
+        reasons = (
+            why_no_pairs(setting, device.type, kernel) for kernel in sorted(self.rules.kernels, key=str)
+        )
+        self.why_no_pairs = next(filter(None, reasons), None)
+        if self.why_no_pairs is not None:
+            return
+        for layer in self.layers.values():
+            kernel, _ = versions.expert_kernel(layer.runner)
+            layer.flat = FlatExperts(kernel.apply, layer.shape.num_experts, setting, self.budgets)
+            flatten(layer.runner, kernel, layer.flat)
 
     def _stage(self) -> range | None:
         """Return the decoder layers that this process holds, or None if it holds all."""

@@ -1,0 +1,89 @@
+"""Put `FlatExperts` before the expert kernel of one engine, for compiled code too.
+
+The kernel object's ``apply`` is replaced on the instance. Compiled code cannot hold steps whose number of
+pairs changes, so there the call is one opaque operation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sere.integrations.vllm.worker.flat_experts import Call, FlatExperts
+
+ATTRIBUTE = "sere_flat_experts"
+
+
+def flatten(runner: Any, kernel: Any, flat: FlatExperts) -> None:
+    """Let ``flat`` see every step of a layer's expert kernel.
+
+    Args:
+        runner: vLLM's ``MoERunner``, by whose name compiled code finds ``flat``.
+        kernel: Its expert kernel; the class stays as it is.
+        flat: Made with the kernel's own ``apply``.
+    """
+    name, original = str(runner.layer_name), flat.apply
+
+    def apply(
+        output: Tensor, hidden_states: Tensor, w1: Tensor, w2: Tensor, topk_weights: Tensor, topk_ids: Tensor,
+        activation: Any, **rest: Any,
+    ) -> Any:  # fmt: skip
+        # Expert parallelism, quantized inputs, and weights on the input, which only K = 1 has.
+        others = (rest.get(key) for key in ("expert_map", "a1q_scale", "a2_scale", "expert_tokens_meta"))
+        if any(other is not None for other in others) or rest["apply_router_weight_on_input"]:
+            return original(
+                output, hidden_states, w1, w2, topk_weights, topk_ids, activation=activation, **rest
+            )
+        if torch.compiler.is_compiling():
+            torch.ops.sere.flat_experts(
+                output, hidden_states, w1, w2, topk_weights, topk_ids, rest["workspace13"],
+                rest["workspace2"], name, activation.value, rest["global_num_experts"],
+            )  # fmt: skip
+            return None
+        flat(_call(original, w1, w2, activation, rest), w1, output, hidden_states, topk_weights, topk_ids)
+        return None
+
+    setattr(runner, ATTRIBUTE, flat)
+    kernel.apply = apply
+
+
+def _call(
+    apply: Callable[..., object], w1: Tensor, w2: Tensor, activation: Any, rest: dict[str, Any]
+) -> Call:
+    def call(output: Tensor, hidden: Tensor, weights: Tensor, ids: Tensor) -> None:
+        apply(output, hidden, w1, w2, weights, ids, activation=activation, **rest)
+
+    return call
+
+
+_library = torch.library.Library("sere", "FRAGMENT")  # type: ignore[no-untyped-call]
+_library.define(  # type: ignore[no-untyped-call]
+    "flat_experts(Tensor(a!) output, Tensor hidden, Tensor w1, Tensor w2, Tensor weights, Tensor ids, "
+    "Tensor workspace13, Tensor workspace2, str layer, str activation, int num_experts) -> ()"
+)
+
+
+@torch.library.impl(_library, "flat_experts", "CompositeExplicitAutograd")
+def _flat_experts(
+    output: Tensor, hidden: Tensor, w1: Tensor, w2: Tensor, weights: Tensor, ids: Tensor, workspace13: Tensor,
+    workspace2: Tensor, layer: str, activation: str, num_experts: int,
+) -> None:  # fmt: skip
+    from vllm.forward_context import get_forward_context
+    from vllm.model_executor.layers.fused_moe.activation import MoEActivation
+
+    flat = getattr(get_forward_context().no_compile_layers[layer], ATTRIBUTE)
+    rest = {
+        "global_num_experts": num_experts, "expert_map": None, "a1q_scale": None, "a2_scale": None,
+        "workspace13": workspace13, "workspace2": workspace2, "expert_tokens_meta": None,
+        "apply_router_weight_on_input": False,
+    }  # fmt: skip
+    call = _call(flat.apply, w1, w2, MoEActivation(activation), rest)
+    flat(call, w1, output, hidden, weights, ids)
+
+
+@torch.library.register_fake("sere::flat_experts", lib=_library)  # type: ignore[untyped-decorator]
+def _fake(*_: object) -> None:
+    return None

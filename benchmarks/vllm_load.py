@@ -178,7 +178,7 @@ async def _after(load: Load, prompts: Sequence[str], alone: dict[str, str]) -> N
     if [float(count) for count in running] != [0.0, 0.0]:
         load.wrong.append(f"expected no request running or waiting, got {running}")
     status, text = load.server.get("/v1/sere/stats")
-    if status != (200 if load.reroutes else 409) or (
+    if status != (200 if load.reroutes else 503) or (
         load.reroutes and not json.loads(text)["steps_rerouted"]
     ):
         load.wrong.append(

@@ -119,6 +119,12 @@ def test_keep_is_normalized() -> None:
         config.select_top_k = 2  # type: ignore[misc]
 
 
+def test_many_experts_to_keep() -> None:
+    """A hundred thousand ids are read like ten: nothing is done again for each of them."""
+    ids = range(100_000)
+    assert RerouteConfig(keep={0: (*ids,)}).keep[0] == (*ids,)
+
+
 @pytest.mark.parametrize(
     ("values", "text"),
     [
@@ -191,6 +197,11 @@ def test_keep_is_normalized() -> None:
         ({"select_top_k": 2, "keep": {"0": [1], 0: [2]}}, "keep: layer 0 is named twice"),
         ({"select_top_k": 2, "keep": {1.0: [2]}}, r"keep: expected {layer index: .* got 1.0"),
         ({"select_top_k": 2, "keep": {True: [2]}}, r"keep: expected {layer index: .* got True"),
+        ({"keep": {0: [2**31]}}, f"keep: layer 0: expected expert ids up to {2**31 - 1}, got {2**31}"),
+        (
+            {"active_experts": [[row, 8] for row in range(1, 258)]},
+            r"active_experts: expected at most 256 points \(rows, experts\), got 257",
+        ),
         ({"select_top_k": 2, "keep": {-1: [2]}}, "keep: layer and expert ids start at 0, got -1"),
         (
             {"select_top_k": 2, "merge": "sentinel", "sentinel": 2**40},

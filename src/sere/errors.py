@@ -33,12 +33,24 @@ class TableMismatch(TableError):
     """A similarity table was made for a different model."""
 
 
+class HubError(SereError):
+    """A repository on the hub is missing, private or out of reach, or lacks the file that was wanted."""
+
+
 class UnsupportedModel(SereError):
     """The model has no experts modules that can be calibrated or re-routed; the text says why."""
 
 
 class UnsupportedEngine(SereError):
     """The serving engine, its version or a feature in use cannot be combined with re-routing."""
+
+
+class EngineError(SereError, RuntimeError):
+    """Workers of a serving engine failed or hold different settings; the text says what holds now."""
+
+
+class ConcurrentChange(SereError, RuntimeError):
+    """Two changes of a serving engine's settings met, and this one was not made."""
 
 
 class ServerError(SereError, RuntimeError):

@@ -34,10 +34,10 @@ def _rows() -> tuple[Tensor, Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("M", [4, 10, 14])
-def test_the_cubed_fill_with_similar_targets_is_what_sere_does(M: int) -> None:
+def test_the_fourth_power_with_similar_targets_is_what_sere_does(M: int) -> None:
     """For each group of B rows, ids and weights are those of SERE on a step of these rows."""
     facts, (ids, weights, logits) = _facts(), _rows()
-    policy = StudyPolicy("w3/similar", {0: facts}, B, M, {})
+    policy = StudyPolicy("w4/similar", {0: facts}, B, M, {})
     router = policy.bind(LayerShape(0, E, K), torch.device("cpu"))
     found = router(TokenBatch(ids, weights, router_scores=logits))
     for group in range(GROUPS):

@@ -21,8 +21,8 @@ def plain_primary_set(step: PlainStep, select_top_k: int, active_experts: int | 
     mass: dict[int, int] = {}
     for t in range(step.T):
         for slot in step.valid(t):
-            cube = round(step.weight(slot) ** 3 * 2**34)
-            mass[step.id(slot)] = mass.get(step.id(slot), 0) + cube
+            square = step.weight(slot) * step.weight(slot)
+            mass[step.id(slot)] = mass.get(step.id(slot), 0) + round(square * square * 2**34)
     rows = sum(step.is_real(t) and not step.is_protected(t) for t in range(step.T))
     most = active_by_rows(active_experts, step.E, step.K)[max(rows, 1) - 1]  # type: ignore[arg-type]
     rest = sorted(mass.keys() - protected - kept, key=lambda expert: (-mass[expert], expert))

@@ -38,7 +38,7 @@ def test_nan_in_a_row_gives_one_result_on_every_backend() -> None:
 
 @pytest.mark.parametrize("large", [1e4, 1e13, 1e30, math.inf])
 def test_huge_gates_give_one_result_on_every_backend(large: float) -> None:
-    """Also where the primary set is filled up, by sums of cubed gates."""
+    """Also where the primary set is filled up, by sums of powers of the gates."""
     reference, torch_backend, cpu = results(WEIGHTS * large, active_experts=4)
     assert reference == torch_backend == cpu
     assert len({expert for row in reference[0] for expert in row}) == 4

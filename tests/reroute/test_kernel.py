@@ -133,10 +133,10 @@ def test_nearly_equal_masses() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_masses_at_their_bound(dtype: torch.dtype) -> None:
-    """Above the cube root of 16 all weights have one mass, so the lowest ids join; below they have less."""
-    root = torch.tensor(16 ** (1 / 3), dtype=dtype)
-    below = torch.nextafter(root, root - 1) if dtype == torch.float32 else root - 1e-9
-    weights = torch.stack([below, torch.nextafter(root, root + 1), 2 * root, torch.tensor(torch.inf)])
+    """From 2 on all weights have one mass, so the lowest ids join; below they have less."""
+    bound = torch.tensor(2.0, dtype=dtype)
+    below = torch.nextafter(bound, bound - 1) if dtype == torch.float32 else bound - 1e-9
+    weights = torch.stack([below, bound, 2 * bound, torch.tensor(torch.inf)])
     options = {"active_experts": 2, "row_budgets": [0]}
     case = Case(torch.arange(4)[None], weights.to(dtype)[None], similarity_matrix(4, 1), options)
     assert set(assert_same_bits(case).ids.flatten().tolist()) == {1, 2}

@@ -59,7 +59,7 @@ def test_ids(backend: str, options: dict[str, Any], expected: list[list[int]]) -
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_equal_masses_let_the_lower_expert_join(backend: str) -> None:
-    """Experts 2 and 3 have cubes of 9/512 each beside P: at M = 3 expert 2 joins, at M = 4 both."""
+    """Experts 2 and 3 have a mass of 17/4096 each beside P: at M = 3 expert 2 joins, at M = 4 both."""
     assert example(active_experts=3).run(backend)[0].ids.tolist() == [[2, 0, 2], [1, 2, 2], [0, 2, 2]]
     assert example(active_experts=4).run(backend)[0].ids.tolist() == [[2, 0, 3], [1, 2, 2], [0, 3, 2]]
     assert example(active_experts=5).run(backend)[0].ids.tolist() == IDS

@@ -10,7 +10,8 @@ from sere.reroute.limits import active_by_rows
 from sere.similarity import LayerSimilarity
 from sere.table import SimilarityTable, Tier
 from sere.table.expected_loss import expected_error
-from sere.table.regime import describe_regime, expected_losses, mean_of, neighbors, why_no_loss
+from sere.table.neighbors import describe_regime, neighbors
+from sere.table.regime import expected_losses, mean_of, why_no_loss
 from tests.support.tables import identity, matrix, sample, table
 
 E, K = 12, 3
@@ -29,6 +30,11 @@ def best_is(value: float) -> SimilarityTable:
     similarity[torch.arange(5), torch.arange(5).roll(1)] = value
     layers = dict.fromkeys((1, 3), LayerSimilarity(similarity, torch.ones(5, 5)))
     return table(layers=layers, metric="projection")
+
+
+def regime(made: SimilarityTable) -> str:
+    """Return the sentence on a table."""
+    return describe_regime(made.layers, made.metric)
 
 
 def test_neighbors_are_the_best_other_experts_that_are_known() -> None:
@@ -54,12 +60,12 @@ def test_neighbors_are_the_best_other_experts_that_are_known() -> None:
 )
 def test_the_regime_is_said_in_a_sentence(value: float, text: str) -> None:
     """Below a fifth of the output explained, replacing is dropping; from half on, most stays."""
-    assert describe_regime(best_is(value)) == text
+    assert regime(best_is(value)) == text
 
 
 def test_a_metric_that_only_ranks_has_no_regime() -> None:
     """Its similarities are no shares of an output."""
-    assert "the metric 'cka' ranks experts and does not say how much" in describe_regime(table())
+    assert "the metric 'cka' ranks experts and does not say how much" in regime(table())
     assert why_no_loss(table()) == "the metric 'cka' has no factors; calibrate with projection"
     assert why_no_loss(best_is(0.3)) == (
         "the table has no routing sample, as older ones and those of looping models; calibrate again"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from sere.bundled import BUNDLED, model_path
 from sere.checkpoints.weight_files import find_weights, named_weights, read_json
 from sere.defaults import TABLE
 from sere.errors import InputError, MissingDependency, how_to_install, name_some
+from sere.hub.names import HUB_NAME
 
 # The files that describe a model and its tokenizer are at the top of a repository. Copies of the weights in
 # other formats have their own folders (original, onnx); the only folder that counts has chat templates.
@@ -70,15 +70,13 @@ def _refuse_no_folder(name: str | os.PathLike[str]) -> None:
         raise InputError(f"model: {path}: {_GGUF}")
     if path.exists():
         raise InputError(f"model: expected a checkpoint folder, got the file {path}; give its folder")
-    if _HUB_NAME.fullmatch(str(name)) is None:
+    if HUB_NAME.fullmatch(str(name)) is None:
         raise InputError(
             f"model: expected a checkpoint folder, a hub name like 'owner/name' or '{BUNDLED}', "
             f"got {str(name)!r}"
         )
 
 
-# What the hub allows; a name that it does not know, it says itself.
-_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9_][\w.-]*")
 _GGUF = (
     "GGUF weights are packed in a format without experts modules; give the original checkpoint "
     "in Transformers' format (config.json and safetensors)"

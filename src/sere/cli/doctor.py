@@ -8,7 +8,13 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from sere.cli.explain import EXTRAS
-from sere.cli.loading import add_trust_argument, checkpoint_path, identity_from_config, table_path
+from sere.cli.loading import (
+    add_table_argument,
+    add_trust_argument,
+    checkpoint_path,
+    identity_from_config,
+    table_path,
+)
 from sere.cli.output import add_json_flag, emit, table
 from sere.cli.parser import add_command
 from sere.errors import SereError, how_to_install
@@ -49,11 +55,7 @@ def add(subparsers: Any) -> None:
     summary = "Check what is installed, what can run here, and whether table and model fit."
     parser = add_command(subparsers, "doctor", summary, run, details=_DETAILS, examples=_EXAMPLES)
     parser.add_argument("--model", metavar="MODEL", help="a checkpoint folder, a hub name, or 'bundled'")
-    parser.add_argument(
-        "--table",
-        metavar="FILE",
-        help="similarity table, checked against the model (default: the model's own)",
-    )
+    add_table_argument(parser, "the model's own; it is checked against the model")
     add_trust_argument(parser)
     add_json_flag(parser)
 
@@ -103,6 +105,7 @@ def _version(name: str, version: str) -> Finding:
 def _backends() -> Iterator[Finding]:
     import torch
 
+    from sere.flatten import why_not
     from sere.reroute.backends.registry import BACKENDS, select
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -110,6 +113,9 @@ def _backends() -> Iterator[Finding]:
         reason = record.why_not(device)
         yield Finding("backends", name, "missing" if reason else "ok", reason or f"runs on {device} tensors")
     yield Finding("backends", "auto", "ok", f"chooses {select('auto', device)} for {device} tensors")
+    reason = why_not()
+    detail = reason or "on a CPU, slots without weight can be left out (setting flatten)"
+    yield Finding("backends", "flatten", "missing" if reason else "ok", detail)
 
 
 def _extras() -> Iterator[Finding]:
@@ -164,7 +170,13 @@ def _asked(args: argparse.Namespace) -> Iterator[Finding]:
             detail = f"{shape} (select_top_k < {identity.top_k} re-routes), digest {identity.digest[:12]}"
             yield Finding("model", identity.name, "ok", detail)
             yield _weights(args)
-    path = args.table if args.model is None else table_path(args)
+    if args.model is None and args.table is None:
+        return
+    try:
+        path = table_path(args)
+    except SereError as error:
+        yield Finding("table", args.table, "BROKEN", str(error))
+        return
     if path is not None:
         yield from _table(str(path), identity)
 

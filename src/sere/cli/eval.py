@@ -9,7 +9,7 @@ from typing import Any
 from sere.bundled import BUNDLED, knows_tasks
 from sere.cli.eval_engines import on_transformers, on_vllm
 from sere.cli.eval_tables import render
-from sere.cli.loading import add_model_arguments, needed_table, table_path
+from sere.cli.loading import add_model_arguments, add_table_argument, needed_table, table_file, table_path
 from sere.cli.numbers import whole
 from sere.cli.output import add_json_flag, emit, say
 from sere.cli.parser import add_command, add_setting_argument
@@ -71,11 +71,9 @@ def add(subparsers: Any) -> None:
     summary = "Measure what re-routing costs at several settings and batch sizes."
     parser = add_command(subparsers, "eval", summary, run, details=_DETAILS, examples=_EXAMPLES)
     parser.add_argument("model", metavar="MODEL", help=f"a checkpoint folder, a hub name, or '{BUNDLED}'")
-    parser.add_argument(
-        "--table",
-        metavar="FILE",
-        help="similarity table (default: the model's own; a model with sere's own tasks is calibrated "
-        "on their training texts if it has none)",
+    add_table_argument(
+        parser,
+        "the model's own; a model with sere's own tasks is calibrated on their training texts if it has none",
     )
     parser.add_argument(
         "--metric", metavar="NAME",
@@ -210,7 +208,7 @@ def _find_table(args: argparse.Namespace, own_tasks: bool, *, needed: bool) -> P
     # An engine of vLLM starts with a table, whatever is measured in it.
     if needed or args.engine == "vllm":
         return table_path(args) if own_tasks else needed_table(args)
-    return None if args.table is None else Path(args.table)
+    return None if args.table is None else table_file(args.table)
 
 
 def _plan(args: argparse.Namespace, settings: list[Any]) -> Any:

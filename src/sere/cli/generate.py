@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sere.cli.loading import add_model_arguments, load, table_path
+from sere.cli.loading import add_model_arguments, add_table_argument, load, table_path
 from sere.cli.numbers import whole
 from sere.cli.output import add_json_flag, emit, say
 from sere.cli.parser import add_command
@@ -48,7 +48,7 @@ def add(subparsers: Any) -> None:
         "--max-new-tokens", type=whole(1), default=64, metavar="N", help="tokens per completion (default: 64)"
     )
     group = parser.add_argument_group("re-routing")
-    group.add_argument("--table", metavar="FILE", help="similarity table (default: the model's own)")
+    add_table_argument(group, "the model's own")
     group.add_argument(
         "--setting",
         metavar="SETTING",
@@ -115,7 +115,7 @@ def _setting(args: argparse.Namespace) -> tuple[PolicySpec | None, SimilarityTab
     if args.setting is None and args.table is None:
         return None, None
     setting = parse_spec(DEFAULT if args.setting is None else args.setting)
-    path = table_path(args) if setting.needs_table else args.table
+    path = table_path(args) if setting.needs_table or args.table is not None else None
     similarities = None if path is None else SimilarityTable.load(path)
     check_settings([setting], similarities)
     return setting, similarities

@@ -45,6 +45,17 @@ def add_trust_argument(parser: Any) -> None:
     )
 
 
+def add_table_argument(parser: Any, default: str) -> None:
+    """Add ``--table``; to a parser or to a group of its arguments.
+
+    Args:
+        parser: The parser or group.
+        default: What is taken without it, for the help.
+    """
+    text = f"similarity table: a file, or owner/name on the hub (default: {default})"
+    parser.add_argument("--table", metavar="TABLE", help=text)
+
+
 def table_path(args: argparse.Namespace) -> Path | None:
     """Return the similarity table that ``--table`` names, else the one that belongs to ``args.model``.
 
@@ -52,7 +63,7 @@ def table_path(args: argparse.Namespace) -> Path | None:
     ``sere calibrate`` writes it if no other place is given. A note says which one it is.
     """
     if args.table is not None:
-        return Path(args.table)
+        return table_file(args.table)
     here = table_here(args.model)
     found = None if args.model == BUNDLED else default_table(args.model)
     if found is None and here.is_file():
@@ -78,7 +89,7 @@ def needed_table(args: argparse.Namespace) -> Path:
 
 
 def table_of(name: Path) -> Path:
-    """Return a table's file, found as in `table_path` where a model is named instead."""
+    """Return a table's file by its path, its model (found as in `table_path`) or its name on the hub."""
     if name.is_file():
         return name
     found = table_path(argparse.Namespace(table=None, model=str(name)))
@@ -87,7 +98,32 @@ def table_of(name: Path) -> Path:
             f"{name}: expected a similarity table or a model's folder that has one, but there is no {TABLE} "
             f"in it; make one with: sere calibrate {name} --texts FILE"
         )
-    return found or name
+    return found or table_file(name)
+
+
+def table_file(name: str | Path) -> Path:
+    """Return a table's file by its path or, if there is no such path, by its name on the hub.
+
+    Raises:
+        HubError: A repository is named, and it or its table is missing or out of reach.
+    """
+    from sere.table import locate_table
+
+    quiet_hub()
+    return locate_table(str(name))
+
+
+def table_to_write(source: Path | None, model: str) -> Path:
+    """Return where a changed table goes by default: where it was read, but never into the hub's cache.
+
+    Args:
+        source: The table that was read, if any.
+        model: The model, whose name the table has in the current folder.
+    """
+    from sere.checkpoints import hub_name
+
+    own = source is not None and hub_name(source.absolute().parent) is None
+    return source if source is not None and own else table_here(model)
 
 
 def table_here(model: str) -> Path:
@@ -233,6 +269,14 @@ def log_vllm_to_stderr() -> None:
     Somebody's own choice of a stream stays.
     """
     os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")
+
+
+def quiet_hub() -> None:
+    """Keep the hub's own bars off the terminal: a table is small."""
+    with suppress(ImportError):
+        from huggingface_hub.utils import disable_progress_bars
+
+        disable_progress_bars()
 
 
 def quiet_transformers() -> None:

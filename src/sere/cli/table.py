@@ -11,6 +11,7 @@ from sere.cli.loading import add_trust_argument, identity_from_config, table_of
 from sere.cli.numbers import at_least
 from sere.cli.output import add_json_flag, emit, say, table
 from sere.cli.parser import add_command
+from sere.cli.table_share import add_pull, add_push
 from sere.errors import ConfigError
 
 _EXAMPLES = """
@@ -19,18 +20,20 @@ _EXAMPLES = """
   sere table diff frobenius.sere projection.sere
   sere table plot similarity.sere --out table.png
   sere table import similarity_matrices.pt --model MODEL --out similarity.sere
+  sere table push similarity.sere owner/name
+  sere table pull owner/name
 """
 
 
-_TABLE_HELP = "a table, or a model that was calibrated"
+_TABLE_HELP = "a table, a model that was calibrated, or a table on the hub (owner/name)"
 
 
 def add(subparsers: Any) -> None:
     """Add ``sere table`` with its subcommands."""
-    summary = "Show, verify, compare or draw similarity tables."
+    summary = "Show, verify, compare, draw or share similarity tables."
     parser = add_command(subparsers, "table", summary, examples=_EXAMPLES)
     commands = parser.add_subparsers(title="what to do", metavar="WHAT", required=True)
-    for one in (_add_show, _add_verify, _add_diff, _add_plot, _add_import):
+    for one in (_add_show, _add_verify, _add_diff, _add_plot, _add_import, add_push, add_pull):
         add_json_flag(one(commands))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -10,9 +10,10 @@ from typing import Any
 from sere.cli.output import table
 from sere.config import RerouteConfig
 from sere.identity import span
-from sere.reroute.limits import active_by_rows
 from sere.table import SimilarityTable, Tier, describe_unknown, off_diagonal
-from sere.table.regime import describe_regime, expected_losses, mean_of, neighbors, why_no_loss
+from sere.table.neighbors import describe_regime, neighbors
+from sere.table.regime import expected_losses, mean_of, why_no_loss
+from sere.table.tier_rows import TIER_HEADS, tier_rows
 
 _LOSS = """expected loss at the default settings ({settings}), in steps of B rows: the share of the routed
 output's energy that is lost, and experts per layer before > after. An estimate of the layers' outputs:"""
@@ -44,7 +45,10 @@ def describe(path: Path, loaded: SimilarityTable, threshold: float) -> dict[str,
         "provenance": dict(loaded.provenance),
         "threshold": threshold,
         "unknown": describe_unknown(loaded.layers, loaded.metric),
-        "regime": {"best": None if found is None else asdict(found), "meaning": describe_regime(loaded)},
+        "regime": {
+            "best": None if found is None else asdict(found),
+            "meaning": describe_regime(loaded.layers, loaded.metric),
+        },
         "layers": [_layer(loaded, index, threshold) for index in loaded.layers],
         "default_tier": settled.tier,
         "expected_loss": _losses(loaded),
@@ -153,34 +157,6 @@ def _tiers(value: Mapping[str, Any]) -> str:
     rows = [
         row
         for name, tier in value["tiers"].items()
-        for row in _tier_rows(Tier.from_mapping(name, tier), value["num_experts"], value["top_k"])
+        for row in tier_rows(Tier.from_mapping(name, tier), value["num_experts"], value["top_k"])
     ]
-    heads = ["tier", "B", "M", "experts", "KL", "95 %"]
-    return f"tiers, as measured on held-out texts (sere tune):\n{table(rows, heads)}"
-
-
-def _tier_rows(tier: Tier, num_experts: int, top_k: int) -> Iterator[list[Any]]:
-    """Yield a line for each batch size that the evidence has; one for a tier without evidence."""
-    most = active_by_rows(tier.active_experts, num_experts, top_k)
-    measured = tier.evidence.get("by_batch_size")
-    if not isinstance(measured, Mapping) or not measured:
-        yield [tier.name, f"1 to {len(most)}", f"{most[0]} to {most[-1]}", None, None, None]
-        return
-    name = tier.name
-    for B, one in sorted(measured.items(), key=lambda item: int(item[0])):
-        kl = one.get("kl") or {}
-        experts = _pair(one.get("experts_before"), one.get("experts_after"), "{:.1f} > {:.1f}")
-        bounds = _pair(kl.get("low"), kl.get("high"), "{:.4f} to {:.4f}")
-        yield [
-            name,
-            B,
-            most[min(int(B), len(most)) - 1],
-            experts,
-            None if kl.get("value") is None else f"{kl['value']:.4f}",
-            bounds,
-        ]
-        name = ""
-
-
-def _pair(first: float | None, second: float | None, form: str) -> str | None:
-    return None if first is None or second is None else form.format(first, second)
+    return f"tiers, as measured on held-out texts (sere tune):\n{table(rows, TIER_HEADS)}"

@@ -7,7 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sere.bundled import BUNDLED, knows_tasks
-from sere.cli.loading import add_model_arguments, load, needed_table, table_here, table_path
+from sere.cli.loading import (
+    add_model_arguments,
+    add_table_argument,
+    load,
+    needed_table,
+    table_path,
+    table_to_write,
+)
 from sere.cli.numbers import at_least, whole
 from sere.cli.output import add_json_flag, emit, say
 from sere.cli.parser import add_command
@@ -55,11 +62,9 @@ def add(subparsers: Any) -> None:
     summary = "Find the fewest experts for a loss that you accept, and store them in the table."
     parser = add_command(subparsers, "tune", summary, run, details=_DETAILS, examples=_EXAMPLES)
     parser.add_argument("model", metavar="MODEL", help=f"a checkpoint folder, a hub name, or '{BUNDLED}'")
-    parser.add_argument(
-        "--table", metavar="FILE",
-        help=f"similarity table (default: the model's own; '{BUNDLED}' is calibrated if it has none)",
-    )  # fmt: skip
-    parser.add_argument("--out", type=Path, metavar="FILE", help="table to write (default: the one read)")
+    add_table_argument(parser, f"the model's own; '{BUNDLED}' is calibrated if it has none")
+    text = "table to write (default: the one read; for one on the hub, NAME.sere in the current folder)"
+    parser.add_argument("--out", type=Path, metavar="FILE", help=text)
     parser.add_argument("--record", type=Path, metavar="FILE", help="write all measurements as JSON")
     parser.add_argument("--picture", type=Path, metavar="FILE", help="draw loss over experts (.png, .svg)")
     _add_goal(parser)
@@ -127,7 +132,7 @@ def run(args: argparse.Namespace) -> int:
     source = table_path(args) if own_tasks else needed_table(args)
     if args.simulate_only:
         return _simulate(args, source)
-    out = args.out or source or table_here(args.model)
+    out = args.out or table_to_write(source, args.model)
     _check_files(args, out)
     plan = _plan(args)
     work = args.work_dir or out.with_name(f"{out.name}.tuning")

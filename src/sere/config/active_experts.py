@@ -9,6 +9,9 @@ from typing import Any, Literal
 from sere.config.checks import MOST_INT, as_integer, check_integer
 from sere.errors import ConfigError
 
+MOST_POINTS = 256
+"""Most points (rows, M): as many numbers of rows have an M of their own."""
+
 ActiveExperts = int | float | Literal["auto"] | tuple[tuple[int, int], ...]
 """M: a number of experts, a share of E (a float up to 1), ``"auto"``, or points (rows of the step, M)."""
 
@@ -94,6 +97,10 @@ def _expected(value: object) -> str:
 
 def _points(given: list[Any]) -> tuple[tuple[int, int], ...]:
     """Return checked points (rows, M)."""
+    if len(given) > MOST_POINTS:
+        raise ConfigError(
+            f"active_experts: expected at most {MOST_POINTS} points (rows, experts), got {len(given)}"
+        )
     try:
         points = tuple((as_integer(rows), as_integer(most)) for rows, most in given)
     except (TypeError, ValueError):

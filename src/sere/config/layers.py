@@ -8,7 +8,7 @@ from types import MappingProxyType
 from typing import Any
 
 from sere.config.active_experts import ActiveExperts, read_active_experts
-from sere.config.checks import as_integer, check_integer, check_layer_index, check_threshold
+from sere.config.checks import MOST_INT, as_integer, check_integer, check_layer_index, check_threshold
 from sere.errors import ConfigError, did_you_mean
 
 OF_A_LAYER = ("select_top_k", "threshold", "active_experts")
@@ -136,6 +136,9 @@ def _expert_ids(layer: int, experts: object) -> tuple[int, ...]:
             raise ConfigError(
                 f"keep: layer {layer}: expected expert ids (integers), got {expert!r}"
             ) from None
-        if min(ids) < 0:
-            raise ConfigError(f"keep: layer and expert ids start at 0, got expert {expert} of layer {layer}")
-    return tuple(sorted(ids))
+    kept = tuple(sorted(ids))
+    if kept and kept[0] < 0:
+        raise ConfigError(f"keep: layer and expert ids start at 0, got expert {kept[0]} of layer {layer}")
+    if kept and kept[-1] > MOST_INT:
+        raise ConfigError(f"keep: layer {layer}: expected expert ids up to {MOST_INT}, got {kept[-1]}")
+    return kept

@@ -55,7 +55,8 @@ class RerouteConfig:
         backend: Which implementation of the operation; ``"auto"`` chooses by device.
         flatten: On a CPU, compute only the pairs of a row and an expert that carry weight: where it is faster
             (``"auto"``), wherever there are fewer pairs than slots (``"on"``), or never (``"off"``).
-        table: Path of the similarity table, for integrations that take all settings in one mapping.
+        table: Path of the similarity table, or its name on the hub (``owner/name``), for integrations that
+            take all settings in one mapping.
         preset: ``"paper"`` for the published method: no filling up, no factors; `paper` makes it.
 
     Raises:

@@ -14,9 +14,11 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from secrets import token_hex
 from typing import Any
 
 from sere.errors import ServerError
+from sere.integrations.vllm.client.admin_key import ADMIN_KEY, HEADER
 from sere.integrations.vllm.plugin import DISABLE
 from sere.integrations.vllm.plugin_config import KEY
 from sere.integrations.vllm.start.versions import check_installed, check_routes
@@ -44,10 +46,11 @@ class Server:
         url: Its address, without a path.
         log: The file that its output goes to.
         pid: Its first process.
+        admin_key: The key with which its settings can be changed, which `post` sends.
     """
 
-    def __init__(self, process: subprocess.Popen[bytes], port: int, log: Path) -> None:
-        self._process = process
+    def __init__(self, process: subprocess.Popen[bytes], port: int, log: Path, admin_key: str = "") -> None:
+        self._process, self.admin_key = process, admin_key
         self.url, self.log, self.pid = f"http://127.0.0.1:{port}", log, process.pid
 
     def check(self) -> None:
@@ -92,8 +95,8 @@ class Server:
     def post(self, path: str, body: Any) -> tuple[int, Any]:
         """Return status and body, decoded if it is JSON."""
         data = json.dumps(body).encode()
-        request = urllib.request.Request(self.url + path, data, {"Content-Type": "application/json"})
-        status, text = _call(request)
+        headers = {"Content-Type": "application/json", HEADER: self.admin_key}
+        status, text = _call(urllib.request.Request(self.url + path, data, headers))
         with suppress(ValueError):
             return status, json.loads(text)
         return status, text
@@ -129,12 +132,15 @@ def serve(
     given = [] if sere is None else ["--additional-config", json.dumps({KEY: sere})]
     address = ["--host", "127.0.0.1", "--port", str(port)]
     command = [sys.executable, "-c", main, "serve", os.fspath(model), *address, *given, *arguments]
+    # One of its own, whatever this environment has: with it the server lets its settings be changed.
+    key = token_hex()
+    environment = _environment(sere) | {ADMIN_KEY: key}
     with log.open("w") as output:
         process = subprocess.Popen(
-            command, stdout=output, stderr=subprocess.STDOUT, env=_environment(sere), start_new_session=True
+            command, stdout=output, stderr=subprocess.STDOUT, env=environment, start_new_session=True
         )
         try:
-            server = Server(process, port, log)
+            server = Server(process, port, log, key)
             server.wait(start_s)
             yield server
         finally:

@@ -89,12 +89,13 @@ class Sere(Policy):
     def _least_active(self, layer: LayerShape) -> int:
         return layer.top_k if self.full_rows else 0
 
-    def prepare(self, layer: LayerShape, device: torch.device) -> PreparedLayer:
+    def prepare(self, layer: LayerShape, device: torch.device, *, on_host: bool = False) -> PreparedLayer:
         """Prepare one layer on one device.
 
         Args:
             layer: The layer.
             device: Where its steps will run.
+            on_host: Leave the tensors on the CPU, for `PreparedLayer.update`.
 
         Raises:
             TableError: The table has no such layer.
@@ -113,6 +114,7 @@ class Sere(Policy):
             keep=self.config.keep.get(layer.index, ()),
             scale=None if self.config.use_scale is False else similarity.scale,
             device=device,
+            on_host=on_host,
         )
 
     def why_idle(self, layers: Iterable[LayerShape]) -> list[str]:

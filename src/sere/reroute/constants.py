@@ -14,7 +14,8 @@ MERGE_MODES: Mapping[str, int] = MappingProxyType(
 # The budget of a row that has the layer's own S, and that of a padding row. Other negative ones are padding.
 LAYER_BUDGET, PADDING_BUDGET = -2, -1
 
-# A mass is a sum of cubed weights in units of 2⁻³⁴. Each is clamped: 2²⁵ slots of 2³⁸ units make 2⁶³.
+# A mass is a sum of weights to the fourth power in units of 2⁻³⁴. Each is clamped: 2²⁵ slots of 2³⁸ units
+# make 2⁶³.
 MASS_UNITS, MASS_BOUND, MOST_SLOTS = 2**34, 2**38, 2**25
 
 # A layer's limits, in int32: S, then M for a step of 1, 2, ... rows; more rows have the last one.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from functools import lru_cache
 
 import torch
@@ -83,12 +84,12 @@ def layer_limits(
 
 
 def _interpolated(points: tuple[tuple[int, int], ...], rows: int) -> int:
-    before = [point for point in points if point[0] <= rows]
-    after = [point for point in points if point[0] >= rows]
-    if not before:
+    # The first point at this many rows or more.
+    after = bisect_left(points, (rows,))
+    if after == 0:
         return points[0][1]
-    if not after:
+    if after == len(points):
         return points[-1][1]
-    (r0, m0), (r1, m1) = before[-1], after[0]
+    (r0, m0), (r1, m1) = points[after - 1], points[after]
     # Rounded up, in integers.
-    return m0 if r0 == r1 else m0 - (-(m1 - m0) * (rows - r0) // (r1 - r0))
+    return m0 - (-(m1 - m0) * (rows - r0) // (r1 - r0))

@@ -79,25 +79,23 @@ class PreparedLayer:
             InputError: Its shape, dtype or device is another, or it is not contiguous.
         """
         mine = self.tensors()["limits"]
-        if _kinds({"limits": mine}) != _kinds({"limits": limits}) or not limits.is_contiguous():
+        wanted, given = (f"{_kind(tensor)} on {tensor.device}" for tensor in (mine, limits))
+        if wanted != given or not limits.is_contiguous():
             raise InputError(
-                f"limits: expected a contiguous tensor {_kinds({'limits': mine})['limits']}, got "
-                f"{_kinds({'limits': limits})['limits']}; make one of this kind"
+                f"limits: expected a contiguous tensor {wanted}, got {given}; make one of this kind"
             )
         limits.copy_(mine)
         self._layer = self._layer._replace(limits=limits)
 
-    def update(self, other: PreparedLayer) -> None:
-        """Write other limits, another threshold, keep-list or scale over this layer's, in place.
-
-        Compiled code and captured graphs then read the new values. What is refused writes nothing.
+    def check_update(self, other: PreparedLayer) -> None:
+        """Refuse what `update` cannot write over this layer.
 
         Args:
-            other: The same layer, prepared for the same backend and device.
+            other: The same layer, prepared for the same backend; its tensors may be on the host.
 
         Raises:
-            ConfigError: Another setting differs, which compiled code and graphs hold as a constant.
-            InputError: The two do not have the same tensors by name, shape, dtype and device.
+            ConfigError: A setting differs that compiled code and graphs hold as a constant.
+            InputError: The two do not have the same tensors by name, shape and dtype.
         """
         mine, theirs = self._layer.config, other._layer.config
         changed = [name for name, a, b in zip(mine._fields, mine, theirs, strict=True) if a != b]
@@ -106,12 +104,25 @@ class PreparedLayer:
                 f"{name_some(changed or ['backend'])}: cannot change in a prepared layer, only select_top_k, "
                 "active_experts, threshold, keep and scale can; prepare another layer"
             )
-        old, new = self.tensors(), other.tensors()
-        if _kinds(old) != _kinds(new):
-            raise InputError(
-                f"expected a prepared layer with {_kinds(old)}, got {_kinds(new)}; prepare the same layer"
-            )
-        for name, tensor in new.items():
+        old, new = _kinds(self.tensors()), _kinds(other.tensors())
+        if old != new:
+            raise InputError(f"expected a prepared layer with {old}, got {new}; prepare the same layer")
+
+    def update(self, other: PreparedLayer) -> None:
+        """Write other limits, another threshold, keep-list or scale over this layer's, in place.
+
+        Compiled code and captured graphs then read the new values. What is refused writes nothing. What was
+        prepared on the host costs the device copies and no memory.
+
+        Args:
+            other: As for `check_update`.
+
+        Raises:
+            ConfigError, InputError: `check_update` refuses it.
+        """
+        self.check_update(other)
+        old = self.tensors()
+        for name, tensor in other.tensors().items():
             old[name].copy_(tensor)
         self.config = other.config
 
@@ -126,6 +137,7 @@ def prepare_layer(
     keep: Sequence[int] = (),
     scale: Tensor | None = None,
     device: torch.device | str = "cpu",
+    on_host: bool = False,
 ) -> PreparedLayer:
     """Prepare a layer for many steps: choose the backend, which sorts the similarities as it needs them.
 
@@ -138,6 +150,7 @@ def prepare_layer(
         keep: Experts of this layer that are never replaced.
         scale: ``[E, E]``, float32, finite: factors for the weights of re-routed slots, or None. Copied.
         device: Where the steps will run.
+        on_host: Leave the tensors on the CPU, for `PreparedLayer.update` of a layer on the device.
 
     Raises:
         InputError: ``keep`` or ``scale`` does not fit the layer.
@@ -166,7 +179,7 @@ def prepare_layer(
             None if scale is None else scale.detach(),
             KernelConfig.of(config),
         )
-        return PreparedLayer(raw, config, backend, where)
+        return PreparedLayer(raw, config, backend, torch.device("cpu") if on_host else where)
 
 
 def _keep_mask(keep: Sequence[int], E: int) -> Tensor:
@@ -179,4 +192,8 @@ def _keep_mask(keep: Sequence[int], E: int) -> Tensor:
 
 
 def _kinds(tensors: dict[str, Tensor]) -> dict[str, str]:
-    return {name: f"{t.dtype} {list(t.shape)} on {t.device}" for name, t in tensors.items()}
+    return {name: _kind(tensor) for name, tensor in tensors.items()}
+
+
+def _kind(tensor: Tensor) -> str:
+    return f"{tensor.dtype} {list(tensor.shape)}"

@@ -73,17 +73,17 @@ def whole_budgets(
 
 
 def mass_units(weights: Tensor) -> Tensor:
-    """Return cubed weights, none of them NaN, as integers in units of 2⁻³⁴, at most ``MASS_BOUND`` in size.
+    """Return fourth powers of weights, none of them NaN, in units of 2⁻³⁴, at most ``MASS_BOUND``.
 
     Returns:
         int64; fewer than ``MOST_SLOTS`` of them add up to less than 2⁶³ in any order.
     """
-    wide = weights.double()
-    return torch.round(wide * wide * wide * MASS_UNITS).clamp(-MASS_BOUND, MASS_BOUND).long()
+    square = weights.double().square()
+    return torch.round(square * square * MASS_UNITS).clamp(max=MASS_BOUND).long()
 
 
 def expert_masses(ids: Tensor, weights: Tensor, valid: Tensor, E: int) -> Tensor:
-    """Return each expert's mass: the sum of the cubed weights of its slots, in integers.
+    """Return each expert's mass: the sum of its slots' weights to the fourth power, in integers.
 
     Args:
         ids: ``[T, K]``, integers.

@@ -4,6 +4,7 @@ from sere.identity import ModelIdentity
 from sere.table.artifact import SimilarityTable
 from sere.table.compare import Comparison, LayerDifference, compare
 from sere.table.layers import best_neighbors, describe_unknown, off_diagonal
+from sere.table.locate import locate_table
 from sere.table.reference_table import import_reference_table
 from sere.table.routing_sample import RoutingSample
 from sere.table.tiers import DEFAULT_TIER, Tier
@@ -22,6 +23,7 @@ __all__ = [
     "compare",
     "describe_unknown",
     "import_reference_table",
+    "locate_table",
     "off_diagonal",
     "verify_file",
     "verify_table",

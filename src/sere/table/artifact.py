@@ -8,19 +8,23 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Self
+from typing import Any, Self, Unpack
 
 import torch
 
 from sere.config import RerouteConfig
+from sere.defaults import TABLE
 from sere.errors import InputError, TableError, name_some
+from sere.hub import Published
 from sere.identity import ModelIdentity, span
 from sere.similarity import LayerSimilarity
-from sere.table import storage
+from sere.table import sharing, storage
 from sere.table.additions import check_additions, digest_of
 from sere.table.fit import check_identity, check_slots
 from sere.table.layers import best_neighbors, check_layers, from_tensors, read_zeros_as_unknown, to_tensors
+from sere.table.locate import locate_table
 from sere.table.routing_sample import RoutingSample, is_of_sample
 from sere.table.tiers import Tier, resolve, tiers_from_json
 
@@ -113,6 +117,66 @@ class SimilarityTable:
             return cls._from_stored(stored)
         except (InputError, TableError) as error:
             raise TableError(f"{os.fspath(path)}: {error}") from error
+
+    @classmethod
+    def from_pretrained(
+        cls, source: str | os.PathLike[str], *, revision: str | None = None, token: str | None = None
+    ) -> Self:
+        """Load a table from a file, a folder, or a repository on the hub.
+
+        Args:
+            source: A path, or ``owner/name`` or ``owner/name@revision``; a path that exists wins.
+            revision: The repository's branch, tag or commit; None for the main branch.
+            token: An access token for the hub; None for the one that the user is logged in with.
+
+        Raises:
+            HubError: The repository, its revision or its table is missing, private or out of reach.
+            TableError: The file is missing, damaged or no table.
+            ConfigError: A revision is given for a path.
+        """
+        return cls.load(locate_table(source, revision=revision, token=token))
+
+    def save_pretrained(
+        self, folder: str | os.PathLike[str], *, base_model: str | None = None
+    ) -> tuple[Path, ...]:
+        """Write the table and its card to a folder, as `push_to_hub` does to a repository.
+
+        Args:
+            folder: Created if need be. A card there that sere did not write, such as the model's, stays.
+            base_model: The model's name on the hub, if it is not the table's own name for it.
+
+        Returns:
+            The files that were written.
+
+        Raises:
+            OutputError: One cannot be written, or a file that is not a table is in its place.
+        """
+        self.save(table := Path(folder) / TABLE)
+        return (table, *sharing.save_card(self, Path(folder), base_model=base_model))
+
+    def push_to_hub(self, repository: str, **options: Unpack[sharing.PushOptions]) -> Published:
+        """Upload the table and its card to a repository on the hub, in one commit.
+
+        Args:
+            repository: ``owner/name`` or ``owner/name@branch``; created if it does not exist. A card there
+                that sere did not write, such as that of a model's repository, stays.
+            **options: Keyword arguments, all optional:
+
+                - ``revision``: The branch to commit to; created if it does not exist.
+                - ``private``: Whether a new repository is private; None (default) for the owner's default.
+                - ``create_pr``: Open a pull request instead of committing; default False.
+                - ``commit_message``: Its message.
+                - ``base_model``: The model's name on the hub, if it is not the table's own name for it.
+                - ``token``: An access token; None (default) for the one that the user is logged in with.
+
+        Returns:
+            The repository with the commit as its revision, and the page of the commit or pull request.
+
+        Raises:
+            HubError: The hub refuses it or cannot be reached.
+            ConfigError: ``repository`` is not such a name.
+        """
+        return sharing.push(self, repository, self.save, **options)
 
     def check(self, identity: ModelIdentity) -> None:
         """Refuse to be used with another model than the one that was calibrated.

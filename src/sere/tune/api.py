@@ -13,7 +13,7 @@ from sere.defaults import TABLE, default_table
 from sere.errors import ConfigError, InputError, did_you_mean
 from sere.eval.user_questions import read_prompts, read_questions
 from sere.progress import NO_PROGRESS, Progress
-from sere.table import SimilarityTable
+from sere.table import SimilarityTable, locate_table
 from sere.texts import Row
 from sere.tune.plan import BATCH_SIZES, MOST_PROMPTS, TIERS, Goal, Kind, TunePlan
 from sere.tune.run import Tuned, tune_plan
@@ -116,4 +116,4 @@ def _table(model: nn.Module, table: SimilarityTable | str | os.PathLike[str] | N
             f"table: expected a similarity table or its path, and there is no {TABLE} in the model's folder; "
             "make one with sere.calibrate"
         )
-    return SimilarityTable.load(found)
+    return SimilarityTable.load(locate_table(found))

@@ -37,10 +37,12 @@ def test_metrics_are_sums() -> None:
     stages = [
         {"enabled": True, "count_only": False, "settings": {"tier": "balanced"},
          "steps": StepCounts(rerouted=4, prompts=1, by_tier={"safe": 3}).to_mapping(),
-         "request_tiers": ["safe", "fast"],
+         "request_tiers": ["safe", "fast"], "data_parallel_rank": 0,
+         "fingerprint": {"common": "", "layers": {}},
          "top_k": 4, "num_experts": 16, "kernel": None, "expert_bytes": None,
          "layers": [
-             {"index": index, "name": f"layer {index}", "counters": [SUMS[name] for name in COUNTERS],
+             {"index": index, "share": 0, "name": f"layer {index}",
+              "counters": [SUMS[name] for name in COUNTERS],
               "settings": {"active_experts": [[1, 4], [8, 9 + index]]}}
          ]}
         for index in (1, 0)

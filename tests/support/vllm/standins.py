@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,8 +10,10 @@ import numpy as np
 import torch
 
 from sere.config import RerouteConfig
+from sere.integrations.vllm import configure
 from sere.integrations.vllm.engine_stats import merge_answers
 from sere.integrations.vllm.plugin_config import PluginConfig
+from sere.integrations.vllm.worker.equip import methods_of
 from sere.integrations.vllm.worker.guard import FIRST_LOOK
 from sere.integrations.vllm.worker.state import WorkerState
 from sere.integrations.vllm.worker.steps import Steps
@@ -79,9 +81,14 @@ def prepared(
     log_seconds: float = 0,
     stage: tuple[int, int] = (0, 2),
     request_tiers: tuple[str, ...] | None = None,
+    moe: dict[str, Any] | None = None,
+    gathers: bool | None = False,
     **settings: Any,
 ) -> WorkerState:
-    """A state whose layers are stand-ins for vLLM's runners, prepared as after loading."""
+    """A state whose layers are stand-ins for vLLM's runners, prepared as after loading.
+
+    ``moe`` is what vLLM's ``moe_config`` says besides; ``gathers``, whether a layer gathers rows first.
+    """
     sizes = {"pipeline_parallel_size": 1, "tensor_parallel_size": 1, "rank": 0} | (parallel or {})
     config = SimpleNamespace(
         parallel_config=SimpleNamespace(**sizes),
@@ -94,11 +101,39 @@ def prepared(
     for index in set(table.layers) & set(range(*stage)):
         layer = runner()
         layer.layer_name, layer.router = f"model.layers.{index}.experts", Router(table.identity.slots[index])
-        layer.moe_config = SimpleNamespace(num_experts=table.layers[index].num_experts)
+        layer.moe_config = SimpleNamespace(num_experts=table.layers[index].num_experts, **(moe or {}))
+        layer.do_naive_dispatch_combine = gathers
         layer.quant_method = SimpleNamespace(moe_kernel=SimpleNamespace(fused_experts=kernel))
         found.add(layer)
     found.prepare(torch.device("cpu"), 64)
     return found
+
+
+class Ranks:
+    """An engine of several workers that are called as vLLM calls them: what one raises, the caller gets.
+
+    Args:
+        states: Of its workers, in the order of their ranks, prepared.
+
+    Attributes:
+        methods: Of each worker by name, which tests may replace.
+        calls: Arguments of the calls so far.
+    """
+
+    def __init__(self, *states: WorkerState) -> None:
+        self.states = states
+        self.methods = [methods_of(state) for state in states]
+        self.calls: list[tuple[Any, ...]] = []
+
+    def collective_rpc(self, method: str, args: tuple[Any, ...] = ()) -> list[Any]:
+        """Call a method of all workers."""
+        self.calls.append(args)
+        return [methods[method](*args) for methods in self.methods]
+
+
+def change(state: WorkerState, changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Change settings of an engine of one worker as a user does."""
+    return configure(Ranks(state), **changes)
 
 
 class SmallEngine:
@@ -107,10 +142,11 @@ class SmallEngine:
     Args:
         state: Prepared.
         skipped: Indices of layers whose routers are not asked.
+        ranks: How many ranks share the rows of a step.
     """
 
-    def __init__(self, state: WorkerState, skipped: Sequence[int] = ()) -> None:
-        self.state, self.skipped = state, skipped
+    def __init__(self, state: WorkerState, skipped: Sequence[int] = (), ranks: int = 1) -> None:
+        self.state, self.skipped, self.ranks = state, skipped, ranks
         self.before_layers: Callable[[], object] = lambda: None
         Steps(self, state).watch()
 
@@ -130,7 +166,7 @@ class SmallEngine:
     def execute_model(self, output: Any) -> None:  # noqa: D102
         batch = self.prepare_inputs(output)
         self.before_layers()
-        rows = torch.arange(batch.num_tokens)[:, None]
+        rows = torch.arange(-(-batch.num_tokens // self.ranks))[:, None]
         for index, layer in self.state.layers.items():
             if index not in self.skipped:
                 E, K = layer.shape.num_experts, layer.shape.top_k

@@ -9,7 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from sere.cli.bench.arguments import add_target_arguments
-from sere.cli.loading import add_model_arguments, checkpoint_path, load_on_device, pick_device, table_path
+from sere.cli.loading import (
+    add_model_arguments,
+    add_table_argument,
+    checkpoint_path,
+    load_on_device,
+    pick_device,
+    table_path,
+)
 from sere.cli.numbers import whole
 from sere.cli.output import add_json_flag, case_table, emit_lines, say, spread_cells
 from sere.cli.parser import add_command, add_setting_argument
@@ -34,11 +41,7 @@ def add(subparsers: Any) -> None:
     summary = "Time decoding with re-routing off and on."
     parser = add_command(subparsers, "run", summary, run, details=_DETAILS, examples=_EXAMPLES)
     add_target_arguments(parser)
-    parser.add_argument(
-        "--table",
-        metavar="FILE",
-        help="similarity table (default: the model's own, or random similarities if it has none)",
-    )
+    add_table_argument(parser, "the model's own, or random similarities if it has none")
     add_setting_argument(parser, [DEFAULT], done="timed")
     parser.add_argument(
         "--batch-size",
@@ -123,7 +126,7 @@ def _subject(args: argparse.Namespace) -> Any:
 
     model = _random_model(args) if args.preset is not None else load_on_device(checkpoint_path(args), args)
     similarities = random_table(model, seed=args.seed)
-    path = table_path(args) if args.model is not None else args.table
+    path = table_path(args) if args.model is not None or args.table is not None else None
     if path is not None:
         loaded = SimilarityTable.load(path)
         loaded.check(similarities.identity)

@@ -9,7 +9,7 @@ from typing import Any
 from sere.cli.bench.arguments import add_target_arguments
 from sere.cli.bench.serve_runs import online_records, records
 from sere.cli.bench.serve_tables import render, render_online
-from sere.cli.loading import DTYPES, add_trust_argument
+from sere.cli.loading import DTYPES, add_table_argument, add_trust_argument
 from sere.cli.numbers import at_least, whole
 from sere.cli.output import add_json_flag, emit_lines, say
 from sere.cli.parser import add_command, add_setting_argument
@@ -49,9 +49,7 @@ def add(subparsers: Any) -> None:
     summary = "Time a vLLM engine with re-routing off and on."
     parser = add_command(subparsers, "serve", summary, run, details=_DETAILS, examples=_EXAMPLES)
     add_target_arguments(parser)
-    parser.add_argument(
-        "--table", metavar="FILE", help="similarity table of MODEL (default: the model's own)"
-    )
+    add_table_argument(parser, "the model's own")
     add_setting_argument(parser, [DEFAULT], done="timed")
     parser.add_argument(
         "--batch-size", type=whole(1), nargs="+", metavar="B",

@@ -20,7 +20,7 @@ from sere.integrations.transformers.hooks import HookedLayer, hook_calls, hook_e
 from sere.integrations.transformers.live_settings import LiveSettings
 from sere.policies.base import LayerShape, Policy
 from sere.structure import ExpertsLayer, find_experts, identity_of, is_rerouted, text_config
-from sere.table import SimilarityTable
+from sere.table import SimilarityTable, locate_table
 from sere.versions import warn_untested
 from sere.warn_once import WarnOnce
 from sere.wrappers import callers, execution_device, inner_model
@@ -199,7 +199,7 @@ def _load(
     if isinstance(source, SimilarityTable):
         source.check(identity_of(model, layers))
         return source
-    loaded = SimilarityTable.load(source)
+    loaded = SimilarityTable.load(locate_table(source))
     try:
         loaded.check(identity_of(model, layers))
     except TableMismatch as error:

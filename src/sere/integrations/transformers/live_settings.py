@@ -52,12 +52,15 @@ class LiveSettings:
         new = LiveSettings(self.table, changed(self.given, values))
         rule = new.rule()
         routers = [layer.router for layer in layers]
+        # On the host: what can fail, memory of the device among it, fails before anything has changed.
         prepared = [
-            rule.prepare(router.layer, router.prepared.device)
+            rule.prepare(router.layer, router.prepared.device, on_host=True)
             for router in routers
             if isinstance(router, SereRouter)
         ]
-        # What could be refused has been.
+        for router, other in zip(routers, prepared, strict=True):
+            assert isinstance(router, SereRouter)
+            router.prepared.check_update(other)
         for layer, router, other in zip(layers, routers, prepared, strict=True):
             assert isinstance(router, SereRouter)
             router.prepared.update(other)

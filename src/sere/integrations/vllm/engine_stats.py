@@ -7,16 +7,16 @@ from dataclasses import asdict, dataclass, field
 from statistics import fmean
 from typing import Any
 
-from sere.errors import UnsupportedEngine
+from sere.errors import EngineError, UnsupportedEngine
 from sere.flatten import Flattening
 from sere.integrations.vllm.reasons import why_engine_changed_nothing
-from sere.integrations.vllm.step_counts import SKIPPED
+from sere.integrations.vllm.step_counts import SKIPPED, counted_together
 from sere.reroute.stats import LayerStats, layer_stats
 
 
 @dataclass(frozen=True, slots=True)
 class EngineStats:
-    """What re-routing did in an engine since its start or the last reset.
+    """What re-routing did in an engine since its start or the last reset, in all data-parallel ranks.
 
     Attributes:
         enabled: Whether re-routing is on at present.
@@ -63,25 +63,66 @@ class EngineStats:
         return asdict(self) | {"steps_skipped": self.steps_skipped}
 
 
+def disagreement(fingerprints: Sequence[Mapping[str, Any]]) -> str | None:
+    """Return one sentence that says that ranks hold different settings, or None if they do not.
+
+    Args:
+        fingerprints: Of all ranks, in their order: ``"common"``, and one by layer.
+    """
+    seen: dict[Any, tuple[str, int]] = {}
+    for rank, found in enumerate(fingerprints):
+        for what, value in (("the engine", found["common"]), *found["layers"].items()):
+            first, other = seen.setdefault(what, (value, rank))
+            if first != value:
+                where = what if what == "the engine" else f"layer {what}"
+                return f"the ranks {other} and {rank} have different settings or tables for {where}"
+    return None
+
+
 def join_answers(answers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Combine the workers' answers: tensor-parallel ranks repeat each other, pipeline-parallel ranks add up.
+    """Combine the workers' answers: tensor-parallel ranks repeat each other, all others add up.
+
+    Pipeline-parallel ranks have other layers; data-parallel ranks, and ranks that share a step's rows
+    (sequence parallelism), have other rows of the same layers.
 
     Args:
         answers: What each worker's ``sere_stats`` returned.
 
     Raises:
         UnsupportedEngine: There is no answer.
+        EngineError: A worker failed, or the workers hold different settings.
     """
     if not answers:
         raise UnsupportedEngine("no worker answered; is re-routing active in this engine?")
-    layers = {layer["index"]: layer for answer in answers for layer in answer["layers"]}
+    for answer in answers:
+        if "failure" in answer:
+            raise EngineError(f"{answer['failure']}; the engine's log has the rest")
+    if (difference := disagreement([answer["fingerprint"] for answer in answers])) is not None:
+        raise EngineError(f"{difference}: tokens may be wrong; restart the engine")
+    replicas = {answer["data_parallel_rank"]: answer["steps"] for answer in answers}
+    steps = counted_together(list(replicas.values()))
+    layers = _layers(answers)
     # A stage may have no MoE layers, and so no kernel.
     known = {
         name: next((answer[name] for answer in answers if answer[name] is not None), None)
         for name in ("kernel", "expert_bytes")
     }
     largest = {name: max(answer[name] for answer in answers) for name in ("top_k", "num_experts")}
-    return dict(answers[0]) | {"layers": [layers[index] for index in sorted(layers)]} | largest | known
+    return dict(answers[0]) | {"layers": layers, "steps": steps} | largest | known
+
+
+def _layers(answers: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return each layer once, with what was counted on all its rows."""
+    found = {
+        (layer["index"], answer["data_parallel_rank"], layer["share"]): layer
+        for answer in answers
+        for layer in answer["layers"]
+    }
+    layers: dict[int, dict[str, Any]] = {}
+    for (index, *_), layer in sorted(found.items(), key=lambda item: item[0]):
+        first = layers.setdefault(index, dict(layer) | {"counters": [0] * len(layer["counters"])})
+        first["counters"] = [a + b for a, b in zip(first["counters"], layer["counters"], strict=True)]
+    return list(layers.values())
 
 
 def merge_answers(answers: Sequence[Mapping[str, Any]]) -> EngineStats:
@@ -92,6 +133,7 @@ def merge_answers(answers: Sequence[Mapping[str, Any]]) -> EngineStats:
 
     Raises:
         UnsupportedEngine: There is no answer.
+        EngineError: A worker failed, or the workers hold different settings.
     """
     joined = join_answers(answers)
     return EngineStats(

@@ -12,6 +12,7 @@ from sere.config import RerouteConfig
 from sere.errors import ConfigError, did_you_mean, name_some
 
 KEY = "sere"
+MOST_PORTS = 65535
 _EXAMPLE = '{"active_experts": 24}'
 # Names that no other plug-in's settings have.
 _UNMISTAKABLE = ("select_top_k", "active_experts", "use_scale")
@@ -28,9 +29,11 @@ class PluginConfig:
         count_only: Whether the engine counts experts and re-routes nothing; it can be switched later.
         request_tiers: The tiers of the table that requests may ask for; None for all.
         log_seconds: Seconds between log lines with statistics; 0 for none.
-        metrics_port: Port on which rank 0 serves Prometheus metrics, or None.
+        metrics_port: Port on which rank 0 serves Prometheus metrics, or None; with data parallelism each
+            further engine's takes the next port.
         metrics_host: Address of that port.
         allow_untested: Accept versions and combinations of features that nobody has tried.
+        table_digest: What the front end found the table to be, so that each worker compares its own.
 
     Raises:
         ConfigError: A value has the wrong type or is out of range.
@@ -45,6 +48,7 @@ class PluginConfig:
     metrics_port: int | None = None
     metrics_host: str = "127.0.0.1"
     allow_untested: bool = False
+    table_digest: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("enabled", "count_only", "allow_untested"):
@@ -55,9 +59,14 @@ class PluginConfig:
         if not isinstance(seconds, int | float) or isinstance(seconds, bool) or not seconds >= 0:
             raise ConfigError(f"log_seconds: expected seconds, 0 for no log lines, got {seconds!r}")
         if port is not None and (
-            not isinstance(port, int) or isinstance(port, bool) or not 1 <= port <= 65535
+            not isinstance(port, int) or isinstance(port, bool) or not 1 <= port <= MOST_PORTS
         ):
-            raise ConfigError(f"metrics_port: expected a port from 1 to 65535, got {port!r}")
+            raise ConfigError(f"metrics_port: expected a port from 1 to {MOST_PORTS}, got {port!r}")
+        if self.table_digest is not None and not isinstance(self.table_digest, str):
+            raise ConfigError(
+                f"table_digest: expected the digest that the front end writes, got {self.table_digest!r}; "
+                "leave it out"
+            )
         if not isinstance(self.metrics_host, str) or not self.metrics_host:
             raise ConfigError(
                 "metrics_host: expected an address to listen on, such as '127.0.0.1', "

@@ -55,6 +55,22 @@ class Collector:
             yield family
 
 
+def exposition(answers: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
+    """Return the metrics as Prometheus reads them, and the media type of that text.
+
+    Args:
+        answers: What each worker's ``sere_stats`` returned.
+
+    Raises:
+        UnsupportedEngine: There is no answer.
+    """
+    from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+
+    registry = CollectorRegistry()
+    registry.register(Collector(lambda: answers))
+    return generate_latest(registry).decode(), CONTENT_TYPE_LATEST
+
+
 def _settings(joined: Mapping[str, Any]) -> Iterator[Any]:
     """Yield the metrics of which settings hold and which tiers requests ask for."""
     from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -47,6 +48,16 @@ class StepCounts:
     def to_mapping(self) -> dict[str, Any]:
         """Return the counts as plain numbers, which can be sent between processes."""
         return asdict(self)
+
+
+def counted_together(counts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return what several model runners counted: sums, and the smallest S of all."""
+    budgets = [one["least_budget"] for one in counts if one["least_budget"] is not None]
+    tiers: Counter[str] = Counter()
+    for one in counts:
+        tiers.update(one["by_tier"])
+    apart = {"least_budget": min(budgets, default=None), "by_tier": dict(tiers)}
+    return {name: sum(one[name] for one in counts) for name in counts[0] if name not in apart} | apart
 
 
 def counted_since(now: Mapping[str, Any], then: Mapping[str, Any]) -> dict[str, Any]:

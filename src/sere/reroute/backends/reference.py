@@ -145,13 +145,13 @@ def _heaviest(slots: Row, weights: list[float], budget: int) -> Row:
 
 
 def _masses(ids: list[Row], weights: list[list[float]], slots: dict[int, Row]) -> dict[int, int]:
-    """Return the mass of each expert: the sum of its slots' cubed weights, in integers."""
+    """Return the mass of each expert: the sum of its slots' weights to the fourth power, in integers."""
     mass: dict[int, int] = {}
     for t, valid in slots.items():
         for k in valid:
-            w = weights[t][k]
-            # A cube beyond float64 is infinite, as in the other backends.
-            units = round(max(-MASS_BOUND, min(MASS_BOUND, w * w * w * MASS_UNITS)))
+            # A power beyond float64 is infinite, as in the other backends.
+            square = weights[t][k] * weights[t][k]
+            units = round(min(MASS_BOUND, square * square * MASS_UNITS))
             mass[ids[t][k]] = mass.get(ids[t][k], 0) + units
     return mass
 

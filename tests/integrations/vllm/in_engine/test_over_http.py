@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -104,6 +105,16 @@ def test_refused_settings_over_http(server: Server, body: Any, text: str) -> Non
     assert status == 400
     assert text in answer["error"]
     assert complete(server, PROMPTS[0])[0] == 200
+
+
+def test_only_the_operator_changes_settings(server: Server) -> None:
+    """Whoever may ask for completions changes nothing without the operator's key."""
+    request = urllib.request.Request(
+        f"{server.url}/v1/sere/settings", b"{}", {"Content-Type": "application/json"}
+    )
+    with pytest.raises(urllib.error.HTTPError, match="401"):
+        urllib.request.urlopen(request, timeout=30)
+    assert server.post("/v1/sere/settings", {})[0] == 200
 
 
 def test_metrics_over_http(server: Server, ports: int) -> None:

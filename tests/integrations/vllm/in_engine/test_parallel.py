@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from sere.errors import EngineError
 from tests.support.vllm.models import save_model
 
 pytest.importorskip("vllm", reason="needs vLLM: make test-vllm")
@@ -44,3 +46,33 @@ def test_two_processes_give_the_tokens_of_one(tmp_path: Path) -> None:
             found.append((on, generate(llm, prompts()), layers))
     assert found[0] == found[1] == found[2]
     assert found[0][0] != found[0][1]
+
+
+def _fill_memory(worker: Any) -> None:
+    """Let one rank of two fail at the next change of settings."""
+
+    def fail(*_: Any) -> Any:
+        raise MemoryError("no memory")
+
+    if worker.rank == 1:
+        worker.sere_state.rules.limits = fail
+
+
+def _heal(worker: Any) -> None:
+    vars(worker.sere_state.rules).pop("limits", None)
+
+
+def test_one_rank_fails_to_change(model: Path) -> None:
+    """With TP = 2, a change that fails on rank 1 changes neither rank, no token and no statistic."""
+    parallel = {"tensor_parallel_size": 2, "distributed_executor_backend": "mp", "dtype": "float32"}
+    with engine(model, {"select_top_k": 1}, **parallel) as llm:
+        tokens = generate(llm, prompts())
+        llm.collective_rpc(_fill_memory)
+        with pytest.raises(EngineError, match="rank 1: MemoryError: no memory while the change was prepared"):
+            configure(llm, threshold=0.9)
+        assert read_stats(llm).settings["threshold"] == 0.0
+        assert generate(llm, prompts()) == tokens
+        llm.collective_rpc(_heal)
+        assert configure(llm, threshold=0.9)["threshold"] == 0.9
+        assert [answer["settings"]["threshold"] for answer in llm.collective_rpc("sere_stats")] == [0.9, 0.9]
+        assert generate(llm, prompts()) != tokens

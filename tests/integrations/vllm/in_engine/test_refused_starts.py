@@ -98,13 +98,26 @@ def test_no_table(model: Path) -> None:
         pass
 
 
-@pytest.mark.parametrize("name", TABLES)
-def test_table_in_the_model_folder(tmp_path: Path, name: str) -> None:
-    """A table with the default name, new or old, in the model's folder is found, and not read as weights."""
+@pytest.mark.parametrize("name", [*TABLES, "mine.safetensors"])
+def test_table_in_the_model_folder(tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture) -> None:
+    """A table in the model's folder is not read as weights, neither at the start nor when they are reloaded.
+
+    One with the default name, new or old, is found. Weights of another model are said to be that.
+    """
+    caplog.set_level("WARNING", logger="vllm.sere")
     path = save_model(tmp_path)
     (path / name).write_bytes(table_of(path).read_bytes())
-    with engine(path, {"select_top_k": 1, "table": None}) as llm:
-        assert len(generate(llm, prompts(2))) == 2
+    other = save_model(tmp_path / "other", num_hidden_layers=2)
+    table = None if name in TABLES else str(path / name)
+    with engine(path, {"select_top_k": 1, "table": table}) as llm:
+        tokens = generate(llm, prompts(2))
+        llm.collective_rpc("reload_weights")
+        assert generate(llm, prompts(2)) == tokens
+        assert not [line for line in caplog.messages if "similarities of the weights" in line]
+        for _ in range(2):
+            llm.collective_rpc("reload_weights", kwargs={"weights_path": str(other)})
+        (line,) = [line for line in caplog.messages if "similarities of the weights" in line]
+        assert f"the weights are those of {other} now, not of {path}" in line
 
 
 def test_unsupported_version(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:

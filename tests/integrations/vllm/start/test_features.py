@@ -65,9 +65,7 @@ def test_engines_without_decode_steps(holder: str, value: dict[str, Any], text: 
     ("parallel", "text"),
     [
         ({"enable_dbo": True}, "dual batch overlap: each half of the batch"),
-        ({"use_sequence_parallel_moe": True}, "sequence-parallel MoE: each rank sees only a part"),
         ({"prefill_context_parallel_size": 2}, "prefill context parallelism: each rank sees only a part"),
-        ({"data_parallel_size": 2}, "data parallelism: an expert kernel may gather"),
     ],
 )
 def test_refused_features(parallel: dict[str, Any], text: str) -> None:
@@ -77,11 +75,52 @@ def test_refused_features(parallel: dict[str, Any], text: str) -> None:
     features.check_features(engine_config(tensor_parallel_size=2), allow_untested=False)
 
 
-def test_untested_feature_may_be_allowed() -> None:
-    """What was only never tried can be allowed; what would be wrong cannot."""
-    features.check_features(engine_config(data_parallel_size=2), allow_untested=True)
-    with pytest.raises(UnsupportedEngine, match="dual batch overlap"):
-        features.check_features(engine_config(enable_dbo=True), allow_untested=True)
+@pytest.mark.parametrize(
+    ("gathers", "untested", "text"),
+    [
+        (True, False, "layer: its expert kernel has vLLM gather the rows of all ranks before"),
+        (True, True, "layer: its expert kernel has vLLM gather the rows of all ranks before"),
+        (None, False, "layer: it cannot be told whether vLLM gathers the rows"),
+        (None, True, None),
+        (False, False, None),
+    ],
+)
+def test_layers_whose_rows_are_gathered(gathers: bool | None, untested: bool, text: str | None) -> None:
+    """A layer that gets the rows of all ranks is refused; where it cannot be told, that can be allowed."""
+    if text is None:
+        features.refuse_gathering("layer", gathers, allow_untested=untested)
+    else:
+        with pytest.raises(UnsupportedEngine, match=text):
+            features.refuse_gathering("layer", gathers, allow_untested=untested)
+
+
+@pytest.mark.parametrize(
+    ("config", "text"),
+    [
+        ({"approximate_experts": {"0": [3]}}, "expert substitution (approximate_experts)"),
+        (
+            {"compression_config": {"transform_config": {"expert_substitution": {"version": 1}}}},
+            "expert substitution (compression_config)",
+        ),
+        ({"approximate_experts": {}, "compression_config": {"transform_config": {}}}, None),
+    ],
+    ids=["list", "compressed", "none"],
+)
+def test_experts_that_are_replaced_by_constants(config: dict[str, Any], text: str | None) -> None:
+    """Experts that vLLM 0.33 computes as constants are not those of the table: refused by name."""
+    for hf_config in (
+        SimpleNamespace(**config),
+        SimpleNamespace(text_config=SimpleNamespace(**config)),
+    ):
+        engine = engine_config()
+        engine.model_config = SimpleNamespace(hf_config=hf_config)
+        if text is None:
+            features.check_features(engine, allow_untested=False)
+        else:
+            with pytest.raises(UnsupportedEngine) as refused:
+                features.check_features(engine, allow_untested=False)
+            assert str(refused.value).startswith(text)
+        features.check_features(engine, allow_untested=True)
 
 
 def test_backend_that_passes_routers_by() -> None:

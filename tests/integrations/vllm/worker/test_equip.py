@@ -5,6 +5,7 @@ from __future__ import annotations
 import urllib.error
 import urllib.request
 from contextlib import nullcontext
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -20,11 +21,12 @@ from tests.support.vllm.server import free_port
 
 @pytest.mark.vllm
 def test_port_closes_with_its_worker() -> None:
-    """After a worker's warm-up its numbers are served until it shuts down, and then the port is free."""
+    """After warm-up the second engine's numbers are served on the second port, until it shuts down."""
     pytest.importorskip("prometheus_client", reason="comes with vLLM: make test-vllm")
     ended, port = [], free_port()
     state = SimpleNamespace(
-        plugin_config=PluginConfig(reroute=RerouteConfig(select_top_k=1), metrics_port=port),
+        plugin_config=PluginConfig(reroute=RerouteConfig(select_top_k=1), metrics_port=port - 1),
+        data_parallel_rank=1,
         guard=SimpleNamespace(restart=lambda: None), reset_counters=lambda: None,
         report=lambda: report_without_layers(rerouted=3, prompts=1),
     )  # fmt: skip
@@ -43,7 +45,8 @@ def test_port_closes_with_its_worker() -> None:
 
 def test_tensors_are_made_where_the_model_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     """The device is the model runner's: before 0.23 the worker of a CPU has none."""
-    monkeypatch.setattr("sere.integrations.vllm.worker.equip.report_layers", lambda _: nullcontext())
+    for name in ("report_layers", "without_table"):
+        monkeypatch.setattr(f"sere.integrations.vllm.worker.equip.{name}", lambda _: nullcontext())
     runner = SimpleNamespace(
         device=torch.device("meta"), prepare_inputs=len, _dummy_run=len, execute_model=len
     )
@@ -58,6 +61,6 @@ def test_tensors_are_made_where_the_model_runs(monkeypatch: pytest.MonkeyPatch) 
     state: Any = SimpleNamespace(
         add=None, speaks=False, rules=SimpleNamespace(tiers=()), prepare=lambda *given: seen.append(given)
     )
-    _around_loading(worker, state)
+    _around_loading(worker, state, Path("none"))
     worker.load_model()
     assert seen == [(torch.device("meta"), 8)]

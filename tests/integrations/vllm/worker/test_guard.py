@@ -8,11 +8,10 @@ from typing import Any
 
 import pytest
 
-from sere.integrations.vllm.worker import change
 from sere.integrations.vllm.worker.equip import _before_shutdown
 from sere.integrations.vllm.worker.guard import FIRST_LOOK
 from sere.reroute import COUNTERS
-from tests.support.vllm.standins import NAMES, Start, decode, why
+from tests.support.vllm.standins import NAMES, Start, change, decode, why
 
 
 def test_rerouting_is_not_warned_of(start: Start, caplog: pytest.LogCaptureFixture) -> None:
@@ -124,7 +123,7 @@ def test_nothing_was_asked_for(
     """An engine that is switched off, or only counts, re-routes nothing on purpose."""
     engine = start()
     engine.prompts("before")
-    change.change(engine.state, settings)
+    change(engine.state, settings)
     decode(engine)
     engine.state.guard.last_look()
     assert why(engine) is None
@@ -150,7 +149,7 @@ def test_short_run_is_named_at_shutdown(start: Start, caplog: pytest.LogCaptureF
     worker.shutdown()
     assert [message for message in caplog.messages if "active_experts=15" in message] == caplog.messages
     assert len(caplog.messages) == 1
-    engine.state.layers[0].router.counters = "gone"  # type: ignore[assignment, union-attr]
+    engine.state.counters = "gone"  # type: ignore[assignment]
     engine.state.guard.restart = lambda: None  # type: ignore[method-assign]
     worker.shutdown()
     assert ended == ["worker"] * 3
@@ -170,15 +169,15 @@ def test_new_settings_are_judged_by_themselves(start: Start, caplog: pytest.LogC
     """What was re-routed under the old settings does not hide that the new ones re-route nothing."""
     engine = start()
     decode(engine)
-    change.change(engine.state, {"threshold": 2.0})
+    change(engine.state, {"threshold": 2.0})
     assert len(caplog.messages) == 1
     assert "threshold=2 is above every similarity in the table" in caplog.messages[0]
     engine.decode(*NAMES, steps=FIRST_LOOK + 1)
     assert len(caplog.messages) == 2
     assert "no expert had a similarity of threshold=2" in caplog.messages[1]
-    change.change(engine.state, {"select_top_k": 4, "threshold": 0.0})
+    change(engine.state, {"select_top_k": 4, "threshold": 0.0})
     assert "select_top_k=4 is not smaller than the model's top_k=4" in caplog.messages[2]
-    change.change(engine.state, {"select_top_k": 1})
+    change(engine.state, {"select_top_k": 1})
     engine.decode(*NAMES, steps=FIRST_LOOK + 1)
     assert len(caplog.messages) == 3
 

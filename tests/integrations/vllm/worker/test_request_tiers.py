@@ -9,10 +9,15 @@ import torch
 
 from sere.errors import ConfigError
 from sere.integrations.vllm.engine_stats import EngineStats, merge_answers
-from sere.integrations.vllm.worker import change
 from sere.integrations.vllm.worker.start_log import describe
 from sere.table import SimilarityTable, Tier
-from tests.support.vllm.standins import NAMES, CPUUnquantizedExperts, SmallEngine, prepared
+from tests.support.vllm.standins import (
+    NAMES,
+    CPUUnquantizedExperts,
+    SmallEngine,
+    change,
+    prepared,
+)
 
 # Of 16 experts the six rows of a step read 15, and six are some row's heaviest.
 M = {"fast": 6, "balanced": 8, "safe": 12}
@@ -129,7 +134,7 @@ def test_what_changes_while_serving(
     addresses = [layer.router.tensors()["limits"].data_ptr() for layer in running.state.layers.values()]  # type: ignore[union-attr]
     running.prompts(*NAMES)
     assert experts(decoded(running)) == [8, 8]
-    assert "error" not in change.change(running.state, changes)
+    change(running.state, changes)
     stats = decoded(running)
     assert experts(stats) == counts
     assert stats.settings["tier"] == tier
@@ -139,7 +144,7 @@ def test_what_changes_while_serving(
             assert max(dict(own["active_experts"])[4], 9 if own["select_top_k"] == 2 else 6) <= count
     again = [layer.router.tensors()["limits"].data_ptr() for layer in running.state.layers.values()]  # type: ignore[union-attr]
     assert again == addresses
-    change.change(running.state, {"tier": "balanced", "layers": {}, "keep": {}, "select_top_k": 1})
+    change(running.state, {"tier": "balanced", "layers": {}, "keep": {}, "select_top_k": 1})
     assert experts(decoded(running)) == [8, 8]
 
 
@@ -162,7 +167,9 @@ def test_refused_changes_change_nothing(table: SimilarityTable, changes: dict[st
     running = engine(table)
     running.prompts(*NAMES)
     before = running.state.report()
-    assert text in change.change(running.state, {"threshold": 0.9} | changes)["error"]
+    with pytest.raises(ConfigError) as refused:
+        change(running.state, {"threshold": 0.9} | changes)
+    assert text in str(refused.value)
     assert running.state.report() == before
     assert experts(decoded(running)) == [8, 8]
 
@@ -170,12 +177,10 @@ def test_refused_changes_change_nothing(table: SimilarityTable, changes: dict[st
 def test_a_tier_and_a_number_replace_each_other(table: SimilarityTable) -> None:
     """What was given last holds: a tier takes the place of every M, and an M that of the tier."""
     running = engine(table)
-    change.change(
-        running.state, {"active_experts": 10, "layers": {0: {"active_experts": 3, "select_top_k": 2}}}
-    )
-    assert change.change(running.state, {"tier": "fast"})["tier"] == "fast"
+    change(running.state, {"active_experts": 10, "layers": {0: {"active_experts": 3, "select_top_k": 2}}})
+    assert change(running.state, {"tier": "fast"})["tier"] == "fast"
     assert running.state.config.layers == {0: {"select_top_k": 2}}
-    assert change.change(running.state, {"active_experts": 10})["tier"] is None
+    assert change(running.state, {"active_experts": 10})["tier"] is None
     assert running.state.config.active_experts == 10
 
 
@@ -184,12 +189,12 @@ def test_an_engine_that_only_counts(table: SimilarityTable) -> None:
     running = engine(table)
     running.prompts(*NAMES[:3], tier="fast")
     running.prompts(*NAMES[3:], tier=2)
-    assert change.change(running.state, {"count_only": True})["count_only"]
+    assert change(running.state, {"count_only": True})["count_only"]
     stats = decoded(running)
     assert experts(stats) == [15, 15]
     assert [layer.slots_rerouted for layer in stats.layers] == [0, 0]
     assert (stats.count_only, stats.steps_by_tier) == (True, {})
-    change.change(running.state, {"count_only": False})
+    change(running.state, {"count_only": False})
     assert experts(decoded(running)) == [8, 8]
 
 

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sere.errors import ConfigError
+from sere.integrations.vllm.client.agreement import agree
 from sere.integrations.vllm.client.rpc import ask_workers
 from sere.integrations.vllm.methods import CONFIGURE
 
 
 def configure(llm: Any, **changes: Any) -> dict[str, Any]:
-    """Change how a running engine re-routes, from its next step on.
+    """Change how a running engine re-routes, from one of its next steps on.
 
-    All workers change between the same two steps. Running requests go on; a value that is refused changes
-    nothing.
+    All workers change between the same two steps, or none does: each first prepares the change on the host
+    and says what it leads to. Running requests go on.
 
     Args:
         llm: vLLM's ``LLM`` (or anything with its ``collective_rpc``).
@@ -28,19 +27,17 @@ def configure(llm: Any, **changes: Any) -> dict[str, Any]:
         The current settings, with ``enabled`` and ``count_only`` among them.
 
     Raises:
-        ConfigError: A setting cannot be changed here, or its value is refused.
+        ConfigError: A setting cannot be changed here, or its value is refused; nothing has changed.
+        ConcurrentChange: Another change came in between; that one holds.
+        EngineError: A worker failed, or the workers disagree; the text says what holds now.
         UnsupportedEngine: Re-routing is not active in this engine.
     """
-    return agreed_settings(ask_workers(llm, CONFIGURE, changes))
-
-
-def agreed_settings(answers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return what the workers agree on, or raise what they say is wrong.
-
-    Raises:
-        ConfigError: A worker refused the change.
-    """
-    for answer in answers:
-        if "error" in answer:
-            raise ConfigError(answer["error"])
-    return dict(answers[0])
+    steps = agree(changes)
+    call = next(steps)
+    while True:
+        answers = ask_workers(llm, CONFIGURE, *call)
+        try:
+            call = steps.send(answers)
+        except StopIteration as end:
+            settings: dict[str, Any] = end.value
+            return settings

@@ -2,21 +2,27 @@
 
 vLLM adds a plug-in's routes only if ``VLLM_PLUGINS`` names it (since 0.26), so other servers have none of
 these. Re-routing itself needs no route. They are under ``/v1``, which is where vLLM asks for its
-``--api-key``.
+``--api-key``. What changes something asks for a key of its own, too.
+
+A status of 400 to 499 says that the client did something wrong, and nothing else does: an engine that cannot
+answer has 503, one whose workers fail or disagree 500, and an error that nobody expected stays one of the
+server's. 409 is a change that met another one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Awaitable, Callable
 from typing import Any
 
-from sere.errors import ConfigError, SereError, UnsupportedEngine
-from sere.integrations.vllm.client.configure import agreed_settings
-from sere.integrations.vllm.client.rpc import DISABLED, NOT_ACTIVE, is_missing
-from sere.integrations.vllm.engine_stats import merge_answers
-from sere.integrations.vllm.methods import CONFIGURE, STATS
-from sere.integrations.vllm.plugin_config import section
-from sere.integrations.vllm.prometheus import Collector
+from sere.errors import ConcurrentChange, ConfigError, EngineError, UnsupportedEngine
+from sere.integrations.vllm.changes import check_changes
+from sere.integrations.vllm.client.admin_key import check_admin
+from sere.integrations.vllm.client.body import read_body, read_object
+from sere.integrations.vllm.client.engine import ServedEngine
+from sere.integrations.vllm.client.refusal import RequestRefused, error_answer, json_answer
+
+Handler = Callable[[Any, ServedEngine], Awaitable[Any]]
 
 
 class Endpoint:
@@ -33,94 +39,59 @@ class Endpoint:
         app.add_route("/v1/sere/settings", change_settings, methods=["POST"])
 
     async def init_state(self, engine_client: Any, state: Any, args: Any) -> None:  # noqa: ARG002
-        """Keep the engine client for the routes."""
-        state.sere_engine = engine_client
+        """Keep the engine for the routes."""
+        state.sere_engine = ServedEngine(engine_client)
 
 
-async def _ask(engine: Any, method: str, *args: Any) -> Any:
-    """Call a method of all workers.
+def _answers_errors(handler: Handler) -> Callable[[Any], Awaitable[Any]]:
+    """Answer what a handler raises on purpose with its status; other errors are the server's own."""
 
-    Raises:
-        UnsupportedEngine: Re-routing is not active.
-    """
-    config = getattr(engine, "vllm_config", None)
-    if engine is None or (config is not None and section(config) is None):
-        raise UnsupportedEngine(NOT_ACTIVE)
-    try:
-        return await engine.collective_rpc(method, args=args)
-    except Exception as error:
-        if not is_missing(method, error):
-            raise
-        raise UnsupportedEngine(DISABLED) from error
+    @functools.wraps(handler)
+    async def answering(request: Any) -> Any:
+        try:
+            return await handler(request, request.app.state.sere_engine)
+        except RequestRefused as error:
+            return error_answer(error, error.status)
+        except ConcurrentChange as error:
+            return error_answer(error, 409)
+        except UnsupportedEngine as error:
+            return error_answer(error, 503)
+        except EngineError as error:
+            return error_answer(error, 500)
 
-
-def _public(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return settings without what HTTP must not tell: the path of a file on the server."""
-    return {name: value for name, value in settings.items() if name != "table"}
+    return answering
 
 
-def _json(value: Any, status: int = 200) -> Any:
-    from fastapi.responses import JSONResponse
-
-    return JSONResponse(value, status_code=status)
-
-
-async def read_stats(request: Any) -> Any:
+@_answers_errors
+async def read_stats(request: Any, engine: ServedEngine) -> Any:  # noqa: ARG001
     """Return the statistics as JSON."""
-    return await _stats(request, reset=False)
+    return json_answer((await engine.counted()).stats)
 
 
-async def reset_stats(request: Any) -> Any:
-    """Return the statistics as JSON and set all counters to zero, between the same two steps."""
-    return await _stats(request, reset=True)
-
-
-async def _stats(request: Any, *, reset: bool) -> Any:
-    try:
-        answers = await _ask(request.app.state.sere_engine, STATS, reset)
-    except UnsupportedEngine as error:
-        return _json({"error": str(error)}, 409)
-    found = merge_answers(answers).to_mapping()
-    return _json(found | {"settings": _public(found["settings"])})
-
-
-async def read_metrics(request: Any) -> Any:
+@_answers_errors
+async def read_metrics(request: Any, engine: ServedEngine) -> Any:  # noqa: ARG001
     """Return the statistics as Prometheus reads them."""
-    from fastapi.responses import PlainTextResponse
-    from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+    from starlette.responses import Response
 
-    try:
-        answers = await _ask(request.app.state.sere_engine, STATS, False)
-    except UnsupportedEngine as error:
-        return _json({"error": str(error)}, 409)
-    registry = CollectorRegistry()
-    registry.register(Collector(lambda: answers))
-    return PlainTextResponse(generate_latest(registry).decode(), media_type=CONTENT_TYPE_LATEST)
+    text, media_type = (await engine.counted()).metrics
+    return Response(text, media_type=media_type)
 
 
-async def change_settings(request: Any) -> Any:
+@_answers_errors
+async def reset_stats(request: Any, engine: ServedEngine) -> Any:
+    """Return the statistics as JSON and set all counters to zero, between the same two steps."""
+    check_admin(request)
+    # Whatever it holds; but not more of it than of any body.
+    await read_body(request)
+    return json_answer((await engine.reset()).stats)
+
+
+@_answers_errors
+async def change_settings(request: Any, engine: ServedEngine) -> Any:
     """Change settings from a JSON object; see `sere.integrations.vllm.configure`."""
+    check_admin(request)
+    given = await read_object(request)
     try:
-        changes = await _object(request)
-        answers = await _ask(request.app.state.sere_engine, CONFIGURE, changes)
-        return _json(_public(agreed_settings(answers)))
-    except UnsupportedEngine as error:
-        return _json({"error": str(error)}, 409)
-    except (SereError, ValueError) as error:
-        return _json({"error": str(error)}, 400)
-
-
-async def _object(request: Any) -> dict[str, Any]:
-    """Return a request's body.
-
-    Raises:
-        ConfigError: It is not a JSON object.
-    """
-    wanted = 'expected a JSON object of settings, such as {"threshold": 0.3}'
-    try:
-        body = await request.json()
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{wanted}, got something that is not JSON ({error})") from error
-    if not isinstance(body, dict):
-        raise ConfigError(f"{wanted}, got {type(body).__name__}")
-    return body
+        return json_answer(await engine.configure(check_changes(given, engine.size)))
+    except ConfigError as error:
+        raise RequestRefused(str(error)) from error

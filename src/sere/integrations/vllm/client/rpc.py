@@ -35,6 +35,31 @@ def ask_workers(llm: Any, method: str, *args: Any) -> list[Any]:
         raise UnsupportedEngine(DISABLED) from error
 
 
+async def ask_engines(client: Any, method: str, *args: Any) -> list[Any]:
+    """Call a method of all workers of a server and return their answers; its data-parallel engines' too.
+
+    Args:
+        client: vLLM's ``EngineClient``.
+        method: The method's name.
+        *args: Its arguments.
+
+    Raises:
+        UnsupportedEngine: Re-routing is not active in this engine.
+    """
+    parallel = getattr(getattr(client, "vllm_config", None), "parallel_config", None)
+    # vLLM's own call of several engines returns what the first of them says.
+    ask_all = getattr(getattr(client, "engine_core", None), "call_utility_all_async", None)
+    try:
+        if ask_all is None or getattr(parallel, "data_parallel_size", 1) == 1:
+            return list(await client.collective_rpc(method, args=args))
+        answers = await ask_all("collective_rpc", method, None, args, None)
+        return [answer for engine in answers for answer in engine]
+    except Exception as error:
+        if not is_missing(method, error):
+            raise
+        raise UnsupportedEngine(DISABLED) from error
+
+
 def is_missing(method: str, error: Exception) -> bool:
     """Whether a worker's error says that the plug-in has not put its method there."""
     # An error of another process arrives as its text; vLLM's executors word it differently.

@@ -9,7 +9,7 @@ from typing import Any
 
 from sere.errors import BackendUnavailable, ConfigError, TableMismatch
 from sere.identity import span
-from sere.integrations.vllm.plugin_config import KEY, PluginConfig, resembles_key, section
+from sere.integrations.vllm.plugin_config import KEY, MOST_PORTS, PluginConfig, resembles_key, section
 from sere.integrations.vllm.start import features, tables, versions
 from sere.integrations.vllm.tiers import NOTHING, parse_request
 from sere.policies.sere import check_fit
@@ -35,9 +35,11 @@ def check_start(vllm_config: Any) -> None:
         allow_untested=config.allow_untested,
     )
     features.check_features(vllm_config, allow_untested=config.allow_untested)
+    _check_ports(config.metrics_port, getattr(vllm_config.parallel_config, "data_parallel_size", 1))
     model_config = vllm_config.model_config
     path = tables.find_table(config.reroute.table, model_config)
     table = tables.load_table(path, model_config.hf_text_config)
+    tables.check_same(path, table, config.table_digest)
     check_fit(table.settings(config.reroute), table.layers)
     _check_backend(config.reroute.backend, vllm_config.device_config.device_type, table.num_experts)
     E = _experts(model_config)
@@ -46,9 +48,10 @@ def check_start(vllm_config: Any) -> None:
             f"{path}: the table was calibrated on a model with {span(experts)} experts per layer, but this "
             f"one has {E}; calibrate this model (sere calibrate) or give its own table"
         )
-    # Workers may run in another folder.
+    # Workers may run in another folder, or on another machine with another file there.
     settings = dict(values or {}) | {
         "table": str(path),
+        "table_digest": tables.digest(table),
         "request_tiers": list(tables.request_tiers(table, config.request_tiers)),
     }
     vllm_config.additional_config = dict(vllm_config.additional_config) | {KEY: settings}
@@ -121,6 +124,19 @@ def _check_backend(backend: str, device_type: str, E: int) -> None:
     reason = None if backend == "auto" else BACKENDS[backend].why_never(device_type, E)
     if reason is not None:
         raise BackendUnavailable(f"backend {backend!r} cannot run here: {reason}")
+
+
+def _check_ports(first: int | None, engines: int) -> None:
+    """Refuse a port after which there are not enough for all data-parallel engines.
+
+    Raises:
+        ConfigError: The last one would have a port above 65535.
+    """
+    if first is not None and first + engines - 1 > MOST_PORTS:
+        raise ConfigError(
+            f"metrics_port: expected at most {MOST_PORTS + 1 - engines}, because each of {engines} "
+            f"data-parallel engines takes the next port, got {first}"
+        )
 
 
 def _experts(model_config: Any) -> int:

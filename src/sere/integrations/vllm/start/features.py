@@ -38,12 +38,6 @@ def _wrong(vllm_config: Any) -> Iterator[tuple[str, str, str]]:
             "each half of the batch would read the budgets of the first half's rows",
             "start without --enable-dbo",
         )
-    if getattr(parallel, "use_sequence_parallel_moe", False):
-        yield (
-            "sequence-parallel MoE",
-            "each rank sees only a part of the rows, so it would read budgets of other rows",
-            "start without expert parallelism, or with a data-parallel size of 1",
-        )
     if getattr(parallel, "prefill_context_parallel_size", 1) > 1:
         yield (
             "prefill context parallelism",
@@ -80,16 +74,56 @@ def _wrong(vllm_config: Any) -> Iterator[tuple[str, str, str]]:
 
 
 def _untested(vllm_config: Any) -> Iterator[tuple[str, str]]:
-    if getattr(vllm_config.parallel_config, "data_parallel_size", 1) > 1:
-        yield (
-            "data parallelism",
-            "an expert kernel may gather the rows of all ranks before routing, which would then read budgets "
-            "of other rows; this is untested",
-        )
     if getattr(getattr(vllm_config, "speculative_config", None), "enable_adaptive_verification", False):
         yield (
             "adaptive verification of drafts",
             "the device drops drafted tokens by itself, and steps in which it does are not re-routed",
+        )
+
+    if (substituted := _substituted_experts(vllm_config)) is not None:
+        yield (
+            f"expert substitution ({substituted})",
+            "vLLM computes a constant in the place of some experts, and the table has the similarities of "
+            "those experts",
+        )
+
+
+def _substituted_experts(vllm_config: Any) -> str | None:
+    """Return which part of the model's config asks vLLM (0.33) to replace experts by constants, or None."""
+    config = getattr(getattr(vllm_config, "model_config", None), "hf_config", None)
+    for holder in (config, getattr(config, "text_config", None)):
+        if getattr(holder, "approximate_experts", None):
+            return "approximate_experts"
+        compression = getattr(holder, "compression_config", None)
+        transforms = compression.get("transform_config") if isinstance(compression, Mapping) else None
+        if isinstance(transforms, Mapping) and transforms.get("expert_substitution"):
+            return "compression_config"
+    return None
+
+
+def refuse_gathering(name: str, gathers: bool | None, *, allow_untested: bool) -> None:
+    """Refuse an MoE layer whose rows are not this rank's alone when its router is called.
+
+    Args:
+        name: vLLM's name of the layer.
+        gathers: Whether the rows of all data-parallel or sequence-parallel ranks are gathered before the
+            router is called; None where it cannot be told.
+        allow_untested: Let pass what cannot be told.
+
+    Raises:
+        UnsupportedEngine: They are, or it cannot be told.
+    """
+    if gathers:
+        raise UnsupportedEngine(
+            f"{name}: its expert kernel has vLLM gather the rows of all ranks before the router is called, "
+            "which would then read budgets of other rows; choose another kernel (--moe-backend), or start "
+            "without data parallelism"
+        )
+    if gathers is None and not allow_untested:
+        raise UnsupportedEngine(
+            f"{name}: it cannot be told whether vLLM gathers the rows of all data-parallel ranks before the "
+            'router is called; start without data parallelism, or set "allow_untested": true among the '
+            "settings of sere"
         )
 
 

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import socket
 from pathlib import Path
 from typing import Any
 
 from sere.defaults import TABLE, default_table
 from sere.errors import ConfigError, TableError, TableMismatch, name_some
 from sere.identity import architecture_of, summary
-from sere.table import SimilarityTable
+from sere.table import SimilarityTable, locate_table
 
 
 def find_table(given: str | None, model_config: Any) -> Path:
     """Return the path of the table: the one given, else the one beside the model's weights.
+
+    In the front end, a table that is named as on the hub is downloaded; workers get its path.
 
     Args:
         given: The setting ``table``.
@@ -20,15 +25,17 @@ def find_table(given: str | None, model_config: Any) -> Path:
 
     Raises:
         TableError: None was given and the model's folder has none.
+        HubError: The one given is on the hub, and cannot be downloaded.
     """
     if given is not None:
-        return Path(given).expanduser().absolute()
+        return locate_table(given).absolute()
     model = str(model_config.model)
     found = default_table(model, getattr(model_config, "revision", None))
     if found is None:
         raise TableError(
             f"table: none was given and the folder of {model!r} has no {TABLE}; make one with "
-            f'sere calibrate {model}, or give one with "table": "PATH" among the settings of sere'
+            f'sere calibrate {model}, or give one with "table": "PATH" or "table": "owner/name" among the '
+            "settings of sere"
         )
     return found
 
@@ -53,6 +60,32 @@ def load_table(path: Path, text_config: Any) -> SimilarityTable:
             "give its own table"
         )
     return table
+
+
+def digest(table: SimilarityTable) -> str:
+    """Return what all ranks of an engine must agree on: similarities and tiers, as a hex digest."""
+    tiers = {name: tier.to_mapping() for name, tier in table.tiers.items()}
+    return hashlib.sha256(json.dumps([table.fingerprint, tiers], sort_keys=True).encode()).hexdigest()
+
+
+def check_same(path: Path, table: SimilarityTable, expected: str | None) -> None:
+    """Refuse a table that is not the one that the engine was started with.
+
+    Args:
+        path: The file.
+        table: Its content.
+        expected: The setting ``table_digest``; None where nothing is expected.
+
+    Raises:
+        TableMismatch: It is another table.
+    """
+    if expected is not None and (found := digest(table)) != expected:
+        raise TableMismatch(
+            f"{path} on {socket.gethostname()}: expected the table that the engine was started with "
+            f"(table_digest {expected[:12]}), got another one ({found[:12]}, fingerprint "
+            f"{table.fingerprint[:12]}): ranks with different tables would compute parts of different "
+            "experts; copy the same file to every machine, or leave table_digest out to take this one"
+        )
 
 
 def request_tiers(table: SimilarityTable, given: tuple[str, ...] | None) -> tuple[str, ...]:

@@ -146,6 +146,34 @@ def kernel_name(kernel: Any) -> str | None:
     return "zentorch" if getattr(kernel, "_use_zentorch", False) else type(kernel).__name__
 
 
+def gathers_rows(runner: Any) -> bool | None:
+    """Whether the rows of all data-parallel or sequence-parallel ranks reach a layer's router, or None.
+
+    Kernels with an all-to-all of their own get each rank's rows after its router; for the others the runner
+    gathers them before (0.20 to 0.33, ``do_naive_dispatch_combine``).
+
+    Args:
+        runner: vLLM's ``MoERunner``, loaded.
+    """
+    config = getattr(runner, "moe_config", None)
+    if getattr(config, "dp_size", 1) == 1 and not is_sequence_parallel(runner):
+        return False
+    known = getattr(runner, "do_naive_dispatch_combine", None)
+    if known is None:
+        internal = getattr(quant_method(runner), "supports_internal_mk", None)
+        known = None if internal is None else not internal
+    return None if known is None else bool(known)
+
+
+def is_sequence_parallel(runner: Any) -> bool:
+    """Whether each tensor-parallel rank runs the layer on its own share of a step's rows.
+
+    Args:
+        runner: vLLM's ``MoERunner``.
+    """
+    return bool(getattr(getattr(runner, "moe_config", None), "is_sequence_parallel", False))
+
+
 def logical_experts(runner: Any) -> int:
     """Return how many routed experts a layer has, without EPLB's copies."""
     config = getattr(runner, "moe_config", None)

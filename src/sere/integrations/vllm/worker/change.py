@@ -1,51 +1,91 @@
-"""Apply changed settings in one worker, between two steps."""
+"""Change the settings of one worker between two steps, in step with the other workers of its engine.
+
+A change has two parts. Each worker first prepares it on the host, where everything that can fail does, and
+says what state it leads to. Only if all say the same does each write it, with copies into tensors that exist.
+"""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
-from sere.config.change import CHANGEABLE as SETTINGS
 from sere.config.change import changed
-from sere.errors import ConfigError, SereError, did_you_mean
+from sere.integrations.vllm import methods
+from sere.integrations.vllm.changes import SWITCHES, check_names
+from sere.integrations.vllm.worker.proposal import Proposal
 from sere.integrations.vllm.worker.start_log import warn_of_settings
 from sere.integrations.vllm.worker.state import WorkerState
 
-_SWITCHES = ("enabled", "count_only")
-CHANGEABLE = (*SETTINGS, *_SWITCHES)
+logger = logging.getLogger("vllm.sere")
 
 
-def change(state: WorkerState, changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Apply changes in one worker, all or none.
+class Changes:
+    """One worker's side of `sere.integrations.vllm.client.agreement`.
 
-    Errors are returned, not raised, because they are the caller's and must not end the engine.
+    Args:
+        state: The worker's state, prepared.
+    """
+
+    def __init__(self, state: WorkerState) -> None:
+        self._state = state
+        self._proposal: Proposal | None = None
+
+    def __call__(self, step: str, argument: Any = None) -> dict[str, Any]:
+        """Do one step of a change; see `sere.integrations.vllm.methods`.
+
+        Raises:
+            ConfigError: A change is refused.
+        """
+        if step == methods.PROPOSE:
+            return self._propose(argument)
+        if step == methods.COMMIT:
+            return self._commit(argument)
+        return self._stop() if step == methods.STOP else self._withdraw()
+
+    def _propose(self, changes: Mapping[str, Any]) -> dict[str, Any]:
+        self._proposal = None
+        self._proposal = proposal_of(self._state, changes)
+        return {"fingerprint": self._proposal.fingerprint}
+
+    def _commit(self, common: str) -> dict[str, Any]:
+        state, proposal = self._state, self._proposal
+        if proposal is None or proposal.fingerprint["common"] != common:
+            return {"stale": True}
+        self._proposal = None
+        state.commit(proposal)
+        if state.enabled and state.speaks:
+            warn_of_settings(state)
+        return settings_of(state)
+
+    def _withdraw(self) -> dict[str, Any]:
+        self._proposal = None
+        return {}
+
+    def _stop(self) -> dict[str, Any]:
+        self._proposal, self._state.enabled = None, False
+        logger.error(
+            "sere: re-routing is off: the ranks of this engine hold different settings; restart the engine"
+        )
+        return {}
+
+
+def proposal_of(state: WorkerState, changes: Mapping[str, Any]) -> Proposal:
+    """Prepare changes in one worker.
 
     Args:
         state: The worker's state.
         changes: As for `configure`.
 
-    Returns:
-        The new settings, or ``{"error": text}``.
+    Raises:
+        ConfigError: A setting cannot be changed, or its value is refused.
     """
-    try:
-        _apply(state, changes)
-    except SereError as error:
-        return {"error": str(error)}
-    return state.config.to_mapping() | {name: getattr(state, name) for name in _SWITCHES}
+    check_names(changes)
+    switches = {name: changes.get(name, getattr(state, name)) for name in SWITCHES}
+    values = {name: value for name, value in changes.items() if name not in SWITCHES}
+    return state.propose(changed(state.given, values), **switches)
 
 
-def _apply(state: WorkerState, changes: Mapping[str, Any]) -> None:
-    for key in changes:
-        if key not in CHANGEABLE:
-            raise ConfigError(
-                f"{key!r} cannot be changed while the engine runs{did_you_mean(str(key), CHANGEABLE)}; "
-                "restart it with the new setting"
-            )
-    switches = {name: changes.get(name, getattr(state, name)) for name in _SWITCHES}
-    for name, value in switches.items():
-        if not isinstance(value, bool):
-            raise ConfigError(f"{name}: expected true or false, got {value!r}")
-    values = {name: value for name, value in changes.items() if name not in _SWITCHES}
-    state.change(changed(state.given, values), **switches)
-    if state.enabled and state.speaks:
-        warn_of_settings(state)
+def settings_of(state: WorkerState) -> dict[str, Any]:
+    """Return the current settings and switches of a worker, JSON-ready."""
+    return state.config.to_mapping() | {name: getattr(state, name) for name in SWITCHES}

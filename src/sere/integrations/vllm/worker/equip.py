@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,12 +16,14 @@ import torch
 from sere.integrations.vllm.methods import CONFIGURE, STATS
 from sere.integrations.vllm.plugin_config import PluginConfig
 from sere.integrations.vllm.start import features, tables, versions
-from sere.integrations.vllm.worker.change import change
+from sere.integrations.vllm.worker.answers import answering
+from sere.integrations.vllm.worker.change import Changes
 from sere.integrations.vllm.worker.metrics_port import serve_metrics
 from sere.integrations.vllm.worker.router_hook import report_layers
 from sere.integrations.vllm.worker.start_log import log_start
 from sere.integrations.vllm.worker.state import WorkerState
 from sere.integrations.vllm.worker.steps import Steps
+from sere.integrations.vllm.worker.weights import watch_reloading, without_table
 
 
 def equip(worker: Any, values: object) -> None:
@@ -46,22 +49,32 @@ def equip(worker: Any, values: object) -> None:
     features.check_features(config, allow_untested=plugin_config.allow_untested)
     path = tables.find_table(plugin_config.reroute.table, config.model_config)
     table = tables.load_table(path, config.model_config.hf_text_config)
+    tables.check_same(path, table, plugin_config.table_digest)
     state = WorkerState(plugin_config, config, table)
     worker.sere_state = state
-    setattr(worker, STATS, state.read)
-    setattr(worker, CONFIGURE, functools.partial(change, state))
-    _around_loading(worker, state)
+    for name, method in methods_of(state).items():
+        setattr(worker, name, method)
+    _around_loading(worker, state, path)
+    watch_reloading(worker, path, speaks=state.speaks)
     _after_warm_up(worker, state)
     _before_shutdown(worker, state.guard.last_look)
 
 
-def _around_loading(worker: Any, state: WorkerState) -> None:
+def methods_of(state: WorkerState) -> dict[str, Callable[..., dict[str, Any]]]:
+    """Return by name what ``collective_rpc`` may call on a worker."""
+    return {
+        STATS: answering(state, "reading the statistics", state.read),
+        CONFIGURE: answering(state, "changing settings", Changes(state)),
+    }
+
+
+def _around_loading(worker: Any, state: WorkerState, table: Path) -> None:
     """Watch the model being built; afterward prepare the layers and watch the model runner's steps."""
     load_model = worker.load_model
 
     @functools.wraps(load_model)
     def loading(*args: Any, **kwargs: Any) -> Any:
-        with report_layers(state.add):
+        with report_layers(state.add), without_table(table):
             result = load_model(*args, **kwargs)
         # Not the worker's: before 0.23 a CPU's has none.
         state.prepare(torch.device(worker.model_runner.device), _most_rows(worker.vllm_config))
@@ -88,7 +101,9 @@ def _after_warm_up(worker: Any, state: WorkerState) -> None:
         state.guard.restart()
         config = state.plugin_config
         if worker.rank == 0 and config.metrics_port is not None:
-            close = serve_metrics(state.report, config.metrics_host, config.metrics_port)
+            # Each data-parallel engine has a rank 0.
+            port = config.metrics_port + state.data_parallel_rank
+            close = serve_metrics(state.report, config.metrics_host, port)
             _before_shutdown(worker, close)
         return result
 

@@ -9,6 +9,8 @@ from typing import Any
 
 from sere.config import RerouteConfig
 from sere.errors import ConfigError, UnsupportedEngine
+from sere.integrations.vllm.start import versions
+from sere.integrations.vllm.worker.layer import RoutedLayer
 
 # Kernels that treat each slot by itself, so that one token's top-k may hold an id twice. The CPU kernel
 # was run; the others were read. Not among them on purpose: triton_kernels (OAITriton*), which counts a
@@ -86,6 +88,18 @@ def check_duplicates(policy: str, kernel: str | None) -> None:
             f"{policy}: the expert kernel {kernel or 'in use'} is not known to handle duplicate ids within "
             "one token's top-k; use sere, whose merge mode is fitted to the kernel, or Transformers"
         )
+
+
+def kernel_of(layer: RoutedLayer) -> str | None:
+    """Return the class name of a layer's expert kernel, or None where it cannot be told.
+
+    Raises:
+        UnsupportedEngine: The layer routes inside its kernel.
+    """
+    kernel, monolithic = versions.expert_kernel(layer.runner)
+    if monolithic:
+        refuse_monolithic(layer.name, versions.quant_method(layer.runner), kernel)
+    return versions.kernel_name(kernel)
 
 
 def refuse_monolithic(name: str, method: Any, kernel: Any) -> None:

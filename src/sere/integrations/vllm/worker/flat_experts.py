@@ -53,15 +53,22 @@ class FlatExperts:
         experts: E of the layer.
         setting: ``"auto"`` or ``"on"``.
         budgets: The budgets of the coming step's rows.
+        counts: Counts what was computed; None for new ones.
 
     Attributes:
-        counts: What was computed.
         enabled: Whether steps may be flattened; not where the rule changes nothing on purpose.
     """
 
-    def __init__(self, apply: Callable[..., object], experts: int, setting: str, budgets: RowBudgets) -> None:
+    def __init__(
+        self,
+        apply: Callable[..., object],
+        experts: int,
+        setting: str,
+        budgets: RowBudgets,
+        counts: PairCounts | None = None,
+    ) -> None:
         self.apply, self.experts, self.setting, self.budgets = apply, experts, setting, budgets
-        self.counts = PairCounts()
+        self.counts = PairCounts() if counts is None else counts
         self.enabled = True
         self._costs: Costs | None = None
 

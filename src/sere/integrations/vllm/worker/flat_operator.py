@@ -6,15 +6,43 @@ pairs changes, so there the call is one opaque operation.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from sere.integrations.vllm.worker.flat_experts import Call, FlatExperts
+from sere.integrations.vllm.start import versions
+from sere.integrations.vllm.worker.flat_experts import Call, FlatExperts, why_no_pairs
+from sere.integrations.vllm.worker.layer import RoutedLayer
+from sere.integrations.vllm.worker.row_budgets import RowBudgets
 
 ATTRIBUTE = "sere_flat_experts"
+
+
+def flatten_layers(
+    layers: Mapping[int, RoutedLayer], kernels: Collection[str | None], setting: str, budgets: RowBudgets
+) -> str | None:
+    """Let the expert kernels compute pairs only, if all of them take pairs and the settings allow it.
+
+    Args:
+        layers: The layers by index, once their kernels are known; ``flat`` of each is set.
+        kernels: Class names of their expert kernels, None where one cannot be told.
+        setting: The setting ``flatten``.
+        budgets: The budgets of the coming step's rows.
+
+    Returns:
+        Why the kernels are left alone, or None.
+    """
+    device = budgets.tensor.device.type
+    reasons = (why_no_pairs(setting, device, kernel) for kernel in sorted(kernels, key=str))
+    if (reason := next(filter(None, reasons), None)) is not None:
+        return reason
+    for layer in layers.values():
+        kernel, _ = versions.expert_kernel(layer.runner)
+        layer.flat = FlatExperts(kernel.apply, layer.shape.num_experts, setting, budgets, layer.pairs)
+        flatten(layer.runner, kernel, layer.flat)
+    return None
 
 
 def flatten(runner: Any, kernel: Any, flat: FlatExperts) -> None:

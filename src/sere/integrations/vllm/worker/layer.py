@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from sere.errors import SereError, UnsupportedEngine
-from sere.integrations.vllm.start import versions
+from sere.flatten import PairCounts
+from sere.integrations.vllm.start import features, versions
 from sere.integrations.vllm.worker.flat_experts import FlatExperts
 from sere.integrations.vllm.worker.router_scores import check_scores
 from sere.integrations.vllm.worker.row_budgets import RowBudgets
@@ -29,7 +31,10 @@ class RoutedLayer:
         router: The rule, bound to this layer; None until the model is loaded.
         needs_scores: Whether ``router`` is given the scores of all experts.
         budgets: The budgets of the coming step's rows; None until the model is loaded.
+        share: Which share of a step's rows this rank computes, with sequence parallelism; else 0.
+        counters: Where every router of this layer counts; None until the model is loaded.
         flat: Hands the expert kernel only what carries weight; None where it is left alone.
+        pairs: What it counted.
     """
 
     def __init__(self, runner: Any) -> None:
@@ -40,7 +45,24 @@ class RoutedLayer:
         self.router: LayerRouter | None = None
         self.needs_scores = False
         self.budgets: RowBudgets | None = None
+        self.share = 0
+        self.counters: Tensor | None = None
         self.flat: FlatExperts | None = None
+        self.pairs = PairCounts()
+
+    def find_share(self, rank: int, *, allow_untested: bool) -> None:
+        """Find out which rows of a step the layer is given, once its model is loaded.
+
+        Args:
+            rank: Tensor-parallel rank.
+            allow_untested: Let pass what cannot be told.
+
+        Raises:
+            UnsupportedEngine: Those of all data-parallel ranks, or it cannot be told.
+        """
+        gathers = versions.gathers_rows(self.runner)
+        features.refuse_gathering(self.name, gathers, allow_untested=allow_untested)
+        self.share = rank if versions.is_sequence_parallel(self.runner) else 0
 
     def bind(self, policy: Policy, device: torch.device) -> None:
         """Let a policy route this layer from the next step on.
@@ -55,17 +77,15 @@ class RoutedLayer:
         """
         if policy.needs_scores:
             check_scores(policy.name, self.name, self.runner.router)
-        self.router, self.needs_scores = policy.bind(self.shape, device), policy.needs_scores
+        self.take(policy.bind(self.shape, device), needs_scores=policy.needs_scores)
         if self.flat is not None:
             self.flat.enabled = policy.changes_routing
 
-    def return_to(self, router: LayerRouter) -> None:
-        """Let the engine's own rule route this layer again.
-
-        Args:
-            router: What routed it before `bind`.
-        """
-        self.router, self.needs_scores = router, False
+    def take(self, router: LayerRouter, *, needs_scores: bool = False) -> None:
+        """Let a router route this layer from the next step on."""
+        if self.counters is not None:
+            router.counters = self.counters
+        self.router, self.needs_scores = router, needs_scores
         if self.flat is not None:
             self.flat.enabled = True
 
@@ -91,7 +111,7 @@ class RoutedLayer:
         scores = logits[:, : self.shape.num_experts] if self.needs_scores else None
         # Some kernels ask for uint32 or int16 ids.
         narrow = ids if ids.dtype in ID_DTYPES else ids.to(torch.int32)
-        routing = router(TokenBatch(narrow, weights, budgets.at(ids.shape[0]), None, scores))
+        routing = router(TokenBatch(narrow, weights, budgets.at(ids.shape[0], self.share), None, scores))
         return routing if narrow is ids else Routing(routing.ids.to(ids.dtype), routing.weights)
 
     def warm_up(self) -> None:
@@ -100,6 +120,12 @@ class RoutedLayer:
         ids = torch.zeros(1, self.shape.top_k, dtype=torch.int32, device=self.router.counters.device)
         padding = torch.full((1,), PADDING_BUDGET, dtype=torch.int32, device=ids.device)
         self.router(TokenBatch(ids, torch.zeros_like(ids, dtype=torch.float32), padding))
+
+
+def warm_up(layers: Iterable[RoutedLayer]) -> None:
+    """Run the router of one layer of each shape, because a backend may compile for a shape."""
+    for layer in {(layer.shape.num_experts, layer.shape.top_k): layer for layer in layers}.values():
+        layer.warm_up()
 
 
 def layer_index(name: str) -> int:

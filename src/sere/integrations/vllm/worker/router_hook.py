@@ -10,13 +10,11 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from sere.defaults import OLD_TABLE
 from sere.errors import UnsupportedEngine
 from sere.integrations.vllm.worker.expert_kernels import decomposed_kernels
 from sere.integrations.vllm.worker.layer import RoutedLayer
@@ -47,7 +45,6 @@ def report_layers(found: Callable[[Any], None]) -> Iterator[None]:
 
     with ExitStack() as stack:
         stack.enter_context(decomposed_kernels(FusedMoEExperts))
-        stack.enter_context(_without_table_among_weights())
         runner_class.__init__ = __init__
         stack.callback(setattr, runner_class, "__init__", construct)
         yield
@@ -91,26 +88,6 @@ def _in_drafter() -> bool:
     from vllm.compilation import backends
 
     return bool(getattr(backends, "model_tag", "backbone") != "backbone")
-
-
-@contextmanager
-def _without_table_among_weights() -> Iterator[None]:
-    """Keep vLLM from reading a table with an old name as weights where a model's folder has no index."""
-    from vllm.model_executor.model_loader import default_loader
-
-    choose = default_loader.filter_duplicate_safetensors_files
-
-    @functools.wraps(choose)
-    def filtered(files: list[str], *args: Any, **kwargs: Any) -> list[str]:
-        weights = [file for file in files if Path(file).name != OLD_TABLE]
-        chosen: list[str] = choose(weights, *args, **kwargs)
-        return chosen
-
-    default_loader.filter_duplicate_safetensors_files = filtered
-    try:
-        yield
-    finally:
-        default_loader.filter_duplicate_safetensors_files = choose
 
 
 def _origin(function: Any) -> str:

@@ -59,9 +59,15 @@ class RowBudgets:
         self.largest = PROTECTED
         self._write(np.empty(0, dtype=np.int32))
 
-    def at(self, rows: int) -> Tensor:
-        """Return the budgets of a layer's first ``rows`` rows."""
-        return self.tensor.narrow(0, 0, rows)
+    def at(self, rows: int, share: int = 0) -> Tensor:
+        """Return the budgets of the ``rows`` rows that a layer is given.
+
+        Args:
+            rows: How many.
+            share: Which share of the step's rows they are, where ranks share them: share 0 is the first
+                ``rows`` rows, share 1 the next.
+        """
+        return self.tensor.narrow(0, share * rows, rows)
 
     def _write(self, budgets: npt.NDArray[np.int32]) -> None:
         """Copy what differs from the last step; a steady batch costs a comparison and no copy."""

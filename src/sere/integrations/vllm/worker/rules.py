@@ -33,6 +33,7 @@ class Rules:
 
     Attributes:
         tiers: The tiers that requests may ask for.
+        digest: What the table is, for comparing it between ranks.
         kernels: Class names of the layers' expert kernels, None where one cannot be told; all layers get what
             all of them support.
 
@@ -43,6 +44,7 @@ class Rules:
     def __init__(self, table: SimilarityTable, plugin_config: PluginConfig) -> None:
         self.table = table
         self.tiers = tables.request_tiers(table, plugin_config.request_tiers)
+        self.digest = tables.digest(table)
         self.kernels: set[str | None] = set()
         self._merge_given = plugin_config.merge_given
 

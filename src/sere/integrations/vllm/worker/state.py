@@ -7,29 +7,24 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from sere.config import RerouteConfig
 from sere.errors import UnsupportedEngine
-from sere.flatten import PairCounts
 from sere.integrations.vllm.plugin_config import PluginConfig
 from sere.integrations.vllm.start import tables, versions
 from sere.integrations.vllm.step_counts import StepCounts
 from sere.integrations.vllm.worker import expert_kernels, router_hook
-from sere.integrations.vllm.worker.flat_experts import FlatExperts, why_no_pairs
-from sere.integrations.vllm.worker.flat_operator import flatten
+from sere.integrations.vllm.worker.flat_operator import flatten_layers
 from sere.integrations.vllm.worker.guard import Guard
-from sere.integrations.vllm.worker.layer import RoutedLayer
+from sere.integrations.vllm.worker.layer import RoutedLayer, warm_up
+from sere.integrations.vllm.worker.proposal import Fingerprint, Proposal, propose
 from sere.integrations.vllm.worker.row_budgets import RowBudgets
-from sere.integrations.vllm.worker.rules import (
-    Rules,
-    layer_settings,
-    least_select_top_k,
-    neighbor_settings,
-)
-from sere.integrations.vllm.worker.sleep import keep_through_sleep
+from sere.integrations.vllm.worker.rules import Rules, layer_settings, least_select_top_k
 from sere.integrations.vllm.worker.step_limits import StepLimits
 from sere.policies.base import LayerShape, Policy
 from sere.policies.sere import SereRouter
+from sere.reroute import COUNTERS
 from sere.table import SimilarityTable
 
 
@@ -55,6 +50,9 @@ class WorkerState:
         counts: Steps by what was done with them.
         why_no_pairs: Why all slots are computed in every step; None where pairs may be.
         guard: Says in the log why nothing was re-routed.
+        counters: ``[layers, len(COUNTERS)]``, int64: each layer's own are a row; None until the model is
+            loaded.
+        fingerprint: Of what holds at present, to be compared between ranks.
 
     Raises:
         ConfigError: The settings do not fit the table.
@@ -75,6 +73,8 @@ class WorkerState:
         self.why_no_pairs: str | None = None
         self.counts = StepCounts()
         self.guard = Guard(self.report, speaks=self.speaks)
+        self.counters: Tensor | None = None
+        self.fingerprint: Fingerprint = {"common": "", "layers": {}}
         self._routers: dict[int, SereRouter] = {}
 
     @property
@@ -121,24 +121,26 @@ class WorkerState:
         if self.speaks:
             self.table.check_slots({index: layer.shape.top_k for index, layer in self.layers.items()})
         self._fit_to_kernels()
-        self.budgets = RowBudgets(rows, device, may_skip=device.type == "cpu" and self.eager)
+        ranks = int(self.vllm_config.parallel_config.tensor_parallel_size)
+        for layer in self.layers.values():
+            layer.find_share(self.rank % ranks, allow_untested=self.plugin_config.allow_untested)
+        # Ranks that share the rows of a step have as many each, so that a few are added.
+        self.budgets = RowBudgets(rows + ranks - 1, device, may_skip=device.type == "cpu" and self.eager)
         self.limits = StepLimits(len(self.layers), self.rules.tiers, device)
-        shared = {"budgets": self.budgets.tensor, "limit_choices": self.limits.choices}
-        for limits, (index, layer) in zip(self.limits.tensor, self.layers.items(), strict=True):
-            layer.budgets = self.budgets
-            layer.router = self._routers[index] = self.sere.bind(layer.shape, device)
-            layer.router.prepared.read_limits_from(limits)
-            keep_through_sleep(layer, self.vllm_config, shared)
-        self.limits.write(self.rules.limits(self.given, self.shapes))
-        self._flatten(device)
-        # One of each shape: a backend may compile for a shape.
-        for layer in {
-            (layer.shape.num_experts, layer.shape.top_k): layer for layer in self.layers.values()
-        }.values():
-            layer.warm_up()
+        # Tensors made in inference mode could not be written outside it.
+        with torch.inference_mode(False):
+            self.counters = torch.zeros(len(self.layers), len(COUNTERS), dtype=torch.int64, device=device)
+        for row, (index, layer) in enumerate(self.layers.items()):
+            layer.budgets, layer.counters = self.budgets, self.counters[row]
+            self._routers[index] = self.sere.bind(layer.shape, device)
+            self._routers[index].prepared.read_limits_from(self.limits.tensor[row])
+            layer.take(self._routers[index])
+        self.commit(self.propose(self.given, enabled=self.enabled, count_only=self.count_only))
+        self.why_no_pairs = flatten_layers(self.layers, self.rules.kernels, self.given.flatten, self.budgets)
+        warm_up(self.layers.values())
 
-    def change(self, given: RerouteConfig, *, enabled: bool, count_only: bool) -> None:
-        """Change settings from the next step on, all or none.
+    def propose(self, given: RerouteConfig, *, enabled: bool, count_only: bool) -> Proposal:
+        """Prepare changed settings on the host: nothing is changed, and nothing is left that can fail.
 
         Args:
             given: Settings that differ from ``given`` only in what `PreparedLayer.update` can write.
@@ -148,25 +150,23 @@ class WorkerState:
         Raises:
             ConfigError: They do not fit the table.
         """
+        return propose(self.rules, given, (enabled, count_only), now=self.sere, routers=self._routers)
+
+    def commit(self, proposal: Proposal) -> None:
+        """Take prepared settings from the next step on; graphs and compiled code read what is written."""
         assert self.limits is not None
-        sere = self.rules.of(given)
-        limits = self.rules.limits(given, self.shapes)
-        changed = {
-            index: sere.prepare(self.layers[index].shape, router.prepared.device)
-            for index, router in self._routers.items()
-            if neighbor_settings(sere, index) != neighbor_settings(self.sere, index)
-        }
-        # What could be refused has been; graphs and compiled code read what is written now.
+        sere = proposal.sere
         for index, router in self._routers.items():
-            if index in changed:
-                router.prepared.update(changed[index])
+            if index in proposal.layers:
+                router.prepared.update(proposal.layers[index])
             router.prepared.config = sere.config
-        self.limits.write(limits)
+        self.limits.write(proposal.limits)
         if self.policy is self.sere:
             self.policy = sere
-        self.given, self.sere = given, sere
+        self.given, self.sere = proposal.given, sere
         self.least_select_top_k = least_select_top_k(sere, self.shapes)
-        self.enabled, self.count_only = enabled, count_only
+        self.enabled, self.count_only = proposal.enabled, proposal.count_only
+        self.fingerprint = proposal.fingerprint
         self.counts.least_budget = None
         self.guard.restart()
 
@@ -203,7 +203,7 @@ class WorkerState:
             yield
         finally:
             for index, router in self._routers.items():
-                self.layers[index].return_to(router)
+                self.layers[index].take(router)
             self.policy = self.sere
             self._restart_counting()
 
@@ -221,23 +221,23 @@ class WorkerState:
 
     def report(self) -> dict[str, Any]:
         """Return settings and counts as plain numbers, which can be sent between processes."""
-        counters = {
-            layer: layer.router.counters for layer in self.layers.values() if layer.router is not None
-        }
+        layers = list(self.layers.values())
         # One copy for all layers, because it waits for the device.
-        copied = torch.stack(list(counters.values())).tolist() if counters else []
-        settings = [layer_settings(self.sere, layer.shape) for layer in counters]
+        copied = [] if self.counters is None else self.counters.tolist()
+        settings = [layer_settings(self.sere, layer.shape) for layer in layers]
         own = self.policy is self.sere
         return {
+            "fingerprint": self.fingerprint,
+            "data_parallel_rank": self.data_parallel_rank,
             "enabled": self.enabled,
             "count_only": self.count_only,
             "settings": self.config.to_mapping() if own else self.policy.describe(),
             "request_tiers": list(self.rules.tiers),
             "steps": self.counts.to_mapping(),
             "layers": [
-                {"index": layer.shape.index, "name": layer.name, "counters": sums, "settings": own}
-                | {"pairs": PairCounts().to_list() if layer.flat is None else layer.flat.counts.to_list()}
-                for layer, sums, own in zip(counters, copied, settings, strict=True)
+                {"index": layer.shape.index, "name": layer.name, "share": layer.share}
+                | {"counters": sums, "settings": own, "pairs": layer.pairs.to_list()}
+                for layer, sums, own in zip(layers, copied, settings, strict=True)
             ],
             "flatten": {"setting": self.given.flatten, "why_not": self.why_no_pairs},
             "top_k": max((layer.shape.top_k for layer in self.layers.values()), default=0),
@@ -248,33 +248,16 @@ class WorkerState:
 
     def expert_bytes(self) -> int | None:
         """Return the bytes of one routed expert's weights in this worker, or None if they cannot be told."""
-        for layer in self.layers.values():
-            return versions.expert_bytes(layer.runner, layer.shape.num_experts)
-        return None
+        first = next(iter(self.layers.values()), None)
+        return None if first is None else versions.expert_bytes(first.runner, first.shape.num_experts)
 
     def reset_counters(self) -> None:
         """Set all counters to zero."""
         self.counts = StepCounts()
+        if self.counters is not None:
+            self.counters.zero_()
         for layer in self.layers.values():
-            if layer.router is not None:
-                layer.router.counters.zero_()
-            if layer.flat is not None:
-                layer.flat.counts.reset()
-
-    def _flatten(self, device: torch.device) -> None:
-        """Let the expert kernels compute pairs only, if all of them take pairs and the settings allow it."""
-        assert self.budgets is not None
-        setting = self.given.flatten
-        reasons = (
-            why_no_pairs(setting, device.type, kernel) for kernel in sorted(self.rules.kernels, key=str)
-        )
-        self.why_no_pairs = next(filter(None, reasons), None)
-        if self.why_no_pairs is not None:
-            return
-        for layer in self.layers.values():
-            kernel, _ = versions.expert_kernel(layer.runner)
-            layer.flat = FlatExperts(kernel.apply, layer.shape.num_experts, setting, self.budgets)
-            flatten(layer.runner, kernel, layer.flat)
+            layer.pairs.reset()
 
     def _stage(self) -> range | None:
         """Return the decoder layers that this process holds, or None if it holds all."""
@@ -290,20 +273,26 @@ class WorkerState:
             UnsupportedEngine: A layer routes inside its kernel.
             ConfigError: A kernel does not support the settings.
         """
-        for _, layer in sorted(self.layers.items()):
-            kernel, monolithic = versions.expert_kernel(layer.runner)
-            if monolithic:
-                expert_kernels.refuse_monolithic(layer.name, versions.quant_method(layer.runner), kernel)
-            self.kernel = versions.kernel_name(kernel)
-            self.rules.kernels.add(self.kernel)
+        names = [expert_kernels.kernel_of(layer) for _, layer in sorted(self.layers.items())]
+        self.kernel = names[-1] if names else None
+        self.rules.kernels.update(names)
         self.policy = self.sere = self.rules.of(self.given)
         self.least_select_top_k = least_select_top_k(self.sere, self.shapes)
 
     @property
+    def rank(self) -> int:
+        """The worker's number among those of its engine; of several engines each has a 0."""
+        return int(self.vllm_config.parallel_config.rank)
+
+    @property
+    def data_parallel_rank(self) -> int:
+        """Which of several data-parallel engines the worker is part of."""
+        return int(getattr(self.vllm_config.parallel_config, "data_parallel_rank", 0))
+
+    @property
     def speaks(self) -> bool:
         """Whether this worker writes to the log: of the ranks that hold the same layers, the first."""
-        parallel = self.vllm_config.parallel_config
-        return bool(parallel.rank % parallel.tensor_parallel_size == 0)
+        return self.rank % int(self.vllm_config.parallel_config.tensor_parallel_size) == 0
 
     @property
     def eager(self) -> bool:

@@ -169,7 +169,7 @@ def _fill(ids, weights, row_budgets, classes, most, cap):
 
 @njit
 def _masses(ids, weights, row_budgets, classes):
-    """Return each expert's mass, the integer sum of its slots' cubed weights."""
+    """Return each expert's mass, the integer sum of its slots' weights to the fourth power."""
     (T, K), E = ids.shape, classes.shape[0]
     mass = np.zeros(E, np.int64)
     for t in range(T):
@@ -178,8 +178,8 @@ def _masses(ids, weights, row_budgets, classes):
         for k in range(K):
             e = ids[t, k]
             if 0 <= e < E and abs(weights[t, k]) > 0:
-                w = np.float64(weights[t, k])
-                mass[e] += np.int64(min(max(np.rint(w * w * w * MASS_UNITS), -MASS_BOUND), MASS_BOUND))
+                square = np.float64(weights[t, k]) * np.float64(weights[t, k])
+                mass[e] += np.int64(min(np.rint(square * square * MASS_UNITS), MASS_BOUND))
     return mass
 
 

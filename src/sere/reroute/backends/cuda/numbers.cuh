@@ -65,14 +65,13 @@ SERE_INLINE bool has_weight(Number weight) { return weight < 0 || weight > 0; }
 
 // An expert's mass is a sum of integers: no order of addition can change it. Clamped, so that no sum overflows.
 constexpr double MASS_UNITS = 17179869184.0, MASS_BOUND = 274877906944.0;
-constexpr double MASS_ROOT = 2.51984209978974632953;  // its cube has as many units as the bound
+constexpr double MASS_ROOT = 2.0;  // its fourth power has as many units as the bound
 // A sum with 1.5 x 2^52 units has the other number, rounded to whole units, in its last bits: ties to the even one.
 constexpr double MASS_ROUNDER = 6755399441055744.0 / MASS_UNITS;
 template <class Number>
 SERE_INLINE long long mass_units(Number weight) {
     constexpr Number root = static_cast<Number>(MASS_ROOT);
-    constexpr long long bound = static_cast<long long>(MASS_BOUND);
-    const double wide = weight, cube = wide * wide * wide;
-    const long long units = __double_as_longlong(cube + MASS_ROUNDER) - __double_as_longlong(MASS_ROUNDER);
-    return weight >= root ? bound : weight <= -root ? -bound : units;
+    const double wide = weight, square = wide * wide, power = square * square;
+    const long long units = __double_as_longlong(power + MASS_ROUNDER) - __double_as_longlong(MASS_ROUNDER);
+    return weight >= root || weight <= -root ? static_cast<long long>(MASS_BOUND) : units;
 }

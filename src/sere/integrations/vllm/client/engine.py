@@ -1,0 +1,122 @@
+"""The engine behind a server's routes: what it counted, asked for once for all clients, and its settings."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+from sere.errors import UnsupportedEngine
+from sere.integrations.vllm.changes import ModelSize
+from sere.integrations.vllm.client.agreement import agree
+from sere.integrations.vllm.client.rpc import NOT_ACTIVE, ask_engines
+from sere.integrations.vllm.client.shared_answer import SharedAnswer
+from sere.integrations.vllm.engine_stats import merge_answers
+from sere.integrations.vllm.methods import CONFIGURE, STATS
+from sere.integrations.vllm.plugin_config import section
+from sere.integrations.vllm.prometheus import exposition
+
+
+class Counted:
+    """What the workers counted, and its two forms, each made once.
+
+    Args:
+        answers: What each worker's ``sere_stats`` returned.
+    """
+
+    def __init__(self, answers: Sequence[Mapping[str, Any]]) -> None:
+        self._answers = answers
+
+    @cached_property
+    def stats(self) -> dict[str, Any]:
+        """The statistics, JSON-ready."""
+        found = merge_answers(self._answers).to_mapping()
+        return found | {"settings": _public(found["settings"])}
+
+    @cached_property
+    def metrics(self) -> tuple[str, str]:
+        """The statistics as Prometheus reads them, and the media type of that."""
+        return exposition(self._answers)
+
+
+class ServedEngine:
+    """One engine, asked by the routes of one server process.
+
+    Args:
+        client: vLLM's ``EngineClient``, or None in a server that has no engine.
+
+    Attributes:
+        size: The model's.
+    """
+
+    def __init__(self, client: Any) -> None:
+        self._client = client
+        config = getattr(client, "vllm_config", None)
+        self.size = ModelSize.of(getattr(config, "model_config", None))
+        self._active = client is not None and (config is None or section(config) is not None)
+        self._shared = SharedAnswer(self._count)
+        self._changing = asyncio.Lock()
+
+    async def counted(self) -> Counted:
+        """Return what was counted, at most a second ago.
+
+        Raises:
+            EngineError: A worker failed, or the workers hold different settings.
+            UnsupportedEngine: Re-routing is not active.
+        """
+        return await self._shared.get()
+
+    async def reset(self) -> Counted:
+        """Return what was counted until now, and set all counters to zero.
+
+        Raises:
+            UnsupportedEngine: Re-routing is not active.
+        """
+        try:
+            return Counted(await self._ask(STATS, True))
+        finally:
+            self._shared.forget()
+
+    async def configure(self, changes: Mapping[str, Any]) -> dict[str, Any]:
+        """Change settings and return the new ones.
+
+        Args:
+            changes: Checked by `check_changes`.
+
+        Raises:
+            ConfigError: They do not fit the table.
+            ConcurrentChange: A change of another server process came in between.
+            EngineError: A worker failed, or the workers disagree.
+            UnsupportedEngine: Re-routing is not active.
+        """
+        try:
+            async with self._changing:
+                return _public(await self._change(changes))
+        finally:
+            self._shared.forget()
+
+    async def _change(self, changes: Mapping[str, Any]) -> dict[str, Any]:
+        steps = agree(changes)
+        call = next(steps)
+        while True:
+            answers = await self._ask(CONFIGURE, *call)
+            try:
+                call = steps.send(answers)
+            except StopIteration as end:
+                settings: dict[str, Any] = end.value
+                return settings
+
+    async def _count(self) -> Counted:
+        return Counted(await self._ask(STATS, False))
+
+    async def _ask(self, method: str, *args: Any) -> Any:
+        """Call a method of all workers."""
+        if not self._active:
+            raise UnsupportedEngine(NOT_ACTIVE)
+        return await ask_engines(self._client, method, *args)
+
+
+def _public(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings without what HTTP must not tell: the path of a file on the server."""
+    return {name: value for name, value in settings.items() if name != "table"}

@@ -1,0 +1,45 @@
+"""Tiers with what was measured of them, as the rows of a table for people."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from sere.reroute.limits import active_by_rows
+from sere.table.tiers import Tier
+
+TIER_HEADS = ("tier", "B", "M", "experts", "KL", "95 %")
+"""The columns of `tier_rows`: B is the batch size, M the experts that a layer reads."""
+
+
+def tier_rows(tier: Tier, num_experts: int, top_k: int) -> Iterator[list[Any]]:
+    """Yield a row for each batch size that a tier's evidence has; one for a tier without evidence.
+
+    Args:
+        tier: The tier.
+        num_experts: E.
+        top_k: K.
+    """
+    most = active_by_rows(tier.active_experts, num_experts, top_k)
+    measured = tier.evidence.get("by_batch_size")
+    if not isinstance(measured, Mapping) or not measured:
+        yield [tier.name, f"1 to {len(most)}", f"{most[0]} to {most[-1]}", None, None, None]
+        return
+    name = tier.name
+    for B, one in sorted(measured.items(), key=lambda item: int(item[0])):
+        kl = one.get("kl") or {}
+        experts = _pair(one.get("experts_before"), one.get("experts_after"), "{:.1f} > {:.1f}")
+        bounds = _pair(kl.get("low"), kl.get("high"), "{:.4f} to {:.4f}")
+        yield [
+            name,
+            B,
+            most[min(int(B), len(most)) - 1],
+            experts,
+            None if kl.get("value") is None else f"{kl['value']:.4f}",
+            bounds,
+        ]
+        name = ""
+
+
+def _pair(first: float | None, second: float | None, form: str) -> str | None:
+    return None if first is None or second is None else form.format(first, second)

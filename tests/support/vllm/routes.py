@@ -1,0 +1,98 @@
+"""A server with our routes and an engine that answers from memory."""
+
+from __future__ import annotations
+
+import asyncio
+from types import SimpleNamespace
+from typing import Any
+
+from sere.config import RerouteConfig
+from sere.integrations.vllm.client.http_routes import Endpoint
+from sere.integrations.vllm.step_counts import StepCounts
+
+JSON = "application/json"
+AGREED: dict[str, Any] = {"common": "", "layers": {}}
+"""The fingerprint of every worker here."""
+
+
+class Engine:
+    """An engine client whose one worker answers from memory; the model has 6 layers of 16 experts."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+        self.changes: dict[str, Any] = {}
+        model = SimpleNamespace(
+            hf_text_config=SimpleNamespace(num_hidden_layers=6), get_num_experts=lambda: 16
+        )
+        self.vllm_config = SimpleNamespace(additional_config={"sere": {}}, model_config=model)
+
+    async def collective_rpc(self, method: str, args: tuple[Any, ...]) -> list[Any]:  # noqa: D102
+        self.asked.append(method)
+        settings = RerouteConfig(select_top_k=2, table="/home/somebody/secret.safetensors").to_mapping()
+        if method == "sere_configure":
+            if args[0] == "propose":
+                self.changes = args[1]
+                return [{"fingerprint": AGREED}]
+            return [settings | {"enabled": True} | self.changes]
+        answer = {"enabled": True, "settings": settings, "steps": StepCounts(rerouted=1).to_mapping()}
+        shape = {"layers": [], "top_k": 4, "num_experts": 16, "count_only": False, "request_tiers": []}
+        shape |= {"fingerprint": AGREED, "data_parallel_rank": 0}
+        return [answer | shape | {"kernel": None, "expert_bytes": None}]
+
+
+class Failing(Engine):
+    """An engine client whose worker fails in one way."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__()
+        self.error = error
+
+    async def collective_rpc(self, method: str, args: tuple[Any, ...]) -> list[Any]:  # noqa: D102
+        raise self.error
+
+
+class Answering(Engine):
+    """An engine client whose one worker always answers the same."""
+
+    def __init__(self, **answer: Any) -> None:
+        super().__init__()
+        self.answer = answer
+
+    async def collective_rpc(self, method: str, args: tuple[Any, ...]) -> list[Any]:  # noqa: D102
+        return [self.answer]
+
+
+def disabled(method: str) -> Exception:
+    """What a worker without our methods answers, as with ``SERE_DISABLE``."""
+    return RuntimeError(
+        "Call to collective_rpc method failed: Worker failed with error ''CPUWorker' object has no "
+        f"attribute {method!r}', please check the stack trace above for the root cause"
+    )
+
+
+def ask(
+    method: str,
+    route: str,
+    engine: Any = None,
+    body: Any = b'{"select_top_k": 3}',
+    **headers: str | bytes | None,
+) -> tuple[int, str]:
+    """Ask a server with the key "mine" for a route; ``headers`` replace those of a good request."""
+    from fastapi import FastAPI
+    from httpx import ASGITransport, AsyncClient
+    from vllm.entrypoints.serve.middleware.authenticate import AuthenticationMiddleware
+
+    app, endpoint = FastAPI(), Endpoint()
+    app.add_middleware(AuthenticationMiddleware, tokens=["mine"])
+    endpoint.attach_router(app)
+    good = {"authorization": "Bearer mine", "x_sere_admin_key": "change", "content_type": JSON}
+    sent = {name.replace("_", "-"): value for name, value in (good | headers).items() if value is not None}
+
+    async def call() -> tuple[int, str]:
+        await endpoint.init_state(engine or Engine(), app.state, None)
+        async with AsyncClient(transport=ASGITransport(app), base_url="http://test") as client:
+            content = body if method == "POST" else None
+            answer = await client.request(method, f"/v1/sere/{route}", headers=sent, content=content)
+        return answer.status_code, answer.text
+
+    return asyncio.run(call())

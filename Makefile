@@ -5,6 +5,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 CODE := src tests benchmarks docs/build recipe examples
 export HF_HUB_OFFLINE := 1
 SECONDS ?= 300
+RESULTS ?= benchmarks/results
 # Tests are the same every time: examples (tests/conftest.py), the order, the order of sets, and which worker runs what.
 # A worker that is killed, where memory runs out, fails the run, and so does a test that hangs for ten minutes.
 # Another order: make test SEED=1
@@ -13,7 +14,8 @@ LAST_RESORT := -o faulthandler_timeout=600 -o faulthandler_exit_on_timeout=true
 PYTEST := -m pytest $(LAST_RESORT) $(if $(SEED),--randomly-seed=$(SEED))
 PARALLEL := -n 2 --max-worker-restart=0
 
-.PHONY: help demo fuzz test test-oldest test-vllm fmt lint type cuda-check bench-smoke architectures documents train wheel-test clean \
+.PHONY: help demo fuzz fuzz-http test test-oldest test-vllm fmt lint type cuda-check bench-smoke bench-serve bench-serve-loads \
+	architectures documents train wheel-test clean \
 	gpu-test gpu-sanitize gpu-bench gpu-calibrate gpu-serve
 
 help: ## what each target does
@@ -67,13 +69,24 @@ architectures: .venv/.dev ## every Mixture-of-Experts architecture built tiny an
 documents: .venv/.dev ## write the documents' tables and pictures from benchmarks/results
 	$(BIN)/python docs/build/documents.py
 
+# The defaults, fewer experts, and the paper's S=2, which needs no engine of its own: random tables have no factors.
+# Both targets continue after an interruption.
+BENCH_SERVE := .venv-vllm/bin/python -m sere bench serve --preset qwen3-30b-a3b --compile --threads 2 --vanilla --no-replay \
+	--out $(RESULTS)/serve_engines.jsonl
+FEW := sere:active_experts=8-8/16-15/32-28/64-50/128-80
+bench-serve: .venv-vllm/.ready ## vLLM on this CPU, at Qwen3-30B-A3B's layer shape: decoding, against vanilla
+	$(BENCH_SERVE) --depths 4 8 --batch-size 1 8 16 32 64 128 --prompt 8 --steps 12 --rounds 2 \
+		--setting sere --setting $(FEW) --setting sere:select_top_k=2,active_experts=0
+
+bench-serve-loads: .venv-vllm/.ready ## the same: first tokens, prompts and a mixture
+	$(BENCH_SERVE) --layers 4 --rounds 2 --load ttft-32 ttft-2k ttft-8k prefill mixed
+
 train: .venv/.dev ## train the bundled model again from nothing (about an hour on two idle cores)
 	$(BIN)/python -m recipe.train --out runs/train
 
 # The machine with the GPU may have no network: these run in the environment that holds its PyTorch.
 GPU_PYTHON ?= python3
 GPU := PYTHONPATH=src:.:$(PYTHONPATH) $(GPU_PYTHON)
-RESULTS ?= benchmarks/results
 
 gpu-test: ## on a GPU: the common suite, graphs, compilation, fuzzing
 	$(GPU) -m pytest tests/reroute --ignore tests/reroute/test_gpu_sanitize.py -m gpu -q -W default
@@ -87,6 +100,9 @@ gpu-bench: ## on a GPU: one launch against tensor operations and the published f
 
 gpu-calibrate: ## on a GPU: similarity accumulators against the CPU's results, and their time
 	$(GPU) benchmarks/gpu_similarity.py --out $(RESULTS)/gpu_similarity.jsonl
+
+fuzz-http: .venv-vllm/.ready ## 10,000 generated requests to each route of a real vllm serve; none may fail or stop the engine
+	PYTHONPATH=src:. .venv-vllm/bin/python benchmarks/fuzz_http.py
 
 gpu-serve: ## on a GPU: vLLM with Qwen3-30B-A3B's shape, re-routing off and on; see CONTRIBUTING.md
 	$(GPU) benchmarks/gpu_serve.py --out $(RESULTS)/gpu_serve.jsonl

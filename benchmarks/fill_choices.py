@@ -1,6 +1,7 @@
 """Which experts a step reads: the fills of ``fill_rules.py``.
 
-A fill is a name and a number, perhaps with a power after ``^``: ``w3`` is the sum of cubed weights. One
+A fill is a name and a number, perhaps with a power after ``^``: ``w3`` is the sum of cubed weights,
+``s4`` that of fourth powers times the expert's sensitivity. One
 forward pass holds several steps at once: its rows are cut into groups of B, and each group chooses for
 itself, as B rows of a batch would. Shapes: G groups, B rows, K slots, E experts; R = G x B rows.
 """
@@ -183,6 +184,7 @@ def _table(step: Step) -> Tensor:
 # By name: what is done with the number p and the power q.
 FILLS: Mapping[str, Callable[[Step, float, float], Tensor]] = {
     "w": lambda s, p, _: most(s, power(s, p)),
+    "s": lambda s, p, q: most(s, power(s, p) * s.facts.sensitivity**q),
     "wmax": lambda s, *_: most(s, by_largest(s)),
     "rel": lambda s, p, _: most(s, relative_power(s, p)),
     "gap": lambda s, p, _: by_gap(s, power(s, p), _table(s)),

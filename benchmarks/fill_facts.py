@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 
 from sere.calibrate.collect import routing_of
+from sere.calibrate.config import CalibrationConfig
 from sere.calibrate.experts import expert_outputs
 from sere.calibrate.packing import pack
+from sere.calibrate.sensitivity import measure_sensitivity
 from sere.eval.tasks import calibration_texts
 from sere.similarity import make_accumulator
 from sere.structure import ExpertsLayer, find_experts
@@ -33,6 +35,7 @@ class LayerFacts:
         ids: The router's choice, ``[T, K]``.
         weights: Its gate weights, ``[T, K]``, float64.
         cross: ``[E]``, float64; mean ``|Y_p|²`` on all tokens.
+        sensitivity: ``[E]``, float64, in (0, 1].
     """
 
     similarity: Mapping[str, Tensor]
@@ -41,6 +44,7 @@ class LayerFacts:
     ids: Tensor
     weights: Tensor
     cross: Tensor
+    sensitivity: Tensor
 
 
 @dataclass
@@ -86,7 +90,7 @@ class _Sums:
         self.ids.append(ids)
         self.weights.append(weights.double())
 
-    def facts(self) -> LayerFacts:
+    def facts(self, sensitivity: Tensor) -> LayerFacts:
         found = {"projection": self.projection.finalize(), "frobenius": self.frobenius.finalize()}
         similarity = {name: one.similarity.double().nan_to_num(-1.0) for name, one in found.items()}
         assert found["projection"].scale is not None
@@ -100,7 +104,8 @@ class _Sums:
             scale[name] = (A / B).nan_to_num(1.0, 1.0, 1.0).fill_diagonal_(1)
         ids = torch.cat(self.ids)
         energy = self.squares[:, 0] / self.squares[:, 1].clamp(min=1)
-        return LayerFacts(similarity, scale, energy, ids, torch.cat(self.weights), self.everywhere / len(ids))
+        weights, everywhere = torch.cat(self.weights), self.everywhere / len(ids)
+        return LayerFacts(similarity, scale, energy, ids, weights, everywhere, sensitivity.double())
 
 
 @torch.no_grad()
@@ -127,4 +132,6 @@ def measure_facts(model: Any, tokenizer: Any) -> dict[int, LayerFacts]:
     finally:
         for handle in handles:
             handle.remove()
-    return {index: one.facts() for index, one in sums.items()}
+    layers = [one.layer for one in sums.values()]
+    sensitive = measure_sensitivity(model, layers, tokens, CalibrationConfig(progress=False))
+    return {index: one.facts(sensitive[index]) for index, one in sums.items()}

@@ -54,7 +54,7 @@ def make_calls() -> dict[str, Callable[[], object]]:
     similarity = torch.rand(E, E, generator=torch.Generator().manual_seed(0)).fill_diagonal_(1.0)
     config = RerouteConfig(threshold=0.3)
     limits, keep = layer_limits(config.for_layer(0), E, K), torch.zeros(E, dtype=torch.bool)
-    raw = RawLayer(similarity, config.threshold, limits, keep, None, KernelConfig.of(config))
+    raw = RawLayer(similarity, config.threshold, limits, keep, torch.ones(E), None, KernelConfig.of(config))
     prepared = PreparedLayer(raw, config, "cuda", torch.device("cpu"))
     ids, weights = torch.arange(T * K, dtype=torch.int32).reshape(T, K) % E, torch.rand(T, K)
     budget, counters = torch.ones(T, dtype=torch.int32), torch.zeros(len(COUNTERS), dtype=torch.int64)

@@ -96,8 +96,8 @@ def test_settings_in_the_documents_are_those_of_the_code() -> None:
     del own["reroute"], own["merge_given"]
     said = {None: "none", True: "true", False: "false", 60.0: "60"}
     expected = {name: said.get(value, f"`{value}`") for name, value in own.items()}
-    # No list of names is none that is left out.
-    assert dict(rows) == expected | {"request_tiers": "all"}
+    # No list of names, and no range, is none that is left out.
+    assert dict(rows) == expected | {"request_tiers": "all", "request_select_top_k": "any"}
     settings = re.findall(r"^\| `(\w+)` \|", README, re.MULTILINE)
     assert settings
     assert set(settings) <= {field.name for field in fields(RerouteConfig)}

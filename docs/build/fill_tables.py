@@ -10,10 +10,11 @@ from cells import conditions, table
 from records import Record, read_lines
 from sere.eval.statistics.by_prompt import student_t
 
-SERE, TODAY = "w3/similar", "w1/similar"
+SERE, FORMER = "s4/similar", "w1/similar"
 
 # What each fill and target is, in the order of the tables.
 FILLS = {
+    "s4": "Σ w⁴ x sensitivity", "s4^0.5": "Σ w⁴ x √sensitivity", "s6": "Σ w⁶ x sensitivity",
     "w1": "Σ w", "w2": "Σ w²", "w3": "Σ w³", "w4": "Σ w⁴", "w6": "Σ w⁶", "wmax": "largest w",
     "rel3": "Σ (w / row's largest)³", "rel4": "Σ (w / row's largest)⁴",
     "gap3": "Σ w³ (1 - similarity to P)", "loss3": "Σ w³ ‖Y‖² (1 - similarity to P)",
@@ -87,18 +88,18 @@ def fill_targets() -> str:
 
 
 def _compared(chosen: Callable[[str], bool], words: Callable[[str], str], header: str) -> str:
-    """Return each rule's divergence over that of Σ w³ and of Σ w, and where it is worst."""
+    """Return each rule's divergence over that of sere's rule and of Σ w, and where it is worst."""
     records = _records("divergence")
     models = list(dict.fromkeys(one["model"] for one in records))
     parts = []
     for name, group in [*((model, [model]) for model in models), ("both", models)]:
         found = _by_rule(one for one in records if one["model"] in group)
         rows = [
-            [words(rule), *_against(found, rule, SERE), _against(found, rule, TODAY)[0]]
+            [words(rule), *_against(found, rule, SERE), _against(found, rule, FORMER)[0]]
             for rule in _in_order(found)
             if chosen(rule) and {one["model"] for one in found[rule].values()} == set(group)
         ]
-        parts.append(f"**{name}**\n\n{table(rows, [header, 'to Σ w³', 'cells', 'worst (B:M)', 'to Σ w'])}")
+        parts.append(f"**{name}**\n\n{table(rows, [header, 'to sere', 'cells', 'worst (B:M)', 'to Σ w'])}")
     return "\n\n".join(parts) + conditions(_last(records))
 
 
@@ -115,7 +116,7 @@ def fill_cells() -> str:
             counted = [f"{experts['distinct_before']:.1f}", f"{experts['distinct_after']:.1f}"]
             others = [_over(found.get(rule, {}), own) for rule in _COMPARED]
             rows.append([*cell, *counted, _nats(list(own.values())), *others])
-        headers = ["B", "M", "experts off", "on", "Σ w³", *_COMPARED.values()]
+        headers = ["B", "M", "experts off", "on", "sere", *_COMPARED.values()]
         parts.append(f"**{model}**\n\n{table(rows, headers)}")
     return "\n\n".join(parts) + conditions(_last(records))
 
@@ -146,8 +147,8 @@ def fill_answers() -> str:
 
 
 _COMPARED = {
-    TODAY: "Σ w", "w4/similar": "Σ w⁴", "w3/drop": "dropped", "w3/refill": "OEA",
-    "w3/random": "random", "xshare/refill": "XShare",
+    FORMER: "Σ w", "w4/similar": "Σ w⁴", "s4/drop": "dropped", "s4/refill": "OEA",
+    "s4/random": "random", "xshare/refill": "XShare",
 }  # fmt: skip
 
 
@@ -177,7 +178,7 @@ def _words(rule: str) -> str:
     fill, target = rule.split("/", 1)
     if fill in ("xshare", "budget"):
         return FILLS[fill]
-    return TARGETS[target] if fill == "w3" else f"{FILLS[fill]}; {TARGETS[target]}"
+    return TARGETS[target] if fill == "s4" else f"{FILLS[fill]}; {TARGETS[target]}"
 
 
 def _against(found: Mapping[str, Mapping[Any, Record]], rule: str, other: str) -> list[str]:

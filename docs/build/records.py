@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sere.policies.former_labels import normalize_label
+from sere.provenance import describe_processor
 
 RESULTS = Path(__file__).resolve().parents[2] / "benchmarks" / "results"
 
@@ -92,7 +93,10 @@ def recommended_cases(record: Record) -> dict[int, tuple[Record, Record]]:
 
 def serve_records(name: str = "serve.jsonl") -> list[Any]:
     """Return the newest record of each case, in the order in which the cases first came."""
-    newest = {(serve_line(one), started(one), one["setting"]): one for one in read_lines(name)}
+    newest = {
+        (serve_line(one), started(one), one["subject"].get("layers"), one["setting"]): one
+        for one in read_lines(name)
+    }
     return list(newest.values())
 
 
@@ -102,9 +106,10 @@ def started(record: Record) -> str:
 
 
 def serve_line(record: Record) -> tuple[Any, ...]:
-    """Return which records of an engine belong together: model, mode, threads, requests at once."""
-    threads = record["provenance"]["machine"]["threads"]
-    return record["subject"]["model"], mode(record), threads, record["batch_size"]
+    """Return which records of an engine belong together: processor, model, mode, threads, load."""
+    machine = record["provenance"]["machine"]
+    load = record.get("load", record["batch_size"])
+    return describe_processor(machine), record["subject"]["model"], mode(record), machine["threads"], load
 
 
 def mode(record: Record) -> str:

@@ -2,8 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from cells import conditions, counts, grouped, shapes, table, time
-from records import NOT_MEASURED, REPLAY, Record, mode, read_lines, serve_line, serve_records, started
+from records import (
+    REPLAY,
+    Record,
+    mode,
+    read_json,
+    read_lines,
+    serve_line,
+    serve_records,
+    started,
+)
+
+# Records of trained models, decoding without re-routing.
+_TRAINED = {"bundled": "demo.json", "second model": "frontier-suanpan.json"}
+_FEWEST_ROWS = 8
+
+_MEASURES = {"ttft": "first token", "total": "all requests"}
 
 
 def serve(name: str = "serve.jsonl") -> str:
@@ -32,21 +49,74 @@ def serve(name: str = "serve.jsonl") -> str:
     ) + conditions(records)  # fmt: skip
 
 
-def serve_floor() -> str:
-    """Engines started with a floor or another such setting, beside those without: one row per setting."""
-    everything = [record for record in serve_records() if record["experts"] is not None]
-    lines = {serve_line(record) for record in everything if started(record)}
-    if not lines:
-        return NOT_MEASURED
-    records = [record for record in everything if serve_line(record) in lines]
-    records.sort(key=lambda record: (record["batch_size"], started(record)))
-    headers = ["requests", "started with", "setting", "experts", "MB read", "TPOT, ms", "faster"]
+def serve_engines() -> str:
+    """Engines of their own processes: decoding at the recommended and other settings, against vanilla."""
+    records = [one for one in serve_records("serve_engines.jsonl") if one["measure"] == "tpot"]
+    complete = {
+        (serve_line(one), started(one), one["setting"]): one["complete_model"]
+        for one in records
+        if one["complete_model"] is not None
+    }
+    fewest = min((one["subject"]["layers"] for one in records), default=0)
+    first = [one for one in records if one["subject"]["layers"] == fewest and not _is_replay(one)]
+    headers = [
+        "requests", "setting", "experts", "TPOT, ms", "faster", "than vanilla", "per layer", "complete model",
+    ]  # fmt: skip
+    return grouped(
+        sorted(first, key=lambda one: int(one["batch_size"])), _engine, headers,
+        lambda record: [
+            record["batch_size"], _served_setting(record), counts(record["experts"]), *time(record),
+            _times(record["speedup_over_vanilla"]),
+            *_complete(complete.get((serve_line(record), started(record), record["setting"]))),
+        ],
+    ) + conditions(records)  # fmt: skip
+
+
+def serve_loads() -> str:
+    """Engines of their own processes under loads other than decoding: first tokens, prompts, a mixture."""
+    records = [one for one in serve_records("serve_engines.jsonl") if one["measure"] != "tpot"]
+    headers = ["load", "setting", "what is timed", "ms", "faster", "than vanilla"]
     return grouped(
         records, _engine, headers,
         lambda record: [
-            record["batch_size"], started(record), record["setting"], *_reads(record), *time(record),
+            record["load"], _served_setting(record), _MEASURES[record["measure"]],
+            f"{record['time_ms']['p50']:.1f}", _times(record["speedup"], 2),
+            _times(record["speedup_over_vanilla"]),
         ],
     ) + conditions(records)  # fmt: skip
+
+
+def routing() -> str:
+    """Distinct experts of a step without re-routing: random weights and trained models, beside chance."""
+    found: dict[tuple[str, str, int], tuple[float, float]] = {}
+    for record in serve_records():
+        if record["setting"] == "off" and record["experts"] is not None:
+            subject, rows_at_once = record["subject"], int(record["batch_size"])
+            case = (str(subject["model"]), "random weights", rows_at_once)
+            found[case] = _chance(subject, rows_at_once, record["experts"])
+    for name, file in _TRAINED.items():
+        record = read_json(file)
+        shape = record.get("model") if isinstance(record.get("model"), Mapping) else record
+        for case in record["cases"]:
+            if case["setting"] == "off" and case["batch_size"] >= _FEWEST_ROWS:
+                experts = case.get("experts") or {"distinct_before": case["distinct_after"]}
+                found[name, "trained", case["batch_size"]] = _chance(shape, case["batch_size"], experts)
+    rows = [
+        [name, weights, rows, f"{mine:.1f}", f"{chance:.1f}", f"{100 * mine / chance:.0f} %"]
+        for (name, weights, rows), (mine, chance) in sorted(found.items(), key=_by_weights)
+    ]
+    return table(rows, ["model", "weights", "rows", "experts", "by chance", "share"])
+
+
+def _by_weights(entry: tuple[tuple[str, str, int], object]) -> tuple[bool, str, int]:
+    (name, weights, rows), _ = entry
+    return weights == "trained", name, rows
+
+
+def _chance(shape: Record, rows: int, experts: Record) -> tuple[float, float]:
+    """Return the distinct experts, and those if each row chose K of E by chance."""
+    num_experts = shape["num_experts"]
+    return experts["distinct_before"], num_experts * (1 - (1 - shape["top_k"] / num_experts) ** rows)
 
 
 def serve_online() -> str:
@@ -111,13 +181,24 @@ def vllm_load() -> str:
     return f"{table(requests, before + ends)}\n\n{table(others, before + kinds)}{conditions(records)}"
 
 
+def _times(found: Mapping[str, float] | None, digits: int = 3) -> str:
+    return "" if found is None else f"{found['p50']:.{digits}f}x"
+
+
+def _complete(complete: Record | None) -> list[str]:
+    """Return how much faster a layer is, and the complete model, by two depths."""
+    if complete is None:
+        return ["", ""]
+    return [f"{complete[name]['p50']:.2f}x" for name in ("speedup_per_layer", "speedup")]
+
+
 def _is_replay(record: Record) -> bool:
     return str(record["setting"]).startswith(REPLAY)
 
 
 def _engine(record: Record) -> str:
-    model, way, threads, _ = serve_line(record)
-    return f"Layers of {model}, {way}, {threads} thread{'s' * (threads > 1)}"
+    processor, model, way, threads, _ = serve_line(record)
+    return f"{processor}: layers of {model}, {way}, {threads} thread{'s' * (threads > 1)}"
 
 
 def _reads(record: Record) -> list[str]:

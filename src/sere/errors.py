@@ -53,6 +53,10 @@ class ConcurrentChange(SereError, RuntimeError):
     """Two changes of a serving engine's settings met, and this one was not made."""
 
 
+class EngineFailure(SereError, RuntimeError):
+    """An engine that sere started did not start, or ended; the text has the engine's own last error."""
+
+
 class ServerError(SereError, RuntimeError):
     """A server that sere started exited or did not answer; the text ends with its log."""
 

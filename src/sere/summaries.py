@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
@@ -47,3 +47,8 @@ def summarize_layers(stats: Sequence[LayerStats]) -> dict[str, Any]:
     ]
     means = {name: fmean(layer[name] for layer in layers) if layers else None for name in _MEANS}
     return means | {"layers": layers}
+
+
+def pairs(settings: Mapping[str, Any]) -> list[str]:
+    """Return settings as ``name=value``."""
+    return [f"{name}={value}" for name, value in settings.items()]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -57,7 +56,7 @@ def test_newest_record_of_a_case_counts(build: Any, monkeypatch: pytest.MonkeyPa
     def record(threads: int, tpot: float, **config: object) -> dict[str, object]:
         return {
             "subject": {"model": "m"}, "config": {"mode": "eager"} | config, "batch_size": 8,
-            "setting": "off", "provenance": {"machine": {"threads": threads}}, "tpot_ms": tpot,
+            "setting": "off", "provenance": {"machine": {"cpu": "c", "threads": threads}}, "tpot_ms": tpot,
         }  # fmt: skip
 
     floored, with_options = {"start": {"min_active": 32}}, {"engine_options": {"block_size": 32}}
@@ -67,49 +66,58 @@ def test_newest_record_of_a_case_counts(build: Any, monkeypatch: pytest.MonkeyPa
     assert [found["tpot_ms"] for found in records.serve_records()] == [3.0, 5.0, 4.0, 6.0]
 
 
-@pytest.fixture
-def plain(build: Any) -> list[Any]:
-    """The committed records of engines that were started without a floor."""
-    records: ModuleType = build("records")
-    return [one for one in records.read_lines("serve.jsonl") if not records.started(one)]
+def engine_record(setting: str, **values: Any) -> dict[str, Any]:
+    """A record of an engine in a process of its own."""
+    machine = {"cpu": "AMD EPYC", "cpu_model": "family 26", "cores": 2, "threads": 2, "gpu": None}
+    provenance = {
+        "machine": machine, "versions": {"torch": "2"}, "commit": "a", "clean_tree": True,
+        "utc": "2026-11-28",
+    }  # fmt: skip
+    ratio = {"p20": 1.5, "p50": 1.5, "p80": 1.5}
+    return {
+        "subject": {"model": "m", "layers": 4}, "config": {"mode": "compiled", "start": {}},
+        "setting": setting, "batch_size": 8, "load": "B=8", "measure": "tpot",
+        "time_ms": {"p50": 40.0}, "tpot_ms": {"p50": 40.0}, "speedup": ratio, "speedup_over_vanilla": ratio,
+        "experts": {"distinct_before": 51.0, "distinct_after": 26.0}, "complete_model": None,
+        "provenance": provenance,
+    } | values  # fmt: skip
 
 
-def test_without_an_engine_with_a_floor_there_is_no_table(
-    build: Any, monkeypatch: pytest.MonkeyPatch, plain: list[Any]
-) -> None:
-    """The document says that nothing is measured."""
-    monkeypatch.setattr(build("records"), "read_lines", lambda _name: plain)
-    assert build("serving_tables").serve_floor() == build("records").NOT_MEASURED
-
-
-def test_engines_with_a_floor_have_a_table_and_leave_the_others_alone(
-    build: Any, monkeypatch: pytest.MonkeyPatch, plain: list[Any]
-) -> None:
-    """Each setting is beside the off of its own engine."""
-    records, serving = build("records"), build("serving_tables")
-    monkeypatch.setattr(records, "read_lines", lambda _name: plain)
-    before = serving.serve()
-
-    def floored(name: str, setting: str, tpot: float) -> dict[str, object]:
-        found = next(
-            one for one in plain
-            if (one["setting"], one["batch_size"], one["subject"]["model"], one["config"]["mode"])
-            == (name, 8, "qwen3-30b-a3b", "compiled")
-        )  # fmt: skip
-        changes = {"setting": setting, "tpot_ms": {"p20": tpot, "p50": tpot, "p80": tpot}}
-        return found | changes | {"config": found["config"] | {"start": {"min_active": 32}}}
-
-    on, floor = "sere:paper,select_top_k=2", "sere:select_top_k=2,min_active=32"
-    new = [floored("off", "off", 111.0), floored(on, floor, 44.0)]
-    monkeypatch.setattr(records, "read_lines", lambda _name: [*plain, *new])
-    assert serving.serve() == before
-    rows = [line.split("|") for line in serving.serve_floor().splitlines() if re.match(r"\| \d", line)]
-    assert [tuple(cell.strip() for cell in row[1:4]) for row in rows] == [
-        ("8", "", "off"), ("8", "", "sere:paper,select_top_k=1"), ("8", "", on),
-        ("8", "min_active=32", "off"), ("8", "min_active=32", floor),
+def test_two_depths_are_one_row(build: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A row has the shallower model's time, and beside it what both depths say of the complete model."""
+    ratio = {"p50": 1.7}
+    deeper = {"subject": {"model": "m", "layers": 8}, "tpot_ms": {"p50": 80.0}}
+    complete = {"speedup_per_layer": {"p50": 1.8}, "speedup": ratio}
+    lines = [
+        engine_record("sere"), engine_record("replay sere"),
+        engine_record("sere", **deeper, complete_model=complete),
+        engine_record("sere", load="ttft-2k", measure="ttft", time_ms={"p50": 900.0}),
     ]  # fmt: skip
-    assert [row[6].strip() for row in rows[3:]] == ["111.0", "44.0"]
-    assert "min_active=32" in build("pictures").serve(records.serve_records())
+    serving = build("serving_tables")
+    monkeypatch.setattr(build("records"), "read_lines", lambda _name: lines)
+    (row,) = [
+        line.split("|")[1:-1] for line in serving.serve_engines().splitlines() if line.startswith("| 8")
+    ]
+    assert [cell.strip() for cell in row] == [
+        "8", "sere", "51.0 → 26.0", "40.0", "1.50x", "1.500x", "1.80x", "1.70x",
+    ]  # fmt: skip
+    (row,) = [
+        line.split("|")[1:-1] for line in serving.serve_loads().splitlines() if line.startswith("| ttft")
+    ]
+    assert [cell.strip() for cell in row] == ["ttft-2k", "sere", "first token", "900.0", "1.50x", "1.500x"]
+
+
+def test_processors_have_tables_of_their_own(build: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Times of two processors of one name are not in one table, and neither replaces the other's."""
+    one = engine_record("sere")
+    other = engine_record("sere", provenance=one["provenance"] | {
+        "machine": one["provenance"]["machine"] | {"instructions": ["avx512_bf16"]}
+    })  # fmt: skip
+    monkeypatch.setattr(build("records"), "read_lines", lambda _name: [one, other])
+    text = build("serving_tables").serve_engines()
+    assert re.findall(r"\*\*(.*): layers of m", text) == [
+        "AMD EPYC family 26", "AMD EPYC family 26 (avx512_bf16)",
+    ]  # fmt: skip
 
 
 def test_releases_that_differ_are_told_apart_in_the_table_of_architectures(

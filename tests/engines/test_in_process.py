@@ -5,12 +5,14 @@ from __future__ import annotations
 import gc
 import weakref
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
-from sere.engines.in_process import worker_of
+from sere.engines.in_process import in_process_engine, worker_of
+from sere.errors import EngineFailure
 from tests.support.vllm.engines import engine, generate, prompts
 from tests.support.vllm.models import save_model
 
@@ -41,3 +43,36 @@ def test_an_engine_that_ended_leaves_no_weights(tmp_path: Path) -> None:
     del llm
     gc.collect()
     assert compiled() is None
+
+
+def test_a_failed_start_has_vllms_own_reason(tmp_path: Path) -> None:
+    """What vLLM refuses is one error with the reasons, without the whole configuration that it prints."""
+    with (
+        pytest.raises(EngineFailure, match=r"vLLM .* did not start: .*max_model_len") as caught,
+        engine(save_model(tmp_path), max_model_len=100_000),
+    ):
+        pass
+    assert "input_value" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "asked"),
+    [({}, 0.425), ({"gpu_memory_utilization": 0.3}, 0.3)],
+    ids=["half of the memory is free", "given"],
+)
+def test_an_engine_asks_for_memory_that_is_free(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: dict[str, float], asked: float
+) -> None:
+    """On a CPU an engine starts beside others: it asks for a share of what they leave."""
+    options: dict[str, Any] = {}
+
+    def started(*_: Any, **given: Any) -> None:
+        options.update(given)
+        raise RuntimeError("enough")
+
+    monkeypatch.delenv("VLLM_CPU_KVCACHE_SPACE", raising=False)
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=50, total=100))
+    monkeypatch.setattr("vllm.LLM", started)
+    with pytest.raises(EngineFailure, match="enough"), in_process_engine(save_model(tmp_path), **given):
+        pass
+    assert options["gpu_memory_utilization"] == asked

@@ -120,10 +120,11 @@ def test_the_kernel_arguments_of_a_launch() -> None:
     budgets = torch.ones(4, dtype=torch.int64)
     new = Routing(torch.empty_like(ids), torch.empty_like(weights))
     made = make_launch(TokenBatch(ids, weights, budgets, 2), layer, new, None)
-    pointers = [ids, weights, *new, layer.lists, layer.limits, layer.keep, None, budgets, None, None]
+    of_layer = (layer.lists, layer.limits, layer.keep, layer.sensitivity)
+    pointers = [ids, weights, *new, *of_layer, None, budgets, None, None]
     flags = ACTIVE_TARGETS | WIDE_BUDGETS | CAP
-    assert made.kernel_args[:11] == tuple(0 if p is None else p.data_ptr() for p in pointers)
-    assert made.kernel_args[11:] == (4, 3, 16, 2, MERGE_SENTINEL, flags, 3, -1)
+    assert made.kernel_args[:12] == tuple(0 if p is None else p.data_ptr() for p in pointers)
+    assert made.kernel_args[12:] == (4, 3, 16, 2, MERGE_SENTINEL, flags, 3, -1)
     assert made.entry == "reroute_int32_float32"
     parameters = re.findall(r"(\w+)(?:,|\s*\\?\n\s*\))", SOURCE.read_text().split("NAME(")[1].split("{")[0])
     assert len(parameters) == len(made.kernel_args)

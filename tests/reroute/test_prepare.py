@@ -21,11 +21,11 @@ LAYER = LayerSimilarity(similarity_matrix(16, 0))
 IDS, WEIGHTS = batch(6, 4, 16, seed=1)
 # What each backend reads of a layer beside its scale.
 TENSORS = {
-    "reference": {"similarity", "threshold", "limits", "keep"},
-    "torch": {"position", "limits", "keep"},
-    "cpu": {"order", "counts", "limits", "keep"},
-    "shim": {"lists", "limits", "keep"},
-    "cuda": {"lists", "limits", "keep"},
+    "reference": {"similarity", "threshold", "limits", "keep", "sensitivity"},
+    "torch": {"position", "limits", "keep", "sensitivity"},
+    "cpu": {"order", "counts", "limits", "keep", "sensitivity"},
+    "shim": {"lists", "limits", "keep", "sensitivity"},
+    "cuda": {"lists", "limits", "keep", "sensitivity"},
 }
 
 

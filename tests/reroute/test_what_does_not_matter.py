@@ -52,7 +52,8 @@ def test_row_order_does_not_matter(backend: str, case: Case, seed: int) -> None:
 def _equal_masses(case: Case) -> bool:
     """Whether two experts that occur have the same mass, so that their ids decide."""
     slots, E = valid_slots(case), len(case.similarity)
-    masses = expert_masses(case.ids, case.weights, slots, E)[members(case.ids, slots, E)].tolist()
+    sensitivity = case.options.get("sensitivity", torch.ones(E))
+    masses = expert_masses(case.ids, case.weights, slots, sensitivity)[members(case.ids, slots, E)].tolist()
     return len(set(masses)) < len(masses)
 
 
@@ -76,10 +77,12 @@ def test_expert_names_do_not_matter(backend: str, case: Case, seed: int) -> None
     similarity = torch.empty_like(case.similarity)
     similarity[names[:, None], names[None, :]] = case.similarity
     keep = tuple(int(names[e]) for e in case.options["keep"])
+    changes: dict[str, Any] = {"keep": keep}
+    if "sensitivity" in case.options:
+        changes["sensitivity"] = case.options["sensitivity"][names.argsort()]
     expected, _ = case.run(backend)
-    actual, _ = dataclasses.replace(case, ids=renamed.to(case.ids.dtype), similarity=similarity).run(
-        backend, keep=keep
-    )
+    renamed_case = dataclasses.replace(case, ids=renamed.to(case.ids.dtype), similarity=similarity)
+    actual, _ = renamed_case.run(backend, **changes)
     real = real_rows(case.ids, budgets(case), None)
     mine, theirs = expected.ids[real].long(), actual.ids[real].long()
     assert torch.equal(torch.where((mine >= 0) & (mine < E), names[mine.clamp(0, E - 1)], mine), theirs)

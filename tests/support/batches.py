@@ -113,7 +113,8 @@ def raw_layer(similarity: Tensor, *, threshold: float = 0.0, **settings: Any) ->
     config = RerouteConfig(**{"active_experts": 0, "threshold": threshold} | settings)
     limits = layer_limits(config.for_layer(0), len(similarity))
     keep = torch.zeros(len(similarity), dtype=torch.bool)
-    return RawLayer(similarity, threshold, limits, keep, None, KernelConfig.of(config))
+    sensitivity = torch.ones(len(similarity))
+    return RawLayer(similarity, threshold, limits, keep, sensitivity, None, KernelConfig.of(config))
 
 
 def batch(

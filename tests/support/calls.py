@@ -81,6 +81,9 @@ def cases(
         if odd_weights:
             factors = torch.tensor([0.0, -0.0, -1.5, 1e-30, 3e38, -3e38])
             options["scale"].view(-1)[::3] = factors[torch.arange(E * E)[::3] % 6]
+    if draw(st.booleans()):
+        levels = torch.tensor([1.0, 0.3, 1e-3, 1e-30])
+        options["sensitivity"] = levels[torch.randint(4, (E,), generator=torch.Generator().manual_seed(seed))]
     if draw(st.integers(0, 7)) == 7:
         _leave_no_primary(draw, ids, weights, options)
     return Case(ids, weights, similarity, options)

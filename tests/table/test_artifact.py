@@ -140,7 +140,7 @@ def test_a_table_is_shown_in_a_line() -> None:
     """Model, metric, sizes and fingerprint of a table, E of a layer; no matrix."""
     made = table(scale=True)
     assert repr(made) == f"SimilarityTable('tiny', cka, L=2, E=5, K=2, fingerprint {made.fingerprint[:12]})"
-    assert repr(made.layers[1]) == "LayerSimilarity(E=5, scale=True)"
+    assert repr(made.layers[1]) == "LayerSimilarity(E=5, scale=True, sensitivity=False)"
 
 
 def test_an_identity_matrix_is_refused() -> None:

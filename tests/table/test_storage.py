@@ -275,8 +275,8 @@ def test_foreign_tensors_are_refused(tmp_path: Path) -> None:
     """A scale without similarity, or a tensor of another name, is not ignored."""
     path = saved(tmp_path)
     rewrite(path, tensors={"layers.5.scale": matrix(1)})
-    with refuses("layer 5: has a scale but no similarity"):
+    with refuses("layer 5: has no similarity, only a scale or a sensitivity"):
         SimilarityTable.load(path)
     rewrite(path, tensors={"bias": matrix(1)})
-    with refuses("expected tensors named layers.<index>.similarity or .scale, got 'bias'"):
+    with refuses("expected tensors named layers.<index>.similarity, .scale or .sensitivity, got 'bias'"):
         SimilarityTable.load(path)

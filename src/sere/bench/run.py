@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
 
+from sere.bench.depths import Depths, describe_depths
 from sere.bench.overhead import measure_overhead
 from sere.bench.target import Subject, random_tokens
 from sere.bench.timing import Stepper, Times, interleave
@@ -74,11 +75,45 @@ def bench(subject: Subject, plan: BenchPlan) -> Iterator[dict[str, Any]]:
     """
     check_settings(plan.settings, subject.table)
     for B in plan.batch_sizes:
-        yield from _batch(subject, plan, B)
+        for record, _ in _batch(subject, plan, B):
+            yield record
 
 
-def _batch(subject: Subject, plan: BenchPlan, B: int) -> Iterator[dict[str, Any]]:
-    """Yield the records of one batch size."""
+def bench_depths(subjects: Sequence[Callable[[], Subject]], plan: BenchPlan) -> Iterator[dict[str, Any]]:
+    """Time a model cut to two depths, one after the other; yield the records of both.
+
+    Those of the second have ``complete_model``: the time per layer, and what it gives for the complete model.
+
+    Args:
+        subjects: Make the shallower and the deeper model; ``published_layers`` of what they describe is the
+            complete model's number of layers.
+        plan: How.
+    """
+    known: dict[tuple[int, str], Times] = {}
+    fewer = None
+    for make in subjects:
+        subject = make()
+        check_settings(plan.settings, subject.table)
+        layers = subject.described["layers"]
+        for B in plan.batch_sizes:
+            baseline = None
+            for record, times in _batch(subject, plan, B):
+                case = (B, record["setting"])
+                baseline = baseline or times
+                if fewer is None:
+                    known[case] = times
+                else:
+                    depths = Depths(fewer, layers, subject.described["published_layers"])
+                    mine, base = (known[case], times), (known[B, plan.settings[0].label], baseline)
+                    record["complete_model"] = describe_depths(depths, mine, base)
+                yield record
+        fewer = layers
+        # The next model needs the memory.
+        del subject
+
+
+def _batch(subject: Subject, plan: BenchPlan, B: int) -> Iterator[tuple[dict[str, Any], Times]]:
+    """Yield the records of one batch size, with the times that they summarize."""
     tokens = random_tokens(subject.model, B, plan.prompt + plan.steps + 1, seed=plan.seed)
     stepper = Stepper(subject.model, tokens[:, : plan.prompt], tokens[:, plan.prompt :])
     blocks = len(plan.settings) * (plan.rounds + 2)
@@ -92,7 +127,7 @@ def _batch(subject: Subject, plan: BenchPlan, B: int) -> Iterator[dict[str, Any]
                 logger.warning("sere: B=%d %s: %s", B, setting.label, idle)
             tick()
     for setting, mine, counts in zip(plan.settings, times, counted, strict=True):
-        yield _record(subject, plan, B, setting, mine, times[0]) | counts
+        yield _record(subject, plan, B, setting, mine, times[0]) | counts, mine
 
 
 def _variant(subject: Subject, setting: PolicySpec, seed: int) -> AbstractContextManager[object]:

@@ -88,6 +88,8 @@ def calibrate(
               ``messages`` or ``conversations`` are used.
             - ``split``: Split of a Hugging Face data set (default ``"train"``).
             - ``chunk_bytes``: Limit on the bytes of experts' outputs in memory at a time (default 256 MiB).
+            - ``sensitivity``: Whether to measure, by gradients, how much losing each expert costs (default
+              True). A model that is read layer by layer (``low_memory``) is calibrated without.
             - ``progress``: True (default) shows a bar on a terminal, ``"always"`` everywhere, False never.
 
             For a checkpoint:

@@ -26,6 +26,7 @@ class CalibrationOptions(TypedDict, total=False):
     field: str
     split: str
     chunk_bytes: int
+    sensitivity: bool
     progress: ShowProgress
     low_memory: bool | None
     work_dir: str | os.PathLike[str] | None
@@ -52,6 +53,7 @@ class CalibrationConfig:
     field: str = "text"
     split: str = "train"
     chunk_bytes: int = 256 * 2**20
+    sensitivity: bool = True
     progress: ShowProgress = True
     low_memory: bool | None = None
     work_dir: str | os.PathLike[str] | None = None

@@ -6,6 +6,7 @@ import inspect
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -17,6 +18,7 @@ from sere.calibrate.offload import refuse_without_weights
 from sere.calibrate.packing import Tokens
 from sere.calibrate.progress import progress_bar
 from sere.calibrate.routing import LayerRouting, choose_tokens
+from sere.calibrate.sensitivity import measure_sensitivity
 from sere.calibrate.vocabulary import check_tokens
 from sere.calibrate.weights import refuse_adapted, similarity_of_weights
 from sere.errors import UnsupportedModel
@@ -65,10 +67,12 @@ def collect_in_memory(
         for layer in layers:
             results.similarities[name][layer.index] = similarity_of_weights(layer, name)
     if tokens is not None and config.output_metrics:
-        for collector in _forward(model, layers, tokens, config):
+        collectors, sensitivities = _forward(model, layers, tokens, config)
+        for collector in collectors:
             index = collector.layer.index
             for name, similarity in collector.finish(tokens.num_tokens).items():
-                results.similarities[name][index] = similarity
+                known = replace(similarity, sensitivity=sensitivities.get(index))
+                results.similarities[name][index] = known
             if (routing := collector.routing(tokens.num_tokens)) is not None:
                 results.routing[index] = routing
     return results
@@ -76,7 +80,7 @@ def collect_in_memory(
 
 def _forward(
     model: nn.Module, layers: Sequence[ExpertsLayer], tokens: Tokens, config: CalibrationConfig
-) -> list[LayerCollector]:
+) -> tuple[list[LayerCollector], dict[int, Tensor]]:
     sampled = choose_tokens(tokens, config.seed).positions
     collectors = [LayerCollector(layer, config, sampled) for layer in layers]
     device, arguments = input_device(model), forward_arguments(model)
@@ -85,13 +89,15 @@ def _forward(
         stack.enter_context(evaluating(model))
         stack.enter_context(not_compiled())
         _try_token_ids(model, next(tokens.batches(1)).to(device), arguments)
-        for collector in collectors:
-            stack.enter_context(collecting(collector))
-        bar = stack.enter_context(progress_bar(config.progress, tokens.num_tokens, "calibrating"))
-        for batch in tokens.batches(config.batch_size):
-            model(input_ids=batch.to(device), **arguments)
-            bar.update(batch.numel())
-    return collectors
+        with ExitStack() as hooks:
+            for collector in collectors:
+                hooks.enter_context(collecting(collector))
+            bar = hooks.enter_context(progress_bar(config.progress, tokens.num_tokens, "calibrating"))
+            for batch in tokens.batches(config.batch_size):
+                model(input_ids=batch.to(device), **arguments)
+                bar.update(batch.numel())
+        sensitivities = measure_sensitivity(model, layers, tokens, config) if config.sensitivity else {}
+    return collectors, sensitivities
 
 
 def _try_token_ids(model: nn.Module, ids: Tensor, arguments: dict[str, Any]) -> None:

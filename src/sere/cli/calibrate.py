@@ -83,6 +83,8 @@ def _add_memory(parser: argparse.ArgumentParser) -> None:
     how.add_argument("--whole", dest="low_memory", action="store_false", help="load the complete model")
     text = "where a layer-by-layer run keeps finished layers (default: TABLE.work)"
     group.add_argument("--work-dir", metavar="DIR", help=text)
+    text = "do not measure, by gradients, how much losing each expert costs"
+    group.add_argument("--no-sensitivity", dest="sensitivity", action="store_false", help=text)
     text = "memory limit for the experts' outputs held at a time (default: 256)"
     group.add_argument("--chunk-mb", type=whole(1), metavar="MB", help=text)
     text = "show a progress bar; auto: on a terminal (default)"
@@ -158,7 +160,7 @@ def _options(args: argparse.Namespace, metrics: Sequence[str], out: Path) -> dic
     options: dict[str, Any] = {name: value for name in names if (value := getattr(args, name)) is not None}
     options["progress"] = {"auto": True, "always": "always", "never": False}[args.progress]
     options["work_dir"] = args.work_dir if args.work_dir is not None else out.with_name(f"{out.name}.work")
-    options["trust_remote_code"] = args.trust_remote_code
+    options |= {"trust_remote_code": args.trust_remote_code, "sensitivity": args.sensitivity}
     if args.parameters is not None:
         options["metric_parameters"] = {metrics[0]: args.parameters} if len(metrics) == 1 else args.parameters
     if args.chunk_mb is not None:

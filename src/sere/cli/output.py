@@ -20,6 +20,8 @@ class ReaderLeft(Exception):
     """Nobody reads stdout any more, as after ``| head``: the command ends, and that is no error."""
 
 
+# As wide as a table for people may be, if its cases' names can stand above their numbers.
+_WIDEST = 100
 # Up to here a case's name leaves room for its numbers beside it.
 _SHORT_NAME = 20
 
@@ -118,10 +120,12 @@ def _discard(stream: TextIO) -> None:
         os.dup2(nowhere.fileno(), stream.fileno())
 
 
-def spread_cells(spread: Mapping[str, float], digits: int) -> list[str]:
-    """Return two cells of a table: the median, and the 20th to the 80th percentile."""
+def spread_cell(spread: Mapping[str, float] | None, digits: int) -> str | None:
+    """Return one cell of a table: the median, and in parentheses the 20th to the 80th percentile."""
+    if spread is None:
+        return None
     low, middle, high = (f"{spread[name]:.{digits}f}" for name in ("p20", "p50", "p80"))
-    return [middle, f"{low} to {high}"]
+    return f"{middle} ({low} to {high})"
 
 
 def table(rows: Iterable[Sequence[Any]], headers: Sequence[str]) -> str:
@@ -146,14 +150,16 @@ def case_table(
     """Return a table with one row per case, which stays narrow whatever the cases are called.
 
     Args:
-        cases: What each case is called, and its cells. If all names are short, they are the first column;
-            else each has a line of its own above its row.
+        cases: What each case is called, and its cells. If all names are short, they are the first column,
+            unless the table would be wider than 100 columns; else each has a line of its own above its row.
         headers: The column titles, without that of the names.
         title: The title of the names, where they are a column.
     """
     named = list(cases)
-    if all(len(name) <= _SHORT_NAME for name, _ in named):
-        return table([[name, *row] for name, row in named], [title, *headers])
+    beside = table([[name, *row] for name, row in named], [title, *headers])
+    short = all(len(name) <= _SHORT_NAME for name, _ in named)
+    if short and max(map(len, beside.splitlines())) <= _WIDEST:
+        return beside
     head, rule, *lines = table([row for _, row in named], headers).splitlines()
     names = [name for name, _ in named]
     return "\n".join([head, rule, *chain.from_iterable(zip(names, lines, strict=True))])

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from sere.errors import ServerError, name_some
+from sere.errors import EngineFailure, ServerError, name_some
 
 
 class Logs:
@@ -43,15 +43,16 @@ def server_logs(out: Path | None) -> Iterator[Logs]:
 
     Raises:
         ServerError: A server's error, with where the logs are.
+        EngineFailure: An engine's.
     """
     folder = Path(tempfile.mkdtemp(prefix="sere-bench-")) if out is None else out.absolute().parent
     folder.mkdir(parents=True, exist_ok=True)
     logs = Logs(folder, "" if out is None else f"{out.name}.")
     try:
         yield logs
-    except ServerError as error:
+    except (ServerError, EngineFailure) as error:
         logs.keep = True
-        raise ServerError(f"{error}{logs.where()}") from error
+        raise type(error)(f"{error}{logs.where()}") from error
     finally:
         if not logs.keep:
             for path in logs.files:

@@ -5,17 +5,26 @@ from __future__ import annotations
 import gc
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields
 from typing import Any
 
 import torch
 
-from sere.errors import ConfigError, MissingDependency, UnsupportedEngine
+from sere.errors import (
+    ConfigError,
+    EngineFailure,
+    MissingDependency,
+    SereError,
+    UnsupportedEngine,
+    name_some,
+)
 from sere.integrations.vllm.plugin_config import KEY
 from sere.integrations.vllm.start.versions import engine_version
 from sere.integrations.vllm.worker.state import WorkerState
+
+_SHARE_OF_FREE = 0.85
 
 _ENVIRONMENT = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_NO_USAGE_STATS": "1"}
 
@@ -37,6 +46,7 @@ def in_process_engine(
         MissingDependency: vLLM is not installed.
         ConfigError: vLLM has no such option.
         SereError: The settings are refused.
+        EngineFailure: vLLM did not start; the text has its own error.
     """
     os.environ.update(_ENVIRONMENT)
     if threads is not None:
@@ -60,7 +70,8 @@ def in_process_engine(
             raise ConfigError(f"vLLM {engine_version()} has no engine option {name!r}; check its name")
         given = {} if sere is None else {"additional_config": {KEY: sere}}
         try:
-            llm = LLM(os.fspath(model), **({"distributed_executor_backend": "uni"} | given | options))
+            all_options = {"distributed_executor_backend": "uni"} | _memory(options) | given | options
+            llm = _started(LLM, os.fspath(model), all_options)
             yield llm
         finally:
             if llm is not None:
@@ -77,6 +88,52 @@ def in_process_engine(
         torch.set_default_dtype(dtype)
         if hidden is not None:
             sys.modules["llvmlite.binding.ffi"] = hidden
+
+
+def _memory(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the share of a CPU's memory that an engine may take: vLLM's own is more than others may leave.
+
+    With it, an engine starts beside other processes, or after another engine of this process.
+    """
+    said = {"gpu_memory_utilization", "kv_cache_memory_bytes"} & options.keys()
+    if said or torch.cuda.is_available() or "VLLM_CPU_KVCACHE_SPACE" in os.environ:
+        return {}
+    import psutil
+
+    memory = psutil.virtual_memory()
+    return {"gpu_memory_utilization": round(_SHARE_OF_FREE * memory.available / memory.total, 3)}
+
+
+def _started(make: Any, model: str, options: dict[str, Any]) -> Any:
+    """Make vLLM's ``LLM``.
+
+    Raises:
+        SereError: Our plug-in refused something.
+        EngineFailure: Anything else went wrong.
+    """
+    try:
+        return make(model, **options)
+    except Exception as error:
+        causes = [error, *_causes(error)]
+        for cause in causes:
+            if isinstance(cause, SereError):
+                raise cause from None
+        raise EngineFailure(f"vLLM {engine_version()} did not start: {_own_words(causes[-1])}") from error
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """Yield the errors that an error was raised from, the first one last."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+        yield error
+
+
+def _own_words(error: BaseException) -> str:
+    """Return what an error says; of a refused configuration the reasons alone."""
+    listed = getattr(error, "errors", None)
+    if callable(listed):
+        return name_some([one.get("msg", one) for one in listed()], separator="; ")
+    return f"{type(error).__name__}: {error}"
 
 
 def _bytecode_hooks() -> dict[int, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -17,16 +16,15 @@ from pathlib import Path
 from secrets import token_hex
 from typing import Any
 
+from sere.engines.environment import end_session, engine_environment, last_lines
 from sere.errors import ServerError
 from sere.integrations.vllm.client.admin_key import ADMIN_KEY, HEADER
-from sere.integrations.vllm.plugin import DISABLE
 from sere.integrations.vllm.plugin_config import KEY
 from sere.integrations.vllm.start.versions import check_installed, check_routes
 from sere.provenance import installed_version
 
 START_S = 900
 _END_S = 30
-_TAIL = 12
 
 # The server is on this machine, so no proxy of the environment is used.
 _NO_PROXY = urllib.request.build_opener(urllib.request.ProxyHandler({}))
@@ -60,7 +58,7 @@ class Server:
             ServerError: It has; the text gives the last lines of its log.
         """
         if (code := self._process.poll()) is not None:
-            raise ServerError(f"vllm serve exited with code {code}; {self._tail()}")
+            raise ServerError(f"vllm serve exited with code {code}; {last_lines(self.log)}")
 
     def wait(self, seconds: float) -> None:
         """Wait until the server answers.
@@ -75,7 +73,7 @@ class Server:
                 if self.get("/health")[0] == 200:
                     return
             time.sleep(0.5)
-        raise ServerError(f"vllm serve did not answer within {seconds:g} s; {self._tail()}")
+        raise ServerError(f"vllm serve did not answer within {seconds:g} s; {last_lines(self.log)}")
 
     def resident_bytes(self) -> int:
         """Return the memory that the server and its running child processes hold."""
@@ -100,10 +98,6 @@ class Server:
         with suppress(ValueError):
             return status, json.loads(text)
         return status, text
-
-    def _tail(self) -> str:
-        lines = [line for line in self.log.read_text(errors="replace").splitlines() if line.strip()]
-        return "\n".join(["the end of its log:", *lines[-_TAIL:]])
 
 
 @contextmanager
@@ -144,7 +138,7 @@ def serve(
             server.wait(start_s)
             yield server
         finally:
-            _end(process)
+            end_session(process, _END_S)
 
 
 def free_port() -> int:
@@ -155,27 +149,10 @@ def free_port() -> int:
 
 
 def _environment(sere: Any) -> dict[str, str]:
-    # vLLM adds the routes only of plug-ins that are named here.
-    others = [name for name in os.environ.get("VLLM_PLUGINS", "").split(",") if name not in ("", KEY)]
-    plugins = {"VLLM_PLUGINS": ",".join(others if sere is None else [*others, KEY])}
-    fixed = {
-        "VLLM_NO_USAGE_STATS": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "1", "VLLM_LOGGING_LEVEL": "INFO",
-    }  # fmt: skip
-    # In GiB; without it vLLM on a CPU takes a share of all memory.
-    defaults = {"VLLM_CPU_KVCACHE_SPACE": "1"}
+    fixed = {"VLLM_ENABLE_V1_MULTIPROCESSING": "1", "VLLM_LOGGING_LEVEL": "INFO"}
     # A key would lock our own requests out.
-    inherited = {name: value for name, value in os.environ.items() if name != "VLLM_API_KEY"}
-    return defaults | inherited | fixed | plugins | ({DISABLE: "1"} if sere is None else {})
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """Ask the server to end; then, or after a while, end what is left of its session."""
-    process.terminate()
-    with suppress(subprocess.TimeoutExpired):
-        process.wait(timeout=_END_S)
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    inherited = {name: value for name, value in engine_environment(sere).items() if name != "VLLM_API_KEY"}
+    return inherited | fixed
 
 
 def _call(request: urllib.request.Request) -> tuple[int, str]:

@@ -88,11 +88,12 @@ class LayerBatch:
         """Return the experts in the chosen slots and those of protected rows, ``[E]`` bool."""
         return members(self.ids, slots | (self.valid & self.protected[:, None]), self.num_experts)
 
-    def primary_set(self, limits: Tensor) -> Tensor:
+    def primary_set(self, limits: Tensor, sensitivity: Tensor) -> Tensor:
         """Return SERE's primary set, ``[E]`` bool; docs/method.md section 4, step 3.
 
         Args:
             limits: What `sere.reroute.limits.layer_limits` returns: S and M of the layer.
+            sensitivity: ``[E]``, float32, in (0, 1].
         """
         E, valid = self.num_experts, self.valid
         rows = (self.real & ~self.protected).sum().clamp(1, len(limits) - 1)
@@ -100,7 +101,7 @@ class LayerBatch:
             members(self.ids, valid & self.protected[:, None], E),
             members(self.ids, self.heaviest(limits[0]), E),
             members(self.ids, valid, E),
-            expert_masses(self.ids, self.weights, valid, E),
+            expert_masses(self.ids, self.weights, valid, sensitivity),
             limits.index_select(0, rows[None])[0],
             cap=False,
         )

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Self
 
+import torch
 from torch import Tensor
 
 from sere.config import ActiveExperts, RerouteConfig
@@ -29,17 +30,19 @@ class PrimarySetBaseline(TopSlotsBaseline):
         active_experts: M, as in `RerouteConfig`.
         tier: The tier of the table that ``"auto"`` means, as in `RerouteConfig`.
         resolved: The settings in which the table's tier is replaced by its numbers; None without a table.
+        sensitivities: The table's by decoder-layer index; a layer without any has 1 for each expert.
 
     Raises:
         ConfigError: A setting has the wrong type or is out of range.
     """
 
-    given_elsewhere: ClassVar[frozenset[str]] = frozenset({"resolved"})
+    given_elsewhere: ClassVar[frozenset[str]] = frozenset({"resolved", "sensitivities"})
 
     select_top_k: int = 1
     active_experts: ActiveExperts = "auto"
     tier: str | None = field(default=None, kw_only=True)
     resolved: RerouteConfig | None = field(default=None, kw_only=True, repr=False)
+    sensitivities: Mapping[int, Tensor] = field(default_factory=dict, kw_only=True, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -49,7 +52,10 @@ class PrimarySetBaseline(TopSlotsBaseline):
     def from_options(cls, options: Mapping[str, Any], table: SimilarityTable | None) -> Self:
         """Build the rule from its options and the table, whose tiers they may name."""
         rule = cls(**options)
-        return rule if table is None else replace(rule, resolved=table.settings(rule._as_given()))
+        if table is None:
+            return rule
+        measured = {i: one.sensitivity for i, one in table.layers.items() if one.sensitivity is not None}
+        return replace(rule, resolved=table.settings(rule._as_given()), sensitivities=measured)
 
     def describe(self) -> dict[str, Any]:
         """Return the settings as JSON-ready values, a tier as its numbers."""
@@ -73,13 +79,14 @@ class PrimarySetBaseline(TopSlotsBaseline):
         return self._as_given()
 
     def prepare(self, layer: LayerShape) -> Mapping[str, Tensor]:
-        """Return S and M by the number of rows, as kernels of SERE read them."""
-        own = self.settings.for_layer(layer.index)
-        return {"limits": layer_limits(own, layer.num_experts, layer.top_k)}
+        """Return S and M by the number of rows and the sensitivities, as kernels of SERE read them."""
+        E, own = layer.num_experts, self.settings.for_layer(layer.index)
+        sensitivity = self.sensitivities.get(layer.index, torch.ones(E, device="cpu"))
+        return {"limits": layer_limits(own, E, layer.top_k), "sensitivity": sensitivity}
 
     def primary_set(self, batch: LayerBatch) -> Tensor:
         """Return the primary set of one step, ``[E]`` bool."""
-        return batch.primary_set(batch.prepared["limits"])
+        return batch.primary_set(batch.prepared["limits"], batch.prepared["sensitivity"])
 
     def why_idle(self, layers: Iterable[LayerShape]) -> list[str]:
         """Return why the settings re-route nothing: S is K or more, or M is E; see `Policy`."""

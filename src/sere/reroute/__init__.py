@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -43,6 +44,7 @@ def reroute(
     keep: Sequence[int] = (),
     targets: Targets = "primary",
     scale: Tensor | None = None,
+    sensitivity: Tensor | None = None,
     merge: Merge = "none",
     sentinel: int | None = None,
     counters: Tensor | None = None,
@@ -72,6 +74,7 @@ def reroute(
         keep: Experts of this layer that are never replaced.
         targets: ``"primary"`` (the paper) or ``"active"``: critical experts, too, may take over slots.
         scale: ``[E, E]``, float32: multiplies the weight of a re-routed slot.
+        sensitivity: ``[E]``, float32, in (0, 1]: how much losing an expert costs; instead of the layer's own.
         merge: What to do with duplicate expert ids within one token's top-k.
         sentinel: The id of freed slots with ``merge="sentinel"``; outside [0, E).
         counters: int64, one entry per name in ``COUNTERS``; incremented in place unless no expert is
@@ -99,6 +102,8 @@ def reroute(
     batch = TokenBatch(topk_ids, topk_weights, budgets, num_tokens)
     check_batch(batch, counters)
     layer = similarity if isinstance(similarity, LayerSimilarity) else LayerSimilarity(similarity)
+    if sensitivity is not None:
+        layer = replace(layer, sensitivity=sensitivity)
     config = RerouteConfig.from_mapping(
         {
             "select_top_k": select_top_k,

@@ -176,10 +176,18 @@ def prepare_layer(
             settings.threshold,
             layer_limits(settings, E, top_k, least_active=least_active),
             _keep_mask(keep, E),
+            _sensitivity(layer),
             None if scale is None else scale.detach(),
             KernelConfig.of(config),
         )
         return PreparedLayer(raw, config, backend, torch.device("cpu") if on_host else where)
+
+
+def _sensitivity(layer: LayerSimilarity) -> Tensor:
+    """Return the layer's sensitivities on the host; 1 for each expert if none were measured."""
+    if layer.sensitivity is None:
+        return torch.ones(layer.num_experts, device="cpu")
+    return layer.sensitivity.detach().to("cpu", torch.float32)
 
 
 def _keep_mask(keep: Sequence[int], E: int) -> Tensor:

@@ -46,6 +46,7 @@ class RawLayer(NamedTuple):
         limits: ``[1 + LIMIT_ROWS]``, int32, on the host: S, then M for a step of 1, 2, ... rows; a step with
             more rows has the last M.
         keep: ``[E]``, bool, on the host: experts that are never replaced.
+        sensitivity: ``[E]``, float32, in (0, 1], on the host: factors for the masses.
         scale: ``[E, E]``, float32, or None: factors for the weights of re-routed slots.
         config: The other settings.
     """
@@ -54,13 +55,15 @@ class RawLayer(NamedTuple):
     threshold: float
     limits: Tensor
     keep: Tensor
+    sensitivity: Tensor
     scale: Tensor | None
     config: KernelConfig
 
-    def shared(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor | None, KernelConfig]:
-        """Return what every backend keeps, in its order: ``limits``, ``keep`` and ``scale``, ``config``.
+    def shared(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor | None, KernelConfig]:
+        """Return what every backend keeps, in its order: ``limits`` to ``config``.
 
         The tensors are copies on a device.
         """
         scale = None if self.scale is None else self.scale.to(device, copy=True).contiguous()
-        return self.limits.to(device, copy=True), self.keep.to(device), scale, self.config
+        sensitivity = self.sensitivity.to(device, torch.float32, copy=True).contiguous()
+        return self.limits.to(device, copy=True), self.keep.to(device), sensitivity, scale, self.config

@@ -82,21 +82,23 @@ def mass_units(weights: Tensor) -> Tensor:
     return torch.round(square * square * MASS_UNITS).clamp(max=MASS_BOUND).long()
 
 
-def expert_masses(ids: Tensor, weights: Tensor, valid: Tensor, E: int) -> Tensor:
-    """Return each expert's mass: the sum of its slots' weights to the fourth power, in integers.
+def expert_masses(ids: Tensor, weights: Tensor, valid: Tensor, sensitivity: Tensor) -> Tensor:
+    """Return each expert's mass: the sum of its slots' weights to the fourth power, times its sensitivity.
 
     Args:
         ids: ``[T, K]``, integers.
         weights: ``[T, K]``, floating point.
         valid: ``[T, K]``, bool: slots that count.
-        E: Number of experts.
+        sensitivity: ``[E]``, float32, in (0, 1].
 
     Returns:
-        ``[E]``, int64; the order of addition changes nothing.
+        ``[E]``, float64; the sum is one of integers, so the order of addition changes nothing.
     """
+    E = sensitivity.shape[0]
     units = mass_units(torch.where(valid, weights, 0))
     mass = torch.zeros(E + 1, dtype=torch.int64, device=ids.device)
-    return mass.scatter_add(0, torch.where(valid, ids.long(), E).flatten(), units.flatten())[:E]
+    mass = mass.scatter_add(0, torch.where(valid, ids.long(), E).flatten(), units.flatten())[:E]
+    return mass.double() * sensitivity.double()
 
 
 def places(order: Tensor) -> Tensor:
@@ -117,7 +119,7 @@ def choose_primary(
         fixed: Experts that are never replaced, and those of protected rows, ``[E]``, bool; all of them occur.
         kept: Experts in the kept slots of the other rows, ``[E]``, bool.
         occurring: The experts of valid slots, ``[E]``, bool.
-        mass: ``[E]``, int64, as `expert_masses` returns it.
+        mass: ``[E]``, float64, as `expert_masses` returns it.
         most: M, an integer or a tensor of shape ``[]``.
         cap: Whether M bounds P, too, and does not only fill it.
 

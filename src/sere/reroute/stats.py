@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
+from torch import Tensor
+
 # What each entry of a counters tensor adds up, over the calls in which an expert is primary.
 COUNTERS = ("steps", "rows", "distinct_before", "distinct_after", "slots", "slots_rerouted", "critical")
 
@@ -33,6 +36,22 @@ class LayerStats:
     distinct_after: float
     slots_rerouted: float
     critical: float
+
+
+def read_counters(counters: Sequence[Tensor]) -> list[list[int]]:
+    """Return the counters of layers as numbers; the host waits once per device, not once per layer.
+
+    Args:
+        counters: Of each layer, ``[len(COUNTERS)]``, int64.
+    """
+    by_device: dict[torch.device, list[int]] = {}
+    for index, tensor in enumerate(counters):
+        by_device.setdefault(tensor.device, []).append(index)
+    found: dict[int, list[int]] = {}
+    for indices in by_device.values():
+        sums: list[list[int]] = torch.stack([counters[index] for index in indices]).tolist()
+        found |= zip(indices, sums, strict=True)
+    return [found[index] for index in range(len(counters))]
 
 
 def layer_stats(index: int, name: str, counters: Sequence[int]) -> LayerStats:

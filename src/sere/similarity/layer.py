@@ -23,6 +23,8 @@ class LayerSimilarity:
         similarity: ``[E, E]``, float32; row e, column p: how well p replaces e, in [0, 1]; NaN if that is
             not known, and then p never replaces e; diagonal 1.
         scale: ``[E, E]``, float32, finite, or None; the factor α by which p's output fits e's best.
+        sensitivity: ``[E]``, float32, in (0, 1], or None; how much losing e's output costs, relative to the
+            layer's most sensitive expert.
 
     Raises:
         InputError: A shape, dtype or value is wrong.
@@ -32,14 +34,20 @@ class LayerSimilarity:
 
     similarity: Tensor
     scale: Tensor | None = None
+    sensitivity: Tensor | None = None
 
     def __post_init__(self) -> None:
         check_similarity(self.similarity)
         if self.scale is not None:
             check_scale(self.scale, self.num_experts)
+        if self.sensitivity is not None:
+            check_sensitivity(self.sensitivity, self.num_experts)
 
     def __repr__(self) -> str:
-        return f"LayerSimilarity(E={self.num_experts}, scale={self.scale is not None})"
+        return (
+            f"LayerSimilarity(E={self.num_experts}, scale={self.scale is not None}, "
+            f"sensitivity={self.sensitivity is not None})"
+        )
 
     @property
     def num_experts(self) -> int:
@@ -111,3 +119,23 @@ def check_scale(scale: Tensor, num_experts: int) -> None:
         raise InputError(f"scale: expected float32, got {scale.dtype}")
     if not bool(torch.isfinite(scale).all()):
         raise InputError("scale: expected finite values, got NaN or infinity; calibrate again")
+
+
+def check_sensitivity(sensitivity: Tensor, num_experts: int) -> None:
+    """Refuse what cannot be the sensitivities of a layer with this many experts.
+
+    Raises:
+        InputError: It is not a tensor, or shape, dtype or a value is wrong.
+    """
+    check_tensor("sensitivity", sensitivity)
+    if tuple(sensitivity.shape) != (num_experts,):
+        raise InputError(
+            f"sensitivity: expected shape [{num_experts}], one value an expert, got {list(sensitivity.shape)}"
+        )
+    if sensitivity.dtype != torch.float32:
+        raise InputError(f"sensitivity: expected float32, got {sensitivity.dtype}")
+    if not bool(((sensitivity > 0) & (sensitivity <= 1)).all()):
+        raise InputError(
+            "sensitivity: expected values above 0 and at most 1, relative to the layer's most sensitive "
+            f"expert, got {float(sensitivity.min()):.4g} to {float(sensitivity.max()):.4g}; calibrate again"
+        )

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from sere.errors import TableMismatch, name_some
 from sere.identity import ModelIdentity, span, summary
@@ -82,9 +83,14 @@ def _shape(table: SimilarityTable) -> str:
 
 def _equal(a: LayerSimilarity, b: LayerSimilarity) -> bool:
     known = (layer.similarity.nan_to_num(nan=-1) for layer in (a, b))
-    if (a.scale is None) != (b.scale is None) or not torch.equal(*known):
-        return False
-    return a.scale is None or b.scale is None or torch.equal(a.scale, b.scale)
+    others = ((a.scale, b.scale), (a.sensitivity, b.sensitivity))
+    return torch.equal(*known) and all(_same(one, other) for one, other in others)
+
+
+def _same(one: Tensor | None, other: Tensor | None) -> bool:
+    if one is None or other is None:
+        return one is other
+    return torch.equal(one, other)
 
 
 def _difference(

@@ -79,7 +79,7 @@ def expected_error(
     for B in batch_sizes:
         grid = active_experts[B] if isinstance(active_experts, Mapping) else active_experts
         rows = draw_steps(sample.starts, B, seed=seed)
-        steps = _Steps(sample.ids[index][rows], sample.weights[index][rows], E, select_top_k)
+        steps = _Steps(sample.ids[index][rows], sample.weights[index][rows], layer, select_top_k)
         lost = _Losses(steps, layer.similarity, sample.energy[index], threshold)
         for M, expected in zip(grid, lost.at(grid, cap=cap), strict=True):
             found[B, M] = expected
@@ -119,8 +119,8 @@ class _Steps:
         order: The experts in the order in which they become primary.
     """
 
-    def __init__(self, ids: Tensor, weights: Tensor, E: int, select_top_k: int) -> None:
-        N = len(ids)
+    def __init__(self, ids: Tensor, weights: Tensor, layer: LayerSimilarity, select_top_k: int) -> None:
+        N, E = len(ids), layer.num_experts
         wide = weights.double()
         valid = (ids >= 0) & (ids < E) & has_weight(wide)
         ranks = weight_ranks(wide.flatten(0, 1), valid.flatten(0, 1)).reshape(ids.shape)
@@ -135,7 +135,10 @@ class _Steps:
         kept = summed((valid & (ranks < select_top_k)).flatten(1).long()) > 0
         self.kept = kept.sum(dim=1)
         self.share = summed(wide.square())
-        by_mass = summed(mass_units(wide)).sort(dim=1, descending=True, stable=True).indices
+        mass = summed(mass_units(wide)).double()
+        if layer.sensitivity is not None:
+            mass = mass * layer.sensitivity.cpu().double()
+        by_mass = mass.sort(dim=1, descending=True, stable=True).indices
         classes = (self.occurring.int() + kept.int()).gather(1, by_mass)
         self.order = by_mass.gather(1, classes.sort(dim=1, descending=True, stable=True).indices)
 

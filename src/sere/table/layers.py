@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ from sere.errors import InputError, TableError, name_some
 from sere.identity import ModelIdentity, summary
 from sere.similarity import METRICS, LayerSimilarity
 
-_NAME = re.compile(r"layers\.(\d+)\.(similarity|scale)")
+_NAME = re.compile(r"layers\.(\d+)\.(similarity|scale|sensitivity)")
 # For these metrics, files of format version 1 hold 0 for a similarity that is not known.
 _ZERO_MEANT_UNKNOWN = ("projection", "weights", "cka", "cka_linear", "cka_rbf", "cka_polynomial")
 
@@ -24,13 +25,16 @@ def to_tensors(layers: Mapping[int, LayerSimilarity]) -> dict[str, Tensor]:
         layers: Similarities by decoder-layer index.
 
     Returns:
-        ``layers.{index}.similarity`` and, for layers that have one, ``layers.{index}.scale``; on the CPU.
+        ``layers.{index}.similarity`` and, for layers that have them, ``layers.{index}.scale`` and
+        ``layers.{index}.sensitivity``; on the CPU.
     """
     named: dict[str, Tensor] = {}
     for index, layer in layers.items():
         named[f"layers.{index}.similarity"] = layer.similarity.cpu().contiguous()
         if layer.scale is not None:
             named[f"layers.{index}.scale"] = layer.scale.cpu().contiguous()
+        if layer.sensitivity is not None:
+            named[f"layers.{index}.sensitivity"] = layer.sensitivity.cpu().contiguous()
     return named
 
 
@@ -46,7 +50,8 @@ def from_tensors(named: Mapping[str, Tensor]) -> dict[int, LayerSimilarity]:
         match = _NAME.fullmatch(name)
         if match is None:
             raise TableError(
-                f"expected tensors named layers.<index>.similarity or .scale, got {name!r}; calibrate again"
+                f"expected tensors named layers.<index>.similarity, .scale or .sensitivity, got {name!r}; "
+                "calibrate again"
             )
         parts.setdefault(int(match[1]), {})[match[2]] = tensor
     return {index: _layer(index, part) for index, part in parts.items()}
@@ -135,13 +140,14 @@ def read_zeros_as_unknown(layer: LayerSimilarity, metric: str) -> LayerSimilarit
         return layer
     lost = lost | lost.T if METRICS[metric].symmetric else lost.expand_as(zero)
     similarity = layer.similarity.masked_fill(lost, torch.nan).fill_diagonal_(1)
-    return LayerSimilarity(similarity, None if layer.scale is None else layer.scale.masked_fill(lost, 1))
+    scale = None if layer.scale is None else layer.scale.masked_fill(lost, 1)
+    return replace(layer, similarity=similarity, scale=scale)
 
 
 def _layer(index: int, part: Mapping[str, Tensor]) -> LayerSimilarity:
     if "similarity" not in part:
-        raise TableError(f"layer {index}: has a scale but no similarity; calibrate again")
+        raise TableError(f"layer {index}: has no similarity, only a scale or a sensitivity; calibrate again")
     try:
-        return LayerSimilarity(part["similarity"], part.get("scale"))
+        return LayerSimilarity(part["similarity"], part.get("scale"), part.get("sensitivity"))
     except InputError as error:
         raise TableError(f"layer {index}: {error}") from error

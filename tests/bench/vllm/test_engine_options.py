@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import pytest
 
 from sere.bench.vllm.engine_options import (
-    IN_PROCESS,
+    OF_ENGINE,
     OF_SERVER,
     as_arguments,
     parse_engine_options,
@@ -23,7 +23,7 @@ def test_values_are_json_or_words() -> None:
     texts = ["max-num-seqs=64", "quantization=fp8", 'kv_cache_dtype="fp8"', "--enable_dbo=true",
              'hf_overrides={"rope": {"a": 1.5}}', "cudagraph_capture_sizes=[1, 2]",
              "model_impl=a=b"]  # fmt: skip
-    options = parse_engine_options(texts, IN_PROCESS)
+    options = parse_engine_options(texts, OF_ENGINE)
     assert options == {
         "max_num_seqs": 64, "quantization": "fp8", "kv_cache_dtype": "fp8", "enable_dbo": True,
         "hf_overrides": {"rope": {"a": 1.5}}, "cudagraph_capture_sizes": [1, 2], "model_impl": "a=b",
@@ -35,7 +35,7 @@ def test_values_are_json_or_words() -> None:
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("taken", [IN_PROCESS, OF_SERVER], ids=["in process", "server"])
+@pytest.mark.parametrize("taken", [OF_ENGINE, OF_SERVER], ids=["engine", "server"])
 @pytest.mark.parametrize(
     ("texts", "text"),
     [
@@ -57,20 +57,21 @@ def test_refused_options(texts: list[str], text: str, taken: Mapping[str, str]) 
 def test_parallel_engines_need_a_server() -> None:
     """An engine of this process has one worker; a server may have more."""
     with pytest.raises(ConfigError, match=r"tensor_parallel_size: .*; .*add --server"):
-        parse_engine_options(["tensor_parallel_size=2"], IN_PROCESS)
+        parse_engine_options(["tensor_parallel_size=2"], OF_ENGINE)
     assert parse_engine_options(["tensor_parallel_size=2"], OF_SERVER) == {"tensor_parallel_size": 2}
 
 
 def test_given_options_take_the_place_of_our_room_alone() -> None:
     """Room for requests is ours unless given; every option that is not room is refused by both tables."""
     plan = ServePlan(settings=parse_specs([]), prompt=100, steps=10, engine_options={"max_num_seqs": 3})
-    options = start_options(plan, 64, dtype="float32")
+    room = {"requests": 64, "longest": 110, "prompt_tokens": 6400}
+    options = start_options(plan, **room, dtype="float32")
     assert (options["max_num_seqs"], options["max_num_batched_tokens"]) == (3, 6400)
     assert (options["max_model_len"], options["dtype"], options["enforce_eager"]) == (118, "float32", True)
     assert options["trust_remote_code"] is False
-    assert start_options(plan, 64, dtype="float32", trust_remote_code=True)["trust_remote_code"] is True
-    room = {"max_num_seqs", "max_num_batched_tokens", "max_model_len"}
-    assert set(options) - room == set(options) & set(IN_PROCESS) == set(options) & set(OF_SERVER)
+    assert start_options(plan, **room, dtype="float32", trust_remote_code=True)["trust_remote_code"] is True
+    ours = {"max_num_seqs", "max_num_batched_tokens", "max_model_len"}
+    assert set(options) - ours == set(options) & set(OF_ENGINE) == set(options) & set(OF_SERVER)
 
 
 def test_each_engine_has_its_own_off() -> None:

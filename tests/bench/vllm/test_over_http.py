@@ -175,7 +175,7 @@ def test_failed_requests_stand_in_the_record(
     assert [record["failed"] for record in records] == [2, 2, 2]
     assert records[0]["errors"] == [f"expected {TOKENS} tokens, got {TOKENS - 1}"]
 
-    def run(_args: Any, logs: Any) -> Iterator[dict[str, Any]]:
+    def run(_args: Any, logs: Any, _failures: Any) -> Iterator[dict[str, Any]]:
         logs.file("server").write_text("why")
         yield from records
 
@@ -210,7 +210,7 @@ def iter_random(values: list[int]) -> Any:
 def test_flags_of_the_server_need_it(capsys: pytest.CaptureFixture[str]) -> None:
     """A request rate without ``--server`` is wrong use."""
     assert main(["bench", "serve", "--preset", "tiny", "--request-rate", "1"]) == 2
-    assert "--request-rate, --requests and --vanilla need --server" in capsys.readouterr().err
+    assert "--request-rate and --requests need --server" in capsys.readouterr().err
 
 
 def test_server_without_routes_is_refused_at_once(

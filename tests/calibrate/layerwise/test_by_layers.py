@@ -59,7 +59,7 @@ def test_path_chooses_by_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(
         by_layers._Pass, "run", lambda self, experts: (passes.append(1), run(self, experts))[1]
     )
-    whole = calibrate(path, texts=TEXTS, **OPTIONS)
+    whole = calibrate(path, texts=TEXTS, sensitivity=False, **OPTIONS)
     assert not passes
     monkeypatch.setattr(memory, "_SHARE_OF_MEMORY", 0.0)
     layerwise = calibrate(path, texts=TEXTS, **OPTIONS)

@@ -54,10 +54,26 @@ def test_bench_times_a_checkpoint_with_its_table(
         (["--preset", "qwen3-30b"], "did you mean 'qwen3-30b-a3b'"),
         (["--preset", "mixtral-8x7b", "--layers", "33"], "expected 1 to 32 for mixtral-8x7b, got 33"),
         (["--preset", "tiny", "--rounds", "0"], "argument --rounds: expected a whole number of at least 1"),
-        (["x", "--layers", "2"], "--layers: only a --preset"),
+        (["x", "--layers", "2"], "--layers, --depths: only a --preset"),
+        (["x", "--depths", "2", "4"], "--layers, --depths: only a --preset"),
+        (["--preset", "tiny", "--depths", "2", "2"], "expected two different numbers, got 2 twice"),
+        (["--preset", "tiny", "--depths", "1", "3"], "expected 1 to 2 for tiny, got 3"),
         (["--preset", "tiny", "--out", "."], ".: expected a file path, but a directory exists there"),
     ],
 )
 def test_bench_refuses_in_one_line(capsys: pytest.CaptureFixture[str], argv: list[str], line: str) -> None:
     """Wrong names and sizes are found before anything is made."""
     assert line in refused(capsys, "bench", *argv)
+
+
+def test_two_depths_say_what_the_complete_model_takes(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """The records of the deeper model have the complete model's time, unless noise hides a layer's."""
+    out = tmp_path / "bench.jsonl"
+    sizes = ["--batch-size", "2", "--steps", "2", "--rounds", "1", "--out", out]
+    text, _ = run_text(capsys, "bench", "--preset", "tiny", "--depths", "2", "1", *sizes)
+    records = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [record["subject"]["layers"] for record in records] == [1, 1, 2, 2]
+    assert [("complete_model" in record) for record in records] == [False, False, True, True]
+    assert max(map(len, text.splitlines())) <= 100

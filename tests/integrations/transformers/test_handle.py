@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 import sere.integrations.transformers as integration
 from sere.errors import InputError
 from sere.integrations.transformers.inputs import cache_argument, find_cache
-from sere.reroute import reroute
+from sere.reroute import COUNTERS, reroute
 from tests.support.decoding import decode, hook_count, prefilled, prompts, random_table, step
 
 
@@ -54,6 +54,19 @@ def test_statistics_are_per_step_and_per_layer(model: PreTrainedModel) -> None:
         assert s.slots_rerouted == 0
         assert s.distinct_after == s.distinct_before
         assert 0 < s.critical < s.distinct_before
+
+
+def test_one_wait_for_all_layers(model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Statistics, and the guard that looks with them, copy the counters of all layers at once."""
+    copies = []
+    copy_out = torch.Tensor.tolist
+    with integration.apply(model, random_table(model), select_top_k=1) as handle:
+        decode(model, prompts())
+        monkeypatch.setattr(torch.Tensor, "tolist", lambda t: copies.append(t.shape) or copy_out(t))
+        stats = handle.stats()
+        monkeypatch.undo()
+    assert [layer.steps for layer in stats] == [5, 5]
+    assert set(copies) == {(2, len(COUNTERS))}
 
 
 def test_another_default_device_changes_nothing(model: PreTrainedModel, tmp_path: Path) -> None:

@@ -70,3 +70,12 @@ def test_unknown_option_of_the_plug_in() -> None:
     """A misspelled name is refused with the nearest of all names, the plug-in's own among them."""
     with pytest.raises(ConfigError, match="unknown setting 'log_second'; did you mean 'log_seconds'"):
         PluginConfig.from_mapping({"select_top_k": 2, "log_second": 3})
+
+
+@pytest.mark.parametrize(
+    "given", [[4, 2], [0, 2], [2], [1, 2, 3], ["1", 2], [True, 2], [1.0, 2], 3, "12", {}]
+)
+def test_wrong_ranges_of_requests(given: Any) -> None:
+    """The range of S that requests may ask for is two numbers in order, or an empty list."""
+    with pytest.raises(ConfigError, match=r"request_select_top_k: expected .* such as \[2, 4\], or \[\]"):
+        PluginConfig.from_mapping({"request_select_top_k": given})

@@ -27,6 +27,7 @@ struct Batch {
     std::vector<short> lists;
     std::vector<float> weights, scale;
     std::vector<unsigned char> keep;
+    std::vector<float> sensitivity;
 };
 
 // In the first row, which is real, and the last, which is padding, all but one slot hold what memory held before.
@@ -34,7 +35,7 @@ template <class Id>
 Batch<Id> random_batch(int T, int K, int E, unsigned seed) {
     std::minstd_rand random(seed);
     const int pieces = (E + 31) / 32;
-    Batch<Id> batch{T, K, E, {}, {}, std::vector<short>((E + 7) / 8 * pieces * 256), {}, {}, std::vector<unsigned char>(E)};
+    Batch<Id> batch{T, K, E, {}, {}, std::vector<short>((E + 7) / 8 * pieces * 256), {}, {}, std::vector<unsigned char>(E), {}};
     for (int i = 0; i < T * K; ++i) {
         batch.ids.push_back(static_cast<Id>(random() % (E + 2)) - 1);  // a sentinel now and then
         const float strange[] = {NAN, INFINITY, -INFINITY, 1e38f};
@@ -59,6 +60,7 @@ Batch<Id> random_batch(int T, int K, int E, unsigned seed) {
             batch.lists[(piece * 32 + place % 32) * 8 + e % 8] = static_cast<short>(neighbor);
         }
         batch.keep[e] = random() % 16 == 0;
+        batch.sensitivity.push_back(1 - static_cast<float>(random() % 4) / 8);
     }
     for (int i = 0; i < E * E; ++i) batch.scale.push_back(1 + static_cast<float>(random() % 4) / 4);
     return batch;
@@ -107,7 +109,8 @@ Result<Id> run(const Batch<Id>& batch, int merge, int given, int most, int block
     const long long kernel_args[] = {
         address(batch.ids.data()), address(batch.weights.data()), address(result.ids.data()),
         address(result.weights.data()), address(batch.lists.data()), address(limits.data()),
-        address(batch.keep.data()), address(batch.scale.data()), address(batch.budgets.data()), 0,
+        address(batch.keep.data()), address(batch.sensitivity.data()), address(batch.scale.data()),
+        address(batch.budgets.data()), 0,
         address(result.counters.data()), batch.T, batch.K, batch.E, batch.T - 1, merge, given, lane_bits, -1,
     };
     run_blocks<ENTRY>(kernel_args, blocks, threads);

@@ -13,10 +13,14 @@ from sere.config import RerouteConfig
 from sere.integrations.vllm import configure
 from sere.integrations.vllm.engine_stats import merge_answers
 from sere.integrations.vllm.plugin_config import PluginConfig
+from sere.integrations.vllm.tiers import OFF, PROTECTED, Allowed
 from sere.integrations.vllm.worker.equip import methods_of
 from sere.integrations.vllm.worker.guard import FIRST_LOOK
 from sere.integrations.vllm.worker.state import WorkerState
 from sere.integrations.vllm.worker.steps import Steps
+
+ALL = Allowed.of([OFF], (1, PROTECTED))
+"""What requests may ask for where a table has no tiers and settings forbid nothing."""
 
 
 def new(name: str, prompt: int, tier: Any = None) -> SimpleNamespace:
@@ -80,7 +84,7 @@ def prepared(
     select_top_k: int = 1,
     log_seconds: float = 0,
     stage: tuple[int, int] = (0, 2),
-    request_tiers: tuple[str, ...] | None = None,
+    requests: dict[str, Any] | None = None,
     moe: dict[str, Any] | None = None,
     gathers: bool | None = False,
     **settings: Any,
@@ -96,7 +100,7 @@ def prepared(
         model_config=SimpleNamespace(get_layers_start_end_indices=lambda _parallel: stage),
     )
     reroute = RerouteConfig(select_top_k=select_top_k, **settings)
-    plugin_config = PluginConfig(reroute=reroute, log_seconds=log_seconds, request_tiers=request_tiers)
+    plugin_config = PluginConfig(reroute=reroute, log_seconds=log_seconds, **(requests or {}))
     found = WorkerState(plugin_config, config, table)
     for index in set(table.layers) & set(range(*stage)):
         layer = runner()
@@ -148,7 +152,8 @@ class SmallEngine:
     def __init__(self, state: WorkerState, skipped: Sequence[int] = (), ranks: int = 1) -> None:
         self.state, self.skipped, self.ranks = state, skipped, ranks
         self.before_layers: Callable[[], object] = lambda: None
-        Steps(self, state).watch()
+        self.steps = Steps(self, state)
+        self.steps.watch()
 
     def prompts(self, *names: str, tier: Any = None) -> None:
         """Run one step that reads prompts of three tokens."""

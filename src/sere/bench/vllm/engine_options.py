@@ -1,11 +1,12 @@
-"""Options of vLLM as written on a command line, for an engine of this process and for ``vllm serve``."""
+"""Options of vLLM as written on a command line, for an engine and for ``vllm serve``."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from sere.bench.vllm.engine_loads import EngineLoad
 from sere.bench.vllm.serve_plan import ServePlan
 from sere.errors import ConfigError
 
@@ -21,7 +22,7 @@ _FIXED: Mapping[str, str] = {
 }
 """Options that every timing sets itself, and what to do instead."""
 
-IN_PROCESS: Mapping[str, str] = {
+OF_ENGINE: Mapping[str, str] = {
     **_FIXED,
     "async_scheduling": "each step must be timed alone; with --server the server schedules ahead",
     "disable_log_stats": "statistics would be part of a step's time",
@@ -33,10 +34,10 @@ IN_PROCESS: Mapping[str, str] = {
             "distributed_executor_backend",
             "worker_cls",
         ),
-        "an engine of this process has no other process; add --server",
+        "an engine that is timed step by step has one process; add --server",
     ),
 }
-"""Those of an engine of this process."""
+"""Those of an engine that is timed step by step."""
 
 OF_SERVER: Mapping[str, str] = {
     **_FIXED,
@@ -107,20 +108,28 @@ def _word(value: Any) -> str:
 
 
 def start_options(
-    plan: ServePlan, most: int, *, dtype: str, trust_remote_code: bool = False
+    plan: ServePlan,
+    *,
+    requests: int,
+    longest: int,
+    prompt_tokens: int,
+    dtype: str,
+    trust_remote_code: bool = False,
 ) -> dict[str, Any]:
     """Return what every engine or server of a timing is started with.
 
     Args:
         plan: What is timed; its options replace our own limits on requests.
-        most: Requests at once.
+        requests: Requests at once.
+        longest: Tokens of a request, prompt and answer.
+        prompt_tokens: Tokens of prompts that one step must be able to take.
         dtype: Of the weights, e.g. ``"bfloat16"``.
         trust_remote_code: Whether vLLM may run Python code that comes with the checkpoint.
     """
     room = {
-        "max_model_len": plan.prompt + plan.steps + 8,
-        "max_num_seqs": most,
-        "max_num_batched_tokens": max(2048, most * plan.prompt),
+        "max_model_len": longest + 8,
+        "max_num_seqs": requests,
+        "max_num_batched_tokens": max(2048, prompt_tokens),
     }
     fixed = {
         "skip_tokenizer_init": True,
@@ -131,3 +140,19 @@ def start_options(
         "trust_remote_code": trust_remote_code,
     }
     return {**room, **plan.engine_options, **fixed}
+
+
+def start_options_for(
+    plan: ServePlan, loads: Sequence[EngineLoad], *, dtype: str, trust_remote_code: bool = False
+) -> dict[str, Any]:
+    """Return what an engine of a process of its own is started with, so that it can take all loads."""
+    together = [load.prompt_tokens for load in loads if load.measure == "tpot"]
+    options = start_options(
+        plan,
+        requests=max(len(load.requests) for load in loads),
+        longest=max(load.longest for load in loads),
+        prompt_tokens=max(together, default=0),
+        dtype=dtype,
+        trust_remote_code=trust_remote_code,
+    )
+    return options | {"async_scheduling": False, "disable_log_stats": True}

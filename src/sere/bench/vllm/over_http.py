@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from random import Random
 from statistics import fmean, median, quantiles
@@ -18,6 +18,7 @@ from sere.engines.settings import Start, counted_changes, live_changes
 from sere.errors import InputError, ServerError, name_some
 from sere.policies.spec import PolicySpec
 from sere.provenance import provenance
+from sere.summaries import pairs
 
 SERVED = "model"
 """The name under which the servers must serve the model."""
@@ -106,7 +107,12 @@ class ServerVariant:
 
 
 def bench_over_http(
-    start: Start, vanilla: Server | None, subject: Mapping[str, Any], plan: OverHttpPlan
+    start: Start,
+    vanilla: Server | None,
+    subject: Mapping[str, Any],
+    plan: OverHttpPlan,
+    *,
+    on_failure: Callable[[str, ServerError], object] | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Time servers at each load under each setting; yield one JSON-ready record per case.
 
@@ -121,22 +127,41 @@ def bench_over_http(
             shows what the plug-in costs. None to leave it out.
         subject: What a reader must know of the model; JSON-ready, with ``vocab_size``.
         plan: How.
+        on_failure: Is told which server failed and why, and the others go on; if None, the first error ends
+            all.
 
     Raises:
         ServerError: A server ended, or answered none of a block's requests.
     """
     for options, settings in plan.groups():
-        with start(options) as server:
-            known = dict(subject) | _counted_subject(server)
-            for load in plan.loads:
-                variants = _variants(server, vanilla, settings)
-                with plan.progress(load.label, len(variants) * (plan.rounds + 1)) as tick:
-                    for index in range(plan.rounds + 1):
-                        for variant in turns(variants, index):
-                            variant.blocks.append(_block(variant, load, plan, index, known["vocab_size"]))
-                            tick()
-                for variant in variants:
-                    yield _record(known, plan, load, variant, variants[0], options)
+        try:
+            with start(options) as server:
+                yield from _of_server(server, vanilla, subject, plan, options, settings)
+        except ServerError as error:
+            if on_failure is None:
+                raise
+            on_failure(", ".join(["vllm serve", *pairs(options)]), error)
+
+
+def _of_server(
+    server: Server,
+    vanilla: Server | None,
+    subject: Mapping[str, Any],
+    plan: OverHttpPlan,
+    options: Mapping[str, Any],
+    settings: Sequence[PolicySpec],
+) -> Iterator[dict[str, Any]]:
+    """Yield the records of one server's settings."""
+    known = dict(subject) | _counted_subject(server)
+    for load in plan.loads:
+        variants = _variants(server, vanilla, settings)
+        with plan.progress(load.label, len(variants) * (plan.rounds + 1)) as tick:
+            for index in range(plan.rounds + 1):
+                for variant in turns(variants, index):
+                    variant.blocks.append(_block(variant, load, plan, index, known["vocab_size"]))
+                    tick()
+        for variant in variants:
+            yield _record(known, plan, load, variant, variants[0], options)
 
 
 def _variants(server: Server, vanilla: Server | None, settings: Sequence[PolicySpec]) -> list[ServerVariant]:

@@ -1,4 +1,4 @@
-"""Replace an engine's routing for a while: by a replay of recorded ids, by a timed one, or by none at all."""
+"""Replace an engine's routing for a while: by a replay of recorded ids, or by a timed one."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from sere.engines.in_process import state_of, worker_of
+from sere.engines.in_process import state_of
 from sere.reroute import Routing, operator
 from sere.reroute.backends.registry import Implementation, implementation
 
@@ -19,9 +19,6 @@ Route = Callable[..., tuple[Tensor, Tensor]]
 
 Recording = list[Routing]
 """What each call of the routing returned, in order."""
-
-# What an engine calls before a step, and between a router and its experts.
-_WRAPPED = ("_compute_routing", "execute_model", "_prepare_inputs", "prepare_inputs", "_dummy_run")
 
 
 def record_routing(llm: Any, run: Callable[[], object]) -> Recording:
@@ -67,18 +64,6 @@ def timed_routing(llm: Any) -> Iterator[list[float]]:
 
     with _routing(llm, timed):
         yield spent
-
-
-@contextmanager
-def vanilla(llm: Any) -> Iterator[None]:
-    """Take every wrapper of sere off routers and model runner, and put them back."""
-    routers = [layer.runner.router for layer in state_of(llm).layers.values()]
-    with ExitStack() as stack:
-        for holder in [*routers, worker_of(llm).model_runner]:
-            for name in _WRAPPED:
-                if name in vars(holder):
-                    stack.callback(setattr, holder, name, vars(holder).pop(name))
-        yield
 
 
 @contextmanager

@@ -72,14 +72,14 @@ def bytes_read(experts: Mapping[str, float] | None, subject: Mapping[str, Any]) 
         experts: Means over the layers' steps, with ``distinct_after``; None if nothing was counted.
         subject: With ``bytes_per_expert``, which may be None, and ``moe_layers``.
     """
-    per_expert: int | None = subject["bytes_per_expert"]
-    if experts is None or per_expert is None:
+    if experts is None or subject["bytes_per_expert"] is None:
         return None
+    per_expert: int = subject["bytes_per_expert"]
     return round(experts["distinct_after"] * per_expert * int(subject["moe_layers"]))
 
 
 def refuse_controls(settings: Sequence[PolicySpec], where: str) -> None:
-    """Refuse settings that only an eager engine of this process can run.
+    """Refuse settings that only an eager engine can run that we look into.
 
     Args:
         settings: ``off`` and others.
@@ -92,6 +92,6 @@ def refuse_controls(settings: Sequence[PolicySpec], where: str) -> None:
         if not is_served(setting):
             raise ConfigError(
                 f"bench serve: setting {setting.label}: expected off or sere settings in {where}, "
-                f"because {setting.name} replaces the engine's own re-routing; time it in an eager engine of "
-                "this process, without --compile and --server"
+                f"because {setting.name} replaces the engine's own re-routing; time it in an eager engine, "
+                "without --compile and --server"
             )

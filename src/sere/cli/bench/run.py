@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping
 from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from sere.cli.bench.arguments import add_target_arguments
+from sere.cli.bench.arguments import add_target_arguments, depths_of
+from sere.cli.bench.depth_table import render_depths
 from sere.cli.loading import (
     add_model_arguments,
     add_table_argument,
@@ -18,7 +20,7 @@ from sere.cli.loading import (
     table_path,
 )
 from sere.cli.numbers import whole
-from sere.cli.output import add_json_flag, case_table, emit_lines, say, spread_cells
+from sere.cli.output import add_json_flag, case_table, emit_lines, say, spread_cell
 from sere.cli.parser import add_command, add_setting_argument
 from sere.cli.settings import DEFAULT
 from sere.errors import ConfigError
@@ -27,11 +29,14 @@ _DETAILS = """Times decode steps of B rows with re-routing off and on, in Transf
 settings take turns, block by block, and decode the same tokens. The table shows medians with the 20th
 and 80th percentile, for the times and for the speedups over off (above 1 is faster). With --preset, the
 model has a published model's layer shape and random weights (standard deviation 0.04), and the
-similarities are random: neither changes how long a step takes. --out gets one JSON line per case."""
+similarities are random: neither changes how long a step takes. --depths times the preset with two numbers
+of layers, one after the other, and adds the time per layer and what that gives for the complete model.
+--out gets one JSON line per case."""
 
 _EXAMPLES = """
   sere bench --preset qwen3-30b-a3b --layers 4 --batch-size 1 8 16 32 --out benchmarks/results/bench.jsonl
   sere bench run MODEL --setting sere --setting sere:active_experts=24 --setting topk:select_top_k=2
+  sere bench --preset qwen3-30b-a3b --depths 4 8 --batch-size 8 16
   sere bench --preset tiny --batch-size 4 --steps 4 --json
 """
 
@@ -71,10 +76,7 @@ def add(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Time, write one line per case, print the table."""
     _check_word(args.model)
-    if (args.model is None) == (args.preset is None):
-        raise ConfigError("bench: expected either MODEL or --preset, e.g. sere bench --preset qwen3-30b-a3b")
-    if args.model is not None and args.layers is not None:
-        raise ConfigError("--layers: only a --preset can have fewer layers; leave it out for a MODEL")
+    depths_of(args)
     emit_lines(args, _records(args), render)
     return 0
 
@@ -94,8 +96,7 @@ def _check_word(model: str | None) -> None:
 
 def _records(args: argparse.Namespace) -> Any:
     """Yield the records as they are measured; settings and sizes are checked before the model is made."""
-    from sere.bench.run import BenchPlan, bench
-    from sere.bench.shapes import shape_config
+    from sere.bench.run import BenchPlan, bench, bench_depths
     from sere.cli.progress_bar import bar
     from sere.policies.spec import parse_specs
 
@@ -108,23 +109,21 @@ def _records(args: argparse.Namespace) -> Any:
         seed=args.seed,
         progress=bar,
     )
-    if args.preset is not None:
-        shape_config(args.preset, layers=_layers(args))
-    yield from bench(_subject(args), plan)
+    depths = depths_of(args)
+    if len(depths) < 2:
+        yield from bench(_subject(args, *depths), plan)
+        return
+    # One after the other: each model is freed before the next is made.
+    yield from bench_depths([partial(_subject, args, layers) for layers in depths], plan)
 
 
-def _layers(args: argparse.Namespace) -> int:
-    if args.layers is not None:
-        return int(args.layers)
-    return 2 if args.preset == "tiny" else 4
-
-
-def _subject(args: argparse.Namespace) -> Any:
-    """Load or make what is timed."""
+def _subject(args: argparse.Namespace, layers: int | None = None) -> Any:
+    """Load the model, or make the preset with so many layers."""
+    from sere.bench.shapes import SHAPES
     from sere.bench.target import Subject, random_table
     from sere.table import SimilarityTable
 
-    model = _random_model(args) if args.preset is not None else load_on_device(checkpoint_path(args), args)
+    model = load_on_device(checkpoint_path(args), args) if layers is None else _random_model(args, layers)
     similarities = random_table(model, seed=args.seed)
     path = table_path(args) if args.model is not None or args.table is not None else None
     if path is not None:
@@ -132,10 +131,12 @@ def _subject(args: argparse.Namespace) -> Any:
         loaded.check(similarities.identity)
         similarities = loaded
     identity = similarities.identity
+    made = model.config.get_text_config().num_hidden_layers
     described = {
         "model": args.preset or identity.name,
         "weights": "random" if args.preset is not None else "checkpoint",
-        "layers": model.config.get_text_config().num_hidden_layers,
+        "layers": made,
+        "published_layers": made if args.preset is None else SHAPES[args.preset].layers,
         "num_experts": identity.num_experts,
         "top_k": identity.top_k,
         "vocab_size": model.get_input_embeddings().num_embeddings,
@@ -149,34 +150,36 @@ def _subject(args: argparse.Namespace) -> Any:
     return Subject(model, similarities, described)
 
 
-def _random_model(args: argparse.Namespace) -> Any:
+def _random_model(args: argparse.Namespace, layers: int) -> Any:
     import torch
 
     from sere.bench.target import random_model
 
     dtype = torch.bfloat16 if args.dtype == "auto" else getattr(torch, args.dtype)
-    say(f"making {args.preset} with {_layers(args)} layers and random weights")
+    say(f"making {args.preset} with {layers} layers and random weights")
     return random_model(
-        args.preset, layers=_layers(args), dtype=dtype, device=pick_device(args.device),
+        args.preset, layers=layers, dtype=dtype, device=pick_device(args.device),
         experts_implementation=args.experts_implementation, seed=args.seed,
     )  # fmt: skip
 
 
 def render(records: list[Mapping[str, Any]]) -> str:
     """Return the records as a table with one row per case."""
-    headers = ["B", "TPOT ms", "p20 to p80", "speedup", "p20 to p80", "experts",
-               "overhead µs/layer", "% of step"]  # fmt: skip
-    return case_table([(record["setting"], _row(record)) for record in records], headers)
+    several = len({record["subject"]["layers"] for record in records}) > 1
+    headers = ["B", *["layers"] * several, "TPOT ms", "speedup", "experts", "overhead µs", "% of step"]
+    table = case_table([(record["setting"], _row(record, several)) for record in records], headers)
+    return table + render_depths(records, lambda record: f"B={record['batch_size']}")
 
 
-def _row(record: Mapping[str, Any]) -> list[Any]:
+def _row(record: Mapping[str, Any], depth: bool) -> list[Any]:
     tpot, speedup, overhead, experts = (
         record[name] for name in ("tpot_ms", "speedup", "overhead", "experts")
     )
     return [
         record["batch_size"],
-        *spread_cells(tpot, 2),
-        *spread_cells(speedup, 3),
+        *[record["subject"]["layers"]] * depth,
+        spread_cell(tpot, 2),
+        spread_cell(speedup, 3),
         f"{experts['distinct_before']:.1f} > {experts['distinct_after']:.1f}",
         None if overhead is None else f"{overhead['us_per_layer']:.0f}",
         None if overhead is None else f"{100 * overhead['ms_per_step'] / tpot['p50']:.1f}",

@@ -6,37 +6,45 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from sere.cli.bench.arguments import add_target_arguments
-from sere.cli.bench.serve_runs import online_records, records
+from sere.cli.bench.arguments import add_target_arguments, depths_of
+from sere.cli.bench.failures import Failures
+from sere.cli.bench.serve_engines import DECODE, EngineRun
+from sere.cli.bench.serve_online import online_records
 from sere.cli.bench.serve_tables import render, render_online
 from sere.cli.loading import DTYPES, add_table_argument, add_trust_argument
 from sere.cli.numbers import at_least, whole
 from sere.cli.output import add_json_flag, emit_lines, say
 from sere.cli.parser import add_command, add_setting_argument
-from sere.cli.server_logs import server_logs
+from sere.cli.server_logs import Logs, server_logs
 from sere.cli.settings import DEFAULT
 from sere.errors import ConfigError
 
-_DETAILS = """Starts vLLM in this process and sends it batches of B requests that arrive together.
-Settings that differ only in select_top_k and threshold take turns, block by block, in one engine. All
-other options, such as use_scale, are fixed when an engine starts: settings that differ
-in them get separate engines, one after the other. 'off' takes turns in each engine, and a speedup is
-always relative to 'off' in the same engine. Two more variants show what re-routing costs: 'vanilla' is
-the engine without any wrapper of sere (not with --compile, because the operation is part of the compiled
-code), and for each sere setting 'replay' uses recorded ids, without the work of computing them. Rules
-other than sere cannot be combined with --compile or --server. With --preset, the model has a published
-model's layer shape, random weights (standard deviation 0.04) and random similarities. --out gets one
-JSON line per case.
+_DETAILS = """Starts vLLM and sends it batches of B requests that arrive together. Settings that differ
+only in what a running engine can change (select_top_k, threshold, active_experts) take turns, block by
+block, in one engine. All other options, such as use_scale, are fixed when an engine starts: settings that
+differ in them get separate engines. 'off' takes turns in each engine, and a speedup is always relative to
+'off' in the same engine. Each engine has a process of its own. If memory allows, all are alive at once and
+take turns; else they run one after the other, twice each (--visits), the second time in reverse order. If
+one fails, the others go on, and the exit code is 1.
+
+With --vanilla, one more engine never loads sere: "over vanilla" compares with it. For each sere setting
+'replay' uses recorded ids, without the work of computing them. Rules other than sere cannot be combined
+with --compile or --server. With --preset, the model has a published model's layer shape, random weights
+(standard deviation 0.04) and random similarities; --depths times it at two depths. --load times other
+loads than decoding: the first token of one prompt of 32, 2048 or 8192 tokens (ttft-32, ttft-2k, ttft-8k),
+four prompts of 2048 tokens (prefill), and 16 requests that decode while 5 prompts of 512 tokens arrive
+(mixed). --out gets one JSON line per case; after an interruption, the same command continues.
 
 With --server, each engine is a real 'vllm serve' on a local port that gets requests over HTTP: B
 concurrent requests, each replaced when it ends, or R requests per second at random times. Settings are
 switched over HTTP. There is no replay. With --vanilla, a second server, started without sere, takes
-turns with each of the others; this works with --compile too. The exit code is 1
-if any request failed. If anything failed, the servers' logs are kept beside --out."""
+turns with each of the others. The exit code is 1 if any request failed. If anything failed, the logs of
+vLLM are kept beside --out."""
 
 _EXAMPLES = """
   sere bench serve --preset qwen3-30b-a3b --layers 4 --batch-size 8 16 32 64 --out serve.jsonl
-  sere bench serve MODEL --compile
+  sere bench serve MODEL --compile --vanilla
+  sere bench serve --preset qwen3-30b-a3b --depths 4 8 --vanilla --load ttft-2k mixed --out serve.jsonl
   sere bench serve --preset qwen3-30b-a3b --layers 4 --server --batch-size 8 16 --vanilla
   sere bench serve --preset qwen3-30b-a3b --layers 4 --server --request-rate 1 2 4
   sere bench serve MODEL --setting sere --setting sere:active_experts=24
@@ -46,6 +54,8 @@ _EXAMPLES = """
 
 def add(subparsers: Any) -> None:
     """Add the command's parser."""
+    from sere.bench.vllm.engine_loads import NAMED_LOADS
+
     summary = "Time a vLLM engine with re-routing off and on."
     parser = add_command(subparsers, "serve", summary, run, details=_DETAILS, examples=_EXAMPLES)
     add_target_arguments(parser)
@@ -80,6 +90,21 @@ def add(subparsers: Any) -> None:
         "which is left to its scheduler)",
     )  # fmt: skip
     parser.add_argument("--seed", type=whole(), default=0, help="seed of weights and prompts (default: 0)")
+    parser.add_argument(
+        "--vanilla", action="store_true", help="also time an engine or server that never loads sere"
+    )
+    engines = parser.add_argument_group("engines")
+    engines.add_argument(
+        "--load", nargs="+", choices=(DECODE, *NAMED_LOADS), metavar="LOAD",
+        help=f"what is timed: {', '.join((DECODE, *NAMED_LOADS))} (default: {DECODE})",
+    )  # fmt: skip
+    engines.add_argument(
+        "--visits", type=whole(1), default=2, metavar="N",
+        help="how often an engine is started, if memory is too small for all at once (default: 2)",
+    )  # fmt: skip
+    engines.add_argument(
+        "--no-replay", dest="replay", action="store_false", help="do not time replays of recorded ids"
+    )
     group = parser.add_argument_group("over HTTP")
     group.add_argument("--server", action="store_true", help="time a 'vllm serve' under load")
     group.add_argument(
@@ -92,35 +117,54 @@ def add(subparsers: Any) -> None:
     group.add_argument(
         "--requests", type=whole(1), metavar="N", help="requests per block, at least B (default: 32)"
     )
-    group.add_argument(
-        "--vanilla",
-        action="store_true",
-        help="also time a second server without sere (needs memory for two models)",
-    )
     parser.add_argument("--out", type=Path, metavar="FILE", help="append the JSON lines to this file")
     add_json_flag(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Time, write one line per case, print the table."""
-    if (args.model is None) == (args.preset is None):
-        raise ConfigError("bench serve: expected either MODEL or --preset, e.g. --preset qwen3-30b-a3b")
-    if args.model is not None and args.layers is not None:
-        raise ConfigError("--layers: only a --preset can have fewer layers; leave it out for a MODEL")
-    if not args.server and (args.request_rate or args.requests is not None or args.vanilla):
-        raise ConfigError("bench serve: --request-rate, --requests and --vanilla need --server")
+    depths_of(args)
+    _check_ways(args)
+    with server_logs(args.out) as logs:
+        if not args.server:
+            return _engines(args, logs)
+        return _servers(args, logs)
+
+
+def _servers(args: argparse.Namespace, logs: Logs) -> int:
+    failures = Failures()
+    shown = emit_lines(args, online_records(args, logs, failures), render_online)
+    failed = sum(record["failed"] for record in shown)
+    if failed or failures.errors:
+        logs.keep = True
+        lost = [f"{failed} requests failed; the records say how"] * bool(failed)
+        say(f"{'; '.join(lost + [failures.named()] * bool(failures.errors))}{logs.where()}")
+    return int(failed > 0 or bool(failures.errors))
+
+
+def _engines(args: argparse.Namespace, logs: Logs) -> int:
+    engines = EngineRun(args, logs)
+    emit_lines(args, engines.records(), lambda records: render([*engines.earlier, *records]))
+    if engines.failures.errors:
+        logs.keep = True
+        say(f"{engines.failures.named()}{logs.where()}")
+    return int(bool(engines.failures.errors))
+
+
+def _check_ways(args: argparse.Namespace) -> None:
+    """Refuse arguments that only the other way to time has.
+
+    Raises:
+        ConfigError: There are such.
+    """
+    if not args.server and (args.request_rate or args.requests is not None):
+        raise ConfigError("bench serve: --request-rate and --requests need --server")
+    if args.server and (args.load or args.depths):
+        raise ConfigError(
+            "bench serve: --load and --depths time engines step by step; leave them out, or --server"
+        )
     if args.server and args.threads is not None:
         raise ConfigError(
-            "bench serve: --threads sets the threads of this process, not of --server; set those of vLLM, "
+            "bench serve: --threads sets the threads of engines, not of --server; set those of vLLM, "
             "e.g. with VLLM_CPU_OMP_THREADS_BIND"
         )
-    if not args.server:
-        emit_lines(args, records(args), render)
-        return 0
-    with server_logs(args.out) as logs:
-        shown = emit_lines(args, online_records(args, logs), render_online)
-        failed = sum(record["failed"] for record in shown)
-        if failed:
-            logs.keep = True
-            say(f"{failed} requests failed; the records say how{logs.where()}")
-    return int(failed > 0)

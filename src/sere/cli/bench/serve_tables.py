@@ -5,59 +5,61 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sere.cli.output import case_table, reasons, spread_cells
+from sere.cli.bench.depth_table import render_depths
+from sere.cli.output import case_table, reasons, spread_cell
+from sere.summaries import pairs
 
 
 def render(records: Sequence[Mapping[str, Any]]) -> str:
-    """Return the records as a table with one row per case."""
-    headers = ["B", "TPOT ms", "p20 to p80", "speedup", "p20 to p80", "tokens/s",
-               "TTFT ms", "experts", "MB read", "overhead µs/layer", "% of step"]  # fmt: skip
-    return case_table([(_name(record), _row(record)) for record in records], headers) + _reasons(records)
+    """Return the records of engines as a table with one row per case; then what two depths say."""
+    several = len({record["subject"]["layers"] for record in records}) > 1
+    headers = ["load", *["layers"] * several, "ms", "speedup", "over vanilla", "experts", "overhead"]
+    table = case_table([(_name(record), _row(record, several)) for record in records], headers)
+    return table + _reasons(records) + render_depths(records, lambda one: str(one["load"]))
 
 
 def _reasons(records: Sequence[Mapping[str, Any]]) -> str:
     return reasons((record["case"], record["nothing_changed"]) for record in records)
 
 
-def _row(record: Mapping[str, Any]) -> list[Any]:
-    tpot, speedup, experts = record["tpot_ms"], record["speedup"], record["experts"]
-    overhead, read = record["overhead"], record["expert_bytes_per_step"]
+def _row(record: Mapping[str, Any], depth: bool) -> list[Any]:
+    overhead = record["overhead"]
     return [
-        record["batch_size"],
-        *spread_cells(tpot, 2),
-        *spread_cells(speedup, 3),
-        f"{record['tokens_per_s']['p50']:.0f}",
-        f"{record['ttft_ms']['p50']:.0f}",
-        None if experts is None else f"{experts['distinct_before']:.1f} > {experts['distinct_after']:.1f}",
-        None if read is None else f"{read / 1e6:.0f}",
-        None if overhead is None else f"{overhead['us_per_layer']:.0f}",
-        None if overhead is None else f"{100 * overhead['ms_per_step'] / tpot['p50']:.1f}",
+        record["load"],
+        *[record["subject"]["layers"]] * depth,
+        f"{record['time_ms']['p50']:.2f}",
+        spread_cell(record["speedup"], 3),
+        spread_cell(record["speedup_over_vanilla"], 3),
+        _experts(record),
+        None if overhead is None else f"{100 * overhead['ms_per_step'] / record['time_ms']['p50']:.1f} %",
     ]
+
+
+def _experts(record: Mapping[str, Any]) -> str | None:
+    experts = record["experts"]
+    if experts is None:
+        return None
+    return f"{experts['distinct_before']:.1f} > {experts['distinct_after']:.1f}"
 
 
 def render_online(records: Sequence[Mapping[str, Any]]) -> str:
     """Return the records of a server under load as a table with one row per case."""
-    headers = ["requests", "TPOT ms", "p20 to p80", "speedup",
-               "p20 to p80", "tokens/s", "requests/s", "TTFT ms", "p90", "experts", "rows", "MB read",
-               "failed"]  # fmt: skip
+    headers = ["requests", "TPOT ms", "speedup", "tokens/s", "TTFT ms", "p90", "experts", "rows", "failed"]
     rows = [(_name(record), _online_row(record)) for record in records]
     return case_table(rows, headers) + _reasons(records)
 
 
 def _online_row(record: Mapping[str, Any]) -> list[Any]:
-    tpot, speedup, ttft = record["tpot_ms"], record["speedup"], record["ttft_ms"]
-    experts, read = record["experts"], record["expert_bytes_per_step"]
+    ttft, experts = record["ttft_ms"], record["experts"]
     return [
         record["case"].partition(",")[0],
-        *spread_cells(tpot, 2),
-        *spread_cells(speedup, 3),
+        f"{record['tpot_ms']['p50']:.2f}",
+        spread_cell(record["speedup"], 3),
         f"{record['tokens_per_s']['p50']:.0f}",
-        f"{record['requests_per_s']['p50']:.2f}",
         f"{ttft['p50']:.0f}",
         f"{ttft['p90']:.0f}",
-        None if experts is None else f"{experts['distinct_before']:.1f} > {experts['distinct_after']:.1f}",
+        _experts(record),
         None if experts is None else f"{experts['rows']:.1f}",
-        None if read is None else f"{read / 1e6:.0f}",
         record["failed"],
     ]
 
@@ -66,8 +68,3 @@ def _name(record: Mapping[str, Any]) -> str:
     """Return a setting with what its engine was started with."""
     started = ", ".join(pairs(record["config"]["start"]))
     return f"{record['setting']} (engine with {started})" if started else str(record["setting"])
-
-
-def pairs(settings: Mapping[str, Any]) -> list[str]:
-    """Return settings as ``name=value``."""
-    return [f"{name}={value}" for name, value in settings.items()]

@@ -15,6 +15,7 @@ from sere.integrations.activity import Activity, why_nothing_changed, without_nu
 from sere.integrations.transformers.flat_experts import FlatExperts
 from sere.policies.base import Policy
 from sere.reroute import COUNTERS
+from sere.reroute.stats import read_counters
 from sere.warn_once import WarnOnce
 
 logger = logging.getLogger("sere")
@@ -119,7 +120,7 @@ class Guard:
     def activity(self) -> Activity:
         """Return what was seen; the host waits for the device."""
         return Activity.of(
-            [layer.counters.tolist() for layer in self.layers],
+            read_counters([layer.counters for layer in self.layers]),
             calls=self.calls,
             eligible=self.eligible,
             hook_ran=self.hook_ran,

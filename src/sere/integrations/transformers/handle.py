@@ -19,7 +19,7 @@ from sere.integrations.transformers.hooks import HookedLayer
 from sere.integrations.transformers.live_settings import LiveSettings
 from sere.policies.base import Policy
 from sere.reroute.checks import ID_DTYPES, as_row_budgets
-from sere.reroute.stats import LayerStats, layer_stats
+from sere.reroute.stats import LayerStats, layer_stats, read_counters
 
 
 class Handle:
@@ -189,7 +189,8 @@ class Handle:
         """Read the counters of all layers; this is where the host waits for the device."""
         self._guard.warn()
         layers = self._guard.layers
-        return [layer_stats(layer.index, layer.name, layer.counters.tolist()) for layer in layers]
+        read = read_counters([layer.counters for layer in layers])
+        return [layer_stats(layer.index, layer.name, sums) for layer, sums in zip(layers, read, strict=True)]
 
     def flattening(self) -> Flattening:
         """Return whether re-routed steps compute only the pairs of a row and an expert that carry weight."""

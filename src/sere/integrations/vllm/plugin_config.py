@@ -27,7 +27,10 @@ class PluginConfig:
         merge_given: Whether ``merge`` was among the settings; if not, the expert kernel decides.
         enabled: Whether re-routing is on when the engine starts; it can be switched later.
         count_only: Whether the engine counts experts and re-routes nothing; it can be switched later.
-        request_tiers: The tiers of the table that requests may ask for; None for all.
+        allow_request_tiers: Whether a request may ask for anything of its own.
+        request_tiers: What requests may ask for by name, tiers of the table and ``"off"``; None for all.
+        request_select_top_k: The smallest and the largest S that a request may ask for, or nothing for none;
+            None for any S, or for none where ``request_tiers`` names what requests may ask for.
         log_seconds: Seconds between log lines with statistics; 0 for none.
         metrics_port: Port on which rank 0 serves Prometheus metrics, or None; with data parallelism each
             further engine's takes the next port.
@@ -43,7 +46,9 @@ class PluginConfig:
     merge_given: bool = False
     enabled: bool = True
     count_only: bool = False
+    allow_request_tiers: bool = True
     request_tiers: tuple[str, ...] | None = None
+    request_select_top_k: tuple[int, ...] | None = None
     log_seconds: float = 60.0
     metrics_port: int | None = None
     metrics_host: str = "127.0.0.1"
@@ -51,10 +56,11 @@ class PluginConfig:
     table_digest: str | None = None
 
     def __post_init__(self) -> None:
-        for name in ("enabled", "count_only", "allow_untested"):
+        for name in ("enabled", "count_only", "allow_request_tiers", "allow_untested"):
             if not isinstance(getattr(self, name), bool):
                 raise ConfigError(f"{name}: expected true or false, got {getattr(self, name)!r}")
         object.__setattr__(self, "request_tiers", _names("request_tiers", self.request_tiers))
+        object.__setattr__(self, "request_select_top_k", _range(self.request_select_top_k))
         seconds, port = self.log_seconds, self.metrics_port
         if not isinstance(seconds, int | float) or isinstance(seconds, bool) or not seconds >= 0:
             raise ConfigError(f"log_seconds: expected seconds, 0 for no log lines, got {seconds!r}")
@@ -104,6 +110,20 @@ def _names(setting: str, given: object) -> tuple[str, ...] | None:
     if not isinstance(given, list | tuple) or not all(isinstance(name, str) for name in given):
         raise ConfigError(f'{setting}: expected a list of names such as ["safe"], got {given!r}')
     return tuple(given)
+
+
+def _range(given: object) -> tuple[int, ...] | None:
+    """Return the smallest and the largest S of a request as a tuple, which is empty for none."""
+    if given is None:
+        return None
+    if isinstance(given, list | tuple) and all(type(bound) is int for bound in given):
+        bounds = tuple(given)
+        if not bounds or (len(bounds) == 2 and 1 <= bounds[0] <= bounds[1]):
+            return bounds
+    raise ConfigError(
+        "request_select_top_k: expected the smallest and the largest that a request may ask for, such as "
+        f"[2, 4], or [] for none, got {given!r}"
+    )
 
 
 def section(vllm_config: Any) -> Any | None:

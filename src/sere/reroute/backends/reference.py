@@ -30,13 +30,14 @@ class Layer(NamedTuple):
     Attributes:
         similarity: ``[E, E]``, float32; NaN where it is not known.
         threshold: ρ, ``[]``, float32.
-        limits, keep, scale, config: As in ``RawLayer``, on the device.
+        limits, keep, sensitivity, scale, config: As in ``RawLayer``, on the device.
     """
 
     similarity: Tensor
     threshold: Tensor
     limits: Tensor
     keep: Tensor
+    sensitivity: Tensor
     scale: Tensor | None
     config: KernelConfig
 
@@ -84,7 +85,9 @@ def run(batch: TokenBatch, layer: Layer, counters: Tensor | None) -> Routing:
     fixed = {e for e in occurring if bool(layer.keep[e])} | {ids[t][k] for t in protected for k in slots[t]}
     rows = max(1, min(LIMIT_ROWS, len(real) - len(protected)))
     heaviest = {ids[t][k] for t in real for k in kept[t]}
-    order = _order(occurring, fixed, heaviest, _masses(ids, weights, slots))
+    sensitivity: list[float] = layer.sensitivity.double().tolist()
+    mass = {e: units * sensitivity[e] for e, units in _masses(ids, weights, slots).items()}
+    order = _order(occurring, fixed, heaviest, mass)
     least = len(fixed) if config.cap else len(fixed | heaviest)
     primary = set(order[: max(least, most_active[rows - 1])])
     if not primary:
@@ -145,7 +148,7 @@ def _heaviest(slots: Row, weights: list[float], budget: int) -> Row:
 
 
 def _masses(ids: list[Row], weights: list[list[float]], slots: dict[int, Row]) -> dict[int, int]:
-    """Return the mass of each expert: the sum of its slots' weights to the fourth power, in integers."""
+    """Return each expert's sum of its slots' weights to the fourth power, in integers."""
     mass: dict[int, int] = {}
     for t, valid in slots.items():
         for k in valid:
@@ -156,7 +159,7 @@ def _masses(ids: list[Row], weights: list[list[float]], slots: dict[int, Row]) -
     return mass
 
 
-def _order(occurring: set[int], fixed: set[int], heaviest: set[int], mass: dict[int, int]) -> Row:
+def _order(occurring: set[int], fixed: set[int], heaviest: set[int], mass: dict[int, float]) -> Row:
     """Return the experts that occur in the order in which they become primary."""
     return sorted(occurring, key=lambda e: (e not in fixed, e not in heaviest, -mass[e], e))
 

@@ -33,12 +33,13 @@ class Layer(NamedTuple):
     Attributes:
         position: ``[E, E]``, int32; the position of p among the neighbors of e, 0 for the most similar; E
             where p is below the threshold, unknown, or e itself.
-        limits, keep, scale, config: As in ``RawLayer``, on the device.
+        limits, keep, sensitivity, scale, config: As in ``RawLayer``, on the device.
     """
 
     position: Tensor
     limits: Tensor
     keep: Tensor
+    sensitivity: Tensor
     scale: Tensor | None
     config: KernelConfig
 
@@ -72,7 +73,7 @@ def run(batch: TokenBatch, layer: Layer, counters: Tensor | None) -> Routing:
     occurring = members(ids, valid, E)
     fixed = members(ids, valid & protected[:, None], E) | (layer.keep & occurring)
     rows = (real & ~protected).sum().clamp(1, LIMIT_ROWS)
-    mass = expert_masses(ids, topk_weights, valid, E)
+    mass = expert_masses(ids, topk_weights, valid, layer.sensitivity)
     # Taken, not indexed: an index that is a tensor without axes would be read on the host.
     most = layer.limits.take(rows)
     primary = choose_primary(fixed, members(ids, kept, E), occurring, mass, most, cap=config.cap)

@@ -8,6 +8,7 @@ import pytest
 
 from sere.errors import ConfigError
 from sere.integrations.vllm.start import checks
+from tests.support.vllm.standins import ALL
 
 
 @pytest.mark.parametrize(
@@ -22,6 +23,6 @@ def test_misspelled_key(extra: Any, refused: bool, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(checks, "_refusal", lambda: ConfigError)
     if refused:
         with pytest.raises(ConfigError, match=f"setting under 'sere', got {next(iter(extra))!r}"):
-            checks.check_request(extra, ())
+            checks.check_request(extra, ALL)
     else:
-        checks.check_request(extra, ())
+        checks.check_request(extra, ALL)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import urllib.error
 import urllib.request
 from contextlib import nullcontext
@@ -13,10 +14,16 @@ import pytest
 import torch
 
 from sere.config import RerouteConfig
+from sere.errors import ConfigError, TableMismatch
 from sere.integrations.vllm.plugin_config import PluginConfig
-from sere.integrations.vllm.worker.equip import _after_warm_up, _around_loading
+from sere.integrations.vllm.start import tables
+from sere.integrations.vllm.start.checks import check_start
+from sere.integrations.vllm.worker.equip import _after_warm_up, _around_loading, equip
+from sere.integrations.vllm.worker.reporter import Reporter
+from sere.table.tiers import Tier
 from tests.support.vllm.metrics import report_without_layers, scrape
 from tests.support.vllm.server import free_port
+from tests.support.vllm.standins import ALL
 
 
 @pytest.mark.vllm
@@ -30,9 +37,11 @@ def test_port_closes_with_its_worker() -> None:
         guard=SimpleNamespace(restart=lambda: None), reset_counters=lambda: None,
         report=lambda: report_without_layers(rerouted=3, prompts=1),
     )  # fmt: skip
+    state.lock, state.budgets = threading.RLock(), None
     worker: Any = SimpleNamespace(
-        rank=0, compile_or_warm_up_model=lambda: 7, shutdown=lambda: ended.append("worker")
-    )
+        rank=0, compile_or_warm_up_model=lambda: 7, shutdown=lambda: ended.append("worker"),
+        sere_steps=SimpleNamespace(reporter=Reporter(state)),  # type: ignore[arg-type]
+    )  # fmt: skip
     _after_warm_up(worker, state)  # type: ignore[arg-type]
     for _ in range(2):
         assert worker.compile_or_warm_up_model() == 7
@@ -59,8 +68,43 @@ def test_tensors_are_made_where_the_model_runs(monkeypatch: pytest.MonkeyPatch) 
     )  # fmt: skip
     seen: list[Any] = []
     state: Any = SimpleNamespace(
-        add=None, speaks=False, rules=SimpleNamespace(tiers=()), prepare=lambda *given: seen.append(given)
+        add=None, speaks=False, rules=SimpleNamespace(allowed=ALL), prepare=lambda *given: seen.append(given)
     )
     _around_loading(worker, state, Path("none"))
     worker.load_model()
     assert seen == [(torch.device("meta"), 8)]
+
+
+def engine_of(table: Any, path: Path, **settings: Any) -> Any:
+    """Return what vLLM says of an engine of the model that a table was made for."""
+    values = table.identity.architecture
+    text = SimpleNamespace(
+        model_type=values["model_type"], hidden_size=values["hidden_size"],
+        num_hidden_layers=values["layers"], moe_intermediate_size=values["expert_width"],
+    )  # fmt: skip
+    return SimpleNamespace(
+        additional_config={"sere": {"table": str(path), "allow_untested": True, "log_seconds": 0} | settings},
+        device_config=SimpleNamespace(device_type="cpu"),
+        parallel_config=SimpleNamespace(data_parallel_size=2),
+        model_config=SimpleNamespace(model="somewhere", hf_text_config=text, hf_config=text),
+    )
+
+
+def test_a_worker_with_another_table_stops_the_start(any_table: Any, tmp_path: Path) -> None:
+    """The front end says in the settings what the table is; a worker that finds another file there stops."""
+    path = tmp_path / "similarity.sere"
+    any_table.save(path)
+    config = engine_of(any_table, path)
+    check_start(config)
+    assert config.additional_config["sere"]["table_digest"] == tables.digest(any_table)
+    any_table.with_tiers({"fast": Tier("fast", 3)}).save(path)
+    with pytest.raises(TableMismatch, match="expected the table that the engine was started with"):
+        equip(SimpleNamespace(vllm_config=config), config.additional_config["sere"])
+
+
+def test_ports_of_all_engines_exist(any_table: Any, tmp_path: Path) -> None:
+    """The last of several data-parallel engines needs a port, too."""
+    any_table.save(tmp_path / "similarity.sere")
+    check_start(engine_of(any_table, tmp_path / "similarity.sere", metrics_port=65534))
+    with pytest.raises(ConfigError, match="expected at most 65534, because each of 2 data-parallel engines"):
+        check_start(engine_of(any_table, tmp_path / "similarity.sere", metrics_port=65535))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
 from typing import Any
 
@@ -76,13 +77,19 @@ class Monolithic(Experts):
 
 
 def test_monolithic_kernels_decline_while_the_model_is_built() -> None:
-    """Within the context a kernel that routes inside is not supported; afterward all is as before."""
+    """Within the context a kernel that routes inside is not supported; elsewhere all is as before.
+
+    That is afterward, and in another thread, which may build the model of another engine.
+    """
     original = Experts.__dict__["is_supported_config"]
     with expert_kernels.decomposed_kernels(Experts):
         supported, reason = Monolithic.is_supported_config(Monolithic, None)
         assert not supported
         assert "decomposed" in str(reason)
         assert Experts.is_supported_config(Experts, None) == (True, None)
+        with ThreadPoolExecutor(1) as other:
+            elsewhere = other.submit(Monolithic.is_supported_config, Monolithic, None)
+        assert elsewhere.result() == (True, None)
     assert Experts.__dict__["is_supported_config"] is original
     assert Monolithic.is_supported_config(Monolithic, None) == (True, None)
 

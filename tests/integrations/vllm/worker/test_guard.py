@@ -157,9 +157,11 @@ def test_short_run_is_named_at_shutdown(start: Start, caplog: pytest.LogCaptureF
 
 def test_statistics_line(start: Start, caplog: pytest.LogCaptureFixture) -> None:
     """The reason is also logged where the statistics line is due, however few steps there were."""
-    engine = start(active_experts=15, log_seconds=1e-9)
-    decode(engine, 3)
-    # The first line is due before the first decode step.
+    engine = start(active_experts=15)
+    engine.prompts(*NAMES)
+    engine.steps.reporter.log()
+    engine.decode(*NAMES, steps=3)
+    engine.steps.reporter.log()
     assert "no decode step was seen in 1 call of the model" in caplog.messages[0]
     assert "active_experts=15 is not below" in caplog.messages[1]
     assert len(caplog.messages) == 2

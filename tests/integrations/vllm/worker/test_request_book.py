@@ -10,7 +10,7 @@ import pytest
 from sere.integrations.vllm.tiers import PROTECTED
 from sere.integrations.vllm.worker.request_book import RequestBook
 from sere.reroute.constants import LAYER_BUDGET
-from tests.support.vllm.standins import new, step
+from tests.support.vllm.standins import ALL, new, step
 
 
 def budgets(book: RequestBook, output: Any, counts: dict[str, int], **options: Any) -> list[int]:
@@ -20,7 +20,7 @@ def budgets(book: RequestBook, output: Any, counts: dict[str, int], **options: A
 
 @pytest.fixture
 def book() -> RequestBook:
-    known = RequestBook()
+    known = RequestBook(ALL)
     known.update(step(news=(new("a", 5), new("b", 8, "off"), new("c", 3, {"select_top_k": 1}), new("d", 4))))
     return known
 
@@ -76,7 +76,7 @@ class Strange(dict[str, Any]):
 )
 def test_any_fault_in_the_worker_protects(value: Any) -> None:
     """Whatever goes wrong with a request's tier in the worker protects that request; the engine goes on."""
-    book = RequestBook()
+    book = RequestBook(ALL)
     book.update(step(news=(new("a", 3, value), new("b", 3))))
     found = book.budgets(step(cached={"a": 3, "b": 3}), ["a", "b"], np.array([1, 1]))
     assert found.budgets.tolist() == [PROTECTED, LAYER_BUDGET]

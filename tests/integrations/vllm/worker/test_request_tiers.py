@@ -7,8 +7,12 @@ from typing import Any
 import pytest
 import torch
 
+from sere.config import RerouteConfig
 from sere.errors import ConfigError
 from sere.integrations.vllm.engine_stats import EngineStats, merge_answers
+from sere.integrations.vllm.plugin_config import PluginConfig
+from sere.integrations.vllm.start.tables import allowed_of_requests
+from sere.integrations.vllm.tiers import PROTECTED
 from sere.integrations.vllm.worker.start_log import describe
 from sere.table import SimilarityTable, Tier
 from tests.support.vllm.standins import (
@@ -216,11 +220,46 @@ def test_kernels_that_need_different_experts_get_at_least_k(
 
 def test_requests_may_be_kept_from_some_tiers(table: SimilarityTable) -> None:
     """``request_tiers`` says what requests may ask for; a name that the table lacks is refused."""
-    running = engine(table, request_tiers=("safe",))
+    running = engine(table, requests={"request_tiers": ("safe",)})
     running.prompts(*NAMES[:5], tier="safe")
     running.prompts(NAMES[5], tier="fast")
     assert decoded(running).steps_by_tier == {"safe": 2}
     with pytest.raises(
         ConfigError, match="request_tiers: the table has no tier 'slow', it has fast, balanced"
     ):
-        engine(table, request_tiers=("slow",))
+        engine(table, requests={"request_tiers": ("slow",)})
+
+
+EVERYTHING = (["balanced", "fast", "safe", "uneven"], "off", (1, PROTECTED))
+
+
+@pytest.mark.parametrize(
+    ("requests", "tiers", "off", "slots"),
+    [
+        ({}, *EVERYTHING),
+        ({"request_tiers": ["safe", "off"]}, ["safe"], "off", (1, 0)),
+        ({"request_tiers": ["safe"], "request_select_top_k": [2, 4]}, ["safe"], "", (2, 4)),
+        ({"request_select_top_k": [2, 4]}, *EVERYTHING[:2], (2, 4)),
+        ({"request_select_top_k": []}, *EVERYTHING[:2], (1, 0)),
+        ({"request_tiers": []}, [], "", (1, 0)),
+        ({"allow_request_tiers": False}, [], "", (1, 0)),
+        ({"allow_request_tiers": False, "request_tiers": ["safe"]}, [], "", (1, 0)),
+    ],
+    ids=["nothing said", "names", "names and S", "S", "no S", "no names", "nothing", "nothing at all"],
+)  # fmt: skip
+def test_what_an_operator_allows(
+    table: SimilarityTable, requests: dict[str, Any], tiers: list[str], off: str, slots: tuple[int, int]
+) -> None:
+    """By default requests may ask for everything; where tiers are named, for these and no other S."""
+    allowed = allowed_of_requests(table, PluginConfig(reroute=RerouteConfig(), **requests))
+    assert allowed.tiers == tiers
+    assert ("off" in allowed.names) == bool(off)
+    assert (allowed.least, allowed.most) == slots
+
+
+def test_engines_without_request_tiers(table: SimilarityTable) -> None:
+    """Where a request may ask for nothing, one that does all the same changes no step of the others."""
+    running = engine(table, requests={"allow_request_tiers": False})
+    running.prompts(*NAMES[:5])
+    running.prompts(NAMES[5], tier="off")
+    assert experts(decoded(running)) == [8, 8]

@@ -97,6 +97,8 @@ def test_settings_that_re_route_nothing(
     assert "re-routing active" in caplog.text
     warnings = [line for line in caplog.messages if "nothing will be re-routed" in line]
     assert len(warnings) == lines
+    # Of an expert kernel that is not known.
+    assert [line for line in caplog.messages if "--moe-backend chooses one" in line]
     text = f"select_top_k={K - below} is not smaller than the model's top_k={K}, so nothing will be re-routed"
     assert all(text in line for line in warnings)
 

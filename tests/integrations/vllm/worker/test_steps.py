@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,7 +18,7 @@ from sere.integrations.vllm.worker.row_budgets import RowBudgets
 from sere.integrations.vllm.worker.step_limits import StepLimits
 from sere.integrations.vllm.worker.steps import Steps
 from sere.reroute.constants import LAYER_BUDGET, PADDING_BUDGET
-from tests.support.vllm.standins import engine_config, new, step
+from tests.support.vllm.standins import ALL, engine_config, new, step
 
 
 class Announced:
@@ -28,9 +29,9 @@ class Announced:
         self.plugin_config = PluginConfig(reroute=self.config, log_seconds=0)
         self.enabled, self.count_only, self.least_select_top_k = True, False, 2
         self.budgets = RowBudgets(8, torch.device("cpu"), may_skip=False)
-        self.limits, self.rules = StepLimits(1, (), torch.device("cpu")), SimpleNamespace(tiers=())
+        self.limits, self.rules = StepLimits(1, (), torch.device("cpu")), SimpleNamespace(allowed=ALL)
         self.counts, self.guard = StepCounts(), SimpleNamespace(step=lambda: None)
-        self.vllm_config = engine_config(rank=0)
+        self.vllm_config, self.lock = engine_config(rank=0), threading.RLock()
 
 
 class RunnerV2:

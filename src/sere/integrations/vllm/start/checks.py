@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Collection
 from importlib import import_module
 from typing import Any
 
@@ -11,15 +10,16 @@ from sere.errors import BackendUnavailable, ConfigError, TableMismatch
 from sere.identity import span
 from sere.integrations.vllm.plugin_config import KEY, MOST_PORTS, PluginConfig, resembles_key, section
 from sere.integrations.vllm.start import features, tables, versions
-from sere.integrations.vllm.tiers import NOTHING, parse_request
+from sere.integrations.vllm.tiers import NOTHING, Allowed, parse_request
 from sere.policies.sere import check_fit
 from sere.reroute.backends.registry import BACKENDS
 
 
 def check_start(vllm_config: Any) -> None:
-    """Check settings, version, features and table; write the table's full path and tiers into the settings.
+    """Check settings, version, features and table.
 
-    Workers check again; here an error reaches the user as it is, and no process waits for another.
+    The table's full path and digest, and what requests may ask for, are written into the settings. Workers
+    check again; here an error reaches the user as it is, and no process waits for another.
 
     Args:
         vllm_config: vLLM's ``VllmConfig``, complete.
@@ -48,11 +48,13 @@ def check_start(vllm_config: Any) -> None:
             f"{path}: the table was calibrated on a model with {span(experts)} experts per layer, but this "
             f"one has {E}; calibrate this model (sere calibrate) or give its own table"
         )
+    allowed = tables.allowed_of_requests(table, config)
     # Workers may run in another folder, or on another machine with another file there.
     settings = dict(values or {}) | {
         "table": str(path),
         "table_digest": tables.digest(table),
-        "request_tiers": list(tables.request_tiers(table, config.request_tiers)),
+        "request_tiers": sorted(allowed.names),
+        "request_select_top_k": [allowed.least, allowed.most] if allowed.most else [],
     }
     vllm_config.additional_config = dict(vllm_config.additional_config) | {KEY: settings}
 
@@ -73,36 +75,38 @@ def check_requests(processor_class: Any) -> None:
     ) -> Any:
         values = section(self.vllm_config)
         if values is not None:
-            check_request(getattr(params, "extra_args", None), values.get("request_tiers") or ())
+            # As `check_start` has written them.
+            allowed = Allowed.of(values["request_tiers"], values["request_select_top_k"])
+            check_request(getattr(params, "extra_args", None), allowed)
         return process(self, request_id, prompt, params, *args, **kwargs)
 
     process_inputs.sere = True  # type: ignore[attr-defined]
     processor_class.process_inputs = process_inputs
 
 
-def check_request(extra_args: Any, tiers: Collection[str]) -> None:
+def check_request(extra_args: Any, allowed: Allowed) -> None:
     """Refuse a request's value as vLLM refuses its own: the API answers with 400, other requests go on.
 
     Args:
         extra_args: Of the request's ``SamplingParams``.
-        tiers: The tiers that requests may ask for.
+        allowed: What requests may ask for.
 
     Raises:
         ConfigError: The value is not one that a request may have, or such a value is under a misspelled name,
             which nothing would read; the error is also vLLM's ``VLLMValidationError``.
     """
     try:
-        parse_request(extra_args, tiers)
+        parse_request(extra_args, allowed)
     except ConfigError as error:
         raise _refusal()(str(error)) from None
     for name in filter(resembles_key, extra_args or ()):
-        if _is_meant(extra_args[name], tiers):
+        if _is_meant(extra_args[name], allowed):
             raise _refusal()(f"sere: expected a request's own setting under {KEY!r}, got {name!r}; rename it")
 
 
-def _is_meant(value: Any, tiers: Collection[str]) -> bool:
+def _is_meant(value: Any, allowed: Allowed) -> bool:
     try:
-        return parse_request({KEY: value}, tiers) != NOTHING
+        return parse_request({KEY: value}, allowed) != NOTHING
     except ConfigError:
         return False
 

@@ -11,6 +11,8 @@ from typing import Any
 from sere.defaults import TABLE, default_table
 from sere.errors import ConfigError, TableError, TableMismatch, name_some
 from sere.identity import architecture_of, summary
+from sere.integrations.vllm.plugin_config import PluginConfig
+from sere.integrations.vllm.tiers import OFF, PROTECTED, Allowed
 from sere.table import SimilarityTable, locate_table
 
 
@@ -88,23 +90,29 @@ def check_same(path: Path, table: SimilarityTable, expected: str | None) -> None
         )
 
 
-def request_tiers(table: SimilarityTable, given: tuple[str, ...] | None) -> tuple[str, ...]:
-    """Return the tiers that requests may ask for.
+def allowed_of_requests(table: SimilarityTable, config: PluginConfig) -> Allowed:
+    """Return what requests may ask for.
 
     Args:
-        table: The table.
-        given: The setting ``request_tiers``; None for all of the table's.
+        table: The table, whose tiers they are.
+        config: The plug-in's settings.
 
     Raises:
-        ConfigError: The table has no such tier.
+        ConfigError: The settings name a tier that the table does not have.
     """
-    for name in given or ():
-        if name not in table.tiers:
+    for name in config.request_tiers or ():
+        if name != OFF and name not in table.tiers:
             raise ConfigError(
                 f"request_tiers: the table has no tier {name!r}, it has {name_some(table.tiers) or 'none'}; "
                 "leave it out, or give a table that has it"
             )
-    return tuple(table.tiers) if given is None else given
+    slots = config.request_select_top_k
+    if not config.allow_request_tiers:
+        return Allowed.of((), ())
+    if config.request_tiers is None:
+        return Allowed.of((*table.tiers, OFF), (1, PROTECTED) if slots is None else slots)
+    # A large S is as good as "off", so naming tiers allows no S that is not named, too.
+    return Allowed.of(config.request_tiers, slots or ())
 
 
 def check_layer(table: SimilarityTable, index: int, name: str, *, E: int) -> None:

@@ -17,6 +17,8 @@ Answer = dict[str, Any]
 def answering(state: WorkerState, what: str, call: Callable[..., Answer]) -> Callable[..., Answer]:
     """Return a function that answers with an error in place of raising it; `methods` says why.
 
+    It waits for a step that runs, and for whatever else reads or changes what steps count.
+
     Args:
         state: The worker's state.
         what: What the function does, for the log.
@@ -29,7 +31,8 @@ def answering(state: WorkerState, what: str, call: Callable[..., Answer]) -> Cal
 
     def answer(*args: Any) -> Answer:
         try:
-            return call(*args)
+            with state.lock:
+                return call(*args)
         except SereError as error:
             return {"error": str(error)}
         except Exception as error:

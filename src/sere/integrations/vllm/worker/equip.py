@@ -18,6 +18,7 @@ from sere.integrations.vllm.plugin_config import PluginConfig
 from sere.integrations.vllm.start import features, tables, versions
 from sere.integrations.vllm.worker.answers import answering
 from sere.integrations.vllm.worker.change import Changes
+from sere.integrations.vllm.worker.compile_key import keep_settings_out
 from sere.integrations.vllm.worker.metrics_port import serve_metrics
 from sere.integrations.vllm.worker.router_hook import report_layers
 from sere.integrations.vllm.worker.start_log import log_start
@@ -54,10 +55,11 @@ def equip(worker: Any, values: object) -> None:
     worker.sere_state = state
     for name, method in methods_of(state).items():
         setattr(worker, name, method)
+    keep_settings_out(config)
     _around_loading(worker, state, path)
     watch_reloading(worker, path, speaks=state.speaks)
     _after_warm_up(worker, state)
-    _before_shutdown(worker, state.guard.last_look)
+    _before_shutdown(worker, functools.partial(_say_last, worker, state))
 
 
 def methods_of(state: WorkerState) -> dict[str, Callable[..., dict[str, Any]]]:
@@ -103,11 +105,19 @@ def _after_warm_up(worker: Any, state: WorkerState) -> None:
         if worker.rank == 0 and config.metrics_port is not None:
             # Each data-parallel engine has a rank 0.
             port = config.metrics_port + state.data_parallel_rank
-            close = serve_metrics(state.report, config.metrics_host, port)
+            close = serve_metrics(worker.sere_steps.reporter.read, config.metrics_host, port)
             _before_shutdown(worker, close)
         return result
 
     worker.compile_or_warm_up_model = warming
+
+
+def _say_last(worker: Any, state: WorkerState) -> None:
+    """Log what is left to say when the worker shuts down, also if its model was never loaded."""
+    state.guard.last_look()
+    steps = getattr(worker, "sere_steps", None)
+    if steps is not None:
+        steps.reporter.last_line()
 
 
 def _before_shutdown(worker: Any, act: Callable[[], None]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager
+from threading import get_ident
 from typing import Any
 
 from sere.config import RerouteConfig
@@ -124,9 +125,10 @@ def decomposed_kernels(experts_base: Any) -> Iterator[None]:
     """
     original = experts_base.__dict__["is_supported_config"]
     ask = original.__func__ if isinstance(original, staticmethod) else original
+    builder = get_ident()
 
     def is_supported_config(cls: Any, *args: Any, **kwargs: Any) -> Any:
-        if cls.is_monolithic():
+        if get_ident() == builder and cls.is_monolithic():
             return False, _REASON
         return ask(cls, *args, **kwargs)
 

@@ -128,6 +128,12 @@ def warm_up(layers: Iterable[RoutedLayer]) -> None:
         layer.warm_up()
 
 
+def expert_bytes(layers: Iterable[RoutedLayer]) -> int | None:
+    """Return the bytes of one routed expert's weights in this worker, or None if they cannot be told."""
+    first = next(iter(layers), None)
+    return None if first is None else versions.expert_bytes(first.runner, first.shape.num_experts)
+
+
 def layer_index(name: str) -> int:
     """Return the decoder layer's index in a layer's name, such as 3 in ``model.layers.3.mlp.experts``.
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from sere.integrations.vllm.tiers import NOTHING, OFF, PROTECTED, Asked, parse_request
+from sere.integrations.vllm.tiers import NOTHING, OFF, PROTECTED, Allowed, Asked, parse_request
 from sere.reroute.constants import LAYER_BUDGET
 
 
@@ -45,11 +45,11 @@ class RequestBook:
     """What is known about the requests that are running: their prompts' lengths and what they ask for.
 
     Args:
-        tiers: The tiers that requests may ask for.
+        allowed: What requests may ask for.
     """
 
-    def __init__(self, tiers: Collection[str] = ()) -> None:
-        self._tiers = frozenset(tiers)
+    def __init__(self, allowed: Allowed) -> None:
+        self._allowed = allowed
         self._known: dict[str, tuple[int, Asked]] = {}
 
     def __len__(self) -> int:
@@ -67,14 +67,14 @@ class RequestBook:
             self._known[request.req_id] = (_prompt_length(request), self._asked(request))
 
     def _asked(self, request: Any) -> Asked:
-        """What a request asks for; the front end has refused bad values, so one here protects."""
+        """What a request asks for; the front end has refused bad values, so one here protects if it may."""
         params = request.sampling_params
         try:
             extra_args = getattr(params, "extra_args", None)
-            return NOTHING if extra_args is None else parse_request(extra_args, self._tiers)
+            return NOTHING if extra_args is None else parse_request(extra_args, self._allowed)
         except Exception:
             # Whatever it is: an error here would end the engine, with all its requests.
-            return Asked(PROTECTED)
+            return Asked(PROTECTED) if OFF in self._allowed.names else NOTHING
 
     def budgets(
         self,

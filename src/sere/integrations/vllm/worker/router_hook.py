@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from threading import get_ident
 from typing import Any
 
 import torch
@@ -35,12 +36,13 @@ def report_layers(found: Callable[[Any], None]) -> Iterator[None]:
     from vllm.model_executor.layers.fused_moe.runner import moe_runner
 
     runner_class = moe_runner.MoERunner
-    construct = runner_class.__init__
+    construct, builder = runner_class.__init__, get_ident()
 
     @functools.wraps(construct)
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
         construct(self, *args, **kwargs)
-        if not _in_drafter():
+        # Another thread may build the model of another engine, which did not ask.
+        if get_ident() == builder and not _in_drafter():
             found(self)
 
     with ExitStack() as stack:

@@ -32,7 +32,8 @@ class Rules:
         plugin_config: The plug-in's settings.
 
     Attributes:
-        tiers: The tiers that requests may ask for.
+        allowed: What requests may ask for.
+        tiers: The tiers among that.
         digest: What the table is, for comparing it between ranks.
         kernels: Class names of the layers' expert kernels, None where one cannot be told; all layers get what
             all of them support.
@@ -43,7 +44,8 @@ class Rules:
 
     def __init__(self, table: SimilarityTable, plugin_config: PluginConfig) -> None:
         self.table = table
-        self.tiers = tables.request_tiers(table, plugin_config.request_tiers)
+        self.allowed = tables.allowed_of_requests(table, plugin_config)
+        self.tiers = tuple(name for name in table.tiers if name in self.allowed.names)
         self.digest = tables.digest(table)
         self.kernels: set[str | None] = set()
         self._merge_given = plugin_config.merge_given

@@ -22,10 +22,11 @@ def log_start(state: WorkerState) -> None:
     for warning in features.surprises(state.vllm_config, state.config):
         logger.warning("sere: %s", warning)
     if state.sere.full_rows:
-        logger.info(
+        logger.warning(
             "sere: the expert kernel %s is not known to handle duplicate ids within one token's top-k: "
             "rows get different experts (merge='distinct'), and a layer reads at least as many as a token "
-            "has slots, also where active_experts says fewer",
+            "has slots, also where active_experts says fewer; the kernels that need neither are in "
+            "docs/vllm-compatibility.md (--moe-backend chooses one)",
             state.kernel or "in use",
         )
     warn_of_settings(state)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -12,12 +13,12 @@ from torch import Tensor
 from sere.config import RerouteConfig
 from sere.errors import UnsupportedEngine
 from sere.integrations.vllm.plugin_config import PluginConfig
-from sere.integrations.vllm.start import tables, versions
+from sere.integrations.vllm.start import tables
 from sere.integrations.vllm.step_counts import StepCounts
 from sere.integrations.vllm.worker import expert_kernels, router_hook
 from sere.integrations.vllm.worker.flat_operator import flatten_layers
 from sere.integrations.vllm.worker.guard import Guard
-from sere.integrations.vllm.worker.layer import RoutedLayer, warm_up
+from sere.integrations.vllm.worker.layer import RoutedLayer, expert_bytes, warm_up
 from sere.integrations.vllm.worker.proposal import Fingerprint, Proposal, propose
 from sere.integrations.vllm.worker.row_budgets import RowBudgets
 from sere.integrations.vllm.worker.rules import Rules, layer_settings, least_select_top_k
@@ -50,6 +51,7 @@ class WorkerState:
         counts: Steps by what was done with them.
         why_no_pairs: Why all slots are computed in every step; None where pairs may be.
         guard: Says in the log why nothing was re-routed.
+        lock: Held by a step while it runs, and by whatever reads or changes what steps count.
         counters: ``[layers, len(COUNTERS)]``, int64: each layer's own are a row; None until the model is
             loaded.
         fingerprint: Of what holds at present, to be compared between ranks.
@@ -72,6 +74,7 @@ class WorkerState:
         self.kernel: str | None = None
         self.why_no_pairs: str | None = None
         self.counts = StepCounts()
+        self.lock = threading.RLock()
         self.guard = Guard(self.report, speaks=self.speaks)
         self.counters: Tensor | None = None
         self.fingerprint: Fingerprint = {"common": "", "layers": {}}
@@ -243,13 +246,8 @@ class WorkerState:
             "top_k": max((layer.shape.top_k for layer in self.layers.values()), default=0),
             "num_experts": max((layer.shape.num_experts for layer in self.layers.values()), default=0),
             "kernel": self.kernel,
-            "expert_bytes": self.expert_bytes(),
+            "expert_bytes": expert_bytes(layers),
         }
-
-    def expert_bytes(self) -> int | None:
-        """Return the bytes of one routed expert's weights in this worker, or None if they cannot be told."""
-        first = next(iter(self.layers.values()), None)
-        return None if first is None else versions.expert_bytes(first.runner, first.shape.num_experts)
 
     def reset_counters(self) -> None:
         """Set all counters to zero."""

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import functools
-import logging
 from collections.abc import Callable
-from time import monotonic
 from typing import Any
 
 import numpy as np
 
-from sere.integrations.vllm.engine_stats import log_line, merge_answers
 from sere.integrations.vllm.start import versions
 from sere.integrations.vllm.tiers import OFF
+from sere.integrations.vllm.worker.reporter import Reporter
 from sere.integrations.vllm.worker.request_book import RequestBook
 from sere.integrations.vllm.worker.state import WorkerState
-
-logger = logging.getLogger("vllm.sere")
 
 
 class Steps:
@@ -25,12 +21,15 @@ class Steps:
     Args:
         runner: vLLM's model runner, V1 or V2.
         state: The worker's state.
+
+    Attributes:
+        reporter: Reads what the steps counted, between two of them.
     """
 
     def __init__(self, runner: Any, state: WorkerState) -> None:
         self.runner, self.state = runner, state
-        self.book = RequestBook(state.rules.tiers)
-        self._logged = monotonic()
+        self.book = RequestBook(state.rules.allowed)
+        self.reporter = Reporter(state)
 
     def watch(self) -> None:
         """Set the wrappers on the runner object.
@@ -45,7 +44,7 @@ class Steps:
             prepare = runner.prepare_inputs
             runner.prepare_inputs = functools.wraps(prepare)(self._around_prepare(prepare))
         self._wrap("_dummy_run", self._before_dummy)
-        self._wrap("execute_model", self._before_step)
+        runner.execute_model = self._around_step(runner.execute_model)
 
     def _wrap(self, name: str, before: Callable[..., None]) -> None:
         """Call ``before`` with the same arguments ahead of a method of the runner."""
@@ -58,12 +57,22 @@ class Steps:
 
         setattr(self.runner, name, wrapped)
 
-    def _before_step(self, scheduler_output: Any, *_: Any, **kwargs: Any) -> None:
-        if not kwargs.get("dummy_run", False):
-            self.book.update(scheduler_output)
-            if self.state.enabled:
-                self.state.guard.step()
-        self._log()
+    def _around_step(self, execute: Callable[..., Any]) -> Callable[..., Any]:
+        """Take in what is scheduled ahead of a step; while it runs, nobody reads what it counts."""
+
+        @functools.wraps(execute)
+        def executed(scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
+            if kwargs.get("dummy_run", False):
+                return execute(scheduler_output, *args, **kwargs)
+            with self.state.lock:
+                self.book.update(scheduler_output)
+                if self.state.enabled:
+                    self.state.guard.step()
+                result = execute(scheduler_output, *args, **kwargs)
+                self.reporter.after_step()
+            return result
+
+        return executed
 
     def _before_dummy(self, *_: Any, **__: Any) -> None:
         assert self.state.budgets is not None
@@ -110,13 +119,3 @@ class Steps:
             state.counts.protected += 1
         else:
             state.counts.prompts += 1
-
-    def _log(self) -> None:
-        state, every = self.state, self.state.plugin_config.log_seconds
-        if not every or state.vllm_config.parallel_config.rank != 0:
-            return
-        now = monotonic()
-        if now - self._logged >= every:
-            self._logged = now
-            state.guard.look()
-            logger.info("sere: %s", log_line(merge_answers([state.report()])))

@@ -41,13 +41,14 @@ class Layer(NamedTuple):
     Attributes:
         order: ``[E, E]``, int32; row e lists the other experts, most similar first (ties: lower id), e last.
         counts: ``[E]``, int32; how many of ``order[e]`` reach the threshold.
-        limits, keep, scale, config: As in ``RawLayer``, on the device.
+        limits, keep, sensitivity, scale, config: As in ``RawLayer``, on the device.
     """
 
     order: Tensor
     counts: Tensor
     limits: Tensor
     keep: Tensor
+    sensitivity: Tensor
     scale: Tensor | None
     config: KernelConfig
 
@@ -65,7 +66,7 @@ def run(batch: TokenBatch, layer: Layer, counters: Tensor | None) -> Routing:
     Source: docs/method.md section 4.
     """
     topk_ids, topk_weights, row_budgets, num_tokens, _ = batch
-    order, counts, limits, keep, scale, config = layer
+    order, counts, limits, keep, sensitivity, scale, config = layer
     T, K = topk_ids.shape
     dtype = topk_weights.dtype
     wide = topk_weights if dtype in _WEIGHTS else topk_weights.float()
@@ -92,6 +93,7 @@ def run(batch: TokenBatch, layer: Layer, counters: Tensor | None) -> Routing:
         counts.data_ptr(),
         limits.data_ptr(),
         keep.data_ptr(),
+        sensitivity.data_ptr(),
         0 if scale is None else scale.data_ptr(),
         0 if row_budgets is None else row_budgets.data_ptr(),
         0 if counters is None else counters.data_ptr(),
@@ -115,11 +117,12 @@ def run(batch: TokenBatch, layer: Layer, counters: Tensor | None) -> Routing:
 def _compiled(ids_dtype: torch.dtype, weights_dtype: torch.dtype) -> Callable[..., bool]:
     ids, weights = types.CPointer(_IDS[ids_dtype]), types.CPointer(_WEIGHTS[weights_dtype])
     int32s, flags = types.CPointer(types.int32), types.CPointer(types.uint8)
-    pointers = (ids, weights, ids, weights, int32s, int32s, int32s, flags)
-    optional = (types.CPointer(types.float32), int32s, types.CPointer(types.int64))
+    float32s = types.CPointer(types.float32)
+    pointers = (ids, weights, ids, weights, int32s, int32s, int32s, flags, float32s)
+    optional = (float32s, int32s, types.CPointer(types.int64))
     signature = types.boolean(*pointers, *optional, *[types.int64] * 9)
     compiled = compile_loop(signature, kernel.reroute)
-    prototype = ctypes.CFUNCTYPE(ctypes.c_bool, *[ctypes.c_void_p] * 11, *[ctypes.c_int64] * 9)
+    prototype = ctypes.CFUNCTYPE(ctypes.c_bool, *[ctypes.c_void_p] * 12, *[ctypes.c_int64] * 9)
     return prototype(compiled.address)
 
 

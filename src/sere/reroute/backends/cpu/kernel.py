@@ -26,8 +26,8 @@ NONE, OCCURS, KEPT, FIXED = range(4)
 
 
 def reroute(
-    ids_p, weights_p, new_ids_p, new_weights_p, order_p, counts_p, limits_p, keep_p, scale_p,
-    budgets_p, counters_p,
+    ids_p, weights_p, new_ids_p, new_weights_p, order_p, counts_p, limits_p, keep_p, sensitivity_p,
+    scale_p, budgets_p, counters_p,
     T, K, E, N, cap, active_targets, merge, sentinel, given,
 ):  # fmt: skip
     """Do docs/method.md section 4 for one layer and step; ``given`` has a bit for each optional pointer.
@@ -38,6 +38,7 @@ def reroute(
     new_ids, new_weights = carray(new_ids_p, (T, K)), carray(new_weights_p, (T, K))
     order, counts, keep = carray(order_p, (E, E)), carray(counts_p, (E,)), carray(keep_p, (E,))
     scale, counters = carray(scale_p, (E, E)), carray(counters_p, (NUM_COUNTERS,))
+    sensitivity = carray(sensitivity_p, (E,))
     given_budgets, limits = carray(budgets_p, (T,)), carray(limits_p, (1 + LIMIT_ROWS,))
     # An array over a null pointer is never read: these guard every use.
     has_scale, has_counters = given & HAS_SCALE != 0, given & HAS_COUNTERS != 0
@@ -55,7 +56,7 @@ def reroute(
         if classes[e] != NONE and keep[e] != 0:
             classes[e] = FIXED
     most = limits[max(1, min(open_rows, LIMIT_ROWS))]
-    size = _fill(ids, weights, row_budgets, classes, most, cap)
+    size = _fill(ids, weights, row_budgets, classes, sensitivity, most, cap)
     occurring, primary = classes != NONE, classes >= KEPT
     if size == 0:
         new_ids[:] = ids
@@ -147,7 +148,7 @@ def _vote(ids, weights, row_budgets, classes):
 
 
 @njit
-def _fill(ids, weights, row_budgets, classes, most, cap):
+def _fill(ids, weights, row_budgets, classes, sensitivity, most, cap):
     """Step 3: make P the classes from KEPT on, of M experts where it can be; return its size."""
     fixed, kept = 0, 0
     for c in classes:
@@ -156,7 +157,7 @@ def _fill(ids, weights, row_budgets, classes, most, cap):
     size = fixed + kept
     if size == most or (size > most and not (cap and kept > 0)):
         return size
-    mass = _masses(ids, weights, row_budgets, classes)
+    mass = _masses(ids, weights, row_budgets, sensitivity)
     if size < most:
         return size + _join(mass, classes, OCCURS, KEPT, most - size)
     # Of the experts in kept slots only the heaviest stay.
@@ -168,9 +169,9 @@ def _fill(ids, weights, row_budgets, classes, most, cap):
 
 
 @njit
-def _masses(ids, weights, row_budgets, classes):
-    """Return each expert's mass, the integer sum of its slots' weights to the fourth power."""
-    (T, K), E = ids.shape, classes.shape[0]
+def _masses(ids, weights, row_budgets, sensitivity):
+    """Return each expert's mass: the integer sum of its slots' weights to the fourth power, weighted."""
+    (T, K), E = ids.shape, sensitivity.shape[0]
     mass = np.zeros(E, np.int64)
     for t in range(T):
         if row_budgets[t] < 0:
@@ -180,7 +181,7 @@ def _masses(ids, weights, row_budgets, classes):
             if 0 <= e < E and abs(weights[t, k]) > 0:
                 square = np.float64(weights[t, k]) * np.float64(weights[t, k])
                 mass[e] += np.int64(min(np.rint(square * square * MASS_UNITS), MASS_BOUND))
-    return mass
+    return mass * sensitivity.astype(np.float64)
 
 
 @njit

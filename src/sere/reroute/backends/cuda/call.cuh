@@ -49,6 +49,7 @@ struct Call {
     const Eight* lists;                 // [E / 8, E / 32, 32], rounded up; most similar first, ends with the expert
     const int* limits;                  // [1 + LIMIT_ROWS]: S, then M for a step of 1, 2, ... rows
     const unsigned char* keep;          // [E]
+    const float* sensitivity;           // [E], in (0, 1]
     const float* scale;                 // [E, E]
     const void* budgets;                // [T], int or long long
     const void* num_tokens;             // [1], int or long long
@@ -70,6 +71,7 @@ struct Block {
     unsigned char position[MOST_EXPERTS];   // among the lowest active experts, or NO_POSITION
     unsigned short target[MOST_EXPERTS];    // the expert itself unless it is replaced
     unsigned mass_low[MOST_EXPERTS], mass_high[MOST_EXPERTS];
+    float sensitivity[MOST_EXPERTS];
     unsigned active_words[MOST_EXPERTS / WARP];
     unsigned short lowest_active[WARP];
     int limits[1 + LIMIT_ROWS];

@@ -198,7 +198,8 @@ def _try(ids_dtype: torch.dtype, weights_dtype: torch.dtype, device: torch.devic
     config = KernelConfig(cap=False, active_targets=False, merge=MERGE_NONE, sentinel=0)
     # S = 1, and M = 3: the heavier of the two experts that no row needs is primary, too.
     limits = torch.tensor([1] + [3] * LIMIT_ROWS, dtype=torch.int32, device="cpu")
-    raw = RawLayer(similarity, 0.0, limits, torch.zeros(4, dtype=torch.bool, device="cpu"), None, config)
+    keep, sensitivity = torch.zeros(4, dtype=torch.bool, device="cpu"), torch.ones(4, device="cpu")
+    raw = RawLayer(similarity, 0.0, limits, keep, sensitivity, None, config)
     counters = torch.zeros(len(COUNTERS), dtype=torch.int64, device=device)
     found = run(TokenBatch(ids, weights), prepare(raw, device), counters).ids.tolist()
     if found != [[0, 0], [2, 3]]:

@@ -110,10 +110,11 @@ SERE_INLINE void reroute(const Call<Id, W>& call, Block& block) {
     Slot<Id, W> first = Slot<Id, W>::load(call, thread, start);
     const Ahead ahead = Ahead::fetch(call, thread, thread.warp, 0);
     const unsigned char kept = call.keep[thread.index < call.E ? thread.index : 0];
+    const float sensitivity = call.sensitivity[thread.index < call.E ? thread.index : 0];
     const int limit = call.limits[thread.index < LIMIT_ROWS ? thread.index : LIMIT_ROWS];
     Words real = {};
     if (call.num_tokens != nullptr) real = Words::fetch(call.num_tokens, 0, call.given & WIDE_NUM_TOKENS);
-    clear(call, thread, block, limit, kept);
+    clear(call, thread, block, limit, kept, sensitivity);
     __syncthreads();
     const int N = real_rows(call, real);
     first.judge(call, N, block.limits[0]);

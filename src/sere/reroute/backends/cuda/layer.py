@@ -21,12 +21,13 @@ class Layer(NamedTuple):
     Attributes:
         lists: ``[E / 8, E / 32, 32, 8]``, int16, both rounded up; each expert's neighbors that reach the
             threshold, most similar first, then only the expert itself. The last axis is eight experts.
-        limits, keep, scale, config: As in ``RawLayer``, on the device.
+        limits, keep, sensitivity, scale, config: As in ``RawLayer``, on the device.
     """
 
     lists: Tensor
     limits: Tensor
     keep: Tensor
+    sensitivity: Tensor
     scale: Tensor | None
     config: KernelConfig
 
@@ -53,4 +54,4 @@ def for_torch(layer: Layer) -> torch_ops.Layer:
     position = torch.full((E, E), E, dtype=torch.int32, device=layer.lists.device)
     # The expert itself fills the rest of its list; it is no neighbor.
     position = position.scatter(1, by_expert, ranks).fill_diagonal_(E)
-    return torch_ops.Layer(position, layer.limits, layer.keep, layer.scale, layer.config)
+    return torch_ops.Layer(position, *layer[1:])

@@ -11,15 +11,17 @@ SERE_INLINE void add_mass(Block& block, int e, long long units) {
     atomicAdd(&block.mass_high[e], static_cast<unsigned>(bits >> 32) + (before + low < low));
 }
 
-SERE_INLINE long long mass_of(const Block& block, int e) {
+SERE_INLINE double mass_of(const Block& block, int e) {
     const unsigned long long high = block.mass_high[e];
-    return static_cast<long long>(high << 32 | block.mass_low[e]);
+    return static_cast<double>(static_cast<long long>(high << 32 | block.mass_low[e])) * block.sensitivity[e];
 }
 
-// Nothing counted, no expert marked, every expert its own target. ``limit`` and ``kept``, the flag of the thread's
-// expert, come from memory: they are stored last.
+// Nothing counted, no expert marked, every expert its own target. ``limit``, and the flag and the sensitivity of the
+// thread's expert, come from memory: they are stored last.
 template <class Id, class W>
-SERE_INLINE void clear(const Call<Id, W>& call, const Thread& thread, Block& block, int limit, unsigned char kept) {
+SERE_INLINE void clear(
+    const Call<Id, W>& call, const Thread& thread, Block& block, int limit, unsigned char kept, float sensitivity
+) {
     const int e = thread.index;
     if (e < COUNTS) block.counts[e] = e == STEPS;
     if (e == 0) {
@@ -33,6 +35,7 @@ SERE_INLINE void clear(const Call<Id, W>& call, const Thread& thread, Block& blo
         block.mass_low[e] = block.mass_high[e] = 0;
         block.target[e] = static_cast<unsigned short>(e);
         block.keep[e] = kept;
+        block.sensitivity[e] = sensitivity;
     }
     if (e <= LIMIT_ROWS) block.limits[e] = limit;
 }
@@ -160,14 +163,14 @@ SERE_INLINE void settle(const Thread& thread, Block& block, int primaries, unsig
     const int e = expert_of(mine);
     const bool asks = place < occurring && mine >> ID_BITS == edge;
     if (__ballot_sync(ALL_LANES, asks) == 0) return;
-    const long long mass = mass_of(block, e);
+    const double mass = mass_of(block, e);
     int before = 0;
 #pragma unroll 1
     for (int other = share; other < occurring; other += 1 << bits) {
         const unsigned theirs = block.keys[other];
         bool first = theirs >> ID_BITS > edge;
         if (theirs >> ID_BITS == edge) {
-            const long long their_mass = mass_of(block, expert_of(theirs));
+            const double their_mass = mass_of(block, expert_of(theirs));
             first = their_mass > mass || (their_mass == mass && theirs > mine);
         }
         before += first;

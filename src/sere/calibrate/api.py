@@ -90,7 +90,8 @@ def calibrate(
             - ``chunk_bytes``: Limit on the bytes of experts' outputs in memory at a time (default 256 MiB).
             - ``sensitivity``: Whether to measure, by gradients, how much losing each expert costs (default
               True). A model that is read layer by layer (``low_memory``) is calibrated without.
-            - ``progress``: True (default) shows a bar on a terminal, ``"always"`` everywhere, False never.
+            - ``progress``: True (default) shows a bar on a terminal, ``"always"`` everywhere, False never; or
+              what shows it, see `sere.progress.Progress`.
 
             For a checkpoint:
 
@@ -150,7 +151,7 @@ def _checkpoint(
     model = load_model(
         path,
         dtype=config.dtype or "auto",
-        bar=config.progress == "always" or (config.progress and sys.stderr.isatty()),
+        bar=config.progress == "always" or (config.progress is True and sys.stderr.isatty()),
         trust_remote_code=config.trust_remote_code,
     ).to(config.device)
     layers = find_experts(model)

@@ -10,9 +10,10 @@ from typing import Any, Literal, Self, TypedDict
 import torch
 
 from sere.errors import ConfigError, did_you_mean, name_some
+from sere.progress import Progress
 from sere.similarity import DEFAULT_METRIC, get_metric
 
-ShowProgress = bool | Literal["always"]
+ShowProgress = bool | Literal["always"] | Progress
 
 
 class CalibrationOptions(TypedDict, total=False):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -87,7 +88,7 @@ def _add_memory(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--no-sensitivity", dest="sensitivity", action="store_false", help=text)
     text = "memory limit for the experts' outputs held at a time (default: 256)"
     group.add_argument("--chunk-mb", type=whole(1), metavar="MB", help=text)
-    text = "show a progress bar; auto: on a terminal (default)"
+    text = "show progress; auto: a bar on a terminal, elsewhere a line a minute (default)"
     group.add_argument("--progress", choices=("auto", "always", "never"), default="auto", help=text)
 
 
@@ -156,9 +157,13 @@ def _say_what_is_used(model: str, written: Path) -> None:
 
 def _options(args: argparse.Namespace, metrics: Sequence[str], out: Path) -> dict[str, Any]:
     """Return the keyword arguments of `sere.calibrate`: those that were given."""
+    from sere.cli.progress_bar import bar
+
     names = ("field", "split", "max_tokens", "seq_len", "batch_size", "seed", "low_memory")
     options: dict[str, Any] = {name: value for name in names if (value := getattr(args, name)) is not None}
-    options["progress"] = {"auto": True, "always": "always", "never": False}[args.progress]
+    # A terminal gets calibration's own bar, which counts tokens.
+    auto = True if sys.stderr.isatty() else bar
+    options["progress"] = {"auto": auto, "always": "always", "never": False}[args.progress]
     options["work_dir"] = args.work_dir if args.work_dir is not None else out.with_name(f"{out.name}.work")
     options |= {"trust_remote_code": args.trust_remote_code, "sensitivity": args.sensitivity}
     if args.parameters is not None:

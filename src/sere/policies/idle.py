@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 
@@ -47,6 +47,22 @@ def why_idle(config: RerouteConfig, shapes: Iterable[LayerShape]) -> list[str]:
             f"{_smaller(min(layer.top_k for layer in kept))}"
         )
     return reasons
+
+
+def all_fit(limits: Mapping[LayerShape, Sequence[int]], rows: int) -> bool:
+    """Whether in every layer M is at least as many experts as the rows of a step choose, up to some rows.
+
+    Args:
+        limits: S, then M for 1, 2, ... rows, by layer, as kernels read them.
+        rows: Rows of the largest step.
+
+    Source: docs/method.md section 4, step 3: then all experts that occur are primary.
+    """
+    return all(
+        own[min(count, len(own) - 1)] >= min(layer.num_experts, count * layer.top_k)
+        for layer, own in limits.items()
+        for count in range(1, rows + 1)
+    )
 
 
 def why_no_substitute(config: RerouteConfig, layers: Mapping[int, LayerSimilarity]) -> list[str]:

@@ -16,7 +16,7 @@ from sere.config import ActiveExperts, RerouteConfig
 from sere.errors import ConfigError
 from sere.policies.base import LayerShape
 from sere.policies.baseline import LayerBatch, TopSlotsBaseline
-from sere.policies.idle import why_idle
+from sere.policies.idle import all_fit, why_idle
 from sere.reroute.limits import layer_limits
 from sere.table import SimilarityTable
 
@@ -91,6 +91,10 @@ class PrimarySetBaseline(TopSlotsBaseline):
     def why_idle(self, layers: Iterable[LayerShape]) -> list[str]:
         """Return why the settings re-route nothing: S is K or more, or M is E; see `Policy`."""
         return why_idle(self.settings, layers)
+
+    def never_reroutes(self, rows: int, layers: Iterable[LayerShape]) -> bool:
+        """Whether M is always enough for what the rows choose; see `Policy`."""
+        return all_fit({layer: self.prepare(layer)["limits"].tolist() for layer in layers}, rows)
 
     def _as_given(self) -> RerouteConfig:
         return RerouteConfig(

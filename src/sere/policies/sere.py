@@ -15,7 +15,7 @@ from torch import Tensor
 from sere.config import PAPER, RerouteConfig
 from sere.errors import MOST_NAMED, ConfigError, TableError
 from sere.policies.base import LayerRouter, LayerShape, Policy
-from sere.policies.idle import why_idle, why_no_substitute
+from sere.policies.idle import all_fit, why_idle, why_no_substitute
 from sere.reroute import PreparedLayer, Routing, TokenBatch, prepare_layer
 from sere.reroute.limits import layer_limits
 from sere.similarity.layer import LayerSimilarity
@@ -120,6 +120,10 @@ class Sere(Policy):
     def why_idle(self, layers: Iterable[LayerShape]) -> list[str]:
         """Return why the settings re-route nothing; see `Policy`."""
         return why_idle(self.config, layers) + why_no_substitute(self.config, self.layers)
+
+    def never_reroutes(self, rows: int, layers: Iterable[LayerShape]) -> bool:
+        """Whether M is always enough for what the rows choose; see `Policy`."""
+        return all_fit({layer: self.limits(layer).tolist() for layer in layers}, rows)
 
 
 class SereRouter(LayerRouter):

@@ -27,7 +27,7 @@ class Announced:
     def __init__(self) -> None:
         self.config = RerouteConfig(select_top_k=2)
         self.plugin_config = PluginConfig(reroute=self.config, log_seconds=0)
-        self.enabled, self.count_only, self.least_select_top_k = True, False, 2
+        self.enabled, self.count_only, self.other_experts, self.least_select_top_k = True, False, False, 2
         self.budgets = RowBudgets(8, torch.device("cpu"), may_skip=False)
         self.limits, self.rules = StepLimits(1, (), torch.device("cpu")), SimpleNamespace(allowed=ALL)
         self.counts, self.guard = StepCounts(), SimpleNamespace(step=lambda: None)

@@ -50,6 +50,11 @@ class RoutedLayer:
         self.flat: FlatExperts | None = None
         self.pairs = PairCounts()
 
+    @property
+    def expert_bytes(self) -> int | None:
+        """Bytes of one routed expert's weights in this worker, or None if they cannot be told."""
+        return versions.expert_bytes(self.runner, self.shape.num_experts)
+
     def find_share(self, rank: int, *, allow_untested: bool) -> None:
         """Find out which rows of a step the layer is given, once its model is loaded.
 
@@ -126,12 +131,6 @@ def warm_up(layers: Iterable[RoutedLayer]) -> None:
     """Run the router of one layer of each shape, because a backend may compile for a shape."""
     for layer in {(layer.shape.num_experts, layer.shape.top_k): layer for layer in layers}.values():
         layer.warm_up()
-
-
-def expert_bytes(layers: Iterable[RoutedLayer]) -> int | None:
-    """Return the bytes of one routed expert's weights in this worker, or None if they cannot be told."""
-    first = next(iter(layers), None)
-    return None if first is None else versions.expert_bytes(first.runner, first.shape.num_experts)
 
 
 def layer_index(name: str) -> int:

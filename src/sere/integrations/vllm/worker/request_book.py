@@ -51,6 +51,7 @@ class RequestBook:
     def __init__(self, allowed: Allowed) -> None:
         self._allowed = allowed
         self._known: dict[str, tuple[int, Asked]] = {}
+        self._with_images: dict[str, int] = {}
 
     def __len__(self) -> int:
         return len(self._known)
@@ -63,8 +64,27 @@ class RequestBook:
         """
         for name in scheduler_output.finished_req_ids:
             self._known.pop(name, None)
+            self._with_images.pop(name, None)
         for request in scheduler_output.scheduled_new_reqs:
             self._known[request.req_id] = (_prompt_length(request), self._asked(request))
+            if getattr(request, "mm_features", None):
+                self._with_images[request.req_id] = _prompt_length(request)
+
+    def reads_images(self, scheduler_output: Any) -> bool:
+        """Whether a step computes the prompt of a request that has images or sound.
+
+        Args:
+            scheduler_output: vLLM's ``SchedulerOutput`` of the step.
+        """
+        if not self._with_images:
+            return False
+        cached = scheduler_output.scheduled_cached_reqs
+        return any(
+            request.req_id in self._with_images for request in scheduler_output.scheduled_new_reqs
+        ) or any(
+            done < self._with_images.get(name, 0)
+            for name, done in zip(cached.req_ids, cached.num_computed_tokens, strict=True)
+        )
 
     def _asked(self, request: Any) -> Asked:
         """What a request asks for; the front end has refused bad values, so one here protects if it may."""

@@ -18,7 +18,7 @@ from sere.integrations.vllm.step_counts import StepCounts
 from sere.integrations.vllm.worker import expert_kernels, router_hook
 from sere.integrations.vllm.worker.flat_operator import flatten_layers
 from sere.integrations.vllm.worker.guard import Guard
-from sere.integrations.vllm.worker.layer import RoutedLayer, expert_bytes, warm_up
+from sere.integrations.vllm.worker.layer import RoutedLayer, warm_up
 from sere.integrations.vllm.worker.proposal import Fingerprint, Proposal, propose
 from sere.integrations.vllm.worker.row_budgets import RowBudgets
 from sere.integrations.vllm.worker.rules import Rules, layer_settings, least_select_top_k
@@ -26,6 +26,7 @@ from sere.integrations.vllm.worker.step_limits import StepLimits
 from sere.policies.base import LayerShape, Policy
 from sere.policies.sere import SereRouter
 from sere.reroute import COUNTERS
+from sere.structure import is_of_other_tower
 from sere.table import SimilarityTable
 
 
@@ -45,6 +46,7 @@ class WorkerState:
         count_only: Whether experts are counted and none is re-routed at present.
         least_select_top_k: The smallest S of any layer.
         layers: The MoE layers, by index, once the model is built.
+        other_experts: Whether the model has other experts for images or sound, which then get their rows.
         budgets: The budgets of the coming step's rows; None until the model is loaded.
         limits: S and M of the layers in the coming step; None until the model is loaded.
         kernel: Class name of the expert kernel, or None where it cannot be told.
@@ -52,8 +54,7 @@ class WorkerState:
         why_no_pairs: Why all slots are computed in every step; None where pairs may be.
         guard: Says in the log why nothing was re-routed.
         lock: Held by a step while it runs, and by whatever reads or changes what steps count.
-        counters: ``[layers, len(COUNTERS)]``, int64: each layer's own are a row; None until the model is
-            loaded.
+        counters: ``[layers, len(COUNTERS)]``, int64, a row for each layer; None until the model is loaded.
         fingerprint: Of what holds at present, to be compared between ranks.
 
     Raises:
@@ -69,6 +70,7 @@ class WorkerState:
         self.least_select_top_k = 1
         self.enabled, self.count_only = plugin_config.enabled, plugin_config.count_only
         self.layers: dict[int, RoutedLayer] = {}
+        self.other_experts = False
         self.budgets: RowBudgets | None = None
         self.limits: StepLimits | None = None
         self.kernel: str | None = None
@@ -91,12 +93,15 @@ class WorkerState:
         return sorted({router.prepared.backend for router in self._routers.values()})
 
     def add(self, runner: Any) -> None:
-        """Add one MoE layer while the model is built.
+        """Add one MoE layer while the model is built; experts for images or sound are left alone.
 
         Raises:
             TableError: The table does not know this layer.
             UnsupportedEngine: The layer cannot be re-routed.
         """
+        if is_of_other_tower(str(runner.layer_name)):
+            self.other_experts = True
+            return
         layer = RoutedLayer(runner)
         index = layer.shape.index
         tables.check_layer(self.table, index, layer.name, E=layer.shape.num_experts)
@@ -246,7 +251,7 @@ class WorkerState:
             "top_k": max((layer.shape.top_k for layer in self.layers.values()), default=0),
             "num_experts": max((layer.shape.num_experts for layer in self.layers.values()), default=0),
             "kernel": self.kernel,
-            "expert_bytes": expert_bytes(layers),
+            "expert_bytes": None if not layers else layers[0].expert_bytes,
         }
 
     def reset_counters(self) -> None:
@@ -279,7 +284,7 @@ class WorkerState:
 
     @property
     def rank(self) -> int:
-        """The worker's number among those of its engine; of several engines each has a 0."""
+        """The worker's number in its engine."""
         return int(self.vllm_config.parallel_config.rank)
 
     @property

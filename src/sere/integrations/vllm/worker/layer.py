@@ -55,6 +55,15 @@ class RoutedLayer:
         """Bytes of one routed expert's weights in this worker, or None if they cannot be told."""
         return versions.expert_bytes(self.runner, self.shape.num_experts)
 
+    def describe(self) -> dict[str, Any]:
+        """Return which layer this is and what it computed as pairs, as plain numbers."""
+        return {
+            "index": self.shape.index,
+            "name": self.name,
+            "share": self.share,
+            "pairs": self.pairs.to_list(),
+        }
+
     def find_share(self, rank: int, *, allow_untested: bool) -> None:
         """Find out which rows of a step the layer is given, once its model is loaded.
 

@@ -232,20 +232,17 @@ class WorkerState:
         layers = list(self.layers.values())
         # One copy for all layers, because it waits for the device.
         copied = [] if self.counters is None else self.counters.tolist()
-        settings = [layer_settings(self.sere, layer.shape) for layer in layers]
-        own = self.policy is self.sere
         return {
             "fingerprint": self.fingerprint,
             "data_parallel_rank": self.data_parallel_rank,
             "enabled": self.enabled,
             "count_only": self.count_only,
-            "settings": self.config.to_mapping() if own else self.policy.describe(),
+            "settings": (self.config.to_mapping if self.policy is self.sere else self.policy.describe)(),
             "request_tiers": list(self.rules.tiers),
             "steps": self.counts.to_mapping(),
             "layers": [
-                {"index": layer.shape.index, "name": layer.name, "share": layer.share}
-                | {"counters": sums, "settings": own, "pairs": layer.pairs.to_list()}
-                for layer, sums, own in zip(layers, copied, settings, strict=True)
+                layer.describe() | {"counters": sums, "settings": layer_settings(self.sere, layer.shape)}
+                for layer, sums in zip(layers, copied, strict=True)
             ],
             "flatten": {"setting": self.given.flatten, "why_not": self.why_no_pairs},
             "top_k": max((layer.shape.top_k for layer in self.layers.values()), default=0),

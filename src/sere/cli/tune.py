@@ -210,15 +210,19 @@ def _plan(args: argparse.Namespace) -> TunePlan:
 
     field: dict[str, str] = {} if args.field is None else {"field": args.field}
     texts: dict[str, Any] = {"chat_template": not args.no_chat_template}
+    count = args.max_prompts or MOST_PROMPTS
     if args.prompts is not None:
         texts["prompts"], texts["source"] = read_prompts(args.prompts, **field)
     elif args.texts is not None:
-        texts = {"prompts": pieces_of(args.texts, seed=args.seed, **field), "chat_template": False}
+        texts = {
+            "prompts": pieces_of(args.texts, count=count, seed=args.seed, **field),
+            "chat_template": False,
+        }
     else:
         if args.questions is not None:
             texts["questions"], texts["source"] = read_questions(args.questions, **field)
         else:
-            texts = {"questions": own_questions(seed=args.seed)}
+            texts = {"questions": own_questions(count=count, seed=args.seed)}
         texts["prompts"] = [question.prompt for question in texts["questions"]]
     wanted: list[tuple[Kind, float | None]] = [
         ("kl", args.max_kl),
@@ -230,7 +234,7 @@ def _plan(args: argparse.Namespace) -> TunePlan:
         goals=TIERS if one is None else {args.tier or DEFAULT_TIER: one},
         batch_sizes=args.batch_size or BATCH_SIZES,
         max_new_tokens=args.max_new_tokens,
-        max_prompts=args.max_prompts or MOST_PROMPTS,
+        max_prompts=count,
         seed=args.seed,
         uniform=args.uniform,
         layer_runs=args.layer_runs or LAYER_RUNS,

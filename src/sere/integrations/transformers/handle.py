@@ -90,7 +90,7 @@ class Handle:
 
         Args:
             **settings: ``tier="fast"``, ``active_experts=24``, ``active_experts={0: 32}`` (these layers
-                only), ``select_top_k``, ``threshold``, ``layers`` or ``keep``.
+                only), ``select_top_k``, ``threshold``, ``min_gain``, ``layers`` or ``keep``.
 
         Raises:
             InputError: The handle was removed, or re-routing was applied with a policy, whose settings are

@@ -166,6 +166,7 @@ def log_line(stats: EngineStats) -> str:
         f"{fmean(layer.distinct_before for layer in active):.1f} -> "
         f"{fmean(layer.distinct_after for layer in active):.1f}, "
         f"{100 * fmean(layer.slots_rerouted for layer in active):.0f} % of slots re-routed, "
+        f"{100 * fmean(layer.slots_computed for layer in active):.0f} % computed, "
         f"{fmean(layer.critical for layer in active):.1f} critical experts kept; "
         f"{stats.flattening.describe()}"
     )

@@ -8,6 +8,7 @@ from typing import Any
 
 from sere.errors import BackendUnavailable, ConfigError
 from sere.integrations.vllm.plugin_config import KEY, MOST_PORTS, PluginConfig, resembles_key, section
+from sere.integrations.vllm.prefix_cache import check_sharing
 from sere.integrations.vllm.start import features, tables, versions
 from sere.integrations.vllm.tiers import NOTHING, Allowed, parse_request
 from sere.policies.sere import check_fit
@@ -34,6 +35,7 @@ def check_start(vllm_config: Any) -> None:
         allow_untested=config.allow_untested,
     )
     features.check_features(vllm_config, allow_untested=config.allow_untested)
+    check_sharing(config, vllm_config)
     _check_ports(config.metrics_port, getattr(vllm_config.parallel_config, "data_parallel_size", 1))
     model_config = vllm_config.model_config
     path = tables.find_table(config.reroute.table, model_config)

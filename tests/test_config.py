@@ -19,7 +19,7 @@ FULL: dict[str, Any] = {
     "preset": None,
     "layers": {"1": {"select_top_k": 1, "active_experts": [[1, 8], [8, 24]]}, "0": {"threshold": 0.5}},
     "keep": {"3": [5, 1]}, "targets": "active", "use_scale": True, "merge": "sentinel", "sentinel": -1,
-    "phases": "all", "backend": "torch", "table": "t",
+    "phases": "all", "backend": "torch", "flatten": "on", "table": "t",
 }  # fmt: skip
 
 
@@ -194,6 +194,7 @@ def test_many_experts_to_keep() -> None:
             "active_experts: layer 0 is named in layers, too; give one value",
         ),
         ({"select_top_k": 2, "phases": "prefill"}, "phases: got 'prefill' .*valid: all, decode"),
+        ({"flatten": True}, "flatten: got True.*valid: auto, off, on"),
         ({"select_top_k": 2, "use_scale": 1}, "use_scale: expected true or false, got 1"),
         ({"select_top_k": 2, "keep": [1]}, r"keep: expected {layer index: \[expert ids\]}, got \[1\]"),
         ({"select_top_k": 2, "keep": {"a": [1]}}, "keep: expected .* got 'a'"),

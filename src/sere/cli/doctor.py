@@ -106,6 +106,7 @@ def _version(name: str, version: str) -> Finding:
 def _backends() -> Iterator[Finding]:
     import torch
 
+    from sere.flatten import why_not
     from sere.reroute.backends.registry import BACKENDS, select
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -113,6 +114,9 @@ def _backends() -> Iterator[Finding]:
         reason = record.why_not(device)
         yield Finding("backends", name, "missing" if reason else "ok", reason or f"runs on {device} tensors")
     yield Finding("backends", "auto", "ok", f"chooses {select('auto', device)} for {device} tensors")
+    reason = why_not()
+    detail = reason or "on a CPU, slots without weight can be left out (setting flatten)"
+    yield Finding("backends", "flatten", "missing" if reason else "ok", detail)
 
 
 def _extras() -> Iterator[Finding]:

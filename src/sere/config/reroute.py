@@ -30,6 +30,7 @@ Targets = Literal["primary", "active"]
 Merge = Literal["none", "same", "distinct", "sentinel"]
 Phases = Literal["decode", "all"]
 Backend = Literal["auto", "reference", "torch", "cpu", "cuda"]
+Flatten = Literal["auto", "on", "off"]
 
 PAPER = "paper"
 
@@ -61,6 +62,8 @@ class RerouteConfig:
         sentinel: The id that freed slots get with ``merge="sentinel"``.
         phases: Re-route ``"decode"`` steps only, or prefill as well (``"all"``).
         backend: Which implementation of the operation; ``"auto"`` chooses by device.
+        flatten: On a CPU, compute only the pairs of a row and an expert that carry weight: where it is faster
+            (``"auto"``), wherever there are fewer pairs than slots (``"on"``), or never (``"off"``).
         table: Path of the similarity table, or its name on the hub (``owner/name``), for integrations that
             take all settings in one mapping.
         preset: ``"paper"`` for the published method: no filling up, no factors, no slot given up; `paper`
@@ -84,6 +87,7 @@ class RerouteConfig:
     sentinel: int | None = None
     phases: Phases = "decode"
     backend: Backend = "auto"
+    flatten: Flatten = "auto"
     table: str | None = None
     preset: Literal["paper"] | None = None
 
@@ -100,6 +104,7 @@ class RerouteConfig:
         check_choice("merge", self.merge, get_args(Merge))
         check_choice("phases", self.phases, get_args(Phases))
         check_choice("backend", self.backend, get_args(Backend))
+        check_choice("flatten", self.flatten, get_args(Flatten))
         if self.use_scale is not None:
             check_boolean("use_scale", self.use_scale)
         if self.use_scale is False and any(self.for_layer(index).min_gain for index in (None, *self.layers)):

@@ -27,12 +27,14 @@ class RowBudgets:
     Attributes:
         tensor: ``[rows]``, int32: S of a request, ``LAYER_BUDGET``, ``PROTECTED`` or ``PADDING_BUDGET``.
         skip: Whether the layers need not look at this step at all.
+        largest: The largest budget of the step's rows; ``PROTECTED`` where the step is exact.
     """
 
     def __init__(self, rows: int, device: torch.device, *, may_skip: bool) -> None:
         self.tensor = torch.full((rows,), PADDING_BUDGET, dtype=torch.int32, device=device)
         self.may_skip = may_skip
         self.skip = may_skip
+        self.largest = PROTECTED
         self._written = np.empty(0, dtype=np.int32)
 
     def announce(self, budgets: npt.NDArray[np.int32]) -> bool:
@@ -47,12 +49,14 @@ class RowBudgets:
             self.exact()
             return False
         self.skip = False
+        self.largest = int(budgets.max())
         self._write(budgets)
         return True
 
     def exact(self) -> None:
         """Leave the routing of the coming step alone."""
         self.skip = self.may_skip
+        self.largest = PROTECTED
         self._write(np.empty(0, dtype=np.int32))
 
     def at(self, rows: int, share: int = 0) -> Tensor:

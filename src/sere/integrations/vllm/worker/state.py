@@ -16,8 +16,9 @@ from sere.integrations.vllm.plugin_config import PluginConfig
 from sere.integrations.vllm.start import tables
 from sere.integrations.vllm.step_counts import StepCounts
 from sere.integrations.vllm.worker import expert_kernels, router_hook
+from sere.integrations.vllm.worker.flat_operator import flatten_layers
 from sere.integrations.vllm.worker.guard import Guard
-from sere.integrations.vllm.worker.layer import RoutedLayer
+from sere.integrations.vllm.worker.layer import RoutedLayer, warm_up
 from sere.integrations.vllm.worker.proposal import Fingerprint, Proposal, propose
 from sere.integrations.vllm.worker.row_budgets import RowBudgets
 from sere.integrations.vllm.worker.rules import Rules, layer_settings, least_select_top_k
@@ -50,6 +51,7 @@ class WorkerState:
         limits: S and M of the layers in the coming step; None until the model is loaded.
         kernel: Class name of the expert kernel, or None where it cannot be told.
         counts: Steps by what was done with them.
+        why_no_pairs: Why all slots are computed in every step; None where pairs may be.
         guard: Says in the log why nothing was re-routed.
         lock: Held by a step while it runs, and by whatever reads or changes what steps count.
         counters: ``[layers, len(COUNTERS)]``, int64, a row for each layer; None until the model is loaded.
@@ -72,6 +74,7 @@ class WorkerState:
         self.budgets: RowBudgets | None = None
         self.limits: StepLimits | None = None
         self.kernel: str | None = None
+        self.why_no_pairs: str | None = None
         self.counts = StepCounts()
         self.lock = threading.RLock()
         self.guard = Guard(self.report, speaks=self.speaks)
@@ -141,11 +144,8 @@ class WorkerState:
             self._routers[index].prepared.read_limits_from(self.limits.tensor[row])
             layer.take(self._routers[index])
         self.commit(self.propose(self.given, enabled=self.enabled, count_only=self.count_only))
-        # One of each shape: a backend may compile for a shape.
-        for layer in {
-            (layer.shape.num_experts, layer.shape.top_k): layer for layer in self.layers.values()
-        }.values():
-            layer.warm_up()
+        self.why_no_pairs = flatten_layers(self.layers, self.rules.kernels, self.given.flatten, self.budgets)
+        warm_up(self.layers.values())
 
     def propose(self, given: RerouteConfig, *, enabled: bool, count_only: bool) -> Proposal:
         """Prepare changed settings on the host: nothing is changed, and nothing is left that can fail.
@@ -232,21 +232,19 @@ class WorkerState:
         layers = list(self.layers.values())
         # One copy for all layers, because it waits for the device.
         copied = [] if self.counters is None else self.counters.tolist()
-        settings = [layer_settings(self.sere, layer.shape) for layer in layers]
-        own = self.policy is self.sere
         return {
             "fingerprint": self.fingerprint,
             "data_parallel_rank": self.data_parallel_rank,
             "enabled": self.enabled,
             "count_only": self.count_only,
-            "settings": self.config.to_mapping() if own else self.policy.describe(),
+            "settings": (self.config.to_mapping if self.policy is self.sere else self.policy.describe)(),
             "request_tiers": list(self.rules.tiers),
             "steps": self.counts.to_mapping(),
             "layers": [
-                {"index": layer.shape.index, "name": layer.name, "share": layer.share}
-                | {"counters": sums, "settings": own}
-                for layer, sums, own in zip(layers, copied, settings, strict=True)
+                layer.describe() | {"counters": sums, "settings": layer_settings(self.sere, layer.shape)}
+                for layer, sums in zip(layers, copied, strict=True)
             ],
+            "flatten": {"setting": self.given.flatten, "why_not": self.why_no_pairs},
             "top_k": max((layer.shape.top_k for layer in self.layers.values()), default=0),
             "num_experts": max((layer.shape.num_experts for layer in self.layers.values()), default=0),
             "kernel": self.kernel,
@@ -258,6 +256,8 @@ class WorkerState:
         self.counts = StepCounts()
         if self.counters is not None:
             self.counters.zero_()
+        for layer in self.layers.values():
+            layer.pairs.reset()
 
     def _stage(self) -> range | None:
         """Return the decoder layers that this process holds, or None if it holds all."""

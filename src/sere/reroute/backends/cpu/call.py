@@ -124,20 +124,28 @@ def _compiled(ids_dtype: torch.dtype, weights_dtype: torch.dtype) -> Callable[..
     pointers = (ids, weights, ids, weights, int32s, int32s, int32s, flags, float32s)
     optional = (float32s, int32s, types.CPointer(types.int64))
     signature = types.boolean(*pointers, *optional, *[types.int64] * 9)
-    compiled = _compile(signature)
+    compiled = compile_loop(signature, kernel.reroute)
     prototype = ctypes.CFUNCTYPE(ctypes.c_bool, *[ctypes.c_void_p] * 12, *[ctypes.c_int64] * 9)
     return prototype(compiled.address)
 
 
-def _compile(signature: Any) -> Any:
-    """Compile, from the cache on disk or into it; without one where no folder can be written to."""
+def compile_loop(signature: Any, loop: Callable[..., Any]) -> Any:
+    """Compile, from the cache on disk or into it; without one where no folder can be written to.
+
+    Args:
+        signature: Numba's signature.
+        loop: The function in plain Python.
+
+    Returns:
+        Numba's ``CFunc``; its ``address`` is called through ctypes.
+    """
     try:
         _check_named_cache()
-        return numba.cfunc(signature, cache=True)(kernel.reroute)
+        return numba.cfunc(signature, cache=True)(loop)
     except (RuntimeError, OSError) as error:
         reason = str(error)
         warn_once(reason, _UNCACHED, reason)
-        return numba.cfunc(signature)(kernel.reroute)
+        return numba.cfunc(signature)(loop)
 
 
 def _check_named_cache() -> None:

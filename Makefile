@@ -14,7 +14,7 @@ LAST_RESORT := -o faulthandler_timeout=600 -o faulthandler_exit_on_timeout=true
 PYTEST := -m pytest $(LAST_RESORT) $(if $(SEED),--randomly-seed=$(SEED))
 PARALLEL := -n 2 --max-worker-restart=0
 
-.PHONY: help demo fuzz fuzz-http test test-oldest test-vllm fmt lint type cuda-check bench-smoke bench-serve bench-serve-loads \
+.PHONY: help demo fuzz fuzz-http soak test test-oldest test-vllm fmt lint type cuda-check bench-smoke bench-serve bench-serve-loads \
 	architectures documents train wheel-test clean \
 	gpu-test gpu-sanitize gpu-bench gpu-calibrate gpu-serve
 
@@ -103,6 +103,10 @@ gpu-calibrate: ## on a GPU: similarity accumulators against the CPU's results, a
 
 fuzz-http: .venv-vllm/.ready ## 10,000 generated requests to each route of a real vllm serve; none may fail or stop the engine
 	PYTHONPATH=src:. .venv-vllm/bin/python benchmarks/fuzz_http.py
+
+SOAK_SECONDS ?= 3600
+soak: .venv-vllm/.ready ## a real vllm serve under everything that clients do, for SOAK_SECONDS
+	PYTHONPATH=src:. .venv-vllm/bin/python benchmarks/soak_serve.py --seconds $(SOAK_SECONDS)
 
 gpu-serve: ## on a GPU: vLLM with Qwen3-30B-A3B's shape, re-routing off and on; see CONTRIBUTING.md
 	$(GPU) benchmarks/gpu_serve.py --out $(RESULTS)/gpu_serve.jsonl

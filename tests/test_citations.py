@@ -71,7 +71,7 @@ def test_nothing_cites_what_is_gone() -> None:
         ("docs/method.md section 4, steps 2 to 4.", []),
         ("docs/method.md section 3, metric ``cka``", []),
         ("docs/method.md section 40", ["docs/method.md section 40"]),
-        ("docs/method.md section 4, step 9", ["docs/method.md section 4, step 9"]),
+        ("docs/method.md section 4, step 19", ["docs/method.md section 4, step 19"]),
         ("docs/method.md section 3, metric ``ckb``", ["docs/method.md section 3, metric ``ckb``"]),
         ("see docs/method.md for it", ["docs/method.md"]),
     ],

@@ -15,10 +15,11 @@ from sere.config.active_experts import active_experts_of_text, text_of_active_ex
 from sere.errors import ConfigError
 
 FULL: dict[str, Any] = {
-    "select_top_k": 2, "threshold": 0.3, "active_experts": 4, "cap": True, "tier": "fast", "preset": None,
+    "select_top_k": 2, "threshold": 0.3, "active_experts": 4, "cap": True, "min_gain": 0.01, "tier": "fast",
+    "preset": None,
     "layers": {"1": {"select_top_k": 1, "active_experts": [[1, 8], [8, 24]]}, "0": {"threshold": 0.5}},
     "keep": {"3": [5, 1]}, "targets": "active", "use_scale": True, "merge": "sentinel", "sentinel": -1,
-    "phases": "all", "backend": "torch", "table": "t",
+    "phases": "all", "backend": "torch", "flatten": "on", "table": "t",
 }  # fmt: skip
 
 
@@ -105,6 +106,7 @@ def test_the_papers_preset_is_the_published_method() -> None:
     config = RerouteConfig.paper(2, 0.3)
     assert (config.select_top_k, config.threshold, config.active_experts) == (2, 0.3, 0)
     assert (config.use_scale, config.cap, config.targets, config.layers) == (False, False, "primary", {})
+    assert config.min_gain == 0
     assert RerouteConfig.from_mapping(config.to_mapping()) == config
     assert RerouteConfig.from_mapping({"preset": "paper", "select_top_k": 2, "threshold": 0.3}) == config
 
@@ -162,6 +164,18 @@ def test_many_experts_to_keep() -> None:
             {"cap": True, "layers": {3: {"active_experts": [[1, 0], [8, 24]]}}},
             "cap: needs a number of experts to keep to, got active_experts=1-0/8-24; give another one",
         ),
+        ({"min_gain": 1.5}, r"min_gain: expected a number from 0 to 1 \(a share\), got 1.5"),
+        ({"min_gain": True}, "min_gain: expected a number from 0 to 1 .*, got True"),
+        ({"layers": {0: {"min_gain": -1}}}, "layers: layer 0: min_gain: expected a number from 0 to 1"),
+        ({"min_gain": 0.1, "use_scale": False}, "min_gain: needs the table's factors, which use_scale=false"),
+        (
+            {"layers": {0: {"min_gain": 0.1}}, "use_scale": False},
+            "min_gain: needs the table's factors, which use_scale=false leaves out",
+        ),
+        (
+            {"min_gain": 0.1, "preset": "paper", "select_top_k": 2},
+            "min_gain: the preset 'paper' has 0.0, got 0.1",
+        ),
         ({"tier": 3}, "tier: expected the name of one of the table's tiers, got 3"),
         ({"layers": [24]}, r"layers: expected {layer index: settings}, got \[24\]"),
         ({"layers": {0: 24}}, 'layers: expected settings such as {"active_experts": 24}, got 24'),
@@ -180,6 +194,7 @@ def test_many_experts_to_keep() -> None:
             "active_experts: layer 0 is named in layers, too; give one value",
         ),
         ({"select_top_k": 2, "phases": "prefill"}, "phases: got 'prefill' .*valid: all, decode"),
+        ({"flatten": True}, "flatten: got True.*valid: auto, off, on"),
         ({"select_top_k": 2, "use_scale": 1}, "use_scale: expected true or false, got 1"),
         ({"select_top_k": 2, "keep": [1]}, r"keep: expected {layer index: \[expert ids\]}, got \[1\]"),
         ({"select_top_k": 2, "keep": {"a": [1]}}, "keep: expected .* got 'a'"),

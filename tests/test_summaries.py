@@ -11,7 +11,7 @@ from tests.support.tiny import tiny_model
 def stats(index: int, steps: int, before: float, after: float) -> LayerStats:
     return LayerStats(
         index=index, name=f"layers.{index}", steps=steps, rows=4.0, distinct_before=before,
-        distinct_after=after, slots_rerouted=0.5, critical=1.0,
+        distinct_after=after, slots_rerouted=0.5, slots_computed=0.75, critical=1.0,
     )  # fmt: skip
 
 
@@ -20,7 +20,7 @@ def test_means_are_over_the_layers_that_ran() -> None:
     found = summarize_layers([stats(0, 2, 8.0, 3.0), stats(1, 0, 0.0, 0.0), stats(4, 2, 6.0, 2.0)])
     assert found["distinct_before"] == 7.0
     assert found["distinct_after"] == 2.5
-    assert found["slots_rerouted"] == 0.5
+    assert (found["slots_rerouted"], found["slots_computed"]) == (0.5, 0.75)
     assert [layer["index"] for layer in found["layers"]] == [0, 4]
     assert [layer["distinct_after"] for layer in found["layers"]] == [3.0, 2.0]
 
@@ -28,8 +28,8 @@ def test_means_are_over_the_layers_that_ran() -> None:
 def test_nothing_that_ran_has_no_means() -> None:
     """None, not zero: nothing was counted."""
     assert summarize_layers([stats(0, 0, 0.0, 0.0)]) == {
-        "distinct_before": None, "distinct_after": None, "slots_rerouted": None, "critical": None,
-        "layers": [],
+        "distinct_before": None, "distinct_after": None, "slots_rerouted": None, "slots_computed": None,
+        "critical": None, "layers": [],
     }  # fmt: skip
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -77,6 +78,26 @@ def holds_json(path: Path) -> bool:
     """Whether a file starts like a JSON object or JSON lines."""
     with path.open("rb") as stream:
         return stream.read(64).lstrip().startswith(b"{")
+
+
+def others_can_write(path: Path) -> str | None:
+    """Return how somebody else could change a file, or put one into a folder; None if nobody else can.
+
+    Args:
+        path: What exists.
+
+    Raises:
+        OSError: It cannot be looked at.
+    """
+    found = path.stat()
+    # Only POSIX systems say whose a file is.
+    if not hasattr(os, "geteuid"):
+        return None
+    if found.st_uid not in (os.geteuid(), 0):
+        return f"it belongs to the user {found.st_uid}"
+    if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        return f"others may write to it (mode {stat.S_IMODE(found.st_mode):o})"
+    return None
 
 
 def what_is_there(path: str | os.PathLike[str]) -> str:

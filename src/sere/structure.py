@@ -75,7 +75,7 @@ def find_experts(model: nn.Module) -> list[ExpertsLayer]:
     parents = dict(model.named_modules())
     layers: list[ExpertsLayer] = []
     for name, module in parents.items():
-        if _OTHER_TOWERS.search(name):
+        if is_of_other_tower(name):
             continue
         if takes_routing(type(module)) and holds_experts(module):
             refuse_copies(name, module)
@@ -91,6 +91,11 @@ def find_experts(model: nn.Module) -> list[ExpertsLayer]:
             "Transformers v5. A dense model has none and nothing to re-route"
         )
     return _in_order(layers, model)
+
+
+def is_of_other_tower(name: str) -> bool:
+    """Whether a module's name says that it works on images or sound, and not on the tokens of a text."""
+    return _OTHER_TOWERS.search(name) is not None
 
 
 def is_rerouted(layers: Iterable[ExpertsLayer]) -> bool:

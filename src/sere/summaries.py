@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from sere.reroute.stats import LayerStats
     from sere.table import SimilarityTable
 
-_MEANS = ("distinct_before", "distinct_after", "slots_rerouted", "critical")
+_MEANS = ("distinct_before", "distinct_after", "slots_rerouted", "slots_computed", "critical")
 
 
 def summarize_table(table: SimilarityTable) -> dict[str, Any]:
@@ -37,8 +37,8 @@ def summarize_layers(stats: Sequence[LayerStats]) -> dict[str, Any]:
 
     Returns:
         ``distinct_before``, ``distinct_after`` and ``critical``: experts per layer and step;
-        ``slots_rerouted``: share of the slots, in [0, 1]. Each is None where no layer ran. ``layers``: the
-        same values per layer, with its ``index``.
+        ``slots_rerouted`` and ``slots_computed``: shares of the slots, in [0, 1]. Each is None where no
+        layer ran. ``layers``: the same values per layer, with its ``index``.
     """
     layers = [
         {"index": layer.index, **{name: getattr(layer, name) for name in _MEANS}}

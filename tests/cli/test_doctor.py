@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sere.cli import main
+from sere.cli import doctor, main
 from sere.table import SimilarityTable, Tier
 from sere.versions import TESTED
 from tests.support.checkpoints import save_checkpoint
@@ -93,3 +93,28 @@ def test_doctor_says_why_a_backend_is_missing(
     (finding,) = (f for f in value["findings"] if (f["part"], f["name"]) == ("backends", "cpu"))
     assert finding["state"] == "missing"
     assert "pip install '.[cpu]'" in finding["detail"]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "state", "words"),
+    [
+        ("SERE_DISABLE", None, "ok", "not set"),
+        ("SERE_DISABLE", "false", "ok", "'false': not disabled"),
+        ("SERE_DISABLE", "1", "missing", "'1': no engine re-routes"),
+        ("VLLM_PLUGINS", None, "ok", "not set: all plug-ins, no routes"),
+        ("VLLM_PLUGINS", "lora,sere", "ok", "'lora,sere': names sere"),
+        ("VLLM_PLUGINS", "other", "missing", "'other': vLLM does not load the plug-in"),
+        ("VLLM_PLUGINS", "", "missing", "'': vLLM does not load the plug-in"),
+    ],
+    ids=["unset", "no", "yes", "all", "named", "others", "none"],
+)
+def test_doctor_says_what_the_environment_does_to_the_plug_in(
+    name: str, value: str | None, state: str, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What keeps vLLM from loading the plug-in cannot be noticed inside an engine, so it is shown here."""
+    if value is None:
+        monkeypatch.delenv(name, raising=False)
+    else:
+        monkeypatch.setenv(name, value)
+    (found,) = (finding for finding in doctor._plugin() if finding.name == name)
+    assert (found.state, words in found.detail) == (state, True)

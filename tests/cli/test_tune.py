@@ -13,7 +13,7 @@ from sere.errors import ConfigError
 from sere.eval.tasks import TASK_NAMES
 from sere.table import SimilarityTable
 from sere.tune import work
-from sere.tune.plan import BATCH_SIZES, MOST_PROMPTS, TIERS, TunePlan
+from sere.tune.plan import BATCH_SIZES, LAYER_RUNS, MOST_PROMPTS, TIERS, TunePlan
 from tests.support.commands import refused, run_json, run_text
 from tests.support.tuning import PROMPTS, Breaking, question_file, routed_table
 
@@ -29,6 +29,7 @@ def test_help_names_the_defaults(capsys: pytest.CaptureFixture[str]) -> None:
     assert f"accept a KL of {safe}, {balanced} and {fast}" in shown
     assert f"(default: {' '.join(map(str, BATCH_SIZES))})" in shown
     assert f"(default: {MOST_PROMPTS})" in shown
+    assert f"single layers cost (default: {LAYER_RUNS})" in shown
 
 
 @pytest.fixture
@@ -189,9 +190,10 @@ def test_a_model_with_the_bundled_tokenizer_continues_the_tasks(
         (("--prompts", "missing.txt"), "no file missing.txt"),
         (("--prompts", "PROMPTS", "--max-kl", 1, "--speedup", 2), "not allowed with"),
         (("--prompts", "PROMPTS", "--max-kl", 1, "--tier", "a b"), "expected a name of letters"),
+        (("--prompts", "PROMPTS", "--uniform", "--layer-runs", 4), "which --uniform leaves out"),
     ],
     ids=["no texts", "tier alone", "points of prompts", "no kl", "no speedup", "one row", "out of reach",
-         "overwrites", "missing", "two goals", "name"],
+         "overwrites", "missing", "two goals", "name", "layers"],
 )  # fmt: skip
 def test_what_cannot_be_done_is_refused(
     capsys: pytest.CaptureFixture[str], checkpoint: Path, table: Path, prompts: Path,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,9 @@ from sere.bench.target import random_table
 from sere.eval.plan import PromptPlan, QuestionPlan
 from sere.eval.questions import held_out
 from sere.eval.run import evaluate
+from sere.policies.base import Policy
+from sere.policies.primary_set import PrimarySetBaseline
+from sere.policies.sere import Sere
 from sere.policies.spec import parse_specs
 from tests.support.progress import Interrupting
 
@@ -36,8 +40,24 @@ def test_an_interrupted_run_continues_after_its_finished_cases(
     assert progress.begun == [*before, "B=2 off", f"B=2 {ON}", f"B=2 {ON}"]
     assert not path.exists()
     once = evaluate(model, tokenizer, plan, table=table)
-    assert _without_times(record) == _without_times(once)
+    assert record["cases"] == once["cases"]
 
 
-def _without_times(record: dict[str, Any]) -> list[dict[str, Any]]:
-    return [{name: case[name] for name in case if name != "step_ms_median"} for case in record["cases"]]
+@pytest.mark.parametrize("plan", [QUESTIONS, PROMPTS], ids=["questions", "prompts"])
+@pytest.mark.parametrize("setting", ["sere", "drop"])
+def test_what_cannot_reroute_is_off_without_a_run(
+    model: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch, plan: QuestionPlan | PromptPlan, setting: str
+) -> None:
+    """The defaults at one row have the result that they would have if they ran, and a note; others run."""
+    few = f"{setting}:active_experts=1"
+    plan = replace(plan, settings=parse_specs([setting, few]), batch_sizes=[1])
+    progress = Interrupting(at=100)
+    off, same, other = evaluate(model, tokenizer, plan, table=random_table(model), progress=progress)["cases"]
+    assert progress.begun[-2:] == ["B=1 off", f"B=1 {few}"]
+    assert "the result is that of off, without a run of its own" in same["nothing_changed"]
+    assert other["experts"]["distinct_after"] < off["experts"]["distinct_after"]
+    monkeypatch.setattr(Policy, "never_reroutes", lambda *_: False)
+    for rule in (Sere, PrimarySetBaseline):
+        monkeypatch.setattr(rule, "never_reroutes", lambda *_: False)
+    ran = evaluate(model, tokenizer, plan, table=random_table(model))["cases"][1]
+    assert ran | {"nothing_changed": None} == same | {"nothing_changed": None}

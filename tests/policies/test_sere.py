@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -74,12 +76,13 @@ def test_a_layer_without_similarities_is_named() -> None:
         Sere(many, config).bind(LayerShape(40, 8, 3), CPU)
 
 
-def test_factors_that_the_table_lacks_are_refused() -> None:
-    """``use_scale`` needs a table of the projection metric."""
-    with pytest.raises(
-        ConfigError, match="use_scale: the table has no factors; calibrate with metric='projection', or leave"
-    ):
-        bound(use_scale=True)
+@pytest.mark.parametrize("settings", [{"use_scale": True}, {"min_gain": 0.01}], ids=["use_scale", "min_gain"])
+def test_factors_that_the_table_lacks_are_refused(settings: dict[str, Any]) -> None:
+    """``use_scale`` and ``min_gain`` need a table of the projection metric."""
+    (name,) = settings
+    text = f"{name}: the table has no factors; calibrate with metric='projection', or leave {name} out"
+    with pytest.raises(ConfigError, match=text):
+        bound(**settings)
 
 
 def test_layers_without_factors_are_named() -> None:
@@ -88,6 +91,9 @@ def test_layers_without_factors_are_named() -> None:
     layers = {0: LAYER, 3: with_factors}
     with pytest.raises(ConfigError, match="use_scale: the table has no factors for the layer 0; calibrate"):
         Sere(layers, RerouteConfig(use_scale=True))
+    with pytest.raises(ConfigError, match="min_gain: the table has no factors for the layer 0; calibrate"):
+        Sere(layers, RerouteConfig(min_gain=0.01))
+    Sere(layers, RerouteConfig(layers={3: {"min_gain": 0.01}}))
     rule = Sere(layers, RerouteConfig(active_experts=0))
     step = batch()
     scaled = rule.bind(SHAPE, CPU)(step)

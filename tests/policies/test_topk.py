@@ -31,7 +31,7 @@ def test_topk_counts_freed_slots_as_rerouted() -> None:
     _, seen = route_worked(TopK(2))
     assert seen == {
         "steps": 1, "rows": 3, "distinct_before": 6, "distinct_after": 4, "slots": 9, "slots_rerouted": 3,
-        "critical": 0,
+        "slots_computed": 6, "critical": 0,
     }  # fmt: skip
     _, seen = route_worked(TopK(2), num_tokens=torch.tensor(2))
     assert (seen["rows"], seen["distinct_before"], seen["distinct_after"]) == (2, 4, 3)

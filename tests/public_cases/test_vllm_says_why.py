@@ -69,4 +69,4 @@ def test_settings_under_a_wrong_name(additional: dict[str, Any]) -> None:
 def test_kill_switch_set_to_false(monkeypatch: pytest.MonkeyPatch) -> None:
     """``SERE_DISABLE=false`` leaves the plug-in on."""
     monkeypatch.setenv("SERE_DISABLE", "false")
-    assert not plugin._disabled()
+    assert not plugin.is_disabled()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 
 import numba.core.caching
 import pytest
@@ -25,4 +26,16 @@ def test_compiled_without_a_cache_where_nothing_can_be_written(
             assert_same_bits(case, "cpu")
     assert len(caplog.records) == 1
     assert "its code cannot be cached (cannot cache function" in caplog.text
-    assert "set NUMBA_CACHE_DIR to a writable folder" in caplog.text
+    assert "set NUMBA_CACHE_DIR to a folder that you alone can write to" in caplog.text
+
+
+def test_no_code_from_a_folder_of_others(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    """Where others could put code into the named cache, none is read from it; one's own folder is used."""
+    monkeypatch.setattr(call.numba.config, "CACHE_DIR", str(tmp_path))
+    tmp_path.chmod(0o700)
+    call._check_named_cache()
+    tmp_path.chmod(0o777)
+    with pytest.raises(OSError, match=r"others may write to it \(mode 777\)"):
+        call._check_named_cache()

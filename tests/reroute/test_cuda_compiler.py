@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import logging
+import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from sere.files import others_can_write
 from sere.reroute.backends.cuda import compiler, device
 from sere.reroute.backends.cuda.launch import (
     SOURCE,
 )
+from sere.warn_once import WarnOnce
 from tests.support.cuda_host import pretend_core, pretend_device
 from tests.support.shim.driver import HAS_CUDA_CORE, NO_CUDA_CORE
 
@@ -79,6 +83,59 @@ def test_a_cache_that_cannot_be_written(monkeypatch: pytest.MonkeyPatch, tmp_pat
     monkeypatch.setenv("SERE_CACHE_DIR", str(tmp_path / "file" / "cache"))
     monkeypatch.setattr(compiler, "compile_source", lambda _: b"code")
     assert compiler.cubin("sm_90") == b"code"
+
+
+@pytest.mark.parametrize("mode", [0o777, 0o1777, 0o770, 0o720], ids=lambda mode: f"{mode:o}")
+def test_a_cache_that_others_can_write(
+    mode: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    """Code that somebody else may have put there does not run on the GPU, and none is left there."""
+    monkeypatch.setattr(compiler, "compile_source", lambda _: b"code")
+    monkeypatch.setattr(compiler, "warn_once", WarnOnce(logging.getLogger("sere")))
+    monkeypatch.setenv("SERE_CACHE_DIR", str(tmp_path))
+    tmp_path.chmod(0o700)
+    assert compiler.cubin("sm_90") == b"code"
+    (kept,) = tmp_path.iterdir()
+    kept.write_bytes(b"evil")
+    assert compiler.cubin("sm_90") == b"evil"
+    tmp_path.chmod(mode)
+    assert compiler.cubin("sm_90") == compiler.cubin("sm_90") == b"code"
+    assert compiler.cubin("sm_80") == b"code"
+    assert [*tmp_path.iterdir()] == [kept]
+    assert [line for line in caplog.messages if "others may write to it" in line] == caplog.messages
+    assert len(caplog.messages) == 1
+
+
+@pytest.mark.parametrize("what", ["folder", "file"])
+def test_a_cache_of_another_user(what: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A folder, or a file in one's own folder, that belongs to somebody else is not read."""
+    monkeypatch.setattr(compiler, "compile_source", lambda _: b"code")
+    monkeypatch.setenv("SERE_CACHE_DIR", str(tmp_path))
+    tmp_path.chmod(0o700)
+    compiler.cubin("sm_90")
+    (kept,) = tmp_path.iterdir()
+    kept.write_bytes(b"evil")
+    of_others = tmp_path if what == "folder" else kept
+    seen = others_can_write
+    monkeypatch.setattr(
+        compiler, "others_can_write", lambda path: "it is of another" if path == of_others else seen(path)
+    )
+    assert compiler.cubin("sm_90") == b"code"
+
+
+@pytest.mark.parametrize("umask", [0o002, 0o022, 0o077], ids=lambda umask: f"{umask:o}")
+def test_a_new_cache_is_for_its_user_alone(
+    umask: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Folder and file are made so that only their user can write, whatever the umask, and are then used."""
+    codes = iter([b"first", b"second"])
+    monkeypatch.setattr(compiler, "compile_source", lambda _: next(codes))
+    monkeypatch.setenv("SERE_CACHE_DIR", str(tmp_path / "new"))
+    before = os.umask(umask)
+    try:
+        assert compiler.cubin("sm_90") == compiler.cubin("sm_90") == b"first"
+    finally:
+        os.umask(before)
 
 
 def test_a_user_without_a_home(monkeypatch: pytest.MonkeyPatch) -> None:

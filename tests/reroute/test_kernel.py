@@ -227,11 +227,12 @@ def numbers_of_the_source() -> dict[str, float]:
     [
         (constants, ["MERGE_NONE", "MERGE_SAME", "MERGE_DISTINCT", "MERGE_SENTINEL"]),
         (constants, ["LAYER_BUDGET", "PADDING_BUDGET", "LIMIT_ROWS", "MASS_UNITS", "MASS_BOUND"]),
+        (constants, ["LIMITS", "GAIN_UNITS"]),
         (launching, ["MOST_EXPERTS", "MOST_THREADS"]),
         (launching, ["ACTIVE_TARGETS", "WIDE_BUDGETS", "WIDE_NUM_TOKENS", "CAP"]),
         (layer, ["WARP", "GROUP"]),
     ],
-    ids=["merge modes", "budgets and masses", "limits", "flags", "lists"],
+    ids=["merge modes", "budgets and masses", "least gain", "limits", "flags", "lists"],
 )
 def test_numbers_shared_with_the_source(module: ModuleType, names: list[str]) -> None:
     """What has a name in Python and in the source has one value."""

@@ -129,8 +129,9 @@ def test_m_may_have_a_least_value(least: int, expected: list[int]) -> None:
     assert limits[1:4].tolist() == expected
 
 
-def test_limits_are_s_and_then_m_for_every_number_of_rows() -> None:
-    """What kernels read: int32, on the host, whatever the default device is."""
-    limits = layer_limits(LayerSettings(select_top_k=3, active_experts=((1, 4), (3, 8))), 16)
-    assert limits.tolist() == [3, 4, 6, *[8] * (LIMIT_ROWS - 2)]
+def test_limits_are_s_then_m_for_every_number_of_rows_then_the_least_gain() -> None:
+    """What kernels read: int32, on the host, whatever the default device is; the gain is negative."""
+    settings = LayerSettings(select_top_k=3, active_experts=((1, 4), (3, 8)), min_gain=0.25)
+    limits = layer_limits(settings, 16)
+    assert limits.tolist() == [3, 4, 6, *[8] * (LIMIT_ROWS - 2), -(2**28)]
     assert (str(limits.dtype), limits.device.type) == ("torch.int32", "cpu")

@@ -27,10 +27,10 @@ def test_operator_is_registered_properly(backend: str) -> None:
     device = device_of(backend)
     ids, weights = (tensor.to(device) for tensor in batch(5, 4, 16, seed=1))
     prepared = prepared_layer(backend)
-    *tensors, scale, config = prepared._layer
+    *tensors, substitutes, config = prepared._layer
     counters = torch.zeros(len(COUNTERS), dtype=torch.int64, device=device)
     arguments = (
-        name_of(backend), ids, weights, None, torch.tensor(4, device=device), tensors, scale, *config,
+        name_of(backend), ids, weights, None, torch.tensor(4, device=device), tensors, substitutes, *config,
         counters,
     )  # fmt: skip
     tests = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")

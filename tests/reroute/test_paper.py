@@ -68,7 +68,7 @@ def test_ids_are_those_of_the_published_algorithm(
 @few
 def test_the_preset_fills_and_cuts_nothing(backend: str, case: Case) -> None:
     """In any batch it is M = 0 without cap and factors: what the rows' heaviest slots need, and no more."""
-    case = without(case, "scale", "cap", "keep", "num_tokens", "row_budgets")
+    case = without(case, "scale", "min_gain", "cap", "keep", "num_tokens", "row_budgets")
     options: dict[str, Any] = case.options | {"active_experts": 0, "targets": "primary"}
     expected, _ = dataclasses.replace(case, options=options).run(backend)
     config = RerouteConfig(

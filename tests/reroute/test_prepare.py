@@ -11,7 +11,7 @@ from torch import Tensor
 from sere.config import RerouteConfig
 from sere.errors import ConfigError, InputError
 from sere.reroute import COUNTERS, PreparedLayer, TokenBatch, prepare_layer, reroute
-from sere.reroute.constants import LIMIT_ROWS
+from sere.reroute.constants import LIMITS
 from sere.similarity.layer import LayerSimilarity
 from tests.support.batches import BACKENDS, Case, batch, device_of, name_of, similarity_matrix
 
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.usefixtures("shim_backend")
 backends = pytest.mark.parametrize("backend", BACKENDS)
 LAYER = LayerSimilarity(similarity_matrix(16, 0))
 IDS, WEIGHTS = batch(6, 4, 16, seed=1)
-# What each backend reads of a layer beside its scale.
+# What each backend reads of a layer without factors.
 TENSORS = {
     "reference": {"similarity", "threshold", "limits", "keep", "sensitivity"},
     "torch": {"position", "limits", "keep", "sensitivity"},
@@ -54,10 +54,10 @@ def step(backend: str) -> TokenBatch:
 @pytest.mark.parametrize("scaled", [False, True])
 @backends
 def test_a_layer_keeps_what_its_backend_reads(backend: str, scaled: bool) -> None:
-    """No backend holds another one's tensors; a scale is there only if it was given."""
+    """No backend holds another one's tensors; what is known of pairs is there only with a scale."""
     scale = torch.ones(16, 16) if scaled else None
     tensors = prepared(backend, scale=scale).tensors()
-    assert set(tensors) == TENSORS[backend] | ({"scale"} if scaled else set())
+    assert set(tensors) == TENSORS[backend] | ({"substitutes"} if scaled else set())
     assert {tensor.device.type for tensor in tensors.values()} == {device_of(backend).type}
 
 
@@ -94,6 +94,7 @@ CHANGES = [
     pytest.param({"layers": {1: {"active_experts": 6, "threshold": 0.7}}, "index": 1}, id="one layer's own"),
     pytest.param({"keep": (2, 5)}, id="experts to keep"),
     pytest.param({"threshold": 1.5, "scale": torch.full((16, 16), 0.25)}, id="another scale"),
+    pytest.param({"min_gain": 0.2, "scale": torch.full((16, 16), 0.25)}, id="another least gain"),
 ]
 
 
@@ -116,14 +117,20 @@ def test_an_update_is_as_if_prepared_with_it(backend: str, changes: dict[str, An
 
 @pytest.mark.parametrize(
     "changes",
-    [{"threshold": 0.9}, {"select_top_k": 2}, {"active_experts": 6}, {"active_experts": ((2, 3), (6, 7))}],
-    ids=["threshold", "S", "M", "M by the rows"],
+    [
+        {"threshold": 0.9},
+        {"select_top_k": 2},
+        {"active_experts": 6},
+        {"active_experts": ((2, 3), (6, 7))},
+        {"min_gain": 0.05},
+    ],
+    ids=["threshold", "S", "M", "M by the rows", "least gain"],
 )
 @backends
 def test_compiled_code_reads_an_update(backend: str, changes: dict[str, Any]) -> None:
     """What was compiled before an update gives the new result after it, without being compiled again."""
     torch.compiler.reset()
-    start: dict[str, Any] = {"threshold": 0.0}
+    start: dict[str, Any] = {"threshold": 0.0, "scale": torch.ones(16, 16)}
     mine, other = prepared(backend, **start), prepared(backend, **start | changes)
     frames: list[Any] = []
 
@@ -131,9 +138,10 @@ def test_compiled_code_reads_an_update(backend: str, changes: dict[str, Any]) ->
         frames.append(graph)
         return graph.forward
 
-    compiled = torch.compile(lambda one: mine.route(one).ids * 1, fullgraph=True, backend=count)
+    # Ids and weights in one tensor.
+    compiled = torch.compile(lambda one: sum(mine.route(one)), fullgraph=True, backend=count)
     before = compiled(step(backend))
-    expected = other.route(step(backend)).ids
+    expected = sum(other.route(step(backend)))
     assert not torch.equal(before, expected)
     mine.update(other)
     assert torch.equal(compiled(step(backend)), expected)
@@ -147,7 +155,7 @@ def test_limits_of_the_caller_are_read_at_each_step(backend: str, compiled: bool
     torch.compiler.reset()
     mine, other = prepared(backend), prepared(backend, select_top_k=2, active_experts=7)
     # One row of a tensor for many layers.
-    limits = torch.zeros(2, 1 + LIMIT_ROWS, dtype=torch.int32, device=device_of(backend))[1]
+    limits = torch.zeros(2, LIMITS, dtype=torch.int32, device=device_of(backend))[1]
     mine.read_limits_from(limits)
     assert mine.tensors()["limits"].data_ptr() == limits.data_ptr()
     assert torch.equal(limits, prepared(backend).tensors()["limits"])
@@ -161,14 +169,14 @@ def test_limits_of_the_caller_are_read_at_each_step(backend: str, compiled: bool
 
 @pytest.mark.parametrize(
     "limits",
-    [torch.zeros(257), torch.zeros(5, dtype=torch.int32), torch.zeros(514, dtype=torch.int32)[::2]],
+    [torch.zeros(LIMITS), torch.zeros(5, dtype=torch.int32), torch.zeros(2 * LIMITS, dtype=torch.int32)[::2]],
     ids=["floating point", "too few", "with gaps"],
 )
 def test_limits_of_another_kind_are_refused(limits: Tensor) -> None:
     """A kernel reads them by address; the layer keeps its own."""
     layer = prepared("cpu")
     mine = layer.tensors()["limits"]
-    with pytest.raises(InputError, match=r"limits: expected a contiguous tensor torch.int32 \[257\] on cpu"):
+    with pytest.raises(InputError, match=r"limits: expected a contiguous tensor torch.int32 \[258\] on cpu"):
         layer.read_limits_from(limits)
     assert layer.tensors()["limits"] is mine
 
@@ -195,7 +203,7 @@ def test_a_layer_prepared_in_inference_mode_can_be_updated_outside_it(backend: s
         ),
         ({"targets": "active"}, ConfigError, "active_targets: cannot change"),
         ({"merge": "sentinel", "sentinel": -1}, ConfigError, "merge, sentinel: cannot change"),
-        ({"scale": torch.ones(16, 16)}, InputError, "expected a prepared layer with .*, got .*'scale'"),
+        ({"scale": torch.ones(16, 16)}, InputError, "expected a prepared layer with .*, got .*'substitutes'"),
         (
             {"layer": LayerSimilarity(similarity_matrix(12, 0))},
             InputError,
@@ -223,7 +231,7 @@ def test_a_least_number_of_active_experts(backend: str) -> None:
     config = RerouteConfig(active_experts=2, backend=name_of(backend))  # type: ignore[arg-type]
     for least, most in ((0, 2), (5, 5), (99, 16)):
         layer = prepare_layer(LAYER, config, least_active=least, device=device_of(backend))
-        assert set(layer.tensors()["limits"].tolist()[1:]) == {most}
+        assert set(layer.tensors()["limits"].tolist()[1:-1]) == {most}
 
 
 def test_an_update_by_another_backend_is_refused() -> None:

@@ -183,7 +183,13 @@ def test_active_targets_are_at_least_as_similar(backend: str, case: Case) -> Non
 @few
 def test_doing_it_twice_is_doing_it_once(backend: str, case: Case) -> None:
     """With primary targets and no merging, a second pass with the same P changes nothing."""
-    changes: dict[str, Any] = {"targets": "primary", "merge": "none", "sentinel": None, "scale": None}
+    changes: dict[str, Any] = {
+        "targets": "primary",
+        "merge": "none",
+        "sentinel": None,
+        "scale": None,
+        "min_gain": 0.0,
+    }
     case = without(case, "active_experts", "cap", "num_tokens", "row_budgets")
     once, _ = case.run(backend, **changes)
     E = case.similarity.shape[0]
@@ -204,7 +210,8 @@ def test_merging_keeps_the_layer_output(backend: str, case: Case, seed: int) -> 
     outputs[E] = 0  # a sentinel's expert gives nothing, neither does a shared one's column here
 
     def layer_output(merge: str) -> Tensor:
-        routing, _ = case.run(backend, merge=merge, sentinel=-1 if merge == "sentinel" else None)
+        sentinel = -1 if merge == "sentinel" else None
+        routing, _ = case.run(backend, merge=merge, sentinel=sentinel, min_gain=0.0)
         ids = torch.where((routing.ids >= 0) & (routing.ids < E), routing.ids, E).long()
         return (outputs[ids] * routing.weights[:, :, None]).sum(dim=1)
 

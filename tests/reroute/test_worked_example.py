@@ -121,7 +121,7 @@ def test_budgets(backend: str) -> None:
     assert routing.weights.tolist() == [WEIGHTS[0], [0.0, 0.0, 0.0], WEIGHTS[2]]
     assert counts == {
         "steps": 1, "rows": 2, "distinct_before": 4, "distinct_after": 1, "slots": 6,
-        "slots_rerouted": 4, "critical": 0,
+        "slots_rerouted": 4, "slots_computed": 6, "critical": 0,
     }  # fmt: skip
 
 
@@ -165,7 +165,7 @@ def test_strange_slots_pass_through(backend: str) -> None:
     assert routing.ids.tolist() == [[2, -1, 3], [6, 2, 2], [0, 3, 2]]
     assert counts == {
         "steps": 1, "rows": 3, "distinct_before": 3, "distinct_after": 2, "slots": 6,
-        "slots_rerouted": 2, "critical": 0,
+        "slots_rerouted": 2, "slots_computed": 6, "critical": 0,
     }  # fmt: skip
 
 
@@ -177,7 +177,7 @@ def test_padding_rows(backend: str) -> None:
     assert routing.weights.tolist() == [WEIGHTS[0], [0.0] * 3, [0.0] * 3]
     assert counts == {
         "steps": 1, "rows": 1, "distinct_before": 3, "distinct_after": 2, "slots": 3,
-        "slots_rerouted": 1, "critical": 1,
+        "slots_rerouted": 1, "slots_computed": 3, "critical": 1,
     }  # fmt: skip
     sentinel, _ = example(num_tokens=1, merge="sentinel", sentinel=-1).run(backend)
     assert sentinel.ids.tolist()[1:] == [[-1] * 3] * 2

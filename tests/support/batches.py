@@ -199,6 +199,7 @@ def fuzzed(seed: int) -> Case:
         options["row_budgets"] = torch.tensor([rng.randint(LAYER_BUDGET, K) for _ in range(T)])
     if rng.random() < 0.3:
         options["scale"] = similarity_matrix(E, seed) + 0.5
+        options["min_gain"] = rng.choice([0.0, 0.001, 0.02, 0.2])
     levels = rng.choice([None, 4])
     wide = ids.long() if rng.random() < 0.5 else ids
     similarity = similarity_matrix(E, seed, levels=levels)

@@ -81,6 +81,7 @@ def cases(
         if odd_weights:
             factors = torch.tensor([0.0, -0.0, -1.5, 1e-30, 3e38, -3e38])
             options["scale"].view(-1)[::3] = factors[torch.arange(E * E)[::3] % 6]
+        options["min_gain"] = draw(st.sampled_from([0.0, 0.01, 0.1, 1.0]))
     if draw(st.booleans()):
         levels = torch.tensor([1.0, 0.3, 1e-3, 1e-30])
         options["sensitivity"] = levels[torch.randint(4, (E,), generator=torch.Generator().manual_seed(seed))]

@@ -20,6 +20,10 @@ TIMES: Mapping[str, float] = {"off": 4.0, "sere": 2.0, VANILLA: 3.0}
 """What a layer takes under each setting, in ms; an engine takes 10 ms beside."""
 
 
+SHAPE: Mapping[str, int] = {"num_experts": 8, "top_k": 4}
+"""Half of the experts are chosen by a row."""
+
+
 class Machine:
     """Starts engines, and notes what they are asked.
 
@@ -82,7 +86,7 @@ def target(folder: Path, layers: int) -> Target:
     model.mkdir(exist_ok=True)
     with (model / "model.safetensors").open("wb") as stream:
         stream.truncate(layers * 10**9)  # takes no room on the disk
-    return Target(model, folder / "table", {"layers": layers, "published_layers": 48})
+    return Target(model, folder / "table", {"layers": layers, "published_layers": 48} | SHAPE)
 
 
 def timing(

@@ -126,8 +126,8 @@ def test_bad_jsonl_line_is_named_with_its_number(tmp_path: Path, line: str, text
 
 def test_parquet_errors_name_columns_and_rows(tmp_path: Path) -> None:
     """A missing column lists those there are; a wrong value is named with its row; so is a damaged file."""
-    path = _parquet(tmp_path / "a.parquet", {"body": ["x"]})
-    with pytest.raises(DataError, match=r"has no column 'text'; it has body"):
+    path = _parquet(tmp_path / "a.parquet", {"words": ["x"]})
+    with pytest.raises(DataError, match=r"has no column 'text'; it has words"):
         list(load_texts(path))
     path = _parquet(tmp_path / "b.parquet", {"text": [1]})
     with pytest.raises(DataError, match=r"b\.parquet row 0: expected a string in field 'text'.*got int"):

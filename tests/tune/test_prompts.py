@@ -22,6 +22,7 @@ def test_texts_become_pieces(tmp_path: Path) -> None:
     words = {f"word{i}" for i in range(9000)}
     assert all(piece.split()[-1] in words for piece in found)
     assert len(found) > 50
+    assert pieces_of(path, count=7, seed=1) == found[:7]
 
 
 def test_texts_that_are_too_short_are_refused(tmp_path: Path) -> None:
@@ -36,4 +37,5 @@ def test_the_bundled_models_questions_are_not_those_of_evaluations() -> None:
     """So an evaluation of a tier asks what it was not tuned on."""
     mine = {question.prompt for question in own_questions()}
     assert len(mine) >= 256
+    assert len({question.prompt for question in own_questions(count=600)}) >= 600
     assert not mine & {question.prompt for question in held_out(50)}

@@ -12,11 +12,13 @@ from typing import Any, Unpack, overload
 from torch import nn
 
 from sere.calibrate.assemble import (
+    check_texts,
     make_tables,
     read_tokens,
     refuse_rerouted,
     run_record,
     states_size,
+    text_tokenizer,
 )
 from sere.calibrate.config import CalibrationConfig, CalibrationOptions
 from sere.calibrate.in_memory import collect_in_memory
@@ -24,7 +26,10 @@ from sere.calibrate.layerwise.by_layers import collect_layerwise
 from sere.calibrate.layerwise.skeleton import Skeleton
 from sere.calibrate.layerwise.work_folder import WorkFolder, resumable
 from sere.calibrate.memory import fits_memory
+from sere.calibrate.own_texts import write_tokens
+from sere.calibrate.packing import Tokens
 from sere.checkpoints import find_checkpoint, load_model, load_tokenizer
+from sere.errors import DataError
 from sere.similarity import DEFAULT_METRIC
 from sere.structure import find_experts
 from sere.table import SimilarityTable
@@ -73,7 +78,9 @@ def calibrate(
         tokenizer: The model's tokenizer; None loads the checkpoint's. Not needed for ``metric="weights"``.
         texts: A ``.txt``, ``.jsonl``, ``.json`` or ``.parquet`` file, a Hugging Face data set's name, or the
             documents themselves: a list (or any iterable) of texts, rows or conversations; see
-            `sere.texts.load_texts`. Conversations are written by the tokenizer's chat template.
+            `sere.texts.load_texts`. Conversations are written by the tokenizer's chat template. None
+            (default) lets the model write its own, sampled at temperature 1; see
+            `sere.calibrate.own_texts.write_tokens`.
         metric: A name in `sere.similarity.METRICS` (default ``"projection"``; ``"frobenius"`` for the
             paper's method), or several: all are computed in one pass.
         **options: Keyword arguments, all optional:
@@ -90,7 +97,8 @@ def calibrate(
             - ``chunk_bytes``: Limit on the bytes of experts' outputs in memory at a time (default 256 MiB).
             - ``sensitivity``: Whether to measure, by gradients, how much losing each expert costs (default
               True). A model that is read layer by layer (``low_memory``) is calibrated without.
-            - ``progress``: True (default) shows a bar on a terminal, ``"always"`` everywhere, False never.
+            - ``progress``: True (default) shows a bar on a terminal, ``"always"`` everywhere, False never; or
+              what shows it, see `sere.progress.Progress`.
 
             For a checkpoint:
 
@@ -109,7 +117,8 @@ def calibrate(
 
     Raises:
         ConfigError: A setting or metric is wrong or unknown.
-        DataError: The texts are missing, unreadable or too few.
+        DataError: The texts are missing, unreadable or too few; or there are none, and the model cannot write
+            its own, because it is read layer by layer or ends every text at once.
         UnsupportedModel: The model has no experts modules, or some that cannot be calibrated; for
             ``low_memory``, the checkpoint is quantized or its decoder layers pass on more than hidden states.
         AlreadyApplied: Re-routing is active on the model.
@@ -119,6 +128,7 @@ def calibrate(
     Source: SERE (arXiv 2602.07616); docs/method.md section 3.
     """
     config = CalibrationConfig.from_options(metric=metric, **options)
+    check_texts(texts, config)
     if isinstance(model, nn.Module):
         config.check_for_loaded_model()
         tables = _loaded(inner_model(model), tokenizer, texts, config)
@@ -137,7 +147,7 @@ def _loaded(
     """Calibrate a model that the user has loaded."""
     layers = find_experts(model)
     refuse_rerouted(layers)
-    tokens = read_tokens(texts, tokenizer, config)
+    tokens = _tokens_of(model, texts, tokenizer, config)
     results = collect_in_memory(model, layers, tokens, config)
     return make_tables(results, model, layers, tokens, config)
 
@@ -146,14 +156,16 @@ def _checkpoint(
     path: Path, tokenizer: Any, texts: Source | None, config: CalibrationConfig
 ) -> dict[str, SimilarityTable]:
     """Load a complete checkpoint and calibrate it; the texts are read first, because they fail sooner."""
-    tokens = read_tokens(texts, tokenizer or _tokenizer(path, config), config)
+    tokenizer = tokenizer or _tokenizer(path, config)
+    read = None if texts is None else read_tokens(texts, tokenizer, config)
     model = load_model(
         path,
         dtype=config.dtype or "auto",
-        bar=config.progress == "always" or (config.progress and sys.stderr.isatty()),
+        bar=config.progress == "always" or (config.progress is True and sys.stderr.isatty()),
         trust_remote_code=config.trust_remote_code,
     ).to(config.device)
     layers = find_experts(model)
+    tokens = _tokens_of(model, None, tokenizer, config) if read is None else read
     results = collect_in_memory(model, layers, tokens, config)
     return make_tables(results, model, layers, tokens, config)
 
@@ -161,11 +173,23 @@ def _checkpoint(
 def _layerwise(
     path: Path, tokenizer: Any, texts: Source | None, config: CalibrationConfig
 ) -> dict[str, SimilarityTable]:
-    """Calibrate a checkpoint with one decoder layer's weights in memory at a time."""
+    """Calibrate a checkpoint with one decoder layer's weights in memory at a time.
+
+    Raises:
+        DataError: There are no texts, and the model would have to write some.
+    """
+    if texts is None and config.output_metrics:
+        why = (
+            "low_memory is set" if config.low_memory else "the model does not fit into this machine's memory"
+        )
+        raise DataError(
+            f"texts: expected texts, because {why}: read layer by layer, it cannot write its own; give a "
+            "file or a data set (--texts), or use the metric 'weights', which needs none"
+        )
     skeleton = Skeleton(
         path, dtype=config.dtype, device=config.device, trust_remote_code=config.trust_remote_code
     )
-    tokens = read_tokens(texts, tokenizer or _tokenizer(path, config), config)
+    tokens = None if texts is None else read_tokens(texts, tokenizer or _tokenizer(path, config), config)
     run = run_record(skeleton, tokens, config)
     with ExitStack() as stack:
         if config.work_dir is None:
@@ -175,6 +199,17 @@ def _layerwise(
         in_memory = config.work_dir is None and states_size(skeleton, tokens) <= STATES_BYTES
         results = collect_layerwise(skeleton, tokens, config, work, states_in_memory=in_memory)
         return make_tables(results, skeleton.model, skeleton.experts, tokens, config)
+
+
+def _tokens_of(
+    model: nn.Module, texts: Source | None, tokenizer: Any, config: CalibrationConfig
+) -> Tokens | None:
+    """Return the calibration tokens: of texts, or written by the model; None if no metric needs any."""
+    if not config.output_metrics:
+        return None
+    if texts is not None:
+        return read_tokens(texts, tokenizer, config)
+    return write_tokens(model, text_tokenizer(tokenizer), config)
 
 
 def _tokenizer(path: Path, config: CalibrationConfig) -> Any:

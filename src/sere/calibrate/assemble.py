@@ -8,41 +8,48 @@ from typing import Any
 from torch import nn
 
 from sere.calibrate.config import CalibrationConfig
-from sere.calibrate.in_memory import Results
 from sere.calibrate.layerwise.skeleton import Skeleton
 from sere.calibrate.packing import Tokens, pack
+from sere.calibrate.results import Results
 from sere.calibrate.routing import choose_tokens, routing_sample
-from sere.errors import AlreadyApplied, ConfigError, DataError
+from sere.calibrate.stability import stability
+from sere.errors import AlreadyApplied, ConfigError, name_some
 from sere.provenance import provenance, versions
 from sere.structure import ExpertsLayer, identity_of, is_rerouted
-from sere.table import SimilarityTable, describe_unknown
+from sere.table import OWN_TEXTS, SimilarityTable, describe_unknown
 from sere.texts import Source, load_texts
 
 logger = logging.getLogger("sere")
 
+# Options that only matter if there are tokens, and if there are texts.
+_OF_TOKENS = ("max_tokens", "seq_len", "batch_size", "seed", "chunk_bytes", "sensitivity")
+_OF_TEXTS = ("field", "split")
 
-def read_tokens(texts: Source | None, tokenizer: Any, config: CalibrationConfig) -> Tokens | None:
-    """Read and pack the calibration tokens; None if no metric needs any.
+
+def check_texts(texts: Source | None, config: CalibrationConfig) -> None:
+    """Refuse texts, or options of texts, that nothing would read.
 
     Raises:
-        DataError: There are no texts, or they are unreadable or too few.
-        ConfigError: There is no tokenizer, or something else was given as one.
+        ConfigError: They are given with metrics that need no texts, or options of given texts without any.
     """
     if not config.output_metrics:
-        return None
-    if texts is None:
-        raise DataError(
-            "texts: expected a source of texts, got None; give one, or use the metric 'weights', which needs "
-            "no texts"
-        )
-    # A processor for texts and images holds the tokenizer.
-    tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
-    if isinstance(tokenizer, nn.Module) or not callable(tokenizer):
-        kind = "None" if tokenizer is None else type(tokenizer).__name__
-        raise ConfigError(
-            f"tokenizer: expected the model's tokenizer, got {kind}; load it with "
-            "AutoTokenizer.from_pretrained"
-        )
+        unread = [*(["texts"] if texts is not None else []), *config.changed(*_OF_TOKENS, *_OF_TEXTS)]
+        reason = f"the metric {config.metrics[0]!r} compares weights and reads no texts"
+    else:
+        unread = config.changed(*_OF_TEXTS) if texts is None else []
+        reason = "without texts, the model writes its own"
+    if unread:
+        raise ConfigError(f"{name_some(unread)}: {reason}; leave {name_some(unread)} out")
+
+
+def read_tokens(texts: Source, tokenizer: Any, config: CalibrationConfig) -> Tokens:
+    """Read and pack the calibration tokens.
+
+    Raises:
+        DataError: The texts are unreadable or too few.
+        ConfigError: There is no tokenizer, or something else was given as one.
+    """
+    tokenizer = text_tokenizer(tokenizer)
     documents = load_texts(
         texts, field=config.field, split=config.split, seed=config.seed, tokenizer=tokenizer
     )
@@ -53,6 +60,22 @@ def read_tokens(texts: Source | None, tokenizer: Any, config: CalibrationConfig)
             documents.skipped, documents.rows,
         )  # fmt: skip
     return tokens
+
+
+def text_tokenizer(tokenizer: Any) -> Any:
+    """Return the tokenizer; for a processor for texts and images, the one that it holds.
+
+    Raises:
+        ConfigError: There is none, or something else was given as one.
+    """
+    tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
+    if isinstance(tokenizer, nn.Module) or not callable(tokenizer):
+        kind = "None" if tokenizer is None else type(tokenizer).__name__
+        raise ConfigError(
+            f"tokenizer: expected the model's tokenizer, got {kind}; load it with "
+            "AutoTokenizer.from_pretrained"
+        )
+    return tokenizer
 
 
 def refuse_rerouted(layers: list[ExpertsLayer]) -> None:
@@ -76,7 +99,9 @@ def make_tables(
     config: CalibrationConfig,
 ) -> dict[str, SimilarityTable]:
     """Return the table of each metric; log how many experts have no known similarity."""
-    how = {"seq_len": config.seq_len, "batch_size": config.batch_size}
+    how: dict[str, Any] = {"seq_len": config.seq_len, "batch_size": config.batch_size}
+    if tokens is not None and tokens.own:
+        how["texts"] = OWN_TEXTS
     sample = None if tokens is None else routing_sample(choose_tokens(tokens, config.seed), results.routing)
     tables: dict[str, SimilarityTable] = {}
     for name in config.metrics:
@@ -89,12 +114,19 @@ def make_tables(
             calibration_tokens=0 if used is None else used.num_tokens,
             data_digest="" if used is None else used.digest,
             seed=None if used is None else config.seed,
-            provenance=provenance() | ({} if used is None else {"calibration": how}),
+            provenance=provenance()
+            | ({} if used is None else {"calibration": how | _stability(results, name)}),
             routing=None if used is None else sample,
         )
         if unknown := describe_unknown(results.similarities[name], name):
             logger.warning("sere: %s: %s", name, unknown)
     return tables
+
+
+def _stability(results: Results, metric: str) -> dict[str, Any]:
+    """Return the entry of a table's provenance on how stable the choice of neighbors is, if it is known."""
+    found = stability(results.similarities[metric], results.halves[metric])
+    return {} if found is None else {"stability": found}
 
 
 def run_record(skeleton: Skeleton, tokens: Tokens | None, config: CalibrationConfig) -> dict[str, Any]:

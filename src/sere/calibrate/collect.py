@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from sere.calibrate.config import CalibrationConfig
 from sere.calibrate.experts import check_weighted_sum, expert_outputs
+from sere.calibrate.results import LayerResult
 from sere.calibrate.routing import LayerRouting, RoutingRecorder
 from sere.calibrate.sanity import (
     check_inputs,
@@ -18,6 +19,7 @@ from sere.calibrate.sanity import (
     never_reached,
     say_few,
 )
+from sere.calibrate.stability import Halves
 from sere.errors import UnsupportedModel
 from sere.similarity import Accumulator, LayerSimilarity, make_accumulator
 from sere.structure import ExpertsLayer
@@ -35,9 +37,23 @@ class LayerCollector:
         num_tokens: Rows so far; more than the calibration tokens if the model loops over its layers.
     """
 
-    def __init__(self, layer: ExpertsLayer, config: CalibrationConfig, sampled: Tensor | None = None) -> None:
-        """Collect for one layer; ``sampled``: the tokens whose routing is recorded, ``[T]``, growing."""
+    def __init__(
+        self,
+        layer: ExpertsLayer,
+        config: CalibrationConfig,
+        sampled: Tensor | None = None,
+        num_tokens: int = 0,
+    ) -> None:
+        """Collect for one layer.
+
+        Args:
+            layer: The experts module.
+            config: What to compute.
+            sampled: The tokens whose routing is recorded, ``[T]``, growing.
+            num_tokens: The calibration tokens, two halves of which are compared; 0 for no comparison.
+        """
         self.layer = layer
+        self._halves = Halves(num_tokens)
         self._recorder = None if sampled is None else RoutingRecorder(layer.num_experts, sampled)
         self._config = config
         self._accumulators: dict[str, Accumulator] = {}
@@ -59,7 +75,6 @@ class LayerCollector:
         """
         self._calls += 1
         hidden = hidden.reshape(-1, hidden.shape[-1])
-        self.num_tokens += len(hidden)
         if len(hidden) == 0:
             return
         ids, weights = ids.reshape(-1, ids.shape[-1]), weights.reshape(-1, weights.shape[-1])
@@ -68,10 +83,19 @@ class LayerCollector:
         parts = (torch.split(tensor, size) for tensor in (hidden, ids, weights))
         for chunk, chunk_ids, chunk_weights in zip(*parts, strict=True):
             self._add_chunk(chunk, chunk_ids, chunk_weights)
+            self.num_tokens += len(chunk)
+            self._halves.look(self.num_tokens, self._accumulators)
 
     def chunk_tokens(self, H: int) -> int:
         """Tokens of one chunk, for hidden size ``H``."""
         return max(1, self._config.chunk_bytes // (self.layer.num_experts * H * 4))
+
+    def result(self, num_tokens: int) -> LayerResult:
+        """Return all that was measured; as `finish` and `routing` do."""
+        found = self.finish(num_tokens)
+        return LayerResult(
+            found, self.routing(num_tokens), self._halves.finish(self.num_tokens, self._accumulators)
+        )
 
     def finish(self, num_tokens: int = 0) -> dict[str, LayerSimilarity]:
         """Return the layer's similarities by metric; log where fewer than ``num_tokens`` reached it.

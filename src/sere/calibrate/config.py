@@ -10,9 +10,10 @@ from typing import Any, Literal, Self, TypedDict
 import torch
 
 from sere.errors import ConfigError, did_you_mean, name_some
+from sere.progress import Progress
 from sere.similarity import DEFAULT_METRIC, get_metric
 
-ShowProgress = bool | Literal["always"]
+ShowProgress = bool | Literal["always"] | Progress
 
 
 class CalibrationOptions(TypedDict, total=False):
@@ -88,6 +89,11 @@ class CalibrationConfig:
             raise ConfigError(
                 f"max_tokens: expected at least one sequence of seq_len={self.seq_len}, got {self.max_tokens}"
             )
+        if self.low_memory is False and self.work_dir is not None:
+            raise ConfigError(
+                "work_dir: only a run layer by layer keeps finished layers, got low_memory=False; leave one "
+                "of them out"
+            )
         if unasked := set(self.parameters) - set(self.metrics):
             raise ConfigError(
                 f"metric_parameters: expected names among the metrics ({name_some(self.metrics)}), "
@@ -137,16 +143,19 @@ class CalibrationConfig:
         """The names of the metrics that are computed from the experts' weights, without tokens."""
         return tuple(name for name in self.metrics if get_metric(name).of_weights is not None)
 
+    def changed(self, *names: str) -> list[str]:
+        """Return which of these fields do not have their defaults."""
+        defaults = {field.name: field.default for field in fields(self)}
+        return [name for name in names if getattr(self, name) != defaults[name]]
+
     def check_for_loaded_model(self) -> None:
         """Refuse options that only apply to a checkpoint that is yet to be loaded.
 
         Raises:
             ConfigError: One of them is set; the text names it.
         """
-        defaults = {field.name: field.default for field in fields(self)}
-        for name in ("low_memory", "work_dir", "dtype", "device"):
-            value = getattr(self, name)
-            if value is not False and value != defaults[name]:
+        for name in self.changed("low_memory", "work_dir", "dtype", "device", "trust_remote_code"):
+            if getattr(self, name) is not False:
                 raise ConfigError(
                     f"{name}: only applies to a checkpoint, got a model that is already in memory; leave "
                     f"{name} out, or give the checkpoint's path instead of the model"

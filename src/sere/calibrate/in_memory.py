@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,26 +17,14 @@ from sere.calibrate.config import CalibrationConfig
 from sere.calibrate.offload import refuse_without_weights
 from sere.calibrate.packing import Tokens
 from sere.calibrate.progress import progress_bar
-from sere.calibrate.routing import LayerRouting, choose_tokens
+from sere.calibrate.results import Results
+from sere.calibrate.routing import choose_tokens
 from sere.calibrate.sensitivity import measure_sensitivity
 from sere.calibrate.vocabulary import check_tokens
 from sere.calibrate.weights import refuse_adapted, similarity_of_weights
 from sere.errors import UnsupportedModel
-from sere.similarity import LayerSimilarity
 from sere.structure import ExpertsLayer
 from sere.wrappers import execution_device
-
-
-class Results(NamedTuple):
-    """What was measured.
-
-    Attributes:
-        similarities: By metric and decoder-layer index.
-        routing: How routers chose on the sampled tokens, by decoder-layer index.
-    """
-
-    similarities: dict[str, dict[int, LayerSimilarity]]
-    routing: dict[int, LayerRouting]
 
 
 def collect_in_memory(
@@ -60,7 +48,7 @@ def collect_in_memory(
     refuse_without_weights(model, layers, runs=tokens is not None)
     if tokens is not None:
         check_tokens(tokens, model)
-    results = Results({name: {} for name in config.metrics}, {})
+    results = Results(config.metrics)
     for name in config.weight_metrics:
         for layer in layers:
             refuse_adapted(model, layer, name)
@@ -70,11 +58,12 @@ def collect_in_memory(
         collectors, sensitivities = _forward(model, layers, tokens, config)
         for collector in collectors:
             index = collector.layer.index
-            for name, similarity in collector.finish(tokens.num_tokens).items():
-                known = replace(similarity, sensitivity=sensitivities.get(index))
-                results.similarities[name][index] = known
-            if (routing := collector.routing(tokens.num_tokens)) is not None:
-                results.routing[index] = routing
+            found = collector.result(tokens.num_tokens)
+            known = {
+                name: replace(similarity, sensitivity=sensitivities.get(index))
+                for name, similarity in found.similarities.items()
+            }
+            results.add(index, found._replace(similarities=known))
     return results
 
 
@@ -82,7 +71,7 @@ def _forward(
     model: nn.Module, layers: Sequence[ExpertsLayer], tokens: Tokens, config: CalibrationConfig
 ) -> tuple[list[LayerCollector], dict[int, Tensor]]:
     sampled = choose_tokens(tokens, config.seed).positions
-    collectors = [LayerCollector(layer, config, sampled) for layer in layers]
+    collectors = [LayerCollector(layer, config, sampled, tokens.num_tokens) for layer in layers]
     device, arguments = input_device(model), forward_arguments(model)
     with ExitStack() as stack:
         stack.enter_context(torch.no_grad())

@@ -36,12 +36,14 @@ class Tokens:
         seq_len: Tokens per sequence; the last may be shorter.
         documents: Where documents start, ``[documents]``, int64; empty if that is not known.
         tokenizer: The tokenizer that made them, for error texts, or None.
+        own: Whether the model wrote them.
     """
 
     ids: Tensor
     seq_len: int
     documents: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64, device="cpu"))
     tokenizer: Any = field(default=None, repr=False)
+    own: bool = False
 
     @property
     def num_tokens(self) -> int:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Protocol
 
 from sere.calibrate.config import ShowProgress
@@ -21,12 +22,19 @@ class _NoBar:
         return n
 
 
+@dataclass(frozen=True, slots=True)
+class _Callers:
+    """Hands what is done to the caller's own display."""
+
+    update: Callable[..., object]
+
+
 @contextmanager
 def progress_bar(wanted: ShowProgress, total: int, label: str, *, done: int = 0) -> Iterator[Bar]:
     """Show progress while the block runs.
 
     Args:
-        wanted: True shows it on a terminal only, "always" anywhere, False nowhere.
+        wanted: True shows it on a terminal only, "always" anywhere, False nowhere; or what shows it instead.
         total: Number of units, finished ones included.
         label: Text before the bar.
         done: Units done by an earlier run.
@@ -34,6 +42,10 @@ def progress_bar(wanted: ShowProgress, total: int, label: str, *, done: int = 0)
     Yields:
         The bar; nothing is shown if tqdm is not installed.
     """
+    if callable(wanted):
+        with wanted(label, total - done) as update:
+            yield _Callers(update)
+        return
     try:
         from tqdm import tqdm
     except ImportError:

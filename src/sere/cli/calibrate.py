@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,14 +21,17 @@ from sere.files import check_writable, keep_other_files
 if TYPE_CHECKING:
     from sere.table import SimilarityTable
 
-_DETAILS = f"""Runs the texts through the model once and measures, in each layer, how well experts
-replace each other. The table is written as {TABLE} to the model's folder, where sere.apply, vLLM and
-the other commands find it. For a model on the hub or in a read-only folder, it is written as
-NAME{SUFFIX} to the current folder. A checkpoint that does not fit into memory is read layer by layer;
-if such a run is interrupted, the same command continues it."""
+_DETAILS = f"""Runs texts through the model once and measures, in each layer, how well experts replace
+each other. Without --texts, the model writes its own, sampled at temperature 1. The table is written as
+{TABLE} to the model's folder, where sere.apply, vLLM and the other commands find it. For a model on
+the hub or in a read-only folder, it is written as NAME{SUFFIX} to the current folder. A checkpoint that does
+not fit into memory is read layer by layer, with --texts; if such a run is interrupted, the same command
+continues it."""
 
 _EXAMPLES = """
+  sere calibrate MODEL
   sere calibrate MODEL --texts notes.txt
+  sere calibrate MODEL --texts requests.jsonl
   sere calibrate MODEL --texts data.jsonl --field content --metric frobenius
   sere calibrate MODEL --texts wikitext:wikitext-2-raw-v1 --metric projection,cosine --out tables/
   sere calibrate MODEL --metric cka --parameters '{"kernel": "rbf"}' --texts notes.txt --out cka.sere
@@ -55,9 +59,12 @@ def add(subparsers: Any) -> None:
 # An argument that is not given is None and left out, so that the defaults of `sere.calibrate` hold.
 def _add_data(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("texts")
-    kinds = ".txt, .jsonl, .json or .parquet file, or a Hugging Face data set (name or name:config)"
+    kinds = (
+        "texts, chats or logged requests: a .txt, .jsonl, .json or .parquet file, or a Hugging Face data set "
+        "(name or name:config); default: the model writes its own"
+    )
     group.add_argument("--texts", metavar="FILE", help=kinds)
-    text = "field or column of the text or conversation (default: text, or else messages or conversations)"
+    text = "field or column of the text (default: text, or else messages, conversations or prompt)"
     group.add_argument("--field", help=text)
     group.add_argument("--split", help="split of a Hugging Face data set (default: train)")
     group.add_argument("--max-tokens", type=whole(1), metavar="N", help="total tokens (default: 51200)")
@@ -87,7 +94,7 @@ def _add_memory(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--no-sensitivity", dest="sensitivity", action="store_false", help=text)
     text = "memory limit for the experts' outputs held at a time (default: 256)"
     group.add_argument("--chunk-mb", type=whole(1), metavar="MB", help=text)
-    text = "show a progress bar; auto: on a terminal (default)"
+    text = "show progress; auto: a bar on a terminal, elsewhere a line a minute (default)"
     group.add_argument("--progress", choices=("auto", "always", "never"), default="auto", help=text)
 
 
@@ -101,6 +108,8 @@ def run(args: argparse.Namespace) -> int:
     paths = _paths(out, metrics)
     from sere.calibrate import calibrate
 
+    if args.texts is None and metrics != ["weights"]:
+        say(f"no --texts: {args.model} writes its own, sampled at temperature 1")
     tables = calibrate(args.model, None, args.texts, metric=metrics, **_options(args, metrics, out))
     written = {paths[name]: made for name, made in tables.items()}
     for path, made in written.items():
@@ -156,10 +165,16 @@ def _say_what_is_used(model: str, written: Path) -> None:
 
 def _options(args: argparse.Namespace, metrics: Sequence[str], out: Path) -> dict[str, Any]:
     """Return the keyword arguments of `sere.calibrate`: those that were given."""
+    from sere.cli.progress_bar import bar
+
     names = ("field", "split", "max_tokens", "seq_len", "batch_size", "seed", "low_memory")
     options: dict[str, Any] = {name: value for name in names if (value := getattr(args, name)) is not None}
-    options["progress"] = {"auto": True, "always": "always", "never": False}[args.progress]
-    options["work_dir"] = args.work_dir if args.work_dir is not None else out.with_name(f"{out.name}.work")
+    # A terminal gets calibration's own bar, which counts tokens.
+    auto = True if sys.stderr.isatty() else bar
+    options["progress"] = {"auto": auto, "always": "always", "never": False}[args.progress]
+    options["work_dir"] = args.work_dir
+    if args.work_dir is None and args.low_memory is not False:
+        options["work_dir"] = out.with_name(f"{out.name}.work")
     options |= {"trust_remote_code": args.trust_remote_code, "sensitivity": args.sensitivity}
     if args.parameters is not None:
         options["metric_parameters"] = {metrics[0]: args.parameters} if len(metrics) == 1 else args.parameters
@@ -185,6 +200,9 @@ def _paths(out: Path, metrics: Sequence[str]) -> dict[str, Path]:
 
 
 def _summary(path: Path, made: SimilarityTable) -> dict[str, Any]:
+    from sere.table.calibration_report import calibration_report, never_routed, stability_of
+
+    stability = stability_of(made)
     return {
         "table": str(path),
         "metric": made.metric,
@@ -196,6 +214,9 @@ def _summary(path: Path, made: SimilarityTable) -> dict[str, Any]:
         "calibration_tokens": made.calibration_tokens,
         "data_digest": made.data_digest,
         "unknown_experts": sum(len(layer.unknown) for layer in made.layers.values()),
+        "never_routed": None if made.routing is None else sum(never_routed(made).values()),
+        "stability": None if stability is None else dict(stability),
+        "report": list(calibration_report(made)),
         "fingerprint": made.fingerprint,
     }
 
@@ -209,7 +230,8 @@ def _render(result: dict[str, Any]) -> str:
         (made["table"], [*(str(made[name]) for name in columns), made["fingerprint"][:12]])
         for made in result["tables"]
     ]
-    return case_table(rows, [*columns.values(), "fingerprint"], title="table")
+    reports = ["\n".join([f"\n{made['metric']}:", *made["report"]]) for made in result["tables"]]
+    return "\n".join([case_table(rows, [*columns.values(), "fingerprint"], title="table"), *reports])
 
 
 def _json_object(text: str) -> dict[str, Any]:

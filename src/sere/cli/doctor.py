@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -105,6 +106,7 @@ def _version(name: str, version: str) -> Finding:
 def _backends() -> Iterator[Finding]:
     import torch
 
+    from sere.flatten import why_not
     from sere.reroute.backends.registry import BACKENDS, select
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -112,6 +114,9 @@ def _backends() -> Iterator[Finding]:
         reason = record.why_not(device)
         yield Finding("backends", name, "missing" if reason else "ok", reason or f"runs on {device} tensors")
     yield Finding("backends", "auto", "ok", f"chooses {select('auto', device)} for {device} tensors")
+    reason = why_not()
+    detail = reason or "on a CPU, slots without weight can be left out (setting flatten)"
+    yield Finding("backends", "flatten", "missing" if reason else "ok", detail)
 
 
 def _extras() -> Iterator[Finding]:
@@ -122,6 +127,27 @@ def _extras() -> Iterator[Finding]:
         detail = f"{purpose} ({version})" if version else f"{purpose}; {how_to_install(extra)}"
         yield Finding("extras", package, "ok" if version else "missing", detail)
     yield _vllm()
+    yield from _plugin()
+
+
+def _plugin() -> Iterator[Finding]:
+    """Say what in this environment keeps vLLM from loading the plug-in, or an engine from using it."""
+    from sere.integrations.vllm.plugin import DISABLE, is_disabled
+    from sere.integrations.vllm.plugin_config import KEY
+
+    value = os.environ.get(DISABLE)
+    if is_disabled():
+        yield Finding("serving", DISABLE, "missing", f"{value!r}: no engine re-routes; set it to 0")
+    else:
+        yield Finding("serving", DISABLE, "ok", "not set" if value is None else f"{value!r}: not disabled")
+    plugins = os.environ.get("VLLM_PLUGINS")
+    if plugins is None:
+        yield Finding("serving", "VLLM_PLUGINS", "ok", f"not set: all plug-ins, no routes; {KEY} adds them")
+    elif KEY in plugins.split(","):
+        yield Finding("serving", "VLLM_PLUGINS", "ok", f"{plugins!r}: names {KEY}")
+    else:
+        detail = f"{plugins!r}: vLLM does not load the plug-in, no engine re-routes; add {KEY}, or unset it"
+        yield Finding("serving", "VLLM_PLUGINS", "missing", detail)
 
 
 def _vllm() -> Finding:

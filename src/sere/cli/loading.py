@@ -83,7 +83,7 @@ def needed_table(args: argparse.Namespace) -> Path:
     if path is None:
         raise ConfigError(
             f"--table: none was given, {args.model} has no {TABLE} in its folder, and the current folder has "
-            f"no {table_here(args.model)}; make one with: sere calibrate {args.model} --texts FILE"
+            f"no {table_here(args.model)}; make one with: sere calibrate {args.model}"
         )
     return path
 
@@ -96,7 +96,7 @@ def table_of(name: Path) -> Path:
     if found is None and name.is_dir():
         raise ConfigError(
             f"{name}: expected a similarity table or a model's folder that has one, but there is no {TABLE} "
-            f"in it; make one with: sere calibrate {name} --texts FILE"
+            f"in it; make one with: sere calibrate {name}"
         )
     return found or table_file(name)
 

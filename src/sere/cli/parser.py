@@ -17,7 +17,7 @@ COMMANDS = ("calibrate", "table", "tune", "generate", "eval", "bench", "list", "
 
 _EXAMPLES = """examples:
   sere demo                                    calibrate, decode and compare on the bundled model
-  sere calibrate MODEL --texts notes.txt --metric projection
+  sere calibrate MODEL                         measure how well its experts replace each other
   sere eval MODEL --prompts prompts.txt        what re-routing changes, with the default settings
   sere tune MODEL --prompts prompts.txt        the fewest experts for a loss that you accept
   sere doctor --model MODEL

@@ -44,6 +44,9 @@ none of them: sere's own tasks, which the bundled model was trained on. Other
 Without --max-kl, --max-loss and --speedup, the tiers safe, balanced and fast are tuned, which accept a KL
 of 0.0005, 0.002 and 0.006. With one of them, one tier is (--tier), and the table's others stay.
 
+Each layer gets a number of experts of its own if that loses less, at an equal mean number, on prompts that
+were not tuned on (--uniform does not try).
+
 Simulation and allocation read the table only; measuring and verifying run the model. --simulate-only stops
 before the model is loaded. If a run is interrupted, the same command continues it."""
 
@@ -88,6 +91,15 @@ def add(subparsers: Any) -> None:
     work.add_argument(
         "--work-dir", type=Path, metavar="DIR",
         help="keep finished measurements here, for further tiers (default: TABLE.tuning, deleted at the end)",
+    )  # fmt: skip
+    work.add_argument(
+        "--uniform",
+        action="store_true",
+        help="give all layers the same number of experts; saves measurements",
+    )
+    work.add_argument(
+        "--layer-runs", type=whole(1), metavar="N",
+        help="at most so many measurements of what single layers cost (default: 48)",
     )  # fmt: skip
     work.add_argument("--simulate-only", action="store_true", help="print what the table alone says")
     add_model_arguments(parser)
@@ -165,6 +177,10 @@ def _check(args: argparse.Namespace, own_tasks: bool) -> None:
             f"{args.model}: nothing to continue; give --prompts FILE with prompts of your own, --questions "
             "FILE, or --texts FILE with any texts"
         )
+    if args.uniform and args.layer_runs is not None:
+        raise ConfigError(
+            "--layer-runs: measures what single layers cost, which --uniform leaves out; give one of them"
+        )
     if args.max_loss is not None and (args.prompts or args.texts):
         raise ConfigError(
             "--max-loss: is counted in right answers, which --prompts and --texts do not have; give "
@@ -189,20 +205,24 @@ def _plan(args: argparse.Namespace) -> TunePlan:
     """Return what to tune, with prompts of a file or questions of sere's own tasks."""
     from sere.eval.user_questions import read_prompts, read_questions
     from sere.table.tiers import DEFAULT_TIER
-    from sere.tune.plan import BATCH_SIZES, MOST_PROMPTS, TIERS, Goal, Kind, TunePlan
+    from sere.tune.plan import BATCH_SIZES, LAYER_RUNS, MOST_PROMPTS, TIERS, Goal, Kind, TunePlan
     from sere.tune.prompts import own_questions, pieces_of
 
     field: dict[str, str] = {} if args.field is None else {"field": args.field}
     texts: dict[str, Any] = {"chat_template": not args.no_chat_template}
+    count = args.max_prompts or MOST_PROMPTS
     if args.prompts is not None:
         texts["prompts"], texts["source"] = read_prompts(args.prompts, **field)
     elif args.texts is not None:
-        texts = {"prompts": pieces_of(args.texts, seed=args.seed, **field), "chat_template": False}
+        texts = {
+            "prompts": pieces_of(args.texts, count=count, seed=args.seed, **field),
+            "chat_template": False,
+        }
     else:
         if args.questions is not None:
             texts["questions"], texts["source"] = read_questions(args.questions, **field)
         else:
-            texts = {"questions": own_questions(seed=args.seed)}
+            texts = {"questions": own_questions(count=count, seed=args.seed)}
         texts["prompts"] = [question.prompt for question in texts["questions"]]
     wanted: list[tuple[Kind, float | None]] = [
         ("kl", args.max_kl),
@@ -214,8 +234,10 @@ def _plan(args: argparse.Namespace) -> TunePlan:
         goals=TIERS if one is None else {args.tier or DEFAULT_TIER: one},
         batch_sizes=args.batch_size or BATCH_SIZES,
         max_new_tokens=args.max_new_tokens,
-        max_prompts=args.max_prompts or MOST_PROMPTS,
+        max_prompts=count,
         seed=args.seed,
+        uniform=args.uniform,
+        layer_runs=args.layer_runs or LAYER_RUNS,
         **texts,
     )
 

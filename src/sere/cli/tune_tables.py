@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sere.cli.output import table
 
-_NOTES = """M: experts that a layer reads in a step of B rows. experts: distinct per layer and step, before >
-after; fewer: their ratio. bytes: how many times fewer bytes of weights a step reads. KL: from the
-unmodified model, nats per token, on prompts that were not tuned on, with its 95 % interval over prompts.
-agree: tokens where both have the same most likely token. One row always reads its own K experts."""
+_NOTES = """M: experts that a layer reads in a step of B rows, mean over layers. experts: distinct per layer
+and step, before > after; fewer: their ratio. bytes: how many times fewer bytes of weights a step reads.
+KL: from the unmodified model, nats per token, on prompts that were not tuned on, with its 95 % interval
+over prompts. agree: tokens where both have the same most likely token. One row always reads its own K
+experts."""
+
+# Layers whose M is printed.
+_MOST_LAYERS = 10
 
 _SIMULATED_NOTES = """M: experts that a layer reads in a step of B rows. error: expected error of a layer's
 output, relative to dropping all of it, mean over the layers. How much of an error a model bears only the
@@ -66,6 +70,7 @@ def _remarks(name: str, tier: Mapping[str, Any]) -> list[str]:
     goal = evidence["accepted_kl"]
     wanted = "" if goal is None else f", accepts a KL of {goal:.2g}"
     found = [f"{name}: M by rows {points}{wanted}."]
+    found += _layer_remarks(evidence)
     if evidence["simulated_rows"]:
         rows = ", ".join(map(str, evidence["simulated_rows"]))
         found.append(f"  M for {rows} rows is predicted from the simulated error, not measured.")
@@ -81,3 +86,24 @@ def _remarks(name: str, tier: Mapping[str, Any]) -> list[str]:
                 f"{lost['low']:.1f}, {cell['answers']['questions']} questions)."
             )
     return found
+
+
+def _layer_remarks(evidence: Mapping[str, Any]) -> list[str]:
+    """Say whether the layers have numbers of their own, what that gained, and what they are."""
+    compared = evidence["per_layer"]
+    if compared is None or compared["ratio"] is None:
+        return []
+    ratio = compared["ratio"]
+    bounds = "" if ratio["high"] is None else f" ({ratio['low']:.2f} to {ratio['high']:.2f})"
+    verdict = "kept" if compared["kept"] else "not kept"
+    lines = [f"  per layer: {ratio['value']:.2f} of uniform's KL at equal experts{bounds}, {verdict}."]
+    plans = {B: cell["by_layer"] for B, cell in evidence["by_batch_size"].items() if cell["by_layer"]}
+    return lines + [f"  B={B}: M by layer {_layers_text(plan)}." for B, plan in plans.items()]
+
+
+def _layers_text(plan: Sequence[int]) -> str:
+    """Return each layer's M; of many layers, the range and the first ones."""
+    if len(plan) <= _MOST_LAYERS:
+        return " ".join(map(str, plan))
+    first = " ".join(map(str, plan[:_MOST_LAYERS]))
+    return f"{first} ... ({len(plan)} layers, {min(plan)} to {max(plan)})"

@@ -10,7 +10,7 @@ from sere.config.reroute import RerouteConfig
 
 # What any of these says replaces what the preset "paper" says.
 _HOW_MANY = ("active_experts", "layers", "tier")
-CHANGEABLE = ("select_top_k", "threshold", *_HOW_MANY, "keep")
+CHANGEABLE = ("select_top_k", "threshold", "min_gain", *_HOW_MANY, "keep")
 """Settings that compiled code and captured graphs read from memory, so that they can change in place."""
 
 

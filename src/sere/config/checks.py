@@ -50,14 +50,32 @@ def check_threshold(value: object) -> float:
     Raises:
         ConfigError: It is not a finite number of at least 0.
     """
-    number = value
-    if not isinstance(value, int | float) and isinstance(value, Real):
-        # Numpy's numbers, as Python's own.
-        number = float(value)
+    number = _as_number(value)
     # No infinity, which JSON cannot carry; nan is in no range.
-    if not isinstance(number, int | float) or isinstance(value, bool) or not 0 <= number <= _MOST_FLOAT:
+    if number is None or not 0 <= number <= _MOST_FLOAT:
         raise ConfigError(f"threshold: expected a number of at least 0 (a similarity), got {value!r}")
     return number
+
+
+def check_share(name: str, value: object) -> float:
+    """Return a share as a Python float.
+
+    Raises:
+        ConfigError: It is not a number from 0 to 1.
+    """
+    number = _as_number(value)
+    if number is None or not 0 <= number <= 1:
+        raise ConfigError(f"{name}: expected a number from 0 to 1 (a share), got {value!r}")
+    return float(number)
+
+
+def _as_number(value: object) -> int | float | None:
+    """Return a number of any kind, also numpy's, as one of Python's own; None for what is no number."""
+    if isinstance(value, bool):
+        return None
+    if not isinstance(value, int | float) and isinstance(value, Real):
+        return float(value)
+    return value if isinstance(value, int | float) else None
 
 
 def check_boolean(name: str, value: object) -> None:

@@ -8,10 +8,17 @@ from types import MappingProxyType
 from typing import Any
 
 from sere.config.active_experts import ActiveExperts, read_active_experts
-from sere.config.checks import MOST_INT, as_integer, check_integer, check_layer_index, check_threshold
+from sere.config.checks import (
+    MOST_INT,
+    as_integer,
+    check_integer,
+    check_layer_index,
+    check_share,
+    check_threshold,
+)
 from sere.errors import ConfigError, did_you_mean
 
-OF_A_LAYER = ("select_top_k", "threshold", "active_experts")
+OF_A_LAYER = ("select_top_k", "threshold", "active_experts", "min_gain")
 """The settings that may differ from layer to layer."""
 
 
@@ -23,6 +30,7 @@ class LayerSettings:
         select_top_k: S.
         threshold: ρ.
         active_experts: M.
+        min_gain: τ.
 
     Raises:
         ConfigError: A value has the wrong type or is out of range.
@@ -31,11 +39,13 @@ class LayerSettings:
     select_top_k: int = 1
     threshold: float = 0.0
     active_experts: ActiveExperts = "auto"
+    min_gain: float = 0.0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "select_top_k", check_integer("select_top_k", self.select_top_k, least=1))
         object.__setattr__(self, "threshold", check_threshold(self.threshold))
         object.__setattr__(self, "active_experts", read_active_experts(self.active_experts))
+        object.__setattr__(self, "min_gain", check_share("min_gain", self.min_gain))
 
 
 def read_by_layer(

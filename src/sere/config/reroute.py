@@ -15,7 +15,14 @@ from sere.config.active_experts import (
     may_be_zero,
     text_of_active_experts,
 )
-from sere.config.checks import check_boolean, check_choice, check_integer, check_sentinel, check_threshold
+from sere.config.checks import (
+    check_boolean,
+    check_choice,
+    check_integer,
+    check_sentinel,
+    check_share,
+    check_threshold,
+)
 from sere.config.layers import OF_A_LAYER, LayerSettings, read_by_layer, read_keep
 from sere.errors import ConfigError, did_you_mean
 
@@ -23,6 +30,7 @@ Targets = Literal["primary", "active"]
 Merge = Literal["none", "same", "distinct", "sentinel"]
 Phases = Literal["decode", "all"]
 Backend = Literal["auto", "reference", "torch", "cpu", "cuda"]
+Flatten = Literal["auto", "on", "off"]
 
 PAPER = "paper"
 
@@ -41,8 +49,10 @@ class RerouteConfig:
             experts alone. A mapping ``{layer index: M}`` goes to ``layers``.
         cap: Whether M is a limit even where the rows' heaviest experts are more than M; otherwise these all
             are read.
-        layers: Other values of ``select_top_k``, ``threshold`` and ``active_experts`` for some layers:
-            ``{layer index: {"active_experts": 24}}``.
+        min_gain: τ, from 0 to 1: a re-routed slot stays only if it is expected to give this share of the
+            energy of its row's experts; otherwise its weight becomes 0. 0 gives up none. Needs factors.
+        layers: Other values of ``select_top_k``, ``threshold``, ``active_experts`` and ``min_gain`` for some
+            layers: ``{layer index: {"active_experts": 24}}``.
         tier: The tier of the table that ``"auto"`` means: ``"safe"``, ``"balanced"``, ``"fast"``; None for
             ``"balanced"`` if the table has it.
         keep: Experts that are never replaced: ``{layer index: expert ids}``.
@@ -52,9 +62,12 @@ class RerouteConfig:
         sentinel: The id that freed slots get with ``merge="sentinel"``.
         phases: Re-route ``"decode"`` steps only, or prefill as well (``"all"``).
         backend: Which implementation of the operation; ``"auto"`` chooses by device.
+        flatten: On a CPU, compute only the pairs of a row and an expert that carry weight: where it is faster
+            (``"auto"``), wherever there are fewer pairs than slots (``"on"``), or never (``"off"``).
         table: Path of the similarity table, or its name on the hub (``owner/name``), for integrations that
             take all settings in one mapping.
-        preset: ``"paper"`` for the published method: no filling up, no factors; `paper` makes it.
+        preset: ``"paper"`` for the published method: no filling up, no factors, no slot given up; `paper`
+            makes it.
 
     Raises:
         ConfigError: A value has the wrong type or is out of range, or does not go with the preset.
@@ -64,6 +77,7 @@ class RerouteConfig:
     threshold: float = 0.0
     active_experts: ActiveExperts = "auto"
     cap: bool = False
+    min_gain: float = 0.0
     layers: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
     tier: str | None = None
     keep: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
@@ -73,6 +87,7 @@ class RerouteConfig:
     sentinel: int | None = None
     phases: Phases = "decode"
     backend: Backend = "auto"
+    flatten: Flatten = "auto"
     table: str | None = None
     preset: Literal["paper"] | None = None
 
@@ -84,12 +99,18 @@ class RerouteConfig:
             self._take_preset()
         object.__setattr__(self, "select_top_k", check_integer("select_top_k", self.select_top_k, least=1))
         object.__setattr__(self, "threshold", check_threshold(self.threshold))
+        object.__setattr__(self, "min_gain", check_share("min_gain", self.min_gain))
         check_choice("targets", self.targets, get_args(Targets))
         check_choice("merge", self.merge, get_args(Merge))
         check_choice("phases", self.phases, get_args(Phases))
         check_choice("backend", self.backend, get_args(Backend))
+        check_choice("flatten", self.flatten, get_args(Flatten))
         if self.use_scale is not None:
             check_boolean("use_scale", self.use_scale)
+        if self.use_scale is False and any(self.for_layer(index).min_gain for index in (None, *self.layers)):
+            raise ConfigError(
+                "min_gain: needs the table's factors, which use_scale=false leaves out; drop one of the two"
+            )
         self._check_limit()
         check_sentinel(self.merge, self.sentinel)
         if self.table is not None and not isinstance(self.table, str | os.PathLike):
@@ -123,8 +144,8 @@ class RerouteConfig:
     def _take_preset(self) -> None:
         """Set what the preset says; refuse what contradicts it."""
         check_choice("preset", self.preset, (PAPER,))
-        fixed = {"active_experts": 0, "cap": False, "layers": {}, "tier": None, "use_scale": False,
-                 "targets": "primary"}  # fmt: skip
+        fixed = {"active_experts": 0, "cap": False, "min_gain": 0.0, "layers": {}, "tier": None,
+                 "use_scale": False, "targets": "primary"}  # fmt: skip
         defaults = {f.name: f.default for f in fields(self)} | {"layers": {}}
         for name, value in fixed.items():
             given = getattr(self, name)

@@ -12,7 +12,7 @@ from sere.engines.in_process import state_of
 from sere.integrations.vllm import configure
 from sere.policies.spec import PolicySpec
 
-LIVE = ("select_top_k", "threshold", "active_experts", "layers", "tier")
+LIVE = ("select_top_k", "threshold", "active_experts", "min_gain", "layers", "tier")
 """Options of a ``sere`` setting that an engine can change while it runs; the others are part of its start."""
 
 COUNT_ONLY: Mapping[str, Any] = {"enabled": True, "count_only": True}

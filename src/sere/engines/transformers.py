@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from sere.engines.side_by_side import SideBySide
+from sere.engines.wrapped import WrappedPolicy
 from sere.integrations.transformers.inputs import has_full_attention_cache
 from sere.policies.base import LayerRouter, LayerShape, Policy
 from sere.policies.spec import PolicySpec
@@ -26,6 +28,7 @@ def apply_setting(
     seed: int = 0,
     policy: Policy | None = None,
     pad_token_id: int | None = None,
+    batch_size: int | None = None,
     counts_all: bool = True,
 ) -> Handle:
     """Apply a setting to a model and return the handle, which counts and which removes it.
@@ -40,6 +43,7 @@ def apply_setting(
         seed: The seed of a rule that draws, unless the setting names one.
         policy: The setting's policy, if it was built already.
         pad_token_id: What ``generate`` feeds to rows that have ended; None for decode steps of our own.
+        batch_size: Rows of a step, if a forward pass holds several steps; None if it is one step.
         counts_all: Whether steps that surely change nothing are counted too, which makes them slower.
 
     Raises:
@@ -55,6 +59,8 @@ def apply_setting(
         if setting.needs_table and table is not None:
             table.check(identify(inner_model(model)))
         policy = setting.build(table, seed=seed)
+    if batch_size is not None:
+        policy = SideBySide(policy, batch_size)
     handle = apply(model, policy=policy, pad_token_id=pad_token_id)
     handle.counts_all = counts_all
     return handle
@@ -70,7 +76,7 @@ def check_settings(settings: Iterable[PolicySpec], table: SimilarityTable | None
         setting.build(table)
 
 
-class Resumed(Policy):
+class Resumed(WrappedPolicy):
     """A rule that continues where it was each time it is applied: its routers outlive the handles.
 
     Args:
@@ -78,24 +84,13 @@ class Resumed(Policy):
     """
 
     def __init__(self, policy: Policy) -> None:
-        self._policy = policy
-        self.name, self.config = policy.name, policy.config  # type: ignore[misc]
-        self.needs_scores = policy.needs_scores  # type: ignore[misc]
-        self.changes_routing = policy.changes_routing  # type: ignore[misc]
+        super().__init__(policy)
         self._routers: dict[tuple[LayerShape, torch.device], LayerRouter] = {}
 
     def bind(self, layer: LayerShape, device: torch.device) -> LayerRouter:
         """Return the layer's router, with counters of 0."""
         found = self._routers.get((layer, device))
         if found is None:
-            found = self._routers[layer, device] = self._policy.bind(layer, device)
+            found = self._routers[layer, device] = self.policy.bind(layer, device)
         found.counters.zero_()
         return found
-
-    def exact_rows(self, layer: LayerShape) -> int:
-        """Return up to how many rows the rule changes nothing."""
-        return self._policy.exact_rows(layer)
-
-    def describe(self) -> dict[str, Any]:
-        """Return the rule's settings."""
-        return self._policy.describe()

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from statistics import fmean, median
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
+from sere.engines.side_by_side import rows_at_once
 from sere.eval.decoding.greedy import decode, stop_rule
 from sere.eval.decoding.static_batching import end_mark
 from sere.eval.finished import case_name
@@ -40,20 +41,22 @@ class RightAnswers:
         # Every row of our own decode steps is real; generate feeds rows that have ended this token.
         pad = -1 if has_full_attention_cache(model) else end_mark(model, rule.ids)
         parts = len(self.bench.prompts) + len(plan.passages)
+        at_once = rows_at_once(model, batch_size, len(self.bench.prompts))
         with self.bench.applied(
-            setting, case_name(setting, batch_size), parts, seed=plan.seed, pad_token_id=pad
-        ) as (handle, tick):
-            decoded = decode(model, self.bench.prompts, batch_size=batch_size, rule=rule, on_finished=tick)
+            setting, case_name(setting, batch_size), parts, seed=plan.seed, pad_token_id=pad,
+            batch_size=batch_size,
+        ) as (handle, tick):  # fmt: skip
+            decoded = decode(model, self.bench.prompts, batch_size=at_once, rule=rule, on_finished=tick)
             happened = summarize_handle(handle)
             text = self._text(batch_size, handle, tick)
         right = mark(self.bench.tokenizer, plan.questions, decoded.tokens)
+        rows = min(batch_size, len(self.bench.prompts))
         return {
             "setting": setting.label,
             "batch_size": batch_size,
-            "rows": decoded.rows,
+            "rows": rows,
             "loop": decoded.loop,
-            "steps": len(decoded.step_ms),
-            "step_ms_median": round(median(decoded.step_ms), 4) if decoded.step_ms else None,
+            "steps": len(decoded.step_ms) * decoded.rows // rows,
             "answer_tokens": round(fmean(len(tokens) for tokens in decoded.tokens), 3),
             **happened,
             "text": text,
@@ -67,7 +70,7 @@ class RightAnswers:
         scores = score_texts(
             self.bench.model,
             texts,
-            batch_size=batch_size,
+            batch_size=rows_at_once(self.bench.model, batch_size, len(texts)),
             unmodified=lambda: paused(handle),
             on_finished=tick,
         )

@@ -39,7 +39,10 @@ def calibrate_on_tasks(
         UnsupportedModel: The model has no experts modules that can be calibrated.
     """
     from sere.calibrate import calibrate
+    from sere.similarity import get_metric
 
+    if get_metric(metric).accumulator is None:  # of weights: it reads no texts
+        return calibrate(model, tokenizer, metric=metric, progress=progress)
     texts = calibration_texts(count=TEXTS, seed=seed)
     return calibrate(
         model, tokenizer, texts, metric=metric, max_tokens=max_tokens, seed=seed, progress=progress

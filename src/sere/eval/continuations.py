@@ -13,6 +13,7 @@ from math import exp
 from statistics import fmean
 from typing import Any, Self
 
+from sere.engines.side_by_side import rows_at_once
 from sere.errors import DataError
 from sere.eval.decoding.greedy import decode, stop_rule
 from sere.eval.digests import texts_digest
@@ -74,10 +75,15 @@ class ContinuationScores:
         model = self.bench.model
         # Every row of these steps is real, whatever token it is fed.
         with self.bench.applied(
-            setting, case_name(setting, batch_size), len(self.texts), seed=self.plan.seed, pad_token_id=-1
-        ) as (handle, tick):
+            setting, case_name(setting, batch_size), len(self.texts), seed=self.plan.seed, pad_token_id=-1,
+            batch_size=batch_size,
+        ) as (handle, tick):  # fmt: skip
             scores = score_texts(
-                model, self.texts, batch_size=batch_size, unmodified=lambda: paused(handle), on_finished=tick
+                model,
+                self.texts,
+                batch_size=rows_at_once(model, batch_size, len(self.texts)),
+                unmodified=lambda: paused(handle),
+                on_finished=tick,
             )
             happened = summarize_handle(handle)
         return {

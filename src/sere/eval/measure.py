@@ -37,8 +37,9 @@ class Workbench:
 
     @contextmanager
     def applied(
-        self, setting: PolicySpec, name: str, parts: int, *, seed: int = 0, pad_token_id: int | None = None
-    ) -> Iterator[tuple[Handle, Callable[[], object]]]:
+        self, setting: PolicySpec, name: str, parts: int, *, seed: int = 0, pad_token_id: int | None = None,
+        batch_size: int | None = None,
+    ) -> Iterator[tuple[Handle, Callable[[], object]]]:  # fmt: skip
         """Apply a setting and show progress.
 
         Args:
@@ -47,13 +48,16 @@ class Workbench:
             parts: How many parts the work has.
             seed: Seed of the random control.
             pad_token_id: What rows that have ended are fed; -1 if every row is real.
+            batch_size: Rows of a step, if a forward pass may hold several; see `sere.engines.side_by_side`.
 
         Yields:
             The handle, and what to call after each part.
         """
         with (
             self.progress(name, parts) as tick,
-            apply_setting(self.model, setting, self.table, seed=seed, pad_token_id=pad_token_id) as handle,
+            apply_setting(
+                self.model, setting, self.table, seed=seed, pad_token_id=pad_token_id, batch_size=batch_size
+            ) as handle,
         ):
             handle.quiet = True  # the record says why nothing changed, so the log need not
             yield handle, tick

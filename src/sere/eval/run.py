@@ -15,10 +15,18 @@ from sere.eval.measure import Measure, Workbench
 from sere.eval.plan import PromptPlan, QuestionPlan
 from sere.eval.questions import encode_prompts
 from sere.eval.record import header_of_model
+from sere.policies.base import LayerShape
 from sere.progress import NO_PROGRESS, Progress
+from sere.structure import find_experts
+from sere.wrappers import inner_model
 
 if TYPE_CHECKING:
     from sere.table import SimilarityTable
+
+_UNCHANGED = (
+    "nothing was re-routed: a layer may read as many experts as a single row chooses, so that the result is "
+    "that of off, without a run of its own"
+)
 
 
 def evaluate(
@@ -71,8 +79,18 @@ def evaluate(
             measure = ContinuationScores.prepare(bench, plan, kept)
         else:
             measure = RightAnswers(bench, plan)
+        layers = [
+            LayerShape(one.index, one.num_experts, one.top_k) for one in find_experts(inner_model(model))
+        ]
         for setting, batch_size in kept.missing(plan, plan.settings):
-            kept.put(case_name(setting, batch_size), measure.case(setting, batch_size))
+            name = case_name(setting, batch_size)
+            # With more rows this is rare, and the run itself says better why it changed nothing.
+            alone = batch_size == 1 and setting != plan.settings[0]
+            if alone and setting.build(table).never_reroutes(batch_size, layers):
+                off = kept.cases[case_name(plan.settings[0], batch_size)]
+                kept.put(name, off | {"setting": setting.label, "nothing_changed": _UNCHANGED})
+            else:
+                kept.put(name, measure.case(setting, batch_size))
     record = header | measure.result(kept.in_order(plan))
     kept.delete()
     return record

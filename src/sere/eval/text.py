@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from math import exp, inf, isfinite
+from math import exp, inf, isfinite, sqrt
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -52,12 +52,14 @@ class TextScore:
         loss: Negative log-likelihood, nats.
         kl: KL(unmodified ‖ scored model), nats. If the unmodified model's distributions come from prefill,
             rounding makes it slightly larger than 0 even without re-routing.
+        root_kl: The sum of the square roots of the tokens' KL, which a few large ones do not decide.
         agreed: Tokens where the most likely token is the unmodified model's too.
     """
 
     tokens: int = 0
     loss: float = 0.0
     kl: float = 0.0
+    root_kl: float = 0.0
     agreed: int = 0
 
 
@@ -187,6 +189,8 @@ class _Scorer:
                 )
             score = self.scores[index]
             score.loss, score.kl, score.agreed = score.loss + loss, score.kl + kl, score.agreed + agreed
+            # Rounding may leave a divergence slightly below 0.
+            score.root_kl += sqrt(max(0.0, kl))
             score.tokens += 1
             if score.tokens == self.texts[index].scored:
                 self.expected[index] = None

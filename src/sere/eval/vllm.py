@@ -108,7 +108,6 @@ class _Run:
             "mean_rows": fmean(layer.rows for layer in layers),
             "loop": "vllm",
             "steps": layers[0].steps,
-            "step_ms_median": None,
             "answer_tokens": round(fmean(len(answer) for answer in tokens), 3),
             "experts": summarize_layers(layers),
             "nothing_changed": stats.nothing_changed,

@@ -165,3 +165,15 @@ class Policy(ABC):
         """
         del layers
         return []
+
+    def never_reroutes(self, rows: int, layers: Iterable[LayerShape]) -> bool:
+        """Whether no step of at most so many rows can be re-routed, whatever its rows choose.
+
+        Args:
+            rows: Rows of the largest step.
+            layers: The layers of a model.
+
+        Returns:
+            True only if the settings alone say so; such steps keep the unmodified model's bits.
+        """
+        return not self.changes_routing or all(rows <= self.exact_rows(layer) for layer in layers)

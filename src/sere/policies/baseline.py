@@ -16,6 +16,7 @@ from sere.policies.base import LayerRouter, LayerShape, Policy
 from sere.policies.idle import why_idle
 from sere.reroute import COUNTERS, Routing, TokenBatch
 from sere.reroute.checks import check_batch
+from sere.reroute.constants import LIMIT_ROWS
 from sere.reroute.slots import (
     choose_primary,
     expert_masses,
@@ -92,11 +93,11 @@ class LayerBatch:
         """Return SERE's primary set, ``[E]`` bool; docs/method.md section 4, step 3.
 
         Args:
-            limits: What `sere.reroute.limits.layer_limits` returns: S and M of the layer.
+            limits: What `sere.reroute.limits.layer_limits` returns: S and M of the layer first.
             sensitivity: ``[E]``, float32, in (0, 1].
         """
         E, valid = self.num_experts, self.valid
-        rows = (self.real & ~self.protected).sum().clamp(1, len(limits) - 1)
+        rows = (self.real & ~self.protected).sum().clamp(1, LIMIT_ROWS)
         return choose_primary(
             members(self.ids, valid & self.protected[:, None], E),
             members(self.ids, self.heaviest(limits[0]), E),
@@ -201,6 +202,7 @@ def _counts(batch: LayerBatch, result: Routing) -> Tensor:
         "distinct_after": members(result.ids, used, E).sum(),
         "slots": batch.valid.sum(),
         "slots_rerouted": (batch.valid & (result.ids != batch.ids)).sum(),
+        "slots_computed": (batch.valid & (result.weights != 0)).sum(),
         "critical": torch.zeros((), dtype=torch.int64, device=batch.ids.device),
     }
     return torch.stack([sums[name].long() for name in COUNTERS])

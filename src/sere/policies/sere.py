@@ -78,7 +78,7 @@ class Sere(Policy):
         return SereRouter(layer, self.prepare(layer, device))
 
     def limits(self, layer: LayerShape) -> Tensor:
-        """Return S and M of one layer as `layer_limits` does, on the host."""
+        """Return S, M and the least gain of one layer as `layer_limits` does, on the host."""
         return layer_limits(
             self.config.for_layer(layer.index),
             layer.num_experts,
@@ -158,19 +158,21 @@ def check_fit(config: RerouteConfig, layers: Mapping[int, LayerSimilarity]) -> N
 
     Raises:
         ConfigError: ``keep`` or ``layers`` names a layer or an expert that does not exist, or ``use_scale``
-            asks for factors that some layer does not have.
+            or ``min_gain`` needs factors that some layer does not have.
     """
     check_keep(config.keep, layers)
     for index in config.layers:
         if index not in layers:
             raise ConfigError(f"layers: layer {index} has no similarities; {_layers_of(layers)}")
     bare = sorted(index for index, layer in layers.items() if layer.scale is None)
-    if config.use_scale and bare:
-        whose = "the table has no factors" if len(bare) == len(layers) else _bare(bare)
-        raise ConfigError(
-            f"use_scale: {whose}; calibrate with metric='projection', or leave use_scale out to use the "
-            "factors that there are"
-        )
+    gains = [index for index in bare if config.for_layer(index).min_gain > 0]
+    for name, without in (("use_scale", bare if config.use_scale else []), ("min_gain", gains)):
+        if without:
+            whose = "the table has no factors" if len(without) == len(layers) else _bare(without)
+            raise ConfigError(
+                f"{name}: {whose}; calibrate with metric='projection', or leave {name} out to use the "
+                "factors that there are"
+            )
 
 
 def check_keep(keep: Mapping[int, Sequence[int]], layers: Mapping[int, LayerSimilarity]) -> None:

@@ -44,6 +44,7 @@ def reroute(
     keep: Sequence[int] = (),
     targets: Targets = "primary",
     scale: Tensor | None = None,
+    min_gain: float = 0.0,
     sensitivity: Tensor | None = None,
     merge: Merge = "none",
     sentinel: int | None = None,
@@ -74,6 +75,8 @@ def reroute(
         keep: Experts of this layer that are never replaced.
         targets: ``"primary"`` (the paper) or ``"active"``: critical experts, too, may take over slots.
         scale: ``[E, E]``, float32: multiplies the weight of a re-routed slot.
+        min_gain: τ, share of its row's energy that a re-routed slot must give, or its weight becomes 0; needs
+            ``scale``.
         sensitivity: ``[E]``, float32, in (0, 1]: how much losing an expert costs; instead of the layer's own.
         merge: What to do with duplicate expert ids within one token's top-k.
         sentinel: The id of freed slots with ``merge="sentinel"``; outside [0, E).
@@ -111,6 +114,7 @@ def reroute(
             "active_experts": active_experts,
             "cap": cap,
             "targets": targets,
+            "min_gain": min_gain,
             "merge": merge,
             "sentinel": sentinel,
             "backend": backend,

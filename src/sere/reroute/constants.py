@@ -18,5 +18,7 @@ LAYER_BUDGET, PADDING_BUDGET = -2, -1
 # make 2⁶³.
 MASS_UNITS, MASS_BOUND, MOST_SLOTS = 2**34, 2**38, 2**25
 
-# A layer's limits, in int32: S, then M for a step of 1, 2, ... rows; more rows have the last one.
+# A layer's limits, in int32: S, then M for a step of 1, 2, ... rows (more rows have the last one), then the
+# least gain, -τ in units of 2⁻³⁰. So of several limits the largest are the most careful.
 LIMIT_ROWS = 256
+LIMITS, GAIN_UNITS = LIMIT_ROWS + 2, 2**30

@@ -1,4 +1,4 @@
-"""How many experts a layer may read in a step: from the settings to the numbers that kernels read."""
+"""What bounds a layer's steps (S, M, the least gain): from the settings to the numbers that kernels read."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sere.config import MOST_INT, ActiveExperts, LayerSettings
 from sere.errors import ConfigError
-from sere.reroute.constants import LIMIT_ROWS
+from sere.reroute.constants import GAIN_UNITS, LIMIT_ROWS
 
 # The points of ``"auto"``: at 1, 2, 4, ... 256 rows, each time by 3/4 of K more, rounded up. Measured in
 # docs/measurements.md: with 3/5 the bundled model loses 2.6 points at 16 rows.
@@ -73,14 +73,15 @@ def layer_limits(
         least_active: M is at least this, whatever the settings say, but at most E.
 
     Returns:
-        ``[1 + LIMIT_ROWS]``, int32, on the host: S, then M for a step of 1, 2, ... rows.
+        ``[LIMITS]``, int32, on the host: S, then M for a step of 1, 2, ... rows, then -τ in units of 2⁻³⁰.
 
     Raises:
         ConfigError: ``active_experts`` is ``"auto"`` and K is not known.
     """
     least = min(least_active, num_experts)
     most = [max(least, M) for M in active_by_rows(settings.active_experts, num_experts, top_k)]
-    return torch.tensor([settings.select_top_k, *most], dtype=torch.int32, device="cpu")
+    least_gain = -round(settings.min_gain * GAIN_UNITS)
+    return torch.tensor([settings.select_top_k, *most, least_gain], dtype=torch.int32, device="cpu")
 
 
 def exact_rows(limits: Tensor, num_experts: int, top_k: int) -> int:
@@ -98,7 +99,7 @@ def exact_rows(limits: Tensor, num_experts: int, top_k: int) -> int:
 
     Source: docs/method.md section 4, "What never changes".
     """
-    by_rows: list[int] = limits[1:].tolist()
+    by_rows: list[int] = limits[1 : 1 + LIMIT_ROWS].tolist()
     last = by_rows[-1]
     if min(by_rows) >= num_experts:
         return MOST_INT

@@ -67,13 +67,13 @@ class PreparedLayer:
         return {name: part for name, part in self._layer._asdict().items() if isinstance(part, Tensor)}
 
     def read_limits_from(self, limits: Tensor) -> None:
-        """Let the layer read S and M from a tensor of the caller, who may write it between two steps.
+        """Let the layer read its limits from a tensor of the caller, who may write it between two steps.
 
         Call this before a step is compiled or captured.
 
         Args:
-            limits: ``[1 + LIMIT_ROWS]``, int32, contiguous, on the layer's device: S, then M for a step of 1,
-                2, ... rows. What the layer has is written into it.
+            limits: ``[LIMITS]``, int32, contiguous, on the layer's device, as `layer_limits` returns them.
+                What the layer has is written into it.
 
         Raises:
             InputError: Its shape, dtype or device is another, or it is not contiguous.
@@ -102,7 +102,7 @@ class PreparedLayer:
         if self.backend != other.backend or changed:
             raise ConfigError(
                 f"{name_some(changed or ['backend'])}: cannot change in a prepared layer, only select_top_k, "
-                "active_experts, threshold, keep and scale can; prepare another layer"
+                "active_experts, threshold, min_gain, keep and scale can; prepare another layer"
             )
         old, new = _kinds(self.tensors()), _kinds(other.tensors())
         if old != new:
@@ -154,7 +154,8 @@ def prepare_layer(
 
     Raises:
         InputError: ``keep`` or ``scale`` does not fit the layer.
-        ConfigError: ``config.sentinel`` is the id of one of the layer's experts, or K is needed and missing.
+        ConfigError: ``config.sentinel`` is the id of one of the layer's experts, K is needed and missing, or
+            ``min_gain`` is given without ``scale``.
         BackendUnavailable: The named backend cannot run on the device.
     """
     E = layer.num_experts
@@ -167,6 +168,11 @@ def prepare_layer(
             f"the layer's {E} experts: it would run for every freed slot"
         )
     settings = config.for_layer(index)
+    if settings.min_gain and scale is None:
+        raise ConfigError(
+            f"min_gain={settings.min_gain:g}: needs factors (scale), because only with them a similarity is "
+            "the share of an expert's output that its substitute gives; give scale, or min_gain=0"
+        )
     where = torch.empty(0, device=device).device
     backend = on_device(select(config.backend, where.type, E), config.backend, where)
     # Tensors made in inference mode could not be updated outside it.

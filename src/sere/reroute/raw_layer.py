@@ -43,8 +43,8 @@ class RawLayer(NamedTuple):
     Attributes:
         similarity: ``[E, E]``, float32, on the host; NaN where it is not known.
         threshold: ρ; compared in float32, like the similarities.
-        limits: ``[1 + LIMIT_ROWS]``, int32, on the host: S, then M for a step of 1, 2, ... rows; a step with
-            more rows has the last M.
+        limits: ``[LIMITS]``, int32, on the host: S, then M for a step of 1, 2, ... rows, then -τ in units of
+            2⁻³⁰; a step with more rows has the last M.
         keep: ``[E]``, bool, on the host: experts that are never replaced.
         sensitivity: ``[E]``, float32, in (0, 1], on the host: factors for the masses.
         scale: ``[E, E]``, float32, or None: factors for the weights of re-routed slots.
@@ -60,10 +60,13 @@ class RawLayer(NamedTuple):
     config: KernelConfig
 
     def shared(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor | None, KernelConfig]:
-        """Return what every backend keeps, in its order: ``limits`` to ``config``.
+        """Return what every backend keeps, in the order of its ``Layer``: ``limits`` to ``config``.
 
-        The tensors are copies on a device.
+        The tensors are copies on a device. ``substitutes`` is ``[E, E, 2]``, float32: of each pair the factor
+        and the similarity; None without factors.
         """
-        scale = None if self.scale is None else self.scale.to(device, copy=True).contiguous()
+        pairs = None
+        if self.scale is not None:
+            pairs = torch.stack([self.scale.to(device), self.similarity.to(device)], dim=2)
         sensitivity = self.sensitivity.to(device, torch.float32, copy=True).contiguous()
-        return self.limits.to(device, copy=True), self.keep.to(device), sensitivity, scale, self.config
+        return self.limits.to(device, copy=True), self.keep.to(device), sensitivity, pairs, self.config

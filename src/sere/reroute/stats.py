@@ -9,7 +9,16 @@ import torch
 from torch import Tensor
 
 # What each entry of a counters tensor adds up, over the calls in which an expert is primary.
-COUNTERS = ("steps", "rows", "distinct_before", "distinct_after", "slots", "slots_rerouted", "critical")
+COUNTERS = (
+    "steps",
+    "rows",
+    "distinct_before",
+    "distinct_after",
+    "slots",
+    "slots_rerouted",
+    "slots_computed",
+    "critical",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +34,8 @@ class LayerStats:
         distinct_before: Distinct experts that the router chose, mean per run.
         distinct_after: Distinct experts that ran, mean per run.
         slots_rerouted: Share of the real rows' slots whose expert changed, 0 to 1.
+        slots_computed: Share of these slots that carried weight afterwards: neither merged into another one
+            nor given up for too small a gain.
         critical: Experts that resembled no primary one and stayed, mean per run.
     """
 
@@ -35,6 +46,7 @@ class LayerStats:
     distinct_before: float
     distinct_after: float
     slots_rerouted: float
+    slots_computed: float
     critical: float
 
 
@@ -72,5 +84,6 @@ def layer_stats(index: int, name: str, counters: Sequence[int]) -> LayerStats:
         distinct_before=sums["distinct_before"] / steps,
         distinct_after=sums["distinct_after"] / steps,
         slots_rerouted=sums["slots_rerouted"] / slots,
+        slots_computed=sums["slots_computed"] / slots,
         critical=sums["critical"] / steps,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, Self
@@ -115,6 +116,21 @@ class Accumulator(ABC):
         if self.tokens == 0:
             raise DataError(f"{self.metric}: expected at least one token, got none; call update first")
         return self._similarity(self._closed_sums())
+
+    @torch.no_grad()
+    def since(self, earlier: Mapping[str, Tensor]) -> LayerSimilarity:
+        """Return the similarities of the tokens that came after an earlier `state` of this accumulator.
+
+        Args:
+            earlier: That state. Tokens that waited in it for their window count as later ones.
+
+        Raises:
+            DataError: No token came since.
+        """
+        later = copy.copy(self)
+        later._sums = {name: value - earlier[f"{self.metric}.{name}"] for name, value in self._sums.items()}
+        later.tokens = self.tokens - int(earlier["tokens"][0])
+        return later.finalize()
 
     def state(self) -> dict[str, Tensor]:
         """Return everything that was accumulated, as tensors that `load_state` reads back."""

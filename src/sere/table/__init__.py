@@ -1,7 +1,7 @@
 """The similarity table: one safetensors file, checked when it is read."""
 
 from sere.identity import ModelIdentity
-from sere.table.artifact import SimilarityTable
+from sere.table.artifact import OWN_TEXTS, SimilarityTable
 from sere.table.compare import Comparison, LayerDifference, compare
 from sere.table.layers import best_neighbors, describe_unknown, off_diagonal
 from sere.table.locate import locate_table
@@ -12,6 +12,7 @@ from sere.table.verify import Check, verify_file, verify_table
 
 __all__ = [
     "DEFAULT_TIER",
+    "OWN_TEXTS",
     "Check",
     "Comparison",
     "LayerDifference",

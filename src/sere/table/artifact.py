@@ -28,6 +28,9 @@ from sere.table.locate import locate_table
 from sere.table.routing_sample import RoutingSample, is_of_sample
 from sere.table.tiers import Tier, resolve, tiers_from_json
 
+OWN_TEXTS = "written by the model itself, at temperature 1"
+"""What a table's provenance says of its texts, if nobody gave any."""
+
 
 @dataclass(frozen=True, eq=False)
 class SimilarityTable:

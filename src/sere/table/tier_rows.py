@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from sere.reroute.limits import active_by_rows
@@ -33,12 +33,17 @@ def tier_rows(tier: Tier, num_experts: int, top_k: int) -> Iterator[list[Any]]:
         yield [
             name,
             B,
-            most[min(int(B), len(most)) - 1],
+            _by_layer(most[min(int(B), len(most)) - 1], one.get("by_layer")),
             experts,
             None if kl.get("value") is None else f"{kl['value']:.4f}",
             bounds,
         ]
         name = ""
+
+
+def _by_layer(mean: int, by_layer: Sequence[int] | None) -> str:
+    """Return M, with the least and the most of any layer where they differ."""
+    return f"{mean} ({min(by_layer)} to {max(by_layer)})" if by_layer else str(mean)
 
 
 def _pair(first: float | None, second: float | None, form: str) -> str | None:

@@ -10,6 +10,7 @@ from types import MappingProxyType
 from typing import Any, Self
 
 from sere.config import ActiveExperts, LayerSettings, RerouteConfig
+from sere.config.layers import OF_A_LAYER
 from sere.errors import ConfigError, did_you_mean, name_some
 
 DEFAULT_TIER = "balanced"
@@ -29,6 +30,7 @@ class Tier:
         layers: M of the layers that differ, by decoder-layer index.
         select_top_k: S.
         threshold: ρ.
+        min_gain: τ.
         evidence: What was measured and how; JSON-ready.
 
     Raises:
@@ -40,6 +42,7 @@ class Tier:
     layers: Mapping[int, ActiveExperts] = field(default_factory=dict)
     select_top_k: int = 1
     threshold: float = 0.0
+    min_gain: float = 0.0
     evidence: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -59,12 +62,15 @@ class Tier:
         if not isinstance(self.evidence, Mapping):
             raise ConfigError(f"evidence: expected names and values, got {self.evidence!r}")
         own = LayerSettings(
-            select_top_k=self.select_top_k, threshold=self.threshold, active_experts=self.active_experts
+            select_top_k=self.select_top_k,
+            threshold=self.threshold,
+            active_experts=self.active_experts,
+            min_gain=self.min_gain,
         )
         given = {index: {"active_experts": most} for index, most in self.layers.items()}
         settings = RerouteConfig(layers=given)
         layers = {index: settings.for_layer(index).active_experts for index in settings.layers}
-        for name in ("select_top_k", "threshold", "active_experts"):
+        for name in OF_A_LAYER:
             object.__setattr__(self, name, getattr(own, name))
         object.__setattr__(self, "layers", MappingProxyType(layers))
         try:
@@ -78,12 +84,14 @@ class Tier:
 
         Args:
             config: The settings. What differs from the defaults stays: ``select_top_k``, ``threshold``,
-                ``active_experts``, and the settings of single layers.
+                ``active_experts``, ``min_gain``, and the settings of single layers. Without factors there is
+                no gain.
         """
         defaults = RerouteConfig()
         taken: dict[str, Any] = {"tier": self.name}
-        for name in ("select_top_k", "threshold"):
-            if getattr(config, name) == getattr(defaults, name):
+        for name in ("select_top_k", "threshold", "min_gain"):
+            fits = name != "min_gain" or config.use_scale is not False
+            if fits and getattr(config, name) == getattr(defaults, name):
                 taken[name] = getattr(self, name)
         if config.active_experts == defaults.active_experts:
             layers: dict[int, Mapping[str, Any]] = {

@@ -59,8 +59,8 @@ def load_texts(
             the name of a Hugging Face data set (``name`` or ``name:config``), or the rows themselves: texts,
             mappings, conversations, a data frame.
         field: The field or column that holds the text or a conversation. Where a row has no ``text``, its
-            ``messages`` or ``conversations`` are taken: messages with ``role`` and ``content``, or with
-            ``from`` and ``value``.
+            ``messages``, ``conversations`` or ``prompt`` are taken, also of a logged request's ``body``:
+            messages with ``role`` and ``content``, or with ``from`` and ``value``.
         split: The part of a Hugging Face data set.
         seed: Shuffle through a buffer of 1,000 documents with this seed; None keeps the source's order.
         tokenizer: Its chat template writes conversations; without one each message is ``role: content``, with

@@ -11,6 +11,11 @@ from sere.errors import DataError, name_some
 from sere.texts.chat import Message, messages_of, render, says_nothing
 from sere.texts.sources import CONVERSATIONS, Source, open_source
 
+# Fields that are looked for if nobody names one.
+_DEFAULTS = ("text", "prompt")
+# Where lines of a server's log, and those of OpenAI's batch files, have a request's body.
+_BODIES = ("body", "request", "request_body")
+
 
 @dataclass(frozen=True, slots=True)
 class Row:
@@ -56,7 +61,8 @@ def read_rows(
             name of a Hugging Face data set (``name`` or ``name:config``), or the rows themselves: any
             iterable of texts, of mappings or of conversations, or a data frame.
         field: The field that holds the text or the conversation. Where a row has no ``text``, its
-            ``messages`` or ``conversations`` are taken.
+            ``messages``, ``conversations`` or ``prompt`` are taken: also those of a request's body in a field
+            ``body``, ``request`` or ``request_body``. A list of prompts is as many rows.
         split: The part of a Hugging Face data set.
         lines: Each line of a ``.txt`` file (or one whose suffix says nothing) is a row, without its line
             end; else the file comes in pieces of about 16,000 characters, cut at line ends. Blank ones are
@@ -68,9 +74,9 @@ def read_rows(
             A missing source raises at once, the others while iterating.
         MissingDependency: The source needs pyarrow or datasets, which are not installed.
     """
-    columns = None if all_columns else _names(field)
+    columns = None if all_columns else (*_names(field), *(_BODIES if field in _DEFAULTS else ()))
     located = open_source(source, split=split, lines=lines, columns=columns)
-    return (_row(origin, value, field) for origin, value in located)
+    return (row for origin, value in located for row in _rows(origin, value, field))
 
 
 @contextmanager
@@ -82,19 +88,40 @@ def naming(argument: str) -> Iterator[None]:
         raise DataError(f"{argument}: {str(error).removeprefix('texts: ')}") from error
 
 
-def _row(origin: str, value: Any, name: str) -> Row:
-    if isinstance(value, Mapping):
-        return Row(origin, _content(_chosen(value, name, origin), origin, f"in field {name!r}"), value)
-    return Row(origin, _content(value, origin, "or a row"))
+def _rows(origin: str, value: Any, name: str) -> Iterator[Row]:
+    """Yield what one value of a source holds: one row, or the prompts of one request."""
+    if not isinstance(value, Mapping):
+        yield Row(origin, _content(value, origin, "or a row"))
+        return
+    field, chosen = _chosen(value, name, origin)
+    prompts = chosen if field == "prompt" and _is_batch(chosen) else [chosen]
+    for number, one in enumerate(prompts):
+        where = origin if len(prompts) == 1 else f"{origin} prompt {number}"
+        yield Row(where, _content(one, where, f"in field {name!r}"), value)
 
 
 def _names(field: str) -> tuple[str, ...]:
-    """Return the fields to look at, in their order: where the default one is absent, a conversation's."""
-    return (field, *CONVERSATIONS) if field in ("text", "prompt") else (field,)
+    """Return the fields to look at, in their order: where the default one is absent, those of a request."""
+    return tuple(dict.fromkeys((field, *CONVERSATIONS, "prompt"))) if field in _DEFAULTS else (field,)
 
 
-def _chosen(row: Mapping[str, Any], name: str, origin: str) -> Any:
-    """Return the value of the first field to look at that is there and not null."""
+def _is_batch(value: Any) -> bool:
+    """Whether a value is the prompts of one request: OpenAI's completions take several in one list."""
+    return isinstance(value, list) and bool(value) and all(isinstance(one, str | None) for one in value)
+
+
+def _request_in(row: Mapping[str, Any], names: tuple[str, ...]) -> Mapping[str, Any]:
+    """Return the request's body, if a line of a log has it in a field of its own; else the row itself."""
+    if any(name in row for name in names):
+        return row
+    bodies = (row.get(name) for name in _BODIES)
+    return next((one for one in bodies if isinstance(one, Mapping) and {*names} & {*one}), row)
+
+
+def _chosen(row: Mapping[str, Any], name: str, origin: str) -> tuple[str, Any]:
+    """Return the first field to look at that is there and not null, and its value."""
+    if name in _DEFAULTS:
+        row = _request_in(row, _names(name))
     present = [one for one in _names(name) if one in row]
     if not present:
         bare = "role" in row or "from" in row
@@ -102,7 +129,7 @@ def _chosen(row: Mapping[str, Any], name: str, origin: str) -> Any:
         hint = hint or "; choose one with field"
         has = name_some(row) or "none"
         raise DataError(f"texts: {origin} has no field {name!r}; it has {has}{hint}")
-    return next((row[one] for one in present if not _is_null(row[one])), None)
+    return next(((one, row[one]) for one in present if not _is_null(row[one])), (name, None))
 
 
 def _content(value: Any, origin: str, where: str) -> str | tuple[Message, ...] | None:
@@ -112,6 +139,8 @@ def _content(value: Any, origin: str, where: str) -> str | tuple[Message, ...] |
         return _checked(value, origin) if value.strip() else None
     if isinstance(value, bytes | bytearray):
         raise DataError(f"texts: {origin}: expected a string, got bytes; decode them first")
+    if isinstance(value, list) and any(isinstance(one, int) for one in (*value, *_first(value))):
+        raise DataError(f"texts: {origin}: expected a text, got token ids; log the prompt as text")
     if not isinstance(value, Mapping) and hasattr(value, "__iter__"):
         messages = messages_of(value, origin)
         for message in messages:
@@ -119,6 +148,11 @@ def _content(value: Any, origin: str, where: str) -> str | tuple[Message, ...] |
         return None if says_nothing(messages) else messages
     kind = type(value).__name__
     raise DataError(f"texts: {origin}: expected a string {where} (or a list of messages), got {kind}")
+
+
+def _first(values: list[Any]) -> list[Any]:
+    """Return the first of the lists in a list, if it begins with one."""
+    return values[0] if values and isinstance(values[0], list) else []
 
 
 def _is_null(value: Any) -> bool:

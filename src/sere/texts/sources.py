@@ -69,6 +69,10 @@ def _named(
     if folder:
         raise DataError(f"texts: {path} is a folder; expected a {', '.join(KINDS)} file")
     if file and name:
+        if split != "train":
+            raise DataError(
+                f"texts: split: only a data set has splits, got {split!r} for the file {path}; leave it out"
+            )
         return open_file(path, lines=lines, columns=columns)
     if isinstance(source, str) and _could_be_a_data_set(name):
         return _data_set(source, split)

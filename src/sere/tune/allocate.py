@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
 
-from sere.tune.search import Curve
+from sere.tune.plans import Points
+from sere.tune.search import Curve, Known
 from sere.tune.simulate import Simulated
 
 # Rows beside those that are measured: between K experts for one row and the smallest measured, and as far as
@@ -15,9 +16,6 @@ from sere.tune.simulate import Simulated
 BETWEEN = (2, 256)
 # Share of the experts that an M may be above the smallest that would do: finer is within the noise.
 _FINE = 48
-
-Points = tuple[tuple[int, int], ...]
-"""M by rows of the step, in the order of the rows: what `RerouteConfig` takes as ``active_experts``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +50,11 @@ def errors_of(simulated: Simulated) -> dict[int, float]:
     return {M: found.error for M, found in simulated.items()}
 
 
+def known_pairs(curves: Mapping[int, Curve]) -> list[tuple[float, float]]:
+    """Return all pairs of simulated error and loss that curves know."""
+    return [pair for curve in curves.values() for pair in curve.pairs()]
+
+
 def search(
     accepted: Sequence[float],
     simulated: Mapping[int, Simulated],
@@ -59,6 +62,7 @@ def search(
     measure: Callable[[int, int], float],
     *,
     num_experts: int,
+    prior: Known = (),
 ) -> dict[int, Curve]:
     """Measure, at one number of rows after the other, what it takes to stay within each accepted loss.
 
@@ -68,13 +72,14 @@ def search(
         measured: The rows to measure.
         measure: Returns the loss at (rows, M).
         num_experts: E.
+        prior: Pairs of simulated error and loss that are known before.
 
     Returns:
         All that is known, by rows.
     """
     curves: dict[int, Curve] = {}
     for rows in measured:
-        known = [pair for curve in curves.values() for pair in curve.pairs()]
+        known = [*prior, *known_pairs(curves)]
         curve = Curve(errors_of(simulated[rows]), partial(measure, rows), known)
         for loss in sorted(accepted, reverse=True):
             curve.find(loss, within=max(1, num_experts // _FINE))
@@ -96,7 +101,7 @@ def allocate(
         simulated: What the table says, by rows; also of rows that were not measured.
         top_k: K.
     """
-    known = [pair for curve in curves.values() for pair in curve.pairs()]
+    known = known_pairs(curves)
     by_rows = {1: top_k}
     for rows, cells in simulated.items():
         if rows in curves:
@@ -106,7 +111,7 @@ def allocate(
     return Allocation(accepted, by_rows)
 
 
-def predicted(accepted: float, simulated: Simulated, known: Sequence[tuple[float, float]]) -> int:
+def predicted(accepted: float, simulated: Simulated, known: Known) -> int:
     """Return the smallest M that should stay within a loss.
 
     Args:

@@ -6,15 +6,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from sere.config import ActiveExperts, RerouteConfig
+from sere.engines.side_by_side import SideBySide, rows_at_once
 from sere.eval.decoding.greedy import decode, stop_rule
 from sere.eval.questions import Asked, mark
 from sere.eval.statistics.by_prompt import mean_per_token
 from sere.eval.statistics.by_question import paired_difference, wilson
 from sere.integrations.transformers import apply
+from sere.policies.sere import Sere
 from sere.table import SimilarityTable
 from sere.tune.measure import Meter
 from sere.tune.plan import Half
+from sere.tune.plans import Plan, settings_of, text_of
 from sere.tune.simulate import Simulated
 from sere.tune.work import Work
 
@@ -48,34 +50,35 @@ class Examiner:
     max_new_tokens: int
     work: Work
 
-    def right(self, half: Half, rows: int, active_experts: ActiveExperts | None) -> list[bool]:
+    def right(self, half: Half, rows: int, plan: Plan | None) -> list[bool]:
         """Return which questions are answered right, in steps of so many rows.
 
         Args:
             half: Which questions.
             rows: B.
-            active_experts: M; None for the unmodified model.
+            plan: What the layers read; None for the unmodified model.
         """
-        name = f"answers {half} B={rows} M={active_experts}"
+        name = f"answers {half} B={rows} M={None if plan is None else text_of(plan)}"
         if name not in self.work.done:
             rule = stop_rule(self.model, self.tokenizer, self.max_new_tokens)
+            at_once = rows_at_once(self.model, rows, len(self.prompts[half]))
             ask: Callable[[], Any] = lambda: decode(  # noqa: E731
-                self.model, self.prompts[half], batch_size=rows, rule=rule
+                self.model, self.prompts[half], batch_size=at_once, rule=rule
             )
-            if active_experts is None:
+            if plan is None:
                 decoded = ask()
             else:
-                config = RerouteConfig(active_experts=active_experts)
-                with apply(self.model, self.table, config=config, pad_token_id=-1) as handle:
+                policy = Sere(self.table.layers, settings_of(plan, sorted(self.table.layers)))
+                with apply(self.model, policy=SideBySide(policy, rows), pad_token_id=-1) as handle:
                     handle.quiet = True
                     decoded = ask()
             self.work.put(name, mark(self.tokenizer, self.asked[half], decoded.tokens))
         found: list[bool] = self.work.done[name]
         return found
 
-    def describe(self, rows: int, active_experts: ActiveExperts) -> dict[str, Any]:
-        """Return what a setting loses on the held-out questions, paired with off."""
-        off, on = (self.right("held-out", rows, M) for M in (None, active_experts))
+    def describe(self, rows: int, plan: Plan) -> dict[str, Any]:
+        """Return what a plan loses on the held-out questions, paired with off."""
+        off, on = (self.right("held-out", rows, one) for one in (None, plan))
         return {
             "questions": len(on),
             "share_before": asdict(wilson(sum(off), len(off))),

@@ -7,14 +7,17 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from sere.config import RerouteConfig
+from sere.engines.side_by_side import SideBySide, rows_at_once
 from sere.errors import DataError
 from sere.eval.decoding.greedy import decode, stop_rule
 from sere.eval.statistics.by_prompt import Estimate, positive_mean_per_token, share_of_tokens
 from sere.eval.text import Text, paused, score_texts
 from sere.integrations.transformers import apply
+from sere.policies.sere import Sere
 from sere.summaries import summarize_handle
 from sere.table import SimilarityTable
 from sere.tune.plan import Half
+from sere.tune.plans import Plan, settings_of, text_of
 from sere.tune.work import Work
 
 
@@ -26,6 +29,7 @@ class Loss:
         rows: Rows of every step.
         tokens: Scored tokens per prompt.
         kl: KL(unmodified ‖ setting) per prompt, summed over its tokens, in nats.
+        roots: The sums of the square roots of the tokens' KL per prompt.
         agreed: Per prompt, tokens where the most likely token is the unmodified model's.
         before: Distinct experts per layer and step without re-routing, on average over the layers.
         after: The same with re-routing.
@@ -34,6 +38,7 @@ class Loss:
     rows: int
     tokens: Sequence[int]
     kl: Sequence[float]
+    roots: Sequence[float]
     agreed: Sequence[int]
     before: float
     after: float
@@ -72,17 +77,17 @@ class Meter:
     work: Work
     tick: Callable[[], object]
 
-    def loss(self, half: Half, rows: int, active_experts: int) -> Loss:
-        """Measure a setting in steps of so many rows.
+    def loss(self, half: Half, rows: int, plan: Plan) -> Loss:
+        """Measure a plan in steps of so many rows.
 
         Args:
             half: Which prompts.
             rows: B.
-            active_experts: M of all layers.
+            plan: What the layers read.
         """
-        name = f"{half} B={rows} M={active_experts}"
+        name = f"{half} B={rows} M={text_of(plan)}"
         if name not in self.work.done:
-            config = RerouteConfig(active_experts=active_experts)
+            config = settings_of(plan, sorted(self.table.layers))
             self.work.put(name, asdict(self._measure(half, rows, config)))
         elif self.work.take_up(name):
             for _ in self.texts[half]:
@@ -91,17 +96,23 @@ class Meter:
 
     def _measure(self, half: Half, rows: int, config: RerouteConfig) -> Loss:
         texts = self.texts[half]
+        policy = SideBySide(Sere(self.table.layers, config), rows)
         # Every row of these steps is real, whatever token it is fed.
-        with apply(self.model, self.table, config=config, pad_token_id=-1) as handle:
+        with apply(self.model, policy=policy, pad_token_id=-1) as handle:
             handle.quiet = handle.counts_all = True
             scores = score_texts(
-                self.model, texts, batch_size=rows, unmodified=lambda: paused(handle), on_finished=self.tick
+                self.model,
+                texts,
+                batch_size=rows_at_once(self.model, rows, len(texts)),
+                unmodified=lambda: paused(handle),
+                on_finished=self.tick,
             )
             experts = summarize_handle(handle)["experts"]
         return Loss(
             rows=min(rows, len(texts)),
             tokens=[score.tokens for score in scores],
             kl=[score.kl for score in scores],
+            roots=[score.root_kl for score in scores],
             agreed=[score.agreed for score in scores],
             before=experts["distinct_before"] or 0.0,
             after=experts["distinct_after"] or 0.0,

@@ -62,8 +62,19 @@ def _tiers(axes: Any, record: Mapping[str, Any]) -> None:
     axes.plot(sizes, before, color=COLORS[0], linestyle=(0, (3, 3)), label="off")
     for index, (tier, found) in enumerate(record["tiers"].items()):
         points = [point for point in found["active_experts"] if point[0] > 1]
-        style = {"color": COLORS[1 + index % 5], "marker": MARKERS[index % 6], "linewidth": 1.8}
-        axes.plot(*zip(*points, strict=True), label=tier, **style)
+        color, marker = COLORS[1 + index % 5], MARKERS[index % 6]
+        axes.plot(*zip(*points, strict=True), label=tier, color=color, marker=marker, linewidth=1.8)
+        _layer_range(axes, found.get("layers") or {}, color)
     # Last, because it fixes the range of the values.
     batch_axis(axes, sizes, f"experts (of {record['model']['num_experts']})", "rows of a decode step")
     axes.legend(frameon=False, fontsize=8)
+
+
+def _layer_range(axes: Any, layers: Mapping[str, Any], color: str) -> None:
+    """Shade from the layer that reads least to the one that reads most, if they differ."""
+    if not layers:
+        return
+    by_rows = [[M for _, M in points[1:]] for points in layers.values()]
+    sizes = [rows for rows, _ in next(iter(layers.values()))[1:]]
+    low, high = map(min, zip(*by_rows, strict=True)), map(max, zip(*by_rows, strict=True))
+    axes.fill_between(sizes, list(low), list(high), color=color, alpha=0.12, linewidth=0)

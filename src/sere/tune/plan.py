@@ -21,6 +21,9 @@ BATCH_SIZES = (4, 8, 16, 32, 64, 128)
 MOST_PROMPTS = 256
 """Prompts that are used of a longer list, half of them to verify."""
 
+LAYER_RUNS = 48
+"""Measurements of what layers cost: layers times batch sizes. Of more layers, neighbors go together."""
+
 FEWEST_PROMPTS = 8
 """With fewer, no half of them gives an interval that says anything."""
 
@@ -81,6 +84,8 @@ class TunePlan:
         chat_template: Whether a prompt that is plain text is given to the model as a user's message, if its
             tokenizer has a chat template.
         source: How a record names the file that the prompts are from, or None.
+        uniform: Whether all layers get the same number of experts, so that nothing is measured by layer.
+        layer_runs: Most measurements of what single layers cost.
 
     Raises:
         InputError: There are no goals, or a number is out of range.
@@ -97,6 +102,8 @@ class TunePlan:
     seed: int = 0
     chat_template: bool = False
     source: Mapping[str, Any] | None = None
+    uniform: bool = False
+    layer_runs: int = LAYER_RUNS
 
     def __post_init__(self) -> None:
         sizes = sorted(set(self.batch_sizes))

@@ -17,13 +17,16 @@ _PIECE = 240
 _READ = 20_000
 
 
-def pieces_of(texts: Source, *, field: str = "text", split: str = "train", seed: int = 0) -> list[str]:
+def pieces_of(
+    texts: Source, *, field: str = "text", split: str = "train", count: int = MOST_PROMPTS, seed: int = 0
+) -> list[str]:
     """Return the beginnings of texts, or pieces of long ones, for the model to continue.
 
     Args:
         texts: As for `sere.calibrate`.
         field: Field or column of the text.
         split: Split of a Hugging Face data set.
+        count: How many at most.
         seed: Seed of the choice.
 
     Raises:
@@ -36,16 +39,17 @@ def pieces_of(texts: Source, *, field: str = "text", split: str = "train", seed:
             "shorter ones"
         )
     Random(seed).shuffle(found)
-    return found[:MOST_PROMPTS]
+    return found[:count]
 
 
-def own_questions(*, seed: int = 0) -> list[Question]:
+def own_questions(*, count: int = MOST_PROMPTS, seed: int = 0) -> list[Question]:
     """Return questions of sere's own tasks, none of which ``sere eval`` asks.
 
     Args:
+        count: How many at least; as many of each task.
         seed: Seed of the questions.
     """
-    per_task = -(-MOST_PROMPTS // len(TASK_NAMES))
+    per_task = -(-count // len(TASK_NAMES))
     return mixed(split="train", per_task=per_task, seed=seed)
 
 

@@ -10,10 +10,11 @@ from sere.eval.digests import texts_digest
 from sere.eval.text import Text
 from sere.provenance import provenance
 from sere.table import SimilarityTable, Tier
+from sere.tune.layers import Layered
 from sere.tune.measure import Meter
 from sere.tune.plan import Half, TunePlan
-from sere.tune.search import Curve
 from sere.tune.simulate import Simulated
+from sere.tune.solve import Solution
 from sere.tune.speed import StepBytes
 
 FORMAT = "sere-tune-1"
@@ -47,8 +48,8 @@ def about_texts(texts: Mapping[Half, Sequence[Text]], plan: TunePlan) -> dict[st
 def make_record(
     table: SimilarityTable,
     tiers: Mapping[str, Tier],
-    simulated: Mapping[int, Simulated],
-    curves: Mapping[int, Curve],
+    same: Solution,
+    layered: Layered,
     meter: Meter,
     size: StepBytes,
 ) -> dict[str, Any]:
@@ -57,8 +58,8 @@ def make_record(
     Args:
         table: The table.
         tiers: What was found, by name.
-        simulated: What the table says, by rows.
-        curves: What was measured to tune, by rows.
+        same: What was measured of plans in which all layers read the same number.
+        layered: What was found of the layers.
         meter: Has the losses of these.
         size: The model's weights.
     """
@@ -73,13 +74,27 @@ def make_record(
         },
         "table": table.fingerprint,
         "bytes": asdict(size),
-        "simulated": shown(simulated),
-        "measured": {
-            str(B): {str(M): meter.loss("tuning", B, M).describe() for M in sorted(curve.known)}
-            for B, curve in curves.items()
+        "simulated": shown(same.plans.expected),
+        "measured": _measured(same, meter),
+        "layers": {
+            "sensitivities": None if layered.sensitivities is None else layered.sensitivities.describe(),
+            "measured": None if layered.solution is None else _measured(layered.solution, meter),
         },
         "tiers": {name: tier.to_mapping() for name, tier in tiers.items()},
     }
+
+
+def _measured(solution: Solution, meter: Meter) -> dict[str, Any]:
+    """Return every measured loss on the tuning prompts, by rows and mean M."""
+    found: dict[str, Any] = {}
+    for B, curve in solution.curves.items():
+        plans = {M: solution.plans.at(B, M) for M in sorted(curve.known)}
+        found[str(B)] = {
+            str(M): meter.loss("tuning", B, plan).describe()
+            | ({} if isinstance(plan, int) else {"by_layer": list(plan)})
+            for M, plan in plans.items()
+        }
+    return found
 
 
 def shown(simulated: Mapping[int, Simulated]) -> dict[str, dict[str, dict[str, float]]]:

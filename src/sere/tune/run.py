@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import inf
 from typing import Any
@@ -16,15 +15,19 @@ from sere.progress import NO_PROGRESS, Progress
 from sere.provenance import provenance
 from sere.structure import identify
 from sere.table import SimilarityTable
-from sere.tune.allocate import BETWEEN, Allocation, allocate, search
+from sere.tune.allocate import BETWEEN
 from sere.tune.answers import Examiner, accepted_divergence
 from sere.tune.checks import check_reach, measurable
+from sere.tune.layers import Layered, find_layers
 from sere.tune.measure import Meter, continue_prompts
 from sere.tune.plan import Half, TunePlan
+from sere.tune.plans import ByLayer, Plans
 from sere.tune.record import about_texts, make_record
-from sere.tune.search import Curve
-from sere.tune.simulate import Simulated, simulate
-from sere.tune.speed import StepBytes, fewest_for
+from sere.tune.sensitivity import runs_of
+from sere.tune.shares import shared
+from sere.tune.simulate import simulate_layers
+from sere.tune.solve import solve
+from sere.tune.speed import StepBytes
 from sere.tune.tiers import make_tier
 from sere.tune.verify import verify
 from sere.tune.work import Work, resumable
@@ -82,9 +85,9 @@ def tune_plan(
     encoded = encode_prompts(tokenizer, plan.prompts, chat=plan.chat_template)
     check_prompts(encoded, plan.max_new_tokens, tokenizer, model)
     prompts: dict[Half, list[list[int]]] = {half: [encoded[i] for i in at] for half, at in halves.items()}
-    simulated = simulate_all(table, plan)
+    cells = simulate_all(table, plan)
     size = StepBytes.of(model)
-    check_reach(plan, simulated, size)
+    check_reach(plan, Plans.uniform(cells).expected, size)
     run = {
         "model": identity.digest,
         "weights": weights_digest(model),
@@ -93,18 +96,18 @@ def tune_plan(
         "versions": provenance()["versions"],
     }
     with resumable(work_dir, run, keep=keep_work) as work:
-        tuning = _Tuning(model, tokenizer, table, plan, rows, simulated, size, work)
+        tuning = _Tuning(model, tokenizer, table, plan, rows, cells, size, work)
         return tuning.run(halves, prompts, progress)
 
 
-def simulate_all(table: SimilarityTable, plan: TunePlan) -> dict[int, Simulated]:
-    """Simulate every number of rows that a tier says something of.
+def simulate_all(table: SimilarityTable, plan: TunePlan) -> ByLayer:
+    """Simulate every number of rows that a tier says something of, layer by layer.
 
     Raises:
         TableError: The table does not hold the router's choices.
     """
     rows = sorted({*plan.batch_sizes, *BETWEEN})
-    return {B: simulate(table, B, seed=plan.seed) for B in rows}
+    return {B: simulate_layers(table, B, seed=plan.seed) for B in rows}
 
 
 @dataclass(slots=True)
@@ -116,7 +119,7 @@ class _Tuning:
     table: SimilarityTable
     plan: TunePlan
     rows: list[int]
-    simulated: dict[int, Simulated]
+    cells: ByLayer
     size: StepBytes
     work: Work
 
@@ -127,31 +130,50 @@ class _Tuning:
         progress: Progress,
     ) -> Tuned:
         """Tune and return the result."""
-        count, each = sum(map(len, prompts.values())), len(prompts["tuning"])
-        units = each * len(self.rows) * (2 + 2 * len(self.plan.goals))
-        with _shared(progress, "tuning", count + units) as share:
+        goals, E, K = self.plan.goals, self.table.num_experts, self.table.identity.top_k
+        each, cases = len(prompts["tuning"]), len(self.rows) * len(goals)
+        count, units = sum(map(len, prompts.values())), each * 2 * (len(self.rows) + cases)
+        with shared(progress, "tuning", count + units) as share:
             texts = continue_prompts(
                 self.model, self.tokenizer, prompts, self.work,
                 max_new_tokens=self.plan.max_new_tokens, tick=share(count),
             )  # fmt: skip
             meter = Meter(self.model, self.table, texts, self.work, share(units))
             examiner = self._examiner(halves, prompts)
-            accepted = self._accepted(meter, examiner)
-            curves = self._search(accepted, meter)
-        known = [pair for curve in curves.values() for pair in curve.pairs()]
+            uniform = Plans.uniform(self.cells)
+            accepted = self._accepted(meter, examiner, uniform)
+            same = solve(uniform, accepted.values(), self.rows, meter, num_experts=E)
+        planned = {name: same.allocate(goal, accepted[name], self.size, K) for name, goal in goals.items()}
+        layered = Layered()
+        if not self.plan.uniform and len(uniform.layers) > 1:
+            runs = runs_of(len(uniform.layers), len(self.rows), self.plan.layer_runs)
+            units = each * (runs + 2 * cases)
+            with shared(progress, "layers", units) as share:
+                layered = find_layers(
+                    self.cells, planned, accepted, self.rows, same,
+                    Meter(self.model, self.table, texts, self.work, share(units)),
+                    runs=self.plan.layer_runs, num_experts=E,
+                )  # fmt: skip
         about, tiers = about_texts(texts, self.plan), {}
-        units = len(prompts["held-out"]) * len(self.rows) * len(self.plan.goals)
-        with _shared(progress, "verifying", units) as share:
-            meter = Meter(self.model, self.table, texts, self.work, share(units))
-            for name, goal in self.plan.goals.items():
-                planned = self._allocate(name, accepted, curves)
-                held, verified = verify(planned, self.rows, meter, self.simulated, known)
+        with shared(progress, "verifying", each * cases) as share:
+            meter = Meter(self.model, self.table, texts, self.work, share(each * cases))
+            for name, goal in goals.items():
+                own = layered.kept(name)
+                found = same if own is None else own
+                one = planned[name] if own is None else own.allocate(goal, accepted[name], self.size, K)
+                held, verified = verify(one, self.rows, meter, found.plans, found.known)
                 answers = {}
                 if examiner is not None and goal.kind == "loss":
-                    answers = {B: examiner.describe(B, one.active_experts) for B, one in verified.items()}
-                tiers[name] = make_tier(name, goal, held, verified, self.size, about, answers)
+                    answers = {
+                        B: examiner.describe(B, found.plans.at(B, cell.active_experts))
+                        for B, cell in verified.items()
+                    }
+                tiers[name] = make_tier(
+                    name, goal, held, verified, self.size, about, answers, found.plans,
+                    layered.compared.get(name),
+                )  # fmt: skip
         table = self.table.with_tiers({**self.table.tiers, **tiers})
-        return Tuned(table, make_record(table, tiers, self.simulated, curves, meter, self.size) | about)
+        return Tuned(table, make_record(table, tiers, same, layered, meter, self.size) | about)
 
     def _examiner(self, halves: Mapping[Half, Sequence[int]], prompts: Any) -> Examiner | None:
         questions = self.plan.questions
@@ -162,43 +184,12 @@ class _Tuning:
             self.model, self.tokenizer, self.table, asked, prompts, self.plan.max_new_tokens, self.work
         )
 
-    def _accepted(self, meter: Meter, examiner: Examiner | None) -> dict[str, float]:
+    def _accepted(self, meter: Meter, examiner: Examiner | None, uniform: Plans) -> dict[str, float]:
         """Return the divergence that each tier accepts; of one that wants a speedup, any."""
         found = {}
         for name, goal in self.plan.goals.items():
             if goal.kind == "loss" and examiner is not None:
-                found[name] = accepted_divergence(goal.value, examiner, meter, self.simulated, self.rows)
+                found[name] = accepted_divergence(goal.value, examiner, meter, uniform.expected, self.rows)
             else:
                 found[name] = goal.value if goal.kind == "kl" else inf
         return found
-
-    def _search(self, accepted: Mapping[str, float], meter: Meter) -> dict[int, Curve]:
-        finite = [loss for loss in accepted.values() if loss < inf]
-
-        def measure(rows: int, active_experts: int) -> float:
-            return meter.loss("tuning", rows, active_experts).mean.value
-
-        return search(finite, self.simulated, self.rows, measure, num_experts=self.table.num_experts)
-
-    def _allocate(self, name: str, accepted: Mapping[str, float], curves: Mapping[int, Curve]) -> Allocation:
-        goal, top_k = self.plan.goals[name], self.table.identity.top_k
-        if goal.kind != "speedup":
-            return allocate(accepted[name], curves, self.simulated, top_k)
-        found = {B: fewest_for(goal.value, cells, self.size) for B, cells in self.simulated.items()}
-        return Allocation(inf, {1: top_k} | found)
-
-
-@contextmanager
-def _shared(progress: Progress, name: str, total: int) -> Iterator[Callable[[int], Callable[[], object]]]:
-    """Show progress of work of about so many units.
-
-    Yields:
-        Takes a number of units and returns what is called after each: more calls than that show nothing.
-    """
-    with progress(name, total) as tick:
-
-        def share(units: int) -> Callable[[], object]:
-            left = iter(range(units))
-            return lambda: None if next(left, None) is None else tick()
-
-        yield share

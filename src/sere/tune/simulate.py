@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from statistics import fmean
 
 from sere.errors import TableError
@@ -23,10 +24,14 @@ def simulate(table: SimilarityTable, rows: int, *, seed: int = 0) -> Simulated:
     Raises:
         TableError: The table has no such choices.
     """
-    by_layer = simulate_layers(table, rows, seed=seed)
+    return mean_of_layers(simulate_layers(table, rows, seed=seed))
+
+
+def mean_of_layers(cells: Mapping[int, Simulated]) -> Simulated:
+    """Return the plain mean of what is said of single layers, by M."""
     return {
-        M: Expected(*map(fmean, zip(*(found[M] for found in by_layer.values()), strict=True)))
-        for M in next(iter(by_layer.values()))
+        M: Expected(*map(fmean, zip(*(found[M] for found in cells.values()), strict=True)))
+        for M in next(iter(cells.values()))
     }
 
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from sere.tune.allocate import Allocation, errors_of
+from sere.tune.allocate import Allocation
 from sere.tune.measure import Loss, Meter
-from sere.tune.search import Curve
-from sere.tune.simulate import Simulated
+from sere.tune.plans import Plans
+from sere.tune.search import Curve, Known
 
 # Share of the experts by which a raised M may be too high, and how often it is measured.
 _FINE, _TRIES = 16, 4
@@ -47,8 +47,8 @@ def verify(
     allocation: Allocation,
     rows: Sequence[int],
     meter: Meter,
-    simulated: Mapping[int, Simulated],
-    known: Sequence[tuple[float, float]],
+    plans: Plans,
+    known: Known,
 ) -> tuple[Allocation, dict[int, Verified]]:
     """Measure a tier at each number of rows, and raise its M where the held-out loss is too large.
 
@@ -56,7 +56,7 @@ def verify(
         allocation: The tier's M by rows.
         rows: The rows to measure, in ascending order.
         meter: Measures.
-        simulated: What the table says, by rows.
+        plans: What the layers read, by rows and M.
         known: Pairs of simulated error and loss, from tuning.
 
     Returns:
@@ -65,20 +65,20 @@ def verify(
     found = {}
     for B in rows:
         tuned = allocation.at(B)
-        curve = Curve(errors_of(simulated[B]), partial(_value, meter, B), known)
+        curve = Curve(plans.errors(B), partial(_value, meter, plans, B), known)
         if tuned < max(curve.errors):
             curve.known[tuned] = curve.measure(tuned)
         M = tuned
         if curve.known.get(tuned, 0.0) > allocation.accepted:
             M = curve.find(allocation.accepted, within=max(1, len(curve.errors) // _FINE), tries=_TRIES)
             allocation = allocation.raised(B, M)
-        found[B] = Verified(M, _held_out(meter, B, M), tuned, [*{*curve.known, M}])
+        found[B] = Verified(M, _held_out(meter, plans, B, M), tuned, [*{*curve.known, M}])
     return allocation, found
 
 
-def _value(meter: Meter, rows: int, active_experts: int) -> float:
-    return _held_out(meter, rows, active_experts).mean.value
+def _value(meter: Meter, plans: Plans, rows: int, active_experts: int) -> float:
+    return _held_out(meter, plans, rows, active_experts).mean.value
 
 
-def _held_out(meter: Meter, rows: int, active_experts: int) -> Loss:
-    return meter.loss("held-out", rows, active_experts)
+def _held_out(meter: Meter, plans: Plans, rows: int, active_experts: int) -> Loss:
+    return meter.loss("held-out", rows, plans.at(rows, active_experts))

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from sere.bench.vllm.duration import Rates, estimate_seconds
 from sere.bench.vllm.engine_groups import EngineGroup
 from sere.bench.vllm.engine_loads import NAMED_LOADS, EngineLoad, decoding
 from sere.bench.vllm.engines import EnginesPlan
@@ -143,6 +144,23 @@ def test_an_interrupted_timing_continues(tmp_path: Path, room: int | None, left:
     bench = timing(tmp_path / "broken", again, room=room)
     assert [*bench.earlier(), *bench.records()] == expected
     assert again.log == complete.log[-left:]
+
+
+def test_the_duration_is_starts_and_blocks(tmp_path: Path) -> None:
+    """One more round is one more block of each setting: the bytes of its steps, and its tokens' operations.
+
+    Two rows of a step choose 3 of 4 of the experts; 4 GB of weights, half of them per token.
+    """
+    rates = Rates(bytes_read=1e9, operations=1e10)
+
+    def seconds(rounds: int) -> float:
+        values = {"loads": [decoding(2, 4, 9)], "rounds": rounds, "vanilla": False}
+        bench = timing(tmp_path, Machine(), **values)
+        return estimate_seconds(bench, rates)
+
+    block = 10 * 4e9 * 0.75 / 1e9 + 4e9 / 2 * (2 * 4 + 2 * 10) / 1e10
+    assert seconds(2) - seconds(1) == pytest.approx(4 * block)  # off, sere, its recording and its replay
+    assert seconds(1) > 8 * block
 
 
 @pytest.mark.parametrize(

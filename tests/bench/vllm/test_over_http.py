@@ -85,7 +85,8 @@ def test_variants_of_a_round_get_the_same_requests() -> None:
     assert (off["requests"], off["request_rate"], off["concurrency"]) == (8, 500.0, None)
     # Layers without a step do not count.
     assert on_record["experts"] == {
-        "rows": 8, "distinct_before": 6, "distinct_after": 3, "slots_rerouted": 0.5, "critical": 1,
+        "rows": 8, "distinct_before": 6, "distinct_after": 3, "slots_rerouted": 0.5, "slots_computed": 0.75,
+        "critical": 1,
     }  # fmt: skip
     assert on_record["expert_bytes_per_step"] == 3 * 10 * 2
     assert vanilla["experts"] is vanilla["expert_bytes_per_step"] is None

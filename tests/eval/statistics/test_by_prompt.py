@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from math import log
 from random import Random
+from statistics import fmean
 
 import pytest
 
@@ -13,6 +14,7 @@ from sere.eval.statistics.by_prompt import (
     Estimate,
     mean_per_token,
     positive_mean_per_token,
+    ratio_of_means,
     share_of_tokens,
     student_t,
 )
@@ -122,3 +124,29 @@ def test_sums_must_fit_their_prompts(totals: list[float], tokens: list[int]) -> 
     """No prompt, a prompt without tokens and sums of other prompts are refused."""
     with pytest.raises(InputError, match="estimate: expected a sum and at least 1 token for each prompt"):
         mean_per_token(totals, tokens)
+
+
+def test_ratios_are_covered() -> None:
+    """The mean of two ratios over the same prompts, whose losses rise and fall together, is paired."""
+    draw = Random(11)
+    found = []
+    for _ in range(1000):
+        size = [draw.lognormvariate(0, 1) for _ in range(60)]
+        pairs = [
+            (
+                [scale * one * draw.lognormvariate(-0.02, 0.2) for one in size],
+                [one * draw.lognormvariate(-0.02, 0.2) for one in size],
+            )
+            for scale in (0.8, 1.25)
+        ]
+        found.append(ratio_of_means(pairs))
+    assert 0.92 <= coverage(found, 1.0) <= 0.98
+    # Each sum alone is uncertain by a fifth or more; the ratio is not.
+    assert fmean((one.high or 0.0) - (one.low or 0.0) for one in found) < 0.3
+
+
+def test_ratios_need_positive_sums() -> None:
+    """One prompt gives no interval, and where nothing was lost there is no ratio."""
+    assert ratio_of_means([([2.0], [4.0]), ([2.0], [1.0])]) == Estimate(1.0, None, None)
+    with pytest.raises(InputError, match="expected positive sums"):
+        ratio_of_means([([1.0, 1.0], [0.0, 0.0])])

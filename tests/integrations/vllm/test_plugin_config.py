@@ -30,7 +30,11 @@ SETTINGS = {"select_top_k": 2}
 @pytest.mark.parametrize(
     ("additional", "words"),
     [
-        ({"seree": SETTINGS}, ["'seree'", "this engine will not re-route"]),
+        ({"seree": SETTINGS}, ["'seree' (did you mean 'sere'?)", "this engine will not re-route"]),
+        ({"seree": {}}, ["'seree' (did you mean 'sere'?)", "this engine will not re-route"]),
+        ({"active_expert": 8}, ["'active_expert' (did you mean 'active_experts'?)", "will not re-route"]),
+        ({"mine": {"selct_top_k": 2}}, ["'mine'", "this engine will not re-route"]),
+        ({"count_only": True}, ["has 'count_only', but", "this engine will not re-route"]),
         ({"SERE": True}, ["'SERE'", "this engine will not re-route"]),
         ({"rerouting": SETTINGS}, ["'rerouting'", "this engine will not re-route"]),
         (SETTINGS | {"threshold": 0.3}, ["'select_top_k'", "this engine will not re-route"]),

@@ -25,7 +25,8 @@ struct Batch {
     std::vector<Id> ids;
     std::vector<int> budgets;
     std::vector<short> lists;
-    std::vector<float> weights, scale;
+    std::vector<float> weights;
+    std::vector<Pair> substitutes;
     std::vector<unsigned char> keep;
     std::vector<float> sensitivity;
 };
@@ -62,7 +63,10 @@ Batch<Id> random_batch(int T, int K, int E, unsigned seed) {
         batch.keep[e] = random() % 16 == 0;
         batch.sensitivity.push_back(1 - static_cast<float>(random() % 4) / 8);
     }
-    for (int i = 0; i < E * E; ++i) batch.scale.push_back(1 + static_cast<float>(random() % 4) / 4);
+    for (int i = 0; i < E * E; ++i) {
+        const float factor = 1 + static_cast<float>(random() % 4) / 4;
+        batch.substitutes.push_back(Pair{factor, static_cast<float>(random() % 4) / 4});
+    }
     return batch;
 }
 
@@ -104,12 +108,13 @@ Result<Id> run(const Batch<Id>& batch, int merge, int given, int most, int block
     Result<Id> result{std::vector<Id>(batch.ids.size(), 77), std::vector<float>(batch.ids.size(), 77)};
     int lane_bits = 3;
     while (1 << lane_bits < batch.K) ++lane_bits;
-    std::vector<int> limits(1 + LIMIT_ROWS, most);
-    limits[0] = 1;
+    std::vector<int> limits(LIMITS, most);
+    limits.front() = 1;
+    limits.back() = -(1 << 24);
     const long long kernel_args[] = {
         address(batch.ids.data()), address(batch.weights.data()), address(result.ids.data()),
         address(result.weights.data()), address(batch.lists.data()), address(limits.data()),
-        address(batch.keep.data()), address(batch.sensitivity.data()), address(batch.scale.data()),
+        address(batch.keep.data()), address(batch.sensitivity.data()), address(batch.substitutes.data()),
         address(batch.budgets.data()), 0,
         address(result.counters.data()), batch.T, batch.K, batch.E, batch.T - 1, merge, given, lane_bits, -1,
     };

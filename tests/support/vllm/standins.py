@@ -23,12 +23,13 @@ ALL = Allowed.of([OFF], (1, PROTECTED))
 """What requests may ask for where a table has no tiers and settings forbid nothing."""
 
 
-def new(name: str, prompt: int, tier: Any = None) -> SimpleNamespace:
+def new(name: str, prompt: int, tier: Any = None, *, images: bool = False) -> SimpleNamespace:
     extra = None if tier is None else {"sere": tier}
     return SimpleNamespace(
         req_id=name,
         prompt_token_ids=[0] * prompt,
         prompt_embeds=None,
+        mm_features=[object()] * images,
         sampling_params=SimpleNamespace(extra_args=extra),
     )
 
@@ -67,7 +68,11 @@ class Router:
 
 
 class CPUUnquantizedExperts:
-    """An expert kernel that takes an expert twice in a row, by its name."""
+    """An expert kernel that takes an expert twice in a row, and pairs, by its name."""
+
+    def apply(self, *_: Any, **__: Any) -> None:
+        """Compute nothing: no layer of these tests is run."""
+        raise NotImplementedError
 
 
 def prepared(
@@ -151,14 +156,15 @@ class SmallEngine:
         self.steps = Steps(self, state)
         self.steps.watch()
 
-    def prompts(self, *names: str, tier: Any = None) -> None:
+    def prompts(self, *names: str, tier: Any = None, images: bool = False) -> None:
         """Run one step that reads prompts of three tokens."""
-        self._run(step(news=tuple(new(name, 3, tier) for name in names)), dict.fromkeys(names, 3))
+        news = tuple(new(name, 3, tier, images=images) for name in names)
+        self._run(step(news=news), dict.fromkeys(names, 3))
 
-    def decode(self, *names: str, steps: int = 1) -> None:
-        """Run steps in which requests decode one token each."""
+    def decode(self, *names: str, steps: int = 1, computed: int = 3) -> None:
+        """Run steps in which requests decode one token each, if three tokens of each are computed."""
         for _ in range(steps):
-            self._run(step(cached=dict.fromkeys(names, 3)), dict.fromkeys(names, 1))
+            self._run(step(cached=dict.fromkeys(names, computed)), dict.fromkeys(names, 1))
 
     def _run(self, output: Any, counts: dict[str, int]) -> None:
         output.counts = counts

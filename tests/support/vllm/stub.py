@@ -50,6 +50,7 @@ class Stub(ThreadingHTTPServer):
             "distinct_before": 6.0,
             "distinct_after": 3.0,
             "slots_rerouted": 0.5,
+            "slots_computed": 0.75,
         }
         reason = self.reason if self.enabled else None
         layers = [layer | {"critical": 1.0}, layer | {"critical": 1.0, "steps": 0}]

@@ -38,15 +38,14 @@ def measure_rates() -> Rates:
     return Rates(read, 2 * 32 * weight.numel() / _seconds(lambda: rows @ weight.T))
 
 
-def estimate_seconds(bench: EnginesBench, plan: EnginesPlan, rates: Rates) -> float:
+def estimate_seconds(bench: EnginesBench, rates: Rates) -> float:
     """Return about how long a timing takes: starts, steps and prompts, by bytes read and operations.
 
     Args:
         bench: The timing.
-        plan: What it times.
         rates: The machine's.
     """
-    total = 0.0
+    plan, total = bench.plan, 0.0
     for engines, visits in visiting_order(bench.waves, bench.visits):
         for engine in engines:
             total += _START_S + _COMPILE_S * plan.compiled

@@ -131,13 +131,14 @@ def engine_process(how: EngineStart, log: Path) -> Iterator[RemoteSession]:
     Raises:
         EngineFailure: The engine did not start, or its process ended; the text has the reason.
     """
+    threads = {} if how.threads is None else {"OMP_NUM_THREADS": str(how.threads)}
     reading, writing = os.pipe()
     with log.open("a") as output, os.fdopen(reading) as answers:
         try:
             process = subprocess.Popen(
                 [sys.executable, "-c", _MAIN, str(writing)], stdin=subprocess.PIPE, stdout=output,
                 stderr=subprocess.STDOUT, text=True, pass_fds=[writing], start_new_session=True,
-                env=engine_environment(how.sere),
+                env=engine_environment(how.sere) | threads,
             )  # fmt: skip
         finally:
             os.close(writing)

@@ -78,7 +78,8 @@ class EnginesBench:
         room: int | None,
         on_failure: OnFailure,
     ) -> None:
-        self._start, self._targets, self._plan, self._kept = start, targets, plan, kept
+        self._start, self._targets, self._kept = start, targets, kept
+        self.plan = plan
         self._failures = Failures(on_failure)
         self.engines = plan.engines(targets)
         self.waves = alive_together(self.engines, room)
@@ -98,14 +99,14 @@ class EnginesBench:
             cells = [
                 (visit, load)
                 for visit in visits
-                for load in self._plan.loads
+                for load in self.plan.loads
                 if any(self._is_due(engine, load, visit) for engine in engines)
             ]
             if not cells:
                 continue
             with alive(self._start, engines, self._failures) as session:
                 name = "; ".join(session.names)
-                with self._plan.progress(name, len(cells)) as tick:
+                with self.plan.progress(name, len(cells)) as tick:
                     for visit, load in cells:
                         found = session.time(load, visit, self._rounds(visit))
                         for engine, cell in found.items():
@@ -115,7 +116,7 @@ class EnginesBench:
 
     def _rounds(self, visit: int) -> range:
         """Return the numbers of the rounds of a visit."""
-        first, after = (round(self._plan.rounds * number / self.visits) for number in (visit, visit + 1))
+        first, after = (round(self.plan.rounds * number / self.visits) for number in (visit, visit + 1))
         return range(first, after)
 
     def _is_due(self, engine: EngineGroup, load: EngineLoad, visit: int) -> bool:
@@ -128,7 +129,7 @@ class EnginesBench:
 
     def _complete(self) -> Iterator[dict[str, Any]]:
         """Yield the records that can be written and were not yet."""
-        for load in self._plan.loads:
+        for load in self.plan.loads:
             for engine in self.engines:
                 name = f"records of {engine.name}, {load.label}"
                 if self._kept.get(name) is not None or self._failures.has(engine, load):
@@ -171,7 +172,7 @@ class EnginesBench:
         measured = self._measured(engine, load)
         assert measured is not None, "asked only of what was measured"
         wave = next(one for one in self.waves if engine in one)
-        config = self._plan.config("vllm", engine.start) | {
+        config = self.plan.config("vllm", engine.start) | {
             "load": load.label,
             "engine_kind": engine.kind,
             "visits": self.visits,

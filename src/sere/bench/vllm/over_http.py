@@ -271,7 +271,7 @@ def _experts(blocks: Sequence[LoadBlock]) -> dict[str, float] | None:
     if not any(layer["steps"] for layer in layers):
         return None
     steps = [layer["steps"] for layer in layers]
-    names = ("rows", "distinct_before", "distinct_after", "slots_rerouted", "critical")
+    names = ("rows", "distinct_before", "distinct_after", "slots_rerouted", "slots_computed", "critical")
     return {name: fmean([layer[name] for layer in layers], steps) for name in names}
 
 

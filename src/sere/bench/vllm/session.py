@@ -86,7 +86,7 @@ class EngineSession:
         state = state_of(self._llm)
         subject = {
             "moe_layers": len(state.layers),
-            "bytes_per_expert": state.expert_bytes(),
+            "bytes_per_expert": next((layer.expert_bytes for layer in state.layers.values()), None),
             "expert_kernel": state.kernel,
         }
         return {"subject": subject, "provenance": provenance()}

@@ -11,17 +11,17 @@ from torch import Tensor
 
 from sere.calibrate.collect import LayerCollector
 from sere.calibrate.config import CalibrationConfig
-from sere.calibrate.in_memory import Results, collecting
+from sere.calibrate.in_memory import collecting
 from sere.calibrate.layerwise.hidden_states import MemoryStates, States
 from sere.calibrate.layerwise.runner import LayerRunner
 from sere.calibrate.layerwise.skeleton import Skeleton
 from sere.calibrate.layerwise.work_folder import WorkFolder
 from sere.calibrate.packing import Tokens
 from sere.calibrate.progress import Bar, progress_bar
-from sere.calibrate.routing import LayerRouting, choose_tokens
+from sere.calibrate.results import LayerResult, Results
+from sere.calibrate.routing import choose_tokens
 from sere.calibrate.vocabulary import check_tokens
 from sere.calibrate.weights import similarity_of_weights
-from sere.similarity import LayerSimilarity
 from sere.structure import ExpertsLayer
 
 
@@ -57,13 +57,9 @@ def collect_layerwise(
     experts = {_index(skeleton, layer): layer for layer in skeleton.experts}
     pass_ = _Pass(skeleton, tokens if config.output_metrics else None, config, work, states_in_memory)
     pass_.run(experts)
-    results = Results({name: {} for name in config.metrics}, {})
+    results = Results(config.metrics)
     for index, layer in experts.items():
-        similarities, routing = work.load_layer(index)
-        for name, similarity in similarities.items():
-            results.similarities[name][layer.index] = similarity
-        if routing is not None:
-            results.routing[layer.index] = routing
+        results.add(layer.index, work.load_layer(index))
     return results
 
 
@@ -103,19 +99,21 @@ class _Pass:
     ) -> None:
         if runner is None and layer is None:
             return
-        found: dict[str, LayerSimilarity] = {}
-        routing: LayerRouting | None = None
+        found = LayerResult({}, None, {})
         leaving: States | None = None
         with self._skeleton.loaded(index):
             if layer is not None:
-                found = {name: similarity_of_weights(layer, name) for name in self._config.weight_metrics}
+                of_weights = {
+                    name: similarity_of_weights(layer, name) for name in self._config.weight_metrics
+                }
+                found.similarities.update(of_weights)
             if runner is not None:
                 leaving = None if is_last else self._new_states(index + 1)
-                of_outputs, routing = self._outputs(index, layer, runner, leaving, bar)
-                found |= of_outputs
+                of_outputs = self._outputs(index, layer, runner, leaving, bar)
+                found = of_outputs._replace(similarities=found.similarities | of_outputs.similarities)
         _return_freed_memory()
         if layer is not None:
-            self._work.save_layer(index, found, routing)
+            self._work.save_layer(index, found)
         self._work.finish(index, leaving)
         if self._states is not None:
             self._states.discard()
@@ -123,16 +121,16 @@ class _Pass:
 
     def _outputs(
         self, index: int, layer: ExpertsLayer | None, runner: LayerRunner, leaving: States | None, bar: Bar
-    ) -> tuple[dict[str, LayerSimilarity], LayerRouting | None]:
+    ) -> LayerResult:
         """Run the layer over all batches; fill ``leaving``; return what was found of its experts."""
         if layer is None:
             self._run_batches(index, runner, leaving, bar)
-            return {}, None
-        collector = LayerCollector(layer, self._config, self._sampled)
+            return LayerResult({}, None, {})
+        count = 0 if self._tokens is None else self._tokens.num_tokens
+        collector = LayerCollector(layer, self._config, self._sampled, count)
         with collecting(collector):
             self._run_batches(index, runner, leaving, bar)
-        count = 0 if self._tokens is None else self._tokens.num_tokens
-        return collector.finish(count), collector.routing(count)
+        return collector.result(count)
 
     def _run_batches(self, index: int, runner: LayerRunner, leaving: States | None, bar: Bar) -> None:
         assert self._tokens is not None  # a runner exists only with tokens

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sere.calibrate.layerwise.hidden_states import FileStates, States
+from sere.calibrate.results import LayerResult
 from sere.calibrate.routing import LayerRouting
 from sere.errors import InputError, name_some
 from sere.files import atomic_path, new_folders, write_json
@@ -74,22 +75,20 @@ class WorkFolder:
         """
         return None if self._states is None else FileStates.reopen(self.path, self._states)
 
-    def save_layer(
-        self, layer: int, similarities: Mapping[str, LayerSimilarity], routing: LayerRouting | None = None
-    ) -> None:
-        """Save a decoder layer's similarities, by metric, and how its router chose."""
-        tensors: dict[str, Tensor] = {}
-        for name, similarity in similarities.items():
+    def save_layer(self, layer: int, found: LayerResult) -> None:
+        """Save what was measured in a decoder layer."""
+        tensors: dict[str, Tensor] = {f"{name}/halves": pair for name, pair in found.halves.items()}
+        for name, similarity in found.similarities.items():
             tensors[f"{name}/similarity"] = similarity.similarity.cpu().contiguous()
             if similarity.scale is not None:
                 tensors[f"{name}/scale"] = similarity.scale.cpu().contiguous()
-        if routing is not None:
-            tensors |= {f"{_ROUTING}/{name}": tensor for name, tensor in routing._asdict().items()}
+        if found.routing is not None:
+            tensors |= {f"{_ROUTING}/{name}": tensor for name, tensor in found.routing._asdict().items()}
         with atomic_path(self._layer_file(layer)) as temporary:
             save_file(tensors, temporary)
 
-    def load_layer(self, layer: int) -> tuple[dict[str, LayerSimilarity], LayerRouting | None]:
-        """Return a finished layer's similarities by metric, and its routing; none for a dense layer."""
+    def load_layer(self, layer: int) -> LayerResult:
+        """Return what was measured in a finished layer."""
         path = self._layer_file(layer)
         tensors = load_file(path) if path.is_file() else {}
         names = [name.removesuffix("/similarity") for name in tensors if name.endswith("/similarity")]
@@ -99,7 +98,9 @@ class WorkFolder:
         }
         parts = [tensors.get(f"{_ROUTING}/{name}") for name in LayerRouting._fields]
         recorded = [part for part in parts if part is not None]
-        return similarities, LayerRouting(*recorded) if len(recorded) == len(parts) else None
+        routing = LayerRouting(*recorded) if len(recorded) == len(parts) else None
+        halves = {name: tensors[f"{name}/halves"] for name in names if f"{name}/halves" in tensors}
+        return LayerResult(similarities, routing, halves)
 
     def finish(self, layer: int, states: States | None) -> None:
         """Record that a decoder layer is done, and the hidden states after it."""

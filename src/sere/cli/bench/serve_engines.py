@@ -68,7 +68,7 @@ class EngineRun:
                 room=_room(), on_failure=self.failures.add,
             )  # fmt: skip
             self.earlier += bench.earlier()
-            _say_duration(args, bench, plan)
+            _say_duration(args, bench)
             with kept.going_on():
                 yield from self.failures.checked(bench.records(), len(self.earlier))
             if not self.failures.errors:
@@ -137,17 +137,17 @@ def _kept(args: argparse.Namespace, plan: EnginesPlan, found: Sequence[Target]) 
     return FinishedCases(None if args.out is None else args.out.with_name(f".{args.out.name}.partial"), key)
 
 
-def _say_duration(args: argparse.Namespace, bench: EnginesBench, plan: EnginesPlan) -> None:
+def _say_duration(args: argparse.Namespace, bench: EnginesBench) -> None:
     import torch
 
     from sere.bench.vllm.duration import estimate_seconds, measure_rates
 
     alive = "all alive at once" if bench.visits == 1 else f"in turns, {bench.visits} times each"
-    starts = f"{len(bench.engines)} engines ({alive}), {len(plan.loads)} loads"
+    starts = f"{len(bench.engines)} engines ({alive}), {len(bench.plan.loads)} loads"
     if torch.cuda.is_available():
         say(starts)
         return
     if args.threads is not None:
         torch.set_num_threads(args.threads)
-    minutes = max(1, round(estimate_seconds(bench, plan, measure_rates()) / 60))
+    minutes = max(1, round(estimate_seconds(bench, measure_rates()) / 60))
     say(f"{starts}: about {minutes} min on an idle machine")

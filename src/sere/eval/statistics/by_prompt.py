@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from math import cos, exp, pi, sin, sqrt, tan
+from math import cos, exp, log, pi, sin, sqrt, tan
 
 from sere.errors import InputError
 from sere.eval.statistics.by_question import normal_bound, score_interval
@@ -40,7 +40,7 @@ def mean_per_token(totals: Sequence[float], tokens: Sequence[int], *, confidence
     Source: Cochran (1977), Sampling Techniques, 3rd edition, chapters 6 (ratio estimators) and 9A (clusters
         of unequal sizes).
     """
-    ratio, error = _ratio(totals, tokens)
+    ratio, error = mean_and_error(totals, tokens)
     if error is None:
         return Estimate(ratio, None, None)
     half = student_t(len(tokens) - 1, confidence) * error
@@ -64,7 +64,7 @@ def positive_mean_per_token(
     Raises:
         InputError: There is no prompt, or the two have different lengths.
     """
-    ratio, error = _ratio(totals, tokens)
+    ratio, error = mean_and_error(totals, tokens)
     if error is None:
         return Estimate(ratio, None, None)
     if ratio <= 0:
@@ -92,7 +92,7 @@ def share_of_tokens(hits: Sequence[int], tokens: Sequence[int], *, confidence: f
     Source: Korn and Graubard (1998), Survey Methodology 24, 193 (effective sample size and its correction for
         the degrees of freedom); Wilson (1927).
     """
-    share, error = _ratio(hits, tokens)
+    share, error = mean_and_error(hits, tokens)
     if error is None:
         return Estimate(share, None, None)
     n = float(sum(tokens))
@@ -133,8 +133,16 @@ def _within(angle: float, freedom: int) -> float:
     return (angle + sin(angle) * total) * 2 / pi if odd else sin(angle) * total
 
 
-def _ratio(totals: Sequence[float], tokens: Sequence[int]) -> tuple[float, float | None]:
-    """Return the ratio of the two sums, and its standard error; None for one prompt."""
+def mean_and_error(totals: Sequence[float], tokens: Sequence[int]) -> tuple[float, float | None]:
+    """Return the mean of a value per token and its standard error, which is None for one prompt.
+
+    Args:
+        totals: As for `mean_per_token`, like the other argument.
+        tokens: As for `mean_per_token`.
+
+    Raises:
+        InputError: There is no prompt, or the two have different lengths.
+    """
     m = len(tokens)
     if len(totals) != m or not m or min(tokens) < 1:
         raise InputError(
@@ -146,3 +154,34 @@ def _ratio(totals: Sequence[float], tokens: Sequence[int]) -> tuple[float, float
         return ratio, None
     spread = sum((total - ratio * size) ** 2 for total, size in zip(totals, tokens, strict=True))
     return ratio, sqrt(spread * m / (m - 1)) / n
+
+
+def ratio_of_means(
+    pairs: Sequence[tuple[Sequence[float], Sequence[float]]], *, confidence: float = 0.95
+) -> Estimate:
+    """Return the geometric mean of ratios of sums over the same prompts, with an interval on a log scale.
+
+    Args:
+        pairs: Sums per prompt above and below, for each ratio; all over the same prompts in the same order.
+        confidence: Of the two-sided interval.
+
+    Returns:
+        The mean ratio; without bounds for one prompt.
+
+    Raises:
+        InputError: There is no pair, or a sum is not positive, so that there is no ratio.
+    """
+    sums = [(sum(above), sum(below)) for above, below in pairs]
+    if not sums or min(min(pair) for pair in sums) <= 0:
+        raise InputError(f"estimate: expected positive sums, got {sums[:10]}")
+    m, count = len(pairs[0][0]), len(sums)
+    middle = sum(log(above / below) for above, below in sums) / count
+    if m == 1:
+        return Estimate(exp(middle), None, None)
+    # What each prompt adds to the mean of the logarithms, linearized; the sum over the prompts is 0.
+    parts = [
+        sum(a[i] / A - b[i] / B for (a, b), (A, B) in zip(pairs, sums, strict=True)) / count for i in range(m)
+    ]
+    half = student_t(m - 1, confidence) * sqrt(sum(part**2 for part in parts) * m / (m - 1))
+    half = min(half, 500.0)  # a finite bound, because records hold no infinities
+    return Estimate(exp(middle), exp(middle - half), exp(middle + half))

@@ -114,6 +114,7 @@ def _hook(
 ) -> Handle:
     """Set all hooks, or none: if one fails, those that are set are removed."""
     policy = guard.policy
+    flatten = "auto" if policy.config is None else policy.config.flatten
     hooks: list[RemovableHandle] = []
     hooked: list[HookedLayer] = []
     call = CurrentCall(
@@ -123,10 +124,10 @@ def _hook(
     )
     try:
         for layer in layers:
-            hooked.append(HookedLayer(layer, policy, execution_device(layer.module)))
+            hooked.append(HookedLayer(layer, policy, execution_device(layer.module), flatten))
             if policy.needs_scores:
                 hooks.append(hook_router(model, hooked[-1], call))
-            hooks.append(hook_experts(layer.module, hooked[-1], call))
+            hooks.extend(hook_experts(layer.module, hooked[-1], call))
         guard.layers = hooked
         call.follow(policy, [layer.shape for layer in hooked])
         scored = hooked if policy.needs_scores else []

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from sere.flatten import Flattening
 from sere.integrations.activity import Activity, why_nothing_changed, without_numbers
+from sere.integrations.transformers.flat_experts import FlatExperts
 from sere.policies.base import Policy
 from sere.reroute import COUNTERS
 from sere.reroute.stats import read_counters
@@ -44,6 +47,10 @@ class Counted(Protocol):
     @property
     def counters(self) -> Tensor:
         """One entry per name in ``COUNTERS``."""
+
+    @property
+    def flat(self) -> FlatExperts:
+        """What hands the experts only what carries weight."""
 
 
 class Guard:
@@ -135,6 +142,16 @@ class Guard:
             compiled=self.compiled,
             own_budgets=self.own_budgets,
         )
+
+    def flattening(self) -> Flattening:
+        """Return whether steps compute pairs only, and why not where no step did."""
+        flats = [layer.flat for layer in self.layers]
+        found = Flattening.of(flats[0].setting, None, [flat.counts.to_list() for flat in flats])
+        if found.steps or found.whole:
+            return found
+        compiled = "compiled code has steps of fixed shapes" if self.compiled else None
+        reason = next((flat.why_not for flat in flats if flat.why_not is not None), compiled)
+        return replace(found, why_not=reason)
 
     def why(self) -> str | None:
         """Return one sentence that says why nothing was re-routed; None if something was, or for ``off``."""

@@ -11,6 +11,7 @@ from torch.utils.hooks import RemovableHandle
 
 from sere.config import RerouteConfig
 from sere.errors import InputError
+from sere.flatten import Flattening
 from sere.integrations.activity import Activity
 from sere.integrations.transformers.call import CurrentCall
 from sere.integrations.transformers.guard import Guard
@@ -89,7 +90,7 @@ class Handle:
 
         Args:
             **settings: ``tier="fast"``, ``active_experts=24``, ``active_experts={0: 32}`` (these layers
-                only), ``select_top_k``, ``threshold``, ``layers`` or ``keep``.
+                only), ``select_top_k``, ``threshold``, ``min_gain``, ``layers`` or ``keep``.
 
         Raises:
             InputError: The handle was removed, or re-routing was applied with a policy, whose settings are
@@ -205,11 +206,16 @@ class Handle:
         read = read_counters([layer.counters for layer in layers])
         return [layer_stats(layer.index, layer.name, sums) for layer, sums in zip(layers, read, strict=True)]
 
+    def flattening(self) -> Flattening:
+        """Return whether re-routed steps compute only the pairs of a row and an expert that carry weight."""
+        return self._guard.flattening()
+
     def reset_stats(self) -> None:
         """Set all counters to zero."""
         self._guard.reset()
         for layer in self._guard.layers:
             layer.counters.zero_()
+            layer.flat.counts.reset()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """Return a removed handle with the same statistics: the copy of a model is not re-routed."""

@@ -15,6 +15,7 @@ from torch.utils.hooks import RemovableHandle
 
 from sere.errors import UnsupportedModel
 from sere.integrations.transformers.call import CurrentCall
+from sere.integrations.transformers.flat_experts import FlatExperts
 from sere.integrations.transformers.inputs import forward_names, named
 from sere.integrations.transformers.routers import find_router, scores_in
 from sere.policies.base import LayerShape, Policy
@@ -31,6 +32,7 @@ class HookedLayer:
         layer: The experts module that is found in the model.
         policy: The rule.
         device: Where the layer is.
+        flatten: The setting ``flatten``.
 
     Attributes:
         name: Module name of the experts.
@@ -38,14 +40,19 @@ class HookedLayer:
         shape: The layer's index and sizes.
         router: The rule, bound to the layer and its device.
         scores: ``[T, E]``, the router's scores of all experts in this step, or None.
+        flat: Hands the experts module only what carries weight.
     """
 
-    def __init__(self, layer: ExpertsLayer, policy: Policy, device: torch.device) -> None:
+    def __init__(
+        self, layer: ExpertsLayer, policy: Policy, device: torch.device, flatten: str = "auto"
+    ) -> None:
         self.name, self.policy = layer.name, policy
         self.shape = LayerShape(layer.index, layer.num_experts, layer.top_k)
         # Here and not in the first step, which a compiler may be tracing.
         self.router = policy.bind(self.shape, device)
         self.scores: Tensor | None = None
+        allowed = flatten if policy.changes_routing else "off"
+        self.flat = FlatExperts(layer.module, layer.num_experts, layer.top_k, allowed)
 
     @property
     def index(self) -> int:
@@ -90,9 +97,12 @@ def hook_calls(
     return handles
 
 
-def hook_experts(module: nn.Module, layer: HookedLayer, call: CurrentCall) -> RemovableHandle:
-    """Set the hook that changes ids and weights on their way into an experts module."""
-    return module.register_forward_pre_hook(_Reroute(layer, call))
+def hook_experts(module: nn.Module, layer: HookedLayer, call: CurrentCall) -> list[RemovableHandle]:
+    """Set the hooks that change what goes into an experts module and, with pairs, what comes out of it."""
+    return [
+        module.register_forward_pre_hook(_Reroute(layer, call)),
+        module.register_forward_hook(_SumPairs(layer)),
+    ]
 
 
 def hook_router(model: nn.Module, layer: HookedLayer, call: CurrentCall) -> RemovableHandle:
@@ -163,8 +173,11 @@ class _Reroute(_Hook):
         # The mark that sere.structure.is_rerouted looks for.
         self.sere_layer = layer.index
 
-    def __call__(self, _: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+    def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
         layer, call = self.layer, self.call
+        if layer.flat.pending is not None:
+            # Of a step that failed.
+            layer.flat.pending = None
         if not call.active:
             return None
         if len(args) != 3:
@@ -177,7 +190,16 @@ class _Reroute(_Hook):
         if call.exact and ids.shape[0] <= call.rows:
             return None
         rows = call.at(ids.device, ids.shape[0], layer.name)
-        return hidden, *layer.route(TokenBatch(ids, weights, *rows, layer.scores))
+        routing = layer.route(TokenBatch(ids, weights, *rows, layer.scores))
+        return layer.flat.before(module, hidden, routing, rows[0])
+
+
+class _SumPairs(_Hook):
+    def __init__(self, layer: HookedLayer) -> None:
+        self.layer = layer
+
+    def __call__(self, _: nn.Module, __: object, output: Tensor) -> Tensor | None:
+        return self.layer.flat.after(output)
 
 
 class _KeepScores(_Hook):

@@ -8,6 +8,7 @@ from statistics import fmean
 from typing import Any
 
 from sere.errors import EngineError, UnsupportedEngine
+from sere.flatten import Flattening
 from sere.integrations.vllm.reasons import why_engine_changed_nothing
 from sere.integrations.vllm.step_counts import SKIPPED, counted_together
 from sere.reroute.stats import LayerStats, layer_stats
@@ -37,6 +38,7 @@ class EngineStats:
         layer_settings: The current settings by layer, JSON-ready: S, ρ, and M as points (rows, M).
         request_tiers: The tiers that requests may ask for.
         steps_by_tier: Of the re-routed steps, those in which a request asked for a tier, by its name.
+        flattening: Whether steps compute only the pairs of a row and an expert that carry weight.
     """
 
     enabled: bool
@@ -51,6 +53,7 @@ class EngineStats:
     layer_settings: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
     request_tiers: tuple[str, ...] = ()
     steps_by_tier: Mapping[str, int] = field(default_factory=dict)
+    flattening: Flattening = field(default_factory=Flattening)
 
     @property
     def steps_skipped(self) -> int:
@@ -150,6 +153,7 @@ def merge_answers(answers: Sequence[Mapping[str, Any]]) -> EngineStats:
         layer_settings={layer["index"]: layer["settings"] for layer in joined["layers"]},
         request_tiers=tuple(joined["request_tiers"]),
         steps_by_tier=joined["steps"]["by_tier"],
+        flattening=Flattening.of(**joined["flatten"], counts=[layer["pairs"] for layer in joined["layers"]]),
     )
 
 
@@ -164,5 +168,7 @@ def log_line(stats: EngineStats) -> str:
         f"{fmean(layer.distinct_before for layer in active):.1f} -> "
         f"{fmean(layer.distinct_after for layer in active):.1f}, "
         f"{100 * fmean(layer.slots_rerouted for layer in active):.0f} % of slots re-routed, "
-        f"{fmean(layer.critical for layer in active):.1f} critical experts kept"
+        f"{100 * fmean(layer.slots_computed for layer in active):.0f} % computed, "
+        f"{fmean(layer.critical for layer in active):.1f} critical experts kept; "
+        f"{stats.flattening.describe()}"
     )

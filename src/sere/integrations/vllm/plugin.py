@@ -10,9 +10,11 @@ from typing import Any
 
 from sere.integrations.vllm.import_hook import after_import
 from sere.integrations.vllm.plugin_config import misplaced, section
+from sere.integrations.vllm.prefix_cache import watch_engine_core
 
 DISABLE = "SERE_DISABLE"
 _ARGUMENTS = "vllm.engine.arg_utils"
+_CORE = "vllm.v1.engine.core"
 _WORKERS = "vllm.v1.worker.worker_base"
 _MARK = "sere"
 _YES, _NO = ("1", "true", "yes", "on"), ("", "0", "false", "no", "off")
@@ -23,18 +25,20 @@ logger = logging.getLogger("vllm.sere")
 def register() -> None:
     """Make the engines of this process look for ``additional_config["sere"]``; others stay as they are.
 
-    Cheap and safe to call again. Two methods are wrapped: the one that makes an engine's configuration,
-    where what is wrong is refused early, and the constructor of workers, where an engine that asked for it
-    is equipped. With ``SERE_DISABLE=1`` (or true, yes, on) in the environment nothing is done.
+    Cheap and safe to call again. Three methods are wrapped: the one that makes an engine's configuration,
+    where what is wrong is refused early; the constructor of workers, where an engine that asked for it is
+    equipped; and the one that takes in requests, for `prefix_cache`. With ``SERE_DISABLE=1`` (or true, yes,
+    on) in the environment nothing is done.
     """
-    if _disabled():
+    if is_disabled():
         logger.info("sere: switched off by %s", DISABLE)
         return
     after_import(_ARGUMENTS, _wrap_configuration)
     after_import(_WORKERS, _wrap_workers)
+    after_import(_CORE, watch_engine_core)
 
 
-def _disabled() -> bool:
+def is_disabled() -> bool:
     """Whether the environment switches the plug-in off; what is neither yes nor no counts as yes."""
     value = os.environ.get(DISABLE, "").strip().lower()
     if value not in (*_YES, *_NO):

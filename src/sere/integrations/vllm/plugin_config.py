@@ -14,8 +14,12 @@ from sere.errors import ConfigError, did_you_mean, name_some
 KEY = "sere"
 MOST_PORTS = 65535
 _EXAMPLE = '{"active_experts": 24}'
+_SWITCHES = ("enabled", "count_only", "allow_request_tiers", "share_rerouted_blocks", "allow_untested")
 # Names that no other plug-in's settings have.
-_UNMISTAKABLE = ("select_top_k", "active_experts", "use_scale")
+_UNMISTAKABLE = (
+    "select_top_k", "active_experts", "use_scale", "count_only", "request_tiers", "allow_request_tiers",
+    "request_select_top_k", "share_rerouted_blocks",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +35,8 @@ class PluginConfig:
         request_tiers: What requests may ask for by name, tiers of the table and ``"off"``; None for all.
         request_select_top_k: The smallest and the largest S that a request may ask for, or nothing for none;
             None for any S, or for none where ``request_tiers`` names what requests may ask for.
+        share_rerouted_blocks: Whether other requests may use blocks of the prefix cache that hold re-routed
+            tokens.
         log_seconds: Seconds between log lines with statistics; 0 for none.
         metrics_port: Port on which rank 0 serves Prometheus metrics, or None; with data parallelism each
             further engine's takes the next port.
@@ -49,6 +55,7 @@ class PluginConfig:
     allow_request_tiers: bool = True
     request_tiers: tuple[str, ...] | None = None
     request_select_top_k: tuple[int, ...] | None = None
+    share_rerouted_blocks: bool = True
     log_seconds: float = 60.0
     metrics_port: int | None = None
     metrics_host: str = "127.0.0.1"
@@ -56,7 +63,7 @@ class PluginConfig:
     table_digest: str | None = None
 
     def __post_init__(self) -> None:
-        for name in ("enabled", "count_only", "allow_request_tiers", "allow_untested"):
+        for name in _SWITCHES:
             if not isinstance(getattr(self, name), bool):
                 raise ConfigError(f"{name}: expected true or false, got {getattr(self, name)!r}")
         object.__setattr__(self, "request_tiers", _names("request_tiers", self.request_tiers))
@@ -158,14 +165,14 @@ def misplaced(vllm_config: Any) -> str | None:
     found = [
         name
         for name, value in additional.items()
-        if name in _UNMISTAKABLE
+        if _nearest(name) is not None
         or (not asked and name != KEY and (resembles_key(name) or _has_our_settings(value)))
     ]
     if found:
         outcome = "these are not read" if asked else "this engine will not re-route"
         return (
-            f"additional_config has {name_some([*map(repr, found)])}, but settings of re-routing belong "
-            f'under "sere", as in {{"sere": {_EXAMPLE}}}; {outcome}'
+            f"additional_config has {name_some([*map(_with_nearest, found)])}, but settings of re-routing "
+            f'belong under "sere", as in {{"sere": {_EXAMPLE}}}; {outcome}'
         )
     if KEY in additional and not asked:
         return (
@@ -176,4 +183,16 @@ def misplaced(vllm_config: Any) -> str | None:
 
 
 def _has_our_settings(value: object) -> bool:
-    return isinstance(value, Mapping) and any(name in value for name in _UNMISTAKABLE)
+    return isinstance(value, Mapping) and any(_nearest(name) is not None for name in value)
+
+
+def _nearest(name: object) -> str | None:
+    """Return the setting of ours that a name is, or is meant to be; None for a name that others may have."""
+    close = get_close_matches(name, _UNMISTAKABLE, n=1, cutoff=0.85) if isinstance(name, str) else []
+    return close[0] if close else None
+
+
+def _with_nearest(name: object) -> str:
+    """Return a name as a warning shows it, with the one that was probably meant."""
+    meant = KEY if resembles_key(name) else _nearest(name)
+    return repr(name) if meant in (None, name) else f"{name!r} (did you mean {meant!r}?)"

@@ -17,6 +17,7 @@ _TEXTS = {
     "distinct_after": "Distinct experts that ran, summed over steps",
     "slots": "Slots of the rows that counted",
     "slots_rerouted": "Slots whose expert changed",
+    "slots_computed": "Slots that carried weight afterwards",
     "critical": "Experts that resembled no primary one and stayed, summed over steps",
 }
 

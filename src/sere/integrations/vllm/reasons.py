@@ -74,7 +74,8 @@ def _no_row(counted: Mapping[str, Any], config: RerouteConfig | None) -> str | N
     if steps["unknown"]:
         return (
             f"nothing was re-routed: in {steps['unknown']} steps the device dropped drafted tokens, so that "
-            "it was not known which rows belong to which request; start without adaptive verification"
+            "it was not known which rows belong to which request (start without adaptive verification), or "
+            "images were read by a model that has experts of their own for them"
         )
     return _explain(counted, config, Activity.of((), calls=steps["prompts"], eligible=0))
 

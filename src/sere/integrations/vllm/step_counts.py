@@ -23,7 +23,8 @@ class StepCounts:
         mixed: Requests decoded beside so many rows that keep their experts, those of prompts as a rule, that
             nearly every expert was needed anyway.
         disabled: Re-routing was switched off.
-        unknown: The device dropped drafted tokens, so it was not known which rows belong to which request.
+        unknown: It was not known which rows belong to which request: the device dropped drafted tokens, or
+            images were read by a model that has experts of their own for them.
         least_budget: The smallest S that a row was re-routed with; None before the first.
         exact_rows: The most rows of a step that counts as ``few_rows``.
         by_tier: Of the re-routed steps, those in which a decoding request asked for a tier, by its name.

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sere.reroute.batch import Routing, TokenBatch
 from sere.reroute.constants import (
+    GAIN_UNITS,
     LAYER_BUDGET,
     LIMIT_ROWS,
     MASS_BOUND,
@@ -30,7 +31,7 @@ class Layer(NamedTuple):
     Attributes:
         similarity: ``[E, E]``, float32; NaN where it is not known.
         threshold: ρ, ``[]``, float32.
-        limits, keep, sensitivity, scale, config: As in ``RawLayer``, on the device.
+        limits, keep, sensitivity, substitutes, config: As ``RawLayer.shared`` returns them.
     """
 
     similarity: Tensor
@@ -38,7 +39,7 @@ class Layer(NamedTuple):
     limits: Tensor
     keep: Tensor
     sensitivity: Tensor
-    scale: Tensor | None
+    substitutes: Tensor | None
     config: KernelConfig
 
 
@@ -68,7 +69,7 @@ def run(batch: TokenBatch, layer: Layer, counters: Tensor | None) -> Routing:
     T, K = topk_ids.shape
     E = layer.keep.shape[0]
     N = T if num_tokens is None else max(0, min(T, int(num_tokens)))
-    own, *most_active = layer.limits.tolist()
+    own, *most_active, least_gain = layer.limits.tolist()
     given: Row = [LAYER_BUDGET] * T if row_budgets is None else row_budgets.tolist()
     budget = [own if b == LAYER_BUDGET else b for b in given]
 
@@ -100,8 +101,8 @@ def run(batch: TokenBatch, layer: Layer, counters: Tensor | None) -> Routing:
     if config.active_targets:
         target = {e: _most_similar(e, active, layer) for e in target if e not in critical}
 
-    # 6. Weights, 7. merge, 8. padding rows.
-    rerouted = 0
+    # 6. Weights, 7. merge, 8. padding rows, 9. gain.
+    rerouted = computed = 0
     changed = torch.zeros(T, K, dtype=torch.bool, device=topk_weights.device)
     for t in range(T):
         if t not in slots:
@@ -109,18 +110,32 @@ def run(batch: TokenBatch, layer: Layer, counters: Tensor | None) -> Routing:
             for k in inside:
                 ids[t][k], weights[t][k] = min(primary), 0.0
             changed[t, inside] = True
-            _merge(ids[t], weights[t], inside, active, config, padding=True)
+            _merge(ids[t], weights[t], [True] * K, inside, active, config, padding=True)
             continue
+        squares = {k: weights[t][k] * weights[t][k] for k in slots[t]}
+        energy = 0.0
+        for square in squares.values():  # in the order of the slots; Python's own sum rounds otherwise
+            energy += square
+        stays = [True] * K
         for k in slots[t]:
             e = ids[t][k]
             p = target.get(e)
             if p is not None:
                 ids[t][k] = p
                 rerouted += 1
-                if layer.scale is not None:
-                    weights[t][k] *= float(layer.scale[e, p])
+                if layer.substitutes is not None:
+                    factor, similarity = layer.substitutes[e, p].tolist()
+                    weights[t][k] *= factor
+                    # Not at least: where a gain is not known, NaN, the slot stays.
+                    stays[k] = not squares[k] * similarity < -least_gain / GAIN_UNITS * energy
         changed[t, slots[t]] = True
-        _merge(ids[t], weights[t], slots[t], active, config, padding=False)
+        _merge(ids[t], weights[t], stays, slots[t], active, config, padding=False)
+        for k in slots[t]:
+            if not stays[k]:
+                weights[t][k] = 0.0
+                if config.merge == MERGE_SENTINEL:
+                    ids[t][k] = config.sentinel
+        computed += sum(weights[t][k] != 0 for k in slots[t])
 
     if counters is not None:
         step = {
@@ -130,6 +145,7 @@ def run(batch: TokenBatch, layer: Layer, counters: Tensor | None) -> Routing:
             "distinct_after": len(active),
             "slots": sum(map(len, slots.values())),
             "slots_rerouted": rerouted,
+            "slots_computed": computed,
             "critical": len(critical),
         }
         counters += counters.new_tensor([step[name] for name in COUNTERS])
@@ -173,9 +189,19 @@ def _most_similar(e: int, candidates: set[int], layer: Layer) -> int | None:
 
 
 def _merge(
-    ids: Row, weights: list[float], slots: Row, active: set[int], config: KernelConfig, *, padding: bool
+    ids: Row,
+    weights: list[float],
+    stays: list[bool],
+    slots: Row,
+    active: set[int],
+    config: KernelConfig,
+    *,
+    padding: bool,
 ) -> None:
-    """Sum the weights of equal ids into the lowest slot and free the others, in place."""
+    """Sum the weights of equal ids into the lowest slot and free the others, in place.
+
+    What is summed stays if one of its slots would; a freed slot is settled.
+    """
     if padding and config.merge == MERGE_SENTINEL:
         for k in slots:
             ids[k] = config.sentinel
@@ -187,7 +213,8 @@ def _merge(
     for k in slots:
         if ids[k] in first:
             weights[first[ids[k]]] += weights[k]
-            weights[k] = 0.0
+            stays[first[ids[k]]] |= stays[k]
+            weights[k], stays[k] = 0.0, True
             freed.append(k)
         else:
             first[ids[k]] = k

@@ -23,15 +23,15 @@ warn_once = WarnOnce(logging.getLogger("sere"))
 
 
 class BackendLayer(Protocol):
-    """A layer as one backend prepared it: a named tuple of its own tensors, then ``scale`` and ``config``."""
+    """A layer as a backend prepared it: a named tuple of its tensors, then ``substitutes`` and ``config``."""
 
     @property
     def keep(self) -> Tensor:
         """``[E]``, bool: experts that are never replaced."""
 
     @property
-    def scale(self) -> Tensor | None:
-        """``[E, E]``, float32: factors for the weights of re-routed slots, or None."""
+    def substitutes(self) -> Tensor | None:
+        """``[E, E, 2]``, float32: each pair's factor for a slot's weight, and its similarity; or None."""
 
     @property
     def config(self) -> KernelConfig:

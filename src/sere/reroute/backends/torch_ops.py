@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sere.reroute.batch import Routing, TokenBatch
-from sere.reroute.constants import LIMIT_ROWS, MERGE_DISTINCT, MERGE_NONE, MERGE_SENTINEL
+from sere.reroute.constants import GAIN_UNITS, LIMIT_ROWS, MERGE_DISTINCT, MERGE_NONE, MERGE_SENTINEL
 from sere.reroute.neighbors import rank_neighbors
 from sere.reroute.raw_layer import KernelConfig, RawLayer
 from sere.reroute.slots import (
@@ -33,14 +33,14 @@ class Layer(NamedTuple):
     Attributes:
         position: ``[E, E]``, int32; the position of p among the neighbors of e, 0 for the most similar; E
             where p is below the threshold, unknown, or e itself.
-        limits, keep, sensitivity, scale, config: As in ``RawLayer``, on the device.
+        limits, keep, sensitivity, substitutes, config: As ``RawLayer.shared`` returns them.
     """
 
     position: Tensor
     limits: Tensor
     keep: Tensor
     sensitivity: Tensor
-    scale: Tensor | None
+    substitutes: Tensor | None
     config: KernelConfig
 
 
@@ -90,10 +90,14 @@ def run(batch: TokenBatch, layer: Layer, counters: Tensor | None) -> Routing:
     safe = torch.where(inside, ids, 0)
     new_ids = torch.where(valid, target[safe], ids)
     rerouted = valid & (new_ids != ids)
-    new_weights = topk_weights.double()
-    if layer.scale is not None:
-        factors = layer.scale[safe, torch.where(valid, new_ids, 0)].double()
-        new_weights = torch.where(rerouted, new_weights * factors, new_weights)
+    weights = topk_weights.double()
+    new_weights, stays = weights, torch.ones_like(valid)
+    if layer.substitutes is not None:
+        pairs = layer.substitutes[safe, torch.where(valid, new_ids, 0)].double()
+        new_weights = torch.where(rerouted, weights * pairs[..., 0], weights)
+        gains = weights * weights * pairs[..., 1]
+        # Not at least: where a gain is not known, NaN, the slot stays.
+        stays = ~(rerouted & (gains < _least_gains(layer, weights, valid)[:, None]))
 
     lowest = torch.where(primary, experts, E).amin()
     some_primary = lowest < E
@@ -101,10 +105,14 @@ def run(batch: TokenBatch, layer: Layer, counters: Tensor | None) -> Routing:
     new_ids = torch.where(padding, lowest, new_ids)
     new_weights = torch.where(padding, 0.0, new_weights)
     if config.merge != MERGE_NONE:
-        new_ids, new_weights = _merge(new_ids, new_weights, valid | padding, padding, active, config)
+        new_ids, new_weights, stays = _merge(
+            new_ids, new_weights, stays, valid | padding, padding, active, config
+        )
+    new_weights = torch.where(stays, new_weights, 0.0)
 
     if counters is not None:
-        _count(counters, some_primary, real, occurring, active, valid, rerouted, critical)
+        computed = valid & (new_weights != 0)
+        _count(counters, some_primary, real, occurring, active, valid, rerouted, computed, critical)
     # P empty: nothing changes, padding rows included. Slots that pass through keep their bits, NaN's too.
     new_ids = torch.where(some_primary, new_ids, ids).to(topk_ids.dtype)
     changed = some_primary & (valid | padding)
@@ -118,10 +126,23 @@ def _most_similar(layer: Layer, candidates: Tensor) -> tuple[Tensor, Tensor]:
     return nearest.values < E, nearest.indices
 
 
+def _least_gains(layer: Layer, weights: Tensor, valid: Tensor) -> Tensor:
+    """Return the gain that a slot of each row must have to stay, ``[T]`` float64."""
+    squares = torch.where(valid, weights * weights, 0.0).unbind(dim=1)
+    # In the order of the slots, as the reference adds.
+    return -layer.limits[-1].double() / GAIN_UNITS * sum(squares[1:], squares[0])
+
+
 def _merge(
-    ids: Tensor, weights: Tensor, slots: Tensor, padding: Tensor, active: Tensor, config: KernelConfig
-) -> tuple[Tensor, Tensor]:
-    """Sum the weights of equal ids of a row into the lowest slot; give the other slots weight 0."""
+    ids: Tensor,
+    weights: Tensor,
+    stays: Tensor,
+    slots: Tensor,
+    padding: Tensor,
+    active: Tensor,
+    config: KernelConfig,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Sum the weights of equal ids of a row into the lowest slot, which stays if one of them would."""
     K = ids.shape[1]
     slot = torch.arange(K, device=ids.device)
     same = (ids[:, :, None] == ids[:, None, :]) & slots[:, :, None] & slots[:, None, :]
@@ -129,11 +150,12 @@ def _merge(
     # In the order of the slots, as the reference adds: another order rounds otherwise. -0 adds nothing.
     shares = torch.where(same, weights[:, None, :], -0.0).unbind(dim=2)
     weights = torch.where(freed, 0.0, torch.where(slots, sum(shares[1:], shares[0]), weights))
+    stays = freed | ~slots | (same & stays[:, None, :]).any(dim=2)
     if config.merge == MERGE_SENTINEL:
-        return torch.where(freed | padding, config.sentinel, ids), weights
-    if config.merge == MERGE_DISTINCT:
+        ids = torch.where(freed | padding | ~stays, config.sentinel, ids)
+    elif config.merge == MERGE_DISTINCT:
         ids = _fill_distinct(ids, freed, active)
-    return ids, weights
+    return ids, weights, stays
 
 
 def _fill_distinct(ids: Tensor, freed: Tensor, active: Tensor) -> Tensor:
@@ -161,6 +183,7 @@ def _count(
     active: Tensor,
     valid: Tensor,
     rerouted: Tensor,
+    computed: Tensor,
     critical: Tensor,
 ) -> None:
     step = {
@@ -170,6 +193,7 @@ def _count(
         "distinct_after": active.sum(),
         "slots": valid.sum(),
         "slots_rerouted": rerouted.sum(),
+        "slots_computed": computed.sum(),
         "critical": critical.sum(),
     }
     sums = [torch.where(some_primary, step[name], 0) for name in COUNTERS]

@@ -35,3 +35,15 @@ def test_shared_prefix(model: Path) -> None:
             assert "decoded" not in kinds(budget)
             assert torch.equal(new_ids, ids)
             assert sum(kinds(step[0]) == {"decoded"} for step in seen) == 5
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_answers_in_the_next_prompt(model: Path, shared: bool) -> None:
+    """A prompt that continues another's answer finds its re-routed tokens only where they are shared."""
+    prompt = [(7 * j * j + j) % 128 for j in range(BLOCK)]
+    settings = {"select_top_k": 1, "share_rerouted_blocks": shared}
+    with engine(model, settings, enable_prefix_caching=True, max_model_len=512) as llm:
+        first = llm.generate([{"prompt_token_ids": prompt}], sampling(tokens=BLOCK + 4), use_tqdm=False)[0]
+        following = [*prompt, *first.outputs[0].token_ids, 3, 4]
+        second = llm.generate([{"prompt_token_ids": following}], sampling(tokens=2), use_tqdm=False)[0]
+    assert second.num_cached_tokens == (2 * BLOCK if shared else BLOCK)

@@ -1,4 +1,4 @@
-"""The tests of rows, under vLLM's second model runner."""
+"""The tests of rows and of returned experts, under vLLM's second model runner."""
 
 from __future__ import annotations
 
@@ -12,13 +12,16 @@ pytest.importorskip("vllm", reason="needs vLLM: make test-vllm")
 
 pytestmark = pytest.mark.vllm
 
-ROWS = str(Path(__file__).with_name("test_rows.py"))
+FILES = [str(Path(__file__).with_name(name)) for name in ("test_rows.py", "test_routed_experts.py")]
 
 
 def test_steps_of_the_second_runner() -> None:
-    """Under the second model runner too each row has the budget of its request, and prompts are exact."""
+    """Under the second model runner, too, each row has the budget of its request, and prompts are exact.
+
+    The experts that it returns for replay are those that ran.
+    """
     done = subprocess.run(
-        [sys.executable, "-m", "tests.support.vllm.second_runner", ROWS,
+        [sys.executable, "-m", "tests.support.vllm.second_runner", *FILES,
          "-q", "-p", "no:cacheprovider"],
         capture_output=True, text=True, timeout=600, check=False,
     )  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from sere.integrations.vllm.worker.start_log import log_start
 from tests.support.tiny import uneven_model
 from tests.support.vllm.standins import (
     CPUUnquantizedExperts,
+    Router,
     SmallEngine,
     Start,
     change,
@@ -112,3 +114,25 @@ def test_one_wait_for_all_layers(any_table: Any, monkeypatch: pytest.MonkeyPatch
     layers = found.report()["layers"]
     assert [layer["index"] for layer in layers] == [0, 1]
     assert len(copies) == 1
+
+
+def test_experts_for_images_are_left_alone(any_table: Any) -> None:
+    """Of a layer with experts for text and others for images (ERNIE-4.5-VL), those for text are re-routed.
+
+    While a prompt with images is read, experts for text are given a part of the rows: such a step is exact.
+    """
+    state = prepared(any_table, {}, torch.nn.Module, kernel=CPUUnquantizedExperts())
+    router = Router(4)
+    state.add(SimpleNamespace(layer_name="model.layers.0.mlp.vision_experts", router=router))
+    assert vars(router) == {"top_k": 4}
+    assert [layer.name for layer in state.layers.values()] == [f"model.layers.{i}.experts" for i in (0, 1)]
+    engine = SmallEngine(state)
+    engine.prompts("text")
+    engine.decode("text", steps=2)
+    assert state.counts.rerouted == 2
+    engine.prompts("image", images=True)
+    assert (state.counts.rerouted, state.counts.unknown) == (2, 1)
+    engine.decode("text", "image")
+    assert (state.counts.rerouted, state.counts.unknown) == (3, 1)
+    engine.decode("text", "image", computed=1)
+    assert (state.counts.rerouted, state.counts.unknown) == (3, 2)

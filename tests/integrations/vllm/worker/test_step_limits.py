@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from sere.config import MOST_INT
 from sere.integrations.vllm.tiers import OFF
 from sere.integrations.vllm.worker.step_limits import Choice, StepLimits
-from sere.reroute.constants import LIMIT_ROWS
+from sere.reroute.constants import LIMITS
 
 TIERS = ("safe", "fast")
 
@@ -17,7 +17,7 @@ TIERS = ("safe", "fast")
 def filled(layers: int = 3) -> tuple[StepLimits, dict[Choice, torch.Tensor]]:
     limits = StepLimits(layers, TIERS, torch.device("cpu"))
     values: dict[Choice, torch.Tensor] = {
-        name: torch.randint(0, 64, (layers, 1 + LIMIT_ROWS), dtype=torch.int32) for name in (None, *TIERS)
+        name: torch.randint(0, 64, (layers, LIMITS), dtype=torch.int32) for name in (None, *TIERS)
     }
     limits.write(values, {None: 1, "safe": 3, "fast": 2})
     return limits, values
@@ -63,7 +63,7 @@ def test_a_stage_without_layers() -> None:
     """Where a process has no layers there is nothing to write, and nothing fails."""
     limits, _ = filled(0)
     limits.choose(frozenset({"safe", None}))
-    assert limits.tensor.shape == (0, 1 + LIMIT_ROWS)
+    assert limits.tensor.shape == (0, LIMITS)
 
 
 def test_limits_are_written_in_inference_mode_too() -> None:

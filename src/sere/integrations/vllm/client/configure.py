@@ -18,10 +18,10 @@ def configure(llm: Any, **changes: Any) -> dict[str, Any]:
     Args:
         llm: vLLM's ``LLM`` (or anything with its ``collective_rpc``).
         **changes: ``select_top_k``, ``threshold``, ``active_experts`` (for all layers, or ``{layer index:
-            M}`` for some), ``tier``, ``layers``, ``keep``, as in `RerouteConfig`; ``enabled=False`` to switch
-            off and ``enabled=True`` to switch on again; ``count_only=True`` to count experts and re-route
-            none. A tier replaces every ``active_experts`` that was given, and the other way round. Other
-            settings are part of compiled code and captured graphs and need a restart.
+            M}`` for some), ``min_gain``, ``tier``, ``layers``, ``keep``, as in `RerouteConfig`;
+            ``enabled=False`` to switch off and ``enabled=True`` to switch on again; ``count_only=True`` to
+            count experts and re-route none. A tier replaces every ``active_experts`` that was given, and the
+            other way round. Other settings are part of compiled code and captured graphs and need a restart.
 
     Returns:
         The current settings, with ``enabled`` and ``count_only`` among them.

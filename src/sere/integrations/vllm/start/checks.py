@@ -6,9 +6,9 @@ import functools
 from importlib import import_module
 from typing import Any
 
-from sere.errors import BackendUnavailable, ConfigError, TableMismatch
-from sere.identity import span
+from sere.errors import BackendUnavailable, ConfigError
 from sere.integrations.vllm.plugin_config import KEY, MOST_PORTS, PluginConfig, resembles_key, section
+from sere.integrations.vllm.prefix_cache import check_sharing
 from sere.integrations.vllm.start import features, tables, versions
 from sere.integrations.vllm.tiers import NOTHING, Allowed, parse_request
 from sere.policies.sere import check_fit
@@ -35,19 +35,14 @@ def check_start(vllm_config: Any) -> None:
         allow_untested=config.allow_untested,
     )
     features.check_features(vllm_config, allow_untested=config.allow_untested)
+    check_sharing(config, vllm_config)
     _check_ports(config.metrics_port, getattr(vllm_config.parallel_config, "data_parallel_size", 1))
     model_config = vllm_config.model_config
     path = tables.find_table(config.reroute.table, model_config)
-    table = tables.load_table(path, model_config.hf_text_config)
+    table = tables.load_table(path, model_config)
     tables.check_same(path, table, config.table_digest)
     check_fit(table.settings(config.reroute), table.layers)
     _check_backend(config.reroute.backend, vllm_config.device_config.device_type, table.num_experts)
-    E = _experts(model_config)
-    if E and E not in (experts := table.identity.experts.values()):
-        raise TableMismatch(
-            f"{path}: the table was calibrated on a model with {span(experts)} experts per layer, but this "
-            f"one has {E}; calibrate this model (sere calibrate) or give its own table"
-        )
     allowed = tables.allowed_of_requests(table, config)
     # Workers may run in another folder, or on another machine with another file there.
     settings = dict(values or {}) | {
@@ -141,11 +136,3 @@ def _check_ports(first: int | None, engines: int) -> None:
             f"metrics_port: expected at most {MOST_PORTS + 1 - engines}, because each of {engines} "
             f"data-parallel engines takes the next port, got {first}"
         )
-
-
-def _experts(model_config: Any) -> int:
-    """Experts of a layer as the engine reads them from the model's config; 0 where it cannot."""
-    try:
-        return int(model_config.get_num_experts())
-    except (AttributeError, TypeError, ValueError):
-        return 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import socket
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,14 @@ from sere.defaults import TABLE, default_table
 from sere.errors import ConfigError, TableError, TableMismatch, name_some
 from sere.identity import architecture_of, summary
 from sere.integrations.vllm.plugin_config import PluginConfig
+from sere.integrations.vllm.start.model_config import experts_by_layer, reads_mistral_format
 from sere.integrations.vllm.tiers import OFF, PROTECTED, Allowed
 from sere.table import SimilarityTable, locate_table
+
+_MISTRAL = (
+    ". vLLM reads params.json of this folder, which names things differently; if it has a config.json, too, "
+    "start with --config-format hf --load-format hf --tokenizer-mode hf"
+)
 
 
 def find_table(given: str | None, model_config: Any) -> Path:
@@ -42,25 +49,32 @@ def find_table(given: str | None, model_config: Any) -> Path:
     return found
 
 
-def load_table(path: Path, text_config: Any) -> SimilarityTable:
+def load_table(path: Path, model_config: Any) -> SimilarityTable:
     """Load a table and check that its model has the architecture of this one.
 
     Args:
         path: The file.
-        text_config: The language model's config, as Transformers reads it.
+        model_config: vLLM's ``ModelConfig``.
 
     Raises:
         TableError: The file is missing, damaged or no table.
         TableMismatch: It belongs to another model; the text names both.
     """
     table = SimilarityTable.load(path)
-    mine = table.identity
-    if differences := mine.architecture_differences(architecture_of(text_config)):
+    mine, text_config = table.identity, model_config.hf_text_config
+    differences = mine.architecture_differences(architecture_of(text_config))
+    hint = ""
+    if mistral := reads_mistral_format(model_config):
+        # Transformers calls the same model otherwise.
+        differences = [text for text in differences if not text.startswith("model_type:")]
+        hint = _MISTRAL
+    if differences:
         raise TableMismatch(
             f"{path}: the table was calibrated on {summary(mine)}, but the model is another: "
             f"{name_some(differences, separator='; ')}; calibrate this model (sere calibrate) or "
-            "give its own table"
+            f"give its own table{hint}"
         )
+    check_experts(path, table, experts_by_layer(text_config, mistral=mistral))
     return table
 
 
@@ -113,6 +127,32 @@ def allowed_of_requests(table: SimilarityTable, config: PluginConfig) -> Allowed
         return Allowed.of((*table.tiers, OFF), (1, PROTECTED) if slots is None else slots)
     # A large S is as good as "off", so naming tiers allows no S that is not named, too.
     return Allowed.of(config.request_tiers, slots or ())
+
+
+def check_experts(path: Path, table: SimilarityTable, experts: Mapping[int, int]) -> None:
+    """Refuse a table whose layers have other numbers of experts than the model's config says.
+
+    Args:
+        path: The file.
+        table: Its content.
+        experts: E by layer, as far as the config says it.
+
+    Raises:
+        TableMismatch: They differ; the text names each layer.
+    """
+    if len(set(experts.values())) == 1 and set(experts.values()) <= set(table.identity.experts.values()):
+        # One number for all layers may be that of some: each layer is checked when it is built.
+        return
+    if different := [
+        f"experts of layer {index}: the table has {layer.num_experts}, the model {experts[index]}"
+        for index, layer in table.layers.items()
+        if experts.get(index, layer.num_experts) != layer.num_experts
+    ]:
+        raise TableMismatch(
+            f"{path}: the table was calibrated on {summary(table.identity)}, but the model is another: "
+            f"{name_some(different, separator='; ')}; calibrate this model (sere calibrate) or give its own "
+            "table"
+        )
 
 
 def check_layer(table: SimilarityTable, index: int, name: str, *, E: int) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from sere.integrations.vllm.plugin_config import KEY, section
 
-COMPILED = ("backend", "cap", "targets", "use_scale", "merge", "sentinel", "preset")
+COMPILED = ("backend", "cap", "targets", "use_scale", "merge", "sentinel", "preset", "flatten")
 """Settings that compiled code holds as constants, or that choose what it contains."""
 
 

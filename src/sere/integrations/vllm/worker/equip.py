@@ -49,7 +49,7 @@ def equip(worker: Any, values: object) -> None:
     )
     features.check_features(config, allow_untested=plugin_config.allow_untested)
     path = tables.find_table(plugin_config.reroute.table, config.model_config)
-    table = tables.load_table(path, config.model_config.hf_text_config)
+    table = tables.load_table(path, config.model_config)
     tables.check_same(path, table, plugin_config.table_digest)
     state = WorkerState(plugin_config, config, table)
     worker.sere_state = state

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from sere.errors import SereError, UnsupportedEngine
+from sere.flatten import PairCounts
 from sere.integrations.vllm.start import features, versions
+from sere.integrations.vllm.worker.flat_experts import FlatExperts
 from sere.integrations.vllm.worker.router_scores import check_scores
 from sere.integrations.vllm.worker.row_budgets import RowBudgets
 from sere.policies.base import LayerRouter, LayerShape, Policy
@@ -30,6 +33,8 @@ class RoutedLayer:
         budgets: The budgets of the coming step's rows; None until the model is loaded.
         share: Which share of a step's rows this rank computes, with sequence parallelism; else 0.
         counters: Where every router of this layer counts; None until the model is loaded.
+        flat: Hands the expert kernel only what carries weight; None where it is left alone.
+        pairs: What it counted.
     """
 
     def __init__(self, runner: Any) -> None:
@@ -42,6 +47,22 @@ class RoutedLayer:
         self.budgets: RowBudgets | None = None
         self.share = 0
         self.counters: Tensor | None = None
+        self.flat: FlatExperts | None = None
+        self.pairs = PairCounts()
+
+    @property
+    def expert_bytes(self) -> int | None:
+        """Bytes of one routed expert's weights in this worker, or None if they cannot be told."""
+        return versions.expert_bytes(self.runner, self.shape.num_experts)
+
+    def describe(self) -> dict[str, Any]:
+        """Return which layer this is and what it computed as pairs, as plain numbers."""
+        return {
+            "index": self.shape.index,
+            "name": self.name,
+            "share": self.share,
+            "pairs": self.pairs.to_list(),
+        }
 
     def find_share(self, rank: int, *, allow_untested: bool) -> None:
         """Find out which rows of a step the layer is given, once its model is loaded.
@@ -71,12 +92,16 @@ class RoutedLayer:
         if policy.needs_scores:
             check_scores(policy.name, self.name, self.runner.router)
         self.take(policy.bind(self.shape, device), needs_scores=policy.needs_scores)
+        if self.flat is not None:
+            self.flat.enabled = policy.changes_routing
 
     def take(self, router: LayerRouter, *, needs_scores: bool = False) -> None:
         """Let a router route this layer from the next step on."""
         if self.counters is not None:
             router.counters = self.counters
         self.router, self.needs_scores = router, needs_scores
+        if self.flat is not None:
+            self.flat.enabled = True
 
     def route(self, ids: Tensor, weights: Tensor, logits: Tensor) -> Routing:
         """Route one step; called where vLLM's router returns.
@@ -114,6 +139,12 @@ class RoutedLayer:
 def _recorded(ids: Tensor) -> bool:
     """Whether this run is compiled or captured, to be repeated in other steps without its Python."""
     return torch.compiler.is_compiling() or (ids.is_cuda and torch.cuda.is_current_stream_capturing())
+
+
+def warm_up(layers: Iterable[RoutedLayer]) -> None:
+    """Run the router of one layer of each shape, because a backend may compile for a shape."""
+    for layer in {(layer.shape.num_experts, layer.shape.top_k): layer for layer in layers}.values():
+        layer.warm_up()
 
 
 def layer_index(name: str) -> int:

@@ -30,7 +30,7 @@ class Proposal:
         sere: The rule that they make.
         enabled: Whether re-routing is on.
         count_only: Whether experts are counted and none is re-routed.
-        limits: By choice: ``[layers, 1 + LIMIT_ROWS]``, int32, on the host.
+        limits: By choice: ``[layers, LIMITS]``, int32, on the host.
         exact_rows: By choice, up to how many rows a step surely changes nothing.
         layers: By index the layers of which more than limits changes, prepared on the host.
         fingerprint: Of the state that they lead to.

@@ -91,6 +91,7 @@ class RequestBook:
         self._prompts: dict[str, int] = {}
         # Of few requests, as a rule.
         self._asking: dict[str, Asked] = {}
+        self._with_images: dict[str, int] = {}
         self._batch: _Batch | None = None
 
     def __len__(self) -> int:
@@ -106,6 +107,7 @@ class RequestBook:
             self._batch = None
             self._prompts.pop(name, None)
             self._asking.pop(name, None)
+            self._with_images.pop(name, None)
         for request in scheduler_output.scheduled_new_reqs:
             self._batch = None
             self._prompts[request.req_id] = _prompt_length(request)
@@ -113,6 +115,24 @@ class RequestBook:
             asked = self._asked(request)
             if asked != NOTHING:
                 self._asking[request.req_id] = asked
+            if getattr(request, "mm_features", None):
+                self._with_images[request.req_id] = _prompt_length(request)
+
+    def reads_images(self, scheduler_output: Any) -> bool:
+        """Whether a step computes the prompt of a request that has images or sound.
+
+        Args:
+            scheduler_output: vLLM's ``SchedulerOutput`` of the step.
+        """
+        if not self._with_images:
+            return False
+        cached = scheduler_output.scheduled_cached_reqs
+        return any(
+            request.req_id in self._with_images for request in scheduler_output.scheduled_new_reqs
+        ) or any(
+            done < self._with_images.get(name, 0)
+            for name, done in zip(cached.req_ids, cached.num_computed_tokens, strict=True)
+        )
 
     def _asked(self, request: Any) -> Asked:
         """What a request asks for; the front end has refused bad values, so one here protects if it may."""

@@ -26,11 +26,13 @@ class RowBudgets:
         tensor: ``[rows]``, int32: S of a request, ``LAYER_BUDGET``, ``PROTECTED`` or ``PADDING_BUDGET``.
         skip: Whether layers whose Python runs in this step need not look at it: no row can be re-routed.
             False in dummy steps, which may warm up what is captured next.
+        largest: The largest budget of the step's rows; ``PROTECTED`` where the step is exact.
     """
 
     def __init__(self, rows: int, device: torch.device) -> None:
         self.tensor = torch.full((rows,), PADDING_BUDGET, dtype=torch.int32, device=device)
         self.skip = False
+        self.largest = PROTECTED
         self._written = np.empty(0, dtype=np.int32)
 
     def announce(self, budgets: npt.NDArray[np.int32]) -> bool:
@@ -45,6 +47,7 @@ class RowBudgets:
             self.exact()
             return False
         self.skip = False
+        self.largest = int(budgets.max())
         self._write(budgets)
         return True
 
@@ -55,6 +58,7 @@ class RowBudgets:
             dummy: Whether it is not a step of requests, but may be one before graphs are captured.
         """
         self.skip = not dummy
+        self.largest = PROTECTED
         self._write(np.empty(0, dtype=np.int32))
 
     def at(self, rows: int, share: int = 0) -> Tensor:

@@ -17,7 +17,7 @@ from sere.integrations.vllm.worker.expert_kernels import fit_to_kernel, needs_fu
 from sere.integrations.vllm.worker.step_limits import Choice
 from sere.policies.base import LayerShape
 from sere.policies.sere import Sere
-from sere.reroute.constants import LIMIT_ROWS
+from sere.reroute.constants import LIMITS
 from sere.table import SimilarityTable
 
 SHOWN_ROWS = (1, 4, 8, 16, 32, 64, 128)
@@ -85,20 +85,20 @@ class Rules:
         )
 
     def limits(self, given: RerouteConfig, shapes: Sequence[LayerShape]) -> dict[Choice, Tensor]:
-        """Return S and M of all layers for every choice of a step but ``OFF``.
+        """Return S, M and the least gain of all layers for every choice of a step but ``OFF``.
 
         Args:
             given: The engine's settings as they were given.
             shapes: The layers.
 
         Returns:
-            By choice: ``[layers, 1 + LIMIT_ROWS]``, int32, on the host.
+            By choice: ``[layers, LIMITS]``, int32, on the host, as `layer_limits` returns them.
 
         Raises:
             ConfigError: The settings do not fit the table.
         """
         rules = self._choices(given)
-        none = torch.empty(0, 1 + LIMIT_ROWS, dtype=torch.int32, device="cpu")
+        none = torch.empty(0, LIMITS, dtype=torch.int32, device="cpu")
         return {
             name: torch.stack([rule.limits(shape) for shape in shapes]) if shapes else none
             for name, rule in rules.items()
@@ -146,9 +146,10 @@ def least_select_top_k(sere: Sere, shapes: Iterable[LayerShape]) -> int:
 def layer_settings(sere: Sere, shape: LayerShape) -> dict[str, Any]:
     """Return the settings of one layer, JSON-ready, with M for steps of `SHOWN_ROWS` rows."""
     # S comes first, so that M is found at the number of rows.
-    limits = sere.limits(shape).numpy()
+    limits, own = sere.limits(shape).numpy(), sere.config.for_layer(shape.index)
     return {
         "select_top_k": int(limits[0]),
-        "threshold": sere.config.for_layer(shape.index).threshold,
+        "threshold": own.threshold,
+        "min_gain": own.min_gain,
         "active_experts": [[rows, int(limits[rows])] for rows in SHOWN_ROWS],
     }

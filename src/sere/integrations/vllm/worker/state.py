@@ -13,11 +13,12 @@ from torch import Tensor
 from sere.config import RerouteConfig
 from sere.errors import UnsupportedEngine
 from sere.integrations.vllm.plugin_config import PluginConfig
-from sere.integrations.vllm.start import tables, versions
+from sere.integrations.vllm.start import tables
 from sere.integrations.vllm.step_counts import StepCounts
 from sere.integrations.vllm.worker import expert_kernels, router_hook
+from sere.integrations.vllm.worker.flat_operator import flatten_layers
 from sere.integrations.vllm.worker.guard import Guard
-from sere.integrations.vllm.worker.layer import RoutedLayer
+from sere.integrations.vllm.worker.layer import RoutedLayer, warm_up
 from sere.integrations.vllm.worker.proposal import Fingerprint, Proposal, propose
 from sere.integrations.vllm.worker.row_budgets import RowBudgets
 from sere.integrations.vllm.worker.rules import Rules, layer_settings, least_select_top_k
@@ -25,6 +26,7 @@ from sere.integrations.vllm.worker.step_limits import StepLimits
 from sere.policies.base import LayerShape, Policy
 from sere.policies.sere import SereRouter
 from sere.reroute import COUNTERS
+from sere.structure import is_of_other_tower
 from sere.table import SimilarityTable
 
 
@@ -44,14 +46,15 @@ class WorkerState:
         count_only: Whether experts are counted and none is re-routed at present.
         least_select_top_k: The smallest S of any layer.
         layers: The MoE layers, by index, once the model is built.
+        other_experts: Whether the model has other experts for images or sound, which then get their rows.
         budgets: The budgets of the coming step's rows; None until the model is loaded.
         limits: S and M of the layers in the coming step; None until the model is loaded.
         kernel: Class name of the expert kernel, or None where it cannot be told.
         counts: Steps by what was done with them.
+        why_no_pairs: Why all slots are computed in every step; None where pairs may be.
         guard: Says in the log why nothing was re-routed.
         lock: Held by a step while it runs, and by whatever reads or changes what steps count.
-        counters: ``[layers, len(COUNTERS)]``, int64: each layer's own are a row; None until the model is
-            loaded.
+        counters: ``[layers, len(COUNTERS)]``, int64, a row for each layer; None until the model is loaded.
         fingerprint: Of what holds at present, to be compared between ranks.
 
     Raises:
@@ -67,9 +70,11 @@ class WorkerState:
         self.least_select_top_k = 1
         self.enabled, self.count_only = plugin_config.enabled, plugin_config.count_only
         self.layers: dict[int, RoutedLayer] = {}
+        self.other_experts = False
         self.budgets: RowBudgets | None = None
         self.limits: StepLimits | None = None
         self.kernel: str | None = None
+        self.why_no_pairs: str | None = None
         self.counts = StepCounts()
         self.lock = threading.RLock()
         self.guard = Guard(self.report, speaks=self.speaks)
@@ -88,12 +93,15 @@ class WorkerState:
         return sorted({router.prepared.backend for router in self._routers.values()})
 
     def add(self, runner: Any) -> None:
-        """Add one MoE layer while the model is built.
+        """Add one MoE layer while the model is built; experts for images or sound are left alone.
 
         Raises:
             TableError: The table does not know this layer.
             UnsupportedEngine: The layer cannot be re-routed.
         """
+        if is_of_other_tower(str(runner.layer_name)):
+            self.other_experts = True
+            return
         layer = RoutedLayer(runner)
         index = layer.shape.index
         tables.check_layer(self.table, index, layer.name, E=layer.shape.num_experts)
@@ -136,11 +144,8 @@ class WorkerState:
             self._routers[index].prepared.read_limits_from(self.limits.tensor[row])
             layer.take(self._routers[index])
         self.commit(self.propose(self.given, enabled=self.enabled, count_only=self.count_only))
-        # One of each shape: a backend may compile for a shape.
-        for layer in {
-            (layer.shape.num_experts, layer.shape.top_k): layer for layer in self.layers.values()
-        }.values():
-            layer.warm_up()
+        self.why_no_pairs = flatten_layers(self.layers, self.rules.kernels, self.given.flatten, self.budgets)
+        warm_up(self.layers.values())
 
     def propose(self, given: RerouteConfig, *, enabled: bool, count_only: bool) -> Proposal:
         """Prepare changed settings on the host: nothing is changed, and nothing is left that can fail.
@@ -227,37 +232,32 @@ class WorkerState:
         layers = list(self.layers.values())
         # One copy for all layers, because it waits for the device.
         copied = [] if self.counters is None else self.counters.tolist()
-        settings = [layer_settings(self.sere, layer.shape) for layer in layers]
-        own = self.policy is self.sere
         return {
             "fingerprint": self.fingerprint,
             "data_parallel_rank": self.data_parallel_rank,
             "enabled": self.enabled,
             "count_only": self.count_only,
-            "settings": self.config.to_mapping() if own else self.policy.describe(),
+            "settings": (self.config.to_mapping if self.policy is self.sere else self.policy.describe)(),
             "request_tiers": list(self.rules.tiers),
             "steps": self.counts.to_mapping(),
             "layers": [
-                {"index": layer.shape.index, "name": layer.name, "share": layer.share}
-                | {"counters": sums, "settings": own}
-                for layer, sums, own in zip(layers, copied, settings, strict=True)
+                layer.describe() | {"counters": sums, "settings": layer_settings(self.sere, layer.shape)}
+                for layer, sums in zip(layers, copied, strict=True)
             ],
+            "flatten": {"setting": self.given.flatten, "why_not": self.why_no_pairs},
             "top_k": max((layer.shape.top_k for layer in self.layers.values()), default=0),
             "num_experts": max((layer.shape.num_experts for layer in self.layers.values()), default=0),
             "kernel": self.kernel,
-            "expert_bytes": self.expert_bytes(),
+            "expert_bytes": None if not layers else layers[0].expert_bytes,
         }
-
-    def expert_bytes(self) -> int | None:
-        """Return the bytes of one routed expert's weights in this worker, or None if they cannot be told."""
-        first = next(iter(self.layers.values()), None)
-        return None if first is None else versions.expert_bytes(first.runner, first.shape.num_experts)
 
     def reset_counters(self) -> None:
         """Set all counters to zero."""
         self.counts = StepCounts()
         if self.counters is not None:
             self.counters.zero_()
+        for layer in self.layers.values():
+            layer.pairs.reset()
 
     def _stage(self) -> range | None:
         """Return the decoder layers that this process holds, or None if it holds all."""
@@ -281,7 +281,7 @@ class WorkerState:
 
     @property
     def rank(self) -> int:
-        """The worker's number among those of its engine; of several engines each has a 0."""
+        """The worker's number in its engine."""
         return int(self.vllm_config.parallel_config.rank)
 
     @property

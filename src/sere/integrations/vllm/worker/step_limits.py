@@ -1,4 +1,4 @@
-"""S and M of all layers for the coming step: the engine's own, or those of requests' tiers."""
+"""S, M and the least gain of all layers for the coming step: the engine's own, or of requests' tiers."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from torch import Tensor
 
 from sere.config import MOST_INT
 from sere.integrations.vllm.tiers import OFF
-from sere.reroute.constants import LIMIT_ROWS
+from sere.reroute.constants import LIMITS
 
 Choice = str | None
 """A tier of the table, ``OFF`` to keep every expert, or None for the engine's own settings."""
 
 
 class StepLimits:
-    """What the layers read of S and M, in one tensor that is written in place when a step needs others.
+    """What the layers read of these limits, in one tensor that is written in place when a step needs others.
 
     Everything is allocated once, on the device: a change is a copy on the stream of the forward pass, which
     captured graphs and compiled code follow. A step like the one before costs a comparison of two sets.
@@ -27,26 +27,25 @@ class StepLimits:
         device: Where the layers run.
 
     Attributes:
-        tensor: ``[layers, 1 + LIMIT_ROWS]``, int32: of each layer S, then M for a step of 1, 2, ... rows.
-        choices: ``[2 + tiers, layers, 1 + LIMIT_ROWS]``, int32: what can be chosen.
+        tensor: ``[layers, LIMITS]``, int32: of each layer what `layer_limits` returns.
+        choices: ``[2 + tiers, layers, LIMITS]``, int32: what can be chosen.
     """
 
     def __init__(self, layers: int, tiers: Sequence[str], device: torch.device) -> None:
         self._index: dict[Choice, int] = {name: i for i, name in enumerate((None, OFF, *tiers))}
         self._chosen: frozenset[Choice] | None = None
         self._exact_rows: Mapping[Choice, int] = dict.fromkeys(self._index, 0)
-        width = 1 + LIMIT_ROWS
         # Tensors made in inference mode could not be written outside it.
         with torch.inference_mode(False):
-            self.tensor = torch.zeros(layers, width, dtype=torch.int32, device=device)
-            self.choices = torch.zeros(len(self._index), layers, width, dtype=torch.int32, device=device)
+            self.tensor = torch.zeros(layers, LIMITS, dtype=torch.int32, device=device)
+            self.choices = torch.zeros(len(self._index), layers, LIMITS, dtype=torch.int32, device=device)
         self.choices[self._index[OFF], :, 0] = MOST_INT
 
     def write(self, limits: Mapping[Choice, Tensor], exact_rows: Mapping[Choice, int]) -> None:
         """Take other limits from the next step on.
 
         Args:
-            limits: By choice, ``OFF`` not among them: ``[layers, 1 + LIMIT_ROWS]``, int32, on the host.
+            limits: By choice, ``OFF`` not among them: ``[layers, LIMITS]``, int32, on the host.
             exact_rows: By the same choices, up to how many rows a step surely changes nothing.
         """
         self._exact_rows = exact_rows

@@ -110,6 +110,11 @@ class Steps:
             state.budgets.exact()
             state.counts.disabled += 1
             return
+        if state.other_experts and self.book.reads_images(scheduler_output):
+            # The experts for text are given the rows between the images: which ones is not known here.
+            state.budgets.exact()
+            state.counts.unknown += 1
+            return
         rows = self.book.budgets(scheduler_output, names, counts, all_phases=state.config.phases == "all")
         if state.count_only:
             rows = rows.keeping_all()

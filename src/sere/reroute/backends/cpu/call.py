@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import ctypes
 import logging
+import os
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numba
@@ -17,6 +19,7 @@ import torch
 from numba import types
 from torch import Tensor
 
+from sere.files import others_can_write
 from sere.reroute.backends.cpu import kernel
 from sere.reroute.batch import Routing, TokenBatch
 from sere.reroute.constants import LAYER_BUDGET, PADDING_BUDGET
@@ -28,7 +31,7 @@ warn_once = WarnOnce(logging.getLogger("sere"))
 
 _UNCACHED = (
     "sere: the cpu backend is compiled again in each process, because its code cannot be cached (%s); "
-    "set NUMBA_CACHE_DIR to a writable folder"
+    "set NUMBA_CACHE_DIR to a folder that you alone can write to"
 )
 
 _IDS = {torch.int32: types.int32, torch.int64: types.int64}
@@ -41,7 +44,7 @@ class Layer(NamedTuple):
     Attributes:
         order: ``[E, E]``, int32; row e lists the other experts, most similar first (ties: lower id), e last.
         counts: ``[E]``, int32; how many of ``order[e]`` reach the threshold.
-        limits, keep, sensitivity, scale, config: As in ``RawLayer``, on the device.
+        limits, keep, sensitivity, substitutes, config: As ``RawLayer.shared`` returns them.
     """
 
     order: Tensor
@@ -49,7 +52,7 @@ class Layer(NamedTuple):
     limits: Tensor
     keep: Tensor
     sensitivity: Tensor
-    scale: Tensor | None
+    substitutes: Tensor | None
     config: KernelConfig
 
 
@@ -66,7 +69,7 @@ def run(batch: TokenBatch, layer: Layer, counters: Tensor | None) -> Routing:
     Source: docs/method.md section 4.
     """
     topk_ids, topk_weights, row_budgets, num_tokens, _ = batch
-    order, counts, limits, keep, sensitivity, scale, config = layer
+    order, counts, limits, keep, sensitivity, substitutes, config = layer
     T, K = topk_ids.shape
     dtype = topk_weights.dtype
     wide = topk_weights if dtype in _WEIGHTS else topk_weights.float()
@@ -80,7 +83,7 @@ def run(batch: TokenBatch, layer: Layer, counters: Tensor | None) -> Routing:
             row_budgets = row_budgets.clamp(LAYER_BUDGET, K).masked_fill(padding, PADDING_BUDGET)
         row_budgets = row_budgets.to(torch.int32).contiguous()
     given = (
-        (0 if scale is None else kernel.HAS_SCALE)
+        (0 if substitutes is None else kernel.HAS_SUBSTITUTES)
         | (0 if row_budgets is None else kernel.HAS_ROW_BUDGETS)
         | (0 if counters is None else kernel.HAS_COUNTERS)
     )
@@ -94,7 +97,7 @@ def run(batch: TokenBatch, layer: Layer, counters: Tensor | None) -> Routing:
         limits.data_ptr(),
         keep.data_ptr(),
         sensitivity.data_ptr(),
-        0 if scale is None else scale.data_ptr(),
+        0 if substitutes is None else substitutes.data_ptr(),
         0 if row_budgets is None else row_budgets.data_ptr(),
         0 if counters is None else counters.data_ptr(),
         T,
@@ -121,16 +124,38 @@ def _compiled(ids_dtype: torch.dtype, weights_dtype: torch.dtype) -> Callable[..
     pointers = (ids, weights, ids, weights, int32s, int32s, int32s, flags, float32s)
     optional = (float32s, int32s, types.CPointer(types.int64))
     signature = types.boolean(*pointers, *optional, *[types.int64] * 9)
-    compiled = _compile(signature)
+    compiled = compile_loop(signature, kernel.reroute)
     prototype = ctypes.CFUNCTYPE(ctypes.c_bool, *[ctypes.c_void_p] * 12, *[ctypes.c_int64] * 9)
     return prototype(compiled.address)
 
 
-def _compile(signature: Any) -> Any:
-    """Compile, from the cache on disk or into it; without one where no folder can be written to."""
+def compile_loop(signature: Any, loop: Callable[..., Any]) -> Any:
+    """Compile, from the cache on disk or into it; without one where no folder can be written to.
+
+    Args:
+        signature: Numba's signature.
+        loop: The function in plain Python.
+
+    Returns:
+        Numba's ``CFunc``; its ``address`` is called through ctypes.
+    """
     try:
-        return numba.cfunc(signature, cache=True)(kernel.reroute)
+        _check_named_cache()
+        return numba.cfunc(signature, cache=True)(loop)
     except (RuntimeError, OSError) as error:
         reason = str(error)
         warn_once(reason, _UNCACHED, reason)
-        return numba.cfunc(signature)(kernel.reroute)
+        return numba.cfunc(signature)(loop)
+
+
+def _check_named_cache() -> None:
+    """Refuse a named folder in which somebody else could put code, which would run in this process.
+
+    Without a name, Numba keeps its code beside this source, or in the user's own folder.
+
+    Raises:
+        OSError: Others can write to it.
+    """
+    folder = Path(numba.config.CACHE_DIR or os.devnull)
+    if folder.is_dir() and (reason := others_can_write(folder)) is not None:
+        raise OSError(f"{folder}: {reason}")

@@ -7,9 +7,11 @@ import numpy as np
 from numba import carray, njit
 
 from sere.reroute import constants
+from sere.reroute.backends.cpu.selection import largest
 from sere.reroute.constants import (
     LAYER_BUDGET,
     LIMIT_ROWS,
+    LIMITS,
     MERGE_NONE,
     MERGE_SAME,
     MERGE_SENTINEL,
@@ -18,8 +20,9 @@ from sere.reroute.constants import (
 from sere.reroute.stats import COUNTERS
 
 # Bits of ``given``.
-HAS_SCALE, HAS_ROW_BUDGETS, HAS_COUNTERS = 1, 2, 4
+HAS_SUBSTITUTES, HAS_ROW_BUDGETS, HAS_COUNTERS = 1, 2, 4
 MASS_UNITS, MASS_BOUND = float(constants.MASS_UNITS), float(constants.MASS_BOUND)
+GAIN_UNITS = float(constants.GAIN_UNITS)
 NUM_COUNTERS = len(COUNTERS)
 # An expert's class: it does not occur, it does, in a kept slot, and it is primary whatever M is.
 NONE, OCCURS, KEPT, FIXED = range(4)
@@ -27,7 +30,7 @@ NONE, OCCURS, KEPT, FIXED = range(4)
 
 def reroute(
     ids_p, weights_p, new_ids_p, new_weights_p, order_p, counts_p, limits_p, keep_p, sensitivity_p,
-    scale_p, budgets_p, counters_p,
+    substitutes_p, budgets_p, counters_p,
     T, K, E, N, cap, active_targets, merge, sentinel, given,
 ):  # fmt: skip
     """Do docs/method.md section 4 for one layer and step; ``given`` has a bit for each optional pointer.
@@ -37,11 +40,11 @@ def reroute(
     ids, weights = carray(ids_p, (T, K)), carray(weights_p, (T, K))
     new_ids, new_weights = carray(new_ids_p, (T, K)), carray(new_weights_p, (T, K))
     order, counts, keep = carray(order_p, (E, E)), carray(counts_p, (E,)), carray(keep_p, (E,))
-    scale, counters = carray(scale_p, (E, E)), carray(counters_p, (NUM_COUNTERS,))
+    substitutes, counters = carray(substitutes_p, (E, E, 2)), carray(counters_p, (NUM_COUNTERS,))
     sensitivity = carray(sensitivity_p, (E,))
-    given_budgets, limits = carray(budgets_p, (T,)), carray(limits_p, (1 + LIMIT_ROWS,))
+    given_budgets, limits = carray(budgets_p, (T,)), carray(limits_p, (LIMITS,))
     # An array over a null pointer is never read: these guard every use.
-    has_scale, has_counters = given & HAS_SCALE != 0, given & HAS_COUNTERS != 0
+    has_substitutes, has_counters = given & HAS_SUBSTITUTES != 0, given & HAS_COUNTERS != 0
     has_budgets = given & HAS_ROW_BUDGETS != 0
 
     row_budgets = np.empty(T, np.int64)
@@ -73,11 +76,13 @@ def reroute(
     while not primary[lowest]:
         lowest += 1
 
-    rerouted, some_nan = 0, False
+    rerouted, computed, some_nan = 0, 0, False
     in_merge, row_weights = np.empty(K, np.bool_), np.empty(K, np.float64)
+    stays, min_gain = np.empty(K, np.bool_), -limits[LIMITS - 1] / GAIN_UNITS
     present = np.zeros(E, np.bool_)
     for t in range(T):
         padding = row_budgets[t] < 0
+        stays[:] = True
         for k in range(K):
             e, w = ids[t, k], np.float64(weights[t, k])
             inside = 0 <= e < E
@@ -89,22 +94,26 @@ def reroute(
                 elif replaced[e]:
                     p = target[e]
                     rerouted += 1
-                    if has_scale:
-                        w *= np.float64(scale[e, p])
+                    if has_substitutes:
+                        w *= np.float64(substitutes[e, p, 0])
                     e = p
             new_ids[t, k] = e
             row_weights[k] = w
+        if min_gain > 0 and has_substitutes and not padding:
+            _judge(ids[t], weights[t], in_merge, replaced, target, substitutes, min_gain, stays)
         if merge != MERGE_NONE:
-            _merge(new_ids[t], row_weights, in_merge, padding, active, present, merge, sentinel)
+            _merge(new_ids[t], row_weights, stays, in_merge, padding, active, present, merge, sentinel)
         for k in range(K):
-            if in_merge[k]:
-                new_weights[t, k] = row_weights[k]
-            else:
+            if not in_merge[k]:
                 new_weights[t, k] = weights[t, k]
+                continue
+            new_weights[t, k] = row_weights[k] if stays[k] else 0.0
+            computed += stays[k] and row_weights[k] != 0
+            if not stays[k] and merge == MERGE_SENTINEL:
+                new_ids[t, k] = sentinel
 
     if has_counters:
-        # In the order of COUNTERS.
-        step = (1, rows, before, size + critical, slots, rerouted, critical)
+        step = (1, rows, before, size + critical, slots, rerouted, computed, critical)
         for i in range(NUM_COUNTERS):
             counters[i] += step[i]
     return some_nan
@@ -192,36 +201,13 @@ def _join(mass, classes, from_class, to_class, wanted):
     if wanted == 0:
         return 0
     masses = mass[members]
-    least = _largest(masses, wanted)
+    least = largest(masses, wanted)
     level = np.sum(masses[:wanted] == least)
     for e in members:
         if mass[e] > least or (mass[e] == least and level > 0):
             level -= mass[e] == least
             classes[e] = to_class
     return wanted
-
-
-@njit
-def _largest(values, wanted):
-    """Return the ``wanted``-th largest value and put the larger ones before it (Hoare's quickselect)."""
-    low, at, high = 0, wanted - 1, values.shape[0] - 1
-    while low < high:
-        pivot = values[at]
-        i, j = low, high
-        while i <= j:
-            while values[i] > pivot:
-                i += 1
-            while values[j] < pivot:
-                j -= 1
-            if i <= j:
-                values[i], values[j] = values[j], values[i]
-                i += 1
-                j -= 1
-        if j < at:
-            low = i
-        if at < i:
-            high = j
-    return values[at]
 
 
 @njit(inline="always")
@@ -255,7 +241,21 @@ def _choose(order, counts, occurring, primary, active, target, replaced):
 
 
 @njit
-def _merge(ids, weights, in_merge, padding, active, present, merge, sentinel):
+def _judge(ids, weights, valid, replaced, target, substitutes, min_gain, stays):
+    """Step 9 for one row: say which of its re-routed slots stay."""
+    energy = 0.0
+    for k in range(ids.shape[0]):
+        if valid[k]:
+            energy += np.float64(weights[k]) * np.float64(weights[k])
+    for k in range(ids.shape[0]):
+        if valid[k] and replaced[ids[k]]:
+            w, similarity = np.float64(weights[k]), np.float64(substitutes[ids[k], target[ids[k]], 1])
+            # Not at least: where a gain is not known, NaN, the slot stays.
+            stays[k] = not w * w * similarity < min_gain * energy
+
+
+@njit
+def _merge(ids, weights, stays, in_merge, padding, active, present, merge, sentinel):
     """Step 7 for one row, in place; ``present`` is scratch, all False before and after."""
     K, E = ids.shape[0], active.shape[0]
     if padding and merge == MERGE_SENTINEL:
@@ -271,7 +271,8 @@ def _merge(ids, weights, in_merge, padding, active, present, merge, sentinel):
         for j in range(k):
             if in_merge[j] and not freed[j] and ids[j] == ids[k]:
                 weights[j] += weights[k]
-                weights[k] = 0.0
+                stays[j] |= stays[k]
+                weights[k], stays[k] = 0.0, True
                 freed[k] = some = True
                 break
     if not some or merge == MERGE_SAME:

@@ -8,12 +8,14 @@ constexpr int GROUP = 8;             // experts whose lists are interleaved
 constexpr int LAYER_BUDGET = -2;     // of a row that has the layer's S
 constexpr int PADDING_BUDGET = -1;   // of a padding row
 constexpr int LIMIT_ROWS = 256;      // M is given for this many numbers of rows
+constexpr int LIMITS = 258;          // S, these, and -τ
+constexpr double GAIN_UNITS = 1073741824.0;  // of τ, to 1
 constexpr int NO_POSITION = 255;     // of an expert that is not among the lowest active ones
 constexpr unsigned ALL_LANES = 0xffffffffu;
 enum Merge { MERGE_NONE, MERGE_SAME, MERGE_DISTINCT, MERGE_SENTINEL };
 enum Given { ACTIVE_TARGETS = 1, WIDE_BUDGETS = 2, WIDE_NUM_TOKENS = 4, CAP = 8 };
 // In the order of the counters. DISTINCT_AFTER is P and C together, added up at the end.
-enum Count { STEPS, ROWS, DISTINCT_BEFORE, DISTINCT_AFTER, SLOTS, SLOTS_REROUTED, CRITICAL, COUNTS };
+enum Count { STEPS, ROWS, DISTINCT_BEFORE, DISTINCT_AFTER, SLOTS, SLOTS_REROUTED, SLOTS_COMPUTED, CRITICAL, COUNTS };
 
 // Threads write the same 1 into a flag at the same time. A device allows that for volatile stores, which are the same
 // instruction; C++ does not: a host that runs this source brings its own form.
@@ -39,7 +41,12 @@ struct alignas(16) Four {
     unsigned keys[4];
 };
 
-// Pointers that may be null: scale, budgets (all rows have S then), num_tokens (N counts then), counters.
+// What is known of an expert's substitute: the factor for a slot's weight, and the similarity.
+struct alignas(8) Pair {
+    float factor, similarity;
+};
+
+// Pointers that may be null: substitutes, budgets (all rows have S then), num_tokens (N counts then), counters.
 template <class Id, class W>
 struct Call {
     const Id* ids;                      // [T, K]
@@ -47,10 +54,10 @@ struct Call {
     Id* new_ids;                        // [T, K]
     typename W::Bits* new_weights;      // [T, K]
     const Eight* lists;                 // [E / 8, E / 32, 32], rounded up; most similar first, ends with the expert
-    const int* limits;                  // [1 + LIMIT_ROWS]: S, then M for a step of 1, 2, ... rows
+    const int* limits;                  // [LIMITS]: S, then M for a step of 1, 2, ... rows, then -τ in GAIN_UNITS
     const unsigned char* keep;          // [E]
     const float* sensitivity;           // [E], in (0, 1]
-    const float* scale;                 // [E, E]
+    const Pair* substitutes;            // [E, E]
     const void* budgets;                // [T], int or long long
     const void* num_tokens;             // [1], int or long long
     unsigned long long* counters;       // [COUNTS]

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 from contextlib import suppress
 from pathlib import Path
 
-from sere.files import atomic_path
+from sere.files import atomic_path, others_can_write
 from sere.provenance import installed_version
 from sere.reroute.backends.cuda.launch import SOURCE
+from sere.warn_once import WarnOnce
+
+warn_once = WarnOnce(logging.getLogger("sere"))
 
 # Sums in float64 must round as the reference's do: no product and sum in one step.
 OPTIONS = {"std": "c++17", "fma": False}
@@ -30,16 +34,18 @@ def cubin(arch: str) -> bytes:
         ImportError: cuda-core is not installed.
         Exception: NVRTC is missing or does not know the architecture; cuda-core's own classes.
     """
-    path = _file(arch)
+    path = _trusted(_file(arch))
     # A file that cannot be read, or that another process has just deleted, is compiled again.
     with suppress(OSError):
-        if path is not None:
+        if path is not None and others_can_write(path) is None:
             return path.read_bytes()
     code = compile_source(arch)
     try:
         if path is not None:
             with atomic_path(path) as temporary:
                 temporary.write_bytes(code)
+                # Whatever the umask says: a file that others may write is not read.
+                temporary.chmod(0o600)
     except OSError:
         pass  # a cache that cannot be written only costs some seconds at each start
     return code
@@ -83,6 +89,31 @@ def cache_folder() -> Path:
         return Path(named)
     user = os.environ.get("XDG_CACHE_HOME")
     return (Path(user) if user else Path.home() / ".cache") / "sere"
+
+
+def _trusted(path: Path | None) -> Path | None:
+    """Return the file's path if nobody else can put another one there, which would run on the GPU; else None.
+
+    Its folder is made if needed, for this user alone.
+    """
+    if path is None:
+        return None
+    folder = path.parent
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        reason = others_can_write(folder)
+    except OSError:  # a cache that cannot be made only costs some seconds at each start
+        return None
+    if reason is None:
+        return path
+    warn_once(
+        str(folder),
+        "sere: %s: compiled code is not kept here, because %s; it is compiled at each start until you run "
+        "chmod go-w on your own folder, or set SERE_CACHE_DIR to one",
+        folder,
+        reason,
+    )
+    return None
 
 
 def _file(arch: str) -> Path | None:

@@ -197,7 +197,7 @@ def _try(ids_dtype: torch.dtype, weights_dtype: torch.dtype, device: torch.devic
     similarity = torch.full((4, 4), 0.5, device="cpu").fill_diagonal_(1.0)
     config = KernelConfig(cap=False, active_targets=False, merge=MERGE_NONE, sentinel=0)
     # S = 1, and M = 3: the heavier of the two experts that no row needs is primary, too.
-    limits = torch.tensor([1] + [3] * LIMIT_ROWS, dtype=torch.int32, device="cpu")
+    limits = torch.tensor([1] + [3] * LIMIT_ROWS + [0], dtype=torch.int32, device="cpu")
     keep, sensitivity = torch.zeros(4, dtype=torch.bool, device="cpu"), torch.ones(4, device="cpu")
     raw = RawLayer(similarity, 0.0, limits, keep, sensitivity, None, config)
     counters = torch.zeros(len(COUNTERS), dtype=torch.int64, device=device)

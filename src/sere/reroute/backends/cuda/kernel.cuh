@@ -6,10 +6,11 @@
 struct Outcome {
     int expert;
     double weight;
-    bool merging, freed, sentinel;
+    bool merging, freed, stays, sentinel;
 };
 
-// Step 7 for a row, whose lanes are adjacent: the weights of equal experts go into the lowest slot.
+// Step 7 for a row, whose lanes are adjacent: the weights of equal experts go into the lowest slot, which
+// stays if one of them would.
 template <class Id, class W>
 SERE_INLINE void merge_row(const Call<Id, W>& call, const Thread& thread, bool padding, Outcome& mine) {
     const int lanes = 1 << call.lane_bits, slot = Slot<Id, W>::of(call, thread);
@@ -36,6 +37,17 @@ SERE_INLINE void merge_row(const Call<Id, W>& call, const Thread& thread, bool p
         above &= above - 1;
     }
     mine.weight = mine.freed ? 0.0 : sum;
+    mine.stays = equal & __ballot_sync(ALL_LANES, mine.stays) >> (thread.lane - slot);
+}
+
+// Step 9: the least gain with which a slot of the row stays, from the squares of all its weights in the order of slots.
+template <class Id, class W>
+SERE_INLINE double least_of(const Call<Id, W>& call, int least_gain, double square) {
+    const int lanes = 1 << call.lane_bits;
+    double energy = 0.0;
+#pragma unroll 1
+    for (int slot = 0; slot < call.K; ++slot) energy += __shfl_sync(ALL_LANES, square, slot, lanes);
+    return -least_gain * (1.0 / GAIN_UNITS) * energy;
 }
 
 // merge="distinct": freed slots, in slot order, get the lowest active experts that are not yet in the row.
@@ -61,40 +73,58 @@ SERE_INLINE void write(const Call<Id, W>& call, const Slot<Id, W>& slot, const O
     call.new_ids[slot.at] = mine.sentinel ? static_cast<Id>(call.sentinel)
                             : mine.expert >= 0 ? static_cast<Id>(mine.expert) : slot.id;
     // A weight that is neither scaled nor summed keeps its bits; all bits of zero are 0.
-    const bool weighed = call.scale != nullptr || call.merge != MERGE_NONE;
+    const bool weighed = call.substitutes != nullptr || call.merge != MERGE_NONE;
     const typename W::Bits bits = slot.budget < 0 ? typename W::Bits(0) : slot.bits;
     call.new_weights[slot.at] = !mine.merging ? slot.bits : weighed ? W::write(mine.weight) : bits;
 }
 
-// Steps 6 to 8 for a warp's rows; returns how many slots were re-routed.
+// How many slots of a warp's rows were re-routed, and how many carry weight.
+struct Changed {
+    int rerouted, computed;
+};
+
+// Steps 6 to 9 for a warp's rows.
 template <class Id, class W>
-SERE_INLINE int apply(
-    const Call<Id, W>& call, const Thread& thread, const Block& block, const Slot<Id, W>& slot, int primaries
+SERE_INLINE Changed apply(
+    const Call<Id, W>& call, const Thread& thread, const Block& block, const Slot<Id, W>& slot, int primaries,
+    int least_gain
 ) {
     const bool padding = slot.budget < 0;
-    Outcome mine = {slot.inside ? static_cast<int>(slot.id) : -1, 0.0, false, false, false};
+    Outcome mine = {slot.inside ? static_cast<int>(slot.id) : -1, 0.0, false, false, true, false};
     mine.merging = slot.there && slot.inside && (padding || slot.valid);
     mine.weight = mine.merging && !padding ? static_cast<double>(W::read(slot.bits)) : 0.0;
+    const double square = mine.weight * mine.weight;
+    // All lanes take part in the sums of their rows.
+    const double least = least_gain != 0 ? least_of(call, least_gain, square) : 0.0;
     bool changes = false;
     if (mine.merging) {
         const int target = padding ? block.lowest : block.target[mine.expert];
         changes = !padding && target != mine.expert;
-        if (changes && call.scale != nullptr) mine.weight *= call.scale[mine.expert * call.E + target];
+        if (changes && call.substitutes != nullptr) {
+            const Pair known = call.substitutes[mine.expert * call.E + target];
+            mine.weight *= known.factor;
+            mine.stays = !(square * known.similarity < least);
+        }
         mine.expert = target;
     }
     if (call.merge != MERGE_NONE) merge_row(call, thread, padding, mine);
     if (call.merge == MERGE_DISTINCT) {
         fill_distinct(call, thread, block, primaries + block.counts[CRITICAL], mine);
     }
-    mine.sentinel = call.merge == MERGE_SENTINEL && mine.merging && (padding || mine.freed);
+    if (!mine.stays) mine.weight = 0.0;
+    mine.sentinel = call.merge == MERGE_SENTINEL && mine.merging && (padding || mine.freed || !mine.stays);
     if (slot.there) write(call, slot, mine);
-    return __popc(__ballot_sync(ALL_LANES, changes));
+    const bool carries = mine.merging && mine.weight != 0.0;
+    return Changed{
+        __popc(__ballot_sync(ALL_LANES, changes)), __popc(__ballot_sync(ALL_LANES, carries))
+    };
 }
 
-// Every block saw the same batch: the first one counts it. Each warp adds its re-routed slots by itself.
+// Every block saw the same batch: the first one counts it. Each warp adds what became of its slots by itself.
 template <class Id, class W>
 SERE_INLINE void count(const Call<Id, W>& call, const Thread& thread, const Block& block, int primaries) {
-    if (blockIdx.x > 0 || thread.index >= COUNTS || thread.index == SLOTS_REROUTED) return;
+    const bool of_slots = thread.index == SLOTS_REROUTED || thread.index == SLOTS_COMPUTED;
+    if (blockIdx.x > 0 || thread.index >= COUNTS || of_slots) return;
     int amount = block.counts[thread.index];
     if (thread.index == DISTINCT_AFTER) amount = primaries + block.counts[CRITICAL];
     atomicAdd(&call.counters[thread.index], static_cast<unsigned long long>(amount));
@@ -105,13 +135,14 @@ SERE_INLINE void reroute(const Call<Id, W>& call, Block& block) {
     const Thread thread = this_thread();
     const int rows = tile_rows(call, thread), own = static_cast<int>(blockIdx.x) * rows;
     const int start = own < call.T ? own : 0;
-    // Every load of the first trip to memory comes before the first look at one. The number of tokens is the last: the
-    // same for all threads, it is put into a register that they share, and that is a look.
+    // Every load of the first trip to memory comes before the first look at one. The least gain and the number of
+    // tokens are the last: the same for all threads, they are put into registers that these share, and that is a look.
     Slot<Id, W> first = Slot<Id, W>::load(call, thread, start);
     const Ahead ahead = Ahead::fetch(call, thread, thread.warp, 0);
     const unsigned char kept = call.keep[thread.index < call.E ? thread.index : 0];
     const float sensitivity = call.sensitivity[thread.index < call.E ? thread.index : 0];
     const int limit = call.limits[thread.index < LIMIT_ROWS ? thread.index : LIMIT_ROWS];
+    const int least_gain = call.limits[LIMITS - 1];
     Words real = {};
     if (call.num_tokens != nullptr) real = Words::fetch(call.num_tokens, 0, call.given & WIDE_NUM_TOKENS);
     clear(call, thread, block, limit, kept, sensitivity);
@@ -137,18 +168,21 @@ SERE_INLINE void reroute(const Call<Id, W>& call, Block& block) {
     if (counting) count(call, thread, block, primaries);
     if (call.merge == MERGE_DISTINCT) list_active(call, thread, block);
 
-    int rerouted = 0;
+    int rerouted = 0, computed = 0;
 #pragma unroll 1
     for (int tile = own; tile < call.T; tile += static_cast<int>(gridDim.x) * rows) {
         const Slot<Id, W> slot = tile == own ? first : Slot<Id, W>::read(call, thread, tile, N, block.limits[0]);
         if (some) {
-            rerouted += apply(call, thread, block, slot, primaries);
+            const Changed found = apply(call, thread, block, slot, primaries, least_gain);
+            rerouted += found.rerouted;
+            computed += found.computed;
         } else if (slot.there) {
             call.new_ids[slot.at] = slot.id;
             call.new_weights[slot.at] = slot.bits;
         }
     }
-    if (counting && rerouted > 0 && thread.lane == 0) {
+    if (counting && thread.lane == 0 && (rerouted | computed) != 0) {
         atomicAdd(&call.counters[SLOTS_REROUTED], static_cast<unsigned long long>(rerouted));
+        atomicAdd(&call.counters[SLOTS_COMPUTED], static_cast<unsigned long long>(computed));
     }
 }

@@ -86,7 +86,7 @@ def make_launch(batch: TokenBatch, layer: Layer, result: Routing, counters: Tens
         counters: int64, one entry per name in ``COUNTERS``, or None.
     """
     ids, weights, row_budgets, num_tokens, _ = batch
-    lists, limits, keep, sensitivity, scale, config = layer
+    lists, limits, keep, sensitivity, substitutes, config = layer
     T, K = ids.shape
     E = keep.shape[0]
     entry, blocks, threads, lane_bits = _shaped(T, K, E, ids.dtype, weights.dtype)
@@ -102,7 +102,7 @@ def make_launch(batch: TokenBatch, layer: Layer, result: Routing, counters: Tens
     kernel_args = (
         ids.data_ptr(), weights.data_ptr(), result.ids.data_ptr(), result.weights.data_ptr(),
         lists.data_ptr(), limits.data_ptr(), keep.data_ptr(),
-        sensitivity.data_ptr(), 0 if scale is None else scale.data_ptr(),
+        sensitivity.data_ptr(), 0 if substitutes is None else substitutes.data_ptr(),
         0 if row_budgets is None else row_budgets.data_ptr(), num_tokens_address,
         0 if counters is None else counters.data_ptr(),
         T, K, E, max(0, min(T, N)), config.merge, given, lane_bits, config.sentinel,

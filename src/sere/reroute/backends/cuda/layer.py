@@ -21,14 +21,14 @@ class Layer(NamedTuple):
     Attributes:
         lists: ``[E / 8, E / 32, 32, 8]``, int16, both rounded up; each expert's neighbors that reach the
             threshold, most similar first, then only the expert itself. The last axis is eight experts.
-        limits, keep, sensitivity, scale, config: As in ``RawLayer``, on the device.
+        limits, keep, sensitivity, substitutes, config: As ``RawLayer.shared`` returns them.
     """
 
     lists: Tensor
     limits: Tensor
     keep: Tensor
     sensitivity: Tensor
-    scale: Tensor | None
+    substitutes: Tensor | None
     config: KernelConfig
 
 

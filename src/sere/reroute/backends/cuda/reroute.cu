@@ -5,13 +5,15 @@
 #define SERE_ENTRY(NAME, ID, WEIGHT)                                                                              \
     extern "C" __global__ void __launch_bounds__(MOST_THREADS, 1) NAME(                                           \
         const ID* ids, const WEIGHT::Bits* weights, ID* new_ids, WEIGHT::Bits* new_weights, const Eight* lists,   \
-        const int* limits, const unsigned char* keep, const float* sensitivity, const float* scale,               \
-        const void* budgets, const void* num_tokens, unsigned long long* counters, long long T, long long K, long long E, long long N, \
+        const int* limits, const unsigned char* keep, const float* sensitivity, const Pair* substitutes,          \
+        const void* budgets, const void* num_tokens, unsigned long long* counters, long long T, long long K,      \
+        long long E, long long N,                                                                                 \
         long long merge, long long given, long long lane_bits, long long sentinel                                 \
     ) {                                                                                                           \
         __shared__ Block block;                                                                                   \
         const Call<ID, WEIGHT> call = {                                                                           \
-            ids, weights, new_ids, new_weights, lists, limits, keep, sensitivity, scale, budgets, num_tokens, counters,        \
+            ids, weights, new_ids, new_weights, lists, limits, keep, sensitivity, substitutes, budgets,           \
+            num_tokens, counters,                                                                                 \
             static_cast<int>(T), static_cast<int>(K), static_cast<int>(E), static_cast<int>(N),                   \
             static_cast<int>(merge), static_cast<int>(given), static_cast<int>(lane_bits), sentinel               \
         };                                                                                                        \

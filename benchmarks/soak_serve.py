@@ -1,0 +1,185 @@
+"""Soak a real ``vllm serve`` in compiled mode for a given time, with everything that clients do at once.
+
+Run ``make soak SOAK_SECONDS=3600`` (or ``python benchmarks/soak_serve.py`` in an environment with vLLM). Some
+clients ask for completions of every tier, abort them, or send malformed ones; one changes settings; one reads
+the metrics each second; one asks for statistics in a tight loop. The last two pause in every other stretch,
+so that throughput with them can be compared with that without. Exit code 1 unless
+
+- every request is answered in full, aborted by us, or refused because it was malformed;
+- a protected request that is alone in its batch gives the same text at the end as at the beginning;
+- memory at the end is at most `GROWTH` above that after the first quarter.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import random
+import sys
+import tempfile
+from pathlib import Path
+from statistics import median
+from time import monotonic
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from load_requests import PROTECTED, Load, ask_text, one
+from sere.bundled import model_path
+from sere.engines.server import Server, serve
+from sere.files import append_json_line
+from sere.provenance import provenance
+
+FORMAT = "sere-soak-serve-1"
+CLIENTS = 8
+GROWTH = 1.02
+START_S = 580.0
+CHANGES: tuple[dict[str, Any], ...] = (
+    {"select_top_k": 2}, {"threshold": 0.5}, {"enabled": False}, {"enabled": True, "threshold": 0.0},
+    {"active_experts": 32}, {"count_only": True}, {"count_only": False, "active_experts": 24},
+    {"select_top_k": 1}, {"select_top_k": 0}, {"keep": {"0": [10**6]}},
+)  # fmt: skip
+REFUSED = CHANGES[-2:]
+
+
+def main() -> int:
+    """Soak one server and print what became of it."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--seconds", type=float, default=3600.0, help="how long (default: %(default)s)")
+    parser.add_argument("--stretch", type=float, default=30.0, help="seconds with, then without readers")
+    parser.add_argument("--eager", action="store_true", help="without compilation")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, help="append the record to this file of JSON lines")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="sere-soak-") as folder:
+        table = Path(folder) / "table.sere"
+        _random_table(table)
+        flags = ["--served-model-name", "tiny", "--max-model-len", "256", "--max-num-seqs", "32"]
+        flags += ["--enforce-eager"] if args.eager else []
+        given = {"table": str(table), "active_experts": 24, "log_seconds": 10}
+        with serve(model_path(), given, Path(folder) / "log", *flags, start_s=START_S) as server:
+            record = asyncio.run(soak(server, args.seconds, args.stretch, random.Random(args.seed)))
+            record["tracebacks"] = server.log.read_text(errors="replace").count("Traceback")
+    record |= {
+        "format": FORMAT,
+        "config": {"seconds": args.seconds, "stretch": args.stretch, "compiled": not args.eager,
+                   "clients": CLIENTS, "seed": args.seed},
+        "provenance": provenance(),
+    }  # fmt: skip
+    print(json.dumps({name: value for name, value in record.items() if name != "provenance"}, indent=2))
+    if args.out is not None:
+        append_json_line(args.out, record)
+    return 1 if record["wrong"] or record["tracebacks"] else 0
+
+
+def _random_table(path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    from sere.bench.target import random_table
+
+    random_table(AutoModelForCausalLM.from_pretrained(model_path())).save(path)
+
+
+async def soak(server: Server, seconds: float, stretch: float, chance: random.Random) -> dict[str, Any]:
+    """Run all clients until the time is up; return what was seen."""
+    from openai import AsyncOpenAI
+
+    async with AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=300) as client:
+        load = Load(server, client, reroutes=True)
+        prompts = [f"add {chance.randint(100, 999)} {chance.randint(100, 999)} = " for _ in range(40)]
+        for prompt in prompts[:10]:
+            load.expected[prompt] = await ask_text(client, prompt, PROTECTED)
+        rates: dict[bool, list[float]] = {True: [], False: []}
+        changing = asyncio.create_task(_change(load))
+        end, number, done = monotonic() + seconds, 0, 0
+        while monotonic() < end:
+            readers = number % 2 == 0
+            reading = [asyncio.create_task(task(load)) for task in (_scrape, _hammer)] if readers else []
+            started, before = monotonic(), done
+            done += await _ask_all(load, min(end, started + stretch), prompts[10:], chance)
+            rates[readers].append((done - before) / (monotonic() - started))
+            await _cancel(reading)
+            load.resident.append(await asyncio.to_thread(server.resident_bytes))
+            number += 1
+        await _cancel([changing])
+        await asyncio.to_thread(server.post, "/v1/sere/settings", {"enabled": True, "count_only": False})
+        for prompt, text in load.expected.items():
+            if await ask_text(client, prompt, PROTECTED) != text:
+                load.wrong.append(f"protected and alone, but another text than at the beginning: {prompt!r}")
+    return _judged(load, rates)
+
+
+def _judged(load: Load, rates: dict[bool, list[float]]) -> dict[str, Any]:
+    """Return the record of a soak; note memory that grew."""
+    settled = load.resident[len(load.resident) // 4]
+    if load.resident[-1] > GROWTH * settled:
+        load.wrong.append(f"memory grew from {settled} to {load.resident[-1]} bytes")
+    with_readers, without = (median(rates[kind] or [0.0]) for kind in (True, False))
+    return {
+        "outcomes": dict(sorted(load.outcomes.items())),
+        "requests_per_s": {"with_readers": round(with_readers, 2), "without": round(without, 2)},
+        "ratio_with_readers": round(with_readers / without, 4) if without else None,
+        "resident_mb": [round(size / 1e6, 1) for size in load.resident],
+        "wrong": load.wrong[:20],
+    }
+
+
+async def _ask_all(load: Load, end: float, prompts: list[str], chance: random.Random) -> int:
+    """Let all clients ask until a time; return how many requests they made."""
+    # Of a protected request in a batch, vLLM alone may give another text: that is not what is looked for.
+    gate = asyncio.Semaphore(CLIENTS)
+
+    async def client() -> int:
+        count = 0
+        while monotonic() < end:
+            dice = chance.random()
+            await one(load, gate, dice if dice < 0.15 else 1.0, chance.choice(prompts))
+            count += 1
+        return count
+
+    return sum(await asyncio.gather(*(client() for _ in range(CLIENTS))))
+
+
+async def _change(load: Load) -> None:
+    """Change settings all the while; some changes must be refused."""
+    number = 0
+    while True:
+        await asyncio.sleep(1.0)
+        change = CHANGES[number % len(CHANGES)]
+        status, answer = await asyncio.to_thread(load.server.post, "/v1/sere/settings", change)
+        load.outcomes[f"settings {status}"] += 1
+        if status != (400 if change in REFUSED else 200):
+            load.wrong.append(f"settings {change}: {status} {answer}")
+        number += 1
+
+
+async def _scrape(load: Load) -> None:
+    """Read the metrics each second, as Prometheus does."""
+    while True:
+        await _get(load, "metrics")
+        await asyncio.sleep(1.0)
+
+
+async def _hammer(load: Load) -> None:
+    """Ask for the statistics in a tight loop."""
+    while True:
+        await _get(load, "stats")
+
+
+async def _get(load: Load, route: str) -> None:
+    status, _ = await asyncio.to_thread(load.server.get, f"/v1/sere/{route}")
+    load.outcomes[f"{route} {status}"] += 1
+    if status != 200:
+        load.wrong.append(f"{route}: {status}")
+
+
+async def _cancel(tasks: list[asyncio.Task[None]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,127 @@
+"""Let vLLM's expert kernel on a CPU compute only the pairs of a row and an expert that carry weight.
+
+The kernel is vLLM's own, called with other rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from sere.flatten import Costs, PairCounts, Pairs, costs_of, find_pairs, measure, sum_by_row, why_not
+from sere.integrations.vllm.worker.row_budgets import RowBudgets
+
+# Kernels that compute each slot by itself, whatever the number of slots per row, so that a row with one slot
+# is a row like any other. The first and the last were run, the first also as the three between, which are
+# subclasses with other tile sizes; the last one's call was run without its tiles.
+TAKES_PAIRS = frozenset(
+    {
+        "CPUUnquantizedExperts",
+        "X86CPUUnquantizedExperts", "ArmCPUUnquantizedExperts", "PowerCPUUnquantizedExperts",
+        "CPUExpertsInt8",
+    }
+)  # fmt: skip
+Call = Callable[[Tensor, Tensor, Tensor, Tensor], object]
+"""Computes experts into the first argument, ``[rows, H]``, from hidden states, weights and ids."""
+
+
+def why_no_pairs(setting: str, device_type: str, kernel: str | None) -> str | None:
+    """Return why this engine computes all slots in every step, or None if it may compute pairs.
+
+    Args:
+        setting: The setting ``flatten``.
+        device_type: Where the model runs.
+        kernel: Class name of the expert kernel, or None where it cannot be told.
+    """
+    if setting == "off":
+        return "flatten is 'off'"
+    if device_type != "cpu":
+        return "the model does not run on a CPU"
+    if kernel not in TAKES_PAIRS:
+        return f"the expert kernel {kernel or 'in use'} is not known to take pairs"
+    return why_not()
+
+
+class FlatExperts:
+    """The expert kernel of one layer.
+
+    Args:
+        apply: The kernel's own ``apply``.
+        experts: E of the layer.
+        setting: ``"auto"`` or ``"on"``.
+        budgets: The budgets of the coming step's rows.
+        counts: Counts what was computed; None for new ones.
+
+    Attributes:
+        enabled: Whether steps may be flattened; not where the rule changes nothing on purpose.
+    """
+
+    def __init__(
+        self,
+        apply: Callable[..., object],
+        experts: int,
+        setting: str,
+        budgets: RowBudgets,
+        counts: PairCounts | None = None,
+    ) -> None:
+        self.apply, self.experts, self.setting, self.budgets = apply, experts, setting, budgets
+        self.counts = PairCounts() if counts is None else counts
+        self.enabled = True
+        self._costs: Costs | None = None
+
+    def __call__(
+        self, call: Call, w1: Tensor, output: Tensor, hidden: Tensor, weights: Tensor, ids: Tensor
+    ) -> None:
+        """Compute one step.
+
+        Args:
+            call: The kernel.
+            w1: The first of its weights, whose form tells kinds of layers apart.
+            output: ``[T, H]``, written.
+            hidden: ``[T, H]``.
+            weights: ``[T, K]``.
+            ids: ``[T, K]``.
+        """
+        T, K = ids.shape
+        if self._costs is None and self.setting == "auto":
+            # In a start-up step, before any request.
+            self._costs = self._measured(call, w1, hidden, weights, ids)
+        # A row that keeps all its experts stays as it is, bit for bit: all rows have all slots then.
+        if not self.enabled or self.budgets.largest >= K or ids.dtype not in (torch.int32, torch.int64):
+            call(output, hidden, weights, ids)
+            return
+        pairs = find_pairs(ids, weights)
+        n, slots = len(pairs.rows), T * K
+        if n == slots or n == 0:
+            call(output, hidden, weights, ids)
+            return
+        if self._costs is not None and n > self._costs.most_pairs(T, K):
+            self.counts.whole += 1
+            call(output, hidden, weights, ids)
+            return
+        self.counts.add(slots, n)
+        output.copy_(_compute(call, hidden, pairs, T))
+
+    def _measured(self, call: Call, w1: Tensor, hidden: Tensor, weights: Tensor, ids: Tensor) -> Costs:
+        kernel = type(getattr(self.apply, "__self__", None)).__name__
+        key = (kernel, self.experts, ids.shape[1], hidden.shape[1], hidden.dtype, w1.shape, w1.dtype)
+
+        def all_slots(ids: Tensor, weights: Tensor) -> None:
+            states = hidden[:1].expand(len(ids), -1).contiguous()
+            call(torch.empty_like(states), states, weights, ids)
+
+        def pairs(found: Pairs, T: int) -> Tensor:
+            return _compute(call, hidden[:1].expand(T, -1).contiguous(), found, T)
+
+        form = {"ids_dtype": ids.dtype, "weights_dtype": weights.dtype}
+        return costs_of(key, partial(measure, all_slots, pairs, E=self.experts, K=ids.shape[1], **form))
+
+
+def _compute(call: Call, hidden: Tensor, pairs: Pairs, T: int) -> Tensor:
+    states = hidden.index_select(0, pairs.rows)
+    outputs = torch.empty_like(states)
+    call(outputs, states, pairs.weights, pairs.ids)
+    return sum_by_row(outputs, pairs.rows, T)

@@ -1,0 +1,117 @@
+"""Put `FlatExperts` before the expert kernel of one engine, for compiled code too.
+
+The kernel object's ``apply`` is replaced on the instance. Compiled code cannot hold steps whose number of
+pairs changes, so there the call is one opaque operation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sere.integrations.vllm.start import versions
+from sere.integrations.vllm.worker.flat_experts import Call, FlatExperts, why_no_pairs
+from sere.integrations.vllm.worker.layer import RoutedLayer
+from sere.integrations.vllm.worker.row_budgets import RowBudgets
+
+ATTRIBUTE = "sere_flat_experts"
+
+
+def flatten_layers(
+    layers: Mapping[int, RoutedLayer], kernels: Collection[str | None], setting: str, budgets: RowBudgets
+) -> str | None:
+    """Let the expert kernels compute pairs only, if all of them take pairs and the settings allow it.
+
+    Args:
+        layers: The layers by index, once their kernels are known; ``flat`` of each is set.
+        kernels: Class names of their expert kernels, None where one cannot be told.
+        setting: The setting ``flatten``.
+        budgets: The budgets of the coming step's rows.
+
+    Returns:
+        Why the kernels are left alone, or None.
+    """
+    device = budgets.tensor.device.type
+    reasons = (why_no_pairs(setting, device, kernel) for kernel in sorted(kernels, key=str))
+    if (reason := next(filter(None, reasons), None)) is not None:
+        return reason
+    for layer in layers.values():
+        kernel, _ = versions.expert_kernel(layer.runner)
+        layer.flat = FlatExperts(kernel.apply, layer.shape.num_experts, setting, budgets, layer.pairs)
+        flatten(layer.runner, kernel, layer.flat)
+    return None
+
+
+def flatten(runner: Any, kernel: Any, flat: FlatExperts) -> None:
+    """Let ``flat`` see every step of a layer's expert kernel.
+
+    Args:
+        runner: vLLM's ``MoERunner``, by whose name compiled code finds ``flat``.
+        kernel: Its expert kernel; the class stays as it is.
+        flat: Made with the kernel's own ``apply``.
+    """
+    name, original = str(runner.layer_name), flat.apply
+
+    def apply(
+        output: Tensor, hidden_states: Tensor, w1: Tensor, w2: Tensor, topk_weights: Tensor, topk_ids: Tensor,
+        activation: Any, **rest: Any,
+    ) -> Any:  # fmt: skip
+        # Expert parallelism, quantized inputs, and weights on the input, which only K = 1 has.
+        others = (rest.get(key) for key in ("expert_map", "a1q_scale", "a2_scale", "expert_tokens_meta"))
+        if any(other is not None for other in others) or rest["apply_router_weight_on_input"]:
+            return original(
+                output, hidden_states, w1, w2, topk_weights, topk_ids, activation=activation, **rest
+            )
+        if torch.compiler.is_compiling():
+            torch.ops.sere.flat_experts(
+                output, hidden_states, w1, w2, topk_weights, topk_ids, rest["workspace13"],
+                rest["workspace2"], name, activation.value, rest["global_num_experts"],
+            )  # fmt: skip
+            return None
+        flat(_call(original, w1, w2, activation, rest), w1, output, hidden_states, topk_weights, topk_ids)
+        return None
+
+    setattr(runner, ATTRIBUTE, flat)
+    kernel.apply = apply
+
+
+def _call(
+    apply: Callable[..., object], w1: Tensor, w2: Tensor, activation: Any, rest: dict[str, Any]
+) -> Call:
+    def call(output: Tensor, hidden: Tensor, weights: Tensor, ids: Tensor) -> None:
+        apply(output, hidden, w1, w2, weights, ids, activation=activation, **rest)
+
+    return call
+
+
+_library = torch.library.Library("sere", "FRAGMENT")  # type: ignore[no-untyped-call]
+_library.define(  # type: ignore[no-untyped-call]
+    "flat_experts(Tensor(a!) output, Tensor hidden, Tensor w1, Tensor w2, Tensor weights, Tensor ids, "
+    "Tensor workspace13, Tensor workspace2, str layer, str activation, int num_experts) -> ()"
+)
+
+
+@torch.library.impl(_library, "flat_experts", "CompositeExplicitAutograd")
+def _flat_experts(
+    output: Tensor, hidden: Tensor, w1: Tensor, w2: Tensor, weights: Tensor, ids: Tensor, workspace13: Tensor,
+    workspace2: Tensor, layer: str, activation: str, num_experts: int,
+) -> None:  # fmt: skip
+    from vllm.forward_context import get_forward_context
+    from vllm.model_executor.layers.fused_moe.activation import MoEActivation
+
+    flat = getattr(get_forward_context().no_compile_layers[layer], ATTRIBUTE)
+    rest = {
+        "global_num_experts": num_experts, "expert_map": None, "a1q_scale": None, "a2_scale": None,
+        "workspace13": workspace13, "workspace2": workspace2, "expert_tokens_meta": None,
+        "apply_router_weight_on_input": False,
+    }  # fmt: skip
+    call = _call(flat.apply, w1, w2, MoEActivation(activation), rest)
+    flat(call, w1, output, hidden, weights, ids)
+
+
+@torch.library.register_fake("sere::flat_experts", lib=_library)  # type: ignore[untyped-decorator]
+def _fake(*_: object) -> None:
+    return None

@@ -1,0 +1,73 @@
+"""What a table says of its own calibration: tokens, experts that were never routed, stability, regime."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from sere.errors import name_some
+from sere.table.artifact import SimilarityTable
+from sere.table.neighbors import describe_regime
+
+# Below this share of equal neighbors, more tokens are worth their time.
+_STABLE = 0.9
+
+
+def never_routed(table: SimilarityTable) -> dict[int, int]:
+    """Return how many experts no calibration token was routed to, by decoder-layer index, but for zeros.
+
+    Without a routing sample, that is not known, and there is no entry.
+    """
+    energies = {} if table.routing is None else table.routing.energy
+    counts = {index: int(energy.isnan().sum()) for index, energy in energies.items()}
+    return {index: count for index, count in counts.items() if count}
+
+
+def stability_of(table: SimilarityTable) -> Mapping[str, Any] | None:
+    """Return what the table's provenance has of two halves of the tokens; None if that was not recorded."""
+    made = table.provenance.get("calibration")
+    found = made.get("stability") if isinstance(made, Mapping) else None
+    return found if isinstance(found, Mapping) else None
+
+
+def calibration_report(table: SimilarityTable) -> tuple[str, ...]:
+    """Return a sentence each on tokens, experts never routed, stability and regime, as far as is known."""
+    lines = []
+    if table.calibration_tokens:
+        made = table.provenance.get("calibration")
+        texts = made.get("texts") if isinstance(made, Mapping) else None
+        lines.append(f"{table.calibration_tokens:,} tokens" + (f", {texts}" if texts else ""))
+    if table.routing is not None:
+        lines.append(_never_routed(table))
+    if (found := stability_of(table)) is not None:
+        lines.append(_stability(found, table.calibration_tokens))
+    lines.append(describe_regime(table.layers, table.metric))
+    return tuple(lines)
+
+
+def _never_routed(table: SimilarityTable) -> str:
+    counts = never_routed(table)
+    total = sum(table.identity.experts.values())
+    if not counts:
+        return f"each of {total:,} experts was routed to"
+    what = (
+        "they are never replaced, because how well others replace them is not known; more texts, or texts of "
+        "other kinds, may reach them"
+        if table.metric == "projection"
+        else f"they are compared all the same, because {table.metric} measures every expert on every token"
+    )
+    where = name_some([f"{count} in layer {index}" for index, count in counts.items()])
+    return f"no token was routed to {sum(counts.values()):,} of {total:,} experts ({where}): {what}"
+
+
+def _stability(found: Mapping[str, Any], tokens: int) -> str:
+    agree, lost = float(found["agree"]), float(found["lost"])
+    text = (
+        f"two halves of the tokens choose the same nearest neighbor for {100 * agree:.0f} % of "
+        f"{found['experts']:,} experts; a half's choice is {lost:.4f} less similar than the best one"
+    )
+    if agree >= _STABLE:
+        return text
+    # What is left to chance falls with the square root of the tokens.
+    times = ((1 - agree) / (1 - _STABLE)) ** 2
+    return f"{text}; for {100 * _STABLE:.0f} % expect to need {times * tokens:,.0f} tokens (max_tokens)"

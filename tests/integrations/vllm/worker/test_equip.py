@@ -68,8 +68,9 @@ def test_tensors_are_made_where_the_model_runs(monkeypatch: pytest.MonkeyPatch) 
     )  # fmt: skip
     seen: list[Any] = []
     state: Any = SimpleNamespace(
-        add=None, speaks=False, rules=SimpleNamespace(allowed=ALL), prepare=lambda *given: seen.append(given)
-    )
+        add=None, speaks=False, rules=SimpleNamespace(allowed=ALL), shapes=[],
+        prepare=lambda *given: seen.append(given),
+    )  # fmt: skip
     _around_loading(worker, state, Path("none"))
     worker.load_model()
     assert seen == [(torch.device("meta"), 8)]

@@ -10,12 +10,11 @@ import torch
 from sere.config import MOST_INT
 from sere.integrations.vllm.engine_stats import merge_answers
 from sere.integrations.vllm.step_counts import SKIPPED
-from sere.integrations.vllm.worker import change
 from sere.integrations.vllm.worker.rules import mixed_rows
 from sere.integrations.vllm.worker.state import WorkerState
 from sere.policies import LayerShape, RandomReroute
 from sere.reroute import Routing, TokenBatch
-from tests.support.vllm.standins import SmallEngine, Start, new, step, why
+from tests.support.vllm.standins import SmallEngine, Start, change, new, step, why
 
 
 def skipped(state: WorkerState) -> dict[str, int]:
@@ -69,7 +68,7 @@ def test_other_settings_hold_from_the_next_step_on(start: Start) -> None:
     running = start(active_experts=8)
     running.prompts("a", "b")
     running.decode("a", "b")
-    change.change(running.state, {"active_experts": {"1": 7}})
+    change(running.state, {"active_experts": {"1": 7}})
     running.decode("a", "b")
     assert (running.state.counts.few_rows, running.state.counts.rerouted) == (1, 1)
 
@@ -78,7 +77,7 @@ def test_counting_only_counts_every_step(start: Start) -> None:
     """With ``count_only`` the experts of a single row, and those beside a long prompt, are counted."""
     running = start()
     running.prompts("a")
-    change.change(running.state, {"count_only": True})
+    change(running.state, {"count_only": True})
     running.decode("a")
     beside_prompts(running, "a", 40)
     assert skipped(running.state) == {"prompts": 1}

@@ -52,7 +52,7 @@ def run(flat: FlatExperts, call: Any, dtype: torch.dtype = torch.float32) -> Ten
 @pytest.fixture
 def budgets() -> RowBudgets:
     """The budgets of a step of rows that may all be re-routed."""
-    found = RowBudgets(16, torch.device("cpu"), may_skip=False)
+    found = RowBudgets(16, torch.device("cpu"))
     found.announce(np.full(T, LAYER_BUDGET, dtype=np.int32))
     return found
 

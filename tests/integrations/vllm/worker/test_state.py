@@ -121,7 +121,7 @@ def test_experts_for_images_are_left_alone(any_table: Any) -> None:
 
     While a prompt with images is read, experts for text are given a part of the rows: such a step is exact.
     """
-    state = prepared(any_table, {}, torch.nn.Module, kernel=CPUUnquantizedExperts())
+    state = prepared(any_table, {}, torch.nn.Module, kernel=CPUUnquantizedExperts(), active_experts=0)
     router = Router(4)
     state.add(SimpleNamespace(layer_name="model.layers.0.mlp.vision_experts", router=router))
     assert vars(router) == {"top_k": 4}

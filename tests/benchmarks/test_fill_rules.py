@@ -21,9 +21,9 @@ def _facts() -> LayerFacts:
     similarity = torch.rand(E, E).fill_diagonal_(1).double()
     scale = torch.rand(E, E).double()
     empty = torch.empty(0)
-    return LayerFacts(
-        {"projection": similarity}, {"projection": scale}, torch.ones(E), empty, empty, torch.ones(E)
-    )
+    sensitivity = torch.rand(E).clamp(min=0.1)
+    similarities, scales = {"projection": similarity}, {"projection": scale}
+    return LayerFacts(similarities, scales, torch.ones(E), empty, empty, torch.ones(E), sensitivity.double())
 
 
 def _rows() -> tuple[Tensor, Tensor, Tensor]:
@@ -34,23 +34,37 @@ def _rows() -> tuple[Tensor, Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("M", [4, 10, 14])
-def test_the_fourth_power_with_similar_targets_is_what_sere_does(M: int) -> None:
+def test_weighted_fourth_powers_with_similar_targets_are_what_sere_does(M: int) -> None:
     """For each group of B rows, ids and weights are those of SERE on a step of these rows."""
     facts, (ids, weights, logits) = _facts(), _rows()
-    policy = StudyPolicy("w4/similar", {0: facts}, B, M, {})
+    policy = StudyPolicy("s4/similar", {0: facts}, B, M, {})
     router = policy.bind(LayerShape(0, E, K), torch.device("cpu"))
     found = router(TokenBatch(ids, weights, router_scores=logits))
     for group in range(GROUPS):
         rows = slice(group * B, group * B + B)
         expected = reroute(
             ids[rows], weights[rows], facts.similarity["projection"].float(), select_top_k=1,
-            active_experts=M, scale=facts.scale["projection"].float(), backend="reference",
+            active_experts=M, scale=facts.scale["projection"].float(),
+            sensitivity=facts.sensitivity.float(), backend="reference",
         )  # fmt: skip
         assert torch.equal(found.ids[rows], expected.ids)
         torch.testing.assert_close(found.weights[rows], expected.weights)
 
 
-FILLS = ("w1", "w4", "wmax", "rel3", "gap3", "loss3", "cover3", "row2^0.5", "rows2^1.5", "xshare", "free3")
+FILLS = (
+    "w1",
+    "w4",
+    "s4",
+    "wmax",
+    "rel3",
+    "gap3",
+    "loss3",
+    "cover3",
+    "row2^0.5",
+    "rows2^1.5",
+    "xshare",
+    "free3",
+)
 
 
 @pytest.mark.parametrize("fill", FILLS)
@@ -72,5 +86,5 @@ def test_layers_that_get_more_leave_the_mean_as_it_is() -> None:
 
 def test_an_unknown_fill_is_named() -> None:
     """The error names what there is."""
-    with pytest.raises(ValueError, match="'best3': expected one of w, wmax, rel"):
+    with pytest.raises(ValueError, match="'best3': expected one of w, s, wmax, rel"):
         fill_of("best3")

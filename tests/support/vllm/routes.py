@@ -8,7 +8,7 @@ from typing import Any
 
 from sere.config import RerouteConfig
 from sere.integrations.vllm.client.http_routes import Endpoint
-from sere.integrations.vllm.step_counts import StepCounts
+from tests.support.vllm.metrics import report_without_layers
 
 JSON = "application/json"
 AGREED: dict[str, Any] = {"common": "", "layers": {}}
@@ -34,10 +34,7 @@ class Engine:
                 self.changes = args[1]
                 return [{"fingerprint": AGREED}]
             return [settings | {"enabled": True} | self.changes]
-        answer = {"enabled": True, "settings": settings, "steps": StepCounts(rerouted=1).to_mapping()}
-        shape = {"layers": [], "top_k": 4, "num_experts": 16, "count_only": False, "request_tiers": []}
-        shape |= {"fingerprint": AGREED, "data_parallel_rank": 0}
-        return [answer | shape | {"kernel": None, "expert_bytes": None}]
+        return [report_without_layers(rerouted=1) | {"settings": settings, "top_k": 4, "num_experts": 16}]
 
 
 class Failing(Engine):

@@ -21,7 +21,7 @@ WRONG: list[Any] = [
     ({"topk_weights": WEIGHTS.numpy()}, "topk_weights: expected a torch.Tensor, got ndarray"),
     ({"similarity": SIMILARITY.tolist()}, "similarity: expected a torch.Tensor, got list"),
     ({"scale": SIMILARITY.tolist()}, "scale: expected a torch.Tensor, got list"),
-    ({"counters": [0] * 7}, "counters: expected a torch.Tensor, got list"),
+    ({"counters": [0] * len(COUNTERS)}, "counters: expected a torch.Tensor, got list"),
     ({"topk_ids": IDS[0]}, r"the same shape \[T, K\], got \[2\] and \[4, 2\]"),
     ({"topk_weights": WEIGHTS[:2]}, r"the same shape \[T, K\], got \[4, 2\] and \[2, 2\]"),
     ({"topk_ids": IDS.float()}, "topk_ids: expected int32 or int64, got torch.float32"),
@@ -61,7 +61,7 @@ WRONG: list[Any] = [
     ({"num_tokens": torch.tensor([[2]])}, r"of shape \[\] or \[1\]\), got torch.int64 of shape \[1, 1\]"),
     ({"num_tokens": 5}, r"num_tokens: expected 0 to 4 \(the number of rows\), got 5"),
     ({"num_tokens": torch.ones(2)}, "num_tokens: expected one integer .* got torch.float32"),
-    ({"counters": torch.zeros(3)}, r"counters: expected int64 of shape \[7\], got torch.float32 of \[3\]"),
+    ({"counters": torch.zeros(3)}, r"counters: expected int64 of shape \[8\], got torch.float32 of \[3\]"),
     ({"backend": "tritn"}, "backend: got 'tritn'"),
 ]
 
@@ -80,12 +80,12 @@ def test_wrong_input(change: dict[str, Any], text: str) -> None:
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_counters_with_gaps(backend: str) -> None:
     """Every backend refuses counters that are not contiguous, and writes nothing between them."""
-    memory = torch.zeros(14, dtype=torch.int64, device=device_of(backend))
+    memory = torch.zeros(2 * len(COUNTERS), dtype=torch.int64, device=device_of(backend))
     ids, weights = IDS.to(memory.device), WEIGHTS.to(memory.device)
     text = r"counters: expected a contiguous tensor, got strides \[2\]; .* torch.zeros"
     with pytest.raises(InputError, match=text):
         reroute(ids, weights, SIMILARITY, select_top_k=1, counters=memory[::2], backend=name_of(backend))
-    assert memory.tolist() == [0] * 14
+    assert memory.tolist() == [0] * (2 * len(COUNTERS))
 
 
 def test_counters_on_another_device() -> None:

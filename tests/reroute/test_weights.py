@@ -176,6 +176,17 @@ def test_masses_add_up_in_units(backend: str) -> None:
 
 
 @backends
+@pytest.mark.parametrize("level", [1.0, 0.7], ids=["as they are", "times a sensitivity that rounds"])
+@pytest.mark.parametrize("rows", [1, 512], ids=["2^38 units", "2^47 units"])
+def test_one_unit_more_is_more(backend: str, rows: int, level: float) -> None:
+    """A mass times its sensitivity is rounded to float64, but a large one still shows a single unit."""
+    weights = torch.tensor([[INF, 2.0, 2.0]], dtype=torch.float64).repeat(rows, 1)
+    weights[0, 1] -= 2.0**-39
+    call = case([[0, 2, 3]] * rows, weights, active_experts=2, sensitivity=torch.full((6,), level))
+    assert set(call.run(backend)[0].ids.flatten().tolist()) == {0, 3}
+
+
+@backends
 @pytest.mark.parametrize(
     ("heavier", "lighter", "joins"),
     [(1.15625, 1.140625, [0, 0, 2]), (1.171875, 1.15625, [0, 3, 0])],

@@ -74,7 +74,7 @@ template <class Id>
 struct Result {
     std::vector<Id> ids;
     std::vector<float> weights;
-    std::vector<unsigned long long> counters = std::vector<unsigned long long>(7);
+    std::vector<unsigned long long> counters = std::vector<unsigned long long>(COUNTS);
 
     // By their bits: a weight may be no number.
     bool operator==(const Result& other) const {

@@ -62,7 +62,7 @@ def test_copies_have_keys_of_their_own() -> None:
 @pytest.mark.vllm
 @pytest.mark.filterwarnings("default")
 def test_key_of_a_real_configuration() -> None:
-    """vLLM's own configuration takes it: with another port, the key is the same, in copies too."""
+    """The real configuration takes it: with another port, the key is the same, in copies too."""
     config = pytest.importorskip("vllm.config", reason="needs vLLM: make test-vllm")
     found = []
     for port in (9000, 9001):

@@ -19,8 +19,8 @@ def keep_settings_out(vllm_config: Any) -> None:
     """Let a worker's configuration leave the other settings out of its hash, which is the key.
 
     Args:
-        vllm_config: vLLM's ``VllmConfig``; it, and what is copied from it, get a class of their own. Nothing is
-            put into the object: vLLM makes a drafter's configuration from all that is in there.
+        vllm_config: vLLM's ``VllmConfig``. It, and what is copied from it, get a class of their own. Nothing
+            is put into the object: vLLM makes a drafter's configuration from all that is in there.
     """
     kind: Any = type(vllm_config)
     if not issubclass(kind, _LeavesOut):

@@ -69,7 +69,7 @@ def test_variants_of_a_round_get_the_same_requests() -> None:
     changes = [json.loads(change) for change, _ in blocks]
     on = {
         "enabled": True, "count_only": False, "select_top_k": 1, "threshold": 0.0,
-        "active_experts": "auto", "layers": {}, "tier": None,
+        "active_experts": "auto", "min_gain": 0.0, "layers": {}, "tier": None,
     }  # fmt: skip
     # First a block that counts, untimed; then the setting and off, whose turns change.
     assert changes[0] == {"enabled": True, "count_only": True}

@@ -16,6 +16,8 @@ import pytest
 pytest.importorskip("vllm", reason="needs vLLM: make test-vllm")
 
 from sere.bundled import model_path
+from sere.integrations.vllm.step_counts import SKIPPED
+from sere.reroute import COUNTERS
 from tests.support.vllm.server import Server, complete, free_port, serve
 
 pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("default")]
@@ -124,6 +126,6 @@ def test_metrics_over_http(server: Server, ports: int) -> None:
         port = answer.read().decode()
     assert status == 200
     lines = [line for line in route.splitlines() if line.startswith(("sere_layer", "sere_steps_total"))]
-    # Seven counters of six layers, and M of each for seven sizes of a step.
-    assert len(lines) == 2 + 7 * 6 + 7 * 6
+    # Steps by kind, the counters of six layers, and M of each for seven sizes of a step.
+    assert len(lines) == 1 + len(SKIPPED) + len(COUNTERS) * 6 + 7 * 6
     assert set(lines) <= set(port.splitlines())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import pickle
 from typing import Any
 
 import pytest
@@ -61,13 +62,15 @@ def test_copies_have_keys_of_their_own() -> None:
 @pytest.mark.vllm
 @pytest.mark.filterwarnings("default")
 def test_key_of_a_real_configuration() -> None:
-    """The configuration of the vLLM that is installed takes it: another port is the same key."""
+    """The real configuration takes it: with another port, the key is the same, in copies too."""
     config = pytest.importorskip("vllm.config", reason="needs vLLM: make test-vllm")
     found = []
     for port in (9000, 9001):
         real = config.VllmConfig(additional_config={"sere": {"metrics_port": port}})
         before = real.compute_hash()
         keep_settings_out(real)
+        copies = [pickle.loads(pickle.dumps(real)), copy.deepcopy(real)]
         found.append((before, real.compute_hash()))
+        assert {one.compute_hash() for one in copies} == {real.compute_hash()}
     assert found[0][0] != found[1][0]
     assert found[0][1] == found[1][1]

@@ -76,8 +76,9 @@ def test_dropped_slots_are_not_computed(model: PreTrainedModel, implementation: 
         experts.forward = watched
         step(model, prompts(), cache)
         del experts.forward
-    # The eager experts are tried once: whether they skip an id.
-    assert seen == ([(1, 0, 0), (6, 12, 12)] if implementation == "eager" else [(12, 12, 12)])
+    # The eager experts are tried once: whether they skip an id. Those of older Transformers do not.
+    tried = [(1, 0, 0)] if implementation == "eager" else []
+    assert seen == [*tried, (6, 12, 12) if tried and flat._skips else (12, 12, 12)]
     assert flat.counts.to_list() == [1, 24, 12, 0]
 
 
@@ -152,7 +153,7 @@ def test_recording_gradients_computes_all_slots(model: PreTrainedModel) -> None:
 
 
 def test_experts_that_do_not_skip_an_id(model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Eager experts that fail on an id of no expert are found out once, and get their slots as they were."""
+    """Eager experts that fail on an id of no expert are found out once, and get pairs."""
     model.set_experts_implementation("eager")
     expected, _ = rerouted(model, "off")
     kind: type[nn.Module] = type(model.model.layers[0].mlp.experts)
@@ -163,8 +164,8 @@ def test_experts_that_do_not_skip_an_id(model: PreTrainedModel, monkeypatch: pyt
 
     monkeypatch.setattr(kind, "forward", strict)
     found, counted = rerouted(model, "on")
-    assert torch.equal(found, expected)
-    assert counted.why_not == f"{kind.__name__} does not skip an id"
+    assert (counted.why_not, counted.steps) == (None, 2)
+    torch.testing.assert_close(found, expected, rtol=0, atol=2e-6 * float(expected.abs().max()))
 
 
 def test_a_failed_step_leaves_nothing_behind(model: PreTrainedModel) -> None:

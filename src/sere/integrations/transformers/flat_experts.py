@@ -30,8 +30,8 @@ ExpertsArguments = tuple[Tensor, Tensor, Tensor]
 class FlatExperts:
     """Changes what goes into one experts module and, with pairs, what comes out of it.
 
-    The eager experts loop over the experts and skip an id: slots without weight get it, and all else stays.
-    ``grouped_mm`` and ``batched_mm`` are given the pairs as rows with one slot each.
+    The eager experts loop over the experts. Most skip an id: slots without weight get it, and all else stays.
+    The others, ``grouped_mm`` and ``batched_mm`` are given the pairs as rows with one slot each.
 
     It keeps no reference to the module, because statistics may outlive the model.
 
@@ -79,7 +79,7 @@ class FlatExperts:
         self.noticed = self._why_not_now(module, hidden, routing, budgets)
         if self.noticed is not None:
             return given
-        if _implementation(module) == EAGER:
+        if _implementation(module) == EAGER and self._skips_an_id(module, *given):
             return self._skip(hidden, routing)
         pairs = find_pairs(*routing)
         n, slots = len(pairs.rows), routing.ids.numel()
@@ -121,8 +121,6 @@ class FlatExperts:
             return f"experts_implementation={implementation!r} is not known to take pairs"
         if getattr(module, "_is_expert_parallel", False):
             return "the experts are spread over several processes"
-        if implementation == EAGER and not self._skips_an_id(module, hidden, ids, weights):
-            return f"{type(module).__name__} does not skip an id"
         return None
 
     def _skips_an_id(self, module: nn.Module, hidden: Tensor, ids: Tensor, weights: Tensor) -> bool:
@@ -143,7 +141,8 @@ class FlatExperts:
 
 def _implementation(module: nn.Module) -> str:
     """Return how an experts module computes at present."""
-    if not hasattr(module, "_is_expert_parallel"):
+    # A class that Transformers lets compute in several ways has this; the others have a loop of their own.
+    if not hasattr(module, "is_transposed"):
         return EAGER
     return str(getattr(module.config, "_experts_implementation", None) or EAGER)
 

@@ -53,13 +53,13 @@ def test_neighbors_are_the_best_other_experts_that_are_known() -> None:
 @pytest.mark.parametrize(
     ("value", "text"),
     [
-        (0.19, "experts are close to orthogonal: factors mostly drop a slot, choose more experts"),
-        (0.2, "experts resemble each other a little: replacing keeps some of a slot, the rest is lost"),
+        (0.09, "experts are close to orthogonal: factors mostly drop a slot, choose more experts"),
+        (0.1, "experts resemble each other a little: replacing keeps some of a slot, the rest is lost"),
         (0.5, "experts resemble each other: replacing keeps most of a slot, fewer experts may do"),
     ],
 )
 def test_the_regime_is_said_in_a_sentence(value: float, text: str) -> None:
-    """Below a fifth of the output explained, replacing is dropping; from half on, most stays."""
+    """Below a tenth of the output explained, replacing is dropping; from half on, most stays."""
     assert regime(best_is(value)) == text
 
 

@@ -13,7 +13,7 @@ from sere.table.layers import best_neighbors
 
 # Share of an expert's output that the best other expert explains, in the mean: below the first, replacing is
 # nearly the same as dropping; from the second on, most of the output stays.
-_ORTHOGONAL, _ALIKE = 0.2, 0.5
+_ORTHOGONAL, _ALIKE = 0.1, 0.5
 
 
 @dataclass(frozen=True)

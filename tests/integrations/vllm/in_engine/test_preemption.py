@@ -12,6 +12,7 @@ import torch
 
 pytest.importorskip("vllm", reason="needs vLLM: make test-vllm")
 
+from sere.config import MOST_INT
 from sere.engines.in_process import worker_of
 from sere.integrations.vllm import configure, read_stats
 from tests.support.vllm.engines import engine, prompts, sampling
@@ -99,6 +100,8 @@ def test_preempted_requests(model: Path, expected: list[list[int]], caching: boo
             assert again
             llm.reset_prefix_cache()
 
+        # However many rows are computed again, those beside them are re-routed.
+        worker_of(llm).sere_steps.mixed_rows = MOST_INT
         configure(llm, enabled=True, select_top_k=1)
         read_stats(llm, reset=True)
         with preempted(llm) as again, positions(llm) as rows, watched(llm) as seen:

@@ -25,13 +25,14 @@ class Steps:
 
     Attributes:
         reporter: Reads what the steps counted, between two of them.
+        mixed_rows: From how many rows that keep their experts on a step is left alone.
     """
 
     def __init__(self, runner: Any, state: WorkerState) -> None:
         self.runner, self.state = runner, state
         self.book = RequestBook(state.rules.allowed)
         self.reporter = Reporter(state)
-        self._mixed_rows = mixed_rows(state.shapes)
+        self.mixed_rows = mixed_rows(state.shapes)
 
     def watch(self) -> None:
         """Set the wrappers on the runner object.
@@ -118,7 +119,7 @@ class Steps:
         rows = self.book.budgets(scheduler_output, names, counts, all_phases=state.config.phases == "all")
         if state.count_only:
             rows = rows.keeping_all()
-        elif rows.tiers and rows.protected >= self._mixed_rows:
+        elif rows.tiers and rows.protected >= self.mixed_rows:
             state.budgets.exact()
             state.counts.mixed += 1
             return

@@ -75,7 +75,7 @@ def test_debug_shows_the_traceback(
         ([], "the following arguments are required: COMMAND"),
         (["eval"], "the following arguments are required: MODEL (see sere eval --help)"),
         (["calibrat", "m"], "invalid choice: 'calibrat'; did you mean 'calibrate'? (valid: bench, "),
-        (["table", "shw"], "invalid choice: 'shw'; did you mean 'show'? (valid: diff, import, plot, show, "),
+        (["table", "shw"], "invalid choice: 'shw'; did you mean 'show'? (valid: diff, import, plot, pull, "),
         (["list", "polices"], "invalid choice: 'polices'; did you mean 'policies'?"),
         (["doctor", "--jsn"], "unrecognized arguments: --jsn; did you mean --json? (see sere doctor --help)"),
         (["doctor", "--tabl=x"], "--tabl=x; did you mean --table? (see sere doctor --help)"),

@@ -29,8 +29,9 @@ CASES = {
     "list metrics": ("", "frobenius", None),
     "doctor": ("--model MODEL --table TABLE", "no problems found", None),
 }
-# Tested where their engines and matrices are: tests/bench, test_table_and_model, test_demo, test_tune.
-ELSEWHERE = {"bench serve", "table import", "demo", "tune"}
+# Tested where their engines, matrices and servers are: tests/bench, test_table_and_model, test_demo,
+# test_tune, public_cases/test_shared_tables.
+ELSEWHERE = {"bench serve", "table import", "table push", "table pull", "demo", "tune"}
 
 
 def leaves() -> Iterator[str]:

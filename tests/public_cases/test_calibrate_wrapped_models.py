@@ -26,7 +26,9 @@ ON_EXPERTS = {
 
 
 def calibrated(model: Any, metric: str = "frobenius") -> SimilarityTable:
-    """Return a table of a few tokens."""
+    """Return a table of a few tokens, or of the weights."""
+    if metric == "weights":
+        return sere.calibrate(model, metric=metric, progress=False)
     return sere.calibrate(
         model, tiny_tokenizer(), TEXTS, metric=metric, max_tokens=71, seq_len=16, progress=False
     )

@@ -14,7 +14,7 @@ TEXTS = ["The quick brown fox jumps over the lazy dog.", "Pack my box with five 
 
 
 def test_low_memory_takes_lm_head_for_the_embeddings(tmp_path: Path) -> None:
-    """``low_memory=True`` gives the table that the whole model gives."""
+    """``low_memory=True`` gives the table that the whole model gives without sensitivities."""
     tiny_model("qwen3_moe", tie_word_embeddings=True).save_pretrained(tmp_path)
     named = load_file(tmp_path / "model.safetensors")
     named["lm_head.weight"] = named.pop("model.embed_tokens.weight")
@@ -22,7 +22,8 @@ def test_low_memory_takes_lm_head_for_the_embeddings(tmp_path: Path) -> None:
     whole, by_layers = (
         sere.calibrate(
             tmp_path, tiny_tokenizer(), TEXTS,
-            max_tokens=64, seq_len=16, progress=False, low_memory=low_memory,
+            max_tokens=64, seq_len=16, progress=False, sensitivity=False,
+            low_memory=low_memory,
         )
         for low_memory in (False, True)
     )  # fmt: skip

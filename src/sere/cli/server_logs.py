@@ -22,7 +22,8 @@ class Logs:
         self.files: list[Path] = []
 
     def file(self, name: str) -> Path:
-        """Return the file for a server's log."""
+        """Return the file for a server's log, whose folder is made if need be."""
+        self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"{self.prefix}{name}.log"
         if path not in self.files:
             self.files.append(path)
@@ -46,7 +47,6 @@ def server_logs(out: Path | None) -> Iterator[Logs]:
         EngineFailure: An engine's.
     """
     folder = Path(tempfile.mkdtemp(prefix="sere-bench-")) if out is None else out.absolute().parent
-    folder.mkdir(parents=True, exist_ok=True)
     logs = Logs(folder, "" if out is None else f"{out.name}.")
     try:
         yield logs

@@ -21,7 +21,7 @@ def test_hooks_are_gone_after_an_exception(model: PreTrainedModel) -> None:
     """Leaving the block by an exception removes every hook, and the model is as it was."""
     plain, logits = decode(model, prompts())
     handle = integration.apply(model, random_table(model), select_top_k=1)
-    assert hook_count(model) == 2 + 2 * 2, "two experts modules; before and after the model and its decoder"
+    assert hook_count(model) == 2 * 2 + 2 * 2, "before and after two experts modules, the model, its decoder"
     with pytest.raises(ZeroDivisionError), handle:
         raise ZeroDivisionError
     assert hook_count(model) == 0

@@ -69,12 +69,13 @@ def test_evaluate(tmp_path: Path) -> None:
     assert 4 < off["mean_rows"] <= 8
     for case in others[: len(alike)]:
         assert case["tasks"]["all"]["marks"] == off["tasks"]["all"]["marks"], case["setting"]
-        assert case["experts"] == off["experts"], case["setting"]
-        assert case["mean_rows"] == off["mean_rows"], case["setting"]
+        # Steps that a rule leaves alone are not among those that it counts.
+        assert case["experts"]["distinct_after"] == case["experts"]["distinct_before"], case["setting"]
         assert "keeps all 8 slots of a token" in case["nothing_changed"], case["setting"]
     *fewer, floored = (case["experts"] for case in others[len(alike) :])
     assert max(experts["distinct_after"] for experts in fewer) <= 8
-    assert 23 < floored["distinct_after"] <= 24
+    # Steps of few rows are left alone and not counted; those with rows of a prompt read more than 24.
+    assert 24 <= floored["distinct_after"] < 0.9 * floored["distinct_before"]
     assert [case["nothing_changed"] for case in (off, *others[len(alike) :])] == [None] * (1 + len(moving))
     assert record["model"]["experts_implementation"] == "vllm"
 

@@ -23,7 +23,12 @@ EVIDENCE = {
         "16": {"kl": {"value": 0.02, "low": None, "high": None}},
     }
 }  # fmt: skip
-TIERS = {"balanced": Tier("balanced", ((1, 2), (16, 6)), evidence=EVIDENCE), "mine": Tier("mine", 5)}
+GUESS = {"by_batch_size": {"8": {"error": 0.123, "experts_before": 11.2, "experts_after": 5.0}}}
+TIERS = {
+    "balanced": Tier("balanced", ((1, 2), (16, 6)), evidence=EVIDENCE),
+    "guess": Tier("guess", 5, evidence=GUESS),
+    "mine": Tier("mine", 5),
+}
 
 
 def show(path: Path, capsys: pytest.CaptureFixture[str], *words: str, **changes: Any) -> str:
@@ -80,13 +85,15 @@ def test_tiers_are_shown_with_their_evidence(tmp_path: Path, capsys: pytest.Capt
     """A line for each measured batch size; a tier without evidence has one for all."""
     text = show(tmp_path, capsys, tiers=TIERS)
     assert "expected loss at the default settings (tier balanced), in steps of B rows" in text
-    lines = text[text.index("tiers, as measured on held-out texts (sere tune):") :].splitlines()
-    assert lines[1].split() == ["tier", "B", "M", "experts", "KL", "95", "%"]
-    assert [line.split() for line in lines[3:]] == [
-        ["balanced", "8", "4", "11.2", ">", "4.0", "0.0123", "0.0100", "to", "0.0200"],
-        ["16", "6", "-", "0.0200", "-"],
+    lines = text[text.index("tiers:") :].splitlines()
+    assert lines[1].split() == ["tier", "B", "M", "experts", "loss", "95", "%"]
+    assert [line.split() for line in lines[3:7]] == [
+        ["balanced", "8", "4", "11.2", ">", "4.0", "KL", "0.0123", "0.0100", "to", "0.0200"],
+        ["16", "6", "-", "KL", "0.0200", "-"],
+        ["guess", "8", "5", "11.2", ">", "5.0", "error", "12.3", "%", "-"],
         ["mine", "1", "to", "256", "5", "to", "5", "-", "-", "-"],
     ]
+    assert " ".join(lines[7:]).startswith("KL is the divergence from the unmodified model in nats per token")
 
 
 def test_the_loss_is_that_of_the_tier(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

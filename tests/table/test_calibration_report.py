@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from sere.table import OWN_TEXTS, RoutingSample, SimilarityTable
+from sere.table import OWN_TEXTS, RoutingSample, SimilarityTable, Tier
 from sere.table.calibration_report import calibration_report, never_routed
 from tests.support.tables import sample, table
 
@@ -52,6 +52,18 @@ def test_experts_that_were_never_routed_are_counted(metric: str, text: str) -> N
     found = made(metric=metric, routing=without(0, 4))
     assert never_routed(found) == {3: 2}
     assert f"no token was routed to 2 of 10 experts (2 in layer 3): {text}" in calibration_report(found)[1]
+
+
+def test_what_the_default_settings_read_is_said_if_it_is_estimated() -> None:
+    """At three batch sizes; nothing where a tier was measured or is a user's own."""
+    cells = {B: {"experts_before": 5.0, "experts_after": 3.2} for B in ("8", "32", "128")}
+    evidence = {"estimated_from": "the routing of calibration tokens", "by_batch_size": cells}
+    found = made(tiers={"balanced": Tier("balanced", 3, evidence=evidence)})
+    assert calibration_report(found)[-1] == (
+        "experts per layer and step with the default settings (tier balanced, estimated; sere tune "
+        "measures): 5 > 3 at 8 rows; 5 > 3 at 32 rows; 5 > 3 at 128 rows"
+    )
+    assert len(calibration_report(made(tiers={"balanced": Tier("balanced", 3)}))) == 4
 
 
 def test_an_unstable_choice_says_how_many_tokens() -> None:

@@ -67,7 +67,7 @@ def test_the_card_has_metadata_for_the_hub() -> None:
         r"\| calibration tokens +\| 51,200 ",
         rf"\| digest of the tokens +\| `{'cd' * 32}`",
         rf"\| fingerprint +\| `{tuned().fingerprint}`",
-        r"\| balanced +\| 16 +\| 3 +\| 57.4 > 31.5 +\| 0.0019 +\| 0.0015 to 0.0024 +\|",
+        r"\| balanced +\| 16 +\| 3 +\| 57.4 > 31.5 +\| KL 0.0019 +\| 0.0015 to 0.0024 +\|",
         rf"Measured by `sere tune` \(held-out: 40 prompts, 2560 tokens, digest `{'ab' * 6}`\).",
         r"The similarity of an expert to the one that replaces it best is \d\.\d{3} in the mean; .*",
     ],

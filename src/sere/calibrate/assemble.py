@@ -17,6 +17,7 @@ from sere.errors import AlreadyApplied, ConfigError, name_some
 from sere.provenance import provenance, versions
 from sere.structure import ExpertsLayer, identity_of, is_rerouted
 from sere.table import OWN_TEXTS, SimilarityTable, describe_unknown
+from sere.table.estimated_tiers import estimated_tiers
 from sere.texts import Source, load_texts
 
 logger = logging.getLogger("sere")
@@ -98,7 +99,7 @@ def make_tables(
     tokens: Tokens | None,
     config: CalibrationConfig,
 ) -> dict[str, SimilarityTable]:
-    """Return the table of each metric; log how many experts have no known similarity."""
+    """Return the table of each metric, with estimated tiers; log how many experts have no known one."""
     how: dict[str, Any] = {"seq_len": config.seq_len, "batch_size": config.batch_size}
     if tokens is not None and tokens.own:
         how["texts"] = OWN_TEXTS
@@ -106,7 +107,7 @@ def make_tables(
     tables: dict[str, SimilarityTable] = {}
     for name in config.metrics:
         used = tokens if name in config.output_metrics else None
-        tables[name] = SimilarityTable(
+        table = SimilarityTable(
             layers=results.similarities[name],
             identity=identity_of(model, layers),
             metric=name,
@@ -118,6 +119,7 @@ def make_tables(
             | ({} if used is None else {"calibration": how | _stability(results, name)}),
             routing=None if used is None else sample,
         )
+        tables[name] = table.with_tiers(estimated_tiers(table))
         if unknown := describe_unknown(results.similarities[name], name):
             logger.warning("sere: %s: %s", name, unknown)
     return tables

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -13,7 +14,7 @@ from sere.identity import span
 from sere.table import SimilarityTable, Tier, describe_unknown, off_diagonal
 from sere.table.neighbors import describe_regime, neighbors
 from sere.table.regime import expected_losses, mean_of, why_no_loss
-from sere.table.tier_rows import TIER_HEADS, tier_rows
+from sere.table.tier_rows import LOSSES, TIER_HEADS, tier_rows
 
 _LOSS = """expected loss at the default settings ({settings}), in steps of B rows: the share of the routed
 output's energy that is lost, and experts per layer before > after. An estimate of the layers' outputs:"""
@@ -159,4 +160,4 @@ def _tiers(value: Mapping[str, Any]) -> str:
         for name, tier in value["tiers"].items()
         for row in tier_rows(Tier.from_mapping(name, tier), value["num_experts"], value["top_k"])
     ]
-    return f"tiers, as measured on held-out texts (sere tune):\n{table(rows, TIER_HEADS)}"
+    return f"tiers:\n{table(rows, TIER_HEADS)}\n{textwrap.fill(LOSSES, 110)}."

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from sere.errors import name_some
 from sere.table.artifact import SimilarityTable
 from sere.table.neighbors import describe_regime
+from sere.table.tiers import DEFAULT_TIER
 
 # Below this share of equal neighbors, more tokens are worth their time.
 _STABLE = 0.9
@@ -31,7 +32,10 @@ def stability_of(table: SimilarityTable) -> Mapping[str, Any] | None:
 
 
 def calibration_report(table: SimilarityTable) -> tuple[str, ...]:
-    """Return a sentence each on tokens, experts never routed, stability and regime, as far as is known."""
+    """Return a sentence each on tokens, experts never routed, stability, regime and the default settings.
+
+    What is not known is left out.
+    """
     lines = []
     if table.calibration_tokens:
         made = table.provenance.get("calibration")
@@ -42,7 +46,24 @@ def calibration_report(table: SimilarityTable) -> tuple[str, ...]:
     if (found := stability_of(table)) is not None:
         lines.append(_stability(found, table.calibration_tokens))
     lines.append(describe_regime(table.layers, table.metric))
+    lines.extend(_defaults(table))
     return tuple(lines)
+
+
+def _defaults(table: SimilarityTable) -> Iterator[str]:
+    """Yield what the estimated settings read, if there are any."""
+    tier = table.tiers.get(DEFAULT_TIER)
+    measured = None if tier is None else tier.evidence.get("by_batch_size")
+    if tier is None or not isinstance(measured, Mapping) or "estimated_from" not in tier.evidence:
+        return
+    numbers = "; ".join(
+        f"{measured[B]['experts_before']:.0f} > {measured[B]['experts_after']:.0f} at {B} rows"
+        for B in ("8", "32", "128")
+    )
+    yield (
+        f"experts per layer and step with the default settings (tier {DEFAULT_TIER}, estimated; sere tune "
+        f"measures): {numbers}"
+    )
 
 
 def _never_routed(table: SimilarityTable) -> str:

@@ -14,7 +14,7 @@ from sere.identity import ModelIdentity, span
 from sere.similarity import LayerSimilarity
 from sere.table.layers import describe_unknown
 from sere.table.neighbors import describe_regime, neighbors
-from sere.table.tier_rows import TIER_HEADS, tier_rows
+from sere.table.tier_rows import LOSSES, TIER_HEADS, tier_rows
 from sere.table.tiers import Tier
 
 CARD = "README.md"
@@ -157,8 +157,7 @@ def _tiers(table: Described) -> str:
     return "\n\n".join(
         [
             'Choose one with `"tier": "NAME"`; without, `balanced` counts if there is one. B is the batch '
-            "size, M the experts that a layer reads in a step, KL the divergence from the unmodified model "
-            "in nats per token with its 95 % interval, on texts that the tier was not chosen by.",
+            f"size, M the experts that a layer reads in a step. {LOSSES}.",
             shown,
             *_evidence(table.tiers),
         ]

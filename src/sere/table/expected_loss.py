@@ -102,10 +102,10 @@ def draw_steps(starts: Tensor, batch_size: int, *, seed: int = 0, steps: int | N
     generator = torch.Generator(device="cpu").manual_seed(seed * 65_537 + batch_size)
     texts = len(starts) - 1
     rounds = -(-batch_size // texts)
-    order = torch.rand(N, rounds, texts, generator=generator).argsort(dim=2)
+    order = torch.rand(N, rounds, texts, generator=generator, device="cpu").argsort(dim=2)
     chosen = order.reshape(N, rounds * texts)[:, :batch_size]
     lengths = (starts[1:] - starts[:-1])[chosen]
-    within = torch.rand(N, batch_size, generator=generator, dtype=torch.float64) * lengths
+    within = torch.rand(N, batch_size, generator=generator, dtype=torch.float64, device="cpu") * lengths
     return starts[chosen].long() + within.long()
 
 

@@ -1,4 +1,4 @@
-"""Tiers with what was measured of them, as the rows of a table for people."""
+"""Tiers with what was measured or estimated of them, as the rows of a table for people."""
 
 from __future__ import annotations
 
@@ -8,8 +8,15 @@ from typing import Any
 from sere.reroute.limits import active_by_rows
 from sere.table.tiers import Tier
 
-TIER_HEADS = ("tier", "B", "M", "experts", "KL", "95 %")
+TIER_HEADS = ("tier", "B", "M", "experts", "loss", "95 %")
 """The columns of `tier_rows`: B is the batch size, M the experts that a layer reads."""
+
+LOSSES = (
+    "KL is the divergence from the unmodified model in nats per token, measured by sere tune on texts that "
+    "the tier was not chosen by. An error is the expected share of the routed output's energy that is lost, "
+    "estimated from the routing of calibration tokens; sere tune measures instead"
+)
+"""What the column of losses says."""
 
 
 def tier_rows(tier: Tier, num_experts: int, top_k: int) -> Iterator[list[Any]]:
@@ -35,10 +42,17 @@ def tier_rows(tier: Tier, num_experts: int, top_k: int) -> Iterator[list[Any]]:
             B,
             _by_layer(most[min(int(B), len(most)) - 1], one.get("by_layer")),
             experts,
-            None if kl.get("value") is None else f"{kl['value']:.4f}",
+            _loss(one, kl),
             bounds,
         ]
         name = ""
+
+
+def _loss(one: Mapping[str, Any], kl: Mapping[str, Any]) -> str | None:
+    """Return what was measured or, without that, what was estimated."""
+    if kl.get("value") is not None:
+        return f"KL {kl['value']:.4f}"
+    return None if one.get("error") is None else f"error {100 * one['error']:.1f} %"
 
 
 def _by_layer(mean: int, by_layer: Sequence[int] | None) -> str:

@@ -44,7 +44,7 @@ def test_bench_times_a_checkpoint_with_its_table(
     argv = ["bench", checkpoint, "--table", similarities, "--batch-size", 2, "--steps", 2, "--rounds", 1]
     out, _ = run_text(capsys, *argv)
     assert "speedup" in out
-    assert re.search(r"^sere +2 ", out, re.MULTILINE)
+    assert re.search(r"^sere\s+2 ", out, re.MULTILINE)
 
 
 @pytest.mark.parametrize(

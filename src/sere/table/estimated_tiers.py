@@ -1,0 +1,99 @@
+"""Tiers that a table estimates itself, before anybody has measured any: the fewest experts for a loss."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
+from itertools import accumulate
+from statistics import fmean
+from types import MappingProxyType
+from typing import Any
+
+from sere.reroute.constants import LIMIT_ROWS
+from sere.table.artifact import SimilarityTable
+from sere.table.expected_loss import Expected, expected_error
+from sere.table.regime import why_no_loss
+from sere.table.tiers import DEFAULT_TIER, Tier
+
+ACCEPTED: Mapping[str, float] = MappingProxyType({"safe": 0.06, DEFAULT_TIER: 0.12, "fast": 0.2})
+"""The expected error that each tier accepts. Right answers by expected error: docs/measurements.md."""
+
+ESTIMATED = "error"
+"""The kind of these tiers' goal in their evidence: a share of the routed experts' output energy."""
+
+_ROWS = tuple(2**n for n in range(1, LIMIT_ROWS.bit_length()))
+
+
+def estimated_tiers(table: SimilarityTable) -> dict[str, Tier]:
+    """Return a tier for each accepted expected error; none if a table cannot estimate any.
+
+    M at 2, 4, 8, ... rows is the fewest experts at which the mean expected error of the layers is within the
+    accepted one. It never falls as rows grow, and for one row it is K. Layers with other numbers of experts
+    or slots than most are taken by themselves.
+
+    Args:
+        table: The table, with factors and a routing sample.
+
+    Source: docs/method.md section 4, "How many experts".
+    """
+    if why_no_loss(table) is not None:
+        return {}
+    assert table.routing is not None  # what `why_no_loss` says
+    shapes: dict[tuple[int, int], list[int]] = {}
+    for index in table.routing.ids:
+        shapes.setdefault((table.layers[index].num_experts, table.identity.slots[index]), []).append(index)
+    groups = sorted(shapes.items(), key=lambda item: len(item[1]), reverse=True)
+    found = [_Group(table, layers, E, K) for (E, K), layers in groups]
+    return {name: _tier(name, accepted, found) for name, accepted in ACCEPTED.items()}
+
+
+class _Group:
+    """Layers of the same numbers of experts and slots.
+
+    Attributes:
+        layers: Their decoder-layer indices.
+        top_k: K.
+        cells: Means over these layers for M = 1, 2, ... E, by rows of the step.
+    """
+
+    def __init__(self, table: SimilarityTable, layers: Sequence[int], num_experts: int, top_k: int) -> None:
+        assert table.routing is not None
+        self.layers, self.top_k = layers, top_k
+        grid = range(1, num_experts + 1)
+        by_layer = [
+            expected_error(table.routing, table.layers[index], index, grid, _ROWS) for index in layers
+        ]
+        self.cells = {
+            B: [Expected(*map(fmean, zip(*(cells[B, M] for cells in by_layer), strict=True))) for M in grid]
+            for B in _ROWS
+        }
+
+    def points(self, accepted: float) -> tuple[tuple[int, int], ...]:
+        """Return (rows, M) for an expected error of at most ``accepted``."""
+        least = [self.top_k]
+        for cells in self.cells.values():
+            # The error falls as M grows.
+            M = 1 + bisect_left(cells, -accepted, hi=len(cells) - 1, key=lambda cell: -cell.error)
+            least.append(M)
+        return tuple(zip((1, *_ROWS), accumulate(least, max), strict=True))
+
+
+def _tier(name: str, accepted: float, groups: Sequence[_Group]) -> Tier:
+    first, *others = groups
+    points = first.points(accepted)
+    layers = {index: group.points(accepted) for group in others for index in group.layers}
+    by_batch_size = {str(B): _described(first.cells[B][M - 1]) for B, M in points if B > 1}
+    evidence: dict[str, Any] = {
+        "goal": {"kind": ESTIMATED, "value": accepted},
+        "estimated_from": "the routing of calibration tokens",
+        "by_batch_size": by_batch_size,
+    }
+    return Tier(name, points, layers=layers, evidence=evidence)
+
+
+def _described(cell: Expected) -> dict[str, float]:
+    return {
+        "error": round(cell.error, 4),
+        "experts_before": round(cell.before, 2),
+        "experts_after": round(cell.after, 2),
+    }

@@ -13,7 +13,7 @@ from sere.errors import ConfigError
 from sere.eval.tasks import TASK_NAMES
 from sere.table import SimilarityTable
 from sere.tune import work
-from sere.tune.plan import BATCH_SIZES, LAYER_RUNS, MOST_PROMPTS, TIERS, TunePlan
+from sere.tune.plan import BATCH_SIZES, LAYER_RUNS, MOST_PROMPTS, TIERS, TIERS_BY_ANSWERS, TunePlan
 from tests.support.commands import refused, run_json, run_text
 from tests.support.tuning import PROMPTS, Breaking, question_file, routed_table
 
@@ -27,6 +27,8 @@ def test_help_names_the_defaults(capsys: pytest.CaptureFixture[str]) -> None:
     safe, balanced, fast = (f"{goal.value:g}" for goal in TIERS.values())
     assert f"{', '.join(TIERS)} are tuned".replace(", fast", " and fast") in shown
     assert f"accept a KL of {safe}, {balanced} and {fast}" in shown
+    points = [f"{goal.value:g}" for goal in TIERS_BY_ANSWERS.values()]
+    assert f"sere's own tasks), {points[0]}, {points[1]} and {points[2]} points of right answers" in shown
     assert f"(default: {' '.join(map(str, BATCH_SIZES))})" in shown
     assert f"(default: {MOST_PROMPTS})" in shown
     assert f"single layers cost (default: {LAYER_RUNS})" in shown

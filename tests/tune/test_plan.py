@@ -7,7 +7,7 @@ import math
 import pytest
 
 from sere.errors import ConfigError, DataError, InputError
-from sere.tune.plan import TIERS, Goal, TunePlan
+from sere.tune.plan import TIERS, TIERS_BY_ANSWERS, Goal, TunePlan, default_goals
 from tests.support.tuning import PROMPTS, tune_plan_of
 
 
@@ -71,4 +71,13 @@ def test_the_tiers_accept_more_and_more() -> None:
     values = [goal.value for goal in TIERS.values()]
     assert values == sorted(values)
     assert {goal.kind for goal in TIERS.values()} == {"kl"}
-    assert TunePlan(prompts=PROMPTS).goals == TIERS
+    assert TunePlan(prompts=PROMPTS).goals == default_goals(None) == TIERS
+
+
+def test_with_questions_the_tiers_are_in_right_answers() -> None:
+    """The same names, the least loss first."""
+    goals = default_goals(["a question"])
+    assert goals == TIERS_BY_ANSWERS
+    assert list(goals) == list(TIERS)
+    assert {goal.kind for goal in goals.values()} == {"loss"}
+    assert sorted(goals.values(), key=lambda goal: goal.value) == list(goals.values())

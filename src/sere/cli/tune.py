@@ -42,7 +42,8 @@ none of them: sere's own tasks, which the bundled model was trained on. Other
   models need its tokenizer.
 
 Without --max-kl, --max-loss and --speedup, the tiers safe, balanced and fast are tuned, which accept a KL
-of 0.0005, 0.002 and 0.006. With one of them, one tier is (--tier), and the table's others stay.
+of 0.0005, 0.002 and 0.006 or, where questions have answers (--questions, sere's own tasks), 0.3, 1 and 3
+points of right answers lost. With one of them, one tier is (--tier), and the table's others stay.
 
 Each layer gets a number of experts of its own if that loses less, at an equal mean number, on prompts that
 were not tuned on (--uniform does not try).
@@ -205,7 +206,7 @@ def _plan(args: argparse.Namespace) -> TunePlan:
     """Return what to tune, with prompts of a file or questions of sere's own tasks."""
     from sere.eval.user_questions import read_prompts, read_questions
     from sere.table.tiers import DEFAULT_TIER
-    from sere.tune.plan import BATCH_SIZES, LAYER_RUNS, MOST_PROMPTS, TIERS, Goal, Kind, TunePlan
+    from sere.tune.plan import BATCH_SIZES, LAYER_RUNS, MOST_PROMPTS, Goal, Kind, TunePlan, default_goals
     from sere.tune.prompts import own_questions, pieces_of
 
     field: dict[str, str] = {} if args.field is None else {"field": args.field}
@@ -231,7 +232,7 @@ def _plan(args: argparse.Namespace) -> TunePlan:
     ]
     one = next((Goal(kind, value) for kind, value in wanted if value is not None), None)
     return TunePlan(
-        goals=TIERS if one is None else {args.tier or DEFAULT_TIER: one},
+        goals=default_goals(texts.get("questions")) if one is None else {args.tier or DEFAULT_TIER: one},
         batch_sizes=args.batch_size or BATCH_SIZES,
         max_new_tokens=args.max_new_tokens,
         max_prompts=count,

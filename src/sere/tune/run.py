@@ -16,7 +16,7 @@ from sere.provenance import provenance
 from sere.structure import identify
 from sere.table import SimilarityTable
 from sere.tune.allocate import BETWEEN
-from sere.tune.answers import Examiner, accepted_divergence
+from sere.tune.answers import Examiner, accepted_divergence, prices
 from sere.tune.checks import check_reach, measurable
 from sere.tune.layers import Layered, find_layers
 from sere.tune.measure import Meter, continue_prompts
@@ -163,7 +163,7 @@ class _Tuning:
                 one = planned[name] if own is None else own.allocate(goal, accepted[name], self.size, K)
                 held, verified = verify(one, self.rows, meter, found.plans, found.known)
                 answers = {}
-                if examiner is not None and goal.kind == "loss":
+                if examiner is not None:
                     answers = {
                         B: examiner.describe(B, found.plans.at(B, cell.active_experts))
                         for B, cell in verified.items()
@@ -186,10 +186,13 @@ class _Tuning:
 
     def _accepted(self, meter: Meter, examiner: Examiner | None, uniform: Plans) -> dict[str, float]:
         """Return the divergence that each tier accepts; of one that wants a speedup, any."""
-        found = {}
-        for name, goal in self.plan.goals.items():
-            if goal.kind == "loss" and examiner is not None:
-                found[name] = accepted_divergence(goal.value, examiner, meter, uniform.expected, self.rows)
-            else:
-                found[name] = goal.value if goal.kind == "kl" else inf
+        goals = self.plan.goals
+        found = {name: goal.value if goal.kind == "kl" else inf for name, goal in goals.items()}
+        if examiner is not None and any(goal.kind == "loss" for goal in goals.values()):
+            paid = prices(examiner, meter, uniform.expected, self.rows)
+            found |= {
+                name: accepted_divergence(goal.value, paid)
+                for name, goal in goals.items()
+                if goal.kind == "loss"
+            }
         return found

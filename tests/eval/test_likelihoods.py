@@ -79,7 +79,9 @@ def test_what_prefill_predicts_is_exact() -> None:
 def test_each_continuation_is_finished_once() -> None:
     """Fillers are not reported, whatever the number of rows."""
     finished: list[None] = []
-    log_likelihoods(tiny_model("qwen3_moe"), continuations(9), batch_size=4, on_finished=lambda: finished.append(None))
+    log_likelihoods(
+        tiny_model("qwen3_moe"), continuations(9), batch_size=4, on_finished=lambda: finished.append(None)
+    )
     assert len(finished) == 9
 
 

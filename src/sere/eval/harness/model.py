@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -47,6 +47,8 @@ class SereLM(HFLM):  # type: ignore[misc]
         table: SimilarityTable | str | None = None,
         phases: str = PREFILL,
         device: str | None = None,
+        quiet: bool = False,
+        seed: int = 0,
         **options: Any,
     ) -> None:
         """Load the model.
@@ -61,6 +63,8 @@ class SereLM(HFLM):  # type: ignore[misc]
             phases: ``"prefill"``: log-likelihoods come from prefill, which is exact. ``"decode"``: from
                 decode steps of ``batch_size`` rows; see `sere.eval.likelihoods`.
             device: As in lm-eval; None for a GPU if there is one.
+            quiet: Whether no warning says that nothing was re-routed, because the caller reads ``seen``.
+            seed: Seed of rules that draw.
             **options: Further arguments of lm-eval's ``hf``.
 
         Raises:
@@ -79,7 +83,7 @@ class SereLM(HFLM):  # type: ignore[misc]
         super().__init__(pretrained, device=device, **options)
         self._table = self._find(table if table is not None else source)
         check_settings([self._setting], self._table)
-        self._warned = False
+        self._warned, self._seed = quiet, seed
         self.seen: dict[str, dict[str, Any]] = {}
 
     def loglikelihood(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
@@ -126,7 +130,7 @@ class SereLM(HFLM):  # type: ignore[misc]
         pad = -1 if scoring else self.tokenizer.pad_token_id
         steps = self._rows() if scoring and self._decode else None
         with apply_setting(
-            self.model, self._setting, self._table, pad_token_id=pad, batch_size=steps
+            self.model, self._setting, self._table, seed=self._seed, pad_token_id=pad, batch_size=steps
         ) as handle:  # fmt: skip
             handle.quiet = True
             self._rows_at_once = 1 if steps is None else rows_at_once(self.model, steps, count)
@@ -196,3 +200,32 @@ def _setting_of(given: Mapping[str, Any] | PolicySpec | str | None) -> tuple[Pol
     spec = PolicySpec("sere", options)
     spec.policy_class.check_options(options)
     return spec, given.get("table")
+
+
+def models_of(
+    model: Any,
+    tokenizer: Any,
+    settings: Sequence[PolicySpec],
+    batch_size: int,
+    *,
+    table: SimilarityTable | None,
+    phases: str,
+    seed: int = 0,
+) -> Generator[tuple[PolicySpec, SereLM, Callable[[], dict[str, Any]]]]:
+    """Yield each setting with lm-eval's model that runs it, and what reads what re-routing did.
+
+    Args:
+        model: A causal language model of Transformers.
+        tokenizer: Its tokenizer.
+        settings: What to run.
+        batch_size: Rows of a step.
+        table: Similarities, for settings that need them.
+        phases: As for `SereLM`.
+        seed: Seed of rules that draw.
+    """
+    for setting in settings:
+        one = SereLM(
+            model, tokenizer=tokenizer, sere=setting, table=table, phases=phases, batch_size=batch_size,
+            device=str(model.device), quiet=True, seed=seed,
+        )  # fmt: skip
+        yield setting, one, lambda one=one: one.seen  # type: ignore[misc]

@@ -63,7 +63,9 @@ def write_tasks(
         ):
             data = folder / f"{made['task']}.jsonl"
             data.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
-            config = made | {"dataset_path": "json", "dataset_kwargs": {"data_files": {"test": str(data)}}}
+            # Beside the files: the user's cache of data sets is no place for what may be gone tomorrow.
+            kept = {"data_files": {"test": str(data)}, "cache_dir": str(folder / ".cache")}
+            config = made | {"dataset_path": "json", "dataset_kwargs": kept}
             # JSON is YAML.
             text = json.dumps(config, indent=2)
             (folder / f"{made['task']}.yaml").write_text(f"{text}\n", encoding="utf-8")

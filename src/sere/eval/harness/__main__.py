@@ -13,8 +13,9 @@ def main() -> None:
         MissingDependency: lm-eval is missing or too old.
     """
     check_version()
-    import sere.eval.harness.model  # noqa: F401
     from lm_eval.__main__ import cli_evaluate
+
+    import sere.eval.harness.model  # noqa: F401
 
     with known_as_vllm():
         cli_evaluate()

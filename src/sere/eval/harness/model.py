@@ -117,8 +117,8 @@ class SereLM(HFLM):  # type: ignore[misc]
         place = source or default_table(getattr(self.model, "name_or_path", None))
         if place is None:
             raise ConfigError(
-                f"table: setting {self._setting.label} needs a similarity table, none was given, and there is "
-                f"no {TABLE} in the model's folder; make one with sere calibrate"
+                f"table: setting {self._setting.label} needs a similarity table, none was given, and there "
+                f"is no {TABLE} in the model's folder; make one with sere calibrate"
             )
         return SimilarityTable.load(locate_table(place))
 

@@ -56,6 +56,6 @@ def check_kinds(kinds: Mapping[str, str], *, phases: str, engine: str, changes: 
         )
         raise ConfigError(
             f"--tasks {name_some(scored, separator=' ')}: log-likelihood tasks are scored in prefill, where "
-            "nothing is re-routed, so every setting would have the result of off and the difference would say "
-            f"nothing; {how}, or choose tasks that generate text"
+            "nothing is re-routed, so every setting would have the result of off and the difference would "
+            f"say nothing; {how}, or choose tasks that generate text"
         )

@@ -8,13 +8,23 @@ from typing import Any
 import pytest
 
 from sere.eval.harness.tasks import write_tasks
-from tests.support.checkpoints import save_checkpoint
+from tests.support.checkpoints import save_checkpoint, tiny_tokenizer
+from tests.support.vllm.models import save_model, table_of
 
 
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny model with a character-level tokenizer, and its table beside it."""
     return save_checkpoint(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="session")
+def vllm_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model that vLLM serves on a CPU, with that tokenizer, and its table beside it."""
+    path = save_model(tmp_path_factory.mktemp("vllm"), eos_token_id=1)
+    tiny_tokenizer().save_pretrained(path)
+    table_of(path).rename(path.parent / "table.safetensors")
+    return path
 
 
 @pytest.fixture(scope="session")

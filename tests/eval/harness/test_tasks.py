@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from sere.eval.harness.tasks import own_names, write_tasks
 from sere.eval.tasks import TASK_NAMES, questions
+
+
+def lines(path: Path) -> list[Any]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def test_all_ten_tasks_are_written_twice(tmp_path: Path) -> None:
@@ -17,7 +22,7 @@ def test_all_ten_tasks_are_written_twice(tmp_path: Path) -> None:
     for name in names:
         config = json.loads((tmp_path / f"{name}.yaml").read_text())
         assert config["task"] == name
-        rows = [json.loads(line) for line in Path(config["dataset_kwargs"]["data_files"]["test"]).open()]
+        rows = lines(Path(config["dataset_kwargs"]["data_files"]["test"]))
         task = name.removeprefix("sere_").removesuffix("_choice")
         asked = questions(task, split="test", count=3, seed=5)
         assert [row["prompt"] for row in rows] == [one.prompt for one in asked]
@@ -26,7 +31,7 @@ def test_all_ten_tasks_are_written_twice(tmp_path: Path) -> None:
 def test_the_right_choice_is_the_solution(tmp_path: Path) -> None:
     """The others differ from it, and its place varies."""
     write_tasks(tmp_path, tasks=["addition"], per_task=8)
-    rows = [json.loads(line) for line in (tmp_path / "sere_addition_choice.jsonl").open()]
+    rows = lines(tmp_path / "sere_addition_choice.jsonl")
     asked = questions("addition", split="test", count=8)
     assert [row["choices"][row["right"]] for row in rows] == [one.solution for one in asked]
     assert all(len(set(row["choices"])) == 4 for row in rows)

@@ -10,7 +10,7 @@ from typing import Any
 from sere.bundled import BUNDLED, knows_tasks
 from sere.cli.lm_eval_engines import on_transformers, on_vllm
 from sere.cli.lm_eval_tables import render
-from sere.cli.loading import add_model_arguments, add_table_argument, needed_table, table_file
+from sere.cli.loading import add_model_arguments, add_table_argument, needed_table, table_file, table_path
 from sere.cli.numbers import whole
 from sere.cli.output import add_json_flag, emit, say
 from sere.cli.parser import add_command, add_setting_argument
@@ -52,7 +52,9 @@ def add(subparsers: Any) -> None:
     parser = add_command(subparsers, "lm-eval", summary, run, details=_DETAILS, examples=_EXAMPLES)
     parser.add_argument("model", metavar="MODEL", help=f"a checkpoint folder, a hub name, or '{BUNDLED}'")
     parser.add_argument("--tasks", nargs="+", required=True, metavar="TASK", help="what to evaluate")
-    add_table_argument(parser, "the model's own")
+    add_table_argument(
+        parser, "the model's own; the bundled model is calibrated on its tasks' training texts if it has none"
+    )
     add_setting_argument(parser, _DEFAULT_SETTINGS, done="measured")
     parser.add_argument(
         "--batch-size", type=whole(1), nargs="+", default=[16], metavar="B",
@@ -80,6 +82,7 @@ def add(subparsers: Any) -> None:
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the complete result as JSON")
     add_model_arguments(parser)
     add_json_flag(parser)
+    parser.set_defaults(metric=None)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -90,8 +93,7 @@ def run(args: argparse.Namespace) -> int:
 
     settings = parse_specs(args.setting or _DEFAULT_SETTINGS)
     check_version()
-    needed = args.engine == "vllm" or any(setting.needs_table for setting in settings)
-    args.table = needed_table(args) if needed else None if args.table is None else table_file(args.table)
+    args.table = _find_table(args, any(setting.needs_table for setting in settings))
     if args.out is not None:
         keep_other_files(args.out, holds_json, "a record in JSON", read=(args.table,))
         check_writable(args.out)
@@ -113,6 +115,20 @@ def run(args: argparse.Namespace) -> int:
     if (why := why_nothing(record)) is not None:
         say(f"sere: warning: in no decode step of this run was anything re-routed: {why}")
     return 0
+
+
+def _find_table(args: argparse.Namespace, needed: bool) -> Path | None:
+    """Return the path of the table; None if none is needed, or one is made on the texts of sere's own tasks.
+
+    Raises:
+        ConfigError: The table is missing.
+    """
+    # An engine of vLLM starts with a table, whatever is measured in it.
+    if args.engine == "vllm" or (needed and not knows_tasks(args.model)):
+        return needed_table(args)
+    if needed:
+        return table_path(args)
+    return None if args.table is None else table_file(args.table)
 
 
 def _own(args: argparse.Namespace, stack: ExitStack) -> list[str]:

@@ -9,6 +9,7 @@ from typing import Any
 
 def on_transformers(args: argparse.Namespace, plan: Any, found: Any, partial: Path | None) -> dict[str, Any]:
     """Evaluate with a model of Transformers and return the record."""
+    from sere.cli.eval_engines import given_or_calibrated
     from sere.cli.loading import load
     from sere.engines.transformers import check_settings
     from sere.eval.digests import weights_digest
@@ -16,9 +17,10 @@ def on_transformers(args: argparse.Namespace, plan: Any, found: Any, partial: Pa
     from sere.eval.harness.run import evaluate_tasks
     from sere.eval.record import header_of_model
 
-    table = _load_table(args)
-    check_settings(plan.settings, table)
     model, tokenizer = load(args)
+    needed = any(setting.needs_table for setting in plan.settings)
+    table = given_or_calibrated(args, model, tokenizer) if needed or args.table is not None else None
+    check_settings(plan.settings, table)
     return evaluate_tasks(
         plan, found,
         lambda settings, B: models_of(
@@ -37,10 +39,11 @@ def on_vllm(args: argparse.Namespace, plan: Any, found: Any, partial: Path | Non
     from sere.eval.harness.vllm import engine_models
     from sere.eval.record import make_header
     from sere.integrations.vllm.start.versions import check_installed
+    from sere.table import SimilarityTable
 
     check_installed()
     log_vllm_to_stderr()
-    path, table = engine_checkpoint(args), _load_table(args)
+    path, table = engine_checkpoint(args), SimilarityTable.load(args.table)
     dtype = dtype_name(path, args.dtype, trust_remote_code=args.trust_remote_code)
     options: dict[str, Any] = {
         "dtype": dtype, "enforce_eager": True, "disable_log_stats": True, "enable_prefix_caching": False,
@@ -57,9 +60,3 @@ def on_vllm(args: argparse.Namespace, plan: Any, found: Any, partial: Path | Non
         weights=files_digest(path), checkpoint=partial,
     )  # fmt: skip
 
-
-def _load_table(args: argparse.Namespace) -> Any:
-    """Return the similarity table, or None if there is none."""
-    from sere.table import SimilarityTable
-
-    return None if args.table is None else SimilarityTable.load(args.table)

@@ -58,10 +58,11 @@ def test_the_command(
     record: Any = run_json(
         capsys, "lm-eval", vllm_checkpoint, "--engine", "vllm", "--tasks", "sere_reversal", "--include-path",
         folder, "--table", vllm_checkpoint.parent / "table.safetensors", "--dtype", "float32",
-        "--batch-size", 4, "--setting", "sere:select_top_k=1,active_experts=0", "--setting", "topk:select_top_k=1",
+        "--batch-size", 4, "--setting", "sere:select_top_k=1,active_experts=0",
+        "--setting", "topk:select_top_k=1",
     )  # fmt: skip
     off, one, other = record["cases"]
-    assert [case["setting"] for case in record["cases"]][0] == "off"
+    assert off["setting"] == "off"
     for case in (one, other):
         seen = case["requests"]["generate_until"]
         assert seen["nothing_changed"] is None

@@ -36,8 +36,9 @@ OLDEST := tests/integrations/transformers tests/public_cases tests/checkpoints t
 test-oldest: .venv-oldest/.ready ## with the oldest supported Transformers, what touches it, in an environment of its own
 	.venv-oldest/bin/python $(PYTEST) $(PARALLEL) $(OLDEST)
 
-test-vllm: .venv-vllm/.ready ## the tests with a real vLLM engine, in an environment of their own
-	.venv-vllm/bin/python -m pytest $(LAST_RESORT) -m vllm tests/integrations/vllm tests/engines tests/bench/vllm tests/benchmarks tests/eval/test_vllm_engines.py
+test-vllm: .venv-vllm/.ready ## the tests with a real vLLM engine or lm-eval, in an environment of their own
+	.venv-vllm/bin/python -m pytest $(LAST_RESORT) -m vllm tests/integrations/vllm tests/engines tests/bench/vllm tests/benchmarks tests/eval/test_vllm_engines.py tests/eval/harness
+	.venv-vllm/bin/python -m pytest $(LAST_RESORT) -m lm_eval tests/eval/harness tests/cli/test_lm_eval.py
 
 fuzz: .venv/.dev ## look for counterexamples to the property tests with fresh seeds; make fuzz SECONDS=300
 	PYTHONHASHSEED=random $(BIN)/python -m pytest -q -rfE --tb=short -p tests.support.fuzz -m hypothesis \

@@ -18,7 +18,7 @@ def on_transformers(args: argparse.Namespace, plan: Any, partial: Path | None) -
 
     model, tokenizer = load(args)
     needed = any(setting.needs_table for setting in plan.settings)
-    similarities = _table(args, model, tokenizer) if needed or args.table is not None else None
+    similarities = given_or_calibrated(args, model, tokenizer) if needed or args.table is not None else None
     return evaluate(model, tokenizer, plan, table=similarities, checkpoint=partial, progress=bar)
 
 
@@ -48,7 +48,7 @@ def on_vllm(args: argparse.Namespace, plan: Any, partial: Path | None) -> dict[s
         place = args.table if args.table is not None else Path(folder) / TABLE
         if args.table is None:
             model, _ = load(args)
-            _table(args, model, tokenizer).save(place)
+            given_or_calibrated(args, model, tokenizer).save(place)
             del model
         fixed = {"table": str(place), "select_top_k": 1, "log_seconds": 0}
         return evaluate_engine(
@@ -58,7 +58,7 @@ def on_vllm(args: argparse.Namespace, plan: Any, partial: Path | None) -> dict[s
         )  # fmt: skip
 
 
-def _table(args: argparse.Namespace, model: Any, tokenizer: Any) -> Any:
+def given_or_calibrated(args: argparse.Namespace, model: Any, tokenizer: Any) -> Any:
     """Return the similarity table: the file's or, for a model with sere's own tasks, one calibrated now."""
     if args.table is not None:
         from sere.table import SimilarityTable

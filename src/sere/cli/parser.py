@@ -13,7 +13,9 @@ from typing import Any, NoReturn
 from sere.cli.output import say, show
 from sere.errors import did_you_mean, name_some
 
-COMMANDS = ("calibrate", "table", "tune", "generate", "eval", "bench", "list", "demo", "doctor")
+COMMANDS = (
+    "calibrate", "table", "tune", "generate", "eval", "lm-eval", "bench", "list", "demo", "doctor",
+)  # fmt: skip
 
 _EXAMPLES = """examples:
   sere demo                                    calibrate, decode and compare on the bundled model
@@ -116,7 +118,7 @@ def build_parser() -> Parser:
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for name in COMMANDS:
-        import_module(f"sere.cli.{name}").add(subparsers)
+        import_module(f"sere.cli.{name.replace('-', '_')}").add(subparsers)
     return parser
 
 

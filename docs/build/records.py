@@ -21,6 +21,7 @@ RECOMMENDED = "sere"
 
 Record = Mapping[str, Any]
 
+
 def read_json(name: str) -> Any:
     """Return a record that is a file of its own."""
     return modernize(json.loads((RESULTS / name).read_text(encoding="utf-8")))

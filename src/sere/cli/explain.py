@@ -15,6 +15,7 @@ EXTRAS = {
     "cuda-core": ("cuda", "the CUDA kernel, on a machine with an NVIDIA GPU"),
     "pyarrow": ("data", "calibration texts from .parquet"),
     "datasets": ("datasets", "calibration texts from Hugging Face data sets"),
+    "plotly": ("report", "pages with plots: sere report, --report"),
     "matplotlib": ("plot", "pictures: sere table plot, sere tune --picture, sere demo"),
 }
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from sere.errors import SereError
 from sere.policies.spec import parse_spec
 from sere.report.cases import Quality, Timing
+from sere.report.collect import has_evidence
 from sere.report.curves import interval
 from sere.report.models import ModelPart
 from sere.table import Tier
@@ -54,7 +55,7 @@ def advise(part: ModelPart) -> Advice:
 
 def _of_tiers(part: ModelPart, found: Advice) -> str | None:
     """Add what the default tier, or the first one, reads and loses; return its setting."""
-    tiers = {tier.name: tier for tier in part.tiers if tier.evidence.get("by_batch_size")}
+    tiers = {tier.name: tier for tier in part.tiers if has_evidence(tier)}
     if not tiers:
         return None
     tier: Tier = tiers.get(DEFAULT_TIER) or next(iter(tiers.values()))
@@ -64,7 +65,9 @@ def _of_tiers(part: ModelPart, found: Advice) -> str | None:
          f"experts that a layer reads in steps of {rows} rows, tier {tier.name}"),
         (interval(cell["kl"]).partition(" (")[0], f"KL on held-out prompts, nats per token: {interval(cell['kl'])}"),
     ]  # fmt: skip
-    found.steps.append((f"Serve with the tier “{tier.name}”, which the table holds", _serve({"tier": tier.name})))
+    found.steps.append(
+        (f"Serve with the tier “{tier.name}”, which the table holds", _serve({"tier": tier.name}))
+    )
     return f"sere:tier={tier.name}"
 
 
@@ -75,8 +78,9 @@ def _of_answers(part: ModelPart, found: Advice) -> str | None:
         cases = [case for case in cases if case.setting.startswith("sere") and case.note is None]
         if not cases:
             continue
-        size = max(case.batch_size for case in cases)
-        cases = [case for case in cases if case.batch_size == size]
+        # What says most: the most questions, then the largest steps.
+        count, size = max((case.count, case.batch_size) for case in cases)
+        cases = [case for case in cases if (case.count, case.batch_size) == (count, size)]
         harmless = [case for case in cases if _harmless(case)]
         if not harmless:
             least = min(cases, key=lambda case: _loss(case))
@@ -94,7 +98,12 @@ def _of_answers(part: ModelPart, found: Advice) -> str | None:
             if measure == "right"
             else f"its KL stays below {ACCEPTED_KL} nats per token"
         )
-        found.steps.append((f"Use {best.setting}: of those measured, it reads the fewest experts while {why}", _serve_setting(best.setting)))
+        found.steps.append(
+            (
+                f"Use {best.setting}: of those measured, it reads the fewest experts while {why}",
+                _serve_setting(best.setting),
+            )
+        )
         if measure == "right" and (wide := _half(best)) > _WIDE:
             found.steps.append((
                 f"Ask more questions before you rely on it: with {best.count}, losses below {wide:.1f} points "
@@ -142,7 +151,9 @@ def _fastest(times: Sequence[Timing]) -> Timing | None:
     return max((one for one in known if (one.rows or 0) == most), key=lambda one: one.speedup["p50"])  # type: ignore[index]
 
 
-def _missing(part: ModelPart, setting: str | None, times: Sequence[Timing]) -> Iterator[tuple[str, str | None]]:
+def _missing(
+    part: ModelPart, setting: str | None, times: Sequence[Timing]
+) -> Iterator[tuple[str, str | None]]:
     """Yield what was not measured, with the command that measures it."""
     if times and all(one.random for one in times) and not part.answers:
         yield (
@@ -152,7 +163,10 @@ def _missing(part: ModelPart, setting: str | None, times: Sequence[Timing]) -> I
     elif not part.answers and not part.tiers:
         yield "Measure what re-routing costs", "sere eval MODEL --prompts prompts.txt"
     if not part.tiers:
-        yield "Find the fewest experts for a loss that you accept, layer by layer", "sere tune MODEL --prompts prompts.txt"
+        yield (
+            "Find the fewest experts for a loss that you accept, layer by layer",
+            "sere tune MODEL --prompts prompts.txt",
+        )
     if not any(not one.random for one in times):
         chosen = f" --setting {setting}" if setting else ""
         yield "Measure how much faster it is on your machine", f"sere bench serve MODEL{chosen}"

@@ -30,7 +30,12 @@ class Key:
         """Return which parts differ, in words, with both values."""
         return [
             f"{word} ({getattr(self, name)}; {getattr(other, name)})"
-            for name, word in (("model", "model"), ("texts", "texts"), ("machine", "machine"), ("way", "engine"))
+            for name, word in (
+                ("model", "model"),
+                ("texts", "texts"),
+                ("machine", "machine"),
+                ("way", "engine"),
+            )
             if getattr(self, name) != getattr(other, name)
         ]
 

@@ -10,6 +10,7 @@ from sere.errors import DataError, SereError
 from sere.provenance import describe_machine, describe_processor
 from sere.report.cases import Key, Quality, Timing
 from sere.report.read import Source
+from sere.table import Tier
 
 Record = Mapping[str, Any]
 
@@ -38,6 +39,8 @@ def collect(sources: Sequence[Source]) -> Collected:
     found = Collected(sources)
     for source in sources:
         try:
+            if source.table is None:
+                _check_provenance(source.record["provenance"])
             if source.kind == "sere-eval":
                 found.qualities += _evaluation(source)
             elif source.kind == "sere-demo":
@@ -67,12 +70,13 @@ def model_name(model: Record) -> str:
 def _evaluation(source: Source) -> Iterator[Quality]:
     record = source.record
     model, plan, made = record["model"], record["plan"], record["provenance"]
-    with_vllm = model.get("experts_implementation") == "vllm"
+    implementation = model.get("experts_implementation")
+    with_vllm = implementation == "vllm"
     key = Key(
         model=model_name(model),
         texts=_texts(plan),
         machine=describe_processor(made["machine"]),
-        way=f"{'vLLM' if with_vllm else 'Transformers'}, {model.get('dtype')}",
+        way=", ".join(["vLLM" if with_vllm else f"Transformers, {implementation}", str(model.get("dtype"))]),
     )
     table = record.get("table")
     of_table = f"{table['metric']}, {table['fingerprint'][:8]}" if table else ""
@@ -95,7 +99,8 @@ def _evaluation(source: Source) -> Iterator[Quality]:
 
 
 def _bounds(value: Record) -> dict[str, float | None]:
-    return {name: None if value[name] is None else float(value[name]) for name in ("value", "low", "high")}
+    bounds = {name: None if value[name] is None else float(value[name]) for name in ("low", "high")}
+    return {"value": float(value["value"]), **bounds}
 
 
 def _texts(plan: Record) -> str:
@@ -187,10 +192,36 @@ def _needed_spread(value: Any) -> dict[str, float]:
 
 
 def _check_tuning(record: Record) -> None:
-    for name in ("model", "measured", "layers", "tiers", "texts", "provenance"):
-        record[name]
     model_name(record["model"])
-    for tier in record["tiers"].values():
-        for cell in tier["evidence"]["by_batch_size"].values():
+    record["table"], record["model"]["num_experts"], record["model"]["top_k"]
+    for half in record["texts"].values():
+        half["prompts"], half["tokens"]
+    for cells in record["measured"].values():
+        for cell in cells.values():
             _bounds(cell["kl"])
-            float(cell["experts_before"]), float(cell["experts_after"])
+            float(cell["experts_after"])
+    for group in (record["layers"].get("sensitivities") or {}).get("layers", []):
+        [group[name] for name in ("layers", "sensitivity", "measured", "standard_error")]
+    for name, values in record["tiers"].items():
+        if not has_evidence(Tier.from_mapping(name, values)):
+            raise KeyError("by_batch_size")
+
+
+def has_evidence(tier: Tier) -> bool:
+    """Return whether a tier says what was measured of it at each batch size, as those of sere tune do.
+
+    Args:
+        tier: Of a record, or of a table.
+    """
+    cells = tier.evidence.get("by_batch_size")
+    needed = {"active_experts", "experts_before", "experts_after", "kl"}
+    return (
+        isinstance(cells, Mapping)
+        and bool(cells)
+        and all(needed <= {*cell} and {"value", "low", "high"} <= {*cell["kl"]} for cell in cells.values())
+    )
+
+
+def _check_provenance(made: Record) -> None:
+    describe_machine(made["machine"])
+    made["versions"].items(), made["utc"]

@@ -36,12 +36,14 @@ def draw_frontier(cases: Sequence[Quality]) -> Any:
         off = next((one for one in mine if one.setting == "off"), None)
         if off is not None and right:
             level = 100 * (off.value["value"] or 0)
-            figure.add_hline(level, line={"color": "var(--ink)", "width": 1, "dash": "dot"}, opacity=0.5, **at)
+            figure.add_hline(
+                level, line={"color": "var(--ink)", "width": 1, "dash": "dot"}, opacity=0.5, **at
+            )
     figure.update_xaxes(title_text="distinct experts per layer and step", rangemode="tozero")
     if right:
         figure.update_yaxes(title_text="right answers, %", col=1)
     else:
-        figure.update_yaxes(type="log", exponentformat="power", dtick=1)
+        figure.update_yaxes(type="log", exponentformat="power")
         figure.update_yaxes(title_text="KL from the unmodified model, nats per token", col=1)
     legend_once(figure)
     return figure
@@ -69,7 +71,7 @@ def _answers(line: Sequence[Quality], rule: str, looks: tuple[str, str], right: 
     return plotly().graph_objects.Scatter(
         x=[one.after for one in line], y=[value["value"] for value in values], name=rule,
         mode="lines+markers", error_y=bars(values, color), customdata=about, opacity=0.95,
-        line={"color": color, "width": 1.5, "dash": "dot" if color == "var(--muted)" else "solid"},
+        line={"color": color, "width": 2.6 if rule.startswith("sere") else 1.4, "dash": "dot" if color == "var(--muted)" else "solid"},
         marker={"color": color, "symbol": symbol, "size": 9, "line": {"color": color, "width": 2 * symbol.endswith("open")}},
         hovertemplate="<b>%{customdata[0]}</b><br>experts %{customdata[2]}<br>"
         f"{'right' if right else 'KL'} %{{customdata[1]}}%{{customdata[3]}}<extra></extra>",
@@ -110,10 +112,17 @@ def draw_speed(cases: Sequence[Timing]) -> Any:
         looks = color_of(setting, settings)
         timed = [one for one in line if one.speedup is not None]
         if setting != "off" and timed:
-            figure.add_trace(_times(timed, [one.speedup for one in timed], setting, looks, "times"), row=1, col=1)
+            figure.add_trace(
+                _times(timed, [one.speedup for one in timed], setting, looks, "times"), row=1, col=1
+            )
         figure.add_trace(_times(line, [one.ms for one in line], setting, looks, "ms"), row=1, col=2)
     figure.add_hline(1, line={"color": "var(--ink)", "width": 1, "dash": "dot"}, opacity=0.6, row=1, col=1)
-    figure.update_xaxes(title_text="rows of a step, or requests at once", type="log", tickvals=sizes, ticktext=[str(one) for one in sizes])
+    figure.update_xaxes(
+        title_text="rows of a step, or requests at once",
+        type="log",
+        tickvals=sizes,
+        ticktext=[str(one) for one in sizes],
+    )
     figure.update_yaxes(rangemode="tozero")
     legend_once(figure)
     return figure
@@ -135,4 +144,3 @@ def _times(
         hovertemplate=f"<b>{setting}</b><br>%{{customdata[0]}}: %{{y:.3g}} {unit}<br>"
         "experts %{customdata[1]}<extra></extra>",
     )  # fmt: skip
-

@@ -41,7 +41,9 @@ class Page:
             f'<script type="application/json" data-plot="plot{number}">{data}</script>'
         )
 
-    def numbers(self, rows: Iterable[Sequence[Any]], heads: Sequence[str], title: str = "The numbers") -> None:
+    def numbers(
+        self, rows: Iterable[Sequence[Any]], heads: Sequence[str], title: str = "The numbers"
+    ) -> None:
         """Add a table that is folded in."""
         self.add(f"<details><summary>{escape(title)}</summary>{table(rows, heads)}</details>")
 

@@ -19,7 +19,10 @@ _SCALE = "Viridis"
 
 
 def draw_tiers(
-    tiers: Sequence[Tier], experts: Mapping[int, int], slots: Mapping[int, int], sensitivities: Mapping[str, Any] | None
+    tiers: Sequence[Tier],
+    experts: Mapping[int, int],
+    slots: Mapping[int, int],
+    sensitivities: Mapping[str, Any] | None,
 ) -> Any:
     """Return M by layer and rows for each tier, and the layers' sensitivities where they were measured.
 
@@ -154,7 +157,10 @@ def draw_tuning(record: Mapping[str, Any]) -> Any:
     Args:
         record: Of ``sere tune``.
     """
-    titles = ["all layers alike, on the tuning prompts; stars: tiers, on held-out prompts", "experts that a tier reads, over rows"]
+    titles = [
+        "all layers alike, on the tuning prompts; stars: tiers, on held-out prompts",
+        "experts that a tier reads, over rows",
+    ]
     figure = grid(titles, height=380, most=2)
     go = plotly().graph_objects
     sizes = list(record["measured"])
@@ -189,13 +195,17 @@ def draw_tuning(record: Mapping[str, Any]) -> Any:
             ),
             row=1, col=2,
         )  # fmt: skip
-    before = {int(B): cell["experts_before"] for tier in record["tiers"].values() for B, cell in tier["evidence"]["by_batch_size"].items()}
+    before = {
+        int(B): cell["experts_before"]
+        for tier in record["tiers"].values()
+        for B, cell in tier["evidence"]["by_batch_size"].items()
+    }
     figure.add_trace(
         go.Scatter(x=list(before), y=list(before.values()), name="off", mode="lines+markers",
                    line={"color": INK, "dash": "dot"}, hovertemplate="off, %{x} rows: %{y:.1f} experts<extra></extra>"),
         row=1, col=2,
     )  # fmt: skip
-    figure.update_yaxes(type="log", dtick=1, exponentformat="power", title_text="KL, nats per token", row=1, col=1)
+    figure.update_yaxes(type="log", exponentformat="power", title_text="KL, nats per token", row=1, col=1)
     figure.update_xaxes(title_text="distinct experts per layer and step", row=1, col=1)
     figure.update_yaxes(rangemode="tozero", row=1, col=2)
     figure.update_xaxes(

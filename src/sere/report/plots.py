@@ -12,7 +12,7 @@ from sere.errors import MissingDependency, how_to_install
 # Colors are names of the page's style sheet, which has one value for light and one for dark; page.js puts
 # them in. The first is for off. Okabe-Ito's palette, so that any color vision tells them apart.
 INK = "var(--ink)"
-COLORS = tuple(f"var(--line{index})" for index in range(1, 9))
+COLORS = tuple(f"var(--line{index})" for index in range(1, 11))
 SYMBOLS = ("circle", "square", "triangle-up", "diamond", "pentagon", "x", "star", "triangle-down", "hexagon")
 # Controls: what they show is that similarity matters, so they stay in the background.
 CONTROLS = ("random", "drop")
@@ -71,7 +71,7 @@ def grid(titles: Sequence[str], *, height: int, most: int = MOST_COLUMNS, **opti
         most: Plots beside each other.
         **options: Further arguments of ``make_subplots``.
     """
-    columns = min(len(titles), most)
+    columns = _columns(titles, most)
     rows = ceil(len(titles) / columns)
     gap = 90 / (rows * height)
     options = {"horizontal_spacing": 0.06 if columns > 1 else 0.0, "vertical_spacing": gap} | options
@@ -82,8 +82,13 @@ def grid(titles: Sequence[str], *, height: int, most: int = MOST_COLUMNS, **opti
 
 def place(index: int, titles: Sequence[str], most: int = MOST_COLUMNS) -> dict[str, int]:
     """Return where a plot of a `grid` is, as the library's arguments."""
-    columns = min(len(titles), most)
+    columns = _columns(titles, most)
     return {"row": index // columns + 1, "col": index % columns + 1}
+
+
+def _columns(titles: Sequence[str], most: int) -> int:
+    """Return how many plots are beside each other: two rows of two are calmer than three and one."""
+    return 2 if len(titles) == 4 and most > 2 else min(len(titles), most)
 
 
 def style(figure: Any, height: int) -> None:
@@ -99,6 +104,7 @@ def style(figure: Any, height: int) -> None:
         hoverlabel={"bgcolor": "var(--card)", "bordercolor": "var(--muted)", "font": {"color": INK}, "align": "left"},
         legend={"orientation": "h", "yref": "container", "y": 0, "yanchor": "bottom", "x": 0},
         hovermode="closest",
+        modebar={"bgcolor": "rgba(0,0,0,0)", "color": "var(--muted)", "activecolor": INK},
     )  # fmt: skip
     figure.update_xaxes(**axis)
     figure.update_yaxes(**axis)

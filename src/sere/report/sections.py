@@ -80,7 +80,9 @@ def _add_answers(page: Page, measure: str, key: Key, cases: Sequence[Quality]) -
 
 def _add_tasks(page: Page, cases: Sequence[Quality]) -> None:
     """Add a table of right answers by task for each batch size, the largest open."""
-    page.heading(3, "By task", "Right answers, %. The darker, the more was lost against off at the same rows.")
+    page.heading(
+        3, "By task", "Right answers, %. The darker, the more was lost against off at the same rows."
+    )
     sizes = sorted({case.batch_size for case in cases}, reverse=True)
     for size in sizes:
         mine = [case for case in cases if case.batch_size == size and case.tasks]
@@ -108,7 +110,9 @@ def _percent(share: Mapping[str, Any], off: Mapping[str, Any] | None) -> Shaded:
 def _add_tuning(page: Page, source: Source) -> None:
     record = source.record
     texts = record["texts"]
-    counts = ", ".join(f"{half}: {one['prompts']} prompts, {one['tokens']} tokens" for half, one in texts.items())
+    counts = ", ".join(
+        f"{half}: {one['prompts']} prompts, {one['tokens']} tokens" for half, one in texts.items()
+    )
     page.heading(3, "The tuning: loss over experts", (
         f"{counts}. Dotted lines across: the loss that a tier accepts. Bars are 95 % intervals."
     ))  # fmt: skip
@@ -119,7 +123,9 @@ def _add_tuning(page: Page, source: Source) -> None:
         for name, tier in record["tiers"].items()
         for B, cell in tier["evidence"]["by_batch_size"].items()
     ]  # fmt: skip
-    page.numbers(rows, ["tier", "rows", "M", "experts", "fewer bytes", "KL, held-out prompts"], "The tiers in numbers")
+    page.numbers(
+        rows, ["tier", "rows", "M", "experts", "fewer bytes", "KL, held-out prompts"], "The tiers in numbers"
+    )
 
 
 def _add_times(page: Page, measure: str, key: Key, cases: Sequence[Timing]) -> None:
@@ -154,7 +160,9 @@ def _add_layers(page: Page, part: ModelPart) -> None:
             "M is the number of experts that a layer may read in a step. A layer that is more sensitive loses "
             "more per expert that it does not read."
         ))  # fmt: skip
-        page.plot(draw_tiers(part.tiers, experts, slots, sensitivities), "M by layer and rows; sensitivity by layer")
+        page.plot(
+            draw_tiers(part.tiers, experts, slots, sensitivities), "M by layer and rows; sensitivity by layer"
+        )
     seen: list[list[Quality]] = []
     for cases in part.answers.values():
         if any(case.layers for case in cases):

@@ -50,7 +50,7 @@ def test_a_measurement_writes_its_page(
     prompts, page = tmp_path / "prompts.txt", tmp_path / "page.html"
     prompts.write_text("add 1+2\nthe mill stood\n")
     argv = ("--table", similarities, "--batch-size", 2, "--setting", "sere", "--report", page)
-    out, err = run_text(capsys, "eval", checkpoint, "--prompts", prompts, "--max-new-tokens", 4, *argv)
+    _, err = run_text(capsys, "eval", checkpoint, "--prompts", prompts, "--max-new-tokens", 4, *argv)
     assert f"wrote {page}" in err
     text = page.read_text(encoding="utf-8")
     assert "The frontier: divergence" in text

@@ -52,10 +52,15 @@ def test_all_parts_are_drawn(tmp_path: Path) -> None:
     heads = re.findall(r"<h[23]>(.*?)</h[23]>", text)
     assert heads[:3] == ["What was measured", "On what", "What to do next"]
     wanted = [
-        "The frontier: right answers over experts", "By task", "The tuning: loss over experts",
-        "Speed: time per output token", "Layers: what each may read", "Similarity maps",
-        "The frontier: divergence from the unmodified model over experts", "Where the numbers come from",
-    ]  # fmt: skip
+        "The frontier: right answers over experts",
+        "By task",
+        "The tuning: loss over experts",
+        "Speed: time per output token",
+        "Layers: what each may read",
+        "Similarity maps",
+        "The frontier: divergence from the unmodified model over experts",
+        "Where the numbers come from",
+    ]
     assert set(wanted) <= {*heads}
     assert len(figures(text)) == 6
 
@@ -119,9 +124,16 @@ def test_a_browser_draws_every_plot_without_an_error(tmp_path: Path) -> None:
     page = tmp_path / "report.html"
     page.write_text(render(sources(tmp_path)), encoding="utf-8")
     command = [
-        "chromium", "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}",
-        "--enable-logging=stderr", "--virtual-time-budget=20000", "--dump-dom", f"file://{page}",
-    ]  # fmt: skip
+        "chromium",
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        f"--user-data-dir={tmp_path / 'profile'}",
+        "--enable-logging=stderr",
+        "--virtual-time-budget=20000",
+        "--dump-dom",
+        f"file://{page}",
+    ]
     run = subprocess.run(command, capture_output=True, text=True, check=True, timeout=200)
     drawn = re.findall(r'<div class="plot[^"]*js-plotly-plot', run.stdout)
     assert len(drawn) == 6

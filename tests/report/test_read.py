@@ -35,11 +35,16 @@ def test_records_lines_and_tables_are_told_apart(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "qualities", "timings"),
     [
-        ("eval.json", 20, 0), ("eval-vllm.json", 50, 0), ("eval-prompts.json", 4, 0), ("demo.json", 16, 16),
-        ("frontier-abacus.json", 23, 0), ("bench.jsonl", 0, 18), ("serve.jsonl", 0, 177),
+        ("eval.json", 20, 0),
+        ("eval-vllm.json", 50, 0),
+        ("eval-prompts.json", 4, 0),
+        ("demo.json", 16, 16),
+        ("frontier-abacus.json", 23, 0),
+        ("bench.jsonl", 0, 18),
+        ("serve.jsonl", 0, 177),
         ("serve_online.jsonl", 0, 24),
     ],
-)  # fmt: skip
+)
 def test_committed_records_of_all_formats_are_read(name: str, qualities: int, timings: int) -> None:
     """Also those with the names of earlier formats, each case of them."""
     found = collect(read_sources([RESULTS / name]))
@@ -68,7 +73,7 @@ def test_what_is_no_record_is_named(tmp_path: Path, text: str, said: str) -> Non
 
 def test_a_file_that_is_missing_or_no_text_is_named(tmp_path: Path) -> None:
     """A binary file, too."""
-    with pytest.raises(DataError, match="none.json: expected a file with records, but it does not exist"):
+    with pytest.raises(DataError, match=r"none\.json: expected a file with records, but it does not exist"):
         read_sources([tmp_path / "none.json"])
     (tmp_path / "bytes.bin").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(DataError, match="got a file that is not text"):
@@ -81,9 +86,7 @@ def test_a_record_without_a_part_is_refused_by_name(make: object) -> None:
     unused = {"format", "table", "speedup", "experts", "layers"}
     for name in make().keys() - unused:  # type: ignore[operator]
         record = {key: value for key, value in make().items() if key != name}  # type: ignore[operator]
-        with pytest.raises(
-            DataError, match=f"one.json: expected a complete record .* one with no '{name}'|batch|load"
-        ):
+        with pytest.raises(DataError, match=f"one.json: expected a complete record .* one with no '{name}'"):
             collect([source_of(record, "one.json")])
 
 

@@ -32,13 +32,19 @@ def add(subparsers: Any) -> None:
         "records", type=Path, nargs="+", metavar="RECORD", help="a record (.json, .jsonl) or a table (.sere)"
     )
     parser.add_argument(
-        "--out", type=Path, default=Path("report.html"), metavar="FILE",
+        "--out",
+        type=Path,
+        default=Path("report.html"),
+        metavar="FILE",
         help="the page (default: %(default)s)",
-    )  # fmt: skip
+    )
     parser.add_argument(
-        "--layer", type=whole(), nargs="+", metavar="N",
+        "--layer",
+        type=whole(),
+        nargs="+",
+        metavar="N",
         help="layers whose similarity maps are shown (default: six, from the first to the last)",
-    )  # fmt: skip
+    )
     add_json_flag(parser)
 
 

@@ -1,4 +1,4 @@
-"""The first screen's key numbers, and what to do next: derived from the measurements, with their intervals."""
+"""The first screen's key numbers, and what to do next, derived from the measurements."""
 
 from __future__ import annotations
 
@@ -61,10 +61,15 @@ def _of_tiers(part: ModelPart, found: Advice) -> str | None:
     tier: Tier = tiers.get(DEFAULT_TIER) or next(iter(tiers.values()))
     rows, cell = max(tier.evidence["by_batch_size"].items(), key=lambda item: int(item[0]))
     found.numbers += [
-        (f"{cell['experts_before']:.1f} → {cell['experts_after']:.1f}",
-         f"experts that a layer reads in steps of {rows} rows, tier {tier.name}"),
-        (interval(cell["kl"]).partition(" (")[0], f"KL on held-out prompts, nats per token: {interval(cell['kl'])}"),
-    ]  # fmt: skip
+        (
+            f"{cell['experts_before']:.1f} → {cell['experts_after']:.1f}",
+            f"experts that a layer reads in steps of {rows} rows, tier {tier.name}",
+        ),
+        (
+            interval(cell["kl"]).partition(" (")[0],
+            f"KL on held-out prompts, nats per token: {interval(cell['kl'])}",
+        ),
+    ]
     found.steps.append(
         (f"Serve with the tier “{tier.name}”, which the table holds", _serve({"tier": tier.name}))
     )
@@ -85,11 +90,15 @@ def _of_answers(part: ModelPart, found: Advice) -> str | None:
         if not harmless:
             least = min(cases, key=lambda case: _loss(case))
             found.numbers += _numbers(least)
-            found.steps.append((
-                f"No setting of sere that was measured is without a visible loss at {size} rows; the nearest is "
-                f"{least.setting}. Measure settings that read more experts", f"sere eval MODEL --batch-size {size} "
-                f"--setting sere:active_experts={round(least.after * 1.3)}",
-            ))  # fmt: skip
+            found.steps.append(
+                (
+                    f"No setting of sere that was measured is without a visible loss at {size} rows; "
+                    "the nearest is "
+                    f"{least.setting}. Measure settings that read more experts",
+                    f"sere eval MODEL --batch-size {size} "
+                    f"--setting sere:active_experts={round(least.after * 1.3)}",
+                )
+            )
             return least.setting
         best = min(harmless, key=lambda case: case.after)
         found.numbers += _numbers(best)
@@ -105,10 +114,14 @@ def _of_answers(part: ModelPart, found: Advice) -> str | None:
             )
         )
         if measure == "right" and (wide := _half(best)) > _WIDE:
-            found.steps.append((
-                f"Ask more questions before you rely on it: with {best.count}, losses below {wide:.1f} points "
-                "cannot be told from none; four times as many halve that", None,
-            ))  # fmt: skip
+            found.steps.append(
+                (
+                    f"Ask more questions before you rely on it: with {best.count}, "
+                    f"losses below {wide:.1f} points "
+                    "cannot be told from none; four times as many halve that",
+                    None,
+                )
+            )
         return best.setting
     return None
 
@@ -121,7 +134,8 @@ def _numbers(case: Quality) -> list[tuple[str, str]]:
     if case.difference is not None:
         text = f"points of right answers against off: {interval(case.difference, 100, '{:+.1f}')}"
         return [experts, (f"{100 * case.difference['value']:+.1f}", text)]
-    text = f"{'KL, nats per token' if case.measure == 'kl' else 'share of right answers'}: {interval(case.value)}"
+    what = "KL, nats per token" if case.measure == "kl" else "share of right answers"
+    text = f"{what}: {interval(case.value)}"
     return [experts, (f"{case.value['value']:.2g}", text)]
 
 
@@ -145,10 +159,7 @@ def _half(case: Quality) -> float:
 def _fastest(times: Sequence[Timing]) -> Timing | None:
     """Return the largest speedup of a sere setting at the most rows."""
     known = [one for one in times if one.speedup is not None and one.setting.startswith("sere")]
-    if not known:
-        return None
-    most = max(one.rows or 0 for one in known)
-    return max((one for one in known if (one.rows or 0) == most), key=lambda one: one.speedup["p50"])  # type: ignore[index]
+    return max(known, key=lambda one: (one.rows or 0, (one.speedup or {})["p50"]), default=None)
 
 
 def _missing(

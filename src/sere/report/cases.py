@@ -112,7 +112,7 @@ class Timing:
 
 
 def rule_of(setting: str) -> str:
-    """Return a setting without the number that moves it along its line: ``sere:active_experts=24`` is sere."""
+    """Return a setting without the number that moves it along its line: ``sere`` of ``sere:cap=8``."""
     kind, _, options = setting.partition(":")
     kept = [one for one in options.split(",") if one == "paper" or one.startswith("mode=")]
     return ", ".join([kind, *kept])

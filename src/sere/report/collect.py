@@ -86,16 +86,22 @@ def _evaluation(source: Source) -> Iterator[Quality]:
         if answers is None and "kl" not in case:
             raise KeyError("tasks")
         yield Quality(
-            source.name, key, case["setting"], int(case["batch_size"]),
-            float(experts["distinct_before"]), float(experts["distinct_after"]),
+            source.name,
+            key,
+            case["setting"],
+            int(case["batch_size"]),
+            float(experts["distinct_before"]),
+            float(experts["distinct_after"]),
             {one["index"]: one["distinct_after"] for one in experts.get("layers", [])},
             measure="kl" if answers is None else "right",
             value=_bounds(case["kl"] if answers is None else answers["share"]),
             difference=answers and answers.get("difference"),
             tasks={name: task for name, task in (case.get("tasks") or {}).items() if name != "all"},
             count=int(answers["n"] if answers else len(case["prompts"]["kl"])),
-            agreement=case.get("agreement"), table=of_table, note=case.get("nothing_changed"),
-        )  # fmt: skip
+            agreement=case.get("agreement"),
+            table=of_table,
+            note=case.get("nothing_changed"),
+        )
 
 
 def _bounds(value: Record) -> dict[str, float | None]:
@@ -118,9 +124,11 @@ def _demo_key(record: Record, *, timed: bool) -> Key:
     made = record["provenance"]
     describe = describe_machine if timed else describe_processor
     return Key(
-        str(record["model"]), "the demo's questions", describe(made["machine"]),
+        str(record["model"]),
+        "the demo's questions",
+        describe(made["machine"]),
         f"Transformers{_versions(made, timed)}, {record['experts_implementation']}, {record['dtype']}",
-    )  # fmt: skip
+    )
 
 
 def _demo_answers(source: Source) -> Iterator[Quality]:
@@ -129,10 +137,18 @@ def _demo_answers(source: Source) -> Iterator[Quality]:
     before = {case["batch_size"]: case["distinct_after"] for case in cases if case["setting"] == "off"}
     for case in cases:
         yield Quality(
-            source.name, key, case["setting"], int(case["batch_size"]), before[case["batch_size"]],
-            float(case["distinct_after"]), {}, measure="right", value=_bounds(case["share"]),
-            difference=case.get("difference"), count=int(case["n"]),
-        )  # fmt: skip
+            source.name,
+            key,
+            case["setting"],
+            int(case["batch_size"]),
+            before[case["batch_size"]],
+            float(case["distinct_after"]),
+            {},
+            measure="right",
+            value=_bounds(case["share"]),
+            difference=case.get("difference"),
+            count=int(case["n"]),
+        )
 
 
 def _demo_times(source: Source) -> Iterator[Timing]:
@@ -140,9 +156,18 @@ def _demo_times(source: Source) -> Iterator[Timing]:
     key = _demo_key(record, timed=True)
     for case in record["cases"]:
         yield Timing(
-            source.name, key, case["setting"], f"B={case['batch_size']}", int(case["batch_size"]),
-            case["speedup"], case["tpot_ms"], "tpot", None, float(case["distinct_after"]), random=False,
-        )  # fmt: skip
+            source.name,
+            key,
+            case["setting"],
+            f"B={case['batch_size']}",
+            int(case["batch_size"]),
+            case["speedup"],
+            case["tpot_ms"],
+            "tpot",
+            None,
+            float(case["distinct_after"]),
+            random=False,
+        )
 
 
 def _timing(source: Source) -> Timing:
@@ -151,7 +176,7 @@ def _timing(source: Source) -> Timing:
     random = subject["weights"] == "random"
     measure = record.get("measure", "tpot")
     ms = record["tpot_ms"] if measure == "tpot" else record["time_ms"]
-    rows = record.get("batch_size", record.get("concurrency"))
+    rows = record["concurrency"] if "concurrency" in record else record["batch_size"]
     load = record.get("load") or (f"{record['request_rate']}/s" if rows is None else f"B={rows}")
     experts = record.get("experts") or {}
     layers = f"{subject['layers']} layers{', random weights' if random else ''}"
@@ -160,12 +185,19 @@ def _timing(source: Source) -> Timing:
         Key(
             f"{subject['model']}, {layers}",
             f"prompts of {config.get('prompt')} tokens, {config.get('steps')} steps",
-            describe_machine(made["machine"]), _way(subject, config, made),
+            describe_machine(made["machine"]),
+            _way(subject, config, made),
         ),
-        record["setting"], str(load), None if rows is None else int(rows),
-        _spread(record.get("speedup")), _needed_spread(ms), measure,
-        experts.get("distinct_before"), experts.get("distinct_after"), random,
-    )  # fmt: skip
+        record["setting"],
+        str(load),
+        None if rows is None else int(rows),
+        _spread(record.get("speedup")),
+        _needed_spread(ms),
+        measure,
+        experts.get("distinct_before"),
+        experts.get("distinct_after"),
+        random,
+    )
 
 
 def _way(subject: Record, config: Record, made: Record) -> str:

@@ -69,13 +69,27 @@ def _answers(line: Sequence[Quality], rule: str, looks: tuple[str, str], right: 
         for one in line
     ]
     return plotly().graph_objects.Scatter(
-        x=[one.after for one in line], y=[value["value"] for value in values], name=rule,
-        mode="lines+markers", error_y=bars(values, color), customdata=about, opacity=0.95,
-        line={"color": color, "width": 2.6 if rule.startswith("sere") else 1.4, "dash": "dot" if color == "var(--muted)" else "solid"},
-        marker={"color": color, "symbol": symbol, "size": 9, "line": {"color": color, "width": 2 * symbol.endswith("open")}},
+        x=[one.after for one in line],
+        y=[value["value"] for value in values],
+        name=rule,
+        mode="lines+markers",
+        error_y=bars(values, color),
+        customdata=about,
+        opacity=0.95,
+        line={
+            "color": color,
+            "width": 2.6 if rule.startswith("sere") else 1.4,
+            "dash": "dot" if color == "var(--muted)" else "solid",
+        },
+        marker={
+            "color": color,
+            "symbol": symbol,
+            "size": 9,
+            "line": {"color": color, "width": 2 * symbol.endswith("open")},
+        },
         hovertemplate="<b>%{customdata[0]}</b><br>experts %{customdata[2]}<br>"
         f"{'right' if right else 'KL'} %{{customdata[1]}}%{{customdata[3]}}<extra></extra>",
-    )  # fmt: skip
+    )
 
 
 def _lost(case: Quality) -> str:
@@ -133,14 +147,23 @@ def _times(
 ) -> Any:
     color, symbol = looks
     about = [
-        [one.load, f"{one.before:.1f} > {one.after:.1f}" if one.before is not None and one.after is not None else "not counted"]
+        [
+            one.load,
+            f"{one.before:.1f} > {one.after:.1f}"
+            if one.before is not None and one.after is not None
+            else "not counted",
+        ]
         for one in line
-    ]  # fmt: skip
+    ]
     return plotly().graph_objects.Scatter(
-        x=[one.rows for one in line], y=[one["p50"] for one in spreads], name=setting,
-        mode="lines+markers", error_y=bars(spreads, color, ("p20", "p50", "p80")), customdata=about,
+        x=[one.rows for one in line],
+        y=[one["p50"] for one in spreads],
+        name=setting,
+        mode="lines+markers",
+        error_y=bars(spreads, color, ("p20", "p50", "p80")),
+        customdata=about,
         line={"color": color, "width": 1.8, "dash": "dot" if setting.startswith("replay") else "solid"},
         marker={"color": color, "symbol": symbol, "size": 8},
         hovertemplate=f"<b>{setting}</b><br>%{{customdata[0]}}: %{{y:.3g}} {unit}<br>"
         "experts %{customdata[1]}<extra></extra>",
-    )  # fmt: skip
+    )

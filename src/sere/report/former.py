@@ -8,7 +8,7 @@ from typing import Any
 from sere.policies.former_labels import normalize_label
 
 REPLAY = "replay "
-"""Before the name of a setting: the same re-routed ids, recorded before, without the work of computing them."""
+"""Before the name of a setting: its re-routed ids, recorded before, without the work of computing them."""
 
 # Keys of older records.
 _KEYS = {

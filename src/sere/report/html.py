@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from html import escape
 from itertools import count
 from typing import Any
@@ -59,28 +60,25 @@ def table(rows: Iterable[Sequence[Any]], heads: Sequence[str]) -> str:
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
-class Shaded(str):
-    """A cell whose background says how much was lost."""
+@dataclass(frozen=True, slots=True)
+class Shaded:
+    """A cell whose background says how much was lost.
 
-    __slots__ = ("strength",)
+    Attributes:
+        text: What it says.
+        strength: From -1, lost, to 1, gained; what is beyond counts as these.
+    """
 
-    def __new__(cls, text: str, strength: float) -> Shaded:
-        """Make a cell.
-
-        Args:
-            text: What it says.
-            strength: From -1, lost, to 1, gained.
-        """
-        made = super().__new__(cls, text)
-        made.strength = max(-1.0, min(1.0, strength))
-        return made
+    text: str
+    strength: float
 
 
 def _cell(value: Any) -> str:
-    text = "–" if value is None else escape(str(value))
+    shown = value.text if isinstance(value, Shaded) else value
+    text = "–" if shown is None else escape(str(shown))
     number = ' class="n"' if text[:1].isdigit() or text[:1] in "+-−" else ""
     if isinstance(value, Shaded) and value.strength:
         color = "var(--lost)" if value.strength < 0 else "var(--gained)"
-        share = round(60 * abs(value.strength))
+        share = round(60 * min(1.0, abs(value.strength)))
         return f'<td{number} style="background:color-mix(in srgb, {color} {share}%, transparent)">{text}</td>'
     return f"<td{number}>{text}</td>"

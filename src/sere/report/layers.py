@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sere.errors import ConfigError, name_some
-from sere.reroute.limits import LIMIT_ROWS, active_by_rows
 from sere.report.cases import Quality
 from sere.report.curves import interval
 from sere.report.plots import COLORS, INK, SYMBOLS, bars, grid, legend_once, place, plotly
+from sere.reroute.constants import LIMIT_ROWS
+from sere.reroute.limits import active_by_rows
 from sere.table import SimilarityTable, Tier
 from sere.table.plot import evenly, order
 
@@ -46,12 +47,19 @@ def draw_tiers(
         values = [[found[layer][min(B, LIMIT_ROWS) - 1] for layer in found] for B in rows]
         figure.add_trace(
             plotly().graph_objects.Heatmap(
-                x=[str(layer) for layer in found], y=[f"{B} rows" for B in rows], z=values, zmin=0, zmax=most,
-                coloraxis="coloraxis", texttemplate="%{z}" if len(found) <= 16 else None, xgap=1, ygap=1,
+                x=[str(layer) for layer in found],
+                y=[f"{B} rows" for B in rows],
+                z=values,
+                zmin=0,
+                zmax=most,
+                coloraxis="coloraxis",
+                texttemplate="%{z}" if len(found) <= 16 else None,
+                xgap=1,
+                ygap=1,
                 hovertemplate="layer %{x}, %{y}<br>M = %{z} of " + str(most) + "<extra></extra>",
             ),
             **place(index, titles, 2),
-        )  # fmt: skip
+        )
     if sensitivities is not None:
         _add_sensitivities(figure, sensitivities, place(len(tiers), titles, 2))
     figure.update_xaxes(title_text="layer", type="category", showgrid=False)
@@ -73,12 +81,18 @@ def _add_sensitivities(figure: Any, sensitivities: Mapping[str, Any], at: Mappin
             y=[group["sensitivity"] for group in groups],
             customdata=[[group["measured"], group["standard_error"]] for group in groups],
             marker={"color": COLORS[0]},
-            error_y={"type": "data", "array": [group["standard_error"] for group in groups], "color": INK, "thickness": 1, "width": 3},
+            error_y={
+                "type": "data",
+                "array": [group["standard_error"] for group in groups],
+                "color": INK,
+                "thickness": 1,
+                "width": 3,
+            },
             hovertemplate="layer %{x}<br>sensitivity %{y:.2f}<br>measured %{customdata[0]:.2f}, "
             "standard error %{customdata[1]:.2f}<extra></extra>",
         ),
         **at,
-    )  # fmt: skip
+    )
 
 
 def _color_axis(title: str, low: float, high: float) -> dict[str, Any]:
@@ -101,11 +115,16 @@ def draw_layer_use(cases: Sequence[Quality]) -> Any:
     figure = grid(titles, height=80 + 24 * len(shown), most=1)
     figure.add_trace(
         plotly().graph_objects.Heatmap(
-            x=[str(index) for index in layers], y=[case.setting for case in shown], z=values,
-            coloraxis="coloraxis", texttemplate="%{z:.0f}" if len(layers) <= 24 else None, xgap=1, ygap=1,
+            x=[str(index) for index in layers],
+            y=[case.setting for case in shown],
+            z=values,
+            coloraxis="coloraxis",
+            texttemplate="%{z:.0f}" if len(layers) <= 24 else None,
+            xgap=1,
+            ygap=1,
             hovertemplate="<b>%{y}</b><br>layer %{x}: %{z:.1f} experts<extra></extra>",
         )
-    )  # fmt: skip
+    )
     known = [value for row in values for value in row if value is not None]
     figure.update_xaxes(title_text="layer", type="category", showgrid=False)
     figure.update_yaxes(showgrid=False, automargin=True)
@@ -140,11 +159,13 @@ def draw_maps(table: SimilarityTable, layers: Sequence[int] | None = None) -> An
         figure.add_trace(
             plotly().graph_objects.Heatmap(
                 z=[[None if value != value else round(value, 3) for value in row] for row in values],
-                x=names, y=names, coloraxis="coloraxis",
+                x=names,
+                y=names,
+                coloraxis="coloraxis",
                 hovertemplate="%{y} replaced by %{x}<br>similarity %{z:.3f}<extra></extra>",
             ),
             **place(position, titles),
-        )  # fmt: skip
+        )
     figure.update_xaxes(showticklabels=False, showgrid=False)
     figure.update_yaxes(showticklabels=False, showgrid=False, autorange="reversed")
     figure.update_layout(coloraxis=_color_axis("similarity", 0, 1), showlegend=False)
@@ -175,52 +196,82 @@ def draw_tuning(record: Mapping[str, Any]) -> Any:
         color = COLORS[(len(sizes) + index) % len(COLORS)]
         figure.add_trace(
             go.Scatter(
-                x=[cell["experts_after"] for cell in found.values()], y=[cell["kl"]["value"] for cell in found.values()],
-                customdata=about, name=f"tier {name}", mode="markers",
-                marker={"symbol": "star", "size": 13, "color": color, "line": {"color": "var(--card)", "width": 1}},
+                x=[cell["experts_after"] for cell in found.values()],
+                y=[cell["kl"]["value"] for cell in found.values()],
+                customdata=about,
+                name=f"tier {name}",
+                mode="markers",
+                marker={
+                    "symbol": "star",
+                    "size": 13,
+                    "color": color,
+                    "line": {"color": "var(--card)", "width": 1},
+                },
                 hovertemplate="<b>tier %{customdata[0]}</b>, %{customdata[1]} rows, held-out prompts<br>"
                 "experts %{x:.1f}<br>KL %{customdata[2]}<extra></extra>",
             ),
-            row=1, col=1,
-        )  # fmt: skip
+            row=1,
+            col=1,
+        )
         accepted = tier["evidence"].get("accepted_kl")
         if accepted:
             figure.add_hline(accepted, line={"color": color, "width": 1, "dash": "dot"}, row=1, col=1)
         cells = tier["evidence"]["by_batch_size"]
         figure.add_trace(
             go.Scatter(
-                x=[int(B) for B in cells], y=[cell["experts_after"] for cell in cells.values()],
-                name=f"tier {name}", mode="lines+markers", line={"color": color, "width": 2}, marker={"size": 8},
+                x=[int(B) for B in cells],
+                y=[cell["experts_after"] for cell in cells.values()],
+                name=f"tier {name}",
+                mode="lines+markers",
+                line={"color": color, "width": 2},
+                marker={"size": 8},
                 hovertemplate=f"<b>tier {name}</b><br>%{{x}} rows: %{{y:.1f}} experts<extra></extra>",
             ),
-            row=1, col=2,
-        )  # fmt: skip
+            row=1,
+            col=2,
+        )
     before = {
         int(B): cell["experts_before"]
         for tier in record["tiers"].values()
         for B, cell in tier["evidence"]["by_batch_size"].items()
     }
     figure.add_trace(
-        go.Scatter(x=list(before), y=list(before.values()), name="off", mode="lines+markers",
-                   line={"color": INK, "dash": "dot"}, hovertemplate="off, %{x} rows: %{y:.1f} experts<extra></extra>"),
-        row=1, col=2,
-    )  # fmt: skip
+        go.Scatter(
+            x=list(before),
+            y=list(before.values()),
+            name="off",
+            mode="lines+markers",
+            line={"color": INK, "dash": "dot"},
+            hovertemplate="off, %{x} rows: %{y:.1f} experts<extra></extra>",
+        ),
+        row=1,
+        col=2,
+    )
     figure.update_yaxes(type="log", exponentformat="power", title_text="KL, nats per token", row=1, col=1)
     figure.update_xaxes(title_text="distinct experts per layer and step", row=1, col=1)
     figure.update_yaxes(rangemode="tozero", row=1, col=2)
     figure.update_xaxes(
-        title_text="rows of a decode step", type="log", tickvals=list(before), ticktext=list(map(str, before)), row=1, col=2
-    )  # fmt: skip
+        title_text="rows of a decode step",
+        type="log",
+        tickvals=list(before),
+        ticktext=list(map(str, before)),
+        row=1,
+        col=2,
+    )
     legend_once(figure)
     return figure
 
 
 def _losses(cells: Sequence[tuple[str, Mapping[str, Any]]], name: str, color: str, symbol: str) -> Any:
     return plotly().graph_objects.Scatter(
-        x=[cell["experts_after"] for _, cell in cells], y=[cell["kl"]["value"] for _, cell in cells],
-        error_y=bars([cell["kl"] for _, cell in cells], color), name=name, mode="lines+markers",
+        x=[cell["experts_after"] for _, cell in cells],
+        y=[cell["kl"]["value"] for _, cell in cells],
+        error_y=bars([cell["kl"] for _, cell in cells], color),
+        name=name,
+        mode="lines+markers",
         customdata=[[M, interval(cell["kl"])] for M, cell in cells],
-        line={"color": color, "width": 1.4}, marker={"color": color, "symbol": symbol, "size": 7},
+        line={"color": color, "width": 1.4},
+        marker={"color": color, "symbol": symbol, "size": 7},
         hovertemplate=f"<b>M = %{{customdata[0]}}</b>, {name}<br>experts %{{x:.1f}}<br>"
         "KL %{customdata[1]}<extra></extra>",
-    )  # fmt: skip
+    )

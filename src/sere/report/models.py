@@ -50,8 +50,9 @@ class ModelPart:
                 keys = [key for other, key in groups if other == measure]
                 parts = dict.fromkeys(part for key in keys[1:] for part in _parts(keys[0], key))
                 if parts:
+                    what = names.get(measure, f"times ({measure})")
                     found.append(
-                        f"{self.name}: {len(keys)} measurements of {names.get(measure, f'times ({measure})')} "
+                        f"{self.name}: {len(keys)} measurements of {what} "
                         f"cannot be compared and are shown apart, because they differ in {', '.join(parts)}."
                     )
         return found + self._other_digests() + self._other_tables()

@@ -85,7 +85,7 @@ def _first_screen(page: Page, parts: Sequence[ModelPart], sources: Sequence[Sour
     if numbers:
         page.add(f'<dl class="numbers">{"".join(numbers)}</dl>')
     steps = [
-        f"<li>{escape(text)}.{_of(part, parts)}{f'<pre><code>{escape(command)}</code></pre>' if command else ''}</li>"
+        f"<li>{escape(text)}.{_of(part, parts)}{_code(command)}</li>"
         for part, one in advice
         # Of many models, the first step of each is what the first screen has room for.
         for text, command in (one.steps if len(parts) == 1 else one.steps[:1])
@@ -101,8 +101,13 @@ def _first_screen(page: Page, parts: Sequence[ModelPart], sources: Sequence[Sour
         )
     if warnings:
         page.add(
-            f'<div class="warning" role="note"><strong>Not everything here can be compared.</strong><ul>{_items(warnings)}</ul></div>'
+            f'<div class="warning" role="note"><strong>Not everything here can be compared.</strong>'
+            f"<ul>{_items(warnings)}</ul></div>"
         )
+
+
+def _code(command: str | None) -> str:
+    return "" if command is None else f"<pre><code>{escape(command)}</code></pre>"
 
 
 def _of(part: ModelPart, parts: Sequence[ModelPart]) -> str:
@@ -122,11 +127,13 @@ def _measured(parts: Sequence[ModelPart]) -> list[str]:
             what = "Right answers" if measure == "right" else "Divergence from the unmodified model"
             sizes = _list(sorted({case.batch_size for case in answers}))
             found.append(
-                f"{what} of {key.model} with {len(settings_of(answers))} settings, in steps of {sizes} rows: {key.texts}"
+                f"{what} of {key.model} with {len(settings_of(answers))} settings, "
+                f"in steps of {sizes} rows: {key.texts}"
             )
         for source in part.tunings:
             found.append(
-                f"The fewest experts of {part.name} for an accepted loss: tiers {', '.join(source.record['tiers'])}"
+                f"The fewest experts of {part.name} for an accepted loss: "
+                f"tiers {_list(source.record['tiers'])}"
             )
         for (measure, key), times in part.times.items():
             loads = _list(dict.fromkeys(case.load for case in times))
@@ -176,6 +183,7 @@ def _where(sources: Sequence[Source]) -> list[str]:
         if source.table is not None:
             identity = source.table.identity
             found.append(
-                f"Table {source.name}: {identity.name}, {source.table.num_experts} experts a layer, {source.table.calibration_tokens:,} calibration tokens"
+                f"Table {source.name}: {identity.name}, {source.table.num_experts} experts "
+                f"a layer, {source.table.calibration_tokens:,} calibration tokens"
             )
     return found

@@ -94,18 +94,29 @@ def _columns(titles: Sequence[str], most: int) -> int:
 def style(figure: Any, height: int) -> None:
     """Give a figure the page's looks."""
     axis = {
-        "gridcolor": "var(--grid)", "linecolor": "var(--grid)", "zeroline": False, "ticks": "",
+        "gridcolor": "var(--grid)",
+        "linecolor": "var(--grid)",
+        "zeroline": False,
+        "ticks": "",
         "title": {"font": {"size": 12}, "standoff": 8},
-    }  # fmt: skip
+    }
     figure.update_layout(
-        template="none", height=height + 90, margin={"l": 56, "r": 12, "t": 36, "b": 90},
-        paper_bgcolor="rgba(0,0,0,0)", plot_bgcolor="rgba(0,0,0,0)",
+        template="none",
+        height=height + 90,
+        margin={"l": 56, "r": 12, "t": 36, "b": 90},
+        paper_bgcolor="rgba(0,0,0,0)",
+        plot_bgcolor="rgba(0,0,0,0)",
         font={"family": "system-ui, sans-serif", "size": 12, "color": INK},
-        hoverlabel={"bgcolor": "var(--card)", "bordercolor": "var(--muted)", "font": {"color": INK}, "align": "left"},
+        hoverlabel={
+            "bgcolor": "var(--card)",
+            "bordercolor": "var(--muted)",
+            "font": {"color": INK},
+            "align": "left",
+        },
         legend={"orientation": "h", "yref": "container", "y": 0, "yanchor": "bottom", "x": 0},
         hovermode="closest",
         modebar={"bgcolor": "rgba(0,0,0,0)", "color": "var(--muted)", "activecolor": INK},
-    )  # fmt: skip
+    )
     figure.update_xaxes(**axis)
     figure.update_yaxes(**axis)
     figure.update_annotations(font={"size": 12, "color": "var(--muted)"})
@@ -121,10 +132,18 @@ def bars(values: Sequence[Any], color: str, names: tuple[str, str, str] = ("low"
     """
     low, middle, high = names
     return {
-        "type": "data", "symmetric": False, "thickness": 1, "width": 3, "color": color,
-        "array": [max(0.0, (one[middle] if one[high] is None else one[high]) - one[middle]) for one in values],
-        "arrayminus": [max(0.0, one[middle] - (one[middle] if one[low] is None else one[low])) for one in values],
-    }  # fmt: skip
+        "type": "data",
+        "symmetric": False,
+        "thickness": 1,
+        "width": 3,
+        "color": color,
+        "array": [
+            max(0.0, (one[middle] if one[high] is None else one[high]) - one[middle]) for one in values
+        ],
+        "arrayminus": [
+            max(0.0, one[middle] - (one[middle] if one[low] is None else one[low])) for one in values
+        ],
+    }
 
 
 def legend_once(figure: Any) -> None:

@@ -42,10 +42,16 @@ def add_model(page: Page, part: ModelPart, layers: Sequence[int] | None) -> None
         _add_times(page, measure, key, times)
     _add_layers(page, part)
     for name, similarities in part.tables:
-        page.heading(3, "Similarity maps", (
-            f"{name}, metric {similarities.metric}, {similarities.calibration_tokens:,} calibration tokens. Bright: "
-            "one expert can stand in for the other. Alike experts are side by side; empty cells are not known."
-        ))  # fmt: skip
+        page.heading(
+            3,
+            "Similarity maps",
+            (
+                f"{name}, metric {similarities.metric}, "
+                f"{similarities.calibration_tokens:,} calibration tokens. "
+                "Bright: one expert can stand in for the other. "
+                "Alike experts are side by side; empty cells are not known."
+            ),
+        )
         page.plot(draw_maps(similarities, layers), "similarity of experts, one map per layer")
 
 
@@ -56,24 +62,43 @@ def _about(key: Key) -> str:
 def _add_answers(page: Page, measure: str, key: Key, cases: Sequence[Quality]) -> None:
     right = measure == "right"
     better = "up and to the left" if right else "down and to the left"
-    page.heading(3, f"The frontier: {NAMES[measure]} over experts", (
-        f"{_about(key)} Better is {better}: fewer experts are read for the same result. Bars are 95 % intervals. "
-        "Point at a marker to see the setting."
-    ))  # fmt: skip
+    page.heading(
+        3,
+        f"The frontier: {NAMES[measure]} over experts",
+        (
+            f"{_about(key)} Better is {better}: fewer experts are read for the same result. "
+            "Bars are 95 % intervals. "
+            "Point at a marker to see the setting."
+        ),
+    )
     page.plot(draw_frontier(cases), f"{NAMES[measure]} over distinct experts, one line per rule")
     page.numbers(
         (
             [
-                case.setting, case.table or None, case.batch_size, f"{case.before:.1f} > {case.after:.1f}",
+                case.setting,
+                case.table or None,
+                case.batch_size,
+                f"{case.before:.1f} > {case.after:.1f}",
                 interval(case.value, 100 if right else 1),
-                (case.difference and interval(case.difference, 100, "{:+.1f}")) if right
+                (case.difference and interval(case.difference, 100, "{:+.1f}"))
+                if right
                 else case.agreement and interval(case.agreement, 100),
-                case.note, case.source,
+                case.note,
+                case.source,
             ]
             for case in cases
         ),
-        ["setting", "table", "rows", "experts", "right, %" if right else "KL", "points against off" if right else "same token, %", "note", "file"],
-    )  # fmt: skip
+        [
+            "setting",
+            "table",
+            "rows",
+            "experts",
+            "right, %" if right else "KL",
+            "points against off" if right else "same token, %",
+            "note",
+            "file",
+        ],
+    )
     if any(len(case.tasks) > 1 for case in cases):
         _add_tasks(page, cases)
 
@@ -92,11 +117,17 @@ def _add_tasks(page: Page, cases: Sequence[Quality]) -> None:
         rows = [
             [
                 case.setting if "(" not in names[id(case)] else f"{case.setting} ({case.table})",
-                f"{case.after:.1f}", _percent(case.value, off and off.value),
-                *(_percent(case.tasks[name]["share"], off and off.tasks[name]["share"]) if name in case.tasks else None for name in tasks),
+                f"{case.after:.1f}",
+                _percent(case.value, off.value if off else None),
+                *(
+                    _percent(case.tasks[name]["share"], off.tasks[name]["share"] if off else None)
+                    if name in case.tasks
+                    else None
+                    for name in tasks
+                ),
             ]
             for case in mine
-        ]  # fmt: skip
+        ]
         text = table(rows, ["setting", "experts", "all", *tasks])
         state = " open" if size == sizes[0] else ""
         page.add(f"<details{state}><summary>steps of {size} rows</summary>{text}</details>")
@@ -113,16 +144,24 @@ def _add_tuning(page: Page, source: Source) -> None:
     counts = ", ".join(
         f"{half}: {one['prompts']} prompts, {one['tokens']} tokens" for half, one in texts.items()
     )
-    page.heading(3, "The tuning: loss over experts", (
-        f"{counts}. Dotted lines across: the loss that a tier accepts. Bars are 95 % intervals."
-    ))  # fmt: skip
+    page.heading(
+        3,
+        "The tuning: loss over experts",
+        (f"{counts}. Dotted lines across: the loss that a tier accepts. Bars are 95 % intervals."),
+    )
     page.plot(draw_tuning(record), "measured divergence over experts, and experts over rows by tier")
     rows = [
-        [name, B, cell["active_experts"], f"{cell['experts_before']:.1f} > {cell['experts_after']:.1f}",
-         f"{cell['bytes_ratio']:.2f}x" if "bytes_ratio" in cell else None, interval(cell["kl"])]
+        [
+            name,
+            B,
+            cell["active_experts"],
+            f"{cell['experts_before']:.1f} > {cell['experts_after']:.1f}",
+            f"{cell['bytes_ratio']:.2f}x" if "bytes_ratio" in cell else None,
+            interval(cell["kl"]),
+        ]
         for name, tier in record["tiers"].items()
         for B, cell in tier["evidence"]["by_batch_size"].items()
-    ]  # fmt: skip
+    ]
     page.numbers(
         rows, ["tier", "rows", "M", "experts", "fewer bytes", "KL, held-out prompts"], "The tiers in numbers"
     )
@@ -131,35 +170,59 @@ def _add_tuning(page: Page, source: Source) -> None:
 def _add_times(page: Page, measure: str, key: Key, cases: Sequence[Timing]) -> None:
     what = {"tpot": "time per output token", "ttft": "time to the first token"}.get(measure, measure)
     random = " Weights are random: times are those of the published layer shapes; answers mean nothing."
-    page.heading(3, f"Speed: {what}", (
-        f"{key.model}; {_about(key)} Medians, with bars from the 20th to the 80th percentile."
-        f"{random if any(case.random for case in cases) else ''}"
-    ))  # fmt: skip
+    page.heading(
+        3,
+        f"Speed: {what}",
+        (
+            f"{key.model}; {_about(key)} Medians, with bars from the 20th to the 80th percentile."
+            f"{random if any(case.random for case in cases) else ''}"
+        ),
+    )
     drawn = [case for case in cases if case.rows is not None]
     if drawn:
         page.plot(draw_speed(drawn), f"{what} and speedup over batch size, one line per setting")
     page.numbers(
         (
             [
-                case.setting, case.load, *(f"{case.ms[name]:.2f}" for name in ("p20", "p50", "p80")),
+                case.setting,
+                case.load,
+                *(f"{case.ms[name]:.2f}" for name in ("p20", "p50", "p80")),
                 *(case.speedup and f"{case.speedup[name]:.3f}" for name in ("p20", "p50", "p80")),
-                None if case.before is None or case.after is None else f"{case.before:.1f} > {case.after:.1f}",
+                None
+                if case.before is None or case.after is None
+                else f"{case.before:.1f} > {case.after:.1f}",
                 case.source,
             ]
             for case in cases
         ),
-        ["setting", "load", "ms: 20 %", "median", "80 %", "times as fast: 20 %", "median", "80 %", "experts", "file"],
-    )  # fmt: skip
+        [
+            "setting",
+            "load",
+            "ms: 20 %",
+            "median",
+            "80 %",
+            "times as fast: 20 %",
+            "median",
+            "80 %",
+            "experts",
+            "file",
+        ],
+    )
 
 
 def _add_layers(page: Page, part: ModelPart) -> None:
     experts, slots = layers_of(part)
     if part.tiers and experts:
         sensitivities = part.tunings[-1].record["layers"].get("sensitivities") if part.tunings else None
-        page.heading(3, "Layers: what each may read", (
-            "M is the number of experts that a layer may read in a step. A layer that is more sensitive loses "
-            "more per expert that it does not read."
-        ))  # fmt: skip
+        page.heading(
+            3,
+            "Layers: what each may read",
+            (
+                "M is the number of experts that a layer may read in a step. A layer that is more sensitive "
+                "loses "
+                "more per expert that it does not read."
+            ),
+        )
         page.plot(
             draw_tiers(part.tiers, experts, slots, sensitivities), "M by layer and rows; sensitivity by layer"
         )

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import nan
 from typing import Any
 
 from sere.errors import ConfigError, name_some
 from sere.report.cases import Quality
 from sere.report.curves import interval
-from sere.report.plots import COLORS, INK, SYMBOLS, bars, grid, legend_once, place, plotly
+from sere.report.plots import COLORS, INK, SYMBOLS, bars, grid, legend_once, place, plotly, without_legend
 from sere.reroute.constants import LIMIT_ROWS
 from sere.reroute.limits import active_by_rows
 from sere.table import SimilarityTable, Tier
@@ -16,7 +17,6 @@ from sere.table.plot import evenly, order
 
 MOST_MAPS = 6
 _MOST_ROWS = 12
-_SCALE = "Viridis"
 
 
 def draw_tiers(
@@ -63,7 +63,7 @@ def draw_tiers(
     if sensitivities is not None:
         _add_sensitivities(figure, sensitivities, place(len(tiers), titles, 2))
     figure.update_xaxes(title_text="layer", type="category", showgrid=False)
-    figure.update_layout(coloraxis=_color_axis("M", 0, most), showlegend=False)
+    without_legend(figure, "M", 0, most)
     return figure
 
 
@@ -95,11 +95,6 @@ def _add_sensitivities(figure: Any, sensitivities: Mapping[str, Any], at: Mappin
     )
 
 
-def _color_axis(title: str, low: float, high: float) -> dict[str, Any]:
-    bar = {"title": {"text": title, "side": "right"}, "thickness": 12, "outlinewidth": 0, "len": 1.0}
-    return {"colorscale": _SCALE, "cmin": low, "cmax": high, "colorbar": bar}
-
-
 def draw_layer_use(cases: Sequence[Quality]) -> Any:
     """Return the distinct experts that each layer read, by setting, at the largest batch size.
 
@@ -128,7 +123,7 @@ def draw_layer_use(cases: Sequence[Quality]) -> Any:
     known = [value for row in values for value in row if value is not None]
     figure.update_xaxes(title_text="layer", type="category", showgrid=False)
     figure.update_yaxes(showgrid=False, automargin=True)
-    figure.update_layout(coloraxis=_color_axis("experts", 0, max(known)), showlegend=False)
+    without_legend(figure, "experts", 0, max(known))
     return figure
 
 
@@ -150,11 +145,13 @@ def draw_maps(table: SimilarityTable, layers: Sequence[int] | None = None) -> An
             f"--layer: expected layers of the table ({name_some(known)}), got {name_some(missing)}"
         )
     titles = [f"layer {index}" for index in shown]
-    figure = grid(titles, height=340)
+    figure, known = grid(titles, height=340), list[float]()
     for position, index in enumerate(shown):
         similarity = table.layers[index].similarity.cpu()
         experts = order(similarity)
-        values = similarity.double()[experts][:, experts].tolist()
+        # Of an expert with itself it is 1, which is no news and would outshine the rest.
+        values = similarity.double().fill_diagonal_(nan)[experts][:, experts].tolist()
+        known += [value for row in values for value in row if value == value]
         names = [f"expert {expert}" for expert in experts]
         figure.add_trace(
             plotly().graph_objects.Heatmap(
@@ -168,7 +165,7 @@ def draw_maps(table: SimilarityTable, layers: Sequence[int] | None = None) -> An
         )
     figure.update_xaxes(showticklabels=False, showgrid=False)
     figure.update_yaxes(showticklabels=False, showgrid=False, autorange="reversed")
-    figure.update_layout(coloraxis=_color_axis("similarity", 0, 1), showlegend=False)
+    without_legend(figure, "similarity", 0, max(known, default=1.0))
     return figure
 
 

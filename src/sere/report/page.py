@@ -173,9 +173,7 @@ def _where(sources: Sequence[Source]) -> list[str]:
     if engines:
         found.append(", ".join(engines))
     if made and not any(one["machine"].get("gpu") for one in made):
-        found.append(
-            "No GPU: all of this was measured on processors. Answers carry over to a GPU, times do not"
-        )
+        found.append("No GPU: all of this was measured on processors, and says nothing of how fast a GPU is")
     days = sorted({str(one["utc"])[:10] for one in made})
     if days:
         found.append(f"Measured {' to '.join(dict.fromkeys([days[0], days[-1]]))}")

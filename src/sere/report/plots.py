@@ -103,7 +103,7 @@ def style(figure: Any, height: int) -> None:
     figure.update_layout(
         template="none",
         height=height + 90,
-        margin={"l": 56, "r": 12, "t": 36, "b": 90},
+        margin={"l": 56, "r": 12, "t": 52, "b": 90},
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",
         font={"family": "system-ui, sans-serif", "size": 12, "color": INK},
@@ -144,6 +144,20 @@ def bars(values: Sequence[Any], color: str, names: tuple[str, str, str] = ("low"
             max(0.0, one[middle] - (one[middle] if one[low] is None else one[low])) for one in values
         ],
     }
+
+
+def without_legend(figure: Any, title: str, low: float, high: float) -> None:
+    """Give heat maps one color scale, in the place of a legend.
+
+    Args:
+        figure: Whose heat maps have the color axis ``coloraxis``.
+        title: What the colors show.
+        low: The value of the darkest color.
+        high: That of the brightest.
+    """
+    bar = {"title": {"text": title, "side": "right"}, "thickness": 12, "outlinewidth": 0, "len": 1.0}
+    axis = {"colorscale": "Viridis", "cmin": low, "cmax": high, "colorbar": bar}
+    figure.update_layout(coloraxis=axis, showlegend=False, margin={"b": 56}, height=figure.layout.height - 34)
 
 
 def legend_once(figure: Any) -> None:

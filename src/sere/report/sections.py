@@ -49,7 +49,7 @@ def add_model(page: Page, part: ModelPart, layers: Sequence[int] | None) -> None
                 f"{name}, metric {similarities.metric}, "
                 f"{similarities.calibration_tokens:,} calibration tokens. "
                 "Bright: one expert can stand in for the other. "
-                "Alike experts are side by side. Empty cells are not known; an expert with itself is left out."
+                "Alike experts are side by side. Empty cells are not known; the diagonal is left out."
             ),
         )
         page.plot(draw_maps(similarities, layers), "similarity of experts, one map per layer")

@@ -23,6 +23,7 @@ OPTIONAL = (
     "numba",
     "cuda",
     "matplotlib",
+    "plotly",
     "pyarrow",
     "psutil",
     "tqdm",
@@ -135,6 +136,7 @@ def test_type_checkers_see_the_names_that_are_lazy() -> None:
     [
         ("sere", ["py.typed"]),
         ("sere.reroute.backends.cuda", ["reroute.cu", "call.cuh", "kernel.cuh", "numbers.cuh", "phases.cuh"]),
+        ("sere.report", ["page.css", "page.js"]),
         ("sere.bundled", ["abacus/config.json", "abacus/model.safetensors", "abacus/tokenizer.json"]),
     ],
 )

@@ -7,31 +7,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sere.policies.former_labels import normalize_label
 from sere.provenance import describe_processor
+from sere.report.former import REPLAY, modernize
 
 RESULTS = Path(__file__).resolve().parents[2] / "benchmarks" / "results"
 
-NOT_MEASURED = "*Not measured yet.*"
+__all__ = ["REPLAY", "modernize"]  # for the other modules here
 
-# Before the name of a setting: the same re-routed ids, recorded before, without the work of computing them.
-REPLAY = "replay "
+NOT_MEASURED = "*Not measured yet.*"
 
 # The setting that README.md recommends, for the bundled model.
 RECOMMENDED = "sere"
 
 Record = Mapping[str, Any]
-
-# Keys of older records.
-_KEYS = {
-    "ratio_off_to_this": "speedup",
-    "loss_to_off": "loss_vs_baseline",
-    "hook": "overhead",
-    "own_cost": "overhead",
-    "num_tokens": "calibration_tokens",
-}
-_SHAPE = {"E": "num_experts", "K": "top_k"}
-_COUNTERS = {"before": "distinct_before", "after": "distinct_after", "moved": "slots_rerouted"}
 
 
 def read_json(name: str) -> Any:
@@ -43,44 +31,6 @@ def read_lines(name: str) -> list[Any]:
     """Return the records of a file of JSON lines."""
     lines = (RESULTS / name).read_text(encoding="utf-8").splitlines()
     return [modernize(json.loads(line)) for line in lines]
-
-
-def modernize(value: Any) -> Any:
-    """Return a record, or a part of one, with today's keys, counters and names of settings."""
-    if isinstance(value, list):
-        return [modernize(one) for one in value]
-    if not isinstance(value, Mapping):
-        return value
-    found: dict[str, Any] = {_KEYS.get(str(key), str(key)): modernize(one) for key, one in value.items()}
-    experts = found.get("experts")
-    for part in ("subject", "model"):
-        if isinstance(found.get(part), Mapping):
-            found[part] = {_SHAPE.get(key, key): one for key, one in found[part].items()}
-    if isinstance(experts, Mapping):
-        found["experts"] = _rename(experts)
-    elif isinstance(experts, int | float):
-        found["distinct_after"] = found.pop("experts")
-    if isinstance(found.get("setting"), str):
-        found["setting"] = label(found["setting"])
-    if isinstance(found.get("case"), str):
-        found["case"] = found["case"].replace(" a second", " per second")
-    return found
-
-
-def _rename(experts: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        _COUNTERS.get(key, key): [_rename(one) for one in value] if key == "layers" else value
-        for key, value in experts.items()
-    }
-
-
-def label(setting: str) -> str:
-    """Return a setting's name as it is spelled today, whichever way it was recorded."""
-    if setting == "untouched":
-        return "vanilla"
-    if setting.startswith("oracle "):
-        return REPLAY + label(setting.removeprefix("oracle "))
-    return normalize_label(setting)
 
 
 def recommended_cases(record: Record) -> dict[int, tuple[Record, Record]]:

@@ -25,6 +25,7 @@ CASES = {
     "generate": ("MODEL --table TABLE --prompt the --max-new-tokens 3", "the", "distinct experts per layer"),
     "eval": ("MODEL --table TABLE --prompts PROMPTS --batch-size 2 --max-new-tokens 4", "agree %", ": done"),
     "bench run": ("--preset tiny --batch-size 1 --steps 2 --rounds 1", "TPOT ms", "making tiny"),
+    "report": ("TABLE --out new.html", "wrote new.html", None),
     "list policies": ("", "select_top_k=N", None),
     "list metrics": ("", "frobenius", None),
     "doctor": ("--model MODEL --table TABLE", "no problems found", None),

@@ -13,6 +13,7 @@ from sere.cli.loading import add_model_arguments, add_table_argument, needed_tab
 from sere.cli.numbers import whole
 from sere.cli.output import add_json_flag, emit, say
 from sere.cli.parser import add_command, add_setting_argument
+from sere.cli.report_file import add_report_argument, check_report, save_report
 from sere.cli.settings import CONTROLS, DEFAULT
 from sere.errors import ConfigError
 from sere.files import check_writable, holds_json, keep_other_files, write_json
@@ -101,6 +102,7 @@ def add(subparsers: Any) -> None:
         help="engine that decodes; vllm only counts right answers (default: transformers)",
     )  # fmt: skip
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the complete result as JSON")
+    add_report_argument(parser)
     _add_texts(parser)
     add_model_arguments(parser)
     add_json_flag(parser)
@@ -143,6 +145,7 @@ def run(args: argparse.Namespace) -> int:
         read = (args.table, args.prompts, args.questions)
         keep_other_files(args.out, holds_json, "a record in JSON", read=read)
         check_writable(args.out)
+    check_report(args)
     plan = _plan(args, settings)
     partial = None if args.out is None else args.out.with_name(f".{args.out.name}.partial")
     measure = on_vllm if args.engine == "vllm" else on_transformers
@@ -150,6 +153,7 @@ def run(args: argparse.Namespace) -> int:
     if args.out is not None:
         write_json(args.out, record)
         say(f"wrote {args.out}")
+    save_report(args, [record], args.table)
     emit(args, record, render)
     return 0
 

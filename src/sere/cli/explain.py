@@ -16,6 +16,7 @@ EXTRAS = {
     "pyarrow": ("data", "calibration texts from .parquet"),
     "datasets": ("datasets", "calibration texts from Hugging Face data sets"),
     "lm_eval": ("lm-eval", "tasks of lm-eval: sere lm-eval"),
+    "plotly": ("report", "pages with plots: sere report, --report"),
     "matplotlib": ("plot", "pictures: sere table plot, sere tune --picture, sere demo"),
 }
 

@@ -18,6 +18,7 @@ from sere.cli.loading import (
 from sere.cli.numbers import at_least, whole
 from sere.cli.output import add_json_flag, emit, say
 from sere.cli.parser import add_command
+from sere.cli.report_file import add_report_argument, check_report, save_report
 from sere.cli.tune_tables import render, render_simulated
 from sere.errors import ConfigError
 from sere.files import check_writable, holds_json, keep_other_files, write_json
@@ -71,6 +72,7 @@ def add(subparsers: Any) -> None:
     parser.add_argument("--out", type=Path, metavar="FILE", help=text)
     parser.add_argument("--record", type=Path, metavar="FILE", help="write all measurements as JSON")
     parser.add_argument("--picture", type=Path, metavar="FILE", help="draw loss over experts (.png, .svg)")
+    add_report_argument(parser)
     _add_goal(parser)
     _add_texts(parser)
     work = parser.add_argument_group("work")
@@ -147,6 +149,7 @@ def run(args: argparse.Namespace) -> int:
         return _simulate(args, source)
     out = args.out or table_to_write(source, args.model)
     _check_files(args, out)
+    check_report(args)
     plan = _plan(args)
     work = args.work_dir or out.with_name(f"{out.name}.tuning")
     tuned = _tune(args, source, plan, work)
@@ -157,6 +160,7 @@ def run(args: argparse.Namespace) -> int:
         from sere.tune.picture import draw_frontier
 
         draw_frontier(tuned.record, args.picture)
+    save_report(args, [tuned.record], out)
     emit(args, tuned.record, render)
     for path in filter(None, (out, args.record, args.picture)):
         say(f"wrote {path}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -49,7 +50,7 @@ def draw(table: SimilarityTable) -> Figure:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise MissingDependency(f"a plot needs matplotlib: {how_to_install('plot')}") from error
-    shown = _chosen(list(table.layers), MAX_MAPS)
+    shown = evenly(list(table.layers), MAX_MAPS)
     rows = math.ceil(len(shown) / (COLUMNS if len(shown) <= 4 * COLUMNS else FINE_COLUMNS))
     columns = math.ceil(len(shown) / rows)
     heights = [rows * min(4.5, 11.5 / columns + 0.25) + 0.5, 3.6]
@@ -97,9 +98,15 @@ def _joined(first: list[int], second: list[int], similarity: Tensor) -> list[int
     return a + b
 
 
-def _chosen(indices: list[int], most: int) -> list[int]:
+def evenly(indices: Sequence[int], most: int) -> list[int]:
+    """Return at most so many of the values, in equal distances from the first to the last.
+
+    Args:
+        indices: In their order.
+        most: At least 2.
+    """
     if len(indices) <= most:
-        return indices
+        return list(indices)
     return [indices[round(i * (len(indices) - 1) / (most - 1))] for i in range(most)]
 
 

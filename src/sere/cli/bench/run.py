@@ -22,6 +22,7 @@ from sere.cli.loading import (
 from sere.cli.numbers import whole
 from sere.cli.output import add_json_flag, case_table, emit_lines, say, spread_cell
 from sere.cli.parser import add_command, add_setting_argument
+from sere.cli.report_file import add_report_argument, check_report, save_report
 from sere.cli.settings import DEFAULT
 from sere.errors import ConfigError
 
@@ -69,6 +70,7 @@ def add(subparsers: Any) -> None:
         "--seed", type=whole(), default=0, help="seed of weights, tokens and random rules (default: 0)"
     )
     parser.add_argument("--out", type=Path, metavar="FILE", help="append the JSON lines to this file")
+    add_report_argument(parser)
     add_model_arguments(parser)
     add_json_flag(parser)
 
@@ -77,7 +79,8 @@ def run(args: argparse.Namespace) -> int:
     """Time, write one line per case, print the table."""
     _check_word(args.model)
     depths_of(args)
-    emit_lines(args, _records(args), render)
+    check_report(args)
+    save_report(args, emit_lines(args, _records(args), render))
     return 0
 
 

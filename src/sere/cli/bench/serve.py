@@ -15,6 +15,7 @@ from sere.cli.loading import DTYPES, add_table_argument, add_trust_argument
 from sere.cli.numbers import at_least, whole
 from sere.cli.output import add_json_flag, emit_lines, say
 from sere.cli.parser import add_command, add_setting_argument
+from sere.cli.report_file import add_report_argument, check_report, save_report
 from sere.cli.server_logs import Logs, server_logs
 from sere.cli.settings import DEFAULT
 from sere.errors import ConfigError
@@ -118,6 +119,7 @@ def add(subparsers: Any) -> None:
         "--requests", type=whole(1), metavar="N", help="requests per block, at least B (default: 32)"
     )
     parser.add_argument("--out", type=Path, metavar="FILE", help="append the JSON lines to this file")
+    add_report_argument(parser)
     add_json_flag(parser)
 
 
@@ -125,6 +127,7 @@ def run(args: argparse.Namespace) -> int:
     """Time, write one line per case, print the table."""
     depths_of(args)
     _check_ways(args)
+    check_report(args)
     with server_logs(args.out) as logs:
         if not args.server:
             return _engines(args, logs)
@@ -134,6 +137,7 @@ def run(args: argparse.Namespace) -> int:
 def _servers(args: argparse.Namespace, logs: Logs) -> int:
     failures = Failures()
     shown = emit_lines(args, online_records(args, logs, failures), render_online)
+    save_report(args, shown)
     failed = sum(record["failed"] for record in shown)
     if failed or failures.errors:
         logs.keep = True
@@ -144,7 +148,8 @@ def _servers(args: argparse.Namespace, logs: Logs) -> int:
 
 def _engines(args: argparse.Namespace, logs: Logs) -> int:
     engines = EngineRun(args, logs)
-    emit_lines(args, engines.records(), lambda records: render([*engines.earlier, *records]))
+    shown = emit_lines(args, engines.records(), lambda records: render([*engines.earlier, *records]))
+    save_report(args, [*engines.earlier, *shown])
     if engines.failures.errors:
         logs.keep = True
         say(f"{engines.failures.named()}{logs.where()}")

@@ -1,0 +1,131 @@
+"""What a report draws, in one form for all kinds of records: answers, divergences and times."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Measure = Literal["right", "kl"]
+Spread = Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """What two measurements must share to be drawn in one picture; each part is a text for people.
+
+    Attributes:
+        model: The model, with the start of its digest if that is known, and its layers.
+        texts: What was decoded.
+        machine: Processor; for times also cores and threads.
+        way: Engine, how it ran, and dtype.
+    """
+
+    model: str
+    texts: str
+    machine: str
+    way: str
+
+    def differences(self, other: Key) -> list[str]:
+        """Return which parts differ, in words, with both values."""
+        return [
+            f"{word} ({getattr(self, name)}; {getattr(other, name)})"
+            for name, word in (
+                ("model", "model"),
+                ("texts", "texts"),
+                ("machine", "machine"),
+                ("way", "engine"),
+            )
+            if getattr(self, name) != getattr(other, name)
+        ]
+
+
+@dataclass(frozen=True, slots=True)
+class Quality:
+    """What one setting costs at one batch size.
+
+    Attributes:
+        source: The record.
+        key: What it can be compared with.
+        setting: The setting.
+        batch_size: B.
+        before: Distinct experts per layer and step without re-routing.
+        after: The same, with the setting.
+        layers: ``after`` by layer index; empty if not known.
+        measure: Right answers, or divergence.
+        value: Share of right answers in [0, 1], or KL in nats per token, with ``low`` and ``high``; the
+            bounds are None for a single prompt.
+        difference: Right answers against off on the same questions, with bounds; None for off.
+        tasks: Share of right answers by task.
+        count: Questions, or prompts.
+        agreement: Share of tokens on which the most likely token is the same, or None.
+        table: Metric and fingerprint of the table, or "".
+        note: Why nothing was re-routed, or None.
+    """
+
+    source: str
+    key: Key
+    setting: str
+    batch_size: int
+    before: float
+    after: float
+    layers: Mapping[int, float]
+    measure: Measure
+    value: Mapping[str, float | None]
+    difference: Mapping[str, float] | None = None
+    tasks: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    count: int = 0
+    agreement: Mapping[str, float | None] | None = None
+    table: str = ""
+    note: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """How fast one setting is under one load.
+
+    Attributes:
+        source: The record.
+        key: What it can be compared with.
+        setting: The setting.
+        load: What was sent, e.g. ``"B=8"``.
+        rows: Batch size or concurrent requests; None for a rate of requests.
+        speedup: How many times as fast as off: ``p20``, ``p50``, ``p80``; None where off was not timed.
+        ms: The time of the measure, in milliseconds, in the same form.
+        measure: What is timed, e.g. ``"tpot"``.
+        before: Distinct experts per layer and step; None if not counted.
+        after: The same, with the setting.
+        random: Whether the weights are random.
+    """
+
+    source: str
+    key: Key
+    setting: str
+    load: str
+    rows: int | None
+    speedup: Spread | None
+    ms: Spread
+    measure: str
+    before: float | None
+    after: float | None
+    random: bool
+
+
+def rule_of(setting: str) -> str:
+    """Return a setting without the number that moves it along its line: ``sere`` of ``sere:cap=8``."""
+    kind, _, options = setting.partition(":")
+    kept = [one for one in options.split(",") if one == "paper" or one.startswith("mode=")]
+    return ", ".join([kind, *kept])
+
+
+def newest(cases: Sequence[Any]) -> list[Any]:
+    """Return the last of each case: a file to which a second run was appended has two of each.
+
+    Args:
+        cases: `Quality` or `Timing`, in the order of their records.
+    """
+    found: dict[Any, Any] = {}
+    for one in cases:
+        at = (one.batch_size, one.table) if isinstance(one, Quality) else (one.load, one.measure)
+        found[one.key, one.setting, at] = one
+    return list(found.values())

@@ -1,0 +1,136 @@
+"""What a report says of one model: its measurements in groups that can be compared, and its tables."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from sere.errors import name_some
+from sere.report.cases import Key, Quality, Timing, newest
+from sere.report.collect import Collected, model_name
+from sere.report.read import Source
+from sere.table import SimilarityTable, Tier
+
+NAMES = {"right": "right answers", "kl": "divergence from the unmodified model"}
+
+
+@dataclass(slots=True)
+class ModelPart:
+    """One model's part of a report.
+
+    Attributes:
+        name: The model.
+        answers: What settings cost, by measure and key; only measurements of one group are compared.
+        times: How fast they are, by measure and key.
+        tunings: Tunings.
+        tables: Tables with the files that they are from.
+    """
+
+    name: str
+    answers: dict[tuple[str, Key], list[Quality]] = field(default_factory=dict)
+    times: dict[tuple[str, Key], list[Timing]] = field(default_factory=dict)
+    tunings: list[Source] = field(default_factory=list)
+    tables: list[tuple[str, SimilarityTable]] = field(default_factory=list)
+
+    @property
+    def tiers(self) -> list[Tier]:
+        """The tiers of the newest tuning, or of the tables if there is none."""
+        if self.tunings:
+            record = self.tunings[-1].record
+            return [Tier.from_mapping(name, values) for name, values in record["tiers"].items()]
+        return [tier for _, table in self.tables for tier in table.tiers.values()]
+
+    def warnings(self) -> list[str]:
+        """Return, for people, which measurements are shown apart because they cannot be compared, and why."""
+        found = []
+        for groups, names in ((self.answers, NAMES), (self.times, {})):
+            for measure in dict.fromkeys(measure for measure, _ in groups):
+                keys = [key for other, key in groups if other == measure]
+                parts = dict.fromkeys(part for key in keys[1:] for part in _parts(keys[0], key))
+                if parts:
+                    what = names.get(measure, f"times ({measure})")
+                    found.append(
+                        f"{self.name}: {len(keys)} measurements of {what} "
+                        f"cannot be compared and are shown apart, because they differ in {', '.join(parts)}."
+                    )
+        return found + self._other_digests() + self._other_tables()
+
+    def _other_digests(self) -> list[str]:
+        models = [key.model for _, key in self.answers]
+        models += [model_name(source.record["model"]) for source in self.tunings]
+        models += [f"{table.identity.name} ({table.identity.digest[:8]})" for _, table in self.tables]
+        named = [one for one in dict.fromkeys(models) if one.endswith(")")]
+        if len(named) < 2:
+            return []
+        return [f"{self.name}: the records are of different models of this name: {name_some(named)}."]
+
+    def _other_tables(self) -> list[str]:
+        given = {table.fingerprint[:8] for _, table in self.tables}
+        used = {
+            case.table.rpartition(" ")[2] for cases in self.answers.values() for case in cases if case.table
+        }
+        used |= {str(source.record["table"])[:8] for source in self.tunings}
+        others = sorted(used - given)
+        if not given or not others:
+            return []
+        return [
+            f"{self.name}: records were measured with other tables ({name_some(others)}) than the given one "
+            f"({name_some(sorted(given))})."
+        ]
+
+
+def _parts(first: Key, other: Key) -> list[str]:
+    if first.model.startswith(other.model) or other.model.startswith(first.model):
+        # One record does not say the digest, so that nothing says that the models differ.
+        other = replace(other, model=first.model)
+    return [part.partition(" (")[0] for part in first.differences(other)]
+
+
+def by_model(collected: Collected) -> list[ModelPart]:
+    """Return the parts of a report, one for each model, in the order of the sources.
+
+    Args:
+        collected: All that the sources say.
+    """
+    parts: dict[str, ModelPart] = {}
+
+    def part(name: str) -> ModelPart:
+        plain = re.split(r" \(|, ", name)[0]
+        return parts.setdefault(plain, ModelPart(plain))
+
+    for case in newest(collected.qualities):
+        part(case.key.model).answers.setdefault((case.measure, case.key), []).append(case)
+    for timing in newest(collected.timings):
+        part(timing.key.model).times.setdefault((timing.measure, timing.key), []).append(timing)
+    for source in collected.sources:
+        if source.kind == "sere-tune":
+            part(str(source.record["model"]["name"])).tunings.append(source)
+        elif source.table is not None:
+            part(source.table.identity.name).tables.append((source.name, source.table))
+    return list(parts.values())
+
+
+def layers_of(part: ModelPart) -> tuple[Mapping[int, int], Mapping[int, int]]:
+    """Return E and K by layer index; empty where no source says which layers there are.
+
+    Args:
+        part: A model's part.
+    """
+    if part.tables:
+        table = part.tables[-1][1]
+        return {i: layer.num_experts for i, layer in table.layers.items()}, table.identity.slots
+    if not part.tunings:
+        return {}, {}
+    record = part.tunings[-1].record
+    indices = {int(index) for tier in record["tiers"].values() for index in tier.get("layers") or {}}
+    for group in (record["layers"].get("sensitivities") or {}).get("layers", []):
+        indices |= set(group["layers"])
+    model = record["model"]
+    return dict.fromkeys(sorted(indices), model["num_experts"]), dict.fromkeys(indices, model["top_k"])
+
+
+def settings_of(cases: Sequence[Any]) -> list[str]:
+    """Return the settings of cases, each once."""
+    return list(dict.fromkeys(case.setting for case in cases))

@@ -1,0 +1,198 @@
+"""``examples/monitoring``: names in the dashboard and the alerts, and a real Prometheus that runs them."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import socket
+import subprocess
+import time
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from sere.integrations.vllm.prometheus import exposition
+from sere.integrations.vllm.step_counts import StepCounts
+from sere.integrations.vllm.worker.metrics_port import serve_metrics
+from sere.reroute import COUNTERS
+from tests.support.vllm.metrics import HOST, report_without_layers
+
+pytest.importorskip("prometheus_client", reason="comes with vLLM: make test-vllm")
+
+pytestmark = [pytest.mark.vllm, pytest.mark.checkout]
+
+FOLDER = Path(__file__).resolve().parents[3] / "examples" / "monitoring"
+DASHBOARD = json.loads((FOLDER / "grafana.json").read_text(encoding="utf-8"))
+QUERIES = [(panel["title"], target["expr"]) for panel in DASHBOARD["panels"] for target in panel["targets"]]
+ALERTS = yaml.safe_load((FOLDER / "alerts.yml").read_text(encoding="utf-8"))["groups"][0]["rules"]
+
+
+def needs(program: str) -> pytest.MarkDecorator:
+    """Skip where Debian's package ``prometheus`` is missing."""
+    return pytest.mark.skipif(shutil.which(program) is None, reason=f"needs {program} (apt: prometheus)")
+
+
+def report(steps: int) -> dict[str, Any]:
+    """A worker's report after so many steps: two layers, half of whose slots were re-routed."""
+    sums = {
+        "steps": 1, "rows": 8, "distinct_before": 40, "distinct_after": 20, "slots": 32, "slots_rerouted": 16,
+        "slots_computed": 28, "critical": 6,
+    }  # fmt: skip
+    layers = [
+        {"index": index, "share": 0, "name": f"layer {index}",
+         "counters": [steps * sums[one] for one in COUNTERS],
+         "settings": {"active_experts": [[1, 4], [8, 20]]}}
+        for index in (0, 1)
+    ]  # fmt: skip
+    counted = StepCounts(rerouted=steps, prompts=steps // 2, by_tier={"safe": steps}).to_mapping()
+    settings = {"tier": "balanced"}
+    given = {"layers": layers, "steps": counted, "settings": settings, "request_tiers": ["safe"]}
+    return report_without_layers() | given
+
+
+def names_in(text: str) -> set[str]:
+    return set(re.findall(r"\bsere_\w+", text))
+
+
+@pytest.fixture(scope="module")
+def known() -> set[str]:
+    """The names of the metrics that our code gives."""
+    text, _ = exposition([report(4)])
+    return {re.split(r"[{ ]", line)[0] for line in text.splitlines() if line.startswith("sere_")}
+
+
+def test_every_metric_of_the_dashboard_and_the_alerts_exists(known: set[str]) -> None:
+    """And each metric that a layer counts is on the dashboard."""
+    asked = names_in(" ".join(query for _, query in QUERIES)) | names_in(json.dumps(DASHBOARD["templating"]))
+    asked |= names_in(" ".join(rule["expr"] for rule in ALERTS))
+    assert asked <= known
+    assert {name for name in known if name.startswith("sere_layer_")} <= asked
+
+
+def test_the_dashboard_can_be_imported() -> None:
+    """It names its data source by a variable alone, and each panel has a number and a place of its own."""
+    panels = DASHBOARD["panels"]
+    assert len({panel["id"] for panel in panels}) == len(panels) >= 10
+    places = [
+        (panel["gridPos"]["x"] + column, panel["gridPos"]["y"] + row)
+        for panel in panels
+        for column in range(panel["gridPos"]["w"])
+        for row in range(panel["gridPos"]["h"])
+    ]
+    assert len(places) == len({*places})
+    assert max(x for x, _ in places) < 24
+    assert {part["datasource"]["uid"] for panel in panels for part in (panel, *panel["targets"])} == {
+        "${datasource}"
+    }
+    assert "id" not in DASHBOARD
+
+
+@needs("promtool")
+@pytest.mark.parametrize(
+    "check",
+    [
+        ("check", "rules", "alerts.yml"),
+        ("test", "rules", "alerts_test.yml"),
+        ("check", "config", "prometheus.yml"),
+    ],
+    ids=" ".join,
+)
+def test_prometheus_accepts_the_files(check: tuple[str, ...]) -> None:
+    """Syntax, when each alert fires, and the example of a configuration."""
+    run = subprocess.run(["promtool", *check], cwd=FOLDER, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stdout + run.stderr
+
+
+def test_each_alert_is_tested() -> None:
+    """Once at least, that it fires."""
+    tests = yaml.safe_load((FOLDER / "alerts_test.yml").read_text(encoding="utf-8"))["tests"]
+    firing = {one["alertname"] for test in tests for one in test["alert_rule_test"] if one["exp_alerts"]}
+    assert firing == {rule["alert"] for rule in ALERTS}
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind((HOST, 0))
+        return int(found.getsockname()[1])
+
+
+def ask(port: int, query: str) -> list[Any]:
+    """What Prometheus answers to a query at this moment."""
+    address = f"http://{HOST}:{port}/api/v1/query?{urllib.parse.urlencode({'query': query})}"
+    with urllib.request.urlopen(address, timeout=10) as answer:
+        found = json.load(answer)
+    assert found["status"] == "success"
+    return list(found["data"]["result"])
+
+
+@pytest.fixture(scope="module")
+def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+    """The port of a Prometheus that has scraped our own metrics port for some seconds, with the alerts."""
+    folder, exporter, port = tmp_path_factory.mktemp("prometheus"), free_port(), free_port()
+    begun = time.monotonic()
+    close = serve_metrics(lambda: report(int(20 * (time.monotonic() - begun))), HOST, exporter)
+    config = yaml.safe_load((FOLDER / "prometheus.yml").read_text(encoding="utf-8"))
+    config["global"] = {"scrape_interval": "500ms", "evaluation_interval": "500ms"}
+    config["rule_files"] = [str(FOLDER / "alerts.yml")]
+    # The metrics port has the usual path; the route of the server has its own.
+    config["scrape_configs"][0] |= {
+        "metrics_path": "/metrics",
+        "static_configs": [{"targets": [f"{HOST}:{exporter}"]}],
+    }
+    (folder / "prometheus.yml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    command = [
+        "prometheus", f"--config.file={folder / 'prometheus.yml'}", f"--storage.tsdb.path={folder / 'data'}",
+        f"--web.listen-address={HOST}:{port}", "--log.level=error",
+    ]  # fmt: skip
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            with suppress(OSError, AssertionError):
+                if ask(port, "count_over_time(sere_enabled[1m]) >= 6"):
+                    break
+            time.sleep(0.3)
+        yield port
+    finally:
+        process.terminate()
+        process.wait(timeout=30)
+        close()
+
+
+@needs("prometheus")
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("title", "query"), QUERIES, ids=[f"{i} {title}" for i, (title, _) in enumerate(QUERIES)]
+)
+def test_each_query_gives_numbers(prometheus: int, title: str, query: str) -> None:
+    """A real Prometheus answers each query of the dashboard with values, and shares are the exporter's."""
+    filled = query.replace("$__rate_interval", "1m").replace("$job", ".*").replace("$instance", ".*")
+    found = [float(one["value"][1]) for one in ask(prometheus, filled)]
+    assert found
+    assert all(value >= 0 for value in found)
+    shares = {
+        "Experts still read": 0.5,
+        "Slots re-routed": 0.5,
+        "Slots re-routed, by layer": 0.5,
+        "Rows per step": 8,
+    }
+    if title in shares:
+        assert found == pytest.approx([shares[title]] * len(found))
+
+
+@needs("prometheus")
+@pytest.mark.slow
+def test_a_healthy_engine_raises_no_alert(prometheus: int) -> None:
+    """The rules run, each in good health, and none of them fires."""
+    with urllib.request.urlopen(f"http://{HOST}:{prometheus}/api/v1/rules", timeout=10) as answer:
+        rules = json.load(answer)["data"]["groups"][0]["rules"]
+    assert {rule["name"] for rule in rules} == {rule["alert"] for rule in ALERTS}
+    assert {rule["state"] for rule in rules} == {"inactive"}
+    assert {rule["health"] for rule in rules} == {"ok"}

@@ -54,8 +54,9 @@ lint: .venv/.dev ## check format and style
 type: .venv/.dev ## check types, strictly
 	$(BIN)/mypy
 
-cuda-check: .venv/.dev ## compile the CUDA kernel for all architectures, where nvcc or NVRTC is there; no GPU needed
+cuda-check: .venv/.dev ## compile the CUDA kernel and Triton's programs, where their compilers are; no GPU needed
 	$(BIN)/python benchmarks/cuda_check.py
+	$(BIN)/python benchmarks/triton_check.py
 
 bench-smoke: .venv/.dev ## every benchmark once, on the smallest sizes; numbers mean nothing
 	$(BIN)/python benchmarks/similarity.py --quick

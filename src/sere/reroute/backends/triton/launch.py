@@ -26,8 +26,8 @@ KINDS = {
 }
 # Numbers in the buffer behind those of the experts.
 STEP_NUMBERS = 4
-# Without it, products and sums would be rounded once instead of twice.
-OPTIONS = {"enable_fp_fusion": False, "num_warps": 4}
+# With it, a product and a sum would be rounded once instead of twice.
+OPTIONS = {"enable_fp_fusion": False}
 
 
 class Shape(NamedTuple):
@@ -54,9 +54,15 @@ class Shape(NamedTuple):
     @classmethod
     @cache
     def of(cls, K: int, E: int) -> Shape:
-        """Return the tiles: about a hundred slots, and at most 2^14 pairs of experts."""
+        """Return the tiles: 128 slots, and 2^12 pairs of experts where that is enough. Not measured."""
         KP, EP = max(2, _power(K)), max(16, _power(E))
-        return cls(K, KP, E, EP, R=max(4, 128 // KP), B=min(32, 2**14 // EP), C=min(EP, 2**14 // EP))
+        pairs = 2**12 // EP
+        return cls(K, KP, E, EP, R=128 // KP, B=min(32, max(8, pairs)), C=min(EP, max(8, pairs)))
+
+    @property
+    def warps(self) -> int:
+        """How many warps a program has."""
+        return 4 if self.EP <= 256 else 8
 
 
 def _power(number: int) -> int:
@@ -89,7 +95,9 @@ def run(batch: TokenBatch, layer: Layer, counters: Tensor | None) -> Routing:
         num_tokens = _read(num_tokens, ids.device)
     step = TokenBatch(ids, weights, row_budgets, num_tokens)
     with torch.cuda.device(ids.device) if _is_another(ids.device) else nullcontext():
-        _make_ready((ids.device, ids.dtype, weights.dtype, Shape.of(K, E), layer.substitutes is None, layer.config))
+        _make_ready(
+            (ids.device, ids.dtype, weights.dtype, Shape.of(K, E), layer.substitutes is None, layer.config)
+        )
         _launch(step, layer, result, counters)
     return result
 
@@ -132,7 +140,9 @@ def _launch(batch: TokenBatch, layer: Layer, result: Routing, counters: Tensor |
 
     ids, weights, row_budgets, num_tokens, _ = batch
     position, limits, keep, sensitivity, substitutes, config = layer
-    T, K, KP, E, EP, R, B, C = ids.shape[0], *Shape.of(ids.shape[1], keep.shape[0])
+    shape = Shape.of(ids.shape[1], keep.shape[0])
+    T, K, KP, E, EP, R, B, C = ids.shape[0], *shape
+    options = OPTIONS | {"num_warps": shape.warps}
     kind, of_size = KINDS[weights.dtype]
     given, N = 0, T
     budgets_p = num_tokens_p = limits
@@ -151,18 +161,29 @@ def _launch(batch: TokenBatch, layer: Layer, result: Routing, counters: Tensor |
     rows, experts = (-(-T // R),), (-(-E // B),)
     kernels.vote[rows](
         ids, bits, budgets_p, num_tokens_p, limits, keep, buffer, T, N, given,
-        K=K, KP=KP, E=E, R=R, KIND=kind, **OPTIONS,
+        K=K, KP=KP, E=E, R=R, KIND=kind, **options,
     )  # fmt: skip
     kernels.choose[experts](
-        buffer, position, limits, sensitivity, counters_p, given, E=E, EP=EP, B=B, C=C, CAP=config.cap, **OPTIONS
+        buffer,
+        position,
+        limits,
+        sensitivity,
+        counters_p,
+        given,
+        E=E,
+        EP=EP,
+        B=B,
+        C=C,
+        CAP=config.cap,
+        **options,
     )
     if config.active_targets:
-        kernels.retarget[experts](buffer, position, E=E, EP=EP, B=B, **OPTIONS)
+        kernels.retarget[experts](buffer, position, E=E, EP=EP, B=B, **options)
     kernels.apply[rows](
         ids, bits, result.ids, result.weights.view(of_size), budgets_p, num_tokens_p, limits,
         limits if substitutes is None else substitutes, buffer, counters_p, T, N, given,
         K=K, KP=KP, E=E, EP=EP, R=R, KIND=kind, SCALED=substitutes is not None, MERGE=config.merge,
-        SENTINEL=config.sentinel, **OPTIONS,
+        SENTINEL=config.sentinel, **options,
     )  # fmt: skip
 
 

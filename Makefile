@@ -100,7 +100,7 @@ gpu-bench: ## on a GPU: one launch against tensor operations and the published f
 	$(GPU) benchmarks/gpu_reroute.py --out $(RESULTS)/gpu_reroute.jsonl
 
 gpu-day: ## on a GPU: the first fifteen minutes, in pieces; REHEARSE=1 tries every piece on a CPU
-	$(GPU) benchmarks/gpu_day.py --results $(RESULTS) $(if $(REHEARSE),--rehearse)
+	$(GPU) benchmarks/gpu_day.py --results $(if $(filter benchmarks/results,$(RESULTS)),out,$(RESULTS)) $(if $(REHEARSE),--rehearse)
 
 gpu-calibrate: ## on a GPU: similarity accumulators against the CPU's results, and their time
 	$(GPU) benchmarks/gpu_similarity.py --out $(RESULTS)/gpu_similarity.jsonl

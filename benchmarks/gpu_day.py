@@ -1,12 +1,13 @@
 """The first fifteen minutes on a GPU: tests, times and sanitizers in pieces, the one that decides first.
 
     make gpu-day RESULTS=out                 go on with the next piece, until the time is up
-    make gpu-day RESULTS=out REHEARSE=1      the same on a CPU: stand-ins, tiny shapes, numbers without meaning
+    make gpu-day RESULTS=out REHEARSE=1      the same on a CPU: stand-ins, tiny shapes
 
-Each piece is a few commands in processes of their own, and ends after at most eight minutes. Its record goes to
-``RESULTS/gpu_day.jsonl`` as soon as it ends, and the measurements to ``RESULTS/gpu_*.jsonl`` while it runs. A
-piece that ended well on this card is not run again, so a second call goes on where the first one stopped, and a
-piece that was cut off starts again. If the first piece fails, nothing is timed. A short table comes last.
+Each piece is a few commands in processes of their own, and ends after at most eight minutes. Its record goes
+to ``RESULTS/gpu_day.jsonl`` as soon as it ends, and the measurements to ``RESULTS/gpu_*.jsonl`` while it
+runs. A piece that ended well on this card is not run again, so a second call goes on where the first one
+stopped, and a piece that was cut off starts again. If the first piece fails, nothing is timed. A short table
+comes last.
 """
 
 from __future__ import annotations
@@ -42,7 +43,8 @@ class Piece:
 
     Attributes:
         name: In the records and the table.
-        commands: Arguments for Python, run one after the other until one fails; ``{out}`` is the results' folder.
+        commands: Arguments for Python, run one after the other until one fails; ``{out}`` is the results'
+            folder.
         rehearsal: The same on a CPU.
         seconds: When it is cut off.
         needs: A module without which it is left out, or "".
@@ -177,7 +179,9 @@ def main() -> int:
     """Spend the day and print the table last; 1 if a piece failed or was cut off."""
     parser = argparse.ArgumentParser(description="The first fifteen minutes on a GPU.")
     parser.add_argument("--rehearse", action="store_true", help="on a CPU: stand-ins and tiny shapes")
-    parser.add_argument("--only", nargs="+", choices=[piece.name for piece in PIECES], help="these pieces alone")
+    parser.add_argument(
+        "--only", nargs="+", choices=[piece.name for piece in PIECES], help="these pieces alone"
+    )
     parser.add_argument("--seconds", type=float, default=840, help="no piece runs longer than this in all")
     parser.add_argument("--results", type=Path, default=Path("out"))
     arguments = parser.parse_args()
@@ -187,7 +191,8 @@ def main() -> int:
     results.mkdir(parents=True, exist_ok=True)
     pieces = [piece for piece in PIECES if arguments.only is None or piece.name in arguments.only]
     rows = spend(pieces, results, rehearse=arguments.rehearse, seconds=arguments.seconds)
-    print(f"{card()}{', a rehearsal: the numbers mean nothing' if arguments.rehearse else ''}; records in {results}")
+    meaning = ", a rehearsal: the numbers mean nothing" if arguments.rehearse else ""
+    print(f"{card()}{meaning}; records in {results}")
     print(tabulate(rows, ["piece", "ended", "seconds"], floatfmt=".0f"))
     return int(any(ended in {"failed", "cut off"} for _, ended, _ in rows))
 

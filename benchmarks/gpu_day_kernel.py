@@ -1,13 +1,14 @@
 """Kernel times at the recommended setting, decode and prompt steps: what decides on the first day on a GPU.
 
     python benchmarks/gpu_day_kernel.py               one shape, 16 to 2048 rows
-    python benchmarks/gpu_day_kernel.py --rehearse    on a CPU, with the tests' stand-in: no times, only the check
+    python benchmarks/gpu_day_kernel.py --rehearse    on a CPU, with the tests' stand-in: only the check
 
-Variants, each called as an engine does, with a budget for each row and counters: ``recommended`` (P filled up to
-the default M, factors of the table, distinct slots), ``prompt`` (the same, all rows protected), ``triton`` (the
-recommended setting without cuda-core), ``torch`` (the same in tensor operations). ``five`` is the published form
-in five launches at its own setting, ``nothing`` an empty kernel: the floor. All are graph replays in turns. Before
-a shape is timed, ids and weights must be those of the plain loops. One JSON line a shape goes to ``--out``.
+Variants, each called as an engine does, with a budget for each row and counters: ``recommended`` (P filled up
+to the default M, factors of the table, distinct slots), ``prompt`` (the same, all rows protected), ``triton``
+(the recommended setting without cuda-core), ``torch`` (the same in tensor operations). ``five`` is the
+published form in five launches at its own setting, ``nothing`` an empty kernel: the floor. All are graph
+replays in turns. Before a shape is timed, ids and weights must be those of the plain loops. One JSON line a
+shape goes to ``--out``.
 """
 
 from __future__ import annotations
@@ -62,7 +63,9 @@ class Work:
         """Return the layers at the recommended setting."""
         config = RerouteConfig.from_mapping({"threshold": THRESHOLD, "backend": backend} | SERVED)
         return [
-            prepare_layer(LayerSimilarity(matrix), config, top_k=self.K, scale=0.5 + matrix / 2, device=device)
+            prepare_layer(
+                LayerSimilarity(matrix), config, top_k=self.K, scale=0.5 + matrix / 2, device=device
+            )
             for matrix in self.matrices
         ]
 
@@ -154,7 +157,15 @@ def main() -> None:
     name, E, K = SHAPES[3]
     for T in ROWS:
         clock, result = spin(), measure(Work(T, E, K, "cuda"), baseline)
-        config = {"model": name, "T": T, "E": E, "K": K, "threshold": THRESHOLD, "served": SERVED, "scale": True}
+        config = {
+            "model": name,
+            "T": T,
+            "E": E,
+            "K": K,
+            "threshold": THRESHOLD,
+            "served": SERVED,
+            "scale": True,
+        }
         record = {"benchmark": "gpu_day_kernel", "unit": "us_per_step", "variants": result, "config": config}
         versions = {"gpu_versions": gpu_versions(), "sm_clock": clock}
         append_json_line(arguments.out, {**record, **provenance(), **versions})

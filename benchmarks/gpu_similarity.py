@@ -83,14 +83,16 @@ def main() -> None:
     if not rehearse and not torch.cuda.is_available():
         raise SystemExit("no CUDA device here: nothing to time")
     tokens, rounds = (2 * CHUNK, 2) if arguments.quick or rehearse else (TOKENS, 5)
-    small, large = make_pieces(32, 256, CHUNK, 2), on_device(make_pieces(*((8, 64) if rehearse else (E, H)), CHUNK, PIECES))
+    size = (8, 64) if rehearse else (E, H)
+    small, large = make_pieces(32, 256, CHUNK, 2), on_device(make_pieces(*size, CHUNK, PIECES))
     rows = []
     for metric in METRICS:
         expected, got = (accumulate(metric, pieces, 2 * CHUNK) for pieces in (small, on_device(small)))
         error = float((expected - got).abs().max())
         times = seconds(metric, large, tokens, rounds)
         record: dict[str, Any] = {
-            "benchmark": "gpu_similarity", "unit": "s_per_layer", "metric": metric, "E": large[0][0].shape[0], "H": large[0][0].shape[2],
+            "benchmark": "gpu_similarity", "unit": "s_per_layer", "metric": metric,
+            "E": size[0], "H": size[1],
             "tokens": tokens, "median": statistics.median(times), "least": min(times), "most": max(times),
             "max_abs_error_to_cpu": error,
         }  # fmt: skip

@@ -1,12 +1,13 @@
-"""Decode Qwen3-30B-A3B's 48 layers with Transformers on a GPU: re-routing off against the recommended setting.
+"""Decode Qwen3-30B-A3B's 48 layers with Transformers on a GPU: off against the recommended setting.
 
     python benchmarks/gpu_transformers.py                          a GPU of 80 GB; some minutes
     python benchmarks/gpu_transformers.py --shape tiny --rows 2    tries the script on a CPU
 
-Random weights are made on the device: which values they have does not change how long a step takes. Experts run
-as ``grouped_mm``, the cache is static, and a step is one CUDA graph; where it cannot be captured, the record says
-why, and steps are timed one by one. ``off`` has no hooks of ours. Each replay decodes other random tokens. Blocks
-of the two settings take turns. One JSON line a batch size goes to ``--out`` as soon as it is measured.
+Random weights are made on the device: which values they have does not change how long a step takes. Experts
+run as ``grouped_mm``, the cache is static, and a step is one CUDA graph; where it cannot be captured, the
+record says why, and steps are timed one by one. ``off`` has no hooks of ours. Each replay decodes other
+random tokens. Blocks of the two settings take turns. One JSON line a batch size goes to ``--out`` as soon as
+it is measured.
 """
 
 from __future__ import annotations
@@ -174,7 +175,12 @@ def main() -> None:
             continue
         result = measure(model, table, B, arguments.steps)
         config = {"shape": arguments.shape, "B": B, "steps": arguments.steps, "prompt": PROMPT}
-        record = {"benchmark": "gpu_transformers", "unit": "ms_per_token", "settings": result, "config": config}
+        record = {
+            "benchmark": "gpu_transformers",
+            "unit": "ms_per_token",
+            "settings": result,
+            "config": config,
+        }
         append_json_line(arguments.out, {**record, **provenance()})
         rows.append(row_of(B, result))
     print(torch.cuda.get_device_name() if device == "cuda" else "no GPU: the numbers mean nothing")

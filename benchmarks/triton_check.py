@@ -68,7 +68,7 @@ def compile_one(
 
 
 def usage(code: bytes) -> dict[str, int]:
-    """Return registers, stack and local bytes of machine code, from the cuobjdump that Triton brings along."""
+    """Return registers, stack and local bytes of machine code, from Triton's own cuobjdump."""
     import triton
 
     tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
@@ -105,13 +105,13 @@ def main() -> int:
             constants = shape._asdict() | {
                 "CAP": CONFIG.cap, "SCALED": True, "MERGE": CONFIG.merge, "SENTINEL": CONFIG.sentinel,
             }  # fmt: skip
-            for number, (name, weights, ids) in enumerate(KINDS if (K, E) == SHAPES[0] else KINDS[:1]):
+            for number, (name, weights, ids) in enumerate(KINDS if SHAPES[0] == (K, E) else KINDS[:1]):
                 for program in (kernels.vote, kernels.choose, kernels.retarget, kernels.apply):
                     if number > 0 and "KIND" not in program.arg_names:
                         continue
                     made = compile_one(program, arch, constants | {"KIND": number}, ids, weights, shape.warps)
                     used = usage(made.asm["cubin"])
-                    wrong = faults(made.asm["ptx"], used, common=(K, E) == SHAPES[0])
+                    wrong = faults(made.asm["ptx"], used, common=SHAPES[0] == (K, E))
                     failed |= bool(wrong)
                     kind = name if "KIND" in program.arg_names else ""
                     sizes = (used.get("REG"), made.metadata.shared, used.get("STACK"), len(made.asm["cubin"]))

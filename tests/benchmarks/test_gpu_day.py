@@ -9,10 +9,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import gpu_day
 import pytest
 import torch
 
+import gpu_day
 from tests.support.shim.build import COMPILER, NO_COMPILER
 from tests.support.source import ROOT
 
@@ -41,7 +41,10 @@ def test_a_second_call_goes_on(tmp_path: Path) -> None:
         piece("second", f"import pathlib; assert pathlib.Path({str(flag)!r}).exists()"),
     ]
     assert spend(pieces, tmp_path) == ["well", "failed"]
-    assert [(one["piece"], one["ended"]) for one in records(tmp_path)] == [("first", "well"), ("second", "failed")]
+    assert [(one["piece"], one["ended"]) for one in records(tmp_path)] == [
+        ("first", "well"),
+        ("second", "failed"),
+    ]
     assert "AssertionError" in records(tmp_path)[1]["tail"]
     flag.touch()
     assert spend(pieces, tmp_path) == ["done before", "well"]
@@ -65,7 +68,10 @@ def test_nothing_is_timed_after_a_wrong_result(tmp_path: Path) -> None:
 
 def test_a_piece_that_hangs_is_cut_off(tmp_path: Path) -> None:
     """It ends after its seconds, and the next one runs."""
-    pieces = [piece("slow", "import time; print('so far', flush=True); time.sleep(60)", seconds=4), piece("next", "pass")]
+    pieces = [
+        piece("slow", "import time; print('so far', flush=True); time.sleep(60)", seconds=4),
+        piece("next", "pass"),
+    ]
     assert spend(pieces, tmp_path) == ["cut off", "well"]
     assert "so far" in records(tmp_path)[0]["tail"]
 

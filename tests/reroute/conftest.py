@@ -14,7 +14,7 @@ from tests.support.cuda_host import forget
 
 @pytest.fixture(scope="module")
 def shim_backend() -> Iterator[None]:
-    """Let ``backend="cuda"`` take CPU tensors, for which the shim runs the kernel, and ``"triton"`` as well."""
+    """Let ``backend="cuda"`` take CPU tensors, for which the shim runs the kernel, and ``"triton"``."""
     records = {"cuda": registry.BackendRecord("cuda", "tests.support.shim.backend", ("cpu", "cuda"))}
     if INTERPRETED:
         module = registry.BACKENDS["triton"].module

@@ -63,7 +63,7 @@ def test_a_device_that_works(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_triton_instead_of_cuda_core(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Without cuda-core, a device that runs Triton's programs gets these, and one log line names the route."""
+    """Without cuda-core, a device that runs Triton's programs gets them; one log line names the route."""
     monkeypatch.setattr(registry, "_installed", lambda package: package != "cuda.core")
     monkeypatch.setattr(triton, "why_not", lambda _: None)
     with caplog.at_level(logging.WARNING, "sere"):

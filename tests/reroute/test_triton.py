@@ -85,11 +85,10 @@ def test_a_capture_before_the_first_step(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_num_tokens_elsewhere_in_a_capture(monkeypatch: pytest.MonkeyPatch) -> None:
     """A number on another device would be read once and hold at every replay."""
     monkeypatch.setattr(launch, "_is_capturing", lambda _: True)
-    with pytest.raises(
-        InputError, match="expected a tensor on cpu while a CUDA graph is captured, got one on meta"
-    ):
-        ids, weights = batch(3, 4, 8, seed=1)
-        launch.run(TokenBatch(ids, weights, None, torch.tensor(2, device="meta")), layer_of(8), None)
+    ids, weights = batch(3, 4, 8, seed=1)
+    step = TokenBatch(ids, weights, None, torch.tensor(2, device="meta"))
+    with pytest.raises(InputError, match="on cpu while a CUDA graph is captured, got one on meta"):
+        launch.run(step, layer_of(8), None)
 
 
 @pytest.mark.parametrize("K", [1, 2, 8, 10, 32])

@@ -25,6 +25,8 @@ def unexpected_hazards(text: str) -> list[str]:
 
 def _is_same_store(report: str) -> bool:
     values = VALUES.search(report)
-    return "WAW" in report and ACCESS.findall(report) == ["Write", "Write"] and (
-        values is not None and values[1] == values[2]
+    return (
+        "WAW" in report
+        and ACCESS.findall(report) == ["Write", "Write"]
+        and (values is not None and values[1] == values[2])
     )

@@ -1,5 +1,5 @@
 # mypy: disable-error-code="no-untyped-def, untyped-decorator, misc"
-"""The launches of the ``triton`` backend, in their order: vote, choose, retarget where it is asked for, apply.
+"""The launches of the ``triton`` backend, in their order: vote, choose, retarget if asked for, apply.
 
 Between them they hand over one buffer of int64, zeros at first: four numbers for each expert (mass, class,
 target, state), then a few for the step.
@@ -215,7 +215,7 @@ def apply(
         weight, freed, stays = merge_row(expert, weight, merging, stays, K, KP)
     if MERGE == MERGE_DISTINCT:
         held = tl.where(merging, expert, tl.where(inside, ids, -1)).to(tl.int32)
-        expert = fill_distinct(held, freed, buffer_p + STATE * E, E, EP, KP)
+        expert = fill_distinct(held, freed, buffer_p + STATE * E, E, EP)
     weight = tl.where(stays, weight, 0.0)
 
     new_ids = tl.where(merging, expert, ids)

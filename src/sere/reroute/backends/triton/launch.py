@@ -94,11 +94,11 @@ def run(batch: TokenBatch, layer: Layer, counters: Tensor | None) -> Routing:
     if isinstance(num_tokens, Tensor) and num_tokens.device != ids.device:
         num_tokens = _read(num_tokens, ids.device)
     step = TokenBatch(ids, weights, row_budgets, num_tokens)
+    kind = (ids.device, ids.dtype, weights.dtype, Shape.of(K, E), layer.substitutes is None, layer.config)
     with torch.cuda.device(ids.device) if _is_another(ids.device) else nullcontext():
-        _make_ready(
-            (ids.device, ids.dtype, weights.dtype, Shape.of(K, E), layer.substitutes is None, layer.config)
-        )
+        _check_ready(kind)
         _launch(step, layer, result, counters)
+    _ready.add(kind)
     return result
 
 
@@ -122,17 +122,16 @@ def _is_capturing(device: torch.device) -> bool:
 _ready: set[tuple[Any, ...]] = set()
 
 
-def _make_ready(kind: tuple[Any, ...]) -> None:
-    """Note that programs of a kind are compiled and loaded now; refuse that during a capture."""
+def _check_ready(kind: tuple[Any, ...]) -> None:
+    """Refuse to compile and load programs of a new kind during a capture."""
     if kind in _ready:
         return
     device = kind[0]
     if _is_capturing(device):
         raise BackendUnavailable(
-            f"backend 'triton' has run no such step on {device} yet, and its programs cannot be loaded while a "
-            "CUDA graph is captured; route one step of these dtypes before the capture begins"
+            f"backend 'triton' has run no such step on {device} yet, and its programs cannot be loaded while "
+            "a CUDA graph is captured; route one step of these dtypes before the capture begins"
         )
-    _ready.add(kind)
 
 
 def _launch(batch: TokenBatch, layer: Layer, result: Routing, counters: Tensor | None) -> None:

@@ -1,5 +1,5 @@
 # mypy: disable-error-code="no-untyped-def, untyped-decorator, misc"
-"""Step 7 of docs/method.md section 4 for a Triton program's rows: what becomes of an expert that comes twice."""
+"""Step 7 of docs/method.md section 4 for a Triton program's rows: experts that come twice."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def merge_row(expert, weight, merging, stays, K: tl.constexpr, KP: tl.constexpr)
 
 
 @triton.jit
-def fill_distinct(held, freed, state_p, E: tl.constexpr, EP: tl.constexpr, KP: tl.constexpr):
+def fill_distinct(held, freed, state_p, E: tl.constexpr, EP: tl.constexpr):
     """Give freed slots, in their order, the lowest active experts that are not yet in the row.
 
     ``held`` is ``[R, KP]``: each slot's expert, or -1; a freed one keeps its own where all are in the row.

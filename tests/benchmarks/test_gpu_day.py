@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -110,5 +111,7 @@ def test_a_piece_is_rehearsed(tmp_path: Path, name: str) -> None:
     """On a CPU each quick piece runs to its end, with stand-ins and tiny shapes."""
     if name == "transformers":
         pytest.importorskip("transformers")
-    (one,) = [found for found in gpu_day.PIECES if found.name == name]
+    (found,) = [known for known in gpu_day.PIECES if known.name == name]
+    # The time that a piece may take on a GPU says nothing of a loaded CPU.
+    one = dataclasses.replace(found, seconds=gpu_day.MOST_SECONDS)
     assert spend([one], tmp_path, seconds=480) == ["well"], records(tmp_path)[0]["tail"]

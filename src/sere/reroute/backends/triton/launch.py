@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -95,8 +94,12 @@ def run(batch: TokenBatch, layer: Layer, counters: Tensor | None) -> Routing:
         num_tokens = _read(num_tokens, ids.device)
     step = TokenBatch(ids, weights, row_budgets, num_tokens)
     kind = (ids.device, ids.dtype, weights.dtype, Shape.of(K, E), layer.substitutes is None, layer.config)
-    with torch.cuda.device(ids.device) if _is_another(ids.device) else nullcontext():
-        _check_ready(kind)
+    if kind not in _ready:
+        _refuse_capture(ids.device)
+    if _is_another(ids.device):
+        with torch.cuda.device(ids.device):
+            _launch(step, layer, result, counters)
+    else:
         _launch(step, layer, result, counters)
     _ready.add(kind)
     return result
@@ -119,14 +122,11 @@ def _is_capturing(device: torch.device) -> bool:
     return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
+# The kinds of steps whose programs are compiled and loaded, by device, dtypes, tiles and options.
 _ready: set[tuple[Any, ...]] = set()
 
 
-def _check_ready(kind: tuple[Any, ...]) -> None:
-    """Refuse to compile and load programs of a new kind during a capture."""
-    if kind in _ready:
-        return
-    device = kind[0]
+def _refuse_capture(device: torch.device) -> None:
     if _is_capturing(device):
         raise BackendUnavailable(
             f"backend 'triton' has run no such step on {device} yet, and its programs cannot be loaded while "

@@ -16,7 +16,7 @@ PARALLEL := -n 2 --max-worker-restart=0
 
 .PHONY: help demo fuzz fuzz-http soak test test-oldest test-vllm fmt lint type cuda-check bench-smoke bench-serve bench-serve-loads \
 	architectures documents train wheel-test clean \
-	gpu-test gpu-sanitize gpu-bench gpu-calibrate gpu-serve
+	gpu-test gpu-sanitize gpu-bench gpu-calibrate gpu-serve gpu-day
 
 help: ## what each target does
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -55,8 +55,9 @@ lint: .venv/.dev ## check format and style
 type: .venv/.dev ## check types, strictly
 	$(BIN)/mypy
 
-cuda-check: .venv/.dev ## compile the CUDA kernel for all architectures, where nvcc or NVRTC is there; no GPU needed
+cuda-check: .venv/.dev ## compile the CUDA kernel and Triton's programs, where their compilers are; no GPU needed
 	$(BIN)/python benchmarks/cuda_check.py
+	$(BIN)/python benchmarks/triton_check.py
 
 bench-smoke: .venv/.dev ## every benchmark once, on the smallest sizes; numbers mean nothing
 	$(BIN)/python benchmarks/similarity.py --quick
@@ -98,6 +99,9 @@ gpu-sanitize: ## on a GPU: compute-sanitizer's memcheck, racecheck and synccheck
 gpu-bench: ## on a GPU: one launch against tensor operations and the published form
 	$(GPU) benchmarks/gpu_reroute.py --threads --out $(RESULTS)/gpu_reroute.jsonl
 	$(GPU) benchmarks/gpu_reroute.py --out $(RESULTS)/gpu_reroute.jsonl
+
+gpu-day: ## on a GPU: the first fifteen minutes, in pieces; REHEARSE=1 tries every piece on a CPU
+	$(GPU) benchmarks/gpu_day.py --results $(if $(filter benchmarks/results,$(RESULTS)),out,$(RESULTS)) $(if $(REHEARSE),--rehearse)
 
 gpu-calibrate: ## on a GPU: similarity accumulators against the CPU's results, and their time
 	$(GPU) benchmarks/gpu_similarity.py --out $(RESULTS)/gpu_similarity.jsonl

@@ -1,4 +1,4 @@
-"""The kernel's own source, run on the CPU, as one more backend."""
+"""Kernels run on the CPU, as more backends: the CUDA one's own source, and Triton's programs, interpreted."""
 
 from __future__ import annotations
 
@@ -8,15 +8,19 @@ from types import MappingProxyType
 import pytest
 
 from sere.reroute.backends import registry
+from tests.support.batches import INTERPRETED
 from tests.support.cuda_host import forget
 
 
 @pytest.fixture(scope="module")
 def shim_backend() -> Iterator[None]:
-    """Let ``backend="cuda"`` take CPU tensors, for which the shim runs the kernel."""
-    record = registry.BackendRecord("cuda", "tests.support.shim.backend", ("cpu", "cuda"))
+    """Let ``backend="cuda"`` take CPU tensors, for which the shim runs the kernel, and ``"triton"``."""
+    records = {"cuda": registry.BackendRecord("cuda", "tests.support.shim.backend", ("cpu", "cuda"))}
+    if INTERPRETED:
+        module = registry.BACKENDS["triton"].module
+        records["triton"] = registry.BackendRecord("triton", module, ("cpu",), most_experts=1024)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(registry, "BACKENDS", MappingProxyType({**registry.BACKENDS, "cuda": record}))
+        patch.setattr(registry, "BACKENDS", MappingProxyType({**registry.BACKENDS, **records}))
         _forget()
         yield
     _forget()

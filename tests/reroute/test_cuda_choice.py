@@ -13,7 +13,7 @@ from sere.config import RerouteConfig
 from sere.errors import BackendUnavailable
 from sere.reroute import prepare as prepare_module
 from sere.reroute import prepare_layer, select
-from sere.reroute.backends import registry
+from sere.reroute.backends import cuda, registry, triton
 from sere.reroute.backends.cuda import device
 from sere.reroute.backends.cuda.launch import (
     MOST_EXPERTS,
@@ -29,12 +29,13 @@ without_device = pytest.mark.skipif(torch.cuda.is_available(), reason="there is 
 
 def test_without_cuda_core(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     """The automatic choice is torch with one log line, the named backend raises with the install line."""
-    monkeypatch.setattr(registry, "_installed", lambda package: package != "cuda.core")
+    monkeypatch.setattr(registry, "_installed", lambda package: package not in {"cuda.core", "triton"})
     with caplog.at_level(logging.WARNING, "sere"):
         assert select("auto", "cuda", 64) == "torch"
         assert select("auto", "cuda", 128) == "torch"
     (record,) = caplog.records
-    assert "instead of cuda: the package cuda.core is not installed" in record.message
+    assert "with the torch backend instead of cuda: the package cuda.core is not installed" in record.message
+    assert "; not triton either: the package triton is not installed" in record.message
     with pytest.raises(BackendUnavailable, match=r"'cuda' cannot run here: .* pip install '\.\[cuda\]'"):
         select("cuda", "cuda")
 
@@ -57,6 +58,33 @@ def test_a_device_that_works(monkeypatch: pytest.MonkeyPatch) -> None:
     pretend(monkeypatch, reason=None)
     assert select("auto", "cuda") == "cuda"
     assert select("cuda", "cuda", MOST_EXPERTS) == "cuda"
+
+
+def test_triton_instead_of_cuda_core(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Without cuda-core, a device that runs Triton's programs gets them; one log line names the route."""
+    monkeypatch.setattr(registry, "_installed", lambda package: package != "cuda.core")
+    monkeypatch.setattr(triton, "why_not", lambda _: None)
+    with caplog.at_level(logging.WARNING, "sere"):
+        assert select("auto", "cuda", 128) == "triton"
+        assert registry.on_device("triton", "auto", torch.device("cuda", 1), 128) == "triton"
+        assert select("auto", "cuda", 2048) == "torch"
+    first, second = (record.message for record in caplog.records)
+    assert "with the triton backend instead of cuda: the package cuda.core is not installed" in first
+    assert "with the torch backend instead of cuda: it takes at most 1024 experts" in second
+    assert select("triton", "cuda", 128) == "triton"
+
+
+def test_a_second_device_without_cuda_core(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the kernel fails on one device only, that device tries Triton's programs next."""
+    pretend(monkeypatch, reason=None)
+    assert select("auto", "cuda", 128) == "cuda"
+    monkeypatch.setattr(cuda, "why_not", lambda _: "refused")
+    monkeypatch.setattr(registry, "_installed", lambda _: True)
+    monkeypatch.setattr(triton, "why_not", lambda index: None if index == 1 else "refused, too")
+    assert registry.on_device("cuda", "auto", torch.device("cuda", 1), 128) == "triton"
+    assert registry.on_device("cuda", "auto", torch.device("cuda", 2), 128) == "torch"
 
 
 def test_a_compiler_that_fails(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
@@ -102,7 +130,7 @@ def test_each_device_is_tried_once(monkeypatch: pytest.MonkeyPatch) -> None:
             raise OSError("refused")
 
     pretend_device(monkeypatch)
-    monkeypatch.setattr(registry, "_installed", lambda _: True)
+    monkeypatch.setattr(registry, "_installed", lambda package: package != "triton")
     monkeypatch.setattr(device, "_try", attempt)
     for _ in range(2):
         assert select("auto", "cuda") == "cuda"
@@ -125,7 +153,7 @@ def test_a_layer_makes_its_own_device_ready(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(prepare_module, "on_device", on_device)
     config = RerouteConfig(active_experts=8, backend="torch")
     made = prepare_layer(LayerSimilarity(similarity_matrix(8, 0)), config)
-    assert asked == [("torch", "torch", torch.device("cpu"))]
+    assert asked == [("torch", "torch", torch.device("cpu"), 8)]
     assert made.backend == "reference"
 
 

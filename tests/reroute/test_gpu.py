@@ -21,6 +21,7 @@ pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason=NO_DEVICE),
 ]
+compiled = pytest.mark.parametrize("backend", ["cuda", "triton"])
 
 
 def make(E: int, **settings: Any) -> PreparedLayer:
@@ -46,11 +47,12 @@ def test_the_automatic_choice_is_the_kernel() -> None:
     assert select("auto", "cuda") == "cuda"
 
 
+@compiled
 @pytest.mark.parametrize(("T", "K", "E"), [(8, 4, 16), (64, 8, 128), (512, 8, 256)])
-def test_graph_replay(T: int, K: int, E: int) -> None:
+def test_graph_replay(T: int, K: int, E: int, backend: str) -> None:
     """A captured launch follows new ids, weights and numbers of tokens (so M), and counts at every replay."""
     points = ((1, K), (T // 2, E // 4), (T, E // 2))
-    prepared = make(E, merge="distinct", active_experts=points, targets="active")
+    prepared = make(E, merge="distinct", active_experts=points, targets="active", backend=backend)
     ids, weights = on_device(T, K, E, seed=0)
     num_tokens, counted = torch.tensor(T, device="cuda"), counters()
     prepared.route(TokenBatch(ids, weights, num_tokens=num_tokens), counted)
@@ -112,9 +114,10 @@ def test_compiles_whole() -> None:
     torch.testing.assert_close(compiled(ids, weights, num_tokens), step(ids, weights, num_tokens))
 
 
-def test_nothing_waits() -> None:
+@compiled
+def test_nothing_waits(backend: str) -> None:
     """A call reads nothing back from the device."""
-    prepared = make(64, merge="distinct", active_experts=16)
+    prepared = make(64, merge="distinct", active_experts=16, backend=backend)
     ids, weights = on_device(16, 8, 64, seed=1)
     num_tokens, counted = torch.tensor(12, device="cuda"), counters()
     budget = torch.ones(16, dtype=torch.int32, device="cuda")
@@ -217,11 +220,13 @@ def test_slices_of_larger_tensors() -> None:
     assert torch.equal(got.ids, prepared.route(TokenBatch(flat_ids.clone(), flat_weights.clone())).ids)
 
 
+@compiled
 @pytest.mark.parametrize("block", range(10))
-def test_a_thousand_fuzzed_cases(block: int) -> None:
+def test_a_thousand_fuzzed_cases(block: int, backend: str) -> None:
     """Ids, weights and counters equal the reference's bit for bit."""
-    for seed in range(100 * block, 100 * block + 100):
-        assert_same_bits(fuzzed(seed), "cuda")
+    # Each shape and each set of options is compiled by Triton, which takes a second.
+    for seed in range(100 * block, 100 * block + (100 if backend == "cuda" else 5)):
+        assert_same_bits(fuzzed(seed), backend)
 
 
 def test_the_same_bits_every_time() -> None:

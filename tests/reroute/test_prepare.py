@@ -26,6 +26,8 @@ TENSORS = {
     "cpu": {"order", "counts", "limits", "keep", "sensitivity"},
     "shim": {"lists", "limits", "keep", "sensitivity"},
     "cuda": {"lists", "limits", "keep", "sensitivity"},
+    "interpreted": {"position", "limits", "keep", "sensitivity"},
+    "triton": {"position", "limits", "keep", "sensitivity"},
 }
 
 

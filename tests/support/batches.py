@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import random
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,27 +21,32 @@ from sere.reroute.raw_layer import KernelConfig, RawLayer
 from tests.support.shim.build import COMPILER, NO_COMPILER
 
 NO_DEVICE = "no CUDA device here: `make gpu-test` runs this on a machine that has one"
-# "shim" is the cuda backend with its kernel's own source run on the CPU, "cuda" the same on a device.
+NO_INTERPRETER = "tests/reroute/test_triton.py runs this, in a process with Triton's interpreter"
+# Triton decides when it is imported whether its programs are interpreted, on the CPU.
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+_on_device = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason=NO_DEVICE)]
+# "shim" is the cuda backend with its kernel's own source run on the CPU, "cuda" the same on a device;
+# "interpreted" is the triton backend on the CPU, "triton" the same on a device.
 BACKENDS = (
     "reference",
     "torch",
     "cpu",
     pytest.param("shim", marks=pytest.mark.skipif(COMPILER is None, reason=NO_COMPILER)),
-    pytest.param(
-        "cuda", marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason=NO_DEVICE)]
-    ),
+    pytest.param("cuda", marks=_on_device),
+    pytest.param("interpreted", marks=pytest.mark.skipif(not INTERPRETED, reason=NO_INTERPRETER)),
+    pytest.param("triton", marks=_on_device),
 )
 FAST = BACKENDS[1:]
 
 
 def name_of(backend: str) -> str:
     """What ``backend=`` calls a backend of the tests."""
-    return "cuda" if backend == "shim" else backend
+    return {"shim": "cuda", "interpreted": "triton"}.get(backend, backend)
 
 
 def device_of(backend: str) -> torch.device:
     """Where the tensors of a backend live."""
-    return torch.device("cuda" if backend == "cuda" else "cpu")
+    return torch.device("cuda" if backend in {"cuda", "triton"} else "cpu")
 
 
 @dataclass

@@ -11,6 +11,7 @@ import torch
 from sere.reroute import select
 from sere.reroute.backends import cuda, registry
 from sere.reroute.backends.cuda import device
+from sere.reroute.backends.triton import launch
 
 
 def forget() -> None:
@@ -18,6 +19,7 @@ def forget() -> None:
     select.cache_clear()
     registry.warn_once.forget()
     device.tried.cache_clear()
+    launch.tried.cache_clear()
     device.kernels.cache_clear()
     device.stream_of.cache_clear()
     device._shape_of.cache_clear()
@@ -26,7 +28,7 @@ def forget() -> None:
 
 def pretend(monkeypatch: pytest.MonkeyPatch, *, reason: str | None) -> None:
     """Let cuda-core be installed and the try on the device end with ``reason``."""
-    monkeypatch.setattr(registry, "_installed", lambda _: True)
+    monkeypatch.setattr(registry, "_installed", lambda package: package != "triton")
     monkeypatch.setattr(cuda, "why_not", lambda _: reason)
 
 

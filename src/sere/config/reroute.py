@@ -29,7 +29,7 @@ from sere.errors import ConfigError, did_you_mean
 Targets = Literal["primary", "active"]
 Merge = Literal["none", "same", "distinct", "sentinel"]
 Phases = Literal["decode", "all"]
-Backend = Literal["auto", "reference", "torch", "cpu", "cuda"]
+Backend = Literal["auto", "reference", "torch", "cpu", "cuda", "triton"]
 Flatten = Literal["auto", "on", "off"]
 
 PAPER = "paper"

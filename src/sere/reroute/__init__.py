@@ -82,7 +82,7 @@ def reroute(
         sentinel: The id of freed slots with ``merge="sentinel"``; outside [0, E).
         counters: int64, one entry per name in ``COUNTERS``; incremented in place unless no expert is
             primary. None counts nothing.
-        backend: ``"reference"``, ``"torch"``, ``"cpu"``, ``"cuda"``, or ``"auto"`` for the
+        backend: ``"reference"``, ``"torch"``, ``"cpu"``, ``"cuda"``, ``"triton"``, or ``"auto"`` for the
             fastest on the device.
 
     Returns:

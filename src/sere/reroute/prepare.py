@@ -174,7 +174,7 @@ def prepare_layer(
             "the share of an expert's output that its substitute gives; give scale, or min_gain=0"
         )
     where = torch.empty(0, device=device).device
-    backend = on_device(select(config.backend, where.type, E), config.backend, where)
+    backend = on_device(select(config.backend, where.type, E), config.backend, where, E)
     # Tensors made in inference mode could not be updated outside it.
     with torch.inference_mode(False):
         raw = RawLayer(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
@@ -126,12 +126,21 @@ BACKENDS: Mapping[str, BackendRecord] = MappingProxyType(
                 most_experts=1024,
                 tries=True,
             ),
+            BackendRecord(
+                "triton",
+                "sere.reroute.backends.triton",
+                ("cuda",),
+                needs="triton",
+                install="PyTorch for CUDA brings it along, or run: pip install triton",
+                most_experts=1024,
+                tries=True,
+            ),
         )
     }
 )
 
-# Which backend "auto" tries first, by device type.
-FASTEST: Mapping[str, str] = MappingProxyType({"cpu": "cpu", "cuda": "cuda"})
+# Which backends "auto" tries, by device type, the fastest first; the torch backend is the last.
+FASTEST: Mapping[str, tuple[str, ...]] = MappingProxyType({"cpu": ("cpu",), "cuda": ("cuda", "triton")})
 
 
 @cache
@@ -148,12 +157,9 @@ def select(backend: str, device_type: str, E: int = 1) -> str:
         BackendUnavailable: The named backend cannot run here; the text says why.
     """
     if backend == "auto":
-        fastest = FASTEST.get(device_type, "torch")
-        reason = BACKENDS[fastest].why_not(device_type, E)
-        if reason is None:
-            return fastest
-        warn_of_fallback(fastest, reason)
-        return "torch"
+        return _first_of(
+            FASTEST.get(device_type, ()), lambda record: record.why_not(device_type, E), prefix=""
+        )
     if backend not in BACKENDS:
         raise ConfigError(f"backend: got {backend!r}{did_you_mean(backend, ['auto', *BACKENDS])}")
     reason = BACKENDS[backend].why_not(device_type, E)
@@ -162,31 +168,49 @@ def select(backend: str, device_type: str, E: int = 1) -> str:
     return backend
 
 
-def on_device(backend: str, asked: str, device: torch.device) -> str:
+def on_device(backend: str, asked: str, device: torch.device, E: int = 1) -> str:
     """Return the backend for this very device, made ready there: ``select`` knows only the device's type.
 
     Args:
         backend: What ``select`` returned.
         asked: What it was asked for; ``"auto"`` falls back with one log line.
         device: With its index.
+        E: Number of experts of the layer.
 
     Raises:
         BackendUnavailable: The named backend cannot run on this device; the text says why.
     """
     record = BACKENDS[backend]
-    reason = record.why_not(device.type, index=device.index) if record.tries else None
+    reason = record.why_not(device.type, E, device.index) if record.tries else None
     if reason is None:
         return backend
     if asked != "auto":
         raise BackendUnavailable(f"backend {backend!r} cannot run on {device}: {reason}")
-    warn_of_fallback(backend, f"on {device}, {reason}")
-    return "torch"
+    order = FASTEST[device.type]
+    return _first_of(
+        order[order.index(backend) :],
+        lambda record: record.why_not(device.type, E, device.index),
+        prefix=f"on {device}, ",
+    )
 
 
-def warn_of_fallback(backend: str, reason: str) -> None:
-    """Log that the torch backend runs instead of another one; once per process for each reason."""
-    text = "sere: re-routing with the torch backend instead of %s: %s"
-    warn_once((backend, reason), text, backend, reason)
+def _first_of(names: Sequence[str], why_not: Callable[[BackendRecord], str | None], *, prefix: str) -> str:
+    """Return the first backend that can run, else the torch backend; one log line says why not the first."""
+    reasons: list[str] = []
+    for name in (*names, "torch"):
+        reason = why_not(BACKENDS[name])
+        if reason is None:
+            if reasons:
+                warn_of_fallback(names[0], prefix + "; ".join(reasons), runs=name)
+            return name
+        reasons.append(f"not {name} either: {reason}" if reasons else reason)
+    raise AssertionError("the torch backend runs on any device")
+
+
+def warn_of_fallback(backend: str, reason: str, *, runs: str = "torch") -> None:
+    """Log that another backend runs than the fastest one; once per process for each reason."""
+    text = "sere: re-routing with the %s backend instead of %s: %s"
+    warn_once((backend, reason), text, runs, backend, reason)
 
 
 @cache

@@ -15,10 +15,8 @@ from sere.reroute.backends.cuda.compiler import cubin, forget
 from sere.reroute.backends.cuda.launch import IDS, WEIGHTS, Launch, entries, make_launch, too_large
 from sere.reroute.backends.cuda.layer import Layer, for_torch, prepare
 from sere.reroute.backends.registry import warn_of_fallback
+from sere.reroute.backends.trial import in_one_line, try_step
 from sere.reroute.batch import Routing, TokenBatch
-from sere.reroute.constants import LIMIT_ROWS, MERGE_NONE
-from sere.reroute.raw_layer import KernelConfig, RawLayer
-from sere.reroute.stats import COUNTERS
 
 
 def run(batch: TokenBatch, layer: Layer, counters: Tensor | None) -> Routing:
@@ -187,20 +185,9 @@ def tried(index: int) -> str | None:
             for weights_dtype in WEIGHTS:
                 _try(ids_dtype, weights_dtype, torch.device("cuda", index))
     except Exception as error:
-        return " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        return in_one_line(error)
     return None
 
 
 def _try(ids_dtype: torch.dtype, weights_dtype: torch.dtype, device: torch.device) -> None:
-    ids = torch.tensor([[0, 1], [2, 3]], dtype=ids_dtype, device=device)
-    weights = torch.tensor([[0.75, 0.25], [0.5, 0.375]], dtype=weights_dtype, device=device)
-    similarity = torch.full((4, 4), 0.5, device="cpu").fill_diagonal_(1.0)
-    config = KernelConfig(cap=False, active_targets=False, merge=MERGE_NONE, sentinel=0)
-    # S = 1, and M = 3: the heavier of the two experts that no row needs is primary, too.
-    limits = torch.tensor([1] + [3] * LIMIT_ROWS + [0], dtype=torch.int32, device="cpu")
-    keep, sensitivity = torch.zeros(4, dtype=torch.bool, device="cpu"), torch.ones(4, device="cpu")
-    raw = RawLayer(similarity, 0.0, limits, keep, sensitivity, None, config)
-    counters = torch.zeros(len(COUNTERS), dtype=torch.int64, device=device)
-    found = run(TokenBatch(ids, weights), prepare(raw, device), counters).ids.tolist()
-    if found != [[0, 0], [2, 3]]:
-        raise RuntimeError(f"the kernel gave {found} where [[0, 0], [2, 3]] is right")
+    try_step(prepare, run, ids_dtype, weights_dtype, device)

@@ -1,0 +1,11 @@
+"""The ``triton`` backend: docs/method.md section 4 in three launches, for a GPU without cuda-core.
+
+Each PyTorch for CUDA brings Triton along. Nothing here imports it before a step runs or is tried.
+"""
+
+from __future__ import annotations
+
+from sere.reroute.backends.triton.launch import run, why_not
+from sere.reroute.backends.triton.layer import Layer, prepare
+
+__all__ = ["Layer", "prepare", "run", "why_not"]

@@ -1,0 +1,117 @@
+"""The first day on a GPU: what is resumed, cut off and left out; and its quick pieces, rehearsed on a CPU."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import gpu_day
+from tests.support.shim.build import COMPILER, NO_COMPILER
+from tests.support.source import ROOT
+
+pytestmark = pytest.mark.checkout
+
+
+def piece(name: str, code: str, **changes: Any) -> gpu_day.Piece:
+    """A piece that runs a line of Python."""
+    return gpu_day.Piece(name, (("-c", code),), (("-c", code),), **{"seconds": 60} | changes)
+
+
+def spend(pieces: list[gpu_day.Piece], results: Path, seconds: float = 100) -> list[str]:
+    """How each piece ended."""
+    return [row[1] for row in gpu_day.spend(pieces, results, rehearse=True, seconds=seconds)]
+
+
+def records(results: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (results / "gpu_day.jsonl").read_text().splitlines()]
+
+
+def test_a_second_call_goes_on(tmp_path: Path) -> None:
+    """What ended well is not run again, what failed is; each record is there as soon as its piece ended."""
+    flag = tmp_path / "flag"
+    pieces = [
+        piece("first", "print('ran')"),
+        piece("second", f"import pathlib; assert pathlib.Path({str(flag)!r}).exists()"),
+    ]
+    assert spend(pieces, tmp_path) == ["well", "failed"]
+    assert [(one["piece"], one["ended"]) for one in records(tmp_path)] == [
+        ("first", "well"),
+        ("second", "failed"),
+    ]
+    assert "AssertionError" in records(tmp_path)[1]["tail"]
+    flag.touch()
+    assert spend(pieces, tmp_path) == ["done before", "well"]
+    assert spend(pieces, tmp_path) == ["done before", "done before"]
+
+
+def test_another_card_begins_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was measured on one card says nothing of another."""
+    pieces = [piece("first", "pass")]
+    assert spend(pieces, tmp_path) == ["well"]
+    monkeypatch.setattr(gpu_day, "card", lambda: "NVIDIA H200")
+    assert spend(pieces, tmp_path) == ["well"]
+    assert [one["card"] for one in records(tmp_path)][1] == "NVIDIA H200"
+
+
+def test_nothing_is_timed_after_a_wrong_result(tmp_path: Path) -> None:
+    """Where the piece that decides fails, the others are not begun."""
+    pieces = [piece("test", "raise SystemExit(1)", decides=True), piece("kernel", "pass")]
+    assert spend(pieces, tmp_path) == ["failed"]
+
+
+def test_a_piece_that_hangs_is_cut_off(tmp_path: Path) -> None:
+    """It ends after its seconds, and the next one runs."""
+    pieces = [
+        piece("slow", "import time; print('so far', flush=True); time.sleep(60)", seconds=4),
+        piece("next", "pass"),
+    ]
+    assert spend(pieces, tmp_path) == ["cut off", "well"]
+    assert "so far" in records(tmp_path)[0]["tail"]
+
+
+def test_what_is_left_out(tmp_path: Path) -> None:
+    """A piece whose package is missing says so, and none is begun when the time is up."""
+    assert spend([piece("vllm", "pass", needs="no_such_package")], tmp_path) == ["left out"]
+    assert records(tmp_path)[0]["tail"] == "no_such_package is not installed"
+    assert spend([piece("late", "pass")], tmp_path, seconds=10) == ["not begun: call again"]
+
+
+def test_no_piece_is_longer_than_eight_minutes() -> None:
+    """The piece that decides comes first, and what is run is there."""
+    assert [one.decides for one in gpu_day.PIECES] == [True] + [False] * (len(gpu_day.PIECES) - 1)
+    assert all(one.seconds <= 480 for one in gpu_day.PIECES)
+    commands = [command for one in gpu_day.PIECES for command in one.commands + one.rehearsal]
+    named = [part for command in commands for part in command if part.startswith(("benchmarks/", "tests/"))]
+    assert len(named) >= 10
+    assert [part for part in named if not (ROOT / part).exists()] == []
+
+
+def test_without_a_device() -> None:
+    """Without a GPU, and not as a rehearsal, it ends with one line."""
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, "-W", "ignore", "benchmarks/gpu_day.py"]
+    run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert run.returncode == 1
+    assert run.stderr.startswith("no CUDA device here: nothing to measure")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(COMPILER is None, reason=NO_COMPILER)
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
+@pytest.mark.parametrize("name", ["kernel", "transformers", "similarity", "sanitize"])
+def test_a_piece_is_rehearsed(tmp_path: Path, name: str) -> None:
+    """On a CPU each quick piece runs to its end, with stand-ins and tiny shapes."""
+    if name == "transformers":
+        pytest.importorskip("transformers")
+    (found,) = [known for known in gpu_day.PIECES if known.name == name]
+    # The time that a piece may take on a GPU says nothing of a loaded CPU.
+    one = dataclasses.replace(found, seconds=gpu_day.MOST_SECONDS)
+    assert spend([one], tmp_path, seconds=480) == ["well"], records(tmp_path)[0]["tail"]

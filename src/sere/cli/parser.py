@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 from sere.cli.output import say, show
 from sere.errors import did_you_mean, name_some
 
-COMMANDS = ("calibrate", "table", "tune", "generate", "eval", "bench", "list", "demo", "doctor")
+COMMANDS = ("calibrate", "table", "tune", "generate", "eval", "bench", "list", "demo", "top", "doctor")
 
 _EXAMPLES = """examples:
   sere demo                                    calibrate, decode and compare on the bundled model

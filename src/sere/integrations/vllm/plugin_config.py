@@ -14,7 +14,14 @@ from sere.errors import ConfigError, did_you_mean, name_some
 KEY = "sere"
 MOST_PORTS = 65535
 _EXAMPLE = '{"active_experts": 24}'
-_SWITCHES = ("enabled", "count_only", "allow_request_tiers", "share_rerouted_blocks", "allow_untested", "live_page")
+_SWITCHES = (
+    "enabled",
+    "count_only",
+    "allow_request_tiers",
+    "share_rerouted_blocks",
+    "allow_untested",
+    "live_page",
+)
 # Names that no other plug-in's settings have.
 _UNMISTAKABLE = (
     "select_top_k", "active_experts", "use_scale", "count_only", "request_tiers", "allow_request_tiers",

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 CAVEAT = (
-    "An estimate, not a measurement: how many times fewer bytes of weights a re-routed step reads. Decoding is "
-    "faster by that much only where reading weights takes all of the time. The KV cache, arithmetic, "
+    "An estimate, not a measurement: how many times fewer bytes of weights a re-routed step reads. Decoding "
+    "is faster by that much only where reading weights takes all of the time. The KV cache, arithmetic, "
     "communication and the host are not part of it, and steps that were left alone gain nothing."
 )
 

@@ -88,7 +88,12 @@ def means(sums: Sequence[int]) -> dict[str, float | None]:
         sums: One for each of ``COUNTERS``, or none at all.
     """
     found = dict(zip(COUNTERS, sums, strict=False))
-    per_step = {"rows": "rows", "before": "distinct_before", "after": "distinct_after", "critical": "critical"}
+    per_step = {
+        "rows": "rows",
+        "before": "distinct_before",
+        "after": "distinct_after",
+        "critical": "critical",
+    }
     per_slot = {"rerouted": "slots_rerouted", "computed": "slots_computed"}
     return {name: _ratio(found, counter, "steps") for name, counter in per_step.items()} | {
         name: _ratio(found, counter, "slots") for name, counter in per_slot.items()

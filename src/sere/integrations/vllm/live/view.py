@@ -78,8 +78,8 @@ def now(joined: Mapping[str, Any], sample: Sample, history: History) -> dict[str
         history: With this sample added.
 
     Returns:
-        The engine's settings and sizes, its steps by kind since the last reset, and under ``recent`` the means
-        of the last seconds. Where no step ran in these, ``recent`` is since the last reset, and its
+        The engine's settings and sizes, its steps by kind since the last reset, and under ``recent`` the
+        means of the last seconds. Where no step ran in these, ``recent`` is since the last reset, and its
         ``seconds`` None.
     """
     found, seconds = history.recent() or (sample, None)

@@ -12,8 +12,8 @@ from sere.integrations.vllm.live.page import LIVE, OFF, PATH, page
 from sere.integrations.vllm.live.view import Live, since_of
 
 READ_ONLY = (
-    "nothing can be changed on the port for metrics: open the page on the server's own port, whose environment "
-    "has SERE_ADMIN_KEY, or use the Python function configure"
+    "nothing can be changed on the port for metrics: open the page on the server's own port, with "
+    "SERE_ADMIN_KEY in its environment, or use the Python function configure"
 )
 
 Answer = Iterable[bytes]

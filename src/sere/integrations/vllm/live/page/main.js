@@ -1,6 +1,7 @@
 // Asks once a second while the page can be seen, and says so when nobody answers.
 const WAIT_MS = 1000;
 const MOST_MS = 5000;
+const HANGS_MS = 5000;
 let key = '';
 let points = [];
 let lastSeen = null;
@@ -35,7 +36,7 @@ class Refused extends Error {}
 
 async function look() {
   const since = points.length ? points.at(-1).at : 0;
-  const answer = await fetch(`../v1/sere/live?since=${since}`, { headers: serverKey(), cache: 'no-store' });
+  const answer = await fetch(`../v1/sere/live?since=${since}`, { headers: serverKey(), cache: 'no-store', signal: AbortSignal.timeout(HANGS_MS) });
   if (answer.status === 401) { askForKey(); return; }
   if (!answer.ok) {
     const given = await answer.json().catch(() => ({}));

@@ -35,7 +35,7 @@ class Tile {
 }
 
 const TILES = {
-  experts: new Tile('Experts per layer and step'),
+  experts: new Tile('Experts per layer'),
   bytes: new Tile('Weights not read'),
   slots: new Tile('Slots re-routed'),
   rows: new Tile('Rows per step'),
@@ -51,13 +51,13 @@ function showTiles(now) {
   const steps = Object.values(recent.steps).reduce((a, b) => a + b, 0);
   TILES.experts.set(
     recent.before === null ? NONE : `${fixed(recent.before, 1)} → ${fixed(recent.after, 1)}`, '',
-    recent.before === null ? 'no step seen yet' : `${percent(less)} fewer, of ${now.num_experts}`);
+    recent.before === null ? 'no step seen yet' : `${percent(less)} fewer per step, of ${now.num_experts}`);
   const rate = recent.seconds ? bytes(recent.bytes === null ? null : recent.bytes / recent.seconds) : bytes(recent.bytes);
   TILES.bytes.set(rate[0], rate[0] === NONE ? '' : rate[1] + (recent.seconds ? '/s' : ''),
     now.expert_bytes ? `per worker; one expert is ${bytes(now.expert_bytes).join(' ')}` : 'size of an expert not known');
   TILES.slots.set(percent(recent.rerouted, 1), '', 'of the decoded rows’ slots');
   TILES.rows.set(fixed(recent.rows, 1), '', recent.seconds ? `${fixed(steps / recent.seconds, 1)} steps per second` : 'since the last reset');
-  TILES.critical.set(fixed(recent.critical, 1), '', 'per layer and step, kept');
+  TILES.critical.set(fixed(recent.critical, 1), '', 'kept, per layer and step');
   const speedup = now.estimate.speedup;
   TILES.speedup.set(speedup === null ? NONE : `up to ${speedup.toFixed(2)}×`, '',
     speedup === null ? 'sizes not known' : 'from bytes, not measured');
@@ -67,7 +67,7 @@ function showTiles(now) {
 const bars = new LayerBars(byId('layers'), byId('layers-when'));
 const numbers = { axis: short, value: (value) => fixed(value, 1) };
 const shares = { axis: (value) => `${+(100 * value).toPrecision(3)}%`, value: (value) => percent(value, 1) };
-const perSecond = (of) => (p) => of(p) / Math.max(p.seconds, 1e-3);
+const perSecond = (of) => (p) => of(p) / Math.max(p.seconds, 0.5);
 const lines = [
   new Lines('Experts', [
     { name: 'chosen', look: 'l-before', of: (p) => p.before },

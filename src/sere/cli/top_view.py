@@ -19,7 +19,7 @@ _KINDS = {
     "protected": "protected", "disabled": "switched off", "unknown": "rows unknown",
 }  # fmt: skip
 # Lines of the screen besides those of the layers.
-_FRAME = 14
+_FRAME = 16
 
 
 def view(found: Mapping[str, Any], console: Console, *, fit: bool = False) -> RenderableType:

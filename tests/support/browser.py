@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import pytest
@@ -32,6 +33,16 @@ def browser() -> Iterator[Any]:
             yield running
         finally:
             running.close()
+
+
+def until(page: Any, expression: str, seconds: float = 60.0) -> None:
+    """Wait until a page's expression holds; its own way to wait is one of those that the page forbids."""
+    deadline = monotonic() + seconds
+    while not page.evaluate(expression):
+        assert monotonic() < deadline, (
+            f"{expression} did not become true; the page says:\n{page.inner_text('body')}"
+        )
+        page.wait_for_timeout(100)
 
 
 @contextmanager

@@ -78,7 +78,7 @@ def test_a_stopped_server_is_shown() -> None:
             assert complaints == []
             close()
             page.wait_for_selector("#banner:has-text('does not answer. Is it stopped? Last seen at')")
-            assert page.inner_text("#state-text") == "Server stopped"
+            page.wait_for_selector("#state-text:has-text('Server stopped')")
             assert "3 (100 %)" in page.inner_text("#steps")
     finally:
         close()

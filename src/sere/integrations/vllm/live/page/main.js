@@ -1,7 +1,7 @@
 // Asks once a second while the page can be seen, and says so when nobody answers.
 const WAIT_MS = 1000;
 const MOST_MS = 5000;
-const HANGS_MS = 5000;
+const HANGS_MS = 10000;
 let key = '';
 let points = [];
 let lastSeen = null;
@@ -57,11 +57,13 @@ async function look() {
 
 function lost(error) {
   const seen = lastSeen === null ? 'Nothing has been seen yet.' : `Last seen at ${clock(lastSeen)}.`;
-  const what = error instanceof Refused ? error.message : 'The server does not answer. Is it stopped?';
+  const hangs = error.name === 'TimeoutError';
+  const silent = hangs ? `The server has not answered for ${HANGS_MS / 1000} s.` : 'The server does not answer. Is it stopped?';
+  const what = error instanceof Refused ? error.message : silent;
   write(byId('banner'), `${what} ${seen}`);
   show(byId('banner'), true);
   document.body.classList.add('stale');
-  showState('lost', error instanceof Refused ? 'No figures' : 'Server stopped');
+  showState('lost', error instanceof Refused ? 'No figures' : hangs ? 'No answer' : 'Server stopped');
 }
 
 function askForKey() {

@@ -67,6 +67,7 @@ COMMANDS = "from sere.cli import main\nassert main({!r}.split()) == 0"
             COMMANDS.format, ("--version", "--help", "calibrate --help", "table show --help", "eval --help")
         ),
         *map(COMMANDS.format, ("bench run --help", "bench serve --help", "generate --help", "demo --help")),
+        COMMANDS.format("top --help"),
         *map(COMMANDS.format, ("doctor --help", "list policies --help")),
     ],
 )
@@ -137,11 +138,12 @@ def test_type_checkers_see_the_names_that_are_lazy() -> None:
         ("sere", ["py.typed"]),
         ("sere.reroute.backends.cuda", ["reroute.cu", "call.cuh", "kernel.cuh", "numbers.cuh", "phases.cuh"]),
         ("sere.report", ["page.css", "page.js"]),
+        ("sere.integrations.vllm.live.page", ["page.html", "page.css", "main.js", "charts.js", "steer.js"]),
         ("sere.bundled", ["abacus/config.json", "abacus/model.safetensors", "abacus/tokenizer.json"]),
     ],
 )
 def test_what_is_no_code_is_installed_too(package: str, names: list[str]) -> None:
-    """Type marker, the kernel's sources and the bundled model are in the package."""
+    """Type marker, the kernel's sources, the live page and the bundled model are in the package."""
     assert all(resources.files(package).joinpath(name).is_file() for name in names)
 
 

@@ -31,8 +31,8 @@ CASES = {
     "doctor": ("--model MODEL --table TABLE", "no problems found", None),
 }
 # Tested where their engines, matrices and servers are: tests/bench, test_table_and_model, test_demo,
-# test_tune, test_lm_eval, public_cases/test_shared_tables.
-ELSEWHERE = {"bench serve", "table import", "table push", "table pull", "demo", "tune", "lm-eval"}
+# test_tune, test_lm_eval, test_top, public_cases/test_shared_tables.
+ELSEWHERE = {"bench serve", "table import", "table push", "table pull", "demo", "tune", "lm-eval", "top"}
 
 
 def leaves() -> Iterator[str]:

@@ -14,7 +14,8 @@ from sere.cli.output import say, show
 from sere.errors import did_you_mean, name_some
 
 COMMANDS = (
-    "calibrate", "table", "tune", "generate", "eval", "lm-eval", "bench", "report", "list", "demo", "doctor",
+    "calibrate", "table", "tune", "generate", "eval", "lm-eval", "bench", "report", "list", "demo", "top",
+    "doctor",
 )  # fmt: skip
 
 _EXAMPLES = """examples:

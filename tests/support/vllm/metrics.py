@@ -21,6 +21,6 @@ def report_without_layers(**counts: int) -> dict[str, Any]:
     steps = StepCounts(**counts).to_mapping()
     known = {"kernel": None, "expert_bytes": None, "top_k": 0, "num_experts": 0}
     known |= {"count_only": False, "request_tiers": [], "fingerprint": {"common": "", "layers": {}}}
-    known["data_parallel_rank"] = 0
+    known |= {"rest_bytes": None, "table": {"fingerprint": "", "tiers": []}, "data_parallel_rank": 0}
     known["flatten"] = {"setting": "auto", "why_not": None}
     return {"enabled": True, "settings": {"select_top_k": 1}, "steps": steps, "layers": []} | known

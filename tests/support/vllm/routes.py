@@ -74,11 +74,15 @@ def ask(
     body: Any = b'{"select_top_k": 3}',
     **headers: str | bytes | None,
 ) -> tuple[int, str]:
-    """Ask a server with the key "mine" for a route; ``headers`` replace those of a good request."""
+    """Ask a server with the key "mine" for a route; ``headers`` replace those of a good request.
+
+    A route with a slash first is a path; others are below ``/v1/sere``.
+    """
     from fastapi import FastAPI
     from httpx import ASGITransport, AsyncClient
     from vllm.entrypoints.serve.middleware.authenticate import AuthenticationMiddleware
 
+    path = route if route.startswith("/") else f"/v1/sere/{route}"
     app, endpoint = FastAPI(), Endpoint()
     app.add_middleware(AuthenticationMiddleware, tokens=["mine"])
     endpoint.attach_router(app)
@@ -89,7 +93,7 @@ def ask(
         await endpoint.init_state(engine or Engine(), app.state, None)
         async with AsyncClient(transport=ASGITransport(app), base_url="http://test") as client:
             content = body if method == "POST" else None
-            answer = await client.request(method, f"/v1/sere/{route}", headers=sent, content=content)
+            answer = await client.request(method, path, headers=sent, content=content)
         return answer.status_code, answer.text
 
     return asyncio.run(call())

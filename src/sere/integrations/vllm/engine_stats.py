@@ -110,7 +110,14 @@ def join_answers(answers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         for name in ("kernel", "expert_bytes")
     }
     largest = {name: max(answer[name] for answer in answers) for name in ("top_k", "num_experts")}
+    known["rest_bytes"] = _rest_bytes(answers)
     return dict(answers[0]) | {"layers": layers, "steps": steps} | largest | known
+
+
+def _rest_bytes(answers: Sequence[Mapping[str, Any]]) -> int | None:
+    """Return what one rank of each pipeline stage reads besides routed experts: a step passes all stages."""
+    stages = {tuple(layer["index"] for layer in answer["layers"]): answer["rest_bytes"] for answer in answers}
+    return None if None in stages.values() else sum(stages.values())
 
 
 def _layers(answers: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

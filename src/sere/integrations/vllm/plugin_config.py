@@ -14,7 +14,14 @@ from sere.errors import ConfigError, did_you_mean, name_some
 KEY = "sere"
 MOST_PORTS = 65535
 _EXAMPLE = '{"active_experts": 24}'
-_SWITCHES = ("enabled", "count_only", "allow_request_tiers", "share_rerouted_blocks", "allow_untested")
+_SWITCHES = (
+    "enabled",
+    "count_only",
+    "allow_request_tiers",
+    "share_rerouted_blocks",
+    "allow_untested",
+    "live_page",
+)
 # Names that no other plug-in's settings have.
 _UNMISTAKABLE = (
     "select_top_k", "active_experts", "use_scale", "count_only", "request_tiers", "allow_request_tiers",
@@ -41,6 +48,7 @@ class PluginConfig:
         metrics_port: Port on which rank 0 serves Prometheus metrics, or None; with data parallelism each
             further engine's takes the next port.
         metrics_host: Address of that port.
+        live_page: Whether the server, if it has our routes, and ``metrics_port`` have the page ``/sere/``.
         allow_untested: Accept versions and combinations of features that nobody has tried.
         table_digest: What the front end found the table to be, so that each worker compares its own.
 
@@ -59,6 +67,7 @@ class PluginConfig:
     log_seconds: float = 60.0
     metrics_port: int | None = None
     metrics_host: str = "127.0.0.1"
+    live_page: bool = False
     allow_untested: bool = False
     table_digest: str | None = None
 

@@ -68,7 +68,7 @@ def test_tensors_are_made_where_the_model_runs(monkeypatch: pytest.MonkeyPatch) 
     )  # fmt: skip
     seen: list[Any] = []
     state: Any = SimpleNamespace(
-        add=None, speaks=False, rules=SimpleNamespace(allowed=ALL), shapes=[],
+        add=None, speaks=False, rules=SimpleNamespace(allowed=ALL), shapes=[], layers={},
         prepare=lambda *given: seen.append(given),
     )  # fmt: skip
     _around_loading(worker, state, Path("none"))

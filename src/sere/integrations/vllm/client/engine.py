@@ -5,14 +5,17 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from pathlib import PurePath
 from typing import Any
 
 from sere.errors import UnsupportedEngine
 from sere.integrations.vllm.changes import ModelSize
+from sere.integrations.vllm.client.admin_key import why_nobody_may
 from sere.integrations.vllm.client.agreement import agree
 from sere.integrations.vllm.client.rpc import NOT_ACTIVE, ask_engines
 from sere.integrations.vllm.client.shared_answer import SharedAnswer
-from sere.integrations.vllm.engine_stats import merge_answers
+from sere.integrations.vllm.engine_stats import join_answers, merge_answers
+from sere.integrations.vllm.live.view import Live
 from sere.integrations.vllm.methods import CONFIGURE, STATS
 from sere.integrations.vllm.plugin_config import section
 from sere.integrations.vllm.prometheus import exposition
@@ -27,6 +30,11 @@ class Counted:
 
     def __init__(self, answers: Sequence[Mapping[str, Any]]) -> None:
         self._answers = answers
+
+    @cached_property
+    def joined(self) -> dict[str, Any]:
+        """The statistics of all workers together."""
+        return join_answers(self._answers)
 
     @cached_property
     def stats(self) -> dict[str, Any]:
@@ -48,6 +56,7 @@ class ServedEngine:
 
     Attributes:
         size: The model's.
+        has_page: Whether the live page was asked for.
     """
 
     def __init__(self, client: Any) -> None:
@@ -56,6 +65,8 @@ class ServedEngine:
         self.size = ModelSize.of(getattr(config, "model_config", None))
         self._active = client is not None and (config is None or section(config) is not None)
         self._shared = SharedAnswer(self._count)
+        self._live = Live(_name_of(config), why_nobody_may())
+        self.has_page = bool((section(config) or {}).get("live_page"))
         self._changing = asyncio.Lock()
 
     async def counted(self) -> Counted:
@@ -74,9 +85,25 @@ class ServedEngine:
             UnsupportedEngine: Re-routing is not active.
         """
         try:
-            return Counted(await self._ask(STATS, True))
+            counted = Counted(await self._ask(STATS, True))
+            self._live.add(counted.joined)
+            self._live.note_reset()
+            return counted
         finally:
             self._shared.forget()
+
+    async def live(self, since: float) -> str:
+        """Return what the live page shows, as JSON.
+
+        Args:
+            since: The points of its lines after this moment, in seconds since 1970.
+
+        Raises:
+            EngineError: A worker failed, or the workers hold different settings.
+            UnsupportedEngine: Re-routing is not active.
+        """
+        await self.counted()
+        return self._live.body(since)
 
     async def configure(self, changes: Mapping[str, Any]) -> dict[str, Any]:
         """Change settings and return the new ones.
@@ -108,13 +135,22 @@ class ServedEngine:
                 return settings
 
     async def _count(self) -> Counted:
-        return Counted(await self._ask(STATS, False))
+        counted = Counted(await self._ask(STATS, False))
+        self._live.add(counted.joined)
+        return counted
 
     async def _ask(self, method: str, *args: Any) -> Any:
         """Call a method of all workers."""
         if not self._active:
             raise UnsupportedEngine(NOT_ACTIVE)
         return await ask_engines(self._client, method, *args)
+
+
+def _name_of(config: Any) -> str | None:
+    """Return what clients call the model, which is no path of the server's unless the operator says so."""
+    name = getattr(getattr(config, "model_config", None), "served_model_name", None)
+    name = name[0] if isinstance(name, list) and name else name
+    return PurePath(name).name if isinstance(name, str) else None
 
 
 def _public(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -21,12 +21,14 @@ from sere.integrations.vllm.client.admin_key import check_admin
 from sere.integrations.vllm.client.body import read_body, read_object
 from sere.integrations.vllm.client.engine import ServedEngine
 from sere.integrations.vllm.client.refusal import RequestRefused, error_answer, json_answer
+from sere.integrations.vllm.live.page import LIVE, OFF, PATH, page
+from sere.integrations.vllm.live.view import since_of
 
 Handler = Callable[[Any, ServedEngine], Awaitable[Any]]
 
 
 class Endpoint:
-    """What vLLM's API server asks for routes: four under ``/v1/sere``."""
+    """What vLLM's API server asks for routes: five under ``/v1/sere``, and the live page."""
 
     name = "sere"
     required_tasks = ("generate",)
@@ -35,6 +37,8 @@ class Endpoint:
         """Add the routes to the server's application."""
         app.add_route("/v1/sere/stats", read_stats, methods=["GET"])
         app.add_route("/v1/sere/metrics", read_metrics, methods=["GET"])
+        app.add_route(LIVE, read_live, methods=["GET"])
+        app.add_route(PATH, read_page, methods=["GET"])
         app.add_route("/v1/sere/reset", reset_stats, methods=["POST"])
         app.add_route("/v1/sere/settings", change_settings, methods=["POST"])
 
@@ -75,6 +79,22 @@ async def read_metrics(request: Any, engine: ServedEngine) -> Any:  # noqa: ARG0
 
     text, media_type = (await engine.counted()).metrics
     return Response(text, media_type=media_type)
+
+
+@_answers_errors
+async def read_live(request: Any, engine: ServedEngine) -> Any:
+    """Return what the live page shows; of its lines, the points after ``since``."""
+    return json_answer(await engine.live(since_of(request.query_params.get("since"))))
+
+
+async def read_page(request: Any) -> Any:
+    """Return the live page. It knows nothing of this server, so it needs no key: what it asks for does."""
+    from starlette.responses import PlainTextResponse, Response
+
+    if not request.app.state.sere_engine.has_page:
+        return PlainTextResponse(f"{OFF}\n", 404)
+    document, headers = page()
+    return Response(document, headers=headers)
 
 
 @_answers_errors

@@ -24,10 +24,16 @@ class RequestRefused(SereError):
 
 
 def json_answer(value: Any, status: int = 200) -> Any:
-    """Return an answer in JSON, in ASCII, so that no text of a client can fail to be encoded."""
+    """Return an answer in JSON, in ASCII, so that no text of a client can fail to be encoded.
+
+    Args:
+        value: JSON-ready, or a text that is JSON already.
+        status: The HTTP status.
+    """
     from starlette.responses import Response
 
-    return Response(json.dumps(value, allow_nan=False), status_code=status, media_type="application/json")
+    text = value if isinstance(value, str) else json.dumps(value, allow_nan=False)
+    return Response(text, status_code=status, media_type="application/json")
 
 
 def error_answer(error: Exception, status: int) -> Any:

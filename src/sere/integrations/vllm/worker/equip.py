@@ -19,6 +19,7 @@ from sere.integrations.vllm.start import features, tables, versions
 from sere.integrations.vllm.worker.answers import answering
 from sere.integrations.vllm.worker.change import Changes
 from sere.integrations.vllm.worker.compile_key import keep_settings_out
+from sere.integrations.vllm.worker.facts import rest_bytes
 from sere.integrations.vllm.worker.metrics_port import serve_metrics
 from sere.integrations.vllm.worker.router_hook import report_layers
 from sere.integrations.vllm.worker.start_log import log_start
@@ -80,6 +81,7 @@ def _around_loading(worker: Any, state: WorkerState, table: Path) -> None:
             result = load_model(*args, **kwargs)
         # Not the worker's: before 0.23 a CPU's has none.
         state.prepare(torch.device(worker.model_runner.device), _most_rows(worker.vllm_config))
+        state.rest_bytes = rest_bytes(getattr(worker.model_runner, "model", None), state.layers.values())
         worker.sere_steps = Steps(worker.model_runner, state)
         worker.sere_steps.watch()
         if state.speaks:
@@ -105,7 +107,8 @@ def _after_warm_up(worker: Any, state: WorkerState) -> None:
         if worker.rank == 0 and config.metrics_port is not None:
             # Each data-parallel engine has a rank 0.
             port = config.metrics_port + state.data_parallel_rank
-            close = serve_metrics(worker.sere_steps.reporter.read, config.metrics_host, port)
+            read, host = worker.sere_steps.reporter.read, config.metrics_host
+            close = serve_metrics(read, host, port, live_page=config.live_page)
             _before_shutdown(worker, close)
         return result
 

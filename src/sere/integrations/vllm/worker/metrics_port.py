@@ -8,17 +8,21 @@ from typing import Any
 
 from sere.errors import ConfigError
 from sere.integrations.vllm.prometheus import Collector
+from sere.integrations.vllm.worker.live_port import LivePort
 
 logger = logging.getLogger("vllm.sere")
 
 
-def serve_metrics(read: Callable[[], Mapping[str, Any]], host: str, port: int) -> Callable[[], None]:
-    """Serve metrics until the worker ends.
+def serve_metrics(
+    read: Callable[[], Mapping[str, Any]], host: str, port: int, *, live_page: bool = False
+) -> Callable[[], None]:
+    """Serve metrics, and what the live page shows, until the worker ends.
 
     Args:
         read: Returns what the worker has counted.
         host: Address to listen on; ``"0.0.0.0"`` for all of the machine's.
         port: Port to listen on.
+        live_page: Whether the live page itself is there, too.
 
     Returns:
         What closes the port; it may be called again.
@@ -37,6 +41,7 @@ def serve_metrics(read: Callable[[], Mapping[str, Any]], host: str, port: int) -
             f"metrics_port: expected a free port, but {host}:{port} cannot be opened ({error}); choose "
             "another port or metrics_host, or omit metrics_port"
         ) from error
+    server.set_app(LivePort(read, server.get_app(), live_page=live_page))
     logger.info("sere: Prometheus metrics on http://%s:%d/metrics", host, port)
 
     def close() -> None:

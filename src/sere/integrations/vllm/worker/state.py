@@ -16,6 +16,7 @@ from sere.integrations.vllm.plugin_config import PluginConfig
 from sere.integrations.vllm.start import tables
 from sere.integrations.vllm.step_counts import StepCounts
 from sere.integrations.vllm.worker import expert_kernels, router_hook
+from sere.integrations.vllm.worker.facts import facts_of
 from sere.integrations.vllm.worker.flat_operator import flatten_layers
 from sere.integrations.vllm.worker.guard import Guard
 from sere.integrations.vllm.worker.layer import RoutedLayer, warm_up
@@ -52,6 +53,7 @@ class WorkerState:
         kernel: Class name of the expert kernel, or None where it cannot be told.
         counts: Steps by what was done with them.
         why_no_pairs: Why all slots are computed in every step; None where pairs may be.
+        rest_bytes: Of the weights that are no routed experts', as `facts.rest_bytes` returns them.
         guard: Says in the log why nothing was re-routed.
         lock: Held by a step while it runs, and by whatever reads or changes what steps count.
         counters: ``[layers, len(COUNTERS)]``, int64, a row for each layer; None until the model is loaded.
@@ -67,16 +69,15 @@ class WorkerState:
         self.given = plugin_config.reroute
         self.sere = self.rules.of(self.given)
         self.policy: Policy = self.sere
-        self.least_select_top_k = 1
+        self.least_select_top_k, self.other_experts = 1, False
         self.enabled, self.count_only = plugin_config.enabled, plugin_config.count_only
         self.layers: dict[int, RoutedLayer] = {}
-        self.other_experts = False
         self.budgets: RowBudgets | None = None
         self.limits: StepLimits | None = None
         self.kernel: str | None = None
         self.why_no_pairs: str | None = None
-        self.counts = StepCounts()
-        self.lock = threading.RLock()
+        self.rest_bytes: int | None = None
+        self.counts, self.lock = StepCounts(), threading.RLock()
         self.guard = Guard(self.report, speaks=self.speaks)
         self.counters: Tensor | None = None
         self.fingerprint: Fingerprint = {"common": "", "layers": {}}
@@ -245,10 +246,9 @@ class WorkerState:
                 for layer, sums in zip(layers, copied, strict=True)
             ],
             "flatten": {"setting": self.given.flatten, "why_not": self.why_no_pairs},
-            "top_k": max((layer.shape.top_k for layer in self.layers.values()), default=0),
-            "num_experts": max((layer.shape.num_experts for layer in self.layers.values()), default=0),
             "kernel": self.kernel,
-            "expert_bytes": None if not layers else layers[0].expert_bytes,
+            "rest_bytes": self.rest_bytes,
+            **facts_of(layers, self.table),
         }
 
     def reset_counters(self) -> None:

@@ -1,0 +1,116 @@
+"""``sere top``: what re-routing does in a running server, in the terminal."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from sere.cli.output import add_json_flag, emit, show
+from sere.cli.parser import add_command
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+_EVERY_S = 1.0
+
+_DETAILS = """URL is the server's address, or that of its metrics_port. The server needs the routes of sere:
+VLLM_PLUGINS=sere. If it asks for a key, set VLLM_API_KEY to that. On a terminal the figures are new each
+second until Ctrl-C; elsewhere, and with --once, they are printed once. --json without --once prints one line
+each second. Colors follow NO_COLOR."""
+
+
+def add(subparsers: Any) -> None:
+    """Add ``sere top``."""
+    parser = add_command(
+        subparsers, "top", "Watch re-routing in a running vLLM server.", run, details=_DETAILS,
+        examples="  sere top http://127.0.0.1:8000\n  sere top http://127.0.0.1:8000 --once --json",
+    )  # fmt: skip
+    parser.add_argument("url", metavar="URL", help="the server, such as http://127.0.0.1:8000")
+    parser.add_argument("--once", action="store_true", help="print the figures once")
+    add_json_flag(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run ``sere top``."""
+    from sere.integrations.vllm.live.fetch import API_KEY, fetch_live, live_url
+
+    url, key = live_url(args.url), os.environ.get(API_KEY)
+
+    def ask(since: float = 0.0) -> dict[str, Any]:
+        return fetch_live(url, key, since)
+
+    if args.json:
+        emit(args, _once(ask), str)
+        while not args.once:
+            time.sleep(_EVERY_S)
+            emit(args, ask(), str)
+        return 0
+    console = _console()
+    if args.once or not console.is_terminal:
+        show(_text(console, _once(ask)), end="")
+        return 0
+    return _watch(console, ask)
+
+
+def _once(ask: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Return one answer about the last seconds, for which an engine that nobody watched is asked twice."""
+    found = ask()
+    if found["now"]["recent"]["seconds"] is None:
+        time.sleep(1.1 * _EVERY_S)
+        found = ask()
+    return found
+
+
+def _console() -> Console:
+    """Return the terminal or file behind stdout.
+
+    Raises:
+        MissingDependency: There is no rich.
+    """
+    from sere.errors import MissingDependency, how_to_install
+
+    try:
+        from rich.console import Console
+    except ImportError as error:
+        raise MissingDependency(
+            f"sere top needs rich ({how_to_install('terminal')}); --json works without it"
+        ) from error
+    return Console(file=sys.stdout, highlight=False)
+
+
+def _text(console: Console, found: dict[str, Any]) -> str:
+    from sere.cli.top_view import view
+
+    with console.capture() as captured:
+        console.print(view(found, console))
+    return captured.get()
+
+
+def _watch(console: Console, ask: Callable[[float], dict[str, Any]]) -> int:
+    """Show new figures each second until Ctrl-C, which is how this ends well."""
+    from rich.live import Live
+
+    from sere.cli.top_view import lost, view
+    from sere.errors import ServerError
+
+    found = ask(0.0)
+    try:
+        with Live(view(found, console, fit=True), console=console, screen=True, auto_refresh=False) as shown:
+            while True:
+                time.sleep(_EVERY_S)
+                points = found["points"]
+                try:
+                    new = ask(points[-1]["at"] if points else 0.0)
+                except ServerError as error:
+                    shown.update(lost(error, found, console), refresh=True)
+                    continue
+                oldest = new["now"]["at"] - new["now"]["kept_s"]
+                kept = [one for one in points if oldest <= one["at"] < new["now"]["at"]]
+                found = new | {"points": kept + new["points"]}
+                shown.update(view(found, console, fit=True), refresh=True)
+    except KeyboardInterrupt:
+        return 0

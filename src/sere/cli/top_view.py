@@ -1,0 +1,165 @@
+"""The figures of ``sere top`` as text: a summary, lines of the last minutes, and a bar for each layer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from sere.errors import name_some
+
+_LEVELS, _PLAIN_LEVELS = "▁▂▃▄▅▆▇█", "_.-=+*#@"
+_NONE = "-"
+_KINDS = {
+    "rerouted": "re-routed", "mixed": "mixed with prompts", "few_rows": "few rows", "prompts": "prompts only",
+    "protected": "protected", "disabled": "switched off", "unknown": "rows unknown",
+}  # fmt: skip
+# Lines of the screen besides those of the layers.
+_FRAME = 16
+
+
+def view(found: Mapping[str, Any], console: Console, *, fit: bool = False) -> RenderableType:
+    """Return the figures for a terminal or a file.
+
+    Args:
+        found: As `fetch_live` returns it.
+        console: Where they go: its width, and what its encoding can show.
+        fit: Leave out the layers for which its height has no room.
+    """
+    now = found["now"]
+    layers = now["layers"]
+    room = max(1, console.height - _FRAME) if fit else len(layers)
+    parts: list[RenderableType] = [_title(now), _summary(now), Text()]
+    parts += [*_lines(found["points"], console), Text(), _bars(layers[:room], now, console)]
+    if len(layers) > room:
+        parts.append(Text(f"and {len(layers) - room} more layers", style="dim"))
+    if now["unseen"]:
+        parts.append(Text(f"never saw a step: layer {name_some(now['unseen'])}", style="yellow"))
+    if now["nothing_changed"]:
+        parts.append(Text(f"nothing was re-routed: {now['nothing_changed']}", style="yellow"))
+    return Group(*parts)
+
+
+def lost(error: Exception, found: Mapping[str, Any], console: Console) -> RenderableType:
+    """Return what is shown while the server does not answer: why, and the last figures."""
+    return Group(Text(f"no answer since {_clock(found['now']['at'])}: {error}", style="bold red"),
+                 view(found, console, fit=True))  # fmt: skip
+
+
+def number(value: float | None, digits: int = 1) -> str:
+    """Return a number with so many digits after the point."""
+    return _NONE if value is None else f"{value:.{digits}f}"
+
+
+def percent(value: float | None, digits: int = 0) -> str:
+    """Return a share in percent."""
+    return _NONE if value is None else f"{100 * value:.{digits}f} %"
+
+
+def size(value: float | None) -> str:
+    """Return bytes in the unit that keeps the number short."""
+    if value is None:
+        return _NONE
+    units = ["B", "KB", "MB", "GB", "TB"]
+    while value >= 1000 and len(units) > 1:
+        value /= 1000
+        units.pop(0)
+    return f"{value:.1f} {units[0]}"
+
+
+def sparkline(values: Sequence[float | None], width: int, levels: str = _LEVELS) -> str:
+    """Return values as one line of signs whose heights go from 0 to the largest value.
+
+    Args:
+        values: None where nothing is known, which is a space.
+        width: Most signs; of more values, each sign is the mean of neighbors.
+        levels: The signs, the lowest first.
+    """
+    count = min(width, len(values))
+    groups = [values[i * len(values) // count : (i + 1) * len(values) // count] for i in range(count)]
+    known = [[value for value in group if value is not None] for group in groups]
+    means = [sum(group) / len(group) if group else None for group in known]
+    top = max((mean for mean in means if mean is not None), default=0.0) or 1.0
+    highest = len(levels) - 1
+    return "".join(" " if mean is None else levels[round(mean / top * highest)] for mean in means)
+
+
+def _title(now: Mapping[str, Any]) -> Text:
+    state = "on" if now["enabled"] else "off"
+    state = "only counting" if now["count_only"] else state
+    tier = now["settings"].get("tier")
+    style = "bold green" if state == "on" else "bold yellow"
+    parts = [("sere ", "bold"), f"{now['title'] or ''}  ", (state, style), f", tier {tier}" if tier else ""]
+    return Text.assemble(*parts, (f"  table {now['table']['fingerprint']}  {_clock(now['at'])}", "dim"))
+
+
+def _summary(now: Mapping[str, Any]) -> Table:
+    recent, speedup = now["recent"], now["estimate"]["speedup"]
+    over = "since the last reset" if recent["seconds"] is None else f"last {recent['seconds']:.0f} s"
+    saved = recent["bytes"]
+    rate = "" if recent["seconds"] is None else "/s"
+    per = saved if saved is None or recent["seconds"] is None else saved / recent["seconds"]
+    steps = ", ".join(f"{name} {now['steps'][kind]:,}" for kind, name in _KINDS.items() if now["steps"][kind])
+    rows = [
+        ("experts per layer", f"{number(recent['before'])} -> {number(recent['after'])} ({over})"),
+        ("slots re-routed", percent(recent["rerouted"], 1)),
+        ("rows per step", number(recent["rows"])),
+        ("critical experts", number(recent["critical"])),
+        ("weights not read", _NONE if per is None else f"{size(per)}{rate} per worker"),
+        (
+            "decoding",
+            _NONE if speedup is None else f"up to {speedup:.2f}x, from bytes of weights, not measured",
+        ),
+        ("steps", steps or "none"),
+    ]
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="dim", no_wrap=True)
+    grid.add_column(overflow="fold")
+    for name, value in rows:
+        grid.add_row(name, value)
+    return grid
+
+
+def _lines(points: Sequence[Mapping[str, Any]], console: Console) -> list[Text]:
+    if not points:
+        return [Text("no lines yet: they begin with the second answer", style="dim")]
+    plain = _is_plain(console)
+    width = max(10, min(60, console.width - 30))
+    lines = []
+    for name, title in (("before", "chosen"), ("after", "read"), ("rows", "rows")):
+        values = [None if one["gap"] else one[name] for one in points]
+        line = sparkline(values, width, _PLAIN_LEVELS if plain else _LEVELS)
+        last = next((value for value in reversed(values) if value is not None), None)
+        lines.append(Text.assemble((f"{title:<8}", "dim"), (line, "cyan"), f" {number(last)}"))
+    return lines
+
+
+def _bars(layers: Sequence[Mapping[str, Any]], now: Mapping[str, Any], console: Console) -> Table:
+    """Return a row for each layer: what is read, and behind it what the router chose."""
+    full, rest = ("#", "-") if _is_plain(console) else ("█", "░")
+    room = max(4, min(50, console.width - 46))
+    most = max((layer["before"] or 0 for layer in now["layers"]), default=0) or 1
+    table = Table(box=None, padding=(0, 1), pad_edge=False, header_style="dim")
+    table.add_column("layer", justify="right")
+    table.add_column("experts", no_wrap=True)
+    for title in ("chosen", "read", "re-routed", "critical"):
+        table.add_column(title, justify="right", no_wrap=True)
+    for layer in layers:
+        before, after = (round(room * (layer[name] or 0) / most) for name in ("before", "after"))
+        bar = Text.assemble((full * after, "cyan"), (rest * (before - after), "dim"))
+        cells = [number(layer["before"]), number(layer["after"]), percent(layer["rerouted"])]
+        table.add_row(str(layer["index"]), bar, *cells, number(layer["critical"]))
+    return table
+
+
+def _is_plain(console: Console) -> bool:
+    """Whether the terminal or file takes no signs but those of ASCII and the like."""
+    return not console.encoding.lower().replace("-", "").startswith("utf")
+
+
+def _clock(at: float) -> str:
+    return datetime.fromtimestamp(at).strftime("%H:%M:%S")

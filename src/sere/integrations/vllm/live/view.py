@@ -1,0 +1,120 @@
+"""What the live page and ``sere top`` show of an engine: one answer for all who look."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Mapping
+from time import time
+from typing import Any
+
+from sere.integrations.vllm.live.estimate import CAVEAT, speedup
+from sere.integrations.vllm.live.history import GAP_S, KEPT_S, WINDOW_S, History
+from sere.integrations.vllm.live.sample import Sample, means
+from sere.integrations.vllm.reasons import why_engine_changed_nothing
+
+FORMAT = 1
+"""Of the answer; another number means that names in it have changed."""
+
+
+class Live:
+    """Keeps what the page shows up to date with the answers that an engine gives, and asks for none.
+
+    Safe to use from several threads.
+
+    Args:
+        title: What the model is called, or None.
+        read_only: Why nothing can be changed here, or None.
+    """
+
+    def __init__(self, title: str | None = None, read_only: str | None = None) -> None:
+        self._title, self._read_only = title, read_only
+        self._history = History()
+        self._lock = threading.Lock()
+        self._now = "null"
+
+    def add(self, joined: Mapping[str, Any], at: float | None = None) -> None:
+        """Take an engine's answer.
+
+        Args:
+            joined: What `join_answers` returned.
+            at: When it was given, in seconds since 1970; now if None.
+        """
+        sample = Sample.of(joined, time() if at is None else at)
+        with self._lock:
+            self._history.add(sample, joined["expert_bytes"])
+            self._now = json.dumps(now(joined, sample, self._history) | {"title": self._title})
+
+    def note_reset(self) -> None:
+        """Note that the counters have just been set to zero."""
+        with self._lock:
+            self._history.note_reset(time())
+
+    def body(self, since: float = 0.0) -> str:
+        """Return what there is to show, as JSON.
+
+        Args:
+            since: The points of the lines after this moment, in seconds since 1970; 0 for all that are kept.
+        """
+        with self._lock:
+            points = ",".join(self._history.points_after(since))
+            return f'{{"now":{self._now},"read_only":{json.dumps(self._read_only)},"points":[{points}]}}'
+
+
+def since_of(text: str | None) -> float:
+    """Return the moment in a request's ``since``; 0 for none, and for what is no number."""
+    try:
+        return float(text or 0)
+    except ValueError:
+        return 0.0
+
+
+def now(joined: Mapping[str, Any], sample: Sample, history: History) -> dict[str, Any]:
+    """Return what holds at present, JSON-ready.
+
+    Args:
+        joined: What `join_answers` returned.
+        sample: The same as a sample.
+        history: With this sample added.
+
+    Returns:
+        The engine's settings and sizes, its steps by kind since the last reset, and under ``recent`` the
+        means of the last seconds. Where no step ran in these, ``recent`` is since the last reset, and its
+        ``seconds`` None.
+    """
+    found, seconds = history.recent() or (sample, None)
+    layers = [_layer(layer, found, sample) for layer in joined["layers"]]
+    read = [(layer["before"], layer["after"]) for layer in layers if layer["before"] is not None]
+    saved = None if joined["expert_bytes"] is None else joined["expert_bytes"] * found.experts_not_read()
+    recent = {"seconds": seconds, "bytes": saved, "steps": found.by_kind()} | found.means()
+    names = ("num_experts", "top_k", "kernel", "expert_bytes", "rest_bytes", "request_tiers", "table")
+    return {
+        "format": FORMAT,
+        "at": sample.at,
+        "kept_s": KEPT_S,
+        "gap_s": GAP_S,
+        "window_s": WINDOW_S,
+        "enabled": joined["enabled"],
+        "count_only": joined["count_only"],
+        "settings": sample.settings,
+        "steps": sample.by_kind(),
+        "steps_by_tier": joined["steps"]["by_tier"],
+        "recent": recent,
+        "layers": layers,
+        "unseen": [layer["index"] for layer in joined["layers"] if not layer["counters"][0]],
+        "estimate": {"speedup": _rounded(speedup(read, joined["expert_bytes"], joined["rest_bytes"]))}
+        | {"caveat": CAVEAT},
+        "nothing_changed": why_engine_changed_nothing(joined),
+        "changes": list(history.changes),
+    } | {name: joined[name] for name in names}
+
+
+def _layer(layer: Mapping[str, Any], found: Sample, sample: Sample) -> dict[str, Any]:
+    """Return what one layer did: means of the last seconds, and its steps since the last reset."""
+    index = layer["index"]
+    most = layer["settings"]["active_experts"]
+    return {"index": index, "steps": sample.layers[index][0], "most": most} | means(found.layers[index])
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 4)

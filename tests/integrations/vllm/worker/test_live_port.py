@@ -1,0 +1,84 @@
+"""The live page on the port for metrics: read only, off unless asked for, and beside the metrics."""
+
+from __future__ import annotations
+
+import json
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from sere.integrations.vllm.worker.live_port import LivePort
+from sere.integrations.vllm.worker.metrics_port import serve_metrics
+from tests.support.browser import browser, watched
+from tests.support.vllm.metrics import HOST, report_without_layers
+from tests.support.vllm.server import free_port
+
+pytest.importorskip("prometheus_client", reason="comes with vLLM: make test-vllm")
+
+pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("default")]
+
+
+@contextmanager
+def served(read: Any, *, live_page: bool) -> Iterator[str]:
+    port = free_port()
+    close = serve_metrics(read, HOST, port, live_page=live_page)
+    try:
+        yield f"http://{HOST}:{port}"
+    finally:
+        close()
+
+
+def get(url: str) -> str:
+    with urllib.request.urlopen(url, timeout=30) as answer:
+        return str(answer.read().decode())
+
+
+def test_page_figures_and_metrics_share_a_port() -> None:
+    """All three are there; the figures say that nothing can be changed here."""
+    with served(lambda: report_without_layers(rerouted=3), live_page=True) as url:
+        assert "<!doctype html>" in get(f"{url}/sere/")
+        found = json.loads(get(f"{url}/v1/sere/live?since=2"))
+        assert found["now"]["steps"]["rerouted"] == 3
+        assert "nothing can be changed on the port for metrics" in found["read_only"]
+        assert 'sere_steps_total{kind="rerouted"} 3.0' in get(f"{url}/metrics")
+
+
+def test_off_unless_asked_for() -> None:
+    """Without the setting the page is not there, and the figures are, as the metrics are."""
+    with served(report_without_layers, live_page=False) as url:
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            get(f"{url}/sere/")
+        with refused.value as answer:
+            assert (answer.code, b'"live_page": true' in answer.read()) == (404, True)
+        assert json.loads(get(f"{url}/v1/sere/live"))["points"] == []
+
+
+def test_one_report_is_one_answer() -> None:
+    """A report that is given again, within a second, makes no further point for a further viewer."""
+    reports = [report_without_layers(rerouted=1), report_without_layers(rerouted=4)]
+    given = iter([reports[0], reports[0], reports[1], reports[1]])
+    port = LivePort(lambda: next(given), lambda *_: [], live_page=False)
+    bodies = [b"".join(port({"PATH_INFO": "/v1/sere/live"}, lambda *_: None)) for _ in range(4)]
+    assert bodies[0] == bodies[1]
+    assert bodies[2] == bodies[3]
+    assert [one["steps"] for one in json.loads(bodies[3])["points"]] == [{"rerouted": 3}]
+
+
+def test_a_stopped_server_is_shown() -> None:
+    """In a browser: a page whose server has ended says so, and since when, and keeps the last figures."""
+    port = free_port()
+    close = serve_metrics(lambda: report_without_layers(rerouted=3), HOST, port, live_page=True)
+    try:
+        with browser() as running, watched(running, f"http://{HOST}:{port}") as (page, complaints):
+            page.wait_for_selector("#steps:has-text('3 (100 %)')", timeout=20_000)
+            assert complaints == []
+            close()
+            page.wait_for_selector("#banner:has-text('does not answer. Is it stopped? Last seen at')")
+            page.wait_for_selector("#state-text:has-text('Server stopped')")
+            assert "3 (100 %)" in page.inner_text("#steps")
+    finally:
+        close()

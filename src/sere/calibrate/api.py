@@ -28,10 +28,11 @@ from sere.calibrate.layerwise.work_folder import WorkFolder, resumable
 from sere.calibrate.memory import fits_memory
 from sere.calibrate.own_texts import write_tokens
 from sere.calibrate.packing import Tokens
+from sere.calibrate.vllm.run import calibrate_in_vllm
 from sere.checkpoints import find_checkpoint, load_model, load_tokenizer
 from sere.errors import DataError
 from sere.similarity import DEFAULT_METRIC
-from sere.structure import find_experts
+from sere.structure import find_experts, identity_of
 from sere.table import SimilarityTable
 from sere.texts import Source
 from sere.wrappers import inner_model
@@ -134,7 +135,9 @@ def calibrate(
         tables = _loaded(inner_model(model), tokenizer, texts, config)
     else:
         path = find_checkpoint(model, trust_remote_code=config.trust_remote_code)
-        if config.low_memory or (config.low_memory is None and not fits_memory(path)):
+        if config.engine == "vllm":
+            tables = calibrate_in_vllm(path, tokenizer, texts, config)
+        elif config.low_memory or (config.low_memory is None and not fits_memory(path)):
             tables = _layerwise(path, tokenizer, texts, config)
         else:
             tables = _checkpoint(path, tokenizer, texts, config)
@@ -149,7 +152,7 @@ def _loaded(
     refuse_rerouted(layers)
     tokens = _tokens_of(model, texts, tokenizer, config)
     results = collect_in_memory(model, layers, tokens, config)
-    return make_tables(results, model, layers, tokens, config)
+    return make_tables(results, identity_of(model, layers), tokens, config)
 
 
 def _checkpoint(
@@ -167,7 +170,7 @@ def _checkpoint(
     layers = find_experts(model)
     tokens = _tokens_of(model, None, tokenizer, config) if read is None else read
     results = collect_in_memory(model, layers, tokens, config)
-    return make_tables(results, model, layers, tokens, config)
+    return make_tables(results, identity_of(model, layers), tokens, config)
 
 
 def _layerwise(
@@ -198,7 +201,8 @@ def _layerwise(
             work = stack.enter_context(resumable(config.work_dir, run, total=len(skeleton.layers)))
         in_memory = config.work_dir is None and states_size(skeleton, tokens) <= STATES_BYTES
         results = collect_layerwise(skeleton, tokens, config, work, states_in_memory=in_memory)
-        return make_tables(results, skeleton.model, skeleton.experts, tokens, config)
+        identity = identity_of(skeleton.model, skeleton.experts)
+        return make_tables(results, identity, tokens, config)
 
 
 def _tokens_of(

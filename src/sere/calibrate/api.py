@@ -112,6 +112,9 @@ def calibrate(
             - ``device``: Where to compute (default ``"cpu"``), e.g. ``"cuda"``.
             - ``trust_remote_code``: Run Python code that comes with the checkpoint (its tokenizer's, or its
               model's if Transformers has no class of its own); default False.
+            - ``engine``: ``"transformers"`` (default), or ``"vllm"`` for any model and quantization that vLLM
+              serves: its own expert kernels compute the experts' outputs. It measures no sensitivity.
+            - ``engine_options``: For vLLM, arguments of its ``LLM``, e.g. ``{"tensor_parallel_size": 2}``.
 
     Returns:
         The table; for several metrics a dict from a metric's name to its table.
@@ -122,6 +125,8 @@ def calibrate(
             its own, because it is read layer by layer or ends every text at once.
         UnsupportedModel: The model has no experts modules, or some that cannot be calibrated; for
             ``low_memory``, the checkpoint is quantized or its decoder layers pass on more than hidden states.
+        UnsupportedEngine: vLLM's version, an option, or an expert kernel that routes inside itself.
+        EngineFailure, EngineError: vLLM did not start, or failed.
         AlreadyApplied: Re-routing is active on the model.
         InputError: The checkpoint is missing, damaged or incomplete, or ``work_dir`` belongs to another run.
         MissingDependency: The checkpoint needs a package that is not installed.

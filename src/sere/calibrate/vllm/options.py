@@ -30,25 +30,21 @@ _ROWS = 8192
 _CACHE_BYTES = 2**31
 
 
-def check_engine_options(given: Mapping[str, Any]) -> None:
-    """Refuse options that calibration sets itself.
-
-    Raises:
-        ConfigError: One of them is given.
-    """
-    for name in given:
-        if name in FIXED:
-            raise ConfigError(f"engine option {name}: calibration sets it itself; {FIXED[name]}")
-
-
 def engine_options(config: CalibrationConfig, *, writes: int) -> dict[str, Any]:
     """Return the arguments of vLLM's ``LLM``.
 
     Args:
         config: What to compute.
         writes: Texts that the engine writes at a time; 0 for none.
+
+    Raises:
+        ConfigError: An option is given that calibration sets itself.
     """
     given = dict(config.engine_options or {})
+    for name in sorted(given.keys() & FIXED.keys()):
+        raise ConfigError(f"engine_options: {name}: calibration sets it itself; {FIXED[name]}")
+    if config.dtype is not None and "dtype" in given:
+        raise ConfigError("engine_options: dtype: expected it once, got the argument dtype as well")
     ours: dict[str, Any] = {"max_model_len": config.seq_len + 1, "disable_log_stats": True}
     if not {"gpu_memory_utilization", "kv_cache_memory_bytes"} & given.keys():
         ours["kv_cache_memory_bytes"] = _CACHE_BYTES

@@ -21,20 +21,30 @@ def calibrate_in_vllm(
     path: Path, tokenizer: Any, texts: Source | None, config: CalibrationConfig
 ) -> dict[str, SimilarityTable]:
     """Start vLLM on a checkpoint, run the texts through it, and end it; see `sere.calibrate`."""
+    options = engine_options(config, writes=ROWS if texts is None else 0)
     tokenizer = text_tokenizer(
         tokenizer or load_tokenizer(path, trust_remote_code=config.trust_remote_code)
     )
     # Read first, because this fails sooner.
     read = None if texts is None else read_tokens(texts, tokenizer, config)
-    options = engine_options(config, writes=ROWS if read is None else 0)
     with in_process_engine(path, **options) as llm:
         tokens = write_tokens_in_engine(llm, tokenizer, config) if read is None else read
         found = collect_in_engine(llm, tokens, config)
-        dtype = str(llm.llm_engine.vllm_config.model_config.dtype).removeprefix("torch.")
+        engine = _described(llm.llm_engine.vllm_config, found.kernels)
         # The engine can end only when nothing holds it.
         del llm
-    engine = {
-        "engine": "vllm", "engine_version": engine_version(), "kernels": list(found.kernels), "dtype": dtype,
-        "engine_options": {name: str(value) for name, value in (config.engine_options or {}).items()},
-    }  # fmt: skip
     return make_tables(found.results, found.identity, tokens, config, engine)
+
+
+def _described(vllm_config: Any, kernels: tuple[str, ...]) -> dict[str, Any]:
+    """Return what the engine computed with, for the table's provenance."""
+    model, parallel = vllm_config.model_config, vllm_config.parallel_config
+    return {
+        "engine": "vllm",
+        "engine_version": engine_version(),
+        "kernels": list(kernels),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "quantization": None if model.quantization is None else str(model.quantization),
+        "tensor_parallel_size": int(parallel.tensor_parallel_size),
+        "pipeline_parallel_size": int(parallel.pipeline_parallel_size),
+    }

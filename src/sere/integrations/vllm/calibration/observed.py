@@ -42,6 +42,7 @@ class ObservedLayers:
         self.error: SereError | None = None
         self._found: dict[int, RoutedLayer] = {}
         self._order: Tensor | None = None
+        self._last_text = -1
 
     @property
     def rank(self) -> int:
@@ -89,7 +90,7 @@ class ObservedLayers:
             )
         most = int(self.vllm_config.scheduler_config.max_num_batched_tokens)
         for index, layer in sorted(self._found.items()):
-            expert_kernels.kernel_of(layer)
+            expert_kernels.kernel_of(layer, "its experts cannot be computed one by one")
             versions.check_computes(layer.runner, layer.name)
             shape = layer.shape
             self.layers[index] = ExpertsLayer(
@@ -103,6 +104,12 @@ class ObservedLayers:
             return
         starts = [0, *counts.cumsum().tolist()]
         texts = sorted((int(name.partition("-")[0]), place) for place, name in enumerate(names))
+        if self.error is None and texts[0][0] <= self._last_text:
+            self.error = EngineError(
+                f"text {texts[0][0]}: the engine read it in several steps or after a later one, so its tokens "
+                "would be mistaken for others; start without what splits prompts (--engine-option)"
+            )
+        self._last_text = texts[-1][0]
         rows = [row for _, place in texts for row in range(starts[place], starts[place + 1])]
         self._order = torch.tensor(rows, device="cpu")
         self.rows += len(rows)

@@ -39,7 +39,7 @@ class Steps:
             UnsupportedEngine: It is a model runner of another kind.
         """
         runner = self.runner
-        watch_batches(runner, self._announce, self._unknown)
+        watch_batches(runner, lambda *batch: self._announce(*batch), self._unknown)
         self._wrap("_dummy_run", self._before_dummy)
         runner.execute_model = self._around_step(runner.execute_model)
 

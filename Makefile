@@ -37,7 +37,7 @@ test-oldest: .venv-oldest/.ready ## with the oldest supported Transformers, what
 	.venv-oldest/bin/python $(PYTEST) $(PARALLEL) $(OLDEST)
 
 test-vllm: .venv-vllm/.ready ## the tests with a real vLLM engine, in an environment of their own
-	.venv-vllm/bin/python -m pytest $(LAST_RESORT) -m vllm tests/integrations/vllm tests/engines tests/bench/vllm tests/benchmarks tests/eval/test_vllm_engines.py
+	.venv-vllm/bin/python -m pytest $(LAST_RESORT) -m vllm tests/integrations/vllm tests/engines tests/bench/vllm tests/benchmarks tests/eval/test_vllm_engines.py tests/calibrate/vllm
 
 fuzz: .venv/.dev ## look for counterexamples to the property tests with fresh seeds; make fuzz SECONDS=300
 	PYTHONHASHSEED=random $(BIN)/python -m pytest -q -rfE --tb=short -p tests.support.fuzz -m hypothesis \

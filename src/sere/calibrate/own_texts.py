@@ -172,7 +172,11 @@ def _sampling(model: Any, seed: int) -> Iterator[None]:
         torch.manual_seed(seed)
         # What the checkpoint recommends (top_k, penalties, ...) would be another distribution.
         model.generation_config = GenerationConfig(
-            do_sample=True, temperature=1.0, top_k=0, top_p=1.0, eos_token_id=end_tokens(getattr(own, "eos_token_id", None))
+            do_sample=True,
+            temperature=1.0,
+            top_k=0,
+            top_p=1.0,
+            eos_token_id=end_tokens(getattr(own, "eos_token_id", None)),
         )
         try:
             yield

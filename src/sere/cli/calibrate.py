@@ -198,7 +198,9 @@ def _engine(args: argparse.Namespace) -> dict[str, Any]:
     """Return the keyword arguments that choose the engine; none for Transformers."""
     if args.engine == "transformers":
         if args.engine_option:
-            raise ConfigError("--engine-option: only applies to --engine vllm; add it, or leave the option out")
+            raise ConfigError(
+                "--engine-option: only applies to --engine vllm; add it, or leave the option out"
+            )
         return {}
     from sere.bench.vllm.engine_options import parse_engine_options
     from sere.calibrate.vllm.options import FIXED

@@ -15,11 +15,11 @@ FIXED: Mapping[str, str] = {
     "enforce_eager": "experts are computed between a layer's router and its experts",
     "enable_prefix_caching": "each token must be computed",
     "skip_tokenizer_init": "requests are token ids",
-    "max_num_seqs": "use batch_size",
-    "max_num_batched_tokens": "use batch_size and seq_len",
+    "max_num_seqs": "use --batch-size (batch_size)",
+    "max_num_batched_tokens": "use --batch-size and --seq-len (batch_size, seq_len)",
     "async_scheduling": "texts are read one batch after the other",
-    "trust_remote_code": "use trust_remote_code of calibrate (--trust-remote-code)",
-    "seed": "use seed of calibrate (--seed)",
+    "trust_remote_code": "use --trust-remote-code (trust_remote_code)",
+    "seed": "use --seed (seed)",
     "data_parallel_size": "use tensor_parallel_size or pipeline_parallel_size",
 }
 """Engine options that calibration sets itself, and what to do instead."""

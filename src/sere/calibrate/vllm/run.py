@@ -22,9 +22,7 @@ def calibrate_in_vllm(
 ) -> dict[str, SimilarityTable]:
     """Start vLLM on a checkpoint, run the texts through it, and end it; see `sere.calibrate`."""
     options = engine_options(config, writes=ROWS if texts is None else 0)
-    tokenizer = text_tokenizer(
-        tokenizer or load_tokenizer(path, trust_remote_code=config.trust_remote_code)
-    )
+    tokenizer = text_tokenizer(tokenizer or load_tokenizer(path, trust_remote_code=config.trust_remote_code))
     # Read first, because this fails sooner.
     read = None if texts is None else read_tokens(texts, tokenizer, config)
     with in_process_engine(path, **options) as llm:

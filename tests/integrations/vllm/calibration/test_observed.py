@@ -112,7 +112,9 @@ def test_a_kernel_that_routes_inside_itself_is_refused_by_name() -> None:
     """Its experts cannot be computed one by one."""
     layer = Layer()
     layer.routed_experts.quant_method.is_monolithic = True
-    with pytest.raises(UnsupportedEngine, match=r"Kernel .* routes inside itself, so that its experts cannot"):
+    with pytest.raises(
+        UnsupportedEngine, match=r"Kernel .* routes inside itself, so that its experts cannot"
+    ):
         observed_layers(layer)
 
 

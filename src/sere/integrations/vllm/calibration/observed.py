@@ -130,9 +130,7 @@ class ObservedLayers:
             with torch.inference_mode(False), torch.no_grad():
                 order = self._order.to(hidden.device)
                 scaled = weights[order, : layer.shape.top_k] * versions.output_scale(layer.runner)
-                self.observe(
-                    layer.shape.index, hidden[order], ids[order, : layer.shape.top_k].long(), scaled
-                )
+                self.observe(layer.shape.index, hidden[order], ids[order, : layer.shape.top_k].long(), scaled)
         except SereError as error:
             # The same on all ranks, as they see the same rows; raised here, it would end the engine.
             self.error = error

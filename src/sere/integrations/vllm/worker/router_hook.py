@@ -70,9 +70,7 @@ def intercept(router: Any, layer: RoutedLayer) -> None:
     after_router(router, layer.name, act)
 
 
-def after_router(
-    router: Any, name: str, act: Callable[[Tensor, Tensor, Tensor, Tensor], Routing]
-) -> None:
+def after_router(router: Any, name: str, act: Callable[[Tensor, Tensor, Tensor, Tensor], Routing]) -> None:
     """Let ``act`` see and change what a router returns.
 
     Args:

@@ -1,0 +1,148 @@
+"""Calibration in real engines of vLLM, against calibration in Transformers."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import sere
+from sere.calibrate import collect
+from sere.errors import UnsupportedEngine, UnsupportedModel
+from sere.table import SimilarityTable
+from tests.support.calibration import char_tokenizer
+from tests.support.vllm.models import ARCHITECTURES, save_model
+
+pytest.importorskip("vllm", reason="needs vLLM: make test-vllm")
+
+pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("default")]
+
+TEXTS = [f"The quick brown fox {i} jumps over {i * i} lazy dogs and {7 * i} cats." for i in range(20)]
+METRICS = ["projection", "cosine", "frobenius"]
+OPTIONS: dict[str, Any] = {
+    "metric": METRICS, "max_tokens": 340, "seq_len": 48, "batch_size": 4, "dtype": torch.float32,
+    "progress": False, "sensitivity": False,
+}  # fmt: skip
+# Gate weights of a sample are float16: two that differ by float32's rounding may be neighbors there.
+ONE_STEP = 2**-11
+
+
+@pytest.fixture(autouse=True)
+def _quiet(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLLM_LOGGING_LEVEL", "ERROR")
+
+
+def in_transformers(path: Path, **options: Any) -> dict[str, SimilarityTable]:
+    return sere.calibrate(path, char_tokenizer(), TEXTS, **(OPTIONS | options))
+
+
+def in_vllm(path: Path, texts: Any = TEXTS, **options: Any) -> dict[str, SimilarityTable]:
+    return sere.calibrate(path, char_tokenizer(), texts, engine="vllm", **(OPTIONS | options))
+
+
+def check_equal(found: Mapping[str, SimilarityTable], expected: Mapping[str, SimilarityTable]) -> None:
+    """Check that similarities are within 1e-5, and choices of experts equal bit by bit."""
+    for name in METRICS:
+        mine, other = found[name], expected[name]
+        assert mine.identity.differences(other.identity) == []
+        assert (mine.data_digest, mine.calibration_tokens) == (other.data_digest, other.calibration_tokens)
+        for index, layer in other.layers.items():
+            torch.testing.assert_close(
+                mine.layers[index].similarity, layer.similarity, rtol=0, atol=1e-5, equal_nan=True
+            )
+    sample, expected_sample = found["projection"].routing, expected["projection"].routing
+    assert sample is not None
+    assert expected_sample is not None
+    assert torch.equal(sample.starts, expected_sample.starts)
+    for index in expected_sample.ids:
+        ids, weights = by_id(sample.ids[index], sample.weights[index])
+        expected_ids, expected_weights = by_id(expected_sample.ids[index], expected_sample.weights[index])
+        assert torch.equal(ids, expected_ids)
+        assert float((weights - expected_weights).abs().max()) <= ONE_STEP
+        torch.testing.assert_close(
+            sample.energy[index], expected_sample.energy[index], rtol=1e-4, atol=1e-6, equal_nan=True
+        )
+
+
+def by_id(ids: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Return each row's slots in the order of their ids: routers of vLLM return them in any order."""
+    ordered, order = ids.sort(dim=1)
+    return ordered, weights.float().gather(1, order)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_the_table_is_that_of_transformers(name: str, tmp_path: Path) -> None:
+    """The same experts chosen, and similarities within 1e-5, in float32."""
+    path = save_model(tmp_path, name)
+    check_equal(in_vllm(path), in_transformers(path))
+
+
+def test_two_ranks_sum_their_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With tensor parallelism each rank computes a part of every expert; the table is that of one."""
+    # On one NUMA node vLLM does not find cores for two workers by itself.
+    cores = sorted(os.sched_getaffinity(0))
+    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", f"{cores[0]}|{cores[-1]}")
+    path = save_model(tmp_path)
+    found = in_vllm(path, engine_options={"tensor_parallel_size": 2})
+    check_equal(found, in_transformers(path))
+    made: Any = found["projection"].provenance["calibration"]
+    assert made["tensor_parallel_size"] == 2
+
+
+def test_the_model_writes_its_own_texts(tmp_path: Path) -> None:
+    """Without texts the engine samples them; the seed repeats them, and the table says whose they are."""
+    path = save_model(tmp_path)
+    first, again, other = (in_vllm(path, None, seed=seed)["projection"] for seed in (0, 0, 1))
+    assert first.calibration_tokens == OPTIONS["max_tokens"]
+    assert first.data_digest == again.data_digest != other.data_digest
+    made: Any = first.provenance["calibration"]
+    assert made["texts"].startswith("written by the model itself")
+    assert made["kernels"] == ["CPUUnquantizedExperts"]
+
+
+def test_an_interrupted_run_leaves_an_engine_that_can_start_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C within a step ends the engine and writes nothing; the next run gives the table."""
+    path = save_model(tmp_path)
+    before = sorted(file.name for file in path.iterdir())
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(collect, "check_outputs", interrupt)
+        in_vllm(path)
+    assert sorted(file.name for file in path.iterdir()) == before
+    check_equal(in_vllm(path), in_transformers(path))
+
+
+def test_experts_that_are_not_summed_by_weight_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The weighted-sum check guards the engine's kernels, too; the text names the layer."""
+    from sere.integrations.vllm.calibration.engine_experts import EngineExperts
+
+    path = save_model(tmp_path)
+    forward = EngineExperts.forward
+
+    def weighs_the_input(self: Any, hidden: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
+        return forward(self, hidden * weights[:, :1].to(hidden.dtype), ids, torch.ones_like(weights))
+
+    monkeypatch.setattr(EngineExperts, "forward", weighs_the_input)
+    with pytest.raises(UnsupportedModel, match=r"layers\.0\.mlp\.experts .*not the sum of its experts"):
+        in_vllm(path)
+
+
+def test_an_engine_that_does_not_load_the_plug_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its workers cannot show their layers: the text says what to change."""
+    from sere.integrations.vllm.calibration import equip
+
+    monkeypatch.setattr(equip, "equip_for_calibration", lambda _: None)
+    with pytest.raises(UnsupportedEngine, match="the workers of this engine do not know sere"):
+        in_vllm(save_model(tmp_path))

@@ -118,9 +118,8 @@ class CalibrationConfig:
     def _check_engine(self) -> None:
         """Refuse an unknown engine, and options that it would not read."""
         if self.engine not in ENGINES:
-            raise ConfigError(
-                f"engine: expected {' or '.join(ENGINES)}, got {self.engine!r}{did_you_mean(self.engine, ENGINES)}"
-            )
+            nearest = did_you_mean(self.engine, ENGINES)
+            raise ConfigError(f"engine: expected {' or '.join(ENGINES)}, got {self.engine!r}{nearest}")
         if self.engine == ENGINES[0]:
             if self.engine_options is not None:
                 raise ConfigError(
@@ -129,8 +128,8 @@ class CalibrationConfig:
             return
         if unread := self.changed("low_memory", "work_dir", "device"):
             raise ConfigError(
-                f"{name_some(unread)}: only applies to Transformers, got engine={self.engine!r}, which places "
-                f"the model itself; leave {name_some(unread)} out (engine_options may say more)"
+                f"{name_some(unread)}: only applies to Transformers, got engine={self.engine!r}, which "
+                f"places the model itself; leave {name_some(unread)} out (engine_options may say more)"
             )
         if self.weight_metrics:
             raise ConfigError(

@@ -46,7 +46,7 @@ def expert_outputs(layer: ExpertsLayer, hidden: Tensor) -> Tensor:
 
 
 def _experts_per_call(module: nn.Module, t: int) -> int:
-    """Return how many experts a call computes for t tokens each: a serving engine's module says how many rows.
+    """Return how many experts a call computes for t tokens each; a serving engine's module limits its rows.
 
     A module of Transformers computes only the expert that a call asks for, so more would not be faster.
     """

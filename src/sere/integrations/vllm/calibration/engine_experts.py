@@ -45,8 +45,9 @@ class EngineExperts(nn.Module):
         (runner,) = self._runner
         ids = ids.to(versions.ids_dtype(runner) or torch.int32).contiguous()
         # Some kernels write their output into their input.
-        output = versions.run_experts(runner, hidden.clone(), weights.float().contiguous(), ids)
-        return versions.sum_over_ranks(runner, output)
+        output: Tensor = versions.run_experts(runner, hidden.clone(), weights.float().contiguous(), ids)
+        summed: Tensor = versions.sum_over_ranks(runner, output)
+        return summed
 
     def extra_repr(self) -> str:
         """Name the kernel."""

@@ -106,8 +106,8 @@ class ObservedLayers:
         texts = sorted((int(name.partition("-")[0]), place) for place, name in enumerate(names))
         if self.error is None and texts[0][0] <= self._last_text:
             self.error = EngineError(
-                f"text {texts[0][0]}: the engine read it in several steps or after a later one, so its tokens "
-                "would be mistaken for others; start without what splits prompts (--engine-option)"
+                f"text {texts[0][0]}: the engine read it in several steps or after a later one, so its "
+                "tokens would be mistaken for others; start without what splits prompts (--engine-option)"
             )
         self._last_text = texts[-1][0]
         rows = [row for _, place in texts for row in range(starts[place], starts[place + 1])]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +15,7 @@ from torch import Tensor
 import sere
 from sere.calibrate import CalibrationConfig, collect
 from sere.calibrate.collect import LayerCollector
+from sere.cli import main
 from sere.errors import UnsupportedEngine, UnsupportedModel
 from sere.structure import find_experts
 from sere.table import SimilarityTable
@@ -146,13 +148,20 @@ def test_two_ranks_sum_their_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert made["tensor_parallel_size"] == 2
 
 
-def test_the_model_writes_its_own_texts(tmp_path: Path) -> None:
+def test_the_command_and_the_models_own_texts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Without texts the engine samples them; the seed repeats them, and the table says whose they are."""
     path = save_model(tmp_path)
-    first, again, other = (in_vllm(path, None, seed=seed)["projection"] for seed in (0, 0, 1))
-    assert first.calibration_tokens == OPTIONS["max_tokens"]
-    assert first.data_digest == again.data_digest != other.data_digest
-    made: Any = first.provenance["calibration"]
+    char_tokenizer().save_pretrained(path)
+    expected = in_vllm(path, None)["projection"]
+    arguments = "--engine vllm --engine-option dtype=float32 --max-tokens 340 --seq-len 48 --batch-size 4"
+    assert main(["calibrate", str(path), *arguments.split(), "--json"]) == 0
+    (facts,) = json.loads(capsys.readouterr().out)["tables"]
+    assert facts["data_digest"] == expected.data_digest
+    assert any("vLLM computes no gradients" in line for line in facts["report"])
+    found = SimilarityTable.load(path / "similarity.sere")
+    for index, layer in expected.layers.items():
+        torch.testing.assert_close(found.layers[index].similarity, layer.similarity, equal_nan=True)
+    made: Any = found.provenance["calibration"]
     assert made["texts"].startswith("written by the model itself")
     assert made["kernels"] == ["CPUUnquantizedExperts"]
 

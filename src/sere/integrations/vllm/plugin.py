@@ -88,6 +88,10 @@ def _wrap_configuration(module: Any) -> None:
 
             check_start(config)
             check_requests(import_module("vllm.v1.engine.input_processor").InputProcessor)
+        elif calibrates(config):
+            from sere.integrations.vllm.calibration.checks import check_calibration
+
+            check_calibration(config)
         return config
 
     setattr(create_engine_config, _MARK, True)

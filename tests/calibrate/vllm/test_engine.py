@@ -35,7 +35,7 @@ OPTIONS: dict[str, Any] = {
 # Gate weights of a sample are float16: two that differ by float32's rounding may be neighbors there.
 ONE_STEP = 2**-11
 # In float32 both engines compute these models' hidden states alike.
-COMPUTED_ALIKE = ("qwen3_moe", "qwen2_moe", "mixtral", "olmoe", "gpt_oss", "granitemoe", "phimoe")
+COMPUTED_ALIKE = ("qwen3_moe", "qwen2_moe", "mixtral", "olmoe", "gpt_oss", "granitemoe", "phimoe", "glm4_moe")
 # On a CPU, vLLM's multi-head latent attention gives other hidden states than Transformers' for these models,
 # from the second position on, so routers choose other experts.
 COMPUTED_OTHERWISE = ("deepseek_v2", "deepseek_v3")

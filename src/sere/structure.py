@@ -122,7 +122,7 @@ def identify(model: nn.Module) -> ModelIdentity:
 def identity_of(model: nn.Module, layers: list[ExpertsLayer]) -> ModelIdentity:
     """Return which model this is, from experts layers that were found already; see `identify`."""
     return ModelIdentity(
-        name=_model_name(model),
+        name=model_name(getattr(model, "config", None)) or type(model).__name__,
         architecture=architecture_of(text_config(model)),
         layer_names={layer.index: layer.name for layer in layers},
         experts={layer.index: layer.num_experts for layer in layers},
@@ -130,7 +130,7 @@ def identity_of(model: nn.Module, layers: list[ExpertsLayer]) -> ModelIdentity:
     )
 
 
-def text_config(model: nn.Module) -> object:
+def text_config(model: object) -> object:
     """Return the config of the language model within ``model``, or None if it has no config."""
     config = getattr(model, "config", None)
     getter = getattr(config, "get_text_config", None)
@@ -271,9 +271,16 @@ def _way_out(one: str, other: str) -> str:
     )
 
 
-def _model_name(model: nn.Module) -> str:
-    """Return a hub id as it is, and only the last part of a path: tables must not hold paths."""
-    named = str(getattr(getattr(model, "config", None), "_name_or_path", "") or "")
+def model_name(config: object) -> str:
+    """Return a model's hub id as it is, and only the last part of a path: tables must not hold paths.
+
+    Args:
+        config: The model's config, or None.
+
+    Returns:
+        Empty if the config does not say.
+    """
+    named = str(getattr(config, "_name_or_path", "") or "")
     if named.count("/") > 1 or Path(named).is_absolute() or Path(named).exists():
         named = Path(named).name
-    return named or type(model).__name__
+    return named

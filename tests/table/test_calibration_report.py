@@ -40,6 +40,14 @@ def test_all_is_said_in_sentences() -> None:
     assert "calibrate with projection to know" in regime
 
 
+def test_a_table_of_vllm_says_that_it_has_no_sensitivity() -> None:
+    """It has none, because vLLM computes no gradients; another table does not say so."""
+    of_vllm = made(provenance={"calibration": {"engine": "vllm"}})
+    said = [line for line in calibration_report(of_vllm) if "vLLM computes no gradients" in line]
+    assert len(said) == 1
+    assert not [line for line in calibration_report(made()) if "vLLM" in line]
+
+
 @pytest.mark.parametrize(
     ("metric", "text"),
     [

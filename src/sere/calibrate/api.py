@@ -28,10 +28,11 @@ from sere.calibrate.layerwise.work_folder import WorkFolder, resumable
 from sere.calibrate.memory import fits_memory
 from sere.calibrate.own_texts import write_tokens
 from sere.calibrate.packing import Tokens
+from sere.calibrate.vllm.run import calibrate_in_vllm
 from sere.checkpoints import find_checkpoint, load_model, load_tokenizer
 from sere.errors import DataError
 from sere.similarity import DEFAULT_METRIC
-from sere.structure import find_experts
+from sere.structure import find_experts, identity_of
 from sere.table import SimilarityTable
 from sere.texts import Source
 from sere.wrappers import inner_model
@@ -111,6 +112,9 @@ def calibrate(
             - ``device``: Where to compute (default ``"cpu"``), e.g. ``"cuda"``.
             - ``trust_remote_code``: Run Python code that comes with the checkpoint (its tokenizer's, or its
               model's if Transformers has no class of its own); default False.
+            - ``engine``: ``"transformers"`` (default), or ``"vllm"`` for any model and quantization that vLLM
+              serves: its own expert kernels compute the experts' outputs. It measures no sensitivity.
+            - ``engine_options``: For vLLM, arguments of its ``LLM``, e.g. ``{"tensor_parallel_size": 2}``.
 
     Returns:
         The table; for several metrics a dict from a metric's name to its table.
@@ -121,6 +125,8 @@ def calibrate(
             its own, because it is read layer by layer or ends every text at once.
         UnsupportedModel: The model has no experts modules, or some that cannot be calibrated; for
             ``low_memory``, the checkpoint is quantized or its decoder layers pass on more than hidden states.
+        UnsupportedEngine: vLLM's version, an option, or an expert kernel that routes inside itself.
+        EngineFailure, EngineError: vLLM did not start, or failed.
         AlreadyApplied: Re-routing is active on the model.
         InputError: The checkpoint is missing, damaged or incomplete, or ``work_dir`` belongs to another run.
         MissingDependency: The checkpoint needs a package that is not installed.
@@ -134,7 +140,9 @@ def calibrate(
         tables = _loaded(inner_model(model), tokenizer, texts, config)
     else:
         path = find_checkpoint(model, trust_remote_code=config.trust_remote_code)
-        if config.low_memory or (config.low_memory is None and not fits_memory(path)):
+        if config.engine == "vllm":
+            tables = calibrate_in_vllm(path, tokenizer, texts, config)
+        elif config.low_memory or (config.low_memory is None and not fits_memory(path)):
             tables = _layerwise(path, tokenizer, texts, config)
         else:
             tables = _checkpoint(path, tokenizer, texts, config)
@@ -149,7 +157,7 @@ def _loaded(
     refuse_rerouted(layers)
     tokens = _tokens_of(model, texts, tokenizer, config)
     results = collect_in_memory(model, layers, tokens, config)
-    return make_tables(results, model, layers, tokens, config)
+    return make_tables(results, identity_of(model, layers), tokens, config)
 
 
 def _checkpoint(
@@ -167,7 +175,7 @@ def _checkpoint(
     layers = find_experts(model)
     tokens = _tokens_of(model, None, tokenizer, config) if read is None else read
     results = collect_in_memory(model, layers, tokens, config)
-    return make_tables(results, model, layers, tokens, config)
+    return make_tables(results, identity_of(model, layers), tokens, config)
 
 
 def _layerwise(
@@ -198,7 +206,8 @@ def _layerwise(
             work = stack.enter_context(resumable(config.work_dir, run, total=len(skeleton.layers)))
         in_memory = config.work_dir is None and states_size(skeleton, tokens) <= STATES_BYTES
         results = collect_layerwise(skeleton, tokens, config, work, states_in_memory=in_memory)
-        return make_tables(results, skeleton.model, skeleton.experts, tokens, config)
+        identity = identity_of(skeleton.model, skeleton.experts)
+        return make_tables(results, identity, tokens, config)
 
 
 def _tokens_of(

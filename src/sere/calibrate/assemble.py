@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
@@ -14,6 +15,7 @@ from sere.calibrate.results import Results
 from sere.calibrate.routing import choose_tokens, routing_sample
 from sere.calibrate.stability import stability
 from sere.errors import AlreadyApplied, ConfigError, name_some
+from sere.identity import ModelIdentity
 from sere.provenance import provenance, versions
 from sere.structure import ExpertsLayer, identity_of, is_rerouted
 from sere.table import OWN_TEXTS, SimilarityTable, describe_unknown
@@ -94,13 +96,21 @@ def refuse_rerouted(layers: list[ExpertsLayer]) -> None:
 
 def make_tables(
     results: Results,
-    model: nn.Module,
-    layers: list[ExpertsLayer],
+    identity: ModelIdentity,
     tokens: Tokens | None,
     config: CalibrationConfig,
+    engine: Mapping[str, Any] | None = None,
 ) -> dict[str, SimilarityTable]:
-    """Return the table of each metric, with estimated tiers; log how many experts have no known one."""
-    how: dict[str, Any] = {"seq_len": config.seq_len, "batch_size": config.batch_size}
+    """Return the table of each metric, with estimated tiers; log how many experts have no known similarity.
+
+    Args:
+        results: What was measured.
+        identity: Which model it was.
+        tokens: The calibration tokens, if any.
+        config: What was asked for.
+        engine: What a serving engine computed with, JSON-ready; None for Transformers.
+    """
+    how: dict[str, Any] = {"seq_len": config.seq_len, "batch_size": config.batch_size} | dict(engine or {})
     if tokens is not None and tokens.own:
         how["texts"] = OWN_TEXTS
     sample = None if tokens is None else routing_sample(choose_tokens(tokens, config.seed), results.routing)
@@ -109,7 +119,7 @@ def make_tables(
         used = tokens if name in config.output_metrics else None
         table = SimilarityTable(
             layers=results.similarities[name],
-            identity=identity_of(model, layers),
+            identity=identity,
             metric=name,
             metric_parameters=config.resolved_parameters(name),
             calibration_tokens=0 if used is None else used.num_tokens,

@@ -13,6 +13,14 @@ from sere.errors import ConfigError, did_you_mean, name_some
 from sere.progress import Progress
 from sere.similarity import DEFAULT_METRIC, get_metric
 
+# The first is the default.
+ENGINES = ("transformers", "vllm")
+
+# Options that only apply to a checkpoint that is yet to be loaded.
+_OF_CHECKPOINTS = (
+    "low_memory", "work_dir", "dtype", "device", "trust_remote_code", "engine", "engine_options",
+)  # fmt: skip
+
 ShowProgress = bool | Literal["always"] | Progress
 
 
@@ -34,6 +42,8 @@ class CalibrationOptions(TypedDict, total=False):
     dtype: torch.dtype | None
     device: str
     trust_remote_code: bool
+    engine: str
+    engine_options: Mapping[str, Any] | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +71,8 @@ class CalibrationConfig:
     dtype: torch.dtype | None = None
     device: str = "cpu"
     trust_remote_code: bool = False
+    engine: str = "transformers"
+    engine_options: Mapping[str, Any] | None = None
 
     @classmethod
     def from_options(cls, **options: Any) -> Self:
@@ -94,6 +106,7 @@ class CalibrationConfig:
                 "work_dir: only a run layer by layer keeps finished layers, got low_memory=False; leave one "
                 "of them out"
             )
+        self._check_engine()
         if unasked := set(self.parameters) - set(self.metrics):
             raise ConfigError(
                 f"metric_parameters: expected names among the metrics ({name_some(self.metrics)}), "
@@ -101,6 +114,28 @@ class CalibrationConfig:
             )
         for name in self.metrics:
             self.resolved_parameters(name)
+
+    def _check_engine(self) -> None:
+        """Refuse an unknown engine, and options that it would not read."""
+        if self.engine not in ENGINES:
+            nearest = did_you_mean(self.engine, ENGINES)
+            raise ConfigError(f"engine: expected {' or '.join(ENGINES)}, got {self.engine!r}{nearest}")
+        if self.engine == ENGINES[0]:
+            if self.engine_options is not None:
+                raise ConfigError(
+                    "engine_options: only apply to engine='vllm'; leave them out, or choose that engine"
+                )
+            return
+        if unread := self.changed("low_memory", "work_dir", "device"):
+            raise ConfigError(
+                f"{name_some(unread)}: only applies to Transformers, got engine={self.engine!r}, which "
+                f"places the model itself; leave {name_some(unread)} out (engine_options may say more)"
+            )
+        if self.weight_metrics:
+            raise ConfigError(
+                f"metric: {name_some(self.weight_metrics)} compares the checkpoint's weights, which needs no "
+                "engine; leave engine out, or use a metric of outputs, such as 'projection'"
+            )
 
     @property
     def metrics(self) -> tuple[str, ...]:
@@ -154,7 +189,7 @@ class CalibrationConfig:
         Raises:
             ConfigError: One of them is set; the text names it.
         """
-        for name in self.changed("low_memory", "work_dir", "dtype", "device", "trust_remote_code"):
+        for name in self.changed(*_OF_CHECKPOINTS):
             if getattr(self, name) is not False:
                 raise ConfigError(
                     f"{name}: only applies to a checkpoint, got a model that is already in memory; leave "

@@ -35,14 +35,23 @@ def expert_outputs(layer: ExpertsLayer, hidden: Tensor) -> Tensor:
     Source: docs/method.md section 3.
     """
     outputs = torch.empty(layer.num_experts, *hidden.shape, dtype=torch.float32, device=hidden.device)
-    # Offloaded weights are loaded at each call, so there should be only one.
-    at_once = is_offloaded(layer.module)
     with torch.no_grad(), experts_implementation(layer.module, _fastest(layer.module, hidden)) as name:
-        if name == "grouped_mm" or at_once:
-            return outputs.copy_(_all_at_once(layer, hidden))
-        for e in range(layer.num_experts):
-            outputs[e] = _run(layer, hidden, torch.full_like(hidden[:, :1], e, dtype=torch.int64))
+        # Offloaded weights are loaded at each call, so there should be only one.
+        together = name == "grouped_mm" or is_offloaded(layer.module)
+        step = layer.num_experts if together else _experts_per_call(layer.module, len(hidden))
+        for first in range(0, layer.num_experts, step):
+            last = min(first + step, layer.num_experts)
+            outputs[first:last] = _some(layer, hidden, first, last)
     return outputs
+
+
+def _experts_per_call(module: nn.Module, t: int) -> int:
+    """Return how many experts a call computes for t tokens each; a serving engine's module limits its rows.
+
+    A module of Transformers computes only the expert that a call asks for, so more would not be faster.
+    """
+    most_rows = getattr(module, "most_rows", None)
+    return 1 if most_rows is None or t == 0 else max(1, int(most_rows) // t)
 
 
 def check_weighted_sum(
@@ -124,10 +133,12 @@ def _interchangeable(name: str) -> bool:
     return str(getattr(function, "__module__", "")).startswith("transformers.")
 
 
-def _all_at_once(layer: ExpertsLayer, hidden: Tensor) -> Tensor:
-    t = hidden.shape[0]
-    ids = torch.arange(layer.num_experts, device=hidden.device).repeat_interleave(t).unsqueeze(1)
-    return _run(layer, hidden.repeat(layer.num_experts, 1), ids).reshape(layer.num_experts, t, -1)
+def _some(layer: ExpertsLayer, hidden: Tensor, first: int, last: int) -> Tensor:
+    """Return the outputs of the experts from ``first`` to before ``last``, ``[last - first, t, H]``."""
+    t, count = hidden.shape[0], last - first
+    ids = torch.arange(first, last, device=hidden.device).repeat_interleave(t).unsqueeze(1)
+    rows = hidden if count == 1 else hidden.repeat(count, 1)
+    return _run(layer, rows, ids).reshape(count, t, -1)
 
 
 def _run(layer: ExpertsLayer, hidden: Tensor, ids: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import cycle
 from typing import Any
@@ -48,19 +48,34 @@ def write_tokens(model: nn.Module, tokenizer: Any, config: CalibrationConfig) ->
     """
     if not callable(getattr(model, "generate", None)):
         raise UnsupportedModel(f"texts: {type(model).__name__} cannot continue text by itself; {_GIVE}")
-    seed = config.seed or 0
-    openings = _openings(tokenizer, config.seq_len, seed)
+    with _sampling(model, config.seed or 0):
+        return gather_texts(
+            lambda begun: _continue(model, tokenizer, begun, config.seq_len), tokenizer, config
+        )
+
+
+def gather_texts(
+    continued: Callable[[list[list[int]]], Iterable[list[int]]], tokenizer: Any, config: CalibrationConfig
+) -> Tokens:
+    """Return calibration tokens from openings that something continues.
+
+    Args:
+        continued: Returns openings, as token ids, each with what follows, of at most ``seq_len`` tokens.
+        tokenizer: The model's tokenizer.
+        config: The number of tokens, their seed (None is 0) and the length of texts.
+
+    Raises:
+        DataError: The tokenizer knows no opening, or the model ends every text at once.
+    """
+    openings = _openings(tokenizer, config.seq_len, config.seed or 0)
     wanted = -(-config.max_tokens // config.seq_len)
     texts: list[list[int]] = []
     total = 0
-    with (
-        progress_bar(config.progress, config.max_tokens, "writing texts") as bar,
-        _sampling(model, seed),
-    ):
+    with progress_bar(config.progress, config.max_tokens, "writing texts") as bar:
         while total < config.max_tokens and len(texts) < _MOST_TIMES * wanted:
             missing = -(-(config.max_tokens - total) // config.seq_len)
             begun = [next(openings) for _ in range(min(_ROWS, missing))]
-            for text in _continue(model, tokenizer, begun, config.seq_len):
+            for text in continued(begun):
                 texts.append(text)
                 total += len(text)
                 bar.update(len(text))
@@ -157,7 +172,11 @@ def _sampling(model: Any, seed: int) -> Iterator[None]:
         torch.manual_seed(seed)
         # What the checkpoint recommends (top_k, penalties, ...) would be another distribution.
         model.generation_config = GenerationConfig(
-            do_sample=True, temperature=1.0, top_k=0, top_p=1.0, eos_token_id=_ends(own)
+            do_sample=True,
+            temperature=1.0,
+            top_k=0,
+            top_p=1.0,
+            eos_token_id=end_tokens(getattr(own, "eos_token_id", None)),
         )
         try:
             yield
@@ -167,8 +186,7 @@ def _sampling(model: Any, seed: int) -> Iterator[None]:
 
 def _continue(model: Any, tokenizer: Any, begun: list[list[int]], seq_len: int) -> Iterator[list[int]]:
     """Yield each opening with its continuation, of at most ``seq_len`` tokens."""
-    end = getattr(tokenizer, "eos_token_id", None)
-    ends = sorted({*_ends(model.generation_config), *([] if end is None else [int(end)])})
+    ends = end_tokens(getattr(model.generation_config, "eos_token_id", None), tokenizer)
     pad = ends[0] if ends else 0
     longest = max(map(len, begun))
     device = input_device(model)
@@ -195,7 +213,13 @@ def _continue(model: Any, tokenizer: Any, begun: list[list[int]], seq_len: int) 
         yield [*opening, *row[:end]][:seq_len]
 
 
-def _ends(generation: Any) -> list[int]:
-    """Return the tokens that end a text by a generation config."""
-    ends = getattr(generation, "eos_token_id", None)
-    return [] if ends is None else [ends] if isinstance(ends, int) else [int(end) for end in ends]
+def end_tokens(given: Any, tokenizer: Any = None) -> list[int]:
+    """Return the tokens that end a text, sorted: those of a generation config, and the tokenizer's.
+
+    Args:
+        given: The config's ``eos_token_id``: a number, a list of them, or None.
+        tokenizer: The model's tokenizer, or None for the config's alone.
+    """
+    of_config = [] if given is None else [given] if isinstance(given, int) else list(given)
+    end = getattr(tokenizer, "eos_token_id", None)
+    return sorted({*map(int, of_config), *([] if end is None else [int(end)])})

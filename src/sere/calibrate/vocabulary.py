@@ -62,13 +62,13 @@ def check_prompts(
     logger.warning("sere: %spositions that it was made for: its output beyond them may be nonsense", text)
 
 
-def check_largest(largest: int, tokenizer: Any, model: nn.Module) -> None:
+def check_largest(largest: int, tokenizer: Any, model: Any) -> None:
     """Refuse a token beyond the model's embedding; warn of a tokenizer that is much smaller.
 
     Args:
         largest: The largest id of all tokens.
         tokenizer: The tokenizer that they come from, or None.
-        model: The model, with or without weights.
+        model: The model, with or without weights, or anything with its config.
 
     Raises:
         DataError: The id is beyond the embedding; the text names token, id and both sizes.
@@ -125,9 +125,9 @@ def _learns_positions(name: str, module: nn.Module, most: int) -> bool:
     return named and isinstance(module, nn.Embedding) and most <= module.num_embeddings < most + 8
 
 
-def _embedding_rows(model: nn.Module) -> int | None:
+def _embedding_rows(model: Any) -> int | None:
     try:
-        embedding = model.get_input_embeddings()  # type: ignore[operator]
+        embedding = model.get_input_embeddings()
     except (AttributeError, NotImplementedError):
         embedding = None
     for found in (

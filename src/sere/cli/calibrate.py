@@ -26,7 +26,7 @@ each other. Without --texts, the model writes its own, sampled at temperature 1.
 {TABLE} to the model's folder, where sere.apply, vLLM and the other commands find it. For a model on
 the hub or in a read-only folder, it is written as NAME{SUFFIX} to the current folder. A checkpoint that does
 not fit into memory is read layer by layer, with --texts; if such a run is interrupted, the same command
-continues it."""
+continues it. With --engine vllm, vLLM runs the texts: any model and quantization that it serves."""
 
 _EXAMPLES = """
   sere calibrate MODEL
@@ -37,6 +37,7 @@ _EXAMPLES = """
   sere calibrate MODEL --metric cka --parameters '{"kernel": "rbf"}' --texts notes.txt --out cka.sere
   sere calibrate MODEL --metric weights
   sere calibrate MODEL --texts notes.txt --low-memory --work-dir work
+  sere calibrate MODEL --engine vllm --engine-option tensor_parallel_size=2
 """
 
 
@@ -51,6 +52,7 @@ def add(subparsers: Any) -> None:
     parser.add_argument("--force", action="store_true", help=text)
     _add_data(parser)
     _add_metric(parser)
+    _add_engine(parser)
     _add_memory(parser)
     add_trust_argument(parser)
     add_json_flag(parser)
@@ -81,6 +83,14 @@ def _add_metric(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--metric", default="projection", metavar="NAME[,NAME...]", help=text)
     text = "the metric's parameters; for several metrics, an object with one entry per metric name"
     group.add_argument("--parameters", type=_json_object, metavar="JSON", help=text)
+
+
+def _add_engine(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("engine")
+    text = "what runs the model (default: transformers)"
+    group.add_argument("--engine", choices=("transformers", "vllm"), default="transformers", help=text)
+    text = "an option of vLLM's engine, such as tensor_parallel_size=2; may be repeated"
+    group.add_argument("--engine-option", action="append", default=[], metavar="KEY=VALUE", help=text)
 
 
 def _add_memory(parser: argparse.ArgumentParser) -> None:
@@ -173,14 +183,34 @@ def _options(args: argparse.Namespace, metrics: Sequence[str], out: Path) -> dic
     auto = True if sys.stderr.isatty() else bar
     options["progress"] = {"auto": auto, "always": "always", "never": False}[args.progress]
     options["work_dir"] = args.work_dir
-    if args.work_dir is None and args.low_memory is not False:
+    if args.work_dir is None and args.low_memory is not False and args.engine == "transformers":
         options["work_dir"] = out.with_name(f"{out.name}.work")
     options |= {"trust_remote_code": args.trust_remote_code, "sensitivity": args.sensitivity}
+    options |= _engine(args)
     if args.parameters is not None:
         options["metric_parameters"] = {metrics[0]: args.parameters} if len(metrics) == 1 else args.parameters
     if args.chunk_mb is not None:
         options["chunk_bytes"] = args.chunk_mb * 2**20
     return options
+
+
+def _engine(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the keyword arguments that choose the engine; none for Transformers."""
+    if args.engine == "transformers":
+        if args.engine_option:
+            raise ConfigError(
+                "--engine-option: only applies to --engine vllm; add it, or leave the option out"
+            )
+        return {}
+    from sere.bench.vllm.engine_options import parse_engine_options
+    from sere.calibrate.vllm.options import FIXED
+    from sere.cli.loading import log_vllm_to_stderr
+    from sere.integrations.vllm.start.versions import check_installed
+
+    check_installed()
+    log_vllm_to_stderr()
+    given = parse_engine_options(args.engine_option, FIXED, command="sere calibrate")
+    return {"engine": "vllm", "engine_options": given}
 
 
 def _paths(out: Path, metrics: Sequence[str]) -> dict[str, Path]:

@@ -12,6 +12,10 @@ from sere.table.tiers import DEFAULT_TIER
 
 # Below this share of equal neighbors, more tokens are worth their time.
 _STABLE = 0.9
+_NO_SENSITIVITY = (
+    "how sensitive the model is to each expert was not measured, because vLLM computes no gradients; all "
+    "experts of a layer count alike when the primary set is filled"
+)
 
 
 def never_routed(table: SimilarityTable) -> dict[int, int]:
@@ -26,9 +30,14 @@ def never_routed(table: SimilarityTable) -> dict[int, int]:
 
 def stability_of(table: SimilarityTable) -> Mapping[str, Any] | None:
     """Return what the table's provenance has of two halves of the tokens; None if that was not recorded."""
-    made = table.provenance.get("calibration")
-    found = made.get("stability") if isinstance(made, Mapping) else None
+    found = _made(table).get("stability")
     return found if isinstance(found, Mapping) else None
+
+
+def _made(table: SimilarityTable) -> Mapping[str, Any]:
+    """Return what the table's provenance has of its calibration; empty if it has nothing."""
+    made = table.provenance.get("calibration")
+    return made if isinstance(made, Mapping) else {}
 
 
 def calibration_report(table: SimilarityTable) -> tuple[str, ...]:
@@ -38,13 +47,16 @@ def calibration_report(table: SimilarityTable) -> tuple[str, ...]:
     """
     lines = []
     if table.calibration_tokens:
-        made = table.provenance.get("calibration")
-        texts = made.get("texts") if isinstance(made, Mapping) else None
+        texts = _made(table).get("texts")
         lines.append(f"{table.calibration_tokens:,} tokens" + (f", {texts}" if texts else ""))
     if table.routing is not None:
         lines.append(_never_routed(table))
     if (found := stability_of(table)) is not None:
         lines.append(_stability(found, table.calibration_tokens))
+    if _made(table).get("engine") == "vllm" and all(
+        layer.sensitivity is None for layer in table.layers.values()
+    ):
+        lines.append(_NO_SENSITIVITY)
     lines.append(describe_regime(table.layers, table.metric))
     lines.extend(_defaults(table))
     return tuple(lines)

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
 
 from sere.bench.target import random_table
 from tests.support.tiny import tiny_model
@@ -48,6 +52,19 @@ _WRITTEN: Mapping[str, dict[str, Any]] = {
     "phimoe": {"architectures": ["PhiMoEForCausalLM"]},
 }
 
+_8_BITS: dict[str, Any] = {"num_bits": 8, "type": "int", "symmetric": True}
+_INT8: dict[str, Any] = {
+    "quant_method": "compressed-tensors", "format": "int-quantized", "quantization_status": "compressed",
+    "ignore": ["re:.*self_attn.*", "re:.*gate$", "lm_head"],
+    "config_groups": {
+        "group_0": {
+            "targets": ["Linear"], "output_activations": None,
+            "weights": _8_BITS | {"strategy": "channel", "dynamic": False},
+            "input_activations": _8_BITS | {"strategy": "token", "dynamic": True},
+        },
+    },
+}  # fmt: skip
+
 ARCHITECTURES: tuple[str, ...] = tuple(_OWN)
 
 
@@ -60,6 +77,28 @@ def save_model(folder: Path, name: str = "qwen3_moe", **overrides: Any) -> Path:
     (path / "config.json").write_text(json.dumps(config | _WRITTEN.get(name, {})))
     random_table(model).save(table_of(path))
     return path
+
+
+def quantize_experts(path: Path) -> Path:
+    """Quantize the experts of a saved model to INT8, as compressed-tensors stores them (W8A8, dynamic).
+
+    Returns:
+        A copy, beside it, with the weights that the quantized ones stand for.
+    """
+    copy = Path(shutil.copytree(path, path.with_name(f"{path.name}-dequantized")))
+    quantized, rounded = {}, {}
+    for name, weight in load_file(path / "model.safetensors").items():
+        quantized[name] = rounded[name] = weight
+        if ".experts." in name:
+            scale = weight.abs().amax(dim=1, keepdim=True).float() / 127
+            whole = (weight / scale).round()
+            quantized |= {name: whole.to(torch.int8), name.replace(".weight", ".weight_scale"): scale}
+            rounded[name] = whole * scale
+    save_file(quantized, path / "model.safetensors", metadata={"format": "pt"})
+    save_file(rounded, copy / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps(config | {"quantization_config": _INT8}))
+    return copy
 
 
 def table_of(path: Path) -> Path:

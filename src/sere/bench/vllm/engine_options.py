@@ -50,13 +50,16 @@ OF_SERVER: Mapping[str, str] = {
 """Those of a server."""
 
 
-def parse_engine_options(texts: Iterable[str], taken: Mapping[str, str]) -> dict[str, Any]:
+def parse_engine_options(
+    texts: Iterable[str], taken: Mapping[str, str], *, command: str = "sere bench serve"
+) -> dict[str, Any]:
     """Read options such as ``max_num_seqs=64``, ``quantization=fp8`` or ``kv_cache_dtype="fp8"``.
 
     Args:
         texts: ``KEY=VALUE`` each; a value is JSON, or else the text itself. Dashes of a key
             count as underscores, as on vLLM's own command line.
         taken: Options that cannot be given, and what to do instead.
+        command: Who sets these itself.
 
     Raises:
         ConfigError: One is not ``KEY=VALUE``, comes twice, is among ``taken``, or its JSON is broken.
@@ -70,7 +73,7 @@ def parse_engine_options(texts: Iterable[str], taken: Mapping[str, str]) -> dict
                 f"--engine-option {text!r}: expected KEY=VALUE, e.g. max_num_seqs=64 or quantization=fp8"
             )
         if key in taken:
-            raise ConfigError(f"--engine-option {key}: sere bench serve sets it itself; {taken[key]}")
+            raise ConfigError(f"--engine-option {key}: {command} sets it itself; {taken[key]}")
         if key in options:
             raise ConfigError(f"--engine-option {key}: expected it once, got it twice")
         options[key] = _value(key, value.strip())

@@ -8,6 +8,7 @@ import os
 from importlib import import_module
 from typing import Any
 
+from sere.integrations.vllm.calibration.request import calibrates
 from sere.integrations.vllm.import_hook import after_import
 from sere.integrations.vllm.plugin_config import misplaced, section
 from sere.integrations.vllm.prefix_cache import watch_engine_core
@@ -61,6 +62,10 @@ def _wrap_workers(module: Any) -> None:
             from sere.integrations.vllm.worker.equip import equip
 
             equip(self, values)
+        elif calibrates(self.vllm_config):
+            from sere.integrations.vllm.calibration.equip import equip_for_calibration
+
+            equip_for_calibration(self)
 
     setattr(__init__, _MARK, True)
     worker_class.__init__ = __init__
@@ -83,6 +88,10 @@ def _wrap_configuration(module: Any) -> None:
 
             check_start(config)
             check_requests(import_module("vllm.v1.engine.input_processor").InputProcessor)
+        elif calibrates(config):
+            from sere.integrations.vllm.calibration.checks import check_calibration
+
+            check_calibration(config)
         return config
 
     setattr(create_engine_config, _MARK, True)

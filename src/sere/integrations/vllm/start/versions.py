@@ -196,6 +196,78 @@ def expert_bytes(runner: Any, E: int) -> int | None:
     return int(sum(weight.numel() * weight.element_size() for weight in holder.parameters())) // E
 
 
+def ids_dtype(runner: Any) -> Any:
+    """Return the dtype in which a layer's expert kernel wants expert ids, or None for any.
+
+    Args:
+        runner: vLLM's ``MoERunner``, loaded.
+    """
+    return getattr(quant_method(runner), "topk_indices_dtype", None)
+
+
+def output_scale(runner: Any) -> float:
+    """Return the factor by which a layer multiplies what its expert kernel returns.
+
+    Args:
+        runner: vLLM's ``MoERunner``.
+    """
+    return float(getattr(runner, "routed_scaling_factor", 1.0))
+
+
+def check_computes(runner: Any, name: str) -> None:
+    """Make sure that a layer's experts can be computed apart from its router, on this rank's rows.
+
+    Args:
+        runner: vLLM's ``MoERunner``, loaded.
+        name: The layer's, for the error text.
+
+    Raises:
+        UnsupportedEngine: They cannot.
+    """
+    if not hasattr(getattr(runner, "routed_experts", None), "forward_modular"):
+        raise UnsupportedEngine(
+            f"{name}: vLLM {engine_version()} does not compute experts apart from their router; calibrating "
+            "in vLLM needs 0.24 or later"
+        )
+    if is_sequence_parallel(runner) or gathers_rows(runner) is not False:
+        raise UnsupportedEngine(
+            f"{name}: its rows are spread over ranks or gathered from them; start without sequence and data "
+            "parallelism"
+        )
+
+
+def run_experts(runner: Any, hidden: Any, weights: Any, ids: Any) -> Any:
+    """Run a layer's expert kernel alone, without router and shared experts (0.24 on).
+
+    Args:
+        runner: vLLM's ``MoERunner``, for which `check_computes` has passed.
+        hidden: ``[t, H]``; may be overwritten.
+        weights: ``[t, K]``, float32.
+        ids: ``[t, K]``, of `ids_dtype`.
+
+    Returns:
+        ``[t, H]``: with several ranks, perhaps this rank's part of the sum.
+    """
+    experts = runner.routed_experts
+    experts._ensure_moe_quant_config_init()
+    return experts.forward_modular(x=hidden, topk_weights=weights, topk_ids=ids)
+
+
+def sum_over_ranks(runner: Any, output: Any) -> Any:
+    """Return the sum of all ranks' parts of what `run_experts` returned, as the layer sums its output.
+
+    Args:
+        runner: vLLM's ``MoERunner``.
+        output: ``[t, H]``.
+    """
+    config = runner.moe_config
+    if (config.tp_size == 1 and config.ep_size == 1) or runner._fused_output_is_reduced:
+        return output
+    from vllm.distributed import tensor_model_parallel_all_reduce
+
+    return tensor_model_parallel_all_reduce(output)
+
+
 def prepares_in_place(model_runner: Any) -> bool:
     """Whether a model runner is V1, which fills its own batch in ``_prepare_inputs``.
 

@@ -91,19 +91,26 @@ def check_duplicates(policy: str, kernel: str | None) -> None:
         )
 
 
-def kernel_of(layer: RoutedLayer) -> str | None:
+_UNCHANGED = "re-routing cannot change anything"
+
+
+def kernel_of(layer: RoutedLayer, consequence: str = _UNCHANGED) -> str | None:
     """Return the class name of a layer's expert kernel, or None where it cannot be told.
+
+    Args:
+        layer: The layer, loaded.
+        consequence: What follows for a kernel that routes inside itself, for the error text.
 
     Raises:
         UnsupportedEngine: The layer routes inside its kernel.
     """
     kernel, monolithic = versions.expert_kernel(layer.runner)
     if monolithic:
-        refuse_monolithic(layer.name, versions.quant_method(layer.runner), kernel)
+        refuse_monolithic(layer.name, versions.quant_method(layer.runner), kernel, consequence)
     return versions.kernel_name(kernel)
 
 
-def refuse_monolithic(name: str, method: Any, kernel: Any) -> None:
+def refuse_monolithic(name: str, method: Any, kernel: Any, consequence: str = _UNCHANGED) -> None:
     """Say that a layer routes inside its kernel.
 
     Raises:
@@ -111,7 +118,7 @@ def refuse_monolithic(name: str, method: Any, kernel: Any) -> None:
     """
     raise UnsupportedEngine(
         f"{name}: its expert kernel {type(kernel).__name__} ({type(method).__name__}) routes inside itself, "
-        "so that re-routing cannot change anything; start with --moe-backend triton (marlin for MXFP4 "
+        f"so that {consequence}; start with --moe-backend triton (marlin for MXFP4 "
         "checkpoints), which has a separate router"
     )
 

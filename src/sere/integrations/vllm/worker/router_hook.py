@@ -19,6 +19,7 @@ from torch import Tensor
 from sere.errors import UnsupportedEngine
 from sere.integrations.vllm.worker.expert_kernels import decomposed_kernels
 from sere.integrations.vllm.worker.layer import RoutedLayer
+from sere.reroute import Routing
 
 ROUTER_METHOD = "_compute_routing"
 
@@ -62,15 +63,33 @@ def intercept(router: Any, layer: RoutedLayer) -> None:
     Raises:
         UnsupportedEngine: The router lacks the method, or something has replaced the method already.
     """
+
+    def act(_: Tensor, logits: Tensor, ids: Tensor, weights: Tensor) -> Routing:
+        return layer.route(ids, weights, logits)
+
+    after_router(router, layer.name, act)
+
+
+def after_router(router: Any, name: str, act: Callable[[Tensor, Tensor, Tensor, Tensor], Routing]) -> None:
+    """Let ``act`` see and change what a router returns.
+
+    Args:
+        router: A router object of vLLM; its class stays as it is.
+        name: The layer's, for error texts.
+        act: Given hidden states ``[T, H]``, logits ``[T, E]``, ids and weights ``[T, K]``.
+
+    Raises:
+        UnsupportedEngine: The router lacks the method, or something has replaced the method already.
+    """
     original = getattr(router, ROUTER_METHOD, None)
     if original is None:
         raise UnsupportedEngine(
-            f"{layer.name}: its router {type(router).__name__} has no {ROUTER_METHOD}; expected a subclass "
+            f"{name}: its router {type(router).__name__} has no {ROUTER_METHOD}; expected a subclass "
             "of vLLM's BaseRouter"
         )
     if ROUTER_METHOD in vars(router):
         raise UnsupportedEngine(
-            f"{layer.name}: {ROUTER_METHOD} of its router has been replaced already, by {_origin(original)}; "
+            f"{name}: {ROUTER_METHOD} of its router has been replaced already, by {_origin(original)}; "
             "two plug-ins cannot both change the routing, so switch one off (VLLM_PLUGINS says which to load)"
         )
 
@@ -78,7 +97,7 @@ def intercept(router: Any, layer: RoutedLayer) -> None:
         hidden_states: Tensor, router_logits: Tensor, indices_type: torch.dtype | None = None, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
         weights, ids = original(hidden_states, router_logits, indices_type, **kwargs)
-        routing = layer.route(ids, weights, router_logits)
+        routing = act(hidden_states, router_logits, ids, weights)
         # Only here the order is vLLM's.
         return routing.weights, routing.ids
 

@@ -6,10 +6,8 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-
-from sere.integrations.vllm.start import versions
 from sere.integrations.vllm.tiers import OFF
+from sere.integrations.vllm.worker.batches import watch_batches
 from sere.integrations.vllm.worker.reporter import Reporter
 from sere.integrations.vllm.worker.request_book import RequestBook, StepRows
 from sere.integrations.vllm.worker.rules import mixed_rows
@@ -41,11 +39,7 @@ class Steps:
             UnsupportedEngine: It is a model runner of another kind.
         """
         runner = self.runner
-        if versions.prepares_in_place(runner):
-            self._wrap("_prepare_inputs", self._before_prepare)
-        else:
-            prepare = runner.prepare_inputs
-            runner.prepare_inputs = functools.wraps(prepare)(self._around_prepare(prepare))
+        watch_batches(runner, lambda *batch: self._announce(*batch), self._unknown)
         self._wrap("_dummy_run", self._before_dummy)
         runner.execute_model = self._around_step(runner.execute_model)
 
@@ -81,40 +75,23 @@ class Steps:
         assert self.state.budgets is not None
         self.state.budgets.exact(dummy=True)
 
-    def _before_prepare(self, scheduler_output: Any, counts: Any, *_: Any, **__: Any) -> None:
-        """V1: the order of requests in the batch is known by now."""
-        self._announce(scheduler_output, self.runner.input_batch.req_ids, np.asarray(counts))
-
-    def _around_prepare(self, prepare: Callable[..., Any]) -> Callable[..., Any]:
-        """V2: the returned batch says which rows belong to which request."""
-
-        def prepared(scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
-            batch = prepare(scheduler_output, *args, **kwargs)
-            counts = np.asarray(batch.num_scheduled_tokens)
-            if int(counts.sum()) == int(batch.num_tokens):
-                self._announce(scheduler_output, batch.req_ids, counts)
-            else:
-                # The device drops some drafted tokens by itself: which rows are whose is not known here.
-                assert self.state.budgets is not None
-                self.state.budgets.exact()
-                self.state.counts.unknown += 1
-            return batch
-
-        return prepared
+    def _unknown(self) -> None:
+        """Leave a step alone whose rows nobody knows."""
+        assert self.state.budgets is not None
+        self.state.budgets.exact()
+        self.state.counts.unknown += 1
 
     def _announce(self, scheduler_output: Any, names: list[str], counts: Any) -> None:
         state = self.state
         assert state.budgets is not None
         assert state.limits is not None
-        names = names[: len(counts)]
         if not state.enabled:
             state.budgets.exact()
             state.counts.disabled += 1
             return
         if state.other_experts and self.book.reads_images(scheduler_output):
             # The experts for text are given the rows between the images: which ones is not known here.
-            state.budgets.exact()
-            state.counts.unknown += 1
+            self._unknown()
             return
         rows = self.book.budgets(scheduler_output, names, counts, all_phases=state.config.phases == "all")
         if state.count_only:

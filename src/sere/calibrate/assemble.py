@@ -101,7 +101,7 @@ def make_tables(
     config: CalibrationConfig,
     engine: Mapping[str, Any] | None = None,
 ) -> dict[str, SimilarityTable]:
-    """Return the table of each metric, with estimated tiers; log how many experts have no known similarity.
+    """Return the table of each metric, with estimated tiers; log which experts have no known similarity.
 
     Args:
         results: What was measured.

@@ -59,4 +59,3 @@ def on_vllm(args: argparse.Namespace, plan: Any, found: Any, partial: Path | Non
         make_header(plan, table.identity, table, dtype=dtype, experts_implementation="vllm"),
         weights=files_digest(path), checkpoint=partial,
     )  # fmt: skip
-

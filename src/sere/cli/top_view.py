@@ -93,7 +93,12 @@ def _title(now: Mapping[str, Any]) -> Text:
     state = "only counting" if now["count_only"] else state
     tier = now["settings"].get("tier")
     style = "bold green" if state == "on" else "bold yellow"
-    parts = [("sere ", "bold"), f"{now['title'] or ''}  ", (state, style), f", tier {tier}" if tier else ""]
+    parts: list[str | tuple[str, str]] = [
+        ("sere ", "bold"),
+        f"{now['title'] or ''}  ",
+        (state, style),
+        f", tier {tier}" if tier else "",
+    ]
     return Text.assemble(*parts, (f"  table {now['table']['fingerprint']}  {_clock(now['at'])}", "dim"))
 
 

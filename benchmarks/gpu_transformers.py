@@ -70,7 +70,7 @@ class Decoding:
     @torch.no_grad()
     def _capture(self) -> None:
         try:
-            side = torch.cuda.Stream()
+            side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
             with torch.cuda.stream(side):
                 for _ in range(2):
                     self._forward()

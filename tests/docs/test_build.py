@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from sere.report.former import label
+
 pytestmark = pytest.mark.checkout
 
 
@@ -22,9 +24,9 @@ pytestmark = pytest.mark.checkout
         ("oracle sere:S=1", "replay sere:paper,select_top_k=1"),
     ],
 )
-def test_settings_have_todays_names(build: Any, recorded: str, today: str) -> None:
+def test_settings_have_todays_names(recorded: str, today: str) -> None:
     """Records of any age name a setting alike."""
-    assert build("records").label(recorded) == today
+    assert label(recorded) == today
 
 
 def test_records_have_todays_keys(build: Any) -> None:

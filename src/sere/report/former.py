@@ -42,7 +42,7 @@ def modernize(value: Any) -> Any:
     elif isinstance(experts, int | float):
         found["distinct_after"] = found.pop("experts")
     if isinstance(found.get("setting"), str):
-        found["setting"] = _label(found["setting"])
+        found["setting"] = label(found["setting"])
     if isinstance(found.get("case"), str):
         found["case"] = found["case"].replace(" a second", " per second")
     return found
@@ -55,10 +55,10 @@ def _rename(experts: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _label(setting: str) -> str:
+def label(setting: str) -> str:
     """Return a setting's name as it is spelled today, whichever way it was recorded."""
     if setting == "untouched":
         return "vanilla"
     if setting.startswith("oracle "):
-        return REPLAY + _label(setting.removeprefix("oracle "))
+        return REPLAY + label(setting.removeprefix("oracle "))
     return normalize_label(setting)

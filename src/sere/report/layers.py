@@ -145,13 +145,13 @@ def draw_maps(table: SimilarityTable, layers: Sequence[int] | None = None) -> An
             f"--layer: expected layers of the table ({name_some(known)}), got {name_some(missing)}"
         )
     titles = [f"layer {index}" for index in shown]
-    figure, known = grid(titles, height=340), list[float]()
+    figure, found = grid(titles, height=340), list[float]()
     for position, index in enumerate(shown):
         similarity = table.layers[index].similarity.cpu()
         experts = order(similarity)
         # Of an expert with itself it is 1, which is no news and would outshine the rest.
         values = similarity.double().fill_diagonal_(nan)[experts][:, experts].tolist()
-        known += [value for row in values for value in row if value == value]
+        found += [value for row in values for value in row if value == value]
         names = [f"expert {expert}" for expert in experts]
         figure.add_trace(
             plotly().graph_objects.Heatmap(
@@ -165,7 +165,7 @@ def draw_maps(table: SimilarityTable, layers: Sequence[int] | None = None) -> An
         )
     figure.update_xaxes(showticklabels=False, showgrid=False)
     figure.update_yaxes(showticklabels=False, showgrid=False, autorange="reversed")
-    without_legend(figure, "similarity", 0, max(known, default=1.0))
+    without_legend(figure, "similarity", 0, max(found, default=1.0))
     return figure
 
 

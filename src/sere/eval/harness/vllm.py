@@ -28,7 +28,9 @@ def known_as_vllm() -> Iterator[None]:
     if installed_version("vllm") is not None or (cpu := installed_version(_CPU_BUILD)) is None:
         yield
         return
-    importlib.metadata.version = lambda name: cpu if name == "vllm" else own(name)
+    importlib.metadata.version = lambda distribution_name: (
+        cpu if distribution_name == "vllm" else own(distribution_name)
+    )
     try:
         yield
     finally:
@@ -45,7 +47,7 @@ def around_engine(llm: Any, path: str, *, dtype: str, trust_remote_code: bool = 
         trust_remote_code: Whether code of the checkpoint may run.
     """
     with known_as_vllm():
-        module = importlib.import_module("lm_eval.models.vllm_causallms")
+        module: Any = importlib.import_module("lm_eval.models.vllm_causallms")
         own = module.LLM
         # It starts an engine by itself and takes none.
         module.LLM = lambda **_: llm

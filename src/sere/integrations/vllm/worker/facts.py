@@ -40,10 +40,10 @@ def rest_bytes(model: Any, layers: Collection[RoutedLayer]) -> int | None:
     Returns:
         None where it cannot be told.
     """
-    holders = [getattr(layer.runner, "routed_experts", None) for layer in layers]
+    holders: list[Any] = [getattr(layer.runner, "routed_experts", None) for layer in layers]
     if model is None or not hasattr(model, "parameters") or None in holders:
         return None
-    sizes = {id(one): one.numel() * one.element_size() for one in model.parameters()}
+    sizes: dict[int, int] = {id(one): one.numel() * one.element_size() for one in model.parameters()}
     for holder in holders:
         for one in holder.parameters():
             sizes.pop(id(one), None)

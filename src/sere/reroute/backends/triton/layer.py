@@ -29,8 +29,8 @@ class Layer(NamedTuple):
 
 def prepare(raw: RawLayer, device: torch.device) -> Layer:
     """Prepare as the torch backend does, with positions of 16 bits: a layer has at most 1024 experts."""
-    position, *shared = torch_ops.prepare(raw, device)
-    return Layer(position.to(torch.int16), *shared)
+    made = torch_ops.prepare(raw, device)
+    return Layer(made.position.to(torch.int16), *made[1:])
 
 
 def for_torch(layer: Layer) -> torch_ops.Layer:

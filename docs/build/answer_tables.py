@@ -42,6 +42,31 @@ def demo() -> str:
     ) + conditions([record])  # fmt: skip
 
 
+def tiers() -> str:
+    """What tiers lose in right answers, estimated and tuned: a table per model, a row per tier and size."""
+    tables, used = [], []
+    for model in ("abacus", "suanpan"):
+        rows = []
+        for how in ("estimated", "tuned"):
+            record = read_json(f"tiers-{how}-{model}.json")
+            used.append(record)
+            cases = [case for case in record["cases"] if case["setting"] != "off"]
+            rows += [
+                [
+                    how, re.sub(r".*tier=", "", case["setting"]) if "=" in case["setting"] else "balanced",
+                    case["batch_size"], counts(case["experts"]), _fewer(case["experts"]), *right(case),
+                ]
+                for case in sorted(cases, key=lambda case: (case["setting"], case["batch_size"]))
+            ]  # fmt: skip
+        headers = ["tiers", "tier", "B", "experts", "fewer", "right, %", "vs off, points"]
+        tables.append(f"**{model}**\n\n{table(rows, headers)}")
+    return "\n\n".join(tables) + conditions(used)
+
+
+def _fewer(experts: Record) -> str:
+    return f"{experts['distinct_before'] / experts['distinct_after']:.2f}x"
+
+
 def eval_prompts() -> str:
     """What ``sere eval --prompts`` says of the bundled model: agreement, divergence, perplexity."""
     record = read_json("eval-prompts.json")

@@ -40,6 +40,7 @@ BLOCKS: Mapping[str, Callable[[], str]] = {
     "recommended": answers.recommended,
     "demo": answers.demo,
     "rules": rule_tables.rules,
+    "tiers": answers.tiers,
     "eval-prompts": answers.eval_prompts,
     "eval-questions": answers.eval_questions,
     "eval-metrics": answers.eval_metrics,

@@ -18,7 +18,7 @@ from sere.defaults import SUFFIX
 if TYPE_CHECKING:
     from sere.bench.demo import Round
 
-SETTINGS = (DEFAULT, *CONTROLS)
+SETTINGS = (DEFAULT, "sere:tier=fast", *CONTROLS)
 # Batch sizes and how many questions each is asked, so that all of them take some minutes.
 QUESTIONS = {1: 10, 8: 60, 16: 160, 32: 240}
 

@@ -141,7 +141,11 @@ def _own(args: argparse.Namespace, stack: ExitStack) -> list[str]:
 
     from sere.eval.harness.tasks import own_names, write_tasks
 
-    asked = [task for task in args.tasks if task in own_names()]
+    # What the user has written to a folder is the user's, whatever the model's tokenizer.
+    given = (
+        [] if args.include_path is None else [path.stem for path in Path(args.include_path).glob("*.yaml")]
+    )
+    asked = [task for task in args.tasks if task in own_names() and task not in given]
     if not asked:
         return []
     if not knows_tasks(args.model):

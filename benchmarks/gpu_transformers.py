@@ -44,15 +44,16 @@ class Decoding:
         reason: Why the step is no CUDA graph, or None where it is one.
     """
 
-    def __init__(self, model: Any, B: int) -> None:
+    def __init__(self, model: Any, B: int, steps: int) -> None:
         from transformers import StaticCache
 
         prompt = random_tokens(model, B, PROMPT)
         self.tokens = random_tokens(model, B, 64, seed=1)
-        cache = StaticCache(config=model.config, max_cache_len=PROMPT + 8)
-        self._model, self._given = model, cache_argument(model, cache)
+        # A block's steps, one before it, and those of a capture.
+        self._cache = StaticCache(config=model.config, max_cache_len=PROMPT + steps + 8)
+        self._model, self._given = model, cache_argument(model, self._cache)
         self._input = self.tokens[:, :1].clone()
-        # Every step writes the same position, right behind the prompt.
+        # Every step is told the same position, right behind the prompt.
         self._position = torch.full((B, 1), PROMPT, device=model.device)
         with torch.no_grad():
             model(input_ids=prompt, use_cache=True, logits_to_keep=1, **self._given)
@@ -84,6 +85,12 @@ class Decoding:
         else:
             self._graph, self.reason = graph, None
 
+    def rewind(self) -> None:
+        """Forget all tokens behind the prompt; newer caches count what they hold."""
+        for layer in self._cache.layers:
+            if hasattr(layer, "cumulative_length"):
+                layer.cumulative_length.fill_(PROMPT)
+
     @torch.no_grad()
     def step(self, index: int) -> None:
         """Decode one token of each row."""
@@ -110,15 +117,16 @@ def measure(model: Any, table: Any, B: int, steps: int) -> dict[str, Any]:
     """Return both settings' times, experts per layer, and why a step is no graph."""
     with ExitStack() as stack:
         # ``off`` is captured before there is a hook: its graph has none of our launches.
-        off = Decoding(model, B)
+        off = Decoding(model, B, steps)
         handle = stack.enter_context(sere.apply(model, table))
-        on = Decoding(model, B)
+        on = Decoding(model, B, steps)
         handle.reset_stats()
         samples: dict[str, list[float]] = {"off": [], "recommended": []}
         ways: dict[str, Decoding] = {"off": off, "recommended": on}
         for number in range(ROUNDS + 1):
             for name in turns(list(ways), number):
                 handle.enabled = name == "recommended"
+                ways[name].rewind()
                 took = block_ms(ways[name].step, steps, model.device)
                 if number > 0:
                     samples[name].append(took)

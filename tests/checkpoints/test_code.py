@@ -164,7 +164,7 @@ def test_models_are_loaded_in_one_room_and_foreign_code_is_decided_on_at_every_c
     "command",
     sorted(
         {*COMMANDS, "bench run", "bench serve", "table verify", "table import"}
-        - {"bench", "demo", "list", "table"}
+        - {"bench", "demo", "list", "report", "table", "top"}
     ),
 )
 def test_every_command_that_takes_a_model_takes_the_flag(

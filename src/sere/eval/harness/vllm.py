@@ -29,7 +29,8 @@ def known_as_vllm() -> Iterator[None]:
         yield
         return
     importlib.metadata.version = lambda distribution_name: (
-        cpu if distribution_name == "vllm" else own(distribution_name)
+        # vLLM itself finds its platform by this ending.
+        f"{cpu}+cpu" if distribution_name == "vllm" else own(distribution_name)
     )
     try:
         yield

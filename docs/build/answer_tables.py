@@ -43,12 +43,15 @@ def demo() -> str:
 
 
 def tiers() -> str:
-    """What tiers lose in right answers, estimated and tuned: a table per model, a row per tier and size."""
+    """What tiers lose in right answers: a table per model, a row per tier and size, of what was measured."""
     tables, used = [], []
     for model in ("abacus", "suanpan"):
         rows = []
         for how in ("estimated", "tuned"):
-            record = read_json(f"tiers-{how}-{model}.json")
+            try:
+                record = read_json(f"tiers-{how}-{model}.json")
+            except FileNotFoundError:
+                continue
             used.append(record)
             cases = [case for case in record["cases"] if case["setting"] != "off"]
             rows += [
@@ -58,8 +61,11 @@ def tiers() -> str:
                 ]
                 for case in sorted(cases, key=lambda case: (case["setting"], case["batch_size"]))
             ]  # fmt: skip
-        headers = ["tiers", "tier", "B", "experts", "fewer", "right, %", "vs off, points"]
-        tables.append(f"**{model}**\n\n{table(rows, headers)}")
+        if rows:
+            headers = ["tiers", "tier", "B", "experts", "fewer", "right, %", "vs off, points"]
+            tables.append(f"**{model}**\n\n{table(rows, headers)}")
+    if not used:
+        raise FileNotFoundError("no record of tiers")
     return "\n\n".join(tables) + conditions(used)
 
 

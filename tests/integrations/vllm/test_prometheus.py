@@ -39,7 +39,8 @@ def test_metrics_are_sums() -> None:
          "steps": StepCounts(rerouted=4, prompts=1, few_rows=2, mixed=5, by_tier={"safe": 3}).to_mapping(),
          "request_tiers": ["safe", "fast"], "data_parallel_rank": 0,
          "fingerprint": {"common": "", "layers": {}},
-         "top_k": 4, "num_experts": 16, "kernel": None, "expert_bytes": None,
+         "top_k": 4, "num_experts": 16, "kernel": None, "expert_bytes": None, "rest_bytes": None,
+         "table": {"fingerprint": "", "tiers": []},
          "layers": [
              {"index": index, "share": 0, "name": f"layer {index}",
               "counters": [SUMS[name] for name in COUNTERS],

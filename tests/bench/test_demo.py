@@ -16,6 +16,7 @@ from sere.eval.decoding.greedy import StopRule, decode, stop_rule
 from sere.eval.questions import encode_prompts, held_out
 from sere.policies.spec import parse_specs
 from sere.structure import find_experts
+from sere.table import Tier
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +50,23 @@ def test_each_batch_size_has_off_first_and_its_ratio(record: dict[str, Any], mod
         assert same["right"] == off["right"]  # top-k reduction to K slots changes nothing
         assert min(case["tpot_ms"]["p20"] for case in (off, sere, same)) > 0
     assert all(not layer.module._forward_pre_hooks for layer in find_experts(model))
+
+
+def test_the_controls_read_as_many_experts_as_the_tables_tier(model: Any, tokenizer: Any) -> None:
+    """``random`` and ``drop`` have the table, whose tier is what no settings mean."""
+    table = random_table(model)
+    found = demonstrate(
+        model,
+        tokenizer,
+        table.with_tiers({"balanced": Tier("balanced", 5)}),
+        settings=parse_specs(["sere", "random", "drop"]),
+        rounds=[Round(4, 4)],
+        questions=held_out(2, tasks=["addition", "sorting"]),
+        max_new_tokens=12,
+    )
+    experts = {case["setting"]: case["distinct_after"] for case in found["cases"]}
+    assert experts["off"] > 5 + 1
+    assert all(5 <= experts[name] < 6 for name in ("sere", "random", "drop"))
 
 
 @pytest.fixture

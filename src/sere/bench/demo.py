@@ -109,7 +109,7 @@ def demonstrate(
         prompts = encode_prompts(tokenizer, [question.prompt for question in asked])
         with progress(f"batch size {one.batch_size}", len(asked) * len(settings)) as tick:
             runs = [
-                _start(model, tokenizer, setting, prompts, one.batch_size, max_new_tokens, tick)
+                _start(model, tokenizer, setting, table, prompts, one.batch_size, max_new_tokens, tick)
                 for setting in settings
             ]
             _take_turns(model, table, runs)
@@ -134,6 +134,7 @@ def _start(
     model: Any,
     tokenizer: Any,
     setting: PolicySpec,
+    table: SimilarityTable,
     prompts: Sequence[Sequence[int]],
     batch_size: int,
     max_new_tokens: int,
@@ -149,7 +150,7 @@ def _start(
         model, prompts, batch_size=batch_size, rule=stop_rule(model, tokenizer, max_new_tokens),
         on_finished=finished,
     )  # fmt: skip
-    return _Run(setting, steps, answers, None if setting.needs_table else Resumed(setting.build()))
+    return _Run(setting, steps, answers, None if setting.needs_table else Resumed(setting.build(table)))
 
 
 def _take_turns(model: Any, table: SimilarityTable, runs: Sequence[_Run]) -> None:

@@ -38,7 +38,7 @@ def test_records_lines_and_tables_are_told_apart(tmp_path: Path) -> None:
         ("eval.json", 20, 0),
         ("eval-vllm.json", 50, 0),
         ("eval-prompts.json", 4, 0),
-        ("demo.json", 16, 16),
+        ("demo.json", 20, 20),
         ("frontier-abacus.json", 23, 0),
         ("bench.jsonl", 0, 18),
         ("serve.jsonl", 0, 177),

@@ -50,15 +50,12 @@ def add(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write the page, say what is in it."""
-    from sere.report.collect import collect
-    from sere.report.models import by_model
     from sere.report.page import write_report
     from sere.report.read import read_sources
 
     check_page(args.out, args.records)
     sources = read_sources(args.records)
-    write_report(sources, args.out, layers=args.layer)
-    parts = by_model(collect(sources))
+    parts = write_report(sources, args.out, layers=args.layer)
     warnings = [warning for part in parts for warning in part.warnings()]
     result = {
         "path": str(args.out),

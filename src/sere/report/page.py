@@ -23,7 +23,7 @@ _POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inl
 
 def write_report(
     sources: Sequence[Source], path: str | os.PathLike[str], *, layers: Sequence[int] | None = None
-) -> None:
+) -> list[ModelPart]:
     """Write the report of some records and tables.
 
     Args:
@@ -31,22 +31,29 @@ def write_report(
         path: The file; written atomically.
         layers: Decoder layers whose similarity maps are shown; None for at most six.
 
+    Returns:
+        What it shows, by model.
+
     Raises:
         ConfigError: A table lacks one of the layers.
         DataError: A record is not complete.
         MissingDependency: The plotting library is not installed.
         OutputError: The file cannot be written.
     """
-    text = render(sources, layers=layers)
+    parts = by_model(collect(sources))
+    text = _text(parts, sources, layers)
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+    return parts
 
 
 def render(sources: Sequence[Source], *, layers: Sequence[int] | None = None) -> str:
     """Return the report as text; see `write_report`."""
+    return _text(by_model(collect(sources)), sources, layers)
+
+
+def _text(parts: Sequence[ModelPart], sources: Sequence[Source], layers: Sequence[int] | None) -> str:
     library = script()
-    collected = collect(sources)
-    parts = by_model(collected)
     page = Page()
     names = " · ".join(part.name for part in parts)
     page.add(

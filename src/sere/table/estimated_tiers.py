@@ -18,9 +18,6 @@ from sere.table.tiers import DEFAULT_TIER, Tier
 ACCEPTED: Mapping[str, float] = MappingProxyType({"safe": 0.05, DEFAULT_TIER: 0.1, "fast": 0.18})
 """The expected error that each tier accepts. Right answers by expected error: docs/measurements.md."""
 
-ESTIMATED = "error"
-"""The kind of these tiers' goal in their evidence: a share of the routed experts' output energy."""
-
 _ROWS = tuple(2**n for n in range(1, LIMIT_ROWS.bit_length()))
 
 
@@ -84,7 +81,7 @@ def _tier(name: str, accepted: float, groups: Sequence[_Group]) -> Tier:
     layers = {index: group.points(accepted) for group in others for index in group.layers}
     by_batch_size = {str(B): _described(first.cells[B][M - 1]) for B, M in points if B > 1}
     evidence: dict[str, Any] = {
-        "goal": {"kind": ESTIMATED, "value": accepted},
+        "goal": {"kind": "error", "value": accepted},
         "estimated_from": "the routing of calibration tokens",
         "by_batch_size": by_batch_size,
     }

@@ -39,6 +39,18 @@ def try_step(
         raise RuntimeError(f"the kernel gave {found} where [[0, 0], [2, 3]] is right")
 
 
+def on_cuda(tried: Callable[[int], str | None], index: int | None) -> str | None:
+    """Return why a backend cannot run on a CUDA device, or None if it can.
+
+    Args:
+        tried: Returns that for the device of an index.
+        index: The device's, or None for the current one.
+    """
+    if torch.version.cuda is None or not torch.cuda.is_available():
+        return "PyTorch sees no CUDA device"
+    return tried(torch.cuda.current_device() if index is None else index)
+
+
 def in_one_line(error: Exception) -> str:
     """Return a failure as a reason that fits a log line."""
     return " ".join(f"{type(error).__name__}: {error}".split())[:300]

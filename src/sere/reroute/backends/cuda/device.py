@@ -15,7 +15,7 @@ from sere.reroute.backends.cuda.compiler import cubin, forget
 from sere.reroute.backends.cuda.launch import IDS, WEIGHTS, Launch, entries, make_launch, too_large
 from sere.reroute.backends.cuda.layer import Layer, for_torch, prepare
 from sere.reroute.backends.registry import warn_of_fallback
-from sere.reroute.backends.trial import in_one_line, try_step
+from sere.reroute.backends.trial import in_one_line, on_cuda, try_step
 from sere.reroute.batch import Routing, TokenBatch
 
 
@@ -171,9 +171,7 @@ def why_not(index: int | None = None) -> str | None:
     Raises:
         BackendUnavailable: A graph is being captured at the first call for the device.
     """
-    if torch.version.cuda is None or not torch.cuda.is_available():
-        return "PyTorch sees no CUDA device"
-    return tried(torch.cuda.current_device() if index is None else index)
+    return on_cuda(tried, index)
 
 
 @cache

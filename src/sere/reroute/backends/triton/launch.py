@@ -11,8 +11,9 @@ from torch import Tensor
 from sere.errors import BackendUnavailable, InputError
 from sere.reroute.backends import torch_ops
 from sere.reroute.backends.registry import warn_of_fallback
-from sere.reroute.backends.trial import in_one_line, try_step
-from sere.reroute.backends.triton.layer import Layer, for_torch, prepare
+from sere.reroute.backends.torch_ops import Layer
+from sere.reroute.backends.trial import in_one_line, on_cuda, try_step
+from sere.reroute.backends.triton.layer import for_torch, prepare
 from sere.reroute.batch import Routing, TokenBatch
 
 MOST_EXPERTS, MOST_SLOTS_PER_ROW = 1024, 32
@@ -195,9 +196,7 @@ def why_not(index: int | None = None) -> str | None:
     Raises:
         BackendUnavailable: A graph is being captured at the first call for the device.
     """
-    if torch.version.cuda is None or not torch.cuda.is_available():
-        return "PyTorch sees no CUDA device"
-    return tried(torch.cuda.current_device() if index is None else index)
+    return on_cuda(tried, index)
 
 
 @cache

@@ -54,6 +54,16 @@ def test_several_metrics_make_a_folder(place: Path, capsys: pytest.CaptureFixtur
     assert f"next: sere table verify {place / 'tables' / 'cosine.sere'}" in err
 
 
+def test_a_table_that_estimates_no_settings_says_why(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Without factors the defaults know nothing of the model; a table with tiers needs no such line."""
+    assert _run(place, "--out", str(place / "tables"), "--metric", "cosine,projection") == 0
+    lines = [line for line in capsys.readouterr().err.splitlines() if "estimates no settings" in line]
+    assert lines == [
+        f"{place / 'tables' / 'cosine.sere'}: estimates no settings: the metric 'cosine' has no factors; "
+        "calibrate with projection; the defaults follow a formula that does not know the model"
+    ]
+
+
 def test_low_memory_gives_the_same_table_and_leaves_no_folder(place: Path) -> None:
     """Layer by layer the table is the same without sensitivities; the work folder is gone at the end."""
     assert _run(place, "--out", str(place / "a.safetensors"), "--whole", "--no-sensitivity") == 0

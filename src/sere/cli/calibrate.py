@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -125,10 +125,23 @@ def run(args: argparse.Namespace) -> int:
     for path, made in written.items():
         made.save(path)
     emit(args, {"tables": [_summary(path, made) for path, made in written.items()]}, _render)
+    _say_without_tiers(written)
     if args.out is None:
         _say_what_is_used(args.model, out)
     say(f"next: sere table verify {next(iter(written))}")
     return 0
+
+
+def _say_without_tiers(written: Mapping[Path, SimilarityTable]) -> None:
+    """Say of each table that estimates no settings why, and what the defaults are then."""
+    from sere.table.regime import why_no_loss
+
+    for path, made in written.items():
+        if not made.tiers and (why := why_no_loss(made)) is not None:
+            say(
+                f"{path}: estimates no settings: {why}; the defaults follow a formula that does not know "
+                "the model"
+            )
 
 
 def _out(args: argparse.Namespace, single: bool) -> Path:

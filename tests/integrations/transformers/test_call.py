@@ -79,7 +79,9 @@ def test_all_phases_re_route_prefill_without_its_padding(model: PreTrainedModel)
     calls = recorded(model)
     with torch.no_grad():
         model(tokens, attention_mask=mask)
-    with integration.apply(model, random_table(model), active_experts=0, phases="all") as handle:
+    with integration.apply(
+        model, random_table(model), active_experts=0, phases="all", flatten="off"
+    ) as handle:
         handle.row_budgets = [1, 4, 1, 1, 1, 1]
         with torch.no_grad():
             model(tokens, attention_mask=mask)

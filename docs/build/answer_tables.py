@@ -116,11 +116,13 @@ def eval_metrics() -> str:
 
 
 def eval_tasks() -> str:
-    """Right answers by task, in percent: a table for every four tasks."""
-    record = read_json("frontier-abacus.json")
-    names = [name for name in record["cases"][0]["tasks"] if name != "all"]
-    tables = [_task_table(record, names[start : start + 4]) for start in range(0, len(names), 4)]
-    return "\n\n".join(tables) + conditions([record])
+    """Right answers by task, in percent: for each model a table for every four tasks."""
+    records = {model: read_json(f"frontier-{model}.json") for model in ("abacus", "suanpan")}
+    tables = []
+    for model, record in records.items():
+        names = [name for name in record["cases"][0]["tasks"] if name != "all"]
+        tables += [f"**{model}**", *(_task_table(record, names[i : i + 4]) for i in range(0, len(names), 4))]
+    return "\n\n".join(tables) + conditions(list(records.values()))
 
 
 def _task_table(record: Record, names: Sequence[str]) -> str:

@@ -23,6 +23,7 @@ import records
 import rule_tables
 import serving_tables as serving
 import speed_tables as speed
+import tune_tables as tune
 from sere.files import atomic_path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -41,6 +42,8 @@ BLOCKS: Mapping[str, Callable[[], str]] = {
     "demo": answers.demo,
     "rules": rule_tables.rules,
     "tiers": answers.tiers,
+    "tuned": tune.tuned,
+    "tuned-layers": tune.tuned_layers,
     "eval-prompts": answers.eval_prompts,
     "eval-questions": answers.eval_questions,
     "eval-metrics": answers.eval_metrics,

@@ -2,30 +2,24 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from cells import conditions, counts, shapes, table, time
 from records import read_lines
 
 
 def reroute() -> str:
-    """Microseconds per call of re-routing by the published method with one primary slot per row.
-
-    Records of before there were other settings have S in place of a label.
-    """
-    published = (None, "sere:paper,select_top_k=1")
-    records = [
-        one
-        for one in read_lines("reroute.jsonl")
-        if one["config"].get("settings") in published and one["config"].get("select_top_k", 1) == 1
-    ]
-    rows = [
-        [
-            config["model"], config["E"], config["K"], config["T"], config["backend"],
-            f"{record['median']:.1f}", f"{record['p20']:.1f} to {record['p80']:.1f}",
-        ]
-        for record in records
-        for config in [record["config"]]
-    ]  # fmt: skip
-    headers = ["shape of", "E", "K", "rows", "backend", "median, µs", "p20 to p80"]
+    """Microseconds per call of re-routing, a row for each shape, a column for each setting and backend."""
+    records = read_lines("reroute.jsonl")
+    columns = list(dict.fromkeys((one["config"]["settings"], one["config"]["backend"]) for one in records))
+    cells: dict[tuple[Any, ...], dict[tuple[str, str], str]] = {}
+    for one in records:
+        config = one["config"]
+        shape = tuple(config[name] for name in ("model", "E", "K", "T"))
+        column = config["settings"], config["backend"]
+        cells.setdefault(shape, {})[column] = f"{one['median']:.1f}"
+    rows = [[*shape, *map(found.get, columns)] for shape, found in cells.items()]
+    headers = ["shape of", "E", "K", "rows", *(f"{setting}, {backend}" for setting, backend in columns)]
     return table(rows, headers) + conditions(records)
 
 

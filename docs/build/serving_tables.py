@@ -60,13 +60,13 @@ def serve_engines() -> str:
     fewest = min((one["subject"]["layers"] for one in records), default=0)
     first = [one for one in records if one["subject"]["layers"] == fewest and not _is_replay(one)]
     headers = [
-        "requests", "setting", "experts", "TPOT, ms", "faster", "than vanilla", "per layer", "complete model",
+        "requests", "setting", "experts", "pairs", "TPOT, ms", "faster", "than vanilla", "per layer", "complete model",
     ]  # fmt: skip
     return grouped(
         sorted(first, key=lambda one: int(one["batch_size"])), _engine, headers,
         lambda record: [
-            record["batch_size"], _served_setting(record), counts(record["experts"]), *time(record),
-            _times(record["speedup_over_vanilla"]),
+            record["batch_size"], _served_setting(record), counts(record["experts"]), _pairs(record),
+            *time(record), _times(record["speedup_over_vanilla"]),
             *_complete(complete.get((serve_line(record), started(record), record["setting"]))),
         ],
     ) + conditions(records)  # fmt: skip
@@ -190,6 +190,12 @@ def _complete(complete: Record | None) -> list[str]:
     if complete is None:
         return ["", ""]
     return [f"{complete[name]['p50']:.2f}x" for name in ("speedup_per_layer", "speedup")]
+
+
+def _pairs(record: Record) -> str:
+    """Return the share of the slots that flattened runs of layers computed; empty if none was."""
+    found = record["flattening"]
+    return "" if found is None or not found["slots"] else f"{100 * found['pairs'] / found['slots']:.0f} %"
 
 
 def _is_replay(record: Record) -> bool:

@@ -69,6 +69,23 @@ def tiers() -> str:
     return "\n\n".join(tables) + conditions(used)
 
 
+def gain() -> str:
+    """What a least gain costs at the default tier: a table per model, a row per setting and size."""
+    records = {name: read_json(f"gain-{name}.json") for name in ("abacus", "suanpan")}
+    headers = ["B", "setting", "experts", "slots computed, %", "right, %", "vs off, points"]
+    tables = [
+        f"**{name}**\n\n" + table([
+            [
+                case["batch_size"], case["setting"], counts(case["experts"]),
+                f"{100 * case['experts']['slots_computed']:.0f}", *right(case),
+            ]
+            for case in sorted(record["cases"], key=lambda case: case["batch_size"])
+        ], headers)
+        for name, record in records.items()
+    ]  # fmt: skip
+    return "\n\n".join(tables) + conditions(list(records.values()))
+
+
 def _fewer(experts: Record) -> str:
     return f"{experts['distinct_before'] / experts['distinct_after']:.2f}x"
 

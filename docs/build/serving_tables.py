@@ -49,9 +49,9 @@ def serve(name: str = "serve.jsonl") -> str:
     ) + conditions(records)  # fmt: skip
 
 
-def serve_engines() -> str:
+def serve_engines(name: str = "serve_engines.jsonl") -> str:
     """Engines of their own processes: decoding at the recommended and other settings, against vanilla."""
-    records = [one for one in serve_records("serve_engines.jsonl") if one["measure"] == "tpot"]
+    records = [one for one in serve_records(name) if one["measure"] == "tpot"]
     complete = {
         (serve_line(one), started(one), one["setting"]): one["complete_model"]
         for one in records
@@ -194,7 +194,7 @@ def _complete(complete: Record | None) -> list[str]:
 
 def _pairs(record: Record) -> str:
     """Return the share of the slots that flattened runs of layers computed; empty if none was."""
-    found = record["flattening"]
+    found = record.get("flattening")  # not in records before 2026-11-28
     return "" if found is None or not found["slots"] else f"{100 * found['pairs'] / found['slots']:.0f} %"
 
 

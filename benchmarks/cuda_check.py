@@ -3,8 +3,9 @@
 Run ``python benchmarks/cuda_check.py``. Uses nvcc, NVRTC (through cuda-core), or both; needs no GPU. If
 neither is installed, it says so and exits with 0.
 
-With nvdisasm it also counts instructions in the machine code for sm_90, including both sides of a branch, and
-fails if an entry has more than ``BUDGET``. It prints the counts of entries with int32 ids. They are not times.
+With nvdisasm it also counts instructions in the machine code for sm_90, including both sides of a branch,
+and fails if an entry has more than ``BUDGET``. It prints the counts of entries with int32 ids. They are not
+times.
 """
 
 from __future__ import annotations
@@ -152,7 +153,9 @@ def print_counts(name: str, entries_code: Mapping[str, list[str]]) -> bool:
         "loads ahead: before the first barrier, and how many of them before the first look at one; "
         "slow: local memory and calls"
     )
-    print(f"FAILED: over {BUDGET} instructions: {', '.join(over)}" if over else f"at most {BUDGET} instructions")
+    print(
+        f"FAILED: over {BUDGET} instructions: {', '.join(over)}" if over else f"at most {BUDGET} instructions"
+    )
     return not over
 
 

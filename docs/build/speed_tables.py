@@ -4,22 +4,21 @@ from __future__ import annotations
 
 from typing import Any
 
-from cells import conditions, counts, shapes, table, time
+from cells import conditions, counts, shapes, short, table, time
 from records import read_lines
 
 
 def reroute() -> str:
-    """Microseconds per call of re-routing, a row for each shape, a column for each setting and backend."""
+    """Microseconds per call of re-routing, a column for each setting."""
     records = read_lines("reroute.jsonl")
-    columns = list(dict.fromkeys((one["config"]["settings"], one["config"]["backend"]) for one in records))
-    cells: dict[tuple[Any, ...], dict[tuple[str, str], str]] = {}
+    columns = list(dict.fromkeys(one["config"]["settings"] for one in records))
+    cells: dict[tuple[Any, ...], dict[str, str]] = {}
     for one in records:
         config = one["config"]
-        shape = tuple(config[name] for name in ("model", "E", "K", "T"))
-        column = config["settings"], config["backend"]
-        cells.setdefault(shape, {})[column] = f"{one['median']:.1f}"
-    rows = [[*shape, *map(found.get, columns)] for shape, found in cells.items()]
-    headers = ["shape of", "E", "K", "rows", *(f"{setting}, {backend}" for setting, backend in columns)]
+        case = tuple(config[name] for name in ("model", "E", "K", "T", "backend"))
+        cells.setdefault(case, {})[config["settings"]] = f"{one['median']:.1f}"
+    rows = [[*case, *map(found.get, columns)] for case, found in cells.items()]
+    headers = ["shape of", "E", "K", "rows", "backend", *columns]
     return table(rows, headers) + conditions(records)
 
 
@@ -28,7 +27,7 @@ def bench() -> str:
     records = read_lines("bench.jsonl")
     rows = [
         [
-            record["batch_size"], record["setting"], counts(record["experts"]), *time(record),
+            record["batch_size"], short(record["setting"]), counts(record["experts"]), *time(record),
             "" if record["overhead"] is None else f"{record['overhead']['ms_per_step']:.2f}",
         ]
         for record in records

@@ -1,4 +1,4 @@
-"""Tables of what ``sere tune`` found: the tiers on their held-out half, and layers with numbers of their own."""
+"""Tables of what ``sere tune`` found: tiers on their held-out half, and an M for each layer."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ def tuned() -> str:
     for name in MODELS:
         rows = [
             [
-                tier, B, case["active_experts"], f"{case['experts_before']:.1f} → {case['experts_after']:.1f}",
+                tier, B, case["active_experts"],
+                f"{case['experts_before']:.1f} → {case['experts_after']:.1f}",
                 f"{case['experts_before'] / case['experts_after']:.2f}x", f"{case['bytes_ratio']:.2f}x",
                 interval(case["kl"], "{:.2g}"), points(case["answers"]["difference"]),
             ]
@@ -42,7 +43,8 @@ def tuned_layers() -> str:
 
 
 def _record(name: str) -> Record:
-    return read_json(f"tune-{name}.json")
+    record: Record = read_json(f"tune-{name}.json")
+    return record
 
 
 def _evidence(record: Record) -> Iterator[tuple[str, Any]]:

@@ -81,7 +81,9 @@ def test_evaluate(tmp_path: Path) -> None:
         assert experts["distinct_after"] < 0.9 * experts["distinct_before"], name
     # Steps of few rows are left alone and not counted; those with rows of a prompt read more than 24.
     assert 24 <= floored["distinct_after"] < 0.9 * floored["distinct_before"]
-    assert [case["nothing_changed"] for case in (off, *others[len(alike) :])] == [None] * (len(moving) + len(rivals) + 2)
+    assert [case["nothing_changed"] for case in (off, *others[len(alike) :])] == [None] * (
+        len(moving) + len(rivals) + 2
+    )
     assert record["model"]["experts_implementation"] == "vllm"
 
 

@@ -77,9 +77,9 @@ def random_table(model: Any, *, seed: int = 0, factors: bool = False) -> Similar
     Args:
         model: A model with experts modules.
         seed: Of the similarities.
-        factors: Whether there are factors, as calibrated tables have them. Similarities are in [0, 0.2] then, as
-            those of trained models are (docs/measurements.md, "All rules"), so that ``min_gain`` leaves out
-            slots; else in [0, 1].
+        factors: Whether there are factors, as calibrated tables have them. Similarities are in [0, 0.2] then,
+            as those of trained models are (docs/measurements.md, "All rules"), so that ``min_gain`` leaves
+            out slots; else in [0, 1].
 
     Raises:
         UnsupportedModel: The model has no experts modules that can be re-routed.

@@ -40,7 +40,7 @@ def test_records_lines_and_tables_are_told_apart(tmp_path: Path) -> None:
         ("eval-prompts.json", 4, 0),
         ("demo.json", 20, 20),
         ("frontier-abacus.json", 23, 0),
-        ("bench.jsonl", 0, 18),
+        ("bench.jsonl", 0, 20),
         ("serve.jsonl", 0, 177),
         ("serve_online.jsonl", 0, 24),
     ],

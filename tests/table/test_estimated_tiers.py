@@ -85,7 +85,7 @@ def test_layers_of_another_shape_have_their_own_m() -> None:
     tier = estimated_tiers(made(layers=layers, identity=own, routing=small))["balanced"]
     assert list(tier.layers) == [3]
     assert active_by_rows(tier.active_experts, E)[0] == K
-    assert active_by_rows(tier.layers[3], 6)[0] == 2
+    assert active_by_rows(tier.for_layer(3).active_experts, 6)[0] == 2
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,7 @@ def test_a_tier_goes_through_json(name: str) -> None:
         ({"active_experts": 0.0}, "tier 'mine': active_experts: expected a number of experts"),
         ({"select_top_k": 0}, "tier 'mine': select_top_k: expected an integer of at least 1, got 0"),
         ({"threshold": -1}, "tier 'mine': threshold: expected a number of at least 0"),
-        ({"layers": [3]}, "tier 'mine': layers: expected {layer index: active_experts}, got [3]"),
+        ({"layers": [3]}, "tier 'mine': layers: expected {layer index: settings}, got [3]"),
         ({"layers": {"x": 3}}, "tier 'mine': layers: expected {layer index: settings}, got the key 'x'"),
         ({"layers": {1: "all"}}, "tier 'mine': layers: layer 1: active_experts: expected a number of"),
         ({"evidence": 3}, "tier 'mine': evidence: expected names and values, got 3"),
@@ -101,6 +101,23 @@ def test_a_tier_fills_in_what_is_left_open(given: dict[str, Any], expected: dict
     settled = made.settings(RerouteConfig(**given))
     assert settled == RerouteConfig(**expected)
     assert made.settings(settled) == settled
+
+
+def test_a_tier_has_any_setting_by_layer() -> None:
+    """A layer's S, ρ and τ are the tier's unless the user gave that setting; a plain number is M."""
+    own = {1: {"select_top_k": 3, "threshold": 0.5, "min_gain": 0.25}, 3: 4}
+    tier = Tier("mine", 6, own, select_top_k=2)
+    assert tier.layers == {1: own[1], 3: {"active_experts": 4}}
+    assert Tier.from_mapping("mine", json.loads(json.dumps(tier.to_mapping()))) == tier
+    one = tier.for_layer(1)
+    assert (one.select_top_k, one.threshold, one.min_gain, one.active_experts) == (3, 0.5, 0.25, 6)
+    assert tier.for_layer(2).select_top_k == 2
+    settled = tier.settings(RerouteConfig())
+    assert settled == RerouteConfig(tier="mine", active_experts=6, select_top_k=2, layers=dict(tier.layers))
+    assert tier.settings(settled) == settled
+    given = tier.settings(RerouteConfig(select_top_k=4, active_experts=9, use_scale=False))
+    assert (given.select_top_k, given.active_experts) == (4, 9)
+    assert given.layers == {1: {"threshold": 0.5}}
 
 
 def test_a_table_without_tiers_changes_nothing() -> None:

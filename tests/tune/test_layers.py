@@ -63,7 +63,7 @@ def test_a_costly_layer_gets_more_experts(
 ) -> None:
     """The tier's layers differ, read fewer experts at the accepted loss, and the evidence says the gain."""
     found, tier = tuned_with(monkeypatch, model, table, {"tuning": FIRST, "held-out": FIRST})
-    costly, other = (dict(points) for points in tier.layers.values())  # type: ignore[arg-type]
+    costly, other = (dict(own["active_experts"]) for own in tier.layers.values())
     assert costly[1] == other[1] == 4
     assert costly[8] > other[8]
     settings = found.table.settings(RerouteConfig(tier="fast"))

@@ -41,7 +41,7 @@ def draw_tiers(
     for index, tier in enumerate(tiers):
         rows = evenly(_rows_of(tier), _MOST_ROWS)
         found = {
-            layer: active_by_rows(tier.layers.get(layer, tier.active_experts), E, slots[layer])
+            layer: active_by_rows(tier.for_layer(layer).active_experts, E, slots[layer])
             for layer, E in experts.items()
         }
         values = [[found[layer][min(B, LIMIT_ROWS) - 1] for layer in found] for B in rows]
@@ -68,7 +68,7 @@ def draw_tiers(
 
 
 def _rows_of(tier: Tier) -> list[int]:
-    points = [tier.active_experts, *tier.layers.values()]
+    points = [tier.active_experts, *(tier.for_layer(index).active_experts for index in tier.layers)]
     rows = {rows for one in points if isinstance(one, tuple) for rows, _ in one}
     return sorted(rows - {1}) or [1, 8, 16, 32, 64]
 

@@ -78,7 +78,7 @@ class _Group:
 def _tier(name: str, accepted: float, groups: Sequence[_Group]) -> Tier:
     first, *others = groups
     points = first.points(accepted)
-    layers = {index: group.points(accepted) for group in others for index in group.layers}
+    layers = {index: {"active_experts": group.points(accepted)} for group in others for index in group.layers}
     by_batch_size = {str(B): _described(first.cells[B][M - 1]) for B, M in points if B > 1}
     evidence: dict[str, Any] = {
         "goal": {"kind": "error", "value": accepted},

@@ -27,7 +27,8 @@ class Tier:
     Attributes:
         name: ``"safe"``, ``"balanced"``, ``"fast"`` or a user's own.
         active_experts: M for all layers; see `RerouteConfig`.
-        layers: M of the layers that differ, by decoder-layer index.
+        layers: The settings of the layers that differ, by decoder-layer index: ``{"active_experts": 24}``, of
+            any of ``OF_A_LAYER``. M alone may be given in its place.
         select_top_k: S.
         threshold: ρ.
         min_gain: τ.
@@ -39,7 +40,7 @@ class Tier:
 
     name: str
     active_experts: ActiveExperts
-    layers: Mapping[int, ActiveExperts] = field(default_factory=dict)
+    layers: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
     select_top_k: int = 1
     threshold: float = 0.0
     min_gain: float = 0.0
@@ -58,7 +59,7 @@ class Tier:
 
     def _check(self) -> None:
         if not isinstance(self.layers, Mapping):
-            raise ConfigError(f"layers: expected {{layer index: active_experts}}, got {self.layers!r}")
+            raise ConfigError(f"layers: expected {{layer index: settings}}, got {self.layers!r}")
         if not isinstance(self.evidence, Mapping):
             raise ConfigError(f"evidence: expected names and values, got {self.evidence!r}")
         own = LayerSettings(
@@ -67,12 +68,13 @@ class Tier:
             active_experts=self.active_experts,
             min_gain=self.min_gain,
         )
-        given = {index: {"active_experts": most} for index, most in self.layers.items()}
-        settings = RerouteConfig(layers=given)
-        layers = {index: settings.for_layer(index).active_experts for index in settings.layers}
+        given = {
+            index: one if isinstance(one, Mapping) else {"active_experts": one}
+            for index, one in self.layers.items()
+        }
         for name in OF_A_LAYER:
             object.__setattr__(self, name, getattr(own, name))
-        object.__setattr__(self, "layers", MappingProxyType(layers))
+        object.__setattr__(self, "layers", RerouteConfig(layers=given).layers)
         try:
             evidence = json.loads(json.dumps(dict(self.evidence), allow_nan=False))
         except (TypeError, ValueError) as error:
@@ -88,25 +90,37 @@ class Tier:
                 no gain.
         """
         defaults = RerouteConfig()
-        taken: dict[str, Any] = {"tier": self.name}
-        for name in ("select_top_k", "threshold", "min_gain"):
-            fits = name != "min_gain" or config.use_scale is not False
-            if fits and getattr(config, name) == getattr(defaults, name):
-                taken[name] = getattr(self, name)
-        if config.active_experts == defaults.active_experts:
-            layers: dict[int, Mapping[str, Any]] = {
-                index: {"active_experts": most} for index, most in self.layers.items()
-            }
-            for index, own in config.layers.items():
-                layers[index] = {**layers.get(index, {}), **own}
-            taken |= {"active_experts": self.active_experts, "layers": layers}
-        return replace(config, **taken)
+        open_ = [name for name in OF_A_LAYER if getattr(config, name) == getattr(defaults, name)]
+        if config.use_scale is False:
+            open_ = [name for name in open_ if name != "min_gain"]
+        layers = {
+            index: {name: value for name, value in own.items() if name in open_}
+            for index, own in self.layers.items()
+        }
+        for index, given in config.layers.items():
+            layers[index] = {**layers.get(index, {}), **given}
+        taken = {name: getattr(self, name) for name in open_}
+        layers = {index: own for index, own in layers.items() if own}
+        return replace(config, tier=self.name, layers=layers, **taken)
+
+    def for_layer(self, index: int) -> LayerSettings:
+        """Return the settings of one layer.
+
+        Args:
+            index: Decoder-layer index.
+        """
+        own = {name: getattr(self, name) for name in OF_A_LAYER}
+        return LayerSettings(**own | dict(self.layers.get(index, {})))
 
     def to_mapping(self) -> dict[str, Any]:
         """Return all values but the name, JSON-ready; `from_mapping` reads them back."""
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "name"}
         values["active_experts"] = _as_json(self.active_experts)
-        values["layers"] = {str(index): _as_json(most) for index, most in self.layers.items()}
+        # A file of before other settings differed by layer holds M alone in their place.
+        values["layers"] = {
+            str(index): {name: _as_json(value) for name, value in own.items()}
+            for index, own in self.layers.items()
+        }
         return values | {"evidence": dict(self.evidence)}
 
     @classmethod

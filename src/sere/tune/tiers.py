@@ -54,5 +54,6 @@ def make_tier(
         "simulated_rows": [B for B, _ in allocation.points if B > 1 and B not in verified],
         **about,
     }
-    layers = plans.points(allocation.points)
+    by_layer = plans.points(allocation.points)
+    layers = {index: {"active_experts": points} for index, points in by_layer.items()}
     return Tier(name, allocation.points, layers=layers, evidence=evidence)

@@ -18,6 +18,9 @@ from sere.table.tiers import DEFAULT_TIER, Tier
 ACCEPTED: Mapping[str, float] = MappingProxyType({"safe": 0.05, DEFAULT_TIER: 0.1, "fast": 0.18})
 """The expected error that each tier accepts. Right answers by expected error: docs/measurements.md."""
 
+LEAST_GAIN = 0.01
+"""τ of each tier. Right answers with and without: docs/measurements.md, "Right answers with a least gain"."""
+
 _ROWS = tuple(2**n for n in range(1, LIMIT_ROWS.bit_length()))
 
 
@@ -26,7 +29,8 @@ def estimated_tiers(table: SimilarityTable) -> dict[str, Tier]:
 
     M at 2, 4, 8, ... rows is the fewest experts at which the mean expected error of the layers is within the
     accepted one. It never falls as rows grow, and for one row it is K. Layers with other numbers of experts
-    or slots than most are taken by themselves.
+    or slots than most are taken by themselves. Slots whose gain is below ``LEAST_GAIN`` are given up, which
+    the expected error does not count.
 
     Args:
         table: The table, with factors and a routing sample.
@@ -85,7 +89,7 @@ def _tier(name: str, accepted: float, groups: Sequence[_Group]) -> Tier:
         "estimated_from": "the routing of calibration tokens",
         "by_batch_size": by_batch_size,
     }
-    return Tier(name, points, layers=layers, evidence=evidence)
+    return Tier(name, points, layers=layers, min_gain=LEAST_GAIN, evidence=evidence)
 
 
 def _described(cell: Expected) -> dict[str, float]:

@@ -35,6 +35,14 @@ def test_a_point_for_each_pair_of_answers() -> None:
     assert points(found, 12.5) == []
 
 
+def test_no_point_is_sent_twice() -> None:
+    """A viewer that names the last point that it got gets only newer ones, however fine the clock is."""
+    found = history((10.0, joined(0)), (11.00049, joined(5)), (12.00051, joined(6)), (13.0, joined(7)))
+    every = points(found)
+    for index, one in enumerate(every):
+        assert points(found, one["at"]) == every[index + 1 :]
+
+
 def test_without_sizes_no_bytes() -> None:
     """Where the size of an expert is not known, no bytes are claimed."""
     found = history((1.0, joined(0) | {"expert_bytes": None}), (2.0, joined(5) | {"expert_bytes": None}))

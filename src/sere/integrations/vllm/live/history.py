@@ -49,7 +49,9 @@ class History:
             if found is None:
                 self.note_reset(sample.at)
             else:
-                self._points.append((sample.at, json.dumps(point(found, earlier.at, expert_bytes))))
+                one = point(found, earlier.at, expert_bytes)
+                # The moment that a viewer will name as the last one that it has.
+                self._points.append((one["at"], json.dumps(one)))
             if sample.settings != earlier.settings:
                 # Means of two settings would be those of neither; what the change interrupted is left out.
                 self._window.clear()

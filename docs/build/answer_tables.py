@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from cells import conditions, counts, grouped, interval, points, right, table
 from records import Record, read_json, recommended_cases
@@ -114,9 +114,17 @@ def eval_questions() -> str:
 
 
 def eval_metrics() -> str:
-    """The same slots at B = 16 re-routed by similarities of several metrics, and by none: the control."""
-    records = {"projection": read_json("eval.json")}
-    records |= {metric: read_json(f"eval-{metric}.json") for metric in ("frobenius", "cosine")}
+    """The same slots at B = 16 re-routed by similarities of several metrics, and by none: a table per model."""
+    tables, used = [], []
+    for model, end in (("abacus", ""), ("suanpan", "-suanpan")):
+        records = {"projection": read_json("eval.json" if not end else f"eval-projection{end}.json")}
+        records |= {metric: read_json(f"eval-{metric}{end}.json") for metric in ("frobenius", "cosine")}
+        tables.append(f"**{model}**\n\n{_metric_table(records)}")
+        used += records.values()
+    return "\n\n".join(tables) + conditions(used)
+
+
+def _metric_table(records: Mapping[str, Record]) -> str:
     rows = [
         [
             metric if kind == "sere" else "none", case["setting"],
@@ -129,7 +137,7 @@ def eval_metrics() -> str:
     ]  # fmt: skip
     headers = ["similarity", "setting", "experts", "right, %", "vs baseline, points"]
     rows.sort(key=lambda row: re.findall(r"select_top_k=\d+", row[1]))
-    return table(rows, headers) + conditions(list(records.values()))
+    return table(rows, headers)
 
 
 def eval_tasks() -> str:

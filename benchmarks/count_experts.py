@@ -69,7 +69,9 @@ def captured(call: Callable[[], Routing]) -> Callable[[], None]:
     return graph.replay
 
 
-def measure(calls: dict[str, Callable[[], object]], rounds: int, device: torch.device) -> dict[str, list[float]]:
+def measure(
+    calls: dict[str, Callable[[], object]], rounds: int, device: torch.device
+) -> dict[str, list[float]]:
     """Return microseconds per call of each way; the ways take turns."""
     samples: dict[str, list[float]] = {name: [] for name in calls}
     for turn in range(rounds + WARM_UP):

@@ -92,7 +92,9 @@ def test_off_means_no_tensor_and_no_operation(
     with integration.apply(model, random_table(model), select_top_k=1) as handle:
         decode(model, prompts())
         assert [layer.experts for layer in handle._guard.layers] == [None, None]
-        with pytest.raises(InputError, match=r"does not; call sere\.apply\(model, count_experts=True, \.\.\.\)"):
+        with pytest.raises(
+            InputError, match=r"does not; call sere\.apply\(model, count_experts=True, \.\.\.\)"
+        ):
             handle.expert_counts()
         handle.reset_stats()
 

@@ -220,8 +220,8 @@ class Handle:
         ]
         if not counted:
             raise InputError(
-                "expert_counts: expected a handle that counts the uses of each expert, but this one does not; "
-                "call sere.apply(model, count_experts=True, ...)"
+                "expert_counts: expected a handle that counts the uses of each expert, but this one does "
+                "not; call sere.apply(model, count_experts=True, ...)"
             )
         return counted
 

@@ -78,13 +78,17 @@ class HookedLayer:
         """Route one step on the device where the layer is now."""
         if self.router.counters.device != batch.topk_ids.device:
             self._move(batch.topk_ids.device)
-        return self.router(batch)
+        if self.experts is None:
+            return self.router(batch)
+        return route_counted(self.router, batch, self.counters, self.experts)
 
     def _move(self, device: torch.device) -> None:
         """Bind the rule once more, where the layer is now; the counts go on."""
         router = self.policy.bind(self.shape, device)
         router.counters.copy_(self.router.counters)
         self.router = router
+        if self.experts is not None:
+            self.experts = new_counts(self.shape.num_experts, device).copy_(self.experts)
 
 
 def hook_calls(

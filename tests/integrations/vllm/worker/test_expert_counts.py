@@ -82,7 +82,9 @@ def test_off_means_no_tensor_and_no_operation(start: Start, monkeypatch: pytest.
     engine = start()
     decode(engine, 2)
     assert [layer.experts for layer in engine.state.layers.values()] == [None, None]
-    with pytest.raises(UnsupportedEngine, match='not counted in this engine: start it with "count_experts": '):
+    with pytest.raises(
+        UnsupportedEngine, match='not counted in this engine: start it with "count_experts": '
+    ):
         read_expert_counts(Ranks(engine.state))
     with pytest.raises(ConfigError, match="'count_experts' cannot be changed while the engine runs"):
         configure(Ranks(engine.state), count_experts=True)

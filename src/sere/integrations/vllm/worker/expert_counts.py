@@ -8,7 +8,7 @@ from sere.errors import UnsupportedEngine
 from sere.integrations.vllm.worker.state import WorkerState
 
 NOT_COUNTED = (
-    "the uses of each expert are not counted in this engine: start it with \"count_experts\": true under "
+    'the uses of each expert are not counted in this engine: start it with "count_experts": true under '
     "additional_config['sere']"
 )
 

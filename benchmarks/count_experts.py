@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from tabulate import tabulate
@@ -70,7 +71,7 @@ def captured(call: Callable[[], Routing]) -> Callable[[], None]:
 
 
 def measure(
-    calls: dict[str, Callable[[], object]], rounds: int, device: torch.device
+    calls: Mapping[str, Callable[[], object]], rounds: int, device: torch.device
 ) -> dict[str, list[float]]:
     """Return microseconds per call of each way; the ways take turns."""
     samples: dict[str, list[float]] = {name: [] for name in calls}
@@ -117,8 +118,8 @@ def main() -> None:
                 rows.append([model, E, K, T, layer.backend, form, *medians, more.p50, more.p20, more.p80])
                 if arguments.out is not None:
                     config = {"model": model, "T": T, "K": K, "E": E, "backend": layer.backend, "form": form}
-                    line = {"benchmark": "count_experts", "unit": "us_per_call", "config": config}
-                    line |= {"without": medians[0], "with": medians[1], "more": more.p50}
+                    line: dict[str, Any] = {"benchmark": "count_experts", "unit": "us_per_call"}
+                    line |= {"config": config, "without": medians[0], "with": medians[1], "more": more.p50}
                     line |= {"p20": more.p20, "p80": more.p80}
                     append_json_line(arguments.out, {**line, **provenance()})
     headers = ["shape", "E", "K", "T", "backend", "form", "without, µs", "with, µs", "more, µs", "p20", "p80"]

@@ -2,7 +2,7 @@
 
 Run ``python benchmarks/count_experts.py``; with ``--device cuda`` on a GPU, where calls are also timed as one
 captured graph, as vLLM runs them. Both ways take turns in one process. First the counts are compared with
-plain loops; if they differ, nothing is timed.
+plain loops; if they differ, nothing is timed. The last line says how many tensor operations a call has more.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from tabulate import tabulate
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from reroute_shapes import SHAPES, make_batches, make_similarities
 from sere.bench.timing import spread, synchronize, turns
@@ -57,9 +58,29 @@ def check(call: Callable[[], Routing], batch: TokenBatch, counts: Tensor) -> Non
         raise SystemExit("the counts differ from plain loops: run make test; nothing is timed")
 
 
+class Operations(TorchDispatchMode):
+    """Counts the tensor operations that compute something; views do not."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += not func.is_view
+        return func(*args, **(kwargs or {}))
+
+
+def operations(batch: TokenBatch, counts: Tensor) -> int:
+    """Return how many tensor operations counting adds to a call: those around a router that does nothing."""
+    counters = torch.zeros(len(COUNTERS), dtype=torch.int64, device=counts.device)
+    with Operations() as found:
+        route_counted(lambda given: Routing(*given[:2]), batch, counters, counts)
+    return found.count
+
+
 def captured(call: Callable[[], Routing]) -> Callable[[], None]:
     """Return a call as one replay of a captured graph."""
-    stream = torch.cuda.Stream()
+    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         call()
@@ -100,7 +121,7 @@ def main() -> None:
     device = torch.device(arguments.device)
     shapes, rounds = (SHAPES[:1], 5) if arguments.quick else (SHAPES[:5], arguments.rounds)
     forms = ("eager", "graph") if device.type == "cuda" else ("eager",)
-    rows = []
+    rows, count = [], 0
     for model, E, K in shapes:
         (similarity,) = make_similarities(1, E)
         layer = prepare_layer(LayerSimilarity(similarity), RerouteConfig(), top_k=K, device=device)
@@ -109,6 +130,7 @@ def main() -> None:
             counts = new_counts(E, device)
             called = ways(layer, batch, counts)
             check(called[WITH], batch, counts)
+            count = operations(batch._replace(row_budgets=torch.ones_like(batch.topk_ids[:, 0])), counts)
             for form in forms:
                 calls = {name: captured(call) if form == "graph" else call for name, call in called.items()}
                 found = measure(calls, rounds, device)
@@ -124,6 +146,7 @@ def main() -> None:
                     append_json_line(arguments.out, {**line, **provenance()})
     headers = ["shape", "E", "K", "T", "backend", "form", "without, µs", "with, µs", "more, µs", "p20", "p80"]
     print(tabulate(rows, headers, floatfmt=".1f"))
+    print(f"{count} tensor operations more in a call")
 
 
 if __name__ == "__main__":

@@ -22,7 +22,9 @@ def test_both_ways_are_timed(
     records = [json.loads(line) for line in out.read_text().splitlines()]
     assert [one["config"]["T"] for one in records] == list(count_experts.ROWS)
     assert all(one["machine"]["cpu"] and one["without"] > 0 and one["with"] > 0 for one in records)
-    assert "more, µs" in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert "more, µs" in text
+    assert "22 tensor operations more in a call" in text
 
 
 def test_counts_that_are_wrong_stop_the_run() -> None:

@@ -90,16 +90,11 @@ def route_counted(
 
 def _add(counts: Tensor, batch: TokenBatch, routing: Routing, counted: Tensor) -> None:
     """Add the slots of a step that is ``counted``, ``[]`` bool."""
-    ids, E = batch.topk_ids, counts.shape[1]
-    real = real_rows(ids, batch.row_budgets, batch.num_tokens) & counted
-    chosen = _inside(ids, E) & has_weight(batch.topk_weights) & real[:, None]
-    ran = chosen & _inside(routing.ids, E) & (routing.weights != 0)
-    slots = torch.stack([chosen, ran]).flatten(1)
+    ids = torch.stack([batch.topk_ids, routing.ids])
+    index = ids.clamp(0, counts.shape[1] - 1)
+    inside = index == ids
+    real = real_rows(batch.topk_ids, batch.row_budgets, batch.num_tokens) & counted
+    chosen = inside[0] & has_weight(batch.topk_weights) & real[:, None]
+    ran = chosen & inside[1] & (routing.weights != 0)
     # A slot that does not count adds 0, to whichever expert.
-    index = torch.where(slots, torch.stack([ids, routing.ids]).flatten(1), 0).long()
-    counts.scatter_add_(1, index, slots.long())
-
-
-def _inside(ids: Tensor, E: int) -> Tensor:
-    """Return which slots hold the id of an expert."""
-    return (ids >= 0) & (ids < E)
+    counts.scatter_add_(1, index.flatten(1).long(), torch.stack([chosen, ran]).flatten(1).long())

@@ -133,13 +133,15 @@ def test_compiled_as_one_graph(model: PreTrainedModel, policy: object) -> None:
     model.generation_config.eos_token_id = 2
     plain = steps_with_static_cache(model, model)
     options = {"policy": policy} if policy else {"table": random_table(model), "select_top_k": 1}
-    handle = integration.apply(model, **options)  # type: ignore[arg-type]
+    handle = integration.apply(model, count_experts=True, **options)  # type: ignore[arg-type]
     eager = steps_with_static_cache(model, model)
-    expected = handle.stats()
+    expected, experts = handle.stats(), handle.expert_counts()
     start_again(handle)
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(steps_with_static_cache(model, compiled), eager, rtol=1e-4, atol=1e-4)
     assert handle.stats() == expected
+    assert handle.expert_counts() == experts
+    assert sum(experts[0].chosen) > 0
     assert not torch.allclose(eager, plain)
     handle.enabled = False
     torch.testing.assert_close(steps_with_static_cache(model, compiled), plain, rtol=1e-4, atol=1e-4)
@@ -151,8 +153,12 @@ def test_compiled_as_one_graph(model: PreTrainedModel, policy: object) -> None:
     torch._dynamo.reset()
 
 
-def test_what_compiled_code_changes_stays_where_it_is(model: PreTrainedModel) -> None:
-    """Every input that a compiled step writes to is known not to move: CUDA graphs are skipped otherwise."""
+@pytest.mark.parametrize("count_experts", [False, True])
+def test_what_compiled_code_changes_stays_where_it_is(model: PreTrainedModel, count_experts: bool) -> None:
+    """Every input that a compiled step writes to is known not to move: CUDA graphs are skipped otherwise.
+
+    Unless it is asked for, nothing counts the uses of each expert.
+    """
     moving: list[set[int]] = []
     written: list[int] = []
 
@@ -165,12 +171,12 @@ def test_what_compiled_code_changes_stays_where_it_is(model: PreTrainedModel) ->
         return make_boxed_func(graph.forward)  # type: ignore[no-any-return]
 
     torch._dynamo.reset()
-    with integration.apply(model, random_table(model), select_top_k=1):
+    with integration.apply(model, random_table(model), select_top_k=1, count_experts=count_experts):
         backend = aot_autograd(fw_compiler=look)
         steps_with_static_cache(model, torch.compile(model, fullgraph=True, backend=backend))
     assert not any(moving)
-    # The counters of two layers, beside keys, values and lengths of the cache.
-    assert len(written) == 8
+    # The counters of two layers, and their counts of experts, beside keys, values and lengths of the cache.
+    assert len(written) == (10 if count_experts else 8)
     torch._dynamo.reset()
 
 

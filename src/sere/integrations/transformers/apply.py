@@ -19,6 +19,7 @@ from sere.integrations.transformers.handle import Handle
 from sere.integrations.transformers.hooks import HookedLayer, hook_calls, hook_experts, hook_router
 from sere.integrations.transformers.live_settings import LiveSettings
 from sere.policies.base import LayerShape, Policy
+from sere.policies.baseline import check_switch
 from sere.structure import ExpertsLayer, find_experts, identity_of, is_rerouted, text_config
 from sere.table import SimilarityTable, locate_table
 from sere.versions import warn_untested
@@ -36,6 +37,7 @@ def apply(
     policy: Policy | None = None,
     pad_token_id: int | None = None,
     config: RerouteConfig | None = None,
+    count_experts: bool = False,
     **settings: Any,
 ) -> Handle:
     """Re-route the decode steps of a Transformers model, until the handle is removed.
@@ -56,6 +58,8 @@ def apply(
         policy: Another routing rule than SERE; then neither a table nor settings.
         pad_token_id: The token fed to finished rows, if not the one ``generate`` would use; -1 for none.
         config: The settings as one object.
+        count_experts: Whether to count how often each expert is chosen and runs, for `Handle.expert_counts`;
+            a few tensor operations in each layer and step.
         **settings: The settings by name, instead of ``config``: ``active_experts=24``, ``tier="fast"`` and so
             on. None is needed.
 
@@ -76,6 +80,7 @@ def apply(
     Source: docs/method.md section 4.
     """
     _check_kinds(model, table, policy, config)
+    check_switch("count_experts", count_experts)
     warn_untested()
     outermost, model = model, inner_model(model)
     layers = find_experts(model)
@@ -97,7 +102,8 @@ def apply(
         top_k=max(layer.top_k for layer in layers),
         num_experts=max(layer.num_experts for layer in layers),
     )
-    handle = _hook(model, layers, guard, live, finished_token(model, pad_token_id))
+    token = finished_token(model, pad_token_id)
+    handle = _hook(model, layers, guard, live, token, count_experts=count_experts)
     idle = policy.why_idle([LayerShape(one.index, one.num_experts, one.top_k) for one in layers])
     guard.warned = sum(_warn(guard.model, reason) for reason in idle) > 0
     if policy.changes_routing and (slow := why_slow(model, layers)) is not None:
@@ -111,6 +117,8 @@ def _hook(
     guard: Guard,
     live: LiveSettings | None,
     pad_token_id: int | None,
+    *,
+    count_experts: bool,
 ) -> Handle:
     """Set all hooks, or none: if one fails, those that are set are removed."""
     policy = guard.policy
@@ -124,7 +132,8 @@ def _hook(
     )
     try:
         for layer in layers:
-            hooked.append(HookedLayer(layer, policy, execution_device(layer.module), flatten))
+            device = execution_device(layer.module)
+            hooked.append(HookedLayer(layer, policy, device, flatten, count_experts=count_experts))
             if policy.needs_scores:
                 hooks.append(hook_router(model, hooked[-1], call))
             hooks.extend(hook_experts(layer.module, hooked[-1], call))

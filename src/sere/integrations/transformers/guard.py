@@ -49,6 +49,10 @@ class Counted(Protocol):
         """One entry per name in ``COUNTERS``."""
 
     @property
+    def experts(self) -> Tensor | None:
+        """How often each expert was chosen and ran, ``[2, E]``, or None if that is not counted."""
+
+    @property
     def flat(self) -> FlatExperts:
         """What hands the experts only what carries weight."""
 

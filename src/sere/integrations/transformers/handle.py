@@ -19,6 +19,7 @@ from sere.integrations.transformers.hooks import HookedLayer
 from sere.integrations.transformers.live_settings import LiveSettings
 from sere.policies.base import Policy
 from sere.reroute.checks import ID_DTYPES, as_row_budgets
+from sere.reroute.expert_counts import ExpertCounts
 from sere.reroute.stats import LayerStats, layer_stats, read_counters
 
 
@@ -206,6 +207,24 @@ class Handle:
         read = read_counters([layer.counters for layer in layers])
         return [layer_stats(layer.index, layer.name, sums) for layer, sums in zip(layers, read, strict=True)]
 
+    def expert_counts(self) -> list[ExpertCounts]:
+        """Return how often each expert of each layer was chosen and ran; the host waits for the device.
+
+        Raises:
+            InputError: That is not counted.
+        """
+        counted = [
+            ExpertCounts.read(layer.index, layer.name, layer.experts)
+            for layer in self._guard.layers
+            if layer.experts is not None
+        ]
+        if not counted:
+            raise InputError(
+                "expert_counts: expected a handle that counts the uses of each expert, but this one does "
+                "not; call sere.apply(model, count_experts=True, ...)"
+            )
+        return counted
+
     def flattening(self) -> Flattening:
         """Return whether re-routed steps compute only the pairs of a row and an expert that carry weight."""
         return self._guard.flattening()
@@ -216,6 +235,8 @@ class Handle:
         for layer in self._guard.layers:
             layer.counters.zero_()
             layer.flat.counts.reset()
+            if layer.experts is not None:
+                layer.experts.zero_()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """Return a removed handle with the same statistics: the copy of a model is not re-routed."""

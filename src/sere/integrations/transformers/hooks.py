@@ -20,6 +20,7 @@ from sere.integrations.transformers.inputs import forward_names, named
 from sere.integrations.transformers.routers import find_router, scores_in
 from sere.policies.base import LayerShape, Policy
 from sere.reroute import Routing, TokenBatch
+from sere.reroute.expert_counts import new_counts, route_counted
 from sere.structure import ExpertsLayer
 
 logger = logging.getLogger("sere")
@@ -33,6 +34,7 @@ class HookedLayer:
         policy: The rule.
         device: Where the layer is.
         flatten: The setting ``flatten``.
+        count_experts: Whether the uses of each expert are counted.
 
     Attributes:
         name: Module name of the experts.
@@ -40,17 +42,25 @@ class HookedLayer:
         shape: The layer's index and sizes.
         router: The rule, bound to the layer and its device.
         scores: ``[T, E]``, the router's scores of all experts in this step, or None.
+        experts: ``[2, E]``, int64: how often each expert was chosen and ran, or None if that is not counted.
         flat: Hands the experts module only what carries weight.
     """
 
     def __init__(
-        self, layer: ExpertsLayer, policy: Policy, device: torch.device, flatten: str = "auto"
+        self,
+        layer: ExpertsLayer,
+        policy: Policy,
+        device: torch.device,
+        flatten: str = "auto",
+        *,
+        count_experts: bool = False,
     ) -> None:
         self.name, self.policy = layer.name, policy
         self.shape = LayerShape(layer.index, layer.num_experts, layer.top_k)
         # Here and not in the first step, which a compiler may be tracing.
         self.router = policy.bind(self.shape, device)
         self.scores: Tensor | None = None
+        self.experts = new_counts(layer.num_experts, device) if count_experts else None
         allowed = flatten if policy.changes_routing else "off"
         self.flat = FlatExperts(layer.module, layer.num_experts, layer.top_k, allowed)
 
@@ -68,13 +78,17 @@ class HookedLayer:
         """Route one step on the device where the layer is now."""
         if self.router.counters.device != batch.topk_ids.device:
             self._move(batch.topk_ids.device)
-        return self.router(batch)
+        if self.experts is None:
+            return self.router(batch)
+        return route_counted(self.router, batch, self.counters, self.experts)
 
     def _move(self, device: torch.device) -> None:
         """Bind the rule once more, where the layer is now; the counts go on."""
         router = self.policy.bind(self.shape, device)
         router.counters.copy_(self.router.counters)
         self.router = router
+        if self.experts is not None:
+            self.experts = new_counts(self.shape.num_experts, device).copy_(self.experts)
 
 
 def hook_calls(

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sere.integrations.vllm.client.configure import configure
-    from sere.integrations.vllm.client.stats import read_stats
+    from sere.integrations.vllm.client.stats import read_expert_counts, read_stats
 
-__all__ = ["configure", "read_stats"]
+__all__ = ["configure", "read_expert_counts", "read_stats"]
 
 _HOMES = {
     "configure": "sere.integrations.vllm.client.configure",
+    "read_expert_counts": "sere.integrations.vllm.client.stats",
     "read_stats": "sere.integrations.vllm.client.stats",
 }
 

@@ -81,11 +81,29 @@ def disagreement(fingerprints: Sequence[Mapping[str, Any]]) -> str | None:
     return None
 
 
-def join_answers(answers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Combine the workers' answers: tensor-parallel ranks repeat each other, all others add up.
+def check_answers(answers: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse answers that cannot be combined.
 
-    Pipeline-parallel ranks have other layers; data-parallel ranks, and ranks that share a step's rows
-    (sequence parallelism), have other rows of the same layers.
+    Args:
+        answers: What a method returned in each worker, the worker's ``"fingerprint"`` among it.
+
+    Raises:
+        UnsupportedEngine: There is no answer, or a worker refused.
+        EngineError: A worker failed, or the workers hold different settings.
+    """
+    if not answers:
+        raise UnsupportedEngine("no worker answered; is re-routing active in this engine?")
+    for answer in answers:
+        if "failure" in answer:
+            raise EngineError(f"{answer['failure']}; the engine's log has the rest")
+        if "error" in answer:
+            raise UnsupportedEngine(str(answer["error"]))
+    if (difference := disagreement([answer["fingerprint"] for answer in answers])) is not None:
+        raise EngineError(f"{difference}: tokens may be wrong; restart the engine")
+
+
+def join_answers(answers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Combine the workers' answers as `layers_of` says, and what else they counted.
 
     Args:
         answers: What each worker's ``sere_stats`` returned.
@@ -94,13 +112,7 @@ def join_answers(answers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         UnsupportedEngine: There is no answer.
         EngineError: A worker failed, or the workers hold different settings.
     """
-    if not answers:
-        raise UnsupportedEngine("no worker answered; is re-routing active in this engine?")
-    for answer in answers:
-        if "failure" in answer:
-            raise EngineError(f"{answer['failure']}; the engine's log has the rest")
-    if (difference := disagreement([answer["fingerprint"] for answer in answers])) is not None:
-        raise EngineError(f"{difference}: tokens may be wrong; restart the engine")
+    check_answers(answers)
     replicas = {answer["data_parallel_rank"]: answer["steps"] for answer in answers}
     steps = counted_together(list(replicas.values()))
     layers = _layers(answers)
@@ -120,16 +132,30 @@ def _rest_bytes(answers: Sequence[Mapping[str, Any]]) -> int | None:
     return None if None in stages.values() else sum(stages.values())
 
 
-def _layers(answers: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return each layer once, with what was counted on all its rows."""
+def layers_of(answers: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Return the layers of all workers in their order, each as often as its ranks have other rows of it.
+
+    Tensor-parallel ranks repeat each other, so that one of them stands for all. Pipeline-parallel ranks have
+    other layers. Data-parallel ranks, and ranks that share a step's rows (sequence parallelism), have other
+    rows of the same layers, whose counts add up.
+
+    Args:
+        answers: Of each worker, its ``"data_parallel_rank"`` and its ``"layers"``, each with ``"index"`` and
+            ``"share"``.
+    """
     found = {
         (layer["index"], answer["data_parallel_rank"], layer["share"]): layer
         for answer in answers
         for layer in answer["layers"]
     }
+    return [layer for _, layer in sorted(found.items(), key=lambda item: item[0])]
+
+
+def _layers(answers: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return each layer once, with what was counted on all its rows."""
     layers: dict[int, dict[str, Any]] = {}
-    for (index, *_), layer in sorted(found.items(), key=lambda item: item[0]):
-        first = layers.setdefault(index, dict(layer) | {"counters": [0] * len(layer["counters"])})
+    for layer in layers_of(answers):
+        first = layers.setdefault(layer["index"], dict(layer) | {"counters": [0] * len(layer["counters"])})
         first["counters"] = [a + b for a, b in zip(first["counters"], layer["counters"], strict=True)]
     return list(layers.values())
 

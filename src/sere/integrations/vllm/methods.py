@@ -7,6 +7,9 @@ after it unread, and each later call gets the answer of the one before (0.32, ``
 STATS = "sere_stats"
 """Returns what a worker counted; with True as its argument it also sets all counters to zero."""
 
+EXPERTS = "sere_expert_counts"
+"""Returns how often each expert of a worker's layers was chosen and ran, if that is counted."""
+
 CONFIGURE = "sere_configure"
 """Changes settings in a worker; its first argument is one of the following steps."""
 

@@ -17,6 +17,7 @@ _EXAMPLE = '{"active_experts": 24}'
 _SWITCHES = (
     "enabled",
     "count_only",
+    "count_experts",
     "allow_request_tiers",
     "share_rerouted_blocks",
     "allow_untested",
@@ -24,8 +25,8 @@ _SWITCHES = (
 )
 # Names that no other plug-in's settings have.
 _UNMISTAKABLE = (
-    "select_top_k", "active_experts", "use_scale", "count_only", "request_tiers", "allow_request_tiers",
-    "request_select_top_k", "share_rerouted_blocks",
+    "select_top_k", "active_experts", "use_scale", "count_only", "count_experts", "request_tiers",
+    "allow_request_tiers", "request_select_top_k", "share_rerouted_blocks",
 )  # fmt: skip
 
 
@@ -38,6 +39,7 @@ class PluginConfig:
         merge_given: Whether ``merge`` was among the settings; if not, the expert kernel decides.
         enabled: Whether re-routing is on when the engine starts; it can be switched later.
         count_only: Whether the engine counts experts and re-routes nothing; it can be switched later.
+        count_experts: Whether each layer counts how often each of its experts is chosen and runs.
         allow_request_tiers: Whether a request may ask for anything of its own.
         request_tiers: What requests may ask for by name, tiers of the table and ``"off"``; None for all.
         request_select_top_k: The smallest and the largest S that a request may ask for, or nothing for none;
@@ -60,6 +62,7 @@ class PluginConfig:
     merge_given: bool = False
     enabled: bool = True
     count_only: bool = False
+    count_experts: bool = False
     allow_request_tiers: bool = True
     request_tiers: tuple[str, ...] | None = None
     request_select_top_k: tuple[int, ...] | None = None

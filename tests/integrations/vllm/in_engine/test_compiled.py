@@ -12,7 +12,8 @@ from tests.support.vllm.models import save_model, table_of
 
 pytest.importorskip("vllm", reason="needs vLLM: make test-vllm")
 
-from sere.integrations.vllm import configure, read_stats
+from sere.integrations.vllm import configure, read_expert_counts, read_stats
+from sere.reroute import COUNTERS
 from sere.similarity.layer import LayerSimilarity
 from sere.table import SimilarityTable
 from tests.support.vllm.engines import engine, generate, prompts, sampling
@@ -23,20 +24,29 @@ pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("default")]
 def test_compiled_engine(tmp_path: Path) -> None:
     """Compiled: S = K and off give the tokens of an engine without re-routing, S = 1 fewer experts.
 
-    A protected request gets its own tokens, and changed ρ, S and off are heeded without compiling anew.
+    A protected request gets its own tokens, and changed ρ, S and off are heeded without compiling anew. The
+    uses of all experts add up to the layers' slots.
     """
     path = save_model(tmp_path)
     with engine(path, enforce_eager=False) as llm:
         expected = generate(llm, prompts())
-    with engine(path, {"select_top_k": 4}, enforce_eager=False) as llm:
+    with engine(path, {"select_top_k": 4, "count_experts": True}, enforce_eager=False) as llm:
         assert generate(llm, prompts()) == expected
+        kept = read_expert_counts(llm)
+        assert all(one.chosen == one.ran and sum(one.chosen) for one in kept)
         before = read_stats(llm, reset=True).layers[0]
         assert before.steps > 0
         assert before.slots_rerouted == 0
 
         configure(llm, select_top_k=1)
         changed = generate(llm, prompts())
+        (answer,), counts = llm.collective_rpc("sere_stats"), read_expert_counts(llm)
+        sums = [dict(zip(COUNTERS, layer["counters"], strict=True)) for layer in answer["layers"]]
+        assert [sum(one.chosen) for one in counts] == [layer["slots"] for layer in sums]
+        assert [sum(one.ran) for one in counts] == [layer["slots_computed"] for layer in sums]
+        assert all(one.chosen != one.ran for one in counts)
         after = read_stats(llm, reset=True).layers[0]
+        assert not any(map(any, ((*one.chosen, *one.ran) for one in read_expert_counts(llm))))
         assert changed != expected
         assert after.distinct_after < before.distinct_before
 

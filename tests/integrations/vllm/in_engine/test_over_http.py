@@ -36,6 +36,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, ports: int) -> Iterator[Ser
     table = folder / "table.safetensors"
     bundled_table(table)
     settings = {"table": str(table), "active_experts": 0, "log_seconds": 0.001, "metrics_port": ports}
+    settings |= {"count_experts": True}
     with serve(model_path(), settings, folder, "--enforce-eager") as running:
         yield running
 
@@ -68,6 +69,11 @@ def test_served_requests_are_rerouted(server: Server) -> None:
     assert all(layer["distinct_after"] < layer["distinct_before"] for layer in stats["layers"])
     assert "sere: re-routing active: 6 MoE layers (0 to 5)" in server.log.read_text()
     assert re.search(r"sere: \d+ steps re-routed, \d+ skipped; per layer and step", server.log.read_text())
+    status, text = server.get("/v1/sere/experts")
+    layers = json.loads(text)["layers"]
+    assert (status, len(layers)) == (200, 6)
+    for layer, one in zip(layers, stats["layers"], strict=True):
+        assert sum(layer["chosen"]) == pytest.approx(one["steps"] * one["rows"] * 8)
 
 
 def test_tiers_over_http(server: Server) -> None:

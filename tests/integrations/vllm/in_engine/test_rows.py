@@ -14,11 +14,12 @@ pytest.importorskip("vllm", reason="needs vLLM: make test-vllm")
 
 from sere.engines.in_process import state_of, worker_of
 from sere.errors import ConfigError
-from sere.integrations.vllm import configure, read_stats
+from sere.integrations.vllm import configure, read_expert_counts, read_stats
 from sere.integrations.vllm.engine_stats import log_line
 from sere.integrations.vllm.prometheus import Collector
 from sere.integrations.vllm.tiers import PROTECTED
 from sere.reroute.constants import LAYER_BUDGET, PADDING_BUDGET
+from tests.support.expert_counts import RecordedRouter
 from tests.support.vllm.engines import engine, generate, prompts, sampling
 from tests.support.vllm.watching import announced, kinds, watched
 
@@ -30,7 +31,8 @@ K = 4
 @pytest.fixture(scope="module")
 def shared(model: Path) -> Iterator[Any]:
     """An engine of at most 16 tokens a step, so that long prompts come in pieces beside decoded rows."""
-    with engine(model, {"select_top_k": 1}, max_num_batched_tokens=16) as llm:
+    settings = {"select_top_k": 1, "count_experts": True}
+    with engine(model, settings, max_num_batched_tokens=16) as llm:
         yield llm
 
 
@@ -51,6 +53,21 @@ def test_mixed_steps_keep_rows_of_prompts(llm: Any) -> None:
         kept = budget >= K
         assert torch.equal(new_ids[kept], ids[kept])
     assert any(not torch.equal(ids, new_ids) for _, ids, _, new_ids in mixed)
+
+
+def test_uses_of_each_expert(llm: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are those of plain loops over what each router got and gave, rows of prompts among it."""
+    routers = []
+    for layer in state_of(llm).layers.values():
+        routers.append(RecordedRouter(layer.router, layer.shape.num_experts))
+        monkeypatch.setattr(layer, "router", routers[-1])
+    generate(llm, [*prompts(4), *prompts(3, length=60)], tokens=24)
+    counts = read_expert_counts(llm)
+    assert [[list(one.chosen), list(one.ran)] for one in counts] == [router.found for router in routers]
+    slots = [layer.steps * layer.rows * K for layer in read_stats(llm, reset=True).layers]
+    assert [sum(one.chosen) for one in counts] == pytest.approx(slots)
+    assert all(one.chosen != one.ran for one in counts)
+    assert not any(map(any, ((*one.chosen, *one.ran) for one in read_expert_counts(llm))))
 
 
 def test_each_row_is_its_own_requests(llm: Any) -> None:

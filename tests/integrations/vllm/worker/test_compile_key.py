@@ -38,7 +38,7 @@ def key(sere: dict[str, Any], **others: Any) -> str:
         ({"log_seconds": 5}, True), ({"table": "other.sere"}, True), ({"active_experts": 9}, True),
         ({"metrics_port": 9000}, True), ({"request_tiers": []}, True), ({"enabled": False}, True),
         ({"merge": "same"}, False), ({"cap": True}, False), ({"backend": "torch"}, False),
-        ({"flatten": "off"}, False),
+        ({"flatten": "off"}, False), ({"count_experts": True}, False),
     ],
     ids=str,
 )  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import PurePath
 from typing import Any
@@ -15,8 +16,9 @@ from sere.integrations.vllm.client.agreement import agree
 from sere.integrations.vllm.client.rpc import NOT_ACTIVE, ask_engines
 from sere.integrations.vllm.client.shared_answer import SharedAnswer
 from sere.integrations.vllm.engine_stats import join_answers, merge_answers
+from sere.integrations.vllm.expert_counts import join_expert_counts
 from sere.integrations.vllm.live.view import Live
-from sere.integrations.vllm.methods import CONFIGURE, STATS
+from sere.integrations.vllm.methods import CONFIGURE, EXPERTS, STATS
 from sere.integrations.vllm.plugin_config import section
 from sere.integrations.vllm.prometheus import exposition
 
@@ -65,6 +67,7 @@ class ServedEngine:
         self.size = ModelSize.of(getattr(config, "model_config", None))
         self._active = client is not None and (config is None or section(config) is not None)
         self._shared = SharedAnswer(self._count)
+        self._experts = SharedAnswer(self._count_experts)
         self._live = Live(_name_of(config), why_nobody_may())
         self.has_page = bool((section(config) or {}).get("live_page"))
         self._changing = asyncio.Lock()
@@ -78,6 +81,16 @@ class ServedEngine:
         """
         return await self._shared.get()
 
+    async def expert_counts(self) -> dict[str, Any]:
+        """Return how often each expert was chosen and ran, JSON-ready, read at most a second ago.
+
+        Raises:
+            EngineError: A worker failed, or the workers hold different settings.
+            UnsupportedEngine: Re-routing is not active, or the engine was started without
+                ``count_experts``.
+        """
+        return await self._experts.get()
+
     async def reset(self) -> Counted:
         """Return what was counted until now, and set all counters to zero.
 
@@ -90,7 +103,7 @@ class ServedEngine:
             self._live.note_reset()
             return counted
         finally:
-            self._shared.forget()
+            self._forget()
 
     async def live(self, since: float) -> str:
         """Return what the live page shows, as JSON.
@@ -121,7 +134,11 @@ class ServedEngine:
             async with self._changing:
                 return _public(await self._change(changes))
         finally:
-            self._shared.forget()
+            self._forget()
+
+    def _forget(self) -> None:
+        self._shared.forget()
+        self._experts.forget()
 
     async def _change(self, changes: Mapping[str, Any]) -> dict[str, Any]:
         steps = agree(changes)
@@ -138,6 +155,9 @@ class ServedEngine:
         counted = Counted(await self._ask(STATS, False))
         self._live.add(counted.joined)
         return counted
+
+    async def _count_experts(self) -> dict[str, Any]:
+        return {"layers": [asdict(layer) for layer in join_expert_counts(await self._ask(EXPERTS))]}
 
     async def _ask(self, method: str, *args: Any) -> Any:
         """Call a method of all workers."""

@@ -28,7 +28,7 @@ Handler = Callable[[Any, ServedEngine], Awaitable[Any]]
 
 
 class Endpoint:
-    """What vLLM's API server asks for routes: five under ``/v1/sere``, and the live page."""
+    """What vLLM's API server asks for routes: six under ``/v1/sere``, and the live page."""
 
     name = "sere"
     required_tasks = ("generate",)
@@ -36,6 +36,7 @@ class Endpoint:
     def attach_router(self, app: Any) -> None:
         """Add the routes to the server's application."""
         app.add_route("/v1/sere/stats", read_stats, methods=["GET"])
+        app.add_route("/v1/sere/experts", read_experts, methods=["GET"])
         app.add_route("/v1/sere/metrics", read_metrics, methods=["GET"])
         app.add_route(LIVE, read_live, methods=["GET"])
         app.add_route(PATH, read_page, methods=["GET"])
@@ -70,6 +71,12 @@ def _answers_errors(handler: Handler) -> Callable[[Any], Awaitable[Any]]:
 async def read_stats(request: Any, engine: ServedEngine) -> Any:  # noqa: ARG001
     """Return the statistics as JSON."""
     return json_answer((await engine.counted()).stats)
+
+
+@_answers_errors
+async def read_experts(request: Any, engine: ServedEngine) -> Any:  # noqa: ARG001
+    """Return how often each expert was chosen and ran, as JSON."""
+    return json_answer(await engine.expert_counts())
 
 
 @_answers_errors

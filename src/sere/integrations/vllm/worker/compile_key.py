@@ -11,7 +11,9 @@ from typing import Any
 
 from sere.integrations.vllm.plugin_config import KEY, section
 
-COMPILED = ("backend", "cap", "targets", "use_scale", "merge", "sentinel", "preset", "flatten")
+COMPILED = (
+    "backend", "cap", "targets", "use_scale", "merge", "sentinel", "preset", "flatten", "count_experts",
+)  # fmt: skip
 """Settings that compiled code holds as constants, or that choose what it contains."""
 
 

@@ -13,12 +13,13 @@ from typing import Any
 
 import torch
 
-from sere.integrations.vllm.methods import CONFIGURE, STATS
+from sere.integrations.vllm.methods import CONFIGURE, EXPERTS, STATS
 from sere.integrations.vllm.plugin_config import PluginConfig
 from sere.integrations.vllm.start import features, tables, versions
 from sere.integrations.vllm.worker.answers import answering
 from sere.integrations.vllm.worker.change import Changes
 from sere.integrations.vllm.worker.compile_key import keep_settings_out
+from sere.integrations.vllm.worker.expert_counts import report_experts
 from sere.integrations.vllm.worker.facts import rest_bytes
 from sere.integrations.vllm.worker.metrics_port import serve_metrics
 from sere.integrations.vllm.worker.router_hook import report_layers
@@ -67,6 +68,7 @@ def methods_of(state: WorkerState) -> dict[str, Callable[..., dict[str, Any]]]:
     """Return by name what ``collective_rpc`` may call on a worker."""
     return {
         STATS: answering(state, "reading the statistics", state.read),
+        EXPERTS: answering(state, "reading the counts of experts", functools.partial(report_experts, state)),
         CONFIGURE: answering(state, "changing settings", Changes(state)),
     }
 

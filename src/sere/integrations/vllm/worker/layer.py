@@ -19,6 +19,7 @@ from sere.policies.base import LayerRouter, LayerShape, Policy
 from sere.reroute import Routing, TokenBatch
 from sere.reroute.checks import ID_DTYPES
 from sere.reroute.constants import PADDING_BUDGET
+from sere.reroute.expert_counts import new_counts, route_counted
 
 
 class RoutedLayer:
@@ -33,6 +34,7 @@ class RoutedLayer:
         budgets: The budgets of the coming step's rows; None until the model is loaded.
         share: Which share of a step's rows this rank computes, with sequence parallelism; else 0.
         counters: Where every router of this layer counts; None until the model is loaded.
+        experts: ``[2, E]``, int64: how often each expert was chosen and ran, or None if that is not counted.
         flat: Hands the expert kernel only what carries weight; None where it is left alone.
         pairs: What it counted.
     """
@@ -47,6 +49,7 @@ class RoutedLayer:
         self.budgets: RowBudgets | None = None
         self.share = 0
         self.counters: Tensor | None = None
+        self.experts: Tensor | None = None
         self.flat: FlatExperts | None = None
         self.pairs = PairCounts()
 
@@ -77,6 +80,23 @@ class RoutedLayer:
         gathers = versions.gathers_rows(self.runner)
         features.refuse_gathering(self.name, gathers, allow_untested=allow_untested)
         self.share = rank if versions.is_sequence_parallel(self.runner) else 0
+
+    def prepare(self, budgets: RowBudgets, counters: Tensor, *, count_experts: bool) -> None:
+        """Take in what the steps of this layer read and write.
+
+        Args:
+            budgets: The budgets of the coming step's rows.
+            counters: Where the layer counts, one entry per name in ``COUNTERS``.
+            count_experts: Whether the uses of each expert are counted, too.
+        """
+        self.budgets, self.counters = budgets, counters
+        self.experts = new_counts(self.shape.num_experts, counters.device) if count_experts else None
+
+    def reset(self) -> None:
+        """Set what this layer counted besides ``counters``, which it shares with the others, to zero."""
+        self.pairs.reset()
+        if self.experts is not None:
+            self.experts.zero_()
 
     def bind(self, policy: Policy, device: torch.device) -> None:
         """Let a policy route this layer from the next step on.
@@ -125,7 +145,11 @@ class RoutedLayer:
         scores = logits[:, : self.shape.num_experts] if self.needs_scores else None
         # Some kernels ask for uint32 or int16 ids.
         narrow = ids if ids.dtype in ID_DTYPES else ids.to(torch.int32)
-        routing = router(TokenBatch(narrow, weights, budgets.at(ids.shape[0], self.share), None, scores))
+        batch = TokenBatch(narrow, weights, budgets.at(ids.shape[0], self.share), None, scores)
+        if self.experts is None:
+            routing = router(batch)
+        else:
+            routing = route_counted(router, batch, router.counters, self.experts)
         return routing if narrow is ids else Routing(routing.ids.to(ids.dtype), routing.weights)
 
     def warm_up(self) -> None:

@@ -140,7 +140,7 @@ class WorkerState:
         with torch.inference_mode(False):
             self.counters = torch.zeros(len(self.layers), len(COUNTERS), dtype=torch.int64, device=device)
         for row, (index, layer) in enumerate(self.layers.items()):
-            layer.budgets, layer.counters = self.budgets, self.counters[row]
+            layer.prepare(self.budgets, self.counters[row], count_experts=self.plugin_config.count_experts)
             self._routers[index] = self.sere.bind(layer.shape, device)
             self._routers[index].prepared.read_limits_from(self.limits.tensor[row])
             layer.take(self._routers[index])
@@ -257,7 +257,7 @@ class WorkerState:
         if self.counters is not None:
             self.counters.zero_()
         for layer in self.layers.values():
-            layer.pairs.reset()
+            layer.reset()
 
     def _stage(self) -> range | None:
         """Return the decoder layers that this process holds, or None if it holds all."""

@@ -110,14 +110,14 @@ PIECES = (
         260,
         needs="transformers",
     ),
-    Piece("sanitize", (_tests(SANITIZE),), (_tests(SANITIZE),), 130),
-    Piece("triton", (TRITON,), (TRITON,), 120),
     Piece(
         "similarity",
         (("benchmarks/gpu_similarity.py", "--quick", "--out", "{out}/gpu_similarity.jsonl"),),
         (("benchmarks/gpu_similarity.py", "--rehearse", "--out", "{out}/gpu_similarity.jsonl"),),
         60,
     ),
+    Piece("sanitize", (_tests(SANITIZE),), (_tests(SANITIZE),), 130),
+    Piece("triton", (TRITON,), (TRITON,), 120),
     # Beyond the day's time, where someone has carried vLLM to the machine.
     Piece(
         "vllm",

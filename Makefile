@@ -90,8 +90,9 @@ train: .venv/.dev ## train the bundled model again from nothing (about an hour o
 GPU_PYTHON ?= python3
 GPU := PYTHONPATH=src:.:$(PYTHONPATH) $(GPU_PYTHON)
 
-gpu-test: ## on a GPU: the common suite, graphs, compilation, fuzzing
-	$(GPU) -m pytest tests/reroute --ignore tests/reroute/test_gpu_sanitize.py -m gpu -q -W default
+gpu-test: ## on a GPU: the common suite, graphs, compilation, fuzzing; the kernel first, then Triton with fewer examples
+	$(GPU) -m pytest tests/reroute --ignore tests/reroute/test_gpu_sanitize.py -m gpu -k "not triton" -q -W default
+	MOST_EXAMPLES=10 $(GPU) -m pytest tests/reroute -m gpu -k triton -q -W default
 
 gpu-sanitize: ## on a GPU: compute-sanitizer's memcheck, racecheck and synccheck on the kernel
 	$(GPU) -m pytest tests/reroute/test_gpu_sanitize.py -m gpu -q -W default

@@ -1,13 +1,15 @@
 """The first fifteen minutes on a GPU: tests, times and sanitizers in pieces, the one that decides first.
 
-    make gpu-day RESULTS=out                 go on with the next piece, until the time is up
-    make gpu-day RESULTS=out REHEARSE=1      the same on a CPU: stand-ins, tiny shapes
+    make gpu-day RESULTS=out                      go on with the next piece, until the time is up
+    make gpu-day RESULTS=out REHEARSE=1           the same on a CPU: stand-ins, tiny shapes
+    python benchmarks/gpu_day.py --seen earlier   with the records of an earlier call, from another folder
 
-Each piece is a few commands in processes of their own, and ends after at most eight minutes. Its record goes
-to ``RESULTS/gpu_day.jsonl`` as soon as it ends, and the measurements to ``RESULTS/gpu_*.jsonl`` while it
-runs. A piece that ended well on this card is not run again, so a second call goes on where the first one
-stopped, and a piece that was cut off starts again. If the first piece fails, nothing is timed. A short table
-comes last.
+Each piece is a few commands in processes of their own, and is ended with all its processes when its time is
+up. Its record goes to ``RESULTS/gpu_day.jsonl`` as soon as it ends, its output to ``RESULTS/gpu_day.log``,
+and the measurements to ``RESULTS/gpu_*.jsonl`` while it runs: `RECORDS` names all files. A piece that ended
+well on this card is not run again, so a second call goes on where the first one stopped. A piece that was cut
+off starts again after those that have not begun. If a test of the first piece fails, nothing is timed. A
+short table comes last.
 """
 
 from __future__ import annotations
@@ -15,16 +17,18 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import torch
 from tabulate import tabulate
 
 from sere.files import append_json_line
@@ -33,6 +37,18 @@ from sere.provenance import provenance
 ROOT = Path(__file__).resolve().parents[1]
 # No piece takes longer; and none is begun with less than this left.
 MOST_SECONDS, LEAST_SECONDS = 480, 30
+# What two calls may take, of the 900 seconds that one has with the machine's start; a call ends after 600.
+DAY_SECONDS, CALL_SECONDS = 840, 550
+# Everything that a day writes. Eight files may come back from such a machine.
+RECORDS = (
+    "gpu_day.jsonl",
+    "gpu_day.log",
+    "gpu_day_kernel.jsonl",
+    "gpu_transformers.jsonl",
+    "gpu_similarity.jsonl",
+    "gpu_engines.jsonl",
+    "gpu_serve.jsonl",
+)
 TAIL = 1500
 Command = tuple[str, ...]
 
@@ -48,7 +64,7 @@ class Piece:
         rehearsal: The same on a CPU.
         seconds: When it is cut off.
         needs: A module without which it is left out, or "".
-        decides: Whether nothing else is done if it fails.
+        decides: Whether nothing else is done if it fails; it is no failure to be cut off.
     """
 
     name: str
@@ -65,64 +81,101 @@ def _tests(*arguments: str) -> Command:
 
 DOCTOR: Command = ("-m", "sere", "doctor")
 SANITIZE = "tests/reroute/test_gpu_sanitize.py"
-LOADS = ("--vanilla", "--no-replay", "--load", "ttft-2k", "ttft-8k", "--out", "{out}/gpu_engines.jsonl")
+SUITE = _tests("tests/reroute", "--ignore", SANITIZE, "-m", "gpu", "-k", "not triton")
+# Triton compiles every shape and option, about a second each: the whole suite is `make gpu-test`'s.
+TRITON = _tests(
+    "tests/reroute/test_worked_example.py", "tests/reroute/test_gpu.py", "-m", "gpu", "-k", "triton"
+)
+# What an engine without a GPU cannot show; four layers, because several engines are alive at once.
+ENGINES: Command = (
+    "-m", "sere", "bench", "serve", "--preset", "qwen3-30b-a3b", "--layers", "4", "--compile", "--vanilla",
+    "--no-replay", "--load", "decode", "ttft-2k", "ttft-8k", "prefill", "mixed",
+    "--batch-size", "8", "32", "64", "--out", "{out}/gpu_engines.jsonl",
+)  # fmt: skip
+SERVE: Command = ("benchmarks/gpu_serve.py", "--out", "{out}/gpu_serve.jsonl")
+TINY = ("--shape", "tiny", "--rows", "2", "--steps", "2")
+TINY_SERVE: Command = (*SERVE, *TINY, "--prompts", "16", "64", "--eager")
 PIECES = (
-    Piece(
-        "test",
-        (DOCTOR, _tests("tests/reroute", "--ignore", SANITIZE, "-m", "gpu")),
-        (DOCTOR, _tests("tests/reroute/test_worked_example.py", "-k", "shim")),
-        300,
-        decides=True,
-    ),
+    Piece("test", (DOCTOR, SUITE), (DOCTOR, SUITE), 150, decides=True),
     Piece(
         "kernel",
         (("benchmarks/gpu_day_kernel.py", "--out", "{out}/gpu_day_kernel.jsonl"),),
         (("benchmarks/gpu_day_kernel.py", "--rehearse", "--out", "{out}/gpu_day_kernel.jsonl"),),
-        200,
+        110,
     ),
     Piece(
         "transformers",
-        (("benchmarks/gpu_transformers.py", "--out", "{out}/gpu_transformers.jsonl"),),
-        ((
-            "benchmarks/gpu_transformers.py", "--shape", "tiny", "--rows", "2", "--steps", "2",
-            "--out", "{out}/gpu_transformers.jsonl",
-        ),),
-        480,
+        (("benchmarks/gpu_transformers.py", "--seconds", "190", "--out", "{out}/gpu_transformers.jsonl"),),
+        (("benchmarks/gpu_transformers.py", *TINY, "--out", "{out}/gpu_transformers.jsonl"),),
+        260,
         needs="transformers",
     ),
     Piece(
         "similarity",
         (("benchmarks/gpu_similarity.py", "--quick", "--out", "{out}/gpu_similarity.jsonl"),),
         (("benchmarks/gpu_similarity.py", "--rehearse", "--out", "{out}/gpu_similarity.jsonl"),),
-        120,
+        60,
     ),
-    Piece("sanitize", (_tests(SANITIZE),), (_tests(SANITIZE),), 480),
+    Piece("sanitize", (_tests(SANITIZE),), (_tests(SANITIZE),), 130),
+    Piece("triton", (TRITON,), (TRITON,), 120),
+    # Beyond the day's time, where someone has carried vLLM to the machine.
     Piece(
         "vllm",
         (
-            ("-m", "sere", "bench", "serve", "--preset", "qwen3-30b-a3b", "--compile", *LOADS),
-            ("benchmarks/gpu_serve.py", "--seconds", "240", "--out", "{out}/gpu_serve.jsonl"),
+            (*SERVE, "--rows", "8", "32", "64", "--vanilla", "--seconds", "180"),
+            (*SERVE, "--rows", "8", "32", "64", "--seconds", "240"),
+            ENGINES,
         ),
-        (("benchmarks/gpu_serve.py", "--shape", "tiny", "--rows", "2", "--steps", "2", "--eager",
-          "--out", "{out}/gpu_serve.jsonl"),),
+        ((*TINY_SERVE, "--vanilla"), TINY_SERVE),
         480,
         needs="vllm",
     ),
-)  # fmt: skip
+)
 
 
 def card() -> str:
     """Return the name of the GPU, or "CPU"."""
+    # A machine that has just started may take a minute to read PyTorch in: the clock runs by then.
+    import torch
+
     return torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
 
 
-def done(results: Path, name: str, where: str) -> bool:
-    """Whether a piece ended well on this card in an earlier call."""
+def ends(results: Path, where: str, *, rehearse: bool) -> dict[str, str]:
+    """Return how each piece ended last on this card, in this call or an earlier one of its kind."""
     path = results / "gpu_day.jsonl"
-    if not path.exists():
-        return False
-    records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    return any((one["piece"], one["card"], one["ended"]) == (name, where, "well") for one in records)
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    records = [json.loads(line) for line in lines]
+    mine = [one for one in records if (one["card"], one["rehearsal"]) == (where, rehearse)]
+    return {one["piece"]: one["ended"] for one in mine}
+
+
+def take_over(seen: Path, results: Path) -> None:
+    """Copy an earlier call's records into the results' folder, those that are not there yet.
+
+    Raises:
+        SystemExit: There are none.
+    """
+    if not (seen / RECORDS[0]).is_file():
+        raise SystemExit(
+            f"--seen {seen}: expected the records of an earlier call, and there is no {RECORDS[0]}"
+        )
+    for name in RECORDS:
+        if (seen / name).is_file() and not (results / name).exists():
+            shutil.copyfile(seen / name, results / name)
+
+
+def _run(line: list[str], out: Any, environment: dict[str, str], seconds: float) -> str:
+    """Run one command and return how it ended; at its end none of its processes is left on the device."""
+    process = subprocess.Popen(line, cwd=ROOT, env=environment, stdout=out, stderr=out, process_group=0)
+    try:
+        return "well" if process.wait(timeout=max(1, seconds)) == 0 else "failed"
+    except subprocess.TimeoutExpired:
+        return "cut off"
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 def run_piece(piece: Piece, results: Path, *, rehearse: bool, seconds: float) -> dict[str, Any]:
@@ -131,46 +184,47 @@ def run_piece(piece: Piece, results: Path, *, rehearse: bool, seconds: float) ->
         return {"ended": "left out", "seconds": 0.0, "tail": f"{piece.needs} is not installed"}
     paths = [str(ROOT / "src"), str(ROOT), os.environ.get("PYTHONPATH", "")]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "PYTHONUNBUFFERED": "1"}
-    started, log = time.monotonic(), results / f"{piece.name}.log"
-    ended = "well"
-    with log.open("w", encoding="utf-8") as out:
+    started, log, ended = time.monotonic(), results / "gpu_day.log", "well"
+    with log.open("a", encoding="utf-8") as out:
+        print(f"== {piece.name}", file=out, flush=True)
+        begin = out.tell()
         for command in piece.rehearsal if rehearse else piece.commands:
             line = [sys.executable, *(part.replace("{out}", str(results)) for part in command)]
-            left = seconds - (time.monotonic() - started)
-            try:
-                code = subprocess.run(
-                    line, cwd=ROOT, env=environment, stdout=out, stderr=out, check=False, timeout=max(1, left)
-                ).returncode
-            except subprocess.TimeoutExpired:
-                ended = "cut off"
+            ended = _run(line, out, environment, seconds - (time.monotonic() - started))
+            if ended != "well":
                 break
-            if code != 0:
-                ended = "failed"
-                break
-    tail = log.read_text(encoding="utf-8", errors="replace")[-TAIL:]
+    tail = log.read_bytes()[begin:].decode("utf-8", "replace")[-TAIL:]
     return {"ended": ended, "seconds": time.monotonic() - started, "tail": tail}
 
 
-def spend(pieces: Sequence[Piece], results: Path, *, rehearse: bool, seconds: float) -> list[list[Any]]:
-    """Run what is not done yet, in order, until the time is up; return the table's rows."""
-    where, until, rows = card(), time.monotonic() + seconds, []
-    for piece in pieces:
+def in_order(pieces: Sequence[Piece], ended: dict[str, str]) -> list[Piece]:
+    """Return the pieces as they are to be run: those that were cut off last."""
+    return sorted(pieces, key=lambda piece: ended.get(piece.name) == "cut off")
+
+
+def spend(pieces: Sequence[Piece], results: Path, *, rehearse: bool, until: float) -> list[list[Any]]:
+    """Run what is not done yet, in order, until the clock says so; return the table's rows."""
+    where, rows = card(), []
+    ended = ends(results, where, rehearse=rehearse)
+    for piece in in_order(pieces, ended):
         left = until - time.monotonic()
-        if done(results, piece.name, where):
+        if ended.get(piece.name) == "well":
             rows.append([piece.name, "done before", 0.0])
             continue
         if left < LEAST_SECONDS:
             rows.append([piece.name, "not begun: call again", 0.0])
             continue
         print(f"{piece.name} ...", file=sys.stderr, flush=True)
-        found = run_piece(piece, results, rehearse=rehearse, seconds=min(left, piece.seconds, MOST_SECONDS))
+        # What a piece may take on a GPU says nothing of a CPU.
+        most = min(left, MOST_SECONDS if rehearse else piece.seconds)
+        found = run_piece(piece, results, rehearse=rehearse, seconds=most)
         record = {"benchmark": "gpu_day", "piece": piece.name, "card": where, "rehearsal": rehearse, **found}
         append_json_line(results / "gpu_day.jsonl", {**record, **provenance()})
         rows.append([piece.name, found["ended"], found["seconds"]])
         if found["ended"] in {"failed", "cut off"}:
             print(found["tail"])
-        if piece.decides and found["ended"] != "well":
-            print(f"{piece.name} did not end well: nothing is timed")
+        if piece.decides and found["ended"] == "failed":
+            print(f"{piece.name} failed: nothing is timed")
             break
     return rows
 
@@ -182,15 +236,21 @@ def main() -> int:
     parser.add_argument(
         "--only", nargs="+", choices=[piece.name for piece in PIECES], help="these pieces alone"
     )
-    parser.add_argument("--seconds", type=float, default=840, help="no piece runs longer than this in all")
+    parser.add_argument(
+        "--seconds", type=float, default=CALL_SECONDS, help="all pieces of this call together"
+    )
     parser.add_argument("--results", type=Path, default=Path("out"))
+    parser.add_argument("--seen", type=Path, help="a folder with the records of an earlier call")
     arguments = parser.parse_args()
-    if not arguments.rehearse and not torch.cuda.is_available():
+    until = time.monotonic() + arguments.seconds
+    if not arguments.rehearse and card() == "CPU":
         raise SystemExit("no CUDA device here: nothing to measure (REHEARSE=1 tries every piece on a CPU)")
     results = arguments.results.resolve()
     results.mkdir(parents=True, exist_ok=True)
+    if arguments.seen is not None:
+        take_over(arguments.seen, results)
     pieces = [piece for piece in PIECES if arguments.only is None or piece.name in arguments.only]
-    rows = spend(pieces, results, rehearse=arguments.rehearse, seconds=arguments.seconds)
+    rows = spend(pieces, results, rehearse=arguments.rehearse, until=until)
     meaning = ", a rehearsal: the numbers mean nothing" if arguments.rehearse else ""
     print(f"{card()}{meaning}; records in {results}")
     print(tabulate(rows, ["piece", "ended", "seconds"], floatfmt=".0f"))

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from torch import Tensor
 
 from tests.support.batches import (
@@ -17,7 +17,7 @@ from tests.support.batches import (
     batch,
     similarity_matrix,
 )
-from tests.support.calls import cases
+from tests.support.calls import cases, examples
 
 pytestmark = pytest.mark.usefixtures("shim_backend")
 WEIGHT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -50,7 +50,7 @@ def test_shapes_and_slot_orders(
 
 @pytest.mark.parametrize("backend", FAST)
 @given(case=cases(dtypes=WEIGHT_DTYPES))
-@settings(max_examples=400)
+@examples(400)
 def test_any_call(backend: str, case: Case) -> None:
     """Any combination of options, padding and strange slots has the reference's bits, in every dtype."""
     assert_same_bits(case, backend)
@@ -58,7 +58,7 @@ def test_any_call(backend: str, case: Case) -> None:
 
 @pytest.mark.parametrize("backend", FAST)
 @given(case=cases(dtypes=WEIGHT_DTYPES, odd_weights=True))
-@settings(max_examples=400)
+@examples(400)
 def test_any_call_with_any_weights(backend: str, case: Case) -> None:
     """Weights and factors that no router should give (NaN, infinite, huge, subnormal) have one meaning."""
     assert_same_bits(case, backend)

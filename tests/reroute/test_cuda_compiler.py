@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import re
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -160,6 +162,34 @@ def test_source_is_one_text() -> None:
         body = [line for line in header.read_text().splitlines() if line and not line.startswith("#include")]
         assert text.count(body[0]) == 1
         assert text.count(body[-2]) >= 1
+
+
+def test_lines_keep_their_files_and_numbers() -> None:
+    """Errors, sanitizers and profilers name a line of a file that is there, not of the one text."""
+    place, number, found = "", 0, 0
+    for line in compiler.source_text().splitlines():
+        said = re.match(r'#line (\d+) "(.+)"', line)
+        if said is not None:
+            place, number = said[2], int(said[1])
+            continue
+        written = (SOURCE.parent / place).read_text().splitlines()[number - 1]
+        assert line == written, f"{place}:{number}"
+        number, found = number + 1, found + 1
+    includes = 4
+    total = sum(len(path.read_text().splitlines()) for path in [SOURCE, *SOURCE.parent.glob("*.cuh")])
+    assert found == total - includes
+
+
+@with_cuda_core
+def test_an_error_is_named_with_its_own_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """NVRTC says which line of which header is wrong."""
+    shutil.copytree(SOURCE.parent, tmp_path, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.py"))
+    header = tmp_path / "phases.cuh"
+    lines = header.read_text().splitlines()
+    header.write_text("\n".join([*lines, "#error wrong"]) + "\n")
+    monkeypatch.setattr(compiler, "SOURCE", tmp_path / SOURCE.name)
+    with pytest.raises(Exception, match=rf"phases\.cuh\({len(lines) + 1}\): .*wrong"):
+        compiler.compile_source("sm_90")
 
 
 @with_cuda_core

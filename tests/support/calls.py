@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import os
 from typing import Any
 
 import torch
+from hypothesis import settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -20,6 +22,14 @@ from tests.support.batches import (
     odd_weight_bits,
     similarity_matrix,
 )
+
+
+def examples(count: int) -> settings:
+    """So many examples of a property, or at most ``MOST_EXAMPLES`` of the environment.
+
+    Triton on a device compiles nearly every example, which takes seconds: ``make gpu-test`` sets it there.
+    """
+    return settings(max_examples=min(count, int(os.environ.get("MOST_EXAMPLES", count))))
 
 
 def active_experts(E: int, T: int) -> st.SearchStrategy[ActiveExperts]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import example, settings
+from hypothesis import example
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -17,10 +17,10 @@ from sere.reroute.constants import LIMIT_ROWS
 from sere.reroute.limits import active_by_rows
 from sere.reroute.slots import has_weight, members, real_rows, weight_ranks, whole_budgets
 from tests.support.batches import BACKENDS, Case
-from tests.support.calls import cases, outside
+from tests.support.calls import cases, examples, outside
 
 backends = pytest.mark.parametrize("backend", BACKENDS)
-few = settings(max_examples=60)
+few = examples(60)
 
 
 def _no_primary(merge: str, **changes: Any) -> Case:

@@ -12,7 +12,7 @@ from transformers import GenerationConfig
 
 import sere
 from sere.calibrate import CalibrationConfig
-from sere.calibrate.own_texts import write_tokens
+from sere.calibrate.own_texts import write_prompts, write_tokens
 from sere.errors import ConfigError, DataError, UnsupportedModel
 from sere.table import OWN_TEXTS
 from tests.support.checkpoints import save_checkpoint, tiny_tokenizer
@@ -100,6 +100,19 @@ def test_it_is_the_models_own_distribution(model: Any, monkeypatch: pytest.Monke
     (used,) = {(one.temperature, one.top_k, one.top_p, one.repetition_penalty) for one in seen}
     assert used[:3] == (1.0, 0, 1.0)
     assert used[3] in (None, 1.0)
+
+
+def test_prompts_are_beginnings_that_the_model_wrote(model: Any) -> None:
+    """All different, without template or special tokens, as many as asked for; the seed repeats them."""
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = TEMPLATE
+    found = write_prompts(model, tokenizer, 150, seed=1)
+    assert len(set(found)) == len(found) == 150
+    assert found == write_prompts(model, tokenizer, 150, seed=1) != write_prompts(model, tokenizer, 150)
+    lengths = [len(tokenizer(prompt).input_ids) for prompt in found]
+    assert 24 < max(lengths) <= 48
+    chats = tuple(f"<{opening[:6]}" for opening in sere.texts.OPENINGS)
+    assert not [prompt for prompt in found if prompt.startswith(chats) or tokenizer.eos_token in prompt]
 
 
 @pytest.mark.parametrize(

@@ -54,7 +54,7 @@ def quickstart(
     given = dict(options) | {"SERVE": f"{options['SERVE']} --port {port}"}
     environment = engine_environment({}) | given | {
         ADMIN_KEY: _KEY, "VLLM_LOGGING_LEVEL": "INFO", "PATH": f"{commands}{os.pathsep}{os.environ['PATH']}",
-        "no_proxy": "localhost",
+        "no_proxy": "localhost", "OMP_NUM_THREADS": "1",
     }  # fmt: skip
     log = folder / "log"
     with log.open("w") as output:

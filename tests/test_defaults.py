@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sere.defaults import OLD_TABLE, TABLE, default_table
+from sere.defaults import OLD_TABLE, TABLE, default_table, own_table
 
 # What engines read in a model's folder, or fetch of a hub model, as weights, tokenizer, config or code.
 PATTERNS = (
@@ -67,3 +67,21 @@ def test_a_hub_model_has_the_table_of_its_cache(
 def test_what_names_no_model_has_no_table(name: str) -> None:
     """A path that is not there, or a name that no hub would take, is no error here."""
     assert default_table(name) is None
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["mill/moe", "no/folder/moe", "cache/models--mill--moe/snapshots/0123abcd"],
+    ids=["hub", "path", "cache"],
+)
+def test_the_current_folder_comes_last(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under the model's name, also if an engine got the folder in the hub's cache instead of the name."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    assert default_table(name) is None
+    (tmp_path / "moe.sere").touch()
+    assert default_table(name) == tmp_path / "moe.sere"
+    assert own_table(name) is None
+    (tmp_path / name).mkdir(parents=True)
+    (tmp_path / name / TABLE).touch()
+    assert default_table(name) == tmp_path / name / TABLE

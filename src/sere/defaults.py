@@ -16,6 +16,22 @@ TABLES = (TABLE, OLD_TABLE)
 
 
 def default_table(model: str | os.PathLike[str] | None, revision: str | None = None) -> Path | None:
+    """Return the table that is used for a model if none is named, or None if there is none.
+
+    It is the one beside the model's weights, or else ``NAME.sere`` in the current folder: where ``sere
+    calibrate`` writes the table of a model that is named as on the hub.
+
+    Args:
+        model: As for `own_table`.
+        revision: As for `own_table`.
+    """
+    found = own_table(model, revision)
+    if found is None and os.fspath(model or "") and (here := table_here(str(model))).is_file():
+        found = here.absolute()
+    return found
+
+
+def own_table(model: str | os.PathLike[str] | None, revision: str | None = None) -> Path | None:
     """Return the table beside a model's weights, or None if it has none.
 
     Args:
@@ -32,6 +48,25 @@ def default_table(model: str | os.PathLike[str] | None, revision: str | None = N
     else:
         found = _in_hub_cache(name, revision)
     return found[0].absolute() if found else None
+
+
+def table_here(model: str) -> Path:
+    """Return where a model's table is in the current folder: under the model's name, without its owner.
+
+    Args:
+        model: The model's name on the hub, or its folder; one in the hub's cache has its name on the hub.
+    """
+    folder = Path(model).expanduser().absolute()
+    name = hub_name(folder) or folder.name
+    return Path(f"{name.rpartition('/')[2]}{SUFFIX}")
+
+
+def hub_name(folder: Path) -> str | None:
+    """Return the hub name of a folder in the hub's cache, or None for any other folder."""
+    repository = folder.parent.parent.name
+    if folder.parent.name != "snapshots" or not repository.startswith("models--"):
+        return None
+    return repository.removeprefix("models--").replace("--", "/", 1)
 
 
 def _in_hub_cache(name: str, revision: str | None) -> list[Path]:

@@ -12,7 +12,7 @@ from transformers import GenerationConfig
 
 import sere
 from sere.calibrate import CalibrationConfig
-from sere.calibrate.own_texts import write_tokens
+from sere.calibrate.own_texts import write_prompts, write_tokens
 from sere.errors import ConfigError, DataError, UnsupportedModel
 from sere.table import OWN_TEXTS
 from tests.support.checkpoints import save_checkpoint, tiny_tokenizer
@@ -102,6 +102,19 @@ def test_it_is_the_models_own_distribution(model: Any, monkeypatch: pytest.Monke
     assert used[3] in (None, 1.0)
 
 
+def test_prompts_are_beginnings_that_the_model_wrote(model: Any) -> None:
+    """All different, without template or special tokens, as many as asked for; the seed repeats them."""
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = TEMPLATE
+    found = write_prompts(model, tokenizer, 150, seed=1)
+    assert len(set(found)) == len(found) == 150
+    assert found == write_prompts(model, tokenizer, 150, seed=1) != write_prompts(model, tokenizer, 150)
+    lengths = [len(tokenizer(prompt).input_ids) for prompt in found]
+    assert 24 < max(lengths) <= 48
+    chats = tuple(f"<{opening[:6]}" for opening in sere.texts.OPENINGS)
+    assert not [prompt for prompt in found if prompt.startswith(chats) or tokenizer.eos_token in prompt]
+
+
 @pytest.mark.parametrize(
     ("change", "error", "text"),
     [
@@ -138,7 +151,7 @@ def test_a_tokenizer_without_openings_is_named(model: Any) -> None:
 def test_layer_by_layer_texts_are_needed(tmp_path: Path) -> None:
     """One decoder layer at a time cannot write; the text says why it is read so, and what to give."""
     with pytest.raises(
-        DataError, match=r"^texts: expected texts, because low_memory is set: read layer by layer"
+        DataError, match=r"^texts: expected texts, because low_memory is set: read layer .*--engine vllm"
     ):
         sere.calibrate(save_checkpoint(tmp_path), low_memory=True, **OPTIONS)
 

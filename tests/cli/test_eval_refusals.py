@@ -70,6 +70,27 @@ def test_tasks_need_the_bundled_tokenizer(
             ["x", "--questions", "q.jsonl", "--engine", "vllm"],
             "--table: none was given, x has no similarity.sere in its folder",
         ),
+        (["x", "--engine-option", "max_model_len=64"], "--engine-option: only applies to --engine vllm"),
+        (
+            ["x", "--engine", "vllm", "--engine-option", "max-num-seqs=4"],
+            "--engine-option max_num_seqs: sere eval sets it itself; use --batch-size",
+        ),
+        (
+            ["x", "--engine", "vllm", "--engine-option", "tensor_parallel_size=2"],
+            "vLLM in several processes runs sere and off only, got random, drop; choose",
+        ),
+        (
+            [
+                "x",
+                "--engine",
+                "vllm",
+                "--setting",
+                "topk:select_top_k=1",
+                "--engine-option",
+                "enforce_eager=false",
+            ],
+            "vLLM compiled runs sere and off only, got topk:select_top_k=1; choose with --setting sere",
+        ),
     ],
 )
 def test_eval_refuses_in_one_line(capsys: pytest.CaptureFixture[str], argv: list[str], line: str) -> None:

@@ -115,6 +115,23 @@ def test_own_tasks_need_their_tokenizer(checkpoint: Path, capsys: pytest.Capture
     assert "need the bundled model's tokenizer" in line
 
 
+@pytest.mark.parametrize(
+    ("given", "text"),
+    [
+        (("dtype=half",), "--engine-option dtype: sere lm-eval sets it itself; use --dtype"),
+        (("tensor_parallel_size=2",), "runs sere and off only, got topk:select_top_k=1"),
+    ],
+    ids=["fixed", "several processes"],
+)
+def test_options_that_an_engine_does_not_take(
+    tiny_bundled: Path, capsys: pytest.CaptureFixture[str], given: tuple[str, ...], text: str
+) -> None:
+    """Before anything else is looked at."""
+    options = [word for one in given for word in ("--engine-option", one)]
+    command = ("lm-eval", tiny_bundled, "--tasks", "sere_sorting", "--setting", "topk:select_top_k=1")
+    assert text in refused(capsys, *command, "--engine", "vllm", *options)
+
+
 def test_without_lm_eval(
     tiny_bundled: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -70,6 +70,15 @@ def test_three_tiers_are_stored_in_the_table(
     assert "tuning: done" in err
 
 
+def test_no_prompts_are_needed(capsys: pytest.CaptureFixture[str], checkpoint: Path, table: Path) -> None:
+    """The model writes them; the line that serves the result is printed at the end."""
+    out, err = run_text(capsys, "tune", checkpoint, "--table", table, *QUICK)
+    assert "balanced" in out
+    assert f"no --prompts: {checkpoint} writes its own, sampled at temperature 1" in err
+    settings = json.dumps({"sere": {"table": str(table)}})
+    assert f"serve it with: vllm serve {checkpoint} --additional-config '{settings}'" in err.splitlines()
+
+
 def test_one_tier_is_added(
     capsys: pytest.CaptureFixture[str], checkpoint: Path, table: Path, prompts: Path, tmp_path: Path
 ) -> None:
@@ -181,7 +190,7 @@ def test_a_model_with_the_bundled_tokenizer_continues_the_tasks(
 @pytest.mark.parametrize(
     ("more", "text"),
     [
-        ((), "nothing to continue; give --prompts FILE"),
+        (("--max-loss", 1), "--max-loss: is counted in right answers"),
         (("--prompts", "PROMPTS", "--tier", "fast"), "--tier: names the tier of --max-kl"),
         (("--prompts", "PROMPTS", "--max-loss", 1), "--max-loss: is counted in right answers"),
         (("--prompts", "PROMPTS", "--max-kl", 0), "expected a number above 0"),
@@ -194,8 +203,8 @@ def test_a_model_with_the_bundled_tokenizer_continues_the_tasks(
         (("--prompts", "PROMPTS", "--max-kl", 1, "--tier", "a b"), "expected a name of letters"),
         (("--prompts", "PROMPTS", "--uniform", "--layer-runs", 4), "which --uniform leaves out"),
     ],
-    ids=["no texts", "tier alone", "points of prompts", "no kl", "no speedup", "one row", "out of reach",
-         "overwrites", "missing", "two goals", "name", "layers"],
+    ids=["points of its own texts", "tier alone", "points of prompts", "no kl", "no speedup", "one row",
+         "out of reach", "overwrites", "missing", "two goals", "name", "layers"],
 )  # fmt: skip
 def test_what_cannot_be_done_is_refused(
     capsys: pytest.CaptureFixture[str], checkpoint: Path, table: Path, prompts: Path,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from transformers import AutoModelForCausalLM
@@ -10,7 +12,8 @@ from transformers import AutoModelForCausalLM
 import sere
 from sere.cli import main
 from sere.defaults import OLD_TABLE, TABLE
-from sere.errors import InputError, OutputError, TableMismatch
+from sere.errors import InputError, OutputError, TableError, TableMismatch
+from sere.integrations.vllm.start.tables import find_table
 from sere.table import SimilarityTable
 from tests.support.checkpoints import save_checkpoint
 from tests.support.commands import refused, run_json, run_text
@@ -27,7 +30,8 @@ def model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Path:
     folder = save_checkpoint(tmp_path)
     (tmp_path / "table.safetensors").unlink()
     before = {*folder.iterdir()}
-    run_text(capsys, "calibrate", folder, "--metric", "weights")
+    _, err = run_text(capsys, "calibrate", folder, "--metric", "weights")
+    assert f"serve it with: vllm serve {folder} --additional-config '{{\"sere\": {{}}}}'\n" in err
     assert {*folder.iterdir()} - before == {folder / TABLE}
     return folder
 
@@ -124,6 +128,28 @@ def test_a_hub_model_is_calibrated_into_the_current_folder(
     assert SimilarityTable.load(tmp_path / "moe.sere").identity.name == "mill/moe"
     _, err = run_text(capsys, "generate", "mill/moe", *GENERATE, *SETTING)
     assert "using the table moe.sere\n" in err
+
+
+@pytest.mark.parametrize("name", ["mill/moe", "CACHED"], ids=["online", "offline"])
+def test_engines_find_the_table_of_a_hub_model_in_the_current_folder(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """vLLM, which offline gets the folder in the hub's cache, and Transformers; a line says how to serve."""
+    hub = Hub(tmp_path, monkeypatch)
+    save_checkpoint(tmp_path).rename(hub.repository)
+    monkeypatch.chdir(tmp_path)
+    _, err = run_text(capsys, "calibrate", "mill/moe", "--metric", "weights")
+    settings = json.dumps({"sere": {"table": str(tmp_path / "moe.sere")}})
+    assert f"serve it with: vllm serve mill/moe --additional-config '{settings}'\n" in err
+    engine = SimpleNamespace(model=str(hub.cached) if name == "CACHED" else name)
+    assert find_table(None, engine) == tmp_path / "moe.sere"
+    loaded = AutoModelForCausalLM.from_pretrained(hub.cached)
+    loaded.name_or_path = engine.model
+    with sere.apply(loaded, select_top_k=1) as handle:
+        assert handle.config is not None
+    monkeypatch.chdir(tmp_path.parent)
+    with pytest.raises(TableError, match=rf"nor the current folder \({tmp_path.parent}\) a moe.sere"):
+        find_table(None, engine)
 
 
 @pytest.mark.parametrize("name", ["bundled", "checkpoint"], ids=["installed", "read-only"])

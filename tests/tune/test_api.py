@@ -10,10 +10,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import sere
 from sere.defaults import TABLE
-from sere.errors import ConfigError, InputError
+from sere.errors import ConfigError, DataError, InputError
 from sere.table import SimilarityTable
+from sere.tune import run, work
 from tests.support.checkpoints import save_checkpoint
-from tests.support.tuning import PROMPTS, question_file, routed_table
+from tests.support.tuning import PROMPTS, Breaking, question_file, routed_table
 
 QUICK: dict[str, Any] = {
     "tiers": {"mine": {"max_kl": 0.3}}, "batch_sizes": [4], "max_new_tokens": 6, "max_prompts": 10,
@@ -80,10 +81,34 @@ def test_goals_are_checked(folder: Path, tiers: Any, text: str) -> None:
         sere.tune("no/such/folder", prompts=PROMPTS, tiers=tiers)
 
 
-def test_prompts_are_needed(folder: Path) -> None:
-    """There is nothing to fall back on."""
-    with pytest.raises(InputError, match="expected texts, a file of prompts or one of questions; got none"):
-        sere.tune(folder)
+def test_a_model_writes_its_own_prompts(folder: Path) -> None:
+    """Where none are given: as many as are used, and the same for the same seed."""
+    found = [sere.tune(folder, **QUICK, seed=seed).record["plan"] for seed in (0, 0, 1)]
+    assert found[0]["prompts"] == {"written_by": "the model", "count": 10}
+    assert found[0]["prompts_digest"] == found[1]["prompts_digest"] != found[2]["prompts_digest"]
+
+
+def test_an_interrupted_run_does_not_write_other_prompts(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was sampled once is kept: a second time, rounding might give other texts."""
+    with monkeypatch.context() as patch:
+        patch.setattr(Breaking, "left", 2)
+        patch.setattr(work, "Work", Breaking)
+        with pytest.raises(KeyboardInterrupt):
+            sere.tune(folder, work_dir=tmp_path / "work", **QUICK)
+    monkeypatch.setattr(run, "write_prompts", lambda *_, **__: pytest.fail("written again"))
+    found = sere.tune(folder, work_dir=tmp_path / "work", **QUICK)
+    assert found.record["plan"]["prompts"] == {"written_by": "the model", "count": 10}
+
+
+def test_a_model_that_ends_its_texts_at_once_writes_too_few_prompts(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is said how many there are, and how many are needed."""
+    monkeypatch.setattr(run, "write_prompts", lambda *_, **__: ["one", "two"])
+    with pytest.raises(DataError, match=r"prompts: expected at least 8, .*, got 2"):
+        sere.tune(folder, **QUICK)
 
 
 def test_a_table_is_needed(tmp_path: Path) -> None:

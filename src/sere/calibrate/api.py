@@ -192,7 +192,8 @@ def _layerwise(
         )
         raise DataError(
             f"texts: expected texts, because {why}: read layer by layer, it cannot write its own; give a "
-            "file or a data set (--texts), or use the metric 'weights', which needs none"
+            "file or a data set (--texts), let vLLM run the model (--engine vllm), or use the metric "
+            "'weights', which needs none"
         )
     skeleton = Skeleton(
         path, dtype=config.dtype, device=config.device, trust_remote_code=config.trust_remote_code

@@ -23,6 +23,8 @@ logger = logging.getLogger("sere")
 
 # Texts that are written at a time. The tokens depend on it, as they do on the seed.
 _ROWS = 128
+# A prompt that is written, in tokens.
+_PROMPT_TOKENS = 48
 # A model that ends its texts early needs more of them: up to this many times as many.
 _MOST_TIMES = 8
 _GIVE = "give texts (--texts FILE, in Python texts=...)"
@@ -46,12 +48,47 @@ def write_tokens(model: nn.Module, tokenizer: Any, config: CalibrationConfig) ->
         DataError: The tokenizer knows no opening, or the model ends every text at once.
         UnsupportedModel: The model cannot continue text.
     """
-    if not callable(getattr(model, "generate", None)):
-        raise UnsupportedModel(f"texts: {type(model).__name__} cannot continue text by itself; {_GIVE}")
+    _check_writes(model)
     with _sampling(model, config.seed or 0):
         return gather_texts(
             lambda begun: _continue(model, tokenizer, begun, config.seq_len), tokenizer, config
         )
+
+
+def write_prompts(model: nn.Module, tokenizer: Any, count: int, *, seed: int = 0) -> list[str]:
+    """Return different beginnings of texts that the model wrote, without its chat template.
+
+    Each is an opening as for `write_tokens`, of at most 24 tokens, with what follows at temperature 1, and
+    has at most 48 tokens. The model, its settings and the random generators are left as they were found.
+
+    Args:
+        model: A causal language model of Transformers.
+        tokenizer: Its tokenizer.
+        count: How many at most; a model that ends its texts at once gives fewer.
+        seed: Seed of the openings' order and of the sampling.
+
+    Raises:
+        DataError: The tokenizer knows no opening.
+        UnsupportedModel: The model cannot continue text.
+    """
+    _check_writes(model)
+    openings = _openings(tokenizer, _PROMPT_TOKENS, seed, chats=False)
+    found: dict[str, None] = {}
+    with _sampling(model, seed):
+        for _ in range(_MOST_TIMES * -(-count // _ROWS)):
+            begun = [next(openings) for _ in range(min(_ROWS, count))]
+            for ids in _continue(model, tokenizer, begun, _PROMPT_TOKENS):
+                # The last token may be a part of a character.
+                text = tokenizer.decode(ids, skip_special_tokens=True).rstrip("\ufffd").strip()
+                found |= {text: None} if text else {}
+            if len(found) >= count:
+                break
+    return list(found)[:count]
+
+
+def _check_writes(model: nn.Module) -> None:
+    if not callable(getattr(model, "generate", None)):
+        raise UnsupportedModel(f"texts: {type(model).__name__} cannot continue text by itself; {_GIVE}")
 
 
 def gather_texts(
@@ -89,8 +126,8 @@ def gather_texts(
     return Tokens(ids, config.seq_len, starts[starts < len(ids)], tokenizer, own=True)
 
 
-def _openings(tokenizer: Any, seq_len: int, seed: int) -> Iterator[list[int]]:
-    """Return endless openings as token ids, in a seeded order; see `write_tokens`.
+def _openings(tokenizer: Any, seq_len: int, seed: int, *, chats: bool = True) -> Iterator[list[int]]:
+    """Return endless openings as token ids, in a seeded order, ``chats`` among them; see `write_tokens`.
 
     Raises:
         DataError: The tokenizer knows none of them.
@@ -106,7 +143,7 @@ def _openings(tokenizer: Any, seq_len: int, seed: int) -> Iterator[list[int]]:
     kinds = [
         usable([_start(tokenizer)]),
         usable([_without_end(encode(opening, tokenizer), tokenizer)[:longest] for opening in OPENINGS]),
-        usable(_questions(tokenizer)),
+        usable(_questions(tokenizer) if chats else []),
     ]
     start, texts, questions = kinds
     if not any(kinds):

@@ -5,11 +5,12 @@ Find the folder, read its config, choose the class, check and load the weights, 
 
 from sere.checkpoints.completeness import say_unused
 from sere.checkpoints.config import load_config
-from sere.checkpoints.folder import find_checkpoint, hub_name
+from sere.checkpoints.folder import find_checkpoint
 from sere.checkpoints.implementation import choose_experts_implementation
 from sere.checkpoints.model import check_weights, empty_model, load_model
 from sere.checkpoints.tokenizer import load_tokenizer
 from sere.checkpoints.weight_files import WeightFiles, find_weights
+from sere.defaults import hub_name
 
 __all__ = [
     "WeightFiles",

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sere.checkpoints.folder import hub_name
 from sere.checkpoints.weight_files import read_json
+from sere.defaults import hub_name
 from sere.errors import InputError, MissingDependency, UnsupportedModel, how_to_install, name_some
 
 _TRUST = "read it, and if you trust it, give --trust-remote-code (in Python: trust_remote_code=True)"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from sere.bundled import BUNDLED, model_path
 from sere.checkpoints.weight_files import find_weights, named_weights, read_json
-from sere.defaults import TABLE
+from sere.defaults import TABLE, hub_name
 from sere.errors import InputError, MissingDependency, how_to_install, name_some
 from sere.hub.names import HUB_NAME
 
@@ -49,14 +49,6 @@ def find_checkpoint(
         return folder
     _refuse_no_folder(name)
     return _from_hub(str(name), weights, trust_remote_code)
-
-
-def hub_name(folder: Path) -> str | None:
-    """Return the hub name of a folder in the hub's cache, or None for any other folder."""
-    repository = folder.parent.parent.name
-    if folder.parent.name != "snapshots" or not repository.startswith("models--"):
-        return None
-    return repository.removeprefix("models--").replace("--", "/", 1)
 
 
 def _refuse_no_folder(name: str | os.PathLike[str]) -> None:

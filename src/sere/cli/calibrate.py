@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sere.bundled import BUNDLED
-from sere.cli.loading import add_trust_argument, table_here
+from sere.cli.engine_options import add_engine_option, engine_options
+from sere.cli.loading import add_trust_argument
 from sere.cli.numbers import whole
 from sere.cli.output import add_json_flag, case_table, emit, say
 from sere.cli.parser import add_command
-from sere.defaults import SUFFIX, TABLE, default_table
+from sere.cli.serve_line import say_how_to_serve
+from sere.defaults import SUFFIX, TABLE, table_here
 from sere.errors import ConfigError, OutputError
 from sere.files import check_writable, keep_other_files
 
@@ -24,9 +26,10 @@ if TYPE_CHECKING:
 _DETAILS = f"""Runs texts through the model once and measures, in each layer, how well experts replace
 each other. Without --texts, the model writes its own, sampled at temperature 1. The table is written as
 {TABLE} to the model's folder, where sere.apply, vLLM and the other commands find it. For a model on
-the hub or in a read-only folder, it is written as NAME{SUFFIX} to the current folder. A checkpoint that does
-not fit into memory is read layer by layer, with --texts; if such a run is interrupted, the same command
-continues it. With --engine vllm, vLLM runs the texts: any model and quantization that it serves."""
+the hub or in a read-only folder, it is written as NAME{SUFFIX} to the current folder, where they look next.
+A checkpoint that does not fit into memory is read layer by layer, with --texts; if such a run is interrupted,
+the same command continues it. With --engine vllm, vLLM runs the texts: any model and quantization that it
+serves."""
 
 _EXAMPLES = """
   sere calibrate MODEL
@@ -89,8 +92,7 @@ def _add_engine(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("engine")
     text = "what runs the model (default: transformers)"
     group.add_argument("--engine", choices=("transformers", "vllm"), default="transformers", help=text)
-    text = "an option of vLLM's engine, such as tensor_parallel_size=2; may be repeated"
-    group.add_argument("--engine-option", action="append", default=[], metavar="KEY=VALUE", help=text)
+    add_engine_option(group)
 
 
 def _add_memory(parser: argparse.ArgumentParser) -> None:
@@ -126,9 +128,9 @@ def run(args: argparse.Namespace) -> int:
         made.save(path)
     emit(args, {"tables": [_summary(path, made) for path, made in written.items()]}, _render)
     _say_without_tiers(written)
-    if args.out is None:
-        _say_what_is_used(args.model, out)
     say(f"next: sere table verify {next(iter(written))}")
+    if len(written) == 1:
+        say_how_to_serve(args.model, *written)
     return 0
 
 
@@ -179,13 +181,6 @@ def _default_place(model: str) -> Path:
     return folder / TABLE
 
 
-def _say_what_is_used(model: str, written: Path) -> None:
-    """Say so if commands without ``--table`` find another table first than the one in the current folder."""
-    own = None if model == BUNDLED else default_table(model)
-    if written == table_here(model) and own is not None:
-        say(f"without --table {written}, the table that comes with the model is used: {own}")
-
-
 def _options(args: argparse.Namespace, metrics: Sequence[str], out: Path) -> dict[str, Any]:
     """Return the keyword arguments of `sere.calibrate`: those that were given."""
     from sere.cli.progress_bar import bar
@@ -209,20 +204,16 @@ def _options(args: argparse.Namespace, metrics: Sequence[str], out: Path) -> dic
 
 def _engine(args: argparse.Namespace) -> dict[str, Any]:
     """Return the keyword arguments that choose the engine; none for Transformers."""
-    if args.engine == "transformers":
-        if args.engine_option:
-            raise ConfigError(
-                "--engine-option: only applies to --engine vllm; add it, or leave the option out"
-            )
-        return {}
-    from sere.bench.vllm.engine_options import parse_engine_options
     from sere.calibrate.vllm.options import FIXED
+
+    given = engine_options(args, FIXED, command="sere calibrate")
+    if args.engine == "transformers":
+        return {}
     from sere.cli.loading import log_vllm_to_stderr
     from sere.integrations.vllm.start.versions import check_installed
 
     check_installed()
     log_vllm_to_stderr()
-    given = parse_engine_options(args.engine_option, FIXED, command="sere calibrate")
     return {"engine": "vllm", "engine_options": given}
 
 

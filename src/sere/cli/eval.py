@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sere.bundled import BUNDLED, knows_tasks
+from sere.cli.engine_options import add_engine_option, options_for
 from sere.cli.eval_engines import on_transformers, on_vllm
 from sere.cli.eval_tables import render
 from sere.cli.loading import add_model_arguments, add_table_argument, needed_table, table_file, table_path
@@ -64,6 +65,7 @@ _EXAMPLES = """
   sere eval bundled --batch-size 1 16 --setting sere:active_experts=24 --setting sere:active_experts=32
   sere eval bundled --batch-size 16 --tasks addition sorting --per-task 50 --no-text --json
   sere eval bundled --engine vllm --batch-size 8 64 --setting sere
+  sere eval MODEL --questions q.jsonl --engine vllm --engine-option tensor_parallel_size=2 --setting sere
 """
 
 
@@ -101,6 +103,7 @@ def add(subparsers: Any) -> None:
         "--engine", choices=("transformers", "vllm"), default="transformers",
         help="engine that decodes; vllm only counts right answers (default: transformers)",
     )  # fmt: skip
+    add_engine_option(parser)
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the complete result as JSON")
     add_report_argument(parser)
     _add_texts(parser)
@@ -138,6 +141,7 @@ def run(args: argparse.Namespace) -> int:
     from sere.policies.spec import parse_specs
 
     settings = parse_specs(args.setting or _DEFAULT_SETTINGS)
+    options = options_for(args, settings, command="sere eval")
     own_tasks = knows_tasks(args.model)
     _check_texts(args, own_tasks)
     args.table = _find_table(args, own_tasks, needed=any(setting.needs_table for setting in settings))
@@ -148,8 +152,10 @@ def run(args: argparse.Namespace) -> int:
     check_report(args)
     plan = _plan(args, settings)
     partial = None if args.out is None else args.out.with_name(f".{args.out.name}.partial")
-    measure = on_vllm if args.engine == "vllm" else on_transformers
-    record = measure(args, plan, partial)
+    if args.engine == "vllm":
+        record = on_vllm(args, plan, partial, options)
+    else:
+        record = on_transformers(args, plan, partial)
     if args.out is not None:
         write_json(args.out, record)
         say(f"wrote {args.out}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,13 @@ def on_transformers(args: argparse.Namespace, plan: Any, partial: Path | None) -
     return evaluate(model, tokenizer, plan, table=similarities, checkpoint=partial, progress=bar)
 
 
-def on_vllm(args: argparse.Namespace, plan: Any, partial: Path | None) -> dict[str, Any]:
-    """Evaluate with engines of vLLM in this process; their table is the file's, or made from the weights."""
+def on_vllm(
+    args: argparse.Namespace, plan: Any, partial: Path | None, given: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Evaluate with engines of vLLM, started with the options that were given, and return the record.
+
+    Their table is the file's, or made from the weights.
+    """
     from tempfile import TemporaryDirectory
 
     from sere.cli.loading import dtype_name, engine_checkpoint, log_vllm_to_stderr, tokenizer_of
@@ -42,7 +48,7 @@ def on_vllm(args: argparse.Namespace, plan: Any, partial: Path | None) -> dict[s
     options: dict[str, Any] = {
         "skip_tokenizer_init": True, "dtype": dtype, "enforce_eager": True, "disable_log_stats": True,
         "max_num_seqs": max(plan.batch_sizes), "enable_prefix_caching": False, "seed": args.seed,
-        "trust_remote_code": args.trust_remote_code,
+        "trust_remote_code": args.trust_remote_code, **given,
     }  # fmt: skip
     with TemporaryDirectory(prefix="sere-eval-") as folder:
         place = args.table if args.table is not None else Path(folder) / TABLE
@@ -54,7 +60,7 @@ def on_vllm(args: argparse.Namespace, plan: Any, partial: Path | None) -> dict[s
         return evaluate_engine(
             lambda settings: in_process_engine(path, {**fixed, **settings}, **options),
             tokenizer, plan, table=SimilarityTable.load(place), dtype=dtype, weights=files_digest(path),
-            checkpoint=partial, progress=bar,
+            checkpoint=partial, progress=bar, engine_options=given,
         )  # fmt: skip
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sere.bundled import BUNDLED, knows_tasks
+from sere.cli.engine_options import add_engine_option, options_for
 from sere.cli.lm_eval_engines import on_transformers, on_vllm
 from sere.cli.lm_eval_tables import render
 from sere.cli.loading import add_model_arguments, add_table_argument, needed_table, table_file, table_path
@@ -43,6 +44,7 @@ _EXAMPLES = """
   sere lm-eval bundled --tasks sere_addition sere_sorting --batch-size 8 16 --setting sere
   sere lm-eval bundled --tasks sere_choice --phases decode --limit 20 --batch-size 16
   sere lm-eval MODEL --tasks gsm8k --engine vllm --batch-size 16 --limit 200 --out gsm8k.json
+  sere lm-eval MODEL --tasks gsm8k --engine vllm --engine-option tensor_parallel_size=8 --setting sere
 """
 
 
@@ -68,6 +70,7 @@ def add(subparsers: Any) -> None:
         "--engine", choices=("transformers", "vllm"), default="transformers",
         help="engine that decodes (default: transformers)",
     )  # fmt: skip
+    add_engine_option(parser)
     parser.add_argument("--num-fewshot", type=whole(), metavar="N", help="examples (default: the task's own)")
     parser.add_argument("--limit", type=whole(1), metavar="N", help="questions per task (default: all)")
     parser.add_argument(
@@ -92,6 +95,7 @@ def run(args: argparse.Namespace) -> int:
     from sere.policies.spec import parse_specs
 
     settings = parse_specs(args.setting or _DEFAULT_SETTINGS)
+    options = options_for(args, settings, command="sere lm-eval")
     check_version()
     args.table = _find_table(args, any(setting.needs_table for setting in settings))
     if args.out is not None:
@@ -107,7 +111,10 @@ def run(args: argparse.Namespace) -> int:
         )  # fmt: skip
         found = find_tasks(plan)
         partial = None if args.out is None else args.out.with_name(f".{args.out.name}.partial")
-        record = (on_vllm if args.engine == "vllm" else on_transformers)(args, plan, found, partial)
+        if args.engine == "vllm":
+            record = on_vllm(args, plan, found, partial, options)
+        else:
+            record = on_transformers(args, plan, found, partial)
     if args.out is not None:
         write_json(args.out, record)
         say(f"wrote {args.out}")

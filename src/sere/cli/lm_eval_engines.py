@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +31,10 @@ def on_transformers(args: argparse.Namespace, plan: Any, found: Any, partial: Pa
     )  # fmt: skip
 
 
-def on_vllm(args: argparse.Namespace, plan: Any, found: Any, partial: Path | None) -> dict[str, Any]:
-    """Evaluate with engines of vLLM in this process and return the record."""
+def on_vllm(
+    args: argparse.Namespace, plan: Any, found: Any, partial: Path | None, given: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Evaluate with engines of vLLM, started with the options that were given, and return the record."""
     from sere.cli.loading import dtype_name, engine_checkpoint, log_vllm_to_stderr
     from sere.engines.in_process import in_process_engine
     from sere.eval.digests import files_digest
@@ -47,15 +50,17 @@ def on_vllm(args: argparse.Namespace, plan: Any, found: Any, partial: Path | Non
     dtype = dtype_name(path, args.dtype, trust_remote_code=args.trust_remote_code)
     options: dict[str, Any] = {
         "dtype": dtype, "enforce_eager": True, "disable_log_stats": True, "enable_prefix_caching": False,
-        "seed": args.seed, "trust_remote_code": args.trust_remote_code,
+        "seed": args.seed, "trust_remote_code": args.trust_remote_code, **given,
     }  # fmt: skip
     fixed = {"table": str(args.table), "select_top_k": 1, "log_seconds": 0}
     return evaluate_tasks(
         plan, found,
         lambda settings, B: engine_models(
-            lambda given: in_process_engine(path, {**fixed, **given}, max_num_seqs=B, **options),
+            lambda own: in_process_engine(path, {**fixed, **own}, max_num_seqs=B, **options),
             settings, str(path), dtype=dtype, seed=plan.seed, trust_remote_code=args.trust_remote_code,
         ),
-        make_header(plan, table.identity, table, dtype=dtype, experts_implementation="vllm"),
+        make_header(
+            plan, table.identity, table, dtype=dtype, experts_implementation="vllm", engine_options=given
+        ),
         weights=files_digest(path), checkpoint=partial,
     )  # fmt: skip

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from sere.bundled import BUNDLED
 from sere.cli.output import say
-from sere.defaults import SUFFIX, TABLE, default_table
+from sere.defaults import TABLE, hub_name, own_table, table_here
 from sere.errors import ConfigError, InputError, UnsupportedModel
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def table_path(args: argparse.Namespace) -> Path | None:
     if args.table is not None:
         return table_file(args.table)
     here = table_here(args.model)
-    found = None if args.model == BUNDLED else default_table(args.model)
+    found = None if args.model == BUNDLED else own_table(args.model)
     if found is None and here.is_file():
         found = here
     if found is not None:
@@ -120,15 +120,8 @@ def table_to_write(source: Path | None, model: str) -> Path:
         source: The table that was read, if any.
         model: The model, whose name the table has in the current folder.
     """
-    from sere.checkpoints import hub_name
-
     own = source is not None and hub_name(source.absolute().parent) is None
     return source if source is not None and own else table_here(model)
-
-
-def table_here(model: str) -> Path:
-    """Return where a model's table is in the current folder, used if the model's folder is not writable."""
-    return Path(f"{Path(model).absolute().name}{SUFFIX}")
 
 
 def checkpoint_path(args: argparse.Namespace, *, weights: bool = True) -> Path:

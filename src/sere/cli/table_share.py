@@ -6,10 +6,10 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from sere.cli.loading import quiet_hub, table_here, table_of
+from sere.cli.loading import quiet_hub, table_of
 from sere.cli.output import emit, say
 from sere.cli.parser import add_command
-from sere.defaults import TABLE
+from sere.defaults import TABLE, table_here
 from sere.errors import OutputError
 
 _PUSH = """Uploads the table and a card that says what it is, as one commit. The repository is created if it

@@ -19,6 +19,7 @@ from sere.cli.numbers import at_least, whole
 from sere.cli.output import add_json_flag, emit, say
 from sere.cli.parser import add_command
 from sere.cli.report_file import add_report_argument, check_report, save_report
+from sere.cli.serve_line import say_how_to_serve
 from sere.cli.tune_tables import render, render_simulated
 from sere.errors import ConfigError
 from sere.files import check_writable, holds_json, keep_other_files, write_json
@@ -39,8 +40,8 @@ writes itself. They continue:
 --texts FILE: pieces of texts, as for sere calibrate.
 --questions FILE: questions with answers, as for sere eval: needed for
   --max-loss.
-none of them: sere's own tasks, which the bundled model was trained on. Other
-  models need its tokenizer.
+none of them: prompts that the model writes itself, sampled at temperature 1.
+  The bundled model, and others with its tokenizer, get sere's own tasks.
 
 Without --max-kl, --max-loss and --speedup, the tiers safe, balanced and fast are tuned, which accept a KL
 of 0.0005, 0.002 and 0.006 or, where questions have answers (--questions, sere's own tasks), 0.3, 1 and 3
@@ -53,6 +54,7 @@ Simulation and allocation read the table only; measuring and verifying run the m
 before the model is loaded. If a run is interrupted, the same command continues it."""
 
 _EXAMPLES = """
+  sere tune MODEL
   sere tune MODEL --prompts prompts.txt
   sere tune MODEL --prompts prompts.txt --max-kl 0.01 --tier fast
   sere tune MODEL --questions questions.jsonl --max-loss 1.0
@@ -150,7 +152,7 @@ def run(args: argparse.Namespace) -> int:
     out = args.out or table_to_write(source, args.model)
     _check_files(args, out)
     check_report(args)
-    plan = _plan(args)
+    plan = _plan(args, own_tasks)
     work = args.work_dir or out.with_name(f"{out.name}.tuning")
     tuned = _tune(args, source, plan, work)
     tuned.table.save(out)
@@ -164,6 +166,7 @@ def run(args: argparse.Namespace) -> int:
     emit(args, tuned.record, render)
     for path in filter(None, (out, args.record, args.picture)):
         say(f"wrote {path}")
+    say_how_to_serve(args.model, out)
     return 0
 
 
@@ -171,24 +174,18 @@ def _check(args: argparse.Namespace, own_tasks: bool) -> None:
     """Refuse what contradicts itself, before anything is loaded.
 
     Raises:
-        ConfigError: Texts are missing, or arguments exclude each other.
+        ConfigError: Arguments exclude each other, or need questions.
     """
     goal = any(value is not None for value in (args.max_kl, args.max_loss, args.speedup))
     if args.tier is not None and not goal:
         raise ConfigError("--tier: names the tier of --max-kl, --max-loss or --speedup; give one of them")
-    given = args.prompts or args.texts or args.questions
-    if not (given or own_tasks or args.simulate_only):
-        raise ConfigError(
-            f"{args.model}: nothing to continue; give --prompts FILE with prompts of your own, --questions "
-            "FILE, or --texts FILE with any texts"
-        )
     if args.uniform and args.layer_runs is not None:
         raise ConfigError(
             "--layer-runs: measures what single layers cost, which --uniform leaves out; give one of them"
         )
-    if args.max_loss is not None and (args.prompts or args.texts):
+    if args.max_loss is not None and not args.questions and (args.prompts or args.texts or not own_tasks):
         raise ConfigError(
-            "--max-loss: is counted in right answers, which --prompts and --texts do not have; give "
+            "--max-loss: is counted in right answers, which prompts and texts do not have; give "
             "--questions FILE, or --max-kl"
         )
 
@@ -206,8 +203,8 @@ def _check_files(args: argparse.Namespace, out: Path) -> None:
         check_writable(args.picture)
 
 
-def _plan(args: argparse.Namespace) -> TunePlan:
-    """Return what to tune, with prompts of a file or questions of sere's own tasks."""
+def _plan(args: argparse.Namespace, own_tasks: bool) -> TunePlan:
+    """Return what to tune, with a file's prompts, questions of sere's own tasks, or what the model writes."""
     from sere.eval.user_questions import read_prompts, read_questions
     from sere.table.tiers import DEFAULT_TIER
     from sere.tune.plan import BATCH_SIZES, LAYER_RUNS, MOST_PROMPTS, Goal, Kind, TunePlan, default_goals
@@ -223,6 +220,8 @@ def _plan(args: argparse.Namespace) -> TunePlan:
             "prompts": pieces_of(args.texts, count=count, seed=args.seed, **field),
             "chat_template": False,
         }
+    elif args.questions is None and not own_tasks:
+        texts["own_prompts"] = True
     else:
         if args.questions is not None:
             texts["questions"], texts["source"] = read_questions(args.questions, **field)
@@ -253,6 +252,8 @@ def _tune(args: argparse.Namespace, source: Path | None, plan: TunePlan, work: P
     from sere.tune.run import tune_plan
 
     table = None if source is None else SimilarityTable.load(source)  # first, because it is quick to fail
+    if plan.own_prompts:
+        say(f"no --prompts: {args.model} writes its own, sampled at temperature 1")
     model, tokenizer = load(args)
     if table is None:
         from sere.eval.calibration import calibrate_on_tasks

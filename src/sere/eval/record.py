@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from sere.provenance import provenance
@@ -36,6 +36,7 @@ def make_header(
     *,
     dtype: str,
     experts_implementation: str | None,
+    engine_options: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Return what a record says before its cases, whichever engine decodes.
 
@@ -45,6 +46,7 @@ def make_header(
         table: Similarities, or None.
         dtype: The weights' dtype, e.g. ``"bfloat16"``.
         experts_implementation: What computes the experts.
+        engine_options: Options of vLLM that the user gave.
     """
     return {
         "format": "sere-eval-2",
@@ -55,6 +57,7 @@ def make_header(
             "top_k": identity.top_k,
             "dtype": dtype,
             "experts_implementation": experts_implementation,
+            **({"engine_options": dict(engine_options)} if engine_options else {}),
         },
         "table": None if table is None else summarize_table(table),
         "plan": {

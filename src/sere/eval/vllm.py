@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
@@ -31,6 +31,7 @@ def evaluate_engine(
     table: SimilarityTable,
     dtype: str,
     weights: str = "",
+    engine_options: Mapping[str, Any] | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
     progress: Progress = NO_PROGRESS,
 ) -> dict[str, Any]:
@@ -48,6 +49,7 @@ def evaluate_engine(
         table: The similarities that the engines use.
         dtype: The engines' weights' dtype, e.g. ``"bfloat16"``.
         weights: A digest that differs between models of equal shape; for ``checkpoint``.
+        engine_options: Options of vLLM that the user gave, for the record.
         checkpoint: A file that keeps finished cases, as for ``sere.eval.run.evaluate``.
         progress: Shows how far each case is.
 
@@ -61,7 +63,9 @@ def evaluate_engine(
             not known to handle these; or it needs scores that the model's routers do not have.
     """
     plan = plan.for_tokenizer(tokenizer)
-    header = make_header(plan, table.identity, table, dtype=dtype, experts_implementation="vllm")
+    header = make_header(
+        plan, table.identity, table, dtype=dtype, experts_implementation="vllm", engine_options=engine_options
+    )
     kept = FinishedCases.of_run(header, checkpoint, weights=weights)
     prompts = encode_prompts(tokenizer, plan.asked(), chat=plan.chat_template)
     run = _Run(tokenizer, plan, prompts, progress)

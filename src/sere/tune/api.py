@@ -47,7 +47,8 @@ def tune(
             path or its hub name, which is then loaded completely.
         tokenizer: Its tokenizer; None loads the checkpoint's.
         prompts: What the model continues: texts, or a file as for ``sere eval --prompts``. At least 100 are
-            good; half of them verify.
+            good; half of them verify. None lets the model write ``max_prompts`` of them; see
+            `sere.calibrate.own_texts.write_prompts`.
         questions: A file of questions with answers, as for ``sere eval --questions``, instead of prompts.
         table: Its similarity table, or the path of one; None for the one beside the model's weights.
         tiers: What is wanted, by the tier's name: ``{"balanced": {"max_kl": 0.002}}``. A tier has one of
@@ -90,7 +91,7 @@ def tune(
     elif prompts is not None:
         asked["prompts"] = list(prompts)
     else:
-        raise InputError("prompts: expected texts, a file of prompts or one of questions; got none")
+        asked["own_prompts"] = True
     plan = TunePlan(
         goals=goals, batch_sizes=batch_sizes, max_new_tokens=max_new_tokens, max_prompts=max_prompts,
         seed=seed, chat_template=chat_template, uniform=uniform, layer_runs=layer_runs, **asked,
@@ -121,7 +122,7 @@ def _table(model: nn.Module, table: SimilarityTable | str | os.PathLike[str] | N
     found = default_table(getattr(model, "name_or_path", None)) if table is None else table
     if found is None:
         raise InputError(
-            f"table: expected a similarity table or its path, and there is no {TABLE} in the model's folder; "
-            "make one with sere.calibrate"
+            f"table: expected a similarity table or its path, and there is no {TABLE} in the model's folder, "
+            "nor NAME.sere in the current one; make one with sere.calibrate"
         )
     return SimilarityTable.load(locate_table(found))

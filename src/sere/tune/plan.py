@@ -30,6 +30,7 @@ FEWEST_PROMPTS = 8
 Half = Literal["tuning", "held-out"]
 Kind = Literal["kl", "loss", "speedup"]
 
+_WRITTEN = {"written_by": "the model"}
 _WORDS: Mapping[Kind, str] = {
     "kl": "KL of at most {} nats per token",
     "loss": "at most {} points of right answers lost",
@@ -93,6 +94,8 @@ class TunePlan:
         chat_template: Whether a prompt that is plain text is given to the model as a user's message, if its
             tokenizer has a chat template.
         source: How a record names the file that the prompts are from, or None.
+        own_prompts: Whether the model is to write the prompts: ``max_prompts`` of them; there are none until
+            `with_prompts`.
         uniform: Whether all layers get the same number of experts, so that nothing is measured by layer.
         layer_runs: Most measurements of what single layers cost.
 
@@ -102,7 +105,7 @@ class TunePlan:
         DataError: There are too few prompts.
     """
 
-    prompts: Sequence[str | Row]
+    prompts: Sequence[str | Row] = ()
     questions: Sequence[Asked] | None = None
     goals: Mapping[str, Goal] = field(default_factory=lambda: TIERS)
     batch_sizes: Sequence[int] = BATCH_SIZES
@@ -111,6 +114,7 @@ class TunePlan:
     seed: int = 0
     chat_template: bool = False
     source: Mapping[str, Any] | None = None
+    own_prompts: bool = False
     uniform: bool = False
     layer_runs: int = LAYER_RUNS
 
@@ -133,7 +137,7 @@ class TunePlan:
             )
         if self.questions is None and any(goal.kind == "loss" for goal in self.goals.values()):
             raise ConfigError("tune: a loss in right answers needs questions with their answers; give some")
-        few = min(len(self.prompts), self.max_prompts)
+        few = self.max_prompts if self.own_prompts else min(len(self.prompts), self.max_prompts)
         if few < FEWEST_PROMPTS:
             raise DataError(
                 f"prompts: expected at least {FEWEST_PROMPTS}, better 100 or more (one half to tune on, one "
@@ -152,15 +156,24 @@ class TunePlan:
         middle = (len(chosen) + 1) // 2
         return {"tuning": chosen[:middle], "held-out": chosen[middle:]}
 
+    def with_prompts(self, written: Sequence[str]) -> Self:
+        """Return the plan with prompts that the model wrote.
+
+        Raises:
+            DataError: There are too few.
+        """
+        return replace(self, prompts=written, source=_WRITTEN | {"count": len(written)}, own_prompts=False)
+
     def for_tokenizer(self, tokenizer: Any) -> Self:
         """Return the plan with a chat template only if the tokenizer has one and a text takes it."""
-        return replace(self, chat_template=self.chat_template and takes_template(tokenizer, self.prompts))
+        prompts = ("plain text",) if self.own_prompts else self.prompts
+        return replace(self, chat_template=self.chat_template and takes_template(tokenizer, prompts))
 
     def describe(self) -> dict[str, Any]:
         """Return what measurements depend on; JSON-ready. Goals and batch sizes only choose among them."""
         keys = [prompt_key(prompt) for prompt in self.prompts]
         return {
-            "prompts": dict(self.source or {"count": len(keys)}),
+            "prompts": _WRITTEN if self.own_prompts else dict(self.source or {"count": len(keys)}),
             "prompts_digest": texts_digest(keys),
             "max_prompts": self.max_prompts,
             "chat_template": self.chat_template,

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from math import inf
 from typing import Any
 
+from sere.calibrate.own_texts import write_prompts
 from sere.calibrate.vocabulary import check_prompts
 from sere.eval.digests import weights_digest
 from sere.eval.questions import encode_prompts
@@ -31,6 +32,8 @@ from sere.tune.speed import StepBytes
 from sere.tune.tiers import make_tier
 from sere.tune.verify import verify
 from sere.tune.work import Work, resumable
+
+_PROMPTS = "prompts"
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +74,8 @@ def tune_plan(
     Raises:
         TableMismatch: The table belongs to another model.
         TableError: The table does not hold the router's choices.
-        DataError: A prompt cannot be read, or no continuation has a token to score.
+        DataError: A prompt cannot be read, or no continuation has a token to score; or the model, asked to
+            write prompts, writes too few.
         ConfigError: A speedup is out of reach.
         InputError: The model's logits are not finite numbers, there are too few prompts for every batch size,
             or the folder holds the measurements of another run.
@@ -80,11 +84,6 @@ def tune_plan(
     identity = identify(model)
     table.check(identity)
     plan = plan.for_tokenizer(tokenizer)
-    halves = plan.halves()
-    rows = measurable(plan, halves)
-    encoded = encode_prompts(tokenizer, plan.prompts, chat=plan.chat_template)
-    check_prompts(encoded, plan.max_new_tokens, tokenizer, model)
-    prompts: dict[Half, list[list[int]]] = {half: [encoded[i] for i in at] for half, at in halves.items()}
     cells = simulate_all(table, plan)
     size = StepBytes.of(model)
     check_reach(plan, Plans.uniform(cells).expected, size)
@@ -96,8 +95,26 @@ def tune_plan(
         "versions": provenance()["versions"],
     }
     with resumable(work_dir, run, keep=keep_work) as work:
+        plan = _with_prompts(plan, model, tokenizer, work)
+        halves = plan.halves()
+        rows = measurable(plan, halves)
+        encoded = encode_prompts(tokenizer, plan.prompts, chat=plan.chat_template)
+        check_prompts(encoded, plan.max_new_tokens, tokenizer, model)
+        prompts: dict[Half, list[list[int]]] = {half: [encoded[i] for i in at] for half, at in halves.items()}
         tuning = _Tuning(model, tokenizer, table, plan, rows, cells, size, work)
         return tuning.run(halves, prompts, progress)
+
+
+def _with_prompts(plan: TunePlan, model: Any, tokenizer: Any, work: Work) -> TunePlan:
+    """Return the plan with its prompts, or with those that the model writes, or wrote in an earlier run."""
+    if not plan.own_prompts:
+        return plan
+    known = work.done.get(_PROMPTS)
+    written = known or write_prompts(model, tokenizer, plan.max_prompts, seed=plan.seed)
+    plan = plan.with_prompts(written)
+    if known is None:
+        work.put(_PROMPTS, written)
+    return plan
 
 
 def simulate_all(table: SimilarityTable, plan: TunePlan) -> ByLayer:

@@ -16,6 +16,7 @@ from lm_eval import simple_evaluate
 from sere.errors import ConfigError, InputError
 from sere.eval.harness.__main__ import main
 from sere.eval.harness.model import NAME
+from tests.support.documented import documented_line, with_values
 
 pytestmark = [pytest.mark.lm_eval, pytest.mark.filterwarnings("default")]
 
@@ -122,15 +123,20 @@ def test_what_cannot_be_is_refused(
 def test_lm_evals_own_command_line(
     checkpoint: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """``python -m sere.eval.harness`` knows the model, and its results say what re-routing did."""
-    arguments = {"pretrained": str(checkpoint), "sere": "topk:select_top_k=1", "phases": "decode"}
+    """The documented line, with other values: it knows the model, and its results say what re-routing did."""
+    words, arguments = documented_line(NAME)
+    assert words[:3] == ["python", "-m", "sere.eval.harness"]
+    assert arguments == {
+        "pretrained": "MODEL", "sere": {"active_experts": 24}, "table": "similarity.sere", "phases": "decode",
+    }  # fmt: skip
+    arguments |= {"pretrained": str(checkpoint), "sere": {"active_experts": 3}}
+    arguments |= {"table": str(checkpoint.parent / "table.safetensors")}
+    words = with_values(words[3:], model_args=json.dumps(arguments), tasks=CHOICES, batch_size="4")
     monkeypatch.setattr(
-        sys, "argv",
-        ["lm_eval", "--model", NAME, "--model_args", json.dumps(arguments), "--tasks", CHOICES,
-         "--include_path", str(folder), "--batch_size", "4", "--output_path", str(tmp_path)],
-    )  # fmt: skip
+        sys, "argv", ["lm_eval", *words, "--include_path", str(folder), "--output_path", str(tmp_path)]
+    )
     main()
     (written,) = tmp_path.rglob("results_*.json")
     said = json.loads(written.read_text())["config"]["sere"]
-    assert (said["setting"], said["phases"]) == ("topk:select_top_k=1", "decode")
+    assert (said["setting"], said["phases"]) == ("sere:active_experts=3", "decode")
     assert said["requests"]["loglikelihood"]["nothing_changed"] is None

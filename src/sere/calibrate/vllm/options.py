@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from sere.calibrate.config import CalibrationConfig
+from sere.engines.settings import ranks_of
 from sere.errors import ConfigError
 from sere.integrations.vllm.calibration.request import CALIBRATION_KEY
 
@@ -50,7 +51,7 @@ def engine_options(config: CalibrationConfig, *, writes: int) -> dict[str, Any]:
         ours["kv_cache_memory_bytes"] = _CACHE_BYTES
     if config.dtype is not None:
         ours["dtype"] = str(config.dtype).removeprefix("torch.")
-    if _ranks(given) > 1:
+    if ranks_of(given) > 1:
         ours["distributed_executor_backend"] = "mp"
     fixed = {
         "additional_config": {CALIBRATION_KEY: True},
@@ -64,7 +65,3 @@ def engine_options(config: CalibrationConfig, *, writes: int) -> dict[str, Any]:
         "seed": config.seed or 0,
     }
     return ours | given | fixed
-
-
-def _ranks(given: Mapping[str, Any]) -> int:
-    return int(given.get("tensor_parallel_size", 1)) * int(given.get("pipeline_parallel_size", 1))

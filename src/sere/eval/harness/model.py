@@ -59,7 +59,7 @@ class SereLM(HFLM):  # type: ignore[misc]
                 routing rule as on the command line (``"topk:select_top_k=4"``, ``"off"``). None for all
                 defaults.
             table: The similarity table, its path or its name on the hub; may be in the settings instead.
-                None for the one in the model's folder.
+                None for the one in the model's folder, else ``NAME.sere`` in the current one.
             phases: ``"prefill"``: log-likelihoods come from prefill, which is exact. ``"decode"``: from
                 decode steps of ``batch_size`` rows; see `sere.eval.likelihoods`.
             device: As in lm-eval; None for a GPU if there is one.
@@ -118,7 +118,8 @@ class SereLM(HFLM):  # type: ignore[misc]
         if place is None:
             raise ConfigError(
                 f"table: setting {self._setting.label} needs a similarity table, none was given, and there "
-                f"is no {TABLE} in the model's folder; make one with sere calibrate"
+                f"is no {TABLE} in the model's folder, nor NAME.sere in the current one; make one with sere "
+                "calibrate"
             )
         return SimilarityTable.load(locate_table(place))
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from sere.config import RerouteConfig, as_integer
-from sere.defaults import TABLE, default_table
+from sere.defaults import TABLE, default_table, table_here
 from sere.errors import AlreadyApplied, ConfigError, InputError, TableMismatch, name_some
 from sere.integrations.transformers.call import CurrentCall
 from sere.integrations.transformers.compiled import refuse_compiled
@@ -54,7 +54,8 @@ def apply(
         model: A causal language model of Transformers with experts modules, or a module that holds one; see
             ``sere.structure``.
         table: The similarity table, or its path; may be given in the settings instead. Without one, the
-            ``similarity.sere`` in the folder that the model was loaded from.
+            ``similarity.sere`` in the folder that the model was loaded from, or else ``NAME.sere`` in the
+            current folder, where NAME is the model's.
         policy: Another routing rule than SERE; then neither a table nor settings.
         pad_token_id: The token fed to finished rows, if not the one ``generate`` would use; -1 for none.
         config: The settings as one object.
@@ -202,7 +203,8 @@ def _load(
         if source is None:
             raise InputError(
                 f"table: expected a similarity table or its path, got None, and there is no {TABLE} in the "
-                f"model's folder ({folder or 'unknown: the model was made in memory'}); make one with "
+                f"model's folder ({folder or 'unknown: the model was made in memory'}), nor "
+                f"{table_here(folder) if folder else 'NAME.sere'} in the current one; make one with "
                 "sere.calibrate"
             )
         logger.info("sere: using the table %s", source)

@@ -1,14 +1,14 @@
-"""``vllm serve`` with re-routing, over HTTP: several processes, the bundled model, its own tokenizer."""
+"""The quickstart on the bundled model, and what its server does over HTTP: several processes, real tokens."""
 
 from __future__ import annotations
 
 import json
 import re
+import shutil
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,12 +16,19 @@ import pytest
 pytest.importorskip("vllm", reason="needs vLLM: make test-vllm")
 
 from sere.bundled import model_path
+from sere.defaults import TABLE
 from sere.integrations.vllm.step_counts import SKIPPED
 from sere.reroute import COUNTERS
-from tests.support.vllm.server import Server, complete, free_port, serve
+from sere.table import SimilarityTable
+from tests.support.vllm.quickstart import quickstart
+from tests.support.vllm.server import Server, complete, free_port
 
 pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("default")]
 
+OPTIONS = {
+    "CALIBRATE": "--max-tokens 2048 --no-sensitivity", "TUNE": "--max-prompts 32 --batch-size 8 --max-new-tokens 16 --uniform",
+    "SERVE": "--enforce-eager --served-model-name tiny --max-model-len 256 --max-num-seqs 32",
+}  # fmt: skip
 PROMPTS = [f"add {i}{(7 * i) % 10} {i + 1}{(3 * i) % 10} = " for i in range(1, 9)]
 
 
@@ -32,21 +39,11 @@ def ports() -> int:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory, ports: int) -> Iterator[Server]:
-    folder = tmp_path_factory.mktemp("served")
-    table = folder / "table.safetensors"
-    bundled_table(table)
-    settings = {"table": str(table), "active_experts": 0, "log_seconds": 0.001, "metrics_port": ports}
-    settings |= {"count_experts": True}
-    with serve(model_path(), settings, folder, "--enforce-eager") as running:
+    folder = tmp_path_factory.mktemp("quickstart")
+    model = folder / "abacus"
+    shutil.copytree(model_path(), model)
+    with quickstart(model, folder, ports, options=OPTIONS, seconds=900) as running:
         yield running
-
-
-def bundled_table(path: Path) -> None:
-    from transformers import AutoModelForCausalLM
-
-    from sere.bench.target import random_table
-
-    random_table(AutoModelForCausalLM.from_pretrained(model_path())).save(path)
 
 
 def together(server: Server, options: list[dict[str, Any]]) -> list[tuple[int, Any]]:
@@ -54,6 +51,23 @@ def together(server: Server, options: list[dict[str, Any]]) -> list[tuple[int, A
         return list(
             pool.map(lambda pair: complete(server, pair[0], **pair[1]), zip(PROMPTS, options, strict=True))
         )
+
+
+def test_the_quickstart_shows_what_was_saved(server: Server) -> None:
+    """It tunes the table that it has made, serves with it, and prints fewer experts after than before."""
+    log = server.log.read_text()
+    tier = SimilarityTable.load(server.log.parent / "abacus" / TABLE).tiers["balanced"]
+    assert tier.evidence["by_batch_size"]
+    assert "tier balanced" in log
+    before, after = (
+        [
+            float(found)
+            for found in re.findall(rf"^sere_layer_distinct_{when}_total\{{.*}} (.*)$", log, re.MULTILINE)
+        ]
+        for when in ("before", "after")
+    )
+    assert len(before) == 6
+    assert all(less < more for less, more in zip(after, before, strict=True))
 
 
 def test_served_requests_are_rerouted(server: Server) -> None:

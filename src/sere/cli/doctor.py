@@ -32,6 +32,8 @@ _EXAMPLES = """
 """
 
 _SERVER = "serving: vLLM loads the plug-in by itself"
+# CUDA 13, which cuda-core and NVRTC are installed for.
+_CUDA_OF_KERNEL = 13000
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +91,28 @@ def _versions() -> Iterator[Finding]:
     yield Finding(
         "machine", "gpu", "ok" if found["gpu"] else "missing", found["gpu"] or "no GPU that PyTorch can use"
     )
+    driver = cuda_driver()
+    if driver is not None:
+        yield _driver(driver)
+
+
+def cuda_driver() -> int | None:
+    """Return the CUDA version that the driver supports, such as 12080 for 12.8; None without a driver."""
+    import torch
+
+    ask = getattr(torch._C, "_cuda_getDriverVersion", None)
+    version = 0 if ask is None else int(ask())
+    return version if version > 0 else None
+
+
+def _driver(version: int) -> Finding:
+    """Say which CUDA version a driver supports, and what runs if it is too old for the backend ``cuda``."""
+    found = f"supports CUDA {version // 1000}.{version % 1000 // 10}"
+    if version >= _CUDA_OF_KERNEL:
+        return Finding("machine", "driver", "ok", found)
+    needed = _CUDA_OF_KERNEL // 1000
+    detail = f"{found}, but the backend cuda needs {needed}: Triton runs instead; update the driver"
+    return Finding("machine", "driver", "missing", detail)
 
 
 def _version(name: str, version: str) -> Finding:
@@ -191,6 +215,7 @@ def _asked(args: argparse.Namespace) -> Iterator[Finding]:
             shape = f"{len(identity.layer_names)} MoE layers, E={E}, K={K}"
             detail = f"{shape} (select_top_k < {identity.top_k} re-routes), digest {identity.digest[:12]}"
             yield Finding("model", identity.name, "ok", detail)
+            yield _backend_of(identity)
             yield _weights(args)
     if args.model is None and args.table is None:
         return
@@ -201,6 +226,22 @@ def _asked(args: argparse.Namespace) -> Iterator[Finding]:
         return
     if path is not None:
         yield from _table(str(path), identity)
+
+
+def _backend_of(identity: Any) -> Finding:
+    """Say which backend re-routes layers of the model's size here."""
+    import torch
+
+    from sere.reroute.backends.registry import select, why_not_fastest
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    E, K = identity.num_experts, identity.top_k
+    name = select("auto", device, E, K)
+    reason = why_not_fastest(name, torch.device(device), E, K)
+    detail = f"{name} for E={E}, K={K} on {device}"
+    return Finding(
+        "model", "backend", "missing" if reason else "ok", f"{detail}: {reason}" if reason else detail
+    )
 
 
 def _weights(args: argparse.Namespace) -> Finding:

@@ -96,6 +96,14 @@ EDGES = [
 ]
 
 
+@pytest.mark.parametrize("N", [0, 1, 127, 128, 129, 600, 1099])
+def test_blocks_whose_own_rows_are_padding(N: int) -> None:
+    """Several blocks vote over the tiles below N, also those whose own tile begins behind it."""
+    ids, weights = batch(1100, 2, 64, seed=N)
+    assert geometry(1100, 2, 64)[0] > 4
+    assert_same_bits(Case(ids, weights, similarity_matrix(64, 1), {"active_experts": 8, "num_tokens": N}))
+
+
 @pytest.mark.parametrize(("T", "K", "E", "options"), EDGES)
 def test_edges(T: int, K: int, E: int, options: dict[str, Any]) -> None:
     """The least, the most and the degenerate."""

@@ -125,7 +125,8 @@ class RoutedLayer:
         scores = logits[:, : self.shape.num_experts] if self.needs_scores else None
         # Some kernels ask for uint32 or int16 ids.
         narrow = ids if ids.dtype in ID_DTYPES else ids.to(torch.int32)
-        routing = router(TokenBatch(narrow, weights, budgets.at(ids.shape[0], self.share), None, scores))
+        rows, real = budgets.at(ids.shape[0], self.share), budgets.real_of(self.share)
+        routing = router(TokenBatch(narrow, weights, rows, real, scores))
         return routing if narrow is ids else Routing(routing.ids.to(ids.dtype), routing.weights)
 
     def warm_up(self) -> None:

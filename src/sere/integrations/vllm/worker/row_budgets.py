@@ -21,16 +21,22 @@ class RowBudgets:
     Args:
         rows: Most rows of a step.
         device: Where the layers run.
+        counted: Whether `real` is there; None for where a kernel gains by it, which is not on a CPU.
 
     Attributes:
         tensor: ``[rows]``, int32: S of a request, ``LAYER_BUDGET``, ``PROTECTED`` or ``PADDING_BUDGET``.
+        real: ``[1]``, int32: from which row on all are padding; None where nobody asks. Captured code reads
+            it, too, so that a captured kernel does not look at the rows of a step that re-routes nothing.
         skip: Whether layers whose Python runs in this step need not look at it: no row can be re-routed.
             False in dummy steps, which may warm up what is captured next.
         largest: The largest budget of the step's rows; ``PROTECTED`` where the step is exact.
     """
 
-    def __init__(self, rows: int, device: torch.device) -> None:
+    def __init__(self, rows: int, device: torch.device, *, counted: bool | None = None) -> None:
         self.tensor = torch.full((rows,), PADDING_BUDGET, dtype=torch.int32, device=device)
+        self.real: Tensor | None = None
+        if device.type != "cpu" if counted is None else counted:
+            self.real = torch.zeros(1, dtype=torch.int32, device=device)
         self.skip = False
         self.largest = PROTECTED
         self._written = np.empty(0, dtype=np.int32)
@@ -71,6 +77,10 @@ class RowBudgets:
         """
         return self.tensor.narrow(0, share * rows, rows)
 
+    def real_of(self, share: int = 0) -> Tensor | None:
+        """Return `real` for the rows of a share, which later shares do not have: theirs begin further on."""
+        return self.real if share == 0 else None
+
     def _write(self, budgets: npt.NDArray[np.int32]) -> None:
         """Copy what differs from the last step; a steady batch costs a comparison and no copy."""
         if np.array_equal(budgets, self._written):
@@ -83,4 +93,7 @@ class RowBudgets:
         # A fresh pinned buffer each time: torch does not reuse it before the copy has run, so a step
         # that is scheduled ahead cannot overwrite what the one before has not read yet.
         self.tensor[:width].copy_(host, non_blocking=True)
+        if self.real is not None and len(budgets) != len(self._written):
+            # The number is part of the launch: nothing is copied from the host.
+            self.real.fill_(len(budgets))
         self._written = budgets.copy()

@@ -39,6 +39,18 @@ def test_budgets_are_those_of_the_last_step(steps: list[list[int]]) -> None:
     assert budgets.real.tolist() == [0]
 
 
+def test_the_same_budgets_after_another_step() -> None:
+    """Budgets that come again are written again if a step in between was exact."""
+    budgets = RowBudgets(4, torch.device("cpu"))
+    rows = np.array([1, 2], dtype=np.int32)
+    for _ in range(2):
+        assert budgets.announce(rows)
+        assert budgets.announce(rows)
+        assert (budgets.tensor.tolist()[:2], budgets.skip, budgets.largest) == ([1, 2], False, 2)
+        budgets.exact()
+        assert (budgets.tensor.tolist()[:2], budgets.skip) == ([PADDING_BUDGET] * 2, True)
+
+
 def test_padding_everywhere_changes_nothing() -> None:
     """A step whose rows are all padding leaves ids and weights as they were, bit for bit."""
     budgets = RowBudgets(6, torch.device("cpu"))

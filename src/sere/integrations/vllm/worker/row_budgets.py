@@ -40,21 +40,26 @@ class RowBudgets:
         self.skip = False
         self.largest = PROTECTED
         self._written = np.empty(0, dtype=np.int32)
+        self._announced: npt.NDArray[np.int32] | None = None
 
     def announce(self, budgets: npt.NDArray[np.int32]) -> bool:
         """Write the budgets of the coming step's rows, ``[N]``; the rows after them are padding.
 
-        If no row can be re-routed the step is exact.
+        If no row can be re-routed the step is exact. The array is not changed afterward: the same one again
+        costs nothing.
 
         Returns:
             Whether the step re-routes.
         """
+        if budgets is self._announced:
+            return True
         if not budgets.size or int(budgets.min()) >= PROTECTED:
             self.exact()
             return False
         self.skip = False
         self.largest = int(budgets.max())
         self._write(budgets)
+        self._announced = budgets
         return True
 
     def exact(self, *, dummy: bool = False) -> None:
@@ -64,7 +69,7 @@ class RowBudgets:
             dummy: Whether it is not a step of requests, but may be one before graphs are captured.
         """
         self.skip = not dummy
-        self.largest = PROTECTED
+        self.largest, self._announced = PROTECTED, None
         self._write(np.empty(0, dtype=np.int32))
 
     def at(self, rows: int, share: int = 0) -> Tensor:

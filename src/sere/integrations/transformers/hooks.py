@@ -18,7 +18,7 @@ from sere.integrations.transformers.call import CurrentCall
 from sere.integrations.transformers.flat_experts import FlatExperts
 from sere.integrations.transformers.inputs import forward_names, named
 from sere.integrations.transformers.routers import find_router, scores_in
-from sere.policies.base import LayerShape, Policy
+from sere.policies.base import LayerRouter, LayerShape, Policy
 from sere.reroute import Routing, TokenBatch
 from sere.structure import ExpertsLayer
 
@@ -49,7 +49,7 @@ class HookedLayer:
         self.name, self.policy = layer.name, policy
         self.shape = LayerShape(layer.index, layer.num_experts, layer.top_k)
         # Here and not in the first step, which a compiler may be tracing.
-        self.router = policy.bind(self.shape, device)
+        self.router = self._bind(device)
         self.scores: Tensor | None = None
         allowed = flatten if policy.changes_routing else "off"
         self.flat = FlatExperts(layer.module, layer.num_experts, layer.top_k, allowed)
@@ -70,9 +70,21 @@ class HookedLayer:
             self._move(batch.topk_ids.device)
         return self.router(batch)
 
+    def _bind(self, device: torch.device) -> LayerRouter:
+        """Bind the rule, and tell the compiler that what it reads and writes stays where it is.
+
+        PyTorch records no CUDA graph of compiled code that changes a tensor, as it does counters, unless it
+        knows that.
+        """
+        router = self.policy.bind(self.shape, device)
+        if not torch.compiler.is_compiling():
+            for tensor in router.tensors().values():
+                torch._dynamo.mark_static_address(tensor)
+        return router
+
     def _move(self, device: torch.device) -> None:
         """Bind the rule once more, where the layer is now; the counts go on."""
-        router = self.policy.bind(self.shape, device)
+        router = self._bind(device)
         router.counters.copy_(self.router.counters)
         self.router = router
 

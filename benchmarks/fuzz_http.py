@@ -1,7 +1,7 @@
 """Send generated requests to the routes of a real ``vllm serve``, while a client reads a stream of tokens.
 
 Run ``make fuzz-http`` (or ``python benchmarks/fuzz_http.py`` in an environment with vLLM). Hypothesis draws
-the requests (``fuzz_requests.py``) to the six routes of the server, with right and wrong keys and media types,
+the requests (``fuzz_requests.py``) to the six routes of the server, with right and wrong keys, media types,
 and to the three paths of ``metrics_port``; what must be refused stays as small as it can find. Before each
 route there is a control: the same stream while requests go to ``/health``. Exit code 1 unless
 

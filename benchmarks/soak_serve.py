@@ -53,7 +53,8 @@ START_S = 580.0
 CHANGES: tuple[dict[str, Any], ...] = (
     {"select_top_k": 2}, {"threshold": 0.5}, {"enabled": False}, {"enabled": True, "threshold": 0.0},
     {"active_experts": 32}, {"tier": "fast"}, {"tier": None}, {"count_only": True},
-    {"count_only": False, "active_experts": 24}, {"select_top_k": 1}, {"select_top_k": 0}, {"keep": {"0": [10**6]}},
+    {"count_only": False, "active_experts": 24}, {"select_top_k": 1},
+    {"select_top_k": 0}, {"keep": {"0": [10**6]}},
 )  # fmt: skip
 REFUSED = CHANGES[-2:]
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from sere.cli import doctor, main
+from sere.provenance import cuda_driver
 from sere.table import SimilarityTable, Tier
 from sere.versions import TESTED
 from tests.support.checkpoints import save_checkpoint
@@ -138,4 +139,4 @@ def test_doctor_says_whether_the_driver_is_too_old(
     (found,) = (finding for finding in value["findings"] if finding["name"] == "driver")
     assert (found["state"], words in found["detail"]) == (state, True)
     monkeypatch.setattr("torch._C._cuda_getDriverVersion", lambda: 0, raising=False)
-    assert doctor.cuda_driver() is None
+    assert cuda_driver() is None

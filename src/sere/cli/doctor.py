@@ -79,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _versions() -> Iterator[Finding]:
-    from sere.provenance import commit, describe_machine, machine, versions
+    from sere.provenance import commit, cuda_driver, describe_machine, machine, versions
 
     for name, version in versions().items():
         yield _version(name, version)
@@ -91,28 +91,17 @@ def _versions() -> Iterator[Finding]:
     yield Finding(
         "machine", "gpu", "ok" if found["gpu"] else "missing", found["gpu"] or "no GPU that PyTorch can use"
     )
-    driver = cuda_driver()
-    if driver is not None:
+    if (driver := cuda_driver()) is not None:
         yield _driver(driver)
-
-
-def cuda_driver() -> int | None:
-    """Return the CUDA version that the driver supports, such as 12080 for 12.8; None without a driver."""
-    import torch
-
-    ask = getattr(torch._C, "_cuda_getDriverVersion", None)
-    version = 0 if ask is None else int(ask())
-    return version if version > 0 else None
 
 
 def _driver(version: int) -> Finding:
     """Say which CUDA version a driver supports, and what runs if it is too old for the backend ``cuda``."""
-    found = f"supports CUDA {version // 1000}.{version % 1000 // 10}"
+    text, needed = f"supports CUDA {version // 1000}.{version % 1000 // 10}", _CUDA_OF_KERNEL // 1000
     if version >= _CUDA_OF_KERNEL:
-        return Finding("machine", "driver", "ok", found)
-    needed = _CUDA_OF_KERNEL // 1000
-    detail = f"{found}, but the backend cuda needs {needed}: Triton runs instead; update the driver"
-    return Finding("machine", "driver", "missing", detail)
+        return Finding("machine", "driver", "ok", text)
+    text += f", but the backend cuda needs {needed}: Triton runs instead; update the driver"
+    return Finding("machine", "driver", "missing", text)
 
 
 def _version(name: str, version: str) -> Finding:
@@ -234,14 +223,11 @@ def _backend_of(identity: Any) -> Finding:
 
     from sere.reroute.backends.registry import select, why_not_fastest
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    E, K = identity.num_experts, identity.top_k
+    device, E, K = "cuda" if torch.cuda.is_available() else "cpu", identity.num_experts, identity.top_k
     name = select("auto", device, E, K)
     reason = why_not_fastest(name, torch.device(device), E, K)
-    detail = f"{name} for E={E}, K={K} on {device}"
-    return Finding(
-        "model", "backend", "missing" if reason else "ok", f"{detail}: {reason}" if reason else detail
-    )
+    detail = f"{name} for E={E}, K={K} on {device}{f': {reason}' if reason else ''}"
+    return Finding("model", "backend", "missing" if reason else "ok", detail)
 
 
 def _weights(args: argparse.Namespace) -> Finding:

@@ -108,14 +108,14 @@ gpu-calibrate: ## on a GPU: similarity accumulators against the CPU's results, a
 	$(GPU) benchmarks/gpu_similarity.py --out $(RESULTS)/gpu_similarity.jsonl
 
 fuzz-http: .venv-vllm/.ready ## 10,000 generated requests to each route of a real vllm serve; none may fail or stop the engine
-	PYTHONPATH=src:. .venv-vllm/bin/python benchmarks/fuzz_http.py
+	PYTHONPATH=src:. .venv-vllm/bin/python benchmarks/fuzz_http.py --out $(RESULTS)/fuzz_http.jsonl
 
 viewers: .venv-vllm/.ready ## tokens per second of a real vllm serve with 0, 1 and 20 viewers of its live page
 	PYTHONPATH=src:. .venv-vllm/bin/python benchmarks/viewers.py --out $(RESULTS)/viewers.jsonl
 
 SOAK_SECONDS ?= 3600
 soak: .venv-vllm/.ready ## a real vllm serve under everything that clients do, for SOAK_SECONDS
-	PYTHONPATH=src:. .venv-vllm/bin/python benchmarks/soak_serve.py --seconds $(SOAK_SECONDS)
+	PYTHONPATH=src:. .venv-vllm/bin/python benchmarks/soak_serve.py --seconds $(SOAK_SECONDS) --out $(RESULTS)/soak_serve.jsonl
 
 gpu-serve: ## on a GPU: vLLM with Qwen3-30B-A3B's shape, re-routing off and on; see CONTRIBUTING.md
 	$(GPU) benchmarks/gpu_serve.py --out $(RESULTS)/gpu_serve.jsonl

@@ -1,13 +1,17 @@
 """Soak a real ``vllm serve`` in compiled mode for a given time, with everything that clients do at once.
 
 Run ``make soak SOAK_SECONDS=3600`` (or ``python benchmarks/soak_serve.py`` in an environment with vLLM). Some
-clients ask for completions of every tier, abort them, or send malformed ones; one changes settings; one reads
-the metrics each second; one asks for statistics in a tight loop. The last two pause in every other stretch,
-so that throughput with them can be compared with that without. Exit code 1 unless
+clients ask for completions of every tier of a table, with an S of their own and without re-routing, abort
+them, or send malformed ones; one changes settings. There are three kinds of stretches, in turns: with no
+reader, with one that reads the metrics each second, and with one more that asks for statistics in a tight
+loop. Exit code 1 unless
 
 - every request is answered in full, aborted by us, or refused because it was malformed;
 - a protected request that is alone in its batch gives the same text at the end as at the beginning;
-- memory at the end is at most `GROWTH` above that after the first quarter.
+- memory in the last quarter is at most `GROWTH` times that in the second;
+- throughput with the reader of metrics is not below `LEAST_RATIO` of that without: each such stretch is
+  compared with its neighbor without readers, and the interval of the mean ratio (95 %, bootstrap over the
+  pairs) does not end below it. The record says whether the interval begins above it, which is the proof.
 """
 
 from __future__ import annotations
@@ -19,7 +23,7 @@ import random
 import sys
 import tempfile
 from pathlib import Path
-from statistics import median
+from statistics import fmean, median
 from time import monotonic
 from typing import Any
 
@@ -30,14 +34,27 @@ from sere.engines.server import Server, serve
 from sere.files import append_json_line
 from sere.provenance import provenance
 
-FORMAT = "sere-soak-serve-1"
+FORMAT = "sere-soak-serve-2"
 CLIENTS = 8
 GROWTH = 1.02
+LEAST_RATIO = 0.98
+DRAWS = 4000
+NOBODY, SCRAPER, HAMMER = "nobody", "scraper", "scraper and tight loop"
+# A stretch with the scraper has one without readers beside it, in turns before and behind.
+KINDS = (NOBODY, SCRAPER, SCRAPER, NOBODY, HAMMER)
+# What requests ask for.
+ASKED: dict[str, dict[str, Any]] = {
+    "nothing": {},
+    "off": PROTECTED,
+    **{f"tier {name}": {"vllm_xargs": {"sere": name}} for name in ("safe", "fast")},
+    "own S": {"vllm_xargs": {"sere": 2}},
+}
 START_S = 580.0
 CHANGES: tuple[dict[str, Any], ...] = (
     {"select_top_k": 2}, {"threshold": 0.5}, {"enabled": False}, {"enabled": True, "threshold": 0.0},
-    {"active_experts": 32}, {"count_only": True}, {"count_only": False, "active_experts": 24},
-    {"select_top_k": 1}, {"select_top_k": 0}, {"keep": {"0": [10**6]}},
+    {"active_experts": 32}, {"tier": "fast"}, {"tier": None}, {"count_only": True},
+    {"count_only": False, "active_experts": 24}, {"select_top_k": 1},
+    {"select_top_k": 0}, {"keep": {"0": [10**6]}},
 )  # fmt: skip
 REFUSED = CHANGES[-2:]
 
@@ -48,14 +65,14 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--seconds", type=float, default=3600.0, help="how long (default: %(default)s)")
-    parser.add_argument("--stretch", type=float, default=30.0, help="seconds with, then without readers")
+    parser.add_argument("--stretch", type=float, default=30.0, help="seconds of each (default: %(default)s)")
     parser.add_argument("--eager", action="store_true", help="without compilation")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="append the record to this file of JSON lines")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="sere-soak-") as folder:
         table = Path(folder) / "table.sere"
-        _random_table(table)
+        table_with_tiers(table)
         flags = ["--served-model-name", "tiny", "--max-model-len", "256", "--max-num-seqs", "32"]
         flags += ["--enforce-eager"] if args.eager else []
         given = {"table": str(table), "active_experts": 24, "log_seconds": 10}
@@ -74,12 +91,15 @@ def main() -> int:
     return 1 if record["wrong"] or record["tracebacks"] else 0
 
 
-def _random_table(path: Path) -> None:
+def table_with_tiers(path: Path) -> None:
+    """Write a table with random similarities and two tiers."""
     from transformers import AutoModelForCausalLM
 
     from sere.bench.target import random_table
+    from sere.table import Tier
 
-    random_table(AutoModelForCausalLM.from_pretrained(model_path())).save(path)
+    table = random_table(AutoModelForCausalLM.from_pretrained(model_path()))
+    table.with_tiers({"safe": Tier("safe", 48), "fast": Tier("fast", 12)}).save(path)
 
 
 async def soak(server: Server, seconds: float, stretch: float, chance: random.Random) -> dict[str, Any]:
@@ -91,15 +111,16 @@ async def soak(server: Server, seconds: float, stretch: float, chance: random.Ra
         prompts = [f"add {chance.randint(100, 999)} {chance.randint(100, 999)} = " for _ in range(40)]
         for prompt in prompts[:10]:
             load.expected[prompt] = await ask_text(client, prompt, PROTECTED)
-        rates: dict[bool, list[float]] = {True: [], False: []}
+        rates: list[tuple[str, float]] = []
         changing = asyncio.create_task(_change(load))
         end, number, done = monotonic() + seconds, 0, 0
         while monotonic() < end:
-            readers = number % 2 == 0
-            reading = [asyncio.create_task(task(load)) for task in (_scrape, _hammer)] if readers else []
+            kind = KINDS[number % len(KINDS)]
+            readers = {NOBODY: (), SCRAPER: (_scrape,), HAMMER: (_scrape, _hammer)}[kind]
+            reading = [asyncio.create_task(task(load)) for task in readers]
             started, before = monotonic(), done
             done += await _ask_all(load, min(end, started + stretch), prompts[10:], chance)
-            rates[readers].append((done - before) / (monotonic() - started))
+            rates.append((kind, (done - before) / (monotonic() - started)))
             await _cancel(reading)
             load.resident.append(await asyncio.to_thread(server.resident_bytes))
             number += 1
@@ -111,19 +132,55 @@ async def soak(server: Server, seconds: float, stretch: float, chance: random.Ra
     return _judged(load, rates)
 
 
-def _judged(load: Load, rates: dict[bool, list[float]]) -> dict[str, Any]:
-    """Return the record of a soak; note memory that grew."""
-    settled = load.resident[len(load.resident) // 4]
-    if load.resident[-1] > GROWTH * settled:
-        load.wrong.append(f"memory grew from {settled} to {load.resident[-1]} bytes")
-    with_readers, without = (median(rates[kind] or [0.0]) for kind in (True, False))
+def _judged(load: Load, rates: list[tuple[str, float]]) -> dict[str, Any]:
+    """Return the record of a soak; note memory that grew and a scraper that slows requests down."""
+    load.wrong += growth(load.resident)
+    ratios = [b[1] / a[1] for a, b in neighbors(rates)]
+    least, most = interval(ratios)
+    if most < LEAST_RATIO:
+        load.wrong.append(f"with the scraper {least:.4f} to {most:.4f} of the throughput without")
+    by_kind = {kind: [rate for one, rate in rates if one == kind] for kind in dict.fromkeys(KINDS)}
     return {
         "outcomes": dict(sorted(load.outcomes.items())),
-        "requests_per_s": {"with_readers": round(with_readers, 2), "without": round(without, 2)},
-        "ratio_with_readers": round(with_readers / without, 4) if without else None,
+        "requests_per_s": {kind: round(median(found or [0.0]), 2) for kind, found in by_kind.items()},
+        "scraper": {
+            "pairs": len(ratios), "ratio": round(fmean(ratios or [1.0]), 4),
+            "interval": [round(least, 4), round(most, 4)], "shown": least >= LEAST_RATIO,
+        },
         "resident_mb": [round(size / 1e6, 1) for size in load.resident],
         "wrong": load.wrong[:20],
-    }
+    }  # fmt: skip
+
+
+def neighbors(rates: list[tuple[str, float]]) -> list[tuple[tuple[str, float], tuple[str, float]]]:
+    """Return the pairs of neighboring stretches without readers and with the scraper alone, in this order."""
+    pairs, index = [], 0
+    while index + 1 < len(rates):
+        two = rates[index : index + 2]
+        if {kind for kind, _ in two} == {NOBODY, SCRAPER}:
+            first, second = sorted(two, key=lambda one: one[0] == SCRAPER)
+            pairs.append((first, second))
+            index += 1
+        index += 1
+    return pairs
+
+
+def interval(ratios: list[float]) -> tuple[float, float]:
+    """Return the interval of the mean that holds 95 % of the bootstrap's draws; everything without ratios."""
+    if not ratios:
+        return 0.0, sys.float_info.max
+    chance = random.Random(0)
+    means = sorted(fmean(chance.choices(ratios, k=len(ratios))) for _ in range(DRAWS))
+    return means[DRAWS // 40], means[-1 - DRAWS // 40]
+
+
+def growth(resident: list[int]) -> list[str]:
+    """Return what is wrong with the memory after each stretch: the last quarter against the second one."""
+    quarter = len(resident) // 4
+    if quarter == 0:
+        return []
+    settled, last = median(resident[quarter : 2 * quarter]), median(resident[-quarter:])
+    return [f"memory grew from {settled:.0f} to {last:.0f} bytes"] if last > GROWTH * settled else []
 
 
 async def _ask_all(load: Load, end: float, prompts: list[str], chance: random.Random) -> int:
@@ -135,11 +192,23 @@ async def _ask_all(load: Load, end: float, prompts: list[str], chance: random.Ra
         count = 0
         while monotonic() < end:
             dice = chance.random()
-            await one(load, gate, dice if dice < 0.15 else 1.0, chance.choice(prompts))
+            if dice < 0.15:
+                await one(load, gate, dice, chance.choice(prompts))
+            else:
+                await ask_as(load, chance.choice(list(ASKED)), chance.choice(prompts))
             count += 1
         return count
 
     return sum(await asyncio.gather(*(client() for _ in range(CLIENTS))))
+
+
+async def ask_as(load: Load, asked: str, prompt: str) -> None:
+    """Send one request that asks for something; note what became of it."""
+    try:
+        await ask_text(load.client, prompt, ASKED[asked])
+        load.outcomes[asked] += 1
+    except Exception as error:
+        load.wrong.append(f"{asked}: {type(error).__name__}: {error}"[:300])
 
 
 async def _change(load: Load) -> None:

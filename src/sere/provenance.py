@@ -126,3 +126,12 @@ def _cpuinfo() -> dict[str, str]:
         return {}
     pairs = (line.partition(":") for line in first.splitlines())
     return {name.strip(): value.strip() for name, _, value in pairs}
+
+
+def cuda_driver() -> int | None:
+    """Return the CUDA version that the driver supports, such as 12080 for 12.8; None without a driver."""
+    import torch
+
+    ask = getattr(torch._C, "_cuda_getDriverVersion", None)
+    found = 0 if ask is None else int(ask())
+    return found if found > 0 else None

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from sere.cli import doctor, main
+from sere.provenance import cuda_driver
 from sere.table import SimilarityTable, Tier
 from sere.versions import TESTED
 from tests.support.checkpoints import save_checkpoint
@@ -25,8 +26,9 @@ def test_doctor_finds_everything_in_order(
     states = {(finding["part"], finding["name"]): finding["state"] for finding in value["findings"]}
     assert states["backends", "reference"] == "ok"
     assert states["extras", "transformers"] == "ok"
-    model, weights = (finding for finding in value["findings"] if finding["part"] == "model")
+    model, backend, weights = (finding for finding in value["findings"] if finding["part"] == "model")
     assert "K=4 (select_top_k < 4 re-routes)" in model["detail"]
+    assert " for E=16, K=4 on c" in backend["detail"]
     assert weights["state"] == "ok"
     assert "; complete" in weights["detail"]
     details = {f["name"]: f["detail"] for f in value["findings"] if f["part"] == "table"}
@@ -118,3 +120,23 @@ def test_doctor_says_what_the_environment_does_to_the_plug_in(
         monkeypatch.setenv(name, value)
     (found,) = (finding for finding in doctor._plugin() if finding.name == name)
     assert (found.state, words in found.detail) == (state, True)
+
+
+@pytest.mark.parametrize(
+    ("version", "state", "words"),
+    [
+        (13010, "ok", "supports CUDA 13.1"),
+        (13000, "ok", "supports CUDA 13.0"),
+        (12080, "missing", "supports CUDA 12.8, but the backend cuda needs 13: Triton runs instead"),
+    ],
+)
+def test_doctor_says_whether_the_driver_is_too_old(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, version: int, state: str, words: str
+) -> None:
+    """The driver's CUDA version is named, and what runs if the kernel cannot."""
+    monkeypatch.setattr("torch._C._cuda_getDriverVersion", lambda: version, raising=False)
+    value = run_json(capsys, "doctor")
+    (found,) = (finding for finding in value["findings"] if finding["name"] == "driver")
+    assert (found["state"], words in found["detail"]) == (state, True)
+    monkeypatch.setattr("torch._C._cuda_getDriverVersion", lambda: 0, raising=False)
+    assert cuda_driver() is None

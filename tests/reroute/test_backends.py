@@ -130,6 +130,21 @@ def test_numbers_of_tokens_of_any_size(backend: str, given_number: int, meant: i
     assert given_counts == counts
 
 
+@pytest.mark.parametrize("N", [0, 1, 32, 33, 64, 70])
+@pytest.mark.parametrize("backend", FAST)
+def test_rows_from_the_number_of_tokens_on(backend: str, N: int) -> None:
+    """Kernels that stop at N, in the middle of a tile or at its edge, give what budgets of padding give."""
+    ids, weights = batch(70, 4, 16, seed=N)
+    options = {"select_top_k": 1, "active_experts": 6, "merge": "distinct"}
+    case = Case(ids, weights, similarity_matrix(16, 4), options)
+    number, counts = case.run(backend, num_tokens=torch.tensor(N, dtype=torch.int32))
+    padding, padding_counts = case.run(backend, row_budgets=[-2] * N + [-1] * (70 - N))
+    assert torch.equal(number.ids, padding.ids)
+    assert torch.equal(number.weights, padding.weights)
+    assert counts == padding_counts
+    assert counts["rows"] == N
+
+
 @pytest.mark.parametrize("backend", FAST)
 @pytest.mark.parametrize("heavy", [0.4496, -0.4496, 1.9999], ids=["positive", "negative", "near the bound"])
 def test_the_heavier_of_two_joins(backend: str, heavy: float) -> None:

@@ -17,6 +17,7 @@ from sere.reroute.backends import cuda, registry, triton
 from sere.reroute.backends.cuda import device
 from sere.reroute.backends.cuda.launch import (
     MOST_EXPERTS,
+    MOST_SLOTS_PER_ROW,
 )
 from sere.similarity.layer import LayerSimilarity
 from tests.support.batches import similarity_matrix
@@ -109,6 +110,20 @@ def test_more_experts_than_the_kernel_takes(monkeypatch: pytest.MonkeyPatch) -> 
         prepare_layer(layer, RerouteConfig(select_top_k=1, backend="cuda"))
 
 
+def test_more_slots_than_a_program_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows of 33 slots are known when a layer is prepared, so the choice falls back there, or raises."""
+    pretend(monkeypatch, reason=None)
+    assert {registry.BACKENDS[name].most_slots for name in ("cuda", "triton")} == {MOST_SLOTS_PER_ROW}
+    assert select("auto", "cuda", 128, MOST_SLOTS_PER_ROW) == "cuda"
+    assert select("auto", "cuda", 128, MOST_SLOTS_PER_ROW + 1) == "torch"
+    assert registry.on_device("cuda", "auto", torch.device("cuda", 1), 128, 33) == "torch"
+    reason = registry.why_not_fastest("torch", torch.device("cuda", 1), 128, 33)
+    assert reason == "it takes at most 32 slots per row, this layer has 33"
+    assert registry.why_not_fastest("cuda", torch.device("cuda", 1), 128, 33) is None
+    with pytest.raises(BackendUnavailable, match="at most 32 slots per row, this layer has 33"):
+        select("triton", "cuda", 128, 33)
+
+
 def test_why_not_reports_any_failure(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever goes wrong while the kernel is tried becomes one line of reason, never a traceback."""
 
@@ -152,8 +167,8 @@ def test_a_layer_makes_its_own_device_ready(monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setattr(prepare_module, "on_device", on_device)
     config = RerouteConfig(active_experts=8, backend="torch")
-    made = prepare_layer(LayerSimilarity(similarity_matrix(8, 0)), config)
-    assert asked == [("torch", "torch", torch.device("cpu"), 8)]
+    made = prepare_layer(LayerSimilarity(similarity_matrix(8, 0)), config, top_k=4)
+    assert asked == [("torch", "torch", torch.device("cpu"), 8, 4)]
     assert made.backend == "reference"
 
 

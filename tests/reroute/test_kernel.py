@@ -74,6 +74,7 @@ EDGES = [
     pytest.param(3, 4, 1024, {"merge": "distinct"}, id="E=1024: the most experts"),
     pytest.param(1100, 2, 8, {"merge": "same"}, id="more rows than one block has lanes for"),
     pytest.param(6, 4, 16, {"num_tokens": 0}, id="N=0"),
+    *(pytest.param(1100, 2, 8, {"num_tokens": N}, id=f"N={N} of 1100") for N in (1, 127, 128, 129, 600)),
     pytest.param(6, 4, 16, {"row_budgets": torch.full((6,), -1)}, id="padding rows only"),
     pytest.param(6, 4, 16, {"row_budgets": torch.zeros(6, dtype=torch.int64)}, id="P empty: no budgets"),
     pytest.param(6, 4, 16, {"row_budgets": torch.full((6,), 2**40)}, id="a budget beyond int32"),

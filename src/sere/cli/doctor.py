@@ -32,6 +32,8 @@ _EXAMPLES = """
 """
 
 _SERVER = "serving: vLLM loads the plug-in by itself"
+# CUDA 13, which cuda-core and NVRTC are installed for.
+_CUDA_OF_KERNEL = 13000
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _versions() -> Iterator[Finding]:
-    from sere.provenance import commit, describe_machine, machine, versions
+    from sere.provenance import commit, cuda_driver, describe_machine, machine, versions
 
     for name, version in versions().items():
         yield _version(name, version)
@@ -89,6 +91,17 @@ def _versions() -> Iterator[Finding]:
     yield Finding(
         "machine", "gpu", "ok" if found["gpu"] else "missing", found["gpu"] or "no GPU that PyTorch can use"
     )
+    if (driver := cuda_driver()) is not None:
+        yield _driver(driver)
+
+
+def _driver(version: int) -> Finding:
+    """Say which CUDA version a driver supports, and what runs if it is too old for the backend ``cuda``."""
+    text, needed = f"supports CUDA {version // 1000}.{version % 1000 // 10}", _CUDA_OF_KERNEL // 1000
+    if version >= _CUDA_OF_KERNEL:
+        return Finding("machine", "driver", "ok", text)
+    text += f", but the backend cuda needs {needed}: Triton runs instead; update the driver"
+    return Finding("machine", "driver", "missing", text)
 
 
 def _version(name: str, version: str) -> Finding:
@@ -191,6 +204,7 @@ def _asked(args: argparse.Namespace) -> Iterator[Finding]:
             shape = f"{len(identity.layer_names)} MoE layers, E={E}, K={K}"
             detail = f"{shape} (select_top_k < {identity.top_k} re-routes), digest {identity.digest[:12]}"
             yield Finding("model", identity.name, "ok", detail)
+            yield _backend_of(identity)
             yield _weights(args)
     if args.model is None and args.table is None:
         return
@@ -201,6 +215,19 @@ def _asked(args: argparse.Namespace) -> Iterator[Finding]:
         return
     if path is not None:
         yield from _table(str(path), identity)
+
+
+def _backend_of(identity: Any) -> Finding:
+    """Say which backend re-routes layers of the model's size here."""
+    import torch
+
+    from sere.reroute.backends.registry import select, why_not_fastest
+
+    device, E, K = "cuda" if torch.cuda.is_available() else "cpu", identity.num_experts, identity.top_k
+    name = select("auto", device, E, K)
+    reason = why_not_fastest(name, torch.device(device), E, K)
+    detail = f"{name} for E={E}, K={K} on {device}{f': {reason}' if reason else ''}"
+    return Finding("model", "backend", "missing" if reason else "ok", detail)
 
 
 def _weights(args: argparse.Namespace) -> Finding:

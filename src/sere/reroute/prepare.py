@@ -145,7 +145,8 @@ def prepare_layer(
         layer: The layer's similarities.
         config: The settings. Not read: ``keep``, ``use_scale`` and ``tier``, which need the table.
         index: Decoder-layer index, for settings of this layer alone; None for those of all layers.
-        top_k: K; needed for ``active_experts="auto"`` only, which is the default.
+        top_k: K; needed for ``active_experts="auto"``, which is the default, and for a backend that takes as
+            many slots per row.
         least_active: M is at least this, whatever the settings say, but at most E.
         keep: Experts of this layer that are never replaced.
         scale: ``[E, E]``, float32, finite: factors for the weights of re-routed slots, or None. Copied.
@@ -174,7 +175,8 @@ def prepare_layer(
             "the share of an expert's output that its substitute gives; give scale, or min_gain=0"
         )
     where = torch.empty(0, device=device).device
-    backend = on_device(select(config.backend, where.type, E), config.backend, where, E)
+    K = top_k or 1
+    backend = on_device(select(config.backend, where.type, E, K), config.backend, where, E, K)
     # Tensors made in inference mode could not be updated outside it.
     with torch.inference_mode(False):
         raw = RawLayer(

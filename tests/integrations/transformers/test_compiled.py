@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import pytest
 import torch
+from functorch.compile import make_boxed_func
 from torch import nn
 from transformers import PreTrainedModel
 
 import sere.integrations.transformers as integration
+from sere.config import RerouteConfig
 from sere.errors import InputError
 from sere.integrations.transformers.compiled import is_compiled
+from sere.integrations.transformers.hooks import HookedLayer
+from sere.policies.sere import Sere
+from sere.reroute import COUNTERS, TokenBatch
+from sere.structure import find_experts
 from tests.support.decoding import decode, hook_count, prompts, random_table
 from tests.support.tiny import tiny_model
+
+CONFIG = RerouteConfig(select_top_k=1, active_experts=6, backend="reference")
 
 
 def test_a_compiled_model_is_refused(model: PreTrainedModel) -> None:
@@ -133,3 +143,31 @@ def test_layers_compiled_after_apply_are_re_routed(model: PreTrainedModel) -> No
         assert handle.stats()[0].steps == 5
         assert handle.activity().eligible == 5
     torch._dynamo.reset()
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_the_compiler_knows_what_stays_where_it_is(model: PreTrainedModel) -> None:
+    """What compiled code changes, a layer's counters, is an input of fixed address: CUDA graphs need that."""
+    # It warns of a part of PyTorch while it is imported.
+    from torch._inductor.compile_fx import compile_fx
+
+    layer = HookedLayer(find_experts(model)[0], Sere(random_table(model).layers, CONFIG), torch.device("cpu"))
+    fixed: list[tuple[int, ...]] = []
+    given: list[list[int]] = []
+
+    def inner(graph: torch.fx.GraphModule, inputs: list[torch.Tensor], **how: Any) -> Callable[..., object]:
+        fixed.append(tuple(how["static_input_idxs"]))
+        given.append([tensor.numel() for tensor in inputs if tensor.dtype is torch.int64])
+        return make_boxed_func(graph.forward)
+
+    def step(ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        return layer.route(TokenBatch(ids, weights)).ids + 0
+
+    ids = torch.arange(8, dtype=torch.int32).reshape(2, 4)
+    torch.compile(step, fullgraph=True, backend=partial(compile_fx, inner_compile=inner))(
+        ids, torch.rand(2, 4)
+    )
+    assert layer.counters[COUNTERS.index("steps")] == 1
+    # All inputs but ids and weights; the only one of int64 are the counters.
+    assert len(fixed[0]) == len(layer.router.tensors())
+    assert given == [[len(COUNTERS)]]

@@ -88,6 +88,7 @@ def prepared(
     requests: dict[str, Any] | None = None,
     moe: dict[str, Any] | None = None,
     gathers: bool | None = False,
+    rows: int = 64,
     **settings: Any,
 ) -> WorkerState:
     """A state whose layers are stand-ins for vLLM's runners, prepared as after loading.
@@ -110,7 +111,7 @@ def prepared(
         layer.do_naive_dispatch_combine = gathers
         layer.quant_method = SimpleNamespace(moe_kernel=SimpleNamespace(fused_experts=kernel))
         found.add(layer)
-    found.prepare(torch.device("cpu"), 64)
+    found.prepare(torch.device("cpu"), rows)
     return found
 
 

@@ -18,7 +18,7 @@ from sere.integrations.transformers.call import CurrentCall
 from sere.integrations.transformers.flat_experts import FlatExperts
 from sere.integrations.transformers.inputs import forward_names, named
 from sere.integrations.transformers.routers import find_router, scores_in
-from sere.policies.base import LayerShape, Policy
+from sere.policies.base import LayerRouter, LayerShape, Policy
 from sere.reroute import Routing, TokenBatch
 from sere.reroute.expert_counts import new_counts, route_counted
 from sere.structure import ExpertsLayer
@@ -58,9 +58,9 @@ class HookedLayer:
         self.name, self.policy = layer.name, policy
         self.shape = LayerShape(layer.index, layer.num_experts, layer.top_k)
         # Here and not in the first step, which a compiler may be tracing.
-        self.router = policy.bind(self.shape, device)
+        self.router = self._bind(device)
         self.scores: Tensor | None = None
-        self.experts = new_counts(layer.num_experts, device) if count_experts else None
+        self.experts = _static(new_counts(layer.num_experts, device)) if count_experts else None
         allowed = flatten if policy.changes_routing else "off"
         self.flat = FlatExperts(layer.module, layer.num_experts, layer.top_k, allowed)
 
@@ -82,13 +82,31 @@ class HookedLayer:
             return self.router(batch)
         return route_counted(self.router, batch, self.counters, self.experts)
 
+    def _bind(self, device: torch.device) -> LayerRouter:
+        """Bind the rule, and tell the compiler that what it reads and writes stays where it is."""
+        router = self.policy.bind(self.shape, device)
+        for tensor in router.tensors().values():
+            _static(tensor)
+        return router
+
     def _move(self, device: torch.device) -> None:
         """Bind the rule once more, where the layer is now; the counts go on."""
-        router = self.policy.bind(self.shape, device)
+        router = self._bind(device)
         router.counters.copy_(self.router.counters)
         self.router = router
         if self.experts is not None:
             self.experts = new_counts(self.shape.num_experts, device).copy_(self.experts)
+
+
+def _static(tensor: Tensor) -> Tensor:
+    """Tell the compiler that a tensor stays where it is, and return it.
+
+    PyTorch records no CUDA graph of compiled code that changes a tensor, as it does counters, unless it knows
+    that.
+    """
+    if not torch.compiler.is_compiling():
+        torch._dynamo.mark_static_address(tensor)
+    return tensor
 
 
 def hook_calls(

@@ -69,6 +69,7 @@ class BackendRecord:
         needs: An optional package, or None.
         install: The line that installs that package.
         most_experts: The largest E that it takes, or None for any.
+        most_slots: The largest K that it takes, or None for any.
         tries: Whether the module's ``why_not()`` has the last word, after the package is there.
     """
 
@@ -78,27 +79,31 @@ class BackendRecord:
     needs: str | None = None
     install: str = ""
     most_experts: int | None = None
+    most_slots: int | None = None
     tries: bool = False
 
-    def why_not(self, device_type: str, E: int = 1, index: int | None = None) -> str | None:
+    def why_not(self, device_type: str, E: int = 1, index: int | None = None, *, K: int = 1) -> str | None:
         """Return why this backend cannot run a layer of E experts on the device, or None if it can.
 
         Args:
             device_type: Such as ``"cuda"``.
             E: Number of experts.
             index: Which device of this type, or None for the current one.
+            K: Slots per row.
         """
-        reason = self.why_never(device_type, E)
+        reason = self.why_never(device_type, E, K)
         if reason is None and self.tries:
             reason = importlib.import_module(self.module).why_not(index)
         return reason
 
-    def why_never(self, device_type: str, E: int = 1) -> str | None:
+    def why_never(self, device_type: str, E: int = 1, K: int = 1) -> str | None:
         """Return what ``why_not`` can tell without touching the device: None where that has the last word."""
         if self.devices and device_type not in self.devices:
             return f"it needs {' or '.join(self.devices)} tensors, got {device_type} tensors"
         if self.most_experts is not None and self.most_experts < E:
             return f"it takes at most {self.most_experts} experts per layer, this one has {E}"
+        if self.most_slots is not None and self.most_slots < K:
+            return f"it takes at most {self.most_slots} slots per row, this layer has {K}"
         if self.needs is not None and not _installed(self.needs):
             return f"the package {self.needs} is not installed; {self.install}"
         return None
@@ -124,6 +129,7 @@ BACKENDS: Mapping[str, BackendRecord] = MappingProxyType(
                 needs="cuda.core",
                 install=how_to_install("cuda"),
                 most_experts=1024,
+                most_slots=32,
                 tries=True,
             ),
             BackendRecord(
@@ -133,6 +139,7 @@ BACKENDS: Mapping[str, BackendRecord] = MappingProxyType(
                 needs="triton",
                 install="PyTorch for CUDA brings it along, or run: pip install triton",
                 most_experts=1024,
+                most_slots=32,
                 tries=True,
             ),
         )
@@ -144,13 +151,14 @@ FASTEST: Mapping[str, tuple[str, ...]] = MappingProxyType({"cpu": ("cpu",), "cud
 
 
 @cache
-def select(backend: str, device_type: str, E: int = 1) -> str:
+def select(backend: str, device_type: str, E: int = 1, K: int = 1) -> str:
     """Return the name of the backend that runs on a device.
 
     Args:
         backend: A name, or ``"auto"``, which falls back and says why in one log line.
         device_type: Such as ``"cpu"`` or ``"cuda"``.
         E: Number of experts of the layer.
+        K: Its slots per row.
 
     Raises:
         ConfigError: No backend has this name.
@@ -158,17 +166,17 @@ def select(backend: str, device_type: str, E: int = 1) -> str:
     """
     if backend == "auto":
         return _first_of(
-            FASTEST.get(device_type, ()), lambda record: record.why_not(device_type, E), prefix=""
+            FASTEST.get(device_type, ()), lambda record: record.why_not(device_type, E, K=K), prefix=""
         )
     if backend not in BACKENDS:
         raise ConfigError(f"backend: got {backend!r}{did_you_mean(backend, ['auto', *BACKENDS])}")
-    reason = BACKENDS[backend].why_not(device_type, E)
+    reason = BACKENDS[backend].why_not(device_type, E, K=K)
     if reason is not None:
         raise BackendUnavailable(f"backend {backend!r} cannot run here: {reason}")
     return backend
 
 
-def on_device(backend: str, asked: str, device: torch.device, E: int = 1) -> str:
+def on_device(backend: str, asked: str, device: torch.device, E: int = 1, K: int = 1) -> str:
     """Return the backend for this very device, made ready there: ``select`` knows only the device's type.
 
     Args:
@@ -176,12 +184,13 @@ def on_device(backend: str, asked: str, device: torch.device, E: int = 1) -> str
         asked: What it was asked for; ``"auto"`` falls back with one log line.
         device: With its index.
         E: Number of experts of the layer.
+        K: Its slots per row.
 
     Raises:
         BackendUnavailable: The named backend cannot run on this device; the text says why.
     """
     record = BACKENDS[backend]
-    reason = record.why_not(device.type, E, device.index) if record.tries else None
+    reason = record.why_not(device.type, E, device.index, K=K) if record.tries else None
     if reason is None:
         return backend
     if asked != "auto":
@@ -189,9 +198,24 @@ def on_device(backend: str, asked: str, device: torch.device, E: int = 1) -> str
     order = FASTEST[device.type]
     return _first_of(
         order[order.index(backend) :],
-        lambda record: record.why_not(device.type, E, device.index),
+        lambda record: record.why_not(device.type, E, device.index, K=K),
         prefix=f"on {device}, ",
     )
+
+
+def why_not_fastest(backend: str, device: torch.device, E: int, K: int) -> str | None:
+    """Return why a layer runs with the torch backend though its device has a faster one; None if it has not.
+
+    Args:
+        backend: The one that runs.
+        device: With its index.
+        E: Number of experts of the layer.
+        K: Its slots per row.
+    """
+    if backend != "torch" or device.type not in FASTEST:
+        return None
+    first = FASTEST[device.type][0]
+    return BACKENDS[first].why_not(device.type, E, device.index, K=K)
 
 
 def _first_of(names: Sequence[str], why_not: Callable[[BackendRecord], str | None], *, prefix: str) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from sere.errors import ConfigError
+from sere.errors import BackendUnavailable, ConfigError
 from sere.integrations.vllm.start import checks
 from tests.support.vllm.standins import ALL
 
@@ -26,3 +26,10 @@ def test_misspelled_key(extra: Any, refused: bool, monkeypatch: pytest.MonkeyPat
             checks.check_request(extra, ALL)
     else:
         checks.check_request(extra, ALL)
+
+
+def test_layers_that_a_named_backend_does_not_take() -> None:
+    """A backend that was named and takes fewer slots per row than the model has stops the start."""
+    with pytest.raises(BackendUnavailable, match="at most 32 slots per row, this layer has 33"):
+        checks._check_backend("triton", "cuda", 128, 33)
+    checks._check_backend("auto", "cuda", 128, 33)

@@ -1,11 +1,18 @@
-"""One MoE layer of an engine: which decoder layer it is."""
+"""One MoE layer of an engine: which decoder layer it is, and what its rule is given."""
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import pytest
+import torch
 
 from sere.errors import UnsupportedEngine
 from sere.integrations.vllm.worker.layer import layer_index
+from sere.integrations.vllm.worker.row_budgets import RowBudgets
+from sere.reroute import TokenBatch
+from tests.support.vllm.standins import prepared
 
 
 @pytest.mark.parametrize(
@@ -16,3 +23,21 @@ def test_layer_index(name: str) -> None:
     assert layer_index(name) == 3
     with pytest.raises(UnsupportedEngine, match="expected a decoder-layer index"):
         layer_index("experts")
+
+
+@pytest.mark.parametrize("rows", [0, 3, 5], ids=["exact", "some", "all"])
+def test_the_kernel_is_told_how_many_rows_are_real(any_table: Any, rows: int) -> None:
+    """What a kernel reads says where the rows of requests end, and changes neither ids nor weights."""
+    layer = prepared(any_table, {}, torch.nn.Module).layers[0]
+    seen: list[TokenBatch] = []
+    route: Any = layer.router
+    layer.router = lambda batch: seen.append(batch) or route(batch)  # type: ignore[assignment, func-returns-value]
+    ids = torch.arange(20, dtype=torch.int32).reshape(5, 4) % 16
+    weights, found = torch.rand(5, 4), []
+    for counted in (True, False):
+        layer.budgets = RowBudgets(8, torch.device("cpu"), counted=counted)
+        layer.budgets.announce(np.ones(rows, dtype=np.int32))
+        layer.budgets.skip = False
+        found.append(layer.route(ids, weights, torch.zeros(5, 16)))
+    assert [batch.num_tokens for batch in seen] == [torch.tensor([rows]), None]
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))

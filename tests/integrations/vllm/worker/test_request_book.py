@@ -80,3 +80,47 @@ def test_any_fault_in_the_worker_protects(value: Any) -> None:
     book.update(step(news=(new("a", 3, value), new("b", 3))))
     found = book.budgets(step(cached={"a": 3, "b": 3}), ["a", "b"], np.array([1, 1]))
     assert found.budgets.tolist() == [PROTECTED, LAYER_BUDGET]
+
+
+DECODE = {"a": 1, "c": 1}
+
+
+def decode(book: RequestBook, computed: dict[str, int], counts: dict[str, int] | None = None) -> Any:
+    given = DECODE if counts is None else counts
+    return book.budgets(step(cached=computed), list(given), np.array(list(given.values())))
+
+
+def test_a_batch_that_goes_on_decoding_costs_nothing(book: RequestBook) -> None:
+    """If each request of a batch goes on by one token, the step's rows are those of the step before."""
+    first = decode(book, {"a": 5, "c": 3})
+    assert first.budgets.tolist() == [LAYER_BUDGET, 1]
+    assert decode(book, {"a": 6, "c": 4}) is first
+    assert decode(book, {"a": 7, "c": 5}) is first
+    assert decode(book, {"c": 6, "a": 8}, {"c": 1, "a": 1}).budgets.tolist() == [1, LAYER_BUDGET]
+
+
+@pytest.mark.parametrize(
+    ("computed", "counts", "expected"),
+    [
+        ({"a": 4, "c": 4}, DECODE, [PROTECTED, 1]),
+        ({"a": 0, "c": 4}, {"a": 5, "c": 1}, [*[PROTECTED] * 5, 1]),
+        ({"a": 6, "c": 4}, {"a": 2, "c": 1}, [PROTECTED, PROTECTED, 1]),
+        ({"a": 6}, {"a": 1}, [LAYER_BUDGET]),
+    ],
+    ids=["set back to its last prompt token", "set back to its start", "two tokens", "one is gone"],
+)
+def test_a_batch_that_does_not_go_on(
+    book: RequestBook, computed: dict[str, int], counts: dict[str, int], expected: list[int]
+) -> None:
+    """A request that was set back, as when its cache could not be loaded, is seen in the very next step."""
+    decode(book, {"a": 5, "c": 3})
+    assert decode(book, computed, counts).budgets.tolist() == expected
+
+
+def test_other_steps_in_between(book: RequestBook) -> None:
+    """Drafted tokens and ``phases="all"`` are looked at anew, and so is the step after them."""
+    first = decode(book, {"a": 5, "c": 3})
+    drafted = step(cached={"a": 6, "c": 4}, drafts={"a": [1]})
+    assert budgets(book, drafted, {"a": 2, "c": 1}) == [LAYER_BUDGET, LAYER_BUDGET, 1]
+    assert decode(book, {"a": 8, "c": 5}) is not first
+    assert budgets(book, step(cached={"a": 2, "c": 1}), DECODE, all_phases=True) == [LAYER_BUDGET, 1]

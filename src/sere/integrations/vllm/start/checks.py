@@ -42,7 +42,8 @@ def check_start(vllm_config: Any) -> None:
     table = tables.load_table(path, model_config)
     tables.check_same(path, table, config.table_digest)
     check_fit(table.settings(config.reroute), table.layers)
-    _check_backend(config.reroute.backend, vllm_config.device_config.device_type, table.num_experts)
+    device_type, K = vllm_config.device_config.device_type, table.identity.top_k
+    _check_backend(config.reroute.backend, device_type, table.num_experts, K)
     allowed = tables.allowed_of_requests(table, config)
     # Workers may run in another folder, or on another machine with another file there.
     settings = dict(values or {}) | {
@@ -114,13 +115,13 @@ def _refusal() -> type[ConfigError]:
     return ConfigError if theirs is None else type("RequestRefused", (theirs, ConfigError), {})
 
 
-def _check_backend(backend: str, device_type: str, E: int) -> None:
+def _check_backend(backend: str, device_type: str, E: int, K: int) -> None:
     """Refuse a backend that no worker could run; the device itself is left to them.
 
     Raises:
         BackendUnavailable: It was named and is for other devices or smaller layers, or lacks its package.
     """
-    reason = None if backend == "auto" else BACKENDS[backend].why_never(device_type, E)
+    reason = None if backend == "auto" else BACKENDS[backend].why_never(device_type, E, K)
     if reason is not None:
         raise BackendUnavailable(f"backend {backend!r} cannot run here: {reason}")
 

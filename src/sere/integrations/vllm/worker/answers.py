@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
-from sere.errors import SereError
+from sere.errors import ConfigError
 from sere.integrations.vllm.worker.state import WorkerState
 
 logger = logging.getLogger("vllm.sere")
@@ -25,15 +25,15 @@ def answering(state: WorkerState, what: str, call: Callable[..., Answer]) -> Cal
         call: The function.
 
     Returns:
-        What it returns, or ``{"error": text}`` for what the caller did wrong, or ``{"failure": text}`` for
-        everything else, such as memory that is full.
+        What it returns, or ``{"error": text}`` for settings that the caller got wrong, or
+        ``{"failure": text}`` for everything else, such as memory that is full or an error of our own.
     """
 
     def answer(*args: Any) -> Answer:
         try:
             with state.lock:
                 return call(*args)
-        except SereError as error:
+        except ConfigError as error:
             return {"error": str(error)}
         except Exception as error:
             logger.exception("sere: %s failed", what)

@@ -145,7 +145,8 @@ class RoutedLayer:
         scores = logits[:, : self.shape.num_experts] if self.needs_scores else None
         # Some kernels ask for uint32 or int16 ids.
         narrow = ids if ids.dtype in ID_DTYPES else ids.to(torch.int32)
-        batch = TokenBatch(narrow, weights, budgets.at(ids.shape[0], self.share), None, scores)
+        rows, real = budgets.at(ids.shape[0], self.share), budgets.real_of(self.share)
+        batch = TokenBatch(narrow, weights, rows, real, scores)
         if self.experts is None:
             routing = router(batch)
         else:

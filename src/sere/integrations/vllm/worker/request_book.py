@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from itertools import repeat
 from typing import Any, NamedTuple
 
@@ -14,8 +16,9 @@ from sere.integrations.vllm.tiers import NOTHING, OFF, PROTECTED, Allowed, Asked
 from sere.reroute.constants import LAYER_BUDGET
 
 
-class StepRows(NamedTuple):
-    """What the rows of a step are.
+@dataclass(frozen=True, eq=False)
+class StepRows:
+    """What the rows of a step are; steps that do not differ share one.
 
     Attributes:
         budgets: Of every row, ``[N]``, int32: ``LAYER_BUDGET`` where the request has no S of its own.
@@ -27,12 +30,12 @@ class StepRows(NamedTuple):
     decoding: int
     tiers: frozenset[str | None]
 
-    @property
+    @cached_property
     def alike(self) -> bool:
         """Whether every row has the layers' own S."""
         return bool((self.budgets == LAYER_BUDGET).all())
 
-    @property
+    @cached_property
     def protected(self) -> int:
         """How many rows keep their experts."""
         return int(np.count_nonzero(self.budgets == PROTECTED))
@@ -48,6 +51,8 @@ class StepRows(NamedTuple):
         Args:
             layers_least: The smallest S of any layer, for rows without one of their own.
         """
+        if self.alike:
+            return layers_least
         if self.budgets.min() != LAYER_BUDGET:
             return int(self.budgets.min())
         return int(np.where(self.budgets == LAYER_BUDGET, layers_least, self.budgets).min())
@@ -73,6 +78,18 @@ class _Batch(NamedTuple):
     tiers: dict[int, str | None]
 
 
+class _Decoded(NamedTuple):
+    """A step in which every request of its batch decoded one token.
+
+    Attributes:
+        rows: What its rows were.
+        computed: The sum of what its requests had computed.
+    """
+
+    rows: StepRows
+    computed: int
+
+
 # Longer than any prompt: a request that is not known never decodes.
 _UNKNOWN = MOST_INT
 
@@ -80,7 +97,8 @@ _UNKNOWN = MOST_INT
 class RequestBook:
     """What is known about the requests that are running: their prompts' lengths and what they ask for.
 
-    A step of the same batch as the one before takes a few operations on arrays, whatever its size.
+    A step of the same batch as the one before takes a few operations on arrays, whatever its size; if all of
+    its requests go on decoding, a comparison of lists and a sum.
 
     Args:
         allowed: What requests may ask for.
@@ -93,6 +111,7 @@ class RequestBook:
         self._asking: dict[str, Asked] = {}
         self._with_images: dict[str, int] = {}
         self._batch: _Batch | None = None
+        self._decoded: _Decoded | None = None
 
     def __len__(self) -> int:
         return len(self._prompts)
@@ -165,6 +184,13 @@ class RequestBook:
             all_phases: Treat rows of prompts as decoded ones.
         """
         cached = scheduler_output.scheduled_cached_reqs
+        drafts = scheduler_output.scheduled_spec_decode_tokens
+        total, last = sum(cached.num_computed_tokens), self._decoded
+        if drafts or all_phases or self._batch is None:
+            last = None
+        if last is not None and self._goes_on(last.computed, total, names, counts, len(cached.req_ids)):
+            self._decoded = _Decoded(last.rows, total)
+            return last.rows
         batch = self._batch
         if batch is None or batch.names != names or batch.listed != cached.req_ids:
             self._batch = batch = self._read(names, cached.req_ids)
@@ -172,8 +198,9 @@ class RequestBook:
             decoding = batch.prompts < _UNKNOWN
         else:
             # A request that the scheduler does not list is new: nothing of it has been computed.
-            computed = np.array([*cached.num_computed_tokens, -1], dtype=np.int64)[batch.order]
-            drafts = scheduler_output.scheduled_spec_decode_tokens
+            known = np.full(len(cached.req_ids) + 1, -1, dtype=np.int64)
+            known[:-1] = np.fromiter(cached.num_computed_tokens, np.int64, len(cached.req_ids))
+            computed = known[batch.order]
             tokens: Any = 1
             if drafts:
                 tokens = [1 + len(drafts.get(name, ())) for name in names]
@@ -184,7 +211,34 @@ class RequestBook:
         tiers = {batch.tiers[index] for index in asking if batch.wanted[index] != PROTECTED}
         if count > len(asking):
             tiers.add(None)
-        return StepRows(np.repeat(chosen, counts), count, frozenset(tiers))
+        rows = StepRows(np.repeat(chosen, counts), count, frozenset(tiers))
+        # Without drafts, each of them has one row.
+        all_decode = not (drafts or all_phases) and count == len(names) == len(batch.listed)
+        self._decoded = _Decoded(rows, total) if all_decode else None
+        return rows
+
+    def _goes_on(
+        self, before: int, total: int, names: Sequence[str], counts: npt.NDArray[Any], listed: int
+    ) -> bool:
+        """Whether all requests of the last step, which decoded there, went on by one token and decode again.
+
+        None can have gone on by more than the one token that it was given. So if all together went on by as
+        many tokens as they are, none has been set back, which would make its next rows parts of a prompt.
+
+        Args:
+            before: The sum of what the requests of the last step had computed.
+            total: The sum of what those have computed that the scheduler lists.
+            names: The requests in the order of the model runner's batch.
+            counts: Scheduled tokens of each, ``[len(names)]``.
+            listed: How many the scheduler lists; if as many as the batch has, the same ones.
+        """
+        assert self._batch is not None
+        return (
+            total == before + len(names)
+            and listed == len(names)
+            and self._batch.names == names
+            and bool((counts == 1).all())
+        )
 
     def _read(self, names: Sequence[str], listed: Sequence[str]) -> _Batch:
         """Look up the requests of a batch."""

@@ -21,34 +21,45 @@ class RowBudgets:
     Args:
         rows: Most rows of a step.
         device: Where the layers run.
+        counted: Whether `real` is there; None for where a kernel gains by it, which is not on a CPU.
 
     Attributes:
         tensor: ``[rows]``, int32: S of a request, ``LAYER_BUDGET``, ``PROTECTED`` or ``PADDING_BUDGET``.
+        real: ``[1]``, int32: from which row on all are padding; None where nobody asks. Captured code reads
+            it, too, so that a captured kernel does not look at the rows of a step that re-routes nothing.
         skip: Whether layers whose Python runs in this step need not look at it: no row can be re-routed.
             False in dummy steps, which may warm up what is captured next.
         largest: The largest budget of the step's rows; ``PROTECTED`` where the step is exact.
     """
 
-    def __init__(self, rows: int, device: torch.device) -> None:
+    def __init__(self, rows: int, device: torch.device, *, counted: bool | None = None) -> None:
         self.tensor = torch.full((rows,), PADDING_BUDGET, dtype=torch.int32, device=device)
+        self.real: Tensor | None = None
+        if device.type != "cpu" if counted is None else counted:
+            self.real = torch.zeros(1, dtype=torch.int32, device=device)
         self.skip = False
         self.largest = PROTECTED
         self._written = np.empty(0, dtype=np.int32)
+        self._announced: npt.NDArray[np.int32] | None = None
 
     def announce(self, budgets: npt.NDArray[np.int32]) -> bool:
         """Write the budgets of the coming step's rows, ``[N]``; the rows after them are padding.
 
-        If no row can be re-routed the step is exact.
+        If no row can be re-routed the step is exact. The array is not changed afterward: the same one again
+        costs nothing.
 
         Returns:
             Whether the step re-routes.
         """
+        if budgets is self._announced:
+            return True
         if not budgets.size or int(budgets.min()) >= PROTECTED:
             self.exact()
             return False
         self.skip = False
         self.largest = int(budgets.max())
         self._write(budgets)
+        self._announced = budgets
         return True
 
     def exact(self, *, dummy: bool = False) -> None:
@@ -58,7 +69,7 @@ class RowBudgets:
             dummy: Whether it is not a step of requests, but may be one before graphs are captured.
         """
         self.skip = not dummy
-        self.largest = PROTECTED
+        self.largest, self._announced = PROTECTED, None
         self._write(np.empty(0, dtype=np.int32))
 
     def at(self, rows: int, share: int = 0) -> Tensor:
@@ -70,6 +81,10 @@ class RowBudgets:
                 ``rows`` rows, share 1 the next.
         """
         return self.tensor.narrow(0, share * rows, rows)
+
+    def real_of(self, share: int = 0) -> Tensor | None:
+        """Return `real` for the rows of a share, which later shares do not have: theirs begin further on."""
+        return self.real if share == 0 else None
 
     def _write(self, budgets: npt.NDArray[np.int32]) -> None:
         """Copy what differs from the last step; a steady batch costs a comparison and no copy."""
@@ -83,4 +98,7 @@ class RowBudgets:
         # A fresh pinned buffer each time: torch does not reuse it before the copy has run, so a step
         # that is scheduled ahead cannot overwrite what the one before has not read yet.
         self.tensor[:width].copy_(host, non_blocking=True)
+        if self.real is not None and len(budgets) != len(self._written):
+            # The number is part of the launch: nothing is copied from the host.
+            self.real.fill_(len(budgets))
         self._written = budgets.copy()

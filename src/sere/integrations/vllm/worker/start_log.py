@@ -7,6 +7,8 @@ import logging
 from sere.integrations.vllm.start import features
 from sere.integrations.vllm.worker.state import WorkerState
 from sere.policies.how_many import how_many
+from sere.policies.sere import SereRouter
+from sere.reroute.backends.registry import why_not_fastest
 
 # A child of vLLM's logger: its lines come out where and as the engine's own do, in every process.
 logger = logging.getLogger("vllm.sere")
@@ -29,6 +31,7 @@ def log_start(state: WorkerState) -> None:
             "docs/vllm-compatibility.md (--moe-backend chooses one)",
             state.kernel or "in use",
         )
+    warn_of_backend(state)
     warn_of_settings(state)
 
 
@@ -50,6 +53,27 @@ def _factors(state: WorkerState) -> str:
     """Say whether weights of re-routed slots are scaled."""
     known = any(state.table.layers[shape.index].scale is not None for shape in state.shapes)
     return "on" if known and state.config.use_scale is not False else "off"
+
+
+def warn_of_backend(state: WorkerState) -> None:
+    """Warn, once for each shape of a layer, if tensor operations run where a compiled backend could."""
+    if state.config.backend != "auto":
+        return
+    found = {
+        (layer.shape.num_experts, layer.shape.top_k): layer.router.prepared
+        for layer in state.layers.values()
+        if isinstance(layer.router, SereRouter)
+    }
+    for (E, K), prepared in sorted(found.items(), key=lambda item: item[0]):
+        reason = why_not_fastest(prepared.backend, prepared.device, E, K)
+        if reason is not None:
+            logger.warning(
+                "sere: layers with %d experts and %d slots per row are re-routed with the slow backend torch "
+                "(about a hundred operations per layer and step): %s",
+                E,
+                K,
+                reason,
+            )
 
 
 def warn_of_settings(state: WorkerState) -> None:

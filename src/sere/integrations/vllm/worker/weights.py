@@ -7,6 +7,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from threading import get_ident
 from typing import Any
 
 from sere.defaults import OLD_TABLE
@@ -26,11 +27,13 @@ def without_table(table: Path) -> Iterator[None]:
     """
     from vllm.model_executor.model_loader import default_loader
 
-    choose = default_loader.filter_duplicate_safetensors_files
+    choose, loader = default_loader.filter_duplicate_safetensors_files, get_ident()
 
     @functools.wraps(choose)
     def filtered(files: list[str], *args: Any, **kwargs: Any) -> list[str]:
-        weights = [file for file in files if not _is_table(Path(file), table)]
+        # Another thread may load the model of another engine, whose table is another.
+        mine = get_ident() == loader
+        weights = [file for file in files if not (mine and _is_table(Path(file), table))]
         chosen: list[str] = choose(weights, *args, **kwargs)
         return chosen
 

@@ -63,7 +63,8 @@ SERE_INLINE int rank_in_row(const Call<Id, W>& call, const Thread& thread, const
 }
 
 // Steps 1 and 2, and what step 3 asks of the rows: which experts occur, which are fixed or in kept slots, their masses.
-// Every block looks at all rows, its own tile first: cheaper than to wait for each other.
+// Every block looks at all rows below N, its own tile first: cheaper than to wait for each other. N is the same for all
+// threads, so they leave the loop together.
 template <class Id, class W>
 SERE_INLINE void vote(
     const Call<Id, W>& call, const Thread& thread, Block& block, int tile, const Slot<Id, W>& first, int N
@@ -71,10 +72,11 @@ SERE_INLINE void vote(
     const int rows = tile_rows(call, thread);
     Slot<Id, W> mine = first;
     int real = 0, free = 0, valid = 0;
+    // A tile from N on holds padding alone: one that is the block's own is looked at beside those below N.
 #pragma unroll 1
-    for (int left = call.T - rows; ; left -= rows) {
+    for (int left = tile < N ? N - rows : N; ; left -= rows) {
         Slot<Id, W> next = {};
-        tile = tile + rows < call.T ? tile + rows : 0;
+        tile = tile + rows < N ? tile + rows : 0;
         if (left > 0) next = Slot<Id, W>::load(call, thread, tile);
         const int rank = rank_in_row(call, thread, mine);
         if (mine.valid) {

@@ -53,9 +53,13 @@ def vote(
     K: tl.constexpr, KP: tl.constexpr, E: tl.constexpr, R: tl.constexpr, KIND: tl.constexpr,
 ):  # fmt: skip
     """Steps 1 and 2, and of 3 what rows say: each expert's class and mass, and the rows that count."""
+    number = real_rows(num_tokens_p, T, N, given)
+    # Rows from there on are padding: a program that has no others has nothing to say.
+    if (tl.program_id(0) * R).to(tl.int64) >= number:
+        return
     rows, slots = tl.program_id(0) * R + tl.arange(0, R), tl.arange(0, KP)
     _, there, ids, bits = load_slots(ids_p, weights_p, rows, T, K, KP)
-    budget = row_budgets(budgets_p, limits_p, rows, T, real_rows(num_tokens_p, T, N, given), given, K)
+    budget = row_budgets(budgets_p, limits_p, rows, T, number, given, K)
     weight = value_of(bits, KIND)
     real = budget >= 0
     valid = there & (ids >= 0) & (ids < E) & real[:, None] & ((weight < 0) | (weight > 0))

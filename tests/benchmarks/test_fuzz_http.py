@@ -1,0 +1,87 @@
+"""What the fuzzer of the HTTP routes sends, and what it counts as wrong; the long run is started by hand."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+import pytest
+
+pytest.importorskip("hypothesis")
+
+from fuzz_http import Sender, _fuzz_route, pauses, spread
+from fuzz_requests import ROUTES, Route
+from sere.integrations.vllm.client.http_routes import Endpoint
+from sere.integrations.vllm.live.page import LIVE, PATH
+
+
+class _Routes:
+    """A web application that only notes its routes."""
+
+    def __init__(self) -> None:
+        self.found: set[tuple[str, str]] = set()
+
+    def add_route(self, path: str, _: object, methods: list[str]) -> None:
+        self.found.update((method, path) for method in methods)
+
+
+def test_every_route_is_fuzzed() -> None:
+    """All routes that a server has are fuzzed, and what the port for metrics answers."""
+    app = _Routes()
+    Endpoint().attach_router(app)
+    assert {(one.method, one.path) for one in ROUTES if not one.on_port} == app.found
+    assert {one.path for one in ROUTES if one.on_port} == {"/metrics", LIVE, PATH}
+    assert len({one.name for one in ROUTES}) == len(ROUTES)
+
+
+class _Answers(BaseHTTPRequestHandler):
+    """Refuses what is wrong, and fails where a query has a certain byte."""
+
+    asked: list[str] = []  # noqa: RUF012 -- of each test
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        self.asked.append(self.path)
+        fails = self.server.server_name and "since" in self.path and self.path.startswith("/fails")
+        self.send_response(500 if fails else 200 if self.headers.get("x-sere-admin-key") else 401)
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
+@pytest.fixture
+def url() -> Iterator[str]:
+    with HTTPServer(("127.0.0.1", 0), _Answers) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+@pytest.mark.parametrize(("path", "wrong"), [("/fine", 0), ("/fails", 1)])
+def test_an_error_of_the_server_is_found(url: str, path: str, wrong: int) -> None:
+    """Whatever is sent, only a status from 500 on is wrong, and the request that led to it is kept."""
+    sender = Sender(url, "key")
+    _fuzz_route(sender, Route("POST", path), 60, 1)
+    assert len(sender.wrong) == wrong
+    assert all("/fails: 500" in text and "since" in text for text in sender.wrong)
+    assert sender.statuses["200"] > 0
+
+
+@pytest.mark.parametrize(
+    ("fuzzed", "control", "words"),
+    [
+        ([5.0, 99.0], [5.0], []),
+        ([5.0, 101.0], [99.0], ["1 tokens"]),
+        ([150.0], [120.0], ["too: use a machine"]),
+    ],
+    ids=["none", "a pause", "a busy machine"],
+)
+def test_pauses_are_judged_plainly(fuzzed: list[float], control: list[float], words: list[str]) -> None:
+    """More than 100 ms between two tokens is wrong, whatever the control has."""
+    found = pauses(spread(fuzzed), spread(control))
+    assert len(found) == len(words)
+    assert all(word in text for word, text in zip(words, found, strict=True))

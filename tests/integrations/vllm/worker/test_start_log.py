@@ -1,0 +1,49 @@
+"""What the log says at the start of re-routing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from types import MappingProxyType
+from typing import Any
+
+import pytest
+import torch
+
+from sere.integrations.vllm.worker.start_log import describe, log_start
+from sere.reroute.backends import registry
+from tests.support.vllm.standins import CPUUnquantizedExperts, prepared
+
+
+@pytest.mark.parametrize("backend", ["reference", "torch"])
+def test_the_line_names_the_backend(any_table: Any, backend: str) -> None:
+    """The line that says that re-routing is active ends with what runs it."""
+    state = prepared(any_table, {}, torch.nn.Module, backend=backend)
+    assert describe(state).endswith(f", backend {backend}")
+
+
+@pytest.fixture
+def narrow_backend(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A compiled backend that takes three slots per row."""
+    narrow = replace(registry.BACKENDS["cpu"], most_slots=3)
+    monkeypatch.setattr(registry, "BACKENDS", MappingProxyType({**registry.BACKENDS, "cpu": narrow}))
+    registry.select.cache_clear()
+    yield
+    registry.select.cache_clear()
+
+
+@pytest.mark.usefixtures("narrow_backend")
+@pytest.mark.parametrize(("backend", "lines"), [("auto", 1), ("torch", 0)], ids=["chosen", "named"])
+def test_layers_that_no_compiled_backend_takes(
+    any_table: Any, caplog: pytest.LogCaptureFixture, backend: str, lines: int
+) -> None:
+    """Where tensor operations run because a layer is too large, the start says so, once for its shape."""
+    kernel = CPUUnquantizedExperts()
+    state = prepared(any_table, {}, torch.nn.Module, kernel=kernel, backend=backend)
+    assert state.backends == ["torch"]
+    with caplog.at_level("WARNING", logger="vllm.sere"):
+        caplog.clear()
+        log_start(state)
+    slow = [line for line in caplog.messages if "with the slow backend torch" in line]
+    assert len(slow) == lines
+    assert all(line.endswith("at most 3 slots per row, this layer has 4") for line in slow)

@@ -1,0 +1,211 @@
+"""Compare the predicted time of a decode step with the records of timed engines.
+
+Run ``python benchmarks/step_time.py`` (``--measure`` also measures this machine's ceilings, on an idle
+machine). Each record of a re-routed engine on a CPU gives a measured ratio to ``off`` and, from the
+experts and slots that it counted, a predicted one. Records of a processor whose ceilings were measured are
+predicted from these. For all other records of one processor, model and commit, the two ceilings are those
+that fit their times best: their errors say how right the form of the prediction is, not how right the
+ceilings are.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from functools import cache
+from pathlib import Path
+from statistics import fmean, median
+from typing import Any
+
+import torch
+from tabulate import tabulate
+
+from sere.bench.shapes import SHAPES, shape_config
+from sere.files import atomic_path
+from sere.provenance import describe_processor, provenance
+from sere.report.former import REPLAY, modernize
+from sere.step_time import Ceilings, StepWeights, measure, step_seconds
+
+RESULTS = Path("benchmarks/results")
+RECORDS = ("serve.jsonl", "serve_emulated.jsonl", "serve_engines.jsonl")
+DEFAULT_OUT = RESULTS / "step_time.json"
+# Floating point operations per byte read: where the best fit is looked for.
+_BALANCES = [10 ** (exponent / 50) for exponent in range(-50, 151)]
+
+Record = Mapping[str, Any]
+
+
+def read(files: Sequence[Path]) -> list[Record]:
+    """Return the records of decode steps on a CPU whose experts were counted, with today's names."""
+    lines = [line for file in files if file.exists() for line in file.read_text("utf-8").splitlines()]
+    records = [modernize(json.loads(line)) for line in lines]
+    return [
+        one
+        for one in records
+        if one.get("measure", "tpot") == "tpot"
+        and one["experts"] is not None
+        and not one["setting"].startswith((REPLAY, "vanilla"))
+    ]
+
+
+def key(record: Record) -> tuple[Any, ...]:
+    """Return which records one machine's ceilings hold for: processor, threads, dtype, model, mode, commit."""
+    made, subject = record["provenance"], record["subject"]
+    machine = made["machine"]
+    commit = (made["commit"] or "unknown")[:10]
+    dtype = subject.get("dtype", "bfloat16")
+    mode = record["config"]["mode"]
+    return describe_processor(machine), machine["threads"], dtype, subject["model"], mode, commit
+
+
+@cache
+def weights_of(model: str, layers: int | None, dtype: str) -> StepWeights:
+    """Return the weights of a preset with so many layers; None for all."""
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        config = shape_config(model, layers=layers)
+        return StepWeights.of(AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype)))
+
+
+def seconds(record: Record, ceilings: Ceilings, *, complete: bool = False, off: bool = False) -> float:
+    """Return the predicted time of a record's step.
+
+    Args:
+        record: The record.
+        ceilings: The machine's.
+        complete: Of the complete model, not of its first layers.
+        off: Without re-routing.
+    """
+    subject, experts, rows = record["subject"], record["experts"], int(record["batch_size"])
+    layers = None if complete else subject["layers"]
+    slots = rows * int(subject["top_k"])
+    return step_seconds(
+        weights_of(subject["model"], layers, subject.get("dtype", "bfloat16")),
+        ceilings,
+        rows=rows,
+        experts=experts["distinct_before" if off else "distinct_after"],
+        pairs=slots if off else slots * experts.get("slots_computed", 1.0),
+    )
+
+
+def fit(records: Sequence[Record]) -> Ceilings:
+    """Return the two ceilings at which the predicted times differ least from the measured ones, relatively."""
+    best = (math.inf, Ceilings(1.0, 1.0))
+    for balance in _BALANCES:
+        unit = Ceilings(1.0, balance)
+        # At a given balance, all times are in proportion to the bytes per second.
+        logs = [math.log(seconds(one, unit) * 1e3 / one["tpot_ms"]["p50"]) for one in records]
+        rate = math.exp(fmean(logs))
+        worst = sum((one - fmean(logs)) ** 2 for one in logs)
+        if worst < best[0]:
+            best = (worst, Ceilings(rate, rate * balance))
+    return best[1]
+
+
+def compare(records: Sequence[Record], measured: Mapping[Any, Ceilings]) -> list[dict[str, Any]]:
+    """Return a group for each machine, model, mode and commit, with its cells; JSON-ready.
+
+    Args:
+        records: What `read` returned.
+        measured: Ceilings by processor, threads and dtype.
+    """
+    groups: dict[Any, list[Record]] = {}
+    for record in records:
+        groups.setdefault(key(record), []).append(record)
+    found = []
+    for own, members in groups.items():
+        processor, threads, dtype, model, mode, commit = own
+        known = measured.get((processor, threads, dtype))
+        ceilings = known or replace(fit(members), dtype=dtype, threads=threads)
+        cells = [_cell(one, ceilings) for one in members if one["setting"] != "off"]
+        found.append({
+            "processor": processor, "threads": threads, "dtype": dtype, "model": model, "mode": mode,
+            "commit": commit, "ceilings": asdict(ceilings), "measured": known is not None, "cells": cells,
+        } | errors(cells))  # fmt: skip
+    return found
+
+
+def errors(cells: Sequence[Record]) -> dict[str, float | int]:
+    """Return the median and the largest relative error of predicted ratios, and the number of cells.
+
+    The ratio of the complete model counts where two depths were timed, that of the timed layers elsewhere.
+    """
+    all_of_them = [abs(one["error"]) for one in cells]
+    return {"cells_compared": len(cells), "median_error": median(all_of_them), "largest_error": max(all_of_them)}
+
+
+def _cell(record: Record, ceilings: Ceilings) -> dict[str, Any]:
+    complete = record.get("complete_model")
+    source = complete or record
+    predicted = seconds(record, ceilings, complete=complete is not None)
+    off = seconds(record, ceilings, complete=complete is not None, off=True)
+    ratio = source["speedup"]["p50"]
+    time = (complete["time_ms"] if complete else record["tpot_ms"]["p50"]) / 1e3
+    return {
+        "rows": record["batch_size"],
+        "setting": record["setting"],
+        "layers": complete["layers"] if complete else record["subject"]["layers"],
+        "experts_before": record["experts"]["distinct_before"],
+        "experts_after": record["experts"]["distinct_after"],
+        "measured_ratio": ratio,
+        "predicted_ratio": off / predicted,
+        "error": off / predicted / ratio - 1,
+        "measured_ms": time * 1e3,
+        "predicted_ms": predicted * 1e3,
+    }
+
+
+def main() -> None:
+    """Compare, print a line for each group, and write the record."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--measure", action="store_true", help="measure this machine's ceilings, and keep them")
+    parser.add_argument("--threads", type=int, help="for --measure: threads of the CPU (default: PyTorch's)")
+    parser.add_argument("--records", type=Path, nargs="*", default=[RESULTS / name for name in RECORDS])
+    parser.add_argument("--out", type=Path, default=DEFAULT_OUT)
+    args = parser.parse_args()
+    kept = json.loads(args.out.read_text("utf-8"))["ceilings"] if args.out.exists() else []
+    if args.measure:
+        kept = [*kept, measure_here(args.threads)]
+    measured = {
+        (one["processor"], one["ceilings"]["threads"], one["ceilings"]["dtype"]): Ceilings(**one["ceilings"])
+        for one in kept
+    }
+    groups = compare(read(args.records), measured)
+    headers = ["processor", "threads", "model", "mode", "commit", "ceilings", "cells", "median", "largest"]
+    print(tabulate([_row(one) for one in groups], headers))
+    value = {
+        "format": "sere-step-time-1",
+        "shapes": sorted({one["model"] for one in groups} & set(SHAPES)),
+        "ceilings": list({(one["processor"], one["ceilings"]["threads"]): one for one in kept}.values()),
+        "groups": groups,
+        "provenance": provenance(),
+    }
+    with atomic_path(args.out) as temporary:
+        temporary.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+
+
+def measure_here(threads: int | None) -> dict[str, Any]:
+    """Return this machine's processor and ceilings, JSON-ready."""
+    ceilings = measure("cpu", torch.bfloat16, threads)
+    made = provenance()
+    return {
+        "processor": describe_processor(made["machine"]),
+        "ceilings": asdict(ceilings),
+        "provenance": made,
+    }
+
+
+def _row(group: Mapping[str, Any]) -> list[Any]:
+    return [
+        group["processor"][:40], group["threads"], group["model"], group["mode"], group["commit"],
+        "measured" if group["measured"] else "fitted", group["cells_compared"],
+        f"{100 * group['median_error']:.0f} %", f"{100 * group['largest_error']:.0f} %",
+    ]  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,7 @@
+"""What to expect of a model that nobody has prepared, from its config alone: engines, calibration, speedup."""
+
+from sere.outlook.calibration import Way, ways_to_calibrate
+from sere.outlook.model import Unprepared, look_at
+from sere.outlook.speedup import ROWS, Step, expect_steps
+
+__all__ = ["ROWS", "Step", "Unprepared", "Way", "expect_steps", "look_at", "ways_to_calibrate"]

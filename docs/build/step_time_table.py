@@ -8,6 +8,8 @@ from cells import conditions, table
 from records import Record, read_json
 
 _RECORD = "step_time.json"
+# Of a processor that its records do not tell from another one of the same name.
+_EMULATED = "serve_emulated.jsonl"
 
 
 def step_time() -> str:
@@ -15,14 +17,14 @@ def step_time() -> str:
     record = read_json(_RECORD)
     rows = [
         [
-            number, group["model"], group["mode"], _ceilings(group), f"{group['ceilings']['bytes_per_s'] / 1e9:.0f}",
+            number, group["model"], group["layers"], group["mode"], _ceilings(group), f"{group['ceilings']['bytes_per_s'] / 1e9:.0f}",
             f"{group['ceilings']['flops_per_s'] / 1e9:.0f}", _span(group["cells"]), group["cells_compared"],
             _percent(group["median_error"]), _percent(group["largest_error"]),
         ]
         for number, group in zip(_machines(record["groups"]), record["groups"], strict=True)
     ]  # fmt: skip
     headers = [
-        "machine", "model", "mode", "ceilings", "GB/s", "GFLOP/s", "measured ratios", "cells", "median error",
+        "machine", "model", "layers", "mode", "ceilings", "GB/s", "GFLOP/s", "measured ratios", "cells", "median error",
         "largest",
     ]  # fmt: skip
     return table(rows, headers) + conditions([record])
@@ -34,6 +36,7 @@ def step_time_machines() -> str:
     named = dict(zip(_machines(groups), groups, strict=True))
     return "\n".join(
         f"- {number}: {group['processor']}, {group['threads']} thread{'s' * (group['threads'] > 1)}"
+        f"{', without bfloat16 instructions' * (group['file'] == _EMULATED)}"
         for number, group in named.items()
     )
 
@@ -43,7 +46,7 @@ def step_time_cells() -> str:
     record = read_json(_RECORD)
     rows = [
         [
-            cell["rows"], cell["setting"], cell["layers"],
+            cell["rows"], cell["setting"], group["layers"],
             f"{cell['experts_before']:.1f} → {cell['experts_after']:.1f}", f"{cell['measured_ratio']:.2f}x",
             f"{cell['predicted_ratio']:.2f}x", f"{100 * cell['error']:+.0f} %",
         ]
@@ -55,8 +58,8 @@ def step_time_cells() -> str:
 
 
 def _machines(groups: Sequence[Record]) -> list[int]:
-    """Return a number for each group's processor, threads and dtype, in the order in which they first come."""
-    keys = [(one["processor"], one["threads"], one["dtype"]) for one in groups]
+    """Return a number for each group's processor and threads, in the order in which they first come."""
+    keys = [(one["processor"], one["threads"], one["file"] == _EMULATED) for one in groups]
     return [list(dict.fromkeys(keys)).index(key) + 1 for key in keys]
 
 

@@ -54,11 +54,13 @@ def test_measured_ceilings_are_used() -> None:
     assert not group["measured"]
 
 
-def test_the_complete_model_is_compared_where_two_depths_were_timed() -> None:
-    """Its ratio counts, not that of its first layers."""
-    complete = {"layers": 2, "speedup": {"p50": 9.0}, "time_ms": 1.0}
-    (group,) = step_time.compare([record("sere", 8, 6.0, complete_model=complete)], {})
-    assert group["cells"][0]["measured_ratio"] == 9.0
+def test_the_newest_record_of_a_case_counts(tmp_path: Path) -> None:
+    """One that was measured again replaces the old one."""
+    file = tmp_path / "records.jsonl"
+    lines = [record("sere", 8, 6.0), record("sere", 8, 5.0), record("sere", 16, 6.0)]
+    file.write_text("".join(f"{json.dumps(one)}\n" for one in lines))
+    found = [(one["batch_size"], one["experts"]["distinct_after"]) for one in step_time.read([file])]
+    assert found == [(8, 5.0), (16, 6.0)]
 
 
 def test_records_that_say_nothing_are_left_out(tmp_path: Path) -> None:
@@ -76,7 +78,7 @@ def test_the_script_writes_groups_and_keeps_ceilings(tmp_path: Path, monkeypatch
     """Measured ceilings are in the record, and stay there when it is made again without measuring."""
     file, out = tmp_path / "records.jsonl", tmp_path / "out.json"
     file.write_text("".join(f"{json.dumps(one)}\n" for one in records()))
-    monkeypatch.setattr(step_time, "measure", lambda *_: TRUE)
+    monkeypatch.setattr(step_time, "measure_here", lambda *_: TRUE)
     for flags in (["--measure"], []):
         argv = ["step_time.py", "--records", str(file), "--out", str(out), *flags]
         monkeypatch.setattr("sys.argv", argv)

@@ -9,9 +9,15 @@ from typing import Any
 import pytest
 
 from sere.cli import main
-from sere.step_time import Ceilings
+from sere.step_time import Ceilings, known_ceilings
 from tests.support.commands import run_json
 from tests.support.tiny import tiny_model
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SERE_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
+
 
 ALIEN = {
     "architectures": ["AlienMoeForCausalLM"], "model_type": "alien_moe", "num_hidden_layers": 4,
@@ -63,13 +69,14 @@ def test_this_machine_is_measured_for_times(
         asked.append((device, str(dtype)))
         return Ceilings(1e9, 1e9, device=device, dtype="float32", threads=2)
 
-    monkeypatch.setattr("sere.step_time.measure", measure)
+    monkeypatch.setattr("sere.outlook.measure_here", measure)
     assert main(["doctor", str(config_only)]) == 0
     out, err = capsys.readouterr()
     assert [dtype for _, dtype in asked] == ["torch.float32"]
     assert "measuring how fast this machine reads and computes" in err
     assert "re-routed, ms" in out and "Measured here: 1 GB/s, 1 GFLOP/s" in out
     assert "at least 1 s for 51,200 tokens" in out
+    assert known_ceilings("cpu", "float32") == Ceilings(1e9, 1e9, dtype="float32", threads=2)
     value = run_json(capsys, "doctor", config_only)
     eight = value["expected"]["steps"][1]
     assert eight["ratio"] == pytest.approx(eight["seconds_before"] / eight["seconds_after"])

@@ -153,16 +153,22 @@ def test_predicted_times_have_a_row_for_each_machine(build: Any, monkeypatch: py
     """Groups of one processor, threads and dtype have one number; cells are of measured machines alone."""
     tables = build("step_time_table")
     cell = {
-        "rows": 8, "setting": "sere", "layers": 48, "experts_before": 50.0, "experts_after": 26.0,
+        "rows": 8, "setting": "sere", "experts_before": 50.0, "experts_after": 26.0,
         "measured_ratio": 1.5, "predicted_ratio": 1.65, "error": 0.1,
     }  # fmt: skip
     group = {
         "processor": "AMD", "threads": 2, "dtype": "bfloat16", "model": "m", "mode": "eager",
-        "ceilings": {"bytes_per_s": 2e10, "flops_per_s": 3e11}, "cells": [cell], "cells_compared": 1,
+        "layers": 4, "file": "serve.jsonl", "ceilings": {"bytes_per_s": 2e10, "flops_per_s": 3e11}, "cells": [cell], "cells_compared": 1,
         "median_error": 0.1, "largest_error": 0.1, "measured": True,
     }  # fmt: skip
     machine = {"cpu": "AMD", "cores": 2, "threads": 2, "gpu": None}
-    made = {"machine": machine, "versions": {"torch": "2"}, "commit": "a", "clean_tree": True, "utc": "2026-11-28"}
+    made = {
+        "machine": machine,
+        "versions": {"torch": "2"},
+        "commit": "a",
+        "clean_tree": True,
+        "utc": "2026-11-28",
+    }
     other = group | {"threads": 1, "measured": False}
     record = {"groups": [group, other, group | {"mode": "compiled"}], "provenance": made}
     monkeypatch.setattr(tables, "read_json", lambda _: record)

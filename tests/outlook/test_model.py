@@ -75,7 +75,13 @@ def test_quantized_experts_have_their_own_bytes(config_only: Path) -> None:
     [
         ({"quant_method": "fp8"}, 8.0),
         ({"quant_method": "awq", "bits": 4}, 4.0),
-        ({"quant_method": "compressed-tensors", "config_groups": {"group_0": {"weights": {"num_bits": 4}}}}, 4.25),
+        (
+            {
+                "quant_method": "compressed-tensors",
+                "config_groups": {"group_0": {"weights": {"num_bits": 4}}},
+            },
+            4.25,
+        ),
         ({"quant_algo": "NVFP4"}, 4.25),
     ],
     ids=["fp8", "awq", "compressed", "nvfp4"],
@@ -90,7 +96,9 @@ def test_a_model_that_transformers_lacks_has_its_config_alone(tmp_path: Path) ->
     (tmp_path / "config.json").write_text(json.dumps(ALIEN))
     found = look_at(tmp_path)
     assert "does not know the model type 'alien_moe'" in str(found.transformers)
-    assert [(one.index, one.num_experts, one.top_k) for one in found.shapes] == [(i, 64, 8) for i in (1, 2, 3)]
+    assert [(one.index, one.num_experts, one.top_k) for one in found.shapes] == [
+        (i, 64, 8) for i in (1, 2, 3)
+    ]
     assert found.weights is found.num_bytes is found.identity is None
     assert found.has_experts
 

@@ -50,6 +50,7 @@ _EXAMPLES = """
   sere doctor bundled --no-measure --json
 """
 
+
 def add(subparsers: Any) -> None:
     """Add the command's parser."""
     summary = "Check what is installed, what can run here, and whether table and model fit."
@@ -100,7 +101,10 @@ def _asked(args: argparse.Namespace) -> tuple[list[Finding], dict[str, Any]]:
     ceilings = measure_ceilings(args, found)
     ways = _ways(ceilings, found)
     findings += calibration_findings(found, ways, ceilings, has_table=similarities is not None)
-    return findings, {"model": model_value(found, ways), "expected": steps_value(found, similarities, ceilings)}
+    return findings, {
+        "model": model_value(found, ways),
+        "expected": steps_value(found, similarities, ceilings),
+    }
 
 
 def _look(args: argparse.Namespace) -> tuple[Unprepared | None, list[Finding]]:
@@ -125,7 +129,10 @@ def _ways(ceilings: Ceilings | None, found: Unprepared) -> list[Way]:
 
 def _model(args: argparse.Namespace, found: Unprepared) -> Iterator[Finding]:
     """Say what a model is; it is broken if no engine is known to take it."""
-    E, K = (span(column) for column in ([one.num_experts for one in found.shapes], [one.top_k for one in found.shapes]))
+    E, K = (
+        span(column)
+        for column in ([one.num_experts for one in found.shapes], [one.top_k for one in found.shapes])
+    )
     shape = f"{len(found.shapes)} MoE layers, E={E}, K={K}"
     if found.identity is not None:
         identity = found.identity
@@ -133,12 +140,16 @@ def _model(args: argparse.Namespace, found: Unprepared) -> Iterator[Finding]:
         yield Finding("model", identity.name, "ok", detail)
         yield _weights(args)
     elif found.may_be_served:
-        yield Finding("model", args.model, "ok", f"{shape}, as config.json says; Transformers cannot build it")
+        yield Finding(
+            "model", args.model, "ok", f"{shape}, as config.json says; Transformers cannot build it"
+        )
     else:
         yield Finding("model", args.model, "BROKEN", str(found.transformers))
 
 
-def _find_table(args: argparse.Namespace, identity: ModelIdentity | None) -> tuple[list[Finding], SimilarityTable | None]:
+def _find_table(
+    args: argparse.Namespace, identity: ModelIdentity | None
+) -> tuple[list[Finding], SimilarityTable | None]:
     """Return what is to be said of the table, and the table if it is there and fits."""
     from sere.table import SimilarityTable
 

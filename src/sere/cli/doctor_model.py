@@ -95,7 +95,8 @@ def measure_ceilings(args: argparse.Namespace, found: Unprepared) -> Ceilings | 
     """Measure this machine's ceilings for a model, unless that is not wanted or its sizes are not known."""
     import torch
 
-    from sere.step_time import measure
+    from sere.outlook import measure_here
+    from sere.step_time import remember
 
     if args.no_measure or found.weights is None:
         return None
@@ -103,7 +104,9 @@ def measure_ceilings(args: argparse.Namespace, found: Unprepared) -> Ceilings | 
     dtype = getattr(torch, found.dtype or "bfloat16")
     # Of quantized weights, arithmetic is in the dtype of the others.
     dtype = dtype if dtype in (torch.bfloat16, torch.float16, torch.float32) else torch.bfloat16
-    return measure("cuda" if torch.cuda.is_available() else "cpu", dtype)
+    found_here = measure_here("cuda" if torch.cuda.is_available() else "cpu", dtype)
+    remember(found_here)
+    return found_here
 
 
 def render_steps(value: Mapping[str, Any]) -> str:
@@ -127,7 +130,11 @@ def render_steps(value: Mapping[str, Any]) -> str:
     else:
         headers += ["off, ms", "re-routed, ms", "faster"]
         for row, step in zip(rows, steps, strict=True):
-            row += [f"{1e3 * step['seconds_before']:.1f}", f"{1e3 * step['seconds_after']:.1f}", _times(step["ratio"])]
+            row += [
+                f"{1e3 * step['seconds_before']:.1f}",
+                f"{1e3 * step['seconds_after']:.1f}",
+                _times(step["ratio"]),
+            ]
         where = f"{ceilings['dtype']}, " + (
             "GPU" if ceilings["device"] == "cuda" else f"{ceilings['threads']} threads"
         )

@@ -35,7 +35,10 @@ def ask_vllm(architectures: Sequence[str]) -> tuple[bool | None, str]:
     found = [name for name in architectures if name in known]
     if not found:
         named = name_some(architectures) or "none"
-        return False, f"{version} does not have the architecture (config.json names {named}); a newer release may"
+        return (
+            False,
+            f"{version} does not have the architecture (config.json names {named}); a newer release may",
+        )
     return True, (
         f"{version} has {found[0]}; the plug-in re-routes layers with vLLM's own routers, and starting the "
         "engine names any that it cannot"

@@ -97,7 +97,9 @@ def look_at(folder: Path, *, trust_remote_code: bool = False) -> Unprepared:
         shapes = tuple(LayerShape(one.index, one.num_experts, one.top_k) for one in layers)
         plain = StepWeights.of(model)
         everything = sum(one.numel() * one.element_size() for one in model.parameters())
-        weights = plain if quantization is None else _quantized(plain, shapes, everything, measured, described)
+        weights = (
+            plain if quantization is None else _quantized(plain, shapes, everything, measured, described)
+        )
         saved = sum(shape.num_experts for shape in shapes) * (plain.expert_bytes - weights.expert_bytes)
         num_bytes = measured or round(everything - saved)
         dtype = str(next(layers[0].module.parameters()).dtype).removeprefix("torch.")
@@ -122,11 +124,22 @@ def shapes_of_config(described: Mapping[str, Any]) -> tuple[LayerShape, ...]:
     """
     text = described.get("text_config")
     values = SimpleNamespace(**(text if isinstance(text, Mapping) else described))
-    names = ("num_experts_per_tok", "num_experts_per_token", "top_k_experts", "moe_topk", "moe_top_k", "moe_k")
+    names = (
+        "num_experts_per_tok",
+        "num_experts_per_token",
+        "top_k_experts",
+        "moe_topk",
+        "moe_top_k",
+        "moe_k",
+    )
     top_k = next((getattr(values, name) for name in names if isinstance(getattr(values, name, None), int)), 0)
     found = experts_by_layer(values)
     dense = getattr(values, "first_k_dense_replace", 0) or 0
-    return tuple(LayerShape(index, E, top_k) for index, E in found.items() if E > 1 and index >= dense) if top_k else ()
+    return (
+        tuple(LayerShape(index, E, top_k) for index, E in found.items() if E > 1 and index >= dense)
+        if top_k
+        else ()
+    )
 
 
 def _quantization(described: Mapping[str, Any]) -> Mapping[str, Any] | None:

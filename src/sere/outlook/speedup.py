@@ -84,7 +84,6 @@ def expect_steps(
     return [_step(shapes, weights, ceilings, rule, sample, count) for count in rows]
 
 
-
 def _step(
     shapes: Sequence[LayerShape],
     weights: StepWeights | None,

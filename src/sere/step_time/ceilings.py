@@ -26,6 +26,11 @@ EXPERTS_ON_GPU, ROWS_ON_GPU = 4, 512
 """On a GPU: so many experts at once, of so many rows; one of 64 rows is too short to be timed."""
 _LEAST_RUNS = 3
 
+Run = Callable[[], Tensor]
+"""Computes one expert once."""
+ExpertKernel = Callable[[Tensor, Tensor, Tensor], Run]
+"""Takes hidden states ``[rows, H]``, gate and up projection ``[2 W, H]`` and down projection ``[H, W]``."""
+
 
 @dataclass(frozen=True, slots=True)
 class Ceilings:
@@ -53,6 +58,7 @@ def measure(
     dtype: torch.dtype = torch.bfloat16,
     threads: int | None = None,
     *,
+    kernel: ExpertKernel | None = None,
     seconds: float = SECONDS,
     copied: int = COPIED,
 ) -> Ceilings:
@@ -67,6 +73,7 @@ def measure(
         device: ``"cpu"``, or a CUDA device.
         dtype: Of the weights; a floating point type that the device multiplies.
         threads: Of a CPU; None for PyTorch's number. It is restored afterwards.
+        kernel: An engine's expert kernel on a CPU; None for two products of PyTorch.
         seconds: How long to measure, half of it for each ceiling; each runs at least three times.
         copied: Bytes of the tensor that is copied.
 
@@ -86,7 +93,7 @@ def measure(
         copy_s = _fastest(lambda: target.copy_(source), device, seconds / 2)
         moved = 2 * source.numel() * source.element_size()
         del source, target
-        compute_s = _fastest(_expert(experts, rows, dtype, device), device, seconds / 2)
+        compute_s = _fastest(_expert(experts, rows, dtype, device, kernel), device, seconds / 2)
         return Ceilings(
             bytes_per_s=moved / copy_s,
             flops_per_s=experts * rows * 2 * 3 * HIDDEN * WIDTH / compute_s,
@@ -97,8 +104,10 @@ def measure(
         )
 
 
-def _expert(experts: int, rows: int, dtype: torch.dtype, device: torch.device) -> Callable[[], Tensor]:
-    """Return what computes gated MLPs of all rows: one as two products, several as two batched ones."""
+def _expert(
+    experts: int, rows: int, dtype: torch.dtype, device: torch.device, kernel: ExpertKernel | None = None
+) -> Run:
+    """Return what computes gated MLPs of all rows: one by a kernel, several as two batched products."""
 
     def random(*shape: int) -> Tensor:
         generator = torch.Generator(device="cpu").manual_seed(0)
@@ -106,10 +115,14 @@ def _expert(experts: int, rows: int, dtype: torch.dtype, device: torch.device) -
 
     if experts == 1:
         hidden, up, down = random(rows, HIDDEN), random(2 * WIDTH, HIDDEN), random(HIDDEN, WIDTH)
-        return lambda: linear(_gated(linear(hidden, up)), down)
+        return (kernel or _products)(hidden, up, down)
     hidden = random(experts, rows, HIDDEN)
     up, down = random(experts, HIDDEN, 2 * WIDTH), random(experts, WIDTH, HIDDEN)
     return lambda: torch.bmm(_gated(torch.bmm(hidden, up)), down)
+
+
+def _products(hidden: Tensor, up: Tensor, down: Tensor) -> Run:
+    return lambda: linear(_gated(linear(hidden, up)), down)
 
 
 def _gated(values: Tensor) -> Tensor:

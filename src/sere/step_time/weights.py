@@ -31,7 +31,9 @@ class StepWeights:
         """Return those of a model of Transformers; its weights may be on the meta device."""
         layers = find_experts(model)
         sizes = {id(one): (one.numel() * one.element_size(), one.numel()) for one in model.parameters()}
-        routed = [sizes.pop(id(one)) for layer in layers for one in layer.module.parameters() if id(one) in sizes]
+        routed = [
+            sizes.pop(id(one)) for layer in layers for one in layer.module.parameters() if id(one) in sizes
+        ]
         # Of the input embeddings a step reads one row per token, unless they are the output's weights, too.
         inputs, outputs = model.get_input_embeddings(), model.get_output_embeddings()
         if inputs is not None and (outputs is None or outputs.weight is not inputs.weight):

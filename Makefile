@@ -71,7 +71,7 @@ architectures: .venv/.dev ## every Mixture-of-Experts architecture built tiny an
 documents: .venv/.dev ## write the documents' tables and pictures from benchmarks/results
 	$(BIN)/python docs/build/documents.py
 
-# The defaults, fewer experts, and the paper's S=2, which needs no engine of its own: random tables have no factors.
+# The defaults, fewer experts, and S=2 as the paper's preset has it, which in this form needs no engine of its own.
 # Both targets continue after an interruption.
 BENCH_SERVE := .venv-vllm/bin/python -m sere bench serve --preset qwen3-30b-a3b --compile --threads 2 --vanilla --no-replay \
 	--out $(RESULTS)/serve_engines.jsonl

@@ -57,7 +57,7 @@ def prepare(folder: Path, shape: str) -> Path:
     config.architectures = [f"{type(config).__name__.removesuffix('Config')}ForCausalLM"]
     config.save_pretrained(folder)
     table = folder.with_name("table.sere.safetensors")
-    random_table(random_model(shape, device="meta")).save(table)
+    random_table(random_model(shape, device="meta"), factors=True).save(table)
     return table
 
 

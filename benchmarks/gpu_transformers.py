@@ -175,7 +175,7 @@ def main() -> None:
     if device == "cpu" and arguments.shape != "tiny":
         raise SystemExit("no CUDA device here: nothing to time (--shape tiny tries the script on a CPU)")
     model = make_model(arguments.shape, arguments.layers, device)
-    table, rows = random_table(model), []
+    table, rows = random_table(model, factors=True), []
     print(f"{sum(weight.numel() for weight in model.parameters()) / 1e9:.2f}e9 weights on {device}")
     for B in arguments.rows:
         if time.perf_counter() - started > arguments.seconds:

@@ -25,8 +25,8 @@ from tabulate import tabulate
 
 from sere.bench.shapes import shape_config
 from sere.files import write_json
-from sere.provenance import describe_processor, provenance
 from sere.outlook import measure_here
+from sere.provenance import describe_processor, provenance
 from sere.report.former import REPLAY, modernize
 from sere.step_time import Ceilings, StepWeights, step_seconds
 
@@ -94,7 +94,7 @@ def seconds(record: Record, ceilings: Ceilings, *, off: bool = False) -> float:
 
 
 def fit(records: Sequence[Record]) -> Ceilings:
-    """Return the two ceilings at which the predicted times differ least from the measured ones, relatively."""
+    """Return the two ceilings at which predicted times differ least from measured ones, relatively."""
     best = (math.inf, Ceilings(1.0, 1.0))
     for balance in _BALANCES:
         unit = Ceilings(1.0, balance)
@@ -127,7 +127,8 @@ def compare(records: Sequence[Record], measured: Mapping[Any, Ceilings]) -> list
             continue
         found.append({
             "processor": processor, "threads": threads, "dtype": dtype, "model": model, "layers": layers,
-            "mode": mode, "file": file, "ceilings": asdict(ceilings), "measured": known is not None, "cells": cells,
+            "mode": mode, "file": file, "ceilings": asdict(ceilings), "measured": known is not None,
+            "cells": cells,
         } | errors(cells))  # fmt: skip
     return found
 

@@ -69,6 +69,23 @@ def tiers() -> str:
     return "\n\n".join(tables) + conditions(used)
 
 
+def gain() -> str:
+    """What a least gain costs at the default tier: a table per model, a row per setting and size."""
+    records = {name: read_json(f"gain-{name}.json") for name in ("abacus", "suanpan")}
+    headers = ["B", "setting", "experts", "slots computed, %", "right, %", "vs off, points"]
+    tables = [
+        f"**{name}**\n\n" + table([
+            [
+                case["batch_size"], case["setting"], counts(case["experts"]),
+                f"{100 * case['experts']['slots_computed']:.0f}", *right(case),
+            ]
+            for case in sorted(record["cases"], key=lambda case: case["batch_size"])
+        ], headers)
+        for name, record in records.items()
+    ]  # fmt: skip
+    return "\n\n".join(tables) + conditions(list(records.values()))
+
+
 def _fewer(experts: Record) -> str:
     return f"{experts['distinct_before'] / experts['distinct_after']:.2f}x"
 
@@ -116,11 +133,13 @@ def eval_metrics() -> str:
 
 
 def eval_tasks() -> str:
-    """Right answers by task, in percent: a table for every four tasks."""
-    record = read_json("frontier-abacus.json")
-    names = [name for name in record["cases"][0]["tasks"] if name != "all"]
-    tables = [_task_table(record, names[start : start + 4]) for start in range(0, len(names), 4)]
-    return "\n\n".join(tables) + conditions([record])
+    """Right answers by task, in percent: for each model a table for every four tasks."""
+    records = {model: read_json(f"frontier-{model}.json") for model in ("abacus", "suanpan")}
+    tables = []
+    for model, record in records.items():
+        names = [name for name in record["cases"][0]["tasks"] if name != "all"]
+        tables += [f"**{model}**", *(_task_table(record, names[i : i + 4]) for i in range(0, len(names), 4))]
+    return "\n\n".join(tables) + conditions(list(records.values()))
 
 
 def _task_table(record: Record, names: Sequence[str]) -> str:

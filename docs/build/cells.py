@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 from unittest.mock import patch
@@ -47,6 +48,11 @@ def conditions(records: Sequence[Record]) -> str:
         )
         found[text] = None
     return "\n\n" + "\n".join(f"*{text}.*" for text in found)
+
+
+def short(setting: str) -> str:
+    """Return a setting whose points of M are the first and the last one only, so that tables stay narrow."""
+    return re.sub(r"=(\d+-\d+)(?:/\d+-\d+)*/(\d+-\d+)", r"=\1/…/\2", setting)
 
 
 def counts(experts: Mapping[str, float] | None) -> str:

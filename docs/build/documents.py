@@ -24,6 +24,7 @@ import rule_tables
 import serving_tables as serving
 import speed_tables as speed
 import step_time_table
+import tune_tables as tune
 from sere.files import atomic_path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -42,6 +43,9 @@ BLOCKS: Mapping[str, Callable[[], str]] = {
     "demo": answers.demo,
     "rules": rule_tables.rules,
     "tiers": answers.tiers,
+    "gain": answers.gain,
+    "tuned": tune.tuned,
+    "tuned-layers": tune.tuned_layers,
     "eval-prompts": answers.eval_prompts,
     "eval-questions": answers.eval_questions,
     "eval-metrics": answers.eval_metrics,
@@ -56,6 +60,7 @@ BLOCKS: Mapping[str, Callable[[], str]] = {
     "serve": serving.serve,
     "serve-emulated": lambda: serving.serve("serve_emulated.jsonl"),
     "serve-engines": serving.serve_engines,
+    "serve-gain": lambda: serving.serve_engines("serve_gain.jsonl"),
     "serve-loads": serving.serve_loads,
     "routing": serving.routing,
     "serve-online": serving.serve_online,

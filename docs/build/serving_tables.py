@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from cells import conditions, counts, grouped, shapes, table, time
+from cells import conditions, counts, grouped, shapes, short, table, time
 from records import (
     REPLAY,
     Record,
@@ -49,9 +49,9 @@ def serve(name: str = "serve.jsonl") -> str:
     ) + conditions(records)  # fmt: skip
 
 
-def serve_engines() -> str:
+def serve_engines(name: str = "serve_engines.jsonl") -> str:
     """Engines of their own processes: decoding at the recommended and other settings, against vanilla."""
-    records = [one for one in serve_records("serve_engines.jsonl") if one["measure"] == "tpot"]
+    records = [one for one in serve_records(name) if one["measure"] == "tpot"]
     complete = {
         (serve_line(one), started(one), one["setting"]): one["complete_model"]
         for one in records
@@ -59,17 +59,17 @@ def serve_engines() -> str:
     }
     fewest = min((one["subject"]["layers"] for one in records), default=0)
     first = [one for one in records if one["subject"]["layers"] == fewest and not _is_replay(one)]
-    headers = [
-        "requests", "setting", "experts", "TPOT, ms", "faster", "than vanilla", "per layer", "complete model",
-    ]  # fmt: skip
-    return grouped(
-        sorted(first, key=lambda one: int(one["batch_size"])), _engine, headers,
-        lambda record: [
-            record["batch_size"], _served_setting(record), counts(record["experts"]), *time(record),
-            _times(record["speedup_over_vanilla"]),
-            *_complete(complete.get((serve_line(record), started(record), record["setting"]))),
-        ],
-    ) + conditions(records)  # fmt: skip
+    headers = ["B", "setting", "experts", "pairs", "TPOT, ms", "faster", "than vanilla"]
+    headers += ["per layer"] * bool(complete)
+
+    def row(record: Record) -> list[str]:
+        cells = [str(record["batch_size"]), _served_setting(record), counts(record["experts"])]
+        cells += [_pairs(record), *time(record), _times(record["speedup_over_vanilla"])]
+        deeper = complete.get((serve_line(record), started(record), record["setting"]))
+        return [*cells, *[_layer(deeper)] * bool(complete)]
+
+    ordered = sorted(first, key=lambda one: int(one["batch_size"]))
+    return grouped(ordered, _engine, headers, row) + conditions(records)
 
 
 def serve_loads() -> str:
@@ -185,11 +185,15 @@ def _times(found: Mapping[str, float] | None, digits: int = 3) -> str:
     return "" if found is None else f"{found['p50']:.{digits}f}x"
 
 
-def _complete(complete: Record | None) -> list[str]:
-    """Return how much faster a layer is, and the complete model, by two depths."""
-    if complete is None:
-        return ["", ""]
-    return [f"{complete[name]['p50']:.2f}x" for name in ("speedup_per_layer", "speedup")]
+def _layer(complete: Record | None) -> str:
+    """Return how much faster one more layer is, by two depths."""
+    return "" if complete is None else f"{complete['speedup_per_layer']['p50']:.2f}x"
+
+
+def _pairs(record: Record) -> str:
+    """Return the share of the slots that flattened runs of layers computed; empty if none was."""
+    found = record.get("flattening")  # not in records before 2026-11-28
+    return "" if found is None or not found["slots"] else f"{100 * found['pairs'] / found['slots']:.0f} %"
 
 
 def _is_replay(record: Record) -> bool:
@@ -198,7 +202,7 @@ def _is_replay(record: Record) -> bool:
 
 def _engine(record: Record) -> str:
     processor, model, way, threads, _ = serve_line(record)
-    return f"{processor}: layers of {model}, {way}, {threads} thread{'s' * (threads > 1)}"
+    return f"{processor}: {model}, {way}, {threads} thread{'s' * (threads > 1)}"
 
 
 def _reads(record: Record) -> list[str]:
@@ -219,4 +223,4 @@ def _costs(record: Record, replay: Record | None) -> list[str]:
 def _served_setting(record: Record) -> str:
     """Return a setting; where it does not say so itself, also what its server was started with."""
     start = "" if record["setting"].startswith("sere:") else started(record)
-    return f"{record['setting']} ({start})" if start else str(record["setting"])
+    return f"{record['setting']} ({start})" if start else short(str(record["setting"]))

@@ -2,30 +2,23 @@
 
 from __future__ import annotations
 
-from cells import conditions, counts, shapes, table, time
+from typing import Any
+
+from cells import conditions, counts, shapes, short, table, time
 from records import read_lines
 
 
 def reroute() -> str:
-    """Microseconds per call of re-routing by the published method with one primary slot per row.
-
-    Records of before there were other settings have S in place of a label.
-    """
-    published = (None, "sere:paper,select_top_k=1")
-    records = [
-        one
-        for one in read_lines("reroute.jsonl")
-        if one["config"].get("settings") in published and one["config"].get("select_top_k", 1) == 1
-    ]
-    rows = [
-        [
-            config["model"], config["E"], config["K"], config["T"], config["backend"],
-            f"{record['median']:.1f}", f"{record['p20']:.1f} to {record['p80']:.1f}",
-        ]
-        for record in records
-        for config in [record["config"]]
-    ]  # fmt: skip
-    headers = ["shape of", "E", "K", "rows", "backend", "median, µs", "p20 to p80"]
+    """Microseconds per call of re-routing, a column for each setting."""
+    records = read_lines("reroute.jsonl")
+    columns = list(dict.fromkeys(one["config"]["settings"] for one in records))
+    cells: dict[tuple[Any, ...], dict[str, str]] = {}
+    for one in records:
+        config = one["config"]
+        case = tuple(config[name] for name in ("model", "E", "K", "T", "backend"))
+        cells.setdefault(case, {})[config["settings"]] = f"{one['median']:.1f}"
+    rows = [[*case, *map(found.get, columns)] for case, found in cells.items()]
+    headers = ["shape of", "E", "K", "rows", "backend", *columns]
     return table(rows, headers) + conditions(records)
 
 
@@ -34,7 +27,7 @@ def bench() -> str:
     records = read_lines("bench.jsonl")
     rows = [
         [
-            record["batch_size"], record["setting"], counts(record["experts"]), *time(record),
+            record["batch_size"], short(record["setting"]), counts(record["experts"]), *time(record),
             "" if record["overhead"] is None else f"{record['overhead']['ms_per_step']:.2f}",
         ]
         for record in records

@@ -17,15 +17,16 @@ def step_time() -> str:
     record = read_json(_RECORD)
     rows = [
         [
-            number, group["model"], group["layers"], group["mode"], _ceilings(group), f"{group['ceilings']['bytes_per_s'] / 1e9:.0f}",
+            number, group["model"], group["layers"], group["mode"], _ceilings(group),
+            f"{group['ceilings']['bytes_per_s'] / 1e9:.0f}",
             f"{group['ceilings']['flops_per_s'] / 1e9:.0f}", _span(group["cells"]), group["cells_compared"],
             _percent(group["median_error"]), _percent(group["largest_error"]),
         ]
         for number, group in zip(_machines(record["groups"]), record["groups"], strict=True)
     ]  # fmt: skip
     headers = [
-        "machine", "model", "layers", "mode", "ceilings", "GB/s", "GFLOP/s", "measured ratios", "cells", "median error",
-        "largest",
+        "machine", "model", "layers", "mode", "ceilings", "GB/s", "GFLOP/s", "measured ratios", "cells",
+        "median error", "largest",
     ]  # fmt: skip
     return table(rows, headers) + conditions([record])
 

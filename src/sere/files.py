@@ -198,7 +198,7 @@ def append_json_line(path: str | os.PathLike[str], record: dict[str, Any]) -> No
 
 
 def cache_folder() -> Path:
-    """Return where sere keeps what it can make again: ``SERE_CACHE_DIR``, or ``sere`` in the user's cache folder.
+    """Return the folder for what can be remade: ``SERE_CACHE_DIR``, or ``sere`` in the user's cache folder.
 
     Raises:
         RuntimeError: Neither is named and the user has no home folder.

@@ -14,6 +14,7 @@ from sere.bench.shapes import SHAPES, shape_config
 from sere.bench.target import Subject, random_model, random_table, random_tokens
 from sere.bench.timing import Stepper, Times, interleave, spread, turns
 from sere.errors import InputError
+from sere.integrations.transformers import apply
 from sere.integrations.transformers.inputs import find_cache
 from sere.policies.spec import parse_spec
 from sere.structure import find_experts, identify
@@ -109,6 +110,24 @@ def test_shapes_have_the_published_experts(name: str) -> None:
     (layer,) = find_experts(model)
     width = max(p.shape[-1] for n, p in layer.module.named_parameters() if "down" in n)
     assert (layer.num_experts, layer.top_k, width) == published[name]
+
+
+def test_random_factors_make_gains_like_those_of_trained_models() -> None:
+    """With factors, similarities are small and a least gain gives slots up; without, there are none."""
+    model = random_model("tiny", dtype=torch.float32)
+    table = random_table(model, factors=True)
+    for layer in table.layers.values():
+        others = layer.similarity[~torch.eye(layer.num_experts, dtype=torch.bool)]
+        assert 0.1 < others.max() <= 0.2
+        assert layer.scale is not None
+    assert all(layer.scale is None for layer in random_table(model).layers.values())
+    rows = random_tokens(model, 8, 4)
+    computed = []
+    for least in (0.0, 0.02):
+        with apply(model, table, active_experts=6, min_gain=least, flatten="off") as handle:
+            model.generate(rows, max_new_tokens=3, do_sample=False, pad_token_id=0)
+            computed.append(sum(layer.slots_computed for layer in handle.stats()))
+    assert 0 < computed[1] < computed[0]
 
 
 def test_random_tables_fit_their_model_and_tokens_repeat() -> None:

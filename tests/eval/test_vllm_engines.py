@@ -39,10 +39,13 @@ def test_evaluate(tmp_path: Path) -> None:
         "random:select_top_k=1,active_experts=0",
         "topk:select_top_k=1",
         "oea:select_top_k=1",
-        "sere:select_top_k=1,active_experts=24,use_scale=true",
     ]
+    rivals = ["drop:active_experts=24", "drop:active_experts=24,renormalize=true", "pool:size=32"]
+    rivals += ["prune:size=32", "topp:p=0.5", "xshare:budget=24", "lynx:drop_share=0.6"]
+    rivals += ["budget:budget=24", "budget:budget=24,mode=truncate"]
+    filled = "sere:select_top_k=1,active_experts=24,use_scale=true"
     plan = QuestionPlan(
-        settings=parse_specs([*alike, *moving]),
+        settings=parse_specs([*alike, *moving, *rivals, filled]),
         batch_sizes=[8],
         questions=held_out(6, tasks=["addition", "reversal"]),
         max_new_tokens=100,
@@ -63,7 +66,7 @@ def test_evaluate(tmp_path: Path) -> None:
     )
     assert started == [{}, {"use_scale": True}]
     off, *others = record["cases"]
-    assert [case["setting"] for case in others] == [*alike, *moving]
+    assert [case["setting"] for case in others] == [*alike, *moving, *rivals, filled]
     assert off["tasks"]["all"]["right"] > 6
     assert off["experts"]["distinct_after"] == off["experts"]["distinct_before"]
     assert 4 < off["mean_rows"] <= 8
@@ -73,10 +76,14 @@ def test_evaluate(tmp_path: Path) -> None:
         assert case["experts"]["distinct_after"] == case["experts"]["distinct_before"], case["setting"]
         assert "keeps all 8 slots of a token" in case["nothing_changed"], case["setting"]
     *fewer, floored = (case["experts"] for case in others[len(alike) :])
-    assert max(experts["distinct_after"] for experts in fewer) <= 8
+    assert max(experts["distinct_after"] for experts in fewer[: len(moving)]) <= 8
+    for name, experts in zip(rivals, fewer[len(moving) :], strict=True):
+        assert experts["distinct_after"] < 0.9 * experts["distinct_before"], name
     # Steps of few rows are left alone and not counted; those with rows of a prompt read more than 24.
     assert 24 <= floored["distinct_after"] < 0.9 * floored["distinct_before"]
-    assert [case["nothing_changed"] for case in (off, *others[len(alike) :])] == [None] * (1 + len(moving))
+    assert [case["nothing_changed"] for case in (off, *others[len(alike) :])] == [None] * (
+        len(moving) + len(rivals) + 2
+    )
     assert record["model"]["experts_implementation"] == "vllm"
 
 

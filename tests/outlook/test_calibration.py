@@ -15,7 +15,8 @@ from sere.step_time import Ceilings, StepWeights
 GIB = 2**30
 WEIGHTS = StepWeights(4 * GIB, 9e6, 2, 2 * GIB, 4.5e6)
 FOUND = Unprepared(
-    Path("model"), None, True, "has it", None, (LayerShape(0, 128, 8), LayerShape(1, 128, 8)), WEIGHTS, 7 * GIB,
+    Path("model"), None, True, "has it", None, (LayerShape(0, 128, 8), LayerShape(1, 128, 8)), WEIGHTS,
+    7 * GIB,
     "bfloat16", None, False, True, 128 * 9e6,
 )  # fmt: skip
 
@@ -34,7 +35,7 @@ def memory(monkeypatch: pytest.MonkeyPatch, size: float | None) -> None:
 
 
 def test_memory_decides(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The whole model needs more than its weights, layer by layer two layers; what is not known excludes none."""
+    """The whole model needs more than weights, layer by layer two layers; unknown memory excludes no way."""
     memory(monkeypatch, 10 * GIB)
     assert open_ways(FOUND) == ["whole", "layer by layer", "vllm"]
     memory(monkeypatch, 9 * GIB)
@@ -50,7 +51,8 @@ def test_a_quantized_model_is_not_read_layer_by_layer(monkeypatch: pytest.Monkey
     memory(monkeypatch, 100 * GIB)
     ways = {way.name: way for way in ways_to_calibrate(replace(FOUND, quantization="fp8"))}
     assert ways["layer by layer"].why_not == "it is quantized (fp8)"
-    assert ways["whole"].is_open and ways["vllm"].is_open
+    assert ways["whole"].is_open
+    assert ways["vllm"].is_open
 
 
 def test_a_model_that_only_vllm_knows(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -69,7 +71,8 @@ def test_time_is_arithmetic_of_every_expert() -> None:
     parameters = WEIGHTS.rest_params + 256 * WEIGHTS.expert_params
     assert seconds_to_calibrate(FOUND, ceilings, tokens=1000) == 2 * 1000 * parameters / 1e12
     once, twice = (seconds_to_write_texts(FOUND, ceilings, tokens=count) for count in (128, 256))
-    assert once is not None and twice == 2 * once
+    assert once is not None
+    assert twice == 2 * once
     assert once > WEIGHTS.read(127) / 1e10
     assert seconds_to_calibrate(replace(FOUND, weights=None), ceilings) is None
 

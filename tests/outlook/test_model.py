@@ -55,7 +55,8 @@ def test_the_size_of_files_and_of_their_index_counts(config_only: Path) -> None:
 def test_quantized_experts_have_their_own_bytes(config_only: Path) -> None:
     """Of four bits with their scales if the config says so; of what an index leaves them if there is one."""
     plain = look_at(config_only)
-    assert plain.weights is not None and plain.num_bytes is not None
+    assert plain.weights is not None
+    assert plain.num_bytes is not None
     change(config_only, quantization_config={"quant_method": "mxfp4"})
     found = look_at(config_only)
     assert found.quantization == "mxfp4"
@@ -110,7 +111,7 @@ def test_a_dense_model_has_no_experts(tmp_path: Path) -> None:
 
 
 def test_vllm_is_asked_by_its_list_of_models(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """The list is read as text; an architecture that is not in it is named, and a version that is not known."""
+    """The list is read as text; an architecture that is not in it is named, and a version that is unknown."""
     registry = tmp_path / "vllm" / "model_executor" / "models" / "registry.py"
     registry.parent.mkdir(parents=True)
     registry.write_text('_MODELS = {\n    "AlienMoeForCausalLM": ("alien", "AlienMoeForCausalLM"),\n}\n')
@@ -120,7 +121,8 @@ def test_vllm_is_asked_by_its_list_of_models(monkeypatch: pytest.MonkeyPatch, tm
     monkeypatch.setattr("sere.outlook.engines.engine_version", lambda: "0.32.0")
     monkeypatch.setattr("sere.outlook.engines.engine_device", lambda: "cpu")
     known, detail = ask_vllm(["AlienMoeForCausalLM"])
-    assert known and detail.startswith("0.32.0 has AlienMoeForCausalLM")
+    assert known
+    assert detail.startswith("0.32.0 has AlienMoeForCausalLM")
     known, detail = ask_vllm(["Other"])
     assert known is False
     assert "does not have the architecture (config.json names Other)" in detail

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.checkout
 
 
 def test_the_error_is_that_of_the_record() -> None:
-    """Number of cells, median and largest error are those of benchmarks/results/step_time.json, rounded up."""
+    """Number of cells, median and largest error are those of benchmarks/results/step_time.json, rounded."""
     groups = json.loads((ROOT / "benchmarks/results/step_time.json").read_text("utf-8"))["groups"]
     errors = [abs(cell["error"]) for group in groups for cell in group["cells"]]
     assert len(errors) == accuracy.CELLS

@@ -69,14 +69,17 @@ def random_model(
     return model.eval()
 
 
-def random_table(model: Any, *, seed: int = 0) -> SimilarityTable:
-    """Return a table of symmetric random similarities in [0, 1] for a model.
+def random_table(model: Any, *, seed: int = 0, factors: bool = False) -> SimilarityTable:
+    """Return a table of symmetric random similarities for a model.
 
     Which expert replaces which does not change how long a step takes, so a timing needs no calibration.
 
     Args:
         model: A model with experts modules.
         seed: Of the similarities.
+        factors: Whether there are factors, as calibrated tables have them. Similarities are in [0, 0.2] then,
+            as those of trained models are (docs/measurements.md, "All rules"), so that ``min_gain`` leaves
+            out slots; else in [0, 1].
 
     Raises:
         UnsupportedModel: The model has no experts modules that can be re-routed.
@@ -88,7 +91,9 @@ def random_table(model: Any, *, seed: int = 0) -> SimilarityTable:
     layers = {}
     for layer in find_experts(model):
         upper = torch.rand(layer.num_experts, layer.num_experts, generator=generator, device="cpu").triu(1)
-        layers[layer.index] = LayerSimilarity(upper + upper.T + torch.eye(layer.num_experts, device="cpu"))
+        between = (0.2 if factors else 1.0) * (upper + upper.T)
+        similarity = between + torch.eye(layer.num_experts, device="cpu")
+        layers[layer.index] = LayerSimilarity(similarity, similarity.sqrt() if factors else None)
     return SimilarityTable(
         layers,
         identify(model),

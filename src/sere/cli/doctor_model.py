@@ -143,8 +143,8 @@ def render_steps(value: Mapping[str, Any]) -> str:
             f"GFLOP/s ({where}). {value['accuracy']}"
         )
     return (
-        f"Estimate of decode steps, from {source}:\n\n{table(rows, headers)}\n\n{timed} The KV cache, attention, "
-        "communication and the host are left out. Measure with: sere bench"
+        f"Estimate of decode steps, from {source}:\n\n{table(rows, headers)}\n\n{timed} The KV cache, "
+        "attention, communication and the host are left out. Measure with: sere bench"
     )
 
 

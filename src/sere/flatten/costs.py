@@ -16,7 +16,7 @@ from sere.flatten.pairs import Pairs, find_pairs
 
 logger = logging.getLogger("sere")
 
-ROWS = (1, 4, 16, 64)
+ROWS = (1, 4, 8, 16, 64)
 """Numbers of rows that are measured."""
 ROUNDS = 3
 MARGIN = 0.03

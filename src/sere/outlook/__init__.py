@@ -1,4 +1,4 @@
-"""What to expect of a model that nobody has prepared, from its config alone: engines, calibration, speedup."""
+"""What to expect of a model that nobody has prepared, from its config: engines, calibration, speedup."""
 
 from sere.outlook.calibration import Way, ways_to_calibrate
 from sere.outlook.machine import measure_here

@@ -29,7 +29,7 @@ def ask_vllm(architectures: Sequence[str]) -> tuple[bool | None, str]:
         check_version(version, device_type=engine_device(), allow_untested=False)
     except SereError as error:
         return False, str(error)
-    known = _known(version)
+    known = _known()
     if known is None:
         return None, f"{version}: its list of models cannot be read"
     found = [name for name in architectures if name in known]
@@ -45,8 +45,8 @@ def ask_vllm(architectures: Sequence[str]) -> tuple[bool | None, str]:
     )
 
 
-def _known(version: str) -> frozenset[str] | None:
-    """Return the architectures of the installed vLLM's list of models, read as text; None if there is none."""
+def _known() -> frozenset[str] | None:
+    """Return the architectures of the installed vLLM's list of models; None if it has no such list."""
     spec = find_spec("vllm")
     if spec is None or spec.origin is None:
         return None

@@ -64,8 +64,8 @@ class Unprepared:
     def may_be_served(self) -> bool:
         """Whether it has experts, and vLLM has its architecture or is not there to be asked.
 
-        A model whose code Transformers would run if it were trusted does not count as one that only vLLM knows
-        unless vLLM says so.
+        A model whose code Transformers would run if it were trusted does not count as one that only vLLM
+        knows, unless vLLM says so.
         """
         return self.has_experts and (self.vllm is True or (self.vllm is None and not self.brings_code))
 

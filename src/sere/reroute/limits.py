@@ -12,8 +12,8 @@ from sere.config import MOST_INT, ActiveExperts, LayerSettings
 from sere.errors import ConfigError
 from sere.reroute.constants import GAIN_UNITS, LIMIT_ROWS
 
-# The points of ``"auto"``: at 1, 2, 4, ... 256 rows, each time by 3/4 of K more, rounded up. Measured in
-# docs/measurements.md: with 3/5 the bundled model loses 2.6 points at 16 rows.
+# The points of ``"auto"`` without tiers: at 1, 2, 4, ... 256 rows, each time by 3/4 of K more, rounded up.
+# What it costs in right answers is in docs/measurements.md, "Which experts a step reads".
 _DOUBLINGS = range(9)
 
 

@@ -1,4 +1,4 @@
-"""How far predicted ratios were from measured ones; docs/measurements.md, "Predicted times", has the cells."""
+"""How far predicted ratios were from measured ones; docs/measurements.md, "Predicted times"."""
 
 from __future__ import annotations
 

@@ -88,11 +88,7 @@ def measure(
     on_gpu = device.type == "cuda"
     experts, rows = (EXPERTS_ON_GPU, ROWS_ON_GPU) if on_gpu else (1, ROWS)
     with torch.inference_mode(), _threads(threads):
-        source = torch.ones(max(1, copied // dtype.itemsize), dtype=dtype, device=device)
-        target = torch.empty_like(source)
-        copy_s = _fastest(lambda: target.copy_(source), device, seconds / 2)
-        moved = 2 * source.numel() * source.element_size()
-        del source, target
+        moved, copy_s = _copy(max(1, copied // dtype.itemsize), dtype, device, seconds / 2)
         compute_s = _fastest(_expert(experts, rows, dtype, device, kernel), device, seconds / 2)
         return Ceilings(
             bytes_per_s=moved / copy_s,
@@ -102,6 +98,13 @@ def measure(
             dtype=str(dtype).removeprefix("torch."),
             threads=torch.get_num_threads(),
         )
+
+
+def _copy(numel: int, dtype: torch.dtype, device: torch.device, seconds: float) -> tuple[int, float]:
+    """Return the bytes that a copy reads and writes, and its seconds; the tensors are freed."""
+    source = torch.ones(numel, dtype=dtype, device=device)
+    target = torch.empty_like(source)
+    return 2 * numel * dtype.itemsize, _fastest(lambda: target.copy_(source), device, seconds)
 
 
 def _expert(

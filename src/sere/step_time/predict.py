@@ -7,7 +7,7 @@ from sere.step_time.weights import StepWeights
 
 # How CPUs compute with few rows: fitted to the records of docs/measurements.md, "Predicted times".
 OVERLAP = 3.0
-"""How far an expert kernel reads while it computes: 1 is not at all, more is nearer to the longer of the two."""
+"""How far an expert kernel reads while it computes: 1 is not at all, more is nearer the longer of the two."""
 LEAST_ROWS = 16
 """Weights that are not routed experts' take as long to compute with fewer rows as with so many."""
 BLOCK = 8

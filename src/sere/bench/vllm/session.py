@@ -23,7 +23,9 @@ from sere.summaries import summarize_layers
 VANILLA = "vanilla"
 """The one way to run an engine that never loaded the plug-in."""
 
-NOT_COUNTED: Mapping[str, Any] = {"experts": None, "overhead": None, "nothing_changed": None}
+NOT_COUNTED: Mapping[str, Any] = {
+    "experts": None, "overhead": None, "nothing_changed": None, "flattening": None,
+}  # fmt: skip
 """What is counted where nothing of sere is there to count."""
 
 _WARM_TOKENS = 3
@@ -41,7 +43,7 @@ class Session(Protocol):
         ...
 
     def count(self, label: str) -> dict[str, Any]:
-        """Run a block, not for its time but for ``experts``, ``overhead`` and ``nothing_changed``."""
+        """Run a block, not for its time but for the keys of `NOT_COUNTED`."""
         ...
 
     def warm(self, label: str) -> None:
@@ -129,6 +131,7 @@ class EngineSession:
             "experts": experts if layers else None,
             "overhead": overhead,
             "nothing_changed": stats.nothing_changed,
+            "flattening": asdict(stats.flattening),
         }
 
     def warm(self, label: str) -> None:

@@ -127,7 +127,7 @@ def _subject(args: argparse.Namespace, layers: int | None = None) -> Any:
     from sere.table import SimilarityTable
 
     model = load_on_device(checkpoint_path(args), args) if layers is None else _random_model(args, layers)
-    similarities = random_table(model, seed=args.seed)
+    similarities = random_table(model, seed=args.seed, factors=True)
     path = table_path(args) if args.model is not None or args.table is not None else None
     if path is not None:
         loaded = SimilarityTable.load(path)

@@ -13,7 +13,7 @@ from sere.summaries import pairs
 def render(records: Sequence[Mapping[str, Any]]) -> str:
     """Return the records of engines as a table with one row per case; then what two depths say."""
     several = len({record["subject"]["layers"] for record in records}) > 1
-    headers = ["load", *["layers"] * several, "ms", "speedup", "over vanilla", "experts", "overhead"]
+    headers = ["load", *["layers"] * several, "ms", "speedup", "over vanilla", "experts", "pairs", "overhead"]
     table = case_table([(_name(record), _row(record, several)) for record in records], headers)
     return table + _reasons(records) + render_depths(records, lambda one: str(one["load"]))
 
@@ -31,6 +31,7 @@ def _row(record: Mapping[str, Any], depth: bool) -> list[Any]:
         spread_cell(record["speedup"], 3),
         spread_cell(record["speedup_over_vanilla"], 3),
         _experts(record),
+        _pairs(record),
         None if overhead is None else f"{100 * overhead['ms_per_step'] / record['time_ms']['p50']:.1f} %",
     ]
 
@@ -41,6 +42,12 @@ def _experts(record: Mapping[str, Any]) -> str | None:
         # No step was counted, as with one row by default.
         return None
     return f"{experts['distinct_before']:.1f} > {experts['distinct_after']:.1f}"
+
+
+def _pairs(record: Mapping[str, Any]) -> str | None:
+    """The share of the slots that flattened runs of layers computed; None if none was."""
+    found = record["flattening"]
+    return None if found is None or not found["slots"] else f"{100 * found['pairs'] / found['slots']:.0f} %"
 
 
 def render_online(records: Sequence[Mapping[str, Any]]) -> str:

@@ -52,7 +52,7 @@ def _make(args: argparse.Namespace, layers: int, folder: Path) -> tuple[Path, Pa
     model = random_model(args.preset, layers=layers, dtype=dtype, seed=args.seed)
     path, table = folder / "model", folder / TABLE
     model.save_pretrained(path)
-    random_table(model, seed=args.seed).save(table)
+    random_table(model, seed=args.seed, factors=True).save(table)
     del model
     gc.collect()
     return path, table

@@ -50,7 +50,7 @@ def test_nothing_is_claimed(layers: list[tuple[float, float]], expert: int | Non
 def test_a_server_reads_what_the_doctor_measured(
     monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    """Of its device and dtype; not with quantized weights, whose arithmetic is another, nor with more workers."""
+    """Of its device and dtype; not with quantized weights, or more workers."""
     monkeypatch.setenv("SERE_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
     remember(CEILINGS)
 

@@ -155,7 +155,7 @@ def _name_of(config: Any) -> str | None:
 
 
 def _ceilings_of(config: Any) -> Ceilings | None:
-    """Return what `sere doctor` measured of this machine, for an engine of one worker without quantization."""
+    """Return what `sere doctor` measured of this machine, for one worker without quantization."""
     model, parallel = getattr(config, "model_config", None), getattr(config, "parallel_config", None)
     if getattr(model, "quantization", None) is not None or getattr(parallel, "world_size", None) != 1:
         return None

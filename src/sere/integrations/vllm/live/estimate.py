@@ -1,4 +1,4 @@
-"""How much faster decoding could be: by predicted times where ceilings are known, else by bytes of weights."""
+"""How much faster decoding could be: by predicted times where ceilings are known, else by bytes."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ CAVEAT = (
     "communication and the host are not part of it, and steps that were left alone gain nothing."
 )
 CAVEAT_OF_TIMES = (
-    "An estimate, not a measurement: predicted times of a step, off and re-routed, from its bytes of weights, "
-    "its arithmetic, and what sere doctor measured of this machine. The KV cache, attention, communication and "
-    "the host are not part of it, and steps that were left alone gain nothing."
+    "An estimate, not a measurement: predicted times of a step, off and re-routed, from its bytes of "
+    "weights, its arithmetic, and what sere doctor measured of this machine. The KV cache, attention, "
+    "communication and the host are not part of it, and steps that were left alone gain nothing."
 )
 
 

@@ -1,0 +1,51 @@
+"""Tables of what ``sere tune`` found: tiers on their held-out half, and an M for each layer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from cells import conditions, interval, points, table
+from records import Record, read_json
+
+MODELS = ("abacus", "suanpan")
+
+
+def tuned() -> str:
+    """The tiers by batch size: a table per model."""
+    headers = ["tier", "B", "M", "experts", "fewer", "bytes, fewer", "KL, held-out", "vs off, points"]
+    tables = []
+    for name in MODELS:
+        rows = [
+            [
+                tier, B, case["active_experts"],
+                f"{case['experts_before']:.1f} → {case['experts_after']:.1f}",
+                f"{case['experts_before'] / case['experts_after']:.2f}x", f"{case['bytes_ratio']:.2f}x",
+                interval(case["kl"], "{:.2g}"), points(case["answers"]["difference"]),
+            ]
+            for tier, evidence in _evidence(_record(name))
+            for B, case in evidence["by_batch_size"].items()
+        ]  # fmt: skip
+        tables.append(f"**{name}**\n\n{table(rows, headers)}")
+    return "\n\n".join(tables) + conditions([_record(name) for name in MODELS])
+
+
+def tuned_layers() -> str:
+    """Divergence of tiers with an M for each layer, over that of one M for all, at equal mean experts."""
+    rows = [
+        [name, tier, interval(found["ratio"], "{:.2f}"), "kept" if found["kept"] else ""]
+        for name in MODELS
+        for tier, evidence in _evidence(_record(name))
+        for found in [evidence["per_layer"]]
+        if found is not None
+    ]
+    return table(rows, ["model", "tier", "KL over that of uniform M", ""])
+
+
+def _record(name: str) -> Record:
+    record: Record = read_json(f"tune-{name}.json")
+    return record
+
+
+def _evidence(record: Record) -> Iterator[tuple[str, Any]]:
+    return ((name, tier["evidence"]) for name, tier in record["tiers"].items())

@@ -179,6 +179,10 @@ def main() -> None:
     groups = compare(read(args.records), measured)
     headers = ["processor", "threads", "model", "layers", "mode", "ceilings", "cells", "median", "largest"]
     print(tabulate([_row(one) for one in groups], headers))
+    for name, known in (("FITTED", False), ("MEASURED", True)):
+        cells = [cell for group in groups if group["measured"] is known for cell in group["cells"]]
+        values = ", ".join(f"{value:.3g}" for value in errors(cells).values()) if cells else None
+        print(f"{name} of src/sere/step_time/accuracy.py: {values and f'Errors({values})'}")
     value = {
         "format": "sere-step-time-1",
         "ceilings": list({(one["processor"], one["ceilings"]["threads"]): one for one in kept}.values()),

@@ -173,13 +173,12 @@ def _weights(args: argparse.Namespace) -> Finding:
         found = find_weights(path)
         unused = check_weights(path, trust_remote_code=args.trust_remote_code)
     except (SereError, OSError) as error:
-        # Of a hub model, only the config is fetched to look at it.
-        fetched = hub_name(path) is None or any(path.glob("*.safetensors")) or any(path.glob("*.bin"))
-        if fetched:
+        if any(path.glob("*.safetensors")) or any(path.glob("*.bin")):
             return Finding("model", "weights", "BROKEN", str(error))
-        return Finding(
-            "model", "weights", "missing", "not downloaded; the first command that needs them downloads them"
-        )
+        # Of a hub model, only what describes it is fetched to look at it.
+        why = "not downloaded; the first command that needs them downloads them"
+        why = "not in the folder; all other commands need them" if hub_name(path) is None else why
+        return Finding("model", "weights", "missing", why)
     size = f"{found.num_bytes / 2**30:.2f} GiB, files: {len(found.names)}"
     if unused is None:
         return Finding("model", "weights", "ok", f"{size}; loading them shows whether they are complete")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from cells import conditions, table
-from records import Record, read_json
+from records import NOT_MEASURED, Record, read_json
 
 _RECORD = "step_time.json"
 # Of a processor that its records do not tell from another one of the same name.
@@ -55,6 +55,8 @@ def step_time_cells() -> str:
         if group["measured"]
         for cell in group["cells"]
     ]  # fmt: skip
+    if not rows:
+        return NOT_MEASURED
     return table(rows, ["rows", "setting", "layers", "experts", "measured", "predicted", "error"])
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
+from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 from sere.cli.finding import Finding
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from sere.table import SimilarityTable
 
 _GIB = 2**30
+_WIDTH = 100
 
 
 def engine_findings(found: Unprepared) -> Iterator[Finding]:
@@ -142,9 +144,12 @@ def render_steps(value: Mapping[str, Any]) -> str:
             f"Measured here: {ceilings['bytes_per_s'] / 1e9:.0f} GB/s, {ceilings['flops_per_s'] / 1e9:.0f} "
             f"GFLOP/s ({where}). {value['accuracy']}"
         )
+    notes = (
+        f"{timed} The KV cache, attention, communication and the host are left out. Measure with: sere bench"
+    )
     return (
-        f"Estimate of decode steps, from {source}:\n\n{table(rows, headers)}\n\n{timed} The KV cache, "
-        "attention, communication and the host are left out. Measure with: sere bench"
+        f"Estimate of decode steps, from {source}:\n\n{table(rows, headers)}\n\n"
+        f"{fill(notes, _WIDTH, break_long_words=False)}"
     )
 
 

@@ -147,7 +147,7 @@ def _quantization(described: Mapping[str, Any]) -> Mapping[str, Any] | None:
     for holder in (described, text if isinstance(text, Mapping) else {}):
         for name in ("quantization_config", "compression_config"):
             if isinstance(holder.get(name), Mapping):
-                return holder[name]
+                return dict(holder[name])
     return None
 
 

@@ -29,8 +29,8 @@ MEASURED: Errors | None = None
 def describe_accuracy() -> str:
     """Return the error of the prediction in a few sentences."""
     known = [
-        f"In {errors.cells} of our own records of vLLM on CPUs, with ceilings {which}, the predicted ratio was "
-        f"off by {100 * errors.median:.0f} % in the median and by {100 * errors.largest:.0f} % at most."
+        f"In {errors.cells} of our own records of vLLM on CPUs, with ceilings {which}, the predicted ratio "
+        f"was off by {100 * errors.median:.0f} % in the median and by {100 * errors.largest:.0f} % at most."
         for errors, which in ((FITTED, "fitted to their times"), (MEASURED, "measured like these"))
         if errors is not None
     ]

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from time import perf_counter
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -154,13 +155,14 @@ def _timed_on_cpu(run: Callable[[], object]) -> float:
 def _timed_on_gpu(run: Callable[[], object]) -> float:
     """Time by events; ten runs in a row, so that the device does not wait for the host."""
     times = 10
-    first, last = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    event: Any = torch.cuda.Event
+    first, last = event(enable_timing=True), event(enable_timing=True)
     first.record()
     for _ in range(times):
         run()
     last.record()
     last.synchronize()
-    return first.elapsed_time(last) / 1e3 / times
+    return float(first.elapsed_time(last)) / 1e3 / times
 
 
 @contextmanager

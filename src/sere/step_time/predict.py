@@ -42,7 +42,8 @@ def step_seconds(
     rest_compute = weights.compute(max(rows, LEAST_ROWS), 0) / ceilings.flops_per_s
     computed = (1 - PER_BLOCK) * pairs + PER_BLOCK * BLOCK * _blocks(experts, pairs)
     compute = weights.compute(0, computed) / ceilings.flops_per_s
-    return rest_read + rest_compute + (read**OVERLAP + compute**OVERLAP) ** (1 / OVERLAP)
+    own: float = (read**OVERLAP + compute**OVERLAP) ** (1 / OVERLAP)
+    return rest_read + rest_compute + own
 
 
 def _blocks(experts: float, pairs: float) -> float:

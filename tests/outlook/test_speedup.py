@@ -20,7 +20,7 @@ def test_by_chance_and_the_default_settings() -> None:
     assert [step.most for step in steps] == [8, 26, 32, 38, 44, 50]
     assert [round(step.before) for step in steps] == [8, 52, 82, 112, 126, 128]
     # At 64 rows the heaviest experts, 128 (1 - (1 - 1/128)^64), are more than M.
-    assert [round(step.after) for step in steps] == [8, 26, 32, 38, 50, 81]
+    assert [round(step.after) for step in steps] == [8, 26, 32, 38, 51, 81]
     assert all(step.pairs_before == step.pairs_after == 8 * step.rows for step in steps)
     assert steps[0].fewer_bytes == 1.0
     assert steps[1].fewer_bytes == pytest.approx(WEIGHTS.fewer_bytes(steps[1].before, 26))
@@ -33,7 +33,8 @@ def test_with_ceilings_there_are_times() -> None:
     for step in expect_steps(SHAPES, WEIGHTS, reading):
         assert step.ratio == pytest.approx(step.fewer_bytes)
     computing = expect_steps(SHAPES, WEIGHTS, Ceilings(1e30, 1e9), rows=[64])
-    assert computing[0].ratio == pytest.approx(1.0)
+    # As many pairs in fewer blocks of rows: a little faster.
+    assert computing[0].ratio == pytest.approx(1.05, abs=0.05)
 
 
 def test_sizes_that_are_not_known_leave_experts() -> None:

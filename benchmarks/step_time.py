@@ -2,7 +2,7 @@
 
 Run ``python benchmarks/step_time.py`` (``--measure`` also measures this machine's ceilings, on an idle
 machine). The newest record of each case of a re-routed engine on a CPU gives a measured ratio to ``off`` and,
-from the experts and slots that it counted, a predicted one. Records of a processor whose ceilings were
+from the experts and pairs that it counted, a predicted one. Records of a processor whose ceilings were
 measured are predicted from these. For other records of one processor, model, depth and mode, the two ceilings
 are those that fit their times best: their errors say how right the form of the prediction is, not how right
 the ceilings are.
@@ -31,7 +31,7 @@ from sere.report.former import REPLAY, modernize
 from sere.step_time import Ceilings, StepWeights, step_seconds
 
 RESULTS = Path("benchmarks/results")
-RECORDS = ("serve.jsonl", "serve_emulated.jsonl", "serve_engines.jsonl")
+RECORDS = ("serve.jsonl", "serve_emulated.jsonl", "serve_engines.jsonl", "serve_gain.jsonl")
 DEFAULT_OUT = RESULTS / "step_time.json"
 # Floating point operations per byte read: where the best fit is looked for.
 _BALANCES = [10 ** (exponent / 50) for exponent in range(-50, 126)]
@@ -89,8 +89,23 @@ def seconds(record: Record, ceilings: Ceilings, *, off: bool = False) -> float:
         ceilings,
         rows=rows,
         experts=experts["distinct_before" if off else "distinct_after"],
-        pairs=slots if off else slots * experts.get("slots_computed", 1.0),
+        pairs=slots if off else slots * share_computed(record, slots),
     )
+
+
+def share_computed(record: Record, slots: int) -> float:
+    """Return the share of the slots that the expert kernel of a record computed: all, unless it flattened steps.
+
+    Args:
+        record: The record.
+        slots: Of one run of a layer.
+    """
+    found = record.get("flattening")  # not in records from before 2026-11-28, whose engines computed all
+    if not found or not found["steps"]:
+        return 1.0
+    whole = found["whole"] * slots
+    share: float = (found["pairs"] + whole) / (found["slots"] + whole)
+    return share
 
 
 def fit(records: Sequence[Record]) -> Ceilings:

@@ -25,7 +25,7 @@ def step_time() -> str:
         for number, group in zip(_machines(record["groups"]), record["groups"], strict=True)
     ]  # fmt: skip
     headers = [
-        "machine", "model", "layers", "mode", "ceilings", "GB/s", "GFLOP/s", "ratios", "cells",
+        "no.", "model", "layers", "mode", "ceilings", "GB/s", "GFLOP/s", "ratios", "cells",
         "median", "largest",
     ]  # fmt: skip
     return table(rows, headers) + conditions([record])

@@ -54,6 +54,14 @@ def test_measured_ceilings_are_used() -> None:
     assert not group["measured"]
 
 
+def test_pairs_are_those_that_were_computed() -> None:
+    """Of flattened steps their pairs, of the others all slots; all of engines that do not say."""
+    assert step_time.share_computed({}, 32) == 1.0
+    counted = {"steps": 3, "slots": 96, "pairs": 48, "whole": 1}
+    assert step_time.share_computed({"flattening": counted}, 32) == (48 + 32) / 128
+    assert step_time.share_computed({"flattening": counted | {"steps": 0}}, 32) == 1.0
+
+
 def test_the_newest_record_of_a_case_counts(tmp_path: Path) -> None:
     """One that was measured again replaces the old one."""
     file = tmp_path / "records.jsonl"

@@ -174,7 +174,7 @@ def test_predicted_times_have_a_row_for_each_machine(build: Any, monkeypatch: py
     record = {"groups": [group, other, group | {"mode": "compiled"}], "provenance": made}
     monkeypatch.setattr(tables, "read_json", lambda _: record)
     rows = [line.split("|")[1].strip() for line in tables.step_time().splitlines() if line.startswith("| ")]
-    assert rows == ["machine", "1", "2", "1"]
+    assert rows == ["no.", "1", "2", "1"]
     assert tables.step_time_machines() == "- 1: AMD, 2 threads\n- 2: AMD, 1 thread"
     cells = tables.step_time_cells().splitlines()
     assert len(cells) == 4

@@ -94,7 +94,7 @@ def seconds(record: Record, ceilings: Ceilings, *, off: bool = False) -> float:
 
 
 def share_computed(record: Record, slots: int) -> float:
-    """Return the share of the slots that the expert kernel of a record computed: all, unless it flattened steps.
+    """Return the share of the slots that a record's expert kernel computed: all, unless it flattened steps.
 
     Args:
         record: The record.

@@ -23,6 +23,7 @@ import records
 import rule_tables
 import serving_tables as serving
 import speed_tables as speed
+import step_time_table
 import tune_tables as tune
 from sere.files import atomic_path
 
@@ -65,6 +66,9 @@ BLOCKS: Mapping[str, Callable[[], str]] = {
     "serve-online": serving.serve_online,
     "vllm-load": serving.vllm_load,
     "similarity": speed.similarity,
+    "step-time": step_time_table.step_time,
+    "step-time-machines": step_time_table.step_time_machines,
+    "step-time-cells": step_time_table.step_time_cells,
     "calibrate-large": speed.calibrate_large,
     "architectures": architecture_table.architectures,
     "policies": policy_table.policies,

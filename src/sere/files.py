@@ -195,3 +195,16 @@ def append_json_line(path: str | os.PathLike[str], record: dict[str, Any]) -> No
     line = json.dumps(record) + "\n"
     with _naming(path), _target(path).open("a", encoding="utf-8") as stream:
         stream.write(line)
+
+
+def cache_folder() -> Path:
+    """Return the folder for what can be remade: ``SERE_CACHE_DIR``, or ``sere`` in the user's cache folder.
+
+    Raises:
+        RuntimeError: Neither is named and the user has no home folder.
+    """
+    named = os.environ.get("SERE_CACHE_DIR")
+    if named:
+        return Path(named)
+    user = os.environ.get("XDG_CACHE_HOME")
+    return (Path(user) if user else Path.home() / ".cache") / "sere"

@@ -48,7 +48,7 @@ LINES = {
     "bench": "bench MODEL --table TABLE --batch-size 2 --steps 2 --rounds 1 --setting topk:select_top_k=1",
     "table verify": "table verify TABLE --model MODEL",
     "table import": "table import TABLE --model MODEL --out OUT",
-    "doctor": "doctor --model MODEL",
+    "doctor": "doctor --no-measure --model MODEL",
 }
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sere.cli import doctor, main
+from sere.cli import doctor_installed, main
 from sere.provenance import cuda_driver
 from sere.table import SimilarityTable, Tier
 from sere.versions import TESTED
@@ -19,7 +19,7 @@ def test_doctor_finds_everything_in_order(
     capsys: pytest.CaptureFixture[str], checkpoint: Path, similarities: Path
 ) -> None:
     """Model and table that fit give code 0; versions, backends and extras are all there."""
-    value = run_json(capsys, "doctor", "--model", checkpoint, "--table", similarities)
+    value = run_json(capsys, "doctor", "--no-measure", "--model", checkpoint, "--table", similarities)
     assert value["passed"]
     parts = {finding["part"] for finding in value["findings"]}
     assert {"versions", "machine", "backends", "extras", "model", "table"} <= parts
@@ -77,7 +77,7 @@ def test_doctor_exits_1_where_table_and_model_do_not_fit(
 ) -> None:
     """A table of another model, a missing table and a missing model are broken; the rest is still shown."""
     other = save_checkpoint(tmp_path, "olmoe")
-    assert main(["doctor", "--model", str(other), "--table", str(similarities)]) == 1
+    assert main(["doctor", "--no-measure", "--model", str(other), "--table", str(similarities)]) == 1
     out = capsys.readouterr().out
     assert "BROKEN" in out
     assert "backends" in out
@@ -118,7 +118,7 @@ def test_doctor_says_what_the_environment_does_to_the_plug_in(
         monkeypatch.delenv(name, raising=False)
     else:
         monkeypatch.setenv(name, value)
-    (found,) = (finding for finding in doctor._plugin() if finding.name == name)
+    (found,) = (finding for finding in doctor_installed._plugin() if finding.name == name)
     assert (found.state, words in found.detail) == (state, True)
 
 

@@ -28,7 +28,7 @@ CASES = {
     "report": ("TABLE --out new.html", "wrote new.html", None),
     "list policies": ("", "select_top_k=N", None),
     "list metrics": ("", "frobenius", None),
-    "doctor": ("--model MODEL --table TABLE", "no problems found", None),
+    "doctor": ("MODEL --table TABLE --no-measure", "no problems found", None),
 }
 # Tested where their engines, matrices and servers are: tests/bench, test_table_and_model, test_demo,
 # test_tune, test_lm_eval, test_top, public_cases/test_shared_tables.

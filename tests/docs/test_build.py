@@ -147,3 +147,36 @@ def test_releases_that_differ_are_told_apart_in_the_table_of_architectures(
         "`one`", "5.17, 5.18, 5.19.1", "experts found: no (1) in 5.17, 5.18, yes (2) in 5.19.1"
     ]  # fmt: skip
     assert "1. Transformers has none\n2. twice\n" in text
+
+
+def test_predicted_times_have_a_row_for_each_machine(build: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Groups of one processor, threads and dtype have one number; cells are of measured machines alone."""
+    tables = build("step_time_table")
+    cell = {
+        "rows": 8, "setting": "sere", "experts_before": 50.0, "experts_after": 26.0,
+        "measured_ratio": 1.5, "predicted_ratio": 1.65, "error": 0.1,
+    }  # fmt: skip
+    group = {
+        "processor": "AMD", "threads": 2, "dtype": "bfloat16", "model": "m", "mode": "eager",
+        "layers": 4, "file": "serve.jsonl", "ceilings": {"bytes_per_s": 2e10, "flops_per_s": 3e11},
+        "cells": [cell], "cells_compared": 1,
+        "median_error": 0.1, "largest_error": 0.1, "measured": True,
+    }  # fmt: skip
+    machine = {"cpu": "AMD", "cores": 2, "threads": 2, "gpu": None}
+    made = {
+        "machine": machine,
+        "versions": {"torch": "2"},
+        "commit": "a",
+        "clean_tree": True,
+        "utc": "2026-11-28",
+    }
+    other = group | {"threads": 1, "measured": False}
+    record = {"groups": [group, other, group | {"mode": "compiled"}], "provenance": made}
+    monkeypatch.setattr(tables, "read_json", lambda _: record)
+    rows = [line.split("|")[1].strip() for line in tables.step_time().splitlines() if line.startswith("| ")]
+    assert rows == ["no.", "1", "2", "1"]
+    assert tables.step_time_machines() == "- 1: AMD, 2 threads\n- 2: AMD, 1 thread"
+    cells = tables.step_time_cells().splitlines()
+    assert len(cells) == 4
+    assert "1.50x" in cells[2]
+    assert "+10 %" in cells[2]

@@ -3,62 +3,64 @@
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
-from sere.cli.explain import EXTRAS
+from sere.cli.doctor_installed import installed_findings
+from sere.cli.doctor_model import (
+    calibration_findings,
+    engine_findings,
+    measure_ceilings,
+    model_value,
+    render_steps,
+    steps_value,
+)
+from sere.cli.finding import Finding
 from sere.cli.loading import (
     add_table_argument,
     add_trust_argument,
     checkpoint_path,
-    identity_from_config,
+    quiet_transformers,
     table_path,
 )
 from sere.cli.output import add_json_flag, emit, table
 from sere.cli.parser import add_command
-from sere.errors import SereError, how_to_install
+from sere.errors import ConfigError, SereError
 from sere.identity import span
 
-_DETAILS = """The exit code is 1 if the given model or table is broken, or if the table was not made for
+if TYPE_CHECKING:
+    from sere.identity import ModelIdentity
+    from sere.outlook import Unprepared, Way
+    from sere.step_time import Ceilings
+    from sere.table import SimilarityTable
+
+_DETAILS = """With a model, it says which engines take it, which way of calibrating fits this machine, and
+which speedup to expect at 1 to 128 rows a step. It reads the config only; weights are not needed. It measures
+this machine for about two seconds. Times are estimates.
+
+The exit code is 1 if the given model or table is broken, or if the table was not made for
 the model. A missing optional package is not an error; its line says how to install it. An untested
 release of Transformers or PyTorch is not an error either; its line says how to check that it works."""
 
 _EXAMPLES = """
   sere doctor
-  sere doctor --model MODEL --table cosine.sere
-  sere doctor --model bundled --json
+  sere doctor MODEL
+  sere doctor MODEL --table cosine.sere
+  sere doctor bundled --no-measure --json
 """
-
-_SERVER = "serving: vLLM loads the plug-in by itself"
-# CUDA 13, which cuda-core and NVRTC are installed for.
-_CUDA_OF_KERNEL = 13000
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One thing that was looked at.
-
-    Attributes:
-        part: Which group it belongs to.
-        name: What was looked at.
-        state: ``ok``, ``missing`` (nothing wrong), ``untested`` (may work, but nobody tried) or ``BROKEN``.
-        detail: What was found, or what to do.
-    """
-
-    part: str
-    name: str
-    state: str
-    detail: str
 
 
 def add(subparsers: Any) -> None:
     """Add the command's parser."""
     summary = "Check what is installed, what can run here, and whether table and model fit."
     parser = add_command(subparsers, "doctor", summary, run, details=_DETAILS, examples=_EXAMPLES)
-    parser.add_argument("--model", metavar="MODEL", help="a checkpoint folder, a hub name, or 'bundled'")
+    text = "a checkpoint folder, a hub name, or 'bundled'"
+    parser.add_argument("named", metavar="MODEL", nargs="?", help=text)
+    parser.add_argument("--model", metavar="MODEL", help="the same")
     add_table_argument(parser, "the model's own; it is checked against the model")
+    text = "do not measure this machine: bytes are compared, no times are predicted"
+    parser.add_argument("--no-measure", action="store_true", help=text)
     add_trust_argument(parser)
     add_json_flag(parser)
 
@@ -67,154 +69,99 @@ def run(args: argparse.Namespace) -> int:
     """Look at everything and print it."""
     from sere.provenance import provenance
 
-    findings = [*_versions(), *_backends(), *_extras(), *_bundled(), *_asked(args)]
+    if None not in (args.named, args.model) and args.named != args.model:
+        raise ConfigError(f"MODEL: expected one model, got {args.named} and --model {args.model}")
+    args.model = args.named or args.model
+    asked, expected = _asked(args)
+    findings = [*installed_findings(), *asked]
     passed = all(finding.state != "BROKEN" for finding in findings)
     value = {
         "passed": passed,
         "findings": [asdict(finding) for finding in findings],
         "provenance": provenance(),
-    }
+    } | expected
     emit(args, value, render)
     return 0 if passed else 1
 
 
-def _versions() -> Iterator[Finding]:
-    from sere.provenance import commit, cuda_driver, describe_machine, machine, versions
-
-    for name, version in versions().items():
-        yield _version(name, version)
-    head, clean = commit()
-    if head is not None:
-        yield Finding("versions", "commit", "ok", f"{head[:12]}{'' if clean else ', tree changed'}")
-    found = machine()
-    yield Finding("machine", "cpu", "ok", describe_machine(found))
-    yield Finding(
-        "machine", "gpu", "ok" if found["gpu"] else "missing", found["gpu"] or "no GPU that PyTorch can use"
-    )
-    if (driver := cuda_driver()) is not None:
-        yield _driver(driver)
-
-
-def _driver(version: int) -> Finding:
-    """Say which CUDA version a driver supports, and what runs if it is too old for the backend ``cuda``."""
-    text, needed = f"supports CUDA {version // 1000}.{version % 1000 // 10}", _CUDA_OF_KERNEL // 1000
-    if version >= _CUDA_OF_KERNEL:
-        return Finding("machine", "driver", "ok", text)
-    text += f", but the backend cuda needs {needed}: Triton runs instead; update the driver"
-    return Finding("machine", "driver", "missing", text)
-
-
-def _version(name: str, version: str) -> Finding:
-    """Say whether a package's release is among those that sere is tested with, where that is known."""
-    from sere.versions import TESTED, describe_range, why_outside
-
-    if name not in TESTED:
-        return Finding("versions", name, "ok", version)
-    reason = why_outside(name, version)
-    if reason is not None:
-        return Finding("versions", name, "untested", reason)
-    return Finding("versions", name, "ok", f"{version} (tested: {describe_range(name)})")
-
-
-def _backends() -> Iterator[Finding]:
-    import torch
-
-    from sere.flatten import why_not
-    from sere.reroute.backends.registry import BACKENDS, select
-
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    for name, record in BACKENDS.items():
-        reason = record.why_not(device)
-        yield Finding("backends", name, "missing" if reason else "ok", reason or f"runs on {device} tensors")
-    yield Finding("backends", "auto", "ok", f"chooses {select('auto', device)} for {device} tensors")
-    reason = why_not()
-    detail = reason or "on a CPU, slots without weight can be left out (setting flatten)"
-    yield Finding("backends", "flatten", "missing" if reason else "ok", detail)
-
-
-def _extras() -> Iterator[Finding]:
-    from sere.provenance import installed_version
-
-    for package, (extra, purpose) in EXTRAS.items():
-        version = installed_version(package)
-        detail = f"{purpose} ({version})" if version else f"{purpose}; {how_to_install(extra)}"
-        yield Finding("extras", package, "ok" if version else "missing", detail)
-    yield _vllm()
-    yield from _plugin()
-
-
-def _plugin() -> Iterator[Finding]:
-    """Say what in this environment keeps vLLM from loading the plug-in, or an engine from using it."""
-    from sere.integrations.vllm.plugin import DISABLE, is_disabled
-    from sere.integrations.vllm.plugin_config import KEY
-
-    value = os.environ.get(DISABLE)
-    if is_disabled():
-        yield Finding("serving", DISABLE, "missing", f"{value!r}: no engine re-routes; set it to 0")
-    else:
-        yield Finding("serving", DISABLE, "ok", "not set" if value is None else f"{value!r}: not disabled")
-    plugins = os.environ.get("VLLM_PLUGINS")
-    if plugins is None:
-        yield Finding("serving", "VLLM_PLUGINS", "ok", f"not set: all plug-ins, no routes; {KEY} adds them")
-    elif KEY in plugins.split(","):
-        yield Finding("serving", "VLLM_PLUGINS", "ok", f"{plugins!r}: names {KEY}")
-    else:
-        detail = f"{plugins!r}: vLLM does not load the plug-in, no engine re-routes; add {KEY}, or unset it"
-        yield Finding("serving", "VLLM_PLUGINS", "missing", detail)
-
-
-def _vllm() -> Finding:
-    """Say which vLLM is there and whether re-routing knows it on the device that it was built for."""
-    from sere.integrations.vllm.start.versions import (
-        check_version,
-        describe_versions,
-        engine_device,
-        engine_version,
-    )
-
-    version = engine_version()
-    if version is None:
-        return Finding("extras", "vllm", "missing", f"{_SERVER}, {describe_versions()}")
-    try:
-        check_version(version, device_type=engine_device(), allow_untested=False)
-    except SereError as error:
-        return Finding("extras", "vllm", "missing", str(error))
-    return Finding("extras", "vllm", "ok", f"{_SERVER} ({version})")
-
-
-def _bundled() -> Iterator[Finding]:
-    from sere.bundled import model_path
-
-    try:
-        yield Finding("bundled model", "files", "ok", str(model_path()))
-    except (SereError, ImportError, OSError) as error:
-        yield Finding("bundled model", "files", "missing", str(error))
-
-
-def _asked(args: argparse.Namespace) -> Iterator[Finding]:
+def _asked(args: argparse.Namespace) -> tuple[list[Finding], dict[str, Any]]:
     """Look at the model and the table that were named; every fault is a finding, not an error."""
+    found, broken = _look(args)
+    findings = broken
     identity = None
-    if args.model is not None:
-        try:
-            identity = identity_from_config(args)
-        except (SereError, ImportError, OSError, ValueError) as error:
-            yield Finding("model", args.model, "BROKEN", str(error))
-        else:
-            E, K = span(identity.experts.values()), span(identity.slots.values())
-            shape = f"{len(identity.layer_names)} MoE layers, E={E}, K={K}"
-            detail = f"{shape} (select_top_k < {identity.top_k} re-routes), digest {identity.digest[:12]}"
-            yield Finding("model", identity.name, "ok", detail)
-            yield _backend_of(identity)
-            yield _weights(args)
-    if args.model is None and args.table is None:
-        return
+    if found is not None:
+        identity = found.identity
+        findings += [*_model(args, found), *engine_findings(found)]
+    similarities = None
+    if args.model is not None or args.table is not None:
+        more, similarities = _find_table(args, identity)
+        findings += more
+    if found is None or not found.has_experts:
+        return findings, {}
+    ceilings = measure_ceilings(args, found)
+    ways = _ways(ceilings, found)
+    findings += calibration_findings(found, ways, ceilings, has_table=similarities is not None)
+    return findings, {
+        "model": model_value(found, ways),
+        "expected": steps_value(found, similarities, ceilings),
+    }
+
+
+def _look(args: argparse.Namespace) -> tuple[Unprepared | None, list[Finding]]:
+    """Return what the named model's config says, or what is wrong with it."""
+    from sere.outlook import look_at
+
+    if args.model is None:
+        return None, []
+    try:
+        path = checkpoint_path(args, weights=False)
+        quiet_transformers()
+        return look_at(path, trust_remote_code=args.trust_remote_code), []
+    except (SereError, ImportError, OSError, ValueError) as error:
+        return None, [Finding("model", args.model, "BROKEN", str(error))]
+
+
+def _ways(ceilings: Ceilings | None, found: Unprepared) -> list[Way]:
+    from sere.outlook import ways_to_calibrate
+
+    return ways_to_calibrate(found, device="cpu" if ceilings is None else ceilings.device)
+
+
+def _model(args: argparse.Namespace, found: Unprepared) -> Iterator[Finding]:
+    """Say what a model is; it is broken if no engine is known to take it."""
+    E, K = (
+        span(column)
+        for column in ([one.num_experts for one in found.shapes], [one.top_k for one in found.shapes])
+    )
+    shape = f"{len(found.shapes)} MoE layers, E={E}, K={K}"
+    if found.identity is not None:
+        identity = found.identity
+        detail = f"{shape} (select_top_k < {identity.top_k} re-routes), digest {identity.digest[:12]}"
+        yield Finding("model", identity.name, "ok", detail)
+        yield _weights(args)
+    elif found.may_be_served:
+        yield Finding(
+            "model", args.model, "ok", f"{shape}, as config.json says; Transformers cannot build it"
+        )
+    else:
+        yield Finding("model", args.model, "BROKEN", str(found.transformers))
+
+
+def _find_table(
+    args: argparse.Namespace, identity: ModelIdentity | None
+) -> tuple[list[Finding], SimilarityTable | None]:
+    """Return what is to be said of the table, and the table if it is there and fits."""
+    from sere.table import SimilarityTable
+
     try:
         path = table_path(args)
     except SereError as error:
-        yield Finding("table", args.table, "BROKEN", str(error))
-        return
-    if path is not None:
-        yield from _table(str(path), identity)
+        return [Finding("table", args.table, "BROKEN", str(error))], None
+    if path is None:
+        return [], None
+    findings = list(_table(str(path), identity))
+    fits = identity is not None and all(one.state == "ok" for one in findings)
+    return findings, SimilarityTable.load(path) if fits else None
 
 
 def _backend_of(identity: Any) -> Finding:
@@ -239,13 +186,12 @@ def _weights(args: argparse.Namespace) -> Finding:
         found = find_weights(path)
         unused = check_weights(path, trust_remote_code=args.trust_remote_code)
     except (SereError, OSError) as error:
-        # Of a hub model, only the config is fetched to look at it.
-        fetched = hub_name(path) is None or any(path.glob("*.safetensors")) or any(path.glob("*.bin"))
-        if fetched:
+        if any(path.glob("*.safetensors")) or any(path.glob("*.bin")):
             return Finding("model", "weights", "BROKEN", str(error))
-        return Finding(
-            "model", "weights", "missing", "not downloaded; the first command that needs them downloads them"
-        )
+        # Of a hub model, only what describes it is fetched to look at it.
+        why = "not downloaded; the first command that needs them downloads them"
+        why = "not in the folder; all other commands need them" if hub_name(path) is None else why
+        return Finding("model", "weights", "missing", why)
     size = f"{found.num_bytes / 2**30:.2f} GiB, files: {len(found.names)}"
     if unused is None:
         return Finding("model", "weights", "ok", f"{size}; loading them shows whether they are complete")
@@ -297,4 +243,6 @@ def render(value: Mapping[str, Any]) -> str:
         last = finding["part"]
         rows.append([part, finding["name"], finding["state"], " ".join(finding["detail"].split())])
     verdict = "no problems found" if value["passed"] else "problems found: see the lines with BROKEN"
-    return f"{table(rows, ['', 'what', 'state', 'found'])}\n\n{verdict}"
+    expected = value.get("expected")
+    below = "" if expected is None else f"{render_steps(expected)}\n\n"
+    return f"{table(rows, ['', 'what', 'state', 'found'])}\n\n{below}{verdict}"

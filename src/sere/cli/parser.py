@@ -23,7 +23,7 @@ _EXAMPLES = """examples:
   sere calibrate MODEL                         measure how well its experts replace each other
   sere eval MODEL --prompts prompts.txt        what re-routing changes, with the default settings
   sere tune MODEL --prompts prompts.txt        the fewest experts for a loss that you accept
-  sere doctor --model MODEL
+  sere doctor MODEL
 """
 
 

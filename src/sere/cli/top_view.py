@@ -104,6 +104,7 @@ def _title(now: Mapping[str, Any]) -> Text:
 
 def _summary(now: Mapping[str, Any]) -> Table:
     recent, speedup = now["recent"], now["estimate"]["speedup"]
+    basis = "predicted times" if now["estimate"].get("basis") == "times" else "bytes of weights"
     over = "since the last reset" if recent["seconds"] is None else f"last {recent['seconds']:.0f} s"
     saved = recent["bytes"]
     rate = "" if recent["seconds"] is None else "/s"
@@ -117,7 +118,7 @@ def _summary(now: Mapping[str, Any]) -> Table:
         ("weights not read", _NONE if per is None else f"{size(per)}{rate} per worker"),
         (
             "decoding",
-            _NONE if speedup is None else f"up to {speedup:.2f}x, from bytes of weights, not measured",
+            _NONE if speedup is None else f"up to {speedup:.2f}x, from {basis}, not measured",
         ),
         ("steps", steps or "none"),
     ]

@@ -21,6 +21,7 @@ from sere.integrations.vllm.live.view import Live
 from sere.integrations.vllm.methods import CONFIGURE, EXPERTS, STATS
 from sere.integrations.vllm.plugin_config import section
 from sere.integrations.vllm.prometheus import exposition
+from sere.step_time import Ceilings, known_ceilings
 
 
 class Counted:
@@ -68,7 +69,7 @@ class ServedEngine:
         self._active = client is not None and (config is None or section(config) is not None)
         self._shared = SharedAnswer(self._count)
         self._experts = SharedAnswer(self._count_experts)
-        self._live = Live(_name_of(config), why_nobody_may())
+        self._live = Live(_name_of(config), why_nobody_may(), _ceilings_of(config))
         self.has_page = bool((section(config) or {}).get("live_page"))
         self._changing = asyncio.Lock()
 
@@ -171,6 +172,15 @@ def _name_of(config: Any) -> str | None:
     name = getattr(getattr(config, "model_config", None), "served_model_name", None)
     name = name[0] if isinstance(name, list) and name else name
     return PurePath(name).name if isinstance(name, str) else None
+
+
+def _ceilings_of(config: Any) -> Ceilings | None:
+    """Return what `sere doctor` measured of this machine, for one worker without quantization."""
+    model, parallel = getattr(config, "model_config", None), getattr(config, "parallel_config", None)
+    if getattr(model, "quantization", None) is not None or getattr(parallel, "world_size", None) != 1:
+        return None
+    device = str(getattr(getattr(config, "device_config", None), "device_type", ""))
+    return known_ceilings(device, str(getattr(model, "dtype", "")).removeprefix("torch."))
 
 
 def _public(settings: Mapping[str, Any]) -> dict[str, Any]:

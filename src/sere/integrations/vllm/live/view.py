@@ -8,10 +8,11 @@ from collections.abc import Mapping
 from time import time
 from typing import Any
 
-from sere.integrations.vllm.live.estimate import CAVEAT, speedup
+from sere.integrations.vllm.live.estimate import estimate
 from sere.integrations.vllm.live.history import GAP_S, KEPT_S, WINDOW_S, History
 from sere.integrations.vllm.live.sample import Sample, means
 from sere.integrations.vllm.reasons import why_engine_changed_nothing
+from sere.step_time import Ceilings
 
 FORMAT = 1
 """Of the answer; another number means that names in it have changed."""
@@ -25,10 +26,13 @@ class Live:
     Args:
         title: What the model is called, or None.
         read_only: Why nothing can be changed here, or None.
+        ceilings: Those of the engine's machine; None if they are not known.
     """
 
-    def __init__(self, title: str | None = None, read_only: str | None = None) -> None:
-        self._title, self._read_only = title, read_only
+    def __init__(
+        self, title: str | None = None, read_only: str | None = None, ceilings: Ceilings | None = None
+    ) -> None:
+        self._title, self._read_only, self._ceilings = title, read_only, ceilings
         self._history = History()
         self._lock = threading.Lock()
         self._now = "null"
@@ -43,7 +47,9 @@ class Live:
         sample = Sample.of(joined, time() if at is None else at)
         with self._lock:
             self._history.add(sample, joined["expert_bytes"])
-            self._now = json.dumps(now(joined, sample, self._history) | {"title": self._title})
+            self._now = json.dumps(
+                now(joined, sample, self._history, self._ceilings) | {"title": self._title}
+            )
 
     def note_reset(self) -> None:
         """Note that the counters have just been set to zero."""
@@ -69,13 +75,16 @@ def since_of(text: str | None) -> float:
         return 0.0
 
 
-def now(joined: Mapping[str, Any], sample: Sample, history: History) -> dict[str, Any]:
+def now(
+    joined: Mapping[str, Any], sample: Sample, history: History, ceilings: Ceilings | None = None
+) -> dict[str, Any]:
     """Return what holds at present, JSON-ready.
 
     Args:
         joined: What `join_answers` returned.
         sample: The same as a sample.
         history: With this sample added.
+        ceilings: Those of the engine's machine; None if they are not known.
 
     Returns:
         The engine's settings and sizes, its steps by kind since the last reset, and under ``recent`` the
@@ -102,8 +111,7 @@ def now(joined: Mapping[str, Any], sample: Sample, history: History) -> dict[str
         "recent": recent,
         "layers": layers,
         "unseen": [layer["index"] for layer in joined["layers"] if not layer["counters"][0]],
-        "estimate": {"speedup": _rounded(speedup(read, joined["expert_bytes"], joined["rest_bytes"]))}
-        | {"caveat": CAVEAT},
+        "estimate": estimate(read, joined, found.means(), ceilings),
         "nothing_changed": why_engine_changed_nothing(joined),
         "changes": list(history.changes),
     } | {name: joined[name] for name in names}
@@ -114,7 +122,3 @@ def _layer(layer: Mapping[str, Any], found: Sample, sample: Sample) -> dict[str,
     index = layer["index"]
     most = layer["settings"]["active_experts"]
     return {"index": index, "steps": sample.layers[index][0], "most": most} | means(found.layers[index])
-
-
-def _rounded(value: float | None) -> float | None:
-    return None if value is None else round(value, 4)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 from contextlib import suppress
 from pathlib import Path
 
-from sere.files import atomic_path, others_can_write
+from sere.files import atomic_path, cache_folder, others_can_write
 from sere.provenance import installed_version
 from sere.reroute.backends.cuda.launch import SOURCE
 from sere.warn_once import WarnOnce
@@ -77,19 +76,6 @@ def compile_source(arch: str, *, logs: object = None, ptxas_options: str | None 
     options = ProgramOptions(arch=arch, ptxas_options=ptxas_options, **OPTIONS)
     code = Program(source_text(), "c++", options).compile("cubin", logs=logs).code
     return code if isinstance(code, bytes) else Path(code).read_bytes()
-
-
-def cache_folder() -> Path:
-    """Return where machine code is kept: ``SERE_CACHE_DIR``, or ``sere`` in the user's cache folder.
-
-    Raises:
-        RuntimeError: Neither is named and the user has no home folder.
-    """
-    named = os.environ.get("SERE_CACHE_DIR")
-    if named:
-        return Path(named)
-    user = os.environ.get("XDG_CACHE_HOME")
-    return (Path(user) if user else Path.home() / ".cache") / "sere"
 
 
 def _trusted(path: Path | None) -> Path | None:

@@ -60,7 +60,7 @@ function showTiles(now) {
   TILES.critical.set(fixed(recent.critical, 1), '', 'kept, per layer and step');
   const speedup = now.estimate.speedup;
   TILES.speedup.set(speedup === null ? NONE : `up to ${speedup.toFixed(2)}×`, '',
-    speedup === null ? 'sizes not known' : 'from bytes, not measured');
+    speedup === null ? 'sizes not known' : now.estimate.basis === 'times' ? 'from predicted times, not measured' : 'from bytes, not measured');
   write(byId('caveat'), `Decoding, estimated: ${now.estimate.caveat}`);
 }
 

@@ -1,0 +1,174 @@
+"""What ``sere doctor MODEL`` says of a model that nobody has prepared, from its config alone."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from textwrap import fill
+from typing import TYPE_CHECKING, Any
+
+from sere.cli.finding import Finding
+from sere.cli.output import say, table
+
+if TYPE_CHECKING:
+    from sere.outlook import Unprepared, Way
+    from sere.step_time import Ceilings
+    from sere.table import SimilarityTable
+
+_GIB = 2**30
+_WIDTH = 100
+
+
+def engine_findings(found: Unprepared) -> Iterator[Finding]:
+    """Say which engines take a model."""
+    if found.transformers is None:
+        yield Finding("engines", "Transformers", "ok", "knows the model, and sere finds its experts")
+    else:
+        yield Finding("engines", "Transformers", "missing", found.transformers)
+    state = {True: "ok", False: "missing", None: "missing"}[found.vllm]
+    yield Finding("engines", "vLLM", state, found.vllm_detail)
+    if found.quantization is not None:
+        yield Finding("engines", "quantization", "ok", f"{found.quantization}, as config.json says")
+
+
+def calibration_findings(
+    found: Unprepared, ways: list[Way], ceilings: Ceilings | None, *, has_table: bool
+) -> Iterator[Finding]:
+    """Say which ways of calibrating fit this machine, and what they take."""
+    from sere.outlook.calibration import TOKENS, here, seconds_to_calibrate, seconds_to_write_texts
+
+    best = next((way for way in ways if way.is_open), None)
+    for way in ways:
+        state = "ok" if way.is_open else "missing"
+        yield Finding("calibrating", way.name, state, _describe(way))
+    if best is None:
+        detail = "no way fits this machine; take one with more memory"
+        yield Finding("calibrating", "command", "missing", detail)
+    else:
+        command = " ".join(["sere calibrate", here(found.folder), *([best.options] if best.options else [])])
+        yield Finding("calibrating", "command", "ok", f"{command}{' (it has a table)' if has_table else ''}")
+    seconds = None if ceilings is None else seconds_to_calibrate(found, ceilings)
+    if seconds is None or ceilings is None:
+        return
+    own = seconds_to_write_texts(found, ceilings)
+    writing = "" if own is None else f", and {_duration(own)} more if the model writes its own texts"
+    yield Finding(
+        "calibrating", "time", "ok",
+        f"estimate: at least {_duration(seconds)} for {TOKENS:,} tokens{writing}; reading the weights and "
+        "gradients come on top",
+    )  # fmt: skip
+
+
+def steps_value(
+    found: Unprepared, similarities: SimilarityTable | None, ceilings: Ceilings | None
+) -> dict[str, Any] | None:
+    """Return the decode steps to expect, JSON-ready; None if the MoE layers are not known."""
+    from sere.outlook import expect_steps
+    from sere.step_time.accuracy import describe_accuracy
+
+    if not found.shapes:
+        return None
+    steps = expect_steps(found.shapes, found.weights, ceilings, table=similarities)
+    sampled = similarities is not None and similarities.routing is not None
+    return {
+        "routing": "table" if sampled else "chance",
+        "ceilings": None if ceilings is None else asdict(ceilings),
+        "steps": [asdict(step) | {"ratio": step.ratio} for step in steps],
+        "accuracy": describe_accuracy(),
+    }
+
+
+def model_value(found: Unprepared, ways: list[Way]) -> dict[str, Any]:
+    """Return what is known of a model, JSON-ready."""
+    return {
+        "folder": str(found.folder),
+        "transformers": found.transformers,
+        "vllm": found.vllm,
+        "quantization": found.quantization,
+        "num_bytes": found.num_bytes,
+        "exact_bytes": found.exact,
+        "weights": None if found.weights is None else asdict(found.weights),
+        "ways_to_calibrate": [asdict(way) for way in ways],
+    }
+
+
+def measure_ceilings(args: argparse.Namespace, found: Unprepared) -> Ceilings | None:
+    """Measure this machine's ceilings for a model, unless that is not wanted or its sizes are not known."""
+    import torch
+
+    from sere.outlook import measure_here
+    from sere.step_time import remember
+
+    if args.no_measure or found.weights is None:
+        return None
+    say("measuring how fast this machine reads and computes, about 2 seconds (--no-measure skips it)")
+    dtype = getattr(torch, found.dtype or "bfloat16")
+    # Of quantized weights, arithmetic is in the dtype of the others.
+    dtype = dtype if dtype in (torch.bfloat16, torch.float16, torch.float32) else torch.bfloat16
+    found_here = measure_here("cuda" if torch.cuda.is_available() else "cpu", dtype)
+    remember(found_here)
+    return found_here
+
+
+def render_steps(value: Mapping[str, Any]) -> str:
+    """Return the decode steps to expect as a table, with what the estimate leaves out."""
+    ceilings = value["ceilings"]
+    source = {
+        "table": "the table's sample of routing, at the table's settings",
+        "chance": "rows that choose their experts by chance, at the default settings",
+    }[value["routing"]]
+    steps = value["steps"]
+    headers = ["rows", "M", "experts", "pairs", "fewer bytes"]
+    rows = [
+        [
+            step["rows"], f"{step['most']:.0f}", f"{step['before']:.1f} -> {step['after']:.1f}",
+            f"{step['pairs_before']:.0f} -> {step['pairs_after']:.0f}", _times(step["fewer_bytes"]),
+        ]
+        for step in steps
+    ]  # fmt: skip
+    if ceilings is None:
+        timed = "Times are not predicted: this machine was not measured."
+    else:
+        headers += ["off, ms", "re-routed, ms", "faster"]
+        for row, step in zip(rows, steps, strict=True):
+            row += [
+                f"{1e3 * step['seconds_before']:.1f}",
+                f"{1e3 * step['seconds_after']:.1f}",
+                _times(step["ratio"]),
+            ]
+        where = f"{ceilings['dtype']}, " + (
+            "GPU" if ceilings["device"] == "cuda" else f"{ceilings['threads']} threads"
+        )
+        timed = (
+            f"Measured here: {ceilings['bytes_per_s'] / 1e9:.0f} GB/s, {ceilings['flops_per_s'] / 1e9:.0f} "
+            f"GFLOP/s ({where}). {value['accuracy']}"
+        )
+    notes = (
+        f"{timed} The KV cache, attention, communication and the host are left out. Measure with: sere bench"
+    )
+    return (
+        f"Estimate of decode steps, from {source}:\n\n{table(rows, headers)}\n\n"
+        f"{fill(notes, _WIDTH, break_long_words=False)}"
+    )
+
+
+def _describe(way: Way) -> str:
+    if way.why_not is not None:
+        return way.why_not
+    if way.needs is None:
+        return "memory needed: not known"
+    fits = {True: "fits", False: "does not fit", None: "memory of this machine not known"}[way.fits]
+    size = f"{way.needs / _GIB:.1f} GiB" if way.needs >= 0.05 * _GIB else f"{way.needs / 2**20:.0f} MiB"
+    return f"needs about {size}: {fits}"
+
+
+def _times(ratio: float | None) -> str | None:
+    return None if ratio is None else f"{ratio:.2f}x"
+
+
+def _duration(seconds: float) -> str:
+    for unit, size in (("h", 3600), ("min", 60)):
+        if seconds >= 1.5 * size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{max(1, round(seconds))} s"

@@ -56,6 +56,7 @@ def tune_plan_of(**changes: Any) -> TunePlan:
         "goals": {"balanced": Goal("kl", 0.05), "fast": Goal("kl", 0.3)},
         "batch_sizes": [4, 8],
         "max_new_tokens": 8,
+        "by": "bytes",
     }
     return TunePlan(**(values | changes))
 

@@ -38,16 +38,24 @@ def routing(**changes: Any) -> RoutingSample:
 
 
 def by_loops(
-    one: RoutingSample, similar: LayerSimilarity, M: int, B: int, *, S: int, rho: float, cap: bool
+    one: RoutingSample,
+    similar: LayerSimilarity,
+    M: int,
+    B: int,
+    *,
+    S: int,
+    rho: float,
+    cap: bool,
+    gain: float = 0.0,
 ) -> Expected:
     """Re-route each step by the reference and add up the loss slot by slot."""
     config = RerouteConfig(
-        active_experts=M, select_top_k=S, threshold=rho, cap=cap, use_scale=False, backend="reference"
+        active_experts=M, select_top_k=S, threshold=rho, cap=cap, min_gain=gain, backend="reference"
     )
-    prepared = prepare_layer(similar, config, scale=None)
+    prepared = prepare_layer(similar, config, scale=similar.scale if gain else None)
     counters = torch.zeros(len(COUNTERS), dtype=torch.int64)
     lost = total = 0.0
-    before = after = 0
+    before = after = pairs = 0
     steps = draw_steps(one.starts, B)
     for rows in steps:
         ids, weights = one.ids[1][rows].long(), one.weights[1][rows].float()
@@ -55,12 +63,15 @@ def by_loops(
         routed = prepared.route(TokenBatch(ids, weights), counters)
         counts = dict(zip(COUNTERS, counters.tolist(), strict=True))
         before, after = before + counts["distinct_before"], after + counts["distinct_after"]
-        for e, p, w in zip(ids.flatten(), routed.ids.flatten(), weights.flatten().double(), strict=True):
+        pairs += counts["slots_computed"]
+        slots = (ids, routed.ids, routed.weights, weights.double())
+        for e, p, v, w in zip(*(one.flatten() for one in slots), strict=True):
             if e >= 0 and w > 0:
                 energy = float(w) ** 2 * float(one.energy[1][e])
                 total += energy
-                lost += energy * (1 - float(similar.similarity[e, p])) if e != p else 0
-    return Expected(lost / total, before / len(steps), after / len(steps))
+                share = float(similar.similarity[e, p]) if v > 0 else 0
+                lost += energy * (1 - share) if e != p else 0
+    return Expected(lost / total, before / len(steps), after / len(steps), pairs / len(steps))
 
 
 @pytest.mark.parametrize("B", [3, 50])
@@ -72,16 +83,18 @@ def by_loops(
         {"S": 2, "rho": 0.0, "cap": False},
         {"S": 1, "rho": 0.9, "cap": False},
         {"S": 1, "rho": 0.0, "cap": True},
+        {"S": 1, "rho": 0.0, "cap": False, "gain": 0.1},
     ],
-    ids=["S1", "S2", "rho", "cap"],
+    ids=["S1", "S2", "rho", "cap", "gain"],
 )
 @pytest.mark.parametrize("known", [True, False], ids=["all known", "some not known"])
 def test_it_is_what_the_reference_adds_up_to(B: int, M: int, settings: Any, known: bool) -> None:
     """For steps smaller and larger than the number of texts, with and without what is not known."""
     similar, one = layer(known=known), routing()
     (found,) = expected_error(
-        one, similar, 1, [M], [B], select_top_k=settings["S"], threshold=settings["rho"], cap=settings["cap"]
-    ).values()
+        one, similar, 1, [M], [B], select_top_k=settings["S"], threshold=settings["rho"], cap=settings["cap"],
+        min_gain=settings.get("gain", 0.0),
+    ).values()  # fmt: skip
     assert found == pytest.approx(by_loops(one, similar, M, B, **settings), rel=1e-6)
 
 

@@ -1,4 +1,4 @@
-"""What the table says without the model, and how many bytes a step reads."""
+"""What the table says without the model, and how much faster a step should be."""
 
 from __future__ import annotations
 
@@ -8,10 +8,13 @@ from typing import Any
 import pytest
 
 from sere.errors import TableError
-from sere.structure import find_experts
+from sere.step_time import Ceilings
 from sere.tune.simulate import simulate, simulate_layers
-from sere.tune.speed import StepBytes, fewest_for
+from sere.tune.speed import Speed, fewest_for
 from tests.support.tuning import routed_table, tuned_model
+
+# Slow at computing, so that pairs count.
+CEILINGS = Ceilings(bytes_per_s=1e9, flops_per_s=1e9)
 
 
 @pytest.fixture(scope="module")
@@ -51,23 +54,55 @@ def test_a_table_without_routing_is_refused(model: Any) -> None:
         simulate(replace(routed_table(model), routing=None), 4)
 
 
-def test_the_bytes_of_a_step(model: Any) -> None:
-    """All weights but the routed experts and the input embeddings, and the experts that are needed."""
-    size = StepBytes.of(model)
-    experts = [one.module for one in find_experts(model)]
-    routed = sum(p.numel() * p.element_size() for one in experts for p in one.parameters())
-    whole = sum(p.numel() * p.element_size() for p in model.parameters())
-    embeddings = model.get_input_embeddings().weight
-    assert size.layers == 2
-    assert size.expert * 16 * 2 == routed
-    assert size.rest == whole - routed - embeddings.numel() * embeddings.element_size()
-    assert size.speedup(10, 5) == size.read(10) / size.read(5)
+@pytest.fixture(scope="module")
+def table(model: Any) -> Any:
+    return routed_table(model)
 
 
-def test_the_fewest_bytes_that_were_asked_for(model: Any) -> None:
-    """The largest M that is fast enough; where none is, the smallest there is."""
-    size, found = StepBytes.of(model), simulate(routed_table(model), 8)
-    M = fewest_for(1.1, found, size)
-    assert size.speedup(found[M].before, found[M].after) >= 1.1
-    assert size.speedup(found[M + 1].before, found[M + 1].after) < 1.1
-    assert fewest_for(50, found, size) == min(found)
+def test_the_largest_number_that_is_fast_enough(model: Any, table: Any) -> None:
+    """By bytes or by predicted time; where none is fast enough, the smallest there is."""
+    found = simulate(table, 8)
+    by_bytes, by_time = Speed.of(model, table, None), Speed.of(model, table, CEILINGS)
+    for speed in (by_bytes, by_time):
+        M = fewest_for(1.02, 8, found, speed)
+        assert speed.times(8, found[M]) >= 1.02
+        assert speed.times(8, found[M + 1]) < 1.02
+        assert fewest_for(50, 8, found, speed) == min(found)
+    assert by_bytes.times(8, found[4]) == by_bytes.weights.fewer_bytes(found[4].before, found[4].after)
+    assert by_time.times(8, found[4]) != by_bytes.times(8, found[4])
+
+
+def test_fewer_pairs_take_less_time_on_a_cpu_alone(model: Any, table: Any) -> None:
+    """Kernels on a GPU compute every slot."""
+    on_cpu, on_gpu = (
+        Speed.of(model, table, replace(CEILINGS, device=device, overlaps=device == "cuda"))
+        for device in ("cpu", "cuda")
+    )
+    found = simulate(table, 8)[6]
+    fewer = found._replace(pairs=found.pairs / 2)
+    assert on_cpu.times(8, fewer) > on_cpu.times(8, found)
+    assert on_gpu.times(8, fewer) == on_gpu.times(8, found)
+
+
+def test_a_least_gain_leaves_pairs_out(table: Any) -> None:
+    """Without one, all slots stay."""
+    without, gain = simulate(table, 8)[4], simulate(table, 8, min_gain=0.1)[4]
+    assert without.pairs == 8 * 4
+    assert gain.pairs < without.pairs
+    assert gain.error > without.error
+    assert gain.after == without.after
+
+
+def test_layers_of_other_sizes_have_the_same_numbers(table: Any) -> None:
+    """From the largest K of a layer to where no layer re-routes."""
+    first, second = table.layers
+    sample = table.routing
+    narrow = replace(
+        sample,
+        ids=dict(sample.ids) | {second: sample.ids[second][:, :2]},
+        weights=dict(sample.weights) | {second: sample.weights[second][:, :2]},
+    )
+    identity = replace(table.identity, slots={first: 4, second: 2})
+    found = simulate_layers(replace(table, routing=narrow, identity=identity), 2)
+    assert [list(one) for one in found.values()] == [[4, 5, 6, 7, 8]] * 2
+    assert found[second][4].error == 0 < found[first][4].error

@@ -124,8 +124,11 @@ def _add_goal(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     one.add_argument(
         "--speedup", type=at_least(1, "times", above=True), metavar="TIMES",
-        help="how many times fewer bytes of weights a step is to read; time follows them where memory is "
-        "the limit",
+        help="how many times faster a step is to be, by its predicted time on this machine, or by --by bytes",
+    )  # fmt: skip
+    group.add_argument(
+        "--by", choices=["time", "bytes"], default="time",
+        help="what a step costs: its predicted time here, or bytes of weights (default: time)",
     )  # fmt: skip
     group.add_argument("--tier", metavar="NAME", help="tier to store it as (default: balanced)")
 
@@ -242,6 +245,7 @@ def _plan(args: argparse.Namespace, own_tasks: bool) -> TunePlan:
         seed=args.seed,
         uniform=args.uniform,
         layer_runs=args.layer_runs or LAYER_RUNS,
+        by=args.by,
         **texts,
     )
 
@@ -268,7 +272,9 @@ def _tune(args: argparse.Namespace, source: Path | None, plan: TunePlan, work: P
 def _simulate(args: argparse.Namespace, source: Path | None) -> int:
     """Print what the table says without the model."""
     from sere.table import SimilarityTable
+    from sere.table.neighbors import has_factors
     from sere.tune.allocate import BETWEEN
+    from sere.tune.gains import CANDIDATES
     from sere.tune.plan import BATCH_SIZES
     from sere.tune.record import shown
     from sere.tune.simulate import simulate
@@ -277,8 +283,12 @@ def _simulate(args: argparse.Namespace, source: Path | None) -> int:
         raise ConfigError(f"--table: {args.model} has no table; make one with: sere calibrate {args.model}")
     table: SimilarityTable = SimilarityTable.load(source)
     rows = sorted({*(args.batch_size or BATCH_SIZES), *BETWEEN})
-    found = shown({B: simulate(table, B, seed=args.seed) for B in rows})
+    gains = (0.0, *(CANDIDATES if has_factors(table.layers) else ()))
+    found = {
+        f"{gain:g}": shown({B: simulate(table, B, min_gain=gain, seed=args.seed) for B in rows})
+        for gain in gains
+    }
     identity = table.identity
     result = {"model": identity.name, "num_experts": identity.num_experts, "top_k": identity.top_k}
-    emit(args, result | {"simulated": found}, render_simulated)
+    emit(args, result | {"simulated": found["0"], "by_min_gain": found}, render_simulated)
     return 0

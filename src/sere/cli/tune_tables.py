@@ -9,21 +9,22 @@ from sere.cli.output import table
 
 _NOTES = """M: experts that a layer reads in a step of B rows, mean over layers. experts: distinct per layer
 and step, before > after; fewer: their ratio. bytes: how many times fewer bytes of weights a step reads.
-KL: from the unmodified model, nats per token, on prompts that were not tuned on, with its 95 % interval
-over prompts. agree: tokens where both have the same most likely token. One row always reads its own K
-experts."""
+time: how many times faster a step should be on this machine, predicted, not timed. KL: from the unmodified
+model, nats per token, on prompts that were not tuned on, with its 95 % interval over prompts. agree: tokens
+where both have the same most likely token. One row always reads its own K experts."""
 
 # Layers whose M is printed.
 _MOST_LAYERS = 10
 
 _SIMULATED_NOTES = """M: experts that a layer reads in a step of B rows. error: expected error of a layer's
-output, relative to dropping all of it, mean over the layers. How much of an error a model bears only the
-model can tell: sere tune without --simulate-only measures it."""
+output, relative to dropping all of it, mean over the layers. pairs: slots that keep weight, per layer and
+step. The columns of min_gain say error and pairs if slots that give less are left out. How much of an error
+a model bears only the model can tell: sere tune without --simulate-only measures it."""
 
 
 def render(record: Mapping[str, Any]) -> str:
     """Return the tiers of a tuning as one table, with the meaning of its columns and remarks."""
-    headers = ["tier", "B", "M", "experts", "fewer", "bytes", "KL", "95 %", "agree %"]
+    headers = ["tier", "B", "M", "experts", "fewer", "bytes", "time", "KL", "95 %", "agree %"]
     rows = [
         [name if first else "", *_row(B, cell)]
         for name, tier in record["tiers"].items()
@@ -37,12 +38,19 @@ def render(record: Mapping[str, Any]) -> str:
 
 def render_simulated(result: Mapping[str, Any]) -> str:
     """Return what the table alone says, and what it does not."""
+    gains = result["by_min_gain"]
     rows = [
-        [B if first else "", M, f"{cell['error']:.3f}", f"{cell['before']:.1f} > {cell['after']:.1f}"]
+        [
+            B if first else "",
+            M,
+            f"{cell['before']:.1f} > {cell['after']:.1f}",
+            *(f"{at[B][M]['error']:.3f} {at[B][M]['pairs']:.1f}" for at in gains.values()),
+        ]
         for B, cells in result["simulated"].items()
         for first, (M, cell) in _numbered(cells)
     ]
-    return f"{table(rows, ['B', 'M', 'error', 'experts'])}\n{_SIMULATED_NOTES}"
+    headers = [f"min_gain {gain}" if gain != "0" else "error pairs" for gain in gains]
+    return f"{table(rows, ['B', 'M', 'experts', *headers])}\n{_SIMULATED_NOTES}"
 
 
 def _numbered(cells: Mapping[str, Any]) -> list[tuple[bool, tuple[str, Any]]]:
@@ -58,6 +66,7 @@ def _row(rows: str, cell: Mapping[str, Any]) -> list[Any]:
         f"{before:.1f} > {after:.1f}",
         f"{before / after:.2f}x" if after else None,
         f"{cell['bytes_ratio']:.2f}x",
+        f"{cell['predicted']['ratio']:.2f}x" if "predicted" in cell else None,
         f"{kl['value']:.4f}",
         bounds,
         f"{100 * cell['agreement']['value']:.1f}",
@@ -70,6 +79,7 @@ def _remarks(name: str, tier: Mapping[str, Any]) -> list[str]:
     goal = evidence["accepted_kl"]
     wanted = "" if goal is None else f", accepts a KL of {goal:.2g}"
     found = [f"{name}: M by rows {points}{wanted}."]
+    found += _gain_remarks(tier["min_gain"], evidence)
     found += _layer_remarks(evidence)
     if evidence["simulated_rows"]:
         rows = ", ".join(map(str, evidence["simulated_rows"]))
@@ -86,6 +96,18 @@ def _remarks(name: str, tier: Mapping[str, Any]) -> list[str]:
                 f"{lost['low']:.1f}, {cell['answers']['questions']} questions)."
             )
     return found
+
+
+def _gain_remarks(min_gain: float, evidence: Mapping[str, Any]) -> list[str]:
+    """Say the least gain that was chosen, and what each one that was tried would save."""
+    tried = [one for one in evidence["min_gains"] if one["min_gain"]]
+    if not tried:
+        return []
+    said = ", ".join(
+        f"{one['min_gain']:g}: {one['time']:.3f}{'' if one['measured'] else ' (not measured)'}"
+        for one in tried
+    )
+    return [f"  min_gain={min_gain:g}. Predicted time within the accepted KL, relative to 0: {said}."]
 
 
 def _layer_remarks(evidence: Mapping[str, Any]) -> list[str]:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from sere.errors import InputError, name_some
 from sere.reroute.slots import has_weight, mass_units, weight_ranks
@@ -25,11 +26,13 @@ class Expected(NamedTuple):
         error: Share of the energy of the routed experts' output that is lost.
         before: Mean number of experts that a step reads without re-routing.
         after: The same with re-routing.
+        pairs: Mean number of slots of a step that keep weight; 0 if nobody counted them.
     """
 
     error: float
     before: float
     after: float
+    pairs: float = 0.0
 
 
 def expected_error(
@@ -41,14 +44,16 @@ def expected_error(
     *,
     select_top_k: int = 1,
     threshold: float = 0.0,
+    min_gain: float = 0.0,
     cap: bool = False,
     seed: int = 0,
 ) -> dict[tuple[int, int], Expected]:
     """Estimate what re-routing one layer's decode steps loses, without running the model.
 
     Each step has one token of each of B texts (more, if the sample has fewer texts). A slot (t, e) that is
-    re-routed to p is taken to lose ``w² energy_e (1 - s_ep)``; the error is the sum of that over the sum of
-    ``w² energy_e`` of all slots. So it is an estimate, and only for a ``projection`` table with factors.
+    re-routed to p is taken to lose ``w² energy_e (1 - s_ep)``, and one that is given up ``w² energy_e``; the
+    error is the sum of that over the sum of ``w² energy_e`` of all slots. So it is an estimate, and only for
+    a ``projection`` table with factors.
 
     Args:
         sample: The table's routing sample.
@@ -58,6 +63,7 @@ def expected_error(
         batch_sizes: B, rows of a step.
         select_top_k: S.
         threshold: ρ.
+        min_gain: τ.
         cap: As in `RerouteConfig`.
         seed: Of the draw of steps; the same steps in each layer.
 
@@ -80,7 +86,7 @@ def expected_error(
         grid = active_experts[B] if isinstance(active_experts, Mapping) else active_experts
         rows = draw_steps(sample.starts, B, seed=seed)
         steps = _Steps(sample.ids[index][rows], sample.weights[index][rows], layer, select_top_k)
-        lost = _Losses(steps, layer.similarity, sample.energy[index], threshold)
+        lost = _Losses(steps, layer.similarity, sample.energy[index], threshold, min_gain)
         for M, expected in zip(grid, lost.at(grid, cap=cap), strict=True):
             found[B, M] = expected
     return found
@@ -117,6 +123,10 @@ class _Steps:
         kept: How many of them are in kept slots, ``[N]``.
         share: Sum of the squared weights of an expert's slots.
         order: The experts in the order in which they become primary.
+        columns: The slots' experts, ``[N, B K]``; E where a slot does not count.
+        squares: The slots' squared weights, ``[N, B K]``; 0 where a slot does not count.
+        of_row: The sum of these over the slots of the same row, ``[N, B K]``.
+        slots: Slots of a step that count, mean.
     """
 
     def __init__(self, ids: Tensor, weights: Tensor, layer: LayerSimilarity, select_top_k: int) -> None:
@@ -134,7 +144,11 @@ class _Steps:
         self.occurring = summed(valid.flatten(1).long()) > 0
         kept = summed((valid & (ranks < select_top_k)).flatten(1).long()) > 0
         self.kept = kept.sum(dim=1)
-        self.share = summed(wide.square())
+        self.columns, self.squares = columns, wide.square()
+        by_row = self.squares.view(ids.shape).sum(dim=2, keepdim=True)
+        self.of_row = by_row.expand(ids.shape).flatten(1)
+        self.slots = float(valid.sum()) / N
+        self.share = summed(self.squares)
         mass = summed(mass_units(wide)).double()
         if layer.sensitivity is not None:
             mass = mass * layer.sensitivity.cpu().double()
@@ -146,11 +160,15 @@ class _Steps:
 class _Losses:
     """The losses of steps for any M: the best similarity to the first 1, 2, ... experts in their order."""
 
-    def __init__(self, steps: _Steps, similarity: Tensor, energy: Tensor, threshold: float) -> None:
+    def __init__(
+        self, steps: _Steps, similarity: Tensor, energy: Tensor, threshold: float, min_gain: float
+    ) -> None:
         self._steps = steps
         self._similarity = similarity.cpu().nan_to_num(nan=-1)
         self._threshold = torch.tensor(threshold, dtype=torch.float32, device="cpu")
-        self._energy = steps.share * energy.double().nan_to_num(nan=0)
+        self._min_gain = min_gain
+        self._of_expert = energy.double().nan_to_num(nan=0)
+        self._energy = steps.share * self._of_expert
 
     def at(self, grid: Sequence[int], *, cap: bool) -> list[Expected]:
         """Return what to expect at each M of ``grid``."""
@@ -167,11 +185,29 @@ class _Losses:
 
     def _one(self, size: Tensor, best: Tensor, rank: Tensor, total: float, before: float) -> Expected:
         if best.shape[1] == 0:
-            return Expected(0.0, before, before)
+            return Expected(0.0, before, before, self._steps.slots)
         at = (size - 1).clamp(min=0)
         nearest = best[torch.arange(len(size), device="cpu"), at]
         secondary = self._steps.occurring & (rank >= size[:, None])
         replaced = secondary & (nearest >= self._threshold) & (size > 0)[:, None]
         lost = float((self._energy * (1 - nearest) * replaced).sum())
         after = before - float(replaced.sum(dim=1).double().mean())
-        return Expected(lost / total if total > 0 else 0.0, before, after)
+        more, given_up = self._given_up(nearest, replaced)
+        error = (lost + more) / total if total > 0 else 0.0
+        return Expected(error, before, after, self._steps.slots - given_up)
+
+    def _given_up(self, nearest: Tensor, replaced: Tensor) -> tuple[float, float]:
+        """Return what is lost beside the re-routing, and how many slots a step gives up for it, mean."""
+        if self._min_gain == 0:
+            return 0.0, 0.0
+        steps = self._steps
+        # A slot that does not count has no expert: it is at the column after the last.
+        gains = steps.squares * _at(nearest, steps.columns)
+        low = _at(replaced, steps.columns) & (gains < self._min_gain * steps.of_row)
+        energy = _at(self._of_expert.expand(len(low), -1), steps.columns)
+        return float((gains * energy * low).sum()), float(low.sum()) / len(low)
+
+
+def _at(values: Tensor, columns: Tensor) -> Tensor:
+    """Return the values ``[N, E]`` of the slots' experts, and 0 of slots that do not count."""
+    return pad(values, (0, 1)).gather(1, columns)

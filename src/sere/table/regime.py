@@ -31,7 +31,7 @@ def expected_losses(
 
     Args:
         table: The table; its tiers are what ``config`` may name.
-        config: The settings; of them M, S, ρ and ``cap`` count.
+        config: The settings; of them M, S, ρ, τ and ``cap`` count.
         batch_sizes: B.
 
     Returns:
@@ -51,7 +51,7 @@ def expected_losses(
         grid = {B: [most[min(B, len(most)) - 1]] for B in batch_sizes}
         cells = expected_error(
             table.routing, layer, index, grid, batch_sizes,
-            select_top_k=own.select_top_k, threshold=own.threshold, cap=settled.cap,
+            select_top_k=own.select_top_k, threshold=own.threshold, min_gain=own.min_gain, cap=settled.cap,
         )  # fmt: skip
         found[index] = {B: expected for (B, _), expected in cells.items()}
     return found

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Self
 
 from sere.engines.side_by_side import SideBySide, rows_at_once
 from sere.eval.decoding.greedy import decode, stop_rule
@@ -38,6 +38,7 @@ class Examiner:
         prompts: Their token ids.
         max_new_tokens: Most tokens of an answer.
         work: Keeps what is finished.
+        min_gain: τ of all settings.
     """
 
     model: Any
@@ -47,6 +48,11 @@ class Examiner:
     prompts: Mapping[Half, Sequence[Sequence[int]]]
     max_new_tokens: int
     work: Work
+    min_gain: float = 0.0
+
+    def under(self, min_gain: float) -> Self:
+        """Return what asks under another least gain."""
+        return replace(self, min_gain=min_gain)
 
     def right(self, half: Half, rows: int, plan: Plan | None) -> list[bool]:
         """Return which questions are answered right, in steps of so many rows.
@@ -56,7 +62,7 @@ class Examiner:
             rows: B.
             plan: What the layers read; None for the unmodified model.
         """
-        name = f"answers {half} B={rows} M={None if plan is None else text_of(plan)}"
+        name = f"answers {half} B={rows} M={None if plan is None else text_of(plan, self.min_gain)}"
         if name not in self.work.done:
             rule = stop_rule(self.model, self.tokenizer, self.max_new_tokens)
             at_once = rows_at_once(self.model, rows, len(self.prompts[half]))
@@ -66,7 +72,7 @@ class Examiner:
             if plan is None:
                 decoded = ask()
             else:
-                policy = Sere(self.table.layers, settings_of(plan, sorted(self.table.layers)))
+                policy = Sere(self.table.layers, settings_of(plan, sorted(self.table.layers), self.min_gain))
                 with apply(self.model, policy=SideBySide(policy, rows), pad_token_id=-1) as handle:
                     handle.quiet = True
                     decoded = ask()

@@ -15,7 +15,7 @@ from sere.eval.user_questions import read_prompts, read_questions
 from sere.progress import NO_PROGRESS, Progress
 from sere.table import SimilarityTable, locate_table
 from sere.texts import Row
-from sere.tune.plan import BATCH_SIZES, LAYER_RUNS, MOST_PROMPTS, Goal, Kind, TunePlan, default_goals
+from sere.tune.plan import BATCH_SIZES, LAYER_RUNS, MOST_PROMPTS, Goal, Kind, Measure, TunePlan, default_goals
 from sere.tune.run import Tuned, tune_plan
 
 GOALS: Mapping[str, Kind] = {"max_kl": "kl", "max_loss": "loss", "speedup": "speedup"}
@@ -37,6 +37,7 @@ def tune(
     chat_template: bool = True,
     uniform: bool = False,
     layer_runs: int = LAYER_RUNS,
+    by: Measure = "time",
     work_dir: str | os.PathLike[str] | None = None,
     progress: Progress = NO_PROGRESS,
 ) -> Tuned:
@@ -63,6 +64,9 @@ def tune(
         uniform: Give all layers the same number of experts. Otherwise each layer gets a number of its own,
             for the tiers that then lose less, at an equal mean number, on prompts that were not tuned on.
         layer_runs: At most so many measurements of what single layers cost.
+        by: What a step costs: ``"time"``, predicted for this machine from two ceilings that are measured at
+            the start, or ``"bytes"`` of weights, the same on every machine. A speedup counts in it. By time,
+            tiers get a least gain where that is faster.
         work_dir: A folder that keeps finished measurements: the same call continues after an interruption.
             It is deleted at the end.
         progress: Shows how far the work is.
@@ -94,7 +98,7 @@ def tune(
         asked["own_prompts"] = True
     plan = TunePlan(
         goals=goals, batch_sizes=batch_sizes, max_new_tokens=max_new_tokens, max_prompts=max_prompts,
-        seed=seed, chat_template=chat_template, uniform=uniform, layer_runs=layer_runs, **asked,
+        seed=seed, chat_template=chat_template, uniform=uniform, layer_runs=layer_runs, by=by, **asked,
     )  # fmt: skip
     if not isinstance(model, nn.Module):
         path = find_checkpoint(os.fspath(model))

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from sere.errors import ConfigError, InputError
 from sere.tune.plan import Half, TunePlan
 from sere.tune.simulate import Simulated
-from sere.tune.speed import StepBytes
+from sere.tune.speed import Speed
 
 
 def measurable(plan: TunePlan, halves: Mapping[Half, Sequence[int]]) -> list[int]:
@@ -26,17 +26,22 @@ def measurable(plan: TunePlan, halves: Mapping[Half, Sequence[int]]) -> list[int
     return rows
 
 
-def check_reach(plan: TunePlan, simulated: Mapping[int, Simulated], size: StepBytes) -> None:
-    """Refuse, before long work, a speedup that no number of experts gives.
+def check_reach(plan: TunePlan, simulated: Mapping[int, Simulated], speed: Speed) -> None:
+    """Refuse, before long work, a speedup that no number of experts gives, in the time or bytes that count.
 
     Raises:
         ConfigError: One is out of reach at the largest batch size; the text says what could be had.
     """
     rows = plan.batch_sizes[-1]
-    best = max(size.speedup(one.before, one.after) for one in simulated[rows].values())
+    best = max(speed.times(rows, one) for one in simulated[rows].values())
+    what = (
+        "read at most {:.2f}x fewer bytes of weights"
+        if speed.ceilings is None
+        else ("be at most {:.2f}x faster on this machine, by its predicted time")
+    )
     for name, goal in plan.goals.items():
         if goal.kind == "speedup" and goal.value > best:
             raise ConfigError(
-                f"tier {name}: a step of {rows} rows can read at most {best:.2f}x fewer bytes of weights, "
-                f"even with the fewest experts; got a speedup of {goal.value:g}"
+                f"tier {name}: a step of {rows} rows can {what.format(best)}, even with the fewest experts; "
+                f"got a speedup of {goal.value:g}"
             )

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Self
 
 from sere.config import RerouteConfig
 from sere.engines.side_by_side import SideBySide, rows_at_once
@@ -14,7 +14,7 @@ from sere.eval.statistics.by_prompt import Estimate, positive_mean_per_token, sh
 from sere.eval.text import Text, paused, score_texts
 from sere.integrations.transformers import apply
 from sere.policies.sere import Sere
-from sere.summaries import summarize_handle
+from sere.summaries import summarize_layers
 from sere.table import SimilarityTable
 from sere.tune.plan import Half
 from sere.tune.plans import Plan, settings_of, text_of
@@ -33,6 +33,7 @@ class Loss:
         agreed: Per prompt, tokens where the most likely token is the unmodified model's.
         before: Distinct experts per layer and step without re-routing, on average over the layers.
         after: The same with re-routing.
+        pairs: Slots that keep weight per layer and step, on average over the layers.
     """
 
     rows: int
@@ -42,6 +43,7 @@ class Loss:
     agreed: Sequence[int]
     before: float
     after: float
+    pairs: float = 0.0
 
     @property
     def mean(self) -> Estimate:
@@ -56,6 +58,7 @@ class Loss:
             "agreement": asdict(share_of_tokens(self.agreed, self.tokens)),
             "experts_before": round(self.before, 3),
             "experts_after": round(self.after, 3),
+            "pairs_after": round(self.pairs, 3),
         }
 
 
@@ -69,6 +72,7 @@ class Meter:
         texts: The prompts with the model's continuations, by half.
         work: Keeps what is finished.
         tick: Called after each text, for progress.
+        min_gain: τ of all that it measures.
     """
 
     model: Any
@@ -76,6 +80,11 @@ class Meter:
     texts: Mapping[Half, Sequence[Text]]
     work: Work
     tick: Callable[[], object]
+    min_gain: float = 0.0
+
+    def under(self, min_gain: float) -> Self:
+        """Return what measures under another least gain."""
+        return replace(self, min_gain=min_gain)
 
     def loss(self, half: Half, rows: int, plan: Plan) -> Loss:
         """Measure a plan in steps of so many rows.
@@ -85,9 +94,9 @@ class Meter:
             rows: B.
             plan: What the layers read.
         """
-        name = f"{half} B={rows} M={text_of(plan)}"
+        name = f"{half} B={rows} M={text_of(plan, self.min_gain)}"
         if name not in self.work.done:
-            config = settings_of(plan, sorted(self.table.layers))
+            config = settings_of(plan, sorted(self.table.layers), self.min_gain)
             self.work.put(name, asdict(self._measure(half, rows, config)))
         elif self.work.take_up(name):
             for _ in self.texts[half]:
@@ -107,15 +116,19 @@ class Meter:
                 unmodified=lambda: paused(handle),
                 on_finished=self.tick,
             )
-            experts = summarize_handle(handle)["experts"]
+            stats = [one for one in handle.stats() if one.steps]
+            experts = summarize_layers(stats)
+        K = self.table.identity.slots
+        filled = min(rows, len(texts))
         return Loss(
-            rows=min(rows, len(texts)),
+            rows=filled,
             tokens=[score.tokens for score in scores],
             kl=[score.kl for score in scores],
             roots=[score.root_kl for score in scores],
             agreed=[score.agreed for score in scores],
             before=experts["distinct_before"] or 0.0,
             after=experts["distinct_after"] or 0.0,
+            pairs=sum(one.rows * K[one.index] * one.slots_computed for one in stats) / max(1, len(stats)),
         )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from random import Random
 from types import MappingProxyType
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 from sere.errors import ConfigError, DataError, InputError, name_some
 from sere.eval.digests import texts_digest
@@ -29,12 +29,13 @@ FEWEST_PROMPTS = 8
 
 Half = Literal["tuning", "held-out"]
 Kind = Literal["kl", "loss", "speedup"]
+Measure = Literal["time", "bytes"]
 
 _WRITTEN = {"written_by": "the model"}
 _WORDS: Mapping[Kind, str] = {
     "kl": "KL of at most {} nats per token",
     "loss": "at most {} points of right answers lost",
-    "speedup": "{}x fewer bytes of weights per step",
+    "speedup": "{}x faster steps, by predicted time or by bytes",
 }
 
 
@@ -44,7 +45,7 @@ class Goal:
 
     Attributes:
         kind: ``"kl"``: a divergence in nats per token; ``"loss"``: points of right answers; ``"speedup"``:
-            how many times fewer bytes of weights a step reads.
+            how many times faster a step is by its predicted time, or how many times fewer bytes it reads.
         value: The most for the first two, the least for the last.
 
     Raises:
@@ -98,6 +99,8 @@ class TunePlan:
             `with_prompts`.
         uniform: Whether all layers get the same number of experts, so that nothing is measured by layer.
         layer_runs: Most measurements of what single layers cost.
+        by: What a step costs: ``"time"``, predicted for this machine, or ``"bytes"`` of weights. With bytes,
+            the least gain stays 0.
 
     Raises:
         InputError: There are no goals, or a number is out of range.
@@ -117,6 +120,7 @@ class TunePlan:
     own_prompts: bool = False
     uniform: bool = False
     layer_runs: int = LAYER_RUNS
+    by: Measure = "time"
 
     def __post_init__(self) -> None:
         sizes = sorted(set(self.batch_sizes))
@@ -130,6 +134,8 @@ class TunePlan:
             raise InputError("tune: expected at least one tier, got none")
         for name in self.goals:
             Tier(name, 1)  # refuses a name that no setting could name
+        if self.by not in get_args(Measure):
+            raise ConfigError(f"by: expected 'time' or 'bytes', got {self.by!r}")
         if self.max_new_tokens < 2:
             raise InputError(
                 f"max_new_tokens: expected at least 2, got {self.max_new_tokens}; the first token comes from "

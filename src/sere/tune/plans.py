@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from typing import Self
 
 from sere.config import RerouteConfig
 from sere.tune.simulate import Simulated, mean_of_layers
-from sere.tune.spread import spread
+from sere.tune.spread import expect, spread
 
 Plan = int | tuple[int, ...]
 """M of all layers, or of each in the order of the layers."""
@@ -56,6 +56,23 @@ class Plans:
             {B: plans for B, (plans, _) in found.items()},
         )
 
+    def under(self, cells: ByLayer) -> Self:
+        """Return the same plans with what the table expects of them under another least gain.
+
+        Args:
+            cells: What the table says under it.
+        """
+        expected: Mapping[int, Simulated] = {B: mean_of_layers(one) for B, one in cells.items()}
+        if self.by_layer:
+            expected = {
+                B: {
+                    M: expect(cells[B], dict(zip(self.layers, own, strict=True)), self.sensitivities)
+                    for M, own in plans.items()
+                }
+                for B, plans in self.by_layer.items()
+            }
+        return replace(self, expected=expected)
+
     def at(self, rows: int, active_experts: int) -> Plan:
         """Return the plan of a mean M at a number of rows."""
         return self.by_layer[rows][active_experts] if self.by_layer else active_experts
@@ -81,19 +98,21 @@ class Plans:
         return found
 
 
-def settings_of(plan: Plan, layers: Sequence[int]) -> RerouteConfig:
+def settings_of(plan: Plan, layers: Sequence[int], min_gain: float = 0.0) -> RerouteConfig:
     """Return the settings that a plan stands for.
 
     Args:
         plan: The plan.
         layers: The decoder-layer indices in its order.
+        min_gain: τ.
     """
     if isinstance(plan, int):
-        return RerouteConfig(active_experts=plan)
+        return RerouteConfig(active_experts=plan, min_gain=min_gain)
     own = {index: {"active_experts": M} for index, M in zip(layers, plan, strict=True)}
-    return RerouteConfig(layers=own)
+    return RerouteConfig(layers=own, min_gain=min_gain)
 
 
-def text_of(plan: Plan) -> str:
-    """Return a plan as one word."""
-    return str(plan) if isinstance(plan, int) else "/".join(map(str, plan))
+def text_of(plan: Plan, min_gain: float = 0.0) -> str:
+    """Return a plan as one word, and its least gain unless that is 0."""
+    text = str(plan) if isinstance(plan, int) else "/".join(map(str, plan))
+    return f"{text} gain={min_gain:g}" if min_gain else text

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from typing import Any
 
 from sere.eval.digests import texts_digest
@@ -15,7 +14,7 @@ from sere.tune.measure import Meter
 from sere.tune.plan import Half, TunePlan
 from sere.tune.simulate import Simulated
 from sere.tune.solve import Solution
-from sere.tune.speed import StepBytes
+from sere.tune.speed import Speed
 
 FORMAT = "sere-tune-1"
 
@@ -51,7 +50,7 @@ def make_record(
     same: Solution,
     layered: Layered,
     meter: Meter,
-    size: StepBytes,
+    speed: Speed,
 ) -> dict[str, Any]:
     """Return the record of a tuning, but for what `about_texts` returns.
 
@@ -61,9 +60,9 @@ def make_record(
         same: What was measured of plans in which all layers read the same number.
         layered: What was found of the layers.
         meter: Has the losses of these.
-        size: The model's weights.
+        speed: Compares steps.
     """
-    identity = table.identity
+    identity, weights = table.identity, speed.weights
     return {
         "format": FORMAT,
         "model": {
@@ -73,7 +72,8 @@ def make_record(
             "top_k": identity.top_k,
         },
         "table": table.fingerprint,
-        "bytes": asdict(size),
+        "bytes": {"rest": weights.rest_bytes, "expert": weights.expert_bytes, "layers": weights.layers},
+        "ceilings": speed.about(),
         "simulated": shown(same.plans.expected),
         "measured": _measured(same, meter),
         "layers": {

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 from math import inf
 from typing import Any
 
@@ -12,13 +13,16 @@ from sere.calibrate.own_texts import write_prompts
 from sere.calibrate.vocabulary import check_prompts
 from sere.eval.digests import weights_digest
 from sere.eval.questions import encode_prompts
+from sere.eval.text import Text
 from sere.progress import NO_PROGRESS, Progress
 from sere.provenance import provenance
 from sere.structure import identify
 from sere.table import SimilarityTable
-from sere.tune.allocate import BETWEEN
+from sere.table.neighbors import has_factors
+from sere.tune.allocate import BETWEEN, Allocation
 from sere.tune.answers import Examiner, accepted_divergence, prices
 from sere.tune.checks import check_reach, measurable
+from sere.tune.gains import Chosen, choose_gain
 from sere.tune.layers import Layered, find_layers
 from sere.tune.measure import Meter, continue_prompts
 from sere.tune.plan import Half, TunePlan
@@ -27,8 +31,8 @@ from sere.tune.record import about_texts, make_record
 from sere.tune.sensitivity import runs_of
 from sere.tune.shares import shared
 from sere.tune.simulate import simulate_layers
-from sere.tune.solve import solve
-from sere.tune.speed import StepBytes
+from sere.tune.solve import Solution, solve
+from sere.tune.speed import Speed, find_ceilings, keep_ceilings
 from sere.tune.tiers import make_tier
 from sere.tune.verify import verify
 from sere.tune.work import Work, resumable
@@ -85,8 +89,6 @@ def tune_plan(
     table.check(identity)
     plan = plan.for_tokenizer(tokenizer)
     cells = simulate_all(table, plan)
-    size = StepBytes.of(model)
-    check_reach(plan, Plans.uniform(cells).expected, size)
     run = {
         "model": identity.digest,
         "weights": weights_digest(model),
@@ -95,13 +97,18 @@ def tune_plan(
         "versions": provenance()["versions"],
     }
     with resumable(work_dir, run, keep=keep_work) as work:
+        ceilings = find_ceilings(model, work) if plan.by == "time" else None
+        speed = Speed.of(model, table, ceilings)
+        check_reach(plan, Plans.uniform(cells).expected, speed)
+        if ceilings is not None:
+            keep_ceilings(ceilings, work)
         plan = _with_prompts(plan, model, tokenizer, work)
         halves = plan.halves()
         rows = measurable(plan, halves)
         encoded = encode_prompts(tokenizer, plan.prompts, chat=plan.chat_template)
         check_prompts(encoded, plan.max_new_tokens, tokenizer, model)
         prompts: dict[Half, list[list[int]]] = {half: [encoded[i] for i in at] for half, at in halves.items()}
-        tuning = _Tuning(model, tokenizer, table, plan, rows, cells, size, work)
+        tuning = _Tuning(model, tokenizer, table, plan, rows, cells, speed, work)
         return tuning.run(halves, prompts, progress)
 
 
@@ -117,14 +124,14 @@ def _with_prompts(plan: TunePlan, model: Any, tokenizer: Any, work: Work) -> Tun
     return plan
 
 
-def simulate_all(table: SimilarityTable, plan: TunePlan) -> ByLayer:
+def simulate_all(table: SimilarityTable, plan: TunePlan, min_gain: float = 0.0) -> ByLayer:
     """Simulate every number of rows that a tier says something of, layer by layer.
 
     Raises:
         TableError: The table does not hold the router's choices.
     """
     rows = sorted({*plan.batch_sizes, *BETWEEN})
-    return {B: simulate_layers(table, B, seed=plan.seed) for B in rows}
+    return {B: simulate_layers(table, B, min_gain=min_gain, seed=plan.seed) for B in rows}
 
 
 @dataclass(slots=True)
@@ -137,7 +144,7 @@ class _Tuning:
     plan: TunePlan
     rows: list[int]
     cells: ByLayer
-    size: StepBytes
+    speed: Speed
     work: Work
 
     def run(
@@ -147,7 +154,8 @@ class _Tuning:
         progress: Progress,
     ) -> Tuned:
         """Tune and return the result."""
-        goals, E, K = self.plan.goals, self.table.num_experts, self.table.identity.top_k
+        goals, K = self.plan.goals, max(self.table.identity.slots.values())
+        E = max(layer.num_experts for layer in self.table.layers.values())
         each, cases = len(prompts["tuning"]), len(self.rows) * len(goals)
         count, units = sum(map(len, prompts.values())), each * 2 * (len(self.rows) + cases)
         with shared(progress, "tuning", count + units) as share:
@@ -160,7 +168,7 @@ class _Tuning:
             uniform = Plans.uniform(self.cells)
             accepted = self._accepted(meter, examiner, uniform)
             same = solve(uniform, accepted.values(), self.rows, meter, num_experts=E)
-        planned = {name: same.allocate(goal, accepted[name], self.size, K) for name, goal in goals.items()}
+        planned = {name: same.allocate(goal, accepted[name], self.speed, K) for name, goal in goals.items()}
         layered = Layered()
         if not self.plan.uniform and len(uniform.layers) > 1:
             runs = runs_of(len(uniform.layers), len(self.rows), self.plan.layer_runs)
@@ -171,26 +179,44 @@ class _Tuning:
                     Meter(self.model, self.table, texts, self.work, share(units)),
                     runs=self.plan.layer_runs, num_experts=E,
                 )  # fmt: skip
+        chosen = self._gains(planned, layered, same, accepted, texts, each, progress)
         about, tiers = about_texts(texts, self.plan), {}
         with shared(progress, "verifying", each * cases) as share:
             meter = Meter(self.model, self.table, texts, self.work, share(each * cases))
             for name, goal in goals.items():
-                own = layered.kept(name)
-                found = same if own is None else own
-                one = planned[name] if own is None else own.allocate(goal, accepted[name], self.size, K)
-                held, verified = verify(one, self.rows, meter, found.plans, found.known)
+                one = chosen[name].best
+                held, verified = verify(
+                    one.allocation, self.rows, meter.under(one.min_gain), one.plans, one.known
+                )
                 answers = {}
                 if examiner is not None:
                     answers = {
-                        B: examiner.describe(B, found.plans.at(B, cell.active_experts))
+                        B: examiner.under(one.min_gain).describe(B, one.plans.at(B, cell.active_experts))
                         for B, cell in verified.items()
                     }
                 tiers[name] = make_tier(
-                    name, goal, held, verified, self.size, about, answers, found.plans,
+                    name, goal, held, verified, self.speed, about, answers, chosen[name],
                     layered.compared.get(name),
                 )  # fmt: skip
         table = self.table.with_tiers({**self.table.tiers, **tiers})
-        return Tuned(table, make_record(table, tiers, same, layered, meter, self.size) | about)
+        return Tuned(table, make_record(table, tiers, same, layered, meter, self.speed) | about)
+
+    def _gains(
+        self, planned: Mapping[str, Allocation], layered: Layered, same: Solution,
+        accepted: Mapping[str, float], texts: Mapping[Half, Sequence[Text]], each: int, progress: Progress,
+    ) -> dict[str, Chosen]:  # fmt: skip
+        """Choose the least gain of each tier, for the layers' numbers that it keeps."""
+        K = max(self.table.identity.slots.values())
+        speed = self.speed if has_factors(self.table.layers) else replace(self.speed, ceilings=None)
+        cells_under = cache(lambda gain: simulate_all(self.table, self.plan, gain))
+        units, found = each * 2 * len(self.rows) * len(planned), {}
+        with shared(progress if speed.ceilings else NO_PROGRESS, "least gains", units) as share:
+            meter = Meter(self.model, self.table, texts, self.work, share(units))
+            for name, goal in self.plan.goals.items():
+                own = layered.kept(name)
+                one = planned[name] if own is None else own.allocate(goal, accepted[name], self.speed, K)
+                found[name] = choose_gain(one, own or same, cells_under, self.rows, meter, speed)
+        return found
 
     def _examiner(self, halves: Mapping[Half, Sequence[int]], prompts: Any) -> Examiner | None:
         questions = self.plan.questions

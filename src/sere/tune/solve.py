@@ -11,7 +11,7 @@ from sere.tune.measure import Meter
 from sere.tune.plan import Goal
 from sere.tune.plans import ByLayer, Plans
 from sere.tune.search import Curve, Known
-from sere.tune.speed import StepBytes, fewest_for
+from sere.tune.speed import Speed, fewest_for
 from sere.tune.spread import expect
 
 
@@ -40,18 +40,18 @@ class Solution:
             for M, loss in curve.known.items()
         ]
 
-    def allocate(self, goal: Goal, accepted: float, size: StepBytes, top_k: int) -> Allocation:
+    def allocate(self, goal: Goal, accepted: float, speed: Speed, top_k: int) -> Allocation:
         """Return what a goal gets.
 
         Args:
             goal: What is wanted.
             accepted: The loss that it accepts.
-            size: The model's weights.
+            speed: Compares steps.
             top_k: K.
         """
         if goal.kind != "speedup":
             return allocate(accepted, self.curves, self.plans.expected, top_k)
-        found = {B: fewest_for(goal.value, cells, size) for B, cells in self.plans.expected.items()}
+        found = {B: fewest_for(goal.value, B, cells, speed) for B, cells in self.plans.expected.items()}
         return Allocation(inf, {1: top_k} | found)
 
 

@@ -77,12 +77,13 @@ def expect(
         weights: How much the square of each layer's error counts.
 
     Returns:
-        The root of the weighted mean square of the errors, and plain means of the experts.
+        The root of the weighted mean square of the errors, and plain means of the rest.
     """
     chosen = [cells[index][M] for index, M in active_experts.items()]
     by = [weights[index] for index in active_experts]
     square = sum(one.error**2 * weight for one, weight in zip(chosen, by, strict=True)) / sum(by)
-    return Expected(sqrt(square), fmean(one.before for one in chosen), fmean(one.after for one in chosen))
+    _, before, after, pairs = map(fmean, zip(*chosen, strict=True))
+    return Expected(sqrt(square), before, after, pairs)
 
 
 def _hull(cells: Simulated, sensitivity: float) -> list[_Corner]:

@@ -16,7 +16,7 @@ from sere.interrupts import going_on
 from sere.resume import differences
 
 _FILE = "tuning.json"
-_FORMAT = 1
+_FORMAT = 2
 _IN_WORDS = {
     "weights": "the model's weights differ",
     "model": "the model's shape differs",

@@ -75,7 +75,7 @@ def operations(batch: TokenBatch, counts: Tensor) -> int:
     counters = torch.zeros(len(COUNTERS), dtype=torch.int64, device=counts.device)
     with Operations() as found:
         route_counted(lambda given: Routing(*given[:2]), batch, counters, counts)
-    return found.count
+    return int(found.count)
 
 
 def captured(call: Callable[[], Routing]) -> Callable[[], None]:

@@ -114,8 +114,9 @@ def eval_questions() -> str:
 
 
 def eval_metrics() -> str:
-    """The same slots at B = 16 re-routed by similarities of several metrics, and by none: a table per model."""
-    tables, used = [], []
+    """The same slots at B = 16 re-routed by similarities of several metrics, and by none, per model."""
+    tables: list[str] = []
+    used: list[Record] = []
     for model, end in (("abacus", ""), ("suanpan", "-suanpan")):
         records = {"projection": read_json("eval.json" if not end else f"eval-projection{end}.json")}
         records |= {metric: read_json(f"eval-{metric}{end}.json") for metric in ("frobenius", "cosine")}

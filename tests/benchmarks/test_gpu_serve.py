@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+import gpu_serve
+
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.checkout
 
@@ -53,18 +55,14 @@ def test_tiny_shape_on_a_cpu(tmp_path: Path) -> None:
     assert "the numbers mean nothing" in done.stdout
 
 
-@pytest.mark.vllm
-@pytest.mark.slow
-def test_an_engine_without_the_plug_in(tmp_path: Path) -> None:
-    """What the launches cost is told by an engine that never loads sere: it has times, and counts nothing."""
-    pytest.importorskip("vllm", reason="needs vLLM: make test-vllm")
-    out = tmp_path / "out.jsonl"
-    done = run(
-        "--shape", "tiny", "--rows", "2", "--steps", "2", "--prompts", "40", "--eager", "--vanilla",
-        "--out", str(out), VLLM_CPU_KVCACHE_SPACE="1", VLLM_LOGGING_LEVEL="INFO",
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    record, first = [json.loads(line) for line in out.read_text().splitlines()]
-    assert [*record["settings"]] == [*first["first_tokens"]["40"]] == ["vanilla"]
-    assert [*record["settings"]["vanilla"]] == ["tpot_ms", "p20", "p80", "tokens_per_s"]
-    assert "sere:" not in done.stderr
+def test_an_engine_without_the_plug_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What re-routing costs is told by an engine without sere: it has times, and there is nothing to ask."""
+    monkeypatch.setattr(gpu_serve, "generate_ms", lambda _, prompts, tokens: float(len(prompts) * tokens))
+    no_engine = None
+    (only,) = gpu_serve.measure(no_engine, gpu_serve.VANILLA, 2, 4, 100).items()
+    assert only == ("vanilla", {"tpot_ms": 2.0, "p20": 2.0, "p80": 2.0, "tokens_per_s": 1000.0})
+    assert gpu_serve.rows_of(2, dict([only])) == [
+        [2, "vanilla", 2.0, 2.0, 2.0, 1000.0, None, None, None, 1.0]
+    ]
+    found = gpu_serve.first_tokens(no_engine, gpu_serve.VANILLA, (16, 64), 100)
+    assert found == {str(n): {"vanilla": {"ttft_ms": 1.0, "p20": 1.0, "p80": 1.0}} for n in (16, 64)}

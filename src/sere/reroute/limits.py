@@ -15,6 +15,8 @@ from sere.reroute.constants import GAIN_UNITS, LIMIT_ROWS
 # The points of ``"auto"`` without tiers: at 1, 2, 4, ... 256 rows, each time by 3/4 of K more, rounded up.
 # What it costs in right answers is in docs/measurements.md, "Which experts a step reads".
 _DOUBLINGS = range(9)
+# With so few experts each carries much of every step, and the formula does not know how much.
+_FEW_EXPERTS = 8
 
 
 def auto_active_experts(num_experts: int, top_k: int) -> tuple[tuple[int, int], ...]:
@@ -26,6 +28,8 @@ def auto_active_experts(num_experts: int, top_k: int) -> tuple[tuple[int, int], 
 
     Source: docs/method.md section 4, "How many experts".
     """
+    if num_experts <= _FEW_EXPERTS:
+        return ((1, num_experts),)
     return tuple((2**n, min(num_experts, -(-top_k * (4 + 3 * n) // 4))) for n in _DOUBLINGS)
 
 

@@ -1,4 +1,4 @@
-"""The least gain of a tier: a larger one leaves more slots out, which saves arithmetic and may cost a loss."""
+"""The least gain of a tier: a larger one leaves out more slots, which saves time and may lose more."""
 
 from __future__ import annotations
 

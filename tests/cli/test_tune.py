@@ -11,13 +11,14 @@ from transformers import AutoModelForCausalLM
 from sere.cli import main
 from sere.errors import ConfigError
 from sere.eval.tasks import TASK_NAMES
+from sere.step_time import Ceilings
 from sere.table import SimilarityTable
-from sere.tune import work
+from sere.tune import speed, work
 from sere.tune.plan import BATCH_SIZES, LAYER_RUNS, MOST_PROMPTS, TIERS, TIERS_BY_ANSWERS, TunePlan
 from tests.support.commands import refused, run_json, run_text
 from tests.support.tuning import PROMPTS, Breaking, question_file, routed_table
 
-QUICK = ("--batch-size", 4, "--max-new-tokens", 6, "--max-prompts", 10)
+QUICK = ("--by", "bytes", "--batch-size", 4, "--max-new-tokens", 6, "--max-prompts", 10)
 
 
 def test_help_names_the_defaults(capsys: pytest.CaptureFixture[str]) -> None:
@@ -150,7 +151,7 @@ def test_other_settings_are_refused_after_an_interruption(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     """They name what differs."""
-    argv = ["tune", checkpoint, "--table", table, "--prompts", prompts, "--batch-size", 4]
+    argv = ["tune", checkpoint, "--table", table, "--prompts", prompts, "--batch-size", 4, "--by", "bytes"]
     monkeypatch.setattr(Breaking, "left", 1)
     monkeypatch.setattr(work, "Work", Breaking)
     assert main([*map(str, argv)]) == 130
@@ -171,6 +172,7 @@ def test_the_table_alone_says_the_error(
     assert list(found) == ["2", "8", "256"]
     errors = [cell["error"] for cell in found["8"].values()]
     assert errors == sorted(errors, reverse=True)
+    assert [cell["pairs"] for cell in found["8"].values()] == [8 * 4] * len(errors)
     assert table.read_bytes() == before
 
 
@@ -196,21 +198,23 @@ def test_a_model_with_the_bundled_tokenizer_continues_the_tasks(
         (("--prompts", "PROMPTS", "--max-kl", 0), "expected a number above 0"),
         (("--prompts", "PROMPTS", "--speedup", 1), "expected a number above 1"),
         (("--prompts", "PROMPTS", "--batch-size", 1), "expected a whole number of at least 2"),
-        (("--prompts", "PROMPTS", "--speedup", 40), "can read at most"),
+        (("--prompts", "PROMPTS", "--speedup", 40, "--by", "bytes"), "can read at most"),
+        (("--prompts", "PROMPTS", "--speedup", 40), "faster on this machine, by its predicted time"),
         (("--prompts", "PROMPTS", "--out", "PROMPTS"), "is read by the same command"),
         (("--prompts", "missing.txt"), "no file missing.txt"),
         (("--prompts", "PROMPTS", "--max-kl", 1, "--speedup", 2), "not allowed with"),
         (("--prompts", "PROMPTS", "--max-kl", 1, "--tier", "a b"), "expected a name of letters"),
         (("--prompts", "PROMPTS", "--uniform", "--layer-runs", 4), "which --uniform leaves out"),
     ],
-    ids=["points of its own texts", "tier alone", "points of prompts", "no kl", "no speedup", "one row",
-         "out of reach", "overwrites", "missing", "two goals", "name", "layers"],
+    ids=["points of its own texts", "tier alone", "points of prompts", "no kl", "no speedup", "one row", "too few bytes",
+         "too fast", "overwrites", "missing", "two goals", "name", "layers"],
 )  # fmt: skip
 def test_what_cannot_be_done_is_refused(
     capsys: pytest.CaptureFixture[str], checkpoint: Path, table: Path, prompts: Path,
-    more: tuple[object, ...], text: str,
+    more: tuple[object, ...], text: str, monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     """With exit code 2 and one line; the table stays as it is."""
+    monkeypatch.setattr(speed, "measure", lambda *_: Ceilings(1e9, 1e9))
     before = table.read_bytes()
     given = [prompts if one == "PROMPTS" else one for one in more]
     assert text in refused(capsys, "tune", checkpoint, "--table", table, *given)

@@ -30,7 +30,7 @@ def tuned_model(name: str = "qwen2_moe") -> Any:
     return model
 
 
-def routed_table(model: Any, *, tokens: int = 96, texts: int = 12) -> SimilarityTable:
+def routed_table(model: Any, *, tokens: int = 96, texts: int = 12, factors: bool = False) -> SimilarityTable:
     """Return random similarities of a model, with random choices of its router."""
     generator = torch.Generator().manual_seed(5)
     layers = find_experts(model)
@@ -46,7 +46,7 @@ def routed_table(model: Any, *, tokens: int = 96, texts: int = 12) -> Similarity
         starts=torch.arange(0, tokens + 1, tokens // texts, dtype=torch.int32),
         energy={one.index: torch.ones(E) for one in layers},
     )
-    return replace(random_table(model), routing=routing)
+    return replace(random_table(model, factors=factors), routing=routing)
 
 
 def tune_plan_of(**changes: Any) -> TunePlan:

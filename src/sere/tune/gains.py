@@ -1,4 +1,4 @@
-"""The least gain of a tier: a larger one leaves out more slots, which saves arithmetic but may lose more."""
+"""The least gain of a tier: a larger one leaves out more slots, which saves time and may lose more."""
 
 from __future__ import annotations
 

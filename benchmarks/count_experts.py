@@ -63,17 +63,18 @@ class Operations(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.count = 0
+        self.count: int = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.count += not func.is_view
+        self.count += int(not func.is_view)
         return func(*args, **(kwargs or {}))
 
 
 def operations(batch: TokenBatch, counts: Tensor) -> int:
     """Return how many tensor operations counting adds to a call: those around a router that does nothing."""
     counters = torch.zeros(len(COUNTERS), dtype=torch.int64, device=counts.device)
-    with Operations() as found:
+    found = Operations()
+    with found:
         route_counted(lambda given: Routing(*given[:2]), batch, counters, counts)
     return int(found.count)
 

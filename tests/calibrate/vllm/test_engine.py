@@ -38,7 +38,7 @@ ONE_STEP = 2**-11
 COMPUTED_ALIKE = ("qwen3_moe", "qwen2_moe", "mixtral", "olmoe", "gpt_oss", "granitemoe", "phimoe", "glm4_moe")
 # On a CPU, vLLM's multi-head latent attention gives other hidden states than Transformers' for these models,
 # from the second position on, so routers choose other experts. Its router of Ernie 4.5 chooses others on
-# equal hidden states. Its linear attention of Qwen3-Next takes only bfloat16 there, so that is in neither list.
+# equal hidden states. Its linear attention of Qwen3-Next takes only bfloat16, so it is in neither list.
 COMPUTED_OTHERWISE = ("deepseek_v2", "deepseek_v3", "ernie4_5_moe")
 
 

@@ -138,6 +138,7 @@ def _model(args: argparse.Namespace, found: Unprepared) -> Iterator[Finding]:
         identity = found.identity
         detail = f"{shape} (select_top_k < {identity.top_k} re-routes), digest {identity.digest[:12]}"
         yield Finding("model", identity.name, "ok", detail)
+        yield _backend_of(identity)
         yield _weights(args)
     elif found.may_be_served:
         yield Finding(

@@ -206,8 +206,8 @@ def test_a_model_with_the_bundled_tokenizer_continues_the_tasks(
         (("--prompts", "PROMPTS", "--max-kl", 1, "--tier", "a b"), "expected a name of letters"),
         (("--prompts", "PROMPTS", "--uniform", "--layer-runs", 4), "which --uniform leaves out"),
     ],
-    ids=["points of its own texts", "tier alone", "points of prompts", "no kl", "no speedup", "one row", "too few bytes",
-         "too fast", "overwrites", "missing", "two goals", "name", "layers"],
+    ids=["points of its own texts", "tier alone", "points of prompts", "no kl", "no speedup", "one row",
+         "too few bytes", "too fast", "overwrites", "missing", "two goals", "name", "layers"],
 )  # fmt: skip
 def test_what_cannot_be_done_is_refused(
     capsys: pytest.CaptureFixture[str], checkpoint: Path, table: Path, prompts: Path,

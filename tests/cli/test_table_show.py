@@ -67,7 +67,7 @@ def test_the_loss_is_in_the_json(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert value["why_no_expected_loss"] is None
     assert list(value["expected_loss"]) == ["1", "3", "mean"]
     cell = value["expected_loss"]["1"]["8"]
-    assert set(cell) == {"error", "before", "after"}
+    assert set(cell) == {"error", "before", "after", "pairs"}
     assert 0 < cell["error"] < 1
     assert json.loads(show(tmp_path, capsys, "--json", routing=None))["expected_loss"] is None
 

@@ -16,7 +16,7 @@ from sere.tune.solve import Solution
 from sere.tune.speed import Speed
 
 CANDIDATES = (0.001, 0.003, 0.01)
-"""Least gains that are tried, as shares of a row's energy; see docs/method.md, "What a slot is worth"."""
+"""Least gains that are tried, as shares of a row's energy; docs/method.md section 4."""
 # A least gain must save so much of the predicted time; a raised M is found with so few measurements.
 _WORTH, _FINE, _TRIES = 0.01, 16, 2
 

@@ -13,7 +13,7 @@ import pytest
 
 from sere.integrations.vllm.worker.live_port import LivePort
 from sere.integrations.vllm.worker.metrics_port import serve_metrics
-from tests.support.browser import browser, watched
+from tests.support.browser import browser, until, watched
 from tests.support.vllm.metrics import HOST, report_without_layers
 from tests.support.vllm.server import free_port
 
@@ -80,5 +80,28 @@ def test_a_stopped_server_is_shown() -> None:
             page.wait_for_selector("#banner:has-text('does not answer. Is it stopped? Last seen at')")
             page.wait_for_selector("#state-text:has-text('Server stopped')")
             assert "3 (100 %)" in page.inner_text("#steps")
+    finally:
+        close()
+
+
+def test_a_server_that_was_started_again_is_shown_as_to_a_new_viewer() -> None:
+    """In a browser: an open page drops the points of the server before, so that no line leads across."""
+    port, count = free_port(), iter(range(10**6))
+
+    def read() -> dict[str, Any]:
+        return report_without_layers(rerouted=next(count))
+
+    close = serve_metrics(read, HOST, port, live_page=True)
+    try:
+        with browser() as running, watched(running, f"http://{HOST}:{port}") as (page, _):
+            until(page, "points.length >= 2")
+            before = page.evaluate("run")
+            close()
+            page.wait_for_selector("#state-text:has-text('Server stopped')")
+            close = serve_metrics(read, HOST, port, live_page=True)
+            until(page, f"run !== {json.dumps(before)} && points.length >= 1")
+            shown = page.evaluate("points.map((one) => one.at)")
+            sent = [one["at"] for one in json.loads(get(f"http://{HOST}:{port}/v1/sere/live"))["points"]]
+            assert shown == sent[: len(shown)]
     finally:
         close()

@@ -37,7 +37,7 @@ test-oldest: .venv-oldest/.ready ## with the oldest supported Transformers, what
 	.venv-oldest/bin/python $(PYTEST) $(PARALLEL) $(OLDEST)
 
 test-vllm: .venv-vllm/.ready ## the tests with a real vLLM engine or lm-eval, in an environment of their own
-	.venv-vllm/bin/python -m pytest $(LAST_RESORT) -m vllm tests/integrations/vllm tests/engines tests/bench/vllm tests/benchmarks tests/eval/test_vllm_engines.py tests/eval/harness tests/calibrate/vllm tests/outlook
+	.venv-vllm/bin/python -m pytest $(LAST_RESORT) $(PARALLEL) --durations=30 -m vllm tests/integrations/vllm tests/engines tests/bench/vllm tests/benchmarks tests/eval/test_vllm_engines.py tests/eval/harness tests/calibrate/vllm tests/outlook
 	.venv-vllm/bin/python -m pytest $(LAST_RESORT) -m lm_eval tests/eval/harness tests/cli/test_lm_eval.py
 
 fuzz: .venv/.dev ## look for counterexamples to the property tests with fresh seeds; make fuzz SECONDS=300

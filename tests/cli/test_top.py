@@ -93,6 +93,28 @@ def test_an_engine_that_nobody_watched_is_asked_twice(monkeypatch: pytest.Monkey
     assert top._once(lambda: next(answers)) is FOUND
 
 
+def test_points_of_a_server_that_was_started_again() -> None:
+    """New points follow those that are there; those of another run of the server replace them."""
+    live, asked = Live(), []
+
+    def ask(since: float) -> Any:
+        asked.append(since)
+        return json.loads(live.body(since))
+
+    for at in range(3):
+        live.add(joined(at), float(at))
+    found = ask(0.0)
+    live.add(joined(3), 3.0)
+    found = top._newer(found, ask)
+    assert [one["at"] for one in found["points"]] == [1.0, 2.0, 3.0]
+    live = Live()
+    for at in (60, 61):
+        live.add(joined(at), float(at))
+    found = top._newer(found, ask)
+    assert [one["at"] for one in found["points"]] == [61.0]
+    assert asked == [0.0, 2.0, 3.0, 0.0]
+
+
 def test_a_refusal_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     """A server that is not there is one line on stderr, and exit code 1."""
     assert main(["top", "127.0.0.1:1", "--once"]) == 1

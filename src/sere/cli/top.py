@@ -102,15 +102,21 @@ def _watch(console: Console, ask: Callable[[float], dict[str, Any]]) -> int:
         with Live(view(found, console, fit=True), console=console, screen=True, auto_refresh=False) as shown:
             while True:
                 time.sleep(_EVERY_S)
-                points = found["points"]
                 try:
-                    new = ask(points[-1]["at"] if points else 0.0)
+                    found = _newer(found, ask)
                 except ServerError as error:
                     shown.update(lost(error, found, console), refresh=True)
                     continue
-                oldest = new["now"]["at"] - new["now"]["kept_s"]
-                kept = [one for one in points if oldest <= one["at"] < new["now"]["at"]]
-                found = new | {"points": kept + new["points"]}
                 shown.update(view(found, console, fit=True), refresh=True)
     except KeyboardInterrupt:
         return 0
+
+
+def _newer(found: dict[str, Any], ask: Callable[[float], dict[str, Any]]) -> dict[str, Any]:
+    """Return the next figures, with the points before them unless the server was started again."""
+    points = found["points"]
+    new = ask(points[-1]["at"] if points else 0.0)
+    if new["now"]["run"] != found["now"]["run"]:
+        return ask(0.0)
+    oldest = new["now"]["at"] - new["now"]["kept_s"]
+    return new | {"points": [one for one in points if one["at"] >= oldest] + new["points"]}

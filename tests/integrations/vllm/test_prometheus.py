@@ -38,9 +38,9 @@ def test_metrics_are_sums() -> None:
         {"enabled": True, "count_only": False, "settings": {"tier": "balanced"},
          "steps": StepCounts(rerouted=4, prompts=1, few_rows=2, mixed=5, by_tier={"safe": 3}).to_mapping(),
          "request_tiers": ["safe", "fast"], "data_parallel_rank": 0,
-         "fingerprint": {"common": "", "layers": {}},
+         "fingerprint": {"common": "0123456789abcdef", "layers": {}},
          "top_k": 4, "num_experts": 16, "kernel": None, "expert_bytes": None, "rest_bytes": None,
-         "table": {"fingerprint": "", "tiers": []},
+         "table": {"fingerprint": "fedcba987654", "tiers": []},
          "layers": [
              {"index": index, "share": 0, "name": f"layer {index}",
               "counters": [SUMS[name] for name in COUNTERS],
@@ -57,6 +57,7 @@ def test_metrics_are_sums() -> None:
         assert f'sere_steps_total{{kind="{kind}"}} {steps}.0' in text
     assert "sere_enabled 1.0" in text
     assert 'sere_tier{tier="balanced"} 1.0' in text
+    assert 'sere_info{settings="0123456789ab",table="fedcba987654"} 1.0' in text
     assert 'sere_tier_steps_total{tier="safe"} 3.0' in text
     assert 'sere_tier_steps_total{tier="fast"} 0.0' in text
     assert 'sere_layer_active_experts{layer="1",rows="8"} 10.0' in text

@@ -11,7 +11,7 @@ from sere.engines.server import Server, free_port
 
 __all__ = ["Server", "complete", "free_port", "serve"]
 
-START_S = 180
+START_S = 300
 _ARGUMENTS = ("--served-model-name", "tiny", "--max-model-len", "256", "--max-num-seqs", "32")
 
 

@@ -20,6 +20,8 @@ _TEXTS = {
     "slots_computed": "Slots that carried weight afterwards",
     "critical": "Experts that resembled no primary one and stayed, summed over steps",
 }
+# Of a digest; as many as a worker says of its table's.
+_SHOWN_DIGITS = 12
 
 
 class Collector:
@@ -80,6 +82,13 @@ def _settings(joined: Mapping[str, Any]) -> Iterator[Any]:
     in_use = GaugeMetricFamily("sere_tier", "1 for the tier that the settings are from", labels=["tier"])
     in_use.add_metric([str(joined["settings"].get("tier") or "none")], 1)
     yield in_use
+    held = GaugeMetricFamily(
+        "sere_info",
+        "1; beginnings of two digests: of the table, and of the version with all settings",
+        labels=["table", "settings"],
+    )
+    held.add_metric([joined["table"]["fingerprint"], joined["fingerprint"]["common"][:_SHOWN_DIGITS]], 1)
+    yield held
     tiers = CounterMetricFamily(
         "sere_tier_steps", "Re-routed steps in which a request asked for a tier", labels=["tier"]
     )

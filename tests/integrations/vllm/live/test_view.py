@@ -77,6 +77,16 @@ def test_all_viewers_get_the_same() -> None:
     assert len(set(found)) == 1
 
 
+def test_a_server_that_was_started_again_is_told_apart() -> None:
+    """Each process names its run, the same in all its answers, so that no line leads from one to the next."""
+    live = Live()
+    runs = []
+    for at in (0.0, 1.0):
+        live.add(joined(int(at)), at)
+        runs.append(json.loads(live.body())["now"]["run"])
+    assert runs[0] == runs[1] != shown(joined(0))["now"]["run"]
+
+
 def test_only_new_points_are_sent() -> None:
     """A viewer that has the first points asks for those after them."""
     assert [one["at"] for one in shown(*map(joined, range(5)), since=3.0)["points"]] == [4.0]

@@ -13,13 +13,17 @@ import pytest
 
 from sere.integrations.vllm.worker.live_port import LivePort
 from sere.integrations.vllm.worker.metrics_port import serve_metrics
-from tests.support.browser import browser, watched
+from tests.support.browser import browser, until, watched
 from tests.support.vllm.metrics import HOST, report_without_layers
 from tests.support.vllm.server import free_port
 
 pytest.importorskip("prometheus_client", reason="comes with vLLM: make test-vllm")
 
 pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("default")]
+
+# The points of the longest line that the page draws.
+DRAWN = """Math.max(0, ...[...document.querySelectorAll('#lines path.line')]
+  .map((line) => line.getAttribute('d').split(/[ML]/).length - 1))"""
 
 
 @contextmanager
@@ -80,5 +84,26 @@ def test_a_stopped_server_is_shown() -> None:
             page.wait_for_selector("#banner:has-text('does not answer. Is it stopped? Last seen at')")
             page.wait_for_selector("#state-text:has-text('Server stopped')")
             assert "3 (100 %)" in page.inner_text("#steps")
+    finally:
+        close()
+
+
+def test_a_server_that_was_started_again_begins_new_lines() -> None:
+    """In a browser: an open page drops the points of the server before, so that no line leads across."""
+    port, count = free_port(), iter(range(10**6))
+
+    def read() -> dict[str, Any]:
+        return report_without_layers(rerouted=next(count))
+
+    close = serve_metrics(read, HOST, port, live_page=True)
+    try:
+        with browser() as running, watched(running, f"http://{HOST}:{port}") as (page, _):
+            until(page, f"{DRAWN} >= 4")
+            close()
+            page.wait_for_selector("#state-text:has-text('Server stopped')")
+            assert page.evaluate(DRAWN) >= 4
+            close = serve_metrics(read, HOST, port, live_page=True)
+            until(page, f"{DRAWN} < 4")
+            assert not page.is_visible("#banner")
     finally:
         close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import secrets
 import threading
 from collections.abc import Mapping
 from time import time
@@ -36,6 +37,7 @@ class Live:
         self._history = History()
         self._lock = threading.Lock()
         self._now = "null"
+        self._run = secrets.token_hex(8)
 
     def add(self, joined: Mapping[str, Any], at: float | None = None) -> None:
         """Take an engine's answer.
@@ -47,9 +49,8 @@ class Live:
         sample = Sample.of(joined, time() if at is None else at)
         with self._lock:
             self._history.add(sample, joined["expert_bytes"])
-            self._now = json.dumps(
-                now(joined, sample, self._history, self._ceilings) | {"title": self._title}
-            )
+            own = {"title": self._title, "run": self._run}
+            self._now = json.dumps(now(joined, sample, self._history, self._ceilings) | own)
 
     def note_reset(self) -> None:
         """Note that the counters have just been set to zero."""
@@ -61,6 +62,10 @@ class Live:
 
         Args:
             since: The points of the lines after this moment, in seconds since 1970; 0 for all that are kept.
+
+        Returns:
+            ``now``, ``read_only`` and ``points``. A ``run`` in ``now`` that differs from the one before means
+            another process, such as a server that was started again: its points do not continue the others.
         """
         with self._lock:
             points = ",".join(self._history.points_after(since))

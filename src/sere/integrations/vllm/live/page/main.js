@@ -5,6 +5,7 @@ const HANGS_MS = 10000;
 let key = '';
 let points = [];
 let lastSeen = null;
+let run = null;
 
 const serverKey = () => (key ? { Authorization: `Bearer ${asHeader(key)}` } : {});
 
@@ -43,8 +44,11 @@ async function look() {
     throw new Refused(`The server answers ${answer.status}: ${given.error ?? answer.statusText}`);
   }
   const given = await answer.json();
-  // A server that was started again has points of its own only.
-  if (looked.now && given.now.at < looked.now.at) points = [];
+  // A server that was started again has points of its own only, which are all asked for.
+  if (given.now.run !== run) {
+    run = given.now.run;
+    if (points.length) { points = []; await look(); return; }
+  }
   points = [...points, ...given.points].filter((p) => p.at >= given.now.at - given.now.kept_s);
   lastSeen = given.now.at;
   document.body.classList.remove('stale');

@@ -14,11 +14,15 @@ from torch import Tensor
 
 from fill_choices import Step, fill_of
 from fill_facts import LayerFacts, measure_facts
-from fill_policies import StudyPolicy
+from fill_policies import RivalPolicy, StudyPolicy, TallyingPolicy
 from sere.eval.decoding.greedy import decode, stop_rule
 from sere.eval.decoding.prefill import Prefilled, prefill
 from sere.eval.tasks import Question, mixed
 from sere.eval.text import Text, score_texts
+from sere.policies.spec import parse_spec
+from sere.similarity.layer import LayerSimilarity
+from sere.structure import identify
+from sere.table import SimilarityTable
 
 OFF = "off"
 ROWS = 64
@@ -114,14 +118,32 @@ class Bed:
     def _read(self, *_: Any, **__: Any) -> Iterator[Prefilled]:
         return iter(self.read)
 
+    def table(self) -> SimilarityTable:
+        """Return the facts as a table, for rules that come with sere."""
+        layers = {
+            index: LayerSimilarity(
+                one.similarity["projection"].float().clamp(0, 1).fill_diagonal_(1),
+                one.scale["projection"].float(), one.sensitivity.float(),
+            )
+            for index, one in self.facts.items()
+        }  # fmt: skip
+        return SimilarityTable(
+            layers, identify(self.model), metric="projection", metric_parameters={}, calibration_tokens=0,
+            data_digest="", seed=0, provenance={},
+        )  # fmt: skip
+
     @contextmanager
-    def applied(self, rule: str, B: int, M: int) -> Iterator[StudyPolicy]:
+    def applied(self, rule: str, B: int, M: int) -> Iterator[TallyingPolicy]:
         """Apply a rule, in steps of B rows."""
         from sere.integrations.transformers import apply
 
         torch.manual_seed(0)
-        extra = calibrated_levels(rule.partition("/")[0], self.facts, B, M)
-        policy = StudyPolicy(rule, self.facts, B, M, extra)
+        fill, _, rest = rule.partition("/")
+        policy: TallyingPolicy
+        if fill == "rival":
+            policy = RivalPolicy(parse_spec(rest).build(self.table()), B)
+        else:
+            policy = StudyPolicy(rule, self.facts, B, M, calibrated_levels(fill, self.facts, B, M))
         with apply(self.model, policy=policy, pad_token_id=-1) as handle:
             handle.quiet = True
             yield policy

@@ -1,7 +1,11 @@
-"""A rule of ``fill_rules.py`` as a policy: ``FILL/TARGET``, options of the target after commas."""
+"""A rule of ``fill_rules.py`` as a policy: ``FILL/TARGET``, options of the target after commas.
+
+Or ``rival/SPEC``: a rule that comes with sere, as for ``sere eval --setting``, on each group by itself.
+"""
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -41,14 +45,44 @@ def by_layers(rule: str, M: int, layers: Sequence[int]) -> dict[int, int]:
     }
 
 
-class StudyRouter(LayerRouter):
-    """One layer of a rule; tallies the experts that a group reads."""
+class TallyingRouter(LayerRouter):
+    """One layer of a rule; tallies the experts that its groups read."""
+
+    def __init__(self, layer: LayerShape, device: torch.device) -> None:
+        super().__init__(layer, device)
+        self.after = self.before = 0.0
+        self.groups = 0
+
+
+class RivalRouter(TallyingRouter):
+    """One layer of a rule that comes with sere, which routes each group as a step of its own."""
+
+    def __init__(self, policy: RivalPolicy, layer: LayerShape, device: torch.device) -> None:
+        super().__init__(layer, device)
+        self.B, self.inner = policy.B, policy.rule.bind(layer, device)
+
+    def __call__(self, batch: TokenBatch) -> Routing:
+        """Route one forward pass."""
+        ids, weights, scores = batch.topk_ids, batch.topk_weights, batch.router_scores
+        assert len(ids) % self.B == 0, (len(ids), self.B)
+        assert scores is not None
+        found = []
+        for start in range(0, len(ids), self.B):
+            rows = slice(start, start + self.B)
+            routing = self.inner(TokenBatch(ids[rows], weights[rows], router_scores=scores[rows]))
+            found.append(routing)
+            self.groups += 1
+            self.before += len(set(ids[rows].flatten().tolist()))
+            self.after += len(set(routing.ids[routing.weights != 0].tolist()))
+        return Routing(torch.cat([one.ids for one in found]), torch.cat([one.weights for one in found]))
+
+
+class StudyRouter(TallyingRouter):
+    """One layer of a rule of this study."""
 
     def __init__(self, policy: StudyPolicy, layer: LayerShape, device: torch.device) -> None:
         super().__init__(layer, device)
         self.policy = policy
-        self.after = self.before = 0.0
-        self.groups = 0
 
     def __call__(self, batch: TokenBatch) -> Routing:
         """Route one forward pass."""
@@ -77,7 +111,58 @@ class StudyRouter(LayerRouter):
         return Routing(new_ids.to(batch.topk_ids.dtype), new.to(batch.topk_weights.dtype))
 
 
-class StudyPolicy(Policy):
+class TallyingPolicy(Policy):
+    """A rule in steps of B rows, whose routers tally.
+
+    Args:
+        B: Rows of a step.
+    """
+
+    name = "study"
+    needs_scores = True
+
+    def __init__(self, B: int) -> None:
+        self.B = B
+        self.routers: list[TallyingRouter] = []
+
+    def bind(self, layer: LayerShape, device: torch.device) -> TallyingRouter:
+        """Return the router of one layer."""
+        self.routers.append(self._router(layer, device))
+        return self.routers[-1]
+
+    @abstractmethod
+    def _router(self, layer: LayerShape, device: torch.device) -> TallyingRouter: ...
+
+    def experts(self) -> dict[str, float]:
+        """Return the mean experts of a step and layer before and after."""
+        groups = sum(router.groups for router in self.routers)
+        return {
+            "distinct_before": round(sum(router.before for router in self.routers) / groups, 3),
+            "distinct_after": round(sum(router.after for router in self.routers) / groups, 3),
+        }
+
+
+class RivalPolicy(TallyingPolicy):
+    """A rule that comes with sere.
+
+    Args:
+        rule: The rule.
+        B: Rows of a step.
+    """
+
+    def __init__(self, rule: Policy, B: int) -> None:
+        super().__init__(B)
+        self.rule = rule
+
+    def _router(self, layer: LayerShape, device: torch.device) -> RivalRouter:
+        return RivalRouter(self, layer, device)
+
+    def describe(self) -> dict[str, Any]:
+        """Return the settings."""
+        return {"policy": self.name, "rows": self.B, "rule": dict(self.rule.describe())}
+
+
+class StudyPolicy(TallyingPolicy):
     """A rule with its settings.
 
     Args:
@@ -88,29 +173,16 @@ class StudyPolicy(Policy):
         extra: The fill's own number by layer.
     """
 
-    name = "study"
-    needs_scores = True
-
     def __init__(
         self, rule: str, facts: Mapping[int, LayerFacts], B: int, M: int, extra: Mapping[int, float]
     ) -> None:
+        super().__init__(B)
         self.fill, self.target = parse(rule)
-        self.facts, self.B, self.extra = facts, B, extra
+        self.facts, self.extra = facts, extra
         self.M = by_layers(rule, M, sorted(facts))
-        self.routers: list[StudyRouter] = []
 
-    def bind(self, layer: LayerShape, device: torch.device) -> StudyRouter:
-        """Return the router of one layer."""
-        self.routers.append(StudyRouter(self, layer, device))
-        return self.routers[-1]
-
-    def experts(self) -> dict[str, float]:
-        """Return the mean experts of a step and layer before and after."""
-        groups = sum(router.groups for router in self.routers)
-        return {
-            "distinct_before": round(sum(router.before for router in self.routers) / groups, 3),
-            "distinct_after": round(sum(router.after for router in self.routers) / groups, 3),
-        }
+    def _router(self, layer: LayerShape, device: torch.device) -> StudyRouter:
+        return StudyRouter(self, layer, device)
 
     def describe(self) -> dict[str, Any]:
         """Return the settings."""

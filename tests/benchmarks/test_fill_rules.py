@@ -8,8 +8,9 @@ from torch import Tensor
 
 from fill_choices import Step, fill_of
 from fill_facts import LayerFacts
-from fill_policies import StudyPolicy, by_layers
+from fill_policies import RivalPolicy, StudyPolicy, by_layers
 from sere.policies.base import LayerShape
+from sere.policies.spec import parse_spec
 from sere.reroute import TokenBatch, reroute
 
 pytestmark = pytest.mark.checkout
@@ -49,6 +50,27 @@ def test_weighted_fourth_powers_with_similar_targets_are_what_sere_does(M: int) 
         )  # fmt: skip
         assert torch.equal(found.ids[rows], expected.ids)
         torch.testing.assert_close(found.weights[rows], expected.weights)
+
+
+@pytest.mark.parametrize("spec", ["oea:select_top_k=2", "topp:p=0.5", "xshare:budget=10", "budget:budget=10"])
+def test_a_rival_is_the_rule_that_comes_with_sere(spec: str) -> None:
+    """Each group of B rows is routed as a step of its own, and its experts are tallied."""
+    ids, weights, logits = _rows()
+    rule = parse_spec(spec).build()
+    policy = RivalPolicy(rule, B)
+    router = policy.bind(LayerShape(0, E, K), torch.device("cpu"))
+    found = router(TokenBatch(ids, weights, router_scores=logits))
+    before = after = 0.0
+    for group in range(GROUPS):
+        rows = slice(group * B, group * B + B)
+        own = rule.bind(LayerShape(0, E, K), torch.device("cpu"))
+        expected = own(TokenBatch(ids[rows], weights[rows], router_scores=logits[rows]))
+        assert torch.equal(found.ids[rows], expected.ids)
+        assert torch.equal(found.weights[rows], expected.weights)
+        before += len(set(ids[rows].flatten().tolist())) / GROUPS
+        after += len(set(expected.ids[expected.weights != 0].tolist())) / GROUPS
+    assert policy.experts() == {"distinct_before": round(before, 3), "distinct_after": round(after, 3)}
+    assert after < before
 
 
 FILLS = (

@@ -8,8 +8,9 @@ A cell is B:M, rows of a step and experts that a layer may read. Held-out worked
 token in decode steps; measured is KL(unmodified ‖ rule) per solution in nats, or with ``--answers`` which
 answers are right. Each measured rule is one line of ``benchmarks/results/fill_rules.jsonl``; what is there
 already is not measured again. Rules are written FILL/TARGET, as in ``fill_choices.py`` and
-``fill_targets.py``, or rival/SPEC for a rule that comes with sere, such as rival/pool:size=40, whose own options
-say how many experts are read. A forward pass has ROWS rows, cut into steps of B rows, each with its own choice.
+``fill_targets.py``, or rival/SPEC for a rule that comes with sere, such as rival/pool:size=40, whose own
+options say how many experts are read. A forward pass has ROWS rows, cut into steps of B rows, each with its
+own choice.
 """
 
 from __future__ import annotations

@@ -54,6 +54,7 @@ BLOCKS: Mapping[str, Callable[[], str]] = {
     "fill-choices": fill.fill_choices,
     "fill-targets": fill.fill_targets,
     "fill-cells": fill.fill_cells,
+    "fill-rivals": fill.fill_rivals,
     "fill-answers": fill.fill_answers,
     "reroute": speed.reroute,
     "bench": speed.bench,

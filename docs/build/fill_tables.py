@@ -11,6 +11,7 @@ from records import Record, read_lines
 from sere.eval.statistics.by_prompt import student_t
 
 SERE, FORMER = "s4/similar", "w1/similar"
+RIVAL = "rival/"
 
 # What each fill and target is, in the order of the tables.
 FILLS = {
@@ -103,6 +104,25 @@ def _compared(chosen: Callable[[str], bool], words: Callable[[str], str], header
     return "\n\n".join(parts) + conditions(_last(records))
 
 
+def fill_rivals() -> str:
+    """Rivals whose own options say how many experts are read, beside sere's rule in the nearest cell."""
+    records = _records("divergence")
+    sere = {(one["model"], one["batch_size"], one["active_experts"], one["seed"]): one
+            for one in records if one["rule"] == SERE}  # fmt: skip
+    rivals = [one for one in records if one["rule"].startswith(RIVAL)]
+    rows = []
+    for one in sorted(rivals, key=lambda one: (one["model"], one["active_experts"], one["rule"])):
+        own = sere[one["model"], one["batch_size"], one["active_experts"], one["seed"]]
+        value, low, high = ratio([(one, own)])
+        rows.append([
+            one["model"], one["batch_size"], one["rule"].removeprefix(RIVAL),
+            *(f"{each['experts']['distinct_after']:.1f}" for each in (one, own)),
+            f"{value:.2f} ({low:.2f} to {high:.2f})",
+        ])  # fmt: skip
+    headers = ["model", "B", "rule", "its experts", "sere's", "KL over sere's"]
+    return table(rows, headers) + conditions(_last(rivals))
+
+
 def fill_cells() -> str:
     """By cell the divergence of sere's rule in nats per token, and those of the others over it."""
     records = _records("divergence")
@@ -171,7 +191,7 @@ def _in_order(found: Mapping[str, Any]) -> list[str]:
         fill, target = rule.split("/", 1)
         return fill in ("xshare", "budget"), targets.index(target), fills.index(fill)
 
-    return sorted(found, key=place)
+    return sorted((rule for rule in found if not rule.startswith(RIVAL)), key=place)
 
 
 def _words(rule: str) -> str:

@@ -7,6 +7,8 @@ import hashlib
 import re
 from html.parser import HTMLParser
 
+import pytest
+
 from sere.integrations.vllm.live.page import LIVE, PATH, page
 
 DOCUMENT, HEADERS = page()
@@ -74,3 +76,48 @@ def test_the_page_asks_relative_to_itself() -> None:
     """Behind a proxy that adds a prefix, the page and what it asks for move together."""
     assert PATH == "/sere/"
     assert f"`..{LIVE}?since=" in TEXT
+
+
+def luminance(color: str) -> float:
+    """The relative luminance of ``#rgb`` or ``#rrggbb``, as WCAG 2.2 defines it."""
+    digits = color[1:] if len(color) == 7 else "".join(2 * one for one in color[1:])
+    parts = [int(digits[at : at + 2], 16) / 255 for at in (0, 2, 4)]
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize(
+    ("least", "ground", "names"),
+    [
+        (4.5, "card", "text soft good bad warn"),
+        (4.5, "ground", "text soft"),
+        (4.5, "bad-ground", "bad"),
+        (4.5, "after", "on-after"),
+        (3.0, "card", "before after second focus k0 k1 k2 k3 k4 k5 k6"),
+    ],
+    ids=["text", "text on the page", "errors", "buttons", "bars and lines"],
+)
+def test_contrast(scheme: str, least: float, ground: str, names: str) -> None:
+    """What carries information can be told from its ground, in both color schemes (WCAG 1.4.3, 1.4.11)."""
+    light, dark = re.findall(r":root \{(.*?)\}", TEXT, re.DOTALL)
+    colors = dict(re.findall(r"--([\w-]+): (#\w+);", dark if scheme == "dark" else light))
+    low = {}
+    for name in names.split():
+        darker, lighter = sorted((luminance(colors[name]), luminance(colors[ground])))
+        if (lighter + 0.05) / (darker + 0.05) < least:
+            low[name] = (lighter + 0.05) / (darker + 0.05)
+    assert low == {}
+
+
+def test_what_scrolls_can_be_reached_with_keys() -> None:
+    """Each area with a scroll bar of its own takes the focus and has a name."""
+    scrolling = [
+        given
+        for _, given in Elements().found
+        if {"scroll", "changes"} & {*(given.get("class") or "").split()}
+    ]
+    assert len(scrolling) == 2
+    for given in scrolling:
+        assert given["tabindex"] == "0"
+        assert "aria-label" in given or "aria-labelledby" in given

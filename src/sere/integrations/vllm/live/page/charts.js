@@ -111,8 +111,7 @@ class Lines {
   constructor(title, series, form) {
     Object.assign(this, { series, form, points: [], at: null });
     this.value = h('span', { class: 'value' });
-    this.holder = h('div', { class: 'chart', tabindex: '0', role: 'img' });
-    this.title = title;
+    this.holder = h('div', { class: 'chart', tabindex: '0', role: 'slider', 'aria-label': `${title} over time` });
     this.figure = h('figure', {}, [h('figcaption', {}, [h('b', {}, title), this.value]), this.holder]);
     this.holder.addEventListener('pointermove', (event) => {
       const box = this.holder.getBoundingClientRect();
@@ -198,8 +197,12 @@ class Lines {
         h('span', { class: `swatch ${one.look}` }), `${one.name ? `${one.name} ` : ''}${text(one)}`,
       ]),
     );
-    this.holder.setAttribute('aria-label', `${this.title}, ${at === null ? 'now' : clock(at)}: `
-      + `${this.series.map((one) => `${one.name} ${text(one)}`).join(', ')}; arrow keys go back and forth in time`);
+    // While it has the focus, a screen reader says each new value: only those that arrow keys ask for.
+    if (at !== null || document.activeElement !== this.holder) {
+      const said = `${at === null ? 'now' : clock(at)}: ${this.series.map((one) => `${one.name} ${text(one)}`).join(', ')}`;
+      const values = { valuemin: Math.round(this.from - this.now), valuemax: 0, valuenow: Math.round((at ?? this.now) - this.now), valuetext: said };
+      for (const [name, value] of Object.entries(values)) this.holder.setAttribute(`aria-${name}`, value);
+    }
     if (at !== null) {
       const x = PAD.left + (size.inner * (at - this.from)) / (this.now - this.from);
       this.cross.setAttribute('x1', x);

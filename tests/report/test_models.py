@@ -65,6 +65,15 @@ def test_of_a_case_that_came_twice_the_later_one_counts() -> None:
     (part,) = parts(timing("sere", 8, 1.2), timing("sere", 8, 1.5))
     (cases,) = part.times.values()
     assert [case.speedup and case.speedup["p50"] for case in cases] == [1.5]
+    (said,) = part.warnings()
+    assert "1 measurements are not shown, because the same was measured again" in said
+
+
+def test_of_two_tunings_the_newest_is_shown_and_the_other_named() -> None:
+    """Nobody takes one's tiers for those of both."""
+    (part,) = parts(tuning(), tuning())
+    (said,) = part.warnings()
+    assert said.endswith("of 2 tunings only 1.json is shown; not shown: 0.json.")
 
 
 def test_the_fewest_experts_without_a_visible_loss_are_advised() -> None:

@@ -26,6 +26,7 @@ class ModelPart:
         times: How fast they are, by measure and key.
         tunings: Tunings.
         tables: Tables with the files that they are from.
+        replaced: How many measurements are not shown because the same was measured again later.
     """
 
     name: str
@@ -33,6 +34,7 @@ class ModelPart:
     times: dict[tuple[str, Key], list[Timing]] = field(default_factory=dict)
     tunings: list[Source] = field(default_factory=list)
     tables: list[tuple[str, SimilarityTable]] = field(default_factory=list)
+    replaced: int = 0
 
     @property
     def tiers(self) -> list[Tier]:
@@ -55,7 +57,22 @@ class ModelPart:
                         f"{self.name}: {len(keys)} measurements of {what} "
                         f"cannot be compared and are shown apart, because they differ in {', '.join(parts)}."
                     )
-        return found + self._other_digests() + self._other_tables()
+        return found + self._other_digests() + self._other_tables() + self._not_shown()
+
+    def _not_shown(self) -> list[str]:
+        found = []
+        if self.replaced:
+            found.append(
+                f"{self.name}: {self.replaced} measurements are not shown, because the same was measured again "
+                "in a later record."
+            )
+        if len(self.tunings) > 1:
+            *others, newest_one = self.tunings
+            found.append(
+                f"{self.name}: of {len(self.tunings)} tunings only {newest_one.name} is shown; not shown: "
+                f"{name_some([one.name for one in others])}."
+            )
+        return found
 
     def _other_digests(self) -> list[str]:
         models = [key.model for _, key in self.answers]
@@ -100,6 +117,11 @@ def by_model(collected: Collected) -> list[ModelPart]:
         plain = re.split(r" \(|, ", name)[0]
         return parts.setdefault(plain, ModelPart(plain))
 
+    for every in (collected.qualities, collected.timings):
+        for one in every:
+            part(one.key.model).replaced += 1
+        for one in newest(every):
+            part(one.key.model).replaced -= 1
     for case in newest(collected.qualities):
         part(case.key.model).answers.setdefault((case.measure, case.key), []).append(case)
     for timing in newest(collected.timings):

@@ -108,6 +108,7 @@ def main() -> int:
         flags = ["--served-model-name", "tiny", "--max-model-len", "256", "--max-num-seqs", "32"]
         flags += [] if args.compiled else ["--enforce-eager"]
         given_to_sere = {"table": str(table), "active_experts": 24, "live_page": True, "metrics_port": port}
+        given_to_sere["count_experts"] = True
         with serve(model_path(), given_to_sere, Path(folder) / "log", *flags, start_s=START_S) as server:
             record = fuzz(server, port, args.examples, args.seed, args.control)
             # What only the log shows.

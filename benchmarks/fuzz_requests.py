@@ -40,6 +40,7 @@ ROUTES = (
     Route("POST", "/v1/sere/settings"),
     Route("POST", "/v1/sere/reset"),
     Route("GET", "/v1/sere/stats"),
+    Route("GET", "/v1/sere/experts"),
     Route("GET", "/v1/sere/metrics"),
     Route("GET", LIVE),
     Route("GET", PATH),

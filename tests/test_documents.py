@@ -88,7 +88,7 @@ def test_every_metric_of_a_served_engine_is_explained() -> None:
     """docs/operations.md has a row for each metric that Prometheus gets, and for no other."""
     rows = re.findall(r"^\| `(sere_\w+)", read("docs/operations.md"), re.MULTILINE)
     layers = [f"sere_layer_{counter}_total" for counter in COUNTERS]
-    tiers = ["sere_tier", "sere_tier_steps_total", "sere_layer_active_experts"]
+    tiers = ["sere_info", "sere_tier", "sere_tier_steps_total", "sere_layer_active_experts"]
     assert sorted(rows) == sorted(["sere_enabled", "sere_steps_total", *tiers, *layers])
 
 

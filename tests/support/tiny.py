@@ -93,7 +93,7 @@ def tiny_model(name: str, **overrides: Any) -> PreTrainedModel:
 def _fill_routers(model: PreTrainedModel) -> None:
     """Give routers that their class leaves at zero, as Ernie 4.5's, weights that choose by token."""
     for name, weight in model.named_parameters():
-        if name.endswith("mlp.gate.weight") and not weight.any():
+        if name.endswith("mlp.gate.weight") and not weight.is_meta and not weight.any():
             torch.nn.init.normal_(weight, std=0.5)
 
 

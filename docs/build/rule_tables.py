@@ -24,8 +24,20 @@ def rules() -> str:
 
 
 def beds() -> dict[str, Record]:
-    """Return the records of the beds that were measured."""
-    return {bed: read_json(name) for bed, name in BEDS.items() if (RESULTS / name).is_file()}
+    """Return the records of the beds that were measured, with the cases of later runs of the same questions.
+
+    Raises:
+        ValueError: A later run has other answers of the unmodified model, so that nothing can be paired.
+    """
+    found = {bed: read_json(name) for bed, name in BEDS.items() if (RESULTS / name).is_file()}
+    for bed, record in found.items():
+        name = BEDS[bed].replace(".json", "-more.json")
+        if (RESULTS / name).is_file():
+            off, *more = read_json(name)["cases"]
+            if off["tasks"]["all"]["marks"] != record["cases"][0]["tasks"]["all"]["marks"]:
+                raise ValueError(f"{name}: off has other answers than in {BEDS[bed]}")
+            found[bed] = {**record, "cases": [*record["cases"], *more]}
+    return found
 
 
 def _block(bed: str, record: Record) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -87,3 +89,21 @@ def test_without_records_nothing_is_said_to_be_measured(tables: Any, monkeypatch
     """A missing record leaves a line in the document, not an error."""
     monkeypatch.setattr(tables, "beds", dict)
     assert tables.rules() == "*Not measured yet.*"
+
+
+def test_a_later_run_of_the_same_questions_adds_its_cases(
+    build: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, record: dict[str, Any]
+) -> None:
+    """Its own off is left out; if that has other answers, nothing can be paired, and the build stops."""
+    tables = build("rule_tables")
+    monkeypatch.setattr(tables, "BEDS", {"abacus": "bed.json"})
+    for module in (tables, build("records")):
+        monkeypatch.setattr(module, "RESULTS", tmp_path)
+    later = record | {"cases": [record["cases"][0], case("topp:p=0.5", 4.0, "0101")]}
+    (tmp_path / "bed.json").write_text(json.dumps(record))
+    (tmp_path / "bed-more.json").write_text(json.dumps(later))
+    found = tables.beds()["abacus"]["cases"]
+    assert [one["setting"] for one in found] == [*(one["setting"] for one in record["cases"]), "topp:p=0.5"]
+    (tmp_path / "bed-more.json").write_text(json.dumps(record | {"cases": [case("off", 9.0, "1110")]}))
+    with pytest.raises(ValueError, match=r"bed-more\.json: off has other answers than in bed\.json"):
+        tables.beds()

@@ -62,6 +62,7 @@ BLOCKS: Mapping[str, Callable[[], str]] = {
     "serve-emulated": lambda: serving.serve("serve_emulated.jsonl"),
     "serve-engines": serving.serve_engines,
     "serve-gain": lambda: serving.serve_engines("serve_gain.jsonl"),
+    "serve-share": lambda: serving.serve_engines("serve_share.jsonl"),
     "serve-loads": serving.serve_loads,
     "routing": serving.routing,
     "serve-online": serving.serve_online,

@@ -31,7 +31,7 @@ logger = logging.getLogger("sere")
 # Steps that a run decodes before the next run's turn: few, so that slow changes of the machine affect all
 # alike; enough, so that setting and removing the hooks (not timed) stays cheap.
 SLICE = 12
-# In every fourth turn off is counted, which takes a hook, instead of timed; no run is timed in these turns.
+# In every fourth turn experts are counted, which takes time, and no run is timed.
 COUNT_EVERY = 4
 
 
@@ -162,20 +162,24 @@ def _take_turns(model: Any, table: SimilarityTable, runs: Sequence[_Run]) -> Non
             run = runs[(turn + offset) % len(runs)]
             if run.done:
                 continue
-            counted = run.setting.name != "off" or turn % COUNT_EVERY == 0
+            counted = turn % COUNT_EVERY == 0
             with _context(model, table, run, counted) as handle:
                 if handle is not None:
                     # One turn is too short to say that nothing changes; the run is judged at its end.
                     handle.quiet = True
                 run.slices.append(list(islice(run.steps, SLICE)))
                 if handle is not None:
-                    _add_counts(run.sums, handle.stats())
+                    if counted:
+                        _add_counts(run.sums, handle.stats())
                     run.idle.append(handle.why_nothing_changed())
             run.done = len(run.slices[-1]) < SLICE
 
 
 def _context(model: Any, table: SimilarityTable, run: _Run, counted: bool) -> AbstractContextManager[Any]:
-    return apply_setting(model, run.setting, table, policy=run.policy) if counted else nullcontext()
+    if run.setting.name == "off" and not counted:
+        return nullcontext()
+    # In timed turns, steps that surely change nothing are not counted either, as in use.
+    return apply_setting(model, run.setting, table, policy=run.policy, counts_all=counted)
 
 
 def _add_counts(sums: Counter[str], stats: Sequence[LayerStats]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from cells import conditions, table
+from cells import conditions, short, table
 from records import NOT_MEASURED, Record, read_json
 
 _RECORD = "step_time.json"
@@ -47,7 +47,7 @@ def step_time_cells() -> str:
     record = read_json(_RECORD)
     rows = [
         [
-            cell["rows"], cell["setting"], group["layers"],
+            cell["rows"], short(cell["setting"]), group["layers"],
             f"{cell['experts_before']:.1f} → {cell['experts_after']:.1f}", f"{cell['measured_ratio']:.2f}x",
             f"{cell['predicted_ratio']:.2f}x", f"{100 * cell['error']:+.0f} %",
         ]

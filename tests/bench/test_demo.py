@@ -117,6 +117,28 @@ def test_the_controls_draws_continue_from_turn_to_turn(
     assert answers[1] != answers[0]
 
 
+def test_timed_turns_leave_steps_alone_as_in_use(
+    model: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Steps that surely change nothing are routed in the turns that count, and in no turn that is timed."""
+    seen: list[tuple[str, bool]] = []
+
+    def applied(*given: Any, counts_all: bool, **named: Any) -> Any:
+        seen.append((given[1].name, counts_all))
+        return apply_setting(*given, counts_all=counts_all, **named)
+
+    monkeypatch.setattr(demo, "apply_setting", applied)
+    monkeypatch.setattr(demo, "SLICE", 2)
+    demonstrate(
+        model, tokenizer, random_table(model), settings=parse_specs(["sere:active_experts=6"]),
+        rounds=[Round(1, 1)], questions=QUESTIONS, max_new_tokens=20,
+    )  # fmt: skip
+    sere = [counted for name, counted in seen if name == "sere"]
+    assert sere == [turn % demo.COUNT_EVERY == 0 for turn in range(len(sere))]
+    assert {counted for name, counted in seen if name == "off"} == {True}
+    assert len(sere) > demo.COUNT_EVERY
+
+
 def test_the_picture_is_a_png(record: dict[str, Any], tmp_path: Path) -> None:
     """The picture is a PNG of the wanted name, with nothing else beside it."""
     path = tmp_path / "new" / "demo.png"

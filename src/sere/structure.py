@@ -21,8 +21,7 @@ _EXPERTS_NAMES = (
     "n_routed_experts",
     "moe_num_experts",
 )
-_TOP_K_NAMES = (
-    "top_k",
+TOP_K_SETTINGS = (
     "num_experts_per_tok",
     "num_experts_per_token",
     "top_k_experts",
@@ -30,6 +29,8 @@ _TOP_K_NAMES = (
     "moe_top_k",
     "moe_k",
 )
+"""What configs call K; ``top_k`` there is a setting of sampling."""
+_TOP_K_NAMES = ("top_k", *TOP_K_SETTINGS)
 _OTHER_TOWERS = re.compile(r"vision|visual|image|audio|speech|code2wav", re.IGNORECASE)
 
 

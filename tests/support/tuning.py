@@ -8,11 +8,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from sere.bench.target import random_table
 from sere.structure import find_experts
 from sere.table import RoutingSample, SimilarityTable
+from sere.tune import run as tuning
+from sere.tune.measure import Meter
 from sere.tune.plan import Goal, TunePlan
 from sere.tune.work import Work
 from tests.support.checkpoints import tiny_tokenizer
@@ -20,6 +23,18 @@ from tests.support.tiny import tiny_model
 
 WORDS = ("add", "sort", "the mill", "reverse", "one two", "x y z")
 PROMPTS = tuple(f"{word} {number}" for number in range(4) for word in WORDS)
+
+
+def meters_made(monkeypatch: pytest.MonkeyPatch) -> list[Meter]:
+    """Return a list to which tunings from now on add the meters that they make."""
+    seen: list[Meter] = []
+
+    def meter(*args: Any) -> Meter:
+        seen.append(Meter(*args))
+        return seen[-1]
+
+    monkeypatch.setattr(tuning, "Meter", meter)
+    return seen
 
 
 def tuned_model(name: str = "qwen2_moe") -> Any:

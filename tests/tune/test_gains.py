@@ -18,10 +18,9 @@ from sere.policies.sere import Sere
 from sere.step_time import Ceilings, StepWeights
 from sere.table.expected_loss import Expected
 from sere.tune import gains, speed, work
-from sere.tune import run as tuning
 from sere.tune.allocate import Allocation
 from sere.tune.gains import Chosen, choose_gain
-from sere.tune.measure import Loss, Meter
+from sere.tune.measure import Loss
 from sere.tune.plan import Goal
 from sere.tune.plans import Plans
 from sere.tune.run import Tuned, tune_plan
@@ -29,7 +28,7 @@ from sere.tune.search import Curve
 from sere.tune.solve import Solution
 from sere.tune.speed import Speed
 from tests.support.checkpoints import tiny_tokenizer
-from tests.support.tuning import Breaking, routed_table, tune_plan_of, tuned_model
+from tests.support.tuning import Breaking, meters_made, routed_table, tune_plan_of, tuned_model
 
 # Slow at computing, so that pairs count.
 CEILINGS = Ceilings(bytes_per_s=1e12, flops_per_s=1e9)
@@ -136,13 +135,7 @@ def test_a_tier_takes_a_least_gain_and_says_why(
     model: Any, table: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its loss and its pairs are those of decode steps under its settings; the ceilings are written down."""
-    seen: list[Meter] = []
-
-    def meter(*args: Any) -> Meter:
-        seen.append(Meter(*args))
-        return seen[-1]
-
-    monkeypatch.setattr(tuning, "Meter", meter)
+    seen = meters_made(monkeypatch)
     tuned = tune(model, table, 1e9, monkeypatch)
     tier = tuned.table.tiers["fast"]
     found = tier.evidence["by_batch_size"]["8"]

@@ -17,14 +17,20 @@ from sere.eval.text import score_texts
 from sere.eval.user_questions import read_questions
 from sere.integrations.transformers import apply
 from sere.table import SimilarityTable, Tier
-from sere.tune import run as tuning
 from sere.tune import work
 from sere.tune.measure import Loss, Meter
 from sere.tune.plan import Goal
 from sere.tune.plans import Plan
 from sere.tune.run import Tuned, tune_plan
 from tests.support.checkpoints import tiny_tokenizer
-from tests.support.tuning import Breaking, question_file, routed_table, tune_plan_of, tuned_model
+from tests.support.tuning import (
+    Breaking,
+    meters_made,
+    question_file,
+    routed_table,
+    tune_plan_of,
+    tuned_model,
+)
 
 
 @pytest.fixture(scope="module")
@@ -119,13 +125,7 @@ def test_a_loss_is_that_of_real_decode_steps(
     model: Any, tokenizer: Any, table: SimilarityTable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is the divergence per prompt when the held-out texts are decoded under the tier's settings."""
-    seen: list[Meter] = []
-
-    def meter(*args: Any) -> Meter:
-        seen.append(Meter(*args))
-        return seen[-1]
-
-    monkeypatch.setattr(tuning, "Meter", meter)
+    seen = meters_made(monkeypatch)
     tuned = tune_plan(model, tokenizer, table, tune_plan_of(batch_sizes=[4]))
     tier, texts = tuned.table.tiers["fast"], seen[-1].texts["held-out"]
     config = tuned.table.settings(RerouteConfig(tier="fast"))

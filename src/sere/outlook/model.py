@@ -16,7 +16,7 @@ from sere.integrations.vllm.start.model_config import experts_by_layer
 from sere.outlook.engines import ask_vllm
 from sere.policies.base import LayerShape
 from sere.step_time import StepWeights
-from sere.structure import find_experts, identity_of
+from sere.structure import TOP_K_SETTINGS, find_experts, identity_of
 
 _INDEX = "model.safetensors.index.json"
 
@@ -124,15 +124,8 @@ def shapes_of_config(described: Mapping[str, Any]) -> tuple[LayerShape, ...]:
     """
     text = described.get("text_config")
     values = SimpleNamespace(**(text if isinstance(text, Mapping) else described))
-    names = (
-        "num_experts_per_tok",
-        "num_experts_per_token",
-        "top_k_experts",
-        "moe_topk",
-        "moe_top_k",
-        "moe_k",
-    )
-    top_k = next((getattr(values, name) for name in names if isinstance(getattr(values, name, None), int)), 0)
+    named = (getattr(values, name, None) for name in TOP_K_SETTINGS)
+    top_k = next((value for value in named if isinstance(value, int)), 0)
     found = experts_by_layer(values)
     dense = getattr(values, "first_k_dense_replace", 0) or 0
     return (

@@ -29,6 +29,7 @@ from typing import Any
 
 from hypothesis import HealthCheck, Phase, given, seed, settings
 
+from bundled_table import random_bundled_table
 from fuzz_requests import BODIES, KEYS, KINDS, QUERIES, ROUTES, Route
 from sere.bundled import model_path
 from sere.engines.server import Server, free_port, serve
@@ -104,7 +105,7 @@ def main() -> int:
     port = free_port()
     with tempfile.TemporaryDirectory(prefix="sere-fuzz-") as folder:
         table = Path(folder) / "table.sere"
-        random_table_of_the_bundled_model(table)
+        random_bundled_table().save(table)
         flags = ["--served-model-name", "tiny", "--max-model-len", "256", "--max-num-seqs", "32"]
         flags += [] if args.compiled else ["--enforce-eager"]
         given_to_sere = {"table": str(table), "active_experts": 24, "live_page": True, "metrics_port": port}
@@ -123,15 +124,6 @@ def main() -> int:
     if args.out is not None:
         append_json_line(args.out, record)
     return 1 if record["wrong"] or record["tracebacks"] else 0
-
-
-def random_table_of_the_bundled_model(path: Path) -> None:
-    """Write a table with random similarities."""
-    from transformers import AutoModelForCausalLM
-
-    from sere.bench.target import random_table
-
-    random_table(AutoModelForCausalLM.from_pretrained(model_path())).save(path)
 
 
 def fuzz(server: Server, port: int, examples: int, first_seed: int, control_s: float) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from time import monotonic
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from bundled_table import random_bundled_table
 from load_requests import PROTECTED, Load, ask_text, one
 from sere.bundled import model_path
 from sere.engines.server import Server, serve
@@ -93,13 +94,9 @@ def main() -> int:
 
 def table_with_tiers(path: Path) -> None:
     """Write a table with random similarities and two tiers."""
-    from transformers import AutoModelForCausalLM
-
-    from sere.bench.target import random_table
     from sere.table import Tier
 
-    table = random_table(AutoModelForCausalLM.from_pretrained(model_path()))
-    table.with_tiers({"safe": Tier("safe", 48), "fast": Tier("fast", 12)}).save(path)
+    random_bundled_table().with_tiers({"safe": Tier("safe", 48), "fast": Tier("fast", 12)}).save(path)
 
 
 async def soak(server: Server, seconds: float, stretch: float, chance: random.Random) -> dict[str, Any]:

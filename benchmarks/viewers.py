@@ -23,6 +23,7 @@ from typing import Any
 
 from tabulate import tabulate
 
+from bundled_table import random_bundled_table
 from sere.bench.timing import spread, turns
 from sere.bench.vllm.load_generator import Load, run_load
 from sere.bundled import model_path
@@ -56,7 +57,7 @@ def main() -> int:
         parser.error("--viewers: expected 0 among the numbers, which the others are compared with")
     with tempfile.TemporaryDirectory(prefix="sere-viewers-") as folder:
         table = Path(folder) / "table.sere"
-        _random_table(table)
+        random_bundled_table().save(table)
         flags = ["--served-model-name", MODEL, "--max-model-len", "256", "--max-num-seqs", "32"]
         flags += ["--enforce-eager"] if args.eager else []
         given = {"table": str(table), "active_experts": 24, "live_page": True}
@@ -83,14 +84,6 @@ def _rows(rates: dict[int, list[float]]) -> Iterator[tuple[int, float, float]]:
     for count, found in rates.items():
         ratios = [one / none for one, none in zip(found, rates[0], strict=True)]
         yield count, spread(found).p50, spread(ratios).p50
-
-
-def _random_table(path: Path) -> None:
-    from transformers import AutoModelForCausalLM
-
-    from sere.bench.target import random_table
-
-    random_table(AutoModelForCausalLM.from_pretrained(model_path())).save(path)
 
 
 def _measure(server: Server, args: argparse.Namespace, number: int) -> float:

@@ -27,6 +27,7 @@ from time import monotonic
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from bundled_table import random_bundled_table
 from load_requests import PROTECTED, Load, ask_margin, ask_text, one
 from sere.bundled import model_path
 from sere.files import append_json_line
@@ -64,7 +65,7 @@ def main() -> int:
         parser.error(f"--requests: expected at least {2 * CYCLE}, two turns of each concurrency")
     with tempfile.TemporaryDirectory(prefix="sere-load-") as folder:
         table = Path(folder) / "table.safetensors"
-        _random_table(table)
+        random_bundled_table().save(table)
         settings = {"table": str(table), "select_top_k": 1, "log_seconds": 10}
         flags = (*MODES[args.mode], "--dtype", args.dtype)
         # The client drops idle connections after 5 s; a server that does so too may close one in use.
@@ -88,14 +89,6 @@ def main() -> int:
     if args.out is not None:
         append_json_line(args.out, record)
     return 1 if any(side["wrong"] for side in sides.values()) else 0
-
-
-def _random_table(path: Path) -> None:
-    from transformers import AutoModelForCausalLM
-
-    from sere.bench.target import random_table
-
-    random_table(AutoModelForCausalLM.from_pretrained(model_path())).save(path)
 
 
 async def _side(server: Server, reroutes: bool, total: int, chance: random.Random) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from records import (
     serve_records,
     started,
 )
+from sere.outlook.calibration import chance
 
 # Records of trained models, decoding without re-routing.
 _TRAINED = {"bundled": "demo.json", "second model": "frontier-suanpan.json"}
@@ -115,8 +116,7 @@ def _by_weights(entry: tuple[tuple[str, str, int], object]) -> tuple[bool, str, 
 
 def _chance(shape: Record, rows: int, experts: Record) -> tuple[float, float]:
     """Return the distinct experts, and those if each row chose K of E by chance."""
-    num_experts = shape["num_experts"]
-    return experts["distinct_before"], num_experts * (1 - (1 - shape["top_k"] / num_experts) ** rows)
+    return experts["distinct_before"], chance(shape["num_experts"], shape["top_k"], rows)
 
 
 def serve_online() -> str:

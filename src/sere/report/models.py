@@ -117,14 +117,13 @@ def by_model(collected: Collected) -> list[ModelPart]:
         plain = re.split(r" \(|, ", name)[0]
         return parts.setdefault(plain, ModelPart(plain))
 
-    for every in (collected.qualities, collected.timings):
-        for one in every:
-            part(one.key.model).replaced += 1
-        for one in newest(every):
-            part(one.key.model).replaced -= 1
+    for key in (*(one.key for one in collected.qualities), *(one.key for one in collected.timings)):
+        part(key.model).replaced += 1
     for case in newest(collected.qualities):
+        part(case.key.model).replaced -= 1
         part(case.key.model).answers.setdefault((case.measure, case.key), []).append(case)
     for timing in newest(collected.timings):
+        part(timing.key.model).replaced -= 1
         part(timing.key.model).times.setdefault((timing.measure, timing.key), []).append(timing)
     for source in collected.sources:
         if source.kind == "sere-tune":

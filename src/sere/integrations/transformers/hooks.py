@@ -95,7 +95,7 @@ class HookedLayer:
         router.counters.copy_(self.router.counters)
         self.router = router
         if self.experts is not None:
-            self.experts = new_counts(self.shape.num_experts, device).copy_(self.experts)
+            self.experts = _static(new_counts(self.shape.num_experts, device)).copy_(self.experts)
 
 
 def _static(tensor: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ median of the rounds' ratios to no viewer.
 from __future__ import annotations
 
 import argparse
+import json
 import multiprocessing
 import sys
 import tempfile
@@ -93,7 +94,8 @@ def _measure(server: Server, args: argparse.Namespace, number: int) -> float:
         ServerError: A request failed.
     """
     chance = Random(number)
-    prompts = [[chance.randrange(1000) for _ in range(8)] for _ in range(args.requests)]
+    vocabulary = json.loads((model_path() / "config.json").read_text())["vocab_size"]
+    prompts = [[chance.randrange(vocabulary) for _ in range(8)] for _ in range(args.requests)]
     started = perf_counter()
     answers = run_load(
         server.url, MODEL, prompts, args.tokens, Load(concurrency=args.at_once), seed=f"{number}"

@@ -72,6 +72,7 @@ BLOCKS: Mapping[str, Callable[[], str]] = {
     "step-time-machines": step_time_table.step_time_machines,
     "step-time-cells": step_time_table.step_time_cells,
     "calibrate-large": speed.calibrate_large,
+    "calibrate-in-vllm": speed.calibrate_in_vllm,
     "architectures": architecture_table.architectures,
     "policies": policy_table.policies,
 }

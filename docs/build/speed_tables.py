@@ -6,6 +6,7 @@ from typing import Any
 
 from cells import conditions, counts, shapes, short, table, time
 from records import read_lines
+from sere.bench.shapes import SHAPES
 
 
 def reroute() -> str:
@@ -66,3 +67,19 @@ def calibrate_large() -> str:
         for record in records
     ]  # fmt: skip
     return table(rows, ["checkpoint, GB", "tokens", "peak resident, GB", "seconds"]) + conditions(records)
+
+
+def calibrate_in_vllm() -> str:
+    """Memory and time of calibration within vLLM."""
+    records = read_lines("calibrate_in_vllm.jsonl")
+    rows = [
+        [
+            config["preset"], config["layers"], config["tokens"], f"{record['peak_bytes'] / 1e9:.1f}",
+            f"{record['seconds']:.0f}", f"{seconds * SHAPES[config['preset']].layers / 3600:.1f}",
+        ]
+        for record in records
+        if record["complete"]
+        for config, seconds in [(record["config"], record["seconds_per_layer"])]
+    ]  # fmt: skip
+    headers = ["shape", "layers", "tokens", "peak, GB", "seconds", "all layers, hours"]
+    return table(rows, headers) + conditions(records)

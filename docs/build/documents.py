@@ -46,6 +46,7 @@ BLOCKS: Mapping[str, Callable[[], str]] = {
     "gain": answers.gain,
     "tuned": tune.tuned,
     "tuned-layers": tune.tuned_layers,
+    "own-texts": tune.own_texts,
     "eval-prompts": answers.eval_prompts,
     "eval-questions": answers.eval_questions,
     "eval-metrics": answers.eval_metrics,

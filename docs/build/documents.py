@@ -59,6 +59,7 @@ BLOCKS: Mapping[str, Callable[[], str]] = {
     "fill-answers": fill.fill_answers,
     "reroute": speed.reroute,
     "bench": speed.bench,
+    "bench-one-row": lambda: speed.bench("bench_one_row.jsonl"),
     "serve": serving.serve,
     "serve-emulated": lambda: serving.serve("serve_emulated.jsonl"),
     "serve-engines": serving.serve_engines,

@@ -23,9 +23,9 @@ def reroute() -> str:
     return table(rows, headers) + conditions(records)
 
 
-def bench() -> str:
+def bench(name: str = "bench.jsonl") -> str:
     """Decoding at a real model's layer shape."""
-    records = read_lines("bench.jsonl")
+    records = read_lines(name)
     rows = [
         [
             record["batch_size"], short(record["setting"]), counts(record["experts"]), *time(record),

@@ -42,6 +42,26 @@ def bootstrap(
     return found[beyond], found[-1 - beyond]
 
 
+def median_of(values: Sequence[float], *, confidence: float = 0.95) -> Estimate:
+    """Return the median of the rounds' values, with its interval by `bootstrap`.
+
+    Args:
+        values: One of each round.
+        confidence: Of the two-sided interval.
+
+    Returns:
+        The median; without bounds for a single round.
+
+    Raises:
+        InputError: There is no round.
+    """
+    if not values:
+        raise InputError("median_of: expected at least 1 round, got 0")
+    if len(values) == 1:
+        return Estimate(values[0], None, None)
+    return Estimate(median(values), *bootstrap(values, median, confidence=confidence))
+
+
 def median_ratio(above: Sequence[float], below: Sequence[float], *, confidence: float = 0.95) -> Estimate:
     """Return the median of the rounds' ratios, with its interval by `bootstrap`.
 
@@ -60,7 +80,4 @@ def median_ratio(above: Sequence[float], below: Sequence[float], *, confidence: 
         raise InputError(
             f"median_ratio: expected equal numbers of rounds, at least 1, got {len(above)} and {len(below)}"
         )
-    ratios = [one / other for one, other in zip(above, below, strict=True)]
-    if len(ratios) == 1:
-        return Estimate(ratios[0], None, None)
-    return Estimate(median(ratios), *bootstrap(ratios, median, confidence=confidence))
+    return median_of([one / other for one, other in zip(above, below, strict=True)], confidence=confidence)

@@ -17,6 +17,7 @@ from pathlib import Path
 import answer_tables as answers
 import architecture_table
 import fill_tables as fill
+import http_tables
 import pictures
 import policy_table
 import records
@@ -68,10 +69,13 @@ BLOCKS: Mapping[str, Callable[[], str]] = {
     "serve-gain": lambda: serving.serve_engines("serve_gain.jsonl"),
     "serve-share": lambda: serving.serve_engines("serve_share.jsonl"),
     "serve-loads": serving.serve_loads,
+    "than-vanilla": serving.than_vanilla,
     "routing": serving.routing,
     "serve-online": serving.serve_online,
     "vllm-load": serving.vllm_load,
     "viewers": viewer_table.viewers,
+    "fuzz-http": http_tables.fuzz_http,
+    "soak": http_tables.soak,
     "similarity": speed.similarity,
     "step-time": step_time_table.step_time,
     "step-time-machines": step_time_table.step_time_machines,

@@ -206,3 +206,30 @@ def test_viewers_are_compared_round_by_round(build: Any, monkeypatch: pytest.Mon
     head, _, *rows = cells()
     assert head[-2:] == ["% of a core", "95 %"]
     assert [row[-2:] for row in rows] == [["", ""], ["0.50", "0.50 to 0.50"], ["2.00", "2.00 to 2.00"]]
+
+
+def test_engines_are_compared_with_vanilla_beyond_their_spread(
+    build: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Slower, or faster, is what is so by over 1 % even at the far end of its spread."""
+
+    def ratio(low: float, high: float) -> dict[str, float]:
+        return {"p20": low, "p50": (low + high) / 2, "p80": high}
+
+    engines = [
+        engine_record("off", load="B=1", speedup_over_vanilla=ratio(0.9, 0.989)),
+        engine_record("off", load="B=8", speedup_over_vanilla=ratio(0.8, 0.991)),
+        engine_record("off", load="B=9", speedup_over_vanilla=ratio(1.011, 1.2)),
+        engine_record("sere", speedup_over_vanilla=ratio(1.009, 2.0)), engine_record("replay sere"),
+        engine_record("vanilla", speedup_over_vanilla=ratio(0.5, 0.5)),
+    ]  # fmt: skip
+    same_process = [engine_record("vanilla", speedup=ratio(1.02, 1.03)), engine_record("off")]
+    files = {"serve_engines.jsonl": engines, "serve_gain.jsonl": [], "serve.jsonl": same_process}
+    monkeypatch.setattr(build("records"), "read_lines", files.__getitem__)
+    lines = [line for line in build("serving_tables").than_vanilla().splitlines() if ", " in line]
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
+    assert cells == [
+        ["off, a process each", "3", "1", "1", "B=8: 0.895x (0.800x to 0.991x)"],
+        ["re-routing, a process each", "1", "0", "0", "B=8: 1.504x (1.009x to 2.000x)"],
+        ["off, one process", "1", "1", "0", "B=8: 0.976x (0.971x to 0.980x)"],
+    ]

@@ -94,7 +94,7 @@ def test_two_depths_are_one_row(build: Any, monkeypatch: pytest.MonkeyPatch) -> 
     deeper = {"subject": {"model": "m", "layers": 8}, "tpot_ms": {"p50": 80.0}}
     complete = {"speedup_per_layer": {"p50": 1.8}, "speedup": ratio}
     lines = [
-        engine_record("sere", flattening={"slots": 64, "pairs": 48}), 
+        engine_record("sere", flattening={"slots": 64, "pairs": 48}),
         engine_record("replay sere", tpot_ms={"p50": 38.0}),
         engine_record("sere", **deeper, complete_model=complete),
         engine_record("sere", load="ttft-2k", measure="ttft", time_ms={"p50": 900.0}),

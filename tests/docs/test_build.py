@@ -187,6 +187,28 @@ def test_where_bits_stay_is_said_in_words(build: Any, monkeypatch: pytest.Monkey
     ]  # fmt: skip
 
 
+def test_least_gains_are_beside_each_other(build: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cell has a row, and a column for each τ: the experts that a row computes, and the divergence."""
+    tables = build("fill_tables")
+    made = engine_record("off")["provenance"]
+
+    def measured(rule: str, pairs: float, kl: float) -> dict[str, Any]:
+        return {
+            "measure": "divergence", "model": "m", "batch_size": 16, "active_experts": 24, "rule": rule,
+            "kl": [kl, kl], "tokens": [10, 30], "experts": {"pairs_per_row": pairs}, "provenance": made,
+        }  # fmt: skip
+
+    records = [measured("s4/similar", 9.0, 9.0), measured("s4/similar,gain=0.01", 5.0, 0.4)]
+    records.append(measured("s4/similar,gain=0", 7.1, 0.3))
+    monkeypatch.setattr(tables, "read_lines", lambda _: records)
+    header, _, row = tables.fill_gain().splitlines()[:3]
+    assert [cell.strip() for cell in header.split("|")[4:-1]] == ["τ = 0", "τ = 0.01"]
+    assert [cell.strip() for cell in row.split("|")[1:-1]] == ["m", "16", "24", "7.1, 0.0150", "5.0, 0.0200"]
+    monkeypatch.setattr(tables, "read_lines", lambda _: records[:1])
+    with pytest.raises(FileNotFoundError):
+        tables.fill_gain()
+
+
 def test_releases_that_differ_are_told_apart_in_the_table_of_architectures(
     build: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Self
 
 
@@ -82,8 +82,8 @@ class Flattening:
             counts: `PairCounts.to_list` of each layer.
             break_even: What was measured, or None.
         """
-        total = PairCounts.total([*counts, PairCounts().to_list()]).to_list()
-        return cls(setting, why_not, *total, break_even or {})
+        total = PairCounts.total([*counts, PairCounts().to_list()])
+        return cls(setting, why_not, **asdict(total), break_even=break_even or {})
 
     def describe(self) -> str:
         """Return a few words for a log line."""

@@ -18,6 +18,7 @@ import answer_tables as answers
 import architecture_table
 import fill_tables as fill
 import http_tables
+import machine_tables
 import pictures
 import policy_table
 import records
@@ -59,15 +60,20 @@ BLOCKS: Mapping[str, Callable[[], str]] = {
     "fill-targets": fill.fill_targets,
     "fill-cells": fill.fill_cells,
     "fill-rivals": fill.fill_rivals,
+    "fill-gain": fill.fill_gain,
     "fill-answers": fill.fill_answers,
     "reroute": speed.reroute,
     "bench": speed.bench,
     "bench-one-row": lambda: speed.bench("bench_one_row.jsonl"),
+    "flatten": speed.flatten,
+    "flat-bits": speed.flat_bits,
     "serve": serving.serve,
     "serve-emulated": lambda: serving.serve("serve_emulated.jsonl"),
     "serve-engines": serving.serve_engines,
     "serve-gain": lambda: serving.serve_engines("serve_gain.jsonl"),
     "serve-share": lambda: serving.serve_engines("serve_share.jsonl"),
+    "serve-presets": lambda: serving.serve_engines("serve_presets.jsonl"),
+    "serve-machines": machine_tables.machines,
     "serve-loads": serving.serve_loads,
     "than-vanilla": serving.than_vanilla,
     "routing": serving.routing,

@@ -63,14 +63,21 @@ def serve_engines(name: str = "serve_engines.jsonl") -> str:
     }
     fewest = min((one["subject"]["layers"] for one in records), default=0)
     first = [one for one in records if one["subject"]["layers"] == fewest and not _is_replay(one)]
+    replays = {
+        (serve_line(one), started(one), one["subject"]["layers"], one["setting"].removeprefix(REPLAY)): one
+        for one in records
+        if _is_replay(one)
+    }
     headers = ["B", "setting", "experts", "pairs", "TPOT, ms", "faster", "than vanilla"]
-    headers += ["per layer"] * bool(complete)
+    headers += ["per layer"] * bool(complete) + ["vs replay, %"] * bool(replays)
 
     def row(record: Record) -> list[str]:
         cells = [str(record["batch_size"]), _served_setting(record), counts(record["experts"])]
         cells += [_pairs(record), *time(record), _times(record["speedup_over_vanilla"])]
         deeper = complete.get((serve_line(record), started(record), record["setting"]))
-        return [*cells, *[_layer(deeper)] * bool(complete)]
+        case = (serve_line(record), started(record), record["subject"]["layers"], record["setting"])
+        cost = _over_replay(record, replays.get(case))
+        return [*cells, *[_layer(deeper)] * bool(complete), *[cost] * bool(replays)]
 
     ordered = sorted(first, key=lambda one: int(one["batch_size"]))
     return grouped(ordered, _engine, headers, row) + conditions(records)
@@ -248,8 +255,15 @@ def _costs(record: Record, replay: Record | None) -> list[str]:
     tpot, cost = record["tpot_ms"]["p50"], record.get("overhead")
     return [
         "" if cost is None else f"{100 * cost['ms_per_step'] / tpot:.1f}",
-        "" if replay is None else f"{100 * (tpot / replay['tpot_ms']['p50'] - 1):+.1f}",
+        _over_replay(record, replay),
     ]
+
+
+def _over_replay(record: Record, replay: Record | None) -> str:
+    """Return how much longer a step takes than with recorded ids and pairs, in percent."""
+    if replay is None:
+        return ""
+    return f"{100 * (record['tpot_ms']['p50'] / replay['tpot_ms']['p50'] - 1):+.1f}"
 
 
 def _served_setting(record: Record) -> str:

@@ -86,12 +86,16 @@ def engine_record(setting: str, **values: Any) -> dict[str, Any]:
 
 
 def test_two_depths_are_one_row(build: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A row has the shallower model's time, and beside it what both depths say of the complete model."""
+    """A row has the shallower model's time, and beside it what both depths say of the complete model.
+
+    The replay's time is in the row of its setting.
+    """
     ratio = {"p50": 1.7}
     deeper = {"subject": {"model": "m", "layers": 8}, "tpot_ms": {"p50": 80.0}}
     complete = {"speedup_per_layer": {"p50": 1.8}, "speedup": ratio}
     lines = [
-        engine_record("sere", flattening={"slots": 64, "pairs": 48}), engine_record("replay sere"),
+        engine_record("sere", flattening={"slots": 64, "pairs": 48}),
+        engine_record("replay sere", tpot_ms={"p50": 38.0}),
         engine_record("sere", **deeper, complete_model=complete),
         engine_record("sere", load="ttft-2k", measure="ttft", time_ms={"p50": 900.0}),
     ]  # fmt: skip
@@ -101,7 +105,7 @@ def test_two_depths_are_one_row(build: Any, monkeypatch: pytest.MonkeyPatch) -> 
         line.split("|")[1:-1] for line in serving.serve_engines().splitlines() if line.startswith("| 8")
     ]
     assert [cell.strip() for cell in row] == [
-        "8", "sere", "51.0 → 26.0", "75 %", "40.0", "1.50x", "1.500x", "1.80x",
+        "8", "sere", "51.0 → 26.0", "75 %", "40.0", "1.50x", "1.500x", "1.80x", "+5.3",
     ]  # fmt: skip
     (row,) = [
         line.split("|")[1:-1] for line in serving.serve_loads().splitlines() if line.startswith("| ttft")
@@ -120,6 +124,89 @@ def test_processors_have_tables_of_their_own(build: Any, monkeypatch: pytest.Mon
     assert re.findall(r"\*\*(.*): m", text) == [
         "AMD EPYC family 26", "AMD EPYC family 26 (avx512_bf16)",
     ]  # fmt: skip
+
+
+def test_one_case_on_each_processor(build: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A column for each processor and file, other cases left out, and the range over all columns."""
+    tables = build("machine_tables")
+    subject = {"subject": {"model": "qwen3-30b-a3b", "layers": 4}}
+    paper, today = "sere:paper,select_top_k=2", "sere:select_top_k=2,active_experts=0"
+    deeper = {"subject": {"model": "qwen3-30b-a3b", "layers": 8}}
+    files = {
+        "serve.jsonl": [engine_record(paper, **subject), engine_record("sere", **subject)],
+        "serve_emulated.jsonl": [
+            engine_record(paper, **subject, speedup={"p50": 1.2}),
+            engine_record(paper, **subject, batch_size=16, load="B=16"),
+        ],
+        "serve_engines.jsonl": [engine_record(today, **deeper), engine_record(today, **subject)],
+    }
+    monkeypatch.setattr(build("records"), "read_lines", files.__getitem__)
+    text = tables.machines()
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines()[2:4]]
+    assert rows == [
+        ["8", "1.50x", "1.20x", "1.50x", "1.20x to 1.50x"],
+        ["16", "", "1.50x", "", "1.50x to 1.50x"],
+    ]
+    assert "- 2: AMD EPYC family 26, which has none for bfloat16" in text
+
+
+def test_one_layers_experts(build: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each kernel has a table with a column for each variant; the newest record of a case counts."""
+    made = engine_record("off")["provenance"]
+
+    def call(kernel: str, variant: str, median: float) -> dict[str, Any]:
+        config = {"kernel": kernel, "T": 8, "M": 15, "variant": variant}
+        return {"config": config, "median": median, "off_over_this": 9.0 / median, **made}
+
+    records = [call("vllm", "off", 8.0), call("vllm", "off", 9.0), call("vllm", "3 kept", 3.0)]
+    records.append(call("eager", "off", 9.0))
+    tables = build("speed_tables")
+    monkeypatch.setattr(tables, "read_lines", lambda _: records)
+    text = tables.flatten()
+    rows = [line for line in text.splitlines() if line.startswith("| 8")]
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in rows]
+    assert cells == [["8", "15", "9.0 (1.00x)", "3.0 (3.00x)"], ["8", "15", "9.0 (1.00x)"]]
+    assert re.findall(r"\*\*(.*)\*\*", text) == ["vllm", "eager"]
+
+
+def test_where_bits_stay_is_said_in_words(build: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows that all have the same bits are equal; else their number and the largest difference are given."""
+    made = engine_record("off")["provenance"]
+    records = [
+        {
+            "config": {"kernel": "k", "dtype": "float32", "rows": kind},
+            "equal_rows": equal, "rows": 64, "largest_eps": 1.24, **made,
+        }
+        for kind, equal in (("one", 64), ("twice", 3))
+    ]  # fmt: skip
+    tables = build("speed_tables")
+    monkeypatch.setattr(tables, "read_lines", lambda _: records)
+    row = tables.flat_bits().splitlines()[2]
+    assert [cell.strip() for cell in row.split("|")[1:-1]] == [
+        "k", "float32", "equal", "3 of 64 equal; 1.2 ε",
+    ]  # fmt: skip
+
+
+def test_least_gains_are_beside_each_other(build: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cell has a row, and a column for each τ: the experts that a row computes, and the divergence."""
+    tables = build("fill_tables")
+    made = engine_record("off")["provenance"]
+
+    def measured(rule: str, pairs: float, kl: float) -> dict[str, Any]:
+        return {
+            "measure": "divergence", "model": "m", "batch_size": 16, "active_experts": 24, "rule": rule,
+            "kl": [kl, kl], "tokens": [10, 30], "experts": {"pairs_per_row": pairs}, "provenance": made,
+        }  # fmt: skip
+
+    records = [measured("s4/similar", 9.0, 9.0), measured("s4/similar,gain=0.01", 5.0, 0.4)]
+    records.append(measured("s4/similar,gain=0", 7.1, 0.3))
+    monkeypatch.setattr(tables, "read_lines", lambda _: records)
+    header, _, row = tables.fill_gain().splitlines()[:3]
+    assert [cell.strip() for cell in header.split("|")[4:-1]] == ["τ = 0", "τ = 0.01"]
+    assert [cell.strip() for cell in row.split("|")[1:-1]] == ["m", "16", "24", "7.1, 0.0150", "5.0, 0.0200"]
+    monkeypatch.setattr(tables, "read_lines", lambda _: records[:1])
+    with pytest.raises(FileNotFoundError):
+        tables.fill_gain()
 
 
 def test_releases_that_differ_are_told_apart_in_the_table_of_architectures(

@@ -48,14 +48,9 @@ _OWN: Mapping[str, dict[str, Any]] = {
 }  # fmt: skip
 # Further ones, which are calibrated only.
 _CALIBRATED: Mapping[str, dict[str, Any]] = {
-    "dbrx": {
-        "d_model": 64, "n_heads": 2,
-        "ffn_config": {
-            "ffn_hidden_size": 32, "moe_num_experts": 16, "moe_top_k": 4, "hidden_size": 64,
-        },
-    },
-    "minimax_m2": {},
-}  # fmt: skip
+    "granitemoeshared": _FEW_HEADS | {"shared_intermediate_size": 32},
+    "granitemoehybrid": _FEW_HEADS | {"shared_intermediate_size": 32, "position_embedding_type": "rope"},
+}
 # What Transformers drops or names otherwise when it writes a config that vLLM then reads.
 _WRITTEN: Mapping[str, dict[str, Any]] = {
     "deepseek_v3": {"topk_method": "noaux_tc"},

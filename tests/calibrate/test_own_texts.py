@@ -187,9 +187,3 @@ def test_what_would_be_ignored_is_refused(model: Any, given: dict[str, Any], tex
     """An option that nothing reads is a misunderstanding."""
     with pytest.raises(ConfigError, match=text):
         sere.calibrate(model, tiny_tokenizer(), progress=False, **given)
-
-
-def test_a_work_folder_without_layers_is_refused(tmp_path: Path) -> None:
-    """A model that is loaded completely keeps nothing in it."""
-    with pytest.raises(ConfigError, match=r"^work_dir: only a run layer by layer keeps finished layers"):
-        sere.calibrate(tmp_path, low_memory=False, work_dir=tmp_path / "work")

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
 from huggingface_hub import constants
 
@@ -169,6 +170,14 @@ def test_what_a_repository_does_not_have_is_none(hub: HubServer) -> None:
     """Neither repository, revision nor file need exist to be asked."""
     absent = (Repository("mill/none"), OPEN._replace(revision="v9"), OPEN)
     assert [read_remote(one, "README.md") for one in absent] == [None, None, None]
+
+
+def test_the_clients_errors_need_nobody_else_to_import_them(
+    hub: HubServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a fresh process the package has no attribute ``errors`` yet: what is absent is absent all the same."""
+    monkeypatch.delattr(huggingface_hub, "errors", raising=False)
+    assert read_remote(OPEN, "README.md") is None
 
 
 def test_without_the_client_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

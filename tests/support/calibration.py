@@ -11,7 +11,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from sere.calibrate import collect
+from sere.calibrate import collect, pass_folder
 from sere.calibrate.config import CalibrationConfig
 from sere.calibrate.experts import check_weighted_sum
 from sere.calibrate.in_memory import collect_in_memory
@@ -19,6 +19,7 @@ from sere.calibrate.layerwise.by_layers import collect_layerwise
 from sere.calibrate.layerwise.skeleton import Skeleton
 from sere.calibrate.layerwise.work_folder import WorkFolder
 from sere.calibrate.packing import Tokens
+from sere.calibrate.pass_folder import PassFolder
 from sere.similarity import METRICS
 from sere.structure import ExpertsLayer, find_experts
 from tests.support.tiny import tiny_model
@@ -117,6 +118,30 @@ def interrupt_at_layer(monkeypatch: pytest.MonkeyPatch, nth: int) -> list[int]:
         check(*arguments)
 
     monkeypatch.setattr(collect, "check_weighted_sum", interrupt)
+    return seen
+
+
+def interrupt_at_sums(monkeypatch: pytest.MonkeyPatch, nth: int, *, recorded: bool = True) -> list[int]:
+    """Keep sums after every batch, and press Ctrl-C the nth time; return a list that gets the tokens done.
+
+    Args:
+        monkeypatch: Of the test.
+        nth: 0 for no Ctrl-C.
+        recorded: Whether the folder says by then that the sums are complete.
+    """
+    seen: list[int] = []
+    finish = PassFolder.finish
+
+    def stopping(work: PassFolder, done: int, total: int) -> None:
+        seen.append(done)
+        if len(seen) == nth and not recorded:
+            raise KeyboardInterrupt
+        finish(work, done, total)
+        if len(seen) == nth:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(pass_folder, "SECONDS", 0)
+    monkeypatch.setattr(PassFolder, "finish", stopping)
     return seen
 
 

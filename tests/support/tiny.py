@@ -67,10 +67,16 @@ _OWN: Mapping[str, dict[str, Any]] = {
 
 ARCHITECTURES: tuple[str, ...] = tuple(_OWN)
 
+# Those that only calibration in vLLM is tried with, among the others of Transformers.
+_FURTHER: Mapping[str, dict[str, Any]] = {
+    "granitemoeshared": {"num_local_experts": 16},
+    "granitemoehybrid": {"num_local_experts": 16, "layer_types": ["attention", "attention"]},
+}
+
 
 def tiny_config(name: str, **overrides: Any) -> Any:
     """Return the config of `tiny_model`."""
-    return AutoConfig.for_model(name, **(COMMON | _OWN[name] | overrides))
+    return AutoConfig.for_model(name, **(COMMON | (_OWN | _FURTHER)[name] | overrides))
 
 
 def tiny_model(name: str, **overrides: Any) -> PreTrainedModel:

@@ -12,6 +12,8 @@ from typing import Any, Unpack, overload
 from torch import nn
 
 from sere.calibrate.assemble import (
+    LAYERWISE,
+    WHOLE,
     check_texts,
     make_tables,
     read_tokens,
@@ -28,8 +30,10 @@ from sere.calibrate.layerwise.work_folder import WorkFolder, resumable
 from sere.calibrate.memory import fits_memory
 from sere.calibrate.own_texts import write_tokens
 from sere.calibrate.packing import Tokens
+from sere.calibrate.pass_folder import PassFolder, resumable_pass, written_tokens
+from sere.calibrate.run_folder import way_of
 from sere.calibrate.vllm.run import calibrate_in_vllm
-from sere.checkpoints import find_checkpoint, load_model, load_tokenizer
+from sere.checkpoints import find_checkpoint, load_model, load_tokenizer, model_files
 from sere.errors import DataError
 from sere.similarity import DEFAULT_METRIC
 from sere.structure import find_experts, identity_of
@@ -105,9 +109,10 @@ def calibrate(
 
             - ``low_memory``: True reads one decoder layer's weights at a time, with the same result; False
               loads the complete model; None (default) decides by the available memory.
-            - ``work_dir``: For ``low_memory``: folder for finished layers and hidden states. An interrupted
-              run with the same settings continues after the last finished layer; the folder is deleted at
-              the end. None (default) uses a temporary folder, so an interrupted run starts over.
+            - ``work_dir``: Folder for what is done: sums over the tokens so far, written once a minute, and
+              texts that the model wrote; for ``low_memory``, finished layers and hidden states. An
+              interrupted run with the same settings continues from there; the folder is deleted at the end.
+              None (default) keeps nothing, so an interrupted run starts over.
             - ``dtype``: Load the weights as this; None (default) for the checkpoint's own.
             - ``device``: Where to compute (default ``"cpu"``), e.g. ``"cuda"``.
             - ``trust_remote_code``: Run Python code that comes with the checkpoint (its tokenizer's, or its
@@ -142,11 +147,19 @@ def calibrate(
         path = find_checkpoint(model, trust_remote_code=config.trust_remote_code)
         if config.engine == "vllm":
             tables = calibrate_in_vllm(path, tokenizer, texts, config)
-        elif config.low_memory or (config.low_memory is None and not fits_memory(path)):
+        elif _by_layers(path, config):
             tables = _layerwise(path, tokenizer, texts, config)
         else:
             tables = _checkpoint(path, tokenizer, texts, config)
     return tables[metric] if isinstance(metric, str) else tables
+
+
+def _by_layers(path: Path, config: CalibrationConfig) -> bool:
+    """Whether to read a checkpoint layer by layer: as asked, as an interrupted run did, or by the memory."""
+    if config.low_memory is not None:
+        return config.low_memory
+    begun = None if config.work_dir is None else way_of(config.work_dir)
+    return begun == LAYERWISE if begun in (LAYERWISE, WHOLE) else not fits_memory(path)
 
 
 def _loaded(
@@ -166,16 +179,20 @@ def _checkpoint(
     """Load a complete checkpoint and calibrate it; the texts are read first, because they fail sooner."""
     tokenizer = tokenizer or _tokenizer(path, config)
     read = None if texts is None else read_tokens(texts, tokenizer, config)
-    model = load_model(
-        path,
-        dtype=config.dtype or "auto",
-        bar=config.progress == "always" or (config.progress is True and sys.stderr.isatty()),
-        trust_remote_code=config.trust_remote_code,
-    ).to(config.device)
-    layers = find_experts(model)
-    tokens = _tokens_of(model, None, tokenizer, config) if read is None else read
-    results = collect_in_memory(model, layers, tokens, config)
-    return make_tables(results, identity_of(model, layers), tokens, config)
+    dtype = None if config.dtype is None else str(config.dtype)
+    run = run_record(WHOLE, model_files(path), read, config, dtype=dtype, device=config.device)
+    # Weights are compared at once: there is nothing to go on with.
+    with resumable_pass(config.work_dir if config.output_metrics else None, run) as work:
+        model = load_model(
+            path,
+            dtype=config.dtype or "auto",
+            bar=config.progress == "always" or (config.progress is True and sys.stderr.isatty()),
+            trust_remote_code=config.trust_remote_code,
+        ).to(config.device)
+        layers = find_experts(model)
+        tokens = _tokens_of(model, None, tokenizer, config, work) if read is None else read
+        results = collect_in_memory(model, layers, tokens, config, work)
+        return make_tables(results, identity_of(model, layers), tokens, config)
 
 
 def _layerwise(
@@ -199,7 +216,11 @@ def _layerwise(
         path, dtype=config.dtype, device=config.device, trust_remote_code=config.trust_remote_code
     )
     tokens = None if texts is None else read_tokens(texts, tokenizer or _tokenizer(path, config), config)
-    run = run_record(skeleton, tokens, config)
+    run = run_record(
+        LAYERWISE, skeleton.reader.fingerprint(), tokens, config,
+        model=identity_of(skeleton.model, skeleton.experts).digest,
+        dtype=str(skeleton.model.dtype), device=str(skeleton.device),
+    )  # fmt: skip
     with ExitStack() as stack:
         if config.work_dir is None:
             work = WorkFolder(stack.enter_context(tempfile.TemporaryDirectory()), run)
@@ -212,14 +233,19 @@ def _layerwise(
 
 
 def _tokens_of(
-    model: nn.Module, texts: Source | None, tokenizer: Any, config: CalibrationConfig
+    model: nn.Module,
+    texts: Source | None,
+    tokenizer: Any,
+    config: CalibrationConfig,
+    work: PassFolder | None = None,
 ) -> Tokens | None:
     """Return the calibration tokens: of texts, or written by the model; None if no metric needs any."""
     if not config.output_metrics:
         return None
     if texts is not None:
         return read_tokens(texts, tokenizer, config)
-    return write_tokens(model, text_tokenizer(tokenizer), config)
+    tokenizer = text_tokenizer(tokenizer)
+    return written_tokens(work, tokenizer, config.seq_len, lambda: write_tokens(model, tokenizer, config))
 
 
 def _tokenizer(path: Path, config: CalibrationConfig) -> Any:

@@ -17,7 +17,7 @@ from sere.calibrate.stability import stability
 from sere.errors import AlreadyApplied, ConfigError, name_some
 from sere.identity import ModelIdentity
 from sere.provenance import provenance, versions
-from sere.structure import ExpertsLayer, identity_of, is_rerouted
+from sere.structure import ExpertsLayer, is_rerouted
 from sere.table import OWN_TEXTS, SimilarityTable, describe_unknown
 from sere.table.estimated_tiers import estimated_tiers
 from sere.texts import Source, load_texts
@@ -27,6 +27,9 @@ logger = logging.getLogger("sere")
 # Options that only matter if there are tokens, and if there are texts.
 _OF_TOKENS = ("max_tokens", "seq_len", "batch_size", "seed", "chunk_bytes", "sensitivity")
 _OF_TEXTS = ("field", "split")
+
+# How a run computes the hidden states of all layers.
+LAYERWISE, WHOLE, IN_VLLM = "layer by layer", "the whole model", "in vLLM"
 
 
 def check_texts(texts: Source | None, config: CalibrationConfig) -> None:
@@ -141,11 +144,21 @@ def _stability(results: Results, metric: str) -> dict[str, Any]:
     return {} if found is None else {"stability": found}
 
 
-def run_record(skeleton: Skeleton, tokens: Tokens | None, config: CalibrationConfig) -> dict[str, Any]:
-    """Return everything that decides a layer-by-layer run's result, to tell another run from the same one."""
+def run_record(
+    way: str, checkpoint: object, tokens: Tokens | None, config: CalibrationConfig, **further: object
+) -> dict[str, Any]:
+    """Return everything that decides a run's result, to tell another run from the same one.
+
+    Args:
+        way: How it runs the model: LAYERWISE, WHOLE or IN_VLLM.
+        checkpoint: What tells the checkpoint's files from others, JSON-ready.
+        tokens: The calibration tokens; None for those that the model is to write, or for none.
+        config: What was asked for.
+        **further: What else decides it in this way.
+    """
     return {
-        "checkpoint": skeleton.reader.fingerprint(),
-        "model": identity_of(skeleton.model, skeleton.experts).digest,
+        "way": way,
+        "checkpoint": checkpoint,
         "metrics": list(config.metrics),
         "metric_parameters": config.parameters,
         "data_digest": None if tokens is None else tokens.digest,
@@ -153,8 +166,7 @@ def run_record(skeleton: Skeleton, tokens: Tokens | None, config: CalibrationCon
         "seq_len": config.seq_len,
         "batch_size": config.batch_size,
         "chunk_bytes": config.chunk_bytes,
-        "dtype": str(skeleton.model.dtype),
-        "device": str(skeleton.device),
+        **further,
         "versions": versions(),
     }
 

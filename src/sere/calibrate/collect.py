@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from sere.calibrate.sanity import (
     say_few,
 )
 from sere.calibrate.stability import Halves
+from sere.calibrate.sums import below, under
 from sere.errors import UnsupportedModel
 from sere.similarity import Accumulator, LayerSimilarity, make_accumulator
 from sere.structure import ExpertsLayer
@@ -123,6 +125,34 @@ class LayerCollector:
         """
         return None if self._recorder is None else self._recorder.finish(num_tokens)
 
+    def state(self) -> dict[str, Tensor]:
+        """Return all that was collected so far, as tensors that `load_state` reads back."""
+        tensors = {"rows": torch.tensor([self.num_tokens, self._calls], device="cpu")}
+        for name, accumulator in self._accumulators.items():
+            tensors |= under(f"sums/{name}", accumulator.state())
+        tensors |= under("halves", self._halves.state())
+        if self._recorder is not None:
+            tensors |= under("routing", self._recorder.state())
+        return tensors
+
+    def load_state(self, state: Mapping[str, Tensor], device: torch.device) -> None:
+        """Continue from ``state``. The module is checked again to be the weighted sum of its experts.
+
+        Args:
+            state: Of a collector of the same layer and config.
+            device: Where the layer's hidden states are.
+
+        Raises:
+            InputError: The state belongs to another layer or metric.
+        """
+        self.num_tokens, self._calls = state["rows"].tolist()
+        for name in self._config.output_metrics:
+            if sums := below(f"sums/{name}", state):
+                self._accumulator(name, device).load_state(sums)
+        self._halves.load_state(below("halves", state))
+        if self._recorder is not None:
+            self._recorder.load_state(below("routing", state))
+
     def _add_chunk(self, hidden: Tensor, ids: Tensor, weights: Tensor) -> None:
         outputs = expert_outputs(self.layer, hidden)
         check_outputs(self.layer, outputs)
@@ -131,15 +161,15 @@ class LayerCollector:
             self._checked = True
         with naming_layer(self.layer):
             for name in self._config.output_metrics:
-                self._accumulator(name, hidden).update(outputs, ids, weights)
+                self._accumulator(name, hidden.device).update(outputs, ids, weights)
         if self._recorder is not None:
             self._recorder.add(outputs, ids, weights)
 
-    def _accumulator(self, name: str, hidden: Tensor) -> Accumulator:
+    def _accumulator(self, name: str, device: torch.device) -> Accumulator:
         if name not in self._accumulators:
             parameters = self._config.parameters.get(name, {})
             self._accumulators[name] = make_accumulator(
-                name, self.layer.num_experts, device=hidden.device, **parameters
+                name, self.layer.num_experts, device=device, **parameters
             )
         return self._accumulators[name]
 

@@ -101,11 +101,6 @@ class CalibrationConfig:
             raise ConfigError(
                 f"max_tokens: expected at least one sequence of seq_len={self.seq_len}, got {self.max_tokens}"
             )
-        if self.low_memory is False and self.work_dir is not None:
-            raise ConfigError(
-                "work_dir: only a run layer by layer keeps finished layers, got low_memory=False; leave one "
-                "of them out"
-            )
         self._check_engine()
         if unasked := set(self.parameters) - set(self.metrics):
             raise ConfigError(
@@ -126,7 +121,7 @@ class CalibrationConfig:
                     "engine_options: only apply to engine='vllm'; leave them out, or choose that engine"
                 )
             return
-        if unread := self.changed("low_memory", "work_dir", "device"):
+        if unread := self.changed("low_memory", "device"):
             raise ConfigError(
                 f"{name_some(unread)}: only applies to Transformers, got engine={self.engine!r}, which "
                 f"places the model itself; leave {name_some(unread)} out (engine_options may say more)"

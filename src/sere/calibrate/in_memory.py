@@ -16,10 +16,12 @@ from sere.calibrate.collect import LayerCollector, routing_of
 from sere.calibrate.config import CalibrationConfig
 from sere.calibrate.offload import refuse_without_weights
 from sere.calibrate.packing import Tokens
+from sere.calibrate.pass_folder import PassFolder, sums_file
 from sere.calibrate.progress import progress_bar
 from sere.calibrate.results import Results
 from sere.calibrate.routing import choose_tokens
 from sere.calibrate.sensitivity import measure_sensitivity
+from sere.calibrate.sums import below, load_tensors, save_sums
 from sere.calibrate.vocabulary import check_tokens
 from sere.calibrate.weights import refuse_adapted, similarity_of_weights
 from sere.errors import UnsupportedModel
@@ -28,7 +30,11 @@ from sere.wrappers import execution_device
 
 
 def collect_in_memory(
-    model: nn.Module, layers: Sequence[ExpertsLayer], tokens: Tokens | None, config: CalibrationConfig
+    model: nn.Module,
+    layers: Sequence[ExpertsLayer],
+    tokens: Tokens | None,
+    config: CalibrationConfig,
+    work: PassFolder | None = None,
 ) -> Results:
     """Run the model over the tokens; return every layer's similarities and its routing.
 
@@ -39,6 +45,7 @@ def collect_in_memory(
         layers: Its experts modules.
         tokens: The calibration tokens; None if no metric needs any.
         config: What to compute.
+        work: Where sums are kept, and those of an interrupted run are; None keeps nothing.
 
     Raises:
         DataError: A token is beyond the model's embedding.
@@ -55,7 +62,7 @@ def collect_in_memory(
         for layer in layers:
             results.similarities[name][layer.index] = similarity_of_weights(layer, name)
     if tokens is not None and config.output_metrics:
-        collectors, sensitivities = _forward(model, layers, tokens, config)
+        collectors, sensitivities = _forward(model, layers, tokens, config, work)
         for collector in collectors:
             index = collector.layer.index
             found = collector.result(tokens.num_tokens)
@@ -68,11 +75,16 @@ def collect_in_memory(
 
 
 def _forward(
-    model: nn.Module, layers: Sequence[ExpertsLayer], tokens: Tokens, config: CalibrationConfig
+    model: nn.Module,
+    layers: Sequence[ExpertsLayer],
+    tokens: Tokens,
+    config: CalibrationConfig,
+    work: PassFolder | None,
 ) -> tuple[list[LayerCollector], dict[int, Tensor]]:
     sampled = choose_tokens(tokens, config.seed).positions
     collectors = [LayerCollector(layer, config, sampled, tokens.num_tokens) for layer in layers]
-    device, arguments = input_device(model), forward_arguments(model)
+    done = 0 if work is None else _go_on(collectors, work)
+    total, device, arguments = tokens.num_tokens, input_device(model), forward_arguments(model)
     with ExitStack() as stack:
         stack.enter_context(torch.no_grad())
         stack.enter_context(evaluating(model))
@@ -81,12 +93,26 @@ def _forward(
         with ExitStack() as hooks:
             for collector in collectors:
                 hooks.enter_context(collecting(collector))
-            bar = hooks.enter_context(progress_bar(config.progress, tokens.num_tokens, "calibrating"))
-            for batch in tokens.batches(config.batch_size):
+            bar = hooks.enter_context(progress_bar(config.progress, total, "calibrating", done=done))
+            for batch in tokens.batches(config.batch_size, done):
                 model(input_ids=batch.to(device), **arguments)
                 bar.update(batch.numel())
+                done += batch.numel()
+                if work is not None and work.is_due():
+                    held = {one.layer.index: one.state() for one in collectors}
+                    save_sums(sums_file(work.path, done), held)
+                    work.finish(done, total)
         sensitivities = measure_sensitivity(model, layers, tokens, config) if config.sensitivity else {}
     return collectors, sensitivities
+
+
+def _go_on(collectors: Sequence[LayerCollector], work: PassFolder) -> int:
+    """Let collectors continue from the sums of an interrupted run; return the tokens that these are of."""
+    if work.done:
+        sums = load_tensors(sums_file(work.path, work.done))
+        for one in collectors:
+            one.load_state(below(one.layer.index, sums), execution_device(one.layer.module))
+    return work.done
 
 
 def _try_token_ids(model: nn.Module, ids: Tensor, arguments: dict[str, Any]) -> None:

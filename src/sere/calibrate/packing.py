@@ -62,12 +62,18 @@ class Tokens:
         """sha256 of the packed ids (little-endian int64) as hex: the same data, the same digest."""
         return hashlib.sha256(self.ids.numpy().astype("<i8").tobytes()).hexdigest()
 
-    def batches(self, batch_size: int) -> Iterator[Tensor]:
-        """Yield ``[B, S]`` ids in stream order, S = ``seq_len``; last ``[1, S']`` for a shorter sequence."""
+    def batches(self, batch_size: int, done: int = 0) -> Iterator[Tensor]:
+        """Yield ``[B, S]`` ids in stream order, S = ``seq_len``; last ``[1, S']`` for a shorter sequence.
+
+        Args:
+            batch_size: Sequences of a batch.
+            done: Tokens of earlier batches, which are left out.
+        """
         full = self.num_tokens // self.seq_len * self.seq_len
-        sequences = self.ids[:full].reshape(-1, self.seq_len)
-        yield from torch.split(sequences, batch_size)
-        if full < self.num_tokens:
+        sequences = self.ids[:full].reshape(-1, self.seq_len)[done // self.seq_len :]
+        if len(sequences):
+            yield from torch.split(sequences, batch_size)
+        if max(full, done) < self.num_tokens:
             yield self.ids[full:].unsqueeze(0)
 
 

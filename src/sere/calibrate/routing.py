@@ -124,6 +124,23 @@ class RoutingRecorder:
         self._energy.index_add_(0, flat, squares[inside].double().cpu())
         self._counts += flat.bincount(minlength=E)
 
+    def state(self) -> dict[str, Tensor]:
+        """Return all that was recorded so far, as tensors that `load_state` reads back."""
+        tensors = {
+            "rows": torch.tensor([self._rows], device="cpu"),
+            "energy": self._energy,
+            "counts": self._counts,
+        }
+        if self._ids:
+            tensors |= {"ids": torch.cat(self._ids), "weights": torch.cat(self._weights)}
+        return tensors
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Continue from ``state``, of the same sampled tokens; what was recorded here is replaced."""
+        self._rows = int(state["rows"][0])
+        self._energy, self._counts = state["energy"], state["counts"]
+        self._ids, self._weights = ([state[name]] if name in state else [] for name in ("ids", "weights"))
+
     def finish(self, num_tokens: int) -> LayerRouting | None:
         """Return what was recorded; None unless each of ``num_tokens`` tokens came exactly once.
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sere.calibrate.sums import below, under
 from sere.similarity import Accumulator, LayerSimilarity
 
 # Parts that differ more are not halves: so few rows came at a time that there was no cut near the middle.
@@ -38,6 +39,20 @@ class Halves:
         self._rows = rows
         for name, accumulator in accumulators.items():
             self._first[name] = (neighbor_choices(accumulator.finalize()), accumulator.state())
+
+    def state(self) -> dict[str, Tensor]:
+        """Return the first half, as far as it is complete, as tensors that `load_state` reads back."""
+        tensors = {"rows": torch.tensor([self._rows], device="cpu")}
+        for name, (choice, sums) in self._first.items():
+            tensors |= under(name, {"choice": choice} | under("sums", sums))
+        return tensors
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Continue from ``state``; what was taken here is replaced."""
+        self._rows = int(state["rows"][0])
+        names = dict.fromkeys(key.partition("/")[0] for key in state if "/" in key)
+        parts = {name: below(name, state) for name in names}
+        self._first = {name: (part["choice"], below("sums", part)) for name, part in parts.items()}
 
     def finish(self, rows: int, accumulators: Mapping[str, Accumulator]) -> dict[str, Tensor]:
         """Return each expert's nearest neighbor by metric, ``[2, E]``: by the first half, by the second.

@@ -9,7 +9,7 @@ from sere.checkpoints.folder import find_checkpoint
 from sere.checkpoints.implementation import choose_experts_implementation
 from sere.checkpoints.model import check_weights, empty_model, load_model
 from sere.checkpoints.tokenizer import load_tokenizer
-from sere.checkpoints.weight_files import WeightFiles, find_weights
+from sere.checkpoints.weight_files import WeightFiles, find_weights, model_files
 from sere.defaults import hub_name
 
 __all__ = [
@@ -23,5 +23,6 @@ __all__ = [
     "load_config",
     "load_model",
     "load_tokenizer",
+    "model_files",
     "say_unused",
 ]

@@ -85,6 +85,16 @@ def _shown(path: Path) -> str:
     return path.name if path.is_file() else f"{path.name} (not a file, or a broken link)"
 
 
+def model_files(folder: Path) -> list[tuple[str, int, int]]:
+    """Return (name, bytes, modification time in ns) of a folder's config and of all files of weights.
+
+    It changes when the model does. Files count by their endings, because other engines read other names.
+    """
+    files = [path for path in sorted(folder.iterdir()) if path.suffix in _OTHER or path.name == "config.json"]
+    stats = [(path.name, path.stat()) for path in files if path.is_file()]
+    return [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
+
+
 def named_weights(folder: Path) -> WeightFiles | None:
     """Return the weight files that a folder names, whether they exist or not; None if it names none.
 

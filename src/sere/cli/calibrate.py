@@ -28,9 +28,9 @@ _DETAILS = f"""Runs texts through the model once and measures, in each layer, ho
 each other. Without --texts, the model writes its own, sampled at temperature 1. The table is written as
 {TABLE} to the model's folder, where sere.apply, vLLM and the other commands find it. For a model on
 the hub or in a read-only folder, it is written as NAME{SUFFIX} to the current folder, where they look next.
-A checkpoint that does not fit into memory is read layer by layer, with --texts; if such a run is interrupted,
-the same command continues it. With --engine vllm, vLLM runs the texts: any model and quantization that it
-serves."""
+A checkpoint that does not fit into memory is read layer by layer, with --texts. With --engine vllm, vLLM
+runs the texts: any model and quantization that it serves. If a run is interrupted, the same command
+continues it."""
 
 _EXAMPLES = """
   sere calibrate MODEL
@@ -101,7 +101,7 @@ def _add_memory(parser: argparse.ArgumentParser) -> None:
     how = group.add_mutually_exclusive_group()
     how.add_argument("--low-memory", action="store_true", default=None, help="read layer by layer")
     how.add_argument("--whole", dest="low_memory", action="store_false", help="load the complete model")
-    text = "where a layer-by-layer run keeps finished layers (default: TABLE.work)"
+    text = "where a run keeps what is done, for the same command to continue (default: TABLE.work)"
     group.add_argument("--work-dir", metavar="DIR", help=text)
     text = "do not measure, by gradients, how much losing each expert costs"
     group.add_argument("--no-sensitivity", dest="sensitivity", action="store_false", help=text)
@@ -191,9 +191,7 @@ def _options(args: argparse.Namespace, metrics: Sequence[str], out: Path) -> dic
     # A terminal gets calibration's own bar, which counts tokens.
     auto = True if writes_over(sys.stderr) else bar
     options["progress"] = {"auto": auto, "always": "always", "never": False}[args.progress]
-    options["work_dir"] = args.work_dir
-    if args.work_dir is None and args.low_memory is not False and args.engine == "transformers":
-        options["work_dir"] = out.with_name(f"{out.name}.work")
+    options["work_dir"] = args.work_dir or out.with_name(f"{out.name}.work")
     options |= {"trust_remote_code": args.trust_remote_code, "sensitivity": args.sensitivity}
     options |= _engine(args)
     if args.parameters is not None:

@@ -47,10 +47,13 @@ def read_remote(repository: Repository, filename: str, *, token: str | None = No
     """
     refuse_offline(repository)
     client = load_client()
+    # The package loads its modules by need, and no attribute names this one before something imports it.
+    from huggingface_hub import errors
+
     absent = (
-        client.errors.RepositoryNotFoundError,
-        client.errors.RevisionNotFoundError,
-        client.errors.RemoteEntryNotFoundError,
+        errors.RepositoryNotFoundError,
+        errors.RevisionNotFoundError,
+        errors.RemoteEntryNotFoundError,
     )
     try:
         path = client.HfApi().hf_hub_download(

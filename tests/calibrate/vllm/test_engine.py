@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,12 @@ from torch import Tensor
 import sere
 from sere.calibrate import CalibrationConfig, collect
 from sere.calibrate.collect import LayerCollector
+from sere.calibrate.vllm import run
 from sere.cli import main
-from sere.errors import UnsupportedEngine, UnsupportedModel
+from sere.errors import InputError, UnsupportedEngine, UnsupportedModel
 from sere.structure import find_experts
 from sere.table import SimilarityTable
-from tests.support.calibration import char_tokenizer, load_whole
+from tests.support.calibration import char_tokenizer, interrupt_at_sums, load_whole
 from tests.support.vllm.models import quantize_experts, save_model
 
 pytest.importorskip("vllm", reason="needs vLLM: make test-vllm")
@@ -35,7 +37,10 @@ OPTIONS: dict[str, Any] = {
 # Gate weights of a sample are float16: two that differ by float32's rounding may be neighbors there.
 ONE_STEP = 2**-11
 # In float32 both engines compute these models' hidden states alike.
-COMPUTED_ALIKE = ("qwen3_moe", "qwen2_moe", "mixtral", "olmoe", "gpt_oss", "granitemoe", "phimoe", "glm4_moe")
+COMPUTED_ALIKE = (
+    "qwen3_moe", "qwen2_moe", "mixtral", "olmoe", "gpt_oss", "granitemoe", "phimoe", "glm4_moe",
+    "granitemoeshared", "granitemoehybrid",
+)  # fmt: skip
 # On a CPU, vLLM's multi-head latent attention gives other hidden states than Transformers' for these models,
 # from the second position on, so routers choose other experts. Its router of Ernie 4.5 chooses others on
 # equal hidden states. Its linear attention of Qwen3-Next takes only bfloat16 there: it is in neither list.
@@ -169,22 +174,40 @@ def test_the_command_and_the_models_own_texts(tmp_path: Path, capsys: pytest.Cap
     assert made["kernels"] == ["CPUUnquantizedExperts"]
 
 
-def test_an_interrupted_run_leaves_an_engine_that_can_start_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Ctrl-C within a step ends the engine and writes nothing; the next run gives the table."""
-    path = save_model(tmp_path)
+def test_an_interrupted_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C within a step ends the engine; the same call goes on after the last kept batch, bit by bit."""
+    path, work = save_model(tmp_path), tmp_path / "work"
     before = sorted(file.name for file in path.iterdir())
+    whole = in_vllm(path, None)
+    check, chunks = collect.check_outputs, count(1)
 
-    def interrupt(*_: Any) -> None:
-        raise KeyboardInterrupt
+    def interrupt(*arguments: Any) -> None:
+        if next(chunks) == 6:  # the last of two layers, in the third of three batches
+            raise KeyboardInterrupt
+        check(*arguments)
 
     with monkeypatch.context() as patch:
+        done = interrupt_at_sums(patch, 0)
         patch.setattr(collect, "check_outputs", interrupt)
         with pytest.raises(KeyboardInterrupt):
-            in_vllm(path)
+            in_vllm(path, None, work_dir=work)
+    assert done == [192, 336]
+    with pytest.raises(InputError, match="with other settings: batch_size was 4, now 2; repeat"):
+        in_vllm(path, None, work_dir=work, batch_size=2)
+    with pytest.raises(InputError, match=r"engine_options\.quantization was not given, now fp8; repeat"):
+        in_vllm(path, None, work_dir=work, engine_options={"quantization": "fp8"})
+    with monkeypatch.context() as patch:
+        further = interrupt_at_sums(patch, 0)
+        patch.setattr(run, "write_tokens_in_engine", interrupt)
+        found = in_vllm(path, None, work_dir=work)
+    assert further == [340]
+    for name in METRICS:
+        assert found[name].fingerprint == whole[name].fingerprint
+        assert found[name].data_digest == whole[name].data_digest
+        assert found[name].provenance["calibration"] == whole[name].provenance["calibration"]
+    check_equal(found, whole)
     assert sorted(file.name for file in path.iterdir()) == before
-    check_equal(in_vllm(path), in_transformers(path))
+    assert not work.exists()
 
 
 def test_experts_that_are_not_summed_by_weight_are_refused(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any
 
@@ -30,14 +32,22 @@ class Kernel:
 class Layer:
     """A ``MoERunner`` with eight experts: expert e multiplies its input, which it overwrites, by e + 1.
 
+    Args:
+        routed_scaling_factor: What the layer multiplies its output by.
+        experts: Those that this rank holds; the others add nothing to its part.
+        ep_size: Ranks over which the experts are spread.
+
     Attributes:
         dtypes: Of the weights and ids of each call of the kernel.
     """
 
-    def __init__(self, routed_scaling_factor: float = 1.0) -> None:
+    def __init__(
+        self, routed_scaling_factor: float = 1.0, *, experts: Sequence[int] = range(8), ep_size: int = 1
+    ) -> None:
         self.layer_name, self.router = "model.layers.0.mlp.experts", _Router()
         self.routed_scaling_factor = routed_scaling_factor
-        self.moe_config = SimpleNamespace(num_experts=8, tp_size=1, ep_size=1, dp_size=1)
+        self.moe_config = SimpleNamespace(num_experts=8, tp_size=1, ep_size=ep_size, dp_size=1)
+        self._experts, self._fused_output_is_reduced = torch.tensor(list(experts)), False
         self.dtypes: list[tuple[torch.dtype, torch.dtype]] = []
         method = SimpleNamespace(
             is_monolithic=False, moe_kernel=SimpleNamespace(fused_experts=Kernel()), topk_indices_dtype=None
@@ -53,7 +63,8 @@ class Layer:
 
     def _run(self, x: Tensor, topk_weights: Tensor, topk_ids: Tensor) -> Tensor:
         self.dtypes.append((topk_weights.dtype, topk_ids.dtype))
-        return x.mul_(((topk_ids + 1) * topk_weights).sum(dim=1, keepdim=True))
+        weights = topk_weights * torch.isin(topk_ids, self._experts)
+        return x.mul_(((topk_ids + 1) * weights).sum(dim=1, keepdim=True))
 
 
 def observed_layers(*layers: Layer) -> tuple[ObservedLayers, Any]:
@@ -69,6 +80,33 @@ def observed_layers(*layers: Layer) -> tuple[ObservedLayers, Any]:
     runner = SimpleNamespace(prepare_inputs=lambda batch: batch)
     observed.prepare(runner)
     return observed, runner
+
+
+class Ranks:
+    """Ranks as threads: what vLLM calls an all-reduce sums what each of them brings.
+
+    Attributes:
+        sums: How many times all of them met.
+    """
+
+    def __init__(self, count: int) -> None:
+        self.sums = 0
+        self._count, self._parts = count, dict[int, Tensor]()
+        self._meeting = threading.Barrier(count, timeout=30)
+
+    def all_reduce(self, output: Tensor) -> Tensor:
+        """Return the sum of all ranks' tensors."""
+        self._parts[threading.get_ident()] = output
+        if self._meeting.wait() == 0:
+            self.sums += 1
+        total = torch.stack(list(self._parts.values())).sum(dim=0)
+        self._meeting.wait()
+        return total
+
+    def run(self, call: Callable[[int], Tensor]) -> list[Tensor]:
+        """Call a function with each rank's number, at the same time; return what each gave."""
+        with ThreadPoolExecutor(self._count) as pool:
+            return list(pool.map(call, range(self._count)))
 
 
 def batches(runner: Any, names: Sequence[str], counts: Sequence[int]) -> None:

@@ -46,6 +46,11 @@ _OWN: Mapping[str, dict[str, Any]] = {
     "ernie4_5_moe": {},
     "qwen3_next": {"linear_key_head_dim": 128, "linear_value_head_dim": 128},
 }  # fmt: skip
+# Further ones, which are calibrated only.
+_CALIBRATED: Mapping[str, dict[str, Any]] = {
+    "granitemoeshared": _FEW_HEADS | {"shared_intermediate_size": 32},
+    "granitemoehybrid": _FEW_HEADS | {"shared_intermediate_size": 32, "position_embedding_type": "rope"},
+}
 # What Transformers drops or names otherwise when it writes a config that vLLM then reads.
 _WRITTEN: Mapping[str, dict[str, Any]] = {
     "deepseek_v3": {"topk_method": "noaux_tc"},
@@ -71,7 +76,7 @@ ARCHITECTURES: tuple[str, ...] = tuple(_OWN)
 def save_model(folder: Path, name: str = "qwen3_moe", **overrides: Any) -> Path:
     """Save a tiny model as ``folder/name`` and its table as ``folder/name.sere.safetensors``."""
     path = folder / name
-    model = tiny_model(name, **(_COMMON | _OWN[name] | overrides))
+    model = tiny_model(name, **(_COMMON | (_OWN | _CALIBRATED)[name] | overrides))
     model.save_pretrained(path)
     config = json.loads((path / "config.json").read_text())
     (path / "config.json").write_text(json.dumps(config | _WRITTEN.get(name, {})))

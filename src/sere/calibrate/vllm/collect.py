@@ -12,6 +12,7 @@ from torch import Tensor
 import sere.errors
 from sere.calibrate.config import CalibrationConfig
 from sere.calibrate.packing import Tokens
+from sere.calibrate.pass_folder import PassFolder
 from sere.calibrate.progress import progress_bar
 from sere.calibrate.results import Results
 from sere.calibrate.routing import choose_tokens
@@ -37,39 +38,47 @@ class EngineResults(NamedTuple):
     kernels: tuple[str, ...]
 
 
-def collect_in_engine(llm: Any, tokens: Tokens, config: CalibrationConfig) -> EngineResults:
+def collect_in_engine(
+    llm: Any, tokens: Tokens, config: CalibrationConfig, work: PassFolder | None = None
+) -> EngineResults:
     """Run the tokens as prompts; return every layer's similarities and its routing.
 
     Args:
         llm: vLLM's ``LLM``, started to calibrate and idle.
         tokens: The calibration tokens.
         config: What to compute.
+        work: Where sums are kept, and those of an interrupted run are; None keeps nothing.
 
     Raises:
         DataError: A token is beyond the model's embedding.
         UnsupportedModel: A layer is not the weighted sum of its experts, or is never called.
         UnsupportedEngine: The engine's workers do not know sere.
         EngineError: A worker failed, or the engine did not run each token once, in order.
-        InputError: Hidden states, gate weights or outputs are NaN or infinite.
+        InputError: Hidden states, gate weights or outputs are NaN or infinite, or kept sums are damaged.
     """
     model_config = llm.llm_engine.vllm_config.model_config
     check_largest(int(tokens.ids.max()), tokens.tokenizer, SimpleNamespace(config=model_config.hf_config))
     plain = replace(config, progress=False, engine_options=None)
-    task = Task(plain, choose_tokens(tokens, config.seed).positions, tokens.num_tokens)
+    total, begun = tokens.num_tokens, 0 if work is None else work.done
+    # Workers may have another current folder.
+    folder = None if work is None else work.path.resolve()
+    task = Task(plain, choose_tokens(tokens, config.seed).positions, total, folder, begun)
     _ask(llm, worker.begin, task)
-    first = done = 0
-    with progress_bar(config.progress, tokens.num_tokens, "calibrating") as bar:
-        for batch in tokens.batches(config.batch_size):
-            _run(llm, batch, first)
-            first += len(batch)
+    done = begun
+    with progress_bar(config.progress, total, "calibrating", done=begun) as bar:
+        for batch in tokens.batches(config.batch_size, begun):
+            _run(llm, batch, done // tokens.seq_len)
             done += batch.numel()
             for answer in _ask(llm, worker.progress):
-                if answer["rows"] != done:
+                if answer["rows"] != done - begun:
                     raise EngineError(
-                        f"expected the engine to compute {done} tokens of the texts so far, it computed "
+                        f"expected the engine to compute {done - begun} tokens of texts so far, it computed "
                         f"{answer['rows']}; start without what caches or adds tokens (--engine-option)"
                     )
             bar.update(batch.numel())
+            if work is not None and work.is_due():
+                _ask(llm, worker.save, task, done)
+                work.finish(done, total)
     found: dict[int, FoundLayer] = {}
     for answer in _ask(llm, worker.finish, task):
         found |= answer["layers"]

@@ -25,6 +25,9 @@ FIXED: Mapping[str, str] = {
 }
 """Engine options that calibration sets itself, and what to do instead."""
 
+MEMORY = frozenset({"gpu_memory_utilization", "kv_cache_memory_bytes"})
+"""Engine options that say how much memory it may take."""
+
 # Rows of a call of the expert kernel, for which the engine makes room.
 _ROWS = 8192
 # The texts of one step need little; all else is for experts' outputs.
@@ -47,7 +50,7 @@ def engine_options(config: CalibrationConfig, *, writes: int) -> dict[str, Any]:
     if config.dtype is not None and "dtype" in given:
         raise ConfigError("engine_options: dtype: expected it once, got the argument dtype as well")
     ours: dict[str, Any] = {"max_model_len": config.seq_len + 1, "disable_log_stats": True}
-    if not {"gpu_memory_utilization", "kv_cache_memory_bytes"} & given.keys():
+    if not MEMORY & given.keys():
         ours["kv_cache_memory_bytes"] = _CACHE_BYTES
     if config.dtype is not None:
         ours["dtype"] = str(config.dtype).removeprefix("torch.")

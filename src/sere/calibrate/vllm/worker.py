@@ -10,13 +10,17 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import wraps
+from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from sere.calibrate.collect import LayerCollector
 from sere.calibrate.config import CalibrationConfig
+from sere.calibrate.pass_folder import sums_file
 from sere.calibrate.results import LayerResult
+from sere.calibrate.sums import below, load_tensors, save_sums
 from sere.errors import SereError, UnsupportedEngine
 from sere.integrations.vllm.calibration.observed import ObservedLayers
 from sere.integrations.vllm.calibration.request import ATTRIBUTE
@@ -54,11 +58,15 @@ class Task:
         config: What to compute.
         sampled: The tokens whose routing is recorded, ``[T]``, growing.
         num_tokens: The calibration tokens.
+        folder: Where sums are kept, an absolute path; None keeps nothing.
+        done: The tokens of which it holds sums.
     """
 
     config: CalibrationConfig
     sampled: Tensor
     num_tokens: int
+    folder: Path | None = None
+    done: int = 0
 
 
 def _answering(call: Callable[..., Answer]) -> Callable[..., Answer]:
@@ -83,11 +91,16 @@ def _answering(call: Callable[..., Answer]) -> Callable[..., Answer]:
 
 @_answering
 def begin(worker: Any, observed: ObservedLayers, task: Task) -> Answer:
-    """Collect from the next step on."""
+    """Collect from the next step on; where an interrupted run has left sums, continue from these."""
     collectors = {
         index: LayerCollector(layer, task.config, task.sampled, task.num_tokens)
         for index, layer in observed.layers.items()
     }
+
+    if task.folder is not None and task.done and observed.rank == 0:
+        sums = load_tensors(sums_file(task.folder, task.done, observed.worker_rank))
+        for index, collector in collectors.items():
+            collector.load_state(below(index, sums), torch.device(worker.device))
 
     def observe(index: int, hidden: Tensor, ids: Tensor, weights: Tensor) -> None:
         collectors[index].add(hidden, ids, weights)
@@ -103,6 +116,17 @@ def progress(_: Any, observed: ObservedLayers) -> Answer:
     if observed.error is not None:
         raise observed.error
     return {"rows": observed.rows}
+
+
+@_answering
+def save(worker: Any, observed: ObservedLayers, task: Task, done: int) -> Answer:
+    """Write the sums of the first ``done`` tokens; of the ranks that hold the same layers, one does."""
+    if observed.error is not None:
+        raise observed.error
+    if task.folder is not None and observed.rank == 0:
+        held = {index: one.state() for index, one in getattr(worker, _COLLECTORS).items()}
+        save_sums(sums_file(task.folder, done, observed.worker_rank), held)
+    return {}
 
 
 @_answering

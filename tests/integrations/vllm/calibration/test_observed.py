@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,9 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from sere.calibrate.experts import check_weighted_sum, expert_outputs
 from sere.errors import EngineError, InputError, UnsupportedEngine
 from sere.integrations.vllm.calibration.observed import ObservedLayers
-from tests.support.vllm.engine_layers import Layer, batches, observed_layers
+from tests.support.vllm.engine_layers import Layer, Ranks, batches, observed_layers
 
 Seen = list[tuple[int, Tensor, Tensor, Tensor]]
 
@@ -138,3 +140,32 @@ def test_the_module_computes_with_the_engines_kernel() -> None:
     assert torch.equal(output, kept * torch.tensor([[2.0], [1.0], [3.0]]))
     assert layer.dtypes == [(torch.float32, torch.int32)]
     assert list(module.parameters()) == []
+
+
+@pytest.mark.parametrize("reduced", [False, True], ids=["parts", "already summed"])
+def test_expert_parallel_ranks_sum_their_parts(reduced: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of two ranks computes its own half of the experts, and each gets every expert's output.
+
+    A kernel that sums over ranks itself is not summed again.
+    """
+    ranks = Ranks(2)
+    standin = SimpleNamespace(tensor_model_parallel_all_reduce=ranks.all_reduce)
+    monkeypatch.setitem(sys.modules, "vllm.distributed", standin)
+    halves = [range(8), range(8)] if reduced else [range(4), range(4, 8)]
+    layers = [Layer(experts=experts, ep_size=2) for experts in halves]
+    for layer in layers:
+        layer._fused_output_is_reduced = reduced
+    found = [observed_layers(layer)[0].layers[0] for layer in layers]
+    hidden = torch.arange(1.0, 7.0).reshape(3, 2)
+
+    def compute(rank: int) -> Tensor:
+        outputs = expert_outputs(found[rank], hidden)
+        check_weighted_sum(
+            found[rank], hidden, torch.tensor([[1, 6], [0, 4], [7, 2]]), torch.full((3, 2), 0.5), outputs
+        )
+        return outputs
+
+    expected = hidden * torch.arange(1.0, 9.0)[:, None, None]
+    for outputs in ranks.run(compute):
+        assert torch.equal(outputs, expected)
+    assert (ranks.sums > 0) is not reduced

@@ -45,10 +45,14 @@ class ObservedLayers:
         self._last_text = -1
 
     @property
+    def worker_rank(self) -> int:
+        """The worker's number among all of the engine."""
+        return int(self.vllm_config.parallel_config.rank)
+
+    @property
     def rank(self) -> int:
         """The worker's number among those that hold the same layers."""
-        parallel = self.vllm_config.parallel_config
-        return int(parallel.rank) % int(parallel.tensor_parallel_size)
+        return self.worker_rank % int(self.vllm_config.parallel_config.tensor_parallel_size)
 
     def add(self, runner: Any) -> None:
         """Add one MoE layer while the model is built; experts for images or sound are left alone.

@@ -26,6 +26,8 @@ from typing import Any
 from sere.eval.harness.tasks import GENERATED, write_tasks
 from sere.files import write_json
 from sere.provenance import installed_version, provenance
+from sere.summaries import summarize_table
+from sere.table import SimilarityTable
 
 ROWS = 16
 SETTINGS = ("off", "sere")
@@ -38,17 +40,22 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--per-task", type=int, default=20, help="questions of each task (default: 20)")
     parser.add_argument("--engine", choices=ENGINES, nargs="+", default=list(ENGINES))
+    parser.add_argument("--table", type=Path, metavar="FILE", help="similarities (default: calibrated now)")
     parser.add_argument("--out", type=Path, metavar="FILE", help="file to write the record to")
     args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory(prefix="sere-harness-") as name:
         folder = Path(name)
         write_tasks(folder / "tasks", per_task=args.per_task)
-        save_table(folder / "similarity.sere")
-        runs = [run(engine, setting, folder) for engine in args.engine for setting in SETTINGS]
+        table = args.table or save_table(folder / "similarity.sere")
+        runs = [
+            run(engine, setting, folder, table.absolute()) for engine in args.engine for setting in SETTINGS
+        ]
+        used = summarize_table(SimilarityTable.load(table))
     record = {
         "format": "sere-harness-1",
         "rows": ROWS,
         "per_task": args.per_task,
+        "table": used,
         "runs": runs,
         "lm_eval": installed_version("lm_eval"),
         "provenance": provenance(),
@@ -57,8 +64,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         write_json(args.out, record)
 
 
-def save_table(path: Path) -> None:
-    """Write the bundled model's similarities, with estimated tiers."""
+def save_table(path: Path) -> Path:
+    """Write the bundled model's similarities, with estimated tiers, and return where they are."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from sere.bundled import model_path
@@ -67,12 +74,13 @@ def save_table(path: Path) -> None:
     place = model_path()
     model = AutoModelForCausalLM.from_pretrained(place)
     calibrate_on_tasks(model, AutoTokenizer.from_pretrained(place), progress=False).save(path)
+    return path
 
 
-def run(engine: str, setting: str, folder: Path) -> dict[str, Any]:
+def run(engine: str, setting: str, folder: Path, table: Path) -> dict[str, Any]:
     """Run lm-eval's command and return its part of the record; its table is printed."""
     out = folder / f"{engine}-{setting}"
-    words = words_of(engine, setting, folder, out)
+    words = words_of(engine, setting, folder / "tasks", table, out)
     environment = {
         "VLLM_LOGGING_LEVEL": "INFO", "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1",
         "HF_HUB_OFFLINE": "1", **os.environ,
@@ -88,22 +96,21 @@ def run(engine: str, setting: str, folder: Path) -> dict[str, Any]:
     return {"engine": engine, "setting": setting} | found
 
 
-def words_of(engine: str, setting: str, folder: Path, out: Path) -> list[str]:
+def words_of(engine: str, setting: str, tasks: Path, table: Path, out: Path) -> list[str]:
     """Return what follows ``python -m sere.eval.harness``."""
     from sere.bundled import model_path
 
     model: dict[str, Any] = {"pretrained": str(model_path()), "dtype": "float32"}
-    table = str(folder / "similarity.sere")
     if engine == "transformers":
         name, size = "sere-hf", str(ROWS)
-        model |= {"sere": "off"} if setting == "off" else {"table": table}
+        model |= {"sere": "off"} if setting == "off" else {"table": str(table)}
     else:
         name, size = "vllm", "auto"
         model |= {"max_num_seqs": ROWS, "enforce_eager": True}
-        model |= {} if setting == "off" else {"additional_config": {"sere": {"table": table}}}
+        model |= {} if setting == "off" else {"additional_config": {"sere": {"table": str(table)}}}
     return [
         "--model", name, "--model_args", json.dumps(model), "--batch_size", size, "--tasks", GENERATED,
-        "--include_path", str(folder / "tasks"), "--output_path", str(out),
+        "--include_path", str(tasks), "--output_path", str(out),
     ]  # fmt: skip
 
 

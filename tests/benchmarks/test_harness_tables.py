@@ -49,14 +49,14 @@ def test_what_sere_hf_says() -> None:
 @pytest.mark.parametrize("engine", ["transformers", "vllm"])
 def test_runs_differ_in_the_setting_alone(engine: str, tmp_path: Path) -> None:
     """Off has the same arguments without settings of sere."""
-    lines = [words_of(engine, setting, tmp_path, tmp_path / "out") for setting in ("off", "sere")]
+    table = tmp_path / "similarity.sere"
+    lines = [words_of(engine, one, tmp_path, table, tmp_path / "out") for one in ("off", "sere")]
     off, default = (json.loads(line[line.index("--model_args") + 1]) for line in lines)
-    table = str(tmp_path / "similarity.sere")
     if engine == "transformers":
         assert off.pop("sere") == "off"
-        assert default.pop("table") == table
+        assert default.pop("table") == str(table)
     else:
-        assert default.pop("additional_config") == {"sere": {"table": table}}
+        assert default.pop("additional_config") == {"sere": {"table": str(table)}}
     assert off == default
     (first, second) = ([word for word in line if not word.startswith("{")] for line in lines)
     assert first == second

@@ -38,7 +38,7 @@ METRIC = "exact_match,answer"
 def main(argv: Sequence[str] | None = None) -> None:
     """Run lm-eval, and write one record."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--per-task", type=int, default=20, help="questions of each task (default: 20)")
+    parser.add_argument("--per-task", type=int, default=10, help="questions of each task (default: 10)")
     parser.add_argument("--engine", choices=ENGINES, nargs="+", default=list(ENGINES))
     parser.add_argument("--table", type=Path, metavar="FILE", help="similarities (default: calibrated now)")
     parser.add_argument("--out", type=Path, metavar="FILE", help="file to write the record to")

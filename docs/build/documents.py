@@ -19,6 +19,7 @@ import architecture_table
 import fill_tables as fill
 import http_tables
 import machine_tables
+import harness_table
 import pictures
 import policy_table
 import records
@@ -56,6 +57,7 @@ BLOCKS: Mapping[str, Callable[[], str]] = {
     "eval-metrics": answers.eval_metrics,
     "eval-tasks": answers.eval_tasks,
     "eval-vllm": answers.eval_vllm,
+    "harness": harness_table.harness,
     "fill-choices": fill.fill_choices,
     "fill-targets": fill.fill_targets,
     "fill-cells": fill.fill_cells,

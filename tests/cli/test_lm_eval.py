@@ -141,6 +141,21 @@ def test_options_that_an_engine_does_not_take(
     assert text in refused(capsys, *command, "--engine", "vllm", *options)
 
 
+@pytest.mark.parametrize(
+    "option",
+    ["speculative_config={}", "data_parallel_size=2", "logits_processors=[]", "logprobs_mode=raw_logits"],
+)
+def test_options_that_scoring_in_decode_steps_does_not_take(
+    tiny_bundled: Path, capsys: pytest.CaptureFixture[str], option: str
+) -> None:
+    """By name: tokens that are given are neither drafted nor sent to several replicas."""
+    line = refused(
+        capsys, "lm-eval", tiny_bundled, "--tasks", "sere_choice", "--phases", "decode", "--setting", ONE,
+        "--engine", "vllm", "--engine-option", option,
+    )  # fmt: skip
+    assert f"--engine-option {option.partition('=')[0]}: sere lm-eval sets it itself; " in line
+
+
 def test_without_lm_eval(
     tiny_bundled: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

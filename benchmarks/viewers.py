@@ -3,7 +3,7 @@
 Run ``make viewers`` (or ``python benchmarks/viewers.py`` in an environment with vLLM). A round measures each
 number of viewers once, in an order that rotates from round to round. A viewer asks for what the page shows
 once a second, as the page does; all of them are one process of their own. Printed are the medians, and the
-median of the rounds' ratios to no viewer.
+median of the rounds' ratios to no viewer with its interval (95 %, bootstrap over the rounds).
 """
 
 from __future__ import annotations
@@ -15,21 +15,23 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from random import Random
+from statistics import median
 from time import perf_counter
 from typing import Any
 
 from tabulate import tabulate
 
 from bundled_table import random_bundled_table
-from sere.bench.timing import spread, turns
+from sere.bench.timing import turns
 from sere.bench.vllm.load_generator import Load, run_load
 from sere.bundled import model_path
 from sere.engines.server import Server, serve
 from sere.errors import ServerError
+from sere.eval.statistics.by_round import median_ratio
 from sere.files import append_json_line
 from sere.integrations.vllm.live.fetch import fetch_live, live_url
 from sere.provenance import provenance
@@ -70,9 +72,7 @@ def main() -> int:
                     with _viewers(live_url(server.url), count):
                         rates[count].append(_measure(server, args, number))
                 print(f"round {number + 1} of {args.rounds}", file=sys.stderr, flush=True)
-    print(
-        tabulate(_rows(rates), headers=["viewers", "tokens/s", "to no viewer"], floatfmt=("g", ".1f", ".4f"))
-    )
+    print(table(rates))
     if args.out is not None:
         config = {name: value for name, value in vars(args).items() if name != "out"}
         record = {"format": FORMAT, "config": config, "tokens_per_s": rates, "provenance": provenance()}
@@ -80,11 +80,19 @@ def main() -> int:
     return 0
 
 
-def _rows(rates: dict[int, list[float]]) -> Iterator[tuple[int, float, float]]:
-    """Return, for each number of viewers, the median rate and the median ratio to no viewer."""
+def table(rates: Mapping[int, Sequence[float]]) -> str:
+    """Return, for each number of viewers, the median rate and the ratio to no viewer, as text.
+
+    Args:
+        rates: Tokens per second of each round, by the number of viewers, 0 among them.
+    """
+    rows = []
     for count, found in rates.items():
-        ratios = [one / none for one, none in zip(found, rates[0], strict=True)]
-        yield count, spread(found).p50, spread(ratios).p50
+        ratio = median_ratio(found, rates[0])
+        interval = None if ratio.low is None else f"{ratio.low:.4f} to {ratio.high:.4f}"
+        rows.append([count, f"{median(found):.1f}", f"{ratio.value:.4f}", interval])
+    heads = ["viewers", "tokens/s", "to no viewer", "95 %"]
+    return str(tabulate(rows, heads, missingval="-", disable_numparse=True))
 
 
 def _measure(server: Server, args: argparse.Namespace, number: int) -> float:

@@ -25,6 +25,7 @@ import serving_tables as serving
 import speed_tables as speed
 import step_time_table
 import tune_tables as tune
+import viewer_table
 from sere.files import atomic_path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -34,6 +35,7 @@ DOCUMENTS = (
     "docs/evaluating.md",
     "docs/measurements.md",
     "docs/method.md",
+    "docs/operations.md",
 )
 BLOCK = re.compile(r"(<!-- record: (?P<name>[a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -67,6 +69,7 @@ BLOCKS: Mapping[str, Callable[[], str]] = {
     "routing": serving.routing,
     "serve-online": serving.serve_online,
     "vllm-load": serving.vllm_load,
+    "viewers": viewer_table.viewers,
     "similarity": speed.similarity,
     "step-time": step_time_table.step_time,
     "step-time-machines": step_time_table.step_time_machines,

@@ -180,3 +180,23 @@ def test_predicted_times_have_a_row_for_each_machine(build: Any, monkeypatch: py
     assert len(cells) == 4
     assert "1.50x" in cells[2]
     assert "+10 %" in cells[2]
+
+
+def test_viewers_are_compared_round_by_round(build: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The newest record counts; each number of viewers has its median ratio to none, with an interval."""
+    table = build("viewer_table")
+    made = engine_record("off")["provenance"]
+    rates = {"0": [100.0, 50.0, 80.0], "20": [98.0, 49.0, 80.0], "1": [99.0, 49.5, 79.2]}
+    lines = [{"tokens_per_s": {"0": [1.0]}}, {"tokens_per_s": rates, "provenance": made}]
+    monkeypatch.setattr(table, "read_lines", lambda _name: lines)
+    head, _, *rows = [
+        [cell.strip() for cell in line.split("|")[1:-1]]
+        for line in table.viewers().splitlines()
+        if line.startswith("|")
+    ]
+    assert head[1] == "tokens/s, median of 3 rounds"
+    assert rows == [
+        ["0", "80.0", "", ""],
+        ["1", "79.2", "0.9900", "0.9900 to 0.9900"],
+        ["20", "80.0", "0.9800", "0.9800 to 1.0000"],
+    ]

@@ -138,3 +138,34 @@ def tuning() -> dict[str, Any]:
             "texts": {"tuning": {"prompts": 8, "tokens": 90}},
         }
     )
+
+
+def lm_eval() -> dict[str, Any]:
+    """A record of ``sere lm-eval``: a task of right answers, one of log-likelihoods; off and a setting."""
+
+    def case(setting: str, after: float, **differences: dict[str, float] | None) -> dict[str, Any]:
+        experts = {"distinct_before": 40.0, "distinct_after": after, "slots_rerouted": 1 - after / 40}
+        seen = {"experts": experts, "nothing_changed": None}
+        right = {"value": after / 50, "interval": share(after / 50), "right_or_wrong": True}
+        words = {"value": 8.25, "interval": None, "right_or_wrong": False}
+        return {
+            "setting": setting,
+            "batch_size": 16,
+            "requests": {"generate_until": seen, "loglikelihood_rolling": seen},
+            "tasks": {
+                "sums": {
+                    "requests": "generate_until",
+                    "n": 50,
+                    "metrics": {"exact_match,strict": right | {"difference": differences.get("sums")}},
+                },
+                "prose": {
+                    "requests": "loglikelihood_rolling",
+                    "n": 8,
+                    "metrics": {"word_perplexity,none": words | {"difference": differences.get("prose")}},
+                },
+            },
+        }
+
+    plan = {"tasks": ["sums", "prose"], "limit": 50, "num_fewshot": 2, "phases": "decode", "seed": 0}
+    cases = [case("off", 40.0), case("sere", 30.0, sums=share(-0.2), prose=share(0.125, 0.05))]
+    return evaluation(*cases, format="sere-lm-eval-1", plan=plan | {"chat_template": False})

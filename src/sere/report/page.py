@@ -137,6 +137,12 @@ def _measured(parts: Sequence[ModelPart]) -> list[str]:
                 f"{what} of {key.model} with {len(settings_of(answers))} settings, "
                 f"in steps of {sizes} rows: {key.texts}"
             )
+        for (_, key), scores in part.scores.items():
+            sizes = _list(sorted({case.batch_size for case in scores}))
+            count = len(settings_of(scores))
+            found.append(
+                f"Scores of {key.model} with {count} settings, in steps of {sizes} rows: {key.texts}"
+            )
         for source in part.tunings:
             found.append(
                 f"The fewest experts of {part.name} for an accepted loss: "
@@ -154,7 +160,7 @@ def _measured(parts: Sequence[ModelPart]) -> list[str]:
 
 def _briefly(part: ModelPart) -> str:
     """Return what was measured of one model among several."""
-    found = [NAMES[measure] for measure in dict.fromkeys(measure for measure, _ in part.answers)]
+    found = [NAMES[measure] for measure in dict.fromkeys(name for name, _ in (*part.answers, *part.scores))]
     found += ["a tuning"] * bool(part.tunings) + ["times"] * bool(part.times)
     return f"{part.name}: {_list([*found, *['similarities of the experts'] * bool(part.tables)])}"
 

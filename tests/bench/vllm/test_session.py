@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -157,8 +158,10 @@ def test_bench_of_engines_in_processes(tmp_path: Path, capsys: pytest.CaptureFix
     out = tmp_path / "out.jsonl"
     command = ["bench", "serve", "--preset", "tiny", "--layers", "1", "--batch-size", "6", "--prompt", "8"]
     command += ["--steps", "4", "--rounds", "1", "--vanilla", "--no-replay", "--out", str(out)]
-    assert main([*command, "--setting", "sere:active_experts=0"]) == 0
-    assert list(tmp_path.iterdir()) == [out]
+    page = tmp_path / "page.html"
+    report = [] if find_spec("plotly") is None else ["--report", str(page)]
+    assert main([*command, *report, "--setting", "sere:active_experts=0"]) == 0
+    assert {*tmp_path.iterdir()} == ({out, page} if report else {out})
     records = {record["setting"]: record for record in map(json.loads, out.read_text().splitlines())}
     assert [*records] == ["off", "sere:active_experts=0", "vanilla"]
     on: dict[str, Any] = records["sere:active_experts=0"]
@@ -170,3 +173,7 @@ def test_bench_of_engines_in_processes(tmp_path: Path, capsys: pytest.CaptureFix
     assert main([*command, "--engine-option", "max-num-sequences=3"]) == 2
     said = capsys.readouterr().err.splitlines()
     assert "has no engine option 'max_num_sequences'" in said[-1]
+    pytest.importorskip("plotly", reason="needs plotly: make test-vllm")
+    shown = page.read_text(encoding="utf-8")
+    assert "Speed: time per output token" in shown
+    assert all(f">{setting}<" in shown for setting in records)

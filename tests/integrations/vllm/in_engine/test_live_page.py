@@ -19,7 +19,9 @@ import pytest
 pytest.importorskip("vllm", reason="needs vLLM: make test-vllm")
 
 from sere.bundled import model_path
+from sere.integrations.vllm.client.admin_key import HEADER
 from tests.support.browser import LOOKS, SCREENSHOTS, browser, until, watched
+from tests.support.prometheus import ALERTS, QUERIES, needs, prometheus, rules, values, wait_for
 from tests.support.vllm.server import Server, free_port, serve
 
 pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("default")]
@@ -196,6 +198,39 @@ def test_top_reads_a_real_server(server: Server) -> None:
     refused = top(server.url, "--once", key="another")
     assert (refused.returncode, refused.stdout) == (1, "")
     assert "the server asks for its key; set VLLM_API_KEY to it" in refused.stderr
+
+
+def call(server: Server, path: str, body: Any = None) -> Any:
+    """Ask the server with both keys; what it answers."""
+    headers = {"Authorization": f"Bearer {KEY}", HEADER: server.admin_key, "Content-Type": "application/json"}
+    data = None if body is None else json.dumps(body).encode()
+    with urllib.request.urlopen(
+        urllib.request.Request(f"{server.url}{path}", data, headers), timeout=30
+    ) as answer:
+        return json.load(answer)
+
+
+@needs("prometheus")
+def test_a_real_prometheus_reads_it(server: Server, tmp_path: Path) -> None:
+    """With the key: all queries of the dashboard have numbers, no alert fires, values are the statistics'."""
+    target = server.url.removeprefix("http://")
+    with prometheus(tmp_path, target, 8, authorization={"credentials": KEY}) as port:
+        found = {(title, text): values(port, text) for title, text in QUERIES}
+        assert [title for (title, _), numbers in found.items() if not numbers] == []
+        assert all(value >= 0 for numbers in found.values() for value in numbers)
+        alerts = rules(port)
+        assert {alert["name"] for alert in alerts} == {rule["alert"] for rule in ALERTS}
+        assert {(alert["state"], alert["health"]) for alert in alerts} == {("inactive", "ok")}
+        call(server, "/v1/sere/settings", {"enabled": False})
+        try:
+            # From here on no layer counts, so that both are of the same moment.
+            wait_for(port, "sere_enabled == 0")
+            layers = call(server, "/v1/sere/stats")["layers"]
+            steps, after = (values(port, f"sere_layer_{name}_total") for name in ("steps", "distinct_after"))
+        finally:
+            call(server, "/v1/sere/settings", {"enabled": True})
+    assert steps == [layer["steps"] for layer in layers]
+    assert after == pytest.approx([layer["steps"] * layer["distinct_after"] for layer in layers])
 
 
 def test_nobody_looks_nobody_asks(server: Server, tmp_path: Path) -> None:

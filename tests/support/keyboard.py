@@ -10,11 +10,24 @@ _FOCUSED = """() => {
   const one = document.activeElement, box = one.getBoundingClientRect(), style = getComputedStyle(one);
   const name = one.id || one.getAttribute('aria-label') || one.textContent.trim();
   const inside = box.top < innerHeight && box.bottom > 0 && box.left < innerWidth && box.right > 0;
-  return [name, inside && box.width > 1 && style.outlineStyle !== 'none' && parseFloat(style.outlineWidth) >= 2];
+  const outlined = style.outlineStyle !== 'none' && parseFloat(style.outlineWidth) >= 2;
+  return [name, inside && box.width > 1 && outlined];
 }"""
 
 # Roles that mean nothing to somebody who hears them without a name.
-_NAMED = {"button", "combobox", "figure", "img", "link", "option", "region", "slider", "switch", "textbox"}
+_NAMED = {
+    "article",
+    "button",
+    "combobox",
+    "figure",
+    "img",
+    "link",
+    "option",
+    "region",
+    "slider",
+    "switch",
+    "textbox",
+}
 
 
 def focused(page: Any) -> str:
@@ -33,10 +46,13 @@ def tab(page: Any, times: int = 1, key: str = "Tab") -> list[str]:
     return found
 
 
-def spoken(page: Any) -> list[tuple[str, str]]:
-    """Return the accessibility tree as roles and names, in order; each control and figure has a name."""
+def spoken(page: Any) -> dict[str, list[str]]:
+    """Return the names of the accessibility tree by role, in order; each control and figure has one."""
     text = page.locator("body").aria_snapshot()
     found = re.findall(r'^\s*- (\w+)(?: "((?:[^"\\]|\\.)*)")?', text, re.MULTILINE)
     nameless = [role for role, name in found if role in _NAMED and not name]
     assert nameless == [], f"without a name: {nameless}, in:\n{text}"
-    return found
+    names: dict[str, list[str]] = {}
+    for role, name in found:
+        names.setdefault(role, []).append(name)
+    return names

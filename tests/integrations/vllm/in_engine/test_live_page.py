@@ -17,6 +17,7 @@ import pytest
 pytest.importorskip("vllm", reason="needs vLLM: make test-vllm")
 
 from tests.support.browser import LOOKS, SCREENSHOTS, browser, until, watched
+from tests.support.graph_page import picture_of_graphs
 from tests.support.keyboard import spoken, tab
 from tests.support.prometheus import ALERTS, QUERIES, needs, prometheus, rules, values, wait_for
 from tests.support.vllm.live_server import KEY, PORT, call, live_server, loaded
@@ -87,8 +88,6 @@ def test_the_page_follows_and_steers_the_engine(server: Server, chromium: Any) -
 
 
 LINES = ["Experts", "Rows per step", "Slots re-routed", "Steps per second"]
-FIGURES = ["layers", "As a table", *(f"{name} over time" for name in LINES)]
-CONTROLS = ["switch", "tier", "set-tier", "active", "set-active", "top", "set-top", "reset"]
 
 
 def press(page: Any, key: str, said: str) -> None:
@@ -108,15 +107,15 @@ def test_the_keyboard_is_enough(server: Server, chromium: Any) -> None:
         page.wait_for_selector("#main:focus", timeout=WAIT_MS)
         until(page, f"{READ} > 6")
 
-        assert tab(page) == FIGURES[:1]
+        assert tab(page) == ["layers"]
         for key, layer in (("ArrowRight", 0), ("ArrowRight", 1), ("End", 5), ("ArrowLeft", 4), ("Home", 0)):
             page.keyboard.press(key)
             assert page.inner_text("#layers-when").startswith(f"Layer {layer}: ")
-        assert tab(page) == FIGURES[1:2]
+        assert tab(page) == ["As a table"]
         page.keyboard.press("Space")
         page.wait_for_selector("#layers-table:visible", timeout=WAIT_MS)
         assert tab(page) == ["Experts by layer as a table"]
-        assert tab(page, 4) == FIGURES[2:]
+        assert tab(page, 4) == [f"{name} over time" for name in LINES]
         chart = page.get_by_role("slider").last
         for key, seconds in (("ArrowLeft", -10), ("ArrowDown", -20), ("ArrowRight", -10), ("Home", -900)):
             page.keyboard.press(key)
@@ -125,41 +124,37 @@ def test_the_keyboard_is_enough(server: Server, chromium: Any) -> None:
 
         assert tab(page) == ["admin-key"]
         page.keyboard.type(server.admin_key)
-        assert tab(page) == CONTROLS[:1]
+        assert tab(page) == ["switch"]
         press(page, "Space", "re-routing: off")
         press(page, "Enter", "re-routing: on")
-        assert tab(page) == CONTROLS[1:2]
+        assert tab(page) == ["tier"]
         page.keyboard.press("f")
-        assert tab(page) == CONTROLS[2:3]
+        assert tab(page) == ["set-tier"]
         press(page, "Enter", "tier: fast")
-        assert tab(page) == CONTROLS[3:4]
+        assert tab(page) == ["active"]
         page.keyboard.type("20")
         press(page, "Enter", "(M): 20")
-        assert tab(page, 2) == CONTROLS[4:6]
+        assert tab(page, 2) == ["set-active", "top"]
         page.keyboard.type("1")
-        assert tab(page) == CONTROLS[6:7]
+        assert tab(page) == ["set-top"]
         press(page, "Space", "(S): 1")
-        assert tab(page) == CONTROLS[7:]
+        assert tab(page) == ["reset"]
         press(page, "Space", "all counters are zero")
         assert tab(page) == ["changes"]
 
         heard = spoken(page)
-        assert [name for role, name in heard if role == "slider"] == [f"{name} over time" for name in LINES]
-        for one in (
-            ("textbox", "Operator's key"),
-            ("switch", "Re-routing"),
-            ("combobox", "Tier of the table"),
-            ("button", "Set the tier"),
-            ("textbox", "Experts a step may read (M)"),
-            ("button", "Set M"),
-            ("textbox", "Slots that keep their expert (S)"),
-            ("button", "Set S"),
-            ("button", "Set all counters to zero"),
-            ("group", "Experts by layer; arrow keys go from layer to layer"),
-            ("table", "Means per step of each layer"),
-            ("list", "What changed"),
-        ):
-            assert one in heard
+        wanted = {
+            "slider": [f"{name} over time" for name in LINES],
+            "figure": LINES,
+            "textbox": ["Operator's key", "Experts a step may read (M)", "Slots that keep their expert (S)"],
+            "button": ["Set the tier", "Set M", "Set S", "Set all counters to zero"],
+            "switch": ["Re-routing"],
+            "combobox": ["Tier of the table"],
+            "table": ["Means per step of each layer"],
+        }
+        assert {role: heard.get(role) for role in wanted} == wanted
+        assert "Experts by layer; arrow keys go from layer to layer" in heard["group"]
+        assert len(heard["article"]) == 6
         assert [text for text in complaints if "401" not in text] == []
         call(server, "/v1/sere/settings", {"tier": "safe"})
 
@@ -266,6 +261,22 @@ def test_a_real_prometheus_reads_it(server: Server, tmp_path: Path) -> None:
             call(server, "/v1/sere/settings", {"enabled": True})
     assert steps == [layer["steps"] for layer in layers]
     assert after == pytest.approx([layer["steps"] * layer["distinct_after"] for layer in layers])
+
+
+@needs("prometheus")
+def test_a_picture_of_prometheus(server: Server, chromium: Any, tmp_path: Path) -> None:
+    """Its own graph page draws queries of the dashboard while the tier changes; a picture is kept."""
+    target = server.url.removeprefix("http://")
+    queries = [
+        text
+        for title, text in QUERIES
+        if title in ("Experts that ran, by layer", "Slots re-routed, by layer")
+    ]
+    with prometheus(tmp_path, target, 20, authorization={"credentials": KEY}) as port:
+        call(server, "/v1/sere/settings", {"tier": "fast"})
+        wait_for(port, f"max({queries[1].split(' / ')[0]}) > 0")
+        picture_of_graphs(chromium, port, queries, 20, SCREENSHOTS / "prometheus.png")
+    call(server, "/v1/sere/settings", {"tier": "safe"})
 
 
 def test_nobody_looks_nobody_asks(server: Server, tmp_path: Path) -> None:

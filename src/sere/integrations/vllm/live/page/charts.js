@@ -114,7 +114,7 @@ class Lines {
     Object.assign(this, { series, form, points: [], at: null });
     this.value = h('span', { class: 'value' });
     this.holder = h('div', { class: 'chart', tabindex: '0', role: 'slider', 'aria-label': `${title} over time` });
-    this.figure = h('figure', {}, [h('figcaption', {}, [h('b', {}, title), this.value]), this.holder]);
+    this.figure = h('figure', { 'aria-label': title }, [h('figcaption', {}, [h('b', {}, title), this.value]), this.holder]);
     this.holder.addEventListener('pointermove', (event) => {
       const box = this.holder.getBoundingClientRect();
       this.point(this.from + ((event.clientX - box.left - PAD.left) / this.size.inner) * (this.now - this.from));

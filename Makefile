@@ -85,7 +85,7 @@ bench-serve-loads: .venv-vllm/.ready ## the same: first tokens, prompts and a mi
 
 screenshots: .venv/.dev .venv-vllm/.ready ## pictures in docs/screenshots: the tests draw them, in Chromium
 	$(BIN)/python -m pytest -q tests/report/test_first_screen.py
-	.venv-vllm/bin/python -m pytest -q -m vllm tests/integrations/vllm/in_engine/test_live_page.py
+	.venv-vllm/bin/python -m pytest -q tests/integrations/vllm/in_engine/test_live_page.py
 	$(BIN)/python docs/build/screenshots.py
 
 train: .venv/.dev ## train the bundled model again from nothing (about an hour on two idle cores)

@@ -15,7 +15,7 @@ PYTEST := -m pytest $(LAST_RESORT) $(if $(SEED),--randomly-seed=$(SEED))
 PARALLEL := -n 2 --max-worker-restart=0
 
 .PHONY: help demo fuzz fuzz-http soak viewers test test-oldest test-vllm fmt lint type cuda-check bench-smoke bench-serve bench-serve-loads \
-	architectures documents train wheel-test clean \
+	architectures documents screenshots train wheel-test clean \
 	gpu-test gpu-sanitize gpu-bench gpu-calibrate gpu-serve gpu-day
 
 help: ## what each target does
@@ -86,6 +86,11 @@ bench-serve: .venv-vllm/.ready ## vLLM on this CPU, at Qwen3-30B-A3B's layer sha
 
 bench-serve-loads: .venv-vllm/.ready ## the same: first tokens, prompts and a mixture
 	$(BENCH_SERVE) --layers 4 --rounds 2 --load ttft-32 ttft-2k ttft-8k prefill mixed
+
+screenshots: .venv/.dev .venv-vllm/.ready ## pictures in docs/screenshots: the tests draw them, in Chromium
+	$(BIN)/python -m pytest -q tests/report/test_first_screen.py
+	.venv-vllm/bin/python -m pytest -q tests/integrations/vllm/in_engine/test_live_page.py
+	$(BIN)/python docs/build/screenshots.py
 
 train: .venv/.dev ## train the bundled model again from nothing (about an hour on two idle cores)
 	$(BIN)/python -m recipe.train --out runs/train

@@ -17,9 +17,9 @@ from pathlib import Path
 import answer_tables as answers
 import architecture_table
 import fill_tables as fill
+import harness_table
 import http_tables
 import machine_tables
-import harness_table
 import pictures
 import policy_table
 import records

@@ -54,17 +54,17 @@ def loaded(server: Server) -> Iterator[None]:
 def _ask(server: Server, one: int, ended: threading.Event) -> None:
     body = {"model": "tiny", "prompt": f"add {one}4 {one + 1}7 = ", "max_tokens": 100, "ignore_eos": True}
     while not ended.wait(0.01):
-        # The server may have ended: then there is nobody to ask, a second later neither.
+        # The server may stand still, or have ended.
         try:
-            call(server, "/v1/completions", body)
+            call(server, "/v1/completions", body, timeout=10)
         except (OSError, HTTPException):
             ended.wait(1)
 
 
-def call(server: Server, path: str, body: Any = None) -> Any:
+def call(server: Server, path: str, body: Any = None, timeout: float = 60) -> Any:
     """Ask the server with both keys; return what it answers."""
     headers = {"Authorization": f"Bearer {KEY}", HEADER: server.admin_key, "Content-Type": "application/json"}
     data = None if body is None else json.dumps(body).encode()
     request = urllib.request.Request(f"{server.url}{path}", data, headers)
-    with urllib.request.urlopen(request, timeout=60) as answer:
+    with urllib.request.urlopen(request, timeout=timeout) as answer:
         return json.load(answer)

@@ -68,7 +68,7 @@ def test_the_page_follows_and_steers_the_engine(server: Server, chromium: Any) -
         page.fill("#top", "3")
         page.click("#set-top")
         for viewer in (page, other):
-            until(viewer, "document.getElementById('changes').textContent.includes('(S): 2 → 3')")
+            until(viewer, "document.getElementById('changes').textContent.includes('(S): 1 → 3')")
             assert "slots that keep theirs (S)\n3\n" in viewer.inner_text("#settings")
         page.click("#switch")
         until(page, "document.getElementById('state-text').textContent === 'Off'")
@@ -131,9 +131,9 @@ def test_the_keyboard_is_enough(server: Server, chromium: Any) -> None:
         page.keyboard.type("20")
         press(page, "Enter", "(M): 20")
         assert tab(page, 2) == ["set-active", "top"]
-        page.keyboard.type("1")
+        page.keyboard.type("2")
         assert tab(page) == ["set-top"]
-        press(page, "Space", "(S): 1")
+        press(page, "Space", "(S): 2")
         assert tab(page) == ["reset"]
         press(page, "Space", "all counters are zero")
         assert tab(page) == ["changes"]

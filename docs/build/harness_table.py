@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from statistics import fmean
+from textwrap import fill
 
-from cells import conditions, table
+from cells import conditions, counts, table
 from records import Record, read_json
 
 _ENGINES = {"transformers": "Transformers", "vllm": "vLLM"}
@@ -18,10 +19,15 @@ def harness() -> str:
     tasks = list(runs[0]["values"])
     rows = [[task, *(_cell(one["values"][task]) for one in runs)] for task in tasks]
     means = [f"{fmean(found['value'] for found in one['values'].values()):.4f}" for one in runs]
-    rows.append(["mean", *means])
+    rows += [["mean", *means], ["experts", *(counts(one["experts"]) for one in runs)]]
     side_by_side = table(rows, ["exact_match", *names])
-    printed = [f"**{name}**\n\n" + "\n".join(one["table"]) for name, one in zip(names, runs, strict=True)]
+    printed = [_printed(name, one) for name, one in zip(names, runs, strict=True)]
     return "\n\n".join([side_by_side, *printed]) + conditions([record])
+
+
+def _printed(name: str, run: Record) -> str:
+    said = "" if run["log"] is None else f"\n\nThe engine's log:\n\n```\n{fill(run['log'], 100)}\n```"
+    return f"**{name}**\n\n" + "\n".join(run["table"]) + said
 
 
 def _cell(found: Record) -> str:

@@ -11,7 +11,11 @@ pytestmark = pytest.mark.checkout
 
 def run(engine: str, setting: str, value: float) -> dict[str, Any]:
     values = {"sere_a": {"value": value, "stderr": 0.05}, "sere_b": {"value": 1.0, "stderr": 0.0}}
-    return {"engine": engine, "setting": setting, "values": values, "table": [f"|{setting} {engine}|"]}
+    said = {"experts": {"distinct_before": 9.0, "distinct_after": 6.0}, "log": None}
+    if engine == "vllm":
+        said = {"experts": None, "log": "sere: 7 steps re-routed"}
+    shown = [f"|{setting} {engine}|"]
+    return {"engine": engine, "setting": setting, "values": values, "table": shown} | said
 
 
 def test_runs_stand_side_by_side(build: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -24,9 +28,9 @@ def test_runs_stand_side_by_side(build: Any, monkeypatch: pytest.MonkeyPatch) ->
     text = tables.harness()
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if "|" in line]
     assert rows[0] == ["exact_match", "Transformers, off", "vLLM, sere"]
-    assert rows[2:5] == [
+    assert rows[2:6] == [
         ["sere_a", "0.50 ± 0.0500", "0.25 ± 0.0500"], ["sere_b", "1.00 ± 0.0000", "1.00 ± 0.0000"],
-        ["mean", "0.7500", "0.6250"],
+        ["mean", "0.7500", "0.6250"], ["experts", "9.0 → 6.0", ""],
     ]  # fmt: skip
-    assert "**vLLM, sere**\n\n|sere vllm|" in text
+    assert "**vLLM, sere**\n\n|sere vllm|\n\nThe engine's log:\n\n```\nsere: 7 steps re-routed\n```" in text
     assert text.endswith("commit a, 2026.*")

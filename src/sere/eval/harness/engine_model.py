@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from lm_eval.models.vllm_causallms import VLLM
 
@@ -12,6 +12,8 @@ from sere.eval.engine_likelihoods import engine_log_likelihoods
 from sere.eval.harness.decode_steps import Request, answer
 from sere.integrations.vllm import read_stats
 from sere.summaries import summarize_layers
+
+_T = TypeVar("_T")
 
 
 class EngineLM(VLLM):  # type: ignore[misc]
@@ -50,7 +52,7 @@ class EngineLM(VLLM):  # type: ignore[misc]
             "generate_until", partial(super().generate_until, requests, disable_tqdm=disable_tqdm)
         )
 
-    def _watched(self, kind: str, run: Callable[[], Any]) -> Any:
+    def _watched(self, kind: str, run: Callable[[], _T]) -> _T:
         """Run requests of one kind and keep what re-routing did since the counters were last read."""
         found = run()
         stats = read_stats(self.model, reset=True)

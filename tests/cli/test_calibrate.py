@@ -11,7 +11,7 @@ import pytest
 from sere.calibrate import CalibrationConfig
 from sere.cli import main
 from sere.table import SimilarityTable
-from tests.support.calibration import char_tokenizer, interrupt_at_layer, save_tiny
+from tests.support.calibration import char_tokenizer, interrupt_at_layer, interrupt_at_sums, save_tiny
 
 SMALL = ["--max-tokens", "96", "--seq-len", "16"]
 
@@ -86,6 +86,19 @@ def test_interruption_leaves_no_table_and_resumes(
     assert _run(place, "--out", str(out), "--low-memory") == 0
     assert len(seen) == 3
     assert SimilarityTable.load(out).calibration_tokens == 96
+
+
+def test_an_interrupted_pass_resumes(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A model that fits into memory, too: the sums so far are kept beside the table that is to be."""
+    out, seen = place / "a.safetensors", interrupt_at_sums(monkeypatch, 1)
+    assert _run(place, "--out", str(out), "--batch-size", "2") == 130
+    kept = f"32 of 96 tokens are done (kept in {out}.work); the same command continues after them"
+    assert capsys.readouterr().err == f"\nsere: interrupted; {kept}\n"
+    assert _run(place, "--out", str(out), "--batch-size", "2") == 0
+    assert seen == [32, 64, 96]
+    assert not (place / "a.safetensors.work").exists()
 
 
 @pytest.mark.parametrize("how", ["--low-memory", "--whole"])

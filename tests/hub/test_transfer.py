@@ -175,7 +175,7 @@ def test_what_a_repository_does_not_have_is_none(hub: HubServer) -> None:
 def test_the_clients_errors_need_nobody_else_to_import_them(
     hub: HubServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In a fresh process the package has no attribute ``errors`` yet: what is absent is absent there, too."""
+    """In a fresh process the package has no attribute ``errors`` yet; what is absent is None all the same."""
     monkeypatch.delattr(huggingface_hub, "errors", raising=False)
     assert read_remote(OPEN, "README.md") is None
 

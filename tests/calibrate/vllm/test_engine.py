@@ -145,12 +145,21 @@ def test_experts_in_int8(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_two_ranks_sum_their_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With tensor parallelism each rank computes a part of every expert; the table is that of one."""
+    """With tensor parallelism each rank computes a part of every expert; the table is that of one.
+
+    That is so after an interruption, too, when only one of them has kept sums.
+    """
     # On one NUMA node vLLM does not find cores for two workers by itself.
     cores = sorted(os.sched_getaffinity(0))
     monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", f"{cores[0]}|{cores[-1]}")
-    path = save_model(tmp_path)
-    found = in_vllm(path, engine_options={"tensor_parallel_size": 2})
+    path, work = save_model(tmp_path), tmp_path / "work"
+    options = {"engine_options": {"tensor_parallel_size": 2}, "work_dir": work}
+    with monkeypatch.context() as patch:
+        interrupt_at_sums(patch, 1)
+        with pytest.raises(KeyboardInterrupt):
+            in_vllm(path, **options)
+    assert [file.name for file in work.glob("sums-*")] == ["sums-192-0.safetensors"]
+    found = in_vllm(path, **options)
     check_equal(found, in_transformers(path))
     made: Any = found["projection"].provenance["calibration"]
     assert made["tensor_parallel_size"] == 2

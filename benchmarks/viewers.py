@@ -83,7 +83,7 @@ def main() -> int:
                         rates[count].append(_measure(server, args, number))
                         processor[count].append(_idle(server, args.idle))
                 print(f"round {number + 1} of {args.rounds}", file=sys.stderr, flush=True)
-    print(table(rates, processor))
+    print(render(rates, processor))
     if args.out is not None:
         config = {name: value for name, value in vars(args).items() if name != "out"}
         record = {"format": FORMAT, "config": config, "tokens_per_s": rates, "processor_s_per_s": processor}
@@ -91,7 +91,7 @@ def main() -> int:
     return 0
 
 
-def table(rates: Mapping[int, Sequence[float]], processor: Mapping[int, Sequence[float]]) -> str:
+def render(rates: Mapping[int, Sequence[float]], processor: Mapping[int, Sequence[float]]) -> str:
     """Return, for each number of viewers, median rate, ratio to no viewer and processor time, as text.
 
     Args:

@@ -14,7 +14,7 @@ def test_the_ratio_to_no_viewer_has_an_interval() -> None:
     """Of each number of viewers: the median rate, the median of the rounds' ratios, and its interval."""
     rates = {0: [100.0, 200.0, 50.0, 100.0], 1: [99.0, 198.0, 49.5, 99.0], 20: [98.0, 190.0, 48.0, 97.0]}
     processor = {0: [0.01, 0.02, 0.01, 0.01], 1: [0.015, 0.025, 0.015, 0.015], 20: [0.03, 0.04, 0.03, 0.03]}
-    head, _, *rows = [line.split() for line in viewers.table(rates, processor).splitlines()]
+    head, _, *rows = [line.split() for line in viewers.render(rates, processor).splitlines()]
     assert " ".join(head) == "viewers tokens/s to no viewer 95 % % of a core 95 %"
     assert rows[0] == ["0", "100.0", "1.0000", "1.0000", "to", "1.0000", "0.00", "0.00", "to", "0.00"]
     assert rows[1] == ["1", "99.0", "0.9900", "0.9900", "to", "0.9900", "0.50", "0.50", "to", "0.50"]
@@ -26,7 +26,7 @@ def test_the_ratio_to_no_viewer_has_an_interval() -> None:
 
 def test_one_round_has_no_interval() -> None:
     """Nothing is said of what a single round cannot tell."""
-    last = viewers.table({0: [100.0], 1: [99.0]}, {0: [0.5], 1: [0.75]}).splitlines()[-1]
+    last = viewers.render({0: [100.0], 1: [99.0]}, {0: [0.5], 1: [0.75]}).splitlines()[-1]
     assert last.split() == ["1", "99.0", "0.9900", "-", "25.00", "-"]
 
 

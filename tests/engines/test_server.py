@@ -45,7 +45,13 @@ def marked(name: str) -> list[psutil.Process]:
 
 def test_processor_time_is_of_all_processes(tmp_path: Path) -> None:
     """What a child of the server's first process takes counts, too."""
-    busy = "import sys, time\nwhile time.process_time() < 0.3: pass\nsys.stdin.read()"
+    busy = """
+import sys, time
+end = time.process_time() + 0.3
+while time.process_time() < end:
+    pass
+sys.stdin.read()
+"""
     program = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {busy!r}])"
     process = subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE)
     try:

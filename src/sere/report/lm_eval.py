@@ -70,7 +70,9 @@ def scores_of(source: str, record: Record, key: Key, of_table: str) -> Iterator[
                     _value(result),
                     result["difference"],
                     bool(result["right_or_wrong"]),
-                    *(experts[name] for name in ("distinct_before", "distinct_after", "slots_rerouted")),
+                    experts["distinct_before"],
+                    experts["distinct_after"],
+                    experts["slots_rerouted"],
                     table=of_table,
                     note=seen["nothing_changed"],
                 )

@@ -88,7 +88,7 @@ class ModelPart:
 
     def _other_tables(self) -> list[str]:
         given = {table.fingerprint[:8] for _, table in self.tables}
-        groups = (*self.answers.values(), *self.scores.values())
+        groups: list[Sequence[Quality | Scored]] = [*self.answers.values(), *self.scores.values()]
         used = {case.table.rpartition(" ")[2] for cases in groups for case in cases if case.table}
         used |= {str(source.record["table"])[:8] for source in self.tunings}
         others = sorted(used - given)
@@ -119,7 +119,8 @@ def by_model(collected: Collected) -> list[ModelPart]:
         plain = re.split(r" \(|, ", name)[0]
         return parts.setdefault(plain, ModelPart(plain))
 
-    for one in (*collected.qualities, *collected.timings, *collected.scores):
+    found: list[Quality | Timing | Scored] = [*collected.qualities, *collected.timings, *collected.scores]
+    for one in found:
         part(one.key.model).replaced += 1
     for case in newest(collected.qualities):
         part(case.key.model).replaced -= 1

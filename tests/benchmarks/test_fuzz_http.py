@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from types import SimpleNamespace
@@ -12,7 +13,8 @@ import pytest
 
 pytest.importorskip("hypothesis")
 
-from fuzz_http import NONE, SOME, UNKNOWN, Sender, Stream, _fuzz_route, pauses, spread
+from fuzz_clients import NONE, SOME, UNKNOWN, Sender, Stream, Watch, pauses, spread
+from fuzz_http import _fuzz_route
 from fuzz_requests import ROUTES, Route
 from sere.engines.server import free_port
 from sere.integrations.vllm.client.http_routes import Endpoint
@@ -93,20 +95,35 @@ def test_a_stream_that_breaks_off(monkeypatch: pytest.MonkeyPatch) -> None:
     assert text.startswith("the stream broke off: ConnectionRefusedError")
 
 
+def test_a_machine_that_pauses_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A nap that takes longer than it should is a pause of the machine, and of nobody else."""
+    sleep, woken = time.sleep, threading.Event()
+
+    def late(seconds: float) -> None:
+        sleep(seconds + 0.05)
+        woken.set()
+
+    monkeypatch.setattr(time, "sleep", late)
+    watch = Watch()
+    with watch.watching():
+        assert woken.wait(60)
+    assert watch.longest_ms >= 50
+
+
 @pytest.mark.parametrize(
-    ("fuzzed", "control", "verdict"),
+    ("fuzzed", "machine", "verdict"),
     [
-        ([5.0, 99.0], [5.0], NONE),
-        ([5.0, 99.0], [120.0], NONE),
-        ([5.0, 101.0], [99.0], SOME),
-        ([150.0], [120.0], UNKNOWN),
-        ([1201.0], [120.0], SOME),
+        ([5.0, 99.0], 5.0, NONE),
+        ([5.0, 99.0], 120.0, NONE),
+        ([5.0, 101.0], 99.0, SOME),
+        ([150.0], 120.0, UNKNOWN),
+        ([1201.0], 120.0, SOME),
     ],
     ids=["no pause", "a busy machine, no pause", "a pause", "a busy machine", "a pause on a busy machine"],
 )
-def test_pauses_are_judged_by_the_control(fuzzed: list[float], control: list[float], verdict: str) -> None:
+def test_pauses_are_judged_by_the_machine_s(fuzzed: list[float], machine: float, verdict: str) -> None:
     """Over 100 ms between two tokens is wrong; where the machine itself pauses, ten times as long is."""
-    found, wrong = pauses(spread(fuzzed), spread(control))
+    found, wrong = pauses(spread(fuzzed), machine)
     assert found == verdict
     assert len(wrong) == (verdict == SOME)
     assert all(text.startswith("1 tokens came over 100 ms") for text in wrong)

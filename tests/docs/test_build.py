@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from sere.report.former import label
+from tests.support.records import engine_record
 
 pytestmark = pytest.mark.checkout
 
@@ -66,23 +67,6 @@ def test_newest_record_of_a_case_counts(build: Any, monkeypatch: pytest.MonkeyPa
     lines += [record(1, 6.0, **with_options), record(1, 4.0, **floored), record(1, 3.0, start={})]
     monkeypatch.setattr(records, "read_lines", lambda _name: lines)
     assert [found["tpot_ms"] for found in records.serve_records()] == [3.0, 5.0, 4.0, 6.0]
-
-
-def engine_record(setting: str, **values: Any) -> dict[str, Any]:
-    """A record of an engine in a process of its own."""
-    machine = {"cpu": "AMD EPYC", "cpu_model": "family 26", "cores": 2, "threads": 2, "gpu": None}
-    provenance = {
-        "machine": machine, "versions": {"torch": "2"}, "commit": "a", "clean_tree": True,
-        "utc": "2026-11-28",
-    }  # fmt: skip
-    ratio = {"p20": 1.5, "p50": 1.5, "p80": 1.5}
-    return {
-        "subject": {"model": "m", "layers": 4}, "config": {"mode": "compiled", "start": {}},
-        "setting": setting, "batch_size": 8, "load": "B=8", "measure": "tpot",
-        "time_ms": {"p50": 40.0}, "tpot_ms": {"p50": 40.0}, "speedup": ratio, "speedup_over_vanilla": ratio,
-        "experts": {"distinct_before": 51.0, "distinct_after": 26.0}, "complete_model": None,
-        "provenance": provenance,
-    } | values  # fmt: skip
 
 
 def test_two_depths_are_one_row(build: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -148,65 +132,6 @@ def test_one_case_on_each_processor(build: Any, monkeypatch: pytest.MonkeyPatch)
         ["16", "", "1.50x", "", "1.50x to 1.50x"],
     ]
     assert "- 2: AMD EPYC family 26, which has none for bfloat16" in text
-
-
-def test_one_layers_experts(build: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each kernel has a table with a column for each variant; the newest record of a case counts."""
-    made = engine_record("off")["provenance"]
-
-    def call(kernel: str, variant: str, median: float) -> dict[str, Any]:
-        config = {"kernel": kernel, "T": 8, "M": 15, "variant": variant}
-        return {"config": config, "median": median, "off_over_this": 9.0 / median, **made}
-
-    records = [call("vllm", "off", 8.0), call("vllm", "off", 9.0), call("vllm", "3 kept", 3.0)]
-    records.append(call("eager", "off", 9.0))
-    tables = build("speed_tables")
-    monkeypatch.setattr(tables, "read_lines", lambda _: records)
-    text = tables.flatten()
-    rows = [line for line in text.splitlines() if line.startswith("| 8")]
-    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in rows]
-    assert cells == [["8", "15", "9.0 (1.00x)", "3.0 (3.00x)"], ["8", "15", "9.0 (1.00x)"]]
-    assert re.findall(r"\*\*(.*)\*\*", text) == ["vllm", "eager"]
-
-
-def test_where_bits_stay_is_said_in_words(build: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rows that all have the same bits are equal; else their number and the largest difference are given."""
-    made = engine_record("off")["provenance"]
-    records = [
-        {
-            "config": {"kernel": "k", "dtype": "float32", "rows": kind},
-            "equal_rows": equal, "rows": 64, "largest_eps": 1.24, **made,
-        }
-        for kind, equal in (("one", 64), ("twice", 3))
-    ]  # fmt: skip
-    tables = build("speed_tables")
-    monkeypatch.setattr(tables, "read_lines", lambda _: records)
-    row = tables.flat_bits().splitlines()[2]
-    assert [cell.strip() for cell in row.split("|")[1:-1]] == [
-        "k", "float32", "equal", "3 of 64 equal; 1.2 ε",
-    ]  # fmt: skip
-
-
-def test_least_gains_are_beside_each_other(build: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A cell has a row, and a column for each τ: the experts that a row computes, and the divergence."""
-    tables = build("fill_tables")
-    made = engine_record("off")["provenance"]
-
-    def measured(rule: str, pairs: float, kl: float) -> dict[str, Any]:
-        return {
-            "measure": "divergence", "model": "m", "batch_size": 16, "active_experts": 24, "rule": rule,
-            "kl": [kl, kl], "tokens": [10, 30], "experts": {"pairs_per_row": pairs}, "provenance": made,
-        }  # fmt: skip
-
-    records = [measured("s4/similar", 9.0, 9.0), measured("s4/similar,gain=0.01", 5.0, 0.4)]
-    records.append(measured("s4/similar,gain=0", 7.1, 0.3))
-    monkeypatch.setattr(tables, "read_lines", lambda _: records)
-    header, _, row = tables.fill_gain().splitlines()[:3]
-    assert [cell.strip() for cell in header.split("|")[4:-1]] == ["τ = 0", "τ = 0.01"]
-    assert [cell.strip() for cell in row.split("|")[1:-1]] == ["m", "16", "24", "7.1, 0.0150", "5.0, 0.0200"]
-    monkeypatch.setattr(tables, "read_lines", lambda _: records[:1])
-    with pytest.raises(FileNotFoundError):
-        tables.fill_gain()
 
 
 def test_releases_that_differ_are_told_apart_in_the_table_of_architectures(

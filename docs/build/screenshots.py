@@ -20,7 +20,7 @@ PICTURES = {
     "live-page-phone": 1240,
     "report-light": 800,
     "report-phone": 844,
-    "prometheus": 1100,
+    "prometheus": 884,
 }
 
 

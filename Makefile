@@ -15,7 +15,7 @@ PYTEST := -m pytest $(LAST_RESORT) $(if $(SEED),--randomly-seed=$(SEED))
 PARALLEL := -n 2 --max-worker-restart=0
 
 .PHONY: help demo fuzz fuzz-http soak viewers transcripts test test-oldest test-vllm fmt lint type cuda-check bench-smoke bench-serve bench-serve-loads \
-	architectures documents train wheel-test clean \
+	architectures documents screenshots train wheel-test clean \
 	gpu-test gpu-sanitize gpu-bench gpu-calibrate gpu-serve gpu-day
 
 help: ## what each target does
@@ -72,16 +72,25 @@ documents: .venv/.dev ## write the documents' tables and pictures from benchmark
 	$(BIN)/python docs/build/documents.py
 
 # The defaults, fewer experts, and S=2 as the paper's preset has it, which in this form needs no engine of its own.
+# Another PRESET, such as qwen1.5-moe-a2.7b or deepseek-v2-lite, is timed with four layers and fewer settings.
 # Both targets continue after an interruption.
-BENCH_SERVE := .venv-vllm/bin/python -m sere bench serve --preset qwen3-30b-a3b --compile --threads 2 --vanilla --no-replay \
-	--out $(RESULTS)/serve_engines.jsonl
+QWEN3 := qwen3-30b-a3b
+PRESET ?= $(QWEN3)
+BENCH_SERVE := .venv-vllm/bin/python -m sere bench serve --preset $(PRESET) --compile --threads 2 --vanilla \
+	--out $(RESULTS)/$(if $(filter $(QWEN3),$(PRESET)),serve_engines,serve_presets).jsonl
 FEW := sere:active_experts=8-8/16-15/32-28/64-50/128-80
-bench-serve: .venv-vllm/.ready ## vLLM on this CPU, at Qwen3-30B-A3B's layer shape: decoding, against vanilla
-	$(BENCH_SERVE) --depths 4 8 --batch-size 1 8 16 32 64 128 --prompt 8 --steps 12 --rounds 2 \
-		--setting sere --setting $(FEW) --setting sere:select_top_k=2,active_experts=0
+OF_QWEN3 := --depths 4 8 --batch-size 1 8 16 32 64 128 --setting $(FEW) --setting sere:select_top_k=2,active_experts=0
+OF_OTHERS := --layers 4 --batch-size 8 16 32 64 --setting sere:active_experts=0.25,min_gain=0.01
+bench-serve: .venv-vllm/.ready ## vLLM on this CPU, at Qwen3-30B-A3B's layer shape or that of PRESET: decoding, against vanilla
+	$(BENCH_SERVE) --prompt 8 --steps 12 --rounds 2 --setting sere $(if $(filter $(QWEN3),$(PRESET)),$(OF_QWEN3),$(OF_OTHERS))
 
 bench-serve-loads: .venv-vllm/.ready ## the same: first tokens, prompts and a mixture
 	$(BENCH_SERVE) --layers 4 --rounds 2 --load ttft-32 ttft-2k ttft-8k prefill mixed
+
+screenshots: .venv/.dev .venv-vllm/.ready ## pictures in docs/screenshots: the tests draw them, in Chromium
+	$(BIN)/python -m pytest -q tests/report/test_first_screen.py
+	.venv-vllm/bin/python -m pytest -q tests/integrations/vllm/in_engine/test_live_page.py
+	$(BIN)/python docs/build/screenshots.py
 
 train: .venv/.dev ## train the bundled model again from nothing (about an hour on two idle cores)
 	$(BIN)/python -m recipe.train --out runs/train

@@ -46,12 +46,23 @@ def by_layers(rule: str, M: int, layers: Sequence[int]) -> dict[int, int]:
 
 
 class TallyingRouter(LayerRouter):
-    """One layer of a rule; tallies the experts that its groups read."""
+    """One layer of a rule; tallies the experts that its groups read, and each row's experts."""
 
     def __init__(self, layer: LayerShape, device: torch.device) -> None:
         super().__init__(layer, device)
         self.after = self.before = 0.0
-        self.groups = 0
+        self.groups = self.rows = self.pairs = 0
+
+    def tally_pairs(self, routing: Routing) -> None:
+        """Count the rows, and the different experts with a weight in each."""
+        R = len(routing.ids)
+        used = torch.zeros(R, self.layer.num_experts, dtype=torch.bool)
+        used[
+            torch.arange(R)[:, None].expand_as(routing.ids)[routing.weights != 0],
+            routing.ids[routing.weights != 0].long(),
+        ] = True
+        self.rows += R
+        self.pairs += int(used.sum())
 
 
 class RivalRouter(TallyingRouter):
@@ -74,7 +85,9 @@ class RivalRouter(TallyingRouter):
             self.groups += 1
             self.before += len(set(ids[rows].flatten().tolist()))
             self.after += len(set(routing.ids[routing.weights != 0].tolist()))
-        return Routing(torch.cat([one.ids for one in found]), torch.cat([one.weights for one in found]))
+        routing = Routing(torch.cat([one.ids for one in found]), torch.cat([one.weights for one in found]))
+        self.tally_pairs(routing)
+        return routing
 
 
 class StudyRouter(TallyingRouter):
@@ -108,7 +121,9 @@ class StudyRouter(TallyingRouter):
             1, new_ids.reshape(G, -1), (new != 0).float().reshape(G, -1)
         )
         self.after += float((used > 0).sum())
-        return Routing(new_ids.to(batch.topk_ids.dtype), new.to(batch.topk_weights.dtype))
+        routing = Routing(new_ids.to(batch.topk_ids.dtype), new.to(batch.topk_weights.dtype))
+        self.tally_pairs(routing)
+        return routing
 
 
 class TallyingPolicy(Policy):
@@ -134,11 +149,13 @@ class TallyingPolicy(Policy):
     def _router(self, layer: LayerShape, device: torch.device) -> TallyingRouter: ...
 
     def experts(self) -> dict[str, float]:
-        """Return the mean experts of a step and layer before and after."""
+        """Return the mean experts of a step and layer before and after, and those of a row after."""
+        rows = sum(router.rows for router in self.routers)
         groups = sum(router.groups for router in self.routers)
         return {
             "distinct_before": round(sum(router.before for router in self.routers) / groups, 3),
             "distinct_after": round(sum(router.after for router in self.routers) / groups, 3),
+            "pairs_per_row": round(sum(router.pairs for router in self.routers) / rows, 3),
         }
 
 

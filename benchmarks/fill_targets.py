@@ -51,8 +51,8 @@ def similar(slots: Slots, metric: str = "projection", shrink: float = 1.0, **how
 
     ``scores``: times the router's relative probability; ``own``: times the relative weight of the row's own
     kept slots; ``only``: no substitute but the row's own experts; ``least``: no substitute below that
-    similarity; ``tie``: of the experts within that distance of the best, the one the router prefers;
-    ``factors=0``: none.
+    similarity; ``gain``: none that gives less than that share of the row's Σ w², as ``min_gain`` does;
+    ``tie``: of the experts within that distance of the best, the one the router prefers; ``factors=0``: none.
     """
     facts = slots.step.facts
     table = facts.similarity[metric]
@@ -73,6 +73,9 @@ def similar(slots: Slots, metric: str = "projection", shrink: float = 1.0, **how
         w = w * facts.scale[metric][slots.ids, ids] * shrink
     if "least" in how:
         w = torch.where(similarity >= how["least"], w, 0.0)
+    if "gain" in how:
+        gain, energy = slots.w.square() * similarity, slots.w.square().sum(1, keepdim=True)
+        w = torch.where(gain >= how["gain"] * energy, w, 0.0)
     return slots.put(ids, w)
 
 

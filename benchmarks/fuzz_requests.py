@@ -77,6 +77,7 @@ _VALUES = {
     "layers": st.dictionaries(_INDEX, _OF_A_LAYER | _JSON, max_size=8) | _JSON,
     "tier": st.sampled_from(["safe", "balanced", "fast", None]) | _JSON,
     "keep": st.dictionaries(_INDEX, _IDS, max_size=8) | _JSON,
+    "min_gain": st.floats(0, 1) | _JSON,
     "enabled": st.booleans() | _JSON,
     "count_only": st.booleans() | _JSON,
 }

@@ -24,7 +24,8 @@ from sere.provenance import provenance
 from sere.reroute import COUNTERS, PreparedLayer, TokenBatch, prepare_layer
 from sere.similarity.layer import LayerSimilarity
 
-ROWS = (1, 16, 64, 256)
+# A call for no rows is what a call takes beside its loop.
+ROWS = (0, 1, 16, 64, 256)
 BACKENDS = ("cpu", "torch")
 REFERENCE = "reference"
 # The published method, the default, and a number that a person gives.

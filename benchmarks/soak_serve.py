@@ -32,6 +32,7 @@ from bundled_table import random_bundled_table
 from load_requests import PROTECTED, Load, ask_text, one
 from sere.bundled import model_path
 from sere.engines.server import Server, serve
+from sere.eval.statistics.by_round import bootstrap
 from sere.files import append_json_line
 from sere.provenance import provenance
 
@@ -39,7 +40,6 @@ FORMAT = "sere-soak-serve-2"
 CLIENTS = 8
 GROWTH = 1.02
 LEAST_RATIO = 0.98
-DRAWS = 4000
 NOBODY, SCRAPER, HAMMER = "nobody", "scraper", "scraper and tight loop"
 # A stretch with the scraper has one without readers beside it, in turns before and behind.
 KINDS = (NOBODY, SCRAPER, SCRAPER, NOBODY, HAMMER)
@@ -163,12 +163,8 @@ def neighbors(rates: list[tuple[str, float]]) -> list[tuple[tuple[str, float], t
 
 
 def interval(ratios: list[float]) -> tuple[float, float]:
-    """Return the interval of the mean that holds 95 % of the bootstrap's draws; everything without ratios."""
-    if not ratios:
-        return 0.0, sys.float_info.max
-    chance = random.Random(0)
-    means = sorted(fmean(chance.choices(ratios, k=len(ratios))) for _ in range(DRAWS))
-    return means[DRAWS // 40], means[-1 - DRAWS // 40]
+    """Return the 95 % interval of the mean, by bootstrap; everything for fewer than two ratios."""
+    return bootstrap(ratios) if len(ratios) > 1 else (0.0, sys.float_info.max)
 
 
 def growth(resident: list[int]) -> list[str]:

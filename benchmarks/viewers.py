@@ -3,7 +3,11 @@
 Run ``make viewers`` (or ``python benchmarks/viewers.py`` in an environment with vLLM). A round measures each
 number of viewers once, in an order that rotates from round to round. A viewer asks for what the page shows
 once a second, as the page does; all of them are one process of their own. Printed are the medians, and the
-median of the rounds' ratios to no viewer.
+median of the rounds' ratios to no viewer with its interval (95 %, bootstrap over the rounds).
+
+Throughput on a machine that others share scatters by far more than viewers cost. So each time the load is
+followed by some seconds without requests, in which the processor time of the server's processes is read: what
+it is more than without viewers is what they cost, whether or not it can be seen in throughput.
 """
 
 from __future__ import annotations
@@ -15,21 +19,24 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from random import Random
+from statistics import median
 from time import perf_counter
 from typing import Any
 
 from tabulate import tabulate
 
 from bundled_table import random_bundled_table
-from sere.bench.timing import spread, turns
+from sere.bench.timing import turns
 from sere.bench.vllm.load_generator import Load, run_load
 from sere.bundled import model_path
 from sere.engines.server import Server, serve
 from sere.errors import ServerError
+from sere.eval.statistics.by_prompt import Estimate
+from sere.eval.statistics.by_round import median_of, median_ratio
 from sere.files import append_json_line
 from sere.integrations.vllm.live.fetch import fetch_live, live_url
 from sere.provenance import provenance
@@ -51,6 +58,10 @@ def main() -> int:
     parser.add_argument("--requests", type=int, default=64, help="of a measurement (default: %(default)s)")
     parser.add_argument("--at-once", type=int, default=16, help="requests (default: %(default)s)")
     parser.add_argument("--tokens", type=int, default=200, help="of a request (default: %(default)s)")
+    parser.add_argument(
+        "--idle", type=float, default=10.0, metavar="S",
+        help="seconds without requests in which processor time is read (default: %(default)s)",
+    )  # fmt: skip
     parser.add_argument("--eager", action="store_true", help="without compilation")
     parser.add_argument("--out", type=Path, help="append the record to this file of JSON lines")
     args = parser.parse_args()
@@ -65,26 +76,49 @@ def main() -> int:
         with serve(model_path(), given, Path(folder) / "log", *flags, start_s=START_S) as server:
             _measure(server, args, 0)  # the first requests compile
             rates: dict[int, list[float]] = {count: [] for count in args.viewers}
+            processor: dict[int, list[float]] = {count: [] for count in args.viewers}
             for number in range(args.rounds):
                 for count in turns(args.viewers, number):
                     with _viewers(live_url(server.url), count):
                         rates[count].append(_measure(server, args, number))
+                        processor[count].append(_idle(server, args.idle))
                 print(f"round {number + 1} of {args.rounds}", file=sys.stderr, flush=True)
-    print(
-        tabulate(_rows(rates), headers=["viewers", "tokens/s", "to no viewer"], floatfmt=("g", ".1f", ".4f"))
-    )
+    print(render(rates, processor))
     if args.out is not None:
         config = {name: value for name, value in vars(args).items() if name != "out"}
-        record = {"format": FORMAT, "config": config, "tokens_per_s": rates, "provenance": provenance()}
-        append_json_line(args.out, record)
+        record = {"format": FORMAT, "config": config, "tokens_per_s": rates, "processor_s_per_s": processor}
+        append_json_line(args.out, record | {"provenance": provenance()})
     return 0
 
 
-def _rows(rates: dict[int, list[float]]) -> Iterator[tuple[int, float, float]]:
-    """Return, for each number of viewers, the median rate and the median ratio to no viewer."""
+def render(rates: Mapping[int, Sequence[float]], processor: Mapping[int, Sequence[float]]) -> str:
+    """Return, for each number of viewers, median rate, ratio to no viewer and processor time, as text.
+
+    Args:
+        rates: Tokens per second of each round, by the number of viewers, 0 among them.
+        processor: Processor time per second without requests, in the same form.
+    """
+    rows = []
     for count, found in rates.items():
-        ratios = [one / none for one, none in zip(found, rates[0], strict=True)]
-        yield count, spread(found).p50, spread(ratios).p50
+        more = median_of([100 * (a - b) for a, b in zip(processor[count], processor[0], strict=True)])
+        cells = (*_cells(median_ratio(found, rates[0]), 4), *_cells(more, 2))
+        rows.append([count, f"{median(found):.1f}", *cells])
+    heads = ["viewers", "tokens/s", "to no viewer", "95 %", "% of a core", "95 %"]
+    return str(tabulate(rows, heads, missingval="-", disable_numparse=True))
+
+
+def _cells(found: Estimate, digits: int) -> tuple[str, str | None]:
+    """Return a value and its interval."""
+    bounds = None if found.low is None else f"{found.low:.{digits}f} to {found.high:.{digits}f}"
+    return f"{found.value:.{digits}f}", bounds
+
+
+def _idle(server: Server, seconds: float) -> float:
+    """Return the processor time per second of a server without requests, once it has come to rest."""
+    time.sleep(SETTLE_S)
+    started, before = perf_counter(), server.processor_s()
+    time.sleep(seconds)
+    return (server.processor_s() - before) / (perf_counter() - started)
 
 
 def _measure(server: Server, args: argparse.Namespace, number: int) -> float:

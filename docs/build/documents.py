@@ -17,6 +17,9 @@ from pathlib import Path
 import answer_tables as answers
 import architecture_table
 import fill_tables as fill
+import harness_table
+import http_tables
+import machine_tables
 import pictures
 import policy_table
 import records
@@ -25,6 +28,7 @@ import serving_tables as serving
 import speed_tables as speed
 import step_time_table
 import tune_tables as tune
+import viewer_table
 from sere.files import atomic_path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -34,6 +38,7 @@ DOCUMENTS = (
     "docs/evaluating.md",
     "docs/measurements.md",
     "docs/method.md",
+    "docs/operations.md",
 )
 BLOCK = re.compile(r"(<!-- record: (?P<name>[a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -46,32 +51,45 @@ BLOCKS: Mapping[str, Callable[[], str]] = {
     "gain": answers.gain,
     "tuned": tune.tuned,
     "tuned-layers": tune.tuned_layers,
+    "own-texts": tune.own_texts,
     "eval-prompts": answers.eval_prompts,
     "eval-questions": answers.eval_questions,
     "eval-metrics": answers.eval_metrics,
     "eval-tasks": answers.eval_tasks,
     "eval-vllm": answers.eval_vllm,
+    "harness": harness_table.harness,
     "fill-choices": fill.fill_choices,
     "fill-targets": fill.fill_targets,
     "fill-cells": fill.fill_cells,
     "fill-rivals": fill.fill_rivals,
+    "fill-gain": fill.fill_gain,
     "fill-answers": fill.fill_answers,
     "reroute": speed.reroute,
     "bench": speed.bench,
+    "bench-one-row": lambda: speed.bench("bench_one_row.jsonl"),
+    "flatten": speed.flatten,
+    "flat-bits": speed.flat_bits,
     "serve": serving.serve,
     "serve-emulated": lambda: serving.serve("serve_emulated.jsonl"),
     "serve-engines": serving.serve_engines,
     "serve-gain": lambda: serving.serve_engines("serve_gain.jsonl"),
     "serve-share": lambda: serving.serve_engines("serve_share.jsonl"),
+    "serve-presets": lambda: serving.serve_engines("serve_presets.jsonl"),
+    "serve-machines": machine_tables.machines,
     "serve-loads": serving.serve_loads,
+    "than-vanilla": serving.than_vanilla,
     "routing": serving.routing,
     "serve-online": serving.serve_online,
     "vllm-load": serving.vllm_load,
+    "viewers": viewer_table.viewers,
+    "fuzz-http": http_tables.fuzz_http,
+    "soak": http_tables.soak,
     "similarity": speed.similarity,
     "step-time": step_time_table.step_time,
     "step-time-machines": step_time_table.step_time_machines,
     "step-time-cells": step_time_table.step_time_cells,
     "calibrate-large": speed.calibrate_large,
+    "calibrate-in-vllm": speed.calibrate_in_vllm,
     "architectures": architecture_table.architectures,
     "policies": policy_table.policies,
 }

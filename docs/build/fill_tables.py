@@ -12,6 +12,7 @@ from sere.eval.statistics.by_prompt import student_t
 
 SERE, FORMER = "s4/similar", "w1/similar"
 RIVAL = "rival/"
+GAIN = "s4/similar,gain="
 
 # What each fill and target is, in the order of the tables.
 FILLS = {
@@ -166,6 +167,28 @@ def fill_answers() -> str:
     return table(rows, headers) + conditions(_last(records))
 
 
+def fill_gain() -> str:
+    """By cell and least gain: the experts that a row computes, and the divergence in nats per token."""
+    records = [one for one in _records("divergence") if one["rule"].startswith(GAIN)]
+    if not records:
+        raise FileNotFoundError("no rule with a least gain is recorded")
+    gains = sorted({float(one["rule"].removeprefix(GAIN)) for one in records})
+    cells: dict[tuple[str, int, int], dict[float, Record]] = {}
+    for one in records:
+        case = (one["model"], one["batch_size"], one["active_experts"])
+        cells.setdefault(case, {})[float(one["rule"].removeprefix(GAIN))] = one
+    rows = [
+        [*case, *(_pairs_and_nats(found[gain]) if gain in found else "" for gain in gains)]
+        for case, found in sorted(cells.items())
+    ]
+    headers = ["model", "B", "M", *(f"τ = {gain:g}" for gain in gains)]
+    return table(rows, headers) + conditions(_last(records))
+
+
+def _pairs_and_nats(record: Record) -> str:
+    return f"{record['experts']['pairs_per_row']:.1f}, {_nats([record])}"
+
+
 _COMPARED = {
     FORMER: "Σ w", "w4/similar": "Σ w⁴", "s4/drop": "dropped", "s4/refill": "OEA",
     "s4/random": "random", "xshare/refill": "XShare",
@@ -191,7 +214,7 @@ def _in_order(found: Mapping[str, Any]) -> list[str]:
         fill, target = rule.split("/", 1)
         return fill in ("xshare", "budget"), targets.index(target), fills.index(fill)
 
-    return sorted((rule for rule in found if not rule.startswith(RIVAL)), key=place)
+    return sorted((rule for rule in found if not rule.startswith((RIVAL, GAIN))), key=place)
 
 
 def _words(rule: str) -> str:

@@ -21,6 +21,9 @@ from sere.outlook.calibration import chance
 _TRAINED = {"bundled": "demo.json", "second model": "frontier-suanpan.json"}
 _FEWEST_ROWS = 8
 
+# Slower or faster than vanilla is an engine whose ratio is beyond this even at the 80th or 20th percentile.
+_SLOWER, _FASTER = 0.99, 1.01
+
 _MEASURES = {"ttft": "first token", "total": "all requests"}
 
 
@@ -60,14 +63,21 @@ def serve_engines(name: str = "serve_engines.jsonl") -> str:
     }
     fewest = min((one["subject"]["layers"] for one in records), default=0)
     first = [one for one in records if one["subject"]["layers"] == fewest and not _is_replay(one)]
+    replays = {
+        (serve_line(one), started(one), one["subject"]["layers"], one["setting"].removeprefix(REPLAY)): one
+        for one in records
+        if _is_replay(one)
+    }
     headers = ["B", "setting", "experts", "pairs", "TPOT, ms", "faster", "than vanilla"]
-    headers += ["per layer"] * bool(complete)
+    headers += ["per layer"] * bool(complete) + ["vs replay, %"] * bool(replays)
 
     def row(record: Record) -> list[str]:
         cells = [str(record["batch_size"]), _served_setting(record), counts(record["experts"])]
         cells += [_pairs(record), *time(record), _times(record["speedup_over_vanilla"])]
         deeper = complete.get((serve_line(record), started(record), record["setting"]))
-        return [*cells, *[_layer(deeper)] * bool(complete)]
+        case = (serve_line(record), started(record), record["subject"]["layers"], record["setting"])
+        cost = _over_replay(record, replays.get(case))
+        return [*cells, *[_layer(deeper)] * bool(complete), *[cost] * bool(replays)]
 
     ordered = sorted(first, key=lambda one: int(one["batch_size"]))
     return grouped(ordered, _engine, headers, row) + conditions(records)
@@ -85,6 +95,35 @@ def serve_loads() -> str:
             _times(record["speedup_over_vanilla"]),
         ],
     ) + conditions(records)  # fmt: skip
+
+
+def than_vanilla() -> str:
+    """In how many comparisons an engine with sere is surely over 1 % slower, or faster, than vanilla."""
+    found: dict[str, list[tuple[str, Mapping[str, float]]]] = {}
+    for record in [*serve_records("serve_engines.jsonl"), *serve_records("serve_gain.jsonl")]:
+        ratio = record["speedup_over_vanilla"]
+        if ratio is not None and record["setting"] != "vanilla" and not _is_replay(record):
+            kind = "off" if record["setting"] == "off" else "re-routing"
+            found.setdefault(f"{kind}, a process each", []).append((record["load"], ratio))
+    for record in serve_records():
+        if record["setting"] == "vanilla":
+            # There it is compared with ``off``, not the other way round.
+            off = {"p20": 1 / record["speedup"]["p80"], "p50": 1 / record["speedup"]["p50"]}
+            off["p80"] = 1 / record["speedup"]["p20"]
+            found.setdefault("off, one process", []).append((f"B={record['batch_size']}", off))
+    rows = [
+        [
+            kind, len(ratios), sum(ratio["p80"] < _SLOWER for _, ratio in ratios),
+            sum(ratio["p20"] > _FASTER for _, ratio in ratios), _slowest(ratios),
+        ]
+        for kind, ratios in found.items()
+    ]  # fmt: skip
+    return table(rows, ["engine", "compared", "slower", "faster", "slowest: median (20 to 80 %)"])
+
+
+def _slowest(ratios: list[tuple[str, Mapping[str, float]]]) -> str:
+    load, ratio = min(ratios, key=lambda one: one[1]["p50"])
+    return f"{load}: {ratio['p50']:.3f}x ({ratio['p20']:.3f}x to {ratio['p80']:.3f}x)"
 
 
 def routing() -> str:
@@ -216,8 +255,15 @@ def _costs(record: Record, replay: Record | None) -> list[str]:
     tpot, cost = record["tpot_ms"]["p50"], record.get("overhead")
     return [
         "" if cost is None else f"{100 * cost['ms_per_step'] / tpot:.1f}",
-        "" if replay is None else f"{100 * (tpot / replay['tpot_ms']['p50'] - 1):+.1f}",
+        _over_replay(record, replay),
     ]
+
+
+def _over_replay(record: Record, replay: Record | None) -> str:
+    """Return how much longer a step takes than with recorded ids and pairs, in percent."""
+    if replay is None:
+        return ""
+    return f"{100 * (record['tpot_ms']['p50'] / replay['tpot_ms']['p50'] - 1):+.1f}"
 
 
 def _served_setting(record: Record) -> str:

@@ -6,6 +6,7 @@ from typing import Any
 
 from cells import conditions, counts, shapes, short, table, time
 from records import read_lines
+from sere.bench.shapes import SHAPES
 
 
 def reroute() -> str:
@@ -22,9 +23,9 @@ def reroute() -> str:
     return table(rows, headers) + conditions(records)
 
 
-def bench() -> str:
+def bench(name: str = "bench.jsonl") -> str:
     """Decoding at a real model's layer shape."""
-    records = read_lines("bench.jsonl")
+    records = read_lines(name)
     rows = [
         [
             record["batch_size"], short(record["setting"]), counts(record["experts"]), *time(record),
@@ -34,6 +35,48 @@ def bench() -> str:
     ]  # fmt: skip
     headers = ["batch", "setting", "experts", "TPOT, ms", "faster", "overhead, ms"]
     return shapes(records) + table(rows, headers) + conditions(records)
+
+
+def flatten() -> str:
+    """One layer's experts: milliseconds per call, and times faster than all slots of unchanged rows."""
+    records = read_lines("flatten.jsonl")
+    parts = []
+    for kernel in dict.fromkeys(one["config"]["kernel"] for one in records):
+        newest = {
+            (one["config"]["T"], one["config"]["M"], one["config"]["variant"]): one
+            for one in records
+            if one["config"]["kernel"] == kernel
+        }
+        columns = list(dict.fromkeys(variant for _, _, variant in newest))
+        rows = [
+            [T, M, *(_call(newest.get((T, M, variant))) for variant in columns)]
+            for T, M in dict.fromkeys((T, M) for T, M, _ in newest)
+        ]
+        parts.append(f"**{kernel}**\n\n{table(rows, ['rows', 'experts', *columns])}")
+    return "\n\n".join(parts) + conditions(records)
+
+
+def _call(record: Any) -> str:
+    return "" if record is None else f"{record['median']:.1f} ({record['off_over_this']:.2f}x)"
+
+
+def flat_bits() -> str:
+    """Where pairs give the bits of all slots, by expert kernel, dtype and kind of row."""
+    newest = {
+        (one["config"]["kernel"], one["config"]["dtype"], one["config"]["rows"]): one
+        for one in read_lines("flat_bits.jsonl")
+    }
+    kinds = list(dict.fromkeys(kind for _, _, kind in newest))
+    cases = dict.fromkeys((kernel, dtype) for kernel, dtype, _ in newest)
+    rows = [[*case, *(_bits(newest.get((*case, kind))) for kind in kinds)] for case in cases]
+    return table(rows, ["experts", "dtype", *kinds]) + conditions(list(newest.values()))
+
+
+def _bits(record: Any) -> str:
+    if record is None:
+        return ""
+    equal, rows = record["equal_rows"], record["rows"]
+    return "equal" if equal == rows else f"{equal} of {rows} equal; {record['largest_eps']:.1f} ε"
 
 
 def similarity() -> str:
@@ -66,3 +109,19 @@ def calibrate_large() -> str:
         for record in records
     ]  # fmt: skip
     return table(rows, ["checkpoint, GB", "tokens", "peak resident, GB", "seconds"]) + conditions(records)
+
+
+def calibrate_in_vllm() -> str:
+    """Memory and time of calibration within vLLM."""
+    records = read_lines("calibrate_in_vllm.jsonl")
+    rows = [
+        [
+            config["preset"], config["layers"], config["tokens"], f"{record['peak_bytes'] / 1e9:.1f}",
+            f"{record['seconds']:.0f}", f"{seconds * SHAPES[config['preset']].layers / 3600:.1f}",
+        ]
+        for record in records
+        if record["complete"]
+        for config, seconds in [(record["config"], record["seconds_per_layer"])]
+    ]  # fmt: skip
+    headers = ["shape", "layers", "tokens", "peak, GB", "seconds", "all layers, hours"]
+    return table(rows, headers) + conditions(records)

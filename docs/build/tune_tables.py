@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from cells import conditions, interval, points, table
-from records import Record, read_json
+from records import Record, read_json, read_lines
 
 MODELS = ("abacus", "suanpan")
 
@@ -49,3 +49,17 @@ def _record(name: str) -> Record:
 
 def _evidence(record: Record) -> Iterator[tuple[str, Any]]:
     return ((name, tier["evidence"]) for name, tier in record["tiers"].items())
+
+
+def own_texts() -> str:
+    """The expected error of the same settings, by given texts and by texts that the model wrote."""
+    records = read_lines("own_texts.jsonl")
+    rows = [
+        [
+            record["config"]["model"], cell["batch_size"], cell["active_experts"],
+            f"{cell['given']:.3f}", f"{cell['own']:.3f}", f"{cell['own'] / cell['given']:.2f}",
+        ]
+        for record in records
+        for cell in record["cells"]
+    ]  # fmt: skip
+    return table(rows, ["model", "B", "experts", "given texts", "own texts", "ratio"]) + conditions(records)

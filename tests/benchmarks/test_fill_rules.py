@@ -34,11 +34,16 @@ def _rows() -> tuple[Tensor, Tensor, Tensor]:
     return ids, weights, logits
 
 
+@pytest.mark.parametrize("gain", [None, 0.0, 0.02, 1.0])
 @pytest.mark.parametrize("M", [4, 10, 14])
-def test_weighted_fourth_powers_with_similar_targets_are_what_sere_does(M: int) -> None:
-    """For each group of B rows, ids and weights are those of SERE on a step of these rows."""
+def test_weighted_fourth_powers_with_similar_targets_are_what_sere_does(M: int, gain: float | None) -> None:
+    """For each group of B rows, ids and weights are those of SERE on a step of these rows.
+
+    With a least gain too: 1 leaves out every substitute.
+    """
     facts, (ids, weights, logits) = _facts(), _rows()
-    policy = StudyPolicy("s4/similar", {0: facts}, B, M, {})
+    rule = "s4/similar" if gain is None else f"s4/similar,gain={gain}"
+    policy = StudyPolicy(rule, {0: facts}, B, M, {})
     router = policy.bind(LayerShape(0, E, K), torch.device("cpu"))
     found = router(TokenBatch(ids, weights, router_scores=logits))
     for group in range(GROUPS):
@@ -46,9 +51,10 @@ def test_weighted_fourth_powers_with_similar_targets_are_what_sere_does(M: int) 
         expected = reroute(
             ids[rows], weights[rows], facts.similarity["projection"].float(), select_top_k=1,
             active_experts=M, scale=facts.scale["projection"].float(),
-            sensitivity=facts.sensitivity.float(), backend="reference",
+            sensitivity=facts.sensitivity.float(), backend="reference", min_gain=gain or 0.0,
         )  # fmt: skip
-        assert torch.equal(found.ids[rows], expected.ids)
+        kept = expected.weights != 0
+        assert torch.equal(found.ids[rows][kept], expected.ids[kept])
         torch.testing.assert_close(found.weights[rows], expected.weights)
 
 
@@ -60,7 +66,7 @@ def test_a_rival_is_the_rule_that_comes_with_sere(spec: str) -> None:
     policy = RivalPolicy(rule, B)
     router = policy.bind(LayerShape(0, E, K), torch.device("cpu"))
     found = router(TokenBatch(ids, weights, router_scores=logits))
-    before = after = 0.0
+    before = after = pairs = 0.0
     for group in range(GROUPS):
         rows = slice(group * B, group * B + B)
         own = rule.bind(LayerShape(0, E, K), torch.device("cpu"))
@@ -69,7 +75,13 @@ def test_a_rival_is_the_rule_that_comes_with_sere(spec: str) -> None:
         assert torch.equal(found.weights[rows], expected.weights)
         before += len(set(ids[rows].flatten().tolist())) / GROUPS
         after += len(set(expected.ids[expected.weights != 0].tolist())) / GROUPS
-    assert policy.experts() == {"distinct_before": round(before, 3), "distinct_after": round(after, 3)}
+        each = zip(expected.ids, expected.weights, strict=True)
+        pairs += sum(len(set(row[w != 0].tolist())) for row, w in each) / (GROUPS * B)
+    assert policy.experts() == {
+        "distinct_before": round(before, 3),
+        "distinct_after": round(after, 3),
+        "pairs_per_row": round(pairs, 3),
+    }
     assert after < before
 
 

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import socket
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from types import SimpleNamespace
 
 import pytest
 
 pytest.importorskip("hypothesis")
 
-from fuzz_http import Sender, _fuzz_route, pauses, spread
+from fuzz_clients import NONE, SOME, UNKNOWN, Sender, Stream, Watch, pauses, spread
+from fuzz_http import _fuzz_route
 from fuzz_requests import ROUTES, Route
+from sere.engines.server import free_port
 from sere.integrations.vllm.client.http_routes import Endpoint
 from sere.integrations.vllm.live.page import LIVE, PATH
 
@@ -71,17 +76,54 @@ def test_an_error_of_the_server_is_found(url: str, path: str, wrong: int) -> Non
     assert sender.statuses["200"] > 0
 
 
+def test_a_server_that_does_not_answer() -> None:
+    """A request without an answer in time is the server's fault; one more on a closed connection is none."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        sender = Sender(f"http://127.0.0.1:{silent.getsockname()[1]}", patience_s=0.05)
+        assert sender.send("GET", "/", b"", {}) == 504
+    assert sender.send("GET", "/", b"", {}) == 499
+    assert sender.statuses == {"no answer": 1, "closed": 1}
+
+
+def test_a_stream_that_breaks_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reader whose server is gone says so, and does not end in silence."""
+    stream = Stream(SimpleNamespace(url=f"http://127.0.0.1:{free_port()}"))  # type: ignore[arg-type]
+    stop = threading.Event()
+    monkeypatch.setattr(stop, "is_set", lambda: bool(stream.wrong))
+    stream._read(stop, [])
+    (text,) = stream.wrong
+    assert text.startswith("the stream broke off: ConnectionRefusedError")
+
+
+def test_a_machine_that_pauses_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A nap that takes longer than it should is a pause of the machine, and of nobody else."""
+    sleep, woken = time.sleep, threading.Event()
+
+    def late(seconds: float) -> None:
+        sleep(seconds + 0.05)
+        woken.set()
+
+    monkeypatch.setattr(time, "sleep", late)
+    watch = Watch()
+    with watch.watching():
+        assert woken.wait(60)
+    assert watch.longest_ms >= 50
+
+
 @pytest.mark.parametrize(
-    ("fuzzed", "control", "words"),
+    ("fuzzed", "machine", "verdict"),
     [
-        ([5.0, 99.0], [5.0], []),
-        ([5.0, 101.0], [99.0], ["1 tokens"]),
-        ([150.0], [120.0], ["too: use a machine"]),
+        ([5.0, 99.0], 5.0, NONE),
+        ([5.0, 99.0], 120.0, NONE),
+        ([5.0, 101.0], 99.0, SOME),
+        ([150.0], 120.0, UNKNOWN),
+        ([1201.0], 120.0, SOME),
     ],
-    ids=["none", "a pause", "a busy machine"],
+    ids=["no pause", "a busy machine, no pause", "a pause", "a busy machine", "a pause on a busy machine"],
 )
-def test_pauses_are_judged_plainly(fuzzed: list[float], control: list[float], words: list[str]) -> None:
-    """More than 100 ms between two tokens is wrong, whatever the control has."""
-    found = pauses(spread(fuzzed), spread(control))
-    assert len(found) == len(words)
-    assert all(word in text for word, text in zip(words, found, strict=True))
+def test_pauses_are_judged_by_the_machine_s(fuzzed: list[float], machine: float, verdict: str) -> None:
+    """Over 100 ms between two tokens is wrong; where the machine itself pauses, ten times as long is."""
+    found, wrong = pauses(spread(fuzzed), machine)
+    assert found == verdict
+    assert len(wrong) == (verdict == SOME)
+    assert all(text.startswith("1 tokens came over 100 ms") for text in wrong)

@@ -55,6 +55,19 @@ def test_texts_begin_with_openings_and_end_where_the_model_ends_them(model: Any)
     assert any(opening.startswith(written) for opening in sere.texts.OPENINGS)
 
 
+def test_it_is_known_where_its_own_words_begin(model: Any) -> None:
+    """After the opening: one token, or the beginning of a text, of half a text at most."""
+    tokens = write_tokens(model, tiny_tokenizer(), CalibrationConfig(**OPTIONS))
+    opening = (tokens.written - tokens.documents).tolist()
+    assert opening[:8:4] == [1, 1]
+    decoded = [
+        tiny_tokenizer().decode(tokens.ids[a:b])
+        for a, b in zip(tokens.documents, tokens.written, strict=True)
+    ]
+    assert all(any(known.startswith(one) for known in sere.texts.OPENINGS) for one in decoded[1:4])
+    assert max(opening) <= 20
+
+
 def test_a_chat_template_makes_two_thirds_of_the_others_messages(model: Any) -> None:
     """With the beginning of an answer, as a server sees them."""
     tokenizer = tiny_tokenizer()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,14 @@ def test_long_texts_are_cut_so_that_there_are_enough() -> None:
     assert len(mixed) >= 128
     assert int(mixed.sum()) <= 4096
     assert (mixed == 5).sum() > 40
+
+
+def test_openings_are_not_in_the_sample() -> None:
+    """Of what the model wrote, only its own words: what it decodes. A text may go on in the next sequence."""
+    own = replace(stream([6, 3, 7], 8), written=torch.tensor([2, 8, 14]))
+    chosen = choose_tokens(own, 0)
+    assert chosen.positions.tolist() == [2, 3, 4, 5, 8, 14, 15]
+    assert chosen.starts.tolist() == [0, 4, 5, 7]
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 
 from sere.cli import main
+from sere.report.collect import collect
+from sere.report.read import read_sources
 from tests.support.commands import refused, run_text
 
 needs_lm_eval = pytest.mark.skipif(find_spec("lm_eval") is None, reason="needs lm-eval: make test-vllm")
@@ -23,7 +25,7 @@ ONE = "topk:select_top_k=1"
 def test_scoring_in_decode_steps(
     tiny_bundled: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Off comes first, the difference is paired, and the record has each question's value."""
+    """Off comes first, the difference is paired, each question's value is kept, and a report reads it."""
     out = tmp_path / "record.json"
     text, notes = run_text(
         capsys, "lm-eval", tiny_bundled, "--tasks", "sere_sorting_choice", "--phases", "decode", *FEW,
@@ -40,6 +42,13 @@ def test_scoring_in_decode_steps(
     assert found["n"] == len(found["metrics"]["acc,none"]["values"]) == 4
     assert found["metrics"]["acc,none"]["difference"] is not None
     assert one["requests"]["loglikelihood"]["experts"]["slots_rerouted"] > 0
+    shown = {score.setting: score for score in collect(read_sources([out])).scores}
+    assert (shown["off"].rerouted, shown["off"].count) == (0, 4)
+    assert (shown[ONE].task, shown[ONE].metric, shown[ONE].difference is None) == (
+        *one["tasks"],
+        "acc",
+        False,
+    )
     assert not list(tmp_path.glob(".*.partial"))
 
 
@@ -130,6 +139,21 @@ def test_options_that_an_engine_does_not_take(
     options = [word for one in given for word in ("--engine-option", one)]
     command = ("lm-eval", tiny_bundled, "--tasks", "sere_sorting", "--setting", "topk:select_top_k=1")
     assert text in refused(capsys, *command, "--engine", "vllm", *options)
+
+
+@pytest.mark.parametrize(
+    "option",
+    ["speculative_config={}", "data_parallel_size=2", "logits_processors=[]", "logprobs_mode=raw_logits"],
+)
+def test_options_that_scoring_in_decode_steps_does_not_take(
+    tiny_bundled: Path, capsys: pytest.CaptureFixture[str], option: str
+) -> None:
+    """By name: tokens that are given are neither drafted nor sent to several replicas."""
+    line = refused(
+        capsys, "lm-eval", tiny_bundled, "--tasks", "sere_choice", "--phases", "decode", "--setting", ONE,
+        "--engine", "vllm", "--engine-option", option,
+    )  # fmt: skip
+    assert f"--engine-option {option.partition('=')[0]}: sere lm-eval sets it itself; " in line
 
 
 def test_without_lm_eval(

@@ -53,21 +53,25 @@ def prompts(tmp_path: Path) -> Path:
 def test_three_tiers_are_stored_in_the_table(
     capsys: pytest.CaptureFixture[str], checkpoint: Path, table: Path, prompts: Path, tmp_path: Path
 ) -> None:
-    """By default; beside it, the picture and the record that were asked for, and nothing else."""
+    """By default; beside it, the picture, the record and the page that were asked for, and nothing else."""
     before = SimilarityTable.load(table)
-    picture, record = tmp_path / "tuning.png", tmp_path / "tuning.json"
+    picture, record, page = (tmp_path / f"tuning.{kind}" for kind in ("png", "json", "html"))
     argv = ["tune", checkpoint, "--table", table, "--prompts", prompts, *QUICK]
-    out, err = run_text(capsys, *argv, "--picture", picture, "--record", record)
+    out, err = run_text(capsys, *argv, "--picture", picture, "--record", record, "--report", page)
     after = SimilarityTable.load(table)
     assert sorted(after.tiers) == ["balanced", "fast", "safe"]
     assert after.fingerprint == before.fingerprint
     assert {path.name for path in tmp_path.iterdir()} == {
-        "mine.sere", "prompts.txt", "tuning.png", "tuning.json",
+        "mine.sere", "prompts.txt", "tuning.png", "tuning.json", "tuning.html",
     }  # fmt: skip
     assert list(json.loads(record.read_text())["tiers"]) == ["safe", "balanced", "fast"]
     for part in ("safe", "balanced", "fast", "fewer", "predicted from the simulated error"):
         assert part in out
-    assert [f"wrote {path}" in err for path in (table, record, picture)] == [True] * 3
+    assert [f"wrote {path}" in err for path in (table, record, picture, page)] == [True] * 4
+    shown = page.read_text(encoding="utf-8")
+    assert all(
+        part in shown for part in ("The tuning: loss over experts", "Layers: what each may read", table.name)
+    )
     assert "tuning: done" in err
 
 

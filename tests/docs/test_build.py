@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from sere.report.former import label
+from tests.support.records import engine_record
 
 pytestmark = pytest.mark.checkout
 
@@ -68,30 +69,17 @@ def test_newest_record_of_a_case_counts(build: Any, monkeypatch: pytest.MonkeyPa
     assert [found["tpot_ms"] for found in records.serve_records()] == [3.0, 5.0, 4.0, 6.0]
 
 
-def engine_record(setting: str, **values: Any) -> dict[str, Any]:
-    """A record of an engine in a process of its own."""
-    machine = {"cpu": "AMD EPYC", "cpu_model": "family 26", "cores": 2, "threads": 2, "gpu": None}
-    provenance = {
-        "machine": machine, "versions": {"torch": "2"}, "commit": "a", "clean_tree": True,
-        "utc": "2026-11-28",
-    }  # fmt: skip
-    ratio = {"p20": 1.5, "p50": 1.5, "p80": 1.5}
-    return {
-        "subject": {"model": "m", "layers": 4}, "config": {"mode": "compiled", "start": {}},
-        "setting": setting, "batch_size": 8, "load": "B=8", "measure": "tpot",
-        "time_ms": {"p50": 40.0}, "tpot_ms": {"p50": 40.0}, "speedup": ratio, "speedup_over_vanilla": ratio,
-        "experts": {"distinct_before": 51.0, "distinct_after": 26.0}, "complete_model": None,
-        "provenance": provenance,
-    } | values  # fmt: skip
-
-
 def test_two_depths_are_one_row(build: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A row has the shallower model's time, and beside it what both depths say of the complete model."""
+    """A row has the shallower model's time, and beside it what both depths say of the complete model.
+
+    The replay's time is in the row of its setting.
+    """
     ratio = {"p50": 1.7}
     deeper = {"subject": {"model": "m", "layers": 8}, "tpot_ms": {"p50": 80.0}}
     complete = {"speedup_per_layer": {"p50": 1.8}, "speedup": ratio}
     lines = [
-        engine_record("sere", flattening={"slots": 64, "pairs": 48}), engine_record("replay sere"),
+        engine_record("sere", flattening={"slots": 64, "pairs": 48}),
+        engine_record("replay sere", tpot_ms={"p50": 38.0}),
         engine_record("sere", **deeper, complete_model=complete),
         engine_record("sere", load="ttft-2k", measure="ttft", time_ms={"p50": 900.0}),
     ]  # fmt: skip
@@ -101,7 +89,7 @@ def test_two_depths_are_one_row(build: Any, monkeypatch: pytest.MonkeyPatch) -> 
         line.split("|")[1:-1] for line in serving.serve_engines().splitlines() if line.startswith("| 8")
     ]
     assert [cell.strip() for cell in row] == [
-        "8", "sere", "51.0 → 26.0", "75 %", "40.0", "1.50x", "1.500x", "1.80x",
+        "8", "sere", "51.0 → 26.0", "75 %", "40.0", "1.50x", "1.500x", "1.80x", "+5.3",
     ]  # fmt: skip
     (row,) = [
         line.split("|")[1:-1] for line in serving.serve_loads().splitlines() if line.startswith("| ttft")
@@ -120,6 +108,30 @@ def test_processors_have_tables_of_their_own(build: Any, monkeypatch: pytest.Mon
     assert re.findall(r"\*\*(.*): m", text) == [
         "AMD EPYC family 26", "AMD EPYC family 26 (avx512_bf16)",
     ]  # fmt: skip
+
+
+def test_one_case_on_each_processor(build: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A column for each processor and file, other cases left out, and the range over all columns."""
+    tables = build("machine_tables")
+    subject = {"subject": {"model": "qwen3-30b-a3b", "layers": 4}}
+    paper, today = "sere:paper,select_top_k=2", "sere:select_top_k=2,active_experts=0"
+    deeper = {"subject": {"model": "qwen3-30b-a3b", "layers": 8}}
+    files = {
+        "serve.jsonl": [engine_record(paper, **subject), engine_record("sere", **subject)],
+        "serve_emulated.jsonl": [
+            engine_record(paper, **subject, speedup={"p50": 1.2}),
+            engine_record(paper, **subject, batch_size=16, load="B=16"),
+        ],
+        "serve_engines.jsonl": [engine_record(today, **deeper), engine_record(today, **subject)],
+    }
+    monkeypatch.setattr(build("records"), "read_lines", files.__getitem__)
+    text = tables.machines()
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines()[2:4]]
+    assert rows == [
+        ["8", "1.50x", "1.20x", "1.50x", "1.20x to 1.50x"],
+        ["16", "", "1.50x", "", "1.50x to 1.50x"],
+    ]
+    assert "- 2: AMD EPYC family 26, which has none for bfloat16" in text
 
 
 def test_releases_that_differ_are_told_apart_in_the_table_of_architectures(
@@ -180,3 +192,56 @@ def test_predicted_times_have_a_row_for_each_machine(build: Any, monkeypatch: py
     assert len(cells) == 4
     assert "1.50x" in cells[2]
     assert "+10 %" in cells[2]
+
+
+def test_viewers_are_compared_round_by_round(build: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The newest record counts; each number of viewers has its median ratio to none, with an interval."""
+    table = build("viewer_table")
+    made = engine_record("off")["provenance"]
+    rates = {"0": [100.0, 50.0, 80.0], "20": [98.0, 49.0, 80.0], "1": [99.0, 49.5, 79.2]}
+    newest = {"tokens_per_s": rates, "provenance": made}
+    lines = [{"tokens_per_s": {"0": [1.0]}}, newest]
+    monkeypatch.setattr(table, "read_lines", lambda _name: lines)
+
+    def cells() -> list[list[str]]:
+        shown = [line for line in table.viewers().splitlines() if line.startswith("|")]
+        return [[cell.strip() for cell in line.split("|")[1:-1]] for line in shown]
+
+    head, _, *rows = cells()
+    assert head[1] == "tokens/s, median of 3 rounds"
+    assert rows == [
+        ["0", "80.0", "", ""],
+        ["1", "79.2", "0.9900", "0.9900 to 0.9900"],
+        ["20", "80.0", "0.9800", "0.9800 to 1.0000"],
+    ]
+    newest["processor_s_per_s"] = {"0": [0.01] * 3, "1": [0.015] * 3, "20": [0.03] * 3}
+    head, _, *rows = cells()
+    assert head[-2:] == ["% of a core", "95 %"]
+    assert [row[-2:] for row in rows] == [["", ""], ["0.50", "0.50 to 0.50"], ["2.00", "2.00 to 2.00"]]
+
+
+def test_engines_are_compared_with_vanilla_beyond_their_spread(
+    build: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Slower, or faster, is what is so by over 1 % even at the far end of its spread."""
+
+    def ratio(low: float, high: float) -> dict[str, float]:
+        return {"p20": low, "p50": (low + high) / 2, "p80": high}
+
+    engines = [
+        engine_record("off", load="B=1", speedup_over_vanilla=ratio(0.9, 0.989)),
+        engine_record("off", load="B=8", speedup_over_vanilla=ratio(0.8, 0.991)),
+        engine_record("off", load="B=9", speedup_over_vanilla=ratio(1.011, 1.2)),
+        engine_record("sere", speedup_over_vanilla=ratio(1.009, 2.0)), engine_record("replay sere"),
+        engine_record("vanilla", speedup_over_vanilla=ratio(0.5, 0.5)),
+    ]  # fmt: skip
+    same_process = [engine_record("vanilla", speedup=ratio(1.02, 1.03)), engine_record("off")]
+    files = {"serve_engines.jsonl": engines, "serve_gain.jsonl": [], "serve.jsonl": same_process}
+    monkeypatch.setattr(build("records"), "read_lines", files.__getitem__)
+    lines = [line for line in build("serving_tables").than_vanilla().splitlines() if ", " in line]
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
+    assert cells == [
+        ["off, a process each", "3", "1", "1", "B=8: 0.895x (0.800x to 0.991x)"],
+        ["re-routing, a process each", "1", "0", "0", "B=8: 1.504x (1.009x to 2.000x)"],
+        ["off, one process", "1", "1", "0", "B=8: 0.976x (0.971x to 0.980x)"],
+    ]

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from uuid import uuid4
 
@@ -13,7 +16,7 @@ import pytest
 pytest.importorskip("vllm", reason="needs vLLM: make test-vllm")
 
 from sere.cli import main
-from sere.engines.server import _environment, serve
+from sere.engines.server import Server, _environment, serve
 from sere.errors import ServerError
 from tests.support.vllm.models import save_model, table_of
 
@@ -38,6 +41,28 @@ def marked(name: str) -> list[psutil.Process]:
         except psutil.Error:
             continue
     return found
+
+
+def test_processor_time_is_of_all_processes(tmp_path: Path) -> None:
+    """What a child of the server's first process takes counts, too."""
+    busy = """
+import sys, time
+end = time.process_time() + 0.3
+while time.process_time() < end:
+    pass
+sys.stdin.read()
+"""
+    program = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {busy!r}])"
+    process = subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE)
+    try:
+        server = Server(process, 1, tmp_path / "log")
+        deadline = time.monotonic() + 120
+        while server.processor_s() < 0.3:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        assert server.resident_bytes() > psutil.Process(process.pid).memory_info().rss
+    finally:
+        process.communicate()
 
 
 def test_environment_of_a_server(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,7 @@ from sere.errors import ConfigError, MissingDependency
 from sere.report.page import render
 from sere.report.plots import plotly
 from sere.report.read import Source, read_sources, source_of
+from tests.support.browser import browser, watched
 from tests.support.records import answers, divergences, evaluation, timing, tuning
 from tests.support.tables import saved
 
@@ -118,24 +117,15 @@ def test_a_missing_library_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @needs_plotly
 @pytest.mark.slow
-@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs the browser chromium")
 def test_a_browser_draws_every_plot_without_an_error(tmp_path: Path) -> None:
-    """Chromium, without a window: as many drawings as plots, and nothing on its console."""
-    page = tmp_path / "report.html"
-    page.write_text(render(sources(tmp_path)), encoding="utf-8")
-    command = [
-        "chromium",
-        "--headless",
-        "--no-sandbox",
-        "--disable-gpu",
-        f"--user-data-dir={tmp_path / 'profile'}",
-        "--enable-logging=stderr",
-        "--virtual-time-budget=20000",
-        "--dump-dom",
-        f"file://{page}",
-    ]
-    run = subprocess.run(command, capture_output=True, text=True, check=True, timeout=200)
-    drawn = re.findall(r'<div class="plot[^"]*js-plotly-plot', run.stdout)
-    assert len(drawn) == 6
-    assert "var(--" not in "".join(re.findall(r'<path[^>]+style="([^"]*)"', run.stdout))
-    assert [line for line in run.stderr.splitlines() if "CONSOLE" in line] == []
+    """As many drawings as plots, in the theme's colors, and nothing on the browser's console."""
+    (tmp_path / "report.html").write_text(render(sources(tmp_path)), encoding="utf-8")
+    with browser() as running, watched(running, tmp_path.as_uri(), "/report.html") as (page, complaints):
+        assert page.locator(".plot.js-plotly-plot .main-svg").count() >= 6
+        assert page.locator(".plot.js-plotly-plot").count() == 6
+        styles = page.evaluate(
+            "[...document.querySelectorAll('path')].map((path) => path.getAttribute('style'))"
+        )
+        assert len(styles) > 6
+        assert "var(--" not in str(styles)
+        assert complaints == []

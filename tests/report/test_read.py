@@ -11,7 +11,7 @@ import pytest
 from sere.errors import DataError
 from sere.report.collect import collect
 from sere.report.read import NEWEST, read_sources, source_of
-from tests.support.records import divergences, evaluation, timing, tuning
+from tests.support.records import divergences, evaluation, lm_eval, timing, tuning
 from tests.support.tables import saved
 
 RESULTS = Path(__file__).resolve().parents[2] / "benchmarks" / "results"
@@ -52,6 +52,21 @@ def test_committed_records_of_all_formats_are_read(name: str, qualities: int, ti
     assert all(one.after <= one.before + 1e-9 for one in found.qualities)
 
 
+@pytest.mark.checkout
+@pytest.mark.parametrize("path", sorted(RESULTS.glob("*")), ids=lambda path: path.name)
+def test_every_committed_record_is_read_or_refused_by_name(path: Path) -> None:
+    """A format that a report knows is read whole; of any other the file and the format are said."""
+    text = path.read_text(encoding="utf-8")
+    record = json.loads(text if path.suffix == ".json" else text.splitlines()[0])
+    if str(record.get("format")).rpartition("-")[0] in NEWEST:
+        found = collect(read_sources([path]))
+        assert found.qualities or found.timings or found.sources[0].kind == "sere-tune"
+        return
+    said = f"^{re.escape(path.name)}.* got format {record.get('format')!r}; leave the file out"
+    with pytest.raises(DataError, match=said):
+        read_sources([path])
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
@@ -80,7 +95,7 @@ def test_a_file_that_is_missing_or_no_text_is_named(tmp_path: Path) -> None:
         read_sources([tmp_path / "bytes.bin"])
 
 
-@pytest.mark.parametrize("make", [evaluation, divergences, tuning, lambda: timing("sere", 8, 1.2)])
+@pytest.mark.parametrize("make", [evaluation, divergences, tuning, lm_eval, lambda: timing("sere", 8, 1.2)])
 def test_a_record_without_a_part_is_refused_by_name(make: object) -> None:
     """Whichever part of the top level a report needs: no half of a page, and no traceback."""
     unused = {"format", "table", "speedup", "experts", "layers"}
@@ -97,6 +112,8 @@ def test_every_format_that_commands_write_is_known() -> None:
         found
         for folder in ("eval", "tune", "bench")
         for path in (source / folder).rglob("*.py")
-        for found in re.findall(r'"(sere-(?:eval|tune|demo|bench)[a-z-]*)-(\d+)"', path.read_text("utf-8"))
+        for found in re.findall(
+            r'"(sere-(?:eval|lm-eval|tune|demo|bench)[a-z-]*)-(\d+)"', path.read_text("utf-8")
+        )
     }
     assert written == {(kind, str(version)) for kind, version in NEWEST.items()}

@@ -14,14 +14,15 @@ from tests.support.batches import Case, assert_same_bits, batch, fuzzed, similar
 from tests.support.shim.driver import GPU, Driver
 
 pytestmark = pytest.mark.usefixtures("shim_backend")
+ENTRY = "reroute_int32_float32"
 
 
 @pytest.fixture
 def unloaded() -> Iterator[None]:
-    """The kernel as it is before its first use in a process."""
-    device.kernels.cache_clear()
+    """The entries as they are before their first use in a process."""
+    device.kernel_of.cache_clear()
     yield
-    device.kernels.cache_clear()
+    device.kernel_of.cache_clear()
 
 
 @pytest.mark.parametrize("ids", IDS)
@@ -53,11 +54,24 @@ def test_what_the_driver_is_told(driver: Driver, monkeypatch: pytest.MonkeyPatch
 
 
 def cached_file(monkeypatch: pytest.MonkeyPatch, folder: Path) -> Path:
-    """A cache of its own, with the machine code in it."""
+    """A cache of its own, with an entry's machine code in it."""
     monkeypatch.setenv("SERE_CACHE_DIR", str(folder))
-    compiler.cubin("sm_90")
+    compiler.cubin("sm_90", ENTRY)
     (file,) = folder.iterdir()
     return file
+
+
+@pytest.mark.usefixtures("unloaded")
+def test_entries_are_compiled_when_they_are_needed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Trying the device compiles one entry; a step of other dtypes adds its own, and no more."""
+    monkeypatch.setenv("SERE_CACHE_DIR", str(tmp_path))
+    device._try(*device.TRIED, torch.device("cpu"))
+    assert [path.name.split("-")[0] for path in tmp_path.iterdir()] == [ENTRY]
+    ids, weights = batch(4, 2, 8, seed=0)
+    for _ in range(2):
+        assert_same_bits(Case(ids.long(), weights.bfloat16(), similarity_matrix(8, 0)))
+        found = sorted(path.name.split("-")[0] for path in tmp_path.iterdir())
+        assert found == [ENTRY, "reroute_int64_bfloat16"]
 
 
 @pytest.mark.usefixtures("unloaded")
@@ -65,11 +79,11 @@ def cached_file(monkeypatch: pytest.MonkeyPatch, folder: Path) -> Path:
 def test_a_file_that_the_driver_refuses(
     driver: Driver, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, damage: str
 ) -> None:
-    """It is compiled once more, whether the driver does not take it or finds no entry in it."""
+    """It is compiled once more, whether the driver does not take it or does not find the entry in it."""
     file = cached_file(monkeypatch, tmp_path)
     good = file.read_bytes()
-    file.write_bytes(b"" if damage == "cut off" else good.replace(b"reroute_int64", b"reroute_int46"))
-    assert set(device.kernels(GPU.index)) == set(device.entries())
+    file.write_bytes(b"" if damage == "cut off" else good.replace(b"reroute_int32", b"reroute_int23"))
+    device.kernel_of(GPU.index, ENTRY)
     assert file.read_bytes() == good
 
 
@@ -79,5 +93,5 @@ def test_a_driver_that_takes_no_code(driver: Driver, monkeypatch: pytest.MonkeyP
     file = cached_file(monkeypatch, tmp_path)
     monkeypatch.setattr(driver.loads, "value", 0)
     with pytest.raises(Exception, match="refused by the shim's driver"):
-        device.kernels(GPU.index)
+        device.kernel_of(GPU.index, ENTRY)
     assert list(tmp_path.iterdir()) == [file]

@@ -14,9 +14,7 @@ import pytest
 
 from sere.files import others_can_write
 from sere.reroute.backends.cuda import compiler, device
-from sere.reroute.backends.cuda.launch import (
-    SOURCE,
-)
+from sere.reroute.backends.cuda.launch import SOURCE, entries
 from sere.warn_once import WarnOnce
 from tests.support.cuda_host import pretend_core, pretend_device
 from tests.support.shim.driver import HAS_CUDA_CORE, NO_CUDA_CORE
@@ -24,6 +22,7 @@ from tests.support.shim.driver import HAS_CUDA_CORE, NO_CUDA_CORE
 pytestmark = pytest.mark.usefixtures("forgetful")
 
 with_cuda_core = pytest.mark.skipif(not HAS_CUDA_CORE, reason=NO_CUDA_CORE)
+ENTRY, OTHER = "reroute_int32_float32", "reroute_int64_bfloat16"
 
 
 def test_a_damaged_file_in_the_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -37,18 +36,18 @@ def test_a_damaged_file_in_the_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     pretend_device(monkeypatch)
     pretend_core(monkeypatch, ObjectCode=SimpleNamespace(from_cubin=load))
     monkeypatch.setattr(device, "cubin", compiler.cubin)
-    monkeypatch.setattr(compiler, "compile_source", lambda _: b"good")
+    monkeypatch.setattr(compiler, "compile_source", lambda *_: b"good")
     monkeypatch.setenv("SERE_CACHE_DIR", str(tmp_path))
-    compiler.cubin("sm_93")
+    compiler.cubin("sm_93", ENTRY)
     (file,) = tmp_path.iterdir()
     file.write_bytes(b"bad")
-    assert set(device.kernels(3)) == set(device.entries())
+    assert device.kernel_of(3, ENTRY) == ENTRY
     assert file.read_bytes() == b"good"
-    device.kernels.cache_clear()
+    device.kernel_of.cache_clear()
     file.write_bytes(b"bad")
-    monkeypatch.setattr(compiler, "compile_source", lambda _: b"bad again")
+    monkeypatch.setattr(compiler, "compile_source", lambda *_: b"bad again")
     with pytest.raises(RuntimeError, match="no image"):
-        device.kernels(3)
+        device.kernel_of(3, ENTRY)
 
 
 def test_cache_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -62,29 +61,34 @@ def test_cache_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert compiler.cache_folder() == tmp_path / "mine"
 
 
-def test_compiled_once_per_architecture(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """The second call reads the file; another architecture or another source compiles anew."""
+def test_compiled_once_per_entry_and_architecture(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The second call reads the file; another entry, architecture or source compiles anew."""
     calls: list[str] = []
 
-    def compile_source(arch: str, **_: Any) -> bytes:
+    def compile_source(arch: str, entry: str) -> bytes:
         calls.append(arch)
-        return f"code for {arch}, {len(calls)}".encode()
+        return f"{entry} for {arch}, {len(calls)}".encode()
 
     monkeypatch.setenv("SERE_CACHE_DIR", str(tmp_path))
     monkeypatch.setattr(compiler, "compile_source", compile_source)
-    assert compiler.cubin("sm_90") == compiler.cubin("sm_90") == b"code for sm_90, 1"
-    assert compiler.cubin("sm_80") == b"code for sm_80, 2"
-    monkeypatch.setattr(compiler, "source_text", lambda: "another source")
-    assert compiler.cubin("sm_90") == b"code for sm_90, 3"
-    assert len(list(tmp_path.iterdir())) == 3
+    first = f"{ENTRY} for sm_90, 1".encode()
+    assert compiler.cubin("sm_90", ENTRY) == compiler.cubin("sm_90", ENTRY) == first
+    assert compiler.cubin("sm_80", ENTRY) == f"{ENTRY} for sm_80, 2".encode()
+    assert compiler.cubin("sm_90", OTHER) == f"{OTHER} for sm_90, 3".encode()
+    assert compiler.cubin("sm_90", ENTRY) == first
+    names = sorted(path.name.rsplit("-", 1)[0] for path in tmp_path.iterdir())
+    assert names == sorted([f"{ENTRY}-sm_80", f"{ENTRY}-sm_90", f"{OTHER}-sm_90"])
+    monkeypatch.setattr(compiler, "source_text", lambda _: "another source")
+    assert compiler.cubin("sm_90", ENTRY) == f"{ENTRY} for sm_90, 4".encode()
+    assert len(list(tmp_path.iterdir())) == 4
 
 
 def test_a_cache_that_cannot_be_written(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The code is compiled and used all the same."""
     (tmp_path / "file").write_text("not a folder")
     monkeypatch.setenv("SERE_CACHE_DIR", str(tmp_path / "file" / "cache"))
-    monkeypatch.setattr(compiler, "compile_source", lambda _: b"code")
-    assert compiler.cubin("sm_90") == b"code"
+    monkeypatch.setattr(compiler, "compile_source", lambda *_: b"code")
+    assert compiler.cubin("sm_90", ENTRY) == b"code"
 
 
 @pytest.mark.parametrize("mode", [0o777, 0o1777, 0o770, 0o720], ids=lambda mode: f"{mode:o}")
@@ -92,17 +96,17 @@ def test_a_cache_that_others_can_write(
     mode: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
     """Code that somebody else may have put there does not run on the GPU, and none is left there."""
-    monkeypatch.setattr(compiler, "compile_source", lambda _: b"code")
+    monkeypatch.setattr(compiler, "compile_source", lambda *_: b"code")
     monkeypatch.setattr(compiler, "warn_once", WarnOnce(logging.getLogger("sere")))
     monkeypatch.setenv("SERE_CACHE_DIR", str(tmp_path))
     tmp_path.chmod(0o700)
-    assert compiler.cubin("sm_90") == b"code"
+    assert compiler.cubin("sm_90", ENTRY) == b"code"
     (kept,) = tmp_path.iterdir()
     kept.write_bytes(b"evil")
-    assert compiler.cubin("sm_90") == b"evil"
+    assert compiler.cubin("sm_90", ENTRY) == b"evil"
     tmp_path.chmod(mode)
-    assert compiler.cubin("sm_90") == compiler.cubin("sm_90") == b"code"
-    assert compiler.cubin("sm_80") == b"code"
+    assert compiler.cubin("sm_90", ENTRY) == compiler.cubin("sm_90", ENTRY) == b"code"
+    assert compiler.cubin("sm_80", ENTRY) == b"code"
     assert [*tmp_path.iterdir()] == [kept]
     assert [line for line in caplog.messages if "others may write to it" in line] == caplog.messages
     assert len(caplog.messages) == 1
@@ -111,10 +115,10 @@ def test_a_cache_that_others_can_write(
 @pytest.mark.parametrize("what", ["folder", "file"])
 def test_a_cache_of_another_user(what: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A folder, or a file in one's own folder, that belongs to somebody else is not read."""
-    monkeypatch.setattr(compiler, "compile_source", lambda _: b"code")
+    monkeypatch.setattr(compiler, "compile_source", lambda *_: b"code")
     monkeypatch.setenv("SERE_CACHE_DIR", str(tmp_path))
     tmp_path.chmod(0o700)
-    compiler.cubin("sm_90")
+    compiler.cubin("sm_90", ENTRY)
     (kept,) = tmp_path.iterdir()
     kept.write_bytes(b"evil")
     of_others = tmp_path if what == "folder" else kept
@@ -122,7 +126,7 @@ def test_a_cache_of_another_user(what: str, monkeypatch: pytest.MonkeyPatch, tmp
     monkeypatch.setattr(
         compiler, "others_can_write", lambda path: "it is of another" if path == of_others else seen(path)
     )
-    assert compiler.cubin("sm_90") == b"code"
+    assert compiler.cubin("sm_90", ENTRY) == b"code"
 
 
 @pytest.mark.parametrize("umask", [0o002, 0o022, 0o077], ids=lambda umask: f"{umask:o}")
@@ -131,11 +135,11 @@ def test_a_new_cache_is_for_its_user_alone(
 ) -> None:
     """Folder and file are made so that only their user can write, whatever the umask, and are then used."""
     codes = iter([b"first", b"second"])
-    monkeypatch.setattr(compiler, "compile_source", lambda _: next(codes))
+    monkeypatch.setattr(compiler, "compile_source", lambda *_: next(codes))
     monkeypatch.setenv("SERE_CACHE_DIR", str(tmp_path / "new"))
     before = os.umask(umask)
     try:
-        assert compiler.cubin("sm_90") == compiler.cubin("sm_90") == b"first"
+        assert compiler.cubin("sm_90", ENTRY) == compiler.cubin("sm_90", ENTRY) == b"first"
     finally:
         os.umask(before)
 
@@ -149,9 +153,9 @@ def test_a_user_without_a_home(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SERE_CACHE_DIR", raising=False)
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.setattr(Path, "home", homeless)
-    monkeypatch.setattr(compiler, "compile_source", lambda _: b"code")
-    assert compiler.cubin("sm_90") == b"code"
-    assert compiler.forget("sm_90") is False
+    monkeypatch.setattr(compiler, "compile_source", lambda *_: b"code")
+    assert compiler.cubin("sm_90", ENTRY) == b"code"
+    assert compiler.forget("sm_90", ENTRY) is False
 
 
 def test_source_is_one_text() -> None:
@@ -189,12 +193,27 @@ def test_an_error_is_named_with_its_own_line(monkeypatch: pytest.MonkeyPatch, tm
     header.write_text("\n".join([*lines, "#error wrong"]) + "\n")
     monkeypatch.setattr(compiler, "SOURCE", tmp_path / SOURCE.name)
     with pytest.raises(Exception, match=rf"phases\.cuh\({len(lines) + 1}\): .*wrong"):
-        compiler.compile_source("sm_90")
+        compiler.compile_source("sm_90", ENTRY)
+
+
+def entries_of(text: str) -> list[str]:
+    """The entries that a source asks for."""
+    return re.findall(r"^SERE_ENTRY\((\w+),", text, re.MULTILINE)
+
+
+def test_one_entry_alone_is_compiled() -> None:
+    """NVRTC gets one entry of the source if one is wanted, with every other line in its place."""
+    whole = compiler.source_text()
+    for entry in entries():
+        text = compiler.source_text(entry)
+        assert entries_of(text) == [entry]
+        lines = list(zip(text.split("\n"), whole.split("\n"), strict=True))
+        assert sum(mine != theirs for mine, theirs in lines) == len(entries()) - 1
 
 
 @with_cuda_core
 def test_nvrtc_compiles_the_source() -> None:
-    """NVRTC itself, through cuda-core, makes machine code with every entry, without a device."""
-    code = compiler.compile_source("sm_90")
+    """NVRTC itself, through cuda-core, makes machine code with the entry that is wanted, without a device."""
+    code = compiler.compile_source("sm_90", OTHER)
     assert code[:4] == b"\x7fELF"
-    assert all(entry.encode() in code for entry in device.entries())
+    assert [entry for entry in entries() if entry.encode() in code] == [OTHER]

@@ -32,4 +32,4 @@ def test_common_suite_through_cuda_core(tmp_path: Path, monkeypatch: pytest.Monk
     command = [sys.executable, "-m", "pytest", "-q", "-p", "tests.support.shim.driver", "-k", "shim", *files]
     run = subprocess.run(command, cwd=HERE.parents[1], capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stdout + run.stderr
-    assert list(tmp_path.glob("reroute-sm_90-*.cubin"))
+    assert list(tmp_path.glob("reroute_int32_float32-sm_90-*.cubin"))

@@ -42,11 +42,28 @@ def test_first_use_in_a_capture(monkeypatch: pytest.MonkeyPatch) -> None:
     pretend_device(monkeypatch, capturing=True)
     pretend_core(monkeypatch)
     call = Launch("reroute_int32_float32", 2, 64, (5, 6))
-    text = "not ready on cuda:3 while a CUDA graph is captured; prepare the layer, or route one step, before"
+    text = "no step with int32 ids and float32 weights on cuda:3 yet, .*; route one step of these dtypes"
     with pytest.raises(BackendUnavailable, match=text):
         device.launch(call, torch.device("cuda", 3))
     with pytest.raises(BackendUnavailable, match=text):
         device.why_not()
+
+
+def test_each_entry_has_its_own_first_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An entry is loaded once for a device, and then runs in a capture, too; another one is refused there."""
+    pretend_device(monkeypatch)
+    pretend_core(monkeypatch)
+    loaded: list[str] = []
+    monkeypatch.setattr(device, "cubin", lambda _, entry: loaded.append(entry))
+    calls = [Launch(f"reroute_int64_{weights}", 1, 64, ()) for weights in ("bfloat16", "float32")]
+    for _ in range(2):
+        device.launch(calls[0], torch.device("cuda", 3))
+    assert loaded == [calls[0].entry]
+    pretend_device(monkeypatch, capturing=True)
+    device.launch(calls[0], torch.device("cuda", 3))
+    with pytest.raises(BackendUnavailable, match="no step with int64 ids and float32 weights on cuda:3 yet"):
+        device.launch(calls[1], torch.device("cuda", 3))
+    assert loaded == [calls[0].entry]
 
 
 def test_num_tokens_elsewhere_in_a_capture(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -71,7 +88,7 @@ def test_what_is_handed_to_the_driver(monkeypatch: pytest.MonkeyPatch) -> None:
     assert stream == ["stream", 73]
     assert again is stream
     assert (config, kernel_args) == ((2, 64), [5, 6])
-    assert kernel == ("code for sm_93", "reroute_int32_float32")
+    assert kernel == ("reroute_int32_float32 for sm_93", "reroute_int32_float32")
 
 
 def test_another_device_than_the_current_one(monkeypatch: pytest.MonkeyPatch) -> None:

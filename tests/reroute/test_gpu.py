@@ -178,7 +178,7 @@ assert routing.ids.tolist() == [[0, 0], [2, 0]], routing.ids
 
 @pytest.mark.parametrize("loading", ["LAZY", "EAGER"])
 def test_the_first_launch_in_a_capture(loading: str) -> None:
-    """In a new process a prepared layer is all that a capture needs before: no kernel is loaded during it."""
+    """In a new process a prepared layer is all that a capture of the usual dtypes needs before."""
     environment = os.environ | {"CUDA_MODULE_LOADING": loading}
     run = subprocess.run(
         [sys.executable, "-c", FIRST_IN_A_CAPTURE],

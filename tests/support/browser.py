@@ -17,12 +17,14 @@ SCREENSHOTS = Path(__file__).resolve().parents[2] / "out" / "screenshots"
 
 # (name, width in pixels, color scheme)
 LOOKS = (("light", 1280, "light"), ("dark", 1280, "dark"), ("phone", 390, "light"))
+HEIGHTS = {1280: 800, 390: 844}
+"""What a screen of these widths shows without scrolling, in pixels."""
 
 
 @contextmanager
 def browser() -> Iterator[Any]:
     """Start Chromium; skip the test where it or its driver is missing."""
-    driver = pytest.importorskip("playwright.sync_api", reason="needs playwright: make test-vllm")
+    driver = pytest.importorskip("playwright.sync_api", reason="needs playwright, the extra dev")
     path = next(filter(None, map(shutil.which, NAMES)), None)
     if path is None:
         pytest.skip("needs a browser: apt-get install chromium")
@@ -46,14 +48,19 @@ def until(page: Any, expression: str, seconds: float = 60.0) -> None:
 
 
 @contextmanager
-def watched(running: Any, url: str, **options: Any) -> Iterator[tuple[Any, list[str]]]:
-    """Open a page; yields it and what it complains of: errors, its console, requests to other servers."""
+def watched(running: Any, url: str, path: str = "/sere/", **options: Any) -> Iterator[tuple[Any, list[str]]]:
+    """Open a page of a server, or of a folder as ``file:`` names it.
+
+    Yields it, and what it complains of: errors, its console, requests to other servers.
+    """
     complaints: list[str] = []
     page = running.new_page(**options)
+    # A busy machine may take long to draw a page; nothing here measures time.
+    page.set_default_timeout(120_000)
     page.on("console", lambda one: one.type in ("error", "warning") and complaints.append(one.text))
     page.on("pageerror", lambda error: complaints.append(str(error)))
     page.on("request", lambda one: one.url.startswith((url, "data:")) or complaints.append(one.url))
-    page.goto(f"{url}/sere/")
+    page.goto(f"{url}{path}")
     try:
         yield page, complaints
     finally:

@@ -20,7 +20,7 @@ def forget() -> None:
     registry.warn_once.forget()
     device.tried.cache_clear()
     launch.tried.cache_clear()
-    device.kernels.cache_clear()
+    device.kernel_of.cache_clear()
     device.stream_of.cache_clear()
     device._shape_of.cache_clear()
     device._core.cache_clear()
@@ -54,5 +54,5 @@ def pretend_core(monkeypatch: pytest.MonkeyPatch, **changes: Any) -> list[Any]:
     )
     vars(core).update(changes)
     monkeypatch.setattr(device, "_core", lambda: core)
-    monkeypatch.setattr(device, "cubin", lambda arch: f"code for {arch}")
+    monkeypatch.setattr(device, "cubin", lambda arch, entry: f"{entry} for {arch}")
     return put

@@ -138,3 +138,51 @@ def tuning() -> dict[str, Any]:
             "texts": {"tuning": {"prompts": 8, "tokens": 90}},
         }
     )
+
+
+def lm_eval() -> dict[str, Any]:
+    """A record of ``sere lm-eval``: a task of right answers, one of log-likelihoods; off and a setting."""
+
+    def case(setting: str, after: float, **differences: dict[str, float] | None) -> dict[str, Any]:
+        experts = {"distinct_before": 40.0, "distinct_after": after, "slots_rerouted": 1 - after / 40}
+        seen = {"experts": experts, "nothing_changed": None}
+        right = {"value": after / 50, "interval": share(after / 50), "right_or_wrong": True}
+        words = {"value": 8.25, "interval": None, "right_or_wrong": False}
+        return {
+            "setting": setting,
+            "batch_size": 16,
+            "requests": {"generate_until": seen, "loglikelihood_rolling": seen},
+            "tasks": {
+                "sums": {
+                    "requests": "generate_until",
+                    "n": 50,
+                    "metrics": {"exact_match,strict": right | {"difference": differences.get("sums")}},
+                },
+                "prose": {
+                    "requests": "loglikelihood_rolling",
+                    "n": 8,
+                    "metrics": {"word_perplexity,none": words | {"difference": differences.get("prose")}},
+                },
+            },
+        }
+
+    plan = {"tasks": ["sums", "prose"], "limit": 50, "num_fewshot": 2, "phases": "decode", "seed": 0}
+    cases = [case("off", 40.0), case("sere", 30.0, sums=share(-0.2), prose=share(0.125, 0.05))]
+    return evaluation(*cases, format="sere-lm-eval-1", plan=plan | {"chat_template": False})
+
+
+def engine_record(setting: str, **values: Any) -> dict[str, Any]:
+    """A record of an engine in a process of its own."""
+    machine = {"cpu": "AMD EPYC", "cpu_model": "family 26", "cores": 2, "threads": 2, "gpu": None}
+    provenance = {
+        "machine": machine, "versions": {"torch": "2"}, "commit": "a", "clean_tree": True,
+        "utc": "2026-11-28",
+    }  # fmt: skip
+    ratio = {"p20": 1.5, "p50": 1.5, "p80": 1.5}
+    return {
+        "subject": {"model": "m", "layers": 4}, "config": {"mode": "compiled", "start": {}},
+        "setting": setting, "batch_size": 8, "load": "B=8", "measure": "tpot",
+        "time_ms": {"p50": 40.0}, "tpot_ms": {"p50": 40.0}, "speedup": ratio, "speedup_over_vanilla": ratio,
+        "experts": {"distinct_before": 51.0, "distinct_after": 26.0}, "complete_model": None,
+        "provenance": provenance,
+    } | values  # fmt: skip

@@ -12,7 +12,7 @@ import sere
 from sere.config import RerouteConfig
 from sere.reroute.limits import active_by_rows
 from sere.similarity import LayerSimilarity
-from sere.table import RoutingSample, SimilarityTable
+from sere.table import OWN_TEXTS, RoutingSample, SimilarityTable
 from sere.table.estimated_tiers import ACCEPTED, estimated_tiers
 from sere.table.expected_loss import expected_error
 from tests.support.checkpoints import tiny_tokenizer
@@ -53,6 +53,23 @@ def test_m_is_the_smallest_that_is_within_the_accepted_error(name: str, rows: in
     assert before == M or by_error[M - 2] > ACCEPTED[name]
     cell = tier.evidence["by_batch_size"][str(rows)]
     assert cell["error"] == pytest.approx(by_error[M - 1], abs=1e-4)
+
+
+def test_less_is_accepted_on_texts_that_the_model_wrote() -> None:
+    """They are more alike than others, so the same error on them means more on other texts."""
+    own = made(provenance={"calibration": {"texts": OWN_TEXTS}})
+    by_error, others = errors(own, 2), estimated_tiers(made())
+    more = 0
+    for name, tier in estimated_tiers(own).items():
+        points, of_given = (dict(one.active_experts) for one in (tier, others[name]))  # type: ignore[arg-type]
+        M = points[2]
+        assert by_error[M - 1] <= 0.7 * ACCEPTED[name]
+        assert M == K or by_error[M - 2] > 0.7 * ACCEPTED[name]
+        assert all(points[B] >= of_given[B] for B in points)
+        more += sum(points.values()) - sum(of_given.values())
+        assert tier.evidence["goal"]["value"] == pytest.approx(0.7 * ACCEPTED[name])
+        assert "wrote itself" in tier.evidence["estimated_from"]
+    assert more > 0
 
 
 def test_one_row_reads_its_own_experts_and_m_never_falls() -> None:

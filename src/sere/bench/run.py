@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
 
 from sere.bench.depths import Depths, describe_depths
 from sere.bench.overhead import measure_overhead
+from sere.bench.replay import Recording, record_handle, replayed_handle
 from sere.bench.target import Subject, random_tokens
 from sere.bench.timing import Stepper, Times, interleave
 from sere.engines.transformers import apply_setting, check_settings
 from sere.errors import InputError, name_some
+from sere.integrations.transformers import Handle
 from sere.policies.spec import PolicySpec, check_off_first
 from sere.progress import NO_PROGRESS, Progress
 from sere.provenance import provenance
@@ -34,6 +36,7 @@ class BenchPlan:
         steps: Timed decode steps per block.
         rounds: Blocks per setting.
         seed: Seed of the tokens and of the random control.
+        replay: Whether to time, for each ``sere`` setting, its recorded ids and pairs, without their cost.
     """
 
     settings: Sequence[PolicySpec]
@@ -42,6 +45,7 @@ class BenchPlan:
     steps: int = 16
     rounds: int = 5
     seed: int = 0
+    replay: bool = True
     progress: Progress = field(default=NO_PROGRESS, repr=False)
 
     def __post_init__(self) -> None:
@@ -63,7 +67,8 @@ def bench(subject: Subject, plan: BenchPlan) -> Iterator[dict[str, Any]]:
     All settings of a batch size take turns in one run and decode the same tokens. The record gives the
     time per output token (``tpot_ms``) with its spread, the ``speedup`` over ``off`` (its time over this
     setting's, round by round: above 1 is faster), the ``experts`` before and after, the ``overhead`` (time
-    inside the hooks), and, if a setting changed nothing, why (``nothing_changed``), which is logged too.
+    inside the hooks), the ``flattening``, and, if a setting changed nothing, why (``nothing_changed``), which
+    is logged too. A replay's record counts in ``replayed`` what was taken from the recording.
 
     Args:
         subject: What to time.
@@ -102,7 +107,7 @@ def bench_depths(subjects: Sequence[Callable[[], Subject]], plan: BenchPlan) -> 
                 baseline = baseline or times
                 if fewer is None:
                     known[case] = times
-                else:
+                elif case in known:
                     depths = Depths(fewer, layers, subject.described["published_layers"])
                     mine, base = (known[case], times), (known[B, plan.settings[0].label], baseline)
                     record["complete_model"] = describe_depths(depths, mine, base)
@@ -116,52 +121,98 @@ def _batch(subject: Subject, plan: BenchPlan, B: int) -> Iterator[tuple[dict[str
     """Yield the records of one batch size, with the times that they summarize."""
     tokens = random_tokens(subject.model, B, plan.prompt + plan.steps + 1, seed=plan.seed)
     stepper = Stepper(subject.model, tokens[:, : plan.prompt], tokens[:, plan.prompt :])
-    blocks = len(plan.settings) * (plan.rounds + 2)
-    with plan.progress(f"B={B}", blocks) as tick:
-        variants = [partial(_variant, subject, setting, plan.seed) for setting in plan.settings]
-        times = interleave(stepper.block, variants, rounds=plan.rounds, on_block=tick)
-        counted = []
+    with plan.progress(f"B={B}", len(plan.settings)) as tick:
+        ways = []
         for setting in plan.settings:
-            counted.append(_count(subject, setting, plan.seed, stepper.block))
-            if (idle := counted[-1]["nothing_changed"]) is not None:
-                logger.warning("sere: B=%d %s: %s", B, setting.label, idle)
+            ways += _ways(subject, plan, setting, stepper.block)
             tick()
-    for setting, mine, counts in zip(plan.settings, times, counted, strict=True):
-        yield _record(subject, plan, B, setting, mine, times[0]) | counts, mine
+    with plan.progress(f"B={B}", len(ways) * (plan.rounds + 2)) as tick:
+        times = interleave(stepper.block, [way.enter for way in ways], rounds=plan.rounds, on_block=tick)
+        counted = []
+        for way in ways:
+            counted.append(way.count(subject, plan, stepper.block))
+            if (idle := counted[-1]["nothing_changed"]) is not None:
+                logger.warning("sere: B=%d %s: %s", B, way.label, idle)
+            tick()
+    labels = [way.label for way in ways]
+    for label, mine, counts in zip(labels, times, counted, strict=True):
+        yield _record(subject, plan, B, label, labels, mine, times[0]) | counts, mine
+
+
+@dataclass(frozen=True, slots=True)
+class _Way:
+    """A way to run the model: a setting, or a replay of what it computed."""
+
+    label: str
+    setting: PolicySpec
+    enter: Callable[[], AbstractContextManager[object]]
+    recording: Recording | None = None
+
+    def count(self, subject: Subject, plan: BenchPlan, block: Callable[[], list[float]]) -> dict[str, Any]:
+        """Run more blocks, not for their time but for what happens in them."""
+        if self.recording is None:
+            return _count(subject, self.setting, plan.seed, block) | {"replayed": None}
+        with _replay(subject, self.setting, plan.seed, self.recording) as handle:
+            block()
+            found = asdict(handle.flattening())
+        nothing = {"experts": None, "overhead": None, "nothing_changed": None}
+        return nothing | {"flattening": found, "replayed": self.recording.describe()}
+
+
+def _ways(
+    subject: Subject, plan: BenchPlan, setting: PolicySpec, block: Callable[[], list[float]]
+) -> list[_Way]:
+    """Return a setting, and its replay if there is something to replay: with one row nothing is routed."""
+    found = [_Way(setting.label, setting, partial(_variant, subject, setting, plan.seed))]
+    if plan.replay and setting.name == "sere":
+        with _apply(subject, setting, plan.seed) as handle:
+            recording = record_handle(handle, block)
+        if recording.routings:
+            replay = partial(_replay, subject, setting, plan.seed, recording)
+            found.append(_Way(f"replay {setting.label}", setting, replay, recording))
+    return found
 
 
 def _variant(subject: Subject, setting: PolicySpec, seed: int) -> AbstractContextManager[object]:
     """Return the context of a timed block: for ``off`` the model as it is, without a hook."""
-    if setting.name == "off":
-        return nullcontext()
+    return nullcontext() if setting.name == "off" else _apply(subject, setting, seed)
+
+
+def _apply(subject: Subject, setting: PolicySpec, seed: int) -> Handle:
     handle = apply_setting(subject.model, setting, subject.table, seed=seed, counts_all=False)
     # Said once, of the block that is counted.
     handle.quiet = True
     return handle
 
 
+@contextmanager
+def _replay(subject: Subject, setting: PolicySpec, seed: int, recording: Recording) -> Iterator[Handle]:
+    """Let the model run what a setting computed, in a block of the same tokens."""
+    with _apply(subject, setting, seed) as handle, replayed_handle(handle, recording):
+        yield handle
+
+
 def _count(
     subject: Subject, setting: PolicySpec, seed: int, block: Callable[[], list[float]]
 ) -> dict[str, Any]:
     """Run two more blocks, one for the time inside the hooks, and one for the experts."""
-    with apply_setting(subject.model, setting, subject.table, seed=seed, counts_all=False) as handle:
-        handle.quiet = True
+    with _apply(subject, setting, seed) as handle:
         overhead = measure_overhead(subject.model, block)
         handle.counts_all = True
         handle.reset_stats()
         block()
-        happened = summarize_handle(handle)
+        happened = summarize_handle(handle) | {"flattening": asdict(handle.flattening())}
     return happened | {"overhead": None if setting.name == "off" else asdict(overhead)}
 
 
 def _record(
-    subject: Subject, plan: BenchPlan, B: int, setting: PolicySpec, mine: Times, baseline: Times
+    subject: Subject, plan: BenchPlan, B: int, label: str, labels: list[str], mine: Times, baseline: Times
 ) -> dict[str, Any]:
     return {
         "format": "sere-bench-3",
         "unit": "ms",
-        "case": f"B={B} {setting.label}",
-        "setting": setting.label,
+        "case": f"B={B} {label}",
+        "setting": label,
         "batch_size": B,
         "tpot_ms": asdict(mine.tpot_ms()),
         "speedup": asdict(mine.speedup_over(baseline)),
@@ -170,7 +221,7 @@ def _record(
             "steps": plan.steps,
             "rounds": plan.rounds,
             "seed": plan.seed,
-            "interleaved": [other.label for other in plan.settings],
+            "interleaved": labels,
         },
         "subject": dict(subject.described),
         "provenance": provenance(),

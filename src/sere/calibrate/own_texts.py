@@ -107,13 +107,15 @@ def gather_texts(
     openings = _openings(tokenizer, config.seq_len, config.seed or 0)
     wanted = -(-config.max_tokens // config.seq_len)
     texts: list[list[int]] = []
+    lengths: list[int] = []
     total = 0
     with progress_bar(config.progress, config.max_tokens, "writing texts") as bar:
         while total < config.max_tokens and len(texts) < _MOST_TIMES * wanted:
             missing = -(-(config.max_tokens - total) // config.seq_len)
             begun = [next(openings) for _ in range(min(_ROWS, missing))]
-            for text in continued(begun):
+            for opening, text in zip(begun, continued(begun), strict=True):
                 texts.append(text)
+                lengths.append(len(opening))
                 total += len(text)
                 bar.update(len(text))
     if total < config.seq_len or total < config.max_tokens / _MOST_TIMES:
@@ -123,7 +125,9 @@ def gather_texts(
         )
     starts = torch.tensor([0, *map(len, texts[:-1])], device="cpu").cumsum(0)
     ids = torch.tensor([token for text in texts for token in text][: config.max_tokens], device="cpu")
-    return Tokens(ids, config.seq_len, starts[starts < len(ids)], tokenizer, own=True)
+    kept = starts < len(ids)
+    written = starts + torch.tensor(lengths, device="cpu")
+    return Tokens(ids, config.seq_len, starts[kept], tokenizer, written[kept])
 
 
 def _openings(tokenizer: Any, seq_len: int, seed: int, *, chats: bool = True) -> Iterator[list[int]]:

@@ -35,6 +35,8 @@ class Tokens:
         ids: ``[num_tokens]``, int64.
         seq_len: Tokens per sequence; the last may be shorter.
         documents: Where documents start, ``[documents]``, int64; empty if that is not known.
+        written: Where the model's own words start in each document, ``[documents]``, int64; empty if it wrote
+            none.
         tokenizer: The tokenizer that made them, for error texts, or None.
         own: Whether the model wrote them.
     """
@@ -43,7 +45,12 @@ class Tokens:
     seq_len: int
     documents: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64, device="cpu"))
     tokenizer: Any = field(default=None, repr=False)
-    own: bool = False
+    written: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64, device="cpu"))
+
+    @property
+    def own(self) -> bool:
+        """Whether the model wrote them."""
+        return len(self.written) > 0
 
     @property
     def num_tokens(self) -> int:

@@ -48,8 +48,9 @@ class LayerRouting(NamedTuple):
 def choose_tokens(tokens: Tokens, seed: int | None) -> SampledTokens:
     """Choose the tokens of the sample: whole texts in random order, as long as there is room.
 
-    A text is what a document has in one sequence. Where 128 texts would be too many tokens, only the last
-    ones of each are taken, equally many of each long text.
+    A text is what a document has in one sequence; of a document that the model wrote, only its own words, as
+    they are what it decodes. Where 128 texts would be too many tokens, only the last ones of each are taken,
+    equally many of each long text.
 
     Args:
         tokens: The calibration tokens.
@@ -57,6 +58,10 @@ def choose_tokens(tokens: Tokens, seed: int | None) -> SampledTokens:
     """
     cuts = np.union1d(np.arange(0, tokens.num_tokens, tokens.seq_len), tokens.documents.numpy())
     ends = np.append(cuts[1:], tokens.num_tokens)
+    if tokens.own:
+        document = np.searchsorted(tokens.documents.numpy(), cuts, side="right") - 1
+        cuts = np.maximum(cuts, tokens.written.numpy()[document])
+        cuts, ends = cuts[cuts < ends], ends[cuts < ends]
     order = np.random.default_rng(seed or 0).permutation(len(cuts))
     most = _most_of_a_text((ends - cuts)[order[:_ENOUGH_TEXTS]])
     lengths = np.minimum(ends - cuts, most)

@@ -16,6 +16,7 @@ from sere.cli.numbers import whole
 from sere.cli.output import add_json_flag, case_table, emit, say
 from sere.cli.parser import add_command
 from sere.cli.serve_line import say_how_to_serve
+from sere.cli.terminal import writes_over
 from sere.defaults import SUFFIX, TABLE, table_here
 from sere.errors import ConfigError, OutputError
 from sere.files import check_writable, keep_other_files
@@ -188,7 +189,7 @@ def _options(args: argparse.Namespace, metrics: Sequence[str], out: Path) -> dic
     names = ("field", "split", "max_tokens", "seq_len", "batch_size", "seed", "low_memory")
     options: dict[str, Any] = {name: value for name in names if (value := getattr(args, name)) is not None}
     # A terminal gets calibration's own bar, which counts tokens.
-    auto = True if sys.stderr.isatty() else bar
+    auto = True if writes_over(sys.stderr) else bar
     options["progress"] = {"auto": auto, "always": "always", "never": False}[args.progress]
     options["work_dir"] = args.work_dir or out.with_name(f"{out.name}.work")
     options |= {"trust_remote_code": args.trust_remote_code, "sensitivity": args.sensitivity}

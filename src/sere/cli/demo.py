@@ -13,6 +13,7 @@ from sere.cli.numbers import whole
 from sere.cli.output import add_json_flag, case_table, emit, say
 from sere.cli.parser import add_command
 from sere.cli.settings import CONTROLS, DEFAULT
+from sere.cli.terminal import paragraph
 from sere.defaults import SUFFIX
 
 if TYPE_CHECKING:
@@ -139,7 +140,7 @@ def render(record: Mapping[str, Any]) -> str:
     """Return the result as a table, what its columns mean, and what to do next."""
     headers = ["B", "experts", "TPOT ms", "speedup", "right", "95 %", "vs baseline", "95 %"]
     rows = [(case["setting"], _row(case)) for case in record["cases"]]
-    return f"\n{case_table(rows, headers)}\n\n{_COLUMNS}\n\n{_NEXT}"
+    return f"\n{case_table(rows, headers)}\n\n{paragraph(_COLUMNS)}\n\n{_NEXT}"
 
 
 def _row(case: Mapping[str, Any]) -> list[Any]:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
-from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 from sere.cli.finding import Finding
 from sere.cli.output import say, table
+from sere.cli.terminal import paragraph
 
 if TYPE_CHECKING:
     from sere.outlook import Unprepared, Way
@@ -149,7 +149,7 @@ def render_steps(value: Mapping[str, Any]) -> str:
     )
     return (
         f"Estimate of decode steps, from {source}:\n\n{table(rows, headers)}\n\n"
-        f"{fill(notes, _WIDTH, break_long_words=False)}"
+        f"{paragraph(notes, elsewhere=_WIDTH)}"
     )
 
 

@@ -24,6 +24,14 @@ FIXED: Mapping[str, str] = {
 }
 """Options that every evaluation sets itself, and what to do instead."""
 
+FIXED_BY_SCORING: Mapping[str, str] = {
+    **FIXED,
+    "logits_processors": "one of sere feeds the given tokens of --phases decode; leave it out",
+    "logprobs_mode": "--phases decode needs the log-probabilities of the model; leave it out",
+    "speculative_config": "vLLM cannot feed the given tokens of --phases decode to a drafter; leave it out",
+}
+"""Those of log-likelihoods in decode steps."""
+
 
 def add_engine_option(parser: Any) -> None:
     """Add ``--engine-option``; to a parser or to a group of its arguments."""
@@ -55,13 +63,20 @@ def engine_options(args: argparse.Namespace, fixed: Mapping[str, str], *, comman
     return parse_engine_options(args.engine_option, fixed, command=command)
 
 
-def options_for(args: argparse.Namespace, settings: Sequence[PolicySpec], *, command: str) -> dict[str, Any]:
+def options_for(
+    args: argparse.Namespace,
+    settings: Sequence[PolicySpec],
+    *,
+    command: str,
+    fixed: Mapping[str, str] = FIXED,
+) -> dict[str, Any]:
     """Return the options of an evaluation's engines, which must be able to run its settings.
 
     Args:
         args: Arguments with ``engine`` and ``engine_option``.
         settings: What the engines are to run.
         command: The command.
+        fixed: Options that it sets itself, and what to do instead.
 
     Raises:
         ConfigError: As for `engine_options`; or a routing rule that is not served needs to replace the
@@ -69,7 +84,7 @@ def options_for(args: argparse.Namespace, settings: Sequence[PolicySpec], *, com
     """
     from sere.engines.settings import is_served, ranks_of
 
-    given = engine_options(args, FIXED, command=command)
+    given = engine_options(args, fixed, command=command)
     others = [setting.label for setting in settings if not is_served(setting)]
     several = ranks_of(given) > 1
     if others and (several or given.get("enforce_eager") is False):

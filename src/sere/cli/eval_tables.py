@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sere.cli.output import case_table
+from sere.cli.terminal import paragraph
 
 _ANSWER_NOTES = """experts: distinct per layer and step, before > after. vs baseline: difference from off
 at the same B on the same questions, in percentage points. tokens: mean answer length."""
@@ -42,7 +43,7 @@ def _prompts(record: Mapping[str, Any]) -> str:
     ]
     scored = record["continuations"]
     count = f"{scored['prompts']} prompts, {sum(scored['scored_tokens'])} tokens scored"
-    return f"{case_table(rows, headers)}\n{_PROMPT_NOTES}\n{count}."
+    return f"{case_table(rows, headers)}\n{paragraph(_PROMPT_NOTES)}\n{count}."
 
 
 def _answers(record: Mapping[str, Any]) -> str:
@@ -52,7 +53,8 @@ def _answers(record: Mapping[str, Any]) -> str:
     headers = ["B", "experts", "rerouted %", "right %", "95 %", "vs baseline", "95 %", "tokens"]
     rows = [(case["setting"], _overall(case, english)) for case in cases]
     overall = case_table(rows, [*headers, "perplexity", "KL"] if english else headers)
-    shown = f"{overall}\n{_ANSWER_NOTES}{_ENGLISH_NOTE if english else ''}"
+    notes = paragraph(_ANSWER_NOTES + (_ENGLISH_NOTE if english else ""))
+    shown = f"{overall}\n{notes}"
     names = [name for name in cases[0]["tasks"] if name != "all"]
     if len(names) == 1:
         return f"{shown}\n{cases[0]['tasks'][names[0]]['n']} {names[0]}."

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sere.bundled import BUNDLED, knows_tasks
-from sere.cli.engine_options import add_engine_option, options_for
+from sere.cli.engine_options import FIXED, FIXED_BY_SCORING, add_engine_option, options_for
 from sere.cli.lm_eval_engines import on_transformers, on_vllm
 from sere.cli.lm_eval_tables import render
 from sere.cli.loading import add_model_arguments, add_table_argument, needed_table, table_file, table_path
@@ -29,7 +29,7 @@ Tasks that generate text are decoded, so re-routing acts on them. Log-likelihood
 tasks (multiple choice, perplexity) are scored in prefill, where nothing is
 re-routed: without --phases decode they are refused, because every setting would
 have the result of the unmodified model. With --phases decode, the given tokens
-are fed in decode steps of B rows and scored there (Transformers only).
+are fed in decode steps of B rows and scored there.
 
 TASK is a name, group, tag or pattern of lm-eval, or of a YAML file in
 --include-path. These are sere's own tasks, written to files for the run, for
@@ -43,6 +43,7 @@ With --engine vllm, B is the most requests that decode at once, and there is one
 _EXAMPLES = """
   sere lm-eval bundled --tasks sere_addition sere_sorting --batch-size 8 16 --setting sere
   sere lm-eval bundled --tasks sere_choice --phases decode --limit 20 --batch-size 16
+  sere lm-eval MODEL --tasks arc_easy --phases decode --engine vllm --limit 200 --setting sere
   sere lm-eval MODEL --tasks gsm8k --engine vllm --batch-size 16 --limit 200 --out gsm8k.json
   sere lm-eval MODEL --tasks gsm8k --engine vllm --engine-option tensor_parallel_size=8 --setting sere
 """
@@ -95,7 +96,8 @@ def run(args: argparse.Namespace) -> int:
     from sere.policies.spec import parse_specs
 
     settings = parse_specs(args.setting or _DEFAULT_SETTINGS)
-    options = options_for(args, settings, command="sere lm-eval")
+    fixed = FIXED_BY_SCORING if args.phases == "decode" else FIXED
+    options = options_for(args, settings, command="sere lm-eval", fixed=fixed)
     check_version()
     args.table = _find_table(args, any(setting.needs_table for setting in settings))
     if args.out is not None:

@@ -39,6 +39,7 @@ def on_vllm(
     from sere.engines.in_process import in_process_engine
     from sere.eval.digests import files_digest
     from sere.eval.harness.run import evaluate_tasks
+    from sere.eval.harness.scored import DECODE
     from sere.eval.harness.vllm import engine_models
     from sere.eval.record import make_header
     from sere.integrations.vllm.start.versions import check_installed
@@ -52,12 +53,18 @@ def on_vllm(
         "dtype": dtype, "enforce_eager": True, "disable_log_stats": True, "enable_prefix_caching": False,
         "seed": args.seed, "trust_remote_code": args.trust_remote_code, **given,
     }  # fmt: skip
+    decode = plan.phases == DECODE
+    if decode:
+        from sere.engines.forced_tokens import PROCESSOR
+
+        options["logits_processors"] = [PROCESSOR]
     fixed = {"table": str(args.table), "select_top_k": 1, "log_seconds": 0}
     return evaluate_tasks(
         plan, found,
         lambda settings, B: engine_models(
             lambda own: in_process_engine(path, {**fixed, **own}, max_num_seqs=B, **options),
             settings, str(path), dtype=dtype, seed=plan.seed, trust_remote_code=args.trust_remote_code,
+            rows=B if decode else None,
         ),
         make_header(
             plan, table.identity, table, dtype=dtype, experts_implementation="vllm", engine_options=given

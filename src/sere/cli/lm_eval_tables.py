@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sere.cli.output import case_table, reasons
+from sere.cli.terminal import paragraph
 
 _NOTES = """value: as lm-eval reports it. experts: distinct per layer and decode step, before > after. vs off:
 difference from the unmodified model at the same B on the same questions, with a 95 % interval: percentage
@@ -20,13 +21,13 @@ def render(record: Mapping[str, Any]) -> str:
         for task, found in case["tasks"].items()
         for metric in found["metrics"]
     ]
-    shown = case_table(rows, ["B", "task", "n", "metric", "value", "experts", "vs off", "95 %"])
+    shown = case_table(rows, ["B", "task", "n", "metric", "value", "experts", "vs off", "95 %"], keys=2)
     said = [
         (f"B={case['batch_size']} {case['setting']}", seen["nothing_changed"])
         for case in record["cases"]
         for seen in case["requests"].values()
     ]
-    return f"{shown}\n{_NOTES}{reasons(said)}"
+    return f"{shown}\n{paragraph(_NOTES)}{reasons(said)}"
 
 
 def _cells(case: Mapping[str, Any], task: str, metric: str) -> Sequence[Any]:

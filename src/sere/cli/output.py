@@ -6,11 +6,13 @@ import argparse
 import json
 import os
 import sys
+import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any, TextIO, TypeVar
 
+from sere.cli.terminal import columns
 from sere.errors import OutputError
 
 _T = TypeVar("_T")
@@ -24,6 +26,10 @@ class ReaderLeft(Exception):
 _WIDEST = 100
 # Up to here a case's name leaves room for its numbers beside it.
 _SHORT_NAME = 20
+# A column of texts that is at least so wide can be read; the texts of a narrower one are not wrapped.
+_READABLE = 24
+# Spaces between two columns.
+_BETWEEN = 2
 
 
 def add_json_flag(parser: argparse.ArgumentParser) -> None:
@@ -128,41 +134,55 @@ def spread_cell(spread: Mapping[str, float] | None, digits: int) -> str | None:
     return f"{middle} ({low} to {high})"
 
 
-def table(rows: Iterable[Sequence[Any]], headers: Sequence[str]) -> str:
-    """Return an aligned text table.
+def table(rows: Iterable[Sequence[Any]], headers: Sequence[str], *, keys: int = 1) -> str:
+    """Return an aligned text table that fits the terminal; in a pipe or file, it is as wide as it is.
+
+    Where there is too little room, the texts of the widest column are wrapped; if that is not enough, the
+    columns are shown in several parts, one below the other.
 
     Args:
         rows: One sequence per row, as many cells as ``headers``; None shows as ``-``. Texts stay as they are.
         headers: The column titles.
+        keys: How many of the first columns say which row it is: each part begins with them.
     """
-    from tabulate import tabulate
-
     cells = [list(row) for row in rows]
-    return str(
-        tabulate(cells, headers=list(headers), tablefmt="simple", missingval="-", disable_numparse=True,
-                 colalign=_alignment(cells, len(headers)))
-    )  # fmt: skip
+    width = columns()
+    whole = _aligned(cells, headers)
+    if width is None or _widest(whole) <= width:
+        return whole
+    cells = _wrapped(cells, headers, width)
+    return "\n\n".join(_part(cells, headers, part) for part in _parts(cells, headers, width, keys))
 
 
 def case_table(
-    cases: Iterable[tuple[str, Sequence[Any]]], headers: Sequence[str], title: str = "setting"
+    cases: Iterable[tuple[str, Sequence[Any]]],
+    headers: Sequence[str],
+    title: str = "setting",
+    *,
+    keys: int = 1,
 ) -> str:
     """Return a table with one row per case, which stays narrow whatever the cases are called.
 
     Args:
         cases: What each case is called, and its cells. If all names are short, they are the first column,
-            unless the table would be wider than 100 columns; else each has a line of its own above its row.
+            unless the table would be wider than the terminal, or 100 columns where there is none; else each
+            has a line of its own above its row. Names are never cut.
         headers: The column titles, without that of the names.
         title: The title of the names, where they are a column.
+        keys: As for `table`.
     """
-    named = list(cases)
-    beside = table([[name, *row] for name, row in named], [title, *headers])
+    named, width = list(cases), columns()
+    beside = _aligned([[name, *row] for name, row in named], [title, *headers])
     short = all(len(name) <= _SHORT_NAME for name, _ in named)
-    if short and max(map(len, beside.splitlines())) <= _WIDEST:
+    if short and _widest(beside) <= (width or _WIDEST):
         return beside
-    head, rule, *lines = table([row for _, row in named], headers).splitlines()
-    names = [name for name, _ in named]
-    return "\n".join([head, rule, *chain.from_iterable(zip(names, lines, strict=True))])
+    names, rows = [name for name, _ in named], [list(row) for _, row in named]
+    parts = [[*range(len(headers))]] if width is None else _parts(rows, headers, width, keys)
+    shown = []
+    for part in parts:
+        head, rule, *lines = _part(rows, headers, part).splitlines()
+        shown.append("\n".join([head, rule, *chain.from_iterable(zip(names, lines, strict=True))]))
+    return "\n\n".join(shown)
 
 
 def reasons(cases: Iterable[tuple[str, str | None]]) -> str:
@@ -172,6 +192,53 @@ def reasons(cases: Iterable[tuple[str, str | None]]) -> str:
         cases: What a case is called, and the reason; None where there is no reason to give one.
     """
     return "".join(f"\n{name}: {reason}" for name, reason in cases if reason is not None)
+
+
+def _aligned(cells: list[list[Any]], headers: Sequence[str]) -> str:
+    from tabulate import tabulate
+
+    return str(
+        tabulate(cells, headers=list(headers), tablefmt="simple", missingval="-", disable_numparse=True,
+                 colalign=_alignment(cells, len(headers)))
+    )  # fmt: skip
+
+
+def _part(cells: list[list[Any]], headers: Sequence[str], part: Sequence[int]) -> str:
+    """Return the table of some columns."""
+    return _aligned([[row[i] for i in part] for row in cells], [headers[i] for i in part])
+
+
+def _parts(cells: list[list[Any]], headers: Sequence[str], width: int, keys: int) -> list[list[int]]:
+    """Return which columns stand side by side: the keys, and as many others as fit, at least one."""
+    parts = [[*range(keys)]]
+    for column in range(keys, len(headers)):
+        wider = [*parts[-1], column]
+        if len(parts[-1]) > keys and _widest(_part(cells, headers, wider)) > width:
+            wider = [*range(keys), column]
+            parts.append(wider)
+        parts[-1] = wider
+    return parts
+
+
+def _wrapped(cells: list[list[Any]], headers: Sequence[str], width: int) -> list[list[Any]]:
+    """Return the cells, the texts of the widest column in lines if the other columns leave it room."""
+    lengths = [max([len(str(row[i])) for row in cells], default=0) for i in range(len(headers))]
+    widest = lengths.index(max(lengths))
+    others = [i for i in range(len(headers)) if i != widest]
+    room = width - _BETWEEN - (_widest(_part(cells, headers, others)) if others else 0)
+    if room < _READABLE:
+        return cells
+
+    def lines(cell: Any) -> Any:
+        if not isinstance(cell, str):
+            return cell
+        return textwrap.fill(cell, room, break_long_words=False, break_on_hyphens=False)
+
+    return [[lines(cell) if i == widest else cell for i, cell in enumerate(row)] for row in cells]
+
+
+def _widest(text: str) -> int:
+    return max(map(len, text.splitlines()))
 
 
 def _alignment(rows: list[list[Any]], width: int) -> list[str]:

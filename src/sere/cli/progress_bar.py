@@ -10,8 +10,9 @@ from time import monotonic
 from tqdm import tqdm
 
 from sere.cli.output import say
+from sere.cli.terminal import writes_over
 
-# Seconds between two lines where stderr is not a terminal.
+# Seconds between two lines where there is no bar.
 _EVERY = 60.0
 
 
@@ -19,16 +20,16 @@ _EVERY = 60.0
 def bar(name: str, total: int) -> Iterator[Callable[..., object]]:
     """Show progress while the block runs; call what it yields after each of ``total`` parts, or several.
 
-    On a terminal this is a bar. Elsewhere it is a line about once a minute. Both show the time left, and a
-    line at the end says how long it took.
+    On a terminal this is a bar of its width, without colors. Elsewhere, and with ``TERM=dumb``, it is a line
+    about once a minute. Both show the time left, and a line at the end says how long it took.
 
     Args:
         name: The text before the bar.
         total: The number of parts.
     """
     started = monotonic()
-    if sys.stderr.isatty():
-        with tqdm(total=total, desc=name, leave=False, file=sys.stderr) as shown:
+    if writes_over(sys.stderr):
+        with tqdm(total=total, desc=name, leave=False, file=sys.stderr, dynamic_ncols=True) as shown:
             yield shown.update
     else:
         yield _Lines(name, total, started).tick

@@ -12,11 +12,12 @@ from sere.cli.output import add_json_flag, emit, say
 from sere.cli.parser import add_command
 from sere.cli.report_file import check_page
 
-_DETAILS = """Reads records of sere eval --out, sere tune --record, sere bench and bench serve --out and sere
-demo --out, and tables (*.sere), and writes one HTML page with plots: what is lost over the experts that are
-read, speed over batch size, what each layer reads, similarity maps, right answers by task, and where the
-numbers come from. The page needs nothing else, and no network. What cannot be compared, because model, texts,
-machine or engine differ, is shown apart, with a warning. Needs plotly: the extra "report"."""
+_DETAILS = """Reads records of sere eval and lm-eval --out, sere tune --record, sere bench and bench serve
+--out and sere demo --out, and tables (*.sere), and writes one HTML page with plots: what is lost over
+the experts that are read, speed over batch size, what each layer reads, similarity maps, right answers
+by task, tasks of lm-eval, and where the numbers come from. The page needs nothing else, and no network.
+What cannot be compared, because model, texts, machine or engine differ, is shown apart, with a warning.
+Needs plotly: the extra "report"."""
 
 _EXAMPLES = """
   sere report eval.json bench.jsonl similarity.sere --out report.html

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from sere.cli.output import table
+from sere.cli.terminal import paragraph
 from sere.config import RerouteConfig
 from sere.identity import span
 from sere.table import SimilarityTable, Tier, describe_unknown, off_diagonal
@@ -147,7 +147,7 @@ def _expected(value: Mapping[str, Any]) -> str:
     tier = value["default_tier"]
     settings = "active_experts=auto, no tier" if tier is None else f"tier {tier}"
     heads = ["layer", *(f"B={B}" for B in losses["mean"])]
-    return f"{_LOSS.format(settings=settings)}\n{table(rows, heads)}"
+    return f"{paragraph(_LOSS.format(settings=settings))}\n{table(rows, heads)}"
 
 
 def _cell(one: Mapping[str, float]) -> str:
@@ -160,4 +160,5 @@ def _tiers(value: Mapping[str, Any]) -> str:
         for name, tier in value["tiers"].items()
         for row in tier_rows(Tier.from_mapping(name, tier), value["num_experts"], value["top_k"])
     ]
-    return f"tiers:\n{table(rows, TIER_HEADS)}\n{textwrap.fill(LOSSES, 110)}."
+    losses = paragraph(f"{LOSSES}.", elsewhere=110)
+    return f"tiers:\n{table(rows, TIER_HEADS, keys=2)}\n{losses}"

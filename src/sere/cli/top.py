@@ -19,8 +19,8 @@ _EVERY_S = 1.0
 
 _DETAILS = """URL is the server's address, or that of its metrics_port. The server needs the routes of sere:
 VLLM_PLUGINS=sere. If it asks for a key, set VLLM_API_KEY to that. On a terminal the figures are new each
-second until Ctrl-C; elsewhere, and with --once, they are printed once. --json without --once prints one line
-each second. Colors follow NO_COLOR."""
+second until Ctrl-C; elsewhere, with TERM=dumb and with --once, they are printed once. --json without --once
+prints one line each second. Colors follow NO_COLOR."""
 
 
 def add(subparsers: Any) -> None:
@@ -50,7 +50,8 @@ def run(args: argparse.Namespace) -> int:
             emit(args, ask(), str)
         return 0
     console = _console()
-    if args.once or not console.is_terminal:
+    # Elsewhere lines cannot be written over.
+    if args.once or not console.is_terminal or console.is_dumb_terminal:
         show(_text(console, _once(ask)), end="")
         return 0
     return _watch(console, ask)

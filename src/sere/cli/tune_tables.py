@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sere.cli.output import table
+from sere.cli.terminal import paragraph
 
 _NOTES = """M: experts that a layer reads in a step of B rows, mean over layers. experts: distinct per layer
 and step, before > after; fewer: their ratio. bytes: how many times fewer bytes of weights a step reads.
@@ -30,7 +31,7 @@ def render(record: Mapping[str, Any]) -> str:
         for name, tier in record["tiers"].items()
         for first, (B, cell) in _numbered(tier["evidence"]["by_batch_size"])
     ]
-    parts = [table(rows, headers), _NOTES]
+    parts = [table(rows, headers, keys=2), paragraph(_NOTES)]
     for name, tier in record["tiers"].items():
         parts += _remarks(name, tier)
     return "\n".join(parts)
@@ -50,7 +51,8 @@ def render_simulated(result: Mapping[str, Any]) -> str:
         for first, (M, cell) in _numbered(cells)
     ]
     headers = [f"min_gain {gain}" if gain != "0" else "error pairs" for gain in gains]
-    return f"{table(rows, ['B', 'M', 'experts', *headers])}\n{_SIMULATED_NOTES}"
+    shown = table(rows, ["B", "M", "experts", *headers], keys=2)
+    return f"{shown}\n{paragraph(_SIMULATED_NOTES)}"
 
 
 def _numbered(cells: Mapping[str, Any]) -> list[tuple[bool, tuple[str, Any]]]:

@@ -10,7 +10,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from secrets import token_hex
@@ -77,13 +77,20 @@ class Server:
 
     def resident_bytes(self) -> int:
         """Return the memory that the server and its running child processes hold."""
+        return int(self._total(lambda process: process.memory_info().rss))
+
+    def processor_s(self) -> float:
+        """Return the processor time of the server and its running child processes so far, in seconds."""
+        return self._total(lambda process: sum(process.cpu_times()[:2]))
+
+    def _total(self, of: Callable[[Any], float]) -> float:
         import psutil
 
-        total = 0
+        total = 0.0
         server = psutil.Process(self.pid)
         for process in (server, *server.children(recursive=True)):
             with suppress(psutil.NoSuchProcess):
-                total += process.memory_info().rss
+                total += of(process)
         return total
 
     def get(self, path: str) -> tuple[int, str]:

@@ -58,6 +58,44 @@ class Likelihood:
     nats: float = 0.0
     greedy: bool = True
 
+    def add(self, nats: float, *, greedy: bool) -> None:
+        """Add a token.
+
+        Raises:
+            InputError: Its log-probability is not a finite number.
+        """
+        if not isfinite(nats):
+            raise InputError(
+                "model: its logits are not finite numbers; float16 may overflow: try --dtype bfloat16 or "
+                "float32"
+            )
+        self.nats += nats
+        self.greedy &= greedy
+
+
+def cut(context: Sequence[int], tokens: Sequence[int], *, longest: int) -> Continuation:
+    """Return a continuation without what is beyond the longest text, cut from the left as lm-eval does."""
+    text = [*context, *tokens][-longest:]
+    left = max(1, len(text) - len(tokens))
+    return Continuation(text[:left], text[left:])
+
+
+def shuffled(asked: Sequence[Continuation]) -> list[int]:
+    """Return the order in which continuations are scored, which depends on nothing but their number.
+
+    Raises:
+        InputError: A context or a continuation is empty.
+    """
+    for index, one in enumerate(asked):
+        if not one.context or not one.tokens:
+            raise InputError(
+                f"log-likelihood: expected at least one token of context and of continuation, got "
+                f"{len(one.context)} and {len(one.tokens)} for number {index}"
+            )
+    order = list(range(len(asked)))
+    Random(len(order)).shuffle(order)
+    return order
+
 
 @torch.no_grad()
 def log_likelihoods(
@@ -91,14 +129,7 @@ def log_likelihoods(
     Raises:
         InputError: A context or a continuation is empty, or the logits are not finite numbers.
     """
-    for index, one in enumerate(asked):
-        if not one.context or not one.tokens:
-            raise InputError(
-                f"log-likelihood: expected at least one token of context and of continuation, got "
-                f"{len(one.context)} and {len(one.tokens)} for number {index}"
-            )
-    order = list(range(len(asked)))
-    Random(len(order)).shuffle(order)
+    order = shuffled(asked)
     scorer = _Scorer(asked, [Likelihood() for _ in asked], on_finished)
     if has_full_attention_cache(model):
         _score_rows(model, scorer, order, batch_size)
@@ -123,13 +154,7 @@ class _Scorer:
         """
         text, score = self.asked[index].text, self.scores[index]
         found = float(logits.float().log_softmax(-1)[text[position]])
-        if not isfinite(found):
-            raise InputError(
-                "model: its logits are not finite numbers; float16 may overflow: try --dtype bfloat16 or "
-                "float32"
-            )
-        score.nats += found
-        score.greedy &= int(logits.argmax()) == text[position]
+        score.add(found, greedy=int(logits.argmax()) == text[position])
         if position == len(text) - 1:
             self.on_finished()
 

@@ -46,6 +46,10 @@ class Costs:
         before = after if ROWS[after] <= T else after - 1
         return int(min(self.shares[before], self.shares[after]) * T * K)
 
+    def points(self) -> list[list[float]]:
+        """Return each measured number of rows with its share."""
+        return [[rows, share] for rows, share in zip(ROWS, self.shares, strict=True)]
+
     def describe(self) -> str:
         """Return the shares in words, for a log line."""
         return ", ".join(
@@ -57,17 +61,19 @@ class Costs:
 _KNOWN: dict[Hashable, Costs] = {}
 
 
-def costs_of(key: Hashable, measured: Callable[[], Costs]) -> Costs:
+def costs_of(key: Hashable, measured: Callable[[], Costs], *, log: bool = True) -> Costs:
     """Return what was measured for a kind of layer in this process; measure at its first use.
 
     Args:
         key: What the times depend on, but for the number of threads.
         measured: Measures.
+        log: Whether the logger ``sere`` says what was measured.
     """
     key = (key, torch.get_num_threads())
     if key not in _KNOWN:
         _KNOWN[key] = measured()
-        logger.info("sere: flattening is faster up to a share of the slots of %s", _KNOWN[key].describe())
+        if log:
+            logger.info("sere: flattening is faster up to a share of the slots of %s", _KNOWN[key].describe())
     return _KNOWN[key]
 
 

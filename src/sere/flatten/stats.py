@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from typing import Self
 
 
@@ -54,6 +54,8 @@ class Flattening:
         slots: T·K of these runs, added up.
         pairs: The pairs that they computed, added up.
         whole: Runs in which fewer pairs than slots carried weight, but computing all slots was faster.
+        break_even: By kind of layer, numbers of rows, each with the share of the slots, 0 to 1, up to which
+            pairs were measured to be faster; empty where nothing was measured.
     """
 
     setting: str = "auto"
@@ -62,17 +64,26 @@ class Flattening:
     slots: int = 0
     pairs: int = 0
     whole: int = 0
+    break_even: Mapping[str, Sequence[Sequence[float]]] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, setting: str, why_not: str | None, counts: Iterable[Iterable[int]]) -> Self:
+    def of(
+        cls,
+        setting: str,
+        why_not: str | None,
+        counts: Iterable[Iterable[int]],
+        break_even: Mapping[str, Sequence[Sequence[float]]] | None = None,
+    ) -> Self:
         """Return what several layers counted.
 
         Args:
             setting: The setting ``flatten``.
             why_not: Why pairs are not used, or None.
             counts: `PairCounts.to_list` of each layer.
+            break_even: What was measured, or None.
         """
-        return cls(setting, why_not, *PairCounts.total([*counts, PairCounts().to_list()]).to_list())
+        total = PairCounts.total([*counts, PairCounts().to_list()])
+        return cls(setting, why_not, **asdict(total), break_even=break_even or {})
 
     def describe(self) -> str:
         """Return a few words for a log line."""

@@ -166,12 +166,12 @@ def _missing(
     part: ModelPart, setting: str | None, times: Sequence[Timing]
 ) -> Iterator[tuple[str, str | None]]:
     """Yield what was not measured, with the command that measures it."""
-    if times and all(one.random for one in times) and not part.answers:
+    if times and all(one.random for one in times) and not part.answers and not part.scores:
         yield (
             "Times of random weights say nothing of answers: measure what re-routing costs in your model",
             "sere eval MODEL --prompts prompts.txt",
         )
-    elif not part.answers and not part.tiers:
+    elif not part.answers and not part.scores and not part.tiers:
         yield "Measure what re-routing costs", "sere eval MODEL --prompts prompts.txt"
     if not part.tiers:
         yield (

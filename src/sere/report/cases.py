@@ -111,6 +111,47 @@ class Timing:
     random: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """What one setting scores in one task of lm-eval, by one metric, at one batch size.
+
+    Attributes:
+        source: The record.
+        key: What it can be compared with.
+        setting: The setting.
+        batch_size: B.
+        task: The task.
+        metric: lm-eval's name of the metric.
+        count: Questions.
+        value: What lm-eval reports; ``low`` and ``high`` are None where there is no interval. None where
+            lm-eval reports nothing.
+        difference: Against off on the same questions, with bounds; None for off, and where nothing was
+            re-routed.
+        right_or_wrong: Whether each question is either.
+        before: Distinct experts per layer and decode step; None if no step was counted.
+        after: The same, with the setting.
+        rerouted: Share of the slots whose expert changed, in [0, 1]; None if no step was counted.
+        table: Metric and fingerprint of the table, or "".
+        note: Why nothing was re-routed, or None.
+    """
+
+    source: str
+    key: Key
+    setting: str
+    batch_size: int
+    task: str
+    metric: str
+    count: int
+    value: Mapping[str, float | None] | None
+    difference: Mapping[str, float] | None
+    right_or_wrong: bool
+    before: float | None
+    after: float | None
+    rerouted: float | None
+    table: str = ""
+    note: str | None = None
+
+
 def rule_of(setting: str) -> str:
     """Return a setting without the number that moves it along its line: ``sere`` of ``sere:cap=8``."""
     kind, _, options = setting.partition(":")
@@ -122,10 +163,18 @@ def newest(cases: Sequence[Any]) -> list[Any]:
     """Return the last of each case: a file to which a second run was appended has two of each.
 
     Args:
-        cases: `Quality` or `Timing`, in the order of their records.
+        cases: `Quality`, `Timing` or `Scored`, in the order of their records.
     """
     found: dict[Any, Any] = {}
     for one in cases:
-        at = (one.batch_size, one.table) if isinstance(one, Quality) else (one.load, one.measure)
-        found[one.key, one.setting, at] = one
+        found[one.key, one.setting, _place(one)] = one
     return list(found.values())
+
+
+def _place(one: Quality | Timing | Scored) -> tuple[Any, ...]:
+    """Return what tells cases of one key and setting apart."""
+    if isinstance(one, Quality):
+        return one.batch_size, one.table
+    if isinstance(one, Scored):
+        return one.batch_size, one.table, one.task, one.metric
+    return one.load, one.measure

@@ -8,7 +8,8 @@ from typing import Any
 
 from sere.errors import DataError, SereError
 from sere.provenance import describe_machine, describe_processor
-from sere.report.cases import Key, Quality, Timing
+from sere.report.cases import Key, Quality, Scored, Timing
+from sere.report.lm_eval import scores_of, texts_of
 from sere.report.read import Source
 from sere.table import Tier
 
@@ -23,11 +24,13 @@ class Collected:
         sources: The sources.
         qualities: What settings cost.
         timings: How fast they are.
+        scores: What they score in tasks of lm-eval.
     """
 
     sources: Sequence[Source]
     qualities: list[Quality] = field(default_factory=list)
     timings: list[Timing] = field(default_factory=list)
+    scores: list[Scored] = field(default_factory=list)
 
 
 def collect(sources: Sequence[Source]) -> Collected:
@@ -46,6 +49,9 @@ def collect(sources: Sequence[Source]) -> Collected:
             elif source.kind == "sere-demo":
                 found.qualities += _demo_answers(source)
                 found.timings += _demo_times(source)
+            elif source.kind == "sere-lm-eval":
+                key = _key(source.record, texts_of(source.record["plan"]))
+                found.scores += scores_of(source.name, source.record, key, _of_table(source.record))
             elif source.kind.startswith("sere-bench"):
                 found.timings.append(_timing(source))
             elif source.kind == "sere-tune":
@@ -69,17 +75,7 @@ def model_name(model: Record) -> str:
 
 def _evaluation(source: Source) -> Iterator[Quality]:
     record = source.record
-    model, plan, made = record["model"], record["plan"], record["provenance"]
-    implementation = model.get("experts_implementation")
-    with_vllm = implementation == "vllm"
-    key = Key(
-        model=model_name(model),
-        texts=_texts(plan),
-        machine=describe_processor(made["machine"]),
-        way=", ".join(["vLLM" if with_vllm else f"Transformers, {implementation}", str(model.get("dtype"))]),
-    )
-    table = record.get("table")
-    of_table = f"{table['metric']}, {table['fingerprint'][:8]}" if table else ""
+    key, of_table = _key(record, _texts(record["plan"])), _of_table(record)
     for case in record["cases"]:
         experts = case["experts"]
         answers = (case.get("tasks") or {}).get("all")
@@ -102,6 +98,24 @@ def _evaluation(source: Source) -> Iterator[Quality]:
             table=of_table,
             note=case.get("nothing_changed"),
         )
+
+
+def _key(record: Record, texts: str) -> Key:
+    """Return what a record of an evaluation can be compared with, whichever questions were asked."""
+    model = record["model"]
+    implementation = model.get("experts_implementation")
+    engine = "vLLM" if implementation == "vllm" else f"Transformers, {implementation}"
+    return Key(
+        model=model_name(model),
+        texts=texts,
+        machine=describe_processor(record["provenance"]["machine"]),
+        way=f"{engine}, {model.get('dtype')}",
+    )
+
+
+def _of_table(record: Record) -> str:
+    table = record.get("table")
+    return f"{table['metric']}, {table['fingerprint'][:8]}" if table else ""
 
 
 def _bounds(value: Record) -> dict[str, float | None]:

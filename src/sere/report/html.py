@@ -8,6 +8,9 @@ from html import escape
 from itertools import count
 from typing import Any
 
+# A loss of such a share of right answers has the darkest background.
+DARKEST = 0.25
+
 
 class Page:
     """Collects the pieces of one page, and numbers its plots."""

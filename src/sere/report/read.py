@@ -18,6 +18,7 @@ from sere.table import SimilarityTable
 # What a report shows, and the newest version of each format that this release reads.
 NEWEST = {
     "sere-eval": 2,
+    "sere-lm-eval": 1,
     "sere-tune": 1,
     "sere-demo": 3,
     "sere-bench": 3,
@@ -73,8 +74,8 @@ def source_of(record: Mapping[str, Any], name: str) -> Source:
     kind, version = (found[1], int(found[2])) if found else ("", 0)
     if kind not in NEWEST:
         raise DataError(
-            f"{name}: expected a record of sere eval, tune, bench, bench serve or demo, whose format is one "
-            f"of {name_some(sorted(NEWEST))}, got format {record.get('format')!r}; leave the file out"
+            f"{name}: expected a record of sere eval, lm-eval, tune, bench, bench serve or demo, its format "
+            f"one of {name_some(sorted(NEWEST))}, got format {record.get('format')!r}; leave the file out"
         )
     if version > NEWEST[kind]:
         raise DataError(

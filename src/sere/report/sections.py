@@ -8,15 +8,15 @@ from typing import Any
 from sere.provenance import describe_machine
 from sere.report.cases import Key, Quality, Timing
 from sere.report.curves import draw_frontier, draw_speed, interval, rule_names
-from sere.report.html import Page, Shaded, table
+from sere.report.html import DARKEST, Page, Shaded, table
 from sere.report.layers import draw_layer_use, draw_maps, draw_tiers, draw_tuning
+from sere.report.lm_eval import add_scores
 from sere.report.models import NAMES, ModelPart, layers_of
 from sere.report.read import Source
 
-# A loss of so many points has the darkest background.
-_DARKEST = 0.25
 _KINDS = {
     "sere-eval": "evaluation",
+    "sere-lm-eval": "tasks of lm-eval",
     "sere-tune": "tuning",
     "sere-demo": "demo",
     "sere-bench": "times in Transformers",
@@ -36,6 +36,8 @@ def add_model(page: Page, part: ModelPart, layers: Sequence[int] | None) -> None
     """
     for (measure, key), cases in part.answers.items():
         _add_answers(page, measure, key, cases)
+    for (_, key), scores in part.scores.items():
+        add_scores(page, _about(key), scores)
     for source in part.tunings:
         _add_tuning(page, source)
     for (measure, key), times in part.times.items():
@@ -135,7 +137,7 @@ def _add_tasks(page: Page, cases: Sequence[Quality]) -> None:
 
 def _percent(share: Mapping[str, Any], off: Mapping[str, Any] | None) -> Shaded:
     lost = 0.0 if off is None else share["value"] - off["value"]
-    return Shaded(f"{100 * share['value']:.0f}", lost / _DARKEST)
+    return Shaded(f"{100 * share['value']:.0f}", lost / DARKEST)
 
 
 def _add_tuning(page: Page, source: Source) -> None:

@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import Any
 
 from sere.reroute.constants import LIMIT_ROWS
-from sere.table.artifact import SimilarityTable
+from sere.table.artifact import OWN_TEXTS, SimilarityTable
 from sere.table.expected_loss import Expected, expected_error
 from sere.table.regime import why_no_loss
 from sere.table.tiers import DEFAULT_TIER, Tier
@@ -21,6 +21,13 @@ ACCEPTED: Mapping[str, float] = MappingProxyType({"safe": 0.05, DEFAULT_TIER: 0.
 LEAST_GAIN = 0.01
 """τ of each tier. Right answers with and without: docs/measurements.md, "Right answers with a least gain"."""
 
+OWN_TEXTS_SHARE = 0.7
+"""How much of these errors is accepted on texts that the model wrote itself.
+
+At the same experts, the expected error on them is about so much of that on given texts: docs/measurements.md,
+"Texts of the model's own".
+"""
+
 _ROWS = tuple(2**n for n in range(1, LIMIT_ROWS.bit_length()))
 
 
@@ -28,9 +35,10 @@ def estimated_tiers(table: SimilarityTable) -> dict[str, Tier]:
     """Return a tier for each accepted expected error; none if a table cannot estimate any.
 
     M at 2, 4, 8, ... rows is the fewest experts at which the mean expected error of the layers is within the
-    accepted one. It never falls as rows grow, and for one row it is K. Layers with other numbers of experts
-    or slots than most are taken by themselves. Slots whose gain is below ``LEAST_GAIN`` are given up, which
-    the expected error does not count.
+    accepted one (``OWN_TEXTS_SHARE`` of it, if the model wrote the texts itself). It never falls as rows
+    grow, and for one row it is K. Layers with other numbers of experts or slots than most are taken by
+    themselves. Slots whose gain is below ``LEAST_GAIN`` are given up, which the expected error does not
+    count.
 
     Args:
         table: The table, with factors and a routing sample.
@@ -45,7 +53,9 @@ def estimated_tiers(table: SimilarityTable) -> dict[str, Tier]:
         shapes.setdefault((table.layers[index].num_experts, table.identity.slots[index]), []).append(index)
     groups = sorted(shapes.items(), key=lambda item: len(item[1]), reverse=True)
     found = [_Group(table, layers, E, K) for (E, K), layers in groups]
-    return {name: _tier(name, accepted, found) for name, accepted in ACCEPTED.items()}
+    own = table.provenance.get("calibration", {}).get("texts") == OWN_TEXTS
+    share, source = (OWN_TEXTS_SHARE, "texts that the model wrote itself") if own else (1, "given texts")
+    return {name: _tier(name, share * accepted, found, source) for name, accepted in ACCEPTED.items()}
 
 
 class _Group:
@@ -79,14 +89,14 @@ class _Group:
         return tuple(zip((1, *_ROWS), accumulate(least, max), strict=True))
 
 
-def _tier(name: str, accepted: float, groups: Sequence[_Group]) -> Tier:
+def _tier(name: str, accepted: float, groups: Sequence[_Group], source: str) -> Tier:
     first, *others = groups
     points = first.points(accepted)
     layers = {index: {"active_experts": group.points(accepted)} for group in others for index in group.layers}
     by_batch_size = {str(B): _described(first.cells[B][M - 1]) for B, M in points if B > 1}
     evidence: dict[str, Any] = {
-        "goal": {"kind": "error", "value": accepted},
-        "estimated_from": "the routing of calibration tokens",
+        "goal": {"kind": "error", "value": round(accepted, 4)},
+        "estimated_from": f"the routing of calibration tokens, of {source}",
         "by_batch_size": by_batch_size,
     }
     return Tier(name, points, layers=layers, min_gain=LEAST_GAIN, evidence=evidence)

@@ -208,6 +208,25 @@ def iter_random(values: list[int]) -> Any:
     return Given()
 
 
+@pytest.mark.usefixtures("hasty")
+def test_a_page_of_the_servers_times(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """``--report`` shows what was timed over HTTP, by setting and load."""
+    pytest.importorskip("plotly", reason="needs plotly: make test-vllm")
+    _, _, records = online_records(loads=[Load(concurrency=2)], requests=2, rounds=1)
+    subject = {"model": "tiny", "layers": 2, "weights": "random", "dtype": "bfloat16"}
+    timed = [record | {"subject": record["subject"] | subject} for record in records]
+    monkeypatch.setattr("sere.cli.bench.serve.online_records", lambda *_: iter(timed))
+    page = tmp_path / "page.html"
+    assert main(["bench", "serve", "--preset", "tiny", "--server", "--report", str(page)]) == 0
+    assert f"wrote {page}" in capsys.readouterr().err
+    shown = page.read_text(encoding="utf-8")
+    assert "Speed: time per output token" in shown
+    assert "times of vllm serve over HTTP" in shown
+    assert all(f"<td>{record['setting']}</td>" in shown for record in records)
+
+
 def test_flags_of_the_server_need_it(capsys: pytest.CaptureFixture[str]) -> None:
     """A request rate without ``--server`` is wrong use."""
     assert main(["bench", "serve", "--preset", "tiny", "--request-rate", "1"]) == 2

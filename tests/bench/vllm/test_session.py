@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import os
 import signal
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ from sere.bench.vllm.engine_process import EngineStart, engine_process
 from sere.bench.vllm.replay import record_routing, replayed
 from sere.bench.vllm.session import EngineSession
 from sere.cli import main
+from sere.engines.in_process import state_of
 from sere.errors import EngineFailure, InputError
 from sere.integrations.vllm import read_stats
 from sere.policies.spec import parse_specs
@@ -34,7 +36,7 @@ def test_ways_to_run_an_engine(tmp_path: Path, compiled: bool) -> None:
     labels = ["sere:select_top_k=1,active_experts=0", "sere:select_top_k=4"]
     load = decoding(6, 8, 6)
     options = {"enforce_eager": not compiled, "async_scheduling": False}
-    with engine(save_model(tmp_path), {"select_top_k": 1}, **options) as llm:
+    with engine(save_model(tmp_path), {"select_top_k": 1, "flatten": "on"}, **options) as llm:
         session = EngineSession(llm, parse_specs(labels))
         described = session.describe()
         assert session.open(load) == [
@@ -58,6 +60,11 @@ def test_ways_to_run_an_engine(tmp_path: Path, compiled: bool) -> None:
     assert counts["off"]["overhead"] is counts[f"replay {labels[0]}"]["experts"] is None
     assert "select_top_k=4 keeps all 4 slots of a token" in counts[labels[1]]["nothing_changed"]
     assert counts[labels[0]]["nothing_changed"] is None
+    on, replay = counts[labels[0]], counts[f"replay {labels[0]}"]
+    assert on["replayed"] is None
+    assert replay["replayed"]["routings"] >= replay["replayed"]["pairs"] > 0
+    assert replay["flattening"] == on["flattening"]
+    assert 0 < on["flattening"]["pairs"] < on["flattening"]["slots"]
     for block in blocks.values():
         assert (len(block.ttft_ms), len(block.step_ms)) == (6, 6)
         assert block.total_ms > sum(block.step_ms) > 0
@@ -66,6 +73,7 @@ def test_ways_to_run_an_engine(tmp_path: Path, compiled: bool) -> None:
 def test_loads_of_an_engine(tmp_path: Path) -> None:
     """Requests arrive before the step that they name, and each has its own time to the first token.
 
+    What flattening costs was measured at the start, for the one kind of layer that there is.
     Three that come one after another never decode together; too many at once are refused by name.
     """
     one_by_one = EngineLoad("one by one", "ttft", tuple(Request(3 * index, 8, 2) for index in range(3)))
@@ -76,6 +84,8 @@ def test_loads_of_an_engine(tmp_path: Path) -> None:
         session.open(one_by_one)
         block = session.block("off")
         assert len(block.ttft_ms) == 3
+        (kind,) = read_stats(llm).flattening.break_even
+        assert kind.startswith("16 experts, 4 slots per row, ")
         assert len(block.values("ttft")) == 1
         rows = session.count("off")["experts"]
         assert rows["distinct_before"] == 4
@@ -101,18 +111,26 @@ def test_controls(tmp_path: Path) -> None:
             assert counts["overhead"]["us_per_layer"] > 0
 
 
+def forbidden(*_: object) -> NoReturn:
+    raise AssertionError("pairs were searched in a replay")
+
+
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
 def test_replay(tmp_path: Path, compiled: bool) -> None:
-    """Recorded ids put in place give the tokens that they were recorded with, and re-route nothing."""
+    """Recorded ids and pairs give the tokens that they were recorded with; neither is computed."""
     options = {"enforce_eager": not compiled, "async_scheduling": False}
-    with engine(save_model(tmp_path), {"select_top_k": 1}, **options) as llm:
+    with engine(save_model(tmp_path), {"select_top_k": 1, "flatten": "on"}, **options) as llm:
         expected = generate(llm, prompts())
         recording = record_routing(llm, lambda: generate(llm, prompts()))
-        read_stats(llm, reset=True)
+        flattened = read_stats(llm, reset=True).flattening.steps // 2
+        assert len(recording.pairs) == flattened > 0
+        for layer in state_of(llm).layers.values():
+            layer.flat.find = forbidden
         for _ in range(2):
             with replayed(llm, recording):
                 assert generate(llm, prompts()) == expected
         assert read_stats(llm).layers[0].steps == 0
+        assert read_stats(llm).flattening.steps == 2 * flattened
 
 
 def test_a_vanilla_engine_and_the_end_of_its_process(tmp_path: Path) -> None:
@@ -157,8 +175,10 @@ def test_bench_of_engines_in_processes(tmp_path: Path, capsys: pytest.CaptureFix
     out = tmp_path / "out.jsonl"
     command = ["bench", "serve", "--preset", "tiny", "--layers", "1", "--batch-size", "6", "--prompt", "8"]
     command += ["--steps", "4", "--rounds", "1", "--vanilla", "--no-replay", "--out", str(out)]
-    assert main([*command, "--setting", "sere:active_experts=0"]) == 0
-    assert list(tmp_path.iterdir()) == [out]
+    page = tmp_path / "page.html"
+    report = [] if find_spec("plotly") is None else ["--report", str(page)]
+    assert main([*command, *report, "--setting", "sere:active_experts=0"]) == 0
+    assert {*tmp_path.iterdir()} == ({out, page} if report else {out})
     records = {record["setting"]: record for record in map(json.loads, out.read_text().splitlines())}
     assert [*records] == ["off", "sere:active_experts=0", "vanilla"]
     on: dict[str, Any] = records["sere:active_experts=0"]
@@ -170,3 +190,7 @@ def test_bench_of_engines_in_processes(tmp_path: Path, capsys: pytest.CaptureFix
     assert main([*command, "--engine-option", "max-num-sequences=3"]) == 2
     said = capsys.readouterr().err.splitlines()
     assert "has no engine option 'max_num_sequences'" in said[-1]
+    pytest.importorskip("plotly", reason="needs plotly: make test-vllm")
+    shown = page.read_text(encoding="utf-8")
+    assert "Speed: time per output token" in shown
+    assert all(f">{setting}<" in shown for setting in records)

@@ -26,8 +26,9 @@ def test_bench_writes_one_line_a_case(capsys: pytest.CaptureFixture[str], tmp_pa
         "B=1 sere:select_top_k=1",
         "B=4 off",
         "B=4 sere:select_top_k=1",
+        "B=4 replay sere:select_top_k=1",
     ]
-    last = records[-1]
+    last = records[-2]
     assert last["unit"] == "ms"
     assert last["subject"]["weights"] == "random"
     assert {"machine", "versions", "commit", "clean_tree"} <= set(last["provenance"])
@@ -71,7 +72,7 @@ def test_two_depths_say_what_the_complete_model_takes(
 ) -> None:
     """The records of the deeper model have the complete model's time, unless noise hides a layer's."""
     out = tmp_path / "bench.jsonl"
-    sizes = ["--batch-size", "2", "--steps", "2", "--rounds", "1", "--out", out]
+    sizes = ["--batch-size", "2", "--steps", "2", "--rounds", "1", "--no-replay", "--out", out]
     text, _ = run_text(capsys, "bench", "--preset", "tiny", "--depths", "2", "1", *sizes)
     records = [json.loads(line) for line in out.read_text().splitlines()]
     assert [record["subject"]["layers"] for record in records] == [1, 1, 2, 2]

@@ -15,21 +15,13 @@ SCORED = {"piqa": "multiple_choice"}
 def test_log_likelihoods_in_prefill_are_refused(kind: str) -> None:
     """The text names the tasks and offers decode steps."""
     with pytest.raises(ConfigError, match=r"--tasks piqa: .* prefill.* give --phases decode"):
-        check_kinds(GENERATING | {"piqa": kind}, phases="prefill", engine="transformers", changes=True)
-
-
-def test_vllm_is_pointed_to_transformers() -> None:
-    """VLLM feeds no given tokens in decode steps."""
-    with pytest.raises(ConfigError, match="--engine transformers --phases decode"):
-        check_kinds(SCORED, phases="prefill", engine="vllm", changes=True)
-    with pytest.raises(ConfigError, match="vLLM cannot feed given tokens"):
-        check_kinds(SCORED, phases="decode", engine="vllm", changes=True)
+        check_kinds(GENERATING | {"piqa": kind}, phases="prefill", changes=True)
 
 
 def test_decode_steps_need_something_to_score() -> None:
     """Tasks that generate are decoded anyway."""
     with pytest.raises(ConfigError, match="gsm8k generates text, which is decoded anyway; leave it out"):
-        check_kinds(GENERATING, phases="decode", engine="transformers", changes=True)
+        check_kinds(GENERATING, phases="decode", changes=True)
 
 
 @pytest.mark.parametrize(
@@ -39,4 +31,4 @@ def test_decode_steps_need_something_to_score() -> None:
 )  # fmt: skip
 def test_what_can_be_seen_is_run(kinds: dict[str, str], phases: str, changes: bool) -> None:
     """Off alone may be scored in prefill."""
-    check_kinds(kinds, phases=phases, engine="transformers", changes=changes)
+    check_kinds(kinds, phases=phases, changes=changes)

@@ -8,8 +8,11 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from random import Random
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,10 +22,14 @@ pytest.importorskip("lm_eval", reason="needs lm-eval: make test-vllm")
 
 from sere.cli import main
 from sere.engines import in_process
+from sere.engines.forced_tokens import ForcedTokens
 from sere.engines.in_process import in_process_engine
-from tests.support.commands import run_json
+from sere.engines.settings import routed
+from sere.errors import UnsupportedEngine
+from sere.eval.harness.vllm import around_engine
+from sere.policies.spec import parse_spec
 from tests.support.documented import documented_line, with_values
-from tests.support.vllm.engines import ENVIRONMENT
+from tests.support.vllm.engines import ENVIRONMENT, generate
 
 pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("default")]
 
@@ -56,38 +63,130 @@ def test_the_line_for_lm_evals_own_command(vllm_checkpoint: Path, folder: Path, 
     assert re.search(r"sere: [1-9]\d* steps re-routed", log), log
 
 
-def test_the_command(
-    vllm_checkpoint: Path, folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Off and others on one engine per batch size, with the options given; what generates is re-routed."""
-    for name, value in ENVIRONMENT.items():
-        monkeypatch.setenv(name, value)
-    lengths = []
+OPTIONS = {"max_model_len": 200}
+ONE, SERE = "topk:select_top_k=1", "sere:select_top_k=1,active_experts=0"
 
-    @contextmanager
-    def started(*given: Any, **options: Any) -> Iterator[Any]:
-        with in_process_engine(*given, **options) as llm:
-            lengths.append(llm.llm_engine.vllm_config.model_config.max_model_len)
-            yield llm
 
-    monkeypatch.setattr(in_process, "in_process_engine", started)
-    record: Any = run_json(
-        capsys, "lm-eval", vllm_checkpoint, "--engine", "vllm", "--tasks", "sere_reversal", "--include-path",
-        folder, "--table", vllm_checkpoint.parent / "table.safetensors", "--dtype", "float32",
-        "--batch-size", 4, "--setting", "sere:select_top_k=1,active_experts=0",
-        "--setting", "topk:select_top_k=1", "--engine-option", "max_model_len=200",
-    )  # fmt: skip
-    assert record["model"]["engine_options"] == {"max_model_len": 200}
-    assert lengths == [200]
-    off, one, other = record["cases"]
-    assert off["setting"] == "off"
-    for case in (one, other):
-        seen = case["requests"]["generate_until"]
-        assert seen["nothing_changed"] is None
-        assert seen["experts"]["distinct_after"] < seen["experts"]["distinct_before"]
-        (found,) = case["tasks"]["sere_reversal"]["metrics"].values()
-        assert found["difference"] is not None
-    assert off["requests"]["generate_until"]["experts"]["slots_rerouted"] == 0
+@dataclass(frozen=True)
+class Run:
+    """What ``sere lm-eval`` wrote, and the engine that it started, which goes on."""
+
+    record: Any
+    llm: Any
+    path: str
+
+    def scored(self, setting: str, asked: list[Any], *, rows: int | None) -> list[tuple[float, bool]]:
+        """The log-likelihoods of continuations, in prefill or in decode steps."""
+        model = around_engine(self.llm, self.path, dtype="float32", rows=rows)
+        with routed(self.llm, parse_spec(setting)):
+            found: list[tuple[float, bool]] = model._loglikelihood_tokens(asked, disable_tqdm=True)
+            return found
+
+
+@pytest.fixture(scope="module")
+def run(vllm_checkpoint: Path, folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
+    """The command on tasks of both kinds, at B = 4, in one engine."""
+    out = tmp_path_factory.mktemp("out") / "record.json"
+    engines = []
+    with ExitStack() as stack, pytest.MonkeyPatch.context() as patch:
+        for name, value in ENVIRONMENT.items():
+            patch.setenv(name, value)
+
+        @contextmanager
+        def started(*given: Any, **options: Any) -> Iterator[Any]:
+            engines.append(stack.enter_context(in_process_engine(*given, **options)))
+            yield engines[-1]
+
+        patch.setattr(in_process, "in_process_engine", started)
+        argv = [
+            "lm-eval", vllm_checkpoint, "--engine", "vllm", "--phases", "decode", "--include-path", folder,
+            "--tasks", "sere_reversal", "sere_reversal_choice", "--dtype", "float32", "--batch-size", 4,
+            "--table", vllm_checkpoint.parent / "table.safetensors", "--setting", SERE, "--setting", ONE,
+            *(f"--engine-option={name}={value}" for name, value in OPTIONS.items()), "--out", out,
+        ]  # fmt: skip
+        assert main([str(word) for word in argv]) == 0
+        (llm,) = engines
+        yield Run(json.loads(out.read_text()), llm, str(vllm_checkpoint))
+
+
+def test_the_command(run: Run) -> None:
+    """Off and others on one engine, with the options given; each kind of request is re-routed."""
+    assert run.record["model"]["engine_options"] == OPTIONS
+    assert run.llm.llm_engine.vllm_config.model_config.max_model_len == OPTIONS["max_model_len"]
+    off, *others = run.record["cases"]
+    assert [case["setting"] for case in (off, *others)] == ["off", SERE, ONE]
+    for kind, task in (("generate_until", "sere_reversal"), ("loglikelihood", "sere_reversal_choice")):
+        for case in others:
+            seen = case["requests"][kind]
+            assert seen["nothing_changed"] is None
+            assert seen["experts"]["distinct_after"] < seen["experts"]["distinct_before"]
+            (found,) = case["tasks"][task]["metrics"].values()
+            assert found["difference"] is not None
+        assert off["requests"][kind]["experts"]["slots_rerouted"] == 0
+
+
+def continuations(count: int) -> list[tuple[None, list[int], list[int]]]:
+    """As lm-eval asks for them: contexts of 1 to 8 tokens and continuations of 1 to 6, with end tokens."""
+    generator = Random(3)
+    return [
+        (
+            None,
+            [generator.randrange(1, 60) for _ in range(1 + i % 8)],
+            [generator.choice((1, generator.randrange(1, 60))) for _ in range(1 + i % 6)],
+        )
+        for i in range(count)
+    ]
+
+
+def test_off_in_decode_steps_is_prefill(run: Run) -> None:
+    """Up to rounding, whichever are the most likely tokens; an end token ends nothing."""
+    asked = continuations(24)
+    exact = run.scored("off", asked, rows=None)
+    found = run.scored("off", asked, rows=4)
+    assert [nats for nats, _ in found] == pytest.approx([nats for nats, _ in exact], abs=1e-3)
+    assert [greedy for _, greedy in found] == [greedy for _, greedy in exact]
+
+
+def test_the_models_own_continuation_is_greedy(run: Run) -> None:
+    """And with another last token it is not."""
+    prompt = [5, 9, 21]
+    (own,) = generate(run.llm, [{"prompt_token_ids": prompt}], tokens=4)
+    other = [*own[:-1], own[-1] % 50 + 1]
+    found = run.scored("off", [(None, prompt, own), (None, prompt, other)], rows=2)
+    assert [greedy for _, greedy in found] == [True, False]
+
+
+def test_decode_steps_show_what_prefill_hides(run: Run) -> None:
+    """With one expert left each likelihood changes, but for a single token that prefill predicts."""
+    asked = [*continuations(24), (None, [7], [9])]
+    exact = run.scored("off", asked, rows=4)
+    hidden = run.scored(ONE, asked, rows=None)
+    assert [nats for nats, _ in hidden] == pytest.approx([nats for nats, _ in exact], abs=1e-3)
+    changed = run.scored(ONE, asked, rows=4)
+    for (nats, _), (before, _), (_, context, tokens) in zip(changed, exact, asked, strict=True):
+        if len(context) == len(tokens) == 1:
+            assert nats == pytest.approx(before, abs=1e-5)
+        else:
+            assert abs(nats - before) > 1e-4
+
+
+def test_windows_of_a_text(run: Run) -> None:
+    """Texts longer than the longest are cut as in prefill."""
+    texts = [SimpleNamespace(args=(text,)) for text in ("sort 3 1 2", "the mill stood by the river " * 3)]
+    found = {}
+    for rows in (None, 2):
+        model = around_engine(run.llm, run.path, dtype="float32", rows=rows)
+        model._max_length = 32
+        with routed(run.llm, parse_spec("off")):
+            found[rows] = model.loglikelihood_rolling(texts, disable_tqdm=True)
+    assert found[2] == pytest.approx(found[None], abs=1e-3)
+
+
+def test_an_engine_that_decodes_other_tokens_is_refused(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it chose by itself is not what was asked."""
+    monkeypatch.setattr(ForcedTokens, "apply", lambda _, logits, *_step: logits)
+    with pytest.raises(UnsupportedEngine, match="expected the engine to decode the 3 tokens"):
+        run.scored("off", [(None, [5, 6], [7, 8])], rows=2)
 
 
 def test_scored_tasks_are_refused(
@@ -99,4 +198,4 @@ def test_scored_tasks_are_refused(
         "--include-path", str(folder), "--table", str(vllm_checkpoint.parent / "table.safetensors"),
     ]  # fmt: skip
     assert main(argv) == 2
-    assert "give --engine transformers --phases decode" in capsys.readouterr().err
+    assert "give --phases decode" in capsys.readouterr().err

@@ -11,9 +11,12 @@ from transformers import PreTrainedModel
 
 import sere.integrations.transformers as integration
 from sere.flatten import Costs
+from sere.flatten.costs import ROWS
 from sere.integrations.transformers import flat_experts
+from sere.integrations.transformers.flat_experts import FlatExperts
 from sere.integrations.transformers.inputs import cache_argument
 from sere.policies import Off, TopK
+from sere.reroute import Routing
 from tests.support.decoding import decode, prefilled, prompts, random_table
 
 IMPLEMENTATIONS = ("eager", "grouped_mm", "batched_mm")
@@ -38,7 +41,7 @@ def rerouted(model: PreTrainedModel, flatten: str, **settings: Any) -> tuple[Ten
 
 def with_costs(monkeypatch: pytest.MonkeyPatch, share: float) -> None:
     """Let pairs be faster up to a share of the slots."""
-    monkeypatch.setattr(flat_experts, "costs_of", lambda *_: Costs((share,) * 4))
+    monkeypatch.setattr(flat_experts, "costs_of", lambda *_: Costs((share,) * len(ROWS)))
 
 
 @pytest.mark.filterwarnings("ignore:.*re-routing will save no time")
@@ -93,6 +96,7 @@ def test_pairs_are_taken_where_they_are_faster(
     found, counted = rerouted(model, "auto")
     assert (counted.steps, counted.whole) == ((2, 0) if flattened else (0, 2))
     assert flattened or torch.equal(found, expected)
+    assert counted.break_even == {"16 experts, 4 slots per row": [[rows, share] for rows in ROWS]}
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
@@ -192,3 +196,35 @@ def test_generate_flattens_its_decode_steps(model: PreTrainedModel) -> None:
         assert handle.flattening().steps == 2 * 5
         handle.reset_stats()
         assert handle.flattening().slots == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("implementation", ["eager", "batched_mm"])
+def test_where_the_bits_stay(
+    model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch, implementation: str, dtype: torch.dtype
+) -> None:
+    """Without duplicate experts in a row: with batched_mm; with eager, but for its products of fewer rows.
+
+    So the products are computed row by row here.
+    """
+
+    def by_row(rows: Tensor, weight: Tensor, *_: object) -> Tensor:
+        return torch.stack([weight @ row for row in rows]) if len(rows) else rows @ weight.T
+
+    monkeypatch.setattr(nn.functional, "linear", by_row)
+    model.to(dtype).set_experts_implementation(implementation)
+    module = model.model.layers[0].mlp.experts
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(6, model.config.hidden_size, generator=generator).to(dtype)
+    ids = torch.stack([torch.randperm(16, generator=generator)[:4] for _ in range(6)])
+    weights = torch.rand(6, 4, generator=generator).to(dtype)
+    weights[:, 2:] = 0
+    outputs = []
+    with torch.no_grad():
+        for setting in ("off", "on"):
+            flat = FlatExperts(module, 16, 4, setting)
+            output = module(*flat.before(module, hidden, Routing(ids, weights), None))
+            summed = flat.after(output)
+            outputs.append(output if summed is None else summed)
+    assert flat.counts.to_list() == [1, 24, 12, 0]
+    assert torch.equal(*outputs)

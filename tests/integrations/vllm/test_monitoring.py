@@ -4,15 +4,9 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
-import socket
 import subprocess
 import time
-import urllib.parse
-import urllib.request
 from collections.abc import Iterator
-from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,21 +16,13 @@ from sere.integrations.vllm.prometheus import exposition
 from sere.integrations.vllm.step_counts import StepCounts
 from sere.integrations.vllm.worker.metrics_port import serve_metrics
 from sere.reroute import COUNTERS
+from tests.support.prometheus import ALERTS, DASHBOARD, FOLDER, QUERIES, needs, prometheus, rules, values
 from tests.support.vllm.metrics import HOST, report_without_layers
+from tests.support.vllm.server import free_port
 
 pytest.importorskip("prometheus_client", reason="comes with vLLM: make test-vllm")
 
 pytestmark = [pytest.mark.vllm, pytest.mark.checkout]
-
-FOLDER = Path(__file__).resolve().parents[3] / "examples" / "monitoring"
-DASHBOARD = json.loads((FOLDER / "grafana.json").read_text(encoding="utf-8"))
-QUERIES = [(panel["title"], target["expr"]) for panel in DASHBOARD["panels"] for target in panel["targets"]]
-ALERTS = yaml.safe_load((FOLDER / "alerts.yml").read_text(encoding="utf-8"))["groups"][0]["rules"]
-
-
-def needs(program: str) -> pytest.MarkDecorator:
-    """Skip where Debian's package ``prometheus`` is missing."""
-    return pytest.mark.skipif(shutil.which(program) is None, reason=f"needs {program} (apt: prometheus)")
 
 
 def report(steps: int) -> dict[str, Any]:
@@ -117,52 +103,18 @@ def test_each_alert_is_tested() -> None:
     assert firing == {rule["alert"] for rule in ALERTS}
 
 
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind((HOST, 0))
-        return int(found.getsockname()[1])
-
-
-def ask(port: int, query: str) -> list[Any]:
-    """What Prometheus answers to a query at this moment."""
-    address = f"http://{HOST}:{port}/api/v1/query?{urllib.parse.urlencode({'query': query})}"
-    with urllib.request.urlopen(address, timeout=10) as answer:
-        found = json.load(answer)
-    assert found["status"] == "success"
-    return list(found["data"]["result"])
-
-
 @pytest.fixture(scope="module")
-def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     """The port of a Prometheus that has scraped our own metrics port for some seconds, with the alerts."""
-    folder, exporter, port = tmp_path_factory.mktemp("prometheus"), free_port(), free_port()
-    begun = time.monotonic()
+    exporter, begun = free_port(), time.monotonic()
     close = serve_metrics(lambda: report(int(20 * (time.monotonic() - begun))), HOST, exporter)
-    config = yaml.safe_load((FOLDER / "prometheus.yml").read_text(encoding="utf-8"))
-    config["global"] = {"scrape_interval": "500ms", "evaluation_interval": "500ms"}
-    config["rule_files"] = [str(FOLDER / "alerts.yml")]
-    # The metrics port has the usual path; the route of the server has its own.
-    config["scrape_configs"][0] |= {
-        "metrics_path": "/metrics",
-        "static_configs": [{"targets": [f"{HOST}:{exporter}"]}],
-    }
-    (folder / "prometheus.yml").write_text(yaml.safe_dump(config), encoding="utf-8")
-    command = [
-        "prometheus", f"--config.file={folder / 'prometheus.yml'}", f"--storage.tsdb.path={folder / 'data'}",
-        f"--web.listen-address={HOST}:{port}", "--log.level=error",
-    ]  # fmt: skip
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
-        deadline = time.monotonic() + 60
-        while time.monotonic() < deadline:
-            with suppress(OSError, AssertionError):
-                if ask(port, "count_over_time(sere_enabled[1m]) >= 6"):
-                    break
-            time.sleep(0.3)
-        yield port
+        # The metrics port has the usual path; the route of the server has its own.
+        with prometheus(
+            tmp_path_factory.mktemp("prometheus"), f"{HOST}:{exporter}", 6, metrics_path="/metrics"
+        ) as running:
+            yield running
     finally:
-        process.terminate()
-        process.wait(timeout=30)
         close()
 
 
@@ -171,10 +123,9 @@ def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
 @pytest.mark.parametrize(
     ("title", "query"), QUERIES, ids=[f"{i} {title}" for i, (title, _) in enumerate(QUERIES)]
 )
-def test_each_query_gives_numbers(prometheus: int, title: str, query: str) -> None:
+def test_each_query_gives_numbers(port: int, title: str, query: str) -> None:
     """A real Prometheus answers each query of the dashboard with values, and shares are the exporter's."""
-    filled = query.replace("$__rate_interval", "1m").replace("$job", ".*").replace("$instance", ".*")
-    found = [float(one["value"][1]) for one in ask(prometheus, filled)]
+    found = values(port, query)
     assert found
     assert all(value >= 0 for value in found)
     shares = {
@@ -189,10 +140,9 @@ def test_each_query_gives_numbers(prometheus: int, title: str, query: str) -> No
 
 @needs("prometheus")
 @pytest.mark.slow
-def test_a_healthy_engine_raises_no_alert(prometheus: int) -> None:
+def test_a_healthy_engine_raises_no_alert(port: int) -> None:
     """The rules run, each in good health, and none of them fires."""
-    with urllib.request.urlopen(f"http://{HOST}:{prometheus}/api/v1/rules", timeout=10) as answer:
-        rules = json.load(answer)["data"]["groups"][0]["rules"]
-    assert {rule["name"] for rule in rules} == {rule["alert"] for rule in ALERTS}
-    assert {rule["state"] for rule in rules} == {"inactive"}
-    assert {rule["health"] for rule in rules} == {"ok"}
+    found = rules(port)
+    assert {rule["name"] for rule in found} == {rule["alert"] for rule in ALERTS}
+    assert {rule["state"] for rule in found} == {"inactive"}
+    assert {rule["health"] for rule in found} == {"ok"}

@@ -23,7 +23,7 @@ class EnginesPlan(ServePlan):
 
     Attributes:
         loads: What they are given.
-        replay: Whether to time, for each ``sere`` setting, a replay of its recorded ids, without their cost.
+        replay: Whether to time, for each ``sere`` setting, its recorded ids and pairs, without their cost.
         vanilla: Whether to time an engine that never loaded the plug-in.
         visits: How often each engine is started if not all can be alive at once; at most the rounds.
     """

@@ -135,7 +135,9 @@ async def _send_all(
     gate = asyncio.Semaphore(load.concurrency or len(bodies))
     answers = [Answer(due) for due in arrivals]
     async with aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=0),
+        # One connection a request: vLLM closes those that were idle for 5 s. Where the machine stands still
+        # for so long, a request that was sent on one of them would be lost.
+        connector=aiohttp.TCPConnector(limit=0, force_close=True),
         timeout=aiohttp.ClientTimeout(total=None, sock_read=_SILENCE_S),
         read_bufsize=_MOST_LINE,
     ) as session:

@@ -1,4 +1,4 @@
-"""Replace an engine's routing for a while: by a replay of recorded ids, or by a timed one."""
+"""Replace an engine's routing for a while: by a replay of recorded ids and pairs, or by a timed one."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
+from sere.bench.replay import Recording, given, kept, replaced
 from sere.engines.in_process import state_of
 from sere.reroute import Routing, operator
 from sere.reroute.backends.registry import Implementation, implementation
@@ -17,34 +18,28 @@ from sere.reroute.backends.registry import Implementation, implementation
 Route = Callable[..., tuple[Tensor, Tensor]]
 """What re-routes one layer's step: a layer's ``route``, or the operation behind it."""
 
-Recording = list[Routing]
-"""What each call of the routing returned, in order."""
-
 
 def record_routing(llm: Any, run: Callable[[], object]) -> Recording:
-    """Run something and return what each call of the routing returned."""
-    recording: Recording = []
-
-    def recorded(route: Route) -> Route:
-        def record(*step: Any) -> tuple[Tensor, Tensor]:
-            result = route(*step)
-            recording.append(_copy(result))
-            return result
-
-        return record
-
-    with _routing(llm, recorded):
+    """Run something and return what each call of the routing returned, and each search for pairs."""
+    found = Recording()
+    with (
+        _routing(llm, lambda route: kept(route, found.routings)),
+        _finding(llm, lambda find: kept(find, found.pairs)),
+    ):
         run()
-    return recording
+    return found
 
 
 @contextmanager
 def replayed(llm: Any, recording: Recording) -> Iterator[None]:
-    """Let the layers take their routing from a recording: the same ids as re-routing, without its work."""
-    # Compiled code may overwrite what the operation returns.
-    steps = iter([_copy(step) for step in recording])
+    """Let the layers take routing and pairs from a recording: what re-routing gives, without its work."""
+    routings, pairs = given(recording.routings), given(recording.pairs)
     # The layers' counters count nothing in a replay, which is no reason for a warning.
-    with state_of(llm).guard.silenced(), _routing(llm, lambda _route: lambda *_step: next(steps)):
+    with (
+        state_of(llm).guard.silenced(),
+        _routing(llm, lambda _: routings),
+        _finding(llm, lambda _: pairs),
+    ):
         yield
 
 
@@ -75,8 +70,18 @@ def _routing(llm: Any, make: Callable[[Route], Route]) -> Iterator[None]:
     """
     with ExitStack() as stack:
         for layer in state_of(llm).layers.values():
-            stack.enter_context(_replaced(layer, "route", make(layer.route)))
-        stack.enter_context(_replaced(operator, "implementation", partial(_remade, make)))
+            stack.enter_context(replaced(layer, "route", make(layer.route)))
+        stack.enter_context(replaced(operator, "implementation", partial(_remade, make)))
+        yield
+
+
+@contextmanager
+def _finding(llm: Any, make: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Iterator[None]:
+    """Replace what finds the pairs of each step; compiled code calls the same."""
+    with ExitStack() as stack:
+        for layer in state_of(llm).layers.values():
+            if layer.flat is not None:
+                stack.enter_context(replaced(layer.flat, "find", make(layer.flat.find)))
         yield
 
 
@@ -84,23 +89,3 @@ def _remade(make: Callable[[Route], Route], backend: str) -> Implementation:
     found = implementation(backend)
     route = make(found.run)
     return found._replace(run=lambda *step: Routing(*route(*step)))
-
-
-@contextmanager
-def _replaced(holder: Any, name: str, value: object) -> Iterator[None]:
-    """Set an attribute of an object or a module, and restore what it had of its own."""
-    own = vars(holder)
-    before, had = own.get(name), name in own
-    setattr(holder, name, value)
-    try:
-        yield
-    finally:
-        if had:
-            setattr(holder, name, before)
-        else:
-            delattr(holder, name)
-
-
-def _copy(routing: tuple[Tensor, Tensor]) -> Routing:
-    ids, weights = routing
-    return Routing(ids.clone(), weights.clone())

@@ -10,9 +10,10 @@ from statistics import median
 from typing import Any, Protocol
 
 from sere.bench.overhead import Overhead
+from sere.bench.replay import Recording
 from sere.bench.vllm.blocks import EngineBlock, make_prompts, run_block
 from sere.bench.vllm.engine_loads import EngineLoad
-from sere.bench.vllm.replay import Recording, record_routing, replayed, timed_routing
+from sere.bench.vllm.replay import record_routing, replayed, timed_routing
 from sere.engines.in_process import state_of
 from sere.engines.settings import counted_changes, is_own, is_served, live_changes, routed
 from sere.integrations.vllm import configure, read_stats
@@ -24,7 +25,7 @@ VANILLA = "vanilla"
 """The one way to run an engine that never loaded the plug-in."""
 
 NOT_COUNTED: Mapping[str, Any] = {
-    "experts": None, "overhead": None, "nothing_changed": None, "flattening": None,
+    "experts": None, "overhead": None, "nothing_changed": None, "flattening": None, "replayed": None,
 }  # fmt: skip
 """What is counted where nothing of sere is there to count."""
 
@@ -61,6 +62,7 @@ class _Way:
 
     enter: Callable[[], AbstractContextManager[None]]
     setting: PolicySpec | None = None
+    recording: Recording | None = None
 
 
 class EngineSession:
@@ -70,7 +72,8 @@ class EngineSession:
         llm: The engine.
         settings: What takes turns in it, ``off`` first; none for an engine without the plug-in.
         seed: Of prompts and of rules that draw.
-        replay: Whether each ``sere`` setting's recorded ids are also run, without the work of computing them.
+        replay: Whether each ``sere`` setting's recorded ids and pairs are also run, without the work of
+            computing them.
     """
 
     def __init__(
@@ -106,14 +109,19 @@ class EngineSession:
                 with enter():
                     recording = record_routing(self._llm, self._run)
                 # Captured graphs run none of our Python, so there is nothing to replay.
-                if len(recording) > self._decode_calls:
+                if len(recording.routings) > self._decode_calls:
                     replay = partial(_replayed, self._llm, setting, self._seed, recording)
-                    self._ways[f"replay {setting.label}"] = _Way(replay)
+                    self._ways[f"replay {setting.label}"] = _Way(replay, recording=recording)
         return list(self._ways)
 
     def count(self, label: str) -> dict[str, Any]:
         """Return what `Session` says."""
-        setting = self._ways[label].setting
+        setting, recording = self._ways[label].setting, self._ways[label].recording
+        if recording is not None:
+            read_stats(self._llm, reset=True)
+            self.block(label)
+            found = asdict(read_stats(self._llm, reset=True).flattening)
+            return dict(NOT_COUNTED) | {"flattening": found, "replayed": recording.describe()}
         if setting is None:
             self.block(label)
             return dict(NOT_COUNTED)
@@ -132,6 +140,7 @@ class EngineSession:
             "overhead": overhead,
             "nothing_changed": stats.nothing_changed,
             "flattening": asdict(stats.flattening),
+            "replayed": None,
         }
 
     def warm(self, label: str) -> None:
@@ -171,6 +180,6 @@ def _running(llm: Any, setting: PolicySpec, seed: int, *, counted: bool = False)
 
 @contextmanager
 def _replayed(llm: Any, setting: PolicySpec, seed: int, recording: Recording) -> Iterator[None]:
-    """Let an engine run a setting's recorded ids."""
+    """Let an engine run a setting's recorded ids and pairs."""
     with _running(llm, setting, seed), replayed(llm, recording):
         yield

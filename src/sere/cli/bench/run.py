@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sere.cli.bench.arguments import add_target_arguments, depths_of
+from sere.cli.bench.counted_cells import experts_cell, pairs_cell
 from sere.cli.bench.depth_table import render_depths
 from sere.cli.loading import (
     add_model_arguments,
@@ -30,7 +31,8 @@ _DETAILS = """Times decode steps of B rows with re-routing off and on, in Transf
 settings take turns, block by block, and decode the same tokens. The table shows medians with the 20th
 and 80th percentile, for the times and for the speedups over off (above 1 is faster). With --preset, the
 model has a published model's layer shape and random weights (standard deviation 0.04), and the
-similarities are random: neither changes how long a step takes. --depths times the preset with two numbers
+similarities are random: neither changes how long a step takes. For each sere setting 'replay' uses recorded
+ids and pairs, without the work of computing them. --depths times the preset with two numbers
 of layers, one after the other, and adds the time per layer and what that gives for the complete model.
 --out gets one JSON line per case."""
 
@@ -68,6 +70,12 @@ def add(subparsers: Any) -> None:
     )
     parser.add_argument(
         "--seed", type=whole(), default=0, help="seed of weights, tokens and random rules (default: 0)"
+    )
+    parser.add_argument(
+        "--no-replay",
+        dest="replay",
+        action="store_false",
+        help="do not time replays of recorded ids and pairs",
     )
     parser.add_argument("--out", type=Path, metavar="FILE", help="append the JSON lines to this file")
     add_report_argument(parser)
@@ -110,6 +118,7 @@ def _records(args: argparse.Namespace) -> Any:
         steps=args.steps,
         rounds=args.rounds,
         seed=args.seed,
+        replay=args.replay,
         progress=bar,
     )
     depths = depths_of(args)
@@ -169,7 +178,7 @@ def _random_model(args: argparse.Namespace, layers: int) -> Any:
 def render(records: list[Mapping[str, Any]]) -> str:
     """Return the records as a table with one row per case."""
     several = len({record["subject"]["layers"] for record in records}) > 1
-    headers = ["B", *["layers"] * several, "TPOT ms", "speedup", "experts", "overhead µs", "% of step"]
+    headers = ["B", *["layers"] * several, "TPOT ms", "speedup", "experts", "pairs", "overhead"]
     table = case_table([(record["setting"], _row(record, several)) for record in records], headers)
     return table + render_depths(records, lambda record: f"B={record['batch_size']}")
 
@@ -183,7 +192,7 @@ def _row(record: Mapping[str, Any], depth: bool) -> list[Any]:
         *[record["subject"]["layers"]] * depth,
         spread_cell(tpot, 2),
         spread_cell(speedup, 3),
-        f"{experts['distinct_before']:.1f} > {experts['distinct_after']:.1f}",
-        None if overhead is None else f"{overhead['us_per_layer']:.0f}",
-        None if overhead is None else f"{100 * overhead['ms_per_step'] / tpot['p50']:.1f}",
+        experts_cell(experts),
+        pairs_cell(record["flattening"]),
+        None if overhead is None else f"{100 * overhead['ms_per_step'] / tpot['p50']:.1f} %",
     ]

@@ -29,9 +29,9 @@ take turns; else they run one after the other, twice each (--visits), the second
 one fails, the others go on, and the exit code is 1.
 
 With --vanilla, one more engine never loads sere: "over vanilla" compares with it. For each sere setting
-'replay' uses recorded ids, without the work of computing them. Rules other than sere cannot be combined
-with --compile or --server. With --preset, the model has a published model's layer shape, random weights
-(standard deviation 0.04) and random similarities; --depths times it at two depths. --load times other
+'replay' uses recorded ids and pairs, without the work of computing them. Rules other than sere cannot be
+combined with --compile or --server. With --preset, the model has a published model's layer shape, random
+weights (standard deviation 0.04) and random similarities; --depths times it at two depths. --load times other
 loads than decoding: the first token of one prompt of 32, 2048 or 8192 tokens (ttft-32, ttft-2k, ttft-8k),
 four prompts of 2048 tokens (prefill), and 16 requests that decode while 5 prompts of 512 tokens arrive
 (mixed). --out gets one JSON line per case; after an interruption, the same command continues.
@@ -104,7 +104,10 @@ def add(subparsers: Any) -> None:
         help="how often an engine is started, if memory is too small for all at once (default: 2)",
     )  # fmt: skip
     engines.add_argument(
-        "--no-replay", dest="replay", action="store_false", help="do not time replays of recorded ids"
+        "--no-replay",
+        dest="replay",
+        action="store_false",
+        help="do not time replays of recorded ids and pairs",
     )
     group = parser.add_argument_group("over HTTP")
     group.add_argument("--server", action="store_true", help="time a 'vllm serve' under load")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from sere.cli.bench.counted_cells import experts_cell, pairs_cell
 from sere.cli.bench.depth_table import render_depths
 from sere.cli.output import case_table, reasons, spread_cell
 from sere.summaries import pairs
@@ -30,24 +31,10 @@ def _row(record: Mapping[str, Any], depth: bool) -> list[Any]:
         f"{record['time_ms']['p50']:.2f}",
         spread_cell(record["speedup"], 3),
         spread_cell(record["speedup_over_vanilla"], 3),
-        _experts(record),
-        _pairs(record),
+        experts_cell(record["experts"]),
+        pairs_cell(record["flattening"]),
         None if overhead is None else f"{100 * overhead['ms_per_step'] / record['time_ms']['p50']:.1f} %",
     ]
-
-
-def _experts(record: Mapping[str, Any]) -> str | None:
-    experts = record["experts"]
-    if experts is None or experts["distinct_before"] is None:
-        # No step was counted, as with one row by default.
-        return None
-    return f"{experts['distinct_before']:.1f} > {experts['distinct_after']:.1f}"
-
-
-def _pairs(record: Mapping[str, Any]) -> str | None:
-    """The share of the slots that flattened runs of layers computed; None if none was."""
-    found = record["flattening"]
-    return None if found is None or not found["slots"] else f"{100 * found['pairs'] / found['slots']:.0f} %"
 
 
 def render_online(records: Sequence[Mapping[str, Any]]) -> str:
@@ -66,7 +53,7 @@ def _online_row(record: Mapping[str, Any]) -> list[Any]:
         f"{record['tokens_per_s']['p50']:.0f}",
         f"{ttft['p50']:.0f}",
         f"{ttft['p90']:.0f}",
-        _experts(record),
+        experts_cell(experts),
         None if experts is None else f"{experts['rows']:.1f}",
         record["failed"],
     ]

@@ -5,12 +5,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from lm_eval.api.registry import register_model
 from lm_eval.models.huggingface import HFLM
-from tqdm import tqdm
 
 from sere.bundled import BUNDLED, model_path
 from sere.checkpoints import choose_experts_implementation
@@ -18,8 +18,9 @@ from sere.defaults import TABLE, default_table
 from sere.engines.side_by_side import rows_at_once
 from sere.engines.transformers import apply_setting, check_settings
 from sere.errors import ConfigError, InputError
+from sere.eval.harness.decode_steps import Request, answer
 from sere.eval.harness.scored import NOTHING, PHASES, PREFILL, nothing_in_prefill
-from sere.eval.likelihoods import Continuation, log_likelihoods
+from sere.eval.likelihoods import log_likelihoods
 from sere.policies.spec import PolicySpec, parse_spec
 from sere.summaries import summarize_handle
 from sere.table import SimilarityTable, locate_table
@@ -154,7 +155,7 @@ class SereLM(HFLM):  # type: ignore[misc]
 
     def _loglikelihood_tokens(
         self,
-        requests: Sequence[tuple[Any, list[int], list[int]]],
+        requests: Sequence[Request],
         disable_tqdm: bool = False,
         override_bs: int | None = None,
     ) -> list[tuple[float, bool]]:
@@ -164,22 +165,11 @@ class SereLM(HFLM):  # type: ignore[misc]
                 requests, disable_tqdm=disable_tqdm, override_bs=override_bs
             )
             return found
-        asked = [self._fit(context, tokens) for _, context, tokens in requests]
-        with tqdm(total=len(asked), disable=disable_tqdm, desc="Scoring in decode steps") as bar:
-            scores = log_likelihoods(
-                self.model, asked, batch_size=max(self._rows_at_once, 1), on_finished=bar.update
-            )
-        answers = [(score.nats, score.greedy) for score in scores]
-        for (key, *_), answer in zip(requests, answers, strict=True):
-            if key is not None:  # a part of a rolling text has none
-                self.cache_hook.add_partial("loglikelihood", key, answer)
-        return answers
-
-    def _fit(self, context: list[int], tokens: list[int]) -> Continuation:
-        """Return both without what is beyond the model's longest text, from the left as lm-eval does."""
-        text = [*context, *tokens][-(self.max_length + 1) :]
-        left = max(1, len(text) - len(tokens))
-        return Continuation(text[:left], text[left:])
+        rows = max(self._rows_at_once, 1)
+        return answer(
+            requests, partial(log_likelihoods, self.model, batch_size=rows),
+            longest=self.max_length + 1, cache_hook=self.cache_hook, disable_tqdm=disable_tqdm,
+        )  # fmt: skip
 
 
 def _setting_of(given: Mapping[str, Any] | PolicySpec | str | None) -> tuple[PolicySpec, str | None]:

@@ -122,5 +122,5 @@ def find_tasks(plan: HarnessPlan) -> FoundTasks:
         raise DataError(f"--tasks: lm-eval could not load {' '.join(names)}: {words}") from error
     kinds = {name: str(task.get_config("output_type")) for name, task in loaded.items()}
     changes = any(setting.policy_class.changes_routing for setting in plan.settings)
-    check_kinds(kinds, phases=plan.phases, engine=plan.engine, changes=changes)
+    check_kinds(kinds, phases=plan.phases, changes=changes)
     return FoundTasks(manager, list(names), kinds)

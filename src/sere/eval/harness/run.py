@@ -7,6 +7,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from typing import Any
 
+from sere.errors import name_some
 from sere.eval.finished import FinishedCases, case_name
 from sere.eval.harness.compare import compare_tasks, task_results
 from sere.eval.harness.plan import FoundTasks, HarnessPlan
@@ -81,11 +82,13 @@ def _tasks(plan: HarnessPlan, found: FoundTasks, model: Any) -> dict[str, Any]:
 
 
 def why_nothing(record: Mapping[str, Any]) -> str | None:
-    """Return why no case of a record re-routed anything; None if one did, or none was meant to."""
+    """Return each reason why no case of a record re-routed anything; None if one did or none was meant to."""
     reasons = [
         seen["nothing_changed"]
         for case in record["cases"]
         if case["setting"] != "off"
         for seen in case["requests"].values()
     ]
-    return None if not reasons or None in reasons else str(reasons[0])
+    if not reasons or None in reasons:
+        return None
+    return name_some(dict.fromkeys(map(str, reasons)), separator="; ")

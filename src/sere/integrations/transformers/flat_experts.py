@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -45,6 +46,9 @@ class FlatExperts:
         counts: What was computed.
         noticed: Why the last re-routed step computed all slots, or None.
         pending: The rows of the pairs that are being computed and T, or None.
+        break_even: What was measured for this kind of layer, or None.
+        find: Finds the pairs of a step's ids and weights. A timing puts recorded pairs in its place.
+        skip: The same for experts that skip an id, which is given last.
     """
 
     def __init__(self, module: nn.Module, num_experts: int, top_k: int, setting: str) -> None:
@@ -52,6 +56,9 @@ class FlatExperts:
         self.counts = PairCounts()
         self.noticed: str | None = None
         self.pending: tuple[Tensor, int] | None = None
+        self.break_even: Costs | None = None
+        self.find: Callable[[Tensor, Tensor], Pairs] = find_pairs
+        self.skip: Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor, int]] = skip_empty_slots
         self._never = _why_never(module, setting)
         self._skips: bool | None = None
 
@@ -81,7 +88,7 @@ class FlatExperts:
             return given
         if _implementation(module) == EAGER and self._skips_an_id(module, *given):
             return self._skip(hidden, routing)
-        pairs = find_pairs(*routing)
+        pairs = self.find(*routing)
         n, slots = len(pairs.rows), routing.ids.numel()
         if n == slots or n == 0:
             return given
@@ -100,7 +107,7 @@ class FlatExperts:
         return sum_by_row(output, rows, T)
 
     def _skip(self, hidden: Tensor, routing: Routing) -> ExpertsArguments:
-        ids, weights, n = skip_empty_slots(*routing, self.num_experts)
+        ids, weights, n = self.skip(*routing, self.num_experts)
         if n == ids.numel():
             return hidden, *routing
         self.counts.add(ids.numel(), n)
@@ -136,7 +143,8 @@ class FlatExperts:
     def _costs(self, module: nn.Module, hidden: Tensor, routing: Routing) -> Costs:
         sizes = tuple((tensor.shape, tensor.dtype) for tensor in module.parameters())
         key = (type(module), _implementation(module), self.top_k, sizes)
-        return costs_of(key, partial(_measure, module, hidden, routing, self.num_experts))
+        self.break_even = costs_of(key, partial(_measure, module, hidden, routing, self.num_experts))
+        return self.break_even
 
 
 def _implementation(module: nn.Module) -> str:

@@ -150,7 +150,13 @@ class Guard:
     def flattening(self) -> Flattening:
         """Return whether steps compute pairs only, and why not where no step did."""
         flats = [layer.flat for layer in self.layers]
-        found = Flattening.of(flats[0].setting, None, [flat.counts.to_list() for flat in flats])
+        break_even = {
+            f"{flat.num_experts} experts, {flat.top_k} slots per row": flat.break_even.points()
+            for flat in flats
+            if flat.break_even is not None
+        }
+        counts = [flat.counts.to_list() for flat in flats]
+        found = Flattening.of(flats[0].setting, None, counts, break_even)
         if found.steps or found.whole:
             return found
         compiled = "compiled code has steps of fixed shapes" if self.compiled else None

@@ -80,6 +80,11 @@ class Handle:
         return self._guard.policy
 
     @property
+    def layers(self) -> Sequence[HookedLayer]:
+        """The layers as their hooks see them, for measurements; not part of the stable interface."""
+        return self._guard.layers
+
+    @property
     def config(self) -> RerouteConfig | None:
         """The settings, a tier's numbers among them; None if a policy without settings was given."""
         return self.policy.config

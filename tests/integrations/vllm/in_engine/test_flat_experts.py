@@ -13,6 +13,7 @@ pytest.importorskip("vllm", reason="needs vLLM: make test-vllm")
 from sere.engines.in_process import state_of
 from sere.integrations.vllm import configure, read_stats
 from tests.support.vllm.engines import engine, prompts, sampling
+from tests.support.vllm.models import quantize_experts, save_model
 
 pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("default")]
 
@@ -65,3 +66,25 @@ def test_engine_that_computes_all_slots(model: Path) -> None:
         assert stats.flattening.steps == 0
         assert all(layer.flat is None for layer in state_of(llm).layers.values())
         assert stats.to_mapping()["flattening"]["setting"] == "off"
+
+
+def test_int8_experts_in_an_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows have different experts there, so that pairs give the bits of all slots."""
+    from vllm.model_executor.layers.fused_moe.experts.cpu_moe import CPUExpertsInt8
+
+    # vLLM wants AMX for it; without, the same operation computes in another way.
+    monkeypatch.setattr(CPUExpertsInt8, "_supports_current_device", staticmethod(lambda: True))
+    path = save_model(tmp_path)
+    quantize_experts(path)
+    with engine(path, {"select_top_k": 1, "flatten": "on"}) as llm:
+        found = decode(llm)
+        stats = read_stats(llm, reset=True)
+        assert (stats.kernel, stats.settings["merge"]) == ("CPUExpertsInt8", "distinct")
+        assert stats.flattening.steps > 0
+        assert 0 < stats.flattening.pairs < stats.flattening.slots
+        for layer in state_of(llm).layers.values():
+            layer.flat.enabled = False
+        expected = decode(llm)
+        assert read_stats(llm, reset=True).flattening.steps == 0
+    assert found[0] == expected[0]
+    assert torch.equal(found[1], expected[1])

@@ -8,9 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
-import urllib.request
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,56 +16,23 @@ import pytest
 
 pytest.importorskip("vllm", reason="needs vLLM: make test-vllm")
 
-from sere.bundled import model_path
 from tests.support.browser import LOOKS, SCREENSHOTS, browser, until, watched
-from tests.support.vllm.server import Server, free_port, serve
+from tests.support.graph_page import picture_of_graphs
+from tests.support.keyboard import spoken, tab
+from tests.support.prometheus import ALERTS, QUERIES, needs, prometheus, rules, values, wait_for
+from tests.support.vllm.live_server import KEY, PORT, call, live_server, loaded
+from tests.support.vllm.server import Server
 
 pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("default")]
 
-KEY = "clients"
-PORT = free_port()
 WAIT_MS = 60_000
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server with the page, a key for clients, and a table of two tiers."""
-    from transformers import AutoModelForCausalLM
-
-    from sere.bench.target import random_table
-    from sere.table.tiers import Tier
-
-    folder = tmp_path_factory.mktemp("served")
-    table = random_table(AutoModelForCausalLM.from_pretrained(model_path()))
-    tiers = {"safe": Tier("safe", active_experts=24), "fast": Tier("fast", active_experts=6)}
-    table.with_tiers(tiers).save(folder / "table.safetensors")
-    settings = {"table": str(folder / "table.safetensors"), "tier": "safe", "live_page": True}
-    settings |= {"metrics_port": PORT}
-    with serve(model_path(), settings, folder, "--enforce-eager", "--api-key", KEY) as running:
+    """A server under load until the tests end."""
+    with live_server(tmp_path_factory.mktemp("served")) as running, loaded(running):
         yield running
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _load(server: Server) -> Iterator[None]:
-    """Eight clients that ask for completions until the tests end."""
-    ended = threading.Event()
-    clients = [threading.Thread(target=ask, args=(server, one, ended)) for one in range(8)]
-    for client in clients:
-        client.start()
-    yield
-    ended.set()
-    for client in clients:
-        client.join()
-
-
-def ask(server: Server, one: int, ended: threading.Event) -> None:
-    body = {"model": "tiny", "prompt": f"add {one}4 {one + 1}7 = ", "max_tokens": 100, "ignore_eos": True}
-    headers = {"Content-Type": "application/json", "Authorization": f"Bearer {KEY}"}
-    url = f"{server.url}/v1/completions"
-    while not ended.is_set():
-        request = urllib.request.Request(url, json.dumps(body).encode(), headers)
-        with suppress(OSError), urllib.request.urlopen(request, timeout=60) as answer:
-            answer.read()
 
 
 @pytest.fixture(scope="module")
@@ -86,13 +51,9 @@ READ = "[...document.querySelectorAll('.bar-after')].reduce((sum, bar) => sum + 
 
 def test_the_page_follows_and_steers_the_engine(server: Server, chromium: Any) -> None:
     """Bars move with the tier, for a second viewer too; what is refused says why, and nothing complains."""
-    with (
-        watched(chromium, server.url) as (page, complaints),
-        watched(chromium, server.url) as (other, _),
-    ):
-        unlock(page)
-        unlock(other)
+    with watched(chromium, server.url) as (page, complaints), watched(chromium, server.url) as (other, _):
         for viewer in (page, other):
+            unlock(viewer)
             until(viewer, f"{READ} > 6 * 16")
         page.fill("#admin-key", server.admin_key)
         page.select_option("#tier", "fast")
@@ -104,6 +65,11 @@ def test_the_page_follows_and_steers_the_engine(server: Server, chromium: Any) -
         page.fill("#active", "24")
         page.press("#active", "Enter")
         until(page, f"{READ} > 6 * 16")
+        page.fill("#top", "3")
+        page.click("#set-top")
+        for viewer in (page, other):
+            until(viewer, "document.getElementById('changes').textContent.includes('(S): 1 → 3')")
+            assert "slots that keep theirs (S)\n3\n" in viewer.inner_text("#settings")
         page.click("#switch")
         until(page, "document.getElementById('state-text').textContent === 'Off'")
         page.click("#switch")
@@ -115,6 +81,78 @@ def test_the_page_follows_and_steers_the_engine(server: Server, chromium: Any) -
         until(page, "document.getElementById('answer').textContent.includes('safe')")
         # The browser itself notes the first answer, 401, on its console.
         assert [text for text in complaints if "401" not in text] == []
+
+
+LINES = ["Experts", "Rows per step", "Slots re-routed", "Steps per second"]
+
+
+def press(page: Any, key: str, said: str) -> None:
+    """Press a key; wait until the page says what came of it."""
+    page.keyboard.press(key)
+    until(page, f"document.getElementById('answer').textContent.includes({said!r})")
+
+
+def test_the_keyboard_is_enough(server: Server, chromium: Any) -> None:
+    """Tab reaches everything in the order of the page, visibly; keys move in charts and change the engine."""
+    with watched(chromium, server.url) as (page, complaints):
+        page.wait_for_selector("#server-key:focus", timeout=WAIT_MS)
+        assert tab(page, key="Shift+Tab") == ["Skip to the figures"]
+        assert tab(page) == ["server-key"]
+        page.keyboard.type(KEY)
+        page.keyboard.press("Enter")
+        page.wait_for_selector("#main:focus", timeout=WAIT_MS)
+        until(page, f"{READ} > 6")
+
+        assert tab(page) == ["layers"]
+        for key, layer in (("ArrowRight", 0), ("ArrowRight", 1), ("End", 5), ("ArrowLeft", 4), ("Home", 0)):
+            page.keyboard.press(key)
+            assert page.inner_text("#layers-when").startswith(f"Layer {layer}: ")
+        assert tab(page) == ["As a table"]
+        page.keyboard.press("Space")
+        page.wait_for_selector("#layers-table:visible", timeout=WAIT_MS)
+        assert tab(page) == ["Experts by layer as a table"]
+        assert tab(page, 4) == [f"{name} over time" for name in LINES]
+        chart = page.get_by_role("slider").last
+        for key, seconds in (("ArrowLeft", -10), ("ArrowDown", -20), ("ArrowRight", -10), ("Home", -900)):
+            page.keyboard.press(key)
+            assert abs(int(chart.get_attribute("aria-valuenow")) - seconds) <= 2
+        page.keyboard.press("End")
+
+        assert tab(page) == ["admin-key"]
+        page.keyboard.type(server.admin_key)
+        assert tab(page) == ["switch"]
+        press(page, "Space", "re-routing: off")
+        press(page, "Enter", "re-routing: on")
+        assert tab(page) == ["tier"]
+        page.keyboard.press("f")
+        assert tab(page) == ["set-tier"]
+        press(page, "Enter", "tier: fast")
+        assert tab(page) == ["active"]
+        page.keyboard.type("20")
+        press(page, "Enter", "(M): 20")
+        assert tab(page, 2) == ["set-active", "top"]
+        page.keyboard.type("2")
+        assert tab(page) == ["set-top"]
+        press(page, "Space", "(S): 2")
+        assert tab(page) == ["reset"]
+        press(page, "Space", "all counters are zero")
+        assert tab(page) == ["changes"]
+
+        heard = spoken(page)
+        wanted = {
+            "slider": [f"{name} over time" for name in LINES],
+            "figure": LINES,
+            "textbox": ["Operator's key", "Experts a step may read (M)", "Slots that keep their expert (S)"],
+            "button": ["Set the tier", "Set M", "Set S", "Set all counters to zero"],
+            "switch": ["Re-routing"],
+            "combobox": ["Tier of the table"],
+            "table": ["Means per step of each layer"],
+        }
+        assert {role: heard.get(role) for role in wanted} == wanted
+        assert "Experts by layer; arrow keys go from layer to layer" in heard["group"]
+        assert len(heard["article"]) == 6
+        assert [text for text in complaints if "401" not in text] == []
+        call(server, "/v1/sere/settings", {"tier": "safe"})
 
 
 def test_what_is_refused_says_why(server: Server, chromium: Any) -> None:
@@ -198,12 +236,63 @@ def test_top_reads_a_real_server(server: Server) -> None:
     assert "the server asks for its key; set VLLM_API_KEY to it" in refused.stderr
 
 
+@needs("prometheus")
+def test_a_real_prometheus_reads_it(server: Server, tmp_path: Path) -> None:
+    """With the key: all queries of the dashboard have numbers, no alert fires, values are the statistics'."""
+    target = server.url.removeprefix("http://")
+    with prometheus(tmp_path, target, 8, authorization={"credentials": KEY}) as port:
+        found = {(title, text): values(port, text) for title, text in QUERIES}
+        assert [title for (title, _), numbers in found.items() if not numbers] == []
+        assert all(value >= 0 for numbers in found.values() for value in numbers)
+        alerts = rules(port)
+        assert {alert["name"] for alert in alerts} == {rule["alert"] for rule in ALERTS}
+        assert {(alert["state"], alert["health"]) for alert in alerts} == {("inactive", "ok")}
+        call(server, "/v1/sere/settings", {"enabled": False})
+        try:
+            # From here on no layer counts, so that both are of the same moment.
+            wait_for(port, "sere_enabled == 0")
+            layers = call(server, "/v1/sere/stats")["layers"]
+            steps, after = (values(port, f"sere_layer_{name}_total") for name in ("steps", "distinct_after"))
+        finally:
+            call(server, "/v1/sere/settings", {"enabled": True})
+    assert steps == [layer["steps"] for layer in layers]
+    assert after == pytest.approx([layer["steps"] * layer["distinct_after"] for layer in layers])
+
+
+@needs("prometheus")
+def test_a_picture_of_prometheus(server: Server, chromium: Any, tmp_path: Path) -> None:
+    """Its own graph page draws queries of the dashboard while the tier changes; a picture is kept."""
+    target = server.url.removeprefix("http://")
+    drawn = ("Experts that ran, by layer", "Slots re-routed, by layer")
+    read = "sum(rate(sere_layer_distinct_after_total[3s])) / sum(rate(sere_layer_steps_total[3s]))"
+    with prometheus(tmp_path, target, 20, authorization={"credentials": KEY}) as port:
+        call(server, "/v1/sere/settings", {"tier": "fast"})
+        wait_for(port, f"{read} < 12")
+        queries = [text for title, text in QUERIES if title in drawn]
+        picture_of_graphs(chromium, port, queries, 20, SCREENSHOTS / "prometheus.png")
+    call(server, "/v1/sere/settings", {"tier": "safe"})
+
+
 def test_nobody_looks_nobody_asks(server: Server, tmp_path: Path) -> None:
     """Without viewers no point is added: the lines have a gap until somebody looks again."""
-    request = urllib.request.Request(f"{server.url}/v1/sere/live", headers={"Authorization": f"Bearer {KEY}"})
     points = []
     for _ in range(2):
-        with urllib.request.urlopen(request, timeout=30) as answer:
-            points.append(json.load(answer)["points"])
+        points.append(call(server, "/v1/sere/live")["points"])
         threading.Event().wait(3)
     assert points[1][-1]["seconds"] >= 3
+
+
+# The last one: the others need the server.
+def test_a_server_that_ends_is_shown(server: Server, chromium: Any) -> None:
+    """Each page that is open says that the server stopped, when it was last seen, and what it showed."""
+    with watched(chromium, server.url) as (page, complaints), watched(chromium, server.url) as (other, _):
+        for viewer in (page, other):
+            unlock(viewer)
+            until(viewer, f"{READ} > 6")
+        os.kill(server.pid, signal.SIGTERM)
+        for viewer in (page, other):
+            until(viewer, "document.getElementById('state-text').textContent === 'Server stopped'")
+            assert "The server does not answer. Is it stopped? Last seen at" in viewer.inner_text("#banner")
+            assert viewer.is_visible("#layers .bar-after")
+        # The browser itself notes each answer that fails.
+        assert [text for text in complaints if "Failed to load resource" not in text] == []

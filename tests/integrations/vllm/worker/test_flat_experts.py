@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from sere.flatten import Costs
+from sere.flatten.costs import ROWS
 from sere.integrations.vllm.tiers import PROTECTED
 from sere.integrations.vllm.worker import flat_experts
-from sere.integrations.vllm.worker.flat_experts import FlatExperts, why_no_pairs
+from sere.integrations.vllm.worker.flat_experts import FlatExperts, FlatKernels, why_no_pairs
 from sere.integrations.vllm.worker.row_budgets import RowBudgets
 from sere.reroute.constants import LAYER_BUDGET
 
@@ -96,7 +97,7 @@ def test_costs_decide(
     budgets: RowBudgets, monkeypatch: pytest.MonkeyPatch, share: float, flattened: bool
 ) -> None:
     """By default pairs are taken up to the measured share of the slots."""
-    monkeypatch.setattr(flat_experts, "costs_of", lambda *_: Costs((share,) * 4))
+    monkeypatch.setattr(flat_experts, "costs_of", lambda *_, **__: Costs((share,) * len(ROWS)))
     kernel = Kernel()
     flat = FlatExperts(kernel.apply, E, "auto", budgets)
     run(flat, kernel.apply)
@@ -114,6 +115,29 @@ def test_costs_are_measured_at_the_first_step_of_any_kind(budgets: RowBudgets) -
     kernel.slots.clear()
     run(flat, kernel.apply)
     assert kernel.slots == [T * K]
+
+
+def test_the_engines_log_says_once_where_pairs_are_faster(
+    budgets: RowBudgets, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of each kind of layer, in each engine, from one rank; the statistics have the same numbers."""
+    shares = (0.0, 0.25, 0.5, 0.75, 1.0)
+    monkeypatch.setattr(flat_experts, "costs_of", lambda *_, **__: Costs(shares))
+    engines = [FlatKernels(), FlatKernels(), FlatKernels(speaks=False)]
+    with caplog.at_level("INFO", logger="vllm.sere"):
+        for kernels in engines:
+            for experts in (E, E, 2 * E):
+                kernel = Kernel()
+                run(FlatExperts(kernel.apply, experts, "auto", budgets, None, kernels), kernel.apply)
+    kinds = [f"{experts} experts, {K} slots per row, hidden size {H} (Kernel)" for experts in (E, 2 * E)]
+    measured = "0 % at 1 row, 25 % at 4 rows, 50 % at 8 rows, 75 % at 16 rows, 100 % at 64 rows"
+    assert caplog.messages == [
+        f"sere: flatten: in layers with {kind}, only the slots that carry weight are computed where they are "
+        f"at most this share of all: {measured}"
+        for kind in kinds
+    ] * 2  # fmt: skip
+    points = [list(point) for point in zip(ROWS, shares, strict=True)]
+    assert [kernels.report()["break_even"] for kernels in engines] == [dict.fromkeys(kinds, points)] * 3
 
 
 @pytest.mark.parametrize(
@@ -192,3 +216,31 @@ def test_kernels_give_the_output_of_all_slots(budgets: RowBudgets, make: Any, dt
         size += one.float().abs()
     assert expected.isfinite().all()
     assert ((found.float() - expected.float()).abs() <= 2 * torch.finfo(dtype).eps * size).all()
+
+
+@pytest.mark.vllm
+@pytest.mark.filterwarnings("default")
+@pytest.mark.usefixtures("_vllm")
+@pytest.mark.parametrize(
+    ("make", "dtype", "kept"),
+    [
+        (unquantized, torch.float32, 1),
+        (unquantized, torch.bfloat16, 1),
+        (int8, torch.bfloat16, 1),
+        (int8, torch.bfloat16, 3),
+    ],
+    ids=["float32, one slot", "bfloat16, one slot", "int8, one slot", "int8, three slots"],
+)
+def test_where_the_bits_stay(budgets: RowBudgets, make: Any, dtype: torch.dtype, kept: int) -> None:
+    """Without duplicate experts in a row: rows of one pair with both kernels, all rows with the INT8 one."""
+    call = make(dtype)
+    hidden, weights, _ = step(dtype)
+    weights = weights + 0.5
+    weights[:, kept:] = 0
+    ids = torch.stack([torch.randperm(E)[:K] for _ in range(T)]).int()
+    expected, found = torch.empty_like(hidden), torch.empty_like(hidden)
+    call(expected, hidden, weights, ids)
+    flat = FlatExperts(call, E, "on", budgets)
+    flat(call, torch.empty(0), found, hidden, weights, ids)
+    assert flat.counts.pairs == kept * T
+    assert torch.equal(found, expected)

@@ -47,3 +47,24 @@ def test_layers_that_no_compiled_backend_takes(
     slow = [line for line in caplog.messages if "with the slow backend torch" in line]
     assert len(slow) == lines
     assert all(line.endswith("at most 3 slots per row, this layer has 4") for line in slow)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "flatten", "reason"),
+    [
+        (CPUUnquantizedExperts(), "auto", None),
+        (torch.nn.Identity(), "auto", "the expert kernel Identity is not known to take pairs"),
+        (torch.nn.Identity(), "off", None),
+    ],
+    ids=["takes pairs", "another", "not wanted"],
+)
+def test_an_engine_that_computes_all_slots_says_why(
+    any_table: Any, caplog: pytest.LogCaptureFixture, kernel: object, flatten: str, reason: str | None
+) -> None:
+    """One line at the start, unless the user asked for all slots."""
+    state = prepared(any_table, {}, torch.nn.Module, kernel=kernel, backend="torch", flatten=flatten)
+    with caplog.at_level("INFO", logger="vllm.sere"):
+        caplog.clear()
+        log_start(state)
+    said = [line for line in caplog.messages if "flatten" in line]
+    assert said == ([] if reason is None else [f"sere: flatten: all slots are computed, because {reason}"])

@@ -5,14 +5,20 @@ The kernel is vLLM's own, called with other rows.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from sere.flatten import Costs, PairCounts, Pairs, costs_of, find_pairs, measure, sum_by_row, why_not
 from sere.integrations.vllm.worker.row_budgets import RowBudgets
+
+# A child of vLLM's logger: its lines come out where and as the engine's own do.
+logger = logging.getLogger("vllm.sere")
 
 # Kernels that compute each slot by itself, whatever the number of slots per row, so that a row with one slot
 # is a row like any other. The first and the last were run, the first also as the three between, which are
@@ -45,6 +51,39 @@ def why_no_pairs(setting: str, device_type: str, kernel: str | None) -> str | No
     return why_not()
 
 
+@dataclass(slots=True)
+class FlatKernels:
+    """Whether the expert kernels of one engine compute pairs only; each kind of layer is logged once.
+
+    Attributes:
+        setting: The setting ``flatten``.
+        speaks: Whether this worker writes to the log.
+        why_not: Why all slots are computed in every step; None where pairs may be.
+        break_evens: By kind of layer, up to how many pairs are faster, once a step has run.
+    """
+
+    setting: str = "auto"
+    speaks: bool = True
+    why_not: str | None = None
+    break_evens: dict[str, Costs] = field(default_factory=dict)
+
+    def add(self, kind: str, costs: Costs) -> None:
+        """Note what was measured for a kind of layer."""
+        if kind not in self.break_evens and self.speaks:
+            logger.info(
+                "sere: flatten: in layers with %s, only the slots that carry weight are computed where they "
+                "are at most this share of all: %s",
+                kind,
+                costs.describe(),
+            )
+        self.break_evens[kind] = costs
+
+    def report(self) -> dict[str, Any]:
+        """Return the same as plain numbers and texts, with `Costs.points` by kind of layer."""
+        measured = {kind: costs.points() for kind, costs in self.break_evens.items()}
+        return {"setting": self.setting, "why_not": self.why_not, "break_even": measured}
+
+
 class FlatExperts:
     """The expert kernel of one layer.
 
@@ -54,9 +93,11 @@ class FlatExperts:
         setting: ``"auto"`` or ``"on"``.
         budgets: The budgets of the coming step's rows.
         counts: Counts what was computed; None for new ones.
+        kernels: Of the engine; None for new ones.
 
     Attributes:
         enabled: Whether steps may be flattened; not where the rule changes nothing on purpose.
+        find: Finds the pairs of a step's ids and weights. A timing puts recorded pairs in its place.
     """
 
     def __init__(
@@ -66,10 +107,13 @@ class FlatExperts:
         setting: str,
         budgets: RowBudgets,
         counts: PairCounts | None = None,
+        kernels: FlatKernels | None = None,
     ) -> None:
         self.apply, self.experts, self.setting, self.budgets = apply, experts, setting, budgets
         self.counts = PairCounts() if counts is None else counts
+        self.kernels = FlatKernels(setting) if kernels is None else kernels
         self.enabled = True
+        self.find: Callable[[Tensor, Tensor], Pairs] = find_pairs
         self._costs: Costs | None = None
 
     def __call__(
@@ -89,11 +133,12 @@ class FlatExperts:
         if self._costs is None and self.setting == "auto":
             # In a start-up step, before any request.
             self._costs = self._measured(call, w1, hidden, weights, ids)
+            self.kernels.add(self._kind(K, hidden), self._costs)
         # A row that keeps all its experts stays as it is, bit for bit: all rows have all slots then.
         if not self.enabled or self.budgets.largest >= K or ids.dtype not in (torch.int32, torch.int64):
             call(output, hidden, weights, ids)
             return
-        pairs = find_pairs(ids, weights)
+        pairs = self.find(ids, weights)
         n, slots = len(pairs.rows), T * K
         if n == slots or n == 0:
             call(output, hidden, weights, ids)
@@ -105,9 +150,17 @@ class FlatExperts:
         self.counts.add(slots, n)
         output.copy_(_compute(call, hidden, pairs, T))
 
+    @property
+    def _kernel(self) -> str:
+        """Class name of the kernel."""
+        return type(getattr(self.apply, "__self__", None)).__name__
+
+    def _kind(self, K: int, hidden: Tensor) -> str:
+        """Return a layer's kind in words."""
+        return f"{self.experts} experts, {K} slots per row, hidden size {hidden.shape[1]} ({self._kernel})"
+
     def _measured(self, call: Call, w1: Tensor, hidden: Tensor, weights: Tensor, ids: Tensor) -> Costs:
-        kernel = type(getattr(self.apply, "__self__", None)).__name__
-        key = (kernel, self.experts, ids.shape[1], hidden.shape[1], hidden.dtype, w1.shape, w1.dtype)
+        key = (self._kernel, self.experts, ids.shape[1], hidden.shape[1], hidden.dtype, w1.shape, w1.dtype)
 
         def all_slots(ids: Tensor, weights: Tensor) -> None:
             states = hidden[:1].expand(len(ids), -1).contiguous()
@@ -117,7 +170,9 @@ class FlatExperts:
             return _compute(call, hidden[:1].expand(T, -1).contiguous(), found, T)
 
         form = {"ids_dtype": ids.dtype, "weights_dtype": weights.dtype}
-        return costs_of(key, partial(measure, all_slots, pairs, E=self.experts, K=ids.shape[1], **form))
+        measured = partial(measure, all_slots, pairs, E=self.experts, K=ids.shape[1], **form)
+        # The engine's log says it, for each engine of this process.
+        return costs_of(key, measured, log=False)
 
 
 def _compute(call: Call, hidden: Tensor, pairs: Pairs, T: int) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from sere.integrations.vllm.start import versions
-from sere.integrations.vllm.worker.flat_experts import Call, FlatExperts, why_no_pairs
+from sere.integrations.vllm.worker.flat_experts import Call, FlatExperts, FlatKernels, why_no_pairs
 from sere.integrations.vllm.worker.layer import RoutedLayer
 from sere.integrations.vllm.worker.row_budgets import RowBudgets
 
@@ -21,28 +21,29 @@ ATTRIBUTE = "sere_flat_experts"
 
 
 def flatten_layers(
-    layers: Mapping[int, RoutedLayer], kernels: Collection[str | None], setting: str, budgets: RowBudgets
-) -> str | None:
+    layers: Mapping[int, RoutedLayer],
+    kernels: Collection[str | None],
+    budgets: RowBudgets,
+    flat: FlatKernels,
+) -> None:
     """Let the expert kernels compute pairs only, if all of them take pairs and the settings allow it.
 
     Args:
         layers: The layers by index, once their kernels are known; ``flat`` of each is set.
         kernels: Class names of their expert kernels, None where one cannot be told.
-        setting: The setting ``flatten``.
         budgets: The budgets of the coming step's rows.
-
-    Returns:
-        Why the kernels are left alone, or None.
+        flat: The setting, and where it is noted why the kernels are left alone, or what is measured of them.
     """
     device = budgets.tensor.device.type
-    reasons = (why_no_pairs(setting, device, kernel) for kernel in sorted(kernels, key=str))
-    if (reason := next(filter(None, reasons), None)) is not None:
-        return reason
+    reasons = (why_no_pairs(flat.setting, device, kernel) for kernel in sorted(kernels, key=str))
+    flat.why_not = next(filter(None, reasons), None)
+    if flat.why_not is not None:
+        return
     for layer in layers.values():
         kernel, _ = versions.expert_kernel(layer.runner)
-        layer.flat = FlatExperts(kernel.apply, layer.shape.num_experts, setting, budgets, layer.pairs)
+        E, counts = layer.shape.num_experts, layer.pairs
+        layer.flat = FlatExperts(kernel.apply, E, flat.setting, budgets, counts, flat)
         flatten(layer.runner, kernel, layer.flat)
-    return None
 
 
 def flatten(runner: Any, kernel: Any, flat: FlatExperts) -> None:

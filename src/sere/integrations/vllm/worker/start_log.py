@@ -31,8 +31,16 @@ def log_start(state: WorkerState) -> None:
             "docs/vllm-compatibility.md (--moe-backend chooses one)",
             state.kernel or "in use",
         )
+    _say_why_not_flattened(state)
     warn_of_backend(state)
     warn_of_settings(state)
+
+
+def _say_why_not_flattened(state: WorkerState) -> None:
+    """Log why all slots are computed on a CPU, unless the user said so."""
+    on_cpu = state.budgets is not None and state.budgets.tensor.device.type == "cpu"
+    if state.layers and on_cpu and state.flat.why_not is not None and state.flat.setting != "off":
+        logger.info("sere: flatten: all slots are computed, because %s", state.flat.why_not)
 
 
 def describe(state: WorkerState) -> str:

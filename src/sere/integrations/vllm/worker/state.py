@@ -15,7 +15,7 @@ from sere.errors import UnsupportedEngine
 from sere.integrations.vllm.plugin_config import PluginConfig
 from sere.integrations.vllm.start import tables
 from sere.integrations.vllm.step_counts import StepCounts
-from sere.integrations.vllm.worker import expert_kernels, router_hook
+from sere.integrations.vllm.worker import expert_kernels, flat_experts, router_hook
 from sere.integrations.vllm.worker.facts import facts_of
 from sere.integrations.vllm.worker.flat_operator import flatten_layers
 from sere.integrations.vllm.worker.guard import Guard
@@ -52,7 +52,7 @@ class WorkerState:
         limits: S and M of the layers in the coming step; None until the model is loaded.
         kernel: Class name of the expert kernel, or None where it cannot be told.
         counts: Steps by what was done with them.
-        why_no_pairs: Why all slots are computed in every step; None where pairs may be.
+        flat: Whether steps compute only the pairs of a row and an expert that carry weight.
         rest_bytes: Of the weights that are no routed experts', as `facts.rest_bytes` returns them.
         guard: Says in the log why nothing was re-routed.
         lock: Held by a step while it runs, and by whatever reads or changes what steps count.
@@ -75,7 +75,7 @@ class WorkerState:
         self.budgets: RowBudgets | None = None
         self.limits: StepLimits | None = None
         self.kernel: str | None = None
-        self.why_no_pairs: str | None = None
+        self.flat = flat_experts.FlatKernels(self.given.flatten, self.speaks)
         self.rest_bytes: int | None = None
         self.counts, self.lock = StepCounts(), threading.RLock()
         self.guard = Guard(self.report, speaks=self.speaks)
@@ -145,7 +145,7 @@ class WorkerState:
             self._routers[index].prepared.read_limits_from(self.limits.tensor[row])
             layer.take(self._routers[index])
         self.commit(self.propose(self.given, enabled=self.enabled, count_only=self.count_only))
-        self.why_no_pairs = flatten_layers(self.layers, self.rules.kernels, self.given.flatten, self.budgets)
+        flatten_layers(self.layers, self.rules.kernels, self.budgets, self.flat)
         warm_up(self.layers.values())
 
     def propose(self, given: RerouteConfig, *, enabled: bool, count_only: bool) -> Proposal:
@@ -245,7 +245,7 @@ class WorkerState:
                 layer.describe() | {"counters": sums, "settings": layer_settings(self.sere, layer.shape)}
                 for layer, sums in zip(layers, copied, strict=True)
             ],
-            "flatten": {"setting": self.given.flatten, "why_not": self.why_no_pairs},
+            "flatten": self.flat.report(),
             "kernel": self.kernel,
             "rest_bytes": self.rest_bytes,
             **facts_of(layers, self.table),

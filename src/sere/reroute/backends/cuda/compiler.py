@@ -1,4 +1,4 @@
-"""Compile the source for one architecture with NVRTC, once: the result is kept on disk."""
+"""Compile an entry of the source for one architecture with NVRTC, once: the result is kept on disk."""
 
 from __future__ import annotations
 
@@ -17,29 +17,42 @@ warn_once = WarnOnce(logging.getLogger("sere"))
 # Sums in float64 must round as the reference's do: no product and sum in one step. Lines cost nothing at run
 # time, and sanitizers and profilers name them.
 OPTIONS = {"std": "c++17", "fma": False, "lineinfo": True}
+_ENTRY = "SERE_ENTRY("
 
 
-def source_text() -> str:
-    """Return the source with its own headers put in, as NVRTC takes it; lines keep file and number."""
-    return _inlined(SOURCE, set())
+def source_text(entry: str | None = None) -> str:
+    """Return the source with its own headers put in, as NVRTC takes it; lines keep file and number.
+
+    Args:
+        entry: The only entry that is left in it, by name; all if None.
+    """
+    text = _inlined(SOURCE, set())
+    if entry is None:
+        return text
+    return "\n".join("" if _is_another(line, entry) else line for line in text.split("\n"))
 
 
-def cubin(arch: str) -> bytes:
-    """Return machine code for an architecture, from the cache or compiled now.
+def _is_another(line: str, entry: str) -> bool:
+    return line.startswith(_ENTRY) and not line.startswith(f"{_ENTRY}{entry},")
+
+
+def cubin(arch: str, entry: str) -> bytes:
+    """Return an entry's machine code for an architecture, from the cache or compiled now.
 
     Args:
         arch: Such as ``"sm_90"``.
+        entry: The entry's name.
 
     Raises:
         ImportError: cuda-core is not installed.
         Exception: NVRTC is missing or does not know the architecture; cuda-core's own classes.
     """
-    path = _trusted(_file(arch))
+    path = _trusted(_file(arch, entry))
     # A file that cannot be read, or that another process has just deleted, is compiled again.
     with suppress(OSError):
         if path is not None and others_can_write(path) is None:
             return path.read_bytes()
-    code = compile_source(arch)
+    code = compile_source(arch, entry)
     try:
         if path is not None:
             with atomic_path(path) as temporary:
@@ -51,9 +64,9 @@ def cubin(arch: str) -> bytes:
     return code
 
 
-def forget(arch: str) -> bool:
-    """Delete an architecture's machine code from the cache; return whether there was any."""
-    path = _file(arch)
+def forget(arch: str, entry: str) -> bool:
+    """Delete an entry's machine code from the cache; return whether there was any."""
+    path = _file(arch, entry)
     try:
         if path is None:
             return False
@@ -63,18 +76,21 @@ def forget(arch: str) -> bool:
     return True
 
 
-def compile_source(arch: str, *, logs: object = None, ptxas_options: str | None = None) -> bytes:
-    """Compile with NVRTC, past the cache; arguments and errors as in ``cubin``.
+def compile_source(
+    arch: str, entry: str | None = None, *, logs: object = None, ptxas_options: str | None = None
+) -> bytes:
+    """Compile with NVRTC, past the cache; errors as in ``cubin``.
 
     Args:
         arch: Such as ``"sm_90"``.
+        entry: The only entry that is compiled, by name; all if None.
         logs: Has a ``write`` for the compiler's text, or None.
         ptxas_options: For the assembler, such as ``"-v"``, or None.
     """
     from cuda.core import Program, ProgramOptions
 
     options = ProgramOptions(arch=arch, ptxas_options=ptxas_options, **OPTIONS)
-    code = Program(source_text(), "c++", options).compile("cubin", logs=logs).code
+    code = Program(source_text(entry), "c++", options).compile("cubin", logs=logs).code
     return code if isinstance(code, bytes) else Path(code).read_bytes()
 
 
@@ -103,16 +119,16 @@ def _trusted(path: Path | None) -> Path | None:
     return None
 
 
-def _file(arch: str) -> Path | None:
+def _file(arch: str, entry: str) -> Path | None:
     try:
-        return cache_folder() / f"reroute-{arch}-{_key(arch)}.cubin"
+        return cache_folder() / f"{entry}-{arch}-{_key(arch, entry)}.cubin"
     except RuntimeError:  # a user without a home, as in some containers
         return None
 
 
-def _key(arch: str) -> str:
+def _key(arch: str, entry: str) -> str:
     versions = [installed_version(package) for package in ("cuda-core", "nvidia-cuda-nvrtc")]
-    text = "\0".join([source_text(), arch, repr(OPTIONS), repr(versions)])
+    text = "\0".join([source_text(entry), arch, repr(OPTIONS), repr(versions)])
     return hashlib.sha256(text.encode()).hexdigest()[:20]
 
 

@@ -12,11 +12,14 @@ from torch import Tensor
 from sere.errors import BackendUnavailable, InputError
 from sere.reroute.backends import torch_ops
 from sere.reroute.backends.cuda.compiler import cubin, forget
-from sere.reroute.backends.cuda.launch import IDS, WEIGHTS, Launch, entries, make_launch, too_large
+from sere.reroute.backends.cuda.launch import Launch, entry_of, make_launch, too_large
 from sere.reroute.backends.cuda.layer import Layer, for_torch, prepare
 from sere.reroute.backends.registry import warn_of_fallback
 from sere.reroute.backends.trial import in_one_line, on_cuda, try_step
 from sere.reroute.batch import Routing, TokenBatch
+
+# What engines route by as a rule, and so what is tried first.
+TRIED = (torch.int32, torch.float32)
 
 
 def run(batch: TokenBatch, layer: Layer, counters: Tensor | None) -> Routing:
@@ -27,7 +30,7 @@ def run(batch: TokenBatch, layer: Layer, counters: Tensor | None) -> Routing:
 
     Raises:
         InputError: A graph is being captured, and ``num_tokens`` is not on the device of the ids.
-        BackendUnavailable: A graph is being captured, and nothing has run on this device before.
+        BackendUnavailable: A graph is being captured, and no such step has run on this device before.
 
     Source: docs/method.md section 4.
     """
@@ -65,7 +68,7 @@ def launch(call: Launch, device: torch.device) -> None:
         device: With its index.
 
     Raises:
-        BackendUnavailable: A graph is being captured, and nothing has run on this device before.
+        BackendUnavailable: A graph is being captured, and no such step has run on this device before.
     """
     index = device.index
     if index == torch.cuda.current_device():
@@ -76,7 +79,7 @@ def launch(call: Launch, device: torch.device) -> None:
 
 
 def _put(call: Launch, index: int) -> None:
-    kernel = kernels(index)[call.entry]
+    kernel = kernel_of(index, call.entry)
     if index not in _thread.current:
         _set_current(index)
     stream = stream_of(torch._C._cuda_getCurrentRawStream(index))
@@ -123,47 +126,50 @@ def stream_of(handle: int) -> Any:
 
 
 @cache
-def kernels(index: int) -> dict[str, Any]:
-    """Return the entries, loaded for a device, by name.
+def kernel_of(index: int, entry: str) -> Any:
+    """Return an entry, loaded for a device; at its first use on the device it is compiled, or read.
 
     Args:
         index: The device's; it must be the current one.
+        entry: The entry's name.
 
     Raises:
         ImportError: cuda-core is not installed.
         BackendUnavailable: A graph is being captured: loading would break it.
         Exception: NVRTC is missing, or the driver refuses the code; cuda-core's own classes.
     """
-    _refuse_capture(index)
+    _refuse_capture(index, entry)
     _set_current(index)
     major, minor = torch.cuda.get_device_capability(index)
     arch = f"sm_{major}{minor}"
     try:
-        return _loaded(cubin(arch))
+        return _loaded(arch, entry)
     except Exception:
         # A damaged file in the cache must not stand in the way for good.
-        if not forget(arch):
+        if not forget(arch, entry):
             raise
-    return _loaded(cubin(arch))
+    return _loaded(arch, entry)
 
 
-def _loaded(code: bytes) -> dict[str, Any]:
-    module = _core().ObjectCode.from_cubin(code)
-    return {entry: module.get_kernel(entry) for entry in entries()}
+def _loaded(arch: str, entry: str) -> Any:
+    return _core().ObjectCode.from_cubin(cubin(arch, entry)).get_kernel(entry)
 
 
-def _refuse_capture(index: int) -> None:
+def _refuse_capture(index: int, entry: str) -> None:
     if torch.cuda.is_current_stream_capturing():
+        _, ids, weights = entry.split("_")
         raise BackendUnavailable(
-            f"backend 'cuda' is not ready on cuda:{index} while a CUDA graph is captured; "
-            "prepare the layer, or route one step, before the capture begins"
+            f"backend 'cuda' has run no step with {ids} ids and {weights} weights on cuda:{index} yet, and "
+            "cannot load code for it while a CUDA graph is captured; route one step of these dtypes before "
+            "the capture begins"
         )
 
 
 def why_not(index: int | None = None) -> str | None:
     """Compile and load the kernel for a device and try it; return why it cannot run, or None.
 
-    Every entry runs once, so that none is loaded while a graph is captured. Each device's answer is kept.
+    Only the entry for int32 ids and float32 weights runs; the others are compiled at their first step. Each
+    device's answer is kept.
 
     Args:
         index: The device's, or None for the current one.
@@ -177,11 +183,9 @@ def why_not(index: int | None = None) -> str | None:
 @cache
 def tried(index: int) -> str | None:
     """Try a device for ``why_not``."""
-    _refuse_capture(index)
+    _refuse_capture(index, entry_of(*TRIED))
     try:
-        for ids_dtype in IDS:
-            for weights_dtype in WEIGHTS:
-                _try(ids_dtype, weights_dtype, torch.device("cuda", index))
+        _try(*TRIED, torch.device("cuda", index))
     except Exception as error:
         return in_one_line(error)
     return None

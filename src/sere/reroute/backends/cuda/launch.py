@@ -73,7 +73,7 @@ def geometry(T: int, K: int, E: int) -> tuple[int, int]:
 # What depends on shapes and dtypes alone: a decode step has the same ones over and over.
 @lru_cache(maxsize=4096)
 def _shaped(T: int, K: int, E: int, ids: torch.dtype, weights: torch.dtype) -> tuple[str, int, int, int]:
-    return f"reroute_{IDS[ids]}_{WEIGHTS[weights]}", *geometry(T, K, E), _lane_bits(K)
+    return entry_of(ids, weights), *geometry(T, K, E), _lane_bits(K)
 
 
 def make_launch(batch: TokenBatch, layer: Layer, result: Routing, counters: Tensor | None) -> Launch:
@@ -115,6 +115,11 @@ def _lane_bits(K: int) -> int:
     return max(3, (K - 1).bit_length())
 
 
+def entry_of(ids: torch.dtype, weights: torch.dtype) -> str:
+    """Return the name of the entry for an id and a weight type."""
+    return f"reroute_{IDS[ids]}_{WEIGHTS[weights]}"
+
+
 def entries() -> tuple[str, ...]:
     """Return the names of all entries of the source."""
-    return tuple(f"reroute_{ids}_{weights}" for ids in IDS.values() for weights in WEIGHTS.values())
+    return tuple(entry_of(ids, weights) for ids in IDS for weights in WEIGHTS)

@@ -38,11 +38,13 @@ class LayerBars {
     this.said = h('p', { class: 'hidden', 'aria-live': 'polite' });
     holder.after(this.said);
     holder.addEventListener('keydown', (event) => {
-      const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
-      if (!step || !this.layers.length) return;
+      const last = this.layers.length - 1;
+      const next = {
+        ArrowRight: (this.chosen ?? -1) + 1, ArrowLeft: (this.chosen ?? last + 1) - 1, Home: 0, End: last,
+      }[event.key];
+      if (next === undefined || last < 0) return;
       event.preventDefault();
-      const next = this.chosen === null ? (step > 0 ? 0 : this.layers.length - 1) : this.chosen + step;
-      this.choose(Math.min(this.layers.length - 1, Math.max(0, next)));
+      this.choose(Math.min(last, Math.max(0, next)));
       this.said.textContent = this.text(this.chosen);
     });
     holder.addEventListener('blur', () => this.choose(null));
@@ -112,17 +114,20 @@ class Lines {
     Object.assign(this, { series, form, points: [], at: null });
     this.value = h('span', { class: 'value' });
     this.holder = h('div', { class: 'chart', tabindex: '0', role: 'slider', 'aria-label': `${title} over time` });
-    this.figure = h('figure', {}, [h('figcaption', {}, [h('b', {}, title), this.value]), this.holder]);
+    this.figure = h('figure', { 'aria-label': title }, [h('figcaption', {}, [h('b', {}, title), this.value]), this.holder]);
     this.holder.addEventListener('pointermove', (event) => {
       const box = this.holder.getBoundingClientRect();
       this.point(this.from + ((event.clientX - box.left - PAD.left) / this.size.inner) * (this.now - this.from));
     });
     for (const name of ['pointerleave', 'blur']) this.holder.addEventListener(name, () => this.point(null));
     this.holder.addEventListener('keydown', (event) => {
-      const step = { ArrowRight: 10, ArrowLeft: -10 }[event.key];
-      if (!step) return;
+      const at = this.at ?? this.now;
+      const next = {
+        ArrowRight: at + 10, ArrowUp: at + 10, ArrowLeft: at - 10, ArrowDown: at - 10, Home: this.from, End: this.now,
+      }[event.key];
+      if (next === undefined) return;
       event.preventDefault();
-      this.point(Math.min(this.now, Math.max(this.from, (this.at ?? this.now) + step)));
+      this.point(Math.min(this.now, Math.max(this.from, next)));
     });
   }
 

@@ -53,8 +53,11 @@ async function look() {
   lastSeen = given.now.at;
   document.body.classList.remove('stale');
   show(byId('banner'), false);
+  const asked = byId('key-form').contains(document.activeElement);
   show(byId('key-form'), false);
   show(byId('main'), true);
+  // Who has just typed the key goes on from the figures, not from the top of the page.
+  if (asked) byId('main').focus();
   showSteering(given.now, given.read_only);
   showAll(given.now, points);
 }

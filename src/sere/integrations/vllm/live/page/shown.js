@@ -24,7 +24,7 @@ class Tile {
   constructor(title) {
     this.big = h('p', { class: 'big' });
     this.under = h('p', { class: 'under' });
-    this.element = h('article', { class: 'tile' }, [h('h2', {}, title), this.big, this.under]);
+    this.element = h('article', { class: 'tile', 'aria-label': title }, [h('h2', {}, title), this.big, this.under]);
   }
 
   set(value, unit, under) {

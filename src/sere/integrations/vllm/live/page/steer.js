@@ -25,7 +25,14 @@ async function send(path, body, done) {
   poll.soon();
 }
 
-const change = (name, value) => send('settings', { [name]: value }, (given) => `${NAMES[name]}: ${typed(given[name], name)}`);
+const change = (name, value) => send('settings', { [name]: value }, (given) => {
+  // At once, so that whoever presses the switch again gets the other state.
+  if (name === 'enabled') showSwitch(given.enabled);
+  return `${NAMES[name]}: ${typed(given[name], name)}`;
+});
+
+const isOn = () => byId('switch').getAttribute('aria-checked') === 'true';
+const showSwitch = (on) => byId('switch').setAttribute('aria-checked', String(on));
 
 // What was typed as JSON has it; what has none of the forms is sent as it is, and refused with the forms.
 function activeExperts(text) {
@@ -43,7 +50,7 @@ function onEnter(input, button) {
   });
 }
 
-byId('switch').addEventListener('click', () => change('enabled', !looked.now.enabled));
+byId('switch').addEventListener('click', () => change('enabled', !isOn()));
 byId('set-tier').addEventListener('click', () => change('tier', byId('tier').value));
 byId('set-active').addEventListener('click', () => change('active_experts', activeExperts(byId('active').value)));
 byId('set-top').addEventListener('click', () => change('select_top_k', Number(byId('top').value)));
@@ -65,7 +72,7 @@ let tiersShown = null;
 function showSteering(now, readOnly) {
   looked = { ...looked, now, readOnly };
   showControls();
-  byId('switch').setAttribute('aria-checked', String(now.enabled));
+  showSwitch(now.enabled);
   const { tiers } = now.table;
   const key = tiers.join('/');
   if (key !== tiersShown) {

@@ -1,0 +1,126 @@
+"""What ``sere lm-eval`` measured: each task under each setting, as rows of tables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from html import escape
+from typing import Any
+
+from sere.errors import name_some
+from sere.report.cases import Key, Scored
+from sere.report.curves import interval
+from sere.report.html import DARKEST, Page, Shaded, table
+
+NAME = "tasks of lm-eval"
+_HEADS = [
+    "metric",
+    "rows",
+    "setting",
+    "value",
+    "against off",
+    "experts",
+    "slots re-routed, %",
+    "note",
+    "file",
+]
+
+Record = Mapping[str, Any]
+
+
+def texts_of(plan: Record) -> str:
+    """Return which questions were asked, and how.
+
+    Args:
+        plan: Of a record of ``sere lm-eval``.
+    """
+    found = [f"lm-eval: {name_some(plan['tasks'])}"]
+    if plan["limit"] is not None:
+        found.append(f"at most {plan['limit']} questions a task")
+    if plan["num_fewshot"] is not None:
+        found.append(f"{plan['num_fewshot']} examples")
+    if plan["phases"] == "decode":
+        found.append("log-likelihoods taken in decode steps")
+    if plan["chat_template"]:
+        found.append("as chats")
+    return ", ".join([*found, f"seed {plan['seed']}"])
+
+
+def scores_of(source: str, record: Record, key: Key, of_table: str) -> Iterator[Scored]:
+    """Return what each setting scored in each task.
+
+    Args:
+        source: The record's name.
+        record: Of ``sere lm-eval``.
+        key: What its scores can be compared with.
+        of_table: Metric and fingerprint of its table, or "".
+    """
+    for case in record["cases"]:
+        for task, found in case["tasks"].items():
+            seen = case["requests"][found["requests"]]
+            experts = seen["experts"]
+            for metric, result in found["metrics"].items():
+                yield Scored(
+                    source,
+                    key,
+                    case["setting"],
+                    int(case["batch_size"]),
+                    task,
+                    metric.removesuffix(",none"),
+                    int(found["n"]),
+                    _value(result),
+                    result["difference"],
+                    bool(result["right_or_wrong"]),
+                    experts["distinct_before"],
+                    experts["distinct_after"],
+                    experts["slots_rerouted"],
+                    table=of_table,
+                    note=seen["nothing_changed"],
+                )
+
+
+def _value(result: Record) -> Mapping[str, float | None] | None:
+    """Return lm-eval's value with the bounds that it has; None where lm-eval reports none."""
+    if result["value"] is None:
+        return None
+    bounds = result["interval"] or {"low": None, "high": None}
+    return {"value": float(result["value"]), "low": bounds["low"], "high": bounds["high"]}
+
+
+def add_scores(page: Page, about: str, scores: Sequence[Scored]) -> None:
+    """Add a table for each task.
+
+    Args:
+        page: The page.
+        about: What was asked, with what and where.
+        scores: All of one key.
+    """
+    page.heading(
+        3,
+        "Tasks of lm-eval",
+        f"{about} Values are those that lm-eval reports, in percent where a question is right or wrong, with "
+        "95 % intervals. Against off: on the same questions, at the same rows. Re-routed: in the steps that "
+        "decoded a task's requests, the share of slots whose expert changed.",
+    )
+    for task in dict.fromkeys(one.task for one in scores):
+        mine = [one for one in scores if one.task == task]
+        mine.sort(key=lambda one: (one.metric, one.batch_size))
+        count = max(one.count for one in mine)
+        text = table(map(_row, mine), _HEADS)
+        page.add(f"<details open><summary>{escape(task)}, {count} questions</summary>{text}</details>")
+
+
+def _row(one: Scored) -> list[Any]:
+    times, form = (100, "{:+.1f}") if one.right_or_wrong else (1, "{:+.4f}")
+    lost = 0.0 if one.difference is None or not one.right_or_wrong else one.difference["value"]
+    shown = None if one.value is None else interval(one.value, times, "" if one.right_or_wrong else "{:.4f}")
+    return [
+        one.metric,
+        one.batch_size,
+        one.setting,
+        shown and Shaded(shown, lost / DARKEST),
+        one.difference and interval(one.difference, times, form),
+        None if one.before is None or one.after is None else f"{one.before:.1f} > {one.after:.1f}",
+        None if one.rerouted is None else f"{100 * one.rerouted:.0f}",
+        one.note,
+        one.source,
+    ]

@@ -1,0 +1,52 @@
+"""Tables of generated requests and of soaks, made from their records."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.checkout
+
+PROVENANCE = {
+    "machine": {"cpu": "c", "cores": 1, "threads": 1, "gpu": None}, "versions": {"torch": "2"},
+    "commit": "a", "clean_tree": True, "utc": "2026-01-01",
+}  # fmt: skip
+
+
+def rows(text: str) -> list[list[str]]:
+    """The cells of all rows of all tables, headings too."""
+    lines = [line for line in text.splitlines() if line.startswith("| ")]
+    return [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
+
+
+def test_newest_record_of_a_route_counts(build: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A route fuzzed again replaces the old row; every kind of answer has its column."""
+    quiet = {"count": 9, "above_100_ms": 0, "most": 21.4}
+    loud = {"count": 8, "above_100_ms": 2, "most": 321.5}
+    record = {
+        "route": "server GET /x", "slowest_answer_ms": 12.3, "wrong": ["a"], "provenance": PROVENANCE,
+        "statuses": {"200": 5, "204": 1, "400": 2, "413": 1, "500": 1, "closed": 3, "no answer": 4},
+        "gaps_ms": {"control": quiet, "fuzzed": loud},
+    }  # fmt: skip
+    tables = build("http_tables")
+    monkeypatch.setattr(tables, "read_lines", lambda _: [record | {"wrong": []}, record])
+    found = rows(tables.fuzz_http())
+    assert found[1] == ["server GET /x", "17", "6", "3", "3", "1", "4", "12", "1"]
+    assert found[3] == ["server GET /x", "8", "2", "322", "9", "0", "21"]
+    assert len(found) == 4
+
+
+def test_a_soak_has_its_requests_readers_and_memory(build: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was asked for, what was changed and read, the scraper's interval, memory by quarters."""
+    record = {
+        "outcomes": {"nothing": 7, "tier fast": 5, "settings 200": 4, "settings 400": 1, "stats 200": 9},
+        "requests_per_s": {"nobody": 10.0, "scraper": 9.96}, "wrong": ["a"], "tracebacks": 1,
+        "scraper": {"ratio": 0.996, "interval": [0.99, 1.01]}, "resident_mb": [1, 2, 3, 4, 5, 6, 7, 8],
+        "config": {"seconds": 1800.0, "compiled": True}, "provenance": PROVENANCE,
+    }  # fmt: skip
+    tables = build("http_tables")
+    monkeypatch.setattr(tables, "read_lines", lambda _: [record])
+    found = rows(tables.soak())
+    assert found[1] == ["compiled", "30", "7", "0", "5", "0", "0", "0", "0", "2"]
+    assert found[3] == ["4 / 1", "0 / 9", "10.0 / 10.0", "0.996 (0.990 to 1.010)", "2 / 4 / 6 / 8"]

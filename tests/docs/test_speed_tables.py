@@ -1,0 +1,71 @@
+"""Tables of what one layer's experts cost, where its bits stay, and what a least gain leaves out."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+
+from tests.support.records import engine_record
+
+pytestmark = pytest.mark.checkout
+
+
+def test_one_layers_experts(build: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each kernel has a table with a column for each variant; the newest record of a case counts."""
+    made = engine_record("off")["provenance"]
+
+    def call(kernel: str, variant: str, median: float) -> dict[str, Any]:
+        config = {"kernel": kernel, "T": 8, "M": 15, "variant": variant}
+        return {"config": config, "median": median, "off_over_this": 9.0 / median, **made}
+
+    records = [call("vllm", "off", 8.0), call("vllm", "off", 9.0), call("vllm", "3 kept", 3.0)]
+    records.append(call("eager", "off", 9.0))
+    tables = build("speed_tables")
+    monkeypatch.setattr(tables, "read_lines", lambda _: records)
+    text = tables.flatten()
+    rows = [line for line in text.splitlines() if line.startswith("| 8")]
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in rows]
+    assert cells == [["8", "15", "9.0 (1.00x)", "3.0 (3.00x)"], ["8", "15", "9.0 (1.00x)"]]
+    assert re.findall(r"\*\*(.*)\*\*", text) == ["vllm", "eager"]
+
+
+def test_where_bits_stay_is_said_in_words(build: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows that all have the same bits are equal; else their number and the largest difference are given."""
+    made = engine_record("off")["provenance"]
+    records = [
+        {
+            "config": {"kernel": "k", "dtype": "float32", "rows": kind},
+            "equal_rows": equal, "rows": 64, "largest_eps": 1.24, **made,
+        }
+        for kind, equal in (("one", 64), ("twice", 3))
+    ]  # fmt: skip
+    tables = build("speed_tables")
+    monkeypatch.setattr(tables, "read_lines", lambda _: records)
+    row = tables.flat_bits().splitlines()[2]
+    assert [cell.strip() for cell in row.split("|")[1:-1]] == [
+        "k", "float32", "equal", "3 of 64 equal; 1.2 ε",
+    ]  # fmt: skip
+
+
+def test_least_gains_are_beside_each_other(build: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cell has a row, and a column for each τ: the experts that a row computes, and the divergence."""
+    tables = build("fill_tables")
+    made = engine_record("off")["provenance"]
+
+    def measured(rule: str, pairs: float, kl: float) -> dict[str, Any]:
+        return {
+            "measure": "divergence", "model": "m", "batch_size": 16, "active_experts": 24, "rule": rule,
+            "kl": [kl, kl], "tokens": [10, 30], "experts": {"pairs_per_row": pairs}, "provenance": made,
+        }  # fmt: skip
+
+    records = [measured("s4/similar", 9.0, 9.0), measured("s4/similar,gain=0.01", 5.0, 0.4)]
+    records.append(measured("s4/similar,gain=0", 7.1, 0.3))
+    monkeypatch.setattr(tables, "read_lines", lambda _: records)
+    header, _, row = tables.fill_gain().splitlines()[:3]
+    assert [cell.strip() for cell in header.split("|")[4:-1]] == ["τ = 0", "τ = 0.01"]
+    assert [cell.strip() for cell in row.split("|")[1:-1]] == ["m", "16", "24", "7.1, 0.0150", "5.0, 0.0200"]
+    monkeypatch.setattr(tables, "read_lines", lambda _: records[:1])
+    with pytest.raises(FileNotFoundError):
+        tables.fill_gain()

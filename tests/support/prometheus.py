@@ -1,0 +1,99 @@
+"""A real Prometheus that scrapes sere as ``examples/monitoring`` says, and what is asked of it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import time
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from sere.engines.server import free_port
+from tests.support.vllm.metrics import HOST
+
+FOLDER = Path(__file__).resolve().parents[2] / "examples" / "monitoring"
+DASHBOARD = json.loads((FOLDER / "grafana.json").read_text(encoding="utf-8"))
+QUERIES = [(panel["title"], target["expr"]) for panel in DASHBOARD["panels"] for target in panel["targets"]]
+ALERTS = yaml.safe_load((FOLDER / "alerts.yml").read_text(encoding="utf-8"))["groups"][0]["rules"]
+# How long Prometheus may take to start and to scrape some times.
+_WAIT_S = 60
+
+
+def needs(program: str) -> pytest.MarkDecorator:
+    """Skip where Debian's package ``prometheus`` is missing."""
+    return pytest.mark.skipif(shutil.which(program) is None, reason=f"needs {program} (apt: prometheus)")
+
+
+@contextmanager
+def prometheus(folder: Path, target: str, scrapes: int, **changes: Any) -> Iterator[int]:
+    """Run Prometheus with the example's configuration and its alerts; yields its port.
+
+    Args:
+        folder: Where its configuration and data lie.
+        target: The host and port that it scrapes, twice a second.
+        scrapes: How many scrapes to wait for, at least.
+        **changes: Of the configuration's only job, such as ``metrics_path`` and ``authorization``.
+    """
+    config = yaml.safe_load((FOLDER / "prometheus.yml").read_text(encoding="utf-8"))
+    config["global"] = {"scrape_interval": "500ms", "evaluation_interval": "500ms"}
+    config["rule_files"] = [str(FOLDER / "alerts.yml")]
+    config["scrape_configs"][0] |= changes | {"static_configs": [{"targets": [target]}]}
+    (folder / "prometheus.yml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    port = free_port()
+    command = [
+        "prometheus", f"--config.file={folder / 'prometheus.yml'}", f"--storage.tsdb.path={folder / 'data'}",
+        f"--web.listen-address={HOST}:{port}", "--log.level=error",
+    ]  # fmt: skip
+    log = folder / "prometheus.log"
+    with log.open("w") as output:
+        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
+    try:
+        wait_for(port, f"count_over_time(sere_enabled[1m]) >= {scrapes}", log)
+        yield port
+    finally:
+        process.terminate()
+        process.wait(timeout=30)
+
+
+def wait_for(port: int, text: str, log: Path | None = None) -> None:
+    """Wait until a query has a result."""
+    deadline = time.monotonic() + _WAIT_S
+    while time.monotonic() < deadline:
+        with suppress(OSError, AssertionError):
+            if query(port, text):
+                return
+        time.sleep(0.2)
+    pytest.fail(f"{text} had no result; Prometheus says: {'' if log is None else log.read_text()}")
+
+
+def query(port: int, text: str) -> list[Any]:
+    """Return what Prometheus answers to a query at this moment."""
+    found = _get(port, f"query?{urllib.parse.urlencode({'query': text})}")
+    return list(found["result"])
+
+
+def values(port: int, text: str) -> list[float]:
+    """Return the values of a query, layer by layer; a dashboard's variables stand for everything."""
+    filled = text.replace("$__rate_interval", "1m").replace("$job", ".*").replace("$instance", ".*")
+    found = sorted(query(port, filled), key=lambda one: int(one["metric"].get("layer", 0)))
+    return [float(one["value"][1]) for one in found]
+
+
+def rules(port: int) -> list[Mapping[str, Any]]:
+    """Return the alerts with their states."""
+    return list(_get(port, "rules")["groups"][0]["rules"])
+
+
+def _get(port: int, path: str) -> Mapping[str, Any]:
+    with urllib.request.urlopen(f"http://{HOST}:{port}/api/v1/{path}", timeout=10) as answer:
+        found = json.load(answer)
+    assert found["status"] == "success"
+    return dict(found["data"])

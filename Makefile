@@ -14,7 +14,7 @@ LAST_RESORT := -o faulthandler_timeout=600 -o faulthandler_exit_on_timeout=true
 PYTEST := -m pytest $(LAST_RESORT) $(if $(SEED),--randomly-seed=$(SEED))
 PARALLEL := -n 2 --max-worker-restart=0
 
-.PHONY: help demo fuzz fuzz-http soak viewers test test-oldest test-vllm fmt lint type cuda-check bench-smoke bench-serve bench-serve-loads \
+.PHONY: help demo fuzz fuzz-http soak viewers transcripts test test-oldest test-vllm fmt lint type cuda-check bench-smoke bench-serve bench-serve-loads \
 	architectures documents screenshots train wheel-test clean \
 	gpu-test gpu-sanitize gpu-bench gpu-calibrate gpu-serve gpu-day
 
@@ -118,6 +118,9 @@ gpu-calibrate: ## on a GPU: similarity accumulators against the CPU's results, a
 
 fuzz-http: .venv-vllm/.ready ## 10,000 generated requests to each route of a real vllm serve; none may fail or stop the engine
 	PYTHONPATH=src:. .venv-vllm/bin/python benchmarks/fuzz_http.py --out $(RESULTS)/fuzz_http.jsonl
+
+transcripts: .venv-vllm/.ready ## run the commands on two small models and write what they print to docs/transcripts.md
+	PYTHONPATH=src:. .venv-vllm/bin/python benchmarks/transcripts.py
 
 viewers: .venv-vllm/.ready ## tokens per second of a real vllm serve with 0, 1 and 20 viewers of its live page
 	PYTHONPATH=src:. .venv-vllm/bin/python benchmarks/viewers.py --out $(RESULTS)/viewers.jsonl

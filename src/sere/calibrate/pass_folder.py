@@ -82,9 +82,9 @@ def written_tokens(
     file = work.path / "tokens.safetensors"
     if work.written:
         found = load_tensors(file)
-        return Tokens(found["ids"], seq_len, found["documents"], tokenizer, own=True)
+        return Tokens(found["ids"], seq_len, found["documents"], tokenizer, found["written"])
     tokens = write()
-    save_tensors(file, {"ids": tokens.ids, "documents": tokens.documents})
+    save_tensors(file, {"ids": tokens.ids, "documents": tokens.documents, "written": tokens.written})
     work.record(written=True)
     return tokens
 

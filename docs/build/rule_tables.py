@@ -13,6 +13,9 @@ from sere.eval.statistics.by_question import paired_difference
 BEDS: Mapping[str, str] = {"abacus": "frontier-abacus.json", "suanpan": "frontier-suanpan.json"}
 """The record of each test bed, whose model has the same name."""
 
+AGAIN = " (again)"
+"""What the setting of a case ends with if an earlier run has it, too."""
+
 
 def rules() -> str:
     """For each bed and each number of experts that SERE leaves: the rules that leave about as many."""
@@ -36,6 +39,11 @@ def beds() -> dict[str, Record]:
             off, *more = read_json(name)["cases"]
             if off["tasks"]["all"]["marks"] != record["cases"][0]["tasks"]["all"]["marks"]:
                 raise ValueError(f"{name}: off has other answers than in {BEDS[bed]}")
+            known = {case["setting"] for case in record["cases"]}
+            more = [
+                case | ({"setting": case["setting"] + AGAIN} if case["setting"] in known else {})
+                for case in more
+            ]
             found[bed] = {**record, "cases": [*record["cases"], *more]}
     return found
 
@@ -70,7 +78,8 @@ def against(case: Record, other: Record) -> dict[str, float] | None:
 
 def _is_sere(case: Record) -> bool:
     """Say whether a case is SERE with a number of experts, not the published preset."""
-    return str(case["setting"]).startswith("sere:active_experts=")
+    setting = str(case["setting"])
+    return setting.startswith("sere:active_experts=") and not setting.endswith(AGAIN)
 
 
 def _experts(case: Record) -> float:

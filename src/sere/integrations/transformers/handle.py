@@ -82,7 +82,7 @@ class Handle:
     @property
     def layers(self) -> Sequence[HookedLayer]:
         """The layers as their hooks see them, for measurements; not part of the stable interface."""
-        return self._guard.layers
+        return self._layers
 
     @property
     def config(self) -> RerouteConfig | None:

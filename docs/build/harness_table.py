@@ -16,13 +16,15 @@ def harness() -> str:
     record = read_json("harness.json")
     runs = record["runs"]
     names = [f"{_ENGINES[one['engine']]}, {one['setting']}" for one in runs]
+    engines = {one["engine"] for one in runs}
     tasks = list(runs[0]["values"])
     rows = [[task, *(_cell(one["values"][task]) for one in runs)] for task in tasks]
     means = [f"{fmean(found['value'] for found in one['values'].values()):.4f}" for one in runs]
     rows += [["mean", *means], ["experts", *(counts(one["experts"]) for one in runs)]]
     side_by_side = table(rows, ["exact_match", *names])
     printed = [_printed(name, one) for name, one in zip(names, runs, strict=True)]
-    return "\n\n".join([side_by_side, *printed]) + conditions([record])
+    missing = [f"*Not measured yet: {_ENGINES[name]}.*" for name in sorted(_ENGINES.keys() - engines)]
+    return "\n\n".join([side_by_side, *missing, *printed]) + conditions([record])
 
 
 def _printed(name: str, run: Record) -> str:

@@ -34,3 +34,12 @@ def test_runs_stand_side_by_side(build: Any, monkeypatch: pytest.MonkeyPatch) ->
     ]  # fmt: skip
     assert "**vLLM, sere**\n\n|sere vllm|\n\nThe engine's log:\n\n```\nsere: 7 steps re-routed\n```" in text
     assert text.endswith("commit a, 2026.*")
+
+
+def test_an_engine_without_a_run_is_named(build: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In place of its columns."""
+    tables = build("harness_table")
+    record = {"runs": [run("transformers", "off", 0.5)]}
+    monkeypatch.setattr(tables, "read_json", lambda _name: record)
+    monkeypatch.setattr(tables, "conditions", lambda _records: "")
+    assert "*Not measured yet: vLLM.*" in tables.harness()

@@ -76,7 +76,7 @@ _FURTHER: Mapping[str, dict[str, Any]] = {
 
 def tiny_config(name: str, **overrides: Any) -> Any:
     """Return the config of `tiny_model`."""
-    return AutoConfig.for_model(name, **(COMMON | (_OWN | _FURTHER)[name] | overrides))
+    return AutoConfig.for_model(name, **(COMMON | {**_OWN, **_FURTHER}[name] | overrides))
 
 
 def tiny_model(name: str, **overrides: Any) -> PreTrainedModel:

@@ -76,7 +76,7 @@ ARCHITECTURES: tuple[str, ...] = tuple(_OWN)
 def save_model(folder: Path, name: str = "qwen3_moe", **overrides: Any) -> Path:
     """Save a tiny model as ``folder/name`` and its table as ``folder/name.sere.safetensors``."""
     path = folder / name
-    model = tiny_model(name, **(_COMMON | (_OWN | _CALIBRATED)[name] | overrides))
+    model = tiny_model(name, **(_COMMON | {**_OWN, **_CALIBRATED}[name] | overrides))
     model.save_pretrained(path)
     config = json.loads((path / "config.json").read_text())
     (path / "config.json").write_text(json.dumps(config | _WRITTEN.get(name, {})))

@@ -62,6 +62,7 @@ def test_the_page_follows_and_steers_the_engine(server: Server, chromium: Any) -
             until(viewer, f"{READ} > 0 && {READ} <= 6 * 12")
             assert "tier: safe → fast" in viewer.inner_text("#changes")
             assert viewer.inner_text("#state-text") == "On, tier fast"
+            assert viewer.input_value("#tier") == "fast"
         page.fill("#active", "24")
         page.press("#active", "Enter")
         until(page, f"{READ} > 6 * 16")

@@ -78,10 +78,15 @@ function showSteering(now, readOnly) {
   if (key !== tiersShown) {
     tiersShown = key;
     byId('tier').replaceChildren(...tiers.map((name) => h('option', { value: name }, name)));
-    if (tiers.includes(now.settings.tier)) byId('tier').value = now.settings.tier;
+    byId('tier').dataset.current = '';
   }
   show(byId('tier-row'), tiers.length > 0);
-  // What somebody is about to type stays.
+  // What somebody is about to choose or to type stays.
+  const { tier } = now.settings;
+  if (tiers.includes(tier) && byId('tier').dataset.current !== tier && document.activeElement !== byId('tier')) {
+    byId('tier').value = tier;
+    byId('tier').dataset.current = tier;
+  }
   for (const [id, name] of [['active', 'active_experts'], ['top', 'select_top_k']]) {
     const current = typed(now.settings[name]);
     if (byId(id).dataset.current !== current && document.activeElement !== byId(id)) {

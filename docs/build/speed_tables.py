@@ -52,7 +52,8 @@ def flatten() -> str:
             [T, M, *(_call(newest.get((T, M, variant))) for variant in columns)]
             for T, M in dict.fromkeys((T, M) for T, M, _ in newest)
         ]
-        parts.append(f"**{kernel}**\n\n{table(rows, ['rows', 'experts', *columns])}")
+        heads = [variant.replace("kept, flattened", "as pairs") for variant in columns]
+        parts.append(f"**{kernel}**\n\n{table(rows, ['rows', 'experts', *heads])}")
     return "\n\n".join(parts) + conditions(records)
 
 

@@ -11,6 +11,7 @@ from sere.bench.replay import record_handle, replayed_handle
 from sere.bench.run import BenchPlan, bench
 from sere.bench.target import Subject, random_table, random_tokens
 from sere.bench.timing import Stepper
+from sere.errors import InputError
 from sere.integrations.transformers import apply
 from sere.policies.spec import parse_specs
 from tests.support.tiny import tiny_model
@@ -46,6 +47,10 @@ def test_a_replay_computes_neither_routing_nor_pairs(implementation: str) -> Non
             assert handle.stats()[0].steps == 0
         with pytest.raises(AssertionError, match="computed in a replay"):
             stepper.block()
+        with replayed_handle(handle, recording):
+            stepper.block()
+            with pytest.raises(InputError, match=f"expected the {LAYERS * STEPS} calls that were recorded"):
+                stepper.block()
     hook.remove()
     assert 0 < counted.pairs < counted.slots
     recorded, *again = (logits[first : first + STEPS] for first in range(0, 3 * STEPS, STEPS))

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from sere.errors import InputError
 from sere.integrations.transformers import Handle
 
 
@@ -41,10 +42,23 @@ def kept(function: Callable[..., Any], found: list[Any]) -> Callable[..., Any]:
 
 
 def given(found: Sequence[Any]) -> Callable[..., Any]:
-    """Return a function that returns one after the other what was kept, whatever it is called with."""
+    """Return a function that returns one after the other what was kept, whatever it is called with.
+
+    Called once more, it raises `InputError`.
+    """
     # What runs on it may overwrite it.
     results = iter([_copy(one) for one in found])
-    return lambda *_: next(results)
+
+    def giving(*_: Any) -> Any:
+        try:
+            return next(results)
+        except StopIteration:
+            raise InputError(
+                f"replay: expected the {len(found)} calls that were recorded, got one more; replay the steps "
+                "that were recorded, with the same rows"
+            ) from None
+
+    return giving
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from sere.errors import UnsupportedEngine
-from sere.integrations.vllm.engine_stats import merge_answers
+from sere.integrations.vllm.engine_stats import join_answers, merge_answers
 from sere.integrations.vllm.prometheus import Collector
 from sere.integrations.vllm.step_counts import StepCounts
 from sere.reroute import COUNTERS
@@ -41,6 +41,7 @@ def test_metrics_are_sums() -> None:
          "fingerprint": {"common": "0123456789abcdef", "layers": {}},
          "top_k": 4, "num_experts": 16, "kernel": None, "expert_bytes": None, "rest_bytes": None,
          "table": {"fingerprint": "fedcba987654", "tiers": []},
+         "flatten": {"setting": "auto", "why_not": None, "break_even": {f"kind {index}": [[8, 0.5]]}},
          "layers": [
              {"index": index, "share": 0, "name": f"layer {index}",
               "counters": [SUMS[name] for name in COUNTERS],
@@ -48,6 +49,7 @@ def test_metrics_are_sums() -> None:
          ]}
         for index in (1, 0)
     ]  # fmt: skip
+    assert join_answers(stages)["flatten"]["break_even"] == {"kind 1": [[8, 0.5]], "kind 0": [[8, 0.5]]}
     text = scraped(stages)
     for name, value in SUMS.items():
         assert f"# TYPE sere_layer_{name}_total counter" in text

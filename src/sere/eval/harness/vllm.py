@@ -91,9 +91,11 @@ def engine_models(
             for setting in group:
                 model = around_engine(llm, path, dtype=dtype, trust_remote_code=trust_remote_code, rows=rows)
                 seen = model.seen
-                with routed(llm, setting, seed=seed):
-                    read_stats(llm, reset=True)
-                    yield setting, model, lambda seen=seen: seen  # type: ignore[misc]
-                # The next engine needs the memory that this one holds, whoever still has the model.
-                model.model = None
+                try:
+                    with routed(llm, setting, seed=seed):
+                        read_stats(llm, reset=True)
+                        yield setting, model, lambda seen=seen: seen  # type: ignore[misc]
+                finally:
+                    # The next engine needs the memory that this one holds, whoever still has the model.
+                    model.model = None
         del llm

@@ -123,7 +123,16 @@ def join_answers(answers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
     largest = {name: max(answer[name] for answer in answers) for name in ("top_k", "num_experts")}
     known["rest_bytes"] = _rest_bytes(answers)
+    known["flatten"] = _flatten(answers)
     return dict(answers[0]) | {"layers": layers, "steps": steps} | largest | known
+
+
+def _flatten(answers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return what the workers say of pairs: each stage has its own kinds of layers."""
+    said = [answer["flatten"] for answer in answers]
+    break_even = {kind: points for one in said for kind, points in one.get("break_even", {}).items()}
+    why_not = next((one["why_not"] for one in said if one["why_not"] is not None), None)
+    return {**said[0], "break_even": break_even, "why_not": why_not}
 
 
 def _rest_bytes(answers: Sequence[Mapping[str, Any]]) -> int | None:

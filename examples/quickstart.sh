@@ -3,17 +3,30 @@
 #
 #     sh examples/quickstart.sh MODEL      # a folder, or a name on the Hugging Face hub
 #
-# It needs sere and vLLM in one environment, and curl. The server runs until Ctrl-C. These variables add
-# options to the commands. For a first look, before hours on a large model:
+# It needs sere and vLLM in one environment, and curl. The server runs until Ctrl-C. A second run goes on
+# with the table that is there: what is in it is not calibrated or tuned again. These variables add options
+# to the commands. For a first look, before hours on a large model:
 #
 #     export CALIBRATE='--max-tokens 4096'
 #     export TUNE='--max-prompts 32 --batch-size 8 --max-new-tokens 16 --uniform'
 #     export SERVE='--enforce-eager'
+#
+# TUNE=no leaves tuning out: the table's own estimates hold. A model that only vLLM runs needs this, and
+# CALIBRATE='--engine vllm'.
 set -eu
 model=$1
 
-sere calibrate "$model" ${CALIBRATE:-}
-sere tune "$model" ${TUNE:-}
+if table=$(sere table show "$model" --json 2>/dev/null); then
+    echo "$model has a table already; to calibrate anew, delete it"
+else
+    sere calibrate "$model" ${CALIBRATE:-}
+fi
+# Only tiers that were measured have an accepted divergence.
+case "${TUNE:-} $table" in
+"no "*) echo "not tuned: TUNE=no" ;;
+*'"accepted_kl"'*) echo "$model has measured tiers already; to tune anew: sere tune $model" ;;
+*) sere tune "$model" ${TUNE:-} ;;
+esac
 vllm serve "$model" --additional-config '{"sere": {"metrics_port": 9400}}' ${SERVE:-} &
 
 server=$!

@@ -10,6 +10,7 @@ import torch
 
 import sere
 from sere.calibrate import api
+from sere.calibrate.pass_folder import PassFolder
 from sere.errors import InputError
 from sere.table import SimilarityTable
 from tests.support.calibration import ALL_METRICS, char_tokenizer, interrupt_at_sums, save_tiny
@@ -53,7 +54,7 @@ def model(tmp_path: Path) -> Path:
 def test_an_interrupted_run_goes_on_and_ends_equal(
     nth: int, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Batches that are done are not run again; nothing stays at the end."""
+    """Batches that are done are not run again; sums stay, because the tables are not saved yet."""
     work = tmp_path / "work"
     with monkeypatch.context() as patch:
         done = interrupt_at_sums(patch, nth)
@@ -69,7 +70,7 @@ def test_an_interrupted_run_goes_on_and_ends_equal(
     monkeypatch.setattr(api, "fits_memory", lambda _: False)
     check_equal(calibrated(model, work_dir=work, low_memory=None), calibrated(model))
     assert further == [96, 144, 192, 240, 250][nth - 1 :]
-    assert not work.exists()
+    assert [path.name for path in work.glob("sums-*")] == ["sums-250-0.safetensors"]
 
 
 def test_sums_that_are_not_recorded_do_not_count(
@@ -150,3 +151,14 @@ def test_damaged_sums_are_refused(
         InputError, match=rf"sums-48-0\.safetensors: expected what .* delete the folder {work}"
     ):
         calibrated(model, work_dir=work)
+
+
+def test_sums_of_all_tokens_are_due_if_some_are_kept(tmp_path: Path) -> None:
+    """So nothing after the pass repeats its last minute; a run that is shorter than that keeps none."""
+    work = PassFolder(tmp_path, {})
+    assert not work.is_due(8, 8)
+    work.finish(4, 8)
+    assert not work.is_due(6, 8)
+    assert work.is_due(8, 8)
+    work.finish(8, 8)
+    assert not work.is_due(8, 8)

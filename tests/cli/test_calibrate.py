@@ -10,6 +10,7 @@ import pytest
 
 from sere.calibrate import CalibrationConfig
 from sere.cli import main
+from sere.errors import OutputError
 from sere.table import SimilarityTable
 from tests.support.calibration import char_tokenizer, interrupt_at_layer, interrupt_at_sums, save_tiny
 
@@ -52,6 +53,14 @@ def test_several_metrics_make_a_folder(place: Path, capsys: pytest.CaptureFixtur
     assert "cosine.sere" in out
     assert "projection.sere" in out
     assert f"next: sere table verify {place / 'tables' / 'cosine.sere'}" in err
+
+
+def test_several_metrics_into_the_current_folder(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`--out .` has no name that the work folder could be named after."""
+    (place / "here").mkdir()
+    monkeypatch.chdir(place / "here")
+    assert _run(place, "--out", ".", "--metric", "cosine,projection", "--low-memory") == 0
+    assert sorted(path.name for path in Path().iterdir()) == ["cosine.sere", "projection.sere"]
 
 
 def test_a_table_that_estimates_no_settings_says_why(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -99,6 +108,29 @@ def test_an_interrupted_pass_resumes(
     assert _run(place, "--out", str(out), "--batch-size", "2") == 0
     assert seen == [32, 64, 96]
     assert not (place / "a.safetensors.work").exists()
+
+
+@pytest.mark.parametrize("error", [OutputError("no space"), KeyboardInterrupt()], ids=["disk", "Ctrl-C"])
+@pytest.mark.parametrize("how", ["--low-memory", "--whole"])
+def test_a_table_that_is_not_saved_loses_nothing(
+    place: Path, monkeypatch: pytest.MonkeyPatch, how: str, error: BaseException
+) -> None:
+    """The same command ends without a step; only then is what was kept deleted."""
+
+    def failing(*_: object) -> None:
+        raise error
+
+    batches, layers = interrupt_at_sums(monkeypatch, 0), interrupt_at_layer(monkeypatch, 0)
+    run = ["--out", str(place / "a.sere"), how, "--no-sensitivity"]
+    with monkeypatch.context() as patch:
+        patch.setattr(SimilarityTable, "save", failing)
+        assert _run(place, *run) in (2, 130)
+    assert [path.name for path in place.glob("a.sere*")] == ["a.sere.work"]
+    steps = len(batches), len(layers)
+    assert any(steps)
+    assert _run(place, *run) == 0
+    assert (len(batches), len(layers)) == steps
+    assert [path.name for path in place.glob("a.sere*")] == ["a.sere"]
 
 
 @pytest.mark.parametrize("how", ["--low-memory", "--whole"])

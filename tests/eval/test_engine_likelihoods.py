@@ -22,12 +22,14 @@ class Engine:
         self.llm_engine = self
         self.texts: dict[str, tuple[list[int], list[int], list[int]]] = {}
         self.prompts: list[list[int]] = []
+        self.names: list[str] = []
         self.held: list[int] = []
         self.aborted: list[str] = []
 
     def add_request(self, name: str, prompt: dict[str, list[int]], given: Sequence[int]) -> None:
         """Take a request."""
         assert name not in self.texts
+        self.names.append(name)
         self.prompts.append(prompt["prompt_token_ids"])
         self.texts[name] = (prompt["prompt_token_ids"], list(given), [])
 
@@ -98,6 +100,16 @@ def test_nothing_to_score(engine: Engine) -> None:
     """No continuation gives no result, and no step."""
     assert engine_log_likelihoods(engine, [], concurrency=4) == []
     assert engine.held == []
+
+
+def test_an_error_leaves_no_request_in_the_engine(engine: Engine) -> None:
+    """The next call gets outputs of its own requests alone, under names that were not used before."""
+    with pytest.raises(InputError, match="logits are not finite numbers"):
+        engine_log_likelihoods(engine, [Continuation([5], [0]), *ASKED], concurrency=6)
+    assert not engine.texts
+    found = engine_log_likelihoods(engine, ASKED, concurrency=2)
+    assert [one.nats for one in found] == [-7, -11, -10, -2, -36]
+    assert len(set(engine.names)) == len(engine.names)
 
 
 def test_logits_that_are_no_numbers(engine: Engine) -> None:

@@ -111,8 +111,9 @@ def calibrate(
               loads the complete model; None (default) decides by the available memory.
             - ``work_dir``: Folder for what is done: sums over the tokens so far, written once a minute, and
               texts that the model wrote; for ``low_memory``, finished layers and hidden states. An
-              interrupted run with the same settings continues from there; the folder is deleted at the end.
-              None (default) keeps nothing, so an interrupted run starts over.
+              interrupted run with the same settings continues from there. If anything was kept,
+              the folder stays at the end, and the same call returns the tables again: delete it once they
+              are saved. None (default) keeps nothing.
             - ``dtype``: Load the weights as this; None (default) for the checkpoint's own.
             - ``device``: Where to compute (default ``"cpu"``), e.g. ``"cuda"``.
             - ``trust_remote_code``: Run Python code that comes with the checkpoint (its tokenizer's, or its

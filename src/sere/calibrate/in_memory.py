@@ -98,7 +98,7 @@ def _forward(
                 model(input_ids=batch.to(device), **arguments)
                 bar.update(batch.numel())
                 done += batch.numel()
-                if work is not None and work.is_due():
+                if work is not None and work.is_due(done, total):
                     held = {one.layer.index: one.state() for one in collectors}
                     save_sums(sums_file(work.path, done), held)
                     work.finish(done, total)

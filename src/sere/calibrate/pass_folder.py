@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from sere.calibrate.packing import Tokens
-from sere.calibrate.run_folder import RunFolder, kept_until_done
+from sere.calibrate.run_folder import RunFolder, kept_to_go_on
 from sere.calibrate.sums import load_tensors, save_tensors
 
 # Between two times that sums are written: writing takes about a second for a large model.
@@ -27,9 +27,11 @@ class PassFolder(RunFolder):
         InputError: The folder belongs to another run, or holds something else.
     """
 
-    def __init__(self, path: str | os.PathLike[str], run: Mapping[str, Any]) -> None:
+    def __init__(
+        self, path: str | os.PathLike[str], run: Mapping[str, Any], made: Sequence[Path] = ()
+    ) -> None:
         """Open or create the folder for the run that ``run``, a JSON-ready mapping, describes."""
-        super().__init__(path, run, {"done": 0, "total": 0, "written": False})
+        super().__init__(path, run, {"done": 0, "total": 0, "written": False}, made)
         self._saved = time.monotonic()
 
     @property
@@ -42,14 +44,17 @@ class PassFolder(RunFolder):
         """Whether the tokens that the model wrote are kept."""
         return bool(self.state["written"])
 
-    def is_due(self) -> bool:
-        """Whether a minute has passed since sums were written, or since the start."""
-        return time.monotonic() - self._saved >= SECONDS
+    def is_due(self, done: int, total: int) -> bool:
+        """Whether a minute has passed since sums were written, or since the start.
+
+        Those of all tokens are due at once if some are kept already: a short run keeps none.
+        """
+        return time.monotonic() - self._saved >= SECONDS or 0 < self.done < done == total
 
     def finish(self, done: int, total: int) -> None:
         """Record that the sums of the first ``done`` of ``total`` tokens are in their files."""
         self.record(done=done, total=total)
-        for path in self.path.glob("sums-*"):
+        for path in self.path.glob("sums-*-*.safetensors"):
             if not path.name.startswith(f"sums-{done}-"):
                 path.unlink(missing_ok=True)
         self._saved = time.monotonic()
@@ -104,7 +109,7 @@ def sums_file(folder: Path, done: int, rank: int = 0) -> Path:
 def resumable_pass(
     path: str | os.PathLike[str] | None, run: Mapping[str, Any]
 ) -> Iterator[PassFolder | None]:
-    """Open the folder of a pass while the block runs; see `kept_until_done`.
+    """Open the folder of a pass while the block runs; see `kept_to_go_on`.
 
     Args:
         path: The folder; None keeps nothing.
@@ -113,5 +118,5 @@ def resumable_pass(
     if path is None:
         yield None
         return
-    with kept_until_done(path, lambda: PassFolder(path, run), PassFolder.kept) as work:
+    with kept_to_go_on(path, lambda made: PassFolder(path, run, made), PassFolder.kept) as work:
         yield work

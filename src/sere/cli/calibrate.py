@@ -120,13 +120,16 @@ def run(args: argparse.Namespace) -> int:
     out = _out(args, single)
     paths = _paths(out, metrics)
     from sere.calibrate import calibrate
+    from sere.calibrate.run_folder import deleted_when_saved
 
+    options = _options(args, metrics, out)
     if args.texts is None and metrics != ["weights"]:
         say(f"no --texts: {args.model} writes its own, sampled at temperature 1")
-    tables = calibrate(args.model, None, args.texts, metric=metrics, **_options(args, metrics, out))
-    written = {paths[name]: made for name, made in tables.items()}
-    for path, made in written.items():
-        made.save(path)
+    with deleted_when_saved(options["work_dir"]):
+        tables = calibrate(args.model, None, args.texts, metric=metrics, **options)
+        written = {paths[name]: made for name, made in tables.items()}
+        for path, made in written.items():
+            made.save(path)
     emit(args, {"tables": [_summary(path, made) for path, made in written.items()]}, _render)
     _say_without_tiers(written)
     say(f"next: sere table verify {next(iter(written))}")
@@ -191,7 +194,9 @@ def _options(args: argparse.Namespace, metrics: Sequence[str], out: Path) -> dic
     # A terminal gets calibration's own bar, which counts tokens.
     auto = True if writes_over(sys.stderr) else bar
     options["progress"] = {"auto": auto, "always": "always", "never": False}[args.progress]
-    options["work_dir"] = args.work_dir or out.with_name(f"{out.name}.work")
+    # "." and ".." are no names that something could be appended to.
+    beside = out if out.name.strip(".") else out / "calibration"
+    options["work_dir"] = args.work_dir or beside.with_name(f"{beside.name}.work")
     options |= {"trust_remote_code": args.trust_remote_code, "sensitivity": args.sensitivity}
     options |= _engine(args)
     if args.parameters is not None:

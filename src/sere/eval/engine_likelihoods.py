@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from itertools import count
 from typing import Any
 
 from sere.errors import UnsupportedEngine
 from sere.eval.likelihoods import Continuation, Likelihood, shuffled
+
+# Requests have names that no other call in this process has given.
+_NAMES = count()
 
 
 def engine_log_likelihoods(
@@ -25,7 +29,8 @@ def engine_log_likelihoods(
 
     The engine holds ``concurrency`` requests at once, in the same shuffled order. After one ends, the next
     one starts, and its prompt is read in a step in which the others decode. When the continuations run out,
-    the first ones are decoded again, unscored, until the last scored one has ended.
+    the first ones are decoded again, unscored, until the last scored one has ended. After an error, too, the
+    engine holds none of the requests.
 
     Args:
         llm: vLLM's ``LLM``, started with ``logits_processors=[PROCESSOR]`` of `sere.engines.forced_tokens`
@@ -45,24 +50,29 @@ def engine_log_likelihoods(
     order = shuffled(asked)
     scores = [Likelihood() for _ in asked]
     engine, numbers = llm.llm_engine, count()
-    running: set[str] = set()
+    running: dict[str, int] = {}
     left = len(order)
-    while left:
-        while len(running) < min(concurrency, len(order)):
-            number = next(numbers)
-            one = asked[order[number % len(order)]]
-            prompt = {"prompt_token_ids": one.text[: one.read]}
-            engine.add_request(str(number), prompt, _forced(one.text[one.read :]))
-            running.add(str(number))
-        for output in engine.step():
-            if not output.finished:
-                continue
-            running.remove(output.request_id)
-            if (number := int(output.request_id)) < len(order):
-                index = order[number]
-                _add(scores[index], asked[index], output.outputs[0])
-                left -= 1
-                on_finished()
+    try:
+        while left:
+            while len(running) < min(concurrency, len(order)):
+                number = next(numbers)
+                one = asked[order[number % len(order)]]
+                prompt = {"prompt_token_ids": one.text[: one.read]}
+                name = f"sere-likelihood-{next(_NAMES)}"
+                running[name] = number
+                engine.add_request(name, prompt, _forced(one.text[one.read :]))
+            for output in engine.step():
+                if not output.finished:
+                    continue
+                if (number := running.pop(output.request_id)) < len(order):
+                    index = order[number]
+                    _add(scores[index], asked[index], output.outputs[0])
+                    left -= 1
+                    on_finished()
+    except BaseException:
+        with suppress(Exception):  # an engine that has failed may refuse this, too
+            engine.abort_request(sorted(running))
+        raise
     engine.abort_request(sorted(running))
     return scores
 

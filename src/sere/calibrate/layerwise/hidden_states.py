@@ -75,13 +75,19 @@ class FileStates(States):
         """Open the file of an earlier run.
 
         Raises:
-            InputError: The file is missing or has another size than described.
+            InputError: The file is missing or has another size than described, or the description is damaged.
         """
         states = cls.__new__(cls)
-        states.path = folder / description["file"]
-        states._dtype = getattr(torch, description["dtype"])
-        states._shapes = description["shapes"]
-        expected = sum(math.prod(shape) for shape in states._shapes) * states._item_bytes
+        try:
+            states.path = folder / description["file"]
+            states._dtype = getattr(torch, description["dtype"])
+            states._shapes = description["shapes"]
+            expected = sum(math.prod(shape) for shape in states._shapes) * states._item_bytes
+        except (KeyError, TypeError, AttributeError) as error:
+            raise InputError(
+                f"expected a description of the hidden states that are kept, got {dict(description)}; "
+                f"delete the folder {folder} and start again"
+            ) from error
         found = states.path.stat().st_size if states.path.is_file() else None
         if found != expected:
             raise InputError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from torch import Tensor
 from sere.calibrate.layerwise.hidden_states import FileStates, States
 from sere.calibrate.results import LayerResult
 from sere.calibrate.routing import LayerRouting
-from sere.calibrate.run_folder import RunFolder, kept_until_done
+from sere.calibrate.run_folder import RunFolder, kept_to_go_on
 from sere.files import atomic_path
 from sere.similarity import LayerSimilarity
 
@@ -28,9 +28,11 @@ class WorkFolder(RunFolder):
         InputError: The folder belongs to another run, or holds something else.
     """
 
-    def __init__(self, path: str | os.PathLike[str], run: Mapping[str, Any]) -> None:
+    def __init__(
+        self, path: str | os.PathLike[str], run: Mapping[str, Any], made: Sequence[Path] = ()
+    ) -> None:
         """Open or create the folder for the run that ``run``, a JSON-ready mapping, describes."""
-        super().__init__(path, run, {"next_layer": 0, "states": None})
+        super().__init__(path, run, {"next_layer": 0, "states": None}, made)
 
     @property
     def next_layer(self) -> int:
@@ -88,7 +90,7 @@ class WorkFolder(RunFolder):
 def resumable(
     path: str | os.PathLike[str], run: Mapping[str, Any], *, total: int
 ) -> AbstractContextManager[WorkFolder]:
-    """Open a work folder while the block runs; see `kept_until_done`.
+    """Open a work folder while the block runs; see `kept_to_go_on`.
 
     Args:
         path: The folder.
@@ -104,4 +106,4 @@ def resumable(
             "continues after them"
         )
 
-    return kept_until_done(path, lambda: WorkFolder(path, run), kept)
+    return kept_to_go_on(path, lambda made: WorkFolder(path, run, made), kept)

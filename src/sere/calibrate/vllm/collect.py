@@ -76,7 +76,7 @@ def collect_in_engine(
                         f"{answer['rows']}; start without what caches or adds tokens (--engine-option)"
                     )
             bar.update(batch.numel())
-            if work is not None and work.is_due():
+            if work is not None and work.is_due(done, total):
                 _ask(llm, worker.save, task, done)
                 work.finish(done, total)
     found: dict[int, FoundLayer] = {}

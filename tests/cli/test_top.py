@@ -84,6 +84,7 @@ def test_json_each_second(
     assert main(["top", "127.0.0.1:8000", "--json"]) == 130
     assert len(capsys.readouterr().out.splitlines()) == 3
     assert slept == [1.0, 1.0, 1.0]
+    assert [since for _, _, since in asked] == [0.0, 1.0, 1.0]
 
 
 def test_an_engine_that_nobody_watched_is_asked_twice(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -113,6 +114,31 @@ def test_points_of_a_server_that_was_started_again() -> None:
     found = top._newer(found, ask)
     assert [one["at"] for one in found["points"]] == [61.0]
     assert asked == [0.0, 2.0, 3.0, 0.0]
+
+
+def test_each_line_has_the_points_that_are_new(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a server that was started again all points are new; an answer without a point changes nothing."""
+    monkeypatch.setattr(top.time, "sleep", lambda _: None)
+    live = Live()
+    asked: list[float] = []
+
+    def ask(since: float) -> Any:
+        asked.append(since)
+        return json.loads(live.body(since))
+
+    live.add(joined(0), 0.0)
+    live.add(joined(1), 1.0)
+    lines = top._lines(ask, once=False)
+    found = [next(lines), next(lines)]
+    live.add(joined(2), 2.0)
+    found.append(next(lines))
+    live = Live()
+    live.add(joined(0), 60.0)
+    found.append(next(lines))
+    live.add(joined(1), 61.0)
+    found.append(next(lines))
+    assert [[one["at"] for one in line["points"]] for line in found] == [[1.0], [], [2.0], [], [61.0]]
+    assert asked == [0.0, 1.0, 1.0, 2.0, 0.0, 0.0]
 
 
 def test_a_refusal_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:

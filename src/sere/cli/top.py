@@ -6,7 +6,7 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from sere.cli.output import add_json_flag, emit, show
@@ -20,7 +20,7 @@ _EVERY_S = 1.0
 _DETAILS = """URL is the server's address, or that of its metrics_port. The server needs the routes of sere:
 VLLM_PLUGINS=sere. If it asks for a key, set VLLM_API_KEY to that. On a terminal the figures are new each
 second until Ctrl-C; elsewhere, with TERM=dumb and with --once, they are printed once. --json without --once
-prints one line each second. Colors follow NO_COLOR."""
+prints one line each second, with the points that are new since the line before. Colors follow NO_COLOR."""
 
 
 def add(subparsers: Any) -> None:
@@ -44,10 +44,8 @@ def run(args: argparse.Namespace) -> int:
         return fetch_live(url, key, since)
 
     if args.json:
-        emit(args, _once(ask), str)
-        while not args.once:
-            time.sleep(_EVERY_S)
-            emit(args, ask(), str)
+        for found in _lines(ask, once=args.once):
+            emit(args, found, str)
         return 0
     console = _console()
     # Elsewhere lines cannot be written over.
@@ -55,6 +53,19 @@ def run(args: argparse.Namespace) -> int:
         show(_text(console, _once(ask)), end="")
         return 0
     return _watch(console, ask)
+
+
+def _lines(ask: Callable[[float], dict[str, Any]], *, once: bool) -> Iterator[dict[str, Any]]:
+    """Yield an answer each second, the first with all points and each later one with those that are new."""
+    found, since = _once(lambda: ask(0.0)), 0.0
+    yield found
+    while not once:
+        since = found["points"][-1]["at"] if found["points"] else since
+        time.sleep(_EVERY_S)
+        earlier, found = found, _after(since, found, ask)
+        if found["now"]["run"] != earlier["now"]["run"]:
+            since = 0.0
+        yield found
 
 
 def _once(ask: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -116,8 +127,14 @@ def _watch(console: Console, ask: Callable[[float], dict[str, Any]]) -> int:
 def _newer(found: dict[str, Any], ask: Callable[[float], dict[str, Any]]) -> dict[str, Any]:
     """Return the next figures, with the points before them unless the server was started again."""
     points = found["points"]
-    new = ask(points[-1]["at"] if points else 0.0)
+    new = _after(points[-1]["at"] if points else 0.0, found, ask)
     if new["now"]["run"] != found["now"]["run"]:
-        return ask(0.0)
+        return new
     oldest = new["now"]["at"] - new["now"]["kept_s"]
     return new | {"points": [one for one in points if one["at"] >= oldest] + new["points"]}
+
+
+def _after(since: float, found: dict[str, Any], ask: Callable[[float], dict[str, Any]]) -> dict[str, Any]:
+    """Return the figures after others, with the points after a moment, or all if the server started again."""
+    new = ask(since)
+    return new if new["now"]["run"] == found["now"]["run"] else ask(0.0)

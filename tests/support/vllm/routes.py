@@ -16,15 +16,33 @@ AGREED: dict[str, Any] = {"common": "", "layers": {}}
 
 
 class Engine:
-    """An engine client whose one worker answers from memory; the model has 6 layers of 16 experts."""
+    """An engine client whose one worker answers from memory; the model has 6 layers of 16 experts.
+
+    Attributes:
+        asked: The methods of the worker that were called.
+        steps: What the worker counted.
+        unfinished: How many requests are under way.
+        errored: Whether the engine is dead.
+    """
 
     def __init__(self) -> None:
         self.asked: list[str] = []
         self.changes: dict[str, Any] = {}
+        self.steps, self.unfinished, self.errored = 1, 0, False
+        self.engine_core = SimpleNamespace(add_request_async=self._take)
+        self.output_processor = SimpleNamespace(get_num_unfinished_requests=lambda: self.unfinished)
         model = SimpleNamespace(
             hf_text_config=SimpleNamespace(num_hidden_layers=6), get_num_experts=lambda: 16
         )
-        self.vllm_config = SimpleNamespace(additional_config={"sere": {}}, model_config=model)
+        self.vllm_config = SimpleNamespace(
+            additional_config={"sere": {}},
+            model_config=model,
+            parallel_config=SimpleNamespace(_api_process_count=1),
+        )
+
+    async def _take(self, request: Any) -> None:
+        """Take a request and finish it in one step."""
+        self.steps += 1
 
     async def collective_rpc(self, method: str, args: tuple[Any, ...]) -> list[Any]:  # noqa: D102
         self.asked.append(method)
@@ -34,7 +52,10 @@ class Engine:
                 self.changes = args[1]
                 return [{"fingerprint": AGREED}]
             return [settings | {"enabled": True} | self.changes]
-        return [report_without_layers(rerouted=1) | {"settings": settings, "top_k": 4, "num_experts": 16}]
+        counted = report_without_layers(rerouted=self.steps)
+        if args == (True,):
+            self.steps = 0
+        return [counted | {"settings": settings, "top_k": 4, "num_experts": 16}]
 
 
 class Failing(Engine):

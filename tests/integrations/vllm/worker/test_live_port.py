@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import threading
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -70,6 +73,31 @@ def test_one_report_is_one_answer() -> None:
     assert bodies[0] == bodies[1]
     assert bodies[2] == bodies[3]
     assert [one["steps"] for one in json.loads(bodies[3])["points"]] == [{"rerouted": 3}]
+
+
+def test_an_older_report_never_follows_a_newer_one() -> None:
+    """Of two viewers at once, the later one waits: counters that go back would look like a reset."""
+    reading, reports = threading.Event(), iter([3, 5])
+
+    def read() -> dict[str, Any]:
+        count = next(reports)
+        if count == 3:
+            reading.set()
+            # Time for the other viewer to be answered first.
+            time.sleep(0.2)
+        return report_without_layers(rerouted=count)
+
+    port = LivePort(read, lambda *_: [], live_page=False)
+
+    def look() -> Any:
+        return json.loads(b"".join(port({"PATH_INFO": "/v1/sere/live"}, lambda *_: None)))
+
+    with ThreadPoolExecutor(1) as other:
+        first = other.submit(look)
+        assert reading.wait(30)
+        second = look()
+        assert first.result()["now"]["changes"] == []
+    assert second["now"]["steps"]["rerouted"] == 5
 
 
 def test_a_stopped_server_is_shown() -> None:

@@ -13,6 +13,7 @@ from sere.errors import UnsupportedEngine
 from sere.integrations.vllm.changes import ModelSize
 from sere.integrations.vllm.client.admin_key import why_nobody_may
 from sere.integrations.vllm.client.agreement import agree
+from sere.integrations.vllm.client.quiet import Quiet, QuietAnswer
 from sere.integrations.vllm.client.rpc import NOT_ACTIVE, ask_engines
 from sere.integrations.vllm.client.shared_answer import SharedAnswer
 from sere.integrations.vllm.engine_stats import join_answers, merge_answers
@@ -29,15 +30,17 @@ class Counted:
 
     Args:
         answers: What each worker's ``sere_stats`` returned.
+
+    Attributes:
+        joined: The statistics of all workers together.
+
+    Raises:
+        EngineError: A worker failed, or the workers hold different settings.
+        UnsupportedEngine: There is no answer.
     """
 
     def __init__(self, answers: Sequence[Mapping[str, Any]]) -> None:
-        self._answers = answers
-
-    @cached_property
-    def joined(self) -> dict[str, Any]:
-        """The statistics of all workers together."""
-        return join_answers(self._answers)
+        self._answers, self.joined = answers, join_answers(answers)
 
     @cached_property
     def stats(self) -> dict[str, Any]:
@@ -67,8 +70,11 @@ class ServedEngine:
         config = getattr(client, "vllm_config", None)
         self.size = ModelSize.of(getattr(config, "model_config", None))
         self._active = client is not None and (config is None or section(config) is not None)
+        quiet = Quiet(client if self._active else None)
+        self._stats = QuietAnswer(quiet, lambda: self._ask(STATS, False), Counted)
+        self._uses = QuietAnswer(quiet, lambda: self._ask(EXPERTS), _uses_of)
         self._shared = SharedAnswer(self._count)
-        self._experts = SharedAnswer(self._count_experts)
+        self._experts = SharedAnswer(self._uses.get)
         self._live = Live(_name_of(config), why_nobody_may(), _ceilings_of(config))
         self.has_page = bool((section(config) or {}).get("live_page"))
         self._changing = asyncio.Lock()
@@ -138,6 +144,8 @@ class ServedEngine:
             self._forget()
 
     def _forget(self) -> None:
+        self._stats.forget()
+        self._uses.forget()
         self._shared.forget()
         self._experts.forget()
 
@@ -153,18 +161,21 @@ class ServedEngine:
                 return settings
 
     async def _count(self) -> Counted:
-        counted = Counted(await self._ask(STATS, False))
+        counted = await self._stats.get()
+        # Also if the workers were not asked: somebody looked.
         self._live.add(counted.joined)
         return counted
-
-    async def _count_experts(self) -> dict[str, Any]:
-        return {"layers": [asdict(layer) for layer in join_expert_counts(await self._ask(EXPERTS))]}
 
     async def _ask(self, method: str, *args: Any) -> Any:
         """Call a method of all workers."""
         if not self._active:
             raise UnsupportedEngine(NOT_ACTIVE)
         return await ask_engines(self._client, method, *args)
+
+
+def _uses_of(answers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return how often each expert was chosen and ran, JSON-ready."""
+    return {"layers": [asdict(layer) for layer in join_expert_counts(answers)]}
 
 
 def _name_of(config: Any) -> str | None:

@@ -52,8 +52,9 @@ class LivePort:
         return [document]
 
     def _body(self, query: str) -> str:
-        report = self._read()
+        # Read within the lock, so that no report is added after a newer one of another thread.
         with self._lock:
+            report = self._read()
             if report is not self._added:
                 self._added = report
                 self._live.add(join_answers([report]))

@@ -32,7 +32,7 @@ from bundled_table import random_bundled_table
 from load_requests import PROTECTED, Load, ask_text, one
 from sere.bundled import model_path
 from sere.engines.server import Server, serve
-from sere.eval.statistics.by_round import bootstrap
+from sere.eval.statistics.by_round import LEAST_ROUNDS, bootstrap
 from sere.files import append_json_line
 from sere.provenance import provenance
 
@@ -163,8 +163,8 @@ def neighbors(rates: list[tuple[str, float]]) -> list[tuple[tuple[str, float], t
 
 
 def interval(ratios: list[float]) -> tuple[float, float]:
-    """Return the 95 % interval of the mean, by bootstrap; everything for fewer than two ratios."""
-    return bootstrap(ratios) if len(ratios) > 1 else (0.0, sys.float_info.max)
+    """Return the 95 % interval of the mean, by bootstrap; everything for too few ratios."""
+    return bootstrap(ratios) if len(ratios) >= LEAST_ROUNDS else (0.0, sys.float_info.max)
 
 
 def growth(resident: list[int]) -> list[str]:

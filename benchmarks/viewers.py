@@ -2,8 +2,11 @@
 
 Run ``make viewers`` (or ``python benchmarks/viewers.py`` in an environment with vLLM). A round measures each
 number of viewers once, in an order that rotates from round to round. A viewer asks for what the page shows
-once a second, as the page does; all of them are one process of their own. Printed are the medians, and the
-median of the rounds' ratios to no viewer with its interval (95 %, bootstrap over the rounds).
+once a second, as the page does; all of them are one small process of their own. A measurement begins once
+each viewer has had an answer, and stops the run if one fails or has less than half an answer a second.
+Printed are the medians, the median of the rounds' ratios to no viewer with its interval (at least 95 %, by
+order statistics; none below six rounds), how many answers viewers had under load, and the processor time of
+their own process.
 
 Throughput on a machine that others share scatters by far more than viewers cost. So each time the load is
 followed by some seconds without requests, in which the processor time of the server's processes is read: what
@@ -14,13 +17,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
+import os
+import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from math import isfinite
 from pathlib import Path
 from random import Random
 from statistics import median
@@ -34,22 +38,60 @@ from sere.bench.timing import turns
 from sere.bench.vllm.load_generator import Load, run_load
 from sere.bundled import model_path
 from sere.engines.server import Server, serve
-from sere.errors import ServerError
+from sere.errors import OutputError, ServerError
 from sere.eval.statistics.by_prompt import Estimate
 from sere.eval.statistics.by_round import median_of, median_ratio
-from sere.files import append_json_line
-from sere.integrations.vllm.live.fetch import fetch_live, live_url
+from sere.files import append_json_line, check_writable
+from sere.integrations.vllm.live.fetch import live_url
 from sere.provenance import provenance
 
 FORMAT = "sere-viewers-1"
 START_S = 900.0
 MODEL = "tiny"
-# Between two measurements: viewers have begun, and the last ones are gone.
+# Tokens of a prompt, and of the longest text.
+PROMPT, LONGEST = 8, 256
+# Between two measurements: what the last viewers asked for is done.
 SETTLE_S = 1.5
+# A viewer asks a second after each answer, and a loaded server takes its time to answer.
+LEAST_ANSWERS_PER_S = 0.5
+VIEWERS = Path(__file__).with_name("viewer_process.py")
+
+Rounds = dict[str, dict[int, list[float]]]
+"""By name in the record and number of viewers, a number of each round."""
 
 
 def main() -> int:
     """Measure one server and print the table."""
+    args = arguments()
+    with tempfile.TemporaryDirectory(prefix="sere-viewers-") as folder:
+        table = Path(folder) / "table.sere"
+        random_bundled_table().save(table)
+        flags = ["--served-model-name", MODEL, "--max-model-len", str(LONGEST), "--max-num-seqs", "32"]
+        flags += ["--enforce-eager"] if args.eager else []
+        given = {"table": str(table), "active_experts": 24, "live_page": True}
+        with serve(model_path(), given, Path(folder) / "log", *flags, start_s=START_S) as server:
+            _measure(server, args, 0)  # the first requests compile
+            found: Rounds = {}
+            for number in range(args.rounds):
+                for count in turns(args.viewers, number):
+                    for name, value in one_round(server, args, number, count).items():
+                        found.setdefault(name, {}).setdefault(count, []).append(value)
+                print(f"round {number + 1} of {args.rounds}", file=sys.stderr, flush=True)
+    print(render(found))
+    if args.out is not None:
+        config = {name: value for name, value in vars(args).items() if name != "out"}
+        append_json_line(
+            args.out, {"format": FORMAT, "config": config} | found | {"provenance": provenance()}
+        )
+    return 0
+
+
+def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
+    """Return the options, all of them checked, because a server takes a minute to start.
+
+    Args:
+        given: The command line; that of the process if None.
+    """
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -64,46 +106,44 @@ def main() -> int:
     )  # fmt: skip
     parser.add_argument("--eager", action="store_true", help="without compilation")
     parser.add_argument("--out", type=Path, help="append the record to this file of JSON lines")
-    args = parser.parse_args()
-    if 0 not in args.viewers:
-        parser.error("--viewers: expected 0 among the numbers, which the others are compared with")
-    with tempfile.TemporaryDirectory(prefix="sere-viewers-") as folder:
-        table = Path(folder) / "table.sere"
-        random_bundled_table().save(table)
-        flags = ["--served-model-name", MODEL, "--max-model-len", "256", "--max-num-seqs", "32"]
-        flags += ["--enforce-eager"] if args.eager else []
-        given = {"table": str(table), "active_experts": 24, "live_page": True}
-        with serve(model_path(), given, Path(folder) / "log", *flags, start_s=START_S) as server:
-            _measure(server, args, 0)  # the first requests compile
-            rates: dict[int, list[float]] = {count: [] for count in args.viewers}
-            processor: dict[int, list[float]] = {count: [] for count in args.viewers}
-            for number in range(args.rounds):
-                for count in turns(args.viewers, number):
-                    with _viewers(live_url(server.url), count):
-                        rates[count].append(_measure(server, args, number))
-                        processor[count].append(_idle(server, args.idle))
-                print(f"round {number + 1} of {args.rounds}", file=sys.stderr, flush=True)
-    print(render(rates, processor))
+    args = parser.parse_args(given)
+    if 0 not in args.viewers or min(args.viewers) < 0 or len(set(args.viewers)) < len(args.viewers):
+        parser.error(
+            "--viewers: expected different numbers of at least 0, and 0 among them, which the others are "
+            f"compared with; got {' '.join(map(str, args.viewers))}"
+        )
+    for name in ("rounds", "requests", "at_once", "tokens"):
+        if getattr(args, name) < 1:
+            parser.error(f"--{name.replace('_', '-')}: expected at least 1, got {getattr(args, name)}")
+    if args.tokens > LONGEST - PROMPT:
+        parser.error(f"--tokens: expected at most {LONGEST - PROMPT}, got {args.tokens}")
+    if not (isfinite(args.idle) and args.idle > 0):
+        parser.error(f"--idle: expected seconds above 0, got {args.idle:g}")
     if args.out is not None:
-        config = {name: value for name, value in vars(args).items() if name != "out"}
-        record = {"format": FORMAT, "config": config, "tokens_per_s": rates, "processor_s_per_s": processor}
-        append_json_line(args.out, record | {"provenance": provenance()})
-    return 0
+        try:
+            check_writable(args.out)
+        except OutputError as error:
+            parser.error(f"--out: {error}")
+    return args
 
 
-def render(rates: Mapping[int, Sequence[float]], processor: Mapping[int, Sequence[float]]) -> str:
-    """Return, for each number of viewers, median rate, ratio to no viewer and processor time, as text.
+def render(found: Mapping[str, Mapping[int, Sequence[float]]]) -> str:
+    """Return what was measured with each number of viewers, as text.
 
     Args:
-        rates: Tokens per second of each round, by the number of viewers, 0 among them.
-        processor: Processor time per second without requests, in the same form.
+        found: By name in the record and number of viewers, 0 among them, a number of each round:
+            ``tokens_per_s``; ``answers``, of all viewers under load; ``viewers_processor_s_per_s``, of their
+            own process under load; ``processor_s_per_s``, of the server without requests.
     """
+    rates, processor = found["tokens_per_s"], found["processor_s_per_s"]
     rows = []
-    for count, found in rates.items():
+    for count, rate in rates.items():
         more = median_of([100 * (a - b) for a, b in zip(processor[count], processor[0], strict=True)])
-        cells = (*_cells(median_ratio(found, rates[0]), 4), *_cells(more, 2))
-        rows.append([count, f"{median(found):.1f}", *cells])
-    heads = ["viewers", "tokens/s", "to no viewer", "95 %", "% of a core", "95 %"]
+        answers = f"{median(found['answers'][count]):.0f}"
+        own = f"{100 * median(found['viewers_processor_s_per_s'][count]):.2f}"
+        cells = (*_cells(median_ratio(rate, rates[0]), 4), answers, own, *_cells(more, 2))
+        rows.append([count, f"{median(rate):.1f}", *cells])
+    heads = ["viewers", "tokens/s", "to no viewer", "95 %", "answers", "own %", "% of a core", "95 %"]
     return str(tabulate(rows, heads, missingval="-", disable_numparse=True))
 
 
@@ -111,6 +151,51 @@ def _cells(found: Estimate, digits: int) -> tuple[str, str | None]:
     """Return a value and its interval."""
     bounds = None if found.low is None else f"{found.low:.{digits}f} to {found.high:.{digits}f}"
     return f"{found.value:.{digits}f}", bounds
+
+
+def one_round(server: Server, args: argparse.Namespace, number: int, count: int) -> dict[str, float]:
+    """Return what one number of viewers gives, by name in the record: a load, then some seconds without one.
+
+    Raises:
+        ServerError: A request or a viewer failed, or a viewer had too few answers.
+    """
+    with looking(live_url(server.url), count) as viewers:
+        before, started = viewers.seen(), perf_counter()
+        rate = _measure(server, args, number)
+        loaded, ended = viewers.seen(), perf_counter()
+        answers = enough_answers(before, loaded, ended - started)
+        processor = _idle(server, args.idle)
+        enough_answers(loaded, viewers.seen(), perf_counter() - ended)
+    own = (loaded["processor_s"] - before["processor_s"]) / (ended - started)
+    return {
+        "tokens_per_s": rate,
+        "processor_s_per_s": processor,
+        "answers": answers,
+        "viewers_processor_s_per_s": own,
+    }
+
+
+def enough_answers(before: Mapping[str, Any], after: Mapping[str, Any], seconds: float) -> int:
+    """Return how many answers the viewers had between two looks at them.
+
+    Args:
+        before: From `Viewers.seen`.
+        after: The same, later.
+        seconds: The time between the two.
+
+    Raises:
+        ServerError: A viewer failed, or had fewer than `LEAST_ANSWERS_PER_S`.
+    """
+    if after["failed"]:
+        raise ServerError(f"viewers: {len(after['failed'])} failed, the first with: {after['failed'][0]}")
+    had = [b - a for a, b in zip(before["answers"], after["answers"], strict=True)]
+    least = int(LEAST_ANSWERS_PER_S * seconds)
+    if min(had, default=least) < least:
+        raise ServerError(
+            f"viewers: expected at least {least} answers to each in {seconds:.1f} s, got {min(had)}; "
+            "the server is too busy for viewers, so give it a smaller load"
+        )
+    return sum(had)
 
 
 def _idle(server: Server, seconds: float) -> float:
@@ -129,7 +214,7 @@ def _measure(server: Server, args: argparse.Namespace, number: int) -> float:
     """
     chance = Random(number)
     vocabulary = json.loads((model_path() / "config.json").read_text())["vocab_size"]
-    prompts = [[chance.randrange(vocabulary) for _ in range(8)] for _ in range(args.requests)]
+    prompts = [[chance.randrange(vocabulary) for _ in range(PROMPT)] for _ in range(args.requests)]
     started = perf_counter()
     answers = run_load(
         server.url, MODEL, prompts, args.tokens, Load(concurrency=args.at_once), seed=f"{number}"
@@ -141,35 +226,56 @@ def _measure(server: Server, args: argparse.Namespace, number: int) -> float:
     return sum(answer.tokens for answer in answers) / seconds
 
 
+class Viewers:
+    """Viewers that look, in a process of their own; without a process there are none."""
+
+    def __init__(self, process: subprocess.Popen[str] | None) -> None:
+        """Take a process of ``viewer_process.py``."""
+        self._process = process
+
+    def seen(self, ask: bytes = b"\n") -> dict[str, Any]:
+        """Return ``answers`` of each viewer so far, ``failed`` and ``processor_s``, as the process says.
+
+        Args:
+            ask: What makes it say so; it says so once unasked, when all have begun.
+
+        Raises:
+            ServerError: The process has ended.
+        """
+        if self._process is None:
+            return {"answers": [], "failed": [], "processor_s": 0.0}
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        with suppress(BrokenPipeError):  # then what it says is empty
+            os.write(self._process.stdin.fileno(), ask)
+        line = self._process.stdout.readline()
+        if not line:
+            code = self._process.wait()
+            raise ServerError(f"viewers: expected a line from their process, which has ended with {code}")
+        found: dict[str, Any] = json.loads(line)
+        return found
+
+
 @contextmanager
-def _viewers(url: str, count: int) -> Iterator[None]:
-    """Let so many viewers look while the block runs."""
-    looking = multiprocessing.get_context("spawn").Process(target=_look, args=(url, count), daemon=True)
-    if count:
-        looking.start()
+def looking(url: str, count: int) -> Iterator[Viewers]:
+    """Let so many viewers look while the block runs, which begins once each of them has had an answer.
+
+    Raises:
+        ServerError: A viewer failed before its first answer.
+    """
     time.sleep(SETTLE_S)
-    try:
-        yield
-    finally:
-        if count:
-            looking.terminate()
-            looking.join()
-
-
-def _look(url: str, count: int) -> None:
-    """Ask as so many pages do, until this process is ended."""
-    threads = [threading.Thread(target=_page, args=(url,)) for _ in range(count)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-
-
-def _page(url: str) -> None:
-    points: Sequence[Any] = []
-    while True:
-        points = fetch_live(url, None, points[-1]["at"] if points else 0.0)["points"] or points
-        time.sleep(1.0)
+    if not count:
+        yield Viewers(None)
+        return
+    command = [sys.executable, "-I", str(VIEWERS), url, str(count)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            viewers = Viewers(process)
+            begun = viewers.seen(ask=b"")
+            enough_answers(begun, begun, 0.0)
+            yield viewers
+        finally:
+            process.terminate()
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from statistics import median
+from typing import Any
 
 from cells import conditions, table
 from records import read_lines
@@ -25,9 +26,21 @@ def viewers() -> str:
             row += _cells(median_of(more), 2)
         # Without viewers there is nothing to compare.
         rows.append(row if count else row[:2] + [""] * (len(row) - 2))
-    about = f"\n\n{_ABOUT}" if processor else ""
+    about = (f"\n\n{_ABOUT}" if processor else "") + _looked(record)
     heads = ["viewers", f"tokens/s, median of {len(rates[0])} rounds", "to no viewer", "95 %"]
     return table(rows, [*heads, *["% of a core", "95 %"] * bool(processor)]) + about + conditions([record])
+
+
+def _looked(record: dict[str, Any]) -> str:
+    """Return how often the viewers looked under load, where that was counted."""
+    answers, own = (_by_count(record.get(name, {})) for name in ("answers", "viewers_processor_s_per_s"))
+    count = max(answers, default=0)
+    if not count:
+        return ""
+    return (
+        f"\n\nUnder load, {count} viewers had {median(answers[count]):.0f} answers (median of the rounds), "
+        f"and their own process took {100 * median(own[count]):.1f} % of a core."
+    )
 
 
 def _by_count(given: dict[str, list[float]]) -> dict[int, list[float]]:

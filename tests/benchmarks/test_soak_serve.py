@@ -55,9 +55,9 @@ def test_the_scraper_is_judged_by_an_interval(rates: list[float], shown: bool, w
     assert shown == (least >= LEAST_RATIO)
 
 
-@pytest.mark.parametrize("ratios", [[], [1.0]], ids=["none", "one"])
+@pytest.mark.parametrize("ratios", [[], [1.0], [1.0] * 5], ids=["none", "one", "five"])
 def test_nothing_is_shown_without_pairs(ratios: list[float]) -> None:
-    """A soak that is too short for two pairs says nothing of the scraper."""
+    """A soak that is too short for six pairs says nothing of the scraper."""
     least, most = interval(ratios)
     assert least < LEAST_RATIO < most
 

@@ -198,7 +198,7 @@ def test_viewers_are_compared_round_by_round(build: Any, monkeypatch: pytest.Mon
     """The newest record counts; each number of viewers has its median ratio to none, with an interval."""
     table = build("viewer_table")
     made = engine_record("off")["provenance"]
-    rates = {"0": [100.0, 50.0, 80.0], "20": [98.0, 49.0, 80.0], "1": [99.0, 49.5, 79.2]}
+    rates = {"0": [100.0, 50.0, 80.0] * 2, "20": [98.0, 49.0, 80.0] * 2, "1": [99.0, 49.5, 79.2] * 2}
     newest = {"tokens_per_s": rates, "provenance": made}
     lines = [{"tokens_per_s": {"0": [1.0]}}, newest]
     monkeypatch.setattr(table, "read_lines", lambda _name: lines)
@@ -208,16 +208,22 @@ def test_viewers_are_compared_round_by_round(build: Any, monkeypatch: pytest.Mon
         return [[cell.strip() for cell in line.split("|")[1:-1]] for line in shown]
 
     head, _, *rows = cells()
-    assert head[1] == "tokens/s, median of 3 rounds"
+    assert head[1] == "tokens/s, median of 6 rounds"
     assert rows == [
         ["0", "80.0", "", ""],
         ["1", "79.2", "0.9900", "0.9900 to 0.9900"],
         ["20", "80.0", "0.9800", "0.9800 to 1.0000"],
     ]
-    newest["processor_s_per_s"] = {"0": [0.01] * 3, "1": [0.015] * 3, "20": [0.03] * 3}
+    newest["processor_s_per_s"] = {"0": [0.01] * 6, "1": [0.015] * 6, "20": [0.03] * 6}
     head, _, *rows = cells()
     assert head[-2:] == ["% of a core", "95 %"]
     assert [row[-2:] for row in rows] == [["", ""], ["0.50", "0.50 to 0.50"], ["2.00", "2.00 to 2.00"]]
+    newest |= {
+        "answers": {"0": [0] * 6, "1": [6] * 6, "20": [118] * 6},
+        "viewers_processor_s_per_s": {"0": [0.0] * 6, "1": [0.001] * 6, "20": [0.0125] * 6},
+    }
+    said = "20 viewers had 118 answers (median of the rounds), and their own process took 1.2 % of a core."
+    assert said in table.viewers()
 
 
 def test_engines_are_compared_with_vanilla_beyond_their_spread(

@@ -43,7 +43,7 @@ def test_each_task_has_a_table() -> None:
         ],
         "prose, 8 questions": [
             ["word_perplexity", "16", "off", "8.2500", "–", "40.0 &gt; 40.0", "0", "–", "0.json"],
-            ["word_perplexity", "16", "sere", "8.2500", "+0.1250 (+0.0750 to +0.1750)", "40.0 &gt; 30.0",
+            ["word_perplexity", "16", "sere", "8.6000", "-0.0400 (-0.0500 to -0.0300)", "40.0 &gt; 30.0",
              "25", "–", "0.json"],
         ],
     }  # fmt: skip
@@ -52,6 +52,38 @@ def test_each_task_has_a_table() -> None:
         "lm-eval: sums, prose, at most 50 questions a task, 2 examples, log-likelihoods taken in decode "
         "steps, seed 0"
     )
+
+
+def page_of(*records: dict[str, Any]) -> str:
+    (part,) = parts(*records)
+    (scores,) = part.scores.values()
+    page = Page()
+    add_scores(page, "About.", scores)
+    return page.text()
+
+
+def test_a_difference_has_a_unit_and_a_direction() -> None:
+    """Where more of the value is worse, but less of what the difference is made of; once for each metric."""
+    text = page_of(lm_eval())
+    said = "<p>word_perplexity, against off: log-likelihood per word; below 0 is worse.</p>"
+    assert text.count(said) == text.count("against off: ") == 1
+    record = lm_eval()
+    for case in record["cases"]:
+        case["tasks"]["prose"]["metrics"]["word_perplexity,none"]["difference"] = None
+    assert "against off: " not in page_of(record)
+
+
+def test_settings_with_other_tables_are_told_apart() -> None:
+    """By a column that is there only where tables differ."""
+    first, second = lm_eval(), lm_eval() | {"table": {"metric": "cka", "fingerprint": "ffffeeeedddd"}}
+    assert ">table</th>" not in page_of(first)
+    assert ">table</th>" in page_of(first, second)
+    (part,) = parts(first, second)
+    rows = [row for row in tables(part)["sums, 50 questions"] if row[2] == "sere"]
+    assert len(rows) == 2
+    assert len({row[3] for row in rows}) == 2
+    assert ["ffffeeee" in row[3] for row in rows] == [False, True]
+    assert rows[0][4:-1] == rows[1][4:-1]
 
 
 def test_what_re_routed_nothing_says_why() -> None:

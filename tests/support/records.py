@@ -147,7 +147,7 @@ def lm_eval() -> dict[str, Any]:
         experts = {"distinct_before": 40.0, "distinct_after": after, "slots_rerouted": 1 - after / 40}
         seen = {"experts": experts, "nothing_changed": None}
         right = {"value": after / 50, "interval": share(after / 50), "right_or_wrong": True}
-        words = {"value": 8.25, "interval": None, "right_or_wrong": False}
+        words = {"value": 8.25 if setting == "off" else 8.6, "interval": None, "right_or_wrong": False}
         return {
             "setting": setting,
             "batch_size": 16,
@@ -167,7 +167,7 @@ def lm_eval() -> dict[str, Any]:
         }
 
     plan = {"tasks": ["sums", "prose"], "limit": 50, "num_fewshot": 2, "phases": "decode", "seed": 0}
-    cases = [case("off", 40.0), case("sere", 30.0, sums=share(-0.2), prose=share(0.125, 0.05))]
+    cases = [case("off", 40.0), case("sere", 30.0, sums=share(-0.2), prose=share(-0.04, 0.01))]
     return evaluation(*cases, format="sere-lm-eval-1", plan=plan | {"chat_template": False})
 
 

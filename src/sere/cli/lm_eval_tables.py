@@ -7,6 +7,7 @@ from typing import Any
 
 from sere.cli.output import case_table, reasons
 from sere.cli.terminal import paragraph
+from sere.eval.harness.compare import meaning
 
 _NOTES = """value: as lm-eval reports it. experts: distinct per layer and decode step, before > after. vs off:
 difference from the unmodified model at the same B on the same questions, with a 95 % interval: percentage
@@ -27,7 +28,20 @@ def render(record: Mapping[str, Any]) -> str:
         for case in record["cases"]
         for seen in case["requests"].values()
     ]
-    return f"{shown}\n{paragraph(_NOTES)}{reasons(said)}"
+    return f"{shown}\n{paragraph(_NOTES)}{reasons(_meanings(record))}{reasons(said)}"
+
+
+def _meanings(record: Mapping[str, Any]) -> list[tuple[str, str | None]]:
+    """Return the unit and the direction of each metric that has a difference, where a reader could err."""
+    return list(
+        dict.fromkeys(
+            (f"{metric.removesuffix(',none')}, vs off", meaning(metric, result))
+            for case in record["cases"]
+            for found in case["tasks"].values()
+            for metric, result in found["metrics"].items()
+            if result["difference"] is not None
+        )
+    )
 
 
 def _cells(case: Mapping[str, Any], task: str, metric: str) -> Sequence[Any]:

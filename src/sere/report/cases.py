@@ -133,6 +133,7 @@ class Scored:
         rerouted: Share of the slots whose expert changed, in [0, 1]; None if no step was counted.
         table: Metric and fingerprint of the table, or "".
         note: Why nothing was re-routed, or None.
+        meaning: Unit of the difference and which sign is worse, where a reader could err; else None.
     """
 
     source: str
@@ -150,6 +151,7 @@ class Scored:
     rerouted: float | None
     table: str = ""
     note: str | None = None
+    meaning: str | None = None
 
 
 def rule_of(setting: str) -> str:

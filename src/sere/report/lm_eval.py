@@ -7,6 +7,7 @@ from html import escape
 from typing import Any
 
 from sere.errors import name_some
+from sere.eval.harness.compare import meaning
 from sere.report.cases import Key, Scored
 from sere.report.curves import interval
 from sere.report.html import DARKEST, Page, Shaded, table
@@ -23,6 +24,8 @@ _HEADS = [
     "note",
     "file",
 ]
+# Where the column for the table stands, if there are several: behind the setting.
+_TABLE_AT = 3
 
 Record = Mapping[str, Any]
 
@@ -75,6 +78,7 @@ def scores_of(source: str, record: Record, key: Key, of_table: str) -> Iterator[
                     experts["slots_rerouted"],
                     table=of_table,
                     note=seen["nothing_changed"],
+                    meaning=None if result["difference"] is None else meaning(metric, result),
                 )
 
 
@@ -101,19 +105,27 @@ def add_scores(page: Page, about: str, scores: Sequence[Scored]) -> None:
         "95 % intervals. Against off: on the same questions, at the same rows. Re-routed: in the steps that "
         "decoded a task's requests, the share of slots whose expert changed.",
     )
+    heads = list(_HEADS)
+    by_table = len({one.table for one in scores if one.table}) > 1
+    if by_table:
+        heads.insert(_TABLE_AT, "table")
     for task in dict.fromkeys(one.task for one in scores):
         mine = [one for one in scores if one.task == task]
         mine.sort(key=lambda one: (one.metric, one.batch_size))
         count = max(one.count for one in mine)
-        text = table(map(_row, mine), _HEADS)
+        text = table([_row(one, by_table) for one in mine], heads)
+        said = dict.fromkeys(
+            f"{one.metric}, against off: {one.meaning}." for one in mine if one.meaning is not None
+        )
+        text += "".join(f"<p>{escape(line)}</p>" for line in said)
         page.add(f"<details open><summary>{escape(task)}, {count} questions</summary>{text}</details>")
 
 
-def _row(one: Scored) -> list[Any]:
+def _row(one: Scored, by_table: bool) -> list[Any]:
     times, form = (100, "{:+.1f}") if one.right_or_wrong else (1, "{:+.4f}")
     lost = 0.0 if one.difference is None or not one.right_or_wrong else one.difference["value"]
     shown = None if one.value is None else interval(one.value, times, "" if one.right_or_wrong else "{:.4f}")
-    return [
+    row: list[Any] = [
         one.metric,
         one.batch_size,
         one.setting,
@@ -124,3 +136,6 @@ def _row(one: Scored) -> list[Any]:
         one.note,
         one.source,
     ]
+    if by_table:
+        row.insert(_TABLE_AT, one.table or None)
+    return row

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from sere.eval.harness.compare import compare_tasks, task_results
+from sere.eval.harness.compare import compare_tasks, meaning, task_results
 from sere.eval.harness.run import why_nothing
 from sere.eval.statistics.by_prompt import mean_per_token
 from sere.eval.statistics.by_question import paired_difference
@@ -52,6 +52,42 @@ def test_sums_have_weights() -> None:
     """Of a text's log-likelihood, what is lost per word."""
     found = compared([(-10.0, 4), (-7.0, 6)], [(-8.0, 4), (-5.0, 6)], metric="word_perplexity")
     assert found["difference"]["value"] == pytest.approx(-0.4)
+
+
+def test_a_metric_is_right_or_wrong_in_all_cases_or_in_none() -> None:
+    """A score between 0 and 1 that off happens to have as 0 and 1 alone is no share of right answers."""
+    cases = compare_tasks([case("off", [0, 1, 1], metric="f1"), case("topk", [0.5, 1, 1], metric="f1")])
+    off, topk = (one["tasks"]["t"]["metrics"]["f1,none"] for one in cases)
+    assert (off["right_or_wrong"], topk["right_or_wrong"]) == (False, False)
+    assert (off["interval"], topk["interval"]) == (None, None)
+    assert topk["difference"]["value"] == pytest.approx(0.5 / 3)
+    both = compare_tasks([case("off", [0, 1, 1]), case("topk", [0, 0, 1])])
+    assert [one["tasks"]["t"]["metrics"]["acc,none"]["right_or_wrong"] for one in both] == [True, True]
+
+
+@pytest.mark.parametrize(
+    ("metric", "values", "better", "said"),
+    [
+        ("word_perplexity", [[-10.0, 4]], False, "log-likelihood per word; below 0 is worse"),
+        ("bits_per_byte", [[-10.0, 4]], False, "log-likelihood per byte; below 0 is worse"),
+        ("perplexity", [-2.5], False, "log-likelihood per question; below 0 is worse"),
+        ("own", [[-10.0, 4]], None, "a question's sum per unit of its weight"),
+        ("f1", [0.5], True, "mean of a question's value; below 0 is worse"),
+        ("ter", [0.5], False, "mean of a question's value; above 0 is worse"),
+        ("own", [0.5], None, None),
+        ("acc", [1], True, None),
+        ("toxic", [1], False, "share of the questions; above 0 is worse"),
+    ],
+)
+def test_a_difference_has_a_unit_and_a_direction(
+    metric: str, values: list[Any], better: bool | None, said: str | None
+) -> None:
+    """The value's direction is lm-eval's; a perplexity falls where its log-likelihood rises."""
+    found = results(values, metric) | {"higher_is_better": {"t": {metric: better}}}
+    task = task_results(found, {"t": "multiple_choice"})
+    one = {"setting": "off", "batch_size": 4, "requests": {"loglikelihood": {"nothing_changed": None}}}
+    (done,) = compare_tasks([one | {"tasks": task}])
+    assert meaning(f"{metric},none", done["tasks"]["t"]["metrics"][f"{metric},none"]) == said
 
 
 def test_what_is_no_number_has_no_difference() -> None:

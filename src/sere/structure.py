@@ -225,7 +225,7 @@ def _why_not(name: str, module: nn.Module) -> str | None:
     if "routing_data" in names:
         return (
             "its MXFP4 kernel takes routing data that it has packed already; load the model with "
-            "Mxfp4Config(dequantize=True)"
+            "Mxfp4Config(dequantize=True), or calibrate it in vLLM (--engine vllm)"
         )
     if names == ["hidden_states"]:
         return "it computes every expert for every token, so fewer distinct experts save nothing"

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from sere.checkpoints import load_tokenizer
-from sere.errors import InputError, MissingDependency
+from sere.errors import InputError, MissingDependency, UnsupportedModel
 from tests.support.checkpoints import save_checkpoint, tiny_tokenizer
+from tests.support.damage import change_json
 from tests.support.tiny import tiny_model
 
 
@@ -51,3 +52,19 @@ def test_a_tokenizer_whose_package_is_missing_names_it(
     monkeypatch.setattr(AutoTokenizer, "from_pretrained", needs_package)
     with pytest.raises(MissingDependency, match="not installed: requires the SentencePiece library"):
         load_tokenizer(path)
+
+
+def test_an_engine_may_know_model_types_that_transformers_does_not(tmp_path: Path) -> None:
+    """Only for one is the tokenizer loaded, from its own files; code beside the config is not run."""
+    path = save_checkpoint(tmp_path)
+    expected = load_tokenizer(path)("add 1+1")["input_ids"]
+    change_json(path / "config.json", model_type="alien_moe", auto_map={"AutoConfig": "code.AlienConfig"})
+    with pytest.raises(
+        UnsupportedModel, match="'alien_moe', which Transformers does not have, is Python code"
+    ):
+        load_tokenizer(path)
+    assert load_tokenizer(path, any_type=True)("add 1+1")["input_ids"] == expected
+    for file in path.glob("tokenizer*"):
+        file.unlink()
+    with pytest.raises(InputError, match="has no tokenizer that can be loaded"):
+        load_tokenizer(path, any_type=True)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from sere.bundled import model_path
+from sere.errors import EngineFailure
 from tests.support.checkpoints import save_checkpoint
 
 
@@ -29,3 +31,17 @@ def tiny_bundled(tmp_path: Path, checkpoint: Path) -> Path:
     for path in model_path().glob("tokenizer*.json"):
         shutil.copy(path, folder)
     return folder
+
+
+@pytest.fixture
+def not_started(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """Options of the engines that evaluations were about to start; none starts."""
+    found: list[dict[str, Any]] = []
+
+    def start(_path: Path, _settings: Any, **options: Any) -> None:
+        found.append(options)
+        raise EngineFailure("no engine in this test")
+
+    monkeypatch.setattr("sere.engines.in_process.in_process_engine", start)
+    monkeypatch.setattr("sere.integrations.vllm.start.versions.check_installed", lambda: "0.32.0")
+    return found

@@ -46,13 +46,27 @@ def test_memory_decides(monkeypatch: pytest.MonkeyPatch) -> None:
     assert open_ways(FOUND) == ["whole", "layer by layer", "vllm"]
 
 
-def test_a_quantized_model_is_not_read_layer_by_layer(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As the command itself would refuse."""
+def test_a_quantized_model_needs_the_memory_of_one_that_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Transformers dequantizes it on a CPU; vLLM does not, and comes first where only it fits."""
+    quantized = replace(FOUND, quantization="fp8", dequantized_bytes=14 * GIB)
+    memory(monkeypatch, 20 * GIB)
+    whole, layers, vllm = ways_to_calibrate(quantized)
+    assert (whole.name, whole.needs, whole.fits) == ("whole", 20 * GIB, True)
+    assert layers.why_not == "it is quantized (fp8)"
+    assert (vllm.needs, vllm.is_open) == (10 * GIB, True)
+    memory(monkeypatch, 19 * GIB)
+    assert [way.name for way in ways_to_calibrate(quantized)] == ["vllm", "whole", "layer by layer"]
+    assert open_ways(quantized) == ["vllm"]
+
+
+def test_a_quantization_that_cannot_be_loaded_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Then the model is calibrated in vLLM, however much memory there is; the reason is said."""
     memory(monkeypatch, 100 * GIB)
-    ways = {way.name: way for way in ways_to_calibrate(replace(FOUND, quantization="fp8"))}
-    assert ways["layer by layer"].why_not == "it is quantized (fp8)"
-    assert ways["whole"].is_open
-    assert ways["vllm"].is_open
+    ways = ways_to_calibrate(
+        replace(FOUND, quantization="awq", dequantized_bytes=14 * GIB, not_loaded="it needs gptqmodel")
+    )
+    assert [way.name for way in ways if way.is_open] == [ways[0].name] == ["vllm"]
+    assert ways[1].why_not == "Transformers cannot load its quantization (awq) here: it needs gptqmodel"
 
 
 def test_a_model_that_only_vllm_knows(monkeypatch: pytest.MonkeyPatch) -> None:

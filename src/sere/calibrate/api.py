@@ -25,7 +25,7 @@ from sere.calibrate.assemble import (
 from sere.calibrate.config import CalibrationConfig, CalibrationOptions
 from sere.calibrate.in_memory import collect_in_memory
 from sere.calibrate.layerwise.by_layers import collect_layerwise
-from sere.calibrate.layerwise.skeleton import Skeleton
+from sere.calibrate.layerwise.skeleton import Skeleton, refuse_quantized
 from sere.calibrate.layerwise.work_folder import WorkFolder, resumable
 from sere.calibrate.memory import fits_memory
 from sere.calibrate.own_texts import write_tokens
@@ -160,7 +160,11 @@ def _by_layers(path: Path, config: CalibrationConfig) -> bool:
     if config.low_memory is not None:
         return config.low_memory
     begun = None if config.work_dir is None else way_of(config.work_dir)
-    return begun == LAYERWISE if begun in (LAYERWISE, WHOLE) else not fits_memory(path)
+    return begun == LAYERWISE if begun in (LAYERWISE, WHOLE) else not _fits(path, config)
+
+
+def _fits(path: Path, config: CalibrationConfig) -> bool:
+    return fits_memory(path, device=config.device, trust_remote_code=config.trust_remote_code)
 
 
 def _loaded(
@@ -203,7 +207,10 @@ def _layerwise(
 
     Raises:
         DataError: There are no texts, and the model would have to write some.
+        UnsupportedModel: The checkpoint is quantized.
     """
+    too_large = "it is too large for this machine's memory (--whole loads it anyway), and "
+    refuse_quantized(path, "" if config.low_memory else too_large)
     if texts is None and config.output_metrics:
         why = (
             "low_memory is set" if config.low_memory else "the model does not fit into this machine's memory"

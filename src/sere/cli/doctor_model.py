@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 _GIB = 2**30
 _WIDTH = 100
+_DEQUANTIZED = "as config.json says; loaded whole on a CPU, it counts with weights in bfloat16"
 
 
 def engine_findings(found: Unprepared) -> Iterator[Finding]:
@@ -29,7 +30,7 @@ def engine_findings(found: Unprepared) -> Iterator[Finding]:
     state = {True: "ok", False: "missing", None: "missing"}[found.vllm]
     yield Finding("engines", "vLLM", state, found.vllm_detail)
     if found.quantization is not None:
-        yield Finding("engines", "quantization", "ok", f"{found.quantization}, as config.json says")
+        yield Finding("engines", "quantization", "ok", f"{found.quantization}, {_DEQUANTIZED}")
 
 
 def calibration_findings(

@@ -43,7 +43,7 @@ def on_vllm(
     check_installed()
     log_vllm_to_stderr()
     path = engine_checkpoint(args)
-    tokenizer = tokenizer_of(path, args)
+    tokenizer = tokenizer_of(path, args, any_type=True)
     dtype = dtype_name(path, args.dtype, trust_remote_code=args.trust_remote_code)
     options: dict[str, Any] = {
         "skip_tokenizer_init": True, "dtype": dtype, "enforce_eager": True, "disable_log_stats": True,

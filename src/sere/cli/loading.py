@@ -180,8 +180,8 @@ def load(args: argparse.Namespace) -> tuple[Any, Any]:
     return load_on_device(path, args), tokenizer
 
 
-def tokenizer_of(path: Path, args: argparse.Namespace) -> Any:
-    """Load a checkpoint's tokenizer.
+def tokenizer_of(path: Path, args: argparse.Namespace, *, any_type: bool = False) -> Any:
+    """Load a checkpoint's tokenizer; with ``any_type``, also where Transformers does not know the model type.
 
     Raises:
         InputError: There is none that can be loaded.
@@ -189,7 +189,7 @@ def tokenizer_of(path: Path, args: argparse.Namespace) -> Any:
     from sere.checkpoints import load_tokenizer
 
     quiet_transformers()
-    return load_tokenizer(path, trust_remote_code=args.trust_remote_code)
+    return load_tokenizer(path, trust_remote_code=args.trust_remote_code, any_type=any_type)
 
 
 def load_on_device(path: Path, args: argparse.Namespace) -> Any:
@@ -222,6 +222,8 @@ def load_on_device(path: Path, args: argparse.Namespace) -> Any:
 def dtype_name(path: Path, wanted: str, *, trust_remote_code: bool = False) -> str:
     """Return the dtype that was wanted, for ``auto`` the one that the checkpoint is stored in.
 
+    If Transformers does not know the model type, ``auto`` is left to the engine.
+
     Raises:
         ConfigError: The checkpoint's config does not say.
     """
@@ -229,7 +231,10 @@ def dtype_name(path: Path, wanted: str, *, trust_remote_code: bool = False) -> s
 
     if wanted != "auto":
         return wanted
-    stored = load_config(path, trust_remote_code=trust_remote_code).get_text_config().dtype
+    try:
+        stored = load_config(path, trust_remote_code=trust_remote_code).get_text_config().dtype
+    except UnsupportedModel:
+        return wanted
     if stored is None:
         raise ConfigError(
             f"--dtype auto: the config of {path} has no dtype; choose one of {', '.join(DTYPES[1:])}"

@@ -47,12 +47,17 @@ class Way:
 def ways_to_calibrate(found: Unprepared, *, device: str = "cpu") -> list[Way]:
     """Return the three ways to calibrate, in the order in which they are to be preferred.
 
+    A quantized model that cannot be loaded whole is calibrated in vLLM.
+
     Args:
         found: The model.
         device: Where: ``"cpu"`` or a CUDA device, whose free memory then counts.
     """
     available = free_memory(device)
-    return list(_ways(found, available))
+    whole, layers, vllm = _ways(found, available, device)
+    if found.quantization is not None and not whole.is_open:
+        return [vllm, whole, layers]
+    return [whole, layers, vllm]
 
 
 def free_memory(device: str) -> int | None:
@@ -114,12 +119,17 @@ def chance(num_experts: int, top_k: int, rows: int) -> float:
     return num_experts * (1 - (1 - min(1.0, top_k / num_experts)) ** rows)
 
 
-def _ways(found: Unprepared, available: int | None) -> Iterator[Way]:
+def _ways(found: Unprepared, available: int | None, device: str) -> Iterator[Way]:
     def fits(needs: int | None) -> bool | None:
         return None if needs is None or available is None else needs <= available
 
-    whole = None if found.num_bytes is None else round(found.num_bytes / SHARE_OF_MEMORY)
-    yield Way("whole", "", whole, fits(whole), found.transformers and "Transformers cannot load it")
+    stored = _with_room(found.num_bytes)
+    # On a CPU, Transformers dequantizes FP8 and MXFP4; other formats are counted alike.
+    whole = _with_room(found.dequantized_bytes) if found.quantization and device == "cpu" else stored
+    reason = "Transformers cannot load it" if found.transformers else None
+    if reason is None and found.not_loaded is not None:
+        reason = f"Transformers cannot load its quantization ({found.quantization}) here: {found.not_loaded}"
+    yield Way("whole", "", whole, fits(whole), reason)
     reason = "Transformers cannot load it" if found.transformers else None
     if reason is None and found.quantization is not None:
         reason = f"it is quantized ({found.quantization})"
@@ -133,7 +143,12 @@ def _ways(found: Unprepared, available: int | None) -> Iterator[Way]:
         missing = "vLLM is not installed here"
     else:
         missing = found.vllm_detail if found.vllm is False else ""
-    yield Way("vllm", "--engine vllm", whole, fits(whole), missing or None)
+    yield Way("vllm", "--engine vllm", stored, fits(stored), missing or None)
+
+
+def _with_room(num_bytes: int | None) -> int | None:
+    """Return the memory for weights of so many bytes and what calibrating needs besides."""
+    return None if num_bytes is None else round(num_bytes / SHARE_OF_MEMORY)
 
 
 def here(folder: Path) -> str:

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from sere.checkpoints import empty_model, find_weights
+from sere.checkpoints.quantization import dequantized_bytes, quantization_in, why_not_loaded
 from sere.checkpoints.weight_files import read_json
 from sere.errors import InputError, MissingDependency, UnsupportedModel
 from sere.identity import ModelIdentity
@@ -39,6 +40,9 @@ class Unprepared:
         brings_code: Whether the folder brings Python code of its own for the model.
         exact: Whether ``num_bytes`` is the files' size; otherwise it is computed from the config.
         layer_bytes: Bytes of the largest decoder layer's experts; None if not known.
+        dequantized_bytes: Bytes of all weights in bfloat16; None for a model that is not quantized, or that
+            Transformers cannot build.
+        not_loaded: Why Transformers cannot load weights that are quantized like this here; None if it can.
     """
 
     folder: Path
@@ -54,6 +58,8 @@ class Unprepared:
     brings_code: bool
     exact: bool
     layer_bytes: float | None
+    dequantized_bytes: int | None = None
+    not_loaded: str | None = None
 
     @property
     def has_experts(self) -> bool:
@@ -85,7 +91,7 @@ def look_at(folder: Path, *, trust_remote_code: bool = False) -> Unprepared:
     quantization = quantization_of(described)
     measured = _bytes_on_disk(folder)
     shapes: tuple[LayerShape, ...] = ()
-    weights = reason = layer_bytes = dtype = identity = None
+    weights = reason = layer_bytes = dtype = identity = unpacked = not_loaded = None
     num_bytes = measured
     try:
         model = empty_model(folder, trust_remote_code=trust_remote_code)
@@ -105,15 +111,17 @@ def look_at(folder: Path, *, trust_remote_code: bool = False) -> Unprepared:
         dtype = str(next(layers[0].module.parameters()).dtype).removeprefix("torch.")
         identity = identity_of(model, layers)
         layer_bytes = max(shape.num_experts for shape in shapes) * weights.expert_bytes
+        if (config := quantization_in(described)) is not None:
+            unpacked, not_loaded = dequantized_bytes(model), why_not_loaded(config)
     return Unprepared(
         folder, reason, vllm, detail, quantization, shapes, weights, num_bytes, dtype, identity,
-        "auto_map" in described, measured is not None, layer_bytes,
+        "auto_map" in described, measured is not None, layer_bytes, unpacked, not_loaded,
     )  # fmt: skip
 
 
 def quantization_of(described: Mapping[str, Any]) -> str | None:
     """Return how a ``config.json`` says that weights are quantized, or None."""
-    found = _quantization(described)
+    found = quantization_in(described)
     return None if found is None else str(found.get("quant_method") or found.get("quant_algo") or "unknown")
 
 
@@ -135,15 +143,6 @@ def shapes_of_config(described: Mapping[str, Any]) -> tuple[LayerShape, ...]:
     )
 
 
-def _quantization(described: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    text = described.get("text_config")
-    for holder in (described, text if isinstance(text, Mapping) else {}):
-        for name in ("quantization_config", "compression_config"):
-            if isinstance(holder.get(name), Mapping):
-                return dict(holder[name])
-    return None
-
-
 def _quantized(
     plain: StepWeights,
     shapes: Sequence[LayerShape],
@@ -162,7 +161,7 @@ def _quantized(
 
 def bits_of(described: Mapping[str, Any]) -> float:
     """Return the bits of a quantized weight that a ``config.json`` tells of: 4 with their scales, or 8."""
-    found = _quantization(described) or {}
+    found = quantization_in(described) or {}
     text = str(found).lower()
     bits = found.get("bits") or found.get("w_bit") or found.get("num_bits")
     if isinstance(bits, int):

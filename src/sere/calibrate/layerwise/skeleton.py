@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,7 +15,9 @@ from torch import nn
 from sere.calibrate.layerwise.tensor_reader import TensorReader
 from sere.checkpoints import check_weights, empty_model, load_config, say_unused
 from sere.checkpoints.classes import choose_class
+from sere.checkpoints.quantization import quantization_in
 from sere.checkpoints.transfer import conversions_of, load_into
+from sere.checkpoints.weight_files import read_json
 from sere.errors import InputError, UnsupportedModel, name_some
 from sere.structure import ExpertsLayer, find_experts
 
@@ -162,13 +165,27 @@ def _outer_list(model: nn.Module, name: str) -> str | None:
     return None
 
 
+def refuse_quantized(path: Path, why: str = "") -> None:
+    """Refuse a checkpoint with quantized weights, which are not read layer by layer.
+
+    Args:
+        path: The checkpoint folder.
+        why: Why it would be read layer by layer, unless that was asked for.
+
+    Raises:
+        UnsupportedModel: Its weights are quantized.
+    """
+    if quantization_in(read_json(path / "config.json")) is not None:
+        raise UnsupportedModel(
+            f"{path}: {why}quantized weights cannot be read layer by layer; let vLLM run the model (--engine "
+            "vllm; in Python: engine='vllm'), or calibrate the unquantized checkpoint (its table fits this "
+            "model too)"
+        )
+
+
 def _empty_model(reader: TensorReader, dtype: torch.dtype | None, device: torch.device, trusted: bool) -> Any:
     config = load_config(reader.path, trust_remote_code=trusted)
-    if getattr(config, "quantization_config", None) is not None:
-        raise UnsupportedModel(
-            f"{reader.path}: quantized weights cannot be read layer by layer; calibrate the "
-            "unquantized checkpoint (its table fits this model too)"
-        )
+    refuse_quantized(reader.path)
     if dtype is None and choose_class(config)[1].dtype is None:
         dtype = reader.first_dtype()
     # Checked now, not hours later in the layer whose weights are missing.

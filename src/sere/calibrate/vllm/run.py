@@ -24,7 +24,9 @@ def calibrate_in_vllm(
 ) -> dict[str, SimilarityTable]:
     """Start vLLM on a checkpoint, run the texts through it, and end it; see `sere.calibrate`."""
     options = engine_options(config, writes=ROWS if texts is None else 0)
-    tokenizer = text_tokenizer(tokenizer or load_tokenizer(path, trust_remote_code=config.trust_remote_code))
+    if tokenizer is None:
+        tokenizer = load_tokenizer(path, trust_remote_code=config.trust_remote_code, any_type=True)
+    tokenizer = text_tokenizer(tokenizer)
     # Read first, because this fails sooner.
     read = None if texts is None else read_tokens(texts, tokenizer, config)
     run = run_record(IN_VLLM, model_files(path), read, config, **_of_the_engine(config))

@@ -85,8 +85,8 @@ class FileStates(States):
             expected = sum(math.prod(shape) for shape in states._shapes) * states._item_bytes
         except (KeyError, TypeError, AttributeError) as error:
             raise InputError(
-                f"expected a description of the hidden states that are kept, got {dict(description)}; "
-                f"delete the folder {folder} and start again"
+                f"{folder}: expected the file, dtype and shapes of the hidden states that are kept, got "
+                f"others ({type(error).__name__}: {error}); delete the folder {folder} and start again"
             ) from error
         found = states.path.stat().st_size if states.path.is_file() else None
         if found != expected:

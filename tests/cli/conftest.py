@@ -11,6 +11,7 @@ import pytest
 from sere.bundled import model_path
 from sere.errors import EngineFailure
 from tests.support.checkpoints import save_checkpoint
+from tests.support.damage import change_json
 
 
 @pytest.fixture(scope="session")
@@ -31,6 +32,14 @@ def tiny_bundled(tmp_path: Path, checkpoint: Path) -> Path:
     for path in model_path().glob("tokenizer*.json"):
         shutil.copy(path, folder)
     return folder
+
+
+@pytest.fixture
+def only_in_vllm(tiny_bundled: Path, similarities: Path) -> list[str | Path]:
+    """Arguments after a command: a model whose type Transformers does not know, in vLLM, and its table."""
+    path = change_json(tiny_bundled / "config.json", model_type="alien_moe")
+    given = ["--table", str(similarities), "--setting", "sere:select_top_k=1", "--per-task", "2"]
+    return [path, "--engine", "vllm", *given]
 
 
 @pytest.fixture

@@ -13,7 +13,6 @@ from sere.cli import main
 from sere.report.collect import collect
 from sere.report.read import read_sources
 from tests.support.commands import refused, run_text
-from tests.support.damage import change_json
 
 needs_lm_eval = pytest.mark.skipif(find_spec("lm_eval") is None, reason="needs lm-eval: make test-vllm")
 pytestmark = [pytest.mark.lm_eval, pytest.mark.filterwarnings("default")]
@@ -181,14 +180,9 @@ def folder(tmp_path: Path) -> Path:
 
 @needs_lm_eval
 def test_a_model_type_that_only_vllm_knows_reaches_its_engine(
-    tiny_bundled: Path,
-    similarities: Path,
-    not_started: list[dict[str, Any]],
-    capsys: pytest.CaptureFixture[str],
+    only_in_vllm: list[str | Path], not_started: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]
 ) -> None:
     """``auto`` is left to vLLM."""
-    path = change_json(tiny_bundled / "config.json", model_type="alien_moe")
-    given = ["--table", str(similarities), "--setting", "sere:select_top_k=1", "--per-task", "2"]
-    line = refused(capsys, "lm-eval", path, "--engine", "vllm", "--tasks", "sere_sorting", *given)
+    line = refused(capsys, "lm-eval", *only_in_vllm, "--tasks", "sere_sorting")
     assert line.endswith("no engine in this test")
     assert [options["dtype"] for options in not_started] == ["auto"]

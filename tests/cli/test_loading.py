@@ -12,7 +12,6 @@ from sere.cli.loading import dtype_name
 from sere.errors import ConfigError
 from tests.support.checkpoints import save_checkpoint
 from tests.support.commands import refused
-from tests.support.damage import change_json
 
 
 def test_the_dtype_of_a_checkpoint_is_that_of_its_config(tmp_path: Path) -> None:
@@ -35,13 +34,8 @@ def test_a_model_that_is_not_there_is_one_line(capsys: pytest.CaptureFixture[str
 
 
 def test_a_model_type_that_only_vllm_knows_reaches_its_engine(
-    tiny_bundled: Path,
-    similarities: Path,
-    not_started: list[dict[str, Any]],
-    capsys: pytest.CaptureFixture[str],
+    only_in_vllm: list[str | Path], not_started: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The tokenizer is loaded without Transformers' config, and ``auto`` is left to vLLM."""
-    path = change_json(tiny_bundled / "config.json", model_type="alien_moe")
-    given = ["--table", str(similarities), "--setting", "sere:select_top_k=1", "--per-task", "2"]
-    assert refused(capsys, "eval", path, "--engine", "vllm", *given).endswith("no engine in this test")
+    assert refused(capsys, "eval", *only_in_vllm).endswith("no engine in this test")
     assert [options["dtype"] for options in not_started] == ["auto"]

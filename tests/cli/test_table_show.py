@@ -11,7 +11,7 @@ import torch
 
 from sere.cli.parser import build_parser
 from sere.similarity import LayerSimilarity
-from sere.table import Tier
+from sere.table import OWN_TEXTS, Tier
 from tests.support.tables import identity, matrix, sample, table
 
 EVIDENCE = {
@@ -59,6 +59,14 @@ def test_the_expected_loss_is_shown_for_four_batch_sizes(
     assert lines[2].split() == ["layer", "B=8", "B=16", "B=32", "B=64"]
     assert [line.split()[0] for line in lines[4:]] == ["1", "3", "mean"]
     assert all(line.count("%") == line.count(">") == 4 for line in lines[4:])
+
+
+def test_own_texts_show_less_of_the_loss(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Where the model wrote the texts, that is said beside the expected loss, and only there."""
+    own = {"calibration": {"texts": OWN_TEXTS}}
+    text = " ".join(show(tmp_path, capsys, provenance=own).split())
+    assert "from texts that the model wrote itself: on other texts expect more, about 1 / 0.7 of it:" in text
+    assert "wrote itself" not in show(tmp_path, capsys, provenance={"calibration": {}})
 
 
 def test_the_loss_is_in_the_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,12 +12,15 @@ from sere.cli.terminal import paragraph
 from sere.config import RerouteConfig
 from sere.identity import span
 from sere.table import SimilarityTable, Tier, describe_unknown, off_diagonal
+from sere.table.estimated_tiers import OWN_TEXTS_SHARE
 from sere.table.neighbors import describe_regime, neighbors
 from sere.table.regime import expected_losses, mean_of, why_no_loss
 from sere.table.tier_rows import LOSSES, TIER_HEADS, tier_rows
 
 _LOSS = """expected loss at the default settings ({settings}), in steps of B rows: the share of the routed
-output's energy that is lost, and experts per layer before > after. An estimate of the layers' outputs:"""
+output's energy that is lost, and experts per layer before > after. An estimate of the layers' outputs"""
+_OWN = """,
+from texts that the model wrote itself: on other texts expect more, about 1 / {share} of it"""
 
 
 def describe(path: Path, loaded: SimilarityTable, threshold: float) -> dict[str, Any]:
@@ -53,6 +56,7 @@ def describe(path: Path, loaded: SimilarityTable, threshold: float) -> dict[str,
         "layers": [_layer(loaded, index, threshold) for index in loaded.layers],
         "default_tier": settled.tier,
         "expected_loss": _losses(loaded),
+        "own_texts": loaded.own_texts,
         "why_no_expected_loss": why_no_loss(loaded),
         "tiers": {name: tier.to_mapping() for name, tier in loaded.tiers.items()},
     }
@@ -147,7 +151,8 @@ def _expected(value: Mapping[str, Any]) -> str:
     tier = value["default_tier"]
     settings = "active_experts=auto, no tier" if tier is None else f"tier {tier}"
     heads = ["layer", *(f"B={B}" for B in losses["mean"])]
-    return f"{paragraph(_LOSS.format(settings=settings))}\n{table(rows, heads)}"
+    own = _OWN.format(share=OWN_TEXTS_SHARE) if value["own_texts"] else ""
+    return f"{paragraph(f'{_LOSS.format(settings=settings)}{own}:')}\n{table(rows, heads)}"
 
 
 def _cell(one: Mapping[str, float]) -> str:

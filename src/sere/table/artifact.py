@@ -86,6 +86,12 @@ class SimilarityTable:
         """Number of experts per layer: the largest, if layers differ."""
         return self.identity.num_experts
 
+    @property
+    def own_texts(self) -> bool:
+        """Whether the model wrote the calibration texts itself."""
+        made = self.provenance.get("calibration")
+        return isinstance(made, Mapping) and made.get("texts") == OWN_TEXTS
+
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 over similarities, identity, metric and data, as hex; tiers and routing do not count."""

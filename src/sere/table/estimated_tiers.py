@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import Any
 
 from sere.reroute.constants import LIMIT_ROWS
-from sere.table.artifact import OWN_TEXTS, SimilarityTable
+from sere.table.artifact import SimilarityTable
 from sere.table.expected_loss import Expected, expected_error
 from sere.table.regime import why_no_loss
 from sere.table.tiers import DEFAULT_TIER, Tier
@@ -53,8 +53,9 @@ def estimated_tiers(table: SimilarityTable) -> dict[str, Tier]:
         shapes.setdefault((table.layers[index].num_experts, table.identity.slots[index]), []).append(index)
     groups = sorted(shapes.items(), key=lambda item: len(item[1]), reverse=True)
     found = [_Group(table, layers, E, K) for (E, K), layers in groups]
-    own = table.provenance.get("calibration", {}).get("texts") == OWN_TEXTS
-    share, source = (OWN_TEXTS_SHARE, "texts that the model wrote itself") if own else (1, "given texts")
+    share, source = (1.0, "given texts")
+    if table.own_texts:
+        share, source = (OWN_TEXTS_SHARE, "texts that the model wrote itself")
     return {name: _tier(name, share * accepted, found, source) for name, accepted in ACCEPTED.items()}
 
 

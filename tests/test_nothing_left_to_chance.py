@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import random
 import re
@@ -150,6 +151,19 @@ def test_a_worker_that_is_killed_fails_the_run(tmp_path: Path) -> None:
         (tmp_path / f"test_{name}.py").write_text(KILLED.format(name=name))
     found = run_pytest("-n", "2", "--max-worker-restart=0", *ALONE, "--rootdir", ".", folder=tmp_path, code=1)
     assert "test_any[3]" in found
+
+
+def test_waiting_is_given_up_for_what_hangs_alone() -> None:
+    """No test has a limit of its own: on a busy machine it would pass and fail by chance."""
+    found = [
+        f"{path.relative_to(ROOT)}:{keyword.value.lineno}"
+        for path in (ROOT / "tests").rglob("*.py")
+        for call in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(call, ast.Call)
+        for keyword in call.keywords
+        if keyword.arg == "timeout" and isinstance(keyword.value, ast.Constant)
+    ]
+    assert found == [], "expected HANGS_S of tests.support.patience"
 
 
 FALSE = """

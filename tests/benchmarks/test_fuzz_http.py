@@ -19,6 +19,7 @@ from fuzz_requests import ROUTES, Route
 from sere.engines.server import free_port
 from sere.integrations.vllm.client.http_routes import Endpoint
 from sere.integrations.vllm.live.page import LIVE, PATH
+from tests.support.patience import HANGS_S
 
 
 class _Routes:
@@ -106,7 +107,7 @@ def test_a_machine_that_pauses_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(time, "sleep", late)
     watch = Watch()
     with watch.watching():
-        assert woken.wait(60)
+        assert woken.wait(HANGS_S)
     assert watch.longest_ms >= 50
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import gpu_serve
+from tests.support.patience import HANGS_S
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.checkout
@@ -19,7 +20,7 @@ pytestmark = pytest.mark.checkout
 def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-W", "ignore", "benchmarks/gpu_serve.py", *arguments],
-        cwd=ROOT, env=os.environ | environment, capture_output=True, text=True, timeout=300,
+        cwd=ROOT, env=os.environ | environment, capture_output=True, text=True, timeout=HANGS_S,
     )  # fmt: skip
 
 

@@ -11,6 +11,7 @@ import pytest
 
 import viewer_process
 from tests.support.live_page import Page, serving
+from tests.support.patience import HANGS_S
 
 SCRIPT = Path(viewer_process.__file__)
 
@@ -60,7 +61,9 @@ def test_the_process_ends_with_its_input() -> None:
     """It says what it has seen once all have begun or failed, and for each line that it reads."""
     with serving(Page(good=1)) as page:
         command = [sys.executable, "-I", str(SCRIPT), page.url, "2"]
-        done = subprocess.run(command, input="\n", capture_output=True, text=True, check=True, timeout=60)
+        done = subprocess.run(
+            command, input="\n", capture_output=True, text=True, check=True, timeout=HANGS_S
+        )
     first, second = map(json.loads, done.stdout.splitlines())
     assert first["answers"] == second["answers"] == [1, 0]
     assert len(first["failed"]) == 1

@@ -12,6 +12,7 @@ import pytest
 import viewers
 from sere.errors import ServerError
 from tests.support.live_page import Page, serving
+from tests.support.patience import HANGS_S
 
 
 def rounds(**changes: Any) -> dict[str, dict[int, list[float]]]:
@@ -62,7 +63,7 @@ def test_a_load_waits_for_all_viewers(monkeypatch: pytest.MonkeyPatch) -> None:
         assert len(page.connections) == 3
         before = found.seen()
         assert min(before["answers"]) >= 1
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + HANGS_S
         while sum((after := found.seen())["answers"]) < sum(before["answers"]) + 3:
             assert time.monotonic() < deadline
             time.sleep(0.05)

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.patience import HANGS_S
+
 ENDINGS = [(signal.SIGINT, "interrupted"), (signal.SIGTERM, "ended by SIGTERM")]
 
 
@@ -39,7 +41,7 @@ sys.exit(sere.cli.main())
 """
     process = _started([sys.executable, "-c", command.replace("WRAPPED", str(wrapped))])
     process.send_signal(number)
-    out, err = process.communicate(timeout=30)
+    out, err = process.communicate(timeout=HANGS_S)
     assert (out, err) == ("ended\n", f"\nsere: {word}\n")
     assert process.returncode == 128 + number
 
@@ -60,7 +62,7 @@ except BaseException:
     paths = os.pathsep.join([str(tmp_path), *sys.path])
     process = _started([sys.executable, "-m", "sere", "doctor"], PYTHONPATH=paths)
     process.send_signal(signal.SIGINT)
-    assert process.communicate(timeout=30) == ("", "\nsere: interrupted\n")
+    assert process.communicate(timeout=HANGS_S) == ("", "\nsere: interrupted\n")
     assert process.returncode == 130
 
 

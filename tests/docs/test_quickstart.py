@@ -19,6 +19,7 @@ from sere.defaults import TABLE
 from sere.table import SimilarityTable
 from tests.support.checkpoints import save_checkpoint
 from tests.support.commands import refused, run_text
+from tests.support.patience import HANGS_S
 
 pytestmark = pytest.mark.checkout
 
@@ -98,7 +99,7 @@ def steps(folder: Path, **options: str) -> list[str]:
     (folder / "steps").unlink(missing_ok=True)
     environment = {"PATH": f"{commands}{os.pathsep}{os.environ['PATH']}"} | options
     command = ["sh", str(ROOT / "examples" / "quickstart.sh"), "MODEL"]
-    subprocess.run(command, cwd=folder, env=environment, capture_output=True, timeout=60, check=False)
+    subprocess.run(command, cwd=folder, env=environment, capture_output=True, timeout=HANGS_S, check=False)
     return (folder / "steps").read_text(encoding="utf-8").splitlines()
 
 

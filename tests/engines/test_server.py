@@ -18,6 +18,7 @@ pytest.importorskip("vllm", reason="needs vLLM: make test-vllm")
 from sere.cli import main
 from sere.engines.server import Server, _environment, serve
 from sere.errors import ServerError
+from tests.support.patience import HANGS_S
 from tests.support.vllm.models import save_model, table_of
 
 pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("default")]
@@ -56,7 +57,7 @@ sys.stdin.read()
     process = subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE)
     try:
         server = Server(process, 1, tmp_path / "log")
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + HANGS_S
         while server.processor_s() < 0.3:
             assert time.monotonic() < deadline
             time.sleep(0.05)
@@ -111,6 +112,6 @@ def test_server_that_dies(tmp_path: Path, mark: str) -> None:
         assert len(marked(mark)) > 1
         os.kill(server.pid, signal.SIGKILL)
         with pytest.raises(ServerError, match="exited with code -9; the end of its log"):
-            server.wait(60)
-    psutil.wait_procs(marked(mark), timeout=60)
+            server.wait(HANGS_S)
+    psutil.wait_procs(marked(mark), timeout=HANGS_S)
     assert marked(mark) == []

@@ -14,6 +14,7 @@ from sere.cli import main
 from sere.table import SimilarityTable
 from tests.support.calibration import interrupt_at_layer
 from tests.support.checkpoints import save_checkpoint
+from tests.support.patience import HANGS_S
 
 
 @pytest.fixture
@@ -37,7 +38,7 @@ def test_ctrl_c_right_after_the_command_was_given(tmp_path: Path) -> None:
     assert process.stdout is not None
     assert process.stdout.readline() == "importing\n"
     process.send_signal(signal.SIGINT)
-    assert process.communicate(timeout=30) == ("", "\nsere: interrupted\n")
+    assert process.communicate(timeout=HANGS_S) == ("", "\nsere: interrupted\n")
     assert process.returncode == 130
 
 

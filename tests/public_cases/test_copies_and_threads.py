@@ -10,6 +10,7 @@ import torch
 import sere
 from sere.errors import ConcurrentCalls
 from tests.support.decoding import decode, prompts, random_table
+from tests.support.patience import HANGS_S
 from tests.support.tiny import tiny_model
 
 
@@ -30,7 +31,7 @@ def test_four_threads_at_once() -> None:
     together, errors = Barrier(4), list[BaseException]()
 
     def meet(*_: object) -> None:
-        together.wait(timeout=60)
+        together.wait(timeout=HANGS_S)
 
     def run() -> None:
         try:

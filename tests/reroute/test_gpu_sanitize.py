@@ -17,6 +17,8 @@ from tests.support.hazards import unexpected_hazards
 SANITIZER = shutil.which("compute-sanitizer")
 # Only our kernels: PyTorch's own are many, and each that is watched takes seconds.
 FILTER = "reroute_"
+# Three tools in ten minutes, which may be all that one command has there.
+TOOL_S = 190
 
 
 def command(tool: str) -> list[str]:
@@ -73,9 +75,8 @@ def test_compute_sanitizer(tool: str) -> None:
     # In PyTorch's pool a read past a tensor's end is still in somebody's memory.
     environment = os.environ | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     program = [sys.executable, "-m", "tests.support.sanitized"]
-    # Three tools in ten minutes, which may be all that one command has there.
     run = subprocess.run(
-        command(tool) + program, env=environment, capture_output=True, text=True, check=False, timeout=190
+        command(tool) + program, env=environment, capture_output=True, text=True, check=False, timeout=TOOL_S
     )
     assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-1000:]
     assert "done" in run.stdout

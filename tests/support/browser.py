@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from tests.support.patience import HANGS_S
+
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 SCREENSHOTS = Path(__file__).resolve().parents[2] / "out" / "screenshots"
 """Where tests put pictures of pages, for people to look at."""
@@ -37,7 +39,7 @@ def browser() -> Iterator[Any]:
             running.close()
 
 
-def until(page: Any, expression: str, seconds: float = 60.0) -> None:
+def until(page: Any, expression: str, seconds: float = HANGS_S) -> None:
     """Wait until a page's expression holds; its own way to wait is one of those that the page forbids."""
     deadline = monotonic() + seconds
     while not page.evaluate(expression):

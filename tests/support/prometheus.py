@@ -17,14 +17,13 @@ import pytest
 import yaml
 
 from sere.engines.server import free_port
+from tests.support.patience import HANGS_S
 from tests.support.vllm.metrics import HOST
 
 FOLDER = Path(__file__).resolve().parents[2] / "examples" / "monitoring"
 DASHBOARD = json.loads((FOLDER / "grafana.json").read_text(encoding="utf-8"))
 QUERIES = [(panel["title"], target["expr"]) for panel in DASHBOARD["panels"] for target in panel["targets"]]
 ALERTS = yaml.safe_load((FOLDER / "alerts.yml").read_text(encoding="utf-8"))["groups"][0]["rules"]
-# How long Prometheus may take to start and to scrape some times.
-_WAIT_S = 60
 
 
 def needs(program: str) -> pytest.MarkDecorator:
@@ -60,12 +59,12 @@ def prometheus(folder: Path, target: str, scrapes: int, **changes: Any) -> Itera
         yield port
     finally:
         process.terminate()
-        process.wait(timeout=30)
+        process.wait(timeout=HANGS_S)
 
 
 def wait_for(port: int, text: str, log: Path | None = None) -> None:
     """Wait until a query has a result."""
-    deadline = time.monotonic() + _WAIT_S
+    deadline = time.monotonic() + HANGS_S
     while time.monotonic() < deadline:
         with suppress(OSError, AssertionError):
             if query(port, text):
@@ -93,7 +92,7 @@ def rules(port: int) -> list[Mapping[str, Any]]:
 
 
 def _get(port: int, path: str) -> Mapping[str, Any]:
-    with urllib.request.urlopen(f"http://{HOST}:{port}/api/v1/{path}", timeout=10) as answer:
+    with urllib.request.urlopen(f"http://{HOST}:{port}/api/v1/{path}", timeout=HANGS_S) as answer:
         found = json.load(answer)
     assert found["status"] == "success"
     return dict(found["data"])

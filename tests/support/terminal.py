@@ -16,6 +16,8 @@ from contextlib import contextmanager
 
 import pytest
 
+from tests.support.patience import HANGS_S
+
 # What tells a terminal anything but text: colors, where to write, what to clear.
 _CONTROL = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|[@-Z\\-_])")
 _COLOR = re.compile(r"\x1b\[(?:\d+;)*(?:[349]\d|10\d)(?:;\d+)*m")
@@ -47,7 +49,7 @@ class Screen:
 
     def join(self) -> None:
         """Wait until all is read; the other side must be closed."""
-        self._reading.join(timeout=30)
+        self._reading.join(timeout=HANGS_S)
 
     @property
     def text(self) -> str:
@@ -79,7 +81,7 @@ def run_on_terminal(command: Sequence[str], columns: int, *, rows: int = 40) -> 
     given = {name: value for name, value in os.environ.items() if name not in unset} | {"TERM": _TERM}
     try:
         run = subprocess.run(
-            command, stdin=slave, stdout=slave, stderr=slave, env=given, check=False, timeout=300
+            command, stdin=slave, stdout=slave, stderr=slave, env=given, check=False, timeout=HANGS_S
         )
     finally:
         os.close(slave)

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 import sere.integrations.transformers as integration
 from sere.errors import ConcurrentCalls
 from tests.support.decoding import decode, prompts, random_table
+from tests.support.patience import HANGS_S
 from tests.support.tiny import tiny_model
 
 
@@ -64,7 +65,7 @@ def test_a_model_may_change_its_dtype_under_a_handle(model: PreTrainedModel) -> 
 def test_calls_that_overlap_in_two_threads_are_refused(model: PreTrainedModel) -> None:
     """The second call gets a named error, the first one ends as ever, and the model works afterward."""
     table = random_table(model)
-    inside, refused = Barrier(2, timeout=60), Barrier(2, timeout=60)
+    inside, refused = Barrier(2, timeout=HANGS_S), Barrier(2, timeout=HANGS_S)
 
     def wait(*_: object) -> None:
         inside.wait()

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from sere.integrations.vllm.calibration.observed import ObservedLayers
+from tests.support.patience import HANGS_S
 
 
 class _Router:
@@ -92,7 +93,7 @@ class Ranks:
     def __init__(self, count: int) -> None:
         self.sums = 0
         self._count, self._parts = count, dict[int, Tensor]()
-        self._meeting = threading.Barrier(count, timeout=30)
+        self._meeting = threading.Barrier(count, timeout=HANGS_S)
 
     def all_reduce(self, output: Tensor) -> Tensor:
         """Return the sum of all ranks' tensors."""

@@ -13,6 +13,7 @@ from typing import Any
 
 from sere.bundled import model_path
 from sere.integrations.vllm.client.admin_key import HEADER
+from tests.support.patience import HANGS_S
 from tests.support.vllm.server import Server, free_port, serve
 
 KEY = "clients"
@@ -56,12 +57,12 @@ def _ask(server: Server, one: int, ended: threading.Event) -> None:
     while not ended.wait(0.01):
         # The server may stand still, or have ended.
         try:
-            call(server, "/v1/completions", body, timeout=10)
+            call(server, "/v1/completions", body, timeout=HANGS_S)
         except (OSError, HTTPException):
             ended.wait(1)
 
 
-def call(server: Server, path: str, body: Any = None, timeout: float = 60) -> Any:
+def call(server: Server, path: str, body: Any = None, timeout: float = HANGS_S) -> Any:
     """Ask the server with both keys; return what it answers."""
     headers = {"Authorization": f"Bearer {KEY}", HEADER: server.admin_key, "Content-Type": "application/json"}
     data = None if body is None else json.dumps(body).encode()

@@ -6,13 +6,14 @@ import urllib.request
 from typing import Any
 
 from sere.integrations.vllm.step_counts import StepCounts
+from tests.support.patience import HANGS_S
 
 HOST = "127.0.0.1"
 
 
 def scrape(port: int) -> str:
     """Return what a port of this machine says under ``/metrics``."""
-    with urllib.request.urlopen(f"http://{HOST}:{port}/metrics", timeout=30) as answer:
+    with urllib.request.urlopen(f"http://{HOST}:{port}/metrics", timeout=HANGS_S) as answer:
         return str(answer.read().decode())
 
 

@@ -8,16 +8,16 @@ from typing import Any
 
 from sere.engines import server
 from sere.engines.server import Server, free_port
+from tests.support.patience import HANGS_S
 
 __all__ = ["Server", "complete", "free_port", "serve"]
 
-START_S = 300
 _ARGUMENTS = ("--served-model-name", "tiny", "--max-model-len", "256", "--max-num-seqs", "32")
 
 
 def serve(model: Path, sere: Any, folder: Path, *arguments: str) -> AbstractContextManager[Server]:
     """Start a small server whose model is called ``tiny``; its log lies in a folder."""
-    return server.serve(model, sere, folder / "server.log", *_ARGUMENTS, *arguments, start_s=START_S)
+    return server.serve(model, sere, folder / "server.log", *_ARGUMENTS, *arguments, start_s=HANGS_S)
 
 
 def complete(server: Server, prompt: str, **options: Any) -> tuple[int, Any]:

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+from tests.support.patience import HANGS_S
+
 TOKENS = 4
 REFUSED, SPOILED, SHORT, CUT = 1000, 1001, 1002, 1003
 """First tokens of prompts that the stub treats badly."""
@@ -77,7 +79,7 @@ class Answering(BaseHTTPRequestHandler):
             stub.asked.append((self.path, body))
             stub.now += 1
             stub.most = max(stub.most, stub.now)
-        stub.barrier.wait(timeout=30)
+        stub.barrier.wait(timeout=HANGS_S)
         # Long enough that requests beyond a loop's concurrency would meet these.
         time.sleep(0.05)
         self.send_response(503 if first == REFUSED else 200)

@@ -16,6 +16,7 @@ import pytest
 from sere.errors import (
     ServerError,
 )
+from tests.support.patience import HANGS_S
 from tests.support.vllm.models import table_of
 from tests.support.vllm.server import serve
 from tests.support.vllm.wrong_tables import cut_off, without_layer
@@ -88,7 +89,7 @@ def test_second_plug_in_that_is_installed(model: Path, tmp_path: Path) -> None:
             cwd=tmp_path, env=_environment(tmp_path), stdout=log, stderr=log, start_new_session=True,
         )  # fmt: skip
         try:
-            assert process.wait(timeout=180) != 0
+            assert process.wait(timeout=HANGS_S) != 0
             assert not _left_behind(process.pid)
         finally:
             with suppress(ProcessLookupError):
@@ -112,5 +113,5 @@ def _left_behind(leader: int) -> list[str]:
         with suppress(ProcessLookupError):
             if os.getsid(process.pid) == leader:
                 found.append(process)
-    _, left = psutil.wait_procs(found, timeout=60)
+    _, left = psutil.wait_procs(found, timeout=HANGS_S)
     return [str(process) for process in left if process.status() != psutil.STATUS_ZOMBIE]

@@ -19,13 +19,12 @@ pytest.importorskip("vllm", reason="needs vLLM: make test-vllm")
 from tests.support.browser import LOOKS, SCREENSHOTS, browser, until, watched
 from tests.support.graph_page import picture_of_graph
 from tests.support.keyboard import spoken, tab
+from tests.support.patience import HANGS_MS
 from tests.support.prometheus import ALERTS, QUERIES, needs, prometheus, rules, values, wait_for
 from tests.support.vllm.live_server import KEY, PORT, call, live_server, loaded
 from tests.support.vllm.server import Server
 
 pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("default")]
-
-WAIT_MS = 60_000
 
 
 @pytest.fixture(scope="module")
@@ -96,12 +95,12 @@ def press(page: Any, key: str, said: str) -> None:
 def test_the_keyboard_is_enough(server: Server, chromium: Any) -> None:
     """Tab reaches everything in the order of the page, visibly; keys move in charts and change the engine."""
     with watched(chromium, server.url) as (page, complaints):
-        page.wait_for_selector("#server-key:focus", timeout=WAIT_MS)
+        page.wait_for_selector("#server-key:focus", timeout=HANGS_MS)
         assert tab(page, key="Shift+Tab") == ["Skip to the figures"]
         assert tab(page) == ["server-key"]
         page.keyboard.type(KEY)
         page.keyboard.press("Enter")
-        page.wait_for_selector("#main:focus", timeout=WAIT_MS)
+        page.wait_for_selector("#main:focus", timeout=HANGS_MS)
         until(page, f"{READ} > 6")
 
         assert tab(page) == ["layers"]
@@ -110,7 +109,7 @@ def test_the_keyboard_is_enough(server: Server, chromium: Any) -> None:
             assert page.inner_text("#layers-when").startswith(f"Layer {layer}: ")
         assert tab(page) == ["As a table"]
         page.keyboard.press("Space")
-        page.wait_for_selector("#layers-table:visible", timeout=WAIT_MS)
+        page.wait_for_selector("#layers-table:visible", timeout=HANGS_MS)
         assert tab(page) == ["Experts by layer as a table"]
         assert tab(page, 4) == [f"{name} over time" for name in LINES]
         chart = page.get_by_role("slider").last
@@ -162,12 +161,12 @@ def test_what_is_refused_says_why(server: Server, chromium: Any) -> None:
         unlock(page)
         page.fill("#admin-key", "another")
         page.click("#set-top")
-        page.wait_for_selector("#refusal:has-text('expected the key of SERE_ADMIN_KEY')", timeout=WAIT_MS)
+        page.wait_for_selector("#refusal:has-text('expected the key of SERE_ADMIN_KEY')", timeout=HANGS_MS)
         page.fill("#admin-key", server.admin_key)
         page.fill("#active", "many")
         page.click("#set-active")
         page.wait_for_selector(
-            "#refusal:has-text('Refused (400): active_experts: expected')", timeout=WAIT_MS
+            "#refusal:has-text('Refused (400): active_experts: expected')", timeout=HANGS_MS
         )
 
 
@@ -175,7 +174,7 @@ def test_another_key_opens_nothing(server: Server, chromium: Any) -> None:
     """Without the server's key the page shows no figures, and with another one it says so."""
     with watched(chromium, server.url) as (page, _):
         unlock(page, "another")
-        page.wait_for_selector("#banner:has-text('does not accept this key')", timeout=WAIT_MS)
+        page.wait_for_selector("#banner:has-text('does not accept this key')", timeout=HANGS_MS)
         assert not page.is_visible("#main")
 
 
@@ -205,15 +204,15 @@ def test_a_server_that_does_not_answer_is_shown(server: Server, chromium: Any) -
     """While the server's process stands still the page says so, and goes on when it does."""
     with watched(chromium, server.url) as (page, _):
         unlock(page)
-        page.wait_for_selector("#main:visible", timeout=WAIT_MS)
+        page.wait_for_selector("#main:visible", timeout=HANGS_MS)
         os.kill(server.pid, signal.SIGSTOP)
         try:
-            page.wait_for_selector("#state-text:has-text('No answer')", timeout=WAIT_MS)
+            page.wait_for_selector("#state-text:has-text('No answer')", timeout=HANGS_MS)
             assert "has not answered for 10 s. Last seen at" in page.inner_text("#banner")
         finally:
             os.kill(server.pid, signal.SIGCONT)
-        page.wait_for_selector("#banner", state="hidden", timeout=WAIT_MS)
-        page.wait_for_selector("#state-text:has-text('On')", timeout=WAIT_MS)
+        page.wait_for_selector("#banner", state="hidden", timeout=HANGS_MS)
+        page.wait_for_selector("#state-text:has-text('On')", timeout=HANGS_MS)
 
 
 def top(url: str, *options: str, key: str = KEY) -> subprocess.CompletedProcess[str]:

@@ -18,6 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from sere.bench.target import random_table
 from sere.bundled import model_path
 from sere.table import fit
+from tests.support.patience import HANGS_S
 from tests.support.vllm.models import save_model, table_of
 
 pytest.importorskip("vllm", reason="needs vLLM: make test-vllm")
@@ -104,7 +105,7 @@ def test_log_of_processes(tmp_path: Path) -> None:
     with (tmp_path / "log").open("w") as log:
         subprocess.run(
             [sys.executable, "score.py"], cwd=tmp_path, env=environment, stdout=log, stderr=log, check=True,
-            timeout=180,
+            timeout=HANGS_S,
         )  # fmt: skip
     text = (tmp_path / "log").read_text()
     reasons = re.findall(

@@ -20,6 +20,7 @@ from sere.defaults import TABLE
 from sere.integrations.vllm.step_counts import SKIPPED
 from sere.reroute import COUNTERS
 from sere.table import SimilarityTable
+from tests.support.patience import HANGS_S
 from tests.support.vllm.quickstart import quickstart
 from tests.support.vllm.server import Server, complete, free_port
 
@@ -43,7 +44,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, ports: int) -> Iterator[Ser
     folder = tmp_path_factory.mktemp("quickstart")
     model = folder / "abacus"
     shutil.copytree(model_path(), model)
-    with quickstart(model, folder, ports, options=OPTIONS, seconds=900) as running:
+    with quickstart(model, folder, ports, options=OPTIONS, seconds=HANGS_S) as running:
         yield running
 
 
@@ -136,14 +137,14 @@ def test_only_the_operator_changes_settings(server: Server) -> None:
         f"{server.url}/v1/sere/settings", b"{}", {"Content-Type": "application/json"}
     )
     with pytest.raises(urllib.error.HTTPError, match="401"):
-        urllib.request.urlopen(request, timeout=30)
+        urllib.request.urlopen(request, timeout=HANGS_S)
     assert server.post("/v1/sere/settings", {})[0] == 200
 
 
 def test_metrics_over_http(server: Server, ports: int) -> None:
     """The route and the port of its own give the same Prometheus metrics."""
     status, route = server.get("/v1/sere/metrics")
-    with urllib.request.urlopen(f"http://127.0.0.1:{ports}/metrics", timeout=30) as answer:
+    with urllib.request.urlopen(f"http://127.0.0.1:{ports}/metrics", timeout=HANGS_S) as answer:
         port = answer.read().decode()
     assert status == 200
     lines = [line for line in route.splitlines() if line.startswith(("sere_layer", "sere_steps_total"))]

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.patience import HANGS_S
+
 pytest.importorskip("vllm", reason="needs vLLM: make test-vllm")
 
 pytestmark = pytest.mark.vllm
@@ -23,6 +25,6 @@ def test_steps_of_the_second_runner() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "tests.support.vllm.second_runner", *FILES,
          "-q", "-p", "no:cacheprovider"],
-        capture_output=True, text=True, timeout=600, check=False,
+        capture_output=True, text=True, timeout=HANGS_S, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-4000:]

@@ -17,6 +17,7 @@ import pytest
 from sere.integrations.vllm.worker.live_port import LivePort
 from sere.integrations.vllm.worker.metrics_port import serve_metrics
 from tests.support.browser import browser, until, watched
+from tests.support.patience import HANGS_MS, HANGS_S
 from tests.support.vllm.metrics import HOST, report_without_layers
 from tests.support.vllm.server import free_port
 
@@ -40,7 +41,7 @@ def served(read: Any, *, live_page: bool) -> Iterator[str]:
 
 
 def get(url: str) -> str:
-    with urllib.request.urlopen(url, timeout=30) as answer:
+    with urllib.request.urlopen(url, timeout=HANGS_S) as answer:
         return str(answer.read().decode())
 
 
@@ -94,7 +95,7 @@ def test_an_older_report_never_follows_a_newer_one() -> None:
 
     with ThreadPoolExecutor(1) as other:
         first = other.submit(look)
-        assert reading.wait(30)
+        assert reading.wait(HANGS_S)
         second = look()
         assert first.result()["now"]["changes"] == []
     assert second["now"]["steps"]["rerouted"] == 5
@@ -106,7 +107,7 @@ def test_a_stopped_server_is_shown() -> None:
     close = serve_metrics(lambda: report_without_layers(rerouted=3), HOST, port, live_page=True)
     try:
         with browser() as running, watched(running, f"http://{HOST}:{port}") as (page, complaints):
-            page.wait_for_selector("#steps:has-text('3 (100 %)')", timeout=20_000)
+            page.wait_for_selector("#steps:has-text('3 (100 %)')", timeout=HANGS_MS)
             assert complaints == []
             close()
             page.wait_for_selector("#banner:has-text('does not answer. Is it stopped? Last seen at')")

@@ -11,11 +11,12 @@ from pathlib import Path
 
 import pytest
 
+import sere
 from sere.bundled import model_path
 from sere.config import RerouteConfig
+from sere.defaults import table_here
 from sere.integrations.vllm.plugin_config import PluginConfig
 from sere.reroute.stats import COUNTERS
-from sere.table import SimilarityTable
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -40,19 +41,16 @@ def test_readme_python_runs(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """The README's Python as printed, on the bundled model: experts fall in each layer, and it prints it."""
-    texts = "\n\n".join(
-        f"Document {i} has some words for calibration, and some more of them." for i in range(40)
-    )
-    (tmp_path / "texts.txt").write_text(texts)
+    texts = [f"Document {i} has some words for calibration, and some more of them." for i in range(40)]
+    table = sere.calibrate(model_path(), texts=texts)
     (code,) = blocks("python")
     monkeypatch.chdir(tmp_path)
-    names: dict[str, object] = {}
-    exec(compile(code.replace("path/to/moe-model", str(model_path())), "README.md", "exec"), names)
-    assert (tmp_path / "similarity.sere").is_file()
+    table.save(table_here(str(model_path())))
+    exec(compile(code.replace('"MODEL"', repr(str(model_path()))), "README.md", "exec"), {})
     shown = re.findall(r"layer \d+: (\d+\.\d) -> (\d+\.\d) experts", capsys.readouterr().out)
     assert len(shown) == 6, "layers of the bundled model"
     # As many as the table that was made estimates for 32 rows.
-    tier = SimilarityTable.load(tmp_path / "similarity.sere").tiers["balanced"]
+    tier = table.tiers["balanced"]
     most = dict(tier.active_experts)[32]  # type: ignore[arg-type]
     assert all(float(after) <= most < float(before) for before, after in shown)
     assert not [record for record in caplog.records if "nothing was re-routed" in record.getMessage()]

@@ -33,7 +33,7 @@ def quickstart() -> list[str]:
     """The shell lines of the README's quickstart, without comments."""
     section = (ROOT / "README.md").read_text(encoding="utf-8").partition("\n## Quickstart\n")[2]
     (block, *_) = re.findall(r"^```\n(.*?)^```$", section, re.DOTALL | re.MULTILINE)
-    return [re.sub(r"\s+#.*", "", line) for line in block.splitlines()]
+    return [re.sub(r"\s+#.*", "", line) for line in block.splitlines() if not line.startswith("#")]
 
 
 def first_look(name: str) -> list[str]:

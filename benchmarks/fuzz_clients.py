@@ -6,20 +6,36 @@ import http.client
 import json
 import threading
 import time
+from bisect import bisect_left, bisect_right
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from time import perf_counter
+from typing import NamedTuple
 
 from sere.engines.server import Server
 
 PAUSE_MS = 100.0
 FAR = 10
 PATIENCE_S = 300.0
-WATCH_S = 0.02
+WATCH_S = 0.005
+# Naps that are late by less are no waits.
+LATE_S = 0.005
 PROMPT = "add 123 456 = "
 NONE, SOME, UNKNOWN = "none", "some", "cannot tell"
+
+
+class Gap(NamedTuple):
+    """The time between two tokens of one answer, in seconds of one clock."""
+
+    began: float
+    ended: float
+
+    @property
+    def ms(self) -> float:
+        """Its length."""
+        return 1000 * (self.ended - self.began)
 
 
 @dataclass
@@ -35,19 +51,19 @@ class Stream:
     wrong: list[str] = field(default_factory=list)
 
     @contextmanager
-    def reading(self, gaps_ms: list[float]) -> Iterator[None]:
-        """Read answers until the block ends; add the milliseconds between two pieces of one answer."""
-        with _in_thread(lambda stop: self._read(stop, gaps_ms)):
+    def reading(self, gaps: list[Gap]) -> Iterator[None]:
+        """Read answers until the block ends; add the times between two pieces of one answer."""
+        with _in_thread(lambda stop: self._read(stop, gaps)):
             yield
 
-    def _read(self, stop: threading.Event, gaps_ms: list[float]) -> None:
+    def _read(self, stop: threading.Event, gaps: list[Gap]) -> None:
         while not stop.is_set():
             try:
-                self._read_answer(gaps_ms)
+                self._read_answer(gaps)
             except (http.client.HTTPException, OSError) as error:
                 self.wrong.append(f"the stream broke off: {type(error).__name__}: {error}")
 
-    def _read_answer(self, gaps_ms: list[float]) -> None:
+    def _read_answer(self, gaps: list[Gap]) -> None:
         body = {"model": "tiny", "prompt": PROMPT, "max_tokens": 200, "temperature": 0, "ignore_eos": True,
                 "stream": True}  # fmt: skip
         connection = connect(self.server.url)
@@ -57,7 +73,7 @@ class Stream:
             if line.startswith(b"data: {"):
                 now = perf_counter()
                 if last is not None:
-                    gaps_ms.append(1000 * (now - last))
+                    gaps.append(Gap(last, now))
                 last, pieces = now, pieces + 1
         connection.close()
         if answer.status != 200 or not pieces:
@@ -65,14 +81,19 @@ class Stream:
 
 
 class Watch:
-    """Sees for how long the machine lets a process wait that has next to nothing to do.
+    """Sees when the machine lets a process wait that has next to nothing to do.
 
     Attributes:
-        longest_ms: The longest time by which a nap of `WATCH_S` was too long.
+        waits: From when a nap of `WATCH_S` should have ended to when it did, of those that ended late.
     """
 
     def __init__(self) -> None:
-        self.longest_ms = 0.0
+        self.waits: list[Gap] = []
+
+    @property
+    def longest_ms(self) -> float:
+        """The longest wait."""
+        return max((wait.ms for wait in self.waits), default=0.0)
 
     @contextmanager
     def watching(self) -> Iterator[None]:
@@ -82,9 +103,23 @@ class Watch:
 
     def _watch(self, stop: threading.Event) -> None:
         while not stop.is_set():
-            started = perf_counter()
+            due = perf_counter() + WATCH_S
             time.sleep(WATCH_S)
-            self.longest_ms = max(self.longest_ms, 1000 * (perf_counter() - started - WATCH_S))
+            woken = perf_counter()
+            if woken - due > LATE_S:
+                self.waits.append(Gap(due, woken))
+
+    def own_ms(self, gaps: Sequence[Gap]) -> list[float]:
+        """Return the lengths of gaps in milliseconds, less the time in which the machine stood still."""
+        starts = [wait.began for wait in self.waits]
+        found = []
+        for gap in gaps:
+            # Waits follow each other, and the one before may reach into the gap.
+            first = max(0, bisect_left(starts, gap.began) - 1)
+            near = self.waits[first : bisect_right(starts, gap.ended)]
+            still = sum(max(0.0, min(gap.ended, one.ended) - max(gap.began, one.began)) for one in near)
+            found.append(gap.ms - 1000 * still)
+        return found
 
 
 @contextmanager
@@ -149,30 +184,44 @@ def connect(url: str, patience_s: float = PATIENCE_S) -> http.client.HTTPConnect
     return http.client.HTTPConnection(url.removeprefix("http://"), timeout=patience_s)
 
 
-def pauses(loud: Mapping[str, float], machine_ms: float) -> tuple[str, list[str]]:
-    """Return whether there were pauses between tokens, and what is wrong with them.
+def pauses(control: Mapping[str, float], fuzzed: Mapping[str, float]) -> tuple[str, list[str]]:
+    """Return whether the server paused between tokens, and what is wrong with that.
 
     Args:
-        loud: The times between tokens while a route was fuzzed, as `spread` returns them.
-        machine_ms: The longest pause of the machine itself, as the control and the watch show it.
+        control: The times between tokens in the control, as `spread` returns them.
+        fuzzed: The same while a route was fuzzed.
     """
-    if loud["most"] <= PAUSE_MS:
+    longest, usual = fuzzed["own_most"], control["own_most"]
+    if longest <= PAUSE_MS:
         return NONE, []
-    if machine_ms > PAUSE_MS and loud["most"] <= FAR * machine_ms:
+    if usual > PAUSE_MS and longest <= FAR * usual:
         return UNKNOWN, []
     text = (
-        f"{loud['above_100_ms']} tokens came over {PAUSE_MS:g} ms after the one before, one "
-        f"{loud['most']} ms; the machine itself paused for {machine_ms:g} ms"
+        f"{fuzzed['own_above_100_ms']} tokens came over {PAUSE_MS:g} ms after the one before, one {longest} "
+        f"ms, without the time in which the machine stood still; in the control the longest took {usual} ms"
     )
     return SOME, [text]
 
 
-def spread(values: list[float]) -> dict[str, float]:
-    """Return the middle and the end of a distribution."""
+def spread(gaps: Sequence[Gap], watch: Watch) -> dict[str, float]:
+    """Return the middle and the end of the times between tokens, and what of them is the server's own.
+
+    Args:
+        gaps: The times.
+        watch: What was seen of the machine meanwhile.
+    """
+    values, own = [gap.ms for gap in gaps], watch.own_ms(gaps)
     ordered = sorted(values) or [0.0]
-    slow = sum(value > PAUSE_MS for value in values)
     at = {"median": 0.5, "p99": 0.99, "p99_9": 0.999, "most": 1.0}
-    return {"count": len(values), "above_100_ms": slow} | {
+    found = {
         name: round(ordered[min(len(ordered) - 1, int(share * len(ordered)))], 2)
         for name, share in at.items()
+    }
+    return {
+        "count": len(values),
+        "above_100_ms": sum(value > PAUSE_MS for value in values),
+        "own_above_100_ms": sum(value > PAUSE_MS for value in own),
+        **found,
+        "own_most": round(max(own, default=0.0), 2),
+        "machine_most": round(watch.longest_ms, 2),
     }

@@ -24,7 +24,8 @@ def fuzz_http() -> str:
         for record in records
     ]
     first = ["route", "requests", "2xx", "4xx", "closed", "5xx", "no answer", "slowest, ms", "wrong"]
-    second = ["route", "tokens", "late", "longest, ms", "control: tokens", "late", "longest, ms"]
+    heads = ["tokens", "late", "server's", "longest, ms"]
+    second = ["route", *heads, "control: tokens", *heads[1:]]
     return f"{table(answers, first)}\n\n{table(pauses, second)}{conditions(records)}"
 
 
@@ -37,8 +38,11 @@ def _answers(statuses: Record) -> list[int]:
 
 
 def _late(gaps: Record) -> list[str]:
-    """Return the tokens, those that came over 100 ms after the one before, and the longest wait."""
-    return [f"{gaps['count']}", f"{gaps['above_100_ms']}", f"{gaps['most']:.0f}"]
+    """Return the tokens, the late ones, those of them that the server itself kept back, and its longest."""
+    return [
+        *(f"{gaps[name]}" for name in ("count", "above_100_ms", "own_above_100_ms")),
+        f"{gaps['own_most']:.0f}",
+    ]
 
 
 def soak() -> str:

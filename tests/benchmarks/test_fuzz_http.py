@@ -13,7 +13,7 @@ import pytest
 
 pytest.importorskip("hypothesis")
 
-from fuzz_clients import NONE, SOME, UNKNOWN, Sender, Stream, Watch, pauses, spread
+from fuzz_clients import NONE, SOME, UNKNOWN, Gap, Sender, Stream, Watch, pauses, spread
 from fuzz_http import _fuzz_route
 from fuzz_requests import ROUTES, Route
 from sere.engines.server import free_port
@@ -111,20 +111,56 @@ def test_a_machine_that_pauses_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     assert watch.longest_ms >= 50
 
 
+def still(*waits: tuple[float, float]) -> Watch:
+    """A watch that saw the machine stand still."""
+    watch = Watch()
+    watch.waits += [Gap(*wait) for wait in waits]
+    return watch
+
+
 @pytest.mark.parametrize(
-    ("fuzzed", "machine", "verdict"),
+    ("waits", "own"),
     [
-        ([5.0, 99.0], 5.0, NONE),
-        ([5.0, 99.0], 120.0, NONE),
-        ([5.0, 101.0], 99.0, SOME),
-        ([150.0], 120.0, UNKNOWN),
-        ([1201.0], 120.0, SOME),
+        ([], 500.0),
+        ([(9.0, 9.5), (11.0, 11.5)], 500.0),
+        ([(10.1, 10.3)], 300.0),
+        ([(9.0, 10.1), (10.2, 10.3), (10.4, 12.0)], 200.0),
+        ([(9.0, 9.1), (9.9, 10.6)], 0.0),
+    ],
+    ids=["never", "before and after", "within", "three times", "all the while"],
+)
+def test_what_the_machine_took_is_not_the_server_s(waits: list[tuple[float, float]], own: float) -> None:
+    """Of the time between two tokens, what a nap was late by meanwhile is taken off."""
+    assert still(*waits).own_ms([Gap(10.0, 10.5)]) == pytest.approx([own])
+
+
+def test_times_between_tokens_are_summed_up() -> None:
+    """All of them, and the server's own."""
+    found = spread([Gap(1.0, 1.01), Gap(2.0, 2.5), Gap(3.0, 3.3)], still((2.0, 2.45)))
+    assert found == {
+        "count": 3, "above_100_ms": 2, "own_above_100_ms": 1,
+        "median": 300.0, "p99": 500.0, "p99_9": 500.0, "most": 500.0,
+        "own_most": 300.0, "machine_most": 450.0,
+    }  # fmt: skip
+    assert spread([], Watch())["own_most"] == 0
+
+
+@pytest.mark.parametrize(
+    ("fuzzed", "control", "verdict"),
+    [
+        (99.0, 5.0, NONE),
+        (99.0, 120.0, NONE),
+        (101.0, 99.0, SOME),
+        (150.0, 120.0, UNKNOWN),
+        (1201.0, 120.0, SOME),
     ],
     ids=["no pause", "a busy machine, no pause", "a pause", "a busy machine", "a pause on a busy machine"],
 )
-def test_pauses_are_judged_by_the_machine_s(fuzzed: list[float], machine: float, verdict: str) -> None:
-    """Over 100 ms between two tokens is wrong; where the machine itself pauses, ten times as long is."""
-    found, wrong = pauses(spread(fuzzed), machine)
+def test_pauses_are_judged_by_the_control(fuzzed: float, control: float, verdict: str) -> None:
+    """Over 100 ms between two tokens is wrong; where the control has that, too, ten times as long is."""
+    found, wrong = pauses(
+        spread([Gap(0.0, control / 1000)], Watch()), spread([Gap(0.0, fuzzed / 1000)], Watch())
+    )
     assert found == verdict
     assert len(wrong) == (verdict == SOME)
     assert all(text.startswith("1 tokens came over 100 ms") for text in wrong)

@@ -22,8 +22,8 @@ def rows(text: str) -> list[list[str]]:
 
 def test_newest_record_of_a_route_counts(build: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """A route fuzzed again replaces the old row; every kind of answer has its column."""
-    quiet = {"count": 9, "above_100_ms": 0, "most": 21.4}
-    loud = {"count": 8, "above_100_ms": 2, "most": 321.5}
+    quiet = {"count": 9, "above_100_ms": 1, "own_above_100_ms": 0, "own_most": 21.4}
+    loud = {"count": 8, "above_100_ms": 3, "own_above_100_ms": 2, "own_most": 321.5}
     record = {
         "route": "server GET /x", "slowest_answer_ms": 12.3, "wrong": ["a"], "provenance": PROVENANCE,
         "statuses": {"200": 5, "204": 1, "400": 2, "413": 1, "500": 1, "closed": 3, "no answer": 4},
@@ -33,7 +33,7 @@ def test_newest_record_of_a_route_counts(build: Any, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(tables, "read_lines", lambda _: [record | {"wrong": []}, record])
     found = rows(tables.fuzz_http())
     assert found[1] == ["server GET /x", "17", "6", "3", "3", "1", "4", "12", "1"]
-    assert found[3] == ["server GET /x", "8", "2", "322", "9", "0", "21"]
+    assert found[3] == ["server GET /x", "8", "3", "2", "322", "9", "1", "0", "21"]
     assert len(found) == 4
 
 

@@ -159,9 +159,13 @@ def _task_table(record: Record, names: Sequence[str]) -> str:
     return table(rows, ["right, %", *names])
 
 
-def eval_vllm() -> str:
-    """On vLLM, a table per concurrency, one row per setting: answers, the difference, experts."""
-    record = read_json("eval-vllm.json")
+def eval_vllm(name: str = "eval-vllm.json") -> str:
+    """On vLLM, a table per concurrency, one row per setting: answers, the difference, experts.
+
+    Args:
+        name: The record's.
+    """
+    record = read_json(name)
     return grouped(
         sorted(record["cases"], key=lambda case: int(case["batch_size"])),
         lambda case: f"{case['batch_size']} request{'s' * (case['batch_size'] > 1)}",

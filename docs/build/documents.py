@@ -57,6 +57,7 @@ BLOCKS: Mapping[str, Callable[[], str]] = {
     "eval-metrics": answers.eval_metrics,
     "eval-tasks": answers.eval_tasks,
     "eval-vllm": answers.eval_vllm,
+    "eval-vllm-tiers": lambda: answers.eval_vllm("eval-vllm-tiers.json"),
     "harness": harness_table.harness,
     "fill-choices": fill.fill_choices,
     "fill-targets": fill.fill_targets,

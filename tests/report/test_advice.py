@@ -70,7 +70,7 @@ def test_a_loss_that_the_questions_cannot_rule_out_is_not_advised() -> None:
     assert found.numbers[0][0] == "40.0 → 24.0"
     assert found.steps[0] == (
         "None of 2 settings of sere measured at 16 rows can be advised yet: with 50 questions, the nearest, "
-        "sere:active_experts=24, may have a loss of right answers of 3.0 points, more than 1 point. "
+        "sere:active_experts=24, may lose 3 points of right answers, more than 1 point. "
         "Ask more questions, or measure settings that read more experts",
         "sere eval MODEL --questions questions.jsonl --batch-size 16 --setting sere:active_experts=24 "
         "--setting sere:active_experts=31",
@@ -78,7 +78,7 @@ def test_a_loss_that_the_questions_cannot_rule_out_is_not_advised() -> None:
     assert (
         advice(evaluation(OFF, answers("sere", 24.0, 0.89)))
         .steps[0][0]
-        .startswith("sere cannot be advised yet: with 50 questions, it may have a loss")
+        .startswith("sere cannot be advised yet: with 50 questions, it may lose 3 points of right answers")
     )
 
 
@@ -86,8 +86,8 @@ def test_where_every_setting_loses_none_is_advised() -> None:
     """The nearest is named, with more experts to try."""
     found = advice(evaluation(OFF, BAD))
     assert found.steps[0] == (
-        "sere:active_experts=12 cannot be advised: it has a loss of right answers of 40.0 points, more than "
-        "1 point. Measure settings that read more experts",
+        "sere:active_experts=12 cannot be advised: it loses 40 points of right answers, more than 1 point. "
+        "Measure settings that read more experts",
         "sere eval MODEL --questions questions.jsonl --batch-size 16 --setting sere:active_experts=16",
     )
 
@@ -106,6 +106,25 @@ def test_a_divergence_is_judged_by_the_balanced_tier() -> None:
     assert text.endswith("keeps the KL from the unmodified model within 0.002 nats per token")
     assert again.startswith("Measure it again on other prompts")
     assert command == "sere eval MODEL --prompts others.txt --batch-size 16 --setting sere"
+
+
+def test_a_divergence_without_an_interval_is_not_advised() -> None:
+    """That of a single prompt: what others would show is not known."""
+    record = divergences()
+    for case in record["cases"]:
+        case["prompts"]["kl"] = case["prompts"]["kl"][:1]
+        case["kl"] |= {"low": None, "high": None}
+    (text, command), *_ = advice(record).steps
+    assert "with 1 prompts, the nearest, sere, may have a KL from the unmodified model of any size" in text
+    again = "sere eval MODEL --prompts prompts.txt --batch-size 16"
+    assert command == f"{again} --setting sere --setting sere:active_experts=31"
+    record["cases"] = record["cases"][::2]
+    text, command = advice(record).steps[0]
+    assert text.startswith(
+        "sere:active_experts=12 cannot be advised: it has a KL from the unmodified model of"
+    )
+    assert "of 0.3, more than 0.002 nats per token." in text
+    assert command == f"{again} --setting sere:active_experts=16"
 
 
 def test_a_tuning_comes_first() -> None:
@@ -165,7 +184,7 @@ def test_scores_of_lm_eval_alone_have_numbers_and_advice() -> None:
         ("-20.0", "points of right answers in sums against off: -20.0 (-25.0 to -15.0)"),
     ]
     assert found.steps[0] == (
-        "sere cannot be advised: it has a loss of right answers in sums of 20.0 points, more than 1 point. "
+        "sere cannot be advised: it loses 20 points of right answers in sums, more than 1 point. "
         "Measure settings that read more experts",
         "sere lm-eval MODEL --tasks sums --phases decode --num-fewshot 2 --batch-size 16 "
         "--setting sere:active_experts=39",

@@ -142,15 +142,15 @@ def _what_to_do(verdict: Verdict, asked: Asked) -> Iterator[tuple[str, str | Non
         which, it = f"{name} cannot", "it"
     if verdict.kind == "open":
         yield (
-            f"{which} be advised yet: with {cost.count} {asked.unit}, {it} may have a {loss} "
-            f"of {_written(cost.most_lost, cost)}, more than {limit}. "
+            f"{which} be advised yet: with {cost.count} {asked.unit}, {it} "
+            f"{_loses(cost, asked, possible=True)}. "
             f"Ask more {asked.unit}, or measure settings that read more experts",
             f"{asked.again} {size}{typed} {more}",
         )
     else:
         yield (
-            f"{which} be advised: {it} has a {loss} of "
-            f"{_written(cost.lost, cost)}, more than {limit}. Measure settings that read more experts",
+            f"{which} be advised: {it} {_loses(cost, asked, possible=False)}. "
+            "Measure settings that read more experts",
             f"{asked.again} {size} {more}",
         )
 
@@ -162,10 +162,15 @@ def _limit(cost: Cost, asked: Asked) -> tuple[str, str]:
     return f"loss of right answers{asked.where}", f"{ACCEPTED_POINTS:g} point"
 
 
-def _written(loss: float, cost: Cost) -> str:
-    if not isfinite(loss):
-        return "any size"
-    return f"{loss:.2g}" if cost.measure == "kl" else f"{loss:.1f} points"
+def _loses(cost: Cost, asked: Asked, *, possible: bool) -> str:
+    """Return a loss beyond the limit, the largest possible or the measured one, as part of a sentence."""
+    loss = cost.most_lost if possible else cost.lost
+    number = f"{loss:.3g}" if isfinite(loss) else "any"
+    if cost.measure == "kl":
+        what = f"{'may have' if possible else 'has'} a KL from the unmodified model of {number}"
+    else:
+        what = f"{'may lose' if possible else 'loses'} {number} points of right answers{asked.where}"
+    return f"{what}, more than {_limit(cost, asked)[1]}" if isfinite(loss) else f"{what} size"
 
 
 def _of_other_scores(part: ModelPart, found: Advice) -> _Shown | None:

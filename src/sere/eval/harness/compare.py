@@ -71,7 +71,7 @@ def _digest(rows: Sequence[Mapping[str, Any]]) -> str | None:
     """Return a digest of questions, prompts and answers, in order; None if samples have no hashes."""
     names = ("doc_hash", "prompt_hash", "target_hash")
     asked = {row["doc_id"]: [row.get(name) for name in names] for row in rows}
-    hashes = [one for index in sorted(asked) for one in asked[index]]
+    hashes: list[Any] = [one for index in sorted(asked) for one in asked[index]]
     return None if None in hashes else texts_digest(hashes)
 
 

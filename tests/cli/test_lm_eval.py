@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -25,11 +26,12 @@ ONE = "topk:select_top_k=1"
 def test_scoring_in_decode_steps(
     tiny_bundled: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Off comes first, the difference is paired, each question's value is kept, and a report reads it."""
-    out = tmp_path / "record.json"
+    """Off comes first, the difference is paired, each question's value is kept, and a report shows it."""
+    out, page = tmp_path / "record.json", tmp_path / "page.html"
+    report = [] if find_spec("plotly") is None else ["--report", page]
     text, notes = run_text(
         capsys, "lm-eval", tiny_bundled, "--tasks", "sere_sorting_choice", "--phases", "decode", *FEW,
-        "--setting", ONE, "--out", out,
+        "--setting", ONE, "--out", out, *report,
     )  # fmt: skip
     assert "sere_sorting_choice" in text
     assert "vs off" in text
@@ -40,6 +42,8 @@ def test_scoring_in_decode_steps(
     assert (off["setting"], one["setting"]) == ("off", ONE)
     (found,) = one["tasks"].values()
     assert found["n"] == len(found["metrics"]["acc,none"]["values"]) == 4
+    assert (found["version"], record["plan"]["lm_eval"]) == (1.0, version("lm_eval"))
+    assert found["questions_digest"] == off["tasks"]["sere_sorting_choice"]["questions_digest"] is not None
     assert found["metrics"]["acc,none"]["difference"] is not None
     assert one["requests"]["loglikelihood"]["experts"]["slots_rerouted"] > 0
     shown = {score.setting: score for score in collect(read_sources([out])).scores}
@@ -50,6 +54,23 @@ def test_scoring_in_decode_steps(
         False,
     )
     assert not list(tmp_path.glob(".*.partial"))
+    if report:
+        assert f"wrote {page}" in notes
+        assert "sere_sorting_choice, 4 questions" in page.read_text(encoding="utf-8")
+
+
+@needs_lm_eval
+@pytest.mark.skipif(find_spec("plotly") is None, reason="needs plotly, the extra report")
+def test_a_page_that_cannot_be_written_stops_before_the_work(
+    tiny_bundled: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No task was looked up yet."""
+    notes = tmp_path / "notes.txt"
+    notes.write_text("mine")
+    line = refused(
+        capsys, "lm-eval", tiny_bundled, "--tasks", "none_such", "--setting", ONE, "--report", notes
+    )  # fmt: skip
+    assert "expected an HTML page or no file" in line
 
 
 @needs_lm_eval

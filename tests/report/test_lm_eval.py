@@ -9,7 +9,7 @@ import pytest
 
 from sere.report.collect import collect
 from sere.report.html import Page
-from sere.report.lm_eval import add_scores
+from sere.report.lm_eval import add_scores, by_run
 from sere.report.models import ModelPart, by_model
 from sere.report.read import source_of
 from tests.support.records import MADE, lm_eval
@@ -21,9 +21,9 @@ def parts(*records: dict[str, Any]) -> list[ModelPart]:
 
 def tables(part: ModelPart) -> dict[str, list[list[str]]]:
     """The rows of each task's table, as they are read."""
-    (scores,) = part.scores.values()
+    (groups,) = by_run(part.scores).values()
     page = Page()
-    add_scores(page, "About.", scores)
+    add_scores(page, "About.", groups)
     found = re.findall(r"<summary>(.*?)</summary>(.*?)</details>", page.text(), re.DOTALL)
     return {
         title: [re.findall(r"<td[^>]*>(.*?)</td>", row) for row in re.findall(r"<tr>(.*?)</tr>", text)[1:]]
@@ -47,18 +47,20 @@ def test_each_task_has_a_table() -> None:
              "25", "–", "0.json"],
         ],
     }  # fmt: skip
-    (key,) = {one.key for scores in part.scores.values() for one in scores}
-    assert key.texts == (
-        "lm-eval: sums, prose, at most 50 questions a task, 2 examples, log-likelihoods taken in decode "
-        "steps, seed 0"
-    )
+    steps = "log-likelihoods taken in decode steps"
+    asked = f"lm-eval 0.4.13, at most 50 questions per task, 2 examples, {steps}, seed 0"
+    assert [(task, key.texts) for task, key in part.scores] == [
+        ("sums", f"sums of version 1.0, 50 questions (5ca1ab1e), {asked}"),
+        ("prose", f"prose of version 1.0, 8 questions (5ca1ab1e), {asked}"),
+    ]
+    assert [run.texts for run in by_run(part.scores)] == [asked]
 
 
 def page_of(*records: dict[str, Any]) -> str:
     (part,) = parts(*records)
-    (scores,) = part.scores.values()
+    (groups,) = by_run(part.scores).values()
     page = Page()
-    add_scores(page, "About.", scores)
+    add_scores(page, "About.", groups)
     return page.text()
 
 
@@ -99,19 +101,82 @@ def test_what_re_routed_nothing_says_why() -> None:
     ]  # fmt: skip
 
 
-def test_other_questions_and_machines_are_shown_apart() -> None:
+def test_other_machines_are_shown_apart() -> None:
     """With a warning; the same measured again replaces what was there, and is counted."""
     record = lm_eval()
-    (part,) = parts(record, record | {"plan": record["plan"] | {"limit": 100}})
-    assert len(part.scores) == 2
-    (said,) = part.warnings()
-    assert "2 measurements of tasks of lm-eval cannot be compared" in said
-    assert said.endswith("because they differ in texts.")
     other = MADE | {"machine": MADE["machine"] | {"cpu": "Other CPU"}}  # type: ignore[operator]
     (part,) = parts(record, record | {"provenance": other})
-    assert part.warnings()[0].endswith("because they differ in machine.")
+    assert part.warnings() == [
+        "tiny: 2 measurements each of sums (lm-eval), prose (lm-eval) cannot be compared and are shown "
+        "apart, because they differ in machine."
+    ]
     (part,) = parts(record, record)
     assert "4 measurements are not shown" in part.warnings()[0]
+
+
+def without(record: dict[str, Any], *names: str) -> dict[str, Any]:
+    """A record without these entries of its tasks and its plan: an earlier one."""
+    for part in (record["plan"], *(task for case in record["cases"] for task in case["tasks"].values())):
+        for name in names:
+            part.pop(name, None)
+    return record
+
+
+def test_a_task_is_compared_whichever_other_tasks_were_asked() -> None:
+    """In one table, in one section, and in any order of the tasks."""
+    record, alone = lm_eval(), lm_eval()
+    alone["plan"]["tasks"] = ["sums"]
+    alone["cases"] = alone["cases"][1:]
+    for case in alone["cases"]:
+        del case["tasks"]["prose"]
+        case["setting"] = "sere:active_experts=30"
+    (part,) = parts(record, alone)
+    assert part.warnings() == []
+    assert [row[2] for row in tables(part)["sums, 50 questions"]] == [
+        "off", "sere", "sere:active_experts=30",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("where", "change"),
+    [
+        ("plan", {"lm_eval": "0.4.14"}),
+        ("plan", {"limit": 100}),
+        ("plan", {"num_fewshot": 5}),
+        ("plan", {"phases": "prefill"}),
+        ("plan", {"chat_template": True}),
+        ("plan", {"seed": 1}),
+        ("task", {"n": 49}),
+        ("task", {"version": 2.0}),
+        ("task", {"questions_digest": "0ddba11"}),
+    ],
+)
+def test_a_task_that_was_asked_otherwise_is_shown_apart(where: str, change: dict[str, Any]) -> None:
+    """With a warning, and not replaced by the later one."""
+    record, other = lm_eval(), lm_eval()
+    if where == "plan":
+        other["plan"] |= change
+    else:
+        for case in other["cases"]:
+            case["tasks"]["sums"] |= change
+    (part,) = parts(record, other)
+    said, *_ = part.warnings()
+    assert "sums (lm-eval)" in said
+    assert said.endswith(
+        "cannot be compared and are shown apart, because they differ in questions, or how they were asked."
+    )
+    assert [len(scores) for (task, _), scores in part.scores.items() if task == "sums"] == [2, 2]
+    if where == "task":
+        assert len([title for title in tables(part) if title.startswith("sums of version")]) == 2
+
+
+def test_earlier_records_are_read() -> None:
+    """Which name neither lm-eval's version nor the task's, and have no digest of its questions."""
+    (part,) = parts(without(lm_eval(), "lm_eval", "version", "questions_digest"))
+    assert [key.texts.partition(", at most")[0] for _, key in part.scores] == [
+        "sums, 50 questions, lm-eval of an unknown version",
+        "prose, 8 questions, lm-eval of an unknown version",
+    ]
 
 
 def test_names_are_text() -> None:
@@ -129,6 +194,7 @@ def test_a_page_has_them() -> None:
     from sere.report.page import render
 
     text = render([source_of(lm_eval(), "one.json")])
-    assert "Scores of tiny (aaaabbbb) with 2 settings, in steps of 16 rows: lm-eval: sums, prose" in text
+    assert "Scores of tiny (aaaabbbb) in sums, prose with 2 settings, in steps of 16 rows: lm-eval 0" in text
+    assert "<dd>-20.0</dd>" in text
     assert "<h3>Tasks of lm-eval</h3>" in text
     assert "<td>tasks of lm-eval</td>" in text

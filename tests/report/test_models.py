@@ -1,15 +1,13 @@
-"""What is compared, what is shown apart, and what a reader is told to do."""
+"""What is compared, and what is shown apart."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from sere.report.advice import ACCEPTED_KL, advise
 from sere.report.collect import collect
 from sere.report.models import ModelPart, by_model
 from sere.report.read import source_of
-from sere.tune.plan import TIERS
-from tests.support.records import MADE, PLAN, answers, divergences, evaluation, timing, tuning
+from tests.support.records import MADE, PLAN, answers, evaluation, timing, tuning
 
 
 def parts(*records: dict[str, Any]) -> list[ModelPart]:
@@ -74,47 +72,3 @@ def test_of_two_tunings_the_newest_is_shown_and_the_other_named() -> None:
     (part,) = parts(tuning(), tuning())
     (said,) = part.warnings()
     assert said.endswith("of 2 tunings only 1.json is shown; not shown: 0.json.")
-
-
-def test_the_fewest_experts_without_a_visible_loss_are_advised() -> None:
-    """The setting whose interval contains 0; how to serve with it; and what the questions cannot tell."""
-    advice = advise(parts(evaluation())[0])
-    assert advice.numbers[0][0] == "40.0 → 24.0"
-    (text, command), (more, _), *others = advice.steps
-    assert text.startswith("Use sere:active_experts=24")
-    assert command == """vllm serve MODEL --additional-config '{"sere": {"active_experts": 24}}'"""
-    assert "losses below 2.0 points cannot be told from none" in more
-    assert [command for _, command in others] == [
-        "sere tune MODEL --prompts prompts.txt",
-        "sere bench serve MODEL --setting sere:active_experts=24",
-    ]
-
-
-def test_where_every_setting_loses_none_is_advised() -> None:
-    """The nearest is named, with more experts to try."""
-    advice = advise(parts(evaluation(answers("off", 40, 0.9), answers("sere:active_experts=12", 12, 0.5)))[0])
-    assert advice.steps[0][0].startswith("No setting of sere that was measured is without a visible loss")
-    assert advice.steps[0][1] == "sere eval MODEL --batch-size 16 --setting sere:active_experts=16"
-
-
-def test_a_divergence_is_judged_by_the_balanced_tier() -> None:
-    """What is accepted is what the tier accepts."""
-    assert TIERS["balanced"].value == ACCEPTED_KL
-    assert advise(parts(divergences())[0]).steps[0][0].startswith("Use sere: of those measured")
-
-
-def test_a_tuning_comes_first() -> None:
-    """Its tier is what to serve with."""
-    advice = advise(parts(evaluation(), tuning())[0])
-    assert advice.steps[0][1] == """vllm serve MODEL --additional-config '{"sere": {"tier": "balanced"}}'"""
-    assert advice.numbers[0][0] == "40.0 → 24.0"
-
-
-def test_times_of_random_weights_ask_for_answers() -> None:
-    """They say nothing of what is lost."""
-    subject = timing("sere", 8, 1.2)["subject"] | {"weights": "random"}
-    advice = advise(parts(timing("sere", 8, 1.2, subject=subject))[0])
-    assert advice.steps[0] == (
-        "Times of random weights say nothing of answers: measure what re-routing costs in your model",
-        "sere eval MODEL --prompts prompts.txt",
-    )

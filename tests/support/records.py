@@ -20,9 +20,11 @@ def share(value: float, around: float = 0.05) -> dict[str, float]:
     return {"value": value, "low": value - around, "high": value + around}
 
 
-def answers(setting: str, after: float, right: float, *, rows: int = 16) -> dict[str, Any]:
-    """A case of right answers; off has 0.9."""
-    lost = {} if setting == "off" else {"difference": share(right - 0.9, 0.02)}
+def answers(
+    setting: str, after: float, right: float, *, rows: int = 16, around: float = 0.02
+) -> dict[str, Any]:
+    """A case of right answers; off has 0.9, and the interval of the difference from it this half width."""
+    lost = {} if setting == "off" else {"difference": share(right - 0.9, around)}
     tasks = {name: {"n": n, "share": share(right)} for name, n in (("add", 30), ("sort", 20))}
     return {
         "setting": setting,
@@ -147,6 +149,7 @@ def lm_eval() -> dict[str, Any]:
         experts = {"distinct_before": 40.0, "distinct_after": after, "slots_rerouted": 1 - after / 40}
         seen = {"experts": experts, "nothing_changed": None}
         right = {"value": after / 50, "interval": share(after / 50), "right_or_wrong": True}
+        asked = {"version": 1.0, "questions_digest": "5ca1ab1e0123"}
         words = {"value": 8.25 if setting == "off" else 8.6, "interval": None, "right_or_wrong": False}
         return {
             "setting": setting,
@@ -156,19 +159,23 @@ def lm_eval() -> dict[str, Any]:
                 "sums": {
                     "requests": "generate_until",
                     "n": 50,
+                    **asked,
                     "metrics": {"exact_match,strict": right | {"difference": differences.get("sums")}},
                 },
                 "prose": {
                     "requests": "loglikelihood_rolling",
                     "n": 8,
+                    **asked,
                     "metrics": {"word_perplexity,none": words | {"difference": differences.get("prose")}},
                 },
             },
         }
 
-    plan = {"tasks": ["sums", "prose"], "limit": 50, "num_fewshot": 2, "phases": "decode", "seed": 0}
+    plan = {"lm_eval": "0.4.13", "tasks": ["sums", "prose"], "limit": 50, "num_fewshot": 2, "seed": 0}
     cases = [case("off", 40.0), case("sere", 30.0, sums=share(-0.2), prose=share(-0.04, 0.01))]
-    return evaluation(*cases, format="sere-lm-eval-1", plan=plan | {"chat_template": False})
+    return evaluation(
+        *cases, format="sere-lm-eval-1", plan=plan | {"phases": "decode", "chat_template": False}
+    )
 
 
 def engine_record(setting: str, **values: Any) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from sere.cli.loading import add_model_arguments, add_table_argument, needed_tab
 from sere.cli.numbers import whole
 from sere.cli.output import add_json_flag, emit, say
 from sere.cli.parser import add_command, add_setting_argument
+from sere.cli.report_file import add_report_argument, check_report, save_report
 from sere.cli.settings import CONTROLS, DEFAULT
 from sere.errors import ConfigError
 from sere.files import check_writable, holds_json, keep_other_files, write_json
@@ -84,6 +85,7 @@ def add(subparsers: Any) -> None:
     )
     parser.add_argument("--seed", type=whole(), default=0, help="seed of examples and rules (default: 0)")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the complete result as JSON")
+    add_report_argument(parser)
     add_model_arguments(parser)
     add_json_flag(parser)
     parser.set_defaults(metric=None)
@@ -103,6 +105,7 @@ def run(args: argparse.Namespace) -> int:
     if args.out is not None:
         keep_other_files(args.out, holds_json, "a record in JSON", read=(args.table,))
         check_writable(args.out)
+    check_report(args)
     with ExitStack() as stack:
         folders = [] if args.include_path is None else [args.include_path]
         plan = HarnessPlan(
@@ -120,6 +123,7 @@ def run(args: argparse.Namespace) -> int:
     if args.out is not None:
         write_json(args.out, record)
         say(f"wrote {args.out}")
+    save_report(args, [record], args.table)
     emit(args, record, render)
     if (why := why_nothing(record)) is not None:
         say(f"sere: warning: in no decode step of this run was anything re-routed: {why}")

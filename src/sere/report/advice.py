@@ -5,20 +5,28 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from math import isfinite
 
 from sere.errors import SereError
 from sere.policies.spec import parse_spec
-from sere.report.cases import Quality, Timing
+from sere.report.cases import Scored, Timing
 from sere.report.collect import has_evidence
 from sere.report.curves import interval
 from sere.report.models import ModelPart
+from sere.report.pooled import command, pool, re_routed
+from sere.report.verdict import (
+    ACCEPTED_KL,
+    ACCEPTED_POINTS,
+    Asked,
+    Cost,
+    Verdict,
+    asked_by_eval,
+    judge,
+    what_says_most,
+)
 from sere.table import Tier
 from sere.table.tiers import DEFAULT_TIER
 
-# Nats per token: what the tier "balanced" accepts (sere.tune.plan.TIERS; a test compares them).
-ACCEPTED_KL = 0.002
-# Below so wide an interval of right answers, in points, more questions are no first advice.
-_WIDE = 1.0
 _MOST = 4
 
 
@@ -27,12 +35,21 @@ class Advice:
     """What a reader should know of a model first.
 
     Attributes:
-        numbers: Key numbers, each with what it is.
+        numbers: Key numbers, each with what it is. All are of one setting; a number of another one says so.
         steps: What to do next, each with a command or None.
     """
 
     numbers: list[tuple[str, str]] = field(default_factory=list)
     steps: list[tuple[str, str | None]] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class _Shown:
+    """The setting of the key numbers, the rows of the steps that they are of, and whether it is advised."""
+
+    setting: str
+    rows: int
+    advised: bool = True
 
 
 def advise(part: ModelPart) -> Advice:
@@ -42,18 +59,14 @@ def advise(part: ModelPart) -> Advice:
         part: A model's part of the report.
     """
     found = Advice()
-    setting = _of_tiers(part, found) or _of_answers(part, found)
+    shown = _of_tiers(part, found) or _of_answers(part, found) or _of_other_scores(part, found)
     times = [case for cases in part.times.values() for case in cases if case.measure == "tpot"]
-    fastest = _fastest(times)
-    if fastest is not None and fastest.speedup is not None:
-        weights = ", random weights" if fastest.random else ""
-        text = f"as fast as off, {fastest.setting}, {fastest.load}{weights}"
-        found.numbers.append((f"{fastest.speedup['p50']:.2f}×", text))
-    found.steps += list(_missing(part, setting, times))[: _MOST - len(found.steps)]
+    found.numbers += _speed(part, shown, times)
+    found.steps += list(_missing(part, shown, times))[: _MOST - len(found.steps)]
     return found
 
 
-def _of_tiers(part: ModelPart, found: Advice) -> str | None:
+def _of_tiers(part: ModelPart, found: Advice) -> _Shown | None:
     """Add what the default tier, or the first one, reads and loses; return its setting."""
     tiers = {tier.name: tier for tier in part.tiers if has_evidence(tier)}
     if not tiers:
@@ -73,97 +86,165 @@ def _of_tiers(part: ModelPart, found: Advice) -> str | None:
     found.steps.append(
         (f"Serve with the tier “{tier.name}”, which the table holds", _serve({"tier": tier.name}))
     )
-    return f"sere:tier={tier.name}"
+    return _Shown(f"sere:tier={tier.name}", int(rows))
 
 
-def _of_answers(part: ModelPart, found: Advice) -> str | None:
-    """Add what the setting with the fewest experts and no visible loss reads; return it."""
-    for measure in ("right", "kl"):
-        cases = [case for (kind, _), group in part.answers.items() if kind == measure for case in group]
-        cases = [case for case in cases if case.setting.startswith("sere") and case.note is None]
-        if not cases:
-            continue
-        # What says most: the most questions, then the largest steps.
-        count, size = max((case.count, case.batch_size) for case in cases)
-        cases = [case for case in cases if (case.count, case.batch_size) == (count, size)]
-        harmless = [case for case in cases if _harmless(case)]
-        if not harmless:
-            least = min(cases, key=lambda case: _loss(case))
-            found.numbers += _numbers(least)
-            found.steps.append(
-                (
-                    f"No setting of sere that was measured is without a visible loss at {size} rows; "
-                    "the nearest is "
-                    f"{least.setting}. Measure settings that read more experts",
-                    f"sere eval MODEL --batch-size {size} "
-                    f"--setting sere:active_experts={round(least.after * 1.3)}",
-                )
-            )
-            return least.setting
-        best = min(harmless, key=lambda case: case.after)
-        found.numbers += _numbers(best)
-        why = (
-            "its 95 % interval of the loss of right answers contains 0"
-            if measure == "right"
-            else f"its KL stays below {ACCEPTED_KL} nats per token"
-        )
-        found.steps.append(
-            (
-                f"Use {best.setting}: of those measured, it reads the fewest experts while {why}",
-                _serve_setting(best.setting),
-            )
-        )
-        if measure == "right" and (wide := _half(best)) > _WIDE:
-            found.steps.append(
-                (
-                    f"Ask more questions before you rely on it: with {best.count}, "
-                    f"losses below {wide:.1f} points "
-                    "cannot be told from none; four times as many halve that",
-                    None,
-                )
-            )
-        return best.setting
+def _of_answers(part: ModelPart, found: Advice) -> _Shown | None:
+    """Add what the setting reads and loses that `judge` names, and what to do with it; return it."""
+    by_eval = {
+        wanted: [asked_by_eval(group) for (measure, _), group in part.answers.items() if measure == wanted]
+        for wanted in ("right", "kl")
+    }
+    for groups in (by_eval["right"], pool(part.scores.values()), by_eval["kl"]):
+        asked = what_says_most(groups)
+        if asked is not None:
+            verdict = judge(asked.costs)
+            found.numbers += _numbers(verdict.cost, asked)
+            found.steps += list(_what_to_do(verdict, asked))
+            return _Shown(verdict.cost.setting, verdict.cost.rows, verdict.kind == "accepted")
     return None
 
 
-def _numbers(case: Quality) -> list[tuple[str, str]]:
-    experts = (
-        f"{case.before:.1f} → {case.after:.1f}",
-        f"experts that a layer reads in steps of {case.batch_size} rows, {case.setting}",
+def _numbers(cost: Cost, asked: Asked) -> list[tuple[str, str]]:
+    experts = _experts(cost.before, cost.after, cost.rows, cost.setting)
+    if cost.measure == "kl":
+        return [experts, (f"{cost.lost:.2g}", f"KL, nats per token: {interval(cost.change)}")]
+    text = f"points of right answers{asked.where} against off: {interval(cost.change, 100, '{:+.1f}')}"
+    return [experts, (f"{-cost.lost:+.1f}", text)]
+
+
+def _experts(before: float, after: float, rows: int, setting: str) -> tuple[str, str]:
+    return (
+        f"{before:.1f} → {after:.1f}",
+        f"experts that a layer reads in steps of {rows} rows, {setting}",
     )
-    if case.difference is not None:
-        text = f"points of right answers against off: {interval(case.difference, 100, '{:+.1f}')}"
-        return [experts, (f"{100 * case.difference['value']:+.1f}", text)]
-    what = "KL, nats per token" if case.measure == "kl" else "share of right answers"
-    text = f"{what}: {interval(case.value)}"
-    return [experts, (f"{case.value['value']:.2g}", text)]
 
 
-def _harmless(case: Quality) -> bool:
-    if case.measure == "right":
-        return case.difference is not None and case.difference["high"] >= 0
-    high = case.value["high"]
-    return (case.value["value"] if high is None else high) <= ACCEPTED_KL  # type: ignore[operator]
+def _what_to_do(verdict: Verdict, asked: Asked) -> Iterator[tuple[str, str | None]]:
+    """Yield the advice, which names the limit of the loss and among how many settings was chosen."""
+    cost, tried = verdict.cost, verdict.tried
+    several = len({one.table for one in asked.costs if one.table}) > 1
+    name = f"{cost.setting} with the table {cost.table}" if several else cost.setting
+    loss, limit = _limit(cost, asked)
+    size = f"--batch-size {cost.rows}"
+    typed = "" if _typed(cost.setting) is None else f" --setting {cost.setting}"
+    of_all = f"{tried} settings of sere measured at {cost.rows} rows"
+    if verdict.kind == "accepted":
+        whose = "its" if tried == 1 else f"of {of_all}, it reads the fewest experts of those whose"
+        yield (f"Use {name}: {whose} 95 % interval keeps the {loss} within {limit}", _serve_setting(cost))
+        if tried > 1:
+            again = f"{asked.elsewhere} {size}{typed}" if typed else None
+            yield (f"Measure it again on {asked.others}: the best of {tried} looks better than it is", again)
+        return
+    more = f"--setting sere:active_experts={round(cost.after * 1.3)}"
+    which, it = f"None of {of_all} can", f"the nearest, {name},"
+    if tried == 1:
+        which, it = f"{name} cannot", "it"
+    if verdict.kind == "open":
+        yield (
+            f"{which} be advised yet: with {cost.count} {asked.unit}, {it} "
+            f"{_loses(cost, asked, possible=True)}. "
+            f"Ask more {asked.unit}, or measure settings that read more experts",
+            f"{asked.again} {size}{typed} {more}",
+        )
+    else:
+        yield (
+            f"{which} be advised: {it} {_loses(cost, asked, possible=False)}. "
+            "Measure settings that read more experts",
+            f"{asked.again} {size} {more}",
+        )
 
 
-def _loss(case: Quality) -> float:
-    value = case.value["value"] or 0.0
-    return value if case.measure == "kl" else -value
+def _limit(cost: Cost, asked: Asked) -> tuple[str, str]:
+    """Return of what there is a limit, and the limit, in words."""
+    if cost.measure == "kl":
+        return "KL from the unmodified model", f"{ACCEPTED_KL} nats per token"
+    return f"loss of right answers{asked.where}", f"{ACCEPTED_POINTS:g} point"
 
 
-def _half(case: Quality) -> float:
-    found = case.difference
-    return 0.0 if found is None else 50 * (found["high"] - found["low"])
+def _loses(cost: Cost, asked: Asked, *, possible: bool) -> str:
+    """Return a loss beyond the limit, the largest possible or the measured one, as part of a sentence."""
+    loss = cost.most_lost if possible else cost.lost
+    number = f"{loss:.3g}" if isfinite(loss) else "any"
+    if cost.measure == "kl":
+        what = f"{'may have' if possible else 'has'} a KL from the unmodified model of {number}"
+    else:
+        what = f"{'may lose' if possible else 'loses'} {number} points of right answers{asked.where}"
+    return f"{what}, more than {_limit(cost, asked)[1]}" if isfinite(loss) else f"{what} size"
 
 
-def _fastest(times: Sequence[Timing]) -> Timing | None:
-    """Return the largest speedup of a sere setting at the most rows."""
+def _of_other_scores(part: ModelPart, found: Advice) -> _Shown | None:
+    """Add the nearest setting of a task of lm-eval whose questions are not right or wrong; return it."""
+    scores: list[Scored] = [one for group in part.scores.values() for one in group if re_routed(one)]
+    if not scores:
+        return None
+    first = max(scores, key=lambda one: one.batch_size)
+    mine = [one for one in scores if (one.key, one.metric, one.batch_size) == _what(first)]
+    best = min(mine, key=lambda one: abs(_change(one)))
+    unit = best.meaning or "mean difference of a question's value"
+    found.numbers += [
+        _experts(best.before or 0.0, best.after or 0.0, best.batch_size, best.setting),
+        (
+            f"{_change(best):+.4f}",
+            f"{best.metric} of {best.task} against off ({unit}): "
+            f"{interval(best.difference or {}, 1, '{:+.4f}')}",
+        ),
+    ]
+    typed = "" if _typed(best.setting) is None else f" --setting {best.setting}"
+    found.steps.append(
+        (
+            "No task here counts right answers, so no limit says which loss to accept: choose one, or "
+            "measure tasks that count them",
+            f"{command(best, ())} --batch-size {best.batch_size}{typed}",
+        )
+    )
+    return _Shown(best.setting, best.batch_size, advised=False)
+
+
+def _what(one: Scored) -> tuple[object, str, int]:
+    return one.key, one.metric, one.batch_size
+
+
+def _change(one: Scored) -> float:
+    return (one.difference or {"value": 0.0})["value"]
+
+
+def _speed(part: ModelPart, shown: _Shown | None, times: Sequence[Timing]) -> Iterator[tuple[str, str]]:
+    """Yield the speedup of the setting that is shown, or, if that was not timed, of another, and say so."""
     known = [one for one in times if one.speedup is not None and one.setting.startswith("sere")]
-    return max(known, key=lambda one: (one.rows or 0, (one.speedup or {})["p50"]), default=None)
+    rows = None if shown is None else shown.rows
+    own = [one for one in known if shown is not None and one.setting == shown.setting]
+    if own:
+        best = max(own, key=lambda one: (not one.random, one.rows == rows, one.rows or 0, _times(one)))
+    elif known:
+        best = max(known, key=lambda one: (one.rows or 0, _times(one)))
+    else:
+        return
+    text = f"as fast as off, {best.setting}, {best.load}{', random weights' if best.random else ''}"
+    if shown is not None and not own:
+        text = f"another setting: {text}; {_loss_beside(part, best)}"
+    elif shown is not None and best.rows != rows:
+        text += f" (its loss: {rows} rows)"
+    yield f"{_times(best):.2f}×", text
+
+
+def _times(one: Timing) -> float:
+    return 0.0 if one.speedup is None else one.speedup["p50"]
+
+
+def _loss_beside(part: ModelPart, timed: Timing) -> str:
+    """Return what a setting that was timed loses at the same rows, or that nobody measured it."""
+    groups = [asked_by_eval(group) for group in part.answers.values()]
+    for cost in (cost for asked in [*groups, *pool(part.scores.values())] for cost in asked.costs):
+        if (cost.setting, cost.rows) == (timed.setting, timed.rows):
+            if cost.measure == "kl":
+                return f"its KL: {interval(cost.change)}"
+            return f"its right answers: {interval(cost.change, 100, '{:+.1f}')} points"
+    return "its loss was not measured at these rows"
 
 
 def _missing(
-    part: ModelPart, setting: str | None, times: Sequence[Timing]
+    part: ModelPart, shown: _Shown | None, times: Sequence[Timing]
 ) -> Iterator[tuple[str, str | None]]:
     """Yield what was not measured, with the command that measures it."""
     if times and all(one.random for one in times) and not part.answers and not part.scores:
@@ -178,8 +259,9 @@ def _missing(
             "Find the fewest experts for a loss that you accept, layer by layer",
             "sere tune MODEL --prompts prompts.txt",
         )
-    if not any(not one.random for one in times):
-        chosen = f" --setting {setting}" if setting else ""
+    advised = None if shown is None or not shown.advised else shown.setting
+    if not any(not one.random and advised in (None, one.setting) for one in times):
+        chosen = "" if shown is None or _typed(shown.setting) is None else f" --setting {shown.setting}"
         yield "Measure how much faster it is on your machine", f"sere bench serve MODEL{chosen}"
 
 
@@ -187,12 +269,17 @@ def _serve(config: object) -> str:
     return f"vllm serve MODEL --additional-config '{json.dumps({'sere': config})}'"
 
 
-def _serve_setting(setting: str) -> str | None:
-    """Return the command that serves with a setting; None if it is none of today's, or has no short form."""
+def _typed(setting: str) -> dict[str, object] | None:
+    """Return a setting's options as they are typed today; None if it is one of an earlier release."""
     try:
         spec = parse_spec(setting)
     except SereError:
         return None
-    options = dict(spec.options)
-    plain = all(isinstance(value, int | float | str) for value in options.values())
-    return _serve(options) if spec.name == "sere" and plain else None
+    return dict(spec.options) if spec.name == "sere" else None
+
+
+def _serve_setting(cost: Cost) -> str | None:
+    """Return the command that serves with a setting; None if it is none of today's, or has no short form."""
+    options = _typed(cost.setting)
+    plain = options is not None and all(isinstance(value, int | float | str) for value in options.values())
+    return _serve(options) if plain else None

@@ -117,7 +117,8 @@ class Scored:
 
     Attributes:
         source: The record.
-        key: What it can be compared with.
+        key: What it can be compared with: the same questions of the task, asked in the same way.
+        run: What the tasks of one run share: ``key`` without what belongs to the task.
         setting: The setting.
         batch_size: B.
         task: The task.
@@ -134,10 +135,13 @@ class Scored:
         table: Metric and fingerprint of the table, or "".
         note: Why nothing was re-routed, or None.
         meaning: Unit of the difference and which sign is worse, where a reader could err; else None.
+        lower_is_better: Whether lm-eval says so of the metric.
+        options: Options of ``sere lm-eval`` that ask so, beside tasks, limit and seed; each after a space.
     """
 
     source: str
     key: Key
+    run: Key
     setting: str
     batch_size: int
     task: str
@@ -152,6 +156,8 @@ class Scored:
     table: str = ""
     note: str | None = None
     meaning: str | None = None
+    lower_is_better: bool = False
+    options: str = ""
 
 
 def rule_of(setting: str) -> str:

@@ -50,8 +50,8 @@ def collect(sources: Sequence[Source]) -> Collected:
                 found.qualities += _demo_answers(source)
                 found.timings += _demo_times(source)
             elif source.kind == "sere-lm-eval":
-                key = _key(source.record, texts_of(source.record["plan"]))
-                found.scores += scores_of(source.name, source.record, key, _of_table(source.record))
+                run = _key(source.record, texts_of(source.record["plan"]))
+                found.scores += scores_of(source.name, source.record, run, _of_table(source.record))
             elif source.kind.startswith("sere-bench"):
                 found.timings.append(_timing(source))
             elif source.kind == "sere-tune":

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from html import escape
 from typing import Any
 
-from sere.errors import name_some
 from sere.eval.harness.compare import meaning
 from sere.report.cases import Key, Scored
 from sere.report.curves import interval
@@ -31,14 +32,15 @@ Record = Mapping[str, Any]
 
 
 def texts_of(plan: Record) -> str:
-    """Return which questions were asked, and how.
+    """Return how a run asked its questions, whichever tasks they are of.
 
     Args:
-        plan: Of a record of ``sere lm-eval``.
+        plan: Of a record of ``sere lm-eval``; earlier ones do not name lm-eval's version.
     """
-    found = [f"lm-eval: {name_some(plan['tasks'])}"]
+    version = plan.get("lm_eval")
+    found = ["lm-eval of an unknown version" if version is None else f"lm-eval {version}"]
     if plan["limit"] is not None:
-        found.append(f"at most {plan['limit']} questions a task")
+        found.append(f"at most {plan['limit']} questions per task")
     if plan["num_fewshot"] is not None:
         found.append(f"{plan['num_fewshot']} examples")
     if plan["phases"] == "decode":
@@ -48,15 +50,16 @@ def texts_of(plan: Record) -> str:
     return ", ".join([*found, f"seed {plan['seed']}"])
 
 
-def scores_of(source: str, record: Record, key: Key, of_table: str) -> Iterator[Scored]:
+def scores_of(source: str, record: Record, run: Key, of_table: str) -> Iterator[Scored]:
     """Return what each setting scored in each task.
 
     Args:
         source: The record's name.
         record: Of ``sere lm-eval``.
-        key: What its scores can be compared with.
+        run: What all its scores can be compared with, ``texts`` from `texts_of`.
         of_table: Metric and fingerprint of its table, or "".
     """
+    options = _options(record["plan"])
     for case in record["cases"]:
         for task, found in case["tasks"].items():
             seen = case["requests"][found["requests"]]
@@ -64,7 +67,8 @@ def scores_of(source: str, record: Record, key: Key, of_table: str) -> Iterator[
             for metric, result in found["metrics"].items():
                 yield Scored(
                     source,
-                    key,
+                    replace(run, texts=f"{_questions(task, found)}, {run.texts}"),
+                    run,
                     case["setting"],
                     int(case["batch_size"]),
                     task,
@@ -79,7 +83,26 @@ def scores_of(source: str, record: Record, key: Key, of_table: str) -> Iterator[
                     table=of_table,
                     note=seen["nothing_changed"],
                     meaning=None if result["difference"] is None else meaning(metric, result),
+                    lower_is_better=result.get("higher_is_better") is False,
+                    options=options,
                 )
+
+
+def _questions(task: str, found: Record) -> str:
+    """Return which questions of a task were asked; earlier records have no digest of them."""
+    version, digest = found.get("version"), found.get("questions_digest")
+    name = task if version is None else f"{task} of version {version}"
+    return f"{name}, {found['n']} questions" + ("" if digest is None else f" ({str(digest)[:8]})")
+
+
+def _options(plan: Record) -> str:
+    """Return the options that ask in the same way, beside tasks, limit and seed."""
+    found = " --phases decode" if plan["phases"] == "decode" else ""
+    if plan["num_fewshot"] is not None:
+        found += f" --num-fewshot {plan['num_fewshot']}"
+    if plan["chat_template"]:
+        found += " --apply-chat-template"
+    return f"{found} --engine vllm" if plan.get("engine") == "vllm" else found
 
 
 def _value(result: Record) -> Mapping[str, float | None] | None:
@@ -90,13 +113,25 @@ def _value(result: Record) -> Mapping[str, float | None] | None:
     return {"value": float(result["value"]), "low": bounds["low"], "high": bounds["high"]}
 
 
-def add_scores(page: Page, about: str, scores: Sequence[Scored]) -> None:
+def by_run(scores: Mapping[tuple[str, Key], Sequence[Scored]]) -> dict[Key, list[Sequence[Scored]]]:
+    """Return the groups of scores whose tasks were asked in the same way, by what they share.
+
+    Args:
+        scores: By task and key, as `ModelPart.scores` has them.
+    """
+    found: dict[Key, list[Sequence[Scored]]] = {}
+    for group in scores.values():
+        found.setdefault(group[0].run, []).append(group)
+    return found
+
+
+def add_scores(page: Page, about: str, groups: Sequence[Sequence[Scored]]) -> None:
     """Add a table for each task.
 
     Args:
         page: The page.
-        about: What was asked, with what and where.
-        scores: All of one key.
+        about: How the tasks were asked, with what and where.
+        groups: The scores of each task, those of one key together.
     """
     page.heading(
         3,
@@ -106,19 +141,21 @@ def add_scores(page: Page, about: str, scores: Sequence[Scored]) -> None:
         "decoded a task's requests, the share of slots whose expert changed.",
     )
     heads = list(_HEADS)
-    by_table = len({one.table for one in scores if one.table}) > 1
+    by_table = len({one.table for scores in groups for one in scores if one.table}) > 1
     if by_table:
         heads.insert(_TABLE_AT, "table")
-    for task in dict.fromkeys(one.task for one in scores):
-        mine = [one for one in scores if one.task == task]
-        mine.sort(key=lambda one: (one.metric, one.batch_size))
-        count = max(one.count for one in mine)
+    times = Counter(scores[0].task for scores in groups)
+    for scores in groups:
+        first = scores[0]
+        mine = sorted(scores, key=lambda one: (one.metric, one.batch_size))
         text = table([_row(one, by_table) for one in mine], heads)
         said = dict.fromkeys(
             f"{one.metric}, against off: {one.meaning}." for one in mine if one.meaning is not None
         )
         text += "".join(f"<p>{escape(line)}</p>" for line in said)
-        page.add(f"<details open><summary>{escape(task)}, {count} questions</summary>{text}</details>")
+        # Of a task that was asked other questions, too, all that is known of them.
+        name = f"{first.task}, {first.count} questions" if times[first.task] == 1 else first.key.texts
+        page.add(f"<details open><summary>{escape(name)}</summary>{text}</details>")
 
 
 def _row(one: Scored, by_table: bool) -> list[Any]:

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from sere.errors import name_some
 from sere.report.cases import Key, Quality, Scored, Timing, newest
 from sere.report.collect import Collected, model_name
-from sere.report.lm_eval import NAME
 from sere.report.read import Source
 from sere.table import SimilarityTable, Tier
 
-NAMES = {"right": "right answers", "kl": "divergence from the unmodified model", "lm-eval": NAME}
+NAMES = {"right": "right answers", "kl": "divergence from the unmodified model"}
 
 
 @dataclass(slots=True)
@@ -25,7 +24,7 @@ class ModelPart:
         name: The model.
         answers: What settings cost, by measure and key; only measurements of one group are compared.
         times: How fast they are, by measure and key.
-        scores: What they score in tasks of lm-eval, in the same form.
+        scores: What they score in tasks of lm-eval, by task and key.
         tunings: Tunings.
         tables: Tables with the files that they are from.
         replaced: How many measurements are not shown because the same was measured again later.
@@ -49,18 +48,36 @@ class ModelPart:
 
     def warnings(self) -> list[str]:
         """Return, for people, which measurements are shown apart because they cannot be compared, and why."""
-        found = []
-        for groups, names in ((self.answers, NAMES), (self.scores, NAMES), (self.times, {})):
-            for measure in dict.fromkeys(measure for measure, _ in groups):
-                keys = [key for other, key in groups if other == measure]
-                parts = dict.fromkeys(part for key in keys[1:] for part in _parts(keys[0], key))
-                if parts:
-                    what = names.get(measure, f"times ({measure})")
-                    found.append(
-                        f"{self.name}: {len(keys)} measurements of {what} "
-                        f"cannot be compared and are shown apart, because they differ in {', '.join(parts)}."
-                    )
+        found = self._apart(self.answers, lambda measure: NAMES[measure])
+        asked = "questions, or how they were asked"
+        found += self._apart(self.scores, lambda task: f"{task} (lm-eval)", asked)
+        found += self._apart(self.times, lambda measure: f"times ({measure})")
         return found + self._other_digests() + self._other_tables() + self._not_shown()
+
+    def _apart(
+        self, groups: Iterable[tuple[str, Key]], name: Callable[[str], str], texts: str = "texts"
+    ) -> list[str]:
+        """Return, for each way in which keys differ, which measurements have such.
+
+        Args:
+            groups: Measures with their keys.
+            name: What people call a measure.
+            texts: What other texts are called.
+        """
+        keys: dict[str, list[Key]] = {}
+        for measure, key in groups:
+            keys.setdefault(measure, []).append(key)
+        apart: dict[tuple[int, str], list[str]] = {}
+        for measure, (first, *others) in keys.items():
+            parts = dict.fromkeys(part for key in others for part in _parts(first, key))
+            if parts:
+                why = ", ".join(texts if part == "texts" else part for part in parts)
+                apart.setdefault((len(others) + 1, why), []).append(name(measure))
+        return [
+            f"{self.name}: {count} measurements{' each' * (len(names) > 1)} of {name_some(names)} "
+            f"cannot be compared and are shown apart, because they differ in {why}."
+            for (count, why), names in apart.items()
+        ]
 
     def _not_shown(self) -> list[str]:
         found = []
@@ -130,7 +147,7 @@ def by_model(collected: Collected) -> list[ModelPart]:
         part(timing.key.model).times.setdefault((timing.measure, timing.key), []).append(timing)
     for scored in newest(collected.scores):
         part(scored.key.model).replaced -= 1
-        part(scored.key.model).scores.setdefault(("lm-eval", scored.key), []).append(scored)
+        part(scored.key.model).scores.setdefault((scored.task, scored.key), []).append(scored)
     for source in collected.sources:
         if source.kind == "sere-tune":
             part(str(source.record["model"]["name"])).tunings.append(source)

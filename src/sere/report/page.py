@@ -9,10 +9,12 @@ from html import escape
 from importlib.resources import files
 from typing import Any
 
+from sere.errors import name_some
 from sere.files import atomic_path
 from sere.report.advice import advise
 from sere.report.collect import collect
 from sere.report.html import Page
+from sere.report.lm_eval import NAME, by_run
 from sere.report.models import NAMES, ModelPart, by_model, settings_of
 from sere.report.plots import script
 from sere.report.read import Source
@@ -144,11 +146,13 @@ def _measured(parts: Sequence[ModelPart]) -> list[str]:
                 f"{what} of {key.model} with {len(settings_of(answers))} settings, "
                 f"in steps of {sizes} rows: {key.texts}"
             )
-        for (_, key), scores in part.scores.items():
-            sizes = _list(sorted({case.batch_size for case in scores}))
-            count = len(settings_of(scores))
+        for run, groups in by_run(part.scores).items():
+            scores = [one for group in groups for one in group]
+            tasks = name_some(dict.fromkeys(one.task for one in scores))
+            sizes = _list(sorted({one.batch_size for one in scores}))
             found.append(
-                f"Scores of {key.model} with {count} settings, in steps of {sizes} rows: {key.texts}"
+                f"Scores of {run.model} in {tasks} with {len(settings_of(scores))} settings, "
+                f"in steps of {sizes} rows: {run.texts}"
             )
         for source in part.tunings:
             found.append(
@@ -167,7 +171,8 @@ def _measured(parts: Sequence[ModelPart]) -> list[str]:
 
 def _briefly(part: ModelPart) -> str:
     """Return what was measured of one model among several."""
-    found = [NAMES[measure] for measure in dict.fromkeys(name for name, _ in (*part.answers, *part.scores))]
+    found = [NAMES[measure] for measure in dict.fromkeys(name for name, _ in part.answers)]
+    found += [NAME] * bool(part.scores)
     found += ["a tuning"] * bool(part.tunings) + ["times"] * bool(part.times)
     return f"{part.name}: {_list([*found, *['similarities of the experts'] * bool(part.tables)])}"
 

@@ -10,7 +10,7 @@ from sere.report.cases import Key, Quality, Timing
 from sere.report.curves import draw_frontier, draw_speed, interval, rule_names
 from sere.report.html import DARKEST, Page, Shaded, table
 from sere.report.layers import draw_layer_use, draw_maps, draw_tiers, draw_tuning
-from sere.report.lm_eval import add_scores
+from sere.report.lm_eval import add_scores, by_run
 from sere.report.models import NAMES, ModelPart, layers_of
 from sere.report.read import Source
 
@@ -36,8 +36,8 @@ def add_model(page: Page, part: ModelPart, layers: Sequence[int] | None) -> None
     """
     for (measure, key), cases in part.answers.items():
         _add_answers(page, measure, key, cases)
-    for (_, key), scores in part.scores.items():
-        add_scores(page, _about(key), scores)
+    for run, groups in by_run(part.scores).items():
+        add_scores(page, _about(run), groups)
     for source in part.tunings:
         _add_tuning(page, source)
     for (measure, key), times in part.times.items():

@@ -107,3 +107,30 @@ def test_a_run_in_which_nothing_happened_says_why() -> None:
     assert why_nothing({"cases": [off, idle]}) == "idle"
     assert why_nothing({"cases": [off, idle, good]}) is None
     assert why_nothing({"cases": [off]}) is None
+
+
+def test_the_questions_have_a_digest() -> None:
+    """Of question, prompt and answer, in their order; the same under every filter; None without hashes."""
+
+    def digest(*hashes: tuple[str, str, str]) -> str | None:
+        found = results([1.0, 0.0])
+        rows = found["samples"]["t"]
+        names = ("doc_hash", "prompt_hash", "target_hash")
+        for row in rows if hashes else []:
+            row |= dict(zip(names, hashes[row["doc_id"]], strict=True))
+        twice = [*rows, *(row | {"filter": "strict"} for row in rows)]
+        (task,) = task_results(found | {"samples": {"t": twice}}, {"t": "multiple_choice"}).values()
+        return task["questions_digest"]
+
+    first, second = ("a", "b", "c"), ("d", "e", "f")
+    assert digest() is None
+    assert digest(first, second) == digest(first, second)
+    others = [(second, first), *((first, (*second[:i], "x", *second[i + 1 :])) for i in range(3))]
+    assert len({digest(first, second), *(digest(*one) for one in others)}) == 5
+
+
+def test_a_task_has_its_version() -> None:
+    """None where its file names none: lm-eval then says its own default."""
+    for said, version in ({"t": 1.0}, 1.0), ({"t": "Yaml"}, None), ({}, None):
+        (task,) = task_results(results([1.0]) | {"versions": said}, {"t": "multiple_choice"}).values()
+        assert task["version"] == version

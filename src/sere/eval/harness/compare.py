@@ -8,6 +8,7 @@ from math import isfinite
 from numbers import Real
 from typing import Any
 
+from sere.eval.digests import texts_digest
 from sere.eval.statistics.by_prompt import mean_per_token
 from sere.eval.statistics.by_question import paired_difference, wilson
 
@@ -29,10 +30,11 @@ def task_results(results: Mapping[str, Any], kinds: Mapping[str, str]) -> dict[s
         kinds: By task, lm-eval's ``output_type``.
 
     Returns:
-        By task: ``requests``, the kind of its requests; ``n``, its questions; and ``metrics``, by lm-eval's
-        name ``metric,filter``: the ``value`` that lm-eval reports; ``higher_is_better``, which lm-eval says
-        of it, None if it does not; and the ``values`` of the questions in order, each a number or a pair
-        (sum, weight); None if a question's value is neither.
+        By task: ``requests``, the kind of its requests; ``n``, its questions; ``version`` of the task, and
+        ``questions_digest``, of its questions as they were asked, each None if lm-eval does not say; and
+        ``metrics``, by lm-eval's name ``metric,filter``: the ``value`` that lm-eval reports;
+        ``higher_is_better``, which lm-eval says of it, None if it does not; and the ``values`` of the
+        questions in order, each a number or a pair (sum, weight); None if a question's value is neither.
     """
     better = results.get("higher_is_better", {})
     found = {}
@@ -52,9 +54,25 @@ def task_results(results: Mapping[str, Any], kinds: Mapping[str, str]) -> dict[s
         found[task] = {
             "requests": _KIND.get(kinds[task], kinds[task]),
             "n": len({row["doc_id"] for row in rows}),
+            "version": _version(results, task),
+            "questions_digest": _digest(rows),
             "metrics": metrics,
         }
     return found
+
+
+def _version(results: Mapping[str, Any], task: str) -> Any:
+    found = results.get("versions", {}).get(task)
+    # What lm-eval says of a task whose file names no version.
+    return None if found == "Yaml" else found
+
+
+def _digest(rows: Sequence[Mapping[str, Any]]) -> str | None:
+    """Return a digest of questions, prompts and answers, in order; None if samples have no hashes."""
+    names = ("doc_hash", "prompt_hash", "target_hash")
+    asked = {row["doc_id"]: [row.get(name) for name in names] for row in rows}
+    hashes: list[Any] = [one for index in sorted(asked) for one in asked[index]]
+    return None if None in hashes else texts_digest(hashes)
 
 
 def compare_tasks(cases: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

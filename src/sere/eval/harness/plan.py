@@ -48,8 +48,9 @@ class HarnessPlan:
             raise InputError(f"batch_sizes: expected at least one, each at least 1, got {self.batch_sizes}")
 
     def describe(self) -> dict[str, Any]:
-        """Return what a record says of the plan beside settings and batch sizes; JSON-ready."""
+        """Return what a record says beside settings and batch sizes, with lm-eval's version; JSON-ready."""
         return {
+            "lm_eval": installed_version("lm_eval"),
             "tasks": list(self.tasks),
             "engine": self.engine,
             "phases": self.phases,

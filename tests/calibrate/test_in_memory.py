@@ -38,7 +38,7 @@ def test_table_says_where_it_comes_from() -> None:
     assert set(table.layers) == {0, 1}
     assert (table.metric, table.metric_parameters["kernel"]) == ("cka", "rbf")
     assert (table.calibration_tokens, table.seed, len(table.data_digest)) == (100, 4, 64)
-    assert table.provenance["calibration"] == {"seq_len": 16, "batch_size": 8}
+    assert table.provenance["calibration"] == {"seq_len": 16, "batch_size": 8, "device": "cpu"}
     assert "torch" in table.provenance["versions"]
 
 

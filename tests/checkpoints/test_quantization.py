@@ -15,6 +15,7 @@ from sere.checkpoints.quantization import dequantized_bytes, quantization_in, wh
 from sere.errors import UnsupportedModel
 from sere.outlook import look_at
 from tests.support.damage import change_json
+from tests.support.gpus import pretend_gpus
 from tests.support.tiny import tiny_model
 
 FP8 = {"quant_method": "fp8", "weight_block_size": [128, 128]}
@@ -72,6 +73,7 @@ def test_weights_count_in_bfloat16(quantized: Path, monkeypatch: pytest.MonkeyPa
     (quantized / "model.safetensors").write_bytes(bytes(size // 2))
     monkeypatch.setattr(memory, "available_memory", lambda: size)
     assert not memory.fits_memory(quantized)
+    pretend_gpus(monkeypatch, size)
     assert memory.fits_memory(quantized, device="cuda")
     monkeypatch.setattr(memory, "available_memory", lambda: 2 * size)
     assert memory.fits_memory(quantized)

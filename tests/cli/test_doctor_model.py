@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 
+from sere.calibrate import memory
 from sere.cli import main
 from sere.step_time import Ceilings, known_ceilings
 from tests.support.commands import run_json
+from tests.support.gpus import pretend_gpus
 from tests.support.tiny import tiny_model
 
 
@@ -106,15 +108,61 @@ def test_too_little_memory_for_the_whole_model(
     capsys: pytest.CaptureFixture[str], config_only: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Then the command reads it layer by layer; with none at all, no command is named."""
-    monkeypatch.setattr("sere.outlook.calibration.available_memory", lambda: 2 * 2**30)
+    monkeypatch.setattr(memory, "available_memory", lambda: 2 * 2**30)
     index = {"metadata": {"total_size": 2 * 2**30}, "weight_map": {"a": "model-1.safetensors"}}
     (config_only / "model.safetensors.index.json").write_text(json.dumps(index))
     ways = details(run_json(capsys, "doctor", config_only, "--no-measure"), "calibrating")
     assert ways["whole"] == ("missing", "needs about 2.9 GiB: does not fit")
     assert ways["command"][1] == f"sere calibrate {config_only} --low-memory --texts FILE"
-    monkeypatch.setattr("sere.outlook.calibration.available_memory", lambda: 2**20)
+    monkeypatch.setattr(memory, "available_memory", lambda: 2**20)
     ways = details(run_json(capsys, "doctor", config_only, "--no-measure"), "calibrating")
     assert ways["command"][0] == "missing"
+
+
+def test_a_gpu_is_named_by_the_command_if_the_model_fits_it(
+    capsys: pytest.CaptureFixture[str], config_only: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Memory and time are those of what the command uses; the CPU is measured if that is the CPU."""
+    rates = {"cuda": 1e9, "cpu": 5e8}
+    asked = []
+
+    def measure(device: str, _: object) -> Ceilings:
+        asked.append(device)
+        return Ceilings(1e9, rates[device], device=device, dtype="float32")
+
+    monkeypatch.setattr("sere.cli.doctor.pick_device", lambda _: "cuda")
+    monkeypatch.setattr("sere.outlook.measure_here", measure)
+    pretend_gpus(monkeypatch, 80 * 2**30)
+    ways = details(run_json(capsys, "doctor", config_only), "calibrating")
+    assert asked == ["cuda"]
+    assert ways["whole"][1].endswith(" on one GPU: fits")
+    assert ways["command"] == ("ok", f"sere calibrate {config_only} --device cuda")
+    assert ways["time"][1].startswith("estimate: at least 6 s on one GPU for 51,200 tokens")
+    pretend_gpus(monkeypatch, 1)
+    value = run_json(capsys, "doctor", config_only)
+    ways = details(value, "calibrating")
+    assert asked == ["cuda", "cuda", "cpu"]
+    assert ways["whole"][1].endswith(" on the CPU: fits")
+    assert ways["command"] == ("ok", f"sere calibrate {config_only}")
+    assert ways["time"][1].startswith("estimate: at least 12 s on the CPU for 51,200 tokens")
+    assert value["expected"]["ceilings"]["device"] == "cuda"
+
+
+def test_gpus_share_a_model_in_vllm(
+    capsys: pytest.CaptureFixture[str], alien: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The command says among how many, if one does not hold it."""
+    monkeypatch.setattr("sere.outlook.model.ask_vllm", lambda _: (True, "has it"))
+    monkeypatch.setattr("sere.outlook.calibration.installed_version", lambda _: "0.32.0")
+    monkeypatch.setattr("sere.outlook.calibration.engine_device", lambda: "cuda")
+    monkeypatch.setattr("sere.cli.doctor.pick_device", lambda _: "cuda")
+    index = {"metadata": {"total_size": 14 * 2**30}, "weight_map": {"a": "model-1.safetensors"}}
+    (alien / "model.safetensors.index.json").write_text(json.dumps(index))
+    pretend_gpus(monkeypatch, 12 * 2**30, 12 * 2**30)
+    ways = details(run_json(capsys, "doctor", alien), "calibrating")
+    assert ways["vllm"] == ("ok", "needs about 20.0 GiB on 2 GPUs: fits")
+    options = "--engine vllm --engine-option tensor_parallel_size=2"
+    assert ways["command"] == ("ok", f"sere calibrate {alien} {options}")
 
 
 def test_a_table_says_what_its_model_reads(capsys: pytest.CaptureFixture[str]) -> None:

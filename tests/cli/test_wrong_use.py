@@ -19,6 +19,7 @@ WRONG = (
     "calibrate checkpoint --out new/a/b.safetensors --texts texts.txt --low-memory --seq-len 5e4",
     "calibrate checkpoint --out new/a/b.safetensors --texts texts.txt --work-dir new/w --seq-len 0",
     "calibrate checkpoint --out new/a/b.safetensors --low-memory",
+    "calibrate checkpoint --out new/a/b.safetensors --texts texts.txt --device cuda:99",
     "calibrate nowhere --out new/a/b.safetensors --texts texts.txt",
     "eval checkpoint --out new/a.json --setting sere:select_top_k=1",
     "eval checkpoint --out new/a.json --setting sere:select_top_k=0 --table table.safetensors",

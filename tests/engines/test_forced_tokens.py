@@ -14,6 +14,7 @@ pytest.importorskip("vllm", reason="needs vLLM: make test-vllm")
 from vllm.v1.sample.logits_processor import BatchUpdate, MoveDirectionality
 
 from sere.engines.forced_tokens import GIVEN, PROCESSOR, ForcedTokens
+from sere.errors import UnsupportedEngine
 
 pytestmark = pytest.mark.vllm
 
@@ -72,6 +73,22 @@ def test_slots_of_the_second_runner() -> None:
     assert step([2], [6]) == [[8]]
     assert not processor.add_request(2, params(None))
     assert step([2], [5]) == [ALL]
+
+
+@pytest.mark.parametrize(
+    ("state", "given"),
+    [
+        ((), "nothing"),
+        ((object(),), "object"),
+        ((1, 2), "int, int"),
+        ((torch.device("cpu"), 1, 2), "device, int, int"),
+    ],
+    ids=["none", "unknown", "two", "three"],
+)
+def test_a_third_way_of_making_it_is_refused(state: tuple[Any, ...], given: str) -> None:
+    """A release that makes processors otherwise would silently force no token."""
+    with pytest.raises(UnsupportedEngine, match=f"from its configuration and {given}; .* as in vLLM 0.32"):
+        ForcedTokens(None, *state)
 
 
 def test_vllm_finds_it_by_its_name() -> None:

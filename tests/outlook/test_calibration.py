@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from sere.calibrate import memory as calibrate_memory
 from sere.outlook import Unprepared, calibration, ways_to_calibrate
 from sere.outlook.calibration import chance, seconds_to_calibrate, seconds_to_write_texts
 from sere.policies.base import LayerShape
 from sere.step_time import Ceilings, StepWeights
+from tests.support.gpus import pretend_gpus
 
 GIB = 2**30
 WEIGHTS = StepWeights(4 * GIB, 9e6, 2, 2 * GIB, 4.5e6)
@@ -31,7 +34,7 @@ def with_vllm(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def memory(monkeypatch: pytest.MonkeyPatch, size: float | None) -> None:
-    monkeypatch.setattr(calibration, "available_memory", lambda: size)
+    monkeypatch.setattr(calibrate_memory, "available_memory", lambda: size)
 
 
 def test_memory_decides(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -77,6 +80,44 @@ def test_a_model_that_only_vllm_knows(monkeypatch: pytest.MonkeyPatch) -> None:
     assert open_ways(replace(alien, vllm=False, vllm_detail="does not have it")) == []
     monkeypatch.setattr(calibration, "installed_version", lambda _: None)
     assert [way.why_not for way in ways_to_calibrate(alien)][2] == "vLLM is not installed here"
+
+
+def on_gpus(
+    monkeypatch: pytest.MonkeyPatch, *free: float, own: float = 64, build: str = "cuda", **changes: Any
+) -> list[tuple[str, bool | None]]:
+    """Return each way's options and whether it fits, for GPUs and own memory of so many GiB."""
+    memory(monkeypatch, own * GIB)
+    pretend_gpus(monkeypatch, *(round(size * GIB) for size in free))
+    monkeypatch.setattr(calibration, "engine_device", lambda: build)
+    ways = ways_to_calibrate(replace(FOUND, **changes), device="cuda")
+    return [(way.options, way.fits) for way in ways]
+
+
+WHOLE, LAYERS, VLLM = "--device cuda", "--low-memory --texts FILE --device cuda", "--engine vllm"
+SHARED = f"{VLLM} --engine-option tensor_parallel_size="
+
+
+def test_a_gpu_computes_what_fits_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of Transformers the first one; what does not fit it is for the CPU, in each way by itself."""
+    assert on_gpus(monkeypatch, 10) == [(WHOLE, True), (LAYERS, True), (VLLM, True)]
+    assert on_gpus(monkeypatch, 9, 80) == [("", True), (LAYERS, True), (f"{SHARED}2", True)]
+    assert on_gpus(monkeypatch, 5) == [("", True), ("--low-memory --texts FILE", True), (VLLM, False)]
+    # The machine's own memory holds the weights until they are on the GPU.
+    assert on_gpus(monkeypatch, 80, own=6)[0] == ("", False)
+
+
+def test_vllm_shares_a_model_among_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Among the fewest that hold it: 1, 2, 4, ..., by which its attention heads can be divided."""
+    assert on_gpus(monkeypatch, 10, 10)[2] == (VLLM, True)
+    assert on_gpus(monkeypatch, 5, 5, 5, 5)[2] == (f"{SHARED}2", True)
+    assert on_gpus(monkeypatch, 3, 3, 3)[2] == (f"{SHARED}2", False)
+    assert on_gpus(monkeypatch, 3, 3, 3, 3)[2] == (f"{SHARED}4", True)
+    assert on_gpus(monkeypatch, 3, 3, 3, 3, attention_heads=6)[2] == (f"{SHARED}2", False)
+    assert on_gpus(monkeypatch, 5, 5, attention_heads=3)[2] == (VLLM, False)
+    # Shares are equal: the smallest memory counts for all.
+    assert on_gpus(monkeypatch, 20, 4, attention_heads=8)[2] == (VLLM, True)
+    assert on_gpus(monkeypatch, 9, 4)[2] == (f"{SHARED}2", False)
+    assert on_gpus(monkeypatch, 3, build="cpu")[2] == (VLLM, True)
 
 
 def test_time_is_arithmetic_of_every_expert() -> None:

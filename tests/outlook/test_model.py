@@ -42,6 +42,7 @@ def test_a_config_alone_is_enough(config_only: Path) -> None:
     assert (found.num_bytes, found.exact) == (sum(p.numel() for p in model.parameters()) * 4, False)
     assert (found.dtype, found.quantization) == ("float32", None)
     assert found.layer_bytes == found.weights.expert_bytes * 16
+    assert found.attention_heads == model.config.num_attention_heads
 
 
 def test_the_size_of_files_and_of_their_index_counts(config_only: Path) -> None:

@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Unpack, overload
 
+import torch
 from torch import nn
 
 from sere.calibrate.assemble import (
@@ -23,7 +24,7 @@ from sere.calibrate.assemble import (
     text_tokenizer,
 )
 from sere.calibrate.config import CalibrationConfig, CalibrationOptions
-from sere.calibrate.in_memory import collect_in_memory
+from sere.calibrate.in_memory import collect_in_memory, input_device
 from sere.calibrate.layerwise.by_layers import collect_layerwise
 from sere.calibrate.layerwise.skeleton import Skeleton, refuse_quantized
 from sere.calibrate.layerwise.work_folder import WorkFolder, resumable
@@ -34,7 +35,8 @@ from sere.calibrate.pass_folder import PassFolder, resumable_pass, written_token
 from sere.calibrate.run_folder import way_of
 from sere.calibrate.vllm.run import calibrate_in_vllm
 from sere.checkpoints import find_checkpoint, load_model, load_tokenizer, model_files
-from sere.errors import DataError
+from sere.checkpoints.device import check_device
+from sere.errors import DataError, InputError
 from sere.similarity import DEFAULT_METRIC
 from sere.structure import find_experts, identity_of
 from sere.table import SimilarityTable
@@ -115,7 +117,8 @@ def calibrate(
               the folder stays at the end, and the same call returns the tables again: delete it once they
               are saved. None (default) keeps nothing.
             - ``dtype``: Load the weights as this; None (default) for the checkpoint's own.
-            - ``device``: Where to compute (default ``"cpu"``), e.g. ``"cuda"``.
+            - ``device``: Where to compute (default ``"cpu"``), e.g. ``"cuda"``. Its memory decides whether
+              the complete model is loaded.
             - ``trust_remote_code``: Run Python code that comes with the checkpoint (its tokenizer's, or its
               model's if Transformers has no class of its own); default False.
             - ``engine``: ``"transformers"`` (default), or ``"vllm"`` for any model and quantization that vLLM
@@ -126,7 +129,7 @@ def calibrate(
         The table; for several metrics a dict from a metric's name to its table.
 
     Raises:
-        ConfigError: A setting or metric is wrong or unknown.
+        ConfigError: A setting or metric is wrong or unknown, or the device is not here.
         DataError: The texts are missing, unreadable or too few; or there are none, and the model cannot write
             its own, because it is read layer by layer or ends every text at once.
         UnsupportedModel: The model has no experts modules, or some that cannot be calibrated; for
@@ -134,7 +137,8 @@ def calibrate(
         UnsupportedEngine: vLLM's version, an option, or an expert kernel that routes inside itself.
         EngineFailure, EngineError: vLLM did not start, or failed.
         AlreadyApplied: Re-routing is active on the model.
-        InputError: The checkpoint is missing, damaged or incomplete, or ``work_dir`` belongs to another run.
+        InputError: The checkpoint is missing, damaged or incomplete, or does not fit the device; or
+            ``work_dir`` belongs to another run.
         MissingDependency: The checkpoint needs a package that is not installed.
 
     Source: SERE (arXiv 2602.07616); docs/method.md section 3.
@@ -145,6 +149,7 @@ def calibrate(
         config.check_for_loaded_model()
         tables = _loaded(inner_model(model), tokenizer, texts, config)
     else:
+        check_device(config.device)
         path = find_checkpoint(model, trust_remote_code=config.trust_remote_code)
         if config.engine == "vllm":
             tables = calibrate_in_vllm(path, tokenizer, texts, config)
@@ -175,7 +180,8 @@ def _loaded(
     refuse_rerouted(layers)
     tokens = _tokens_of(model, texts, tokenizer, config)
     results = collect_in_memory(model, layers, tokens, config)
-    return make_tables(results, identity_of(model, layers), tokens, config)
+    where = {"device": input_device(model).type}
+    return make_tables(results, identity_of(model, layers), tokens, config, where)
 
 
 def _checkpoint(
@@ -185,7 +191,9 @@ def _checkpoint(
     tokenizer = tokenizer or _tokenizer(path, config)
     read = None if texts is None else read_tokens(texts, tokenizer, config)
     dtype = None if config.dtype is None else str(config.dtype)
-    run = run_record(WHOLE, model_files(path), read, config, dtype=dtype, device=config.device)
+    # Which of several GPUs does not matter; a GPU and a CPU round differently.
+    where = {"device": torch.device(config.device).type}
+    run = run_record(WHOLE, model_files(path), read, config, dtype=dtype, **where)
     # Weights are compared at once: there is nothing to go on with.
     with resumable_pass(config.work_dir if config.output_metrics else None, run) as work:
         model = load_model(
@@ -193,11 +201,22 @@ def _checkpoint(
             dtype=config.dtype or "auto",
             bar=config.progress == "always" or (config.progress is True and sys.stderr.isatty()),
             trust_remote_code=config.trust_remote_code,
-        ).to(config.device)
+        )
+        model = _on_device(model, path, config)
         layers = find_experts(model)
         tokens = _tokens_of(model, None, tokenizer, config, work) if read is None else read
         results = collect_in_memory(model, layers, tokens, config, work)
-        return make_tables(results, identity_of(model, layers), tokens, config)
+        return make_tables(results, identity_of(model, layers), tokens, config, where)
+
+
+def _on_device(model: Any, path: Path, config: CalibrationConfig) -> Any:
+    try:
+        return model.to(config.device)
+    except torch.OutOfMemoryError as error:
+        raise InputError(
+            f"device {config.device}: {path} does not fit into its memory; choose another device, or let it "
+            "be read layer by layer, with texts (--low-memory, low_memory=True)"
+        ) from error
 
 
 def _layerwise(
@@ -209,12 +228,11 @@ def _layerwise(
         DataError: There are no texts, and the model would have to write some.
         UnsupportedModel: The checkpoint is quantized.
     """
-    too_large = "it is too large for this machine's memory (--whole loads it anyway), and "
+    memory = _memory_of(config.device)
+    too_large = f"it is too large for {memory} (--whole loads it anyway), and "
     refuse_quantized(path, "" if config.low_memory else too_large)
     if texts is None and config.output_metrics:
-        why = (
-            "low_memory is set" if config.low_memory else "the model does not fit into this machine's memory"
-        )
+        why = "low_memory is set" if config.low_memory else f"the model does not fit into {memory}"
         raise DataError(
             f"texts: expected texts, because {why}: read layer by layer, it cannot write its own; give a "
             "file or a data set (--texts), let vLLM run the model (--engine vllm), or use the metric "
@@ -224,10 +242,10 @@ def _layerwise(
         path, dtype=config.dtype, device=config.device, trust_remote_code=config.trust_remote_code
     )
     tokens = None if texts is None else read_tokens(texts, tokenizer or _tokenizer(path, config), config)
+    where = {"device": skeleton.device.type}
     run = run_record(
         LAYERWISE, skeleton.reader.fingerprint(), tokens, config,
-        model=identity_of(skeleton.model, skeleton.experts).digest,
-        dtype=str(skeleton.model.dtype), device=str(skeleton.device),
+        model=identity_of(skeleton.model, skeleton.experts).digest, dtype=str(skeleton.model.dtype), **where,
     )  # fmt: skip
     with ExitStack() as stack:
         if config.work_dir is None:
@@ -237,7 +255,13 @@ def _layerwise(
         in_memory = config.work_dir is None and states_size(skeleton, tokens) <= STATES_BYTES
         results = collect_layerwise(skeleton, tokens, config, work, states_in_memory=in_memory)
         identity = identity_of(skeleton.model, skeleton.experts)
-        return make_tables(results, identity, tokens, config)
+        return make_tables(results, identity, tokens, config, where)
+
+
+def _memory_of(device: str) -> str:
+    """Return whose memory decides whether a complete model is loaded, in words."""
+    own = "this machine's memory"
+    return own if torch.device(device).type == "cpu" else f"the memory of {device}, or of this machine"
 
 
 def _tokens_of(

@@ -102,7 +102,7 @@ def make_tables(
     identity: ModelIdentity,
     tokens: Tokens | None,
     config: CalibrationConfig,
-    engine: Mapping[str, Any] | None = None,
+    computed: Mapping[str, Any],
 ) -> dict[str, SimilarityTable]:
     """Return the table of each metric, with estimated tiers; log which experts have no known similarity.
 
@@ -111,9 +111,9 @@ def make_tables(
         identity: Which model it was.
         tokens: The calibration tokens, if any.
         config: What was asked for.
-        engine: What a serving engine computed with, JSON-ready; None for Transformers.
+        computed: Where it was computed and, of a serving engine, with what; JSON-ready.
     """
-    how: dict[str, Any] = {"seq_len": config.seq_len, "batch_size": config.batch_size} | dict(engine or {})
+    how: dict[str, Any] = {"seq_len": config.seq_len, "batch_size": config.batch_size} | dict(computed)
     if tokens is not None and tokens.own:
         how["texts"] = OWN_TEXTS
     sample = None if tokens is None else routing_sample(choose_tokens(tokens, config.seed), results.routing)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
+
 from sere.checkpoints import empty_model, find_weights
 from sere.checkpoints.quantization import dequantized_bytes, quantization_in
 from sere.checkpoints.weight_files import read_json
@@ -21,10 +23,37 @@ def available_memory() -> int | None:
     return int(psutil.virtual_memory().available)
 
 
+def free_memory(device: str) -> int | None:
+    """Return the bytes of memory that a device has free now, or None where that is not known.
+
+    Args:
+        device: ``"cpu"`` for the machine's own memory, or another device.
+    """
+    kind = torch.device(device).type
+    if kind == "cpu":
+        return available_memory()
+    return int(torch.cuda.mem_get_info(device)[0]) if kind == "cuda" else None
+
+
+def has_room(device: str, needs: int, *, loading: int) -> bool | None:
+    """Return whether so much memory is free now, or None where that is not known.
+
+    Args:
+        device: Where it is needed.
+        needs: Bytes.
+        loading: Bytes that the machine's own memory must hold before they go to another device.
+    """
+    own, free = available_memory(), free_memory(device)
+    if torch.device(device).type != "cpu" and own is not None and loading > own:
+        return False
+    return None if free is None else needs <= free
+
+
 def fits_memory(folder: Path, *, device: str = "cpu", trust_remote_code: bool = False) -> bool:
     """Whether a checkpoint's weights leave room to calibrate in the memory that is available now.
 
-    Quantized weights count in bfloat16 on a CPU, where Transformers dequantizes FP8 and MXFP4.
+    Quantized weights count in bfloat16 on a CPU, where Transformers dequantizes FP8 and MXFP4. For another
+    device, the machine's own memory must hold the weights as well, while they are loaded.
 
     Args:
         folder: The checkpoint folder.
@@ -35,11 +64,10 @@ def fits_memory(folder: Path, *, device: str = "cpu", trust_remote_code: bool = 
         InputError: The weights are missing, or the config does not describe a model.
         UnsupportedModel: The checkpoint is quantized, and Transformers has no class for it.
     """
-    available = available_memory()
-    if available is None:
+    if free_memory(device) is None:
         return True
-    needed = find_weights(folder).num_bytes
-    if device == "cpu" and quantization_in(read_json(folder / "config.json")) is not None:
-        model = empty_model(folder, trust_remote_code=trust_remote_code)
-        needed = max(needed, dequantized_bytes(model))
-    return needed <= SHARE_OF_MEMORY * available
+    needed = stored = find_weights(folder).num_bytes
+    quantized = quantization_in(read_json(folder / "config.json")) is not None
+    if quantized and torch.device(device).type == "cpu":
+        needed = max(needed, dequantized_bytes(empty_model(folder, trust_remote_code=trust_remote_code)))
+    return has_room(device, round(needed / SHARE_OF_MEMORY), loading=stored) is not False

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from sere.bundled import BUNDLED
 from sere.cli.engine_options import add_engine_option, engine_options
-from sere.cli.loading import add_trust_argument
+from sere.cli.loading import add_trust_argument, pick_device
 from sere.cli.numbers import whole
 from sere.cli.output import add_json_flag, case_table, emit, say
 from sere.cli.parser import add_command
@@ -40,6 +40,7 @@ _EXAMPLES = """
   sere calibrate MODEL --texts wikitext:wikitext-2-raw-v1 --metric projection,cosine --out tables/
   sere calibrate MODEL --metric cka --parameters '{"kernel": "rbf"}' --texts notes.txt --out cka.sere
   sere calibrate MODEL --metric weights
+  sere calibrate MODEL --device cuda
   sere calibrate MODEL --texts notes.txt --low-memory --work-dir work
   sere calibrate MODEL --engine vllm --engine-option tensor_parallel_size=2
 """
@@ -93,6 +94,8 @@ def _add_engine(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("engine")
     text = "what runs the model (default: transformers)"
     group.add_argument("--engine", choices=("transformers", "vllm"), default="transformers", help=text)
+    text = "where Transformers computes: cpu, cuda, cuda:1, ... (default: cpu)"
+    group.add_argument("--device", help=text)
     add_engine_option(group)
 
 
@@ -207,12 +210,17 @@ def _options(args: argparse.Namespace, metrics: Sequence[str], out: Path) -> dic
 
 
 def _engine(args: argparse.Namespace) -> dict[str, Any]:
-    """Return the keyword arguments that choose the engine; none for Transformers."""
+    """Return the keyword arguments that choose the engine and its device."""
     from sere.calibrate.vllm.options import FIXED
 
     given = engine_options(args, FIXED, command="sere calibrate")
     if args.engine == "transformers":
-        return {}
+        return {} if args.device is None else {"device": pick_device(args.device)}
+    if args.device is not None:
+        raise ConfigError(
+            "--device: only applies to --engine transformers, because vLLM places the model itself; leave it "
+            "out, or choose GPUs with CUDA_VISIBLE_DEVICES"
+        )
     from sere.cli.loading import log_vllm_to_stderr
     from sere.integrations.vllm.start.versions import check_installed
 

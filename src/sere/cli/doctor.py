@@ -21,6 +21,7 @@ from sere.cli.loading import (
     add_table_argument,
     add_trust_argument,
     checkpoint_path,
+    pick_device,
     quiet_transformers,
     table_path,
 )
@@ -98,9 +99,13 @@ def _asked(args: argparse.Namespace) -> tuple[list[Finding], dict[str, Any]]:
         findings += more
     if found is None or not found.has_experts:
         return findings, {}
-    ceilings = measure_ceilings(args, found)
-    ways = _ways(ceilings, found)
-    findings += calibration_findings(found, ways, ceilings, has_table=similarities is not None)
+    device = pick_device(None)
+    ways = _ways(found, device)  # first, because what is measured takes memory of a GPU
+    ceilings = measure_ceilings(args, found, device)
+    used = _ceilings_used(args, found, ways, ceilings, device)
+    findings += calibration_findings(
+        found, ways, used, has_gpu=device != "cpu", has_table=similarities is not None
+    )
     return findings, {
         "model": model_value(found, ways),
         "expected": steps_value(found, similarities, ceilings),
@@ -121,10 +126,22 @@ def _look(args: argparse.Namespace) -> tuple[Unprepared | None, list[Finding]]:
         return None, [Finding("model", args.model, "BROKEN", str(error))]
 
 
-def _ways(ceilings: Ceilings | None, found: Unprepared) -> list[Way]:
+def _ways(found: Unprepared, device: str) -> list[Way]:
     from sere.outlook import ways_to_calibrate
 
-    return ways_to_calibrate(found, device="cpu" if ceilings is None else ceilings.device)
+    return ways_to_calibrate(found, device=device)
+
+
+def _ceilings_used(
+    args: argparse.Namespace, found: Unprepared, ways: list[Way], ceilings: Ceilings | None, device: str
+) -> Ceilings | None:
+    """Return the ceilings of what the best way to calibrate computes on, which may not be ``device``."""
+    from sere.outlook import best_way
+
+    best = best_way(ways)
+    if best is None or best.device == device:
+        return ceilings
+    return measure_ceilings(args, found, best.device, what="this machine's CPU")
 
 
 def _model(args: argparse.Namespace, found: Unprepared) -> Iterator[Finding]:

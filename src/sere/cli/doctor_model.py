@@ -34,15 +34,24 @@ def engine_findings(found: Unprepared) -> Iterator[Finding]:
 
 
 def calibration_findings(
-    found: Unprepared, ways: list[Way], ceilings: Ceilings | None, *, has_table: bool
+    found: Unprepared, ways: list[Way], ceilings: Ceilings | None, *, has_gpu: bool, has_table: bool
 ) -> Iterator[Finding]:
-    """Say which ways of calibrating fit this machine, and what they take."""
+    """Say which ways of calibrating fit this machine, where they compute, and what the best one takes.
+
+    Args:
+        found: The model.
+        ways: All ways.
+        ceilings: Of what the best way computes on; None if they were not measured.
+        has_gpu: Whether this machine has one, so that it is said where a way computes.
+        has_table: Whether the model has a table.
+    """
+    from sere.outlook import best_way
     from sere.outlook.calibration import TOKENS, here, seconds_to_calibrate, seconds_to_write_texts
 
-    best = next((way for way in ways if way.is_open), None)
+    best = best_way(ways)
     for way in ways:
         state = "ok" if way.is_open else "missing"
-        yield Finding("calibrating", way.name, state, _describe(way))
+        yield Finding("calibrating", way.name, state, _describe(way, _place(way) if has_gpu else ""))
     if best is None:
         detail = "no way fits this machine; take one with more memory"
         yield Finding("calibrating", "command", "missing", detail)
@@ -53,11 +62,15 @@ def calibration_findings(
     if seconds is None or ceilings is None:
         return
     own = seconds_to_write_texts(found, ceilings)
-    writing = "" if own is None else f", and {_duration(own)} more if the model writes its own texts"
+    devices = 1 if best is None else best.devices
+    where = _place(best) if has_gpu and best is not None else ""
+    writing = (
+        "" if own is None else f", and {_duration(own / devices)} more if the model writes its own texts"
+    )
     yield Finding(
         "calibrating", "time", "ok",
-        f"estimate: at least {_duration(seconds)} for {TOKENS:,} tokens{writing}; reading the weights and "
-        "gradients come on top",
+        f"estimate: at least {_duration(seconds / devices)}{where} for {TOKENS:,} tokens{writing}; reading "
+        "the weights and gradients come on top",
     )  # fmt: skip
 
 
@@ -94,8 +107,17 @@ def model_value(found: Unprepared, ways: list[Way]) -> dict[str, Any]:
     }
 
 
-def measure_ceilings(args: argparse.Namespace, found: Unprepared) -> Ceilings | None:
-    """Measure this machine's ceilings for a model, unless that is not wanted or its sizes are not known."""
+def measure_ceilings(
+    args: argparse.Namespace, found: Unprepared, device: str, *, what: str = "this machine"
+) -> Ceilings | None:
+    """Measure a device's ceilings for a model, unless that is not wanted or its sizes are not known.
+
+    Args:
+        args: Arguments of the command.
+        found: The model.
+        device: ``"cpu"`` or ``"cuda"``.
+        what: Is measured, for the note.
+    """
     import torch
 
     from sere.outlook import measure_here
@@ -103,11 +125,11 @@ def measure_ceilings(args: argparse.Namespace, found: Unprepared) -> Ceilings | 
 
     if args.no_measure or found.weights is None:
         return None
-    say("measuring how fast this machine reads and computes, about 2 seconds (--no-measure skips it)")
+    say(f"measuring how fast {what} reads and computes, about 2 seconds (--no-measure skips it)")
     dtype = getattr(torch, found.dtype or "bfloat16")
     # Of quantized weights, arithmetic is in the dtype of the others.
     dtype = dtype if dtype in (torch.bfloat16, torch.float16, torch.float32) else torch.bfloat16
-    found_here = measure_here("cuda" if torch.cuda.is_available() else "cpu", dtype)
+    found_here = measure_here(device, dtype)
     remember(found_here)
     return found_here
 
@@ -154,14 +176,21 @@ def render_steps(value: Mapping[str, Any]) -> str:
     )
 
 
-def _describe(way: Way) -> str:
+def _place(way: Way) -> str:
+    """Return where a way computes, in words."""
+    if way.device == "cpu":
+        return " on the CPU"
+    return " on one GPU" if way.devices == 1 else f" on {way.devices} GPUs"
+
+
+def _describe(way: Way, where: str) -> str:
     if way.why_not is not None:
         return way.why_not
     if way.needs is None:
         return "memory needed: not known"
     fits = {True: "fits", False: "does not fit", None: "memory of this machine not known"}[way.fits]
     size = f"{way.needs / _GIB:.1f} GiB" if way.needs >= 0.05 * _GIB else f"{way.needs / 2**20:.0f} MiB"
-    return f"needs about {size}: {fits}"
+    return f"needs about {size}{where}: {fits}"
 
 
 def _times(ratio: float | None) -> str | None:

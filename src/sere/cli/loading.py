@@ -250,14 +250,11 @@ def pick_device(wanted: str | None) -> str:
     """
     import torch
 
+    from sere.checkpoints.device import check_device
+
     if wanted is None:
         return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.zeros(1, device=wanted).item()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        valid = ", ".join(["cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))])
-        why = str(error).splitlines()[0]
-        raise ConfigError(f"--device {wanted}: not usable here, expected {valid} ({why})") from error
+    check_device(wanted, "--device")
     return wanted
 
 

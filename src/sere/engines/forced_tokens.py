@@ -9,8 +9,12 @@ from collections.abc import Iterator, Sequence
 from math import inf
 from typing import Any
 
+import torch
 from torch import Tensor
 from vllm.v1.sample.logits_processor import LogitsProcessor, process_dict_updates
+
+from sere.errors import UnsupportedEngine, name_some
+from sere.integrations.vllm.start.versions import engine_version
 
 try:
     from vllm.v1.worker.gpu.sample.logits_processor import LogitsProcessor as _SlotProcessor
@@ -30,6 +34,9 @@ class ForcedTokens(LogitsProcessor, _SlotProcessor):  # type: ignore[misc]
 
     vLLM's first model runner says how its rows change and calls ``apply`` with the logits. The second one
     names requests by their slots, and calls ``apply`` with the logits and the slots of the step.
+
+    Both constructors are those of vLLM 0.32. That of the first model runner is documented alike for 0.22. Of
+    other releases nothing is known; a third constructor is refused.
     """
 
     def __init__(self, _: Any, *state: Any) -> None:
@@ -39,8 +46,20 @@ class ForcedTokens(LogitsProcessor, _SlotProcessor):  # type: ignore[misc]
             _: vLLM's configuration.
             *state: Of the first model runner, a device and whether memory is pinned; of the second one, the
                 state of its requests.
+
+        Raises:
+            UnsupportedEngine: They are others, as in a release whose processors work in another way: then no
+                token would be forced.
         """
-        self._lengths = state[0].prompt_len if len(state) == 1 else None
+        first = len(state) == 2 and isinstance(state[0], torch.device)
+        if not first and not (len(state) == 1 and hasattr(state[0], "prompt_len")):
+            given = name_some([type(one).__name__ for one in state]) or "nothing"
+            raise UnsupportedEngine(
+                f"vLLM {engine_version()} makes logits processors from its configuration and {given}; "
+                "sere's, which gives requests their tokens, expected a device and whether memory is pinned, "
+                "or the state of the requests, as in vLLM 0.32; install that, or leave out --phases decode"
+            )
+        self._lengths = None if first else state[0].prompt_len
         self._rows: dict[int, tuple[Sequence[int], Sequence[int]]] = {}
         self._slots: dict[int, Sequence[int]] = {}
 

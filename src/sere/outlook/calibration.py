@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from sere.calibrate.config import CalibrationConfig
-from sere.calibrate.memory import SHARE_OF_MEMORY, available_memory
+from sere.calibrate.memory import SHARE_OF_MEMORY, free_memory, has_room
+from sere.integrations.vllm.start.versions import engine_device
 from sere.outlook.model import Unprepared
 from sere.provenance import installed_version
 from sere.step_time import Ceilings, step_seconds
@@ -30,6 +31,8 @@ class Way:
         needs: Bytes of memory, estimated; None if not known.
         fits: Whether this machine has them now; None if it is not known.
         why_not: Why it is out of the question for this model, whatever the memory; None if it is not.
+        device: Where it computes: ``"cpu"`` or ``"cuda"``.
+        devices: How many of these share the model.
     """
 
     name: str
@@ -37,6 +40,8 @@ class Way:
     needs: int | None
     fits: bool | None
     why_not: str | None = None
+    device: str = "cpu"
+    devices: int = 1
 
     @property
     def is_open(self) -> bool:
@@ -47,26 +52,25 @@ class Way:
 def ways_to_calibrate(found: Unprepared, *, device: str = "cpu") -> list[Way]:
     """Return the three ways to calibrate, in the order in which they are to be preferred.
 
-    A quantized model that cannot be loaded whole is calibrated in vLLM.
+    A quantized model that cannot be loaded whole is calibrated in vLLM. On a machine with GPUs, the first one
+    computes what fits it, else the CPU; vLLM shares a model among several.
 
     Args:
         found: The model.
-        device: Where: ``"cpu"`` or a CUDA device, whose free memory then counts.
+        device: ``"cuda"`` for a machine with GPUs, else ``"cpu"``.
     """
-    available = free_memory(device)
-    whole, layers, vllm = _ways(found, available, device)
+    where = tuple(dict.fromkeys((device, "cpu")))
+    whole = _first_that_fits([_whole(found, one) for one in where])
+    layers = _first_that_fits([_by_layers(found, one) for one in where])
+    vllm = _in_vllm(found, device)
     if found.quantization is not None and not whole.is_open:
         return [vllm, whole, layers]
     return [whole, layers, vllm]
 
 
-def free_memory(device: str) -> int | None:
-    """Return the bytes of memory that a device has free, or None if that is not known."""
-    if device == "cpu":
-        return available_memory()
-    import torch
-
-    return int(torch.cuda.mem_get_info(device)[0])
+def best_way(ways: Sequence[Way]) -> Way | None:
+    """Return the first way that is open; None if there is none."""
+    return next((way for way in ways if way.is_open), None)
 
 
 def seconds_to_calibrate(found: Unprepared, ceilings: Ceilings, *, tokens: int = TOKENS) -> float | None:
@@ -119,31 +123,76 @@ def chance(num_experts: int, top_k: int, rows: int) -> float:
     return num_experts * (1 - (1 - min(1.0, top_k / num_experts)) ** rows)
 
 
-def _ways(found: Unprepared, available: int | None, device: str) -> Iterator[Way]:
-    def fits(needs: int | None) -> bool | None:
-        return None if needs is None or available is None else needs <= available
+def _first_that_fits(ways: Sequence[Way]) -> Way:
+    """Return the first way that is known to fit, else the last."""
+    return next((way for way in ways if way.fits), ways[-1])
 
-    stored = _with_room(found.num_bytes)
-    # On a CPU, Transformers dequantizes FP8 and MXFP4; other formats are counted alike.
-    whole = _with_room(found.dequantized_bytes) if found.quantization and device == "cpu" else stored
+
+def _whole(found: Unprepared, device: str) -> Way:
     reason = "Transformers cannot load it" if found.transformers else None
     if reason is None and found.not_loaded is not None:
         reason = f"Transformers cannot load its quantization ({found.quantization}) here: {found.not_loaded}"
-    yield Way("whole", "", whole, fits(whole), reason)
+    # On a CPU, Transformers dequantizes FP8 and MXFP4; other formats are counted alike.
+    dequantized = found.quantization is not None and device == "cpu"
+    needs = _with_room(found.dequantized_bytes if dequantized else found.num_bytes)
+    fits = None if needs is None else has_room(device, needs, loading=found.num_bytes or 0)
+    return Way("whole", _on(device), needs, fits, reason, device)
+
+
+def _by_layers(found: Unprepared, device: str) -> Way:
     reason = "Transformers cannot load it" if found.transformers else None
     if reason is None and found.quantization is not None:
         reason = f"it is quantized ({found.quantization})"
-    layers = None
+    needs = fits = None
     if found.layer_bytes is not None and found.weights is not None:
         beside = found.weights.rest_bytes / found.weights.layers
-        layers = round(2 * (found.layer_bytes + beside)) + _BESIDE_LAYERS
-    yield Way("layer by layer", "--low-memory --texts FILE", layers, fits(layers), reason)
+        needs = round(2 * (found.layer_bytes + beside)) + _BESIDE_LAYERS
+        fits = has_room(device, needs, loading=round(found.layer_bytes))
+    options = " ".join(filter(None, ("--low-memory --texts FILE", _on(device))))
+    return Way("layer by layer", options, needs, fits, reason, device)
+
+
+def _in_vllm(found: Unprepared, device: str) -> Way:
     installed = any(installed_version(name) is not None for name in _DISTRIBUTIONS)
     if not installed:
         missing = "vLLM is not installed here"
     else:
         missing = found.vllm_detail if found.vllm is False else ""
-    yield Way("vllm", "--engine vllm", stored, fits(stored), missing or None)
+    needs = _with_room(found.num_bytes)
+    if device == "cpu" or engine_device() == "cpu":
+        device, devices, free = "cpu", 1, free_memory("cpu")
+    else:
+        devices, free = _gpus(needs, found.attention_heads)
+    shared = f" --engine-option tensor_parallel_size={devices}" if devices > 1 else ""
+    fits = None if needs is None or free is None else needs <= free
+    return Way("vllm", f"--engine vllm{shared}", needs, fits, missing or None, device, devices)
+
+
+def _gpus(needs: int | None, heads: int | None) -> tuple[int, int]:
+    """Return the fewest GPUs among which vLLM can share a model, and how many bytes they have for it.
+
+    Tensor parallelism gives each the same share, so the GPU with the least free memory counts for all. It
+    divides the attention heads.
+
+    Args:
+        needs: Bytes; None for the least number.
+        heads: Attention heads; None if not known.
+
+    Returns:
+        If the model fits none, the most GPUs among which it can be shared.
+    """
+    import torch
+
+    free = [free_memory(f"cuda:{number}") or 0 for number in range(torch.cuda.device_count())]
+    counts = [2**power for power in range(len(free).bit_length()) if (heads or 0) % 2**power == 0]
+    together = [count * min(free[:count]) for count in counts]
+    fitting = (at for at, size in enumerate(together) if needs is None or needs <= size)
+    at = next(fitting, -1)
+    return counts[at], together[at]
+
+
+def _on(device: str) -> str:
+    return "" if device == "cpu" else f"--device {device}"
 
 
 def _with_room(num_bytes: int | None) -> int | None:

@@ -43,6 +43,7 @@ class Unprepared:
         dequantized_bytes: Bytes of all weights in bfloat16; None for a model that is not quantized, or that
             Transformers cannot build.
         not_loaded: Why Transformers cannot load weights that are quantized like this here; None if it can.
+        attention_heads: Heads of queries; None if the config does not say.
     """
 
     folder: Path
@@ -60,6 +61,7 @@ class Unprepared:
     layer_bytes: float | None
     dequantized_bytes: int | None = None
     not_loaded: str | None = None
+    attention_heads: int | None = None
 
     @property
     def has_experts(self) -> bool:
@@ -116,6 +118,7 @@ def look_at(folder: Path, *, trust_remote_code: bool = False) -> Unprepared:
     return Unprepared(
         folder, reason, vllm, detail, quantization, shapes, weights, num_bytes, dtype, identity,
         "auto_map" in described, measured is not None, layer_bytes, unpacked, not_loaded,
+        attention_heads_of(described),
     )  # fmt: skip
 
 
@@ -141,6 +144,14 @@ def shapes_of_config(described: Mapping[str, Any]) -> tuple[LayerShape, ...]:
         if top_k
         else ()
     )
+
+
+def attention_heads_of(described: Mapping[str, Any]) -> int | None:
+    """Return the attention heads of queries that a ``config.json`` names, or None."""
+    text = described.get("text_config")
+    values = text if isinstance(text, Mapping) else described
+    found = next((values[name] for name in ("num_attention_heads", "n_head", "n_heads") if name in values), 0)
+    return found if isinstance(found, int) and found > 0 else None
 
 
 def _quantized(

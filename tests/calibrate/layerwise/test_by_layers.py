@@ -61,7 +61,7 @@ def test_path_chooses_by_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     )
     whole = calibrate(path, texts=TEXTS, sensitivity=False, **OPTIONS)
     assert not passes
-    monkeypatch.setattr(memory, "SHARE_OF_MEMORY", 0.0)
+    monkeypatch.setattr(memory, "available_memory", lambda: 1)
     layerwise = calibrate(path, texts=TEXTS, **OPTIONS)
     assert passes
     assert whole.fingerprint == layerwise.fingerprint

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -19,9 +21,12 @@ from sere.calibrate.routing import choose_tokens
 from sere.calibrate.vllm import worker
 from sere.calibrate.vllm.worker import FoundLayer, Task
 from sere.calibrate.vocabulary import check_largest
-from sere.errors import EngineError
+from sere.errors import EngineError, name_some
 from sere.identity import ModelIdentity, architecture_of
 from sere.structure import model_name
+from sere.warn_once import WarnOnce
+
+logger = logging.getLogger(__name__)
 
 
 class EngineResults(NamedTuple):
@@ -64,7 +69,7 @@ def collect_in_engine(
     folder = None if work is None else work.path.resolve()
     task = Task(plain, choose_tokens(tokens, config.seed).positions, total, folder, begun)
     _ask(llm, worker.begin, task)
-    done = begun
+    done, warn = begun, WarnOnce(logger)
     with progress_bar(config.progress, total, "calibrating", done=begun) as bar:
         for batch in tokens.batches(config.batch_size, begun):
             _run(llm, batch, done // tokens.seq_len)
@@ -77,7 +82,7 @@ def collect_in_engine(
                     )
             bar.update(batch.numel())
             if work is not None and work.is_due(done, total):
-                _ask(llm, worker.save, task, done)
+                _say_unseen(_ask(llm, worker.save, task, done), warn)
                 work.finish(done, total)
     found: dict[int, FoundLayer] = {}
     for answer in _ask(llm, worker.finish, task):
@@ -99,6 +104,25 @@ def _run(llm: Any, batch: Tensor, first: int) -> None:
         engine.add_request(str(number), {"prompt_token_ids": text}, params)
     while engine.has_unfinished_requests():
         engine.step()
+
+
+def _say_unseen(saved: Sequence[dict[str, Any]], warn: WarnOnce) -> None:
+    """Warn once if files that workers have written are not there for this process.
+
+    Args:
+        saved: Answers of `sere.calibrate.vllm.worker.save`.
+        warn: Of this run.
+    """
+    written = [answer["file"] for answer in saved if answer["file"] is not None]
+    if unseen := [file for file in written if not Path(file).is_file()]:
+        warn(
+            "unseen",
+            "sere: workers have kept their sums in files that are not here (%s), as if they ran on machines "
+            "with disks of their own. After an interruption, the same command goes on only if each worker "
+            "runs where it ran before, and at the end these files stay there. Give a folder that all "
+            "machines share (--work-dir, work_dir)",
+            name_some(unseen),
+        )
 
 
 def _ask(llm: Any, call: Callable[..., Any], *args: Any) -> list[dict[str, Any]]:

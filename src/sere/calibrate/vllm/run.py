@@ -59,6 +59,7 @@ def _described(vllm_config: Any, kernels: tuple[str, ...]) -> dict[str, Any]:
     return {
         "engine": "vllm",
         "engine_version": engine_version(),
+        "device": str(vllm_config.device_config.device_type),
         "kernels": list(kernels),
         "dtype": str(model.dtype).removeprefix("torch."),
         "quantization": None if model.quantization is None else str(model.quantization),

@@ -120,13 +120,19 @@ def progress(_: Any, observed: ObservedLayers) -> Answer:
 
 @_answering
 def save(worker: Any, observed: ObservedLayers, task: Task, done: int) -> Answer:
-    """Write the sums of the first ``done`` tokens; of the ranks that hold the same layers, one does."""
+    """Write the sums of the first ``done`` tokens; of the ranks that hold the same layers, one does.
+
+    Returns:
+        The file that was written, or None.
+    """
     if observed.error is not None:
         raise observed.error
-    if task.folder is not None and observed.rank == 0:
-        held = {index: one.state() for index, one in getattr(worker, _COLLECTORS).items()}
-        save_sums(sums_file(task.folder, done, observed.worker_rank), held)
-    return {}
+    if task.folder is None or observed.rank != 0:
+        return {"file": None}
+    held = {index: one.state() for index, one in getattr(worker, _COLLECTORS).items()}
+    file = sums_file(task.folder, done, observed.worker_rank)
+    save_sums(file, held)
+    return {"file": str(file)}
 
 
 @_answering

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -15,6 +17,7 @@ from sere.cli.top_view import lost, sparkline, view
 from sere.errors import ServerError
 from sere.integrations.vllm.live import fetch
 from sere.integrations.vllm.live.view import Live
+from sere.integrations.vllm.step_counts import StepCounts
 from tests.support.vllm.live import joined
 
 
@@ -33,11 +36,16 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """A server that has the figures; the list fills with what it was asked."""
     seen: list[Any] = []
 
-    def fetch_live(*given: Any) -> Any:
-        seen.append(given)
-        return FOUND
+    class Server(nullcontext[Any]):
+        def __init__(self, *given: Any) -> None:
+            super().__init__(self)
+            self.given = given
 
-    monkeypatch.setattr(fetch, "fetch_live", fetch_live)
+        def fetch(self, since: float = 0.0) -> Any:
+            seen.append((*self.given, since))
+            return FOUND
+
+    monkeypatch.setattr(fetch, "LiveServer", Server)
     monkeypatch.setenv("VLLM_API_KEY", "mine")
     return seen
 
@@ -60,6 +68,7 @@ def test_once(asked: list[Any], capsys: pytest.CaptureFixture[str]) -> None:
     assert "8.0 -> 4.0 (last 1 s)" in out
     assert "up to 1.67x, from bytes of weights, not measured" in out
     assert "never saw a step: layer 2" in out
+    assert out.count("nothing was re-routed") == 1
     assert asked == [("http://127.0.0.1:8000/v1/sere/live", "mine", 0.0)]
 
 
@@ -91,7 +100,7 @@ def test_an_engine_that_nobody_watched_is_asked_twice(monkeypatch: pytest.Monkey
     """The first answer knows nothing of the last seconds."""
     answers: Iterator[Any] = iter([answer(joined(5)), FOUND])
     monkeypatch.setattr(top.time, "sleep", lambda _: None)
-    assert top._once(lambda: next(answers)) is FOUND
+    assert top._once(lambda _: next(answers)) is FOUND
 
 
 def test_points_of_a_server_that_was_started_again() -> None:
@@ -158,8 +167,10 @@ def test_wrong_use(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize("width", [40, 60, 80, 200])
 def test_no_line_is_wider_than_the_terminal(width: int) -> None:
-    """Bars and lines use the room that there is."""
-    assert max(map(len, text(FOUND, width=width).splitlines())) <= width
+    """Bars and lines use the room that there is, and each layer keeps its number and its columns."""
+    shown = text(FOUND, width=width)
+    assert max(map(len, shown.splitlines())) <= width
+    assert re.search(r"^ +1 +█+░+ +8\.0 +4\.0 +50 %", shown, re.MULTILINE)
 
 
 def test_plain_signs_where_others_cannot_be_shown() -> None:
@@ -189,6 +200,38 @@ def test_a_low_terminal_shows_the_first_layers() -> None:
     assert len(shown.splitlines()) <= 30
     assert "more layers" in shown
     assert "more layers" not in text(found, height=30)
+
+
+@pytest.mark.parametrize(
+    ("height", "told", "table"),
+    [(24, 1, False), (30, 1, False), (33, 3, False), (36, 3, True), (40, 6, True)],
+)
+def test_the_newest_change_has_room(height: int, told: int, table: bool) -> None:
+    """However low the terminal is, what changed last is there, and four layers; more where there is room."""
+    switched = [joined(at, layers=60) | {"enabled": at % 2 == 0} for at in range(7)]
+    found = answer(*switched, joined(12, layers=60))
+    shown = text(found, height=height, fit=True)
+    assert len(shown.splitlines()) <= height
+    assert len(re.findall(r"^ +\d+ +█+░+ +8\.0 ", shown, re.MULTILINE)) >= 4
+    assert shown.count("re-routing: ") == told
+    assert ("abc, tiers safe, fast" in shown) is table
+
+
+def test_steps_by_kind_and_shares_over_time() -> None:
+    """Steps per second by kind, and lines of what the page draws, each with its last value."""
+    later = joined(5) | {"steps": StepCounts(rerouted=5, mixed=2).to_mapping()}
+    shown = text(answer(joined(0), later))
+    assert "steps per second   re-routed 5.0, mixed with prompts 2.0" in shown
+    assert re.search(r"^slots re-routed +█ 50\.0 %$", shown, re.MULTILINE)
+    assert re.search(r"^re-routed steps +█ 5\.0/s$", shown, re.MULTILINE)
+    assert re.search(r"^other steps +█ 2\.0/s$", shown, re.MULTILINE)
+
+
+@pytest.mark.parametrize("processes", [1, 4])
+def test_of_several_server_processes_one_is_shown(processes: int) -> None:
+    """Another process has seen other lines and changes; a server with one process needs no such line."""
+    found = FOUND | {"now": FOUND["now"] | {"server_processes": processes}}
+    assert ("1 of 4 server processes" in text(found)) is (processes > 1)
 
 
 def test_a_server_that_was_lost_keeps_its_figures() -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
+from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
@@ -23,17 +24,31 @@ pytest.importorskip("rich", reason="needs rich, the extra terminal")
 
 
 @contextmanager
-def served(port: int, title: str, layers: int = 2) -> Iterator[None]:
-    """Answer as a server does whose engine made five steps since the last answer."""
-    live, answers = Live(title), iter(range(1, 1000))
+def served(port: int, title: str, layers: int = 2, *, keep: bool = False) -> Iterator[set[Any]]:
+    """Answer as a server does whose engine made five steps since the last answer.
+
+    Args:
+        port: On which it listens.
+        title: The model's.
+        layers: How many it has.
+        keep: Whether connections stay open.
+
+    Yields:
+        Where the questions came from.
+    """
+    live, answers, connections = Live(title), iter(range(1, 1000)), set()
 
     class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1" if keep else "HTTP/1.0"
+
         def do_GET(self) -> None:
+            connections.add(self.client_address)
             at = next(answers)
             live.add(joined(5 * at, tier="safe", layers=layers), float(at))
             where = urlsplit(self.path)
             body = live.body(since_of(parse_qs(where.query)["since"][0])).encode()
             self.send_response(200 if where.path == LIVE else 404)
+            self.send_header("Content-Length", str(len(body)))
             self.end_headers()
             self.wfile.write(body)
 
@@ -44,7 +59,7 @@ def served(port: int, title: str, layers: int = 2) -> Iterator[None]:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
         thread.start()
         try:
-            yield
+            yield connections
         finally:
             server.shutdown()
             thread.join()
@@ -99,6 +114,15 @@ def test_the_screen_is_left_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
     assert screen.raw.startswith("\x1b[?1049h")
     assert screen.raw.rstrip().endswith("\x1b[?1049l")
     assert screen.has_colors
+
+
+def test_one_connection_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of several server processes one answers each second, so that lines and changes are those of one."""
+    port = free_port()
+    with served(port, "one", keep=True) as connections:
+        screen = watch(monkeypatch, port, nothing, nothing)
+    assert screen.text.count("sere one  on, tier safe") == 3
+    assert len(connections) == 1
 
 
 def test_no_color(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+from sere.integrations.vllm.live.view import FORMAT
+
 
 class Page(ThreadingHTTPServer):
     """What answers like a live page.
@@ -45,7 +47,7 @@ class Answering(BaseHTTPRequestHandler):
             good = len(self.server.asked) <= self.server.good
             points = self.server.points.pop(0) if self.server.points else []
         time.sleep(self.server.wait_s)
-        body = json.dumps({"points": points}).encode()
+        body = json.dumps({"now": {"format": FORMAT}, "points": points}).encode()
         self.send_response(200 if good else 503)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()

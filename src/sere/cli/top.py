@@ -36,28 +36,24 @@ def add(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run ``sere top``."""
-    from sere.integrations.vllm.live.fetch import API_KEY, fetch_live, live_url
+    from sere.integrations.vllm.live.fetch import API_KEY, LiveServer, live_url
 
-    url, key = live_url(args.url), os.environ.get(API_KEY)
-
-    def ask(since: float = 0.0) -> dict[str, Any]:
-        return fetch_live(url, key, since)
-
-    if args.json:
-        for found in _lines(ask, once=args.once):
-            emit(args, found, str)
-        return 0
-    console = _console()
-    # Elsewhere lines cannot be written over.
-    if args.once or not console.is_terminal or console.is_dumb_terminal:
-        show(_text(console, _once(ask)), end="")
-        return 0
-    return _watch(console, ask)
+    with LiveServer(live_url(args.url), os.environ.get(API_KEY)) as server:
+        if args.json:
+            for found in _lines(server.fetch, once=args.once):
+                emit(args, found, str)
+            return 0
+        console = _console()
+        # Elsewhere lines cannot be written over.
+        if args.once or not console.is_terminal or console.is_dumb_terminal:
+            show(_text(console, _once(server.fetch)), end="")
+            return 0
+        return _watch(console, server.fetch)
 
 
 def _lines(ask: Callable[[float], dict[str, Any]], *, once: bool) -> Iterator[dict[str, Any]]:
     """Yield an answer each second, the first with all points and each later one with those that are new."""
-    found, since = _once(lambda: ask(0.0)), 0.0
+    found, since = _once(ask), 0.0
     yield found
     while not once:
         since = found["points"][-1]["at"] if found["points"] else since
@@ -68,12 +64,12 @@ def _lines(ask: Callable[[float], dict[str, Any]], *, once: bool) -> Iterator[di
         yield found
 
 
-def _once(ask: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+def _once(ask: Callable[[float], dict[str, Any]]) -> dict[str, Any]:
     """Return one answer about the last seconds, for which an engine that nobody watched is asked twice."""
-    found = ask()
+    found = ask(0.0)
     if found["now"]["recent"]["seconds"] is None:
         time.sleep(1.1 * _EVERY_S)
-        found = ask()
+        found = ask(0.0)
     return found
 
 

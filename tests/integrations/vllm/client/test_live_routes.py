@@ -55,6 +55,14 @@ def test_figures_without_paths() -> None:
     assert "somebody" not in text
 
 
+@pytest.mark.parametrize("processes", [1, 3])
+def test_how_many_server_processes_there_are(processes: int) -> None:
+    """The figures say of how many server processes one gave them, as vLLM counts them."""
+    engine = with_page()
+    engine.vllm_config.parallel_config._api_process_count = processes
+    assert json.loads(ask("GET", "live", engine)[1])["now"]["server_processes"] == processes
+
+
 @pytest.mark.parametrize("key", [None, "change"])
 def test_whether_anybody_may_change(key: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
     """The page is told that changes are off where the server has no key for them."""

@@ -87,6 +87,14 @@ def test_a_server_that_was_started_again_is_told_apart() -> None:
     assert runs[0] == runs[1] != shown(joined(0))["now"]["run"]
 
 
+def test_how_many_processes_answer() -> None:
+    """A viewer is told whether another answer may come from a process that has seen something else."""
+    live = Live(processes=4)
+    live.add(joined(0), 0.0)
+    assert json.loads(live.body())["now"]["server_processes"] == 4
+    assert shown(joined(0))["now"]["server_processes"] == 1
+
+
 def test_only_new_points_are_sent() -> None:
     """A viewer that has the first points asks for those after them."""
     assert [one["at"] for one in shown(*map(joined, range(5)), since=3.0)["points"]] == [4.0]

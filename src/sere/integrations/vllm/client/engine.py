@@ -75,7 +75,9 @@ class ServedEngine:
         self._uses = QuietAnswer(quiet, lambda: self._ask(EXPERTS), _uses_of)
         self._shared = SharedAnswer(self._count)
         self._experts = SharedAnswer(self._uses.get)
-        self._live = Live(_name_of(config), why_nobody_may(), _ceilings_of(config))
+        self._live = Live(
+            _name_of(config), why_nobody_may(), _ceilings_of(config), processes=_processes_of(config)
+        )
         self.has_page = bool((section(config) or {}).get("live_page"))
         self._changing = asyncio.Lock()
 
@@ -192,6 +194,12 @@ def _ceilings_of(config: Any) -> Ceilings | None:
         return None
     device = str(getattr(getattr(config, "device_config", None), "device_type", ""))
     return known_ceilings(device, str(getattr(model, "dtype", "")).removeprefix("torch."))
+
+
+def _processes_of(config: Any) -> int:
+    """Return how many server processes share the engine; 1 where vLLM does not say."""
+    count = getattr(getattr(config, "parallel_config", None), "_api_process_count", 1)
+    return count if isinstance(count, int) else 1
 
 
 def _public(settings: Mapping[str, Any]) -> dict[str, Any]:

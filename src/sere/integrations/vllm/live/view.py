@@ -15,8 +15,8 @@ from sere.integrations.vllm.live.sample import Sample, means
 from sere.integrations.vllm.reasons import why_engine_changed_nothing
 from sere.step_time import Ceilings
 
-FORMAT = 1
-"""Of the answer; another number means that names in it have changed."""
+FORMAT = 2
+"""Of the answer; another number means that it has other names in it."""
 
 
 class Live:
@@ -28,12 +28,18 @@ class Live:
         title: What the model is called, or None.
         read_only: Why nothing can be changed here, or None.
         ceilings: Those of the engine's machine; None if they are not known.
+        processes: How many server processes share the engine. Each keeps lines and changes of its own.
     """
 
     def __init__(
-        self, title: str | None = None, read_only: str | None = None, ceilings: Ceilings | None = None
+        self,
+        title: str | None = None,
+        read_only: str | None = None,
+        ceilings: Ceilings | None = None,
+        processes: int = 1,
     ) -> None:
         self._title, self._read_only, self._ceilings = title, read_only, ceilings
+        self._processes = processes
         self._history = History()
         self._lock = threading.Lock()
         self._now = "null"
@@ -49,7 +55,7 @@ class Live:
         sample = Sample.of(joined, time() if at is None else at)
         with self._lock:
             self._history.add(sample, joined["expert_bytes"])
-            own = {"title": self._title, "run": self._run}
+            own = {"title": self._title, "run": self._run, "server_processes": self._processes}
             self._now = json.dumps(now(joined, sample, self._history, self._ceilings) | own)
 
     def note_reset(self) -> None:
@@ -65,7 +71,8 @@ class Live:
 
         Returns:
             ``now``, ``read_only`` and ``points``. A ``run`` in ``now`` that differs from the one before means
-            another process, such as a server that was started again: its points do not continue the others.
+            another process, such as a server that was started again, or another one of its
+            ``server_processes``: its points do not continue the others.
         """
         with self._lock:
             points = ",".join(self._history.points_after(since))

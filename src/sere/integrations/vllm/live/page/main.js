@@ -37,6 +37,7 @@ class Refused extends Error {}
 
 async function look() {
   const since = points.length ? points.at(-1).at : 0;
+  const before = answered;
   const answer = await fetch(`../v1/sere/live?since=${since}`, { headers: serverKey(), cache: 'no-store', signal: AbortSignal.timeout(HANGS_MS) });
   if (answer.status === 401) { askForKey(); return; }
   if (!answer.ok) {
@@ -44,6 +45,7 @@ async function look() {
     throw new Refused(`The server answers ${answer.status}: ${given.error ?? answer.statusText}`);
   }
   const given = await answer.json();
+  if (answered !== before) { await look(); return; }
   // A server that was started again has points of its own only, which are all asked for.
   if (given.now.run !== run) {
     run = given.now.run;

@@ -95,7 +95,7 @@ function showLayers(now) {
   const notes = [];
   if (unseen.length && unseen.length < now.layers.length) notes.push(`Never saw a step: layer ${named}.`);
   if (unseen.length && unseen.length === now.layers.length) notes.push('No layer has seen a step yet.');
-  if (now.nothing_changed) notes.push(`Nothing was re-routed: ${now.nothing_changed}`);
+  if (now.nothing_changed) notes.push(now.nothing_changed[0].toUpperCase() + now.nothing_changed.slice(1));
   write(byId('layers-note'), notes.join(' '));
   show(byId('layers-note'), notes.length > 0);
   if (!byId('layers-table').closest('details').open) return;
@@ -165,6 +165,13 @@ function showChanges(now) {
   ])) : [h('li', { class: 'hint' }, 'Nothing since this server was first looked at.')]));
 }
 
+// Each server process keeps its own history: after this one, another may answer.
+function showProcesses(now) {
+  const count = now.server_processes;
+  write(byId('processes'), count > 1 ? `From 1 of ${count} server processes: another one has other lines and changes.` : '');
+  show(byId('processes'), count > 1);
+}
+
 function showState(look, text) {
   byId('state').className = `pill ${look}`;
   write(byId('state-text'), text);
@@ -177,6 +184,7 @@ function showAll(now, points) {
   showSteps(now);
   showSettings(now);
   showChanges(now);
+  showProcesses(now);
   if (now.count_only) showState('counting', 'Only counting');
   else if (now.enabled) showState('on', now.settings.tier ? `On, tier ${now.settings.tier}` : 'On');
   else showState('', 'Off');

@@ -1,5 +1,7 @@
 // Changes, for those who have the operator's key. The server decides; this shows what it says.
 let looked = { now: null, busy: false };
+// How many changes have been answered: what was asked for before the last of them may show what was before it.
+let answered = 0;
 
 // A header takes bytes: a key with other letters is sent as UTF-8.
 const asHeader = (key) => String.fromCharCode(...new TextEncoder().encode(key));
@@ -21,6 +23,7 @@ async function send(path, body, done) {
     write(byId('refusal'), `The server did not answer: ${error.message}`);
   } finally {
     looked.busy = false;
+    answered += 1;
   }
   poll.soon();
 }

@@ -36,8 +36,8 @@ const poll = {
 class Refused extends Error {}
 
 async function look() {
-  const since = points.length ? points.at(-1).at : 0;
   const before = answered;
+  const since = points.length ? points.at(-1).at : 0;
   const answer = await fetch(`../v1/sere/live?since=${since}`, { headers: serverKey(), cache: 'no-store', signal: AbortSignal.timeout(HANGS_MS) });
   if (answer.status === 401) { askForKey(); return; }
   if (!answer.ok) {

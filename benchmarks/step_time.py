@@ -23,11 +23,12 @@ from typing import Any
 import torch
 from tabulate import tabulate
 
+from sere.bench.replay import REPLAY
 from sere.bench.shapes import shape_config
 from sere.files import write_json
 from sere.outlook import measure_here
 from sere.provenance import describe_processor, provenance
-from sere.report.former import REPLAY, modernize
+from sere.report.former import modernize
 from sere.step_time import Ceilings, StepWeights, step_seconds
 
 RESULTS = Path("benchmarks/results")

@@ -4,9 +4,9 @@ Run ``make viewers`` (or ``python benchmarks/viewers.py`` in an environment with
 number of viewers once, in an order that rotates from round to round. A viewer asks for what the page shows
 once a second, as the page does; all of them are one small process of their own. A measurement begins once
 each viewer has had an answer, and stops the run if one fails or has less than half an answer a second.
-Printed are the medians, the median of the rounds' ratios to no viewer with its interval (at least 95 %, by
-order statistics; none below six rounds), how many answers viewers had under load, and the processor time of
-their own process.
+Printed is the documents' table: the medians, the median of the rounds' ratios to no viewer with its interval
+(at least 95 %, by order statistics; none below six rounds), how many answers viewers had under load, and the
+processor time of their own process.
 
 Throughput on a machine that others share scatters by far more than viewers cost. So each time the load is
 followed by some seconds without requests, in which the processor time of the server's processes is read: what
@@ -27,23 +27,20 @@ from contextlib import contextmanager, suppress
 from math import isfinite
 from pathlib import Path
 from random import Random
-from statistics import median
 from time import perf_counter
 from typing import Any
 
-from tabulate import tabulate
-
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "docs" / "build"))
 from bundled_table import random_bundled_table
 from sere.bench.timing import turns
 from sere.bench.vllm.load_generator import Load, run_load
 from sere.bundled import model_path
 from sere.engines.server import Server, serve
 from sere.errors import OutputError, ServerError
-from sere.eval.statistics.by_prompt import Estimate
-from sere.eval.statistics.by_round import median_of, median_ratio
 from sere.files import append_json_line, check_writable
 from sere.integrations.vllm.live.fetch import live_url
 from sere.provenance import provenance
+from viewer_table import render
 
 FORMAT = "sere-viewers-1"
 START_S = 900.0
@@ -125,32 +122,6 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
         except OutputError as error:
             parser.error(f"--out: {error}")
     return args
-
-
-def render(found: Mapping[str, Mapping[int, Sequence[float]]]) -> str:
-    """Return what was measured with each number of viewers, as text.
-
-    Args:
-        found: By name in the record and number of viewers, 0 among them, a number of each round:
-            ``tokens_per_s``; ``answers``, of all viewers under load; ``viewers_processor_s_per_s``, of their
-            own process under load; ``processor_s_per_s``, of the server without requests.
-    """
-    rates, processor = found["tokens_per_s"], found["processor_s_per_s"]
-    rows = []
-    for count, rate in rates.items():
-        more = median_of([100 * (a - b) for a, b in zip(processor[count], processor[0], strict=True)])
-        answers = f"{median(found['answers'][count]):.0f}"
-        own = f"{100 * median(found['viewers_processor_s_per_s'][count]):.2f}"
-        cells = (*_cells(median_ratio(rate, rates[0]), 4), answers, own, *_cells(more, 2))
-        rows.append([count, f"{median(rate):.1f}", *cells])
-    heads = ["viewers", "tokens/s", "to no viewer", "95 %", "answers", "own %", "% of a core", "95 %"]
-    return str(tabulate(rows, heads, missingval="-", disable_numparse=True))
-
-
-def _cells(found: Estimate, digits: int) -> tuple[str, str | None]:
-    """Return a value and its interval."""
-    bounds = None if found.low is None else f"{found.low:.{digits}f} to {found.high:.{digits}f}"
-    return f"{found.value:.{digits}f}", bounds
 
 
 def one_round(server: Server, args: argparse.Namespace, number: int, count: int) -> dict[str, float]:

@@ -88,6 +88,22 @@ def test_the_integrations_do_not_know_each_other() -> None:
         ]
 
 
+def test_a_timing_of_vllm_does_not_know_the_other_engine() -> None:
+    """Nor does what it shares with a timing of Transformers."""
+    left = {module for module in INSIDE if module.startswith("sere.bench.vllm.")}
+    found: set[str] = set()
+    while left:
+        found |= left
+        left = {name for module in left for name in INSIDE[module] if name.startswith("sere.bench.")} - found
+    assert len(found) >= 15
+    assert not [
+        f"{module} imports {name}"
+        for module in sorted(found)
+        for name in INSIDE[module]
+        if name.startswith("sere.integrations.transformers")
+    ]
+
+
 @pytest.mark.parametrize(
     ("called", "where"),
     [("print", "sere.cli"), ("sys.exit", "sere.__main__"), ("from_pretrained", "sere.checkpoints")],

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import answer_tables as answers
 import architecture_table
+import counting_table
 import fill_tables as fill
 import harness_table
 import http_tables
@@ -76,6 +77,7 @@ BLOCKS: Mapping[str, Callable[[], str]] = {
     "serve-gain": lambda: serving.serve_engines("serve_gain.jsonl"),
     "serve-share": lambda: serving.serve_engines("serve_share.jsonl"),
     "serve-presets": lambda: serving.serve_engines("serve_presets.jsonl"),
+    "serve-counting": counting_table.serve_counting,
     "serve-machines": machine_tables.machines,
     "serve-loads": serving.serve_loads,
     "than-vanilla": serving.than_vanilla,

@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from sere.bench.replay import REPLAY
 from sere.provenance import describe_processor
-from sere.report.former import REPLAY, modernize
+from sere.report.former import modernize
 
 RESULTS = Path(__file__).resolve().parents[2] / "benchmarks" / "results"
 

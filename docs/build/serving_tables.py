@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from cells import conditions, counts, grouped, shapes, short, table, time
 from records import (
@@ -63,11 +64,7 @@ def serve_engines(name: str = "serve_engines.jsonl") -> str:
     }
     fewest = min((one["subject"]["layers"] for one in records), default=0)
     first = [one for one in records if one["subject"]["layers"] == fewest and not _is_replay(one)]
-    replays = {
-        (serve_line(one), started(one), one["subject"]["layers"], one["setting"].removeprefix(REPLAY)): one
-        for one in records
-        if _is_replay(one)
-    }
+    replays = {_case(one): one for one in records if _is_replay(one)}
     headers = ["B", "setting", "experts", "pairs", "TPOT, ms", "faster", "than vanilla"]
     headers += ["per layer"] * bool(complete) + ["vs replay, %"] * bool(replays)
 
@@ -75,8 +72,7 @@ def serve_engines(name: str = "serve_engines.jsonl") -> str:
         cells = [str(record["batch_size"]), _served_setting(record), counts(record["experts"])]
         cells += [_pairs(record), *time(record), _times(record["speedup_over_vanilla"])]
         deeper = complete.get((serve_line(record), started(record), record["setting"]))
-        case = (serve_line(record), started(record), record["subject"]["layers"], record["setting"])
-        cost = _over_replay(record, replays.get(case))
+        cost = _over_replay(record, replays.get(_case(record)))
         return [*cells, *[_layer(deeper)] * bool(complete), *[cost] * bool(replays)]
 
     ordered = sorted(first, key=lambda one: int(one["batch_size"]))
@@ -237,6 +233,12 @@ def _pairs(record: Record) -> str:
 
 def _is_replay(record: Record) -> bool:
     return str(record["setting"]).startswith(REPLAY)
+
+
+def _case(record: Record) -> tuple[Any, ...]:
+    """Return what an engine ran: of a setting and its replay the same."""
+    setting = record["setting"].removeprefix(REPLAY)
+    return serve_line(record), started(record), record["subject"]["layers"], setting
 
 
 def _engine(record: Record) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import Any
 
@@ -15,8 +16,19 @@ without viewers."""
 
 
 def viewers() -> str:
-    """What viewers of a real ``vllm serve`` cost: tokens per second, and processor time where it was read."""
+    """What viewers of a real ``vllm serve`` cost, by the newest record."""
     record = read_lines("viewers.jsonl")[-1]
+    return render(record) + conditions([record])
+
+
+def render(record: Mapping[str, Any]) -> str:
+    """Return what viewers cost: tokens per second, and processor time where it was read.
+
+    Args:
+        record: By name and number of viewers, 0 among them, a number of each round: ``tokens_per_s``; if they
+            were counted, ``answers``, of all viewers under load, ``viewers_processor_s_per_s``, of their own
+            process under load, and ``processor_s_per_s``, of the server without requests.
+    """
     rates, processor = (_by_count(record.get(name, {})) for name in ("tokens_per_s", "processor_s_per_s"))
     rows = []
     for count, found in sorted(rates.items()):
@@ -28,10 +40,10 @@ def viewers() -> str:
         rows.append(row if count else row[:2] + [""] * (len(row) - 2))
     about = (f"\n\n{_ABOUT}" if processor else "") + _looked(record)
     heads = ["viewers", f"tokens/s, median of {len(rates[0])} rounds", "to no viewer", "95 %"]
-    return table(rows, [*heads, *["% of a core", "95 %"] * bool(processor)]) + about + conditions([record])
+    return table(rows, [*heads, *["% of a core", "95 %"] * bool(processor)]) + about
 
 
-def _looked(record: dict[str, Any]) -> str:
+def _looked(record: Mapping[str, Any]) -> str:
     """Return how often the viewers looked under load, where that was counted."""
     answers, own = (_by_count(record.get(name, {})) for name in ("answers", "viewers_processor_s_per_s"))
     count = max(answers, default=0)
@@ -43,7 +55,7 @@ def _looked(record: dict[str, Any]) -> str:
     )
 
 
-def _by_count(given: dict[str, list[float]]) -> dict[int, list[float]]:
+def _by_count(given: Mapping[str | int, Sequence[float]]) -> dict[int, Sequence[float]]:
     return {int(count): found for count, found in given.items()}
 
 

@@ -46,7 +46,7 @@ class UnsupportedEngine(SereError):
 
 
 class EngineError(SereError, RuntimeError):
-    """Workers of a serving engine failed or hold different settings; the text says what holds now."""
+    """Workers of an engine failed or hold different settings, or a replay met other steps than it has."""
 
 
 class ConcurrentChange(SereError, RuntimeError):

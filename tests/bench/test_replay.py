@@ -1,76 +1,93 @@
-"""Recorded routing and pairs are run as they were, without the work of computing them."""
+"""What was recorded is given to the same calls, and to no others."""
 
 from __future__ import annotations
 
-from typing import Any, NoReturn
+from collections.abc import Sequence
+from contextlib import nullcontext
 
 import pytest
 import torch
+from torch import Tensor
 
-from sere.bench.replay import record_handle, replayed_handle
-from sere.bench.run import BenchPlan, bench
-from sere.bench.target import Subject, random_table, random_tokens
-from sere.bench.timing import Stepper
-from sere.errors import InputError
-from sere.integrations.transformers import apply
-from sere.policies.spec import parse_specs
-from tests.support.tiny import tiny_model
+from sere.bench.replay import Recording, Way, given, kept
+from sere.errors import EngineError
+from sere.policies.spec import parse_spec
+from sere.reroute import Routing
+from sere.reroute.batch import TokenBatch
 
-SETTINGS: dict[str, Any] = {"select_top_k": 1, "active_experts": 4, "flatten": "on"}
-LAYERS, STEPS = 2, 4
+K = 4
 
 
-def forbidden(*_: object) -> NoReturn:
-    raise AssertionError("computed in a replay")
+def step(T: int) -> tuple[Tensor, Tensor]:
+    """Ids and weights of T rows."""
+    return torch.arange(T * K).view(T, K), torch.ones(T, K)
 
 
-@pytest.mark.parametrize("implementation", ["eager", "grouped_mm"])
-def test_a_replay_computes_neither_routing_nor_pairs(implementation: str) -> None:
-    """It gives the logits that were recorded, as often as wanted, and puts everything back."""
-    model = tiny_model("qwen3_moe")
-    model.set_experts_implementation(implementation)
-    tokens = random_tokens(model, 6, 4 + STEPS)
-    stepper = Stepper(model, tokens[:, :4], tokens[:, 4:])
-    logits: list[torch.Tensor] = []
-    hook = model.register_forward_hook(lambda _, __, output: logits.append(output.logits))
-    with apply(model, random_table(model), **SETTINGS) as handle:
-        recording = record_handle(handle, stepper.block)
-        assert recording.describe() == {"routings": LAYERS * STEPS, "pairs": LAYERS * STEPS}
-        counted = handle.flattening()
-        for layer in handle.layers:
-            layer.route = layer.flat.find = layer.flat.skip = forbidden  # type: ignore[method-assign]
-        for _ in range(2):
-            handle.reset_stats()
-            with replayed_handle(handle, recording):
-                stepper.block()
-            assert handle.flattening() == counted
-            assert handle.stats()[0].steps == 0
-        with pytest.raises(AssertionError, match="computed in a replay"):
-            stepper.block()
-        with replayed_handle(handle, recording):
-            stepper.block()
-            with pytest.raises(InputError, match=f"expected the {LAYERS * STEPS} calls that were recorded"):
-                stepper.block()
-    hook.remove()
-    assert 0 < counted.pairs < counted.slots
-    recorded, *again = (logits[first : first + STEPS] for first in range(0, 3 * STEPS, STEPS))
-    assert all(torch.equal(a, b) for run in again for a, b in zip(recorded, run, strict=True))
+def record(*rows: int) -> Recording:
+    """Record a routing of each number of rows, given a batch, and a search for pairs, given ids."""
+    found = Recording()
+    route = kept(lambda batch: Routing(*batch[:2]), found.routings)
+    find = kept(lambda ids, _: (ids.view(-1)[:1],), found.pairs)
+    for T in rows:
+        route(TokenBatch(*step(T)))
+        find(*step(T))
+    return found
 
 
-def test_each_setting_has_a_replay_beside_it() -> None:
-    """Of the same pairs, in turns with it; with one row, where nothing is routed, there is none."""
-    model = tiny_model("qwen3_moe")
-    subject = Subject(model, random_table(model), {})
-    settings = parse_specs(["sere:select_top_k=1,active_experts=4,flatten=on"])
-    plan = BenchPlan(settings=settings, batch_sizes=[1, 6], prompt=4, steps=2, rounds=1)
-    records = {record["case"]: record for record in bench(subject, plan)}
-    label = settings[1].label
-    assert [*records] == ["B=1 off", f"B=1 {label}", "B=6 off", f"B=6 {label}", f"B=6 replay {label}"]
-    on, replay = records[f"B=6 {label}"], records[f"B=6 replay {label}"]
-    assert on["replayed"] is None
-    # A block has one step more than are timed.
-    assert replay["replayed"] == {"routings": LAYERS * 3, "pairs": LAYERS * 3}
-    assert replay["flattening"] == on["flattening"]
-    assert 0 < on["flattening"]["pairs"] < on["flattening"]["slots"]
-    assert replay["experts"] is replay["overhead"] is None
-    assert replay["config"]["interleaved"] == ["off", label, f"replay {label}"]
+def run(recording: Recording, rows: Sequence[int]) -> None:
+    """Replay steps of such numbers of rows."""
+    with given(recording) as (route, find):
+        for T in rows:
+            route(TokenBatch(*step(T)))
+            find(*step(T))
+
+
+def test_the_same_calls_get_what_was_recorded() -> None:
+    """As often as it is replayed, whatever becomes of the results, and without the function."""
+    recording = record(6, 3)
+    assert recording.describe() == {"routings": 2, "pairs": 2}
+    for _ in range(2):
+        with given(recording) as (route, find):
+            for T in (6, 3):
+                routing = route(TokenBatch(*step(T)))
+                assert isinstance(routing, Routing)
+                assert torch.equal(routing.ids, step(T)[0])
+                assert find(*step(T))[0].tolist() == [0]
+                routing.ids.fill_(-1)
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        (
+            (6, 4),
+            r"call 2 of 2 of the routing: expected ids of the recorded shape \(3, 4\), got \(4, 4\); repl",
+        ),
+        ((6, 3, 3), "expected the 2 calls of the routing that were recorded, got one more; replay the steps"),
+        ((6,), "expected the 2 calls of the routing that were recorded, got 1; replay the steps"),
+    ],
+    ids=["other rows", "one more", "one fewer"],
+)
+def test_other_calls_are_refused(rows: tuple[int, ...], said: str) -> None:
+    """They would be given the experts of another step, and be timed as if right."""
+    with pytest.raises(EngineError, match=said):
+        run(record(6, 3), rows)
+
+
+def test_a_search_that_did_not_happen_is_missed() -> None:
+    """Also where all routings were asked for."""
+    with pytest.raises(EngineError, match="1 calls of the search for pairs"), given(record(6)) as (route, _):
+        route(TokenBatch(*step(6)))
+
+
+def test_what_fails_in_a_replay_is_what_is_said() -> None:
+    """Not that it took fewer steps."""
+    with pytest.raises(ZeroDivisionError), given(record(6)):
+        raise ZeroDivisionError
+
+
+def test_a_replay_is_named_after_its_setting() -> None:
+    """And knows it."""
+    setting, recording = parse_spec("sere"), record(6)
+    way = Way("sere", nullcontext, setting)
+    assert way.replayed(nullcontext, recording) == Way("replay sere", nullcontext, setting, recording)

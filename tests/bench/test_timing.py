@@ -11,11 +11,11 @@ import torch
 from sere.bench.overhead import measure_overhead
 from sere.bench.run import BenchPlan, bench
 from sere.bench.shapes import SHAPES, shape_config
+from sere.bench.stepper import Stepper
 from sere.bench.target import Subject, random_model, random_table, random_tokens
-from sere.bench.timing import Stepper, Times, interleave, spread, turns
+from sere.bench.timing import Times, interleave, spread, turns
 from sere.errors import InputError
 from sere.integrations.transformers import apply
-from sere.integrations.transformers.inputs import find_cache
 from sere.policies.spec import parse_spec
 from sere.structure import find_experts, identify
 from tests.support.tiny import tiny_model
@@ -60,23 +60,6 @@ def test_spread_is_median_and_fifths() -> None:
         spread([])
     with pytest.raises(InputError, match="rounds: expected at least 1, got 0"):
         interleave(list, [], rounds=0)
-
-
-def test_blocks_start_from_the_same_state_and_do_not_time_the_first_step() -> None:
-    """A block decodes the given tokens from the prefilled state, however often it is run."""
-    model = tiny_model("qwen3_moe")
-    tokens = random_tokens(model, 3, 9)
-    stepper = Stepper(model, tokens[:, :4], tokens[:, 4:])
-    seen: list[int] = []
-    hook = model.model.layers[0].self_attn.register_forward_pre_hook(
-        lambda _, __, kwargs: seen.append(find_cache(kwargs).get_seq_length()), with_kwargs=True
-    )
-    blocks = [stepper.block(), stepper.block()]
-    hook.remove()
-    assert seen == [4, 5, 6, 7, 8] * 2
-    assert [len(block) for block in blocks] == [4, 4]
-    with pytest.raises(InputError, match="at least 2 tokens per row, got 1"):
-        Stepper(model, tokens[:, :4], tokens[:, 4:5])
 
 
 def test_overhead_times_the_hooks_and_leaves_none() -> None:

@@ -83,7 +83,7 @@ def divergences() -> dict[str, Any]:
 def timing(setting: str, rows: int, speedup: float, **changes: Any) -> dict[str, Any]:
     """A record of ``sere bench``."""
     record = {
-        "format": "sere-bench-3",
+        "format": "sere-bench-4",
         "setting": setting,
         "batch_size": rows,
         "tpot_ms": {"p20": 9.0, "p50": 10.0, "p80": 12.0},

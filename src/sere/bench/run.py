@@ -11,9 +11,11 @@ from typing import Any
 
 from sere.bench.depths import Depths, describe_depths
 from sere.bench.overhead import measure_overhead
-from sere.bench.replay import Recording, record_handle, replayed_handle
+from sere.bench.replay import Recording, Way
+from sere.bench.stepper import Stepper
 from sere.bench.target import Subject, random_tokens
-from sere.bench.timing import Stepper, Times, interleave
+from sere.bench.timing import Times, interleave
+from sere.bench.transformers_replay import record_handle, replayed_handle
 from sere.engines.transformers import apply_setting, check_settings
 from sere.errors import InputError, name_some
 from sere.integrations.transformers import Handle
@@ -121,16 +123,12 @@ def _batch(subject: Subject, plan: BenchPlan, B: int) -> Iterator[tuple[dict[str
     """Yield the records of one batch size, with the times that they summarize."""
     tokens = random_tokens(subject.model, B, plan.prompt + plan.steps + 1, seed=plan.seed)
     stepper = Stepper(subject.model, tokens[:, : plan.prompt], tokens[:, plan.prompt :])
-    with plan.progress(f"B={B}", len(plan.settings)) as tick:
-        ways = []
-        for setting in plan.settings:
-            ways += _ways(subject, plan, setting, stepper.block)
-            tick()
+    ways = _ways(subject, plan, stepper.block, f"B={B}, recording")
     with plan.progress(f"B={B}", len(ways) * (plan.rounds + 2)) as tick:
         times = interleave(stepper.block, [way.enter for way in ways], rounds=plan.rounds, on_block=tick)
         counted = []
         for way in ways:
-            counted.append(way.count(subject, plan, stepper.block))
+            counted.append(_count(subject, plan, way, stepper.block))
             if (idle := counted[-1]["nothing_changed"]) is not None:
                 logger.warning("sere: B=%d %s: %s", B, way.label, idle)
             tick()
@@ -139,38 +137,28 @@ def _batch(subject: Subject, plan: BenchPlan, B: int) -> Iterator[tuple[dict[str
         yield _record(subject, plan, B, label, labels, mine, times[0]) | counts, mine
 
 
-@dataclass(frozen=True, slots=True)
-class _Way:
-    """A way to run the model: a setting, or a replay of what it computed."""
+def _ways(subject: Subject, plan: BenchPlan, block: Callable[[], list[float]], recording: str) -> list[Way]:
+    """Return each setting, and its replay if there is something to replay: with one row nothing is routed.
 
-    label: str
-    setting: PolicySpec
-    enter: Callable[[], AbstractContextManager[object]]
-    recording: Recording | None = None
-
-    def count(self, subject: Subject, plan: BenchPlan, block: Callable[[], list[float]]) -> dict[str, Any]:
-        """Run more blocks, not for their time but for what happens in them."""
-        if self.recording is None:
-            return _count(subject, self.setting, plan.seed, block) | {"replayed": None}
-        with _replay(subject, self.setting, plan.seed, self.recording) as handle:
-            block()
-            found = asdict(handle.flattening())
-        nothing = {"experts": None, "overhead": None, "nothing_changed": None}
-        return nothing | {"flattening": found, "replayed": self.recording.describe()}
-
-
-def _ways(
-    subject: Subject, plan: BenchPlan, setting: PolicySpec, block: Callable[[], list[float]]
-) -> list[_Way]:
-    """Return a setting, and its replay if there is something to replay: with one row nothing is routed."""
-    found = [_Way(setting.label, setting, partial(_variant, subject, setting, plan.seed))]
-    if plan.replay and setting.name == "sere":
-        with _apply(subject, setting, plan.seed) as handle:
-            recording = record_handle(handle, block)
-        if recording.routings:
-            replay = partial(_replay, subject, setting, plan.seed, recording)
-            found.append(_Way(f"replay {setting.label}", setting, replay, recording))
-    return found
+    Args:
+        subject: What is timed.
+        plan: How.
+        block: Runs decode steps.
+        recording: What the progress of recording is called, if something is recorded.
+    """
+    ways = []
+    recorded = [setting for setting in plan.settings if plan.replay and setting.name == "sere"]
+    with (plan.progress if recorded else NO_PROGRESS)(recording, len(recorded)) as tick:
+        for setting in plan.settings:
+            way = Way(setting.label, partial(_variant, subject, setting, plan.seed), setting)
+            ways.append(way)
+            if setting in recorded:
+                with _apply(subject, setting, plan.seed) as handle:
+                    found = record_handle(handle, block)
+                if found.routings:
+                    ways.append(way.replayed(partial(_replay, subject, setting, plan.seed, found), found))
+                tick()
+    return ways
 
 
 def _variant(subject: Subject, setting: PolicySpec, seed: int) -> AbstractContextManager[object]:
@@ -192,24 +180,34 @@ def _replay(subject: Subject, setting: PolicySpec, seed: int, recording: Recordi
         yield handle
 
 
-def _count(
-    subject: Subject, setting: PolicySpec, seed: int, block: Callable[[], list[float]]
-) -> dict[str, Any]:
-    """Run two more blocks, one for the time inside the hooks, and one for the experts."""
+def _count(subject: Subject, plan: BenchPlan, way: Way, block: Callable[[], list[float]]) -> dict[str, Any]:
+    """Run more blocks, not for their time but for what happens in them.
+
+    Of a setting, one for the time inside the hooks, and one for the experts.
+    """
+    setting, seed, recording = way.setting, plan.seed, way.recording
+    assert setting is not None, "ways without a setting are engines'"
+    if recording is not None:
+        with _replay(subject, setting, seed, recording) as handle:
+            block()
+            found = asdict(handle.flattening())
+        nothing = {"experts": None, "overhead": None, "nothing_changed": None}
+        return nothing | {"flattening": found, "replayed": recording.describe()}
     with _apply(subject, setting, seed) as handle:
         overhead = measure_overhead(subject.model, block)
         handle.counts_all = True
         handle.reset_stats()
         block()
         happened = summarize_handle(handle) | {"flattening": asdict(handle.flattening())}
-    return happened | {"overhead": None if setting.name == "off" else asdict(overhead)}
+    inside = None if setting.name == "off" else asdict(overhead)
+    return happened | {"overhead": inside, "replayed": None}
 
 
 def _record(
     subject: Subject, plan: BenchPlan, B: int, label: str, labels: list[str], mine: Times, baseline: Times
 ) -> dict[str, Any]:
     return {
-        "format": "sere-bench-3",
+        "format": "sere-bench-4",
         "unit": "ms",
         "case": f"B={B} {label}",
         "setting": label,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from sere.bench.replay import REPLAY
 from sere.report.cases import Quality, Timing, rule_of
 from sere.report.plots import bars, color_of, grid, legend_once, place, plotly
 from sere.table.plot import evenly
@@ -162,7 +163,7 @@ def _times(
         mode="lines+markers",
         error_y=bars(spreads, color, ("p20", "p50", "p80")),
         customdata=about,
-        line={"color": color, "width": 1.8, "dash": "dot" if setting.startswith("replay") else "solid"},
+        line={"color": color, "width": 1.8, "dash": "dot" if setting.startswith(REPLAY) else "solid"},
         marker={"color": color, "symbol": symbol, "size": 8},
         hovertemplate=f"<b>{setting}</b><br>%{{customdata[0]}}: %{{y:.3g}} {unit}<br>"
         "experts %{customdata[1]}<extra></extra>",

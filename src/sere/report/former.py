@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from sere.bench.replay import REPLAY
 from sere.policies.former_labels import normalize_label
-
-REPLAY = "replay "
-"""Before the name of a setting: its re-routed ids, recorded before, without the work of computing them."""
 
 # Keys of older records.
 _KEYS = {

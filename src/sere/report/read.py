@@ -21,8 +21,8 @@ NEWEST = {
     "sere-lm-eval": 1,
     "sere-tune": 1,
     "sere-demo": 3,
-    "sere-bench": 3,
-    "sere-bench-serve": 3,
+    "sere-bench": 4,
+    "sere-bench-serve": 4,
     "sere-bench-serve-online": 2,
 }
 _TABLE_SUFFIXES = (".sere", ".safetensors")

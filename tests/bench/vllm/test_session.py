@@ -86,6 +86,7 @@ def test_loads_of_an_engine(tmp_path: Path) -> None:
         assert len(block.ttft_ms) == 3
         (kind,) = read_stats(llm).flattening.break_even
         assert kind.startswith("16 experts, 4 slots per row, ")
+        assert "(CPUUnquantizedExperts, bfloat16, weights bfloat16 [16, " in kind
         assert len(block.values("ttft")) == 1
         rows = session.count("off")["experts"]
         assert rows["distinct_before"] == 4

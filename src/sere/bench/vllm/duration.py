@@ -12,6 +12,7 @@ import torch
 from sere.bench.vllm.engine_groups import EngineGroup, Target, visiting_order
 from sere.bench.vllm.engine_loads import EngineLoad
 from sere.bench.vllm.engines import EnginesBench, EnginesPlan
+from sere.engines.settings import is_own
 
 # A start of vLLM on a CPU, measured: imports, model, first steps; if it compiles, that as well.
 _START_S, _COMPILE_S, _LOAD_BYTES_PER_S = 20.0, 15.0, 5e8
@@ -59,7 +60,7 @@ def estimate_seconds(bench: EnginesBench, rates: Rates) -> float:
 
 
 def _ways(engine: EngineGroup, plan: EnginesPlan) -> int:
-    replays = sum(setting.name == "sere" for setting in engine.settings) if plan.replay else 0
+    replays = sum(map(is_own, engine.settings)) if plan.replay else 0
     # A replay is recorded in each visit before it runs.
     return max(1, len(engine.settings) + 2 * replays)
 

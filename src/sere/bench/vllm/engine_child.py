@@ -16,7 +16,7 @@ from typing import Any
 from sere.bench.vllm.engine_loads import EngineLoad
 from sere.bench.vllm.session import EngineSession, Session
 from sere.engines.in_process import in_process_engine
-from sere.errors import SereError
+from sere.errors import EngineError, SereError
 from sere.policies.spec import parse_spec
 
 
@@ -52,6 +52,8 @@ def _serve(
         for question in questions:
             try:
                 answer({"value": _answer(session, **question)})
+            except EngineError as error:  # perhaps within a step, so that the engine cannot go on
+                answer({"failed": str(error)})
             except SereError as error:  # of this load; the engine is as it was
                 answer({"refused": str(error)})
 

@@ -75,7 +75,7 @@ def record_of(
     steps = [ms for block in blocks for ms in block.step_ms]
     firsts = [ms for block in blocks for ms in block.ttft_ms]
     return {
-        "format": "sere-bench-serve-3",
+        "format": "sere-bench-serve-4",
         "unit": "ms",
         "case": f"{load.label} {label}",
         "setting": label,

@@ -8,6 +8,7 @@ from typing import Any
 
 from sere.bench.depths import Depths, describe_depths
 from sere.bench.timing import Times
+from sere.bench.vllm.counting import COUNTING
 from sere.bench.vllm.engine_cells import Failures, OnFailure, StartSession, alive
 from sere.bench.vllm.engine_groups import EngineGroup, Target, alive_together, visiting_order
 from sere.bench.vllm.engine_loads import EngineLoad
@@ -26,12 +27,15 @@ class EnginesPlan(ServePlan):
         replay: Whether to time, for each ``sere`` setting, its recorded ids and pairs, without their cost.
         vanilla: Whether to time an engine that never loaded the plug-in.
         visits: How often each engine is started if not all can be alive at once; at most the rounds.
+        count_experts: Whether beside each engine with settings the same one is timed that counts the uses of
+            each expert.
     """
 
     loads: Sequence[EngineLoad]
     replay: bool = True
     vanilla: bool = False
     visits: int = 2
+    count_experts: bool = False
 
     def __post_init__(self) -> None:
         ServePlan.__post_init__(self)
@@ -45,9 +49,12 @@ class EnginesPlan(ServePlan):
 
     def engines(self, targets: Sequence[Target]) -> list[EngineGroup]:
         """Return the engines that are needed, in the order in which they are started."""
+        groups = self.groups()
+        if self.count_experts:
+            groups += [({**start, **COUNTING}, settings) for start, settings in groups]
         found: list[EngineGroup] = []
         for target in targets:
-            first, *others = (EngineGroup(target, settings, start) for start, settings in self.groups())
+            first, *others = (EngineGroup(target, settings, start) for start, settings in groups)
             found += [first, *[EngineGroup(target, ())] * self.vanilla, *others]
         return found
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from sere.bench.replay import Recording, given, kept, replaced
+from sere.bench.replay import Make, Recording, record, replaced, replay
 from sere.engines.in_process import state_of
 from sere.reroute import Routing, operator
 from sere.reroute.backends.registry import Implementation, implementation
@@ -20,26 +20,15 @@ Route = Callable[..., tuple[Tensor, Tensor]]
 
 
 def record_routing(llm: Any, run: Callable[[], object]) -> Recording:
-    """Run something and return what each call of the routing returned, and each search for pairs."""
-    found = Recording()
-    with (
-        _routing(llm, lambda route: kept(route, found.routings)),
-        _finding(llm, lambda find: kept(find, found.pairs)),
-    ):
-        run()
-    return found
+    """Run something and return what re-routing computed in it; see `record`."""
+    return record(partial(_engine_with, llm), run)
 
 
 @contextmanager
 def replayed(llm: Any, recording: Recording) -> Iterator[None]:
-    """Let the layers take routing and pairs from a recording: what re-routing gives, without its work."""
-    routings, pairs = given(recording.routings), given(recording.pairs)
+    """Let the layers take routing and pairs from a recording of the same steps; see `replay`."""
     # The layers' counters count nothing in a replay, which is no reason for a warning.
-    with (
-        state_of(llm).guard.silenced(),
-        _routing(llm, lambda _: routings),
-        _finding(llm, lambda _: pairs),
-    ):
+    with state_of(llm).guard.silenced(), replay(partial(_engine_with, llm), recording):
         yield
 
 
@@ -62,6 +51,13 @@ def timed_routing(llm: Any) -> Iterator[list[float]]:
 
 
 @contextmanager
+def _engine_with(llm: Any, route: Make, find: Make) -> Iterator[None]:
+    """Replace what routes each layer of an engine, and what finds its pairs."""
+    with _routing(llm, route), _finding(llm, find):
+        yield
+
+
+@contextmanager
 def _routing(llm: Any, make: Callable[[Route], Route]) -> Iterator[None]:
     """Replace the Python that re-routes at each step of the engine.
 
@@ -76,7 +72,7 @@ def _routing(llm: Any, make: Callable[[Route], Route]) -> Iterator[None]:
 
 
 @contextmanager
-def _finding(llm: Any, make: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Iterator[None]:
+def _finding(llm: Any, make: Make) -> Iterator[None]:
     """Replace what finds the pairs of each step; compiled code calls the same."""
     with ExitStack() as stack:
         for layer in state_of(llm).layers.values():

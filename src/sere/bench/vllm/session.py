@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict
 from functools import partial
 from statistics import median
 from typing import Any, Protocol
 
 from sere.bench.overhead import Overhead
-from sere.bench.replay import Recording
+from sere.bench.replay import Recording, Way
 from sere.bench.vllm.blocks import EngineBlock, make_prompts, run_block
 from sere.bench.vllm.engine_loads import EngineLoad
 from sere.bench.vllm.replay import record_routing, replayed, timed_routing
@@ -56,15 +56,6 @@ class Session(Protocol):
         ...
 
 
-@dataclass(slots=True)
-class _Way:
-    """One way to run an engine."""
-
-    enter: Callable[[], AbstractContextManager[None]]
-    setting: PolicySpec | None = None
-    recording: Recording | None = None
-
-
 class EngineSession:
     """An engine of this process.
 
@@ -82,7 +73,7 @@ class EngineSession:
         self._llm, self._settings, self._seed, self._replay = llm, settings, seed, replay
         self._load: EngineLoad | None = None
         self._prompts: list[list[int]] = []
-        self._ways: dict[str, _Way] = {}
+        self._ways: dict[str, Way] = {}
 
     def describe(self) -> dict[str, Any]:
         """Return what `Session` says."""
@@ -100,18 +91,19 @@ class EngineSession:
         """Return what `Session` says."""
         self._load = load
         self._prompts = make_prompts(load, self._llm.llm_engine.model_config.get_vocab_size(), self._seed)
-        self._ways = {VANILLA: _Way(nullcontext)} if not self._settings else {}
+        ways = [] if self._settings else [Way(VANILLA, nullcontext)]
         for setting in self._settings:
-            enter = partial(_running, self._llm, setting, self._seed)
-            self._ways[setting.label] = _Way(enter, setting)
+            way = Way(setting.label, partial(_running, self._llm, setting, self._seed), setting)
+            ways.append(way)
             # A replay of prompts' steps would say nothing of decoding.
             if is_own(setting) and self._replay and load.measure == "tpot":
-                with enter():
+                with way.enter():
                     recording = record_routing(self._llm, self._run)
                 # Captured graphs run none of our Python, so there is nothing to replay.
                 if len(recording.routings) > self._decode_calls:
                     replay = partial(_replayed, self._llm, setting, self._seed, recording)
-                    self._ways[f"replay {setting.label}"] = _Way(replay, recording=recording)
+                    ways.append(way.replayed(replay, recording))
+        self._ways = {way.label: way for way in ways}
         return list(self._ways)
 
     def count(self, label: str) -> dict[str, Any]:
@@ -145,7 +137,7 @@ class EngineSession:
 
     def warm(self, label: str) -> None:
         """Run what `Session` says."""
-        if not label.startswith("replay "):  # would need a recording of its own
+        if self._ways[label].recording is None:  # else it would need a recording of its own
             with self._ways[label].enter():
                 self._run(tokens=_WARM_TOKENS)
 

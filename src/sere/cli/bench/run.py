@@ -179,7 +179,8 @@ def render(records: list[Mapping[str, Any]]) -> str:
     """Return the records as a table with one row per case."""
     several = len({record["subject"]["layers"] for record in records}) > 1
     headers = ["B", *["layers"] * several, "TPOT ms", "speedup", "experts", "pairs", "overhead"]
-    table = case_table([(record["setting"], _row(record, several)) for record in records], headers)
+    rows = [(record["setting"], _row(record, several)) for record in records]
+    table = case_table(rows, headers, keys=1 + several)
     return table + render_depths(records, lambda record: f"B={record['batch_size']}")
 
 
@@ -193,6 +194,6 @@ def _row(record: Mapping[str, Any], depth: bool) -> list[Any]:
         spread_cell(tpot, 2),
         spread_cell(speedup, 3),
         experts_cell(experts),
-        pairs_cell(record["flattening"]),
+        pairs_cell(record.get("flattening")),
         None if overhead is None else f"{100 * overhead['ms_per_step'] / tpot['p50']:.1f} %",
     ]

@@ -34,7 +34,9 @@ combined with --compile or --server. With --preset, the model has a published mo
 weights (standard deviation 0.04) and random similarities; --depths times it at two depths. --load times other
 loads than decoding: the first token of one prompt of 32, 2048 or 8192 tokens (ttft-32, ttft-2k, ttft-8k),
 four prompts of 2048 tokens (prefill), and 16 requests that decode while 5 prompts of 512 tokens arrive
-(mixed). --out gets one JSON line per case; after an interruption, the same command continues.
+(mixed). With --count-experts, each engine takes turns with one that counts the uses of each expert (setting
+count_experts), and a second table says what that costs. --out gets one JSON line per case; after an
+interruption, the same command continues.
 
 With --server, each engine is a real 'vllm serve' on a local port that gets requests over HTTP: B
 concurrent requests, each replaced when it ends, or R requests per second at random times. Settings are
@@ -49,6 +51,7 @@ _EXAMPLES = """
   sere bench serve --preset qwen3-30b-a3b --layers 4 --server --batch-size 8 16 --vanilla
   sere bench serve --preset qwen3-30b-a3b --layers 4 --server --request-rate 1 2 4
   sere bench serve MODEL --setting sere --setting sere:active_experts=24
+  sere bench serve MODEL --compile --count-experts --no-replay --rounds 10
   sere bench serve MODEL --server --engine-option tensor_parallel_size=2
 """
 
@@ -109,6 +112,10 @@ def add(subparsers: Any) -> None:
         action="store_false",
         help="do not time replays of recorded ids and pairs",
     )
+    engines.add_argument(
+        "--count-experts", action="store_true",
+        help="also time each setting in an engine that counts the uses of each expert (count_experts)",
+    )  # fmt: skip
     group = parser.add_argument_group("over HTTP")
     group.add_argument("--server", action="store_true", help="time a 'vllm serve' under load")
     group.add_argument(
@@ -167,6 +174,11 @@ def _check_ways(args: argparse.Namespace) -> None:
     """
     if not args.server and (args.request_rate or args.requests is not None):
         raise ConfigError("bench serve: --request-rate and --requests need --server")
+    if args.server and args.count_experts:
+        raise ConfigError(
+            "bench serve: --count-experts compares engines that take turns, and servers run one after the "
+            "other; leave it out, or --server"
+        )
     if args.server and (args.load or args.depths):
         raise ConfigError(
             "bench serve: --load and --depths time engines step by step; leave them out, or --server"

@@ -55,6 +55,7 @@ class EngineRun:
         args = self.args
         plan = EnginesPlan(
             loads=_loads(args), replay=args.replay, vanilla=args.vanilla, visits=args.visits,
+            count_experts=args.count_experts,
             **plan_values(args, parse_engine_options(args.engine_option, OF_ENGINE)),
         )  # fmt: skip
         check_installed()
@@ -126,6 +127,7 @@ def _kept(args: argparse.Namespace, plan: EnginesPlan, found: Sequence[Target]) 
             "settings": [setting.label for setting in plan.settings],
             "loads": [load.label for load in plan.loads],
             "threads": args.threads, "replay": plan.replay, "vanilla": plan.vanilla, "visits": plan.visits,
+            "count_experts": plan.count_experts,
         },
         "model": [dict(target.subject) for target in found],
         "weights": files_digest(found[0].model) if args.preset is None else args.seed,

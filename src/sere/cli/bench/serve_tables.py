@@ -6,17 +6,20 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sere.cli.bench.counted_cells import experts_cell, pairs_cell
+from sere.cli.bench.counting_table import render_counting
 from sere.cli.bench.depth_table import render_depths
 from sere.cli.output import case_table, reasons, spread_cell
 from sere.summaries import pairs
 
 
 def render(records: Sequence[Mapping[str, Any]]) -> str:
-    """Return the records of engines as a table with one row per case; then what two depths say."""
+    """Return a table with one row per case of engines; then what two depths say, and what counting costs."""
     several = len({record["subject"]["layers"] for record in records}) > 1
     headers = ["load", *["layers"] * several, "ms", "speedup", "over vanilla", "experts", "pairs", "overhead"]
-    table = case_table([(_name(record), _row(record, several)) for record in records], headers)
-    return table + _reasons(records) + render_depths(records, lambda one: str(one["load"]))
+    rows = [(_name(record), _row(record, several)) for record in records]
+    table = case_table(rows, headers, keys=1 + several)
+    depths = render_depths(records, lambda one: str(one["load"]))
+    return table + _reasons(records) + depths + render_counting(records, _name)
 
 
 def _reasons(records: Sequence[Mapping[str, Any]]) -> str:
@@ -32,7 +35,7 @@ def _row(record: Mapping[str, Any], depth: bool) -> list[Any]:
         spread_cell(record["speedup"], 3),
         spread_cell(record["speedup_over_vanilla"], 3),
         experts_cell(record["experts"]),
-        pairs_cell(record["flattening"]),
+        pairs_cell(record.get("flattening")),
         None if overhead is None else f"{100 * overhead['ms_per_step'] / record['time_ms']['p50']:.1f} %",
     ]
 

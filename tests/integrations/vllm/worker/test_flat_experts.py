@@ -43,10 +43,10 @@ def step(dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor]:
     return torch.randn(T, H, generator=generator).to(dtype), weights, ids
 
 
-def run(flat: FlatExperts, call: Any, dtype: torch.dtype = torch.float32) -> Tensor:
+def run(flat: FlatExperts, call: Any, dtype: torch.dtype = torch.float32, w1: Tensor | None = None) -> Tensor:
     hidden, weights, ids = step(dtype)
     output = torch.full_like(hidden, 7)
-    flat(call, torch.empty(0), output, hidden, weights, ids)
+    flat(call, torch.empty(0) if w1 is None else w1, output, hidden, weights, ids)
     return output
 
 
@@ -129,7 +129,8 @@ def test_the_engines_log_says_once_where_pairs_are_faster(
             for experts in (E, E, 2 * E):
                 kernel = Kernel()
                 run(FlatExperts(kernel.apply, experts, "auto", budgets, None, kernels), kernel.apply)
-    kinds = [f"{experts} experts, {K} slots per row, hidden size {H} (Kernel)" for experts in (E, 2 * E)]
+    form = f"{K} slots per row, hidden size {H} (Kernel, float32, weights float32 [0])"
+    kinds = [f"{experts} experts, {form}" for experts in (E, 2 * E)]
     measured = "0 % at 1 row, 25 % at 4 rows, 50 % at 8 rows, 75 % at 16 rows, 100 % at 64 rows"
     assert caplog.messages == [
         f"sere: flatten: in layers with {kind}, only the slots that carry weight are computed where they are "
@@ -138,6 +139,25 @@ def test_the_engines_log_says_once_where_pairs_are_faster(
     ] * 2  # fmt: skip
     points = [list(point) for point in zip(ROWS, shares, strict=True)]
     assert [kernels.report()["break_even"] for kernels in engines] == [dict.fromkeys(kinds, points)] * 3
+
+
+def test_kinds_that_differ_in_their_weights_or_dtype_alone_are_told_apart(
+    budgets: RowBudgets, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each has the numbers that were measured for it."""
+    shares = iter((0.25, 0.5, 0.75))
+    monkeypatch.setattr(flat_experts, "costs_of", lambda *_, **__: Costs((next(shares),) * len(ROWS)))
+    kernel, kernels = Kernel(), FlatKernels()
+    weights = torch.empty(2, dtype=torch.int8)
+    for dtype, w1 in ((torch.float32, None), (torch.bfloat16, None), (torch.float32, weights)):
+        run(FlatExperts(kernel.apply, E, "auto", budgets, None, kernels), kernel.apply, dtype, w1)
+    found = kernels.report()["break_even"]
+    assert [points[0][1] for points in found.values()] == [0.25, 0.5, 0.75]
+    assert [kind.partition("(")[2] for kind in found] == [
+        "Kernel, float32, weights float32 [0])",
+        "Kernel, bfloat16, weights float32 [0])",
+        "Kernel, float32, weights int8 [2])",
+    ]
 
 
 @pytest.mark.parametrize(

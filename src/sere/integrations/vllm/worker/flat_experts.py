@@ -9,7 +9,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -51,6 +51,36 @@ def why_no_pairs(setting: str, device_type: str, kernel: str | None) -> str | No
     return why_not()
 
 
+class Kind(NamedTuple):
+    """What the times of a layer's expert kernel depend on.
+
+    Attributes:
+        kernel: Class name of the kernel.
+        experts: E.
+        slots: K, slots per row.
+        dtype: Of the hidden states.
+        hidden_size: H.
+        weight_shape: Of the first of the kernel's weights, as the kernel keeps it.
+        weight_dtype: The same.
+    """
+
+    kernel: str
+    experts: int
+    slots: int
+    dtype: torch.dtype
+    hidden_size: int
+    weight_shape: tuple[int, ...]
+    weight_dtype: torch.dtype
+
+    def describe(self) -> str:
+        """Return it in words, which are others for each kind: workers' statistics are joined by them."""
+        dtype, weight_dtype = (str(one).removeprefix("torch.") for one in (self.dtype, self.weight_dtype))
+        return (
+            f"{self.experts} experts, {self.slots} slots per row, hidden size {self.hidden_size} "
+            f"({self.kernel}, {dtype}, weights {weight_dtype} {list(self.weight_shape)})"
+        )
+
+
 @dataclass(slots=True)
 class FlatKernels:
     """Whether the expert kernels of one engine compute pairs only; each kind of layer is logged once.
@@ -59,28 +89,28 @@ class FlatKernels:
         setting: The setting ``flatten``.
         speaks: Whether this worker writes to the log.
         why_not: Why all slots are computed in every step; None where pairs may be.
-        break_evens: By kind of layer, up to how many pairs are faster, once a step has run.
+        break_evens: By kind of layer, up to which share of the slots pairs are faster, once a step has run.
     """
 
     setting: str = "auto"
     speaks: bool = True
     why_not: str | None = None
-    break_evens: dict[str, Costs] = field(default_factory=dict)
+    break_evens: dict[Kind, Costs] = field(default_factory=dict)
 
-    def add(self, kind: str, costs: Costs) -> None:
+    def add(self, kind: Kind, costs: Costs) -> None:
         """Note what was measured for a kind of layer."""
         if kind not in self.break_evens and self.speaks:
             logger.info(
                 "sere: flatten: in layers with %s, only the slots that carry weight are computed where they "
                 "are at most this share of all: %s",
-                kind,
+                kind.describe(),
                 costs.describe(),
             )
         self.break_evens[kind] = costs
 
     def report(self) -> dict[str, Any]:
         """Return the same as plain numbers and texts, with `Costs.points` by kind of layer."""
-        measured = {kind: costs.points() for kind, costs in self.break_evens.items()}
+        measured = {kind.describe(): costs.points() for kind, costs in self.break_evens.items()}
         return {"setting": self.setting, "why_not": self.why_not, "break_even": measured}
 
 
@@ -132,8 +162,9 @@ class FlatExperts:
         T, K = ids.shape
         if self._costs is None and self.setting == "auto":
             # In a start-up step, before any request.
-            self._costs = self._measured(call, w1, hidden, weights, ids)
-            self.kernels.add(self._kind(K, hidden), self._costs)
+            kind = self._kind(w1, hidden, K)
+            self._costs = self._measured(kind, call, hidden, weights, ids)
+            self.kernels.add(kind, self._costs)
         # A row that keeps all its experts stays as it is, bit for bit: all rows have all slots then.
         if not self.enabled or self.budgets.largest >= K or ids.dtype not in (torch.int32, torch.int64):
             call(output, hidden, weights, ids)
@@ -150,18 +181,11 @@ class FlatExperts:
         self.counts.add(slots, n)
         output.copy_(_compute(call, hidden, pairs, T))
 
-    @property
-    def _kernel(self) -> str:
-        """Class name of the kernel."""
-        return type(getattr(self.apply, "__self__", None)).__name__
+    def _kind(self, w1: Tensor, hidden: Tensor, K: int) -> Kind:
+        kernel = type(getattr(self.apply, "__self__", None)).__name__
+        return Kind(kernel, self.experts, K, hidden.dtype, hidden.shape[1], tuple(w1.shape), w1.dtype)
 
-    def _kind(self, K: int, hidden: Tensor) -> str:
-        """Return a layer's kind in words."""
-        return f"{self.experts} experts, {K} slots per row, hidden size {hidden.shape[1]} ({self._kernel})"
-
-    def _measured(self, call: Call, w1: Tensor, hidden: Tensor, weights: Tensor, ids: Tensor) -> Costs:
-        key = (self._kernel, self.experts, ids.shape[1], hidden.shape[1], hidden.dtype, w1.shape, w1.dtype)
-
+    def _measured(self, kind: Kind, call: Call, hidden: Tensor, weights: Tensor, ids: Tensor) -> Costs:
         def all_slots(ids: Tensor, weights: Tensor) -> None:
             states = hidden[:1].expand(len(ids), -1).contiguous()
             call(torch.empty_like(states), states, weights, ids)
@@ -170,9 +194,9 @@ class FlatExperts:
             return _compute(call, hidden[:1].expand(T, -1).contiguous(), found, T)
 
         form = {"ids_dtype": ids.dtype, "weights_dtype": weights.dtype}
-        measured = partial(measure, all_slots, pairs, E=self.experts, K=ids.shape[1], **form)
+        measured = partial(measure, all_slots, pairs, E=kind.experts, K=kind.slots, **form)
         # The engine's log says it, for each engine of this process.
-        return costs_of(key, measured, log=False)
+        return costs_of(kind, measured, log=False)
 
 
 def _compute(call: Call, hidden: Tensor, pairs: Pairs, T: int) -> Tensor:

@@ -10,7 +10,10 @@ processor time of their own process.
 
 Throughput on a machine that others share scatters by far more than viewers cost. So each time the load is
 followed by some seconds without requests, in which the processor time of the server's processes is read: what
-it is more than without viewers is what they cost, whether or not it can be seen in throughput.
+it is more than without viewers is what they cost, whether or not it can be seen in throughput. And what an
+engine has to do with viewers is timed by itself: it is asked for its statistics at most once a second,
+whatever their number. Some questions in a row, each from the client to the workers and back, show the most
+that this can take of the engine's time.
 """
 
 from __future__ import annotations
@@ -51,6 +54,7 @@ PROMPT, LONGEST = 8, 256
 SETTLE_S = 1.5
 # A viewer asks a second after each answer, and a loaded server takes its time to answer.
 LEAST_ANSWERS_PER_S = 0.5
+QUESTIONS = 200
 VIEWERS = Path(__file__).with_name("viewer_process.py")
 
 Rounds = dict[str, dict[int, list[float]]]
@@ -74,11 +78,12 @@ def main() -> int:
                     for name, value in one_round(server, args, number, count).items():
                         found.setdefault(name, {}).setdefault(count, []).append(value)
                 print(f"round {number + 1} of {args.rounds}", file=sys.stderr, flush=True)
-    print(render(found))
+            measured = found | {"question_ms": questions_ms(server, QUESTIONS)}
+    print(render(measured))
     if args.out is not None:
         config = {name: value for name, value in vars(args).items() if name != "out"}
         append_json_line(
-            args.out, {"format": FORMAT, "config": config} | found | {"provenance": provenance()}
+            args.out, {"format": FORMAT, "config": config} | measured | {"provenance": provenance()}
         )
     return 0
 
@@ -175,6 +180,24 @@ def _idle(server: Server, seconds: float) -> float:
     started, before = perf_counter(), server.processor_s()
     time.sleep(seconds)
     return (server.processor_s() - before) / (perf_counter() - started)
+
+
+def questions_ms(server: Server, count: int) -> list[float]:
+    """Return the milliseconds that questions for an engine's statistics take, one after the other.
+
+    Each sets the counters to zero, which is never answered without asking the workers.
+
+    Raises:
+        ServerError: The server refused one.
+    """
+    found = []
+    for _ in range(count):
+        started = perf_counter()
+        status, answer = server.post("/v1/sere/reset", {})
+        found.append(1000 * (perf_counter() - started))
+        if status != 200:
+            raise ServerError(f"viewers: expected status 200 of a reset, got {status}: {answer}")
+    return found
 
 
 def _measure(server: Server, args: argparse.Namespace, number: int) -> float:

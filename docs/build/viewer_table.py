@@ -27,7 +27,8 @@ def render(record: Mapping[str, Any]) -> str:
     Args:
         record: By name and number of viewers, 0 among them, a number of each round: ``tokens_per_s``; if they
             were counted, ``answers``, of all viewers under load, ``viewers_processor_s_per_s``, of their own
-            process under load, and ``processor_s_per_s``, of the server without requests.
+            process under load, and ``processor_s_per_s``, of the server without requests. And ``question_ms``
+            of questions to the engine, if they were timed.
     """
     rates, processor = (_by_count(record.get(name, {})) for name in ("tokens_per_s", "processor_s_per_s"))
     rows = []
@@ -40,7 +41,20 @@ def render(record: Mapping[str, Any]) -> str:
         rows.append(row if count else row[:2] + [""] * (len(row) - 2))
     about = (f"\n\n{_ABOUT}" if processor else "") + _looked(record)
     heads = ["viewers", f"tokens/s, median of {len(rates[0])} rounds", "to no viewer", "95 %"]
+    about += _asked(record.get("question_ms", []))
     return table(rows, [*heads, *["% of a core", "95 %"] * bool(processor)]) + about
+
+
+def _asked(question_ms: Sequence[float]) -> str:
+    """Return the most that one question a second takes of an engine, where questions were timed."""
+    if not question_ms:
+        return ""
+    middle = median(question_ms)
+    return (
+        f"\n\nA question to the engine took {middle:.1f} ms (median of {len(question_ms)}, one after the "
+        f"other; the longest {max(question_ms):.0f} ms). Viewers together ask one a second: at most "
+        f"{middle / 10:.2f} % of the engine's time."
+    )
 
 
 def _looked(record: Mapping[str, Any]) -> str:

@@ -58,6 +58,21 @@ def test_a_server_at_rest_takes_processor_time(monkeypatch: pytest.MonkeyPatch) 
     assert slept == [viewers.SETTLE_S, 10.0]
 
 
+def test_questions_reach_the_engine() -> None:
+    """Each is a reset, which no kept answer serves; one that is refused ends the run."""
+    asked: list[str] = []
+
+    def post(path: str, body: Any) -> tuple[int, Any]:
+        asked.append(path)
+        return (200 if len(asked) < 4 else 401), body
+
+    server: Any = SimpleNamespace(post=post)
+    assert len(viewers.questions_ms(server, 3)) == 3
+    assert set(asked) == {"/v1/sere/reset"}
+    with pytest.raises(ServerError, match="expected status 200 of a reset, got 401"):
+        viewers.questions_ms(server, 1)
+
+
 def test_a_load_waits_for_all_viewers(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each has had an answer when the block begins, however long it takes; those after it are counted."""
     monkeypatch.setattr(viewers, "SETTLE_S", 0.0)

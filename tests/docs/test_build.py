@@ -224,6 +224,10 @@ def test_viewers_are_compared_round_by_round(build: Any, monkeypatch: pytest.Mon
     }
     said = "20 viewers had 118 answers (median of the rounds), and their own process took 1.2 % of a core."
     assert said in table.viewers()
+    newest["question_ms"] = [2.0, 3.0, 13.4]
+    said = "took 3.0 ms (median of 3, one after the other; the longest 13 ms)"
+    assert said in table.viewers()
+    assert "ask one a second: at most 0.30 % of the engine's time." in table.viewers()
 
 
 def test_engines_are_compared_with_vanilla_beyond_their_spread(

@@ -19,9 +19,9 @@ MOST_BYTES = 150_000
 PICTURES = {
     "live-page-light": None,
     "live-page-dark": None,
-    "live-page-phone": 1400,
-    "live-page-phone-dark": 1400,
-    "report-light": 715,
+    "live-page-phone": 1234,
+    "live-page-phone-dark": 1234,
+    "report-light": 606,
     "report-phone": 844,
     "prometheus": None,
 }

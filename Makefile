@@ -88,6 +88,7 @@ bench-serve-loads: .venv-vllm/.ready ## the same: first tokens, prompts and a mi
 	$(BENCH_SERVE) --layers 4 --rounds 2 --load ttft-32 ttft-2k ttft-8k prefill mixed
 
 screenshots: .venv/.dev .venv-vllm/.ready ## pictures in docs/screenshots: the tests draw them, in Chromium
+	rm -rf out/screenshots
 	$(BIN)/python -m pytest -q tests/report/test_first_screen.py
 	.venv-vllm/bin/python -m pytest -q tests/integrations/vllm/in_engine/test_live_page.py
 	$(BIN)/python docs/build/screenshots.py

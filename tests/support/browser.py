@@ -18,7 +18,12 @@ SCREENSHOTS = Path(__file__).resolve().parents[2] / "out" / "screenshots"
 """Where tests put pictures of pages, for people to look at."""
 
 # (name, width in pixels, color scheme)
-LOOKS = (("light", 1280, "light"), ("dark", 1280, "dark"), ("phone", 390, "light"))
+LOOKS = (
+    ("light", 1280, "light"),
+    ("dark", 1280, "dark"),
+    ("phone", 390, "light"),
+    ("phone-dark", 390, "dark"),
+)
 HEIGHTS = {1280: 800, 390: 844}
 """What a screen of these widths shows without scrolling, in pixels."""
 

@@ -17,12 +17,14 @@ from tests.support.patience import HANGS_S
 from tests.support.vllm.server import Server, free_port, serve
 
 KEY = "clients"
-PORT = free_port()
 
 
 @contextmanager
-def live_server(folder: Path) -> Iterator[Server]:
-    """Start a server with the page, ``KEY`` for clients, metrics on ``PORT``, and a table of two tiers."""
+def live_server(folder: Path) -> Iterator[tuple[Server, int]]:
+    """Start a server with the page, ``KEY`` for clients, and a table of two tiers.
+
+    Yields it and its port for metrics.
+    """
     from transformers import AutoModelForCausalLM
 
     from sere.bench.target import random_table
@@ -31,10 +33,10 @@ def live_server(folder: Path) -> Iterator[Server]:
     table = random_table(AutoModelForCausalLM.from_pretrained(model_path()))
     tiers = {"safe": Tier("safe", active_experts=24), "fast": Tier("fast", active_experts=6)}
     table.with_tiers(tiers).save(folder / "table.safetensors")
-    settings = {"table": str(folder / "table.safetensors"), "tier": "safe", "live_page": True}
-    settings |= {"metrics_port": PORT}
+    settings: dict[str, Any] = {"table": str(folder / "table.safetensors"), "tier": "safe", "live_page": True}
+    settings["metrics_port"] = port = free_port()
     with serve(model_path(), settings, folder, "--enforce-eager", "--api-key", KEY) as running:
-        yield running
+        yield running, port
 
 
 @contextmanager
@@ -69,3 +71,9 @@ def call(server: Server, path: str, body: Any = None, timeout: float = HANGS_S) 
     request = urllib.request.Request(f"{server.url}{path}", data, headers)
     with urllib.request.urlopen(request, timeout=timeout) as answer:
         return json.load(answer)
+
+
+def unlock(page: Any, key: str = KEY) -> None:
+    """Type a key where a browser's page asks for the server's."""
+    page.fill("#server-key", key)
+    page.press("#server-key", "Enter")

@@ -17,32 +17,32 @@ import pytest
 pytest.importorskip("vllm", reason="needs vLLM: make test-vllm")
 
 from tests.support.browser import LOOKS, SCREENSHOTS, browser, until, watched
-from tests.support.graph_page import picture_of_graph
+from tests.support.graph_page import picture_of_graphs
 from tests.support.keyboard import spoken, tab
 from tests.support.patience import HANGS_MS
 from tests.support.prometheus import ALERTS, QUERIES, needs, prometheus, rules, values, wait_for
-from tests.support.vllm.live_server import KEY, PORT, call, live_server, loaded
+from tests.support.vllm.live_server import KEY, call, live_server, loaded, unlock
 from tests.support.vllm.server import Server
 
 pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("default")]
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server under load until the tests end."""
-    with live_server(tmp_path_factory.mktemp("served")) as running, loaded(running):
-        yield running
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, int]]:
+    """A server under load until the tests end, and its port for metrics."""
+    with live_server(tmp_path_factory.mktemp("served")) as (running, port), loaded(running):
+        yield running, port
+
+
+@pytest.fixture(scope="module")
+def server(served: tuple[Server, int]) -> Server:
+    return served[0]
 
 
 @pytest.fixture(scope="module")
 def chromium() -> Iterator[Any]:
     with browser() as running:
         yield running
-
-
-def unlock(page: Any, key: str = KEY) -> None:
-    page.fill("#server-key", key)
-    page.press("#server-key", "Enter")
 
 
 READ = "[...document.querySelectorAll('.bar-after')].reduce((sum, bar) => sum + Number(bar.dataset.value), 0)"
@@ -83,7 +83,9 @@ def test_the_page_follows_and_steers_the_engine(server: Server, chromium: Any) -
         assert [text for text in complaints if "401" not in text] == []
 
 
-LINES = ["Experts", "Rows per step", "Slots re-routed", "Steps per second"]
+LINES = [
+    "Experts", "Weights not read", "Rows per step", "Slots re-routed", "Critical experts", "Steps per second",
+]  # fmt: skip
 
 
 def press(page: Any, key: str, said: str) -> None:
@@ -111,11 +113,13 @@ def test_the_keyboard_is_enough(server: Server, chromium: Any) -> None:
         page.keyboard.press("Space")
         page.wait_for_selector("#layers-table:visible", timeout=HANGS_MS)
         assert tab(page) == ["Experts by layer as a table"]
-        assert tab(page, 4) == [f"{name} over time" for name in LINES]
+        assert tab(page, len(LINES)) == [f"{name} over time" for name in LINES]
         chart = page.get_by_role("slider").last
-        for key, seconds in (("ArrowLeft", -10), ("ArrowDown", -20), ("ArrowRight", -10), ("Home", -900)):
+        for key, seconds in (("ArrowLeft", -10), ("ArrowDown", -20), ("ArrowRight", -10)):
             page.keyboard.press(key)
             assert abs(int(chart.get_attribute("aria-valuenow")) - seconds) <= 2
+        page.keyboard.press("Home")
+        assert -900 <= int(chart.get_attribute("aria-valuenow")) <= -120
         page.keyboard.press("End")
 
         assert tab(page) == ["admin-key"]
@@ -178,9 +182,9 @@ def test_another_key_opens_nothing(server: Server, chromium: Any) -> None:
         assert not page.is_visible("#main")
 
 
-def test_the_port_for_metrics_shows_and_changes_nothing(server: Server, chromium: Any) -> None:
+def test_the_port_for_metrics_shows_and_changes_nothing(served: tuple[Server, int], chromium: Any) -> None:
     """The page is there without a key, for whoever may reach that port; it has no controls."""
-    with watched(chromium, f"http://127.0.0.1:{PORT}") as (page, complaints):
+    with watched(chromium, f"http://127.0.0.1:{served[1]}") as (page, complaints):
         until(page, f"{READ} > 6")
         assert "nothing can be changed on the port for metrics" in page.inner_text("#read-only")
         assert not page.is_visible("#steer")
@@ -190,12 +194,11 @@ def test_the_port_for_metrics_shows_and_changes_nothing(server: Server, chromium
 @pytest.mark.parametrize(("name", "width", "scheme"), LOOKS)
 def test_pictures(server: Server, chromium: Any, name: str, width: int, scheme: str) -> None:
     """In both color schemes and on a phone nothing is wider than the screen; pictures are kept."""
-    SCREENSHOTS.mkdir(parents=True, exist_ok=True)
     size = {"width": width, "height": 860}
     with watched(chromium, server.url, viewport=size, color_scheme=scheme) as (page, _):
         unlock(page)
         until(page, f"{READ} > 6")
-        page.wait_for_timeout(5000)
+        page.wait_for_timeout(3000)
         assert page.evaluate("document.documentElement.scrollWidth") <= width
         page.screenshot(path=SCREENSHOTS / f"live-page-{name}.png", full_page=True)
 
@@ -261,14 +264,13 @@ def test_a_real_prometheus_reads_it(server: Server, tmp_path: Path) -> None:
 
 @needs("prometheus")
 def test_a_picture_of_prometheus(server: Server, chromium: Any, tmp_path: Path) -> None:
-    """Its own graph page draws a query of the dashboard while the tier changes; a picture is kept."""
-    target = server.url.removeprefix("http://")
+    """Its own page draws each query of the dashboard while the tier changes; a picture is kept."""
     read = "sum(rate(sere_layer_distinct_after_total[3s])) / sum(rate(sere_layer_steps_total[3s]))"
+    target = server.url.removeprefix("http://")
     with prometheus(tmp_path, target, 20, authorization={"credentials": KEY}) as port:
         call(server, "/v1/sere/settings", {"tier": "fast"})
         wait_for(port, f"{read} < 12")
-        query = dict(QUERIES)["Slots re-routed, by layer"]
-        picture_of_graph(chromium, port, query, 20, SCREENSHOTS / "prometheus.png")
+        picture_of_graphs(chromium, port, QUERIES, 20, SCREENSHOTS / "prometheus.png")
     call(server, "/v1/sere/settings", {"tier": "safe"})
 
 

@@ -1,5 +1,7 @@
 // Two kinds of charts, drawn as SVG in the pixels that they have.
 const PAD = { left: 38, right: 8, top: 8, bottom: 22 };
+// What lines show at least, so that the first seconds are not drawn as wide as minutes.
+const LEAST_S = 120;
 
 function sizeOf(holder) {
   const width = Math.max(240, holder.clientWidth);
@@ -108,7 +110,7 @@ class LayerBars {
   }
 }
 
-// Lines over the last minutes. `series` name what a point has; gaps stay open.
+// Lines from the first point that is kept. `series` name what a point has; gaps stay open.
 class Lines {
   constructor(title, series, form) {
     Object.assign(this, { series, form, points: [], at: null });
@@ -137,9 +139,11 @@ class Lines {
   }
 
   draw(points, now, kept, changes) {
-    Object.assign(this, { points, now, from: now - kept, size: sizeOf(this.holder) });
+    const first = points.find((p) => !p.gap);
+    const wide = Math.min(kept, Math.max(LEAST_S, first ? now - first.at + first.seconds : 0));
+    Object.assign(this, { points, now, first, from: now - wide, size: sizeOf(this.holder) });
     const { size, from } = this;
-    const x = (at) => PAD.left + size.inner * Math.max(0, (at - from) / kept);
+    const x = (at) => PAD.left + size.inner * Math.max(0, (at - from) / wide);
     const values = this.series.flatMap((one) => points.map((p) => (p.gap ? 0 : one.of(p) ?? 0)));
     const axis = scale(Math.max(0, ...values));
     const y = (value) => PAD.top + size.deep * (1 - value / axis.top);
@@ -152,9 +156,9 @@ class Lines {
     for (const change of changes) {
       if (change.at > from) parts.push(s('line', { class: 'change', x1: x(change.at), x2: x(change.at), y1: PAD.top, y2: PAD.top + size.deep }));
     }
-    for (const minutes of [15, 10, 5, 0].filter((one) => one * 60 <= kept)) {
-      const anchor = minutes === 15 ? 'start' : minutes ? 'middle' : 'end';
-      parts.push(s('text', { x: x(now - 60 * minutes), y: size.height - 5, 'text-anchor': anchor }, minutes ? `−${minutes} min` : 'now'));
+    const step = [1, 2].find((one) => wide <= 180 * one) ?? 5;
+    for (let minutes = 0; 60 * minutes <= wide; minutes += step) {
+      parts.push(s('text', { x: x(now - 60 * minutes), y: size.height - 5, 'text-anchor': minutes ? 'middle' : 'end' }, minutes ? `−${minutes} min` : 'now'));
     }
     for (const one of this.series) {
       const runs = this.runs(one).map((run) => run.map((p) => `${x(p.at).toFixed(1)} ${y(one.of(p)).toFixed(1)}`));
@@ -173,8 +177,7 @@ class Lines {
 
   // When nobody looked: before the first point, and between two that are far apart.
   unseen() {
-    const { points, from, now } = this;
-    const first = points.find((p) => !p.gap);
+    const { points, first, from, now } = this;
     const spans = [[from, first ? first.at - first.seconds : now]];
     for (const p of points) if (p.gap && first && p.at > first.at) spans.push([p.at - p.seconds, p.at]);
     return spans.filter(([start, end]) => end - start > 1);
@@ -195,6 +198,8 @@ class Lines {
   mark() {
     const { points, at, size } = this;
     const seen = at === null ? points.at(-1) : points.find((p) => p.at >= at && p.at - p.seconds <= at);
+    // The axis moves on; what was chosen at its beginning is shown there.
+    const drawn = Math.max(at ?? this.now, this.from);
     const text = (one) => (seen && !seen.gap ? this.form.value(one.of(seen)) : NONE);
     this.value.replaceChildren(
       at === null ? '' : `${clock(at)} `,
@@ -205,11 +210,11 @@ class Lines {
     // While it has the focus, a screen reader says each new value: only those that arrow keys ask for.
     if (at !== null || document.activeElement !== this.holder) {
       const said = `${at === null ? 'now' : clock(at)}: ${this.series.map((one) => `${one.name} ${text(one)}`).join(', ')}`;
-      const values = { valuemin: Math.round(this.from - this.now), valuemax: 0, valuenow: Math.round((at ?? this.now) - this.now), valuetext: said };
+      const values = { valuemin: Math.round(this.from - this.now), valuemax: 0, valuenow: Math.round(drawn - this.now), valuetext: said };
       for (const [name, value] of Object.entries(values)) this.holder.setAttribute(`aria-${name}`, value);
     }
     if (at !== null) {
-      const x = PAD.left + (size.inner * (at - this.from)) / (this.now - this.from);
+      const x = PAD.left + (size.inner * (drawn - this.from)) / (this.now - this.from);
       this.cross.setAttribute('x1', x);
       this.cross.setAttribute('x2', x);
     }

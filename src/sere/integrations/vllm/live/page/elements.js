@@ -19,13 +19,14 @@ const fixed = (value, digits) => (value === null || value === undefined ? NONE :
 const percent = (value, digits = 0) => (value === null || value === undefined ? NONE : `${(100 * value).toFixed(digits)} %`);
 const whole = (value) => Math.round(value).toLocaleString('en-US');
 
-function bytes(value) {
+// A number and its unit; `form` writes the number.
+function bytes(value, form = (left, unit) => left.toFixed(left < 10 && unit ? 1 : 0)) {
   if (value === null || value === undefined) return [NONE, ''];
   const units = ['B', 'KB', 'MB', 'GB', 'TB', 'PB'];
   let unit = 0;
   let left = value;
   while (left >= 1000 && unit < units.length - 1) { left /= 1000; unit += 1; }
-  return [left < 10 && unit ? left.toFixed(1) : left.toFixed(0), units[unit]];
+  return [form(left, unit), units[unit]];
 }
 
 const clock = (at) => new Date(1000 * at).toLocaleTimeString('en-GB');

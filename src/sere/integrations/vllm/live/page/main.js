@@ -38,8 +38,10 @@ class Refused extends Error {}
 async function look() {
   const before = answered;
   const since = points.length ? points.at(-1).at : 0;
+  const sent = key;
   const answer = await fetch(`../v1/sere/live?since=${since}`, { headers: serverKey(), cache: 'no-store', signal: AbortSignal.timeout(HANGS_MS) });
-  if (answer.status === 401) { askForKey(); return; }
+  // A question without the key that has been typed since says nothing of that key.
+  if (answer.status === 401) { if (key === sent) askForKey(); return; }
   if (!answer.ok) {
     const given = await answer.json().catch(() => ({}));
     throw new Refused(`The server answers ${answer.status}: ${given.error ?? answer.statusText}`);

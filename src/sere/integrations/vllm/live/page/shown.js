@@ -67,14 +67,21 @@ function showTiles(now) {
 const bars = new LayerBars(byId('layers'), byId('layers-when'));
 const numbers = { axis: short, value: (value) => fixed(value, 1) };
 const shares = { axis: (value) => `${+(100 * value).toPrecision(3)}%`, value: (value) => percent(value, 1) };
-const perSecond = (of) => (p) => of(p) / Math.max(p.seconds, 0.5);
+const rates = {
+  axis: (value) => bytes(value, (left) => `${+left.toPrecision(3)}`).join('').slice(0, -1),
+  value: (value) => (value === null ? NONE : `${bytes(value).join(' ')}/s`),
+};
+// What is not known stays so.
+const perSecond = (of) => (p) => (of(p) === null ? null : of(p) / Math.max(p.seconds, 0.5));
 const lines = [
   new Lines('Experts', [
     { name: 'chosen', look: 'l-before', of: (p) => p.before },
     { name: 'read', look: 'l-after', area: true, of: (p) => p.after },
   ], numbers),
+  new Lines('Weights not read', [{ name: '', look: 'l-after', area: true, of: perSecond((p) => p.bytes) }], rates),
   new Lines('Rows per step', [{ name: '', look: 'l-after', area: true, of: (p) => p.rows }], numbers),
   new Lines('Slots re-routed', [{ name: '', look: 'l-after', area: true, of: (p) => p.rerouted }], shares),
+  new Lines('Critical experts', [{ name: '', look: 'l-after', area: true, of: (p) => p.critical }], numbers),
   new Lines('Steps per second', [
     { name: 're-routed', look: 'l-after', area: true, of: perSecond((p) => p.steps.rerouted ?? 0) },
     { name: 'others', look: 'l-second', of: perSecond((p) => Object.entries(p.steps).reduce((sum, [kind, n]) => sum + (kind === 'rerouted' ? 0 : n), 0)) },

@@ -25,6 +25,7 @@ from sere.provenance import installed_version, machine
 from sere.reroute import COUNTERS, PreparedLayer, TokenBatch
 from sere.reroute.backends.cuda import device
 from sere.reroute.backends.cuda.launch import Launch
+from sere.reroute.batch import USUAL_DTYPES
 from sere.reroute.limits import layer_limits
 from sere.reroute.raw_layer import KernelConfig, RawLayer
 from tests.support.shim import driver
@@ -44,7 +45,10 @@ def ways_to_launch(patch: pytest.MonkeyPatch) -> dict[str, Put]:
     if reason is not None:
         print(f"cuda-core is not timed: {reason}")
         return {"left out": leave_out}
-    driver.put_in_place(patch).runs.value = 0
+    at = driver.put_in_place(patch)
+    # A kernel is tried before its first launch, and only one that runs passes.
+    device.tried(driver.GPU.index, *USUAL_DTYPES)
+    at.runs.value = 0
     through = f"cuda-core {installed_version('cuda-core')}, driver that launches nothing"
     return {"left out": leave_out, through: device.launch}
 

@@ -10,18 +10,16 @@ import pytest
 import torch
 
 from sere.config import RerouteConfig
-from sere.errors import BackendUnavailable
+from sere.errors import BackendUnavailable, InputError
 from sere.reroute import prepare as prepare_module
 from sere.reroute import prepare_layer, select
 from sere.reroute.backends import cuda, registry, triton
 from sere.reroute.backends.cuda import device
-from sere.reroute.backends.cuda.launch import (
-    MOST_EXPERTS,
-    MOST_SLOTS_PER_ROW,
-)
+from sere.reroute.backends.cuda.launch import MOST_EXPERTS, MOST_SLOTS_PER_ROW
+from sere.reroute.batch import USUAL_DTYPES, StepDtypes
 from sere.similarity.layer import LayerSimilarity
 from tests.support.batches import similarity_matrix
-from tests.support.cuda_host import pretend, pretend_device
+from tests.support.cuda_host import load, pretend, pretend_core, pretend_device
 
 pytestmark = pytest.mark.usefixtures("forgetful")
 
@@ -66,7 +64,7 @@ def test_triton_instead_of_cuda_core(
 ) -> None:
     """Without cuda-core, a device that runs Triton's programs gets them; one log line names the route."""
     monkeypatch.setattr(registry, "_installed", lambda package: package != "cuda.core")
-    monkeypatch.setattr(triton, "why_not", lambda _: None)
+    monkeypatch.setattr(triton, "why_not", lambda *_: None)
     with caplog.at_level(logging.WARNING, "sere"):
         assert select("auto", "cuda", 128) == "triton"
         assert registry.on_device("triton", "auto", torch.device("cuda", 1), 128) == "triton"
@@ -81,9 +79,9 @@ def test_a_second_device_without_cuda_core(monkeypatch: pytest.MonkeyPatch) -> N
     """Where the kernel fails on one device only, that device tries Triton's programs next."""
     pretend(monkeypatch, reason=None)
     assert select("auto", "cuda", 128) == "cuda"
-    monkeypatch.setattr(cuda, "why_not", lambda _: "refused")
+    monkeypatch.setattr(cuda, "why_not", lambda *_: "refused")
     monkeypatch.setattr(registry, "_installed", lambda _: True)
-    monkeypatch.setattr(triton, "why_not", lambda index: None if index == 1 else "refused, too")
+    monkeypatch.setattr(triton, "why_not", lambda index, _: None if index == 1 else "refused, too")
     assert registry.on_device("cuda", "auto", torch.device("cuda", 1), 128) == "triton"
     assert registry.on_device("cuda", "auto", torch.device("cuda", 2), 128) == "torch"
 
@@ -132,14 +130,14 @@ def test_why_not_reports_any_failure(monkeypatch: pytest.MonkeyPatch) -> None:
 
     pretend_device(monkeypatch)
     monkeypatch.setattr(device, "_try", fail)
-    assert device.why_not() == "OSError: the driver refused"
+    assert device.why_not() == "with int32 ids and float32 weights, OSError: the driver refused"
 
 
 def test_each_device_is_tried_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Another device is compiled for and tried once, and its failure concerns that device alone."""
     tried: list[int] = []
 
-    def attempt(ids_dtype: torch.dtype, weights_dtype: torch.dtype, where: torch.device) -> None:
+    def attempt(_: StepDtypes, where: torch.device) -> None:
         tried.append(where.index)
         if where.index == 4:
             raise OSError("refused")
@@ -152,9 +150,49 @@ def test_each_device_is_tried_once(monkeypatch: pytest.MonkeyPatch) -> None:
         assert registry.on_device("cuda", "auto", torch.device("cuda", 5)) == "cuda"
         assert registry.on_device("cuda", "auto", torch.device("cuda", 4)) == "torch"
     assert tried == [3, 5, 4]
-    with pytest.raises(BackendUnavailable, match="'cuda' cannot run on cuda:4: OSError: refused"):
+    with pytest.raises(BackendUnavailable, match=r"'cuda' cannot run on cuda:4: with .*, OSError: refused"):
         registry.on_device("cuda", "cuda", torch.device("cuda", 4))
     assert registry.on_device("torch", "auto", torch.device("cuda", 4)) == "torch"
+
+
+def test_dtypes_that_a_device_fails_with(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A layer of such steps alone gets another backend, when it is prepared; a named one raises."""
+
+    def attempt(dtypes: StepDtypes, where: torch.device) -> None:
+        load(dtypes, where)
+        if dtypes.weights is torch.bfloat16:
+            raise RuntimeError("wrong ids")
+
+    pretend_device(monkeypatch)
+    pretend_core(monkeypatch)
+    monkeypatch.setattr(registry, "_installed", lambda package: package != "triton")
+    monkeypatch.setattr(device, "_try", attempt)
+    narrow = (*USUAL_DTYPES, StepDtypes(torch.int64, torch.bfloat16))
+    where, reason = torch.device("cuda", 3), "with int64 ids and bfloat16 weights, RuntimeError: wrong ids"
+    assert select("auto", "cuda", 8, 4) == "cuda"
+    with caplog.at_level(logging.WARNING, "sere"):
+        assert select("auto", "cuda", 8, 4, narrow) == "torch"
+    assert f"the torch backend instead of cuda: {reason}" in caplog.text
+    assert registry.on_device("cuda", "auto", where, 8, 4) == "cuda"
+    assert registry.on_device("cuda", "auto", where, 8, 4, narrow) == "torch"
+    assert registry.why_not_fastest("torch", where, 8, 4, narrow) == reason
+    with pytest.raises(BackendUnavailable, match=f"'cuda' cannot run here: {reason}"):
+        select("cuda", "cuda", 8, 4, narrow)
+    with pytest.raises(BackendUnavailable, match=f"'cuda' cannot run on cuda:3: {reason}"):
+        registry.on_device("cuda", "cuda", where, 8, 4, narrow)
+    # What failed in a trial is not there for a step.
+    with pytest.raises(BackendUnavailable, match="cannot run steps with int64 ids and bfloat16 weights"):
+        device.kernel_of(3, "reroute_int64_bfloat16")
+
+
+@pytest.mark.parametrize("asked", [(torch.int16, torch.float32), (torch.int32, torch.int32)])
+def test_dtypes_that_no_step_has(asked: tuple[torch.dtype, torch.dtype]) -> None:
+    """They are refused when a layer is prepared, as in a step."""
+    layer = LayerSimilarity(similarity_matrix(8, 0))
+    with pytest.raises(InputError, match=r"topk_(ids|weights): expected .*, got torch.int(16|32)"):
+        prepare_layer(layer, RerouteConfig(active_experts=0), dtypes=[StepDtypes(*asked)])
 
 
 def test_a_layer_makes_its_own_device_ready(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -167,8 +205,9 @@ def test_a_layer_makes_its_own_device_ready(monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setattr(prepare_module, "on_device", on_device)
     config = RerouteConfig(active_experts=8, backend="torch")
-    made = prepare_layer(LayerSimilarity(similarity_matrix(8, 0)), config, top_k=4)
-    assert asked == [("torch", "torch", torch.device("cpu"), 8, 4)]
+    layer, wide = LayerSimilarity(similarity_matrix(8, 0)), (StepDtypes(torch.int64, torch.float32),)
+    made = prepare_layer(layer, config, top_k=4, dtypes=wide)
+    assert asked == [("torch", "torch", torch.device("cpu"), 8, 4, wide)]
     assert made.backend == "reference"
 
 

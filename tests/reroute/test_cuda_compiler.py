@@ -12,11 +12,12 @@ from typing import Any
 
 import pytest
 
+from sere.errors import BackendUnavailable
 from sere.files import others_can_write
 from sere.reroute.backends.cuda import compiler, device
 from sere.reroute.backends.cuda.launch import SOURCE, entries
 from sere.warn_once import WarnOnce
-from tests.support.cuda_host import pretend_core, pretend_device
+from tests.support.cuda_host import forget_kernels, pretend_core, pretend_device
 from tests.support.shim.driver import HAS_CUDA_CORE, NO_CUDA_CORE
 
 pytestmark = pytest.mark.usefixtures("forgetful")
@@ -43,10 +44,11 @@ def test_a_damaged_file_in_the_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     file.write_bytes(b"bad")
     assert device.kernel_of(3, ENTRY) == ENTRY
     assert file.read_bytes() == b"good"
-    device.kernel_of.cache_clear()
+    forget_kernels()
     file.write_bytes(b"bad")
     monkeypatch.setattr(compiler, "compile_source", lambda *_: b"bad again")
-    with pytest.raises(RuntimeError, match="no image"):
+    text = "int32 ids and float32 weights on cuda:3: RuntimeError: no image; choose backend='triton'"
+    with pytest.raises(BackendUnavailable, match=text):
         device.kernel_of(3, ENTRY)
 
 

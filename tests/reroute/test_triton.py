@@ -13,8 +13,9 @@ import torch
 
 from sere.errors import BackendUnavailable, InputError
 from sere.reroute.backends.triton import Layer, launch, prepare
-from sere.reroute.batch import TokenBatch
+from sere.reroute.batch import USUAL_DTYPES, StepDtypes, TokenBatch
 from tests.support.batches import INTERPRETED, assert_same_bits, batch, fuzzed, raw_layer, similarity_matrix
+from tests.support.cuda_host import pretend_device
 
 HERE = Path(__file__).parent
 NO_TRITON = "Triton is not installed: pip install triton"
@@ -80,6 +81,49 @@ def test_a_capture_before_the_first_step(monkeypatch: pytest.MonkeyPatch) -> Non
     with pytest.raises(BackendUnavailable, match="route one step of these dtypes before the capture begins"):
         launch.run(TokenBatch(ids, weights), layer_of(8), None)
     assert not launch._ready
+
+
+def test_a_step_that_triton_fails_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first step of a kind is refused in one line with what to do; a later failure is what it is."""
+
+    def fail(*_: object) -> None:
+        raise ValueError("no\n  such type")
+
+    ids, weights = batch(3, 4, 8, seed=1)
+    step, layer = TokenBatch(ids.long(), weights.bfloat16()), layer_of(8)
+    monkeypatch.setattr(launch, "_ready", set())
+    monkeypatch.setattr(launch, "_launch", fail)
+    text = (
+        "cannot run steps with int64 ids and bfloat16 weights, 4 slots per row and 8 experts on cpu: "
+        "ValueError: no such type; choose backend='torch'"
+    )
+    with pytest.raises(BackendUnavailable, match=text):
+        launch.run(step, layer, None)
+    monkeypatch.setattr(launch, "_launch", lambda *_: None)
+    launch.run(step, layer, None)
+    monkeypatch.setattr(launch, "_launch", fail)
+    with pytest.raises(ValueError, match="such type"):
+        launch.run(step, layer, None)
+
+
+@pytest.mark.usefixtures("forgetful")
+def test_each_kind_of_steps_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A device is tried once with each kind that it must run; the reason names the kind and the cause."""
+    tried: list[tuple[str, torch.device]] = []
+
+    def attempt(_: object, __: object, dtypes: StepDtypes, where: torch.device) -> None:
+        tried.append((str(dtypes), where))
+        if dtypes.weights is torch.bfloat16:
+            raise BackendUnavailable("a long line") from ValueError("no\n  such type")
+
+    pretend_device(monkeypatch)
+    monkeypatch.setattr(launch, "try_step", attempt)
+    narrow = StepDtypes(torch.int64, torch.bfloat16)
+    for _ in range(2):
+        assert launch.why_not() is None
+        reason = launch.why_not(None, (*USUAL_DTYPES, narrow))
+        assert reason == "with int64 ids and bfloat16 weights, ValueError: no such type"
+    assert tried == [(str(one), torch.device("cuda", 3)) for one in (*USUAL_DTYPES, narrow)]
 
 
 def test_num_tokens_elsewhere_in_a_capture(monkeypatch: pytest.MonkeyPatch) -> None:

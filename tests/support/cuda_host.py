@@ -11,25 +11,32 @@ import torch
 from sere.reroute import select
 from sere.reroute.backends import cuda, registry
 from sere.reroute.backends.cuda import device
+from sere.reroute.backends.cuda.launch import entry_of
 from sere.reroute.backends.triton import launch
+from sere.reroute.batch import StepDtypes
 
 
 def forget() -> None:
     """Forget what the backends have found out about this machine."""
     select.cache_clear()
     registry.warn_once.forget()
-    device.tried.cache_clear()
     launch.tried.cache_clear()
-    device.kernel_of.cache_clear()
+    forget_kernels()
     device.stream_of.cache_clear()
     device._shape_of.cache_clear()
     device._core.cache_clear()
 
 
+def forget_kernels() -> None:
+    """Forget which entries are loaded, and which passed their trial."""
+    device.tried.cache_clear()
+    device._kernels.clear()
+
+
 def pretend(monkeypatch: pytest.MonkeyPatch, *, reason: str | None) -> None:
     """Let cuda-core be installed and the try on the device end with ``reason``."""
     monkeypatch.setattr(registry, "_installed", lambda package: package != "triton")
-    monkeypatch.setattr(cuda, "why_not", lambda _: reason)
+    monkeypatch.setattr(cuda, "why_not", lambda *_: reason)
 
 
 def pretend_device(monkeypatch: pytest.MonkeyPatch, *, capturing: bool = False) -> None:
@@ -42,8 +49,13 @@ def pretend_device(monkeypatch: pytest.MonkeyPatch, *, capturing: bool = False) 
     monkeypatch.setattr(torch._C, "_cuda_getCurrentRawStream", lambda index: 70 + index, raising=False)
 
 
+def load(dtypes: StepDtypes, where: torch.device) -> None:
+    """Load what the trial of a device that is not there would launch."""
+    device.kernel_of(where.index, entry_of(*dtypes))
+
+
 def pretend_core(monkeypatch: pytest.MonkeyPatch, **changes: Any) -> list[Any]:
-    """Put another cuda-core in place; return what it is told to do."""
+    """Put another cuda-core in place, with which each trial ends well; return what it is told to do."""
     put: list[Any] = []
     core = SimpleNamespace(
         Device=lambda index: SimpleNamespace(set_current=lambda: put.append(index)),
@@ -55,4 +67,5 @@ def pretend_core(monkeypatch: pytest.MonkeyPatch, **changes: Any) -> list[Any]:
     vars(core).update(changes)
     monkeypatch.setattr(device, "_core", lambda: core)
     monkeypatch.setattr(device, "cubin", lambda arch, entry: f"{entry} for {arch}")
+    monkeypatch.setattr(device, "_try", load)
     return put

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from sere.config import RerouteConfig
-from sere.reroute import COUNTERS, Routing, TokenBatch
+from sere.reroute import COUNTERS, Routing, StepDtypes, TokenBatch
+from sere.reroute.batch import USUAL_DTYPES
 from sere.table import SimilarityTable
 
 
@@ -23,11 +24,13 @@ class LayerShape:
         index: Decoder-layer index.
         num_experts: E, routed experts; other ids pass through unchanged.
         top_k: K, routed slots per token.
+        dtypes: Of the steps that its router may give, as far as they are known.
     """
 
     index: int
     num_experts: int
     top_k: int
+    dtypes: tuple[StepDtypes, ...] = USUAL_DTYPES
 
 
 class LayerRouter(ABC):

@@ -100,7 +100,8 @@ class Sere(Policy):
         Raises:
             TableError: The table has no such layer.
             ConfigError: The settings' sentinel is the id of one of the layer's experts.
-            BackendUnavailable: The settings name a backend that cannot run on the device.
+            BackendUnavailable: The settings name a backend that cannot run on the device, or not with the
+                layer's dtypes.
         """
         similarity = self.layers.get(layer.index)
         if similarity is None:
@@ -114,6 +115,7 @@ class Sere(Policy):
             keep=self.config.keep.get(layer.index, ()),
             scale=None if self.config.use_scale is False else similarity.scale,
             device=device,
+            dtypes=layer.dtypes,
             on_host=on_host,
         )
 

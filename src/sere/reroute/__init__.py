@@ -11,7 +11,7 @@ from torch import Tensor
 from sere.config import ActiveExperts, Backend, Merge, RerouteConfig, Targets
 from sere.errors import InputError
 from sere.reroute.backends.registry import BACKENDS, BackendRecord, select
-from sere.reroute.batch import Routing, TokenBatch
+from sere.reroute.batch import Routing, StepDtypes, TokenBatch
 from sere.reroute.checks import as_row_budgets, check_batch
 from sere.reroute.prepare import PreparedLayer, prepare_layer
 from sere.reroute.stats import COUNTERS
@@ -23,6 +23,7 @@ __all__ = [
     "BackendRecord",
     "PreparedLayer",
     "Routing",
+    "StepDtypes",
     "TokenBatch",
     "prepare_layer",
     "reroute",
@@ -121,5 +122,6 @@ def reroute(
         }
     )
     K, device = topk_ids.shape[1], topk_ids.device
-    prepared = prepare_layer(layer, config, top_k=K, keep=keep, scale=scale, device=device)
+    dtypes = [StepDtypes(topk_ids.dtype, topk_weights.dtype)]
+    prepared = prepare_layer(layer, config, top_k=K, keep=keep, scale=scale, device=device, dtypes=dtypes)
     return prepared.route(batch, counters)

@@ -4,7 +4,28 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
+
+
+class StepDtypes(NamedTuple):
+    """The dtypes of a step.
+
+    Attributes:
+        ids: Of the expert ids, int32 or int64.
+        weights: Of the gate weights, a floating-point one.
+    """
+
+    ids: torch.dtype
+    weights: torch.dtype
+
+    def __str__(self) -> str:
+        ids, weights = (str(dtype).removeprefix("torch.") for dtype in self)
+        return f"{ids} ids and {weights} weights"
+
+
+# What most engines route by, and so what a backend is tried with where nothing else is known.
+USUAL_DTYPES = (StepDtypes(torch.int32, torch.float32),)
 
 
 class TokenBatch(NamedTuple):

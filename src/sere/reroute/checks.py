@@ -77,16 +77,25 @@ def _as_budget(budget: object) -> int:
         ) from None
 
 
+def check_dtypes(ids: torch.dtype, weights: torch.dtype) -> None:
+    """Refuse dtypes that a step cannot have.
+
+    Raises:
+        InputError: One is wrong; the text says what was expected.
+    """
+    if ids not in ID_DTYPES:
+        raise InputError(f"topk_ids: expected int32 or int64, got {ids}; convert the ids first")
+    if weights not in WEIGHT_DTYPES:
+        raise InputError(f"topk_weights: expected a floating-point dtype, got {weights}")
+
+
 def _check_slots(ids: Tensor, weights: Tensor) -> None:
     if ids.ndim != 2 or ids.shape != weights.shape:
         raise InputError(
             "expected topk_ids and topk_weights of the same shape [T, K], "
             f"got {list(ids.shape)} and {list(weights.shape)}"
         )
-    if ids.dtype not in ID_DTYPES:
-        raise InputError(f"topk_ids: expected int32 or int64, got {ids.dtype}; convert the ids first")
-    if weights.dtype not in WEIGHT_DTYPES:
-        raise InputError(f"topk_weights: expected a floating-point dtype, got {weights.dtype}")
+    check_dtypes(ids.dtype, weights.dtype)
     if weights.device != ids.device:
         raise InputError(
             f"expected topk_ids and topk_weights on the same device, got {ids.device} and {weights.device}"

@@ -11,8 +11,8 @@ from sere.config import RerouteConfig
 from sere.errors import ConfigError, InputError, name_some
 from sere.reroute import operator
 from sere.reroute.backends.registry import implementation, on_device, select
-from sere.reroute.batch import Routing, TokenBatch
-from sere.reroute.checks import check_batch
+from sere.reroute.batch import USUAL_DTYPES, Routing, StepDtypes, TokenBatch
+from sere.reroute.checks import check_batch, check_dtypes
 from sere.reroute.limits import layer_limits
 from sere.reroute.raw_layer import KernelConfig, RawLayer
 from sere.similarity.layer import LayerSimilarity, check_scale
@@ -49,6 +49,8 @@ class PreparedLayer:
 
         Raises:
             InputError: A shape, dtype, device or bound is wrong; the text says what was expected.
+            BackendUnavailable: The layer was not prepared for these dtypes, and at their first step the
+                backend cannot run them, or a CUDA graph is being captured.
 
         Source: docs/method.md section 4.
         """
@@ -137,6 +139,7 @@ def prepare_layer(
     keep: Sequence[int] = (),
     scale: Tensor | None = None,
     device: torch.device | str = "cpu",
+    dtypes: Sequence[StepDtypes] = USUAL_DTYPES,
     on_host: bool = False,
 ) -> PreparedLayer:
     """Prepare a layer for many steps: choose the backend, which sorts the similarities as it needs them.
@@ -151,15 +154,19 @@ def prepare_layer(
         keep: Experts of this layer that are never replaced.
         scale: ``[E, E]``, float32, finite: factors for the weights of re-routed slots, or None. Copied.
         device: Where the steps will run.
+        dtypes: Of the steps that will run, as far as they are known: a GPU's backend is tried with each of
+            them. Other steps can run, too, but if the backend fails with them, their first step raises.
         on_host: Leave the tensors on the CPU, for `PreparedLayer.update` of a layer on the device.
 
     Raises:
-        InputError: ``keep`` or ``scale`` does not fit the layer.
+        InputError: ``keep`` or ``scale`` does not fit the layer, or a step cannot have one of ``dtypes``.
         ConfigError: ``config.sentinel`` is the id of one of the layer's experts, K is needed and missing, or
             ``min_gain`` is given without ``scale``.
-        BackendUnavailable: The named backend cannot run on the device.
+        BackendUnavailable: The named backend cannot run on the device, or not with these dtypes.
     """
     E = layer.num_experts
+    for one in dtypes:
+        check_dtypes(*one)
     if scale is not None:
         # Compiled backends read it through a raw pointer: a wrong shape would read foreign memory.
         check_scale(scale, E)
@@ -176,7 +183,9 @@ def prepare_layer(
         )
     where = torch.empty(0, device=device).device
     K = top_k or 1
-    backend = on_device(select(config.backend, where.type, E, K), config.backend, where, E, K)
+    kinds = tuple(dtypes) or USUAL_DTYPES
+    backend = select(config.backend, where.type, E, K, kinds)
+    backend = on_device(backend, config.backend, where, E, K, kinds)
     # Tensors made in inference mode could not be updated outside it.
     with torch.inference_mode(False):
         raw = RawLayer(

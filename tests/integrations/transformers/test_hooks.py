@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import nn
@@ -12,7 +14,7 @@ from sere.errors import UnsupportedModel
 from sere.integrations.transformers.hooks import HookedLayer
 from sere.integrations.transformers.inputs import cache_argument
 from sere.policies import TopK
-from sere.reroute import TokenBatch
+from sere.reroute import Routing, StepDtypes, TokenBatch
 from sere.structure import find_experts
 from tests.support.decoding import decode, prefilled, prompts, random_table
 
@@ -76,3 +78,26 @@ def test_a_layer_that_moved_is_bound_where_it_is_now(model: PreTrainedModel) -> 
     assert layer.route(moved).ids.device.type == "meta"
     assert layer.counters.device.type == "meta"
     assert layer.router.layer == here.layer
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_backend_is_tried_with_what_routers_give(
+    model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
+) -> None:
+    """A layer knows before its first step which dtypes its router may give; what it gives is among them."""
+    model = model.to(dtype)
+    given: set[StepDtypes] = set()
+    route: Callable[[HookedLayer, TokenBatch], Routing] = HookedLayer.route
+
+    def watched(layer: HookedLayer, batch: TokenBatch) -> Routing:
+        given.add(StepDtypes(batch.topk_ids.dtype, batch.topk_weights.dtype))
+        return route(layer, batch)
+
+    monkeypatch.setattr(HookedLayer, "route", watched)
+    handle = integration.apply(model, random_table(model), select_top_k=1)
+    wide = [StepDtypes(torch.int64, weights) for weights in (torch.float32, torch.bfloat16)]
+    expected = wide if dtype is torch.bfloat16 else wide[:1]
+    assert [list(layer.router.layer.dtypes) for layer in handle.layers] == [expected] * 2
+    decode(model, prompts())
+    assert given
+    assert given <= set(expected)

@@ -70,7 +70,7 @@ def why_not() -> str | None:
 def put_in_place(patch: pytest.MonkeyPatch) -> Driver:
     """Return the driver, in place, with a PyTorch that believes in its device until the patch is undone."""
     driver = Driver()
-    put = device.launch
+    put, attempt = device.launch, device._try
 
     def launch(call: Launch, _: torch.device) -> None:
         put(call, GPU)
@@ -80,6 +80,7 @@ def put_in_place(patch: pytest.MonkeyPatch) -> Driver:
     patch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
     patch.setattr(torch._C, "_cuda_getCurrentRawStream", lambda _: driver.stream, raising=False)
     patch.setattr(device, "launch", launch)
+    patch.setattr(device, "_try", lambda dtypes, _: attempt(dtypes, torch.device("cpu")))
     patch.setattr(shim, "launch", launch)
     return driver
 

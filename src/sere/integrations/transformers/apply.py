@@ -16,7 +16,13 @@ from sere.integrations.transformers.call import CurrentCall
 from sere.integrations.transformers.compiled import refuse_compiled
 from sere.integrations.transformers.guard import Guard
 from sere.integrations.transformers.handle import Handle
-from sere.integrations.transformers.hooks import HookedLayer, hook_calls, hook_experts, hook_router
+from sere.integrations.transformers.hooks import (
+    HookedLayer,
+    hook_calls,
+    hook_experts,
+    hook_router,
+    step_dtypes,
+)
 from sere.integrations.transformers.live_settings import LiveSettings
 from sere.policies.base import LayerShape, Policy
 from sere.policies.baseline import check_switch
@@ -69,6 +75,8 @@ def apply(
 
     Raises:
         AlreadyApplied: Re-routing is active on this model.
+        BackendUnavailable: The settings name a backend that cannot run on a layer's device, or not with the
+            dtypes of this model.
         ConfigError: A setting is unknown, out of range, does not fit the table, or asks for
             ``merge="sentinel"``.
         InputError: The table is missing, an argument is of another kind, arguments exclude each other, or the
@@ -131,10 +139,13 @@ def _hook(
         all_phases=policy.config is not None and policy.config.phases == "all",
         pad_token_id=pad_token_id,
     )
+    dtypes = step_dtypes(model)
     try:
         for layer in layers:
             device = execution_device(layer.module)
-            hooked.append(HookedLayer(layer, policy, device, flatten, count_experts=count_experts))
+            hooked.append(
+                HookedLayer(layer, policy, device, flatten, count_experts=count_experts, dtypes=dtypes)
+            )
             if policy.needs_scores:
                 hooks.append(hook_router(model, hooked[-1], call))
             hooks.extend(hook_experts(layer.module, hooked[-1], call))

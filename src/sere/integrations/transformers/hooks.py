@@ -19,7 +19,9 @@ from sere.integrations.transformers.flat_experts import FlatExperts
 from sere.integrations.transformers.inputs import forward_names, named
 from sere.integrations.transformers.routers import find_router, scores_in
 from sere.policies.base import LayerRouter, LayerShape, Policy
-from sere.reroute import Routing, TokenBatch
+from sere.reroute import Routing, StepDtypes, TokenBatch
+from sere.reroute.batch import USUAL_DTYPES
+from sere.reroute.checks import WEIGHT_DTYPES
 from sere.reroute.expert_counts import new_counts, route_counted
 from sere.structure import ExpertsLayer
 
@@ -35,11 +37,12 @@ class HookedLayer:
         device: Where the layer is.
         flatten: The setting ``flatten``.
         count_experts: Whether the uses of each expert are counted.
+        dtypes: What the layer's router may give, from `step_dtypes`.
 
     Attributes:
         name: Module name of the experts.
         policy: The rule.
-        shape: The layer's index and sizes.
+        shape: The layer's index, sizes and dtypes.
         router: The rule, bound to the layer and its device.
         scores: ``[T, E]``, the router's scores of all experts in this step, or None.
         experts: ``[2, E]``, int64: how often each expert was chosen and ran, or None if that is not counted.
@@ -54,9 +57,10 @@ class HookedLayer:
         flatten: str = "auto",
         *,
         count_experts: bool = False,
+        dtypes: tuple[StepDtypes, ...] = USUAL_DTYPES,
     ) -> None:
         self.name, self.policy = layer.name, policy
-        self.shape = LayerShape(layer.index, layer.num_experts, layer.top_k)
+        self.shape = LayerShape(layer.index, layer.num_experts, layer.top_k, dtypes)
         # Here and not in the first step, which a compiler may be tracing.
         self.router = self._bind(device)
         self.scores: Tensor | None = None
@@ -107,6 +111,15 @@ def _static(tensor: Tensor) -> Tensor:
     if not torch.compiler.is_compiling():
         torch._dynamo.mark_static_address(tensor)
     return tensor
+
+
+def step_dtypes(model: nn.Module) -> tuple[StepDtypes, ...]:
+    """Return the dtypes that a model's routers may give.
+
+    Ids are int64, as `torch.topk` returns them. Weights stay float32, or are cast to a dtype of the model.
+    """
+    found = {torch.float32} | {parameter.dtype for parameter in model.parameters()}
+    return tuple(StepDtypes(torch.int64, weights) for weights in WEIGHT_DTYPES if weights in found)
 
 
 def hook_calls(

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from sere.errors import BackendUnavailable, ConfigError, did_you_mean, how_to_install
-from sere.reroute.batch import Routing, TokenBatch
+from sere.reroute.batch import USUAL_DTYPES, Routing, StepDtypes, TokenBatch
 from sere.reroute.raw_layer import KernelConfig, RawLayer
 from sere.warn_once import WarnOnce
 
@@ -70,7 +70,7 @@ class BackendRecord:
         install: The line that installs that package.
         most_experts: The largest E that it takes, or None for any.
         most_slots: The largest K that it takes, or None for any.
-        tries: Whether the module's ``why_not()`` has the last word, after the package is there.
+        tries: Whether the module's ``why_not(index, dtypes)`` has the last word, after the package is there.
     """
 
     name: str
@@ -82,7 +82,15 @@ class BackendRecord:
     most_slots: int | None = None
     tries: bool = False
 
-    def why_not(self, device_type: str, E: int = 1, index: int | None = None, *, K: int = 1) -> str | None:
+    def why_not(
+        self,
+        device_type: str,
+        E: int = 1,
+        index: int | None = None,
+        *,
+        K: int = 1,
+        dtypes: tuple[StepDtypes, ...] = USUAL_DTYPES,
+    ) -> str | None:
         """Return why this backend cannot run a layer of E experts on the device, or None if it can.
 
         Args:
@@ -90,10 +98,11 @@ class BackendRecord:
             E: Number of experts.
             index: Which device of this type, or None for the current one.
             K: Slots per row.
+            dtypes: Of the steps that it must run.
         """
         reason = self.why_never(device_type, E, K)
         if reason is None and self.tries:
-            reason = importlib.import_module(self.module).why_not(index)
+            reason = importlib.import_module(self.module).why_not(index, dtypes)
         return reason
 
     def why_never(self, device_type: str, E: int = 1, K: int = 1) -> str | None:
@@ -151,7 +160,13 @@ FASTEST: Mapping[str, tuple[str, ...]] = MappingProxyType({"cpu": ("cpu",), "cud
 
 
 @cache
-def select(backend: str, device_type: str, E: int = 1, K: int = 1) -> str:
+def select(
+    backend: str,
+    device_type: str,
+    E: int = 1,
+    K: int = 1,
+    dtypes: tuple[StepDtypes, ...] = USUAL_DTYPES,
+) -> str:
     """Return the name of the backend that runs on a device.
 
     Args:
@@ -159,6 +174,7 @@ def select(backend: str, device_type: str, E: int = 1, K: int = 1) -> str:
         device_type: Such as ``"cpu"`` or ``"cuda"``.
         E: Number of experts of the layer.
         K: Its slots per row.
+        dtypes: Of the steps that it must run.
 
     Raises:
         ConfigError: No backend has this name.
@@ -166,17 +182,26 @@ def select(backend: str, device_type: str, E: int = 1, K: int = 1) -> str:
     """
     if backend == "auto":
         return _first_of(
-            FASTEST.get(device_type, ()), lambda record: record.why_not(device_type, E, K=K), prefix=""
+            FASTEST.get(device_type, ()),
+            lambda record: record.why_not(device_type, E, K=K, dtypes=dtypes),
+            prefix="",
         )
     if backend not in BACKENDS:
         raise ConfigError(f"backend: got {backend!r}{did_you_mean(backend, ['auto', *BACKENDS])}")
-    reason = BACKENDS[backend].why_not(device_type, E, K=K)
+    reason = BACKENDS[backend].why_not(device_type, E, K=K, dtypes=dtypes)
     if reason is not None:
         raise BackendUnavailable(f"backend {backend!r} cannot run here: {reason}")
     return backend
 
 
-def on_device(backend: str, asked: str, device: torch.device, E: int = 1, K: int = 1) -> str:
+def on_device(
+    backend: str,
+    asked: str,
+    device: torch.device,
+    E: int = 1,
+    K: int = 1,
+    dtypes: tuple[StepDtypes, ...] = USUAL_DTYPES,
+) -> str:
     """Return the backend for this very device, made ready there: ``select`` knows only the device's type.
 
     Args:
@@ -185,12 +210,13 @@ def on_device(backend: str, asked: str, device: torch.device, E: int = 1, K: int
         device: With its index.
         E: Number of experts of the layer.
         K: Its slots per row.
+        dtypes: Of the steps that it must run.
 
     Raises:
         BackendUnavailable: The named backend cannot run on this device; the text says why.
     """
     record = BACKENDS[backend]
-    reason = record.why_not(device.type, E, device.index, K=K) if record.tries else None
+    reason = record.why_not(device.type, E, device.index, K=K, dtypes=dtypes) if record.tries else None
     if reason is None:
         return backend
     if asked != "auto":
@@ -198,12 +224,14 @@ def on_device(backend: str, asked: str, device: torch.device, E: int = 1, K: int
     order = FASTEST[device.type]
     return _first_of(
         order[order.index(backend) :],
-        lambda record: record.why_not(device.type, E, device.index, K=K),
+        lambda record: record.why_not(device.type, E, device.index, K=K, dtypes=dtypes),
         prefix=f"on {device}, ",
     )
 
 
-def why_not_fastest(backend: str, device: torch.device, E: int, K: int) -> str | None:
+def why_not_fastest(
+    backend: str, device: torch.device, E: int, K: int, dtypes: tuple[StepDtypes, ...] = USUAL_DTYPES
+) -> str | None:
     """Return why a layer runs with the torch backend though its device has a faster one; None if it has not.
 
     Args:
@@ -211,11 +239,12 @@ def why_not_fastest(backend: str, device: torch.device, E: int, K: int) -> str |
         device: With its index.
         E: Number of experts of the layer.
         K: Its slots per row.
+        dtypes: Of the steps that it must run.
     """
     if backend != "torch" or device.type not in FASTEST:
         return None
     first = FASTEST[device.type][0]
-    return BACKENDS[first].why_not(device.type, E, device.index, K=K)
+    return BACKENDS[first].why_not(device.type, E, device.index, K=K, dtypes=dtypes)
 
 
 def _first_of(names: Sequence[str], why_not: Callable[[BackendRecord], str | None], *, prefix: str) -> str:

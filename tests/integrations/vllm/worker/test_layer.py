@@ -11,7 +11,7 @@ import torch
 from sere.errors import UnsupportedEngine
 from sere.integrations.vllm.worker.layer import layer_index
 from sere.integrations.vllm.worker.row_budgets import RowBudgets
-from sere.reroute import TokenBatch
+from sere.reroute import StepDtypes, TokenBatch
 from tests.support.vllm.standins import prepared
 
 
@@ -41,3 +41,32 @@ def test_the_kernel_is_told_how_many_rows_are_real(any_table: Any, rows: int) ->
         found.append(layer.route(ids, weights, torch.zeros(5, 16)))
     assert [batch.num_tokens for batch in seen] == [torch.tensor([rows]), None]
     assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("wanted", "ids"),
+    [
+        (None, [torch.int32]),
+        (torch.uint32, [torch.int32]),
+        (torch.int64, [torch.int32, torch.int64]),
+    ],
+)
+def test_backends_are_tried_with_the_ids_of_the_kernel(
+    any_table: Any, wanted: torch.dtype | None, ids: list[torch.dtype]
+) -> None:
+    """Some routers give int64 ids where the expert kernel wants them; the backend compiles for both then."""
+    layer = prepared(any_table, {}, torch.nn.Module).layers[0]
+    layer.runner.quant_method.topk_indices_dtype = wanted
+    layer.prepare(layer.budgets, layer.counters, count_experts=False)  # type: ignore[arg-type]
+    assert list(layer.shape.dtypes) == [StepDtypes(one, torch.float32) for one in ids]
+    seen: list[StepDtypes] = []
+
+    class Watched:
+        counters = layer.counters
+
+        def __call__(self, batch: TokenBatch) -> None:
+            seen.append(StepDtypes(batch.topk_ids.dtype, batch.topk_weights.dtype))
+
+    layer.router = Watched()  # type: ignore[assignment]
+    layer.warm_up()
+    assert seen == list(layer.shape.dtypes)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from sere.integrations.vllm.worker.flat_experts import FlatExperts
 from sere.integrations.vllm.worker.router_scores import check_scores
 from sere.integrations.vllm.worker.row_budgets import RowBudgets
 from sere.policies.base import LayerRouter, LayerShape, Policy
-from sere.reroute import Routing, TokenBatch
+from sere.reroute import Routing, StepDtypes, TokenBatch
 from sere.reroute.checks import ID_DTYPES
 from sere.reroute.constants import PADDING_BUDGET
 from sere.reroute.expert_counts import new_counts, route_counted
@@ -28,7 +29,8 @@ class RoutedLayer:
     Attributes:
         name: vLLM's name of the layer.
         runner: Its ``MoERunner``.
-        shape: Its index, routed experts (without EPLB's copies) and routed slots per token.
+        shape: Its index, routed experts (without EPLB's copies), routed slots per token, and, once the model
+            is loaded, the dtypes of its steps.
         router: The rule, bound to this layer; None until the model is loaded.
         needs_scores: Whether ``router`` is given the scores of all experts.
         budgets: The budgets of the coming step's rows; None until the model is loaded.
@@ -90,6 +92,11 @@ class RoutedLayer:
             count_experts: Whether the uses of each expert are counted, too.
         """
         self.budgets, self.counters = budgets, counters
+        # vLLM's weights are float32; ids are int32, or what the expert kernel wants, as some routers give it.
+        wide = versions.ids_dtype(self.runner) is torch.int64
+        ids = (torch.int32, torch.int64) if wide else (torch.int32,)
+        dtypes = tuple(StepDtypes(one, torch.float32) for one in ids)
+        self.shape = replace(self.shape, dtypes=dtypes)
         self.experts = new_counts(self.shape.num_experts, counters.device) if count_experts else None
 
     def reset(self) -> None:
@@ -154,11 +161,12 @@ class RoutedLayer:
         return routing if narrow is ids else Routing(routing.ids.to(ids.dtype), routing.weights)
 
     def warm_up(self) -> None:
-        """Run the router once on padding, so that a backend compiles now and not in a request."""
+        """Run the router on padding, once per dtype, so that a backend compiles now and not in a request."""
         assert self.router is not None
-        ids = torch.zeros(1, self.shape.top_k, dtype=torch.int32, device=self.router.counters.device)
-        padding = torch.full((1,), PADDING_BUDGET, dtype=torch.int32, device=ids.device)
-        self.router(TokenBatch(ids, torch.zeros_like(ids, dtype=torch.float32), padding))
+        for dtypes in self.shape.dtypes:
+            ids = torch.zeros(1, self.shape.top_k, dtype=dtypes.ids, device=self.router.counters.device)
+            padding = torch.full((1,), PADDING_BUDGET, dtype=torch.int32, device=ids.device)
+            self.router(TokenBatch(ids, torch.zeros_like(ids, dtype=dtypes.weights), padding))
 
 
 def _recorded(ids: Tensor) -> bool:

@@ -68,12 +68,12 @@ def warn_of_backend(state: WorkerState) -> None:
     if state.config.backend != "auto":
         return
     found = {
-        (layer.shape.num_experts, layer.shape.top_k): layer.router.prepared
+        (layer.shape.num_experts, layer.shape.top_k): (layer.shape.dtypes, layer.router.prepared)
         for layer in state.layers.values()
         if isinstance(layer.router, SereRouter)
     }
-    for (E, K), prepared in sorted(found.items(), key=lambda item: item[0]):
-        reason = why_not_fastest(prepared.backend, prepared.device, E, K)
+    for (E, K), (dtypes, prepared) in sorted(found.items(), key=lambda item: item[0]):
+        reason = why_not_fastest(prepared.backend, prepared.device, E, K, dtypes)
         if reason is not None:
             logger.warning(
                 "sere: layers with %d experts and %d slots per row are re-routed with the slow backend torch "

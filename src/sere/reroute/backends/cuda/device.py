@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -12,25 +13,23 @@ from torch import Tensor
 from sere.errors import BackendUnavailable, InputError
 from sere.reroute.backends import torch_ops
 from sere.reroute.backends.cuda.compiler import cubin, forget
-from sere.reroute.backends.cuda.launch import Launch, entry_of, make_launch, too_large
+from sere.reroute.backends.cuda.launch import Launch, dtypes_of, make_launch, too_large
 from sere.reroute.backends.cuda.layer import Layer, for_torch, prepare
 from sere.reroute.backends.registry import warn_of_fallback
 from sere.reroute.backends.trial import in_one_line, on_cuda, try_step
-from sere.reroute.batch import Routing, TokenBatch
-
-# What engines route by as a rule, and so what is tried first.
-TRIED = (torch.int32, torch.float32)
+from sere.reroute.batch import USUAL_DTYPES, Routing, StepDtypes, TokenBatch
 
 
 def run(batch: TokenBatch, layer: Layer, counters: Tensor | None) -> Routing:
     """Re-route with one kernel launch; arguments and result as in the reference backend.
 
-    Nothing is read back, and nothing is allocated but the result. Batches with more rows, or more slots per
+    Nothing is read back, and nothing is allocated but the result. Only the first step of its dtypes on a
+    device waits: the code for them is compiled, loaded and tried. Batches with more rows, or more slots per
     row, than the kernel takes go to the torch backend, which gives the same, with one log line.
 
     Raises:
         InputError: A graph is being captured, and ``num_tokens`` is not on the device of the ids.
-        BackendUnavailable: A graph is being captured, and no such step has run on this device before.
+        BackendUnavailable: As for `kernel_of`, at the first step of its dtypes on a device.
 
     Source: docs/method.md section 4.
     """
@@ -68,7 +67,7 @@ def launch(call: Launch, device: torch.device) -> None:
         device: With its index.
 
     Raises:
-        BackendUnavailable: A graph is being captured, and no such step has run on this device before.
+        BackendUnavailable: As for `kernel_of`, at the first launch of an entry on a device.
     """
     index = device.index
     if index == torch.cuda.current_device():
@@ -87,10 +86,16 @@ def _put(call: Launch, index: int) -> None:
 
 
 class _Thread(threading.local):
-    """The devices that this thread has made current, once each."""
+    """One thread.
+
+    Attributes:
+        current: The devices that it has made current, once each.
+        trial: What the trial that it runs has loaded, by device and name; None outside of one.
+    """
 
     def __init__(self) -> None:
         self.current: set[int] = set()
+        self.trial: dict[tuple[int, str], Any] | None = None
 
 
 _thread = _Thread()
@@ -125,20 +130,82 @@ def stream_of(handle: int) -> Any:
     return _core().Stream.from_handle(handle)
 
 
-@cache
+# Entries that are loaded and gave the right result, by device and name.
+_kernels: dict[tuple[int, str], Any] = {}
+
+
 def kernel_of(index: int, entry: str) -> Any:
-    """Return an entry, loaded for a device; at its first use on the device it is compiled, or read.
+    """Return an entry, loaded for a device; at its first use there it is compiled, or read, and tried.
 
     Args:
         index: The device's; it must be the current one.
         entry: The entry's name.
 
     Raises:
-        ImportError: cuda-core is not installed.
-        BackendUnavailable: A graph is being captured: loading would break it.
-        Exception: NVRTC is missing, or the driver refuses the code; cuda-core's own classes.
+        BackendUnavailable: At its first use: a graph is being captured, which loading would break; or
+            cuda-core or NVRTC is missing, the driver refuses the code, or the trial gave a wrong result.
     """
-    _refuse_capture(index, entry)
+    kernel = _kernels.get((index, entry))
+    if kernel is not None:
+        return kernel
+    if _thread.trial is not None:
+        kernel = _thread.trial[index, entry] = _load(index, entry)
+        return kernel
+    dtypes = dtypes_of(entry)
+    reason = tried(index, dtypes)
+    if reason is not None:
+        raise BackendUnavailable(
+            f"backend 'cuda' cannot run steps with {dtypes} on cuda:{index}: {reason}; "
+            "choose backend='triton' or backend='torch', or convert ids or weights first"
+        )
+    return _kernels[index, entry]
+
+
+def why_not(index: int | None = None, dtypes: Sequence[StepDtypes] = USUAL_DTYPES) -> str | None:
+    """Compile and load the kernel for a device and try it; return why it cannot run, or None.
+
+    Each kind of steps has an entry of its own. One that is not named here is compiled and tried at its first
+    step. The answers are kept.
+
+    Args:
+        index: The device's, or None for the current one.
+        dtypes: Of the steps that it must run.
+
+    Raises:
+        BackendUnavailable: A graph is being captured, and the device was not asked for these dtypes before.
+    """
+    return on_cuda(tried, index, dtypes)
+
+
+@cache
+def tried(index: int, dtypes: StepDtypes) -> str | None:
+    """Try one kind of steps on a device, for ``why_not`` and the first step of a kind.
+
+    Raises:
+        BackendUnavailable: A graph is being captured: nothing is loaded then, and no answer is kept.
+    """
+    if torch.cuda.is_current_stream_capturing():
+        raise BackendUnavailable(
+            f"backend 'cuda' has run no step with {dtypes} on cuda:{index} yet, and cannot load code for it "
+            "while a CUDA graph is captured; route one step of these dtypes before the capture begins"
+        )
+    _thread.trial = {}
+    try:
+        _try(dtypes, torch.device("cuda", index))
+        _kernels.update(_thread.trial)
+    except Exception as error:
+        return in_one_line(error)
+    finally:
+        _thread.trial = None
+    return None
+
+
+def _try(dtypes: StepDtypes, device: torch.device) -> None:
+    try_step(prepare, run, dtypes, device)
+
+
+def _load(index: int, entry: str) -> Any:
+    """Load an entry for the current device; errors are those of the imports, of NVRTC and of cuda-core."""
     _set_current(index)
     major, minor = torch.cuda.get_device_capability(index)
     arch = f"sm_{major}{minor}"
@@ -153,43 +220,3 @@ def kernel_of(index: int, entry: str) -> Any:
 
 def _loaded(arch: str, entry: str) -> Any:
     return _core().ObjectCode.from_cubin(cubin(arch, entry)).get_kernel(entry)
-
-
-def _refuse_capture(index: int, entry: str) -> None:
-    if torch.cuda.is_current_stream_capturing():
-        _, ids, weights = entry.split("_")
-        raise BackendUnavailable(
-            f"backend 'cuda' has run no step with {ids} ids and {weights} weights on cuda:{index} yet, and "
-            "cannot load code for it while a CUDA graph is captured; route one step of these dtypes before "
-            "the capture begins"
-        )
-
-
-def why_not(index: int | None = None) -> str | None:
-    """Compile and load the kernel for a device and try it; return why it cannot run, or None.
-
-    Only the entry for int32 ids and float32 weights runs; the others are compiled at their first step. Each
-    device's answer is kept.
-
-    Args:
-        index: The device's, or None for the current one.
-
-    Raises:
-        BackendUnavailable: A graph is being captured at the first call for the device.
-    """
-    return on_cuda(tried, index)
-
-
-@cache
-def tried(index: int) -> str | None:
-    """Try a device for ``why_not``."""
-    _refuse_capture(index, entry_of(*TRIED))
-    try:
-        _try(*TRIED, torch.device("cuda", index))
-    except Exception as error:
-        return in_one_line(error)
-    return None
-
-
-def _try(ids_dtype: torch.dtype, weights_dtype: torch.dtype, device: torch.device) -> None:
-    try_step(prepare, run, ids_dtype, weights_dtype, device)

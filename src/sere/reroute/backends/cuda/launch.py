@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sere.reroute.backends.cuda.layer import GROUP, WARP, Layer
-from sere.reroute.batch import Routing, TokenBatch
+from sere.reroute.batch import Routing, StepDtypes, TokenBatch
 
 SOURCE = Path(__file__).with_name("reroute.cu")
 # The slots of a step are numbered in 32 bits.
@@ -120,6 +120,15 @@ def entry_of(ids: torch.dtype, weights: torch.dtype) -> str:
     return f"reroute_{IDS[ids]}_{WEIGHTS[weights]}"
 
 
+# All entries of the source by name, and the steps that each one runs.
+_ENTRIES = {entry_of(ids, weights): StepDtypes(ids, weights) for ids in IDS for weights in WEIGHTS}
+
+
 def entries() -> tuple[str, ...]:
     """Return the names of all entries of the source."""
-    return tuple(entry_of(ids, weights) for ids in IDS for weights in WEIGHTS)
+    return tuple(_ENTRIES)
+
+
+def dtypes_of(entry: str) -> StepDtypes:
+    """Return what steps an entry runs; the other way round as `entry_of`."""
+    return _ENTRIES[entry]

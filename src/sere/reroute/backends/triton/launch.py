@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -14,7 +15,7 @@ from sere.reroute.backends.registry import warn_of_fallback
 from sere.reroute.backends.torch_ops import Layer
 from sere.reroute.backends.trial import in_one_line, on_cuda, try_step
 from sere.reroute.backends.triton.layer import for_torch, prepare
-from sere.reroute.batch import Routing, TokenBatch
+from sere.reroute.batch import USUAL_DTYPES, Routing, StepDtypes, TokenBatch
 
 MOST_EXPERTS, MOST_SLOTS_PER_ROW = 1024, 32
 # Of each weight type: its number in slots.py, and the integer of its size.
@@ -77,7 +78,8 @@ def run(batch: TokenBatch, layer: Layer, counters: Tensor | None) -> Routing:
 
     Raises:
         InputError: A graph is being captured, and ``num_tokens`` is not on the device of the ids.
-        BackendUnavailable: A graph is being captured, and no such step ran on this device before.
+        BackendUnavailable: No such step ran on this device before, and a graph is being captured, or Triton
+            cannot compile or launch the programs for it.
 
     Source: docs/method.md section 4.
     """
@@ -97,11 +99,19 @@ def run(batch: TokenBatch, layer: Layer, counters: Tensor | None) -> Routing:
     kind = (ids.device, ids.dtype, weights.dtype, Shape.of(K, E), layer.substitutes is None, layer.config)
     if kind not in _ready:
         _refuse_capture(ids.device)
-    if _is_another(ids.device):
-        with torch.cuda.device(ids.device):
+    try:
+        if _is_another(ids.device):
+            with torch.cuda.device(ids.device):
+                _launch(step, layer, result, counters)
+        else:
             _launch(step, layer, result, counters)
-    else:
-        _launch(step, layer, result, counters)
+    except Exception as error:
+        if kind in _ready or isinstance(error, torch.OutOfMemoryError):
+            raise
+        raise BackendUnavailable(
+            f"backend 'triton' cannot run steps with {StepDtypes(ids.dtype, weights.dtype)}, "
+            f"{K} slots per row and {E} experts on {ids.device}: {in_one_line(error)}; choose backend='torch'"
+        ) from error
     _ready.add(kind)
     return result
 
@@ -187,25 +197,27 @@ def _launch(batch: TokenBatch, layer: Layer, result: Routing, counters: Tensor |
     )  # fmt: skip
 
 
-def why_not(index: int | None = None) -> str | None:
+def why_not(index: int | None = None, dtypes: Sequence[StepDtypes] = USUAL_DTYPES) -> str | None:
     """Compile the programs for a device and try them; return why they cannot run, or None.
 
     Args:
-        index: The device's, or None for the current one. Its answer is kept.
+        index: The device's, or None for the current one. Its answers are kept.
+        dtypes: Of the steps that it must run.
 
     Raises:
-        BackendUnavailable: A graph is being captured at the first call for the device.
+        BackendUnavailable: A graph is being captured, and the device was not asked for these dtypes before.
     """
-    return on_cuda(tried, index)
+    return on_cuda(tried, index, dtypes)
 
 
 @cache
-def tried(index: int) -> str | None:
-    """Try a device for ``why_not``."""
+def tried(index: int, dtypes: StepDtypes) -> str | None:
+    """Try one kind of steps on a device, for ``why_not``."""
+    device = torch.device("cuda", index)
+    _refuse_capture(device)
     try:
-        try_step(prepare, run, torch.int32, torch.float32, torch.device("cuda", index))
-    except BackendUnavailable:
-        raise
+        try_step(prepare, run, dtypes, device)
     except Exception as error:
-        return in_one_line(error)
+        cause = error.__cause__
+        return in_one_line(cause if isinstance(cause, Exception) else error)
     return None

@@ -144,6 +144,7 @@ def served(run: Run, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     return asked
 
 
+@pytest.mark.usefixtures("_without_lm_evals_tasks")
 def test_the_line_for_scoring_in_lm_evals_own_command(
     run: Run, served: list[dict[str, Any]], folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

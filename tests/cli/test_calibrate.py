@@ -19,10 +19,11 @@ SMALL = ["--max-tokens", "96", "--seq-len", "16"]
 
 @pytest.fixture
 def place(tmp_path: Path) -> Path:
-    """A folder with a checkpoint and texts."""
+    """A folder with a checkpoint and texts, one of them null."""
     model = save_tiny(tmp_path, "qwen3_moe")
     char_tokenizer().save_pretrained(model)
-    rows = [{"text": f"{i} little documents, each of them different"} for i in range(20)]
+    texts = [*(f"{i} little documents, each of them different" for i in range(20)), None]
+    rows = [{"text": text} for text in texts]
     (tmp_path / "texts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return tmp_path
 
@@ -39,7 +40,8 @@ def test_writes_the_table_and_says_so(place: Path, capsys: pytest.CaptureFixture
     table = SimilarityTable.load(out)
     (facts,) = json.loads(capsys.readouterr().out)["tables"]
     assert facts["fingerprint"] == table.fingerprint
-    assert (facts["calibration_tokens"], facts["layers"]) == (96, 2)
+    assert (facts["calibration_tokens"], facts["layers"], facts["skipped_rows"]) == (96, 2, 1)
+    assert "1 of 21 rows of the texts were skipped, which hold no text (null or blank)" in facts["report"]
     assert (facts["num_experts"], facts["top_k"]) == (16, 4)
     assert sorted(path.name for path in out.parent.iterdir()) == ["table.safetensors"]
 

@@ -20,3 +20,12 @@ def test_without_a_difference_nothing_is_said_of_it() -> None:
     record = lm_eval()
     record["cases"] = record["cases"][:1]
     assert "log-likelihood" not in render(record)
+
+
+def test_scoring_in_decode_steps_says_that_experts_count_further_rows() -> None:
+    """Those that are fed once more to fill steps; there are none where nothing is scored so."""
+    record = lm_eval()
+    note = "experts also counts rows without a score, which keep the last steps full"
+    assert note in render(record)
+    record["plan"]["phases"] = "prefill"
+    assert note not in render(record)

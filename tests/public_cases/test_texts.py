@@ -37,11 +37,13 @@ def test_calibrating_on_chats_uses_the_chat_template(model: Any, tmp_path: Path)
 
 
 def test_one_null_row_is_skipped_and_counted(model: Any, caplog: pytest.LogCaptureFixture) -> None:
-    """A null among the rows does not end a calibration; the log says how many there were."""
+    """A null among the rows does not end a calibration; the log and the table say how many there were."""
     rows = [{"text": "some words of a text"}, {"text": None}] * 8
     with caplog.at_level(logging.WARNING, "sere"):
-        sere.calibrate(model, tiny_tokenizer(), rows, **OPTIONS | {"seed": None})
+        table = sere.calibrate(model, tiny_tokenizer(), rows, **OPTIONS | {"seed": None})
     assert "skipped 6 of 13 rows, which hold no text" in caplog.text
+    made: Any = table.provenance["calibration"]
+    assert made["rows"] == {"read": 13, "skipped": 6}
 
 
 def test_a_text_in_place_of_a_list_says_to_give_a_list(model: Any) -> None:

@@ -40,6 +40,14 @@ def test_all_is_said_in_sentences() -> None:
     assert "calibrate with projection to know" in regime
 
 
+def test_rows_that_were_skipped_are_counted() -> None:
+    """After the tokens; where none was skipped, nothing is said."""
+    found = made(provenance={"calibration": {"rows": {"read": 1300, "skipped": 6}}})
+    said = "6 of 1,300 rows of the texts were skipped, which hold no text (null or blank)"
+    assert calibration_report(found)[1] == said
+    assert not any("skipped" in line for line in calibration_report(made()))
+
+
 def test_a_table_of_vllm_says_that_it_has_no_sensitivity() -> None:
     """It has none, because vLLM computes no gradients; another table does not say so."""
     of_vllm = made(provenance={"calibration": {"engine": "vllm"}})

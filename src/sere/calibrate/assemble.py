@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
@@ -65,7 +66,7 @@ def read_tokens(texts: Source, tokenizer: Any, config: CalibrationConfig) -> Tok
             "sere: texts: skipped %d of %d rows, which hold no text (null or blank)",
             documents.skipped, documents.rows,
         )  # fmt: skip
-    return tokens
+    return replace(tokens, rows=documents.rows, skipped=documents.skipped)
 
 
 def text_tokenizer(tokenizer: Any) -> Any:
@@ -116,6 +117,8 @@ def make_tables(
     how: dict[str, Any] = {"seq_len": config.seq_len, "batch_size": config.batch_size} | dict(computed)
     if tokens is not None and tokens.own:
         how["texts"] = OWN_TEXTS
+    if tokens is not None and tokens.skipped:
+        how["rows"] = {"read": tokens.rows, "skipped": tokens.skipped}
     sample = None if tokens is None else routing_sample(choose_tokens(tokens, config.seed), results.routing)
     tables: dict[str, SimilarityTable] = {}
     for name in config.metrics:

@@ -39,6 +39,8 @@ class Tokens:
             none.
         tokenizer: The tokenizer that made them, for error texts, or None.
         own: Whether the model wrote them.
+        rows: Rows of the texts that were read; 0 if that is not known.
+        skipped: Of them, rows that hold no text.
     """
 
     ids: Tensor
@@ -46,6 +48,8 @@ class Tokens:
     documents: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64, device="cpu"))
     tokenizer: Any = field(default=None, repr=False)
     written: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64, device="cpu"))
+    rows: int = 0
+    skipped: int = 0
 
     @property
     def own(self) -> bool:

@@ -246,9 +246,9 @@ def _paths(out: Path, metrics: Sequence[str]) -> dict[str, Path]:
 
 
 def _summary(path: Path, made: SimilarityTable) -> dict[str, Any]:
-    from sere.table.calibration_report import calibration_report, never_routed, stability_of
+    from sere.table.calibration_report import calibration_report, never_routed, skipped_rows, stability_of
 
-    stability = stability_of(made)
+    stability, rows = stability_of(made), skipped_rows(made)
     return {
         "table": str(path),
         "metric": made.metric,
@@ -259,6 +259,7 @@ def _summary(path: Path, made: SimilarityTable) -> dict[str, Any]:
         "top_k": made.identity.top_k,
         "calibration_tokens": made.calibration_tokens,
         "data_digest": made.data_digest,
+        "skipped_rows": 0 if rows is None else rows["skipped"],
         "unknown_experts": sum(len(layer.unknown) for layer in made.layers.values()),
         "never_routed": None if made.routing is None else sum(never_routed(made).values()),
         "stability": None if stability is None else dict(stability),

@@ -8,10 +8,12 @@ from typing import Any
 from sere.cli.output import case_table, reasons
 from sere.cli.terminal import paragraph
 from sere.eval.harness.compare import meaning
+from sere.eval.harness.scored import DECODE
 
 _NOTES = """value: as lm-eval reports it. experts: distinct per layer and decode step, before > after. vs off:
 difference from the unmodified model at the same B on the same questions, with a 95 % interval: percentage
 points where a question is right or wrong, else the mean difference of a question's own value."""
+_FILLED = "\nWith --phases decode, experts also counts rows without a score, which keep the last steps full."
 
 
 def render(record: Mapping[str, Any]) -> str:
@@ -28,7 +30,8 @@ def render(record: Mapping[str, Any]) -> str:
         for case in record["cases"]
         for seen in case["requests"].values()
     ]
-    return f"{shown}\n{paragraph(_NOTES)}{reasons(_meanings(record))}{reasons(said)}"
+    notes = _NOTES + (_FILLED if record["plan"]["phases"] == DECODE else "")
+    return f"{shown}\n{paragraph(notes)}{reasons(_meanings(record))}{reasons(said)}"
 
 
 def _meanings(record: Mapping[str, Any]) -> list[tuple[str, str | None]]:

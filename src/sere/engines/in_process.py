@@ -72,6 +72,9 @@ def in_process_engine(
         try:
             all_options = {"distributed_executor_backend": "uni"} | _memory(options) | given | options
             llm = _started(LLM, os.fspath(model), all_options)
+            if int(options.get("pipeline_parallel_size", 1)) > 1:
+                # On a CPU, only a dummy step makes a stage's input buffers, and an eager engine runs none.
+                llm.collective_rpc("execute_dummy_batch")
             yield llm
         finally:
             if llm is not None:

@@ -34,6 +34,12 @@ def stability_of(table: SimilarityTable) -> Mapping[str, Any] | None:
     return found if isinstance(found, Mapping) else None
 
 
+def skipped_rows(table: SimilarityTable) -> Mapping[str, int] | None:
+    """Return how many rows of the texts were ``read`` and ``skipped``; None if no skipped one is known."""
+    found = _made(table).get("rows")
+    return found if isinstance(found, Mapping) else None
+
+
 def _made(table: SimilarityTable) -> Mapping[str, Any]:
     """Return what the table's provenance has of its calibration; empty if it has nothing."""
     made = table.provenance.get("calibration")
@@ -43,12 +49,15 @@ def _made(table: SimilarityTable) -> Mapping[str, Any]:
 def calibration_report(table: SimilarityTable) -> tuple[str, ...]:
     """Return a sentence each on tokens, experts never routed, stability, regime and the default settings.
 
-    What is not known is left out.
+    So it does on rows of texts that were skipped. What is not known is left out.
     """
     lines = []
     if table.calibration_tokens:
         texts = _made(table).get("texts")
         lines.append(f"{table.calibration_tokens:,} tokens" + (f", {texts}" if texts else ""))
+    if (rows := skipped_rows(table)) is not None:
+        what = "which hold no text (null or blank)"
+        lines.append(f"{rows['skipped']:,} of {rows['read']:,} rows of the texts were skipped, {what}")
     if table.routing is not None:
         lines.append(_never_routed(table))
     if (found := stability_of(table)) is not None:

@@ -144,14 +144,19 @@ def test_experts_in_int8(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         )
 
 
+@pytest.fixture
+def _one_core_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    # On one NUMA node vLLM does not find cores for two workers by itself.
+    cores = sorted(os.sched_getaffinity(0))
+    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", f"{cores[0]}|{cores[-1]}")
+
+
+@pytest.mark.usefixtures("_one_core_each")
 def test_two_ranks_sum_their_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With tensor parallelism each rank computes a part of every expert; the table is that of one.
 
     That is so after an interruption, too, when only one of them has kept sums.
     """
-    # On one NUMA node vLLM does not find cores for two workers by itself.
-    cores = sorted(os.sched_getaffinity(0))
-    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", f"{cores[0]}|{cores[-1]}")
     path, work = save_model(tmp_path), tmp_path / "work"
     options = {"engine_options": {"tensor_parallel_size": 2}, "work_dir": work}
     with monkeypatch.context() as patch:
@@ -163,6 +168,16 @@ def test_two_ranks_sum_their_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     check_equal(found, in_transformers(path))
     made: Any = found["projection"].provenance["calibration"]
     assert made["tensor_parallel_size"] == 2
+
+
+@pytest.mark.usefixtures("_one_core_each")
+def test_two_stages_measure_their_layers(tmp_path: Path) -> None:
+    """With pipeline parallelism each rank holds other layers; the table is that of one process."""
+    path = save_model(tmp_path)
+    found = in_vllm(path, engine_options={"pipeline_parallel_size": 2})
+    check_equal(found, in_transformers(path))
+    made: Any = found["projection"].provenance["calibration"]
+    assert made["pipeline_parallel_size"] == 2
 
 
 def test_the_command_and_the_models_own_texts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("tasks")
     write_tasks(path, tasks=["sorting", "reversal"], per_task=6, max_new_tokens=8)
     return path
+
+
+@pytest.fixture
+def _without_lm_evals_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """lm-eval's command does not read its own tasks, some ten thousand files."""
+    from lm_eval import tasks
+
+    monkeypatch.setattr(tasks, "TaskManager", partial(tasks.TaskManager, include_defaults=False))
 
 
 @pytest.fixture

@@ -120,6 +120,7 @@ def test_what_cannot_be_is_refused(
         )  # fmt: skip
 
 
+@pytest.mark.usefixtures("_without_lm_evals_tasks")
 def test_lm_evals_own_command_line(
     checkpoint: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

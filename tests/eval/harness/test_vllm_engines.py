@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import re
@@ -22,10 +23,11 @@ pytest.importorskip("lm_eval", reason="needs lm-eval: make test-vllm")
 
 from sere.cli import main
 from sere.engines import in_process
-from sere.engines.forced_tokens import ForcedTokens
+from sere.engines.forced_tokens import PROCESSOR, ForcedTokens
 from sere.engines.in_process import in_process_engine
 from sere.engines.settings import routed
-from sere.errors import UnsupportedEngine
+from sere.errors import ConfigError, UnsupportedEngine
+from sere.eval.harness.__main__ import main as own_command
 from sere.eval.harness.vllm import around_engine
 from sere.policies.spec import parse_spec
 from tests.support.documented import documented_line, with_values
@@ -123,6 +125,75 @@ def test_the_command(run: Run) -> None:
             (found,) = case["tasks"][task]["metrics"].values()
             assert found["difference"] is not None
         assert off["requests"][kind]["experts"]["slots_rerouted"] == 0
+
+
+@pytest.fixture
+def served(run: Run, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """``sere-vllm`` takes the engine of `run`; returned is what it would have started another one with."""
+    from sere.eval.harness import served_model
+
+    asked: list[dict[str, Any]] = []
+
+    @contextmanager
+    def again(_: Any, sere: Any, **options: Any) -> Iterator[Any]:
+        asked.append({"sere": sere, "ended": False} | options)
+        yield run.llm
+        asked[-1]["ended"] = True
+
+    monkeypatch.setattr(served_model, "in_process_engine", again)
+    return asked
+
+
+@pytest.mark.usefixtures("_without_lm_evals_tasks")
+def test_the_line_for_scoring_in_lm_evals_own_command(
+    run: Run, served: list[dict[str, Any]], folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As documented, with other values: the numbers and counts are those of ``sere lm-eval``."""
+    words, arguments = documented_line("sere-vllm")
+    assert words[:3] == ["python", "-m", "sere.eval.harness"]
+    assert arguments == {
+        "pretrained": "MODEL", "sere": {"active_experts": 24}, "table": "similarity.sere", "phases": "decode",
+    }  # fmt: skip
+    table = str(Path(run.path).parent / "table.safetensors")
+    arguments |= {"pretrained": run.path, "sere": FEW, "table": table, "dtype": "float32"} | OPTIONS
+    words = with_values(
+        words[3:], model_args=json.dumps(arguments), tasks="sere_reversal_choice", batch_size="4"
+    )
+    words += ["--include_path", str(folder), "--output_path", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["lm_eval", *words])
+    own_command()
+    (written,) = tmp_path.rglob("results_*.json")
+    results = json.loads(written.read_text())
+    (expected,) = (case for case in run.record["cases"] if case["setting"] == SERE)
+    (metric,) = expected["tasks"]["sere_reversal_choice"]["metrics"]
+    value = expected["tasks"]["sere_reversal_choice"]["metrics"][metric]["value"]
+    assert results["results"]["sere_reversal_choice"][metric] == value
+    said = results["config"]["sere"]
+    assert (said["setting"], said["phases"]) == (SERE, "decode")
+    assert said["requests"]["loglikelihood"] == expected["requests"]["loglikelihood"]
+    gc.collect()
+    (engine,) = served
+    assert engine["ended"]
+    assert engine["sere"]["table"] == table
+    assert (engine["max_num_seqs"], engine["logits_processors"]) == (4, [PROCESSOR])
+
+
+@pytest.mark.usefixtures("served")
+def test_prefill_is_refused_or_exact(run: Run) -> None:
+    """In prefill a setting could show no loss; off is the unmodified model, and warns of nothing."""
+    from sere.eval.harness.served_model import ServedLM
+
+    table = str(Path(run.path).parent / "table.safetensors")
+    asked = [SimpleNamespace(args=("sort 3 1 2", " > 1 2 3"), task_name=None)]
+    options = {"table": table, "dtype": "float32", "batch_size": 4}
+    with pytest.raises(
+        ConfigError, match=r"topk:select_top_k=1 would have the result of off; give \"phases\""
+    ):
+        ServedLM(run.path, sere=ONE, **options).loglikelihood(asked, disable_tqdm=True)
+    model = ServedLM(run.path, sere="off", **options)
+    ((nats, _),) = model.loglikelihood(asked, disable_tqdm=True)
+    assert nats < 0
+    assert model.get_model_info()["sere"]["requests"]["loglikelihood"]["nothing_changed"] is None
 
 
 def continuations(count: int) -> list[tuple[None, list[int], list[int]]]:

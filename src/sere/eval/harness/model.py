@@ -14,16 +14,15 @@ from lm_eval.models.huggingface import HFLM
 
 from sere.bundled import BUNDLED, model_path
 from sere.checkpoints import choose_experts_implementation
-from sere.defaults import TABLE, default_table
 from sere.engines.side_by_side import rows_at_once
 from sere.engines.transformers import apply_setting, check_settings
-from sere.errors import ConfigError, InputError
+from sere.eval.harness.arguments import check_phases, rows_of, setting_of, table_file
 from sere.eval.harness.decode_steps import Request, answer
 from sere.eval.harness.scored import NOTHING, PHASES, PREFILL, nothing_in_prefill
 from sere.eval.likelihoods import log_likelihoods
-from sere.policies.spec import PolicySpec, parse_spec
+from sere.policies.spec import PolicySpec
 from sere.summaries import summarize_handle
-from sere.table import SimilarityTable, locate_table
+from sere.table import SimilarityTable
 
 logger = logging.getLogger("sere")
 
@@ -72,9 +71,8 @@ class SereLM(HFLM):  # type: ignore[misc]
             ConfigError: A setting is refused, or needs a table and there is none.
             TableError: The table cannot be read, or belongs to another model.
         """
-        if phases not in PHASES:
-            raise ConfigError(f"phases: expected one of {', '.join(PHASES)}, got {phases!r}")
-        self._setting, source = _setting_of(sere)
+        check_phases(phases)
+        self._setting, source = setting_of(sere)
         self._decode = phases != PREFILL
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         if isinstance(pretrained, str):
@@ -115,14 +113,8 @@ class SereLM(HFLM):  # type: ignore[misc]
         """Return the table that was given, else the model's own, if the setting needs one."""
         if not self._setting.needs_table or isinstance(source, SimilarityTable):
             return source if isinstance(source, SimilarityTable) else None
-        place = source or default_table(getattr(self.model, "name_or_path", None))
-        if place is None:
-            raise ConfigError(
-                f"table: setting {self._setting.label} needs a similarity table, none was given, and there "
-                f"is no {TABLE} in the model's folder, nor NAME.sere in the current one; make one with sere "
-                "calibrate"
-            )
-        return SimilarityTable.load(locate_table(place))
+        what, model = f"setting {self._setting.label}", getattr(self.model, "name_or_path", None)
+        return SimilarityTable.load(table_file(what, source, model))
 
     @contextmanager
     def _watched(self, kind: str, count: int) -> Iterator[None]:
@@ -130,7 +122,7 @@ class SereLM(HFLM):  # type: ignore[misc]
         scoring = kind != "generate_until"
         # In decode steps of ours every row is real; generate feeds rows that have ended the pad token.
         pad = -1 if scoring else self.tokenizer.pad_token_id
-        steps = self._rows() if scoring and self._decode else None
+        steps = rows_of(self.batch_size) if scoring and self._decode else None
         with apply_setting(
             self.model, self._setting, self._table, seed=self._seed, pad_token_id=pad, batch_size=steps
         ) as handle:  # fmt: skip
@@ -143,15 +135,6 @@ class SereLM(HFLM):  # type: ignore[misc]
         if happened["nothing_changed"] is not None and not self._warned:
             self._warned = True
             logger.warning(NOTHING, self._setting.label, happened["nothing_changed"])
-
-    def _rows(self) -> int:
-        """Return the rows of a decode step in which continuations are scored."""
-        if not isinstance(self.batch_size, int):
-            raise InputError(
-                f"batch_size: expected a number of rows, got {self.batch_size!r}; what re-routing changes "
-                "depends on it, so with phases='decode' it has no automatic value"
-            )
-        return self.batch_size
 
     def _loglikelihood_tokens(
         self,
@@ -170,27 +153,6 @@ class SereLM(HFLM):  # type: ignore[misc]
             requests, partial(log_likelihoods, self.model, batch_size=rows),
             longest=self.max_length + 1, cache_hook=self.cache_hook, disable_tqdm=disable_tqdm,
         )  # fmt: skip
-
-
-def _setting_of(given: Mapping[str, Any] | PolicySpec | str | None) -> tuple[PolicySpec, str | None]:
-    """Return the setting that an argument names, and the table in it.
-
-    Raises:
-        ConfigError: It is of another kind, or a value is refused.
-    """
-    if given is None or isinstance(given, PolicySpec):
-        return given or PolicySpec("sere", {}), None
-    if isinstance(given, str):
-        return parse_spec(given), None
-    if not isinstance(given, Mapping):
-        raise ConfigError(
-            f'sere: expected settings by name, as in {{"active_experts": 24}}, or a routing rule such as '
-            f'"topk:select_top_k=4", got {given!r}'
-        )
-    options = {name: value for name, value in given.items() if name != "table"}
-    spec = PolicySpec("sere", options)
-    spec.policy_class.check_options(options)
-    return spec, given.get("table")
 
 
 def models_of(

@@ -36,6 +36,24 @@ def known_as_vllm() -> Iterator[None]:
         importlib.metadata.version = own
 
 
+@contextmanager
+def engine_from(start: Callable[..., Any]) -> Iterator[None]:
+    """Let lm-eval's ``vllm`` model, while it is made, get its engine from us.
+
+    Args:
+        start: Called in place of vLLM's ``LLM``, with its arguments.
+    """
+    with known_as_vllm():
+        module: Any = importlib.import_module("lm_eval.models.vllm_causallms")
+        own = module.LLM
+        # It starts an engine by itself and takes none.
+        module.LLM = start
+        try:
+            yield
+        finally:
+            module.LLM = own
+
+
 def around_engine(
     llm: Any, path: str, *, dtype: str, trust_remote_code: bool = False, rows: int | None = None
 ) -> Any:
@@ -48,19 +66,10 @@ def around_engine(
         trust_remote_code: Whether code of the checkpoint may run.
         rows: Most rows of a decode step in which log-likelihoods are taken; None to take them in prefill.
     """
-    with known_as_vllm():
-        module: Any = importlib.import_module("lm_eval.models.vllm_causallms")
+    with engine_from(lambda **_: llm):
         from sere.eval.harness.engine_model import EngineLM
 
-        own = module.LLM
-        # It starts an engine by itself and takes none.
-        module.LLM = lambda **_: llm
-        try:
-            return EngineLM(
-                path, dtype=dtype, batch_size="auto", trust_remote_code=trust_remote_code, rows=rows
-            )
-        finally:
-            module.LLM = own
+        return EngineLM(path, dtype=dtype, batch_size="auto", trust_remote_code=trust_remote_code, rows=rows)
 
 
 def engine_models(

@@ -12,8 +12,11 @@ import torch
 
 pytest.importorskip("vllm", reason="needs vLLM: make test-vllm")
 
+from sere.engines.forced_tokens import PROCESSOR
 from sere.engines.in_process import state_of, worker_of
 from sere.errors import ConfigError
+from sere.eval.engine_likelihoods import engine_log_likelihoods
+from sere.eval.likelihoods import Continuation
 from sere.integrations.vllm import configure, read_expert_counts, read_stats
 from sere.integrations.vllm.engine_stats import log_line
 from sere.integrations.vllm.prometheus import Collector
@@ -32,7 +35,8 @@ K = 4
 def shared(model: Path) -> Iterator[Any]:
     """An engine of at most 16 tokens a step, so that long prompts come in pieces beside decoded rows."""
     settings = {"select_top_k": 1, "count_experts": True}
-    with engine(model, settings, max_num_batched_tokens=16) as llm:
+    # Without given tokens the processor leaves a request alone.
+    with engine(model, settings, max_num_batched_tokens=16, logits_processors=[PROCESSOR]) as llm:
         yield llm
 
 
@@ -128,6 +132,30 @@ def test_prefill_is_exact(llm: Any) -> None:
     assert read_stats(llm, reset=True).steps_rerouted == 0
     configure(llm, enabled=False)
     assert read() == active
+
+
+def test_given_tokens_are_scored_in_decode_steps(llm: Any) -> None:
+    """While off they have the log-likelihoods of prefill, if prompts are read in parts, too; else others."""
+    asked = [
+        Continuation(prompt["prompt_token_ids"], [(37 * i + 11 * j) % 128 for j in range(6)])
+        for i, prompt in enumerate(prompts(6, length=20))
+    ]
+    changed = [one.nats for one in engine_log_likelihoods(llm, asked, concurrency=4)]
+    assert read_stats(llm).layers[0].slots_rerouted > 0
+    configure(llm, enabled=False)
+    found = [one.nats for one in engine_log_likelihoods(llm, asked, concurrency=4)]
+    texts = [{"prompt_token_ids": one.text} for one in asked]
+    outputs = llm.generate(texts, sampling(tokens=1, prompt_logprobs=1), use_tqdm=False)
+    exact = [
+        sum(
+            output.prompt_logprobs[position][one.text[position]].logprob
+            for position in range(len(one.context), len(one.text))
+        )
+        for one, output in zip(asked, outputs, strict=True)
+    ]
+    # The engine computes in bfloat16.
+    assert found == pytest.approx(exact, abs=0.1)
+    assert all(one != before for one, before in zip(changed, found, strict=True))
 
 
 def test_settings_change_while_requests_run(llm: Any) -> None:

@@ -20,7 +20,8 @@ FILES = [str(Path(__file__).with_name(name)) for name in ("test_rows.py", "test_
 def test_steps_of_the_second_runner() -> None:
     """Under the second model runner, too, each row has the budget of its request, and prompts are exact.
 
-    The experts that it returns for replay are those that ran.
+    Given tokens are decoded and scored, in parts of prompts and beside them. The experts that it returns for
+    replay are those that ran.
     """
     done = subprocess.run(
         [sys.executable, "-m", "tests.support.vllm.second_runner", *FILES,

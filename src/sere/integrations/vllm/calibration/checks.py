@@ -32,5 +32,5 @@ def check_calibration(vllm_config: Any) -> None:
         if is_on:
             raise UnsupportedEngine(
                 f"{name}: calibration needs each layer's rows to be those of the step, and its experts where "
-                "they were loaded; leave this option out (tensor parallelism works)"
+                "they were loaded; leave this option out (tensor and pipeline parallelism work)"
             )

@@ -120,8 +120,8 @@ gpu-calibrate: ## on a GPU: similarity accumulators against the CPU's results, a
 fuzz-http: .venv-vllm/.ready ## 10,000 generated requests to each route of a real vllm serve; none may fail or stop the engine
 	PYTHONPATH=src:. .venv-vllm/bin/python benchmarks/fuzz_http.py --out $(RESULTS)/fuzz_http.jsonl
 
-transcripts: .venv-vllm/.ready ## run the commands on two small models and write what they print to docs/transcripts.md
-	PYTHONPATH=src:. .venv-vllm/bin/python benchmarks/transcripts.py
+transcripts: .venv-vllm/.ready ## run the commands on two small models and write what a terminal shows to docs/transcripts.md
+	PYTHONPATH=src .venv-vllm/bin/python docs/build/transcripts.py $(if $(FOLDER),--folder $(FOLDER))
 
 viewers: .venv-vllm/.ready ## tokens per second of a real vllm serve with 0, 1 and 20 viewers of its live page
 	PYTHONPATH=src:. .venv-vllm/bin/python benchmarks/viewers.py --out $(RESULTS)/viewers.jsonl

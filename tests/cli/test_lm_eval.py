@@ -24,19 +24,22 @@ ONE = "topk:select_top_k=1"
 
 @needs_lm_eval
 def test_scoring_in_decode_steps(
-    tiny_bundled: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny_bundled: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Off comes first, the difference is paired, each question's value is kept, and a report shows it."""
     out, page = tmp_path / "record.json", tmp_path / "page.html"
     report = [] if find_spec("plotly") is None else ["--report", page]
+    # Outside of a repository.
+    monkeypatch.chdir(tmp_path)
     text, notes = run_text(
-        capsys, "lm-eval", tiny_bundled, "--tasks", "sere_sorting_choice", "--phases", "decode", *FEW,
+        capfd, "lm-eval", tiny_bundled, "--tasks", "sere_sorting_choice", "--phases", "decode", *FEW,
         "--setting", ONE, "--out", out, *report,
     )  # fmt: skip
     assert "sere_sorting_choice" in text
     assert "vs off" in text
     assert f"wrote {out}" in notes
     assert "warning" not in notes
+    assert "not a git repository" not in notes
     record = json.loads(out.read_text())
     off, one = record["cases"]
     assert (off["setting"], one["setting"]) == ("off", ONE)

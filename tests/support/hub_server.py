@@ -1,4 +1,7 @@
-"""A stand-in for the hub's HTTP interface, for the real client: files, branches, commits, uploads, rights."""
+"""A stand-in for the hub's HTTP interface, for the real client: files, branches, commits, uploads, rights.
+
+As a program (``python -m tests.support.hub_server``) it prints how to reach it, and runs until it is ended.
+"""
 
 from __future__ import annotations
 
@@ -253,3 +256,11 @@ def serving(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]
         server.shutdown()
         thread.join()
         server.server_close()
+
+
+if __name__ == "__main__":
+    hub = HubServer()
+    # The environment in which another process reaches it.
+    found = {"HF_ENDPOINT": hub.url, "HF_TOKEN": TOKEN, "HF_HUB_DISABLE_XET": "1"}
+    print(json.dumps(found), flush=True)
+    hub.serve_forever()

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from typing import Any
 
 from sere.errors import name_some
@@ -64,21 +64,38 @@ def evaluate_tasks(
 def _tasks(plan: HarnessPlan, found: FoundTasks, model: Any) -> dict[str, Any]:
     from lm_eval import simple_evaluate
 
-    results = simple_evaluate(
-        model=model,
-        tasks=list(found.names),
-        task_manager=found.manager,
-        num_fewshot=plan.num_fewshot,
-        limit=plan.limit,
-        bootstrap_iters=0,
-        log_samples=True,
-        apply_chat_template=plan.chat_template,
-        random_seed=plan.seed,
-        numpy_random_seed=plan.seed,
-        torch_random_seed=plan.seed,
-        fewshot_random_seed=plan.seed,
-    )
+    with _without_git():
+        results = simple_evaluate(
+            model=model,
+            tasks=list(found.names),
+            task_manager=found.manager,
+            num_fewshot=plan.num_fewshot,
+            limit=plan.limit,
+            bootstrap_iters=0,
+            log_samples=True,
+            apply_chat_template=plan.chat_template,
+            random_seed=plan.seed,
+            numpy_random_seed=plan.seed,
+            torch_random_seed=plan.seed,
+            fewshot_random_seed=plan.seed,
+        )
     return task_results(results, found.kinds)
+
+
+@contextmanager
+def _without_git() -> Iterator[None]:
+    """Keep lm-eval from asking git for the current folder's commit: outside a repository, git complains.
+
+    No record of ours holds that commit; the header has sere's own.
+    """
+    from lm_eval import evaluator
+
+    asked = getattr(evaluator, "get_git_commit_hash", None)
+    evaluator.get_git_commit_hash = lambda: None
+    try:
+        yield
+    finally:
+        evaluator.get_git_commit_hash = asked
 
 
 def why_nothing(record: Mapping[str, Any]) -> str | None:

@@ -1,0 +1,91 @@
+"""The terminal of the page of transcripts: what is left on its screen, and commands that run on it."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+WIDE = 12
+ENVIRONMENT = {"PATH": os.environ["PATH"], "COLUMNS": "37"}
+
+
+@pytest.fixture
+def terminal(build: Any) -> Any:
+    return build("terminal")
+
+
+@pytest.mark.parametrize(
+    ("written", "left"),
+    [
+        ("one\r\ntwo\r\n", "one\ntwo"),
+        ("10 %\r99 %\r100 %\r\n", "100 %"),
+        ("a bar\r     \rdone\r\n", "done"),
+        ("a bar\r\x1b[Kx\r\n", "x"),
+        ("abc\x1b[2K\rx", "x"),
+        ("abcd\x1b[2D\x1b[1Kx", "  xd"),
+        ("first\r\nsecond\x1b[A\rFIRST\r\n", "FIRST\nsecond"),
+        ("a\nb", "a\n b"),
+        ("x" * 15, "x" * 12 + "\nxxx"),
+        ("x" * 12 + "\r\ny", "x" * 12 + "\ny"),
+        ("x" * 12 + "\ry", "y" + "x" * 11),
+        ("a\tb\b\bc", "a      cb"),
+        ("\x1b[1;31mred\x1b[0m \x1b]0;title\x07\x1b(B\x1b[?25lx\x07", "red x"),
+        ("one\r\ntwo\x1b[H\x1b[Jx", "x"),
+        ("one\r\ntwo\x1b[2J\x1b[1;3Hx", "  x"),
+        ("one  \r\n\r\n  two\r\n\r\n", "one\n\n  two"),
+        ("ab\x1b[5Gc\x1b[Cd", "ab  c d"),
+        ("█▏é\r\n", "█▏é"),
+        ("half a sequence\x1b[", "half a seque\nnce"),
+    ],
+)
+def test_what_is_left_on_the_screen(terminal: Any, written: str, left: str) -> None:
+    """Lines that are written over, erased or too long; what controls the terminal is not shown."""
+    assert terminal.screen_text(written, WIDE) == left
+
+
+def test_the_screen_is_the_end_of_what_was_written(terminal: Any) -> None:
+    """Its first line is not the first of all: what has scrolled off cannot be written over."""
+    lines = [f"{n}\r\n" for n in range(100)]
+    found = terminal.screen_text("".join(lines) + "\x1b[Hx", WIDE).splitlines()
+    assert [at for at, line in enumerate(found) if line.startswith("x")] == [101 - terminal.ROWS]
+    assert found[0] == "0"
+
+
+def test_a_command_sees_a_terminal(terminal: Any, tmp_path: Path) -> None:
+    """Both streams are one, of the width that was asked for; the folder and variables are those given."""
+    line = "test -t 0 && test -t 1 && test -t 2 && stty size; pwd >&2; echo $TERM ${COLUMNS:-none}; exit 3"
+    with terminal.session(line, 91, tmp_path, ENVIRONMENT) as running:
+        assert running.wait(60) == 3
+    size, folder, variables = terminal.screen_text(running.written, 400).splitlines()
+    assert size.split() == [str(terminal.ROWS), "91"]
+    assert Path(folder).resolve() == tmp_path.resolve()
+    assert variables == "xterm-256color none"
+
+
+def test_what_takes_too_long_is_ended(terminal: Any, tmp_path: Path) -> None:
+    """Waiting ends in time, Ctrl-C reaches what the shell has started, and the output is complete."""
+    line = "echo started; sh -c 'trap \"echo bye; exit\" INT; while :; do sleep 0.05; done' | cat"
+    with terminal.session(line, 91, tmp_path, ENVIRONMENT) as running:
+        deadline = time.monotonic() + 60
+        while "started" not in running.written and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert running.wait(0.2) is None
+        assert running.code is None
+        running.interrupt()
+        assert running.code is not None
+    assert "started" in running.written
+
+
+def test_what_does_not_end_is_killed(terminal: Any, tmp_path: Path) -> None:
+    """Also where nothing else is heard."""
+    line = "sh -c 'trap \"\" INT TERM HUP; echo $$ > pid; sleep 600' & wait"
+    with terminal.session(line, 91, tmp_path, ENVIRONMENT) as running:
+        deadline = time.monotonic() + 60
+        while not (tmp_path / "pid").exists() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert running.code is None
+    assert running.code == -9

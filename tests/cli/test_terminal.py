@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from sere.cli.calibrate import _render
 from sere.cli.output import case_table, show, table
 from sere.cli.terminal import columns, paragraph, writes_over
 from tests.support.terminal import on_terminal
@@ -68,6 +69,25 @@ def test_a_table_of_texts(monkeypatch: pytest.MonkeyPatch, width: int) -> None:
     assert lines[-1].split() == ["cuda", "missing", "short"]
     start = lines[0].index("found")
     assert " ".join(line[start:].strip() for line in lines[2:-1]) == LONG.strip()
+
+
+def test_what_calibration_reports(monkeypatch: pytest.MonkeyPatch, width: int) -> None:
+    """Its sentences break between words."""
+    made = {
+        "table": "a.sere",
+        "metric": "projection",
+        "layers": 6,
+        "num_experts": 96,
+        "top_k": 8,
+        "calibration_tokens": 51200,
+        "unknown_experts": 0,
+        "fingerprint": "0" * 64,
+        "report": [LONG, "end"],
+    }
+    lines = shown(monkeypatch, width, lambda: _render({"tables": [made]}))
+    said = lines[lines.index("projection:") + 1 :]
+    assert said[-1] == "end"
+    assert " ".join(said[:-1]) == LONG.strip()
 
 
 def test_a_paragraph(monkeypatch: pytest.MonkeyPatch, width: int) -> None:

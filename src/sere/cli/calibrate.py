@@ -16,7 +16,7 @@ from sere.cli.numbers import whole
 from sere.cli.output import add_json_flag, case_table, emit, say
 from sere.cli.parser import add_command
 from sere.cli.serve_line import say_how_to_serve
-from sere.cli.terminal import writes_over
+from sere.cli.terminal import paragraph, writes_over
 from sere.defaults import SUFFIX, TABLE, table_here
 from sere.errors import ConfigError, OutputError
 from sere.files import check_writable, keep_other_files
@@ -277,7 +277,9 @@ def _render(result: dict[str, Any]) -> str:
         (made["table"], [*(str(made[name]) for name in columns), made["fingerprint"][:12]])
         for made in result["tables"]
     ]
-    reports = ["\n".join([f"\n{made['metric']}:", *made["report"]]) for made in result["tables"]]
+    reports = [
+        "\n".join([f"\n{made['metric']}:", *map(paragraph, made["report"])]) for made in result["tables"]
+    ]
     return "\n".join([case_table(rows, [*columns.values(), "fingerprint"], title="table"), *reports])
 
 

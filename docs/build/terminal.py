@@ -182,6 +182,8 @@ class Session:
             os.killpg(self._process.pid, signal.SIGINT)
         # The shell ends before a server that it runs, which has the terminal open until it has ended.
         self._reading.join(_END_S)
+        # And the terminal is closed before the shell has quite ended.
+        self.wait(_END_S)
 
     def end(self) -> None:
         """Kill what still runs, and read the rest of what was written."""

@@ -67,6 +67,7 @@ BLOCKS: Mapping[str, Callable[[], str]] = {
     "fill-gain": fill.fill_gain,
     "fill-answers": fill.fill_answers,
     "reroute": speed.reroute,
+    "row-budgets": speed.row_budgets,
     "bench": speed.bench,
     "bench-one-row": lambda: speed.bench("bench_one_row.jsonl"),
     "flatten": speed.flatten,

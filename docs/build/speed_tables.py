@@ -23,6 +23,18 @@ def reroute() -> str:
     return table(rows, headers) + conditions(records)
 
 
+def row_budgets() -> str:
+    """Microseconds of a step on the host, a column for each number of requests."""
+    record = read_lines("row_budgets.jsonl")[-1]
+    found: dict[str, dict[int, str]] = {}
+    for case in record["cases"]:
+        cell = f"{case['median']:.1f} ({case['p20']:.1f} to {case['p80']:.1f})"
+        found.setdefault(case["load"], {})[case["requests"]] = cell
+    requests = sorted({case["requests"] for case in record["cases"]})
+    rows = [[load, *(cells.get(count, "") for count in requests)] for load, cells in found.items()]
+    return table(rows, ["load", *(f"{count} requests" for count in requests)]) + conditions([record])
+
+
 def bench(name: str = "bench.jsonl") -> str:
     """Decoding at a real model's layer shape."""
     records = read_lines(name)

@@ -31,6 +31,20 @@ def test_one_layers_experts(build: Any, monkeypatch: pytest.MonkeyPatch) -> None
     assert re.findall(r"\*\*(.*)\*\*", text) == ["vllm", "eager"]
 
 
+def test_a_step_on_the_host(build: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The newest record counts: a row per load, a column per number of requests."""
+    made = engine_record("off")["provenance"]
+    sizes = {"p20": 6.04, "median": 7.06, "p80": 8.0}
+    cases = [{"load": "decode", "requests": count, **sizes} for count in (512, 64)]
+    records = [{"cases": []}, {"cases": cases, "provenance": made}]
+    tables = build("speed_tables")
+    monkeypatch.setattr(tables, "read_lines", lambda _: records)
+    lines = [line for line in tables.row_budgets().splitlines() if line.startswith("|")]
+    head, row = ([cell.strip() for cell in lines[at].split("|")[1:-1]] for at in (0, 2))
+    assert head == ["load", "64 requests", "512 requests"]
+    assert row == ["decode", *["7.1 (6.0 to 8.0)"] * 2]
+
+
 def test_where_bits_stay_is_said_in_words(build: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows that all have the same bits are equal; else their number and the largest difference are given."""
     made = engine_record("off")["provenance"]

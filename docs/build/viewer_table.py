@@ -52,7 +52,7 @@ def _asked(question_ms: Sequence[float]) -> str:
     middle = median(question_ms)
     return (
         f"\n\nA question to the engine took {middle:.1f} ms (median of {len(question_ms)}, one after the "
-        f"other; the longest {max(question_ms):.0f} ms). Viewers together ask one a second: at most "
+        f"other; the longest {max(question_ms):.0f} ms).\nViewers together ask one a second: at most "
         f"{middle / 10:.2f} % of the engine's time."
     )
 

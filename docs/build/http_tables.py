@@ -24,7 +24,7 @@ def fuzz_http() -> str:
         for record in records
     ]
     first = ["route", "requests", "2xx", "4xx", "closed", "5xx", "no answer", "slowest, ms", "wrong"]
-    heads = ["tokens", "late", "server's", "longest, ms"]
+    heads = ["tokens", "late", "server's", "most, ms"]
     second = ["route", *heads, "control: tokens", *heads[1:]]
     return f"{table(answers, first)}\n\n{table(pauses, second)}{conditions(records)}"
 

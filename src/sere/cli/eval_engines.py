@@ -35,6 +35,7 @@ def on_vllm(
     from sere.cli.loading import dtype_name, engine_checkpoint, log_vllm_to_stderr, tokenizer_of
     from sere.cli.progress_bar import bar
     from sere.engines.in_process import in_process_engine
+    from sere.engines.settings import start_settings
     from sere.eval.digests import files_digest
     from sere.eval.vllm import evaluate_engine
     from sere.integrations.vllm.start.versions import check_installed
@@ -56,9 +57,8 @@ def on_vllm(
             model, _ = load(args)
             given_or_calibrated(args, model, tokenizer).save(place)
             del model
-        fixed = {"table": str(place), "select_top_k": 1, "log_seconds": 0}
         return evaluate_engine(
-            lambda settings: in_process_engine(path, {**fixed, **settings}, **options),
+            lambda settings: in_process_engine(path, start_settings(place, settings), **options),
             tokenizer, plan, table=SimilarityTable.load(place), dtype=dtype, weights=files_digest(path),
             checkpoint=partial, progress=bar, engine_options=given,
         )  # fmt: skip

@@ -37,6 +37,7 @@ def on_vllm(
     """Evaluate with engines of vLLM, started with the options that were given, and return the record."""
     from sere.cli.loading import dtype_name, engine_checkpoint, log_vllm_to_stderr
     from sere.engines.in_process import in_process_engine
+    from sere.engines.settings import start_settings
     from sere.eval.digests import files_digest
     from sere.eval.harness.run import evaluate_tasks
     from sere.eval.harness.scored import DECODE
@@ -58,11 +59,10 @@ def on_vllm(
         from sere.engines.forced_tokens import PROCESSOR
 
         options["logits_processors"] = [PROCESSOR]
-    fixed = {"table": str(args.table), "select_top_k": 1, "log_seconds": 0}
     return evaluate_tasks(
         plan, found,
         lambda settings, B: engine_models(
-            lambda own: in_process_engine(path, {**fixed, **own}, max_num_seqs=B, **options),
+            lambda own: in_process_engine(path, start_settings(args.table, own), max_num_seqs=B, **options),
             settings, str(path), dtype=dtype, seed=plan.seed, trust_remote_code=args.trust_remote_code,
             rows=B if decode else None,
         ),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
@@ -37,6 +38,16 @@ def by_engine(settings: Sequence[PolicySpec]) -> list[tuple[dict[str, Any], list
     for setting in settings:
         groups.setdefault(_of_start(setting) if is_own(setting) else first, []).append(setting)
     return [(json.loads(options), group) for options, group in groups.items()]
+
+
+def start_settings(table: str | os.PathLike[str], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of re-routing that an engine for measurements starts with.
+
+    Args:
+        table: Where the similarity table lies.
+        settings: Those of its start, from `by_engine`.
+    """
+    return {"table": str(table), "select_top_k": 1, "log_seconds": 0} | dict(settings)
 
 
 def is_own(setting: PolicySpec) -> bool:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from sere.cli.bench.failures import Failures
-from sere.cli.bench.serve_plans import BATCH_SIZES, plan_values, reroute_options
+from sere.cli.bench.serve_plans import BATCH_SIZES, plan_values
 from sere.cli.bench.serve_targets import targets
 from sere.cli.output import say
 from sere.cli.server_logs import Logs
@@ -77,12 +77,13 @@ class EngineRun:
 
     def _start(self, engine: EngineGroup, options: dict[str, Any]) -> AbstractContextManager[RemoteSession]:
         from sere.bench.vllm.engine_process import EngineStart, engine_process
+        from sere.engines.settings import start_settings
 
         say(f"starting {engine.name}")
         table = engine.target.table
         how = EngineStart(
             model=engine.target.model, settings=engine.settings, options=options,
-            sere=reroute_options(table, engine.start) if engine.settings else None,
+            sere=start_settings(table, engine.start) if engine.settings else None,
             threads=self.args.threads, seed=self.args.seed, replay=self.args.replay,
         )  # fmt: skip
         name = f"{engine.kind}.{engine.target.subject['layers']}-layers"

@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, ExitStack
 from typing import Any
 
 from sere.cli.bench.failures import Failures
-from sere.cli.bench.serve_plans import BATCH_SIZES, plan_values, reroute_options
+from sere.cli.bench.serve_plans import BATCH_SIZES, plan_values
 from sere.cli.bench.serve_targets import targets
 from sere.cli.output import say
 from sere.cli.server_logs import Logs
@@ -25,6 +25,7 @@ def online_records(args: argparse.Namespace, logs: Logs, failures: Failures) -> 
     from sere.bench.vllm.load_generator import Load
     from sere.bench.vllm.over_http import SERVED, OverHttpPlan, bench_over_http
     from sere.engines.server import Server, serve
+    from sere.engines.settings import start_settings
     from sere.integrations.vllm.start.versions import check_installed, check_routes
 
     sizes = args.batch_size or ([] if args.request_rate else BATCH_SIZES)
@@ -49,7 +50,7 @@ def online_records(args: argparse.Namespace, logs: Logs, failures: Failures) -> 
         def start(settings: Mapping[str, Any]) -> AbstractContextManager[Server]:
             say(", ".join(["starting vllm serve", *pairs(settings)]))
             return serve(
-                target.model, reroute_options(target.table, settings), logs.file("server"), *arguments
+                target.model, start_settings(target.table, settings), logs.file("server"), *arguments
             )
 
         with ExitStack() as stack:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from sere.cli.settings import DEFAULT
@@ -22,8 +21,3 @@ def plan_values(args: argparse.Namespace, engine_options: Mapping[str, Any]) -> 
         "steps": args.steps, "rounds": args.rounds, "compiled": args.compile, "seed": args.seed,
         "engine_options": engine_options, "progress": bar,
     }  # fmt: skip
-
-
-def reroute_options(table: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings of re-routing that an engine or server starts with."""
-    return {"table": str(table), "select_top_k": 1, "log_seconds": 0} | dict(settings)

@@ -12,7 +12,7 @@ from lm_eval.api.registry import register_model
 
 from sere.bundled import BUNDLED, model_path
 from sere.engines.in_process import in_process_engine
-from sere.engines.settings import by_engine, ranks_of, routed
+from sere.engines.settings import by_engine, ranks_of, routed, start_settings
 from sere.errors import ConfigError
 from sere.eval.harness.arguments import check_phases, rows_of, setting_of, table_file
 from sere.eval.harness.scored import DECODE, NOTHING, PHASES, PREFILL
@@ -93,7 +93,7 @@ class ServedLM(EngineLM):
         path = str(model_path()) if pretrained == BUNDLED else pretrained
         place = table_file("an engine of vLLM", table or inside, path)
         ((of_start, _),) = by_engine([self._setting])
-        own = {"table": str(place), "select_top_k": 1, "log_seconds": 0, **of_start}
+        own = start_settings(place, of_start)
         with ExitStack() as stack:
             with engine_from(lambda **given: stack.enter_context(_engine(own, given, decode=decode))):
                 super().__init__(

@@ -81,7 +81,7 @@ class Stream:
 
 
 class Watch:
-    """Sees when the machine lets a process wait that has next to nothing to do.
+    """Sees when this process stands still: the machine lets it wait, or another of its threads keeps on.
 
     Attributes:
         waits: From when a nap of `WATCH_S` should have ended to when it did, of those that ended late.
@@ -110,7 +110,7 @@ class Watch:
                 self.waits.append(Gap(due, woken))
 
     def own_ms(self, gaps: Sequence[Gap]) -> list[float]:
-        """Return the lengths of gaps in milliseconds, less the time in which the machine stood still."""
+        """Return the lengths of gaps in milliseconds, less the time in which this process stood still."""
         starts = [wait.began for wait in self.waits]
         found = []
         for gap in gaps:
@@ -198,7 +198,7 @@ def pauses(control: Mapping[str, float], fuzzed: Mapping[str, float]) -> tuple[s
         return UNKNOWN, []
     text = (
         f"{fuzzed['own_above_100_ms']} tokens came over {PAUSE_MS:g} ms after the one before, one {longest} "
-        f"ms, without the time in which the machine stood still; in the control the longest took {usual} ms"
+        f"ms, without the time in which the client stood still; in the control the longest took {usual} ms"
     )
     return SOME, [text]
 
@@ -208,7 +208,7 @@ def spread(gaps: Sequence[Gap], watch: Watch) -> dict[str, float]:
 
     Args:
         gaps: The times.
-        watch: What was seen of the machine meanwhile.
+        watch: What was seen of this process meanwhile.
     """
     values, own = [gap.ms for gap in gaps], watch.own_ms(gaps)
     ordered = sorted(values) or [0.0]

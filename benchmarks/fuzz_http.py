@@ -7,7 +7,7 @@ route there is a control: the same stream while requests go to ``/health``. One 
 ``--out`` as soon as it is through. Exit code 1 unless
 
 - every request is answered with a status that is not the server's fault (below 500), and within five minutes;
-- no token of the stream comes later than 100 ms after the one before it. Time in which the machine itself
+- no token of the stream comes later than 100 ms after the one before it. Time in which this process
   stands still does not count: a thread that only naps sees it. Where one of the control comes late all the
   same, only ten times as long a pause is wrong, and the record says that no more can be told;
 - the stream goes on, and after each route, with the settings of the start, the text is the same as before.

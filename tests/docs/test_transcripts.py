@@ -47,10 +47,10 @@ def test_paths_have_names(transcripts: Any) -> None:
 
 def test_other_paths_stay(transcripts: Any) -> None:
     """Longer names, paths that only end like one, and a name within one that was put there."""
-    names = {"/tmp": "TEMPORARY", "/work/tmp": "HOME", "http://h:1": "HUB"}
+    names = {"/tmp": "TEMPORARY", "/home/tmp": "HOME", "http://h:1": "HUB"}
     text = "/tmpfile /var/tmp /tmp-1 /tmp.d ./tmp http://h:12 x/tmp"
     assert transcripts.by_names(text, names) == text
-    assert transcripts.by_names("/work/tmp/tmp", names) == "HOME/tmp"
+    assert transcripts.by_names("/home/tmp/tmp", names) == "HOME/tmp"
 
 
 @pytest.mark.parametrize("home", ["/", "", "."])

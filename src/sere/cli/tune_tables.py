@@ -94,8 +94,8 @@ def _remarks(name: str, tier: Mapping[str, Any]) -> list[str]:
         if "answers" in cell:
             lost = {key: -100 * value for key, value in cell["answers"]["difference"].items()}
             found.append(
-                f"  B={B}: {lost['value']:.1f} points of right answers lost ({lost['high']:.1f} to "
-                f"{lost['low']:.1f}, {cell['answers']['questions']} questions)."
+                f"  B={B}: {lost['value']:z.1f} points of right answers lost ({lost['high']:z.1f} to "
+                f"{lost['low']:z.1f}, {cell['answers']['questions']} questions)."
             )
     return found
 

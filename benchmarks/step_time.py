@@ -32,7 +32,10 @@ from sere.report.former import modernize
 from sere.step_time import Ceilings, StepWeights, step_seconds
 
 RESULTS = Path("benchmarks/results")
-RECORDS = ("serve.jsonl", "serve_emulated.jsonl", "serve_engines.jsonl", "serve_gain.jsonl")
+RECORDS = (
+    "serve.jsonl", "serve_emulated.jsonl", "serve_engines.jsonl", "serve_gain.jsonl", "serve_share.jsonl",
+    "serve_presets.jsonl",
+)  # fmt: skip
 DEFAULT_OUT = RESULTS / "step_time.json"
 # Floating point operations per byte read: where the best fit is looked for.
 _BALANCES = [10 ** (exponent / 50) for exponent in range(-50, 126)]

@@ -24,6 +24,8 @@ _FEWEST_ROWS = 8
 
 # Slower or faster than vanilla is an engine whose ratio is beyond this even at the 80th or 20th percentile.
 _SLOWER, _FASTER = 0.99, 1.01
+# Engines in processes of their own, one of which never loaded sere.
+_WITH_VANILLA = ("serve_engines.jsonl", "serve_gain.jsonl", "serve_share.jsonl", "serve_presets.jsonl")
 
 _MEASURES = {"ttft": "first token", "total": "all requests"}
 
@@ -96,7 +98,7 @@ def serve_loads() -> str:
 def than_vanilla() -> str:
     """In how many comparisons an engine with sere is surely over 1 % slower, or faster, than vanilla."""
     found: dict[str, list[tuple[str, Mapping[str, float]]]] = {}
-    for record in [*serve_records("serve_engines.jsonl"), *serve_records("serve_gain.jsonl")]:
+    for record in [record for name in _WITH_VANILLA for record in serve_records(name)]:
         ratio = record["speedup_over_vanilla"]
         if ratio is not None and record["setting"] != "vanilla" and not _is_replay(record):
             kind = "off" if record["setting"] == "off" else "re-routing"

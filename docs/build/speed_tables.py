@@ -42,11 +42,16 @@ def bench(name: str = "bench.jsonl") -> str:
         [
             record["batch_size"], short(record["setting"]), counts(record["experts"]), *time(record),
             "" if record["overhead"] is None else f"{record['overhead']['ms_per_step']:.2f}",
+            _computed(record["experts"]),
         ]
         for record in records
     ]  # fmt: skip
-    headers = ["batch", "setting", "experts", "TPOT, ms", "faster", "overhead, ms"]
+    headers = ["batch", "setting", "experts", "TPOT, ms", "faster", "overhead, ms", "slots with weight"]
     return shapes(records) + table(rows, headers) + conditions(records)
+
+
+def _computed(experts: Any) -> str:
+    return "" if experts is None else f"{100 * experts['slots_computed']:.0f} %"
 
 
 def flatten() -> str:

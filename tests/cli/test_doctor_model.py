@@ -112,7 +112,7 @@ def test_too_little_memory_for_the_whole_model(
     index = {"metadata": {"total_size": 2 * 2**30}, "weight_map": {"a": "model-1.safetensors"}}
     (config_only / "model.safetensors.index.json").write_text(json.dumps(index))
     ways = details(run_json(capsys, "doctor", config_only, "--no-measure"), "calibrating")
-    assert ways["whole"] == ("missing", "needs about 2.9 GiB: does not fit")
+    assert ways["whole"] == ("missing", "needs about 3.0 GiB: does not fit")
     assert ways["command"][1] == f"sere calibrate {config_only} --low-memory --texts FILE"
     monkeypatch.setattr(memory, "available_memory", lambda: 2**20)
     ways = details(run_json(capsys, "doctor", config_only, "--no-measure"), "calibrating")
@@ -160,7 +160,7 @@ def test_gpus_share_a_model_in_vllm(
     (alien / "model.safetensors.index.json").write_text(json.dumps(index))
     pretend_gpus(monkeypatch, 12 * 2**30, 12 * 2**30)
     ways = details(run_json(capsys, "doctor", alien), "calibrating")
-    assert ways["vllm"] == ("ok", "needs about 20.0 GiB on 2 GPUs: fits")
+    assert ways["vllm"] == ("ok", "needs about 24.0 GiB on 2 GPUs: fits")
     options = "--engine vllm --engine-option tensor_parallel_size=2"
     assert ways["command"] == ("ok", f"sere calibrate {alien} {options}")
 

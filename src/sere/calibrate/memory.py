@@ -12,6 +12,13 @@ from sere.checkpoints.weight_files import read_json
 
 SHARE_OF_MEMORY = 0.7
 """Loading and calibrating needs more than the weights: activations, one chunk of outputs, the system."""
+LEAST_ROOM = 2**30
+"""Bytes that it needs besides in any case: the program, embeddings, one chunk of outputs."""
+
+
+def with_room(num_bytes: int) -> int:
+    """Return the bytes of memory for weights of so many bytes and what calibrating needs besides."""
+    return max(round(num_bytes / SHARE_OF_MEMORY), num_bytes + LEAST_ROOM)
 
 
 def available_memory() -> int | None:
@@ -70,4 +77,4 @@ def fits_memory(folder: Path, *, device: str = "cpu", trust_remote_code: bool = 
     quantized = quantization_in(read_json(folder / "config.json")) is not None
     if quantized and torch.device(device).type == "cpu":
         needed = max(needed, dequantized_bytes(empty_model(folder, trust_remote_code=trust_remote_code)))
-    return has_room(device, round(needed / SHARE_OF_MEMORY), loading=stored) is not False
+    return has_room(device, with_room(needed), loading=stored) is not False

@@ -43,7 +43,7 @@ in percentage points on the same questions, with a 95 % interval. One thread, fl
 
 _NEXT = """For your own Mixture-of-Experts model of Transformers:
 
-  sere calibrate MODEL --texts notes.txt
+  sere calibrate MODEL
   sere eval MODEL --prompts FILE
 
   with sere.apply(model):

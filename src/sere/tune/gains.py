@@ -44,7 +44,7 @@ class Trial:
 
 @dataclass(frozen=True, slots=True)
 class Chosen:
-    """The trial with the least predicted time, and all of them."""
+    """The trial that was kept, and all of them. Each that was kept saved 1 % more than the one before."""
 
     best: Trial
     tried: Sequence[Trial] = field(default_factory=list)
@@ -71,10 +71,11 @@ def choose_gain(
     meter: Meter,
     speed: Speed,
 ) -> Chosen:
-    """Return the least gain and M that should take the least time within the accepted loss.
+    """Return the least gain and M that should save the most time within the accepted loss.
 
     The middle candidate is tried first. If it saves time, the next larger one is tried, else the next smaller
-    one. Each is measured at the M of τ = 0; where it loses more than is accepted, M grows.
+    one. Each is measured at the M of τ = 0; where it loses more than is accepted, M grows. One replaces the
+    best so far only if it saves 1 % more of the time without τ.
 
     Args:
         planned: M by rows with τ = 0.

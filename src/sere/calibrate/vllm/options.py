@@ -30,8 +30,8 @@ MEMORY = frozenset({"gpu_memory_utilization", "kv_cache_memory_bytes"})
 
 # Rows of a call of the expert kernel, for which the engine makes room.
 _ROWS = 8192
-# The texts of one step need little; all else is for experts' outputs.
-_CACHE_BYTES = 2**31
+CACHE_BYTES = 2**31
+"""Of the engine on each device: the texts of one step need little, all else is for experts' outputs."""
 
 
 def engine_options(config: CalibrationConfig, *, writes: int) -> dict[str, Any]:
@@ -51,7 +51,7 @@ def engine_options(config: CalibrationConfig, *, writes: int) -> dict[str, Any]:
         raise ConfigError("engine_options: dtype: expected it once, got the argument dtype as well")
     ours: dict[str, Any] = {"max_model_len": config.seq_len + 1, "disable_log_stats": True}
     if not MEMORY & given.keys():
-        ours["kv_cache_memory_bytes"] = _CACHE_BYTES
+        ours["kv_cache_memory_bytes"] = CACHE_BYTES
     if config.dtype is not None:
         ours["dtype"] = str(config.dtype).removeprefix("torch.")
     if ranks_of(given) > 1:

@@ -20,7 +20,7 @@ from tests.support.browser import LOOKS, SCREENSHOTS, browser, until, watched
 from tests.support.graph_page import picture_of_graphs
 from tests.support.keyboard import spoken, tab
 from tests.support.patience import HANGS_MS
-from tests.support.prometheus import ALERTS, QUERIES, needs, prometheus, rules, values, wait_for
+from tests.support.prometheus import ALERTS, QUERIES, needs, prometheus, query, rules, values, wait_for
 from tests.support.vllm.live_server import KEY, call, live_server, loaded, unlock
 from tests.support.vllm.server import Server
 
@@ -266,11 +266,16 @@ def test_a_real_prometheus_reads_it(server: Server, tmp_path: Path) -> None:
 def test_a_picture_of_prometheus(server: Server, chromium: Any, tmp_path: Path) -> None:
     """Its own page draws each query of the dashboard while the tier changes; a picture is kept."""
     read = "sum(rate(sere_layer_distinct_after_total[3s])) / sum(rate(sere_layer_steps_total[3s]))"
+    # Longer than it takes to draw all graphs, so that both tiers are in view.
+    seconds = 90
     target = server.url.removeprefix("http://")
     with prometheus(tmp_path, target, 20, authorization={"credentials": KEY}) as port:
+        wait_for(port, f"{read} > 12")
         call(server, "/v1/sere/settings", {"tier": "fast"})
         wait_for(port, f"{read} < 12")
-        picture_of_graphs(chromium, port, QUERIES, 20, SCREENSHOTS / "prometheus.png")
+        picture_of_graphs(chromium, port, QUERIES, seconds, SCREENSHOTS / "prometheus.png")
+        in_view = query(port, f"count by (tier) (last_over_time(sere_tier[{seconds}s]))")
+        assert {one["metric"]["tier"] for one in in_view} >= {"safe", "fast"}
     call(server, "/v1/sere/settings", {"tier": "safe"})
 
 

@@ -33,7 +33,6 @@ def blocks(language: str) -> list[str]:
     return [text for name, text in found if name == language]
 
 
-@pytest.mark.slow
 def test_readme_python_runs(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import os
 import random
 import re
@@ -16,6 +17,7 @@ import torch
 from hypothesis import settings
 
 import sere
+from tests.support import workers
 from tests.support.workers import parts
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -127,11 +129,39 @@ def test_each_worker_has_the_same_files_in_every_run(tmp_path: Path) -> None:
     assert len(ran[0]) == 4
 
 
-def test_parts_are_of_about_the_same_length(tmp_path: Path) -> None:
-    """A file's length is its number of tests, and more for those that are marked as slow."""
-    for name in ("fast", "other", "slow"):
-        (tmp_path / name).write_text("@pytest.mark.slow\n" if name == "slow" else "")
-    assert parts({"fast": 30, "other": 12, "slow": 1}, 2, tmp_path) == {"slow": 0, "fast": 1, "other": 1}
+def test_parts_are_of_about_the_same_length() -> None:
+    """By the seconds that files took, else by their number of tests; whatever the order of files."""
+    tests = {"fast": 30, "other": 12, "slow": 1}
+    expected = {"slow": 0, "fast": 1, "other": 1}
+    assert parts(tests, {"slow": 9.0}, 2) == expected
+    assert parts(dict(reversed(tests.items())), {"slow": 9.0}, 2) == expected
+    assert parts(tests, {"slow": 9.0, "fast": 12.0}, 2) == {"fast": 0, "slow": 1, "other": 1}
+
+
+REPORT = """<testsuites><testsuite name="pytest">
+<testcase classname="tests.test_a" name="test_one" file="tests/test_a.py" line="1" time="1.25" />
+<testcase classname="tests.test_a" name="test_two" file="tests/test_a.py" line="9" time="2.5" />
+<testcase classname="tests.test_b" name="test_one" file="tests/test_b.py" line="1" time="0.5" />
+</testsuite></testsuites>"""
+
+
+def test_a_report_says_how_long_files_took(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of each run by itself; files that take no second count by their number of tests."""
+    report, kept = tmp_path / "report.xml", tmp_path / "seconds.json"
+    report.write_text(REPORT)
+    monkeypatch.setattr(workers, "SECONDS", kept)
+    assert workers.main([str(report)]) == 0
+    assert workers.measured("vllm") == {"tests/test_a.py": 4}
+    report.write_text(REPORT.replace("test_a.py", "test_c.py"))
+    assert workers.main([str(report), "vllm"]) == 0
+    assert workers.measured("vllm") == {"tests/test_c.py": 4}
+    assert workers.measured("") == workers.measured("not checkout") == {"tests/test_a.py": 4}
+
+
+def test_files_that_were_measured_exist() -> None:
+    """A file that was moved or deleted is measured anew."""
+    known = json.loads(workers.SECONDS.read_text(encoding="utf-8"))
+    assert [file for files in known.values() for file in files if not (ROOT / file).exists()] == []
 
 
 KILLED = """

@@ -45,7 +45,6 @@ def test_without_triton(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
 
 
 @needs_triton
-@pytest.mark.slow
 def test_a_program_becomes_machine_code(tmp_path: Path) -> None:
     """On a machine without a GPU the vote compiles to PTX and machine code for sm_90."""
     program = (

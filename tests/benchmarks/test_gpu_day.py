@@ -187,7 +187,6 @@ def test_without_a_device() -> None:
     assert run.stderr.startswith("no CUDA device here: nothing to measure")
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(COMPILER is None, reason=NO_COMPILER)
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
 @pytest.mark.parametrize("name", ["test", "kernel", "transformers", "similarity", "sanitize", "triton"])

@@ -14,7 +14,7 @@ from tests.support.browser import HEIGHTS, LOOKS, SCREENSHOTS, browser, watched
 
 pytest.importorskip("plotly", reason="needs plotly, the extra report")
 
-pytestmark = [pytest.mark.checkout, pytest.mark.slow]
+pytestmark = pytest.mark.checkout
 
 RESULTS = Path(__file__).resolve().parents[2] / "benchmarks" / "results"
 HEADINGS = ["What was measured", "On what", "What to do next"]

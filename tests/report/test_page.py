@@ -116,7 +116,6 @@ def test_a_missing_library_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @needs_plotly
-@pytest.mark.slow
 def test_a_browser_draws_every_plot_without_an_error(tmp_path: Path) -> None:
     """As many drawings as plots, in the theme's colors, and nothing on the browser's console."""
     (tmp_path / "report.html").write_text(render(sources(tmp_path)), encoding="utf-8")

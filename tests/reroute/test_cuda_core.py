@@ -23,7 +23,6 @@ SUITE = (
 )
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(driver.why_not() is not None, reason=str(driver.why_not()))
 def test_common_suite_through_cuda_core(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Compiled by NVRTC, launched by cuda-core: the reference's results, in a process that ends well."""

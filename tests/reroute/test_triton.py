@@ -26,7 +26,6 @@ SUITE = (
 CPU = torch.device("cpu")
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(find_spec("triton") is None, reason=NO_TRITON)
 @pytest.mark.skipif(INTERPRETED, reason="this process is the interpreter's own")
 @pytest.mark.parametrize("file", SUITE)

@@ -119,7 +119,6 @@ def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
 
 
 @needs("prometheus")
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("title", "query"), QUERIES, ids=[f"{i} {title}" for i, (title, _) in enumerate(QUERIES)]
 )
@@ -139,7 +138,6 @@ def test_each_query_gives_numbers(port: int, title: str, query: str) -> None:
 
 
 @needs("prometheus")
-@pytest.mark.slow
 def test_a_healthy_engine_raises_no_alert(port: int) -> None:
     """The rules run, each in good health, and none of them fires."""
     found = rules(port)

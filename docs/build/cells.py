@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 from unittest.mock import patch
@@ -11,6 +12,9 @@ import tabulate
 
 from records import Record, mode
 from sere.provenance import describe_machine
+
+# Of a line of text in a document.
+_WIDTH = 110
 
 
 def table(rows: Sequence[Sequence[Any]], headers: Sequence[str]) -> str:
@@ -30,7 +34,9 @@ def grouped(
     groups: dict[str, list[list[Any]]] = {}
     for record in records:
         groups.setdefault(heading(record), []).append(row(record))
-    return "\n\n".join(f"**{name}**\n\n{table(rows, headers)}" for name, rows in groups.items())
+    return "\n\n".join(
+        f"{textwrap.fill(f'**{name}**', _WIDTH)}\n\n{table(rows, headers)}" for name, rows in groups.items()
+    )
 
 
 def conditions(records: Sequence[Record]) -> str:
@@ -51,8 +57,9 @@ def conditions(records: Sequence[Record]) -> str:
 
 
 def short(setting: str) -> str:
-    """Return a setting whose points of M are the first and the last one only, so that tables stay narrow."""
-    return re.sub(r"=(\d+-\d+)(?:/\d+-\d+)*/(\d+-\d+)", r"=\1/…/\2", setting)
+    """Return a setting with M by rows, so that tables stay narrow: its first and last point, M and τ by letters."""
+    found = re.sub(r"active_experts=(\d+-\d+)(?:/\d+-\d+)*/(\d+-\d+)", r"M=\1/…/\2", setting)
+    return setting if found == setting else found.replace("min_gain=", "τ=")
 
 
 def counts(experts: Mapping[str, float] | None) -> str:

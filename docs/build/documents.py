@@ -28,6 +28,7 @@ import rule_tables
 import serving_tables as serving
 import speed_tables as speed
 import step_time_table
+import target_table
 import tune_tables as tune
 import viewer_table
 from sere.files import atomic_path
@@ -77,6 +78,7 @@ BLOCKS: Mapping[str, Callable[[], str]] = {
     "serve-engines": serving.serve_engines,
     "serve-gain": lambda: serving.serve_engines("serve_gain.jsonl"),
     "serve-share": lambda: serving.serve_engines("serve_share.jsonl"),
+    "tier-targets": target_table.tier_targets,
     "serve-presets": lambda: serving.serve_engines("serve_presets.jsonl"),
     "serve-counting": counting_table.serve_counting,
     "serve-machines": machine_tables.machines,

@@ -68,13 +68,14 @@ def serve_engines(name: str = "serve_engines.jsonl") -> str:
     first = [one for one in records if one["subject"]["layers"] == fewest and not _is_replay(one)]
     replays = {_case(one): one for one in records if _is_replay(one)}
     headers = ["B", "setting", "experts", "pairs", "TPOT, ms", "faster", "than vanilla"]
-    headers += ["per layer"] * bool(complete) + ["vs replay, %"] * bool(replays)
+    headers += ["per layer"] * bool(complete) + ["vs replay"] * bool(replays)
 
     def row(record: Record) -> list[str]:
         cells = [str(record["batch_size"]), _served_setting(record), counts(record["experts"])]
         cells += [_pairs(record), *time(record), _times(record["speedup_over_vanilla"])]
         deeper = complete.get((serve_line(record), started(record), record["setting"]))
         cost = _over_replay(record, replays.get(_case(record)))
+        cost = cost and f"{cost} %"
         return [*cells, *[_layer(deeper)] * bool(complete), *[cost] * bool(replays)]
 
     ordered = sorted(first, key=lambda one: int(one["batch_size"]))

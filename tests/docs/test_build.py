@@ -246,7 +246,11 @@ def test_engines_are_compared_with_vanilla_beyond_their_spread(
         engine_record("vanilla", speedup_over_vanilla=ratio(0.5, 0.5)),
     ]  # fmt: skip
     same_process = [engine_record("vanilla", speedup=ratio(1.02, 1.03)), engine_record("off")]
-    files = {"serve_engines.jsonl": engines[:3], "serve_gain.jsonl": [engines[3]], "serve.jsonl": same_process}
+    files = {
+        "serve_engines.jsonl": engines[:3],
+        "serve_gain.jsonl": [engines[3]],
+        "serve.jsonl": same_process,
+    }
     files |= {"serve_share.jsonl": [engines[4]], "serve_presets.jsonl": [engines[5]]}
     monkeypatch.setattr(build("records"), "read_lines", files.__getitem__)
     lines = [line for line in build("serving_tables").than_vanilla().splitlines() if ", " in line]

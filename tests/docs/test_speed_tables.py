@@ -83,3 +83,20 @@ def test_least_gains_are_beside_each_other(build: Any, monkeypatch: pytest.Monke
     monkeypatch.setattr(tables, "read_lines", lambda _: records[:1])
     with pytest.raises(FileNotFoundError):
         tables.fill_gain()
+
+
+def test_settings_are_short_in_tables(build: Any) -> None:
+    """A list of M by rows is its first and last point; other settings are as they are typed."""
+    short = build("cells").short
+    assert short("sere:active_experts=8-40/16-63/128-89,min_gain=0.01") == "sere:M=8-40/…/128-89,τ=0.01"
+    assert short("sere:active_experts=8-40/16-63") == "sere:M=8-40/…/16-63"
+    same = "sere:active_experts=0.25,min_gain=0.01"
+    assert short(same) == same
+
+
+def test_a_heading_is_as_wide_as_text(build: Any) -> None:
+    """The name of a machine may be long."""
+    found = build("cells").grouped([{}], lambda _: "processor " * 12 + "x", ["a"], lambda _: ["1"])
+    heading = found.partition("\n\n")[0]
+    assert max(map(len, heading.splitlines())) <= 110
+    assert heading.replace("\n", " ") == f"**{'processor ' * 12}x**"

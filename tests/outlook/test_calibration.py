@@ -55,7 +55,7 @@ def test_memory_decides(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_no_way_needs_less_than_a_program(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However small the model, calibrating takes a gibibyte beside its weights, and in vLLM two for a cache."""
+    """However small the model, it takes a gibibyte beside the weights, and in vLLM two for a cache."""
     memory(monkeypatch, 100 * GIB)
     tiny = replace(FOUND, num_bytes=1000, layer_bytes=100.0, weights=replace(WEIGHTS, rest_bytes=0))
     assert [way.needs for way in ways_to_calibrate(tiny)] == [GIB + 1000, GIB + 200, 3 * GIB + 1000]

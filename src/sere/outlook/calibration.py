@@ -172,7 +172,7 @@ def _in_vllm(found: Unprepared, device: str) -> Way:
 
 
 def _gpus(needs: int | None, heads: int | None) -> tuple[int, int]:
-    """Return the fewest GPUs among which vLLM can share a model, and how many bytes they have beside its caches.
+    """Return the fewest GPUs among which vLLM can share a model, and their bytes beside its caches.
 
     Tensor parallelism gives each the same share, so the GPU with the least free memory counts for all. It
     divides the attention heads.

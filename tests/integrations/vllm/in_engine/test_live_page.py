@@ -266,16 +266,12 @@ def test_a_real_prometheus_reads_it(server: Server, tmp_path: Path) -> None:
 def test_a_picture_of_prometheus(server: Server, chromium: Any, tmp_path: Path) -> None:
     """Its own page draws each query of the dashboard while the tier changes; a picture is kept."""
     read = "sum(rate(sere_layer_distinct_after_total[3s])) / sum(rate(sere_layer_steps_total[3s]))"
-    # Longer than it takes to draw all graphs, so that both tiers are in view.
-    seconds = 90
-    target = server.url.removeprefix("http://")
-    with prometheus(tmp_path, target, 20, authorization={"credentials": KEY}) as port:
+    with prometheus(tmp_path, server.url[7:], 20, authorization={"credentials": KEY}) as port:
         wait_for(port, f"{read} > 12")
         call(server, "/v1/sere/settings", {"tier": "fast"})
         wait_for(port, f"{read} < 12")
-        picture_of_graphs(chromium, port, QUERIES, seconds, SCREENSHOTS / "prometheus.png")
-        in_view = query(port, f"count by (tier) (last_over_time(sere_tier[{seconds}s]))")
-        assert {one["metric"]["tier"] for one in in_view} >= {"safe", "fast"}
+        picture_of_graphs(chromium, port, QUERIES, 90, SCREENSHOTS / "prometheus.png")
+        assert len(query(port, "count by (tier) (last_over_time(sere_tier[90s]))")) > 1
     call(server, "/v1/sere/settings", {"tier": "safe"})
 
 

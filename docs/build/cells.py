@@ -57,7 +57,7 @@ def conditions(records: Sequence[Record]) -> str:
 
 
 def short(setting: str) -> str:
-    """Return a setting with M by rows, so that tables stay narrow: its first and last point, M and τ by letters."""
+    """Return a setting whose list of M by rows is its first and last point, with M and τ as letters."""
     found = re.sub(r"active_experts=(\d+-\d+)(?:/\d+-\d+)*/(\d+-\d+)", r"M=\1/…/\2", setting)
     return setting if found == setting else found.replace("min_gain=", "τ=")
 

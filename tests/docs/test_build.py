@@ -89,7 +89,7 @@ def test_two_depths_are_one_row(build: Any, monkeypatch: pytest.MonkeyPatch) -> 
         line.split("|")[1:-1] for line in serving.serve_engines().splitlines() if line.startswith("| 8")
     ]
     assert [cell.strip() for cell in row] == [
-        "8", "sere", "51.0 → 26.0", "75 %", "40.0", "1.50x", "1.500x", "1.80x", "+5.3",
+        "8", "sere", "51.0 → 26.0", "75 %", "40.0", "1.50x", "1.500x", "1.80x", "+5.3 %",
     ]  # fmt: skip
     (row,) = [
         line.split("|")[1:-1] for line in serving.serve_loads().splitlines() if line.startswith("| ttft")

@@ -121,7 +121,7 @@ fuzz-http: .venv-vllm/.ready ## 10,000 generated requests to each route of a rea
 	PYTHONPATH=src:. .venv-vllm/bin/python benchmarks/fuzz_http.py --out $(RESULTS)/fuzz_http.jsonl
 
 transcripts: .venv-vllm/.ready ## run the commands on two small models and write what a terminal shows to docs/transcripts.md
-	PYTHONPATH=src .venv-vllm/bin/python docs/build/transcripts.py $(if $(FOLDER),--folder $(FOLDER))
+	PYTHONPATH=src:. .venv-vllm/bin/python docs/build/transcripts.py $(if $(FOLDER),--folder $(FOLDER))
 
 viewers: .venv-vllm/.ready ## tokens per second of a real vllm serve with 0, 1 and 20 viewers of its live page
 	PYTHONPATH=src:. .venv-vllm/bin/python benchmarks/viewers.py --out $(RESULTS)/viewers.jsonl

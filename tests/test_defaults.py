@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
 
-from sere.defaults import OLD_TABLE, TABLE, default_table, own_table
+from sere.defaults import OLD_TABLE, TABLE, default_table, own_table, required_table
+from sere.errors import ConfigError
 
 # What engines read in a model's folder, or fetch of a hub model, as weights, tokenizer, config or code.
 PATTERNS = (
@@ -85,3 +87,23 @@ def test_the_current_folder_comes_last(name: str, tmp_path: Path, monkeypatch: p
     (tmp_path / name).mkdir(parents=True)
     (tmp_path / name / TABLE).touch()
     assert default_table(name) == tmp_path / name / TABLE
+
+
+@pytest.mark.parametrize(
+    ("name", "looked"),
+    [
+        ("", "in the model's folder (unknown: made in memory), nor NAME.sere in the current one"),
+        ("mill/moe", "in the model's folder (mill/moe), nor moe.sere in the current one"),
+    ],
+)
+def test_where_a_needed_table_was_looked_for(
+    name: str, looked: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The error names both places and who needs it; a table in the second is found."""
+    monkeypatch.chdir(tmp_path)
+    text = f"table: tuning needs a similarity table, none was given, and there is no {TABLE} {looked}"
+    with pytest.raises(ConfigError, match=re.escape(text)):
+        required_table("tuning", name)
+    (tmp_path / "moe.sere").touch()
+    if name:
+        assert required_table("tuning", name) == tmp_path / "moe.sere"

@@ -26,7 +26,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from terminal import Session, screen_text, session, without_colors
+from tests.support.terminal import Session, screen_text, session, without_colors
 from transcript_models import EXPERTS, TEXTS, prepare
 from transcript_steps import CHECKOUT, COLUMNS, FOLDER, MODELS, PORTS, Step, groups, steps, typed
 
@@ -186,7 +186,7 @@ def _run(group: Sequence[Step], folder: Path, environment: Mapping[str, str]) ->
             running.append((step, one))
         if group[0].serves:
             running[0][1].interrupt()
-    return {step: one.written for step, one in running}
+    return {step: one.screen.raw for step, one in running}
 
 
 @contextmanager
@@ -204,7 +204,7 @@ def _wait_for_end(step: Step, running: Session) -> None:
     if code != 0:
         got = f"none within {LIMIT_S:g} s" if code is None else str(code)
         running.interrupt()
-        sys.exit(f"{running.written}\n{step.line}: expected exit code 0, got {got}")
+        sys.exit(f"{running.screen.raw}\n{step.line}: expected exit code 0, got {got}")
 
 
 def _wait_for_server(step: Step, running: Session) -> None:
@@ -217,7 +217,7 @@ def _wait_for_server(step: Step, running: Session) -> None:
         except OSError:
             time.sleep(0.5)
     running.interrupt()
-    sys.exit(f"{running.written}\n{step.line}: expected an answer within {LIMIT_S:g} s, got none")
+    sys.exit(f"{running.screen.raw}\n{step.line}: expected an answer within {LIMIT_S:g} s, got none")
 
 
 def _environment(folder: Path, hub: Mapping[str, str]) -> dict[str, str]:

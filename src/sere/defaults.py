@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from sere.errors import ConfigError
+
 TABLE = "similarity.sere"
 """The name of a model's table beside its weights. No engine reads a file of this name as weights."""
 
@@ -28,6 +30,27 @@ def default_table(model: str | os.PathLike[str] | None, revision: str | None = N
     found = own_table(model, revision)
     if found is None and os.fspath(model or "") and (here := table_here(str(model))).is_file():
         found = here.absolute()
+    return found
+
+
+def required_table(what: str, model: str | os.PathLike[str] | None) -> Path:
+    """Return the same as `default_table`, for what cannot do without a table.
+
+    Args:
+        what: What needs it, for the error.
+        model: As for `own_table`.
+
+    Raises:
+        ConfigError: There is none.
+    """
+    found = default_table(model)
+    if found is None:
+        name = os.fspath(model or "")
+        folder, here = (name, table_here(name)) if name else ("unknown: made in memory", f"NAME{SUFFIX}")
+        raise ConfigError(
+            f"table: {what} needs a similarity table, none was given, and there is no {TABLE} in the model's "
+            f"folder ({folder}), nor {here} in the current one; make one with sere calibrate"
+        )
     return found
 
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import ast
 import builtins
-import os
-import pty
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -21,6 +20,7 @@ from sere.cli.parser import COMMANDS
 from sere.errors import UnsupportedModel
 from tests.support.damage import change_json
 from tests.support.foreign import model_with_code, tokenizer_with_code
+from tests.support.terminal import Screen
 
 TEXTS = ["The quick brown fox jumps over the lazy dog."] * 8
 
@@ -81,15 +81,11 @@ def test_no_command_asks_on_a_terminal(tmp_path: Path) -> None:
     path = model_with_code(tmp_path, mark)
     lines = [words(line, path) for line in LINES.values()]
     script = f"from sere.cli import main\nprint([main(command) for command in {lines!r}])"
-    leader, follower = pty.openpty()
-    try:
-        os.write(leader, b"y\n" * 10)
+    with closing(Screen()) as screen:
+        screen.type("y\n" * 10)
         done = subprocess.run(
-            [sys.executable, "-c", script], stdin=follower, capture_output=True, text=True, check=True
+            [sys.executable, "-c", script], stdin=screen.stream, capture_output=True, text=True, check=True
         )
-    finally:
-        os.close(leader)
-        os.close(follower)
     assert done.stdout.splitlines()[-1] == "[2, 2, 2, 2, 2, 2, 1]"
     assert "wish to run" not in done.stdout + done.stderr
     assert not mark.exists()

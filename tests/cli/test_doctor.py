@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from sere.cli import doctor_installed, main
 from sere.provenance import cuda_driver
+from sere.reroute.backends.registry import BackendRecord, select
+from sere.reroute.batch import USUAL_DTYPES, StepDtypes
 from sere.table import SimilarityTable, Tier
 from sere.versions import TESTED
 from tests.support.checkpoints import save_checkpoint
 from tests.support.commands import run_json
+from tests.support.damage import change_json
 
 
 def test_doctor_finds_everything_in_order(
@@ -95,6 +100,30 @@ def test_doctor_says_why_a_backend_is_missing(
     (finding,) = (f for f in value["findings"] if (f["part"], f["name"]) == ("backends", "cpu"))
     assert finding["state"] == "missing"
     assert "pip install '.[cpu]'" in finding["detail"]
+
+
+def test_doctor_tries_backends_with_what_engines_give(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tiny_bundled: Path
+) -> None:
+    """Ids of either kind, float32 weights, and those of the model's dtype; bfloat16 if none is named."""
+    tried: list[set[StepDtypes]] = []
+    why_not = BackendRecord.why_not
+
+    def watched(
+        record: BackendRecord, *given: Any, dtypes: tuple[StepDtypes, ...] = USUAL_DTYPES, **more: Any
+    ) -> str | None:
+        tried.append(set(dtypes))
+        return why_not(record, *given, dtypes=dtypes, **more)
+
+    monkeypatch.setattr(BackendRecord, "why_not", watched)
+    select.cache_clear()
+    served = {StepDtypes(ids, torch.float32) for ids in (torch.int32, torch.int64)}
+    run_json(capsys, "doctor")
+    assert len(tried) >= 5
+    assert [one for one in tried if one != served | {StepDtypes(torch.int64, torch.bfloat16)}] == []
+    change_json(tiny_bundled / "config.json", dtype="float16")
+    run_json(capsys, "doctor", "--no-measure", "--model", tiny_bundled)
+    assert served | {StepDtypes(torch.int64, torch.float16)} in tried
 
 
 @pytest.mark.parametrize(

@@ -1,21 +1,17 @@
-"""The terminal of the page of transcripts: what is left on its screen, and commands that run on it."""
+"""The terminal of the page of transcripts and of other tests: what is left on its screen, what runs on it."""
 
 from __future__ import annotations
 
 import os
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from tests.support.terminal import ROWS, screen_text, session
+
 WIDE = 12
 ENVIRONMENT = {"PATH": os.environ["PATH"], "COLUMNS": "37"}
-
-
-@pytest.fixture
-def terminal(build: Any) -> Any:
-    return build("terminal")
 
 
 @pytest.mark.parametrize(
@@ -40,50 +36,53 @@ def terminal(build: Any) -> Any:
         ("ab\x1b[5Gc\x1b[Cd", "ab  c d"),
         ("█▏é\r\n", "█▏é"),
         ("half a sequence\x1b[", "half a seque\nnce"),
+        ("\u65e5" * 7, "\u65e5" * 6 + "\n\u65e5"),
+        ("a\u0301b\r\n", "\xe1b"),
+        ("a\u200bb \u26a0\ufe0f c\x85d\r\n", "ab \u26a0 cd"),
     ],
 )
-def test_what_is_left_on_the_screen(terminal: Any, written: str, left: str) -> None:
-    """Lines that are written over, erased or too long; what controls the terminal is not shown."""
-    assert terminal.screen_text(written, WIDE) == left
+def test_what_is_left_on_the_screen(written: str, left: str) -> None:
+    """Lines that are written over, erased or too long; controls, and what has no width, are gone."""
+    assert screen_text(written, WIDE) == left
 
 
-def test_the_screen_is_the_end_of_what_was_written(terminal: Any) -> None:
+def test_the_screen_is_the_end_of_what_was_written() -> None:
     """Its first line is not the first of all: what has scrolled off cannot be written over."""
     lines = [f"{n}\r\n" for n in range(100)]
-    found = terminal.screen_text("".join(lines) + "\x1b[Hx", WIDE).splitlines()
-    assert [at for at, line in enumerate(found) if line.startswith("x")] == [101 - terminal.ROWS]
+    found = screen_text("".join(lines) + "\x1b[Hx", WIDE).splitlines()
+    assert [at for at, line in enumerate(found) if line.startswith("x")] == [101 - ROWS]
     assert found[0] == "0"
 
 
-def test_a_command_sees_a_terminal(terminal: Any, tmp_path: Path) -> None:
+def test_a_command_sees_a_terminal(tmp_path: Path) -> None:
     """Both streams are one, of the width that was asked for; the folder and variables are those given."""
     line = "test -t 0 && test -t 1 && test -t 2 && stty size; pwd >&2; echo $TERM ${COLUMNS:-none}; exit 3"
-    with terminal.session(line, 91, tmp_path, ENVIRONMENT) as running:
+    with session(line, 91, tmp_path, ENVIRONMENT) as running:
         assert running.wait(60) == 3
-    size, folder, variables = terminal.screen_text(running.written, 400).splitlines()
-    assert size.split() == [str(terminal.ROWS), "91"]
+    size, folder, variables = screen_text(running.screen.raw, 400).splitlines()
+    assert size.split() == [str(ROWS), "91"]
     assert Path(folder).resolve() == tmp_path.resolve()
     assert variables == "xterm-256color none"
 
 
-def test_what_takes_too_long_is_ended(terminal: Any, tmp_path: Path) -> None:
+def test_what_takes_too_long_is_ended(tmp_path: Path) -> None:
     """Waiting ends in time, Ctrl-C reaches what the shell has started, and the output is complete."""
     line = "echo started; sh -c 'trap \"echo bye; exit\" INT; while :; do sleep 0.05; done' | cat"
-    with terminal.session(line, 91, tmp_path, ENVIRONMENT) as running:
+    with session(line, 91, tmp_path, ENVIRONMENT) as running:
         deadline = time.monotonic() + 60
-        while "started" not in running.written and time.monotonic() < deadline:
+        while "started" not in running.screen.raw and time.monotonic() < deadline:
             time.sleep(0.02)
         assert running.wait(0.2) is None
         assert running.code is None
         running.interrupt()
         assert running.code is not None
-    assert "started" in running.written
+    assert "started" in running.screen.raw
 
 
-def test_what_does_not_end_is_killed(terminal: Any, tmp_path: Path) -> None:
+def test_what_does_not_end_is_killed(tmp_path: Path) -> None:
     """Also where nothing else is heard."""
     line = "sh -c 'trap \"\" INT TERM HUP; echo $$ > pid; sleep 600' & wait"
-    with terminal.session(line, 91, tmp_path, ENVIRONMENT) as running:
+    with session(line, 91, tmp_path, ENVIRONMENT) as running:
         deadline = time.monotonic() + 60
         while not (tmp_path / "pid").exists() and time.monotonic() < deadline:
             time.sleep(0.02)

@@ -55,24 +55,53 @@ def test_a_failed_start_has_vllms_own_reason(tmp_path: Path) -> None:
     assert "input_value" not in str(caught.value)
 
 
+@pytest.fixture
+def options(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What vLLM is asked for; no engine starts."""
+    asked: dict[str, Any] = {}
+
+    def started(*_: Any, **given: Any) -> None:
+        asked.update(given)
+        raise RuntimeError("enough")
+
+    monkeypatch.setattr("vllm.LLM", started)
+    return asked
+
+
 @pytest.mark.parametrize(
     ("given", "asked"),
     [({}, 0.425), ({"gpu_memory_utilization": 0.3}, 0.3)],
     ids=["half of the memory is free", "given"],
 )
 def test_an_engine_asks_for_memory_that_is_free(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: dict[str, float], asked: float
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    options: dict[str, Any],
+    given: dict[str, float],
+    asked: float,
 ) -> None:
     """On a CPU an engine starts beside others: it asks for a share of what they leave."""
-    options: dict[str, Any] = {}
-
-    def started(*_: Any, **given: Any) -> None:
-        options.update(given)
-        raise RuntimeError("enough")
-
     monkeypatch.delenv("VLLM_CPU_KVCACHE_SPACE", raising=False)
     monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=50, total=100))
-    monkeypatch.setattr("vllm.LLM", started)
     with pytest.raises(EngineFailure, match="enough"), in_process_engine(save_model(tmp_path), **given):
         pass
     assert options["gpu_memory_utilization"] == asked
+
+
+@pytest.mark.parametrize(
+    ("given", "executor"),
+    [
+        ({}, "uni"),
+        ({"tensor_parallel_size": 2}, "mp"),
+        ({"pipeline_parallel_size": 2}, "mp"),
+        ({"pipeline_parallel_size": 2, "distributed_executor_backend": "ray"}, "ray"),
+    ],
+    ids=["one", "tensor", "pipeline", "given"],
+)
+def test_workers_that_share_a_model_run_on_this_machine(
+    tmp_path: Path, options: dict[str, Any], given: dict[str, Any], executor: str
+) -> None:
+    """One runs in this process; several never by Ray, which vLLM may choose. What was given wins."""
+    with pytest.raises(EngineFailure, match="enough"), in_process_engine(save_model(tmp_path), **given):
+        pass
+    assert options["distributed_executor_backend"] == executor

@@ -114,5 +114,7 @@ def test_a_model_that_ends_its_texts_at_once_writes_too_few_prompts(
 def test_a_table_is_needed(tmp_path: Path) -> None:
     """A model without one is refused with what to do."""
     path = save_checkpoint(tmp_path)
-    with pytest.raises(InputError, match="make one with sere"):
+    with pytest.raises(
+        InputError, match=r"tuning needs a similarity table, .*; make one with sere calibrate"
+    ):
         sere.tune(path, prompts=PROMPTS, **QUICK)

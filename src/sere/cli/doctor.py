@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from sere.cli.doctor_installed import installed_findings
+from sere.cli.doctor_installed import engine_dtypes, installed_findings
 from sere.cli.doctor_model import (
     calibration_findings,
     engine_findings,
@@ -155,7 +155,7 @@ def _model(args: argparse.Namespace, found: Unprepared) -> Iterator[Finding]:
         identity = found.identity
         detail = f"{shape} (select_top_k < {identity.top_k} re-routes), digest {identity.digest[:12]}"
         yield Finding("model", identity.name, "ok", detail)
-        yield _backend_of(identity)
+        yield _backend_of(identity, found.dtype)
         yield _weights(args)
     elif found.may_be_served:
         yield Finding(
@@ -182,15 +182,16 @@ def _find_table(
     return findings, SimilarityTable.load(path) if fits else None
 
 
-def _backend_of(identity: Any) -> Finding:
-    """Say which backend re-routes layers of the model's size here."""
+def _backend_of(identity: Any, dtype: str | None) -> Finding:
+    """Say which backend re-routes layers of the model's size and dtype here."""
     import torch
 
     from sere.reroute.backends.registry import select, why_not_fastest
 
     device, E, K = "cuda" if torch.cuda.is_available() else "cpu", identity.num_experts, identity.top_k
-    name = select("auto", device, E, K)
-    reason = why_not_fastest(name, torch.device(device), E, K)
+    dtypes = engine_dtypes(dtype)
+    name = select("auto", device, E, K, dtypes)
+    reason = why_not_fastest(name, torch.device(device), E, K, dtypes)
     detail = f"{name} for E={E}, K={K} on {device}{f': {reason}' if reason else ''}"
     return Finding("model", "backend", "missing" if reason else "ok", detail)
 

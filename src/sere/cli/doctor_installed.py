@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from sere.cli.explain import EXTRAS
 from sere.cli.finding import Finding
 from sere.errors import SereError, how_to_install
+
+if TYPE_CHECKING:
+    from sere.reroute.batch import StepDtypes
 
 _SERVER = "serving: vLLM loads the plug-in by itself"
 # CUDA 13, which cuda-core and NVRTC are installed for.
@@ -60,17 +64,37 @@ def _version(name: str, version: str) -> Finding:
     return Finding("versions", name, "ok", f"{version} (tested: {describe_range(name)})")
 
 
+def engine_dtypes(dtype: str | None = None) -> tuple[StepDtypes, ...]:
+    """Return the dtypes of the steps that engines route.
+
+    vLLM gives float32 weights, with ids of either kind; Transformers int64 ids, with float32 weights or with
+    weights of the model's dtype.
+
+    Args:
+        dtype: The model's, such as ``"float16"``; None for bfloat16, which most models have.
+    """
+    import torch
+
+    from sere.reroute.batch import StepDtypes
+    from sere.reroute.checks import ID_DTYPES, WEIGHT_DTYPES
+
+    own = getattr(torch, dtype or "bfloat16")
+    found = [StepDtypes(ids, torch.float32) for ids in ID_DTYPES]
+    return tuple(dict.fromkeys([*found, StepDtypes(torch.int64, own)] if own in WEIGHT_DTYPES else found))
+
+
 def _backends() -> Iterator[Finding]:
     import torch
 
     from sere.flatten import why_not
     from sere.reroute.backends.registry import BACKENDS, select
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device, dtypes = "cuda" if torch.cuda.is_available() else "cpu", engine_dtypes()
     for name, record in BACKENDS.items():
-        reason = record.why_not(device)
+        reason = record.why_not(device, dtypes=dtypes)
         yield Finding("backends", name, "missing" if reason else "ok", reason or f"runs on {device} tensors")
-    yield Finding("backends", "auto", "ok", f"chooses {select('auto', device)} for {device} tensors")
+    chosen = select("auto", device, dtypes=dtypes)
+    yield Finding("backends", "auto", "ok", f"chooses {chosen} for {device} tensors")
     reason = why_not()
     detail = reason or "on a CPU, slots without weight can be left out (setting flatten)"
     yield Finding("backends", "flatten", "missing" if reason else "ok", detail)

@@ -82,7 +82,8 @@ def options_for(
         ConfigError: As for `engine_options`; or a routing rule that is not served needs to replace the
             engine's own, in a compiled engine or one of several processes.
     """
-    from sere.engines.settings import is_served, ranks_of
+    from sere.engines.in_process import ranks_of
+    from sere.engines.settings import is_served
 
     given = engine_options(args, fixed, command=command)
     others = [setting.label for setting in settings if not is_served(setting)]
@@ -93,4 +94,4 @@ def options_for(
             f"--engine-option: vLLM {why} runs sere and off only, got {name_some(others)}; choose with "
             "--setting sere, or measure the others in one eager process"
         )
-    return given | ({"distributed_executor_backend": "mp"} if several else {})
+    return given

@@ -29,11 +29,18 @@ _SHARE_OF_FREE = 0.85
 _ENVIRONMENT = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_NO_USAGE_STATS": "1"}
 
 
+def ranks_of(options: Mapping[str, Any]) -> int:
+    """Return the number of processes that share the model in an engine with these options of vLLM."""
+    return int(options.get("tensor_parallel_size", 1)) * int(options.get("pipeline_parallel_size", 1))
+
+
 @contextmanager
 def in_process_engine(
     model: str | os.PathLike[str], sere: Any = None, *, threads: int | None = None, **options: Any
 ) -> Iterator[Any]:
-    """Start an engine whose only process is this one, and end it.
+    """Start an engine in this process, and end it.
+
+    Its worker runs here, too; several that share the model run in processes of their own on this machine.
 
     Args:
         model: A checkpoint folder.
@@ -70,7 +77,8 @@ def in_process_engine(
             raise ConfigError(f"vLLM {engine_version()} has no engine option {name!r}; check its name")
         given = {} if sere is None else {"additional_config": {KEY: sere}}
         try:
-            all_options = {"distributed_executor_backend": "uni"} | _memory(options) | given | options
+            executor = {"distributed_executor_backend": "uni" if ranks_of(options) == 1 else "mp"}
+            all_options = executor | _memory(options) | given | options
             llm = _started(LLM, os.fspath(model), all_options)
             if int(options.get("pipeline_parallel_size", 1)) > 1:
                 # On a CPU, only a dummy step makes a stage's input buffers, and an eager engine runs none.

@@ -68,11 +68,6 @@ def counted_changes(setting: PolicySpec) -> dict[str, Any]:
     return {"enabled": True, "count_only": False} | {name: values[name] for name in LIVE}
 
 
-def ranks_of(options: Mapping[str, Any]) -> int:
-    """Return the number of processes that share the model in an engine with these options of vLLM."""
-    return int(options.get("tensor_parallel_size", 1)) * int(options.get("pipeline_parallel_size", 1))
-
-
 def live_changes(setting: PolicySpec) -> dict[str, Any]:
     """Return what to change in a running engine for ``sere`` or ``off`` as served: off counts nothing."""
     return {"enabled": False} if setting.name == "off" else counted_changes(setting)

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from sere.checkpoints import find_checkpoint, load_model, load_tokenizer
-from sere.defaults import TABLE, default_table
+from sere.defaults import required_table
 from sere.errors import ConfigError, InputError, did_you_mean
 from sere.eval.user_questions import read_prompts, read_questions
 from sere.progress import NO_PROGRESS, Progress
@@ -123,10 +123,6 @@ def _goal(name: str, wanted: Mapping[str, float]) -> Goal:
 def _table(model: nn.Module, table: SimilarityTable | str | os.PathLike[str] | None) -> SimilarityTable:
     if isinstance(table, SimilarityTable):
         return table
-    found = default_table(getattr(model, "name_or_path", None)) if table is None else table
-    if found is None:
-        raise InputError(
-            f"table: expected a similarity table or its path, and there is no {TABLE} in the model's folder, "
-            "nor NAME.sere in the current one; make one with sere.calibrate"
-        )
-    return SimilarityTable.load(locate_table(found))
+    if table is None:
+        table = required_table("tuning", getattr(model, "name_or_path", None))
+    return SimilarityTable.load(locate_table(table))

@@ -34,5 +34,4 @@ def test_the_engine_has_room_for_a_batch_of_texts() -> None:
     found = engine_options(config, writes=0)
     assert (found["max_num_seqs"], found["max_num_batched_tokens"]) == (100, 20_000)
     assert (found["max_model_len"], found["dtype"]) == (300, "float32")
-    assert found["distributed_executor_backend"] == "mp"
     assert engine_options(config, writes=128)["max_num_seqs"] == 128

@@ -55,7 +55,7 @@ def test_the_engine_gets_lm_evals_arguments_and_settings(vllm_checkpoint: Path, 
     assert sere == {"table": table, "select_top_k": 1, "log_seconds": 0, "use_scale": False}
     wanted = {
         "max_num_seqs": 8, "max_model_len": 200, "tensor_parallel_size": 2, "seed": 0, "enforce_eager": True,
-        "enable_prefix_caching": False, "distributed_executor_backend": "mp",
+        "enable_prefix_caching": False,
         "logits_processors": [PROCESSOR],
     }  # fmt: skip
     assert wanted.items() <= options.items()

@@ -81,7 +81,7 @@ WRONG: dict[str, tuple[Callable[[SimilarityTable], dict[str, Any]], type[SereErr
     "no table": (
         lambda _: {"select_top_k": 1},
         InputError,
-        "expected a similarity table or its path, got None",
+        "re-routing needs a similarity table, none was given, .* in memory\\), nor NAME.sere",
     ),
     "no path": (
         lambda table: settings_of(table, table=5),

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from sere.calibrate.config import CalibrationConfig
-from sere.engines.settings import ranks_of
 from sere.errors import ConfigError
 from sere.integrations.vllm.calibration.request import CALIBRATION_KEY
 
@@ -54,8 +53,6 @@ def engine_options(config: CalibrationConfig, *, writes: int) -> dict[str, Any]:
         ours["kv_cache_memory_bytes"] = CACHE_BYTES
     if config.dtype is not None:
         ours["dtype"] = str(config.dtype).removeprefix("torch.")
-    if ranks_of(given) > 1:
-        ours["distributed_executor_backend"] = "mp"
     fixed = {
         "additional_config": {CALIBRATION_KEY: True},
         "enforce_eager": True,

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sere.defaults import TABLE, default_table
+from sere.defaults import required_table
 from sere.errors import ConfigError, InputError
 from sere.eval.harness.scored import PHASES
 from sere.policies.spec import PolicySpec, parse_spec
@@ -75,10 +75,4 @@ def table_file(what: str, given: str | None, model: str | None) -> Path:
         TableError: The folder that was given holds none.
         HubError: A repository is out of reach.
     """
-    place = given or default_table(model)
-    if place is None:
-        raise ConfigError(
-            f"table: {what} needs a similarity table, none was given, and there is no {TABLE} in the model's "
-            "folder, nor NAME.sere in the current one; make one with sere calibrate"
-        )
-    return locate_table(place)
+    return locate_table(given or required_table(what, model))

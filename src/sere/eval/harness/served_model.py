@@ -12,7 +12,7 @@ from lm_eval.api.registry import register_model
 
 from sere.bundled import BUNDLED, model_path
 from sere.engines.in_process import in_process_engine
-from sere.engines.settings import by_engine, ranks_of, routed, start_settings
+from sere.engines.settings import by_engine, routed, start_settings
 from sere.errors import ConfigError
 from sere.eval.harness.arguments import check_phases, rows_of, setting_of, table_file
 from sere.eval.harness.scored import DECODE, NOTHING, PHASES, PREFILL
@@ -141,8 +141,6 @@ def _engine(sere: Mapping[str, Any], given: Mapping[str, Any], *, decode: bool) 
         decode: Whether log-likelihoods are to be taken in decode steps.
     """
     options = {"enforce_eager": True, "disable_log_stats": True, **given, "enable_prefix_caching": False}
-    if ranks_of(given) > 1:
-        options.setdefault("distributed_executor_backend", "mp")
     if decode:
         from sere.engines.forced_tokens import PROCESSOR
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from sere.config import RerouteConfig, as_integer
-from sere.defaults import TABLE, default_table, table_here
+from sere.defaults import required_table
 from sere.errors import AlreadyApplied, ConfigError, InputError, TableMismatch, name_some
 from sere.integrations.transformers.call import CurrentCall
 from sere.integrations.transformers.compiled import refuse_compiled
@@ -209,15 +209,7 @@ def _load(
     """Return the table, from the argument or the settings, checked against the model."""
     source = config.table if table is None else table
     if source is None:
-        folder = getattr(model, "name_or_path", None)
-        source = default_table(folder)
-        if source is None:
-            raise InputError(
-                f"table: expected a similarity table or its path, got None, and there is no {TABLE} in the "
-                f"model's folder ({folder or 'unknown: the model was made in memory'}), nor "
-                f"{table_here(folder) if folder else 'NAME.sere'} in the current one; make one with "
-                "sere.calibrate"
-            )
+        source = required_table("re-routing", getattr(model, "name_or_path", None))
         logger.info("sere: using the table %s", source)
     if isinstance(source, SimilarityTable):
         source.check(identity_of(model, layers))

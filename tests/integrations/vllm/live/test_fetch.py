@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -179,6 +180,22 @@ def test_a_proxy_opens_a_tunnel(proxies: pytest.MonkeyPatch) -> None:
         ):
             server.fetch()
     assert asked == [("server.test:443", None, "Basic bmFtZTpwYXNzIHdvcmQ=")]
+
+
+@pytest.mark.parametrize("name", ["127.0.0.2", "127.0.0.2:PORT"])
+def test_a_server_that_no_proxy_names(name: str, proxies: pytest.MonkeyPatch) -> None:
+    """It is asked directly, also where it is named with its port; another port's server is not meant."""
+    with answering(200, json.dumps({"now": {"format": FORMAT}})) as (url, asked):
+        port = urlsplit(url).port
+        proxies.setenv("http_proxy", url)
+        proxies.setenv("no_proxy", name.replace("PORT", str(port)))
+        with LiveServer(f"http://127.0.0.2:{port}/v1/sere/live") as server, pytest.raises(ServerError):
+            server.fetch()  # nobody listens there
+        assert asked == []
+        proxies.setenv("no_proxy", "127.0.0.2:1")
+        with LiveServer(f"http://127.0.0.2:{port}/v1/sere/live") as server:
+            server.fetch()
+        assert len(asked) == 1
 
 
 @pytest.mark.parametrize("given", ["socks5://127.0.0.1:1080", "http://name:secret@host:port"])

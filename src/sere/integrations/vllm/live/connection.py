@@ -98,7 +98,8 @@ def _connection(scheme: str, host: str, port: int, timeout_s: float) -> HTTPConn
 def _proxy_of(parts: SplitResult) -> SplitResult | None:
     """Return the proxy that the environment names for a server, or None."""
     host = parts.hostname or ""
-    given = None if host in _HERE or proxy_bypass(host) else getproxies().get(parts.scheme)
+    is_near = host in _HERE or proxy_bypass(f"{host}:{parts.port or _PORTS[parts.scheme]}")
+    given = None if is_near else getproxies().get(parts.scheme)
     if not given:
         return None
     proxy = urlsplit(given if "://" in given else f"http://{given}")

@@ -126,6 +126,7 @@ def test_changed_settings_hold_in_large_steps(table: Any) -> None:
     [
         (MarlinExperts(), {"moe": {"ep_size": 1, "dp_size": 1}}),
         (MarlinExperts(), {"moe": {"ep_size": 2, "dp_size": 2}}),
+        (MarlinExperts(), {"moe": SPREAD | {"is_sequence_parallel": True}}),
         (MarlinExperts(), {"parallel": {"enable_eplb": True}}),
         (MarlinExperts(), {"requests": {"merge_given": True}}),
         (MarlinExperts(), {"merge": "same"}),
@@ -137,8 +138,8 @@ def test_changed_settings_hold_in_large_steps(table: Any) -> None:
         (None, {"rows": 4096}),
     ],
     ids=[
-        "no map", "data parallel", "copies", "chosen merge", "another merge", "no gain", "all experts",
-        "too few rows", "Triton or DeepGEMM", "CPU", "unknown",
+        "no map", "data parallel", "sequence parallel", "copies", "chosen merge", "another merge",
+        "no gain", "all experts", "too few rows", "Triton or DeepGEMM", "CPU", "unknown",
     ],
 )  # fmt: skip
 def test_no_slots_are_freed(table: Any, kernel: Any, settings: dict[str, Any]) -> None:

@@ -69,6 +69,7 @@ def skips(kernel: Any, runner: Any, vllm_config: Any) -> bool:
     # Rows that are sent to other ranks, copies of experts, adapters, and routes that come with the tokens.
     reads_ids = (
         getattr(config, "dp_size", 1) > 1,
+        versions.is_sequence_parallel(runner),
         getattr(parallel, "enable_eplb", False),
         getattr(vllm_config, "lora_config", None) is not None,
         getattr(getattr(vllm_config, "aux_output_config", None), "enable_return_routed_experts", False),

@@ -10,9 +10,10 @@ import torch
 from sere.config import RerouteConfig
 from sere.errors import ConfigError
 from sere.policies.spec import parse_spec
-from sere.reroute import prepare_layer
+from sere.reroute import COUNTERS, TokenBatch, prepare_layer
+from sere.reroute.constants import LAYER_BUDGET, LIMITS, PADDING_BUDGET
 from sere.similarity.layer import LayerSimilarity
-from tests.support.batches import BACKENDS, Case, similarity_matrix
+from tests.support.batches import BACKENDS, Case, counted, device_of, name_of, similarity_matrix
 
 pytestmark = pytest.mark.usefixtures("shim_backend")
 backends = pytest.mark.parametrize("backend", BACKENDS)
@@ -109,3 +110,35 @@ def test_the_setting_is_written_like_any_other() -> None:
     spec = parse_spec("sere:min_gain=0.003,active_experts=24")
     assert spec.label == "sere:active_experts=24,min_gain=0.003"
     assert parse_spec(spec.label) == spec
+
+
+@backends
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+def test_freed_slots_are_skipped_in_large_steps(backend: str, compiled: bool) -> None:
+    """From three rows on, padding included, a step is one of ``merge="sentinel"``; below it is as before."""
+    torch.compiler.reset()
+    config = RerouteConfig(active_experts=0, min_gain=0.05, backend=name_of(backend))  # type: ignore[arg-type]
+    device = device_of(backend)
+    layer = prepare_layer(LayerSimilarity(SIMILARITY), config, scale=DOUBLE, device=device)
+    layer.skip_freed_slots(3, -1)
+    layer.read_limits_from(torch.zeros(LIMITS, dtype=torch.int32, device=device))
+    route = torch.compile(layer.route, fullgraph=True, backend="eager") if compiled else layer.route
+    for rows, real, merge in ((2, 2, "none"), (3, 3, "sentinel"), (3, 2, "sentinel")):
+        ids, weights = torch.tensor(IDS)[:rows], torch.tensor(WEIGHTS)[:rows]
+        counters = torch.zeros(len(COUNTERS), dtype=torch.int64, device=device)
+        budgets = torch.tensor([LAYER_BUDGET] * real + [PADDING_BUDGET] * (rows - real), dtype=torch.int32)
+        routing = route(TokenBatch(ids.to(device), weights.to(device), budgets.to(device)), counters)
+        case = Case(ids, weights, SIMILARITY, {"scale": DOUBLE, "min_gain": 0.05, "row_budgets": budgets})
+        sentinel = -1 if merge == "sentinel" else None
+        expected, counts = case.run("reference", merge=merge, sentinel=sentinel)
+        assert routing.ids.tolist() == expected.ids.tolist()
+        assert routing.weights.tolist() == expected.weights.tolist()
+        assert counted(counters) == counts
+        assert bool((routing.ids == -1).any()) == (merge == "sentinel")
+
+
+def test_a_sentinel_is_no_expert() -> None:
+    """In large steps, too."""
+    layer = prepare_layer(LayerSimilarity(SIMILARITY), RerouteConfig(active_experts=0), top_k=3)
+    with pytest.raises(ConfigError, match="sentinel: expected an id outside \\[0, 5\\), such as -1, got 4"):
+        layer.skip_freed_slots(3, 4)

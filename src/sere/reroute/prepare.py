@@ -13,6 +13,7 @@ from sere.reroute import operator
 from sere.reroute.backends.registry import implementation, on_device, select
 from sere.reroute.batch import USUAL_DTYPES, Routing, StepDtypes, TokenBatch
 from sere.reroute.checks import check_batch, check_dtypes
+from sere.reroute.constants import MERGE_SENTINEL
 from sere.reroute.limits import layer_limits
 from sere.reroute.raw_layer import KernelConfig, RawLayer
 from sere.similarity.layer import LayerSimilarity, check_scale
@@ -27,11 +28,13 @@ class PreparedLayer:
         device: Where the steps must be.
     """
 
-    __slots__ = ("_layer", "_run", "backend", "config", "device")
+    __slots__ = ("_large", "_layer", "_run", "backend", "config", "device")
 
     def __init__(self, raw: RawLayer, config: RerouteConfig, backend: str, device: torch.device) -> None:
         found = implementation(backend)
         self._layer, self._run = found.prepare(raw, device), found.run
+        # From how many rows on, and how then; see `skip_freed_slots`.
+        self._large: tuple[int, KernelConfig] | None = None
         self.backend, self.config = backend, config
         # With the device's index, as tensors have it.
         self.device = self._layer.keep.device
@@ -60,9 +63,12 @@ class PreparedLayer:
                 f"topk_ids: expected ids on {self.device}, where the layer was prepared, got "
                 f"{batch.topk_ids.device}; prepare the layer for each device"
             )
+        layer = self._layer
+        if self._large is not None and batch.topk_ids.shape[0] >= self._large[0]:
+            layer = layer._replace(config=self._large[1])
         if torch.compiler.is_compiling() and self.backend != "torch":
-            return operator.call(self.backend, batch, self._layer, counters)
-        return self._run(batch, self._layer, counters)
+            return operator.call(self.backend, batch, layer, counters)
+        return self._run(batch, layer, counters)
 
     def tensors(self) -> dict[str, Tensor]:
         """Return every tensor that ``route`` reads beside the batch, by name."""
@@ -88,6 +94,22 @@ class PreparedLayer:
             )
         limits.copy_(mine)
         self._layer = self._layer._replace(limits=limits)
+
+    def skip_freed_slots(self, rows: int, sentinel: int) -> None:
+        """Act as with ``merge="sentinel"`` in steps of at least so many rows, whatever they hold.
+
+        The number of rows is a shape, so a captured graph has one way for good. Call this before a step is
+        compiled or captured.
+
+        Args:
+            rows: Rows of ``topk_ids``, padding among them.
+            sentinel: The id of freed slots.
+
+        Raises:
+            ConfigError: The sentinel is the id of one of the layer's experts.
+        """
+        _check_sentinel(sentinel, self._layer.keep.shape[0])
+        self._large = rows, self._layer.config._replace(merge=MERGE_SENTINEL, sentinel=sentinel)
 
     def check_update(self, other: PreparedLayer) -> None:
         """Refuse what `update` cannot write over this layer.
@@ -170,11 +192,8 @@ def prepare_layer(
     if scale is not None:
         # Compiled backends read it through a raw pointer: a wrong shape would read foreign memory.
         check_scale(scale, E)
-    if config.sentinel is not None and 0 <= config.sentinel < E:
-        raise ConfigError(
-            f"sentinel: expected an id outside [0, {E}), such as -1, got {config.sentinel}, which is one of "
-            f"the layer's {E} experts: it would run for every freed slot"
-        )
+    if config.sentinel is not None:
+        _check_sentinel(config.sentinel, E)
     settings = config.for_layer(index)
     if settings.min_gain and scale is None:
         raise ConfigError(
@@ -198,6 +217,14 @@ def prepare_layer(
             KernelConfig.of(config),
         )
         return PreparedLayer(raw, config, backend, torch.device("cpu") if on_host else where)
+
+
+def _check_sentinel(sentinel: int, E: int) -> None:
+    if 0 <= sentinel < E:
+        raise ConfigError(
+            f"sentinel: expected an id outside [0, {E}), such as -1, got {sentinel}, which is one of the "
+            f"layer's {E} experts: it would run for every freed slot"
+        )
 
 
 def _sensitivity(layer: LayerSimilarity) -> Tensor:

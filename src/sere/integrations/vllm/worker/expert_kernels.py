@@ -27,7 +27,7 @@ SUPPORTS_DUPLICATES = frozenset(
     }
 )  # fmt: skip
 # Kernels that skip a slot of id -1 in a real row. Elsewhere it reads or writes out of bounds, or its
-# output is summed without having been written.
+# output is summed without having been written. What sere does by itself is in freed_slots.py.
 SUPPORTS_SENTINEL = frozenset({"DeepGemmExperts"})
 
 _REASON = "sere needs a decomposed backend: it changes the routing between the router and the experts"

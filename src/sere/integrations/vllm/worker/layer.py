@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import replace
+from itertools import product
 from typing import Any
 
 import torch
@@ -39,6 +40,7 @@ class RoutedLayer:
         experts: ``[2, E]``, int64: how often each expert was chosen and ran, or None if that is not counted.
         flat: Hands the expert kernel only what carries weight; None where it is left alone.
         pairs: What it counted.
+        skips_from: From how many rows on its freed slots get an id that the expert kernel skips; or None.
     """
 
     def __init__(self, runner: Any) -> None:
@@ -54,6 +56,7 @@ class RoutedLayer:
         self.experts: Tensor | None = None
         self.flat: FlatExperts | None = None
         self.pairs = PairCounts()
+        self.skips_from: int | None = None
 
     @property
     def expert_bytes(self) -> int | None:
@@ -161,11 +164,15 @@ class RoutedLayer:
         return routing if narrow is ids else Routing(routing.ids.to(ids.dtype), routing.weights)
 
     def warm_up(self) -> None:
-        """Run the router on padding, once per dtype, so that a backend compiles now and not in a request."""
+        """Run the router on padding, so that a backend compiles now and not in a request.
+
+        Once per dtype, and as often for large steps if freed slots are skipped there.
+        """
         assert self.router is not None
-        for dtypes in self.shape.dtypes:
-            ids = torch.zeros(1, self.shape.top_k, dtype=dtypes.ids, device=self.router.counters.device)
-            padding = torch.full((1,), PADDING_BUDGET, dtype=torch.int32, device=ids.device)
+        device = self.router.counters.device
+        for dtypes, rows in product(self.shape.dtypes, filter(None, (1, self.skips_from))):
+            ids = torch.zeros(rows, self.shape.top_k, dtype=dtypes.ids, device=device)
+            padding = torch.full((rows,), PADDING_BUDGET, dtype=torch.int32, device=device)
             self.router(TokenBatch(ids, torch.zeros_like(ids, dtype=dtypes.weights), padding))
 
 
@@ -176,8 +183,12 @@ def _recorded(ids: Tensor) -> bool:
 
 def warm_up(layers: Iterable[RoutedLayer]) -> None:
     """Run the router of one layer of each shape, because a backend may compile for a shape."""
-    for layer in {(layer.shape.num_experts, layer.shape.top_k): layer for layer in layers}.values():
+    for layer in {_kind(layer): layer for layer in layers}.values():
         layer.warm_up()
+
+
+def _kind(layer: RoutedLayer) -> tuple[int, int, bool]:
+    return layer.shape.num_experts, layer.shape.top_k, layer.skips_from is None
 
 
 def layer_index(name: str) -> int:

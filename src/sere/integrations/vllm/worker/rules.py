@@ -41,6 +41,7 @@ class Rules:
         digest: What the table is, for comparing it between ranks.
         kernels: Class names of the layers' expert kernels, None where one cannot be told; all layers get what
             all of them support.
+        merge_given: Whether the user chose ``merge``; if not, it is fitted to the kernels.
 
     Raises:
         ConfigError: The table lacks a tier that requests were to ask for.
@@ -52,7 +53,7 @@ class Rules:
         self.tiers = tuple(name for name in table.tiers if name in self.allowed.names)
         self.digest = tables.digest(table)
         self.kernels: set[str | None] = set()
-        self._merge_given = plugin_config.merge_given
+        self.merge_given = plugin_config.merge_given
 
     def of(self, given: RerouteConfig) -> Sere:
         """Return the rule of the engine's settings.
@@ -65,7 +66,7 @@ class Rules:
         """
         config = self.table.settings(given)
         for kernel in sorted(self.kernels, key=str):
-            config = fit_to_kernel(config, kernel, merge_given=self._merge_given)
+            config = fit_to_kernel(config, kernel, merge_given=self.merge_given)
         full_rows = any(needs_full_rows(config, kernel) for kernel in self.kernels)
         return Sere(self.table.layers, config, full_rows=full_rows)
 

@@ -32,6 +32,7 @@ def log_start(state: WorkerState) -> None:
             state.kernel or "in use",
         )
     _say_why_not_flattened(state)
+    _say_which_steps_skip_slots(state)
     warn_of_backend(state)
     warn_of_settings(state)
 
@@ -41,6 +42,18 @@ def _say_why_not_flattened(state: WorkerState) -> None:
     on_cpu = state.budgets is not None and state.budgets.tensor.device.type == "cpu"
     if state.layers and on_cpu and state.flat.why_not is not None and state.flat.setting != "off":
         logger.info("sere: flatten: all slots are computed, because %s", state.flat.why_not)
+
+
+def _say_which_steps_skip_slots(state: WorkerState) -> None:
+    """Log from how many rows on slots that carry nothing are left out on a GPU."""
+    found = [layer.skips_from for layer in state.layers.values() if layer.skips_from is not None]
+    if found:
+        logger.info(
+            "sere: in steps of %d or more rows slots that carry nothing get the id -1, which the expert "
+            "kernel %s skips; merge='none' computes them all",
+            min(found),
+            state.kernel,
+        )
 
 
 def describe(state: WorkerState) -> str:

@@ -15,7 +15,7 @@ from sere.errors import UnsupportedEngine
 from sere.integrations.vllm.plugin_config import PluginConfig
 from sere.integrations.vllm.start import tables
 from sere.integrations.vllm.step_counts import StepCounts
-from sere.integrations.vllm.worker import expert_kernels, flat_experts, router_hook
+from sere.integrations.vllm.worker import expert_kernels, flat_experts, freed_slots, router_hook
 from sere.integrations.vllm.worker.facts import facts_of
 from sere.integrations.vllm.worker.flat_operator import flatten_layers
 from sere.integrations.vllm.worker.guard import Guard
@@ -146,6 +146,7 @@ class WorkerState:
             layer.take(self._routers[index])
         self.commit(self.propose(self.given, enabled=self.enabled, count_only=self.count_only))
         flatten_layers(self.layers, self.rules.kernels, self.budgets, self.flat)
+        freed_slots.skip_freed_slots(self.layers, self.rules, self.given, self.vllm_config, rows)
         warm_up(self.layers.values())
 
     def propose(self, given: RerouteConfig, *, enabled: bool, count_only: bool) -> Proposal:
@@ -172,10 +173,9 @@ class WorkerState:
         self.limits.write(proposal.limits, proposal.exact_rows)
         if self.policy is self.sere:
             self.policy = sere
-        self.given, self.sere = proposal.given, sere
+        self.given, self.sere, self.fingerprint = proposal.given, sere, proposal.fingerprint
         self.least_select_top_k = least_select_top_k(sere, self.shapes)
         self.enabled, self.count_only = proposal.enabled, proposal.count_only
-        self.fingerprint = proposal.fingerprint
         self.counts.least_budget = None
         self.guard.restart()
 

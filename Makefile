@@ -117,8 +117,8 @@ gpu-day: ## on a GPU: the first fifteen minutes, in pieces; REHEARSE=1 tries eve
 gpu-calibrate: ## on a GPU: similarity accumulators against the CPU's results, and their time
 	$(GPU) benchmarks/gpu_similarity.py --out $(RESULTS)/gpu_similarity.jsonl
 
-fuzz-http: .venv-vllm/.ready ## 10,000 generated requests to each route of a real vllm serve; none may fail or stop the engine
-	PYTHONPATH=src:. .venv-vllm/bin/python benchmarks/fuzz_http.py --out $(RESULTS)/fuzz_http.jsonl
+fuzz-http: .venv-vllm/.ready ## 10,000 generated requests to each route of a real vllm serve; none may fail or stop the engine; make fuzz-http REQUESTS=2000 CONTROL=5
+	PYTHONPATH=src:. .venv-vllm/bin/python benchmarks/fuzz_http.py $(if $(REQUESTS),--requests $(REQUESTS)) $(if $(CONTROL),--control $(CONTROL)) --out $(RESULTS)/fuzz_http.jsonl
 
 transcripts: .venv-vllm/.ready ## run the commands on two small models and write what a terminal shows to docs/transcripts.md
 	PYTHONPATH=src:. .venv-vllm/bin/python docs/build/transcripts.py $(if $(FOLDER),--folder $(FOLDER))

@@ -8,22 +8,20 @@ import threading
 import time
 from bisect import bisect_left, bisect_right
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from time import perf_counter
 from typing import NamedTuple
 
+from engine_pauses import PAUSE_MS, spread_ms
 from sere.engines.server import Server
 
-PAUSE_MS = 100.0
-FAR = 10
 PATIENCE_S = 300.0
 WATCH_S = 0.005
 # Naps that are late by less are no waits.
 LATE_S = 0.005
 PROMPT = "add 123 456 = "
-NONE, SOME, UNKNOWN = "none", "some", "cannot tell"
 
 
 class Gap(NamedTuple):
@@ -184,25 +182,6 @@ def connect(url: str, patience_s: float = PATIENCE_S) -> http.client.HTTPConnect
     return http.client.HTTPConnection(url.removeprefix("http://"), timeout=patience_s)
 
 
-def pauses(control: Mapping[str, float], fuzzed: Mapping[str, float]) -> tuple[str, list[str]]:
-    """Return whether the server paused between tokens, and what is wrong with that.
-
-    Args:
-        control: The times between tokens in the control, as `spread` returns them.
-        fuzzed: The same while a route was fuzzed.
-    """
-    longest, usual = fuzzed["own_most"], control["own_most"]
-    if longest <= PAUSE_MS:
-        return NONE, []
-    if usual > PAUSE_MS and longest <= FAR * usual:
-        return UNKNOWN, []
-    text = (
-        f"{fuzzed['own_above_100_ms']} tokens came over {PAUSE_MS:g} ms after the one before, one {longest} "
-        f"ms, without the time in which the client stood still; in the control the longest took {usual} ms"
-    )
-    return SOME, [text]
-
-
 def spread(gaps: Sequence[Gap], watch: Watch) -> dict[str, float]:
     """Return the middle and the end of the times between tokens, and what of them is the server's own.
 
@@ -211,17 +190,9 @@ def spread(gaps: Sequence[Gap], watch: Watch) -> dict[str, float]:
         watch: What was seen of this process meanwhile.
     """
     values, own = [gap.ms for gap in gaps], watch.own_ms(gaps)
-    ordered = sorted(values) or [0.0]
-    at = {"median": 0.5, "p99": 0.99, "p99_9": 0.999, "most": 1.0}
-    found = {
-        name: round(ordered[min(len(ordered) - 1, int(share * len(ordered)))], 2)
-        for name, share in at.items()
-    }
-    return {
-        "count": len(values),
+    return spread_ms(values) | {
         "above_100_ms": sum(value > PAUSE_MS for value in values),
         "own_above_100_ms": sum(value > PAUSE_MS for value in own),
-        **found,
         "own_most": round(max(own, default=0.0), 2),
         "machine_most": round(watch.longest_ms, 2),
     }

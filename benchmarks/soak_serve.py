@@ -8,6 +8,7 @@ loop. Exit code 1 unless
 
 - every request is answered in full, aborted by us, or refused because it was malformed;
 - a protected request that is alone in its batch gives the same text at the end as at the beginning;
+- no call and no pause between steps takes more than 100 ms of the engine's own time (``engine_pauses.py``);
 - memory in the last quarter is at most `GROWTH` times that in the second;
 - throughput with the reader of metrics is not below `LEAST_RATIO` of that without: each such stretch is
   compared with its neighbor without readers, and the interval of the mean ratio (95 %, bootstrap over the
@@ -29,6 +30,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from bundled_table import random_bundled_table
+from engine_pauses import figures, installed, judged
 from load_requests import PROTECTED, Load, ask_text, one
 from sere.bundled import model_path
 from sere.engines.server import Server, serve
@@ -36,7 +38,7 @@ from sere.eval.statistics.by_round import LEAST_ROUNDS, bootstrap
 from sere.files import append_json_line
 from sere.provenance import provenance
 
-FORMAT = "sere-soak-serve-2"
+FORMAT = "sere-soak-serve-3"
 CLIENTS = 8
 GROWTH = 1.02
 LEAST_RATIO = 0.98
@@ -77,8 +79,14 @@ def main() -> int:
         flags = ["--served-model-name", "tiny", "--max-model-len", "256", "--max-num-seqs", "32"]
         flags += ["--enforce-eager"] if args.eager else []
         given = {"table": str(table), "active_experts": 24, "log_seconds": 10}
-        with serve(model_path(), given, Path(folder) / "log", *flags, start_s=START_S) as server:
+        with (
+            installed(Path(folder) / "notes") as notes,
+            serve(model_path(), given, Path(folder) / "log", *flags, start_s=START_S) as server,
+        ):
+            notes.take()
             record = asyncio.run(soak(server, args.seconds, args.stretch, random.Random(args.seed)))
+            record["engine"] = figures(notes.take())
+            record["wrong"] += judged(record["engine"])
             record["tracebacks"] = server.log.read_text(errors="replace").count("Traceback")
     record |= {
         "format": FORMAT,

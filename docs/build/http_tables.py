@@ -3,30 +3,50 @@
 from __future__ import annotations
 
 from cells import conditions, table
-from records import Record, read_lines
+from records import NOT_MEASURED, Record, read_lines
 
 # What a soak's requests ask for, and how some of them end.
 _ASKED = ("nothing", "tier safe", "tier fast", "own S", "off", "aborted", "refused")
 
 
 def fuzz_http() -> str:
-    """Of each route the answers to generated requests, then the pauses of a stream beside them."""
-    records = list({one["route"]: one for one in read_lines("fuzz_http.jsonl")}.values())
+    """Of each route the answers to generated requests, the engine's pauses, and late tokens beside them.
+
+    Records before sere-fuzz-http-5 have nothing of the engine, and called late tokens wrong.
+    """
+    lines = read_lines("fuzz_http.jsonl")
+    runs = list({(one["route"], sum(one["statuses"].values())): one for one in lines}.values())
+    newest = list({one["route"]: one for one in lines}.values())
     answers = [
         [
             record["route"], *_answers(record["statuses"]), f"{record['slowest_answer_ms']:.0f}",
-            len(record["wrong"]),
+            len([text for text in record["wrong"] if "tokens came over" not in text]),
         ]
-        for record in records
+        for record in runs
     ]  # fmt: skip
-    pauses = [
+    engine = [
+        [record["route"], *_stops(record["engine"]["fuzzed"]), *_stops(record["engine"]["control"])[3:]]
+        for record in newest
+        if "engine" in record
+    ]
+    late = [
         [record["route"], *_late(record["gaps_ms"]["fuzzed"]), *_late(record["gaps_ms"]["control"])]
-        for record in records
+        for record in newest
     ]
     first = ["route", "requests", "2xx", "4xx", "closed", "5xx", "no answer", "slowest, ms", "wrong"]
+    heads = ["pause", "step"]
+    second = ["route", "calls", "99.9 %", "longest", *heads, "control: pause", *heads[1:]]
     heads = ["tokens", "late", "server's", "most, ms"]
-    second = ["route", *heads, "control: tokens", *heads[1:]]
-    return f"{table(answers, first)}\n\n{table(pauses, second)}{conditions(records)}"
+    third = ["route", *heads, "control: tokens", *heads[1:]]
+    inside = table(engine, second) if engine else NOT_MEASURED
+    return f"{table(answers, first)}\n\n{inside}\n\n{table(late, third)}{conditions(runs)}"
+
+
+def _stops(found: Record) -> list[str]:
+    """Return the calls that reached the engine, how long they took, and its longest pause and step."""
+    call = found["own_call_ms"]
+    most = [call["p99_9"], call["most"], found["own_pause_ms"]["most"], found["own_step_ms"]["most"]]
+    return [f"{sum(found['calls'].values())}", *(f"{ms:.1f}" for ms in most)]
 
 
 def _answers(statuses: Record) -> list[int]:
@@ -54,6 +74,7 @@ def soak() -> str:
             f"{record['config']['seconds'] / 60:.0f}",
             *(record["outcomes"].get(asked, 0) for asked in _ASKED),
             len(record["wrong"]) + record["tracebacks"],
+            _longest(record.get("engine")),
         ]
         for record in records
     ]
@@ -67,9 +88,22 @@ def soak() -> str:
         ]
         for record in records
     ]
-    first = ["mode", "minutes", *(asked.removeprefix("tier ") for asked in _ASKED), "wrong"]
+    first = [
+        "mode",
+        "minutes",
+        *(asked.removeprefix("tier ") for asked in _ASKED),
+        "wrong",
+        "call / pause, ms",
+    ]
     second = ["changed / refused", "metrics / stats read", "requests per s", "with the scraper", "MB"]
     return f"{table(requests, first)}\n\n{table(others, second)}{conditions(records)}"
+
+
+def _longest(found: Record | None) -> str:
+    """Return the engine's own time of its longest call and pause; older records have none."""
+    if found is None:
+        return ""
+    return " / ".join(f"{found[f'own_{kind}_ms']['most']:.0f}" for kind in ("call", "pause"))
 
 
 def _quarters(resident: list[float]) -> list[float]:

@@ -42,10 +42,10 @@ class _Core:
     def has_work(self) -> bool:
         return self.work
 
-    def collective_rpc(self, method: str, timeout: float | None = None) -> str:
+    def collective_rpc(self, method: str, args: int | None = None) -> str:
         if self.queue is not None:
             self.queue.dequeue()
-        return f"{method} {timeout}"
+        return f"{method} {args}"
 
     def _process_input_queue(self) -> list[str]:
         return [self.collective_rpc(method) for method in self.asked]
@@ -72,7 +72,7 @@ def test_calls_and_pauses_of_the_engine(taken: Callable[[], list[Span]]) -> None
     call, between = taken()
     assert kinds([call, between]) == [(CALL, "sere_stats"), (BETWEEN, "-")]
     assert between.began <= call.began <= call.ended <= between.ended
-    assert engine.collective_rpc("sere_stats", timeout=2.0) == "sere_stats 2.0"
+    assert engine.collective_rpc("sere_stats", args=2) == "sere_stats 2"
     assert kinds(taken()) == [(CALL, "sere_stats")]
     engine.work, engine.asked = False, ["execute_model"]
     assert engine._process_input_queue() == ["execute_model None"]

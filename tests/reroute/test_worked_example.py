@@ -80,6 +80,16 @@ CAPPED = [
         id="a protected row has its experts, others than those are capped",
     ),
     pytest.param({"active_experts": 3}, [[2, 0, 2], [1, 2, 2], [0, 2, 2]], id="filled up as without a cap"),
+    pytest.param(
+        {"active_experts": 2, "row_budgets": [-2, 3, -2]},
+        [[2, 1, 2], [1, 2, 4], [1, 2, 4]],
+        id="1 is the protected row's alone: 2, 4 and it are two",
+    ),
+    pytest.param(
+        {"active_experts": 3, "row_budgets": [-2, 3, -2]},
+        [[2, 0, 2], [1, 2, 4], [0, 2, 4]],
+        id="and with 0 three",
+    ),
 ]
 
 
@@ -109,6 +119,24 @@ def test_the_rows_that_may_change_decide_how_many_experts(
     """With points M is 2 for one row, 3 for two and 4 for three; padding and protected rows do not count."""
     points = ((1, 2), (3, 4))
     routing, _ = example(active_experts=points, row_budgets=row_budgets).run(backend)
+    assert routing.ids.tolist() == expected
+
+
+BESIDE = [
+    pytest.param([-2, 3, -2], 3, [[2, 0, 2], [1, 2, 4], [0, 2, 4]], id="0, 2 and 4 of the open rows are three"),
+    pytest.param([-2, 3, -2], 4, IDS, id="with 3 four; 1 is beside them"),
+    pytest.param([-2, -2, 3], 3, [[3, 0, 3], [1, 3, 4], [0, 3, 4]], id="the protected row's are also theirs"),
+    pytest.param([3, 3, 3], 1, IDS, id="no open row"),
+]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(("row_budgets", "most", "expected"), BESIDE)
+def test_experts_that_only_protected_rows_chose_do_not_count(
+    backend: str, row_budgets: list[int], most: int, expected: list[list[int]]
+) -> None:
+    """M is filled with experts that rows which may change chose: a prompt beside them takes none of it."""
+    routing, _ = example(active_experts=most, row_budgets=row_budgets).run(backend)
     assert routing.ids.tolist() == expected
 
 

@@ -165,11 +165,13 @@ def most_active(case: Case) -> int:
 
 
 def primary_experts(case: Case) -> int:
-    """How many experts are primary: M, but for those that must be and those that occur."""
-    least = fixed_experts(case)
+    """How many experts are primary: M of those that open rows chose, but for those that must be, or occur."""
+    fixed = least = fixed_experts(case)
     if not case.options.get("cap", False):
         least = least | members(case.ids, kept_slots(case), len(case.similarity))
-    return min(int(occurring_experts(case).sum()), max(int(least.sum()), most_active(case)))
+    open_slots = valid_slots(case) & ~protected_rows(case)[:, None]
+    beside = int((fixed & ~members(case.ids, open_slots, len(case.similarity))).sum())
+    return min(int(occurring_experts(case).sum()), max(int(least.sum()), most_active(case) + beside))
 
 
 def any_primary(case: Case) -> bool:

@@ -101,6 +101,7 @@ class LayerBatch:
         return choose_primary(
             members(self.ids, valid & self.protected[:, None], E),
             members(self.ids, self.heaviest(limits[0]), E),
+            members(self.ids, valid & ~self.protected[:, None], E),
             members(self.ids, valid, E),
             expert_masses(self.ids, self.weights, valid, sensitivity),
             limits.index_select(0, rows[None])[0],

@@ -111,16 +111,25 @@ def places(order: Tensor) -> Tensor:
 
 
 def choose_primary(
-    fixed: Tensor, kept: Tensor, occurring: Tensor, mass: Tensor, most: Tensor | int, *, cap: bool
+    fixed: Tensor,
+    kept: Tensor,
+    open_rows: Tensor,
+    occurring: Tensor,
+    mass: Tensor,
+    most: Tensor | int,
+    *,
+    cap: bool,
 ) -> Tensor:
     """Return the primary set P, ``[E]`` bool.
 
     Args:
         fixed: Experts that are never replaced, and those of protected rows, ``[E]``, bool; all of them occur.
         kept: Experts in the kept slots of the other rows, ``[E]``, bool.
+        open_rows: Experts in any slots of the other rows, ``[E]``, bool.
         occurring: The experts of valid slots, ``[E]``, bool.
         mass: ``[E]``, float64, as `expert_masses` returns it.
-        most: M, an integer or a tensor of shape ``[]``.
+        most: M, an integer or a tensor of shape ``[]``; fixed experts beside those of ``open_rows`` do not
+            count.
         cap: Whether M bounds P, too, and does not only fill it.
 
     Source: docs/method.md section 4, step 3.
@@ -132,4 +141,4 @@ def choose_primary(
     order = by_mass[classes[by_mass].sort(descending=True, stable=True).indices]
     rank = places(order)
     least = fixed.sum() if cap else (fixed | kept).sum()
-    return occurring & (rank < torch.maximum(least, torch.as_tensor(most, device=least.device)))
+    return occurring & (rank < torch.maximum(least, most + (fixed & ~open_rows).sum()))

@@ -90,7 +90,8 @@ def run(batch: TokenBatch, layer: Layer, counters: Tensor | None) -> Routing:
     mass = {e: units * sensitivity[e] for e, units in _masses(ids, weights, slots).items()}
     order = _order(occurring, fixed, heaviest, mass)
     least = len(fixed) if config.cap else len(fixed | heaviest)
-    primary = set(order[: max(least, most_active[rows - 1])])
+    chosen = {ids[t][k] for t in real if t not in protected for k in slots[t]}
+    primary = set(order[: max(least, most_active[rows - 1] + len(fixed - chosen))])
     if not primary:
         return Routing(topk_ids.clone(), topk_weights.clone())
 

@@ -76,7 +76,8 @@ def run(batch: TokenBatch, layer: Layer, counters: Tensor | None) -> Routing:
     mass = expert_masses(ids, topk_weights, valid, layer.sensitivity)
     # Taken, not indexed: an index that is a tensor without axes would be read on the host.
     most = layer.limits.take(rows)
-    primary = choose_primary(fixed, members(ids, kept, E), occurring, mass, most, cap=config.cap)
+    chosen = members(ids, valid & ~protected[:, None], E)
+    primary = choose_primary(fixed, members(ids, kept, E), chosen, occurring, mass, most, cap=config.cap)
 
     secondary = occurring & ~primary
     found, substitute = _most_similar(layer, primary)

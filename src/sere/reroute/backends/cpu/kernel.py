@@ -7,7 +7,7 @@ import numpy as np
 from numba import carray, njit
 
 from sere.reroute import constants
-from sere.reroute.backends.cpu.selection import largest
+from sere.reroute.backends.cpu.primary_set import FIXED, KEPT, NONE, OCCURS, fill, not_asked_for
 from sere.reroute.constants import (
     LAYER_BUDGET,
     LIMIT_ROWS,
@@ -21,11 +21,8 @@ from sere.reroute.stats import COUNTERS
 
 # Bits of ``given``.
 HAS_SUBSTITUTES, HAS_ROW_BUDGETS, HAS_COUNTERS = 1, 2, 4
-MASS_UNITS, MASS_BOUND = float(constants.MASS_UNITS), float(constants.MASS_BOUND)
 GAIN_UNITS = float(constants.GAIN_UNITS)
 NUM_COUNTERS = len(COUNTERS)
-# An expert's class: it does not occur, it does, in a kept slot, and it is primary whatever M is.
-NONE, OCCURS, KEPT, FIXED = range(4)
 
 
 def reroute(
@@ -59,7 +56,9 @@ def reroute(
         if classes[e] != NONE and keep[e] != 0:
             classes[e] = FIXED
     most = limits[max(1, min(open_rows, LIMIT_ROWS))]
-    size = _fill(ids, weights, row_budgets, classes, sensitivity, most, cap)
+    if open_rows < rows:
+        most += not_asked_for(ids, weights, row_budgets, classes)
+    size = fill(ids, weights, row_budgets, classes, sensitivity, most, cap)
     occurring, primary = classes != NONE, classes >= KEPT
     if size == 0:
         new_ids[:] = ids
@@ -154,60 +153,6 @@ def _vote(ids, weights, row_budgets, classes):
             e = ids[t, best]
             classes[e] = max(classes[e], KEPT)
     return rows, open_rows, slots
-
-
-@njit
-def _fill(ids, weights, row_budgets, classes, sensitivity, most, cap):
-    """Step 3: make P the classes from KEPT on, of M experts where it can be; return its size."""
-    fixed, kept = 0, 0
-    for c in classes:
-        fixed += c == FIXED
-        kept += c == KEPT
-    size = fixed + kept
-    if size == most or (size > most and not (cap and kept > 0)):
-        return size
-    mass = _masses(ids, weights, row_budgets, sensitivity)
-    if size < most:
-        return size + _join(mass, classes, OCCURS, KEPT, most - size)
-    # Of the experts in kept slots only the heaviest stay.
-    stay = _join(mass, classes, KEPT, FIXED, max(0, most - fixed))
-    for e in range(classes.shape[0]):
-        if classes[e] == KEPT:
-            classes[e] = OCCURS
-    return fixed + stay
-
-
-@njit
-def _masses(ids, weights, row_budgets, sensitivity):
-    """Return each expert's mass: the integer sum of its slots' weights to the fourth power, weighted."""
-    (T, K), E = ids.shape, sensitivity.shape[0]
-    mass = np.zeros(E, np.int64)
-    for t in range(T):
-        if row_budgets[t] < 0:
-            continue
-        for k in range(K):
-            e = ids[t, k]
-            if 0 <= e < E and abs(weights[t, k]) > 0:
-                square = np.float64(weights[t, k]) * np.float64(weights[t, k])
-                mass[e] += np.int64(min(np.rint(square * square * MASS_UNITS), MASS_BOUND))
-    return mass * sensitivity.astype(np.float64)
-
-
-@njit
-def _join(mass, classes, from_class, to_class, wanted):
-    """Move the heaviest experts of a class to another (ties: the lower id); return how many moved."""
-    (members,) = np.nonzero(classes == from_class)
-    wanted = min(wanted, members.shape[0])
-    if wanted == 0:
-        return 0
-    masses = mass[members]
-    least = largest(masses, wanted)
-    level = np.sum(masses[:wanted] == least)
-    for e in members:
-        if mass[e] > least or (mass[e] == least and level > 0):
-            level -= mass[e] == least
-            classes[e] = to_class
-    return wanted
 
 
 @njit(inline="always")

@@ -74,6 +74,7 @@ struct Block {
     };
     // Fixed: kept by the layer, or of a protected row. Until the order is known, primary: fixed, or in a kept slot.
     unsigned char occurs[MOST_EXPERTS], fixed[MOST_EXPERTS], primary[MOST_EXPERTS], critical[MOST_EXPERTS];
+    unsigned char asked[MOST_EXPERTS];      // in a slot of a row that is not protected
     unsigned char keep[MOST_EXPERTS];
     unsigned char position[MOST_EXPERTS];   // among the lowest active experts, or NO_POSITION
     unsigned short target[MOST_EXPERTS];    // the expert itself unless it is replaced
@@ -82,8 +83,8 @@ struct Block {
     unsigned active_words[MOST_EXPERTS / WARP];
     unsigned short lowest_active[WARP];
     int limits[1 + LIMIT_ROWS];
-    // free_rows: real ones that are not protected; marked: fixed or in a kept slot.
-    int counts[COUNTS], lowest, free_rows, fixed_count, marked_count;
+    // free_rows: real ones that are not protected; marked: fixed or in a kept slot; beside: fixed and not asked.
+    int counts[COUNTS], lowest, free_rows, fixed_count, marked_count, beside_count;
     unsigned last_in, first_out;            // keys of the experts beside P's end, or 0
 };
 

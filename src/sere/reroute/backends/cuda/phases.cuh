@@ -26,12 +26,12 @@ SERE_INLINE void clear(
     if (e < COUNTS) block.counts[e] = e == STEPS;
     if (e == 0) {
         block.lowest = call.E;
-        block.free_rows = block.fixed_count = block.marked_count = 0;
+        block.free_rows = block.fixed_count = block.marked_count = block.beside_count = 0;
         block.last_in = block.first_out = 0;
     }
     block.keys[e] = 0;
     if (e < call.E) {
-        block.occurs[e] = block.fixed[e] = block.primary[e] = block.critical[e] = 0;
+        block.occurs[e] = block.fixed[e] = block.primary[e] = block.critical[e] = block.asked[e] = 0;
         block.mass_low[e] = block.mass_high[e] = 0;
         block.target[e] = static_cast<unsigned short>(e);
         block.keep[e] = kept;
@@ -82,6 +82,7 @@ SERE_INLINE void vote(
         if (mine.valid) {
             const bool fixed = mine.budget == call.K || block.keep[mine.id];
             SERE_MARK(block.occurs[mine.id]);
+            if (mine.budget < call.K) SERE_MARK(block.asked[mine.id]);
             if (fixed) SERE_MARK(block.fixed[mine.id]);
             if (fixed || rank < mine.budget) SERE_MARK(block.primary[mine.id]);
             add_mass(block, static_cast<int>(mine.id), mass_units(W::read(mine.bits)));
@@ -125,21 +126,24 @@ SERE_INLINE void take_census(const Call<Id, W>& call, const Thread& thread, Bloc
     const unsigned occurring = __ballot_sync(ALL_LANES, occurs);
     const unsigned fixed = __ballot_sync(ALL_LANES, occurs && block.fixed[e]);
     const unsigned marked = __ballot_sync(ALL_LANES, occurs && block.primary[e]);
+    const unsigned beside = __ballot_sync(ALL_LANES, occurs && block.fixed[e] && !block.asked[e]);
     int place = 0;
     if (thread.lane == 0) {
         place = atomicAdd(&block.counts[DISTINCT_BEFORE], __popc(occurring));
         atomicAdd(&block.fixed_count, __popc(fixed));
         atomicAdd(&block.marked_count, __popc(marked));
+        atomicAdd(&block.beside_count, __popc(beside));
     }
     place = __shfl_sync(ALL_LANES, place, 0) + bits_below(occurring, thread.lane);
     if (occurs) block.keys[place] = key_of(block, e);
 }
 
-// How many experts are primary: M, as it is for the rows that may be re-routed, and at least all that must be.
+// How many experts are primary: M, as it is for the rows that may be re-routed, beside those that only protected rows
+// chose, and at least all that must be.
 template <class Id, class W>
 SERE_INLINE int count_primaries(const Call<Id, W>& call, const Block& block) {
     const int rows = block.free_rows < 1 ? 1 : block.free_rows > LIMIT_ROWS ? LIMIT_ROWS : block.free_rows;
-    const int most = block.limits[rows], least = call.given & CAP ? block.fixed_count : block.marked_count;
+    const int most = block.limits[rows] + block.beside_count, least = call.given & CAP ? block.fixed_count : block.marked_count;
     const int wanted = most > least ? most : least, occurring = block.counts[DISTINCT_BEFORE];
     return wanted < occurring ? wanted : occurring;
 }

@@ -1,8 +1,8 @@
 # mypy: disable-error-code="no-untyped-def, untyped-decorator, misc"
 """The launches of the ``triton`` backend, in their order: vote, choose, retarget if asked for, apply.
 
-Between them they hand over one buffer of int64, zeros at first: four numbers for each expert (mass, class,
-target, state), then a few for the step.
+Between them they hand over one buffer of int64, zeros at first: five numbers for each expert (mass, class,
+whether a row that may change chose it, target, state), then a few for the step.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ OCCURS, KEPT, FIXED = tl.constexpr(1), tl.constexpr(2), tl.constexpr(3)
 # Its state, once P is known.
 IS_PRIMARY, IS_CRITICAL = tl.constexpr(1), tl.constexpr(2)
 # The parts of the buffer, E numbers each, and behind them the numbers of the step.
-MASS, CLASS, TARGET, STATE, STEP = (tl.constexpr(part) for part in range(5))
+MASS, CLASS, ASKED, TARGET, STATE, STEP = (tl.constexpr(part) for part in range(6))
 FREE_ROWS, REAL_ROWS, VALID_SLOTS, LOWEST = (tl.constexpr(part) for part in range(4))
 # A neighbor's position and id in one number, and what is above all of them.
 POSITIONS, NO_NEIGHBOR = tl.constexpr(1024), tl.constexpr(2**30)
@@ -73,6 +73,9 @@ def vote(
     fixed = kept | (budget == K)[:, None]
     of_slot = tl.where(fixed, FIXED, tl.where(rank < budget[:, None], KEPT, OCCURS))
     tl.atomic_max(buffer_p + CLASS * E + expert, of_slot.to(tl.int64), mask=valid)
+    # Every program writes the same number.
+    asked = valid & (budget < K)[:, None]
+    tl.store(buffer_p + ASKED * E + expert, tl.full([R, KP], 1, tl.int64), mask=asked)
 
     wide = weight.to(tl.float64)
     square = wide * wide
@@ -131,7 +134,10 @@ def choose(
     marked = tl.sum((of_expert >= KEPT).to(tl.int32), axis=0)
     least = tl.sum((of_expert >= FIXED).to(tl.int32), axis=0) if CAP else marked
     rows = tl.minimum(tl.maximum(tl.load(step_p + FREE_ROWS), 1), LIMIT_ROWS)
-    primaries = tl.minimum(tl.maximum(tl.load(limits_p + rows), least), occurring)
+    # Beside M, those that are primary whatever it is and in no slot of a row that may change.
+    asked = tl.load(buffer_p + ASKED * E + experts, mask=experts < E, other=0) != 0
+    most = tl.load(limits_p + rows) + tl.sum(((of_expert >= FIXED) & ~asked).to(tl.int32), axis=0)
+    primaries = tl.minimum(tl.maximum(most, least), occurring)
     primary = of_expert >= KEPT
     if primaries != marked:
         place = places(buffer_p, sensitivity_p, of_expert, E, EP, C)

@@ -165,7 +165,7 @@ def _launch(batch: TokenBatch, layer: Layer, result: Routing, counters: Tensor |
     elif num_tokens is not None:
         N = int(num_tokens)
     given |= 0 if counters is None else 16
-    buffer = torch.zeros(4 * E + STEP_NUMBERS, dtype=torch.int64, device=ids.device)
+    buffer = torch.zeros(5 * E + STEP_NUMBERS, dtype=torch.int64, device=ids.device)
     counters_p = buffer if counters is None else counters
     bits = weights.view(of_size)
     rows, experts = (-(-T // R),), (-(-E // B),)

@@ -123,7 +123,9 @@ def test_the_rows_that_may_change_decide_how_many_experts(
 
 
 BESIDE = [
-    pytest.param([-2, 3, -2], 3, [[2, 0, 2], [1, 2, 4], [0, 2, 4]], id="0, 2 and 4 of the open rows are three"),
+    pytest.param(
+        [-2, 3, -2], 3, [[2, 0, 2], [1, 2, 4], [0, 2, 4]], id="0, 2 and 4 of the open rows are three"
+    ),
     pytest.param([-2, 3, -2], 4, IDS, id="with 3 four; 1 is beside them"),
     pytest.param([-2, -2, 3], 3, [[3, 0, 3], [1, 3, 4], [0, 3, 4]], id="the protected row's are also theirs"),
     pytest.param([3, 3, 3], 1, IDS, id="no open row"),

@@ -72,9 +72,9 @@ struct Block {
         unsigned keys[MOST_EXPERTS];
         Four fours[MOST_EXPERTS / 4];
     };
-    // Fixed: kept by the layer, or of a protected row. Until the order is known, primary: fixed, or in a kept slot.
-    unsigned char occurs[MOST_EXPERTS], fixed[MOST_EXPERTS], primary[MOST_EXPERTS], critical[MOST_EXPERTS];
-    unsigned char asked[MOST_EXPERTS];      // in a slot of a row that is not protected
+    // Asked: in a slot of a row that is not protected. Fixed: kept by the layer, or of a protected row. An expert that
+    // occurs is one of both. Until the order is known, primary: fixed, or in a kept slot.
+    unsigned char asked[MOST_EXPERTS], fixed[MOST_EXPERTS], primary[MOST_EXPERTS], critical[MOST_EXPERTS];
     unsigned char keep[MOST_EXPERTS];
     unsigned char position[MOST_EXPERTS];   // among the lowest active experts, or NO_POSITION
     unsigned short target[MOST_EXPERTS];    // the expert itself unless it is replaced

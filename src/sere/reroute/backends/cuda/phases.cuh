@@ -31,7 +31,7 @@ SERE_INLINE void clear(
     }
     block.keys[e] = 0;
     if (e < call.E) {
-        block.occurs[e] = block.fixed[e] = block.primary[e] = block.critical[e] = block.asked[e] = 0;
+        block.asked[e] = block.fixed[e] = block.primary[e] = block.critical[e] = 0;
         block.mass_low[e] = block.mass_high[e] = 0;
         block.target[e] = static_cast<unsigned short>(e);
         block.keep[e] = kept;
@@ -80,11 +80,10 @@ SERE_INLINE void vote(
         if (left > 0) next = Slot<Id, W>::load(call, thread, tile);
         const int rank = rank_in_row(call, thread, mine);
         if (mine.valid) {
-            const bool fixed = mine.budget == call.K || block.keep[mine.id];
-            SERE_MARK(block.occurs[mine.id]);
+            // All slots of a protected row are kept.
             if (mine.budget < call.K) SERE_MARK(block.asked[mine.id]);
-            if (fixed) SERE_MARK(block.fixed[mine.id]);
-            if (fixed || rank < mine.budget) SERE_MARK(block.primary[mine.id]);
+            else SERE_MARK(block.fixed[mine.id]);
+            if (rank < mine.budget) SERE_MARK(block.primary[mine.id]);
             add_mass(block, static_cast<int>(mine.id), mass_units(W::read(mine.bits)));
         }
         const bool begins = mine.there && mine.budget >= 0 && Slot<Id, W>::of(call, thread) == 0;
@@ -122,20 +121,21 @@ template <class Id, class W>
 SERE_INLINE void take_census(const Call<Id, W>& call, const Thread& thread, Block& block) {
     const int e = thread.index;
     if (e - thread.lane >= call.E) return;
-    const bool occurs = e < call.E && block.occurs[e];
-    const unsigned occurring = __ballot_sync(ALL_LANES, occurs);
-    const unsigned fixed = __ballot_sync(ALL_LANES, occurs && block.fixed[e]);
-    const unsigned marked = __ballot_sync(ALL_LANES, occurs && block.primary[e]);
-    const unsigned beside = __ballot_sync(ALL_LANES, occurs && block.fixed[e] && !block.asked[e]);
+    const bool chosen = e < call.E && block.asked[e];
+    if (chosen && block.keep[e]) block.fixed[e] = block.primary[e] = 1;
+    const unsigned asked = __ballot_sync(ALL_LANES, chosen);
+    const unsigned fixed = __ballot_sync(ALL_LANES, e < call.E && block.fixed[e]);
+    const unsigned marked = __ballot_sync(ALL_LANES, e < call.E && block.primary[e]);
+    const unsigned occurring = asked | fixed;
     int place = 0;
     if (thread.lane == 0) {
         place = atomicAdd(&block.counts[DISTINCT_BEFORE], __popc(occurring));
         atomicAdd(&block.fixed_count, __popc(fixed));
         atomicAdd(&block.marked_count, __popc(marked));
-        atomicAdd(&block.beside_count, __popc(beside));
+        atomicAdd(&block.beside_count, __popc(fixed & ~asked));
     }
     place = __shfl_sync(ALL_LANES, place, 0) + bits_below(occurring, thread.lane);
-    if (occurs) block.keys[place] = key_of(block, e);
+    if (occurring >> thread.lane & 1) block.keys[place] = key_of(block, e);
 }
 
 // How many experts are primary: M, as it is for the rows that may be re-routed, beside those that only protected rows
@@ -288,7 +288,7 @@ SERE_INLINE void choose_targets(const Call<Id, W>& call, const Thread& thread, B
     for (int group = thread.warp; GROUP * group < call.E; group += thread.warps) {
         const int e = GROUP * group + thread.lane;
         const bool mine = thread.lane < GROUP && e < call.E;
-        unsigned wanted = __ballot_sync(ALL_LANES, mine && block.occurs[e] && !block.primary[e]);
+        unsigned wanted = __ballot_sync(ALL_LANES, mine && block.asked[e] && !block.primary[e]);
         Ahead here = ahead;
         if (group != thread.warp) here = Ahead::fetch(call, thread, group, 0);
 #pragma unroll 1

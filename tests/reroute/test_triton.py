@@ -43,7 +43,8 @@ def test_common_suite_in_the_interpreter(file: str) -> None:
         "interpreted",
         str(HERE / file),
     ]
-    environment = os.environ | {"TRITON_INTERPRET": "1"}
+    # The interpreter takes seconds for what the other backends do in milliseconds.
+    environment = {"MOST_EXAMPLES": "15"} | os.environ | {"TRITON_INTERPRET": "1"}
     run = subprocess.run(
         command, cwd=HERE.parents[1], env=environment, capture_output=True, text=True, check=False
     )
@@ -52,7 +53,7 @@ def test_common_suite_in_the_interpreter(file: str) -> None:
 
 @pytest.mark.usefixtures("shim_backend")
 @pytest.mark.skipif(not INTERPRETED, reason="test_common_suite_in_the_interpreter runs this")
-@pytest.mark.parametrize("seed", range(30), ids=lambda seed: f"interpreted-{seed}")
+@pytest.mark.parametrize("seed", range(15), ids=lambda seed: f"interpreted-{seed}")
 def test_fuzzed_cases(seed: int) -> None:
     """Layers of up to 1024 experts, rows of up to 32 slots, and steps of several programs."""
     assert_same_bits(fuzzed(seed), "interpreted")

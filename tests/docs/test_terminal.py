@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 from pathlib import Path
 
@@ -88,3 +89,16 @@ def test_what_does_not_end_is_killed(tmp_path: Path) -> None:
             time.sleep(0.02)
         assert running.code is None
     assert running.code == -9
+
+
+def test_ctrl_c_is_heard_whatever_this_process_ignores(tmp_path: Path) -> None:
+    """A process that was started in the background ignores Ctrl-C, and hands that on."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with session("echo started; sleep 600", 91, tmp_path, ENVIRONMENT) as running:
+            while "started" not in running.screen.raw:
+                time.sleep(0.02)
+            running.interrupt()
+            assert running.code is not None
+    finally:
+        signal.signal(signal.SIGINT, before)

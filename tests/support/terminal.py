@@ -132,6 +132,12 @@ def without_colors(written: str) -> str:
     return _STYLE.sub("", written)
 
 
+def _hear_signals() -> None:
+    """Take no notice of what this process ignores, as one does that was started in the background."""
+    for heard in (signal.SIGINT, signal.SIGQUIT):
+        signal.signal(heard, signal.SIG_DFL)
+
+
 class Session:
     """A command that runs on a terminal of its own, which all of its streams are, as if typed there.
 
@@ -153,6 +159,7 @@ class Session:
             self._process = subprocess.Popen(
                 ["/bin/sh", "-c", line], cwd=folder, env=given | {"TERM": _TERM},
                 stdin=stream, stdout=stream, stderr=stream, start_new_session=True,
+                preexec_fn=_hear_signals,
             )  # fmt: skip
         finally:
             stream.close()

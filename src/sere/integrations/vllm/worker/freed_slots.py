@@ -12,6 +12,7 @@ import torch
 
 from sere.config import RerouteConfig
 from sere.integrations.vllm.start import versions
+from sere.integrations.vllm.worker.expert_kernels import SUPPORTS_SENTINEL
 from sere.integrations.vllm.worker.layer import RoutedLayer
 from sere.integrations.vllm.worker.rules import Rules
 from sere.policies.sere import SereRouter
@@ -78,7 +79,7 @@ def skips(kernel: Any, runner: Any, vllm_config: Any) -> bool:
         return False
     name = type(kernel).__name__
     # Without expert parallelism Marlin's layers have no expert map, and then its sum takes every slot.
-    return name == "DeepGemmExperts" or (name == "MarlinExperts" and getattr(config, "ep_size", 1) > 1)
+    return name in SUPPORTS_SENTINEL or (name == "MarlinExperts" and getattr(config, "ep_size", 1) > 1)
 
 
 def first_rows(kernel: str, most_active: Sequence[int], E: int, K: int) -> int:

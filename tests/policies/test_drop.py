@@ -16,17 +16,16 @@ from tests.support.policies import dense, route, route_worked, top_slots
 
 def plain_primary_set(step: PlainStep, select_top_k: int, active_experts: int | str) -> set[int]:
     """SERE's primary set in plain loops; docs/method.md section 4, step 3."""
-    protected = step.protected_experts()
-    kept = {step.id(slot) for t in range(step.T) for slot in step.kept(t, select_top_k)} - protected
+    rows = step.open_rows()
+    kept = {step.id(slot) for t in rows for slot in step.kept(t, select_top_k)}
     mass: dict[int, int] = {}
-    for t in range(step.T):
+    for t in rows:
         for slot in step.valid(t):
             square = step.weight(slot) * step.weight(slot)
             mass[step.id(slot)] = mass.get(step.id(slot), 0) + round(square * square * 2**34)
-    rows = sum(step.is_real(t) and not step.is_protected(t) for t in range(step.T))
-    most = active_by_rows(active_experts, step.E, step.K)[max(rows, 1) - 1]  # type: ignore[arg-type]
-    rest = sorted(mass.keys() - protected - kept, key=lambda expert: (-mass[expert], expert))
-    return protected | kept | set(rest[: max(0, most - len(protected | kept))])
+    most = active_by_rows(active_experts, step.E, step.K)[max(len(rows), 1) - 1]  # type: ignore[arg-type]
+    rest = sorted(mass.keys() - kept, key=lambda expert: (-mass[expert], expert))
+    return step.protected_experts() | kept | set(rest[: max(0, most - len(kept))])
 
 
 @settings(max_examples=60)

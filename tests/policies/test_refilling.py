@@ -48,6 +48,17 @@ def test_lynx_drops_the_least_used() -> None:
     assert dense(result, 1) == pytest.approx([0.2 * 0.8 / 0.5, 0.25 * 0.8 / 0.5, 0.05 * 0.8 / 0.5, 0, 0, 0])
 
 
+@pytest.mark.parametrize(
+    ("policy", "experts"),
+    [(XShare(3), {0, 1, 3, 4}), (Budget(3), {0, 1, 3, 4}), (Lynx(0.5), {0, 1, 2, 3})],
+    ids=lambda value: repr(value) if isinstance(value, Policy) else "",
+)
+def test_protected_rows_take_nothing_from_the_others(policy: Policy, experts: set[int]) -> None:
+    """Row 1 keeps {0, 1, 3}; beside them are three of the others: {0, 1, 4} by gates, {0, 1, 2} by uses."""
+    result, _ = route_worked(policy, row_budgets=torch.tensor([-2, 3, -2]))
+    assert set(result.ids.flatten().tolist()) == experts
+
+
 @pytest.mark.parametrize("policy", [Oea(3), XShare(6), Lynx(0.0), Budget(6)], ids=repr)
 def test_settings_that_drop_nothing_are_bitwise_identity(policy: Policy) -> None:
     """S = K, a budget of E, or no share to drop."""

@@ -23,9 +23,11 @@ from tests.support.properties import (
     most_active,
     occurring_experts,
     primary_experts,
+    protected_rows,
     repeats,
     valid_slots,
     without,
+    without_protected_rows,
 )
 
 pytestmark = pytest.mark.usefixtures("shim_backend")
@@ -135,11 +137,31 @@ def test_active_set(backend: str, case: Case) -> None:
 def test_the_primary_set_is_filled_up_to_m(backend: str, case: Case) -> None:
     """P has M experts, or all that occur; more than M only if rows' own experts are more (with a cap: none).
 
-    Experts of ``keep`` and of protected rows are primary whatever M is.
+    Experts of ``keep`` are primary whatever M is.
     """
+    case = without_protected_rows(case)
     _, counts = case.run(backend)
     assert counts["distinct_after"] - counts["critical"] == primary_experts(case)
     assert counts["distinct_before"] == (int(occurring_experts(case).sum()) if any_primary(case) else 0)
+
+
+@backends
+@given(case=cases())
+@holds()
+@few
+def test_protected_rows_add_their_experts_and_take_none(backend: str, case: Case) -> None:
+    """P is the one of the other rows alone, and beside it the experts of protected rows."""
+    E = case.similarity.shape[0]
+    # Every secondary expert finds a primary one, so the primary ones are all that are left.
+    case = dataclasses.replace(case, similarity=torch.full((E, E), 0.5).fill_diagonal_(1.0))
+    changes: dict[str, Any] = {"threshold": 0.0, "merge": "none", "sentinel": None}
+    alone = without_protected_rows(case)
+    expected = members(case.ids, valid_slots(case) & protected_rows(case)[:, None], E)
+    if any_primary(alone):
+        expected = expected | members(alone.run(backend, **changes)[0].ids, valid_slots(alone), E)
+    if any_primary(case):
+        together, _ = case.run(backend, **changes)
+        assert torch.equal(members(together.ids, valid_slots(case), E), expected)
 
 
 @backends

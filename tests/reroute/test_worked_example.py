@@ -76,19 +76,14 @@ CAPPED = [
     ),
     pytest.param(
         {"active_experts": 1, "row_budgets": [3, -2, -2]},
-        [[2, 0, 3], [0, 2, 2], [0, 3, 2]],
-        id="a protected row has its experts, others than those are capped",
+        [[2, 0, 3], [1, 2, 2], [0, 3, 2]],
+        id="a protected row has its experts, the others together have one",
     ),
     pytest.param({"active_experts": 3}, [[2, 0, 2], [1, 2, 2], [0, 2, 2]], id="filled up as without a cap"),
     pytest.param(
-        {"active_experts": 2, "row_budgets": [-2, 3, -2]},
-        [[2, 1, 2], [1, 2, 4], [1, 2, 4]],
-        id="1 is the protected row's alone: 2, 4 and it are two",
-    ),
-    pytest.param(
-        {"active_experts": 3, "row_budgets": [-2, 3, -2]},
+        {"active_experts": 1, "row_budgets": [-2, 3, -2]},
         [[2, 0, 2], [1, 2, 4], [0, 2, 4]],
-        id="and with 0 three",
+        id="0 is their one, whatever the protected row has",
     ),
 ]
 
@@ -106,7 +101,7 @@ def test_a_cap_bounds_even_the_heaviest_slots(
 BY_ROWS = [
     pytest.param(None, [[2, 0, 3], [1, 2, 2], [0, 3, 2]], id="three rows: four experts"),
     pytest.param([-2, -1, -2], [[2, 0, 3], [0, 0, 0], [0, 3, 2]], id="one is padding: three"),
-    pytest.param([-2, 3, -2], [[2, 0, 2], [1, 2, 4], [0, 2, 4]], id="one is protected: three, but 4 must be"),
+    pytest.param([3, -2, -2], [[2, 0, 3], [1, 2, 2], [0, 3, 2]], id="one is protected: three, without 4"),
     pytest.param([0, 0, -2], [[2, 0, 3], [1, 2, 2], [0, 3, 2]], id="rows with a budget of 0 count"),
 ]
 
@@ -123,21 +118,20 @@ def test_the_rows_that_may_change_decide_how_many_experts(
 
 
 BESIDE = [
-    pytest.param(
-        [-2, 3, -2], 3, [[2, 0, 2], [1, 2, 4], [0, 2, 4]], id="0, 2 and 4 of the open rows are three"
-    ),
-    pytest.param([-2, 3, -2], 4, IDS, id="with 3 four; 1 is beside them"),
-    pytest.param([-2, -2, 3], 3, [[3, 0, 3], [1, 3, 4], [0, 3, 4]], id="the protected row's are also theirs"),
+    pytest.param([-2, 3, -2], 1, [[2, 0, 2], [1, 2, 4], [0, 2, 4]], id="0, beside it 1, 2 and 4"),
+    pytest.param([-2, 3, -2], 2, IDS, id="3 has more mass than 2 in the open rows, not in all"),
+    pytest.param([-2, -2, 3], 2, [[3, 0, 3], [1, 3, 4], [0, 3, 4]], id="0 and 1, beside them 3 and 4"),
+    pytest.param([-2, -2, 3], 3, IDS, id="2 is the third: the protected row's own are none of these"),
     pytest.param([3, 3, 3], 1, IDS, id="no open row"),
 ]
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(("row_budgets", "most", "expected"), BESIDE)
-def test_experts_that_only_protected_rows_chose_do_not_count(
+def test_protected_rows_take_none_of_m(
     backend: str, row_budgets: list[int], most: int, expected: list[list[int]]
 ) -> None:
-    """M is filled with experts that rows which may change chose: a prompt beside them takes none of it."""
+    """P has the M experts that it would have without them, and theirs: a prompt takes nothing from others."""
     routing, _ = example(active_experts=most, row_budgets=row_budgets).run(backend)
     assert routing.ids.tolist() == expected
 

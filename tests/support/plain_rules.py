@@ -61,6 +61,10 @@ class PlainStep:
         """Whether a row keeps what it has."""
         return int(self.budgets[t]) >= self.K
 
+    def open_rows(self) -> list[int]:
+        """The real rows that are not protected."""
+        return [t for t in range(self.T) if self.is_real(t) and not self.is_protected(t)]
+
     def valid(self, t: int) -> list[Slot]:
         """A row's slots that count, the heaviest first (ties: the lower slot); none of a padding row."""
         if not self.is_real(t):

@@ -137,13 +137,6 @@ def occurring_experts(case: Case) -> Tensor:
     return members(case.ids, valid_slots(case), len(case.similarity))
 
 
-def fixed_experts(case: Case) -> Tensor:
-    """Which experts are primary whatever M is: those of ``keep`` and of protected rows, ``[E]`` bool."""
-    slots, E = valid_slots(case), len(case.similarity)
-    of_keep = slots & torch.isin(case.ids, torch.tensor(case.options["keep"], dtype=case.ids.dtype))
-    return members(case.ids, of_keep | (slots & protected_rows(case)[:, None]), E)
-
-
 def kept_slots(case: Case) -> Tensor:
     """The b_t heaviest slots of every real row, ``[T, K]`` bool."""
     slots = valid_slots(case)
@@ -164,16 +157,23 @@ def most_active(case: Case) -> int:
     return limits[max(1, min(rows, LIMIT_ROWS)) - 1]
 
 
+def without_protected_rows(case: Case) -> Case:
+    """The same step in which the rows that are protected are padding."""
+    row_budgets = torch.where(protected_rows(case), -1, budgets(case))
+    return dataclasses.replace(case, options=case.options | {"row_budgets": row_budgets})
+
+
 def primary_experts(case: Case) -> int:
-    """How many experts are primary: M of those that open rows chose, but for those that must be, or occur."""
-    fixed = least = fixed_experts(case)
+    """How many experts are primary without protected rows: M, but for those that must be, or occur."""
+    slots, E = valid_slots(case), len(case.similarity)
+    must = slots & torch.isin(case.ids, torch.tensor(case.options["keep"], dtype=case.ids.dtype))
     if not case.options.get("cap", False):
-        least = least | members(case.ids, kept_slots(case), len(case.similarity))
-    open_slots = valid_slots(case) & ~protected_rows(case)[:, None]
-    beside = int((fixed & ~members(case.ids, open_slots, len(case.similarity))).sum())
-    return min(int(occurring_experts(case).sum()), max(int(least.sum()), most_active(case) + beside))
+        must |= kept_slots(case)
+    least = int(members(case.ids, must, E).sum())
+    return min(int(occurring_experts(case).sum()), max(least, most_active(case)))
 
 
 def any_primary(case: Case) -> bool:
     """Whether an expert is primary: nothing at all changes otherwise."""
-    return primary_experts(case) > 0
+    of_protected_rows = valid_slots(case) & protected_rows(case)[:, None]
+    return bool(of_protected_rows.any()) or primary_experts(without_protected_rows(case)) > 0

@@ -85,9 +85,19 @@ class LayerBatch:
         budgets = whole_budgets(self.row_budgets, select_top_k, len(self.ids), self.ids.device)
         return self.valid & (self.ranks < budgets[:, None])
 
+    @property
+    def changeable(self) -> Tensor:
+        """The valid slots of rows that are not protected, ``[T, K]`` bool: a rule decides by these alone."""
+        return self.valid & ~self.protected[:, None]
+
+    @property
+    def protected_experts(self) -> Tensor:
+        """The experts of protected rows, ``[E]`` bool: they run in any case, beside what a rule leaves."""
+        return members(self.ids, self.valid & self.protected[:, None], self.num_experts)
+
     def experts_in(self, slots: Tensor) -> Tensor:
-        """Return the experts in the chosen slots and those of protected rows, ``[E]`` bool."""
-        return members(self.ids, slots | (self.valid & self.protected[:, None]), self.num_experts)
+        """Return the experts in the chosen valid slots, ``[E]`` bool."""
+        return members(self.ids, slots, self.num_experts)
 
     def primary_set(self, limits: Tensor, sensitivity: Tensor) -> Tensor:
         """Return SERE's primary set, ``[E]`` bool; docs/method.md section 4, step 3.
@@ -96,14 +106,13 @@ class LayerBatch:
             limits: What `sere.reroute.limits.layer_limits` returns: S and M of the layer first.
             sensitivity: ``[E]``, float32, in (0, 1].
         """
-        E, valid = self.num_experts, self.valid
+        slots = self.changeable
         rows = (self.real & ~self.protected).sum().clamp(1, LIMIT_ROWS)
-        return choose_primary(
-            members(self.ids, valid & self.protected[:, None], E),
-            members(self.ids, self.heaviest(limits[0]), E),
-            members(self.ids, valid & ~self.protected[:, None], E),
-            members(self.ids, valid, E),
-            expert_masses(self.ids, self.weights, valid, sensitivity),
+        return self.protected_experts | choose_primary(
+            torch.zeros(self.num_experts, dtype=torch.bool, device=self.ids.device),
+            self.experts_in(self.heaviest(limits[0]) & slots),
+            self.experts_in(slots),
+            expert_masses(self.ids, self.weights, slots, sensitivity),
             limits.index_select(0, rows[None])[0],
             cap=False,
         )

@@ -30,8 +30,8 @@ class Budget(Baseline):
     """Keep the ``budget`` experts that have the largest summed gate in the batch, whatever a row's best is.
 
     Gates are summed over all real rows, those that did not choose the expert too, in integers; ties go to the
-    lower id. Experts that no row chose do not count. Experts of protected rows stay, within the budget while
-    it lasts.
+    lower id. Experts that no row chose do not count. Protected rows are no part of it: their experts stay,
+    beside the budget.
 
     Attributes:
         budget: Experts per layer and step, at least 1.
@@ -70,12 +70,7 @@ class Budget(Baseline):
 
     def _elect(self, batch: LayerBatch, gates: Tensor) -> Tensor:
         """Return the experts that stay, ``[E]`` bool."""
-        protected = batch.experts_in(torch.zeros_like(batch.valid))
-        occurring = batch.experts_in(batch.valid)
-        sums = torch.where(occurring, gate_sums(batch, gates), -1)
-        # No sum reaches 2⁶³ - 1.
-        order = torch.where(protected, torch.iinfo(torch.int64).max, sums).argsort(
-            descending=True, stable=True
-        )
-        rank = places(order)
-        return protected | (occurring & (rank < self.budget))
+        chosen = batch.experts_in(batch.changeable)
+        sums = torch.where(chosen, gate_sums(batch, gates), -1)
+        rank = places(sums.argsort(descending=True, stable=True))
+        return batch.protected_experts | (chosen & (rank < self.budget))

@@ -22,7 +22,7 @@ def gate_units(gates: Tensor) -> Tensor:
 
 
 def gate_sums(batch: LayerBatch, gates: Tensor) -> Tensor:
-    """Return each expert's sum of gates over all real rows, in units of 2⁻³⁰.
+    """Return each expert's sum of gates over all real rows that are not protected, in units of 2⁻³⁰.
 
     Args:
         batch: The step.
@@ -31,7 +31,8 @@ def gate_sums(batch: LayerBatch, gates: Tensor) -> Tensor:
     Returns:
         ``[E]``, int64; the order of addition changes nothing.
     """
-    return gate_units(torch.where(batch.real[:, None], gates, 0.0)).sum(dim=0)
+    rows = batch.real & ~batch.protected
+    return gate_units(torch.where(rows[:, None], gates, 0.0)).sum(dim=0)
 
 
 def gates_from_scores(batch: LayerBatch, name: str) -> Tensor:

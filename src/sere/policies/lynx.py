@@ -28,7 +28,7 @@ class Lynx(Baseline):
     """Drop a share of the batch's experts, those in the fewest slots; choose again among the rest.
 
     Ties drop the higher id. Each row takes its best K of the rest, and its weights are renormalized to
-    their old sum. Experts of protected rows are never dropped, and one expert always stays.
+    their old sum. One expert always stays. Protected rows do not count: their experts stay beside the others.
 
     Attributes:
         drop_share: Share of the active experts that are dropped, at least 0 and below 1; the number of
@@ -62,13 +62,10 @@ class Lynx(Baseline):
     def _kept(self, batch: LayerBatch) -> Tensor:
         """Return the experts that stay, ``[E]`` bool."""
         E, ids = batch.num_experts, batch.ids
-        index = torch.where(batch.valid, ids.long(), E).flatten()
+        index = torch.where(batch.changeable, ids.long(), E).flatten()
         uses = torch.zeros(E + 1, dtype=torch.int64, device=ids.device)
         uses = uses.scatter_add(0, index, torch.ones_like(index))[:E]
         active = uses > 0
-        # Protected experts come first, then the others by use, the idle ones last.
-        protected = batch.experts_in(torch.zeros_like(batch.valid))
-        order = (uses + protected.long() * (index.numel() + 1)).argsort(descending=True, stable=True)
-        rank = places(order)
+        rank = places(uses.argsort(descending=True, stable=True))
         dropped = torch.floor(active.sum().double() * self.drop_share).long()
-        return (active & (rank < active.sum() - dropped)) | protected
+        return (active & (rank < active.sum() - dropped)) | batch.protected_experts

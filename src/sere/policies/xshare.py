@@ -26,7 +26,8 @@ class XShare(Baseline):
     """Keep each row's top expert, add experts by summed gate up to ``budget``, choose again inside them.
 
     Each row takes its best K of them, and its weights are renormalized to their old sum. Rows' top experts
-    are kept even if they alone exceed the budget. Gates are summed in integers, so that the order of addition
+    are kept even if they alone exceed the budget. Protected rows are no part of it: their experts stay,
+    beside the budget. Gates are summed in integers, so that the order of addition
     cannot change the result; ties go to the lower id.
 
     Attributes:
@@ -49,17 +50,17 @@ class XShare(Baseline):
     def choose(self, batch: LayerBatch) -> Routing:
         """Fill the budget, then choose again inside it."""
         gates = gates_from_scores(batch, self.name)
-        top = batch.experts_in(batch.valid & (batch.ranks < 1))
-        return refill(batch, gates, self._fill(batch, top, gates))
+        top = batch.experts_in(batch.changeable & (batch.ranks < 1))
+        return refill(batch, gates, batch.protected_experts | self._fill(batch, top, gates))
 
     def why_idle(self, layers: Iterable[LayerShape]) -> list[str]:
         """Return why the settings re-route nothing: the budget is E or more; see `Policy`."""
         return why_all_fit("budget", self.budget, layers)
 
     def _fill(self, batch: LayerBatch, chosen: Tensor, gates: Tensor) -> Tensor:
-        """Add the experts of the largest summed gates until there are ``budget``; none without real rows."""
+        """Add the experts of the largest summed gates until there are ``budget``; none without such rows."""
         sums = gate_sums(batch, gates)
         order = torch.where(chosen, -1, sums).argsort(descending=True, stable=True)
         rank = places(order)
         room = self.budget - chosen.sum()
-        return chosen | (~chosen & (rank < room) & batch.real.any())
+        return chosen | (~chosen & (rank < room) & (batch.real & ~batch.protected).any())

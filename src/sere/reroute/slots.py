@@ -88,7 +88,7 @@ def expert_masses(ids: Tensor, weights: Tensor, valid: Tensor, sensitivity: Tens
     Args:
         ids: ``[T, K]``, integers.
         weights: ``[T, K]``, floating point.
-        valid: ``[T, K]``, bool: slots that count.
+        valid: ``[T, K]``, bool: slots that count, of rows that are not protected.
         sensitivity: ``[E]``, float32, in (0, 1].
 
     Returns:
@@ -111,34 +111,32 @@ def places(order: Tensor) -> Tensor:
 
 
 def choose_primary(
-    fixed: Tensor,
+    keep: Tensor,
     kept: Tensor,
-    open_rows: Tensor,
-    occurring: Tensor,
+    chosen: Tensor,
     mass: Tensor,
     most: Tensor | int,
     *,
     cap: bool,
 ) -> Tensor:
-    """Return the primary set P, ``[E]`` bool.
+    """Return the primary set P but for the experts of protected rows, ``[E]`` bool.
 
     Args:
-        fixed: Experts that are never replaced, and those of protected rows, ``[E]``, bool; all of them occur.
-        kept: Experts in the kept slots of the other rows, ``[E]``, bool.
-        open_rows: Experts in any slots of the other rows, ``[E]``, bool.
-        occurring: The experts of valid slots, ``[E]``, bool.
-        mass: ``[E]``, float64, as `expert_masses` returns it.
-        most: M, an integer or a tensor of shape ``[]``; fixed experts beside those of ``open_rows`` do not
-            count.
+        keep: Experts that are never replaced, ``[E]``, bool.
+        kept: Experts in kept slots of rows that are not protected, ``[E]``, bool.
+        chosen: Experts in any valid slots of these rows, ``[E]``, bool: the only ones that become primary.
+        mass: Of these slots, ``[E]``, float64, as `expert_masses` returns it.
+        most: M, an integer or a tensor of shape ``[]``.
         cap: Whether M bounds P, too, and does not only fill it.
 
     Source: docs/method.md section 4, step 3.
     """
+    fixed = keep & chosen
     kept = kept & ~fixed
     # By class, then by mass, ties to the lower id: two stable sorts.
     by_mass = mass.sort(descending=True, stable=True).indices
-    classes = fixed.int() * 3 + kept.int() * 2 + (occurring & ~fixed & ~kept).int()
+    classes = fixed.int() * 3 + kept.int() * 2 + (chosen & ~fixed & ~kept).int()
     order = by_mass[classes[by_mass].sort(descending=True, stable=True).indices]
     rank = places(order)
     least = fixed.sum() if cap else (fixed | kept).sum()
-    return occurring & (rank < torch.maximum(least, most + (fixed & ~open_rows).sum()))
+    return chosen & (rank < least.clamp(min=most))

@@ -76,22 +76,22 @@ def run(batch: TokenBatch, layer: Layer, counters: Tensor | None) -> Routing:
     # 1. Validity.
     real = [t for t in range(T) if t < N and budget[t] >= 0]
     slots = {t: [k for k in range(K) if 0 <= ids[t][k] < E and _counts(weights[t][k])] for t in real}
-    occurring = {ids[t][k] for t in real for k in slots[t]}
+    occurring = _experts(ids, slots)
 
-    # 2. Budget: the heaviest slots of each row; protected rows.
-    kept = {t: _heaviest(slots[t], weights[t], budget[t]) for t in real}
-    protected = [t for t in real if budget[t] >= K]
+    # 2. Budget: protected rows; the heaviest slots of each other row.
+    protected = {t: slots[t] for t in real if budget[t] >= K}
+    others = {t: slots[t] for t in real if budget[t] < K}
+    kept = {t: _heaviest(others[t], weights[t], budget[t]) for t in others}
 
     # 3. Primary set.
-    fixed = {e for e in occurring if bool(layer.keep[e])} | {ids[t][k] for t in protected for k in slots[t]}
-    rows = max(1, min(LIMIT_ROWS, len(real) - len(protected)))
-    heaviest = {ids[t][k] for t in real for k in kept[t]}
+    rows = max(1, min(LIMIT_ROWS, len(others)))
+    chosen, heaviest = _experts(ids, others), _experts(ids, kept)
+    fixed = {e for e in chosen if bool(layer.keep[e])}
     sensitivity: list[float] = layer.sensitivity.double().tolist()
-    mass = {e: units * sensitivity[e] for e, units in _masses(ids, weights, slots).items()}
-    order = _order(occurring, fixed, heaviest, mass)
+    mass = {e: units * sensitivity[e] for e, units in _masses(ids, weights, others).items()}
+    order = _order(chosen, fixed, heaviest, mass)
     least = len(fixed) if config.cap else len(fixed | heaviest)
-    chosen = {ids[t][k] for t in real if t not in protected for k in slots[t]}
-    primary = set(order[: max(least, most_active[rows - 1] + len(fixed - chosen))])
+    primary = _experts(ids, protected) | set(order[: max(least, most_active[rows - 1])])
     if not primary:
         return Routing(topk_ids.clone(), topk_weights.clone())
 
@@ -160,6 +160,11 @@ def _counts(weight: float) -> bool:
     return weight != 0 and not math.isnan(weight)
 
 
+def _experts(ids: list[Row], slots: dict[int, Row]) -> set[int]:
+    """Return the experts in slots, which are given by row."""
+    return {ids[t][k] for t, of_row in slots.items() for k in of_row}
+
+
 def _heaviest(slots: Row, weights: list[float], budget: int) -> Row:
     return sorted(slots, key=lambda k: (-weights[k], k))[:budget]
 
@@ -176,9 +181,9 @@ def _masses(ids: list[Row], weights: list[list[float]], slots: dict[int, Row]) -
     return mass
 
 
-def _order(occurring: set[int], fixed: set[int], heaviest: set[int], mass: dict[int, float]) -> Row:
-    """Return the experts that occur in the order in which they become primary."""
-    return sorted(occurring, key=lambda e: (e not in fixed, e not in heaviest, -mass[e], e))
+def _order(chosen: set[int], fixed: set[int], heaviest: set[int], mass: dict[int, float]) -> Row:
+    """Return the experts of rows that are not protected in the order in which they become primary."""
+    return sorted(chosen, key=lambda e: (e not in fixed, e not in heaviest, -mass[e], e))
 
 
 def _most_similar(e: int, candidates: set[int], layer: Layer) -> int | None:

@@ -67,17 +67,19 @@ def run(batch: TokenBatch, layer: Layer, counters: Tensor | None) -> Routing:
     valid = inside & has_weight(topk_weights) & real[:, None]
     T, K = ids.shape
     budgets = whole_budgets(row_budgets, layer.limits[0], T, ids.device)
-    kept = valid & (weight_ranks(topk_weights, valid) < budgets[:, None])
     protected = real & (budgets >= K)
+    of_open_rows = valid & ~protected[:, None]
+    kept = of_open_rows & (weight_ranks(topk_weights, valid) < budgets[:, None])
 
-    occurring = members(ids, valid, E)
-    fixed = members(ids, valid & protected[:, None], E) | (layer.keep & occurring)
+    of_protected_rows, chosen = members(ids, valid & protected[:, None], E), members(ids, of_open_rows, E)
+    occurring = of_protected_rows | chosen
     rows = (real & ~protected).sum().clamp(1, LIMIT_ROWS)
-    mass = expert_masses(ids, topk_weights, valid, layer.sensitivity)
+    mass = expert_masses(ids, topk_weights, of_open_rows, layer.sensitivity)
     # Taken, not indexed: an index that is a tensor without axes would be read on the host.
     most = layer.limits.take(rows)
-    chosen = members(ids, valid & ~protected[:, None], E)
-    primary = choose_primary(fixed, members(ids, kept, E), chosen, occurring, mass, most, cap=config.cap)
+    primary = of_protected_rows | choose_primary(
+        layer.keep, members(ids, kept, E), chosen, mass, most, cap=config.cap
+    )
 
     secondary = occurring & ~primary
     found, substitute = _most_similar(layer, primary)

@@ -7,7 +7,7 @@ import numpy as np
 from numba import carray, njit
 
 from sere.reroute import constants
-from sere.reroute.backends.cpu.primary_set import FIXED, KEPT, NONE, OCCURS, fill, not_asked_for
+from sere.reroute.backends.cpu.primary_set import CHOSEN, FIXED, KEPT, NONE, fill
 from sere.reroute.constants import (
     LAYER_BUDGET,
     LIMIT_ROWS,
@@ -50,16 +50,18 @@ def reroute(
         if budget == LAYER_BUDGET:
             budget = np.int64(limits[0])
         row_budgets[t] = budget if t < N else PADDING_BUDGET
-    classes = np.zeros(E, np.uint8)
-    rows, open_rows, slots = _vote(ids, weights, row_budgets, classes)
+    classes, protected = np.zeros(E, np.uint8), np.zeros(E, np.bool_)
+    rows, open_rows, slots = _vote(ids, weights, row_budgets, classes, protected)
     for e in range(E):
         if classes[e] != NONE and keep[e] != 0:
             classes[e] = FIXED
     most = limits[max(1, min(open_rows, LIMIT_ROWS))]
-    if open_rows < rows:
-        most += not_asked_for(ids, weights, row_budgets, classes)
     size = fill(ids, weights, row_budgets, classes, sensitivity, most, cap)
     occurring, primary = classes != NONE, classes >= KEPT
+    if open_rows < rows:
+        occurring |= protected
+        primary |= protected
+        size = primary.sum()
     if size == 0:
         new_ids[:] = ids
         new_weights[:] = weights
@@ -119,8 +121,11 @@ def reroute(
 
 
 @njit(inline="always")
-def _vote(ids, weights, row_budgets, classes):
-    """Steps 1, 2: give each expert its class, but for ``keep``; count rows, those that may change, slots."""
+def _vote(ids, weights, row_budgets, classes, protected):
+    """Steps 1, 2: mark experts of protected rows, give the others' their class, but for ``keep``; count.
+
+    Returns how many rows are real, how many of them are not protected, and how many slots count.
+    """
     (T, K), E = ids.shape, classes.shape[0]
     rows, open_rows, slots = 0, 0, 0
     valid = np.empty(K, np.bool_)
@@ -129,29 +134,27 @@ def _vote(ids, weights, row_budgets, classes):
         if b < 0:
             continue
         rows += 1
-        open_rows += b < K
         left = 0
         for k in range(K):
             e = ids[t, k]
             valid[k] = 0 <= e < E and abs(weights[t, k]) > 0
             if valid[k]:
                 left += 1
-                classes[e] = max(classes[e], OCCURS)
+                if b >= K:
+                    protected[e] = True
+                else:
+                    classes[e] = max(classes[e], CHOSEN)
         slots += left
-        if b >= left:
-            for k in range(K):
-                if valid[k]:
-                    e = ids[t, k]
-                    classes[e] = FIXED if b >= K else max(classes[e], KEPT)
+        if b >= K:
             continue
-        for _ in range(b):
+        open_rows += 1
+        for _ in range(min(b, left)):
             best = -1
             for k in range(K):
                 if valid[k] and (best < 0 or weights[t, k] > weights[t, best]):
                     best = k
             valid[best] = False
-            e = ids[t, best]
-            classes[e] = max(classes[e], KEPT)
+            classes[ids[t, best]] = KEPT
     return rows, open_rows, slots
 
 

@@ -9,21 +9,9 @@ from numba import njit
 from sere.reroute import constants
 
 MASS_UNITS, MASS_BOUND = float(constants.MASS_UNITS), float(constants.MASS_BOUND)
-# An expert's class: it does not occur, it does, in a kept slot, and it is primary whatever M is.
-NONE, OCCURS, KEPT, FIXED = range(4)
-
-
-@njit
-def not_asked_for(ids, weights, row_budgets, classes):
-    """Return how many experts are primary whatever M is, and in no slot of a row that may change."""
-    (T, K), E = ids.shape, classes.shape[0]
-    left = classes == FIXED
-    for t in range(T):
-        if 0 <= row_budgets[t] < K:
-            for k in range(K):
-                if 0 <= ids[t, k] < E and abs(weights[t, k]) > 0:
-                    left[ids[t, k]] = False
-    return left.sum()
+# An expert's class by the rows that are not protected: in none of their slots, in one, in a kept one, and
+# in ``keep``.
+NONE, CHOSEN, KEPT, FIXED = range(4)
 
 
 @njit
@@ -38,22 +26,25 @@ def fill(ids, weights, row_budgets, classes, sensitivity, most, cap):
         return size
     mass = _masses(ids, weights, row_budgets, sensitivity)
     if size < most:
-        return size + _join(mass, classes, OCCURS, KEPT, most - size)
+        return size + _join(mass, classes, CHOSEN, KEPT, most - size)
     # Of the experts in kept slots only the heaviest stay.
     stay = _join(mass, classes, KEPT, FIXED, max(0, most - fixed))
     for e in range(classes.shape[0]):
         if classes[e] == KEPT:
-            classes[e] = OCCURS
+            classes[e] = CHOSEN
     return fixed + stay
 
 
 @njit
 def _masses(ids, weights, row_budgets, sensitivity):
-    """Return each expert's mass: the integer sum of its slots' weights to the fourth power, weighted."""
+    """Return each expert's mass in rows that are not protected.
+
+    It is the integer sum of its slots' weights to the fourth power, times its sensitivity.
+    """
     (T, K), E = ids.shape, sensitivity.shape[0]
     mass = np.zeros(E, np.int64)
     for t in range(T):
-        if row_budgets[t] < 0:
+        if not 0 <= row_budgets[t] < K:
             continue
         for k in range(K):
             e = ids[t, k]

@@ -67,14 +67,14 @@ struct Call {
 };
 
 struct Block {
-    // A key for each expert that occurs, in any order, then zeros.
+    // A key for each expert that is chosen, in any order, then zeros.
     union {
         unsigned keys[MOST_EXPERTS];
         Four fours[MOST_EXPERTS / 4];
     };
-    // Asked: in a slot of a row that is not protected. Fixed: kept by the layer, or of a protected row. An expert that
-    // occurs is one of both. Until the order is known, primary: fixed, or in a kept slot.
-    unsigned char asked[MOST_EXPERTS], fixed[MOST_EXPERTS], primary[MOST_EXPERTS], critical[MOST_EXPERTS];
+    // Chosen: in a slot of a row that is not protected. Beside: in one of a protected row. An expert that occurs is one
+    // of both. Primary: of P; until the order is known, beside, in a kept slot of another row, or kept by the layer.
+    unsigned char chosen[MOST_EXPERTS], beside[MOST_EXPERTS], primary[MOST_EXPERTS], critical[MOST_EXPERTS];
     unsigned char keep[MOST_EXPERTS];
     unsigned char position[MOST_EXPERTS];   // among the lowest active experts, or NO_POSITION
     unsigned short target[MOST_EXPERTS];    // the expert itself unless it is replaced
@@ -83,8 +83,9 @@ struct Block {
     unsigned active_words[MOST_EXPERTS / WARP];
     unsigned short lowest_active[WARP];
     int limits[1 + LIMIT_ROWS];
-    // free_rows: real ones that are not protected; marked: fixed or in a kept slot; beside: fixed and not asked.
-    int counts[COUNTS], lowest, free_rows, fixed_count, marked_count, beside_count;
+    // free_rows: real ones that are not protected. How many experts are chosen; kept by the layer of these, and so or in
+    // a kept slot; in P.
+    int counts[COUNTS], lowest, free_rows, chosen_count, fixed_count, marked_count, primaries;
     unsigned last_in, first_out;            // keys of the experts beside P's end, or 0
 };
 

@@ -153,9 +153,9 @@ SERE_INLINE void reroute(const Call<Id, W>& call, Block& block) {
     __syncthreads();
     take_census(call, thread, block);
     __syncthreads();
-    const int primaries = count_primaries(call, block);
-    if (primaries != block.marked_count) choose_primary(thread, block, primaries);
-    find_lowest(call, thread, block);
+    const int first_ones = count_first(call, block);
+    if (first_ones != block.marked_count) choose_primary(thread, block, first_ones);
+    count_primary(call, thread, block);
 #pragma unroll 1
     for (bool again = call.given & ACTIVE_TARGETS; ; again = false) {
         choose_targets(call, thread, block, ahead);
@@ -164,6 +164,7 @@ SERE_INLINE void reroute(const Call<Id, W>& call, Block& block) {
         admit_critical(call, thread, block);
         __syncthreads();
     }
+    const int primaries = block.primaries;
     const bool some = primaries > 0, counting = some && call.counters != nullptr;
     if (counting) count(call, thread, block, primaries);
     if (call.merge == MERGE_DISTINCT) list_active(call, thread, block);

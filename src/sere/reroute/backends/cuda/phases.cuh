@@ -26,12 +26,12 @@ SERE_INLINE void clear(
     if (e < COUNTS) block.counts[e] = e == STEPS;
     if (e == 0) {
         block.lowest = call.E;
-        block.free_rows = block.fixed_count = block.marked_count = block.beside_count = 0;
+        block.free_rows = block.chosen_count = block.fixed_count = block.marked_count = block.primaries = 0;
         block.last_in = block.first_out = 0;
     }
     block.keys[e] = 0;
     if (e < call.E) {
-        block.asked[e] = block.fixed[e] = block.primary[e] = block.critical[e] = 0;
+        block.chosen[e] = block.beside[e] = block.primary[e] = block.critical[e] = 0;
         block.mass_low[e] = block.mass_high[e] = 0;
         block.target[e] = static_cast<unsigned short>(e);
         block.keep[e] = kept;
@@ -62,7 +62,7 @@ SERE_INLINE int rank_in_row(const Call<Id, W>& call, const Thread& thread, const
     return rank;
 }
 
-// Steps 1 and 2, and what step 3 asks of the rows: which experts occur, which are fixed or in kept slots, their masses.
+// Steps 1 and 2, and what step 3 asks of the rows: whose experts are whose, which are in kept slots, their masses.
 // Every block looks at all rows below N, its own tile first: cheaper than to wait for each other. N is the same for all
 // threads, so they leave the loop together.
 template <class Id, class W>
@@ -80,11 +80,14 @@ SERE_INLINE void vote(
         if (left > 0) next = Slot<Id, W>::load(call, thread, tile);
         const int rank = rank_in_row(call, thread, mine);
         if (mine.valid) {
-            // All slots of a protected row are kept.
-            if (mine.budget < call.K) SERE_MARK(block.asked[mine.id]);
-            else SERE_MARK(block.fixed[mine.id]);
-            if (rank < mine.budget) SERE_MARK(block.primary[mine.id]);
-            add_mass(block, static_cast<int>(mine.id), mass_units(W::read(mine.bits)));
+            const int e = static_cast<int>(mine.id);
+            if (mine.budget == call.K) {
+                SERE_MARK(block.beside[e]);
+            } else {
+                SERE_MARK(block.chosen[e]);
+                if (rank < mine.budget) SERE_MARK(block.primary[e]);
+                add_mass(block, e, mass_units(W::read(mine.bits)));
+            }
         }
         const bool begins = mine.there && mine.budget >= 0 && Slot<Id, W>::of(call, thread) == 0;
         free += __popc(__ballot_sync(ALL_LANES, begins && mine.budget < call.K));
@@ -103,12 +106,12 @@ SERE_INLINE void vote(
     atomicAdd(&block.counts[SLOTS], valid);
 }
 
-// The key of an expert that occurs: its class, then its mass to 14 binary digits, then its id, the lowest first. Keys
+// The key of an expert that is chosen: its class, then its mass to 14 binary digits, then its id, the lowest first. Keys
 // differ; only where classes and digits are equal do the masses themselves decide.
 constexpr int ID_BITS = 10, CLASS_AT = 29;
 
 SERE_INLINE unsigned key_of(const Block& block, int e) {
-    const unsigned rank = block.fixed[e] ? 3 : block.primary[e] ? 2 : 1;
+    const unsigned rank = block.keep[e] ? 3 : block.primary[e] ? 2 : 1;
     // As a float: eight bits of exponent, of which six can differ, and 23 digits after the first.
     const unsigned digits = __float_as_uint(fmaxf(static_cast<float>(mass_of(block, e)), 1.0f)) - 0x3f800000u;
     return rank << CLASS_AT | digits >> 10 << ID_BITS | static_cast<unsigned>(MOST_EXPERTS - 1 - e);
@@ -116,41 +119,42 @@ SERE_INLINE unsigned key_of(const Block& block, int e) {
 
 SERE_INLINE int expert_of(unsigned key) { return MOST_EXPERTS - 1 - static_cast<int>(key % MOST_EXPERTS); }
 
-// Count the marks, and write down the keys of the experts that occur.
+// Count the marks, and write down the keys of the experts that are chosen. Those of protected rows are primary.
 template <class Id, class W>
 SERE_INLINE void take_census(const Call<Id, W>& call, const Thread& thread, Block& block) {
     const int e = thread.index;
     if (e - thread.lane >= call.E) return;
-    const bool chosen = e < call.E && block.asked[e];
-    if (chosen && block.keep[e]) block.fixed[e] = block.primary[e] = 1;
-    const unsigned asked = __ballot_sync(ALL_LANES, chosen);
-    const unsigned fixed = __ballot_sync(ALL_LANES, e < call.E && block.fixed[e]);
-    const unsigned marked = __ballot_sync(ALL_LANES, e < call.E && block.primary[e]);
-    const unsigned occurring = asked | fixed;
+    const bool mine = e < call.E && block.chosen[e];
+    if (mine && block.keep[e]) block.primary[e] = 1;
+    const unsigned chosen = __ballot_sync(ALL_LANES, mine), fixed = __ballot_sync(ALL_LANES, mine && block.keep[e]);
+    const unsigned marked = __ballot_sync(ALL_LANES, mine && block.primary[e]);
+    const bool is_beside = e < call.E && block.beside[e];
+    const unsigned beside = __ballot_sync(ALL_LANES, is_beside);
     int place = 0;
     if (thread.lane == 0) {
-        place = atomicAdd(&block.counts[DISTINCT_BEFORE], __popc(occurring));
+        place = atomicAdd(&block.chosen_count, __popc(chosen));
+        atomicAdd(&block.counts[DISTINCT_BEFORE], __popc(chosen | beside));
         atomicAdd(&block.fixed_count, __popc(fixed));
         atomicAdd(&block.marked_count, __popc(marked));
-        atomicAdd(&block.beside_count, __popc(fixed & ~asked));
     }
-    place = __shfl_sync(ALL_LANES, place, 0) + bits_below(occurring, thread.lane);
-    if (occurring >> thread.lane & 1) block.keys[place] = key_of(block, e);
+    place = __shfl_sync(ALL_LANES, place, 0) + bits_below(chosen, thread.lane);
+    if (mine) block.keys[place] = key_of(block, e);
+    if (is_beside) block.primary[e] = 1;
 }
 
-// How many experts are primary: M, as it is for the rows that may be re-routed, beside those that only protected rows
-// chose, and at least all that must be.
+// How many experts that are chosen are primary: M, as it is for the rows that may be re-routed, and at least all that
+// must be.
 template <class Id, class W>
-SERE_INLINE int count_primaries(const Call<Id, W>& call, const Block& block) {
+SERE_INLINE int count_first(const Call<Id, W>& call, const Block& block) {
     const int rows = block.free_rows < 1 ? 1 : block.free_rows > LIMIT_ROWS ? LIMIT_ROWS : block.free_rows;
-    const int most = block.limits[rows] + block.beside_count, least = call.given & CAP ? block.fixed_count : block.marked_count;
-    const int wanted = most > least ? most : least, occurring = block.counts[DISTINCT_BEFORE];
-    return wanted < occurring ? wanted : occurring;
+    const int most = block.limits[rows], least = call.given & CAP ? block.fixed_count : block.marked_count;
+    const int wanted = most > least ? most : least;
+    return wanted < block.chosen_count ? wanted : block.chosen_count;
 }
 
-// Of how many lanes, as a power of two, each expert that occurs has a share of the work.
-SERE_INLINE int sharing_bits(const Thread& thread, int occurring) {
-    const int bits = __clz(occurring - 1) - __clz(thread.warps * WARP) - 1;
+// Of how many lanes, as a power of two, each of ``count`` experts has a share of the work.
+SERE_INLINE int sharing_bits(const Thread& thread, int count) {
+    const int bits = __clz(count - 1) - __clz(thread.warps * WARP) - 1;
     return bits < 0 ? 0 : bits < 5 ? bits : 5;
 }
 
@@ -162,17 +166,17 @@ SERE_INLINE int shared_sum(int found, int bits) {
 }
 
 // The experts beside P's end agree in class and digits: those that do are put in order by their masses.
-SERE_INLINE void settle(const Thread& thread, Block& block, int primaries, unsigned edge) {
-    const int occurring = block.counts[DISTINCT_BEFORE], bits = sharing_bits(thread, occurring);
+SERE_INLINE void settle(const Thread& thread, Block& block, int first_ones, unsigned edge) {
+    const int count = block.chosen_count, bits = sharing_bits(thread, count);
     const int place = thread.index >> bits, share = thread.index & ((1 << bits) - 1);
-    const unsigned mine = block.keys[place < occurring ? place : 0];
+    const unsigned mine = block.keys[place < count ? place : 0];
     const int e = expert_of(mine);
-    const bool asks = place < occurring && mine >> ID_BITS == edge;
+    const bool asks = place < count && mine >> ID_BITS == edge;
     if (__ballot_sync(ALL_LANES, asks) == 0) return;
     const double mass = mass_of(block, e);
     int before = 0;
 #pragma unroll 1
-    for (int other = share; other < occurring; other += 1 << bits) {
+    for (int other = share; other < count; other += 1 << bits) {
         const unsigned theirs = block.keys[other];
         bool first = theirs >> ID_BITS > edge;
         if (theirs >> ID_BITS == edge) {
@@ -182,18 +186,18 @@ SERE_INLINE void settle(const Thread& thread, Block& block, int primaries, unsig
         before += first;
     }
     before = shared_sum(before, bits);
-    if (asks && share == 0) block.primary[e] = before < primaries;
+    if (asks && share == 0) block.primary[e] = before < first_ones || block.beside[e];
 }
 
 // Step 3, where M is not just the number of marked experts: the first of the order.
-SERE_INLINE void choose_primary(const Thread& thread, Block& block, int primaries) {
-    const int occurring = block.counts[DISTINCT_BEFORE], bits = sharing_bits(thread, occurring);
+SERE_INLINE void choose_primary(const Thread& thread, Block& block, int first_ones) {
+    const int count = block.chosen_count, bits = sharing_bits(thread, count);
     const int place = thread.index >> bits, share = thread.index & ((1 << bits) - 1);
-    if ((thread.index - thread.lane) >> bits < occurring) {
-        const unsigned mine = place < occurring ? block.keys[place] : ~0u >> 1;
+    if ((thread.index - thread.lane) >> bits < count) {
+        const unsigned mine = place < count ? block.keys[place] : ~0u >> 1;
         int before = 0;
 #pragma unroll 1
-        for (int start = 2 * share; 4 * start < occurring; start += 2 << bits) {
+        for (int start = 2 * share; 4 * start < count; start += 2 << bits) {
             const Four near = block.fours[start], far = block.fours[start + 1];
             // A difference's sign is the comparison: keys have 31 bits.
 #pragma unroll
@@ -202,26 +206,29 @@ SERE_INLINE void choose_primary(const Thread& thread, Block& block, int primarie
             for (int i = 0; i < 4; ++i) before += (mine - far.keys[i]) >> 31;
         }
         before = shared_sum(before, bits);
-        if (place < occurring && share == 0) {
-            block.primary[expert_of(mine)] = before < primaries;
-            if (before == primaries - 1) block.last_in = mine;
-            if (before == primaries) block.first_out = mine;
+        if (place < count && share == 0) {
+            const int e = expert_of(mine);
+            block.primary[e] = before < first_ones || block.beside[e];
+            if (before == first_ones - 1) block.last_in = mine;
+            if (before == first_ones) block.first_out = mine;
         }
     }
     __syncthreads();
     const unsigned edge = block.last_in >> ID_BITS;
     if (edge == 0 || edge != block.first_out >> ID_BITS) return;
-    settle(thread, block, primaries, edge);
+    settle(thread, block, first_ones, edge);
     __syncthreads();
 }
 
-// The expert of padding rows.
+// How many experts P has, and the lowest: that of padding rows.
 template <class Id, class W>
-SERE_INLINE void find_lowest(const Call<Id, W>& call, const Thread& thread, Block& block) {
+SERE_INLINE void count_primary(const Call<Id, W>& call, const Thread& thread, Block& block) {
     const int e = thread.index;
     if (e - thread.lane >= call.E) return;
     const unsigned primary = __ballot_sync(ALL_LANES, e < call.E && block.primary[e]);
-    if (thread.lane == 0 && primary != 0) atomicMin(&block.lowest, e + __ffs(primary) - 1);
+    if (thread.lane != 0 || primary == 0) return;
+    atomicMin(&block.lowest, e + __ffs(primary) - 1);
+    atomicAdd(&block.primaries, __popc(primary));
 }
 
 // A lane's position in a piece of the lists of eight experts: a warp holds 32 positions of each.
@@ -288,7 +295,7 @@ SERE_INLINE void choose_targets(const Call<Id, W>& call, const Thread& thread, B
     for (int group = thread.warp; GROUP * group < call.E; group += thread.warps) {
         const int e = GROUP * group + thread.lane;
         const bool mine = thread.lane < GROUP && e < call.E;
-        unsigned wanted = __ballot_sync(ALL_LANES, mine && block.asked[e] && !block.primary[e]);
+        unsigned wanted = __ballot_sync(ALL_LANES, mine && block.chosen[e] && !block.primary[e]);
         Ahead here = ahead;
         if (group != thread.warp) here = Ahead::fetch(call, thread, group, 0);
 #pragma unroll 1

@@ -2,7 +2,7 @@
 """The launches of the ``triton`` backend, in their order: vote, choose, retarget if asked for, apply.
 
 Between them they hand over one buffer of int64, zeros at first: five numbers for each expert (mass, class,
-whether a row that may change chose it, target, state), then a few for the step.
+whether a protected row chose it, target, state), then a few for the step.
 """
 
 from __future__ import annotations
@@ -36,12 +36,13 @@ MERGE_SENTINEL = tl.constexpr(constants.MERGE_SENTINEL)
     "steps", "rows", "distinct_before", "distinct_after", "slots", "slots_rerouted", "slots_computed",
     "critical",
 ))  # fmt: skip
-# An expert's class: it does not occur (0), it does, in a kept slot, and it is primary whatever M is.
-OCCURS, KEPT, FIXED = tl.constexpr(1), tl.constexpr(2), tl.constexpr(3)
+# An expert's class by the rows that are not protected: in none of their slots (0), in one, in a kept one, and
+# in ``keep``.
+CHOSEN, KEPT, FIXED = tl.constexpr(1), tl.constexpr(2), tl.constexpr(3)
 # Its state, once P is known.
 IS_PRIMARY, IS_CRITICAL = tl.constexpr(1), tl.constexpr(2)
 # The parts of the buffer, E numbers each, and behind them the numbers of the step.
-MASS, CLASS, ASKED, TARGET, STATE, STEP = (tl.constexpr(part) for part in range(6))
+MASS, CLASS, BESIDE, TARGET, STATE, STEP = (tl.constexpr(part) for part in range(6))
 FREE_ROWS, REAL_ROWS, VALID_SLOTS, LOWEST = (tl.constexpr(part) for part in range(4))
 # A neighbor's position and id in one number, and what is above all of them.
 POSITIONS, NO_NEIGHBOR = tl.constexpr(1024), tl.constexpr(2**30)
@@ -69,18 +70,18 @@ def vote(
     lower = slots[None, None, :] < slots[None, :, None]
     heavier = ((other > mine) | ((other == mine) & lower)) & valid[:, None, :]
     rank = tl.sum(heavier.to(tl.int32), axis=2)
-    kept = tl.load(keep_p + expert, mask=valid, other=0) != 0
-    fixed = kept | (budget == K)[:, None]
-    of_slot = tl.where(fixed, FIXED, tl.where(rank < budget[:, None], KEPT, OCCURS))
-    tl.atomic_max(buffer_p + CLASS * E + expert, of_slot.to(tl.int64), mask=valid)
+    protected = (budget == K)[:, None]
+    beside, chosen = valid & protected, valid & ~protected
     # Every program writes the same number.
-    asked = valid & (budget < K)[:, None]
-    tl.store(buffer_p + ASKED * E + expert, tl.full([R, KP], 1, tl.int64), mask=asked)
+    tl.store(buffer_p + BESIDE * E + expert, tl.full([R, KP], 1, tl.int64), mask=beside)
+    fixed = tl.load(keep_p + expert, mask=chosen, other=0) != 0
+    of_slot = tl.where(fixed, FIXED, tl.where(rank < budget[:, None], KEPT, CHOSEN))
+    tl.atomic_max(buffer_p + CLASS * E + expert, of_slot.to(tl.int64), mask=chosen)
 
     wide = weight.to(tl.float64)
     square = wide * wide
-    units = tl.where(valid, tl.minimum(square * square * MASS_UNITS, MASS_BOUND), 0.0)
-    tl.atomic_add(buffer_p + MASS * E + expert, ((units + ROUNDER) - ROUNDER).to(tl.int64), mask=valid)
+    units = tl.where(chosen, tl.minimum(square * square * MASS_UNITS, MASS_BOUND), 0.0)
+    tl.atomic_add(buffer_p + MASS * E + expert, ((units + ROUNDER) - ROUNDER).to(tl.int64), mask=chosen)
     step_p = buffer_p + STEP * E
     tl.atomic_add(step_p + FREE_ROWS, tl.sum((real & (budget < K)).to(tl.int64), axis=0))
     tl.atomic_add(step_p + REAL_ROWS, tl.sum(real.to(tl.int64), axis=0))
@@ -130,24 +131,24 @@ def choose(
     experts, mine = tl.arange(0, EP), tl.program_id(0) * B + tl.arange(0, B)
     step_p = buffer_p + STEP * E
     of_expert = tl.load(buffer_p + CLASS * E + experts, mask=experts < E, other=0)
-    occurring = tl.sum((of_expert >= OCCURS).to(tl.int32), axis=0)
+    chosen = tl.sum((of_expert >= CHOSEN).to(tl.int32), axis=0)
     marked = tl.sum((of_expert >= KEPT).to(tl.int32), axis=0)
     least = tl.sum((of_expert >= FIXED).to(tl.int32), axis=0) if CAP else marked
     rows = tl.minimum(tl.maximum(tl.load(step_p + FREE_ROWS), 1), LIMIT_ROWS)
-    # Beside M, those that are primary whatever it is and in no slot of a row that may change.
-    asked = tl.load(buffer_p + ASKED * E + experts, mask=experts < E, other=0) != 0
-    most = tl.load(limits_p + rows) + tl.sum(((of_expert >= FIXED) & ~asked).to(tl.int32), axis=0)
-    primaries = tl.minimum(tl.maximum(most, least), occurring)
+    first_ones = tl.minimum(tl.maximum(tl.load(limits_p + rows), least), chosen)
     primary = of_expert >= KEPT
-    if primaries != marked:
+    if first_ones != marked:
         place = places(buffer_p, sensitivity_p, of_expert, E, EP, C)
-        primary = (of_expert >= OCCURS) & (place < primaries)
+        primary = (of_expert >= CHOSEN) & (place < first_ones)
+    beside = tl.load(buffer_p + BESIDE * E + experts, mask=experts < E, other=0) != 0
+    primary = primary | beside
+    primaries = tl.sum(primary.to(tl.int32), axis=0)
 
     found = nearest(position_p, mine, primary, E, EP)
     among = tl.sum((primary[None, :] & (experts[None, :] == mine[:, None])).to(tl.int32), axis=1) > 0
-    occurs = tl.load(buffer_p + CLASS * E + mine, mask=mine < E, other=0) >= OCCURS
-    replaced = occurs & ~among & (found < NO_NEIGHBOR)
-    critical = occurs & ~among & (found >= NO_NEIGHBOR)
+    is_chosen = tl.load(buffer_p + CLASS * E + mine, mask=mine < E, other=0) >= CHOSEN
+    replaced = is_chosen & ~among & (found < NO_NEIGHBOR)
+    critical = is_chosen & ~among & (found >= NO_NEIGHBOR)
     target = tl.where(replaced, found % POSITIONS, mine)
     state = tl.where(among, IS_PRIMARY, tl.where(critical, IS_CRITICAL, 0))
     tl.store(buffer_p + TARGET * E + mine, target.to(tl.int64), mask=mine < E)
@@ -165,7 +166,8 @@ def choose(
             tl.atomic_add(counters_p + STEPS, 1)
             tl.atomic_add(counters_p + ROWS, tl.load(step_p + REAL_ROWS))
             tl.atomic_add(counters_p + SLOTS, tl.load(step_p + VALID_SLOTS))
-            tl.atomic_add(counters_p + DISTINCT_BEFORE, occurring.to(tl.int64))
+            occurring = tl.sum(((of_expert >= CHOSEN) | beside).to(tl.int64), axis=0)
+            tl.atomic_add(counters_p + DISTINCT_BEFORE, occurring)
             tl.atomic_add(counters_p + DISTINCT_AFTER, primaries.to(tl.int64))
 
 
@@ -175,9 +177,9 @@ def retarget(buffer_p, position_p, E: tl.constexpr, EP: tl.constexpr, B: tl.cons
     experts, mine = tl.arange(0, EP), tl.program_id(0) * B + tl.arange(0, B)
     active = tl.load(buffer_p + STATE * E + experts, mask=experts < E, other=0) != 0
     found = nearest(position_p, mine, active, E, EP)
-    # An expert that is replaced occurs and is neither primary nor critical.
-    occurs = tl.load(buffer_p + CLASS * E + mine, mask=mine < E, other=0) >= OCCURS
-    replaced = occurs & (tl.load(buffer_p + STATE * E + mine, mask=mine < E, other=IS_PRIMARY) == 0)
+    # An expert that is replaced is chosen and is neither primary nor critical.
+    is_chosen = tl.load(buffer_p + CLASS * E + mine, mask=mine < E, other=0) >= CHOSEN
+    replaced = is_chosen & (tl.load(buffer_p + STATE * E + mine, mask=mine < E, other=IS_PRIMARY) == 0)
     tl.store(buffer_p + TARGET * E + mine, (found % POSITIONS).to(tl.int64), mask=replaced)
 
 

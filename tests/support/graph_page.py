@@ -33,16 +33,17 @@ _DRAWN = """[...document.querySelectorAll('.graph_wrapper')]
 
 
 def picture_of_graphs(
-    running: Any, port: int, queries: Iterable[tuple[str, str]], seconds: int, path: Path
+    running: Any, port: int, queries: Iterable[tuple[str, str]], seconds: int, end: float, path: Path
 ) -> None:
-    """Let Prometheus draw queries of a dashboard over the last seconds on one page, and take a picture.
+    """Let Prometheus draw queries of a dashboard over some seconds on one page, and take a picture.
 
     Args:
         running: The browser.
         port: Of Prometheus.
         queries: Titles, drawn as a comment of the query, and queries with a dashboard's variables, which
             stand for everything.
-        seconds: How much of the past is drawn.
+        seconds: How much is drawn.
+        end: Up to when, in seconds since 1970: however long it takes to draw, all graphs have the same time.
         path: Where the picture goes, as PNG.
     """
     page = running.new_page(viewport={"width": 1040, "height": 884})
@@ -52,6 +53,7 @@ def picture_of_graphs(
         pytest.skip(f"needs a Prometheus with the page {_PATH} (apt: prometheus)")
     until(page, "document.querySelector('.graph_wrapper') !== null")
     page.add_style_tag(content=_STYLE)
+    page.evaluate("(end) => { Prometheus.Graph.prototype.getEndDate = () => moment(end); }", 1000 * end)
     # Its address takes ten graphs; the page itself takes more.
     page.evaluate("document.querySelector('[name=remove]').click()")
     graphs = [

@@ -270,8 +270,10 @@ def test_a_picture_of_prometheus(server: Server, chromium: Any, tmp_path: Path) 
         wait_for(port, f"{read} > 12")
         call(server, "/v1/sere/settings", {"tier": "fast"})
         wait_for(port, f"{read} < 12")
-        picture_of_graphs(chromium, port, QUERIES, 90, SCREENSHOTS / "prometheus.png")
-        assert len(query(port, "count by (tier) (last_over_time(sere_tier[90s]))")) > 1
+        ((_, end),) = (one["value"] for one in query(port, "max(timestamp(sere_enabled)) + 8"))
+        wait_for(port, f"max(timestamp(sere_enabled)) > {end}")
+        assert len(query(port, f"count by (tier) (last_over_time(sere_tier[25s] @ {end}))")) == 2
+        picture_of_graphs(chromium, port, QUERIES, 25, float(end), SCREENSHOTS / "prometheus.png")
     call(server, "/v1/sere/settings", {"tier": "safe"})
 
 

@@ -92,6 +92,18 @@ def time(record: Record) -> list[str]:
     return [f"{record['tpot_ms']['p50']:.1f}", f"{record['speedup']['p50']:.2f}x"]
 
 
+def per_layer(complete: Record | None) -> str:
+    """Return how much faster one more layer is, by two depths; empty where one depth was timed."""
+    return "" if complete is None else f"{complete['speedup_per_layer']['p50']:.2f}x"
+
+
+def over_replay(record: Record, replay: Record | None) -> str:
+    """Return how much longer a step takes than with recorded ids and pairs, in percent; empty without."""
+    if replay is None:
+        return ""
+    return f"{100 * (record['tpot_ms']['p50'] / replay['tpot_ms']['p50'] - 1):+.1f} %"
+
+
 def shapes(records: Sequence[Record]) -> str:
     """Return a line that names the models whose layers ran, and how."""
     names = dict.fromkeys(

@@ -70,6 +70,7 @@ BLOCKS: Mapping[str, Callable[[], str]] = {
     "reroute": speed.reroute,
     "row-budgets": speed.row_budgets,
     "bench": speed.bench,
+    "bench-share": lambda: speed.bench("bench_share.jsonl"),
     "bench-one-row": lambda: speed.bench("bench_one_row.jsonl"),
     "flatten": speed.flatten,
     "flat-bits": speed.flat_bits,

@@ -34,6 +34,11 @@ def read_lines(name: str) -> list[Any]:
     return [modernize(json.loads(line)) for line in lines]
 
 
+def is_replay(record: Record) -> bool:
+    """Return whether recorded ids and pairs ran."""
+    return str(record["setting"]).startswith(REPLAY)
+
+
 def recommended_cases(record: Record) -> dict[int, tuple[Record, Record]]:
     """Return by batch size the demo's baseline and its case of the recommended setting."""
     found: dict[int, dict[str, Record]] = {}

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from cells import conditions, counts, grouped, shapes, short, table, time
+from cells import conditions, counts, grouped, over_replay, per_layer, shapes, short, table, time
 from records import (
     REPLAY,
     Record,
+    is_replay,
     mode,
     read_json,
     read_lines,
@@ -34,7 +35,7 @@ def serve(name: str = "serve.jsonl") -> str:
     """A vLLM engine at real models' layer shapes, a table per engine; not those with a floor."""
     records = [record for record in serve_records(name) if not started(record)]
     replays = {
-        (serve_line(one), one["setting"].removeprefix(REPLAY)): one for one in records if _is_replay(one)
+        (serve_line(one), one["setting"].removeprefix(REPLAY)): one for one in records if is_replay(one)
     }
     headers = [
         "requests",
@@ -44,10 +45,10 @@ def serve(name: str = "serve.jsonl") -> str:
         "TPOT, ms",
         "faster",
         "overhead, %",
-        "vs replay, %",
+        "vs replay",
     ]
     return grouped(
-        sorted((one for one in records if not _is_replay(one)), key=lambda one: int(one["batch_size"])),
+        sorted((one for one in records if not is_replay(one)), key=lambda one: int(one["batch_size"])),
         _engine, headers,
         lambda record: [
             record["batch_size"], record["setting"], *_reads(record), *time(record),
@@ -65,8 +66,8 @@ def serve_engines(name: str = "serve_engines.jsonl") -> str:
         if one["complete_model"] is not None
     }
     fewest = min((one["subject"]["layers"] for one in records), default=0)
-    first = [one for one in records if one["subject"]["layers"] == fewest and not _is_replay(one)]
-    replays = {_case(one): one for one in records if _is_replay(one)}
+    first = [one for one in records if one["subject"]["layers"] == fewest and not is_replay(one)]
+    replays = {_case(one): one for one in records if is_replay(one)}
     headers = ["B", "setting", "experts", "pairs", "TPOT, ms", "faster", "than vanilla"]
     headers += ["per layer"] * bool(complete) + ["vs replay"] * bool(replays)
 
@@ -74,9 +75,8 @@ def serve_engines(name: str = "serve_engines.jsonl") -> str:
         cells = [str(record["batch_size"]), _served_setting(record), counts(record["experts"])]
         cells += [_pairs(record), *time(record), _times(record["speedup_over_vanilla"])]
         deeper = complete.get((serve_line(record), started(record), record["setting"]))
-        cost = _over_replay(record, replays.get(_case(record)))
-        cost = cost and f"{cost} %"
-        return [*cells, *[_layer(deeper)] * bool(complete), *[cost] * bool(replays)]
+        cost = over_replay(record, replays.get(_case(record)))
+        return [*cells, *[per_layer(deeper)] * bool(complete), *[cost] * bool(replays)]
 
     ordered = sorted(first, key=lambda one: int(one["batch_size"]))
     return grouped(ordered, _engine, headers, row) + conditions(records)
@@ -101,7 +101,7 @@ def than_vanilla() -> str:
     found: dict[str, list[tuple[str, Mapping[str, float]]]] = {}
     for record in [record for name in _WITH_VANILLA for record in serve_records(name)]:
         ratio = record["speedup_over_vanilla"]
-        if ratio is not None and record["setting"] != "vanilla" and not _is_replay(record):
+        if ratio is not None and record["setting"] != "vanilla" and not is_replay(record):
             kind = "off" if record["setting"] == "off" else "re-routing"
             found.setdefault(f"{kind}, a process each", []).append((record["load"], ratio))
     for record in serve_records():
@@ -223,19 +223,10 @@ def _times(found: Mapping[str, float] | None, digits: int = 3) -> str:
     return "" if found is None else f"{found['p50']:.{digits}f}x"
 
 
-def _layer(complete: Record | None) -> str:
-    """Return how much faster one more layer is, by two depths."""
-    return "" if complete is None else f"{complete['speedup_per_layer']['p50']:.2f}x"
-
-
 def _pairs(record: Record) -> str:
     """Return the share of the slots that flattened runs of layers computed; empty if none was."""
     found = record.get("flattening")  # not in records before 2026-11-28
     return "" if found is None or not found["slots"] else f"{100 * found['pairs'] / found['slots']:.0f} %"
-
-
-def _is_replay(record: Record) -> bool:
-    return str(record["setting"]).startswith(REPLAY)
 
 
 def _case(record: Record) -> tuple[Any, ...]:
@@ -260,15 +251,8 @@ def _costs(record: Record, replay: Record | None) -> list[str]:
     tpot, cost = record["tpot_ms"]["p50"], record.get("overhead")
     return [
         "" if cost is None else f"{100 * cost['ms_per_step'] / tpot:.1f}",
-        _over_replay(record, replay),
+        over_replay(record, replay),
     ]
-
-
-def _over_replay(record: Record, replay: Record | None) -> str:
-    """Return how much longer a step takes than with recorded ids and pairs, in percent."""
-    if replay is None:
-        return ""
-    return f"{100 * (record['tpot_ms']['p50'] / replay['tpot_ms']['p50'] - 1):+.1f}"
 
 
 def _served_setting(record: Record) -> str:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from cells import conditions, counts, shapes, short, table, time
-from records import read_lines
+from cells import conditions, counts, over_replay, per_layer, shapes, short, table, time
+from records import REPLAY, is_replay, read_lines
 from sere.bench.shapes import SHAPES
 
 
@@ -36,18 +36,34 @@ def row_budgets() -> str:
 
 
 def bench(name: str = "bench.jsonl") -> str:
-    """Decoding at a real model's layer shape."""
-    records = read_lines(name)
+    """Decoding at a real model's layer shape; of two depths the times of the fewer layers."""
+    everything = read_lines(name)
+    fewest = min(one["subject"]["layers"] for one in everything)
+    records = [one for one in everything if one["subject"]["layers"] == fewest]
+    replays = {_case(one): one for one in records if is_replay(one)}
+    complete = {
+        _case(one): one["complete_model"]
+        for one in everything
+        if one.get("complete_model") and not is_replay(one)
+    }
     rows = [
         [
             record["batch_size"], short(record["setting"]), counts(record["experts"]), *time(record),
             "" if record["overhead"] is None else f"{record['overhead']['ms_per_step']:.2f}",
             _computed(record["experts"]),
+            *[per_layer(complete.get(_case(record)))] * bool(complete),
+            *[over_replay(record, replays.get(_case(record)))] * bool(replays),
         ]
-        for record in records
+        for record in records if not is_replay(record)
     ]  # fmt: skip
     headers = ["batch", "setting", "experts", "TPOT, ms", "faster", "overhead, ms", "slots with weight"]
-    return shapes(records) + table(rows, headers) + conditions(records)
+    headers += ["per layer"] * bool(complete) + ["vs replay"] * bool(replays)
+    return shapes(records) + table(rows, headers) + conditions(everything)
+
+
+def _case(record: Any) -> tuple[int, str]:
+    """Return what was decoded: of a setting and its replay, and of both depths, the same."""
+    return record["batch_size"], record["setting"].removeprefix(REPLAY)
 
 
 def _computed(experts: Any) -> str:

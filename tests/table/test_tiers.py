@@ -120,6 +120,19 @@ def test_a_tier_has_any_setting_by_layer() -> None:
     assert given.layers == {1: {"threshold": 0.5}}
 
 
+def test_a_tiers_gain_is_left_out_where_no_slot_is_skipped() -> None:
+    """There τ would cost answers and save nothing; one that the user gave stays, in a layer, too."""
+    made = table(
+        tiers={"balanced": Tier("balanced", 6, {1: {"min_gain": 0.25, "threshold": 0.5}}, min_gain=0.01)}
+    )
+    settled = made.settings(RerouteConfig(), skips_slots=False)
+    assert settled == RerouteConfig(tier="balanced", active_experts=6, layers={1: {"threshold": 0.5}})
+    assert made.settings(RerouteConfig()).min_gain == 0.01
+    given = RerouteConfig(min_gain=0.02, layers={1: {"min_gain": 0.03}})
+    own = made.settings(given, skips_slots=False)
+    assert (own.min_gain, own.for_layer(1).min_gain) == (0.02, 0.03)
+
+
 def test_a_table_without_tiers_changes_nothing() -> None:
     """Nor does one without ``balanced``, as long as no tier is named."""
     config = RerouteConfig()

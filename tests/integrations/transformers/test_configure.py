@@ -11,6 +11,7 @@ import torch
 from transformers import PreTrainedModel, StaticCache
 
 import sere.integrations.transformers as integration
+from sere.bench.target import random_table as table_with_factors
 from sere.errors import ConfigError, InputError
 from sere.integrations.transformers.inputs import cache_argument
 from sere.policies import TopK
@@ -70,6 +71,27 @@ def test_a_changed_handle_does_what_a_new_one_would(
     assert torch.equal(changed[0], expected[0])
     assert torch.equal(changed[1], expected[1])
     assert not torch.equal(before[1], expected[1]), "else the test shows nothing"
+
+
+@pytest.mark.parametrize(
+    ("settings", "least_gain"),
+    [({}, 0.02), ({"flatten": "off"}, 0.0), ({"flatten": "off", "min_gain": 0.01}, 0.01)],
+    ids=["skipped", "computed", "asked for"],
+)
+def test_a_tiers_least_gain_holds_where_slots_are_skipped(
+    model: PreTrainedModel, caplog: pytest.LogCaptureFixture, settings: dict[str, Any], least_gain: float
+) -> None:
+    """Where the experts compute every slot, giving some up saves nothing; one line says so."""
+    tiers = {"balanced": Tier("balanced", 14, min_gain=0.02), "fast": Tier("fast", 8, min_gain=0.02)}
+    table = table_with_factors(model, factors=True).with_tiers(tiers)
+    caplog.set_level(logging.INFO, logger="sere")
+    with integration.apply(model, table, **settings) as handle:
+        assert handle.config is not None
+        assert handle.config.min_gain == least_gain
+        handle.configure(tier="fast")
+        assert (handle.config.active_experts, handle.config.min_gain) == (8, least_gain)
+    said = [line for line in caplog.messages if "the least gain of the tier is left out" in line]
+    assert len(said) == (least_gain == 0)
 
 
 def test_the_handle_shows_the_settings_that_hold(model: PreTrainedModel) -> None:

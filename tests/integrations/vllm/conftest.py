@@ -14,3 +14,13 @@ def any_table() -> Any:
     from tests.support.tiny import tiny_model
 
     return random_table(tiny_model("qwen3_moe"))
+
+
+@pytest.fixture(scope="module")
+def factors_table() -> Any:
+    """A table with factors, as gains need them."""
+    pytest.importorskip("transformers")
+    from sere.bench.target import random_table
+    from tests.support.tiny import tiny_model
+
+    return random_table(tiny_model("qwen3_moe"), factors=True)

@@ -59,7 +59,7 @@ class FlatExperts:
         self.break_even: Costs | None = None
         self.find: Callable[[Tensor, Tensor], Pairs] = find_pairs
         self.skip: Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor, int]] = skip_empty_slots
-        self._never = _why_never(module, setting)
+        self._never = why_no_pairs(module, setting)
         self._skips: bool | None = None
 
     @property
@@ -155,8 +155,13 @@ def _implementation(module: nn.Module) -> str:
     return str(getattr(module.config, "_experts_implementation", None) or EAGER)
 
 
-def _why_never(module: nn.Module, setting: str) -> str | None:
-    """Return what rules pairs out from the start, or None."""
+def why_no_pairs(module: nn.Module, setting: str) -> str | None:
+    """Return why an experts module computes all slots in every step, or None if it may compute pairs.
+
+    Args:
+        module: The experts module.
+        setting: The setting ``flatten``.
+    """
     if setting == "off":
         return "flatten is 'off'"
     if any(tensor.device.type != "cpu" for tensor in module.parameters()):

@@ -45,18 +45,11 @@ def version(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(versions, "engine_version", lambda: "0.32.0")
 
 
-@pytest.fixture(scope="module")
-def table() -> Any:
-    pytest.importorskip("transformers")
-    from sere.bench.target import random_table
-    from tests.support.tiny import tiny_model
-
-    return random_table(tiny_model("qwen3_moe"), factors=True)
-
-
-def engine(table: Any, kernel: object, **settings: Any) -> WorkerState:
+def engine(factors_table: Any, kernel: object, **settings: Any) -> WorkerState:
     """A worker whose layers have that kernel, spread over two ranks unless ``settings`` say otherwise."""
-    return prepared(table, {}, torch.nn.Module, kernel=kernel, **{"moe": SPREAD} | SETTINGS | settings)
+    return prepared(
+        factors_table, {}, torch.nn.Module, kernel=kernel, **{"moe": SPREAD} | SETTINGS | settings
+    )
 
 
 def routed(state: WorkerState, rows: int) -> Routing:
@@ -94,9 +87,9 @@ def test_first_rows_with_more_experts_in_larger_steps() -> None:
 
 
 @pytest.mark.parametrize(("kernel", "first"), [(MarlinExperts(), 9), (DeepGemmExperts(), 129)])
-def test_slots_are_freed_in_large_steps_alone(table: Any, kernel: object, first: int) -> None:
+def test_slots_are_freed_in_large_steps_alone(factors_table: Any, kernel: object, first: int) -> None:
     """Below, every id is one of an expert; from there on it is as if the user had asked for sentinels."""
-    state = engine(table, kernel, rows=256)
+    state = engine(factors_table, kernel, rows=256)
     assert [layer.skips_from for layer in state.layers.values()] == [first] * 2
     small, large = routed(state, first - 1), routed(state, first)
     assert int(small.ids.min()) >= 0
@@ -104,15 +97,15 @@ def test_slots_are_freed_in_large_steps_alone(table: Any, kernel: object, first:
     freed = large.ids == -1
     assert bool(freed.any())
     assert torch.equal(freed, large.weights == 0)
-    router = engine(table, DeepGemmExperts(), merge="sentinel", sentinel=-1, rows=256)
+    router = engine(factors_table, DeepGemmExperts(), merge="sentinel", sentinel=-1, rows=256)
     expected = routed(router, first)
     assert torch.equal(large.ids, expected.ids)
     assert torch.equal(large.weights, expected.weights)
 
 
-def test_changed_settings_hold_in_large_steps(table: Any) -> None:
+def test_changed_settings_hold_in_large_steps(factors_table: Any) -> None:
     """Another M counts in steps of either size, and slots are freed from the same number of rows on."""
-    state = engine(table, MarlinExperts())
+    state = engine(factors_table, MarlinExperts())
     before = routed(state, 9)
     given = replace(state.given, active_experts=12)
     state.commit(state.propose(given, enabled=True, count_only=False))
@@ -142,19 +135,19 @@ def test_changed_settings_hold_in_large_steps(table: Any) -> None:
         "no gain", "all experts", "too few rows", "Triton or DeepGEMM", "CPU", "unknown",
     ],
 )  # fmt: skip
-def test_no_slots_are_freed(table: Any, kernel: Any, settings: dict[str, Any]) -> None:
+def test_no_slots_are_freed(factors_table: Any, kernel: Any, settings: dict[str, Any]) -> None:
     """Where the kernel needs all slots, something else reads the ids, or nothing is gained."""
-    state = engine(table, kernel, **settings)
+    state = engine(factors_table, kernel, **settings)
     assert all(layer.skips_from is None for layer in state.layers.values())
     assert int(routed(state, 64).ids.min()) >= 0
 
 
 @pytest.mark.parametrize("gain", [0.0, 0.02])
-def test_every_tier_needs_a_gain(table: Any, gain: float) -> None:
+def test_every_tier_needs_a_gain(factors_table: Any, gain: float) -> None:
     """A tier without τ, which requests may ask for, keeps its bits in steps of any size."""
     tiers = {"fast": Tier("fast", 4, min_gain=0.05), "safe": Tier("safe", 4, min_gain=gain)}
     tiered = {"tier": "fast", "active_experts": "auto", "cap": False, "min_gain": 0.0}
-    state = engine(table.with_tiers(tiers), MarlinExperts(), **tiered)
+    state = engine(factors_table.with_tiers(tiers), MarlinExperts(), **tiered)
     assert [layer.skips_from for layer in state.layers.values()] == ([9, 9] if gain else [None, None])
 
 
@@ -178,10 +171,10 @@ def test_what_else_needs_the_ids(others: dict[str, Any], monkeypatch: pytest.Mon
     assert not freed_slots.skips(MarlinExperts(), runner, SimpleNamespace(**vars(config), **others))
 
 
-def test_the_log_says_from_how_many_rows_on(table: Any, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_log_says_from_how_many_rows_on(factors_table: Any, caplog: pytest.LogCaptureFixture) -> None:
     """One line at the start, and none where all slots are computed."""
     for kernel, lines in ((MarlinExperts(), 1), (DeepGemmExperts(), 0)):
-        state = engine(table, kernel)
+        state = engine(factors_table, kernel)
         with caplog.at_level("INFO", logger="vllm.sere"):
             caplog.clear()
             log_start(state)
@@ -190,7 +183,7 @@ def test_the_log_says_from_how_many_rows_on(table: Any, caplog: pytest.LogCaptur
         assert all("in steps of 9 or more rows" in line for line in said)
 
 
-def test_both_ways_are_warmed_up(table: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_both_ways_are_warmed_up(factors_table: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """A backend that compiles for a setting does so at the start, one step of each kind."""
     rows: list[int] = []
     route = SereRouter.__call__
@@ -200,7 +193,7 @@ def test_both_ways_are_warmed_up(table: Any, monkeypatch: pytest.MonkeyPatch) ->
         return route(self, batch)
 
     monkeypatch.setattr(SereRouter, "__call__", noted)
-    engine(table, MarlinExperts())
+    engine(factors_table, MarlinExperts())
     assert rows == [1, 9]
 
 

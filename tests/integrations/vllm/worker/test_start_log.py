@@ -12,6 +12,8 @@ import torch
 
 from sere.integrations.vllm.worker.start_log import describe, log_start
 from sere.reroute.backends import registry
+from sere.reroute.constants import GAIN_UNITS
+from sere.table import Tier
 from tests.support.vllm.standins import CPUUnquantizedExperts, prepared
 
 
@@ -68,3 +70,36 @@ def test_an_engine_that_computes_all_slots_says_why(
         log_start(state)
     said = [line for line in caplog.messages if "flatten" in line]
     assert said == ([] if reason is None else [f"sere: flatten: all slots are computed, because {reason}"])
+
+
+@pytest.mark.parametrize(
+    ("kernel", "settings", "least_gain"),
+    [
+        (CPUUnquantizedExperts(), {}, 0.02),
+        (CPUUnquantizedExperts(), {"flatten": "off"}, 0.0),
+        (torch.nn.Identity(), {}, 0.0),
+        (torch.nn.Identity(), {"min_gain": 0.01}, 0.01),
+    ],
+    ids=["takes pairs", "not wanted", "another", "asked for"],
+)
+def test_a_tiers_least_gain_holds_where_slots_are_skipped(
+    factors_table: Any,
+    caplog: pytest.LogCaptureFixture,
+    kernel: object,
+    settings: dict[str, Any],
+    least_gain: float,
+) -> None:
+    """Where the kernel computes every slot, giving some up saves nothing; one line says so."""
+    tiers = {name: Tier(name, most, min_gain=0.02) for name, most in (("balanced", 8), ("fast", 6))}
+    table = factors_table.with_tiers(tiers)
+    state = prepared(table, {}, torch.nn.Module, kernel=kernel, backend="torch", **settings)
+    with caplog.at_level("INFO", logger="vllm.sere"):
+        caplog.clear()
+        log_start(state)
+    said = [line for line in caplog.messages if "the least gain of tier balanced is left out" in line]
+    assert len(said) == (least_gain == 0)
+    assert state.config.min_gain == least_gain
+    assert state.limits is not None
+    for choice in (None, "fast"):
+        state.limits.choose(frozenset({choice}))
+        assert state.limits.tensor[:, -1].tolist() == [-round(least_gain * GAIN_UNITS)] * 2

@@ -27,6 +27,18 @@ def facts_of(layers: Collection[RoutedLayer], table: SimilarityTable) -> dict[st
     }
 
 
+def stage_of(vllm_config: Any) -> range | None:
+    """Return the decoder layers that a worker holds, or None if it holds all.
+
+    Args:
+        vllm_config: vLLM's ``VllmConfig``.
+    """
+    parallel = vllm_config.parallel_config
+    if parallel.pipeline_parallel_size == 1:
+        return None
+    return range(*vllm_config.model_config.get_layers_start_end_indices(parallel))
+
+
 def rest_bytes(model: Any, layers: Collection[RoutedLayer]) -> int | None:
     """Return the bytes of weights that every decode step of a worker reads, however few experts it needs.
 

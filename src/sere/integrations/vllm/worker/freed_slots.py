@@ -5,7 +5,7 @@ Source: vLLM 0.32.0, ``model_executor/layers/fused_moe``; docs/kernel.md, "Slots
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -54,6 +54,11 @@ def skip_freed_slots(
         if found <= rows and isinstance(layer.router, SereRouter):
             layer.skips_from = found
             layer.router.prepared.skip_freed_slots(found, SENTINEL)
+
+
+def some_skip(layers: Iterable[RoutedLayer]) -> bool:
+    """Whether some layer skips freed slots in large steps."""
+    return any(layer.skips_from is not None for layer in layers)
 
 
 def skips(kernel: Any, runner: Any, vllm_config: Any) -> bool:

@@ -41,6 +41,7 @@ class Rules:
         digest: What the table is, for comparing it between ranks.
         kernels: Class names of the layers' expert kernels, None where one cannot be told; all layers get what
             all of them support.
+        skips_slots: Whether a kernel can skip slots of weight 0; else a tier's τ is left out.
         merge_given: Whether the user chose ``merge``; if not, it is fitted to the kernels.
 
     Raises:
@@ -53,6 +54,7 @@ class Rules:
         self.tiers = tuple(name for name in table.tiers if name in self.allowed.names)
         self.digest = tables.digest(table)
         self.kernels: set[str | None] = set()
+        self.skips_slots = True
         self.merge_given = plugin_config.merge_given
 
     def of(self, given: RerouteConfig) -> Sere:
@@ -64,11 +66,19 @@ class Rules:
         Raises:
             ConfigError: They do not fit the table or an expert kernel.
         """
-        config = self.table.settings(given)
+        config = self.table.settings(given, skips_slots=self.skips_slots)
         for kernel in sorted(self.kernels, key=str):
             config = fit_to_kernel(config, kernel, merge_given=self.merge_given)
         full_rows = any(needs_full_rows(config, kernel) for kernel in self.kernels)
         return Sere(self.table.layers, config, full_rows=full_rows)
+
+    def leaves_out_gains(self, given: RerouteConfig) -> bool:
+        """Whether τ of the tier is left out, because no expert kernel skips slots of weight 0.
+
+        Args:
+            given: The settings as they were given.
+        """
+        return self.table.settings(given) != self.table.settings(given, skips_slots=self.skips_slots)
 
     def of_tier(self, given: RerouteConfig, tier: str) -> Sere:
         """Return the rule of a tier of the table, otherwise with the engine's settings.

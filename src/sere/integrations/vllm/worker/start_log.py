@@ -33,6 +33,7 @@ def log_start(state: WorkerState) -> None:
         )
     _say_why_not_flattened(state)
     _say_which_steps_skip_slots(state)
+    _say_that_gains_are_left_out(state)
     warn_of_backend(state)
     warn_of_settings(state)
 
@@ -42,6 +43,16 @@ def _say_why_not_flattened(state: WorkerState) -> None:
     on_cpu = state.budgets is not None and state.budgets.tensor.device.type == "cpu"
     if state.layers and on_cpu and state.flat.why_not is not None and state.flat.setting != "off":
         logger.info("sere: flatten: all slots are computed, because %s", state.flat.why_not)
+
+
+def _say_that_gains_are_left_out(state: WorkerState) -> None:
+    """Log that a tier's least gain is not applied, because nothing would be faster."""
+    if state.layers and state.rules.leaves_out_gains(state.given):
+        logger.info(
+            "sere: the least gain of tier %s is left out: all slots are computed here, so that giving some "
+            "up would save no time (min_gain=X applies one all the same)",
+            state.config.tier,
+        )
 
 
 def _say_which_steps_skip_slots(state: WorkerState) -> None:

@@ -16,7 +16,7 @@ from sere.integrations.vllm.plugin_config import PluginConfig
 from sere.integrations.vllm.start import tables
 from sere.integrations.vllm.step_counts import StepCounts
 from sere.integrations.vllm.worker import expert_kernels, flat_experts, freed_slots, router_hook
-from sere.integrations.vllm.worker.facts import facts_of
+from sere.integrations.vllm.worker.facts import facts_of, stage_of
 from sere.integrations.vllm.worker.flat_operator import flatten_layers
 from sere.integrations.vllm.worker.guard import Guard
 from sere.integrations.vllm.worker.layer import RoutedLayer, warm_up
@@ -126,7 +126,7 @@ class WorkerState:
             TableMismatch: The table has other layers than the model.
             ConfigError: The settings do not fit table or kernel.
         """
-        tables.check_coverage(self.table, set(self.layers), stage=self._stage())
+        tables.check_coverage(self.table, set(self.layers), stage=stage_of(self.vllm_config))
         if self.speaks:
             self.table.check_slots({index: layer.shape.top_k for index, layer in self.layers.items()})
         self._fit_to_kernels()
@@ -144,9 +144,10 @@ class WorkerState:
             self._routers[index] = self.sere.bind(layer.shape, device)
             self._routers[index].prepared.read_limits_from(self.limits.tensor[row])
             layer.take(self._routers[index])
-        self.commit(self.propose(self.given, enabled=self.enabled, count_only=self.count_only))
         flatten_layers(self.layers, self.rules.kernels, self.budgets, self.flat)
         freed_slots.skip_freed_slots(self.layers, self.rules, self.given, self.vllm_config, rows)
+        self.rules.skips_slots = self.flat.why_not is None or freed_slots.some_skip(self.layers.values())
+        self.commit(self.propose(self.given, enabled=self.enabled, count_only=self.count_only))
         warm_up(self.layers.values())
 
     def propose(self, given: RerouteConfig, *, enabled: bool, count_only: bool) -> Proposal:
@@ -258,13 +259,6 @@ class WorkerState:
             self.counters.zero_()
         for layer in self.layers.values():
             layer.reset()
-
-    def _stage(self) -> range | None:
-        """Return the decoder layers that this process holds, or None if it holds all."""
-        parallel = self.vllm_config.parallel_config
-        if parallel.pipeline_parallel_size == 1:
-            return None
-        return range(*self.vllm_config.model_config.get_layers_start_end_indices(parallel))
 
     def _fit_to_kernels(self) -> None:
         """Fit the settings to the expert kernels: all layers get what all kernels support.

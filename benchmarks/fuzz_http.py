@@ -21,6 +21,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import sys
 import tempfile
 from pathlib import Path
@@ -113,7 +114,7 @@ def fuzz(
     watches = {"control": Watch(), "fuzzed": Watch()}
     sender = Sender(f"http://127.0.0.1:{port}" if route.on_port else server.url, server.admin_key)
     gaps: dict[str, list[Gap]] = {"control": [], "fuzzed": []}
-    tracebacks = _tracebacks(server)
+    known = len(_tracebacks(server))
     notes.take()
     with stream.reading(gaps["control"]), watches["control"].watching():
         started = perf_counter()
@@ -131,8 +132,7 @@ def fuzz(
     if status != 200 or ask(server) != text:
         sender.wrong.append(f"with the first settings again, another text or answer: {status} {answer}")
     # What only the log shows.
-    if (found := _tracebacks(server) - tracebacks) > 0:
-        sender.wrong.append(f"the server's log has {found} tracebacks more")
+    sender.wrong += [f"the server's log: {text}" for text in _tracebacks(server)[known:]]
     return {
         "route": route.name,
         "seconds": round(seconds, 1),
@@ -145,8 +145,12 @@ def fuzz(
     }
 
 
-def _tracebacks(server: Server) -> int:
-    return server.log.read_text(errors="replace").count("Traceback")
+def _tracebacks(server: Server) -> list[str]:
+    """Return the beginning and the end of each traceback that the server's log has."""
+    found = re.findall(
+        r"^.*Traceback.*\n(?:.*\n){0,80}", server.log.read_text(errors="replace"), re.MULTILINE
+    )
+    return [f"{text[:500]} ... {text[-1500:]}" for text in found]
 
 
 def _stolen_s() -> float:

@@ -56,7 +56,7 @@ def bench(name: str = "bench.jsonl") -> str:
         ]
         for record in records if not is_replay(record)
     ]  # fmt: skip
-    headers = ["batch", "setting", "experts", "TPOT, ms", "faster", "overhead, ms", "slots with weight"]
+    headers = ["batch", "setting", "experts", "TPOT, ms", "faster", "overhead, ms", "slots left"]
     headers += ["per layer"] * bool(complete) + ["vs replay"] * bool(replays)
     return shapes(records) + table(rows, headers) + conditions(everything)
 

@@ -11,7 +11,7 @@ import pytest
 
 from sere.config import RerouteConfig
 from sere.errors import ConfigError, TableError
-from sere.table import Tier
+from sere.table import Tier, without_gains
 from tests.support.tables import table, tiers
 
 
@@ -120,16 +120,18 @@ def test_a_tier_has_any_setting_by_layer() -> None:
     assert given.layers == {1: {"threshold": 0.5}}
 
 
-def test_a_tiers_gain_is_left_out_where_no_slot_is_skipped() -> None:
-    """There τ would cost answers and save nothing; one that the user gave stays, in a layer, too."""
+def test_a_table_without_gains() -> None:
+    """Only τ of the tiers is gone; one that the user gives stays, in a layer, too."""
     made = table(
         tiers={"balanced": Tier("balanced", 6, {1: {"min_gain": 0.25, "threshold": 0.5}}, min_gain=0.01)}
     )
-    settled = made.settings(RerouteConfig(), skips_slots=False)
+    without = made.with_tiers(without_gains(made.tiers))
+    assert without.fingerprint == made.fingerprint
+    settled = without.settings(RerouteConfig())
     assert settled == RerouteConfig(tier="balanced", active_experts=6, layers={1: {"threshold": 0.5}})
     assert made.settings(RerouteConfig()).min_gain == 0.01
     given = RerouteConfig(min_gain=0.02, layers={1: {"min_gain": 0.03}})
-    own = made.settings(given, skips_slots=False)
+    own = without.settings(given)
     assert (own.min_gain, own.for_layer(1).min_gain) == (0.02, 0.03)
 
 

@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from sere.config import RerouteConfig
 from sere.engines.side_by_side import SideBySide
 from sere.engines.wrapped import WrappedPolicy
+from sere.integrations.transformers.flat_experts import fit_gains
 from sere.integrations.transformers.inputs import has_full_attention_cache
 from sere.policies.base import LayerRouter, LayerShape, Policy
 from sere.policies.spec import PolicySpec
-from sere.structure import identify
+from sere.structure import find_experts, identify
 from sere.wrappers import inner_model
 
 if TYPE_CHECKING:
@@ -58,12 +60,18 @@ def apply_setting(
     if policy is None:
         if setting.needs_table and table is not None:
             table.check(identify(inner_model(model)))
+            # As if the model were re-routed by its users.
+            table = fit_gains(table, find_experts(inner_model(model)), _flatten_of(setting))
         policy = setting.build(table, seed=seed)
     if batch_size is not None:
         policy = SideBySide(policy, batch_size)
     handle = apply(model, policy=policy, pad_token_id=pad_token_id)
     handle.counts_all = counts_all
     return handle
+
+
+def _flatten_of(setting: PolicySpec) -> str:
+    return str(setting.options.get("flatten", RerouteConfig().flatten))
 
 
 def check_settings(settings: Iterable[PolicySpec], table: SimilarityTable | None) -> None:

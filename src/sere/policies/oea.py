@@ -35,6 +35,4 @@ class Oea(TopSlotsBaseline):
     def choose(self, batch: LayerBatch) -> Routing:
         """Refill from the experts that kept slots make active."""
         gates = gates_from_scores(batch, self.name)
-        return refill(
-            batch, gates, batch.protected_experts | batch.experts_in(batch.heaviest(self.select_top_k))
-        )
+        return refill(batch, gates, batch.experts_in(batch.heaviest(self.select_top_k)))

@@ -27,8 +27,8 @@ class XShare(Baseline):
 
     Each row takes its best K of them, and its weights are renormalized to their old sum. Rows' top experts
     are kept even if they alone exceed the budget. Protected rows are no part of it: their experts stay,
-    beside the budget. Gates are summed in integers, so that the order of addition
-    cannot change the result; ties go to the lower id.
+    beside the budget. Gates are summed in integers, so that the order of addition cannot change the result;
+    ties go to the lower id.
 
     Attributes:
         budget: Experts per layer and step, at least 1.

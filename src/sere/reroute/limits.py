@@ -91,7 +91,8 @@ def layer_limits(
 def exact_rows(limits: Tensor, num_experts: int, top_k: int) -> int:
     """Return up to how many rows a step surely re-routes nothing: all experts that can occur are primary.
 
-    It holds if no row is padding or protected, and then for fewer rows as well; of one row always.
+    It holds if no row is padding, and then for fewer rows as well; of one row always. Protected rows do not
+    count: they take none of M.
 
     Args:
         limits: As `layer_limits` returns them.

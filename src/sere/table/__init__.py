@@ -7,7 +7,7 @@ from sere.table.layers import best_neighbors, describe_unknown, off_diagonal
 from sere.table.locate import locate_table
 from sere.table.reference_table import import_reference_table
 from sere.table.routing_sample import RoutingSample
-from sere.table.tiers import DEFAULT_TIER, Tier
+from sere.table.tiers import DEFAULT_TIER, Tier, without_gains
 from sere.table.verify import Check, verify_file, verify_table
 
 __all__ = [
@@ -28,4 +28,5 @@ __all__ = [
     "off_diagonal",
     "verify_file",
     "verify_table",
+    "without_gains",
 ]

@@ -220,21 +220,19 @@ class SimilarityTable:
         """
         return replace(self, tiers=tiers)
 
-    def settings(self, config: RerouteConfig, *, skips_slots: bool = True) -> RerouteConfig:
+    def settings(self, config: RerouteConfig) -> RerouteConfig:
         """Return settings in which a tier is replaced by the numbers that it stands for here.
 
         Args:
             config: The settings. Without ``tier``, ``active_experts="auto"`` means the tier ``"balanced"``,
                 if the table has it and the settings are not those of the preset ``"paper"``.
-            skips_slots: Whether the engine's experts can skip a slot of weight 0; if not, a tier's
-                ``min_gain`` is left out.
 
         Raises:
             ConfigError: ``tier`` names one that the table lacks; the text names those that it has.
 
         Source: docs/method.md section 4, "How many experts".
         """
-        return resolve(config, self.tiers, skips_slots=skips_slots)
+        return resolve(config, self.tiers)
 
     def critical_experts(self, layer: int, threshold: float) -> tuple[int, ...]:
         """Return the experts that no other resembles, as far as is known: they are kept whatever the batch.

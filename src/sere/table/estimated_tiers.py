@@ -37,8 +37,8 @@ def estimated_tiers(table: SimilarityTable) -> dict[str, Tier]:
     M at 2, 4, 8, ... rows is the fewest experts at which the mean expected error of the layers is within the
     accepted one (``OWN_TEXTS_SHARE`` of it, if the model wrote the texts itself). It never falls as rows
     grow, and for one row it is K. Layers with other numbers of experts or slots than most are taken by
-    themselves. Slots whose gain is below ``LEAST_GAIN`` are given up, which the expected error does not
-    count.
+    themselves. Slots whose gain is below ``LEAST_GAIN`` are given up where some can be skipped, which the
+    expected error does not count.
 
     Args:
         table: The table, with factors and a routing sample.

@@ -81,19 +81,17 @@ class Tier:
             raise ConfigError(f"evidence: expected values that JSON can hold ({error})") from error
         object.__setattr__(self, "evidence", MappingProxyType(evidence))
 
-    def settings(self, config: RerouteConfig, *, skips_slots: bool = True) -> RerouteConfig:
+    def settings(self, config: RerouteConfig) -> RerouteConfig:
         """Return settings with what this tier says where they leave it open.
 
         Args:
             config: The settings. What differs from the defaults stays: ``select_top_k``, ``threshold``,
                 ``active_experts``, ``min_gain``, and the settings of single layers. Without factors there is
                 no gain.
-            skips_slots: Whether a slot of weight 0 can save time. If not, the tier's τ would cost answers for
-                nothing, and is left out.
         """
         defaults = RerouteConfig()
         open_ = [name for name in OF_A_LAYER if getattr(config, name) == getattr(defaults, name)]
-        if config.use_scale is False or not skips_slots:
+        if config.use_scale is False:
             open_ = [name for name in open_ if name != "min_gain"]
         layers = {
             index: {name: value for name, value in own.items() if name in open_}
@@ -104,6 +102,14 @@ class Tier:
         taken = {name: getattr(self, name) for name in open_}
         layers = {index: own for index, own in layers.items() if own}
         return replace(config, tier=self.name, layers=layers, **taken)
+
+    def without_gain(self) -> Self:
+        """Return the same tier with a τ of 0, also in its layers."""
+        layers = {
+            index: {name: value for name, value in own.items() if name != "min_gain"}
+            for index, own in self.layers.items()
+        }
+        return replace(self, layers={index: own for index, own in layers.items() if own}, min_gain=0.0)
 
     def for_layer(self, index: int) -> LayerSettings:
         """Return the settings of one layer.
@@ -141,13 +147,12 @@ class Tier:
         return cls(name, **values)
 
 
-def resolve(config: RerouteConfig, tiers: Mapping[str, Tier], *, skips_slots: bool = True) -> RerouteConfig:
+def resolve(config: RerouteConfig, tiers: Mapping[str, Tier]) -> RerouteConfig:
     """Return settings in which a tier is replaced by the numbers that it stands for.
 
     Args:
         config: The settings.
         tiers: The table's tiers by name.
-        skips_slots: As in `Tier.settings`.
 
     Returns:
         With ``tier``, that tier's numbers. Without, and with ``active_experts="auto"`` outside of the preset
@@ -164,7 +169,18 @@ def resolve(config: RerouteConfig, tiers: Mapping[str, Tier], *, skips_slots: bo
     if name not in tiers:
         there = f"it has {name_some(list(tiers))}" if tiers else "it has none; sere tune makes them"
         raise ConfigError(f"tier: the table has no tier {name!r}; {there}")
-    return tiers[name].settings(config, skips_slots=skips_slots)
+    return tiers[name].settings(config)
+
+
+def without_gains(tiers: Mapping[str, Tier]) -> dict[str, Tier]:
+    """Return tiers for experts that compute all slots in any case.
+
+    There a slot that is given up saves no time, so that τ would cost answers for nothing.
+
+    Args:
+        tiers: By name.
+    """
+    return {name: tier.without_gain() for name, tier in tiers.items()}
 
 
 def tiers_from_json(values: object) -> dict[str, Tier]:

@@ -107,7 +107,7 @@ def test_padding_among_the_rows_is_routed(model: PreTrainedModel, asked: list[in
 def test_budgets_of_rows(
     model: PreTrainedModel, asked: list[int], budgets: list[int], routed: list[int]
 ) -> None:
-    """A row alone is left alone whatever its budget is; of several rows, a protected one may fill M up."""
+    """A row alone is left alone whatever its budget is; of several rows, none is asked what they are."""
     tokens = torch.tensor([[7], [8]])[: len(budgets)]
     with integration.apply(model, random_table(model), active_experts=8) as handle:
         handle.row_budgets = budgets

@@ -14,7 +14,7 @@ from sere.defaults import required_table
 from sere.errors import AlreadyApplied, ConfigError, InputError, TableMismatch, name_some
 from sere.integrations.transformers.call import CurrentCall
 from sere.integrations.transformers.compiled import refuse_compiled
-from sere.integrations.transformers.flat_experts import why_no_pairs
+from sere.integrations.transformers.flat_experts import fit_gains
 from sere.integrations.transformers.guard import Guard
 from sere.integrations.transformers.handle import Handle
 from sere.integrations.transformers.hooks import (
@@ -100,14 +100,9 @@ def apply(
     live = None
     if policy is None:
         config = _config(config, settings)
-        skips_slots = any(why_no_pairs(layer.module, config.flatten) is None for layer in layers)
-        live = LiveSettings(_load(table, config, model, layers), config, skips_slots)
+        fitted = fit_gains(_load(table, config, model, layers), layers, config.flatten)
+        live = LiveSettings(fitted, config)
         policy = live.rule()
-        if live.leaves_out_gains:
-            logger.info(
-                "sere: the least gain of the tier is left out: all slots are computed here, so that giving "
-                "some up would save no time (min_gain=X applies one all the same)"
-            )
     elif table is not None or config is not None or settings:
         raise InputError("policy: give either a policy, or a table and settings for SERE, not both")
     if policy.config is not None:

@@ -180,7 +180,7 @@ class CurrentCall:
             return True
         self._prepare()
         if self.rows == 1 or self.row_budgets is not None:
-            # Rows with a budget of K or more read experts of their own, for which M leaves no room.
+            # Some of several rows may be padding, whose ids change.
             return self.rows == 1
         budget = self.budget
         return budget is None or (budget.device.type == "cpu" and not some_padding(budget))

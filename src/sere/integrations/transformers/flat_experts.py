@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterable
 from functools import partial
 
 import torch
@@ -20,6 +21,10 @@ from sere.flatten import (
     why_not,
 )
 from sere.reroute import Routing
+from sere.structure import ExpertsLayer
+from sere.table import SimilarityTable, without_gains
+
+logger = logging.getLogger("sere")
 
 EAGER = "eager"
 # Compute each slot by itself, whatever the number of slots per row, and read no id twice.
@@ -153,6 +158,24 @@ def _implementation(module: nn.Module) -> str:
     if not hasattr(module, "is_transposed"):
         return EAGER
     return str(getattr(module.config, "_experts_implementation", None) or EAGER)
+
+
+def fit_gains(table: SimilarityTable, layers: Iterable[ExpertsLayer], setting: str) -> SimilarityTable:
+    """Return a table for a model: without its tiers' least gains if no layer can skip a slot.
+
+    Args:
+        table: The table.
+        layers: The model's experts.
+        setting: The setting ``flatten``.
+    """
+    tiers = without_gains(table.tiers)
+    if tiers == dict(table.tiers) or any(why_no_pairs(one.module, setting) is None for one in layers):
+        return table
+    logger.info(
+        "sere: least gains of the table's tiers are left out: all slots are computed here, so that giving "
+        "some up would save no time (min_gain=X applies one all the same)"
+    )
+    return table.with_tiers(tiers)
 
 
 def why_no_pairs(module: nn.Module, setting: str) -> str | None:

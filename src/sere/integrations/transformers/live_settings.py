@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,24 +21,14 @@ class LiveSettings:
     Attributes:
         table: The similarity table.
         given: The settings; the table's tier may say the rest.
-        skips_slots: Whether some experts module can skip slots of weight 0.
     """
 
     table: SimilarityTable
     given: RerouteConfig
-    skips_slots: bool = True
 
     def rule(self) -> Sere:
         """Return the rule that table and settings make."""
-        settled = self.table.settings(self.given, skips_slots=self.skips_slots)
-        return Sere(self.table.layers, settled)
-
-    @property
-    def leaves_out_gains(self) -> bool:
-        """Whether τ of the tier is left out, because no experts module can skip slots of weight 0."""
-        return self.table.settings(self.given) != self.table.settings(
-            self.given, skips_slots=self.skips_slots
-        )
+        return Sere(self.table.layers, self.table.settings(self.given))
 
     def change(self, layers: Sequence[HookedLayer], values: Mapping[str, Any]) -> Sere:
         """Change settings of all layers, or of none, in the tensors that their steps read.
@@ -60,7 +49,7 @@ class LiveSettings:
                     f"{name!r} cannot be changed while re-routing is on{did_you_mean(name, CHANGEABLE)}; "
                     "remove the handle and apply again"
                 )
-        new = dataclasses.replace(self, given=changed(self.given, values))
+        new = LiveSettings(self.table, changed(self.given, values))
         rule = new.rule()
         routers = [layer.router for layer in layers]
         # On the host: what can fail, memory of the device among it, fails before anything has changed.

@@ -116,7 +116,8 @@ def join_answers(answers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     replicas = {answer["data_parallel_rank"]: answer["steps"] for answer in answers}
     steps = counted_together(list(replicas.values()))
     layers = _layers(answers)
-    # A stage may have no MoE layers, and so no kernel.
+    # A stage may have no MoE layers, and so no kernel, and settings that were fitted to none.
+    first = next((answer for answer in answers if answer["layers"]), answers[0])
     known = {
         name: next((answer[name] for answer in answers if answer[name] is not None), None)
         for name in ("kernel", "expert_bytes")
@@ -124,7 +125,7 @@ def join_answers(answers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     largest = {name: max(answer[name] for answer in answers) for name in ("top_k", "num_experts")}
     known["rest_bytes"] = _rest_bytes(answers)
     known["flatten"] = _flatten(answers)
-    return dict(answers[0]) | {"layers": layers, "steps": steps} | largest | known
+    return dict(first) | {"layers": layers, "steps": steps} | largest | known
 
 
 def _flatten(answers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

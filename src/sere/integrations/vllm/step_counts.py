@@ -19,14 +19,14 @@ class StepCounts:
         rerouted: At least one row could be re-routed.
         prompts: No request decoded.
         protected: Requests decoded, and each keeps all its experts.
-        few_rows: Requests decoded, in so few rows that all their experts fit into M.
+        few_rows: Requests decoded that may change, in so few rows that all their experts fit into M.
         mixed: Requests decoded beside so many rows that keep their experts, those of prompts as a rule, that
             nearly every expert was needed anyway.
         disabled: Re-routing was switched off.
         unknown: It was not known which rows belong to which request: the device dropped drafted tokens, or
             images were read by a model that has experts of their own for them.
         least_budget: The smallest S that a row was re-routed with; None before the first.
-        exact_rows: The most rows of a step that counts as ``few_rows``.
+        exact_rows: The most such rows of a step that counts as ``few_rows``.
         by_tier: Of the re-routed steps, those in which a decoding request asked for a tier, by its name.
     """
 
@@ -54,7 +54,7 @@ class StepCounts:
             self.by_tier[tier] = self.by_tier.get(tier, 0) + 1
 
     def add_few_rows(self, rows: int) -> None:
-        """Count a step whose rows were too few to re-route any."""
+        """Count a step whose rows that may change were too few to re-route any."""
         self.few_rows += 1
         self.exact_rows = max(rows, self.exact_rows)
 

@@ -46,14 +46,16 @@ def test_one_row_is_left_alone_by_default(start: Start) -> None:
     [
         ([None, None], 2, True),
         ([None, None, None], 3, False),
-        ([None, "off"], 2, False),
-        ([{"select_top_k": 1}, None], 2, False),
+        ([None, None, "off"], 3, True),
+        ([None, None, None, "off"], 4, False),
+        ([{"select_top_k": 1}, None], 2, True),
+        ([{"select_top_k": 4}, None, None], 3, False),
         ([{"select_top_k": 3}], 1, True),
     ],
-    ids=["fits", "more rows", "one is off", "own S", "one row"],
+    ids=["fits", "more rows", "one is off", "more rows and off", "own S", "own S of all", "one row"],
 )
 def test_up_to_m_slots_are_left_alone(start: Start, asked: list[Any], rows: int, left_alone: bool) -> None:
-    """With M = 8 two rows of four slots fit, unless one of several rows has a budget of its own."""
+    """With M = 8 two rows of four slots fit, whatever their S; requests that are off do not count."""
     running = start(active_experts=8)
     names = [f"r{index}" for index in range(rows)]
     for name, tier in zip(names, asked, strict=True):

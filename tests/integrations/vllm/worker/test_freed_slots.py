@@ -149,6 +149,16 @@ def test_every_tier_needs_a_gain(factors_table: Any, gain: float) -> None:
     tiered = {"tier": "fast", "active_experts": "auto", "cap": False, "min_gain": 0.0}
     state = engine(factors_table.with_tiers(tiers), MarlinExperts(), **tiered)
     assert [layer.skips_from for layer in state.layers.values()] == ([9, 9] if gain else [None, None])
+    assert state.config.min_gain == (0.05 if gain else 0.0), "τ holds where slots are skipped"
+
+
+def test_a_tiers_gain_holds_with_sentinels_of_the_users_choice(factors_table: Any) -> None:
+    """That kernel skips them in steps of any size."""
+    tiers = {"balanced": Tier("balanced", 4, min_gain=0.05)}
+    settings = {"merge": "sentinel", "sentinel": -1, "active_experts": "auto", "cap": False, "min_gain": 0.0}
+    state = engine(factors_table.with_tiers(tiers), DeepGemmExperts(), **settings)
+    assert all(layer.skips_from is None for layer in state.layers.values())
+    assert state.config.min_gain == 0.05
 
 
 @pytest.mark.parametrize(

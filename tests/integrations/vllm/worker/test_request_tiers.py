@@ -79,7 +79,8 @@ def test_without_tiers_the_formula_holds(any_table: SimilarityTable) -> None:
         (["safe", *["fast"] * 5], [12, 12], {"fast": 2, "safe": 2}),
         (["fast", *[None] * 5], [8, 8], {"fast": 2}),
         ([{"tier": "uneven"}, *["fast"] * 5], [7, 13], {"fast": 2, "uneven": 2}),
-        (["off", *["fast"] * 5], [9, 9], {"fast": 2}),
+        # Six of the others, and the four of the request that is off: none of these is among the six.
+        (["off", *["fast"] * 5], [10, 10], {"fast": 2}),
         ([{"tier": "fast", "select_top_k": 2}] * 6, [9, 9], {"fast": 2}),
     ],
     ids=["one tier", "the most careful", "the engine's among them", "by layer", "off", "own S"],

@@ -56,9 +56,14 @@ def skip_freed_slots(
             layer.router.prepared.skip_freed_slots(found, SENTINEL)
 
 
-def some_skip(layers: Iterable[RoutedLayer]) -> bool:
-    """Whether some layer skips freed slots in large steps."""
-    return any(layer.skips_from is not None for layer in layers)
+def some_skip(layers: Iterable[RoutedLayer], config: RerouteConfig) -> bool:
+    """Whether some layer skips freed slots: in large steps, or in all as the user chose.
+
+    Args:
+        layers: The layers, after `skip_freed_slots`.
+        config: The engine's settings, fitted to the kernels.
+    """
+    return config.merge == "sentinel" or any(layer.skips_from is not None for layer in layers)
 
 
 def skips(kernel: Any, runner: Any, vllm_config: Any) -> bool:

@@ -40,6 +40,11 @@ class StepRows:
         """How many rows keep their experts."""
         return int(np.count_nonzero(self.budgets == PROTECTED))
 
+    @property
+    def open(self) -> int:
+        """How many rows may change; one whose request asked for an S of K or more counts, too."""
+        return len(self.budgets) - self.protected
+
     def keeping_all(self) -> StepRows:
         """Return the same rows for a step that counts the experts of those that decode and re-routes none."""
         budgets = np.where(self.budgets == PROTECTED, PROTECTED, LAYER_BUDGET).astype(np.int32)

@@ -18,7 +18,7 @@ from sere.integrations.vllm.worker.step_limits import Choice
 from sere.policies.base import LayerShape
 from sere.policies.sere import Sere
 from sere.reroute.constants import LIMITS
-from sere.table import SimilarityTable
+from sere.table import SimilarityTable, without_gains
 
 SHOWN_ROWS = (1, 4, 8, 16, 32, 64, 128)
 """Rows of a step for which statistics and the log tell M."""
@@ -36,12 +36,12 @@ class Rules:
         plugin_config: The plug-in's settings.
 
     Attributes:
+        table: The table, maybe without its tiers' τ.
         allowed: What requests may ask for.
         tiers: The tiers among that.
         digest: What the table is, for comparing it between ranks.
         kernels: Class names of the layers' expert kernels, None where one cannot be told; all layers get what
             all of them support.
-        skips_slots: Whether a kernel can skip slots of weight 0; else a tier's τ is left out.
         merge_given: Whether the user chose ``merge``; if not, it is fitted to the kernels.
 
     Raises:
@@ -54,7 +54,6 @@ class Rules:
         self.tiers = tuple(name for name in table.tiers if name in self.allowed.names)
         self.digest = tables.digest(table)
         self.kernels: set[str | None] = set()
-        self.skips_slots = True
         self.merge_given = plugin_config.merge_given
 
     def of(self, given: RerouteConfig) -> Sere:
@@ -66,19 +65,15 @@ class Rules:
         Raises:
             ConfigError: They do not fit the table or an expert kernel.
         """
-        config = self.table.settings(given, skips_slots=self.skips_slots)
+        config = self.table.settings(given)
         for kernel in sorted(self.kernels, key=str):
             config = fit_to_kernel(config, kernel, merge_given=self.merge_given)
         full_rows = any(needs_full_rows(config, kernel) for kernel in self.kernels)
         return Sere(self.table.layers, config, full_rows=full_rows)
 
-    def leaves_out_gains(self, given: RerouteConfig) -> bool:
-        """Whether τ of the tier is left out, because no expert kernel skips slots of weight 0.
-
-        Args:
-            given: The settings as they were given.
-        """
-        return self.table.settings(given) != self.table.settings(given, skips_slots=self.skips_slots)
+    def leave_out_gains(self) -> None:
+        """Leave out the tiers' τ from now on, because no expert kernel skips a slot."""
+        self.table = self.table.with_tiers(without_gains(self.table.tiers))
 
     def of_tier(self, given: RerouteConfig, tier: str) -> Sere:
         """Return the rule of a tier of the table, otherwise with the engine's settings.

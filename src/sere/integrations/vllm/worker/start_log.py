@@ -46,12 +46,11 @@ def _say_why_not_flattened(state: WorkerState) -> None:
 
 
 def _say_that_gains_are_left_out(state: WorkerState) -> None:
-    """Log that a tier's least gain is not applied, because nothing would be faster."""
-    if state.layers and state.rules.leaves_out_gains(state.given):
+    """Log that the tiers' least gains are not applied, because nothing would be faster."""
+    if state.layers and state.rules.table.tiers != state.table.tiers:
         logger.info(
-            "sere: the least gain of tier %s is left out: all slots are computed here, so that giving some "
-            "up would save no time (min_gain=X applies one all the same)",
-            state.config.tier,
+            "sere: least gains of the table's tiers are left out: all slots are computed here, so that "
+            "giving some up would save no time (min_gain=X applies one all the same)"
         )
 
 

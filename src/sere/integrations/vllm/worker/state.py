@@ -146,7 +146,8 @@ class WorkerState:
             layer.take(self._routers[index])
         flatten_layers(self.layers, self.rules.kernels, self.budgets, self.flat)
         freed_slots.skip_freed_slots(self.layers, self.rules, self.given, self.vllm_config, rows)
-        self.rules.skips_slots = self.flat.why_not is None or freed_slots.some_skip(self.layers.values())
+        if self.flat.why_not is not None and not freed_slots.some_skip(self.layers.values(), self.config):
+            self.rules.leave_out_gains()
         self.commit(self.propose(self.given, enabled=self.enabled, count_only=self.count_only))
         warm_up(self.layers.values())
 

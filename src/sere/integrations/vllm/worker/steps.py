@@ -102,7 +102,7 @@ class Steps:
             return
         elif rows.tiers and self._too_few(rows):
             state.budgets.exact()
-            state.counts.add_few_rows(len(rows.budgets))
+            state.counts.add_few_rows(rows.open)
             return
         if state.budgets.announce(rows.budgets):
             state.limits.choose(rows.tiers)
@@ -115,11 +115,13 @@ class Steps:
             state.counts.prompts += 1
 
     def _too_few(self, rows: StepRows) -> bool:
-        """Whether the settings say that a step of so few rows changes nothing."""
+        """Whether the settings say that a step with so few rows that may change changes nothing.
+
+        Rows that keep their experts take none of M.
+        """
         state = self.state
         assert state.limits is not None
         if state.policy is not state.sere:
             # Another rule is there to be measured.
             return False
-        count = len(rows.budgets)
-        return count <= state.limits.exact_rows(rows.tiers) and (count == 1 or rows.alike)
+        return rows.open <= state.limits.exact_rows(rows.tiers)

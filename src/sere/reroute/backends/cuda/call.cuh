@@ -73,7 +73,7 @@ struct Block {
         Four fours[MOST_EXPERTS / 4];
     };
     // Chosen: in a slot of a row that is not protected. Beside: in one of a protected row. An expert that occurs is one
-    // of both. Primary: of P; until the order is known, beside, in a kept slot of another row, or kept by the layer.
+    // or both. Primary: of P; until the order is known, beside, in a kept slot of another row, or kept by the layer.
     unsigned char chosen[MOST_EXPERTS], beside[MOST_EXPERTS], primary[MOST_EXPERTS], critical[MOST_EXPERTS];
     unsigned char keep[MOST_EXPERTS];
     unsigned char position[MOST_EXPERTS];   // among the lowest active experts, or NO_POSITION
@@ -83,8 +83,8 @@ struct Block {
     unsigned active_words[MOST_EXPERTS / WARP];
     unsigned short lowest_active[WARP];
     int limits[1 + LIMIT_ROWS];
-    // free_rows: real ones that are not protected. How many experts are chosen; kept by the layer of these, and so or in
-    // a kept slot; in P.
+    // free_rows: real ones that are not protected. Experts: chosen; of these kept by the layer (fixed); of these fixed or
+    // in a kept slot (marked); in P (primaries).
     int counts[COUNTS], lowest, free_rows, chosen_count, fixed_count, marked_count, primaries;
     unsigned last_in, first_out;            // keys of the experts beside P's end, or 0
 };

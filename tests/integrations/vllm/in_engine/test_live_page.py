@@ -58,7 +58,7 @@ def test_the_page_follows_and_steers_the_engine(server: Server, chromium: Any) -
         page.select_option("#tier", "fast")
         page.click("#set-tier")
         for viewer in (page, other):
-            until(viewer, f"{READ} > 0 && {READ} <= 6 * 12")
+            until(viewer, f"{READ} > 0 && {READ} <= 6 * 16")
             assert "tier: safe → fast" in viewer.inner_text("#changes")
             assert viewer.inner_text("#state-text") == "On, tier fast"
             assert viewer.input_value("#tier") == "fast"
@@ -267,9 +267,9 @@ def test_a_picture_of_prometheus(server: Server, chromium: Any, tmp_path: Path) 
     """Its own page draws each query of the dashboard while the tier changes; a picture is kept."""
     read = "sum(rate(sere_layer_distinct_after_total[3s])) / sum(rate(sere_layer_steps_total[3s]))"
     with prometheus(tmp_path, server.url[7:], 20, authorization={"credentials": KEY}) as port:
-        wait_for(port, f"{read} > 12")
+        wait_for(port, f"{read} > 16")
         call(server, "/v1/sere/settings", {"tier": "fast"})
-        wait_for(port, f"{read} < 12")
+        wait_for(port, f"{read} < 16")
         ((_, end),) = (one["value"] for one in query(port, "max(timestamp(sere_enabled)) + 8"))
         wait_for(port, f"max(timestamp(sere_enabled)) > {end}")
         assert len(query(port, f"count by (tier) (last_over_time(sere_tier[25s] @ {end}))")) == 2

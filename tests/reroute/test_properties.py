@@ -23,6 +23,7 @@ from tests.support.properties import (
     most_active,
     occurring_experts,
     primary_experts,
+    primary_set,
     protected_rows,
     repeats,
     valid_slots,
@@ -151,17 +152,12 @@ def test_the_primary_set_is_filled_up_to_m(backend: str, case: Case) -> None:
 @few
 def test_protected_rows_add_their_experts_and_take_none(backend: str, case: Case) -> None:
     """P is the one of the other rows alone, and beside it the experts of protected rows."""
-    E = case.similarity.shape[0]
-    # Every secondary expert finds a primary one, so the primary ones are all that are left.
-    case = dataclasses.replace(case, similarity=torch.full((E, E), 0.5).fill_diagonal_(1.0))
-    changes: dict[str, Any] = {"threshold": 0.0, "merge": "none", "sentinel": None}
-    alone = without_protected_rows(case)
-    expected = members(case.ids, valid_slots(case) & protected_rows(case)[:, None], E)
+    protected_slots = valid_slots(case) & protected_rows(case)[:, None]
+    expected, alone = members(case.ids, protected_slots, len(case.similarity)), without_protected_rows(case)
     if any_primary(alone):
-        expected = expected | members(alone.run(backend, **changes)[0].ids, valid_slots(alone), E)
+        expected = expected | primary_set(alone, backend)
     if any_primary(case):
-        together, _ = case.run(backend, **changes)
-        assert torch.equal(members(together.ids, valid_slots(case), E), expected)
+        assert torch.equal(primary_set(case, backend), expected)
 
 
 @backends
@@ -170,16 +166,9 @@ def test_protected_rows_add_their_experts_and_take_none(backend: str, case: Case
 @few
 def test_a_larger_m_only_adds_primary_experts(backend: str, case: Case, more: int) -> None:
     """The primary set at M is part of the one at M + ``more``, with a cap, too."""
-    slots, E = valid_slots(case), case.similarity.shape[0]
-    case = dataclasses.replace(case, similarity=torch.full((E, E), 0.5).fill_diagonal_(1.0))
     least = max(1, most_active(case))
-    sets = []
-    for most in (least, least + more):
-        # Every secondary expert finds a primary one, so the primary ones are all that are left.
-        changes: dict[str, Any] = {"threshold": 0.0, "merge": "none", "sentinel": None}
-        routing, _ = case.run(backend, active_experts=most, **changes)
-        sets.append(members(routing.ids, slots, E))
-    assert not bool((sets[0] & ~sets[1]).any())
+    fewer, larger = (primary_set(case, backend, active_experts=most) for most in (least, least + more))
+    assert not bool((fewer & ~larger).any())
 
 
 @backends

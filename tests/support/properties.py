@@ -173,6 +173,17 @@ def primary_experts(case: Case) -> int:
     return min(int(occurring_experts(case).sum()), max(least, most_active(case)))
 
 
+def primary_set(case: Case, backend: str, **changes: Any) -> Tensor:
+    """P as a backend chooses it, ``[E]`` bool, in a step in which some expert is primary.
+
+    Every secondary expert finds a primary one, so the primary ones are all that are left.
+    """
+    E = len(case.similarity)
+    alike = dataclasses.replace(case, similarity=torch.full((E, E), 0.5).fill_diagonal_(1.0))
+    routing, _ = alike.run(backend, threshold=0.0, merge="none", sentinel=None, **changes)
+    return members(routing.ids, valid_slots(case), E)
+
+
 def any_primary(case: Case) -> bool:
     """Whether an expert is primary: nothing at all changes otherwise."""
     of_protected_rows = valid_slots(case) & protected_rows(case)[:, None]

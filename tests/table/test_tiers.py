@@ -125,7 +125,7 @@ def test_a_table_without_gains() -> None:
     made = table(
         tiers={"balanced": Tier("balanced", 6, {1: {"min_gain": 0.25, "threshold": 0.5}}, min_gain=0.01)}
     )
-    without = made.with_tiers(without_gains(made.tiers))
+    without = without_gains(made)
     assert without.fingerprint == made.fingerprint
     settled = without.settings(RerouteConfig())
     assert settled == RerouteConfig(tier="balanced", active_experts=6, layers={1: {"threshold": 0.5}})

@@ -81,7 +81,7 @@ def expect_steps(
     """
     if table is not None and ceilings is not None and ceilings.device != "cpu":
         # Engines leave them out where no slot is skipped.
-        table = table.with_tiers(without_gains(table.tiers))
+        table = without_gains(table)
     rule = None if table is None else Sere(table.layers, table.settings(RerouteConfig()))
     sample = None if table is None else table.routing
     return [_step(shapes, weights, ceilings, rule, sample, count) for count in rows]

@@ -86,9 +86,14 @@ class LayerBatch:
         return self.valid & (self.ranks < budgets[:, None])
 
     @property
+    def open_rows(self) -> Tensor:
+        """The real rows that are not protected, ``[T]`` bool: a rule decides by these alone."""
+        return self.real & ~self.protected
+
+    @property
     def changeable(self) -> Tensor:
-        """The valid slots of rows that are not protected, ``[T, K]`` bool: a rule decides by these alone."""
-        return self.valid & ~self.protected[:, None]
+        """The valid slots of these rows, ``[T, K]`` bool."""
+        return self.valid & self.open_rows[:, None]
 
     @property
     def protected_experts(self) -> Tensor:
@@ -107,7 +112,7 @@ class LayerBatch:
             sensitivity: ``[E]``, float32, in (0, 1].
         """
         slots = self.changeable
-        rows = (self.real & ~self.protected).sum().clamp(1, LIMIT_ROWS)
+        rows = self.open_rows.sum().clamp(1, LIMIT_ROWS)
         return self.protected_experts | choose_primary(
             torch.zeros(self.num_experts, dtype=torch.bool, device=self.ids.device),
             self.experts_in(self.heaviest(limits[0]) & slots),

@@ -31,8 +31,7 @@ def gate_sums(batch: LayerBatch, gates: Tensor) -> Tensor:
     Returns:
         ``[E]``, int64; the order of addition changes nothing.
     """
-    rows = batch.real & ~batch.protected
-    return gate_units(torch.where(rows[:, None], gates, 0.0)).sum(dim=0)
+    return gate_units(torch.where(batch.open_rows[:, None], gates, 0.0)).sum(dim=0)
 
 
 def gates_from_scores(batch: LayerBatch, name: str) -> Tensor:

@@ -42,7 +42,7 @@ def finish(batch: LayerBatch, new_ids: Tensor, new_weights: Tensor) -> Routing:
     Source: docs/method.md section 4, step 8.
     """
     ids, weights = batch.ids, batch.weights
-    changed = batch.valid & ~batch.protected[:, None]
+    changed = batch.changeable
     out_ids = torch.where(changed, new_ids, ids.long())
     out_weights = torch.where(changed, new_weights, weights.double())
     active = members(out_ids, batch.valid & (out_weights != 0), batch.num_experts)

@@ -63,4 +63,4 @@ class XShare(Baseline):
         order = torch.where(chosen, -1, sums).argsort(descending=True, stable=True)
         rank = places(order)
         room = self.budget - chosen.sum()
-        return chosen | (~chosen & (rank < room) & (batch.real & ~batch.protected).any())
+        return chosen | (~chosen & (rank < room) & batch.open_rows.any())

@@ -22,7 +22,7 @@ from sere.flatten import (
 )
 from sere.reroute import Routing
 from sere.structure import ExpertsLayer
-from sere.table import SimilarityTable, without_gains
+from sere.table import GAINS_LEFT_OUT, SimilarityTable, without_gains
 
 logger = logging.getLogger("sere")
 
@@ -168,14 +168,12 @@ def fit_gains(table: SimilarityTable, layers: Iterable[ExpertsLayer], setting: s
         layers: The model's experts.
         setting: The setting ``flatten``.
     """
-    tiers = without_gains(table.tiers)
-    if tiers == dict(table.tiers) or any(why_no_pairs(one.module, setting) is None for one in layers):
+    if any(why_no_pairs(one.module, setting) is None for one in layers):
         return table
-    logger.info(
-        "sere: least gains of the table's tiers are left out: all slots are computed here, so that giving "
-        "some up would save no time (min_gain=X applies one all the same)"
-    )
-    return table.with_tiers(tiers)
+    fitted = without_gains(table)
+    if fitted is not table:
+        logger.info("sere: %s", GAINS_LEFT_OUT)
+    return fitted
 
 
 def why_no_pairs(module: nn.Module, setting: str) -> str | None:

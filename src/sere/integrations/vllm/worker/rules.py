@@ -73,7 +73,7 @@ class Rules:
 
     def leave_out_gains(self) -> None:
         """Leave out the tiers' τ from now on, because no expert kernel skips a slot."""
-        self.table = self.table.with_tiers(without_gains(self.table.tiers))
+        self.table = without_gains(self.table)
 
     def of_tier(self, given: RerouteConfig, tier: str) -> Sere:
         """Return the rule of a tier of the table, otherwise with the engine's settings.

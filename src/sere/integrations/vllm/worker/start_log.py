@@ -9,6 +9,7 @@ from sere.integrations.vllm.worker.state import WorkerState
 from sere.policies.how_many import how_many
 from sere.policies.sere import SereRouter
 from sere.reroute.backends.registry import why_not_fastest
+from sere.table import GAINS_LEFT_OUT
 
 # A child of vLLM's logger: its lines come out where and as the engine's own do, in every process.
 logger = logging.getLogger("vllm.sere")
@@ -47,11 +48,8 @@ def _say_why_not_flattened(state: WorkerState) -> None:
 
 def _say_that_gains_are_left_out(state: WorkerState) -> None:
     """Log that the tiers' least gains are not applied, because nothing would be faster."""
-    if state.layers and state.rules.table.tiers != state.table.tiers:
-        logger.info(
-            "sere: least gains of the table's tiers are left out: all slots are computed here, so that "
-            "giving some up would save no time (min_gain=X applies one all the same)"
-        )
+    if state.layers and state.rules.table is not state.table:
+        logger.info("sere: %s", GAINS_LEFT_OUT)
 
 
 def _say_which_steps_skip_slots(state: WorkerState) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from tests.support.browser import until
+
 # What is focused, by its id, its label or its text; and whether a person sees that it is.
 _FOCUSED = """() => {
   const one = document.activeElement, box = one.getBoundingClientRect(), style = getComputedStyle(one);
@@ -44,6 +46,12 @@ def tab(page: Any, times: int = 1, key: str = "Tab") -> list[str]:
         page.keyboard.press(key)
         found.append(focused(page))
     return found
+
+
+def press(page: Any, key: str, said: str) -> None:
+    """Press a key; wait until the live page says what came of it."""
+    page.keyboard.press(key)
+    until(page, f"document.getElementById('answer').textContent.includes({said!r})")
 
 
 def spoken(page: Any) -> dict[str, list[str]]:

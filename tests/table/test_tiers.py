@@ -11,7 +11,7 @@ import pytest
 
 from sere.config import RerouteConfig
 from sere.errors import ConfigError, TableError
-from sere.table import Tier, without_gains
+from sere.table import Tier
 from tests.support.tables import table, tiers
 
 
@@ -125,7 +125,7 @@ def test_a_table_without_gains() -> None:
     made = table(
         tiers={"balanced": Tier("balanced", 6, {1: {"min_gain": 0.25, "threshold": 0.5}}, min_gain=0.01)}
     )
-    without = without_gains(made)
+    without = made.without_gains()
     assert without.fingerprint == made.fingerprint
     settled = without.settings(RerouteConfig())
     assert settled == RerouteConfig(tier="balanced", active_experts=6, layers={1: {"threshold": 0.5}})

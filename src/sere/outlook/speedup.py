@@ -16,7 +16,7 @@ from sere.reroute import TokenBatch
 from sere.reroute.limits import layer_limits
 from sere.reroute.stats import layer_stats
 from sere.step_time import Ceilings, StepWeights, step_seconds
-from sere.table import SimilarityTable, without_gains
+from sere.table import SimilarityTable
 from sere.table.expected_loss import draw_steps
 from sere.table.routing_sample import RoutingSample
 
@@ -81,7 +81,7 @@ def expect_steps(
     """
     if table is not None and ceilings is not None and ceilings.device != "cpu":
         # Engines leave them out where no slot is skipped.
-        table = without_gains(table)
+        table = table.without_gains()
     rule = None if table is None else Sere(table.layers, table.settings(RerouteConfig()))
     sample = None if table is None else table.routing
     return [_step(shapes, weights, ceilings, rule, sample, count) for count in rows]

@@ -7,7 +7,7 @@ from sere.table.layers import best_neighbors, describe_unknown, off_diagonal
 from sere.table.locate import locate_table
 from sere.table.reference_table import import_reference_table
 from sere.table.routing_sample import RoutingSample
-from sere.table.tiers import DEFAULT_TIER, GAINS_LEFT_OUT, Tier, without_gains
+from sere.table.tiers import DEFAULT_TIER, GAINS_LEFT_OUT, Tier
 from sere.table.verify import Check, verify_file, verify_table
 
 __all__ = [
@@ -29,5 +29,4 @@ __all__ = [
     "off_diagonal",
     "verify_file",
     "verify_table",
-    "without_gains",
 ]

@@ -12,8 +12,6 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Self, Unpack
 
-import torch
-
 from sere.config import RerouteConfig
 from sere.defaults import TABLE
 from sere.errors import InputError, TableError, name_some
@@ -23,7 +21,7 @@ from sere.similarity import LayerSimilarity
 from sere.table import sharing, storage
 from sere.table.additions import check_additions, digest_of
 from sere.table.fit import check_identity, check_slots
-from sere.table.layers import best_neighbors, check_layers, from_tensors, read_zeros_as_unknown, to_tensors
+from sere.table.layers import check_layers, critical_experts, from_tensors, read_zeros_as_unknown, to_tensors
 from sere.table.locate import locate_table
 from sere.table.routing_sample import RoutingSample, is_of_sample
 from sere.table.tiers import Tier, resolve, tiers_from_json
@@ -220,6 +218,15 @@ class SimilarityTable:
         """
         return replace(self, tiers=tiers)
 
+    def without_gains(self) -> Self:
+        """Return this table without its tiers' τ; itself if none has one.
+
+        For experts that compute all slots in any case: a slot that is given up saves no time there, so that τ
+        would cost answers for nothing. `sere.table.GAINS_LEFT_OUT` says so.
+        """
+        tiers = {name: tier.without_gain() for name, tier in self.tiers.items()}
+        return self if tiers == dict(self.tiers) else self.with_tiers(tiers)
+
     def settings(self, config: RerouteConfig) -> RerouteConfig:
         """Return settings in which a tier is replaced by the numbers that it stands for here.
 
@@ -246,9 +253,7 @@ class SimilarityTable:
         """
         if layer not in self.layers:
             raise InputError(f"layer: expected one of [{name_some(self.layers)}], got {layer}")
-        best = best_neighbors(self.layers[layer].similarity)
-        least = torch.tensor(threshold, dtype=torch.float32, device=best.device)
-        return tuple((~(best >= least)).nonzero().flatten().tolist())
+        return critical_experts(self.layers[layer].similarity, threshold)
 
     def _description(self) -> dict[str, Any]:
         """Return everything that identifies the table except its tensors, JSON-ready, by a file's names."""

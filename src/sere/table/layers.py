@@ -96,6 +96,13 @@ def best_neighbors(similarity: Tensor) -> Tensor:
     return best.masked_fill(best == -1, torch.nan)
 
 
+def critical_experts(similarity: Tensor, threshold: float) -> tuple[int, ...]:
+    """Return the experts without another whose similarity is known to be at least ρ (``threshold``)."""
+    best = best_neighbors(similarity)
+    least = torch.tensor(threshold, dtype=torch.float32, device=best.device)
+    return tuple((~(best >= least)).nonzero().flatten().tolist())
+
+
 def off_diagonal(similarity: Tensor) -> Tensor:
     """Return the known similarities of pairs of different experts, flat; none for a single expert.
 

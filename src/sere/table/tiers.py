@@ -7,14 +7,11 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 from sere.config import ActiveExperts, LayerSettings, RerouteConfig
 from sere.config.layers import OF_A_LAYER
 from sere.errors import ConfigError, did_you_mean, name_some
-
-if TYPE_CHECKING:
-    from sere.table.artifact import SimilarityTable
 
 DEFAULT_TIER = "balanced"
 """The tier that settings mean which name none."""
@@ -23,7 +20,7 @@ GAINS_LEFT_OUT = (
     "least gains of the table's tiers are left out: all slots are computed here, so that giving some up "
     "would save no time (min_gain=X applies one all the same)"
 )
-"""What is logged where `without_gains` changed the table."""
+"""What is logged where `SimilarityTable.without_gains` changed the table."""
 
 # A name stands in settings such as ``sere:tier=fast``.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
@@ -179,19 +176,6 @@ def resolve(config: RerouteConfig, tiers: Mapping[str, Tier]) -> RerouteConfig:
         there = f"it has {name_some(list(tiers))}" if tiers else "it has none; sere tune makes them"
         raise ConfigError(f"tier: the table has no tier {name!r}; {there}")
     return tiers[name].settings(config)
-
-
-def without_gains(table: SimilarityTable) -> SimilarityTable:
-    """Return a table without its tiers' τ, for experts that compute all slots in any case.
-
-    There a slot that is given up saves no time, so that τ would cost answers for nothing. `GAINS_LEFT_OUT`
-    says so.
-
-    Args:
-        table: With any tiers; the same table if none has a τ.
-    """
-    tiers = {name: tier.without_gain() for name, tier in table.tiers.items()}
-    return table if tiers == dict(table.tiers) else table.with_tiers(tiers)
 
 
 def tiers_from_json(values: object) -> dict[str, Tier]:

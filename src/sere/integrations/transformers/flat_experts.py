@@ -22,7 +22,7 @@ from sere.flatten import (
 )
 from sere.reroute import Routing
 from sere.structure import ExpertsLayer
-from sere.table import GAINS_LEFT_OUT, SimilarityTable, without_gains
+from sere.table import GAINS_LEFT_OUT, SimilarityTable
 
 logger = logging.getLogger("sere")
 
@@ -170,7 +170,7 @@ def fit_gains(table: SimilarityTable, layers: Iterable[ExpertsLayer], setting: s
     """
     if any(why_no_pairs(one.module, setting) is None for one in layers):
         return table
-    fitted = without_gains(table)
+    fitted = table.without_gains()
     if fitted is not table:
         logger.info("sere: %s", GAINS_LEFT_OUT)
     return fitted

@@ -18,7 +18,7 @@ pytest.importorskip("vllm", reason="needs vLLM: make test-vllm")
 
 from tests.support.browser import LOOKS, SCREENSHOTS, browser, until, watched
 from tests.support.graph_page import picture_of_graphs
-from tests.support.keyboard import spoken, tab
+from tests.support.keyboard import press, spoken, tab
 from tests.support.patience import HANGS_MS
 from tests.support.prometheus import ALERTS, QUERIES, needs, prometheus, query, rules, values, wait_for
 from tests.support.vllm.live_server import KEY, call, live_server, loaded, unlock
@@ -88,12 +88,6 @@ def test_the_page_follows_and_steers_the_engine(server: Server, chromium: Any) -
 LINES = [
     "Experts", "Weights not read", "Rows per step", "Slots re-routed", "Critical experts", "Steps per second",
 ]  # fmt: skip
-
-
-def press(page: Any, key: str, said: str) -> None:
-    """Press a key; wait until the page says what came of it."""
-    page.keyboard.press(key)
-    until(page, f"document.getElementById('answer').textContent.includes({said!r})")
 
 
 def test_the_keyboard_is_enough(server: Server, chromium: Any) -> None:

@@ -18,7 +18,7 @@ from sere.integrations.vllm.worker.step_limits import Choice
 from sere.policies.base import LayerShape
 from sere.policies.sere import Sere
 from sere.reroute.constants import LIMITS
-from sere.table import SimilarityTable, without_gains
+from sere.table import SimilarityTable
 
 SHOWN_ROWS = (1, 4, 8, 16, 32, 64, 128)
 """Rows of a step for which statistics and the log tell M."""
@@ -73,7 +73,7 @@ class Rules:
 
     def leave_out_gains(self) -> None:
         """Leave out the tiers' τ from now on, because no expert kernel skips a slot."""
-        self.table = without_gains(self.table)
+        self.table = self.table.without_gains()
 
     def of_tier(self, given: RerouteConfig, tier: str) -> Sere:
         """Return the rule of a tier of the table, otherwise with the engine's settings.

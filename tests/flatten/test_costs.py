@@ -42,11 +42,26 @@ def test_break_even(slots: float, half: float, full: float, share: float) -> Non
 
 @pytest.mark.parametrize(
     ("T", "most"),
-    [(1, 0), (2, 0), (4, 16), (7, 28), (8, 38), (9, 43), (16, 96), (17, 102), (64, 409), (512, 3276)],
+    [
+        *[
+            (1, 0),
+            (2, 0),
+            (4, 16),
+            (7, 28),
+            (8, 38),
+            (9, 43),
+            (16, 96),
+            (17, 102),
+            (31, 186),
+            (32, 192),
+            (33, 184),
+        ],
+        *[(48, 268), (64, 358), (512, 2867)],
+    ],
 )
 def test_pairs_close_to_all_slots_are_not_worth_it(T: int, most: int) -> None:
     """Up to a share of T x 8 slots; between two measured numbers of rows, the smaller of both."""
-    assert Costs((0.0, 0.5, 0.6, 0.75, 0.8)).most_pairs(T, 8) == most
+    assert Costs((0.0, 0.5, 0.6, 0.75, 0.75, 0.7)).most_pairs(T, 8) == most
 
 
 def test_what_is_measured() -> None:
@@ -66,7 +81,7 @@ def test_what_is_measured() -> None:
     assert len(found.shares) == len(ROWS)
     assert all(0 <= share <= 1 for share in found.shares)
     expected = []
-    for T, distinct in zip(ROWS, (2, 8, 13, 16, 22), strict=True):
+    for T, distinct in zip(ROWS, (2, 8, 13, 16, 19, 22), strict=True):
         kinds = (("slots", 4 * T), ("pairs", 2 * T), ("pairs", 4 * T))
         expected += [(kind, T, n, distinct) for kind, n in kinds] * ROUNDS
     assert seen == expected

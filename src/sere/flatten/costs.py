@@ -16,7 +16,7 @@ from sere.flatten.pairs import Pairs, find_pairs
 
 logger = logging.getLogger("sere")
 
-ROWS = (1, 4, 8, 16, 64)
+ROWS = (1, 4, 8, 16, 32, 64)
 """Numbers of rows that are measured."""
 ROUNDS = 3
 MARGIN = 0.03
@@ -110,7 +110,8 @@ def measure(
     """Time an expert kernel on all slots of steps of `ROWS` rows, on all and on half of them as pairs.
 
     Each run takes the next experts, so that their weights are no more in the caches than in a model. It takes
-    as many of them as the default settings let a step read, and half of the slots name all of them.
+    as many of them as the default settings of a table without tiers let a step read, and half of the slots
+    name all of them: slots that are given up save arithmetic, and no reading.
 
     Args:
         all_slots: Computes ids and weights, ``[T, K]``.

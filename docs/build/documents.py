@@ -73,6 +73,7 @@ BLOCKS: Mapping[str, Callable[[], str]] = {
     "bench-share": lambda: speed.bench("bench_share.jsonl"),
     "bench-one-row": lambda: speed.bench("bench_one_row.jsonl"),
     "flatten": speed.flatten,
+    "flat-steps": speed.flat_steps,
     "flat-bits": speed.flat_bits,
     "serve": serving.serve,
     "serve-emulated": lambda: serving.serve("serve_emulated.jsonl"),

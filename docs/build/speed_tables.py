@@ -94,6 +94,24 @@ def _call(record: Any) -> str:
     return "" if record is None else f"{record['median']:.1f} ({record['off_over_this']:.2f}x)"
 
 
+def flat_steps() -> str:
+    """One layer's experts on re-routed steps: what pairs gain, and how often they are chosen."""
+    newest = {
+        tuple(map(one["config"].get, ("T", "M", "min_gain"))): one for one in read_lines("flat_steps.jsonl")
+    }
+    rows = [
+        [
+            T, f"{M} ({one['config']['which']})", gain, f"{100 * one['pairs_share']:.0f} %",
+            f"{one['slots_ms']['median']:.1f}", f"{one['pairs_ms']['median']:.1f}",
+            f"{one['faster']['median']:.2f}x ({one['faster']['p20']:.2f} to {one['faster']['p80']:.2f})",
+            f"{100 * one['auto_share']:.0f} %",
+        ]
+        for (T, M, gain), one in newest.items()
+    ]  # fmt: skip
+    headers = ["rows", "M", "τ", "pairs", "all slots, ms", "pairs, ms", "pairs are faster", "chosen"]
+    return table(rows, headers) + conditions(list(newest.values()))
+
+
 def flat_bits() -> str:
     """Where pairs give the bits of all slots, by expert kernel, dtype and kind of row."""
     newest = {

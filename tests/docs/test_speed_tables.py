@@ -31,6 +31,25 @@ def test_one_layers_experts(build: Any, monkeypatch: pytest.MonkeyPatch) -> None
     assert re.findall(r"\*\*(.*)\*\*", text) == ["vllm", "eager"]
 
 
+def test_what_pairs_gain(build: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A row per number of rows, M and least gain; the newest record of a case counts."""
+    made = engine_record("off")["provenance"]
+
+    def case(gain: float, faster: float) -> dict[str, Any]:
+        times = {"p20": 0.9, "median": faster, "p80": 1.5}
+        config = {"T": 16, "M": 32, "which": "formula", "min_gain": gain}
+        shares = {"pairs_share": 0.75, "auto_share": 0.5, "slots_ms": times, "pairs_ms": times}
+        return {"config": config, "faster": times, **shares, **made}
+
+    tables = build("speed_tables")
+    monkeypatch.setattr(tables, "read_lines", lambda _: [case(0.01, 1.1), case(0.03, 1.3), case(0.01, 1.2)])
+    lines = [line for line in tables.flat_steps().splitlines() if line.startswith("| 16")]
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
+    start = ["16", "32 (formula)"]
+    assert cells[0] == [*start, "0.01", "75 %", "1.2", "1.2", "1.20x (0.90 to 1.50)", "50 %"]
+    assert cells[1][2:] == ["0.03", "75 %", "1.3", "1.3", "1.30x (0.90 to 1.50)", "50 %"]
+
+
 def test_a_step_on_the_host(build: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """The newest record counts: a row per load, a column per number of requests."""
     made = engine_record("off")["provenance"]

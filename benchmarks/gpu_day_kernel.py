@@ -3,12 +3,13 @@
     python benchmarks/gpu_day_kernel.py               one shape, 16 to 2048 rows
     python benchmarks/gpu_day_kernel.py --rehearse    on a CPU, with the tests' stand-in: only the check
 
-Variants, each called as an engine does, with a budget for each row and counters: ``recommended`` (P filled up
-to the default M, factors of the table, distinct slots), ``prompt`` (the same, all rows protected), ``triton``
-(the recommended setting without cuda-core), ``torch`` (the same in tensor operations). ``five`` is the
-published form in five launches at its own setting, ``nothing`` an empty kernel: the floor. All are graph
-replays in turns. Before a shape is timed, ids and weights must be those of the plain loops. One JSON line a
-shape goes to ``--out``.
+Variants, each called as an engine does, with a budget for each row, the number of real rows and counters:
+``recommended`` (P filled up to the default M, factors of the table, distinct slots), ``mixed`` (the same,
+every other row protected, as a prompt's are), ``prompt`` (the same kernel in a captured step that re-routes
+nothing: no real row), ``triton`` (the recommended setting without cuda-core), ``torch`` (the same in tensor
+operations). ``five`` is the published form in five launches at its own setting, ``nothing`` an empty
+kernel: the floor. All are graph replays in turns. Before a shape is timed, ids and weights must be those of
+the plain loops. One JSON line a shape goes to ``--out``.
 """
 
 from __future__ import annotations
@@ -25,16 +26,19 @@ from torch import Tensor
 from gpu_timing import capture, gpu_versions, spin, summaries, time_in_turns
 from gpu_variants import SERVED, THRESHOLD, Baseline, Step
 from reroute_shapes import SHAPES, make_batches, make_similarities
-from sere.config import RerouteConfig
+from sere.config import MOST_INT, RerouteConfig
 from sere.files import append_json_line
 from sere.provenance import provenance
 from sere.reroute import BACKENDS, COUNTERS, PreparedLayer, TokenBatch, prepare_layer
-from sere.reroute.constants import LAYER_BUDGET
+from sere.reroute.constants import LAYER_BUDGET, PADDING_BUDGET
 from sere.similarity.layer import LayerSimilarity
 
 LAYERS, BATCHES, ROUNDS = 8, 8, 20
 ROWS = (64, 16, 256, 1, 2048)
-STEPS = {"recommended": 128, "prompt": 128, "triton": 64, "torch": 8, "five": 64, "nothing": 256}
+STEPS = {
+    "recommended": 128, "mixed": 128, "prompt": 128, "triton": 64, "torch": 8, "five": 64, "nothing": 256,
+}  # fmt: skip
+BACKEND = {"recommended": "cuda", "mixed": "cuda", "prompt": "cuda", "triton": "triton", "torch": "torch"}
 RESULTS = Path(__file__).parent / "results" / "gpu_day_kernel.jsonl"
 
 
@@ -55,8 +59,7 @@ class Work:
         self.on_device = [
             TokenBatch(batch.topk_ids.to(device), batch.topk_weights.to(device)) for batch in self.batches
         ]
-        self.own = torch.full((T,), LAYER_BUDGET, dtype=torch.int32)
-        self.protected = torch.full((T,), K, dtype=torch.int32)
+        self.rows = T
         self.counters = torch.zeros(len(COUNTERS), dtype=torch.int64, device=device)
 
     def prepare(self, backend: str, device: str) -> list[PreparedLayer]:
@@ -69,12 +72,20 @@ class Work:
             for matrix in self.matrices
         ]
 
-    def step(self, backend: str, budgets: Tensor) -> Step:
-        """Return a step that uses the batch and the layer of its number."""
-        layers, budgets = self.prepare(backend, self.device), budgets.to(self.device)
-        return lambda i: layers[i % LAYERS].route(
-            self.on_device[i % BATCHES]._replace(row_budgets=budgets), self.counters
-        )
+    def announced(self, name: str) -> tuple[Tensor, Tensor]:
+        """Return a variant's budgets, ``[T]``, and number of real rows, ``[1]``, as in vLLM's worker."""
+        real = 0 if name == "prompt" else self.rows
+        budgets = torch.full((self.rows,), LAYER_BUDGET if real else PADDING_BUDGET, dtype=torch.int32)
+        if name == "mixed":
+            budgets[1::2] = MOST_INT
+        return budgets, torch.tensor([real], dtype=torch.int32)
+
+    def step(self, name: str) -> Step:
+        """Return a variant's step, which uses the batch and the layer of its number."""
+        layers = self.prepare(BACKEND[name], self.device)
+        budgets, real = (tensor.to(self.device) for tensor in self.announced(name))
+        batches = [batch._replace(row_budgets=budgets, num_tokens=real) for batch in self.on_device]
+        return lambda i: layers[i % LAYERS].route(batches[i % BATCHES], self.counters)
 
 
 def check(work: Work, steps: dict[str, Step]) -> None:
@@ -85,27 +96,24 @@ def check(work: Work, steps: dict[str, Step]) -> None:
     """
     layers = work.prepare("reference", "cpu")
     # The plain loops take a second for a large step: two of these show what can differ.
-    for i in range(2 if len(work.own) > 64 else LAYERS):
+    for i in range(2 if work.rows > 64 else LAYERS):
         for name, step in steps.items():
-            budgets = work.protected if name == "prompt" else work.own
-            expected = layers[i % LAYERS].route(work.batches[i % BATCHES]._replace(row_budgets=budgets))
+            budgets, real = work.announced(name)
+            batch = work.batches[i % BATCHES]._replace(row_budgets=budgets, num_tokens=real)
+            expected = layers[i % LAYERS].route(batch)
             if not all(torch.equal(a.cpu(), b) for a, b in zip(step(i), expected, strict=True)):
                 raise SystemExit(f"{name} differs from the plain loops: run make gpu-test; nothing is timed")
 
 
 def variants(work: Work) -> dict[str, Step]:
     """Return the variants that run here, by name; those of missing packages are left out with a line."""
-    wanted = {
-        "recommended": ("cuda", work.own), "prompt": ("cuda", work.protected),
-        "triton": ("triton", work.own), "torch": ("torch", work.own),
-    }  # fmt: skip
     found = {}
-    for name, (backend, budgets) in wanted.items():
+    for name, backend in BACKEND.items():
         reason = BACKENDS[backend].why_not(work.device) if work.device == "cuda" else None
         if work.device == "cpu" and backend == "triton":
             reason = "Triton's interpreter is not used here"
         if reason is None:
-            found[name] = work.step(backend, budgets)
+            found[name] = work.step(name)
         else:
             print(f"{name}: left out: {reason}", file=sys.stderr)
     return found

@@ -68,7 +68,7 @@ def test_a_command_sees_a_terminal(tmp_path: Path) -> None:
 
 def test_what_takes_too_long_is_ended(tmp_path: Path) -> None:
     """Waiting ends in time, Ctrl-C reaches what the shell has started, and the output is complete."""
-    line = "echo started; sh -c 'trap \"echo bye; exit\" INT; while :; do sleep 0.05; done' | cat"
+    line = "sh -c 'trap \"echo bye; exit\" INT; echo started; while :; do sleep 0.05; done' | cat"
     with session(line, 91, tmp_path, ENVIRONMENT) as running:
         deadline = time.monotonic() + 60
         while "started" not in running.screen.raw and time.monotonic() < deadline:
@@ -95,7 +95,8 @@ def test_ctrl_c_is_heard_whatever_this_process_ignores(tmp_path: Path) -> None:
     """A process that was started in the background ignores Ctrl-C, and hands that on."""
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        with session("echo started; sleep 600", 91, tmp_path, ENVIRONMENT) as running:
+        # A shell that is just starting a command may take no notice itself.
+        with session("echo started; exec sleep 600", 91, tmp_path, ENVIRONMENT) as running:
             while "started" not in running.screen.raw:
                 time.sleep(0.02)
             running.interrupt()

@@ -121,7 +121,7 @@ def test_the_engines_log_says_once_where_pairs_are_faster(
     budgets: RowBudgets, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Of each kind of layer, in each engine, from one rank; the statistics have the same numbers."""
-    shares = (0.0, 0.25, 0.5, 0.75, 1.0)
+    shares = (0.0, 0.25, 0.5, 0.75, 0.9, 1.0)
     monkeypatch.setattr(flat_experts, "costs_of", lambda *_, **__: Costs(shares))
     engines = [FlatKernels(), FlatKernels(), FlatKernels(speaks=False)]
     with caplog.at_level("INFO", logger="vllm.sere"):
@@ -131,7 +131,9 @@ def test_the_engines_log_says_once_where_pairs_are_faster(
                 run(FlatExperts(kernel.apply, experts, "auto", budgets, None, kernels), kernel.apply)
     form = f"{K} slots per row, hidden size {H} (Kernel, float32, weights float32 [0])"
     kinds = [f"{experts} experts, {form}" for experts in (E, 2 * E)]
-    measured = "0 % at 1 row, 25 % at 4 rows, 50 % at 8 rows, 75 % at 16 rows, 100 % at 64 rows"
+    measured = (
+        "0 % at 1 row, 25 % at 4 rows, 50 % at 8 rows, 75 % at 16 rows, 90 % at 32 rows, 100 % at 64 rows"
+    )
     assert caplog.messages == [
         f"sere: flatten: in layers with {kind}, only the slots that carry weight are computed where they are "
         f"at most this share of all: {measured}"

@@ -119,11 +119,16 @@ def test_a_table_that_cannot_estimate_has_none(changes: Any) -> None:
 
 
 def test_calibration_stores_them_and_the_defaults_take_them() -> None:
-    """``"auto"`` is the estimated tier balanced of a calibrated table; the published preset has none."""
+    """``"auto"`` is the estimated tier balanced, with its τ; the published preset has neither."""
     model = tiny_model("qwen3_moe")
     texts = ["The quick brown fox jumps over the lazy dog.", "Pack my box with five dozen liquor jugs!"] * 4
     options: dict[str, Any] = {"max_tokens": 256, "seq_len": 16, "progress": False}
     found = sere.calibrate(model, tiny_tokenizer(), texts, **options)
     assert dict(found.tiers) == estimated_tiers(found) != {}
-    assert found.settings(RerouteConfig()).tier == "balanced"
-    assert found.settings(RerouteConfig.paper(2, 0.0)).tier is None
+    assert {tier.min_gain for tier in found.tiers.values()} == {0.01}
+    assert (found.settings(RerouteConfig()).tier, found.settings(RerouteConfig()).min_gain) == (
+        "balanced",
+        0.01,
+    )
+    published = found.settings(RerouteConfig.paper(2, 0.0))
+    assert (published.tier, published.min_gain) == (None, 0)

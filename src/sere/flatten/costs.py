@@ -18,7 +18,7 @@ logger = logging.getLogger("sere")
 
 ROWS = (1, 4, 8, 16, 32, 64)
 """Numbers of rows that are measured."""
-ROUNDS = 3
+ROUNDS = 5
 MARGIN = 0.03
 """Share of the time of all slots by which pairs must be faster."""
 

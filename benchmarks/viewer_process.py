@@ -51,7 +51,7 @@ class Viewer(threading.Thread):
         since = 0.0
         try:
             while True:
-                points = self._ask(since)
+                points = self.ask(since)
                 since = points[-1]["at"] if points else since
                 self.answers += 1
                 self.begun.set()
@@ -59,10 +59,14 @@ class Viewer(threading.Thread):
         except (OSError, HTTPException, ValueError, KeyError, TypeError) as error:
             self.failed = f"{type(error).__name__}: {error}"
         finally:
-            self._connection.close()
+            self.close()
             self.begun.set()
 
-    def _ask(self, since: float) -> list[dict[str, Any]]:
+    def close(self) -> None:
+        """Close the connection."""
+        self._connection.close()
+
+    def ask(self, since: float) -> list[dict[str, Any]]:
         """Return the points after a moment; a connection that the server has closed is opened once more."""
         target = f"{self._path}?since={since:.3f}"
         try:

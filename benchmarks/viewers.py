@@ -10,10 +10,11 @@ processor time of their own process.
 
 Throughput on a machine that others share scatters by far more than viewers cost. So each time the load is
 followed by some seconds without requests, in which the processor time of the server's processes is read: what
-it is more than without viewers is what they cost, whether or not it can be seen in throughput. And what an
-engine has to do with viewers is timed by itself: it is asked for its statistics at most once a second,
-whatever their number. Some questions in a row, each from the client to the workers and back, show the most
-that this can take of the engine's time.
+it is more than without viewers is what they cost, whether or not it can be seen in throughput. And what
+viewers make a loaded server do is timed by itself, in two parts. The engine is asked for its statistics at
+most once a second, whatever their number: some questions in a row, each from the client to the workers and
+back, show the most that this can take of its time. The server process answers each viewer once a second: many
+answers in a row show its processor time for each (`viewer_answers.py`).
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ from sere.errors import OutputError, ServerError
 from sere.files import append_json_line, check_writable
 from sere.integrations.vllm.live.fetch import live_url
 from sere.provenance import provenance
+from viewer_answers import answers_ms
 from viewer_table import render
 
 FORMAT = "sere-viewers-1"
@@ -78,7 +80,7 @@ def main() -> int:
                     for name, value in one_round(server, args, number, count).items():
                         found.setdefault(name, {}).setdefault(count, []).append(value)
                 print(f"round {number + 1} of {args.rounds}", file=sys.stderr, flush=True)
-            measured = found | {"question_ms": questions_ms(server, QUESTIONS)}
+            measured = found | answers_ms(server) | {"question_ms": questions_ms(server, QUESTIONS)}
     print(render(measured))
     if args.out is not None:
         config = {name: value for name, value in vars(args).items() if name != "out"}

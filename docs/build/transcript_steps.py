@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -11,6 +12,12 @@ COLUMNS = 110
 MODELS = {"bundled": "The bundled model", "olmoe": "A tiny random OLMoE"}
 # Of the server and of its metrics: those of the quickstart.
 PORTS = (8000, 9400)
+# What the server of the bundled model is asked: in the notation that the model was trained on, and answered
+# rightly while no expert is replaced.
+QUESTIONS = (
+    "add 4821+957\n", "add 7305+8641\n", "sub 7421-3586\n", "sub 9034-2718\n",
+    "mul 2734*6\n", "mod 5846%7\n", "sort 29 23 26 46 59 63 10\n", "sort 44 00 99 55 45 77 53\n",
+)  # fmt: skip
 # What stands in a command for a folder of the machine that runs it.
 FOLDER, CHECKOUT = "FOLDER", "CHECKOUT"
 
@@ -77,8 +84,10 @@ def _served(own: bool) -> list[Step]:
     """Return a server and what is asked of it, for the bundled model (``own``) or the other one."""
     model = f"{CHECKOUT}/src/sere/bundled/abacus" if own else f"{FOLDER}/olmoe"
     table = f'"table": "{FOLDER}/bundled.sere", ' if own else ""
-    begins = [f"add {n}4 {n + 1}7 = " if own else f"The year 190{n}:" for n in range(1, 9)]
-    prompts = ", ".join(f'"{begin}"' for begin in begins[:4]), ", ".join(f'"{one}"' for one in begins[4:])
+    begins = QUESTIONS if own else [f"The year 190{n}:" for n in range(1, 9)]
+    prompts = ", ".join(map(json.dumps, begins[:4])), ", ".join(map(json.dumps, begins[4:]))
+    # The bundled model ends its answer itself, the other one never does.
+    length = '"max_tokens": 64' if own else '"max_tokens": 32, "ignore_eos": true'
     server, metrics = (f"localhost:{port}" for port in PORTS)
     return [
         Step(
@@ -92,7 +101,7 @@ def _served(own: bool) -> list[Step]:
             "Eight requests at once",
             f"curl --silent {server}/v1/completions --header 'Content-Type: application/json' "
             f'--data \'{{"prompt": [{prompts[0]},\n    {prompts[1]}],\n'
-            '    "max_tokens": 32, "ignore_eos": true}\' | grep -o \'"text":"[^"]*"\'',
+            f'    "temperature": 0, {length}}}\' | grep -o \'"text":"[^"]*"\'',
         ),
         Step(
             "Experts read, before and after",

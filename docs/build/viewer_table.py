@@ -13,6 +13,8 @@ from sere.eval.statistics.by_round import median_of, median_ratio
 
 _ABOUT = """`% of a core`: processor time of the server's processes per second without requests, less that
 without viewers."""
+# What one answer a second takes of a core in per cent, by what it takes in milliseconds.
+_PERCENT_PER_MS = 0.1
 
 
 def viewers() -> str:
@@ -27,22 +29,38 @@ def render(record: Mapping[str, Any]) -> str:
     Args:
         record: By name and number of viewers, 0 among them, a number of each round: ``tokens_per_s``; if they
             were counted, ``answers``, of all viewers under load, ``viewers_processor_s_per_s``, of their own
-            process under load, and ``processor_s_per_s``, of the server without requests. And ``question_ms``
-            of questions to the engine, if they were timed.
+            process under load, and ``processor_s_per_s``, of the server without requests. If they were timed,
+            ``question_ms`` of questions to the engine, and, of each batch, ``answer_ms`` of the server
+            process's processor time per answer and ``answer_others_ms`` of its other processes'.
     """
     rates, processor = (_by_count(record.get(name, {})) for name in ("tokens_per_s", "processor_s_per_s"))
-    rows = []
+    answer_ms, rows = record.get("answer_ms", []), []
     for count, found in sorted(rates.items()):
         row = [str(count), f"{median(found):.1f}", *_cells(median_ratio(found, rates[0]), 4)]
         if processor:
             more = [100 * (a - b) for a, b in zip(processor[count], processor[0], strict=True)]
             row += _cells(median_of(more), 2)
+        if answer_ms:
+            row.append(f"{_PERCENT_PER_MS * count * median(answer_ms):.2f}")
         # Without viewers there is nothing to compare.
         rows.append(row if count else row[:2] + [""] * (len(row) - 2))
     about = (f"\n\n{_ABOUT}" if processor else "") + _looked(record)
     heads = ["viewers", f"tokens/s, median of {len(rates[0])} rounds", "to no viewer", "95 %"]
-    about += _asked(record.get("question_ms", []))
-    return table(rows, [*heads, *["% of a core", "95 %"] * bool(processor)]) + about
+    heads += ["% of a core", "95 %"] * bool(processor) + ["answers"] * bool(answer_ms)
+    about += _answered(answer_ms, record.get("answer_others_ms", []))
+    return table(rows, heads) + about + _asked(record.get("question_ms", []))
+
+
+def _answered(answer_ms: Sequence[float], others_ms: Sequence[float]) -> str:
+    """Return what one answer to a viewer takes of the process that gives it, where that was timed."""
+    if not answer_ms:
+        return ""
+    found = f"{median(answer_ms):.3f} ms of its processor time (median of {len(answer_ms)} batches"
+    return (
+        "\n\n`answers`: % of a core that answers to so many viewers take in the server process, one a second "
+        f"to each.\nAn answer took {found}, {min(answer_ms):.3f} to {max(answer_ms):.3f}; one\nanswer after "
+        f"the other, without requests), and {median(others_ms):.3f} ms of the server's other processes."
+    )
 
 
 def _asked(question_ms: Sequence[float]) -> str:

@@ -63,6 +63,33 @@ def test_scoring_in_decode_steps(
 
 
 @needs_lm_eval
+def test_two_batch_sizes(tiny_bundled: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Off comes first at each, with the same questions, and a difference is from off at the same size."""
+    out = tmp_path / "record.json"
+    text, _ = run_text(
+        capsys, "lm-eval", tiny_bundled, "--tasks", "sere_sorting_choice", "--phases", "decode", *FEW,
+        "--batch-size", "3", "2", "--setting", ONE, "--out", out,
+    )  # fmt: skip
+    record = json.loads(out.read_text())
+    assert record["plan"]["batch_sizes"] == [3, 2]
+    cases = record["cases"]
+    order = [(3, "off"), (3, ONE), (2, "off"), (2, ONE)]
+    assert [(case["batch_size"], case["setting"]) for case in cases] == order
+    tasks = [case["tasks"]["sere_sorting_choice"] for case in cases]
+    assert len({task["questions_digest"] for task in tasks} - {None}) == 1
+    found = [task["metrics"]["acc,none"] for task in tasks]
+    assert [metric["difference"] is None for metric in found] == [True, False, True, False]
+    for off, one in (found[:2], found[2:]):
+        assert one["difference"]["value"] == pytest.approx(one["value"] - off["value"])
+    experts = [case["requests"]["loglikelihood"]["experts"] for case in cases]
+    assert [one["slots_rerouted"] > 0 for one in experts] == [False, True, False, True]
+    # More rows of a step choose more experts: each size was decoded, not one of them twice.
+    assert experts[0]["distinct_before"] > experts[2]["distinct_before"]
+    lines = [line.split() for line in text.splitlines()]
+    assert [line[0] for line in lines if "sere_sorting_choice" in line] == ["3", "3", "2", "2"]
+
+
+@needs_lm_eval
 @pytest.mark.skipif(find_spec("plotly") is None, reason="needs plotly, the extra report")
 def test_a_page_that_cannot_be_written_stops_before_the_work(
     tiny_bundled: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

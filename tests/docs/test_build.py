@@ -228,6 +228,13 @@ def test_viewers_are_compared_round_by_round(build: Any, monkeypatch: pytest.Mon
     said = "took 3.0 ms (median of 3, one after the other; the longest 13 ms)"
     assert said in table.viewers()
     assert "ask one a second: at most 0.30 % of the engine's time." in table.viewers()
+    newest |= {"answer_ms": [0.21, 0.25, 0.41], "answer_others_ms": [0.001, 0.002, 0.05]}
+    head, _, *rows = cells()
+    assert (head[-1], [row[-1] for row in rows]) == ("answers", ["", "0.03", "0.50"])
+    assert [row[-3:-1] for row in rows] == [["", ""], ["0.50", "0.50 to 0.50"], ["2.00", "2.00 to 2.00"]]
+    said = " ".join(table.viewers().split())
+    assert "An answer took 0.250 ms of its processor time (median of 3 batches, 0.210 to 0.410; one" in said
+    assert "without requests), and 0.002 ms of the server's other processes." in said
 
 
 def test_engines_are_compared_with_vanilla_beyond_their_spread(

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shlex
 import subprocess
+from operator import add, mod, mul, sub
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from sere.bundled import model_path
+from sere.eval.tasks import ANSWER_MARK
 
 pytestmark = pytest.mark.checkout
 
@@ -115,3 +121,44 @@ def test_a_server_runs_while_what_asks_it_runs(transcripts: Any) -> None:
     assert found[-1][0].serves
     assert len(found[-1]) == 4
     assert [step for group in found for step in group] == transcripts.steps("olmoe")
+
+
+def request_of(transcripts: Any, model: str) -> dict[str, Any]:
+    """What the command with eight requests sends, as a shell and a server read it."""
+    (line,) = (step.line for step in transcripts.steps(model) if "/completions" in step.line)
+    words = shlex.split(line.partition(" | ")[0])
+    found: dict[str, Any] = json.loads(words[words.index("--data") + 1])
+    return found
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_eight_prompts_are_sent(transcripts: Any, model: str) -> None:
+    """In one request, decoded greedily: each time the page is written it has the same texts."""
+    sent = request_of(transcripts, model)
+    assert len(set(sent["prompt"])) == 8
+    assert sent["temperature"] == 0
+
+
+def test_the_bundled_model_is_asked_in_its_own_notation(transcripts: Any) -> None:
+    """Unmodified, it answers each question and ends: a wrong answer on the page is the work of re-routing."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    sent = request_of(transcripts, "bundled")
+    tokenizer = AutoTokenizer.from_pretrained(model_path(), padding_side="left")
+    model = AutoModelForCausalLM.from_pretrained(model_path())
+    given = tokenizer(sent["prompt"], return_tensors="pt", padding=True)
+    out = model.generate(**given, max_new_tokens=sent["max_tokens"], do_sample=False)
+    tokens = out[:, given.input_ids.shape[1] :]
+    assert (tokens == tokenizer.eos_token_id).any(dim=1).all()
+    texts = tokenizer.batch_decode(tokens, skip_special_tokens=True)
+    answers = dict(zip(sent["prompt"], (text.rpartition(ANSWER_MARK)[2] for text in texts), strict=True))
+    assert answers == {prompt: right_answer(prompt) for prompt in sent["prompt"]}
+
+
+def right_answer(question: str) -> str:
+    """What a question asks for, found without the code that makes questions."""
+    task, _, rest = question.strip().partition(" ")
+    if task == "sort":
+        return " ".join(sorted(rest.split()))
+    first, sign, second = re.split(r"([-+*%])", rest)
+    return str({"+": add, "-": sub, "*": mul, "%": mod}[sign](int(first), int(second)))

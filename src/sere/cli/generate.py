@@ -24,7 +24,7 @@ _DETAILS = """All prompts are decoded as one batch, greedily. With --table or --
 are re-routed; without, the model is unmodified. Prompts with their completions go to stdout."""
 
 _EXAMPLES = """
-  sere generate bundled --prompt $'add 4821+937\\n' --prompt $'sort 7 3 9 1\\n'
+  sere generate bundled --prompt $'add 4821+937\\n' --prompt $'sort 29 23 26 46 59\\n'
   sere generate MODEL --setting sere --prompt 'The mill stood' > completion.txt
   sere generate MODEL --prompt-file prompts.txt --max-new-tokens 100 --json
 """

@@ -21,10 +21,12 @@ def results(values: list[Any], metric: str = "acc") -> dict[str, Any]:
     return {"samples": {"t": samples[::-1]}, "results": {"t": {f"{metric},none": 0.5}}}
 
 
-def case(setting: str, values: list[Any], why: str | None = None, metric: str = "acc") -> dict[str, Any]:
+def case(
+    setting: str, values: list[Any], why: str | None = None, metric: str = "acc", size: int = 4
+) -> dict[str, Any]:
     tasks = task_results(results(values, metric), {"t": "multiple_choice"})
     requests = {"loglikelihood": {"experts": {}, "nothing_changed": why}}
-    return {"setting": setting, "batch_size": 4, "requests": requests, "tasks": tasks}
+    return {"setting": setting, "batch_size": size, "requests": requests, "tasks": tasks}
 
 
 def compared(after: list[Any], before: list[Any], why: str | None = None, metric: str = "acc") -> Any:
@@ -39,6 +41,15 @@ def test_right_and_wrong_answers_are_paired() -> None:
     expected = paired_difference([True, False, False, True], [True] * 4)
     assert found["values"] == [1, 0, 0, 1]
     assert found["difference"] == {"value": expected.value, "low": expected.low, "high": expected.high}
+
+
+def test_each_batch_size_has_an_off_of_its_own() -> None:
+    """Off's answers may differ between sizes: a difference is from those at the same one."""
+    settings = [("off", [1, 1, 1, 1], 8), ("topk", [1, 1, 0, 0], 8), ("off", [1, 0, 0, 0], 16)]
+    given = [case(name, values, size=size) for name, values, size in [*settings, ("topk", [1, 1, 0, 0], 16)]]
+    found = [one["tasks"]["t"]["metrics"]["acc,none"]["difference"] for one in compare_tasks(given)]
+    assert (found[0], found[2]) == (None, None)
+    assert [found[1]["value"], found[3]["value"]] == pytest.approx([-0.5, 0.25])
 
 
 def test_other_numbers_are_paired_by_their_differences() -> None:

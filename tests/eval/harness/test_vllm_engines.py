@@ -66,14 +66,24 @@ def test_the_line_for_lm_evals_own_command(vllm_checkpoint: Path, folder: Path, 
 
 
 OPTIONS = {"max_model_len": 200}
+# An engine each, one after the other; the last one goes on.
+SIZES = (2, 4)
 ONE, SERE = "topk:select_top_k=1", "sere:select_top_k=1,active_experts=0"
 
 
 @dataclass(frozen=True)
 class Run:
-    """What ``sere lm-eval`` wrote, and the engine that it started, which goes on."""
+    """What ``sere lm-eval`` wrote, and the last engine that it started, which goes on.
+
+    Attributes:
+        record: The record.
+        sizes: Most rows of each engine that was started, in order.
+        llm: The last of them.
+        path: The checkpoint.
+    """
 
     record: Any
+    sizes: list[int]
     llm: Any
     path: str
 
@@ -87,43 +97,58 @@ class Run:
 
 @pytest.fixture(scope="module")
 def run(vllm_checkpoint: Path, folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
-    """The command on tasks of both kinds, at B = 4, in one engine."""
+    """The command on tasks of both kinds, at two sizes, with one engine for each."""
     out = tmp_path_factory.mktemp("out") / "record.json"
-    engines = []
+    sizes: list[int] = []
+    kept: list[Any] = []
     with ExitStack() as stack, pytest.MonkeyPatch.context() as patch:
         for name, value in ENVIRONMENT.items():
             patch.setenv(name, value)
 
         @contextmanager
         def started(*given: Any, **options: Any) -> Iterator[Any]:
-            engines.append(stack.enter_context(in_process_engine(*given, **options)))
-            yield engines[-1]
+            sizes.append(options["max_num_seqs"])
+            with ExitStack() as own:
+                llm = own.enter_context(in_process_engine(*given, **options))
+                if sizes[-1] == SIZES[-1]:
+                    kept.append(llm)
+                    stack.enter_context(own.pop_all())
+                yield llm
 
         patch.setattr(in_process, "in_process_engine", started)
         argv = [
             "lm-eval", vllm_checkpoint, "--engine", "vllm", "--phases", "decode", "--include-path", folder,
-            "--tasks", "sere_reversal", "sere_reversal_choice", "--dtype", "float32", "--batch-size", 4,
+            "--tasks", "sere_reversal", "sere_reversal_choice", "--dtype", "float32", "--batch-size", *SIZES,
             "--table", vllm_checkpoint.parent / "table.safetensors", "--setting", SERE, "--setting", ONE,
             *(f"--engine-option={name}={value}" for name, value in OPTIONS.items()), "--out", out,
         ]  # fmt: skip
         assert main([str(word) for word in argv]) == 0
-        (llm,) = engines
-        yield Run(json.loads(out.read_text()), llm, str(vllm_checkpoint))
+        (llm,) = kept
+        yield Run(json.loads(out.read_text()), sizes, llm, str(vllm_checkpoint))
 
 
 def test_the_command(run: Run) -> None:
-    """Off and others on one engine, with the options given; each kind of request is re-routed."""
+    """One engine per size, with the options given; at each size, off comes first."""
     assert run.record["model"]["engine_options"] == OPTIONS
     assert run.llm.llm_engine.vllm_config.model_config.max_model_len == OPTIONS["max_model_len"]
-    off, *others = run.record["cases"]
-    assert [case["setting"] for case in (off, *others)] == ["off", SERE, ONE]
+    assert run.sizes == [*SIZES]
+    found = [(case["batch_size"], case["setting"]) for case in run.record["cases"]]
+    assert found == [(size, setting) for size in SIZES for setting in ("off", SERE, ONE)]
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_each_kind_of_request_is_re_routed(run: Run, size: int) -> None:
+    """At each size, and the differences from off are paired."""
+    off, *others = (case for case in run.record["cases"] if case["batch_size"] == size)
     for kind, task in (("generate_until", "sere_reversal"), ("loglikelihood", "sere_reversal_choice")):
         for case in others:
             seen = case["requests"][kind]
             assert seen["nothing_changed"] is None
             assert seen["experts"]["distinct_after"] < seen["experts"]["distinct_before"]
+            assert case["tasks"][task]["questions_digest"] == off["tasks"][task]["questions_digest"]
             (found,) = case["tasks"][task]["metrics"].values()
-            assert found["difference"] is not None
+            (before,) = off["tasks"][task]["metrics"].values()
+            assert found["difference"]["value"] == pytest.approx(found["value"] - before["value"])
         assert off["requests"][kind]["experts"]["slots_rerouted"] == 0
 
 
@@ -157,14 +182,16 @@ def test_the_line_for_scoring_in_lm_evals_own_command(
     table = str(Path(run.path).parent / "table.safetensors")
     arguments |= {"pretrained": run.path, "sere": FEW, "table": table, "dtype": "float32"} | OPTIONS
     words = with_values(
-        words[3:], model_args=json.dumps(arguments), tasks="sere_reversal_choice", batch_size="4"
+        words[3:], model_args=json.dumps(arguments), tasks="sere_reversal_choice", batch_size=str(SIZES[-1])
     )
     words += ["--include_path", str(folder), "--output_path", str(tmp_path)]
     monkeypatch.setattr(sys, "argv", ["lm_eval", *words])
     own_command()
     (written,) = tmp_path.rglob("results_*.json")
     results = json.loads(written.read_text())
-    (expected,) = (case for case in run.record["cases"] if case["setting"] == SERE)
+    (expected,) = (
+        case for case in run.record["cases"] if (case["batch_size"], case["setting"]) == (SIZES[-1], SERE)
+    )
     (metric,) = expected["tasks"]["sere_reversal_choice"]["metrics"]
     value = expected["tasks"]["sere_reversal_choice"]["metrics"][metric]["value"]
     assert results["results"]["sere_reversal_choice"][metric] == value
@@ -175,7 +202,7 @@ def test_the_line_for_scoring_in_lm_evals_own_command(
     (engine,) = served
     assert engine["ended"]
     assert engine["sere"]["table"] == table
-    assert (engine["max_num_seqs"], engine["logits_processors"]) == (4, [PROCESSOR])
+    assert (engine["max_num_seqs"], engine["logits_processors"]) == (SIZES[-1], [PROCESSOR])
 
 
 @pytest.mark.usefixtures("served")

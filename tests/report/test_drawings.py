@@ -63,6 +63,14 @@ def test_speed_without_off_has_times_only() -> None:
     assert on_axis(figure, "x2")["sere"]["y"] == [10.0]
 
 
+def test_controls_of_speed_are_told_apart() -> None:
+    """They share a color; their thin markers differ, and are thick enough to be seen."""
+    drawn = plot(page(timing("random", 8, 1.0), timing("drop", 8, 1.0)), "time per output token")
+    random, drop = (trace["marker"] for trace in on_axis(drawn, "x").values())
+    assert random["symbol"] != drop["symbol"]
+    assert random["line"]["width"] == drop["line"]["width"] == 2
+
+
 def test_m_maps_are_the_tiers_of_the_record() -> None:
     """A map per tier: at the rows of its points, what each layer may read, interpolated and rounded up."""
     record = tuning()

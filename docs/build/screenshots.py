@@ -23,6 +23,8 @@ PICTURES = {
     "live-page-phone-dark": 1234,
     "report-light": 606,
     "report-phone": 844,
+    "report-frontier": None,
+    "report-plots": None,
     "prometheus": None,
 }
 # Where nothing is drawn, rows of pixels have few colors: the page's, a card's, and that of its edge.

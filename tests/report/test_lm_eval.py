@@ -24,7 +24,9 @@ def tables(part: ModelPart) -> dict[str, list[list[str]]]:
     (groups,) = by_run(part.scores).values()
     page = Page()
     add_scores(page, "About.", groups)
-    found = re.findall(r"<summary>(.*?)</summary>(.*?)</details>", page.text(), re.DOTALL)
+    found = re.findall(
+        r"<summary>(.*?)</summary>(.*?)</details>", page.text().replace("<wbr>", ""), re.DOTALL
+    )
     return {
         title: [re.findall(r"<td[^>]*>(.*?)</td>", row) for row in re.findall(r"<tr>(.*?)</tr>", text)[1:]]
         for title, text in found

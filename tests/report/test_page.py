@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from sere.errors import ConfigError, MissingDependency
+from sere.report.html import breakable
 from sere.report.page import render
 from sere.report.plots import plotly
 from sere.report.read import Source, read_sources, source_of
 from tests.support.browser import browser, watched
 from tests.support.records import answers, divergences, evaluation, timing, tuning
+from tests.support.report_page import figures
 from tests.support.tables import saved
 
 needs_plotly = pytest.mark.skipif(
@@ -40,10 +40,6 @@ def without_library(text: str) -> str:
     return max(re.split(r"<script>.{100000,}?</script>", text, flags=re.DOTALL), key=len)
 
 
-def figures(text: str) -> list[Any]:
-    return [json.loads(one) for one in re.findall(r'data-plot="\w+">(.*?)</script>', text)]
-
-
 @needs_plotly
 def test_all_parts_are_drawn(tmp_path: Path) -> None:
     """Frontiers, tuning, speed, layers and maps, with the first screen above and the sources below."""
@@ -67,7 +63,7 @@ def test_all_parts_are_drawn(tmp_path: Path) -> None:
 @needs_plotly
 def test_points_of_the_frontier_are_those_of_the_record() -> None:
     """Experts to the right, answers up, the interval as bars, the setting under the pointer."""
-    (frontier, _) = figures(render([source_of(evaluation(), "one.json")]))
+    (frontier, _) = figures(render([source_of(evaluation(), "one.json")])).values()
     (sere,) = [trace for trace in frontier["data"] if trace["name"] == "sere"]
     assert sere["x"] == [12.0, 24.0]
     assert sere["y"] == pytest.approx([50.0, 89.0])
@@ -97,10 +93,15 @@ def test_names_in_records_are_text() -> None:
     assert "<img" not in text
 
 
+def test_long_settings_break_after_their_commas() -> None:
+    """Numbers and sentences do not; nothing in them becomes markup."""
+    assert breakable("sere:a=1,b=<2>, 51,200") == "sere:a=1,<wbr>b=&lt;2&gt;, 51,200"
+
+
 @needs_plotly
 def test_layers_are_chosen_and_checked(tmp_path: Path) -> None:
     """One that the table lacks is named."""
-    (maps,) = figures(render(read_sources([saved(tmp_path)]), layers=[3]))[-1:]
+    (maps,) = figures(render(read_sources([saved(tmp_path)]), layers=[3])).values()
     assert [note["text"] for note in maps["layout"]["annotations"]] == ["layer 3"]
     with pytest.raises(ConfigError, match=r"--layer: expected layers of the table \(1, 3\), got 7"):
         render(read_sources([saved(tmp_path)]), layers=[7])

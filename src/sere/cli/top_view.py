@@ -176,7 +176,8 @@ def _per_second(point: Mapping[str, Any], *, rerouted: bool) -> float:
     return float(steps / max(point["seconds"], 0.5))
 
 
-# What the page draws over time: its name, its value in a point, and how that is written.
+# What is drawn over time: its name, its value in a point, and how that is written. The page draws these, and
+# also weights not read and critical experts, which are numbers only here.
 _LINES: tuple[tuple[str, Callable[[Mapping[str, Any]], float | None], Callable[[float | None], str]], ...] = (
     ("experts chosen", lambda point: point["before"], number),
     ("experts read", lambda point: point["after"], number),

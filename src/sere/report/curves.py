@@ -82,15 +82,16 @@ def _answers(line: Sequence[Quality], rule: str, looks: tuple[str, str], right: 
             "width": 2.6 if rule.startswith("sere") else 1.4,
             "dash": "dot" if color == "var(--muted)" else "solid",
         },
-        marker={
-            "color": color,
-            "symbol": symbol,
-            "size": 9,
-            "line": {"color": color, "width": 2 * symbol.endswith("open")},
-        },
+        marker=_marker(color, symbol, 9),
         hovertemplate="<b>%{customdata[0]}</b><br>experts %{customdata[2]}<br>"
         f"{'right' if right else 'KL'} %{{customdata[1]}}%{{customdata[3]}}<extra></extra>",
     )
+
+
+def _marker(color: str, symbol: str, size: int) -> dict[str, Any]:
+    """Return a marker whose thin symbols can be told apart, too."""
+    line = {"color": color, "width": 2 * symbol.endswith("open")}
+    return {"color": color, "symbol": symbol, "size": size, "line": line}
 
 
 def _lost(case: Quality) -> str:
@@ -164,7 +165,7 @@ def _times(
         error_y=bars(spreads, color, ("p20", "p50", "p80")),
         customdata=about,
         line={"color": color, "width": 1.8, "dash": "dot" if setting.startswith(REPLAY) else "solid"},
-        marker={"color": color, "symbol": symbol, "size": 8},
+        marker=_marker(color, symbol, 8),
         hovertemplate=f"<b>{setting}</b><br>%{{customdata[0]}}: %{{y:.3g}} {unit}<br>"
         "experts %{customdata[1]}<extra></extra>",
     )

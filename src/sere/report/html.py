@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -63,6 +64,11 @@ def table(rows: Iterable[Sequence[Any]], heads: Sequence[str]) -> str:
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
+def breakable(text: str) -> str:
+    """Return a text as HTML, in which the browser may break a long setting after its commas."""
+    return re.sub(r",(?=[^\s\d])", ",<wbr>", escape(text))
+
+
 @dataclass(frozen=True, slots=True)
 class Shaded:
     """A cell whose background says how much was lost.
@@ -78,7 +84,7 @@ class Shaded:
 
 def _cell(value: Any) -> str:
     shown = value.text if isinstance(value, Shaded) else value
-    text = "–" if shown is None else escape(str(shown))
+    text = "–" if shown is None else breakable(str(shown))
     number = ' class="n"' if text[:1].isdigit() or text[:1] in "+-−" else ""
     if isinstance(value, Shaded) and value.strength:
         color = "var(--lost)" if value.strength < 0 else "var(--gained)"

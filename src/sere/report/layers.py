@@ -39,6 +39,7 @@ def draw_tiers(
     figure = grid(titles, height=280, most=2)
     most = max(experts.values())
     for index, tier in enumerate(tiers):
+        at = place(index, titles, 2)
         rows = evenly(_rows_of(tier), _MOST_ROWS)
         found = {
             layer: active_by_rows(tier.for_layer(layer).active_experts, E, slots[layer])
@@ -48,18 +49,21 @@ def draw_tiers(
         figure.add_trace(
             plotly().graph_objects.Heatmap(
                 x=[str(layer) for layer in found],
-                y=[f"{B} rows" for B in rows],
+                y=[str(B) for B in rows],
                 z=values,
+                customdata=[list(experts.values())] * len(rows),
                 zmin=0,
                 zmax=most,
                 coloraxis="coloraxis",
                 texttemplate="%{z}" if len(found) <= 16 else None,
                 xgap=1,
                 ygap=1,
-                hovertemplate="layer %{x}, %{y}<br>M = %{z} of " + str(most) + "<extra></extra>",
+                hovertemplate="layer %{x}, %{y} rows<br>M = %{z} of %{customdata}<extra></extra>",
             ),
-            **place(index, titles, 2),
+            **at,
         )
+        # To the right, there is no room for it.
+        figure.update_yaxes(title_text="rows of a step" if at["col"] == 1 else None, type="category", **at)
     if sensitivities is not None:
         _add_sensitivities(figure, sensitivities, place(len(tiers), titles, 2))
     figure.update_xaxes(title_text="layer", type="category", showgrid=False)

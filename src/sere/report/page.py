@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping, Sequence
 from html import escape
 from importlib.resources import files
@@ -13,7 +12,7 @@ from sere.errors import name_some
 from sere.files import atomic_path
 from sere.report.advice import advise
 from sere.report.collect import collect
-from sere.report.html import Page
+from sere.report.html import Page, breakable
 from sere.report.lm_eval import NAME, by_run
 from sere.report.models import NAMES, ModelPart, by_model, settings_of
 from sere.report.plots import script
@@ -88,7 +87,7 @@ def _first_screen(page: Page, parts: Sequence[ModelPart], sources: Sequence[Sour
     """Add what was measured, on what, what came out, and what to do next."""
     advice = [(part, advise(part)) for part in parts]
     numbers = [
-        f"<div><dt>{_text_of(text)}{_of(part, parts)}</dt><dd>{escape(value)}</dd></div>"
+        f"<div><dt>{breakable(text)}{_of(part, parts)}</dt><dd>{escape(value)}</dd></div>"
         for part, one in advice
         for value, text in one.numbers
     ]
@@ -96,7 +95,7 @@ def _first_screen(page: Page, parts: Sequence[ModelPart], sources: Sequence[Sour
     if numbers:
         page.add(f'<dl class="numbers">{"".join(numbers)}</dl>')
     steps = [
-        f"<li>{_text_of(text)}.{_of(part, parts)}{_code(command)}</li>"
+        f"<li>{breakable(text)}.{_of(part, parts)}{_code(command)}</li>"
         for part, one in advice
         # Of many models, the first step of each is what the first screen has room for.
         for text, command in (one.steps if len(parts) == 1 else one.steps[:1])
@@ -115,11 +114,6 @@ def _first_screen(page: Page, parts: Sequence[ModelPart], sources: Sequence[Sour
             f'<div class="warning" role="note"><strong>Not everything here can be compared.</strong>'
             f"<ul>{_items(warnings)}</ul></div>"
         )
-
-
-def _text_of(text: str) -> str:
-    """Return a text in which the browser may break a long setting after its commas."""
-    return re.sub(r",(?=\S)", ",<wbr>", escape(text))
 
 
 def _code(command: str | None) -> str:

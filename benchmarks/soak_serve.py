@@ -13,6 +13,9 @@ loop. Exit code 1 unless
 - throughput with the reader of metrics is not below `LEAST_RATIO` of that without: each such stretch is
   compared with its neighbor without readers, and the interval of the mean ratio (95 %, bootstrap over the
   pairs) does not end below it. The record says whether the interval begins above it, which is the proof.
+
+``--vanilla`` is the control of the memory: the same requests to a server that has nothing of sere, so that
+nobody reads, changes settings or is re-routed.
 """
 
 from __future__ import annotations
@@ -70,6 +73,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=3600.0, help="how long (default: %(default)s)")
     parser.add_argument("--stretch", type=float, default=30.0, help="seconds of each (default: %(default)s)")
     parser.add_argument("--eager", action="store_true", help="without compilation")
+    parser.add_argument("--vanilla", action="store_true", help="a server without sere, the memory's control")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="append the record to this file of JSON lines")
     args = parser.parse_args()
@@ -78,20 +82,22 @@ def main() -> int:
         table_with_tiers(table)
         flags = ["--served-model-name", "tiny", "--max-model-len", "256", "--max-num-seqs", "32"]
         flags += ["--enforce-eager"] if args.eager else []
-        given = {"table": str(table), "active_experts": 24, "log_seconds": 10}
+        given = None if args.vanilla else {"table": str(table), "active_experts": 24, "log_seconds": 10}
         with (
             installed(Path(folder) / "notes") as notes,
             serve(model_path(), given, Path(folder) / "log", *flags, start_s=START_S) as server,
         ):
             notes.take()
-            record = asyncio.run(soak(server, args.seconds, args.stretch, random.Random(args.seed)))
-            record["engine"] = figures(notes.take())
-            record["wrong"] += judged(record["engine"])
+            chance = random.Random(args.seed)
+            record = asyncio.run(soak(server, args.seconds, args.stretch, chance, vanilla=args.vanilla))
+            if not args.vanilla:
+                record["engine"] = figures(notes.take())
+                record["wrong"] += judged(record["engine"])
             record["tracebacks"] = server.log.read_text(errors="replace").count("Traceback")
     record |= {
         "format": FORMAT,
         "config": {"seconds": args.seconds, "stretch": args.stretch, "compiled": not args.eager,
-                   "clients": CLIENTS, "seed": args.seed},
+                   "vanilla": args.vanilla, "clients": CLIENTS, "seed": args.seed},
         "provenance": provenance(),
     }  # fmt: skip
     print(json.dumps({name: value for name, value in record.items() if name != "provenance"}, indent=2))
@@ -107,20 +113,22 @@ def table_with_tiers(path: Path) -> None:
     random_bundled_table().with_tiers({"safe": Tier("safe", 48), "fast": Tier("fast", 12)}).save(path)
 
 
-async def soak(server: Server, seconds: float, stretch: float, chance: random.Random) -> dict[str, Any]:
-    """Run all clients until the time is up; return what was seen."""
+async def soak(
+    server: Server, seconds: float, stretch: float, chance: random.Random, *, vanilla: bool = False
+) -> dict[str, Any]:
+    """Run all clients until the time is up; return what was seen. A vanilla server has no readers."""
     from openai import AsyncOpenAI
 
     async with AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=300) as client:
-        load = Load(server, client, reroutes=True)
+        load, kinds = Load(server, client, reroutes=not vanilla), (NOBODY,) if vanilla else KINDS
         prompts = [f"add {chance.randint(100, 999)} {chance.randint(100, 999)} = " for _ in range(40)]
         for prompt in prompts[:10]:
             load.expected[prompt] = await ask_text(client, prompt, PROTECTED)
         rates: list[tuple[str, float]] = []
-        changing = asyncio.create_task(_change(load))
+        changing = [] if vanilla else [asyncio.create_task(_change(load))]
         end, number, done = monotonic() + seconds, 0, 0
         while monotonic() < end:
-            kind = KINDS[number % len(KINDS)]
+            kind = kinds[number % len(kinds)]
             readers = {NOBODY: (), SCRAPER: (_scrape,), HAMMER: (_scrape, _hammer)}[kind]
             reading = [asyncio.create_task(task(load)) for task in readers]
             started, before = monotonic(), done
@@ -129,8 +137,9 @@ async def soak(server: Server, seconds: float, stretch: float, chance: random.Ra
             await _cancel(reading)
             load.resident.append(await asyncio.to_thread(server.resident_bytes))
             number += 1
-        await _cancel([changing])
-        await asyncio.to_thread(server.post, "/v1/sere/settings", {"enabled": True, "count_only": False})
+        await _cancel(changing)
+        if not vanilla:
+            await asyncio.to_thread(server.post, "/v1/sere/settings", {"enabled": True, "count_only": False})
         for prompt, text in load.expected.items():
             if await ask_text(client, prompt, PROTECTED) != text:
                 load.wrong.append(f"protected and alone, but another text than at the beginning: {prompt!r}")

@@ -70,7 +70,7 @@ def soak() -> str:
     records = read_lines("soak_serve.jsonl")
     requests = [
         [
-            "compiled" if record["config"]["compiled"] else "eager",
+            ("compiled" if record["config"]["compiled"] else "eager") + ", vanilla" * _vanilla(record),
             f"{record['config']['seconds'] / 60:.0f}",
             *(record["outcomes"].get(asked, 0) for asked in _ASKED),
             len(record["wrong"]) + record["tracebacks"],
@@ -82,8 +82,8 @@ def soak() -> str:
         [
             " / ".join(str(record["outcomes"].get(f"settings {status}", 0)) for status in (200, 400)),
             " / ".join(str(record["outcomes"].get(f"{route} 200", 0)) for route in ("metrics", "stats")),
-            " / ".join(f"{rate:.1f}" for rate in record["requests_per_s"].values()),
-            "{:.3f} ({:.3f} to {:.3f})".format(record["scraper"]["ratio"], *record["scraper"]["interval"]),
+            " / ".join(f"{rate:.1f}" for rate in record["requests_per_s"].values() if rate),
+            _scraped(record),
             " / ".join(f"{size:.0f}" for size in _quarters(record["resident_mb"])),
         ]
         for record in records
@@ -97,6 +97,17 @@ def soak() -> str:
     ]
     second = ["changed / refused", "metrics / stats read", "requests per s", "with the scraper", "MB"]
     return f"{table(requests, first)}\n\n{table(others, second)}{conditions(records)}"
+
+
+def _scraped(record: Record) -> str:
+    """Return the throughput beside the scraper, as a share; a soak without readers has none."""
+    found = record["scraper"]
+    return "" if _vanilla(record) else "{:.3f} ({:.3f} to {:.3f})".format(found["ratio"], *found["interval"])
+
+
+def _vanilla(record: Record) -> bool:
+    """Whether a soak's server had nothing of sere; older records say nothing of it."""
+    return bool(record["config"].get("vanilla"))
 
 
 def _longest(found: Record | None) -> str:

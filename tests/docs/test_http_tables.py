@@ -79,3 +79,11 @@ def test_a_soak_has_its_requests_readers_and_memory(build: Any, monkeypatch: pyt
     assert found[3] == ["4 / 1", "0 / 9", "10.0 / 10.0", "0.996 (0.990 to 1.010)", "2 / 4 / 6 / 8"]
     monkeypatch.setattr(tables, "read_lines", lambda _: [record | {"engine": stops(50.0)}])
     assert rows(tables.soak())[1][-1] == "40 / 50"
+    control = {
+        "config": record["config"] | {"vanilla": True},
+        "requests_per_s": {"nobody": 9.0, "scraper": 0.0},
+    }
+    monkeypatch.setattr(tables, "read_lines", lambda _: [record | control])
+    found = rows(tables.soak())
+    assert found[1][0] == "compiled, vanilla"
+    assert found[3][2:4] == ["9.0", ""]

@@ -111,8 +111,9 @@ def measure(
 
     Each run takes the next experts, so that their weights are no more in the caches than in a model. It takes
     as many of them as the default settings of a table without tiers let a step read, and half of the slots
-    name all of them: slots that are given up save arithmetic, and no reading. The other slots name them at
-    random, as rows of a step do, so that some experts compute several rows.
+    name all of them: slots that are given up save arithmetic, and no reading. Slots are spread evenly. Rows
+    of a step prefer some experts, which then compute more rows at once, so that pairs gain somewhat more than
+    is measured: this errs on the side of all slots.
 
     Args:
         all_slots: Computes ids and weights, ``[T, K]``.
@@ -125,13 +126,13 @@ def measure(
     kept = K // 2
     if kept == 0:
         return Costs((0.0,) * len(ROWS))
-    shares, first, chance = [], 0, torch.Generator(device="cpu").manual_seed(0)
+    shares, first = [], 0
     for T in ROWS:
         distinct = min(E, math.ceil(K * (1 + 0.75 * math.log2(T))), T * kept)
         best = [math.inf] * 3
         for _ in range(ROUNDS):
             for index, columns in enumerate((K, kept, K)):
-                named = (first + _spread(T * columns, distinct, chance)) % E
+                named = (first + torch.arange(T * columns) % distinct) % E
                 first += distinct
                 ids = named.view(T, columns).to(ids_dtype)
                 weights = torch.full((T, columns), 1 / K, dtype=weights_dtype)
@@ -148,10 +149,3 @@ def measure(
                 best[index] = min(best[index], perf_counter() - started)
         shares.append(break_even(*best, kept=kept, K=K))
     return Costs(tuple(shares))
-
-
-def _spread(slots: int, distinct: int, chance: torch.Generator) -> Tensor:
-    """Return ``[slots]`` numbers below ``distinct`` in a random order, each at least once."""
-    named = torch.randint(distinct, (slots,), generator=chance, device="cpu")
-    named[:distinct] = torch.arange(distinct, device="cpu")
-    return named[torch.randperm(slots, generator=chance, device="cpu")]

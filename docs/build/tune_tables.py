@@ -21,7 +21,8 @@ def tuned() -> str:
                 name, tier.get("min_gain", 0), B, case["active_experts"],
                 f"{case['experts_before']:.1f} → {case['experts_after']:.1f}",
                 f"{case['experts_before'] / case['experts_after']:.2f}x",
-                f"{case['predicted']['ratio']:.2f}x", interval(case["kl"], "{:.2g}"), points(case["answers"]["difference"]),
+                f"{case['predicted']['ratio']:.2f}x", interval(case["kl"], "{:.2g}"),
+                points(case["answers"]["difference"]),
             ]
             for name, tier in _record(model)["tiers"].items()
             for B, case in tier["evidence"]["by_batch_size"].items()

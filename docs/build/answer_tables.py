@@ -57,12 +57,13 @@ def tiers() -> str:
             rows += [
                 [
                     how, re.sub(r".*tier=", "", case["setting"]) if "=" in case["setting"] else "balanced",
-                    case["batch_size"], counts(case["experts"]), _fewer(case["experts"]), *right(case),
+                    case["batch_size"], counts(case["experts"]), _fewer(case["experts"]),
+                    f"{100 * case['experts']['slots_computed']:.0f}", *right(case),
                 ]
                 for case in sorted(cases, key=lambda case: (case["setting"], case["batch_size"]))
             ]  # fmt: skip
         if rows:
-            headers = ["tiers", "tier", "B", "experts", "fewer", "right, %", "vs off, points"]
+            headers = ["tiers", "tier", "B", "experts", "fewer", "slots, %", "right, %", "vs off, points"]
             tables.append(f"**{model}**\n\n{table(rows, headers)}")
     if not used:
         raise FileNotFoundError("no record of tiers")

@@ -52,6 +52,7 @@ BLOCKS: Mapping[str, Callable[[], str]] = {
     "tiers": answers.tiers,
     "gain": answers.gain,
     "tuned": tune.tuned,
+    "tuned-gains": tune.tuned_gains,
     "tuned-layers": tune.tuned_layers,
     "own-texts": tune.own_texts,
     "eval-prompts": answers.eval_prompts,

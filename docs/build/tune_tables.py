@@ -13,21 +13,36 @@ MODELS = ("abacus", "suanpan")
 
 def tuned() -> str:
     """The tiers by batch size: a table per model."""
-    headers = ["tier", "B", "M", "experts", "fewer", "bytes, fewer", "KL, held-out", "vs off, points"]
+    headers = ["tier", "τ", "B", "M", "experts", "fewer", "predicted", "KL, held-out", "vs off, points"]
     tables = []
-    for name in MODELS:
+    for model in MODELS:
         rows = [
             [
-                tier, B, case["active_experts"],
+                name, tier.get("min_gain", 0), B, case["active_experts"],
                 f"{case['experts_before']:.1f} → {case['experts_after']:.1f}",
-                f"{case['experts_before'] / case['experts_after']:.2f}x", f"{case['bytes_ratio']:.2f}x",
-                interval(case["kl"], "{:.2g}"), points(case["answers"]["difference"]),
+                f"{case['experts_before'] / case['experts_after']:.2f}x",
+                f"{case['predicted']['ratio']:.2f}x", interval(case["kl"], "{:.2g}"),
+                points(case["answers"]["difference"]),
             ]
-            for tier, evidence in _evidence(_record(name))
-            for B, case in evidence["by_batch_size"].items()
+            for name, tier in _record(model)["tiers"].items()
+            for B, case in tier["evidence"]["by_batch_size"].items()
         ]  # fmt: skip
-        tables.append(f"**{name}**\n\n{table(rows, headers)}")
-    return "\n\n".join(tables) + conditions([_record(name) for name in MODELS])
+        tables.append(f"**{model}**\n\n{table(rows, headers)}")
+    return "\n\n".join(tables) + conditions([_record(model) for model in MODELS])
+
+
+def tuned_gains() -> str:
+    """The least gains that were tried for each tier: the predicted time, and which was kept."""
+    rows = [
+        [
+            model, tier, found["min_gain"], f"{found['time']:.3f}" if found["measured"] else "not measured",
+            "kept" if found["kept"] else "",
+        ]
+        for model in MODELS
+        for tier, evidence in _evidence(_record(model))
+        for found in evidence["min_gains"]
+    ]  # fmt: skip
+    return table(rows, ["model", "tier", "τ", "predicted time over that of τ = 0", ""])
 
 
 def tuned_layers() -> str:

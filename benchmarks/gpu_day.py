@@ -89,7 +89,7 @@ TRITON = _tests(
 # What an engine without a GPU cannot show; four layers, because several engines are alive at once.
 ENGINES: Command = (
     "-m", "sere", "bench", "serve", "--preset", "qwen3-30b-a3b", "--layers", "4", "--compile", "--vanilla",
-    "--no-replay", "--load", "decode", "ttft-2k", "ttft-8k", "prefill", "mixed",
+    "--no-replay", "--load", "decode", "ttft-32", "ttft-2k", "ttft-8k", "prefill", "mixed",
     "--batch-size", "8", "32", "64", "--out", "{out}/gpu_engines.jsonl",
 )  # fmt: skip
 SERVE: Command = ("benchmarks/gpu_serve.py", "--out", "{out}/gpu_serve.jsonl")

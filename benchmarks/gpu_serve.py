@@ -46,7 +46,7 @@ SETTINGS: Mapping[str, PolicySpec] = {
 # An engine without the plug-in has one way to run, and nothing to configure.
 VANILLA: Mapping[str, PolicySpec | None] = {"vanilla": None}
 PROMPT, ROUNDS, SPREAD = 32, 5, 0.04
-LONG_PROMPTS = (2048, 8192)
+PROMPTS = (32, 2048, 8192)
 COUNTED = ("distinct_before", "distinct_after", "slots_rerouted")
 RESULTS = Path(__file__).parent / "results" / "gpu_serve.jsonl"
 
@@ -208,7 +208,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, nargs="+", default=ROWS)
     parser.add_argument("--steps", type=int, default=64, help="decode steps per block")
     parser.add_argument("--seconds", type=float, default=480, help="no batch size is begun after this")
-    parser.add_argument("--prompts", type=int, nargs="+", default=LONG_PROMPTS, help="for the first token")
+    parser.add_argument("--prompts", type=int, nargs="+", default=PROMPTS, help="for the first token")
     parser.add_argument("--vanilla", action="store_true", help="an engine that never loads sere's plug-in")
     parser.add_argument("--eager", action="store_true", help="no CUDA graphs: only to try the script")
     parser.add_argument("--out", type=Path, default=RESULTS)

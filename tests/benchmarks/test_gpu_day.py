@@ -174,7 +174,7 @@ def test_the_engines_command_line() -> None:
     assert found.vanilla
     assert not found.replay
     assert found.compile
-    assert {"decode", "ttft-2k", "ttft-8k"} < set(found.load)
+    assert {"decode", "ttft-32", "ttft-2k", "ttft-8k", "prefill", "mixed"} == set(found.load)
     assert found.batch_size == [8, 32, 64]
 
 

@@ -72,6 +72,7 @@ BLOCKS: Mapping[str, Callable[[], str]] = {
     "row-budgets": speed.row_budgets,
     "bench": speed.bench,
     "bench-share": lambda: speed.bench("bench_share.jsonl"),
+    "bench-depths": lambda: speed.bench("bench_depths.jsonl"),
     "bench-one-row": lambda: speed.bench("bench_one_row.jsonl"),
     "flatten": speed.flatten,
     "flat-steps": speed.flat_steps,

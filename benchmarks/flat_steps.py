@@ -9,7 +9,6 @@ OMP_NUM_THREADS for the number of threads.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
@@ -21,7 +20,16 @@ import torch
 from tabulate import tabulate
 from torch import Tensor
 
-from flatten import E, H, I, K, Kernel, break_even, compute, transformers_kernel, vllm_kernel
+from flatten import (
+    K,
+    Kernel,
+    arguments,
+    break_even,
+    check,
+    flattened,
+    transformers_kernel,
+    vllm_kernel,
+)
 from reroute_shapes import make_similarities
 from sere.bench.timing import spread, turns
 from sere.config import RerouteConfig
@@ -70,7 +78,7 @@ def time_in_turns(kernel: Kernel, hidden: Tensor, steps: Sequence[Routing]) -> d
             if name == "slots":
                 kernel(hidden, ids, weights)
             else:
-                compute(kernel, hidden, find_pairs(ids, weights))
+                flattened(kernel, hidden, ids, weights, None)
             samples[name].append((perf_counter() - started) * 1e3)
     return {name: found[1:] for name, found in samples.items()}
 
@@ -94,15 +102,9 @@ def measured(kernel: Kernel, hidden: Tensor, steps: Sequence[Routing], costs: Co
 
 @torch.no_grad()
 def main() -> None:
-    """Time, print a table and write one record per case."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--kernel", choices=("vllm", "grouped_mm", "batched_mm"), default="vllm")
-    parser.add_argument("--rounds", type=int, default=40)
-    parser.add_argument("--quick", action="store_true", help="one tiny layer, few rounds: only that it runs")
-    parser.add_argument("--out", type=Path, default=DEFAULT_OUT)
-    args = parser.parse_args()
-    rounds = 3 if args.quick else args.rounds
-    sizes = {"E": 16, "H": 64, "I": 32} if args.quick else {"E": E, "H": H, "I": I}
+    """Check, time, print a table and write one record per case."""
+    # "eager" skips an id instead of computing pairs.
+    args, sizes = arguments(__doc__, ("vllm", "grouped_mm", "batched_mm"), 40, DEFAULT_OUT)
     active = {8: {"formula": 12}} if args.quick else ACTIVE
     kernel = vllm_kernel(**sizes)[0] if args.kernel == "vllm" else transformers_kernel(args.kernel, **sizes)
     costs = break_even(kernel, sizes["H"], sizes["E"], K)
@@ -111,10 +113,11 @@ def main() -> None:
     for (T, of_rows), gain in product(active.items(), GAINS):
         hidden = torch.randn(T, sizes["H"], generator=torch.Generator().manual_seed(T)).bfloat16()
         for which, M in of_rows.items():
-            steps = make_steps(prepare(sizes["E"], K, M, gain), T, sizes["E"], K, rounds + 1)
+            check(kernel, T, sizes["H"], M, sizes["E"], K, None)
+            steps = make_steps(prepare(sizes["E"], K, M, gain), T, sizes["E"], K, args.rounds + 1)
             found = measured(kernel, hidden, steps, costs)
             config = {"kernel": args.kernel, "T": T, "K": K, "M": M, "which": which, "min_gain": gain}
-            config |= {**sizes, "threads": torch.get_num_threads(), "rounds": rounds}
+            config |= {**sizes, "threads": torch.get_num_threads(), "rounds": args.rounds}
             line = {"benchmark": "flat_steps", **found, "break_even": costs.points(), "config": config}
             append_json_line(args.out, {**line, **provenance()})
             rows.append([T, which, M, gain, *(found[name] for name in ("experts", "pairs_share")),

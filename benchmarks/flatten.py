@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from time import perf_counter
 from types import SimpleNamespace
@@ -29,6 +29,7 @@ from sere.provenance import provenance
 E, K, H, I = 128, 8, 2048, 768  # noqa: E741
 EXPERTS = {8: 8, 16: 15, 32: 28, 64: 50, 128: 80}
 KEPT = (4, 3, 2)
+TRANSFORMERS = ("eager", "grouped_mm", "batched_mm")
 DEFAULT_OUT = Path("benchmarks/results/flatten.jsonl")
 
 Kernel = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -162,17 +163,32 @@ def break_even(kernel: Kernel, H: int, E: int, K: int) -> Costs:
     return measure(slots, pairs, E=E, K=K, ids_dtype=torch.int64, weights_dtype=torch.float32)
 
 
+def arguments(
+    about: str | None, kernels: Sequence[str], rounds: int, out: Path
+) -> tuple[argparse.Namespace, dict[str, int]]:
+    """Return the command line of a benchmark of one layer's experts, and the layer's sizes by name.
+
+    Args:
+        about: What the benchmark does.
+        kernels: What ``--kernel`` takes; the first is the default.
+        rounds: Without ``--rounds``; 3 with ``--quick``.
+        out: Without ``--out``.
+    """
+    parser = argparse.ArgumentParser(description=about)
+    parser.add_argument("--kernel", choices=kernels, default=kernels[0])
+    parser.add_argument("--rounds", type=int, default=rounds)
+    parser.add_argument("--quick", action="store_true", help="one tiny layer, few rounds: only that it runs")
+    parser.add_argument("--out", type=Path, default=out)
+    args = parser.parse_args()
+    if args.quick:
+        args.rounds = 3
+    return args, {"E": 16, "H": 64, "I": 32} if args.quick else {"E": E, "H": H, "I": I}
+
+
 @torch.no_grad()
 def main() -> None:
     """Check, time, print a table and write one record per case."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--kernel", choices=("vllm", "eager", "grouped_mm", "batched_mm"), default="vllm")
-    parser.add_argument("--rounds", type=int, default=30)
-    parser.add_argument("--quick", action="store_true", help="one tiny layer, few rounds: only that it runs")
-    parser.add_argument("--out", type=Path, default=DEFAULT_OUT)
-    args = parser.parse_args()
-    rounds = 3 if args.quick else args.rounds
-    sizes = {"E": 16, "H": 64, "I": 32} if args.quick else {"E": E, "H": H, "I": I}
+    args, sizes = arguments(__doc__, ("vllm", *TRANSFORMERS), 30, DEFAULT_OUT)
     experts = {8: 8, 16: 12} if args.quick else EXPERTS
     kernel, isa = vllm_kernel(**sizes) if args.kernel == "vllm" else (None, None)
     kernel = kernel or transformers_kernel(args.kernel, **sizes)
@@ -184,12 +200,12 @@ def main() -> None:
         check(kernel, T, sizes["H"], M, sizes["E"], K, skipped)
         hidden = torch.randn(T, sizes["H"], generator=torch.Generator().manual_seed(T)).bfloat16()
         found = variants(kernel, M, sizes["E"], K, skipped)
-        timed = time_in_turns(found, hidden, sizes["E"], K, rounds)
+        timed = time_in_turns(found, hidden, sizes["E"], K, args.rounds)
         for name, samples in timed.items():
             ratio = spread([base / mine for base, mine in zip(timed["off"], samples, strict=True)])
             one = spread(samples)
             config = {"kernel": args.kernel, "isa": isa, "T": T, "K": K, "M": M, **sizes, "variant": name,
-                      "threads": torch.get_num_threads(), "rounds": rounds}  # fmt: skip
+                      "threads": torch.get_num_threads(), "rounds": args.rounds}  # fmt: skip
             line = {"benchmark": "flatten", "unit": "ms_per_call", "median": one.p50, "p20": one.p20}
             line |= {"p80": one.p80, "off_over_this": ratio.p50, "break_even": list(costs.shares)}
             append_json_line(args.out, {**line, "config": config, **provenance()})

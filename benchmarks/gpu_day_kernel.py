@@ -26,8 +26,9 @@ from torch import Tensor
 from gpu_timing import capture, gpu_versions, spin, summaries, time_in_turns
 from gpu_variants import SERVED, THRESHOLD, Baseline, Step
 from reroute_shapes import SHAPES, make_batches, make_similarities
-from sere.config import MOST_INT, RerouteConfig
+from sere.config import RerouteConfig
 from sere.files import append_json_line
+from sere.integrations.vllm.tiers import PROTECTED
 from sere.provenance import provenance
 from sere.reroute import BACKENDS, COUNTERS, PreparedLayer, TokenBatch, prepare_layer
 from sere.reroute.constants import LAYER_BUDGET, PADDING_BUDGET
@@ -77,7 +78,7 @@ class Work:
         real = 0 if name == "prompt" else self.rows
         budgets = torch.full((self.rows,), LAYER_BUDGET if real else PADDING_BUDGET, dtype=torch.int32)
         if name == "mixed":
-            budgets[1::2] = MOST_INT
+            budgets[1::2] = PROTECTED
         return budgets, torch.tensor([real], dtype=torch.int32)
 
     def step(self, name: str) -> Step:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 
 import pytest
 
@@ -41,14 +42,33 @@ def test_refused_hosts(host: object) -> None:
         PluginConfig.from_mapping({"select_top_k": 1, "metrics_host": host})
 
 
-def test_port_that_is_taken() -> None:
-    """A port that somebody has is refused with what to do."""
-    with socket.socket() as other:
-        other.bind((HOST, 0))
-        other.listen()
+def _serve(host: str, port: int) -> None:
+    metrics_port.serve_metrics(report_without_layers, host, port)
+
+
+@pytest.mark.parametrize("act", [metrics_port.check_port, _serve])
+def test_port_that_is_taken(act: Callable[[str, int], None]) -> None:
+    """A port that somebody has is refused with what to do, before a model is loaded and after."""
+    with socket.create_server((HOST, 0)) as other:
         number = other.getsockname()[1]
-        with pytest.raises(
-            ConfigError,
-            match=f"metrics_port: expected a free port, but {HOST}:{number} cannot be opened .*; choose",
-        ):
-            metrics_port.serve_metrics(report_without_layers, HOST, number)
+        expected = f"metrics_port: expected a free port, but {HOST}:{number} cannot be opened .*; choose"
+        with pytest.raises(ConfigError, match=expected):
+            act(HOST, number)
+
+
+@pytest.mark.parametrize("act", [metrics_port.check_port, _serve])
+def test_host_of_another_machine(act: Callable[[str, int], None]) -> None:
+    """An address that is not this machine's is refused in the same way."""
+    with pytest.raises(
+        ConfigError, match=r"192\.0\.2\.1:9400 cannot be opened .*; choose another port or metr"
+    ):
+        act("192.0.2.1", 9400)
+
+
+def test_checked_port_is_free_again() -> None:
+    """What was checked can be opened at once."""
+    port = free_port()
+    metrics_port.check_port(HOST, port)
+    close = metrics_port.serve_metrics(report_without_layers, HOST, port)
+    scrape(port)
+    close()

@@ -21,7 +21,7 @@ from sere.integrations.vllm.worker.change import Changes
 from sere.integrations.vllm.worker.compile_key import keep_settings_out
 from sere.integrations.vllm.worker.expert_counts import report_experts
 from sere.integrations.vllm.worker.facts import rest_bytes
-from sere.integrations.vllm.worker.metrics_port import serve_metrics
+from sere.integrations.vllm.worker.metrics_port import check_port, serve_metrics
 from sere.integrations.vllm.worker.router_hook import report_layers
 from sere.integrations.vllm.worker.start_log import log_start
 from sere.integrations.vllm.worker.state import WorkerState
@@ -57,6 +57,8 @@ def equip(worker: Any, values: object) -> None:
     worker.sere_state = state
     for name, method in methods_of(state).items():
         setattr(worker, name, method)
+    if (port := _metrics_port(worker, state)) is not None:
+        check_port(plugin_config.metrics_host, port)
     keep_settings_out(config)
     _around_loading(worker, state, path)
     watch_reloading(worker, path, speaks=state.speaks)
@@ -105,16 +107,19 @@ def _after_warm_up(worker: Any, state: WorkerState) -> None:
         result = warm_up(*args, **kwargs)
         state.reset_counters()
         state.guard.restart()
-        config = state.plugin_config
-        if worker.rank == 0 and config.metrics_port is not None:
-            # Each data-parallel engine has a rank 0.
-            port = config.metrics_port + state.data_parallel_rank
-            read, host = worker.sere_steps.reporter.read, config.metrics_host
-            close = serve_metrics(read, host, port, live_page=config.live_page)
+        if (port := _metrics_port(worker, state)) is not None:
+            read, config = worker.sere_steps.reporter.read, state.plugin_config
+            close = serve_metrics(read, config.metrics_host, port, live_page=config.live_page)
             _before_shutdown(worker, close)
         return result
 
     worker.compile_or_warm_up_model = warming
+
+
+def _metrics_port(worker: Any, state: WorkerState) -> int | None:
+    """The port on which this worker serves metrics: each data-parallel engine has a rank 0."""
+    first = state.plugin_config.metrics_port
+    return None if worker.rank != 0 or first is None else first + state.data_parallel_rank
 
 
 def _say_last(worker: Any, state: WorkerState) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+import socket
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from sere.errors import ConfigError
@@ -11,6 +13,24 @@ from sere.integrations.vllm.prometheus import Collector
 from sere.integrations.vllm.worker.live_port import LivePort
 
 logger = logging.getLogger("vllm.sere")
+
+
+def check_port(host: str, port: int) -> None:
+    """Open a port and close it again.
+
+    An engine whose worker fails after its model is loaded may hang instead of ending: its process then waits
+    without a limit for the worker. So a port that somebody has is to be found before.
+
+    Args:
+        host: Address to listen on.
+        port: Port to listen on.
+
+    Raises:
+        ConfigError: The port cannot be opened; the text says what to do.
+    """
+    with _named_error(host, port):
+        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        socket.create_server(address, family=family).close()
 
 
 def serve_metrics(
@@ -34,13 +54,8 @@ def serve_metrics(
 
     registry = CollectorRegistry()
     registry.register(Collector(lambda: [read()]))
-    try:
+    with _named_error(host, port):
         server, thread = start_http_server(port, addr=host, registry=registry)
-    except OSError as error:
-        raise ConfigError(
-            f"metrics_port: expected a free port, but {host}:{port} cannot be opened ({error}); choose "
-            "another port or metrics_host, or omit metrics_port"
-        ) from error
     server.set_app(LivePort(read, server.get_app(), live_page=live_page))
     logger.info("sere: Prometheus metrics on http://%s:%d/metrics", host, port)
 
@@ -50,3 +65,14 @@ def serve_metrics(
         thread.join()
 
     return close
+
+
+@contextmanager
+def _named_error(host: str, port: int) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(
+            f"metrics_port: expected a free port, but {host}:{port} cannot be opened ({error}); choose "
+            "another port or metrics_host, or omit metrics_port"
+        ) from error

@@ -7,10 +7,10 @@ export HF_HUB_OFFLINE := 1
 SECONDS ?= 300
 RESULTS ?= benchmarks/results
 # Tests are the same every time: examples (tests/conftest.py), the order, the order of sets, and which worker runs what.
-# A worker that is killed, where memory runs out, fails the run, and so does a test that hangs for ten minutes.
+# A worker that is killed, where memory runs out, fails the run, and so does a test that hangs for fifteen minutes.
 # Another order: make test SEED=1
 export PYTHONHASHSEED := 0
-LAST_RESORT := -o faulthandler_timeout=600 -o faulthandler_exit_on_timeout=true
+LAST_RESORT := -o faulthandler_timeout=900 -o faulthandler_exit_on_timeout=true
 PYTEST := -m pytest $(LAST_RESORT) $(if $(SEED),--randomly-seed=$(SEED))
 PARALLEL := -n 2 --max-worker-restart=0
 

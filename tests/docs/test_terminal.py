@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from sere.engines.patience import Patience
+from tests.support.patience import HANGS_S
 from tests.support.terminal import ROWS, screen_text, session
 
 WIDE = 12
@@ -70,8 +72,8 @@ def test_what_takes_too_long_is_ended(tmp_path: Path) -> None:
     """Waiting ends in time, Ctrl-C reaches what the shell has started, and the output is complete."""
     line = "sh -c 'trap \"echo bye; exit\" INT; echo started; while :; do sleep 0.05; done' | cat"
     with session(line, 91, tmp_path, ENVIRONMENT) as running:
-        deadline = time.monotonic() + 60
-        while "started" not in running.screen.raw and time.monotonic() < deadline:
+        patience = Patience(HANGS_S)
+        while "started" not in running.screen.raw and patience.lasts():
             time.sleep(0.02)
         assert running.wait(0.2) is None
         assert running.code is None
@@ -84,8 +86,8 @@ def test_what_does_not_end_is_killed(tmp_path: Path) -> None:
     """Also where nothing else is heard."""
     line = "sh -c 'trap \"\" INT TERM HUP; echo $$ > pid; sleep 600' & wait"
     with session(line, 91, tmp_path, ENVIRONMENT) as running:
-        deadline = time.monotonic() + 60
-        while not (tmp_path / "pid").exists() and time.monotonic() < deadline:
+        patience = Patience(HANGS_S)
+        while not (tmp_path / "pid").exists() and patience.lasts():
             time.sleep(0.02)
         assert running.code is None
     assert running.code == -9

@@ -6,11 +6,11 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from time import monotonic
 from typing import Any
 
 import pytest
 
+from sere.engines.patience import Patience
 from tests.support.patience import HANGS_S
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
@@ -46,9 +46,9 @@ def browser() -> Iterator[Any]:
 
 def until(page: Any, expression: str, seconds: float = HANGS_S) -> None:
     """Wait until a page's expression holds; its own way to wait is one of those that the page forbids."""
-    deadline = monotonic() + seconds
+    patience = Patience(seconds)
     while not page.evaluate(expression):
-        assert monotonic() < deadline, (
+        assert patience.lasts(), (
             f"{expression} did not become true; the page says:\n{page.inner_text('body')}"
         )
         page.wait_for_timeout(100)

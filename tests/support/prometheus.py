@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import yaml
 
+from sere.engines.patience import Patience
 from sere.engines.server import free_port
 from tests.support.patience import HANGS_S
 from tests.support.vllm.metrics import HOST
@@ -64,8 +65,8 @@ def prometheus(folder: Path, target: str, scrapes: int, **changes: Any) -> Itera
 
 def wait_for(port: int, text: str, log: Path | None = None) -> None:
     """Wait until a query has a result."""
-    deadline = time.monotonic() + HANGS_S
-    while time.monotonic() < deadline:
+    patience = Patience(HANGS_S)
+    while patience.lasts():
         with suppress(OSError, AssertionError):
             if query(port, text):
                 return

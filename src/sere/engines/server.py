@@ -17,6 +17,7 @@ from secrets import token_hex
 from typing import Any
 
 from sere.engines.environment import end_session, engine_environment, last_lines
+from sere.engines.patience import Patience
 from sere.errors import ServerError
 from sere.integrations.vllm.client.admin_key import ADMIN_KEY, HEADER
 from sere.integrations.vllm.plugin_config import KEY
@@ -25,6 +26,7 @@ from sere.provenance import installed_version
 
 START_S = 900
 _END_S = 30
+_ANSWER_S, _HEALTH_S = 120.0, 5.0
 
 # The server is on this machine, so no proxy of the environment is used.
 _NO_PROXY = urllib.request.build_opener(urllib.request.ProxyHandler({}))
@@ -66,11 +68,11 @@ class Server:
         Raises:
             ServerError: It ended, or did not answer in time; the text gives the last lines of its log.
         """
-        deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline:
+        patience = Patience(seconds)
+        while patience.lasts():
             self.check()
             with suppress(OSError):
-                if self.get("/health")[0] == 200:
+                if self.get("/health", _HEALTH_S)[0] == 200:
                     return
             time.sleep(0.5)
         raise ServerError(f"vllm serve did not answer within {seconds:g} s; {last_lines(self.log)}")
@@ -93,15 +95,15 @@ class Server:
                 total += of(process)
         return total
 
-    def get(self, path: str) -> tuple[int, str]:
-        """Return status and body."""
-        return _call(urllib.request.Request(self.url + path))
+    def get(self, path: str, timeout: float = _ANSWER_S) -> tuple[int, str]:
+        """Return status and body, which must come within ``timeout`` seconds."""
+        return _call(urllib.request.Request(self.url + path), timeout)
 
     def post(self, path: str, body: Any) -> tuple[int, Any]:
         """Return status and body, decoded if it is JSON."""
         data = json.dumps(body).encode()
         headers = {"Content-Type": "application/json", HEADER: self.admin_key}
-        status, text = _call(urllib.request.Request(self.url + path, data, headers))
+        status, text = _call(urllib.request.Request(self.url + path, data, headers), _ANSWER_S)
         with suppress(ValueError):
             return status, json.loads(text)
         return status, text
@@ -162,9 +164,9 @@ def _environment(sere: Any) -> dict[str, str]:
     return inherited | fixed
 
 
-def _call(request: urllib.request.Request) -> tuple[int, str]:
+def _call(request: urllib.request.Request, timeout: float) -> tuple[int, str]:
     try:
-        with _NO_PROXY.open(request, timeout=120) as answer:
+        with _NO_PROXY.open(request, timeout=timeout) as answer:
             return answer.status, answer.read().decode()
     except urllib.error.HTTPError as error:
         return error.code, error.read().decode()

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from sere.engines.environment import end_session, engine_environment, last_lines
+from sere.engines.patience import Patience
 from sere.engines.server import _CPU_MAIN, _MAIN, Server
 from sere.integrations.vllm.client.admin_key import ADMIN_KEY
 from sere.provenance import installed_version
@@ -78,8 +79,8 @@ def _wait(server: Server, seconds: float) -> None:
         ServerError: The script has ended.
         TimeoutError: It took too long.
     """
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
+    patience = Patience(seconds)
+    while patience.lasts():
         server.check()
         if _LAST in server.log.read_text():
             return

@@ -30,8 +30,8 @@ pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("default")]
 def test_server_ends(model: Path, tmp_path: Path, fault: str) -> None:
     """``vllm serve`` ends with an exit code and the error in its log, whichever process finds what is wrong.
 
-    A table is read before any process is started, a layer is missed while a worker builds the model, and the
-    port of metrics is opened after a worker's warm-up.
+    A table is read before any process is started, the port of metrics is tried when a worker is made, and a
+    layer is missed while it builds the model.
     """
     settings: dict[str, Any] = {"table": str(table_of(model)), "select_top_k": 2}
     with socket.socket() as other:

@@ -19,7 +19,7 @@ def filled(layers: int = 3) -> tuple[StepLimits, dict[Choice, torch.Tensor]]:
     values: dict[Choice, torch.Tensor] = {
         name: torch.randint(0, 64, (layers, LIMITS), dtype=torch.int32) for name in (None, *TIERS)
     }
-    limits.write(values, {None: 1, "safe": 3, "fast": 2})
+    limits.write(values, values, {None: 1, "safe": 3, "fast": 2})
     return limits, values
 
 
@@ -47,7 +47,7 @@ def test_a_step_like_the_one_before_writes_nothing() -> None:
     limits.choose(frozenset({None, "fast"}))
     limits.choose(frozenset({None}))
     assert torch.equal(limits.tensor, values[None])
-    limits.write({None: values["safe"]}, {None: 3})
+    limits.write({None: values["safe"]}, {None: values["safe"]}, {None: 3})
     limits.choose(frozenset({None}))
     assert torch.equal(limits.tensor, values["safe"])
 
@@ -73,3 +73,15 @@ def test_limits_are_written_in_inference_mode_too() -> None:
         limits.choose(frozenset({"safe", "fast"}))
     limits.choose(frozenset({"fast"}))
     assert torch.equal(limits.tensor, values["fast"])
+
+
+def test_a_step_that_computes_all_slots() -> None:
+    """It has limits of its own; a step that skips slots again has the others."""
+    limits, values = filled()
+    others = {name: one + 1 for name, one in values.items()}
+    limits.write(values, others, {None: 1, "safe": 3, "fast": 2})
+    for all_slots, expected in ((True, others), (False, values), (True, others)):
+        limits.choose(frozenset({None}), all_slots=all_slots)
+        assert torch.equal(limits.tensor, expected[None])
+    limits.choose(frozenset({OFF}), all_slots=True)
+    assert limits.tensor[:, 0].tolist() == [MOST_INT] * 3

@@ -14,6 +14,7 @@ from sere.config import RerouteConfig
 from sere.errors import UnsupportedEngine
 from sere.integrations.vllm.plugin_config import PluginConfig
 from sere.integrations.vllm.step_counts import StepCounts
+from sere.integrations.vllm.worker.flat_experts import FlatKernels
 from sere.integrations.vllm.worker.row_budgets import RowBudgets
 from sere.integrations.vllm.worker.step_limits import StepLimits
 from sere.integrations.vllm.worker.steps import Steps
@@ -33,6 +34,7 @@ class Announced:
         self.policy = self.sere = object()
         self.shapes = [LayerShape(0, 16, 4)]
         self.limits, self.rules = StepLimits(1, (), torch.device("cpu")), SimpleNamespace(allowed=ALL)
+        self.flat = FlatKernels(why_not="no kernel")
         self.counts, self.guard = StepCounts(), SimpleNamespace(step=lambda: None)
         self.vllm_config, self.lock = engine_config(rank=0), threading.RLock()
 

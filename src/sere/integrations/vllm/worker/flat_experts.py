@@ -89,13 +89,19 @@ class FlatKernels:
         setting: The setting ``flatten``.
         speaks: Whether this worker writes to the log.
         why_not: Why all slots are computed in every step; None where pairs may be.
+        most_slots: The largest K of any layer.
         break_evens: By kind of layer, up to which share of the slots pairs are faster, once a step has run.
     """
 
     setting: str = "auto"
     speaks: bool = True
     why_not: str | None = None
+    most_slots: int = 0
     break_evens: dict[Kind, Costs] = field(default_factory=dict)
+
+    def needs_all_slots(self, budgets: RowBudgets) -> bool:
+        """Whether every layer computes all slots in the announced step: one of its rows keeps all experts."""
+        return self.why_not is None and budgets.largest >= self.most_slots
 
     def add(self, kind: Kind, costs: Costs) -> None:
         """Note what was measured for a kind of layer."""

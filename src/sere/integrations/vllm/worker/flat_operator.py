@@ -39,6 +39,7 @@ def flatten_layers(
     flat.why_not = next(filter(None, reasons), None)
     if flat.why_not is not None:
         return
+    flat.most_slots = max((layer.shape.top_k for layer in layers.values()), default=0)
     for layer in layers.values():
         kernel, _ = versions.expert_kernel(layer.runner)
         E, counts = layer.shape.num_experts, layer.pairs

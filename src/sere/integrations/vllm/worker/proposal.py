@@ -31,6 +31,7 @@ class Proposal:
         enabled: Whether re-routing is on.
         count_only: Whether experts are counted and none is re-routed.
         limits: By choice: ``[layers, LIMITS]``, int32, on the host.
+        limits_of_all_slots: The same for steps in which all slots are computed in any case.
         exact_rows: By choice, up to how many rows a step surely changes nothing.
         layers: By index the layers of which more than limits changes, prepared on the host.
         fingerprint: Of the state that they lead to.
@@ -41,6 +42,7 @@ class Proposal:
     enabled: bool
     count_only: bool
     limits: Mapping[Choice, Tensor]
+    limits_of_all_slots: Mapping[Choice, Tensor]
     exact_rows: Mapping[Choice, int]
     layers: Mapping[int, PreparedLayer]
     fingerprint: Fingerprint
@@ -89,8 +91,9 @@ def propose(
         for row, (index, router) in enumerate(routers.items())
     }
     fingerprint: Fingerprint = {"common": _digest(common), "layers": by_layer}
+    of_all_slots = rules.of_all_slots().limits(given, shapes)
     exact_rows = rules.exact_rows(given, shapes)
-    return Proposal(given, sere, *switches, limits, exact_rows, layers, fingerprint)
+    return Proposal(given, sere, *switches, limits, of_all_slots, exact_rows, layers, fingerprint)
 
 
 def _digest(value: Any) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -74,6 +75,12 @@ class Rules:
     def leave_out_gains(self) -> None:
         """Leave out the tiers' τ from now on, because no expert kernel skips a slot."""
         self.table = self.table.without_gains()
+
+    def of_all_slots(self) -> Rules:
+        """Return these without the tiers' τ, for steps in which all slots are computed in any case."""
+        rules = copy.copy(self)
+        rules.leave_out_gains()
+        return rules
 
     def of_tier(self, given: RerouteConfig, tier: str) -> Sere:
         """Return the rule of a tier of the table, otherwise with the engine's settings.

@@ -172,7 +172,7 @@ class WorkerState:
             if index in proposal.layers:
                 router.prepared.update(proposal.layers[index])
             router.prepared.config = sere.config
-        self.limits.write(proposal.limits, proposal.exact_rows)
+        self.limits.write(proposal.limits, proposal.limits_of_all_slots, proposal.exact_rows)
         if self.policy is self.sere:
             self.policy = sere
         self.given, self.sere, self.fingerprint = proposal.given, sere, proposal.fingerprint

@@ -105,7 +105,7 @@ class Steps:
             state.counts.add_few_rows(rows.open)
             return
         if state.budgets.announce(rows.budgets):
-            state.limits.choose(rows.tiers)
+            state.limits.choose(rows.tiers, all_slots=state.flat.needs_all_slots(state.budgets))
             state.counts.add_rerouted(
                 rows.least_budget(state.least_select_top_k), filter(None, rows.tiers - {OFF})
             )

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import ast
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 import sere
-from sere.errors import did_you_mean, how_to_install, name_some
+from sere.errors import did_you_mean, how_to_install, name_some, why_missing
 
 SOURCE = Path(sere.__file__).parent
 
@@ -86,3 +87,38 @@ def test_errors_name_at_most_ten_of_anything() -> None:
     """No error text joins or prints a collection of unknown length; ``name_some`` does it."""
     found = [f"{where} {text}" for where, node in raises() for text in unbounded(node)]
     assert found == []
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        ("", None),
+        (
+            "raise ImportError('it needs\\n  another NumPy')",
+            "cannot be imported (ImportError: it needs another ",
+        ),
+        ("raise OSError('no library')", "cannot be imported (OSError: no library); pip install it"),
+        (
+            "import missing_of_optional",
+            "cannot be imported (ModuleNotFoundError: No module named 'missing_of",
+        ),
+    ],
+)
+def test_why_a_package_is_missing(
+    content: str, text: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Installed is not enough: a package that cannot be imported says why, and how to install it."""
+    (tmp_path / "optional_one.py").write_text(content)
+    monkeypatch.syspath_prepend(tmp_path)
+    why_missing.cache_clear()
+    monkeypatch.delitem(sys.modules, "optional_one", raising=False)
+    found = why_missing("optional_one", "pip install it")
+    why_missing.cache_clear()
+    sys.modules.pop("optional_one", None)
+    assert found is None if text is None else str(found).startswith(f"the package optional_one {text}")
+
+
+@pytest.mark.parametrize("name", ["optional_two", "optional_two.part"])
+def test_a_package_that_is_not_installed(name: str) -> None:
+    """Of one with dots, the package that it is part of may be missing."""
+    assert why_missing(name, "pip install it") == f"the package {name} is not installed; pip install it"

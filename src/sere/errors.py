@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 from difflib import get_close_matches
+from functools import cache
+from importlib import import_module
 
 MOST_NAMED = 10
 """How many items of a list an error or warning names."""
@@ -100,6 +102,28 @@ def how_to_install(extra: str) -> str:
         extra: One of the extras in ``pyproject.toml``.
     """
     return f"in a clone of sere's repository, run: pip install '.[{extra}]'"
+
+
+@cache
+def why_missing(package: str, install: str) -> str | None:
+    """Return why an optional package cannot be used, or None if it can be imported, which is tried once.
+
+    Args:
+        package: Its name, also one with dots.
+        install: What installs it.
+    """
+    try:
+        import_module(package)
+    except ModuleNotFoundError as error:
+        if error.name is not None and (package == error.name or package.startswith(f"{error.name}.")):
+            return f"the package {package} is not installed; {install}"
+        reason: Exception = error
+    except Exception as error:  # what a broken installation raises is anything
+        reason = error
+    else:
+        return None
+    text = " ".join(str(reason).split())
+    return f"the package {package} cannot be imported ({type(reason).__name__}: {text}); {install}"
 
 
 def did_you_mean(name: str, valid: Iterable[str]) -> str:

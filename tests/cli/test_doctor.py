@@ -95,7 +95,8 @@ def test_doctor_says_why_a_backend_is_missing(
 ) -> None:
     """Without numba the cpu backend's line gives the install line, and nothing is broken."""
     # By module object: the name sere.reroute is the function.
-    monkeypatch.setattr(import_module("sere.reroute.backends.registry"), "_installed", lambda _: False)
+    registry = import_module("sere.reroute.backends.registry")
+    monkeypatch.setattr(registry, "why_missing", lambda _, install: f"gone; {install}")
     value = run_json(capsys, "doctor")
     (finding,) = (f for f in value["findings"] if (f["part"], f["name"]) == ("backends", "cpu"))
     assert finding["state"] == "missing"

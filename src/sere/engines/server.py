@@ -12,6 +12,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from http.client import HTTPException
 from pathlib import Path
 from secrets import token_hex
 from typing import Any
@@ -71,7 +72,8 @@ class Server:
         patience = Patience(seconds)
         while patience.lasts():
             self.check()
-            with suppress(OSError):
+            # Whatever listens there, the server is not ready yet.
+            with suppress(OSError, HTTPException, ValueError):
                 if self.get("/health", _HEALTH_S)[0] == 200:
                     return
             time.sleep(0.5)

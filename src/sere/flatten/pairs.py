@@ -5,13 +5,12 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable
 from functools import cache
-from importlib.util import find_spec
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from sere.errors import how_to_install
+from sere.errors import how_to_install, why_missing
 
 _WIDE = (torch.float32, torch.float64)
 
@@ -32,9 +31,7 @@ class Pairs(NamedTuple):
 
 def why_not() -> str | None:
     """Return why no pairs can be found here, or None if they can."""
-    if find_spec("numba") is None:
-        return f"the package numba is not installed; {how_to_install('cpu')}"
-    return None
+    return why_missing("numba", how_to_install("cpu"))
 
 
 def find_pairs(topk_ids: Tensor, topk_weights: Tensor) -> Pairs:

@@ -14,10 +14,9 @@ import yaml
 
 from sere.integrations.vllm.prometheus import exposition
 from sere.integrations.vllm.step_counts import StepCounts
-from sere.integrations.vllm.worker.metrics_port import serve_metrics
 from sere.reroute import COUNTERS
 from tests.support.prometheus import ALERTS, DASHBOARD, FOLDER, QUERIES, needs, prometheus, rules, values
-from tests.support.vllm.metrics import HOST, report_without_layers
+from tests.support.vllm.metrics import HOST, report_without_layers, serve_metrics
 from tests.support.vllm.server import free_port
 
 pytest.importorskip("prometheus_client", reason="comes with vLLM: make test-vllm")

@@ -83,3 +83,10 @@ def test_wrong_ranges_of_requests(given: Any) -> None:
     """The range of S that requests may ask for is two numbers in order, or an empty list."""
     with pytest.raises(ConfigError, match=r"request_select_top_k: expected .* such as \[2, 4\], or \[\]"):
         PluginConfig.from_mapping({"request_select_top_k": given})
+
+
+@pytest.mark.parametrize("given", [-1, float("nan"), float("inf"), 1e10, 10**400, True, "60", None])
+def test_seconds_that_no_timer_takes(given: object) -> None:
+    """A line that could never come is refused when the engine starts."""
+    with pytest.raises(ConfigError, match="log_seconds: expected seconds, 0 for no log lines, got"):
+        PluginConfig.from_mapping({"log_seconds": given})

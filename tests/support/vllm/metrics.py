@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import urllib.request
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from sere.integrations.vllm.step_counts import StepCounts
+from sere.integrations.vllm.worker.metrics_port import MetricsPort
 from tests.support.patience import HANGS_S
 
 HOST = "127.0.0.1"
+
+
+def serve_metrics(
+    read: Callable[[], Mapping[str, Any]], host: str, port: int, *, live_page: bool = False
+) -> Callable[[], None]:
+    """Serve what ``read`` returns as a worker does; return what closes the port."""
+    opened = MetricsPort(host, port)
+    opened.serve(read, live_page=live_page)
+    return opened.close
 
 
 def scrape(port: int) -> str:

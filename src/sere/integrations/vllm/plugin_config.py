@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -81,7 +82,11 @@ class PluginConfig:
         object.__setattr__(self, "request_tiers", _names("request_tiers", self.request_tiers))
         object.__setattr__(self, "request_select_top_k", _range(self.request_select_top_k))
         seconds, port = self.log_seconds, self.metrics_port
-        if not isinstance(seconds, int | float) or isinstance(seconds, bool) or not seconds >= 0:
+        if (
+            not isinstance(seconds, int | float)
+            or isinstance(seconds, bool)
+            or not 0 <= seconds <= threading.TIMEOUT_MAX
+        ):
             raise ConfigError(f"log_seconds: expected seconds, 0 for no log lines, got {seconds!r}")
         if port is not None and (
             not isinstance(port, int) or isinstance(port, bool) or not 1 <= port <= MOST_PORTS

@@ -7,14 +7,13 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from importlib.util import find_spec
 from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol, Self
 
 import torch
 from torch import Tensor
 
-from sere.errors import BackendUnavailable, ConfigError, did_you_mean, how_to_install
+from sere.errors import BackendUnavailable, ConfigError, did_you_mean, how_to_install, why_missing
 from sere.reroute.batch import USUAL_DTYPES, Routing, StepDtypes, TokenBatch
 from sere.reroute.raw_layer import KernelConfig, RawLayer
 from sere.warn_once import WarnOnce
@@ -113,9 +112,7 @@ class BackendRecord:
             return f"it takes at most {self.most_experts} experts per layer, this one has {E}"
         if self.most_slots is not None and self.most_slots < K:
             return f"it takes at most {self.most_slots} slots per row, this layer has {K}"
-        if self.needs is not None and not _installed(self.needs):
-            return f"the package {self.needs} is not installed; {self.install}"
-        return None
+        return None if self.needs is None else why_missing(self.needs, self.install)
 
 
 BACKENDS: Mapping[str, BackendRecord] = MappingProxyType(
@@ -271,11 +268,3 @@ def implementation(name: str) -> Implementation:
     """Import a backend."""
     module = importlib.import_module(BACKENDS[name].module)
     return Implementation(module.Layer, module.prepare, module.run)
-
-
-@cache
-def _installed(package: str) -> bool:
-    try:
-        return find_spec(package) is not None
-    except ModuleNotFoundError:  # the package that it is part of is missing
-        return False

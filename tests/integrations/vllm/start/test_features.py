@@ -25,6 +25,7 @@ from tests.support.vllm.standins import engine_config
         ("model_config", {"is_diffusion": True}, "block diffusion: the model computes a block", True),
         ("diffusion_config", {}, "block diffusion: the model computes a block", True),
         ("speculative_config", {"enable_adaptive_verification": True}, "adaptive verification of dr", False),
+        ("parallel_config", {"enable_elastic_ep": True}, "elastic expert parallelism: its ranks come", False),
     ],
 )
 def test_features_that_hide_decode_steps(

@@ -19,7 +19,7 @@ from sere.errors import ConfigError, TableMismatch
 from sere.integrations.vllm.plugin_config import PluginConfig
 from sere.integrations.vllm.start import tables
 from sere.integrations.vllm.start.checks import check_start
-from sere.integrations.vllm.worker.equip import _after_warm_up, _around_loading, equip
+from sere.integrations.vllm.worker.equip import _around_loading, _around_warm_up, _metrics_port, equip
 from sere.integrations.vllm.worker.reporter import Reporter
 from sere.table.tiers import Tier
 from tests.support.vllm.metrics import report_without_layers, scrape
@@ -28,10 +28,10 @@ from tests.support.vllm.standins import ALL
 
 
 @pytest.mark.vllm
-def test_port_closes_with_its_worker() -> None:
-    """After warm-up the second engine's numbers are served on the second port, until it shuts down."""
+def test_port_of_a_worker() -> None:
+    """The second engine's numbers are on the second port, from the warm-up until the worker shuts down."""
     pytest.importorskip("prometheus_client", reason="comes with vLLM: make test-vllm")
-    ended, port = [], free_port()
+    ended, port, seen = [], free_port(), []
     state = SimpleNamespace(
         plugin_config=PluginConfig(reroute=RerouteConfig(select_top_k=1), metrics_port=port - 1),
         data_parallel_rank=1,
@@ -39,18 +39,27 @@ def test_port_closes_with_its_worker() -> None:
         report=lambda: report_without_layers(rerouted=3, prompts=1),
     )  # fmt: skip
     state.lock, state.budgets = threading.RLock(), None
+
+    def warm_up() -> int:
+        with pytest.raises(urllib.error.HTTPError, match="503") as refused:
+            scrape(port)
+        refused.value.close()
+        seen.append("nothing to read")
+        return 7
+
     worker: Any = SimpleNamespace(
-        rank=0, compile_or_warm_up_model=lambda: 7, shutdown=lambda: ended.append("worker"),
+        rank=0, compile_or_warm_up_model=warm_up, shutdown=lambda: ended.append("worker"),
         sere_steps=SimpleNamespace(reporter=Reporter(state)),  # type: ignore[arg-type]
     )  # fmt: skip
-    _after_warm_up(worker, state)  # type: ignore[arg-type]
+    _around_warm_up(worker, state, _metrics_port(worker, state))  # type: ignore[arg-type]
+    # A second time where ranks come and go.
     for _ in range(2):
         assert worker.compile_or_warm_up_model() == 7
         assert 'sere_steps_total{kind="rerouted"} 3.0' in scrape(port)
-        worker.shutdown()
-        with pytest.raises(urllib.error.URLError):
-            scrape(port)
-    assert "worker" in ended
+    worker.shutdown()
+    with pytest.raises(urllib.error.URLError):
+        scrape(port)
+    assert (ended, seen) == (["worker"], 2 * ["nothing to read"])
 
 
 def test_tensors_are_made_where_the_model_runs(monkeypatch: pytest.MonkeyPatch) -> None:

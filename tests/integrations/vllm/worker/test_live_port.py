@@ -15,10 +15,9 @@ from typing import Any
 import pytest
 
 from sere.integrations.vllm.worker.live_port import LivePort
-from sere.integrations.vllm.worker.metrics_port import serve_metrics
 from tests.support.browser import browser, until, watched
 from tests.support.patience import HANGS_MS, HANGS_S
-from tests.support.vllm.metrics import HOST, report_without_layers
+from tests.support.vllm.metrics import HOST, report_without_layers, serve_metrics
 from tests.support.vllm.server import free_port
 
 pytest.importorskip("prometheus_client", reason="comes with vLLM: make test-vllm")

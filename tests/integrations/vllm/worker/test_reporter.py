@@ -134,3 +134,21 @@ def test_nothing_is_kept_for_the_log(
     Reporter(state).after_step()
     timers[-1].fire()
     assert caplog.messages == []
+
+
+def test_nothing_is_logged_while_the_engine_warms_up(
+    start: Start, timers: list[Timer], caplog: pytest.LogCaptureFixture
+) -> None:
+    """A timer that runs is stopped, one that has fired logs nothing, and no step starts another."""
+    engine = start(log_seconds=60)
+    reporter = engine.steps.reporter
+    engine.prompts(*NAMES)
+    reporter.pause()
+    assert timers[0].cancelled
+    timers[0].fire()
+    engine.decode(*NAMES)
+    assert (caplog.messages, len(timers)) == ([], 1)
+    reporter.resume()
+    engine.decode(*NAMES)
+    timers[1].fire()
+    assert len(caplog.messages) == 1

@@ -34,7 +34,7 @@ class Announced:
         self.policy = self.sere = object()
         self.shapes = [LayerShape(0, 16, 4)]
         self.limits, self.rules = StepLimits(1, (), torch.device("cpu")), SimpleNamespace(allowed=ALL)
-        self.flat = FlatKernels(why_not="no kernel")
+        self.flat, self.skips_from = FlatKernels(why_not="no kernel"), 0
         self.counts, self.guard = StepCounts(), SimpleNamespace(step=lambda: None)
         self.vllm_config, self.lock = engine_config(rank=0), threading.RLock()
 

@@ -80,6 +80,11 @@ def _untested(vllm_config: Any) -> Iterator[tuple[str, str]]:
             "the device drops drafted tokens by itself, and steps in which it does are not re-routed",
         )
 
+    if getattr(vllm_config.parallel_config, "enable_elastic_ep", False):
+        yield (
+            "elastic expert parallelism",
+            "its ranks come and go while serving, and with them layers and what they counted",
+        )
     if (substituted := _substituted_experts(vllm_config)) is not None:
         yield (
             f"expert substitution ({substituted})",

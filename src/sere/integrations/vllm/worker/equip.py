@@ -21,7 +21,7 @@ from sere.integrations.vllm.worker.change import Changes
 from sere.integrations.vllm.worker.compile_key import keep_settings_out
 from sere.integrations.vllm.worker.expert_counts import report_experts
 from sere.integrations.vllm.worker.facts import rest_bytes
-from sere.integrations.vllm.worker.metrics_port import check_port, serve_metrics
+from sere.integrations.vllm.worker.metrics_port import MetricsPort
 from sere.integrations.vllm.worker.router_hook import report_layers
 from sere.integrations.vllm.worker.start_log import log_start
 from sere.integrations.vllm.worker.state import WorkerState
@@ -57,12 +57,11 @@ def equip(worker: Any, values: object) -> None:
     worker.sere_state = state
     for name, method in methods_of(state).items():
         setattr(worker, name, method)
-    if (port := _metrics_port(worker, state)) is not None:
-        check_port(plugin_config.metrics_host, port)
+    port = _metrics_port(worker, state)
     keep_settings_out(config)
     _around_loading(worker, state, path)
     watch_reloading(worker, path, speaks=state.speaks)
-    _after_warm_up(worker, state)
+    _around_warm_up(worker, state, port)
     _before_shutdown(worker, functools.partial(_say_last, worker, state))
 
 
@@ -95,31 +94,38 @@ def _around_loading(worker: Any, state: WorkerState, table: Path) -> None:
     worker.load_model = loading
 
 
-def _after_warm_up(worker: Any, state: WorkerState) -> None:
-    """Forget what warm-up steps counted, and open the metrics' port.
+def _around_warm_up(worker: Any, state: WorkerState, port: MetricsPort | None) -> None:
+    """Forget what warm-up steps counted; nobody reads on their own account until they are over.
 
-    The port is opened only now because until here graphs may be captured, while which nothing may be read.
+    While they last graphs may be captured, which a reading would break.
     """
     warm_up = worker.compile_or_warm_up_model
 
     @functools.wraps(warm_up)
     def warming(*args: Any, **kwargs: Any) -> Any:
+        reporter = worker.sere_steps.reporter
+        reporter.pause()
+        if port is not None:
+            port.pause()
         result = warm_up(*args, **kwargs)
         state.reset_counters()
         state.guard.restart()
-        if (port := _metrics_port(worker, state)) is not None:
-            read, config = worker.sere_steps.reporter.read, state.plugin_config
-            close = serve_metrics(read, config.metrics_host, port, live_page=config.live_page)
-            _before_shutdown(worker, close)
+        reporter.resume()
+        if port is not None:
+            port.serve(reporter.read, live_page=state.plugin_config.live_page)
         return result
 
     worker.compile_or_warm_up_model = warming
 
 
-def _metrics_port(worker: Any, state: WorkerState) -> int | None:
-    """The port on which this worker serves metrics: each data-parallel engine has a rank 0."""
-    first = state.plugin_config.metrics_port
-    return None if worker.rank != 0 or first is None else first + state.data_parallel_rank
+def _metrics_port(worker: Any, state: WorkerState) -> MetricsPort | None:
+    """Open the port on which this worker serves metrics: each data-parallel engine has a rank 0."""
+    config = state.plugin_config
+    if worker.rank != 0 or config.metrics_port is None:
+        return None
+    port = MetricsPort(config.metrics_host, config.metrics_port + state.data_parallel_rank)
+    _before_shutdown(worker, port.close)
+    return port
 
 
 def _say_last(worker: Any, state: WorkerState) -> None:

@@ -90,6 +90,8 @@ class FlatKernels:
         speaks: Whether this worker writes to the log.
         why_not: Why all slots are computed in every step; None where pairs may be.
         most_slots: The largest K of any layer.
+        ranks: How many ranks compute each layer. Each measures for itself, and only what all of them know may
+            decide which slots are given up.
         break_evens: By kind of layer, up to which share of the slots pairs are faster, once a step has run.
     """
 
@@ -97,11 +99,25 @@ class FlatKernels:
     speaks: bool = True
     why_not: str | None = None
     most_slots: int = 0
+    ranks: int = 1
     break_evens: dict[Kind, Costs] = field(default_factory=dict)
+    _never: dict[int, bool] = field(default_factory=dict)
 
-    def needs_all_slots(self, budgets: RowBudgets) -> bool:
-        """Whether every layer computes all slots in the announced step: one of its rows keeps all experts."""
-        return self.why_not is None and budgets.largest >= self.most_slots
+    def compute_all_slots(self, rows: int, largest_budget: int) -> bool:
+        """Whether every layer surely computes all slots of a step.
+
+        Args:
+            rows: How many it has.
+            largest_budget: Of its rows; one that keeps all its experts forbids pairs.
+        """
+        if largest_budget >= self.most_slots:
+            return True
+        if self.ranks > 1 or not self.break_evens:
+            return False
+        if rows not in self._never:
+            found = self.break_evens.items()
+            self._never[rows] = all(costs.most_pairs(rows, kind.slots) == 0 for kind, costs in found)
+        return self._never[rows]
 
     def add(self, kind: Kind, costs: Costs) -> None:
         """Note what was measured for a kind of layer."""
@@ -113,6 +129,7 @@ class FlatKernels:
                 costs.describe(),
             )
         self.break_evens[kind] = costs
+        self._never.clear()
 
     def report(self) -> dict[str, Any]:
         """Return the same as plain numbers and texts, with `Costs.points` by kind of layer."""
@@ -166,8 +183,8 @@ class FlatExperts:
             ids: ``[T, K]``.
         """
         T, K = ids.shape
-        if self._costs is None and self.setting == "auto":
-            # In a start-up step, before any request.
+        if self._costs is None and self.setting == "auto" and T:
+            # In a start-up step, before any request; in an engine that has none, in the first of a request.
             kind = self._kind(w1, hidden, K)
             self._costs = self._measured(kind, call, hidden, weights, ids)
             self.kernels.add(kind, self._costs)

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from sere.config import RerouteConfig
+from sere.config import MOST_INT, RerouteConfig
 from sere.integrations.vllm.start import versions
 from sere.integrations.vllm.worker.expert_kernels import SUPPORTS_SENTINEL
 from sere.integrations.vllm.worker.layer import RoutedLayer
@@ -56,14 +56,16 @@ def skip_freed_slots(
             layer.router.prepared.skip_freed_slots(found, SENTINEL)
 
 
-def some_skip(layers: Iterable[RoutedLayer], config: RerouteConfig) -> bool:
-    """Whether some layer skips freed slots: in large steps, or in all as the user chose.
+def skips_from(layers: Iterable[RoutedLayer], config: RerouteConfig) -> int:
+    """Return from how many rows on some layer skips freed slots; ``MOST_INT`` if none ever does.
 
     Args:
         layers: The layers, after `skip_freed_slots`.
-        config: The engine's settings, fitted to the kernels.
+        config: The engine's settings, fitted to the kernels; their ``merge`` may skip slots in all steps.
     """
-    return config.merge == "sentinel" or any(layer.skips_from is not None for layer in layers)
+    if config.merge == "sentinel":
+        return 0
+    return min((layer.skips_from for layer in layers if layer.skips_from is not None), default=MOST_INT)
 
 
 def skips(kernel: Any, runner: Any, vllm_config: Any) -> bool:

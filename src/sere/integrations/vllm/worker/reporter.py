@@ -39,6 +39,7 @@ class Reporter:
         self._report: dict[str, Any] | None = None
         self._read_at = 0.0
         self._timer: threading.Timer | None = None
+        self._paused = False
         self._stream: Any = None
 
     def read(self) -> dict[str, Any]:
@@ -54,6 +55,19 @@ class Reporter:
             assert self._report is not None
             return self._report
 
+    def pause(self) -> None:
+        """Start no timer, and stop the one that runs: steps that warm up follow, maybe captured ones."""
+        # A line that is being logged ends first.
+        with self._state.lock:
+            self._paused = True
+            if self._timer is not None:
+                self._timer.cancel()
+                self._timer = None
+
+    def resume(self) -> None:
+        """Log again from the next step on."""
+        self._paused = False
+
     def after_step(self) -> None:
         """Let the line of statistics be logged ``log_seconds`` from now, unless it is due sooner.
 
@@ -63,7 +77,7 @@ class Reporter:
         if self._stream is None:
             self._note_stream()
         every, rank = state.plugin_config.log_seconds, state.vllm_config.parallel_config.rank
-        if self._timer is None and every and rank == 0:
+        if self._timer is None and every and rank == 0 and not self._paused:
             # Of what is gone until then, nothing is to be logged, and nothing is kept alive for it.
             self._timer = threading.Timer(every, _log_if_there, [weakref.ref(self)])
             self._timer.daemon = True
@@ -76,6 +90,12 @@ class Reporter:
             self._state.guard.look()
             report = self._state.report()
         logger.info("sere: %s", log_line(merge_answers([report])))
+
+    def log_if_due(self) -> None:
+        """Log the line, unless its timer fired while steps that warm up began."""
+        with self._state.lock:
+            if not self._paused:
+                self.log()
 
     def last_line(self) -> None:
         """Log the line of statistics when the worker shuts down, if steps ran since the last one."""
@@ -102,4 +122,4 @@ class Reporter:
 def _log_if_there(reporter: weakref.ref[Reporter]) -> None:
     found = reporter()
     if found is not None:
-        found.log()
+        found.log_if_due()

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sere.config import RerouteConfig
+from sere.config import MOST_INT, RerouteConfig
 from sere.errors import UnsupportedEngine
 from sere.integrations.vllm.plugin_config import PluginConfig
 from sere.integrations.vllm.start import tables
@@ -53,6 +53,7 @@ class WorkerState:
         kernel: Class name of the expert kernel, or None where it cannot be told.
         counts: Steps by what was done with them.
         flat: Whether steps compute only the pairs of a row and an expert that carry weight.
+        skips_from: From how many rows on some layer skips slots that are given up, where none computes pairs.
         rest_bytes: Of the weights that are no routed experts', as `facts.rest_bytes` returns them.
         guard: Says in the log why nothing was re-routed.
         lock: Held by a step while it runs, and by whatever reads or changes what steps count.
@@ -76,6 +77,7 @@ class WorkerState:
         self.limits: StepLimits | None = None
         self.kernel: str | None = None
         self.flat = flat_experts.FlatKernels(self.given.flatten, self.speaks)
+        self.skips_from = MOST_INT
         self.rest_bytes: int | None = None
         self.counts, self.lock = StepCounts(), threading.RLock()
         self.guard = Guard(self.report, speaks=self.speaks)
@@ -130,7 +132,7 @@ class WorkerState:
         if self.speaks:
             self.table.check_slots({index: layer.shape.top_k for index, layer in self.layers.items()})
         self._fit_to_kernels()
-        ranks = int(self.vllm_config.parallel_config.tensor_parallel_size)
+        ranks = self.flat.ranks = int(self.vllm_config.parallel_config.tensor_parallel_size)
         for layer in self.layers.values():
             layer.find_share(self.rank % ranks, allow_untested=self.plugin_config.allow_untested)
         # Ranks that share the rows of a step have as many each, so that a few are added.
@@ -146,7 +148,8 @@ class WorkerState:
             layer.take(self._routers[index])
         flatten_layers(self.layers, self.rules.kernels, self.budgets, self.flat)
         freed_slots.skip_freed_slots(self.layers, self.rules, self.given, self.vllm_config, rows)
-        if self.flat.why_not is not None and not freed_slots.some_skip(self.layers.values(), self.config):
+        self.skips_from = freed_slots.skips_from(self.layers.values(), self.config)
+        if self.flat.why_not is not None and self.skips_from == MOST_INT:
             self.rules.leave_out_gains()
         self.commit(self.propose(self.given, enabled=self.enabled, count_only=self.count_only))
         warm_up(self.layers.values())

@@ -105,7 +105,7 @@ class Steps:
             state.counts.add_few_rows(rows.open)
             return
         if state.budgets.announce(rows.budgets):
-            state.limits.choose(rows.tiers, all_slots=state.flat.needs_all_slots(state.budgets))
+            state.limits.choose(rows.tiers, all_slots=self._all_slots(len(rows.budgets)))
             state.counts.add_rerouted(
                 rows.least_budget(state.least_select_top_k), filter(None, rows.tiers - {OFF})
             )
@@ -113,6 +113,14 @@ class Steps:
             state.counts.protected += 1
         else:
             state.counts.prompts += 1
+
+    def _all_slots(self, rows: int) -> bool:
+        """Whether the announced step, of so many rows, computes the slots that are given up, too."""
+        state = self.state
+        assert state.budgets is not None
+        if state.flat.why_not is None:
+            return state.flat.compute_all_slots(rows, state.budgets.largest)
+        return rows < state.skips_from
 
     def _too_few(self, rows: StepRows) -> bool:
         """Whether the settings say that a step with so few rows that may change changes nothing.

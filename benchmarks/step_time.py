@@ -2,7 +2,7 @@
 
 Run ``python benchmarks/step_time.py`` (``--measure`` also measures this machine's ceilings, on an idle
 machine). The newest record of each case of a re-routed engine on a CPU gives a measured ratio to ``off`` and,
-from the experts and pairs that it counted, a predicted one. Records of a processor whose ceilings were
+from the experts and the slots with weight that it counted, a predicted one. Records of a processor whose ceilings were
 measured are predicted from these. For other records of one processor, model, depth and mode, the two ceilings
 are those that fit their times best: their errors say how right the form of the prediction is, not how right
 the ceilings are.
@@ -93,23 +93,18 @@ def seconds(record: Record, ceilings: Ceilings, *, off: bool = False) -> float:
         ceilings,
         rows=rows,
         experts=experts["distinct_before" if off else "distinct_after"],
-        pairs=slots if off else slots * share_computed(record, slots),
+        pairs=slots if off else slots * share_with_weight(record),
     )
 
 
-def share_computed(record: Record, slots: int) -> float:
-    """Return the share of the slots that a record's expert kernel computed: all, unless it flattened steps.
+def share_with_weight(record: Record) -> float:
+    """Return the share of the slots that carry weight, which is what a prediction knows; 1 for older engines.
 
-    Args:
-        record: The record.
-        slots: Of one run of a layer.
+    The engine may have computed more: all slots of the steps in which pairs are slower. That is an error of
+    the prediction, as it is for who asks ``sere doctor``.
     """
-    found = record.get("flattening")  # not in records from before 2026-11-28, whose engines computed all
-    if not found or not found["steps"]:
-        return 1.0
-    whole = found["whole"] * slots
-    share: float = (found["pairs"] + whole) / (found["slots"] + whole)
-    return share
+    # Records from before 2026-11-28 have no "flattening": their engines computed all slots.
+    return float(record["experts"]["slots_computed"]) if record.get("flattening") else 1.0
 
 
 def fit(records: Sequence[Record]) -> Ceilings:

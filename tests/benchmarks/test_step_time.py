@@ -54,12 +54,12 @@ def test_measured_ceilings_are_used() -> None:
     assert not group["measured"]
 
 
-def test_pairs_are_those_that_were_computed() -> None:
-    """Of flattened steps their pairs, of the others all slots; all of engines that do not say."""
-    assert step_time.share_computed({}, 32) == 1.0
-    counted = {"steps": 3, "slots": 96, "pairs": 48, "whole": 1}
-    assert step_time.share_computed({"flattening": counted}, 32) == (48 + 32) / 128
-    assert step_time.share_computed({"flattening": counted | {"steps": 0}}, 32) == 1.0
+def test_pairs_are_the_slots_with_weight() -> None:
+    """As in a prediction, also where the engine computed all slots; all of engines that never leave any out."""
+    experts = {"slots_computed": 0.7}
+    assert step_time.share_with_weight({"experts": experts}) == 1.0
+    counted = {"steps": 0, "slots": 0, "pairs": 0, "whole": 96}
+    assert step_time.share_with_weight({"experts": experts, "flattening": counted}) == 0.7
 
 
 def test_the_newest_record_of_a_case_counts(tmp_path: Path) -> None:

@@ -94,6 +94,18 @@ def test_a_tiers_least_gain_holds_where_slots_are_skipped(
     assert len(said) == ("flatten" in settings)
 
 
+def test_a_tiers_least_gain_with_experts_that_compute_all_slots(
+    model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Experts that are computed in a way that is not known to take pairs compute all slots."""
+    tiers = {"balanced": Tier("balanced", 14, min_gain=0.02)}
+    table = table_with_factors(model, factors=True).with_tiers(tiers)
+    monkeypatch.setattr(model.config, "_experts_implementation", "another")
+    with integration.apply(model, table) as handle:
+        assert handle.config is not None
+        assert handle.config.min_gain == 0.0
+
+
 def test_the_handle_shows_the_settings_that_hold(model: PreTrainedModel) -> None:
     """A tier is shown with its name and its numbers; the counters go on."""
     with integration.apply(model, tuned(model)) as handle:

@@ -128,12 +128,7 @@ class FlatExperts:
             return "the experts are called with tensors of another form than [T, H] and [T, K]"
         if budgets is not None and bool((budgets >= self.top_k).any()):
             return "a row keeps all its experts"
-        implementation = _implementation(module)
-        if implementation not in (EAGER, *_PAIRS):
-            return f"experts_implementation={implementation!r} is not known to take pairs"
-        if getattr(module, "_is_expert_parallel", False):
-            return "the experts are spread over several processes"
-        return None
+        return _why_not_as_it_is(module)
 
     def _skips_an_id(self, module: nn.Module, hidden: Tensor, ids: Tensor, weights: Tensor) -> bool:
         """Whether the module takes the id E, which is no expert's; tried once, on a row without weight."""
@@ -160,15 +155,25 @@ def _implementation(module: nn.Module) -> str:
     return str(getattr(module.config, "_experts_implementation", None) or EAGER)
 
 
+def _why_not_as_it_is(module: nn.Module) -> str | None:
+    """Return why an experts module cannot skip a slot at present; Transformers can change that later."""
+    implementation = _implementation(module)
+    if implementation not in (EAGER, *_PAIRS):
+        return f"experts_implementation={implementation!r} is not known to take pairs"
+    if getattr(module, "_is_expert_parallel", False):
+        return "the experts are spread over several processes"
+    return None
+
+
 def fit_gains(table: SimilarityTable, layers: Iterable[ExpertsLayer], setting: str) -> SimilarityTable:
-    """Return a table for a model: without its tiers' least gains if no layer can skip a slot.
+    """Return a table for a model: without its tiers' least gains if no layer can skip a slot as it is.
 
     Args:
         table: The table.
         layers: The model's experts.
         setting: The setting ``flatten``.
     """
-    if any(why_no_pairs(one.module, setting) is None for one in layers):
+    if any((why_no_pairs(one.module, setting) or _why_not_as_it_is(one.module)) is None for one in layers):
         return table
     fitted = table.without_gains()
     if fitted is not table:

@@ -2,10 +2,10 @@
 
 Run ``python benchmarks/step_time.py`` (``--measure`` also measures this machine's ceilings, on an idle
 machine). The newest record of each case of a re-routed engine on a CPU gives a measured ratio to ``off`` and,
-from the experts and the slots with weight that it counted, a predicted one. Records of a processor whose ceilings were
-measured are predicted from these. For other records of one processor, model, depth and mode, the two ceilings
-are those that fit their times best: their errors say how right the form of the prediction is, not how right
-the ceilings are.
+from the experts and the slots with weight that it counted, a predicted one. Records of a processor whose
+ceilings were measured are predicted from these. For other records of one processor, model, depth and mode,
+the two ceilings are those that fit their times best: their errors say how right the form of the prediction
+is, not how right the ceilings are.
 """
 
 from __future__ import annotations

@@ -55,7 +55,7 @@ def test_measured_ceilings_are_used() -> None:
 
 
 def test_pairs_are_the_slots_with_weight() -> None:
-    """As in a prediction, also where the engine computed all slots; all of engines that never leave any out."""
+    """As in a prediction, whatever the engine computed; all slots of engines from before flattening."""
     experts = {"slots_computed": 0.7}
     assert step_time.share_with_weight({"experts": experts}) == 1.0
     counted = {"steps": 0, "slots": 0, "pairs": 0, "whole": 96}

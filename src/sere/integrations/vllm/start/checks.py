@@ -7,9 +7,10 @@ from importlib import import_module
 from typing import Any
 
 from sere.errors import BackendUnavailable, ConfigError
-from sere.integrations.vllm.plugin_config import KEY, MOST_PORTS, PluginConfig, resembles_key, section
+from sere.integrations.vllm.plugin_config import KEY, PluginConfig, resembles_key, section
 from sere.integrations.vllm.prefix_cache import check_sharing
 from sere.integrations.vllm.start import features, tables, versions
+from sere.integrations.vllm.start.ports import check_ports
 from sere.integrations.vllm.tiers import NOTHING, Allowed, parse_request
 from sere.policies.sere import check_fit
 from sere.reroute.backends.registry import BACKENDS
@@ -36,7 +37,7 @@ def check_start(vllm_config: Any) -> None:
     )
     features.check_features(vllm_config, allow_untested=config.allow_untested)
     check_sharing(config, vllm_config)
-    _check_ports(config.metrics_port, getattr(vllm_config.parallel_config, "data_parallel_size", 1))
+    check_ports(config.metrics_port, getattr(vllm_config.parallel_config, "data_parallel_size", 1))
     model_config = vllm_config.model_config
     path = tables.find_table(config.reroute.table, model_config)
     table = tables.load_table(path, model_config)
@@ -124,16 +125,3 @@ def _check_backend(backend: str, device_type: str, E: int, K: int) -> None:
     reason = None if backend == "auto" else BACKENDS[backend].why_never(device_type, E, K)
     if reason is not None:
         raise BackendUnavailable(f"backend {backend!r} cannot run here: {reason}")
-
-
-def _check_ports(first: int | None, engines: int) -> None:
-    """Refuse a port after which there are not enough for all data-parallel engines.
-
-    Raises:
-        ConfigError: The last one would have a port above 65535.
-    """
-    if first is not None and first + engines - 1 > MOST_PORTS:
-        raise ConfigError(
-            f"metrics_port: expected at most {MOST_PORTS + 1 - engines}, because each of {engines} "
-            f"data-parallel engines takes the next port, got {first}"
-        )

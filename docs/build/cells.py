@@ -97,6 +97,11 @@ def per_layer(complete: Record | None) -> str:
     return "" if complete is None else f"{complete['speedup_per_layer']['p50']:.2f}x"
 
 
+def spread(ratio: Mapping[str, float]) -> str:
+    """Return how many times as fast: the median, and from the 20th to the 80th percentile."""
+    return f"{ratio['p50']:.2f}x ({ratio['p20']:.2f} to {ratio['p80']:.2f})"
+
+
 def over_replay(record: Record, replay: Record | None) -> str:
     """Return how much longer a step takes than with recorded ids and pairs, in percent; empty without."""
     if replay is None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cells import table
+from cells import spread, table
 from records import serve_records
 
 # Times as fast as ``off`` that each tier was to decode, by rows.
@@ -13,7 +13,7 @@ WANTED = {
 
 
 def tier_targets(name: str = "serve_share.jsonl") -> str:
-    """By rows and tier: wanted, measured with the fewest layers, and for one more layer.
+    """By rows and tier: wanted, measured with the fewest layers, and for one more layer, each with its spread.
 
     The record has one setting for each tier, in their order.
     """
@@ -24,9 +24,9 @@ def tier_targets(name: str = "serve_share.jsonl") -> str:
     for one in records:
         cells = found.setdefault((int(one["batch_size"]), tiers[one["setting"]]), ["", ""])
         if one["subject"]["layers"] == fewest:
-            cells[0] = f"{one['speedup']['p50']:.2f}x"
+            cells[0] = spread(one["speedup"])
         if one["complete_model"] is not None:
-            cells[1] = f"{one['complete_model']['speedup_per_layer']['p50']:.2f}x"
+            cells[1] = spread(one["complete_model"]["speedup_per_layer"])
     rows = [
         [B, *(cell for tier, by_rows in WANTED.items() for cell in (f"{by_rows[B]:g}x", *found[B, tier]))]
         for B in sorted({B for B, _ in found})

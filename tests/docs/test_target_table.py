@@ -11,9 +11,13 @@ pytestmark = pytest.mark.checkout
 
 def line(layers: int, rows: int, setting: str, times: float, per_layer: float | None) -> dict[str, Any]:
     """One case of a record: so many times as fast with these layers, and for one more layer."""
+
+    def ratio(median: float) -> dict[str, float]:
+        return {"p20": median - 0.1, "p50": median, "p80": median + 0.2}
+
     return {
-        "subject": {"layers": layers}, "batch_size": rows, "setting": setting, "speedup": {"p50": times},
-        "complete_model": None if per_layer is None else {"speedup_per_layer": {"p50": per_layer}},
+        "subject": {"layers": layers}, "batch_size": rows, "setting": setting, "speedup": ratio(times),
+        "complete_model": None if per_layer is None else {"speedup_per_layer": ratio(per_layer)},
     }  # fmt: skip
 
 
@@ -31,6 +35,8 @@ def test_each_tier_beside_what_was_wanted(build: Any, monkeypatch: pytest.Monkey
     rows = [[cell.strip() for cell in row.split("|")[1:-1]] for row in tables.tier_targets().splitlines()]
     assert rows[0] == ["B", "`balanced`: wanted", "has", "per layer", "`fast`: wanted", "has", "per layer"]
     assert rows[2:] == [
-        ["8", "1.5x", "1.11x", "1.20x", "2x", "1.57x", "0.98x"],
-        ["16", "2x", "1.20x", "1.01x", "2.5x", "1.32x", "1.23x"],
-    ]
+        ["8", "1.5x", "1.11x (1.01 to 1.31)", "1.20x (1.10 to 1.40)",
+         "2x", "1.57x (1.47 to 1.77)", "0.98x (0.88 to 1.18)"],
+        ["16", "2x", "1.20x (1.10 to 1.40)", "1.01x (0.91 to 1.21)",
+         "2.5x", "1.32x (1.22 to 1.52)", "1.23x (1.13 to 1.43)"],
+    ]  # fmt: skip

@@ -13,7 +13,7 @@ WANTED = {
 
 
 def tier_targets(name: str = "serve_share.jsonl") -> str:
-    """By rows and tier: wanted, measured with the fewest layers, and for one more layer, each with its spread.
+    """By rows and tier: wanted, measured with the fewest layers, and for one more layer, with spreads.
 
     The record has one setting for each tier, in their order.
     """

@@ -57,6 +57,15 @@ def test_pairs_in_an_engine(model: Path, eager: bool) -> None:
         assert torch.equal(protected[1], off[1])
 
 
+@pytest.mark.parametrize("eager", [True, False], ids=["eager", "compiled"])
+def test_experts_are_timed_before_the_first_request(model: Path, eager: bool) -> None:
+    """What is measured is there when the engine is, and no step of it is counted."""
+    with engine(model, {"select_top_k": 1}, enforce_eager=eager) as llm:
+        stats = read_stats(llm)
+        assert len(stats.flattening.break_even) == 1
+        assert (stats.steps_rerouted, stats.steps_skipped, stats.flattening.whole) == (0, 0, 0)
+
+
 def test_engine_that_computes_all_slots(model: Path) -> None:
     """With "off" the kernel is left as it is, and the statistics say why."""
     with engine(model, {"select_top_k": 1, "flatten": "off"}) as llm:

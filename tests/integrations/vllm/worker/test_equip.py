@@ -20,6 +20,7 @@ from sere.integrations.vllm.plugin_config import PluginConfig
 from sere.integrations.vllm.start import tables
 from sere.integrations.vllm.start.checks import check_start
 from sere.integrations.vllm.worker.equip import _around_loading, _around_warm_up, _metrics_port, equip
+from sere.integrations.vllm.worker.flat_experts import FlatKernels
 from sere.integrations.vllm.worker.reporter import Reporter
 from sere.table.tiers import Tier
 from tests.support.vllm.metrics import report_without_layers, scrape
@@ -36,6 +37,7 @@ def test_port_of_a_worker() -> None:
         plugin_config=PluginConfig(reroute=RerouteConfig(select_top_k=1), metrics_port=port - 1),
         data_parallel_rank=1,
         guard=SimpleNamespace(restart=lambda: None), reset_counters=lambda: None,
+        flat=FlatKernels(why_not="no kernel"),
         report=lambda: report_without_layers(rerouted=3, prompts=1),
     )  # fmt: skip
     state.lock, state.budgets = threading.RLock(), None
@@ -60,6 +62,25 @@ def test_port_of_a_worker() -> None:
     with pytest.raises(urllib.error.URLError):
         scrape(port)
     assert (ended, seen) == (["worker"], 2 * ["nothing to read"])
+
+
+@pytest.mark.parametrize(("flat", "steps"), [
+    (FlatKernels(), ["dummy", "reset"]), (FlatKernels("on"), ["reset"]), (FlatKernels(why_not=""), ["reset"]),
+])  # fmt: skip
+def test_experts_are_timed_before_the_first_request(flat: FlatKernels, steps: list[str]) -> None:
+    """A warm-up without a step is followed by one, which is not counted, if there is something to time."""
+    seen: list[str] = []
+    state: Any = SimpleNamespace(
+        flat=flat, layers={0: None}, guard=SimpleNamespace(restart=lambda: None),
+        reset_counters=lambda: seen.append("reset"), lock=threading.RLock(),
+    )  # fmt: skip
+    worker: Any = SimpleNamespace(
+        compile_or_warm_up_model=lambda: 7, execute_dummy_batch=lambda: seen.append("dummy"),
+        sere_steps=SimpleNamespace(reporter=Reporter(state)),
+    )  # fmt: skip
+    _around_warm_up(worker, state, None)
+    assert worker.compile_or_warm_up_model() == 7
+    assert seen == steps
 
 
 def test_tensors_are_made_where_the_model_runs(monkeypatch: pytest.MonkeyPatch) -> None:

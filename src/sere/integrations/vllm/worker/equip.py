@@ -108,6 +108,9 @@ def _around_warm_up(worker: Any, state: WorkerState, port: MetricsPort | None) -
         if port is not None:
             port.pause()
         result = warm_up(*args, **kwargs)
+        if state.flat.unmeasured and state.layers:
+            # Eager engines on a CPU warm up without a step: the first request would wait for the measurement.
+            worker.execute_dummy_batch()
         state.reset_counters()
         state.guard.restart()
         reporter.resume()

@@ -103,6 +103,11 @@ class FlatKernels:
     break_evens: dict[Kind, Costs] = field(default_factory=dict)
     _never: dict[int, bool] = field(default_factory=dict)
 
+    @property
+    def unmeasured(self) -> bool:
+        """Whether it is still to be measured where pairs are faster, in the next step."""
+        return self.why_not is None and self.setting == "auto" and not self.break_evens
+
     def compute_all_slots(self, rows: int, largest_budget: int) -> bool:
         """Whether every layer surely computes all slots of a step.
 
@@ -184,7 +189,7 @@ class FlatExperts:
         """
         T, K = ids.shape
         if self._costs is None and self.setting == "auto" and T:
-            # In a start-up step, before any request; in an engine that has none, in the first of a request.
+            # In a start-up step, before any request.
             kind = self._kind(w1, hidden, K)
             self._costs = self._measured(kind, call, hidden, weights, ids)
             self.kernels.add(kind, self._costs)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from sere.versions import TESTED
 from tests.support.checkpoints import save_checkpoint
 from tests.support.commands import run_json
 from tests.support.damage import change_json
+from tests.support.packages import pretend_packages
 
 
 def test_doctor_finds_everything_in_order(
@@ -94,9 +94,7 @@ def test_doctor_says_why_a_backend_is_missing(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without numba the cpu backend's line gives the install line, and nothing is broken."""
-    # By module object: the name sere.reroute is the function.
-    registry = import_module("sere.reroute.backends.registry")
-    monkeypatch.setattr(registry, "why_missing", lambda _, install: f"gone; {install}")
+    pretend_packages(monkeypatch, missing=("numba",))
     value = run_json(capsys, "doctor")
     (finding,) = (f for f in value["findings"] if (f["part"], f["name"]) == ("backends", "cpu"))
     assert finding["state"] == "missing"

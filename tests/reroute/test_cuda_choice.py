@@ -20,6 +20,7 @@ from sere.reroute.batch import USUAL_DTYPES, StepDtypes
 from sere.similarity.layer import LayerSimilarity
 from tests.support.batches import similarity_matrix
 from tests.support.cuda_host import load, pretend, pretend_core, pretend_device
+from tests.support.packages import pretend_packages
 
 pytestmark = pytest.mark.usefixtures("forgetful")
 
@@ -28,7 +29,7 @@ without_device = pytest.mark.skipif(torch.cuda.is_available(), reason="there is 
 
 def test_without_cuda_core(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     """The automatic choice is torch with one log line, the named backend raises with the install line."""
-    monkeypatch.setattr(registry, "_installed", lambda package: package not in {"cuda.core", "triton"})
+    pretend_packages(monkeypatch, missing=("cuda.core", "triton"))
     with caplog.at_level(logging.WARNING, "sere"):
         assert select("auto", "cuda", 64) == "torch"
         assert select("auto", "cuda", 128) == "torch"
@@ -39,15 +40,10 @@ def test_without_cuda_core(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCa
         select("cuda", "cuda")
 
 
-def test_a_package_whose_parent_is_missing() -> None:
-    """Looking for ``cuda.core`` where there is no ``cuda`` at all says that it is not installed."""
-    assert registry._installed.__wrapped__("no_such_package_at_all.core") is False
-
-
 @without_device
 def test_without_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
     """With cuda-core but no device the named backend says that PyTorch sees none."""
-    monkeypatch.setattr(registry, "_installed", lambda _: True)
+    pretend_packages(monkeypatch)
     with pytest.raises(BackendUnavailable, match="cannot run here: PyTorch sees no CUDA device"):
         select("cuda", "cuda")
 
@@ -63,7 +59,7 @@ def test_triton_instead_of_cuda_core(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Without cuda-core, a device that runs Triton's programs gets them; one log line names the route."""
-    monkeypatch.setattr(registry, "_installed", lambda package: package != "cuda.core")
+    pretend_packages(monkeypatch, missing=("cuda.core",))
     monkeypatch.setattr(triton, "why_not", lambda *_: None)
     with caplog.at_level(logging.WARNING, "sere"):
         assert select("auto", "cuda", 128) == "triton"
@@ -80,7 +76,7 @@ def test_a_second_device_without_cuda_core(monkeypatch: pytest.MonkeyPatch) -> N
     pretend(monkeypatch, reason=None)
     assert select("auto", "cuda", 128) == "cuda"
     monkeypatch.setattr(cuda, "why_not", lambda *_: "refused")
-    monkeypatch.setattr(registry, "_installed", lambda _: True)
+    pretend_packages(monkeypatch)
     monkeypatch.setattr(triton, "why_not", lambda index, _: None if index == 1 else "refused, too")
     assert registry.on_device("cuda", "auto", torch.device("cuda", 1), 128) == "triton"
     assert registry.on_device("cuda", "auto", torch.device("cuda", 2), 128) == "torch"
@@ -143,7 +139,7 @@ def test_each_device_is_tried_once(monkeypatch: pytest.MonkeyPatch) -> None:
             raise OSError("refused")
 
     pretend_device(monkeypatch)
-    monkeypatch.setattr(registry, "_installed", lambda package: package != "triton")
+    pretend_packages(monkeypatch, missing=("triton",))
     monkeypatch.setattr(device, "_try", attempt)
     for _ in range(2):
         assert select("auto", "cuda") == "cuda"
@@ -167,7 +163,7 @@ def test_dtypes_that_a_device_fails_with(
 
     pretend_device(monkeypatch)
     pretend_core(monkeypatch)
-    monkeypatch.setattr(registry, "_installed", lambda package: package != "triton")
+    pretend_packages(monkeypatch, missing=("triton",))
     monkeypatch.setattr(device, "_try", attempt)
     narrow = (*USUAL_DTYPES, StepDtypes(torch.int64, torch.bfloat16))
     where, reason = torch.device("cuda", 3), "with int64 ids and bfloat16 weights, RuntimeError: wrong ids"

@@ -12,6 +12,7 @@ from sere.errors import BackendUnavailable, ConfigError, InputError
 from sere.reroute import COUNTERS, reroute, select
 from sere.reroute.backends import registry
 from tests.support.batches import BACKENDS, batch, device_of, name_of, similarity_matrix
+from tests.support.packages import pretend_packages
 
 IDS, WEIGHTS = batch(4, 2, 8, seed=0)
 SIMILARITY = similarity_matrix(8, 0)
@@ -107,7 +108,7 @@ def test_a_named_backend_that_cannot_run_raises(monkeypatch: pytest.MonkeyPatch)
         BackendUnavailable, match="'cpu' cannot run here: it needs cpu tensors, got cuda tensors"
     ):
         select("cpu", "cuda")
-    monkeypatch.setattr(registry, "_installed", lambda package: package != "numba")
+    pretend_packages(monkeypatch, missing=("numba",))
     with pytest.raises(BackendUnavailable, match=r"numba is not installed; .* pip install '\.\[cpu\]'"):
         select.__wrapped__("cpu", "cpu")
 
@@ -120,7 +121,7 @@ def test_automatic_choice_falls_back_and_says_why(
     assert select("auto", "cpu") == "cpu"
     assert select("auto", "mps") == "torch"
     assert caplog.text == ""
-    monkeypatch.setattr(registry, "_installed", lambda package: package != "numba")
+    pretend_packages(monkeypatch, missing=("numba",))
     assert select.__wrapped__("auto", "cpu") == "torch"
     assert "numba is not installed" in caplog.text
 

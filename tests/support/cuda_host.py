@@ -14,6 +14,7 @@ from sere.reroute.backends.cuda import device
 from sere.reroute.backends.cuda.launch import entry_of
 from sere.reroute.backends.triton import launch
 from sere.reroute.batch import StepDtypes
+from tests.support.packages import pretend_packages
 
 
 def forget() -> None:
@@ -35,7 +36,7 @@ def forget_kernels() -> None:
 
 def pretend(monkeypatch: pytest.MonkeyPatch, *, reason: str | None) -> None:
     """Let cuda-core be installed and the try on the device end with ``reason``."""
-    monkeypatch.setattr(registry, "_installed", lambda package: package != "triton")
+    pretend_packages(monkeypatch, missing=("triton",))
     monkeypatch.setattr(cuda, "why_not", lambda *_: reason)
 
 

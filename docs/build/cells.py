@@ -99,7 +99,7 @@ def per_layer(complete: Record | None) -> str:
 
 def spread(ratio: Mapping[str, float]) -> str:
     """Return how many times as fast: the median, and from the 20th to the 80th percentile."""
-    return f"{ratio['p50']:.2f} ({ratio['p20']:.2f} to {ratio['p80']:.2f})"
+    return f"{ratio['p50']:.2f}x ({ratio['p20']:.2f} to {ratio['p80']:.2f})"
 
 
 def over_replay(record: Record, replay: Record | None) -> str:

@@ -13,7 +13,7 @@ WANTED = {
 
 
 def tier_targets(name: str = "serve_share.jsonl") -> str:
-    """By rows and tier: wanted, measured with the fewest layers, and for one more layer, with spreads.
+    """By tier and rows: wanted, measured with the fewest layers, and for one more layer, with spreads.
 
     The record has one setting for each tier, in their order.
     """
@@ -28,9 +28,9 @@ def tier_targets(name: str = "serve_share.jsonl") -> str:
         if one["complete_model"] is not None:
             cells[1] = spread(one["complete_model"]["speedup_per_layer"])
     rows = [
-        [B, *(cell for tier, by_rows in WANTED.items() for cell in (f"{by_rows[B]:g}x", *found[B, tier]))]
-        for B in sorted({B for B, _ in found})
+        [B, f"`{tier}`", f"{by_rows[B]:g}x", *found[B, tier]]
+        for tier, by_rows in WANTED.items()
+        for B in sorted(by_rows)
+        if (B, tier) in found
     ]
-    return table(
-        rows, ["B", *(head for tier in WANTED for head in (f"`{tier}`: wanted", "has", "per layer"))]
-    )
+    return table(rows, ["B", "tier", "wanted", "has", "per layer"])

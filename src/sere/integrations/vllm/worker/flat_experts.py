@@ -101,7 +101,6 @@ class FlatKernels:
     most_slots: int = 0
     ranks: int = 1
     break_evens: dict[Kind, Costs] = field(default_factory=dict)
-    _never: dict[int, bool] = field(default_factory=dict)
 
     @property
     def unmeasured(self) -> bool:
@@ -119,10 +118,7 @@ class FlatKernels:
             return True
         if self.ranks > 1 or not self.break_evens:
             return False
-        if rows not in self._never:
-            found = self.break_evens.items()
-            self._never[rows] = all(costs.most_pairs(rows, kind.slots) == 0 for kind, costs in found)
-        return self._never[rows]
+        return all(costs.most_pairs(rows, kind.slots) == 0 for kind, costs in self.break_evens.items())
 
     def add(self, kind: Kind, costs: Costs) -> None:
         """Note what was measured for a kind of layer."""
@@ -134,7 +130,6 @@ class FlatKernels:
                 costs.describe(),
             )
         self.break_evens[kind] = costs
-        self._never.clear()
 
     def report(self) -> dict[str, Any]:
         """Return the same as plain numbers and texts, with `Costs.points` by kind of layer."""

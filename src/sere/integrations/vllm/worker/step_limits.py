@@ -21,7 +21,7 @@ class StepLimits:
     A step whose slots are all computed in any case has limits of its own, because a slot that is given up
     saves no time there. Everything is allocated once, on the device: a change is a copy on the stream of the
     forward pass, which captured graphs and compiled code follow. A step like the one before costs a
-    comparison of two sets.
+    comparison.
 
     Args:
         layers: How many layers there are.

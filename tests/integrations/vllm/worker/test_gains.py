@@ -11,6 +11,7 @@ from sere.flatten import Costs
 from sere.flatten.costs import ROWS
 from sere.integrations.vllm.start import versions
 from sere.integrations.vllm.worker.flat_experts import Kind
+from sere.integrations.vllm.worker.start_log import log_measured
 from sere.table import SimilarityTable, Tier
 from tests.support.vllm.standins import CPUUnquantizedExperts, SmallEngine, change, new, prepared, step
 
@@ -131,6 +132,22 @@ def test_a_tier_gives_up_nothing_below_the_rows_where_slots_are_skipped(factors_
     running.given_up.clear()
     running.decode(*NAMES, *others)
     assert min(running.given_up) > 0
+
+
+def test_the_log_says_where_a_tier_gives_up_nothing(
+    table: SimilarityTable, factors_table: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """By the rows of steps, once what pairs cost is measured; nothing where the tiers have no τ."""
+    caplog.set_level("INFO", logger="vllm.sere")
+    for one, lines in ((table, 1), (factors_table.with_tiers({"fast": Tier("fast", 8)}), 0)):
+        running = Recorded(one, CPUUnquantizedExperts())
+        fit(running, Costs((0.0, 0.0, 0.0, 0.5, 0.5, 0.5)))
+        caplog.clear()
+        log_measured(running.state)
+        assert caplog.messages == lines * [
+            "sere: least gains of the table's tiers are left out of steps of 1, 4, 8 rows: pairs are never "
+            "faster there, so that all slots are computed"
+        ]
 
 
 def test_all_kinds_of_layers_must_agree(table: SimilarityTable) -> None:

@@ -23,7 +23,7 @@ from sere.integrations.vllm.worker.expert_counts import report_experts
 from sere.integrations.vllm.worker.facts import rest_bytes
 from sere.integrations.vllm.worker.metrics_port import MetricsPort
 from sere.integrations.vllm.worker.router_hook import report_layers
-from sere.integrations.vllm.worker.start_log import log_start
+from sere.integrations.vllm.worker.start_log import log_measured, log_start
 from sere.integrations.vllm.worker.state import WorkerState
 from sere.integrations.vllm.worker.steps import Steps
 from sere.integrations.vllm.worker.weights import watch_reloading, without_table
@@ -113,6 +113,7 @@ def _around_warm_up(worker: Any, state: WorkerState, port: MetricsPort | None) -
             worker.execute_dummy_batch()
         state.reset_counters()
         state.guard.restart()
+        log_measured(state)
         reporter.resume()
         if port is not None:
             port.serve(reporter.read, live_page=state.plugin_config.live_page)

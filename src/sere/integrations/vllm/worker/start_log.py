@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 
 from sere.integrations.vllm.start import features
+from sere.integrations.vllm.worker.rules import SHOWN_ROWS
 from sere.integrations.vllm.worker.state import WorkerState
 from sere.policies.how_many import how_many
 from sere.policies.sere import SereRouter
@@ -37,6 +38,24 @@ def log_start(state: WorkerState) -> None:
     _say_that_gains_are_left_out(state)
     warn_of_backend(state)
     warn_of_settings(state)
+
+
+def log_measured(state: WorkerState) -> None:
+    """Log of which steps the tiers' least gains are left out, by what was measured during the warm-up.
+
+    Args:
+        state: The worker's state, after the warm-up.
+    """
+    if not state.flat.break_evens or not state.speaks:
+        return
+    rows = [str(rows) for rows in SHOWN_ROWS if state.flat.compute_all_slots(rows, largest_budget=0)]
+    table = state.rules.table
+    if rows and table.without_gains() is not table:
+        logger.info(
+            "sere: least gains of the table's tiers are left out of steps of %s rows: pairs are never faster "
+            "there, so that all slots are computed",
+            ", ".join(rows),
+        )
 
 
 def _say_why_not_flattened(state: WorkerState) -> None:

@@ -52,6 +52,7 @@ def similar(slots: Slots, metric: str = "projection", shrink: float = 1.0, **how
     ``scores``: times the router's relative probability; ``own``: times the relative weight of the row's own
     kept slots; ``only``: no substitute but the row's own experts; ``least``: no substitute below that
     similarity; ``gain``: none that gives less than that share of the row's Σ w², as ``min_gain`` does;
+    ``tail``: nor a slot that stays, other than the row's heaviest, whose w² is less than that share;
     ``tie``: of the experts within that distance of the best, the one the router prefers; ``factors=0``: none.
     """
     facts = slots.step.facts
@@ -76,7 +77,12 @@ def similar(slots: Slots, metric: str = "projection", shrink: float = 1.0, **how
     if "gain" in how:
         gain, energy = slots.w.square() * similarity, slots.w.square().sum(1, keepdim=True)
         w = torch.where(gain >= how["gain"] * energy, w, 0.0)
-    return slots.put(ids, w)
+    ids, w = slots.put(ids, w)
+    if "tail" in how:
+        light = slots.w.square() < how["tail"] * slots.w.square().sum(1, keepdim=True)
+        heaviest = slots.w == slots.w.amax(1, keepdim=True)
+        w = torch.where(light & ~heaviest & ~slots.lost, 0.0, w)
+    return ids, w
 
 
 def dropped(slots: Slots, renormalize: float = 0.0) -> Any:

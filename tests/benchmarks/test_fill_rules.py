@@ -11,7 +11,7 @@ from fill_facts import LayerFacts
 from fill_policies import RivalPolicy, StudyPolicy, by_layers
 from sere.policies.base import LayerShape
 from sere.policies.spec import parse_spec
-from sere.reroute import TokenBatch, reroute
+from sere.reroute import Routing, TokenBatch, reroute
 
 pytestmark = pytest.mark.checkout
 E, K, B, GROUPS = 24, 4, 8, 3
@@ -32,6 +32,25 @@ def _rows() -> tuple[Tensor, Tensor, Tensor]:
     logits = 2 * torch.randn(B * GROUPS, E)
     weights, ids = logits.softmax(1).topk(K)
     return ids, weights, logits
+
+
+def test_a_rows_own_light_slots_are_dropped_but_its_heaviest() -> None:
+    """Of the slots that stay, those below the share of the row's Σ w² lose their weight; ids stay."""
+    facts, (ids, weights, logits) = _facts(), _rows()
+    batch = TokenBatch(ids, weights, router_scores=logits)
+    shape = LayerShape(0, E, K)
+
+    def routed(rule: str) -> Routing:
+        return StudyPolicy(rule, {0: facts}, B, E, {}).bind(shape, torch.device("cpu"))(batch)
+
+    share = weights.double().square() / weights.double().square().sum(1, keepdim=True)
+    stays = (share >= 0.2) | (weights == weights.amax(1, keepdim=True))
+    assert stays.any(1).all()
+    assert not stays.all()
+    found = routed("s4/similar,tail=0.2")
+    assert torch.equal(found.ids, ids)
+    assert torch.equal(found.weights, torch.where(stays, weights, 0.0))
+    assert torch.equal(routed("s4/similar,tail=0").weights, weights)
 
 
 @pytest.mark.parametrize("gain", [None, 0.0, 0.02, 1.0])

@@ -22,6 +22,7 @@ from sere.errors import InputError, UnsupportedEngine, UnsupportedModel
 from sere.structure import find_experts
 from sere.table import SimilarityTable
 from tests.support.calibration import char_tokenizer, interrupt_at_sums, load_whole
+from tests.support.vllm.int8 import needs_int8_kernel
 from tests.support.vllm.models import quantize_experts, save_model
 
 pytest.importorskip("vllm", reason="needs vLLM: make test-vllm")
@@ -129,6 +130,7 @@ def test_experts_in_int8(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     """A W8A8 checkpoint's own kernel computes the outputs: close to those of the weights it stands for."""
     from vllm.model_executor.layers.fused_moe.experts.cpu_moe import CPUExpertsInt8
 
+    needs_int8_kernel()
     # vLLM wants AMX for it; without, the same operation computes in another way.
     monkeypatch.setattr(CPUExpertsInt8, "_supports_current_device", staticmethod(lambda: True))
     path = save_model(tmp_path)

@@ -61,8 +61,8 @@ def _engine_with(llm: Any, route: Make, find: Make) -> Iterator[None]:
 def _routing(llm: Any, make: Callable[[Route], Route]) -> Iterator[None]:
     """Replace the Python that re-routes at each step of the engine.
 
-    That is each layer's ``route``; in compiled code, the operation that this code calls. Only one of the two
-    runs, and neither while captured graphs are replayed.
+    That is each layer's ``route``; in compiled code on a GPU, the operation that this code calls. Only one of
+    the two runs, and neither while captured graphs are replayed.
     """
     with ExitStack() as stack:
         for layer in state_of(llm).layers.values():

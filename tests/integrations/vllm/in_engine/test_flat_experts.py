@@ -13,6 +13,7 @@ pytest.importorskip("vllm", reason="needs vLLM: make test-vllm")
 from sere.engines.in_process import state_of
 from sere.integrations.vllm import configure, read_stats
 from tests.support.vllm.engines import engine, prompts, sampling
+from tests.support.vllm.int8 import needs_int8_kernel
 from tests.support.vllm.models import quantize_experts, save_model
 
 pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("default")]
@@ -81,6 +82,7 @@ def test_int8_experts_in_an_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     """Rows have different experts there, so that pairs give the bits of all slots."""
     from vllm.model_executor.layers.fused_moe.experts.cpu_moe import CPUExpertsInt8
 
+    needs_int8_kernel()
     # vLLM wants AMX for it; without, the same operation computes in another way.
     monkeypatch.setattr(CPUExpertsInt8, "_supports_current_device", staticmethod(lambda: True))
     path = save_model(tmp_path)

@@ -139,7 +139,7 @@ def test_recorded_runs_are_never_skipped(
     class Ids(torch.Tensor):
         """Ids that say they are on a GPU."""
 
-        is_cuda = True
+        is_cuda, is_cpu = True, False
 
     def router(batch: TokenBatch) -> Routing:
         asked.append(len(batch.topk_ids))

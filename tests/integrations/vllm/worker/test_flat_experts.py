@@ -16,6 +16,7 @@ from sere.integrations.vllm.worker import flat_experts
 from sere.integrations.vllm.worker.flat_experts import FlatExperts, FlatKernels, why_no_pairs
 from sere.integrations.vllm.worker.row_budgets import RowBudgets
 from sere.reroute.constants import LAYER_BUDGET
+from tests.support.vllm.int8 import needs_int8_kernel
 
 T, K, H, E = 6, 4, 64, 8
 
@@ -196,6 +197,7 @@ def int8(_: torch.dtype) -> Any:
     """The kernel of vLLM for INT8 weights, on random ones."""
     from vllm._custom_ops import CPUQuantMethod, fused_experts_cpu
 
+    needs_int8_kernel()
     generator = torch.Generator().manual_seed(0)
     quantized = [torch.randint(-100, 100, size, generator=generator) for size in ((E, 64, H), (E, H, 32))]
     w13, w2 = (torch.ops._C.convert_weight_packed(weight.to(torch.int8)) for weight in quantized)

@@ -7,6 +7,7 @@ pairs changes, so there the call is one opaque operation.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
+from functools import cache
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 from sere.integrations.vllm.start import versions
 from sere.integrations.vllm.worker.flat_experts import Call, FlatExperts, FlatKernels, why_no_pairs
 from sere.integrations.vllm.worker.layer import RoutedLayer
+from sere.integrations.vllm.worker.route_operator import named_runner
 from sere.integrations.vllm.worker.row_budgets import RowBudgets
 
 ATTRIBUTE = "sere_flat_experts"
@@ -101,17 +103,20 @@ def _flat_experts(
     output: Tensor, hidden: Tensor, w1: Tensor, w2: Tensor, weights: Tensor, ids: Tensor, workspace13: Tensor,
     workspace2: Tensor, layer: str, activation: str, num_experts: int,
 ) -> None:  # fmt: skip
-    from vllm.forward_context import get_forward_context
-    from vllm.model_executor.layers.fused_moe.activation import MoEActivation
-
-    flat = getattr(get_forward_context().no_compile_layers[layer], ATTRIBUTE)
+    flat = getattr(named_runner(layer), ATTRIBUTE)
     rest = {
         "global_num_experts": num_experts, "expert_map": None, "a1q_scale": None, "a2_scale": None,
         "workspace13": workspace13, "workspace2": workspace2, "expert_tokens_meta": None,
         "apply_router_weight_on_input": False,
     }  # fmt: skip
-    call = _call(flat.apply, w1, w2, MoEActivation(activation), rest)
-    flat(call, w1, output, hidden, weights, ids)
+    flat(_call(flat.apply, w1, w2, _activation(activation), rest), w1, output, hidden, weights, ids)
+
+
+@cache
+def _activation(value: str) -> Any:
+    from vllm.model_executor.layers.fused_moe.activation import MoEActivation
+
+    return MoEActivation(value)
 
 
 @torch.library.register_fake("sere::flat_experts", lib=_library)  # type: ignore[untyped-decorator]

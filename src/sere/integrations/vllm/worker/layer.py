@@ -15,6 +15,7 @@ from sere.errors import SereError, UnsupportedEngine
 from sere.flatten import PairCounts
 from sere.integrations.vllm.start import features, versions
 from sere.integrations.vllm.worker.flat_experts import FlatExperts
+from sere.integrations.vllm.worker.route_operator import ATTRIBUTE
 from sere.integrations.vllm.worker.router_scores import check_scores
 from sere.integrations.vllm.worker.row_budgets import RowBudgets
 from sere.policies.base import LayerRouter, LayerShape, Policy
@@ -45,6 +46,7 @@ class RoutedLayer:
 
     def __init__(self, runner: Any) -> None:
         self.runner, self.name = runner, str(runner.layer_name)
+        setattr(runner, ATTRIBUTE, self)
         self.shape = LayerShape(
             layer_index(self.name), versions.logical_experts(runner), int(runner.router.top_k)
         )
@@ -133,13 +135,14 @@ class RoutedLayer:
         if self.flat is not None:
             self.flat.enabled = True
 
-    def route(self, ids: Tensor, weights: Tensor, logits: Tensor) -> Routing:
+    def route(self, ids: Tensor, weights: Tensor, logits: Tensor | None) -> Routing:
         """Route one step; called where vLLM's router returns.
 
         Args:
             ids: Logical expert ids, ``[T, K]``, any integer dtype. Not modified.
             weights: Gate weights, ``[T, K]``. Not modified.
-            logits: What vLLM's router chose by, ``[T, E]`` or wider (zero experts).
+            logits: What vLLM's router chose by, ``[T, E]`` or wider (zero experts); None in compiled code on
+                a CPU, where no rule runs that needs scores.
 
         Returns:
             New ids and weights; same shapes, dtypes and device.
@@ -150,9 +153,15 @@ class RoutedLayer:
         router, budgets = self.router, self.budgets
         if router is None or budgets is None:
             raise SereError(f"{self.name}: its router ran before re-routing was prepared; please report this")
-        if not _recorded(ids) and budgets.skip:
-            return Routing(ids, weights)
-        scores = logits[:, : self.shape.num_experts] if self.needs_scores else None
+        if not _recorded(ids):
+            if budgets.skip:
+                return Routing(ids, weights)
+        elif ids.is_cpu and not self.needs_scores:
+            return Routing(*torch.ops.sere.route_layer(ids, weights, self.name))
+        scores = None
+        if self.needs_scores:
+            assert logits is not None
+            scores = logits[:, : self.shape.num_experts]
         # Some kernels ask for uint32 or int16 ids.
         narrow = ids if ids.dtype in ID_DTYPES else ids.to(torch.int32)
         rows, real = budgets.at(ids.shape[0], self.share), budgets.real_of(self.share)

@@ -30,6 +30,7 @@ from sere.bench.timing import spread, turns
 from sere.bench.vllm.blocks import make_prompts
 from sere.bench.vllm.engine_loads import EngineLoad, decoding
 from sere.engines.in_process import in_process_engine, state_of, worker_of
+from sere.eval.statistics.by_round import median_ratio
 from sere.files import append_json_line
 from sere.integrations.vllm import configure
 from sere.provenance import provenance
@@ -85,11 +86,14 @@ def decode_in_turns(engines: Mapping[str, Any], load: EngineLoad) -> dict[str, l
 
 
 def summarize(times: Mapping[str, Sequence[float]]) -> dict[str, Any]:
-    """Return what a record says: times, and how many times as long each engine's steps are as vanilla's."""
+    """Return what a record says: times, and how many times as long each step takes as vanilla's beside it.
+
+    Of the ratios, the median with its 95 % interval.
+    """
     return {
         "step_ms": {name: asdict(spread(found)) for name, found in times.items()},
         "to_vanilla": {
-            name: asdict(spread([a / b for a, b in zip(found, times[VANILLA], strict=True)]))
+            name: asdict(median_ratio(found, times[VANILLA]))
             for name, found in times.items()
             if name != VANILLA
         },
@@ -127,7 +131,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--preset", choices=sorted(SHAPES), default="qwen3-30b-a3b")
     parser.add_argument("--layers", type=int, default=2, help="default: %(default)s")
     parser.add_argument("--batch-size", type=int, nargs="+", default=[1, 8, 16], metavar="B")
-    parser.add_argument("--steps", type=int, default=200, help="timed steps (default: %(default)s)")
+    parser.add_argument(
+        "--steps", type=int, default=200, help="timed steps, at least 6 (default: %(default)s)"
+    )
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--kv-mb", type=int, default=256, help="MiB of cache for keys and values")
     parser.add_argument("--compile", action="store_true", help="compiled engines instead of eager ones")
@@ -154,7 +160,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                     line = {"benchmark": "exact_steps", "config": config, **found, **provenance()}
                     append_json_line(args.out, line)
                 ratios = (found["to_vanilla"][name] for name in (SERE, AGAIN))
-                texts = [f"{one['p50']:.4f} ({one['p20']:.3f} to {one['p80']:.3f})" for one in ratios]
+                texts = [f"{one['value']:.4f} ({one['low']:.4f} to {one['high']:.4f})" for one in ratios]
                 rows.append([B, state, found["step_ms"][VANILLA]["p50"], *texts])
                 print(B, state, *texts, flush=True)
         engines.clear()

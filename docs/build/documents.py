@@ -88,6 +88,7 @@ BLOCKS: Mapping[str, Callable[[], str]] = {
     "serve-machines": machine_tables.machines,
     "serve-loads": serving.serve_loads,
     "than-vanilla": serving.than_vanilla,
+    "exact-steps": serving.exact_steps,
     "routing": serving.routing,
     "serve-online": serving.serve_online,
     "vllm-load": serving.vllm_load,

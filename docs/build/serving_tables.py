@@ -120,6 +120,26 @@ def than_vanilla() -> str:
     return table(rows, ["engine", "compared", "slower", "faster", "slowest: median (20 to 80 %)"])
 
 
+def exact_steps() -> str:
+    """Steps that re-route nothing, beside vanilla's, of engines that share weights; a table per commit."""
+    records = read_lines("exact_steps.jsonl")
+
+    def times_as_long(record: Record, engine: str) -> str:
+        one = record["to_vanilla"][engine]
+        return f"{one['value']:.3f}x ({one['low']:.3f}x to {one['high']:.3f}x)"
+
+    return grouped(
+        records,
+        lambda record: f"{record['config']['preset']}, commit {record['commit'][:10]}",
+        ["engines", "B", "sere is", "vanilla, ms", "with sere", "vanilla again"],
+        lambda record: [
+            record["config"]["mode"], record["config"]["B"], record["config"]["state"],
+            f"{record['step_ms']['vanilla']['p50']:.1f}",
+            *(times_as_long(record, engine) for engine in ("sere", "vanilla again")),
+        ],
+    ) + conditions(records)  # fmt: skip
+
+
 def _slowest(ratios: list[tuple[str, Mapping[str, float]]]) -> str:
     load, ratio = min(ratios, key=lambda one: one[1]["p50"])
     return f"{load}: {ratio['p50']:.3f}x ({ratio['p20']:.3f}x to {ratio['p80']:.3f}x)"

@@ -67,6 +67,7 @@ BLOCKS: Mapping[str, Callable[[], str]] = {
     "fill-cells": fill.fill_cells,
     "fill-rivals": fill.fill_rivals,
     "fill-gain": fill.fill_gain,
+    "fill-tails": fill.fill_tails,
     "fill-answers": fill.fill_answers,
     "reroute": speed.reroute,
     "row-budgets": speed.row_budgets,

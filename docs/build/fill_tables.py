@@ -185,6 +185,18 @@ def fill_gain() -> str:
     return table(rows, headers) + conditions(_last(records))
 
 
+def fill_tails() -> str:
+    """By cell and bound: what dropping a row's own light slots, too, saves and costs."""
+    records = read_lines("fill_tails.jsonl")
+    cells: dict[tuple[str, int, int], dict[str, Record]] = {}
+    for one in records:
+        cells.setdefault((one["model"], one["batch_size"], one["active_experts"]), {})[one["rule"]] = one
+    rules = list(dict.fromkeys(one["rule"] for one in records))
+    rows = [[*case, *(_pairs_and_nats(found[rule]) for rule in rules)] for case, found in cells.items()]
+    names = [rule.removeprefix("s4/similar,gain=").replace(",tail=", ", own ") for rule in rules]
+    return table(rows, ["model", "B", "M", *(f"τ = {name}" for name in names)]) + conditions(_last(records))
+
+
 def _pairs_and_nats(record: Record) -> str:
     return f"{record['experts']['pairs_per_row']:.1f}, {_nats([record])}"
 

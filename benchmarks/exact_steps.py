@@ -1,12 +1,13 @@
-"""What sere costs in decode steps that it leaves alone: engines of one process that share their weights.
+"""What sere costs in decode steps in which it changes nothing: engines that share their weights.
 
     python benchmarks/exact_steps.py --compile --out benchmarks/results/exact_steps.jsonl
 
 Two engines of vLLM that never asked for sere, and one that did, decode the same requests, step by step in
 turns. Two processes differ by far more than sere costs, by where each has its weights in memory; here all
-three read the same weights. ``off``: re-routing is switched off. ``exact``: it is on, and the settings keep
-all experts of every row. The second vanilla engine says what can be told apart at all. In turns, each engine
-finds the caches as another one left them.
+three read the same weights. ``off``: re-routing is switched off. ``all kept``: it is on with S = K; a step of
+one row is left alone then, and a larger one goes through the kernel, which keeps all experts. The second
+vanilla engine says what can be told apart at all. In turns, each engine finds the caches as another one left
+them.
 """
 
 from __future__ import annotations
@@ -29,10 +30,14 @@ from sere.bench.target import random_model, random_table
 from sere.bench.timing import spread, turns
 from sere.bench.vllm.blocks import make_prompts
 from sere.bench.vllm.engine_loads import EngineLoad, decoding
+from sere.bench.vllm.engine_options import start_options_for
+from sere.bench.vllm.serve_plan import ServePlan
+from sere.cli.numbers import whole
 from sere.engines.in_process import in_process_engine, state_of, worker_of
-from sere.eval.statistics.by_round import median_ratio
+from sere.eval.statistics.by_round import LEAST_ROUNDS, median_ratio
 from sere.files import append_json_line
-from sere.integrations.vllm import configure
+from sere.integrations.vllm import configure, read_stats
+from sere.policies.spec import parse_spec
 from sere.provenance import provenance
 
 VANILLA, AGAIN, SERE = "vanilla", "vanilla again", "sere"
@@ -54,8 +59,20 @@ def share_weights(source: Any, other: Any) -> None:
 
 
 def states(top_k: int) -> dict[str, dict[str, Any]]:
-    """Return by name the settings under which the engine with sere leaves every step alone."""
-    return {"off": {"enabled": False}, "exact": {"enabled": True, "select_top_k": top_k}}
+    """Return by name the settings under which the engine with sere changes nothing."""
+    return {"off": {"enabled": False}, "all kept": {"enabled": True, "select_top_k": top_k}}
+
+
+def steps_of(llm: Any) -> dict[str, int]:
+    """Return by kind how many steps an engine took since the last time.
+
+    Raises:
+        ValueError: In one of them a slot was re-routed.
+    """
+    stats = read_stats(llm, reset=True)
+    if any(layer.slots_rerouted for layer in stats.layers):
+        raise ValueError("expected steps in which nothing is re-routed, but slots were: S is below K")
+    return {"kernel": stats.steps_rerouted, **stats.skipped}
 
 
 def send(llm: Any, load: EngineLoad) -> None:
@@ -108,13 +125,9 @@ def start(args: argparse.Namespace, stack: ExitStack) -> dict[str, Any]:
     random_table(model, factors=True).save(folder / "table.sere")
     del model
     gc.collect()
-    options = {
-        "seed": SEED, "dtype": "bfloat16", "enforce_eager": not args.compile, "skip_tokenizer_init": True,
-        "max_model_len": PROMPT + args.steps + 16, "max_num_seqs": max(args.batch_size),
-        "max_num_batched_tokens": max(2048, PROMPT * max(args.batch_size)),
-        "kv_cache_memory_bytes": args.kv_mb * 2**20, "async_scheduling": False,
-        "enable_prefix_caching": False, "disable_log_stats": True,
-    }  # fmt: skip
+    plan = ServePlan(settings=[parse_spec("off")], compiled=args.compile, seed=SEED)
+    loads = [decoding(B, PROMPT, args.steps + WARM_STEPS) for B in args.batch_size]
+    options = start_options_for(plan, loads, dtype="bfloat16") | {"kv_cache_memory_bytes": args.kv_mb * 2**20}
     engines: dict[str, Any] = {}
     for name in (VANILLA, SERE, AGAIN):
         sere = {"table": str(folder / "table.sere")} if name == SERE else None
@@ -127,13 +140,11 @@ def start(args: argparse.Namespace, stack: ExitStack) -> dict[str, Any]:
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description="What sere costs in steps that it leaves alone.")
+    parser = argparse.ArgumentParser(description="What sere costs where it changes nothing.")
     parser.add_argument("--preset", choices=sorted(SHAPES), default="qwen3-30b-a3b")
     parser.add_argument("--layers", type=int, default=2, help="default: %(default)s")
     parser.add_argument("--batch-size", type=int, nargs="+", default=[1, 8, 16], metavar="B")
-    parser.add_argument(
-        "--steps", type=int, default=200, help="timed steps, at least 6 (default: %(default)s)"
-    )
+    parser.add_argument("--steps", type=whole(LEAST_ROUNDS), default=200, help="default: %(default)s")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--kv-mb", type=int, default=256, help="MiB of cache for keys and values")
     parser.add_argument("--compile", action="store_true", help="compiled engines instead of eager ones")
@@ -152,10 +163,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for B in args.batch_size:
             for state, settings in states(top_k).items():
                 configure(engines[SERE], **settings)
+                steps_of(engines[SERE])
                 found = summarize(decode_in_turns(engines, decoding(B, PROMPT, args.steps + WARM_STEPS)))
                 config = {"preset": args.preset, "layers": args.layers, "B": B, "state": state}
                 config |= {"mode": "compiled" if args.compile else "eager", "steps": args.steps}
                 config |= {"threads": args.threads}
+                found["steps"] = steps_of(engines[SERE])
                 if args.out is not None:
                     line = {"benchmark": "exact_steps", "config": config, **found, **provenance()}
                     append_json_line(args.out, line)

@@ -173,28 +173,28 @@ def fill_gain() -> str:
     if not records:
         raise FileNotFoundError("no rule with a least gain is recorded")
     gains = sorted({float(one["rule"].removeprefix(GAIN)) for one in records})
-    cells: dict[tuple[str, int, int], dict[float, Record]] = {}
-    for one in records:
-        case = (one["model"], one["batch_size"], one["active_experts"])
-        cells.setdefault(case, {})[float(one["rule"].removeprefix(GAIN))] = one
-    rows = [
-        [*case, *(_pairs_and_nats(found[gain]) if gain in found else "" for gain in gains)]
-        for case, found in sorted(cells.items())
-    ]
-    headers = ["model", "B", "M", *(f"τ = {gain:g}" for gain in gains)]
-    return table(rows, headers) + conditions(_last(records))
+    return _by_cell(records, {f"{GAIN}{gain:g}": f"τ = {gain:g}" for gain in gains})
 
 
 def fill_tails() -> str:
     """By cell and bound: what dropping a row's own light slots, too, saves and costs."""
     records = read_lines("fill_tails.jsonl")
+    rules = dict.fromkeys(one["rule"] for one in records)
+    return _by_cell(
+        records, {one: f"τ = {one.removeprefix(GAIN).replace(',tail=', ', own ')}" for one in rules}
+    )
+
+
+def _by_cell(records: Sequence[Record], rules: Mapping[str, str]) -> str:
+    """By cell and rule, whose headers are given: the experts that a row computes, and nats per token."""
     cells: dict[tuple[str, int, int], dict[str, Record]] = {}
     for one in records:
         cells.setdefault((one["model"], one["batch_size"], one["active_experts"]), {})[one["rule"]] = one
-    rules = list(dict.fromkeys(one["rule"] for one in records))
-    rows = [[*case, *(_pairs_and_nats(found[rule]) for rule in rules)] for case, found in cells.items()]
-    names = [rule.removeprefix("s4/similar,gain=").replace(",tail=", ", own ") for rule in rules]
-    return table(rows, ["model", "B", "M", *(f"τ = {name}" for name in names)]) + conditions(_last(records))
+    rows = [
+        [*case, *(_pairs_and_nats(found[rule]) if rule in found else "" for rule in rules)]
+        for case, found in sorted(cells.items())
+    ]
+    return table(rows, ["model", "B", "M", *rules.values()]) + conditions(_last(records))
 
 
 def _pairs_and_nats(record: Record) -> str:

@@ -1,4 +1,4 @@
-"""The benchmark of steps that are left alone: what it says of times, and one run of it."""
+"""The benchmark of steps in which nothing changes: what it says of times, and one run of it."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ def test_engines_share_their_weights_if_they_are_the_same(monkeypatch: pytest.Mo
             share_weights(first, other)
 
 
-def test_both_states_leave_every_step_alone() -> None:
+def test_both_states_change_nothing() -> None:
     """Either sere is off, or each row keeps all its experts."""
-    assert states(4) == {"off": {"enabled": False}, "exact": {"enabled": True, "select_top_k": 4}}
+    assert states(4) == {"off": {"enabled": False}, "all kept": {"enabled": True, "select_top_k": 4}}
 
 
 @pytest.mark.vllm
@@ -58,7 +58,9 @@ def test_one_run(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch
     main(["--preset", "tiny", "--layers", "1", "--batch-size", "1", "3", "--steps", "6", "--out", str(out)])
     records = [json.loads(line) for line in out.read_text().splitlines()]
     cases = [(one["config"]["B"], one["config"]["state"]) for one in records]
-    assert cases == [(1, "off"), (1, "exact"), (3, "off"), (3, "exact")]
+    assert cases == [(1, "off"), (1, "all kept"), (3, "off"), (3, "all kept")]
+    kinds = [max(one["steps"], key=one["steps"].get) for one in records]
+    assert kinds == ["disabled", "few_rows", "disabled", "kernel"]
     printed = capsys.readouterr().out
     for record in records:
         assert record["step_ms"].keys() == {VANILLA, SERE, AGAIN}

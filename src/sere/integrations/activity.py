@@ -110,6 +110,26 @@ def why_nothing_changed(
     return f"nothing was re-routed: {why}"
 
 
+def why_all_kept(config: RerouteConfig, top_k: int) -> str | None:
+    """Return one sentence that says that S keeps all slots of every layer, or None if it does not.
+
+    Args:
+        config: SERE's settings.
+        top_k: K; the largest of any layer.
+    """
+    why = _all_kept([config.for_layer(index) for index in (-1, *config.layers)], top_k)
+    return None if why is None else f"nothing was re-routed: {why}"
+
+
+def _all_kept(own: Sequence[LayerSettings], top_k: int) -> str | None:
+    if min(one.select_top_k for one in own) < top_k:
+        return None
+    return (
+        f"select_top_k={span(one.select_top_k for one in own)} keeps all {top_k} slots of a token; use a "
+        f"select_top_k below {top_k}"
+    )
+
+
 def _nothing_reached_a_layer(activity: Activity, config: RerouteConfig | None) -> str:
     if activity.eligible and activity.hook_ran:
         return (
@@ -155,11 +175,8 @@ def _nothing_rerouted(
             f"{named} is not below the {num_experts} experts of a layer, so every expert is primary; use a "
             "smaller active_experts"
         )
-    if min(one.select_top_k for one in own) >= top_k and not activity.own_budgets:
-        return (
-            f"select_top_k={span(one.select_top_k for one in own)} keeps all {top_k} slots of a token; use a "
-            f"select_top_k below {top_k}"
-        )
+    if not activity.own_budgets and (kept := _all_kept(own, top_k)) is not None:
+        return kept
     if least >= before:
         return (
             f"{named} is not below what these batches read ({read} experts per layer); use a smaller "

@@ -21,13 +21,12 @@ class EngineStats:
     Attributes:
         enabled: Whether re-routing is on at present.
         settings: The current settings, JSON-ready; ``tier`` is the table's tier that they come from.
-        steps_rerouted: Steps with at least one row that could be re-routed. With S >= K they are counted and
-            change nothing: ``slots_rerouted`` of the layers is 0.
-        skipped: The other steps, by reason: ``prompts`` only; ``protected``, requests with ``"off"`` only;
-            ``few_rows``, so few that all their experts fit into M; ``mixed``, requests decoded beside so many
-            rows of prompts that nearly every expert was needed anyway;
-            ``disabled``, while switched off; ``unknown``, where it was not known which rows belong to which
-            request.
+        steps_rerouted: Steps with at least one row that could be re-routed.
+        skipped: The other steps, by reason: ``prompts`` only; ``protected``, requests that keep all their
+            experts, by ``"off"`` or S >= K; ``few_rows``, so few that all their experts fit into M;
+            ``mixed``, requests decoded beside so many rows of prompts that nearly every expert was needed
+            anyway; ``disabled``, while switched off; ``unknown``, where it was not known which rows belong
+            to which request.
         layers: The MoE layers.
         kernel: Class name of the expert kernel, or None where it cannot be told.
         expert_bytes: Bytes of one routed expert's weights in one worker, or None where they cannot be told.

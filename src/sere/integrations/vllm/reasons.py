@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sere.config import RerouteConfig
-from sere.integrations.activity import Activity, why_nothing_changed
+from sere.integrations.activity import Activity, why_all_kept, why_nothing_changed
 from sere.integrations.vllm.step_counts import SKIPPED
 from sere.reroute.stats import COUNTERS
 
@@ -66,7 +66,8 @@ def _no_row(counted: Mapping[str, Any], config: RerouteConfig | None) -> str | N
             "of prompts that nearly every expert was needed anyway; such steps are left alone"
         )
     if steps["protected"]:
-        return (
+        kept = None if config is None else why_all_kept(config, counted["top_k"])
+        return kept or (
             f"nothing was re-routed: in each of {steps['protected']} steps with decoding requests, all "
             'requests kept their own experts, because "off" or a large select_top_k is set for each of them '
             "or for the engine"

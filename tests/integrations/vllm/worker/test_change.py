@@ -11,20 +11,29 @@ from sere.config import RerouteConfig
 from sere.errors import ConfigError
 from sere.integrations.vllm.engine_stats import merge_answers
 from sere.policies.topk import TopK
-from tests.support.vllm.standins import CPUUnquantizedExperts, SmallEngine, change, decode, prepared
+from tests.support.vllm.standins import NAMES, CPUUnquantizedExperts, SmallEngine, change, decode, prepared
 
 LARGE = (1 << 31) - 1
 
 
 def test_large_s_is_exact(any_table: Any) -> None:
-    """The largest S that the settings take keeps all slots of the rows; none overflows."""
+    """The largest S that the settings take keeps all slots of the rows; none overflows.
+
+    Its steps are left alone, but for those with a request that asked for a smaller S.
+    """
     known = prepared(any_table, {}, torch.nn.Module, kernel=CPUUnquantizedExperts(), active_experts=0)
     assert change(known, {"select_top_k": LARGE})["select_top_k"] == LARGE
     engine = SmallEngine(known)
     decode(engine, 3)
-    for layer in merge_answers([known.report()]).layers:
-        assert layer.steps == 3
-        assert layer.slots_rerouted == 0
+    stats = merge_answers([known.report()])
+    assert (stats.steps_rerouted, stats.skipped["protected"]) == (0, 3)
+    engine.prompts("small", tier=3)
+    engine.decode(NAMES[0], "small", steps=2)
+    stats = merge_answers([known.report()])
+    assert (stats.steps_rerouted, stats.skipped["protected"]) == (2, 3)
+    for layer in stats.layers:
+        assert layer.steps == 2
+        assert layer.slots_rerouted == 1 / 8
 
 
 @pytest.mark.parametrize("name", ["select_top_k", "active_experts"])

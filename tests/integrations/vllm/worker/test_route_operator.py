@@ -49,6 +49,12 @@ def compiled(layer: RoutedLayer, graphs: list[torch.fx.GraphModule]) -> Any:
     return torch.compile(step, backend=keep, fullgraph=True, dynamic=True)
 
 
+def operations(graph: torch.fx.GraphModule) -> list[torch.fx.Node]:
+    """Our operations in a graph and in what it does under a condition."""
+    modules = [module for module in graph.modules() if isinstance(module, torch.fx.GraphModule)]
+    return [node for module in modules for node in module.graph.nodes if str(node.target).startswith("sere.")]
+
+
 def batch(seed: int) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     weights, ids = torch.rand(T, E, generator=generator).topk(K)
@@ -73,24 +79,33 @@ def test_the_graph_holds_one_operation_that_names_the_layer(
         for found, wanted in zip(run(ids, weights), expected, strict=True):
             assert torch.equal(found, wanted)
     (graph,) = graphs
-    calls = [node for node in graph.graph.nodes if node.op == "call_function" and "sere" in str(node.target)]
-    assert [str(node.target) for node in calls] == ["sere.route_layer"]
-    assert calls[0].args[2] == layer.name == "model.layers.0.experts"
-    assert all(isinstance(value, torch.fx.Node) for value in calls[0].args[:2])
+    (call,) = operations(graph)
+    assert str(call.target) == "sere.route_layer"
+    assert call.args[2] == layer.name == "model.layers.0.experts"
+    assert all(isinstance(value, torch.fx.Node) for value in call.args[:2])
 
 
-def test_a_step_that_nothing_changes_is_left_alone(
-    layer: RoutedLayer, graphs: list[torch.fx.GraphModule]
+def test_a_step_that_nothing_changes_calls_no_operation(
+    layer: RoutedLayer, graphs: list[torch.fx.GraphModule], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The rule is not called at all, as in an eager engine: the host knows."""
+    """The host knows; compiled code reads it in each step, and the operation's Python does not run."""
+    calls: list[str] = []
+
+    def named_runner(name: str) -> Any:
+        calls.append(name)
+        return layer.runner
+
+    monkeypatch.setattr(route_operator, "named_runner", named_runner)
     run = compiled(layer, graphs)
-    announce(layer, [LAYER_BUDGET] * T)
-    run(*batch(0))
-    ids, weights = batch(1)
-    layer.router = lambda _: pytest.fail("the rule was called")  # type: ignore[assignment]
-    announce(layer, [PROTECTED] * T)
-    for found, given in zip(run(ids, weights), (ids, weights), strict=True):
-        assert torch.equal(found, given)
+    for seed, budget in enumerate((LAYER_BUDGET, PROTECTED, LAYER_BUDGET, PROTECTED)):
+        calls.clear()
+        ids, weights = batch(seed)
+        announce(layer, [budget] * T)
+        found = run(ids, weights)
+        assert calls == [layer.name] * (budget != PROTECTED)
+        for one, wanted in zip(found, layer.route(ids, weights, None), strict=True):
+            assert torch.equal(one, wanted)
+    assert len(graphs) == 1
 
 
 @pytest.mark.parametrize("budget", [LAYER_BUDGET, PROTECTED], ids=["re-routed", "left alone"])
@@ -118,4 +133,5 @@ def test_a_rule_that_needs_scores_is_traced(layer: RoutedLayer) -> None:
     graphs: list[torch.fx.GraphModule] = []
     compiled(layer, graphs)(*batch(3))
     assert seen
-    assert not any("route_layer" in str(node.target) for graph in graphs for node in graph.graph.nodes)
+    assert graphs
+    assert not any("route_layer" in str(node.target) for graph in graphs for node in operations(graph))

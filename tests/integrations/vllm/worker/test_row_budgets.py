@@ -18,12 +18,13 @@ def test_budgets_are_those_of_the_last_step(steps: list[list[int]]) -> None:
     """The device holds the last step's budgets and padding behind them; exact steps are all padding.
 
     Beside them is the number of rows that are not padding.
-    Layers need not look at an exact step, but at a dummy one, after which graphs may be captured.
+    Layers need not look at an exact step, nor compiled code, but at a dummy one, after which graphs may be
+    captured.
     """
     budgets = RowBudgets(10, torch.device("cpu"), counted=True)
     assert budgets.real is not None
     assert not budgets.skip
-    address = budgets.tensor.data_ptr()
+    addresses = budgets.tensor.data_ptr(), budgets.active.data_ptr()
     for rows in steps:
         active = budgets.announce(np.array(rows, dtype=np.int32))
         assert active == any(row != PROTECTED for row in rows)
@@ -31,11 +32,13 @@ def test_budgets_are_those_of_the_last_step(steps: list[list[int]]) -> None:
             10 - len(rows) * active
         )
         assert budgets.skip == (not active)
+        assert budgets.active.tolist() == [active]
         assert budgets.real.tolist() == [len(rows) * active]
     budgets.exact(dummy=True)
     assert not budgets.skip
+    assert budgets.active.tolist() == [True]
     assert budgets.tensor.tolist() == [PADDING_BUDGET] * 10
-    assert budgets.tensor.data_ptr() == address
+    assert (budgets.tensor.data_ptr(), budgets.active.data_ptr()) == addresses
     assert budgets.real.tolist() == [0]
 
 

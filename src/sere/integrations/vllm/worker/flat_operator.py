@@ -1,7 +1,8 @@
 """Put `FlatExperts` before the expert kernel of one engine, for compiled code too.
 
 The kernel object's ``apply`` is replaced on the instance. Compiled code cannot hold steps whose number of
-pairs changes, so there the call is one opaque operation.
+pairs changes, so there the call is one opaque operation; steps in which no row can be re-routed call the
+kernel as it is, without any Python of ours.
 """
 
 from __future__ import annotations
@@ -69,13 +70,26 @@ def flatten(runner: Any, kernel: Any, flat: FlatExperts) -> None:
             return original(
                 output, hidden_states, w1, w2, topk_weights, topk_ids, activation=activation, **rest
             )
-        if torch.compiler.is_compiling():
-            torch.ops.sere.flat_experts(
-                output, hidden_states, w1, w2, topk_weights, topk_ids, rest["workspace13"],
-                rest["workspace2"], name, activation.value, rest["global_num_experts"],
-            )  # fmt: skip
+        all_slots = _call(original, w1, w2, activation, rest)
+        if not torch.compiler.is_compiling():
+            flat(all_slots, w1, output, hidden_states, topk_weights, topk_ids)
             return None
-        flat(_call(original, w1, w2, activation, rest), w1, output, hidden_states, topk_weights, topk_ids)
+
+        def pairs(hidden: Tensor, weights: Tensor, ids: Tensor) -> Tensor:
+            found = torch.empty_like(output)
+            torch.ops.sere.flat_experts(
+                found, hidden, w1, w2, weights, ids, rest["workspace13"], rest["workspace2"],
+                name, activation.value, rest["global_num_experts"],
+            )  # fmt: skip
+            return found
+
+        def left_alone(hidden: Tensor, weights: Tensor, ids: Tensor) -> Tensor:
+            found = torch.empty_like(output)
+            all_slots(found, hidden, weights, ids)
+            return found
+
+        step = hidden_states, topk_weights, topk_ids
+        output.copy_(torch.cond(flat.budgets.active, pairs, left_alone, step))
         return None
 
     setattr(runner, ATTRIBUTE, flat)

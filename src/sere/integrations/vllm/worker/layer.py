@@ -14,8 +14,8 @@ from torch import Tensor
 from sere.errors import SereError, UnsupportedEngine
 from sere.flatten import PairCounts
 from sere.integrations.vllm.start import features, versions
+from sere.integrations.vllm.worker import route_operator
 from sere.integrations.vllm.worker.flat_experts import FlatExperts
-from sere.integrations.vllm.worker.route_operator import ATTRIBUTE
 from sere.integrations.vllm.worker.router_scores import check_scores
 from sere.integrations.vllm.worker.row_budgets import RowBudgets
 from sere.policies.base import LayerRouter, LayerShape, Policy
@@ -46,7 +46,7 @@ class RoutedLayer:
 
     def __init__(self, runner: Any) -> None:
         self.runner, self.name = runner, str(runner.layer_name)
-        setattr(runner, ATTRIBUTE, self)
+        setattr(runner, route_operator.ATTRIBUTE, self)
         self.shape = LayerShape(
             layer_index(self.name), versions.logical_experts(runner), int(runner.router.top_k)
         )
@@ -157,7 +157,7 @@ class RoutedLayer:
             if budgets.skip:
                 return Routing(ids, weights)
         elif ids.is_cpu and not self.needs_scores:
-            return Routing(*torch.ops.sere.route_layer(ids, weights, self.name))
+            return route_operator.traced(ids, weights, self.name, budgets.active)
         scores = None
         if self.needs_scores:
             assert logits is not None

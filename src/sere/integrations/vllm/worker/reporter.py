@@ -41,6 +41,7 @@ class Reporter:
         self._timer: threading.Timer | None = None
         self._paused = False
         self._stream: Any = None
+        self._stream_known = False
 
     def read(self) -> dict[str, Any]:
         """Return what `WorkerState.report` does, at most about a second old unless a step takes longer."""
@@ -73,11 +74,12 @@ class Reporter:
 
         Called by the thread that runs the steps, while it holds the lock.
         """
-        state = self._state
-        if self._stream is None:
+        if not self._stream_known:
             self._note_stream()
-        every, rank = state.plugin_config.log_seconds, state.vllm_config.parallel_config.rank
-        if self._timer is None and every and rank == 0 and not self._paused:
+        if self._timer is not None or self._paused:
+            return
+        every = self._state.plugin_config.log_seconds
+        if every and self._state.vllm_config.parallel_config.rank == 0:
             # Of what is gone until then, nothing is to be logged, and nothing is kept alive for it.
             self._timer = threading.Timer(every, _log_if_there, [weakref.ref(self)])
             self._timer.daemon = True
@@ -114,6 +116,7 @@ class Reporter:
 
     def _note_stream(self) -> None:
         """Remember on which stream the steps run; other threads have another one."""
+        self._stream_known = True
         device = None if self._state.budgets is None else self._state.budgets.tensor.device
         if device is not None and device.type == "cuda":
             self._stream = torch.cuda.current_stream(device)

@@ -1,9 +1,9 @@
 """``torch.ops.sere.route_layer``: a step of one layer's routing on a CPU, opaque to the compiler.
 
 Compiled code on a CPU calls Python in every step, as nothing is captured there. So it names the layer, and
-the step takes the same way as in an eager engine: what is known on the host, such as that no row can be
-re-routed, is looked at before any tensor is. After an expert kernel has streamed its weights through the
-caches, each line of Python costs several times what it costs in a loop, so that few arguments matter, too.
+the step takes the same way as in an eager engine. After an expert kernel has streamed its weights through the
+caches, each line of Python costs several times what it costs in a loop: that is why the operation has few
+arguments, and why steps in which no row can be re-routed do not call it.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from sere.reroute import Routing
 
 ATTRIBUTE = "sere_layer"
 """Where vLLM's ``MoERunner`` keeps the layer, so that compiled code finds it by the runner's name."""
@@ -36,6 +38,28 @@ def _forward_context() -> Callable[[], Any]:
 
     found: Callable[[], Any] = get_forward_context
     return found
+
+
+def traced(ids: Tensor, weights: Tensor, layer: str, active: Tensor) -> Routing:
+    """Route one step while code for all steps is compiled.
+
+    Args:
+        ids: ``[T, K]``, on the CPU. Not modified.
+        weights: ``[T, K]``. Not modified.
+        layer: Name of the ``MoERunner``.
+        active: ``[1]``, bool: whether the step that runs may be re-routed; read in each step.
+
+    Returns:
+        New ids and weights.
+    """
+
+    def route(ids: Tensor, weights: Tensor) -> Any:
+        return torch.ops.sere.route_layer(ids, weights, layer)
+
+    def keep(ids: Tensor, weights: Tensor) -> Any:
+        return ids.clone(), weights.clone()
+
+    return Routing(*torch.cond(active, route, keep, (ids, weights)))
 
 
 @torch.library.impl(_library, "route_layer", "CompositeExplicitAutograd")

@@ -30,6 +30,7 @@ class RowBudgets:
         skip: Whether layers whose Python runs in this step need not look at it: no row can be re-routed.
             False in dummy steps, which may warm up what is captured next.
         largest: The largest budget of the step's rows; ``PROTECTED`` where the step is exact.
+        active: ``[1]``, bool, on the host: the opposite of `skip`, for compiled code that runs on a CPU.
     """
 
     def __init__(self, rows: int, device: torch.device, *, counted: bool | None = None) -> None:
@@ -38,6 +39,7 @@ class RowBudgets:
         if device.type != "cpu" if counted is None else counted:
             self.real = torch.zeros(1, dtype=torch.int32, device=device)
         self.skip = False
+        self.active = torch.ones(1, dtype=torch.bool, device="cpu")
         self.largest = PROTECTED
         self._written = np.empty(0, dtype=np.int32)
         self._announced: npt.NDArray[np.int32] | None = None
@@ -56,7 +58,7 @@ class RowBudgets:
         if not budgets.size or int(budgets.min()) >= PROTECTED:
             self.exact()
             return False
-        self.skip = False
+        self._set_skip(False)
         self.largest = int(budgets.max())
         self._write(budgets)
         self._announced = budgets
@@ -68,7 +70,10 @@ class RowBudgets:
         Args:
             dummy: Whether it is not a step of requests, but may be one before graphs are captured.
         """
-        self.skip = not dummy
+        self._set_skip(not dummy)
+        if self._announced is None:
+            # All rows are padding already.
+            return
         self.largest, self._announced = PROTECTED, None
         self._write(np.empty(0, dtype=np.int32))
 
@@ -85,6 +90,11 @@ class RowBudgets:
     def real_of(self, share: int = 0) -> Tensor | None:
         """Return `real` for the rows of a share, which later shares do not have: theirs begin further on."""
         return self.real if share == 0 else None
+
+    def _set_skip(self, skip: bool) -> None:
+        if skip is not self.skip:
+            self.skip = skip
+            self.active.fill_(not skip)
 
     def _write(self, budgets: npt.NDArray[np.int32]) -> None:
         """Copy what differs from the last step; a steady batch costs a comparison and no copy."""

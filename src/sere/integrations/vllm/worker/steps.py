@@ -24,6 +24,7 @@ class Steps:
     Attributes:
         reporter: Reads what the steps counted, between two of them.
         mixed_rows: From how many rows that keep their experts on a step is left alone.
+        top_k: K; the largest of any layer.
     """
 
     def __init__(self, runner: Any, state: WorkerState) -> None:
@@ -31,6 +32,7 @@ class Steps:
         self.book = RequestBook(state.rules.allowed)
         self.reporter = Reporter(state)
         self.mixed_rows = mixed_rows(state.shapes)
+        self.top_k = max((shape.top_k for shape in state.shapes), default=0)
 
     def watch(self) -> None:
         """Set the wrappers on the runner object.
@@ -96,13 +98,8 @@ class Steps:
         rows = self.book.budgets(scheduler_output, names, counts, all_phases=state.config.phases == "all")
         if state.count_only:
             rows = rows.keeping_all()
-        elif rows.tiers and rows.protected >= self.mixed_rows:
+        elif rows.tiers and self._leaves_alone(rows):
             state.budgets.exact()
-            state.counts.mixed += 1
-            return
-        elif rows.tiers and self._too_few(rows):
-            state.budgets.exact()
-            state.counts.add_few_rows(rows.open)
             return
         if state.budgets.announce(rows.budgets):
             state.limits.choose(rows.tiers, all_slots=self._all_slots(len(rows.budgets)))
@@ -122,14 +119,23 @@ class Steps:
             return state.flat.compute_all_slots(rows, state.budgets.largest)
         return rows < state.skips_from
 
-    def _too_few(self, rows: StepRows) -> bool:
-        """Whether the settings say that a step with so few rows that may change changes nothing.
+    def _leaves_alone(self, rows: StepRows) -> bool:
+        """Count a step as what it is if the host knows that nothing is changed in it.
 
-        Rows that keep their experts take none of M.
+        Too few rows may change for any slot to be re-routed, or each keeps as many experts as it has; rows
+        that keep their experts take none of M. Or so many rows keep them that a change saves nothing.
         """
         state = self.state
         assert state.limits is not None
-        if state.policy is not state.sere:
+        if rows.protected >= self.mixed_rows:
+            state.counts.mixed += 1
+        elif state.policy is not state.sere:
             # Another rule is there to be measured.
             return False
-        return rows.open <= state.limits.exact_rows(rows.tiers)
+        elif rows.open <= state.limits.exact_rows(rows.tiers):
+            state.counts.add_few_rows(rows.open)
+        elif rows.least_budget(state.least_select_top_k) >= self.top_k:
+            state.counts.protected += 1
+        else:
+            return False
+        return True

@@ -4,9 +4,9 @@
 
 Two engines of vLLM that never asked for sere, and one that did, decode the same requests, step by step in
 turns. Two processes differ by far more than sere costs, by where each has its weights in memory; here all
-three read the same weights. ``off``: re-routing is switched off. ``all kept``: it is on with S = K. The second
-vanilla engine says what can be told apart at all. In turns, each engine finds the caches as another one left
-them.
+three read the same weights. ``off``: re-routing is switched off. ``all kept``: it is on with S = K. The
+second vanilla engine says what can be told apart at all. In turns, each engine finds the caches as another
+one left them.
 """
 
 from __future__ import annotations

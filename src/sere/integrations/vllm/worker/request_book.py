@@ -88,10 +88,12 @@ class _Decoded(NamedTuple):
 
     Attributes:
         rows: What its rows were.
+        counts: The bytes of its counts, which are all 1: the quickest of comparisons.
         computed: The sum of what its requests had computed.
     """
 
     rows: StepRows
+    counts: bytes
     computed: int
 
 
@@ -193,8 +195,8 @@ class RequestBook:
         total, last = sum(cached.num_computed_tokens), self._decoded
         if drafts or all_phases or self._batch is None:
             last = None
-        if last is not None and self._goes_on(last.computed, total, names, counts, len(cached.req_ids)):
-            self._decoded = _Decoded(last.rows, total)
+        if last is not None and self._goes_on(last, total, names, counts, len(cached.req_ids)):
+            self._decoded = _Decoded(last.rows, last.counts, total)
             return last.rows
         batch = self._batch
         if batch is None or batch.names != names or batch.listed != cached.req_ids:
@@ -219,11 +221,11 @@ class RequestBook:
         rows = StepRows(np.repeat(chosen, counts), count, frozenset(tiers))
         # Without drafts, each of them has one row.
         all_decode = not (drafts or all_phases) and count == len(names) == len(batch.listed)
-        self._decoded = _Decoded(rows, total) if all_decode else None
+        self._decoded = _Decoded(rows, counts.tobytes(), total) if all_decode else None
         return rows
 
     def _goes_on(
-        self, before: int, total: int, names: Sequence[str], counts: npt.NDArray[Any], listed: int
+        self, last: _Decoded, total: int, names: Sequence[str], counts: npt.NDArray[Any], listed: int
     ) -> bool:
         """Whether all requests of the last step, which decoded there, went on by one token and decode again.
 
@@ -231,7 +233,7 @@ class RequestBook:
         many tokens as they are, none has been set back, which would make its next rows parts of a prompt.
 
         Args:
-            before: The sum of what the requests of the last step had computed.
+            last: That step.
             total: The sum of what those have computed that the scheduler lists.
             names: The requests in the order of the model runner's batch.
             counts: Scheduled tokens of each, ``[len(names)]``.
@@ -239,10 +241,10 @@ class RequestBook:
         """
         assert self._batch is not None
         return (
-            total == before + len(names)
+            total == last.computed + len(names)
             and listed == len(names)
             and self._batch.names == names
-            and bool((counts == 1).all())
+            and counts.tobytes() == last.counts
         )
 
     def _read(self, names: Sequence[str], listed: Sequence[str]) -> _Batch:

@@ -24,7 +24,7 @@ def test_budgets_are_those_of_the_last_step(steps: list[list[int]]) -> None:
     budgets = RowBudgets(10, torch.device("cpu"), counted=True)
     assert budgets.real is not None
     assert not budgets.skip
-    addresses = budgets.tensor.data_ptr(), budgets.active.data_ptr()
+    addresses = budgets.tensor.data_ptr(), budgets.skips.data_ptr()
     for rows in steps:
         active = budgets.announce(np.array(rows, dtype=np.int32))
         assert active == any(row != PROTECTED for row in rows)
@@ -32,13 +32,13 @@ def test_budgets_are_those_of_the_last_step(steps: list[list[int]]) -> None:
             10 - len(rows) * active
         )
         assert budgets.skip == (not active)
-        assert budgets.active.tolist() == [active]
+        assert budgets.skips.tolist() == [not active]
         assert budgets.real.tolist() == [len(rows) * active]
     budgets.exact(dummy=True)
     assert not budgets.skip
-    assert budgets.active.tolist() == [True]
+    assert budgets.skips.tolist() == [False]
     assert budgets.tensor.tolist() == [PADDING_BUDGET] * 10
-    assert (budgets.tensor.data_ptr(), budgets.active.data_ptr()) == addresses
+    assert (budgets.tensor.data_ptr(), budgets.skips.data_ptr()) == addresses
     assert budgets.real.tolist() == [0]
 
 

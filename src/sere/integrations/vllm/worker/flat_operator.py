@@ -75,21 +75,22 @@ def flatten(runner: Any, kernel: Any, flat: FlatExperts) -> None:
             flat(all_slots, w1, output, hidden_states, topk_weights, topk_ids)
             return None
 
-        def pairs(hidden: Tensor, weights: Tensor, ids: Tensor) -> Tensor:
-            found = torch.empty_like(output)
-            torch.ops.sere.flat_experts(
-                found, hidden, w1, w2, weights, ids, rest["workspace13"], rest["workspace2"],
-                name, activation.value, rest["global_num_experts"],
-            )  # fmt: skip
-            return found
+        E = rest["global_num_experts"]
 
+        # Each tensor that either branch names becomes an argument of both. Inductor lets go of them in the
+        # first branch only; so this is the one of prompts, whose steps have the most rows.
         def left_alone(hidden: Tensor, weights: Tensor, ids: Tensor) -> Tensor:
-            found = torch.empty_like(output)
+            found = torch.empty_like(hidden)
             all_slots(found, hidden, weights, ids)
             return found
 
+        def pairs(hidden: Tensor, weights: Tensor, ids: Tensor) -> Tensor:
+            found = torch.empty_like(hidden)
+            torch.ops.sere.flat_experts(found, hidden, w1, w2, weights, ids, name, activation.value, E)
+            return found
+
         step = hidden_states, topk_weights, topk_ids
-        output.copy_(torch.cond(flat.budgets.active, pairs, left_alone, step))
+        output.copy_(torch.cond(flat.budgets.skips, left_alone, pairs, step))
         return None
 
     setattr(runner, ATTRIBUTE, flat)
@@ -108,19 +109,20 @@ def _call(
 _library = torch.library.Library("sere", "FRAGMENT")  # type: ignore[no-untyped-call]
 _library.define(  # type: ignore[no-untyped-call]
     "flat_experts(Tensor(a!) output, Tensor hidden, Tensor w1, Tensor w2, Tensor weights, Tensor ids, "
-    "Tensor workspace13, Tensor workspace2, str layer, str activation, int num_experts) -> ()"
+    "str layer, str activation, int num_experts) -> ()"
 )
 
 
 @torch.library.impl(_library, "flat_experts", "CompositeExplicitAutograd")
 def _flat_experts(
-    output: Tensor, hidden: Tensor, w1: Tensor, w2: Tensor, weights: Tensor, ids: Tensor, workspace13: Tensor,
-    workspace2: Tensor, layer: str, activation: str, num_experts: int,
+    output: Tensor, hidden: Tensor, w1: Tensor, w2: Tensor, weights: Tensor, ids: Tensor, layer: str,
+    activation: str, num_experts: int,
 ) -> None:  # fmt: skip
     flat = getattr(named_runner(layer), ATTRIBUTE)
+    # The kernels that take pairs have a workspace of their own.
     rest = {
         "global_num_experts": num_experts, "expert_map": None, "a1q_scale": None, "a2_scale": None,
-        "workspace13": workspace13, "workspace2": workspace2, "expert_tokens_meta": None,
+        "workspace13": None, "workspace2": None, "expert_tokens_meta": None,
         "apply_router_weight_on_input": False,
     }  # fmt: skip
     flat(_call(flat.apply, w1, w2, _activation(activation), rest), w1, output, hidden, weights, ids)

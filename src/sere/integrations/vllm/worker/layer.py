@@ -157,7 +157,7 @@ class RoutedLayer:
             if budgets.skip:
                 return Routing(ids, weights)
         elif ids.is_cpu and not self.needs_scores:
-            return route_operator.traced(ids, weights, self.name, budgets.active)
+            return route_operator.traced(ids, weights, self.name, budgets.skips)
         scores = None
         if self.needs_scores:
             assert logits is not None

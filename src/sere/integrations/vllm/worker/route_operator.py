@@ -40,26 +40,26 @@ def _forward_context() -> Callable[[], Any]:
     return found
 
 
-def traced(ids: Tensor, weights: Tensor, layer: str, active: Tensor) -> Routing:
+def traced(ids: Tensor, weights: Tensor, layer: str, skips: Tensor) -> Routing:
     """Route one step while code for all steps is compiled.
 
     Args:
         ids: ``[T, K]``, on the CPU. Not modified.
         weights: ``[T, K]``. Not modified.
         layer: Name of the ``MoERunner``.
-        active: ``[1]``, bool: whether the step that runs may be re-routed; read in each step.
+        skips: ``[1]``, bool: whether no row of the step that runs can be re-routed; read in each step.
 
     Returns:
         New ids and weights.
     """
 
-    def route(ids: Tensor, weights: Tensor) -> Any:
-        return torch.ops.sere.route_layer(ids, weights, layer)
-
     def keep(ids: Tensor, weights: Tensor) -> Any:
         return ids.clone(), weights.clone()
 
-    return Routing(*torch.cond(active, route, keep, (ids, weights)))
+    def route(ids: Tensor, weights: Tensor) -> Any:
+        return torch.ops.sere.route_layer(ids, weights, layer)
+
+    return Routing(*torch.cond(skips, keep, route, (ids, weights)))
 
 
 @torch.library.impl(_library, "route_layer", "CompositeExplicitAutograd")

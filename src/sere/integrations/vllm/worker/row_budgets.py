@@ -29,8 +29,8 @@ class RowBudgets:
             it, too, so that a captured kernel does not look at the rows of a step that re-routes nothing.
         skip: Whether layers whose Python runs in this step need not look at it: no row can be re-routed.
             False in dummy steps, which may warm up what is captured next.
+        skips: ``[1]``, bool, on the host: the same, for compiled code that runs on a CPU.
         largest: The largest budget of the step's rows; ``PROTECTED`` where the step is exact.
-        active: ``[1]``, bool, on the host: the opposite of `skip`, for compiled code that runs on a CPU.
     """
 
     def __init__(self, rows: int, device: torch.device, *, counted: bool | None = None) -> None:
@@ -39,7 +39,7 @@ class RowBudgets:
         if device.type != "cpu" if counted is None else counted:
             self.real = torch.zeros(1, dtype=torch.int32, device=device)
         self.skip = False
-        self.active = torch.ones(1, dtype=torch.bool, device="cpu")
+        self.skips = torch.zeros(1, dtype=torch.bool, device="cpu")
         self.largest = PROTECTED
         self._written = np.empty(0, dtype=np.int32)
         self._announced: npt.NDArray[np.int32] | None = None
@@ -94,7 +94,7 @@ class RowBudgets:
     def _set_skip(self, skip: bool) -> None:
         if skip is not self.skip:
             self.skip = skip
-            self.active.fill_(not skip)
+            self.skips.fill_(skip)
 
     def _write(self, budgets: npt.NDArray[np.int32]) -> None:
         """Copy what differs from the last step; a steady batch costs a comparison and no copy."""

@@ -131,9 +131,9 @@ def exact_steps() -> str:
     return grouped(
         records,
         lambda record: f"{record['config']['preset']}, commit {record['commit'][:10]}",
-        ["engines", "B", "sere is", "vanilla, ms", "with sere", "vanilla again"],
+        ["engines", "layers", "B", "sere is", "vanilla, ms", "with sere", "vanilla again"],
         lambda record: [
-            record["config"]["mode"], record["config"]["B"], record["config"]["state"],
+            *(record["config"][name] for name in ("mode", "layers", "B", "state")),
             f"{record['step_ms']['vanilla']['p50']:.1f}",
             *(times_as_long(record, engine) for engine in ("sere", "vanilla again")),
         ],

@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("default")]
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_tokens_and_experts(name: str, tmp_path: Path) -> None:
-    """S = K gives the tokens of an engine that is switched off; S = 1 runs fewer distinct experts."""
+    """Off, S = K, and counting alone, give the same tokens; S = 1 runs fewer distinct experts."""
     with engine(save_model(tmp_path, name), {"select_top_k": 4}) as llm:
         configure(llm, enabled=False)
         expected = generate(llm, prompts())
@@ -26,11 +26,14 @@ def test_tokens_and_experts(name: str, tmp_path: Path) -> None:
         read_stats(llm, reset=True)
         assert generate(llm, prompts()) == expected
         at_K = read_stats(llm, reset=True)
-        configure(llm, select_top_k=1)
+        configure(llm, count_only=True)
+        assert generate(llm, prompts()) == expected
+        counted = read_stats(llm, reset=True)
+        configure(llm, count_only=False, select_top_k=1)
         generate(llm, prompts())
         at_1 = read_stats(llm)
-    assert at_K.steps_rerouted > 0
-    for before, after in zip(at_K.layers, at_1.layers, strict=True):
+    assert (at_K.steps_rerouted, at_K.skipped["protected"]) == (0, counted.steps_rerouted)
+    for before, after in zip(counted.layers, at_1.layers, strict=True):
         assert before.steps > 0
         assert before.distinct_after == before.distinct_before
         assert before.slots_rerouted == 0

@@ -22,7 +22,7 @@ pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("default")]
 
 
 def test_compiled_engine(tmp_path: Path) -> None:
-    """Compiled: S = K and off give the tokens of an engine without re-routing, S = 1 fewer experts.
+    """Compiled: S = K, counting and off give the tokens of an engine without re-routing, S = 1 fewer experts.
 
     A protected request gets its own tokens, and changed ρ, S and off are heeded without compiling anew. The
     uses of all experts add up to the layers' slots.
@@ -32,13 +32,16 @@ def test_compiled_engine(tmp_path: Path) -> None:
         expected = generate(llm, prompts())
     with engine(path, {"select_top_k": 4, "count_experts": True}, enforce_eager=False) as llm:
         assert generate(llm, prompts()) == expected
+        assert read_stats(llm, reset=True).steps_rerouted == 0
+        configure(llm, count_only=True)
+        assert generate(llm, prompts()) == expected
         kept = read_expert_counts(llm)
         assert all(one.chosen == one.ran and sum(one.chosen) for one in kept)
         before = read_stats(llm, reset=True).layers[0]
         assert before.steps > 0
         assert before.slots_rerouted == 0
 
-        configure(llm, select_top_k=1)
+        configure(llm, count_only=False, select_top_k=1)
         changed = generate(llm, prompts())
         (answer,), counts = llm.collective_rpc("sere_stats"), read_expert_counts(llm)
         sums = [dict(zip(COUNTERS, layer["counters"], strict=True)) for layer in answer["layers"]]

@@ -57,7 +57,7 @@ def _kernel_of_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("_kernel_of_the_cpu")
 def test_adapters_in_a_batch(tmp_path: Path) -> None:
-    """With an adapter for every second request S = K and off give the same tokens, S = 1 fewer experts."""
+    """With an adapter for every second request counting and off give the same tokens, S = 1 fewer experts."""
     from vllm.lora.request import LoRARequest
 
     path = save_model(tmp_path)
@@ -70,8 +70,8 @@ def test_adapters_in_a_batch(tmp_path: Path) -> None:
     # The CPU's kernel supports no adapter for experts, so only the projections are given one. A request
     # without an adapter gets the last one on a CPU, so that one stays empty.
     with engine(
-        path, {"select_top_k": 4}, dtype="float32", enable_lora=True, max_loras=2, max_lora_rank=RANK,
-        lora_target_modules=["qkv_proj", "o_proj"],
+        path, {"select_top_k": 1, "count_only": True}, dtype="float32", enable_lora=True, max_loras=2,
+        max_lora_rank=RANK, lora_target_modules=["qkv_proj", "o_proj"],
     ) as llm:  # fmt: skip
         expected = adapted(llm)
         full = read_stats(llm, reset=True)
@@ -81,7 +81,7 @@ def test_adapters_in_a_batch(tmp_path: Path) -> None:
         assert [a == b for a, b in zip(expected, plain, strict=True)] == [False, True] * 4
         configure(llm, enabled=False)
         assert adapted(llm) == expected
-        configure(llm, enabled=True, select_top_k=1)
+        configure(llm, enabled=True, count_only=False)
         read_stats(llm, reset=True)
         assert adapted(llm) != expected
         fewer = read_stats(llm)

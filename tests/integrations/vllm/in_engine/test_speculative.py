@@ -26,21 +26,21 @@ def expected(model: Path) -> list[list[int]]:
 
 @pytest.mark.parametrize("method", ["ngram", "draft_model"])
 def test_drafted_rows_are_rerouted(method: str, model: Path, expected: list[list[int]]) -> None:
-    """With drafts S = K and off give the tokens of plain decoding, S = 1 fewer experts.
+    """With drafts counting and off give the tokens of plain decoding, S = 1 fewer experts.
 
     Drafts come from the prompt, or from a drafter with layers of experts, which keeps its own.
     """
     drafter = {"method": method, "model": str(model), "num_speculative_tokens": 2}
     with engine(
         model,
-        {"select_top_k": 4},
+        {"select_top_k": 1, "count_only": True},
         dtype="float32",
         speculative_config=NGRAM if method == "ngram" else drafter,
     ) as llm:
         assert generate(llm, prompts(), tokens=24) == expected
         full = read_stats(llm, reset=True)
         assert full.layers[0].rows > len(prompts())
-        configure(llm, select_top_k=1)
+        configure(llm, count_only=False)
         generate(llm, prompts(), tokens=24)
         fewer = read_stats(llm, reset=True)
         assert fewer.layers[0].distinct_after < full.layers[0].distinct_after

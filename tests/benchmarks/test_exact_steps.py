@@ -60,7 +60,7 @@ def test_one_run(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch
     cases = [(one["config"]["B"], one["config"]["state"]) for one in records]
     assert cases == [(1, "off"), (1, "all kept"), (3, "off"), (3, "all kept")]
     kinds = [max(one["steps"], key=one["steps"].get) for one in records]
-    assert kinds == ["disabled", "few_rows", "disabled", "protected"]
+    assert kinds == ["disabled", "protected", "disabled", "protected"]
     printed = capsys.readouterr().out
     for record in records:
         assert record["step_ms"].keys() == {VANILLA, SERE, AGAIN}

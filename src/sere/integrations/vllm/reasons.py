@@ -35,7 +35,8 @@ def why_engine_changed_nothing(counted: Mapping[str, Any]) -> str | None:
     if not counted["enabled"] or counted["count_only"] or not seen or not layers:
         return None
     if not steps["rerouted"]:
-        return _no_row(counted, config)
+        # A pipeline stage counts its own steps: layers of another one may have re-routed.
+        return None if rerouted_slots(counted) else _no_row(counted, config)
     idle = [layer["name"] for layer in layers if not layer["counters"][_STEPS]]
     if idle:
         return _idle_layers(steps["rerouted"], idle, len(layers))
@@ -54,6 +55,10 @@ def _activity(counters: Sequence[Sequence[int]], seen: int, rerouted: int) -> Ac
 def _no_row(counted: Mapping[str, Any], config: RerouteConfig | None) -> str | None:
     """Say why no step had a row to re-route."""
     steps = counted["steps"]
+    if config is not None and any(steps[name] for name in ("protected", "mixed", "few_rows")):
+        kept = why_all_kept(config, counted["top_k"])
+        if kept is not None:
+            return kept
     if steps["few_rows"]:
         few = Activity.of(
             (), calls=steps["few_rows"], eligible=steps["few_rows"], exact=steps["few_rows"],
@@ -66,8 +71,7 @@ def _no_row(counted: Mapping[str, Any], config: RerouteConfig | None) -> str | N
             "of prompts that nearly every expert was needed anyway; such steps are left alone"
         )
     if steps["protected"]:
-        kept = None if config is None else why_all_kept(config, counted["top_k"])
-        return kept or (
+        return (
             f"nothing was re-routed: in each of {steps['protected']} steps with decoding requests, all "
             'requests kept their own experts, because "off" or a large select_top_k is set for each of them '
             "or for the engine"

@@ -11,7 +11,7 @@ import pytest
 from sere.integrations.vllm.worker.equip import _before_shutdown
 from sere.integrations.vllm.worker.guard import FIRST_LOOK
 from sere.reroute import COUNTERS
-from tests.support.vllm.standins import NAMES, Start, change, decode, why
+from tests.support.vllm.standins import NAMES, Start, change, decode, new, step, why
 
 
 def test_rerouting_is_not_warned_of(start: Start, caplog: pytest.LogCaptureFixture) -> None:
@@ -67,6 +67,27 @@ def test_requests_that_keep_their_experts(start: Start) -> None:
         assert "in each of 200 steps with decoding requests, all requests kept their own experts" in str(
             why(engine)
         )
+
+
+def test_the_settings_are_named_whatever_else_was_left_alone(start: Start) -> None:
+    """An S of K is the reason also after steps of one row and after those beside long prompts."""
+    engine = start(select_top_k=4)
+    engine.prompts(*NAMES)
+    engine.decode(*NAMES, steps=3)
+    engine.decode(NAMES[0])
+    engine._run(step(news=(new("long", 40),), cached={NAMES[0]: 3}), {NAMES[0]: 1, "long": 40})
+    assert (engine.state.counts.protected, engine.state.counts.prompts) == (5, 1)
+    for kind in ("mixed", "few_rows"):
+        setattr(engine.state.counts, kind, 1)
+        assert "select_top_k=4 keeps all 4 slots of a token" in str(why(engine))
+
+
+def test_layers_of_another_stage(start: Start) -> None:
+    """A stage may leave alone what another one re-routes; then nothing is said."""
+    engine = start()
+    decode(engine, 3)
+    engine.state.counts.rerouted, engine.state.counts.protected = 0, 3
+    assert why(engine) is None
 
 
 def test_rows_that_are_not_known(start: Start) -> None:

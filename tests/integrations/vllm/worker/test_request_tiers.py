@@ -264,3 +264,31 @@ def test_engines_without_request_tiers(table: SimilarityTable) -> None:
     running.prompts(*NAMES[:5])
     running.prompts(NAMES[5], tier="off")
     assert experts(decoded(running)) == [8, 8]
+
+
+@pytest.mark.parametrize(
+    ("asked", "counts", "kinds"),
+    [
+        ([None] * 6, [0, 0], (0, 2)),
+        (["exact"] * 6, [0, 0], (0, 2)),
+        (["fast"] * 6, [6, 6], (2, 0)),
+        (["fast", *[None] * 5], [0, 0], (0, 2)),
+        (["partly"] * 6, [6, 15], (2, 0)),
+    ],
+    ids=["own", "the same", "a smaller S", "one of them", "in a layer"],
+)
+def test_a_tier_s_own_s_decides_whether_its_steps_are_left_alone(
+    any_table: SimilarityTable, asked: list[Any], counts: list[int], kinds: tuple[int, int]
+) -> None:
+    """The engine's tier keeps all four slots; a request's tier may have an S of its own, by layer too."""
+    tiers = {
+        "exact": Tier("exact", 6, select_top_k=4),
+        "fast": Tier("fast", 6),
+        "partly": Tier("partly", 6, {1: {"select_top_k": 4}}),
+    }
+    running = engine(any_table.with_tiers(tiers), tier="exact")
+    for name, tier in zip(NAMES, asked, strict=True):
+        running.prompts(name, tier=tier)
+    stats = decoded(running)
+    assert (stats.steps_rerouted, stats.skipped["protected"]) == kinds
+    assert experts(stats) == counts

@@ -56,10 +56,11 @@ def test_stage_without_moe_layers(start: Start, caplog: pytest.LogCaptureFixture
     ]
     other = start(parallel={"pipeline_parallel_size": 2})
     decode(other)
-    answers = [engine.state.report() for engine in (dense, other)]
-    joined = merge_answers(answers)
-    assert joined.nothing_changed is None
-    assert (len(joined.layers), joined.kernel) == (2, "CPUUnquantizedExperts")
+    for stages in ((dense, other), (other, dense)):
+        joined = merge_answers([engine.state.report() for engine in stages])
+        assert joined.nothing_changed is None
+        assert (len(joined.layers), joined.kernel) == (2, "CPUUnquantizedExperts")
+        assert joined.skipped["protected"] == 0 < joined.steps_rerouted
 
 
 def test_default_device(any_table: Any) -> None:

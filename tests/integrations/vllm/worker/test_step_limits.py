@@ -34,6 +34,8 @@ def test_the_most_careful_of_those_asked_for(steps: list[set[Choice]]) -> None:
         assert limits.exact_rows(frozenset(asked)) == max(
             {None: 1, "safe": 3, "fast": 2}[name] for name in asked
         )
+        least = max(int(values[name][:, 0].min()) for name in asked)
+        assert limits.least_select_top_k(frozenset(asked)) == least <= limits.tensor[:, 0].min()
     assert limits.tensor.data_ptr() == address
 
 
@@ -57,6 +59,7 @@ def test_a_step_that_only_counts() -> None:
     limits, _ = filled()
     limits.choose(frozenset({OFF}))
     assert limits.tensor[:, 0].tolist() == [MOST_INT] * 3
+    assert limits.least_select_top_k(frozenset({OFF})) == MOST_INT
 
 
 def test_a_stage_without_layers() -> None:
@@ -85,3 +88,4 @@ def test_a_step_that_computes_all_slots() -> None:
         assert torch.equal(limits.tensor, expected[None])
     limits.choose(frozenset({OFF}), all_slots=True)
     assert limits.tensor[:, 0].tolist() == [MOST_INT] * 3
+    assert limits.least_select_top_k(frozenset({OFF})) == MOST_INT

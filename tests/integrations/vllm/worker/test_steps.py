@@ -29,7 +29,7 @@ class Announced:
     def __init__(self) -> None:
         self.config = RerouteConfig(select_top_k=2)
         self.plugin_config = PluginConfig(reroute=self.config, log_seconds=0)
-        self.enabled, self.count_only, self.other_experts, self.least_select_top_k = True, False, False, 2
+        self.enabled, self.count_only, self.other_experts = True, False, False
         self.budgets = RowBudgets(8, torch.device("cpu"))
         self.policy = self.sere = object()
         self.shapes = [LayerShape(0, 16, 4)]

@@ -21,8 +21,9 @@ from sere.integrations.vllm.worker.row_budgets import RowBudgets
 logger = logging.getLogger("vllm.sere")
 
 # Kernels that compute each slot by itself, whatever the number of slots per row, so that a row with one slot
-# is a row like any other. The first and the last were run, the first also as the three between, which are
-# subclasses with other tile sizes; the last one's call was run without its tiles.
+# is a row like any other, in no workspace of the caller. The first and the last were run, the first also as
+# the three between, which are subclasses with other tile sizes; the last one's call was run without its
+# tiles.
 TAKES_PAIRS = frozenset(
     {
         "CPUUnquantizedExperts",

@@ -75,10 +75,10 @@ def flatten(runner: Any, kernel: Any, flat: FlatExperts) -> None:
             flat(all_slots, w1, output, hidden_states, topk_weights, topk_ids)
             return None
 
-        E = rest["global_num_experts"]
+        kind, E = activation.value, rest["global_num_experts"]
 
-        # Each tensor that either branch names becomes an argument of both. Inductor lets go of them in the
-        # first branch only; so this is the one of prompts, whose steps have the most rows.
+        # Inductor frees the arguments of a branch in the first branch only: so that is the one of prompts,
+        # which have the most rows. Each tensor that either branch names becomes an argument of both.
         def left_alone(hidden: Tensor, weights: Tensor, ids: Tensor) -> Tensor:
             found = torch.empty_like(hidden)
             all_slots(found, hidden, weights, ids)
@@ -86,7 +86,7 @@ def flatten(runner: Any, kernel: Any, flat: FlatExperts) -> None:
 
         def pairs(hidden: Tensor, weights: Tensor, ids: Tensor) -> Tensor:
             found = torch.empty_like(hidden)
-            torch.ops.sere.flat_experts(found, hidden, w1, w2, weights, ids, name, activation.value, E)
+            torch.ops.sere.flat_experts(found, hidden, w1, w2, weights, ids, name, kind, E)
             return found
 
         step = hidden_states, topk_weights, topk_ids
@@ -119,7 +119,7 @@ def _flat_experts(
     activation: str, num_experts: int,
 ) -> None:  # fmt: skip
     flat = getattr(named_runner(layer), ATTRIBUTE)
-    # The kernels that take pairs have a workspace of their own.
+    # None of `TAKES_PAIRS` uses the workspaces.
     rest = {
         "global_num_experts": num_experts, "expert_map": None, "a1q_scale": None, "a2_scale": None,
         "workspace13": None, "workspace2": None, "expert_tokens_meta": None,

@@ -1,9 +1,9 @@
 """``torch.ops.sere.route_layer``: a step of one layer's routing on a CPU, opaque to the compiler.
 
-Compiled code on a CPU calls Python in every step, as nothing is captured there. So it names the layer, and
-the step takes the same way as in an eager engine. After an expert kernel has streamed its weights through the
-caches, each line of Python costs several times what it costs in a loop: that is why the operation has few
-arguments, and why steps in which no row can be re-routed do not call it.
+Compiled code on a CPU calls Python in steps that may be re-routed, as nothing is captured there. So it names
+the layer, and the step takes the same way as in an eager engine. After an expert kernel has streamed its
+weights through the caches, each line of Python costs several times what it costs in a loop: that is why the
+operation has few arguments, and why steps in which no row can be re-routed do not call it.
 """
 
 from __future__ import annotations

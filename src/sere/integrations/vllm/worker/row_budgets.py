@@ -59,9 +59,8 @@ class RowBudgets:
             self.exact()
             return False
         self._set_skip(False)
-        self.largest = int(budgets.max())
         self._write(budgets)
-        self._announced = budgets
+        self.largest, self._announced = int(budgets.max()), budgets
         return True
 
     def exact(self, *, dummy: bool = False) -> None:
@@ -74,8 +73,8 @@ class RowBudgets:
         if self._announced is None:
             # All rows are padding already.
             return
-        self.largest, self._announced = PROTECTED, None
         self._write(np.empty(0, dtype=np.int32))
+        self.largest, self._announced = PROTECTED, None
 
     def at(self, rows: int, share: int = 0) -> Tensor:
         """Return the budgets of the ``rows`` rows that a layer is given.

@@ -150,12 +150,6 @@ def neighbor_settings(sere: Sere, index: int) -> tuple[float, tuple[int, ...]]:
     return sere.config.for_layer(index).threshold, sere.config.keep.get(index, ())
 
 
-def least_select_top_k(sere: Sere, shapes: Iterable[LayerShape]) -> int:
-    """Return the smallest S of any layer; of no layer, the setting."""
-    own = (sere.config.for_layer(shape.index).select_top_k for shape in shapes)
-    return min(own, default=sere.config.select_top_k)
-
-
 def layer_settings(sere: Sere, shape: LayerShape) -> dict[str, Any]:
     """Return the settings of one layer, JSON-ready, with M for steps of `SHOWN_ROWS` rows."""
     # S comes first, so that M is found at the number of rows.

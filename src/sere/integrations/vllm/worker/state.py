@@ -22,7 +22,7 @@ from sere.integrations.vllm.worker.guard import Guard
 from sere.integrations.vllm.worker.layer import RoutedLayer, warm_up
 from sere.integrations.vllm.worker.proposal import Fingerprint, Proposal, propose
 from sere.integrations.vllm.worker.row_budgets import RowBudgets
-from sere.integrations.vllm.worker.rules import Rules, layer_settings, least_select_top_k
+from sere.integrations.vllm.worker.rules import Rules, layer_settings
 from sere.integrations.vllm.worker.step_limits import StepLimits
 from sere.policies.base import LayerShape, Policy
 from sere.policies.sere import SereRouter
@@ -45,7 +45,6 @@ class WorkerState:
         policy: The rule that routes at present: ``sere``, or what `routed_by` has put in its place.
         enabled: Whether re-routing is on at present.
         count_only: Whether experts are counted and none is re-routed at present.
-        least_select_top_k: The smallest S of any layer.
         layers: The MoE layers, by index, once the model is built.
         other_experts: Whether the model has other experts for images or sound, which then get their rows.
         budgets: The budgets of the coming step's rows; None until the model is loaded.
@@ -70,7 +69,7 @@ class WorkerState:
         self.given = plugin_config.reroute
         self.sere = self.rules.of(self.given)
         self.policy: Policy = self.sere
-        self.least_select_top_k, self.other_experts = 1, False
+        self.other_experts = False
         self.enabled, self.count_only = plugin_config.enabled, plugin_config.count_only
         self.layers: dict[int, RoutedLayer] = {}
         self.budgets: RowBudgets | None = None
@@ -179,7 +178,6 @@ class WorkerState:
         if self.policy is self.sere:
             self.policy = sere
         self.given, self.sere, self.fingerprint = proposal.given, sere, proposal.fingerprint
-        self.least_select_top_k = least_select_top_k(sere, self.shapes)
         self.enabled, self.count_only = proposal.enabled, proposal.count_only
         self.counts.least_budget = None
         self.guard.restart()
@@ -275,7 +273,6 @@ class WorkerState:
         self.kernel = names[-1] if names else None
         self.rules.kernels.update(names)
         self.policy = self.sere = self.rules.of(self.given)
-        self.least_select_top_k = least_select_top_k(self.sere, self.shapes)
 
     @property
     def rank(self) -> int:

@@ -38,6 +38,7 @@ class StepLimits:
         self._index: dict[Choice, int] = {name: i for i, name in enumerate((None, OFF, *tiers))}
         self._chosen: tuple[frozenset[Choice], bool] | None = None
         self._exact_rows: Mapping[Choice, int] = dict.fromkeys(self._index, 0)
+        self._least: dict[Choice, int] = dict.fromkeys(self._index, 0)
         # Tensors made in inference mode could not be written outside it.
         with torch.inference_mode(False):
             self.tensor = torch.zeros(layers, LIMITS, dtype=torch.int32, device=device)
@@ -58,6 +59,8 @@ class StepLimits:
             exact_rows: By the same choices, up to how many rows a step surely changes nothing.
         """
         self._exact_rows = exact_rows
+        least = {name: min(values[:, 0].tolist(), default=0) for name, values in limits.items()}
+        self._least = {OFF: MOST_INT, **least}
         for choices, given in zip(self.choices, (limits, limits_of_all_slots), strict=True):
             for name, values in given.items():
                 choices[self._index[name]].copy_(values)
@@ -70,6 +73,14 @@ class StepLimits:
             asked: At least one choice, ``OFF`` not among them.
         """
         return max(self._exact_rows[choice] for choice in asked)
+
+    def least_select_top_k(self, asked: frozenset[Choice]) -> int:
+        """Return an S that each layer has at least in a step; 0 if there is no layer.
+
+        Args:
+            asked: At least one choice.
+        """
+        return max(self._least[choice] for choice in asked)
 
     def choose(self, asked: frozenset[Choice], *, all_slots: bool = False) -> None:
         """Let the coming step have the limits of what its requests ask for, of each number the largest.

@@ -6,6 +6,7 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+from sere.config import MOST_INT
 from sere.integrations.vllm.tiers import OFF
 from sere.integrations.vllm.worker.batches import watch_batches
 from sere.integrations.vllm.worker.reporter import Reporter
@@ -24,7 +25,7 @@ class Steps:
     Attributes:
         reporter: Reads what the steps counted, between two of them.
         mixed_rows: From how many rows that keep their experts on a step is left alone.
-        top_k: K; the largest of any layer.
+        top_k: K; the largest of any layer. Without a layer no S reaches it.
     """
 
     def __init__(self, runner: Any, state: WorkerState) -> None:
@@ -32,7 +33,7 @@ class Steps:
         self.book = RequestBook(state.rules.allowed)
         self.reporter = Reporter(state)
         self.mixed_rows = mixed_rows(state.shapes)
-        self.top_k = max((shape.top_k for shape in state.shapes), default=0)
+        self.top_k = max((shape.top_k for shape in state.shapes), default=MOST_INT)
 
     def watch(self) -> None:
         """Set the wrappers on the runner object.
@@ -103,9 +104,7 @@ class Steps:
             return
         if state.budgets.announce(rows.budgets):
             state.limits.choose(rows.tiers, all_slots=self._all_slots(len(rows.budgets)))
-            state.counts.add_rerouted(
-                rows.least_budget(state.least_select_top_k), filter(None, rows.tiers - {OFF})
-            )
+            state.counts.add_rerouted(self._least_budget(rows), filter(None, rows.tiers - {OFF}))
         elif rows.decoding:
             state.counts.protected += 1
         else:
@@ -120,22 +119,27 @@ class Steps:
         return rows < state.skips_from
 
     def _leaves_alone(self, rows: StepRows) -> bool:
-        """Count a step as what it is if the host knows that nothing is changed in it.
+        """Whether a step is left alone, which is counted then.
 
-        Too few rows may change for any slot to be re-routed, or each keeps as many experts as it has; rows
-        that keep their experts take none of M. Or so many rows keep them that a change saves nothing.
+        Each row keeps all its experts; so many rows do, as a rule those of prompts, that a change would save
+        nothing; or too few rows may change for any slot to be re-routed.
         """
         state = self.state
         assert state.limits is not None
-        if rows.protected >= self.mixed_rows:
-            state.counts.mixed += 1
-        elif state.policy is not state.sere:
-            # Another rule is there to be measured.
-            return False
-        elif rows.open <= state.limits.exact_rows(rows.tiers):
-            state.counts.add_few_rows(rows.open)
-        elif rows.least_budget(state.least_select_top_k) >= self.top_k:
+        # Another rule is there to be measured.
+        own = state.policy is state.sere
+        if own and self._least_budget(rows) >= self.top_k:
             state.counts.protected += 1
+        elif rows.protected >= self.mixed_rows:
+            state.counts.mixed += 1
+        elif own and rows.open <= state.limits.exact_rows(rows.tiers):
+            # Rows that keep their experts take none of M.
+            state.counts.add_few_rows(rows.open)
         else:
             return False
         return True
+
+    def _least_budget(self, rows: StepRows) -> int:
+        """Return an S that each row has at least in each layer; in a step that counts only, beyond any K."""
+        assert self.state.limits is not None
+        return rows.least_budget(self.state.limits.least_select_top_k(rows.tiers))

@@ -1,7 +1,7 @@
 // What the page shows of one answer.
 const KINDS = {
   rerouted: 're-routed', mixed: 'mixed with prompts', few_rows: 'few rows, exact', prompts: 'prompts only',
-  protected: 'protected by requests', disabled: 'switched off', unknown: 'rows unknown',
+  protected: 'all experts kept', disabled: 'switched off', unknown: 'rows unknown',
 };
 const NAMES = {
   tier: 'tier', active_experts: 'experts a step may read (M)', select_top_k: 'slots that keep theirs (S)',

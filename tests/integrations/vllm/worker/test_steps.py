@@ -19,7 +19,7 @@ from sere.integrations.vllm.worker.row_budgets import RowBudgets
 from sere.integrations.vllm.worker.step_limits import StepLimits
 from sere.integrations.vllm.worker.steps import Steps
 from sere.policies import LayerShape
-from sere.reroute.constants import LAYER_BUDGET, PADDING_BUDGET
+from sere.reroute.constants import LAYER_BUDGET, LIMITS, PADDING_BUDGET
 from tests.support.vllm.standins import ALL, engine_config, new, step
 
 
@@ -34,6 +34,8 @@ class Announced:
         self.policy = self.sere = object()
         self.shapes = [LayerShape(0, 16, 4)]
         self.limits, self.rules = StepLimits(1, (), torch.device("cpu")), SimpleNamespace(allowed=ALL)
+        own = {None: torch.full((1, LIMITS), self.config.select_top_k, dtype=torch.int32)}
+        self.limits.write(own, own, {None: 0})
         self.flat, self.skips_from = FlatKernels(why_not="no kernel"), 0
         self.counts, self.guard = StepCounts(), SimpleNamespace(step=lambda: None)
         self.vllm_config, self.lock = engine_config(rank=0), threading.RLock()

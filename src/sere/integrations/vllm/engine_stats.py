@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from statistics import fmean
@@ -112,7 +113,12 @@ def join_answers(answers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         EngineError: A worker failed, or the workers hold different settings.
     """
     check_answers(answers)
-    replicas = {answer["data_parallel_rank"]: answer["steps"] for answer in answers}
+    replicas: dict[int, Mapping[str, Any]] = {}
+    for answer in answers:
+        rank, counts = answer["data_parallel_rank"], answer["steps"]
+        # Stages of a pipeline have other layers, of which those of one may keep all experts.
+        if rank not in replicas or counts["rerouted"] > replicas[rank]["rerouted"]:
+            replicas[rank] = counts
     steps = counted_together(list(replicas.values()))
     layers = _layers(answers)
     # A stage may have no MoE layers, and so no kernel, and settings that were fitted to none.
@@ -161,10 +167,15 @@ def layers_of(answers: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
 
 
 def _layers(answers: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return each layer once, with what was counted on all its rows."""
+    """Return each layer once, with what was counted on all its rows, and the re-routed steps of its stage."""
+    rerouted: Counter[int] = Counter()
+    for answer in answers:
+        for layer in answer["layers"]:
+            rerouted[layer["index"]] += answer["steps"]["rerouted"]
     layers: dict[int, dict[str, Any]] = {}
     for layer in layers_of(answers):
-        first = layers.setdefault(layer["index"], dict(layer) | {"counters": [0] * len(layer["counters"])})
+        zero = {"counters": [0] * len(layer["counters"]), "rerouted": rerouted[layer["index"]]}
+        first = layers.setdefault(layer["index"], dict(layer) | zero)
         first["counters"] = [a + b for a, b in zip(first["counters"], layer["counters"], strict=True)]
     return list(layers.values())
 

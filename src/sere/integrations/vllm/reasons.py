@@ -37,7 +37,12 @@ def why_engine_changed_nothing(counted: Mapping[str, Any]) -> str | None:
     if not steps["rerouted"]:
         # A pipeline stage counts its own steps: layers of another one may have re-routed.
         return None if rerouted_slots(counted) else _no_row(counted, config)
-    idle = [layer["name"] for layer in layers if not layer["counters"][_STEPS]]
+    # One worker's layers are all of its own stage.
+    idle = [
+        layer["name"]
+        for layer in layers
+        if layer.get("rerouted", steps["rerouted"]) and not layer["counters"][_STEPS]
+    ]
     if idle:
         return _idle_layers(steps["rerouted"], idle, len(layers))
     # A request may have brought a smaller or larger S of its own.

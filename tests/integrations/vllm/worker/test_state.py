@@ -63,6 +63,18 @@ def test_stage_without_moe_layers(start: Start, caplog: pytest.LogCaptureFixture
         assert joined.skipped["protected"] == 0 < joined.steps_rerouted
 
 
+def test_stage_whose_layers_keep_all_experts(start: Start) -> None:
+    """A step is re-routed if the layers of any stage re-route it."""
+    settings = {"layers": {1: {"select_top_k": 4}}, "parallel": {"pipeline_parallel_size": 2}}
+    stages = [start(stage=(index, index + 1), **settings) for index in range(2)]
+    for running in stages:
+        decode(running, 3)
+    assert [running.state.counts.protected for running in stages] == [0, 3]
+    for order in (stages, stages[::-1]):
+        joined = merge_answers([running.state.report() for running in order])
+        assert (joined.steps_rerouted, joined.skipped["protected"], joined.nothing_changed) == (3, 0, None)
+
+
 def test_default_device(any_table: Any) -> None:
     """What the plug-in makes lies where the model runs, whatever torch's default device is."""
     with torch.device("meta"):

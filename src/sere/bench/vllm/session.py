@@ -99,8 +99,9 @@ class EngineSession:
             if is_own(setting) and self._replay and load.measure == "tpot":
                 with way.enter():
                     recording = record_routing(self._llm, self._run)
-                # Captured graphs run none of our Python, so there is nothing to replay.
-                if len(recording.routings) > self._decode_calls:
+                # Captured graphs run none of our Python, so there is nothing to replay. Code compiled for a
+                # CPU runs it in re-routed steps alone.
+                if len(recording.routings) >= self._decode_calls:
                     replay = partial(_replayed, self._llm, setting, self._seed, recording)
                     ways.append(way.replayed(replay, recording))
         self._ways = {way.label: way for way in ways}
@@ -124,7 +125,7 @@ class EngineSession:
         experts = summarize_layers(stats.layers)
         layers = experts.pop("layers")
         overhead = None
-        if len(spent) > self._decode_calls > 0 and setting.name != "off":
+        if len(spent) >= self._decode_calls > 0 and setting.name != "off":
             decoding = median(spent[-self._decode_calls :])
             overhead = asdict(Overhead(decoding * 1e3, decoding * len(layers)))
         return {

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from sere.config import MOST_INT
-from sere.integrations.vllm.tiers import OFF
+from sere.integrations.vllm.tiers import OFF, PROTECTED
 from sere.integrations.vllm.worker.batches import watch_batches
 from sere.integrations.vllm.worker.reporter import Reporter
 from sere.integrations.vllm.worker.request_book import RequestBook, StepRows
@@ -99,12 +99,13 @@ class Steps:
         rows = self.book.budgets(scheduler_output, names, counts, all_phases=state.config.phases == "all")
         if state.count_only:
             rows = rows.keeping_all()
-        elif rows.tiers and self._leaves_alone(rows):
+        least = rows.least_budget(state.limits.least_select_top_k(rows.tiers)) if rows.tiers else PROTECTED
+        if rows.tiers and not state.count_only and self._leaves_alone(rows, least):
             state.budgets.exact()
             return
         if state.budgets.announce(rows.budgets):
             state.limits.choose(rows.tiers, all_slots=self._all_slots(len(rows.budgets)))
-            state.counts.add_rerouted(self._least_budget(rows), filter(None, rows.tiers - {OFF}))
+            state.counts.add_rerouted(least, filter(None, rows.tiers - {OFF}))
         elif rows.decoding:
             state.counts.protected += 1
         else:
@@ -118,17 +119,21 @@ class Steps:
             return state.flat.compute_all_slots(rows, state.budgets.largest)
         return rows < state.skips_from
 
-    def _leaves_alone(self, rows: StepRows) -> bool:
+    def _leaves_alone(self, rows: StepRows, least: int) -> bool:
         """Whether a step is left alone, which is counted then.
 
         Each row keeps all its experts; so many rows do, as a rule those of prompts, that a change would save
         nothing; or too few rows may change for any slot to be re-routed.
+
+        Args:
+            rows: Its rows.
+            least: An S that each of them has at least in each layer.
         """
         state = self.state
         assert state.limits is not None
         # Another rule is there to be measured.
         own = state.policy is state.sere
-        if own and self._least_budget(rows) >= self.top_k:
+        if own and least >= self.top_k:
             state.counts.protected += 1
         elif rows.protected >= self.mixed_rows:
             state.counts.mixed += 1
@@ -138,8 +143,3 @@ class Steps:
         else:
             return False
         return True
-
-    def _least_budget(self, rows: StepRows) -> int:
-        """Return an S that each row has at least in each layer; in a step that counts only, beyond any K."""
-        assert self.state.limits is not None
-        return rows.least_budget(self.state.limits.least_select_top_k(rows.tiers))

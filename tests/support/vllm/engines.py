@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
+import gc
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,10 +14,9 @@ from typing import Any
 from sere.engines.in_process import in_process_engine
 from tests.support.vllm.models import table_of
 
-ENVIRONMENT = {
-    "VLLM_CPU_KVCACHE_SPACE": "1",
-    "VLLM_LOGGING_LEVEL": "WARNING",
-}
+ENVIRONMENT = {"VLLM_LOGGING_LEVEL": "WARNING"}
+# More than any test fills; vLLM writes zeros into all of it.
+_CACHE_BYTES = 2**27
 
 
 @contextmanager
@@ -28,14 +30,33 @@ def engine(path: Path, sere: Any = None, **options: Any) -> Iterator[Any]:
         **options: Further arguments of vLLM's ``LLM``.
     """
     os.environ.update(ENVIRONMENT)
+    _keep_imports()
     if isinstance(sere, dict):
         sere = {"table": str(table_of(path)), "log_seconds": 0, "active_experts": 0} | sere
     defaults: dict[str, Any] = {
         "skip_tokenizer_init": True, "dtype": "bfloat16", "enforce_eager": True, "max_model_len": 256,
-        "max_num_seqs": 16, "seed": 0, "enable_prefix_caching": False,
+        "max_num_seqs": 16, "seed": 0, "enable_prefix_caching": False, "kv_cache_memory_bytes": _CACHE_BYTES,
     }  # fmt: skip
     with in_process_engine(path, sere, **(defaults | options)) as llm:
         yield llm
+
+
+@functools.cache
+def _keep_imports() -> None:
+    """Keep what importing vLLM has made out of all later collections of garbage.
+
+    An engine collects about nine times while it starts and ends, each time through millions of objects of
+    modules: most of what a tiny engine takes. vLLM's own freezing would keep an engine that ended.
+    """
+    from vllm import LLM
+
+    del LLM
+    gc.collect()
+    gc.freeze()
+    # At the end of the process nanobind reports what was not collected.
+    atexit.register(gc.unfreeze)
+    for name in ("freeze", "unfreeze"):
+        setattr(gc, name, lambda: None)
 
 
 def prompts(count: int = 8, *, length: int = 6, vocabulary: int = 128) -> list[dict[str, list[int]]]:

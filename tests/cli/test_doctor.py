@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from sere.calibrate import float32_products
 from sere.cli import doctor_installed, main
 from sere.provenance import cuda_driver
 from sere.reroute.backends.registry import BackendRecord, select
@@ -39,6 +40,20 @@ def test_doctor_finds_everything_in_order(
     details = {f["name"]: f["detail"] for f in value["findings"] if f["part"] == "table"}
     assert details["tiers"].startswith("none; M grows with the rows of a step")
     assert details["defaults"] == "no tier, S=1, rho=0, M=4, 13, 16, 16 at 1, 8, 32, 128 rows"
+
+
+@pytest.mark.parametrize("emulated", [{torch.bfloat16, torch.float16}, {torch.float16}, set()])
+def test_a_cpu_without_instructions_for_bfloat16(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, emulated: set[torch.dtype]
+) -> None:
+    """It is said, with what to do about it, and is no fault."""
+    monkeypatch.setattr(float32_products, "emulated_dtypes", lambda: emulated)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    value = run_json(capsys, "doctor", "--no-measure")
+    found = {one["name"]: one["detail"] for one in value["findings"] if one["part"] == "machine"}
+    assert value["passed"]
+    assert ("bfloat16" in found) == (torch.bfloat16 in emulated)
+    assert "--dtype float32" in found.get("bfloat16", "--dtype float32")
 
 
 def test_doctor_shows_tiers(capsys: pytest.CaptureFixture[str], similarities: Path, tmp_path: Path) -> None:

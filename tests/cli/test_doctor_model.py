@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from sere.calibrate import memory
+from sere.calibrate import float32_products, memory
 from sere.cli import main
 from sere.step_time import Ceilings, known_ceilings
 from tests.support.commands import run_json
+from tests.support.damage import change_json
 from tests.support.gpus import pretend_gpus
 from tests.support.tiny import tiny_model
 
@@ -83,6 +85,25 @@ def test_this_machine_is_measured_for_times(
     value = run_json(capsys, "doctor", config_only)
     eight = value["expected"]["steps"][1]
     assert eight["ratio"] == pytest.approx(eight["seconds_before"] / eight["seconds_after"])
+
+
+def test_calibration_takes_the_time_of_float32_where_the_cpu_emulates_the_models_dtype(
+    capsys: pytest.CaptureFixture[str], config_only: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It multiplies in float32 there; decode steps do not, and keep the ceilings of the model's dtype."""
+    change_json(config_only / "config.json", dtype="bfloat16")
+    rates = {torch.bfloat16: 1e8, torch.float32: 1e9}
+
+    def measure(device: str, dtype: torch.dtype) -> Ceilings:
+        return Ceilings(1e9, rates[dtype], device=device, dtype=str(dtype).removeprefix("torch."), threads=2)
+
+    monkeypatch.setattr("sere.outlook.measure_here", measure)
+    seconds = {frozenset({torch.bfloat16}): "6 s", frozenset(): "61 s"}
+    for emulated, expected in seconds.items():
+        monkeypatch.setattr(float32_products, "emulated_dtypes", lambda found=emulated: found)
+        value = run_json(capsys, "doctor", config_only)
+        assert f"at least {expected} for 51,200 tokens" in details(value, "calibrating")["time"][1]
+        assert value["expected"]["ceilings"]["dtype"] == "bfloat16"
 
 
 def test_a_model_that_only_vllm_knows_is_not_broken(

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from sere.calibrate.collect import LayerCollector, routing_of
 from sere.calibrate.config import CalibrationConfig
+from sere.calibrate.float32_products import float32_products
 from sere.calibrate.offload import refuse_without_weights
 from sere.calibrate.packing import Tokens
 from sere.calibrate.pass_folder import PassFolder, sums_file
@@ -89,6 +90,7 @@ def _forward(
         stack.enter_context(torch.no_grad())
         stack.enter_context(evaluating(model))
         stack.enter_context(not_compiled())
+        stack.enter_context(float32_products())
         _try_token_ids(model, next(tokens.batches(1)).to(device), arguments)
         with ExitStack() as hooks:
             for collector in collectors:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from sere.cli.doctor_installed import engine_dtypes, installed_findings
 from sere.cli.doctor_model import (
     calibration_findings,
+    dtype_to_measure,
     engine_findings,
     measure_ceilings,
     model_value,
@@ -135,11 +136,20 @@ def _ways(found: Unprepared, device: str) -> list[Way]:
 def _ceilings_used(
     args: argparse.Namespace, found: Unprepared, ways: list[Way], ceilings: Ceilings | None, device: str
 ) -> Ceilings | None:
-    """Return the ceilings of what the best way to calibrate computes on, which may not be ``device``."""
+    """Return the ceilings of what the best way to calibrate computes on, and in which dtype.
+
+    That may not be ``device``, nor the model's dtype: see `sere.calibrate.float32_products`.
+    """
+    from sere.calibrate.float32_products import emulated_dtypes
     from sere.outlook import best_way
 
     best = best_way(ways)
-    if best is None or best.device == device:
+    if best is None:
+        return ceilings
+    dtype = dtype_to_measure(found)
+    if best.device == "cpu" and best.name != "vllm" and dtype in emulated_dtypes():
+        return measure_ceilings(args, found, "cpu", what="this machine's CPU", in_float32=True)
+    if best.device == device:
         return ceilings
     return measure_ceilings(args, found, best.device, what="this machine's CPU")
 

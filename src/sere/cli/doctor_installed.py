@@ -36,11 +36,28 @@ def _versions() -> Iterator[Finding]:
         yield Finding("versions", "commit", "ok", f"{head[:12]}{'' if clean else ', tree changed'}")
     found = machine()
     yield Finding("machine", "cpu", "ok", describe_machine(found))
+    if not found["gpu"]:
+        yield from _emulated()
     yield Finding(
         "machine", "gpu", "ok" if found["gpu"] else "missing", found["gpu"] or "no GPU that PyTorch can use"
     )
     if (driver := cuda_driver()) is not None:
         yield _driver(driver)
+
+
+def _emulated() -> Iterator[Finding]:
+    """Say that this CPU has no instructions for bfloat16, and what to do about it."""
+    import torch
+
+    from sere.calibrate.float32_products import emulated_dtypes
+
+    if torch.bfloat16 in emulated_dtypes():
+        detail = (
+            "this CPU has no instructions for it: PyTorch and vLLM emulate it; with --dtype float32, weights "
+            "take twice the memory, and from about 16 rows on steps take less time (docs/measurements.md, "
+            '"A CPU without bfloat16 instructions")'
+        )
+        yield Finding("machine", "bfloat16", "missing", detail)
 
 
 def _driver(version: int) -> Finding:

@@ -12,6 +12,8 @@ from sere.cli.output import say, table
 from sere.cli.terminal import paragraph
 
 if TYPE_CHECKING:
+    import torch
+
     from sere.outlook import Unprepared, Way
     from sere.step_time import Ceilings
     from sere.table import SimilarityTable
@@ -108,7 +110,12 @@ def model_value(found: Unprepared, ways: list[Way]) -> dict[str, Any]:
 
 
 def measure_ceilings(
-    args: argparse.Namespace, found: Unprepared, device: str, *, what: str = "this machine"
+    args: argparse.Namespace,
+    found: Unprepared,
+    device: str,
+    *,
+    what: str = "this machine",
+    in_float32: bool = False,
 ) -> Ceilings | None:
     """Measure a device's ceilings for a model, unless that is not wanted or its sizes are not known.
 
@@ -117,6 +124,7 @@ def measure_ceilings(
         found: The model.
         device: ``"cpu"`` or ``"cuda"``.
         what: Is measured, for the note.
+        in_float32: Whether the arithmetic is in float32, whatever the weights are in.
     """
     import torch
 
@@ -125,13 +133,19 @@ def measure_ceilings(
 
     if args.no_measure or found.weights is None:
         return None
-    say(f"measuring how fast {what} reads and computes, about 2 seconds (--no-measure skips it)")
-    dtype = getattr(torch, found.dtype or "bfloat16")
-    # Of quantized weights, arithmetic is in the dtype of the others.
-    dtype = dtype if dtype in (torch.bfloat16, torch.float16, torch.float32) else torch.bfloat16
-    found_here = measure_here(device, dtype)
+    words = " in float32" if in_float32 else ""
+    say(f"measuring how fast {what} reads and computes{words}, about 2 seconds (--no-measure skips it)")
+    found_here = measure_here(device, torch.float32 if in_float32 else dtype_to_measure(found))
     remember(found_here)
     return found_here
+
+
+def dtype_to_measure(found: Unprepared) -> torch.dtype:
+    """Return the dtype of a model's arithmetic: of quantized weights, that of the others."""
+    import torch
+
+    dtype = getattr(torch, found.dtype or "bfloat16")
+    return dtype if dtype in (torch.bfloat16, torch.float16, torch.float32) else torch.bfloat16
 
 
 def render_steps(value: Mapping[str, Any]) -> str:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sere.calibrate.collect import LayerCollector
 from sere.calibrate.config import CalibrationConfig
+from sere.calibrate.float32_products import float32_products
 from sere.calibrate.in_memory import collecting
 from sere.calibrate.layerwise.hidden_states import MemoryStates, States
 from sere.calibrate.layerwise.runner import LayerRunner
@@ -90,7 +91,8 @@ class _Pass:
             self._skeleton.load_rest()
             runner = LayerRunner(self._skeleton.model, self._skeleton.layers)
         total, done = count * (last + 1), count * start
-        with progress_bar(self._config.progress, total, "calibrating", done=done) as bar:
+        bars = progress_bar(self._config.progress, total, "calibrating", done=done)
+        with bars as bar, float32_products():
             for index in range(start, last + 1):
                 self._layer(index, experts.get(index), runner, bar, is_last=index == last)
 

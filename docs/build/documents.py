@@ -82,6 +82,7 @@ BLOCKS: Mapping[str, Callable[[], str]] = {
     "serve-emulated": lambda: serving.serve("serve_emulated.jsonl"),
     "serve-engines": serving.serve_engines,
     "serve-gain": lambda: serving.serve_engines("serve_gain.jsonl"),
+    "serve-emulated-tiers": lambda: serving.serve_engines("serve_avx2.jsonl"),
     "serve-share": lambda: serving.serve_engines("serve_share.jsonl"),
     "tier-targets": target_table.tier_targets,
     "serve-presets": lambda: serving.serve_engines("serve_presets.jsonl"),
@@ -102,6 +103,7 @@ BLOCKS: Mapping[str, Callable[[], str]] = {
     "step-time-cells": step_time_table.step_time_cells,
     "calibrate-large": speed.calibrate_large,
     "calibrate-in-vllm": speed.calibrate_in_vllm,
+    "calibrate-emulated": speed.calibrate_float32,
     "architectures": architecture_table.architectures,
     "policies": policy_table.policies,
 }

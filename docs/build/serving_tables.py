@@ -26,7 +26,13 @@ _FEWEST_ROWS = 8
 # Slower or faster than vanilla is an engine whose ratio is beyond this even at the 80th or 20th percentile.
 _SLOWER, _FASTER = 0.99, 1.01
 # Engines in processes of their own, one of which never loaded sere.
-_WITH_VANILLA = ("serve_engines.jsonl", "serve_gain.jsonl", "serve_share.jsonl", "serve_presets.jsonl")
+_WITH_VANILLA = (
+    "serve_engines.jsonl",
+    "serve_gain.jsonl",
+    "serve_share.jsonl",
+    "serve_avx2.jsonl",
+    "serve_presets.jsonl",
+)
 
 _MEASURES = {"ttft": "first token", "total": "all requests"}
 

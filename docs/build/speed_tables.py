@@ -177,3 +177,19 @@ def calibrate_in_vllm() -> str:
     ]  # fmt: skip
     headers = ["shape", "layers", "tokens", "peak, GB", "seconds", "all layers, hours"]
     return table(rows, headers) + conditions(records)
+
+
+def calibrate_float32() -> str:
+    """Time of one layer's experts in bfloat16 and in float32, on CPUs that emulate bfloat16."""
+    records = read_lines("calibrate_float32.jsonl")
+    rows = [
+        [
+            one["preset"], one["tokens"],
+            *(f"{one['seconds'][dtype]['p50']:.1f}" for dtype in ("bfloat16", "float32")),
+            f"{one['ratio']['value']:.1f}x",
+            f"{100 * one['relative_difference']:.2f} %",
+        ]
+        for one in records
+    ]  # fmt: skip
+    headers = ["shape", "tokens", "bfloat16, s", "float32, s", "faster", "outputs differ by"]
+    return table(rows, headers) + conditions(records)

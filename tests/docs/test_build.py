@@ -258,7 +258,7 @@ def test_engines_are_compared_with_vanilla_beyond_their_spread(
         "serve_gain.jsonl": [engines[3]],
         "serve.jsonl": same_process,
     }
-    files |= {"serve_share.jsonl": [engines[4]], "serve_presets.jsonl": [engines[5]]}
+    files |= {"serve_share.jsonl": [engines[4]], "serve_presets.jsonl": [engines[5]], "serve_avx2.jsonl": []}
     monkeypatch.setattr(build("records"), "read_lines", files.__getitem__)
     lines = [line for line in build("serving_tables").than_vanilla().splitlines() if ", " in line]
     cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]

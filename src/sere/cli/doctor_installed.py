@@ -53,8 +53,8 @@ def _emulated() -> Iterator[Finding]:
 
     if torch.bfloat16 in emulated_dtypes():
         detail = (
-            "this CPU has no instructions for it: PyTorch and vLLM emulate it; with --dtype float32, weights "
-            "take twice the memory, and from about 16 rows on steps take less time (docs/measurements.md, "
+            "this CPU has no instructions for it: PyTorch and vLLM emulate it; with --dtype float32 weights "
+            "take twice the memory, and steps of many rows less time (docs/measurements.md, "
             '"A CPU without bfloat16 instructions")'
         )
         yield Finding("machine", "bfloat16", "missing", detail)

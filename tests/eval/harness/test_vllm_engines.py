@@ -55,7 +55,7 @@ def test_the_line_for_lm_evals_own_command(vllm_checkpoint: Path, folder: Path, 
         sys.executable, "-m", "sere.eval.harness", *words, "--include_path", str(folder),
         "--output_path", str(tmp_path),
     ]  # fmt: skip
-    environment = os.environ | ENVIRONMENT | {"VLLM_LOGGING_LEVEL": "INFO"}
+    environment = os.environ | {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_LOGGING_LEVEL": "INFO"}
     run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     log = run.stdout + run.stderr
     assert run.returncode == 0, log

@@ -4,7 +4,8 @@
 
 All 128 experts of a layer of Qwen3-30B-A3B's shape compute the tokens that a calibration hands them at a time
 with its default settings (256), as PyTorch multiplies in bfloat16 and with float32 products, in turns. One
-JSON line with both goes to ``--out``. On a CPU with instructions for bfloat16 there is nothing to compare.
+JSON line with both goes to ``--out``. On a CPU on which PyTorch does not emulate
+bfloat16 there is nothing to compare.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from torch import Tensor
 from sere.bench.target import random_model
 from sere.bench.timing import spread
 from sere.calibrate.experts import expert_outputs
-from sere.calibrate.float32_products import emulated_dtypes, float32_products
+from sere.calibrate.float32_products import emulates_bfloat16, float32_products
 from sere.cli.numbers import whole
 from sere.eval.statistics.by_round import median_ratio
 from sere.files import append_json_line
@@ -46,8 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--threads", type=whole(1), default=torch.get_num_threads())
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args(argv)
-    if torch.bfloat16 not in emulated_dtypes():
-        raise SystemExit("this CPU has instructions for bfloat16: nothing to compare")
+    if not emulates_bfloat16():
+        raise SystemExit("PyTorch does not emulate bfloat16 on this CPU: nothing to compare")
     torch.set_num_threads(args.threads)
     model = random_model(args.preset, layers=1)
     (layer,) = find_experts(model)

@@ -20,10 +20,9 @@ torch.set_num_threads(1)
 # The same for processes that tests start. vLLM binds its own to the first core, whoever else is there: two
 # workers of pytest-xdist would take turns on it.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-if hasattr(os, "sched_getaffinity"):
-    CORES = sorted(os.sched_getaffinity(0))
-    WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
-    os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", str(CORES[WORKER % len(CORES)]))
+if (worker := os.environ.get("PYTEST_XDIST_WORKER")) and hasattr(os, "sched_getaffinity"):
+    cores = sorted(os.sched_getaffinity(0))
+    os.environ["VLLM_CPU_OMP_THREADS_BIND"] = str(cores[int(worker.removeprefix("gw")) % len(cores)])
 
 # The same examples in every run; `make fuzz` explores with fresh ones.
 # How fast examples are drawn depends on the machine, and says nothing about a property.

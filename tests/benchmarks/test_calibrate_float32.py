@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
 
 import calibrate_float32
 from sere.calibrate import float32_products as products
@@ -16,8 +15,8 @@ pytestmark = pytest.mark.checkout
 
 def test_one_run(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Both ways compute the same outputs, but for rounding; the record has both times and their ratio."""
-    monkeypatch.setattr(products, "emulated_dtypes", lambda: frozenset({torch.bfloat16}))
-    monkeypatch.setattr(calibrate_float32, "emulated_dtypes", products.emulated_dtypes)
+    monkeypatch.setattr(products, "emulates_bfloat16", lambda: True)
+    monkeypatch.setattr(calibrate_float32, "emulates_bfloat16", lambda: True)
     out = tmp_path / "out.jsonl"
     given = ["--preset", "tiny", "--tokens", "16", "--rounds", "3", "--threads", "1", "--out", str(out)]
     assert calibrate_float32.main(given) == 0
@@ -30,7 +29,7 @@ def test_one_run(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch
 
 def test_a_cpu_with_the_instructions(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """There is nothing to compare, and no record."""
-    monkeypatch.setattr(calibrate_float32, "emulated_dtypes", frozenset)
+    monkeypatch.setattr(calibrate_float32, "emulates_bfloat16", lambda: False)
     with pytest.raises(SystemExit, match="nothing to compare"):
         calibrate_float32.main(["--out", str(tmp_path / "out.jsonl")])
     assert not list(tmp_path.iterdir())

@@ -1,4 +1,4 @@
-"""Products in float32 on a CPU that has no instructions for 16-bit numbers, where PyTorch's own are slow."""
+"""Products in float32 on a CPU that has no instructions for bfloat16, where PyTorch's own are slow."""
 
 from __future__ import annotations
 
@@ -7,44 +7,43 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import linear
 from torch.overrides import TorchFunctionMode
 
 # With fewer rows a product waits for its weights, and making them float32 takes longer than is saved.
 _LEAST_ROWS = 8
+# So many weights are float32 at a time: 64 MiB.
+_BLOCK = 2**24
 
 
-def emulated_dtypes() -> frozenset[torch.dtype]:
-    """Return the 16-bit dtypes that this CPU has no instructions for: PyTorch emulates their products.
+def emulates_bfloat16() -> bool:
+    """Return whether PyTorch emulates products of bfloat16 on this CPU.
 
-    Empty where PyTorch's library for products (oneDNN) is missing: then it is not known.
+    That is what its library for products (oneDNN) says of the CPU. Where the library is missing, or is not
+    asked like this, it is not known, and the answer is no.
     """
     if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
-        return frozenset()
-    supported = {
-        torch.bfloat16: torch.ops.mkldnn._is_mkldnn_bf16_supported,
-        torch.float16: torch.ops.mkldnn._is_mkldnn_fp16_supported,
-    }
-    return frozenset(dtype for dtype, is_supported in supported.items() if not is_supported())
+        return False
+    supported = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
+    return supported is not None and not supported()
 
 
-def float32_products() -> AbstractContextManager[object]:
-    """Compute the products that this CPU would emulate in float32 while the block runs.
+def float32_products(device: torch.device | str = "cpu") -> AbstractContextManager[object]:
+    """Compute the products of bfloat16 that this CPU would emulate in float32 while the block runs.
 
-    Each is rounded once, to the dtype that it has. Weights become float32 for one product at a time, which is
-    all the memory that this needs. Products whose weights need gradients are left alone. On a CPU with the
-    instructions, and on a GPU, nothing changes.
+    Each is rounded once, to bfloat16. Weights become float32 in blocks of 64 MiB, and this needs no other
+    memory for them. Products of batches of matrices, and of weights that need gradients, are left alone.
+
+    Args:
+        device: Where the model computes. On another than the CPU, and on a CPU with the instructions, nothing
+            changes.
     """
-    dtypes = emulated_dtypes()
-    return _Float32Products(dtypes) if dtypes else nullcontext()
+    applies = torch.device(device).type == "cpu" and emulates_bfloat16()
+    return _Float32Products() if applies else nullcontext()
 
 
 class _Float32Products(TorchFunctionMode):
-    def __init__(self, dtypes: frozenset[torch.dtype]) -> None:
-        super().__init__()
-        self.dtypes = dtypes
-
     def __torch_function__(
         self,
         func: Callable[..., Any],
@@ -53,45 +52,54 @@ class _Float32Products(TorchFunctionMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         del types
-        product = _PRODUCTS.get(func)
-        if product is None or not self._emulated(args):
-            return func(*args, **(kwargs or {}))
-        found = product(*args, **(kwargs or {}))
-        return func(*args, **(kwargs or {})) if found is None else found
-
-    def _emulated(self, operands: tuple[Any, ...]) -> bool:
-        """Whether the first two operands are of an emulated dtype, with enough rows to gain."""
-        if len(operands) < 2 or not all(isinstance(one, Tensor) for one in operands[:2]):
-            return False
-        rows, weight = operands[:2]
-        return (
-            rows.device.type == "cpu"
-            and rows.dtype in self.dtypes
-            and weight.dtype == rows.dtype
-            and rows.dim() > 1
-            and rows.numel() >= _LEAST_ROWS * rows.shape[-1]
-        )
+        product, given = _PRODUCTS.get(func), dict(kwargs or {})
+        found = product(*args, **given) if product is not None and _is_for_us(args) else None
+        return func(*args, **given) if found is None else found
 
 
-def _needs_gradient(*tensors: Tensor | None) -> bool:
-    return torch.is_grad_enabled() and any(one is not None and one.requires_grad for one in tensors)
+def _is_for_us(operands: tuple[Any, ...]) -> bool:
+    """Whether a product's first two operands are bfloat16 on the CPU, with enough rows to gain."""
+    # Subclasses, such as quantized weights, compute in their own way.
+    if len(operands) < 2 or any(type(one) not in (Tensor, nn.Parameter) for one in operands[:2]):
+        return False
+    rows, weight = operands[:2]
+    return (
+        rows.device.type == weight.device.type == "cpu"
+        and rows.dtype is weight.dtype is torch.bfloat16
+        and rows.dim() > 1
+        and rows.numel() >= _LEAST_ROWS * rows.shape[-1]
+        and not (torch.is_grad_enabled() and weight.requires_grad)
+    )
 
 
 def _matmul(rows: Tensor, weight: Tensor, **options: Any) -> Tensor | None:
-    """Return a product of matrices or of batches of them; None if this is not for us."""
-    if options:
-        return None
-    if weight.dim() == 2 and not _needs_gradient(weight):
-        return _linear(rows, weight.mT)
-    return torch.matmul(rows.float(), weight.float()).to(rows.dtype)
+    """Return ``rows @ weight`` for a matrix of weights; None if this is not for us."""
+    return None if options or weight.dim() != 2 else _linear(rows, weight.mT)
 
 
-def _linear(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor | None:
+def _linear(rows: Tensor, weight: Tensor, bias: Tensor | None = None, **options: Any) -> Tensor | None:
     """Return ``rows @ weight.T + bias``; None if this is not for us."""
-    if _needs_gradient(weight, bias):
+    if options or weight.dim() != 2:
+        return None
+    if not torch.is_grad_enabled():
+        return _wide_linear(rows, weight, bias)
+    if bias is not None and bias.requires_grad:
         return None
     found: Tensor = _Linear.apply(rows, weight, bias)  # type: ignore[no-untyped-call]
     return found
+
+
+def _wide_linear(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Return ``[..., O]`` from rows ``[..., I]`` and weights ``[O, I]``, in float32 before it is rounded."""
+    wide = rows.float()
+    size = max(1, _BLOCK // max(1, weight.shape[1]))
+    ends = range(0, max(1, len(weight)), size)
+    biases = [None if bias is None else bias[first : first + size].float() for first in ends]
+    blocks = [
+        linear(wide, weight[first : first + size].float(), one).to(rows.dtype)
+        for first, one in zip(ends, biases, strict=True)
+    ]
+    return blocks[0] if len(blocks) == 1 else torch.cat(blocks, dim=-1)
 
 
 class _Linear(torch.autograd.Function):
@@ -100,26 +108,30 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(weight)
-        return linear(rows.float(), weight.float(), None if bias is None else bias.float()).to(rows.dtype)
+        return _wide_linear(rows, weight, bias)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        (weight,), (gradient,) = ctx.saved_tensors, gradients
-        return (gradient.float() @ weight.float()).to(gradient.dtype), None, None
+        (weight,) = ctx.saved_tensors
+        return _wide_linear(gradients[0], weight.mT), None, None
 
 
 def _grouped(
-    rows: Tensor, weight: Tensor, *, offs: Tensor | None = None, bias: Any = None, out_dtype: Any = None
+    rows: Tensor, weight: Tensor, offs: Tensor | None = None, bias: Any = None, out_dtype: Any = None
 ) -> Tensor | None:
     """Return each group of rows times the group's matrix; None if this is not for us."""
     plain = rows.dim() == 2 and weight.dim() == 3 and bias is None and out_dtype in (None, rows.dtype)
-    if offs is None or not plain or _needs_gradient(weight):
+    if offs is None or not plain:
         return None
+    if not torch.is_grad_enabled():
+        return _by_groups(rows, weight, offs)
     found: Tensor = _Grouped.apply(rows, weight, offs)  # type: ignore[no-untyped-call]
     return found
 
 
 class _Grouped(torch.autograd.Function):
+    """The same for groups of rows."""
+
     @staticmethod
     def forward(ctx: Any, rows: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
         ctx.save_for_backward(weight, ends)
@@ -137,8 +149,8 @@ def _by_groups(rows: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
     for matrix, end in zip(weight, ends.tolist(), strict=True):
         if end > first:
             group = rows[first:end]
-            wide = group.float() @ matrix.float() if end - first >= _LEAST_ROWS else group @ matrix
-            out[first:end] = wide
+            few = end - first < _LEAST_ROWS
+            out[first:end] = group @ matrix if few else _wide_linear(group, matrix.mT)
             first = end
     return out
 
@@ -149,8 +161,6 @@ _PRODUCTS: dict[Any, Callable[..., Tensor | None]] = {
     Tensor.matmul: _matmul,
     Tensor.__matmul__: _matmul,
     torch.mm: _matmul,
-    torch.bmm: _matmul,
     Tensor.mm: _matmul,
-    Tensor.bmm: _matmul,
     torch._grouped_mm: _grouped,
 }

@@ -90,7 +90,7 @@ def _forward(
         stack.enter_context(torch.no_grad())
         stack.enter_context(evaluating(model))
         stack.enter_context(not_compiled())
-        stack.enter_context(float32_products())
+        stack.enter_context(float32_products(device))
         _try_token_ids(model, next(tokens.batches(1)).to(device), arguments)
         with ExitStack() as hooks:
             for collector in collectors:

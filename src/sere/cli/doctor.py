@@ -140,14 +140,16 @@ def _ceilings_used(
 
     That may not be ``device``, nor the model's dtype: see `sere.calibrate.float32_products`.
     """
-    from sere.calibrate.float32_products import emulated_dtypes
+    import torch
+
+    from sere.calibrate.float32_products import emulates_bfloat16
     from sere.outlook import best_way
 
     best = best_way(ways)
     if best is None:
         return ceilings
-    dtype = dtype_to_measure(found)
-    if best.device == "cpu" and best.name != "vllm" and dtype in emulated_dtypes():
+    in_bfloat16 = dtype_to_measure(found) is torch.bfloat16
+    if best.device == "cpu" and best.name != "vllm" and in_bfloat16 and emulates_bfloat16():
         return measure_ceilings(args, found, "cpu", what="this machine's CPU", in_float32=True)
     if best.device == device:
         return ceilings

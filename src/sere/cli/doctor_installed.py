@@ -46,16 +46,15 @@ def _versions() -> Iterator[Finding]:
 
 
 def _emulated() -> Iterator[Finding]:
-    """Say that this CPU has no instructions for bfloat16, and what to do about it."""
-    import torch
+    """Say that PyTorch and vLLM emulate bfloat16 on this CPU, and what to do about it."""
+    from sere.calibrate.float32_products import emulates_bfloat16
 
-    from sere.calibrate.float32_products import emulated_dtypes
-
-    if torch.bfloat16 in emulated_dtypes():
+    if emulates_bfloat16():
         detail = (
-            "this CPU has no instructions for it: PyTorch and vLLM emulate it; with --dtype float32 weights "
-            "take twice the memory, and steps of many rows less time (docs/measurements.md, "
-            '"A CPU without bfloat16 instructions")'
+            "PyTorch and vLLM emulate it on this CPU. vllm serve and sere tune, eval and generate take "
+            "--dtype float32: weights take twice the memory, and steps of many rows less time "
+            '(docs/measurements.md, "A CPU without bfloat16 instructions"). sere calibrate multiplies in '
+            "float32 by itself"
         )
         yield Finding("machine", "bfloat16", "missing", detail)
 

@@ -91,8 +91,7 @@ class _Pass:
             self._skeleton.load_rest()
             runner = LayerRunner(self._skeleton.model, self._skeleton.layers)
         total, done = count * (last + 1), count * start
-        bars = progress_bar(self._config.progress, total, "calibrating", done=done)
-        with bars as bar, float32_products():
+        with progress_bar(self._config.progress, total, "calibrating", done=done) as bar:
             for index in range(start, last + 1):
                 self._layer(index, experts.get(index), runner, bar, is_last=index == last)
 
@@ -111,7 +110,8 @@ class _Pass:
                 found.similarities.update(of_weights)
             if runner is not None:
                 leaving = None if is_last else self._new_states(index + 1)
-                of_outputs = self._outputs(index, layer, runner, leaving, bar)
+                with float32_products(self._skeleton.device):
+                    of_outputs = self._outputs(index, layer, runner, leaving, bar)
                 found = of_outputs._replace(similarities=found.similarities | of_outputs.similarities)
         _return_freed_memory()
         if layer is not None:

@@ -28,7 +28,7 @@ pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("default")]
 
 OPTIONS = {
     "CALIBRATE": "--max-tokens 2048 --no-sensitivity",
-    "TUNE": "--max-prompts 32 --batch-size 8 --max-new-tokens 16 --uniform --dtype float32",
+    "TUNE": "--max-prompts 32 --batch-size 8 --max-new-tokens 16 --uniform",
     "SERVE": "--enforce-eager --served-model-name tiny --max-model-len 256 --max-num-seqs 32",
 }  # fmt: skip
 PROMPTS = [f"add {i}{(7 * i) % 10} {i + 1}{(3 * i) % 10} = " for i in range(1, 9)]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import weakref
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -66,26 +65,6 @@ def options(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
     monkeypatch.setattr("vllm.LLM", started)
     return asked
-
-
-@pytest.mark.parametrize(
-    ("given", "asked"),
-    [({}, 0.425), ({"gpu_memory_utilization": 0.3}, 0.3)],
-    ids=["half of the memory is free", "given"],
-)
-def test_an_engine_asks_for_memory_that_is_free(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    options: dict[str, Any],
-    given: dict[str, float],
-    asked: float,
-) -> None:
-    """On a CPU an engine starts beside others: it asks for a share of what they leave."""
-    monkeypatch.delenv("VLLM_CPU_KVCACHE_SPACE", raising=False)
-    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=50, total=100))
-    with pytest.raises(EngineFailure, match="enough"), in_process_engine(save_model(tmp_path), **given):
-        pass
-    assert options["gpu_memory_utilization"] == asked
 
 
 @pytest.mark.parametrize(

@@ -6,12 +6,13 @@ import gc
 import os
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import fields
 from typing import Any
 
 import torch
 
+from sere.engines.cpu_memory import memory_options, no_more_than_it_fills
 from sere.errors import (
     ConfigError,
     EngineFailure,
@@ -23,8 +24,6 @@ from sere.errors import (
 from sere.integrations.vllm.plugin_config import KEY
 from sere.integrations.vllm.start.versions import engine_version
 from sere.integrations.vllm.worker.state import WorkerState
-
-_SHARE_OF_FREE = 0.85
 
 _ENVIRONMENT = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_NO_USAGE_STATS": "1"}
 
@@ -78,8 +77,9 @@ def in_process_engine(
         given = {} if sere is None else {"additional_config": {KEY: sere}}
         try:
             executor = {"distributed_executor_backend": "uni" if ranks_of(options) == 1 else "mp"}
-            all_options = executor | _memory(options) | given | options
-            llm = _started(LLM, os.fspath(model), all_options)
+            memory = memory_options(options)
+            with no_more_than_it_fills() if memory else nullcontext():
+                llm = _started(LLM, os.fspath(model), executor | memory | given | options)
             if int(options.get("pipeline_parallel_size", 1)) > 1:
                 # On a CPU, only a dummy step makes a stage's input buffers, and an eager engine runs none.
                 llm.collective_rpc("execute_dummy_batch")
@@ -99,20 +99,6 @@ def in_process_engine(
         torch.set_default_dtype(dtype)
         if hidden is not None:
             sys.modules["llvmlite.binding.ffi"] = hidden
-
-
-def _memory(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the share of a CPU's memory that an engine may take: vLLM's own is more than others may leave.
-
-    With it, an engine starts beside other processes, or after another engine of this process.
-    """
-    said = {"gpu_memory_utilization", "kv_cache_memory_bytes"} & options.keys()
-    if said or torch.cuda.is_available() or "VLLM_CPU_KVCACHE_SPACE" in os.environ:
-        return {}
-    import psutil
-
-    memory = psutil.virtual_memory()
-    return {"gpu_memory_utilization": round(_SHARE_OF_FREE * memory.available / memory.total, 3)}
 
 
 def _started(make: Any, model: str, options: dict[str, Any]) -> Any:

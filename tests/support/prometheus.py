@@ -26,6 +26,9 @@ DASHBOARD = json.loads((FOLDER / "grafana.json").read_text(encoding="utf-8"))
 QUERIES = [(panel["title"], target["expr"]) for panel in DASHBOARD["panels"] for target in panel["targets"]]
 ALERTS = yaml.safe_load((FOLDER / "alerts.yml").read_text(encoding="utf-8"))["groups"][0]["rules"]
 
+# The moment of the last scrape that was answered.
+LAST = "max(max_over_time(timestamp(sere_enabled)[1m:100ms]))"
+
 
 def needs(program: str) -> pytest.MarkDecorator:
     """Skip where Debian's package ``prometheus`` is missing."""
@@ -33,17 +36,20 @@ def needs(program: str) -> pytest.MarkDecorator:
 
 
 @contextmanager
-def prometheus(folder: Path, target: str, scrapes: int, **changes: Any) -> Iterator[int]:
+def prometheus(
+    folder: Path, target: str, scrapes: int, *, every: str = "500ms", **changes: Any
+) -> Iterator[int]:
     """Run Prometheus with the example's configuration and its alerts; yields its port.
 
     Args:
         folder: Where its configuration and data lie.
-        target: The host and port that it scrapes, twice a second.
+        target: The host and port that it scrapes.
         scrapes: How many scrapes to wait for, at least.
+        every: From one scrape to the next; one that takes longer has failed.
         **changes: Of the configuration's only job, such as ``metrics_path`` and ``authorization``.
     """
     config = yaml.safe_load((FOLDER / "prometheus.yml").read_text(encoding="utf-8"))
-    config["global"] = {"scrape_interval": "500ms", "evaluation_interval": "500ms"}
+    config["global"] = {"scrape_interval": every, "scrape_timeout": every, "evaluation_interval": every}
     config["rule_files"] = [str(FOLDER / "alerts.yml")]
     config["scrape_configs"][0] |= changes | {"static_configs": [{"targets": [target]}]}
     (folder / "prometheus.yml").write_text(yaml.safe_dump(config), encoding="utf-8")
@@ -74,16 +80,20 @@ def wait_for(port: int, text: str, log: Path | None = None) -> None:
     pytest.fail(f"{text} had no result; Prometheus says: {'' if log is None else log.read_text()}")
 
 
-def query(port: int, text: str) -> list[Any]:
-    """Return what Prometheus answers to a query at this moment."""
-    found = _get(port, f"query?{urllib.parse.urlencode({'query': text})}")
+def query(port: int, text: str, **moment: Any) -> list[Any]:
+    """Return what Prometheus answers to a query at this moment, or at the ``time`` given."""
+    found = _get(port, f"query?{urllib.parse.urlencode({'query': text, **moment})}")
     return list(found["result"])
 
 
 def values(port: int, text: str) -> list[float]:
-    """Return the values of a query, layer by layer; a dashboard's variables stand for everything."""
+    """Return the values of a query, layer by layer; a dashboard's variables stand for everything.
+
+    They are those of the last scrape that was answered: after one that was not, Prometheus has none.
+    """
     filled = text.replace("$__rate_interval", "1m").replace("$job", ".*").replace("$instance", ".*")
-    found = sorted(query(port, filled), key=lambda one: int(one["metric"].get("layer", 0)))
+    ((_, moment),) = (one["value"] for one in query(port, LAST))
+    found = sorted(query(port, filled, time=moment), key=lambda one: int(one["metric"].get("layer", 0)))
     return [float(one["value"][1]) for one in found]
 
 

@@ -234,11 +234,15 @@ def test_top_reads_a_real_server(server: Server) -> None:
     assert "the server asks for its key; set VLLM_API_KEY to it" in refused.stderr
 
 
+# The engine answers between its steps, and other tests may take turns with it.
+EVERY = "2s"
+
+
 @needs("prometheus")
 def test_a_real_prometheus_reads_it(server: Server, tmp_path: Path) -> None:
     """With the key: all queries of the dashboard have numbers, no alert fires, values are the statistics'."""
     target = server.url.removeprefix("http://")
-    with prometheus(tmp_path, target, 8, authorization={"credentials": KEY}) as port:
+    with prometheus(tmp_path, target, 3, every=EVERY, authorization={"credentials": KEY}) as port:
         found = {(title, text): values(port, text) for title, text in QUERIES}
         assert [title for (title, _), numbers in found.items() if not numbers] == []
         assert all(value >= 0 for numbers in found.values() for value in numbers)
@@ -260,8 +264,8 @@ def test_a_real_prometheus_reads_it(server: Server, tmp_path: Path) -> None:
 @needs("prometheus")
 def test_a_picture_of_prometheus(server: Server, chromium: Any, tmp_path: Path) -> None:
     """Its own page draws each query of the dashboard while the tier changes; a picture is kept."""
-    read = "sum(rate(sere_layer_distinct_after_total[3s])) / sum(rate(sere_layer_steps_total[3s]))"
-    with prometheus(tmp_path, server.url[7:], 20, authorization={"credentials": KEY}) as port:
+    read = "sum(rate(sere_layer_distinct_after_total[6s])) / sum(rate(sere_layer_steps_total[6s]))"
+    with prometheus(tmp_path, server.url[7:], 5, every=EVERY, authorization={"credentials": KEY}) as port:
         wait_for(port, f"{read} > 12")
         call(server, "/v1/sere/settings", {"tier": "fast"})
         wait_for(port, f"{read} < 12")

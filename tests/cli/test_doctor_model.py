@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +91,7 @@ def test_this_machine_is_measured_for_times(
 def test_calibration_takes_the_time_of_float32_where_the_cpu_emulates_the_models_dtype(
     capsys: pytest.CaptureFixture[str], config_only: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It multiplies in float32 there; decode steps do not, and keep the ceilings of the model's dtype."""
+    """Its passes multiply in float32; decode steps and texts that it writes have the model's own rate."""
     change_json(config_only / "config.json", dtype="bfloat16")
     rates = {torch.bfloat16: 1e8, torch.float32: 1e9}
 
@@ -98,11 +99,16 @@ def test_calibration_takes_the_time_of_float32_where_the_cpu_emulates_the_models
         return Ceilings(1e9, rates[dtype], device=device, dtype=str(dtype).removeprefix("torch."), threads=2)
 
     monkeypatch.setattr("sere.outlook.measure_here", measure)
+    written = []
     for emulates, expected in ((True, "6 s"), (False, "61 s")):
         monkeypatch.setattr(float32_products, "emulates_bfloat16", lambda found=emulates: found)
         value = run_json(capsys, "doctor", config_only)
-        assert f"at least {expected} for 51,200 tokens" in details(value, "calibrating")["time"][1]
+        passes, writing = details(value, "calibrating")["time"][1].split(", and ")
+        assert f"at least {expected} for 51,200 tokens" in passes
+        written.append(writing)
         assert value["expected"]["ceilings"]["dtype"] == "bfloat16"
+    assert written[0] == written[1]
+    assert re.match(r"[1-9]\d+ s more if the model writes its own texts", written[0])
 
 
 def test_a_model_that_only_vllm_knows_is_not_broken(

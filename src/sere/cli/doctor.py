@@ -102,10 +102,10 @@ def _asked(args: argparse.Namespace) -> tuple[list[Finding], dict[str, Any]]:
         return findings, {}
     device = pick_device(None)
     ways = _ways(found, device)  # first, because what is measured takes memory of a GPU
-    ceilings = measure_ceilings(args, found, device)
-    used = _ceilings_used(args, found, ways, ceilings, device)
+    ceilings = measure_ceilings(args, found, device, dtype_to_measure(found))
+    passes, writing = _ceilings_used(args, found, ways, ceilings, device)
     findings += calibration_findings(
-        found, ways, used, has_gpu=device != "cpu", has_table=similarities is not None
+        found, ways, passes, writing, has_gpu=device != "cpu", has_table=similarities is not None
     )
     return findings, {
         "model": model_value(found, ways),
@@ -135,25 +135,26 @@ def _ways(found: Unprepared, device: str) -> list[Way]:
 
 def _ceilings_used(
     args: argparse.Namespace, found: Unprepared, ways: list[Way], ceilings: Ceilings | None, device: str
-) -> Ceilings | None:
-    """Return the ceilings of what the best way to calibrate computes on, and in which dtype.
+) -> tuple[Ceilings | None, Ceilings | None]:
+    """Return the ceilings for the passes of the best way to calibrate, and for texts that the model writes.
 
-    That may not be ``device``, nor the model's dtype: see `sere.calibrate.float32_products`.
+    It may compute on another device than ``device``, and its passes in another dtype than the model's: see
+    `sere.calibrate.float32_products`.
     """
     import torch
 
     from sere.calibrate.float32_products import emulates_bfloat16
     from sere.outlook import best_way
 
-    best = best_way(ways)
-    if best is None:
-        return ceilings
-    in_bfloat16 = dtype_to_measure(found) is torch.bfloat16
-    if best.device == "cpu" and best.name != "vllm" and in_bfloat16 and emulates_bfloat16():
-        return measure_ceilings(args, found, "cpu", what="this machine's CPU", in_float32=True)
-    if best.device == device:
-        return ceilings
-    return measure_ceilings(args, found, best.device, what="this machine's CPU")
+    def on_cpu(dtype: torch.dtype) -> Ceilings | None:
+        return measure_ceilings(args, found, "cpu", dtype, what="this machine's CPU")
+
+    best, own = best_way(ways), dtype_to_measure(found)
+    writing = ceilings if best is None or best.device == device else on_cpu(own)
+    if best is None or best.device != "cpu" or best.name == "vllm":
+        return writing, writing
+    emulated = own is torch.bfloat16 and emulates_bfloat16()
+    return on_cpu(torch.float32) if emulated else writing, writing
 
 
 def _model(args: argparse.Namespace, found: Unprepared) -> Iterator[Finding]:

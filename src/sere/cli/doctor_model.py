@@ -36,14 +36,21 @@ def engine_findings(found: Unprepared) -> Iterator[Finding]:
 
 
 def calibration_findings(
-    found: Unprepared, ways: list[Way], ceilings: Ceilings | None, *, has_gpu: bool, has_table: bool
+    found: Unprepared,
+    ways: list[Way],
+    passes: Ceilings | None,
+    writing: Ceilings | None,
+    *,
+    has_gpu: bool,
+    has_table: bool,
 ) -> Iterator[Finding]:
     """Say which ways of calibrating fit this machine, where they compute, and what the best one takes.
 
     Args:
         found: The model.
         ways: All ways.
-        ceilings: Of what the best way computes on; None if they were not measured.
+        passes: Ceilings of what the best way computes on; None if they were not measured.
+        writing: The same, for texts that the model writes.
         has_gpu: Whether this machine has one, so that it is said where a way computes.
         has_table: Whether the model has a table.
     """
@@ -60,10 +67,10 @@ def calibration_findings(
     else:
         command = " ".join(["sere calibrate", here(found.folder), *([best.options] if best.options else [])])
         yield Finding("calibrating", "command", "ok", f"{command}{' (it has a table)' if has_table else ''}")
-    seconds = None if ceilings is None else seconds_to_calibrate(found, ceilings)
-    if seconds is None or ceilings is None:
+    seconds = None if passes is None else seconds_to_calibrate(found, passes)
+    if seconds is None:
         return
-    own = seconds_to_write_texts(found, ceilings)
+    own = None if writing is None else seconds_to_write_texts(found, writing)
     devices = 1 if best is None else best.devices
     where = _place(best) if has_gpu and best is not None else ""
     writing = (
@@ -113,9 +120,9 @@ def measure_ceilings(
     args: argparse.Namespace,
     found: Unprepared,
     device: str,
+    dtype: torch.dtype,
     *,
     what: str = "this machine",
-    in_float32: bool = False,
 ) -> Ceilings | None:
     """Measure a device's ceilings for a model, unless that is not wanted or its sizes are not known.
 
@@ -123,19 +130,17 @@ def measure_ceilings(
         args: Arguments of the command.
         found: The model.
         device: ``"cpu"`` or ``"cuda"``.
+        dtype: Of the arithmetic.
         what: Is measured, for the note.
-        in_float32: Whether the arithmetic is in float32, whatever the weights are in.
     """
-    import torch
-
     from sere.outlook import measure_here
     from sere.step_time import remember
 
     if args.no_measure or found.weights is None:
         return None
-    words = " in float32" if in_float32 else ""
-    say(f"measuring how fast {what} reads and computes{words}, about 2 seconds (--no-measure skips it)")
-    found_here = measure_here(device, torch.float32 if in_float32 else dtype_to_measure(found))
+    other = "" if dtype is dtype_to_measure(found) else f" in {str(dtype).removeprefix('torch.')}"
+    say(f"measuring how fast {what} reads and computes{other}, about 2 seconds (--no-measure skips it)")
+    found_here = measure_here(device, dtype)
     remember(found_here)
     return found_here
 

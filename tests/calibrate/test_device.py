@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from sere.calibrate import api, calibrate, memory
+from sere.calibrate import api, calibrate, float32_products, memory
 from sere.checkpoints import find_weights
 from sere.errors import ConfigError, DataError, InputError
 from sere.table import SimilarityTable
@@ -99,6 +99,7 @@ def test_a_run_does_not_move_between_cpu_and_gpu(
 ) -> None:
     """They round differently, so another kind of device is another run; another one of its kind is not."""
     work = tmp_path / "work"
+    monkeypatch.setattr(float32_products, "emulates_bfloat16", lambda: False)
     with monkeypatch.context() as patch:
         interrupt_at_sums(patch, 1)
         with pytest.raises(KeyboardInterrupt):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +13,21 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 from torch.overrides import TorchFunctionMode
 
+import sere
 from sere.calibrate import float32_products as products
 from sere.calibrate.float32_products import emulates_bfloat16, float32_products
 from sere.calibrate.in_memory import collect_in_memory
 from sere.calibrate.layerwise.skeleton import Skeleton
+from sere.errors import InputError
 from sere.structure import find_experts
+from sere.table import SimilarityTable
 from tests.support.calibration import (
     ALL_METRICS,
     by_layers_of,
+    char_tokenizer,
     config,
     in_memory_of,
+    interrupt_at_sums,
     load_whole,
     some_tokens,
     worst,
@@ -198,6 +204,33 @@ def test_layer_by_layer_it_is_the_same(tmp_path: Path) -> None:
         layers = by_layers_of(path, tmp_path / "work", *ALL_METRICS)
     assert torch.float32 in seen.dtypes
     assert all(worst({name: whole[name]}, {name: layers[name]}) == 0 for name in ALL_METRICS)
+
+
+@pytest.mark.parametrize("low_memory", [False, True], ids=["whole", "layer by layer"])
+def test_a_table_and_an_interrupted_run_say_how_products_were_rounded(
+    low_memory: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Provenance says it, and a run that began like this does not go on where products are not emulated."""
+    path, work = tmp_path / "model", tmp_path / "work"
+    tiny_model("qwen3_moe").to(torch.bfloat16).save_pretrained(path)
+
+    def table(folder: Path | None = None) -> SimilarityTable:
+        options: dict[str, Any] = {"max_tokens": 250, "seq_len": 16, "batch_size": 3, "progress": False}
+        texts = ["The quick brown fox jumps over the lazy dog."] * 16
+        return sere.calibrate(
+            path, char_tokenizer(), texts, low_memory=low_memory, work_dir=folder, **options
+        )
+
+    where = {"device": "cpu", "bfloat16_products": "float32"}
+    assert table().provenance["calibration"].items() >= where.items()
+    with monkeypatch.context() as patch:
+        interrupt_at_sums(patch, 2)
+        with pytest.raises(KeyboardInterrupt) if not low_memory else nullcontext():
+            table(work)
+    monkeypatch.setattr(products, "emulates_bfloat16", lambda: False)
+    assert "bfloat16_products" not in table().provenance["calibration"]
+    with pytest.raises(InputError, match="bfloat16_products"):
+        table(work)
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ from sere.calibrate.assemble import (
     text_tokenizer,
 )
 from sere.calibrate.config import CalibrationConfig, CalibrationOptions
+from sere.calibrate.float32_products import where_computed
 from sere.calibrate.in_memory import collect_in_memory, input_device
 from sere.calibrate.layerwise.by_layers import collect_layerwise
 from sere.calibrate.layerwise.skeleton import Skeleton, refuse_quantized
@@ -180,7 +181,7 @@ def _loaded(
     refuse_rerouted(layers)
     tokens = _tokens_of(model, texts, tokenizer, config)
     results = collect_in_memory(model, layers, tokens, config)
-    where = {"device": input_device(model).type}
+    where = where_computed(input_device(model))
     return make_tables(results, identity_of(model, layers), tokens, config, where)
 
 
@@ -191,8 +192,7 @@ def _checkpoint(
     tokenizer = tokenizer or _tokenizer(path, config)
     read = None if texts is None else read_tokens(texts, tokenizer, config)
     dtype = None if config.dtype is None else str(config.dtype)
-    # Which of several GPUs does not matter; a GPU and a CPU round differently.
-    where = {"device": torch.device(config.device).type}
+    where = where_computed(config.device)
     run = run_record(WHOLE, model_files(path), read, config, dtype=dtype, **where)
     # Weights are compared at once: there is nothing to go on with.
     with resumable_pass(config.work_dir if config.output_metrics else None, run) as work:
@@ -242,7 +242,7 @@ def _layerwise(
         path, dtype=config.dtype, device=config.device, trust_remote_code=config.trust_remote_code
     )
     tokens = None if texts is None else read_tokens(texts, tokenizer or _tokenizer(path, config), config)
-    where = {"device": skeleton.device.type}
+    where = where_computed(skeleton.device)
     run = run_record(
         LAYERWISE, skeleton.reader.fingerprint(), tokens, config,
         model=identity_of(skeleton.model, skeleton.experts).digest, dtype=str(skeleton.model.dtype), **where,

@@ -39,8 +39,25 @@ def float32_products(device: torch.device | str = "cpu") -> AbstractContextManag
         device: Where the model computes. On another than the CPU, and on a CPU with the instructions, nothing
             changes.
     """
-    applies = torch.device(device).type == "cpu" and emulates_bfloat16()
-    return _Float32Products() if applies else nullcontext()
+    return _Float32Products() if _applies(device) else nullcontext()
+
+
+def where_computed(device: torch.device | str) -> dict[str, str]:
+    """Return on what kind of device passes compute and how they round, for provenance and to tell runs apart.
+
+    Args:
+        device: Where the model computes.
+
+    Returns:
+        JSON-ready: ``device`` and, where products of bfloat16 are computed in float32, ``bfloat16_products``.
+    """
+    # Which of several GPUs does not matter; a GPU and a CPU round differently.
+    where = {"device": torch.device(device).type}
+    return where | ({"bfloat16_products": "float32"} if _applies(device) else {})
+
+
+def _applies(device: torch.device | str) -> bool:
+    return torch.device(device).type == "cpu" and emulates_bfloat16()
 
 
 class _Float32Products(TorchFunctionMode):

@@ -73,12 +73,12 @@ def calibration_findings(
     own = None if writing is None else seconds_to_write_texts(found, writing)
     devices = 1 if best is None else best.devices
     where = _place(best) if has_gpu and best is not None else ""
-    writing = (
+    further = (
         "" if own is None else f", and {_duration(own / devices)} more if the model writes its own texts"
     )
     yield Finding(
         "calibrating", "time", "ok",
-        f"estimate: at least {_duration(seconds / devices)}{where} for {TOKENS:,} tokens{writing}; reading "
+        f"estimate: at least {_duration(seconds / devices)}{where} for {TOKENS:,} tokens{further}; reading "
         "the weights and gradients come on top",
     )  # fmt: skip
 

@@ -207,15 +207,17 @@ def test_layer_by_layer_it_is_the_same(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("low_memory", [False, True], ids=["whole", "layer by layer"])
-def test_a_table_and_an_interrupted_run_say_how_products_were_rounded(
+def test_a_table_and_a_work_folder_say_how_products_were_rounded(
     low_memory: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Provenance says it, and a run that began like this does not go on where products are not emulated."""
+    """Provenance says it, and a folder that was begun like this is another run's without emulation."""
     path, work = tmp_path / "model", tmp_path / "work"
     tiny_model("qwen3_moe").to(torch.bfloat16).save_pretrained(path)
 
-    def table(folder: Path | None = None) -> SimilarityTable:
-        options: dict[str, Any] = {"max_tokens": 250, "seq_len": 16, "batch_size": 3, "progress": False}
+    def table(folder: Path | None = None, dtype: torch.dtype | None = None) -> SimilarityTable:
+        options: dict[str, Any] = {
+            "max_tokens": 250, "seq_len": 16, "batch_size": 3, "progress": False, "dtype": dtype,
+        }  # fmt: skip
         texts = ["The quick brown fox jumps over the lazy dog."] * 16
         return sere.calibrate(
             path, char_tokenizer(), texts, low_memory=low_memory, work_dir=folder, **options
@@ -223,6 +225,7 @@ def test_a_table_and_an_interrupted_run_say_how_products_were_rounded(
 
     where = {"device": "cpu", "bfloat16_products": "float32"}
     assert table().provenance["calibration"].items() >= where.items()
+    assert "bfloat16_products" not in table(dtype=torch.float32).provenance["calibration"]
     with monkeypatch.context() as patch:
         interrupt_at_sums(patch, 2)
         with pytest.raises(KeyboardInterrupt) if not low_memory else nullcontext():

@@ -10,7 +10,6 @@ from torch import nn
 
 from sere.calibrate import calibrate, collect
 from sere.calibrate.collect import LayerCollector
-from sere.calibrate.float32_products import where_computed
 from sere.calibrate.in_memory import collect_in_memory
 from sere.calibrate.weights import similarity_of_weights
 from sere.errors import AlreadyApplied, UnsupportedModel
@@ -39,8 +38,7 @@ def test_table_says_where_it_comes_from() -> None:
     assert set(table.layers) == {0, 1}
     assert (table.metric, table.metric_parameters["kernel"]) == ("cka", "rbf")
     assert (table.calibration_tokens, table.seed, len(table.data_digest)) == (100, 4, 64)
-    where = where_computed("cpu")
-    assert table.provenance["calibration"] == {"seq_len": 16, "batch_size": 8} | where
+    assert table.provenance["calibration"] == {"seq_len": 16, "batch_size": 8, "device": "cpu"}
     assert "torch" in table.provenance["versions"]
 
 

@@ -77,20 +77,24 @@ def config(*, caching: bool, rows: int) -> Any:
 
 @pytest.mark.parametrize(
     ("caching", "rows", "expected"),
-    [(False, 4, [800, 1600]), (False, 50, [10_000, 5_000]), (True, 4, [10_000, 5_000])],
+    # 100 bytes are four blocks of 30; each of three layers has one more: 450 bytes.
+    [(False, 4, [3_600, 3_600]), (False, 50, [10_000, 5_000]), (True, 4, [10_000, 5_000])],
     ids=["what they fill", "the share is less", "prefix caching"],
 )
 def test_share_of_each_rank(
     monkeypatch: pytest.MonkeyPatch, caching: bool, rows: int, expected: list[int]
 ) -> None:
-    """Twice what the requests fill on a rank, if its share is not less; with prefix caching the share."""
+    """Twice what the requests fill in the layers of all ranks, but no more than a rank's share.
+
+    With prefix caching, the share.
+    """
     from vllm.v1.executor.abstract import Executor
 
     def shares(_: Any) -> list[int]:
         return [10_000, 5_000]
 
     monkeypatch.setattr(Executor, "determine_available_memory", shares)
-    layer = SimpleNamespace(max_memory_usage_bytes=lambda _: 100)
+    layer = SimpleNamespace(max_memory_usage_bytes=lambda _: 100, page_size_bytes=30)
     executor = SimpleNamespace(
         vllm_config=config(caching=caching, rows=rows),
         get_kv_cache_specs=lambda: [{"0": layer}, {"1": layer, "2": layer}],

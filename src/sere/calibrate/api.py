@@ -181,7 +181,7 @@ def _loaded(
     refuse_rerouted(layers)
     tokens = _tokens_of(model, texts, tokenizer, config)
     results = collect_in_memory(model, layers, tokens, config)
-    where = where_computed(input_device(model))
+    where = where_computed(input_device(model), getattr(model, "dtype", None))
     return make_tables(results, identity_of(model, layers), tokens, config, where)
 
 
@@ -192,8 +192,9 @@ def _checkpoint(
     tokenizer = tokenizer or _tokenizer(path, config)
     read = None if texts is None else read_tokens(texts, tokenizer, config)
     dtype = None if config.dtype is None else str(config.dtype)
-    where = where_computed(config.device)
-    run = run_record(WHOLE, model_files(path), read, config, dtype=dtype, **where)
+    run = run_record(
+        WHOLE, model_files(path), read, config, dtype=dtype, **where_computed(config.device, config.dtype)
+    )
     # Weights are compared at once: there is nothing to go on with.
     with resumable_pass(config.work_dir if config.output_metrics else None, run) as work:
         model = load_model(
@@ -206,6 +207,7 @@ def _checkpoint(
         layers = find_experts(model)
         tokens = _tokens_of(model, None, tokenizer, config, work) if read is None else read
         results = collect_in_memory(model, layers, tokens, config, work)
+        where = where_computed(config.device, model.dtype)
         return make_tables(results, identity_of(model, layers), tokens, config, where)
 
 
@@ -242,7 +244,7 @@ def _layerwise(
         path, dtype=config.dtype, device=config.device, trust_remote_code=config.trust_remote_code
     )
     tokens = None if texts is None else read_tokens(texts, tokenizer or _tokenizer(path, config), config)
-    where = where_computed(skeleton.device)
+    where = where_computed(skeleton.device, skeleton.model.dtype)
     run = run_record(
         LAYERWISE, skeleton.reader.fingerprint(), tokens, config,
         model=identity_of(skeleton.model, skeleton.experts).digest, dtype=str(skeleton.model.dtype), **where,

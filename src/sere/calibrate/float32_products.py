@@ -42,18 +42,20 @@ def float32_products(device: torch.device | str = "cpu") -> AbstractContextManag
     return _Float32Products() if _applies(device) else nullcontext()
 
 
-def where_computed(device: torch.device | str) -> dict[str, str]:
+def where_computed(device: torch.device | str, dtype: torch.dtype | None = None) -> dict[str, str]:
     """Return on what kind of device passes compute and how they round, for provenance and to tell runs apart.
 
     Args:
         device: Where the model computes.
+        dtype: The model's; None if it is not known yet, so that it may be bfloat16.
 
     Returns:
         JSON-ready: ``device`` and, where products of bfloat16 are computed in float32, ``bfloat16_products``.
     """
     # Which of several GPUs does not matter; a GPU and a CPU round differently.
     where = {"device": torch.device(device).type}
-    return where | ({"bfloat16_products": "float32"} if _applies(device) else {})
+    emulated = dtype in (None, torch.bfloat16) and _applies(device)
+    return where | ({"bfloat16_products": "float32"} if emulated else {})
 
 
 def _applies(device: torch.device | str) -> bool:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 
 _SHARE_OF_FREE = 0.85
-# Layers of different kinds share blocks, of which a part stays empty.
+# Layers of different kinds share blocks, of which some stay empty.
 _SPARE = 2
 
 
@@ -46,8 +46,10 @@ def no_more_than_it_fills() -> Iterator[None]:
         found: list[int] = own(self)
         if self.vllm_config.cache_config.enable_prefix_caching:
             return found
-        ranks = zip(found, self.get_kv_cache_specs(), strict=True)
-        return [min(share, _filled(self.vllm_config, specs.values())) for share, specs in ranks]
+        # A rank of a pipeline has blocks for the kinds of layers of all ranks, whichever are its own.
+        layers = {name: layer for rank in self.get_kv_cache_specs() for name, layer in rank.items()}
+        filled = _filled(self.vllm_config, list(layers.values()))
+        return [min(share, filled) for share in found]
 
     Executor.determine_available_memory = determine_available_memory
     try:
@@ -56,12 +58,14 @@ def no_more_than_it_fills() -> Iterator[None]:
         Executor.determine_available_memory = own
 
 
-def _filled(config: Any, layers: Any) -> int:
+def _filled(config: Any, layers: Sequence[Any]) -> int:
     """Return the bytes of KV cache that all requests of an engine can fill at once, and some to spare.
 
     Args:
         config: The engine's configuration.
-        layers: vLLM's description of each layer's cache, of one rank.
+        layers: vLLM's description of each layer's cache, of all ranks.
     """
-    longest: int = sum(layer.max_memory_usage_bytes(config) for layer in layers)
-    return _SPARE * longest * int(config.scheduler_config.max_num_seqs)
+    # vLLM makes all layers' blocks as large as the largest.
+    block = max((layer.page_size_bytes for layer in layers), default=1)
+    blocks: int = sum(-(-layer.max_memory_usage_bytes(config) // block) + 1 for layer in layers)
+    return _SPARE * blocks * block * int(config.scheduler_config.max_num_seqs)

@@ -33,8 +33,8 @@ from sere.step_time import Ceilings, StepWeights, step_seconds
 
 RESULTS = Path("benchmarks/results")
 RECORDS = (
-    "serve.jsonl", "serve_emulated.jsonl", "serve_engines.jsonl", "serve_gain.jsonl", "serve_share.jsonl",
-    "serve_presets.jsonl",
+    "serve.jsonl", "serve_emulated.jsonl", "serve_avx2.jsonl", "serve_engines.jsonl", "serve_gain.jsonl",
+    "serve_share.jsonl", "serve_presets.jsonl",
 )  # fmt: skip
 DEFAULT_OUT = RESULTS / "step_time.json"
 # Floating point operations per byte read: where the best fit is looked for.

@@ -39,7 +39,17 @@ def float32_products(device: torch.device | str = "cpu") -> AbstractContextManag
         device: Where the model computes. On another than the CPU, and on a CPU with the instructions, nothing
             changes.
     """
-    return _Float32Products() if _applies(device) else nullcontext()
+    return _Float32Products() if multiplies_in_float32(device, torch.bfloat16) else nullcontext()
+
+
+def multiplies_in_float32(device: torch.device | str, dtype: torch.dtype | None) -> bool:
+    """Return whether passes of a model in ``dtype`` on ``device`` compute their products in float32 instead.
+
+    Args:
+        device: Where the model computes.
+        dtype: The model's; None if it is not known yet, so that it may be bfloat16.
+    """
+    return dtype in (None, torch.bfloat16) and torch.device(device).type == "cpu" and emulates_bfloat16()
 
 
 def where_computed(device: torch.device | str, dtype: torch.dtype | None = None) -> dict[str, str]:
@@ -54,12 +64,7 @@ def where_computed(device: torch.device | str, dtype: torch.dtype | None = None)
     """
     # Which of several GPUs does not matter; a GPU and a CPU round differently.
     where = {"device": torch.device(device).type}
-    emulated = dtype in (None, torch.bfloat16) and _applies(device)
-    return where | ({"bfloat16_products": "float32"} if emulated else {})
-
-
-def _applies(device: torch.device | str) -> bool:
-    return torch.device(device).type == "cpu" and emulates_bfloat16()
+    return where | ({"bfloat16_products": "float32"} if multiplies_in_float32(device, dtype) else {})
 
 
 class _Float32Products(TorchFunctionMode):

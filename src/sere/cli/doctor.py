@@ -143,7 +143,7 @@ def _ceilings_used(
     """
     import torch
 
-    from sere.calibrate.float32_products import emulates_bfloat16
+    from sere.calibrate.float32_products import multiplies_in_float32
     from sere.outlook import best_way
 
     def on_cpu(dtype: torch.dtype) -> Ceilings | None:
@@ -151,10 +151,9 @@ def _ceilings_used(
 
     best, own = best_way(ways), dtype_to_measure(found)
     writing = ceilings if best is None or best.device == device else on_cpu(own)
-    if best is None or best.device != "cpu" or best.name == "vllm":
+    if best is None or best.name == "vllm" or not multiplies_in_float32(best.device, own):
         return writing, writing
-    emulated = own is torch.bfloat16 and emulates_bfloat16()
-    return on_cpu(torch.float32) if emulated else writing, writing
+    return on_cpu(torch.float32), writing
 
 
 def _model(args: argparse.Namespace, found: Unprepared) -> Iterator[Finding]:
